@@ -1,0 +1,40 @@
+# Thin wrappers: each target is the command one would type.
+CARGO ?= cargo
+
+.PHONY: help setup run chat test lint fmt fuzz bench bench-micro clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Install what build and tests need (Debian or Ubuntu, needs root or sudo)
+	scripts/setup.sh
+
+run: setup ## Build and start a gateway on 127.0.0.1:7700
+	$(CARGO) build --release --locked --bin gateway --bin chat
+	target/release/gateway
+
+chat: ## Talk through a running gateway: make chat USER_ID=1
+	$(CARGO) run --release --locked --bin chat -- --user $(or $(USER_ID),1)
+
+test: setup lint ## Everything that must pass before a commit
+	$(CARGO) test --workspace --locked
+
+lint: setup ## Formatting and clippy, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format
+	$(CARGO) fmt --all
+
+fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
+	scripts/fuzz.sh 60
+
+bench: ## The figures of the README (a few minutes, a quiet machine)
+	$(CARGO) build --release --locked --bin gateway --bin bench
+	scripts/bench.sh
+
+bench-micro: ## Micro-benchmarks: decode, encode, routing, timer wheel
+	$(CARGO) bench --workspace --locked
+
+clean: ## Remove what was built
+	$(CARGO) clean

@@ -1,0 +1,259 @@
+//! `bench idle`: what an idle connection takes, in the process and in the kernel.
+//!
+//! Each run measures three things, each with the same client sockets at the other end:
+//!
+//! 1. *Plain sockets*, see [`crate::plain`]: the share of a client's end, and the least a server's end can take.
+//! 2. *The floor*: the echo server, a multishot receive armed on every connection.
+//! 3. *The gateway*, every connection logged in.
+//!
+//! The server's kernel memory is the growth of the whole machine's kernel memory less the clients' share. A few
+//! connections are opened and closed before the first sample, so that what is made once is not counted for each.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    affinity::on_load_core,
+    exchange::{self, Exchanged},
+    failure::Failure,
+    fleet::{Arm, Fleet},
+    floor,
+    login::{Entrance, enter, ping_all},
+    pairs::GatewayArgs,
+    payload::PAYLOAD_BYTES_MIN,
+    plain::{self, Plain, SETTLE_PATIENCE, Share, settled_kernel_memory},
+    process::UserMemory,
+    progress::Progress,
+    report::{Machine, median, table, write_json},
+    server::Server,
+    sockets::tables_for,
+    traffic::keep_quiet,
+};
+
+/// Arguments of `bench idle`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct IdleArgs {
+    /// Connections
+    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
+    conns: u32,
+    /// Runs, each with a gateway of its own; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    runs: u32,
+    /// Seconds to hold the connections before memory is read
+    #[arg(long, default_value_t = 1.0)]
+    hold: f64,
+    /// Afterwards let each user send a message to a few random others, and account for all of them
+    #[arg(long)]
+    exchange: bool,
+    /// With --exchange: how many others
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    recipients: u32,
+    /// With --exchange: payload of a message in bytes
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(PAYLOAD_BYTES_MIN as i64..=65_504))]
+    payload: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    gateway: GatewayArgs,
+    /// Write everything to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Connections opened and closed before the first sample.
+const WARMUP_CONNECTIONS: u32 = 64;
+/// Caches shown in the summary.
+const TOP_CACHES: usize = 8;
+
+/// Printed below the table.
+const EXPLANATION: &str = "\
+process         growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file
+kernel objects  growth of the machine's slab objects in use, less the client's end
+kernel pages    growth of slab pages, page tables, kernel stacks and vmalloc, less the client's end: includes the unused
+                parts of half-full slabs
+with …          process and kernel together";
+
+/// Growth of memory with the connections, all figures in bytes for each connection.
+#[derive(Clone, Debug, Serialize)]
+struct Footprint {
+    /// Process: all resident pages.
+    user_rss: f64,
+    /// Process: private pages that belong to no file.
+    user_anonymous: f64,
+    /// Kernel, the server's share.
+    kernel: Share,
+    /// Kernel, both ends: objects by cache.
+    caches: Vec<(String, f64)>,
+    /// Time to open (and log in) all connections, in seconds.
+    entered_in: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Run {
+    plain: Plain,
+    floor: Option<Footprint>,
+    gateway: Footprint,
+    exchanged: Option<Exchanged>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    bench: &'static str,
+    machine: Machine,
+    arguments: &'a IdleArgs,
+    runs: Vec<Run>,
+}
+
+/// Runs `bench idle`.
+pub(crate) fn run(args: &IdleArgs) -> Result<(), Failure> {
+    if !(0.0..=240.0).contains(&args.hold) {
+        return Err(Failure::Setup("--hold takes 0 to 240 seconds".to_owned()));
+    }
+    let mut runs = Vec::new();
+    for number in 1..=args.runs {
+        runs.push(one_run(args, number)?);
+    }
+    let report = Report { bench: "idle", machine: Machine::this(), arguments: args, runs };
+    print_summary(&report);
+    match &args.json {
+        Some(path) => write_json(path, &report),
+        None => Ok(()),
+    }
+}
+
+fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
+    let users: Vec<u64> = (1..=u64::from(args.conns)).collect();
+    let title = |what: &str| Progress::new(format!("{what} {number}/{}", args.runs));
+    let plain = on_load_core(|| plain::measure(args.conns, &title("plain sockets")))?;
+    let client = plain.connecting;
+
+    // The floor server is one ring.
+    let floor_footprint = if tables_for(args.conns)?.0 == 1 {
+        let mut server = Server::floor(args.conns, floor::BATCH)?;
+        let held = on_load_core(|| hold(args, &server, Entrance::Connect, &users, client, number, &title("floor")));
+        let (footprint, _) = held.map_err(|failure| server.explain(failure))?;
+        server.stop()?;
+        Some(footprint)
+    } else {
+        None
+    };
+
+    let mut server = args.gateway.start()?;
+    let held = on_load_core(|| hold(args, &server, Entrance::Login, &users, client, number, &title("gateway")));
+    let (gateway, exchanged) = held.map_err(|failure| server.explain(failure))?;
+    server.stop()?;
+    Ok(Run { plain, floor: floor_footprint, gateway, exchanged })
+}
+
+/// Opens the connections to a server, measures what they take, checks that they live, and closes them.
+fn hold(
+    args: &IdleArgs,
+    server: &Server,
+    entrance: Entrance,
+    users: &[u64],
+    client: Share,
+    run_number: u32,
+    progress: &Progress,
+) -> Result<(Footprint, Option<Exchanged>), Failure> {
+    let warm = WARMUP_CONNECTIONS.min(args.conns) as usize;
+    let mut fleet = Fleet::new(server.address(), warm as u32, 0)?;
+    enter(&mut fleet, &users[..warm], entrance, Arm::Nothing, progress)?;
+    fleet.close()?;
+
+    let mut fleet = Fleet::new(server.address(), args.conns, 0)?;
+    let kernel_before = settled_kernel_memory(args.conns)?;
+    let user_before = UserMemory::of(server.pid())?;
+    let start = Instant::now();
+    let heartbeat_secs = enter(&mut fleet, users, entrance, Arm::Nothing, progress)?;
+    let entered_in = start.elapsed().as_secs_f64();
+    // A connection silent for two heartbeats would be closed.
+    if f64::from(heartbeat_secs) < args.hold + SETTLE_PATIENCE.as_secs_f64() {
+        return Err(Failure::Setup(format!(
+            "the gateway grants a heartbeat of {heartbeat_secs} s, too short for --hold {} and the time memory takes to settle",
+            args.hold
+        )));
+    }
+    keep_quiet(&mut fleet, users, Duration::from_secs_f64(args.hold))?;
+    let kernel = settled_kernel_memory(args.conns)?.since(&kernel_before);
+    let user = UserMemory::of(server.pid())?;
+
+    let each = |bytes: i64| bytes as f64 / f64::from(args.conns);
+    let mut caches: Vec<(String, f64)> =
+        kernel.caches.iter().map(|(name, bytes)| (name.clone(), each(*bytes))).collect();
+    caches.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let footprint = Footprint {
+        user_rss: each(user.rss - user_before.rss),
+        user_anonymous: each(user.anonymous - user_before.anonymous),
+        kernel: Share::of(&kernel, args.conns).less(client),
+        caches,
+        entered_in,
+    };
+    let mut exchanged = None;
+    if entrance == Entrance::Login {
+        ping_all(&mut fleet, users, progress)?;
+        if args.exchange {
+            for connection in 0..args.conns {
+                fleet.arm(connection, Arm::Always)?;
+            }
+            exchanged =
+                Some(exchange::run(&mut fleet, users, args.recipients, args.payload as usize, run_number, progress)?);
+        }
+    }
+    fleet.close()?;
+    Ok((footprint, exchanged))
+}
+
+fn print_summary(report: &Report<'_>) {
+    let args = report.arguments;
+    println!("{}", report.machine);
+    println!("{} idle connections, {} runs; medians, bytes for each connection", args.conns, args.runs);
+    let bytes = |value: f64| format!("{value:.0}");
+    let mut rows = Vec::new();
+    let plain_ends: [(&str, fn(&Run) -> Share); 2] =
+        [("client's end, nothing armed", |run| run.plain.connecting), ("accepted socket, nothing armed", |run| run.plain.accepted)];
+    for (name, share) in plain_ends {
+        let of = |value: fn(&Share) -> f64| bytes(median(report.runs.iter().map(share).map(|share| value(&share))));
+        let mut row = vec![name.to_owned(), "–".to_owned(), "–".to_owned(), of(|share| share.objects), of(|share| share.pages)];
+        row.resize(8, "–".to_owned());
+        rows.push(row);
+    }
+    let held: [(&str, fn(&Run) -> Option<&Footprint>); 2] =
+        [("floor, multishot receive armed", |run| run.floor.as_ref()), ("gateway, logged in", |run| Some(&run.gateway))];
+    for (name, footprint) in held {
+        if report.runs.iter().any(|run| footprint(run).is_none()) {
+            continue;
+        }
+        let of = |value: fn(&Footprint) -> f64| median(report.runs.iter().filter_map(footprint).map(value));
+        rows.push(vec![
+            name.to_owned(),
+            bytes(of(|footprint| footprint.user_rss)),
+            bytes(of(|footprint| footprint.user_anonymous)),
+            bytes(of(|footprint| footprint.kernel.objects)),
+            bytes(of(|footprint| footprint.kernel.pages)),
+            bytes(of(|footprint| footprint.user_rss + footprint.kernel.objects)),
+            bytes(of(|footprint| footprint.user_rss + footprint.kernel.pages)),
+            bytes(f64::from(args.conns) / of(|footprint| footprint.entered_in)),
+        ]);
+    }
+    let head = ["", "process", "anonymous", "kernel objects", "kernel pages", "with objects", "with pages", "entered/s"];
+    println!("{}", table(&head, &rows));
+    println!("{EXPLANATION}");
+    if report.runs[0].floor.is_none() {
+        println!("The floor is left out: it is one ring, whose table cannot hold {} connections here.", args.conns);
+    }
+    let last = &report.runs[report.runs.len() - 1];
+    println!("\nkernel objects with the gateway, both ends, last run, bytes for each connection");
+    let top = last.gateway.caches.iter().take(TOP_CACHES);
+    let caches: Vec<Vec<String>> = top.map(|(name, each)| vec![name.clone(), bytes(*each)]).collect();
+    println!("{}", table(&["cache", "bytes"], &caches));
+    for exchanged in report.runs.iter().filter_map(|run| run.exchanged.as_ref()) {
+        println!(
+            "{} messages between all connections in {:.1} s, each delivered once, to the right user, with the right bytes",
+            exchanged.messages, exchanged.seconds
+        );
+    }
+}

@@ -1,0 +1,314 @@
+//! `bench floor` and `bench pairs`: what a message costs.
+
+use std::{
+    net::SocketAddrV4,
+    path::PathBuf,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use serde::Serialize;
+use trunkline_proto::{Kind, encoded_len};
+
+use crate::{
+    affinity::on_load_core,
+    failure::Failure,
+    fleet::{Arm, Fleet},
+    floor,
+    ledger::{Flow, Ledger, Route},
+    login::{Entrance, enter},
+    payload::PAYLOAD_BYTES_MIN,
+    progress::Progress,
+    report::{Machine, median, table, write_json},
+    server::{GatewayCommand, Server},
+    traffic::{self, Measurement, Stretch},
+    users::{Placement, pairs},
+};
+
+/// The load of one round.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct Load {
+    /// Connections, an even number
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=16_000_000))]
+    conns: u32,
+    /// Messages each connection keeps in flight
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    window: u32,
+    /// Payload of a message in bytes; at least 40, which hold what is needed to account for it
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(PAYLOAD_BYTES_MIN as i64..=65_504))]
+    payload: u32,
+    /// Length of a measurement in seconds
+    #[arg(long, default_value_t = 5.0)]
+    secs: f64,
+    /// Traffic before a measurement, in seconds
+    #[arg(long, default_value_t = 0.5)]
+    warmup: f64,
+    /// Rounds; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+}
+
+/// Arguments of `bench floor`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct FloorArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    load: Load,
+    /// Completions the server takes at once when it is busy; 0 leaves it at what one plain system call yields
+    #[arg(long, default_value_t = floor::BATCH, hide = true)]
+    floor_batch: u32,
+    /// Write everything to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Which gateway to measure.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct GatewayArgs {
+    /// Gateway program to start [default: the one next to this program]
+    #[arg(long, value_name = "FILE", conflicts_with = "gateway")]
+    gateway_bin: Option<PathBuf>,
+    /// Address of a gateway that runs already
+    #[arg(long, value_name = "ADDRESS", requires = "gateway_pid")]
+    gateway: Option<SocketAddrV4>,
+    /// Its process id, whose CPU time and memory are read
+    #[arg(long, value_name = "PID", requires = "gateway")]
+    gateway_pid: Option<u32>,
+    /// Shards of the gateway
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub(crate) shards: u32,
+    /// Connections the gateway is to allow for each shard [default: the gateway's own]
+    #[arg(long, value_name = "N")]
+    pub(crate) connections_max: Option<u32>,
+    /// One more argument for the gateway; may be given several times
+    #[arg(long = "gateway-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
+    gateway_arguments: Vec<String>,
+}
+
+impl GatewayArgs {
+    /// Starts the gateway, or finds the running one.
+    pub(crate) fn start(&self) -> Result<Server, Failure> {
+        if let (Some(address), Some(pid)) = (self.gateway, self.gateway_pid) {
+            return Server::running("gateway", address, pid);
+        }
+        let binary = match &self.gateway_bin {
+            Some(binary) => binary.clone(),
+            None => std::env::current_exe()
+                .map_err(|error| Failure::system("finding the bench's own program", error))?
+                .with_file_name("gateway"),
+        };
+        Server::gateway(&GatewayCommand {
+            binary,
+            shards: self.shards,
+            connections_max: self.connections_max,
+            arguments: self.gateway_arguments.clone(),
+        })
+    }
+}
+
+/// Arguments of `bench pairs`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct PairsArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    load: Load,
+    #[command(flatten)]
+    #[serde(flatten)]
+    gateway: GatewayArgs,
+    /// Send with ACK: recipients acknowledge, and senders count one SENT for each message
+    #[arg(long)]
+    ack: bool,
+    /// With two shards or more: pairs whose users live on the same shard
+    #[arg(long)]
+    within: bool,
+    /// With two shards or more: pairs whose users live on different shards
+    #[arg(long)]
+    across: bool,
+    /// See `bench floor`
+    #[arg(long, default_value_t = floor::BATCH, hide = true)]
+    floor_batch: u32,
+    /// Write everything to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One of the things that are compared, measured in alternation with the others.
+#[derive(Debug, Serialize)]
+struct Case {
+    name: String,
+    placement: Placement,
+    #[serde(skip)]
+    server: usize,
+    #[serde(skip)]
+    route: Route,
+    median_cpu_us_per_message: f64,
+    rounds: Vec<Measurement>,
+}
+
+impl Case {
+    fn new(name: &str, server: usize, route: Route, placement: Placement) -> Case {
+        Case { name: name.to_owned(), placement, server, route, median_cpu_us_per_message: 0.0, rounds: Vec::new() }
+    }
+}
+
+/// What a run of `bench floor` or `bench pairs` has found.
+#[derive(Debug, Serialize)]
+struct Report<'a, A: Serialize> {
+    bench: &'static str,
+    machine: Machine,
+    arguments: &'a A,
+    cases: Vec<Case>,
+    /// Each later case's CPU time for a message over the first one's: the median of the rounds' ratios.
+    ratios: Vec<f64>,
+}
+
+/// Runs `bench floor`.
+pub(crate) fn run_floor(args: &FloorArgs) -> Result<(), Failure> {
+    let mut servers = [Server::floor(args.load.conns, args.floor_batch)?];
+    let cases = vec![Case::new("floor", 0, Route::Echo, Placement::Any)];
+    let cases = measure(&args.load, 1, &mut servers, cases)?;
+    let [server] = servers;
+    server.stop()?;
+    conclude("floor", args, &args.load, cases, args.json.as_deref())
+}
+
+/// Runs `bench pairs`.
+pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
+    let shards = args.gateway.shards;
+    if shards < 2 && (args.within || args.across) {
+        return Err(Failure::Setup("--within and --across need --shards 2 or more".to_owned()));
+    }
+    let route = Route::Deliver { ack: args.ack };
+    let mut servers = Vec::new();
+    let mut cases = Vec::new();
+    if shards < 2 {
+        servers.push(Server::floor(args.load.conns, args.floor_batch)?);
+        servers.push(args.gateway.start()?);
+        cases.push(Case::new("floor", 0, Route::Echo, Placement::Any));
+        cases.push(Case::new("gateway", 1, route, Placement::Any));
+    } else {
+        // The shards use all cores together with the load: only CPU time for a message can be compared.
+        servers.push(args.gateway.start()?);
+        let both = args.within == args.across;
+        if args.within || both {
+            cases.push(Case::new("gateway, within a shard", 0, route, Placement::Within));
+        }
+        if args.across || both {
+            cases.push(Case::new("gateway, across shards", 0, route, Placement::Across));
+        }
+    }
+    let cases = measure(&args.load, shards, &mut servers, cases)?;
+    for server in servers {
+        server.stop()?;
+    }
+    conclude("pairs", args, &args.load, cases, args.json.as_deref())
+}
+
+/// Measures all cases in each round, one after the other.
+fn measure(load: &Load, shards: u32, servers: &mut [Server], mut cases: Vec<Case>) -> Result<Vec<Case>, Failure> {
+    if !load.conns.is_multiple_of(2) {
+        return Err(Failure::Setup(format!("--conns {} is odd, but connections come in pairs", load.conns)));
+    }
+    let seconds = 0.01..86_400.0;
+    if !seconds.contains(&load.secs) || !(0.0..86_400.0).contains(&load.warmup) {
+        return Err(Failure::Setup("--secs takes 0.01 to 86400 and --warmup 0 to 86400".to_owned()));
+    }
+    // Tells the messages of one run from those of another, and keeps ids apart that the same user uses again.
+    let mut run_number = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u32);
+    for round in 1..=load.rounds {
+        for case in &mut cases {
+            let progress = Progress::new(format!("{} {round}/{}", case.name, load.rounds));
+            let users = pairs(load.conns, shards, case.placement);
+            let server = &mut servers[case.server];
+            run_number = run_number.wrapping_add(1);
+            let measured = on_load_core(|| round_of(load, case.route, &users, run_number, server, &progress));
+            case.rounds.push(measured.map_err(|failure| server.explain(failure))?);
+            // The kernel finishes closing the connections of the round before the next one begins.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    for case in &mut cases {
+        case.median_cpu_us_per_message = median(case.rounds.iter().map(|round| round.cpu_us_per_message));
+    }
+    Ok(cases)
+}
+
+/// Connects, logs in, exchanges messages, accounts for them, and disconnects.
+fn round_of(
+    load: &Load,
+    route: Route,
+    users: &[u64],
+    run_number: u32,
+    server: &Server,
+    progress: &Progress,
+) -> Result<Measurement, Failure> {
+    let ack_bytes = if route == (Route::Deliver { ack: true }) { 2 * encoded_len(Kind::Ack, 0) } else { 0 };
+    let message_bytes = encoded_len(Kind::Send, load.payload as usize) + ack_bytes;
+    let burst_bytes = (message_bytes as u64 * u64::from(load.window)).min(u64::from(u32::MAX >> 1)) as u32;
+    let mut fleet = Fleet::new(server.address(), users.len() as u32, burst_bytes)?;
+    let entrance = if route == Route::Echo { Entrance::Connect } else { Entrance::Login };
+    enter(&mut fleet, users, entrance, Arm::Always, progress)?;
+    let flows = (0..users.len() as u32).map(|from| Flow::new(from, if route == Route::Echo { from } else { from ^ 1 }));
+    let mut ledger = Ledger::new(route, run_number, users.to_vec(), flows.collect(), load.payload as usize);
+    let stretch = Stretch {
+        window: load.window,
+        warmup: Duration::from_secs_f64(load.warmup),
+        length: Duration::from_secs_f64(load.secs),
+    };
+    let measurement = traffic::run(&mut fleet, &mut ledger, route, stretch, server.pid(), progress)?;
+    fleet.close()?;
+    Ok(measurement)
+}
+
+fn conclude<A: Serialize>(
+    bench: &'static str,
+    arguments: &A,
+    load: &Load,
+    cases: Vec<Case>,
+    json: Option<&std::path::Path>,
+) -> Result<(), Failure> {
+    let first = &cases[0];
+    let ratios = cases[1..].iter().map(|case| {
+        let rounds = case.rounds.iter().zip(&first.rounds);
+        median(rounds.map(|(later, first)| later.cpu_us_per_message / first.cpu_us_per_message))
+    });
+    let report = Report { bench, machine: Machine::this(), arguments, ratios: ratios.collect(), cases };
+    let Load { conns, window, payload, secs, rounds, .. } = load;
+    println!("{}", report.machine);
+    println!("{conns} connections, window {window}, payload {payload} B, {rounds} rounds of {secs} s; medians");
+    println!("{}", summary(&report.cases));
+    for (case, ratio) in report.cases[1..].iter().zip(&report.ratios) {
+        println!("CPU for a message, {} over {}: {ratio:.2}", case.name, report.cases[0].name);
+    }
+    let checked: u64 = report.cases.iter().flat_map(|case| &case.rounds).map(|round| round.checked).sum();
+    println!("{checked} messages, each delivered once, in order, to the right user, with the right bytes");
+    match json {
+        Some(path) => write_json(path, &report),
+        None => Ok(()),
+    }
+}
+
+fn summary(cases: &[Case]) -> String {
+    let head = ["", "CPU µs/message", "lowest", "highest", "user %", "cores", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"];
+    let rows: Vec<Vec<String>> = cases
+        .iter()
+        .map(|case| {
+            let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(value));
+            let cpu = || case.rounds.iter().map(|round| round.cpu_us_per_message);
+            vec![
+                case.name.clone(),
+                format!("{:.3}", case.median_cpu_us_per_message),
+                format!("{:.3}", cpu().fold(f64::INFINITY, f64::min)),
+                format!("{:.3}", cpu().fold(0.0, f64::max)),
+                format!("{:.0}", of(|round| round.cpu_user_share) * 100.0),
+                format!("{:.2}", of(|round| round.cpu_cores)),
+                format!("{:.0}", of(|round| round.rate)),
+                format!("{:.0}", of(|round| round.latency_us_p50)),
+                format!("{:.0}", of(|round| round.latency_us_p99)),
+                format!("{:.0}", of(|round| round.latency_us_p999)),
+            ]
+        })
+        .collect();
+    table(&head, &rows)
+}

@@ -1,0 +1,189 @@
+//! What the kernel tells about a process and about its own memory.
+
+use std::{collections::BTreeMap, fs, io, time::Duration};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// CPU time of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CpuTime {
+    /// Time on a core, user and system, of all threads alive; nanosecond resolution, brought up to date at each
+    /// scheduler tick.
+    pub(crate) total: Duration,
+    /// The part spent in user mode, as a share of `total`; the kernel samples it at each tick.
+    user_ticks: u64,
+    system_ticks: u64,
+}
+
+impl CpuTime {
+    /// Reads the CPU time of all threads of a process.
+    pub(crate) fn of(pid: u32) -> Result<CpuTime, Failure> {
+        Self::read(pid).map_err(|error| Failure::ServerGone(format!("process {pid} cannot be read any more: {error}")))
+    }
+
+    fn read(pid: u32) -> io::Result<CpuTime> {
+        let mut total = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let nanoseconds = schedstat.split_whitespace().next().and_then(|field| field.parse().ok());
+            total += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The command's name may contain spaces; it ends at the last parenthesis. Fields 14 and 15 count from the first.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse().ok());
+        Ok(CpuTime {
+            total,
+            user_ticks: ticks(11).ok_or_else(|| malformed("stat"))?,
+            system_ticks: ticks(12).ok_or_else(|| malformed("stat"))?,
+        })
+    }
+
+    /// What has been spent since `earlier`, and which share of it in user mode.
+    pub(crate) fn since(&self, earlier: &CpuTime) -> (Duration, f64) {
+        let user = self.user_ticks.saturating_sub(earlier.user_ticks) as f64;
+        let system = self.system_ticks.saturating_sub(earlier.system_ticks) as f64;
+        let user_share = if user + system > 0.0 { user / (user + system) } else { 0.0 };
+        (self.total.saturating_sub(earlier.total), user_share)
+    }
+}
+
+/// User memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct UserMemory {
+    /// Every resident page: heap, stacks, code, ring memory shared with the kernel.
+    pub(crate) rss: i64,
+    /// Private pages that belong to no file: heap, stacks, anonymous maps.
+    pub(crate) anonymous: i64,
+    /// Resident pages, those shared with other processes divided among them.
+    pub(crate) pss: i64,
+}
+
+impl UserMemory {
+    /// Reads `/proc/PID/smaps_rollup`.
+    pub(crate) fn of(pid: u32) -> Result<UserMemory, Failure> {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let fields = read_fields(&path)?;
+        let field = |name: &str| fields.get(name).copied().ok_or_else(|| Failure::system(&path, malformed(name)));
+        Ok(UserMemory { rss: field("Rss")?, anonymous: field("Anonymous")?, pss: field("Pss")? })
+    }
+}
+
+/// Memory the kernel has in use for itself, machine-wide, in bytes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct KernelMemory {
+    /// Pages of all slab caches (`Slab` in `/proc/meminfo`), the unused part of half-full slabs included.
+    pub(crate) slab_pages: i64,
+    /// Objects in use in all slab caches (`/proc/slabinfo`).
+    pub(crate) slab_objects: i64,
+    /// Page tables, kernel stacks, vmalloc areas and per-CPU areas.
+    pub(crate) other: i64,
+    /// Objects in use by cache.
+    pub(crate) caches: BTreeMap<String, i64>,
+}
+
+impl KernelMemory {
+    /// Reads `/proc/meminfo` and, where it may (it takes root), `/proc/slabinfo`.
+    pub(crate) fn now() -> Result<KernelMemory, Failure> {
+        let fields = read_fields("/proc/meminfo")?;
+        let field = |name: &str| fields.get(name).copied().unwrap_or(0);
+        let caches = slab_caches()?;
+        Ok(KernelMemory {
+            slab_pages: field("Slab"),
+            slab_objects: caches.values().sum(),
+            other: field("PageTables") + field("KernelStack") + field("VmallocUsed") + field("Percpu"),
+            caches,
+        })
+    }
+
+    /// What has been added since `earlier`.
+    pub(crate) fn since(&self, earlier: &KernelMemory) -> KernelMemory {
+        let caches = self.caches.iter().map(|(name, bytes)| {
+            let before = earlier.caches.get(name).copied().unwrap_or(0);
+            (name.clone(), bytes - before)
+        });
+        KernelMemory {
+            slab_pages: self.slab_pages - earlier.slab_pages,
+            slab_objects: self.slab_objects - earlier.slab_objects,
+            other: self.other - earlier.other,
+            caches: caches.filter(|(_, bytes)| *bytes != 0).collect(),
+        }
+    }
+
+    /// Slab pages and all the rest.
+    pub(crate) fn total(&self) -> i64 {
+        self.slab_pages + self.other
+    }
+}
+
+fn slab_caches() -> Result<BTreeMap<String, i64>, Failure> {
+    let path = "/proc/slabinfo";
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::Setup(format!("kernel memory is read from {path}, which takes root: {error}"))
+    })?;
+    let mut caches = BTreeMap::new();
+    // Two header lines, then: name, active objects, objects, object size, …
+    for line in text.lines().skip(2) {
+        let mut fields = line.split_whitespace();
+        let name = fields.next();
+        let mut number = |skip: usize| fields.nth(skip).and_then(|field| field.parse::<i64>().ok());
+        let (Some(name), Some(active), Some(size)) = (name, number(0), number(1)) else {
+            return Err(Failure::system(path, malformed(line)));
+        };
+        caches.insert(name.to_owned(), active * size);
+    }
+    Ok(caches)
+}
+
+/// Lines of the form `Name:   123 kB`, in bytes.
+fn read_fields(path: &str) -> Result<BTreeMap<String, i64>, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let (name, rest) = line.split_once(':')?;
+            let kilobytes: i64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
+            Some((name.to_owned(), kilobytes * 1024))
+        })
+        .collect())
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is not as expected"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_cpu_time_grows_with_work() {
+        let before = CpuTime::of(std::process::id()).expect("own process");
+        let mut spent = Duration::ZERO;
+        // Brought up to date at each tick, so some work may not show yet; it does after at most a second of it.
+        for round in 0..100_000_000u64 {
+            std::hint::black_box(round);
+            if round % 1_000_000 == 0 {
+                (spent, _) = CpuTime::of(std::process::id()).expect("own process").since(&before);
+                if !spent.is_zero() {
+                    break;
+                }
+            }
+        }
+        assert!(!spent.is_zero());
+    }
+
+    #[test]
+    fn own_memory_is_resident() {
+        let memory = UserMemory::of(std::process::id()).expect("own process");
+        assert!(memory.rss >= memory.anonymous && memory.anonymous > 0 && memory.pss > 0);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error() {
+        // Above the largest process id Linux gives.
+        assert!(matches!(CpuTime::of(1 << 23), Err(Failure::ServerGone(_))));
+    }
+}

@@ -1,0 +1,66 @@
+//! Client sockets, and how many of them fit where.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::{failure::Failure, ring::os};
+
+/// Connections of one source address. Linux offers about 28,000 ports for each and slows down when they run short.
+const CONNECTIONS_PER_SOURCE: u32 = 10_000;
+/// Descriptors left to the rest of the process.
+const DESCRIPTORS_SPARE: u64 = 256;
+/// Sockets opened before they are put into a ring's table together; each takes a descriptor for so long.
+pub(crate) const INSTALL_BATCH: u32 = 64;
+
+/// How many tables of direct descriptors so many connections take, and how many slots each has: the kernel bounds a
+/// ring's table by the limit of open files, which is raised to the hard limit here.
+pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
+    let limit =
+        os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
+    let slots_max = limit.min(1 << 20) as u32;
+    let tables = connections.div_ceil(slots_max.max(1)).max(1);
+    // A ring and its event descriptor each.
+    let descriptors_needed = u64::from(tables) * 2 + DESCRIPTORS_SPARE;
+    if descriptors_needed > limit {
+        return Err(Failure::Setup(format!(
+            "{connections} connections need {tables} rings and {descriptors_needed} descriptors, but the limit is {limit}: raise it with `ulimit -n`"
+        )));
+    }
+    Ok((tables, connections.div_ceil(tables).max(1)))
+}
+
+/// A socket ready to connect, with a source address that depends on its index. Closing it sends a reset, so that none
+/// lingers in TIME_WAIT.
+pub(crate) fn to_connect(index: u32) -> io::Result<Socket> {
+    let socket = blank()?;
+    os::set_bind_address_no_port(socket.as_fd())?;
+    socket.bind(&source(index).into())?;
+    Ok(socket)
+}
+
+/// A socket with a port of its own at once.
+pub(crate) fn with_port(index: u32) -> io::Result<Socket> {
+    let socket = blank()?;
+    socket.bind(&source(index).into())?;
+    Ok(socket)
+}
+
+/// A socket without an address.
+pub(crate) fn blank() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(socket)
+}
+
+/// 127.0.0.2 and up; 127.0.0.1 is left to the servers.
+fn source(index: u32) -> SocketAddrV4 {
+    let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + 1 + index / CONNECTIONS_PER_SOURCE);
+    SocketAddrV4::new(address, 0)
+}

@@ -1,0 +1,278 @@
+//! `chat`: talk to other users of a Trunkline gateway from a terminal or a script.
+
+mod line;
+mod screen;
+mod text;
+mod who;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use trunkline_client::{Client, Config, Error, Event, Events};
+
+use crate::line::Command;
+use crate::screen::{Input, Screen};
+
+/// Requests under way; while there are so many, no line is read. Below the library's own limit for messages, so that a
+/// script that sends faster than the gateway answers is slowed down and not refused.
+const JOBS_MAX: usize = 256;
+
+/// How long leaving waits for the fates of the last messages: a script should get its answers, a person wants to go.
+const LAST_FATES_SCRIPT: Duration = Duration::from_secs(10);
+const LAST_FATES_PERSON: Duration = Duration::from_secs(2);
+
+const EXAMPLES: &str = "\
+Examples:
+  chat --user 1                         talk as user 1; in another terminal: chat --user 2
+  chat --user 1 --device laptop         a second device of user 1 gets everything, too
+  printf '2;;hello\\n' | chat --user 1   send one message, print its fate and leave
+  TRUNKLINE_TOKEN=eyJ… chat --user 1    log in where the gateway runs with --auth jwt
+
+Lines:
+  2;;hello   send hello to user 2          /who 2   is user 2 online
+  /to 2      lines go to user 2 from now   /ping    round trip to the gateway
+  hello      send to the user of /to       /quit    leave (or Ctrl-D)
+
+Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
+messages were left without an answer, 2 for a wrong command line.";
+
+/// Talk to other users of a Trunkline gateway.
+///
+/// Type a line to send it; messages for you appear above the line you type. When standard input is not a terminal, lines are
+/// read plainly, and chat leaves at the end of the input, after the fate of every message is known.
+#[derive(Debug, Parser)]
+#[command(name = "chat", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]
+struct Args {
+    /// User to log in as, 1 or more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    user: u64,
+
+    /// Address of the gateway
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
+    addr: String,
+
+    /// Address of the gateway's HTTP interface, for /who
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7780")]
+    http: String,
+
+    /// Token that proves who you are, where the gateway wants one; better given in the environment, where other users of
+    /// this machine do not see it
+    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true, default_value = "")]
+    token: String,
+
+    /// Name of this device; another login of the same user and device replaces this one
+    #[arg(long, value_name = "NAME", default_value = "")]
+    device: String,
+
+    /// Ask for an acknowledgement and print the fate of each message (the default)
+    #[arg(long, overrides_with = "no_ack")]
+    ack: bool,
+
+    /// Send at most once, without acknowledgement
+    #[arg(long, overrides_with = "ack")]
+    no_ack: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("chat: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The whole program; an error is a sentence for the user.
+async fn run(args: Args) -> Result<(), String> {
+    let config = Config {
+        addr: args.addr.clone(),
+        user: args.user,
+        token: args.token.clone(),
+        device: args.device.clone(),
+        device_class: "terminal".into(),
+        agent: concat!("chat/", env!("CARGO_PKG_VERSION")).into(),
+        ..Config::default()
+    };
+    let (client, events) = Client::connect(config).await.map_err(|error| match error {
+        Error::Connect { .. } => {
+            format!("{error} (is the gateway running? --addr names another address)")
+        }
+        other => text::printable(other.to_string().as_bytes()),
+    })?;
+    let (screen, mut input) = Screen::start(args.user);
+    let mut chat = Chat { args, client, screen, jobs: JoinSet::new() };
+    let interactive = chat.screen.interactive;
+    let result = tokio::select! {
+        result = chat.talk(events, &mut input) => result,
+        // Around everything: the conversation may be waiting for a pipe that nobody reads. On a terminal the line editor
+        // sees Ctrl-C as a key.
+        result = signalled(), if !interactive => result,
+    };
+    chat.client.close().await;
+    if let Err(sentence) = &result {
+        chat.screen.release(sentence, &mut input).await;
+    }
+    chat.screen.flush().await;
+    result
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn signalled() -> Result<(), String> {
+    let watch = |kind| signal(kind).map_err(|error| format!("cannot watch for signals: {error}"));
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    let mut terminate = watch(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// How the conversation goes on.
+#[derive(Debug)]
+enum Next {
+    GoOn,
+    /// Leave when the fates of all messages are known.
+    Leave,
+}
+
+struct Chat {
+    args: Args,
+    client: Client,
+    screen: Screen,
+    /// Requests under way; each ends in a line to print.
+    jobs: JoinSet<String>,
+}
+
+impl Chat {
+    async fn talk(&mut self, mut events: Events, input: &mut mpsc::Receiver<Input>) -> Result<(), String> {
+        let session = self.client.session();
+        let welcome = format!(
+            "user {} at {} (node {}, shard {}); /help lists the commands",
+            self.args.user,
+            session.addr,
+            text::printable(session.node.as_bytes()),
+            session.shard
+        );
+        self.screen.status(welcome).await;
+
+        let interactive = self.screen.interactive;
+        let mut leave_at: Option<Instant> = None;
+        loop {
+            if leave_at.is_some() && self.jobs.is_empty() {
+                return Ok(());
+            }
+            let reading = leave_at.is_none() && self.jobs.len() < JOBS_MAX;
+            let deadline = leave_at.unwrap_or_else(Instant::now);
+            tokio::select! {
+                next = input.recv(), if reading => {
+                    let next = match next.unwrap_or(Input::End) {
+                        Input::Command(command) => self.obey(command).await,
+                        Input::End => Next::Leave,
+                        Input::Failed(sentence) => return Err(sentence),
+                    };
+                    if let Next::Leave = next {
+                        let wait = if interactive { LAST_FATES_PERSON } else { LAST_FATES_SCRIPT };
+                        leave_at = Some(Instant::now() + wait);
+                    }
+                }
+                event = events.next() => {
+                    self.tell(event).await?;
+                }
+                Some(report) = self.jobs.join_next() => {
+                    let report = report.map_err(|error| format!("a request failed inside chat: {error}"))?;
+                    self.screen.line(report).await;
+                }
+                () = sleep_until(deadline), if leave_at.is_some() => {
+                    return Err(format!("{} messages are without an answer", self.jobs.len()));
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) -> Next {
+        match command {
+            Command::Nothing => {}
+            Command::Send { to, text } => self.send(to, text).await,
+            Command::Who { user } => {
+                let addr = self.args.http.clone();
+                self.jobs.spawn(async move { who::who(&addr, user).await.unwrap_or_else(|error| error.to_string()) });
+            }
+            Command::Ping => {
+                let client = self.client.clone();
+                self.jobs.spawn(async move {
+                    match client.ping().await {
+                        Ok(round_trip) => {
+                            format!("round trip {:.3} ms", round_trip.as_secs_f64() * 1e3)
+                        }
+                        Err(error) => error.to_string(),
+                    }
+                });
+            }
+            Command::Help => {
+                self.screen.line(text::HELP.into()).await;
+            }
+            Command::Quit => return Next::Leave,
+            Command::Wrong(sentence) => {
+                self.screen.status(sentence).await;
+            }
+        }
+        Next::GoOn
+    }
+
+    /// Queued here, so that messages keep their order; only the wait for the fate goes to the background.
+    async fn send(&mut self, to: u64, text: String) {
+        let queued = if self.args.no_ack && !self.args.ack {
+            self.client.send(to, text.as_str()).await.map(|_id| None)
+        } else {
+            self.client.send_tracked(to, text.as_str()).await.map(Some)
+        };
+        match queued {
+            Ok(Some(receipt)) => {
+                self.jobs.spawn(async move {
+                    let fate = receipt.outcome().await;
+                    text::fate(to, &text, &fate)
+                });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.screen.line(format!("not sent to {to}: {error}")).await;
+            }
+        }
+    }
+
+    /// Prints an event; an error ends the program.
+    async fn tell(&mut self, event: Option<Event>) -> Result<(), String> {
+        let printed = match event {
+            Some(Event::Message(message)) => self.screen.line(text::incoming(&message)).await,
+            Some(Event::Disconnected { reason, retry_in: Some(wait) }) => {
+                let reason = text::printable(reason.to_string().as_bytes());
+                let wait_ms = wait.as_millis();
+                let status = format!("connection lost: {reason}; trying again in {wait_ms} ms");
+                self.screen.status(status).await
+            }
+            Some(Event::Disconnected { reason, retry_in: None }) => {
+                let reason = text::printable(reason.to_string().as_bytes());
+                return Err(format!("the session has ended: {reason}"));
+            }
+            Some(Event::Reconnected { .. }) => self.screen.status("connected again".into()).await,
+            Some(Event::ServerError { code, text, peer, .. }) => {
+                self.screen.line(text::server_error(code, &text, peer)).await
+            }
+            Some(Event::Lost { count }) => {
+                let status = format!("{count} events came faster than they could be printed and were dropped");
+                self.screen.status(status).await
+            }
+            Some(_from_a_later_version) => true,
+            None => return Err("the session has ended".into()),
+        };
+        if printed { Ok(()) } else { Err("nothing can be printed any more".into()) }
+    }
+}

@@ -1,0 +1,116 @@
+//! How things are said on the screen.
+
+use std::time::Duration;
+
+use trunkline_client::{Error, Message, Outcome, sentence};
+
+/// Characters of a message repeated in the report of its fate.
+const EXCERPT_CHARS_MAX: usize = 40;
+
+/// What `/help` prints.
+pub(crate) const HELP: &str = "\
+2;;hello     send hello to user 2
+/to 2        send the lines that follow to user 2
+hello        send hello to the user of the last /to
+//hello      send /hello
+/who 2       is user 2 online, and where (without a number: the user of the last /to)
+/ping        time of a round trip to the gateway
+/help        this list
+/quit        leave (or Ctrl-D, or Ctrl-C)";
+
+/// A peer's bytes made safe to print: no control character reaches the terminal, where it could move the cursor, change the
+/// title or fake another line, and no invisible character that turns the direction of text.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        let turns_direction = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character == '\t' {
+            safe.push(' ');
+        } else if character.is_control() || turns_direction {
+            safe.extend(character.escape_default());
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// One line for a message that has arrived.
+pub(crate) fn incoming(message: &Message) -> String {
+    let text = printable(&message.body);
+    if message.is_own() {
+        format!("[{}, from another device] {text}", message.from)
+    } else {
+        format!("[{}] {text}", message.from)
+    }
+}
+
+/// One line for the fate of a message.
+pub(crate) fn fate(to: u64, text: &str, fate: &Result<Outcome, Error>) -> String {
+    let mut excerpt: String = text.chars().take(EXCERPT_CHARS_MAX).collect();
+    if excerpt.len() < text.len() {
+        excerpt.push('…');
+    }
+    let excerpt = printable(excerpt.as_bytes());
+    match fate {
+        Ok(Outcome::Delivered) => format!("delivered to {to}: {excerpt}"),
+        Ok(Outcome::Stored) => format!("stored for {to}, who is offline: {excerpt}"),
+        Ok(Outcome::OfflineNotStored) => format!("offline: {to} did not get: {excerpt}"),
+        Ok(Outcome::Overloaded) => format!("overloaded: {to} did not get, try again: {excerpt}"),
+        Ok(Outcome::Denied) => format!("denied: {to} did not get: {excerpt}"),
+        Err(error) => {
+            let error = printable(error.to_string().as_bytes());
+            format!("failed: {to} may not have got: {excerpt} ({error})")
+        }
+    }
+}
+
+/// One line for an ERROR of the gateway.
+pub(crate) fn server_error(code: u16, text: &str, peer: u64) -> String {
+    let about = if peer == 0 { String::new() } else { format!(" about a message to {peer}") };
+    let words = printable(sentence(code, text).as_bytes());
+    format!("the gateway reports an error{about}: {words}")
+}
+
+/// A time span in its two largest units.
+pub(crate) fn span(span: Duration) -> String {
+    let secs = span.as_secs();
+    match secs {
+        0..60 => format!("{secs} s"),
+        60..3_600 => format!("{} min {} s", secs / 60, secs % 60),
+        3_600..86_400 => format!("{} h {} min", secs / 3_600, secs / 60 % 60),
+        _ => format!("{} d {} h", secs / 86_400, secs / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_a_peer_sends_can_control_the_terminal() {
+        let hostile = "a\x1b[2J\r\n\x07\u{9b}31m\u{202e}\x7fb\tc\u{0}";
+        let safe = printable(hostile.as_bytes());
+        assert!(!safe.chars().any(char::is_control), "{safe:?}");
+        assert!(!safe.contains('\u{202e}'), "{safe:?}");
+        assert!(safe.starts_with('a') && safe.contains("b c"));
+        assert_eq!(printable(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+        assert_eq!(printable("Grüße 👋".as_bytes()), "Grüße 👋");
+    }
+
+    #[test]
+    fn a_long_message_is_cut_in_its_report_at_a_character() {
+        let report = fate(2, &"ü".repeat(41), &Ok(Outcome::Delivered));
+        assert_eq!(report, format!("delivered to 2: {}…", "ü".repeat(40)));
+    }
+
+    #[test]
+    fn time_spans_use_their_two_largest_units() {
+        let secs = |secs| span(Duration::from_secs(secs));
+        assert_eq!(secs(59), "59 s");
+        assert_eq!(secs(61), "1 min 1 s");
+        assert_eq!(secs(7_260), "2 h 1 min");
+        assert_eq!(secs(90_000), "1 d 1 h");
+    }
+}

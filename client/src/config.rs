@@ -1,0 +1,207 @@
+//! What a client is told before it connects.
+
+use std::fmt;
+use std::time::Duration;
+
+use trunkline_proto::DEVICE_BYTES_MAX;
+
+use crate::Backoff;
+
+/// Longest queue that can be asked for; it bounds what a wrong unit in a configuration can cost.
+const QUEUE_LEN_MAX: usize = 1_000_000;
+
+/// How to connect and how much to keep. Every field has a default but the user:
+///
+/// ```
+/// use trunkline_client::Config;
+///
+/// let config = Config { user: 7, device: "phone".into(), ..Config::default() };
+/// assert_eq!(config.addr, "127.0.0.1:7700");
+/// assert!(config.validate().is_ok());
+/// assert!(Config::default().validate().is_err());
+/// ```
+#[derive(Clone)]
+pub struct Config {
+    /// `host:port` of the gateway. Default `127.0.0.1:7700`.
+    pub addr: String,
+    /// The user to log in as; never 0. No default.
+    pub user: u64,
+    /// Proof of being that user: a JWT, or empty where the gateway's authentication is open. Default empty.
+    pub token: String,
+    /// Name of this device, at most 64 bytes. A second login of the same user and device replaces the first. Default empty,
+    /// which the gateway reads as `default`.
+    pub device: String,
+    /// Kind of device, shown in presence, for example `mobile`. Default empty.
+    pub device_class: String,
+    /// Name and version of the program, for the gateway's operators. Default `trunkline-client/<version>`.
+    pub agent: String,
+    /// Heartbeat wished for, in seconds; the gateway decides. 0 leaves it to the gateway. Default 0.
+    pub heartbeat_secs: u32,
+    /// Acknowledge a message when the application takes it from [`crate::Events`]. Off, the application calls
+    /// [`crate::Client::ack`] itself. Default on.
+    pub auto_ack: bool,
+    /// Events that may wait for the application, 1 … 1,000,000. Default 1,024.
+    pub event_queue_len: usize,
+    /// How long the connection is left unread for an application that does not take its events, before events are dropped.
+    /// It keeps a burst whole and still cannot lock up an application that waits for an answer before it takes the next
+    /// event. Default 1 s.
+    pub event_wait: Duration,
+    /// Commands that may wait for the connection, 1 … 1,000,000. Default 1,024.
+    pub send_queue_len: usize,
+    /// Messages with acknowledgement whose fate is not known yet, 1 … 1,000,000. Each keeps its payload. Default 1,024.
+    pub unacked_max: usize,
+    /// Received messages remembered to remove duplicates, 1 … 1,000,000, about 64 bytes each. Default 4,096.
+    pub dedup_window_len: usize,
+    /// Limit for connecting and, again, for the login. Default 10 s.
+    pub connect_timeout: Duration,
+    /// Waits between attempts to reconnect.
+    pub backoff: Backoff,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            addr: "127.0.0.1:7700".into(),
+            user: 0,
+            token: String::new(),
+            device: String::new(),
+            device_class: String::new(),
+            agent: concat!("trunkline-client/", env!("CARGO_PKG_VERSION")).into(),
+            heartbeat_secs: 0,
+            auto_ack: true,
+            event_queue_len: 1_024,
+            event_wait: Duration::from_secs(1),
+            send_queue_len: 1_024,
+            unacked_max: 1_024,
+            dedup_window_len: 4_096,
+            connect_timeout: Duration::from_secs(10),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Shows everything but the token, which is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = if self.token.is_empty() { "none" } else { "set" };
+        f.debug_struct("Config")
+            .field("addr", &self.addr)
+            .field("user", &self.user)
+            .field("token", &token)
+            .field("device", &self.device)
+            .field("device_class", &self.device_class)
+            .field("agent", &self.agent)
+            .field("heartbeat_secs", &self.heartbeat_secs)
+            .field("auto_ack", &self.auto_ack)
+            .field("event_queue_len", &self.event_queue_len)
+            .field("event_wait", &self.event_wait)
+            .field("send_queue_len", &self.send_queue_len)
+            .field("unacked_max", &self.unacked_max)
+            .field("dedup_window_len", &self.dedup_window_len)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("backoff", &self.backoff)
+            .finish()
+    }
+}
+
+/// What is wrong with a [`Config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// `user` is 0.
+    NoUser,
+    /// `addr` is empty.
+    NoAddr,
+    /// `device` is longer than 64 bytes.
+    DeviceTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A queue length is 0 or above 1,000,000.
+    QueueLen {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        len: usize,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUser => write!(f, "user must be set; user 0 does not exist"),
+            Self::NoAddr => write!(f, "addr must be host:port, but is empty"),
+            Self::DeviceTooLong { bytes } => {
+                write!(f, "device has {bytes} bytes, at most {DEVICE_BYTES_MAX} are allowed")
+            }
+            Self::QueueLen { field, len } => {
+                write!(f, "{field} is {len}, but must be 1 to {QUEUE_LEN_MAX}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Checks every field that has a range. [`crate::Client::connect`] does it, too.
+    ///
+    /// # Errors
+    /// The first field that is out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.user == 0 {
+            return Err(ConfigError::NoUser);
+        }
+        if self.addr.is_empty() {
+            return Err(ConfigError::NoAddr);
+        }
+        if self.device.len() > DEVICE_BYTES_MAX {
+            return Err(ConfigError::DeviceTooLong { bytes: self.device.len() });
+        }
+        for (field, len) in [
+            ("event_queue_len", self.event_queue_len),
+            ("send_queue_len", self.send_queue_len),
+            ("unacked_max", self.unacked_max),
+            ("dedup_window_len", self.dedup_window_len),
+        ] {
+            if !(1..=QUEUE_LEN_MAX).contains(&len) {
+                return Err(ConfigError::QueueLen { field, len });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> Config {
+        Config { user: 1, ..Config::default() }
+    }
+
+    #[test]
+    fn every_range_is_checked_at_both_ends() {
+        let with = |change: &dyn Fn(&mut Config)| {
+            let mut config = valid();
+            change(&mut config);
+            config.validate()
+        };
+        assert_eq!(with(&|_| ()), Ok(()));
+        assert_eq!(with(&|c| c.user = 0), Err(ConfigError::NoUser));
+        assert_eq!(with(&|c| c.addr.clear()), Err(ConfigError::NoAddr));
+        assert_eq!(with(&|c| c.device = "d".repeat(64)), Ok(()));
+        assert_eq!(with(&|c| c.device = "d".repeat(65)), Err(ConfigError::DeviceTooLong { bytes: 65 }));
+        for len in [0, 1_000_001] {
+            assert_eq!(with(&|c| c.unacked_max = len), Err(ConfigError::QueueLen { field: "unacked_max", len }));
+        }
+        for len in [1, 1_000_000] {
+            assert_eq!(with(&|c| c.event_queue_len = len), Ok(()));
+        }
+    }
+
+    #[test]
+    fn debug_output_keeps_the_token_secret() {
+        let config = Config { token: "hunter2".into(), ..valid() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

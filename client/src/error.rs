@@ -1,0 +1,227 @@
+//! What goes wrong, each with a sentence for a person.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use trunkline_proto::Code;
+
+use crate::ConfigError;
+
+/// Why a call failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be used.
+    Config(ConfigError),
+    /// No connection could be made.
+    Connect {
+        /// The address tried.
+        addr: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Connecting or logging in took too long.
+    Timeout {
+        /// The address tried.
+        addr: String,
+        /// The limit.
+        waited: Duration,
+    },
+    /// The gateway said no to the login.
+    LoginRefused {
+        /// Number of the reason; [`Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words, possibly none.
+        text: String,
+    },
+    /// The connection broke before the login was answered.
+    LoginCut {
+        /// The address tried.
+        addr: String,
+    },
+    /// The other side does not speak the protocol.
+    Protocol(String),
+    /// There is no connection at the moment; the client is reconnecting.
+    NotConnected,
+    /// As many messages as are allowed have no known fate yet.
+    TooManyUnacked {
+        /// [`crate::Config::unacked_max`].
+        max: usize,
+    },
+    /// As many pings as are allowed are under way.
+    TooManyPings {
+        /// The limit.
+        max: usize,
+    },
+    /// The payload does not fit into a frame of this gateway.
+    PayloadTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What fits.
+        bytes_max: usize,
+    },
+    /// The recipient is user 0.
+    NoSuchUser,
+    /// The gateway refused this message.
+    Refused {
+        /// Number of the error; [`Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words, possibly none.
+        text: String,
+    },
+    /// The gateway reported a fate that this version does not know.
+    UnknownOutcome(u16),
+    /// The client has ended and will not reconnect.
+    Closed(Reason),
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The gateway said BYE.
+    Bye {
+        /// Number of the reason; [`Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words, possibly none.
+        text: String,
+    },
+    /// The gateway closed the connection without a word.
+    ServerClosed,
+    /// Nothing came from the gateway for two heartbeats, not even an answer to a PING.
+    ServerSilent {
+        /// How long nothing came.
+        silence: Duration,
+    },
+    /// Reading or writing failed.
+    Io(String),
+    /// The other side broke the protocol.
+    Protocol(String),
+    /// [`crate::Client::close`] was called, or every handle was dropped.
+    LoggedOut,
+}
+
+/// An error code or BYE reason in words, with its number, and with the gateway's own words behind it where those say more.
+///
+/// ```
+/// use trunkline_client::sentence;
+///
+/// assert!(sentence(6, "the token has expired").ends_with("(code 6): the token has expired"));
+/// assert_eq!(sentence(999, ""), "code 999, unknown to this version");
+/// ```
+#[must_use]
+pub fn sentence(code: u16, text: &str) -> String {
+    let known = Code::from_u16(code).map(Code::text);
+    let name = match known {
+        Some(known) => format!("{} (code {code})", known.trim_end_matches('.')),
+        None => format!("code {code}, unknown to this version"),
+    };
+    if text.is_empty() || Some(text) == known { name } else { format!("{name}: {text}") }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "unusable configuration: {error}"),
+            Self::Connect { addr, source } => write!(f, "cannot connect to {addr}: {source}"),
+            Self::Timeout { addr, waited } => {
+                write!(f, "no answer from {addr} within {waited:?}")
+            }
+            Self::LoginRefused { code, text } => {
+                write!(f, "the gateway refused the login: {}", sentence(*code, text))
+            }
+            Self::LoginCut { addr } => {
+                write!(f, "{addr} closed the connection before it answered the login")
+            }
+            Self::Protocol(what) => write!(f, "the other side is not a usable gateway: {what}"),
+            Self::NotConnected => write!(f, "not connected at the moment; reconnecting"),
+            Self::TooManyUnacked { max } => {
+                write!(f, "{max} messages still wait for their fate, which is the limit")
+            }
+            Self::TooManyPings { max } => {
+                write!(f, "{max} pings are under way, which is the limit")
+            }
+            Self::PayloadTooLarge { bytes, bytes_max } => {
+                write!(f, "the payload has {bytes} bytes, this gateway takes {bytes_max}")
+            }
+            Self::NoSuchUser => write!(f, "user 0 does not exist"),
+            Self::Refused { code, text } => {
+                write!(f, "the gateway refused the message: {}", sentence(*code, text))
+            }
+            Self::UnknownOutcome(outcome) => {
+                write!(f, "the gateway reported outcome {outcome}, unknown to this version")
+            }
+            Self::Closed(reason) => write!(f, "the connection has ended: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Connect { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bye { code, text } => write!(f, "{}", sentence(*code, text)),
+            Self::ServerClosed => write!(f, "the gateway closed the connection"),
+            Self::ServerSilent { silence } => {
+                write!(f, "nothing came from the gateway for {silence:?}")
+            }
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Protocol(what) => write!(f, "the gateway broke the protocol: {what}"),
+            Self::LoggedOut => write!(f, "logged out"),
+        }
+    }
+}
+
+impl Reason {
+    /// Whether connecting again can help. It cannot where the same login would be refused again (6 bad credentials,
+    /// 7 unsupported version, 20 bad request), where an operator ended it (15 kicked), and where a newer login took over
+    /// (8 replaced): two clients would throw each other out for ever. Nor after a logout.
+    #[must_use]
+    pub fn allows_reconnect(&self) -> bool {
+        match self {
+            Self::LoggedOut => false,
+            Self::Bye { code, .. } => !matches!(
+                Code::from_u16(*code),
+                Some(
+                    Code::BadCredentials | Code::UnsupportedVersion | Code::Replaced | Code::Kicked | Code::BadRequest
+                )
+            ),
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_documented_reasons_forbid_a_reconnect() {
+        let forbidden: Vec<u16> = (0..=u16::MAX)
+            .filter(|&code| {
+                let text = String::new();
+                !Reason::Bye { code, text }.allows_reconnect()
+            })
+            .collect();
+        assert_eq!(forbidden, [6, 7, 8, 15, 20]);
+    }
+
+    #[test]
+    fn sentences_name_the_number_and_keep_the_gateways_words() {
+        let refused = Error::LoginRefused { code: 6, text: "token has expired".into() };
+        let words = refused.to_string();
+        assert!(words.contains("(code 6): token has expired"), "{words}");
+        let repeated = Reason::Bye { code: 8, text: Code::Replaced.text().into() };
+        assert_eq!(repeated.to_string(), sentence(8, ""));
+    }
+}

@@ -1,0 +1,85 @@
+//! What arrives.
+
+use std::time::Duration;
+
+use trunkline_proto::flags;
+
+use crate::Reason;
+
+/// One thing that happened on the connection, in the order it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message for this user.
+    Message(Message),
+    /// The connection is gone.
+    Disconnected {
+        /// Why.
+        reason: Reason,
+        /// When the next attempt to connect begins; `None` when there will be none. Then this is the last event.
+        retry_in: Option<Duration>,
+    },
+    /// Logged in again; messages without a known fate are being sent again.
+    Reconnected {
+        /// The gateway went on with the old session.
+        resumed: bool,
+    },
+    /// The gateway refused something other than a message whose sender waits for its fate.
+    ServerError {
+        /// Number of the error; [`crate::Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words.
+        text: String,
+        /// Id of the message that caused it, or 0.
+        id: u64,
+        /// Recipient of that message, or 0.
+        peer: u64,
+    },
+    /// The application left its events in the queue for too long, and the next ones were dropped. Messages among them were
+    /// not acknowledged: the gateway delivers those with acknowledgement again.
+    Lost {
+        /// How many events, 1 or more.
+        count: u64,
+    },
+}
+
+/// A message for this user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The sending user; this user itself when [`Message::is_own`].
+    pub from: u64,
+    /// The sender's id for it.
+    pub id: u64,
+    /// Position in this user's inbox: milliseconds since the epoch in the high 44 bits, a counter in the low 20.
+    pub stamp: u64,
+    /// The payload.
+    pub body: Vec<u8>,
+    /// The flags as on the wire.
+    pub flags: u8,
+}
+
+impl Message {
+    /// The sender waits for an acknowledgement.
+    #[must_use]
+    pub fn wants_ack(&self) -> bool {
+        self.flags & flags::ACK != 0
+    }
+
+    /// The gateway has sent it before, possibly on an earlier connection.
+    #[must_use]
+    pub fn is_again(&self) -> bool {
+        self.flags & flags::AGAIN != 0
+    }
+
+    /// It was sent by another device of this user.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.flags & flags::SELF != 0
+    }
+
+    /// When the gateway accepted it, in milliseconds since the epoch.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.stamp >> 20
+    }
+}

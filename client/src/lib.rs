@@ -1,0 +1,82 @@
+//! A client for the Trunkline gateway, on tokio.
+//!
+//! [`Client::connect`] logs in and returns two halves: a [`Client`] to send with, which may be cloned, and the [`Events`]
+//! that arrive. One background task owns the connection; it keeps the heartbeat, notices a dead server and reconnects.
+//!
+//! ```no_run
+//! use trunkline_client::{Client, Config, Event, Outcome};
+//!
+//! # async fn example() -> Result<(), trunkline_client::Error> {
+//! let (client, mut events) = Client::connect(Config { user: 1, ..Config::default() }).await?;
+//!
+//! client.send(2, "at most once").await?;
+//! match client.send_acked(2, "at least once").await? {
+//!     Outcome::Delivered => println!("user 2 has it"),
+//!     other => println!("not delivered: {other:?}"),
+//! }
+//!
+//! while let Some(event) = events.next().await {
+//!     if let Event::Message(message) = event {
+//!         println!("{} says {:?}", message.from, message.body);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Delivery
+//!
+//! - [`Client::send`] is at most once: it fails while there is no connection, and a message that was queued when the
+//!   connection broke is lost.
+//! - [`Client::send_acked`] is at least once: the message is kept until the gateway reports its fate, and sent again, under
+//!   the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in order.
+//! - A received message that wants an acknowledgement is acknowledged when the application takes it from [`Events`], or,
+//!   with [`Config::auto_ack`] off, when it calls [`Client::ack`]. Until then the gateway will deliver it again; such
+//!   duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`] messages.
+//!
+//! # Message ids
+//!
+//! An id must never be 0 and must be unique for its sender, over restarts and over all devices of that user. Ids count up
+//! from a base drawn at random from 2⁶³ values for each [`Client::connect`]. Two runs that send `n` messages each overlap
+//! with a probability of about `n / 2⁶²`; no clock and no file is needed.
+//!
+//! # Bounds
+//!
+//! | what | bound | when it is reached |
+//! |---|---|---|
+//! | events waiting for the application | [`Config::event_queue_len`] | the connection is not read for up to [`Config::event_wait`]; then events are dropped, messages unacknowledged, and [`Event::Lost`] tells how many |
+//! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
+//! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
+//! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
+//! | bytes waiting for the socket | 64 KiB and one frame | commands wait |
+//!
+//! # Reconnecting
+//!
+//! After a broken connection the client waits (see [`Backoff`]) and logs in again, to the address the gateway named, if it
+//! named one, and otherwise to [`Config::addr`]. It does not come back after the reasons 6 bad credentials, 7 unsupported
+//! version, 8 replaced by a newer login, 15 kicked by an operator and 20 bad request: there the same attempt would fail
+//! again or, worse, throw out the newer login.
+
+mod backoff;
+mod client;
+mod config;
+mod dial;
+mod driver;
+mod error;
+mod event;
+mod ids;
+mod inbound;
+mod login;
+mod outbound;
+mod outlet;
+mod session;
+mod state;
+mod window;
+
+pub use backoff::Backoff;
+pub use client::{Client, Events, Receipt, SessionInfo};
+pub use config::{Config, ConfigError};
+pub use dial::{Dial, Tcp};
+pub use error::{Error, Reason, sentence};
+pub use event::{Event, Message};
+pub use trunkline_proto::{Code, Outcome};

@@ -1,0 +1,193 @@
+//! From an address to a logged-in connection.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
+use tokio::time::timeout;
+use trunkline_proto::prost::Message as _;
+use trunkline_proto::{
+    Bye, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, Kind, Login, LoginOk, VERSION,
+    encode_message,
+};
+
+use crate::inbound::Inbound;
+use crate::{Config, Dial, Error, SessionInfo};
+
+/// Heartbeat where the gateway names none.
+const HEARTBEAT_SECS_DEFAULT: u32 = 30;
+/// Longest heartbeat believed; a dead server must be noticed on the same day.
+const HEARTBEAT_SECS_MAX: u32 = 3_600;
+/// A DNS name has at most 253 bytes; with a port and brackets, this.
+const REDIRECT_BYTES_MAX: usize = 262;
+/// Longest wait the gateway can ask for: a nonsense value must not keep a client away for weeks.
+const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3_600);
+
+/// A logged-in connection.
+#[derive(Debug)]
+pub(crate) struct Link<S> {
+    pub(crate) reader: ReadHalf<S>,
+    pub(crate) writer: WriteHalf<S>,
+    /// May already hold frames that came behind LOGIN_OK.
+    pub(crate) inbound: Inbound,
+    pub(crate) info: SessionInfo,
+    /// Ticket to go on with this session on the next connection.
+    pub(crate) resume: Vec<u8>,
+    pub(crate) resumed: bool,
+}
+
+/// What the gateway wants a client to do after BYE.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Advice {
+    pub(crate) after: Duration,
+    pub(crate) redirect: Option<String>,
+}
+
+impl Advice {
+    fn of(bye: &Bye) -> Self {
+        let redirect = &bye.redirect;
+        let usable = !redirect.is_empty() && redirect.len() <= REDIRECT_BYTES_MAX;
+        Self {
+            after: Duration::from_millis(bye.reconnect_after_ms.into()).min(RECONNECT_AFTER_MAX),
+            redirect: usable.then(|| redirect.clone()),
+        }
+    }
+}
+
+/// Reads a BYE: its number, the gateway's words, its advice. A body that cannot be read costs the latter two only: the number
+/// in the header says the most.
+pub(crate) fn read_bye(frame: &Frame<'_>) -> (u16, String, Advice) {
+    let bye = Bye::decode(frame.body).unwrap_or_default();
+    let advice = Advice::of(&bye);
+    (frame.aux, bye.text, advice)
+}
+
+/// A login that failed, and what the gateway advises.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) advice: Advice,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let advice = Advice::default();
+        Self { error, advice }
+    }
+}
+
+/// Connects to `addr` and logs in.
+pub(crate) async fn login<D: Dial>(
+    dial: &mut D,
+    addr: &str,
+    config: &Config,
+    resume: &[u8],
+) -> Result<Link<D::Stream>, Failure> {
+    let timed_out = || Error::Timeout { addr: addr.to_owned(), waited: config.connect_timeout };
+    let stream = timeout(config.connect_timeout, dial.dial(addr))
+        .await
+        .map_err(|_elapsed| timed_out())?
+        .map_err(|source| Error::Connect { addr: addr.to_owned(), source })?;
+    timeout(config.connect_timeout, handshake(stream, addr, config, resume)).await.map_err(|_elapsed| timed_out())?
+}
+
+async fn handshake<S>(stream: S, addr: &str, config: &Config, resume: &[u8]) -> Result<Link<S>, Failure>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite,
+{
+    let (mut reader, mut writer) = split(stream);
+    let cut = |_io_error| Error::LoginCut { addr: addr.to_owned() };
+
+    let mut request = Vec::new();
+    // `last_stamp` stays 0: what was delivered but not acknowledged lies anywhere below the newest stamp, and only the
+    // gateway knows which; the window removes what comes twice.
+    let login = Login {
+        version: VERSION,
+        user: config.user,
+        token: config.token.clone(),
+        device: config.device.clone(),
+        device_class: config.device_class.clone(),
+        agent: config.agent.clone(),
+        resume: resume.to_vec(),
+        last_stamp: 0,
+        heartbeat_secs: config.heartbeat_secs,
+    };
+    encode_message(&mut request, Kind::Login, 0, &login);
+    writer.write_all(&request).await.map_err(cut)?;
+    writer.flush().await.map_err(cut)?;
+
+    let mut inbound = Inbound::new(FRAME_BYTES_MAX_DEFAULT);
+    loop {
+        if let Some(frame) = inbound.next().map_err(|v| Error::Protocol(v.to_string()))? {
+            if let Some(answer) = read_answer(&frame)? {
+                let info = session_info(&answer, addr);
+                inbound.set_frame_bytes_max(info.frame_bytes_max);
+                return Ok(Link { reader, writer, inbound, info, resume: answer.resume, resumed: answer.resumed });
+            }
+        } else if inbound.fill(&mut reader).await.map_err(cut)? == 0 {
+            let addr = addr.to_owned();
+            return Err(Error::LoginCut { addr }.into());
+        }
+    }
+}
+
+/// LOGIN_OK, or nothing for a frame of a kind from the future.
+fn read_answer(frame: &Frame<'_>) -> Result<Option<LoginOk>, Failure> {
+    match frame.known() {
+        Some(Kind::LoginOk) => LoginOk::decode(frame.body)
+            .map(Some)
+            .map_err(|error| Error::Protocol(format!("its LOGIN_OK cannot be read: {error}")).into()),
+        Some(Kind::Bye) => {
+            let (code, text, advice) = read_bye(frame);
+            let error = Error::LoginRefused { code, text };
+            Err(Failure { error, advice })
+        }
+        Some(Kind::Error) => {
+            Err(Error::LoginRefused { code: frame.aux, text: String::from_utf8_lossy(frame.body).into_owned() }.into())
+        }
+        Some(kind) => Err(Error::Protocol(format!("it answered LOGIN with {}", kind.name())).into()),
+        None => Ok(None),
+    }
+}
+
+fn session_info(answer: &LoginOk, addr: &str) -> SessionInfo {
+    let heartbeat_secs = match answer.heartbeat_secs {
+        0 => HEARTBEAT_SECS_DEFAULT,
+        secs => secs.min(HEARTBEAT_SECS_MAX),
+    };
+    let frame_bytes_max = match answer.max_frame {
+        0 => FRAME_BYTES_MAX_DEFAULT,
+        bytes => bytes.clamp(FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT),
+    };
+    SessionInfo {
+        addr: addr.to_owned(),
+        session: answer.session,
+        node: answer.node.clone(),
+        shard: answer.shard,
+        heartbeat: Duration::from_secs(heartbeat_secs.into()),
+        frame_bytes_max,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_says_is_cut_to_what_is_sane() {
+        let info = |heartbeat_secs, max_frame| {
+            let answer = LoginOk { heartbeat_secs, max_frame, ..LoginOk::default() };
+            let info = session_info(&answer, "gateway:1");
+            (info.heartbeat.as_secs(), info.frame_bytes_max)
+        };
+        assert_eq!(info(0, 0), (30, FRAME_BYTES_MAX_DEFAULT));
+        assert_eq!(info(u32::MAX, u32::MAX), (3_600, FRAME_BYTES_MAX_LIMIT));
+        assert_eq!(info(7, 5), (7, FRAME_BYTES_MAX_FLOOR));
+
+        let advice = |reconnect_after_ms, redirect: &str| {
+            Advice::of(&Bye { reconnect_after_ms, redirect: redirect.to_owned(), text: String::new() })
+        };
+        assert_eq!(advice(u32::MAX, "").after, RECONNECT_AFTER_MAX);
+        assert_eq!(advice(0, "b:1").redirect.as_deref(), Some("b:1"));
+        assert_eq!(advice(0, &"b".repeat(263)).redirect, None);
+    }
+}

@@ -1,0 +1,351 @@
+//! One logged-in connection, from LOGIN_OK to its end.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use trunkline_proto::{Frame, Kind, Outcome, flags};
+
+use crate::login::{Advice, Link, read_bye};
+use crate::outbound::Outbound;
+use crate::state::{Command, State, Taken};
+use crate::window::Seen;
+use crate::{Error, Event, Message, Reason};
+
+/// Pings of the application under way at once.
+const PINGS_MAX: usize = 32;
+
+/// How long a logout waits for the gateway to close.
+const LOGOUT_WAIT: Duration = Duration::from_secs(2);
+
+/// Number of the PINGs that only keep the connection alive; the application's count from 1.
+const HEARTBEAT_PING: u16 = 0;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) reason: Reason,
+    pub(crate) advice: Advice,
+}
+
+impl From<Reason> for Ended {
+    fn from(reason: Reason) -> Self {
+        let advice = Advice::default();
+        Self { reason, advice }
+    }
+}
+
+#[derive(Debug)]
+struct Ping {
+    aux: u16,
+    sent: Instant,
+    answer: oneshot::Sender<Result<Duration, Error>>,
+}
+
+struct Session<'a> {
+    state: &'a mut State,
+    out: Outbound,
+    heartbeat: Duration,
+    /// When a byte last came, or the connection was last left unread on purpose.
+    received: Instant,
+    /// When a byte last went.
+    sent: Instant,
+    /// When the last heartbeat was queued.
+    pinged: Instant,
+    pings: VecDeque<Ping>,
+    ping_aux: u16,
+    /// Messages above this id, up to the newest at the time of login, are still to be sent again.
+    resend: Option<Bound<u64>>,
+    /// Since LOGOUT: when to stop waiting for the gateway to close.
+    closing: Option<Instant>,
+}
+
+/// Runs the connection until it ends, for whatever reason.
+pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(mut link: Link<S>, state: &mut State) -> Ended {
+    let mut session = Session::new(&link, state);
+    let ended = session.run(&mut link).await;
+    for ping in session.pings {
+        // A caller that no longer waits has no interest in the answer.
+        drop(ping.answer.send(Err(Error::NotConnected)));
+    }
+    if session.closing.is_some() {
+        return Reason::LoggedOut.into();
+    }
+    ended
+}
+
+impl<'a> Session<'a> {
+    fn new<S>(link: &Link<S>, state: &'a mut State) -> Self {
+        let now = Instant::now();
+        let mut session = Self {
+            state,
+            out: Outbound::default(),
+            heartbeat: link.info.heartbeat,
+            received: now,
+            sent: now,
+            pinged: now,
+            pings: VecDeque::new(),
+            ping_aux: HEARTBEAT_PING,
+            resend: None,
+            closing: None,
+        };
+        session.prepare_resend();
+        session
+    }
+
+    async fn run<S: AsyncRead + AsyncWrite>(&mut self, link: &mut Link<S>) -> Ended {
+        loop {
+            while self.may_receive() {
+                match link.inbound.next() {
+                    Ok(Some(frame)) => {
+                        if let Some(ended) = self.handle(&frame) {
+                            return ended;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(violation) => return Reason::Protocol(violation.to_string()).into(),
+                }
+            }
+            self.resend_some();
+            let receiving = self.may_receive();
+            if self.state.outlet.is_blocked() {
+                // Silence that this side has chosen says nothing about the server.
+                self.received = Instant::now();
+            }
+            let takes_commands = self.takes_commands();
+            let next_timer = self.next_timer();
+            tokio::select! {
+                filled = link.inbound.fill(&mut link.reader), if receiving => match filled {
+                    Ok(0) => return Reason::ServerClosed.into(),
+                    Ok(_) => self.received = Instant::now(),
+                    Err(error) => return Reason::Io(error.to_string()).into(),
+                },
+                pumped = self.out.pump(&mut link.writer), if self.out.wants_write() => match pumped {
+                    Ok(0) => {}
+                    Ok(_) => self.sent = Instant::now(),
+                    Err(error) => return Reason::Io(error.to_string()).into(),
+                },
+                command = self.state.commands.recv(), if takes_commands => self.take_commands(command),
+                Some(taken) = self.state.taken.recv(), if self.out.has_room() => self.acknowledge(taken),
+                dropped = self.state.outlet.settle() => self.state.forget(dropped),
+                () = sleep_until(next_timer) => {
+                    if let Some(ended) = self.on_timer() {
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A frame may cause an answer and an event, so it is handled only when there is room for both. While logging out the
+    /// application is not waited for.
+    fn may_receive(&self) -> bool {
+        self.out.has_room() && (self.closing.is_some() || !self.state.outlet.is_blocked())
+    }
+
+    /// Nothing overtakes what has to be sent again, and nothing follows LOGOUT.
+    fn takes_commands(&self) -> bool {
+        self.out.has_room() && self.resend.is_none() && self.closing.is_none()
+    }
+
+    // Commands
+
+    fn take_commands(&mut self, first: Option<Command>) {
+        let mut next = Some(first.unwrap_or(Command::Close));
+        while let Some(command) = next {
+            self.take_command(command);
+            next = if self.takes_commands() { self.state.commands.try_recv().ok() } else { None };
+        }
+    }
+
+    fn take_command(&mut self, command: Command) {
+        match command {
+            Command::Send { id, to, payload } => {
+                // Too large only if it was queued for an earlier connection with larger frames; lost with that one.
+                if self.state.shared.check_payload(payload.len()).is_ok() {
+                    self.out.message(0, id, to, &payload);
+                }
+            }
+            Command::SendAcked { id, message } => match self.state.shared.check_payload(message.payload.len()) {
+                Ok(()) => {
+                    self.out.message(flags::ACK, id, message.to, &message.payload);
+                    self.state.unacked.insert(id, message);
+                }
+                Err(error) => message.settle(Err(error)),
+            },
+            Command::Ping { answer } => self.ping(answer),
+            Command::Close => {
+                // What the application has taken would otherwise count as not delivered. Bounded by that queue.
+                while let Ok(taken) = self.state.taken.try_recv() {
+                    self.acknowledge(taken);
+                }
+                self.out.logout();
+                self.closing = Some(Instant::now() + LOGOUT_WAIT);
+            }
+        }
+    }
+
+    fn ping(&mut self, answer: oneshot::Sender<Result<Duration, Error>>) {
+        self.pings.retain(|ping| !ping.answer.is_closed());
+        if self.pings.len() == PINGS_MAX {
+            drop(answer.send(Err(Error::TooManyPings { max: PINGS_MAX })));
+            return;
+        }
+        self.ping_aux = self.ping_aux.checked_add(1).unwrap_or(HEARTBEAT_PING + 1);
+        let (aux, sent) = (self.ping_aux, Instant::now());
+        self.out.ping(aux);
+        self.pings.push_back(Ping { aux, sent, answer });
+    }
+
+    fn acknowledge(&mut self, taken: Taken) {
+        let stamp = self.state.window.take((taken.from, taken.id), taken.stamp);
+        if self.closing.is_none() {
+            self.out.ack(taken.from, taken.id, stamp);
+        }
+    }
+
+    // Sending again
+
+    /// After a login: gives up what nobody waits for or what this gateway cannot take, and starts over with the rest.
+    fn prepare_resend(&mut self) {
+        let shared = self.state.shared.clone();
+        let unsendable = self.state.unacked.extract_if(.., |_id, message| {
+            message.fate.is_closed() || shared.check_payload(message.payload.len()).is_err()
+        });
+        for (_id, message) in unsendable {
+            if let Err(too_large) = shared.check_payload(message.payload.len()) {
+                message.settle(Err(too_large));
+            }
+        }
+        self.resend = (!self.state.unacked.is_empty()).then_some(Bound::Unbounded);
+    }
+
+    /// As much as fits: all of it may be far more than the send buffer should hold.
+    fn resend_some(&mut self) {
+        while let Some(from) = self.resend
+            && self.out.has_room()
+        {
+            let next = self.state.unacked.range((from, Bound::Unbounded)).next();
+            self.resend = next.map(|(&id, message)| {
+                self.out.message(flags::ACK, id, message.to, &message.payload);
+                Bound::Excluded(id)
+            });
+        }
+    }
+
+    // Timers
+
+    /// A PING is due when for one heartbeat nothing went (the gateway would think this client dead) or nothing came (this
+    /// client would think the gateway dead).
+    fn ping_due(&self) -> Instant {
+        self.sent.min(self.received).max(self.pinged) + self.heartbeat
+    }
+
+    fn dead_due(&self) -> Instant {
+        self.received + 2 * self.heartbeat
+    }
+
+    fn next_timer(&self) -> Instant {
+        let due = self.ping_due().min(self.dead_due());
+        self.closing.map_or(due, |closing| closing.min(due))
+    }
+
+    fn on_timer(&mut self) -> Option<Ended> {
+        let now = Instant::now();
+        if self.closing.is_some_and(|closing| now >= closing) {
+            return Some(Reason::LoggedOut.into());
+        }
+        if now >= self.dead_due() {
+            let silence = now - self.received;
+            return Some(Reason::ServerSilent { silence }.into());
+        }
+        if now >= self.ping_due() {
+            self.pinged = now;
+            self.out.ping(HEARTBEAT_PING);
+        }
+        None
+    }
+
+    // Frames
+
+    fn handle(&mut self, frame: &Frame<'_>) -> Option<Ended> {
+        match frame.known()? {
+            Kind::Deliver => self.handle_deliver(frame),
+            Kind::Sent => self.handle_sent(frame),
+            Kind::Error => self.handle_error(frame),
+            Kind::Pong => self.handle_pong(frame.aux),
+            Kind::Bye => {
+                let (code, text, advice) = read_bye(frame);
+                let reason = Reason::Bye { code, text };
+                return Some(Ended { reason, advice });
+            }
+            // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
+            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::SyncOk | Kind::Presence | Kind::GroupOk => {}
+            unexpected => {
+                let what = format!("it sent {} after the login", unexpected.name());
+                return Some(Reason::Protocol(what).into());
+            }
+        }
+        None
+    }
+
+    fn handle_deliver(&mut self, frame: &Frame<'_>) {
+        // Only what may be sent twice is looked up: others need not have unique ids.
+        if frame.flags & (flags::ACK | flags::AGAIN | flags::REPLAY) != 0 {
+            match self.state.window.arrive((frame.peer, frame.id), frame.stamp) {
+                Seen::New => {}
+                Seen::Waiting => return,
+                Seen::Taken => {
+                    if frame.flags & flags::ACK != 0 {
+                        self.out.ack(frame.peer, frame.id, frame.stamp);
+                    }
+                    return;
+                }
+            }
+        }
+        let message = Message {
+            from: frame.peer,
+            id: frame.id,
+            stamp: frame.stamp,
+            body: frame.body.to_vec(),
+            flags: frame.flags,
+        };
+        self.state.tell(Event::Message(message));
+    }
+
+    /// A SENT that matches nothing answers a message that was sent twice and is settled.
+    fn handle_sent(&mut self, frame: &Frame<'_>) {
+        if let Some(message) = self.take_unacked(frame) {
+            message.settle(Outcome::from_u16(frame.aux).ok_or(Error::UnknownOutcome(frame.aux)));
+        }
+    }
+
+    fn handle_error(&mut self, frame: &Frame<'_>) {
+        let code = frame.aux;
+        let text = String::from_utf8_lossy(frame.body).into_owned();
+        match self.take_unacked(frame) {
+            Some(message) => message.settle(Err(Error::Refused { code, text })),
+            None => self.state.tell(Event::ServerError { code, text, id: frame.id, peer: frame.peer }),
+        }
+    }
+
+    fn take_unacked(&mut self, frame: &Frame<'_>) -> Option<crate::state::Unacked> {
+        let message = self.state.unacked.get(&frame.id)?;
+        if message.to != frame.peer {
+            return None;
+        }
+        self.state.unacked.remove(&frame.id)
+    }
+
+    fn handle_pong(&mut self, aux: u16) {
+        let Some(index) = self.pings.iter().position(|ping| ping.aux == aux) else {
+            return;
+        };
+        if let Some(ping) = self.pings.remove(index) {
+            drop(ping.answer.send(Ok(ping.sent.elapsed())));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One connection: its slot, the states it goes through, and the table of all slots of a shard.
+
+use crate::io::{ConnId, GENERATION_BITS, ReadOp};
+use crate::outbox::Outbox;
+use crate::reason::CloseReason;
+
+/// Where a connection stands. It only ever moves down this list, then back to `Free`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// The slot holds no connection.
+    Free,
+    /// Accepted; LOGIN has not come.
+    Handshake,
+    /// Logged in, on its way to its home shard; nothing is under way on it here but the hand-over.
+    HandingOver,
+    /// A session.
+    Open,
+    /// Its end is decided and counted: what is queued is still sent, what comes in is dropped.
+    Closing,
+    /// Whatever is under way is being cancelled.
+    Finishing,
+    /// The close has been submitted; the slot is free when it completes.
+    Closed,
+}
+
+/// A connection slot. Idle connections are what a gateway holds by the million, so everything a quiet one does not need is behind
+/// a pointer that is then empty.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) user: u64,
+    pub(crate) session: u64,
+    /// What waits to be sent; present only while there is something.
+    pub(crate) outbox: Option<Box<Outbox>>,
+    /// The beginning of a frame whose rest has not come. Boxed twice so that an idle slot pays 8 bytes for it, not 24.
+    #[allow(clippy::box_collection)]
+    pub(crate) partial: Option<Box<Vec<u8>>>,
+    pub(crate) generation: u32,
+    /// Tick of the last frame, of whatever kind: a sign of life.
+    pub(crate) alive_tick: u32,
+    /// Tick of the last frame other than a heartbeat.
+    pub(crate) traffic_tick: u32,
+    /// Token bucket for frames: thousandths of a frame, and the millisecond they were last counted.
+    pub(crate) rate_milliframes: u32,
+    pub(crate) rate_ms: u32,
+    pub(crate) heartbeat_secs: u16,
+    /// The home shard while the connection is handed over.
+    pub(crate) home_shard: u16,
+    pub(crate) phase: Phase,
+    pub(crate) read: ReadOp,
+    pub(crate) reason: Option<CloseReason>,
+    pub(crate) flags: ConnFlags,
+}
+
+const _: () = assert!(size_of::<Conn>() == 64);
+
+/// Bytes a connection slot takes.
+pub(crate) const CONN_BYTES: usize = size_of::<Conn>();
+
+/// Small facts about a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConnFlags(u16);
+
+impl ConnFlags {
+    /// It is in the list of connections to flush at the end of the turn.
+    pub(crate) const DIRTY: u16 = 1;
+    /// Its read is being cancelled.
+    pub(crate) const READ_CANCELLED: u16 = 2;
+    /// It is not read until its outbox has drained.
+    pub(crate) const PAUSED: u16 = 4;
+    /// It had traffic lately, so it is to be read by a multishot receive.
+    pub(crate) const HOT: u16 = 8;
+    /// There is something to read: receive instead of polling again.
+    pub(crate) const READABLE: u16 = 16;
+    /// The write side is being shut, or is.
+    pub(crate) const SHUT_ASKED: u16 = 32;
+    /// The shutdown, or the hand-over, has not completed.
+    pub(crate) const OP_PENDING: u16 = 64;
+    /// Its send is being cancelled.
+    pub(crate) const SEND_CANCELLED: u16 = 128;
+    /// The peer has closed its side; nothing more will come.
+    pub(crate) const EOF: u16 = 256;
+
+    pub(crate) fn has(self, flag: u16) -> bool {
+        self.0 & flag != 0
+    }
+    pub(crate) fn set(&mut self, flag: u16) {
+        self.0 |= flag;
+    }
+    pub(crate) fn clear(&mut self, flag: u16) {
+        self.0 &= !flag;
+    }
+}
+
+impl Conn {
+    fn free() -> Self {
+        Conn {
+            user: 0,
+            session: 0,
+            outbox: None,
+            partial: None,
+            generation: 0,
+            alive_tick: 0,
+            traffic_tick: 0,
+            rate_milliframes: 0,
+            rate_ms: 0,
+            heartbeat_secs: 0,
+            home_shard: 0,
+            phase: Phase::Free,
+            read: ReadOp::None,
+            reason: None,
+            flags: ConnFlags::default(),
+        }
+    }
+
+    /// Bytes queued for this connection, those under way included.
+    pub(crate) fn outbox_bytes(&self) -> usize {
+        self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())
+    }
+
+    /// Whether an operation of this connection may still complete.
+    pub(crate) fn busy(&self) -> bool {
+        self.read != ReadOp::None
+            || self.flags.has(ConnFlags::OP_PENDING)
+            || self.outbox.as_ref().is_some_and(|outbox| outbox.sending.is_some())
+    }
+}
+
+/// The slots of a shard, numbered like the ring's descriptor table.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    conns: Vec<Conn>,
+    slots_max: u32,
+    in_use: u32,
+}
+
+impl Slots {
+    /// Room for `slots_max` connections. Memory for a slot is touched when it is first used.
+    pub(crate) fn new(slots_max: u32) -> Self {
+        Slots { conns: Vec::with_capacity(slots_max as usize), slots_max, in_use: 0 }
+    }
+
+    /// Takes a slot into use. `None` when the number is out of range or the slot is taken, which the ring rules out.
+    pub(crate) fn occupy(&mut self, slot: u32, phase: Phase) -> Option<ConnId> {
+        if slot >= self.slots_max {
+            return None;
+        }
+        if self.conns.len() <= slot as usize {
+            self.conns.resize_with(slot as usize + 1, Conn::free);
+        }
+        let conn = &mut self.conns[slot as usize];
+        if conn.phase != Phase::Free {
+            return None;
+        }
+        let generation = (conn.generation + 1) & ((1 << GENERATION_BITS) - 1);
+        *conn = Conn { generation, phase, ..Conn::free() };
+        self.in_use += 1;
+        Some(ConnId { slot, generation })
+    }
+
+    /// Frees a slot whose connection has closed.
+    pub(crate) fn vacate(&mut self, slot: u32) {
+        let conn = &mut self.conns[slot as usize];
+        *conn = Conn { generation: conn.generation, ..Conn::free() };
+        self.in_use -= 1;
+    }
+
+    /// The connection, if the slot still holds it.
+    #[inline]
+    pub(crate) fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let conn = self.conns.get_mut(id.slot as usize)?;
+        (conn.generation == id.generation && conn.phase != Phase::Free).then_some(conn)
+    }
+
+    /// The connection in a slot that is known to be in use.
+    #[inline]
+    pub(crate) fn at(&mut self, slot: u32) -> &mut Conn {
+        &mut self.conns[slot as usize]
+    }
+
+    /// Identity of the connection in a slot.
+    #[inline]
+    pub(crate) fn id(&self, slot: u32) -> ConnId {
+        ConnId { slot, generation: self.conns[slot as usize].generation }
+    }
+
+    /// Slots that hold a connection.
+    pub(crate) fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// One more than the highest slot ever used.
+    pub(crate) fn high_water(&self) -> u32 {
+        self.conns.len() as u32
+    }
+}

@@ -1,0 +1,289 @@
+//! The loop of a shard: one turn takes what the ring reports, what other shards and the control thread sent, and what timers ran out; handles it;
+//! and hands everything it caused back to the ring.
+//!
+//! The steps of the data path are in the files below, in the order a message meets them: `handshake` (LOGIN, the move to the home shard),
+//! `decode` (bytes to frames), `route` (to the recipient's shard and outboxes, and the fate back), `flush` (outboxes to the ring, reads armed,
+//! connections closed). `shard` and `links` hold the state they work on.
+
+mod decode;
+mod flush;
+mod handshake;
+mod links;
+mod route;
+mod shard;
+
+use crate::control::{Control, ControlPort, SessionInfo};
+use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
+use crate::mailbox::Letter;
+use crate::reason::CloseReason;
+use links::TICK_MS;
+pub(crate) use shard::ShardConfig;
+use shard::Shard;
+use trunkline_router::presence::Presence;
+
+/// Single accepts armed at a time while logins are limited.
+const ACCEPTS_MAX: u32 = 32;
+/// Slots kept free of new connections, for those another shard hands over and for accepts already under way.
+const SLOTS_SPARE: u32 = 16;
+/// How soon a shard that could not hand something on looks again.
+const BLOCKED_WAIT_MICROS: u32 = 100;
+
+/// Accepts of one listener.
+#[derive(Clone, Copy, Debug, Default)]
+struct Accepting {
+    armed: u32,
+    cancelled: bool,
+    /// An accept failed; try again at the next tick.
+    backing_off: bool,
+}
+
+/// One shard, on some I/O.
+pub(crate) struct Core<I: Io> {
+    pub(crate) io: I,
+    pub(crate) shard: Shard,
+    control: ControlPort,
+    listeners: Vec<Accepting>,
+    /// Connections that may be accepted now, in thousandths; used while logins are limited.
+    login_allowance: u64,
+    login_allowance_ms: u64,
+    /// Departing connections whose mailbox was full.
+    waiting: Vec<u32>,
+    /// Withdrawn hand-overs whose mailbox was full.
+    withdrawals: Vec<(u16, HandoverToken)>,
+    due: Vec<u32>,
+    /// Something could not be handed on; look again soon.
+    blocked: bool,
+}
+
+impl<I: Io> Core<I> {
+    /// A shard that accepts from `listeners` listeners. The first turn starts it.
+    pub(crate) fn new(mut io: I, config: ShardConfig, control: ControlPort, listeners: u16) -> Self {
+        let mut shard = Shard::new(config);
+        shard.set_now(io.now());
+        io.tick_after(TICK_MS as u32);
+        let mut core = Core {
+            io,
+            shard,
+            control,
+            listeners: vec![Accepting::default(); usize::from(listeners)],
+            login_allowance: 0,
+            login_allowance_ms: 0,
+            waiting: Vec::new(),
+            withdrawals: Vec::new(),
+            due: Vec::new(),
+            blocked: false,
+        };
+        core.drive_accepts();
+        core
+    }
+
+    /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
+    pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
+        let completions = self.io.enter(if self.blocked { BLOCKED_WAIT_MICROS } else { wait_micros });
+        let ticked = self.shard.set_now(self.io.now());
+        while let Some(completion) = self.io.next() {
+            self.dispatch(completion);
+        }
+        let letters = self.drain_mailbox();
+        let requests = self.drain_control();
+        if ticked {
+            let mut due = std::mem::take(&mut self.due);
+            self.shard.expire(&mut due);
+            self.due = due;
+            self.drive_accepts();
+        }
+        self.flush();
+        self.post();
+        let worked = completions > 0 || letters > 0 || requests > 0 || ticked || self.blocked;
+        if worked {
+            self.count_turn(completions);
+        }
+        worked
+    }
+
+    /// Whether the shard was drained and may stop.
+    pub(crate) fn finished(&self) -> bool {
+        self.shard.drained()
+    }
+
+    fn dispatch(&mut self, completion: Completion) {
+        match completion {
+            Completion::Recv { conn, result, buf, more } => self.on_recv(conn, result, buf, more),
+            Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
+            Completion::Readable { conn, result } => self.on_readable(conn, result),
+            Completion::Accept { listener, result, more } => self.on_accept(listener, result, more),
+            Completion::ShutDown { conn } => self.on_shut_down(conn),
+            Completion::Closed { slot } => self.shard.closed(slot),
+            Completion::HandedOver { conn, result } => {
+                if let Some(withdrawal) = self.shard.handed_over(conn, result.is_ok()) {
+                    self.withdrawals.push(withdrawal);
+                }
+            }
+            Completion::Adopted { token, slot } => {
+                if !self.shard.arriving.contains_key(&token) {
+                    self.drain_mailbox();
+                }
+                self.shard.adopted(token, slot);
+            }
+            Completion::Tick => self.io.tick_after(TICK_MS as u32),
+            Completion::Wake => {}
+        }
+    }
+
+    fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+        let accepting = &mut self.listeners[usize::from(listener)];
+        if !more {
+            accepting.armed -= 1;
+            accepting.cancelled &= accepting.armed > 0;
+        }
+        match result {
+            Ok(slot) => {
+                self.login_allowance = self.login_allowance.saturating_sub(1_000);
+                self.shard.accepted(slot);
+            }
+            Err(errno::ECANCELED) => {}
+            Err(_) => {
+                accepting.backing_off = true;
+                self.shard.links.stats.accept_errors.add(1);
+            }
+        }
+        if !more {
+            self.drive_accepts();
+        }
+    }
+
+    /// Arms or cancels accepts, so that connections beyond a limit wait in the backlog rather than being taken and dropped.
+    fn drive_accepts(&mut self) {
+        let limits = &self.shard.links.limits;
+        let room = self.shard.links.slots.in_use() + SLOTS_SPARE < limits.slots();
+        let wanted = room && self.shard.drain.is_none();
+        let logins_per_sec = u64::from(limits.logins_per_sec);
+        let now_ms = self.shard.now.mono_ms;
+        let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
+        // The bucket holds a tenth of a second's worth, at least one: what one tick brings.
+        self.login_allowance = (self.login_allowance + earned).min((logins_per_sec * TICK_MS).max(1_000));
+        let singles = ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX);
+        let mut limited = false;
+        for (listener, accepting) in self.listeners.iter_mut().enumerate() {
+            let listener = listener as u16;
+            if accepting.backing_off && accepting.armed == 0 {
+                // The next tick tries again: what failed was a lack of descriptors or memory.
+                accepting.backing_off = false;
+                continue;
+            }
+            if !wanted {
+                if accepting.armed > 0 && !accepting.cancelled {
+                    accepting.cancelled = true;
+                    self.io.accept_cancel(listener);
+                }
+            } else if accepting.cancelled {
+                // Armed again once the cancelled ones have ended.
+            } else if logins_per_sec == 0 {
+                if accepting.armed == 0 {
+                    accepting.armed = 1;
+                    self.io.accept(listener, true);
+                }
+            } else {
+                limited |= singles == 0;
+                while accepting.armed < singles {
+                    accepting.armed += 1;
+                    self.io.accept(listener, false);
+                }
+            }
+        }
+        if limited {
+            self.shard.links.stats.limit_logins.add(1);
+        }
+    }
+
+    /// Takes what other shards have sent. Returns the number of letters.
+    fn drain_mailbox(&mut self) -> usize {
+        let mailbox = self.shard.outgoing.own();
+        mailbox.look();
+        // No more than are there now, so that a busy neighbour cannot hold this turn for ever.
+        let letters = mailbox.len();
+        for _ in 0..letters {
+            match self.shard.outgoing.own().take() {
+                Some(Letter::Batch { from, bytes }) => {
+                    self.shard.take_batch(from, &bytes);
+                    self.shard.outgoing.recycle(bytes);
+                }
+                Some(Letter::Adopt(adoptee)) => {
+                    self.shard.arriving.insert(adoptee.token, adoptee);
+                }
+                Some(Letter::AdoptFailed(token)) => {
+                    self.shard.arriving.remove(&token);
+                }
+                None => break,
+            }
+        }
+        self.shard.links.stats.mailbox_depth.set(letters as u64);
+        letters
+    }
+
+    /// Answers the control thread. An answer nobody waits for any more is dropped.
+    fn drain_control(&mut self) -> usize {
+        let mut requests = 0;
+        while let Some(request) = self.control.take() {
+            requests += 1;
+            match request {
+                Control::User { user, answer } => {
+                    let sessions = self.shard.presence.sessions(user).iter().map(|entry| SessionInfo {
+                        device: entry.device().to_owned(),
+                        class: entry.class().to_owned(),
+                        session: entry.session,
+                        since: entry.since_s,
+                    });
+                    let _ = answer.send(sessions.collect());
+                }
+                Control::Kick { user, device, answer } => {
+                    let sessions = self.shard.presence.sessions(user).iter();
+                    let wanted = sessions.filter(|entry| device.as_deref().is_none_or(|name| entry.device() == name));
+                    let slots: Vec<u32> = wanted.map(|entry| entry.slot).collect();
+                    for slot in &slots {
+                        self.shard.close(*slot, CloseReason::Kicked);
+                    }
+                    let _ = answer.send(slots.len());
+                }
+                Control::Drain => {
+                    self.shard.begin_drain();
+                    self.drive_accepts();
+                    self.io.stop_listening();
+                }
+            }
+        }
+        requests
+    }
+
+    /// Hands the turn's records to the other shards, and whatever waited for room in a mailbox.
+    fn post(&mut self) {
+        let Core { io, shard, withdrawals, .. } = self;
+        let outgoing = &mut shard.outgoing;
+        let mut blocked = outgoing.post(|to| io.wake(to));
+        withdrawals.retain(|(to, token)| {
+            let posted = outgoing.put_adopt_failed(*to, *token);
+            if posted && outgoing.must_wake(*to) {
+                io.wake(*to);
+            }
+            !posted
+        });
+        blocked |= !withdrawals.is_empty() || !self.waiting.is_empty();
+        self.blocked = blocked;
+    }
+
+    fn count_turn(&mut self, completions: usize) {
+        self.shard.set_gauges();
+        let io = self.io.stats();
+        let stats = &self.shard.links.stats;
+        stats.turns.add(1);
+        stats.ring_completions.add(completions as u64);
+        stats.ring_cq_overflow.set(io.cq_overflow);
+        stats.ring_sq_full.set(io.sq_full);
+        stats.mailbox_pending_bytes.set(self.shard.outgoing.pending_bytes() as u64);
+        stats.arriving.set(self.shard.arriving.len() as u64);
+    }
+
+    fn count_stale(&self, _conn: ConnId) {
+        self.shard.links.stats.ring_stale.add(1);
+    }
+}

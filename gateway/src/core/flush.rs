@@ -1,0 +1,266 @@
+//! Completions of a connection's own operations, and the end of the turn, where each connection that something happened to is brought in line: what
+//! is queued is sent, a read is armed, or the connection goes one step further towards its close.
+
+use super::Core;
+use crate::conn::{ConnFlags, Phase};
+use crate::io::{BufId, ConnId, Io, OpResult, ReadOp, errno};
+use crate::limits::ReadMode;
+use crate::outbox::unsent_messages;
+use crate::reason::CloseReason;
+
+impl<I: Io> Core<I> {
+    /// A receive, single or multishot, has something to say.
+    pub(super) fn on_recv(&mut self, id: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool) {
+        let links = &mut self.shard.links;
+        let Some(conn) = links.slots.get(id) else {
+            if let Some(buf) = buf {
+                self.io.release(buf);
+            }
+            return self.count_stale(id);
+        };
+        if !more {
+            if conn.read == ReadOp::Multishot {
+                links.stats.hot.sub(1);
+            }
+            conn.read = ReadOp::None;
+            conn.flags.clear(ConnFlags::READ_CANCELLED | ConnFlags::READABLE);
+            links.mark_dirty(id.slot);
+        }
+        match (result, buf) {
+            (Ok(0), _) => self.end_of_stream(id),
+            (Ok(len), Some(buf)) => {
+                let bytes = self.io.buffer(buf, len);
+                self.shard.received(id.slot, bytes);
+            }
+            (Ok(_), None) => unreachable!("the kernel fills a buffer it picked"),
+            (Err(errno::ENOBUFS), _) => {
+                links.stats.ring_enobufs.add(1);
+                links.stats.limit_recv_buffers.add(1);
+            }
+            (Err(errno::ECANCELED | errno::EAGAIN), _) => {}
+            (Err(_), _) => self.failed(id),
+        }
+        if let Some(buf) = buf {
+            self.io.release(buf);
+        }
+    }
+
+    /// A poll has ended: receive next.
+    pub(super) fn on_readable(&mut self, id: ConnId, result: OpResult<()>) {
+        let links = &mut self.shard.links;
+        let Some(conn) = links.slots.get(id) else { return self.count_stale(id) };
+        conn.read = ReadOp::None;
+        conn.flags.clear(ConnFlags::READ_CANCELLED);
+        match result {
+            Ok(()) => conn.flags.set(ConnFlags::READABLE),
+            Err(errno::ECANCELED) => {}
+            Err(_) => return self.failed(id),
+        }
+        links.mark_dirty(id.slot);
+    }
+
+    /// The peer has closed its side. What is queued for it is still sent: it may read on.
+    fn end_of_stream(&mut self, id: ConnId) {
+        let conn = self.shard.links.slots.at(id.slot);
+        conn.flags.set(ConnFlags::EOF);
+        self.shard.close(id.slot, CloseReason::PeerClosed);
+        self.shard.links.mark_dirty(id.slot);
+    }
+
+    /// The connection is broken: nothing more can be sent or received.
+    fn failed(&mut self, id: ConnId) {
+        self.shard.close(id.slot, CloseReason::PeerReset);
+        self.shard.links.slots.at(id.slot).phase = Phase::Finishing;
+        self.shard.links.mark_dirty(id.slot);
+    }
+
+    /// A send has ended.
+    pub(super) fn on_sent(&mut self, id: ConnId, result: OpResult<usize>, buf: Vec<u8>) {
+        let links = &mut self.shard.links;
+        let Some(conn) = links.slots.get(id) else { return self.count_stale(id) };
+        let phase = conn.phase;
+        let Some(outbox) = &mut conn.outbox else { return self.count_stale(id) };
+        let taken = result.unwrap_or(0);
+        outbox.sending_left -= taken;
+        outbox.sending_offset += taken;
+        links.outbox_bytes -= taken;
+        links.stats.bytes_out.add(taken as u64);
+        if outbox.sending_left > 0 && result.is_ok() && phase != Phase::Finishing {
+            links.stats.ring_short_sends.add(1);
+            outbox.sending = Some(self.io.send(id, buf, outbox.sending_offset));
+            return links.note_drained(id.slot);
+        }
+        if outbox.sending_left > 0 {
+            links.stats.copies_unsent.add(unsent_messages(&buf, outbox.sending_offset));
+            links.outbox_bytes -= outbox.sending_left;
+        }
+        outbox.end_send(buf);
+        conn.flags.clear(ConnFlags::SEND_CANCELLED);
+        links.mark_dirty(id.slot);
+        match result {
+            Ok(_) => links.note_drained(id.slot),
+            Err(_) => self.failed(id),
+        }
+    }
+
+    pub(super) fn on_shut_down(&mut self, id: ConnId) {
+        let links = &mut self.shard.links;
+        let Some(conn) = links.slots.get(id) else { return self.count_stale(id) };
+        conn.flags.clear(ConnFlags::OP_PENDING);
+        links.mark_dirty(id.slot);
+    }
+
+    /// Brings every connection that something happened to in line.
+    pub(super) fn flush(&mut self) {
+        self.shard.close_overflowed();
+        // A connection whose mailbox was full last time gets another try.
+        for slot in std::mem::take(&mut self.waiting) {
+            self.shard.links.mark_dirty(slot);
+        }
+        let mut dirty = std::mem::take(&mut self.shard.links.dirty);
+        for slot in dirty.drain(..) {
+            self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
+            self.flush_conn(slot);
+        }
+        // Nothing above marks a connection, so the list that is put back is the whole one.
+        self.shard.links.dirty = dirty;
+    }
+
+    fn flush_conn(&mut self, slot: u32) {
+        match self.shard.links.slots.at(slot).phase {
+            Phase::Free | Phase::Closed => {}
+            Phase::Handshake | Phase::Open => {
+                self.flush_outbox(slot);
+                self.drive_read(slot);
+            }
+            Phase::HandingOver => self.drive_hand_over(slot),
+            Phase::Closing => {
+                self.flush_outbox(slot);
+                self.drive_closing(slot);
+            }
+            Phase::Finishing => self.drive_finishing(slot),
+        }
+    }
+
+    /// One send at a time, with all that is queued.
+    fn flush_outbox(&mut self, slot: u32) {
+        let links = &mut self.shard.links;
+        let id = links.slots.id(slot);
+        let conn = links.slots.at(slot);
+        match &mut conn.outbox {
+            Some(outbox) if outbox.sending.is_none() && !outbox.pending.is_empty() => {
+                let buf = outbox.begin_send();
+                outbox.sending = Some(self.io.send(id, buf, 0));
+            }
+            Some(outbox) if outbox.sending.is_none() => {
+                if let Some(outbox) = conn.outbox.take() {
+                    links.spares.put(outbox);
+                }
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// Cold connections wait on a poll, hot ones have a multishot receive armed.
+    fn drive_read(&mut self, slot: u32) {
+        let links = &mut self.shard.links;
+        let id = links.slots.id(slot);
+        let conn = links.slots.at(slot);
+        let hot = match links.limits.read_mode {
+            ReadMode::Auto => conn.flags.has(ConnFlags::HOT),
+            ReadMode::Cold => false,
+            ReadMode::Hot => true,
+        } && conn.phase == Phase::Open;
+        let paused = conn.flags.has(ConnFlags::PAUSED);
+        match conn.read {
+            ReadOp::None if paused => {}
+            ReadOp::None if hot => {
+                conn.read = ReadOp::Multishot;
+                links.stats.hot.add(1);
+                self.io.recv_multishot(id);
+            }
+            // A new connection's LOGIN is on its way: a receive waits for it in one step.
+            ReadOp::None if conn.phase == Phase::Handshake || conn.flags.has(ConnFlags::READABLE) => {
+                conn.read = ReadOp::Recv;
+                self.io.recv(id);
+            }
+            ReadOp::None => {
+                conn.read = ReadOp::Poll;
+                self.io.poll(id);
+            }
+            ReadOp::Multishot if (paused || !hot) && !conn.flags.has(ConnFlags::READ_CANCELLED) => {
+                conn.flags.set(ConnFlags::READ_CANCELLED);
+                self.io.read_cancel(id, ReadOp::Multishot);
+            }
+            ReadOp::Poll | ReadOp::Recv | ReadOp::Multishot => {}
+        }
+    }
+
+    /// Sends a departing connection off to its home shard: first its particulars, then its descriptor.
+    fn drive_hand_over(&mut self, slot: u32) {
+        let id = self.shard.links.slots.id(slot);
+        if self.shard.links.slots.at(slot).busy() {
+            return;
+        }
+        let Some((home, adoptee)) = self.shard.take_departing(slot) else { return };
+        let token = adoptee.token;
+        match self.shard.outgoing.put_adoptee(home, adoptee) {
+            Ok(()) => {
+                self.shard.links.slots.at(slot).flags.set(ConnFlags::OP_PENDING);
+                self.io.hand_over(id, home, token);
+            }
+            Err(adoptee) => {
+                self.shard.departing.insert(slot, adoptee);
+                self.waiting.push(slot);
+            }
+        }
+    }
+
+    /// After the last byte of a connection that got a BYE, the write side is shut and what still comes in is thrown away until the peer has
+    /// closed too: a close with unread bytes would reset the connection, and the BYE might never be read.
+    fn drive_closing(&mut self, slot: u32) {
+        let links = &mut self.shard.links;
+        let id = links.slots.id(slot);
+        let conn = links.slots.at(slot);
+        if conn.read == ReadOp::None && !conn.flags.has(ConnFlags::EOF) {
+            conn.read = ReadOp::Recv;
+            self.io.recv(id);
+        }
+        if conn.outbox.is_some() {
+            return;
+        }
+        let said_bye = conn.reason.is_some_and(|reason| reason.code().is_some());
+        if !said_bye || conn.flags.has(ConnFlags::EOF) {
+            conn.phase = Phase::Finishing;
+            self.drive_finishing(slot);
+        } else if !conn.flags.has(ConnFlags::SHUT_ASKED) {
+            conn.flags.set(ConnFlags::SHUT_ASKED | ConnFlags::OP_PENDING);
+            self.io.shutdown(id);
+        }
+    }
+
+    /// Cancels whatever is under way; closes when nothing is.
+    fn drive_finishing(&mut self, slot: u32) {
+        let links = &mut self.shard.links;
+        links.discard_pending(slot);
+        let id = links.slots.id(slot);
+        let conn = links.slots.at(slot);
+        if conn.read != ReadOp::None && !conn.flags.has(ConnFlags::READ_CANCELLED) {
+            conn.flags.set(ConnFlags::READ_CANCELLED);
+            self.io.read_cancel(id, conn.read);
+        }
+        if let Some(send) = conn.outbox.as_ref().and_then(|outbox| outbox.sending)
+            && !conn.flags.has(ConnFlags::SEND_CANCELLED)
+        {
+            conn.flags.set(ConnFlags::SEND_CANCELLED);
+            self.io.send_cancel(send);
+        }
+        if !conn.busy() {
+            conn.phase = Phase::Closed;
+            if let Some(outbox) = conn.outbox.take() {
+                links.spares.put(outbox);
+            }
+            self.io.close(slot);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A message's way: from the sender's frame to the home shard of the recipient, into the outboxes of the recipient's devices, and its fate
+//! back to the sender.
+
+use super::links::{Queued, ticks};
+use super::shard::Shard;
+use crate::conn::Phase;
+use crate::inbox::{InboxFull, Unacked};
+use crate::mailbox::{Origin, Record, Records};
+use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
+use trunkline_router::hash::home_shard;
+use trunkline_router::presence::Presence;
+
+/// A message at the home shard of its recipient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Routed<'a> {
+    pub(crate) origin: Origin,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// The sender's id for it.
+    pub(crate) id: u64,
+    pub(crate) acked: bool,
+    pub(crate) payload: &'a [u8],
+}
+
+impl Shard {
+    /// SEND: to this shard's own users at once, to others through the mailbox of their shard.
+    #[inline]
+    pub(crate) fn send(&mut self, slot: u32, frame: &Frame<'_>) {
+        if frame.id == 0 || frame.peer == 0 {
+            return self.links.error(slot, Code::BadRequest, frame.id, frame.peer);
+        }
+        self.links.stats.messages_in.add(1);
+        let message = Routed {
+            origin: self.origin(slot),
+            from: self.links.slots.at(slot).user,
+            to: frame.peer,
+            id: frame.id,
+            acked: frame.flags & flags::ACK != 0,
+            payload: frame.body,
+        };
+        let home = home_shard(frame.peer, u32::from(self.shards)) as u16;
+        if home == self.shard {
+            return self.deliver(&message);
+        }
+        let Routed { origin, from, to, id, acked, payload } = message;
+        let record = Record::Message { origin: origin.conn, from, to, id, acked, payload };
+        if self.outgoing.has_room(home, record.encoded_len()) {
+            return self.outgoing.put(home, &record);
+        }
+        self.links.stats.limit_mailbox.add(1);
+        if acked {
+            self.links.stats.out_overloaded.add(1);
+            self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
+        } else {
+            self.links.stats.out_mailbox_full.add(1);
+        }
+    }
+
+    /// Queues a message for all devices of its recipient, whose home this shard is.
+    pub(crate) fn deliver(&mut self, message: &Routed<'_>) {
+        let Routed { origin, from, to, id, acked, payload } = *message;
+        if acked && let Err(full) = self.inboxes.admit(to, payload.len()) {
+            let stats = &self.links.stats;
+            match full {
+                InboxFull::User => stats.limit_unacked.add(1),
+                InboxFull::Shard => stats.limit_unacked_bytes.add(1),
+            }
+            stats.out_overloaded.add(1);
+            return self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
+        }
+        let stamp = self.next_stamp();
+        let to_self = from == to;
+        let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 };
+        let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
+        let mut devices = 0;
+        let mut queued_slot = None;
+        for session in self.presence.sessions(to) {
+            if to_self && session.slot == origin.conn.slot {
+                continue;
+            }
+            devices += 1;
+            match self.links.queue_message(session.slot, &header, payload) {
+                Queued::Yes => {
+                    self.links.stats.deliveries.add(1);
+                    queued_slot = Some(session.slot);
+                }
+                Queued::OutboxFull => self.links.stats.copies_dropped.add(1),
+            }
+        }
+        let stats = &self.links.stats;
+        match (queued_slot, acked) {
+            (Some(_), false) => stats.out_delivered.add(1),
+            (Some(slot), true) => {
+                let sent_tick = self.links.tick;
+                let payload = payload.into();
+                self.inboxes.push(to, Unacked { stamp, from, id, origin, sent_tick, attempts: 0, payload });
+                self.links.wheel.arm_earlier(slot, sent_tick + ticks(self.links.limits.redeliver_ms));
+            }
+            (None, false) if devices == 0 => stats.out_offline.add(1),
+            (None, false) => stats.out_outbox_full.add(1),
+            (None, true) if devices == 0 => {
+                stats.out_offline_refused.add(1);
+                self.tell_fate(origin, id, to, Outcome::OfflineNotStored, 0);
+            }
+            (None, true) => {
+                stats.out_overloaded.add(1);
+                self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
+            }
+        }
+    }
+
+    /// ACK: the first one of any device settles the message.
+    pub(crate) fn ack(&mut self, slot: u32, frame: &Frame<'_>) {
+        let user = self.links.slots.at(slot).user;
+        if let Some(message) = self.inboxes.ack(user, frame.stamp) {
+            self.links.stats.out_acked.add(1);
+            self.tell_fate(message.origin, message.id, user, Outcome::Delivered, message.stamp);
+        }
+    }
+
+    /// Tells the sender's session what became of its message, if that session still is.
+    pub(crate) fn tell_fate(&mut self, origin: Origin, id: u64, peer: u64, outcome: Outcome, stamp: u64) {
+        if origin.shard != self.shard {
+            let record = Record::Fate { origin: origin.conn, id, peer, outcome, stamp };
+            return self.outgoing.put(origin.shard, &record);
+        }
+        match self.links.slots.get(origin.conn) {
+            Some(conn) if conn.phase == Phase::Open => {
+                let header = Header { kind: Kind::Sent, flags: 0, aux: outcome.as_u16(), id, peer, stamp };
+                self.links.reply(origin.conn.slot, |out| encode(out, &header, &[]));
+            }
+            _ => self.links.stats.sent_to_gone.add(1),
+        }
+    }
+
+    /// Records from another shard.
+    pub(crate) fn take_batch(&mut self, from_shard: u16, bytes: &[u8]) {
+        for record in Records(bytes) {
+            match record {
+                Record::Message { origin, from, to, id, acked, payload } => {
+                    let origin = Origin { shard: from_shard, conn: origin };
+                    self.deliver(&Routed { origin, from, to, id, acked, payload });
+                }
+                Record::Fate { origin, id, peer, outcome, stamp } => {
+                    self.tell_fate(Origin { shard: self.shard, conn: origin }, id, peer, outcome, stamp);
+                }
+            }
+        }
+    }
+
+    /// Sends everything that waits for the user's ACK to one of its sessions again.
+    pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32) {
+        let tick = self.links.tick;
+        for message in self.inboxes.of(user) {
+            let header = again(message, user);
+            if self.links.queue_message(slot, &header, &message.payload) == Queued::Yes {
+                self.links.stats.redeliveries.add(1);
+                message.sent_tick = tick;
+            }
+        }
+    }
+
+    /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often.
+    pub(crate) fn redeliver_due(&mut self, user: u64) {
+        let tick = self.links.tick;
+        let limits = &self.links.limits;
+        let Some(sent_before) = tick.checked_sub(ticks(limits.redeliver_ms)) else { return };
+        for message in self.inboxes.take_exhausted(user, limits.redeliver_attempts_max, sent_before) {
+            self.links.stats.out_offline_refused.add(1);
+            self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
+        }
+        for message in self.inboxes.of(user) {
+            if message.sent_tick > sent_before {
+                continue;
+            }
+            message.attempts += 1;
+            message.sent_tick = tick;
+            let header = again(message, user);
+            for session in self.presence.sessions(user) {
+                let own = message.from == user && message.origin.conn.slot == session.slot;
+                if !own && self.links.queue_message(session.slot, &header, &message.payload) == Queued::Yes {
+                    self.links.stats.redeliveries.add(1);
+                }
+            }
+        }
+    }
+}
+
+fn again(message: &Unacked, user: u64) -> Header {
+    let own = if message.from == user { flags::SELF } else { 0 };
+    let flags = flags::ACK | flags::AGAIN | own;
+    Header { kind: Kind::Deliver, flags, aux: 0, id: message.id, peer: message.from, stamp: message.stamp }
+}

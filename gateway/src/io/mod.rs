@@ -1,0 +1,162 @@
+//! What a shard asks of the operating system. `Core` is generic over [`Io`]; the real ring is [`uring`], the simulator is `sim`.
+//!
+//! The contract, the same for every implementation:
+//! - One operation of a kind at a time for each connection: one read, one send. The core keeps to that.
+//! - Every operation ends with exactly one final completion, a cancelled one too. `close` is asked for when none is left.
+//! - A slot is given out again only after its `Closed` completion.
+//! - Nothing blocks except [`Io::enter`], and that at most as long as it was told.
+
+pub(crate) mod buffers;
+pub(crate) mod uring;
+
+/// Errno values the core tells apart. All others mean that the connection has failed.
+pub(crate) mod errno {
+    pub(crate) const EAGAIN: i32 = libc::EAGAIN;
+    pub(crate) const ECANCELED: i32 = libc::ECANCELED;
+    pub(crate) const ENOBUFS: i32 = libc::ENOBUFS;
+}
+
+/// A connection: its slot in the ring's descriptor table, and which use of that slot it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnId {
+    pub(crate) slot: u32,
+    /// Counts the uses of the slot, modulo 2^24.
+    pub(crate) generation: u32,
+}
+
+/// Bits of a generation; it travels in the upper part of an operation's user data.
+pub(crate) const GENERATION_BITS: u32 = 24;
+
+/// A receive buffer that the kernel filled. It goes back with [`Io::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BufId(pub(crate) u16);
+
+/// A send under way, for cancelling it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SendId(pub(crate) u32);
+
+/// Names a connection on its way from one shard to another; unique while the hand-over lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct HandoverToken(pub(crate) u64);
+
+impl HandoverToken {
+    const SLOT_BITS: u32 = 20;
+    /// Bits of the whole token; what is left of 64 bits tags the completion.
+    pub(crate) const BITS: u32 = 12 + Self::SLOT_BITS + GENERATION_BITS;
+
+    /// Slots are below 2^20 (the kernel's bound for a descriptor table), shards below 2^12 (checked with the configuration).
+    pub(crate) fn new(shard: u16, conn: ConnId) -> Self {
+        HandoverToken(
+            (u64::from(shard) << (Self::SLOT_BITS + GENERATION_BITS))
+                | (u64::from(conn.slot) << GENERATION_BITS)
+                | u64::from(conn.generation),
+        )
+    }
+}
+
+/// Result of an operation: a value, or the errno.
+pub(crate) type OpResult<T> = Result<T, i32>;
+
+/// What the ring reports.
+#[derive(Debug)]
+pub(crate) enum Completion {
+    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again.
+    Accept { listener: u16, result: OpResult<u32>, more: bool },
+    /// A poll has ended: there is something to read, or an error to fetch.
+    Readable { conn: ConnId, result: OpResult<()> },
+    /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended.
+    Recv { conn: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool },
+    /// The kernel took that many bytes of `buf`, counted from the offset the send was given.
+    Sent { conn: ConnId, result: OpResult<usize>, buf: Vec<u8> },
+    /// The write side is shut.
+    ShutDown { conn: ConnId },
+    /// The slot is free.
+    Closed { slot: u32 },
+    /// The other shard has the connection, or could not take it.
+    HandedOver { conn: ConnId, result: OpResult<()> },
+    /// A connection from another shard arrived in `slot`.
+    Adopted { token: HandoverToken, slot: u32 },
+    /// The tick asked for has passed.
+    Tick,
+    /// Another shard has put something into the mailbox.
+    Wake,
+}
+
+/// Time as the shard sees it, read once a turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Now {
+    /// Milliseconds of a clock that never goes back.
+    pub(crate) mono_ms: u64,
+    /// Milliseconds since the Unix epoch.
+    pub(crate) wall_ms: u64,
+}
+
+/// Numbers the ring keeps about itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct IoStats {
+    /// Completions dropped by the kernel because its queue was full.
+    pub(crate) cq_overflow: u64,
+    /// Submissions flushed early because the queue was full.
+    pub(crate) sq_full: u64,
+}
+
+/// The operating system, seen from one shard.
+pub(crate) trait Io {
+    /// Hands over what was queued, then waits for a completion, at most `wait_micros` (below a second). Returns how many there are to take with
+    /// [`Io::next`].
+    fn enter(&mut self, wait_micros: u32) -> usize;
+    /// The next completion of this turn.
+    fn next(&mut self) -> Option<Completion>;
+    /// The time now.
+    fn now(&self) -> Now;
+
+    /// Accepts from a listener: many connections, or one.
+    fn accept(&mut self, listener: u16, multishot: bool);
+    /// Ends the accepts of a listener.
+    fn accept_cancel(&mut self, listener: u16);
+    /// Closes the listeners; the kernel refuses new connections from then on. Accepts are cancelled first.
+    fn stop_listening(&mut self);
+    /// Waits until there is something to read.
+    fn poll(&mut self, conn: ConnId);
+    /// Reads once, waiting for bytes.
+    fn recv(&mut self, conn: ConnId);
+    /// Reads until cancelled.
+    fn recv_multishot(&mut self, conn: ConnId);
+    /// Ends the read of the connection, whichever it is; its final completion follows.
+    fn read_cancel(&mut self, conn: ConnId, read: ReadOp);
+    /// Sends `buf[offset..]`; the buffer comes back with the completion.
+    fn send(&mut self, conn: ConnId, buf: Vec<u8>, offset: usize) -> SendId;
+    /// Ends a send; its completion follows.
+    fn send_cancel(&mut self, send: SendId);
+    /// Shuts the write side: the peer sees the end of the stream after the last byte.
+    fn shutdown(&mut self, conn: ConnId);
+    /// Closes the connection and frees its slot.
+    fn close(&mut self, slot: u32);
+    /// Moves the connection's descriptor to another shard's table.
+    fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken);
+    /// Wakes another shard so that it drains its mailbox.
+    fn wake(&mut self, shard: u16);
+    /// Asks for one [`Completion::Tick`] after this many milliseconds.
+    fn tick_after(&mut self, ms: u32);
+
+    /// The bytes of a received buffer.
+    fn buffer(&self, buf: BufId, len: usize) -> &[u8];
+    /// Gives a received buffer back to the kernel.
+    fn release(&mut self, buf: BufId);
+    /// Numbers the ring keeps about itself.
+    fn stats(&self) -> IoStats;
+}
+
+/// The read a connection has under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ReadOp {
+    /// None.
+    None,
+    /// A one-shot poll: the connection is cold.
+    Poll,
+    /// A single receive.
+    Recv,
+    /// A multishot receive: the connection is hot.
+    Multishot,
+}

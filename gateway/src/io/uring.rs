@@ -1,0 +1,389 @@
+//! The data ring: [`Io`] on a raw io_uring with direct descriptors.
+
+#![allow(unsafe_code)]
+
+use super::buffers::{BUFFER_GROUP, BufferRing};
+use super::{BufId, Completion, ConnId, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, ReadOp, SendId};
+use crate::limits::Limits;
+use crate::waker::Waker;
+use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Submissions gathered before an enter. More are flushed early, which costs one system call.
+const SQ_ENTRIES: u32 = 1_024;
+/// Completions the kernel can queue; a burst beyond it is kept in kernel memory, at a cost.
+const CQ_ENTRIES: u32 = 16_384;
+
+/// What an operation was, in the top 8 bits of its user data. The rest names the connection, the send, the listener or the token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Tag {
+    /// Nobody waits for it: cancels, closes of a slot that never was a connection, wakes that failed.
+    Ignore = 0,
+    Accept,
+    Poll,
+    Recv,
+    Multishot,
+    Send,
+    Shutdown,
+    Close,
+    HandOver,
+    Adopted,
+    Wake,
+    Tick,
+}
+
+const TAG_SHIFT: u32 = 56;
+const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
+
+impl Tag {
+    const ALL: [Tag; 12] = [
+        Tag::Ignore,
+        Tag::Accept,
+        Tag::Poll,
+        Tag::Recv,
+        Tag::Multishot,
+        Tag::Send,
+        Tag::Shutdown,
+        Tag::Close,
+        Tag::HandOver,
+        Tag::Adopted,
+        Tag::Wake,
+        Tag::Tick,
+    ];
+
+    fn with(self, rest: u64) -> u64 {
+        (self as u64) << TAG_SHIFT | rest
+    }
+
+    fn of(self, conn: ConnId) -> u64 {
+        self.with(u64::from(conn.generation) << 32 | u64::from(conn.slot))
+    }
+}
+
+fn conn_of(user_data: u64) -> ConnId {
+    ConnId { slot: user_data as u32, generation: (user_data >> 32) as u32 & ((1 << GENERATION_BITS) - 1) }
+}
+
+/// A buffer the kernel reads from, and whose it is.
+#[derive(Debug)]
+struct Sending {
+    conn: ConnId,
+    buf: Vec<u8>,
+}
+
+/// Ring descriptors of all shards of the process, by shard; filled while they start.
+pub(crate) type RingFds = Arc<Vec<OnceLock<RawFd>>>;
+
+/// The data ring of one shard. Fields are dropped in this order: the ring first, then the memory the kernel knew through it.
+pub(crate) struct Uring {
+    ring: IoUring,
+    buffers: BufferRing,
+    sends: Vec<Option<Sending>>,
+    sends_free: Vec<u32>,
+    listeners: Vec<TcpListener>,
+    /// Its eventfd is registered with the ring.
+    _waker: Arc<Waker>,
+    ring_fds: RingFds,
+    /// Completions taken from the kernel's queue and not yet from here.
+    batch: VecDeque<cqueue::Entry>,
+    tick: Box<Timespec>,
+    started: Instant,
+    sq_full: u64,
+    cq_overflow: u64,
+}
+
+impl Uring {
+    /// Sets up the ring on the calling thread, which must be the one that uses it.
+    ///
+    /// # Errors
+    /// The step that failed, and the kernel's error.
+    pub(crate) fn new(
+        shard: u16,
+        limits: &Limits,
+        listeners: Vec<TcpListener>,
+        waker: Arc<Waker>,
+        ring_fds: RingFds,
+    ) -> io::Result<Self> {
+        let step = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(CQ_ENTRIES)
+            .build(SQ_ENTRIES)
+            .map_err(step("io_uring_setup"))?;
+        ring.submitter().register_files_sparse(limits.slots()).map_err(step("registering the descriptor table"))?;
+        ring.submitter().register_eventfd(waker.as_fd().as_raw_fd()).map_err(step("registering the eventfd"))?;
+        let buffers = BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes)
+            .map_err(step("registering the receive buffers"))?;
+        ring_fds[usize::from(shard)].set(ring.as_raw_fd()).expect("each shard sets its own ring once");
+        Ok(Uring {
+            ring,
+            buffers,
+            sends: Vec::new(),
+            sends_free: Vec::new(),
+            listeners,
+            _waker: waker,
+            ring_fds,
+            batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
+            tick: Box::new(Timespec::new()),
+            started: Instant::now(),
+            sq_full: 0,
+            cq_overflow: 0,
+        })
+    }
+
+    /// Queues one submission.
+    ///
+    /// # Safety
+    /// Whatever the entry points to must stay valid until its completion (or, for data the kernel copies at submission, until the next
+    /// enter).
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: the caller keeps what the entry points to alive.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            self.sq_full += 1;
+            self.submit();
+        }
+    }
+
+    fn push_plain(&mut self, entry: &squeue::Entry) {
+        // SAFETY: callers pass entries without pointers: a descriptor, flags and user data.
+        unsafe { self.push(entry) };
+    }
+
+    fn submit(&mut self) {
+        match self.ring.submit() {
+            Ok(_) => {}
+            // EBUSY and EAGAIN: the kernel wants completions taken, or memory, before it takes more; take them and come again.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => self.take_completions(),
+            Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
+        }
+    }
+
+    fn take_completions(&mut self) {
+        self.batch.extend(self.ring.completion());
+        self.cq_overflow = self.ring.completion().overflow().into();
+    }
+
+    fn decode(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let user_data = entry.user_data();
+        let result = entry.result();
+        let more = cqueue::more(entry.flags());
+        let unit = || if result < 0 { Err(-result) } else { Ok(()) };
+        let count = || -> OpResult<usize> { if result < 0 { Err(-result) } else { Ok(result as usize) } };
+        let tag = *Tag::ALL.get((user_data >> TAG_SHIFT) as usize)?;
+        Some(match tag {
+            Tag::Ignore => return None,
+            Tag::Accept => Completion::Accept {
+                listener: user_data as u16,
+                result: count().map(|slot| slot as u32),
+                more,
+            },
+            Tag::Poll => Completion::Readable { conn: conn_of(user_data), result: unit() },
+            Tag::Recv | Tag::Multishot => Completion::Recv {
+                conn: conn_of(user_data),
+                result: count(),
+                buf: cqueue::buffer_select(entry.flags()).map(BufId),
+                more,
+            },
+            Tag::Send => {
+                let index = user_data as u32;
+                let Sending { conn, buf } = self.sends[index as usize].take().expect("a send completes once");
+                self.sends_free.push(index);
+                Completion::Sent { conn, result: count(), buf }
+            }
+            Tag::Shutdown => Completion::ShutDown { conn: conn_of(user_data) },
+            Tag::Close => Completion::Closed { slot: user_data as u32 },
+            Tag::HandOver => Completion::HandedOver { conn: conn_of(user_data), result: unit() },
+            Tag::Adopted => {
+                Completion::Adopted { token: HandoverToken(user_data & ((1 << HandoverToken::BITS) - 1)), slot: result as u32 }
+            }
+            Tag::Wake => Completion::Wake,
+            Tag::Tick => Completion::Tick,
+        })
+    }
+}
+
+impl Io for Uring {
+    fn enter(&mut self, wait_micros: u32) -> usize {
+        self.buffers.publish();
+        let timeout = Timespec::new().nsec(wait_micros.min(999_999) * 1_000);
+        match self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
+        }
+        self.take_completions();
+        self.batch.len()
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        while let Some(entry) = self.batch.pop_front() {
+            if let Some(completion) = self.decode(&entry) {
+                return Some(completion);
+            }
+        }
+        None
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            mono_ms: self.started.elapsed().as_millis() as u64,
+            wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+        }
+    }
+
+    fn accept(&mut self, listener: u16, multishot: bool) {
+        let fd = Fd(self.listeners[usize::from(listener)].as_raw_fd());
+        let entry = if multishot {
+            opcode::AcceptMulti::new(fd).allocate_file_index(true).build()
+        } else {
+            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                .file_index(Some(DestinationSlot::auto_target()))
+                .build()
+        };
+        self.push_plain(&entry.user_data(Tag::Accept.with(listener.into())));
+    }
+
+    fn accept_cancel(&mut self, listener: u16) {
+        let all = CancelBuilder::user_data(Tag::Accept.with(listener.into())).all();
+        self.push_plain(&opcode::AsyncCancel2::new(all).build().user_data(Tag::Ignore.with(0)));
+    }
+
+    fn stop_listening(&mut self) {
+        self.listeners.clear();
+    }
+
+    fn poll(&mut self, conn: ConnId) {
+        let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
+        self.push_plain(&opcode::PollAdd::new(Fixed(conn.slot), events).build().user_data(Tag::Poll.of(conn)));
+    }
+
+    fn recv(&mut self, conn: ConnId) {
+        // A null pointer and length 0: the kernel picks a buffer of the group and uses its whole length.
+        let entry = opcode::Recv::new(Fixed(conn.slot), std::ptr::null_mut(), 0).buf_group(BUFFER_GROUP).build();
+        self.push_plain(&entry.flags(squeue::Flags::BUFFER_SELECT).user_data(Tag::Recv.of(conn)));
+    }
+
+    fn recv_multishot(&mut self, conn: ConnId) {
+        let entry = opcode::RecvMulti::new(Fixed(conn.slot), BUFFER_GROUP).build();
+        self.push_plain(&entry.user_data(Tag::Multishot.of(conn)));
+    }
+
+    fn read_cancel(&mut self, conn: ConnId, read: ReadOp) {
+        // By user data, which the kernel finds by hash; by descriptor it would walk every armed operation of the ring.
+        let target = match read {
+            ReadOp::None => return,
+            ReadOp::Poll => Tag::Poll,
+            ReadOp::Recv => Tag::Recv,
+            ReadOp::Multishot => Tag::Multishot,
+        };
+        self.push_plain(&opcode::AsyncCancel::new(target.of(conn)).build().user_data(Tag::Ignore.with(0)));
+    }
+
+    fn send(&mut self, conn: ConnId, buf: Vec<u8>, offset: usize) -> SendId {
+        let index = self.sends_free.pop().unwrap_or_else(|| {
+            self.sends.push(None);
+            self.sends.len() as u32 - 1
+        });
+        let bytes = &buf[offset..];
+        let entry = opcode::Send::new(Fixed(conn.slot), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL)
+            .build()
+            .user_data(Tag::Send.with(index.into()));
+        self.sends[index as usize] = Some(Sending { conn, buf });
+        // SAFETY: the bytes are the heap memory of `buf`, which `sends` owns, untouched and unmoved, until the completion of this very
+        // send takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
+        unsafe { self.push(&entry) };
+        SendId(index)
+    }
+
+    fn send_cancel(&mut self, send: SendId) {
+        self.push_plain(&opcode::AsyncCancel::new(Tag::Send.with(send.0.into())).build().user_data(Tag::Ignore.with(0)));
+    }
+
+    fn shutdown(&mut self, conn: ConnId) {
+        let entry = opcode::Shutdown::new(Fixed(conn.slot), libc::SHUT_WR).build();
+        self.push_plain(&entry.user_data(Tag::Shutdown.of(conn)));
+    }
+
+    fn close(&mut self, slot: u32) {
+        self.push_plain(&opcode::Close::new(Fixed(slot)).build().user_data(Tag::Close.with(slot.into())));
+    }
+
+    fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken) {
+        let fd = *self.ring_fds[usize::from(shard)].get().expect("all rings exist before the first turn");
+        let entry = opcode::MsgRingSendFd::new(
+            Fd(fd),
+            Fixed(conn.slot),
+            DestinationSlot::auto_target(),
+            Tag::Adopted.with(token.0),
+        )
+        .build();
+        self.push_plain(&entry.user_data(Tag::HandOver.of(conn)));
+    }
+
+    fn wake(&mut self, shard: u16) {
+        let fd = *self.ring_fds[usize::from(shard)].get().expect("all rings exist before the first turn");
+        let entry = opcode::MsgRingData::new(Fd(fd), 0, Tag::Wake.with(0), None).build();
+        self.push_plain(&entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Tag::Ignore.with(0)));
+    }
+
+    fn tick_after(&mut self, ms: u32) {
+        *self.tick = Timespec::new().sec(u64::from(ms / 1_000)).nsec(ms % 1_000 * 1_000_000);
+        let entry = opcode::Timeout::new(&*self.tick).flags(TimeoutFlags::empty()).build().user_data(Tag::Tick.with(0));
+        // SAFETY: the kernel copies the time when the entry is submitted; `tick` is boxed, lives as long as the ring, and is written again
+        // only after the tick's completion, which comes after the submission.
+        unsafe { self.push(&entry) };
+    }
+
+    fn buffer(&self, buf: BufId, len: usize) -> &[u8] {
+        self.buffers.bytes(buf, len)
+    }
+
+    fn release(&mut self, buf: BufId) {
+        self.buffers.release(buf);
+    }
+
+    fn stats(&self) -> IoStats {
+        IoStats { cq_overflow: self.cq_overflow, sq_full: self.sq_full }
+    }
+}
+
+/// Lets the executor's task sleep until the ring or another thread signals the eventfd.
+pub(crate) struct Parking {
+    eventfd: glommio::io::BufferedFile,
+}
+
+impl Parking {
+    /// Call it on the executor's thread.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub(crate) fn new(waker: &Waker) -> io::Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(waker.as_fd(), 0)?;
+        // SAFETY: the duplicate was just made, and the BufferedFile becomes its only owner.
+        let eventfd = unsafe { glommio::io::BufferedFile::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(fd)) };
+        Ok(Parking { eventfd })
+    }
+
+    /// Sleeps until the eventfd has been signalled since the last call.
+    ///
+    /// # Errors
+    /// Those of reading an eventfd, which only a broken process sees.
+    pub(crate) async fn sleep(&self) -> io::Result<()> {
+        self.eventfd.read_at(0, 8).await.map(drop).map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Closes the duplicate.
+    pub(crate) async fn close(self) -> io::Result<()> {
+        self.eventfd.close().await.map_err(|error| io::Error::other(error.to_string()))
+    }
+}

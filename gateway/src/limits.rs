@@ -1,0 +1,103 @@
+//! The limits one shard works within. Each has a number here, a key in the configuration, a metric, and a policy when it is hit.
+
+/// How connections are read. `Auto` is what production uses; the others exist so that each mode can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// One-shot poll while quiet, multishot receive while busy.
+    Auto,
+    /// Always a one-shot poll and a single receive.
+    Cold,
+    /// Always an armed multishot receive.
+    Hot,
+}
+
+/// Limits of one shard, resolved from the configuration. Times are milliseconds, sizes are bytes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections, logged in or not. Further ones get BYE 14.
+    pub connections_max: u32,
+    /// Time a connection has for its LOGIN; then BYE 9.
+    pub login_timeout_ms: u64,
+    /// Shortest heartbeat a client may ask for, seconds.
+    pub heartbeat_secs_min: u32,
+    /// Longest heartbeat a client may ask for, seconds.
+    pub heartbeat_secs_max: u32,
+    /// Heartbeat of a client that asks for none, seconds.
+    pub heartbeat_secs: u32,
+    /// Longest frame accepted, header included; longer ones end the connection with BYE 2.
+    pub frame_bytes_max: u32,
+    /// Bytes queued for one connection; beyond it messages without ACK are dropped and counted, messages with ACK get SENT 3.
+    pub outbox_bytes_max: usize,
+    /// How long an outbox may stay full before BYE 10.
+    pub outbox_full_ms_max: u64,
+    /// Bytes queued for all connections of the shard; beyond it every outbox counts as full.
+    pub outbox_total_bytes_max: usize,
+    /// Bytes one shard may have under way to another; beyond it messages without ACK are dropped and counted, others get SENT 3.
+    pub mailbox_bytes_max: usize,
+    /// Messages waiting for the ACK of one recipient; further ones get SENT 3.
+    pub unacked_per_user_max: usize,
+    /// Bytes of unacknowledged messages in the shard; further ones get SENT 3.
+    pub unacked_total_bytes_max: usize,
+    /// Time without an ACK after which a message is sent again with AGAIN.
+    pub redeliver_ms: u64,
+    /// How often a message is sent again before it is given up with SENT 2.
+    pub redeliver_attempts_max: u8,
+    /// Frames per second and connection, 0 = off; the excess gets ERROR 11.
+    pub frames_per_sec: u32,
+    /// Connections accepted per second, 0 = off; the excess waits in the accept backlog.
+    pub logins_per_sec: u32,
+    /// Devices of one user; a further one gets BYE 14.
+    pub devices_per_user_max: usize,
+    /// Number of receive buffers the kernel picks from, a power of two.
+    pub recv_buffers: u16,
+    /// Size of one receive buffer.
+    pub recv_buffer_bytes: u32,
+    /// Bytes of half-received frames in the shard; a connection that needs more gets BYE 14.
+    pub partial_total_bytes_max: usize,
+    /// How connections are read.
+    pub read_mode: ReadMode,
+    /// Time without traffic after which a busy connection is read as a quiet one again.
+    pub hot_idle_ms: u64,
+    /// Time over which a drain spreads its BYEs.
+    pub drain_ms: u64,
+}
+
+/// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still needs one.
+pub const SLOTS_RESERVED: u32 = 64;
+
+impl Limits {
+    /// Slots of the shard's descriptor table.
+    pub const fn slots(&self) -> u32 {
+        self.connections_max + SLOTS_RESERVED
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 16_384,
+            login_timeout_ms: 10_000,
+            heartbeat_secs_min: 5,
+            heartbeat_secs_max: 600,
+            heartbeat_secs: 30,
+            frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_DEFAULT,
+            outbox_bytes_max: 256 << 10,
+            outbox_full_ms_max: 10_000,
+            outbox_total_bytes_max: 256 << 20,
+            mailbox_bytes_max: 4 << 20,
+            unacked_per_user_max: 1_024,
+            unacked_total_bytes_max: 64 << 20,
+            redeliver_ms: 15_000,
+            redeliver_attempts_max: 3,
+            frames_per_sec: 0,
+            logins_per_sec: 0,
+            devices_per_user_max: 16,
+            recv_buffers: 1_024,
+            recv_buffer_bytes: 4_096,
+            partial_total_bytes_max: 64 << 20,
+            read_mode: ReadMode::Auto,
+            hot_idle_ms: 10_000,
+            drain_ms: 2_000,
+        }
+    }
+}

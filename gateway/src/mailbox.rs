@@ -1,0 +1,397 @@
+//! Mailboxes between the shards of a node.
+//!
+//! What one shard has for another during a turn is gathered in one batch of bytes, pushed once at the end of the turn, and wakes the other
+//! shard at most once until it looks. So a message across shards costs two copies of its bytes and a share of one push.
+//!
+//! Bounds: the bytes a shard has under way to another are counted, and messages beyond `mailbox_bytes_max` are refused where they
+//! arise. Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
+//! its sender until the next turn.
+
+use crate::io::{ConnId, HandoverToken};
+use crossbeam_queue::ArrayQueue;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use trunkline_proto::Outcome;
+
+/// Letters a shard's mailbox holds for each shard that writes to it: some batches, and connections on their way.
+const LETTERS_PER_SENDER: usize = 64;
+/// Empty batch buffers kept for reuse, and the largest kept: 256 KiB in all.
+const SPARES_MAX: usize = 16;
+const SPARE_BYTES_MAX: usize = 16 << 10;
+
+/// What travels between shards.
+#[derive(Debug)]
+pub(crate) enum Letter {
+    /// Records, see [`Record`].
+    Batch { from: u16, bytes: Vec<u8> },
+    /// A connection that logged in at another shard; its descriptor follows through the ring.
+    Adopt(Box<Adoptee>),
+    /// The descriptor will not follow.
+    AdoptFailed(HandoverToken),
+}
+
+/// All a home shard has to know about a connection it takes over.
+#[derive(Debug)]
+pub(crate) struct Adoptee {
+    pub(crate) token: HandoverToken,
+    pub(crate) user: u64,
+    pub(crate) device: String,
+    pub(crate) class: String,
+    pub(crate) heartbeat_secs: u16,
+    /// What came behind LOGIN.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Where a message came from, so that its fate can be told to the sender's session and to no later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) shard: u16,
+    pub(crate) conn: ConnId,
+}
+
+/// One entry of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Record<'a> {
+    /// A SEND for a user whose home is the receiving shard.
+    Message { origin: ConnId, from: u64, to: u64, id: u64, acked: bool, payload: &'a [u8] },
+    /// The fate of a message with ACK, for its sender.
+    Fate { origin: ConnId, id: u64, peer: u64, outcome: Outcome, stamp: u64 },
+}
+
+const MESSAGE: u8 = 1;
+const MESSAGE_ACKED: u8 = 2;
+const FATE: u8 = 3;
+const MESSAGE_HEADER_BYTES: usize = 40;
+const FATE_BYTES: usize = 40;
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn half(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+impl Record<'_> {
+    /// Bytes the record takes in a batch.
+    pub(crate) fn encoded_len(&self) -> usize {
+        match self {
+            Record::Message { payload, .. } => MESSAGE_HEADER_BYTES + payload.len(),
+            Record::Fate { .. } => FATE_BYTES,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let head = |kind: u8, generation: u32| (u32::from(kind) << 24 | generation).to_ne_bytes();
+        match *self {
+            Record::Message { origin, from, to, id, acked, payload } => {
+                let mut header = [0; MESSAGE_HEADER_BYTES];
+                header[0..4].copy_from_slice(&head(if acked { MESSAGE_ACKED } else { MESSAGE }, origin.generation));
+                header[4..8].copy_from_slice(&origin.slot.to_ne_bytes());
+                header[8..16].copy_from_slice(&from.to_ne_bytes());
+                header[16..24].copy_from_slice(&to.to_ne_bytes());
+                header[24..32].copy_from_slice(&id.to_ne_bytes());
+                header[32..40].copy_from_slice(&(payload.len() as u64).to_ne_bytes());
+                out.extend_from_slice(&header);
+                out.extend_from_slice(payload);
+            }
+            Record::Fate { origin, id, peer, outcome, stamp } => {
+                let mut record = [0; FATE_BYTES];
+                record[0..4].copy_from_slice(&head(FATE, origin.generation));
+                record[4..8].copy_from_slice(&origin.slot.to_ne_bytes());
+                record[8..16].copy_from_slice(&id.to_ne_bytes());
+                record[16..24].copy_from_slice(&peer.to_ne_bytes());
+                record[24..32].copy_from_slice(&stamp.to_ne_bytes());
+                record[32..40].copy_from_slice(&u64::from(outcome.as_u16()).to_ne_bytes());
+                out.extend_from_slice(&record);
+            }
+        }
+    }
+}
+
+/// The records of a batch, in order. The bytes are this process's own, so a record is whole or the program is wrong.
+pub(crate) struct Records<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Record<'a>;
+
+    fn next(&mut self) -> Option<Record<'a>> {
+        let bytes = self.0;
+        if bytes.is_empty() {
+            return None;
+        }
+        let head = half(bytes, 0);
+        let origin = ConnId { slot: half(bytes, 4), generation: head & 0x00FF_FFFF };
+        match (head >> 24) as u8 {
+            kind @ (MESSAGE | MESSAGE_ACKED) => {
+                let len = MESSAGE_HEADER_BYTES + word(bytes, 32) as usize;
+                self.0 = &bytes[len..];
+                Some(Record::Message {
+                    origin,
+                    from: word(bytes, 8),
+                    to: word(bytes, 16),
+                    id: word(bytes, 24),
+                    acked: kind == MESSAGE_ACKED,
+                    payload: &bytes[MESSAGE_HEADER_BYTES..len],
+                })
+            }
+            FATE => {
+                self.0 = &bytes[FATE_BYTES..];
+                Some(Record::Fate {
+                    origin,
+                    id: word(bytes, 8),
+                    peer: word(bytes, 16),
+                    stamp: word(bytes, 24),
+                    outcome: Outcome::from_u16(word(bytes, 32) as u16).expect("written by encode"),
+                })
+            }
+            kind => unreachable!("record kind {kind} is never written"),
+        }
+    }
+}
+
+/// The mailbox of one shard, shared by all.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    letters: ArrayQueue<Letter>,
+    /// Set when the shard has been woken and has not looked since.
+    woken: AtomicBool,
+    /// Bytes in the queue, by sending shard.
+    bytes_from: Box<[AtomicUsize]>,
+}
+
+impl Mailbox {
+    /// A mailbox that `shards` shards write to.
+    pub(crate) fn new(shards: u16) -> Self {
+        Mailbox {
+            letters: ArrayQueue::new(LETTERS_PER_SENDER * usize::from(shards)),
+            woken: AtomicBool::new(false),
+            bytes_from: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+        }
+    }
+
+    /// Letters waiting.
+    pub(crate) fn len(&self) -> usize {
+        self.letters.len()
+    }
+
+    /// Called by the owner before it takes letters: whoever pushes from now on wakes it again.
+    pub(crate) fn look(&self) {
+        self.woken.store(false, Ordering::SeqCst);
+    }
+
+    /// The next letter, for the owner.
+    pub(crate) fn take(&self) -> Option<Letter> {
+        let letter = self.letters.pop()?;
+        if let Letter::Batch { from, bytes } = &letter {
+            self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
+        }
+        Some(letter)
+    }
+}
+
+/// All mailboxes of a node, by shard.
+pub(crate) type Mailboxes = Arc<Vec<Mailbox>>;
+
+/// Makes the mailboxes of a node.
+pub(crate) fn mailboxes(shards: u16) -> Mailboxes {
+    Arc::new((0..shards).map(|_| Mailbox::new(shards)).collect())
+}
+
+/// What one shard has for the others in this turn.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    shard: u16,
+    mailboxes: Mailboxes,
+    batches: Vec<Vec<u8>>,
+    /// Shards with a batch to push.
+    touched: Vec<u16>,
+    spares: Vec<Vec<u8>>,
+    bytes_max: usize,
+}
+
+impl Outgoing {
+    pub(crate) fn new(shard: u16, mailboxes: Mailboxes, bytes_max: usize) -> Self {
+        Outgoing {
+            shard,
+            batches: mailboxes.iter().map(|_| Vec::new()).collect(),
+            mailboxes,
+            touched: Vec::new(),
+            spares: Vec::new(),
+            bytes_max,
+        }
+    }
+
+    /// The shard's own mailbox.
+    pub(crate) fn own(&self) -> &Mailbox {
+        &self.mailboxes[usize::from(self.shard)]
+    }
+
+    /// Whether `bytes` more may be under way to a shard.
+    pub(crate) fn has_room(&self, to: u16, bytes: usize) -> bool {
+        let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
+        under_way + self.batches[usize::from(to)].len() + bytes <= self.bytes_max
+    }
+
+    /// Adds a record to the batch for a shard. Messages are to be let in by `has_room` first.
+    pub(crate) fn put(&mut self, to: u16, record: &Record<'_>) {
+        let batch = &mut self.batches[usize::from(to)];
+        if batch.is_empty() {
+            self.touched.push(to);
+            if batch.capacity() == 0 {
+                *batch = self.spares.pop().unwrap_or_default();
+            }
+        }
+        record.encode(batch);
+    }
+
+    /// Pushes a connection's particulars. Gives them back when the mailbox is full.
+    pub(crate) fn put_adoptee(&mut self, to: u16, adoptee: Box<Adoptee>) -> Result<(), Box<Adoptee>> {
+        match self.mailboxes[usize::from(to)].letters.push(Letter::Adopt(adoptee)) {
+            Ok(()) => Ok(()),
+            Err(Letter::Adopt(adoptee)) => Err(adoptee),
+            Err(_) => unreachable!("push gives back what it was given"),
+        }
+    }
+
+    /// Tells a shard that a descriptor will not follow. False when the mailbox is full.
+    pub(crate) fn put_adopt_failed(&mut self, to: u16, token: HandoverToken) -> bool {
+        self.mailboxes[usize::from(to)].letters.push(Letter::AdoptFailed(token)).is_ok()
+    }
+
+    /// Keeps an emptied batch buffer for reuse.
+    pub(crate) fn recycle(&mut self, mut bytes: Vec<u8>) {
+        if self.spares.len() < SPARES_MAX && bytes.capacity() <= SPARE_BYTES_MAX {
+            bytes.clear();
+            self.spares.push(bytes);
+        }
+    }
+
+    /// Pushes the batches of this turn. Calls `wake` for each shard that has to be woken. A batch that finds its mailbox full stays, and
+    /// true is returned: come again soon.
+    pub(crate) fn post(&mut self, mut wake: impl FnMut(u16)) -> bool {
+        let mut kept = 0;
+        for at in 0..self.touched.len() {
+            let to = self.touched[at];
+            let mailbox = &self.mailboxes[usize::from(to)];
+            let bytes = std::mem::take(&mut self.batches[usize::from(to)]);
+            let len = bytes.len();
+            let under_way = &mailbox.bytes_from[usize::from(self.shard)];
+            under_way.fetch_add(len, Ordering::Relaxed);
+            if let Err(letter) = mailbox.letters.push(Letter::Batch { from: self.shard, bytes }) {
+                under_way.fetch_sub(len, Ordering::Relaxed);
+                if let Letter::Batch { bytes, .. } = letter {
+                    self.batches[usize::from(to)] = bytes;
+                }
+                self.touched[kept] = to;
+                kept += 1;
+            }
+            if mailbox.must_wake() {
+                wake(to);
+            }
+        }
+        self.touched.truncate(kept);
+        kept > 0
+    }
+
+    /// Whether the shard that was just written to outside a batch has to be woken.
+    pub(crate) fn must_wake(&self, to: u16) -> bool {
+        self.mailboxes[usize::from(to)].must_wake()
+    }
+
+    /// Bytes gathered or under way to all other shards.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        let gathered: usize = self.batches.iter().map(Vec::len).sum();
+        let under_way: usize =
+            self.mailboxes.iter().map(|mailbox| mailbox.bytes_from[usize::from(self.shard)].load(Ordering::Relaxed)).sum();
+        gathered + under_way
+    }
+}
+
+impl Mailbox {
+    /// The queue's push and this swap are sequentially consistent with the owner's `look` and the pop that follows it: either the owner
+    /// sees the letter, or this sees `woken` cleared.
+    fn must_wake(&self) -> bool {
+        !self.woken.swap(true, Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn(slot: u32) -> ConnId {
+        ConnId { slot, generation: 0x00FF_FFFE }
+    }
+
+    #[test]
+    fn records_come_out_of_a_batch_as_they_went_in() {
+        let records = [
+            Record::Message { origin: conn(7), from: 1, to: u64::MAX, id: 3, acked: true, payload: b"hello" },
+            Record::Fate { origin: conn(9), id: 3, peer: 2, outcome: Outcome::OfflineNotStored, stamp: 77 },
+            Record::Message { origin: conn(0), from: 5, to: 6, id: 8, acked: false, payload: b"" },
+        ];
+        let mut bytes = Vec::new();
+        for record in &records {
+            let before = bytes.len();
+            record.encode(&mut bytes);
+            assert_eq!(bytes.len() - before, record.encoded_len());
+        }
+        assert!(Records(&bytes).eq(records));
+    }
+
+    #[test]
+    fn a_full_mailbox_keeps_the_batch_with_its_sender_and_loses_nothing() {
+        let mailboxes = mailboxes(2);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
+        let total = 3 * LETTERS_PER_SENDER * 2;
+        let mut blocked = false;
+        for id in 0..total as u64 {
+            outgoing.put(1, &Record::Fate { origin: conn(1), id, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
+            blocked |= outgoing.post(|_| {});
+        }
+        assert!(blocked, "the mailbox never filled");
+        let mut ids = Vec::new();
+        while ids.len() < total {
+            while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
+                ids.extend(Records(&bytes).map(|record| match record {
+                    Record::Fate { id, .. } => id,
+                    Record::Message { .. } => panic!("only fates were put"),
+                }));
+            }
+            outgoing.post(|_| {});
+        }
+        assert_eq!(ids, (0..total as u64).collect::<Vec<_>>());
+        assert_eq!(outgoing.pending_bytes(), 0);
+    }
+
+    #[test]
+    fn room_counts_what_is_gathered_and_what_is_under_way() {
+        let mailboxes = mailboxes(2);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 100);
+        let message = Record::Message { origin: conn(1), from: 1, to: 2, id: 3, acked: false, payload: &[0; 20] };
+        assert!(outgoing.has_room(1, message.encoded_len()));
+        outgoing.put(1, &message);
+        assert!(!outgoing.has_room(1, message.encoded_len()));
+        outgoing.post(|_| {});
+        assert!(!outgoing.has_room(1, message.encoded_len()));
+        assert!(mailboxes[1].take().is_some());
+        assert!(outgoing.has_room(1, message.encoded_len()));
+    }
+
+    #[test]
+    fn a_shard_is_woken_once_until_it_looks() {
+        let mailboxes = mailboxes(2);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
+        let mut wakes = 0;
+        for _ in 0..3 {
+            outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
+            outgoing.post(|_| wakes += 1);
+        }
+        assert_eq!(wakes, 1);
+        mailboxes[1].look();
+        outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
+        outgoing.post(|_| wakes += 1);
+        assert_eq!(wakes, 2);
+    }
+}

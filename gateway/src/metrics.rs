@@ -1,0 +1,149 @@
+//! Counters and gauges of one shard. The shard is the only writer; the HTTP side reads them at any time.
+
+use crate::reason::{CLOSE_REASONS, CloseReason};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number with a single writer, so that adding needs no locked instruction.
+#[derive(Debug, Default)]
+pub struct Stat(AtomicU64);
+
+impl Stat {
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+    /// Subtracts `n`.
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+    /// Sets the value of a gauge.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+    /// The value now.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Prometheus type of a series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatType {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// Name, labels and help text of one series of a shard.
+#[derive(Clone, Copy, Debug)]
+pub struct StatInfo {
+    /// Metric name.
+    pub name: &'static str,
+    /// Further labels as they stand between the braces, or empty.
+    pub labels: &'static str,
+    /// Counter or gauge.
+    pub stat_type: StatType,
+    /// One sentence for `# HELP`; the same for all series of one name.
+    pub help: &'static str,
+}
+
+macro_rules! shard_stats {
+    ($($field:ident: $ty:ident $name:literal $labels:literal $help:literal;)*) => {
+        /// All numbers of one shard.
+        #[derive(Debug, Default)]
+        pub struct ShardStats {
+            $(#[doc = $help] pub $field: Stat,)*
+            closed: [Stat; CLOSE_REASONS],
+        }
+
+        impl ShardStats {
+            /// Visits every series but the closes, in a fixed order; series of one name follow each other.
+            pub fn visit(&self, mut each: impl FnMut(StatInfo, u64)) {
+                $(each(StatInfo { name: $name, labels: $labels, stat_type: StatType::$ty, help: $help }, self.$field.get());)*
+            }
+        }
+    };
+}
+
+shard_stats! {
+    accepted: Counter "trunkline_connections_accepted_total" "" "Connections accepted by this shard.";
+    open: Gauge "trunkline_connections_open" "" "Connections open on this shard, logged in or not.";
+    moved_out: Counter "trunkline_connections_moved_out_total" "" "Connections handed over to their home shard.";
+    moved_in: Counter "trunkline_connections_moved_in_total" "" "Connections taken over from the shard that accepted them.";
+    sessions: Gauge "trunkline_sessions" "" "Logged-in sessions on this shard.";
+    users: Gauge "trunkline_users_online" "" "Users with at least one session on this shard.";
+    logins: Counter "trunkline_logins_total" "" "Successful logins.";
+    messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
+    out_delivered: Counter "trunkline_messages_total" "outcome=\"delivered\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_acked: Counter "trunkline_messages_total" "outcome=\"acknowledged\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_offline: Counter "trunkline_messages_total" "outcome=\"offline_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_offline_refused: Counter "trunkline_messages_total" "outcome=\"offline_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_outbox_full: Counter "trunkline_messages_total" "outcome=\"outbox_full_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_mailbox_full: Counter "trunkline_messages_total" "outcome=\"mailbox_full_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_overloaded: Counter "trunkline_messages_total" "outcome=\"overloaded_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    messages_pending: Gauge "trunkline_messages_unacked" "" "Messages delivered that wait for the recipient's ACK.";
+    deliveries: Counter "trunkline_deliveries_total" "" "DELIVER frames queued, one for each device.";
+    copies_dropped: Counter "trunkline_delivery_copies_dropped_total" "" "DELIVER frames not queued because that device's outbox was full.";
+    copies_unsent: Counter "trunkline_delivery_copies_unsent_total" "" "DELIVER frames without ACK that were queued but not taken by the kernel when their connection ended.";
+    redeliveries: Counter "trunkline_redeliveries_total" "" "DELIVER frames queued again with AGAIN.";
+    sent_to_gone: Counter "trunkline_sent_to_gone_sender_total" "" "SENT results whose sender had disconnected.";
+    errors_sent: Counter "trunkline_errors_sent_total" "" "ERROR frames sent.";
+    bytes_in: Counter "trunkline_bytes_received_total" "" "Bytes received from clients.";
+    bytes_out: Counter "trunkline_bytes_sent_total" "" "Bytes the kernel took for clients.";
+    frames_in: Counter "trunkline_frames_received_total" "" "Frames received from clients.";
+    limit_connections: Counter "trunkline_limit_hits_total" "limit=\"connections\"" "How often each limit was hit.";
+    limit_login_timeout: Counter "trunkline_limit_hits_total" "limit=\"login_timeout\"" "How often each limit was hit.";
+    limit_heartbeat: Counter "trunkline_limit_hits_total" "limit=\"heartbeat\"" "How often each limit was hit.";
+    limit_frame_bytes: Counter "trunkline_limit_hits_total" "limit=\"frame_bytes\"" "How often each limit was hit.";
+    limit_outbox: Counter "trunkline_limit_hits_total" "limit=\"outbox_bytes\"" "How often each limit was hit.";
+    limit_outbox_total: Counter "trunkline_limit_hits_total" "limit=\"outbox_total_bytes\"" "How often each limit was hit.";
+    limit_outbox_full_time: Counter "trunkline_limit_hits_total" "limit=\"outbox_full_time\"" "How often each limit was hit.";
+    limit_mailbox: Counter "trunkline_limit_hits_total" "limit=\"mailbox\"" "How often each limit was hit.";
+    limit_unacked: Counter "trunkline_limit_hits_total" "limit=\"unacked_per_user\"" "How often each limit was hit.";
+    limit_unacked_bytes: Counter "trunkline_limit_hits_total" "limit=\"unacked_total_bytes\"" "How often each limit was hit.";
+    limit_frames: Counter "trunkline_limit_hits_total" "limit=\"frames_per_sec\"" "How often each limit was hit.";
+    limit_logins: Counter "trunkline_limit_hits_total" "limit=\"logins_per_sec\"" "How often each limit was hit.";
+    limit_devices: Counter "trunkline_limit_hits_total" "limit=\"devices_per_user\"" "How often each limit was hit.";
+    limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
+    limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
+    reads_paused: Counter "trunkline_reads_paused_total" "" "Connections not read for a while because their own outbox was over half full.";
+    outbox_bytes: Gauge "trunkline_outbox_bytes" "" "Bytes queued for clients of this shard.";
+    partial_bytes: Gauge "trunkline_partial_bytes" "" "Bytes of half-received frames.";
+    unacked_bytes: Gauge "trunkline_unacked_bytes" "" "Bytes of messages that wait for an ACK.";
+    mailbox_depth: Gauge "trunkline_mailbox_batches" "" "Batches waiting in this shard's mailbox when it was last drained.";
+    mailbox_pending_bytes: Gauge "trunkline_mailbox_pending_bytes" "" "Bytes this shard has under way to other shards.";
+    hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
+    turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";
+    parks: Counter "trunkline_parks_total" "" "Times the shard went to sleep in its executor.";
+    ring_completions: Counter "trunkline_ring_completions_total" "" "Completions taken from the data ring.";
+    ring_enobufs: Counter "trunkline_ring_enobufs_total" "" "Receives that found no free buffer and were armed again.";
+    ring_short_sends: Counter "trunkline_ring_short_sends_total" "" "Sends of which the kernel took only a part.";
+    ring_cq_overflow: Gauge "trunkline_ring_cq_overflow" "" "Completions the kernel had to drop because its queue was full; anything but 0 is a fault.";
+    ring_sq_full: Counter "trunkline_ring_sq_full_total" "" "Times the submission queue had to be flushed within a turn.";
+    ring_stale: Counter "trunkline_ring_stale_completions_total" "" "Completions for a connection that no longer holds the slot; anything but 0 is a fault.";
+    accept_errors: Counter "trunkline_accept_errors_total" "" "Accepts that failed.";
+    arriving: Gauge "trunkline_connections_arriving" "" "Connections announced by other shards whose descriptor has not come yet.";
+    handover_errors: Counter "trunkline_handover_errors_total" "" "Connections whose hand-over to their home shard failed.";
+}
+
+impl ShardStats {
+    /// Counts one closed connection.
+    pub fn count_close(&self, reason: CloseReason) {
+        self.closed[reason as usize].add(1);
+    }
+
+    /// Closed connections by reason.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed[reason as usize].get()
+    }
+
+    /// Closed connections in all.
+    pub fn closed_total(&self) -> u64 {
+        self.closed.iter().map(Stat::get).sum()
+    }
+}

@@ -1,0 +1,26 @@
+//! The route plane of one node: where a user belongs, and which sessions it has there.
+//!
+//! | module | question it answers | asked by |
+//! |---|---|---|
+//! | [`ring`] | which node is the home of this user? | every message |
+//! | [`hash`] | which shard of that node? | every message and every login |
+//! | [`presence`] | which sessions does this user have on this shard? | every message, login and logout |
+//!
+//! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other; their
+//! results are part of the protocol between nodes and are pinned by test vectors. The third is the one piece of state: each
+//! shard owns a [`presence::Embedded`] of its own and shares it with nobody.
+//!
+//! Architecture Invariant: nothing in this crate does I/O, reads a clock, takes a lock or spawns anything. Times are arguments.
+//!
+//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) allocate
+//! nothing and panic on no input.
+
+#![forbid(unsafe_code)]
+
+pub mod hash;
+pub mod presence;
+pub mod ring;
+
+pub use hash::{home_shard, jump, user_hash};
+pub use presence::{Embedded, Entry, LoginOutcome, Presence};
+pub use ring::{Node, Ring, RingError};

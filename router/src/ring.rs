@@ -1,0 +1,324 @@
+//! From a user to its home node: a consistent-hash ring (ketama).
+//!
+//! The placement is the one of nginx's `hash KEY consistent`, which follows Cache::Memcached::Fast:
+//!
+//! - a server name is split at the last `:` if only digits follow it, into host and port; a leading `unix:` is dropped
+//!   and such a name has no port;
+//! - a node has 160 points for each unit of weight; each is the CRC-32 (IEEE) of host, a NUL, port and the 4
+//!   little-endian bytes of the node's previous point, where the first follows 0;
+//! - a key belongs to the first point that is not below the key's CRC-32, and after the last point to the first.
+//!
+//! One case is decided here and left open there: a point claimed by several nodes goes to the one whose name sorts first.
+//! So the ring does not depend on the order in which the nodes are given.
+
+use std::error::Error;
+use std::fmt;
+
+/// Points on the ring for each unit of weight, as in nginx.
+pub const POINTS_PER_WEIGHT: u32 = 160;
+
+/// Nodes a ring may have.
+pub const NODES_MAX: usize = 1_024;
+
+/// The largest weight of one node.
+pub const WEIGHT_MAX: u32 = 65_535;
+
+/// The largest sum of weights of a ring: 10.5 million points, 63 MB. Weights count against each other only, so a
+/// larger sum can always be scaled down.
+pub const WEIGHT_TOTAL_MAX: u32 = 65_536;
+
+/// The longest node name, in bytes: a DNS name of 253 bytes, a colon and a port.
+pub const NAME_BYTES_MAX: usize = 259;
+
+/// The decimal digits of `u64::MAX`.
+const USER_DIGITS_MAX: usize = 20;
+
+/// A node as the ring sees it: a valid name and a valid weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    name: Box<str>,
+    weight: u32,
+}
+
+impl Node {
+    /// A node called `name` (`host:port`, `unix:path` or a plain name) with `weight` 1 … [`WEIGHT_MAX`].
+    ///
+    /// # Errors
+    /// [`RingError::BadName`] for a name that is empty, longer than [`NAME_BYTES_MAX`] or has a control character;
+    /// [`RingError::BadWeight`] for a weight out of range.
+    pub fn new(name: &str, weight: u32) -> Result<Self, RingError> {
+        // A NUL inside a name would blur the border between host and port.
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(RingError::BadName { name: name.into() });
+        }
+        if !(1..=WEIGHT_MAX).contains(&weight) {
+            return Err(RingError::BadWeight {
+                name: name.into(),
+                weight,
+            });
+        }
+        Ok(Node {
+            name: name.into(),
+            weight,
+        })
+    }
+
+    /// The name as given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The weight, 1 … [`WEIGHT_MAX`].
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// The part of every point's hash that is common to all points of this node.
+    fn base_hash(&self) -> crc32fast::Hasher {
+        let (host, port) = host_and_port(&self.name);
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(host.as_bytes());
+        hasher.update(&[0]);
+        hasher.update(port.as_bytes());
+        hasher
+    }
+}
+
+/// Why a ring cannot be built. All are mistakes in the list of nodes, and the text names the one to correct.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RingError {
+    /// The list is empty: a ring without nodes could not answer.
+    NoNodes,
+    /// More than [`NODES_MAX`] nodes.
+    TooManyNodes {
+        /// How many were given.
+        count: usize,
+    },
+    /// A name that is empty, too long or has a control character.
+    BadName {
+        /// The name as given.
+        name: Box<str>,
+    },
+    /// A weight that is not within 1 … [`WEIGHT_MAX`].
+    BadWeight {
+        /// The node's name.
+        name: Box<str>,
+        /// The weight as given.
+        weight: u32,
+    },
+    /// The weights add up to more than [`WEIGHT_TOTAL_MAX`].
+    TotalWeight {
+        /// Their sum.
+        total: u32,
+    },
+    /// Two nodes have the same points, so that one of them would own nothing: their names are equal, mean the same host and
+    /// port, or happen to share a CRC-32.
+    SamePlacement {
+        /// One of the names.
+        first: Box<str>,
+        /// The other one.
+        second: Box<str>,
+    },
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RingError::NoNodes => write!(f, "a ring needs at least one node"),
+            RingError::TooManyNodes { count } => {
+                write!(
+                    f,
+                    "a ring has at most {NODES_MAX} nodes, {count} were given"
+                )
+            }
+            RingError::BadName { name } => write!(
+                f,
+                "node name {name:?} is not usable: 1 to {NAME_BYTES_MAX} bytes without control characters are"
+            ),
+            RingError::BadWeight { name, weight } => {
+                write!(
+                    f,
+                    "node {name:?} has weight {weight}, which is not within 1 to {WEIGHT_MAX}"
+                )
+            }
+            RingError::TotalWeight { total } => write!(
+                f,
+                "the weights of all nodes add up to {total}, more than {WEIGHT_TOTAL_MAX}; scale them down together"
+            ),
+            RingError::SamePlacement { first, second } => write!(
+                f,
+                "nodes {first:?} and {second:?} have the same place on the ring; give one of them another name"
+            ),
+        }
+    }
+}
+
+impl Error for RingError {}
+
+/// An immutable ring. Membership that changes makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ring {
+    /// In the order of their names.
+    nodes: Box<[Node]>,
+    /// The points, ascending and distinct. Apart from their owners so that the search walks 4 bytes a point.
+    points: Box<[u32]>,
+    /// Index into `nodes` of the owner of each point.
+    owners: Box<[u16]>,
+}
+
+// Owners are kept as u16.
+const _: () = assert!(NODES_MAX <= u16::MAX as usize);
+
+impl Ring {
+    /// A ring of `nodes`, in any order. Takes time and memory in proportion to the sum of the weights.
+    ///
+    /// # Errors
+    /// [`RingError::NoNodes`], [`RingError::TooManyNodes`], [`RingError::TotalWeight`], [`RingError::SamePlacement`].
+    pub fn new(mut nodes: Vec<Node>) -> Result<Self, RingError> {
+        if nodes.is_empty() {
+            return Err(RingError::NoNodes);
+        }
+        if nodes.len() > NODES_MAX {
+            return Err(RingError::TooManyNodes { count: nodes.len() });
+        }
+        // At most NODES_MAX × WEIGHT_MAX, which a u32 holds.
+        let total = nodes.iter().map(Node::weight).sum::<u32>();
+        if total > WEIGHT_TOTAL_MAX {
+            return Err(RingError::TotalWeight { total });
+        }
+        nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        refuse_same_placement(&nodes)?;
+
+        let mut placed: Vec<(u32, u16)> = Vec::with_capacity((total * POINTS_PER_WEIGHT) as usize);
+        for (node, owner) in nodes.iter().zip(0_u16..) {
+            let base = node.base_hash();
+            let mut point = 0_u32;
+            for _ in 0..node.weight * POINTS_PER_WEIGHT {
+                let mut hasher = base.clone();
+                hasher.update(&point.to_le_bytes());
+                point = hasher.finalize();
+                placed.push((point, owner));
+            }
+        }
+        // Ties in the point sort by owner, that is by name, and the first of them stays.
+        placed.sort_unstable();
+        placed.dedup_by_key(|(point, _)| *point);
+        Ok(Ring {
+            nodes: nodes.into(),
+            points: placed.iter().map(|(point, _)| *point).collect(),
+            owners: placed.iter().map(|(_, owner)| *owner).collect(),
+        })
+    }
+
+    /// The home node of `user`. The key is the user id in decimal digits, so nginx with `hash $user consistent` agrees.
+    #[inline]
+    #[must_use]
+    pub fn owner(&self, user: u64) -> &Node {
+        &self.nodes[self.owner_index(user)]
+    }
+
+    /// The home node of `user` as an index into [`Ring::nodes`].
+    #[inline]
+    #[must_use]
+    pub fn owner_index(&self, user: u64) -> usize {
+        // A node that works alone should not pay for a hash to learn that it is the home of everybody.
+        if self.nodes.len() == 1 {
+            return 0;
+        }
+        let mut digits = [0; USER_DIGITS_MAX];
+        self.key_owner_index(decimal(user, &mut digits))
+    }
+
+    /// The node that owns an arbitrary key, as an index into [`Ring::nodes`].
+    #[inline]
+    #[must_use]
+    pub fn key_owner_index(&self, key: &[u8]) -> usize {
+        let hash = crc32fast::hash(key);
+        let at = self.points.partition_point(|&point| point < hash);
+        let at = if at == self.points.len() { 0 } else { at };
+        usize::from(self.owners[at])
+    }
+
+    /// All nodes, in the order of their names.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The index in [`Ring::nodes`] of the node called `name`.
+    #[must_use]
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.nodes
+            .binary_search_by(|node| node.name().cmp(name))
+            .ok()
+    }
+
+    /// Every point with its owner, ascending. A point is the end, included, of the owner's stretch of the key hashes.
+    pub fn points(&self) -> impl ExactSizeIterator<Item = (u32, &Node)> {
+        self.points
+            .iter()
+            .zip(&self.owners)
+            .map(|(&point, &owner)| (point, &self.nodes[usize::from(owner)]))
+    }
+
+    /// The share, 0.0 … 1.0, of users that would move if `next` took the place of this ring, estimated over the users
+    /// 1 … `sample`. A sample of 0 says 0.0.
+    #[must_use]
+    pub fn preview(&self, next: &Ring, sample: u32) -> f64 {
+        let after: Vec<Option<usize>> = self
+            .nodes
+            .iter()
+            .map(|node| next.index_of(node.name()))
+            .collect();
+        let moved = (1..=u64::from(sample))
+            .filter(|&user| after[self.owner_index(user)] != Some(next.owner_index(user)))
+            .count();
+        moved as f64 / f64::from(sample.max(1))
+    }
+}
+
+/// Two nodes with one base hash have all their points in common.
+fn refuse_same_placement(nodes: &[Node]) -> Result<(), RingError> {
+    let mut by_base: Vec<(u32, &Node)> = nodes
+        .iter()
+        .map(|node| (node.base_hash().finalize(), node))
+        .collect();
+    by_base.sort_by_key(|(base, _)| *base);
+    match by_base.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(RingError::SamePlacement {
+            first: pair[0].1.name.clone(),
+            second: pair[1].1.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Splits a server name as nginx does before it hashes it.
+fn host_and_port(name: &str) -> (&str, &str) {
+    if let Some((scheme, path)) = name.split_at_checked("unix:".len())
+        && scheme.eq_ignore_ascii_case("unix:")
+    {
+        return (path, "");
+    }
+    match name.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port),
+        _ => (name, ""),
+    }
+}
+
+/// The decimal digits of `user`, written to the end of `digits`.
+#[inline]
+fn decimal(user: u64, digits: &mut [u8; USER_DIGITS_MAX]) -> &[u8] {
+    let mut at = USER_DIGITS_MAX;
+    let mut rest = user;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            return &digits[at..];
+        }
+    }
+}
