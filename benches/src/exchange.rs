@@ -112,7 +112,7 @@ impl Random {
         let mut word = self.0;
         word = (word ^ word >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         word = (word ^ word >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((word >> 32) * u64::from(bound) >> 32) as u32
+        (((word >> 32) * u64::from(bound)) >> 32) as u32
     }
 }
 

@@ -63,7 +63,9 @@ impl fmt::Display for Failure {
         match self {
             Failure::Setup(sentence) | Failure::ServerGone(sentence) => f.write_str(sentence),
             Failure::System { doing, error } => write!(f, "{doing} failed: {error}"),
-            Failure::Connect { target, error } => write!(f, "cannot connect to {target}: {error}; is a server running there?"),
+            Failure::Connect { target, error } => {
+                write!(f, "cannot connect to {target}: {error}; is a server running there?")
+            }
             Failure::LoginRefused { user, code, text } => {
                 write!(f, "the login of user {user} was refused with reason {code} ({text})")
             }

@@ -90,8 +90,7 @@ impl Fleet {
     /// connection at once.
     pub(crate) fn new(target: SocketAddrV4, connections: u32, burst_bytes: u32) -> Result<Fleet, Failure> {
         let (lane_count, lane_slots) = sockets::tables_for(connections)?;
-        let buffer_bytes =
-            burst_bytes.next_power_of_two().clamp(RECEIVE_BUFFER_BYTES_MIN, RECEIVE_BUFFER_BYTES_MAX);
+        let buffer_bytes = burst_bytes.next_power_of_two().clamp(RECEIVE_BUFFER_BYTES_MIN, RECEIVE_BUFFER_BYTES_MAX);
         let shape = RingShape {
             submissions: 4_096,
             completions: 32_768,
@@ -128,14 +127,12 @@ impl Fleet {
 
     /// Counters of all rings together.
     pub(crate) fn counters(&mut self) -> RingCounters {
-        self.lanes.iter_mut().map(|lane| lane.ring.counters()).fold(RingCounters::default(), |sum, lane| {
-            RingCounters {
-                enters: sum.enters + lane.enters,
-                completions: sum.completions + lane.completions,
-                out_of_buffers: sum.out_of_buffers + lane.out_of_buffers,
-                short_sends: sum.short_sends + lane.short_sends,
-                completion_overflows: sum.completion_overflows + lane.completion_overflows,
-            }
+        self.lanes.iter_mut().map(|lane| lane.ring.counters()).fold(RingCounters::default(), |sum, lane| RingCounters {
+            enters: sum.enters + lane.enters,
+            completions: sum.completions + lane.completions,
+            out_of_buffers: sum.out_of_buffers + lane.out_of_buffers,
+            short_sends: sum.short_sends + lane.short_sends,
+            completion_overflows: sum.completion_overflows + lane.completion_overflows,
         })
     }
 

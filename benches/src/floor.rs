@@ -61,7 +61,8 @@ pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32) -> Result<(), F
     let address = listener.local_addr().map_err(|error| Failure::system("reading the listener's address", error))?;
     // The kernel counts the table against the limit of open files and allows 2^20 slots at most.
     let slots = limit.min(1 << 20) as u32;
-    let shape = RingShape { submissions: 4_096, completions: 65_536, slots, buffers: BUFFERS, buffer_bytes: BUFFER_BYTES };
+    let shape =
+        RingShape { submissions: 4_096, completions: 65_536, slots, buffers: BUFFERS, buffer_bytes: BUFFER_BYTES };
     let ring = Ring::new(shape).map_err(|error| Failure::system("setting up the ring", error))?;
     let mut floor = Floor {
         ring,

@@ -69,13 +69,13 @@ const WARMUP_CONNECTIONS: u32 = 64;
 /// Caches shown in the summary.
 const TOP_CACHES: usize = 8;
 
+const COLUMNS: [&str; 6] = ["", "process", "anonymous", "kernel", "together", "entered/s"];
 /// Printed below the table.
 const EXPLANATION: &str = "\
-process         growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file
-kernel objects  growth of the machine's slab objects in use, less the client's end
-kernel pages    growth of slab pages, page tables, kernel stacks and vmalloc, less the client's end: includes the unused
-                parts of half-full slabs
-with …          process and kernel together";
+process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file
+kernel    growth of the machine's kernel memory (slab objects in use, page tables, kernel stacks, vmalloc), less the
+          client's end
+together  process and kernel";
 
 /// Growth of memory with the connections, all figures in bytes for each connection.
 #[derive(Clone, Debug, Serialize)]
@@ -86,7 +86,9 @@ struct Footprint {
     user_anonymous: f64,
     /// Kernel, the server's share.
     kernel: Share,
-    /// Kernel, both ends: objects by cache.
+    /// Memory of the machine that is neither free nor page cache: kernel, both ends, and process.
+    machine_used: f64,
+    /// Kernel, both ends: objects by cache. Caches of one object size may be merged under one name.
     caches: Vec<(String, f64)>,
     /// Time to open (and log in) all connections, in seconds.
     entered_in: f64,
@@ -98,6 +100,13 @@ struct Run {
     floor: Option<Footprint>,
     gateway: Footprint,
     exchanged: Option<Exchanged>,
+}
+
+impl Run {
+    fn settled(&self) -> bool {
+        let floor = self.floor.as_ref().is_none_or(|floor| floor.kernel.settled);
+        floor && self.gateway.kernel.settled && self.plain.accepted.settled
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -188,6 +197,7 @@ fn hold(
     let footprint = Footprint {
         user_rss: each(user.rss - user_before.rss),
         user_anonymous: each(user.anonymous - user_before.anonymous),
+        machine_used: each(kernel.machine_used),
         kernel: Share::of(&kernel, args.conns).less(client),
         caches,
         entered_in,
@@ -211,44 +221,26 @@ fn print_summary(report: &Report<'_>) {
     let args = report.arguments;
     println!("{}", report.machine);
     println!("{} idle connections, {} runs; medians, bytes for each connection", args.conns, args.runs);
-    let bytes = |value: f64| format!("{value:.0}");
-    let mut rows = Vec::new();
-    let plain_ends: [(&str, fn(&Run) -> Share); 2] =
-        [("client's end, nothing armed", |run| run.plain.connecting), ("accepted socket, nothing armed", |run| run.plain.accepted)];
-    for (name, share) in plain_ends {
-        let of = |value: fn(&Share) -> f64| bytes(median(report.runs.iter().map(share).map(|share| value(&share))));
-        let mut row = vec![name.to_owned(), "–".to_owned(), "–".to_owned(), of(|share| share.objects), of(|share| share.pages)];
-        row.resize(8, "–".to_owned());
-        rows.push(row);
-    }
-    let held: [(&str, fn(&Run) -> Option<&Footprint>); 2] =
-        [("floor, multishot receive armed", |run| run.floor.as_ref()), ("gateway, logged in", |run| Some(&run.gateway))];
-    for (name, footprint) in held {
-        if report.runs.iter().any(|run| footprint(run).is_none()) {
-            continue;
-        }
-        let of = |value: fn(&Footprint) -> f64| median(report.runs.iter().filter_map(footprint).map(value));
-        rows.push(vec![
-            name.to_owned(),
-            bytes(of(|footprint| footprint.user_rss)),
-            bytes(of(|footprint| footprint.user_anonymous)),
-            bytes(of(|footprint| footprint.kernel.objects)),
-            bytes(of(|footprint| footprint.kernel.pages)),
-            bytes(of(|footprint| footprint.user_rss + footprint.kernel.objects)),
-            bytes(of(|footprint| footprint.user_rss + footprint.kernel.pages)),
-            bytes(f64::from(args.conns) / of(|footprint| footprint.entered_in)),
-        ]);
-    }
-    let head = ["", "process", "anonymous", "kernel objects", "kernel pages", "with objects", "with pages", "entered/s"];
-    println!("{}", table(&head, &rows));
+    let mut rows = vec![
+        plain_row("client's end, nothing armed", report, |run| run.plain.connecting),
+        plain_row("accepted socket, nothing armed", report, |run| run.plain.accepted),
+    ];
+    rows.extend(held_row("floor, multishot receive armed", report, |run| run.floor.as_ref()));
+    rows.extend(held_row("gateway, logged in", report, |run| Some(&run.gateway)));
+    println!("{}", table(&COLUMNS, &rows));
     println!("{EXPLANATION}");
-    if report.runs[0].floor.is_none() {
+    if report.runs.iter().all(|run| run.floor.is_none()) {
         println!("The floor is left out: it is one ring, whose table cannot hold {} connections here.", args.conns);
+    }
+    if !report.runs.iter().all(Run::settled) {
+        println!(
+            "Kernel memory did not come to rest: something else is at work on this machine, the figures are not good."
+        );
     }
     let last = &report.runs[report.runs.len() - 1];
     println!("\nkernel objects with the gateway, both ends, last run, bytes for each connection");
     let top = last.gateway.caches.iter().take(TOP_CACHES);
-    let caches: Vec<Vec<String>> = top.map(|(name, each)| vec![name.clone(), bytes(*each)]).collect();
+    let caches: Vec<Vec<String>> = top.map(|(name, each)| vec![name.clone(), format!("{each:.0}")]).collect();
     println!("{}", table(&["cache", "bytes"], &caches));
     for exchanged in report.runs.iter().filter_map(|run| run.exchanged.as_ref()) {
         println!(
@@ -256,4 +248,27 @@ fn print_summary(report: &Report<'_>) {
             exchanged.messages, exchanged.seconds
         );
     }
+}
+
+fn plain_row(name: &str, report: &Report<'_>, share: fn(&Run) -> Share) -> Vec<String> {
+    let in_use = median(report.runs.iter().map(|run| share(run).in_use));
+    let mut row = vec![name.to_owned(), "–".to_owned(), "–".to_owned(), format!("{in_use:.0}")];
+    row.resize(COLUMNS.len(), "–".to_owned());
+    row
+}
+
+fn held_row(name: &str, report: &Report<'_>, footprint: fn(&Run) -> Option<&Footprint>) -> Option<Vec<String>> {
+    let footprints: Vec<&Footprint> = report.runs.iter().filter_map(footprint).collect();
+    if footprints.is_empty() {
+        return None;
+    }
+    let of = |value: fn(&Footprint) -> f64| median(footprints.iter().map(|footprint| value(footprint)));
+    let cells = [
+        of(|footprint| footprint.user_rss),
+        of(|footprint| footprint.user_anonymous),
+        of(|footprint| footprint.kernel.in_use),
+        of(|footprint| footprint.user_rss + footprint.kernel.in_use),
+        f64::from(report.arguments.conns) / of(|footprint| footprint.entered_in),
+    ];
+    Some([name.to_owned()].into_iter().chain(cells.map(|cell| format!("{cell:.0}"))).collect())
 }

@@ -200,7 +200,11 @@ impl Ledger {
         }
         if label.sequence < flow.received {
             self.redelivered += u64::from(again);
-            return if again { Ok(Delivery { flow: label.flow, latency_ns: 0, again }) } else { Err(Discrepancy::Doubled(message)) };
+            return if again {
+                Ok(Delivery { flow: label.flow, latency_ns: 0, again })
+            } else {
+                Err(Discrepancy::Doubled(message))
+            };
         }
         if label.sequence > flow.received {
             let missing = Message { sequence: flow.received, ..message };

@@ -140,7 +140,8 @@ pub(crate) fn ping_all(fleet: &mut Fleet, users: &[u64], progress: &Progress) ->
     while (pings.answered as usize) < users.len() {
         while (asked as usize) < users.len() && asked - pings.answered < OPENING_MAX {
             fleet.stage(asked, |out| {
-                let header = trunkline_proto::Header { kind: Kind::Ping, flags: 0, aux: asked as u16, id: 0, peer: 0, stamp: 0 };
+                let header =
+                    trunkline_proto::Header { kind: Kind::Ping, flags: 0, aux: asked as u16, id: 0, peer: 0, stamp: 0 };
                 trunkline_proto::encode(out, &header, &[]);
             });
             fleet.arm(asked, Arm::OneFrame)?;

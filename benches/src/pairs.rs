@@ -290,7 +290,8 @@ fn conclude<A: Serialize>(
 }
 
 fn summary(cases: &[Case]) -> String {
-    let head = ["", "CPU µs/message", "lowest", "highest", "user %", "cores", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"];
+    let head =
+        ["", "CPU µs/message", "lowest", "highest", "user %", "cores", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"];
     let rows: Vec<Vec<String>> = cases
         .iter()
         .map(|case| {

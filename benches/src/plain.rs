@@ -28,24 +28,26 @@ use crate::{
 /// Between two samples of memory that is to come to rest.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long it may take to do so, and how long plain connections may stand still.
-pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections under way at the same time: half of the standard library's backlog.
 const OPENING_MAX: u32 = 64;
 
 /// Kernel memory in bytes for each connection.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Share {
-    /// Pages of slab caches, page tables, kernel stacks, vmalloc.
-    pub(crate) pages: f64,
-    /// Objects in use in slab caches only.
-    pub(crate) objects: f64,
+    /// Objects in use in slab caches, page tables, kernel stacks, vmalloc.
+    pub(crate) in_use: f64,
+    /// Pages of slab caches alone; see [`KernelMemory::slab_pages`].
+    pub(crate) slab_pages: f64,
+    /// Whether kernel memory had come to rest at every sample that went into this.
+    pub(crate) settled: bool,
 }
 
 impl Share {
     /// Growth divided by connections.
     pub(crate) fn of(grown: &KernelMemory, connections: u32) -> Share {
         let each = |bytes: i64| bytes as f64 / f64::from(connections);
-        Share { pages: each(grown.total()), objects: each(grown.slab_objects) }
+        Share { in_use: each(grown.in_use()), slab_pages: each(grown.slab_pages), settled: grown.settled }
     }
 
     /// What is left without `other`.
@@ -54,7 +56,11 @@ impl Share {
     }
 
     fn combine(self, other: Share, combine: impl Fn(f64, f64) -> f64) -> Share {
-        Share { pages: combine(self.pages, other.pages), objects: combine(self.objects, other.objects) }
+        Share {
+            in_use: combine(self.in_use, other.in_use),
+            slab_pages: combine(self.slab_pages, other.slab_pages),
+            settled: self.settled && other.settled,
+        }
     }
 }
 
@@ -79,7 +85,8 @@ pub(crate) fn measure(connections: u32, progress: &Progress) -> Result<Plain, Fa
     Ok(Plain { accepted, connecting: accepted.combine(port, |accepted, port| accepted + port) })
 }
 
-/// Kernel memory once it has stopped changing by more than a few bytes for each connection.
+/// Kernel memory once it has stopped changing by more than a few bytes for each connection, or after a while although
+/// it has not: then something else is at work on this machine.
 pub(crate) fn settled_kernel_memory(connections: u32) -> Result<KernelMemory, Failure> {
     let tolerance = 8 * i64::from(connections).max(1_000);
     let deadline = Instant::now() + SETTLE_PATIENCE;
@@ -88,15 +95,9 @@ pub(crate) fn settled_kernel_memory(connections: u32) -> Result<KernelMemory, Fa
     loop {
         thread::sleep(SETTLE_INTERVAL);
         let now = KernelMemory::now()?;
-        calm = if (now.total() - before.total()).abs() <= tolerance { calm + 1 } else { 0 };
-        if calm == 3 {
-            return Ok(now);
-        }
-        if Instant::now() > deadline {
-            return Err(Failure::Stalled {
-                waiting_for: "kernel memory to settle; something else is at work on this machine".to_owned(),
-                after: SETTLE_PATIENCE,
-            });
+        calm = if (now.in_use() - before.in_use()).abs() <= tolerance { calm + 1 } else { 0 };
+        if calm == 3 || Instant::now() > deadline {
+            return Ok(KernelMemory { settled: calm == 3, ..now });
         }
         before = now;
     }

@@ -50,6 +50,13 @@ impl CpuTime {
     }
 }
 
+/// Whether a process exists and has not ended.
+pub(crate) fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the command's name in parentheses; Z and X are processes that have ended.
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(|state| !matches!(state, 'Z' | 'X')))
+}
+
 /// User memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct UserMemory {
@@ -74,14 +81,19 @@ impl UserMemory {
 /// Memory the kernel has in use for itself, machine-wide, in bytes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct KernelMemory {
-    /// Pages of all slab caches (`Slab` in `/proc/meminfo`), the unused part of half-full slabs included.
+    /// Pages of all slab caches (`Slab` in `/proc/meminfo`). Room left over from earlier objects is used up first, so this
+    /// grows by more or less than the objects do.
     pub(crate) slab_pages: i64,
     /// Objects in use in all slab caches (`/proc/slabinfo`).
     pub(crate) slab_objects: i64,
     /// Page tables, kernel stacks, vmalloc areas and per-CPU areas.
     pub(crate) other: i64,
+    /// All memory that is neither free nor page cache, that of processes included: a check on the sum of the rest.
+    pub(crate) machine_used: i64,
     /// Objects in use by cache.
     pub(crate) caches: BTreeMap<String, i64>,
+    /// Whether it had come to rest.
+    pub(crate) settled: bool,
 }
 
 impl KernelMemory {
@@ -94,7 +106,9 @@ impl KernelMemory {
             slab_pages: field("Slab"),
             slab_objects: caches.values().sum(),
             other: field("PageTables") + field("KernelStack") + field("VmallocUsed") + field("Percpu"),
+            machine_used: field("MemTotal") - field("MemFree") - field("Buffers") - field("Cached"),
             caches,
+            settled: false,
         })
     }
 
@@ -108,21 +122,22 @@ impl KernelMemory {
             slab_pages: self.slab_pages - earlier.slab_pages,
             slab_objects: self.slab_objects - earlier.slab_objects,
             other: self.other - earlier.other,
+            machine_used: self.machine_used - earlier.machine_used,
             caches: caches.filter(|(_, bytes)| *bytes != 0).collect(),
+            settled: self.settled && earlier.settled,
         }
     }
 
-    /// Slab pages and all the rest.
-    pub(crate) fn total(&self) -> i64 {
-        self.slab_pages + self.other
+    /// Slab objects in use and all the rest.
+    pub(crate) fn in_use(&self) -> i64 {
+        self.slab_objects + self.other
     }
 }
 
 fn slab_caches() -> Result<BTreeMap<String, i64>, Failure> {
     let path = "/proc/slabinfo";
-    let text = fs::read_to_string(path).map_err(|error| {
-        Failure::Setup(format!("kernel memory is read from {path}, which takes root: {error}"))
-    })?;
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::Setup(format!("kernel memory is read from {path}, which takes root: {error}")))?;
     let mut caches = BTreeMap::new();
     // Two header lines, then: name, active objects, objects, object size, …
     for line in text.lines().skip(2) {
@@ -185,5 +200,6 @@ mod tests {
     fn a_process_that_is_gone_is_an_error() {
         // Above the largest process id Linux gives.
         assert!(matches!(CpuTime::of(1 << 23), Err(Failure::ServerGone(_))));
+        assert!(!is_running(1 << 23) && is_running(std::process::id()));
     }
 }

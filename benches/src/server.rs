@@ -5,14 +5,14 @@ use std::{
     env,
     io::{BufRead as _, BufReader, Read},
     net::{SocketAddr, SocketAddrV4},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::{affinity::SERVER_CORE, failure::Failure, ring::os, sockets::tables_for};
+use crate::{affinity::SERVER_CORE, failure::Failure, process::is_running, ring::os, sockets::tables_for};
 
 /// How long a server may take to say where it listens.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -83,8 +83,10 @@ impl Server {
 
     /// A server that runs already; `pid` is the process whose CPU time and memory are read.
     pub(crate) fn running(name: &'static str, address: SocketAddrV4, pid: u32) -> Result<Server, Failure> {
-        if !Path::new(&format!("/proc/{pid}")).exists() {
-            return Err(Failure::Setup(format!("there is no process {pid}: --gateway-pid names the {name} at {address}")));
+        if !is_running(pid) {
+            return Err(Failure::Setup(format!(
+                "there is no process {pid}: --gateway-pid names the {name} at {address}"
+            )));
         }
         Ok(Server { name, address, pid, child: None, last_words: Arc::default(), readers: Vec::new() })
     }
@@ -130,15 +132,19 @@ impl Server {
     /// Puts the fate of the server's process into a failure that its end explains.
     pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
         /// A process whose sockets are closed is about to be gone.
-        const PATIENCE: Duration = Duration::from_millis(500);
-        let by_its_end =
-            matches!(failure, Failure::ServerGone(_) | Failure::Connect { .. } | Failure::Stalled { .. });
-        if by_its_end && self.wait_for_end(PATIENCE).is_some() {
-            let fate = self.fate();
-            Failure::ServerGone(format!("the {} ended during the run ({failure}): {fate}", self.name))
-        } else {
-            failure
+        const PATIENCE: Duration = Duration::from_secs(2);
+        if !matches!(failure, Failure::ServerGone(_) | Failure::Connect { .. } | Failure::Stalled { .. }) {
+            return failure;
         }
+        if self.wait_for_end(PATIENCE).is_some() {
+            let fate = self.fate();
+            return Failure::ServerGone(format!("the {} ended during the run ({failure}): {fate}", self.name));
+        }
+        if self.child.is_none() && !is_running(self.pid) {
+            let (name, pid) = (self.name, self.pid);
+            return Failure::ServerGone(format!("the {name}, process {pid}, ended during the run ({failure})"));
+        }
+        failure
     }
 
     /// Asks a child to end and waits for it. Errors: it does not end in time, or ends with another status than 0.
@@ -176,7 +182,7 @@ impl Server {
     /// The exit status, if there is one, and the last lines of output.
     fn fate(&mut self) -> String {
         /// Output that was written before the end is read by then, unless somebody else holds the pipe open.
-        const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
+        const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
         let status = match self.wait_for_end(Duration::ZERO) {
             Some(status) => {
                 let deadline = Instant::now() + OUTPUT_PATIENCE;
@@ -259,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_server_that_ends_later_explains_a_lost_connection() {
-        let mut server =
-            Server::start("test", shell("echo listening on 127.0.0.1:4711; echo out of luck; exit 3")).expect("listens");
+        let mut server = Server::start("test", shell("echo listening on 127.0.0.1:4711; echo out of luck; exit 3"))
+            .expect("listens");
         let sentence = server.explain(Failure::ServerGone("a connection was closed".to_owned())).to_string();
         assert!(sentence.contains("exit status: 3") && sentence.contains("a connection was closed"), "{sentence}");
     }

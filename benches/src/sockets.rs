@@ -21,8 +21,7 @@ pub(crate) const INSTALL_BATCH: u32 = 64;
 /// How many tables of direct descriptors so many connections take, and how many slots each has: the kernel bounds a
 /// ring's table by the limit of open files, which is raised to the hard limit here.
 pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
-    let limit =
-        os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
+    let limit = os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
     let slots_max = limit.min(1 << 20) as u32;
     let tables = connections.div_ceil(slots_max.max(1)).max(1);
     // A ring and its event descriptor each.

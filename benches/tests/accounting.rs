@@ -143,8 +143,14 @@ impl Session {
         self.messages += 1;
         let fault = if self.messages >= FAULTY_MESSAGE { self.fault } else { Fault::None };
         let outcome = if fault == Fault::ConfirmAsOverloaded { Outcome::Overloaded } else { Outcome::Delivered };
-        let header =
-            Header { kind: Kind::Sent, flags: 0, aux: outcome.as_u16(), id: frame.id, peer: self.user, stamp: frame.stamp };
+        let header = Header {
+            kind: Kind::Sent,
+            flags: 0,
+            aux: outcome.as_u16(),
+            id: frame.id,
+            peer: self.user,
+            stamp: frame.stamp,
+        };
         let mut sent = Vec::new();
         encode(&mut sent, &header, &[]);
         if fault == Fault::ConfirmTwice {
@@ -167,7 +173,8 @@ fn bench(address: SocketAddr, more: &[&str]) -> Output {
 
 /// What the bench says about a gateway with this fault. Messages are counted from 0, each connection keeps 3 in flight.
 fn complaint(fault: Fault, more: &[&str]) -> String {
-    let output = bench(gateway(fault), more);
+    // Long enough for any machine to come to the faulty message; the bench ends there.
+    let output = bench(gateway(fault), &[&["--secs", "60"], more].concat());
     let stderr = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(1), "{fault:?}: {stderr}");
     stderr

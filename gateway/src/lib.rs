@@ -1,16 +1,24 @@
 //! The Trunkline gateway: see `ARCHITECTURE.md` for the code map.
 
-pub mod control;
-pub mod limits;
-pub mod metrics;
-pub mod reason;
-pub mod waker;
 pub mod auth;
+pub mod budget;
+pub mod config;
 mod conn;
+pub mod control;
 mod core;
+pub mod http;
 mod inbox;
 mod io;
+pub mod limits;
+pub mod listeners;
 mod mailbox;
+pub mod metrics;
 mod outbox;
+pub mod prometheus;
+pub mod reason;
 pub mod shard;
+#[cfg(test)]
+mod simulation;
+pub mod startup;
+pub mod waker;
 pub mod wheel;

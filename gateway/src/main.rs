@@ -1,2 +1,120 @@
-//! bench
-fn main() {}
+//! The `gateway` command: reads the configuration, checks the machine, starts the shards and serves HTTP until a signal ends it.
+
+mod cli;
+mod run;
+
+use cli::{CliError, Command};
+use std::io::{self, Write};
+use std::process::ExitCode;
+use trunkline_gateway::budget::Budget;
+use trunkline_gateway::config::{Config, ConfigError, Host, default_config};
+use trunkline_gateway::startup::{StartupError, checks};
+
+/// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit status when the configuration is refused; a failure of any other kind is 1.
+const EXIT_CONFIG: u8 = 2;
+
+/// Why the command failed.
+enum Failure {
+    Config(ConfigError),
+    Startup(StartupError),
+    /// In operation, or while printing.
+    Other(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Failure::Config(error)
+    }
+}
+
+impl From<StartupError> for Failure {
+    fn from(error: StartupError) -> Self {
+        Failure::Startup(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Other(format!("writing the output: {error}"))
+    }
+}
+
+fn main() -> ExitCode {
+    // A connection's state is some hundred bytes here and there: with huge pages each of those would make two megabytes resident. Where the
+    // kernel knows no such setting there are no huge pages either.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    let host = Host::read();
+    let outcome = match cli::parse(std::env::args_os(), &host) {
+        Ok(command) => follow(command, &host),
+        Err(CliError::Usage(error)) => error.exit(),
+        Err(CliError::Config(error)) => Err(error.into()),
+    };
+    let (message, status) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Config(error)) => (error.to_string(), EXIT_CONFIG),
+        Err(Failure::Startup(error)) => (error.to_string(), 1),
+        Err(Failure::Other(error)) => (error, 1),
+    };
+    eprintln!("gateway: {message}");
+    ExitCode::from(status)
+}
+
+fn follow(command: Command, host: &Host) -> Result<(), Failure> {
+    match command {
+        Command::DefaultConfig => print(&default_config(host)),
+        Command::CheckConfig(config) => check_config(&config),
+        Command::Doctor(config) => doctor(&config),
+        Command::Run(config) => run::run(&config),
+    }
+}
+
+/// Writes to stdout; a closed pipe is an error like any other and no panic.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+/// The output is the configuration in force as a file, with the memory budget as comments.
+fn check_config(config: &Config) -> Result<(), Failure> {
+    config.auth.load()?;
+    let budget = Budget::of(config);
+    let comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
+    print(&format!("{}\n{comments}", config.effective_text()))?;
+    // What would keep a node from starting is refused here too, as a fault of the configuration.
+    budget.check().map_err(|error| ConfigError::Conflict(error.to_string()).into())
+}
+
+fn doctor(config: &Config) -> Result<(), Failure> {
+    config.auth.load()?;
+    let budget = Budget::of(config);
+    let mut text = String::new();
+    let mut failures = 0;
+    for check in checks(config) {
+        let line = match check.outcome {
+            Ok(found) => format!("ok    {}: {found}\n", check.name),
+            Err(error) => {
+                failures += 1;
+                format!("FAIL  {}: {error}\n", check.name)
+            }
+        };
+        text.push_str(&line);
+    }
+    match budget.check() {
+        Ok(()) => text.push_str("ok    memory: the budget fits\n"),
+        Err(error) => {
+            failures += 1;
+            text.push_str(&format!("FAIL  memory: {error}\n"));
+        }
+    }
+    print(&format!("{text}\n{budget}\n"))?;
+    match failures {
+        0 => Ok(()),
+        1 => Err(Failure::Other("1 check failed".to_owned())),
+        _ => Err(Failure::Other(format!("{failures} checks failed"))),
+    }
+}

@@ -6,7 +6,10 @@
 
 const BUCKETS: u32 = 256;
 const NONE: u32 = u32::MAX;
-const UNLINKED: u16 = u16::MAX;
+/// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. Ticks keep 30 bits: at ten a second, three years.
+const LINKED: u32 = 1 << 31;
+const UPPER: u32 = 1 << 30;
+const TICK_MASK: u32 = UPPER - 1;
 /// The longest delay: one turn of the upper level, less the part of it that has begun.
 const DELAY_TICKS_MAX: u32 = (BUCKETS - 1) * BUCKETS;
 
@@ -14,13 +17,23 @@ const DELAY_TICKS_MAX: u32 = (BUCKETS - 1) * BUCKETS;
 struct Entry {
     next: u32,
     prev: u32,
-    deadline: u32,
-    bucket: u16,
+    tagged_deadline: u32,
+}
+
+impl Entry {
+    const UNARMED: Entry = Entry { next: NONE, prev: NONE, tagged_deadline: 0 };
+
+    /// The bucket of an armed timer.
+    fn bucket(&self) -> usize {
+        let deadline = self.tagged_deadline & TICK_MASK;
+        let upper = self.tagged_deadline & UPPER != 0;
+        (if upper { BUCKETS + deadline / BUCKETS % BUCKETS } else { deadline % BUCKETS }) as usize
+    }
 }
 
 /// Bytes a slot takes in the wheel.
 pub const ENTRY_BYTES: usize = size_of::<Entry>();
-const _: () = assert!(ENTRY_BYTES == 16);
+const _: () = assert!(ENTRY_BYTES == 12);
 
 /// Deadlines of up to `slots` slots.
 #[derive(Debug)]
@@ -45,8 +58,7 @@ impl TimerWheel {
     /// 65,280 ticks fires then.
     pub fn arm(&mut self, slot: u32, deadline: u32) {
         if self.entries.len() <= slot as usize {
-            let blank = Entry { next: NONE, prev: NONE, deadline: 0, bucket: UNLINKED };
-            self.entries.resize(slot as usize + 1, blank);
+            self.entries.resize(slot as usize + 1, Entry::UNARMED);
         }
         self.unlink(slot);
         let delay = deadline.saturating_sub(self.now).clamp(1, DELAY_TICKS_MAX);
@@ -70,7 +82,7 @@ impl TimerWheel {
     /// The slot's deadline.
     pub fn deadline(&self, slot: u32) -> Option<u32> {
         let entry = self.entries.get(slot as usize)?;
-        (entry.bucket != UNLINKED).then_some(entry.deadline)
+        (entry.tagged_deadline & LINKED != 0).then_some(entry.tagged_deadline & TICK_MASK)
     }
 
     /// Moves to tick `to` and appends the slots whose deadline has come to `due`; they are no longer armed.
@@ -84,7 +96,7 @@ impl TimerWheel {
             let mut slot = std::mem::replace(&mut self.heads[head], NONE);
             while slot != NONE {
                 let entry = &mut self.entries[slot as usize];
-                entry.bucket = UNLINKED;
+                entry.tagged_deadline = 0;
                 due.push(slot);
                 slot = entry.next;
             }
@@ -96,39 +108,38 @@ impl TimerWheel {
         let head = BUCKETS + self.now / BUCKETS % BUCKETS;
         let mut slot = std::mem::replace(&mut self.heads[head as usize], NONE);
         while slot != NONE {
-            let Entry { next, deadline, .. } = self.entries[slot as usize];
-            self.link(slot, deadline);
+            let Entry { next, tagged_deadline, .. } = self.entries[slot as usize];
+            self.link(slot, tagged_deadline & TICK_MASK);
             slot = next;
         }
     }
 
     /// `deadline` is now only while a cascade runs, just before that tick's bucket is emptied.
     fn link(&mut self, slot: u32, deadline: u32) {
-        let bucket = if deadline - self.now < BUCKETS {
-            deadline % BUCKETS
-        } else {
-            BUCKETS + deadline / BUCKETS % BUCKETS
-        };
-        let next = std::mem::replace(&mut self.heads[bucket as usize], slot);
-        if next != NONE {
-            self.entries[next as usize].prev = slot;
+        let level = if deadline - self.now < BUCKETS { 0 } else { UPPER };
+        let mut entry = Entry { tagged_deadline: deadline | LINKED | level, ..Entry::UNARMED };
+        entry.next = std::mem::replace(&mut self.heads[entry.bucket()], slot);
+        if entry.next != NONE {
+            self.entries[entry.next as usize].prev = slot;
         }
-        self.entries[slot as usize] = Entry { next, prev: NONE, deadline, bucket: bucket as u16 };
+        self.entries[slot as usize] = entry;
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Entry { next, prev, bucket, .. } = self.entries[slot as usize];
-        if bucket == UNLINKED {
+        let entry = &mut self.entries[slot as usize];
+        if entry.tagged_deadline & LINKED == 0 {
             return;
         }
+        let Entry { next, prev, .. } = *entry;
+        let bucket = entry.bucket();
+        entry.tagged_deadline = 0;
         match prev {
-            NONE => self.heads[bucket as usize] = next,
+            NONE => self.heads[bucket] = next,
             prev => self.entries[prev as usize].next = next,
         }
         if next != NONE {
             self.entries[next as usize].prev = prev;
         }
-        self.entries[slot as usize].bucket = UNLINKED;
     }
 }
 

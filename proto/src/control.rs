@@ -11,6 +11,9 @@ mod generated {
 
 pub use generated::{Bye, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
 
+// An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.
+const _: () = assert!(size_of::<UserState>() <= 48);
+
 /// Stands for a secret in debug output: only its length is shown.
 struct Secret(usize);
 

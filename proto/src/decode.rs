@@ -33,9 +33,7 @@ impl Violation {
     /// The reason for the BYE that answers it.
     pub const fn code(&self) -> Code {
         match self {
-            Violation::LengthTooSmall { .. } | Violation::HeaderTruncated { .. } => {
-                Code::MalformedFrame
-            }
+            Violation::LengthTooSmall { .. } | Violation::HeaderTruncated { .. } => Code::MalformedFrame,
             Violation::FrameTooLarge { .. } => Code::FrameTooLarge,
         }
     }
@@ -45,23 +43,14 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Violation::LengthTooSmall { length } => {
-                write!(
-                    f,
-                    "a frame of {length} bytes: the shortest has {HEADER_SHORT}"
-                )
+                write!(f, "a frame of {length} bytes: the shortest has {HEADER_SHORT}")
             }
             Violation::FrameTooLarge { length, max } => {
-                write!(
-                    f,
-                    "a frame of {length} bytes: the longest accepted has {max}"
-                )
+                write!(f, "a frame of {length} bytes: the longest accepted has {max}")
             }
             Violation::HeaderTruncated { kind, length } => {
                 let name = kind.name();
-                write!(
-                    f,
-                    "a {name} of {length} bytes: its header alone has {HEADER_LONG}"
-                )
+                write!(f, "a {name} of {length} bytes: its header alone has {HEADER_LONG}")
             }
         }
     }
@@ -89,10 +78,7 @@ pub fn frame_len(buf: &[u8], frame_bytes_max: u32) -> Result<Option<usize>, Viol
         return Err(Violation::LengthTooSmall { length });
     }
     if length > frame_bytes_max {
-        return Err(Violation::FrameTooLarge {
-            length,
-            max: frame_bytes_max,
-        });
+        return Err(Violation::FrameTooLarge { length, max: frame_bytes_max });
     }
     Ok(Some(length as usize))
 }
@@ -110,19 +96,11 @@ pub fn decode(buf: &[u8], frame_bytes_max: u32) -> Result<Option<(Frame<'_>, usi
     let Some(length) = frame_len(buf, frame_bytes_max)? else {
         return Ok(None);
     };
-    let Some(&[_, _, _, _, kind, flags, aux_high, aux_low, ref rest @ ..]) = buf.get(..length)
-    else {
+    let Some(&[_, _, _, _, kind, flags, aux_high, aux_low, ref rest @ ..]) = buf.get(..length) else {
         return Ok(None);
     };
-    let mut frame = Frame {
-        kind,
-        flags,
-        aux: u16::from_be_bytes([aux_high, aux_low]),
-        id: 0,
-        peer: 0,
-        stamp: 0,
-        body: rest,
-    };
+    let mut frame =
+        Frame { kind, flags, aux: u16::from_be_bytes([aux_high, aux_low]), id: 0, peer: 0, stamp: 0, body: rest };
     if let Some(kind) = Kind::from_u8(kind)
         && kind.header_len() == HEADER_LONG
     {
@@ -130,13 +108,7 @@ pub fn decode(buf: &[u8], frame_bytes_max: u32) -> Result<Option<(Frame<'_>, usi
             let length = length as u32;
             return Err(Violation::HeaderTruncated { kind, length });
         };
-        frame = Frame {
-            id,
-            peer,
-            stamp,
-            body,
-            ..frame
-        };
+        frame = Frame { id, peer, stamp, body, ..frame };
     }
     Ok(Some((frame, length)))
 }
@@ -167,12 +139,7 @@ impl<'a> Decoder<'a> {
     /// Decodes `buf`, which starts where a frame starts. `frame_bytes_max` as in [`frame_len`].
     #[inline]
     pub fn new(buf: &'a [u8], frame_bytes_max: u32) -> Self {
-        Self {
-            buf,
-            consumed: 0,
-            frame_bytes_max,
-            violated: false,
-        }
+        Self { buf, consumed: 0, frame_bytes_max, violated: false }
     }
 
     /// Bytes of the frames returned so far. A violation takes up none.

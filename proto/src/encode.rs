@@ -48,33 +48,17 @@ pub fn encode(out: &mut Vec<u8>, header: &Header, body: &[u8]) {
 /// [`FRAME_BYTES_MAX_LIMIT`].
 #[inline]
 pub fn encode_message<M: Message>(out: &mut Vec<u8>, kind: Kind, aux: u16, message: &M) {
-    assert!(
-        kind.header_len() == HEADER_SHORT,
-        "{} carries no control message",
-        kind.name()
-    );
-    let header = Header {
-        kind,
-        flags: 0,
-        aux,
-        id: 0,
-        peer: 0,
-        stamp: 0,
-    };
+    assert!(kind.header_len() == HEADER_SHORT, "{} carries no control message", kind.name());
+    let header = Header { kind, flags: 0, aux, id: 0, peer: 0, stamp: 0 };
     put_header(out, &header, message.encoded_len());
-    message
-        .encode(out)
-        .expect("a vector has room for every message");
+    message.encode(out).expect("a vector has room for every message");
 }
 
 /// Appends the header, with room made for the body as well.
 #[inline]
 fn put_header(out: &mut Vec<u8>, header: &Header, body_len: usize) {
     let length = encoded_len(header.kind, body_len);
-    assert!(
-        length <= FRAME_BYTES_MAX_LIMIT as usize,
-        "a frame of {length} bytes cannot be encoded"
-    );
+    assert!(length <= FRAME_BYTES_MAX_LIMIT as usize, "a frame of {length} bytes cannot be encoded");
     let mut bytes = [0; HEADER_LONG];
     bytes[0..4].copy_from_slice(&(length as u32).to_be_bytes());
     bytes[4] = header.kind as u8;

@@ -7,9 +7,9 @@ use std::fmt::Debug;
 use prost::Message;
 
 use crate::{
-    Bye, Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame,
-    HEADER_LONG, HEADER_SHORT, Header, Kind, Login, LoginOk, Presence, Sync, SyncOk, UserState,
-    Violation, Watch, decode, encode, encode_message, encoded_len, frame_len,
+    Bye, Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG,
+    HEADER_SHORT, Header, Kind, Login, LoginOk, Presence, Sync, SyncOk, UserState, Violation, Watch, decode, encode,
+    encode_message, encoded_len, frame_len,
 };
 
 /// A frame that owns its body, to be kept after the buffer is gone.
@@ -80,25 +80,14 @@ fn decode_whole(stream: &[u8], frame_bytes_max: u32) -> Decoded {
         }
         start = decoder.consumed();
     }
-    assert!(
-        decoder.next().is_none(),
-        "a decoder that has ended stays ended"
-    );
+    assert!(decoder.next().is_none(), "a decoder that has ended stays ended");
     assert_eq!(&stream[decoder.consumed()..], decoder.rest());
-    Decoded {
-        frames,
-        consumed: decoder.consumed(),
-        violation,
-    }
+    Decoded { frames, consumed: decoder.consumed(), violation }
 }
 
 /// Decodes as a connection does: pieces of changing length are appended to what was left of the ones before.
 fn decode_split(stream: &[u8], frame_bytes_max: u32, pieces: u8) -> Decoded {
-    let mut decoded = Decoded {
-        frames: Vec::new(),
-        consumed: 0,
-        violation: None,
-    };
+    let mut decoded = Decoded { frames: Vec::new(), consumed: 0, violation: None };
     let mut kept = Vec::new();
     let mut unread = stream;
     let mut step = usize::from(pieces);
@@ -134,14 +123,8 @@ fn bytes_of(frame: &Frame<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     match frame.known() {
         Some(kind) => {
-            let header = Header {
-                kind,
-                flags: frame.flags,
-                aux: frame.aux,
-                id: frame.id,
-                peer: frame.peer,
-                stamp: frame.stamp,
-            };
+            let header =
+                Header { kind, flags: frame.flags, aux: frame.aux, id: frame.id, peer: frame.peer, stamp: frame.stamp };
             encode(&mut bytes, &header, frame.body);
         }
         None => {
@@ -185,12 +168,7 @@ fn control_message<M: Message + Default + PartialEq + Debug>(body: &[u8], kind: 
     assert_eq!((frame.known(), frame.flags, frame.aux), (Some(kind), 0, 7));
     let again = M::decode(frame.body).expect("what was encoded decodes");
     assert_eq!(again, message);
-    assert_eq!(
-        again.encode_to_vec(),
-        frame.body,
-        "encoding is not stable for {}",
-        kind.name()
-    );
+    assert_eq!(again.encode_to_vec(), frame.body, "encoding is not stable for {}", kind.name());
 }
 
 /// The bytes are read as a list of headers, each with a length of body and the body. The frames come back as they went in.
@@ -207,10 +185,8 @@ pub fn round_trip(data: &[u8]) {
 
     let mut decoder = Decoder::new(&bytes, FRAME_BYTES_MAX_LIMIT);
     for (header, body) in wanted {
-        let frame = decoder
-            .next()
-            .expect("as many frames come out as went in")
-            .expect("what was encoded violates nothing");
+        let frame =
+            decoder.next().expect("as many frames come out as went in").expect("what was encoded violates nothing");
         let long = header.kind.header_len() == HEADER_LONG;
         let if_long = |field| if long { field } else { 0 };
         let expected = Frame {

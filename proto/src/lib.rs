@@ -46,8 +46,7 @@ pub use control::{Bye, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch}
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};
 pub use frame::{
-    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG,
-    HEADER_SHORT, flags,
+    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG, HEADER_SHORT, flags,
 };
 pub use kind::Kind;
 pub use prost;

@@ -191,8 +191,9 @@ impl Sessions {
 
 /// The directory in memory: complete for a node that works alone, and the default.
 ///
-/// The table grows with the users online by doubling, moving all entries at once, and keeps its greatest size. Its hasher
-/// is seeded at random for each directory, so that user ids that collide in it are not known from outside.
+/// The table has room for all users from the start: growing would move every entry at once, in the middle of a login. Its
+/// pages are touched as users come. Its hasher is seeded at random for each directory, so that user ids that collide in it
+/// are not known from outside.
 #[derive(Debug)]
 pub struct Embedded {
     users: HashMap<u64, Sessions>,
@@ -205,7 +206,7 @@ pub struct Embedded {
 
 impl Embedded {
     /// An empty directory for up to `users_max` users with up to `devices_per_user_max` (1 … [`DEVICES_PER_USER_LIMIT`])
-    /// devices each. Allocates nothing yet.
+    /// devices each.
     ///
     /// # Panics
     /// If `devices_per_user_max` is out of range: the configuration has to be judged before.
@@ -216,7 +217,7 @@ impl Embedded {
             "devices_per_user_max is {devices_per_user_max}, not within 1 to {DEVICES_PER_USER_LIMIT}"
         );
         Embedded {
-            users: HashMap::new(),
+            users: HashMap::with_capacity(users_max),
             users_max,
             devices_per_user_max,
             session_count: 0,

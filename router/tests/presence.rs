@@ -187,18 +187,15 @@ fn a_limit_of_devices_out_of_range_is_a_mistake_of_the_caller() {
 }
 
 #[test]
-fn a_user_with_one_default_device_costs_41_bytes_of_a_full_table() {
-    let mut directory = Embedded::new(4, 10_000);
-    let mut full_at = 0;
-    for user in 1..=10_000_u64 {
-        let before = directory.memory_bytes();
+fn a_full_table_costs_41_bytes_a_bucket_and_never_grows() {
+    // 14,336 is 7/8 of 16,384 buckets.
+    let mut directory = Embedded::new(4, 14_336);
+    let table = directory.memory_bytes();
+    for user in 1..=14_336_u64 {
         assert_eq!(directory.login(user, entry(user, "")), LoginOutcome::Added);
-        if directory.memory_bytes() != before {
-            full_at = directory.users() - 1;
-        }
     }
-    // The last growth came when the table was 7/8 full, and it doubled the table.
-    let per_bucket = directory.memory_bytes() as f64 / (full_at as f64 * 8.0 / 7.0 * 2.0);
+    assert_eq!(directory.memory_bytes(), table);
+    let per_bucket = table as f64 / 16_384.0;
     assert!((40.9..41.1).contains(&per_bucket), "{per_bucket} bytes");
 }
 

@@ -15,6 +15,8 @@
 
 mod buffers;
 pub(crate) mod os;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::VecDeque,

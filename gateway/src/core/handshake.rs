@@ -133,7 +133,6 @@ impl Shard {
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::Open;
         conn.user = adoptee.user;
-        conn.session = session;
         conn.heartbeat_secs = adoptee.heartbeat_secs;
         conn.alive_tick = tick;
         conn.rate_milliframes = rate_milliframes;

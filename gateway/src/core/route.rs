@@ -120,6 +120,10 @@ impl Shard {
 
     /// Tells the sender's session what became of its message, if that session still is.
     pub(crate) fn tell_fate(&mut self, origin: Origin, id: u64, peer: u64, outcome: Outcome, stamp: u64) {
+        #[cfg(test)]
+        if id.is_multiple_of(10) && crate::simulation::planted(crate::simulation::Bug::FateLost) {
+            return;
+        }
         if origin.shard != self.shard {
             let record = Record::Fate { origin: origin.conn, id, peer, outcome, stamp };
             return self.outgoing.put(origin.shard, &record);

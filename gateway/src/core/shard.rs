@@ -140,7 +140,7 @@ impl Shard {
         if !matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Open) {
             return;
         }
-        let (user, session) = (conn.user, conn.session);
+        let user = conn.user;
         conn.reason = Some(reason);
         conn.phase = if reason == CloseReason::PeerReset { Phase::Finishing } else { Phase::Closing };
         self.links.stats.count_close(reason);
@@ -151,19 +151,19 @@ impl Shard {
             self.links.discard_pending(slot);
         }
         if let Some(code) = reason.code() {
-            let bye = self.bye(reason, session);
+            let bye = self.bye(reason, slot);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
         if phase == Phase::Open {
-            self.session_ended(slot, user, session);
+            self.session_ended(slot, user);
         }
     }
 
     /// The parting words: when to come back where that helps, spread so that not all come at once.
-    fn bye(&self, reason: CloseReason, session: u64) -> Bye {
-        let spread = trunkline_router::hash::user_hash(session ^ self.now.wall_ms) % RECONNECT_SPREAD_MS;
+    fn bye(&self, reason: CloseReason, slot: u32) -> Bye {
+        let spread = trunkline_router::hash::user_hash(u64::from(slot) << 44 | self.now.wall_ms) % RECONNECT_SPREAD_MS;
         let reconnect_after_ms = match reason {
             CloseReason::Draining | CloseReason::Overloaded => 500 + spread as u32,
             _ => 0,
@@ -176,11 +176,13 @@ impl Shard {
     }
 
     /// Removes a session from presence. With the last one gone, what waits for the user's ACK is given up.
-    fn session_ended(&mut self, slot: u32, user: u64, session: u64) {
-        if self.presence.logout(user, session).is_none() {
+    fn session_ended(&mut self, slot: u32, user: u64) {
+        let mut sessions = self.presence.sessions(user).iter();
+        let Some(session) = sessions.find(|entry| entry.slot == slot).map(|entry| entry.session) else {
             // A newer session of the device took its place; whatever waits, waits for that one.
             return;
-        }
+        };
+        self.presence.logout(user, session);
         if let Some(other) = self.presence.sessions(user).first() {
             let tick = self.links.tick;
             debug_assert_ne!(other.slot, slot);

@@ -1,0 +1,288 @@
+//! The memory budget: what the process can come to need when every limit is reached at once.
+//!
+//! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that limit's policy and
+//! never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
+
+use crate::config::{Config, Size};
+use crate::conn::CONN_BYTES;
+use crate::limits::SLOTS_RESERVED;
+use crate::outbox::Outbox;
+use crate::startup::StartupError;
+use crate::wheel::ENTRY_BYTES;
+use std::fmt;
+use trunkline_proto::DEVICE_BYTES_MAX;
+use trunkline_router::presence::Embedded;
+
+/// A Vec that grows doubles, so it may hold twice the bytes that are counted.
+const VEC_GROWTH: u64 = 2;
+/// A slot's places in the lists of a turn (dirty, due, overflowed): four bytes each.
+const LIST_BYTES: u64 = 3 * 4 * VEC_GROWTH;
+/// A send under way: its connection, its buffer's handle, its place in the list of free ones.
+const SEND_BYTES: u64 = (32 + 4) * VEC_GROWTH;
+/// Device class a session may keep besides the device name.
+const CLASS_BYTES_MAX: usize = 64;
+/// Answers may fill the outboxes of a shard to five quarters of their bound.
+const ANSWERS_NUMERATOR: u64 = 5;
+const ANSWERS_DENOMINATOR: u64 = 4;
+/// Queue of a mailbox: letters for each sending shard, and the size of one.
+const MAILBOX_LETTERS: u64 = 64;
+const LETTER_BYTES: u64 = 48;
+/// Queues of a data ring (1,024 submissions of 64 bytes, 16,384 completions of 16) and the batch the completions are taken to.
+const RING_BYTES: u64 = 1_024 * 64 + 3 * 16_384 * 16;
+/// Entry of the provided-buffer ring.
+const RING_ENTRY_BYTES: u64 = 16;
+/// A shard's executor with its three small rings, the touched part of its stack, batches and outboxes kept for reuse (2 MiB), counters.
+const EXECUTOR_BYTES: u64 = (3 << 20) + (512 << 10);
+/// Program, runtime of the control thread, and what the allocator keeps back.
+const PROCESS_BYTES: u64 = 24 << 20;
+/// Read buffer of one HTTP connection and one rendering of the metrics of a shard.
+const HTTP_CONNECTION_BYTES: u64 = 32 << 10;
+const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
+/// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
+const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
+
+/// One term of the sum.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// What takes the memory.
+    pub name: &'static str,
+    /// Bytes for the whole node.
+    pub bytes: u64,
+    /// How the number comes about.
+    pub how: String,
+    /// Flags that make it smaller, or empty.
+    pub flags: &'static [&'static str],
+}
+
+/// The sum.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// Its terms.
+    pub terms: Vec<Term>,
+    /// What it may come to.
+    pub memory_max: u64,
+    /// Connections of the node at their limit.
+    pub connections: u64,
+}
+
+/// Bytes a shard takes for this many connections, whatever they do: slots, timers and users, without queues.
+pub(crate) fn connections_bytes(connections: u64) -> u64 {
+    slot_bytes(connections).saturating_add(user_bytes(connections)).saturating_add(queue_head_bytes(connections))
+}
+
+fn slot_bytes(connections: u64) -> u64 {
+    (connections + u64::from(SLOTS_RESERVED)) * (CONN_BYTES as u64 + ENTRY_BYTES as u64 + LIST_BYTES)
+}
+
+fn user_bytes(connections: u64) -> u64 {
+    let connections = usize::try_from(connections).unwrap_or(usize::MAX);
+    Embedded::memory_bytes_max(connections, connections, DEVICE_BYTES_MAX + CLASS_BYTES_MAX) as u64
+}
+
+fn queue_head_bytes(connections: u64) -> u64 {
+    connections * (size_of::<Outbox>() as u64 + SEND_BYTES)
+}
+
+impl Budget {
+    /// The budget of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let limits = config.limits();
+        let shards = u64::from(config.shards);
+        let each = u64::from(limits.connections_max);
+        let connections = each * shards;
+        let buffer_bytes = u64::from(limits.recv_buffer_bytes) + RING_ENTRY_BYTES;
+        let pairs = shards * (shards - 1);
+        let node = |per_shard: usize, factor: u64| (per_shard as u64).saturating_mul(shards).saturating_mul(factor);
+        let size = |bytes: u64| Size(bytes).rounded();
+        let http = crate::http::CONNECTIONS_MAX as u64;
+        let terms = vec![
+            Term {
+                name: "connection slots",
+                bytes: slot_bytes(each) * shards,
+                how: format!("{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists", u64::from(SLOTS_RESERVED) * shards),
+                flags: &["--connections-max", "--shards"],
+            },
+            Term {
+                name: "users",
+                bytes: user_bytes(each).saturating_mul(shards),
+                how: format!("one on each connection, with the longest device name and class, {} B", user_bytes(each) / each),
+                flags: &["--connections-max", "--shards"],
+            },
+            Term {
+                name: "outboxes",
+                bytes: (node(limits.outbox_total_bytes_max, VEC_GROWTH) / ANSWERS_DENOMINATOR)
+                    .saturating_mul(ANSWERS_NUMERATOR)
+                    .saturating_add(queue_head_bytes(each) * shards),
+                how: format!("{} queued, a quarter more of answers, growth, and {} B for each connection", size(node(limits.outbox_total_bytes_max, 1)), queue_head_bytes(1)),
+                flags: &["--outbox-total-bytes-max", "--connections-max"],
+            },
+            Term {
+                name: "unacknowledged",
+                bytes: node(limits.unacked_total_bytes_max, VEC_GROWTH),
+                how: format!("{} of messages, and growth of their lists", size(node(limits.unacked_total_bytes_max, 1))),
+                flags: &["--unacked-total-bytes-max"],
+            },
+            Term {
+                name: "partial frames",
+                bytes: node(limits.partial_total_bytes_max, VEC_GROWTH),
+                how: format!("{} of frames half received, and growth", size(node(limits.partial_total_bytes_max, 1))),
+                flags: &["--partial-bytes-max"],
+            },
+            Term {
+                name: "receive buffers",
+                bytes: u64::from(limits.recv_buffers) * buffer_bytes * shards,
+                how: format!("{shards} shards with {} buffers of {}", limits.recv_buffers, Size(limits.recv_buffer_bytes.into())),
+                flags: &["--recv-buffer-bytes"],
+            },
+            Term {
+                name: "mailboxes",
+                bytes: (limits.mailbox_bytes_max as u64)
+                    .saturating_mul(VEC_GROWTH)
+                    .saturating_mul(pairs)
+                    .saturating_add(MAILBOX_LETTERS * LETTER_BYTES * shards * shards),
+                how: format!("{pairs} pairs of shards with {} each, growth, and their queues", size(limits.mailbox_bytes_max as u64)),
+                flags: &["--mailbox-bytes-max", "--shards"],
+            },
+            Term {
+                name: "rings and executors",
+                bytes: (RING_BYTES + EXECUTOR_BYTES) * shards,
+                how: format!("{shards} shards with {} each", size(RING_BYTES + EXECUTOR_BYTES)),
+                flags: &["--shards"],
+            },
+            Term {
+                name: "program and HTTP",
+                bytes: PROCESS_BYTES + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
+                how: format!("and {http} HTTP connections that all read the metrics"),
+                flags: &["--shards"],
+            },
+        ];
+        Budget { terms, memory_max: config.memory_max, connections }
+    }
+
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.terms.iter().fold(0, |sum, term| sum.saturating_add(term.bytes))
+    }
+
+    /// What the kernel holds for the connections besides, roughly. It is not part of the sum, because it is not this process's memory.
+    pub fn kernel_bytes(&self) -> u64 {
+        self.connections * KERNEL_BYTES_PER_CONNECTION
+    }
+
+    /// Whether the sum fits.
+    ///
+    /// # Errors
+    /// When it does not; the message names the largest terms and the flags that lower them.
+    pub fn check(&self) -> Result<(), StartupError> {
+        if self.total() <= self.memory_max {
+            return Ok(());
+        }
+        let mut terms: Vec<&Term> = self.terms.iter().collect();
+        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
+        let mut flags: Vec<&'static str> = Vec::new();
+        for flag in terms.iter().take(3).flat_map(|term| term.flags) {
+            if !flags.contains(flag) {
+                flags.push(flag);
+            }
+        }
+        Err(StartupError::MemoryBudget {
+            total: self.total(),
+            memory_max: self.memory_max,
+            largest: terms.iter().take(3).map(|term| (term.name, term.bytes)).collect(),
+            flags,
+        })
+    }
+}
+
+impl fmt::Display for Budget {
+    /// One line for each term, the sum, and the kernel's share.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "memory at the limits:")?;
+        for term in &self.terms {
+            writeln!(f, "  {:<20} {:>11}  {}", term.name, Size(term.bytes).rounded(), term.how)?;
+        }
+        writeln!(f, "  {:<20} {:>11}  of {} allowed (memory_max)", "sum", Size(self.total()).rounded(), Size(self.memory_max).rounded())?;
+        write!(
+            f,
+            "  {:<20} {:>11}  about {KERNEL_BYTES_PER_CONNECTION} B a connection, not part of the sum",
+            "kernel, besides",
+            Size(self.kernel_bytes()).rounded()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ConfigFile, Host, Sources};
+    use std::path::Path;
+
+    fn config(text: &str) -> Config {
+        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
+        let file = ConfigFile::parse(Path::new("some.toml"), text).unwrap();
+        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host).unwrap()
+    }
+
+    fn budget(text: &str) -> Budget {
+        Budget::of(&config(text))
+    }
+
+    fn term(budget: &Budget, name: &str) -> u64 {
+        budget.terms.iter().find(|term| term.name == name).unwrap_or_else(|| panic!("no term {name}")).bytes
+    }
+
+    #[test]
+    fn each_term_follows_its_limit() {
+        let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\nunacked_total_bytes_max = \"16MiB\"\n\
+                    partial_bytes_max = \"8MiB\"\nmailbox_bytes_max = \"1MiB\"\nrecv_buffer_bytes = \"4MiB\"\n";
+        let budget = budget(base);
+        assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * (CONN_BYTES as u64 + ENTRY_BYTES as u64 + 24));
+        assert_eq!(term(&budget, "users"), 4 * Embedded::memory_bytes_max(1_000, 1_000, 128) as u64);
+        let queue_head = size_of::<Outbox>() as u64 + 72;
+        assert_eq!(term(&budget, "outboxes"), (64 << 20) * 5 / 4 * 2 + 4_000 * queue_head);
+        assert_eq!(term(&budget, "unacknowledged"), 32 << 20);
+        assert_eq!(term(&budget, "partial frames"), 16 << 20);
+        assert_eq!(term(&budget, "receive buffers"), 1_024 * (4_096 + 16));
+        assert_eq!(term(&budget, "mailboxes"), 12 * (2 << 20) + 64 * 48 * 16);
+        assert_eq!(budget.total(), budget.terms.iter().map(|term| term.bytes).sum::<u64>());
+        assert_eq!(budget.kernel_bytes(), 4_000 * 4_100);
+    }
+
+    #[test]
+    fn one_shard_has_no_mailbox_traffic() {
+        assert_eq!(term(&budget("shards = 1\n"), "mailboxes"), MAILBOX_LETTERS * LETTER_BYTES);
+    }
+
+    #[test]
+    fn a_budget_fits_up_to_the_last_byte() {
+        let mut budget = budget("shards = 2\n");
+        budget.memory_max = budget.total();
+        assert!(budget.check().is_ok());
+        budget.memory_max -= 1;
+        assert!(budget.check().is_err());
+    }
+
+    #[test]
+    fn a_budget_that_does_not_fit_names_terms_and_flags() {
+        let error = budget("shards = 2\nmemory_max = \"64MiB\"\noutbox_total_bytes_max = \"4GiB\"\nconnections_max = 1000\n").check().unwrap_err();
+        let message = error.to_string();
+        for part in ["memory", "outboxes", "10.0 GiB", "64.0 MiB", "--outbox-total-bytes-max", "--memory-max"] {
+            assert!(message.contains(part), "no {part:?} in: {message}");
+        }
+    }
+
+    #[test]
+    fn a_budget_beyond_all_numbers_is_refused_and_does_not_overflow() {
+        let huge = "shards = 1024\nconnections_max = 1048512\noutbox_total_bytes_max = \"4194304TiB\"\nunacked_total_bytes_max = \"8388607TiB\"\n\
+                    mailbox_bytes_max = \"1GiB\"\n";
+        assert!(budget(huge).check().is_err());
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_term_and_the_sum() {
+        let budget = budget("shards = 2\n");
+        let table = budget.to_string();
+        assert_eq!(table.lines().count(), budget.terms.len() + 3);
+        assert!(table.starts_with("memory at the limits:") && table.contains("memory_max") && table.contains("kernel"), "{table}");
+    }
+}

@@ -1,0 +1,278 @@
+//! The command line: what may be said, and what it comes to together with environment and file.
+
+use clap::builder::StyledStr;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use trunkline_gateway::config::{Config, ConfigError, ConfigFile, DefaultValue, Host, SETTINGS, Settings, Sources};
+
+/// Carries messages between the clients connected to it.
+///
+/// Clients connect by TCP and speak the Trunkline protocol; the command chat is one. Everything below has a default, so gateway alone
+/// starts a node on this machine. Each flag is also a key of the configuration file (with _ for -) and an environment variable; flags
+/// override the environment, which overrides the file.
+#[derive(Debug, Parser)]
+#[command(name = "gateway", version, args_conflicts_with_subcommands = true, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+const SHORT_HELP_END: &str = "gateway --help says more, with examples.";
+
+const EXAMPLES: &str = "\
+Examples:
+  gateway                                      a node on 127.0.0.1:7700, its HTTP API on 127.0.0.1:7780
+  chat --user 1                                talk through it; in another terminal: chat --user 2
+  gateway --shards 2 --heartbeat-secs 60       two shards, fewer heartbeats
+  gateway --listen 0.0.0.0:7700 --auth jwt --jwt-hs256-secret-file /etc/trunkline/secret
+                                               reachable by others, who need a token
+  gateway default-config > gateway.toml        the configuration with every setting explained
+  gateway check-config gateway.toml            what it comes to, and the memory it may need
+  gateway --config gateway.toml
+  curl http://127.0.0.1:7780/v1/node           what runs; also /metrics, /readyz, /v1/users/1
+
+Units:
+  Sizes take KiB, MiB, GiB or TiB (64KiB is 65536). Times are whole seconds.
+
+Limits:
+  What happens when a limit is hit stands with each flag. Every hit is counted in the metric trunkline_limit_hits_total,
+  and the value of every limit is shown by trunkline_limit. BYE ends a connection; ERROR and SENT do not.
+
+Signals:
+  SIGTERM or SIGINT: no new connections, BYE 12 to all within --drain-secs, exit status 0. A second one: at once.
+
+Exit status:
+  0 ended as asked; 1 the machine lacks something, an address is in use, or a shard failed; 2 the configuration is refused.";
+
+/// A subcommand.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a node; this is also what happens without a command.
+    Run(Flags),
+    /// Print the default configuration, every setting explained.
+    DefaultConfig,
+    /// Check a configuration file and print what it comes to, with the memory it may need.
+    CheckConfig {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Check whether this machine has what a node with this configuration needs.
+    Doctor(Flags),
+}
+
+#[derive(Debug, Args)]
+struct Flags {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run a node.
+    Run(Box<Config>),
+    /// Print the default configuration.
+    DefaultConfig,
+    /// Print the configuration in force.
+    CheckConfig(Box<Config>),
+    /// Check the machine.
+    Doctor(Box<Config>),
+}
+
+/// A command line that cannot be followed.
+#[derive(Debug)]
+pub(crate) enum CliError {
+    /// For clap to print; help and version are among these.
+    Usage(clap::Error),
+    /// The configuration is refused.
+    Config(ConfigError),
+}
+
+impl From<clap::Error> for CliError {
+    fn from(error: clap::Error) -> Self {
+        CliError::Usage(error)
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        CliError::Config(error)
+    }
+}
+
+/// Reads the command line, and the file it names.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, host: &Host) -> Result<Command, CliError> {
+    let matches = command().try_get_matches_from(arguments)?;
+    let Cli { command, flags } = Cli::from_arg_matches(&matches)?;
+    let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
+    let config = |file: Option<&Path>, settings: Settings| -> Result<Box<Config>, ConfigError> {
+        let file = file.map(ConfigFile::read).transpose()?;
+        let sources = Sources { command: settings, from_environment: from_environment(inner), file };
+        Ok(Box::new(Config::resolve(sources, host)?))
+    };
+    Ok(match command {
+        None => Command::Run(config(flags.config.as_deref(), flags.settings)?),
+        Some(Verb::Run(flags)) => Command::Run(config(flags.config.as_deref(), flags.settings)?),
+        Some(Verb::DefaultConfig) => Command::DefaultConfig,
+        Some(Verb::CheckConfig { file, settings }) => Command::CheckConfig(config(Some(&file), settings)?),
+        Some(Verb::Doctor(flags)) => Command::Doctor(config(flags.config.as_deref(), flags.settings)?),
+    })
+}
+
+/// Keys whose value comes from the environment.
+fn from_environment(matches: &ArgMatches) -> Vec<&'static str> {
+    let keys = SETTINGS.iter().map(|setting| setting.key);
+    keys.filter(|key| matches!(matches.try_contains_id(key), Ok(true)) && matches.value_source(key) == Some(ValueSource::EnvVariable))
+        .collect()
+}
+
+/// The command with the defaults of the settings in its help. They cannot be clap's own, because the file stands between flags and defaults.
+fn command() -> clap::Command {
+    let mut command = with_defaults(Cli::command());
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, with_defaults);
+    }
+    command
+}
+
+fn with_defaults(mut command: clap::Command) -> clap::Command {
+    for setting in SETTINGS {
+        if !command.get_arguments().any(|argument| argument.get_id() == setting.key) {
+            continue;
+        }
+        let default = match setting.default {
+            DefaultValue::Fixed(value) => format!(" [default: {}]", value.trim_matches(['[', ']', '"'])),
+            DefaultValue::Computed(how) => format!(" [default: {how}]"),
+            DefaultValue::Unset => String::new(),
+        };
+        command = command.mut_arg(setting.key, |argument| {
+            let extend = |help: Option<&StyledStr>| format!("{}{default}", help.map(ToString::to_string).unwrap_or_default());
+            let help = extend(argument.get_help());
+            // "-1" is a bad value of the flag before it and no flag of its own.
+            argument.help(help.clone()).long_help(help).allow_hyphen_values(false).allow_negative_numbers(true)
+        });
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trunkline_gateway::config::Origin;
+
+    fn host() -> Host {
+        Host { cores: 4, nofile_hard: 20_000, memory_available: 16 << 30, name: "host-1".to_owned() }
+    }
+
+    fn parse_words(words: &str) -> Result<Command, CliError> {
+        parse(words.split(' '), &host())
+    }
+
+    fn config(words: &str) -> Config {
+        match parse_words(words) {
+            Ok(Command::Run(config) | Command::Doctor(config) | Command::CheckConfig(config)) => *config,
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+
+    fn usage_error(words: &str) -> String {
+        match parse_words(words) {
+            Err(CliError::Usage(error)) => error.to_string(),
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_what_happens_without_a_command() {
+        assert!(matches!(parse_words("gateway"), Ok(Command::Run(_))));
+        assert!(matches!(parse_words("gateway run"), Ok(Command::Run(_))));
+        assert!(matches!(parse_words("gateway doctor"), Ok(Command::Doctor(_))));
+        assert!(matches!(parse_words("gateway default-config"), Ok(Command::DefaultConfig)));
+        assert_eq!(config("gateway --shards 3").shards, 3);
+        assert_eq!(config("gateway run --shards 3").shards, 3);
+        assert_eq!(config("gateway doctor --shards 3").shards, 3);
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_of_the_same_name() {
+        let command = command();
+        for setting in SETTINGS {
+            let argument = command.get_arguments().find(|argument| argument.get_id() == setting.key).expect(setting.key);
+            assert_eq!(argument.get_long().map(|long| format!("--{long}")), Some(setting.flag()));
+            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(setting.env));
+            assert_eq!(setting.env, format!("TRUNKLINE_{}", setting.key.to_uppercase()));
+        }
+    }
+
+    #[test]
+    fn flags_of_every_form_are_taken() {
+        let config = config(
+            "gateway --listen 127.0.0.1:1 --listen 127.0.0.1:2,[::1]:3 --http 127.0.0.1:4 --frame-bytes-max 32KiB --read-mode hot --node n \
+             --log-format json --insecure-open --heartbeat-secs=45",
+        );
+        let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"]);
+        assert_eq!((config.limits().frame_bytes_max, config.limits().heartbeat_secs), (32_768, 45));
+        assert_eq!(config.effective().insecure_open, Some(true));
+        assert_eq!(config.origin("heartbeat_secs"), Origin::Flag("--heartbeat-secs".to_owned()));
+        assert_eq!(config.origin("shards"), Origin::Default);
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_flag() {
+        for words in [
+            "--shards many",
+            "--shards -1",
+            "--shards 1.5",
+            "--auth maybe",
+            "--frame-bytes-max x",
+            "--memory-max 1KB",
+            "--listen nowhere",
+            "--http 127.0.0.1:99999",
+            "--insecure-open=perhaps",
+        ] {
+            let message = usage_error(&format!("gateway {words}"));
+            let (flag, value) = words.split_once([' ', '=']).unwrap();
+            assert!(message.contains(flag) && message.contains(value), "{message}");
+        }
+        match parse_words("gateway --shards 0") {
+            Err(CliError::Config(error)) => assert_eq!(error.to_string(), "shards = 0 (--shards): it must be 1 to 1024"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        assert!(usage_error("gateway --no-such-flag").contains("--no-such-flag"));
+        assert!(usage_error("gateway no-such-command").contains("no-such-command"));
+        assert!(usage_error("gateway check-config").contains("FILE"));
+    }
+
+    #[test]
+    fn help_explains_every_flag_with_its_default() {
+        let help = usage_error("gateway --help");
+        for setting in SETTINGS {
+            assert!(help.contains(&setting.flag()), "no {} in {help}", setting.flag());
+            assert!(help.contains(setting.env), "no {} in {help}", setting.env);
+        }
+        for part in ["[default: 64KiB]", "[default: 127.0.0.1:7700]", "[default: one for each core]", "Examples:", "default-config", "check-config", "doctor"] {
+            assert!(help.contains(part), "no {part:?} in {help}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The configuration: flags over environment over file over defaults, judged as a whole before anything starts.
+
+mod file;
+mod host;
+mod resolve;
+mod settings;
+mod text;
+mod values;
+
+pub use file::ConfigFile;
+pub use host::Host;
+pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
+pub use text::default_config;
+pub use values::{AuthKind, LogFormat, NoSize, ReadModeKind, Size};
+
+use crate::auth::{Auth, JwtKeys, KeyError};
+use crate::limits::Limits;
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Longest name of a node; it travels in every LOGIN_OK.
+const NODE_NAME_CHARS_MAX: usize = 64;
+/// Longest key file read. Keys take some hundred bytes.
+const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+
+fn is_node_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// The configuration of a node, every value judged and every default filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Addresses for clients, without duplicates, at least one.
+    pub listen: Vec<SocketAddr>,
+    /// Address of the HTTP API.
+    pub http: SocketAddr,
+    /// Name of the node.
+    pub node: String,
+    /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].
+    pub shards: u16,
+    /// How LOGIN is checked.
+    pub auth: AuthConfig,
+    /// Most bytes the memory budget may come to.
+    pub memory_max: u64,
+    /// Log filter, valid.
+    pub log: String,
+    /// How a line of the log looks.
+    pub log_format: LogFormat,
+    limits: Limits,
+    effective: Settings,
+    origins: Origins,
+}
+
+/// How LOGIN is checked, before keys are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthConfig {
+    /// Everybody is who they say.
+    Open,
+    /// JWT; at least one file is given.
+    Jwt {
+        /// File with the HS256 secret.
+        hs256_secret_file: Option<PathBuf>,
+        /// File with the Ed25519 public key.
+        ed25519_public_key_file: Option<PathBuf>,
+    },
+}
+
+impl Config {
+    /// Judges what the sources say and fills in the defaults.
+    ///
+    /// # Errors
+    /// The first value out of range or in conflict with another, with its source and what is allowed.
+    pub fn resolve(sources: Sources, host: &Host) -> Result<Self, ConfigError> {
+        resolve::resolve(sources, host)
+    }
+
+    /// Limits of each shard. What is given for the node is shared out.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Every setting with the value in force.
+    pub fn effective(&self) -> &Settings {
+        &self.effective
+    }
+
+    /// Where the value of a key comes from.
+    pub fn origin(&self, key: &'static str) -> Origin {
+        self.origins.of(key)
+    }
+}
+
+impl AuthConfig {
+    /// Loads the keys. One newline at the end of the secret's file does not belong to the secret.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no usable key; the message names the file.
+    pub fn load(&self) -> Result<Auth, ConfigError> {
+        let AuthConfig::Jwt { hs256_secret_file, ed25519_public_key_file } = self else { return Ok(Auth::Open) };
+        let mut keys = JwtKeys::default();
+        let unusable = |path: &Path| {
+            let path = path.to_owned();
+            move |error: KeyError| ConfigError::File { path, error: error.to_string() }
+        };
+        if let Some(path) = hs256_secret_file {
+            keys = keys.with_hs256(without_newline(&read_key(path)?)).map_err(unusable(path))?;
+        }
+        if let Some(path) = ed25519_public_key_file {
+            keys = keys.with_ed25519(&read_key(path)?).map_err(unusable(path))?;
+        }
+        Ok(Auth::Jwt(keys))
+    }
+}
+
+fn without_newline(secret: &[u8]) -> &[u8] {
+    let secret = secret.strip_suffix(b"\n").unwrap_or(secret);
+    secret.strip_suffix(b"\r").unwrap_or(secret)
+}
+
+fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
+    let meta = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
+    if meta.len() > KEY_FILE_BYTES_MAX {
+        return Err(unreadable(format!("it has {} bytes; a key has {KEY_FILE_BYTES_MAX} at most", meta.len())));
+    }
+    fs::read(path).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Everything a configuration is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// What flags and environment say, flags first.
+    pub command: Settings,
+    /// The keys among them that come from the environment.
+    pub from_environment: Vec<&'static str>,
+    /// The file, if one was named.
+    pub file: Option<ConfigFile>,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag; holds it.
+    Flag(String),
+    /// An environment variable; holds its name.
+    Environment(&'static str),
+    /// A line of the file.
+    File(PathBuf, usize),
+    /// Nobody set it.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(flag) => f.write_str(flag),
+            Origin::Environment(name) => f.write_str(name),
+            Origin::File(path, line) => write!(f, "{}, line {line}", path.display()),
+            Origin::Default => f.write_str("the default"),
+        }
+    }
+}
+
+/// The origin of every key that somebody set.
+#[derive(Clone, Debug, Default)]
+struct Origins(HashMap<&'static str, Origin>);
+
+impl Origins {
+    fn of(&self, key: &'static str) -> Origin {
+        self.0.get(key).cloned().unwrap_or(Origin::Default)
+    }
+}
+
+/// A configuration that is refused. Each message is one sentence that says where and what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A file that cannot be read or used.
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// A line of the configuration file.
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there.
+        text: String,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// A value out of range.
+    Value {
+        /// Its key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// Where it comes from.
+        origin: Origin,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// Values that do not go together.
+    Conflict(String),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::File { path, error } => write!(f, "{}: {error}", path.display()),
+            ConfigError::Line { path, line, text, error } => write!(f, "{}, line {line}: {text}: {error}", path.display()),
+            ConfigError::Value { key, value, origin, allowed } => write!(f, "{key} = {value} ({origin}): {allowed}"),
+            ConfigError::Conflict(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_newline_at_the_end_does_not_belong_to_a_secret() {
+        for (file, secret) in [("secret", "secret"), ("secret\n", "secret"), ("secret\r\n", "secret"), ("secret\n\n", "secret\n"), ("", "")] {
+            assert_eq!(without_newline(file.as_bytes()), secret.as_bytes(), "{file:?}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! From what the sources say to a [`Config`]: merge, compute what nobody set, judge.
+
+use super::settings::{fixed_defaults, flag};
+use super::{
+    AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size, Sources, is_node_name_char,
+};
+use crate::budget::connections_bytes;
+use crate::limits::{Limits, SLOTS_RESERVED};
+use crate::shard::SHARDS_MAX;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use tracing_subscriber::EnvFilter;
+use trunkline_proto::{FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT};
+use trunkline_router::presence::DEVICES_PER_USER_LIMIT;
+
+/// Entries io_uring allows in a descriptor table (`IORING_MAX_FIXED_FILES`).
+const RING_SLOTS_MAX: u64 = 1 << 20;
+/// Most connections a shard can hold.
+const CONNECTIONS_LIMIT: u64 = RING_SLOTS_MAX - SLOTS_RESERVED as u64;
+const SECS_MAX: u64 = 3_600;
+const RATE_MAX: u64 = 1_000_000;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// Size of one receive buffer: what most reads take fits, and the waste of a small frame stays small.
+const RECV_BUFFER_BYTES: u64 = 4 * KIB;
+const RECV_BUFFERS_MIN: u64 = 64;
+const RECV_BUFFERS_MAX: u64 = 32_768;
+/// A message's own room in a mailbox or among the unacknowledged ones, its payload aside: a little more than both need.
+const MESSAGE_OVERHEAD_BYTES: u64 = 128;
+
+/// Settings being judged, and where they come from.
+struct Judge {
+    origins: Origins,
+}
+
+impl Judge {
+    fn refuse<T>(&self, key: &'static str, value: impl ToString, allowed: impl Into<String>) -> Result<T, ConfigError> {
+        Err(ConfigError::Value { key, value: value.to_string(), origin: self.origins.of(key), allowed: allowed.into() })
+    }
+
+    fn count(&self, key: &'static str, value: u64, allowed: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        if allowed.contains(&value) {
+            return Ok(value);
+        }
+        self.refuse(key, value, format!("it must be {} to {}", allowed.start(), allowed.end()))
+    }
+
+    fn size(&self, key: &'static str, value: Size, allowed: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        if allowed.contains(&value.0) {
+            return Ok(value.0);
+        }
+        self.refuse(key, value, format!("it must be {} to {}", Size(*allowed.start()), Size(*allowed.end())))
+    }
+
+    /// Shares a size of the node out to its shards; each needs `least`, for the reason given.
+    fn share(&self, key: &'static str, value: Size, shards: u64, least: u64, why: &str) -> Result<usize, ConfigError> {
+        let share = value.0 / shards;
+        if share < least {
+            let needed = Size(least.saturating_mul(shards));
+            return self.refuse(key, value, format!("with {shards} shards it must be {needed} or more, so that {why}"));
+        }
+        Ok(usize::try_from(share).unwrap_or(usize::MAX))
+    }
+}
+
+/// The value of a setting that has a default, and so is there by the time it is judged.
+fn known<T>(value: Option<T>) -> T {
+    value.expect("every setting but the key files has a default")
+}
+
+pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigError> {
+    let judge = Judge { origins: origins(&sources) };
+    let file = sources.file.map(|file| file.settings).unwrap_or_default();
+    let given = sources.command.or(file).or(fixed_defaults());
+    let shards = judge.count("shards", given.shards.unwrap_or(host.cores.clamp(1, SHARDS_MAX.into())), 1..=SHARDS_MAX.into())?;
+    let all = computed_defaults(given, shards, host);
+
+    let limits = limits(&all, shards, &judge)?;
+    let listen = listen(&all, &judge)?;
+    let http = known(all.http);
+    let node = known(all.node.clone());
+    if node.is_empty() || node.len() > NODE_NAME_CHARS_MAX || !node.chars().all(is_node_name_char) {
+        return judge.refuse("node", format!("{node:?}"), "it must be 1 to 64 letters, digits, '.', '_' or '-'");
+    }
+    let log = known(all.log.clone());
+    if let Err(error) = EnvFilter::builder().parse(&log) {
+        let allowed = "it must be error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug";
+        return judge.refuse("log", format!("{log:?}"), format!("{error}; {allowed}"));
+    }
+    Ok(Config {
+        auth: auth(&all, &listen, &judge)?,
+        listen,
+        http,
+        node,
+        shards: shards as u16,
+        memory_max: known(all.memory_max).0,
+        log,
+        log_format: known(all.log_format),
+        limits,
+        effective: all,
+        origins: judge.origins,
+    })
+}
+
+fn origins(sources: &Sources) -> Origins {
+    let mut origins = Origins::default();
+    let in_command = sources.command.keys();
+    for setting in SETTINGS {
+        let key = setting.key;
+        let line = sources.file.as_ref().and_then(|file| Some(Origin::File(file.path.clone(), *file.lines.get(key)?)));
+        let origin = if !in_command.contains(&key) {
+            line
+        } else if sources.from_environment.contains(&key) {
+            Some(Origin::Environment(setting.env))
+        } else {
+            Some(Origin::Flag(flag(key)))
+        };
+        origins.0.extend(origin.map(|origin| (key, origin)));
+    }
+    origins
+}
+
+/// Fills in what nobody set and what depends on the machine or on other settings. The shares are such that the memory budget fits.
+fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
+    let mut all = given;
+    let memory_max = all.memory_max.get_or_insert(Size(host.memory_available / 4 * 3)).0;
+    let frame = known(all.frame_bytes_max).0;
+    let outbox = known(all.outbox_bytes_max).0;
+    // Never so little that a shard could not work: a budget that does not fit is refused later, and then names this.
+    let share = |part: u64, most: u64, least_per_shard: u64| {
+        let per_shard = ((memory_max / part).min(most) / shards).max(least_per_shard);
+        Size((per_shard / KIB * KIB).max(least_per_shard).saturating_mul(shards))
+    };
+    all.shards = Some(shards);
+    all.node.get_or_insert_with(|| host.name.clone());
+    all.connections_max.get_or_insert_with(|| connections_default(host.nofile_hard, memory_max / 4 / shards));
+    all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));
+    all.unacked_total_bytes_max.get_or_insert_with(|| share(16, 512 * MIB, 2 * (frame + MESSAGE_OVERHEAD_BYTES)));
+    all.partial_bytes_max.get_or_insert_with(|| share(32, 256 * MIB, 4 * frame));
+    all.mailbox_bytes_max.get_or_insert_with(|| {
+        let pairs = (shards * (shards - 1)).max(1);
+        let per_pair = ((memory_max / 32).min(256 * MIB) / pairs).min(4 * MIB) / KIB * KIB;
+        Size(per_pair.max(2 * (frame + MESSAGE_OVERHEAD_BYTES)))
+    });
+    all.recv_buffer_bytes.get_or_insert_with(|| {
+        let buffers = ((64 * MIB / shards).min(4 * MIB) / RECV_BUFFER_BYTES).max(RECV_BUFFERS_MIN);
+        Size((1 << buffers.ilog2()) * RECV_BUFFER_BYTES * shards)
+    });
+    all
+}
+
+/// The most connections that the limit on open files, the ring and this share of memory allow.
+fn connections_default(nofile_hard: u64, bytes_max: u64) -> u64 {
+    let mut connections = nofile_hard.saturating_sub(SLOTS_RESERVED.into()).clamp(1, CONNECTIONS_LIMIT);
+    while connections > 1 && connections_bytes(connections) > bytes_max {
+        connections -= connections.div_ceil(16);
+    }
+    connections.max(1)
+}
+
+fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigError> {
+    let secs = |key, value: Option<u64>| judge.count(key, known(value), 1..=SECS_MAX);
+    let frame_bytes_max = judge.size(
+        "frame_bytes_max",
+        known(all.frame_bytes_max),
+        FRAME_BYTES_MAX_FLOOR.into()..=FRAME_BYTES_MAX_LIMIT.into(),
+    )?;
+    let message_bytes_max = frame_bytes_max + MESSAGE_OVERHEAD_BYTES;
+    let outbox = known(all.outbox_bytes_max);
+    let outbox_bytes_max = judge.size("outbox_bytes_max", outbox, frame_bytes_max..=GIB)?;
+    let mailbox = known(all.mailbox_bytes_max);
+    let mailbox_bytes_max = judge.size("mailbox_bytes_max", mailbox, message_bytes_max..=GIB)?;
+    let share = |key, value: Option<Size>, least, why| judge.share(key, known(value), shards, least, why);
+    let heartbeat_secs_min = secs("heartbeat_secs_min", all.heartbeat_secs_min)?;
+    let heartbeat_secs_max = secs("heartbeat_secs_max", all.heartbeat_secs_max)?;
+    if heartbeat_secs_min > heartbeat_secs_max {
+        return Err(ConfigError::Conflict(format!(
+            "heartbeat_secs_min = {heartbeat_secs_min} ({}) is more than heartbeat_secs_max = {heartbeat_secs_max} ({})",
+            judge.origins.of("heartbeat_secs_min"),
+            judge.origins.of("heartbeat_secs_max"),
+        )));
+    }
+    let heartbeat_secs = known(all.heartbeat_secs);
+    if !(heartbeat_secs_min..=heartbeat_secs_max).contains(&heartbeat_secs) {
+        let allowed = format!("it must be heartbeat_secs_min to heartbeat_secs_max, {heartbeat_secs_min} to {heartbeat_secs_max}");
+        return judge.refuse("heartbeat_secs", heartbeat_secs, allowed);
+    }
+    let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX);
+    Ok(Limits {
+        connections_max: judge.count("connections_max", known(all.connections_max), 1..=CONNECTIONS_LIMIT)? as u32,
+        login_timeout_ms: secs("login_timeout_secs", all.login_timeout_secs)? * 1_000,
+        heartbeat_secs_min: heartbeat_secs_min as u32,
+        heartbeat_secs_max: heartbeat_secs_max as u32,
+        heartbeat_secs: heartbeat_secs as u32,
+        frame_bytes_max: frame_bytes_max as u32,
+        outbox_bytes_max: outbox_bytes_max as usize,
+        outbox_full_ms_max: secs("outbox_full_secs", all.outbox_full_secs)? * 1_000,
+        outbox_total_bytes_max: share(
+            "outbox_total_bytes_max",
+            all.outbox_total_bytes_max,
+            outbox_bytes_max,
+            "each has room for one full queue (outbox_bytes_max)",
+        )?,
+        mailbox_bytes_max: mailbox_bytes_max as usize,
+        unacked_per_user_max: judge.count("unacked_max", known(all.unacked_max), 1..=65_536)? as usize,
+        unacked_total_bytes_max: share(
+            "unacked_total_bytes_max",
+            all.unacked_total_bytes_max,
+            message_bytes_max,
+            "each has room for the longest message (frame_bytes_max)",
+        )?,
+        redeliver_ms: secs("redeliver_secs", all.redeliver_secs)? * 1_000,
+        redeliver_attempts_max: judge.count("redeliver_attempts_max", known(all.redeliver_attempts_max), 0..=255)? as u8,
+        frames_per_sec: rate("frames_per_sec", all.frames_per_sec)? as u32,
+        logins_per_sec: rate("logins_per_sec", all.logins_per_sec)? as u32,
+        devices_per_user_max: judge.count("devices_max", known(all.devices_max), 1..=DEVICES_PER_USER_LIMIT as u64)? as usize,
+        recv_buffers: recv_buffers(known(all.recv_buffer_bytes), shards, judge)?,
+        recv_buffer_bytes: RECV_BUFFER_BYTES as u32,
+        partial_total_bytes_max: share(
+            "partial_bytes_max",
+            all.partial_bytes_max,
+            frame_bytes_max,
+            "each has room for the longest frame (frame_bytes_max)",
+        )?,
+        read_mode: known(all.read_mode).into(),
+        hot_idle_ms: secs("hot_idle_secs", all.hot_idle_secs)? * 1_000,
+        drain_ms: judge.count("drain_secs", known(all.drain_secs), 0..=SECS_MAX)? * 1_000,
+    })
+}
+
+/// Receive buffers of each shard: its share, rounded down to a power of two.
+fn recv_buffers(bytes: Size, shards: u64, judge: &Judge) -> Result<u16, ConfigError> {
+    let unit = RECV_BUFFER_BYTES * shards;
+    let allowed = RECV_BUFFERS_MIN * unit..=2 * RECV_BUFFERS_MAX * unit - 1;
+    if !allowed.contains(&bytes.0) {
+        let (least, most) = (Size(RECV_BUFFERS_MIN * unit), Size(RECV_BUFFERS_MAX * unit));
+        return judge.refuse("recv_buffer_bytes", bytes, format!("with {shards} shards it must be {least} to {most}"));
+    }
+    Ok(1 << (bytes.0 / unit).ilog2())
+}
+
+fn listen(all: &Settings, judge: &Judge) -> Result<Vec<SocketAddr>, ConfigError> {
+    let listen = known(all.listen.clone());
+    if listen.is_empty() {
+        return judge.refuse("listen", "[]", "it must name one address at least, such as 127.0.0.1:7700");
+    }
+    for (at, address) in listen.iter().enumerate() {
+        if address.port() != 0 && listen[..at].contains(address) {
+            return judge.refuse("listen", address, "it is named twice");
+        }
+    }
+    Ok(listen)
+}
+
+fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConfig, ConfigError> {
+    let hs256_secret_file = all.jwt_hs256_secret_file.clone();
+    let ed25519_public_key_file = all.jwt_ed25519_public_key_file.clone();
+    let keys = hs256_secret_file.is_some() || ed25519_public_key_file.is_some();
+    match known(all.auth) {
+        AuthKind::Jwt if keys => Ok(AuthConfig::Jwt { hs256_secret_file, ed25519_public_key_file }),
+        AuthKind::Jwt => judge.refuse(
+            "auth",
+            "jwt",
+            "it needs a key: give --jwt-hs256-secret-file FILE or --jwt-ed25519-public-key-file FILE, or both",
+        ),
+        // Whoever names a key means it to be used.
+        AuthKind::Open if keys => judge.refuse("auth", "open", "a key for JWT is given but not used: set auth to jwt, or leave the key out"),
+        AuthKind::Open => match listen.iter().find(|address| !address.ip().is_loopback()) {
+            Some(address) if all.insecure_open != Some(true) => judge.refuse(
+                "listen",
+                address,
+                "this is not loopback, and with auth open whoever reaches it may log in as anybody: \
+                 use --auth jwt, or say --insecure-open if that is what you want",
+            ),
+            _ => Ok(AuthConfig::Open),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+use super::*;
+use crate::config::{ConfigFile, DefaultValue, default_config};
+use crate::limits::ReadMode;
+use std::path::Path;
+
+fn host() -> Host {
+    Host { cores: 4, nofile_hard: 20_000, memory_available: 16 << 30, name: "host-1".to_owned() }
+}
+
+fn file(text: &str) -> ConfigFile {
+    ConfigFile::parse(Path::new("some.toml"), text).expect(text)
+}
+
+fn from_file(text: &str) -> Result<Config, ConfigError> {
+    Config::resolve(Sources { file: Some(file(text)), ..Sources::default() }, &host())
+}
+
+fn from_flags(command: Settings) -> Result<Config, ConfigError> {
+    Config::resolve(Sources { command, ..Sources::default() }, &host())
+}
+
+fn refusal(text: &str) -> String {
+    from_file(text).expect_err(text).to_string()
+}
+
+#[test]
+fn flags_override_the_environment_which_overrides_the_file_which_overrides_the_defaults() {
+    // Flags and environment arrive merged, flags first; the command line's own tests show that.
+    let command = Settings { shards: Some(3), node: Some("from-env".to_owned()), ..Settings::default() };
+    let file = file("shards = 2\nnode = \"from-file\"\nheartbeat_secs = 45\n");
+    let config = Config::resolve(Sources { command, from_environment: vec!["node"], file: Some(file) }, &host()).unwrap();
+    assert_eq!((config.shards, config.node.as_str(), config.limits().heartbeat_secs), (3, "from-env", 45));
+    assert_eq!(config.limits().login_timeout_ms, 10_000);
+    assert_eq!(config.origin("shards"), Origin::Flag("--shards".to_owned()));
+    assert_eq!(config.origin("node"), Origin::Environment("TRUNKLINE_NODE"));
+    assert_eq!(config.origin("heartbeat_secs"), Origin::File("some.toml".into(), 3));
+    assert_eq!(config.origin("login_timeout_secs"), Origin::Default);
+}
+
+#[test]
+fn the_defaults_are_those_of_the_documents() {
+    let config = from_flags(Settings::default()).unwrap();
+    assert_eq!(config.listen, ["127.0.0.1:7700".parse().unwrap()]);
+    assert_eq!(config.http, "127.0.0.1:7780".parse().unwrap());
+    assert_eq!((config.node.as_str(), config.shards, &config.auth), ("host-1", 4, &AuthConfig::Open));
+    let (limits, model) = (config.limits(), Limits::default());
+    assert_eq!(limits.connections_max, 20_000 - SLOTS_RESERVED);
+    // What does not depend on the machine is what the data path's own tests run with.
+    assert_eq!(limits.login_timeout_ms, model.login_timeout_ms);
+    assert_eq!(limits.heartbeat_secs, model.heartbeat_secs);
+    assert_eq!((limits.heartbeat_secs_min, limits.heartbeat_secs_max), (model.heartbeat_secs_min, model.heartbeat_secs_max));
+    assert_eq!(limits.frame_bytes_max, model.frame_bytes_max);
+    assert_eq!((limits.outbox_bytes_max, limits.outbox_full_ms_max), (model.outbox_bytes_max, model.outbox_full_ms_max));
+    assert_eq!((limits.unacked_per_user_max, limits.devices_per_user_max), (model.unacked_per_user_max, model.devices_per_user_max));
+    assert_eq!((limits.redeliver_ms, limits.redeliver_attempts_max), (model.redeliver_ms, model.redeliver_attempts_max));
+    assert_eq!((limits.frames_per_sec, limits.logins_per_sec), (0, 0));
+    assert_eq!((limits.recv_buffers, limits.recv_buffer_bytes), (model.recv_buffers, model.recv_buffer_bytes));
+    assert_eq!((limits.read_mode, limits.hot_idle_ms, limits.drain_ms), (ReadMode::Auto, model.hot_idle_ms, model.drain_ms));
+    assert_eq!(limits.mailbox_bytes_max, 4 << 20);
+    assert_eq!(limits.outbox_total_bytes_max, (1 << 30) / 4);
+}
+
+#[test]
+fn what_is_given_for_the_node_is_shared_out_to_the_shards() {
+    let text = "shards = 8\noutbox_total_bytes_max = \"1GiB\"\nunacked_total_bytes_max = \"80MiB\"\npartial_bytes_max = 8000000\n\
+                recv_buffer_bytes = \"64MiB\"\nmailbox_bytes_max = \"1MiB\"\n";
+    let config = from_file(text).unwrap();
+    let limits = config.limits();
+    assert_eq!(limits.outbox_total_bytes_max, 128 << 20);
+    assert_eq!(limits.unacked_total_bytes_max, 10 << 20);
+    assert_eq!(limits.partial_total_bytes_max, 1_000_000);
+    assert_eq!(limits.recv_buffers, 2_048);
+    assert_eq!(limits.mailbox_bytes_max, 1 << 20);
+}
+
+#[test]
+fn receive_buffers_are_a_power_of_two() {
+    for (bytes, buffers) in [("256KiB", 64), ("511KiB", 64), ("512KiB", 128), ("3MiB", 512), ("128MiB", 32_768), ("255MiB", 32_768)] {
+        let config = from_file(&format!("shards = 1\nrecv_buffer_bytes = \"{bytes}\"\n")).unwrap();
+        assert_eq!(config.limits().recv_buffers, buffers, "{bytes}");
+    }
+}
+
+#[test]
+fn the_default_configuration_fits_every_machine() {
+    for cores in [1, 2, 4, 16, 64, 256] {
+        for memory_available in [2 << 30, 16 << 30, 256 << 30] {
+            for nofile_hard in [1_024, 20_000, 1 << 20, u64::MAX] {
+                if cores > memory_available >> 27 {
+                    // A machine with so many cores has more than 128 MiB for each.
+                    continue;
+                }
+                let host = Host { cores, nofile_hard, memory_available, name: "h".to_owned() };
+                let config = Config::resolve(Sources::default(), &host).unwrap();
+                let budget = crate::budget::Budget::of(&config);
+                if let Err(error) = budget.check() {
+                    panic!("{host:?}: {error}\n{budget}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_shards_share_one_bound_of_mailboxes() {
+    let config = from_file("shards = 56\n").unwrap();
+    let mailboxes = 56 * 55 * config.limits().mailbox_bytes_max;
+    assert!(mailboxes <= 512 << 20, "{mailboxes}");
+    assert!(config.limits().mailbox_bytes_max >= 2 * 65_536);
+}
+
+#[test]
+fn memory_bounds_the_default_of_connections_but_not_what_is_asked_for() {
+    let host = Host { cores: 16, nofile_hard: u64::MAX, memory_available: 8 << 30, name: "h".to_owned() };
+    let config = Config::resolve(Sources::default(), &host).unwrap();
+    let connections = u64::from(config.limits().connections_max);
+    assert!((50_000..CONNECTIONS_LIMIT).contains(&connections), "{connections}");
+    let sources = Sources { file: Some(file("connections_max = 1048512\n")), ..Sources::default() };
+    assert_eq!(Config::resolve(sources, &host).unwrap().limits().connections_max, 1_048_512);
+}
+
+#[test]
+fn every_range_has_both_ends() {
+    for (key, inside, outside) in [
+        ("shards", ["1", "1024"], ["0", "1025"]),
+        ("connections_max", ["1", "1048512"], ["0", "1048513"]),
+        ("login_timeout_secs", ["1", "3600"], ["0", "3601"]),
+        ("heartbeat_secs", ["5", "600"], ["4", "601"]),
+        ("heartbeat_secs_min", ["1", "30"], ["0", "3601"]),
+        ("heartbeat_secs_max", ["30", "3600"], ["0", "3601"]),
+        ("hot_idle_secs", ["1", "3600"], ["0", "3601"]),
+        ("drain_secs", ["0", "3600"], ["3601", "4294967296"]),
+        ("devices_max", ["1", "64"], ["0", "65"]),
+        ("logins_per_sec", ["0", "1000000"], ["1000001", "9999999999"]),
+        ("frames_per_sec", ["0", "1000000"], ["1000001", "9999999999"]),
+        ("unacked_max", ["1", "65536"], ["0", "65537"]),
+        ("redeliver_secs", ["1", "3600"], ["0", "3601"]),
+        ("redeliver_attempts_max", ["0", "255"], ["256", "300"]),
+        ("outbox_full_secs", ["1", "3600"], ["0", "3601"]),
+        ("frame_bytes_max", ["1024", "65536"], ["1023", "16777216"]),
+        ("outbox_bytes_max", ["65536", "1048576"], ["65535", "1073741825"]),
+        ("mailbox_bytes_max", ["131072", "1073741824"], ["65536", "1073741825"]),
+        ("outbox_total_bytes_max", ["1048576", "68719476736"], ["1048575", "0"]),
+        ("unacked_total_bytes_max", ["1048576", "68719476736"], ["262144", "0"]),
+        ("partial_bytes_max", ["262144", "68719476736"], ["262143", "0"]),
+        ("recv_buffer_bytes", ["1048576", "536870912"], ["1048575", "1073741824"]),
+    ] {
+        for value in inside {
+            if let Err(error) = from_file(&format!("{key} = {value}\n")) {
+                panic!("{key} = {value}: {error}");
+            }
+        }
+        for value in outside {
+            let message = refusal(&format!("# one\n{key} = {value}\n"));
+            assert!(message.starts_with(&format!("{key} = ")), "{message}");
+            assert!(message.contains("(some.toml, line 2): "), "{message}");
+            let allowed = message.split(": ").nth(1).expect("what is allowed");
+            assert!(allowed.contains(char::is_numeric) || allowed.contains("heartbeat"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_long_frame_needs_longer_queues() {
+    assert!(refusal("frame_bytes_max = \"1MiB\"\n").starts_with("outbox_bytes_max = 256KiB (the default): it must be 1MiB to 1GiB"));
+    let config = from_file("frame_bytes_max = \"1MiB\"\noutbox_bytes_max = \"4MiB\"\n").unwrap();
+    assert!(config.limits().mailbox_bytes_max > 1 << 20);
+    from_file("shards = 56\nframe_bytes_max = 16777215\noutbox_bytes_max = \"16MiB\"\n").unwrap();
+}
+
+#[test]
+fn contradicting_heartbeats_name_both() {
+    let message = refusal("heartbeat_secs_min = 50\nheartbeat_secs_max = 40\n");
+    for part in ["heartbeat_secs_min = 50 (some.toml, line 1)", "heartbeat_secs_max = 40 (some.toml, line 2)"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(refusal("heartbeat_secs = 700\n").contains("5 to 600"));
+}
+
+#[test]
+fn open_authentication_beyond_loopback_needs_a_word() {
+    for address in ["0.0.0.0:7700", "[::]:7700", "192.168.1.1:0"] {
+        let message = refusal(&format!("listen = [\"127.0.0.1:1\", \"{address}\"]\n"));
+        assert!(message.contains(address) && message.contains("--insecure-open") && message.contains("--auth jwt"), "{message}");
+        from_file(&format!("listen = [\"{address}\"]\ninsecure_open = true\n")).unwrap();
+        from_file(&format!("listen = [\"{address}\"]\nauth = \"jwt\"\njwt_hs256_secret_file = \"s\"\n")).unwrap();
+    }
+    from_file("listen = [\"127.8.9.1:7700\", \"[::1]:7700\"]\n").unwrap();
+}
+
+#[test]
+fn addresses_are_named_once_and_port_0_any_number_of_times() {
+    assert!(refusal("listen = []\n").contains("one address at least"));
+    assert!(refusal("listen = [\"127.0.0.1:5\", \"127.0.0.1:6\", \"127.0.0.1:5\"]\n").contains("127.0.0.1:5 (some.toml, line 1): it is named twice"));
+    assert_eq!(from_file("listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\n").unwrap().listen.len(), 2);
+}
+
+#[test]
+fn jwt_and_its_keys_go_together() {
+    let message = refusal("auth = \"jwt\"\n");
+    assert!(message.contains("--jwt-hs256-secret-file") && message.contains("--jwt-ed25519-public-key-file"), "{message}");
+    assert!(refusal("jwt_hs256_secret_file = \"s\"\n").contains("set auth to jwt"));
+    let config = from_file("auth = \"jwt\"\njwt_ed25519_public_key_file = \"/no/such/key\"\n").unwrap();
+    assert!(config.auth.load().unwrap_err().to_string().starts_with("/no/such/key: "));
+}
+
+#[test]
+fn a_node_name_is_plain() {
+    for name in ["", "a b", "caf\u{e9}", "a\\\"b", &"x".repeat(65)] {
+        assert!(refusal(&format!("node = \"{name}\"\n")).contains("1 to 64 letters"), "{name}");
+    }
+    assert_eq!(from_file(&format!("node = \"{}\"\n", "x".repeat(64))).unwrap().node.len(), 64);
+}
+
+#[test]
+fn a_log_filter_is_judged() {
+    for filter in ["warn", "info,trunkline_gateway=debug", "off"] {
+        from_file(&format!("log = \"{filter}\"\n")).unwrap();
+    }
+    assert!(refusal("log = \"trunkline_gateway=loud\"\n").contains("debug or trace"));
+}
+
+#[test]
+fn the_default_configuration_reads_back_as_the_defaults() {
+    let text = default_config(&host());
+    let from_text = from_file(&text).unwrap();
+    let defaults = from_flags(Settings::default()).unwrap();
+    assert_eq!(from_text.effective(), defaults.effective());
+    for setting in SETTINGS {
+        let commented = !matches!(setting.default, DefaultValue::Fixed(_));
+        let start = format!("{}{} = ", if commented { "# " } else { "" }, setting.key);
+        assert_eq!(text.lines().filter(|line| line.starts_with(&start)).count(), 1, "{start}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 120));
+}
+
+#[test]
+fn the_default_configuration_can_be_taken_out_of_its_comments() {
+    let text: String = default_config(&host())
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if SETTINGS.iter().any(|setting| rest.starts_with(&format!("{} = ", setting.key))) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let settings = file(&text).settings;
+    assert_eq!(settings.keys().len(), SETTINGS.len());
+    assert_eq!(settings.connections_max, Some(19_936));
+}
+
+#[test]
+fn the_effective_configuration_reads_back_as_itself() {
+    let text = "listen = [\"127.0.0.1:7700\", \"[::1]:7701\"]\nshards = 5\nauth = \"jwt\"\njwt_hs256_secret_file = \"s\"\nmemory_max = 12345678901\n";
+    let config = from_file(text).unwrap();
+    let effective = config.effective_text();
+    assert!(effective.contains("# some.toml, line 2"), "{effective}");
+    assert_eq!(from_file(&effective).unwrap().effective(), config.effective());
+}

@@ -1,0 +1,186 @@
+//! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
+//! `default-config`, and the default.
+
+use super::values::{AuthKind, LogFormat, ReadModeKind, Size};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where a setting's value comes from when nobody sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    /// Always this value, as it stands in TOML.
+    Fixed(&'static str),
+    /// Computed from the machine or from other settings, as the words say.
+    Computed(&'static str),
+    /// Nothing.
+    Unset,
+}
+
+use DefaultValue::{Computed, Fixed, Unset};
+
+/// What is known about one setting besides its value.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Key in the file. The flag is the same with hyphens.
+    pub key: &'static str,
+    /// Environment variable.
+    pub env: &'static str,
+    /// Heading it stands under.
+    pub section: &'static str,
+    /// Lines of help, each with a leading space.
+    pub help: &'static [&'static str],
+    /// Its default.
+    pub default: DefaultValue,
+}
+
+impl Setting {
+    /// The flag, hyphens included.
+    pub fn flag(&self) -> String {
+        flag(self.key)
+    }
+}
+
+/// The flag of a key.
+pub(super) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+macro_rules! settings {
+    ($([$section:literal] $(
+        $(#[doc = $help:literal])+
+        $(#[arg($($arg:tt)+)])?
+        $key:ident: [$($ty:tt)+] $value:literal $env:literal $default:expr;
+    )+)+) => {
+        /// Settings as they are given by one source; what it does not set is `None`.
+        #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Settings {$($(
+            $(#[doc = $help])+
+            #[arg(long, env = $env, value_name = $value, help_heading = $section, hide_env_values = true $(, $($arg)+)?)]
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub $key: Option<$($ty)+>,
+        )+)+}
+
+        /// All settings, in the order in which they are explained.
+        pub const SETTINGS: &[Setting] = &[$($(
+            Setting { key: stringify!($key), env: $env, section: $section, help: &[$($help),+], default: $default },
+        )+)+];
+
+        impl Settings {
+            /// These settings, and those of `lower` where these say nothing.
+            #[must_use]
+            pub fn or(self, lower: Settings) -> Settings {
+                Settings {$($( $key: self.$key.or(lower.$key), )+)+}
+            }
+
+            /// Keys that have a value here.
+            pub fn keys(&self) -> Vec<&'static str> {
+                let mut keys = Vec::new();
+                $($( if self.$key.is_some() { keys.push(stringify!($key)); } )+)+
+                keys
+            }
+        }
+    };
+}
+
+settings! {
+    ["Addresses"]
+    /// Address and port for clients; may be given several times.
+    /// Every shard listens on each of them. Port 0 takes a free port, which is printed at start.
+    /// An IPv6 address takes IPv6 connections only.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
+    /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1.
+    /// It asks for no password, so keep it on loopback or on a network of your own.
+    http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");
+    /// Name of this node, told to clients and shown in metrics: 1 to 64 letters, digits, '.', '_' or '-'.
+    node: [String] "NAME" "TRUNKLINE_NODE" Computed("the host name");
+
+    ["Shards"]
+    /// Number of shards, 1 to 1024: threads that each own a part of users and connections.
+    /// More than there are cores is of use where the descriptor limit is low, because the limit on connections counts for each shard.
+    shards: [u64] "N" "TRUNKLINE_SHARDS" Computed("one for each core");
+    /// How connections are read. auto is right; the others are there to be measured.
+    read_mode: [ReadModeKind] "MODE" "TRUNKLINE_READ_MODE" Fixed("\"auto\"");
+    /// Seconds without traffic after which a busy connection counts as quiet, 1 to 3600.
+    hot_idle_secs: [u64] "SECS" "TRUNKLINE_HOT_IDLE_SECS" Fixed("10");
+
+    ["Authentication"]
+    /// Who may log in.
+    auth: [AuthKind] "KIND" "TRUNKLINE_AUTH" Fixed("\"open\"");
+    /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count.
+    jwt_hs256_secret_file: [PathBuf] "FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset;
+    /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. Both kinds of key may be given.
+    jwt_ed25519_public_key_file: [PathBuf] "FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset;
+    /// Allow auth open on addresses that are not loopback: whoever reaches them may log in as anybody.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
+
+    ["Connections"]
+    /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).
+    connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("what the hard limit on open files allows, less 64 spare slots");
+    /// Seconds a connection has for its LOGIN, 1 to 3600. When hit: BYE 9 (idle).
+    login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
+    /// Connections accepted in a second by each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.
+    logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
+    /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
+    devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");
+    /// Seconds between heartbeats for a client that names no wish. When it is silent for twice as long: BYE 9 (idle).
+    heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
+    /// Shortest heartbeat a client gets, 1 to 3600. A shorter wish is raised to it.
+    heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
+    /// Longest heartbeat a client gets, 1 to 3600. A longer wish is lowered to it.
+    heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
+    /// Seconds over which a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
+    drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
+
+    ["Messages"]
+    /// Longest frame, its header included, 1KiB to 16777215 bytes. When hit: BYE 2 (frame too large).
+    frame_bytes_max: [Size] "SIZE" "TRUNKLINE_FRAME_BYTES_MAX" Fixed("\"64KiB\"");
+    /// Frames of one connection in a second, up to 1000000; 0 is no limit. When hit: the excess gets ERROR 11 (rate limited).
+    frames_per_sec: [u64] "N" "TRUNKLINE_FRAMES_PER_SEC" Fixed("0");
+    /// Messages to one user that wait for the ACK, 1 to 65536. When hit: the sender gets SENT 3 (overloaded).
+    unacked_max: [u64] "N" "TRUNKLINE_UNACKED_MAX" Fixed("1024");
+    /// Seconds without ACK after which a message is delivered again, 1 to 3600.
+    redeliver_secs: [u64] "SECS" "TRUNKLINE_REDELIVER_SECS" Fixed("15");
+    /// How often a message is delivered again, 0 to 255. When hit: the sender gets SENT 2 (not stored).
+    redeliver_attempts_max: [u64] "N" "TRUNKLINE_REDELIVER_ATTEMPTS_MAX" Fixed("3");
+    /// Bytes queued for one connection, from frame_bytes_max to 1GiB. When hit: messages without ACK are dropped and counted, those with
+    /// ACK get SENT 3 (overloaded).
+    outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_BYTES_MAX" Fixed("\"256KiB\"");
+    /// Seconds a connection's queue may stay full, 1 to 3600. When hit: BYE 10 (too slow).
+    outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
+
+    ["Memory"]
+    /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.
+    memory_max: [Size] "SIZE" "TRUNKLINE_MEMORY_MAX" Computed("three quarters of what is available");
+    /// Bytes queued for all connections of the node. When hit: every queue counts as full.
+    outbox_total_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_TOTAL_BYTES_MAX" Computed("an eighth of memory_max, 1GiB at most");
+    /// Bytes of messages that wait for an ACK, for the node. When hit: the sender gets SENT 3 (overloaded).
+    unacked_total_bytes_max: [Size] "SIZE" "TRUNKLINE_UNACKED_TOTAL_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
+    /// Bytes of frames of which only a part has come, for the node. When hit: a connection that needs more gets BYE 14 (overloaded).
+    partial_bytes_max: [Size] "SIZE" "TRUNKLINE_PARTIAL_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most");
+    /// Bytes under way from one shard to another, for each pair. When hit: messages without ACK are dropped and counted, those with ACK get
+    /// SENT 3 (overloaded).
+    mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("256MiB shared by all pairs, 4MiB at most, two frames at least");
+    /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. When there is none free:
+    /// the connection is read a moment later.
+    recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB at most");
+
+    ["Log"]
+    /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug.
+    log: [String] "FILTER" "TRUNKLINE_LOG" Fixed("\"info\"");
+    /// How a line of the log looks.
+    log_format: [LogFormat] "FORMAT" "TRUNKLINE_LOG_FORMAT" Fixed("\"text\"");
+}
+
+/// The settings with a fixed default, set to it.
+pub(super) fn fixed_defaults() -> Settings {
+    let lines = SETTINGS.iter().filter_map(|setting| match setting.default {
+        Fixed(value) => Some(format!("{} = {value}\n", setting.key)),
+        Computed(_) | Unset => None,
+    });
+    toml::from_str(&lines.collect::<String>()).expect("the table above holds valid values, as a test shows")
+}

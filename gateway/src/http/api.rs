@@ -1,0 +1,187 @@
+//! The routes.
+
+use super::problem::Problem;
+use super::{Node, NodeState, VERSION};
+use crate::control::{Control, SessionInfo};
+use crate::metrics::StatType;
+use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use trunkline_router::hash::home_shard;
+
+/// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The API of a node.
+pub fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/node", get(describe_node))
+        .route("/v1/users/{user}", get(describe_user))
+        .route("/v1/users/{user}/kick", post(kick_user))
+        .fallback(async |uri: Uri| Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+        })
+        .with_state(node)
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+async fn ready(State(node): State<Arc<Node>>) -> Response {
+    let state = node.state();
+    let (status, reason) = match state {
+        NodeState::Running => (StatusCode::OK, None),
+        NodeState::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the shards are being set up")),
+        NodeState::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the node is shutting down and ends its connections")),
+    };
+    (status, Json(Readiness { ready: reason.is_none(), state: state.as_str(), reason })).into_response()
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> Response {
+    let mut exposition = Exposition::default();
+    exposition.name("trunkline_build_info", StatType::Gauge, "Always 1; its labels say what runs.");
+    exposition.sample(&[("version", &VERSION), ("node", &node.name)], 1);
+    exposition.name("trunkline_uptime_seconds", StatType::Gauge, "Time since the start.");
+    exposition.sample(&[], node.started.elapsed().as_secs_f64());
+    exposition.name("trunkline_ready", StatType::Gauge, "1 while /readyz is 200.");
+    exposition.sample(&[], u8::from(node.state() == NodeState::Running));
+    exposition.name("process_cpu_seconds_total", StatType::Counter, "User and system time of all threads.");
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    exposition.sample(&[], Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32).as_secs_f64());
+    if let Some(bytes) = resident_bytes() {
+        exposition.name("process_resident_memory_bytes", StatType::Gauge, "Memory of the process that is not swapped out, in bytes.");
+        exposition.sample(&[], bytes);
+    }
+    write_limits(&mut exposition, &node.limits);
+    write_shards(&mut exposition, node.stats());
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition.finish()).into_response()
+}
+
+/// Resident set of this process; `None` where /proc is not mounted.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+#[derive(Serialize)]
+struct NodeDescription<'a> {
+    node: &'a str,
+    version: &'static str,
+    state: &'static str,
+    uptime_secs: u64,
+    shards: usize,
+    listen: &'a [SocketAddr],
+    http: SocketAddr,
+    connections: u64,
+    sessions: u64,
+    users: u64,
+    /// Of each shard.
+    limits: BTreeMap<&'static str, u64>,
+}
+
+async fn describe_node(State(node): State<Arc<Node>>) -> Response {
+    let sum = |number: fn(&crate::metrics::ShardStats) -> u64| node.stats().iter().map(|stats| number(stats)).sum();
+    Json(NodeDescription {
+        node: &node.name,
+        version: VERSION,
+        state: node.state().as_str(),
+        uptime_secs: node.started.elapsed().as_secs(),
+        shards: node.stats().len(),
+        listen: &node.listen,
+        http: node.http,
+        connections: sum(|stats| stats.open.get()),
+        sessions: sum(|stats| stats.sessions.get()),
+        users: sum(|stats| stats.users.get()),
+        limits: limit_values(&node.limits).into_iter().collect(),
+    })
+    .into_response()
+}
+
+#[derive(Serialize)]
+struct UserDescription {
+    user: u64,
+    online: bool,
+    shard: u32,
+    devices: Vec<SessionInfo>,
+}
+
+type UserPath = Result<Path<String>, PathRejection>;
+
+async fn describe_user(State(node): State<Arc<Node>>, path: UserPath) -> Result<Json<UserDescription>, Problem> {
+    let user = user_id(path)?;
+    let (shard, devices) = ask(&node, user, |answer| Control::User { user, answer }).await?;
+    Ok(Json(UserDescription { user, online: !devices.is_empty(), shard, devices }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KickQuery {
+    device: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Kicked {
+    kicked: usize,
+}
+
+async fn kick_user(
+    State(node): State<Arc<Node>>,
+    path: UserPath,
+    query: Result<Query<KickQuery>, QueryRejection>,
+) -> Result<Json<Kicked>, Problem> {
+    let user = user_id(path)?;
+    let Query(KickQuery { device }) = query.map_err(|error| Problem::bad_request(format!("{}; kick takes ?device=NAME", error.body_text())))?;
+    let (shard, kicked) = ask(&node, user, |answer| Control::Kick { user, device: device.clone(), answer }).await?;
+    tracing::info!(user, device, shard, kicked, "sessions ended by the API");
+    Ok(Json(Kicked { kicked }))
+}
+
+/// A user id is a decimal number from 1 to 2^64 - 1.
+fn user_id(path: UserPath) -> Result<u64, Problem> {
+    let refusal = || Problem::bad_request("a user is a number from 1 to 18446744073709551615");
+    let Path(text) = path.map_err(|_| refusal())?;
+    // Not even a sign: parse would take "+5".
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(refusal());
+    }
+    text.parse().ok().filter(|user| *user != 0).ok_or_else(refusal)
+}
+
+/// Asks the home shard of a user. Returns the shard and its answer.
+async fn ask<T>(node: &Node, user: u64, request: impl FnOnce(oneshot::Sender<T>) -> Control) -> Result<(u32, T), Problem> {
+    let shards = node.shards.get().ok_or_else(|| Problem::unavailable("the node is starting; try again in a moment"))?;
+    let shard = home_shard(user, shards.ports.len() as u32);
+    let (sender, answer) = oneshot::channel();
+    if shards.ports[shard as usize].send(request(sender)).is_err() {
+        return Err(Problem::unavailable(format!("shard {shard} has too many requests waiting; try again in a moment")));
+    }
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok((shard, answer)),
+        Ok(Err(_)) => Err(Problem::unavailable(format!("shard {shard} has ended"))),
+        Err(_) => {
+            let detail = format!("shard {shard} did not answer within {} s", ANSWER_TIMEOUT.as_secs());
+            Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The API over a real loopback socket, with shards that are a thread answering requests, or nobody at all.
+
+use super::serve::serve_connection;
+use super::*;
+use crate::control::{CONTROL_QUEUE_LEN, Control, SessionInfo};
+use crate::reason::CloseReason;
+use crate::waker::Waker;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+use trunkline_router::hash::home_shard;
+
+const SHARDS: u32 = 3;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn node() -> Arc<Node> {
+    Arc::new(Node::new(
+        "node-1".to_owned(),
+        Limits::default(),
+        vec!["127.0.0.1:7700".parse().unwrap()],
+        "127.0.0.1:7780".parse().unwrap(),
+    ))
+}
+
+fn handles() -> ShardHandles {
+    let port = || ControlPort::new(Arc::new(Waker::new().unwrap()));
+    ShardHandles { ports: (0..SHARDS).map(|_| port()).collect(), stats: (0..SHARDS).map(|_| Arc::default()).collect() }
+}
+
+/// A node whose shards have not been given to anybody.
+fn running_node() -> (Arc<Node>, Vec<ControlPort>) {
+    let node = node();
+    let handles = handles();
+    let ports = handles.ports.clone();
+    node.set_running(handles);
+    (node, ports)
+}
+
+/// A server on a thread of its own, which ends with the test's process.
+struct Api {
+    address: SocketAddr,
+}
+
+impl Api {
+    fn serve(node: Arc<Node>) -> Api {
+        Api::serve_for(node, Duration::from_secs(300), Duration::from_secs(10))
+    }
+
+    fn serve_for(node: Arc<Node>, lifetime: Duration, last_answer: Duration) -> Api {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                if lifetime.as_secs() == 300 {
+                    return serve(listener, router(node)).await;
+                }
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    tokio::spawn(serve_connection(stream, router(node.clone()), lifetime, last_answer));
+                }
+            });
+        });
+        Api { address }
+    }
+
+    fn request(&self, method: &str, path: &str) -> Answer {
+        let mut stream = self.connect();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").expect("a header and a body");
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head: head.to_ascii_lowercase(),
+            body: body.to_owned(),
+        }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.request("GET", path)
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        assert!(self.head.contains("content-type: application/json"), "{}", self.head);
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    fn assert_problem(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        assert!(self.head.contains("content-type: application/problem+json"), "{}", self.head);
+        let problem: Value = serde_json::from_str(&self.body).unwrap();
+        assert_eq!((&problem["type"], &problem["status"]), (&"about:blank".into(), &status.into()), "{problem}");
+        problem["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Answers the requests of one shard until `requests` have come.
+fn answer(port: ControlPort, requests: usize, mut each: impl FnMut(Control) + Send + 'static) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        for _ in 0..requests {
+            let deadline = Instant::now() + PATIENCE;
+            let request = loop {
+                if let Some(request) = port.take() {
+                    break request;
+                }
+                assert!(Instant::now() < deadline, "no request came");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            each(request);
+        }
+    })
+}
+
+#[test]
+fn readiness_follows_the_state_and_health_does_not() {
+    let node = node();
+    let api = Api::serve(node.clone());
+    let expect = |status: u16, state: &str| {
+        let answer = api.get("/readyz");
+        assert_eq!(answer.status, status, "{answer:?}");
+        let body = answer.json();
+        assert_eq!((&body["ready"], &body["state"]), (&(status == 200).into(), &state.into()), "{body}");
+        assert_eq!(body["reason"].is_string(), status != 200, "{body}");
+        assert_eq!(api.get("/healthz").status, 200);
+        assert_eq!(api.get("/v1/node").json()["state"], state);
+    };
+    expect(503, "starting");
+    node.set_running(handles());
+    expect(200, "running");
+    node.set_draining();
+    expect(503, "draining");
+}
+
+#[test]
+fn a_starting_node_has_metrics_and_no_users() {
+    let api = Api::serve(node());
+    assert!(api.get("/metrics").body.contains("trunkline_ready 0\n"));
+    assert!(api.get("/v1/users/5").assert_problem(503).contains("starting"));
+    assert_eq!(api.get("/v1/node").json()["shards"], 0);
+}
+
+#[test]
+fn the_node_sums_up_its_shards() {
+    let (node, _ports) = running_node();
+    let stats = node.stats();
+    stats[0].open.set(5);
+    stats[2].open.set(2);
+    stats[1].sessions.set(4);
+    let shown = Api::serve(node).get("/v1/node").json();
+    for (field, value) in [
+        ("node", Value::from("node-1")),
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("shards", 3.into()),
+        ("listen", vec!["127.0.0.1:7700"].into()),
+        ("http", "127.0.0.1:7780".into()),
+        ("connections", 7.into()),
+        ("sessions", 4.into()),
+    ] {
+        assert_eq!(shown[field], value, "{field} in {shown}");
+    }
+    assert_eq!(shown["limits"]["outbox_bytes"], 262_144, "{shown}");
+    assert!(shown["uptime_secs"].is_u64());
+}
+
+#[test]
+fn metrics_have_the_process_the_limits_and_every_shard() {
+    let (node, _ports) = running_node();
+    node.stats()[1].count_close(CloseReason::Idle);
+    let answer = Api::serve(node).get("/metrics");
+    assert_eq!(answer.status, 200);
+    assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
+    for line in [
+        "trunkline_ready 1",
+        "trunkline_limit{limit=\"frame_bytes\"} 65536",
+        "trunkline_connections_closed_total{shard=\"1\",reason=\"idle\"} 1",
+        "trunkline_mailbox_batches{shard=\"2\"} 0",
+        "# TYPE process_cpu_seconds_total counter",
+        "# TYPE trunkline_uptime_seconds gauge",
+    ] {
+        assert!(answer.body.lines().any(|found| found == line), "no {line} in\n{}", answer.body);
+    }
+    assert!(answer.body.contains(&format!("trunkline_build_info{{version=\"{VERSION}\",node=\"node-1\"}} 1\n")));
+    let resident = answer.body.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes ")).unwrap();
+    assert!(resident.parse::<u64>().unwrap() > 1 << 20, "{resident}");
+}
+
+#[test]
+fn a_user_is_asked_for_at_the_home_shard() {
+    let (node, ports) = running_node();
+    let api = Api::serve(node);
+    for user in [1, 2, 77, u64::MAX] {
+        let shard = home_shard(user, SHARDS);
+        let session = SessionInfo { device: "ph\"one".to_owned(), class: "mobile".to_owned(), session: 9 << 33, since: 1_800_000_000 };
+        let sent = session.clone();
+        let shard_thread = answer(ports[shard as usize].clone(), 1, move |request| match request {
+            Control::User { user: asked, answer } if asked == user => answer.send(vec![sent.clone()]).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let shown = api.get(&format!("/v1/users/{user}"));
+        assert_eq!(shown.status, 200);
+        let expected = serde_json::json!({ "user": user, "online": true, "shard": shard, "devices": [session] });
+        assert_eq!(shown.json(), expected);
+        shard_thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_user_without_sessions_is_offline() {
+    let (node, ports) = running_node();
+    let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, |request| match request {
+        Control::User { answer, .. } => answer.send(Vec::new()).unwrap(),
+        other => panic!("{other:?}"),
+    });
+    let shown = Api::serve(node).get("/v1/users/5").json();
+    assert_eq!((&shown["online"], &shown["devices"]), (&false.into(), &Value::Array(Vec::new())));
+    shard_thread.join().unwrap();
+}
+
+#[test]
+fn a_kick_names_the_device_or_means_all() {
+    let (node, ports) = running_node();
+    let api = Api::serve(node);
+    for (query, expected, sessions) in [("", None, 2), ("?device=phone", Some("phone"), 1), ("?device=my%20phone", Some("my phone"), 0)] {
+        let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, move |request| match request {
+            Control::Kick { user: 5, device, answer } if device.as_deref() == expected => answer.send(sessions).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let kicked = api.request("POST", &format!("/v1/users/5/kick{query}"));
+        assert_eq!((kicked.status, kicked.json()), (200, serde_json::json!({ "kicked": sessions })));
+        shard_thread.join().unwrap();
+    }
+}
+
+#[test]
+fn wrong_requests_are_the_callers_fault() {
+    let (node, ports) = running_node();
+    let api = Api::serve(node);
+    for user in ["0", "00", "abc", "-1", "+1", "1.5", "%00", "%ff", "%31%2f", "18446744073709551616", "5%20"] {
+        api.get(&format!("/v1/users/{user}")).assert_problem(400);
+        api.request("POST", &format!("/v1/users/{user}/kick")).assert_problem(400);
+    }
+    for query in ["?devise=x", "?device=a&device=b", "?device=a&all=1"] {
+        assert!(api.request("POST", &format!("/v1/users/5/kick{query}")).assert_problem(400).contains("?device=NAME"));
+    }
+    assert!(api.get("/v1/nothing").assert_problem(404).contains("/v1/nothing"));
+    api.get("/").assert_problem(404);
+    api.get("/v1/users/").assert_problem(404);
+    let refused = api.get("/v1/users/5/kick");
+    refused.assert_problem(405);
+    assert!(refused.head.contains("allow: post"), "{}", refused.head);
+    assert!(api.request("DELETE", "/v1/users/5").head.contains("allow: get"));
+    api.request("POST", "/metrics").assert_problem(405);
+    assert!(ports.iter().all(|port| port.take().is_none()), "no shard was bothered");
+}
+
+#[test]
+fn a_full_control_queue_is_503() {
+    let (node, ports) = running_node();
+    let port = &ports[home_shard(5, SHARDS) as usize];
+    for _ in 0..CONTROL_QUEUE_LEN {
+        port.send(Control::Drain).unwrap();
+    }
+    assert!(Api::serve(node).get("/v1/users/5").assert_problem(503).contains("too many requests"));
+}
+
+#[test]
+fn a_shard_that_drops_the_request_is_503() {
+    let (node, ports) = running_node();
+    let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, drop);
+    assert!(Api::serve(node).get("/v1/users/5").assert_problem(503).contains("ended"));
+    shard_thread.join().unwrap();
+}
+
+#[test]
+fn a_shard_that_does_not_answer_is_504() {
+    let (node, _ports) = running_node();
+    assert!(Api::serve(node).get("/v1/users/5").assert_problem(504).contains("did not answer"));
+}
+
+#[test]
+fn a_request_that_is_too_long_is_refused() {
+    let (node, _ports) = running_node();
+    let api = Api::serve(node);
+    let answer = api.get(&format!("/v1/users/{}", "1".repeat(20_000)));
+    assert!((400..500).contains(&answer.status), "{answer:?}");
+    let mut stream = api.connect();
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(20_000)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
+}
+
+#[test]
+fn a_body_is_not_read() {
+    let (node, _ports) = running_node();
+    let api = Api::serve(node);
+    let mut stream = api.connect();
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+}
+
+#[test]
+fn several_requests_share_a_connection() {
+    let api = Api::serve(node());
+    let mut stream = api.connect();
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");
+}
+
+#[test]
+fn a_connection_has_an_end_even_if_it_never_asks() {
+    let api = Api::serve_for(node(), Duration::from_millis(50), Duration::from_millis(50));
+    let mut silent = api.connect();
+    let mut half = api.connect();
+    half.write_all(b"GET /healthz HT").unwrap();
+    for stream in [&mut silent, &mut half] {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"");
+    }
+}
+
+#[test]
+fn connections_beyond_the_bound_wait_for_a_place() {
+    let api = Api::serve(node());
+    let idle: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(|_| api.connect()).collect();
+    let mut waiting = api.connect();
+    write!(waiting, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    waiting.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(waiting.read(&mut [0; 1]).is_err(), "served although all places are taken");
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    drop(idle);
+    let mut text = String::new();
+    waiting.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+}

@@ -1,0 +1,133 @@
+//! The listening sockets: one for each shard and address, which share a port by SO_REUSEPORT, so that the kernel spreads connections.
+
+use crate::startup::StartupError;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+/// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
+
+/// Bound and listening sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The sockets of each shard, one for each address.
+    pub by_shard: Vec<Vec<TcpListener>>,
+    /// The addresses, with the port that was taken where 0 was asked for.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Listeners {
+    /// Listens on every address for each of `shards` shards.
+    ///
+    /// # Errors
+    /// The first address that cannot be listened on. One where another process listens is among those, even if that would share it.
+    pub fn bind(addresses: &[SocketAddr], shards: u16) -> Result<Self, StartupError> {
+        let mut listeners = Listeners { by_shard: (0..shards).map(|_| Vec::new()).collect(), addresses: Vec::new() };
+        for address in addresses {
+            let bound = listeners.bind_address(*address).map_err(|error| StartupError::Listen(*address, error))?;
+            listeners.addresses.push(bound);
+        }
+        Ok(listeners)
+    }
+
+    fn bind_address(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+        // The first socket is bound alone, which fails if anybody listens there, and opens the port to the others only then. A first one
+        // that shared would silently take a part of another gateway's connections.
+        let first = socket(address)?;
+        first.bind(&address.into())?;
+        first.set_reuse_port(true)?;
+        let bound = first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the kernel bound no IP address"))?;
+        let mut sockets = vec![first];
+        for _ in 1..self.by_shard.len() {
+            let next = socket(address)?;
+            next.set_reuse_port(true)?;
+            next.bind(&bound.into())?;
+            sockets.push(next);
+        }
+        for (shard, socket) in self.by_shard.iter_mut().zip(sockets) {
+            socket.listen(BACKLOG)?;
+            shard.push(socket.into());
+        }
+        Ok(bound)
+    }
+}
+
+/// Listens on one address, shared with nobody: for the HTTP API.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn listen_alone(address: SocketAddr) -> Result<TcpListener, StartupError> {
+    let listen = || {
+        let socket = socket(address)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listen().map_err(|error| StartupError::Listen(address, error))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of the last run that linger in TIME_WAIT must not hold up this one.
+    socket.set_reuse_address(true)?;
+    // Inherited by accepted connections: what a shard sends is gathered already.
+    socket.set_tcp_nodelay(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    fn any() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    #[test]
+    fn every_shard_listens_on_the_one_port_that_was_free() {
+        let listeners = Listeners::bind(&[any(), any()], 5).unwrap();
+        assert_eq!(listeners.by_shard.len(), 5);
+        let [first, second] = listeners.addresses[..] else { panic!("two addresses: {:?}", listeners.addresses) };
+        assert!(first.port() != 0 && second.port() != 0 && first != second);
+        for sockets in &listeners.by_shard {
+            let addresses: Vec<SocketAddr> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+            assert_eq!(addresses, [first, second]);
+        }
+        // The kernel spreads connections over all of them.
+        let _clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(first).unwrap()).collect();
+        for sockets in &listeners.by_shard {
+            sockets[0].set_nonblocking(true).unwrap();
+            let (accepted, _) = sockets[0].accept().expect("200 connections leave none of 5 listeners out");
+            assert!(accepted.nodelay().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_second_gateway_does_not_share_the_port() {
+        let first = Listeners::bind(&[any()], 2).unwrap();
+        let error = Listeners::bind(&first.addresses, 2).unwrap_err();
+        assert!(error.to_string().contains(&format!("{} is already in use", first.addresses[0])), "{error}");
+        assert!(listen_alone(first.addresses[0]).is_err());
+    }
+
+    #[test]
+    fn a_port_of_somebody_else_is_not_taken() {
+        let other = listen_alone(any()).unwrap();
+        let address = other.local_addr().unwrap();
+        assert!(Listeners::bind(&[address], 1).is_err());
+        drop(other);
+        assert_eq!(Listeners::bind(&[address], 3).unwrap().addresses, [address]);
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        // 192.0.2.0/24 is for documentation and on no machine.
+        let error = Listeners::bind(&["192.0.2.1:7700".parse().unwrap()], 1).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1:7700 is not an address of this machine"), "{error}");
+    }
+}

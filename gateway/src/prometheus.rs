@@ -1,0 +1,233 @@
+//! The Prometheus text exposition format, version 0.0.4.
+
+use crate::limits::Limits;
+use crate::metrics::{ShardStats, StatInfo, StatType};
+use crate::reason::CloseReason;
+use std::fmt::{Display, Write};
+use std::sync::Arc;
+
+/// `Content-Type` of the format.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A text being written, one metric name after the other.
+#[derive(Debug, Default)]
+pub struct Exposition {
+    text: String,
+    name: &'static str,
+}
+
+impl Exposition {
+    /// Begins the series of a name. All of them must follow before the next name.
+    pub fn name(&mut self, name: &'static str, stat_type: StatType, help: &str) {
+        let stat_type = match stat_type {
+            StatType::Counter => "counter",
+            StatType::Gauge => "gauge",
+        };
+        self.name = name;
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a String cannot fail.
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {stat_type}\n");
+    }
+
+    /// A sample of the name begun last. `labels` are written escaped.
+    pub fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.sample_with("", labels, value);
+    }
+
+    /// A sample with labels that stand as they are to be written, before the others.
+    fn sample_with(&mut self, raw_labels: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.text.push_str(self.name);
+        if !raw_labels.is_empty() || !labels.is_empty() {
+            self.text.push('{');
+            self.text.push_str(raw_labels);
+            for (at, (label, value)) in labels.iter().enumerate() {
+                let comma = if at == 0 && raw_labels.is_empty() { "" } else { "," };
+                let _ = write!(self.text, "{comma}{label}=\"");
+                escape(&mut self.text, &value.to_string());
+                self.text.push('"');
+            }
+            self.text.push('}');
+        }
+        let _ = writeln!(self.text, " {value}");
+    }
+
+    /// The text.
+    pub fn finish(self) -> String {
+        self.text
+    }
+}
+
+fn escape(text: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
+}
+
+/// Writes all series of the shards.
+pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
+    let readings: Vec<Vec<(StatInfo, u64)>> = shards
+        .iter()
+        .map(|stats| {
+            let mut reading = Vec::new();
+            stats.visit(|info, value| reading.push((info, value)));
+            reading
+        })
+        .collect();
+    let mut name = "";
+    for series in 0..readings.first().map_or(0, Vec::len) {
+        for (shard, reading) in readings.iter().enumerate() {
+            let (info, value) = reading[series];
+            if info.name != name {
+                name = info.name;
+                exposition.name(info.name, info.stat_type, info.help);
+            }
+            exposition.sample_with(info.labels, &[("shard", &shard)], value);
+        }
+    }
+    exposition.name("trunkline_connections_closed_total", StatType::Counter, "Connections closed, by the one reason each ended with.");
+    for (shard, stats) in shards.iter().enumerate() {
+        for reason in CloseReason::ALL {
+            exposition.sample(&[("shard", &shard), ("reason", &reason.label())], stats.closed(*reason));
+        }
+    }
+}
+
+/// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 20] {
+    [
+        ("connections", limits.connections_max.into()),
+        ("login_timeout", limits.login_timeout_ms / 1_000),
+        ("logins_per_sec", limits.logins_per_sec.into()),
+        ("devices_per_user", limits.devices_per_user_max as u64),
+        ("heartbeat", limits.heartbeat_secs.into()),
+        ("heartbeat_min", limits.heartbeat_secs_min.into()),
+        ("heartbeat_max", limits.heartbeat_secs_max.into()),
+        ("frame_bytes", limits.frame_bytes_max.into()),
+        ("frames_per_sec", limits.frames_per_sec.into()),
+        ("outbox_bytes", limits.outbox_bytes_max as u64),
+        ("outbox_total_bytes", limits.outbox_total_bytes_max as u64),
+        ("outbox_full_time", limits.outbox_full_ms_max / 1_000),
+        ("mailbox", limits.mailbox_bytes_max as u64),
+        ("unacked_per_user", limits.unacked_per_user_max as u64),
+        ("unacked_total_bytes", limits.unacked_total_bytes_max as u64),
+        ("redeliver", limits.redeliver_ms / 1_000),
+        ("redeliver_attempts", limits.redeliver_attempts_max.into()),
+        ("recv_buffers", limits.recv_buffers.into()),
+        ("partial_bytes", limits.partial_total_bytes_max as u64),
+        ("drain", limits.drain_ms / 1_000),
+    ]
+}
+
+/// Writes the value of every limit.
+pub fn write_limits(exposition: &mut Exposition, limits: &Limits) {
+    let help = "Value of each limit of one shard: bytes, seconds or a count; 0 is off.";
+    exposition.name("trunkline_limit", StatType::Gauge, help);
+    for (limit, value) in limit_values(limits) {
+        exposition.sample(&[("limit", &limit)], value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn shards(count: usize) -> Vec<Arc<ShardStats>> {
+        (0..count).map(|_| Arc::new(ShardStats::default())).collect()
+    }
+
+    fn render(shards: &[Arc<ShardStats>]) -> String {
+        let mut exposition = Exposition::default();
+        write_shards(&mut exposition, shards);
+        write_limits(&mut exposition, &Limits::default());
+        exposition.finish()
+    }
+
+    fn line<'a>(text: &'a str, series: &str) -> &'a str {
+        let mut lines = text.lines().filter(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        let found = lines.next().unwrap_or_else(|| panic!("no {series} in\n{text}"));
+        assert_eq!(lines.next(), None, "{series} is there twice");
+        found.rsplit_once(' ').expect("a value").1
+    }
+
+    #[test]
+    fn help_and_type_stand_once_before_all_series_of_a_name() {
+        let text = render(&shards(3));
+        let mut typed = HashSet::new();
+        let mut current = "";
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                current = rest.split(' ').next().unwrap();
+                assert!(typed.insert(current), "{current} has two HELP lines");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                assert_eq!(rest.split(' ').next(), Some(current));
+            } else {
+                assert_eq!(line.split(['{', ' ']).next(), Some(current), "{line}");
+            }
+        }
+        assert!(typed.contains("trunkline_messages_total") && typed.contains("trunkline_mailbox_batches"));
+    }
+
+    #[test]
+    fn no_series_stands_twice() {
+        let text = render(&shards(2));
+        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        assert_eq!(series.iter().collect::<HashSet<_>>().len(), series.len());
+    }
+
+    #[test]
+    fn every_shard_has_its_own_numbers() {
+        let shards = shards(2);
+        shards[0].accepted.add(7);
+        shards[1].out_delivered.add(5);
+        shards[1].count_close(CloseReason::Kicked);
+        let text = render(&shards);
+        assert_eq!(line(&text, "trunkline_connections_accepted_total{shard=\"0\"}"), "7");
+        assert_eq!(line(&text, "trunkline_connections_accepted_total{shard=\"1\"}"), "0");
+        assert_eq!(line(&text, "trunkline_messages_total{outcome=\"delivered\",shard=\"1\"}"), "5");
+        assert_eq!(line(&text, "trunkline_connections_closed_total{shard=\"1\",reason=\"kicked\"}"), "1");
+        assert_eq!(line(&text, "trunkline_connections_closed_total{shard=\"0\",reason=\"kicked\"}"), "0");
+    }
+
+    #[test]
+    fn every_reason_is_there_from_the_start() {
+        let text = render(&shards(1));
+        for reason in CloseReason::ALL {
+            line(&text, &format!("trunkline_connections_closed_total{{shard=\"0\",reason=\"{}\"}}", reason.label()));
+        }
+    }
+
+    #[test]
+    fn every_limit_that_counts_hits_shows_its_value() {
+        let text = render(&shards(1));
+        let hits = text.lines().filter_map(|line| line.strip_prefix("trunkline_limit_hits_total{limit=\""));
+        let mut seen = 0;
+        for limit in hits.map(|rest| rest.split('"').next().unwrap()) {
+            line(&text, &format!("trunkline_limit{{limit=\"{limit}\"}}"));
+            seen += 1;
+        }
+        assert!(seen >= 10, "{seen} limits count hits");
+        assert_eq!(line(&text, "trunkline_limit{limit=\"outbox_bytes\"}"), "262144");
+        assert_eq!(line(&text, "trunkline_limit{limit=\"login_timeout\"}"), "10");
+    }
+
+    #[test]
+    fn label_values_and_help_are_escaped() {
+        let mut exposition = Exposition::default();
+        exposition.name("some", StatType::Gauge, "one\\two\nthree");
+        exposition.sample(&[("a", &"back\\slash"), ("b", &"quo\"te\nline")], 1.5);
+        exposition.sample(&[], -2);
+        let expected = "# HELP some one\\\\two\\nthree\n# TYPE some gauge\nsome{a=\"back\\\\slash\",b=\"quo\\\"te\\nline\"} 1.5\nsome -2\n";
+        assert_eq!(exposition.finish(), expected);
+    }
+
+    #[test]
+    fn no_shard_is_no_series() {
+        assert!(!render(&[]).contains("trunkline_connections_open"));
+    }
+}

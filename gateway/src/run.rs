@@ -1,0 +1,189 @@
+//! `gateway run`: from a configuration to running shards, and to their orderly end.
+
+use crate::{Failure, print};
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use trunkline_gateway::auth::Auth;
+use trunkline_gateway::budget::Budget;
+use trunkline_gateway::config::{AuthConfig, Config, LogFormat};
+use trunkline_gateway::control::{Control, ControlPort};
+use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
+use trunkline_gateway::listeners::{Listeners, listen_alone};
+use trunkline_gateway::shard::{self, ShardEnd, Shards, ShardsConfig};
+use trunkline_gateway::startup::{StartupError, checks};
+
+/// Pause before a request is given to a shard again whose queue was full.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+pub(crate) fn run(config: &Config) -> Result<(), Failure> {
+    init_log(config);
+    let auth = config.auth.load()?;
+    for check in checks(config) {
+        let found = check.outcome?;
+        tracing::info!("{}: {found}", check.name);
+    }
+    let budget = Budget::of(config);
+    print(&format!("{budget}\n"))?;
+    budget.check()?;
+    let http_listener = listen_alone(config.http)?;
+    let listeners = Listeners::bind(&config.listen, config.shards)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Other(format!("starting the control thread: {error}")))?;
+    runtime.block_on(control(config, auth, listeners, http_listener))
+}
+
+fn init_log(config: &Config) {
+    let filter = EnvFilter::builder().parse_lossy(&config.log);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Plain => log.with_ansi(false).without_time().init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// The life of the control thread.
+async fn control(config: &Config, auth: Auth, listeners: Listeners, http_listener: std::net::TcpListener) -> Result<(), Failure> {
+    let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
+    let mut signals = Signals::new().map_err(step("waiting for signals"))?;
+    let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
+    http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
+    let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
+    let addresses = listeners.addresses.clone();
+    let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
+    tokio::spawn(http::serve(http_listener, http::router(node.clone())));
+
+    let shards_config = ShardsConfig {
+        node: config.node.clone(),
+        limits: config.limits().clone(),
+        auth: Arc::new(auth),
+        listeners: listeners.by_shard,
+    };
+    let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
+    let started = tokio::select! {
+        started = starting => started,
+        name = signals.next() => end_at_once(name),
+    };
+    let mut shards = started
+        .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
+        .map_err(|failure| StartupError::Shard(failure.to_string()))?;
+    node.set_running(ShardHandles { ports: shards.ports.clone(), stats: shards.stats.clone() });
+    announce(config, &addresses, http_address)?;
+
+    let name = tokio::select! {
+        name = signals.next() => name,
+        end = shards.ended.recv() => return Err(shard_failed(end)),
+    };
+    tracing::info!("{name}: draining over {} s; a second signal ends it at once", config.limits().drain_ms / 1_000);
+    node.set_draining();
+    tokio::select! {
+        drained = drain(&mut shards) => drained?,
+        name = signals.next() => end_at_once(name),
+    }
+    let joined = tokio::task::spawn_blocking(move || shards.join()).await;
+    joined
+        .map_err(|error| Failure::Other(format!("ending the shards: {error}")))?
+        .map_err(|failure| Failure::Other(failure.to_string()))?;
+    tracing::info!("all connections have ended");
+    Ok(())
+}
+
+/// Says where the node is reached and what to try next.
+fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) -> Result<(), Failure> {
+    let auth = match config.auth {
+        AuthConfig::Open => "open",
+        AuthConfig::Jwt { .. } => "jwt",
+    };
+    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
+    if !http_address.ip().is_loopback() {
+        tracing::warn!("the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics and end sessions");
+    }
+    if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
+        tracing::warn!("whoever reaches this node may log in as anybody (insecure_open)");
+    }
+    let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
+    text.push_str(&format!("http on {http_address}\n"));
+    text.push_str(&next_step(config, addresses[0], http_address));
+    print(&text)
+}
+
+/// The command that talks to this node.
+fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> String {
+    // A client on this machine reaches a node that listens everywhere by loopback.
+    let reachable = |mut address: SocketAddr| {
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+        }
+        address.to_string()
+    };
+    let mut flags = String::new();
+    if reachable(address) != "127.0.0.1:7700" {
+        flags.push_str(&format!(" --addr {}", reachable(address)));
+    }
+    if reachable(http_address) != "127.0.0.1:7780" {
+        flags.push_str(&format!(" --http {}", reachable(http_address)));
+    }
+    match config.auth {
+        AuthConfig::Open => format!("next: chat --user 1{flags}   and in another terminal: chat --user 2{flags}\n"),
+        AuthConfig::Jwt { .. } => format!("next: TRUNKLINE_TOKEN=… chat --user 1{flags}   with a token whose sub is 1\n"),
+    }
+}
+
+/// Asks every shard to end its connections, and waits until all have.
+async fn drain(shards: &mut Shards) -> Result<(), Failure> {
+    for port in &shards.ports {
+        send_drain(port).await;
+    }
+    for _ in 0..shards.ports.len() {
+        match shards.ended.recv().await {
+            Some(ShardEnd { orderly: true, .. }) => {}
+            end => return Err(shard_failed(end)),
+        }
+    }
+    Ok(())
+}
+
+/// A full queue empties with the shard's next turn, and a shard that has no turns any more ends the process otherwise.
+async fn send_drain(port: &ControlPort) {
+    while port.send(Control::Drain).is_err() {
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// A node without one of its shards would fail a part of its users and look well to the others, so it ends as a whole.
+fn shard_failed(end: Option<ShardEnd>) -> Failure {
+    Failure::Other(match end {
+        Some(ShardEnd { shard, .. }) => format!("shard {shard} has failed, so this node ends; what it said last stands above"),
+        None => "the shards have ended by themselves, so this node ends".to_owned(),
+    })
+}
+
+fn end_at_once(name: &str) -> ! {
+    tracing::info!("{name}: ended at once");
+    std::process::exit(0)
+}
+
+/// The signals that end a node.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Start-up checks: what the machine must offer, judged before anything starts, so that a failure is one sentence that names the fix.
+
+use crate::config::{Config, Size};
+use crate::io::buffers::BufferRing;
+use crate::limits::SLOTS_RESERVED;
+use io_uring::{IoUring, Probe, opcode};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+
+/// The first kernel with everything the data ring uses: single-issuer rings and deferred task work came with 6.1.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+/// The executor refuses to start with less locked memory.
+const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
+/// Descriptors of a shard besides its listeners: the data ring, the executor's three rings, eventfds.
+const DESCRIPTORS_PER_SHARD: u64 = 10;
+/// Descriptors of the process besides: standard streams, the control thread's, HTTP connections.
+const DESCRIPTORS_PROCESS: u64 = 32 + crate::http::CONNECTIONS_MAX as u64;
+
+/// Why the gateway does not start. Each message is one sentence that says how to fix it.
+#[derive(Debug)]
+pub enum StartupError {
+    /// The kernel is too old; holds its release.
+    Kernel(String),
+    /// The sysctl `kernel.io_uring_disabled` forbids io_uring; holds its value.
+    IoUringDisabled(u32),
+    /// A ring cannot be set up although the kernel is new enough.
+    IoUringRefused(io::Error),
+    /// An operation or feature of io_uring is missing; holds its name.
+    IoUringFeature(&'static str, Option<io::Error>),
+    /// The hard limit on open files is below what the descriptor table of a shard needs.
+    DescriptorTable {
+        /// The hard limit.
+        hard: u64,
+        /// Connections of each shard.
+        connections_max: u32,
+    },
+    /// The hard limit on open files is below what the process itself needs.
+    Descriptors {
+        /// The hard limit.
+        hard: u64,
+        /// What is needed.
+        needed: u64,
+        /// Shards it is needed for.
+        shards: u16,
+    },
+    /// A limit of the process cannot be read or set.
+    Limit(&'static str, io::Error),
+    /// The hard limit on locked memory is too low; holds it.
+    LockedMemory(u64),
+    /// The memory budget does not fit.
+    MemoryBudget {
+        /// Its sum, bytes.
+        total: u64,
+        /// What it may come to.
+        memory_max: u64,
+        /// Its largest terms.
+        largest: Vec<(&'static str, u64)>,
+        /// Flags that lower them.
+        flags: Vec<&'static str>,
+    },
+    /// An address cannot be listened on.
+    Listen(SocketAddr, io::Error),
+    /// A shard could not be set up.
+    Shard(String),
+}
+
+impl fmt::Display for StartupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = KERNEL_MIN;
+        match self {
+            StartupError::Kernel(release) => {
+                write!(f, "Linux {release} is too old: run a kernel {major}.{minor} or later (Debian 12 has 6.1)")
+            }
+            StartupError::IoUringDisabled(value) => write!(
+                f,
+                "io_uring is disabled (kernel.io_uring_disabled = {value}): enable it with sysctl -w kernel.io_uring_disabled=0, \
+                 and for good in /etc/sysctl.d/"
+            ),
+            StartupError::IoUringRefused(error) => write!(
+                f,
+                "io_uring cannot be set up ({error}): allow the system calls io_uring_setup, io_uring_enter and io_uring_register; a container \
+                 needs a seccomp profile that lists them, for Docker --security-opt seccomp=FILE, or seccomp=unconfined for a trial"
+            ),
+            StartupError::IoUringFeature(name, error) => {
+                write!(f, "io_uring here lacks {name}")?;
+                if let Some(error) = error {
+                    write!(f, " ({error})")?;
+                }
+                write!(f, ": run an unrestricted kernel {major}.{minor} or later")
+            }
+            StartupError::DescriptorTable { hard, connections_max } => {
+                let slots = u64::from(*connections_max) + u64::from(SLOTS_RESERVED);
+                let fitting = hard.saturating_sub(SLOTS_RESERVED.into());
+                write!(
+                    f,
+                    "the hard limit on open files is {hard}, and connections_max = {connections_max} needs {slots} in each shard: raise it \
+                     (LimitNOFILE= in systemd, nofile in /etc/security/limits.conf), or lower --connections-max to {fitting} and use more --shards"
+                )
+            }
+            StartupError::Descriptors { hard, needed, shards } => write!(
+                f,
+                "the hard limit on open files is {hard}, and {shards} shards need {needed} descriptors for themselves: raise it (LimitNOFILE= \
+                 in systemd, nofile in /etc/security/limits.conf), or lower --shards"
+            ),
+            StartupError::Limit(name, error) => {
+                write!(f, "the limit {name} cannot be read or raised ({error}): allow the system call prlimit64 to this process")
+            }
+            StartupError::LockedMemory(bytes) => write!(
+                f,
+                "the hard limit on locked memory is {}, and {} is needed: raise it (LimitMEMLOCK=8M in systemd, memlock in \
+                 /etc/security/limits.conf, --ulimit memlock=8388608 for Docker)",
+                Size(*bytes),
+                Size(MEMLOCK_BYTES_MIN)
+            ),
+            StartupError::MemoryBudget { total, memory_max, largest, flags } => {
+                write!(f, "the memory budget does not fit: at its limits this node needs {}", Size(*total).rounded())?;
+                write!(f, " and memory_max allows {}; the largest terms are ", Size(*memory_max).rounded())?;
+                for (at, (name, bytes)) in largest.iter().enumerate() {
+                    let comma = if at == 0 { "" } else { ", " };
+                    write!(f, "{comma}{name} {}", Size(*bytes).rounded())?;
+                }
+                write!(f, ": lower {}, or raise --memory-max", flags.join(", "))
+            }
+            StartupError::Listen(address, error) => match error.kind() {
+                io::ErrorKind::AddrInUse => write!(
+                    f,
+                    "{address} is already in use: stop what listens there (ss -ltnp shows it), or choose another port with --listen or --http"
+                ),
+                io::ErrorKind::PermissionDenied => write!(
+                    f,
+                    "listening on {address} is not permitted: choose a port from 1024, or give the capability CAP_NET_BIND_SERVICE"
+                ),
+                io::ErrorKind::AddrNotAvailable => {
+                    write!(f, "{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all")
+                }
+                _ => write!(f, "listening on {address} failed ({error}): check the address given with --listen or --http"),
+            },
+            StartupError::Shard(error) => write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs"),
+        }
+    }
+}
+
+impl std::error::Error for StartupError {}
+
+/// One check, as `gateway doctor` shows it.
+#[derive(Debug)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// What was found, or what is wrong and how to fix it.
+    pub outcome: Result<String, StartupError>,
+}
+
+/// Raises the soft limits of this process and looks at everything the data path needs, in the order in which later checks rely on
+/// earlier ones.
+pub fn checks(config: &Config) -> Vec<Check> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
+    let check = |name, outcome| Check { name, outcome };
+    vec![
+        check("kernel", judge_kernel(&release).map(|()| format!("Linux {release}"))),
+        check("open files", raise_nofile().and_then(|hard| judge_descriptors(hard, config)).map(|hard| format!("{hard}, raised to the hard limit"))),
+        check("locked memory", raise_memlock().and_then(judge_memlock)),
+        check("io_uring", judge_disabled(disabled.as_deref()).and_then(|()| probe_ring(config)).map(|()| "every operation it needs".to_owned())),
+    ]
+}
+
+fn judge_kernel(release: &str) -> Result<(), StartupError> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL_MIN => Ok(()),
+        _ => Err(StartupError::Kernel(release.to_owned())),
+    }
+}
+
+/// Value 2 forbids io_uring to all, 1 to those without privileges or membership in a group; whether that hits this process the ring shows.
+/// Kernels before 6.6 have no such sysctl.
+fn judge_disabled(sysctl: Option<&str>) -> Result<(), StartupError> {
+    match sysctl.map(|value| value.trim().parse::<u32>()) {
+        Some(Ok(value)) if value >= 2 => Err(StartupError::IoUringDisabled(value)),
+        _ => Ok(()),
+    }
+}
+
+/// Why a ring was refused, given what the sysctl says.
+fn judge_refusal(error: io::Error, sysctl: Option<&str>) -> StartupError {
+    match sysctl.map(|value| value.trim().parse::<u32>()) {
+        Some(Ok(value)) if value > 0 && error.kind() == io::ErrorKind::PermissionDenied => StartupError::IoUringDisabled(value),
+        _ => StartupError::IoUringRefused(error),
+    }
+}
+
+/// Returns the hard limit when it is enough.
+fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, StartupError> {
+    let limits = config.limits();
+    if u64::from(limits.slots()) > hard {
+        return Err(StartupError::DescriptorTable { hard, connections_max: limits.connections_max });
+    }
+    let needed = descriptors(config.shards, config.listen.len());
+    if needed > hard {
+        return Err(StartupError::Descriptors { hard, needed, shards: config.shards });
+    }
+    Ok(hard)
+}
+
+/// Ordinary descriptors the process needs. Connections of clients take none: they live in the rings' own tables.
+fn descriptors(shards: u16, addresses: usize) -> u64 {
+    DESCRIPTORS_PROCESS + u64::from(shards) * (DESCRIPTORS_PER_SHARD + addresses as u64)
+}
+
+fn judge_memlock(hard: u64) -> Result<String, StartupError> {
+    if hard < MEMLOCK_BYTES_MIN {
+        return Err(StartupError::LockedMemory(hard));
+    }
+    Ok(if hard == u64::MAX { "unlimited".to_owned() } else { Size(hard).to_string() })
+}
+
+fn raise_nofile() -> Result<u64, StartupError> {
+    raise(Resource::Nofile).map_err(|error| StartupError::Limit("RLIMIT_NOFILE", error))
+}
+
+fn raise_memlock() -> Result<u64, StartupError> {
+    raise(Resource::Memlock).map_err(|error| StartupError::Limit("RLIMIT_MEMLOCK", error))
+}
+
+/// Raises a soft limit to the hard one and returns that; `u64::MAX` when there is none.
+fn raise(resource: Resource) -> io::Result<u64> {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    if current != maximum {
+        setrlimit(resource, Rlimit { current: maximum, maximum })?;
+    }
+    Ok(maximum.unwrap_or(u64::MAX))
+}
+
+/// The operations the data ring submits, by name. What a probe cannot tell, such as multishot receive or passing a descriptor, came before
+/// the oldest kernel allowed.
+const OPERATIONS: [(&str, u8); 11] = [
+    ("accept", opcode::AcceptMulti::CODE),
+    ("receive", opcode::RecvMulti::CODE),
+    ("send", opcode::Send::CODE),
+    ("poll", opcode::PollAdd::CODE),
+    ("cancel", opcode::AsyncCancel::CODE),
+    ("timeout", opcode::Timeout::CODE),
+    ("close", opcode::Close::CODE),
+    ("shutdown", opcode::Shutdown::CODE),
+    ("messages between rings", opcode::MsgRingSendFd::CODE),
+    ("read, for the executor", opcode::Read::CODE),
+    ("write, for the executor", opcode::Write::CODE),
+];
+
+/// Sets up a ring as a shard does, and takes it down again.
+fn probe_ring(config: &Config) -> Result<(), StartupError> {
+    let ring: IoUring = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_submit_all()
+        .build(8)
+        .map_err(|error| judge_refusal(error, fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok().as_deref()))?;
+    let lacks = |name| move |error: io::Error| StartupError::IoUringFeature(name, Some(error));
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(lacks("probing"))?;
+    judge_operations(|code| probe.is_supported(code))?;
+    let limits = config.limits();
+    ring.submitter().register_files_sparse(limits.slots()).map_err(lacks("a table of direct descriptors of that size"))?;
+    BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes).map_err(lacks("provided-buffer rings")).map(|buffers| {
+        // The kernel lets go of the buffers with the ring, so that goes first.
+        drop(ring);
+        drop(buffers);
+    })
+}
+
+fn judge_operations(is_supported: impl Fn(u8) -> bool) -> Result<(), StartupError> {
+    match OPERATIONS.iter().find(|(_, code)| !is_supported(*code)) {
+        Some((name, _)) => Err(StartupError::IoUringFeature(name, None)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Host, Settings, Sources};
+
+    fn config(shards: u64, connections_max: u64) -> Config {
+        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
+        let command = Settings { shards: Some(shards), connections_max: Some(connections_max), ..Settings::default() };
+        Config::resolve(Sources { command, ..Sources::default() }, &host).unwrap()
+    }
+
+    fn assert_names(error: &StartupError, parts: &[&str]) {
+        let message = error.to_string();
+        for part in parts {
+            assert!(message.contains(part), "no {part:?} in: {message}");
+        }
+        assert!(!message.contains('\n'), "more than a sentence: {message}");
+    }
+
+    #[test]
+    fn kernels_from_6_1_are_taken() {
+        for release in ["6.1.0-18-amd64", "6.1", "6.10.3", "6.18.44-fc", "7.0.0-rc1", "10.0"] {
+            assert!(judge_kernel(release).is_ok(), "{release}");
+        }
+        for release in ["6.0.19", "5.15.0-91-generic", "4.18", "6", "", "x.y", "six.one"] {
+            let error = judge_kernel(release).unwrap_err();
+            assert_names(&error, &[release, "6.1 or later"]);
+        }
+    }
+
+    #[test]
+    fn a_disabled_io_uring_names_the_sysctl() {
+        for sysctl in [None, Some("0\n"), Some("1\n"), Some("")] {
+            assert!(judge_disabled(sysctl).is_ok(), "{sysctl:?}");
+        }
+        assert_names(&judge_disabled(Some("2\n")).unwrap_err(), &["kernel.io_uring_disabled = 2", "sysctl -w"]);
+    }
+
+    #[test]
+    fn a_refused_ring_is_explained_by_the_sysctl_or_else_by_seccomp() {
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        assert_names(&judge_refusal(refused(), Some("1\n")), &["kernel.io_uring_disabled = 1", "sysctl -w"]);
+        for sysctl in [None, Some("0\n")] {
+            assert_names(&judge_refusal(refused(), sysctl), &["seccomp", "io_uring_setup"]);
+        }
+        assert_names(&judge_refusal(io::Error::from_raw_os_error(libc::ENOSYS), Some("1")), &["seccomp"]);
+    }
+
+    #[test]
+    fn each_missing_operation_is_named() {
+        assert!(judge_operations(|_| true).is_ok());
+        for (name, missing) in OPERATIONS {
+            let error = judge_operations(|code| code != missing).unwrap_err();
+            assert_names(&error, &["io_uring here lacks ", "6.1 or later"]);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_descriptor_table_must_fit_the_hard_limit() {
+        let config = config(2, 10_000);
+        assert_eq!(judge_descriptors(10_064, &config).unwrap(), 10_064);
+        let error = judge_descriptors(10_063, &config).unwrap_err();
+        assert_names(&error, &["10063", "10064 in each shard", "LimitNOFILE", "--connections-max to 9999", "--shards"]);
+    }
+
+    #[test]
+    fn the_process_needs_descriptors_for_itself() {
+        let config = config(56, 100);
+        let needed = descriptors(56, 1);
+        assert!(judge_descriptors(needed, &config).is_ok());
+        let error = judge_descriptors(needed - 1, &config).unwrap_err();
+        assert_names(&error, &["56 shards", &needed.to_string(), "LimitNOFILE", "lower --shards"]);
+    }
+
+    #[test]
+    fn locked_memory_must_be_enough_for_the_executor() {
+        assert_eq!(judge_memlock(512 << 10).unwrap(), "512KiB");
+        assert_eq!(judge_memlock(u64::MAX).unwrap(), "unlimited");
+        assert_names(&judge_memlock((512 << 10) - 1).unwrap_err(), &["locked memory", "512KiB", "LimitMEMLOCK=8M"]);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_is_named_with_the_fix() {
+        let address: SocketAddr = "127.0.0.1:7700".parse().unwrap();
+        for (errno, part) in [(libc::EADDRINUSE, "in use"), (libc::EACCES, "1024"), (libc::EADDRNOTAVAIL, "ip addr"), (libc::ENOBUFS, "--listen")] {
+            let error = StartupError::Listen(address, io::Error::from_raw_os_error(errno));
+            assert_names(&error, &["127.0.0.1:7700", part]);
+        }
+    }
+
+    #[test]
+    fn this_machine_passes() {
+        for check in checks(&config(1, 100)) {
+            if let Err(error) = check.outcome {
+                panic!("{}: {error}", check.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The command line: what is refused before anything starts, and that the refusal says what to do.
+
+mod support;
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use support::client::Client;
+use support::gateway::{Gateway, gateway_command, with_gateway};
+use support::names::json;
+use support::scratch::ScratchFile;
+
+/// Runs a command that must end by itself.
+fn run(command: &mut Command) -> Output {
+    // A gateway that starts although it should not would run for ever: `timeout` ends it, with status 124.
+    let mut bounded = Command::new("timeout");
+    bounded.arg("20").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bounded.env(name, value),
+            None => bounded.env_remove(name),
+        };
+    }
+    let output = bounded.output().expect("run the gateway");
+    assert_ne!(output.status.code(), Some(124), "it started: {output:?}");
+    output
+}
+
+fn gateway(arguments: &[&str]) -> Output {
+    run(gateway_command().args(arguments))
+}
+
+/// Starts a gateway that must refuse to; returns what it says.
+fn assert_refused(arguments: &[&str]) -> String {
+    let output = gateway(arguments);
+    let stderr = String::from_utf8(output.stderr).expect("it speaks UTF-8");
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    assert!(output.status.code().is_some(), "{arguments:?}: {:?}\n{stderr}", output.status);
+    assert!(!stderr.contains("panicked at"), "{stderr}");
+    assert!(!stderr.trim().is_empty(), "{arguments:?} is refused without a word");
+    stderr
+}
+
+fn assert_names(message: &str, parts: &[&str]) {
+    let lower = message.to_lowercase();
+    for part in parts {
+        assert!(lower.contains(&part.to_lowercase()), "no {part:?} in:\n{message}");
+    }
+}
+
+const ON_FREE_PORTS: [&str; 4] = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+
+fn assert_flags_refused(flags: &[&str]) -> String {
+    assert_refused(&[&ON_FREE_PORTS[..], flags].concat())
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    let help = gateway(&["--help"]);
+    assert!(help.status.success());
+    let text = String::from_utf8(help.stdout).expect("UTF-8");
+    assert_names(&text, &["--listen", "--shards", "--auth", "default-config", "check-config", "doctor"]);
+    let version = gateway(&["--version"]);
+    assert!(version.status.success());
+    assert_names(&String::from_utf8(version.stdout).expect("UTF-8"), &[env!("CARGO_PKG_VERSION")]);
+}
+
+#[test]
+fn an_unknown_flag_is_named() {
+    assert_names(&assert_refused(&["--no-such-flag"]), &["--no-such-flag"]);
+    assert_names(&assert_refused(&["no-such-command"]), &["no-such-command"]);
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_flag() {
+    let cases: [&[&str]; 12] = [
+        &["--shards", "0"],
+        &["--shards", "many"],
+        &["--shards", "-1"],
+        &["--auth", "maybe"],
+        &["--frame-bytes-max", "1023"],
+        &["--frame-bytes-max", "16777216"],
+        &["--heartbeat-secs", "0"],
+        &["--heartbeat-secs-min", "0"],
+        &["--connections-max", "0"],
+        &["--login-timeout-secs", "0"],
+        &["--outbox-bytes-max", "0"],
+        &["--memory-max", "a lot"],
+    ];
+    for case in cases {
+        let flag = case[0].trim_start_matches("--");
+        // The message may speak of the key of the configuration file, which has the flag's name.
+        let message = assert_flags_refused(case).replace('_', "-");
+        assert_names(&message, &[flag]);
+    }
+    for (flag, address) in [("--listen", "nowhere"), ("--http", "127.0.0.1:99999")] {
+        let message = assert_refused(&[flag, address]);
+        assert_names(&message, &[flag.trim_start_matches("--"), address]);
+    }
+}
+
+#[test]
+fn limits_that_contradict_each_other_are_refused() {
+    let message = assert_flags_refused(&["--heartbeat-secs-min", "50", "--heartbeat-secs-max", "40"]);
+    assert_names(&message.replace('_', "-"), &["heartbeat-secs-min", "heartbeat-secs-max"]);
+    let message = assert_flags_refused(&["--heartbeat-secs", "700", "--heartbeat-secs-max", "600"]);
+    assert_names(&message.replace('_', "-"), &["heartbeat-secs"]);
+    // An outbox that cannot hold one frame would drop every long message.
+    let message = assert_flags_refused(&["--outbox-bytes-max", "2048"]);
+    assert_names(&message.replace('_', "-"), &["outbox-bytes-max"]);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line() {
+    let file = ScratchFile::new("unknown.toml", "# one\n# two\n\n# four\nno_such_key = 1\n");
+    for arguments in [vec!["check-config", file.path()], vec!["--config", file.path()]] {
+        let message = assert_refused(&arguments);
+        assert_names(&message, &["no_such_key", file.path()]);
+        let names_line_5 = message.contains("line 5") || message.contains(&format!("{}:5", file.path()));
+        assert!(names_line_5, "no line number in:\n{message}");
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused_with_its_line() {
+    let file = ScratchFile::new("wrong_type.toml", "# one\n# two\nshards = \"many\"\n");
+    let message = assert_refused(&["check-config", file.path()]);
+    assert_names(&message, &["shards", file.path()]);
+    let names_line_3 = message.contains("line 3") || message.contains(&format!("{}:3", file.path()));
+    assert!(names_line_3, "no line number in:\n{message}");
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused() {
+    let file = ScratchFile::new("broken.toml", "shards = = 4\n");
+    assert_names(&assert_refused(&["check-config", file.path()]), &[file.path(), "1"]);
+    let binary = ScratchFile::new("binary.toml", [0xff, 0xfe, 0, 1]);
+    assert_names(&assert_refused(&["check-config", binary.path()]), &[binary.path()]);
+    assert_names(&assert_refused(&["check-config", "/no/such/file"]), &["/no/such/file"]);
+    assert_names(&assert_refused(&["--config", "/no/such/file"]), &["/no/such/file"]);
+}
+
+#[test]
+fn check_config_refuses_what_run_would_refuse() {
+    let file = ScratchFile::new("out_of_range.toml", "shards = 0\n");
+    assert_names(&assert_refused(&["check-config", file.path()]), &["shards"]);
+}
+
+#[test]
+fn the_default_configuration_passes_its_check() {
+    let default = gateway(&["default-config"]);
+    assert!(default.status.success());
+    let text = String::from_utf8(default.stdout).expect("UTF-8");
+    // It is there to be read and changed: every limit is in it.
+    assert_names(&text, &["listen", "shards", "heartbeat", "outbox", "frame", "unacked"]);
+    let file = ScratchFile::new("default.toml", &text);
+    let checked = gateway(&["check-config", file.path()]);
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
+fn flags_override_the_environment_which_overrides_the_file() {
+    let file = ScratchFile::new("shards.toml", "shards = 1\n");
+    let shards_of = |environment: Option<&str>, flag: Option<&str>| {
+        let mut command = gateway_command();
+        command.args(["--config", file.path()]);
+        command.envs(environment.map(|value| ("TRUNKLINE_SHARDS", value)));
+        command.args(flag.into_iter().flat_map(|value| ["--shards", value]));
+        let gateway = Gateway::start_command(command);
+        let shards = gateway.get("/v1/node").json()[json::SHARDS].as_u64();
+        gateway.finish();
+        shards
+    };
+    assert_eq!(shards_of(None, None), Some(1));
+    assert_eq!(shards_of(Some("2"), None), Some(2));
+    assert_eq!(shards_of(Some("2"), Some("3")), Some(3));
+    assert_eq!(shards_of(None, Some("3")), Some(3));
+}
+
+#[test]
+fn open_authentication_beyond_loopback_needs_a_word() {
+    let message = assert_refused(&["--listen", "0.0.0.0:0", "--http", "127.0.0.1:0"]);
+    assert_names(&message, &["--insecure-open", "0.0.0.0"]);
+    let message = assert_refused(&["--listen", "[::]:0", "--http", "127.0.0.1:0"]);
+    assert_names(&message, &["--insecure-open"]);
+}
+
+#[test]
+fn jwt_needs_a_key_that_can_be_read() {
+    let message = assert_flags_refused(&["--auth", "jwt"]);
+    assert_names(&message, &["--jwt-hs256-secret-file", "--jwt-ed25519-public-key-file"]);
+    for flag in ["--jwt-hs256-secret-file", "--jwt-ed25519-public-key-file"] {
+        let message = assert_flags_refused(&["--auth", "jwt", flag, "/no/such/key"]);
+        assert_names(&message, &["/no/such/key"]);
+        let empty = ScratchFile::new("empty.key", "");
+        assert_names(&assert_flags_refused(&["--auth", "jwt", flag, empty.path()]), &[empty.path()]);
+    }
+    let no_pem = ScratchFile::new("no.pem", "this is no PEM\n");
+    let flags = ["--auth", "jwt", "--jwt-ed25519-public-key-file", no_pem.path()];
+    assert_names(&assert_flags_refused(&flags), &[no_pem.path()]);
+}
+
+#[test]
+fn a_memory_budget_that_does_not_fit_is_refused() {
+    let message = assert_flags_refused(&["--memory-max", "1048576"]);
+    assert_names(&message, &["memory"]);
+}
+
+#[test]
+fn the_memory_budget_is_printed() {
+    with_gateway(2, &[], |gateway| {
+        let said = gateway.stdout();
+        assert_names(&said, &["memory"]);
+    });
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let message = assert_refused(&["--listen", &address, "--http", "127.0.0.1:0"]);
+    assert_names(&message, &[&address, "in use"]);
+    let message = assert_refused(&["--listen", "127.0.0.1:0", "--http", &address]);
+    assert_names(&message, &[&address, "in use"]);
+}
+
+#[test]
+fn a_second_gateway_does_not_share_the_port_of_the_first() {
+    // The shards of one gateway share a port; the kernel would let another process of the same user join them unnoticed.
+    with_gateway(2, &[], |first| {
+        let address = first.client_address().to_string();
+        let message = assert_refused(&["--listen", &address, "--http", "127.0.0.1:0"]);
+        assert_names(&message, &[&address, "in use"]);
+        for user in 1..=8 {
+            Client::login(first, user).ping();
+        }
+    });
+}

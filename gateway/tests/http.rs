@@ -1,0 +1,192 @@
+//! The HTTP API: health, metrics, the node, users, and kicking them.
+
+mod support;
+
+use support::bystanders::Bystanders;
+use support::client::Client;
+use support::gateway::{with_each_gateway, with_gateway};
+use support::names::{json, metric, outcome_label, reason_label};
+use support::wire::{Login, code, flag, outcome};
+use support::{ONE_AND_MANY, SHARD_COUNTS};
+
+#[test]
+fn health_and_readiness_are_200_while_it_serves() {
+    with_gateway(1, &[], |gateway| {
+        assert_eq!(gateway.get("/healthz").status, 200);
+        assert_eq!(gateway.get("/readyz").status, 200);
+    });
+}
+
+#[test]
+fn the_node_describes_itself() {
+    with_each_gateway(SHARD_COUNTS, &["--node", "node-of-the-tests"], |gateway| {
+        let (_client, login_ok) = Client::login_with(gateway, &Login::of(1));
+        let response = gateway.get("/v1/node");
+        assert_eq!(response.status, 200);
+        let node = response.json();
+        assert_eq!(node[json::NODE], "node-of-the-tests", "{node}");
+        assert_eq!(login_ok.node, "node-of-the-tests");
+        let shards = gateway.metrics().label_values(metric::ACCEPTED, "shard").len();
+        assert_eq!(node[json::SHARDS], shards, "{node}");
+        assert!(login_ok.shard < shards as u64);
+    });
+}
+
+#[test]
+fn a_user_is_shown_with_its_shard_and_devices() {
+    with_each_gateway(SHARD_COUNTS, &[], |gateway| {
+        for user in [1, 2, 3, u64::MAX] {
+            let path = format!("/v1/users/{user}");
+            let login = Login {
+                device_class: "mobile".to_owned(),
+                agent: "tests".to_owned(),
+                ..Login::of(user).device("phone \"1\"")
+            };
+            let (phone, phone_ok) = Client::login_with(gateway, &login);
+            let (unnamed, unnamed_ok) = Client::login_with(gateway, &Login::of(user));
+            let response = gateway.get(&path);
+            assert_eq!(response.status, 200);
+            let shown = response.json();
+            assert_eq!(shown[json::ONLINE], true, "{shown}");
+            assert_eq!(shown[json::SHARD], phone_ok.shard, "{shown}");
+            let devices = shown[json::DEVICES].as_array().expect("a list of devices");
+            assert_eq!(devices.len(), 2, "{shown}");
+            let named = |name: &str| {
+                let mut found = devices.iter().filter(|device| device[json::DEVICE] == name);
+                found.next().unwrap_or_else(|| panic!("no device {name:?}: {shown}"))
+            };
+            assert_eq!(named("phone \"1\"")[json::CLASS], "mobile");
+            assert_eq!(named("phone \"1\"")[json::SESSION], phone_ok.session);
+            assert_eq!(named("default")[json::SESSION], unnamed_ok.session);
+            drop((phone, unnamed));
+            gateway.wait_for_presence(user, false);
+        }
+    });
+}
+
+#[test]
+fn a_user_who_was_never_there_is_offline() {
+    with_each_gateway(ONE_AND_MANY, &[], |gateway| {
+        let response = gateway.get("/v1/users/12345");
+        assert_eq!(response.status, 200);
+        let shown = response.json();
+        assert_eq!(shown[json::ONLINE], false, "{shown}");
+        assert_eq!(shown[json::DEVICES].as_array().map(Vec::len), Some(0), "{shown}");
+    });
+}
+
+#[test]
+fn a_kick_ends_every_session_of_the_user() {
+    with_each_gateway(SHARD_COUNTS, &[], |gateway| {
+        let mut bystanders = Bystanders::new(gateway);
+        let mut sender = Client::login(gateway, 1);
+        for user in 11..=14 {
+            let mut devices =
+                ["phone", "desk"].map(|name| Client::login_with(gateway, &Login::of(user).device(name)).0);
+            let id = sender.send(user, flag::ACK, b"unacknowledged");
+            for device in &mut devices {
+                device.recv_deliver();
+            }
+            let response = gateway.post(&format!("/v1/users/{user}/kick"));
+            assert_eq!(response.status, 200, "{}", response.body);
+            assert_eq!(response.json()[json::KICKED], 2, "{}", response.body);
+            for device in &mut devices {
+                device.expect_bye(code::KICKED);
+            }
+            sender.expect_sent(id, user, outcome::OFFLINE_NOT_STORED);
+            gateway.wait_for_presence(user, false);
+            // Kicked is not banned.
+            Client::login(gateway, user).ping();
+        }
+        sender.ping();
+        gateway.wait_for_metrics("eight kicked sessions", |metrics| metrics.closed(reason_label::KICKED) == 8);
+        bystanders.talk();
+    });
+}
+
+#[test]
+fn a_kick_of_nobody_ends_nothing() {
+    with_each_gateway(ONE_AND_MANY, &[], |gateway| {
+        let mut bystanders = Bystanders::new(gateway);
+        let response = gateway.post("/v1/users/5/kick");
+        assert_eq!(response.status, 200, "{}", response.body);
+        assert_eq!(response.json()[json::KICKED], 0, "{}", response.body);
+        bystanders.talk();
+    });
+}
+
+#[test]
+fn wrong_requests_are_the_callers_fault() {
+    with_gateway(2, &[], |gateway| {
+        let mut bystanders = Bystanders::new(gateway);
+        for user in ["abc", "-1", "18446744073709551616", "1.5", "%00", "0"] {
+            for (method, path) in [("GET", format!("/v1/users/{user}")), ("POST", format!("/v1/users/{user}/kick"))] {
+                let status = gateway.request(method, &path).status;
+                assert!((400..500).contains(&status), "{method} {path}: {status}");
+            }
+        }
+        assert_eq!(gateway.get("/v1/nothing").status, 404);
+        assert_eq!(gateway.get("/").status, 404);
+        assert_eq!(gateway.get("/v1/users/5/kick").status, 405, "a kick is no question");
+        assert_eq!(gateway.post("/metrics").status, 405);
+        bystanders.talk();
+    });
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    with_each_gateway(ONE_AND_MANY, &[], |gateway| {
+        let response = gateway.get("/metrics");
+        let content_type = response.header("content-type").expect("a content type");
+        assert!(content_type.starts_with("text/plain"), "{content_type}");
+
+        let mut sender = Client::login(gateway, 1);
+        let mut recipient = Client::login(gateway, 2);
+        for _ in 0..10 {
+            sender.send_barrier(&mut recipient, 2);
+        }
+        for _ in 0..5 {
+            sender.exchange(&mut recipient, 2, b"with ACK");
+        }
+        let id = sender.send(2, flag::ACK, b"open");
+        let deliver = recipient.recv_deliver();
+        gateway.wait_for_metrics("one message unacknowledged", |metrics| metrics.sum(metric::UNACKED, &[]) == 1);
+        recipient.ack(&deliver);
+        sender.expect_sent(id, 2, outcome::DELIVERED);
+        gateway.wait_for_metrics("the messages by outcome", |metrics| {
+            metrics.sum(metric::MESSAGES_RECEIVED, &[]) == 16
+                && metrics.outcome(outcome_label::DELIVERED) == 10
+                && metrics.outcome(outcome_label::ACKNOWLEDGED) == 6
+                && metrics.sum(metric::UNACKED, &[]) == 0
+        });
+        gateway.wait_for_metrics("two connections", |metrics| {
+            metrics.sum(metric::LOGINS, &[]) == 2
+                && metrics.sum(metric::OPEN, &[]) == 2
+                && metrics.sum(metric::ACCEPTED, &[]) == 2
+                && metrics.sum(metric::CLOSED, &[]) == 0
+        });
+    });
+}
+
+#[test]
+fn every_reason_and_every_shard_has_its_series_from_the_start() {
+    with_gateway(4, &[], |gateway| {
+        let metrics = gateway.metrics();
+        let reasons = metrics.label_values(metric::CLOSED, "reason");
+        for reason in [
+            reason_label::LOGOUT,
+            reason_label::LOGIN_TIMEOUT,
+            reason_label::IDLE,
+            reason_label::TOO_SLOW,
+            reason_label::REPLACED,
+            reason_label::OVERLOADED,
+            reason_label::KICKED,
+            reason_label::BAD_CREDENTIALS,
+        ] {
+            assert!(reasons.contains(reason), "{reason} is not among {reasons:?}");
+        }
+        let shards: Vec<String> = metrics.label_values(metric::CLOSED, "shard").into_iter().collect();
+        assert_eq!(shards, ["0", "1", "2", "3"]);
+        assert_eq!(metrics.sum(metric::CLOSED, &[]), 0);
+    });
+}

@@ -1,0 +1,268 @@
+//! The real `gateway` process: started, asked over HTTP, audited and ended.
+
+use super::http::{self, Response};
+use super::metrics::Metrics;
+use super::names::{HTTP_ON, LISTENING_ON, json, metric};
+use super::{PATIENCE, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A running gateway. `with_gateway` is the way to have one; a test about starting or stopping may hold it itself.
+pub(crate) struct Gateway {
+    child: Child,
+    arguments: Vec<String>,
+    client_address: SocketAddr,
+    http_address: SocketAddr,
+    stdout: Output,
+    stderr: Output,
+    ended: bool,
+}
+
+/// What a process has written so far, and the thread that reads it until the end.
+struct Output {
+    text: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// Runs `body` against a gateway with this many shards and these further flags. Afterwards the gateway must still run, the books must
+/// balance once everybody has gone, no fault may be counted, and SIGTERM must end it with status 0.
+pub(crate) fn with_gateway(shards: u32, flags: &[&str], body: impl FnOnce(&Gateway)) {
+    let gateway = Gateway::start(shards, flags);
+    body(&gateway);
+    gateway.audit();
+    gateway.finish();
+}
+
+/// `with_gateway` for each of these shard counts.
+pub(crate) fn with_each_gateway(shard_counts: &[u32], flags: &[&str], body: impl Fn(&Gateway)) {
+    for &shards in shard_counts {
+        with_gateway(shards, flags, &body);
+    }
+}
+
+/// The `gateway` binary with an environment that does not configure it.
+pub(crate) fn gateway_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TRUNKLINE_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+impl Gateway {
+    /// Starts a gateway on free ports of the loopback interface and waits until it is ready.
+    pub(crate) fn start(shards: u32, flags: &[&str]) -> Self {
+        let mut command = gateway_command();
+        command.args(["--shards", &shards.to_string()]).args(flags);
+        Gateway::start_command(command)
+    }
+
+    /// Starts this command on free ports of the loopback interface and waits until it is ready.
+    pub(crate) fn start_command(mut command: Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the gateway");
+        let (stdout, lines) = Output::read_lines(child.stdout.take().expect("stdout is piped"));
+        let (stderr, _) = Output::read_lines(child.stderr.take().expect("stderr is piped"));
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gateway =
+            Gateway { child, arguments, client_address: unknown, http_address: unknown, stdout, stderr, ended: false };
+        gateway.read_addresses(&lines);
+        wait_for("/readyz is 200", || {
+            gateway.assert_running();
+            let ready = http::request(gateway.http_address, "GET", "/readyz");
+            ready.ok().filter(|response| response.status == 200)
+        });
+        gateway
+    }
+
+    fn read_addresses(&mut self, lines: &Receiver<String>) {
+        let (mut client, mut http) = (None, None);
+        while client.is_none() || http.is_none() {
+            let line = lines.recv_timeout(PATIENCE).expect("a line that says where it listens");
+            if let Some(address) = line.strip_prefix(LISTENING_ON) {
+                client = Some(address.trim().parse().expect("the address clients connect to"));
+            } else if let Some(address) = line.strip_prefix(HTTP_ON) {
+                http = Some(address.trim().parse().expect("the address of the HTTP API"));
+            }
+        }
+        self.client_address = client.expect("read above");
+        self.http_address = http.expect("read above");
+    }
+
+    /// Where clients connect.
+    pub(crate) fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// Everything it has written on stdout.
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Response {
+        self.request("GET", path)
+    }
+
+    pub(crate) fn post(&self, path: &str) -> Response {
+        self.request("POST", path)
+    }
+
+    pub(crate) fn request(&self, method: &str, path: &str) -> Response {
+        http::request(self.http_address, method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// Whether the HTTP API still takes connections.
+    pub(crate) fn answers_http(&self, path: &str) -> Option<u16> {
+        http::request(self.http_address, "GET", path).ok().map(|response| response.status)
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let response = self.get("/metrics");
+        assert_eq!(response.status, 200, "{}", response.body);
+        Metrics::parse(&response.body)
+    }
+
+    /// Reads the metrics until `condition` holds.
+    pub(crate) fn wait_for_metrics(&self, what: &str, condition: impl Fn(&Metrics) -> bool) {
+        wait_for(what, || condition(&self.metrics()).then_some(()));
+    }
+
+    /// Waits until the API shows a user as online or offline.
+    pub(crate) fn wait_for_presence(&self, user: u64, online: bool) {
+        wait_for(&format!("user {user} online: {online}"), || {
+            let response = self.get(&format!("/v1/users/{user}"));
+            assert_eq!(response.status, 200, "{}", response.body);
+            (response.json()[json::ONLINE] == online).then_some(())
+        });
+    }
+
+    /// A line of `/proc/PID/status` that is given in kB, in bytes.
+    pub(crate) fn memory_bytes(&self, line: &str) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the status of the process");
+        let kilobytes = status
+            .lines()
+            .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'))
+            .and_then(|rest| rest.trim().strip_suffix("kB"))
+            .and_then(|number| number.trim().parse::<u64>().ok());
+        kilobytes.unwrap_or_else(|| panic!("no {line} in {status}")) * 1_024
+    }
+
+    /// The process still runs and none of its threads has panicked.
+    pub(crate) fn assert_running(&self) {
+        let running = Pid::from_child(&self.child);
+        assert!(rustix::process::test_kill_process(running).is_ok(), "the gateway is gone");
+        let state =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the state of the process");
+        let after_name = state.rsplit_once(')').map_or("", |(_, rest)| rest).trim();
+        assert!(!after_name.starts_with('Z'), "the gateway has exited\n{}", self.stderr.text());
+        self.assert_no_panic();
+    }
+
+    /// The books balance, with all clients gone, and nothing was counted that is a fault.
+    pub(crate) fn audit(&self) {
+        self.assert_running();
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(trouble) = self.open_books() {
+            assert!(Instant::now() < deadline, "after {PATIENCE:?} still: {trouble}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let metrics = self.metrics();
+        for fault in metric::FAULTS {
+            assert_eq!(metrics.sum(fault, &[]), 0, "{fault}");
+        }
+    }
+
+    /// Why the books cannot be closed yet.
+    fn open_books(&self) -> Option<String> {
+        let metrics = self.metrics();
+        let open = metrics.sum(metric::OPEN, &[]);
+        let imbalance = metrics.imbalance();
+        imbalance.or_else(|| (open > 0).then(|| format!("{open} connections open")))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("send a signal");
+    }
+
+    /// Ends the gateway with SIGTERM and expects status 0.
+    pub(crate) fn finish(mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait_for_exit();
+        assert!(status.success(), "after SIGTERM it ended with {status}");
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let status = wait_for("the process ends", || self.child.try_wait().expect("wait for the process"));
+        self.ended = true;
+        self.stdout.join();
+        self.stderr.join();
+        self.assert_no_panic();
+        status
+    }
+
+    fn assert_no_panic(&self) {
+        let stderr = self.stderr.text();
+        assert!(!stderr.contains("panicked at"), "a thread of the gateway panicked:\n{stderr}");
+    }
+}
+
+impl Drop for Gateway {
+    /// Reached with the process running only when a test has failed: says what the gateway said, and leaves nothing behind.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("gateway {}", self.arguments.join(" "));
+            eprintln!("--- its stdout\n{}--- its stderr\n{}---", self.stdout.text(), self.stderr.text());
+        }
+        if !self.ended {
+            if let Err(error) = self.child.kill() {
+                eprintln!("kill the gateway: {error}");
+            }
+            if let Err(error) = self.child.wait() {
+                eprintln!("wait for the gateway: {error}");
+            }
+        }
+    }
+}
+
+impl Output {
+    /// Reads lines to the end on a thread of its own; each is also sent to the receiver while that is held.
+    fn read_lines(stream: impl Read + Send + 'static) -> (Self, Receiver<String>) {
+        let (sender, receiver) = channel();
+        let text = Arc::new(Mutex::new(String::new()));
+        let shared = Arc::clone(&text);
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines() {
+                let line = line.unwrap_or_else(|error| format!("(unreadable: {error})"));
+                let mut text = shared.lock().expect("nobody panics while holding the text");
+                text.push_str(&line);
+                text.push('\n');
+                drop(text);
+                // The receiver is dropped once the addresses are known.
+                let _ = sender.send(line);
+            }
+        });
+        (Output { text, reader: Some(reader) }, receiver)
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().expect("nobody panics while holding the text").clone()
+    }
+
+    fn join(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader of the gateway's output");
+        }
+    }
+}

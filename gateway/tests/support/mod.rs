@@ -1,0 +1,40 @@
+//! What every test of this folder stands on: a client written from PROTOCOL.md alone, and a harness around the real `gateway` process.
+//!
+//! Nothing here uses `trunkline-proto` or the gateway's own code: a mistake in them must not cancel itself out.
+
+// Every test file compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+pub(crate) mod bystanders;
+pub(crate) mod client;
+pub(crate) mod gateway;
+pub(crate) mod http;
+pub(crate) mod metrics;
+pub(crate) mod names;
+pub(crate) mod protobuf;
+pub(crate) mod random;
+pub(crate) mod scratch;
+pub(crate) mod wire;
+
+use std::time::{Duration, Instant};
+
+/// How long anything that must happen may take. Far above what it takes, so that only a fault reaches it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Shard counts of the tests that must hold for every way a user may be placed: one, fewer, more, and far more shards than cores.
+pub(crate) const SHARD_COUNTS: &[u32] = &[1, 2, 4, 56];
+
+/// Shard counts of the tests where only the hand-over between shards may make a difference.
+pub(crate) const ONE_AND_MANY: &[u32] = &[1, 4];
+
+/// Asks `condition` again and again until it gives a value; fails when that takes longer than `PATIENCE`.
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,30 @@
+//! Files a test hands to the gateway.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A file in cargo's folder for test data, removed when the test is done with it.
+pub(crate) struct ScratchFile(PathBuf);
+
+impl ScratchFile {
+    pub(crate) fn new(name: &str, content: impl AsRef<[u8]>) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{number}-{name}", std::process::id()));
+        std::fs::write(&path, content).expect("write a scratch file");
+        ScratchFile(path)
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.0.to_str().expect("cargo's test folder has a UTF-8 path")
+    }
+}
+
+impl Drop for ScratchFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The protocol as it is on the wire, tested from outside.
+
+mod corpus;
+mod golden;
+mod limits;
+mod numbers;
+mod properties;
+mod samples;
+mod split;
