@@ -73,7 +73,7 @@ const COLUMNS: [&str; 6] = ["", "process", "anonymous", "kernel", "together", "e
 /// Printed below the table.
 const EXPLANATION: &str = "\
 process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file
-kernel    growth of the machine's kernel memory (slab objects in use, page tables, kernel stacks, vmalloc), less the
+kernel    growth of the machine's kernel memory (slab objects in use, vmalloc) and of the server's page tables, less the
           client's end
 together  process and kernel";
 
@@ -190,15 +190,17 @@ fn hold(
     let kernel = settled_kernel_memory(args.conns)?.since(&kernel_before);
     let user = UserMemory::of(server.pid())?;
 
+    let mut share = Share::of(&kernel, args.conns).less(client);
     let each = |bytes: i64| bytes as f64 / f64::from(args.conns);
     let mut caches: Vec<(String, f64)> =
         kernel.caches.iter().map(|(name, bytes)| (name.clone(), each(*bytes))).collect();
     caches.sort_by(|a, b| b.1.total_cmp(&a.1));
+    share.in_use += each(user.page_tables - user_before.page_tables);
     let footprint = Footprint {
         user_rss: each(user.rss - user_before.rss),
         user_anonymous: each(user.anonymous - user_before.anonymous),
         machine_used: each(kernel.machine_used),
-        kernel: Share::of(&kernel, args.conns).less(client),
+        kernel: share,
         caches,
         entered_in,
     };

@@ -35,7 +35,7 @@ const OPENING_MAX: u32 = 64;
 /// Kernel memory in bytes for each connection.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Share {
-    /// Objects in use in slab caches, page tables, kernel stacks, vmalloc.
+    /// Slab objects in use and vmalloc areas; with a server also the page tables of its process.
     pub(crate) in_use: f64,
     /// Pages of slab caches alone; see [`KernelMemory::slab_pages`].
     pub(crate) slab_pages: f64,

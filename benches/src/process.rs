@@ -66,15 +66,23 @@ pub(crate) struct UserMemory {
     pub(crate) anonymous: i64,
     /// Resident pages, those shared with other processes divided among them.
     pub(crate) pss: i64,
+    /// The kernel's page tables for this process.
+    pub(crate) page_tables: i64,
 }
 
 impl UserMemory {
-    /// Reads `/proc/PID/smaps_rollup`.
+    /// Reads `/proc/PID/smaps_rollup` and `/proc/PID/status`.
     pub(crate) fn of(pid: u32) -> Result<UserMemory, Failure> {
         let path = format!("/proc/{pid}/smaps_rollup");
-        let fields = read_fields(&path)?;
+        let mut fields = read_fields(&path)?;
+        fields.extend(read_fields(&format!("/proc/{pid}/status"))?);
         let field = |name: &str| fields.get(name).copied().ok_or_else(|| Failure::system(&path, malformed(name)));
-        Ok(UserMemory { rss: field("Rss")?, anonymous: field("Anonymous")?, pss: field("Pss")? })
+        Ok(UserMemory {
+            rss: field("Rss")?,
+            anonymous: field("Anonymous")?,
+            pss: field("Pss")?,
+            page_tables: field("VmPTE")?,
+        })
     }
 }
 
@@ -86,8 +94,8 @@ pub(crate) struct KernelMemory {
     pub(crate) slab_pages: i64,
     /// Objects in use in all slab caches (`/proc/slabinfo`).
     pub(crate) slab_objects: i64,
-    /// Page tables, kernel stacks, vmalloc areas and per-CPU areas.
-    pub(crate) other: i64,
+    /// Areas made by vmalloc: large tables, kernel stacks.
+    pub(crate) vmalloc: i64,
     /// All memory that is neither free nor page cache, that of processes included: a check on the sum of the rest.
     pub(crate) machine_used: i64,
     /// Objects in use by cache.
@@ -105,7 +113,7 @@ impl KernelMemory {
         Ok(KernelMemory {
             slab_pages: field("Slab"),
             slab_objects: caches.values().sum(),
-            other: field("PageTables") + field("KernelStack") + field("VmallocUsed") + field("Percpu"),
+            vmalloc: field("VmallocUsed"),
             machine_used: field("MemTotal") - field("MemFree") - field("Buffers") - field("Cached"),
             caches,
             settled: false,
@@ -121,16 +129,17 @@ impl KernelMemory {
         KernelMemory {
             slab_pages: self.slab_pages - earlier.slab_pages,
             slab_objects: self.slab_objects - earlier.slab_objects,
-            other: self.other - earlier.other,
+            vmalloc: self.vmalloc - earlier.vmalloc,
             machine_used: self.machine_used - earlier.machine_used,
             caches: caches.filter(|(_, bytes)| *bytes != 0).collect(),
             settled: self.settled && earlier.settled,
         }
     }
 
-    /// Slab objects in use and all the rest.
+    /// Slab objects in use and vmalloc areas. Page tables are left to [`UserMemory`], because those of other processes
+    /// come and go.
     pub(crate) fn in_use(&self) -> i64 {
-        self.slab_objects + self.other
+        self.slab_objects + self.vmalloc
     }
 }
 

@@ -173,8 +173,8 @@ fn bench(address: SocketAddr, more: &[&str]) -> Output {
 
 /// What the bench says about a gateway with this fault. Messages are counted from 0, each connection keeps 3 in flight.
 fn complaint(fault: Fault, more: &[&str]) -> String {
-    // Long enough for any machine to come to the faulty message; the bench ends there.
-    let output = bench(gateway(fault), &[&["--secs", "60"], more].concat());
+    // Long enough for any machine to come to the faulty message, where the bench ends. With two shards it starts no floor.
+    let output = bench(gateway(fault), &[&["--secs", "60", "--shards", "2", "--within"], more].concat());
     let stderr = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(1), "{fault:?}: {stderr}");
     stderr
@@ -244,7 +244,7 @@ fn a_connection_lost_during_traffic_is_reported() {
 
 #[test]
 fn a_refused_login_is_reported_with_its_reason() {
-    assert_names(&complaint(Fault::RefuseLogin, &[]), &["the login of user 1 was refused with reason 6"]);
+    assert_names(&complaint(Fault::RefuseLogin, &[]), &["the login of user", "was refused with reason 6"]);
 }
 
 #[test]

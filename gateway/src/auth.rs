@@ -21,7 +21,7 @@ pub enum Auth {
     /// Everybody is who they say.
     Open,
     /// The token is a JWT that says so.
-    Jwt(JwtKeys),
+    Jwt(Box<JwtKeys>),
 }
 
 /// Keys that tokens may be signed with; at least one.
@@ -197,21 +197,19 @@ mod tests {
     const OTHER_SECRET: &[u8] = b"another secret that is long enough";
     const NOW: u64 = 1_800_000_000;
     /// The example key pair of RFC 8410, section 10.
-    const PRIVATE_PEM: &str =
-        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
-    const PUBLIC_PEM: &str =
-        "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    const PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+    const PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
 
     fn hs256() -> Auth {
-        Auth::Jwt(JwtKeys::default().with_hs256(SECRET).unwrap())
+        Auth::Jwt(Box::new(JwtKeys::default().with_hs256(SECRET).unwrap()))
     }
 
     fn ed25519() -> Auth {
-        Auth::Jwt(JwtKeys::default().with_ed25519(PUBLIC_PEM.as_bytes()).unwrap())
+        Auth::Jwt(Box::new(JwtKeys::default().with_ed25519(PUBLIC_PEM.as_bytes()).unwrap()))
     }
 
     fn both() -> Auth {
-        Auth::Jwt(JwtKeys::default().with_hs256(SECRET).unwrap().with_ed25519(PUBLIC_PEM.as_bytes()).unwrap())
+        Auth::Jwt(Box::new(JwtKeys::default().with_hs256(SECRET).unwrap().with_ed25519(PUBLIC_PEM.as_bytes()).unwrap()))
     }
 
     fn good() -> Value {
@@ -223,7 +221,8 @@ mod tests {
     }
 
     fn sign_ed25519(claims: &Value) -> String {
-        encode(&Header::new(Algorithm::EdDSA), claims, &EncodingKey::from_ed_pem(PRIVATE_PEM.as_bytes()).unwrap()).unwrap()
+        encode(&Header::new(Algorithm::EdDSA), claims, &EncodingKey::from_ed_pem(PRIVATE_PEM.as_bytes()).unwrap())
+            .unwrap()
     }
 
     fn check(auth: &Auth, token: &str) -> Result<(), AuthError> {
@@ -323,7 +322,10 @@ mod tests {
         }
         // The public key is public, so it must not serve as a secret.
         for auth in [ed25519(), both()] {
-            assert_eq!(check(&auth, &sign(&good(), PUBLIC_PEM.as_bytes(), Algorithm::HS256)), Err(AuthError::NotAccepted));
+            assert_eq!(
+                check(&auth, &sign(&good(), PUBLIC_PEM.as_bytes(), Algorithm::HS256)),
+                Err(AuthError::NotAccepted)
+            );
         }
     }
 
@@ -349,7 +351,9 @@ mod tests {
 
     #[test]
     fn what_is_no_token_is_refused() {
-        for token in ["", ".", "..", "...", "a.b", "a.b.c", "a.b.c.d", "eyJhbGciOiJIUzI1NiJ9..", "\u{1F600}.\u{1F600}.\u{1F600}"] {
+        for token in
+            ["", ".", "..", "...", "a.b", "a.b.c", "a.b.c.d", "eyJhbGciOiJIUzI1NiJ9..", "\u{1F600}.\u{1F600}.\u{1F600}"]
+        {
             assert_eq!(check(&hs256(), token), Err(AuthError::NotAccepted), "{token:?}");
         }
         assert_eq!(check(&hs256(), &"x".repeat(TOKEN_BYTES_MAX + 1)), Err(AuthError::TooLong));

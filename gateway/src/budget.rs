@@ -5,7 +5,7 @@
 
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
-use crate::limits::SLOTS_RESERVED;
+use crate::limits::{CLASS_BYTES_MAX, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::startup::StartupError;
 use crate::wheel::ENTRY_BYTES;
@@ -19,8 +19,6 @@ const VEC_GROWTH: u64 = 2;
 const LIST_BYTES: u64 = 3 * 4 * VEC_GROWTH;
 /// A send under way: its connection, its buffer's handle, its place in the list of free ones.
 const SEND_BYTES: u64 = (32 + 4) * VEC_GROWTH;
-/// Device class a session may keep besides the device name.
-const CLASS_BYTES_MAX: usize = 64;
 /// Answers may fill the outboxes of a shard to five quarters of their bound.
 const ANSWERS_NUMERATOR: u64 = 5;
 const ANSWERS_DENOMINATOR: u64 = 4;
@@ -99,13 +97,19 @@ impl Budget {
             Term {
                 name: "connection slots",
                 bytes: slot_bytes(each) * shards,
-                how: format!("{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists", u64::from(SLOTS_RESERVED) * shards),
+                how: format!(
+                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists",
+                    u64::from(SLOTS_RESERVED) * shards
+                ),
                 flags: &["--connections-max", "--shards"],
             },
             Term {
                 name: "users",
                 bytes: user_bytes(each).saturating_mul(shards),
-                how: format!("one on each connection, with the longest device name and class, {} B", user_bytes(each) / each),
+                how: format!(
+                    "one on each connection, with the longest device name and class, {} B",
+                    user_bytes(each) / each
+                ),
                 flags: &["--connections-max", "--shards"],
             },
             Term {
@@ -113,13 +117,20 @@ impl Budget {
                 bytes: (node(limits.outbox_total_bytes_max, VEC_GROWTH) / ANSWERS_DENOMINATOR)
                     .saturating_mul(ANSWERS_NUMERATOR)
                     .saturating_add(queue_head_bytes(each) * shards),
-                how: format!("{} queued, a quarter more of answers, growth, and {} B for each connection", size(node(limits.outbox_total_bytes_max, 1)), queue_head_bytes(1)),
+                how: format!(
+                    "{} queued, a quarter more of answers, growth, and {} B for each connection",
+                    size(node(limits.outbox_total_bytes_max, 1)),
+                    queue_head_bytes(1)
+                ),
                 flags: &["--outbox-total-bytes-max", "--connections-max"],
             },
             Term {
                 name: "unacknowledged",
                 bytes: node(limits.unacked_total_bytes_max, VEC_GROWTH),
-                how: format!("{} of messages, and growth of their lists", size(node(limits.unacked_total_bytes_max, 1))),
+                how: format!(
+                    "{} of messages, and growth of their lists",
+                    size(node(limits.unacked_total_bytes_max, 1))
+                ),
                 flags: &["--unacked-total-bytes-max"],
             },
             Term {
@@ -131,7 +142,11 @@ impl Budget {
             Term {
                 name: "receive buffers",
                 bytes: u64::from(limits.recv_buffers) * buffer_bytes * shards,
-                how: format!("{shards} shards with {} buffers of {}", limits.recv_buffers, Size(limits.recv_buffer_bytes.into())),
+                how: format!(
+                    "{shards} shards with {} buffers of {}",
+                    limits.recv_buffers,
+                    Size(limits.recv_buffer_bytes.into())
+                ),
                 flags: &["--recv-buffer-bytes"],
             },
             Term {
@@ -140,7 +155,10 @@ impl Budget {
                     .saturating_mul(VEC_GROWTH)
                     .saturating_mul(pairs)
                     .saturating_add(MAILBOX_LETTERS * LETTER_BYTES * shards * shards),
-                how: format!("{pairs} pairs of shards with {} each, growth, and their queues", size(limits.mailbox_bytes_max as u64)),
+                how: format!(
+                    "{pairs} pairs of shards with {} each, growth, and their queues",
+                    size(limits.mailbox_bytes_max as u64)
+                ),
                 flags: &["--mailbox-bytes-max", "--shards"],
             },
             Term {
@@ -201,7 +219,13 @@ impl fmt::Display for Budget {
         for term in &self.terms {
             writeln!(f, "  {:<20} {:>11}  {}", term.name, Size(term.bytes).rounded(), term.how)?;
         }
-        writeln!(f, "  {:<20} {:>11}  of {} allowed (memory_max)", "sum", Size(self.total()).rounded(), Size(self.memory_max).rounded())?;
+        writeln!(
+            f,
+            "  {:<20} {:>11}  of {} allowed (memory_max)",
+            "sum",
+            Size(self.total()).rounded(),
+            Size(self.memory_max).rounded()
+        )?;
         write!(
             f,
             "  {:<20} {:>11}  about {KERNEL_BYTES_PER_CONNECTION} B a connection, not part of the sum",
@@ -264,7 +288,10 @@ mod tests {
 
     #[test]
     fn a_budget_that_does_not_fit_names_terms_and_flags() {
-        let error = budget("shards = 2\nmemory_max = \"64MiB\"\noutbox_total_bytes_max = \"4GiB\"\nconnections_max = 1000\n").check().unwrap_err();
+        let error =
+            budget("shards = 2\nmemory_max = \"64MiB\"\noutbox_total_bytes_max = \"4GiB\"\nconnections_max = 1000\n")
+                .check()
+                .unwrap_err();
         let message = error.to_string();
         for part in ["memory", "outboxes", "10.0 GiB", "64.0 MiB", "--outbox-total-bytes-max", "--memory-max"] {
             assert!(message.contains(part), "no {part:?} in: {message}");
@@ -283,6 +310,9 @@ mod tests {
         let budget = budget("shards = 2\n");
         let table = budget.to_string();
         assert_eq!(table.lines().count(), budget.terms.len() + 3);
-        assert!(table.starts_with("memory at the limits:") && table.contains("memory_max") && table.contains("kernel"), "{table}");
+        assert!(
+            table.starts_with("memory at the limits:") && table.contains("memory_max") && table.contains("kernel"),
+            "{table}"
+        );
     }
 }

@@ -111,7 +111,10 @@ impl From<ConfigError> for CliError {
 }
 
 /// Reads the command line, and the file it names.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, host: &Host) -> Result<Command, CliError> {
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    host: &Host,
+) -> Result<Command, CliError> {
     let matches = command().try_get_matches_from(arguments)?;
     let Cli { command, flags } = Cli::from_arg_matches(&matches)?;
     let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
@@ -132,8 +135,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = impl Into<OsString> + Cl
 /// Keys whose value comes from the environment.
 fn from_environment(matches: &ArgMatches) -> Vec<&'static str> {
     let keys = SETTINGS.iter().map(|setting| setting.key);
-    keys.filter(|key| matches!(matches.try_contains_id(key), Ok(true)) && matches.value_source(key) == Some(ValueSource::EnvVariable))
-        .collect()
+    keys.filter(|key| {
+        matches!(matches.try_contains_id(key), Ok(true)) && matches.value_source(key) == Some(ValueSource::EnvVariable)
+    })
+    .collect()
 }
 
 /// The command with the defaults of the settings in its help. They cannot be clap's own, because the file stands between flags and defaults.
@@ -157,7 +162,8 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
             DefaultValue::Unset => String::new(),
         };
         command = command.mut_arg(setting.key, |argument| {
-            let extend = |help: Option<&StyledStr>| format!("{}{default}", help.map(ToString::to_string).unwrap_or_default());
+            let extend =
+                |help: Option<&StyledStr>| format!("{}{default}", help.map(ToString::to_string).unwrap_or_default());
             let help = extend(argument.get_help());
             // "-1" is a bad value of the flag before it and no flag of its own.
             argument.help(help.clone()).long_help(help).allow_hyphen_values(false).allow_negative_numbers(true)
@@ -213,7 +219,8 @@ mod tests {
     fn every_setting_is_a_flag_of_the_same_name() {
         let command = command();
         for setting in SETTINGS {
-            let argument = command.get_arguments().find(|argument| argument.get_id() == setting.key).expect(setting.key);
+            let argument =
+                command.get_arguments().find(|argument| argument.get_id() == setting.key).expect(setting.key);
             assert_eq!(argument.get_long().map(|long| format!("--{long}")), Some(setting.flag()));
             assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(setting.env));
             assert_eq!(setting.env, format!("TRUNKLINE_{}", setting.key.to_uppercase()));
@@ -252,7 +259,9 @@ mod tests {
             assert!(message.contains(flag) && message.contains(value), "{message}");
         }
         match parse_words("gateway --shards 0") {
-            Err(CliError::Config(error)) => assert_eq!(error.to_string(), "shards = 0 (--shards): it must be 1 to 1024"),
+            Err(CliError::Config(error)) => {
+                assert_eq!(error.to_string(), "shards = 0 (--shards): it must be 1 to 1024")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -271,7 +280,15 @@ mod tests {
             assert!(help.contains(&setting.flag()), "no {} in {help}", setting.flag());
             assert!(help.contains(setting.env), "no {} in {help}", setting.env);
         }
-        for part in ["[default: 64KiB]", "[default: 127.0.0.1:7700]", "[default: one for each core]", "Examples:", "default-config", "check-config", "doctor"] {
+        for part in [
+            "[default: 64KiB]",
+            "[default: 127.0.0.1:7700]",
+            "[default: one for each core]",
+            "Examples:",
+            "default-config",
+            "check-config",
+            "doctor",
+        ] {
             assert!(help.contains(part), "no {part:?} in {help}");
         }
     }

@@ -111,7 +111,7 @@ impl AuthConfig {
         if let Some(path) = ed25519_public_key_file {
             keys = keys.with_ed25519(&read_key(path)?).map_err(unusable(path))?;
         }
-        Ok(Auth::Jwt(keys))
+        Ok(Auth::Jwt(Box::new(keys)))
     }
 }
 
@@ -214,7 +214,9 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::File { path, error } => write!(f, "{}: {error}", path.display()),
-            ConfigError::Line { path, line, text, error } => write!(f, "{}, line {line}: {text}: {error}", path.display()),
+            ConfigError::Line { path, line, text, error } => {
+                write!(f, "{}, line {line}: {text}: {error}", path.display())
+            }
             ConfigError::Value { key, value, origin, allowed } => write!(f, "{key} = {value} ({origin}): {allowed}"),
             ConfigError::Conflict(message) => f.write_str(message),
         }
@@ -229,7 +231,13 @@ mod tests {
 
     #[test]
     fn one_newline_at_the_end_does_not_belong_to_a_secret() {
-        for (file, secret) in [("secret", "secret"), ("secret\n", "secret"), ("secret\r\n", "secret"), ("secret\n\n", "secret\n"), ("", "")] {
+        for (file, secret) in [
+            ("secret", "secret"),
+            ("secret\n", "secret"),
+            ("secret\r\n", "secret"),
+            ("secret\n\n", "secret\n"),
+            ("", ""),
+        ] {
             assert_eq!(without_newline(file.as_bytes()), secret.as_bytes(), "{file:?}");
         }
     }

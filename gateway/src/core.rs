@@ -79,6 +79,8 @@ impl<I: Io> Core<I> {
 
     /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
+        // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
+        let was_blocked = self.blocked;
         let completions = self.io.enter(if self.blocked { BLOCKED_WAIT_MICROS } else { wait_micros });
         let ticked = self.shard.set_now(self.io.now());
         while let Some(completion) = self.io.next() {
@@ -94,7 +96,7 @@ impl<I: Io> Core<I> {
         }
         self.flush();
         self.post();
-        let worked = completions > 0 || letters > 0 || requests > 0 || ticked || self.blocked;
+        let worked = completions > 0 || letters > 0 || requests > 0 || ticked || was_blocked || self.blocked;
         if worked {
             self.count_turn(completions);
         }

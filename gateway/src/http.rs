@@ -64,7 +64,15 @@ impl NodeState {
 impl Node {
     /// A node that is starting. `listen` and `http` are the addresses it is bound to.
     pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr) -> Self {
-        Node { name, limits, listen, http, started: Instant::now(), shards: OnceLock::new(), draining: AtomicBool::new(false) }
+        Node {
+            name,
+            limits,
+            listen,
+            http,
+            started: Instant::now(),
+            shards: OnceLock::new(),
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// All shards run.

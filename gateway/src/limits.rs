@@ -62,6 +62,8 @@ pub struct Limits {
     pub drain_ms: u64,
 }
 
+/// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
+pub const CLASS_BYTES_MAX: usize = 64;
 /// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still needs one.
 pub const SLOTS_RESERVED: u32 = 64;
 

@@ -37,7 +37,8 @@ impl Listeners {
         let first = socket(address)?;
         first.bind(&address.into())?;
         first.set_reuse_port(true)?;
-        let bound = first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the kernel bound no IP address"))?;
+        let bound =
+            first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the kernel bound no IP address"))?;
         let mut sockets = vec![first];
         for _ in 1..self.by_shard.len() {
             let next = socket(address)?;

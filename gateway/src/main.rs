@@ -72,7 +72,7 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
     }
 }
 
-/// Writes to stdout; a closed pipe is an error like any other and no panic.
+/// Writes to stdout; a closed pipe is a [`Failure::Other`] and no panic.
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

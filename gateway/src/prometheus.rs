@@ -89,7 +89,11 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
             exposition.sample_with(info.labels, &[("shard", &shard)], value);
         }
     }
-    exposition.name("trunkline_connections_closed_total", StatType::Counter, "Connections closed, by the one reason each ended with.");
+    exposition.name(
+        "trunkline_connections_closed_total",
+        StatType::Counter,
+        "Connections closed, by the one reason each ended with.",
+    );
     for (shard, stats) in shards.iter().enumerate() {
         for reason in CloseReason::ALL {
             exposition.sample(&[("shard", &shard), ("reason", &reason.label())], stats.closed(*reason));
@@ -176,7 +180,8 @@ mod tests {
     #[test]
     fn no_series_stands_twice() {
         let text = render(&shards(2));
-        let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        let series: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap().0).collect();
         assert_eq!(series.iter().collect::<HashSet<_>>().len(), series.len());
     }
 

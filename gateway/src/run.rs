@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
@@ -13,7 +14,7 @@ use trunkline_gateway::config::{AuthConfig, Config, LogFormat};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
-use trunkline_gateway::shard::{self, ShardEnd, Shards, ShardsConfig};
+use trunkline_gateway::shard::{self, ShardEnd, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 
 /// Pause before a request is given to a shard again whose queue was full.
@@ -22,12 +23,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(config);
     let auth = config.auth.load()?;
+    let kind = match auth {
+        Auth::Open => "open",
+        Auth::Jwt(_) => "jwt",
+    };
+    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {kind}", config.node, config.shards);
     for check in checks(config) {
         let found = check.outcome?;
         tracing::info!("{}: {found}", check.name);
     }
     let budget = Budget::of(config);
-    print(&format!("{budget}\n"))?;
+    say(&format!("{budget}\n"));
     budget.check()?;
     let http_listener = listen_alone(config.http)?;
     let listeners = Listeners::bind(&config.listen, config.shards)?;
@@ -49,7 +55,12 @@ fn init_log(config: &Config) {
 }
 
 /// The life of the control thread.
-async fn control(config: &Config, auth: Auth, listeners: Listeners, http_listener: std::net::TcpListener) -> Result<(), Failure> {
+async fn control(
+    config: &Config,
+    auth: Auth,
+    listeners: Listeners,
+    http_listener: std::net::TcpListener,
+) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
     let mut signals = Signals::new().map_err(step("waiting for signals"))?;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
@@ -74,7 +85,7 @@ async fn control(config: &Config, auth: Auth, listeners: Listeners, http_listene
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
     node.set_running(ShardHandles { ports: shards.ports.clone(), stats: shards.stats.clone() });
-    announce(config, &addresses, http_address)?;
+    announce(config, &addresses, http_address);
 
     let name = tokio::select! {
         name = signals.next() => name,
@@ -83,7 +94,7 @@ async fn control(config: &Config, auth: Auth, listeners: Listeners, http_listene
     tracing::info!("{name}: draining over {} s; a second signal ends it at once", config.limits().drain_ms / 1_000);
     node.set_draining();
     tokio::select! {
-        drained = drain(&mut shards) => drained?,
+        drained = drain(&shards.ports, &mut shards.ended) => drained?,
         name = signals.next() => end_at_once(name),
     }
     let joined = tokio::task::spawn_blocking(move || shards.join()).await;
@@ -95,14 +106,11 @@ async fn control(config: &Config, auth: Auth, listeners: Listeners, http_listene
 }
 
 /// Says where the node is reached and what to try next.
-fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) -> Result<(), Failure> {
-    let auth = match config.auth {
-        AuthConfig::Open => "open",
-        AuthConfig::Jwt { .. } => "jwt",
-    };
-    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
+fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
     if !http_address.ip().is_loopback() {
-        tracing::warn!("the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics and end sessions");
+        tracing::warn!(
+            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics and end sessions"
+        );
     }
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
         tracing::warn!("whoever reaches this node may log in as anybody (insecure_open)");
@@ -110,7 +118,14 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr)
     let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
     text.push_str(&next_step(config, addresses[0], http_address));
-    print(&text)
+    say(&text);
+}
+
+/// Writes to stdout. A node goes on when nobody reads that.
+fn say(text: &str) {
+    if let Err(Failure::Other(error)) = print(text) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// The command that talks to this node.
@@ -118,7 +133,11 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     // A client on this machine reaches a node that listens everywhere by loopback.
     let reachable = |mut address: SocketAddr| {
         if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            address.set_ip(if address.is_ipv4() {
+                std::net::Ipv4Addr::LOCALHOST.into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
         }
         address.to_string()
     };
@@ -131,17 +150,19 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     }
     match config.auth {
         AuthConfig::Open => format!("next: chat --user 1{flags}   and in another terminal: chat --user 2{flags}\n"),
-        AuthConfig::Jwt { .. } => format!("next: TRUNKLINE_TOKEN=… chat --user 1{flags}   with a token whose sub is 1\n"),
+        AuthConfig::Jwt { .. } => {
+            format!("next: TRUNKLINE_TOKEN=… chat --user 1{flags}   with a token whose sub is 1\n")
+        }
     }
 }
 
 /// Asks every shard to end its connections, and waits until all have.
-async fn drain(shards: &mut Shards) -> Result<(), Failure> {
-    for port in &shards.ports {
+async fn drain(ports: &[ControlPort], ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
+    for port in ports {
         send_drain(port).await;
     }
-    for _ in 0..shards.ports.len() {
-        match shards.ended.recv().await {
+    for _ in ports {
+        match ended.recv().await {
             Some(ShardEnd { orderly: true, .. }) => {}
             end => return Err(shard_failed(end)),
         }
@@ -159,7 +180,9 @@ async fn send_drain(port: &ControlPort) {
 /// A node without one of its shards would fail a part of its users and look well to the others, so it ends as a whole.
 fn shard_failed(end: Option<ShardEnd>) -> Failure {
     Failure::Other(match end {
-        Some(ShardEnd { shard, .. }) => format!("shard {shard} has failed, so this node ends; what it said last stands above"),
+        Some(ShardEnd { shard, .. }) => {
+            format!("shard {shard} has failed, so this node ends; what it said last stands above")
+        }
         None => "the shards have ended by themselves, so this node ends".to_owned(),
     })
 }
@@ -185,5 +208,88 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+    use trunkline_gateway::config::{ConfigFile, Host, Sources};
+    use trunkline_gateway::control::CONTROL_QUEUE_LEN;
+    use trunkline_gateway::waker::Waker;
+
+    fn ports(count: usize) -> Vec<ControlPort> {
+        (0..count).map(|_| ControlPort::new(Arc::new(Waker::new().unwrap()))).collect()
+    }
+
+    fn message(failure: Failure) -> String {
+        match failure {
+            Failure::Other(message) => message,
+            Failure::Config(_) | Failure::Startup(_) => panic!("neither configuration nor start"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_asks_every_shard_and_waits_for_all() {
+        let ports = ports(3);
+        let (ends, mut ended) = unbounded_channel();
+        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
+        for shard in [2, 0, 1] {
+            let waiting = tokio::time::timeout(Duration::ZERO, drain.as_mut()).await;
+            assert!(waiting.is_err(), "it ended before shard {shard}");
+            ends.send(ShardEnd { shard, orderly: true }).unwrap();
+        }
+        assert!(drain.await.is_ok());
+        for port in &ports {
+            assert!(matches!(port.take(), Some(Control::Drain)) && port.take().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_reaches_a_shard_whose_queue_is_full() {
+        let ports = ports(1);
+        while ports[0].send(Control::Drain).is_ok() {}
+        let shard_port = ports[0].clone();
+        let (ends, mut ended) = unbounded_channel();
+        ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
+        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
+        assert!(tokio::time::timeout(Duration::ZERO, drain.as_mut()).await.is_err(), "there was no room");
+        assert!(shard_port.take().is_some());
+        assert!(drain.await.is_ok());
+        assert_eq!(std::iter::from_fn(|| shard_port.take()).count(), CONTROL_QUEUE_LEN);
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_fails_in_the_drain_fails_the_node() {
+        let ports = ports(2);
+        let (ends, mut ended) = unbounded_channel();
+        ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
+        ends.send(ShardEnd { shard: 1, orderly: false }).unwrap();
+        let failure = drain(&ports, &mut ended).await.expect_err("shard 1 failed");
+        assert!(message(failure).contains("shard 1 has failed"));
+    }
+
+    #[test]
+    fn a_failed_shard_is_named() {
+        assert!(message(shard_failed(Some(ShardEnd { shard: 7, orderly: false }))).contains("shard 7"));
+        assert!(message(shard_failed(None)).contains("shards"));
+    }
+
+    #[test]
+    fn the_next_step_reaches_this_node() {
+        let host = Host { cores: 1, nofile_hard: 20_000, memory_available: 4 << 30, name: "h".to_owned() };
+        let config = |text: &str| {
+            let file = ConfigFile::parse(std::path::Path::new("x"), text).unwrap();
+            Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host).unwrap()
+        };
+        let step = |text: &str, address: &str, http: &str| {
+            next_step(&config(text), address.parse().unwrap(), http.parse().unwrap())
+        };
+        assert!(step("", "127.0.0.1:7700", "127.0.0.1:7780").starts_with("next: chat --user 1   and"));
+        let elsewhere = step("", "0.0.0.0:7701", "[::]:7780");
+        assert!(elsewhere.contains("chat --user 1 --addr 127.0.0.1:7701 --http [::1]:7780 "), "{elsewhere}");
+        let jwt = step("auth = \"jwt\"\njwt_hs256_secret_file = \"s\"\n", "127.0.0.1:7700", "127.0.0.1:7780");
+        assert!(jwt.contains("TRUNKLINE_TOKEN=") && jwt.contains("chat --user 1 "), "{jwt}");
     }
 }

@@ -106,7 +106,10 @@ impl fmt::Display for StartupError {
                  in systemd, nofile in /etc/security/limits.conf), or lower --shards"
             ),
             StartupError::Limit(name, error) => {
-                write!(f, "the limit {name} cannot be read or raised ({error}): allow the system call prlimit64 to this process")
+                write!(
+                    f,
+                    "the limit {name} cannot be read or raised ({error}): allow the system call prlimit64 to this process"
+                )
             }
             StartupError::LockedMemory(bytes) => write!(
                 f,
@@ -134,11 +137,19 @@ impl fmt::Display for StartupError {
                     "listening on {address} is not permitted: choose a port from 1024, or give the capability CAP_NET_BIND_SERVICE"
                 ),
                 io::ErrorKind::AddrNotAvailable => {
-                    write!(f, "{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all")
+                    write!(
+                        f,
+                        "{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all"
+                    )
                 }
-                _ => write!(f, "listening on {address} failed ({error}): check the address given with --listen or --http"),
+                _ => write!(
+                    f,
+                    "listening on {address} failed ({error}): check the address given with --listen or --http"
+                ),
             },
-            StartupError::Shard(error) => write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs"),
+            StartupError::Shard(error) => {
+                write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs")
+            }
         }
     }
 }
@@ -162,9 +173,19 @@ pub fn checks(config: &Config) -> Vec<Check> {
     let check = |name, outcome| Check { name, outcome };
     vec![
         check("kernel", judge_kernel(&release).map(|()| format!("Linux {release}"))),
-        check("open files", raise_nofile().and_then(|hard| judge_descriptors(hard, config)).map(|hard| format!("{hard}, raised to the hard limit"))),
+        check(
+            "open files",
+            raise_nofile()
+                .and_then(|hard| judge_descriptors(hard, config))
+                .map(|hard| format!("{hard}, raised to the hard limit")),
+        ),
         check("locked memory", raise_memlock().and_then(judge_memlock)),
-        check("io_uring", judge_disabled(disabled.as_deref()).and_then(|()| probe_ring(config)).map(|()| "every operation it needs".to_owned())),
+        check(
+            "io_uring",
+            judge_disabled(disabled.as_deref())
+                .and_then(|()| probe_ring(config))
+                .map(|()| "every operation it needs".to_owned()),
+        ),
     ]
 }
 
@@ -188,7 +209,9 @@ fn judge_disabled(sysctl: Option<&str>) -> Result<(), StartupError> {
 /// Why a ring was refused, given what the sysctl says.
 fn judge_refusal(error: io::Error, sysctl: Option<&str>) -> StartupError {
     match sysctl.map(|value| value.trim().parse::<u32>()) {
-        Some(Ok(value)) if value > 0 && error.kind() == io::ErrorKind::PermissionDenied => StartupError::IoUringDisabled(value),
+        Some(Ok(value)) if value > 0 && error.kind() == io::ErrorKind::PermissionDenied => {
+            StartupError::IoUringDisabled(value)
+        }
         _ => StartupError::IoUringRefused(error),
     }
 }
@@ -253,23 +276,25 @@ const OPERATIONS: [(&str, u8); 11] = [
 
 /// Sets up a ring as a shard does, and takes it down again.
 fn probe_ring(config: &Config) -> Result<(), StartupError> {
-    let ring: IoUring = IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_submit_all()
-        .build(8)
-        .map_err(|error| judge_refusal(error, fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok().as_deref()))?;
+    let ring: IoUring =
+        IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8).map_err(
+            |error| judge_refusal(error, fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok().as_deref()),
+        )?;
     let lacks = |name| move |error: io::Error| StartupError::IoUringFeature(name, Some(error));
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(lacks("probing"))?;
     judge_operations(|code| probe.is_supported(code))?;
     let limits = config.limits();
-    ring.submitter().register_files_sparse(limits.slots()).map_err(lacks("a table of direct descriptors of that size"))?;
-    BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes).map_err(lacks("provided-buffer rings")).map(|buffers| {
-        // The kernel lets go of the buffers with the ring, so that goes first.
-        drop(ring);
-        drop(buffers);
-    })
+    ring.submitter()
+        .register_files_sparse(limits.slots())
+        .map_err(lacks("a table of direct descriptors of that size"))?;
+    BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes)
+        .map_err(lacks("provided-buffer rings"))
+        .map(|buffers| {
+            // The kernel lets go of the buffers with the ring, so that goes first.
+            drop(ring);
+            drop(buffers);
+        })
 }
 
 fn judge_operations(is_supported: impl Fn(u8) -> bool) -> Result<(), StartupError> {
@@ -364,7 +389,12 @@ mod tests {
     #[test]
     fn an_address_that_cannot_be_listened_on_is_named_with_the_fix() {
         let address: SocketAddr = "127.0.0.1:7700".parse().unwrap();
-        for (errno, part) in [(libc::EADDRINUSE, "in use"), (libc::EACCES, "1024"), (libc::EADDRNOTAVAIL, "ip addr"), (libc::ENOBUFS, "--listen")] {
+        for (errno, part) in [
+            (libc::EADDRINUSE, "in use"),
+            (libc::EACCES, "1024"),
+            (libc::EADDRNOTAVAIL, "ip addr"),
+            (libc::ENOBUFS, "--listen"),
+        ] {
             let error = StartupError::Listen(address, io::Error::from_raw_os_error(errno));
             assert_names(&error, &["127.0.0.1:7700", part]);
         }

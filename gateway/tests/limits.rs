@@ -328,6 +328,73 @@ fn messages_with_ack_to_a_full_outbox_are_refused() {
     });
 }
 
+#[test]
+fn a_full_mailbox_refuses_and_every_message_has_one_fate() {
+    with_gateway(2, &["--mailbox-bytes-max", "131072"], |gateway| {
+        let mut bystanders = Bystanders::new(gateway);
+        let (mut sender, sender_ok) = Client::login_with(gateway, &Login::of(1));
+        let (mut recipient, recipient_user) = (2..)
+            .find_map(|user| {
+                let (client, login_ok) = Client::login_with(gateway, &Login::of(user));
+                (login_ok.shard != sender_ok.shard).then_some((client, user))
+            })
+            .expect("a user of the other shard");
+        let body = vec![3; 30_000];
+        wait_for("the mailbox is full", || {
+            // 3 MB in one go to the other shard, of which a turn can hand over 128 KiB.
+            let mut open: BTreeSet<u64> = BTreeSet::new();
+            for _ in 0..100 {
+                open.insert(sender.send(recipient_user, flag::ACK, &body));
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while !open.is_empty() {
+                assert!(Instant::now() < deadline, "no SENT for {open:?}");
+                while let Event::Frame(deliver) = recipient.read_event(Duration::from_millis(1)) {
+                    assert_eq!(deliver.kind, kind::DELIVER);
+                    recipient.ack(&deliver);
+                }
+                while let Event::Frame(sent) = sender.read_event(Duration::from_millis(1)) {
+                    assert_eq!(sent.kind, kind::SENT);
+                    assert!(matches!(sent.aux, outcome::DELIVERED | outcome::OVERLOADED), "{sent:?}");
+                    assert!(open.remove(&sent.id), "a second SENT: {sent:?}");
+                }
+            }
+            (gateway.metrics().limit_hits(limit_label::MAILBOX) > 0).then_some(())
+        });
+        bystanders.talk();
+    });
+}
+
+#[test]
+fn few_receive_buffers_delay_but_lose_nothing() {
+    const SENDERS: u64 = 200;
+    const MESSAGES: u64 = 10;
+    // The fewest buffers there may be: 64 of 4 KiB.
+    with_gateway(1, &["--recv-buffer-bytes", "262144"], |gateway| {
+        let mut bystanders = Bystanders::new(gateway);
+        let mut senders: Vec<Client> = (1..=SENDERS).map(|user| Client::login(gateway, user)).collect();
+        wait_for("a receive that finds no buffer", || {
+            // 10 KB from each at once, to the next one in the row.
+            for (sender, user) in senders.iter_mut().zip(1..) {
+                let segment: Vec<u8> = (1..=MESSAGES)
+                    .flat_map(|id| wire::send(id, user % SENDERS + 1, 0, &[user as u8; 1_000]).encode())
+                    .collect();
+                sender.write_bytes(&segment);
+            }
+            for (recipient, user) in senders.iter_mut().zip(1..) {
+                let from = if user == 1 { SENDERS } else { user - 1 };
+                for id in 1..=MESSAGES {
+                    let deliver = recipient.recv_deliver();
+                    assert_eq!((deliver.id, deliver.peer), (id, from));
+                    assert_eq!(deliver.body, [from as u8; 1_000]);
+                }
+            }
+            (gateway.metrics().limit_hits(limit_label::RECV_BUFFERS) > 0).then_some(())
+        });
+        bystanders.talk();
+    });
+}
+
 /// Senders of the flood, and the threads they share.
 const FLOOD_SENDERS: u64 = 100;
 const FLOOD_THREADS: u64 = 4;

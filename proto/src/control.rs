@@ -1,7 +1,8 @@
 //! The control messages, generated from `proto/trunkline.proto`: bodies of the short kinds.
 //!
 //! A decoded message can take up more memory than its bytes did: a list of user ids up to 16 times, a list of
-//! [`UserState`] up to 48 times, the spare room of the vectors included. Whoever accepts them bounds the body accordingly.
+//! [`UserState`] up to 48 times, the spare room of the vectors included. Whoever accepts them bounds the body
+//! accordingly.
 
 use std::fmt;
 

@@ -58,16 +58,16 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// Length in bytes of the first frame of `buf`, which need not be whole; `None` while the 4 bytes of the length field are
-/// not there.
+/// Length in bytes of the first frame of `buf`, which need not be whole; `None` while the 4 bytes of the length field
+/// are not there.
 ///
 /// `frame_bytes_max` is the longest frame accepted, from [`FRAME_BYTES_MAX_FLOOR`](crate::FRAME_BYTES_MAX_FLOOR) to
 /// [`FRAME_BYTES_MAX_LIMIT`](crate::FRAME_BYTES_MAX_LIMIT); what is returned lies between [`HEADER_SHORT`] and it.
 ///
 /// # Errors
 ///
-/// [`Violation::LengthTooSmall`] and [`Violation::FrameTooLarge`], so a bad length is refused before any of its bytes are
-/// waited for.
+/// [`Violation::LengthTooSmall`] and [`Violation::FrameTooLarge`], so a bad length is refused before any of its bytes
+/// are waited for.
 #[inline]
 pub fn frame_len(buf: &[u8], frame_bytes_max: u32) -> Result<Option<usize>, Violation> {
     let Some(field) = buf.first_chunk() else {
@@ -89,8 +89,8 @@ pub fn frame_len(buf: &[u8], frame_bytes_max: u32) -> Result<Option<usize>, Viol
 ///
 /// # Errors
 ///
-/// A bad length as soon as its 4 bytes are there, as [`frame_len`] tells it; [`Violation::HeaderTruncated`] once the frame
-/// is whole.
+/// A bad length as soon as its 4 bytes are there, as [`frame_len`] tells it; [`Violation::HeaderTruncated`] once the
+/// frame is whole.
 #[inline]
 pub fn decode(buf: &[u8], frame_bytes_max: u32) -> Result<Option<(Frame<'_>, usize)>, Violation> {
     let Some(length) = frame_len(buf, frame_bytes_max)? else {

@@ -31,9 +31,9 @@ pub const fn encoded_len(kind: Kind, body_len: usize) -> usize {
 ///
 /// # Panics
 ///
-/// If the frame were longer than [`FRAME_BYTES_MAX_LIMIT`]: no reader could follow the stream behind it. What came in as
-/// a frame fits as one, except that a GROUP_DELIVER is 8 bytes longer than its GROUP_SEND; whoever builds bodies bounds
-/// them with [`encoded_len`].
+/// If the frame were longer than [`FRAME_BYTES_MAX_LIMIT`]: no reader could follow the stream behind it. What came in
+/// as a frame fits as one, except that a GROUP_DELIVER is 8 bytes longer than its GROUP_SEND; whoever builds bodies
+/// bounds them with [`encoded_len`].
 #[inline]
 pub fn encode(out: &mut Vec<u8>, header: &Header, body: &[u8]) {
     put_header(out, header, body.len());

@@ -76,7 +76,10 @@ fn decode_whole(stream: &[u8], frame_bytes_max: u32) -> Decoded {
                 assert_eq!(bytes_of(&frame), bytes);
                 frames.push(frame.into());
             }
-            Err(error) => violation = Some(error),
+            Err(error) => {
+                violation = Some(error);
+                break;
+            }
         }
         start = decoder.consumed();
     }
@@ -171,7 +174,8 @@ fn control_message<M: Message + Default + PartialEq + Debug>(body: &[u8], kind: 
     assert_eq!(again.encode_to_vec(), frame.body, "encoding is not stable for {}", kind.name());
 }
 
-/// The bytes are read as a list of headers, each with a length of body and the body. The frames come back as they went in.
+/// The bytes are read as a list of headers, each with a length of body and the body. The frames come back as they
+/// went in.
 pub fn round_trip(data: &[u8]) {
     let mut wanted = Vec::new();
     let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
 //! The client protocol of Trunkline, version 1: frame layout, incremental decoder, encoder and control messages.
 //!
-//! This crate works on bytes alone: it does no I/O and reads no clock. A frame is a header of 8 or 32 bytes, big-endian,
-//! and a body:
+//! This crate works on bytes alone: it does no I/O and reads no clock. A frame is a header of 8 or 32 bytes,
+//! big-endian, and a body:
 //!
 //! ```text
 //! offset  size  field

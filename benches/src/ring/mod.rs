@@ -268,8 +268,11 @@ impl Ring {
 
     /// Ends whatever is still armed on `slot`, then closes it.
     pub(crate) fn close(&mut self, slot: u32) -> io::Result<()> {
-        let cancel = opcode::AsyncCancel2::new(types::CancelBuilder::fd(types::Fixed(slot)).all()).build();
-        self.push(cancel.flags(squeue::Flags::IO_HARDLINK).user_data(user_data(Op::Cancel, 0, slot)))?;
+        // By name, which the kernel finds at once; by the descriptor it would search all operations of the ring.
+        for op in [Op::Receive, Op::Writable, Op::Connect] {
+            let cancel = opcode::AsyncCancel::new(user_data(op, 0, slot)).build();
+            self.push(cancel.flags(squeue::Flags::IO_HARDLINK).user_data(user_data(Op::Cancel, 0, slot)))?;
+        }
         let close = opcode::Close::new(types::Fixed(slot)).build();
         self.push(close.user_data(user_data(Op::Close, 0, slot)))
     }

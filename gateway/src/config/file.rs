@@ -32,10 +32,14 @@ impl ConfigFile {
         let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
         let meta = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
         if meta.len() > FILE_BYTES_MAX {
-            return Err(unreadable(format!("it has {} bytes; a configuration has {FILE_BYTES_MAX} at most", meta.len())));
+            return Err(unreadable(format!(
+                "it has {} bytes; a configuration has {FILE_BYTES_MAX} at most",
+                meta.len()
+            )));
         }
         let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-        let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text, so it is no TOML".to_owned()))?;
+        let text =
+            String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text, so it is no TOML".to_owned()))?;
         Self::parse(path, &text)
     }
 
@@ -116,7 +120,8 @@ mod tests {
 
     #[test]
     fn the_line_of_each_key_is_known() {
-        let file = ConfigFile::parse(Path::new("x"), "# comment\nnode = \"\"\"\nhttp = 1\n\"\"\"\n\"shards\" = 3\n").unwrap();
+        let file =
+            ConfigFile::parse(Path::new("x"), "# comment\nnode = \"\"\"\nhttp = 1\n\"\"\"\n\"shards\" = 3\n").unwrap();
         assert_eq!(file.lines, HashMap::from([("node".to_owned(), 2), ("shards".to_owned(), 5)]));
         assert_eq!(file.settings.shards, Some(3));
     }

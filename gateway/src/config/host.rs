@@ -56,7 +56,8 @@ fn group_left_bytes(max: &str, current: &str) -> Option<u64> {
 
 /// The host name with everything a node name may not hold left out.
 fn node_name(host_name: &str) -> String {
-    let name: String = host_name.chars().filter(|c| super::is_node_name_char(*c)).take(super::NODE_NAME_CHARS_MAX).collect();
+    let name: String =
+        host_name.chars().filter(|c| super::is_node_name_char(*c)).take(super::NODE_NAME_CHARS_MAX).collect();
     if name.is_empty() { "node".to_owned() } else { name }
 }
 
@@ -91,6 +92,9 @@ mod tests {
     #[test]
     fn this_host_has_plausible_facts() {
         let host = Host::read();
-        assert!(host.cores >= 1 && host.nofile_hard >= 3 && host.memory_available > 0 && !host.name.is_empty(), "{host:?}");
+        assert!(
+            host.cores >= 1 && host.nofile_hard >= 3 && host.memory_available > 0 && !host.name.is_empty(),
+            "{host:?}"
+        );
     }
 }

@@ -2,7 +2,8 @@
 
 use super::settings::{fixed_defaults, flag};
 use super::{
-    AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size, Sources, is_node_name_char,
+    AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size,
+    Sources, is_node_name_char,
 };
 use crate::budget::connections_bytes;
 use crate::limits::{Limits, SLOTS_RESERVED};
@@ -73,7 +74,8 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
     let judge = Judge { origins: origins(&sources) };
     let file = sources.file.map(|file| file.settings).unwrap_or_default();
     let given = sources.command.or(file).or(fixed_defaults());
-    let shards = judge.count("shards", given.shards.unwrap_or(host.cores.clamp(1, SHARDS_MAX.into())), 1..=SHARDS_MAX.into())?;
+    let shards =
+        judge.count("shards", given.shards.unwrap_or(host.cores.clamp(1, SHARDS_MAX.into())), 1..=SHARDS_MAX.into())?;
     let all = computed_defaults(given, shards, host);
 
     let limits = limits(&all, shards, &judge)?;
@@ -183,7 +185,9 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
     }
     let heartbeat_secs = known(all.heartbeat_secs);
     if !(heartbeat_secs_min..=heartbeat_secs_max).contains(&heartbeat_secs) {
-        let allowed = format!("it must be heartbeat_secs_min to heartbeat_secs_max, {heartbeat_secs_min} to {heartbeat_secs_max}");
+        let allowed = format!(
+            "it must be heartbeat_secs_min to heartbeat_secs_max, {heartbeat_secs_min} to {heartbeat_secs_max}"
+        );
         return judge.refuse("heartbeat_secs", heartbeat_secs, allowed);
     }
     let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX);
@@ -211,10 +215,12 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
             "each has room for the longest message (frame_bytes_max)",
         )?,
         redeliver_ms: secs("redeliver_secs", all.redeliver_secs)? * 1_000,
-        redeliver_attempts_max: judge.count("redeliver_attempts_max", known(all.redeliver_attempts_max), 0..=255)? as u8,
+        redeliver_attempts_max: judge.count("redeliver_attempts_max", known(all.redeliver_attempts_max), 0..=255)?
+            as u8,
         frames_per_sec: rate("frames_per_sec", all.frames_per_sec)? as u32,
         logins_per_sec: rate("logins_per_sec", all.logins_per_sec)? as u32,
-        devices_per_user_max: judge.count("devices_max", known(all.devices_max), 1..=DEVICES_PER_USER_LIMIT as u64)? as usize,
+        devices_per_user_max: judge.count("devices_max", known(all.devices_max), 1..=DEVICES_PER_USER_LIMIT as u64)?
+            as usize,
         recv_buffers: recv_buffers(known(all.recv_buffer_bytes), shards, judge)?,
         recv_buffer_bytes: RECV_BUFFER_BYTES as u32,
         partial_total_bytes_max: share(
@@ -265,7 +271,9 @@ fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConf
             "it needs a key: give --jwt-hs256-secret-file FILE or --jwt-ed25519-public-key-file FILE, or both",
         ),
         // Whoever names a key means it to be used.
-        AuthKind::Open if keys => judge.refuse("auth", "open", "a key for JWT is given but not used: set auth to jwt, or leave the key out"),
+        AuthKind::Open if keys => {
+            judge.refuse("auth", "open", "a key for JWT is given but not used: set auth to jwt, or leave the key out")
+        }
         AuthKind::Open => match listen.iter().find(|address| !address.ip().is_loopback()) {
             Some(address) if all.insecure_open != Some(true) => judge.refuse(
                 "listen",

@@ -120,7 +120,7 @@ settings! {
 
     ["Connections"]
     /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).
-    connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("what the hard limit on open files allows, less 64 spare slots");
+    connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("the hard limit on open files less 64, as far as a quarter of memory_max holds them");
     /// Seconds a connection has for its LOGIN, 1 to 3600. When hit: BYE 9 (idle).
     login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
     /// Connections accepted in a second by each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.

@@ -161,14 +161,29 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "a lot", "-1", "1.5M", "1KB", "1MB", "MiB", "1 2", "1KiBit", "18446744073709551616", "18014398509481984K", "9é"] {
+        for text in [
+            "",
+            "a lot",
+            "-1",
+            "1.5M",
+            "1KB",
+            "1MB",
+            "MiB",
+            "1 2",
+            "1KiBit",
+            "18446744073709551616",
+            "18014398509481984K",
+            "9é",
+        ] {
             assert_eq!(text.parse::<Size>(), Err(NoSize), "{text:?}");
         }
     }
 
     #[test]
     fn sizes_are_written_exactly_and_read_back() {
-        for (bytes, text) in [(0, "0"), (1_023, "1023"), (1_024, "1KiB"), (1_536, "1536"), (1 << 20, "1MiB"), (5 << 30, "5GiB")] {
+        for (bytes, text) in
+            [(0, "0"), (1_023, "1023"), (1_024, "1KiB"), (1_536, "1536"), (1 << 20, "1MiB"), (5 << 30, "5GiB")]
+        {
             assert_eq!(Size(bytes).to_string(), text);
             assert_eq!(text.parse(), Ok(Size(bytes)));
         }

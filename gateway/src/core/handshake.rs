@@ -3,15 +3,13 @@
 use super::shard::Shard;
 use crate::conn::{Conn, ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken};
+use crate::limits::CLASS_BYTES_MAX;
 use crate::mailbox::Adoptee;
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Kind, Login, LoginOk, VERSION, encode_message};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::{Entry, LoginOutcome, Presence};
-
-/// Longest device class and agent accepted, bytes. The protocol sets none; a session keeps the class for as long as it lives.
-const CLASS_BYTES_MAX: usize = 64;
 
 impl Shard {
     /// The first frame of a connection.

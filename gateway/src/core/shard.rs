@@ -156,8 +156,11 @@ impl Shard {
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
-        if phase == Phase::Open {
-            self.session_ended(slot, user);
+        match phase {
+            Phase::Open => self.session_ended(slot, user),
+            // It has not been sent off yet, and will not be.
+            Phase::HandingOver => drop(self.departing.remove(&slot)),
+            _ => {}
         }
     }
 

@@ -52,7 +52,9 @@ async fn ready(State(node): State<Arc<Node>>) -> Response {
     let (status, reason) = match state {
         NodeState::Running => (StatusCode::OK, None),
         NodeState::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the shards are being set up")),
-        NodeState::Draining => (StatusCode::SERVICE_UNAVAILABLE, Some("the node is shutting down and ends its connections")),
+        NodeState::Draining => {
+            (StatusCode::SERVICE_UNAVAILABLE, Some("the node is shutting down and ends its connections"))
+        }
     };
     (status, Json(Readiness { ready: reason.is_none(), state: state.as_str(), reason })).into_response()
 }
@@ -69,7 +71,11 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     exposition.sample(&[], Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32).as_secs_f64());
     if let Some(bytes) = resident_bytes() {
-        exposition.name("process_resident_memory_bytes", StatType::Gauge, "Memory of the process that is not swapped out, in bytes.");
+        exposition.name(
+            "process_resident_memory_bytes",
+            StatType::Gauge,
+            "Memory of the process that is not swapped out, in bytes.",
+        );
         exposition.sample(&[], bytes);
     }
     write_limits(&mut exposition, &node.limits);
@@ -151,7 +157,8 @@ async fn kick_user(
     query: Result<Query<KickQuery>, QueryRejection>,
 ) -> Result<Json<Kicked>, Problem> {
     let user = user_id(path)?;
-    let Query(KickQuery { device }) = query.map_err(|error| Problem::bad_request(format!("{}; kick takes ?device=NAME", error.body_text())))?;
+    let Query(KickQuery { device }) =
+        query.map_err(|error| Problem::bad_request(format!("{}; kick takes ?device=NAME", error.body_text())))?;
     let (shard, kicked) = ask(&node, user, |answer| Control::Kick { user, device: device.clone(), answer }).await?;
     tracing::info!(user, device, shard, kicked, "sessions ended by the API");
     Ok(Json(Kicked { kicked }))
@@ -169,12 +176,19 @@ fn user_id(path: UserPath) -> Result<u64, Problem> {
 }
 
 /// Asks the home shard of a user. Returns the shard and its answer.
-async fn ask<T>(node: &Node, user: u64, request: impl FnOnce(oneshot::Sender<T>) -> Control) -> Result<(u32, T), Problem> {
-    let shards = node.shards.get().ok_or_else(|| Problem::unavailable("the node is starting; try again in a moment"))?;
+async fn ask<T>(
+    node: &Node,
+    user: u64,
+    request: impl FnOnce(oneshot::Sender<T>) -> Control,
+) -> Result<(u32, T), Problem> {
+    let shards =
+        node.shards.get().ok_or_else(|| Problem::unavailable("the node is starting; try again in a moment"))?;
     let shard = home_shard(user, shards.ports.len() as u32);
     let (sender, answer) = oneshot::channel();
     if shards.ports[shard as usize].send(request(sender)).is_err() {
-        return Err(Problem::unavailable(format!("shard {shard} has too many requests waiting; try again in a moment")));
+        return Err(Problem::unavailable(format!(
+            "shard {shard} has too many requests waiting; try again in a moment"
+        )));
     }
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok((shard, answer)),

@@ -72,11 +72,7 @@ impl Api {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").expect("a header and a body");
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            head: head.to_ascii_lowercase(),
-            body: body.to_owned(),
-        }
+        Answer { status: head[9..12].parse().unwrap(), head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
     fn get(&self, path: &str) -> Answer {
@@ -113,7 +109,11 @@ impl Answer {
 }
 
 /// Answers the requests of one shard until `requests` have come.
-fn answer(port: ControlPort, requests: usize, mut each: impl FnMut(Control) + Send + 'static) -> std::thread::JoinHandle<()> {
+fn answer(
+    port: ControlPort,
+    requests: usize,
+    mut each: impl FnMut(Control) + Send + 'static,
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for _ in 0..requests {
             let deadline = Instant::now() + PATIENCE;
@@ -208,7 +208,12 @@ fn a_user_is_asked_for_at_the_home_shard() {
     let api = Api::serve(node);
     for user in [1, 2, 77, u64::MAX] {
         let shard = home_shard(user, SHARDS);
-        let session = SessionInfo { device: "ph\"one".to_owned(), class: "mobile".to_owned(), session: 9 << 33, since: 1_800_000_000 };
+        let session = SessionInfo {
+            device: "ph\"one".to_owned(),
+            class: "mobile".to_owned(),
+            session: 9 << 33,
+            since: 1_800_000_000,
+        };
         let sent = session.clone();
         let shard_thread = answer(ports[shard as usize].clone(), 1, move |request| match request {
             Control::User { user: asked, answer } if asked == user => answer.send(vec![sent.clone()]).unwrap(),
@@ -238,9 +243,13 @@ fn a_user_without_sessions_is_offline() {
 fn a_kick_names_the_device_or_means_all() {
     let (node, ports) = running_node();
     let api = Api::serve(node);
-    for (query, expected, sessions) in [("", None, 2), ("?device=phone", Some("phone"), 1), ("?device=my%20phone", Some("my phone"), 0)] {
+    for (query, expected, sessions) in
+        [("", None, 2), ("?device=phone", Some("phone"), 1), ("?device=my%20phone", Some("my phone"), 0)]
+    {
         let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, move |request| match request {
-            Control::Kick { user: 5, device, answer } if device.as_deref() == expected => answer.send(sessions).unwrap(),
+            Control::Kick { user: 5, device, answer } if device.as_deref() == expected => {
+                answer.send(sessions).unwrap()
+            }
             other => panic!("{other:?}"),
         });
         let kicked = api.request("POST", &format!("/v1/users/5/kick{query}"));
@@ -323,7 +332,11 @@ fn a_body_is_not_read() {
 fn several_requests_share_a_connection() {
     let api = Api::serve(node());
     let mut stream = api.connect();
-    write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");

@@ -7,6 +7,10 @@
 //! - Nothing blocks except [`Io::enter`], and that at most as long as it was told.
 
 pub(crate) mod buffers;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+pub(crate) mod sim;
 pub(crate) mod uring;
 
 /// Errno values the core tells apart. All others mean that the connection has failed.

@@ -96,11 +96,23 @@ impl Client {
 
     /// The next frame, the end of the connection, or neither within `timeout`.
     pub(crate) fn read_event(&mut self, timeout: Duration) -> Event {
+        self.stream.set_read_timeout(Some(timeout)).expect("a read timeout");
+        self.next_event()
+    }
+
+    /// What is there now; `Event::TimedOut` when nothing is.
+    pub(crate) fn poll_event(&mut self) -> Event {
+        self.stream.set_nonblocking(true).expect("a non-blocking socket");
+        let event = self.next_event();
+        self.stream.set_nonblocking(false).expect("a blocking socket");
+        event
+    }
+
+    fn next_event(&mut self) -> Event {
         loop {
             if let Some(frame) = self.frames.pop_front() {
                 return Event::Frame(frame);
             }
-            self.stream.set_read_timeout(Some(timeout)).expect("a read timeout");
             let mut buffer = [0; 65_536];
             match self.stream.read(&mut buffer) {
                 Ok(0) => {

@@ -62,6 +62,8 @@ pub(crate) mod limit_label {
     pub(crate) const CONNECTIONS: &str = "connections";
     pub(crate) const DEVICES: &str = "devices_per_user";
     pub(crate) const UNACKED: &str = "unacked_per_user";
+    pub(crate) const MAILBOX: &str = "mailbox";
+    pub(crate) const RECV_BUFFERS: &str = "recv_buffers";
 }
 
 /// Fields of the JSON the HTTP API answers with.

@@ -28,7 +28,8 @@ fn flags_override_the_environment_which_overrides_the_file_which_overrides_the_d
     // Flags and environment arrive merged, flags first; the command line's own tests show that.
     let command = Settings { shards: Some(3), node: Some("from-env".to_owned()), ..Settings::default() };
     let file = file("shards = 2\nnode = \"from-file\"\nheartbeat_secs = 45\n");
-    let config = Config::resolve(Sources { command, from_environment: vec!["node"], file: Some(file) }, &host()).unwrap();
+    let config =
+        Config::resolve(Sources { command, from_environment: vec!["node"], file: Some(file) }, &host()).unwrap();
     assert_eq!((config.shards, config.node.as_str(), config.limits().heartbeat_secs), (3, "from-env", 45));
     assert_eq!(config.limits().login_timeout_ms, 10_000);
     assert_eq!(config.origin("shards"), Origin::Flag("--shards".to_owned()));
@@ -48,14 +49,29 @@ fn the_defaults_are_those_of_the_documents() {
     // What does not depend on the machine is what the data path's own tests run with.
     assert_eq!(limits.login_timeout_ms, model.login_timeout_ms);
     assert_eq!(limits.heartbeat_secs, model.heartbeat_secs);
-    assert_eq!((limits.heartbeat_secs_min, limits.heartbeat_secs_max), (model.heartbeat_secs_min, model.heartbeat_secs_max));
+    assert_eq!(
+        (limits.heartbeat_secs_min, limits.heartbeat_secs_max),
+        (model.heartbeat_secs_min, model.heartbeat_secs_max)
+    );
     assert_eq!(limits.frame_bytes_max, model.frame_bytes_max);
-    assert_eq!((limits.outbox_bytes_max, limits.outbox_full_ms_max), (model.outbox_bytes_max, model.outbox_full_ms_max));
-    assert_eq!((limits.unacked_per_user_max, limits.devices_per_user_max), (model.unacked_per_user_max, model.devices_per_user_max));
-    assert_eq!((limits.redeliver_ms, limits.redeliver_attempts_max), (model.redeliver_ms, model.redeliver_attempts_max));
+    assert_eq!(
+        (limits.outbox_bytes_max, limits.outbox_full_ms_max),
+        (model.outbox_bytes_max, model.outbox_full_ms_max)
+    );
+    assert_eq!(
+        (limits.unacked_per_user_max, limits.devices_per_user_max),
+        (model.unacked_per_user_max, model.devices_per_user_max)
+    );
+    assert_eq!(
+        (limits.redeliver_ms, limits.redeliver_attempts_max),
+        (model.redeliver_ms, model.redeliver_attempts_max)
+    );
     assert_eq!((limits.frames_per_sec, limits.logins_per_sec), (0, 0));
     assert_eq!((limits.recv_buffers, limits.recv_buffer_bytes), (model.recv_buffers, model.recv_buffer_bytes));
-    assert_eq!((limits.read_mode, limits.hot_idle_ms, limits.drain_ms), (ReadMode::Auto, model.hot_idle_ms, model.drain_ms));
+    assert_eq!(
+        (limits.read_mode, limits.hot_idle_ms, limits.drain_ms),
+        (ReadMode::Auto, model.hot_idle_ms, model.drain_ms)
+    );
     assert_eq!(limits.mailbox_bytes_max, 4 << 20);
     assert_eq!(limits.outbox_total_bytes_max, (1 << 30) / 4);
 }
@@ -75,7 +91,9 @@ fn what_is_given_for_the_node_is_shared_out_to_the_shards() {
 
 #[test]
 fn receive_buffers_are_a_power_of_two() {
-    for (bytes, buffers) in [("256KiB", 64), ("511KiB", 64), ("512KiB", 128), ("3MiB", 512), ("128MiB", 32_768), ("255MiB", 32_768)] {
+    for (bytes, buffers) in
+        [("256KiB", 64), ("511KiB", 64), ("512KiB", 128), ("3MiB", 512), ("128MiB", 32_768), ("255MiB", 32_768)]
+    {
         let config = from_file(&format!("shards = 1\nrecv_buffer_bytes = \"{bytes}\"\n")).unwrap();
         assert_eq!(config.limits().recv_buffers, buffers, "{bytes}");
     }
@@ -162,7 +180,10 @@ fn every_range_has_both_ends() {
 
 #[test]
 fn a_long_frame_needs_longer_queues() {
-    assert!(refusal("frame_bytes_max = \"1MiB\"\n").starts_with("outbox_bytes_max = 256KiB (the default): it must be 1MiB to 1GiB"));
+    assert!(
+        refusal("frame_bytes_max = \"1MiB\"\n")
+            .starts_with("outbox_bytes_max = 256KiB (the default): it must be 1MiB to 1GiB")
+    );
     let config = from_file("frame_bytes_max = \"1MiB\"\noutbox_bytes_max = \"4MiB\"\n").unwrap();
     assert!(config.limits().mailbox_bytes_max > 1 << 20);
     from_file("shards = 56\nframe_bytes_max = 16777215\noutbox_bytes_max = \"16MiB\"\n").unwrap();
@@ -181,7 +202,10 @@ fn contradicting_heartbeats_name_both() {
 fn open_authentication_beyond_loopback_needs_a_word() {
     for address in ["0.0.0.0:7700", "[::]:7700", "192.168.1.1:0"] {
         let message = refusal(&format!("listen = [\"127.0.0.1:1\", \"{address}\"]\n"));
-        assert!(message.contains(address) && message.contains("--insecure-open") && message.contains("--auth jwt"), "{message}");
+        assert!(
+            message.contains(address) && message.contains("--insecure-open") && message.contains("--auth jwt"),
+            "{message}"
+        );
         from_file(&format!("listen = [\"{address}\"]\ninsecure_open = true\n")).unwrap();
         from_file(&format!("listen = [\"{address}\"]\nauth = \"jwt\"\njwt_hs256_secret_file = \"s\"\n")).unwrap();
     }
@@ -191,14 +215,20 @@ fn open_authentication_beyond_loopback_needs_a_word() {
 #[test]
 fn addresses_are_named_once_and_port_0_any_number_of_times() {
     assert!(refusal("listen = []\n").contains("one address at least"));
-    assert!(refusal("listen = [\"127.0.0.1:5\", \"127.0.0.1:6\", \"127.0.0.1:5\"]\n").contains("127.0.0.1:5 (some.toml, line 1): it is named twice"));
+    assert!(
+        refusal("listen = [\"127.0.0.1:5\", \"127.0.0.1:6\", \"127.0.0.1:5\"]\n")
+            .contains("127.0.0.1:5 (some.toml, line 1): it is named twice")
+    );
     assert_eq!(from_file("listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\n").unwrap().listen.len(), 2);
 }
 
 #[test]
 fn jwt_and_its_keys_go_together() {
     let message = refusal("auth = \"jwt\"\n");
-    assert!(message.contains("--jwt-hs256-secret-file") && message.contains("--jwt-ed25519-public-key-file"), "{message}");
+    assert!(
+        message.contains("--jwt-hs256-secret-file") && message.contains("--jwt-ed25519-public-key-file"),
+        "{message}"
+    );
     assert!(refusal("jwt_hs256_secret_file = \"s\"\n").contains("set auth to jwt"));
     let config = from_file("auth = \"jwt\"\njwt_ed25519_public_key_file = \"/no/such/key\"\n").unwrap();
     assert!(config.auth.load().unwrap_err().to_string().starts_with("/no/such/key: "));
@@ -239,7 +269,9 @@ fn the_default_configuration_can_be_taken_out_of_its_comments() {
     let text: String = default_config(&host())
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(rest) if SETTINGS.iter().any(|setting| rest.starts_with(&format!("{} = ", setting.key))) => format!("{rest}\n"),
+            Some(rest) if SETTINGS.iter().any(|setting| rest.starts_with(&format!("{} = ", setting.key))) => {
+                format!("{rest}\n")
+            }
             _ => format!("{line}\n"),
         })
         .collect();

@@ -1,0 +1,111 @@
+//! The source of everything random, and how often what goes wrong.
+
+/// SplitMix64 (Steele, Lea, Flood 2014). Written out so that a seed means the same run for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    /// 64 random bits.
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.bits() % bound
+    }
+
+    /// A number from `low` to `high`, both included.
+    pub(crate) fn within(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    /// True in `permille` of a thousand cases. Draws nothing for 0.
+    pub(crate) fn chance(&mut self, permille: u32) -> bool {
+        permille != 0 && self.below(1_000) < u64::from(permille)
+    }
+
+    /// One of the choices.
+    pub(crate) fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
+        &choices[self.below(choices.len() as u64) as usize]
+    }
+}
+
+/// What goes wrong, in cases of a thousand, and how late things may be, in microseconds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Faults {
+    /// A receive gets less than there is.
+    pub(crate) recv_short: u32,
+    /// A send takes less than there is room for.
+    pub(crate) send_short: u32,
+    /// A multishot receive or accept ends although nothing is wrong.
+    pub(crate) multishot_end: u32,
+    /// An accept fails for lack of descriptors, or because the client has gone.
+    pub(crate) accept_error: u32,
+    /// A descriptor finds no room in the other shard's table.
+    pub(crate) hand_over_fail: u32,
+    /// The end of the stream comes with a buffer of no bytes.
+    pub(crate) end_with_buffer: u32,
+    /// A connection breaks when bytes arrive.
+    pub(crate) reset: u32,
+    /// The submission queue is flushed before the turn ends.
+    pub(crate) submit_early: u32,
+    /// The kernel takes a part of the submissions only.
+    pub(crate) submit_partly: u32,
+    /// A completion is late.
+    pub(crate) late: u32,
+    pub(crate) late_us_max: u64,
+    /// Clients' bytes come in pieces.
+    pub(crate) split: u32,
+    pub(crate) network_us_max: u64,
+    pub(crate) tick_late_us_max: u64,
+    pub(crate) wake_late_us_max: u64,
+    /// The wall clock is set, forwards or backwards, at a tick.
+    pub(crate) clock_set: u32,
+    /// A shard does not get to run for a while.
+    pub(crate) stall: u32,
+    pub(crate) stall_us_max: u64,
+    /// A stalled shard finds its mailbox full.
+    pub(crate) mailbox_full: u32,
+}
+
+impl Faults {
+    /// A random subset in random strengths: a fault that is always present hides those that need its absence.
+    pub(crate) fn random(rng: &mut Rng) -> Self {
+        let mut some = |permille_max: u64| if rng.chance(600) { rng.within(1, permille_max) as u32 } else { 0 };
+        Faults {
+            recv_short: some(600),
+            send_short: some(600),
+            multishot_end: some(200),
+            accept_error: some(300),
+            hand_over_fail: some(150),
+            end_with_buffer: some(500),
+            reset: some(8),
+            submit_early: some(200),
+            submit_partly: some(100),
+            late: some(500),
+            late_us_max: u64::from(some(40)) * 1_000 + 50,
+            split: some(700),
+            network_us_max: u64::from(some(20)) * 1_000 + 100,
+            tick_late_us_max: u64::from(some(30)) * 1_000 + 1,
+            wake_late_us_max: u64::from(some(30)) * 1_000 + 1,
+            clock_set: some(30),
+            stall: some(20),
+            stall_us_max: u64::from(some(60)) * 1_000 + 1,
+            mailbox_full: some(500),
+        }
+    }
+
+    /// Nothing goes wrong, and everything takes some microseconds.
+    pub(crate) fn none() -> Self {
+        Faults { late_us_max: 1, network_us_max: 50, tick_late_us_max: 1, wake_late_us_max: 1, stall_us_max: 1, ..Faults::default() }
+    }
+}

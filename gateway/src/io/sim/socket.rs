@@ -1,0 +1,88 @@
+//! One TCP connection, both ends.
+
+use std::collections::VecDeque;
+
+/// What travels over the network.
+#[derive(Debug)]
+pub(crate) enum Segment {
+    Bytes(Vec<u8>),
+    End,
+    Reset,
+}
+
+/// What a read of the server would find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Nothing,
+    Bytes,
+    Reset,
+    End,
+}
+
+/// A TCP connection. "Inbound" is towards the server.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    /// Arrived at the server and not read.
+    pub(crate) inbound: VecDeque<u8>,
+    pub(crate) inbound_end: bool,
+    /// The connection is broken, as the server's kernel knows; the first read is told so.
+    pub(crate) reset: bool,
+    pub(crate) reset_told: bool,
+    /// The server has shut its write side.
+    pub(crate) shut: bool,
+    /// No descriptor of the server is left.
+    pub(crate) server_gone: bool,
+    /// Taken from the server and not read by the client; never above `window`.
+    pub(crate) unread: usize,
+    pub(crate) window: usize,
+    /// Arrived at the client and not read.
+    pub(crate) arrived: VecDeque<u8>,
+    pub(crate) arrived_end: bool,
+    pub(crate) arrived_reset: bool,
+    /// The client has closed or reset its end.
+    pub(crate) client_gone: bool,
+    /// Nothing may overtake what was sent before it.
+    pub(crate) inbound_due_us: u64,
+    pub(crate) outbound_due_us: u64,
+    /// Ring and slot of each descriptor.
+    pub(crate) holders: Vec<(usize, u32)>,
+}
+
+impl Socket {
+    pub(crate) fn new(window: usize) -> Self {
+        Socket {
+            inbound: VecDeque::new(),
+            inbound_end: false,
+            reset: false,
+            reset_told: false,
+            shut: false,
+            server_gone: false,
+            unread: 0,
+            window,
+            arrived: VecDeque::new(),
+            arrived_end: false,
+            arrived_reset: false,
+            client_gone: false,
+            inbound_due_us: 0,
+            outbound_due_us: 0,
+            holders: Vec::new(),
+        }
+    }
+
+    pub(crate) fn found(&self) -> Found {
+        if !self.inbound.is_empty() {
+            Found::Bytes
+        } else if self.reset && !self.reset_told {
+            Found::Reset
+        } else if self.inbound_end || self.reset {
+            Found::End
+        } else {
+            Found::Nothing
+        }
+    }
+
+    /// Bytes the connection would take now.
+    pub(crate) fn room(&self) -> usize {
+        self.window - self.unread
+    }
+}

@@ -1,0 +1,201 @@
+//! The node under test: its shards, turned as the loop in `crate::shard` turns them.
+
+use super::scenario::Scenario;
+use crate::auth::Auth;
+use crate::control::{Control, ControlPort};
+use crate::core::{Core, ShardConfig};
+use crate::io::HandoverToken;
+use crate::io::sim::{Rng, SharedWorld, SimIo};
+use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
+use crate::metrics::ShardStats;
+use crate::waker::Waker;
+use std::sync::Arc;
+use trunkline_router::presence::Presence;
+
+/// How long a turn waits in its ring, as in `crate::shard`.
+const RING_WAIT_MICROS: u32 = 1_000;
+
+/// What a shard's loop does between two turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// Waits in its ring until a completion comes, or this time.
+    Ring { until_us: u64 },
+    /// Sleeps until its ring or the control thread signals.
+    Parked,
+    /// Its loop has returned.
+    Over,
+}
+
+struct Seat {
+    core: Core<SimIo>,
+    port: ControlPort,
+    stats: Arc<ShardStats>,
+    rest: Rest,
+    /// The turn before takes until then.
+    busy_until_us: u64,
+    signalled: bool,
+}
+
+pub(super) struct Node {
+    world: SharedWorld,
+    rng: Rng,
+    seats: Vec<Seat>,
+    mailboxes: Mailboxes,
+    /// Writes letters that mean nothing, to fill mailboxes.
+    stuffing: Outgoing,
+}
+
+impl Node {
+    pub(super) fn new(scenario: &Scenario, world: &SharedWorld) -> Self {
+        let mail = mailboxes(scenario.shards);
+        let seats = (0..scenario.shards).map(|shard| {
+            let stats = Arc::new(ShardStats::default());
+            let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
+            let config = ShardConfig {
+                shard,
+                shards: scenario.shards,
+                node: "simulated".to_owned(),
+                limits: scenario.limits.clone(),
+                auth: Arc::new(Auth::Open),
+                stats: stats.clone(),
+                mailboxes: mail.clone(),
+            };
+            let io = SimIo::new(world.clone(), usize::from(shard));
+            let core = Core::new(io, config, port.clone(), scenario.listeners);
+            Seat { core, port, stats, rest: Rest::Ring { until_us: 0 }, busy_until_us: 0, signalled: false }
+        });
+        Node {
+            world: world.clone(),
+            rng: Rng::new(scenario.seed ^ 0x0DE0_5EA7),
+            seats: seats.collect(),
+            stuffing: Outgoing::new(0, mail.clone(), 0),
+            mailboxes: mail,
+        }
+    }
+
+    pub(super) fn shards(&self) -> usize {
+        self.seats.len()
+    }
+
+    pub(super) fn stats(&self) -> impl Iterator<Item = &ShardStats> {
+        self.seats.iter().map(|seat| &*seat.stats)
+    }
+
+    /// Puts a request to a shard, as the control thread does.
+    pub(super) fn request(&mut self, shard: usize, request: Control) {
+        let seat = &mut self.seats[shard];
+        // A full queue is the control thread's to deal with: the caller gets a 503.
+        if seat.port.send(request).is_ok() {
+            seat.signalled = true;
+        }
+    }
+
+    /// Whether every shard's loop has returned.
+    pub(super) fn over(&self) -> bool {
+        self.seats.iter().all(|seat| seat.rest == Rest::Over)
+    }
+
+    /// When the next turn is due; it may be in the past.
+    pub(super) fn next_turn_us(&self) -> Option<u64> {
+        (0..self.seats.len()).filter_map(|shard| self.turn_due_us(shard)).min()
+    }
+
+    fn turn_due_us(&self, shard: usize) -> Option<u64> {
+        let Seat { rest, busy_until_us, signalled, .. } = &self.seats[shard];
+        let completions = self.world.borrow().completions(shard) > 0;
+        match *rest {
+            Rest::Over => None,
+            _ if completions => Some(*busy_until_us),
+            Rest::Ring { until_us } => Some(until_us.max(*busy_until_us)),
+            Rest::Parked => signalled.then_some(*busy_until_us),
+        }
+    }
+
+    /// Turns the shards whose time has come, in any order.
+    pub(super) fn step(&mut self) {
+        let now_us = self.world.borrow().now_us();
+        let first = self.rng.below(self.seats.len() as u64) as usize;
+        for shard in (first..self.seats.len()).chain(0..first) {
+            if self.turn_due_us(shard).is_some_and(|due_us| due_us <= now_us) {
+                self.turn(shard, now_us);
+            }
+        }
+        self.check_no_wake_was_lost();
+    }
+
+    fn turn(&mut self, shard: usize, now_us: u64) {
+        let seat = &mut self.seats[shard];
+        seat.signalled = false;
+        self.world.borrow_mut().note("turn", shard as u64, 0);
+        let worked = seat.core.turn(RING_WAIT_MICROS);
+        seat.busy_until_us = now_us + self.rng.within(1, 30);
+        if seat.core.finished() {
+            seat.rest = Rest::Over;
+        } else if worked {
+            let stall_us = self.stall_us(shard);
+            let seat = &mut self.seats[shard];
+            seat.busy_until_us += stall_us;
+            seat.rest = Rest::Ring { until_us: now_us + self.rng.within(1, u64::from(RING_WAIT_MICROS)) };
+            if stall_us == 0 {
+                seat.core.io.submit();
+            }
+        } else {
+            let unsubmitted = self.world.borrow().unsubmitted(shard);
+            assert_eq!(unsubmitted, 0, "shard {shard} went to sleep with submissions the kernel has not seen");
+            seat.rest = Rest::Parked;
+        }
+    }
+
+    /// How long the shard does not get to run before its next turn; its mailbox may be full by then.
+    fn stall_us(&mut self, shard: usize) -> u64 {
+        let faults = self.world.borrow().faults.clone();
+        if !self.rng.chance(faults.stall) {
+            return 0;
+        }
+        if self.rng.chance(faults.mailbox_full) {
+            // No shard has a number that high, so no hand-over has such a token.
+            let nobody = HandoverToken((1 << HandoverToken::BITS) - 1);
+            while self.stuffing.put_adopt_failed(shard as u16, nobody) {}
+        }
+        self.rng.within(1, faults.stall_us_max)
+    }
+
+    fn check_no_wake_was_lost(&self) {
+        for (shard, seat) in self.seats.iter().enumerate() {
+            if seat.rest == Rest::Parked && !seat.signalled && self.mailboxes[shard].len() > 0 {
+                let woken = self.world.borrow().completions(shard) > 0 || self.world.borrow().will_be_woken(shard);
+                assert!(woken, "shard {shard} sleeps while its mailbox has letters and nobody wakes it");
+            }
+        }
+    }
+
+    /// Panics unless every shard is as empty as it began. `stopped`: the shards were drained, and letters to one that had stopped stay.
+    pub(super) fn check_empty(&self, stopped: bool) {
+        for (shard, seat) in self.seats.iter().enumerate() {
+            let Seat { core, stats, .. } = seat;
+            let state = &core.shard;
+            assert_eq!(state.links.slots.in_use(), 0, "shard {shard}: slots in use");
+            assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
+            assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
+            assert_eq!((state.inboxes.messages(), state.inboxes.bytes()), (0, 0), "shard {shard}: unacknowledged messages");
+            assert_eq!((state.presence.users(), state.presence.session_count()), (0, 0), "shard {shard}: presence");
+            assert_eq!(state.departing.len(), 0, "shard {shard}: departing connections");
+            assert!(state.links.dirty.is_empty() && state.links.overflowed.is_empty(), "shard {shard}: lists of a turn");
+            for slot in 0..state.links.slots.high_water() {
+                assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
+            }
+            assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
+            assert_eq!(stats.hot.get(), 0, "shard {shard}: hot connections");
+            assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");
+            assert_eq!(core.io.buffers_held(), 0, "shard {shard}: receive buffers not given back");
+            if !stopped {
+                assert_eq!(state.arriving.len(), 0, "shard {shard}: arriving connections");
+                assert_eq!(state.outgoing.pending_bytes(), 0, "shard {shard}: bytes under way to other shards");
+                let world = self.world.borrow();
+                assert_eq!(world.slots_used(shard), 0, "shard {shard}: descriptors");
+                let buffers = usize::from(state.links.limits.recv_buffers);
+                assert_eq!(world.buffers_with_kernel(shard), buffers, "shard {shard}: receive buffers");
+            }
+        }
+    }
+}

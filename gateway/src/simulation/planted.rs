@@ -1,0 +1,29 @@
+//! Bugs that can be planted in the data path, to see that the simulator finds them.
+
+use std::cell::Cell;
+
+/// A bug in the data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// A connection id is taken for the connection that has its slot now.
+    GenerationIgnored,
+    /// The fate of every tenth message is not told.
+    FateLost,
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Whether the bug is planted for this thread.
+pub(crate) fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Runs `body` with a bug planted.
+pub(super) fn with_planted<T>(bug: Bug, body: impl FnOnce() -> T) -> T {
+    PLANTED.set(Some(bug));
+    let result = body();
+    PLANTED.set(None);
+    result
+}
