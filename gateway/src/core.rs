@@ -17,8 +17,8 @@ use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
 use crate::mailbox::Letter;
 use crate::reason::CloseReason;
 use links::TICK_MS;
-pub(crate) use shard::ShardConfig;
 use shard::Shard;
+pub(crate) use shard::ShardConfig;
 use trunkline_router::presence::Presence;
 
 /// Single accepts armed at a time while logins are limited.

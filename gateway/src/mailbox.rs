@@ -10,7 +10,7 @@
 use crate::io::{ConnId, HandoverToken};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use trunkline_proto::Outcome;
 
 /// Letters a shard's mailbox holds for each shard that writes to it: some batches, and connections on their way.
@@ -18,6 +18,8 @@ const LETTERS_PER_SENDER: usize = 64;
 /// Empty batch buffers kept for reuse, and the largest kept: 256 KiB in all.
 const SPARES_MAX: usize = 16;
 const SPARE_BYTES_MAX: usize = 16 << 10;
+/// Bit of `Mailbox::adoptees` that says no more are taken.
+const CLOSED: u32 = 1 << 31;
 
 /// What travels between shards.
 #[derive(Debug)]
@@ -40,6 +42,15 @@ pub(crate) struct Adoptee {
     pub(crate) heartbeat_secs: u16,
     /// What came behind LOGIN.
     pub(crate) bytes: Vec<u8>,
+}
+
+/// Why a connection was not taken by its home shard.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// The mailbox is full: try again.
+    Full(Box<Adoptee>),
+    /// The shard was drained and has stopped.
+    Stopped,
 }
 
 /// Where a message came from, so that its fate can be told to the sender's session and to no later one.
@@ -158,6 +169,8 @@ pub(crate) struct Mailbox {
     woken: AtomicBool,
     /// Bytes in the queue, by sending shard.
     bytes_from: Box<[AtomicUsize]>,
+    /// Connections in the queue, and [`CLOSED`]: the shard that stops sees the last of them, and whoever comes later sees that it has stopped.
+    adoptees: AtomicU32,
 }
 
 impl Mailbox {
@@ -167,6 +180,7 @@ impl Mailbox {
             letters: ArrayQueue::new(LETTERS_PER_SENDER * usize::from(shards)),
             woken: AtomicBool::new(false),
             bytes_from: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+            adoptees: AtomicU32::new(0),
         }
     }
 
@@ -183,10 +197,22 @@ impl Mailbox {
     /// The next letter, for the owner.
     pub(crate) fn take(&self) -> Option<Letter> {
         let letter = self.letters.pop()?;
-        if let Letter::Batch { from, bytes } = &letter {
-            self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
+        match &letter {
+            Letter::Batch { from, bytes } => {
+                self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
+            }
+            Letter::Adopt(_) => {
+                self.adoptees.fetch_sub(1, Ordering::Relaxed);
+            }
+            Letter::AdoptFailed(_) => {}
         }
         Some(letter)
+    }
+
+    /// Called by the owner that is about to stop: takes no more connections from now on, unless one is in the queue.
+    pub(crate) fn close_to_adoptees(&self) -> bool {
+        let closed = self.adoptees.compare_exchange(0, CLOSED, Ordering::Relaxed, Ordering::Relaxed);
+        matches!(closed, Ok(_) | Err(CLOSED))
     }
 }
 
@@ -245,11 +271,19 @@ impl Outgoing {
         record.encode(batch);
     }
 
-    /// Pushes a connection's particulars. Gives them back when the mailbox is full.
-    pub(crate) fn put_adoptee(&mut self, to: u16, adoptee: Box<Adoptee>) -> Result<(), Box<Adoptee>> {
-        match self.mailboxes[usize::from(to)].letters.push(Letter::Adopt(adoptee)) {
+    /// Pushes a connection's particulars.
+    pub(crate) fn put_adoptee(&mut self, to: u16, adoptee: Box<Adoptee>) -> Result<(), NotTaken> {
+        let Mailbox { adoptees, letters, .. } = &self.mailboxes[usize::from(to)];
+        if adoptees.fetch_add(1, Ordering::Relaxed) & CLOSED != 0 {
+            adoptees.fetch_sub(1, Ordering::Relaxed);
+            return Err(NotTaken::Stopped);
+        }
+        match letters.push(Letter::Adopt(adoptee)) {
             Ok(()) => Ok(()),
-            Err(Letter::Adopt(adoptee)) => Err(adoptee),
+            Err(Letter::Adopt(adoptee)) => {
+                adoptees.fetch_sub(1, Ordering::Relaxed);
+                Err(NotTaken::Full(adoptee))
+            }
             Err(_) => unreachable!("push gives back what it was given"),
         }
     }
@@ -302,8 +336,11 @@ impl Outgoing {
     /// Bytes gathered or under way to all other shards.
     pub(crate) fn pending_bytes(&self) -> usize {
         let gathered: usize = self.batches.iter().map(Vec::len).sum();
-        let under_way: usize =
-            self.mailboxes.iter().map(|mailbox| mailbox.bytes_from[usize::from(self.shard)].load(Ordering::Relaxed)).sum();
+        let under_way: usize = self
+            .mailboxes
+            .iter()
+            .map(|mailbox| mailbox.bytes_from[usize::from(self.shard)].load(Ordering::Relaxed))
+            .sum();
         gathered + under_way
     }
 }
@@ -377,6 +414,23 @@ mod tests {
         assert!(!outgoing.has_room(1, message.encoded_len()));
         assert!(mailboxes[1].take().is_some());
         assert!(outgoing.has_room(1, message.encoded_len()));
+    }
+
+    #[test]
+    fn a_mailbox_closes_to_connections_when_none_is_in_it() {
+        let mailboxes = mailboxes(2);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 0);
+        let adoptee = || {
+            let token = HandoverToken(1);
+            let (device, class) = (String::new(), String::new());
+            Box::new(Adoptee { token, user: 1, device, class, heartbeat_secs: 1, bytes: Vec::new() })
+        };
+        assert!(outgoing.put_adoptee(1, adoptee()).is_ok());
+        assert!(!mailboxes[1].close_to_adoptees());
+        assert!(matches!(mailboxes[1].take(), Some(Letter::Adopt(_))));
+        assert!(mailboxes[1].close_to_adoptees());
+        assert!(matches!(outgoing.put_adoptee(1, adoptee()), Err(NotTaken::Stopped)));
+        assert!(mailboxes[1].close_to_adoptees(), "it stays closed");
     }
 
     #[test]

@@ -42,9 +42,7 @@ pub fn jump(hash: u64, buckets: u32) -> u32 {
     let mut state = hash;
     let mut bucket = 0_u32;
     loop {
-        state = state
-            .wrapping_mul(2_862_933_555_777_941_757)
-            .wrapping_add(1);
+        state = state.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
         // At most 2^31, so that the next candidate is always above the current one and the loop ends.
         let divisor = ((state >> 33) as i64 + 1) as f64;
         let next = (f64::from(bucket) + 1.0) * ((1_u64 << 31) as f64 / divisor);

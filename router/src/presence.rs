@@ -45,18 +45,9 @@ impl Entry {
     #[must_use]
     pub fn new(session: u64, slot: u32, since_s: u32, device: &str, class: &str) -> Self {
         let device = if device == DEFAULT_DEVICE { "" } else { device };
-        let label = (!device.is_empty() || !class.is_empty()).then(|| {
-            Box::new(Label {
-                device: device.into(),
-                class: class.into(),
-            })
-        });
-        Entry {
-            session,
-            slot,
-            since_s,
-            label,
-        }
+        let label = (!device.is_empty() || !class.is_empty())
+            .then(|| Box::new(Label { device: device.into(), class: class.into() }));
+        Entry { session, slot, since_s, label }
     }
 
     /// The device's name, never empty.
@@ -75,9 +66,7 @@ impl Entry {
     }
 
     fn label_bytes(&self) -> usize {
-        self.label.as_ref().map_or(0, |label| {
-            size_of::<Label>() + label.device.len() + label.class.len()
-        })
+        self.label.as_ref().map_or(0, |label| size_of::<Label>() + label.device.len() + label.class.len())
     }
 }
 
@@ -235,11 +224,7 @@ impl Embedded {
     /// `sessions_max` sessions in all, and `text_bytes_max` bytes of device and class for each session. For the memory
     /// budget: every term is taken at its worst, so a directory in use stays far below. Saturates.
     #[must_use]
-    pub const fn memory_bytes_max(
-        users_max: usize,
-        sessions_max: usize,
-        text_bytes_max: usize,
-    ) -> usize {
+    pub const fn memory_bytes_max(users_max: usize, sessions_max: usize, text_bytes_max: usize) -> usize {
         // A table of n buckets takes up to n × 7/8 entries. When logouts have left too many marks behind in it, it may
         // double although it has room, as long as it is more than half full of users. Thus it is at most the table for
         // 2 × users_max entries; 16 is the least size with which this rule holds.
@@ -257,9 +242,7 @@ impl Embedded {
         // be there twice for a moment.
         let moving = 2 * DEVICES_PER_USER_LIMIT * size_of::<Entry>();
         let session = (size_of::<Entry>() + size_of::<Label>()).saturating_add(text_bytes_max);
-        tables
-            .saturating_add(sessions_max.saturating_mul(session))
-            .saturating_add(moving)
+        tables.saturating_add(sessions_max.saturating_mul(session)).saturating_add(moving)
     }
 }
 
@@ -278,26 +261,15 @@ impl Presence for Embedded {
             hash_map::Entry::Occupied(occupied) => occupied.into_mut(),
         };
 
-        let session_known = sessions
-            .as_slice()
-            .iter()
-            .any(|known| known.session == entry.session);
-        if let Some(known) = sessions
-            .as_mut_slice()
-            .iter_mut()
-            .find(|known| known.device() == entry.device())
-        {
+        let session_known = sessions.as_slice().iter().any(|known| known.session == entry.session);
+        if let Some(known) = sessions.as_mut_slice().iter_mut().find(|known| known.device() == entry.device()) {
             let refresh = known.session == entry.session;
             if known.session > entry.session || (session_known && !refresh) {
                 return LoginOutcome::Stale(entry);
             }
             let old = mem::replace(known, entry);
             self.heap_bytes = self.heap_bytes + label_bytes - old.label_bytes();
-            return if refresh {
-                LoginOutcome::Refreshed
-            } else {
-                LoginOutcome::Replaced(old)
-            };
+            return if refresh { LoginOutcome::Refreshed } else { LoginOutcome::Replaced(old) };
         }
         if session_known {
             return LoginOutcome::Stale(entry);

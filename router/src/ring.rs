@@ -52,15 +52,9 @@ impl Node {
             return Err(RingError::BadName { name: name.into() });
         }
         if !(1..=WEIGHT_MAX).contains(&weight) {
-            return Err(RingError::BadWeight {
-                name: name.into(),
-                weight,
-            });
+            return Err(RingError::BadWeight { name: name.into(), weight });
         }
-        Ok(Node {
-            name: name.into(),
-            weight,
-        })
+        Ok(Node { name: name.into(), weight })
     }
 
     /// The name as given.
@@ -128,20 +122,14 @@ impl fmt::Display for RingError {
         match self {
             RingError::NoNodes => write!(f, "a ring needs at least one node"),
             RingError::TooManyNodes { count } => {
-                write!(
-                    f,
-                    "a ring has at most {NODES_MAX} nodes, {count} were given"
-                )
+                write!(f, "a ring has at most {NODES_MAX} nodes, {count} were given")
             }
             RingError::BadName { name } => write!(
                 f,
                 "node name {name:?} is not usable: 1 to {NAME_BYTES_MAX} bytes without control characters are"
             ),
             RingError::BadWeight { name, weight } => {
-                write!(
-                    f,
-                    "node {name:?} has weight {weight}, which is not within 1 to {WEIGHT_MAX}"
-                )
+                write!(f, "node {name:?} has weight {weight}, which is not within 1 to {WEIGHT_MAX}")
             }
             RingError::TotalWeight { total } => write!(
                 f,
@@ -250,28 +238,19 @@ impl Ring {
     /// The index in [`Ring::nodes`] of the node called `name`.
     #[must_use]
     pub fn index_of(&self, name: &str) -> Option<usize> {
-        self.nodes
-            .binary_search_by(|node| node.name().cmp(name))
-            .ok()
+        self.nodes.binary_search_by(|node| node.name().cmp(name)).ok()
     }
 
     /// Every point with its owner, ascending. A point is the end, included, of the owner's stretch of the key hashes.
     pub fn points(&self) -> impl ExactSizeIterator<Item = (u32, &Node)> {
-        self.points
-            .iter()
-            .zip(&self.owners)
-            .map(|(&point, &owner)| (point, &self.nodes[usize::from(owner)]))
+        self.points.iter().zip(&self.owners).map(|(&point, &owner)| (point, &self.nodes[usize::from(owner)]))
     }
 
     /// The share, 0.0 … 1.0, of users that would move if `next` took the place of this ring, estimated over the users
     /// 1 … `sample`. A sample of 0 says 0.0.
     #[must_use]
     pub fn preview(&self, next: &Ring, sample: u32) -> f64 {
-        let after: Vec<Option<usize>> = self
-            .nodes
-            .iter()
-            .map(|node| next.index_of(node.name()))
-            .collect();
+        let after: Vec<Option<usize>> = self.nodes.iter().map(|node| next.index_of(node.name())).collect();
         let moved = (1..=u64::from(sample))
             .filter(|&user| after[self.owner_index(user)] != Some(next.owner_index(user)))
             .count();
@@ -281,16 +260,10 @@ impl Ring {
 
 /// Two nodes with one base hash have all their points in common.
 fn refuse_same_placement(nodes: &[Node]) -> Result<(), RingError> {
-    let mut by_base: Vec<(u32, &Node)> = nodes
-        .iter()
-        .map(|node| (node.base_hash().finalize(), node))
-        .collect();
+    let mut by_base: Vec<(u32, &Node)> = nodes.iter().map(|node| (node.base_hash().finalize(), node)).collect();
     by_base.sort_by_key(|(base, _)| *base);
     match by_base.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(RingError::SamePlacement {
-            first: pair[0].1.name.clone(),
-            second: pair[1].1.name.clone(),
-        }),
+        Some(pair) => Err(RingError::SamePlacement { first: pair[0].1.name.clone(), second: pair[1].1.name.clone() }),
         None => Ok(()),
     }
 }

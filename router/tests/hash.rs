@@ -69,11 +69,7 @@ fn jump_gives_the_results_of_other_implementations() {
         (0xe220_a839_7b1d_cdaf, u32::MAX, 3_356_638_088),
     ];
     for (hash, buckets, expected) in vectors {
-        assert_eq!(
-            jump(hash, buckets),
-            expected,
-            "hash {hash:#x}, {buckets} buckets"
-        );
+        assert_eq!(jump(hash, buckets), expected, "hash {hash:#x}, {buckets} buckets");
     }
 }
 
@@ -106,10 +102,7 @@ fn shards_get_equal_shares_of_consecutive_and_of_strided_users() {
             let max = load.iter().copied().max().map_or(0.0, f64::from) / mean;
             let min = load.iter().copied().min().map_or(0.0, f64::from) / mean;
             // Chance alone spreads 56 shards of 3,571 users over about ±5 %.
-            assert!(
-                max < 1.06 && min > 0.94,
-                "stride {stride}, {shards} shards: {min} to {max} of the mean"
-            );
+            assert!(max < 1.06 && min > 0.94, "stride {stride}, {shards} shards: {min} to {max} of the mean");
         }
     }
 }
@@ -118,15 +111,10 @@ fn shards_get_equal_shares_of_consecutive_and_of_strided_users() {
 fn a_new_shard_takes_its_share_of_users_and_no_more() {
     const USERS: u64 = 100_000;
     for shards in 1..=63_u32 {
-        let moved = (1..=USERS)
-            .filter(|&user| home_shard(user, shards) != home_shard(user, shards + 1))
-            .count();
+        let moved = (1..=USERS).filter(|&user| home_shard(user, shards) != home_shard(user, shards + 1)).count();
         let expected = USERS as f64 / f64::from(shards + 1);
         let ratio = moved as f64 / expected;
-        assert!(
-            (0.9..1.1).contains(&ratio),
-            "{shards} shards and one more: {ratio} of the expected share moved"
-        );
+        assert!((0.9..1.1).contains(&ratio), "{shards} shards and one more: {ratio} of the expected share moved");
     }
 }
 

@@ -10,11 +10,7 @@ fn entry(session: u64, device: &str) -> Entry {
 }
 
 fn sessions_of(directory: &Embedded, user: u64) -> Vec<u64> {
-    directory
-        .sessions(user)
-        .iter()
-        .map(|entry| entry.session)
-        .collect()
+    directory.sessions(user).iter().map(|entry| entry.session).collect()
 }
 
 #[test]
@@ -25,28 +21,16 @@ fn an_entry_tells_what_it_was_made_of() {
     let plain = Entry::new(7, 8, 9, "", "");
     assert_eq!((plain.device(), plain.class()), (DEFAULT_DEVICE, ""));
     let classed = Entry::new(7, 8, 9, "", "phone");
-    assert_eq!(
-        (classed.device(), classed.class()),
-        (DEFAULT_DEVICE, "phone")
-    );
+    assert_eq!((classed.device(), classed.class()), (DEFAULT_DEVICE, "phone"));
 }
 
 #[test]
 fn the_unnamed_device_is_the_default_device() {
-    assert_eq!(
-        Entry::new(1, 2, 3, "", ""),
-        Entry::new(1, 2, 3, DEFAULT_DEVICE, "")
-    );
-    assert_eq!(
-        Entry::new(1, 2, 3, "", "phone"),
-        Entry::new(1, 2, 3, DEFAULT_DEVICE, "phone")
-    );
+    assert_eq!(Entry::new(1, 2, 3, "", ""), Entry::new(1, 2, 3, DEFAULT_DEVICE, ""));
+    assert_eq!(Entry::new(1, 2, 3, "", "phone"), Entry::new(1, 2, 3, DEFAULT_DEVICE, "phone"));
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(1, "")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(2, DEFAULT_DEVICE)),
-        LoginOutcome::Replaced(entry(1, ""))
-    );
+    assert_eq!(directory.login(1, entry(2, DEFAULT_DEVICE)), LoginOutcome::Replaced(entry(1, "")));
     assert_eq!(directory.session_count(), 1);
 }
 
@@ -55,10 +39,7 @@ fn a_newer_session_replaces_the_one_of_the_same_device_only() {
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(10, "a")), LoginOutcome::Added);
     assert_eq!(directory.login(1, entry(11, "b")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(12, "a")),
-        LoginOutcome::Replaced(entry(10, "a"))
-    );
+    assert_eq!(directory.login(1, entry(12, "a")), LoginOutcome::Replaced(entry(10, "a")));
     assert_eq!(sessions_of(&directory, 1), [12, 11]);
     assert_eq!((directory.users(), directory.session_count()), (1, 2));
 }
@@ -67,10 +48,7 @@ fn a_newer_session_replaces_the_one_of_the_same_device_only() {
 fn an_older_session_loses_and_is_given_back() {
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(10, "a")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(9, "a")),
-        LoginOutcome::Stale(entry(9, "a"))
-    );
+    assert_eq!(directory.login(1, entry(9, "a")), LoginOutcome::Stale(entry(9, "a")));
     assert_eq!(directory.sessions(1), [entry(10, "a")]);
 }
 
@@ -79,10 +57,7 @@ fn a_repeated_login_of_a_session_refreshes_it() {
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(10, "a")), LoginOutcome::Added);
     let elsewhere = Entry::new(10, 77, 1_700_000_001, "a", "phone");
-    assert_eq!(
-        directory.login(1, elsewhere.clone()),
-        LoginOutcome::Refreshed
-    );
+    assert_eq!(directory.login(1, elsewhere.clone()), LoginOutcome::Refreshed);
     assert_eq!(directory.sessions(1), [elsewhere]);
     assert_eq!(directory.session_count(), 1);
 }
@@ -91,15 +66,9 @@ fn a_repeated_login_of_a_session_refreshes_it() {
 fn a_session_cannot_be_on_two_devices() {
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(10, "a")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(10, "b")),
-        LoginOutcome::Stale(entry(10, "b"))
-    );
+    assert_eq!(directory.login(1, entry(10, "b")), LoginOutcome::Stale(entry(10, "b")));
     assert_eq!(directory.login(1, entry(8, "b")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(10, "b")),
-        LoginOutcome::Stale(entry(10, "b"))
-    );
+    assert_eq!(directory.login(1, entry(10, "b")), LoginOutcome::Stale(entry(10, "b")));
     assert_eq!(sessions_of(&directory, 1), [10, 8]);
 }
 
@@ -107,10 +76,7 @@ fn a_session_cannot_be_on_two_devices() {
 fn a_late_logout_leaves_the_newer_login() {
     let mut directory = Embedded::new(4, 4);
     assert_eq!(directory.login(1, entry(10, "a")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(11, "a")),
-        LoginOutcome::Replaced(entry(10, "a"))
-    );
+    assert_eq!(directory.login(1, entry(11, "a")), LoginOutcome::Replaced(entry(10, "a")));
     assert_eq!(directory.logout(1, 10), None);
     assert_eq!(sessions_of(&directory, 1), [11]);
     assert_eq!(directory.logout(2, 11), None);
@@ -125,14 +91,8 @@ fn one_device_too_many_is_refused_and_a_known_one_is_not() {
     let mut directory = Embedded::new(2, 4);
     assert_eq!(directory.login(1, entry(1, "a")), LoginOutcome::Added);
     assert_eq!(directory.login(1, entry(2, "b")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(1, entry(3, "c")),
-        LoginOutcome::TooManyDevices
-    );
-    assert_eq!(
-        directory.login(1, entry(4, "b")),
-        LoginOutcome::Replaced(entry(2, "b"))
-    );
+    assert_eq!(directory.login(1, entry(3, "c")), LoginOutcome::TooManyDevices);
+    assert_eq!(directory.login(1, entry(4, "b")), LoginOutcome::Replaced(entry(2, "b")));
     assert_eq!(directory.logout(1, 1), Some(entry(1, "a")));
     assert_eq!(directory.login(1, entry(5, "c")), LoginOutcome::Added);
     assert_eq!(sessions_of(&directory, 1), [4, 5]);
@@ -145,10 +105,7 @@ fn one_user_too_many_is_refused_and_a_known_one_is_not() {
     assert_eq!(directory.login(2, entry(2, "")), LoginOutcome::Added);
     assert_eq!(directory.login(3, entry(3, "")), LoginOutcome::Full);
     assert_eq!(directory.login(2, entry(4, "b")), LoginOutcome::Added);
-    assert_eq!(
-        directory.login(2, entry(5, "")),
-        LoginOutcome::Replaced(entry(2, ""))
-    );
+    assert_eq!(directory.login(2, entry(5, "")), LoginOutcome::Replaced(entry(2, "")));
     assert_eq!(directory.sessions(3), []);
     assert_eq!(directory.logout(1, 1), Some(entry(1, "")));
     assert_eq!(directory.login(3, entry(6, "")), LoginOutcome::Added);
@@ -161,21 +118,12 @@ fn one_user_too_many_is_refused_and_a_known_one_is_not() {
 fn every_device_up_to_the_limit_has_its_own_session() {
     let mut directory = Embedded::new(DEVICES_PER_USER_LIMIT, 1);
     for session in 1..=DEVICES_PER_USER_LIMIT as u64 {
-        assert_eq!(
-            directory.login(1, entry(session, &format!("d{session}"))),
-            LoginOutcome::Added
-        );
+        assert_eq!(directory.login(1, entry(session, &format!("d{session}"))), LoginOutcome::Added);
     }
-    assert_eq!(
-        directory.login(1, entry(1_000, "more")),
-        LoginOutcome::TooManyDevices
-    );
+    assert_eq!(directory.login(1, entry(1_000, "more")), LoginOutcome::TooManyDevices);
     assert_eq!(directory.sessions(1).len(), DEVICES_PER_USER_LIMIT);
     for session in 1..=DEVICES_PER_USER_LIMIT as u64 {
-        assert_eq!(
-            directory.logout(1, session),
-            Some(entry(session, &format!("d{session}")))
-        );
+        assert_eq!(directory.logout(1, session), Some(entry(session, &format!("d{session}"))));
     }
     assert_eq!(directory.users(), 0);
 }
@@ -205,27 +153,12 @@ fn devices_and_labels_give_their_memory_back() {
     assert_eq!(directory.login(1, entry(1, "")), LoginOutcome::Added);
     let table = directory.memory_bytes();
     let label = |text: usize| 32 + text;
-    assert_eq!(
-        directory.login(1, Entry::new(2, 0, 0, "laptop", "desktop")),
-        LoginOutcome::Added
-    );
+    assert_eq!(directory.login(1, Entry::new(2, 0, 0, "laptop", "desktop")), LoginOutcome::Added);
     assert_eq!(directory.memory_bytes(), table + 2 * 24 + label(13));
-    assert_eq!(
-        directory.login(1, Entry::new(3, 0, 0, "tv", "")),
-        LoginOutcome::Added
-    );
-    assert_eq!(
-        directory.memory_bytes(),
-        table + 3 * 24 + label(13) + label(2)
-    );
-    assert!(matches!(
-        directory.login(1, Entry::new(4, 0, 0, "laptop", "")),
-        LoginOutcome::Replaced(_)
-    ));
-    assert_eq!(
-        directory.memory_bytes(),
-        table + 3 * 24 + label(6) + label(2)
-    );
+    assert_eq!(directory.login(1, Entry::new(3, 0, 0, "tv", "")), LoginOutcome::Added);
+    assert_eq!(directory.memory_bytes(), table + 3 * 24 + label(13) + label(2));
+    assert!(matches!(directory.login(1, Entry::new(4, 0, 0, "laptop", "")), LoginOutcome::Replaced(_)));
+    assert_eq!(directory.memory_bytes(), table + 3 * 24 + label(6) + label(2));
     assert!(directory.logout(1, 3).is_some());
     assert_eq!(directory.memory_bytes(), table + 2 * 24 + label(6));
     assert!(directory.logout(1, 1).is_some());
@@ -247,11 +180,7 @@ fn the_memory_bound_holds_under_churn_at_the_limit() {
                 assert!(directory.logout(gone, gone).is_some());
             }
             assert_eq!(directory.login(user, entry(user, "")), LoginOutcome::Added);
-            assert!(
-                directory.memory_bytes() <= bound,
-                "{} of {bound} bytes",
-                directory.memory_bytes()
-            );
+            assert!(directory.memory_bytes() <= bound, "{} of {bound} bytes", directory.memory_bytes());
         }
         assert_eq!(directory.users(), users_max);
     }
@@ -259,46 +188,22 @@ fn the_memory_bound_holds_under_churn_at_the_limit() {
 
 #[test]
 fn the_memory_bound_saturates_instead_of_overflowing() {
-    assert_eq!(
-        Embedded::memory_bytes_max(usize::MAX, usize::MAX, usize::MAX),
-        usize::MAX
-    );
-    assert_eq!(
-        Embedded::memory_bytes_max(1, usize::MAX, usize::MAX),
-        usize::MAX
-    );
-    assert_eq!(
-        Embedded::memory_bytes_max(usize::MAX / 64, 1, 1),
-        usize::MAX
-    );
+    assert_eq!(Embedded::memory_bytes_max(usize::MAX, usize::MAX, usize::MAX), usize::MAX);
+    assert_eq!(Embedded::memory_bytes_max(1, usize::MAX, usize::MAX), usize::MAX);
+    assert_eq!(Embedded::memory_bytes_max(usize::MAX / 64, 1, 1), usize::MAX);
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Login {
-        user: u64,
-        session: u64,
-        device: &'static str,
-        class: &'static str,
-    },
-    Logout {
-        user: u64,
-        session: u64,
-    },
+    Login { user: u64, session: u64, device: &'static str, class: &'static str },
+    Logout { user: u64, session: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     // Few users, devices and session ids, so that histories meet often.
     let user = || 1..8_u64;
     let session = || 1..24_u64;
-    let device = prop::sample::select(vec![
-        "",
-        DEFAULT_DEVICE,
-        "a",
-        "b",
-        "long name of a device",
-        "c",
-    ]);
+    let device = prop::sample::select(vec!["", DEFAULT_DEVICE, "a", "b", "long name of a device", "c"]);
     let class = prop::sample::select(vec!["", "phone", "desktop"]);
     prop_oneof![
         3 => (user(), session(), device, class)
@@ -316,41 +221,24 @@ struct Model {
 
 impl Model {
     fn users(&self) -> usize {
-        self.online
-            .iter()
-            .map(|(user, _)| user)
-            .collect::<HashSet<_>>()
-            .len()
+        self.online.iter().map(|(user, _)| user).collect::<HashSet<_>>().len()
     }
 
     fn of(&self, user: u64) -> Vec<Entry> {
-        self.online
-            .iter()
-            .filter(|(owner, _)| *owner == user)
-            .map(|(_, entry)| entry.clone())
-            .collect()
+        self.online.iter().filter(|(owner, _)| *owner == user).map(|(_, entry)| entry.clone()).collect()
     }
 
     fn login(&mut self, user: u64, new: Entry) -> LoginOutcome {
         let of_user = self.of(user);
         let same_device = of_user.iter().find(|old| old.device() == new.device());
-        let on_other_device = of_user
-            .iter()
-            .any(|old| old.session == new.session && old.device() != new.device());
+        let on_other_device = of_user.iter().any(|old| old.session == new.session && old.device() != new.device());
         if on_other_device || same_device.is_some_and(|old| old.session > new.session) {
             return LoginOutcome::Stale(new);
         }
         if let Some(old) = same_device.cloned() {
-            let place = self
-                .online
-                .iter_mut()
-                .find(|(owner, known)| *owner == user && *known == old);
+            let place = self.online.iter_mut().find(|(owner, known)| *owner == user && *known == old);
             place.expect("it was found above").1 = new.clone();
-            return if old.session == new.session {
-                LoginOutcome::Refreshed
-            } else {
-                LoginOutcome::Replaced(old)
-            };
+            return if old.session == new.session { LoginOutcome::Refreshed } else { LoginOutcome::Replaced(old) };
         }
         if of_user.is_empty() && self.users() == self.users_max {
             return LoginOutcome::Full;
@@ -363,28 +251,18 @@ impl Model {
     }
 
     fn logout(&mut self, user: u64, session: u64) -> Option<Entry> {
-        let at = self
-            .online
-            .iter()
-            .position(|(owner, entry)| *owner == user && entry.session == session)?;
+        let at = self.online.iter().position(|(owner, entry)| *owner == user && entry.session == session)?;
         Some(self.online.remove(at).1)
     }
 
     /// Labels, and the vectors of users with several sessions.
     fn heap_bytes(&self) -> usize {
         let labels = self.online.iter().map(|(_, entry)| {
-            let device = if entry.device() == DEFAULT_DEVICE {
-                ""
-            } else {
-                entry.device()
-            };
+            let device = if entry.device() == DEFAULT_DEVICE { "" } else { entry.device() };
             let text = device.len() + entry.class().len();
             if text == 0 { 0 } else { 32 + text }
         });
-        let vectors = (0..8)
-            .map(|user| self.of(user).len())
-            .filter(|&sessions| sessions > 1)
-            .map(|n| n * 24);
+        let vectors = (0..8).map(|user| self.of(user).len()).filter(|&sessions| sessions > 1).map(|n| n * 24);
         labels.sum::<usize>() + vectors.sum::<usize>()
     }
 }

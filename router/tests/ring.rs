@@ -2,28 +2,18 @@
 
 use proptest::prelude::*;
 use std::collections::HashMap;
-use trunkline_router::ring::{
-    NAME_BYTES_MAX, NODES_MAX, POINTS_PER_WEIGHT, WEIGHT_MAX, WEIGHT_TOTAL_MAX,
-};
+use trunkline_router::ring::{NAME_BYTES_MAX, NODES_MAX, POINTS_PER_WEIGHT, WEIGHT_MAX, WEIGHT_TOTAL_MAX};
 use trunkline_router::{Node, Ring, RingError};
 
 fn ring(nodes: &[(&str, u32)]) -> Ring {
-    let nodes = nodes
-        .iter()
-        .map(|&(name, weight)| Node::new(name, weight).expect("a valid node"))
-        .collect();
+    let nodes = nodes.iter().map(|&(name, weight)| Node::new(name, weight).expect("a valid node")).collect();
     Ring::new(nodes).expect("a valid ring")
 }
 
 /// `count` nodes of weight 1.
 fn even_ring(count: usize) -> Ring {
     let names: Vec<String> = (1..=count).map(|n| format!("10.0.0.{n}:7790")).collect();
-    ring(
-        &names
-            .iter()
-            .map(|name| (name.as_str(), 1))
-            .collect::<Vec<_>>(),
-    )
+    ring(&names.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>())
 }
 
 fn users_by_node(ring: &Ring, users: u64) -> HashMap<&str, u64> {
@@ -40,11 +30,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     for &byte in bytes {
         crc ^= u32::from(byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ 0xedb8_8320
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
         }
     }
     !crc
@@ -57,13 +43,7 @@ fn naive_points<'a>(nodes: &[(&'a str, u32)]) -> Vec<(u32, &'a str)> {
         let (host, port) = name.split_once(':').unwrap_or((name, ""));
         let mut point = 0;
         for _ in 0..weight * 160 {
-            let bytes = [
-                host.as_bytes(),
-                &[0],
-                port.as_bytes(),
-                &u32::to_le_bytes(point),
-            ]
-            .concat();
+            let bytes = [host.as_bytes(), &[0], port.as_bytes(), &u32::to_le_bytes(point)].concat();
             point = crc32(&bytes);
             points.push((point, name));
         }
@@ -74,10 +54,7 @@ fn naive_points<'a>(nodes: &[(&'a str, u32)]) -> Vec<(u32, &'a str)> {
 fn naive_owner<'a>(points: &[(u32, &'a str)], user: u64) -> &'a str {
     let hash = crc32(user.to_string().as_bytes());
     let ahead = points.iter().filter(|(point, _)| *point >= hash).min();
-    ahead
-        .or_else(|| points.iter().min())
-        .expect("a ring has points")
-        .1
+    ahead.or_else(|| points.iter().min()).expect("a ring has points").1
 }
 
 /// Name; lowest and highest point; CRC-32 over all points, ascending, 4 little-endian bytes each. Computed with zlib.
@@ -87,12 +64,7 @@ fn the_points_of_a_node_are_pinned() {
         ("127.0.0.1:7700", 0x047f_4d1b, 0xfcca_ab5d, 0xcea8_68ed),
         ("node-a", 0x0086_a662, 0xfede_a34f, 0xfdcb_bf27),
         ("unix:/run/tl.sock", 0x004e_1eef, 0xff66_db38, 0xcaf8_9d2b),
-        (
-            "UNIX:/run/tl.sock:80",
-            0x0298_2178,
-            0xff5c_c8e8,
-            0xd760_7a49,
-        ),
+        ("UNIX:/run/tl.sock:80", 0x0298_2178, 0xff5c_c8e8, 0xd760_7a49),
         ("[::1]:80", 0x0148_95e0, 0xff92_a85e, 0x504e_9c98),
         ("host:", 0x0088_deda, 0xffa1_1077, 0xe2cd_dea7),
         ("host:80a", 0x0071_fbae, 0xfffd_b076, 0x2ee7_e80f),
@@ -102,10 +74,7 @@ fn the_points_of_a_node_are_pinned() {
         let points: Vec<u32> = ring.points().map(|(point, _)| point).collect();
         assert_eq!(points.len(), 160, "{name}");
         assert_eq!((points[0], points[159]), (lowest, highest), "{name}");
-        let bytes: Vec<u8> = points
-            .iter()
-            .flat_map(|point| point.to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = points.iter().flat_map(|point| point.to_le_bytes()).collect();
         assert_eq!(crc32(&bytes), digest, "{name}");
     }
 }
@@ -118,10 +87,8 @@ fn the_owners_in_a_weighted_ring_are_pinned() {
     const B: &str = "10.0.0.2:7790";
     const C: &str = "node-c";
     let ring = ring(&[(A, 1), (B, 2), (C, 1)]);
-    let placed: Vec<u8> = ring
-        .points()
-        .flat_map(|(point, node)| [&point.to_le_bytes(), node.name().as_bytes()].concat())
-        .collect();
+    let placed: Vec<u8> =
+        ring.points().flat_map(|(point, node)| [&point.to_le_bytes(), node.name().as_bytes()].concat()).collect();
     assert_eq!(ring.points().len(), 640);
     assert_eq!(crc32(&placed), 0x4753_afd9);
     let users = [
@@ -150,11 +117,7 @@ fn the_owners_in_a_weighted_ring_are_pinned() {
         assert_eq!(ring.owner(user).name(), owner, "user {user}");
     }
     for (key, owner) in [("", B), ("alice", A), ("/path?x=1", A), ("user:42", A)] {
-        assert_eq!(
-            ring.nodes()[ring.key_owner_index(key.as_bytes())].name(),
-            owner,
-            "key {key:?}"
-        );
+        assert_eq!(ring.nodes()[ring.key_owner_index(key.as_bytes())].name(), owner, "key {key:?}");
     }
 }
 
@@ -163,20 +126,12 @@ fn a_point_of_two_nodes_goes_to_the_name_that_sorts_first() {
     const SHARED: u32 = 0xd946_f356;
     let (first, second) = ("10.1.0.152:7790", "10.1.1.54:7790");
     for name in [first, second] {
-        assert!(
-            ring(&[(name, 1)])
-                .points()
-                .any(|(point, _)| point == SHARED)
-        );
+        assert!(ring(&[(name, 1)]).points().any(|(point, _)| point == SHARED));
     }
     for nodes in [[(first, 1), (second, 1)], [(second, 1), (first, 1)]] {
         let ring = ring(&nodes);
         assert_eq!(ring.points().len(), 2 * 160 - 1);
-        let owners: Vec<&str> = ring
-            .points()
-            .filter(|(point, _)| *point == SHARED)
-            .map(|(_, n)| n.name())
-            .collect();
+        let owners: Vec<&str> = ring.points().filter(|(point, _)| *point == SHARED).map(|(_, n)| n.name()).collect();
         assert_eq!(owners, [first]);
     }
 }
@@ -184,11 +139,7 @@ fn a_point_of_two_nodes_goes_to_the_name_that_sorts_first() {
 #[test]
 fn nodes_are_found_by_name_and_listed_in_order() {
     let ring = ring(&[("c", 3), ("a", 1), ("b", 2)]);
-    let listed: Vec<(&str, u32)> = ring
-        .nodes()
-        .iter()
-        .map(|node| (node.name(), node.weight()))
-        .collect();
+    let listed: Vec<(&str, u32)> = ring.nodes().iter().map(|node| (node.name(), node.weight())).collect();
     assert_eq!(listed, [("a", 1), ("b", 2), ("c", 3)]);
     assert_eq!(ring.index_of("b"), Some(1));
     assert_eq!(ring.index_of("d"), None);
@@ -200,21 +151,13 @@ fn nodes_are_found_by_name_and_listed_in_order() {
 #[test]
 fn nodes_get_users_in_proportion_to_their_weights() {
     const USERS: u64 = 100_000;
-    let weights = [
-        ("10.0.0.1:7790", 10),
-        ("10.0.0.2:7790", 20),
-        ("10.0.0.3:7790", 30),
-        ("10.0.0.4:7790", 40),
-    ];
+    let weights = [("10.0.0.1:7790", 10), ("10.0.0.2:7790", 20), ("10.0.0.3:7790", 30), ("10.0.0.4:7790", 40)];
     let ring = ring(&weights);
     let load = users_by_node(&ring, USERS);
     for (name, weight) in weights {
         let share = load[name] as f64 / (USERS as f64 * f64::from(weight) / 100.0);
         // 1,600 points and more: the spread of the stretches is within a few percent.
-        assert!(
-            (0.92..1.08).contains(&share),
-            "{name} has {share} of its share"
-        );
+        assert!((0.92..1.08).contains(&share), "{name} has {share} of its share");
     }
 }
 
@@ -228,10 +171,7 @@ fn equal_nodes_get_roughly_equal_shares() {
         for (name, users) in load {
             let share = users as f64 * count as f64 / USERS as f64;
             // The standard deviation of a sum of 160 stretches is 8 %.
-            assert!(
-                (0.70..1.30).contains(&share),
-                "{name} has {share} of its share of {count}"
-            );
+            assert!((0.70..1.30).contains(&share), "{name} has {share} of its share of {count}");
         }
     }
 }
@@ -244,20 +184,11 @@ fn an_added_node_takes_about_its_share_and_only_from_others() {
         let added = format!("10.0.0.{}:7790", count + 1);
         for user in 1..=u64::from(USERS) {
             let owner = after.owner(user).name();
-            assert!(
-                owner == added || owner == before.owner(user).name(),
-                "user {user} moved between old nodes"
-            );
+            assert!(owner == added || owner == before.owner(user).name(), "user {user} moved between old nodes");
         }
-        for (share, what) in [
-            (before.preview(&after, USERS), "added"),
-            (after.preview(&before, USERS), "removed"),
-        ] {
+        for (share, what) in [(before.preview(&after, USERS), "added"), (after.preview(&before, USERS), "removed")] {
             let ratio = share * (count + 1) as f64;
-            assert!(
-                (0.75..1.25).contains(&ratio),
-                "{what} with {count}: {ratio} of 1/N moved"
-            );
+            assert!((0.75..1.25).contains(&ratio), "{what} with {count}: {ratio} of 1/N moved");
         }
     }
 }
@@ -265,9 +196,7 @@ fn an_added_node_takes_about_its_share_and_only_from_others() {
 #[test]
 fn preview_counts_the_users_that_move() {
     let (two, three) = (even_ring(2), even_ring(3));
-    let moved = (1..=5_000)
-        .filter(|&user| two.owner(user).name() != three.owner(user).name())
-        .count();
+    let moved = (1..=5_000).filter(|&user| two.owner(user).name() != three.owner(user).name()).count();
     assert!(moved > 0);
     assert_eq!(two.preview(&three, 5_000), moved as f64 / 5_000.0);
     assert_eq!(two.preview(&two, 5_000), 0.0);
@@ -280,20 +209,11 @@ fn nodes_out_of_bounds_are_refused() {
     let long = "x".repeat(NAME_BYTES_MAX);
     assert!(Node::new(&long, 1).is_ok());
     for name in ["", "a\0b", "a\nb", &format!("{long}x")] {
-        assert_eq!(
-            Node::new(name, 1),
-            Err(RingError::BadName { name: name.into() })
-        );
+        assert_eq!(Node::new(name, 1), Err(RingError::BadName { name: name.into() }));
     }
     assert!(Node::new("a", WEIGHT_MAX).is_ok());
     for weight in [0, WEIGHT_MAX + 1, u32::MAX] {
-        assert_eq!(
-            Node::new("a", weight),
-            Err(RingError::BadWeight {
-                name: "a".into(),
-                weight
-            })
-        );
+        assert_eq!(Node::new("a", weight), Err(RingError::BadWeight { name: "a".into(), weight }));
     }
 }
 
@@ -301,19 +221,12 @@ fn nodes_out_of_bounds_are_refused() {
 fn rings_out_of_bounds_are_refused() {
     let node = |n: usize, weight| Node::new(&format!("node-{n}"), weight).expect("a valid node");
     assert_eq!(Ring::new(Vec::new()), Err(RingError::NoNodes));
-    let most =
-        Ring::new((0..NODES_MAX).map(|n| node(n, 1)).collect()).expect("the most nodes allowed");
+    let most = Ring::new((0..NODES_MAX).map(|n| node(n, 1)).collect()).expect("the most nodes allowed");
     assert_eq!(most.nodes().len(), NODES_MAX);
     let count = NODES_MAX + 1;
-    assert_eq!(
-        Ring::new((0..count).map(|n| node(n, 1)).collect()),
-        Err(RingError::TooManyNodes { count })
-    );
+    assert_eq!(Ring::new((0..count).map(|n| node(n, 1)).collect()), Err(RingError::TooManyNodes { count }));
     let total = WEIGHT_TOTAL_MAX + 1;
-    assert_eq!(
-        Ring::new(vec![node(1, WEIGHT_MAX), node(2, 2)]),
-        Err(RingError::TotalWeight { total })
-    );
+    assert_eq!(Ring::new(vec![node(1, WEIGHT_MAX), node(2, 2)]), Err(RingError::TotalWeight { total }));
     let total = NODES_MAX as u32 * WEIGHT_MAX;
     let heaviest = (0..NODES_MAX).map(|n| node(n, WEIGHT_MAX)).collect();
     assert_eq!(Ring::new(heaviest), Err(RingError::TotalWeight { total }));
@@ -330,17 +243,10 @@ fn the_heaviest_ring_can_be_built() {
 /// The same name; the same host and port written differently; two names that share a CRC-32.
 #[test]
 fn nodes_that_would_share_all_points_are_refused() {
-    for (one, other) in [
-        ("a:1", "a:1"),
-        ("host", "host:"),
-        ("unix:sock", "sock"),
-        CRC_TWINS,
-    ] {
+    for (one, other) in [("a:1", "a:1"), ("host", "host:"), ("unix:sock", "sock"), CRC_TWINS] {
         let nodes = [one, other].map(|name| Node::new(name, 1).expect("a valid node"));
         let error = Ring::new(nodes.to_vec()).expect_err("one of them would own nothing");
-        let RingError::SamePlacement { first, second } = &error else {
-            panic!("{error}")
-        };
+        let RingError::SamePlacement { first, second } = &error else { panic!("{error}") };
         let mut named = [&**first, &**second];
         let mut given = [one, other];
         named.sort_unstable();
@@ -354,31 +260,16 @@ const CRC_TWINS: (&str, &str) = ("node-599430bd25", "node-f7633dd321");
 #[test]
 fn an_error_names_what_to_correct() {
     let text = |error: RingError| error.to_string();
-    assert!(
-        text(RingError::BadName {
-            name: "a\nb".into()
-        })
-        .contains(r#""a\nb""#)
-    );
-    assert!(
-        text(RingError::BadWeight {
-            name: "gw-1".into(),
-            weight: 70_000
-        })
-        .contains("gw-1")
-    );
+    assert!(text(RingError::BadName { name: "a\nb".into() }).contains(r#""a\nb""#));
+    assert!(text(RingError::BadWeight { name: "gw-1".into(), weight: 70_000 }).contains("gw-1"));
     assert!(text(RingError::TotalWeight { total: 99_999 }).contains("99999"));
     assert!(text(RingError::TooManyNodes { count: 2_000 }).contains("2000"));
-    let same = RingError::SamePlacement {
-        first: "x".into(),
-        second: "y".into(),
-    };
+    let same = RingError::SamePlacement { first: "x".into(), second: "y".into() };
     assert!(text(same.clone()).contains(r#""x""#) && text(same).contains(r#""y""#));
 }
 
 fn node_list() -> impl Strategy<Value = Vec<(String, u32)>> {
-    prop::collection::hash_map("[a-z]{1,6}(:[0-9]{1,5})?", 1..4_u32, 1..8)
-        .prop_map(|map| map.into_iter().collect())
+    prop::collection::hash_map("[a-z]{1,6}(:[0-9]{1,5})?", 1..4_u32, 1..8).prop_map(|map| map.into_iter().collect())
 }
 
 proptest! {

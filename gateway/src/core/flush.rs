@@ -5,6 +5,7 @@ use super::Core;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{BufId, ConnId, Io, OpResult, ReadOp, errno};
 use crate::limits::ReadMode;
+use crate::mailbox::NotTaken;
 use crate::outbox::unsent_messages;
 use crate::reason::CloseReason;
 
@@ -113,7 +114,7 @@ impl<I: Io> Core<I> {
     /// Brings every connection that something happened to in line.
     pub(super) fn flush(&mut self) {
         self.shard.close_overflowed();
-        // A connection whose mailbox was full last time gets another try.
+        // A connection that could not go on last time gets another try.
         for slot in std::mem::take(&mut self.waiting) {
             self.shard.links.mark_dirty(slot);
         }
@@ -122,8 +123,11 @@ impl<I: Io> Core<I> {
             self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
             self.flush_conn(slot);
         }
-        // Nothing above marks a connection, so the list that is put back is the whole one.
-        self.shard.links.dirty = dirty;
+        // A connection whose home shard has stopped was closed on the way, and goes on in the next turn.
+        for slot in std::mem::replace(&mut self.shard.links.dirty, dirty) {
+            self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
+            self.waiting.push(slot);
+        }
     }
 
     fn flush_conn(&mut self, slot: u32) {
@@ -209,10 +213,11 @@ impl<I: Io> Core<I> {
                 self.shard.links.slots.at(slot).flags.set(ConnFlags::OP_PENDING);
                 self.io.hand_over(id, home, token);
             }
-            Err(adoptee) => {
+            Err(NotTaken::Full(adoptee)) => {
                 self.shard.departing.insert(slot, adoptee);
                 self.waiting.push(slot);
             }
+            Err(NotTaken::Stopped) => self.shard.close(slot, CloseReason::Draining),
         }
     }
 

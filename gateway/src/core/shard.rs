@@ -280,7 +280,8 @@ impl Shard {
     /// Whether a drain has come to its end.
     pub(crate) fn drained(&self) -> bool {
         self.drain.is_some_and(|drain| {
-            (self.links.slots.in_use() == 0 && self.arriving.is_empty()) || self.links.tick >= drain.deadline_tick
+            let empty = self.links.slots.in_use() == 0 && self.arriving.is_empty();
+            (empty && self.outgoing.own().close_to_adoptees()) || self.links.tick >= drain.deadline_tick
         })
     }
 

@@ -250,7 +250,8 @@ impl<H: Harness> Rig<H> {
     }
 
     fn expect_accept(&mut self, ring: usize) -> (OpResult<u32>, bool) {
-        match self.expect(ring, "an accept", |completion| matches!(completion, Completion::Accept { listener: 0, .. })) {
+        match self.expect(ring, "an accept", |completion| matches!(completion, Completion::Accept { listener: 0, .. }))
+        {
             Completion::Accept { result, more, .. } => (result, more),
             other => unreachable!("{other:?}"),
         }
@@ -280,7 +281,8 @@ impl<H: Harness> Rig<H> {
     }
 
     fn expect_readable(&mut self, ring: usize, conn: ConnId) -> OpResult<()> {
-        let wanted = |completion: &Completion| matches!(completion, Completion::Readable { conn: of, .. } if *of == conn);
+        let wanted =
+            |completion: &Completion| matches!(completion, Completion::Readable { conn: of, .. } if *of == conn);
         match self.expect(ring, "a poll", wanted) {
             Completion::Readable { result, .. } => result,
             other => unreachable!("{other:?}"),

@@ -111,7 +111,8 @@ impl Uring {
         waker: Arc<Waker>,
         ring_fds: RingFds,
     ) -> io::Result<Self> {
-        let step = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let step =
+            |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -162,7 +163,9 @@ impl Uring {
         match self.ring.submit() {
             Ok(_) => {}
             // EBUSY and EAGAIN: the kernel wants completions taken, or memory, before it takes more; take them and come again.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => self.take_completions(),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {
+                self.take_completions()
+            }
             Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
         }
     }
@@ -181,11 +184,9 @@ impl Uring {
         let tag = *Tag::ALL.get((user_data >> TAG_SHIFT) as usize)?;
         Some(match tag {
             Tag::Ignore => return None,
-            Tag::Accept => Completion::Accept {
-                listener: user_data as u16,
-                result: count().map(|slot| slot as u32),
-                more,
-            },
+            Tag::Accept => {
+                Completion::Accept { listener: user_data as u16, result: count().map(|slot| slot as u32), more }
+            }
             Tag::Poll => Completion::Readable { conn: conn_of(user_data), result: unit() },
             Tag::Recv | Tag::Multishot => Completion::Recv {
                 conn: conn_of(user_data),
@@ -202,9 +203,10 @@ impl Uring {
             Tag::Shutdown => Completion::ShutDown { conn: conn_of(user_data) },
             Tag::Close => Completion::Closed { slot: user_data as u32 },
             Tag::HandOver => Completion::HandedOver { conn: conn_of(user_data), result: unit() },
-            Tag::Adopted => {
-                Completion::Adopted { token: HandoverToken(user_data & ((1 << HandoverToken::BITS) - 1)), slot: result as u32 }
-            }
+            Tag::Adopted => Completion::Adopted {
+                token: HandoverToken(user_data & ((1 << HandoverToken::BITS) - 1)),
+                slot: result as u32,
+            },
             Tag::Wake => Completion::Wake,
             Tag::Tick => Completion::Tick,
         })
@@ -217,7 +219,8 @@ impl Io for Uring {
         let timeout = Timespec::new().nsec(wait_micros.min(999_999) * 1_000);
         match self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
             Ok(_) => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
         }
         self.take_completions();
@@ -306,7 +309,9 @@ impl Io for Uring {
     }
 
     fn send_cancel(&mut self, send: SendId) {
-        self.push_plain(&opcode::AsyncCancel::new(Tag::Send.with(send.0.into())).build().user_data(Tag::Ignore.with(0)));
+        self.push_plain(
+            &opcode::AsyncCancel::new(Tag::Send.with(send.0.into())).build().user_data(Tag::Ignore.with(0)),
+        );
     }
 
     fn shutdown(&mut self, conn: ConnId) {

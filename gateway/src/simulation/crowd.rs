@@ -197,7 +197,8 @@ impl Crowd {
             let own_doing = session.leaving || session.spoiled || session.slow;
             assert!(own_doing, "session {index} was closed without BYE: {session:?}");
         }
-        let turned_away = session.stage == Stage::Opening || session.leaving || session.spoiled || session.bye.is_some();
+        let turned_away =
+            session.stage == Stage::Opening || session.leaving || session.spoiled || session.bye.is_some();
         if reset && faults.reset == 0 {
             assert!(turned_away || session.slow, "session {index} was reset: {session:?}");
         }
@@ -341,7 +342,8 @@ impl Crowd {
             let to = if self.rng.chance(50) { NOBODY } else { *self.rng.pick(&self.scenario.users) };
             let acked = self.rng.chance(self.scenario.acked);
             let padding = self.rng.below(self.scenario.payload_max) as usize;
-            let audience = self.sessions.iter().filter(|other| other.user == to && other.live() && other.index != index);
+            let audience =
+                self.sessions.iter().filter(|other| other.user == to && other.live() && other.index != index);
             let audience = audience.map(|other| other.index).collect();
             let session = &mut self.sessions[index];
             session.next_seq += 1;
@@ -496,7 +498,10 @@ impl Crowd {
     pub(super) fn check_settled(&self) {
         for session in &self.sessions {
             let name = format!("session {} of user {}", session.index, session.user);
-            assert!(session.stage != Stage::Opening || session.leaving || session.spoiled, "{name}: LOGIN was not answered");
+            assert!(
+                session.stage != Stage::Opening || session.leaving || session.spoiled,
+                "{name}: LOGIN was not answered"
+            );
             let closed = session.ended || session.broken;
             assert!(session.bye.is_none() || closed || self.has_closed(session), "{name}: not closed after BYE");
             if !session.live() {

@@ -36,7 +36,15 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Notes a message; ids are unique over all senders. Returns its id.
-    pub(super) fn add(&mut self, from: u64, to: u64, acked: bool, sender: usize, seq: u64, audience: Vec<usize>) -> u64 {
+    pub(super) fn add(
+        &mut self,
+        from: u64,
+        to: u64,
+        acked: bool,
+        sender: usize,
+        seq: u64,
+        audience: Vec<usize>,
+    ) -> u64 {
         let id = self.messages.len() as u64 + 1;
         let message =
             Message { from, to, acked, sender, seq, audience, stamp: None, acks: 0, answers: 0, refused: false };

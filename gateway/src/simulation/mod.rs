@@ -189,7 +189,8 @@ impl Run {
         assert_eq!(sum(|s| s.bytes_out.get()), tally.bytes_out, "bytes sent");
         assert_eq!(sum(|s| s.ring_cq_overflow.get()), 0);
         for (code, seen) in &self.crowd.byes {
-            let reasons = CloseReason::ALL.iter().filter(|reason| reason.code().is_some_and(|own| own.as_u16() == *code));
+            let reasons =
+                CloseReason::ALL.iter().filter(|reason| reason.code().is_some_and(|own| own.as_u16() == *code));
             let counted: u64 = reasons.map(|reason| self.sum(|s| s.closed(*reason))).sum();
             assert!(*seen <= counted, "{seen} clients got BYE {code}, {counted} closes are counted");
         }
@@ -241,7 +242,8 @@ impl Run {
 fn run(seed: u64, print: bool) -> Result<Report, String> {
     catch_unwind(AssertUnwindSafe(|| Run::new(seed, print).whole())).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "a panic".to_owned())
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic".to_owned())
     })
 }
 
@@ -286,7 +288,9 @@ fn run_many(seeds: std::ops::Range<u64>) -> BTreeMap<String, u64> {
 }
 
 fn number_from(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
 
 /// Faults and limits the seeds of `make test` must have met, or they prove less than they seem to.

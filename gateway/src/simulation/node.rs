@@ -177,10 +177,17 @@ impl Node {
             assert_eq!(state.links.slots.in_use(), 0, "shard {shard}: slots in use");
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
-            assert_eq!((state.inboxes.messages(), state.inboxes.bytes()), (0, 0), "shard {shard}: unacknowledged messages");
+            assert_eq!(
+                (state.inboxes.messages(), state.inboxes.bytes()),
+                (0, 0),
+                "shard {shard}: unacknowledged messages"
+            );
             assert_eq!((state.presence.users(), state.presence.session_count()), (0, 0), "shard {shard}: presence");
             assert_eq!(state.departing.len(), 0, "shard {shard}: departing connections");
-            assert!(state.links.dirty.is_empty() && state.links.overflowed.is_empty(), "shard {shard}: lists of a turn");
+            assert!(
+                state.links.dirty.is_empty() && state.links.overflowed.is_empty(),
+                "shard {shard}: lists of a turn"
+            );
             for slot in 0..state.links.slots.high_water() {
                 assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
             }

@@ -48,6 +48,8 @@ impl Scenario {
             heartbeat_secs_max: 3,
             heartbeat_secs: 2,
             outbox_bytes_max: 64 << 20,
+            unacked_per_user_max: 100_000,
+            unacked_total_bytes_max: 1 << 30,
             outbox_full_ms_max: rng.within(300, 1_500),
             redeliver_ms: rng.within(300, 1_500),
             redeliver_attempts_max: rng.within(0, 3) as u8,

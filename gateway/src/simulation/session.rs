@@ -125,7 +125,8 @@ impl Session {
         let mut input = std::mem::take(&mut self.input);
         input.extend_from_slice(bytes);
         let mut at = 0;
-        while let Some((frame, len)) = decode(&input[at..], FRAME_BYTES_MAX_LIMIT).expect("the server frames properly") {
+        while let Some((frame, len)) = decode(&input[at..], FRAME_BYTES_MAX_LIMIT).expect("the server frames properly")
+        {
             assert_eq!(self.bye, None, "a frame after BYE");
             react(self.frame(&frame, ledger, around));
             at += len;
@@ -165,7 +166,9 @@ impl Session {
         let legal = match code {
             Code::Idle if opening => now_us - self.opened_us >= (scenario.limits.login_timeout_ms - 200) * 1_000,
             // Bytes that were no whole frame are no sign of life, but they count as written here.
-            Code::Idle => self.spoiled || self.silence_us.max(now_us - self.wrote_us) >= (2 * self.heartbeat_ms - 300) * 1_000,
+            Code::Idle => {
+                self.spoiled || self.silence_us.max(now_us - self.wrote_us) >= (2 * self.heartbeat_ms - 300) * 1_000
+            }
             Code::TooSlow => scenario.lossy,
             Code::Draining => draining,
             Code::Kicked => kicked,
@@ -187,10 +190,21 @@ impl Session {
         self.got.insert(frame.id);
         if frame.flags & flags::AGAIN == 0 {
             assert!(self.firsts.insert(frame.id), "message {} was delivered twice without AGAIN", frame.id);
-            assert!(frame.stamp > self.last_stamp, "stamps of user {} went from {} to {}", self.user, self.last_stamp, frame.stamp);
+            assert!(
+                frame.stamp > self.last_stamp,
+                "stamps of user {} went from {} to {}",
+                self.user,
+                self.last_stamp,
+                frame.stamp
+            );
             self.last_stamp = frame.stamp;
             let before = self.last_seq.insert(message.sender, message.seq);
-            assert!(before < Some(message.seq), "session {} got message {} out of the sender's order", self.index, frame.id);
+            assert!(
+                before < Some(message.seq),
+                "session {} got message {} out of the sender's order",
+                self.index,
+                frame.id
+            );
         }
         if message.acked {
             return Reaction::Acknowledge { id: frame.id, from: frame.peer, stamp: frame.stamp };

@@ -106,6 +106,13 @@ impl Faults {
 
     /// Nothing goes wrong, and everything takes some microseconds.
     pub(crate) fn none() -> Self {
-        Faults { late_us_max: 1, network_us_max: 50, tick_late_us_max: 1, wake_late_us_max: 1, stall_us_max: 1, ..Faults::default() }
+        Faults {
+            late_us_max: 1,
+            network_us_max: 50,
+            tick_late_us_max: 1,
+            wake_late_us_max: 1,
+            stall_us_max: 1,
+            ..Faults::default()
+        }
     }
 }

@@ -152,7 +152,8 @@ impl World {
                 (Completion::Readable { conn, result: Ok(()) }, Vec::new(), false)
             } else {
                 let (result, buf, bytes) = self.read_one(ring, socket, found);
-                let ended = kind == ReadOp::Multishot && !bytes.is_empty() && self.rng.chance(self.faults.multishot_end);
+                let ended =
+                    kind == ReadOp::Multishot && !bytes.is_empty() && self.rng.chance(self.faults.multishot_end);
                 self.tally.multishots_ended += u64::from(ended);
                 let more = kind == ReadOp::Multishot && !bytes.is_empty() && !ended;
                 (Completion::Recv { conn, result, buf, more }, bytes, more)
@@ -243,7 +244,8 @@ impl World {
     }
 
     fn sent(&mut self, ring: usize, slot: u32, result: OpResult<usize>) {
-        let send = self.rings[ring].used(slot).and_then(|usage| usage.send.as_mut()).expect("called for a send under way");
+        let send =
+            self.rings[ring].used(slot).and_then(|usage| usage.send.as_mut()).expect("called for a send under way");
         send.stage = Stage::Posted;
         let (conn, buf) = (send.conn, std::mem::take(&mut send.buf));
         self.post(ring, 0, Completion::Sent { conn, result, buf }, Vec::new());

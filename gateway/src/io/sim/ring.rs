@@ -142,9 +142,15 @@ impl Ring {
             _ => panic!("contract: {what} on {conn:?}, whose slot is free, closing or not yet known"),
         };
         match usage.generation {
-            Some(generation) => assert_eq!(generation, conn.generation, "contract: {what} on an earlier use of the slot"),
+            Some(generation) => {
+                assert_eq!(generation, conn.generation, "contract: {what} on an earlier use of the slot")
+            }
             None => {
-                assert_ne!(slot.generation, Some(conn.generation), "contract: {what}: two uses of a slot, one generation");
+                assert_ne!(
+                    slot.generation,
+                    Some(conn.generation),
+                    "contract: {what}: two uses of a slot, one generation"
+                );
                 usage.generation = Some(conn.generation);
                 slot.generation = Some(conn.generation);
             }

@@ -14,10 +14,24 @@ const WALL_MS: i64 = 1_780_000_000_000;
 #[derive(Debug)]
 pub(super) enum Event {
     /// A completion is posted to a ring; the bytes are those of its receive buffer.
-    Post { ring: usize, completion: Completion, bytes: Vec<u8> },
-    Connect { socket: usize, ring: usize, listener: usize },
-    ToServer { socket: usize, segment: Segment },
-    ToClient { socket: usize, segment: Segment },
+    Post {
+        ring: usize,
+        completion: Completion,
+        bytes: Vec<u8>,
+    },
+    Connect {
+        socket: usize,
+        ring: usize,
+        listener: usize,
+    },
+    ToServer {
+        socket: usize,
+        segment: Segment,
+    },
+    ToClient {
+        socket: usize,
+        segment: Segment,
+    },
 }
 
 /// What the faults led to, to see that they do happen.
@@ -209,7 +223,11 @@ impl World {
 
     pub(super) fn ask_read_cancel(&mut self, ring: usize, conn: ConnId, kind: ReadOp) {
         let usage = self.rings[ring].usage(conn, "cancel of a read");
-        assert_eq!(usage.read.as_ref().map(|read| read.kind), Some(kind), "contract: cancel of another read on {conn:?}");
+        assert_eq!(
+            usage.read.as_ref().map(|read| read.kind),
+            Some(kind),
+            "contract: cancel of another read on {conn:?}"
+        );
         self.push(ring, Submission::ReadCancel { conn, kind });
     }
 
@@ -243,7 +261,10 @@ impl World {
         assert!(usage.known && !usage.closing, "contract: slot {slot} closed twice or before it was known");
         assert!(usage.read.is_none(), "contract: close of slot {slot} during a read");
         assert!(usage.send.is_none(), "contract: close of slot {slot} during a send");
-        assert!(!usage.shutting && !usage.handing_over, "contract: close of slot {slot} during a shutdown or hand-over");
+        assert!(
+            !usage.shutting && !usage.handing_over,
+            "contract: close of slot {slot} during a shutdown or hand-over"
+        );
         usage.closing = true;
         self.push(ring, Submission::Close { slot });
     }
@@ -298,7 +319,9 @@ impl World {
                 kernel.sends[send.id.0 as usize] = None;
             }
             Completion::ShutDown { conn } => kernel.usage(*conn, "completion of a shutdown").shutting = false,
-            Completion::HandedOver { conn, .. } => kernel.usage(*conn, "completion of a hand-over").handing_over = false,
+            Completion::HandedOver { conn, .. } => {
+                kernel.usage(*conn, "completion of a hand-over").handing_over = false
+            }
             Completion::Accept { result: Ok(slot), .. } => {
                 kernel.used(*slot).expect("an accepted slot is in use").known = true;
                 self.tally.accepted += 1;
@@ -361,7 +384,9 @@ fn describe(completion: &Completion) -> (&'static str, u64) {
         Completion::Sent { conn, result, .. } => ("< sent", u64::from(conn.slot) << 32 | code(result) & 0xFFFF_FFFF),
         Completion::ShutDown { conn } => ("< shut down", conn.slot.into()),
         Completion::Closed { slot } => ("< closed", (*slot).into()),
-        Completion::HandedOver { conn, result } => ("< handed over", u64::from(conn.slot) << 1 | u64::from(result.is_err())),
+        Completion::HandedOver { conn, result } => {
+            ("< handed over", u64::from(conn.slot) << 1 | u64::from(result.is_err()))
+        }
         Completion::Adopted { slot, .. } => ("< adopted", (*slot).into()),
         Completion::Tick => ("< tick", 0),
         Completion::Wake => ("< wake", 0),
