@@ -83,8 +83,7 @@ impl World {
 
     /// Accepts what waits, as far as accepts are armed.
     pub(super) fn accept_progress(&mut self, ring: usize, listener: usize) {
-        loop {
-            let Some(accept) = self.rings[ring].listeners[listener].armed.front() else { break };
+        while let Some(accept) = self.rings[ring].listeners[listener].armed.front() {
             let (multishot, due_us) = (accept.multishot, accept.due_us);
             if self.rings[ring].listeners[listener].backlog.is_empty() {
                 break;
@@ -239,7 +238,7 @@ impl World {
         let bytes = send.buf[send.offset..send.offset + len].to_vec();
         self.sockets[socket].unread += len;
         self.tally.bytes_out += len as u64;
-        self.to_client(socket, Segment::Bytes(bytes));
+        self.toward_client(socket, Segment::Bytes(bytes));
         self.sent(ring, slot, Ok(len));
     }
 
@@ -269,7 +268,7 @@ impl World {
         let conn = ConnId { slot, generation: usage.generation.expect("set when the shutdown was asked for") };
         let socket = usage.socket;
         if !std::mem::replace(&mut self.sockets[socket].shut, true) {
-            self.to_client(socket, Segment::End);
+            self.toward_client(socket, Segment::End);
         }
         self.post(ring, 0, Completion::ShutDown { conn }, Vec::new());
     }
@@ -286,9 +285,9 @@ impl World {
         socket.server_gone = true;
         if !socket.inbound.is_empty() {
             // RFC 2525, section 2.17: a close with bytes unread resets the connection.
-            self.to_client(usage.socket, Segment::Reset);
+            self.toward_client(usage.socket, Segment::Reset);
         } else if !std::mem::replace(&mut socket.shut, true) {
-            self.to_client(usage.socket, Segment::End);
+            self.toward_client(usage.socket, Segment::End);
         }
     }
 
@@ -322,7 +321,7 @@ impl World {
         }
     }
 
-    pub(super) fn to_client(&mut self, socket: usize, segment: Segment) {
+    pub(super) fn toward_client(&mut self, socket: usize, segment: Segment) {
         let due_us = self.now_us + 1 + self.rng.below(self.faults.network_us_max);
         let peer = &mut self.sockets[socket];
         peer.outbound_due_us = peer.outbound_due_us.max(due_us);

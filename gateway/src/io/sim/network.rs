@@ -44,7 +44,7 @@ impl World {
         peer.inbound_due_us
     }
 
-    fn to_server(&mut self, socket: usize, segment: Segment) {
+    fn toward_server(&mut self, socket: usize, segment: Segment) {
         let due_us = self.inbound_due(socket);
         self.schedule(due_us, Event::ToServer { socket, segment });
     }
@@ -63,7 +63,7 @@ impl World {
                 let reach = if self.rng.chance(500) { len.min(40) } else { len };
                 len = self.rng.within(1, reach as u64) as usize;
             }
-            self.to_server(socket, Segment::Bytes(rest[..len].to_vec()));
+            self.toward_server(socket, Segment::Bytes(rest[..len].to_vec()));
             rest = &rest[len..];
         }
     }
@@ -86,7 +86,7 @@ impl World {
     /// The client shuts its write side and goes on reading.
     pub(crate) fn client_shutdown(&mut self, socket: usize) {
         self.note("client shuts", socket as u64, 0);
-        self.to_server(socket, Segment::End);
+        self.toward_server(socket, Segment::End);
     }
 
     /// The client closes; with bytes unread that is a reset.
@@ -108,7 +108,7 @@ impl World {
     fn client_leave(&mut self, socket: usize, last: Segment) {
         if !std::mem::replace(&mut self.sockets[socket].client_gone, true) {
             self.note("client leaves", socket as u64, u64::from(matches!(last, Segment::Reset)));
-            self.to_server(socket, last);
+            self.toward_server(socket, last);
         }
     }
 
@@ -125,7 +125,7 @@ impl World {
     /// The server's kernel turns a connection away.
     pub(super) fn refuse(&mut self, socket: usize) {
         self.sockets[socket].server_gone = true;
-        self.to_client(socket, Segment::Reset);
+        self.toward_client(socket, Segment::Reset);
     }
 
     pub(super) fn reached_server(&mut self, socket: usize, segment: Segment) {
@@ -133,7 +133,7 @@ impl World {
         let peer = &mut self.sockets[socket];
         if peer.server_gone {
             if matches!(segment, Segment::Bytes(_)) {
-                self.to_client(socket, Segment::Reset);
+                self.toward_client(socket, Segment::Reset);
             }
             return;
         }
@@ -147,7 +147,7 @@ impl World {
         }
         if spontaneous {
             self.break_off(socket);
-            self.to_client(socket, Segment::Reset);
+            self.toward_client(socket, Segment::Reset);
         }
         self.stir_server(socket);
     }
@@ -170,7 +170,7 @@ impl World {
             Segment::Bytes(bytes) if peer.client_gone => {
                 peer.unread -= bytes.len();
                 if !peer.server_gone {
-                    self.to_server(socket, Segment::Reset);
+                    self.toward_server(socket, Segment::Reset);
                 }
                 return;
             }
