@@ -26,7 +26,11 @@ impl CpuTime {
     fn read(pid: u32) -> io::Result<CpuTime> {
         let mut total = Duration::ZERO;
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let schedstat = match fs::read_to_string(thread?.path().join("schedstat")) {
+                // The thread has ended since the listing; the process goes on, or else its `stat` is gone below.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+                schedstat => schedstat?,
+            };
             let nanoseconds = schedstat.split_whitespace().next().and_then(|field| field.parse().ok());
             total += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
         }

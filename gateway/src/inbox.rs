@@ -86,6 +86,20 @@ impl Inboxes {
         inbox
     }
 
+    /// Takes out what waits for a user and came from one of the user's own sessions.
+    pub(crate) fn take_sent_by(&mut self, user: u64, origin: Origin) -> VecDeque<Unacked> {
+        let Some(inbox) = self.by_user.get_mut(&user) else { return VecDeque::new() };
+        if !inbox.iter().any(|message| message.origin == origin) {
+            return VecDeque::new();
+        }
+        let (taken, kept) = std::mem::take(inbox).into_iter().partition(|message| message.origin == origin);
+        *inbox = kept;
+        for message in &taken {
+            self.forget(message);
+        }
+        taken
+    }
+
     /// What waits for a user, oldest first, to be sent again.
     pub(crate) fn of(&mut self, user: u64) -> impl Iterator<Item = &mut Unacked> {
         self.by_user.get_mut(&user).into_iter().flatten()

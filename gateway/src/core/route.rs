@@ -181,7 +181,7 @@ impl Shard {
             message.sent_tick = tick;
             let header = again(message, user);
             for session in self.presence.sessions(user) {
-                let own = message.from == user && message.origin.conn.slot == session.slot;
+                let own = message.origin == Origin { shard: self.shard, conn: self.links.slots.id(session.slot) };
                 if !own && self.links.queue_message(session.slot, &header, &message.payload) == Queued::Yes {
                     self.links.stats.redeliveries.add(1);
                 }

@@ -11,6 +11,7 @@ use crate::mailbox::{Adoptee, Mailboxes, Origin, Outgoing};
 use crate::metrics::ShardStats;
 use crate::reason::CloseReason;
 use hashbrown::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use trunkline_proto::{Bye, Kind, Outcome, encode_message};
 use trunkline_router::presence::{Embedded, Presence};
@@ -186,15 +187,21 @@ impl Shard {
             return;
         };
         self.presence.logout(user, session);
-        if let Some(other) = self.presence.sessions(user).first() {
-            let tick = self.links.tick;
-            debug_assert_ne!(other.slot, slot);
-            if self.inboxes.len(user) > 0 {
-                self.links.wheel.arm_earlier(other.slot, tick + 1);
+        let left = match self.presence.sessions(user) {
+            [] => self.inboxes.take_all(user),
+            [last] => {
+                // A session is no recipient of what it sent itself.
+                let last = self.links.slots.id(last.slot);
+                self.inboxes.take_sent_by(user, Origin { shard: self.shard, conn: last })
             }
-            return;
+            _ => VecDeque::new(),
+        };
+        if let Some(other) = self.presence.sessions(user).first()
+            && self.inboxes.len(user) > 0
+        {
+            self.links.wheel.arm_earlier(other.slot, self.links.tick + 1);
         }
-        for message in self.inboxes.take_all(user) {
+        for message in left {
             self.links.stats.out_offline_refused.add(1);
             self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
         }
