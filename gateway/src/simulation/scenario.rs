@@ -66,10 +66,9 @@ impl Scenario {
             payload_max = 600;
             make_tight(&mut limits, &mut rng);
         }
-        if payload_max > 600 {
-            // Half a frame is no sign of life: a frame that takes more receives than a heartbeat has time for would end its connection.
-            limits.recv_buffer_bytes = limits.recv_buffer_bytes.max(1_024);
-        }
+        // Half a frame is no sign of life, so receiving one must not take as long as a heartbeat, whatever the faults.
+        let recv_bytes_min = 8_192 / u32::from(limits.recv_buffers);
+        limits.recv_buffer_bytes = limits.recv_buffer_bytes.max(recv_bytes_min);
         let users: BTreeSet<u64> = (0..rng.within(2, 7)).map(|_| rng.within(1, 2_000)).collect();
         Scenario {
             seed,
