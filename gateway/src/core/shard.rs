@@ -179,7 +179,7 @@ impl Shard {
         Bye { reconnect_after_ms, redirect: String::new(), text: text.to_owned() }
     }
 
-    /// Removes a session from presence. With the last one gone, what waits for the user's ACK is given up.
+    /// Removes a session from presence. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.
     fn session_ended(&mut self, slot: u32, user: u64) {
         let mut sessions = self.presence.sessions(user).iter();
         let Some(session) = sessions.find(|entry| entry.slot == slot).map(|entry| entry.session) else {
