@@ -14,6 +14,12 @@ pub(crate) fn pin(core: usize) -> Result<(), Failure> {
     if pinned { Ok(()) } else { Err(Failure::Setup(format!("cannot pin a thread to core {core}"))) }
 }
 
+/// The kernel's number of a core this process may use, counted from 0; a machine with fewer starts over.
+pub(crate) fn kernel_number(core: usize) -> Option<usize> {
+    let cores = core_affinity::get_core_ids()?;
+    cores.get(core % cores.len().max(1)).map(|core| core.id)
+}
+
 /// Runs the load on a thread of its own, pinned to the load core, and waits for it.
 pub(crate) fn on_load_core<T: Send>(load: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
     std::thread::scope(|scope| {

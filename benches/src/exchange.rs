@@ -42,7 +42,7 @@ impl Driver for Delivered {
         Ok(())
     }
 
-    fn closed(&mut self, connection: u32, how: &str) -> Failure {
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
         lost(&self.ledger, connection, how)
     }
 }

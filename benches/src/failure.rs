@@ -41,6 +41,15 @@ pub(crate) enum Failure {
         /// For how long.
         after: Duration,
     },
+    /// Some clients were refused or lost their connection.
+    ClientsLost {
+        /// What went wrong, with counts.
+        complaints: String,
+        /// How many clients there were.
+        clients: u32,
+    },
+    /// Bench and gateway count differently.
+    Accounts(String),
     /// A message was lost, doubled, reordered, altered or delivered to somebody else.
     Miscounted(Discrepancy),
 }
@@ -61,7 +70,12 @@ impl From<Discrepancy> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Setup(sentence) | Failure::ServerGone(sentence) => f.write_str(sentence),
+            Failure::Setup(sentence) | Failure::ServerGone(sentence) | Failure::Accounts(sentence) => {
+                f.write_str(sentence)
+            }
+            Failure::ClientsLost { complaints, clients } => {
+                write!(f, "not all of {clients} clients were served: {complaints}")
+            }
             Failure::System { doing, error } => write!(f, "{doing} failed: {error}"),
             Failure::Connect { target, error } => {
                 write!(f, "cannot connect to {target}: {error}; is a server running there?")

@@ -4,7 +4,7 @@
 use std::{
     io,
     net::SocketAddrV4,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,8 @@ use trunkline_proto::{FRAME_BYTES_MAX_LIMIT, Frame, decode};
 use crate::{
     clock::now_ns,
     failure::Failure,
-    ring::{Buffer, Completion, ReceiveEnd, Ring, RingCounters, RingShape, Wait, os},
+    ring::{Buffer, Completion, ReceiveEnd, Ring, RingCounters, RingShape, Wait},
+    sleeper::Sleeper,
     sockets::{self, INSTALL_BATCH},
 };
 
@@ -28,6 +29,36 @@ pub(crate) enum Arm {
     Always,
 }
 
+/// How a connection ended that the fleet did not end itself.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// It never was one.
+    NotConnected { target: SocketAddrV4, error: io::Error },
+    /// The server closed it.
+    Closed,
+    /// It broke.
+    Broken(io::Error),
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            End::NotConnected { target, error } => write!(f, "cannot connect to {target}: {error}"),
+            End::Closed => f.write_str("the server closed it"),
+            End::Broken(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What a driver made of received bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taken {
+    /// Bytes of whole frames; the rest is kept until more has come.
+    pub(crate) bytes: usize,
+    /// How many frames they were.
+    pub(crate) frames: usize,
+}
+
 /// What the owner of a fleet does with it.
 pub(crate) trait Driver {
     /// A connection is there. What is appended to `out` is sent on it.
@@ -37,17 +68,54 @@ pub(crate) trait Driver {
     /// connection, in one send with the answers to all frames of that buffer.
     fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure>;
 
-    /// The server has ended a connection.
-    fn closed(&mut self, connection: u32, how: &str) -> Failure;
+    /// The failure that a connection's unexpected end is.
+    fn lost(&mut self, connection: u32, how: &str) -> Failure;
+
+    /// Bytes have come, from the start of a frame on. The default takes them for frames of Trunkline's protocol.
+    fn received(
+        &mut self,
+        connection: u32,
+        bytes: &[u8],
+        now_ns: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<Taken, Failure> {
+        let mut taken = Taken { bytes: 0, frames: 0 };
+        loop {
+            match decode(&bytes[taken.bytes..], FRAME_BYTES_MAX_LIMIT) {
+                Ok(Some((frame, consumed))) => {
+                    self.frame(connection, &frame, now_ns, out)?;
+                    taken.frames += 1;
+                    taken.bytes += consumed;
+                }
+                Ok(None) => return Ok(taken),
+                Err(violation) => {
+                    return Err(self.lost(connection, &format!("the server sent a malformed frame: {violation}")));
+                }
+            }
+        }
+    }
+
+    /// A connection has ended, or could not be made. Without an error the run goes on, and its slot is closed.
+    fn ended(&mut self, connection: u32, end: End) -> Result<(), Failure> {
+        match end {
+            End::NotConnected { target, error } => Err(Failure::Connect { target: target.to_string(), error }),
+            end => Err(self.lost(connection, &end.to_string())),
+        }
+    }
+
+    /// The slot of a connection that ended or was cut is empty: it can be opened again.
+    fn freed(&mut self, _connection: u32) {}
 }
 
-/// Receive buffers of each ring, in all.
-const RECEIVE_BYTES_MAX: u32 = 8 << 20;
+/// Receive buffers of all rings together.
+const RECEIVE_BYTES_MAX: u32 = 64 << 20;
+const RECEIVE_BYTES_PER_RING_MAX: u32 = 8 << 20;
+const RECEIVE_BUFFERS_PER_RING_MIN: u32 = 64;
 const RECEIVE_BUFFER_BYTES_MIN: u32 = 2_048;
 const RECEIVE_BUFFER_BYTES_MAX: u32 = 1 << 17;
 /// A turn this full suggests that more is waiting than one plain enter takes (20 events since Linux 6.13).
 const BUSY_COMPLETIONS: usize = 16;
-const BUSY_BATCH: u32 = 256;
+const BUSY_BATCH: u32 = 1_024;
 
 /// State of one connection. It owns no memory while nothing is halfway.
 #[derive(Default)]
@@ -61,6 +129,12 @@ struct Connection {
     blocked: bool,
     /// The connection is listed in `dirty` because of its backlog.
     unblocked: bool,
+    /// Its socket is there and not connected yet.
+    prepared: bool,
+    /// The slot is being closed, or empty: whatever is still reported about it is of the past.
+    closed: bool,
+    /// It is empty.
+    empty: bool,
     /// A frame of which only the beginning has come.
     partial: Vec<u8>,
     /// Bytes the peer did not take yet.
@@ -80,8 +154,8 @@ pub(crate) struct Fleet {
     target: SocketAddrV4,
     lanes: Vec<Lane>,
     lane_slots: u32,
-    /// One for each lane, when there is more than one.
-    events: Vec<OwnedFd>,
+    /// For all lanes, when there is more than one.
+    sleeper: Option<Sleeper>,
     opened: u32,
 }
 
@@ -91,14 +165,16 @@ impl Fleet {
     pub(crate) fn new(target: SocketAddrV4, connections: u32, burst_bytes: u32) -> Result<Fleet, Failure> {
         let (lane_count, lane_slots) = sockets::tables_for(connections)?;
         let buffer_bytes = burst_bytes.next_power_of_two().clamp(RECEIVE_BUFFER_BYTES_MIN, RECEIVE_BUFFER_BYTES_MAX);
+        let receive_bytes = (RECEIVE_BYTES_MAX / lane_count).min(RECEIVE_BYTES_PER_RING_MAX);
+        let buffers = (receive_bytes / buffer_bytes).clamp(RECEIVE_BUFFERS_PER_RING_MIN, 1_024);
         let shape = RingShape {
             submissions: 4_096,
             completions: 32_768,
             slots: lane_slots,
-            buffers: (RECEIVE_BYTES_MAX / buffer_bytes).min(1_024) as u16,
+            buffers: 1 << buffers.ilog2(),
             buffer_bytes,
         };
-        let mut fleet = Fleet { target, lanes: Vec::new(), lane_slots, events: Vec::new(), opened: 0 };
+        let mut fleet = Fleet { target, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0 };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -106,17 +182,17 @@ impl Fleet {
             fleet.lanes.push(Lane { ring, connections: Vec::new(), dirty: Vec::new() });
         }
         if lane_count > 1 {
-            fleet.listen_to_events().map_err(|error| Failure::system("making event descriptors", error))?;
+            fleet.sleep_on_all().map_err(|error| Failure::system("making event descriptors", error))?;
         }
         Ok(fleet)
     }
 
-    fn listen_to_events(&mut self) -> io::Result<()> {
+    fn sleep_on_all(&mut self) -> io::Result<()> {
+        let mut sleeper = Sleeper::new()?;
         for lane in &mut self.lanes {
-            let event = os::event_fd()?;
-            lane.ring.signal(&event)?;
-            self.events.push(event);
+            lane.ring.signal(sleeper.add()?)?;
         }
+        self.sleeper = Some(sleeper);
         Ok(())
     }
 
@@ -136,27 +212,63 @@ impl Fleet {
         })
     }
 
-    /// Opens up to `count` more connections, which [`Driver::connected`] reports one by one.
+    /// Opens `count` more connections, which [`Driver::connected`] reports one by one.
     pub(crate) fn open(&mut self, count: u32) -> Result<(), Failure> {
-        let failed = |error| Failure::system("opening a client socket", error);
-        let mut left = count;
-        while left > 0 {
-            let lane_index = self.opened / self.lane_slots;
-            let first = self.opened % self.lane_slots;
-            let batch = left.min(INSTALL_BATCH).min(self.lane_slots - first);
-            let sockets = (self.opened..self.opened + batch).map(sockets::to_connect).collect::<io::Result<Vec<_>>>();
-            let sockets = sockets.map_err(failed)?;
-            let lane = &mut self.lanes[lane_index as usize];
-            let raw: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-            lane.ring.install(first, &raw).map_err(failed)?;
-            for slot in first..first + batch {
-                lane.connections.push(Connection::default());
-                lane.ring.connect(slot, self.target).map_err(failed)?;
+        self.open_at(self.opened, count)
+    }
+
+    /// Opens connections `first` to `first + count`: slots that were never used, or that are free again.
+    pub(crate) fn open_at(&mut self, first: u32, count: u32) -> Result<(), Failure> {
+        for connection in first..first + count {
+            let slot = connection % self.lane_slots;
+            let known = self.lanes[(connection / self.lane_slots) as usize].connections.get(slot as usize);
+            if !known.is_some_and(|known| known.prepared) {
+                self.prepare(connection, count - (connection - first))?;
             }
-            self.opened += batch;
-            left -= batch;
+            let lane = &mut self.lanes[(connection / self.lane_slots) as usize];
+            lane.connections[slot as usize].prepared = false;
+            lane.ring.connect(slot, self.target).map_err(socket_failed)?;
+        }
+        self.opened = self.opened.max(first + count);
+        Ok(())
+    }
+
+    /// Makes the sockets of connections `first` to `first + count`, so that opening them is nothing but connecting.
+    pub(crate) fn prepare(&mut self, first: u32, count: u32) -> Result<(), Failure> {
+        let mut next = first;
+        while next < first + count {
+            let first_slot = next % self.lane_slots;
+            let batch = (first + count - next).min(INSTALL_BATCH).min(self.lane_slots - first_slot);
+            let sockets = (next..next + batch).map(sockets::to_connect).collect::<io::Result<Vec<_>>>();
+            let sockets = sockets.map_err(socket_failed)?;
+            let lane = &mut self.lanes[(next / self.lane_slots) as usize];
+            let raw: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+            lane.ring.install(first_slot, &raw).map_err(socket_failed)?;
+            for slot in first_slot..first_slot + batch {
+                let prepared = Connection { prepared: true, ..Connection::default() };
+                match lane.connections.get_mut(slot as usize) {
+                    Some(connection) => *connection = prepared,
+                    None => lane.connections.push(prepared),
+                }
+            }
+            next += batch;
         }
         Ok(())
+    }
+
+    /// Ends a connection with a reset; [`Driver::freed`] tells when its slot is empty. Without effect on one that has
+    /// ended.
+    pub(crate) fn cut(&mut self, connection: u32) -> Result<(), Failure> {
+        let slot = connection % self.lane_slots;
+        self.lanes[(connection / self.lane_slots) as usize].cut(slot).map_err(ring_failed)
+    }
+
+    /// Stops receiving on a connection until it is armed again: what arrives fills the kernel's buffers.
+    pub(crate) fn disarm(&mut self, connection: u32) -> Result<(), Failure> {
+        let slot = connection % self.lane_slots;
+        let lane = &mut self.lanes[(connection / self.lane_slots) as usize];
+        lane.connections[slot as usize].always = false;
+        lane.ring.stop_receiving(slot).map_err(ring_failed)
     }
 
     /// Starts receiving on a connection on which nothing is armed.
@@ -186,14 +298,22 @@ impl Fleet {
             return Ok(happened);
         }
         let mut happened = 0;
+        let mut idle = true;
         for (index, lane) in self.lanes.iter_mut().enumerate() {
-            happened += lane.turn(index as u32 * self.lane_slots, self.target, driver, Wait::No)?;
-        }
-        if happened == 0 && self.lanes.iter().all(|lane| lane.dirty.is_empty()) {
-            os::wait_readable(&self.events, patience).map_err(ring_failed)?;
-            for event in &self.events {
-                os::reset_event(event).map_err(ring_failed)?;
+            if lane.dirty.is_empty() && !lane.ring.has_work() {
+                continue;
             }
+            idle = false;
+            let base = index as u32 * self.lane_slots;
+            let taken = lane.turn(base, self.target, driver, Wait::No)?;
+            happened += taken;
+            if taken >= BUSY_COMPLETIONS {
+                let more = Wait::AtMost { completions: BUSY_BATCH, timeout: Duration::ZERO };
+                happened += lane.turn(base, self.target, driver, more)?;
+            }
+        }
+        if idle && let Some(sleeper) = &self.sleeper {
+            sleeper.sleep(patience).map_err(ring_failed)?;
         }
         Ok(happened)
     }
@@ -205,6 +325,10 @@ impl Fleet {
         }
         Ok(())
     }
+}
+
+fn socket_failed(error: io::Error) -> Failure {
+    Failure::system("opening a client socket", error)
 }
 
 fn ring_failed(error: io::Error) -> Failure {
@@ -225,10 +349,10 @@ impl Lane {
     fn staged_since(&mut self, slot: u32, start: usize) {
         let staged = self.ring.staged();
         let added = staged.len() - start;
-        if added == 0 {
+        let connection = &mut self.connections[slot as usize];
+        if added == 0 || connection.closed {
             return;
         }
-        let connection = &mut self.connections[slot as usize];
         let (earlier, earlier_len) = (connection.start as usize, connection.len as usize);
         if earlier_len == 0 {
             if !connection.unblocked {
@@ -261,27 +385,33 @@ impl Lane {
     fn dispatch(&mut self, base: u32, target: SocketAddrV4, driver: &mut impl Driver) -> Result<(), Failure> {
         while let Some(completion) = self.ring.next() {
             match completion {
+                Completion::Connected { slot, .. } if self.connections[slot as usize].closed => {}
                 Completion::Connected { slot, errno: 0 } => {
                     let start = self.ring.staged().len();
                     let arm = driver.connected(base + slot, self.ring.staged())?;
                     self.staged_since(slot, start);
                     self.arm(slot, arm).map_err(ring_failed)?;
                 }
-                Completion::Connected { errno, .. } => {
+                Completion::Connected { slot, errno } => {
                     let error = io::Error::from_raw_os_error(errno);
-                    return Err(Failure::Connect { target: target.to_string(), error });
+                    self.ended(base, slot, End::NotConnected { target, error }, driver)?;
+                }
+                Completion::Received { slot, buffer, .. } if self.connections[slot as usize].closed => {
+                    self.ring.recycle(buffer);
                 }
                 Completion::Received { slot, buffer, armed } => self.received(base, slot, buffer, armed, driver)?,
+                Completion::ReceiveEnded { slot, .. } if self.connections[slot as usize].closed => {}
                 Completion::ReceiveEnded { slot, end } => match end {
                     ReceiveEnd::OutOfBuffers if self.connections[slot as usize].always => {
                         self.ring.receive_many(slot).map_err(ring_failed)?;
                     }
                     ReceiveEnd::OutOfBuffers => self.ring.receive_one(slot).map_err(ring_failed)?,
-                    ReceiveEnd::Eof => return Err(driver.closed(base + slot, "the server closed it")),
+                    ReceiveEnd::Eof => self.ended(base, slot, End::Closed, driver)?,
                     ReceiveEnd::Errno(errno) => {
-                        return Err(driver.closed(base + slot, &io::Error::from_raw_os_error(errno).to_string()));
+                        self.ended(base, slot, End::Broken(io::Error::from_raw_os_error(errno)), driver)?;
                     }
                 },
+                Completion::SendStopped { slot, .. } if self.connections[slot as usize].closed => {}
                 Completion::SendStopped { slot, errno: 0, rest } => {
                     let connection = &mut self.connections[slot as usize];
                     connection.blocked = true;
@@ -289,23 +419,41 @@ impl Lane {
                     self.ring.wait_writable(slot).map_err(ring_failed)?;
                 }
                 Completion::SendStopped { slot, errno, .. } => {
-                    return Err(driver.closed(base + slot, &io::Error::from_raw_os_error(errno).to_string()));
+                    self.ended(base, slot, End::Broken(io::Error::from_raw_os_error(errno)), driver)?;
                 }
                 Completion::Writable { slot } => {
                     let connection = &mut self.connections[slot as usize];
                     connection.blocked = false;
-                    if connection.len == 0 {
+                    if connection.len == 0 && !connection.closed {
                         connection.unblocked = true;
                         self.dirty.push(slot);
                     }
                 }
-                Completion::Closed => {}
+                Completion::Closed { slot } => {
+                    self.connections[slot as usize].empty = true;
+                    driver.freed(base + slot);
+                }
                 Completion::Accepted { .. } | Completion::AcceptEnded { .. } | Completion::Watched => {
                     unreachable!("a fleet neither accepts nor watches")
                 }
             }
         }
         Ok(())
+    }
+
+    fn ended(&mut self, base: u32, slot: u32, end: End, driver: &mut impl Driver) -> Result<(), Failure> {
+        driver.ended(base + slot, end)?;
+        self.cut(slot).map_err(ring_failed)
+    }
+
+    fn cut(&mut self, slot: u32) -> io::Result<()> {
+        let connection = &mut self.connections[slot as usize];
+        if connection.closed {
+            return Ok(());
+        }
+        // Its place in `dirty` is kept; it has nothing to send any more.
+        *connection = Connection { closed: true, unblocked: connection.unblocked, ..Connection::default() };
+        self.ring.close(slot)
     }
 
     fn received(
@@ -320,7 +468,6 @@ impl Lane {
         let connection = &mut self.connections[slot as usize];
         let (bytes, staged) = self.ring.received(&buffer);
         let start = staged.len();
-        let mut frames = 0;
         let whole;
         let bytes = if connection.partial.is_empty() {
             bytes
@@ -329,22 +476,9 @@ impl Lane {
             whole = std::mem::take(&mut connection.partial);
             &whole
         };
-        let mut at = 0;
-        loop {
-            match decode(&bytes[at..], FRAME_BYTES_MAX_LIMIT) {
-                Ok(Some((frame, consumed))) => {
-                    driver.frame(base + slot, &frame, now_ns, staged)?;
-                    frames += 1;
-                    at += consumed;
-                }
-                Ok(None) => break,
-                Err(violation) => {
-                    return Err(driver.closed(base + slot, &format!("the server sent a malformed frame: {violation}")));
-                }
-            }
-        }
-        connection.partial = bytes[at..].to_vec();
-        let go_on = !armed && (connection.always || frames == 0);
+        let taken = driver.received(base + slot, bytes, now_ns, staged)?;
+        connection.partial = bytes[taken.bytes..].to_vec();
+        let go_on = !armed && (connection.always || taken.frames == 0);
         let always = connection.always;
         self.ring.recycle(buffer);
         self.staged_since(slot, start);
@@ -387,9 +521,10 @@ impl Lane {
         /// Longer than any close takes.
         const PATIENCE: Duration = Duration::from_secs(10);
         let deadline = Instant::now() + PATIENCE;
-        let mut open = self.connections.len();
-        for slot in 0..open as u32 {
-            self.ring.close(slot)?;
+        let mut open = 0;
+        for slot in 0..self.connections.len() {
+            open += u32::from(!self.connections[slot].empty);
+            self.cut(slot as u32)?;
         }
         while open > 0 {
             if Instant::now() > deadline {
@@ -398,7 +533,7 @@ impl Lane {
             self.ring.turn(Wait::AtMost { completions: 1, timeout: Duration::from_millis(100) })?;
             while let Some(completion) = self.ring.next() {
                 match completion {
-                    Completion::Closed => open -= 1,
+                    Completion::Closed { .. } => open -= 1,
                     Completion::Received { buffer, .. } => self.ring.recycle(buffer),
                     _ => {}
                 }

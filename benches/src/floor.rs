@@ -127,7 +127,7 @@ impl Floor {
                         self.ring.wait_writable(slot)?;
                     }
                     // The receive of a connection that is gone ends as well, and closes it.
-                    Completion::SendStopped { .. } | Completion::Closed => {}
+                    Completion::SendStopped { .. } | Completion::Closed { .. } => {}
                     Completion::Writable { slot } => {
                         self.peers[slot as usize].blocked = false;
                         self.late.push(slot);

@@ -151,7 +151,7 @@ fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
         None
     };
 
-    let mut server = args.gateway.start()?;
+    let mut server = args.gateway.start(args.conns)?;
     let held = on_load_core(|| hold(args, &server, Entrance::Login, &users, client, number, &title("gateway")));
     let (gateway, exchanged) = held.map_err(|failure| server.explain(failure))?;
     server.stop()?;

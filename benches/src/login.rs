@@ -103,7 +103,7 @@ impl Driver for Logins<'_> {
         }
     }
 
-    fn closed(&mut self, connection: u32, how: &str) -> Failure {
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
         let user = self.users[connection as usize];
         let when = if self.entrance == Entrance::Login { "before its login was answered" } else { "at once" };
         Failure::ServerGone(format!("the connection of user {user} was lost {when}: {how}"))
@@ -125,7 +125,7 @@ impl Driver for Silence<'_> {
         Err(Discrepancy::unexpected(self.users[connection as usize], frame).into())
     }
 
-    fn closed(&mut self, connection: u32, how: &str) -> Failure {
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
         Failure::ServerGone(format!("the connection of user {} was lost: {how}", self.users[connection as usize]))
     }
 }
@@ -179,7 +179,7 @@ impl Driver for Pings<'_> {
         Ok(())
     }
 
-    fn closed(&mut self, connection: u32, how: &str) -> Failure {
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
         let user = self.users[connection as usize];
         Failure::ServerGone(format!("the idle connection of user {user} was lost: {how}"))
     }

@@ -6,12 +6,16 @@
 
 mod affinity;
 mod clock;
+mod counters;
+mod crowd;
 mod discrepancy;
 mod exchange;
 mod failure;
 mod fleet;
 mod floor;
+mod hold;
 mod idle;
+mod latency;
 mod ledger;
 mod login;
 mod pairs;
@@ -21,10 +25,13 @@ mod process;
 mod progress;
 mod report;
 mod ring;
+mod scenario;
 mod server;
+mod sleeper;
 mod sockets;
 mod traffic;
 mod users;
+mod watch;
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -49,6 +56,8 @@ enum Command {
     Pairs(pairs::PairsArgs),
     /// Memory of idle connections, user and kernel, of the gateway and of the floor
     Idle(idle::IdleArgs),
+    /// Log in many clients and keep them: login rate, memory, idle CPU, messages of a control group
+    Hold(hold::HoldArgs),
     /// The echo that the others start
     #[command(hide = true)]
     FloorServer(FloorServerArgs),
@@ -72,6 +81,7 @@ fn main() -> ExitCode {
         Command::Floor(args) => pairs::run_floor(&args),
         Command::Pairs(args) => pairs::run(&args),
         Command::Idle(args) => idle::run(&args),
+        Command::Hold(args) => hold::run(&args),
         Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch),
     };
     match result {

@@ -1,7 +1,7 @@
 //! `bench floor` and `bench pairs`: what a message costs.
 
 use std::{
-    net::SocketAddrV4,
+    net::{SocketAddr, SocketAddrV4},
     path::PathBuf,
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,6 +22,7 @@ use crate::{
     progress::Progress,
     report::{Machine, median, table, write_json},
     server::{GatewayCommand, Server},
+    sockets::{self, descriptor_limit},
     traffic::{self, Measurement, Stretch},
     users::{Placement, pairs},
 };
@@ -75,9 +76,15 @@ pub(crate) struct GatewayArgs {
     /// Its process id, whose CPU time and memory are read
     #[arg(long, value_name = "PID", requires = "gateway")]
     gateway_pid: Option<u32>,
-    /// Shards of the gateway
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_024))]
-    pub(crate) shards: u32,
+    /// Address of its HTTP interface, where its counters are read
+    #[arg(long, value_name = "ADDRESS", requires = "gateway")]
+    gateway_http: Option<SocketAddr>,
+    /// Allow a gateway that is not on loopback: only where its owner knows of the load
+    #[arg(long, requires = "gateway")]
+    beyond_loopback: bool,
+    /// Shards of the gateway [default: as few as hold the connections]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    shards: Option<u32>,
     /// Connections the gateway is to allow for each shard [default: the gateway's own]
     #[arg(long, value_name = "N")]
     pub(crate) connections_max: Option<u32>,
@@ -87,10 +94,29 @@ pub(crate) struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    /// Starts the gateway, or finds the running one.
-    pub(crate) fn start(&self) -> Result<Server, Failure> {
+    /// Shards of the gateway: the number asked for, or as few as hold so many connections under the limit of open
+    /// files.
+    pub(crate) fn shards_for(&self, connections: u32) -> Result<u32, Failure> {
+        match self.shards {
+            Some(shards) => Ok(shards),
+            None => Ok(sockets::shards_for(connections, descriptor_limit()?)),
+        }
+    }
+
+    /// Starts the gateway for so many connections, or finds the running one.
+    pub(crate) fn start(&self, connections: u32) -> Result<Server, Failure> {
+        self.start_on(connections, None)
+    }
+
+    /// The same, on one core only.
+    pub(crate) fn start_on(&self, connections: u32, core: Option<usize>) -> Result<Server, Failure> {
         if let (Some(address), Some(pid)) = (self.gateway, self.gateway_pid) {
-            return Server::running("gateway", address, pid);
+            if !address.ip().is_loopback() && !self.beyond_loopback {
+                return Err(Failure::Setup(format!(
+                    "{address} is not on loopback: say --beyond-loopback if its owner knows of the load"
+                )));
+            }
+            return Server::running("gateway", address, self.gateway_http, pid);
         }
         let binary = match &self.gateway_bin {
             Some(binary) => binary.clone(),
@@ -100,9 +126,10 @@ impl GatewayArgs {
         };
         Server::gateway(&GatewayCommand {
             binary,
-            shards: self.shards,
+            shards: self.shards_for(connections)?,
             connections_max: self.connections_max,
             arguments: self.gateway_arguments.clone(),
+            core,
         })
     }
 }
@@ -175,7 +202,7 @@ pub(crate) fn run_floor(args: &FloorArgs) -> Result<(), Failure> {
 
 /// Runs `bench pairs`.
 pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
-    let shards = args.gateway.shards;
+    let shards = args.gateway.shards_for(args.load.conns)?;
     if shards < 2 && (args.within || args.across) {
         return Err(Failure::Setup("--within and --across need --shards 2 or more".to_owned()));
     }
@@ -184,12 +211,12 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
     let mut cases = Vec::new();
     if shards < 2 {
         servers.push(Server::floor(args.load.conns, args.floor_batch)?);
-        servers.push(args.gateway.start()?);
+        servers.push(args.gateway.start(args.load.conns)?);
         cases.push(Case::new("floor", 0, Route::Echo, Placement::Any));
         cases.push(Case::new("gateway", 1, route, Placement::Any));
     } else {
         // The shards use all cores together with the load: only CPU time for a message can be compared.
-        servers.push(args.gateway.start()?);
+        servers.push(args.gateway.start(args.load.conns)?);
         let both = args.within == args.across;
         if args.within || both {
             cases.push(Case::new("gateway, within a shard", 0, route, Placement::Within));

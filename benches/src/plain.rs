@@ -138,7 +138,7 @@ impl Shelf {
                 }
                 ring.turn(Wait::AtMost { completions: 1, timeout: Duration::from_millis(100) }).map_err(failed)?;
                 while let Some(completion) = ring.next() {
-                    open -= u32::from(matches!(completion, Completion::Closed));
+                    open -= u32::from(matches!(completion, Completion::Closed { .. }));
                 }
             }
         }
@@ -181,7 +181,7 @@ impl Driver for Connected {
         unreachable!("nothing is armed")
     }
 
-    fn closed(&mut self, _: u32, how: &str) -> Failure {
+    fn lost(&mut self, _: u32, how: &str) -> Failure {
         Failure::ServerGone(format!("a plain connection was lost: {how}"))
     }
 }

@@ -1,6 +1,15 @@
-//! Progress bars on standard error, hidden when that is not a terminal.
+//! Progress on standard error: a bar on a terminal, else a line now and then.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{IsTerminal as _, stderr},
+    time::{Duration, Instant},
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between two lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Draws the phases of a bench, one after the other.
 #[derive(Clone, Debug)]
@@ -12,6 +21,11 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 pub(crate) struct Phase {
     bar: ProgressBar,
+    name: &'static str,
+    title: String,
+    figures: RefCell<String>,
+    /// Where there is no terminal: when the last line was written.
+    line: Option<Cell<Instant>>,
 }
 
 impl Progress {
@@ -26,7 +40,8 @@ impl Progress {
             .expect("the template is constant")
             .progress_chars("=> ");
         let bar = ProgressBar::new(length).with_style(style).with_prefix(self.title.clone()).with_message(name);
-        Phase { bar }
+        let line = (!stderr().is_terminal()).then(|| Cell::new(Instant::now()));
+        Phase { bar, name, title: self.title.clone(), figures: RefCell::default(), line }
     }
 }
 
@@ -34,6 +49,21 @@ impl Phase {
     /// Moves the bar.
     pub(crate) fn set(&self, position: u64) {
         self.bar.set_position(position);
+        if let Some(last) = &self.line
+            && last.get().elapsed() >= LINE_INTERVAL
+        {
+            last.set(Instant::now());
+            let length = self.bar.length().unwrap_or(0);
+            eprintln!("{}: {position}/{length} {} {}", self.title, self.name, self.figures.borrow());
+        }
+    }
+
+    /// Shows live figures beside the bar.
+    pub(crate) fn say(&self, figures: String) {
+        if self.line.is_none() {
+            self.bar.set_message(format!("{}, {figures}", self.name));
+        }
+        self.figures.replace(figures);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{affinity::SERVER_CORE, failure::Failure, process::is_running, ring::os, sockets::tables_for};
+use crate::{affinity::{SERVER_CORE, kernel_number}, failure::Failure, process::is_running, ring::os, sockets::tables_for};
 
 /// How long a server may take to say where it listens.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -26,6 +26,8 @@ const LAST_WORDS_LINES: usize = 12;
 pub(crate) struct Server {
     name: &'static str,
     address: SocketAddrV4,
+    /// Where its HTTP interface is, if it has one.
+    http: Arc<Mutex<Option<SocketAddr>>>,
     pid: u32,
     child: Option<Child>,
     last_words: Arc<Mutex<VecDeque<String>>>,
@@ -43,6 +45,8 @@ pub(crate) struct GatewayCommand {
     pub(crate) connections_max: Option<u32>,
     /// Further arguments, as given.
     pub(crate) arguments: Vec<String>,
+    /// The only core it may use, counted from 0; `None` leaves it all.
+    pub(crate) core: Option<usize>,
 }
 
 impl Server {
@@ -78,17 +82,26 @@ impl Server {
             command.args(["--connections-max", &connections.to_string()]);
         }
         command.args(&gateway.arguments).stdin(Stdio::null());
+        if let Some(core) = gateway.core.and_then(kernel_number) {
+            os::confine(&mut command, core);
+        }
         Server::start("gateway", command)
     }
 
     /// A server that runs already; `pid` is the process whose CPU time and memory are read.
-    pub(crate) fn running(name: &'static str, address: SocketAddrV4, pid: u32) -> Result<Server, Failure> {
+    pub(crate) fn running(
+        name: &'static str,
+        address: SocketAddrV4,
+        http: Option<SocketAddr>,
+        pid: u32,
+    ) -> Result<Server, Failure> {
         if !is_running(pid) {
             return Err(Failure::Setup(format!(
                 "there is no process {pid}: --gateway-pid names the {name} at {address}"
             )));
         }
-        Ok(Server { name, address, pid, child: None, last_words: Arc::default(), readers: Vec::new() })
+        let http = Arc::new(Mutex::new(http));
+        Ok(Server { name, address, http, pid, child: None, last_words: Arc::default(), readers: Vec::new() })
     }
 
     fn start(name: &'static str, mut command: Command) -> Result<Server, Failure> {
@@ -96,15 +109,17 @@ impl Server {
         os::die_with_parent(&mut command);
         let mut child = command.spawn().map_err(|error| Failure::system(&format!("starting the {name}"), error))?;
         let last_words = Arc::default();
+        let http = Arc::default();
         let (said, saying) = mpsc::channel();
         let stdout = child.stdout.take().expect("piped above");
         let stderr = child.stderr.take().expect("piped above");
         let readers = vec![
-            listen_to(stdout, Arc::clone(&last_words), Some(said)),
+            listen_to(stdout, Arc::clone(&last_words), Some((said, Arc::clone(&http)))),
             listen_to(stderr, Arc::clone(&last_words), None),
         ];
         let unknown = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0);
-        let mut server = Server { name, address: unknown, pid: child.id(), child: Some(child), last_words, readers };
+        let pid = child.id();
+        let mut server = Server { name, address: unknown, http, pid, child: Some(child), last_words, readers };
         server.address = match saying.recv_timeout(START_PATIENCE) {
             Ok(address) => address,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -122,6 +137,21 @@ impl Server {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddrV4 {
         self.address
+    }
+
+    /// Where its HTTP interface is. A child says so right after it says where it listens.
+    pub(crate) fn http(&self) -> Result<SocketAddr, Failure> {
+        let deadline = Instant::now() + END_PATIENCE;
+        loop {
+            if let Some(http) = *self.http.lock().unwrap_or_else(PoisonError::into_inner) {
+                return Ok(http);
+            }
+            if self.child.is_none() || Instant::now() > deadline {
+                let name = self.name;
+                return Err(Failure::Setup(format!("the HTTP address of the {name} is not known: say --gateway-http")));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Its process.
@@ -216,16 +246,19 @@ impl Drop for Server {
 fn listen_to(
     output: impl Read + Send + 'static,
     words: Arc<Mutex<VecDeque<String>>>,
-    said: Option<mpsc::Sender<SocketAddrV4>>,
+    said: Option<(mpsc::Sender<SocketAddrV4>, Arc<Mutex<Option<SocketAddr>>>)>,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
-        let mut said = said;
+        let (mut said, http) = said.unzip();
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            if let Some(SocketAddr::V4(address)) = listening_on(&line)
+            if let Some(SocketAddr::V4(address)) = address_after(&line, "listening on ")
                 && let Some(said) = said.take()
             {
                 // Nobody waits any more if the start has been given up.
                 let _ = said.send(address);
+            }
+            if let (Some(address), Some(http)) = (address_after(&line, "http on "), &http) {
+                *http.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
             }
             let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
             if words.len() == LAST_WORDS_LINES {
@@ -236,8 +269,8 @@ fn listen_to(
     })
 }
 
-fn listening_on(line: &str) -> Option<SocketAddr> {
-    line.strip_prefix("listening on ")?.split_whitespace().next()?.parse().ok()
+fn address_after(line: &str, words: &str) -> Option<SocketAddr> {
+    line.strip_prefix(words)?.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -274,7 +307,7 @@ mod tests {
     #[test]
     fn a_gateway_that_is_not_there_is_named() {
         let gateway =
-            GatewayCommand { binary: "/nowhere/gateway".into(), shards: 1, connections_max: None, arguments: vec![] };
+            GatewayCommand { binary: "/nowhere/gateway".into(), shards: 1, connections_max: None, arguments: vec![], core: None };
         let sentence = Server::gateway(&gateway).expect_err("missing").to_string();
         assert!(sentence.contains("/nowhere/gateway") && sentence.contains("cargo build"), "{sentence}");
     }

@@ -18,10 +18,30 @@ const DESCRIPTORS_SPARE: u64 = 256;
 /// Sockets opened before they are put into a ring's table together; each takes a descriptor for so long.
 pub(crate) const INSTALL_BATCH: u32 = 64;
 
+/// Slots a shard keeps beside those of its connections.
+const SHARD_SLOTS_RESERVED: u64 = 64;
+/// Share of a shard's slots that its users take on average: hashing spreads them, but not evenly.
+const SHARD_FILL: f64 = 0.95;
+
+/// Descriptors this process may have, and so a server it starts: raised to the hard limit.
+pub(crate) fn descriptor_limit() -> Result<u64, Failure> {
+    os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))
+}
+
+/// As few shards of a gateway as hold so many connections, when a shard's table is bounded by `limit`.
+pub(crate) fn shards_for(connections: u32, limit: u64) -> u32 {
+    let slots = limit.min(1 << 20).saturating_sub(SHARD_SLOTS_RESERVED).max(1);
+    if u64::from(connections) <= slots {
+        return 1;
+    }
+    // An even number, so that two cores have the same.
+    ((f64::from(connections) / (slots as f64 * SHARD_FILL)).ceil() as u32).next_multiple_of(2)
+}
+
 /// How many tables of direct descriptors so many connections take, and how many slots each has: the kernel bounds a
 /// ring's table by the limit of open files, which is raised to the hard limit here.
 pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
-    let limit = os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
+    let limit = descriptor_limit()?;
     let slots_max = limit.min(1 << 20) as u32;
     let tables = connections.div_ceil(slots_max.max(1)).max(1);
     // A ring and its event descriptor each.
@@ -39,6 +59,7 @@ pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
 pub(crate) fn to_connect(index: u32) -> io::Result<Socket> {
     let socket = blank()?;
     os::set_bind_address_no_port(socket.as_fd())?;
+    os::delay_first_ack(socket.as_fd())?;
     socket.bind(&source(index).into())?;
     Ok(socket)
 }
@@ -62,4 +83,18 @@ pub(crate) fn blank() -> io::Result<Socket> {
 fn source(index: u32) -> SocketAddrV4 {
     let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + 1 + index / CONNECTIONS_PER_SOURCE);
     SocketAddrV4::new(address, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_has_as_few_shards_as_hold_its_connections() {
+        assert_eq!(shards_for(19_936, 20_000), 1);
+        assert_eq!(shards_for(19_937, 20_000), 2);
+        assert_eq!(shards_for(40_000, 20_000), 4);
+        assert_eq!(shards_for(1_000_000, 20_000), 54);
+        assert_eq!(shards_for(1_000_000, 2_000_000), 1);
+    }
 }

@@ -104,7 +104,7 @@ impl Driver for Exchange<'_> {
         Ok(())
     }
 
-    fn closed(&mut self, connection: u32, how: &str) -> Failure {
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
         lost(self.ledger, connection, how)
     }
 }

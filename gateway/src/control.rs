@@ -64,6 +64,11 @@ impl ControlPort {
         Ok(())
     }
 
+    /// The shard's side: whether a request waits.
+    pub fn is_asked(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// The shard's side: the next request.
     pub fn take(&self) -> Option<Control> {
         self.queue.pop()

@@ -81,7 +81,7 @@ impl<I: Io> Core<I> {
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
         let was_blocked = self.blocked;
-        let completions = self.io.enter(if self.blocked { BLOCKED_WAIT_MICROS } else { wait_micros });
+        let completions = self.io.enter(if self.blocked { wait_micros.min(BLOCKED_WAIT_MICROS) } else { wait_micros });
         let ticked = self.shard.set_now(self.io.now());
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
@@ -101,6 +101,11 @@ impl<I: Io> Core<I> {
             self.count_turn(completions);
         }
         worked
+    }
+
+    /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.
+    pub(crate) fn is_due(&self) -> bool {
+        self.blocked || self.control.is_asked()
     }
 
     /// Whether the shard was drained and may stop.

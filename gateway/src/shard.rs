@@ -1,7 +1,9 @@
-//! Starts the shards: one pinned glommio executor each, hosting the shard's data ring.
+//! Starts the shards: a pinned glommio executor on each core, hosting the data rings of its shards.
 //!
-//! While there is work a shard waits in its data ring itself, so that a turn costs one system call. Only when the ring has been quiet for
-//! [`RING_WAIT_MICROS`] does it sleep in the executor, on the eventfd that ring and control thread signal.
+//! While there is work, a shard alone on its core waits in its data ring itself, so that a turn costs one system call. Shards that share a core
+//! take turns on its one thread: those with nothing to do are skipped without a system call, nobody switches threads, and what arrives
+//! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for [`RING_WAIT_MICROS`] does the thread
+//! sleep in the executor, on the eventfd that rings and control thread signal.
 
 use crate::auth::Auth;
 use crate::control::ControlPort;
@@ -10,19 +12,19 @@ use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
-use crate::waker::Waker;
+use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use std::fmt;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
+use std::{fmt, io};
 use tokio::sync::mpsc;
 
-/// How long a shard without work waits in its ring before it sleeps in the executor, which costs some microseconds to enter and leave.
+/// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to enter and leave.
 const RING_WAIT_MICROS: u32 = 1_000;
-/// A busy shard lets the executor's other tasks run after this many turns.
+/// A busy core lets the executor's other tasks run after this many turns.
 const TURNS_PER_YIELD: u32 = 64;
-/// glommio's own rings carry one read of an eventfd; its defaults (128 entries, 10 MiB of buffers for each shard) are made for files.
+/// glommio's own rings carry one read of an eventfd; its defaults (128 entries, 10 MiB of buffers for each core) are made for files.
 const EXECUTOR_RING_ENTRIES: usize = 8;
 const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
@@ -51,7 +53,7 @@ pub struct Shards {
     pub stats: Vec<Arc<ShardStats>>,
     /// Tells of each shard that ends, in whatever way.
     pub ended: mpsc::UnboundedReceiver<ShardEnd>,
-    threads: Vec<ExecutorJoinHandle<Result<(), String>>>,
+    threads: Vec<ExecutorJoinHandle<Result<(), ShardFailure>>>,
 }
 
 /// A shard's end.
@@ -88,23 +90,27 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let count = config.listeners.len() as u16;
     let mail = mailboxes(count);
     let ring_fds: RingFds = Arc::new((0..count).map(|_| OnceLock::new()).collect());
-    let gate = Arc::new(Gate { barrier: Barrier::new(usize::from(count) + 1), failed: AtomicBool::new(false) });
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let executors = usize::from(count).min(cores.len().max(1));
+    let gate = Arc::new(Gate { barrier: Barrier::new(executors + 1), failed: AtomicBool::new(false) });
     let (end_sender, ended) = mpsc::unbounded_channel();
     let mut shards = Shards { ports: Vec::new(), stats: Vec::new(), ended, threads: Vec::new() };
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
     let fail = |shard: u16, error: String| ShardFailure { shard, error };
+    let mut wakers = Vec::new();
+    for core in 0..executors {
+        let waker = Waker::new().map_err(|error| fail(core as u16, format!("making an eventfd: {error}")))?;
+        wakers.push(Arc::new(waker));
+    }
+    let mut seats: Vec<Vec<Seat>> = wakers.iter().map(|_| Vec::new()).collect();
     for (shard, listeners) in (0..count).zip(config.listeners) {
-        let waker = Arc::new(Waker::new().map_err(|error| fail(shard, format!("making an eventfd: {error}")))?);
+        let core = usize::from(shard) % executors;
         let stats = Arc::new(ShardStats::default());
-        let port = ControlPort::new(waker.clone());
+        let port = ControlPort::new(wakers[core].clone());
         shards.ports.push(port.clone());
         shards.stats.push(stats.clone());
-        let seat = Seat {
-            waker,
+        seats[core].push(Seat {
             port,
             listeners,
-            ring_fds: ring_fds.clone(),
-            gate: gate.clone(),
             end: EndSignal { shard, orderly: false, sender: end_sender.clone() },
             config: ShardConfig {
                 shard,
@@ -115,17 +121,20 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
             },
-        };
-        let placement = match cores.get(usize::from(shard) % cores.len().max(1)) {
+        });
+    }
+    for ((core, waker), seats) in wakers.into_iter().enumerate().zip(seats) {
+        let placement = match cores.get(core) {
             Some(core) => Placement::Fixed(core.id),
             None => Placement::Unbound,
         };
+        let (ring_fds, gate) = (ring_fds.clone(), gate.clone());
         let thread = LocalExecutorBuilder::new(placement)
-            .name(&format!("shard-{shard}"))
+            .name(&format!("core-{core}"))
             .ring_depth(EXECUTOR_RING_ENTRIES)
             .io_memory(EXECUTOR_IO_BYTES)
-            .spawn(move || seat.run())
-            .map_err(|error| fail(shard, format!("starting its executor: {error}")))?;
+            .spawn(move || run_core(seats, waker, ring_fds, gate))
+            .map_err(|error| fail(core as u16, format!("starting its executor: {error}")))?;
         shards.threads.push(thread);
     }
     gate.barrier.wait();
@@ -142,16 +151,11 @@ impl Shards {
     /// The first shard that failed.
     pub fn join(self) -> Result<(), ShardFailure> {
         let mut outcome = Ok(());
-        for (shard, thread) in (0u16..).zip(self.threads) {
-            let result = match thread.join() {
-                Ok(result) => result,
-                Err(error) => Err(format!("its executor failed: {error}")),
-            };
-            if let Err(error) = result
-                && outcome.is_ok()
-            {
-                outcome = Err(ShardFailure { shard, error });
-            }
+        for (core, thread) in (0u16..).zip(self.threads) {
+            // A core's first shard has its number.
+            let executor_failed =
+                |error| Err(ShardFailure { shard: core, error: format!("its executor failed: {error}") });
+            outcome = outcome.and(thread.join().unwrap_or_else(executor_failed));
         }
         outcome
     }
@@ -177,51 +181,91 @@ impl Drop for EndSignal {
     }
 }
 
-/// Everything a shard's thread starts with.
+/// Everything a shard starts with.
 struct Seat {
     config: ShardConfig,
-    waker: Arc<Waker>,
     port: ControlPort,
     listeners: Vec<TcpListener>,
-    ring_fds: RingFds,
-    gate: Arc<Gate>,
     end: EndSignal,
 }
 
-impl Seat {
-    async fn run(self) -> Result<(), String> {
-        let Seat { config, waker, port, listeners, ring_fds, gate, mut end } = self;
-        let stats = config.stats.clone();
+/// A shard in operation.
+struct Running {
+    core: Core<Uring>,
+    stats: Arc<ShardStats>,
+    end: EndSignal,
+}
+
+impl Running {
+    fn new(seat: Seat, waker: &Arc<Waker>, ring_fds: &RingFds) -> Result<Self, ShardFailure> {
+        let Seat { config, port, listeners, end } = seat;
+        let (shard, stats) = (config.shard, config.stats.clone());
         let listener_count = listeners.len() as u16;
-        let uring = Uring::new(config.shard, &config.limits, listeners, waker.clone(), ring_fds);
-        let parking = Parking::new(&waker);
-        if uring.is_err() || parking.is_err() {
-            gate.failed.store(true, Ordering::SeqCst);
-        }
-        gate.barrier.wait();
-        let parking = parking.map_err(|error| error.to_string())?;
-        let uring = uring.map_err(|error| error.to_string())?;
-        if gate.failed.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let mut core = Core::new(uring, config, port, listener_count);
-        let mut turns = 0u32;
-        while !core.finished() {
-            if core.turn(RING_WAIT_MICROS) {
-                turns = turns.wrapping_add(1);
-                if turns.is_multiple_of(TURNS_PER_YIELD) {
-                    glommio::yield_if_needed().await;
-                }
-            } else {
-                stats.parks.add(1);
-                parking.sleep().await.map_err(|error| format!("reading its eventfd: {error}"))?;
-            }
-        }
-        parking.close().await.map_err(|error| format!("closing its eventfd: {error}"))?;
-        end.orderly = true;
+        let uring = Uring::new(shard, &config.limits, listeners, waker.clone(), ring_fds.clone())
+            .map_err(|error| ShardFailure { shard, error: error.to_string() })?;
+        Ok(Running { core: Core::new(uring, config, port, listener_count), stats, end })
+    }
+
+    fn end(mut self) {
+        self.end.orderly = true;
         // Other shards may still send to this ring, and the kernel may still read what a connection that did not close had under way: both stay
         // until the process ends, which is next.
-        std::mem::forget(core);
-        Ok(())
+        std::mem::forget(self.core);
     }
+}
+
+/// The thread of a core: sets up its shards and turns them until all are drained.
+async fn run_core(
+    seats: Vec<Seat>,
+    waker: Arc<Waker>,
+    ring_fds: RingFds,
+    gate: Arc<Gate>,
+) -> Result<(), ShardFailure> {
+    let first = seats.first().map_or(0, |seat| seat.config.shard);
+    let fail = |what: &'static str| move |error: io::Error| ShardFailure { shard: first, error: format!("{what}: {error}") };
+    let set_up = || -> Result<_, ShardFailure> {
+        let running = seats.into_iter().map(|seat| Running::new(seat, &waker, &ring_fds)).collect::<Result<Vec<_>, _>>()?;
+        let making = fail("making its eventfd");
+        Ok((running, Parking::new(&waker).map_err(making)?, Nap::new(&waker).map_err(making)?))
+    };
+    let set_up = set_up();
+    if set_up.is_err() {
+        gate.failed.store(true, Ordering::SeqCst);
+    }
+    gate.barrier.wait();
+    let (mut shards, parking, nap) = set_up?;
+    if gate.failed.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    let mut turns = 0u32;
+    while !shards.is_empty() {
+        if turn_all(&mut shards) {
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(TURNS_PER_YIELD) {
+                glommio::yield_if_needed().await;
+            }
+        } else if shards.len() == 1 || !nap.take(RING_WAIT_MICROS).map_err(fail("waiting for its rings"))? {
+            shards.iter().for_each(|shard| shard.stats.parks.add(1));
+            parking.sleep().await.map_err(fail("reading its eventfd"))?;
+        }
+    }
+    parking.close().await.map_err(fail("closing its eventfd"))
+}
+
+/// One turn of each shard that has something to do; those that are drained end. Returns whether there was anything.
+fn turn_all(shards: &mut Vec<Running>) -> bool {
+    let mut worked = false;
+    if let [alone] = &mut **shards {
+        worked = alone.core.turn(RING_WAIT_MICROS);
+    } else {
+        for Running { core, .. } in &mut *shards {
+            if core.io.has_work() || core.is_due() {
+                worked |= core.turn(0);
+            }
+        }
+    }
+    for ended in shards.extract_if(.., |shard| shard.core.finished()) {
+        ended.end();
+    }
+    worked
 }

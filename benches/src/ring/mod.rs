@@ -81,7 +81,7 @@ pub(crate) enum Completion {
     /// A connection that took no more may take some again.
     Writable { slot: u32 },
     /// A slot is free again.
-    Closed,
+    Closed { slot: u32 },
     /// The watched descriptor is readable or hung up.
     Watched,
 }
@@ -173,6 +173,7 @@ impl Ring {
         let io: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(shape.completions)
             .build(shape.submissions)?;
@@ -199,6 +200,15 @@ impl Ring {
     pub(crate) fn counters(&mut self) -> RingCounters {
         self.counters.completion_overflows = u64::from(self.io.completion().overflow());
         self.counters
+    }
+
+    /// Whether a turn would do anything: something to submit, or something that has happened. Costs no system call.
+    pub(crate) fn has_work(&mut self) -> bool {
+        let submissions = self.io.submission();
+        !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow() || {
+            drop(submissions);
+            !self.io.completion().is_empty()
+        }
     }
 
     /// Makes `event` signal whenever completions may be waiting.
@@ -252,6 +262,12 @@ impl Ring {
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
         self.push(entry.user_data(user_data(Op::Receive, 0, slot)))
+    }
+
+    /// Ends the receive on `slot`, if one is armed; nothing is reported about that.
+    pub(crate) fn stop_receiving(&mut self, slot: u32) -> io::Result<()> {
+        let cancel = opcode::AsyncCancel::new(user_data(Op::Receive, 0, slot)).build();
+        self.push(cancel.user_data(user_data(Op::Cancel, 0, slot)))
     }
 
     /// Reports once when `slot` takes bytes again.
@@ -350,6 +366,8 @@ impl Ring {
             if self.io.submission().is_empty() {
                 return Ok(());
             }
+            // Without it a receive that is armed again and again in one turn would never see the buffers given back since.
+            self.pool.publish();
             self.enter(Wait::No)?;
             self.take_completions();
         }
@@ -411,10 +429,12 @@ impl Ring {
                 Op::Accept if result >= 0 => Completion::Accepted { slot: result as u32 },
                 Op::Accept => Completion::AcceptEnded { errno },
                 Op::Connect => Completion::Connected { slot, errno },
-                Op::Receive => self.receive_completed(slot, result, flags),
                 Op::Send => self.send_stopped(slot, (user_data >> 32) as usize & (SENDS_MAX - 1), result),
+                // The slot was closed under it.
+                Op::Receive | Op::Writable if errno == libc::ECANCELED => continue,
+                Op::Receive => self.receive_completed(slot, result, flags),
                 Op::Writable => Completion::Writable { slot },
-                Op::Close => Completion::Closed,
+                Op::Close => Completion::Closed { slot },
                 Op::Watch => Completion::Watched,
                 Op::Cancel => continue,
             };

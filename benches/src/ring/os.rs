@@ -4,12 +4,11 @@ use std::{
     io, mem,
     net::SocketAddrV4,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsRawFd, BorrowedFd},
         unix::process::CommandExt,
     },
     process::{Child, Command},
     ptr,
-    time::Duration,
 };
 
 /// The kernel's form of an address.
@@ -49,46 +48,41 @@ pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// A counter the kernel raises when something has happened on a ring; reading resets it.
-pub(crate) fn event_fd() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is passed.
-    let fd = checked(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-    // SAFETY: the descriptor was just made, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Sets a counter of [`event_fd`] back.
-pub(crate) fn reset_event(event: &OwnedFd) -> io::Result<()> {
-    let mut count = [0u8; 8];
-    // SAFETY: the eight bytes live on this stack frame for the whole call.
-    let read = unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    match read {
-        ..0 => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            error => Err(error),
-        },
-        _ => Ok(()),
-    }
-}
-
-/// Waits until one of `fds` is readable or the time is over.
-pub(crate) fn wait_readable(fds: &[OwnedFd], timeout: Duration) -> io::Result<()> {
-    let mut polled: Vec<libc::pollfd> =
-        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
-    let timeout_ms = timeout.as_millis().min(i32::MAX as u128) as libc::c_int;
-    // SAFETY: the vector lives until the call returns, and its length is given.
-    match checked(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms) }) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Makes the kernel kill the child when the thread that starts it ends, so that no server outlives a bench.
 pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec; prctl is async-signal-safe and touches no memory.
     unsafe {
         command.pre_exec(|| checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map(drop));
     }
+}
+
+/// Lets the child run on one core only, which it then takes for the whole machine.
+pub(crate) fn confine(command: &mut Command, core: usize) {
+    // SAFETY: the closure runs between fork and exec; sched_setaffinity is async-signal-safe, and the set lives on the closure's stack
+    // for the whole call. CPU_SET checks the number against the size of the set.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::cpu_set_t = mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            checked(libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), &set)).map(drop)
+        });
+    }
+}
+
+/// Sends the acknowledgement of the connection's beginning together with the first bytes, as clients that speak first do.
+pub(crate) fn delay_first_ack(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let off: libc::c_int = 0;
+    // SAFETY: the option value lives on this stack frame for the whole call, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            ptr::from_ref(&off).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    checked(result).map(drop)
 }
 
 /// Asks a child to end.

@@ -159,7 +159,7 @@ fn closing_ends_the_receive_and_frees_the_slot() {
     while !(ended && closed) {
         match next(&mut ring) {
             Completion::ReceiveEnded { slot: 0, end: ReceiveEnd::Errno(libc::ECANCELED) } => ended = true,
-            Completion::Closed => closed = true,
+            Completion::Closed { .. } => closed = true,
             other => panic!("{other:?}"),
         }
     }

@@ -1,0 +1,534 @@
+//! The clients of a scenario: they log in at a set pace, keep their sessions alive with heartbeats, send messages on a
+//! schedule, leave, are cut off and come back. Whatever goes wrong with one of them is counted by kind, and the others
+//! go on.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use trunkline_proto::{
+    Code, Frame, Header, Kind, Login, LoginOk, VERSION, encode, encode_message, prost::Message as _,
+};
+
+use crate::{
+    clock::now_ns,
+    discrepancy::Discrepancy,
+    failure::Failure,
+    fleet::{Arm, Driver, End, Fleet},
+    latency,
+    ledger::Ledger,
+};
+
+/// How long nothing may happen while something is awaited.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Pings and messages written before the fleet is turned again, so that a late bench catches up without a pause.
+const BURST_MAX: u64 = 2_048;
+
+/// Where a client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not connected.
+    Out,
+    /// Connecting, or waiting for LOGIN_OK.
+    Entering,
+    /// Logged in.
+    In,
+    /// Logged in, and a PING is on its way.
+    Asked,
+    /// Has sent LOGOUT.
+    Leaving,
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Logged in now.
+    pub(crate) inside: u32,
+    /// Logins answered with LOGIN_OK, ever.
+    pub(crate) logins: u64,
+    /// Logins that came to nothing.
+    pub(crate) refused: u64,
+    /// Sessions that ended although their client did not want it.
+    pub(crate) lost: u64,
+    /// Sessions ended by LOGOUT.
+    pub(crate) left: u64,
+    /// PONGs received.
+    pub(crate) pongs: u64,
+    entering: u32,
+    leaving: u32,
+}
+
+/// When the clients of an open-loop schedule send: message `i` at `i / rate`, whatever has become of those before.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    rate: f64,
+    began_ns: u64,
+    written: u64,
+}
+
+/// Histograms of one stretch of time, in nanoseconds.
+#[derive(Debug)]
+pub(crate) struct Latencies {
+    /// From the intended time of a message to taking it from the kernel.
+    pub(crate) messages: Histogram<u64>,
+    /// From the intended time of a message to writing it: how late the bench itself is.
+    pub(crate) lateness: Histogram<u64>,
+    /// From PING to PONG.
+    pub(crate) pongs: Histogram<u64>,
+}
+
+impl Latencies {
+    fn new() -> Latencies {
+        Latencies { messages: latency::histogram(), lateness: latency::histogram(), pongs: latency::histogram() }
+    }
+}
+
+/// Clients, one for each connection of a fleet.
+pub(crate) struct Crowd {
+    stages: Vec<Stage>,
+    /// When the open or the PING under way began, in microseconds of the load's clock; wraps after 71 minutes.
+    began_us: Vec<u32>,
+    /// Connections below this one receive all the time, the others only what they wait for.
+    attentive: u32,
+    heartbeat_secs: u32,
+    pub(crate) tally: Tally,
+    /// What went wrong with clients, by kind.
+    pub(crate) failures: BTreeMap<String, u64>,
+    pub(crate) ledger: Ledger,
+    pub(crate) login_latency: Histogram<u64>,
+    pub(crate) latencies: Latencies,
+    schedule: Option<Schedule>,
+    next_flow: u32,
+    pings: Option<Pings>,
+    /// To be cut after this turn.
+    doomed: Vec<u32>,
+    /// Slots that have become free.
+    pub(crate) freed: Vec<u32>,
+}
+
+/// A sweep that pings each client once in each interval.
+#[derive(Clone, Copy, Debug)]
+struct Pings {
+    interval_ns: u64,
+    began_ns: u64,
+    asked: u64,
+}
+
+/// A range of connections that are being opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    next: u32,
+    first: u32,
+    end: u32,
+    /// Logins under way at the same time.
+    under_way_max: u32,
+    /// Opened per second; `None` is as fast as it goes.
+    rate: Option<f64>,
+    began_ns: u64,
+}
+
+impl Opening {
+    /// Opens connections `first` to `end`, as many at a time as told and at the given rate.
+    pub(crate) fn new(first: u32, end: u32, under_way_max: u32, rate: Option<f64>) -> Opening {
+        Opening { next: first, first, end, under_way_max, rate, began_ns: now_ns() }
+    }
+
+    fn due(&self, entering: u32) -> u32 {
+        let room = self.under_way_max.saturating_sub(entering).min(self.end - self.next);
+        let Some(rate) = self.rate else { return room };
+        let due = (now_ns() - self.began_ns) as f64 / 1e9 * rate;
+        room.min((due as u32).saturating_sub(self.next - self.first))
+    }
+}
+
+impl Crowd {
+    /// A crowd for the users of `ledger`. Those below `attentive` receive all the time.
+    pub(crate) fn new(ledger: Ledger, attentive: u32, heartbeat_secs: u32) -> Crowd {
+        let count = ledger.user_count();
+        Crowd {
+            stages: vec![Stage::Out; count],
+            began_us: vec![0; count],
+            attentive,
+            heartbeat_secs,
+            tally: Tally::default(),
+            failures: BTreeMap::new(),
+            ledger,
+            login_latency: latency::histogram(),
+            latencies: Latencies::new(),
+            schedule: None,
+            next_flow: 0,
+            pings: None,
+            doomed: Vec::new(),
+            freed: Vec::new(),
+        }
+    }
+
+    /// Starts a new stretch of time: returns the latencies of the last one.
+    pub(crate) fn take_latencies(&mut self) -> Latencies {
+        std::mem::replace(&mut self.latencies, Latencies::new())
+    }
+
+    /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that.
+    pub(crate) fn send_at(&mut self, rate: Option<f64>) {
+        self.schedule =
+            rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
+    }
+
+    /// From now on each client sends a PING in each interval; `None` ends that.
+    pub(crate) fn ping_every(&mut self, interval: Option<Duration>) {
+        self.pings =
+            interval.map(|interval| Pings { interval_ns: interval.as_nanos() as u64, began_ns: now_ns(), asked: 0 });
+    }
+
+    /// Does what is due, turns the fleet once, and deals with what came of it. Returns how much happened.
+    pub(crate) fn step(&mut self, fleet: &mut Fleet, patience: Duration) -> Result<usize, Failure> {
+        self.ask(fleet)?;
+        self.write(fleet);
+        let patience = self.schedule.map_or(patience, |schedule| {
+            let next_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
+            patience.min(Duration::from_nanos(next_ns.saturating_sub(now_ns())))
+        });
+        let happened = fleet.turn(self, patience)?;
+        for connection in std::mem::take(&mut self.doomed) {
+            fleet.cut(connection)?;
+        }
+        if self.tally.inside == 0 && self.tally.lost > 0 && self.tally.entering == 0 && self.tally.leaving == 0 {
+            return Err(Failure::ServerGone(format!("every connection was lost: {}", self.complaints())));
+        }
+        Ok(happened)
+    }
+
+    /// Steps on for a while.
+    pub(crate) fn run_for(
+        &mut self,
+        fleet: &mut Fleet,
+        length: Duration,
+        mut tick: impl FnMut(&mut Crowd),
+    ) -> Result<(), Failure> {
+        let end = Instant::now() + length;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            self.step(fleet, left.min(Duration::from_millis(50)))?;
+            tick(self);
+        }
+        Ok(())
+    }
+
+    /// Opens and logs in a range of connections, until each of them is in or has failed.
+    pub(crate) fn enter(
+        &mut self,
+        fleet: &mut Fleet,
+        mut opening: Opening,
+        mut tick: impl FnMut(&Crowd),
+    ) -> Result<(), Failure> {
+        let mut last_progress = Instant::now();
+        while opening.next < opening.end || self.tally.entering > 0 {
+            self.open_due(fleet, &mut opening)?;
+            let before = self.tally.entering;
+            if self.step(fleet, Duration::from_millis(5))? > 0 || before == 0 {
+                last_progress = Instant::now();
+            } else if last_progress.elapsed() > PATIENCE {
+                let there = self.tally.inside;
+                let waiting_for = format!("LOGIN_OK; {there} of {} are there", self.stages.len());
+                return Err(Failure::Stalled { waiting_for, after: PATIENCE });
+            }
+            if self.tally.logins == 0 && self.tally.refused > 0 && self.tally.entering == 0 {
+                return Err(Failure::ServerGone(format!("not one login succeeded: {}", self.complaints())));
+            }
+            tick(self);
+        }
+        Ok(())
+    }
+
+    /// Opens those connections of a range that are due.
+    pub(crate) fn open_due(&mut self, fleet: &mut Fleet, opening: &mut Opening) -> Result<(), Failure> {
+        let count = opening.due(self.tally.entering);
+        if count == 0 {
+            return Ok(());
+        }
+        self.open(fleet, opening.next, count)?;
+        opening.next += count;
+        Ok(())
+    }
+
+    /// Opens connections whose slots are free.
+    pub(crate) fn open(&mut self, fleet: &mut Fleet, first: u32, count: u32) -> Result<(), Failure> {
+        let now_us = (now_ns() / 1_000) as u32;
+        for connection in first as usize..(first + count) as usize {
+            self.stages[connection] = Stage::Entering;
+            self.began_us[connection] = now_us;
+        }
+        self.tally.entering += count;
+        fleet.open_at(first, count)
+    }
+
+    /// Cuts connections `first` to `end` off, as if their network were gone, and waits until their slots are free.
+    pub(crate) fn cut(&mut self, fleet: &mut Fleet, first: u32, end: u32) -> Result<(), Failure> {
+        self.freed.clear();
+        let mut cut = 0;
+        for connection in first..end {
+            let stage = std::mem::replace(&mut self.stages[connection as usize], Stage::Out);
+            if stage != Stage::Out {
+                assert!(matches!(stage, Stage::In | Stage::Asked), "only sessions are cut off");
+                self.tally.inside -= 1;
+                cut += 1;
+                fleet.cut(connection)?;
+            }
+        }
+        let mut last_progress = Instant::now();
+        while self.freed.len() < cut {
+            let before = self.freed.len();
+            self.step(fleet, Duration::from_millis(5))?;
+            if self.freed.len() > before {
+                last_progress = Instant::now();
+            } else if last_progress.elapsed() > PATIENCE {
+                let waiting_for = format!("{} connections to close", cut - self.freed.len());
+                return Err(Failure::Stalled { waiting_for, after: PATIENCE });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a client is logged in.
+    pub(crate) fn is_in(&self, connection: u32) -> bool {
+        matches!(self.stages[connection as usize], Stage::In | Stage::Asked)
+    }
+
+    /// Sends the next message of a flow now.
+    pub(crate) fn send(&mut self, fleet: &mut Fleet, flow: u32, intended_ns: u64) {
+        let ledger = &mut self.ledger;
+        fleet.stage(ledger.flow(flow).from, |out| ledger.send(flow, intended_ns, out));
+    }
+
+    /// Sends LOGOUT on a connection, which the server then closes.
+    pub(crate) fn leave(&mut self, fleet: &mut Fleet, connection: u32) -> Result<(), Failure> {
+        self.stages[connection as usize] = Stage::Leaving;
+        self.tally.inside -= 1;
+        self.tally.leaving += 1;
+        let header = Header { kind: Kind::Logout, flags: 0, aux: 0, id: 0, peer: 0, stamp: 0 };
+        fleet.stage(connection, |out| encode(out, &header, &[]));
+        if connection >= self.attentive {
+            fleet.arm(connection, Arm::OneFrame)?;
+        }
+        Ok(())
+    }
+
+    /// Steps on until every message is accounted for, and a little longer in case one comes too many.
+    pub(crate) fn settle(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
+        self.send_at(None);
+        let mut last_progress = Instant::now();
+        let mut outstanding = self.ledger.outstanding();
+        while outstanding > 0 {
+            self.step(fleet, Duration::from_millis(50))?;
+            if self.ledger.outstanding() < outstanding {
+                last_progress = Instant::now();
+            } else if last_progress.elapsed() > PATIENCE {
+                break;
+            }
+            outstanding = self.ledger.outstanding();
+        }
+        self.run_for(fleet, Duration::from_millis(50), |_| ())?;
+        Ok(self.ledger.settled()?)
+    }
+
+    /// Asks every client for a last PONG. Those that do not answer are lost.
+    pub(crate) fn roll_call(&mut self, fleet: &mut Fleet, mut tick: impl FnMut(&Crowd)) -> Result<(), Failure> {
+        self.ping_every(None);
+        let mut last_progress = Instant::now();
+        let mut next = 0;
+        loop {
+            let mut asked = 0;
+            while (next as usize) < self.stages.len() && asked < BURST_MAX {
+                if self.stages[next as usize] == Stage::In {
+                    self.ping(fleet, next)?;
+                    asked += 1;
+                }
+                next += 1;
+            }
+            let before = self.tally.pongs;
+            self.step(fleet, Duration::from_millis(5))?;
+            tick(self);
+            if self.tally.pongs > before || asked > 0 {
+                last_progress = Instant::now();
+            }
+            let all_asked = next as usize == self.stages.len();
+            if all_asked && !self.stages.contains(&Stage::Asked) {
+                return Ok(());
+            }
+            if last_progress.elapsed() > PATIENCE {
+                for connection in 0..self.stages.len() as u32 {
+                    if self.stages[connection as usize] == Stage::Asked {
+                        self.gone(connection, "no PONG");
+                    }
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// Kinds of failures with their counts, for a sentence.
+    pub(crate) fn complaints(&self) -> String {
+        let kinds = self.failures.iter().map(|(kind, count)| format!("{kind} ({count})"));
+        kinds.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether nothing went wrong with any client.
+    pub(crate) fn judge(&self) -> Result<(), Failure> {
+        if self.failures.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::ClientsLost { complaints: self.complaints(), clients: self.stages.len() as u32 })
+    }
+
+    fn ask(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
+        let Some(mut pings) = self.pings else { return Ok(()) };
+        let clients = self.stages.len() as u64;
+        let due = ((now_ns() - pings.began_ns) as u128 * u128::from(clients) / u128::from(pings.interval_ns)) as u64;
+        let end = due.min(pings.asked + BURST_MAX);
+        while pings.asked < end {
+            let connection = (pings.asked % clients) as u32;
+            pings.asked += 1;
+            match self.stages[connection as usize] {
+                Stage::In => self.ping(fleet, connection)?,
+                Stage::Asked => self.gone(connection, "no PONG for a whole heartbeat"),
+                Stage::Out | Stage::Entering | Stage::Leaving => {}
+            }
+        }
+        self.pings = Some(pings);
+        Ok(())
+    }
+
+    fn ping(&mut self, fleet: &mut Fleet, connection: u32) -> Result<(), Failure> {
+        self.stages[connection as usize] = Stage::Asked;
+        self.began_us[connection as usize] = (now_ns() / 1_000) as u32;
+        let header = Header { kind: Kind::Ping, flags: 0, aux: connection as u16, id: 0, peer: 0, stamp: 0 };
+        fleet.stage(connection, |out| encode(out, &header, &[]));
+        if connection >= self.attentive {
+            fleet.arm(connection, Arm::OneFrame)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, fleet: &mut Fleet) {
+        let Some(mut schedule) = self.schedule else { return };
+        let now = now_ns();
+        let due = ((now - schedule.began_ns) as f64 * schedule.rate / 1e9) as u64 + 1;
+        for _ in schedule.written..due.min(schedule.written + BURST_MAX) {
+            let intended_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
+            schedule.written += 1;
+            let flow = self.next_flow;
+            self.next_flow = (flow + 1) % self.ledger.flow_count() as u32;
+            self.latencies.lateness.saturating_record(now.saturating_sub(intended_ns));
+            self.send(fleet, flow, intended_ns);
+        }
+        self.schedule = Some(schedule);
+    }
+
+    fn elapsed_ns(&self, connection: u32, now_ns: u64) -> u64 {
+        let elapsed_us = ((now_ns / 1_000) as u32).wrapping_sub(self.began_us[connection as usize]);
+        u64::from(elapsed_us) * 1_000
+    }
+
+    /// A client is gone against its will.
+    fn gone(&mut self, connection: u32, how: &str) {
+        let stage = std::mem::replace(&mut self.stages[connection as usize], Stage::Out);
+        let kind = match stage {
+            Stage::Out => return,
+            Stage::Entering => {
+                self.tally.entering -= 1;
+                self.tally.refused += 1;
+                format!("login: {how}")
+            }
+            Stage::In | Stage::Asked => {
+                self.tally.inside -= 1;
+                self.tally.lost += 1;
+                format!("session: {how}")
+            }
+            Stage::Leaving => {
+                self.tally.leaving -= 1;
+                self.tally.lost += 1;
+                format!("logout: {how}")
+            }
+        };
+        *self.failures.entry(kind).or_default() += 1;
+        self.doomed.push(connection);
+    }
+}
+
+impl Driver for Crowd {
+    fn connected(&mut self, connection: u32, out: &mut Vec<u8>) -> Result<Arm, Failure> {
+        let login = Login {
+            version: VERSION,
+            user: self.ledger.user(connection),
+            agent: "bench".to_owned(),
+            heartbeat_secs: self.heartbeat_secs,
+            ..Login::default()
+        };
+        encode_message(out, Kind::Login, 0, &login);
+        Ok(if connection < self.attentive { Arm::Always } else { Arm::OneFrame })
+    }
+
+    fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, _: &mut Vec<u8>) -> Result<(), Failure> {
+        let stage = self.stages[connection as usize];
+        match (frame.known(), stage) {
+            (Some(Kind::Deliver), _) => {
+                let delivery = self.ledger.received(connection, frame, now_ns)?;
+                if !delivery.lossy {
+                    self.latencies.messages.saturating_record(delivery.latency_ns);
+                }
+                Ok(())
+            }
+            (Some(Kind::LoginOk), Stage::Entering) => {
+                let user = self.ledger.user(connection);
+                let malformed = |what: String| Discrepancy::Unexpected { user, frame: what };
+                let ok = LoginOk::decode(frame.body)
+                    .map_err(|error| malformed(format!("a LOGIN_OK whose body is no LoginOk: {error}")))?;
+                if ok.heartbeat_secs < self.heartbeat_secs {
+                    return Err(Failure::Setup(format!(
+                        "the gateway grants a heartbeat of {} s and not of {} s: choose another --heartbeat, or raise its --heartbeat-secs-max",
+                        ok.heartbeat_secs, self.heartbeat_secs
+                    )));
+                }
+                self.login_latency.saturating_record(self.elapsed_ns(connection, now_ns));
+                self.stages[connection as usize] = Stage::In;
+                self.tally.entering -= 1;
+                self.tally.inside += 1;
+                self.tally.logins += 1;
+                Ok(())
+            }
+            (Some(Kind::Pong), Stage::Asked) if frame.aux == connection as u16 => {
+                self.latencies.pongs.saturating_record(self.elapsed_ns(connection, now_ns));
+                self.stages[connection as usize] = Stage::In;
+                self.tally.pongs += 1;
+                Ok(())
+            }
+            (Some(kind @ (Kind::Bye | Kind::Error)), _) => {
+                let reason = Code::from_u16(frame.aux).map_or("unknown", Code::text);
+                self.gone(connection, &format!("{} {} {reason}", kind.name(), frame.aux));
+                Ok(())
+            }
+            _ => Err(Discrepancy::unexpected(self.ledger.user(connection), frame).into()),
+        }
+    }
+
+    fn lost(&mut self, connection: u32, how: &str) -> Failure {
+        Failure::ServerGone(format!("the connection of user {} was lost: {how}", self.ledger.user(connection)))
+    }
+
+    fn ended(&mut self, connection: u32, end: End) -> Result<(), Failure> {
+        match (self.stages[connection as usize], &end) {
+            (Stage::Leaving, End::Closed) => {
+                self.stages[connection as usize] = Stage::Out;
+                self.tally.leaving -= 1;
+                self.tally.left += 1;
+            }
+            _ => self.gone(connection, &end.to_string()),
+        }
+        Ok(())
+    }
+
+    fn freed(&mut self, connection: u32) {
+        self.freed.push(connection);
+    }
+}

@@ -1,0 +1,252 @@
+//! `bench hold`: log in many clients and keep them, with heartbeats, while a control group exchanges messages.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    affinity::on_load_core,
+    crowd::Crowd,
+    failure::Failure,
+    fleet::Fleet,
+    plain::{self, Share},
+    process::{CpuTime, KernelMemory, UserMemory},
+    progress::Progress,
+    report::table,
+    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
+    server::Server,
+    watch::{Spent, Watch},
+};
+
+/// Plain connections on which the client's share of kernel memory is measured.
+const PLAIN_MAX: u32 = 20_000;
+/// Connections made and closed before anything is measured, so that what a server allocates once is there.
+const WARMUP_CONNECTIONS: u32 = 1_000;
+/// Share of the time held in which nobody but heartbeats is heard.
+const IDLE_SHARE: f64 = 0.2;
+/// Caches in the summary.
+const TOP_CACHES: usize = 8;
+
+/// Arguments of `bench hold`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct HoldArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    clients: Clients,
+    /// How long all of them are held, in seconds; the first fifth without messages
+    #[arg(long, default_value_t = 30.0)]
+    secs: f64,
+    /// Clients that exchange messages, an even number [default: a hundredth of them, 10,000 at most]
+    #[arg(long)]
+    control: Option<u32>,
+    /// Messages per second of the control group, all together [default: a fifth of its size]
+    #[arg(long)]
+    rate: Option<f64>,
+}
+
+/// Bytes for each connection.
+#[derive(Clone, Debug, Serialize)]
+struct Memory {
+    /// Resident memory of the server's process.
+    user_rss: f64,
+    /// Kernel memory of the server's end: slab objects, vmalloc areas, page tables.
+    kernel: f64,
+    /// Both.
+    together: f64,
+    /// Kernel objects in use by cache, both ends.
+    caches: BTreeMap<String, f64>,
+    /// What the client's end takes in the kernel, measured on plain sockets.
+    client: Share,
+    /// Resident memory of the server's process, all of it, bytes.
+    rss_bytes: i64,
+}
+
+/// What a run has found.
+#[derive(Debug, Serialize)]
+struct Findings {
+    ramp: Ramp,
+    memory: Memory,
+    /// Microseconds of the server's CPU time per second and connection, with heartbeats alone.
+    idle_cpu_us: f64,
+    idle_pongs: Stretch,
+    control: u32,
+    rate: f64,
+    held: Stretch,
+    spent: Spent,
+    /// Logged in at the end, each having answered a last PING.
+    held_to_the_end: u32,
+    refused: u64,
+    lost: u64,
+    failures: BTreeMap<String, u64>,
+    messages: u64,
+}
+
+/// Runs `bench hold`.
+pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
+    let clients = &args.clients;
+    clients.check()?;
+    let secs = seconds("--secs", args.secs)?;
+    let control = args.control.unwrap_or((clients.conns / 100).clamp(2, 10_000) & !1);
+    if !control.is_multiple_of(2) || control < 2 || control > clients.conns {
+        return Err(Failure::Setup(format!("--control takes an even number of 2 to --conns, not {control}")));
+    }
+    let rate = per_second("--rate", args.rate.unwrap_or(f64::from(control) / 5.0))?;
+    let progress = scenario::progress("hold", clients);
+    let client = on_load_core(|| plain::measure(clients.conns.min(PLAIN_MAX), &progress))?.connecting;
+    let mut server = clients.start()?;
+    let outcome = on_load_core(|| hold(clients, &server, secs, control, rate, client, &progress));
+    let (findings, judgement) = outcome.map_err(|failure| server.explain(failure))?;
+    server.stop()?;
+    print_summary(clients, &findings);
+    scenario::report("hold", args, clients, &findings)?;
+    judgement
+}
+
+fn hold(
+    clients: &Clients,
+    server: &Server,
+    secs: Duration,
+    control: u32,
+    rate: f64,
+    client: Share,
+    progress: &Progress,
+) -> Result<(Findings, Result<(), Failure>), Failure> {
+    warm_up(clients, server)?;
+    let mut fleet = clients.fleet(server)?;
+    let mut crowd = clients.crowd(neighbours(0, control), control);
+    let kernel_before = KernelMemory::now()?;
+    let user_before = UserMemory::of(server.pid())?;
+    let watch = Watch::start(server.pid());
+
+    crowd.ping_every(Some(clients.heartbeat()));
+    // Making a socket is the load's own business and no part of a login.
+    fleet.prepare(0, clients.conns)?;
+    let bar = progress.phase("logged in", clients.conns.into());
+    let ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    drop(bar);
+
+    let inside = crowd.tally.inside;
+    let held_from = Instant::now();
+    let bar = progress.phase("seconds held", secs.as_secs());
+    // What the storm of logins left behind settles first.
+    crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
+    crowd.take_latencies();
+    let cpu_before = CpuTime::of(server.pid())?;
+    let idle_from = Instant::now();
+    crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
+    let (idle_cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
+    let idle_seconds = idle_from.elapsed().as_secs_f64();
+    let idle_pongs = Stretch::of(&crowd.take_latencies(), idle_seconds);
+    let memory = memory_of(server, inside, client, &kernel_before, &user_before)?;
+
+    crowd.send_at(Some(rate));
+    let busy_from = Instant::now();
+    let left = secs.saturating_sub(held_from.elapsed()).max(Duration::from_millis(100));
+    crowd.run_for(&mut fleet, left, |crowd| {
+        bar.set(held_from.elapsed().as_secs());
+        let (delivered, lost) = (crowd.ledger.delivered(), crowd.tally.lost);
+        bar.say(format!("{delivered} messages, {} in, {lost} lost", crowd.tally.inside));
+    })?;
+    let held = Stretch::of(&crowd.take_latencies(), busy_from.elapsed().as_secs_f64());
+    let spent = watch.spent(busy_from, Instant::now());
+    drop(bar);
+    crowd.settle(&mut fleet)?;
+    let bar = progress.phase("still there", clients.conns.into());
+    let pongs = crowd.tally.pongs;
+    crowd.roll_call(&mut fleet, |crowd| bar.set(crowd.tally.pongs - pongs))?;
+    drop(bar);
+    drop(watch);
+    fleet.close()?;
+    let findings = Findings {
+        ramp,
+        memory,
+        idle_cpu_us: idle_cpu.as_secs_f64() * 1e6 / idle_seconds / f64::from(inside.max(1)),
+        idle_pongs,
+        control,
+        rate,
+        held,
+        spent,
+        held_to_the_end: crowd.tally.inside,
+        refused: crowd.tally.refused,
+        lost: crowd.tally.lost,
+        failures: crowd.failures.clone(),
+        messages: crowd.ledger.delivered(),
+    };
+    Ok((findings, crowd.judge()))
+}
+
+/// Logs a few clients in and out again, so that what a server allocates once is there before memory is measured.
+pub(crate) fn warm_up(clients: &Clients, server: &Server) -> Result<(), Failure> {
+    let few = Clients { conns: clients.conns.min(WARMUP_CONNECTIONS), login_rate: None, ..clients.clone() };
+    let mut fleet: Fleet = few.fleet(server)?;
+    let mut crowd: Crowd = few.crowd(Vec::new(), 0);
+    crowd.enter(&mut fleet, few.opening(0, few.conns), |_| ())?;
+    fleet.close()?;
+    crowd.judge()
+}
+
+fn memory_of(
+    server: &Server,
+    inside: u32,
+    client: Share,
+    kernel_before: &KernelMemory,
+    user_before: &UserMemory,
+) -> Result<Memory, Failure> {
+    let kernel = KernelMemory::now()?.since(kernel_before);
+    let user = UserMemory::of(server.pid())?;
+    let each = |bytes: i64| bytes as f64 / f64::from(inside.max(1));
+    let user_rss = each(user.rss - user_before.rss);
+    let kernel_share = each(kernel.in_use() + user.page_tables - user_before.page_tables) - client.in_use;
+    Ok(Memory {
+        user_rss,
+        kernel: kernel_share,
+        together: user_rss + kernel_share,
+        caches: kernel.caches.iter().map(|(name, bytes)| (name.clone(), each(*bytes))).collect(),
+        client,
+        rss_bytes: user.rss,
+    })
+}
+
+fn print_summary(clients: &Clients, findings: &Findings) {
+    let Findings { ramp, memory, held, .. } = findings;
+    println!("{}", crate::report::Machine::this());
+    println!(
+        "{} clients: {} logged in at the end, {} refused, {} lost",
+        clients.conns, findings.held_to_the_end, findings.refused, findings.lost
+    );
+    for (kind, count) in &findings.failures {
+        println!("  {count} × {kind}");
+    }
+    let rows = vec![
+        vec!["logins per second, median of the ramp".to_owned(), format!("{:.0}", ramp.rate_median)],
+        vec!["logins per second, mean".to_owned(), format!("{:.0}", ramp.rate_mean)],
+        vec!["login latency p50 / p99 / max, ms".to_owned(), {
+            let Ramp { latency, .. } = ramp;
+            format!("{:.1} / {:.1} / {:.1}", latency.p50_us / 1e3, latency.p99_us / 1e3, latency.max_us / 1e3)
+        }],
+        vec!["CPU for a login, server / bench, µs".to_owned(), {
+            format!("{:.1} / {:.1} ({:.2} cores)", ramp.server_cpu_us, ramp.bench_cpu_us, ramp.bench_cores)
+        }],
+        vec!["process memory per connection, B".to_owned(), format!("{:.0}", memory.user_rss)],
+        vec!["kernel memory per connection, server's end, B".to_owned(), format!("{:.0}", memory.kernel)],
+        vec!["together, B".to_owned(), format!("{:.0}", memory.together)],
+        vec!["idle CPU, µs per second and connection".to_owned(), format!("{:.3}", findings.idle_cpu_us)],
+        vec!["cores in use with messages, mean".to_owned(), format!("{:.2}", findings.spent.cores)],
+        vec!["messages of the control group, each accounted for".to_owned(), findings.messages.to_string()],
+    ];
+    println!("{}", table(&["", "figure"], &rows));
+    println!("{}", scenario::stretches_table(&[("control group", held)]));
+    held.warn_if_late("control group");
+    let mut caches: Vec<_> = memory.caches.iter().collect();
+    caches.sort_by(|a, b| b.1.total_cmp(a.1));
+    let rows: Vec<Vec<String>> = caches
+        .iter()
+        .take(TOP_CACHES)
+        .map(|(name, bytes)| vec![(*name).clone(), format!("{bytes:.0}")])
+        .collect();
+    println!("kernel objects, both ends, bytes for each connection\n{}", table(&["cache", "bytes"], &rows));
+}

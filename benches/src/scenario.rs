@@ -1,0 +1,261 @@
+//! What the scenarios with many clients share: their arguments, and how a run is set up and told about.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    affinity::SERVER_CORE,
+    crowd::{Crowd, Latencies, Opening},
+    failure::Failure,
+    fleet::Fleet,
+    latency::Percentiles,
+    ledger::{Flow, Ledger, Route},
+    pairs::GatewayArgs,
+    payload::PAYLOAD_BYTES_MIN,
+    process::{CpuTime, own_cpu},
+    progress::{Phase, Progress},
+    report::{Machine, table},
+    server::Server,
+};
+
+/// Clients that receive more than this late behind their own schedule make the bench the bottleneck.
+const LATENESS_SHARE_MAX: f64 = 0.5;
+const LATENESS_US_MIN: f64 = 1_000.0;
+
+/// Who connects to what.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct Clients {
+    /// Clients, each with a connection and a user of its own
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=16_000_000))]
+    pub(crate) conns: u32,
+    /// Logins begun per second [default: as fast as it goes]
+    #[arg(long, value_name = "PER_SECOND")]
+    pub(crate) login_rate: Option<f64>,
+    /// Logins under way at the same time
+    #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) opening: u32,
+    /// Heartbeat of each client in seconds: how often it sends PING
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    pub(crate) heartbeat: u32,
+    /// Payload of a message in bytes; at least 40, which hold what is needed to account for it
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(PAYLOAD_BYTES_MIN as i64..=65_504))]
+    pub(crate) payload: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) gateway: GatewayArgs,
+    /// Write everything to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl Clients {
+    /// Checks what clap cannot.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.login_rate.is_some_and(|rate| !(0.1..=10_000_000.0).contains(&rate)) {
+            return Err(Failure::Setup("--login-rate takes 0.1 to 10000000 per second".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Starts the gateway with all its shards on the servers' core, or finds the running one.
+    pub(crate) fn start(&self) -> Result<Server, Failure> {
+        self.gateway.start_on(self.conns, Some(SERVER_CORE))
+    }
+
+    /// A crowd whose users are numbered from 1, with these flows between them; the first `attentive` receive all the time.
+    pub(crate) fn crowd(&self, flows: Vec<Flow>, attentive: u32) -> Crowd {
+        let users = (1..=u64::from(self.conns)).collect();
+        let route = Route::Deliver { ack: false };
+        Crowd::new(Ledger::new(route, run_number(), users, flows, self.payload as usize), attentive, self.heartbeat)
+    }
+
+    /// Rings for all clients.
+    pub(crate) fn fleet(&self, server: &Server) -> Result<Fleet, Failure> {
+        Fleet::new(server.address(), self.conns, 4 * (self.payload + 64))
+    }
+
+    /// The plan of a ramp over connections `first` to `end`.
+    pub(crate) fn opening(&self, first: u32, end: u32) -> Opening {
+        Opening::new(first, end, self.opening, self.login_rate)
+    }
+
+    /// How often each client pings.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat.into())
+    }
+}
+
+/// Checks a length of time given in seconds.
+pub(crate) fn seconds(flag: &str, secs: f64) -> Result<Duration, Failure> {
+    if (0.1..=86_400.0).contains(&secs) {
+        return Ok(Duration::from_secs_f64(secs));
+    }
+    Err(Failure::Setup(format!("{flag} takes 0.1 to 86400 seconds")))
+}
+
+/// Checks a rate of messages.
+pub(crate) fn per_second(flag: &str, rate: f64) -> Result<f64, Failure> {
+    if (0.1..=100_000_000.0).contains(&rate) {
+        return Ok(rate);
+    }
+    Err(Failure::Setup(format!("{flag} takes 0.1 to 100000000 per second")))
+}
+
+/// Tells the messages of one run from those of another.
+pub(crate) fn run_number() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u32)
+}
+
+/// Flows in both directions between neighbours: connections `first` and `first + 1`, and so on up to `end`.
+pub(crate) fn neighbours(first: u32, end: u32) -> Vec<Flow> {
+    (first..end).map(|from| Flow::new(from, first + ((from - first) ^ 1))).collect()
+}
+
+/// Logins of each second of a ramp.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Ramp {
+    /// From the first connection to the last LOGIN_OK.
+    pub(crate) seconds: f64,
+    /// Logins per second over all of it.
+    pub(crate) rate_mean: f64,
+    /// Of its whole seconds, the one in the middle.
+    pub(crate) rate_median: f64,
+    /// Logins in each whole second.
+    pub(crate) per_second: Vec<u32>,
+    /// From connecting to LOGIN_OK.
+    pub(crate) latency: Percentiles,
+    /// The server's CPU time for a login, with the kernel's part.
+    pub(crate) server_cpu_us: f64,
+    /// The bench's CPU time for a login. The kernel does much of the server's end of a handshake in it.
+    pub(crate) bench_cpu_us: f64,
+    /// Share of one core the bench has used: near 1 it is the bottleneck.
+    pub(crate) bench_cores: f64,
+}
+
+/// Logs in connections `first` to `end` and tells how that went.
+pub(crate) fn ramp(
+    crowd: &mut Crowd,
+    fleet: &mut Fleet,
+    clients: &Clients,
+    range: std::ops::Range<u32>,
+    server_pid: u32,
+    bar: &Phase,
+) -> Result<Ramp, Failure> {
+    let (cpu_before, own_before) = (CpuTime::of(server_pid)?, own_cpu());
+    crowd.login_latency.reset();
+    let began = Instant::now();
+    let logins_before = crowd.tally.logins;
+    let mut per_second = Vec::new();
+    let mut counted = 0;
+    let opening = clients.opening(range.start, range.end);
+    crowd.enter(fleet, opening, |crowd| {
+        let logins = crowd.tally.logins - logins_before;
+        if began.elapsed().as_secs() > per_second.len() as u64 {
+            per_second.push((logins - counted) as u32);
+            counted = logins;
+            bar.say(format!("{} logins/s", per_second[per_second.len() - 1]));
+        }
+        bar.set(logins);
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let logins = crowd.tally.logins - logins_before;
+    let rate_mean = logins as f64 / seconds;
+    let (server_cpu, _) = CpuTime::of(server_pid)?.since(&cpu_before);
+    let bench_cpu = own_cpu() - own_before;
+    let each_us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / logins.max(1) as f64;
+    let whole = per_second.iter().copied().map(f64::from);
+    Ok(Ramp {
+        seconds,
+        rate_mean,
+        rate_median: if per_second.is_empty() { rate_mean } else { crate::report::median(whole) },
+        per_second,
+        latency: Percentiles::of(&crowd.login_latency),
+        server_cpu_us: each_us(server_cpu),
+        bench_cpu_us: each_us(bench_cpu),
+        bench_cores: bench_cpu.as_secs_f64() / seconds,
+    })
+}
+
+/// Messages of one stretch of time.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Stretch {
+    pub(crate) seconds: f64,
+    /// From the time a message was to be sent to taking it from the kernel.
+    pub(crate) messages: Percentiles,
+    /// From that time to writing it.
+    pub(crate) lateness: Percentiles,
+    /// From PING to PONG.
+    pub(crate) pongs: Percentiles,
+}
+
+impl Stretch {
+    pub(crate) fn of(latencies: &Latencies, seconds: f64) -> Stretch {
+        Stretch {
+            seconds,
+            messages: Percentiles::of(&latencies.messages),
+            lateness: Percentiles::of(&latencies.lateness),
+            pongs: Percentiles::of(&latencies.pongs),
+        }
+    }
+
+    /// Says so when most of the latency was the bench's own.
+    pub(crate) fn warn_if_late(&self, what: &str) {
+        let late_us = self.lateness.p99_us;
+        if late_us > LATENESS_US_MIN && late_us > self.messages.p99_us * LATENESS_SHARE_MAX {
+            println!(
+                "warning: {what}: the bench was late by {late_us:.0} µs itself (p99), so it is the bottleneck and not the server"
+            );
+        }
+    }
+}
+
+/// A table of stretches by name.
+pub(crate) fn stretches_table(stretches: &[(&str, &Stretch)]) -> String {
+    let head: Vec<&str> = ["messages, from the time intended"].into_iter().chain(Percentiles::HEAD).collect();
+    let rows: Vec<Vec<String>> = stretches
+        .iter()
+        .map(|(name, stretch)| [(*name).to_owned()].into_iter().chain(stretch.messages.cells()).collect())
+        .collect();
+    table(&head, &rows)
+}
+
+/// A run of a scenario as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report<'a, A: Serialize, F: Serialize> {
+    pub(crate) bench: &'static str,
+    pub(crate) machine: Machine,
+    pub(crate) command: Vec<String>,
+    pub(crate) arguments: &'a A,
+    pub(crate) shards: u32,
+    #[serde(flatten)]
+    pub(crate) findings: F,
+}
+
+/// Prints the machine and writes the JSON file if one was asked for.
+pub(crate) fn report<A: Serialize, F: Serialize>(
+    bench: &'static str,
+    arguments: &A,
+    clients: &Clients,
+    findings: F,
+) -> Result<(), Failure> {
+    let Some(path) = &clients.json else { return Ok(()) };
+    let report = Report {
+        bench,
+        machine: Machine::this(),
+        command: std::env::args().collect(),
+        arguments,
+        shards: clients.gateway.shards_for(clients.conns)?,
+        findings,
+    };
+    crate::report::write_json(path, &report)
+}
+
+/// Progress of a scenario.
+pub(crate) fn progress(bench: &str, clients: &Clients) -> Progress {
+    Progress::new(format!("{bench} {}", clients.conns))
+}

@@ -1,0 +1,121 @@
+//! A server's memory and CPU time, sampled while a scenario runs.
+
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{failure::Failure, process::CpuTime};
+
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Samples kept: an hour of them. Later ones are left out.
+const SAMPLES_MAX: usize = 18_000;
+
+/// One sample.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) at: Instant,
+    /// Resident bytes.
+    pub(crate) rss: u64,
+    pub(crate) cpu: Duration,
+}
+
+/// What a stretch of time has cost the server.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Spent {
+    /// Cores in use, on average.
+    pub(crate) cores: f64,
+    /// Cores in use in the busiest interval of 200 ms or more.
+    pub(crate) cores_peak: f64,
+    /// Most resident bytes.
+    pub(crate) rss_peak: u64,
+    /// Resident bytes at the beginning.
+    pub(crate) rss_before: u64,
+}
+
+/// The sampling thread of one process; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Starts sampling.
+    pub(crate) fn start(pid: u32) -> Watch {
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let end = Arc::new(AtomicBool::new(false));
+        let (kept, ended) = (Arc::clone(&samples), Arc::clone(&end));
+        let thread = thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                // A process that is gone is noticed by whoever talks to it.
+                let Ok(sample) = sample(pid) else { return };
+                let mut samples = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                if samples.len() < SAMPLES_MAX {
+                    samples.push(sample);
+                }
+                drop(samples);
+                thread::sleep(INTERVAL);
+            }
+        });
+        Watch { samples, end, thread: Some(thread) }
+    }
+
+    /// What was spent between two moments.
+    pub(crate) fn spent(&self, from: Instant, to: Instant) -> Spent {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let within: Vec<&Sample> = samples.iter().filter(|sample| (from..=to).contains(&sample.at)).collect();
+        let cores = |earlier: &Sample, later: &Sample| {
+            later.cpu.saturating_sub(earlier.cpu).as_secs_f64() / (later.at - earlier.at).as_secs_f64().max(1e-9)
+        };
+        let (Some(first), Some(last)) = (within.first(), within.last()) else { return Spent::default() };
+        Spent {
+            cores: if within.len() > 1 { cores(first, last) } else { 0.0 },
+            cores_peak: within.windows(2).map(|pair| cores(pair[0], pair[1])).fold(0.0, f64::max),
+            rss_peak: within.iter().map(|sample| sample.rss).max().unwrap_or(0),
+            rss_before: first.rss,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the sampler has been printed; the run does not depend on it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn sample(pid: u32) -> Result<Sample, Failure> {
+    let path = format!("/proc/{pid}/statm");
+    let text = fs::read_to_string(&path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Ok(Sample { at: Instant::now(), rss: pages * rustix::param::page_size() as u64, cpu: CpuTime::of(pid)?.total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_sampled() {
+        let watch = Watch::start(std::process::id());
+        let start = Instant::now();
+        let mut spent = Spent::default();
+        while spent.rss_peak == 0 && start.elapsed() < Duration::from_secs(20) {
+            thread::sleep(Duration::from_millis(5));
+            spent = watch.spent(start, Instant::now());
+        }
+        assert!(spent.rss_peak > 0 && spent.rss_before <= spent.rss_peak);
+    }
+}
