@@ -37,7 +37,7 @@ const PROCESS_BYTES: u64 = 24 << 20;
 const HTTP_CONNECTION_BYTES: u64 = 32 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
-pub(crate) const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
+const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
 
 /// One term of the sum.
 #[derive(Clone, Debug, PartialEq, Eq)]

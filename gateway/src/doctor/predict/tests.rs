@@ -79,9 +79,9 @@ fn the_memory_of_the_machine_binds() {
     let prediction = predicted(&tree, text);
     assert_eq!(prediction.binds_first, "the memory of the machine");
     let (_, config) = config_on(&tree.root(), text);
-    let base = (8 << 20) + (2 << 20) + (4 << 20) + 900_064 * 9;
+    let base = (9 << 20) + (512 << 10) + (1 << 20) + (4 << 20) + 900_064 * 9;
     assert_eq!(base_bytes(&config), base);
-    assert_eq!(prediction.connections, ((1 << 30) - base) / 4_300);
+    assert_eq!(prediction.connections, ((1 << 30) - base) / 4_170);
 }
 
 #[test]
@@ -90,22 +90,22 @@ fn a_control_group_of_either_version_binds_with_what_it_is_charged() {
     tree.file(LIMITS, &limits("1048576", "unlimited"));
     let text = "shards = 1\nconnections_max = 200000\nmemory_max = \"64GiB\"\n";
     let left = (256 << 20) - 1_000_000;
-    let base = (8 << 20) + (2 << 20) + (4 << 20) + 200_064 * 9;
+    let base = (9 << 20) + (512 << 10) + (1 << 20) + (4 << 20) + 200_064 * 9;
     tree.file("/sys/fs/cgroup/gateway/memory.max", "268435456\n");
     let group = |tree: &Tree| {
         let prediction = predicted(tree, text);
         assert_eq!(prediction.binds_first, "the memory of the control group");
         prediction.connections
     };
-    assert_eq!(group(&tree), (left - base) / 4_300);
+    assert_eq!(group(&tree), (left - base) / 4_170);
     // Before 6.12 nobody was charged for the socket proper.
     tree.file("/proc/sys/kernel/osrelease", "6.1.0\n");
-    assert_eq!(group(&tree), (left - base) / (4_300 - 2_368));
+    assert_eq!(group(&tree), (left - base) / (4_170 - 2_368));
     tree.file("/proc/sys/kernel/osrelease", "6.18.0\n")
         .file("/proc/self/cgroup", "4:memory:/g\n0::/\n")
         .file("/sys/fs/cgroup/memory/g/memory.limit_in_bytes", "268435456\n")
         .file("/sys/fs/cgroup/memory/g/memory.usage_in_bytes", "1000000\n");
-    assert_eq!(group(&tree), (left - base) / (4_300 - 2_368));
+    assert_eq!(group(&tree), (left - base) / (4_170 - 2_368));
 }
 
 #[test]
