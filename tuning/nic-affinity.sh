@@ -12,6 +12,7 @@
 # Receive queues < CPUs       -> RPS over all CPUs, RFS to the CPU whose shard reads the connection.
 # Sends (XPS)                 -> each CPU has one queue of its own, or shares one with as few as possible.
 set -euo pipefail
+shopt -s extglob
 
 apply=false
 root=
@@ -86,7 +87,7 @@ mask_of() {
 
 # Masks are shown with leading zeros.
 bare() {
-    sed 's/^[0,]*//' <<<"$1"
+    echo "${1##*([0,])}"
 }
 
 failures=0
