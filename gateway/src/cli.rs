@@ -68,8 +68,8 @@ enum Verb {
     /// Check whether this host is ready, and say how many connections it will hold.
     ///
     /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the limit that binds
-    /// first. It looks from where it runs: run it with the user, the limits and the control group the gateway will have. Nothing is changed
-    /// without --apply.
+    /// first. It looks from where it runs: run it with the user, the limits and the control group the gateway will have. What runs now
+    /// keeps what it has, a gateway included. Nothing is changed without --apply.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorFlags),
 }

@@ -141,21 +141,28 @@ impl Root {
     }
 
     fn memory_group(&self, folder: &str, version: Version) -> Option<MemoryGroup> {
-        let (max, current, cache) = match version {
-            Version::V2 => ("memory.max", "memory.current", "inactive_file"),
-            Version::V1 => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        let (limits, current, caches): (&[&str], _, _) = match version {
+            // Above the first a group is stalled until it gives memory back, which serves nobody.
+            Version::V2 => (&["memory.high", "memory.max"], "memory.current", ["inactive_file", "active_file"]),
+            Version::V1 => {
+                (&["memory.limit_in_bytes"], "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"])
+            }
         };
         // "max" is no number, and so no limit.
-        let limit = self.number(&format!("{folder}/{max}")).filter(|limit| *limit < MEMORY_LIMIT_NONE)?;
+        let limit_in = |name: &&str| {
+            let file = format!("{folder}/{name}");
+            let limit = self.number(&file).filter(|limit| *limit < MEMORY_LIMIT_NONE)?;
+            Some((limit, file))
+        };
+        let (limit, file) = limits.iter().filter_map(limit_in).min()?;
         let used = self.number(&format!("{folder}/{current}")).unwrap_or(0);
         let stat = self.text(&format!("{folder}/memory.stat")).unwrap_or_default();
-        let cached = stat.lines().find_map(|line| line.strip_prefix(cache)?.strip_prefix(' ')?.trim().parse().ok());
-        Some(MemoryGroup {
-            file: format!("{folder}/{max}"),
-            version,
-            limit,
-            used: used.saturating_sub(cached.unwrap_or(0)),
-        })
+        let cached = |name: &str| -> u64 {
+            let value = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+            value.unwrap_or(0)
+        };
+        let cached: u64 = caches.into_iter().map(cached).sum();
+        Some(MemoryGroup { file, version, limit, used: used.saturating_sub(cached) })
     }
 }
 
@@ -177,7 +184,7 @@ pub struct MemoryGroup {
     pub version: Version,
     /// The limit, bytes.
     pub limit: u64,
-    /// What is taken, bytes, without the page cache the kernel drops first.
+    /// What is taken, bytes, without the page cache, which the kernel gives up first.
     pub used: u64,
 }
 
@@ -281,7 +288,7 @@ pub(crate) mod tests {
             .file("/sys/fs/cgroup/system.slice/gateway.service/memory.current", "5000\n")
             .file("/sys/fs/cgroup/system.slice/memory.max", "8000\n")
             .file("/sys/fs/cgroup/system.slice/memory.current", "5000\n")
-            .file("/sys/fs/cgroup/system.slice/memory.stat", "anon 4000\ninactive_file 1000\nactive_file 5\n");
+            .file("/sys/fs/cgroup/system.slice/memory.stat", "anon 4000\ninactive_file 700\nactive_file 300\n");
         let groups = tree.root().memory_groups();
         assert_eq!(groups.len(), 1, "{groups:?}");
         assert_eq!((groups[0].limit, groups[0].used, groups[0].left()), (8_000, 4_000, 4_000));
@@ -289,6 +296,9 @@ pub(crate) mod tests {
         tree.file("/sys/fs/cgroup/system.slice/gateway.service/memory.max", "5500\n");
         let left: Vec<u64> = tree.root().memory_groups().iter().map(MemoryGroup::left).collect();
         assert_eq!(left, [500, 4_000]);
+        tree.file("/sys/fs/cgroup/system.slice/memory.high", "7000\n");
+        assert_eq!(tree.root().memory_groups()[1].left(), 3_000);
+        assert_eq!(tree.root().memory_groups()[1].file, "/sys/fs/cgroup/system.slice/memory.high");
     }
 
     #[test]

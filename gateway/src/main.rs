@@ -94,12 +94,12 @@ fn check_config(config: &Config) -> Result<(), Failure> {
 
 /// Looks at the host, or changes it when asked to. An apply is followed by another look.
 fn doctor(asked: &Doctor) -> Result<(), Failure> {
-    asked.config.auth.load()?;
     if asked.action == Action::Rollback {
         let outcome = rollback(&asked.root).map_err(Failure::Other)?;
         print_as(asked.json, &outcome)?;
         return unless_failed(&outcome, "restored");
     }
+    asked.config.auth.load()?;
     let examine = || doctor::examine(&asked.root, &asked.host, &asked.config, asked.goal);
     let mut report = examine();
     if asked.action == Action::Apply {

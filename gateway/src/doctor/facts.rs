@@ -21,6 +21,8 @@ pub struct Facts {
     pub files_open: u64,
     /// Whether this process has CAP_SYS_ADMIN, which may exceed `file_max`.
     pub sys_admin: bool,
+    /// Memory of this process, bytes: it is free again when the doctor has ended.
+    pub own_bytes: u64,
     /// Memory that may be taken without swapping, bytes.
     pub memory_available: Option<u64>,
     /// Control groups that limit the memory of this process.
@@ -44,6 +46,7 @@ impl Facts {
             file_max: root.number("/proc/sys/fs/file-max"),
             files_open: number(allocated).saturating_sub(number(unused)),
             sys_admin: has_sys_admin(root.status("CapEff").as_deref()),
+            own_bytes: own_bytes(root.status("RssAnon").as_deref()),
             memory_available: root.memory_available(),
             groups: root.memory_groups(),
             conntrack: conntrack_max
@@ -64,6 +67,12 @@ impl Facts {
     }
 }
 
+/// `RssAnon` of /proc/self/status, such as `5120 kB`.
+fn own_bytes(rss: Option<&str>) -> u64 {
+    let kib = rss.and_then(|rss| rss.strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1_024)
+}
+
 fn has_sys_admin(mask: Option<&str>) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask >> CAP_SYS_ADMIN & 1 == 1)
 }
@@ -77,6 +86,11 @@ mod tests {
     fn capabilities_are_read_from_the_mask() {
         assert!(has_sys_admin(Some("000001ffffffffff")) && has_sys_admin(Some("0000000000200000")));
         assert!(!has_sys_admin(Some("0000000000000000")) && !has_sys_admin(Some("nonsense")) && !has_sys_admin(None));
+    }
+
+    #[test]
+    fn the_doctors_own_memory_is_read_in_kib() {
+        assert_eq!((own_bytes(Some("5120 kB")), own_bytes(Some("5120")), own_bytes(None)), (5 << 20, 0, 0));
     }
 
     #[test]

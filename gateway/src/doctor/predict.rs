@@ -174,7 +174,7 @@ fn memory_term(limit: &'static str, left: u64, each: u64, config: &Config, raise
 fn machine_memory(facts: &Facts, config: &Config) -> Option<Term> {
     let each = KERNEL_BYTES + PROCESS_BYTES;
     let raise = "more memory, or fewer other processes".to_owned();
-    Some(memory_term("the memory of the machine", facts.memory_available?, each, config, raise))
+    Some(memory_term("the memory of the machine", facts.memory_available? + facts.own_bytes, each, config, raise))
 }
 
 fn group_memory(facts: &Facts, config: &Config) -> Option<Term> {
@@ -182,7 +182,7 @@ fn group_memory(facts: &Facts, config: &Config) -> Option<Term> {
     let uncharged = if facts.charges_sockets(group.version) { 0 } else { SOCKET_BYTES };
     let each = KERNEL_BYTES - uncharged + PROCESS_BYTES;
     let raise = format!("MemoryMax= in the systemd unit, --memory for Docker; the limit is in {}", group.file);
-    Some(memory_term("the memory of the control group", group.left(), each, config, raise))
+    Some(memory_term("the memory of the control group", group.left() + facts.own_bytes, each, config, raise))
 }
 
 /// The module may be loaded and track nothing: rules make it track. Then no connection is counted, however many there are.

@@ -34,6 +34,10 @@ impl fmt::Display for Report {
         writeln!(f, "\n{}", self.budget_text)?;
         if let Some(outcome) = &self.applied {
             writeln!(f, "\n{outcome}")?;
+            writeln!(
+                f,
+                "limits of processes, huge pages, governor and interrupts are not touched: their fix stands with each"
+            )?;
         }
         write!(f, "\n{}", self.verdict())
     }
