@@ -83,7 +83,7 @@ pub fn resolve_goal(goal: Goal, config: &Config) -> (Profile, u64) {
 pub fn examine(root: &Root, host: &Host, config: &Config, goal: Goal) -> Report {
     let (profile, target) = resolve_goal(goal, config);
     let facts = Facts::read(root, host.nofile_hard);
-    let prediction = predict(&facts, config);
+    let prediction = predict(&facts, config, target);
     let checks = checks::all(root, &facts, config, &prediction, target);
     Report {
         ready: checks.iter().all(|check| check.status != Status::Fail),

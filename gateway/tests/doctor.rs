@@ -177,6 +177,22 @@ fn apply_writes_the_profile_and_rollback_restores_the_first_state() {
 }
 
 #[test]
+fn a_write_that_fails_is_named_with_status_1_and_can_be_rolled_back() {
+    let tree = HostTree::new();
+    // A sysctl that the kernel lets nobody write.
+    let nr_open = tree.path("/proc/sys/fs/nr_open");
+    fs::remove_file(&nr_open).expect("remove a file");
+    std::os::unix::fs::symlink("/proc/sys/kernel/ngroups_max", &nr_open).expect("make a link");
+    let before = tree.everything();
+    let output = tree.doctor(&["--conns", "10k", "--apply"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fs.nr_open"), "{output:?}");
+    assert!(stdout(&output).contains("changed  net.core.somaxconn: 4096 -> 6000"), "{output:?}");
+    assert_eq!(tree.doctor(&["--rollback"]).status.code(), Some(0));
+    assert_eq!(tree.everything(), before);
+}
+
+#[test]
 fn a_host_that_lacks_what_a_start_needs_is_not_ready() {
     let tree = HostTree::new();
     tree.file("/proc/sys/kernel/io_uring_disabled", "2\n");

@@ -32,7 +32,7 @@ pub struct Term {
     pub connections: u64,
     /// The arithmetic.
     pub how: String,
-    /// How it is raised.
+    /// How it is raised so that the target fits.
     pub raise: String,
 }
 
@@ -47,18 +47,18 @@ pub struct Prediction {
     pub terms: Vec<Term>,
 }
 
-/// Predicts from what the host tells and what the configuration came to.
-pub fn predict(facts: &Facts, config: &Config) -> Prediction {
-    let mut terms = vec![ring_table(config), open_files(facts, config), budget(config)];
+/// Predicts from what the host tells and what the configuration came to. The target is only for the advice how to raise each limit.
+pub fn predict(facts: &Facts, config: &Config, target: u64) -> Prediction {
+    let mut terms = vec![ring_table(config, target), open_files(facts, config, target), budget(config)];
     terms.push(if config.origin("connections_max") == Origin::Default {
         share(config)
     } else {
-        connections_max(config)
+        connections_max(config, target)
     });
-    terms.extend(system_files(facts));
-    terms.extend(machine_memory(facts, config));
-    terms.extend(group_memory(facts, config));
-    terms.extend(conntrack(facts));
+    terms.extend(system_files(facts, target));
+    terms.extend(machine_memory(facts, config, target));
+    terms.extend(group_memory(facts, config, target));
+    terms.extend(conntrack(facts, target));
     terms.sort_by_key(|term| term.connections);
     Prediction { connections: terms[0].connections, binds_first: terms[0].limit, terms }
 }
@@ -67,7 +67,17 @@ fn shards(config: &Config) -> u64 {
     config.shards.into()
 }
 
-fn open_files(facts: &Facts, config: &Config) -> Term {
+/// Slots each shard's table needs for the target; none when no table is that large.
+fn each_wanted(config: &Config, target: u64) -> Option<u64> {
+    Some(target.div_ceil(shards(config)) + u64::from(SLOTS_RESERVED)).filter(|wanted| *wanted <= RING_SLOTS_MAX)
+}
+
+fn more_shards(target: u64) -> String {
+    let least = target.div_ceil(RING_SLOTS_MAX - u64::from(SLOTS_RESERVED));
+    format!("--shards {least}, with LimitNOFILE=1048576")
+}
+
+fn open_files(facts: &Facts, config: &Config, target: u64) -> Term {
     let reserved = u64::from(SLOTS_RESERVED);
     let each = facts.nofile_hard.min(u64::MAX / 1_024).saturating_sub(reserved).min(RING_SLOTS_MAX - reserved);
     let hard = if facts.nofile_hard == u64::MAX { "none".to_owned() } else { grouped(facts.nofile_hard) };
@@ -75,21 +85,27 @@ fn open_files(facts: &Facts, config: &Config) -> Term {
         limit: "the hard limit on open files",
         connections: each * shards(config),
         how: format!("{} shards x ({hard} - {reserved} spare slots, 2^20 slots at most)", config.shards),
-        raise: "LimitNOFILE= in the systemd unit, nofile in /etc/security/limits.d/; or more --shards".to_owned(),
+        raise: match each_wanted(config, target) {
+            Some(wanted) => format!(
+                "LimitNOFILE={wanted} in the systemd unit, nofile {wanted} in /etc/security/limits.d/; or --shards {}",
+                target.div_ceil(each.max(1))
+            ),
+            None => more_shards(target),
+        },
     }
 }
 
-fn ring_table(config: &Config) -> Term {
+fn ring_table(config: &Config, target: u64) -> Term {
     let each = RING_SLOTS_MAX - u64::from(SLOTS_RESERVED);
     Term {
         limit: "the descriptor tables of io_uring",
         connections: each * shards(config),
         how: format!("{} shards x (2^20 - {SLOTS_RESERVED} spare slots)", config.shards),
-        raise: "more --shards".to_owned(),
+        raise: more_shards(target),
     }
 }
 
-fn connections_max(config: &Config) -> Term {
+fn connections_max(config: &Config, target: u64) -> Term {
     let each = config.limits().connections_max;
     Term {
         limit: "connections_max",
@@ -100,7 +116,7 @@ fn connections_max(config: &Config) -> Term {
             grouped(each.into()),
             config.origin("connections_max")
         ),
-        raise: "a larger --connections-max, or leave it out".to_owned(),
+        raise: format!("--connections-max {}, or leave it out", target.div_ceil(shards(config))),
     }
 }
 
@@ -138,13 +154,13 @@ fn budget(config: &Config) -> Term {
 }
 
 /// A process with CAP_SYS_ADMIN is not held to it.
-fn system_files(facts: &Facts) -> Option<Term> {
+fn system_files(facts: &Facts, target: u64) -> Option<Term> {
     let max = facts.file_max.filter(|max| !facts.sys_admin && *max < FILES_NO_LIMIT)?;
     Some(Term {
         limit: "fs.file-max",
         connections: max.saturating_sub(facts.files_open),
         how: format!("{} - {} open files of the whole system", grouped(max), grouped(facts.files_open)),
-        raise: "sysctl -w fs.file-max=..., and for good in /etc/sysctl.d/".to_owned(),
+        raise: format!("sysctl -w fs.file-max={}, and for good in /etc/sysctl.d/", target + facts.files_open),
     })
 }
 
@@ -171,28 +187,35 @@ fn memory_term(limit: &'static str, left: u64, each: u64, config: &Config, raise
     }
 }
 
-fn machine_memory(facts: &Facts, config: &Config) -> Option<Term> {
+fn machine_memory(facts: &Facts, config: &Config, target: u64) -> Option<Term> {
     let each = KERNEL_BYTES + PROCESS_BYTES;
-    let raise = "more memory, or fewer other processes".to_owned();
+    let needed = base_bytes(config).saturating_add(target.saturating_mul(each));
+    let raise = format!("{} for the gateway: more memory, or fewer other processes", Size(needed).rounded());
     Some(memory_term("the memory of the machine", facts.memory_available? + facts.own_bytes, each, config, raise))
 }
 
-fn group_memory(facts: &Facts, config: &Config) -> Option<Term> {
+fn group_memory(facts: &Facts, config: &Config, target: u64) -> Option<Term> {
     let group = facts.tightest_group()?;
     let uncharged = if facts.charges_sockets(group.version) { 0 } else { SOCKET_BYTES };
     let each = KERNEL_BYTES - uncharged + PROCESS_BYTES;
-    let raise = format!("MemoryMax= in the systemd unit, --memory for Docker; the limit is in {}", group.file);
+    let needed = group.used.saturating_add(base_bytes(config)).saturating_add(target.saturating_mul(each));
+    let mib = needed.div_ceil(1 << 20);
+    let raise =
+        format!("MemoryMax={mib}M at least in the systemd unit, --memory {mib}m for Docker; see {}", group.file);
     Some(memory_term("the memory of the control group", group.left() + facts.own_bytes, each, config, raise))
 }
 
 /// The module may be loaded and track nothing: rules make it track. Then no connection is counted, however many there are.
-fn conntrack(facts: &Facts) -> Option<Term> {
+fn conntrack(facts: &Facts, target: u64) -> Option<Term> {
     let (max, count) = facts.conntrack.filter(|(_, count)| *count > 0)?;
     Some(Term {
         limit: "net.netfilter.nf_conntrack_max",
         connections: max.saturating_sub(count),
         how: format!("{} - {} tracked now", grouped(max), grouped(count)),
-        raise: "sysctl -w net.netfilter.nf_conntrack_max=..., or a NOTRACK rule for the gateway's port".to_owned(),
+        raise: format!(
+            "sysctl -w net.netfilter.nf_conntrack_max={}, or a notrack rule for the gateway's port",
+            target + count
+        ),
     })
 }
 

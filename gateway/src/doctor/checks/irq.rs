@@ -28,7 +28,7 @@ pub(super) fn check(root: &Root) -> Check {
         return Check::ok(PROCESSOR, name, "no queues of a network card");
     }
     let check =
-        Check::ok(PROCESSOR, name, format!("{} queues at work on {} of {cpus} CPUs", at_work.len(), used.len()));
+        Check::ok(PROCESSOR, name, format!("queues at work: {}, on {} of {cpus} CPUs", at_work.len(), used.len()));
     // One busy queue may keep one CPU; steering by software spreads what is behind it.
     let crowded = used.len() < at_work.len().min(cpus);
     let single = cpus > 1 && used.len() == 1 && !is_steered(root, &interfaces);

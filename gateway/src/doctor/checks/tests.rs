@@ -123,13 +123,13 @@ fn network_interrupts_on_one_cpu_are_a_warning() {
     };
     let tree = healthy();
     tree.file("/proc/interrupts", &table(&[(5, 0, "eth0-TxRx-0"), (5, 1, "eth0-TxRx-1"), (0, 9, "nvme0q1")]));
-    assert_check(&tree, "shards = 1\n", name, Status::Warn, &["2 queues at work on 1 of 2", "nic-affinity.sh"]);
+    assert_check(&tree, "shards = 1\n", name, Status::Warn, &["queues at work: 2, on 1 of 2", "nic-affinity.sh"]);
     tree.file("/proc/interrupts", &table(&[(5, 0, "virtio2-input.0"), (0, 5, "virtio2-output.0")]));
     assert_check(&tree, "shards = 1\n", name, Status::Ok, &["2 of 2"]);
     tree.file("/proc/interrupts", &table(&[(5, 0, "eth0")]));
     assert_check(&tree, "shards = 1\n", name, Status::Ok, &["no queues"]);
     tree.file("/proc/interrupts", &table(&[(5, 0, "eth0-rx-0")]));
-    assert_check(&tree, "shards = 1\n", name, Status::Warn, &["1 queues"]);
+    assert_check(&tree, "shards = 1\n", name, Status::Warn, &["queues at work: 1,"]);
     tree.file("/sys/class/net/eth0/queues/rx-0/rps_cpus", "3\n");
     assert_check(&tree, "shards = 1\n", name, Status::Ok, &[]);
 }

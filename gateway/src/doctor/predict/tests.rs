@@ -4,7 +4,7 @@ use crate::host_tree::tests::Tree;
 
 fn predicted(tree: &Tree, text: &str) -> Prediction {
     let (host, config) = config_on(&tree.root(), text);
-    predict(&Facts::read(&tree.root(), host.nofile_hard), &config)
+    predict(&Facts::read(&tree.root(), host.nofile_hard), &config, 50_000)
 }
 
 fn term<'a>(prediction: &'a Prediction, limit: &str) -> &'a Term {
@@ -134,5 +134,29 @@ fn a_host_that_tells_nothing_still_gets_a_prediction() {
     let tree = Tree::new();
     let facts = Facts::read(&tree.root(), 100);
     let (_, config) = config_on(&healthy().root(), "shards = 1\n");
-    assert_eq!(predict(&facts, &config).connections, 36);
+    assert_eq!(predict(&facts, &config, 50_000).connections, 36);
+}
+
+#[test]
+fn the_advice_says_how_far_each_limit_must_be_raised() {
+    let tree = healthy();
+    tree.file("/proc/sys/fs/file-max", "9000\n")
+        .file("/sys/fs/cgroup/gateway/memory.max", "104857600\n")
+        .file("/proc/sys/net/netfilter/nf_conntrack_max", "4000\n")
+        .file("/proc/sys/net/netfilter/nf_conntrack_count", "100\n");
+    let prediction = predicted(&tree, "shards = 2\nconnections_max = 700\nmemory_max = \"1GiB\"\n");
+    for (limit, part) in [
+        ("the hard limit on open files", "LimitNOFILE=25064 "),
+        ("the hard limit on open files", "--shards 3"),
+        ("connections_max", "--connections-max 25000"),
+        ("fs.file-max", "fs.file-max=51000"),
+        ("net.netfilter.nf_conntrack_max", "nf_conntrack_max=50100"),
+        // 1,000,000 B are taken, 19.5 MiB and two small tables are the base.
+        ("the memory of the control group", "MemoryMax=220M"),
+    ] {
+        assert!(term(&prediction, limit).raise.contains(part), "no {part:?} in {}", term(&prediction, limit).raise);
+    }
+    let (host, config) = config_on(&tree.root(), "shards = 1\n");
+    let prediction = predict(&Facts::read(&tree.root(), host.nofile_hard), &config, 10_000_000);
+    assert!(term(&prediction, "the hard limit on open files").raise.contains("--shards 10,"));
 }
