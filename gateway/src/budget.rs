@@ -177,6 +177,21 @@ impl Budget {
         Budget { terms, memory_max: config.memory_max, connections }
     }
 
+    /// The most connections of each shard for which the sum still fits, everything else as configured.
+    pub fn connections_fitting(config: &Config) -> u64 {
+        let shards = u64::from(config.shards);
+        let each = u64::from(config.limits().connections_max);
+        let besides = Budget::of(config).total().saturating_sub(connections_bytes(each).saturating_mul(shards));
+        let room = config.memory_max.saturating_sub(besides) / shards;
+        // The table of users grows in steps, so there is no formula to turn round.
+        let (mut fits, mut too_many) = (0, u64::from(u32::MAX));
+        while too_many - fits > 1 {
+            let middle = fits + (too_many - fits) / 2;
+            if connections_bytes(middle) <= room { fits = middle } else { too_many = middle }
+        }
+        fits
+    }
+
     /// The sum.
     pub fn total(&self) -> u64 {
         self.terms.iter().fold(0, |sum, term| sum.saturating_add(term.bytes))
@@ -284,6 +299,25 @@ mod tests {
         assert!(budget.check().is_ok());
         budget.memory_max -= 1;
         assert!(budget.check().is_err());
+    }
+
+    #[test]
+    fn the_connections_that_fit_are_the_last_that_fit() {
+        for text in
+            ["shards = 2\nmemory_max = \"2GiB\"\n", "shards = 3\nmemory_max = \"1GiB\"\nconnections_max = 5000\n"]
+        {
+            let fitting = Budget::connections_fitting(&config(text));
+            let with = |connections: u64| {
+                let mut other = config(text).effective().clone();
+                other.connections_max = Some(connections);
+                other.http = None;
+                let host = Host { cores: 2, nofile_hard: u64::MAX, memory_available: 16 << 30, name: "h".to_owned() };
+                let sources = Sources { command: other, ..Sources::default() };
+                Budget::of(&Config::resolve(sources, &host).unwrap())
+            };
+            assert!(with(fitting).check().is_ok(), "{fitting}");
+            assert!(with(fitting + 1).check().is_err(), "{fitting}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use trunkline_gateway::config::{Config, ConfigError, ConfigFile, DefaultValue, Host, SETTINGS, Settings, Sources};
+use trunkline_gateway::doctor::{Goal, Profile};
+use trunkline_gateway::host_tree::Root;
 
 /// Carries messages between the clients connected to it.
 ///
@@ -63,9 +65,72 @@ enum Verb {
         #[command(flatten)]
         settings: Settings,
     },
-    /// Check whether this machine has what a node with this configuration needs.
-    Doctor(Flags),
+    /// Check whether this host is ready, and say how many connections it will hold.
+    ///
+    /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the limit that binds
+    /// first. It looks from where it runs: run it with the user, the limits and the control group the gateway will have. What runs now
+    /// keeps what it has, a gateway included. Nothing is changed without --apply.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(DoctorFlags),
 }
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  gateway doctor                               ready for what this configuration allows, up to 100,000?
+  gateway doctor --conns 250k --shards 4       ready for 250,000 connections with 4 shards?
+  gateway doctor --profile 1m                  for 1,000,000, and how the kernel's settings differ
+  gateway doctor --profile 1m --apply          write them, for now and for good; remember what was there
+  gateway doctor --rollback                    restore what was there
+  gateway doctor --json | jq .prediction       for programs
+  systemd-run --pipe --wait -p LimitNOFILE=1048576 -p MemoryMax=8G gateway doctor
+                                               as it will be under systemd
+
+Exit status:
+  0 ready, with or without warnings; 1 not ready, or something could not be written; 2 the configuration is refused.";
+
+#[derive(Debug, Args)]
+struct DoctorFlags {
+    /// Profile to compare with: sysctl settings for 100,000, 1,000,000 or 10,000,000 connections. [default: the smallest that covers --conns]
+    #[arg(long)]
+    profile: Option<Profile>,
+    /// Connections this host should hold: 250000, 250_000, 250k or 1m. [default: those of the profile]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    conns: Option<u64>,
+    /// Write what the kernel lacks of the profile, for now (/proc/sys) and for good (/etc/sysctl.d/90-trunkline.conf). What was there is
+    /// remembered in /var/lib/trunkline. A setting that is better already stays. Limits of processes, huge pages and the governor are not
+    /// touched: their fix is printed.
+    #[arg(long)]
+    apply: bool,
+    /// Restore what was there before the first --apply.
+    #[arg(long, conflicts_with_all = ["apply", "profile", "conns"])]
+    rollback: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Folder to look at instead of /; also for a host that is mounted elsewhere.
+    #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+    root: PathBuf,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// A number of connections.
+fn parse_count(text: &str) -> Result<u64, String> {
+    let digits = text.replace('_', "").to_ascii_lowercase();
+    let (digits, factor) = match (digits.strip_suffix('k'), digits.strip_suffix('m')) {
+        (Some(digits), _) => (digits, 1_000),
+        (None, Some(digits)) => (digits, 1_000_000),
+        (None, None) => (digits.as_str(), 1),
+    };
+    let count = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    match count.and_then(|count| count.checked_mul(factor)) {
+        Some(count @ 1..=CONNS_MAX) => Ok(count),
+        _ => Err("it must be a number from 1 to 1000000000, such as 250000, 250k or 1m".to_owned()),
+    }
+}
+
+/// More than 1,024 shards hold, so that sums cannot overflow.
+const CONNS_MAX: u64 = 1_000_000_000;
 
 #[derive(Debug, Args)]
 struct Flags {
@@ -86,7 +151,26 @@ pub(crate) enum Command {
     /// Print the configuration in force.
     CheckConfig(Box<Config>),
     /// Check the machine.
-    Doctor(Box<Config>),
+    Doctor(Box<Doctor>),
+}
+
+/// What the doctor is asked for.
+#[derive(Debug)]
+pub(crate) struct Doctor {
+    pub(crate) root: Root,
+    pub(crate) host: Host,
+    pub(crate) config: Config,
+    pub(crate) goal: Goal,
+    pub(crate) action: Action,
+    pub(crate) json: bool,
+}
+
+/// What the doctor may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Look,
+    Apply,
+    Rollback,
 }
 
 /// A command line that cannot be followed.
@@ -118,17 +202,29 @@ pub(crate) fn parse(
     let matches = command().try_get_matches_from(arguments)?;
     let Cli { command, flags } = Cli::from_arg_matches(&matches)?;
     let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
-    let config = |file: Option<&Path>, settings: Settings| -> Result<Box<Config>, ConfigError> {
+    let config_on = |host: &Host, file: Option<&Path>, settings: Settings| -> Result<Box<Config>, ConfigError> {
         let file = file.map(ConfigFile::read).transpose()?;
         let sources = Sources { command: settings, from_environment: from_environment(inner), file };
         Ok(Box::new(Config::resolve(sources, host)?))
     };
+    let config = |file: Option<&Path>, settings: Settings| config_on(host, file, settings);
     Ok(match command {
         None => Command::Run(config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::Run(flags)) => Command::Run(config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::DefaultConfig) => Command::DefaultConfig,
         Some(Verb::CheckConfig { file, settings }) => Command::CheckConfig(config(Some(&file), settings)?),
-        Some(Verb::Doctor(flags)) => Command::Doctor(config(flags.config.as_deref(), flags.settings)?),
+        Some(Verb::Doctor(doctor)) => {
+            let root = Root::at(doctor.root);
+            let host = if root.is_system() { host.clone() } else { Host::below(&root) };
+            let config = config_on(&host, doctor.flags.config.as_deref(), doctor.flags.settings)?;
+            let action = match (doctor.apply, doctor.rollback) {
+                (true, _) => Action::Apply,
+                (_, true) => Action::Rollback,
+                _ => Action::Look,
+            };
+            let goal = Goal { profile: doctor.profile, connections: doctor.conns };
+            Command::Doctor(Box::new(Doctor { root, host, config: *config, goal, action, json: doctor.json }))
+        }
     })
 }
 
@@ -187,7 +283,8 @@ mod tests {
 
     fn config(words: &str) -> Config {
         match parse_words(words) {
-            Ok(Command::Run(config) | Command::Doctor(config) | Command::CheckConfig(config)) => *config,
+            Ok(Command::Run(config) | Command::CheckConfig(config)) => *config,
+            Ok(Command::Doctor(doctor)) => doctor.config,
             other => panic!("{words}: {other:?}"),
         }
     }
@@ -213,6 +310,37 @@ mod tests {
         assert_eq!(config("gateway --shards 3").shards, 3);
         assert_eq!(config("gateway run --shards 3").shards, 3);
         assert_eq!(config("gateway doctor --shards 3").shards, 3);
+    }
+
+    #[test]
+    fn the_doctor_takes_a_goal_and_one_action() {
+        let doctor = |words: &str| match parse_words(&format!("gateway doctor {words}")) {
+            Ok(Command::Doctor(doctor)) => doctor,
+            other => panic!("{words}: {other:?}"),
+        };
+        let asked = doctor("--profile 1m --conns 250k --apply --json --shards 3");
+        assert_eq!((asked.goal.profile, asked.goal.connections), (Some(Profile::M1), Some(250_000)));
+        assert_eq!((asked.action, asked.json, asked.config.shards), (Action::Apply, true, 3));
+        assert_eq!(doctor("--rollback").action, Action::Rollback);
+        assert_eq!(doctor("--json").action, Action::Look);
+        for words in
+            ["--apply --rollback", "--rollback --profile 1m", "--rollback --conns 5", "--profile 2m", "--conns 0"]
+        {
+            assert!(usage_error(&format!("gateway doctor {words}")).contains("--"), "{words}");
+        }
+    }
+
+    #[test]
+    fn counts_take_suffixes_and_underscores() {
+        for (text, count) in [("1", 1), ("250_000", 250_000), ("250k", 250_000), ("1m", 1_000_000), ("10M", 10_000_000)]
+        {
+            assert_eq!(parse_count(text), Ok(count), "{text}");
+        }
+        for text in
+            ["", "k", "0", "0k", "-1", "+5", "1.5m", "1g", "99999999999999999999", "99999999999999999m", "1001m"]
+        {
+            assert!(parse_count(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod settings;
 mod text;
 mod values;
 
+pub(crate) use resolve::{CONNECTIONS_SHARE, RING_SLOTS_MAX, connections_default};
+
 pub use file::ConfigFile;
 pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};

@@ -6,6 +6,8 @@ pub mod config;
 mod conn;
 pub mod control;
 mod core;
+pub mod doctor;
+pub mod host_tree;
 pub mod http;
 mod inbox;
 mod io;

@@ -3,12 +3,15 @@
 mod cli;
 mod run;
 
-use cli::{CliError, Command};
+use cli::{Action, CliError, Command, Doctor};
+use serde::Serialize;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::config::{Config, ConfigError, Host, default_config};
-use trunkline_gateway::startup::{StartupError, checks};
+use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
+use trunkline_gateway::startup::StartupError;
 
 /// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
 #[global_allocator]
@@ -67,7 +70,7 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
     match command {
         Command::DefaultConfig => print(&default_config(host)),
         Command::CheckConfig(config) => check_config(&config),
-        Command::Doctor(config) => doctor(&config),
+        Command::Doctor(asked) => doctor(&asked),
         Command::Run(config) => run::run(&config),
     }
 }
@@ -89,32 +92,43 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     budget.check().map_err(|error| ConfigError::Conflict(error.to_string()).into())
 }
 
-fn doctor(config: &Config) -> Result<(), Failure> {
-    config.auth.load()?;
-    let budget = Budget::of(config);
-    let mut text = String::new();
-    let mut failures = 0;
-    for check in checks(config) {
-        let line = match check.outcome {
-            Ok(found) => format!("ok    {}: {found}\n", check.name),
-            Err(error) => {
-                failures += 1;
-                format!("FAIL  {}: {error}\n", check.name)
-            }
-        };
-        text.push_str(&line);
+/// Looks at the host, or changes it when asked to. An apply is followed by another look.
+fn doctor(asked: &Doctor) -> Result<(), Failure> {
+    if asked.action == Action::Rollback {
+        let outcome = rollback(&asked.root).map_err(Failure::Other)?;
+        print_as(asked.json, &outcome)?;
+        return unless_failed(&outcome, "restored");
     }
-    match budget.check() {
-        Ok(()) => text.push_str("ok    memory: the budget fits\n"),
-        Err(error) => {
-            failures += 1;
-            text.push_str(&format!("FAIL  memory: {error}\n"));
-        }
+    asked.config.auth.load()?;
+    let examine = || doctor::examine(&asked.root, &asked.host, &asked.config, asked.goal);
+    let mut report = examine();
+    if asked.action == Action::Apply {
+        let (profile, _) = resolve_goal(asked.goal, &asked.config);
+        let outcome = apply(&asked.root, profile).map_err(Failure::Other)?;
+        report = examine();
+        report.applied = Some(outcome);
     }
-    print(&format!("{text}\n{budget}\n"))?;
-    match failures {
+    print_as(asked.json, &report)?;
+    if let Some(outcome) = &report.applied {
+        unless_failed(outcome, "written")?;
+    }
+    let failed = report.checks.iter().filter(|check| check.status == Status::Fail).count();
+    match failed {
         0 => Ok(()),
-        1 => Err(Failure::Other("1 check failed".to_owned())),
-        _ => Err(Failure::Other(format!("{failures} checks failed"))),
+        1 => Err(Failure::Other("not ready: 1 check failed".to_owned())),
+        _ => Err(Failure::Other(format!("not ready: {failed} checks failed"))),
     }
+}
+
+fn print_as(json: bool, what: &(impl Serialize + Display)) -> Result<(), Failure> {
+    let text = if json { serde_json::to_string_pretty(what).map_err(io::Error::from)? } else { what.to_string() };
+    print(&format!("{text}\n"))
+}
+
+fn unless_failed(outcome: &Outcome, done: &str) -> Result<(), Failure> {
+    let names: Vec<&str> = outcome.failed.iter().map(|refusal| refusal.what.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Other(format!("not everything could be {done} (root is needed): {}", names.join(", "))))
 }

@@ -189,7 +189,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
     ]
 }
 
-fn judge_kernel(release: &str) -> Result<(), StartupError> {
+pub(crate) fn judge_kernel(release: &str) -> Result<(), StartupError> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= KERNEL_MIN => Ok(()),
@@ -199,7 +199,7 @@ fn judge_kernel(release: &str) -> Result<(), StartupError> {
 
 /// Value 2 forbids io_uring to all, 1 to those without privileges or membership in a group; whether that hits this process the ring shows.
 /// Kernels before 6.6 have no such sysctl.
-fn judge_disabled(sysctl: Option<&str>) -> Result<(), StartupError> {
+pub(crate) fn judge_disabled(sysctl: Option<&str>) -> Result<(), StartupError> {
     match sysctl.map(|value| value.trim().parse::<u32>()) {
         Some(Ok(value)) if value >= 2 => Err(StartupError::IoUringDisabled(value)),
         _ => Ok(()),
@@ -217,7 +217,7 @@ fn judge_refusal(error: io::Error, sysctl: Option<&str>) -> StartupError {
 }
 
 /// Returns the hard limit when it is enough.
-fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, StartupError> {
+pub(crate) fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, StartupError> {
     let limits = config.limits();
     if u64::from(limits.slots()) > hard {
         return Err(StartupError::DescriptorTable { hard, connections_max: limits.connections_max });
@@ -234,7 +234,7 @@ fn descriptors(shards: u16, addresses: usize) -> u64 {
     DESCRIPTORS_PROCESS + u64::from(shards) * (DESCRIPTORS_PER_SHARD + addresses as u64)
 }
 
-fn judge_memlock(hard: u64) -> Result<String, StartupError> {
+pub(crate) fn judge_memlock(hard: u64) -> Result<String, StartupError> {
     if hard < MEMLOCK_BYTES_MIN {
         return Err(StartupError::LockedMemory(hard));
     }

@@ -1,7 +1,7 @@
 //! What the defaults depend on: facts about the machine and the limits of this process.
 
+use crate::host_tree::{MemoryGroup, Root};
 use rustix::process::{Resource, getrlimit};
-use std::fs;
 
 /// Facts the computed defaults are made from. Tests make them up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,38 +20,36 @@ pub struct Host {
 const MEMORY_UNKNOWN: u64 = 1 << 30;
 
 impl Host {
-    /// Asks the kernel.
+    /// Asks the kernel of this machine.
     pub fn read() -> Self {
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let machine = available_bytes(&meminfo).unwrap_or(MEMORY_UNKNOWN);
+        Host::below(&Root::system())
+    }
+
+    /// The facts a tree of /proc and /sys tells; what it does not tell, and this machine is asked for, comes from system calls.
+    pub fn below(root: &Root) -> Self {
+        let machine = root.memory_available().unwrap_or(MEMORY_UNKNOWN);
+        let group = root.memory_groups().iter().map(MemoryGroup::left).min();
         Host {
-            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64),
-            nofile_hard: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
-            memory_available: machine.min(control_group_bytes().unwrap_or(u64::MAX)),
+            cores: cores(root),
+            nofile_hard: nofile_hard(root),
+            memory_available: machine.min(group.unwrap_or(u64::MAX)),
             name: node_name(&rustix::system::uname().nodename().to_string_lossy()),
         }
     }
 }
 
-/// `MemAvailable` of /proc/meminfo, bytes.
-fn available_bytes(meminfo: &str) -> Option<u64> {
-    let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1_024)
+fn cores(root: &Root) -> u64 {
+    let shown = root.cpus();
+    if !root.is_system() && shown > 0 {
+        return shown as u64;
+    }
+    // Knows the affinity mask and the quota of the control group too.
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }
 
-/// What the control group (version 2) of this process may still take; `None` when it has no limit.
-fn control_group_bytes() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let folder = format!("/sys/fs/cgroup{}", groups.lines().find_map(|line| line.strip_prefix("0::"))?);
-    let max = fs::read_to_string(format!("{folder}/memory.max")).ok()?;
-    let current = fs::read_to_string(format!("{folder}/memory.current")).ok()?;
-    group_left_bytes(&max, &current)
-}
-
-fn group_left_bytes(max: &str, current: &str) -> Option<u64> {
-    let max: u64 = max.trim().parse().ok()?;
-    Some(max.saturating_sub(current.trim().parse().ok()?))
+fn nofile_hard(root: &Root) -> u64 {
+    let told = if root.is_system() { None } else { root.hard_limit("Max open files") };
+    told.unwrap_or_else(|| getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX))
 }
 
 /// The host name with everything a node name may not hold left out.
@@ -64,21 +62,24 @@ fn node_name(host_name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host_tree::tests::Tree;
 
     #[test]
-    fn available_memory_is_read_from_meminfo() {
-        let meminfo = "MemTotal:       24000000 kB\nMemFree:        20000000 kB\nMemAvailable:   21000000 kB\n";
-        assert_eq!(available_bytes(meminfo), Some(21_000_000 * 1_024));
-        for broken in ["", "MemAvailable:", "MemAvailable: many kB", "MemAvailable: 5"] {
-            assert_eq!(available_bytes(broken), None, "{broken:?}");
-        }
-    }
-
-    #[test]
-    fn a_control_group_without_limit_does_not_count() {
-        assert_eq!(group_left_bytes("max\n", "5000\n"), None);
-        assert_eq!(group_left_bytes("8000\n", "5000\n"), Some(3_000));
-        assert_eq!(group_left_bytes("5000\n", "8000\n"), Some(0));
+    fn the_tightest_of_machine_and_control_groups_is_what_is_available() {
+        let tree = Tree::new();
+        tree.file("/proc/meminfo", "MemAvailable:   21000000 kB\n")
+            .file("/proc/self/limits", "Max open files            1024                 5000                 files\n")
+            .file("/sys/devices/system/cpu/cpu0/uevent", "")
+            .file("/proc/self/cgroup", "0::/a/b\n")
+            .file("/sys/fs/cgroup/a/b/memory.max", "max\n");
+        let host = Host::below(&tree.root());
+        assert_eq!((host.cores, host.nofile_hard, host.memory_available), (1, 5_000, 21_000_000 * 1_024));
+        tree.file("/sys/fs/cgroup/a/memory.max", "1000000\n").file("/sys/fs/cgroup/a/memory.current", "400000\n");
+        assert_eq!(Host::below(&tree.root()).memory_available, 600_000);
+        tree.file("/proc/self/cgroup", "3:memory:/c\n0::/\n")
+            .file("/sys/fs/cgroup/memory/c/memory.limit_in_bytes", "9000000\n")
+            .file("/sys/fs/cgroup/memory/c/memory.usage_in_bytes", "1000000\n");
+        assert_eq!(Host::below(&tree.root()).memory_available, 8_000_000);
     }
 
     #[test]

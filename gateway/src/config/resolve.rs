@@ -15,7 +15,9 @@ use trunkline_proto::{FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT};
 use trunkline_router::presence::DEVICES_PER_USER_LIMIT;
 
 /// Entries io_uring allows in a descriptor table (`IORING_MAX_FIXED_FILES`).
-const RING_SLOTS_MAX: u64 = 1 << 20;
+pub(crate) const RING_SLOTS_MAX: u64 = 1 << 20;
+/// The part of memory_max that connections get by default, as a divisor.
+pub(crate) const CONNECTIONS_SHARE: u64 = 4;
 /// Most connections a shard can hold.
 const CONNECTIONS_LIMIT: u64 = RING_SLOTS_MAX - SLOTS_RESERVED as u64;
 const SECS_MAX: u64 = 3_600;
@@ -136,7 +138,8 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
     };
     all.shards = Some(shards);
     all.node.get_or_insert_with(|| host.name.clone());
-    all.connections_max.get_or_insert_with(|| connections_default(host.nofile_hard, memory_max / 4 / shards));
+    all.connections_max
+        .get_or_insert_with(|| connections_default(host.nofile_hard, memory_max / CONNECTIONS_SHARE / shards));
     all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));
     all.unacked_total_bytes_max.get_or_insert_with(|| share(16, 512 * MIB, 2 * (frame + MESSAGE_OVERHEAD_BYTES)));
     all.partial_bytes_max.get_or_insert_with(|| share(32, 256 * MIB, 4 * frame));
@@ -153,7 +156,7 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
 }
 
 /// The most connections that the limit on open files, the ring and this share of memory allow.
-fn connections_default(nofile_hard: u64, bytes_max: u64) -> u64 {
+pub(crate) fn connections_default(nofile_hard: u64, bytes_max: u64) -> u64 {
     let mut connections = nofile_hard.saturating_sub(SLOTS_RESERVED.into()).clamp(1, CONNECTIONS_LIMIT);
     while connections > 1 && connections_bytes(connections) > bytes_max {
         connections -= connections.div_ceil(16);
