@@ -26,6 +26,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Pings and messages written before the fleet is turned again, so that a late bench catches up without a pause.
 const BURST_MAX: u64 = 2_048;
 
+/// Connections opened or cut before the fleet is turned again, so that nobody else waits for long.
+const CONNECTIONS_PER_STEP: u32 = 64;
+
 /// Where a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -106,6 +109,8 @@ pub(crate) struct Crowd {
     doomed: Vec<u32>,
     /// Slots that have become free.
     pub(crate) freed: Vec<u32>,
+    /// Clients that have logged in since they were last asked for, when they are to be reported.
+    entries: Option<Vec<u32>>,
 }
 
 /// A sweep that pings each client once in each interval.
@@ -162,7 +167,18 @@ impl Crowd {
             pings: None,
             doomed: Vec::new(),
             freed: Vec::new(),
+            entries: None,
         }
+    }
+
+    /// From now on [`Crowd::take_entries`] tells who has logged in.
+    pub(crate) fn report_entries(&mut self) {
+        self.entries = Some(Vec::new());
+    }
+
+    /// Clients that have logged in since the last call.
+    pub(crate) fn take_entries(&mut self) -> Vec<u32> {
+        self.entries.as_mut().map_or(Vec::new(), std::mem::take)
     }
 
     /// Starts a new stretch of time: returns the latencies of the last one.
@@ -172,8 +188,7 @@ impl Crowd {
 
     /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that.
     pub(crate) fn send_at(&mut self, rate: Option<f64>) {
-        self.schedule =
-            rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
+        self.schedule = rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
     }
 
     /// From now on each client sends a PING in each interval; `None` ends that.
@@ -226,7 +241,8 @@ impl Crowd {
         while opening.next < opening.end || self.tally.entering > 0 {
             self.open_due(fleet, &mut opening)?;
             let before = self.tally.entering;
-            if self.step(fleet, Duration::from_millis(5))? > 0 || before == 0 {
+            let patience = if opening.due(before) > 0 { Duration::ZERO } else { Duration::from_millis(5) };
+            if self.step(fleet, patience)? > 0 || before == 0 {
                 last_progress = Instant::now();
             } else if last_progress.elapsed() > PATIENCE {
                 let there = self.tally.inside;
@@ -243,7 +259,7 @@ impl Crowd {
 
     /// Opens those connections of a range that are due.
     pub(crate) fn open_due(&mut self, fleet: &mut Fleet, opening: &mut Opening) -> Result<(), Failure> {
-        let count = opening.due(self.tally.entering);
+        let count = opening.due(self.tally.entering).min(CONNECTIONS_PER_STEP);
         if count == 0 {
             return Ok(());
         }
@@ -275,6 +291,9 @@ impl Crowd {
                 cut += 1;
                 fleet.cut(connection)?;
             }
+            if (connection - first) % CONNECTIONS_PER_STEP == CONNECTIONS_PER_STEP - 1 {
+                self.step(fleet, Duration::ZERO)?;
+            }
         }
         let mut last_progress = Instant::now();
         while self.freed.len() < cut {
@@ -288,11 +307,6 @@ impl Crowd {
             }
         }
         Ok(())
-    }
-
-    /// Whether a client is logged in.
-    pub(crate) fn is_in(&self, connection: u32) -> bool {
-        matches!(self.stages[connection as usize], Stage::In | Stage::Asked)
     }
 
     /// Sends the next message of a flow now.
@@ -495,6 +509,9 @@ impl Driver for Crowd {
                 self.tally.entering -= 1;
                 self.tally.inside += 1;
                 self.tally.logins += 1;
+                if let Some(entries) = &mut self.entries {
+                    entries.push(connection);
+                }
                 Ok(())
             }
             (Some(Kind::Pong), Stage::Asked) if frame.aux == connection as u16 => {

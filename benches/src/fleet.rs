@@ -72,13 +72,7 @@ pub(crate) trait Driver {
     fn lost(&mut self, connection: u32, how: &str) -> Failure;
 
     /// Bytes have come, from the start of a frame on. The default takes them for frames of Trunkline's protocol.
-    fn received(
-        &mut self,
-        connection: u32,
-        bytes: &[u8],
-        now_ns: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<Taken, Failure> {
+    fn received(&mut self, connection: u32, bytes: &[u8], now_ns: u64, out: &mut Vec<u8>) -> Result<Taken, Failure> {
         let mut taken = Taken { bytes: 0, frames: 0 };
         loop {
             match decode(&bytes[taken.bytes..], FRAME_BYTES_MAX_LIMIT) {
@@ -157,6 +151,7 @@ pub(crate) struct Fleet {
     /// For all lanes, when there is more than one.
     sleeper: Option<Sleeper>,
     opened: u32,
+    speaks_first: bool,
 }
 
 impl Fleet {
@@ -174,7 +169,7 @@ impl Fleet {
             buffers: 1 << buffers.ilog2(),
             buffer_bytes,
         };
-        let mut fleet = Fleet { target, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0 };
+        let mut fleet = Fleet { target, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, speaks_first: false };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -185,6 +180,11 @@ impl Fleet {
             fleet.sleep_on_all().map_err(|error| Failure::system("making event descriptors", error))?;
         }
         Ok(fleet)
+    }
+
+    /// Every connection sends something as soon as it is there.
+    pub(crate) fn that_speaks_first(self) -> Fleet {
+        Fleet { speaks_first: true, ..self }
     }
 
     fn sleep_on_all(&mut self) -> io::Result<()> {
@@ -239,8 +239,8 @@ impl Fleet {
         while next < first + count {
             let first_slot = next % self.lane_slots;
             let batch = (first + count - next).min(INSTALL_BATCH).min(self.lane_slots - first_slot);
-            let sockets = (next..next + batch).map(sockets::to_connect).collect::<io::Result<Vec<_>>>();
-            let sockets = sockets.map_err(socket_failed)?;
+            let sockets = (next..next + batch).map(|index| sockets::to_connect(index, self.speaks_first));
+            let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(socket_failed)?;
             let lane = &mut self.lanes[(next / self.lane_slots) as usize];
             let raw: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
             lane.ring.install(first_slot, &raw).map_err(socket_failed)?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     affinity::on_load_core,
+    ballast::Ballast,
     crowd::Crowd,
     failure::Failure,
     fleet::Fleet,
@@ -17,7 +18,7 @@ use crate::{
     process::{CpuTime, KernelMemory, UserMemory},
     progress::Progress,
     report::table,
-    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
+    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp_with, seconds},
     server::Server,
     watch::{Spent, Watch},
 };
@@ -46,6 +47,10 @@ pub(crate) struct HoldArgs {
     /// Messages per second of the control group, all together [default: a fifth of its size]
     #[arg(long)]
     rate: Option<f64>,
+    /// Memory to touch before the ramp and give back during it, in MiB: for virtual machines whose memory is there only
+    /// once it is touched; 9 for each 1,000 clients is enough
+    #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    warm_memory: u32,
 }
 
 /// Bytes for each connection.
@@ -98,7 +103,7 @@ pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
     let progress = scenario::progress("hold", clients);
     let client = on_load_core(|| plain::measure(clients.conns.min(PLAIN_MAX), &progress))?.connecting;
     let mut server = clients.start()?;
-    let outcome = on_load_core(|| hold(clients, &server, secs, control, rate, client, &progress));
+    let outcome = on_load_core(|| hold(args, &server, secs, control, rate, client, &progress));
     let (findings, judgement) = outcome.map_err(|failure| server.explain(failure))?;
     server.stop()?;
     print_summary(clients, &findings);
@@ -107,7 +112,7 @@ pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
 }
 
 fn hold(
-    clients: &Clients,
+    args: &HoldArgs,
     server: &Server,
     secs: Duration,
     control: u32,
@@ -115,6 +120,7 @@ fn hold(
     client: Share,
     progress: &Progress,
 ) -> Result<(Findings, Result<(), Failure>), Failure> {
+    let clients = &args.clients;
     warm_up(clients, server)?;
     let mut fleet = clients.fleet(server)?;
     let mut crowd = clients.crowd(neighbours(0, control), control);
@@ -125,8 +131,9 @@ fn hold(
     crowd.ping_every(Some(clients.heartbeat()));
     // Making a socket is the load's own business and no part of a login.
     fleet.prepare(0, clients.conns)?;
+    let ballast = (args.warm_memory > 0).then(|| Ballast::touch((args.warm_memory as usize) << 20, progress));
     let bar = progress.phase("logged in", clients.conns.into());
-    let ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    let ramp = ramp_with(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar, ballast)?;
     drop(bar);
 
     let inside = crowd.tally.inside;
@@ -243,10 +250,7 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     held.warn_if_late("control group");
     let mut caches: Vec<_> = memory.caches.iter().collect();
     caches.sort_by(|a, b| b.1.total_cmp(a.1));
-    let rows: Vec<Vec<String>> = caches
-        .iter()
-        .take(TOP_CACHES)
-        .map(|(name, bytes)| vec![(*name).clone(), format!("{bytes:.0}")])
-        .collect();
+    let rows: Vec<Vec<String>> =
+        caches.iter().take(TOP_CACHES).map(|(name, bytes)| vec![(*name).clone(), format!("{bytes:.0}")]).collect();
     println!("kernel objects, both ends, bytes for each connection\n{}", table(&["cache", "bytes"], &rows));
 }

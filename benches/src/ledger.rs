@@ -125,11 +125,6 @@ impl Ledger {
         self.lossy
     }
 
-    /// Messages sent so far to recipients that read.
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
-    }
-
     /// The user of a connection.
     pub(crate) fn user(&self, connection: u32) -> u64 {
         self.users[connection as usize]
@@ -262,7 +257,12 @@ impl Ledger {
         } else {
             self.delivered += 1;
         }
-        Ok(Delivery { flow: label.flow, latency_ns: now_ns.saturating_sub(label.sent_ns), again: false, lossy: flow.lossy })
+        Ok(Delivery {
+            flow: label.flow,
+            latency_ns: now_ns.saturating_sub(label.sent_ns),
+            again: false,
+            lossy: flow.lossy,
+        })
     }
 
     /// Judges a SENT that has arrived on a connection.

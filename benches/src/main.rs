@@ -1,13 +1,17 @@
-//! `bench`: what a gateway costs, measured beside the floor in the same run.
+//! `bench`: what a gateway costs, measured beside the floor and beside other servers.
 //!
-//! `bench floor` measures a raw echo on the leanest ring set-up, `bench pairs` that echo and the gateway in alternation,
-//! `bench idle` the memory of idle connections. Every message is accounted for: a run whose messages do not add up
-//! ends with exit status 1 and names the first one that does not.
+//! `floor`, `pairs` and `idle` measure a message and an idle connection next to a raw echo on the leanest ring set-up; `hold`,
+//! `rate`, `storm`, `slow` and `churn` drive many clients ([`crowd`]) through one situation each; `vs` lets the same load engine speak
+//! the protocols of other servers. Every message is accounted for: a run whose messages do not add up ends with exit
+//! status 1 and names the first one that does not.
 
 mod affinity;
+mod ballast;
+mod churn;
 mod clock;
 mod counters;
 mod crowd;
+mod dialect;
 mod discrepancy;
 mod exchange;
 mod failure;
@@ -20,17 +24,23 @@ mod ledger;
 mod login;
 mod pairs;
 mod payload;
+mod peers;
 mod plain;
+mod plot;
 mod process;
 mod progress;
+mod rate;
 mod report;
 mod ring;
 mod scenario;
 mod server;
 mod sleeper;
+mod slow;
 mod sockets;
+mod storm;
 mod traffic;
 mod users;
+mod vs;
 mod watch;
 
 use std::{net::SocketAddr, process::ExitCode};
@@ -42,11 +52,24 @@ use clap::{Args, Parser, Subcommand};
 /// Servers run on core 0, the load on core 1. Build everything with `--release` before measuring, and measure on a
 /// machine that does nothing else.
 #[derive(Debug, Parser)]
-#[command(name = "bench", version, arg_required_else_help = true, args_override_self = true)]
+#[command(name = "bench", version, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  bench pairs --conns 100 --window 1            what a message costs, over the floor
+  bench hold --conns 100000 --secs 60           log in 100,000 clients and keep them
+  bench rate --conns 2000 --rate 10000,50000    latency at fixed rates
+  bench storm --conns 50000                     all are cut off at once and come back
+  bench vs --json vs.json                       beside every other server that is installed
+  bench plot vs.json --out figures              and as pictures
+
+Exit status:
+  0 every message is accounted for; 1 something is not, or the run could not be done: the last line says what;
+  2 a flag is wrong. Load goes to loopback only, unless --beyond-loopback says otherwise.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -58,6 +81,18 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Log in many clients and keep them: login rate, memory, idle CPU, messages of a control group
     Hold(hold::HoldArgs),
+    /// Messages at fixed rates among held connections: latency from the time each was to be sent
+    Rate(rate::RateArgs),
+    /// Cut all clients off at once and let them come back; a control group goes on
+    Storm(storm::StormArgs),
+    /// A share of the clients stops reading: what the others notice, and what is dropped
+    Slow(slow::SlowArgs),
+    /// Clients connect, log in, send a few messages and leave, at a steady rate
+    Churn(churn::ChurnArgs),
+    /// Floor, gateway and other servers side by side: CPU for a message, memory of idle connections, latency
+    Vs(vs::VsArgs),
+    /// Draw figures from JSON files of hold, rate and vs
+    Plot(plot::PlotArgs),
     /// The echo that the others start
     #[command(hide = true)]
     FloorServer(FloorServerArgs),
@@ -82,6 +117,12 @@ fn main() -> ExitCode {
         Command::Pairs(args) => pairs::run(&args),
         Command::Idle(args) => idle::run(&args),
         Command::Hold(args) => hold::run(&args),
+        Command::Rate(args) => rate::run(&args),
+        Command::Storm(args) => storm::run(&args),
+        Command::Slow(args) => slow::run(&args),
+        Command::Churn(args) => churn::run(&args),
+        Command::Vs(args) => vs::run(&args),
+        Command::Plot(args) => plot::run(&args),
         Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch),
     };
     match result {

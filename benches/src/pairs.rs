@@ -103,6 +103,11 @@ impl GatewayArgs {
         }
     }
 
+    /// Adds arguments for a gateway that is started.
+    pub(crate) fn also(&mut self, arguments: &[&str]) {
+        self.gateway_arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    }
+
     /// Starts the gateway for so many connections, or finds the running one.
     pub(crate) fn start(&self, connections: u32) -> Result<Server, Failure> {
         self.start_on(connections, None)

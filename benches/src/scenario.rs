@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     affinity::SERVER_CORE,
+    ballast::Ballast,
     crowd::{Crowd, Latencies, Opening},
     failure::Failure,
     fleet::Fleet,
@@ -76,7 +77,7 @@ impl Clients {
 
     /// Rings for all clients.
     pub(crate) fn fleet(&self, server: &Server) -> Result<Fleet, Failure> {
-        Fleet::new(server.address(), self.conns, 4 * (self.payload + 64))
+        Ok(Fleet::new(server.address(), self.conns, 4 * (self.payload + 64))?.that_speaks_first())
     }
 
     /// The plan of a ramp over connections `first` to `end`.
@@ -146,6 +147,20 @@ pub(crate) fn ramp(
     server_pid: u32,
     bar: &Phase,
 ) -> Result<Ramp, Failure> {
+    ramp_with(crowd, fleet, clients, range, server_pid, bar, None)
+}
+
+/// The same, giving back ballast on the way.
+pub(crate) fn ramp_with(
+    crowd: &mut Crowd,
+    fleet: &mut Fleet,
+    clients: &Clients,
+    range: std::ops::Range<u32>,
+    server_pid: u32,
+    bar: &Phase,
+    mut ballast: Option<Ballast>,
+) -> Result<Ramp, Failure> {
+    let wanted = f64::from(range.end - range.start);
     let (cpu_before, own_before) = (CpuTime::of(server_pid)?, own_cpu());
     crowd.login_latency.reset();
     let began = Instant::now();
@@ -161,6 +176,9 @@ pub(crate) fn ramp(
             bar.say(format!("{} logins/s", per_second[per_second.len() - 1]));
         }
         bar.set(logins);
+        if let Some(ballast) = &mut ballast {
+            ballast.keep(1.0 - logins as f64 / wanted);
+        }
     })?;
     let seconds = began.elapsed().as_secs_f64();
     let logins = crowd.tally.logins - logins_before;

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     env,
     io::{BufRead as _, BufReader, Read},
-    net::{SocketAddr, SocketAddrV4},
+    net::{SocketAddr, SocketAddrV4, TcpStream},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -12,7 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{affinity::{SERVER_CORE, kernel_number}, failure::Failure, process::is_running, ring::os, sockets::tables_for};
+use crate::{
+    affinity::{SERVER_CORE, kernel_number},
+    failure::Failure,
+    process::is_running,
+    ring::os,
+    sockets::tables_for,
+};
 
 /// How long a server may take to say where it listens.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -21,13 +27,16 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Lines of a server's output kept for the case that it ends.
 const LAST_WORDS_LINES: usize = 12;
 
+/// Where a server's HTTP interface is, once it has said so.
+type HttpAddress = Arc<Mutex<Option<SocketAddr>>>;
+
 /// A server to put load on. A child is ended when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     name: &'static str,
     address: SocketAddrV4,
     /// Where its HTTP interface is, if it has one.
-    http: Arc<Mutex<Option<SocketAddr>>>,
+    http: HttpAddress,
     pid: u32,
     child: Option<Child>,
     last_words: Arc<Mutex<VecDeque<String>>>,
@@ -104,22 +113,26 @@ impl Server {
         Ok(Server { name, address, http, pid, child: None, last_words: Arc::default(), readers: Vec::new() })
     }
 
+    /// Starts a server that listens on a known address and says nothing about it.
+    pub(crate) fn start_at(name: &'static str, mut command: Command, address: SocketAddrV4) -> Result<Server, Failure> {
+        let mut server = Server::spawn(name, &mut command, None)?;
+        server.address = address;
+        let deadline = Instant::now() + START_PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            if server.wait_for_end(Duration::from_millis(50)).is_some() {
+                return Err(Failure::ServerGone(format!("{name} ended before it listened: {}", server.fate())));
+            }
+            if Instant::now() > deadline {
+                let waiting_for = format!("{name} to listen on {address}; {}", server.fate());
+                return Err(Failure::Stalled { waiting_for, after: START_PATIENCE });
+            }
+        }
+        Ok(server)
+    }
+
     fn start(name: &'static str, mut command: Command) -> Result<Server, Failure> {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        os::die_with_parent(&mut command);
-        let mut child = command.spawn().map_err(|error| Failure::system(&format!("starting the {name}"), error))?;
-        let last_words = Arc::default();
-        let http = Arc::default();
         let (said, saying) = mpsc::channel();
-        let stdout = child.stdout.take().expect("piped above");
-        let stderr = child.stderr.take().expect("piped above");
-        let readers = vec![
-            listen_to(stdout, Arc::clone(&last_words), Some((said, Arc::clone(&http)))),
-            listen_to(stderr, Arc::clone(&last_words), None),
-        ];
-        let unknown = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0);
-        let pid = child.id();
-        let mut server = Server { name, address: unknown, http, pid, child: Some(child), last_words, readers };
+        let mut server = Server::spawn(name, &mut command, Some(said))?;
         server.address = match saying.recv_timeout(START_PATIENCE) {
             Ok(address) => address,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -132,6 +145,27 @@ impl Server {
             }
         };
         Ok(server)
+    }
+
+    fn spawn(
+        name: &'static str,
+        command: &mut Command,
+        said: Option<mpsc::Sender<SocketAddrV4>>,
+    ) -> Result<Server, Failure> {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        os::die_with_parent(command);
+        let mut child = command.spawn().map_err(|error| Failure::system(&format!("starting the {name}"), error))?;
+        let last_words = Arc::default();
+        let http = Arc::default();
+        let stdout = child.stdout.take().expect("piped above");
+        let stderr = child.stderr.take().expect("piped above");
+        let readers = vec![
+            listen_to(stdout, Arc::clone(&last_words), said.map(|said| (said, Arc::clone(&http)))),
+            listen_to(stderr, Arc::clone(&last_words), None),
+        ];
+        let unknown = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0);
+        let pid = child.id();
+        Ok(Server { name, address: unknown, http, pid, child: Some(child), last_words, readers })
     }
 
     /// Where it listens.
@@ -175,6 +209,11 @@ impl Server {
             return Failure::ServerGone(format!("the {name}, process {pid}, ended during the run ({failure})"));
         }
         failure
+    }
+
+    /// Ends a child at once, whatever it thinks of it: for servers that are not this project's.
+    pub(crate) fn kill(self) {
+        drop(self);
     }
 
     /// Asks a child to end and waits for it. Errors: it does not end in time, or ends with another status than 0.
@@ -246,7 +285,7 @@ impl Drop for Server {
 fn listen_to(
     output: impl Read + Send + 'static,
     words: Arc<Mutex<VecDeque<String>>>,
-    said: Option<(mpsc::Sender<SocketAddrV4>, Arc<Mutex<Option<SocketAddr>>>)>,
+    said: Option<(mpsc::Sender<SocketAddrV4>, HttpAddress)>,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let (mut said, http) = said.unzip();
@@ -306,8 +345,13 @@ mod tests {
 
     #[test]
     fn a_gateway_that_is_not_there_is_named() {
-        let gateway =
-            GatewayCommand { binary: "/nowhere/gateway".into(), shards: 1, connections_max: None, arguments: vec![], core: None };
+        let gateway = GatewayCommand {
+            binary: "/nowhere/gateway".into(),
+            shards: 1,
+            connections_max: None,
+            arguments: vec![],
+            core: None,
+        };
         let sentence = Server::gateway(&gateway).expect_err("missing").to_string();
         assert!(sentence.contains("/nowhere/gateway") && sentence.contains("cargo build"), "{sentence}");
     }

@@ -55,11 +55,13 @@ pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
 }
 
 /// A socket ready to connect, with a source address that depends on its index. Closing it sends a reset, so that none
-/// lingers in TIME_WAIT.
-pub(crate) fn to_connect(index: u32) -> io::Result<Socket> {
+/// lingers in TIME_WAIT. One that speaks first saves the acknowledgement before its first bytes.
+pub(crate) fn to_connect(index: u32, speaks_first: bool) -> io::Result<Socket> {
     let socket = blank()?;
     os::set_bind_address_no_port(socket.as_fd())?;
-    os::delay_first_ack(socket.as_fd())?;
+    if speaks_first {
+        os::delay_first_ack(socket.as_fd())?;
+    }
     socket.bind(&source(index).into())?;
     Ok(socket)
 }

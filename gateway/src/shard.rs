@@ -215,16 +215,13 @@ impl Running {
 }
 
 /// The thread of a core: sets up its shards and turns them until all are drained.
-async fn run_core(
-    seats: Vec<Seat>,
-    waker: Arc<Waker>,
-    ring_fds: RingFds,
-    gate: Arc<Gate>,
-) -> Result<(), ShardFailure> {
+async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: Arc<Gate>) -> Result<(), ShardFailure> {
     let first = seats.first().map_or(0, |seat| seat.config.shard);
-    let fail = |what: &'static str| move |error: io::Error| ShardFailure { shard: first, error: format!("{what}: {error}") };
+    let fail =
+        |what: &'static str| move |error: io::Error| ShardFailure { shard: first, error: format!("{what}: {error}") };
     let set_up = || -> Result<_, ShardFailure> {
-        let running = seats.into_iter().map(|seat| Running::new(seat, &waker, &ring_fds)).collect::<Result<Vec<_>, _>>()?;
+        let running =
+            seats.into_iter().map(|seat| Running::new(seat, &waker, &ring_fds)).collect::<Result<Vec<_>, _>>()?;
         let making = fail("making its eventfd");
         Ok((running, Parking::new(&waker).map_err(making)?, Nap::new(&waker).map_err(making)?))
     };

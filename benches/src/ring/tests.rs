@@ -155,14 +155,8 @@ fn closing_ends_the_receive_and_frees_the_slot() {
     ring.receive_many(0).expect("queued");
     ring.turn(Wait::No).expect("turns");
     ring.close(0).expect("queued");
-    let (mut ended, mut closed) = (false, false);
-    while !(ended && closed) {
-        match next(&mut ring) {
-            Completion::ReceiveEnded { slot: 0, end: ReceiveEnd::Errno(libc::ECANCELED) } => ended = true,
-            Completion::Closed { .. } => closed = true,
-            other => panic!("{other:?}"),
-        }
-    }
+    // Of the receive that was cancelled nothing is reported: the slot may be in use again by then.
+    assert!(matches!(next(&mut ring), Completion::Closed { slot: 0 }));
     assert_eq!(far.read(&mut [0; 8]).expect("the end"), 0);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     ring.accept_one(listener.as_fd()).expect("queued");

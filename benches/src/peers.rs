@@ -1,0 +1,164 @@
+//! Servers to compare with: how each is started on a port of its own, and how to install it.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::{
+    affinity::{SERVER_CORE, kernel_number},
+    dialect::{Dialect, Mqtt, Nats, Resp},
+    failure::Failure,
+    ring::os,
+    server::Server,
+};
+
+/// A server that is no part of this project.
+pub(crate) struct Peer {
+    /// Its name, also that of its program.
+    pub(crate) name: &'static str,
+    /// What it is and how messages reach a user.
+    pub(crate) what: &'static str,
+    /// How to install it.
+    pub(crate) install: &'static str,
+    /// Its protocol.
+    pub(crate) dialect: &'static dyn Dialect,
+    /// Prints its version.
+    version: &'static [&'static str],
+    /// Writes its configuration into a folder of its own and says how to start it.
+    command: fn(&Path, SocketAddrV4) -> Result<Command, Failure>,
+}
+
+/// All that are known.
+pub(crate) const PEERS: [Peer; 5] = [
+    Peer {
+        name: "nats-server",
+        what: "NATS, PUB to the other's subject",
+        install: "apt-get install nats-server",
+        dialect: &Nats,
+        version: &["nats-server", "--version"],
+        command: |_, address| {
+            let mut command = Command::new("nats-server");
+            command.args(["-a", &address.ip().to_string(), "-p", &address.port().to_string()]);
+            Ok(command)
+        },
+    },
+    Peer {
+        name: "mosquitto",
+        what: "MQTT 3.1.1, QoS 0",
+        install: "apt-get install mosquitto",
+        dialect: &Mqtt { credentials: false },
+        version: &["mosquitto", "-h"],
+        command: |folder, address| {
+            let (ip, port) = (address.ip(), address.port());
+            let text = format!(
+                "listener {port} {ip}\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n"
+            );
+            let mut command = Command::new("mosquitto");
+            command.arg("-c").arg(written(folder, "mosquitto.conf", &text)?);
+            Ok(command)
+        },
+    },
+    Peer {
+        name: "redis-server",
+        what: "Redis Pub/Sub, RESP3",
+        install: "apt-get install redis-server",
+        dialect: &Resp,
+        version: &["redis-server", "--version"],
+        command: |folder, address| {
+            let mut command = Command::new("redis-server");
+            command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()]);
+            command.args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--maxclients",
+                "18000",
+                "--tcp-backlog",
+                "4096",
+                "--protected-mode",
+                "no",
+            ]);
+            command.args(["--client-output-buffer-limit", "pubsub 256mb 64mb 60", "--dir"]).arg(folder);
+            Ok(command)
+        },
+    },
+    Peer {
+        name: "ejabberd",
+        what: "MQTT 3.1.1, QoS 0, on Erlang",
+        install: "apt-get install ejabberd",
+        dialect: &Mqtt { credentials: true },
+        version: &["dpkg-query", "-W", "-f", "ejabberd ${Version}", "ejabberd"],
+        command: |folder, address| {
+            let (ip, port) = (address.ip(), address.port());
+            let text = format!(
+                "hosts: [localhost]\nloglevel: error\nauth_method: anonymous\nanonymous_protocol: login_anon\nallow_multiple_connections: true\n\
+                 default_db: mnesia\nlisten:\n  -\n    port: {port}\n    ip: \"{ip}\"\n    module: mod_mqtt\n    backlog: 4096\nmodules:\n  mod_mqtt: {{}}\n"
+            );
+            let config = written(folder, "ejabberd.yml", &text)?;
+            let mut command = Command::new("erl");
+            command.args(["-noinput", "-sname", &format!("bench{port}@localhost"), "+K", "true", "+P", "250000"]);
+            command.args(["-mnesia", "dir"]).arg(format!("{:?}", folder.join("mnesia")));
+            command.args(["-s", "ejabberd"]).env("EJABBERD_CONFIG_PATH", config);
+            command.env("ERL_LIBS", "/usr/lib/x86_64-linux-gnu").env("HOME", folder);
+            command.env("EJABBERD_LOG_PATH", folder.join("ejabberd.log")).env("ERL_EPMD_ADDRESS", "127.0.0.1");
+            Ok(command)
+        },
+    },
+    Peer {
+        name: "rumqttd",
+        what: "MQTT 3.1.1, QoS 0, in Rust on tokio",
+        install: "cargo install rumqttd",
+        dialect: &Mqtt { credentials: false },
+        version: &["rumqttd", "--version"],
+        command: |folder, address| {
+            let text = format!(
+                "id = 0\n[router]\nid = 0\nmax_connections = 18000\nmax_outgoing_packet_count = 200\nmax_segment_size = 104857600\nmax_segment_count = 10\n\
+                 [v4.1]\nname = \"v4-1\"\nlisten = \"{address}\"\nnext_connection_delay_ms = 0\n[v4.1.connections]\nconnection_timeout_ms = 60000\n\
+                 max_payload_size = 20480\nmax_inflight_count = 200\ndynamic_filters = true\n"
+            );
+            let mut command = Command::new("rumqttd");
+            command.arg("-c").arg(written(folder, "rumqttd.toml", &text)?);
+            Ok(command)
+        },
+    },
+];
+
+impl Peer {
+    /// What it says of its version, or `None` when it is not installed.
+    pub(crate) fn version(&self) -> Option<String> {
+        let output = Command::new(self.version[0]).args(&self.version[1..]).stdin(Stdio::null()).output().ok()?;
+        // Some print their version with their help, and end with another status than 0.
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().find(|line| line.chars().any(|character| character.is_ascii_digit()))?;
+        (!line.contains("no packages found")).then(|| line.trim().to_owned())
+    }
+
+    /// Starts it on the servers' core, on a free port of loopback.
+    pub(crate) fn start(&self, folder: &Path) -> Result<Server, Failure> {
+        let folder = folder.join(self.name);
+        fs::create_dir_all(&folder).map_err(|error| Failure::system(&format!("making {}", folder.display()), error))?;
+        let address = free_address()?;
+        let mut command = (self.command)(&folder, address)?;
+        command.stdin(Stdio::null()).current_dir(&folder);
+        if let Some(core) = kernel_number(SERVER_CORE) {
+            os::confine(&mut command, core);
+        }
+        Server::start_at(self.name, command, address)
+    }
+}
+
+fn free_address() -> Result<SocketAddrV4, Failure> {
+    let failed = |error| Failure::system("finding a free port", error);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+    Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().map_err(failed)?.port()))
+}
+
+fn written(folder: &Path, name: &str, text: &str) -> Result<PathBuf, Failure> {
+    let path = folder.join(name);
+    fs::write(&path, text).map_err(|error| Failure::system(&format!("writing {}", path.display()), error))?;
+    Ok(path)
+}

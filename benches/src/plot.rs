@@ -1,0 +1,247 @@
+//! `bench plot`: figures from the JSON files of other scenarios.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use plotters::{coord::Shift, prelude::*};
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+const SIZE: (u32, u32) = (900, 520);
+const FONT: &str = "sans-serif";
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(31, 119, 180),
+    RGBColor(214, 39, 40),
+    RGBColor(44, 160, 44),
+    RGBColor(148, 103, 189),
+    RGBColor(255, 127, 14),
+    RGBColor(120, 120, 120),
+];
+
+/// Arguments of `bench plot`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlotArgs {
+    /// JSON files written by hold (memory against connections), rate (latency against rate) and vs (CPU and memory by server)
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Folder for the figures
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    out: PathBuf,
+}
+
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// Points of one kind, by name.
+type Series = Vec<(&'static str, Vec<(f64, f64)>)>;
+
+/// Runs `bench plot`.
+pub(crate) fn run(args: &PlotArgs) -> Result<(), Failure> {
+    let mut reports = Vec::new();
+    for path in &args.files {
+        let text =
+            fs::read_to_string(path).map_err(|error| Failure::system(&format!("reading {}", path.display()), error))?;
+        let report: Value = serde_json::from_str(&text)
+            .map_err(|error| Failure::Setup(format!("{} is no JSON: {error}", path.display())))?;
+        reports.push(report);
+    }
+    let of = |bench: &str| reports.iter().filter(|report| report["bench"] == bench).collect::<Vec<_>>();
+    fs::create_dir_all(&args.out).map_err(|error| Failure::system(&format!("making {}", args.out.display()), error))?;
+    let mut drawn = Vec::new();
+    let mut draw = |name: &str, figure: &dyn Fn(&Path) -> Drawn| -> Result<(), Failure> {
+        let path = args.out.join(name);
+        figure(&path).map_err(|error| Failure::Setup(format!("drawing {}: {error}", path.display())))?;
+        drawn.push(path);
+        Ok(())
+    };
+    let holds = of("hold");
+    if !holds.is_empty() {
+        draw("memory.svg", &|path| memory(path, &holds))?;
+    }
+    let rates = of("rate");
+    if !rates.is_empty() {
+        draw("latency.svg", &|path| latency(path, &rates))?;
+    }
+    for report in of("vs") {
+        draw("cpu.svg", &|path| cpu(path, report))?;
+        draw("idle.svg", &|path| idle(path, report))?;
+    }
+    if drawn.is_empty() {
+        return Err(Failure::Setup("none of these files is of hold, rate or vs: there is nothing to draw".to_owned()));
+    }
+    drawn.iter().for_each(|path| println!("{}", path.display()));
+    Ok(())
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+fn memory(path: &Path, holds: &[&Value]) -> Drawn {
+    let kinds = [("process", "user_rss"), ("kernel, server's end", "kernel"), ("together", "together")];
+    let series = kinds.map(|(name, field)| {
+        let mut points: Vec<(f64, f64)> =
+            holds.iter().map(|hold| (number(&hold["arguments"]["conns"]), number(&hold["memory"][field]))).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (name, points)
+    });
+    lines(path, "Memory of a logged-in idle connection", ("connections", "bytes"), series.to_vec(), false)
+}
+
+fn latency(path: &Path, rates: &[&Value]) -> Drawn {
+    let empty = Vec::new();
+    let steps: Vec<&Value> = rates.iter().flat_map(|rate| rate["steps"].as_array().unwrap_or(&empty)).collect();
+    let kinds = [("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us")];
+    let series = kinds.map(|(name, field)| {
+        let point = |step: &&Value| (number(&step["rate"]), number(&step["messages"][field]).max(1.0));
+        let mut points: Vec<(f64, f64)> = steps.iter().map(point).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (name, points)
+    });
+    lines(path, "Latency from the intended time", ("messages per second", "µs"), series.to_vec(), true)
+}
+
+/// Lines with a point for each measurement.
+fn lines(path: &Path, title: &str, axes: (&str, &str), series: Series, logarithmic: bool) -> Drawn {
+    let points = || series.iter().flat_map(|(_, points)| points);
+    let x_max = points().map(|point| point.0).fold(1.0, f64::max) * 1.05;
+    let y_max = points().map(|point| point.1).fold(1.0, f64::max) * 1.15;
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut builder = ChartBuilder::on(&root);
+    builder.caption(title, (FONT, 22)).margin(14).x_label_area_size(46).y_label_area_size(76);
+    // The two kinds of axes are of different types.
+    macro_rules! draw {
+        ($chart:expr) => {{
+            let mut chart = $chart;
+            chart
+                .configure_mesh()
+                .x_desc(axes.0)
+                .y_desc(axes.1)
+                .x_label_formatter(&|x| grouped(*x))
+                .y_label_formatter(&|y| grouped(*y))
+                .label_style((FONT, 14))
+                .light_line_style(WHITE)
+                .draw()?;
+            for ((name, points), colour) in series.iter().zip(COLOURS) {
+                chart
+                    .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
+                    .label(*name)
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+                chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperLeft)
+                .background_style(WHITE.mix(0.8))
+                .label_font((FONT, 14))
+                .draw()?;
+        }};
+    }
+    if logarithmic {
+        let y_min = points().map(|point| point.1).fold(y_max, f64::min) * 0.7;
+        draw!(builder.build_cartesian_2d(0.0..x_max, (y_min..y_max).log_scale())?);
+    } else {
+        draw!(builder.build_cartesian_2d(0.0..x_max, 0.0..y_max)?);
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn cpu(path: &Path, report: &Value) -> Drawn {
+    let empty = Vec::new();
+    let servers = report["servers"].as_array().unwrap_or(&empty);
+    let windows = report["arguments"]["window"].as_array().unwrap_or(&empty);
+    let root = SVGBackend::new(path, (SIZE.0, SIZE.1 * windows.len().max(1) as u32 / 2 + 60)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, window) in root.split_evenly((windows.len().max(1), 1)).iter().zip(windows) {
+        let bars = servers.iter().map(|server| {
+            let rounds = server["rounds"].as_array().unwrap_or(&empty).iter();
+            let of_window = rounds.filter(|round| round["window"] == *window);
+            let cpu = crate::report::median(of_window.map(|round| number(&round["cpu_us_per_message"])));
+            (server["name"].as_str().unwrap_or_default().to_owned(), cpu)
+        });
+        bars_into(
+            area,
+            &format!("CPU of the server for a message, µs, {window} in flight"),
+            &bars.collect::<Vec<_>>(),
+        )?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn idle(path: &Path, report: &Value) -> Drawn {
+    let empty = Vec::new();
+    let servers = report["servers"].as_array().unwrap_or(&empty).iter();
+    let bars = servers.filter(|server| server["idle"].is_object()).map(|server| {
+        let both = number(&server["idle"]["user"]) + number(&server["idle"]["kernel"]);
+        (server["name"].as_str().unwrap_or_default().to_owned(), both)
+    });
+    let root = SVGBackend::new(path, (SIZE.0, SIZE.1 / 2 + 60)).into_drawing_area();
+    root.fill(&WHITE)?;
+    bars_into(&root, "Memory of an idle connection, process and kernel, bytes", &bars.collect::<Vec<_>>())?;
+    root.present()?;
+    Ok(())
+}
+
+/// Horizontal bars with their values, the names at the left.
+fn bars_into(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, bars: &[(String, f64)]) -> Drawn {
+    let most = bars.iter().map(|bar| bar.1).fold(1e-9, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, (FONT, 18))
+        .margin(12)
+        .build_cartesian_2d(-0.22 * most..1.15 * most, 0.0..bars.len().max(1) as f64)?;
+    for (row, (name, value)) in bars.iter().rev().enumerate() {
+        let (bottom, top) = (row as f64 + 0.15, row as f64 + 0.85);
+        let colour = if name == "trunkline" { COLOURS[1] } else { COLOURS[0] };
+        chart.draw_series([Rectangle::new([(0.0, bottom), (*value, top)], colour.filled())])?;
+        let label = if *value < 100.0 { format!("{value:.2}") } else { grouped(*value) };
+        chart.draw_series([Text::new(label, (value + 0.01 * most, top - 0.25), (FONT, 14))])?;
+        chart.draw_series([Text::new(name.clone(), (-0.21 * most, top - 0.25), (FONT, 14))])?;
+    }
+    Ok(())
+}
+
+/// A number with its thousands set apart.
+fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!(
+            ["0", "999", "1,000", "1,234,567"],
+            [0.0, 999.0, 1_000.0, 1_234_567.0].map(grouped).each_ref().map(String::as_str)
+        );
+    }
+
+    #[test]
+    fn files_that_hold_nothing_to_draw_are_refused() {
+        let path = std::env::temp_dir().join(format!("bench-plot-{}.json", std::process::id()));
+        let out = std::env::temp_dir();
+        for (text, part) in [("{\"bench\":\"floor\"}", "nothing to draw"), ("what", "no JSON")] {
+            fs::write(&path, text).expect("written");
+            let sentence =
+                run(&PlotArgs { files: vec![path.clone()], out: out.clone() }).expect_err("refused").to_string();
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        fs::remove_file(&path).expect("there");
+        assert!(run(&PlotArgs { files: vec![path], out }).is_err());
+    }
+}

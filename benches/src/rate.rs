@@ -1,0 +1,174 @@
+//! `bench rate`: messages at fixed rates, whatever becomes of those before, and how long each takes from the time it was
+//! to be sent.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    affinity::on_load_core,
+    failure::Failure,
+    process::{CpuTime, own_cpu},
+    progress::Progress,
+    report::table,
+    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
+    server::Server,
+};
+
+/// Traffic before each measurement.
+const WARMUP: Duration = Duration::from_secs(1);
+/// A bench that has this much of its core in use may be what limits the rate.
+const BENCH_CORES_MAX: f64 = 0.95;
+
+/// Arguments of `bench rate`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct RateArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    clients: Clients,
+    /// Messages per second, all clients together; several rates are measured one after the other
+    #[arg(long, value_delimiter = ',', default_values_t = [10_000.0, 50_000.0])]
+    rate: Vec<f64>,
+    /// Length of each measurement in seconds
+    #[arg(long, default_value_t = 10.0)]
+    secs: f64,
+    /// Clients that send and receive, an even number; the others are idle [default: all]
+    #[arg(long)]
+    talkers: Option<u32>,
+}
+
+/// One rate.
+#[derive(Clone, Debug, Serialize)]
+struct Step {
+    /// Messages per second asked for.
+    rate: f64,
+    /// Messages per second delivered.
+    delivered_rate: f64,
+    cpu_us_per_message: f64,
+    /// Cores the server has used.
+    cores: f64,
+    /// Cores the bench has used, of one.
+    bench_cores: f64,
+    #[serde(flatten)]
+    stretch: Stretch,
+}
+
+#[derive(Debug, Serialize)]
+struct Findings {
+    ramp: Ramp,
+    talkers: u32,
+    steps: Vec<Step>,
+    messages: u64,
+}
+
+/// Runs `bench rate`.
+pub(crate) fn run(args: &RateArgs) -> Result<(), Failure> {
+    let clients = &args.clients;
+    clients.check()?;
+    let secs = seconds("--secs", args.secs)?;
+    let rates = args.rate.iter().map(|rate| per_second("--rate", *rate)).collect::<Result<Vec<_>, _>>()?;
+    let talkers = args.talkers.unwrap_or(clients.conns & !1);
+    if !talkers.is_multiple_of(2) || talkers < 2 || talkers > clients.conns {
+        return Err(Failure::Setup(format!("--talkers takes an even number of 2 to --conns, not {talkers}")));
+    }
+    let progress = scenario::progress("rate", clients);
+    let mut server = clients.start()?;
+    let outcome = on_load_core(|| measure(clients, &server, &rates, secs, talkers, &progress));
+    let findings = outcome.map_err(|failure| server.explain(failure))?;
+    server.stop()?;
+    print_summary(clients, &findings);
+    scenario::report("rate", args, clients, &findings)
+}
+
+fn measure(
+    clients: &Clients,
+    server: &Server,
+    rates: &[f64],
+    secs: Duration,
+    talkers: u32,
+    progress: &Progress,
+) -> Result<Findings, Failure> {
+    let mut fleet = clients.fleet(server)?;
+    let mut crowd = clients.crowd(neighbours(0, talkers), talkers);
+    crowd.ping_every(Some(clients.heartbeat()));
+    fleet.prepare(0, clients.conns)?;
+    let bar = progress.phase("logged in", clients.conns.into());
+    let ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    drop(bar);
+    crowd.judge()?;
+    let mut steps = Vec::new();
+    for &rate in rates {
+        let bar = progress.phase("seconds", secs.as_secs());
+        crowd.send_at(Some(rate));
+        crowd.run_for(&mut fleet, WARMUP, |_| ())?;
+        crowd.take_latencies();
+        let (cpu_before, own_before) = (CpuTime::of(server.pid())?, own_cpu());
+        let delivered_before = crowd.ledger.delivered();
+        let from = Instant::now();
+        crowd.run_for(&mut fleet, secs, |crowd| {
+            bar.set(from.elapsed().as_secs());
+            bar.say(format!("{rate:.0} asked for, {} delivered", crowd.ledger.delivered() - delivered_before));
+        })?;
+        let taken = from.elapsed().as_secs_f64();
+        let (cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
+        let delivered = crowd.ledger.delivered() - delivered_before;
+        steps.push(Step {
+            rate,
+            delivered_rate: delivered as f64 / taken,
+            cpu_us_per_message: cpu.as_secs_f64() * 1e6 / delivered.max(1) as f64,
+            cores: cpu.as_secs_f64() / taken,
+            bench_cores: (own_cpu() - own_before).as_secs_f64() / taken,
+            stretch: Stretch::of(&crowd.take_latencies(), taken),
+        });
+        crowd.settle(&mut fleet)?;
+    }
+    let messages = crowd.ledger.delivered();
+    fleet.close()?;
+    crowd.judge()?;
+    Ok(Findings { ramp, talkers, steps, messages })
+}
+
+fn print_summary(clients: &Clients, findings: &Findings) {
+    println!("{}", crate::report::Machine::this());
+    println!("{} clients, {} of them talking, payload {} B", clients.conns, findings.talkers, clients.payload);
+    let head = [
+        "messages/s",
+        "delivered/s",
+        "CPU µs/message",
+        "cores",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+        "bench cores",
+    ];
+    let rows: Vec<Vec<String>> = findings
+        .steps
+        .iter()
+        .map(|step| {
+            let latency = &step.stretch.messages;
+            let whole = |value: f64| format!("{value:.0}");
+            vec![
+                whole(step.rate),
+                whole(step.delivered_rate),
+                format!("{:.2}", step.cpu_us_per_message),
+                format!("{:.2}", step.cores),
+                whole(latency.p50_us),
+                whole(latency.p99_us),
+                whole(latency.p999_us),
+                whole(latency.max_us),
+                format!("{:.2}", step.bench_cores),
+            ]
+        })
+        .collect();
+    println!("{}", table(&head, &rows));
+    println!("{} messages, each delivered once, in order, to the right user, with the right bytes", findings.messages);
+    for step in &findings.steps {
+        let what = format!("{:.0} messages/s", step.rate);
+        step.stretch.warn_if_late(&what);
+        if step.bench_cores > BENCH_CORES_MAX && step.cores < BENCH_CORES_MAX {
+            println!("warning: {what}: the bench used a whole core, the server did not: the bench is the bottleneck");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! `bench slow`: a share of the clients stops reading while messages to them go on. What do the others notice, and is
+//! every message that was dropped counted?
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    affinity::on_load_core,
+    counters::Counters,
+    crowd::Crowd,
+    failure::Failure,
+    fleet::{Arm, Fleet},
+    ledger::{Flow, Lossy},
+    progress::Progress,
+    report::table,
+    scenario::{self, Clients, Stretch, per_second, ramp, seconds},
+    server::Server,
+    watch::{Spent, Watch},
+};
+
+/// Nobody pings, and nobody shall be taken for dead.
+const HEARTBEAT_SECS: u32 = 600;
+/// When nothing more has come for so long, readers that have resumed have everything.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long they may take.
+const RESUME_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Arguments of `bench slow`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct SlowArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    clients: Clients,
+    /// Seconds without slow readers, and then with them
+    #[arg(long, default_value_t = 20.0)]
+    secs: f64,
+    /// Share of the clients that stops reading
+    #[arg(long, default_value_t = 0.05)]
+    share: f64,
+    /// Messages per second, all together
+    #[arg(long, default_value_t = 20_000.0)]
+    rate: f64,
+}
+
+/// What the gateway says became of messages that did not arrive.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Dropped {
+    outbox_full: u64,
+    mailbox_full: u64,
+    offline: u64,
+    unsent_at_close: u64,
+}
+
+impl Dropped {
+    fn between(before: &Counters, after: &Counters) -> Dropped {
+        let fate = |fate: &str| after.grown(before, &format!("trunkline_messages_total{{outcome=\"{fate}\"}}"));
+        Dropped {
+            outbox_full: fate("outbox_full_dropped"),
+            mailbox_full: fate("mailbox_full_dropped"),
+            offline: fate("offline_dropped"),
+            unsent_at_close: after.grown(before, "trunkline_delivery_copies_unsent_total"),
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.outbox_full + self.mailbox_full + self.offline + self.unsent_at_close
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Findings {
+    slow: u32,
+    without: Stretch,
+    with: Stretch,
+    p99_ratio: f64,
+    spent_without: Spent,
+    spent_with: Spent,
+    /// Messages to slow readers.
+    lossy: Lossy,
+    dropped: Dropped,
+    messages: u64,
+}
+
+/// Runs `bench slow`.
+pub(crate) fn run(args: &SlowArgs) -> Result<(), Failure> {
+    args.clients.check()?;
+    let secs = seconds("--secs", args.secs)?;
+    let rate = per_second("--rate", args.rate)?;
+    if !(0.0..=0.5).contains(&args.share) {
+        return Err(Failure::Setup("--share takes 0 to 0.5 of the clients".to_owned()));
+    }
+    let mut clients = args.clients.clone();
+    clients.conns &= !1;
+    clients.heartbeat = HEARTBEAT_SECS;
+    // A connection that stays full for long is ended by the gateway; here it shall stay, so that what is dropped can be counted exactly.
+    let longer = (3.0 * args.secs) as u64 + 60;
+    clients.gateway.also(&["--outbox-full-secs", &longer.to_string()]);
+    let slow = ((f64::from(clients.conns) * args.share) as u32).clamp(1, clients.conns / 2);
+    let progress = scenario::progress("slow", &clients);
+    let mut server = clients.start()?;
+    let outcome = on_load_core(|| measure(&clients, &server, secs, rate, slow, &progress));
+    let findings = outcome.map_err(|failure| server.explain(failure))?;
+    server.stop()?;
+    print_summary(&clients, &findings);
+    scenario::report("slow", args, &clients, &findings)
+}
+
+/// Neighbours send to each other; the second of each of the first `slow` pairs only receives, and not always.
+fn flows(clients: u32, slow: u32) -> Vec<Flow> {
+    (0..clients)
+        .filter(|from| from % 2 == 0 || from / 2 >= slow)
+        .map(|from| if from / 2 < slow { Flow::lossy(from, from ^ 1) } else { Flow::new(from, from ^ 1) })
+        .collect()
+}
+
+fn measure(
+    clients: &Clients,
+    server: &Server,
+    secs: Duration,
+    rate: f64,
+    slow: u32,
+    progress: &Progress,
+) -> Result<Findings, Failure> {
+    let mut fleet = clients.fleet(server)?;
+    let mut crowd = clients.crowd(flows(clients.conns, slow), clients.conns);
+    let bar = progress.phase("logged in", clients.conns.into());
+    ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    drop(bar);
+    crowd.judge()?;
+    let counters_before = server.http().and_then(Counters::read)?;
+    let watch = Watch::start(server.pid());
+    crowd.send_at(Some(rate));
+    let (without, spent_without) = stretch(&mut crowd, &mut fleet, secs, &watch, progress, "seconds without")?;
+    for pair in 0..slow {
+        fleet.disarm(2 * pair + 1)?;
+    }
+    let (with, spent_with) = stretch(&mut crowd, &mut fleet, secs, &watch, progress, "seconds with")?;
+    crowd.send_at(None);
+    for pair in 0..slow {
+        fleet.arm(2 * pair + 1, Arm::Always)?;
+    }
+    let deadline = Instant::now() + RESUME_PATIENCE;
+    let mut last = (crowd.ledger.lossy().delivered, Instant::now());
+    while last.1.elapsed() < QUIET && Instant::now() < deadline {
+        crowd.step(&mut fleet, Duration::from_millis(20))?;
+        let delivered = crowd.ledger.lossy().delivered;
+        if delivered != last.0 {
+            last = (delivered, Instant::now());
+        }
+    }
+    crowd.settle(&mut fleet)?;
+    crowd.judge()?;
+    let lossy = crowd.ledger.lossy();
+    let dropped = Dropped::between(&counters_before, &server.http().and_then(Counters::read)?);
+    if lossy.sent != lossy.delivered + dropped.sum() {
+        return Err(Failure::Accounts(format!(
+            "of {} messages to slow readers {} arrived, but the gateway counts {} as dropped: {} are unaccounted for",
+            lossy.sent,
+            lossy.delivered,
+            dropped.sum(),
+            lossy.sent as i64 - lossy.delivered as i64 - dropped.sum() as i64
+        )));
+    }
+    fleet.close()?;
+    Ok(Findings {
+        slow,
+        p99_ratio: with.messages.p99_us / without.messages.p99_us.max(1.0),
+        without,
+        with,
+        spent_without,
+        spent_with,
+        lossy,
+        dropped,
+        messages: crowd.ledger.delivered(),
+    })
+}
+
+fn stretch(
+    crowd: &mut Crowd,
+    fleet: &mut Fleet,
+    secs: Duration,
+    watch: &Watch,
+    progress: &Progress,
+    name: &'static str,
+) -> Result<(Stretch, Spent), Failure> {
+    let bar = progress.phase(name, secs.as_secs());
+    crowd.take_latencies();
+    let from = Instant::now();
+    crowd.run_for(fleet, secs, |_| bar.set(from.elapsed().as_secs()))?;
+    let stretch = Stretch::of(&crowd.take_latencies(), from.elapsed().as_secs_f64());
+    Ok((stretch, watch.spent(from, Instant::now())))
+}
+
+fn print_summary(clients: &Clients, findings: &Findings) {
+    let Findings { lossy, dropped, .. } = findings;
+    println!("{}", crate::report::Machine::this());
+    println!(
+        "{} clients, {} of which stop reading; {} messages to the others, each accounted for",
+        clients.conns, findings.slow, findings.messages
+    );
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    let rows = vec![
+        vec!["messages to slow readers".to_owned(), lossy.sent.to_string()],
+        vec!["arrived, before or after the pause".to_owned(), lossy.delivered.to_string()],
+        vec!["dropped and counted by the gateway".to_owned(), dropped.sum().to_string()],
+        vec!["process memory, peak without, MiB".to_owned(), mib(findings.spent_without.rss_peak)],
+        vec!["process memory, peak with, MiB".to_owned(), mib(findings.spent_with.rss_peak)],
+        vec!["the others' p99, with over without".to_owned(), format!("{:.2}", findings.p99_ratio)],
+    ];
+    println!("{}", table(&["", "figure"], &rows));
+    let stretches = [("without slow readers", &findings.without), ("with them", &findings.with)];
+    println!("{}", scenario::stretches_table(&stretches));
+    stretches.iter().for_each(|(name, stretch)| stretch.warn_if_late(name));
+    if dropped.sum() == 0 {
+        println!(
+            "note: nothing was dropped: the kernel's buffers held it all; more --secs, --rate or --payload fills them"
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! Every scenario at small size against a real gateway, and what the bench says when a run cannot be done.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+/// The gateway that is built with the workspace's tests, next to the bench.
+fn gateway() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("gateway");
+    assert!(
+        path.exists(),
+        "there is no {}: run the tests of the whole workspace, or build the gateway",
+        path.display()
+    );
+    path
+}
+
+fn bench(arguments: &[&str]) -> Output {
+    // A bench that hangs is ended by `timeout`, with status 124.
+    Command::new("timeout")
+        .arg("120")
+        .arg(env!("CARGO_BIN_EXE_bench"))
+        .args(arguments)
+        .output()
+        .expect("the bench starts")
+}
+
+/// Runs a scenario against a gateway of its own and returns what it wrote as JSON.
+fn report(name: &str, arguments: &[&str]) -> Value {
+    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{name}.json", std::process::id()));
+    let path_text = path.to_str().expect("UTF-8");
+    let gateway = gateway();
+    let gateway = ["--gateway-bin", gateway.to_str().expect("UTF-8"), "--json", path_text];
+    let output = bench(&[&[name], arguments, &gateway[..]].concat());
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {stdout}\n{stderr}");
+    let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
+    fs::remove_file(&path).expect("there");
+    report
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+#[test]
+fn hold_logs_all_in_and_keeps_them_with_heartbeats() {
+    let report =
+        report("hold", &["--conns", "400", "--secs", "4", "--heartbeat", "1", "--control", "20", "--rate", "200"]);
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["lost"]), count(&report["refused"])), (400, 0, 0));
+    assert!(count(&report["messages"]) > 200, "{}", report["messages"]);
+    assert!(count(&report["idle_pongs"]["pongs"]["count"]) > 100, "each client pings once a second");
+    // What it is depends on whatever else the machine does.
+    assert!(report["memory"]["kernel"].is_number() && report["memory"]["caches"].is_object());
+    assert_eq!(report["bench"], "hold");
+    assert!(report["machine"]["kernel"].is_string() && report["command"].is_array());
+}
+
+#[test]
+fn hold_spreads_over_rings_and_shards() {
+    let report = report("hold", &["--conns", "600", "--secs", "1", "--shards", "3", "--control", "600"]);
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["shards"])), (600, 3));
+}
+
+#[test]
+fn what_the_gateway_refuses_is_counted_by_kind_and_fails_the_run() {
+    let gateway = gateway();
+    let arguments = ["hold", "--conns", "200", "--secs", "0.5", "--connections-max", "150", "--control", "2"];
+    let output = bench(&[&arguments[..], &["--gateway-bin", gateway.to_str().expect("UTF-8")]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("BYE 14") && stderr.contains("(50)"), "{stderr}");
+}
+
+#[test]
+fn rate_measures_each_rate_from_the_intended_time() {
+    let report = report("rate", &["--conns", "100", "--talkers", "40", "--rate", "500,2000", "--secs", "1"]);
+    let steps = report["steps"].as_array().expect("steps");
+    assert_eq!(steps.len(), 2);
+    for step in steps {
+        assert!(count(&step["messages"]["count"]) > 100, "{step}");
+    }
+}
+
+#[test]
+fn storm_brings_everybody_back_and_no_message_is_missing() {
+    let report = report("storm", &["--conns", "500", "--secs", "1", "--control", "20", "--rate", "500"]);
+    assert_eq!(count(&report["cut"]), 480);
+    assert!(count(&report["messages"]) > 500);
+    assert!(report["memory_peak_ratio"].as_f64().is_some_and(|ratio| ratio >= 1.0), "{}", report["memory_peak_ratio"]);
+}
+
+#[test]
+fn slow_accounts_for_every_message_that_was_dropped() {
+    let report = report(
+        "slow",
+        &[
+            "--conns",
+            "20",
+            "--secs",
+            "3",
+            "--rate",
+            "4000",
+            "--payload",
+            "16000",
+            "--gateway-arg=--outbox-bytes-max=64KiB",
+        ],
+    );
+    let lossy = &report["lossy"];
+    let dropped: u64 = report["dropped"].as_object().expect("by kind").values().map(count).sum();
+    assert!(dropped > 0, "nothing was dropped: {report}");
+    assert_eq!(count(&lossy["sent"]), count(&lossy["delivered"]) + dropped);
+}
+
+#[test]
+fn churn_lets_every_visitor_in_and_out() {
+    let report = report("churn", &["--conns", "200", "--secs", "2", "--rate", "300", "--messages", "2"]);
+    let visits = count(&report["visits"]);
+    assert!(visits > 100, "{visits}");
+    assert_eq!(count(&report["delivered"]), 2 * visits);
+}
+
+#[test]
+fn vs_measures_floor_and_gateway_and_plot_draws_what_was_measured() {
+    let folder = std::env::temp_dir().join(format!("bench-plots-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("made");
+    let write = |name: &str, report: &Value| {
+        let path = folder.join(name);
+        fs::write(&path, report.to_string()).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let vs = report(
+        "vs",
+        &[
+            "--conns",
+            "10",
+            "--window",
+            "1,4",
+            "--idle",
+            "50",
+            "--secs",
+            "0.3",
+            "--rounds",
+            "1",
+            "--peer",
+            "nats-server",
+        ],
+    );
+    let servers = vs["servers"].as_array().expect("servers");
+    assert_eq!((servers[0]["name"].as_str(), servers[1]["name"].as_str()), (Some("floor"), Some("trunkline")));
+    assert!(servers.iter().all(|server| server["rounds"].as_array().is_some_and(|rounds| rounds.len() == 2)));
+    assert!(servers.len() == 3 || vs["skipped"][0][1].as_str().is_some_and(|install| install.contains("install")));
+    let rate = report("rate", &["--conns", "10", "--rate", "100,200", "--secs", "0.3"]);
+    let hold = report("hold", &["--conns", "100", "--secs", "0.5"]);
+    let files = [write("vs.json", &vs), write("rate.json", &rate), write("hold.json", &hold)];
+    let out = folder.to_str().expect("UTF-8");
+    let output = bench(&["plot", &files[0], &files[1], &files[2], "--out", out]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["cpu.svg", "idle.svg", "latency.svg", "memory.svg"] {
+        let picture = fs::read_to_string(folder.join(name)).expect(name);
+        assert!(picture.starts_with("<svg") && picture.contains("</svg>"), "{name}");
+    }
+    fs::remove_dir_all(&folder).expect("there");
+}
+
+/// What a run says that must fail, and how.
+#[track_caller]
+fn complaint(arguments: &[&str], status: i32, parts: &[&str]) {
+    let output = bench(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{arguments:?}: {part:?} is not in {stderr:?}");
+    }
+}
+
+#[test]
+fn a_wrong_flag_is_named() {
+    complaint(&["hold", "--conns", "many"], 2, &["--conns", "many"]);
+    complaint(&["hold", "--cons", "5"], 2, &["--cons"]);
+    complaint(&["hold", "--control", "3"], 1, &["--control", "even"]);
+    complaint(&["hold", "--secs", "0"], 1, &["--secs", "seconds"]);
+    complaint(&["rate", "--rate=-1"], 1, &["--rate", "per second"]);
+    complaint(&["rate", "--rate", "0"], 1, &["--rate", "per second"]);
+    complaint(&["churn", "--rate", "1e12"], 1, &["--rate", "per second"]);
+    complaint(&["slow", "--share", "2"], 1, &["--share"]);
+    complaint(&["storm", "--login-rate", "0"], 1, &["--login-rate"]);
+    complaint(&["vs", "--peer", "nobody"], 1, &["nobody", "nats-server"]);
+    complaint(&["plot", "/nowhere/x.json"], 1, &["/nowhere/x.json"]);
+    complaint(&["hold", "--gateway-bin", "/nowhere/gateway", "--conns", "10"], 1, &["/nowhere/gateway", "cargo build"]);
+}
+
+#[test]
+fn a_target_that_is_not_on_loopback_is_refused() {
+    let pid = std::process::id().to_string();
+    let arguments = ["rate", "--gateway", "192.0.2.1:7700", "--gateway-pid", &pid, "--conns", "2"];
+    complaint(&arguments, 1, &["192.0.2.1:7700", "--beyond-loopback"]);
+}
+
+#[test]
+fn a_dead_target_ends_the_run() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    drop(listener);
+    let pid = std::process::id().to_string();
+    let arguments = ["rate", "--gateway", &address, "--gateway-pid", &pid, "--conns", "50"];
+    complaint(&arguments, 1, &["not one login succeeded", &address, "refused"]);
+}
+
+/// A gateway that is killed or stopped while clients are held.
+fn during_a_hold(signal: &str) -> (Option<i32>, String) {
+    let mut server = Command::new(gateway())
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the gateway starts");
+    let mut lines = BufReader::new(server.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| Some(line.strip_prefix("listening on ")?.to_owned())).expect("it says where");
+    let pid = server.id().to_string();
+    let (signalled, signal) = (pid.clone(), signal.to_owned());
+    let killer = thread::spawn(move || {
+        // Long after all are in, long before the end.
+        thread::sleep(Duration::from_secs(4));
+        Command::new("kill").args([&signal, &signalled]).status().expect("kill runs")
+    });
+    let output = bench(&[
+        "rate",
+        "--gateway",
+        &address,
+        "--gateway-pid",
+        &pid,
+        "--conns",
+        "50",
+        "--secs",
+        "60",
+        "--rate",
+        "100",
+        "--heartbeat",
+        "3",
+    ]);
+    assert!(killer.join().expect("no panic").success());
+    server.kill().expect("it is still to be waited for");
+    server.wait().expect("it was started here");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_target_that_dies_half_way_ends_the_run() {
+    let (status, stderr) = during_a_hold("-KILL");
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("ended during the run"), "{stderr}");
+}
+
+#[test]
+fn a_target_that_falls_silent_half_way_ends_the_run() {
+    let (status, stderr) = during_a_hold("-STOP");
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("no PONG for a whole heartbeat"), "{stderr}");
+}
+
+#[test]
+fn too_few_descriptors_are_named_with_the_fix() {
+    let script = format!("ulimit -n 200; exec timeout 60 {} rate --conns 1000", env!("CARGO_BIN_EXE_bench"));
+    let output = Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("ulimit -n"), "{stderr}");
+}

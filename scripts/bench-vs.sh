@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Floor, gateway and every other server that is installed, side by side. The machine should do nothing else. Argument: folder for the results.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-benches/results}
+mkdir -p "$out"
+target/release/bench vs --rounds 5 --secs 3 --json "$out/vs.json"
+target/release/bench plot "$out/vs.json" --out "$out"
