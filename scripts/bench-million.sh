@@ -33,12 +33,12 @@ run() { # name, arguments…
   unshare --net sh -c 'ip link set lo up; exec "$@"' sh target/release/bench "$@" --json "$out/$name.json"
 }
 
-# 9.5 KB of memory for both ends of a connection: touched beforehand, for virtual machines.
-warm() { echo $(($1 * 95 / 10000 + 100)); }
+# For virtual machines: three fifths of the free memory are touched beforehand, and given back as connections come.
+warm() { awk '/^MemAvailable/ { print int($2 / 1024 * 0.6) }' /proc/meminfo; }
 
 for fewer in $((conns / 10)) $((conns / 3)); do
-  run "hold-$fewer" hold --conns "$fewer" --secs 40 --warm-memory "$(warm "$fewer")"
+  run "hold-$fewer" hold --conns "$fewer" --secs 40 --warm-memory "$(warm)"
 done
-run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --warm-memory "$(warm "$conns")"
+run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --warm-memory "$(warm)"
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000
 target/release/bench plot "$out"/hold-*.json --out "$out"

@@ -2,8 +2,8 @@
 //!
 //! The memory of a virtual machine may be there only once it is touched: the first touch of a page is a fault of the
 //! hypervisor, ten times as slow as one of the kernel (measured: 4 s for a GiB, against 0.6 s). A gateway would be charged for
-//! what its host has not been given yet. Free memory may also be taken back within seconds, so it is released bit by bit, as the
-//! connections come that need it.
+//! what its host has not been given yet. Free memory may also be taken back within seconds. So nearly all of it is touched and held, and
+//! released bit by bit as the connections come that need it: then the kernel has no other to give them.
 
 use crate::progress::Progress;
 
@@ -13,7 +13,7 @@ const PAGE_BYTES: usize = 4_096;
 /// Touched memory.
 pub(crate) struct Ballast {
     chunks: Vec<Vec<u8>>,
-    all: usize,
+    released: usize,
 }
 
 impl Ballast {
@@ -29,12 +29,16 @@ impl Ballast {
             chunks.push(std::hint::black_box(chunk));
             bar.set(((number * CHUNK_BYTES) >> 20) as u64);
         }
-        Ballast { chunks, all }
+        Ballast { chunks, released: 0 }
     }
 
-    /// Gives back what exceeds the share that is still to come, 1.0 being all of it.
-    pub(crate) fn keep(&mut self, share: f64) {
-        self.chunks.truncate((self.all as f64 * share.clamp(0.0, 1.0)) as usize);
+    /// Sees to it that so many bytes have been given back, or all there are.
+    pub(crate) fn release(&mut self, bytes: usize) {
+        let chunks = bytes.div_ceil(CHUNK_BYTES);
+        for _ in self.released..chunks {
+            self.released += 1;
+            self.chunks.pop();
+        }
     }
 }
 
@@ -43,14 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_given_back_in_proportion() {
+    fn it_is_given_back_in_whole_chunks_and_once() {
         let mut ballast = Ballast::touch(4 * CHUNK_BYTES - 1, &Progress::new("test".to_owned()));
         assert_eq!(ballast.chunks.len(), 4);
-        ballast.keep(0.5);
+        ballast.release(CHUNK_BYTES + 1);
         assert_eq!(ballast.chunks.len(), 2);
-        ballast.keep(1.0);
+        ballast.release(1);
         assert_eq!(ballast.chunks.len(), 2, "what is gone stays gone");
-        ballast.keep(0.0);
+        ballast.release(100 * CHUNK_BYTES);
         assert_eq!(ballast.chunks.len(), 0);
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct HoldArgs {
     #[arg(long)]
     rate: Option<f64>,
     /// Memory to touch before the ramp and give back during it, in MiB: for virtual machines whose memory is there only
-    /// once it is touched; 9 for each 1,000 clients is enough
+    /// once it is touched; best is half as much again as the connections need, 10 for each 1,000
     #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     warm_memory: u32,
 }

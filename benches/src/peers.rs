@@ -32,7 +32,7 @@ pub(crate) struct Peer {
 }
 
 /// All that are known.
-pub(crate) const PEERS: [Peer; 5] = [
+pub(crate) const PEERS: [Peer; 4] = [
     Peer {
         name: "nats-server",
         what: "NATS, PUB to the other's subject",
@@ -49,7 +49,7 @@ pub(crate) const PEERS: [Peer; 5] = [
         name: "mosquitto",
         what: "MQTT 3.1.1, QoS 0",
         install: "apt-get install mosquitto",
-        dialect: &Mqtt { credentials: false },
+        dialect: &Mqtt,
         version: &["mosquitto", "-h"],
         command: |folder, address| {
             let (ip, port) = (address.ip(), address.port());
@@ -87,32 +87,10 @@ pub(crate) const PEERS: [Peer; 5] = [
         },
     },
     Peer {
-        name: "ejabberd",
-        what: "MQTT 3.1.1, QoS 0, on Erlang",
-        install: "apt-get install ejabberd",
-        dialect: &Mqtt { credentials: true },
-        version: &["dpkg-query", "-W", "-f", "ejabberd ${Version}", "ejabberd"],
-        command: |folder, address| {
-            let (ip, port) = (address.ip(), address.port());
-            let text = format!(
-                "hosts: [localhost]\nloglevel: error\nauth_method: anonymous\nanonymous_protocol: login_anon\nallow_multiple_connections: true\n\
-                 default_db: mnesia\nlisten:\n  -\n    port: {port}\n    ip: \"{ip}\"\n    module: mod_mqtt\n    backlog: 4096\nmodules:\n  mod_mqtt: {{}}\n"
-            );
-            let config = written(folder, "ejabberd.yml", &text)?;
-            let mut command = Command::new("erl");
-            command.args(["-noinput", "-sname", &format!("bench{port}@localhost"), "+K", "true", "+P", "250000"]);
-            command.args(["-mnesia", "dir"]).arg(format!("{:?}", folder.join("mnesia")));
-            command.args(["-s", "ejabberd"]).env("EJABBERD_CONFIG_PATH", config);
-            command.env("ERL_LIBS", "/usr/lib/x86_64-linux-gnu").env("HOME", folder);
-            command.env("EJABBERD_LOG_PATH", folder.join("ejabberd.log")).env("ERL_EPMD_ADDRESS", "127.0.0.1");
-            Ok(command)
-        },
-    },
-    Peer {
         name: "rumqttd",
         what: "MQTT 3.1.1, QoS 0, in Rust on tokio",
         install: "cargo install rumqttd",
-        dialect: &Mqtt { credentials: false },
+        dialect: &Mqtt,
         version: &["rumqttd", "--version"],
         command: |folder, address| {
             let text = format!(
@@ -134,7 +112,7 @@ impl Peer {
         // Some print their version with their help, and end with another status than 0.
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         let line = text.lines().find(|line| line.chars().any(|character| character.is_ascii_digit()))?;
-        (!line.contains("no packages found")).then(|| line.trim().to_owned())
+        Some(line.trim().to_owned())
     }
 
     /// Starts it on the servers' core, on a free port of loopback.

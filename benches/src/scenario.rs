@@ -24,9 +24,12 @@ use crate::{
     server::Server,
 };
 
-/// Clients that receive more than this late behind their own schedule make the bench the bottleneck.
+/// What both ends of a connection take, rounded up, and how much memory is given back ahead of them.
+const CONNECTION_BYTES: usize = 9_500;
+const BALLAST_AHEAD_BYTES: usize = 256 << 20;
+/// A bench whose own lateness is this much of a latency is the bottleneck; a sleep over many rings is exact to a millisecond only.
 const LATENESS_SHARE_MAX: f64 = 0.5;
-const LATENESS_US_MIN: f64 = 1_000.0;
+const LATENESS_US_MIN: f64 = 2_000.0;
 
 /// Who connects to what.
 #[derive(Clone, Debug, Args, Serialize)]
@@ -160,7 +163,6 @@ pub(crate) fn ramp_with(
     bar: &Phase,
     mut ballast: Option<Ballast>,
 ) -> Result<Ramp, Failure> {
-    let wanted = f64::from(range.end - range.start);
     let (cpu_before, own_before) = (CpuTime::of(server_pid)?, own_cpu());
     crowd.login_latency.reset();
     let began = Instant::now();
@@ -177,7 +179,7 @@ pub(crate) fn ramp_with(
         }
         bar.set(logins);
         if let Some(ballast) = &mut ballast {
-            ballast.keep(1.0 - logins as f64 / wanted);
+            ballast.release(logins as usize * CONNECTION_BYTES + BALLAST_AHEAD_BYTES);
         }
     })?;
     let seconds = began.elapsed().as_secs_f64();

@@ -29,7 +29,8 @@ const LETTER_BYTES: u64 = 48;
 const RING_BYTES: u64 = 1_024 * 64 + 3 * 16_384 * 16;
 /// Entry of the provided-buffer ring.
 const RING_ENTRY_BYTES: u64 = 16;
-/// A shard's executor with its three small rings, the touched part of its stack, batches and outboxes kept for reuse (2 MiB), counters.
+/// An executor with its three small rings and the touched part of its stack, and a shard's batches and outboxes kept for reuse (2 MiB) and counters. Shards
+/// that share a core share an executor too: then the sum is above what they need.
 const EXECUTOR_BYTES: u64 = (3 << 20) + (512 << 10);
 /// Program, runtime of the control thread, and what the allocator keeps back.
 const PROCESS_BYTES: u64 = 24 << 20;

@@ -13,12 +13,8 @@ const PINGRESP: u8 = 0xD0;
 const KEEP_ALIVE_SECS: u16 = u16::MAX;
 /// A connection without a stored session.
 const CLEAN_SESSION: u8 = 0x02;
-const WITH_NAME_AND_PASSWORD: u8 = 0xC0;
 
-pub(crate) struct Mqtt {
-    /// Name and password, where a server wants them.
-    pub(crate) credentials: bool,
-}
+pub(crate) struct Mqtt;
 
 fn packet(kind: u8, body: &[&[u8]], out: &mut Vec<u8>) {
     out.push(kind);
@@ -47,13 +43,8 @@ fn topic(user: u64) -> Vec<u8> {
 impl Dialect for Mqtt {
     fn enter(&self, user: u64, out: &mut Vec<u8>) {
         let name = string(&format!("u{user}"));
-        let flags = CLEAN_SESSION | if self.credentials { WITH_NAME_AND_PASSWORD } else { 0 };
         let keep_alive = KEEP_ALIVE_SECS.to_be_bytes();
-        let mut parts: Vec<&[u8]> = vec![b"\0\x04MQTT\x04", std::slice::from_ref(&flags), &keep_alive, &name];
-        if self.credentials {
-            parts.extend([&*name, b"\0\x01x"]);
-        }
-        packet(CONNECT, &parts, out);
+        packet(CONNECT, &[b"\0\x04MQTT\x04", &[CLEAN_SESSION], &keep_alive, &name], out);
         packet(SUBSCRIBE, &[&[0, 1], &topic(user), &[0]], out);
     }
 
@@ -107,12 +98,11 @@ mod tests {
     #[test]
     fn every_packet_is_understood_however_it_is_cut() {
         let mut heard = vec![CONNACK, 2, 0, 0, SUBACK, 3, 0, 1, 0];
-        Mqtt { credentials: false }.send(7, &[9; 300], &mut heard);
-        let dialect = Mqtt { credentials: true };
-        assert_eq!(events(&dialect, &heard).len(), 3);
-        assert_splits(&dialect, &heard);
-        assert!(dialect.next(&[0xF0, 0]).is_err() && dialect.next(&[PUBLISH, 1, 0]).is_err());
-        assert!(dialect.next(&[PUBLISH, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1]).is_err());
-        assert!(matches!(dialect.next(&[CONNACK, 2, 0, 5]), Ok(Some((Event::Refused(_), 4)))));
+        Mqtt.send(7, &[9; 300], &mut heard);
+        assert_eq!(events(&Mqtt, &heard).len(), 3);
+        assert_splits(&Mqtt, &heard);
+        assert!(Mqtt.next(&[0xF0, 0]).is_err() && Mqtt.next(&[PUBLISH, 1, 0]).is_err());
+        assert!(Mqtt.next(&[PUBLISH, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1]).is_err());
+        assert!(matches!(Mqtt.next(&[CONNACK, 2, 0, 5]), Ok(Some((Event::Refused(_), 4)))));
     }
 }

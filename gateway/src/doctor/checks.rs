@@ -74,6 +74,7 @@ pub(super) fn all(root: &Root, facts: &Facts, config: &Config, prediction: &Pred
     checks.push(nr_open(root, config, target));
     checks.push(port_range(root, config));
     checks.push(conntrack(facts));
+    checks.push(established_table(root, target));
     checks.push(control_group(facts));
     checks.push(huge_pages(root));
     checks.push(governor(root));
@@ -286,6 +287,28 @@ fn clock_source(root: &Root) -> Check {
                 format!("echo tsc > {folder}/current_clocksource, where available_clocksource beside it lists tsc"),
             ),
         found => Check::ok(PROCESSOR, "clock source", told(found)),
+    }
+}
+
+/// Chains of the table in which the kernel finds a packet's socket. A network namespace without a table of its own shows the shared one's as
+/// a negative number.
+fn established_table(root: &Root, target: u64) -> Check {
+    const NAME: &str = "table of established connections";
+    let found = root.look("/proc/sys/net/ipv4/tcp_ehash_entries");
+    let chains = match &found {
+        Found::Text(text) => text.parse::<i64>().ok().map(i64::unsigned_abs),
+        _ => None,
+    };
+    let wanted = target.next_power_of_two();
+    match chains {
+        Some(chains) if chains < target => Check::ok(NETWORK, NAME, format!("{} chains", grouped(chains))).bad(
+            Status::Warn,
+            format!("{} or more", grouped(wanted)),
+            "each packet passes the other sockets of its chain, a cache miss each",
+            format!("thash_entries={wanted} on the kernel's command line, or a network namespace made after sysctl -w net.ipv4.tcp_child_ehash_entries={wanted}"),
+        ),
+        Some(chains) => Check::ok(NETWORK, NAME, format!("{} chains", grouped(chains))),
+        None => Check::ok(NETWORK, NAME, told(found)),
     }
 }
 

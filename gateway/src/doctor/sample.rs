@@ -43,6 +43,7 @@ pub(super) fn healthy() -> Tree {
         .file("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance\n")
         .file("/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor", "performance\n")
         .file("/sys/devices/system/clocksource/clocksource0/current_clocksource", "tsc\n")
+        .file("/proc/sys/net/ipv4/tcp_ehash_entries", "1048576\n")
         .file("/sys/class/net/eth0/queues/rx-0/rps_cpus", "0\n")
         .file("/sys/class/net/lo/queues/rx-0/rps_cpus", "0\n")
         .file("/proc/interrupts", INTERRUPTS);

@@ -87,6 +87,13 @@ fn what_is_slower_or_risky_is_a_warning() {
     };
     let cpu = "/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor";
     warns(cpu, "powersave\n", "frequency governor", &["performance, powersave", "cpupower"]);
+    let chains = "/proc/sys/net/ipv4/tcp_ehash_entries";
+    warns(
+        chains,
+        "-1024\n",
+        "table of established connections",
+        &["1,024 chains", "thash_entries=", "tcp_child_ehash_entries"],
+    );
     let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     warns(clock, "hpet\n", "clock source", &["hpet", "tsc", "available_clocksource"]);
     let huge = "/sys/kernel/mm/transparent_hugepage/enabled";
