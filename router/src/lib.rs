@@ -5,22 +5,26 @@
 //! | [`ring`] | which node is the home of this user? | every message |
 //! | [`hash`] | which shard of that node? | every message and every login |
 //! | [`presence`] | which sessions does this user have on this shard? | every message, login and logout |
+//! | [`balance`] | which of these servers takes the next connection or call? | login dispatch, upstreams |
 //!
 //! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other; their
-//! results are part of the protocol between nodes and are pinned by test vectors. The third is the one piece of state: each
-//! shard owns a [`presence::Embedded`] of its own and shares it with nobody.
+//! results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each shard owns a
+//! [`presence::Embedded`] of its own, whoever balances a [`balance::Balancer`], and shares it with nobody.
 //!
-//! Architecture Invariant: nothing in this crate does I/O, reads a clock, takes a lock or spawns anything. Times are arguments.
+//! Architecture Invariant: nothing in this crate does I/O, reads a clock, takes a lock or spawns anything. Times and sources
+//! of randomness are arguments.
 //!
-//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) allocate
-//! nothing and panic on no input.
+//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and the
+//! picks of a balancer allocate nothing and panic on no input.
 
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod hash;
 pub mod presence;
 pub mod ring;
 
+pub use balance::{Balancer, Policy, Server, ServerOptions};
 pub use hash::{home_shard, jump, user_hash};
 pub use presence::{Embedded, Entry, LoginOutcome, Presence};
 pub use ring::{Node, Ring, RingError};

@@ -215,18 +215,33 @@ impl Ring {
         if self.nodes.len() == 1 {
             return 0;
         }
-        let mut digits = [0; USER_DIGITS_MAX];
-        self.key_owner_index(decimal(user, &mut digits))
+        self.owner_of_hash(user_key_hash(user))
     }
 
     /// The node that owns an arbitrary key, as an index into [`Ring::nodes`].
     #[inline]
     #[must_use]
     pub fn key_owner_index(&self, key: &[u8]) -> usize {
-        let hash = crc32fast::hash(key);
-        let at = self.points.partition_point(|&point| point < hash);
+        self.owner_of_hash(key_hash(key))
+    }
+
+    #[inline]
+    fn owner_of_hash(&self, hash: u32) -> usize {
+        let at = self.first_point(hash);
         let at = if at == self.points.len() { 0 } else { at };
         usize::from(self.owners[at])
+    }
+
+    /// The owners of all points, once around the ring from the owner of a key's hash on, as indices into [`Ring::nodes`].
+    pub(crate) fn owners_from(&self, hash: u32) -> impl Iterator<Item = usize> {
+        let (behind, ahead) = self.owners.split_at(self.first_point(hash));
+        ahead.iter().chain(behind).map(|&owner| usize::from(owner))
+    }
+
+    /// The index of the first point that is not below `hash`; the number of points if there is none.
+    #[inline]
+    fn first_point(&self, hash: u32) -> usize {
+        self.points.partition_point(|&point| point < hash)
     }
 
     /// All nodes, in the order of their names.
@@ -279,6 +294,19 @@ fn host_and_port(name: &str) -> (&str, &str) {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port),
         _ => (name, ""),
     }
+}
+
+/// The place of an arbitrary key on the ring.
+#[inline]
+pub(crate) fn key_hash(key: &[u8]) -> u32 {
+    crc32fast::hash(key)
+}
+
+/// The place of a user on the ring.
+#[inline]
+pub(crate) fn user_key_hash(user: u64) -> u32 {
+    let mut digits = [0; USER_DIGITS_MAX];
+    key_hash(decimal(user, &mut digits))
 }
 
 /// The decimal digits of `user`, written to the end of `digits`.
