@@ -153,7 +153,7 @@ impl Balancer {
             let kept = self.index_of_name(server.name()).and_then(|index| before[index].take());
             let (mut slot, comes_up) = match kept {
                 Some(mut slot) => {
-                    let is_back = slot.update(server);
+                    let is_back = slot.update(now_ms, server);
                     (slot, is_back)
                 }
                 None => {

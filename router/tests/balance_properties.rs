@@ -147,15 +147,17 @@ fn servers(set: &[(String, ServerOptions)]) -> Vec<trunkline_router::Server> {
     set.iter().map(|(name, options)| server(name, options.clone())).collect()
 }
 
-fn updated(models: &[Model], set: Vec<(String, ServerOptions)>) -> Vec<Model> {
+fn updated(models: &[Model], now_ms: u64, set: Vec<(String, ServerOptions)>) -> Vec<Model> {
     let next = |(name, options): (String, ServerOptions)| {
         let Some(model) = models.iter().find(|model| model.name == name) else { return Model::new((name, options)) };
+        let old = &model.options;
         let mut model = Model { options, ..model.clone() };
+        model.failures.retain(|at_ms| now_ms - at_ms < old.fail_timeout_ms);
         if model.options.max_fails == 0 {
             (model.failures, model.until_ms, model.is_probed) = (Vec::new(), None, false);
         }
         // Of more failures than count the newest are known.
-        let surplus = model.failures.len().saturating_sub(model.options.max_fails as usize);
+        let surplus = model.failures.len().saturating_sub(model.options.max_fails.min(old.max_fails) as usize);
         model.failures.drain(..surplus);
         model
     };
@@ -219,7 +221,7 @@ proptest! {
                 Step::Wait(ms) => now_ms += ms,
                 Step::Update(set) => {
                     group.update(now_ms, servers(&set));
-                    models = updated(&models, set);
+                    models = updated(&models, now_ms, set);
                 }
             }
             for (state, model) in group.balancer.servers(now_ms).zip(&models) {

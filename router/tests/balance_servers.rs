@@ -95,7 +95,11 @@ fn the_reason_is_that_of_the_server_which_is_back_soonest() {
     for policy in Policy::ALL {
         let reason = |options: Vec<ServerOptions>| Group::new(policy, lettered(options)).pick(0);
         assert_eq!(reason(vec![]), Err(Unavailable::NoServers), "{policy}");
-        assert_eq!(reason(vec![down(), ServerOptions { drain: true, ..down() }]), Err(Unavailable::AllDown), "{policy}");
+        assert_eq!(
+            reason(vec![down(), ServerOptions { drain: true, ..down() }]),
+            Err(Unavailable::AllDown),
+            "{policy}"
+        );
         assert_eq!(reason(vec![down(), draining(), backup_and(draining())]), Err(Unavailable::AllDraining), "{policy}");
 
         let mut group = Group::new(policy, lettered([down(), draining(), plain(), backup_and(room_for(3))]));
@@ -230,7 +234,8 @@ impl OwnedParts for trunkline_router::balance::ServerState<'_> {
 #[test]
 fn an_update_to_the_same_servers_changes_no_pick() {
     for policy in Policy::ALL {
-        let servers = || lettered([weighing(5), weighing(1), weighing(1), ServerOptions { max_conns: 9, ..weighing(2) }]);
+        let servers =
+            || lettered([weighing(5), weighing(1), weighing(1), ServerOptions { max_conns: 9, ..weighing(2) }]);
         let (mut one, mut other) = (Group::new(policy, servers()), Group::new(policy, servers()));
         for step in 0..100 {
             other.update(step, servers());

@@ -73,9 +73,7 @@ impl HealthRecord {
         if options.max_fails == 0 {
             return;
         }
-        while self.failed_at_ms.front().is_some_and(|&at_ms| is_past(at_ms, now_ms, options)) {
-            self.failed_at_ms.pop_front();
-        }
+        self.forget_past(now_ms, options);
         // A caller whose clock went back must not break the order of the times.
         let at_ms = self.failed_at_ms.back().map_or(now_ms, |&last_ms| last_ms.max(now_ms));
         self.failed_at_ms.push_back(at_ms);
@@ -95,12 +93,20 @@ impl HealthRecord {
         recovered
     }
 
-    /// Takes new options over. A suspension stays, unless failures no longer count at all.
-    pub(super) fn update(&mut self, options: &ServerOptions) {
-        if options.max_fails == 0 {
+    /// Takes new options over. A suspension stays, unless failures no longer count at all; a failure that has expired stays so,
+    /// even if the new `fail_timeout` is longer.
+    pub(super) fn update(&mut self, now_ms: u64, old: &ServerOptions, new: &ServerOptions) {
+        if new.max_fails == 0 {
             *self = HealthRecord::new();
         }
-        self.forget_beyond(options);
+        self.forget_past(now_ms, old);
+        self.forget_beyond(new);
+    }
+
+    fn forget_past(&mut self, now_ms: u64, options: &ServerOptions) {
+        while self.failed_at_ms.front().is_some_and(|&at_ms| is_past(at_ms, now_ms, options)) {
+            self.failed_at_ms.pop_front();
+        }
     }
 
     fn forget_beyond(&mut self, options: &ServerOptions) {

@@ -114,7 +114,7 @@ impl Slot {
     }
 
     /// Takes new options over and keeps all else. Says whether the server was down and no longer is.
-    pub(super) fn update(&mut self, server: Server) -> bool {
+    pub(super) fn update(&mut self, now_ms: u64, server: Server) -> bool {
         let (old, new) = (self.server.options(), server.options());
         self.effective_weight =
             if self.effective_weight == old.weight { new.weight } else { self.effective_weight.min(new.weight) };
@@ -122,7 +122,7 @@ impl Slot {
             self.current = 0;
         }
         let is_back = old.down && !new.down;
-        self.record.update(new);
+        self.record.update(now_ms, old, new);
         self.server = server;
         is_back
     }
