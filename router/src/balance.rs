@@ -319,6 +319,6 @@ fn name_at(servers: &[Server], index: u16) -> &str {
 /// The indices below `count`, which is at most [`NODES_MAX`], in the order of their keys.
 fn sorted_indices<K: Ord>(count: usize, key: impl Fn(usize) -> K) -> Box<[u16]> {
     let mut indices: Box<[u16]> = (0..count as u16).collect();
-    indices.sort_unstable_by(|&a, &b| key(a.into()).cmp(&key(b.into())));
+    indices.sort_unstable_by_key(|&index| key(index.into()));
     indices
 }
