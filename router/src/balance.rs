@@ -133,10 +133,12 @@ impl Balancer {
             && servers.iter().all(|server| {
                 self.index_of_name(server.name()).is_some_and(|index| self.slots[index].server.same_place(server))
             });
+        let first_new = ServerId(self.next_id);
         self.replace_slots(now_ms, servers);
         if !same_places {
-            round_robin::settle(&mut self.slots, false);
-            round_robin::settle(&mut self.slots, true);
+            for backup in [false, true] {
+                round_robin::settle(&mut self.slots, backup, |slot| slot.id >= first_new);
+            }
         }
         self.by_id = sorted_indices(self.slots.len(), |index| self.slots[index].id);
         self.by_name = by_name;

@@ -2,7 +2,7 @@
 
 mod balance_support;
 
-use balance_support::{lettered, of_weights, weighing};
+use balance_support::{Group, lettered, of_weights, server, weighing};
 use proptest::prelude::*;
 use trunkline_router::{Policy, ServerOptions};
 
@@ -27,7 +27,7 @@ fn a_failure_costs_weight_by_max_fails_and_one_comes_back_with_each_pick() {
     ];
     for (weights, max_fails, before, after) in vectors {
         let servers = weights.iter().map(|&weight| ServerOptions { max_fails, ..weighing(weight) });
-        let mut group = balance_support::Group::new(Policy::RoundRobin, lettered(servers));
+        let mut group = Group::new(Policy::RoundRobin, lettered(servers));
         assert_eq!(group.picks(0, before.len()), before);
         group.failed("a", 0);
         let weight = weights[0];
@@ -42,10 +42,8 @@ fn a_failure_costs_weight_by_max_fails_and_one_comes_back_with_each_pick() {
 
 #[test]
 fn a_weight_smaller_than_max_fails_loses_nothing() {
-    let mut group = balance_support::Group::new(
-        Policy::RoundRobin,
-        lettered([ServerOptions { max_fails: 3, ..weighing(2) }, weighing(1)]),
-    );
+    let mut group =
+        Group::new(Policy::RoundRobin, lettered([ServerOptions { max_fails: 3, ..weighing(2) }, weighing(1)]));
     group.failed("a", 0);
     assert_eq!(group.weight("a", 0), 2.0);
 }
@@ -54,7 +52,7 @@ fn a_weight_smaller_than_max_fails_loses_nothing() {
 #[test]
 fn the_weight_climbs_in_proportion_to_the_time() {
     for policy in [Policy::RoundRobin, Policy::LeastConn] {
-        let mut group = balance_support::Group::new(policy, lettered([weighing(4), weighing(4)]));
+        let mut group = Group::new(policy, lettered([weighing(4), weighing(4)]));
         let joins = ServerOptions { slow_start_ms: 10_000, ..weighing(4) };
         group.update(1_000, lettered([weighing(4), weighing(4), joins]));
         let table = [
@@ -92,6 +90,18 @@ fn a_heavy_server_made_light_is_neither_starved_nor_flooded() {
     group.update(0, lettered([weighing(1), weighing(1), weighing(1)]));
     let shares = group.shares(0, 30);
     assert!(shares.iter().all(|share| (8..=12).contains(share)), "{shares:?}");
+}
+
+/// The server picked last goes, which leaves the others ahead of whoever takes its place.
+#[test]
+fn a_server_that_comes_starts_level_with_the_rest() {
+    let set = |first: &str| [first, "a", "b"].map(|name| server(name, weighing(1))).to_vec();
+    let mut group = Group::new(Policy::RoundRobin, set("x"));
+    for next in ["y", "z", "x"] {
+        group.pick(0).expect("an available server");
+        group.update(0, set(next));
+    }
+    assert_eq!(group.picks(0, 6), "xabxab");
 }
 
 #[test]
@@ -152,7 +162,7 @@ proptest! {
             // Failures that are older than a millisecond count no more, so that none is ever suspended here.
             ServerOptions { max_fails, fail_timeout_ms: 1, ..weighing(weight) }
         }));
-        let mut group = balance_support::Group::new(Policy::RoundRobin, servers);
+        let mut group = Group::new(Policy::RoundRobin, servers);
         let weights: Vec<i64> = weights.into_iter().map(i64::from).collect();
         let mut naive = Naive { effective: weights.clone(), current: vec![0; weights.len()], weights };
         for (now_ms, (fails, index)) in (0..).step_by(2).zip(steps) {

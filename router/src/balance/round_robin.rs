@@ -25,18 +25,18 @@ pub(super) fn pick(slots: &mut [Slot], now_ms: u64, takes_part: impl Fn(&Slot) -
     Some(index)
 }
 
-/// After servers came, went or changed their weights: brings the sum over the tier back to about 0, where picks keep it,
-/// so that a server that comes starts level with the rest; and lets nobody be further ahead or behind than one
-/// round of the new weights, else a heavy server made light would be left out, or picked alone, for a round of the old ones.
-pub(super) fn settle(slots: &mut [Slot], backup: bool) {
+/// After servers came, went or changed their weights: brings those that were there before back to 0 in their mean, where
+/// picks keep them, so that one that comes starts level with them; and lets nobody be further ahead or behind than one round
+/// of the new weights, else a heavy server made light would be left out, or picked alone, for a round of the old ones.
+pub(super) fn settle(slots: &mut [Slot], backup: bool, is_new: impl Fn(&Slot) -> bool) {
     let in_tier = |slot: &&mut Slot| slot.server.options().backup == backup;
-    let (mut count, mut sum, mut round) = (0, 0, 0);
+    let (mut kept, mut sum, mut round) = (0, 0, 0);
     for slot in slots.iter_mut().filter(in_tier) {
-        count += 1;
+        kept += i64::from(!is_new(slot));
         sum += slot.current;
         round += i64::from(slot.server.options().weight) * UNIT as i64;
     }
-    for slot in slots.iter_mut().filter(in_tier) {
-        slot.current = (slot.current - sum / count).clamp(-round, round);
+    for slot in slots.iter_mut().filter(in_tier).filter(|slot| !is_new(slot)) {
+        slot.current = (slot.current - sum / kept).clamp(-round, round);
     }
 }
