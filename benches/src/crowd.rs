@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,7 @@ use crate::{
     discrepancy::Discrepancy,
     failure::Failure,
     fleet::{Arm, Driver, End, Fleet},
+    heartbeat::{Due, Heartbeats},
     latency,
     ledger::Ledger,
 };
@@ -83,15 +85,29 @@ pub(crate) struct Latencies {
 }
 
 impl Latencies {
-    fn new() -> Latencies {
+    pub(crate) fn new() -> Latencies {
         Latencies { messages: latency::histogram(), lateness: latency::histogram(), pongs: latency::histogram() }
+    }
+
+    /// Adds those of another stretch.
+    pub(crate) fn add(&mut self, other: &Latencies) {
+        let pairs = [
+            (&mut self.messages, &other.messages),
+            (&mut self.lateness, &other.lateness),
+            (&mut self.pongs, &other.pongs),
+        ];
+        for (mine, others) in pairs {
+            // All of them have the same range and precision, so nothing can be out of it.
+            mine.add(others).unwrap_or_else(|error| unreachable!("{error}"));
+        }
     }
 }
 
 /// Clients, one for each connection of a fleet.
 pub(crate) struct Crowd {
     stages: Vec<Stage>,
-    /// When the open or the PING under way began, in microseconds of the load's clock; wraps after 71 minutes.
+    /// When each client was last heard to begin something, an open, a login or a PING, in microseconds of the load's clock; wraps
+    /// after 71 minutes.
     began_us: Vec<u32>,
     /// Connections below this one receive all the time, the others only what they wait for.
     attentive: u32,
@@ -104,21 +120,13 @@ pub(crate) struct Crowd {
     pub(crate) latencies: Latencies,
     schedule: Option<Schedule>,
     next_flow: u32,
-    pings: Option<Pings>,
+    heartbeats: Option<Heartbeats>,
     /// To be cut after this turn.
     doomed: Vec<u32>,
     /// Slots that have become free.
     pub(crate) freed: Vec<u32>,
     /// Clients that have logged in since they were last asked for, when they are to be reported.
     entries: Option<Vec<u32>>,
-}
-
-/// A sweep that pings each client once in each interval.
-#[derive(Clone, Copy, Debug)]
-struct Pings {
-    interval_ns: u64,
-    began_ns: u64,
-    asked: u64,
 }
 
 /// A range of connections that are being opened.
@@ -132,6 +140,10 @@ pub(crate) struct Opening {
     /// Opened per second; `None` is as fast as it goes.
     rate: Option<f64>,
     began_ns: u64,
+}
+
+fn now_us() -> u64 {
+    now_ns() / 1_000
 }
 
 impl Opening {
@@ -164,7 +176,7 @@ impl Crowd {
             latencies: Latencies::new(),
             schedule: None,
             next_flow: 0,
-            pings: None,
+            heartbeats: None,
             doomed: Vec::new(),
             freed: Vec::new(),
             entries: None,
@@ -191,10 +203,29 @@ impl Crowd {
         self.schedule = rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
     }
 
-    /// From now on each client sends a PING in each interval; `None` ends that.
+    /// From now on each client that logs in sends a PING an interval after that and after each PING; `None` ends that.
     pub(crate) fn ping_every(&mut self, interval: Option<Duration>) {
-        self.pings =
-            interval.map(|interval| Pings { interval_ns: interval.as_nanos() as u64, began_ns: now_ns(), asked: 0 });
+        self.heartbeats = interval.map(|interval| Heartbeats::new(interval.as_micros() as u64, now_us()));
+    }
+
+    /// Time between two PINGs of a client.
+    pub(crate) fn heartbeat(&self) -> Option<Duration> {
+        self.heartbeats.as_ref().map(|heartbeats| Duration::from_micros(heartbeats.interval_us()))
+    }
+
+    /// Clients that came within less than an interval would go on to send their PINGs all at once: from now on those of
+    /// `range` are spread over the interval, first come, first due.
+    pub(crate) fn spread_heartbeats(&mut self, range: Range<u32>) {
+        let Some(heartbeats) = &mut self.heartbeats else { return };
+        let now_us = now_us();
+        let apart_us = heartbeats.interval_us() as f64 / f64::from(range.len().max(1) as u32);
+        for (connection, number) in range.zip(0_u32..) {
+            if self.stages[connection as usize] == Stage::In {
+                let since_us = now_us as u32;
+                self.began_us[connection as usize] = since_us;
+                heartbeats.add(Due { connection, since_us }, now_us + (apart_us * f64::from(number)) as u64);
+            }
+        }
     }
 
     /// Does what is due, turns the fleet once, and deals with what came of it. Returns how much happened.
@@ -270,7 +301,7 @@ impl Crowd {
 
     /// Opens connections whose slots are free.
     pub(crate) fn open(&mut self, fleet: &mut Fleet, first: u32, count: u32) -> Result<(), Failure> {
-        let now_us = (now_ns() / 1_000) as u32;
+        let now_us = now_us() as u32;
         for connection in first as usize..(first + count) as usize {
             self.stages[connection] = Stage::Entering;
             self.began_us[connection] = now_us;
@@ -396,32 +427,40 @@ impl Crowd {
     }
 
     fn ask(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
-        let Some(mut pings) = self.pings else { return Ok(()) };
-        let clients = self.stages.len() as u64;
-        let due = ((now_ns() - pings.began_ns) as u128 * u128::from(clients) / u128::from(pings.interval_ns)) as u64;
-        let end = due.min(pings.asked + BURST_MAX);
-        while pings.asked < end {
-            let connection = (pings.asked % clients) as u32;
-            pings.asked += 1;
-            match self.stages[connection as usize] {
-                Stage::In => self.ping(fleet, connection)?,
-                Stage::Asked => self.gone(connection, "no PONG for a whole heartbeat"),
+        let now_us = now_us();
+        for _ in 0..BURST_MAX {
+            let Some(due) = self.heartbeats.as_mut().and_then(|heartbeats| heartbeats.take(now_us)) else { break };
+            if due.since_us != self.began_us[due.connection as usize] {
+                // It has been gone and come back since.
+                continue;
+            }
+            match self.stages[due.connection as usize] {
+                Stage::In => self.ping(fleet, due.connection)?,
+                Stage::Asked => self.gone(due.connection, "no PONG for a whole heartbeat"),
                 Stage::Out | Stage::Entering | Stage::Leaving => {}
             }
         }
-        self.pings = Some(pings);
         Ok(())
     }
 
     fn ping(&mut self, fleet: &mut Fleet, connection: u32) -> Result<(), Failure> {
         self.stages[connection as usize] = Stage::Asked;
-        self.began_us[connection as usize] = (now_ns() / 1_000) as u32;
+        self.alive(connection, now_us());
         let header = Header { kind: Kind::Ping, flags: 0, aux: connection as u16, id: 0, peer: 0, stamp: 0 };
         fleet.stage(connection, |out| encode(out, &header, &[]));
         if connection >= self.attentive {
             fleet.arm(connection, Arm::OneFrame)?;
         }
         Ok(())
+    }
+
+    /// The client has logged in or sends a PING: the next one is due an interval later.
+    fn alive(&mut self, connection: u32, now_us: u64) {
+        let since_us = now_us as u32;
+        self.began_us[connection as usize] = since_us;
+        if let Some(heartbeats) = &mut self.heartbeats {
+            heartbeats.add(Due { connection, since_us }, now_us + heartbeats.interval_us());
+        }
     }
 
     fn write(&mut self, fleet: &mut Fleet) {
@@ -506,6 +545,7 @@ impl Driver for Crowd {
                 }
                 self.login_latency.saturating_record(self.elapsed_ns(connection, now_ns));
                 self.stages[connection as usize] = Stage::In;
+                self.alive(connection, now_ns / 1_000);
                 self.tally.entering -= 1;
                 self.tally.inside += 1;
                 self.tally.logins += 1;
@@ -520,6 +560,8 @@ impl Driver for Crowd {
                 self.tally.pongs += 1;
                 Ok(())
             }
+            // It was late, and the client has been given up for it: counted, and about to be cut off.
+            (Some(Kind::Pong | Kind::LoginOk), Stage::Out) => Ok(()),
             (Some(kind @ (Kind::Bye | Kind::Error)), _) => {
                 let reason = Code::from_u16(frame.aux).map_or("unknown", Code::text);
                 self.gone(connection, &format!("{} {} {reason}", kind.name(), frame.aux));

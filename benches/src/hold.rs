@@ -248,6 +248,7 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     println!("{}", table(&["", "figure"], &rows));
     println!("{}", scenario::stretches_table(&[("control group", held)]));
     held.warn_if_late("control group");
+    findings.spent.note_if_stolen("control group");
     let mut caches: Vec<_> = memory.caches.iter().collect();
     caches.sort_by(|a, b| b.1.total_cmp(a.1));
     let rows: Vec<Vec<String>> =

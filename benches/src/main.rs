@@ -17,6 +17,7 @@ mod exchange;
 mod failure;
 mod fleet;
 mod floor;
+mod heartbeat;
 mod hold;
 mod idle;
 mod latency;

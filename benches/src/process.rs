@@ -60,6 +60,14 @@ pub(crate) fn own_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// CPU time that the host has taken away from this virtual machine since it booted, all cores together; zero on bare metal.
+pub(crate) fn stolen() -> Result<Duration, Failure> {
+    let stat = fs::read_to_string("/proc/stat").map_err(|error| Failure::system("reading /proc/stat", error))?;
+    // cpu user nice system idle iowait irq softirq steal …
+    let ticks: u64 = stat.split_whitespace().nth(8).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
 /// Whether a process exists and has not ended.
 pub(crate) fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

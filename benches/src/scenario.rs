@@ -183,6 +183,9 @@ pub(crate) fn ramp_with(
         }
     })?;
     let seconds = began.elapsed().as_secs_f64();
+    if crowd.heartbeat().is_some_and(|interval| began.elapsed() < interval) {
+        crowd.spread_heartbeats(range);
+    }
     let logins = crowd.tally.logins - logins_before;
     let rate_mean = logins as f64 / seconds;
     let (server_cpu, _) = CpuTime::of(server_pid)?.since(&cpu_before);

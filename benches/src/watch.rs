@@ -12,7 +12,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{failure::Failure, process::CpuTime};
+use crate::{
+    failure::Failure,
+    process::{CpuTime, stolen},
+};
 
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Samples kept: an hour of them. Later ones are left out.
@@ -25,6 +28,8 @@ pub(crate) struct Sample {
     /// Resident bytes.
     pub(crate) rss: u64,
     pub(crate) cpu: Duration,
+    /// CPU time that the host of this virtual machine took away from it, all cores, since it booted.
+    stolen: Duration,
 }
 
 /// What a stretch of time has cost the server.
@@ -34,6 +39,8 @@ pub(crate) struct Spent {
     pub(crate) cores: f64,
     /// Cores in use in the busiest interval of 200 ms or more.
     pub(crate) cores_peak: f64,
+    /// CPU time that the host of a virtual machine took away from it, in milliseconds over all cores: time in which nobody here ran.
+    pub(crate) stolen_ms: f64,
     /// Most resident bytes.
     pub(crate) rss_peak: u64,
     /// Resident bytes at the beginning.
@@ -80,8 +87,32 @@ impl Watch {
         Spent {
             cores: if within.len() > 1 { cores(first, last) } else { 0.0 },
             cores_peak: within.windows(2).map(|pair| cores(pair[0], pair[1])).fold(0.0, f64::max),
+            stolen_ms: last.stolen.saturating_sub(first.stolen).as_secs_f64() * 1e3,
             rss_peak: within.iter().map(|sample| sample.rss).max().unwrap_or(0),
             rss_before: first.rss,
+        }
+    }
+}
+
+impl Spent {
+    /// The worse of two stretches in each figure, and the time stolen in both.
+    pub(crate) fn max(self, other: Spent) -> Spent {
+        Spent {
+            cores: self.cores.max(other.cores),
+            cores_peak: self.cores_peak.max(other.cores_peak),
+            stolen_ms: self.stolen_ms + other.stolen_ms,
+            rss_peak: self.rss_peak.max(other.rss_peak),
+            rss_before: self.rss_before.max(other.rss_before),
+        }
+    }
+
+    /// Says so when a host took time away, for that is in every latency.
+    pub(crate) fn note_if_stolen(&self, what: &str) {
+        if self.stolen_ms > 0.0 {
+            println!(
+                "note: {what}: the host of this virtual machine took {:.0} ms of CPU time away; the slowest latencies have that in them",
+                self.stolen_ms
+            );
         }
     }
 }
@@ -100,7 +131,8 @@ fn sample(pid: u32) -> Result<Sample, Failure> {
     let path = format!("/proc/{pid}/statm");
     let text = fs::read_to_string(&path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
     let pages: u64 = text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
-    Ok(Sample { at: Instant::now(), rss: pages * rustix::param::page_size() as u64, cpu: CpuTime::of(pid)?.total })
+    let rss = pages * rustix::param::page_size() as u64;
+    Ok(Sample { at: Instant::now(), rss, cpu: CpuTime::of(pid)?.total, stolen: stolen()? })
 }
 
 #[cfg(test)]

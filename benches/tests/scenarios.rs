@@ -108,6 +108,8 @@ fn slow_accounts_for_every_message_that_was_dropped() {
             "20",
             "--secs",
             "5",
+            "--rounds",
+            "1",
             "--rate",
             "1500",
             "--payload",

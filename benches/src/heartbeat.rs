@@ -1,0 +1,98 @@
+//! When each client sends its next PING: a wheel of one interval, with slots of a millisecond.
+
+/// More slots than this are not needed: those of longer intervals are wider.
+const SLOTS_MAX: u64 = 1 << 15;
+const SLOT_US_MIN: u64 = 1_000;
+
+/// A PING that is due, unless `since_us` is no longer what the client was last heard to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) connection: u32,
+    pub(crate) since_us: u32,
+}
+
+/// The heartbeats of all clients.
+#[derive(Debug)]
+pub(crate) struct Heartbeats {
+    interval_us: u64,
+    slot_us: u64,
+    slots: Vec<Vec<Due>>,
+    /// The first slot, counted from the clock's zero, that may still hold something.
+    next: u64,
+}
+
+impl Heartbeats {
+    /// Heartbeats of which each client sends one in `interval_us`.
+    pub(crate) fn new(interval_us: u64, now_us: u64) -> Heartbeats {
+        let slot_us = (interval_us / SLOTS_MAX).max(SLOT_US_MIN);
+        // Two more than an interval has: the slot that is being emptied, and the one an interval may end in.
+        let slots = (interval_us / slot_us + 2) as usize;
+        Heartbeats { interval_us, slot_us, slots: vec![Vec::new(); slots], next: now_us / slot_us }
+    }
+
+    /// Time from one PING to the next.
+    pub(crate) fn interval_us(&self) -> u64 {
+        self.interval_us
+    }
+
+    /// The client's next PING is due at this time, which lies at most an interval ahead.
+    pub(crate) fn add(&mut self, due: Due, at_us: u64) {
+        let latest = self.next + self.slots.len() as u64 - 1;
+        let slot = (at_us / self.slot_us).clamp(self.next, latest);
+        let count = self.slots.len() as u64;
+        self.slots[(slot % count) as usize].push(due);
+    }
+
+    /// Takes one PING that is due.
+    pub(crate) fn take(&mut self, now_us: u64) -> Option<Due> {
+        let count = self.slots.len() as u64;
+        while self.next * self.slot_us <= now_us {
+            if let Some(due) = self.slots[(self.next % count) as usize].pop() {
+                return Some(due);
+            }
+            self.next += 1;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    fn taken(heartbeats: &mut Heartbeats, now_us: u64) -> Vec<u32> {
+        std::iter::from_fn(|| heartbeats.take(now_us)).map(|due| due.connection).collect()
+    }
+
+    #[test]
+    fn each_is_due_at_its_time_and_once() {
+        let began = 77 * SECOND_US + 123;
+        let mut heartbeats = Heartbeats::new(30 * SECOND_US, began);
+        for connection in 0..=30 {
+            heartbeats.add(Due { connection, since_us: 0 }, began + u64::from(connection) * SECOND_US);
+        }
+        for connection in 0..=30 {
+            let now = began + u64::from(connection) * SECOND_US;
+            assert_eq!(taken(&mut heartbeats, now), [connection]);
+            heartbeats.add(Due { connection, since_us: 1 }, now + 30 * SECOND_US);
+        }
+        for connection in 0..=30 {
+            let now = began + u64::from(connection + 30) * SECOND_US;
+            assert!(taken(&mut heartbeats, now).contains(&connection), "{connection}");
+        }
+        assert_eq!(taken(&mut heartbeats, began + 200 * SECOND_US), []);
+    }
+
+    #[test]
+    fn a_clock_that_stood_still_for_long_loses_none() {
+        let mut heartbeats = Heartbeats::new(SECOND_US, 0);
+        for connection in 0..1_000 {
+            heartbeats.add(Due { connection, since_us: 0 }, u64::from(connection) * 1_000);
+        }
+        assert_eq!(taken(&mut heartbeats, 90 * SECOND_US).len(), 1_000);
+        heartbeats.add(Due { connection: 1, since_us: 0 }, 0);
+        assert_eq!(taken(&mut heartbeats, 90 * SECOND_US + 1_000), [1], "what is late is due at once");
+    }
+}
