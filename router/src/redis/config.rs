@@ -150,23 +150,24 @@ impl fmt::Display for UrlError {
             UrlError::Scheme { scheme } if scheme.starts_with("rediss") => {
                 write!(f, "{scheme}:// asks for TLS, which is not supported; use {SCHEME} over a network you trust")
             }
-            UrlError::Scheme { scheme } => write!(
-                f,
-                "{scheme}:// is not the scheme of a Redis Cluster; write {SCHEME}host:port, as in {EXAMPLE}"
-            ),
+            UrlError::Scheme { scheme } => {
+                write!(f, "{scheme}:// is not the scheme of a Redis Cluster; write {SCHEME}host:port, as in {EXAMPLE}")
+            }
             UrlError::NoPassword => {
                 write!(f, "before the @ of a Redis URL stands user:password; write :password@ for the default user")
             }
-            UrlError::Escape => write!(
-                f,
-                "user or password of the Redis URL has a % that is no escape; write a % itself as %25"
-            ),
+            UrlError::Escape => {
+                write!(f, "user or password of the Redis URL has a % that is no escape; write a % itself as %25")
+            }
             UrlError::NoHost => write!(f, "the Redis URL names no host; write host:port, as in {EXAMPLE}"),
             UrlError::BadHost { text } => {
                 write!(f, "{text:?} in the Redis URL is not host:port, as in {EXAMPLE}; IPv6 is [::1]:7000")
             }
             UrlError::Trailing { text } => {
-                write!(f, "{text:?} after the hosts of the Redis URL has no meaning; leave it out (a cluster has one database)")
+                write!(
+                    f,
+                    "{text:?} after the hosts of the Redis URL has no meaning; leave it out (a cluster has one database)"
+                )
             }
         }
     }

@@ -135,10 +135,7 @@ impl PresenceWrite {
             PresenceWrite::Logout { .. } => "",
         };
         let (node, ..) = self.identity();
-        !self.device().is_empty()
-            && plain(self.device())
-            && plain(class)
-            && crate::membership::check_name(node).is_ok()
+        !self.device().is_empty() && plain(self.device()) && plain(class) && crate::membership::check_name(node).is_ok()
     }
 }
 

@@ -89,7 +89,10 @@ impl fmt::Display for PlaneError {
                  and mend it with 'redis-cli --cluster fix host:port'"
             ),
             PlaneError::AuthRefused { detail } => {
-                write!(f, "Redis refuses user or password ({detail}); write them as redis-cluster://user:password@host:port")
+                write!(
+                    f,
+                    "Redis refuses user or password ({detail}); write them as redis-cluster://user:password@host:port"
+                )
             }
             PlaneError::TimedOut { after } => write!(
                 f,

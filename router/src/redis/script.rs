@@ -31,14 +31,15 @@ impl Script {
         let mut call: Vec<Value> = Vec::with_capacity(2 + K + args.len());
         call.push(self.sha.as_str().into());
         call.push((K as i64).into());
-        call.extend(keys.into_iter().map(Value::from));
+        call.extend(keys.iter().map(|&key| Value::from(key)));
         call.extend(args);
-        // The first key follows the name and the number of keys.
-        let by_name = CustomCommand::new_static("EVALSHA", ClusterHash::Offset(2), false);
+        // The library would take the script's name for the key; of a custom command it heeds a slot only.
+        let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
+        let by_name = CustomCommand::new_static("EVALSHA", slot.clone(), false);
         match client.custom(by_name, call.clone()).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 call[0] = self.source.into();
-                client.custom(CustomCommand::new_static("EVAL", ClusterHash::Offset(2), false), call).await
+                client.custom(CustomCommand::new_static("EVAL", slot, false), call).await
             }
             result => result,
         }

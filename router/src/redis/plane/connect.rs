@@ -6,8 +6,8 @@ use super::hosts_text;
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::config::{
-    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, Server, ServerConfig, TcpConfig,
-    UnresponsiveConfig,
+    ClusterDiscoveryPolicy, Config, ConnectionConfig, PerformanceConfig, ReconnectPolicy, Server, ServerConfig,
+    TcpConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, ClusterHash, CustomCommand};
 use std::time::Duration;
