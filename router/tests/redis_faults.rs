@@ -31,9 +31,9 @@ fn with_plane(cluster: &RedisCluster, test: impl AsyncFnOnce(Plane)) {
     });
 }
 
-fn record() -> NodeRecord {
+fn record(name: &str) -> NodeRecord {
     NodeRecord {
-        name: "n".into(),
+        name: name.into(),
         incarnation: 0,
         state: NodeState::Active,
         weight: 1,
@@ -86,15 +86,15 @@ fn draining(plane: &Plane) -> (Arc<WriteBehind>, tokio::task::JoinHandle<()>) {
 fn incarnations_grow_although_redis_lost_its_data() {
     let cluster = cluster();
     with_plane(&cluster, async |plane| {
-        let first = plane.acquire(&record(), LEASE_MS).await.unwrap();
+        let first = plane.acquire(&record("grows"), LEASE_MS).await.unwrap();
         cluster.flush_all();
-        let held = NodeRecord { incarnation: first, ..record() };
+        let held = NodeRecord { incarnation: first, ..record("grows") };
         assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::LostToNobody));
         assert_eq!(plane.poll().await, Ok(vec![]));
-        let second = plane.acquire(&record(), LEASE_MS).await.unwrap();
+        let second = plane.acquire(&record("grows"), LEASE_MS).await.unwrap();
         assert!(second > first);
         assert_eq!(plane.poll().await.unwrap()[0].incarnation, second);
-        plane.release("n", second).await.unwrap();
+        plane.release("grows", second).await.unwrap();
     });
 }
 
@@ -151,8 +151,8 @@ fn all_of_redis_stopped_and_back_empty() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let plane = Plane::connect(&RedisConfig::parse(&cluster.url()).unwrap()).await.unwrap();
-        let first = plane.acquire(&record(), LEASE_MS).await.unwrap();
-        let held = NodeRecord { incarnation: first, ..record() };
+        let first = plane.acquire(&record("n"), LEASE_MS).await.unwrap();
+        let held = NodeRecord { incarnation: first, ..record("n") };
         let (queue, task) = draining(&plane);
         cluster.stop_all();
         for user in 1..=1_000 {
@@ -168,7 +168,7 @@ fn all_of_redis_stopped_and_back_empty() {
         cluster.start_all_empty();
         wait_for("Redis is found again", || async { plane.poll().await.is_ok() }).await;
         assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::LostToNobody));
-        assert!(plane.acquire(&record(), LEASE_MS).await.unwrap() > first);
+        assert!(plane.acquire(&record("n"), LEASE_MS).await.unwrap() > first);
         wait_for("what waited is written", || async { queue.is_empty() }).await;
         assert_online(&plane, 1..=1_000).await;
         assert_eq!(plane.poll().await.unwrap().len(), 1);
