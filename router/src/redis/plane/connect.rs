@@ -23,12 +23,12 @@ const COMMANDS_WAITING_MAX: usize = 8_192;
 /// nodes disagree, and then the caller's own retry with its back-off is better than a loop.
 const REDIRECTIONS_MAX: u32 = 3;
 
-/// The first and the longest pause before connecting again, and the random part of it, in milliseconds. The longest is the
-/// renewal period of a lease, so a Redis that is back is noticed within it; the random part keeps all nodes of a cluster from
-/// arriving together.
+/// The first and the longest pause before connecting again, and the random part of it, in milliseconds. The longest is a
+/// fraction of a lease's renewal period, so a Redis that is back is soon noticed; the random part keeps all nodes of a cluster
+/// from arriving together.
 const RECONNECT_MIN_MS: u32 = 50;
-const RECONNECT_MAX_MS: u32 = 1_000;
-const RECONNECT_JITTER_MS: u32 = 100;
+const RECONNECT_MAX_MS: u32 = 250;
+const RECONNECT_JITTER_MS: u32 = 50;
 
 /// Slots of a Redis Cluster.
 const SLOTS: &str = "16384";
@@ -133,8 +133,8 @@ fn client(config: &RedisConfig, server: ServerConfig, policy: Option<ReconnectPo
         max_command_attempts: REDIRECTIONS_MAX + 1,
         max_redirections: REDIRECTIONS_MAX,
         max_command_buffer_len: COMMANDS_WAITING_MAX,
-        // The first MOVED of a failover is followed by one for each slot; a moment's wait makes them one update.
-        cluster_cache_update_delay: Duration::from_millis(10),
+        // It would be waited for again with every MOVED, one after the other.
+        cluster_cache_update_delay: Duration::ZERO,
         unresponsive: UnresponsiveConfig {
             // A connection on which nothing has come back for twice a command's time is dead, not slow.
             max_timeout: Some(config.command_timeout * 2),
