@@ -5,6 +5,9 @@ set -euo pipefail
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v make >/dev/null || missing+=(make)
+# Tests form Redis Clusters of their own.
+command -v redis-server >/dev/null || missing+=(redis-server)
+command -v redis-cli >/dev/null || missing+=(redis-tools)
 
 if ! command -v cargo >/dev/null; then
   echo "setup: cargo was not found. Install Rust 1.95 or later with rustup, then try again." >&2
@@ -26,5 +29,12 @@ if [ "${#missing[@]}" -gt 0 ]; then
   [ "$(id -u)" = 0 ] || run=(sudo)
   echo "setup: installing ${missing[*]}"
   "${run[@]}" apt-get update -qq
+  # The package of redis-server would start a system service; nobody here needs one. A policy of the host's own stays.
+  policy=/usr/sbin/policy-rc.d
+  if [[ " ${missing[*]} " == *" redis-server "* ]] && [ ! -e "$policy" ]; then
+    trap '"${run[@]}" rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${run[@]}" tee "$policy" >/dev/null
+    "${run[@]}" chmod 755 "$policy"
+  fi
   "${run[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi

@@ -6,13 +6,15 @@
 //! | [`hash`] | which shard of that node? | every message and every login |
 //! | [`presence`] | which sessions does this user have on this shard? | every message, login and logout |
 //! | [`balance`] | which of these servers takes the next connection or call? | login dispatch, upstreams |
+//! | [`membership`] | which nodes are there, and may this one serve? | the control thread, each second |
+//! | [`redis`] | how do nodes share that, and who is online where? | the control thread and the `router` binary |
 //!
 //! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other; their
 //! results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each shard owns a
 //! [`presence::Embedded`] of its own, whoever balances a [`balance::Balancer`], and shares it with nobody.
 //!
-//! Architecture Invariant: nothing in this crate does I/O, reads a clock, takes a lock or spawns anything. Times and sources
-//! of randomness are arguments.
+//! Architecture Invariant: outside [`redis`] nothing in this crate does I/O, reads a clock, takes a lock or spawns anything.
+//! Times and sources of randomness are arguments. No part of the data path waits for [`redis`].
 //!
 //! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and the
 //! picks of a balancer allocate nothing and panic on no input.
@@ -21,10 +23,13 @@
 
 pub mod balance;
 pub mod hash;
+pub mod membership;
 pub mod presence;
+pub mod redis;
 pub mod ring;
 
 pub use balance::{Balancer, Policy, Server, ServerOptions};
 pub use hash::{home_shard, jump, user_hash};
+pub use membership::{Lease, Membership, NodeRecord, NodeState, View};
 pub use presence::{Embedded, Entry, LoginOutcome, Presence};
 pub use ring::{Node, Ring, RingError};

@@ -1,0 +1,22 @@
+//! Which nodes there are, and whether this one may serve.
+//!
+//! Pure: what Redis and the mesh said goes in with the time at which it was heard, views come out. Times called `now_ms` are
+//! milliseconds of one monotonic clock of this process; they never go backwards.
+//!
+//! | part | question it answers |
+//! |---|---|
+//! | [`NodeRecord`] | what does a node say about itself? |
+//! | [`View`] | which nodes count now, and what is the ring of them? |
+//! | [`Membership`] | what is the view after this poll, this silence, this loss? |
+//! | [`Lease`] | may this node serve, or has it to assume that others took over? |
+
+mod lease;
+mod record;
+mod state;
+mod view;
+
+pub use lease::{Fenced, Lease};
+pub(crate) use record::check_name;
+pub use record::{NodeRecord, NodeState, RECORD_BYTES_MAX, RecordError, SHARDS_MAX};
+pub use state::Membership;
+pub use view::View;

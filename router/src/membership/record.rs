@@ -1,0 +1,187 @@
+//! What a node says about itself.
+
+use crate::ring::{NAME_BYTES_MAX, Node, RingError};
+use serde::{Deserialize, Serialize};
+use std::error::Error;
+use std::fmt;
+
+/// The largest record, in bytes of JSON. Ours take about 1 KiB at their worst; the rest is room for fields of newer nodes.
+pub const RECORD_BYTES_MAX: usize = 4_096;
+
+/// The most shards a node may have: what fits the 16 bits in which a session names its shard.
+pub const SHARDS_MAX: u32 = 65_535;
+
+/// Where a node is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Has its lease and builds its links; no user's home yet.
+    Joining,
+    /// In the ring.
+    Active,
+    /// Out of the ring, still serving the sessions it has.
+    Draining,
+    /// Ended on purpose. Such a record leaves the view at once.
+    Gone,
+}
+
+impl NodeState {
+    /// A number for this state that never changes: part of the view's digest.
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            NodeState::Joining => 1,
+            NodeState::Active => 2,
+            NodeState::Draining => 3,
+            NodeState::Gone => 4,
+        }
+    }
+}
+
+/// One node, as its lease in Redis describes it. Fields that are not known here are skipped: a newer node may have more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The node's name: unique, valid for [`Node::new`], and without braces, which would move its keys to other hash slots.
+    pub name: String,
+    /// Grows with every start of this node and every new lease; entries of presence count for one incarnation only.
+    pub incarnation: u64,
+    /// Where the node is in its life.
+    pub state: NodeState,
+    /// Its weight in the ring, as in [`Node::new`].
+    pub weight: u32,
+    /// Its shards, 1 … [`SHARDS_MAX`].
+    pub shards: u32,
+    /// Where its mesh listens: `host:port`.
+    pub mesh: String,
+    /// The address that clients dial.
+    pub advertise: String,
+    /// The version of the mesh protocol it speaks.
+    pub protocol: u32,
+    /// Connections it holds now.
+    pub connections: u64,
+    /// Users online whose session lives here.
+    pub users: u64,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
+}
+
+impl NodeRecord {
+    /// Reads a record that somebody else has written.
+    ///
+    /// # Errors
+    /// [`RecordError::TooLarge`] for more than [`RECORD_BYTES_MAX`] bytes, [`RecordError::Syntax`] for what is no record, and
+    /// those of [`NodeRecord::check`].
+    pub fn parse(json: &[u8]) -> Result<Self, RecordError> {
+        if json.len() > RECORD_BYTES_MAX {
+            return Err(RecordError::TooLarge { bytes: json.len() });
+        }
+        let record: Self = serde_json::from_slice(json).map_err(|error| RecordError::Syntax(error.to_string()))?;
+        record.check()?;
+        Ok(record)
+    }
+
+    /// The record as JSON, for [`NodeRecord::parse`].
+    ///
+    /// # Errors
+    /// Those of [`NodeRecord::check`], so that what is written can be read.
+    pub fn to_json(&self) -> Result<String, RecordError> {
+        self.check()?;
+        let json = serde_json::to_string(self).map_err(|error| RecordError::Syntax(error.to_string()))?;
+        if json.len() > RECORD_BYTES_MAX {
+            return Err(RecordError::TooLarge { bytes: json.len() });
+        }
+        Ok(json)
+    }
+
+    /// Whether all fields are in their ranges.
+    ///
+    /// # Errors
+    /// The first field that is not.
+    pub fn check(&self) -> Result<(), RecordError> {
+        check_name(&self.name)?;
+        Node::new(&self.name, self.weight).map_err(RecordError::Node)?;
+        if !(1..=SHARDS_MAX).contains(&self.shards) {
+            return Err(RecordError::BadShards { shards: self.shards });
+        }
+        let port = self.mesh.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) || !is_address(&self.mesh) {
+            return Err(RecordError::BadMesh { mesh: self.mesh.clone() });
+        }
+        if !is_address(&self.advertise) {
+            return Err(RecordError::BadAdvertise { advertise: self.advertise.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// Whether `name` can be a node's name in the cluster: a name for the ring, without braces.
+///
+/// # Errors
+/// [`RecordError::Braces`] or [`RecordError::Node`].
+pub(crate) fn check_name(name: &str) -> Result<(), RecordError> {
+    if name.contains(['{', '}']) {
+        return Err(RecordError::Braces { name: name.into() });
+    }
+    Node::new(name, 1).map_err(RecordError::Node)?;
+    Ok(())
+}
+
+fn is_address(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+}
+
+/// Why a record is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordError {
+    /// More than [`RECORD_BYTES_MAX`] bytes.
+    TooLarge {
+        /// How many.
+        bytes: usize,
+    },
+    /// Not JSON, or a field is missing or of another type.
+    Syntax(String),
+    /// A name or a weight that the ring refuses.
+    Node(RingError),
+    /// A name with a brace in it.
+    Braces {
+        /// The name as given.
+        name: String,
+    },
+    /// A number of shards that is not within 1 … [`SHARDS_MAX`].
+    BadShards {
+        /// The number as given.
+        shards: u32,
+    },
+    /// A mesh address that is not `host:port`.
+    BadMesh {
+        /// The address as given.
+        mesh: String,
+    },
+    /// An address for clients that is empty, too long, or has white space or control characters.
+    BadAdvertise {
+        /// The address as given.
+        advertise: String,
+    },
+}
+
+impl fmt::Display for RecordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordError::TooLarge { bytes } => {
+                write!(f, "a node record of {bytes} bytes; at most {RECORD_BYTES_MAX} are read")
+            }
+            RecordError::Syntax(detail) => write!(f, "not a node record: {detail}"),
+            RecordError::Node(error) => write!(f, "{error}"),
+            RecordError::Braces { name } => {
+                write!(f, "node name {name:?} has a brace in it, which Redis Cluster would read; choose another name")
+            }
+            RecordError::BadShards { shards } => write!(f, "{shards} shards is not within 1 to {SHARDS_MAX}"),
+            RecordError::BadMesh { mesh } => write!(f, "mesh address {mesh:?} is not host:port"),
+            RecordError::BadAdvertise { advertise } => write!(
+                f,
+                "advertised address {advertise:?} is not usable: 1 to {NAME_BYTES_MAX} bytes without white space are"
+            ),
+        }
+    }
+}
+
+impl Error for RecordError {}

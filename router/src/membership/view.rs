@@ -1,0 +1,111 @@
+//! The nodes that count, at one moment.
+
+use super::record::{NodeRecord, NodeState};
+use crate::ring::{Node, Ring, RingError};
+use std::sync::Arc;
+
+/// An immutable view of the cluster. A change makes a new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Grows with every change of `digest`; never falls.
+    pub epoch: u64,
+    /// What the view is, in 64 bits: equal for equal views on all nodes. Load figures do not count.
+    pub digest: u64,
+    /// The nodes with a live lease, in the order of their names.
+    pub members: Vec<NodeRecord>,
+    /// The ring of the active members; `None` if there are none.
+    pub ring: Option<Arc<Ring>>,
+    /// Active members that the ring cannot hold; see [`Membership`](super::Membership). Empty unless somebody made a mistake.
+    pub left_out: Vec<String>,
+}
+
+impl View {
+    /// The view before anything is known.
+    pub(super) fn empty() -> Self {
+        View { epoch: 0, digest: digest(&[]), members: Vec::new(), ring: None, left_out: Vec::new() }
+    }
+
+    /// The member called `name`.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&NodeRecord> {
+        let at = self.members.binary_search_by(|member| member.name.as_str().cmp(name)).ok()?;
+        self.members.get(at)
+    }
+
+    /// Whether the node `name` is a member with this incarnation: what it wrote to the presence store counts.
+    #[must_use]
+    pub fn is_live(&self, name: &str, incarnation: u64) -> bool {
+        self.member(name).is_some_and(|member| member.incarnation == incarnation)
+    }
+}
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo; offset basis and prime of RFC 9923), over every field that matters to routing, each
+/// text with its length in front.
+///
+/// All nodes have to compute the same number, so a change here is a change of the protocol between nodes.
+pub(super) fn digest(members: &[NodeRecord]) -> u64 {
+    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    for member in members {
+        hash.text(&member.name);
+        hash.bytes(&member.incarnation.to_le_bytes());
+        hash.bytes(&[member.state.code()]);
+        hash.bytes(&member.weight.to_le_bytes());
+        hash.bytes(&member.shards.to_le_bytes());
+        hash.text(&member.mesh);
+        hash.text(&member.advertise);
+    }
+    hash.0
+}
+
+struct Fnv(u64);
+
+impl Fnv {
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes());
+    }
+}
+
+/// The ring of the active members, or `known` if that is it already, and the names that had to be left out.
+///
+/// A newcomer that does not fit (same placement as another, sum of weights, number) must not take the ring away from
+/// everybody. The one with the highest incarnation is left out, since it came last, and all nodes decide alike.
+pub(super) fn ring(members: &[NodeRecord], known: Option<&Arc<Ring>>) -> (Option<Arc<Ring>>, Vec<String>) {
+    let mut active: Vec<&NodeRecord> = members.iter().filter(|member| member.state == NodeState::Active).collect();
+    if let Some(known) = known
+        && known.nodes().len() == active.len()
+        && known.nodes().iter().zip(&active).all(|(node, member)| {
+            // Both are in the order of their names.
+            node.name() == member.name && node.weight() == member.weight
+        })
+    {
+        return (Some(Arc::clone(known)), Vec::new());
+    }
+    let mut left_out = Vec::new();
+    loop {
+        let nodes: Result<Vec<Node>, RingError> =
+            active.iter().map(|member| Node::new(&member.name, member.weight)).collect();
+        let suspects: Vec<usize> = match nodes.and_then(Ring::new) {
+            Ok(ring) => return (Some(Arc::new(ring)), left_out),
+            Err(RingError::NoNodes) => return (None, left_out),
+            Err(RingError::SamePlacement { first, second }) => {
+                let named = |member: &NodeRecord| *member.name == *first || *member.name == *second;
+                (0..active.len()).filter(|&at| named(active[at])).collect()
+            }
+            Err(RingError::BadName { name } | RingError::BadWeight { name, .. }) => {
+                (0..active.len()).filter(|&at| *active[at].name == *name).collect()
+            }
+            Err(RingError::TooManyNodes { .. } | RingError::TotalWeight { .. }) => (0..active.len()).collect(),
+        };
+        let Some(last) = suspects.into_iter().max_by_key(|&at| active[at].incarnation) else {
+            return (None, left_out);
+        };
+        left_out.push(active.remove(last).name.clone());
+    }
+}

@@ -1,0 +1,36 @@
+//! The side of the route plane that all nodes share: leases, epochs, presence and accounts in a Redis Cluster.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `tl:node:{<node>}` | the lease: incarnation, token of the one who took it, record; runs out by itself |
+//! | `tl:incarnation:{<node>}` | the last incarnation given to that name |
+//! | `tl:nodes` | sorted set of node names by the time of their last renewal, so that nothing has to scan |
+//! | `tl:view` | digest and epoch of the last view that somebody asked about |
+//! | `tl:user:{<user>}` | hash, one field for each device; runs out a `presence_ttl` after the last login |
+//! | `tl:account:{<name>}` | the user of that name |
+//! | `tl:accounts` | the last user id given to an account |
+//!
+//! Architecture Invariant: every script touches keys of one hash slot. No command scans.
+//!
+//! Architecture Invariant: presence is written by compare-and-set and compare-and-delete only, and every write is
+//! idempotent, so that a write whose answer was lost can be written again.
+//!
+//! Redis replicates asynchronously: a master that dies within the moment between its answer and its replica's copy takes
+//! what it had answered with it. Sessions are therefore written again at half of `presence_ttl`, and leases every second.
+
+mod config;
+mod entry;
+mod error;
+mod metrics;
+mod plane;
+pub mod queue;
+mod script;
+pub mod write_behind;
+
+pub use config::{RedisConfig, UrlError};
+pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
+pub use error::{AccountError, AcquireError, PlaneError};
+pub use metrics::{Metrics, MetricsSnapshot};
+pub use plane::{Plane, Renewal};
+pub use queue::WriteQueue;
+pub use write_behind::WriteBehind;

@@ -1,0 +1,222 @@
+//! Where Redis is, and how long to wait for it.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// The scheme of the URL.
+const SCHEME: &str = "redis-cluster://";
+
+/// An example for the texts of errors.
+const EXAMPLE: &str = "redis-cluster://10.0.0.1:7000,10.0.0.2:7000";
+
+/// Where the Redis Cluster is, and the limits of talking to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    /// Some of its nodes, host and port; the others are learnt from them. At least one.
+    pub hosts: Vec<(String, u16)>,
+    /// The user of an access-control list; `None` for the default user.
+    pub username: Option<String>,
+    /// The password; `None` if Redis asks for none.
+    pub password: Option<String>,
+    /// The longest that [`Plane::connect`](super::Plane::connect) takes. Default 5 s: long enough for a lost SYN to be sent
+    /// again twice, short enough for somebody at a terminal.
+    pub connect_timeout: Duration,
+    /// The longest that one command takes. Default 1 s: a fifth of the default lease, so a renewal that fails can be
+    /// tried three times more before the lease ends.
+    pub command_timeout: Duration,
+    /// How long a user's entries stay without being written again. Default 24 h. Sessions are written again at half of it.
+    pub presence_ttl: Duration,
+}
+
+impl RedisConfig {
+    /// Reads `redis-cluster://[user:password@]host:port[,host:port…]`. An IPv6 address stands in brackets; characters of user
+    /// and password that have a meaning in a URL are written as `%` and two hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`UrlError`], which names what to correct.
+    pub fn parse(url: &str) -> Result<Self, UrlError> {
+        let rest = url.strip_prefix(SCHEME).ok_or_else(|| match url.split_once("://") {
+            Some((scheme, _)) => UrlError::Scheme { scheme: scheme.into() },
+            None => UrlError::NoScheme,
+        })?;
+        let (login, hosts) = match rest.rsplit_once('@') {
+            Some((login, hosts)) => (Some(login), hosts),
+            None => (None, rest),
+        };
+        let (username, password) = match login {
+            None => (None, None),
+            Some(login) => {
+                let (user, password) = login.split_once(':').ok_or(UrlError::NoPassword)?;
+                let decoded = |text: &str| percent_decoded(text).ok_or(UrlError::Escape);
+                (Some(decoded(user)?).filter(|user| !user.is_empty()), Some(decoded(password)?))
+            }
+        };
+        let hosts = hosts.strip_suffix('/').unwrap_or(hosts);
+        if hosts.is_empty() {
+            return Err(UrlError::NoHost);
+        }
+        if let Some(at) = hosts.find(['/', '?', '#']) {
+            return Err(UrlError::Trailing { text: hosts[at..].into() });
+        }
+        let hosts = hosts.split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
+        Ok(RedisConfig {
+            hosts,
+            username,
+            password,
+            connect_timeout: Duration::from_secs(5),
+            command_timeout: Duration::from_secs(1),
+            presence_ttl: Duration::from_secs(24 * 3600),
+        })
+    }
+}
+
+impl fmt::Debug for RedisConfig {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConfig")
+            .field("hosts", &self.hosts)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "…"))
+            .field("connect_timeout", &self.connect_timeout)
+            .field("command_timeout", &self.command_timeout)
+            .field("presence_ttl", &self.presence_ttl)
+            .finish()
+    }
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), UrlError> {
+    let bad = || UrlError::BadHost { text: text.into() };
+    let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(bad)?;
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').ok_or_else(bad)?,
+        None if host.contains(':') => return Err(bad()),
+        None => host,
+    };
+    if host.is_empty() || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(bad());
+    }
+    Ok((host.into(), port))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || (rest.next()? as char).to_digit(16);
+        let value = digit()? * 16 + digit()?;
+        bytes.push(u8::try_from(value).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Why a URL is not one of a Redis Cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UrlError {
+    /// There is no `://` in it.
+    NoScheme,
+    /// Another scheme.
+    Scheme {
+        /// The scheme as given.
+        scheme: String,
+    },
+    /// Something stands before the `@`, but not `user:password`.
+    NoPassword,
+    /// A `%` that does not begin an escape, or escapes that are not UTF-8.
+    Escape,
+    /// No host at all.
+    NoHost,
+    /// Not `host:port`.
+    BadHost {
+        /// The host as given.
+        text: String,
+    },
+    /// Something follows the hosts.
+    Trailing {
+        /// What follows.
+        text: String,
+    },
+}
+
+impl fmt::Display for UrlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UrlError::NoScheme => write!(f, "the Redis URL has to begin with {SCHEME}, as in {EXAMPLE}"),
+            UrlError::Scheme { scheme } if scheme.starts_with("rediss") => {
+                write!(f, "{scheme}:// asks for TLS, which is not supported; use {SCHEME} over a network you trust")
+            }
+            UrlError::Scheme { scheme } => {
+                write!(f, "{scheme}:// is not the scheme of a Redis Cluster; write {SCHEME}host:port, as in {EXAMPLE}")
+            }
+            UrlError::NoPassword => {
+                write!(f, "before the @ of a Redis URL stands user:password; write :password@ for the default user")
+            }
+            UrlError::Escape => {
+                write!(f, "user or password of the Redis URL has a % that is no escape; write a % itself as %25")
+            }
+            UrlError::NoHost => write!(f, "the Redis URL names no host; write host:port, as in {EXAMPLE}"),
+            UrlError::BadHost { text } => {
+                write!(f, "{text:?} in the Redis URL is not host:port, as in {EXAMPLE}; IPv6 is [::1]:7000")
+            }
+            UrlError::Trailing { text } => {
+                write!(
+                    f,
+                    "{text:?} after the hosts of the Redis URL has no meaning; leave it out (a cluster has one database)"
+                )
+            }
+        }
+    }
+}
+
+impl Error for UrlError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_user_and_password_are_read() {
+        let config = RedisConfig::parse("redis-cluster://me:a%40b%25@h1:7000,[::1]:7001,10.0.0.3:7002/").unwrap();
+        assert_eq!(config.hosts, [("h1".into(), 7000), ("::1".into(), 7001), ("10.0.0.3".into(), 7002)]);
+        assert_eq!((config.username.as_deref(), config.password.as_deref()), (Some("me"), Some("a@b%")));
+        let config = RedisConfig::parse("redis-cluster://:secret@h:1").unwrap();
+        assert_eq!((config.username, config.password.as_deref()), (None, Some("secret")));
+        assert_eq!(RedisConfig::parse("redis-cluster://h:1").unwrap().password, None);
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let config = RedisConfig::parse("redis-cluster://me:secret@h:1").unwrap();
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_correction() {
+        for (url, hint) in [
+            ("", "begin with redis-cluster://"),
+            ("localhost:7000", "begin with redis-cluster://"),
+            ("redis://h:1", "write redis-cluster://"),
+            ("rediss-cluster://h:1", "TLS"),
+            ("redis-cluster://", "names no host"),
+            ("redis-cluster://h", "is not host:port"),
+            ("redis-cluster://h:0", "is not host:port"),
+            ("redis-cluster://h:65536", "is not host:port"),
+            ("redis-cluster://:1", "is not host:port"),
+            ("redis-cluster://::1:7000", "[::1]:7000"),
+            ("redis-cluster://[::1:7000", "[::1]:7000"),
+            ("redis-cluster://a:1,,b:2", "is not host:port"),
+            ("redis-cluster://a:1/0", "has no meaning"),
+            ("redis-cluster://secret@a:1", "user:password"),
+            ("redis-cluster://me:50%@a:1", "%25"),
+            ("redis-cluster://me:%ff@a:1", "%25"),
+        ] {
+            let text = RedisConfig::parse(url).unwrap_err().to_string();
+            assert!(text.contains(hint), "{url}: {text}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The connection to the cluster, and everything that is asked of it.
+
+use super::config::RedisConfig;
+use super::entry::{self, PresenceEntry, PresenceWrite, Stored, WriteOutcome, padded};
+use super::error::{AccountError, AcquireError, PlaneError};
+use super::metrics::{Metrics, add};
+use super::script::{Script, Scripts};
+use crate::membership::{NodeRecord, check_name};
+use crate::ring::NODES_MAX;
+use fred::clients::Client;
+use fred::error::Error as FredError;
+use fred::interfaces::ClientLike;
+use fred::types::config::Server;
+use fred::types::{ClusterHash, CustomCommand, Value};
+use futures_util::future::join_all;
+use std::sync::Arc;
+
+mod connect;
+
+/// How long a node's name stays on the list after its last renewal: one hour. A node that is down for longer is no more
+/// expected back, and each name costs every node one GET a second.
+const NAME_KEPT_MS: u64 = 3_600_000;
+
+/// The longest name of an account, in bytes.
+const ACCOUNT_BYTES_MAX: usize = 64;
+
+/// What became of a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease lasts for its full time again, from some moment between request and answer.
+    Renewed,
+    /// The lease has run out, or Redis has lost it with its data. Nobody else holds the name.
+    LostToNobody,
+    /// Another incarnation holds the name.
+    LostToAnother,
+}
+
+/// A connection to the cluster. Clones share it. Needs a tokio runtime; every method ends within `command_timeout` (those
+/// with several steps within that for each).
+#[derive(Debug, Clone)]
+pub struct Plane {
+    client: Client,
+    config: Arc<RedisConfig>,
+    scripts: Arc<Scripts>,
+    metrics: Arc<Metrics>,
+}
+
+impl Plane {
+    /// Connects. From then on connections that break are made anew, for ever.
+    ///
+    /// # Errors
+    /// All but [`PlaneError::Busy`]: each says what to do.
+    pub async fn connect(config: &RedisConfig) -> Result<Self, PlaneError> {
+        let client = connect::connect(config).await?;
+        Ok(Plane {
+            client,
+            config: Arc::new(config.clone()),
+            scripts: Arc::new(Scripts::new()),
+            metrics: Arc::new(Metrics::default()),
+        })
+    }
+
+    /// Closes the connections. Commands that are on their way fail.
+    pub async fn close(&self) {
+        // It waits for the servers, which may be gone.
+        let _ = tokio::time::timeout(self.config.command_timeout, self.client.quit()).await;
+    }
+
+    /// The numbers of this connection.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The configuration it was made with.
+    #[must_use]
+    pub fn config(&self) -> &RedisConfig {
+        &self.config
+    }
+
+    /// Takes the lease of `record.name` for `ttl_ms`, with a new incarnation, and puts the name on the list. The lease holds
+    /// `record`; its incarnation is of no account.
+    ///
+    /// # Errors
+    /// [`AcquireError::NameTaken`] while another incarnation lives.
+    pub async fn acquire(&self, record: &NodeRecord, ttl_ms: u64) -> Result<u64, AcquireError> {
+        let json = record.to_json().map_err(PlaneError::from)?;
+        let token = format!("{:016x}", rand::random::<u64>());
+        let (lease, counter) = (lease_key(&record.name), format!("tl:incarnation:{{{}}}", record.name));
+        let args = vec![token.into(), json.into(), ttl_ms.to_string().into()];
+        let answer = self.call(&self.scripts.acquire, [lease.as_str(), counter.as_str()], args).await?;
+        let mut parts = texts(answer).into_iter();
+        let mut next = || parts.next().flatten();
+        match next().as_deref() {
+            Some("granted") => {
+                let incarnation = next().as_deref().and_then(entry::number);
+                self.register(&record.name).await;
+                Ok(incarnation.ok_or_else(|| PlaneError::answer("acquire"))?)
+            }
+            Some("taken") => {
+                let ttl_ms_left = next().as_deref().and_then(entry::number).unwrap_or(0);
+                let holder = next().and_then(|json| NodeRecord::parse(json.as_bytes()).ok());
+                let (advertise, mesh) = holder.map(|holder| (holder.advertise, holder.mesh)).unwrap_or_default();
+                Err(AcquireError::NameTaken { advertise, mesh, ttl_ms_left })
+            }
+            _ => Err(PlaneError::answer("acquire").into()),
+        }
+    }
+
+    /// Renews the lease of `record.name` and `record.incarnation` for `ttl_ms`, and replaces the record in it.
+    ///
+    /// # Errors
+    /// If Redis did not work; the lease may or may not have been renewed.
+    pub async fn renew(&self, record: &NodeRecord, ttl_ms: u64) -> Result<Renewal, PlaneError> {
+        let json = record.to_json()?;
+        let args = vec![record.incarnation.to_string().into(), json.into(), ttl_ms.to_string().into()];
+        let lease = lease_key(&record.name);
+        let answer = self.call(&self.scripts.renew, [lease.as_str()], args).await?;
+        match answer.as_string().as_deref() {
+            Some("renewed") => {
+                self.register(&record.name).await;
+                Ok(Renewal::Renewed)
+            }
+            Some("absent") => Ok(Renewal::LostToNobody),
+            Some("taken") => Ok(Renewal::LostToAnother),
+            _ => Err(PlaneError::answer("renew")),
+        }
+    }
+
+    /// Gives the lease up and takes the name off the list. Whether this incarnation held it.
+    ///
+    /// # Errors
+    /// If Redis did not work; the lease then runs out by itself.
+    pub async fn release(&self, name: &str, incarnation: u64) -> Result<bool, PlaneError> {
+        check_name(name)?;
+        let args = vec![incarnation.to_string().into()];
+        let lease = lease_key(name);
+        let answer = self.call(&self.scripts.release, [lease.as_str()], args).await?;
+        let held = answer.as_u64() == Some(1);
+        if held {
+            self.command("ZREM", vec!["tl:nodes".into(), name.into()]).await?;
+        }
+        Ok(held)
+    }
+
+    /// The records of all nodes with a live lease. Records that cannot be read are skipped and counted.
+    ///
+    /// # Errors
+    /// If any of the leases could not be asked for: half a view is none.
+    pub async fn poll(&self) -> Result<Vec<NodeRecord>, PlaneError> {
+        // As many again as a ring may have, for those that have ended within the hour.
+        let last = (2 * NODES_MAX as i64 - 1).to_string();
+        let names = self.command("ZRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?;
+        let gets = texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok()).map(|name| async move {
+            let lease = self.command("GET", vec![lease_key(&name).into()]).await?;
+            Ok::<_, PlaneError>((name, lease))
+        });
+        let mut records = Vec::new();
+        for lease in join_all(gets).await {
+            let (name, value) = lease?;
+            let Some(text) = value.as_string() else {
+                continue;
+            };
+            match record_of_lease(&name, &text) {
+                Some(record) => records.push(record),
+                None => add(&self.metrics.garbage, 1),
+            }
+        }
+        Ok(records)
+    }
+
+    /// The epoch that the cluster has agreed on for the view with this digest, where `known` is the caller's own. Never below
+    /// `known`. To be asked after every poll: another node may have raised it.
+    ///
+    /// # Errors
+    /// If Redis did not work.
+    pub async fn epoch(&self, digest: u64, known: u64) -> Result<u64, PlaneError> {
+        let args = vec![format!("{digest:016x}").into(), known.to_string().into()];
+        let answer = self.call(&self.scripts.epoch, ["tl:view"], args).await?;
+        answer.as_string().as_deref().and_then(entry::number).ok_or_else(|| PlaneError::answer("epoch"))
+    }
+
+    /// All entries of a user, dead ones included; see [`live`](super::live).
+    ///
+    /// # Errors
+    /// If Redis did not work.
+    pub async fn user(&self, user: u64) -> Result<Vec<PresenceEntry>, PlaneError> {
+        let fields = texts(self.command("HGETALL", vec![user_key(user).into()]).await?);
+        let mut entries = Vec::with_capacity(fields.len() / 2);
+        for field in fields.chunks_exact(2) {
+            match (&field[0], &field[1]) {
+                (Some(device), Some(value)) => match entry::parse(device, value) {
+                    Stored::Entry(entry) => entries.push(entry),
+                    Stored::Mark => {}
+                    Stored::Garbage => add(&self.metrics.garbage, 1),
+                },
+                _ => add(&self.metrics.garbage, 1),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Writes all of `writes` at once: they go out together, one pipeline for each master, and have no order among
+    /// themselves. One result for each, in the order given. After an error it is not known whether the write was done.
+    pub async fn write(&self, writes: &[PresenceWrite]) -> Vec<Result<WriteOutcome, PlaneError>> {
+        join_all(writes.iter().map(|write| self.write_one(write))).await
+    }
+
+    async fn write_one(&self, write: &PresenceWrite) -> Result<WriteOutcome, PlaneError> {
+        if !write.is_valid() {
+            return Err(PlaneError::Invalid { detail: format!("a session of user {} with a bad text", write.user()) });
+        }
+        let key = user_key(write.user());
+        let (node, session, incarnation) = write.identity();
+        let kept_s = self.config.presence_ttl.as_secs().max(1).to_string();
+        let mut args: Vec<Value> = Vec::with_capacity(7);
+        args.push(write.device().into());
+        args.push(padded(write.version()).into());
+        args.push(padded(incarnation).into());
+        args.push(session.to_string().into());
+        args.push(node.into());
+        match write {
+            PresenceWrite::Login { entry, .. } => {
+                args.push(entry::tail(entry).into());
+                args.push(kept_s.into());
+                let answer = self.call(&self.scripts.login, [key.as_str()], args).await?;
+                match answer.as_string().as_deref() {
+                    Some("") => Ok(WriteOutcome::Written),
+                    // What is stored may be garbage; then it is the caller's version that says least.
+                    Some(version) => Ok(WriteOutcome::Stale { version: entry::number(version).unwrap_or(u64::MAX) }),
+                    None => Err(PlaneError::answer("login")),
+                }
+            }
+            PresenceWrite::Logout { fence, .. } => {
+                args.push(if *fence { "1" } else { "0" }.into());
+                args.push(kept_s.into());
+                let answer = self.call(&self.scripts.logout, [key.as_str()], args).await?;
+                match answer.as_u64() {
+                    Some(0) => Ok(WriteOutcome::Absent),
+                    Some(_) => Ok(WriteOutcome::Written),
+                    None => Err(PlaneError::answer("logout")),
+                }
+            }
+        }
+    }
+
+    /// Makes a user with a name that nobody has, and returns the user's id, at least 1.
+    ///
+    /// # Errors
+    /// [`AccountError::NameTaken`], [`AccountError::BadName`]. After another error the name may have been given to the new user.
+    pub async fn create_account(&self, name: &str) -> Result<u64, AccountError> {
+        if let Some(user) = self.account(name).await? {
+            return Err(AccountError::NameTaken { user });
+        }
+        let user = self.command("INCR", vec!["tl:accounts".into()]).await?;
+        let user = user.as_u64().filter(|&user| user > 0).ok_or_else(|| PlaneError::answer("INCR"))?;
+        let key = account_key(name);
+        let answer = self.call(&self.scripts.account, [key.as_str()], vec![user.to_string().into()]).await?;
+        match answer.as_u64() {
+            Some(holder) if holder == user => Ok(user),
+            Some(holder) => Err(AccountError::NameTaken { user: holder }),
+            None => Err(PlaneError::answer("account").into()),
+        }
+    }
+
+    /// The user of that name.
+    ///
+    /// # Errors
+    /// [`AccountError::BadName`], or if Redis did not work.
+    pub async fn account(&self, name: &str) -> Result<Option<u64>, AccountError> {
+        if name.is_empty() || name.len() > ACCOUNT_BYTES_MAX || name.chars().any(char::is_control) {
+            return Err(AccountError::BadName);
+        }
+        Ok(self.command("GET", vec![account_key(name).into()]).await?.as_u64())
+    }
+
+    /// Puts the name on the list. Failing is no harm to the lease, and the next renewal does it again.
+    async fn register(&self, name: &str) {
+        let args = vec![name.into(), NAME_KEPT_MS.to_string().into()];
+        if self.call(&self.scripts.register, ["tl:nodes"], args).await.is_err() {
+            add(&self.metrics.unregistered, 1);
+        }
+    }
+
+    async fn call<const K: usize>(
+        &self,
+        script: &Script,
+        keys: [&str; K],
+        args: Vec<Value>,
+    ) -> Result<Value, PlaneError> {
+        let result = script.call(&self.client, keys, args).await;
+        self.counted(result)
+    }
+
+    /// A plain command whose first argument is its key.
+    async fn command(&self, name: &'static str, args: Vec<Value>) -> Result<Value, PlaneError> {
+        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
+        let result = self.client.custom(command, args).await;
+        self.counted(result)
+    }
+
+    fn counted(&self, result: Result<Value, FredError>) -> Result<Value, PlaneError> {
+        add(&self.metrics.commands, 1);
+        result.map_err(|error| {
+            add(&self.metrics.command_errors, 1);
+            PlaneError::from_fred(&error, self.config.command_timeout)
+        })
+    }
+}
+
+fn lease_key(name: &str) -> String {
+    format!("tl:node:{{{name}}}")
+}
+
+fn user_key(user: u64) -> String {
+    format!("tl:user:{{{user}}}")
+}
+
+fn account_key(name: &str) -> String {
+    format!("tl:account:{{{name}}}")
+}
+
+/// The record in a lease: incarnation, token and JSON in a line each. The first line counts, since it is what the scripts
+/// compare.
+fn record_of_lease(name: &str, lease: &str) -> Option<NodeRecord> {
+    let mut lines = lease.splitn(3, '\n');
+    let incarnation = entry::number(lines.next()?)?;
+    let record = NodeRecord::parse(lines.nth(1)?.as_bytes()).ok()?;
+    (record.name == name).then_some(NodeRecord { incarnation, ..record })
+}
+
+/// The elements of an answer that is a list, those that are no texts as `None`. Anything else is an empty list.
+fn texts(answer: Value) -> Vec<Option<String>> {
+    match answer {
+        Value::Array(values) => values.into_iter().map(|value| value.as_string()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `host:port` of each, for texts.
+fn hosts_text(hosts: &[(String, u16)]) -> String {
+    hosts.iter().map(|(host, port)| Server::new(host.as_str(), *port).to_string()).collect::<Vec<_>>().join(", ")
+}

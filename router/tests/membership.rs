@@ -1,0 +1,391 @@
+//! Views and leases through virtual time: each rule by itself, then random histories.
+
+use proptest::prelude::*;
+use trunkline_router::membership::{Fenced, RECORD_BYTES_MAX, RecordError};
+use trunkline_router::{Lease, Membership, NodeRecord, NodeState};
+
+const LEASE_MS: u64 = 5_000;
+
+fn node(name: &str, incarnation: u64) -> NodeRecord {
+    NodeRecord {
+        name: name.into(),
+        incarnation,
+        state: NodeState::Active,
+        weight: 2,
+        shards: 4,
+        mesh: format!("{name}.example:7790"),
+        advertise: format!("{name}.example:7700"),
+        protocol: 1,
+        connections: 10,
+        users: 9,
+        started_ms: 1_700_000_000_000,
+    }
+}
+
+fn names(membership: &Membership) -> Vec<String> {
+    membership.view().members.iter().map(|member| member.name.clone()).collect()
+}
+
+fn of_a_b_c() -> Membership {
+    let mut membership = Membership::new(Some("a"), LEASE_MS);
+    assert!(membership.polled(0, vec![node("c", 3), node("a", 1), node("b", 2)]));
+    for (name, incarnation) in [("b", 2), ("c", 3)] {
+        membership.mesh_heard(0, name, incarnation);
+    }
+    membership
+}
+
+#[test]
+fn a_record_survives_its_json_and_fields_of_newer_nodes_are_skipped() {
+    let record = node("a", u64::MAX);
+    assert_eq!(NodeRecord::parse(record.to_json().unwrap().as_bytes()), Ok(record.clone()));
+    let newer = record.to_json().unwrap().replacen('{', r#"{"zone":{"rack":7},"#, 1);
+    assert_eq!(NodeRecord::parse(newer.as_bytes()), Ok(record));
+}
+
+#[test]
+fn records_out_of_range_are_refused() {
+    let refused = |change: fn(&mut NodeRecord)| {
+        let mut record = node("a", 1);
+        change(&mut record);
+        let json = serde_json::to_string(&record).unwrap();
+        NodeRecord::parse(json.as_bytes()).unwrap_err()
+    };
+    assert!(matches!(refused(|record| record.name = "a}".into()), RecordError::Braces { .. }));
+    assert!(matches!(refused(|record| record.name = String::new()), RecordError::Node(_)));
+    assert!(matches!(refused(|record| record.weight = 0), RecordError::Node(_)));
+    assert!(matches!(refused(|record| record.weight = 65_536), RecordError::Node(_)));
+    assert!(matches!(refused(|record| record.shards = 0), RecordError::BadShards { .. }));
+    for mesh in ["", "host", ":1", "host:0", "host:65536", "ho st:1"] {
+        let json = serde_json::to_string(&NodeRecord { mesh: mesh.into(), ..node("a", 1) }).unwrap();
+        assert!(matches!(NodeRecord::parse(json.as_bytes()), Err(RecordError::BadMesh { .. })), "{mesh}");
+    }
+    assert!(matches!(refused(|record| record.advertise = String::new()), RecordError::BadAdvertise { .. }));
+    let large = vec![b' '; RECORD_BYTES_MAX + 1];
+    assert_eq!(NodeRecord::parse(&large), Err(RecordError::TooLarge { bytes: RECORD_BYTES_MAX + 1 }));
+    assert!(matches!(NodeRecord::parse(b"{}"), Err(RecordError::Syntax(_))));
+}
+
+#[test]
+fn the_digest_is_pinned_and_load_does_not_change_it() {
+    let mut membership = Membership::new(None, LEASE_MS);
+    assert_eq!(membership.view().digest, 0xcbf2_9ce4_8422_2325);
+    membership.polled(0, vec![node("b", 2), node("a", 1)]);
+    let before = membership.view();
+    assert_eq!(before.digest, DIGEST_OF_A_AND_B);
+    assert!(!membership.polled(1, vec![NodeRecord { users: 1_000, ..node("a", 1) }, node("b", 2)]));
+    let after = membership.view();
+    assert_eq!((after.digest, after.epoch, after.members[0].users), (before.digest, before.epoch, 1_000));
+    for change in [
+        NodeRecord { incarnation: 3, ..node("b", 2) },
+        NodeRecord { state: NodeState::Draining, ..node("b", 3) },
+        NodeRecord { weight: 3, ..node("b", 3) },
+        NodeRecord { shards: 5, ..node("b", 3) },
+        NodeRecord { mesh: "x:1".into(), ..node("b", 3) },
+        NodeRecord { advertise: "x:1".into(), ..node("b", 3) },
+    ] {
+        assert!(membership.polled(2, vec![node("a", 1), change.clone()]), "{change:?}");
+    }
+}
+
+/// The view of `node("a", 1)` and `node("b", 2)`, computed apart from this code.
+const DIGEST_OF_A_AND_B: u64 = 0x7418_662b_c7d2_12bb;
+
+#[test]
+fn only_active_members_are_in_the_ring() {
+    let mut membership = Membership::new(Some("a"), LEASE_MS);
+    assert!(membership.wants_poll());
+    let joining = NodeRecord { state: NodeState::Joining, ..node("a", 1) };
+    membership.polled(0, vec![joining.clone()]);
+    assert!(membership.view().ring.is_none() && !membership.wants_poll());
+    let draining = NodeRecord { state: NodeState::Draining, ..node("c", 1) };
+    let gone = NodeRecord { state: NodeState::Gone, ..node("d", 1) };
+    membership.polled(0, vec![joining, node("b", 1), draining, gone]);
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+    let ring = membership.view().ring.clone().unwrap();
+    assert_eq!(ring.nodes().iter().map(|node| node.name()).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn while_redis_answers_the_lease_decides_and_not_the_mesh() {
+    let mut membership = of_a_b_c();
+    assert!(!membership.mesh_lost(100, "b", 2));
+    assert!(membership.wants_poll() && !membership.is_reachable("b") && membership.is_reachable("c"));
+    assert!(!membership.polled(20_000, vec![node("a", 1), node("b", 2), node("c", 3)]));
+    assert!(!membership.tick(20_001));
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+    assert!(membership.polled(20_100, vec![node("a", 1), node("c", 3)]), "its lease is gone");
+    assert_eq!(names(&membership), ["a", "c"]);
+    assert!(membership.is_reachable("a") && !membership.is_reachable("b") && !membership.is_reachable("nobody"));
+}
+
+#[test]
+fn without_redis_the_mesh_decides_after_a_lease_time() {
+    let mut membership = of_a_b_c();
+    assert!(!membership.poll_failed(1_000));
+    assert!(!membership.tick(1_000_000), "an outage of any length changes nothing while peers are heard");
+    assert!(!membership.mesh_lost(1_000_000, "b", 2));
+    assert!(!membership.tick(1_000_000 + LEASE_MS));
+    assert!(membership.tick(1_000_001 + LEASE_MS));
+    assert_eq!(names(&membership), ["a", "c"]);
+    assert!(!membership.mesh_heard(1_010_000, "b", 1), "an incarnation from before");
+    assert_eq!(names(&membership), ["a", "c"]);
+    assert!(membership.mesh_heard(1_010_000, "b", 2));
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+    assert!(membership.mesh_heard(1_010_000, "b", 5), "restarted");
+    assert!(membership.view().is_live("b", 5) && !membership.view().is_live("b", 2));
+    assert!(!membership.mesh_lost(1_010_001, "b", 2), "an old link");
+    assert!(membership.is_reachable("b"));
+}
+
+#[test]
+fn old_incarnations_are_ignored() {
+    let mut membership = of_a_b_c();
+    membership.polled(1, vec![node("a", 1), node("b", 9), node("c", 3)]);
+    assert!(membership.polled(2, vec![node("a", 1), node("b", 8), node("c", 3)]));
+    assert_eq!(names(&membership), ["a", "c"]);
+    assert!(membership.polled(3, vec![node("a", 1), node("b", 8), node("b", 9), node("b", 7), node("c", 3)]));
+    assert!(membership.view().is_live("b", 9));
+}
+
+#[test]
+fn a_redis_that_forgot_does_not_empty_the_view_at_once() {
+    let mut membership = of_a_b_c();
+    assert!(!membership.polled(1_000, vec![]));
+    membership.mesh_lost(1_100, "c", 3);
+    assert_eq!(names(&membership), ["a", "b"], "whom the mesh has lost too is out");
+    assert!(membership.polled(2_000, vec![node("a", 11)]));
+    assert_eq!(names(&membership), ["a", "b"]);
+    assert!(membership.polled(3_000, vec![node("a", 11), node("b", 12)]));
+    assert!(!membership.tick(30_000_000));
+    assert_eq!(names(&membership), ["a", "b"]);
+
+    let mut membership = of_a_b_c();
+    membership.polled(1_000, vec![node("b", 2)]);
+    membership.polled(4_000, vec![node("b", 2)]);
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+    assert!(membership.tick(1_000 + LEASE_MS), "but not for longer than a lease");
+    assert_eq!(names(&membership), ["b"]);
+    membership.polled(7_000, vec![node("b", 2)]);
+    assert_eq!(names(&membership), ["b"]);
+}
+
+#[test]
+fn a_node_that_the_ring_cannot_hold_is_left_out_of_it() {
+    let mut membership = Membership::new(None, LEASE_MS);
+    // Names that mean the same host and port.
+    membership.polled(0, vec![node("unix:x", 7), node("UNIX:x", 8), node("y", 1)]);
+    let view = membership.view();
+    assert_eq!((view.members.len(), view.left_out.as_slice()), (3, &["UNIX:x".to_owned()][..]));
+    assert_eq!(view.ring.as_ref().map(|ring| ring.nodes().len()), Some(2));
+    membership.polled(1, vec![NodeRecord { weight: 65_535, ..node("x", 1) }, NodeRecord { weight: 9, ..node("y", 2) }]);
+    assert_eq!(membership.view().left_out, ["y"]);
+}
+
+#[test]
+fn epochs_follow_the_cluster_and_never_fall() {
+    let mut membership = of_a_b_c();
+    let view = membership.view();
+    assert_eq!(view.epoch, 1);
+    membership.set_epoch(view.digest ^ 1, 100);
+    assert_eq!(membership.view().epoch, 1, "another view's");
+    membership.set_epoch(view.digest, 40);
+    membership.set_epoch(view.digest, 30);
+    assert_eq!(membership.view().epoch, 40);
+    membership.polled(1, vec![node("a", 1), node("b", 2)]);
+    assert_eq!(membership.view().epoch, 41);
+}
+
+fn leased() -> Lease {
+    let mut lease = Lease::new();
+    assert!(!lease.may_serve(0));
+    assert_eq!(lease.fenced(), Some(Fenced::NotAcquired));
+    assert!(lease.acquired(1_000, 7, LEASE_MS));
+    lease
+}
+
+#[test]
+fn a_lease_counts_from_when_the_request_was_sent() {
+    let mut lease = leased();
+    lease.renewed(2_000, LEASE_MS);
+    assert!(lease.may_serve(6_999));
+    assert!(!lease.may_serve(7_000));
+    assert_eq!(lease.fenced(), Some(Fenced::Silent));
+}
+
+#[test]
+fn a_lost_lease_fences_until_a_higher_incarnation() {
+    let mut lease = leased();
+    lease.lost(1_500);
+    lease.renewed(1_500, LEASE_MS);
+    lease.peers_confirmed(1_500);
+    assert!(!lease.may_serve(1_500));
+    assert_eq!(lease.fenced(), Some(Fenced::Lost));
+    assert!(!lease.acquired(1_600, 7, LEASE_MS) && !lease.may_serve(1_600));
+    assert!(lease.acquired(1_600, 8, LEASE_MS) && lease.may_serve(1_600));
+}
+
+#[test]
+fn an_outage_of_redis_does_not_fence_whom_peers_confirm() {
+    let mut lease = leased();
+    for now_ms in (2_000..600_000).step_by(1_000) {
+        lease.renew_failed(now_ms);
+        lease.peers_confirmed(now_ms);
+        assert!(lease.may_serve(now_ms + 999));
+    }
+    lease.renew_failed(603_000);
+    assert!(!lease.may_serve(604_000), "peers are silent too");
+    assert_eq!(lease.fenced(), Some(Fenced::Isolated));
+}
+
+#[test]
+fn a_node_alone_serves_through_an_outage() {
+    let mut lease = leased();
+    lease.set_alone(1_000, true);
+    for now_ms in (2_000..600_000).step_by(1_000) {
+        lease.renew_failed(now_ms);
+        assert!(lease.may_serve(now_ms));
+    }
+    assert!(!lease.may_serve(600_000 + LEASE_MS), "it slept");
+}
+
+#[test]
+fn peers_do_not_replace_a_redis_that_is_not_known_to_fail() {
+    let mut lease = leased();
+    lease.peers_confirmed(5_900);
+    assert!(!lease.may_serve(6_000));
+}
+
+#[derive(Debug, Clone)]
+enum News {
+    Polled(Vec<(u8, u64)>),
+    PollFailed,
+    Heard(u8, u64),
+    Lost(u8, u64),
+    Epoch(u64),
+    Tick,
+}
+
+fn news() -> impl Strategy<Value = News> {
+    let node = || (0..4_u8, 1..4_u64);
+    prop_oneof![
+        prop::collection::vec(node(), 0..5).prop_map(News::Polled),
+        Just(News::PollFailed),
+        node().prop_map(|(name, incarnation)| News::Heard(name, incarnation)),
+        node().prop_map(|(name, incarnation)| News::Lost(name, incarnation)),
+        (0..50_u64).prop_map(News::Epoch),
+        Just(News::Tick),
+    ]
+}
+
+fn name_of(index: u8) -> String {
+    char::from(b'a' + index).to_string()
+}
+
+fn tell(membership: &mut Membership, now_ms: u64, news: &News) -> bool {
+    match news {
+        News::Polled(nodes) => {
+            membership.polled(now_ms, nodes.iter().map(|(name, inc)| node(&name_of(*name), *inc)).collect())
+        }
+        News::PollFailed => membership.poll_failed(now_ms),
+        News::Heard(name, incarnation) => membership.mesh_heard(now_ms, &name_of(*name), *incarnation),
+        News::Lost(name, incarnation) => membership.mesh_lost(now_ms, &name_of(*name), *incarnation),
+        News::Epoch(epoch) => {
+            membership.set_epoch(membership.view().digest, *epoch);
+            false
+        }
+        News::Tick => membership.tick(now_ms),
+    }
+}
+
+/// What happens to the holder of a lease.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Renewed(u64),
+    Failed,
+    Confirmed,
+    Pause(u64),
+    Step(u64),
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        (0..1_000_u64).prop_map(Turn::Renewed),
+        Just(Turn::Failed),
+        Just(Turn::Confirmed),
+        (LEASE_MS..20_000).prop_map(Turn::Pause),
+        (0..3_000_u64).prop_map(Turn::Step),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn epochs_never_fall_incarnations_neither_and_members_are_sorted(
+        history in prop::collection::vec((0..4_000_u64, news()), 0..60),
+    ) {
+        let mut membership = Membership::new(Some("a"), LEASE_MS);
+        let mut now_ms = 0;
+        let mut highest = [0_u64; 4];
+        for (pause_ms, news) in history {
+            now_ms += pause_ms;
+            let before = membership.view();
+            let changed = tell(&mut membership, now_ms, &news);
+            let view = membership.view();
+            prop_assert_eq!(changed, view.digest != before.digest);
+            prop_assert!(view.epoch >= before.epoch + u64::from(changed));
+            prop_assert!(view.members.windows(2).all(|pair| pair[0].name < pair[1].name));
+            for member in &view.members {
+                let at = usize::from(member.name.as_bytes()[0] - b'a');
+                prop_assert!(member.incarnation >= highest[at]);
+                highest[at] = member.incarnation;
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_records_make_the_same_view_whatever_came_before(
+        histories in prop::collection::vec(prop::collection::vec(news(), 0..20), 2),
+        mut nodes in prop::collection::vec((0..4_u8, 4..9_u64), 1..5),
+    ) {
+        nodes.sort_unstable();
+        nodes.dedup_by_key(|(name, _)| *name);
+        let views: Vec<_> = histories.iter().map(|history| {
+            let mut membership = Membership::new(None, LEASE_MS);
+            for news in history {
+                tell(&mut membership, 0, news);
+            }
+            // Past every doubt about what Redis may have forgotten.
+            membership.polled(10 * LEASE_MS, nodes.iter().map(|(name, inc)| node(&name_of(*name), *inc)).collect());
+            membership.view()
+        }).collect();
+        prop_assert_eq!(views[0].digest, views[1].digest);
+        prop_assert_eq!(&views[0].members, &views[1].members);
+    }
+
+    /// After a pause of a lease time or more the node is fenced, whatever is noticed first, and stays so.
+    #[test]
+    fn a_paused_node_is_fenced(turns in prop::collection::vec(turn(), 1..40), alone in any::<bool>()) {
+        let mut lease = leased();
+        let mut now_ms = 1_000;
+        lease.set_alone(now_ms, alone);
+        // Nothing is sent during a pause.
+        let (mut paused, mut woke_ms) = (false, now_ms);
+        for turn in turns {
+            match turn {
+                Turn::Renewed(ago_ms) => lease.renewed(now_ms.saturating_sub(ago_ms).max(woke_ms), LEASE_MS),
+                Turn::Failed => lease.renew_failed(now_ms),
+                Turn::Confirmed => lease.peers_confirmed(now_ms),
+                Turn::Pause(ms) => {
+                    now_ms += ms;
+                    (paused, woke_ms) = (true, now_ms);
+                }
+                Turn::Step(ms) => now_ms += ms,
+            }
+            if paused && !matches!(turn, Turn::Pause(_)) {
+                prop_assert!(!lease.may_serve(now_ms), "{lease:?}");
+            }
+        }
+    }
+}

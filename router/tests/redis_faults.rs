@@ -1,0 +1,200 @@
+//! A Redis Cluster that breaks: nothing accepted is lost in silence, and what comes back is used again.
+//!
+//! The tests take turns on one cluster, since each breaks all of it.
+
+#[path = "support/redis_cluster.rs"]
+mod redis_cluster;
+
+use redis_cluster::RedisCluster;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use trunkline_router::membership::{NodeRecord, NodeState};
+use trunkline_router::redis::{
+    Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, queue, write_behind,
+};
+
+const LEASE_MS: u64 = 5_000;
+
+fn cluster() -> MutexGuard<'static, RedisCluster> {
+    static CLUSTER: OnceLock<Mutex<RedisCluster>> = OnceLock::new();
+    CLUSTER.get_or_init(|| Mutex::new(RedisCluster::start())).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a test as the gateway's control thread would.
+fn with_plane(cluster: &RedisCluster, test: impl AsyncFnOnce(Plane)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plane = Plane::connect(&RedisConfig::parse(&cluster.url()).unwrap()).await.unwrap();
+        test(plane.clone()).await;
+        plane.close().await;
+    });
+}
+
+fn record(name: &str) -> NodeRecord {
+    NodeRecord {
+        name: name.into(),
+        incarnation: 0,
+        state: NodeState::Active,
+        weight: 1,
+        shards: 4,
+        mesh: "127.0.0.1:7790".into(),
+        advertise: "203.0.113.7:7700".into(),
+        protocol: 1,
+        connections: 0,
+        users: 0,
+        started_ms: 1,
+    }
+}
+
+fn login(user: u64) -> PresenceWrite {
+    let entry = PresenceEntry {
+        device: "default".into(),
+        node: "n".into(),
+        incarnation: 7,
+        shard: 3,
+        session: user,
+        since_ms: 1_700_000_000_000,
+        class: "".into(),
+        version: 1,
+    };
+    PresenceWrite::Login { user, entry }
+}
+
+async fn wait_for<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn assert_online(plane: &Plane, users: impl Iterator<Item = u64>) {
+    for user in users {
+        let entries = plane.user(user).await.unwrap();
+        assert_eq!(entries.len(), 1, "user {user}");
+    }
+}
+
+fn draining(plane: &Plane) -> (Arc<WriteBehind>, tokio::task::JoinHandle<()>) {
+    let queue = Arc::new(WriteBehind::new(queue::ENTRIES_MAX, queue::BYTES_MAX, Arc::clone(plane.metrics())));
+    let task = tokio::spawn(write_behind::run(plane.clone(), Arc::clone(&queue), |_, _| {}));
+    (queue, task)
+}
+
+#[test]
+fn incarnations_grow_although_redis_lost_its_data() {
+    let cluster = cluster();
+    with_plane(&cluster, async |plane| {
+        let first = plane.acquire(&record("grows"), LEASE_MS).await.unwrap();
+        cluster.flush_all();
+        let held = NodeRecord { incarnation: first, ..record("grows") };
+        assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::LostToNobody));
+        assert_eq!(plane.poll().await, Ok(vec![]));
+        let second = plane.acquire(&record("grows"), LEASE_MS).await.unwrap();
+        assert!(second > first);
+        assert_eq!(plane.poll().await.unwrap()[0].incarnation, second);
+        plane.release("grows", second).await.unwrap();
+    });
+}
+
+#[test]
+fn scripts_that_a_server_has_forgotten_are_sent_again() {
+    let cluster = cluster();
+    with_plane(&cluster, async |plane| {
+        (0..redis_cluster::SERVERS).for_each(|index| drop(cluster.ask(index, &["SCRIPT", "FLUSH", "SYNC"])));
+        let writes: Vec<PresenceWrite> = (1..100).map(login).collect();
+        assert!(plane.write(&writes).await.iter().all(Result::is_ok));
+        assert_online(&plane, 1..100).await;
+    });
+}
+
+#[test]
+fn a_master_that_dies_under_writes_loses_none() {
+    let mut cluster = cluster();
+    cluster.wait_replicated();
+    let victim = cluster.master_of_slot(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plane = Plane::connect(&RedisConfig::parse(&cluster.url()).unwrap()).await.unwrap();
+        let (queue, task) = draining(&plane);
+        let mut users = 10_000..40_000_u64;
+        for user in users.by_ref().take(10_000) {
+            assert!(queue.push(login(user)));
+        }
+        wait_for("some are written", || async { plane.metrics().snapshot().written > 1_000 }).await;
+        cluster.kill(victim);
+        for user in users {
+            assert!(queue.push(login(user)));
+            if user % 100 == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        wait_for("all are written", || async { queue.is_empty() }).await;
+        queue.close();
+        task.await.unwrap();
+        let now = plane.metrics().snapshot();
+        assert_eq!((now.written, now.queued, now.refused, now.stale), (30_000, 0, 0, 0));
+        assert!(now.failed > 0, "the master was not missed");
+        assert_ne!(cluster.master_of_slot(0), victim);
+        assert_online(&plane, 10_000..40_000).await;
+        plane.close().await;
+    });
+    cluster.restart(victim);
+    cluster.wait_ok();
+    cluster.wait_replicated();
+}
+
+#[test]
+fn all_of_redis_stopped_and_back_empty() {
+    let mut cluster = cluster();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plane = Plane::connect(&RedisConfig::parse(&cluster.url()).unwrap()).await.unwrap();
+        let first = plane.acquire(&record("n"), LEASE_MS).await.unwrap();
+        let held = NodeRecord { incarnation: first, ..record("n") };
+        let (queue, task) = draining(&plane);
+        cluster.stop_all();
+        for user in 1..=1_000 {
+            assert!(queue.push(login(user)));
+        }
+        for _ in 0..2 {
+            let began = tokio::time::Instant::now();
+            assert!(plane.renew(&held, LEASE_MS).await.is_err());
+            assert!(plane.poll().await.is_err());
+            assert!(began.elapsed() < Duration::from_secs(4), "an outage is noticed in time: {:?}", began.elapsed());
+        }
+        assert_eq!(plane.metrics().snapshot().queued, 1_000);
+        cluster.start_all_empty();
+        wait_for("Redis is found again", || async { plane.poll().await.is_ok() }).await;
+        assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::LostToNobody));
+        assert!(plane.acquire(&record("n"), LEASE_MS).await.unwrap() > first);
+        wait_for("what waited is written", || async { queue.is_empty() }).await;
+        assert_online(&plane, 1..=1_000).await;
+        assert_eq!(plane.poll().await.unwrap().len(), 1);
+        queue.close();
+        task.await.unwrap();
+        plane.close().await;
+    });
+}
+
+#[test]
+fn a_paused_master_delays_and_loses_nothing() {
+    let cluster = cluster();
+    with_plane(&cluster, async |plane| {
+        let (queue, task) = draining(&plane);
+        let victim = cluster.master_of_slot(cluster.slot_of("tl:user:{50001}"));
+        cluster.pause(victim);
+        for user in 50_000..51_000 {
+            assert!(queue.push(login(user)));
+        }
+        // Some masters work, so their part goes through; the rest waits for a failover or for this one.
+        wait_for("a part is written", || async { plane.metrics().snapshot().written > 300 }).await;
+        cluster.resume(victim);
+        wait_for("the rest is written", || async { queue.is_empty() }).await;
+        cluster.wait_ok();
+        assert_online(&plane, 50_000..51_000).await;
+        queue.close();
+        task.await.unwrap();
+    });
+}
