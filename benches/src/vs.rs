@@ -131,6 +131,23 @@ struct Contest {
     version: String,
     idle: Option<Idle>,
     rounds: Vec<Round>,
+    /// Why a peer was left out from some point on: it did not start, or broke under the load.
+    failed: Option<String>,
+}
+
+impl Contest {
+    /// Takes a result over. A peer's failure ends its part; one of the floor or of the gateway ends the run.
+    fn keep<T>(&mut self, contestant: &Contestant, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match (result, contestant) {
+            (Ok(value), _) => Ok(Some(value)),
+            (Err(failure), Contestant::Peer(peer)) => {
+                eprintln!("{} is left out from here on: {failure}", peer.name);
+                self.failed = Some(failure.to_string());
+                Ok(None)
+            }
+            (Err(failure), Contestant::Floor | Contestant::Gateway) => Err(failure),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -210,27 +227,34 @@ fn compare(
             version: version.clone(),
             idle: None,
             rounds: Vec::new(),
+            failed: None,
         })
         .collect();
     let progress = Progress::new("vs".to_owned());
     if args.idle > 0 {
         let client = on_load_core(|| plain::measure(args.idle, &progress))?.connecting;
         for ((contestant, _), result) in contestants.iter().zip(&mut results) {
-            let mut server = contestant.start(args, folder)?;
+            let Some(mut server) = result.keep(contestant, contestant.start(args, folder))? else { continue };
             let dialect = contestant.dialect();
             let idle = on_load_core(|| idle(args.idle, dialect, &server, client, contestant.name()));
-            result.idle = Some(idle.map_err(|failure| server.explain(failure))?);
+            result.idle = result.keep(contestant, idle.map_err(|failure| server.explain(failure)))?;
             server.kill();
         }
     }
     for round in 1..=args.rounds {
         for ((contestant, _), result) in contestants.iter().zip(&mut results) {
-            let mut server = contestant.start(args, folder)?;
+            if result.failed.is_some() {
+                continue;
+            }
+            let Some(mut server) = result.keep(contestant, contestant.start(args, folder))? else { continue };
             for &window in &args.window {
                 let progress = Progress::new(format!("{} {round}/{}, window {window}", contestant.name(), args.rounds));
                 let dialect = contestant.dialect();
                 let measured = on_load_core(|| exchange(args, window, contestant, dialect, &server, &progress));
-                result.rounds.push(measured.map_err(|failure| server.explain(failure))?);
+                match result.keep(contestant, measured.map_err(|failure| server.explain(failure)))? {
+                    Some(round) => result.rounds.push(round),
+                    None => break,
+                }
             }
             server.kill();
         }
@@ -520,6 +544,7 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
         ];
         let rows: Vec<Vec<String>> = servers
             .iter()
+            .filter(|server| server.rounds.iter().any(|round| round.window == window))
             .map(|server| {
                 let cpu = of(server, |round| round.cpu_us_per_message);
                 vec![
@@ -550,5 +575,8 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
     }
     for server in servers {
         println!("{}: {}; {}", server.name, server.what, server.version);
+        if let Some(failed) = &server.failed {
+            println!("  left out from some point on: {failed}");
+        }
     }
 }

@@ -4,13 +4,18 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
 
 use serde_json::Value;
+
+/// Numbers the files that runs write.
+static REPORTS: AtomicU32 = AtomicU32::new(0);
 
 /// The gateway that is built with the workspace's tests, next to the bench.
 fn gateway() -> PathBuf {
@@ -24,22 +29,33 @@ fn gateway() -> PathBuf {
 }
 
 fn bench(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the bench starts")
+}
+
+fn command(arguments: &[&str]) -> Command {
     // A bench that hangs is ended by `timeout`, with status 124.
-    Command::new("timeout")
-        .arg("120")
-        .arg(env!("CARGO_BIN_EXE_bench"))
-        .args(arguments)
-        .output()
-        .expect("the bench starts")
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(env!("CARGO_BIN_EXE_bench")).args(arguments);
+    command
 }
 
 /// Runs a scenario against a gateway of its own and returns what it wrote as JSON.
 fn report(name: &str, arguments: &[&str]) -> Value {
-    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{name}.json", std::process::id()));
+    report_with_path(name, arguments, None)
+}
+
+/// The same, with a folder in which programs are looked for first.
+fn report_with_path(name: &str, arguments: &[&str], programs: Option<&Path>) -> Value {
+    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
     let path_text = path.to_str().expect("UTF-8");
     let gateway = gateway();
     let gateway = ["--gateway-bin", gateway.to_str().expect("UTF-8"), "--json", path_text];
-    let output = bench(&[&[name], arguments, &gateway[..]].concat());
+    let mut command = command(&[&[name], arguments, &gateway[..]].concat());
+    if let Some(programs) = programs {
+        command.env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH")));
+    }
+    let output = command.output().expect("the bench starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{arguments:?}: {stdout}\n{stderr}");
     let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
@@ -129,6 +145,25 @@ fn churn_lets_every_visitor_in_and_out() {
     let visits = count(&report["visits"]);
     assert!(visits > 100, "{visits}");
     assert_eq!(count(&report["delivered"]), 2 * visits);
+}
+
+#[test]
+fn vs_goes_on_without_a_peer_that_does_not_start() {
+    let programs = std::env::temp_dir().join(format!("bench-peers-{}", std::process::id()));
+    fs::create_dir_all(&programs).expect("made");
+    let program = programs.join("mosquitto");
+    // It has a version, and no more.
+    fs::write(&program, "#!/bin/sh\n[ \"$1\" = -h ] && echo mosquitto version 0.0.0 || exit 7\n").expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
+    let arguments =
+        ["--conns", "10", "--window", "1", "--idle", "20", "--secs", "0.2", "--rounds", "2", "--peer", "mosquitto"];
+    let vs = report_with_path("vs", &arguments, Some(&programs));
+    fs::remove_dir_all(&programs).expect("there");
+    let servers = vs["servers"].as_array().expect("servers");
+    let rounds = |server: &Value| server["rounds"].as_array().map(Vec::len);
+    assert_eq!(servers.iter().map(rounds).collect::<Vec<_>>(), [Some(2), Some(2), Some(0)]);
+    let failed = servers[2]["failed"].as_str().expect("it says why");
+    assert!(failed.contains("mosquitto ended before it listened"), "{failed}");
 }
 
 #[test]

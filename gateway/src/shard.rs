@@ -2,7 +2,7 @@
 //!
 //! While there is work, a shard alone on its core waits in its data ring itself, so that a turn costs one system call. Shards that share a core
 //! take turns on its one thread: those with nothing to do are skipped without a system call, nobody switches threads, and what arrives
-//! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for [`RING_WAIT_MICROS`] does the thread
+//! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for `RING_WAIT_MICROS` does the thread
 //! sleep in the executor, on the eventfd that rings and control thread signal.
 
 use crate::auth::Auth;

@@ -1,0 +1,123 @@
+//! After a change of the view a new home shard waits for the others: each shard of each other node says when it has registered all of its
+//! sessions whose home moved. Then a user who is unknown here is offline; before that nobody can tell.
+
+use super::routing::{NodeKey, Routing};
+use hashbrown::HashMap;
+
+/// Who has said so, for which view.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    digest: u64,
+    /// The view for which each shard of each node has last said so. Word may come before the view itself does.
+    said: HashMap<(NodeKey, u16), u64>,
+    /// When the wait is over in any case; 0 when nobody is waited for.
+    deadline_tick: u32,
+    settled: bool,
+}
+
+impl Settling {
+    /// Nothing to wait for.
+    pub(crate) fn new() -> Self {
+        Settling { digest: 0, said: HashMap::new(), deadline_tick: 0, settled: true }
+    }
+
+    /// There is a new view: waits until all others have said so, or until `deadline_tick`.
+    pub(crate) fn begin(&mut self, routing: &Routing, deadline_tick: u32) {
+        self.digest = routing.digest();
+        self.deadline_tick = deadline_tick;
+        self.said.retain(|(node, _), _| routing.member(*node).is_some());
+        self.settled = false;
+        self.look(routing);
+    }
+
+    /// A shard of another node has registered everything for the view with this digest.
+    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64) {
+        // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's next view brings another.
+        let known = routing.member(node).is_some_and(|member| u32::from(shard) < member.shards);
+        if known {
+            self.said.insert((node, shard), digest);
+            self.look(routing);
+        }
+    }
+
+    /// Whether an unknown user is offline.
+    #[inline]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Lets time pass. True when the wait has just ended without word from all.
+    pub(crate) fn expire(&mut self, tick: u32) -> bool {
+        let over = !self.settled && tick >= self.deadline_tick;
+        self.settled |= over;
+        over
+    }
+
+    fn look(&mut self, routing: &Routing) {
+        let has_said = |node, shard| self.said.get(&(node, shard)) == Some(&self.digest);
+        let all = routing.others().all(|member| (0..member.shards).all(|shard| has_said(member.key, shard as u16)));
+        self.settled |= all;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::routing::tests::{key_of, view};
+    use super::*;
+    use trunkline_router::NodeState::Active;
+
+    fn routing(nodes: &[(&str, u64)]) -> Routing {
+        let nodes: Vec<_> = nodes.iter().map(|(name, incarnation)| (*name, *incarnation, Active)).collect();
+        Routing::new(key_of("a", 1), &view(&nodes), key_of)
+    }
+
+    #[test]
+    fn it_waits_for_every_shard_of_every_other_node() {
+        let routing = routing(&[("a", 1), ("b", 1), ("c", 1)]);
+        let mut settling = Settling::new();
+        assert!(settling.is_settled());
+        settling.begin(&routing, 100);
+        for node in ["b", "c"] {
+            for shard in 0..4 {
+                assert!(!settling.is_settled());
+                settling.said(&routing, key_of(node, 1), shard, routing.digest());
+            }
+        }
+        assert!(settling.is_settled());
+        assert!(!settling.expire(1_000), "it had ended before");
+    }
+
+    #[test]
+    fn word_about_another_view_does_not_count_until_that_view_is_here() {
+        let before = routing(&[("a", 1), ("b", 1), ("c", 1)]);
+        let after = routing(&[("a", 1), ("b", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&before, 100);
+        for shard in 0..4 {
+            settling.said(&before, key_of("b", 1), shard, after.digest());
+        }
+        assert!(!settling.is_settled());
+        settling.begin(&after, 100);
+        assert!(settling.is_settled(), "b was ahead of this node");
+    }
+
+    #[test]
+    fn a_silent_node_holds_nothing_up_for_ever() {
+        let routing = routing(&[("a", 1), ("b", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&routing, 100);
+        settling.said(&routing, key_of("b", 2), 0, routing.digest());
+        settling.said(&routing, key_of("b", 1), 4, routing.digest());
+        assert!(settling.said.is_empty(), "neither another incarnation nor a shard that is not there is kept");
+        assert!(!settling.expire(99));
+        assert!(settling.expire(100) && settling.is_settled());
+    }
+
+    #[test]
+    fn a_node_alone_waits_for_nobody() {
+        let routing = routing(&[("a", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&routing, 100);
+        assert!(settling.is_settled());
+    }
+}
