@@ -7,15 +7,16 @@ use super::metrics::{Metrics, add};
 use super::script::{Script, Scripts};
 use crate::membership::{NodeRecord, check_name};
 use crate::ring::NODES_MAX;
-use fred::clients::Client;
-use fred::error::Error as FredError;
-use fred::interfaces::ClientLike;
+use cluster::{Cluster, Request};
+use fred::types::Value;
 use fred::types::config::Server;
-use fred::types::{ClusterHash, CustomCommand, Value};
 use futures_util::future::join_all;
 use std::sync::Arc;
 
+pub(super) mod cluster;
 mod connect;
+mod link;
+mod slots;
 
 /// How long a node's name stays on the list after its last renewal: one hour. A node that is down for longer is no more
 /// expected back, and each name costs every node one GET a second.
@@ -39,7 +40,7 @@ pub enum Renewal {
 /// with several steps within that for each).
 #[derive(Debug, Clone)]
 pub struct Plane {
-    client: Client,
+    cluster: Cluster,
     config: Arc<RedisConfig>,
     scripts: Arc<Scripts>,
     metrics: Arc<Metrics>,
@@ -51,19 +52,14 @@ impl Plane {
     /// # Errors
     /// All but [`PlaneError::Busy`]: each says what to do.
     pub async fn connect(config: &RedisConfig) -> Result<Self, PlaneError> {
-        let client = connect::connect(config).await?;
-        Ok(Plane {
-            client,
-            config: Arc::new(config.clone()),
-            scripts: Arc::new(Scripts::new()),
-            metrics: Arc::new(Metrics::default()),
-        })
+        let config = Arc::new(config.clone());
+        let cluster = connect::connect(&config).await?;
+        Ok(Plane { cluster, config, scripts: Arc::new(Scripts::new()), metrics: Arc::new(Metrics::default()) })
     }
 
     /// Closes the connections. Commands that are on their way fail.
     pub async fn close(&self) {
-        // It waits for the servers, which may be gone.
-        let _ = tokio::time::timeout(self.config.command_timeout, self.client.quit()).await;
+        self.cluster.close();
     }
 
     /// The numbers of this connection.
@@ -201,15 +197,25 @@ impl Plane {
     }
 
     /// Writes all of `writes` at once: they go out together, one pipeline for each master, and have no order among
-    /// themselves. One result for each, in the order given. After an error it is not known whether the write was done.
+    /// themselves. One result for each, in the order given. After an error it is not known whether the write was done. What
+    /// is for a master that is away fails at once and does not delay the rest.
     pub async fn write(&self, writes: &[PresenceWrite]) -> Vec<Result<WriteOutcome, PlaneError>> {
-        join_all(writes.iter().map(|write| self.write_one(write))).await
+        let invalid = |write: &PresenceWrite| PlaneError::Invalid {
+            detail: format!("a session of user {} with a bad text", write.user()),
+        };
+        let requests = writes.iter().filter(|write| write.is_valid()).map(|write| self.write_request(write)).collect();
+        let mut answers = self.cluster.requests(requests).await.into_iter();
+        let mut outcome = |write: &PresenceWrite| {
+            if !write.is_valid() {
+                return Err(invalid(write));
+            }
+            let answer = self.counted(answers.next().unwrap_or_else(|| Err(PlaneError::answer("write"))))?;
+            write_outcome(write, &answer)
+        };
+        writes.iter().map(&mut outcome).collect()
     }
 
-    async fn write_one(&self, write: &PresenceWrite) -> Result<WriteOutcome, PlaneError> {
-        if !write.is_valid() {
-            return Err(PlaneError::Invalid { detail: format!("a session of user {} with a bad text", write.user()) });
-        }
+    fn write_request(&self, write: &PresenceWrite) -> Request {
         let key = user_key(write.user());
         let (node, session, incarnation) = write.identity();
         let kept_s = self.config.presence_ttl.as_secs().max(1).to_string();
@@ -219,29 +225,18 @@ impl Plane {
         args.push(padded(incarnation).into());
         args.push(session.to_string().into());
         args.push(node.into());
-        match write {
+        let script = match write {
             PresenceWrite::Login { entry, .. } => {
                 args.push(entry::tail(entry).into());
-                args.push(kept_s.into());
-                let answer = self.call(&self.scripts.login, [key.as_str()], args).await?;
-                match answer.as_string().as_deref() {
-                    Some("") => Ok(WriteOutcome::Written),
-                    // What is stored may be garbage; then it is the caller's version that says least.
-                    Some(version) => Ok(WriteOutcome::Stale { version: entry::number(version).unwrap_or(u64::MAX) }),
-                    None => Err(PlaneError::answer("login")),
-                }
+                &self.scripts.login
             }
             PresenceWrite::Logout { fence, .. } => {
                 args.push(if *fence { "1" } else { "0" }.into());
-                args.push(kept_s.into());
-                let answer = self.call(&self.scripts.logout, [key.as_str()], args).await?;
-                match answer.as_u64() {
-                    Some(0) => Ok(WriteOutcome::Absent),
-                    Some(_) => Ok(WriteOutcome::Written),
-                    None => Err(PlaneError::answer("logout")),
-                }
+                &self.scripts.logout
             }
-        }
+        };
+        args.push(kept_s.into());
+        script.request([key.as_str()], args)
     }
 
     /// Makes a user with a name that nobody has, and returns the user's id, at least 1.
@@ -288,23 +283,40 @@ impl Plane {
         keys: [&str; K],
         args: Vec<Value>,
     ) -> Result<Value, PlaneError> {
-        let result = script.call(&self.client, keys, args).await;
+        let result = self.cluster.request(script.request(keys, args)).await;
         self.counted(result)
     }
 
     /// A plain command whose first argument is its key.
     async fn command(&self, name: &'static str, args: Vec<Value>) -> Result<Value, PlaneError> {
-        let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
-        let result = self.client.custom(command, args).await;
+        let slot = args.first().and_then(Value::as_bytes).map_or(0, fred::util::redis_keyslot);
+        let result = self.cluster.request(Request { slot, name, args, source: None }).await;
         self.counted(result)
     }
 
-    fn counted(&self, result: Result<Value, FredError>) -> Result<Value, PlaneError> {
+    fn counted(&self, result: Result<Value, PlaneError>) -> Result<Value, PlaneError> {
         add(&self.metrics.commands, 1);
-        result.map_err(|error| {
+        if result.is_err() {
             add(&self.metrics.command_errors, 1);
-            PlaneError::from_fred(&error, self.config.command_timeout)
-        })
+        }
+        result
+    }
+}
+
+/// What the script of `write` answered.
+fn write_outcome(write: &PresenceWrite, answer: &Value) -> Result<WriteOutcome, PlaneError> {
+    match write {
+        PresenceWrite::Login { .. } => match answer.as_string().as_deref() {
+            Some("") => Ok(WriteOutcome::Written),
+            // What is stored may be garbage; then it is the caller's version that says least.
+            Some(version) => Ok(WriteOutcome::Stale { version: entry::number(version).unwrap_or(u64::MAX) }),
+            None => Err(PlaneError::answer("login")),
+        },
+        PresenceWrite::Logout { .. } => match answer.as_u64() {
+            Some(0) => Ok(WriteOutcome::Absent),
+            Some(_) => Ok(WriteOutcome::Written),
+            None => Err(PlaneError::answer("logout")),
+        },
     }
 }
 

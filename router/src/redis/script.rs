@@ -1,9 +1,7 @@
 //! The scripts: each one is a step that nobody sees half done, on keys of one hash slot.
 
-use fred::clients::Client;
-use fred::error::Error as FredError;
-use fred::interfaces::ClientLike;
-use fred::types::{ClusterHash, CustomCommand, Value};
+use super::plane::cluster::Request;
+use fred::types::Value;
 
 /// A Lua script and the name under which Redis keeps it.
 #[derive(Debug)]
@@ -17,32 +15,18 @@ impl Script {
         Script { source, sha: fred::util::sha1_hash(source) }
     }
 
-    /// Runs it on `keys`, of which there is at least one.
-    ///
-    /// A master that does not know it, because it is new or has just been promoted, is sent the source with the call. The
-    /// call then comes later than others sent at the same time; callers that need an order wait for one before the next.
-    pub(super) async fn call<const K: usize>(
-        &self,
-        client: &Client,
-        keys: [&str; K],
-        args: Vec<Value>,
-    ) -> Result<Value, FredError> {
+    /// The call of it on `keys`, of which there is at least one. A master that does not know it, because it is new or has
+    /// just been promoted, is told the source and asked again; the call then comes later than others sent at the same time,
+    /// so callers that need an order wait for one before the next.
+    pub(super) fn request<const K: usize>(&self, keys: [&str; K], args: Vec<Value>) -> Request {
         const { assert!(K > 0) };
         let mut call: Vec<Value> = Vec::with_capacity(2 + K + args.len());
         call.push(self.sha.as_str().into());
         call.push((K as i64).into());
         call.extend(keys.iter().map(|&key| Value::from(key)));
         call.extend(args);
-        // The library would take the script's name for the key; of a custom command it heeds a slot only.
-        let slot = ClusterHash::Custom(fred::util::redis_keyslot(keys[0].as_bytes()));
-        let by_name = CustomCommand::new_static("EVALSHA", slot.clone(), false);
-        match client.custom(by_name, call.clone()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                call[0] = self.source.into();
-                client.custom(CustomCommand::new_static("EVAL", slot, false), call).await
-            }
-            result => result,
-        }
+        let slot = fred::util::redis_keyslot(keys[0].as_bytes());
+        Request { slot, name: "EVALSHA", args: call, source: Some(self.source) }
     }
 }
 

@@ -254,6 +254,24 @@ impl RedisCluster {
         panic!("nobody serves slot {slot}:\n{nodes}");
     }
 
+    /// Whether another server than `before`, which does not answer, serves the slot now.
+    pub(crate) fn master_of_slot_after(&self, before: usize, slot: u32) -> bool {
+        let others = (0..SERVERS).filter(|&index| index != before && self.servers[index].child.is_some());
+        let old = format!("127.0.0.1:{}@", self.servers[before].port);
+        let Some(nodes) = others.into_iter().find_map(|index| self.ask(index, &["CLUSTER", "NODES"]).ok()) else {
+            return false;
+        };
+        nodes.lines().any(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            words[2].contains("master")
+                && !words[1].starts_with(&old)
+                && words[8..].iter().any(|range| {
+                    let (first, last) = range.split_once('-').unwrap_or((range, range));
+                    matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+                })
+        })
+    }
+
     /// All commands executed so far, by all servers that answer; those of replication and of this file included.
     pub(crate) fn commands_processed(&self) -> u64 {
         self.sum("stats", |line| line.strip_prefix("total_commands_processed:")?.parse().ok())
