@@ -52,7 +52,8 @@ pub struct Preview {
     pub sample: u32,
     /// The share of them whose home node changes, 0.0 … 1.0.
     pub moved_share: f64,
-    /// The least share that has to move for every node to have its weight's part before and after.
+    /// The least share that has to move for every node to have its weight's part before and after. A ring comes close to it
+    /// when nodes are only added, only removed or only re-weighted; one that takes the place of another moves more.
     pub ideal_share: f64,
     /// Every node of either ring, in the order of their names.
     pub nodes: Vec<PreviewNode>,

@@ -203,7 +203,6 @@ fn a_preview_moves_about_what_the_weights_ask_for() {
         (json!({"add": [{"name": "d", "weight": 3}]}), 0.5),
         (json!({"remove": ["a"]}), 1.0 / 3.0),
         (json!({"weights": {"a": 4}}), 4.0 / 6.0 - 1.0 / 3.0),
-        (json!({"add": [{"name": "d"}], "remove": ["a"]}), 1.0 / 3.0),
         (json!({}), 0.0),
     ] {
         let answer = preview(&view, false, &request(change.clone())).unwrap();
@@ -214,6 +213,14 @@ fn a_preview_moves_about_what_the_weights_ask_for() {
             assert!((answer.nodes.iter().map(share).sum::<f64>() - 1.0).abs() < 1e-9, "{change}");
         }
     }
+}
+
+#[test]
+fn a_node_in_the_place_of_another_moves_more_than_its_part() {
+    let answer = preview(&three().view, false, &request(json!({"add": [{"name": "d"}], "remove": ["a"]}))).unwrap();
+    assert!((answer.ideal_share - 1.0 / 3.0).abs() < 1e-9, "{answer:?}");
+    // Of all points, old and new, those of two nodes in four are not in both rings.
+    assert!((answer.moved_share - 0.5).abs() < 0.1, "{answer:?}");
 }
 
 #[test]

@@ -148,17 +148,17 @@ impl Service {
                 if known.failure.is_some() {
                     tracing::info!("Redis answers again");
                 }
-                if let Err(error) = known.dispatch.polled(now_ms, &view) {
-                    tracing::warn!(%error, "the nodes cannot be balanced; logins go on with those of before");
-                }
+                take_over(&mut known.dispatch, now_ms, &view);
                 known.seen = Some((view, *at));
             }
             Err(error) => {
                 if known.failure.is_none() {
                     tracing::warn!("{error}; going on with what is known");
                 }
-                // Of an old view a part may have changed, as after half a poll.
-                if let Some((seen, _)) = &mut known.seen {
+                // It may have changed all the same: the nodes were told, and only the epoch was not.
+                let Known { seen, dispatch, .. } = &mut *known;
+                if let Some((seen, _)) = seen.as_mut().filter(|(seen, _)| !Arc::ptr_eq(seen, &view)) {
+                    take_over(dispatch, now_ms, &view);
                     *seen = view;
                 }
             }
@@ -206,6 +206,12 @@ impl Service {
     fn now_ms(&self) -> u64 {
         // 585 million years.
         self.started.elapsed().as_millis() as u64
+    }
+}
+
+fn take_over(dispatch: &mut Dispatch, now_ms: u64, view: &View) {
+    if let Err(error) = dispatch.polled(now_ms, view) {
+        tracing::warn!(%error, "the nodes cannot be balanced; logins go on with those of before");
     }
 }
 
