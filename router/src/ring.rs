@@ -30,6 +30,9 @@ pub const WEIGHT_TOTAL_MAX: u32 = 65_536;
 /// The longest node name, in bytes: a DNS name of 253 bytes, a colon and a port.
 pub const NAME_BYTES_MAX: usize = 259;
 
+/// The places on the ring.
+const KEY_HASHES: u64 = 1 << 32;
+
 /// The decimal digits of `u64::MAX`.
 const USER_DIGITS_MAX: usize = 20;
 
@@ -261,6 +264,30 @@ impl Ring {
         self.points.iter().zip(&self.owners).map(|(&point, &owner)| (point, &self.nodes[usize::from(owner)]))
     }
 
+    /// How `user` came to its home node: the place of its key and the point that owns it.
+    #[must_use]
+    pub fn placement(&self, user: u64) -> Placement<'_> {
+        let hash = user_key_hash(user);
+        let first = self.first_point(hash);
+        let wraps = first == self.points.len();
+        let at = if wraps { 0 } else { first };
+        Placement { hash, point: self.points[at], wraps, node: &self.nodes[usize::from(self.owners[at])] }
+    }
+
+    /// The share, 0.0 … 1.0, of all key hashes that each node owns, in the order of [`Ring::nodes`]. O(points).
+    #[must_use]
+    pub fn shares(&self) -> Vec<f64> {
+        let mut owned = vec![0_u64; self.nodes.len()];
+        // The first stretch begins behind the last point and goes on over 0.
+        let mut before = self.points.last().copied().unwrap_or(0);
+        for (&point, &owner) in self.points.iter().zip(&self.owners) {
+            let stretch = u64::from(point.wrapping_sub(before));
+            owned[usize::from(owner)] += if stretch == 0 { KEY_HASHES } else { stretch };
+            before = point;
+        }
+        owned.into_iter().map(|owned| owned as f64 / KEY_HASHES as f64).collect()
+    }
+
     /// The share, 0.0 … 1.0, of users that would move if `next` took the place of this ring, estimated over the users
     /// 1 … `sample`. A sample of 0 says 0.0.
     #[must_use]
@@ -271,6 +298,19 @@ impl Ring {
             .count();
         moved as f64 / f64::from(sample.max(1))
     }
+}
+
+/// Where a user's key meets the ring; see [`Ring::placement`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement<'r> {
+    /// The CRC-32 of the user id in decimal digits.
+    pub hash: u32,
+    /// The point that owns it: the first that is not below `hash`, or the first of all.
+    pub point: u32,
+    /// Whether all points are below `hash`, so that the first of all owns it.
+    pub wraps: bool,
+    /// The node whose point it is: [`Ring::owner`].
+    pub node: &'r Node,
 }
 
 /// Two nodes with one base hash have all their points in common.

@@ -307,3 +307,36 @@ proptest! {
         prop_assert_eq!(points, expected);
     }
 }
+
+#[test]
+fn a_placement_is_the_way_to_the_owner() {
+    let ring = ring(&[("a", 1), ("b", 2), ("c", 1)]);
+    let mut wrapped = 0;
+    for user in 0..5_000 {
+        let placement = ring.placement(user);
+        assert_eq!(placement.node, ring.owner(user));
+        assert_eq!(placement.hash, crc32(user.to_string().as_bytes()));
+        let owning = ring.points().find(|(point, _)| *point >= placement.hash);
+        assert_eq!(placement.wraps, owning.is_none());
+        assert_eq!(placement.point, owning.or_else(|| ring.points().next()).unwrap().0);
+        wrapped += u32::from(placement.wraps);
+    }
+    assert!(wrapped > 0, "the end of the ring was met");
+}
+
+#[test]
+fn shares_are_the_stretches_between_the_points() {
+    assert_eq!(ring(&[("alone", 3)]).shares(), [1.0]);
+    let ring = ring(&[("a", 1), ("b", 2), ("c", 5)]);
+    let mut owned = [0_u64; 3];
+    let mut before = None;
+    for (point, node) in ring.points() {
+        let index = ring.index_of(node.name()).unwrap();
+        owned[index] += before.map_or(u64::from(point) + 1, |before: u32| u64::from(point - before));
+        before = Some(point);
+    }
+    let first = ring.points().next().unwrap().1.name().to_owned();
+    owned[ring.index_of(&first).unwrap()] += u64::from(u32::MAX - before.unwrap());
+    assert_eq!(owned.iter().sum::<u64>(), 1 << 32);
+    assert_eq!(ring.shares(), owned.map(|owned| owned as f64 / (1_u64 << 32) as f64));
+}

@@ -1,0 +1,142 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+use std::net::SocketAddr;
+use tracing_subscriber::EnvFilter;
+use trunkline_router::dispatch::Strategy;
+use trunkline_router::redis::RedisConfig;
+
+/// Tells clients which gateway to connect to, makes accounts, and answers questions about nodes and users over HTTP.
+///
+/// A router holds nothing: it reads the nodes from the Redis Cluster that the gateways share, once a second, and computes the rest.
+/// So any number of routers may run side by side. While Redis does not answer it goes on with what it knows. Each flag is also an
+/// environment variable; flags override the environment.
+#[derive(Debug, Parser)]
+#[command(name = "router", version, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// Address of the HTTP API. Whoever reaches it may make accounts and ask where users are.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "TRUNKLINE_ROUTER_HTTP",
+        default_value = "127.0.0.1:7781",
+        hide_env_values = true
+    )]
+    pub(crate) http: SocketAddr,
+    /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…]. Some of its nodes are enough.
+    #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = RedisConfig::parse)]
+    pub(crate) redis: RedisConfig,
+    /// Lease time of the nodes, 1 to 3600 seconds. It has to be that of the gateways.
+    #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_LEASE_SECS", default_value_t = 5, hide_env_values = true,
+        value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    pub(crate) lease_secs: u32,
+    /// How a node is chosen for a login that does not say how: home, weighted-round-robin, least-conn or random-two.
+    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_STRATEGY", default_value_t = Strategy::Home, hide_env_values = true)]
+    pub(crate) strategy: Strategy,
+    /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_router=debug.
+    #[arg(long, value_name = "FILTER", env = "TRUNKLINE_ROUTER_LOG", default_value = "info", hide_env_values = true, value_parser = log_filter)]
+    pub(crate) log: String,
+    /// How a line of the log looks.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "TRUNKLINE_ROUTER_LOG_FORMAT",
+        default_value = "text",
+        hide_env_values = true
+    )]
+    pub(crate) log_format: LogFormat,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; write a level such as info, or TARGET=LEVEL with commas between several")),
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people, in colour on a terminal.
+    Text,
+    /// Like text without time and colour, for a log that adds the time itself, such as the journal.
+    Plain,
+    /// One JSON object for each line.
+    Json,
+}
+
+const SHORT_HELP_END: &str = "router --help says more, with examples.";
+
+const EXAMPLES: &str = "\
+Examples:
+  router --redis redis-cluster://127.0.0.1:7000            the API on 127.0.0.1:7781
+  router --redis redis-cluster://10.0.0.1:7000,10.0.0.2:7000 --http 10.0.0.9:7781 --strategy least-conn
+                                                           reachable by others; new logins to the least loaded node
+  TRUNKLINE_ROUTER_REDIS=redis-cluster://me:secret@10.0.0.1:7000 router
+                                                           a password where ps does not show it
+
+  curl http://127.0.0.1:7781/                              what can be asked
+  curl http://127.0.0.1:7781/v1/nodes                      the nodes
+  curl http://127.0.0.1:7781/v1/accounts --json '{\"name\":\"ada\"}'
+  curl http://127.0.0.1:7781/v1/login --json '{\"user\":1}'
+  curl 'http://127.0.0.1:7781/v1/explain/1?from=a'         the way of a message from node a to user 1
+  curl http://127.0.0.1:7781/v1/ring/preview --json '{\"add\":[{\"name\":\"d\"}]}'
+                                                           which users would move to a new node d
+
+Strategies:
+  home                  the node where the user belongs: messages to it need no hop between nodes
+  weighted-round-robin  one node after the other, by weight
+  least-conn            the fewest connections for each unit of weight
+  random-two            the less loaded of two nodes drawn by weight
+
+Signals:
+  SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
+
+Exit status:
+  0 ended as asked; 1 Redis does not work or the address is in use; 2 a flag or a variable is refused.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn refusal(words: &[&str]) -> String {
+        Cli::try_parse_from([&["router"], words].concat()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_variable_and_stands_in_the_help() {
+        let help = refusal(&["--help"]);
+        for argument in Cli::command().get_arguments().filter(|argument| argument.get_env().is_some()) {
+            let name = argument.get_long().unwrap();
+            let variable = format!("TRUNKLINE_ROUTER_{}", name.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
+            assert!(help.contains(&format!("--{name}")) && help.contains(&variable), "{name}: {help}");
+        }
+        for strategy in Strategy::ALL {
+            assert!(help.contains(strategy.name()), "{strategy}");
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_correction() {
+        let redis = "redis-cluster://127.0.0.1:7000";
+        for (words, hint) in [
+            (&["--redis", "redis://h:1"][..], "write redis-cluster://"),
+            (&["--redis", redis, "--strategy", "fastest"], "least-conn"),
+            (&["--redis", redis, "--lease-secs", "0"], "1..=3600"),
+            (&["--redis", redis, "--http", "nowhere"], "--http"),
+            (&["--redis", redis, "--log-format", "xml"], "json"),
+            (&["--redis", redis, "--no-such-flag"], "--no-such-flag"),
+            (&[], "--redis <URL>"),
+        ] {
+            let text = refusal(words);
+            assert!(text.contains(hint), "{words:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Health, metrics, the documents, and what surrounds every request.
+
+use super::metrics;
+use super::problem::Problem;
+use super::routes::Routes;
+use super::service::{Readiness, Service};
+use axum::Json;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The OpenAPI 3.1 document of the API.
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// What `GET /` shows.
+pub(super) const INDEX: &str = include_str!("index.txt");
+
+/// The longest that a request takes. What is asked of Redis ends within a second for each step.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
+    routes
+        .get("/", async || INDEX)
+        .get("/healthz", async || "ok\n")
+        .get("/readyz", ready)
+        .get("/metrics", expose)
+        .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))
+}
+
+#[derive(Serialize)]
+struct ReadyAnswer {
+    ready: bool,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+async fn ready(State(service): State<Arc<Service>>) -> Response {
+    let (ready, state, reason) = match service.readiness() {
+        Readiness::Running => (true, "running", None),
+        Readiness::Degraded(reason) => (true, "degraded", Some(reason)),
+        Readiness::Starting(reason) => {
+            (false, "starting", reason.or_else(|| Some("Redis has not been asked yet".to_owned())))
+        }
+        Readiness::Ending => (false, "ending", Some("the router has been told to end".to_owned())),
+    };
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(ReadyAnswer { ready, state, reason })).into_response()
+}
+
+async fn expose(State(service): State<Arc<Service>>) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::exposition(&service)).into_response()
+}
+
+/// Counts the answer.
+pub(super) async fn counted(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    service.requests.count(route.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
+    response
+}
+
+/// Ends the request when it takes too long.
+pub(super) async fn bounded(request: Request, next: Next) -> Response {
+    match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("there was no answer within {} s; try again later", REQUEST_TIMEOUT.as_secs());
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
+        }
+    }
+}

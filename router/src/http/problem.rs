@@ -1,0 +1,71 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use crate::redis::{AccountError, PlaneError};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// When to try again what is unavailable, in seconds: the next poll is as far.
+const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+
+/// An error answer. `title` is the status in words; `detail` says what was wrong with this request, and what to do.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Problem { status, detail: detail.into() }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 503, with a hint when to try again.
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// Before the first view.
+    pub(super) fn no_view() -> Self {
+        Problem::unavailable("no node is known yet: Redis has not answered since the start; try again in a moment")
+    }
+}
+
+impl From<PlaneError> for Problem {
+    fn from(error: PlaneError) -> Self {
+        Problem::unavailable(error.to_string())
+    }
+}
+
+impl From<AccountError> for Problem {
+    fn from(error: AccountError) -> Self {
+        match error {
+            AccountError::NameTaken { .. } => Problem::new(StatusCode::CONFLICT, error.to_string()),
+            AccountError::BadName => Problem::bad_request(error.to_string()),
+            AccountError::Plane(error) => error.into(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        // RFC 9457 section 4.2.1: without a type of its own a problem is "about:blank", and its title the phrase of its status.
+        let body =
+            json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail });
+        let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (self.status, content_type, body.to_string()).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS);
+        }
+        response
+    }
+}

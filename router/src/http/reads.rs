@@ -1,0 +1,93 @@
+//! The questions. They change nothing, and a gateway answers them as well as a router.
+
+use super::Source;
+use super::body::{Body, Parameters, UserInPath};
+use super::problem::Problem;
+use super::routes::Routes;
+use crate::api::{self, Explanation, Nodes, Online, Picture, Preview, PreviewRequest, User};
+use axum::extract::State;
+use axum::{Json, Router};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+/// Previews at a time, in the whole process. Each may take a second of one core and 150 MB at the limits of weight and sample.
+static PREVIEWS: Semaphore = Semaphore::const_new(1);
+
+/// How long a preview waits for the one before.
+const PREVIEW_WAIT: Duration = Duration::from_secs(3);
+
+/// The routes `GET /v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`. Without
+/// fallbacks, so that they can be merged into other routes.
+pub fn reads<S: Source>(source: Arc<S>) -> Router {
+    add(Routes::new()).into_router().with_state(source)
+}
+
+pub(super) fn add<S: Source>(routes: Routes<S>) -> Routes<S> {
+    routes
+        .get("/v1/nodes", nodes::<S>)
+        .get("/v1/online", online::<S>)
+        .get("/v1/users/{user}", user::<S>)
+        .get("/v1/explain/{user}", explain::<S>)
+        .post("/v1/ring/preview", preview::<S>)
+}
+
+fn picture_of(source: &impl Source) -> Result<Picture, Problem> {
+    source.picture().ok_or_else(Problem::no_view)
+}
+
+async fn nodes<S: Source>(State(source): State<Arc<S>>) -> Result<Json<Nodes>, Problem> {
+    let picture = picture_of(&*source)?;
+    Ok(Json(api::nodes(&picture, |node| source.reachable(node))))
+}
+
+async fn online<S: Source>(State(source): State<Arc<S>>) -> Result<Json<Online>, Problem> {
+    Ok(Json(api::online(&picture_of(&*source)?)))
+}
+
+async fn user<S: Source>(State(source): State<Arc<S>>, UserInPath(user): UserInPath) -> Result<Json<User>, Problem> {
+    let entries = source.entries(user).await.map_err(Problem::unavailable)?;
+    // The view is looked at last, so that no session is shown of a node that is known to be dead by then.
+    let picture = picture_of(&*source)?;
+    Ok(Json(api::user(&picture.view, user, entries)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainQuery {
+    from: Option<String>,
+}
+
+async fn explain<S: Source>(
+    State(source): State<Arc<S>>,
+    UserInPath(user): UserInPath,
+    Parameters(ExplainQuery { from }): Parameters<ExplainQuery>,
+) -> Result<Json<Explanation>, Problem> {
+    // Most of the explanation does not need the presence store, and is wanted most when something does not work.
+    let entries = source.entries(user).await.ok();
+    let picture = picture_of(&*source)?;
+    api::explain(&picture, user, entries, from.as_deref()).map(Json).map_err(Problem::bad_request)
+}
+
+async fn preview<S: Source>(
+    State(source): State<Arc<S>>,
+    Body(request): Body<PreviewRequest>,
+) -> Result<Json<Preview>, Problem> {
+    let busy = || Problem::unavailable("another preview is being computed; try again in a moment");
+    // Never closed, so the inner result is always a permit.
+    let permit = timeout(PREVIEW_WAIT, PREVIEWS.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
+    let Picture { view, degraded, .. } = picture_of(&*source)?;
+    let computed = spawn_blocking(move || {
+        // Given back when the work ends, even if nobody waits for the answer any more.
+        let _permit = permit;
+        api::preview(&view, degraded, &request)
+    });
+    match computed.await {
+        Ok(Ok(preview)) => Ok(Json(preview)),
+        Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
+        Err(error) => Err(Problem::unavailable(format!("the preview ended early: {error}"))),
+    }
+}

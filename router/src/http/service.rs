@@ -1,0 +1,241 @@
+//! What the `router` binary knows, and how it keeps that up to date.
+
+use super::Source;
+use super::metrics::RequestCounts;
+use super::problem::Problem;
+use super::writes::Login;
+use crate::api::Picture;
+use crate::balance::BalanceError;
+use crate::dispatch::{Dispatch, Strategy};
+use crate::membership::{Membership, View};
+use crate::redis::{Plane, PlaneError, PresenceEntry};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// The time between two polls of Redis, as on every node.
+pub const POLL_PERIOD: Duration = Duration::from_secs(1);
+
+/// A router without the server: stateless but for what the next poll gives again, so any number of them may run.
+#[derive(Debug)]
+pub struct Service {
+    plane: Plane,
+    lease_secs: u32,
+    strategy: Strategy,
+    started: Instant,
+    ending: AtomicBool,
+    pub(super) polls: AtomicU64,
+    pub(super) poll_failures: AtomicU64,
+    /// In the order of [`Strategy::ALL`].
+    pub(super) logins: [AtomicU64; 4],
+    pub(super) requests: RequestCounts,
+    /// Held for moments only, and never across an await.
+    known: Mutex<Known>,
+}
+
+/// What the polls have said.
+#[derive(Debug)]
+struct Known {
+    /// The last view and when Redis gave it; `None` before the first.
+    seen: Option<(Arc<View>, Instant)>,
+    /// Why the last poll failed, if it did.
+    failure: Option<String>,
+    dispatch: Dispatch,
+}
+
+/// Whether the router is of use, for `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// Before the first view; with the reason if a poll has failed.
+    Starting(Option<String>),
+    /// All well.
+    Running,
+    /// Redis does not answer, and says why; the last view goes on.
+    Degraded(String),
+    /// It has been told to end.
+    Ending,
+}
+
+impl Service {
+    /// A router that shares leases of `lease_secs` with its gateways, and dispatches logins by `strategy` if the request does
+    /// not say.
+    ///
+    /// # Errors
+    /// None in practice; see [`Dispatch::new`].
+    pub fn new(plane: Plane, lease_secs: u32, strategy: Strategy) -> Result<Self, BalanceError> {
+        Ok(Service {
+            plane,
+            lease_secs,
+            strategy,
+            started: Instant::now(),
+            ending: AtomicBool::new(false),
+            polls: AtomicU64::new(0),
+            poll_failures: AtomicU64::new(0),
+            logins: [const { AtomicU64::new(0) }; 4],
+            requests: RequestCounts::default(),
+            known: Mutex::new(Known { seen: None, failure: None, dispatch: Dispatch::new()? }),
+        })
+    }
+
+    pub(super) fn plane(&self) -> &Plane {
+        &self.plane
+    }
+
+    pub(super) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// From now on `/readyz` says that this router ends.
+    pub fn set_ending(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// Polls Redis for ever, once in each [`POLL_PERIOD`].
+    pub async fn watch(self: Arc<Self>) {
+        let mut membership = Membership::new(None, u64::from(self.lease_secs) * 1_000);
+        let mut ticks = interval(POLL_PERIOD);
+        // After a poll that had to wait for a time-out the next one is a period away, and not all missed ones at once.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.poll(&mut membership).await;
+        }
+    }
+
+    async fn poll(&self, membership: &mut Membership) {
+        let polled = self.plane.poll().await;
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        let outcome = match polled {
+            Ok(records) => {
+                membership.polled(self.now_ms(), records);
+                self.agree(membership).await.map(|()| Instant::now())
+            }
+            Err(error) => {
+                membership.poll_failed(self.now_ms());
+                Err(error)
+            }
+        };
+        if outcome.is_err() {
+            self.poll_failures.fetch_add(1, Ordering::Relaxed);
+        }
+        self.publish(membership.view(), outcome.map_err(|error| error.to_string()));
+    }
+
+    /// Asks for the cluster's epoch of the view.
+    async fn agree(&self, membership: &mut Membership) -> Result<(), PlaneError> {
+        let view = membership.view();
+        let epoch = self.plane.epoch(view.digest, view.epoch).await?;
+        membership.set_epoch(view.digest, epoch);
+        Ok(())
+    }
+
+    fn publish(&self, view: Arc<View>, outcome: Result<Instant, String>) {
+        let now_ms = self.now_ms();
+        let mut known = self.known();
+        let before = known.seen.as_ref().map(|(view, _)| view.epoch);
+        match &outcome {
+            Ok(at) => {
+                if before != Some(view.epoch) {
+                    let nodes: Vec<&str> = view.members.iter().map(|member| member.name.as_str()).collect();
+                    tracing::info!(epoch = view.epoch, nodes = nodes.join(", "), "the view is a new one");
+                    for name in &view.left_out {
+                        tracing::warn!(
+                            "node {name} has no place in the ring beside the others; give it another name or weight"
+                        );
+                    }
+                }
+                if known.failure.is_some() {
+                    tracing::info!("Redis answers again");
+                }
+                take_over(&mut known.dispatch, now_ms, &view);
+                known.seen = Some((view, *at));
+            }
+            Err(error) => {
+                if known.failure.is_none() {
+                    tracing::warn!("{error}; going on with what is known");
+                }
+                // It may have changed all the same: the nodes were told, and only the epoch was not.
+                let Known { seen, dispatch, .. } = &mut *known;
+                if let Some((seen, _)) = seen.as_mut().filter(|(seen, _)| !Arc::ptr_eq(seen, &view)) {
+                    take_over(dispatch, now_ms, &view);
+                    *seen = view;
+                }
+            }
+        }
+        known.failure = outcome.err();
+    }
+
+    /// The node for a login.
+    pub(super) fn login(&self, user: u64, strategy: Option<Strategy>) -> Result<Login, Problem> {
+        let strategy = strategy.unwrap_or(self.strategy);
+        let now_ms = self.now_ms();
+        let mut known = self.known();
+        let degraded = known.failure.is_some();
+        let view = known.seen.as_ref().map(|(view, _)| Arc::clone(view)).ok_or_else(Problem::no_view)?;
+        let record = known
+            .dispatch
+            .pick(now_ms, &view, strategy, user, &mut rand::rng())
+            .map_err(|error| Problem::unavailable(error.to_string()))?;
+        self.logins[strategy as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(Login {
+            user,
+            node: record.name.clone(),
+            address: record.advertise.clone(),
+            ttl_secs: self.lease_secs.into(),
+            strategy,
+            epoch: view.epoch,
+            degraded,
+        })
+    }
+
+    pub(super) fn readiness(&self) -> Readiness {
+        let known = self.known();
+        match (&known.seen, &known.failure) {
+            _ if self.ending.load(Ordering::Relaxed) => Readiness::Ending,
+            (None, failure) => Readiness::Starting(failure.clone()),
+            (Some(_), None) => Readiness::Running,
+            (Some(_), Some(failure)) => Readiness::Degraded(failure.clone()),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        // 585 million years.
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+fn take_over(dispatch: &mut Dispatch, now_ms: u64, view: &View) {
+    if let Err(error) = dispatch.polled(now_ms, view) {
+        tracing::warn!(%error, "the nodes cannot be balanced; logins go on with those of before");
+    }
+}
+
+impl Source for Service {
+    fn picture(&self) -> Option<Picture> {
+        let known = self.known();
+        let (view, at) = known.seen.as_ref()?;
+        Some(Picture {
+            view: Arc::clone(view),
+            age_ms: at.elapsed().as_millis() as u64,
+            degraded: known.failure.is_some(),
+        })
+    }
+
+    async fn entries(&self, user: u64) -> Result<Vec<PresenceEntry>, String> {
+        self.plane.user(user).await.map_err(|error| error.to_string())
+    }
+}
+
+// A login is counted by the number of its strategy.
+const _: () = {
+    let mut at = 0;
+    while at < Strategy::ALL.len() {
+        assert!(Strategy::ALL[at] as usize == at);
+        at += 1;
+    }
+};

@@ -1,0 +1,81 @@
+//! Accounts, and where to log in.
+
+use super::body::{Body, NameInPath};
+use super::problem::Problem;
+use super::routes::Routes;
+use super::service::Service;
+use crate::api::UserId;
+use crate::dispatch::Strategy;
+use crate::redis::AccountError;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
+    routes.post("/v1/accounts", create_account).get("/v1/accounts/{name}", describe_account).post("/v1/login", login)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccountRequest {
+    name: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Account {
+    pub(super) name: String,
+    pub(super) user: u64,
+}
+
+async fn create_account(
+    State(service): State<Arc<Service>>,
+    Body(AccountRequest { name }): Body<AccountRequest>,
+) -> Result<(StatusCode, Json<Account>), Problem> {
+    match service.plane().create_account(&name).await {
+        Ok(user) => Ok((StatusCode::CREATED, Json(Account { name, user }))),
+        Err(AccountError::Plane(error)) => Err(Problem::unavailable(format!(
+            "{error}. The account may have been made all the same: ask for /v1/accounts/{{name}} before trying again"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn describe_account(
+    State(service): State<Arc<Service>>,
+    NameInPath(name): NameInPath,
+) -> Result<Json<Account>, Problem> {
+    match service.plane().account(&name).await? {
+        Some(user) => Ok(Json(Account { name, user })),
+        None => Err(Problem::not_found("nobody has this name; POST /v1/accounts makes an account")),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoginRequest {
+    user: UserId,
+    strategy: Option<Strategy>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Login {
+    pub(super) user: u64,
+    /// The node to connect to.
+    pub(super) node: String,
+    /// The address to dial.
+    pub(super) address: String,
+    /// For how long the address may be used for new connections, in seconds: what a node may be gone without anybody noticing.
+    pub(super) ttl_secs: u64,
+    pub(super) strategy: Strategy,
+    pub(super) epoch: u64,
+    pub(super) degraded: bool,
+}
+
+async fn login(
+    State(service): State<Arc<Service>>,
+    Body(LoginRequest { user, strategy }): Body<LoginRequest>,
+) -> Result<Json<Login>, Problem> {
+    service.login(user.0, strategy).map(Json)
+}
