@@ -1,0 +1,391 @@
+//! The records of a batch. All integers are big-endian; every record begins with the same 8 bytes:
+//!
+//! ```text
+//! offset  size  field
+//! 0       4     length   of the whole record, these 4 bytes included
+//! 4       1     kind
+//! 5       1     hops     nodes it has crossed; attempts in a Transfer
+//! 6       2     aux      flags, outcome or code, by kind
+//! ```
+//!
+//! What follows has a fixed length for each kind, except that payloads and texts end the record.
+
+use super::MeshViolation;
+use crate::io::ConnId;
+
+/// Bytes every record begins with; also the length of the shortest record.
+pub(crate) const RECORD_HEAD_BYTES: usize = 8;
+/// Longest record: room for the longest client frame a sane node is configured for, and short enough to be read into one buffer.
+pub(crate) const RECORD_BYTES_MAX: usize = 4 << 20;
+/// Longest device and longest class of a session, as in the client protocol.
+pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
+
+/// Bits of `flags`. Unknown ones are ignored.
+pub(crate) mod flags {
+    /// The message asks for the recipient's ACK.
+    pub(crate) const ACK: u8 = 0x01;
+    /// Message, Transfer: never to the offline store.
+    pub(crate) const NO_STORE: u8 = 0x02;
+}
+
+const MESSAGE: u8 = 1;
+const FATE: u8 = 2;
+const DELIVER: u8 = 3;
+const ACK: u8 = 4;
+const REGISTER: u8 = 5;
+const REGISTERED: u8 = 6;
+const REGISTER_REFUSED: u8 = 7;
+const UNREGISTER: u8 = 8;
+const KICK: u8 = 9;
+const GONE: u8 = 10;
+const SETTLED: u8 = 11;
+const TRANSFER: u8 = 12;
+
+// Bytes of the fixed part of each kind, head included.
+const MESSAGE_BYTES: usize = 50;
+const FATE_BYTES: usize = 50;
+const DELIVER_BYTES: usize = 58;
+const ACK_BYTES: usize = 40;
+const REGISTER_BYTES: usize = 40;
+const REGISTERED_BYTES: usize = 46;
+const REGISTER_REFUSED_BYTES: usize = 26;
+const UNREGISTER_BYTES: usize = 24;
+const KICK_BYTES: usize = 34;
+const GONE_BYTES: usize = 24;
+const SETTLED_BYTES: usize = 16;
+const TRANSFER_BYTES: usize = 58;
+
+/// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Seat {
+    pub(crate) shard: u16,
+    pub(crate) conn: ConnId,
+}
+
+/// A session anywhere in the cluster, so that a message's fate reaches it and no later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    /// The node and its incarnation, see [`node_key`](super::node_key).
+    pub(crate) node: u64,
+    pub(crate) seat: Seat,
+}
+
+/// One entry of a batch. It borrows from the receive buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record<'a> {
+    /// A SEND on its way to the recipient's home.
+    Message { origin: Address, from: u64, to: u64, id: u64, hops: u8, flags: u8, payload: &'a [u8] },
+    /// The fate of a message, for its sender.
+    Fate { origin: Address, id: u64, peer: u64, outcome: u16, stamp: u64 },
+    /// From the home to the node that holds a session of the user. `flags` are those of the client's frame.
+    Deliver { seat: Seat, user: u64, session: u64, id: u64, from: u64, stamp: u64, flags: u8, payload: &'a [u8] },
+    /// A guest's ACK, for its home.
+    Ack { user: u64, id: u64, peer: u64, stamp: u64, hops: u8 },
+    /// A guest's session, for its home. Session 0 asks for a new one.
+    Register { user: u64, seat: Seat, session: u64, since_s: u32, device: &'a str, class: &'a str, hops: u8 },
+    /// The home has the session; so many messages wait for the user.
+    Registered { seat: Seat, user: u64, session: u64, since_s: u32, pending: u64 },
+    /// The home does not take the session. `code` as in the client protocol.
+    RegisterRefused { seat: Seat, user: u64, code: u16 },
+    /// The session has ended.
+    Unregister { user: u64, session: u64, hops: u8 },
+    /// The home ends the session. `code` as in the client protocol.
+    Kick { seat: Seat, user: u64, session: u64, code: u16 },
+    /// A Deliver found no such session.
+    Gone { user: u64, session: u64 },
+    /// All users of the sending shard are registered for the view with this digest.
+    Settled { digest: u64 },
+    /// A message that waits for its ACK moves to the user's new home.
+    Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
+}
+
+impl<'a> Record<'a> {
+    /// Bytes the record takes in a batch.
+    #[inline]
+    pub(crate) fn encoded_len(&self) -> usize {
+        match self {
+            Record::Message { payload, .. } => MESSAGE_BYTES + payload.len(),
+            Record::Fate { .. } => FATE_BYTES,
+            Record::Deliver { payload, .. } => DELIVER_BYTES + payload.len(),
+            Record::Ack { .. } => ACK_BYTES,
+            Record::Register { device, class, .. } => REGISTER_BYTES + device.len() + class.len(),
+            Record::Registered { .. } => REGISTERED_BYTES,
+            Record::RegisterRefused { .. } => REGISTER_REFUSED_BYTES,
+            Record::Unregister { .. } => UNREGISTER_BYTES,
+            Record::Kick { .. } => KICK_BYTES,
+            Record::Gone { .. } => GONE_BYTES,
+            Record::Settled { .. } => SETTLED_BYTES,
+            Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
+        }
+    }
+
+    /// Whether the record may be encoded: no peer takes a longer one.
+    #[inline]
+    pub(crate) fn fits(&self) -> bool {
+        let texts = match self {
+            Record::Register { device, class, .. } => device.len().max(class.len()),
+            _ => 0,
+        };
+        texts <= TEXT_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
+    }
+
+    /// Whether the record carries no message: an answer, or an entry of the directory. These pass when messages are refused.
+    #[inline]
+    pub(crate) fn is_control(&self) -> bool {
+        !matches!(self, Record::Message { .. } | Record::Deliver { .. } | Record::Transfer { .. })
+    }
+
+    /// Appends the record.
+    ///
+    /// # Panics
+    /// If it does not fit, see [`Record::fits`].
+    #[inline]
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.fits(), "a record of {} bytes cannot be encoded", self.encoded_len());
+        let len = self.encoded_len();
+        match *self {
+            Record::Message { origin, from, to, id, hops, flags, payload } => {
+                let mut bytes = head::<MESSAGE_BYTES>(len, MESSAGE, hops, flags.into());
+                put_address(&mut bytes, 8, origin);
+                put_words(&mut bytes, 26, [from, to, id]);
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(payload);
+            }
+            Record::Fate { origin, id, peer, outcome, stamp } => {
+                let mut bytes = head::<FATE_BYTES>(len, FATE, 0, outcome);
+                put_address(&mut bytes, 8, origin);
+                put_words(&mut bytes, 26, [id, peer, stamp]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
+                let mut bytes = head::<DELIVER_BYTES>(len, DELIVER, 0, flags.into());
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [user, session, id, from, stamp]);
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(payload);
+            }
+            Record::Ack { user, id, peer, stamp, hops } => {
+                let mut bytes = head::<ACK_BYTES>(len, ACK, hops, 0);
+                put_words(&mut bytes, 8, [user, id, peer, stamp]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Register { user, seat, session, since_s, device, class, hops } => {
+                let mut bytes = head::<REGISTER_BYTES>(len, REGISTER, hops, 0);
+                put_words(&mut bytes, 8, [user, session]);
+                put_seat(&mut bytes, 24, seat);
+                bytes[34..38].copy_from_slice(&since_s.to_be_bytes());
+                bytes[38] = device.len() as u8;
+                bytes[39] = class.len() as u8;
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(device.as_bytes());
+                out.extend_from_slice(class.as_bytes());
+            }
+            Record::Registered { seat, user, session, since_s, pending } => {
+                let mut bytes = head::<REGISTERED_BYTES>(len, REGISTERED, 0, 0);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [user, session, pending]);
+                bytes[42..46].copy_from_slice(&since_s.to_be_bytes());
+                out.extend_from_slice(&bytes);
+            }
+            Record::RegisterRefused { seat, user, code } => {
+                let mut bytes = head::<REGISTER_REFUSED_BYTES>(len, REGISTER_REFUSED, 0, code);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [user]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Unregister { user, session, hops } => {
+                let mut bytes = head::<UNREGISTER_BYTES>(len, UNREGISTER, hops, 0);
+                put_words(&mut bytes, 8, [user, session]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Kick { seat, user, session, code } => {
+                let mut bytes = head::<KICK_BYTES>(len, KICK, 0, code);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [user, session]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Gone { user, session } => {
+                let mut bytes = head::<GONE_BYTES>(len, GONE, 0, 0);
+                put_words(&mut bytes, 8, [user, session]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Settled { digest } => {
+                let mut bytes = head::<SETTLED_BYTES>(len, SETTLED, 0, 0);
+                put_words(&mut bytes, 8, [digest]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
+                let mut bytes = head::<TRANSFER_BYTES>(len, TRANSFER, attempts, flags.into());
+                put_words(&mut bytes, 8, [user, stamp]);
+                put_address(&mut bytes, 24, origin);
+                put_words(&mut bytes, 42, [from, id]);
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(payload);
+            }
+        }
+    }
+
+    /// Reads one whole record, of exactly the length its first 4 bytes tell. `None` for a kind this version does not know.
+    #[inline]
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Option<Record<'a>>, MeshViolation> {
+        let Some(&[_, _, _, _, kind, hops, aux_high, aux_low]) = bytes.first_chunk() else {
+            return Err(MeshViolation::RecordTooShort { length: bytes.len() as u32 });
+        };
+        let aux = u16::from_be_bytes([aux_high, aux_low]);
+        let flags = aux_low;
+        let record = match kind {
+            MESSAGE => {
+                let (at, payload) = open::<MESSAGE_BYTES>("Message", bytes)?;
+                let [from, to, id] = words(at, 26);
+                Record::Message { origin: address(at, 8), from, to, id, hops, flags, payload }
+            }
+            FATE => {
+                let at = exactly::<FATE_BYTES>("Fate", bytes)?;
+                let [id, peer, stamp] = words(at, 26);
+                Record::Fate { origin: address(at, 8), id, peer, outcome: aux, stamp }
+            }
+            DELIVER => {
+                let (at, payload) = open::<DELIVER_BYTES>("Deliver", bytes)?;
+                let [user, session, id, from, stamp] = words(at, 18);
+                Record::Deliver { seat: seat(at, 8), user, session, id, from, stamp, flags, payload }
+            }
+            ACK => {
+                let [user, id, peer, stamp] = words(exactly::<ACK_BYTES>("Ack", bytes)?, 8);
+                Record::Ack { user, id, peer, stamp, hops }
+            }
+            REGISTER => {
+                let (at, texts) = open::<REGISTER_BYTES>("Register", bytes)?;
+                let [user, session] = words(at, 8);
+                let (device_len, class_len) = (usize::from(at[38]), usize::from(at[39]));
+                if device_len > TEXT_BYTES_MAX || class_len > TEXT_BYTES_MAX {
+                    return Err(MeshViolation::TextTooLong { length: device_len.max(class_len) as u32 });
+                }
+                if device_len + class_len != texts.len() {
+                    return Err(MeshViolation::RecordLength { record: "Register", length: bytes.len() as u32 });
+                }
+                let (device, class) = texts.split_at(device_len);
+                let (device, class) = (text("device", device)?, text("class", class)?);
+                Record::Register { user, seat: seat(at, 24), session, since_s: half(at, 34), device, class, hops }
+            }
+            REGISTERED => {
+                let at = exactly::<REGISTERED_BYTES>("Registered", bytes)?;
+                let [user, session, pending] = words(at, 18);
+                Record::Registered { seat: seat(at, 8), user, session, since_s: half(at, 42), pending }
+            }
+            REGISTER_REFUSED => {
+                let at = exactly::<REGISTER_REFUSED_BYTES>("RegisterRefused", bytes)?;
+                let [user] = words(at, 18);
+                Record::RegisterRefused { seat: seat(at, 8), user, code: aux }
+            }
+            UNREGISTER => {
+                let [user, session] = words(exactly::<UNREGISTER_BYTES>("Unregister", bytes)?, 8);
+                Record::Unregister { user, session, hops }
+            }
+            KICK => {
+                let at = exactly::<KICK_BYTES>("Kick", bytes)?;
+                let [user, session] = words(at, 18);
+                Record::Kick { seat: seat(at, 8), user, session, code: aux }
+            }
+            GONE => {
+                let [user, session] = words(exactly::<GONE_BYTES>("Gone", bytes)?, 8);
+                Record::Gone { user, session }
+            }
+            SETTLED => {
+                let [digest] = words(exactly::<SETTLED_BYTES>("Settled", bytes)?, 8);
+                Record::Settled { digest }
+            }
+            TRANSFER => {
+                let (at, payload) = open::<TRANSFER_BYTES>("Transfer", bytes)?;
+                let [user, stamp] = words(at, 8);
+                let [from, id] = words(at, 42);
+                Record::Transfer { user, stamp, origin: address(at, 24), from, id, attempts: hops, flags, payload }
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(record))
+    }
+}
+
+/// Length of the record that begins at `at` in a batch of this node's own.
+#[inline]
+pub(in crate::mesh) fn len_at(batch: &[u8], at: usize) -> usize {
+    u32::from_be_bytes([batch[at], batch[at + 1], batch[at + 2], batch[at + 3]]) as usize
+}
+
+/// An array of a kind's fixed length with the head written.
+#[inline]
+fn head<const N: usize>(len: usize, kind: u8, hops: u8, aux: u16) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes[0..4].copy_from_slice(&(len as u32).to_be_bytes());
+    bytes[4] = kind;
+    bytes[5] = hops;
+    bytes[6..8].copy_from_slice(&aux.to_be_bytes());
+    bytes
+}
+
+#[inline]
+fn put_words<const N: usize, const W: usize>(bytes: &mut [u8; N], at: usize, words: [u64; W]) {
+    for (index, word) in words.into_iter().enumerate() {
+        bytes[at + 8 * index..at + 8 * index + 8].copy_from_slice(&word.to_be_bytes());
+    }
+}
+
+#[inline]
+fn put_seat<const N: usize>(bytes: &mut [u8; N], at: usize, seat: Seat) {
+    bytes[at..at + 2].copy_from_slice(&seat.shard.to_be_bytes());
+    bytes[at + 2..at + 6].copy_from_slice(&seat.conn.slot.to_be_bytes());
+    bytes[at + 6..at + 10].copy_from_slice(&seat.conn.generation.to_be_bytes());
+}
+
+#[inline]
+fn put_address<const N: usize>(bytes: &mut [u8; N], at: usize, address: Address) {
+    put_words(bytes, at, [address.node]);
+    put_seat(bytes, at + 8, address.seat);
+}
+
+// The offsets below are constants of the layout and lie within the array, whatever the peer has sent.
+
+#[inline]
+fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[inline]
+fn words<const N: usize, const W: usize>(bytes: &[u8; N], at: usize) -> [u64; W] {
+    std::array::from_fn(|index| {
+        let at = at + 8 * index;
+        u64::from(half(bytes, at)) << 32 | u64::from(half(bytes, at + 4))
+    })
+}
+
+#[inline]
+fn seat<const N: usize>(bytes: &[u8; N], at: usize) -> Seat {
+    let shard = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    Seat { shard, conn: ConnId { slot: half(bytes, at + 2), generation: half(bytes, at + 6) } }
+}
+
+#[inline]
+fn address<const N: usize>(bytes: &[u8; N], at: usize) -> Address {
+    let [node] = words(bytes, at);
+    Address { node, seat: seat(bytes, at + 8) }
+}
+
+/// The fixed part of a record and what follows it.
+#[inline]
+fn open<'a, const N: usize>(record: &'static str, bytes: &'a [u8]) -> Result<(&'a [u8; N], &'a [u8]), MeshViolation> {
+    bytes.split_first_chunk().ok_or(MeshViolation::RecordLength { record, length: bytes.len() as u32 })
+}
+
+/// The fixed part of a record that has nothing else.
+#[inline]
+fn exactly<'a, const N: usize>(record: &'static str, bytes: &'a [u8]) -> Result<&'a [u8; N], MeshViolation> {
+    bytes.try_into().map_err(|_| MeshViolation::RecordLength { record, length: bytes.len() as u32 })
+}
+
+fn text<'a>(field: &'static str, bytes: &'a [u8]) -> Result<&'a str, MeshViolation> {
+    std::str::from_utf8(bytes).map_err(|_| MeshViolation::TextNotUtf8 { field })
+}
