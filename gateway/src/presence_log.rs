@@ -114,7 +114,8 @@ impl PresenceLog {
 /// The shard's end of its queue, and the versions of its sessions.
 ///
 /// A version is the milliseconds since the Unix epoch at the login, shifted left by 20 bits, plus a counter: it grows with every login
-/// of this shard even if the wall clock goes back. Two nodes can give one device versions in the wrong order only if their clocks
+/// of this shard even if the wall clock goes back, and follows the highest that it has had to outbid, as a hybrid logical clock does
+/// (Kulkarni and others, 2014). Two nodes can give one device versions in the wrong order only if their clocks
 /// differ by more than the time between its logins. While each node assigns them itself that can happen; the home shard of the
 /// user, which sees all logins, assigns them as soon as logins of other nodes reach it.
 #[derive(Debug)]

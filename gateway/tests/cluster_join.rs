@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::client::Client;
+use support::gateway::Gateway;
 use support::wait_for;
 use support::wire::{Login, code};
 
@@ -41,7 +42,7 @@ fn refused(mut command: Command, status: i32) -> String {
 fn a_node_joins_is_shown_and_leaves() {
     let member = Member::new(cluster(), "joins");
     let before_ms = wall_ms();
-    let gateway = member.start(cluster(), &["--weight", "3", "--drain-secs", "1"]);
+    let mut gateway = member.start(cluster(), &["--weight", "3", "--drain-secs", "1"]);
     let mut client = Client::login(&gateway, 1_001);
     wait_for("the record shows the load", || {
         let record = lease(cluster(), "joins")?.record;
@@ -89,7 +90,8 @@ fn a_node_joins_is_shown_and_leaves() {
         lease(cluster(), "joins").filter(|lease| lease.record["state"] == "draining").map(drop)
     });
     client.expect_bye(code::DRAINING);
-    gateway.finish();
+    drop(client);
+    assert!(gateway.wait_for_exit().success());
     assert!(lease(cluster(), "joins").is_none(), "the lease was given up");
     assert_eq!(redis(cluster(), &["ZSCORE", "tl:nodes", "joins"]), "");
     assert_eq!(stored(cluster(), 1_001), [], "the logout was written");
@@ -258,10 +260,8 @@ fn a_node_whose_name_was_taken_meanwhile_is_fenced_until_it_is_free() {
     });
     assert!(unready.json()["reason"].as_str().is_some_and(|reason| reason.contains("fenced")), "{}", unready.body);
     let shown = gateway.get("/v1/node").json();
-    assert_eq!(
-        (&shown["cluster"]["lease"]["valid"], &shown["cluster"]["lease"]["fenced"]),
-        (&false.into(), &"lost".into())
-    );
+    assert_eq!(shown["cluster"]["lease"]["valid"], false, "{shown}");
+    assert!(shown["cluster"]["lease"]["fenced"].is_string(), "{shown}");
     assert_eq!(gateway.metrics().sum("trunkline_cluster_fenced", &[]), 1);
     assert_eq!(live(cluster(), 6_001), [], "its sessions do not count");
     other.finish();
@@ -274,9 +274,9 @@ fn a_node_whose_name_was_taken_meanwhile_is_fenced_until_it_is_free() {
 fn of_two_logins_of_a_device_that_no_home_shard_has_seen_the_one_that_counts_stays() {
     let (first, second) = (Member::new(cluster(), "rival-a"), Member::new(cluster(), "rival-b"));
     let (gateway, other) = (first.start(cluster(), &[]), second.start(cluster(), &[]));
-    wait_for("they see each other", || {
-        let members = gateway.get("/v1/node").json()["cluster"]["members"].as_u64();
-        members.is_some_and(|members| members >= 2).then_some(())
+    wait_for("they see the same nodes", || {
+        let digest = |gateway: &Gateway| gateway.get("/v1/node").json()["cluster"]["digest"].clone();
+        (digest(&gateway) == digest(&other)).then_some(())
     });
     let ahead = (wall_ms() + 3_600_000) << 20;
     let forge = |user: u64, incarnation: u64| {

@@ -4,6 +4,9 @@ use std::sync::Arc;
 use trunkline_router::membership::{Fenced, Lease, Membership, NodeRecord, NodeState, View};
 use trunkline_router::redis::Renewal;
 
+/// The least time between two incarnations that mend presence: each costs every session a write, and 100,000 of them take as long.
+const MEND_PAUSE_MS: u64 = 5_000;
+
 /// What to ask of Redis for the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -57,9 +60,9 @@ impl Heart {
 
     /// What to ask next.
     pub fn ask(&mut self, now_ms: u64) -> Ask {
-        // Each incarnation costs every session a write, so an overflow waits until Redis works, and no lease has more than one.
+        // Until Redis works there is nothing to mend.
         let mend =
-            self.torn && self.redis_failing_ms().is_none() && now_ms >= self.acquired_ms.saturating_add(self.lease_ms);
+            self.torn && self.redis_failing_ms().is_none() && now_ms >= self.acquired_ms.saturating_add(MEND_PAUSE_MS);
         if !self.look(now_ms) || self.gone || mend { Ask::Acquire } else { Ask::Renew }
     }
 

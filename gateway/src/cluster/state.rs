@@ -118,16 +118,15 @@ impl ClusterState {
         }
         let status = self.status();
         let why = match status.fenced {
-            Some(Fenced::Lost) => match status.holder {
-                Some(holder) => format!("its name is held by another node, {holder}"),
-                None => "its name is held by another node".to_owned(),
-            },
-            Some(Fenced::Isolated) => "its lease ran out while Redis failed, and no other node confirmed it".to_owned(),
+            Some(Fenced::Lost) => "Redis gave its name away",
+            Some(Fenced::Isolated) => "its lease ran out while Redis failed, and no other node confirmed it",
             // Between the end of a lease and the next look at it there is no reason yet.
-            Some(Fenced::Silent) | None => "its lease ran out, as after a pause of the process".to_owned(),
-            Some(Fenced::NotAcquired) => "it has no lease yet".to_owned(),
+            Some(Fenced::Silent) | None => "its lease ran out, as after a pause of the process",
+            Some(Fenced::NotAcquired) => "it has no lease yet",
         };
-        Some(format!("this node is fenced and takes a new incarnation as soon as it can: {why}"))
+        let holder =
+            status.holder.map(|holder| format!("; another node, {holder}, holds its name")).unwrap_or_default();
+        Some(format!("this node is fenced and takes a new incarnation as soon as it can: {why}{holder}"))
     }
 
     /// What does not work although the node may serve, in words.
@@ -193,7 +192,8 @@ mod tests {
             state(status, 0).fence_reason(1).unwrap()
         };
         assert!(reason(Fenced::Lost, Some("10.0.0.9:7700")).contains("10.0.0.9:7700"));
-        assert!(reason(Fenced::Lost, None).contains("another node"));
+        assert!(reason(Fenced::Silent, Some("10.0.0.9:7700")).contains("10.0.0.9:7700"));
+        assert!(reason(Fenced::Lost, None).contains("gave its name away"));
         assert!(reason(Fenced::Isolated, None).contains("Redis failed"));
         assert!(reason(Fenced::Silent, None).contains("ran out"));
     }

@@ -87,8 +87,12 @@ impl Walk {
             Some(slot) => self.slot = slot,
             None => (self.shard, self.slot) = ((self.shard + 1) % self.shards, 0),
         }
-        let round = page.next_slot.is_none() && self.shard == 0;
-        round && std::mem::take(&mut self.resync)
+        let ended = page.next_slot.is_none() && self.shard == 0 && std::mem::take(&mut self.resync);
+        if ended {
+            // What the hurry earned is not spent on the round behind it.
+            self.allowance = 0;
+        }
+        ended
     }
 }
 
