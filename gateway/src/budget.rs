@@ -7,6 +7,7 @@ use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
 use crate::limits::{CLASS_BYTES_MAX, SLOTS_RESERVED};
 use crate::outbox::Outbox;
+use crate::presence_log::log_bytes;
 use crate::startup::StartupError;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
@@ -39,6 +40,9 @@ const HTTP_CONNECTION_BYTES: u64 = 32 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
 const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
+
+/// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
+pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
 
 /// One term of the sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +98,7 @@ impl Budget {
         let node = |per_shard: usize, factor: u64| (per_shard as u64).saturating_mul(shards).saturating_mul(factor);
         let size = |bytes: u64| Size(bytes).rounded();
         let http = crate::http::CONNECTIONS_MAX as u64;
-        let terms = vec![
+        let mut terms = vec![
             Term {
                 name: "connection slots",
                 bytes: slot_bytes(each) * shards,
@@ -175,6 +179,20 @@ impl Budget {
                 flags: &["--shards"],
             },
         ];
+        if let Some(cluster) = &config.cluster {
+            let queue = (cluster.presence_queue_max as u64).saturating_mul(PRESENCE_WRITE_BYTES);
+            let log = log_bytes(limits.slots().into(), DEVICE_BYTES_MAX + CLASS_BYTES_MAX);
+            terms.push(Term {
+                name: "presence writes",
+                bytes: queue.saturating_add(log * shards),
+                how: format!(
+                    "{} that wait for Redis, {PRESENCE_WRITE_BYTES} B each, and {shards} shards with {} of events",
+                    cluster.presence_queue_max,
+                    size(log)
+                ),
+                flags: &["--presence-queue-max"],
+            });
+        }
         Budget { terms, memory_max: config.memory_max, connections }
     }
 

@@ -32,6 +32,8 @@ Examples:
   gateway --shards 2 --heartbeat-secs 60       two shards, fewer heartbeats
   gateway --listen 0.0.0.0:7700 --auth jwt --jwt-hs256-secret-file /etc/trunkline/secret
                                                reachable by others, who need a token
+  gateway --node a --redis redis-cluster://10.0.0.1:7000 --cluster-secret-file /etc/trunkline/cluster
+                                               one of several nodes, each with a name and addresses of its own
   gateway default-config > gateway.toml        the configuration with every setting explained
   gateway check-config gateway.toml            what it comes to, and the memory it may need
   gateway --config gateway.toml
@@ -48,7 +50,8 @@ Signals:
   SIGTERM or SIGINT: no new connections, BYE 12 to all within --drain-secs, exit status 0. A second one: at once.
 
 Exit status:
-  0 ended as asked; 1 the machine lacks something, an address is in use, or a shard failed; 2 the configuration is refused.";
+  0 ended as asked; 1 the machine lacks something, an address or a node name is in use, Redis does not work, or a shard
+  failed; 2 the configuration is refused.";
 
 /// A subcommand.
 #[derive(Debug, Subcommand)]
@@ -255,7 +258,7 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
         let default = match setting.default {
             DefaultValue::Fixed(value) => format!(" [default: {}]", value.trim_matches(['[', ']', '"'])),
             DefaultValue::Computed(how) => format!(" [default: {how}]"),
-            DefaultValue::Unset => String::new(),
+            DefaultValue::Unset(_) => String::new(),
         };
         command = command.mut_arg(setting.key, |argument| {
             let extend =

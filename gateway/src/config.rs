@@ -1,5 +1,6 @@
 //! The configuration: flags over environment over file over defaults, judged as a whole before anything starts.
 
+mod cluster;
 mod file;
 mod host;
 mod resolve;
@@ -9,11 +10,14 @@ mod values;
 
 pub(crate) use resolve::{CONNECTIONS_SHARE, RING_SLOTS_MAX, connections_default};
 
+pub use cluster::{ClusterConfig, ClusterSecret};
 pub use file::ConfigFile;
 pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
-pub use values::{AuthKind, LogFormat, NoSize, ReadModeKind, Size};
+pub use values::{AuthKind, LogFormat, NoSize, Placement, ReadModeKind, Size};
+
+use resolve::{Judge, known};
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
@@ -45,6 +49,8 @@ pub struct Config {
     pub shards: u16,
     /// How LOGIN is checked.
     pub auth: AuthConfig,
+    /// How the node takes part in a cluster; `None` when it is alone.
+    pub cluster: Option<ClusterConfig>,
     /// Most bytes the memory budget may come to.
     pub memory_max: u64,
     /// Log filter, valid.

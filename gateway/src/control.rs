@@ -1,9 +1,11 @@
 //! What the control thread may ask of a shard, and how the answers come back.
 
+use crate::reason::CloseReason;
 use crossbeam_queue::ArrayQueue;
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+use trunkline_router::membership::View;
 
 /// Requests the control thread may have waiting at one shard; beyond it the HTTP API answers 503.
 pub const CONTROL_QUEUE_LEN: usize = 256;
@@ -27,8 +29,47 @@ pub enum Control {
         /// Receives the number of sessions ended.
         answer: oneshot::Sender<usize>,
     },
+    /// The nodes that count now. The latest counts, so a shard that was too busy for one before misses nothing.
+    View(Arc<View>),
+    /// Tells of sessions again, through the shard's presence log.
+    Sessions {
+        /// The first slot to look at.
+        from_slot: u32,
+        /// Sessions to tell of at most.
+        max: usize,
+        /// Receives where the page ended.
+        answer: oneshot::Sender<SessionsPage>,
+    },
+    /// Ends one session. The home shard decides which of two logins of a device stays; this is the fallback when two nodes took one each
+    /// and only the presence store has seen both.
+    End {
+        /// User id.
+        user: u64,
+        /// Session id; another session of the user is not touched.
+        session: u64,
+        /// What the session ends with.
+        reason: CloseReason,
+    },
+    /// Gives a session a version above that of a stored session that does not count, and tells of it again.
+    Outbid {
+        /// User id.
+        user: u64,
+        /// Session id.
+        session: u64,
+        /// The version stored.
+        above: u64,
+    },
     /// Stops accepting and ends every connection with BYE 12, paced over `drain_ms`; the shard's loop then returns.
     Drain,
+}
+
+/// What became of [`Control::Sessions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionsPage {
+    /// Sessions told of.
+    pub sessions: usize,
+    /// Where the next page begins; `None` when this was the last.
+    pub next_slot: Option<u32>,
 }
 
 /// One session as the HTTP API shows it.

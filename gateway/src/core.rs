@@ -9,6 +9,7 @@ mod decode;
 mod flush;
 mod handshake;
 mod links;
+mod presence;
 mod route;
 mod shard;
 
@@ -252,6 +253,12 @@ impl<I: Io> Core<I> {
                     }
                     let _ = answer.send(slots.len());
                 }
+                Control::View(view) => self.shard.view = Some(view),
+                Control::Sessions { from_slot, max, answer } => {
+                    let _ = answer.send(self.shard.sessions_page(from_slot, max));
+                }
+                Control::End { user, session, reason } => self.shard.end_session(user, session, reason),
+                Control::Outbid { user, session, above } => self.shard.outbid(user, session, above),
                 Control::Drain => {
                     self.shard.begin_drain();
                     self.drive_accepts();

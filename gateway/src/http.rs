@@ -1,12 +1,15 @@
 //! The HTTP API of the control thread: health, metrics, the node, its users.
 
 mod api;
+mod cluster;
 mod problem;
 mod serve;
 
 pub use api::router;
 pub use serve::{CONNECTIONS_MAX, serve};
 
+use crate::clock::now_ms;
+use crate::cluster::ClusterState;
 use crate::control::ControlPort;
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
@@ -28,6 +31,7 @@ pub struct Node {
     started: Instant,
     shards: OnceLock<ShardHandles>,
     draining: AtomicBool,
+    cluster: OnceLock<Arc<ClusterState>>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -72,6 +76,7 @@ impl Node {
             started: Instant::now(),
             shards: OnceLock::new(),
             draining: AtomicBool::new(false),
+            cluster: OnceLock::new(),
         }
     }
 
@@ -81,6 +86,14 @@ impl Node {
     /// When it is said twice.
     pub fn set_running(&self, shards: ShardHandles) {
         assert!(self.shards.set(shards).is_ok(), "a node starts once");
+    }
+
+    /// The node has joined a cluster.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_cluster(&self, cluster: Arc<ClusterState>) {
+        assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
     }
 
     /// The drain has begun.
@@ -96,6 +109,19 @@ impl Node {
             NodeState::Running
         } else {
             NodeState::Starting
+        }
+    }
+
+    fn cluster(&self) -> Option<&ClusterState> {
+        self.cluster.get().map(|cluster| &**cluster)
+    }
+
+    /// Why the node is not ready; `None` if it is.
+    fn unready(&self) -> Option<String> {
+        match self.state() {
+            NodeState::Starting => Some("the shards are being set up".to_owned()),
+            NodeState::Draining => Some("the node is shutting down and ends its connections".to_owned()),
+            NodeState::Running => self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())),
         }
     }
 

@@ -2,6 +2,8 @@
 
 pub mod auth;
 pub mod budget;
+pub mod clock;
+pub mod cluster;
 pub mod config;
 mod conn;
 pub mod control;
@@ -22,6 +24,7 @@ mod mesh;
 pub use mesh::fuzz;
 pub mod metrics;
 mod outbox;
+pub mod presence_log;
 pub mod prometheus;
 pub mod reason;
 pub mod shard;

@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::config::{Config, ConfigError, Host, default_config};
+use trunkline_gateway::config::{ClusterConfig, Config, ConfigError, Host, default_config};
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
 
@@ -85,6 +85,7 @@ fn print(text: &str) -> Result<(), Failure> {
 /// The output is the configuration in force as a file, with the memory budget as comments.
 fn check_config(config: &Config) -> Result<(), Failure> {
     config.auth.load()?;
+    config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let budget = Budget::of(config);
     let comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
     print(&format!("{}\n{comments}", config.effective_text()))?;

@@ -117,6 +117,7 @@ shard_stats! {
     unacked_bytes: Gauge "trunkline_unacked_bytes" "" "Bytes of messages that wait for an ACK.";
     mailbox_depth: Gauge "trunkline_mailbox_batches" "" "Batches waiting in this shard's mailbox when it was last drained.";
     mailbox_pending_bytes: Gauge "trunkline_mailbox_pending_bytes" "" "Bytes this shard has under way to other shards.";
+    view_epoch: Gauge "trunkline_view_epoch" "" "Epoch of the view of the cluster this shard works with; 0 when the node is alone.";
     hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
     turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";
     parks: Counter "trunkline_parks_total" "" "Times the shard went to sleep in its executor.";

@@ -10,7 +10,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::config::{AuthConfig, Config, LogFormat};
+use trunkline_gateway::cluster::Cluster;
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, LogFormat};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
@@ -23,6 +24,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(config);
     let auth = config.auth.load()?;
+    config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let kind = match auth {
         Auth::Open => "open",
         Auth::Jwt(_) => "jwt",
@@ -70,11 +72,23 @@ async fn control(
     let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
     tokio::spawn(http::serve(http_listener, http::router(node.clone())));
 
+    let cluster = match &config.cluster {
+        Some(cluster) => Some(tokio::select! {
+            joined = Cluster::join(cluster, &config.node, config.shards) => joined?,
+            name = signals.next() => end_at_once(name),
+        }),
+        None => None,
+    };
+    if let Some(cluster) = &cluster {
+        node.set_cluster(cluster.state().clone());
+    }
+
     let shards_config = ShardsConfig {
         node: config.node.clone(),
         limits: config.limits().clone(),
         auth: Arc::new(auth),
         listeners: listeners.by_shard,
+        presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
     let started = tokio::select! {
@@ -85,6 +99,9 @@ async fn control(
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
     node.set_running(ShardHandles { ports: shards.ports.clone(), stats: shards.stats.clone() });
+    if let Some(cluster) = &cluster {
+        cluster.serve(shards.ports.clone(), shards.stats.clone()).await;
+    }
     announce(config, &addresses, http_address);
 
     let name = tokio::select! {
@@ -93,8 +110,15 @@ async fn control(
     };
     tracing::info!("{name}: draining over {} s; a second signal ends it at once", config.limits().drain_ms / 1_000);
     node.set_draining();
+    let draining = async {
+        // Out of the ring first, so that nobody is sent here who would have to go again.
+        if let Some(cluster) = &cluster {
+            cluster.drain().await;
+        }
+        drain(&shards.ports, &mut shards.ended).await
+    };
     tokio::select! {
-        drained = drain(&shards.ports, &mut shards.ended) => drained?,
+        drained = draining => drained?,
         name = signals.next() => end_at_once(name),
     }
     let joined = tokio::task::spawn_blocking(move || shards.join()).await;
@@ -102,6 +126,12 @@ async fn control(
         .map_err(|error| Failure::Other(format!("ending the shards: {error}")))?
         .map_err(|failure| Failure::Other(failure.to_string()))?;
     tracing::info!("all connections have ended");
+    if let Some(cluster) = cluster {
+        tokio::select! {
+            () = cluster.leave() => {}
+            name = signals.next() => end_at_once(name),
+        }
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
+use crate::presence_log::PresenceLog;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use std::net::TcpListener;
@@ -42,6 +43,8 @@ pub struct ShardsConfig {
     pub auth: Arc<Auth>,
     /// Bound and listening sockets, by shard; their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
+    /// Where each shard tells of its sessions, by shard; empty when the node is alone.
+    pub presence_logs: Vec<Arc<PresenceLog>>,
 }
 
 /// The running shards.
@@ -120,6 +123,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 auth: config.auth.clone(),
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
+                presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
             },
         });
     }

@@ -63,6 +63,8 @@ pub enum StartupError {
     },
     /// An address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The node could not join the cluster; holds why, and what to do.
+    Cluster(String),
     /// A shard could not be set up.
     Shard(String),
 }
@@ -147,6 +149,7 @@ impl fmt::Display for StartupError {
                     "listening on {address} failed ({error}): check the address given with --listen or --http"
                 ),
             },
+            StartupError::Cluster(error) => f.write_str(error),
             StartupError::Shard(error) => {
                 write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs")
             }

@@ -1,5 +1,6 @@
 //! From what the sources say to a [`Config`]: merge, compute what nobody set, judge.
 
+use super::cluster::cluster;
 use super::settings::{fixed_defaults, flag};
 use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size,
@@ -33,16 +34,26 @@ const RECV_BUFFERS_MAX: u64 = 32_768;
 const MESSAGE_OVERHEAD_BYTES: u64 = 128;
 
 /// Settings being judged, and where they come from.
-struct Judge {
-    origins: Origins,
+pub(super) struct Judge {
+    pub(super) origins: Origins,
 }
 
 impl Judge {
-    fn refuse<T>(&self, key: &'static str, value: impl ToString, allowed: impl Into<String>) -> Result<T, ConfigError> {
+    pub(super) fn refuse<T>(
+        &self,
+        key: &'static str,
+        value: impl ToString,
+        allowed: impl Into<String>,
+    ) -> Result<T, ConfigError> {
         Err(ConfigError::Value { key, value: value.to_string(), origin: self.origins.of(key), allowed: allowed.into() })
     }
 
-    fn count(&self, key: &'static str, value: u64, allowed: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+    pub(super) fn count(
+        &self,
+        key: &'static str,
+        value: u64,
+        allowed: RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
         if allowed.contains(&value) {
             return Ok(value);
         }
@@ -68,8 +79,8 @@ impl Judge {
 }
 
 /// The value of a setting that has a default, and so is there by the time it is judged.
-fn known<T>(value: Option<T>) -> T {
-    value.expect("every setting but the key files has a default")
+pub(super) fn known<T>(value: Option<T>) -> T {
+    value.expect("every setting but the files of keys and Redis has a default")
 }
 
 pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigError> {
@@ -94,6 +105,7 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
     }
     Ok(Config {
         auth: auth(&all, &listen, &judge)?,
+        cluster: cluster(&all, &fixed_defaults(), &listen, &judge)?,
         listen,
         http,
         node,
@@ -138,6 +150,9 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
     };
     all.shards = Some(shards);
     all.node.get_or_insert_with(|| host.name.clone());
+    if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
+        all.advertise = Some(first.to_string());
+    }
     all.connections_max
         .get_or_insert_with(|| connections_default(host.nofile_hard, memory_max / CONNECTIONS_SHARE / shards));
     all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));

@@ -1,7 +1,7 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::values::{AuthKind, LogFormat, ReadModeKind, Size};
+use super::values::{AuthKind, LogFormat, Placement, ReadModeKind, Size};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ pub enum DefaultValue {
     Fixed(&'static str),
     /// Computed from the machine or from other settings, as the words say.
     Computed(&'static str),
-    /// Nothing.
-    Unset,
+    /// Nothing; holds an example, as it stands in TOML.
+    Unset(&'static str),
 }
 
 use DefaultValue::{Computed, Fixed, Unset};
@@ -111,12 +111,32 @@ settings! {
     /// Who may log in.
     auth: [AuthKind] "KIND" "TRUNKLINE_AUTH" Fixed("\"open\"");
     /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count.
-    jwt_hs256_secret_file: [PathBuf] "FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset;
+    jwt_hs256_secret_file: [PathBuf] "FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("\"/path/to/file\"");
     /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. Both kinds of key may be given.
-    jwt_ed25519_public_key_file: [PathBuf] "FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset;
+    jwt_ed25519_public_key_file: [PathBuf] "FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("\"/path/to/file\"");
     /// Allow auth open on addresses that are not loopback: whoever reaches them may log in as anybody.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
+
+    ["Cluster"]
+    /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
+    /// Without it this node is alone, and the settings below have no meaning.
+    /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
+    redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
+    /// Address and port at which the other nodes reach this one.
+    mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
+    /// Host and port at which clients reach this node, told to other nodes.
+    advertise: [String] "HOST:PORT" "TRUNKLINE_ADVERTISE" Computed("the first address of listen");
+    /// Share of the users this node is the home of, against the weights of the others, 1 to 65535.
+    weight: [u64] "N" "TRUNKLINE_WEIGHT" Fixed("1");
+    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count.
+    cluster_secret_file: [PathBuf] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("\"/path/to/file\"");
+    /// What becomes of a login at a node that is not the user's home.
+    placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
+    /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
+    lease_secs: [u64] "SECS" "TRUNKLINE_LEASE_SECS" Fixed("5");
+    /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again once Redis works.
+    presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Fixed("1000000");
 
     ["Connections"]
     /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).
@@ -180,7 +200,7 @@ settings! {
 pub(super) fn fixed_defaults() -> Settings {
     let lines = SETTINGS.iter().filter_map(|setting| match setting.default {
         Fixed(value) => Some(format!("{} = {value}\n", setting.key)),
-        Computed(_) | Unset => None,
+        Computed(_) | Unset(_) => None,
     });
     toml::from_str(&lines.collect::<String>()).expect("the table above holds valid values, as a test shows")
 }

@@ -29,7 +29,7 @@ pub fn default_config(host: &Host) -> String {
                 let value = here.get(setting.key).map_or_else(|| "…".to_owned(), ToString::to_string);
                 writeln!(text, "# {} = {value}", setting.key)
             }
-            DefaultValue::Unset => writeln!(text, "# {} = \"/path/to/file\"", setting.key),
+            DefaultValue::Unset(example) => writeln!(text, "# {} = {example}", setting.key),
         };
     }
     text

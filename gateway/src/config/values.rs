@@ -105,6 +105,16 @@ pub enum AuthKind {
     Jwt,
 }
 
+/// What becomes of a login at a node that is not the user's home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// The user is served here, as a guest of the home node.
+    Accept,
+    /// The client is sent to the home node.
+    Redirect,
+}
+
 /// How connections are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

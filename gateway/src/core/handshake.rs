@@ -125,6 +125,11 @@ impl Shard {
             // Session ids only go up, so a session of this shard is never older than one that is registered.
             LoginOutcome::Refreshed | LoginOutcome::Stale(_) => unreachable!("a new session has the highest id"),
         };
+        if let Some(log) = &mut self.presence_log
+            && let Some(entry) = self.presence.sessions(adoptee.user).iter().find(|entry| entry.session == session)
+        {
+            log.began(self.now.wall_ms, adoptee.user, entry);
+        }
         let tick = self.links.tick;
         let rate_milliframes = self.links.limits.frames_per_sec * 1_000;
         let rate_ms = self.now.mono_ms as u32;

@@ -9,11 +9,13 @@ use crate::io::{HandoverToken, Now};
 use crate::limits::Limits;
 use crate::mailbox::{Adoptee, Mailboxes, Origin, Outgoing};
 use crate::metrics::ShardStats;
+use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use trunkline_proto::{Bye, Kind, Outcome, encode_message};
+use trunkline_router::membership::View;
 use trunkline_router::presence::{Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
@@ -33,6 +35,8 @@ pub(crate) struct ShardConfig {
     pub(crate) auth: Arc<Auth>,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
+    /// Where sessions are told of; `None` when the node is alone.
+    pub(crate) presence_log: Option<Arc<PresenceLog>>,
 }
 
 /// State of one shard.
@@ -43,6 +47,10 @@ pub(crate) struct Shard {
     pub(crate) auth: Arc<Auth>,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
+    /// Tells the cluster of sessions; `None` when the node is alone.
+    pub(crate) presence_log: Option<PresenceWriter>,
+    /// The nodes that count, as last heard; `None` when the node is alone, or has just started.
+    pub(crate) view: Option<Arc<View>>,
     pub(crate) inboxes: Inboxes,
     pub(crate) outgoing: Outgoing,
     /// Connections that logged in here and belong elsewhere, until they are sent off.
@@ -72,6 +80,8 @@ impl Shard {
         let limits = &config.limits;
         Shard {
             presence: Embedded::new(limits.devices_per_user_max, limits.connections_max as usize),
+            presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
+            view: None,
             inboxes: Inboxes::new(limits.unacked_per_user_max, limits.unacked_total_bytes_max),
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -186,7 +196,10 @@ impl Shard {
             // A newer session of the device took its place; whatever waits, waits for that one.
             return;
         };
-        self.presence.logout(user, session);
+        let ended = self.presence.logout(user, session);
+        if let (Some(log), Some(entry)) = (&mut self.presence_log, &ended) {
+            log.ended(user, entry);
+        }
         let left = match self.presence.sessions(user) {
             [] => self.inboxes.take_all(user),
             [last] => {
@@ -309,6 +322,7 @@ impl Shard {
         let stats = &self.links.stats;
         stats.sessions.set(self.presence.session_count() as u64);
         stats.users.set(self.presence.users() as u64);
+        stats.view_epoch.set(self.view.as_ref().map_or(0, |view| view.epoch));
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
         stats.outbox_bytes.set(self.links.outbox_bytes as u64);

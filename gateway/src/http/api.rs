@@ -1,7 +1,10 @@
 //! The routes.
 
+use super::cluster::{ClusterDescription, describe_cluster};
 use super::problem::Problem;
-use super::{Node, NodeState, VERSION};
+use super::{Node, VERSION};
+use crate::clock::now_ms;
+use crate::cluster::write_cluster;
 use crate::control::{Control, SessionInfo};
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
@@ -44,19 +47,19 @@ struct Readiness {
     ready: bool,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
+    reason: Option<String>,
+    /// What does not work although the node serves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    degraded: Vec<String>,
 }
 
 async fn ready(State(node): State<Arc<Node>>) -> Response {
-    let state = node.state();
-    let (status, reason) = match state {
-        NodeState::Running => (StatusCode::OK, None),
-        NodeState::Starting => (StatusCode::SERVICE_UNAVAILABLE, Some("the shards are being set up")),
-        NodeState::Draining => {
-            (StatusCode::SERVICE_UNAVAILABLE, Some("the node is shutting down and ends its connections"))
-        }
-    };
-    (status, Json(Readiness { ready: reason.is_none(), state: state.as_str(), reason })).into_response()
+    let state = node.state().as_str();
+    let reason = node.unready();
+    let ready = reason.is_none();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let degraded = node.cluster().map(|cluster| cluster.degraded(now_ms())).unwrap_or_default();
+    (status, Json(Readiness { ready, state, reason, degraded })).into_response()
 }
 
 async fn metrics(State(node): State<Arc<Node>>) -> Response {
@@ -66,7 +69,7 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     exposition.name("trunkline_uptime_seconds", StatType::Gauge, "Time since the start.");
     exposition.sample(&[], node.started.elapsed().as_secs_f64());
     exposition.name("trunkline_ready", StatType::Gauge, "1 while /readyz is 200.");
-    exposition.sample(&[], u8::from(node.state() == NodeState::Running));
+    exposition.sample(&[], u8::from(node.unready().is_none()));
     exposition.name("process_cpu_seconds_total", StatType::Counter, "User and system time of all threads.");
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     exposition.sample(&[], Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32).as_secs_f64());
@@ -79,6 +82,9 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
         exposition.sample(&[], bytes);
     }
     write_limits(&mut exposition, &node.limits);
+    if let Some(cluster) = node.cluster() {
+        write_cluster(&mut exposition, cluster, now_ms());
+    }
     write_shards(&mut exposition, node.stats());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition.finish()).into_response()
 }
@@ -104,6 +110,8 @@ struct NodeDescription<'a> {
     users: u64,
     /// Of each shard.
     limits: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<ClusterDescription>,
 }
 
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {
@@ -120,6 +128,7 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
         sessions: sum(|stats| stats.sessions.get()),
         users: sum(|stats| stats.users.get()),
         limits: limit_values(&node.limits).into_iter().collect(),
+        cluster: node.cluster().map(|cluster| describe_cluster(cluster, now_ms())),
     })
     .into_response()
 }

@@ -140,7 +140,7 @@ impl Uring {
             ring_fds,
             batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
             tick: Box::new(Timespec::new()),
-            started: Instant::now(),
+            started: crate::clock::epoch(),
             sq_full: 0,
             cq_overflow: 0,
         })

@@ -59,6 +59,7 @@ impl Node {
                 auth: Arc::new(Auth::Open),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
+                presence_log: None,
             };
             let io = SimIo::new(world.clone(), usize::from(shard));
             let core = Core::new(io, config, port.clone(), scenario.listeners);

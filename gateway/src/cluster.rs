@@ -1,0 +1,170 @@
+//! The node as one of several: its lease, its view of the others, and the presence of its users in Redis. All of it on the control thread.
+//!
+//! | file | what |
+//! |---|---|
+//! | `heart.rs` | may this node serve, and what has to be asked of Redis next? Pure |
+//! | `walk.rs` | how fast sessions are written again, and which shard is next. Pure |
+//! | `rival.rs` | a login that lost against another: which of the two is right? |
+//! | `task.rs` | the task that asks Redis and shards, and tells them |
+//! | `state.rs` | what the rest of the process may know, at any time and from any thread |
+//! | `exposition.rs` | the same as metrics |
+//!
+//! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when they run. Each beat
+//! renews it and asks for the view. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced by the
+//! first look at the clock, whoever looks, and no slow answer of Redis can delay that.
+//!
+//! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way that cannot be
+//! mended write by write, the node takes a new incarnation and writes all its sessions again under it: after a fence, when Redis came
+//! back without the lease, and when a queue of presence writes overflowed.
+//!
+//! Architecture Invariant: nothing here is waited for by a shard, and every wait for Redis has a bound.
+
+mod exposition;
+mod heart;
+mod rival;
+mod state;
+mod task;
+mod walk;
+
+pub use exposition::write_cluster;
+pub use heart::{Ask, Heart};
+pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
+
+use crate::config::ClusterConfig;
+use crate::control::ControlPort;
+use crate::metrics::ShardStats;
+use crate::presence_log::PresenceLog;
+use crate::startup::StartupError;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use task::{Order, Task};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use trunkline_router::membership::{NodeRecord, NodeState};
+use trunkline_router::redis::Plane;
+
+/// Version of the protocol between nodes that this node speaks.
+pub const MESH_PROTOCOL: u32 = 1;
+/// Steps of a node's life that wait for the task: running, draining, leaving.
+const ORDERS_MAX: usize = 4;
+/// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next heartbeat.
+const NEWS_MAX: usize = 4_096;
+/// How long what waits for Redis may take to be written when the node ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the mesh knows about other nodes. See the methods of the same names of `Membership` and `Lease`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MeshNews {
+    /// There is a working link to a node.
+    Heard {
+        /// Its name.
+        node: String,
+        /// The incarnation it says it is.
+        incarnation: u64,
+    },
+    /// The link to a node is lost.
+    Lost {
+        /// Its name.
+        node: String,
+        /// The incarnation at the other end of that link.
+        incarnation: u64,
+    },
+    /// A peer treats this incarnation of this node as live, in answer to a question asked within the last heartbeat.
+    Confirmed {
+        /// The incarnation it was asked about.
+        incarnation: u64,
+    },
+}
+
+/// The node's part in its cluster. Dropping it ends nothing.
+#[derive(Debug)]
+pub struct Cluster {
+    orders: mpsc::Sender<Order>,
+    news: mpsc::Sender<MeshNews>,
+    state: Arc<ClusterState>,
+    logs: Vec<Arc<PresenceLog>>,
+    task: JoinHandle<()>,
+    round_trip_max: Duration,
+}
+
+impl Cluster {
+    /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
+    ///
+    /// # Errors
+    /// When Redis does not work or the name is in use; the message says what to do.
+    pub async fn join(config: &ClusterConfig, node: &str, shards: u16) -> Result<Self, StartupError> {
+        let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
+        let plane = Plane::connect(&config.redis).await.map_err(|error| failed(&error))?;
+        let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let record = NodeRecord {
+            name: node.to_owned(),
+            incarnation: 0,
+            state: NodeState::Joining,
+            weight: config.weight,
+            shards: shards.into(),
+            mesh: config.mesh.to_string(),
+            advertise: config.advertise.clone(),
+            protocol: MESH_PROTOCOL,
+            connections: 0,
+            users: 0,
+            started_ms,
+        };
+        let mut heart = Heart::new(node, config.lease_ms);
+        let sent_ms = crate::clock::now_ms();
+        let incarnation = plane.acquire(&record, config.lease_ms).await.map_err(|error| failed(&error))?;
+        heart.acquired(sent_ms, crate::clock::now_ms(), incarnation);
+        tracing::info!("node {node} has its lease, incarnation {incarnation}");
+
+        let logs: Vec<Arc<PresenceLog>> = (0..shards).map(|_| Arc::new(PresenceLog::new())).collect();
+        let state = Arc::new(ClusterState::new(node, Arc::clone(plane.metrics()), logs.clone()));
+        let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
+        let (news, news_taken) = mpsc::channel(NEWS_MAX);
+        let round_trip_max = config.redis.command_timeout * 2;
+        let task = Task::new(config, plane, heart, record, state.clone(), logs.clone());
+        let task = tokio::spawn(task.run(orders_taken, news_taken));
+        Ok(Cluster { orders, news, state, logs, task, round_trip_max })
+    }
+
+    /// What the rest of the process may know.
+    pub fn state(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// Where each shard tells of its sessions, by shard.
+    pub fn logs(&self) -> &[Arc<PresenceLog>] {
+        &self.logs
+    }
+
+    /// Where the mesh tells what it knows about other nodes. A full channel is no fault: what matters is told again.
+    pub fn news(&self) -> mpsc::Sender<MeshNews> {
+        self.news.clone()
+    }
+
+    /// The shards run: the node becomes active.
+    pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
+        self.order(Order::Serve { ports, stats }).await;
+    }
+
+    /// Takes the node out of the ring. Returns when Redis knows, or after as long as that may take.
+    pub async fn drain(&self) {
+        let (done, drained) = oneshot::channel();
+        self.order(Order::Drain(done)).await;
+        // A renewal may be under way already; then this is the one behind it.
+        if tokio::time::timeout(2 * self.round_trip_max, drained).await.is_err() {
+            tracing::warn!("Redis could not be told that this node drains; the others see it when it has gone");
+        }
+    }
+
+    /// Writes what waits, for 5 s at most, and gives the lease up. To be called when all shards have ended.
+    pub async fn leave(self) {
+        self.order(Order::Leave).await;
+        if tokio::time::timeout(FLUSH_TIMEOUT + 4 * self.round_trip_max, self.task).await.is_err() {
+            tracing::warn!("the lease could not be given up; it runs out by itself");
+        }
+    }
+
+    async fn order(&self, order: Order) {
+        // The task ends with the order to leave, and this value is gone by then.
+        let _ = self.orders.send(order).await;
+    }
+}

@@ -1,0 +1,123 @@
+//! The cluster as metrics.
+
+use super::state::ClusterState;
+use crate::metrics::StatType::{Counter, Gauge};
+use crate::prometheus::Exposition;
+
+/// Writes all series of the cluster.
+pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms: u64) {
+    let status = cluster.status();
+    let redis = cluster.redis_metrics();
+    exposition.name("trunkline_cluster_members", Gauge, "Nodes with a live lease, by state, as this node sees them.");
+    for (state, members) in status.members {
+        exposition.sample(&[("state", &state)], members);
+    }
+    let lease_secs = cluster.serve_until_ms().saturating_sub(now_ms) as f64 / 1_000.0;
+    exposition.name(
+        "trunkline_cluster_lease_seconds",
+        Gauge,
+        "Time this node may serve if it hears nothing more; 0 while it is fenced.",
+    );
+    exposition.sample(&[], lease_secs);
+    exposition.name(
+        "trunkline_presence_oldest_seconds",
+        Gauge,
+        "Age of the oldest presence write that waits for Redis.",
+    );
+    exposition.sample(&[], redis.oldest_age_ms as f64 / 1_000.0);
+    let whole = [
+        ("trunkline_cluster_view_epoch", Gauge, "Epoch of the view of the cluster.", cluster.epoch()),
+        (
+            "trunkline_cluster_left_out",
+            Gauge,
+            "Active nodes that the ring cannot hold; anything but 0 is a mistake in names or weights.",
+            status.left_out.len() as u64,
+        ),
+        (
+            "trunkline_cluster_incarnation",
+            Gauge,
+            "Incarnation of this node; grows with every start and every new lease.",
+            cluster.incarnation(),
+        ),
+        (
+            "trunkline_cluster_fenced",
+            Gauge,
+            "1 while this node must not serve as home.",
+            u64::from(!cluster.may_serve(now_ms)),
+        ),
+        (
+            "trunkline_cluster_redis_up",
+            Gauge,
+            "1 while Redis answers renewals and polls.",
+            u64::from(status.redis.failing_since_ms.is_none()),
+        ),
+        (
+            "trunkline_cluster_redis_commands_total",
+            Counter,
+            "Commands sent to Redis, scripts included.",
+            redis.commands,
+        ),
+        (
+            "trunkline_cluster_redis_command_errors_total",
+            Counter,
+            "Commands that ended in an error or a time-out.",
+            redis.command_errors,
+        ),
+        (
+            "trunkline_cluster_redis_garbage_total",
+            Counter,
+            "Node records and presence entries found in Redis that cannot be read.",
+            redis.garbage,
+        ),
+        (
+            "trunkline_cluster_unregistered_total",
+            Counter,
+            "Renewals after which the list of nodes could not be updated.",
+            redis.unregistered,
+        ),
+        ("trunkline_presence_queued", Gauge, "Presence writes that wait for Redis or are on their way.", redis.queued),
+        ("trunkline_presence_queued_bytes", Gauge, "Memory of the presence writes that wait.", redis.queued_bytes),
+        ("trunkline_presence_written_total", Counter, "Presence writes that Redis has executed.", redis.written),
+        (
+            "trunkline_presence_stale_total",
+            Counter,
+            "Logins that lost against a session with a higher version.",
+            redis.stale,
+        ),
+        (
+            "trunkline_presence_failed_total",
+            Counter,
+            "Attempts to write presence that failed and were queued again.",
+            redis.failed,
+        ),
+        (
+            "trunkline_presence_refused_total",
+            Counter,
+            "Presence writes refused because their queue was full or a text in them cannot be written.",
+            redis.refused,
+        ),
+        (
+            "trunkline_presence_events_dropped_total",
+            Counter,
+            "Logins and logouts not told to the control thread because a shard's queue was full.",
+            cluster.events_dropped(),
+        ),
+        (
+            "trunkline_presence_resyncs_total",
+            Counter,
+            "Times all sessions of this node were written again under a new incarnation.",
+            status.resyncs,
+        ),
+        ("trunkline_presence_resyncing", Gauge, "1 while that goes on.", u64::from(status.resyncing)),
+        (
+            "trunkline_presence_rivals_total",
+            Counter,
+            "Lost logins looked into: their session was ended, or written again above what does not count.",
+            status.rivals,
+        ),
+    ];
+    for (name, stat_type, help, value) in whole {
+        exposition.name(name, stat_type, help);
+        exposition.sample(&[], value);
+    }
+}

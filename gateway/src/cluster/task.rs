@@ -1,0 +1,554 @@
+//! The task that asks Redis and shards, and tells them. It decides nothing that [`Heart`] and [`Walk`] can decide.
+
+use super::heart::{Ask, Heart};
+use super::rival::{self, Loser};
+use super::state::{ClusterState, ClusterStatus, RedisStatus, state_word};
+use super::walk::{Page, Walk};
+use super::{FLUSH_TIMEOUT, MeshNews};
+use crate::budget::PRESENCE_WRITE_BYTES;
+use crate::clock::now_ms;
+use crate::config::ClusterConfig;
+use crate::control::{Control, ControlPort, SessionsPage};
+use crate::metrics::ShardStats;
+use crate::presence_log::{PresenceEvent, PresenceLog};
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use trunkline_router::membership::{NodeRecord, NodeState, View};
+use trunkline_router::redis::{
+    AcquireError, Plane, PlaneError, PresenceEntry, PresenceWrite, Renewal, WriteBehind, write_behind,
+};
+
+/// How often the shards' presence logs are looked at; see [`crate::presence_log`].
+const LOG_PERIOD: Duration = Duration::from_millis(20);
+/// How long a shard may take to tell of a page of sessions. It does within a turn; one that does not is asked again.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Logins that lost and wait to be looked into. What does not fit is found again when it is written the next time.
+const LOSERS_MAX: usize = 4_096;
+/// How often a node says again that it cannot have its name.
+const FENCED_LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// A step of the node's life.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The shards run.
+    Serve { ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>> },
+    /// Out of the ring; answered when Redis knows.
+    Drain(oneshot::Sender<()>),
+    /// Write what waits, give the lease up, and end.
+    Leave,
+}
+
+/// What came back from Redis.
+enum Answer {
+    Renewed { sent_ms: u64, state: NodeState, result: Result<Renewal, PlaneError> },
+    Acquired { sent_ms: u64, state: NodeState, result: Result<u64, AcquireError> },
+    Polled(Result<Vec<NodeRecord>, PlaneError>),
+    Epoch { digest: u64, result: Result<u64, PlaneError> },
+}
+
+/// The shards, once they run.
+#[derive(Default)]
+struct ShardEnds {
+    ports: Vec<ControlPort>,
+    stats: Vec<Arc<ShardStats>>,
+    /// Shards that do not have the latest view yet.
+    unsent: Vec<bool>,
+}
+
+pub(super) struct Task {
+    plane: Plane,
+    heart: Heart,
+    /// What this node says about itself; incarnation, state and load are filled in for each renewal.
+    record: NodeRecord,
+    lease_ms: u64,
+    /// Bound of what one question to Redis takes: two commands.
+    round_trip_max: Duration,
+    beat: Interval,
+    answers: JoinSet<Answer>,
+    leasing: bool,
+    polling: bool,
+    agreeing: bool,
+    shards: ShardEnds,
+    view: watch::Sender<Arc<View>>,
+    /// Digest and epoch of the view that was sent last.
+    sent: Option<(u64, u64)>,
+    logs: Vec<Arc<PresenceLog>>,
+    queue: Arc<WriteBehind>,
+    queue_max: u64,
+    writer: Option<JoinHandle<()>>,
+    losers: Option<mpsc::Receiver<Loser>>,
+    rivals: Arc<AtomicU64>,
+    walk: Walk,
+    rewrite_ms: u64,
+    page: Option<oneshot::Receiver<SessionsPage>>,
+    page_asked: Instant,
+    node: Arc<str>,
+    holder: Option<String>,
+    redis_error: Option<String>,
+    fenced_logged: Option<Instant>,
+    resyncs: u64,
+    drained: Option<oneshot::Sender<()>>,
+    state: Arc<ClusterState>,
+}
+
+impl Task {
+    pub(super) fn new(
+        config: &ClusterConfig,
+        plane: Plane,
+        heart: Heart,
+        record: NodeRecord,
+        state: Arc<ClusterState>,
+        logs: Vec<Arc<PresenceLog>>,
+    ) -> Self {
+        let queue_max = config.presence_queue_max;
+        let bytes_max = queue_max.saturating_mul(PRESENCE_WRITE_BYTES as usize);
+        let queue = Arc::new(WriteBehind::new(queue_max, bytes_max, Arc::clone(plane.metrics())));
+        let (loser_sender, losers) = mpsc::channel(LOSERS_MAX);
+        let rivals = Arc::new(AtomicU64::new(0));
+        let counted = rivals.clone();
+        let on_stale = move |write: &PresenceWrite, version: u64| {
+            if let PresenceWrite::Login { user, entry } = write {
+                let loser = Loser { user: *user, entry: entry.clone(), version };
+                let taken = loser_sender.try_send(loser).is_ok();
+                counted.fetch_add(u64::from(taken), Ordering::Relaxed);
+            }
+        };
+        let writer = tokio::spawn(write_behind::run(plane.clone(), queue.clone(), on_stale));
+        let mut beat = interval(config.beat());
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let rewrite_ms = config.redis.presence_ttl.as_millis() as u64 / 2;
+        let mut task = Task {
+            lease_ms: config.lease_ms,
+            round_trip_max: config.redis.command_timeout * 2,
+            beat,
+            answers: JoinSet::new(),
+            leasing: false,
+            polling: false,
+            agreeing: false,
+            shards: ShardEnds::default(),
+            view: watch::channel(heart.view()).0,
+            sent: None,
+            logs,
+            queue,
+            queue_max: queue_max as u64,
+            writer: Some(writer),
+            losers: Some(losers),
+            rivals,
+            walk: Walk::new(now_ms(), 0, rewrite_ms),
+            rewrite_ms,
+            page: None,
+            page_asked: Instant::now(),
+            node: record.name.as_str().into(),
+            holder: None,
+            redis_error: None,
+            fenced_logged: None,
+            resyncs: 0,
+            drained: None,
+            state,
+            plane,
+            heart,
+            record,
+        };
+        task.publish();
+        task
+    }
+
+    /// Runs until it is ordered to leave.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut news: mpsc::Receiver<MeshNews>) {
+        let mut logs = interval(LOG_PERIOD);
+        logs.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flushed: Option<JoinHandle<()>> = None;
+        loop {
+            tokio::select! {
+                _ = self.beat.tick() => self.beat(),
+                _ = logs.tick() => {
+                    self.take_events();
+                    self.walk_on();
+                }
+                Some(answer) = self.answers.join_next() => match answer {
+                    Ok(answer) => self.answered(answer),
+                    // None of them panics; were it so, this lets the next beat ask again.
+                    Err(_) => (self.leasing, self.polling, self.agreeing) = (false, false, false),
+                },
+                page = next_page(&mut self.page) => self.page_answered(page),
+                Some(news) = news.recv() => self.heard(news),
+                Some(order) = orders.recv() => match order {
+                    Order::Serve { ports, stats } => self.serve(ports, stats),
+                    Order::Drain(drained) => self.drain(drained),
+                    Order::Leave => flushed = flushed.or_else(|| self.flush()),
+                },
+                () = ended(&mut flushed) => break,
+            }
+            self.after_each(now_ms());
+        }
+        let name = &self.record.name;
+        match timeout(self.round_trip_max, self.plane.release(name, self.heart.incarnation())).await {
+            Ok(Ok(_)) => tracing::info!("node {name} has left the cluster"),
+            Ok(Err(error)) => tracing::warn!("the lease runs out by itself: {error}"),
+            Err(_) => tracing::warn!("the lease runs out by itself: Redis did not answer"),
+        }
+        self.plane.close().await;
+    }
+
+    /// What may follow from anything.
+    fn after_each(&mut self, now_ms: u64) {
+        self.heart.look(now_ms);
+        if self.heart.wants_poll() {
+            self.poll();
+        }
+        if self.queue.overflowed() {
+            self.heart.presence_torn();
+        }
+        self.log_fence();
+        self.send_view();
+        self.publish();
+    }
+
+    /// Once in a beat: what is still under way from the last one is left alone, since it has a bound of its own.
+    fn beat(&mut self) {
+        self.ask_lease();
+        self.poll();
+    }
+
+    fn ask_lease(&mut self) {
+        if self.leasing {
+            return;
+        }
+        self.leasing = true;
+        let (plane, record, lease_ms) = (self.plane.clone(), self.fresh_record(), self.lease_ms);
+        let (ask, round_trip_max) = (self.heart.ask(now_ms()), self.round_trip_max);
+        self.answers.spawn(async move {
+            match ask {
+                Ask::Renew => {
+                    let sent_ms = now_ms();
+                    let result = timeout(round_trip_max, plane.renew(&record, lease_ms)).await;
+                    let result = result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max }));
+                    Answer::Renewed { sent_ms, state: record.state, result }
+                }
+                Ask::Acquire => {
+                    // Redis may still have the lease of the incarnation before: its time began with the answer, ours with the request.
+                    // Whether this works or not, what follows tells.
+                    let _ = timeout(round_trip_max, plane.release(&record.name, record.incarnation)).await;
+                    let sent_ms = now_ms();
+                    let result = timeout(round_trip_max, plane.acquire(&record, lease_ms)).await;
+                    let late = PlaneError::TimedOut { after: round_trip_max };
+                    Answer::Acquired {
+                        sent_ms,
+                        state: record.state,
+                        result: result.unwrap_or(Err(AcquireError::Plane(late))),
+                    }
+                }
+            }
+        });
+    }
+
+    fn fresh_record(&self) -> NodeRecord {
+        let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
+        NodeRecord {
+            incarnation: self.heart.incarnation(),
+            state: self.heart.state(),
+            connections: sum(|stats| stats.open.get()),
+            users: sum(|stats| stats.users.get()),
+            ..self.record.clone()
+        }
+    }
+
+    fn poll(&mut self) {
+        if !std::mem::replace(&mut self.polling, true) {
+            let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
+            self.answers.spawn(async move {
+                let result = timeout(round_trip_max, plane.poll()).await;
+                Answer::Polled(result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max })))
+            });
+        }
+    }
+
+    /// Asks for the epoch of the view, which all nodes with this view agree on.
+    fn agree(&mut self) {
+        if std::mem::replace(&mut self.agreeing, true) {
+            return;
+        }
+        let (plane, round_trip_max, view) = (self.plane.clone(), self.round_trip_max, self.heart.view());
+        self.answers.spawn(async move {
+            let result = timeout(round_trip_max, plane.epoch(view.digest, view.epoch)).await;
+            let result = result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max }));
+            Answer::Epoch { digest: view.digest, result }
+        });
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let now_ms = now_ms();
+        match answer {
+            Answer::Renewed { sent_ms, state, result } => {
+                self.leasing = false;
+                match result {
+                    Ok(renewal) => {
+                        self.heart.renewed(sent_ms, now_ms, renewal);
+                        if renewal != Renewal::Renewed {
+                            tracing::warn!(?renewal, "the lease is gone; this node takes a new incarnation");
+                            self.beat.reset_immediately();
+                        }
+                    }
+                    Err(error) => self.failed(|heart| heart.renew_failed(now_ms), &error),
+                }
+                self.told(state);
+            }
+            Answer::Acquired { sent_ms, state, result } => {
+                self.leasing = false;
+                match result {
+                    Ok(incarnation) => {
+                        if self.heart.acquired(sent_ms, now_ms, incarnation) {
+                            self.reincarnated(incarnation);
+                        }
+                    }
+                    Err(AcquireError::NameTaken { advertise, mesh, .. }) => {
+                        self.holder = Some(format!("{advertise} (mesh {mesh})"));
+                        self.heart.refused(now_ms);
+                    }
+                    Err(AcquireError::Plane(error)) => self.failed(|heart| heart.renew_failed(now_ms), &error),
+                }
+                self.told(state);
+            }
+            Answer::Polled(result) => {
+                self.polling = false;
+                match result {
+                    Ok(records) => {
+                        self.heart.polled(now_ms, records);
+                        self.agree();
+                    }
+                    Err(error) => self.failed(|heart| _ = heart.poll_failed(now_ms), &error),
+                }
+            }
+            Answer::Epoch { digest, result } => {
+                self.agreeing = false;
+                // Without an answer the node goes on with its own count; the next poll asks again.
+                if let Ok(epoch) = result {
+                    self.heart.set_epoch(digest, epoch);
+                }
+            }
+        }
+        if self.heart.redis_failing_ms().is_none() && self.redis_error.take().is_some() {
+            tracing::info!("Redis works again");
+        }
+    }
+
+    fn failed(&mut self, tell: impl FnOnce(&mut Heart), error: &PlaneError) {
+        tell(&mut self.heart);
+        if self.redis_error.is_none() {
+            tracing::warn!("Redis fails, presence waits: {error}");
+        }
+        self.redis_error = Some(error.to_string());
+    }
+
+    /// A new incarnation: all that was written before does not count any more.
+    fn reincarnated(&mut self, incarnation: u64) {
+        tracing::warn!("this node is incarnation {incarnation} now and writes all its sessions again");
+        self.holder = None;
+        self.resyncs += 1;
+        // What the logs hold is about sessions that the walk tells of too, or that have ended: it is written under the new incarnation.
+        self.queue.resync_began();
+        self.page = None;
+        self.walk.resync();
+        self.polling = false;
+        self.poll();
+    }
+
+    /// Redis was told this state, or could not be told it. One that is new by now follows at once.
+    fn told(&mut self, state: NodeState) {
+        if state != self.heart.state() {
+            self.beat.reset_immediately();
+        }
+        if state == NodeState::Draining
+            && let Some(drained) = self.drained.take()
+        {
+            // Nobody waits any more if that took too long.
+            let _ = drained.send(());
+        }
+    }
+
+    fn serve(&mut self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
+        if let Some(losers) = self.losers.take() {
+            tokio::spawn(rival::settle(self.plane.clone(), ports.clone(), self.view.subscribe(), losers));
+        }
+        self.walk = Walk::new(now_ms(), ports.len(), self.rewrite_ms);
+        if self.resyncs > 0 {
+            self.walk.resync();
+        }
+        self.shards = ShardEnds { unsent: vec![true; ports.len()], ports, stats };
+        self.heart.set_state(NodeState::Active);
+        self.beat.reset_immediately();
+    }
+
+    fn drain(&mut self, drained: oneshot::Sender<()>) {
+        self.heart.set_state(NodeState::Draining);
+        self.drained = Some(drained);
+        self.beat.reset_immediately();
+    }
+
+    /// Takes the last events and lets the writer end when it has written all.
+    fn flush(&mut self) -> Option<JoinHandle<()>> {
+        self.take_events();
+        self.queue.close();
+        let writer = self.writer.take()?;
+        Some(tokio::spawn(async move {
+            let abort = writer.abort_handle();
+            if timeout(FLUSH_TIMEOUT, writer).await.is_err() {
+                abort.abort();
+                tracing::warn!("not all of presence could be written; what is left ends with the lease");
+            }
+        }))
+    }
+
+    fn heard(&mut self, news: MeshNews) {
+        let now_ms = now_ms();
+        match news {
+            MeshNews::Heard { node, incarnation } => _ = self.heart.mesh_heard(now_ms, &node, incarnation),
+            MeshNews::Lost { node, incarnation } => _ = self.heart.mesh_lost(now_ms, &node, incarnation),
+            MeshNews::Confirmed { incarnation } => self.heart.peers_confirmed(now_ms, incarnation),
+        }
+    }
+
+    /// Hands what the shards tell to the write-behind, under the incarnation of this moment.
+    fn take_events(&mut self) {
+        // A fenced node has no incarnation that counts; the walk after the fence tells of all that is left then.
+        let serves = self.heart.look(now_ms());
+        let incarnation = self.heart.incarnation();
+        for (shard, log) in (0u32..).zip(&self.logs) {
+            // No more than are there now, so that a shard in a storm does not keep the others waiting.
+            for _ in 0..log.len() {
+                let Some(event) = log.take() else { break };
+                if serves {
+                    // What is refused because the queue is full is told by `overflowed`; a text that cannot be written is counted.
+                    self.queue.push(write_of(event, &self.node, incarnation, shard));
+                }
+            }
+            if log.take_overflowed() {
+                self.heart.presence_torn();
+            }
+        }
+    }
+
+    /// Asks for the next page of sessions, if it is time and there is room for what it brings.
+    fn walk_on(&mut self) {
+        if self.page.is_some() && self.page_asked.elapsed() > PAGE_TIMEOUT {
+            self.page = None;
+            self.walk.failed();
+        }
+        let queued = self.plane.metrics().snapshot().queued;
+        if queued > self.queue_max / 2 || self.heart.fenced().is_some() {
+            return;
+        }
+        let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
+        let Some(Page { shard, from_slot, max }) = self.walk.page(now_ms(), sessions) else { return };
+        let (answer, page) = oneshot::channel();
+        match self.shards.ports[shard].send(Control::Sessions { from_slot, max, answer }) {
+            Ok(()) => (self.page, self.page_asked) = (Some(page), Instant::now()),
+            Err(_) => self.walk.failed(),
+        }
+    }
+
+    fn page_answered(&mut self, page: Option<SessionsPage>) {
+        self.page = None;
+        let Some(page) = page else { return self.walk.failed() };
+        if self.walk.answered(page) {
+            tracing::info!("all sessions have been told of again");
+        }
+        if self.walk.is_resync() {
+            self.take_events();
+            self.walk_on();
+        }
+    }
+
+    /// Tells the shards of a view that differs in what matters. A shard whose queue is full is told the next time.
+    fn send_view(&mut self) {
+        let view = self.heart.view();
+        let now = (view.digest, view.epoch);
+        if self.sent != Some(now) {
+            self.sent = Some(now);
+            self.shards.unsent.fill(true);
+            let members: Vec<String> =
+                view.members.iter().map(|member| format!("{} {}", member.name, state_word(member.state))).collect();
+            tracing::info!("view {:016x}, epoch {}: {}", view.digest, view.epoch, members.join(", "));
+        }
+        for (port, unsent) in self.shards.ports.iter().zip(&mut self.shards.unsent) {
+            if *unsent {
+                *unsent = port.send(Control::View(view.clone())).is_err();
+            }
+        }
+        self.view.send_replace(view);
+    }
+
+    fn log_fence(&mut self) {
+        let Some(fenced) = self.heart.fenced() else {
+            self.fenced_logged = None;
+            return;
+        };
+        if self.fenced_logged.is_none_or(|at| at.elapsed() >= FENCED_LOG_PERIOD) {
+            self.fenced_logged = Some(Instant::now());
+            let holder = self.holder.as_deref().unwrap_or("nobody that is known");
+            tracing::error!(
+                ?fenced,
+                "this node is FENCED: it has no lease and must not serve; it goes on trying to get one (its name is held by {holder})"
+            );
+            self.beat.reset_immediately();
+        }
+    }
+
+    fn publish(&mut self) {
+        let view = self.heart.view();
+        let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
+            (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
+        });
+        let status = ClusterStatus {
+            state: state_word(self.heart.state()),
+            fenced: self.heart.fenced(),
+            holder: self.holder.clone(),
+            digest: view.digest,
+            members,
+            left_out: view.left_out.clone(),
+            redis: RedisStatus { failing_since_ms: self.heart.redis_failing_ms(), error: self.redis_error.clone() },
+            resyncs: self.resyncs,
+            resyncing: self.walk.is_resync(),
+            rivals: self.rivals.load(Ordering::Relaxed),
+        };
+        self.state.publish(self.heart.serve_until_ms(), self.heart.incarnation(), view.epoch, status);
+    }
+}
+
+fn write_of(event: PresenceEvent, node: &Arc<str>, incarnation: u64, shard: u32) -> PresenceWrite {
+    let entry = PresenceEntry {
+        device: event.device().into(),
+        node: node.clone(),
+        incarnation,
+        shard,
+        session: event.session,
+        since_ms: event.since_ms,
+        version: event.version,
+        class: event.class,
+    };
+    match event.online {
+        true => PresenceWrite::Login { user: event.user, entry },
+        false => PresenceWrite::logout_of(event.user, &entry),
+    }
+}
+
+/// The answer to the page asked for; never, if none was.
+async fn next_page(page: &mut Option<oneshot::Receiver<SessionsPage>>) -> Option<SessionsPage> {
+    match page {
+        Some(page) => page.await.ok(),
+        None => pending().await,
+    }
+}
+
+/// Ends when the task does; never, if there is none.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => pending().await,
+    }
+}

@@ -1,0 +1,186 @@
+//! What a node needs to be one of several.
+
+use super::{ConfigError, Judge, Placement, Settings, known, read_key, without_newline};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use trunkline_router::redis::RedisConfig;
+use trunkline_router::ring::WEIGHT_MAX;
+
+/// Shortest and longest cluster secret, bytes: below, it could be guessed; above, it is the name of another file.
+const SECRET_BYTES_MIN: usize = 16;
+const SECRET_BYTES_MAX: usize = 1_024;
+/// A renewal gets a fifth of the lease, so that one that fails can be tried three times more before the lease ends.
+const LEASE_PARTS: u64 = 5;
+/// A lease is renewed each second, or more often where a fifth of it is less.
+const BEAT_MAX: Duration = Duration::from_secs(1);
+/// Longest advertised address: the longest DNS name, a colon and a port.
+const ADVERTISE_BYTES_MAX: usize = 259;
+
+/// How a node takes part in a cluster, every value judged.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Where Redis is, with time-outs that fit the lease.
+    pub redis: RedisConfig,
+    /// Where the mesh listens; the other nodes dial it.
+    pub mesh: SocketAddr,
+    /// `host:port` that clients dial.
+    pub advertise: String,
+    /// Weight in the ring, 1 to 65535.
+    pub weight: u32,
+    /// File with the secret of the cluster; see [`ClusterConfig::load_secret`].
+    pub secret_file: PathBuf,
+    /// What becomes of a login at a node that is not the user's home.
+    pub placement: Placement,
+    /// Time to live of the lease, milliseconds.
+    pub lease_ms: u64,
+    /// Most presence writes that wait for Redis.
+    pub presence_queue_max: usize,
+}
+
+/// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClusterSecret(Box<[u8]>);
+
+impl ClusterSecret {
+    /// The secret itself.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ClusterSecret {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterSecret(…)")
+    }
+}
+
+impl ClusterConfig {
+    /// Reads the secret. One newline at the end of the file does not belong to it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the secret is too short or too long; the message names the file.
+    pub fn load_secret(&self) -> Result<ClusterSecret, ConfigError> {
+        let bytes = read_key(&self.secret_file)?;
+        let secret = without_newline(&bytes);
+        if !(SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len()) {
+            let error = format!(
+                "it holds {} bytes, and a cluster secret has {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}; \
+                 'openssl rand -hex 32' makes a good one, the same file for all nodes",
+                secret.len()
+            );
+            return Err(ConfigError::File { path: self.secret_file.clone(), error });
+        }
+        Ok(ClusterSecret(secret.into()))
+    }
+
+    /// How often the lease is renewed and the view is asked for: each second, or a fifth of a lease of less than 5 s.
+    pub fn beat(&self) -> Duration {
+        BEAT_MAX.min(Duration::from_millis(self.lease_ms / LEASE_PARTS))
+    }
+}
+
+/// Judges the settings of a cluster; `None` for a node that is alone.
+pub(super) fn cluster(
+    all: &Settings,
+    defaults: &Settings,
+    listen: &[SocketAddr],
+    judge: &Judge,
+) -> Result<Option<ClusterConfig>, ConfigError> {
+    let Some(url) = &all.redis else {
+        return alone(all, defaults, listen, judge).map(|()| None);
+    };
+    let mut redis = match RedisConfig::parse(url) {
+        Ok(redis) => redis,
+        Err(error) => return judge.refuse("redis", without_password(url), error.to_string()),
+    };
+    let lease_ms = judge.count("lease_secs", known(all.lease_secs), 2..=60)? * 1_000;
+    redis.command_timeout = redis.command_timeout.min(Duration::from_millis(lease_ms / LEASE_PARTS));
+    let Some(secret_file) = all.cluster_secret_file.clone() else {
+        return Err(ConfigError::Conflict(format!(
+            "redis ({}) is given without cluster_secret_file: give --cluster-secret-file FILE, \
+             with the secret that all nodes of the cluster share",
+            judge.origins.of("redis")
+        )));
+    };
+    Ok(Some(ClusterConfig {
+        redis,
+        mesh: mesh(known(all.mesh), judge)?,
+        advertise: advertise(all, listen, judge)?,
+        weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
+        secret_file,
+        placement: known(all.placement),
+        lease_ms,
+        presence_queue_max: judge.count("presence_queue_max", known(all.presence_queue_max), 1_000..=100_000_000)?
+            as usize,
+    }))
+}
+
+/// Whoever sets one of these means to have a cluster, and would have none.
+fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<(), ConfigError> {
+    let changed = [
+        ("mesh", all.mesh != defaults.mesh),
+        (
+            "advertise",
+            all.advertise.as_ref().is_some_and(|text| listen.first().map(ToString::to_string).as_ref() != Some(text)),
+        ),
+        ("weight", all.weight != defaults.weight),
+        ("cluster_secret_file", all.cluster_secret_file.is_some()),
+        ("placement", all.placement != defaults.placement),
+        ("lease_secs", all.lease_secs != defaults.lease_secs),
+        ("presence_queue_max", all.presence_queue_max != defaults.presence_queue_max),
+    ];
+    match changed.iter().find(|(_, changed)| *changed) {
+        Some((key, _)) => Err(ConfigError::Conflict(format!(
+            "{key} ({}) has a meaning in a cluster only, and redis is not set: \
+             give --redis redis-cluster://host:port, or leave {key} out",
+            judge.origins.of(key)
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn mesh(mesh: SocketAddr, judge: &Judge) -> Result<SocketAddr, ConfigError> {
+    if mesh.ip().is_unspecified() || mesh.port() == 0 {
+        let allowed = "the other nodes dial this address, so it must be one of this machine with a port that is not 0";
+        return judge.refuse("mesh", mesh, allowed);
+    }
+    Ok(mesh)
+}
+
+fn advertise(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<String, ConfigError> {
+    let text = known(all.advertise.clone());
+    let allowed = "clients dial this, so it must be host:port with a host they reach and a port that is not 0";
+    let computed = listen.first().map(ToString::to_string).as_ref() == Some(&text);
+    let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+    let unspecified = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    let bad = host.is_empty()
+        || text.len() > ADVERTISE_BYTES_MAX
+        || text.chars().any(|c| c.is_control() || c.is_whitespace())
+        || (host.contains(':') && !(host.starts_with('[') && host.ends_with(']')))
+        || !port.parse::<u16>().is_ok_and(|port| port != 0)
+        || unspecified;
+    if !bad {
+        return Ok(text);
+    }
+    if computed {
+        return judge.refuse("advertise", text, format!("{allowed}; it follows listen, so give --advertise HOST:PORT"));
+    }
+    judge.refuse("advertise", text, allowed)
+}
+
+/// The URL as an error may show it.
+fn without_password(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((before, hosts)) => {
+            let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+            format!("{scheme}…@{hosts}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! A real Redis Cluster below real gateways, and what Redis holds, read from DESIGN.md alone.
+
+// Every test file compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+#[path = "../../../router/tests/support/redis_cluster.rs"]
+pub(crate) mod redis_cluster;
+
+use super::support::gateway::{Gateway, gateway_command};
+use super::support::scratch::ScratchFile;
+use super::support::wait_for;
+use redis_cluster::{RedisCluster, SERVERS, free_ports};
+use std::process::Command;
+
+/// Lease of the nodes under test, seconds: the shortest there is.
+pub(crate) const LEASE_SECS: u64 = 2;
+
+/// A node's files and addresses; starts it any number of times.
+pub(crate) struct Member {
+    pub(crate) name: &'static str,
+    pub(crate) mesh: String,
+    url: String,
+    secret: ScratchFile,
+}
+
+impl Member {
+    pub(crate) fn new(cluster: &RedisCluster, name: &'static str) -> Self {
+        Member::with_url(&cluster.url(), name)
+    }
+
+    pub(crate) fn with_url(url: &str, name: &'static str) -> Self {
+        let secret = ScratchFile::new("cluster-secret", "0123456789abcdef0123456789abcdef\n");
+        let mesh = format!("127.0.0.1:{}", free_ports(1)[0]);
+        Member { name, mesh, url: url.to_owned(), secret }
+    }
+
+    /// The command that starts it, with two shards and without addresses for clients and HTTP.
+    pub(crate) fn command(&self, flags: &[&str]) -> Command {
+        let mut command = gateway_command();
+        command.args(["--shards", "2", "--node", self.name, "--redis", &self.url, "--mesh", &self.mesh]);
+        command.args(["--advertise", "gate.example.org:7700"]);
+        let lease_secs = LEASE_SECS.to_string();
+        let defaults = [
+            ("--cluster-secret-file", self.secret.path()),
+            ("--presence-queue-max", "100000"),
+            ("--drain-secs", "0"),
+            ("--lease-secs", &lease_secs),
+        ];
+        for (flag, value) in defaults {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(flags);
+        command
+    }
+
+    /// Starts it and waits until Redis has it as active.
+    pub(crate) fn start(&self, cluster: &RedisCluster, flags: &[&str]) -> Gateway {
+        let gateway = Gateway::start_command(self.command(flags));
+        wait_for("the node is active", || {
+            lease(cluster, self.name).filter(|lease| lease.record["state"] == "active").map(drop)
+        });
+        gateway
+    }
+}
+
+/// What `tl:node:{name}` holds.
+pub(crate) struct Lease {
+    pub(crate) incarnation: u64,
+    pub(crate) record: serde_json::Value,
+}
+
+/// The lease of a node, if it has one.
+pub(crate) fn lease(cluster: &RedisCluster, name: &str) -> Option<Lease> {
+    let text = redis(cluster, &["GET", &format!("tl:node:{{{name}}}")]);
+    let mut lines = text.splitn(3, '\n');
+    let incarnation = lines.next()?.parse().ok()?;
+    let record = serde_json::from_str(lines.nth(1)?).expect("the record is JSON");
+    Some(Lease { incarnation, record })
+}
+
+/// One field of `tl:user:{user}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) device: String,
+    pub(crate) version: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) session: u64,
+    pub(crate) node: String,
+    pub(crate) shard: u32,
+    pub(crate) since_ms: u64,
+    pub(crate) class: String,
+}
+
+/// What Redis holds of a user, in the order of device names; what does not count is among it.
+pub(crate) fn stored(cluster: &RedisCluster, user: u64) -> Vec<Stored> {
+    let text = redis(cluster, &["HGETALL", &user_key(user)]);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut stored: Vec<Stored> = lines.chunks_exact(2).filter_map(|pair| parse(pair[0], pair[1])).collect();
+    stored.sort_by(|a, b| a.device.cmp(&b.device));
+    stored
+}
+
+fn parse(device: &str, value: &str) -> Option<Stored> {
+    let parts: Vec<&str> = value.split('\t').collect();
+    // A mark of a logout has two parts only.
+    let [version, incarnation, session, node, shard, since_ms, class] = parts[..] else { return None };
+    Some(Stored {
+        device: device.to_owned(),
+        version: version.parse().expect("a version"),
+        incarnation: incarnation.parse().expect("an incarnation"),
+        session: session.parse().expect("a session"),
+        node: node.to_owned(),
+        shard: shard.parse().expect("a shard"),
+        since_ms: since_ms.parse().expect("a time"),
+        class: class.to_owned(),
+    })
+}
+
+/// Where a user really is: the entries whose node has its lease with that incarnation.
+pub(crate) fn live(cluster: &RedisCluster, user: u64) -> Vec<Stored> {
+    let stored = stored(cluster, user);
+    let lives =
+        |entry: &Stored| lease(cluster, &entry.node).is_some_and(|lease| lease.incarnation == entry.incarnation);
+    stored.into_iter().filter(lives).collect()
+}
+
+/// Waits until the live sessions of a user are these, in the order of device names.
+pub(crate) fn wait_live(cluster: &RedisCluster, user: u64, sessions: &[(&str, u64)]) {
+    wait_for(&format!("user {user} is online with {sessions:?}"), || {
+        let live = live(cluster, user);
+        let found: Vec<(&str, u64)> = live.iter().map(|entry| (entry.device.as_str(), entry.session)).collect();
+        (found == sessions).then_some(())
+    });
+}
+
+pub(crate) fn user_key(user: u64) -> String {
+    format!("tl:user:{{{user}}}")
+}
+
+/// One command about one key. Only the master of the key executes it; the other servers refuse.
+pub(crate) fn redis(cluster: &RedisCluster, command: &[&str]) -> String {
+    wait_for(&format!("a server executes {command:?}"), || {
+        (0..SERVERS).find_map(|server| cluster.ask(server, command).ok())
+    })
+}
