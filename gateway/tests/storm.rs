@@ -12,7 +12,7 @@ use support::random::Random;
 use support::wire::{self, Frame, Login, code, flag, kind, outcome};
 
 const USERS: u64 = 40;
-const STEPS: u32 = 6_000;
+const STEPS: u32 = 3_000;
 
 /// A user with one session at a time, which may be replaced.
 struct Actor {
