@@ -347,7 +347,7 @@ fn no_lease_is_lost_and_no_write_while_each_master_is_killed_or_paused_in_turn()
 }
 
 /// Breaks the masters of some slots, one after the other.
-fn break_masters(faults: impl IntoIterator<Item = (Fault, u16)>) {
+fn break_masters(faults: impl IntoIterator<Item = (Fault, u32)>) {
     let mut cluster = cluster();
     for ((fault, slot), round) in faults.into_iter().zip(0..) {
         let victim = cluster.master_of_slot(slot);
