@@ -59,6 +59,8 @@ close_reasons! {
     Overloaded => "overloaded", Some(Code::Overloaded);
     /// The node is shutting down.
     Draining => "draining", Some(Code::Draining);
+    /// The user's home is another node, and this one does not serve guests.
+    Moved => "moved", Some(Code::Moved);
     /// An operator ended the session.
     Kicked => "kicked", Some(Code::Kicked);
 }

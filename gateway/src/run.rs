@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, LogFormat};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, LogFormat, Placement};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
@@ -88,6 +88,7 @@ async fn control(
         limits: config.limits().clone(),
         auth: Arc::new(auth),
         listeners: listeners.by_shard,
+        placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));

@@ -45,6 +45,8 @@ pub struct ShardsConfig {
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
     pub presence_logs: Vec<Arc<PresenceLog>>,
+    /// What becomes of a login at a node that is not the user's home.
+    pub placement: crate::config::Placement,
 }
 
 /// The running shards.
@@ -124,6 +126,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
+                placement: config.placement,
             },
         });
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::client::Client;
 use support::gateway::Gateway;
 use support::wait_for;
-use support::wire::{Login, code};
+use support::wire::{self, Login, code, kind};
 
 fn cluster() -> &'static RedisCluster {
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
@@ -141,6 +141,50 @@ fn each_device_has_a_session_and_a_new_login_replaces_the_old_one() {
     drop(desk);
     wait_live(cluster(), user, &[("phone", newer_ok.session)]);
     gateway.finish();
+}
+
+/// `None` when the node serves the user, or where it sends the client.
+fn log_in_or_redirect(gateway: &Gateway, user: u64) -> Option<String> {
+    let mut client = Client::connect(gateway);
+    client.write(&Login::of(user).frame());
+    let answer = client.recv();
+    if answer.kind == kind::LOGIN_OK {
+        return None;
+    }
+    assert_eq!((answer.kind, answer.aux), (kind::BYE, code::MOVED));
+    client.expect_closed();
+    Some(wire::bye_redirect(&answer))
+}
+
+#[test]
+fn a_node_that_takes_no_guests_sends_each_user_home() {
+    let names = ["east", "west"];
+    let addresses = names.map(|name| format!("{name}.example.org:7700"));
+    let members = names.map(|name| Member::new(cluster(), name));
+    let gateways: [_; 2] = std::array::from_fn(|at| {
+        members[at].start(cluster(), &["--placement", "redirect", "--advertise", &addresses[at]])
+    });
+    // The nodes of other tests come and go in this ring, so the two may be of different views for a moment, and some users are at home elsewhere.
+    let mut homes = [0; 2];
+    for user in 7_001..7_101 {
+        let home = wait_for("one node serves the user and the other names it", || {
+            match [0, 1].map(|at| log_in_or_redirect(&gateways[at], user)) {
+                [None, Some(elsewhere)] => (elsewhere == addresses[0]).then_some(Some(0)),
+                [Some(elsewhere), None] => (elsewhere == addresses[1]).then_some(Some(1)),
+                [Some(one), Some(other)] => (one == other && !addresses.contains(&one)).then_some(None),
+                [None, None] => None,
+            }
+        });
+        if let Some(at) = home {
+            homes[at] += 1;
+        }
+    }
+    assert!(homes.iter().all(|users| *users > 0), "{homes:?}");
+    let moved: u64 = gateways.iter().map(|gateway| gateway.metrics().closed("moved")).sum();
+    assert!(moved >= 100, "{moved} connections were sent elsewhere");
+    for gateway in gateways {
+        gateway.finish();
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! LOGIN, and the move of a logged-in connection to the home shard of its user.
 
 use super::shard::Shard;
+use crate::config::Placement;
 use crate::conn::{Conn, ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::CLASS_BYTES_MAX;
@@ -27,6 +28,9 @@ impl Shard {
             tracing::debug!(user = login.user, %error, "login refused");
             return self.close(slot, CloseReason::BadCredentials);
         }
+        if let Some(address) = self.home_elsewhere(login.user) {
+            return self.close_towards(slot, CloseReason::Moved, address);
+        }
         let limits = &self.links.limits;
         let heartbeat_secs = match login.heartbeat_secs {
             0 => limits.heartbeat_secs,
@@ -50,6 +54,19 @@ impl Shard {
         self.links.wheel.disarm(slot);
         self.departing.insert(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
+    }
+
+    /// Where the client is to go, if this node sends guests away and the user's home is another one.
+    fn home_elsewhere(&self, user: u64) -> Option<String> {
+        if self.placement == Placement::Accept {
+            return None;
+        }
+        let view = self.view.as_ref()?;
+        let home = view.ring.as_ref()?.owner(user).name();
+        if home == self.node {
+            return None;
+        }
+        view.member(home).map(|home| home.advertise.clone())
     }
 
     /// The particulars of a departing connection, with all that came behind its LOGIN.

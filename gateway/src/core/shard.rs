@@ -3,6 +3,7 @@
 
 use super::links::{Links, TICK_MS, ticks};
 use crate::auth::Auth;
+use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase};
 use crate::inbox::Inboxes;
 use crate::io::{HandoverToken, Now};
@@ -37,6 +38,7 @@ pub(crate) struct ShardConfig {
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
     pub(crate) presence_log: Option<Arc<PresenceLog>>,
+    pub(crate) placement: Placement,
 }
 
 /// State of one shard.
@@ -49,6 +51,7 @@ pub(crate) struct Shard {
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
     pub(crate) presence_log: Option<PresenceWriter>,
+    pub(crate) placement: Placement,
     /// The nodes that count, as last heard; `None` when the node is alone, or has just started.
     pub(crate) view: Option<Arc<View>>,
     pub(crate) inboxes: Inboxes,
@@ -82,6 +85,7 @@ impl Shard {
             presence: Embedded::new(limits.devices_per_user_max, limits.connections_max as usize),
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             view: None,
+            placement: config.placement,
             inboxes: Inboxes::new(limits.unacked_per_user_max, limits.unacked_total_bytes_max),
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -145,6 +149,11 @@ impl Shard {
     /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a connection whose end is
     /// decided already keeps its first reason.
     pub(crate) fn close(&mut self, slot: u32, reason: CloseReason) {
+        self.close_towards(slot, reason, String::new());
+    }
+
+    /// The same, with the address the client is to connect to instead.
+    pub(crate) fn close_towards(&mut self, slot: u32, reason: CloseReason, redirect: String) {
         let tick = self.links.tick;
         let conn = self.links.slots.at(slot);
         let phase = conn.phase;
@@ -162,7 +171,7 @@ impl Shard {
             self.links.discard_pending(slot);
         }
         if let Some(code) = reason.code() {
-            let bye = self.bye(reason, slot);
+            let bye = self.bye(reason, slot, redirect);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
@@ -176,7 +185,7 @@ impl Shard {
     }
 
     /// The parting words: when to come back where that helps, spread so that not all come at once.
-    fn bye(&self, reason: CloseReason, slot: u32) -> Bye {
+    fn bye(&self, reason: CloseReason, slot: u32, redirect: String) -> Bye {
         let spread = trunkline_router::hash::user_hash(u64::from(slot) << 44 | self.now.wall_ms) % RECONNECT_SPREAD_MS;
         let reconnect_after_ms = match reason {
             CloseReason::Draining | CloseReason::Overloaded => 500 + spread as u32,
@@ -186,7 +195,7 @@ impl Shard {
             CloseReason::LoginTimeout => "no LOGIN came in time",
             _ => reason.code().map_or("", |code| code.text()),
         };
-        Bye { reconnect_after_ms, redirect: String::new(), text: text.to_owned() }
+        Bye { reconnect_after_ms, redirect, text: text.to_owned() }
     }
 
     /// Removes a session from presence. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.

@@ -2,6 +2,7 @@
 
 use super::scenario::Scenario;
 use crate::auth::Auth;
+use crate::config::Placement;
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, ShardConfig};
 use crate::io::HandoverToken;
@@ -60,6 +61,7 @@ impl Node {
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
+                placement: Placement::Accept,
             };
             let io = SimIo::new(world.clone(), usize::from(shard));
             let core = Core::new(io, config, port.clone(), scenario.listeners);

@@ -38,10 +38,10 @@ impl Member {
     pub(crate) fn command(&self, flags: &[&str]) -> Command {
         let mut command = gateway_command();
         command.args(["--shards", "2", "--node", self.name, "--redis", &self.url, "--mesh", &self.mesh]);
-        command.args(["--advertise", "gate.example.org:7700"]);
         let lease_secs = LEASE_SECS.to_string();
         let defaults = [
             ("--cluster-secret-file", self.secret.path()),
+            ("--advertise", "gate.example.org:7700"),
             ("--presence-queue-max", "100000"),
             ("--drain-secs", "0"),
             ("--lease-secs", &lease_secs),

@@ -63,6 +63,7 @@ pub(crate) mod code {
     pub(crate) const TOO_SLOW: u16 = 10;
     pub(crate) const RATE_LIMITED: u16 = 11;
     pub(crate) const DRAINING: u16 = 12;
+    pub(crate) const MOVED: u16 = 13;
     pub(crate) const OVERLOADED: u16 = 14;
     pub(crate) const KICKED: u16 = 15;
     pub(crate) const BAD_REQUEST: u16 = 20;
@@ -249,6 +250,12 @@ impl LoginOk {
 }
 
 /// Checks that the body of a BYE is a `Bye`, and gives its text.
+/// Where a BYE sends its client.
+pub(crate) fn bye_redirect(frame: &Frame) -> String {
+    assert_eq!(frame.kind, kind::BYE);
+    MessageFields::parse(&frame.body).text(2)
+}
+
 pub(crate) fn bye_text(frame: &Frame) -> String {
     assert_eq!(frame.kind, kind::BYE);
     MessageFields::parse(&frame.body).text(3)
