@@ -120,10 +120,11 @@ settings! {
 
     ["Cluster"]
     /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
-    /// Without it this node is alone, and the settings below have no meaning.
+    /// Without it this node is alone, and the settings below have no meaning. With it nodes share membership and presence, but no messages:
+    /// a recipient whose session is on another node counts as offline.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
-    /// Address and port at which the other nodes reach this one.
+    /// Address and port for the links of other nodes: shown to them, but nothing listens there in this version.
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.
     advertise: [String] "HOST:PORT" "TRUNKLINE_ADVERTISE" Computed("the first address of listen");

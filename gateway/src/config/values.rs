@@ -109,7 +109,7 @@ pub enum AuthKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// The user is served here, as a guest of the home node.
+    /// The user is served here.
     Accept,
     /// The client is sent to the home node.
     Redirect,

@@ -42,7 +42,6 @@ impl SentAway {
 
     /// Whether one more may be handed over.
     pub(crate) fn has_room(&self) -> bool {
-        // Answered messages keep their place in the order until their deadline or the next sweep.
         self.owed.len() < self.messages_max
     }
 
