@@ -133,6 +133,8 @@ impl<I: Io> Core<I> {
                 }
                 self.shard.adopted(token, slot);
             }
+            // Nobody has asked for a dial.
+            Completion::Dialed { result, .. } => self.shard.unexpected(result.ok()),
             Completion::Tick => self.io.tick_after(TICK_MS as u32),
             Completion::Wake => {}
         }
@@ -262,7 +264,9 @@ impl<I: Io> Core<I> {
                 Control::Drain => {
                     self.shard.begin_drain();
                     self.drive_accepts();
-                    self.io.stop_listening();
+                    for listener in 0..self.listeners.len() {
+                        self.io.stop_listening(listener as u16);
+                    }
                 }
             }
         }

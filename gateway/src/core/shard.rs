@@ -146,6 +146,16 @@ impl Shard {
         }
     }
 
+    /// A connection nobody asked for is in a slot: it is closed. Without a slot there is nothing to close.
+    pub(crate) fn unexpected(&mut self, slot: Option<u32>) {
+        self.links.stats.ring_stale.add(1);
+        if let Some(slot) = slot
+            && self.links.slots.occupy(slot, Phase::Finishing).is_some()
+        {
+            self.links.mark_dirty(slot);
+        }
+    }
+
     /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a connection whose end is
     /// decided already keeps its first reason.
     pub(crate) fn close(&mut self, slot: u32, reason: CloseReason) {
