@@ -62,6 +62,7 @@ impl Node {
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
+                cluster: None,
             };
             let io = SimIo::new(world.clone(), 0, shard);
             let core = Core::new(io, config, port.clone(), scenario.listeners);
