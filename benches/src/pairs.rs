@@ -22,7 +22,7 @@ use crate::{
     progress::Progress,
     report::{Machine, median, table, write_json},
     server::{GatewayCommand, Server},
-    site::{Crossings, NodesArgs, RedisUse, Site},
+    site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     sockets::{self, descriptor_limit},
     traffic::{self, Measurement, Stretch},
     users::{Placement, Seats},
@@ -359,7 +359,7 @@ fn round_of(
     site.await_presence(|time| traffic::keep_quiet(&mut fleet, users, time))?;
     let quiet = match site.redis_mark()? {
         Some(mark) if case.redis_quiet.is_none() => {
-            traffic::keep_quiet(&mut fleet, users, length)?;
+            traffic::keep_quiet(&mut fleet, users, length.max(QUIET_MIN))?;
             site.redis_since(Some(mark), 0)?
         }
         _ => None,

@@ -13,7 +13,7 @@ use crate::{
     progress::Progress,
     report::table,
     scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
-    site::{Crossings, NodesArgs, RedisUse, Site},
+    site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     users::{Placement, Seats},
 };
 
@@ -118,7 +118,7 @@ fn measure(
     site.await_presence(|time| crowd.run_for(&mut fleet, time, |_| ()))?;
     let redis_quiet = match site.redis_mark()? {
         Some(mark) => {
-            crowd.run_for(&mut fleet, secs, |_| ())?;
+            crowd.run_for(&mut fleet, secs.max(QUIET_MIN), |_| ())?;
             site.redis_since(Some(mark), 0)?
         }
         None => None,

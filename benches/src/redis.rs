@@ -83,8 +83,8 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// A cluster that runs already. Errors: the URL is wrong, nobody answers, or a server is not on loopback and may not be used.
-    pub(crate) fn running(url: &str, beyond_loopback: bool) -> Result<Redis, Failure> {
+    /// A cluster that runs already. Errors: the URL is wrong, nobody answers, or a server is not on loopback.
+    pub(crate) fn running(url: &str) -> Result<Redis, Failure> {
         let config = RedisConfig::parse(url).map_err(|error| Failure::Setup(format!("--redis {error}")))?;
         let login = config.password.as_ref().map(|password| {
             let user = config.username.iter().cloned();
@@ -93,12 +93,17 @@ impl Redis {
         let mut redis = Redis { url: url.to_owned(), login, masters: Vec::new(), servers: Vec::new(), _folder: None };
         let mut failed = Failure::Setup("--redis names no server".to_owned());
         for (host, port) in &config.hosts {
-            let addresses = (host.as_str(), *port).to_socket_addrs();
-            let nodes = addresses.and_then(|mut addresses| {
-                let address = addresses.next().ok_or_else(|| io::Error::other("the name has no address"))?;
-                redis.ask(address, &["CLUSTER", "NODES"])
-            });
-            match nodes {
+            let address = (host.as_str(), *port)
+                .to_socket_addrs()
+                .and_then(|mut addresses| addresses.next().ok_or_else(|| io::Error::other("the name has no address")));
+            let address = match address {
+                Ok(address) => on_loopback(address)?,
+                Err(error) => {
+                    failed = Failure::system(&format!("looking {host} up"), error);
+                    continue;
+                }
+            };
+            match redis.ask(address, &["CLUSTER", "NODES"]) {
                 Ok(nodes) => {
                     redis.masters = masters(&nodes);
                     failed = Failure::Setup(format!("the Redis Cluster at {host}:{port} has no masters with slots"));
@@ -110,12 +115,8 @@ impl Redis {
         if redis.masters.is_empty() {
             return Err(failed);
         }
-        match redis.masters.iter().find(|master| !master.ip().is_loopback() && !beyond_loopback) {
-            Some(master) => Err(Failure::Setup(format!(
-                "the Redis server {master} is not on loopback: the load would go there, and the bench does not do that"
-            ))),
-            None => Ok(redis),
-        }
+        redis.masters.iter().try_for_each(|master| on_loopback(*master).map(drop))?;
+        Ok(redis)
     }
 
     /// Starts three masters and three replicas on free ports of loopback and waits until they agree that all is well.
@@ -235,6 +236,15 @@ impl Redis {
         }
         exchange(&mut command.iter().copied())
     }
+}
+
+fn on_loopback(server: SocketAddr) -> Result<SocketAddr, Failure> {
+    if server.ip().is_loopback() {
+        return Ok(server);
+    }
+    Err(Failure::Setup(format!(
+        "the Redis server {server} is not on loopback: the nodes write each login there, and a bench has no business doing that to a service"
+    )))
 }
 
 fn asked(server: SocketAddr, error: io::Error) -> Failure {

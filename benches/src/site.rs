@@ -26,13 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PRESENCE_PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at the nodes' counters.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// A time without messages holds several renewals and polls of each node, which come once a second.
+pub(crate) const QUIET_MIN: Duration = Duration::from_secs(4);
 /// Counters of links are brought up to date at each tick of a shard, a tenth of a second.
 const LINK_COUNTERS_DELAY: Duration = Duration::from_millis(250);
 
 /// How many gateways, and what they know each other by.
 #[derive(Clone, Debug, Args, Serialize)]
 pub(crate) struct NodesArgs {
-    /// Gateways, all on the servers' core: with 2 or more they are the nodes of one cluster, each user logs in at its home
+    /// Gateways: with 2 or more they are the nodes of one cluster, each user logs in at its home
     /// node, and the CPU of all nodes counts
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=9))]
     pub(crate) nodes: u32,
@@ -41,6 +43,9 @@ pub(crate) struct NodesArgs {
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     #[serde(skip)]
     redis: Option<String>,
+    /// Cores of the nodes, in turn; the load is on core 1. On one core nodes share its caches and its time, as shards do
+    #[arg(long, value_name = "CORES", value_delimiter = ',', default_values_t = [SERVER_CORE])]
+    node_cores: Vec<usize>,
 }
 
 impl NodesArgs {
@@ -176,7 +181,7 @@ impl Site {
         }
         let redis = match nodes.redis.as_deref() {
             None | Some("") => Redis::start()?,
-            Some(url) => Redis::running(url, false)?,
+            Some(url) => Redis::running(url)?,
         };
         // Names decide who is whose home: the same ones in each run, where no other node can be.
         let prefix = if redis.is_own() { "node-".to_owned() } else { format!("bench-{}-", std::process::id()) };
@@ -189,8 +194,9 @@ impl Site {
         let text = format!("{}-{:?}-of-a-bench\n", std::process::id(), Instant::now());
         fs::write(&secret, text).map_err(|error| Failure::system(&format!("writing {}", secret.display()), error))?;
         let mut servers = Vec::new();
-        for (name, port) in names.iter().zip(free_ports(names.len())) {
-            let mut command = gateway.command(connections, Some(SERVER_CORE))?;
+        let cores = nodes.node_cores.iter().copied().cycle();
+        for ((name, port), core) in names.iter().zip(free_ports(names.len())).zip(cores) {
+            let mut command = gateway.command(connections, Some(core))?;
             let (mesh, secret) = (format!("127.0.0.1:{port}"), secret.display().to_string());
             // Nobody is sent anywhere by its address for clients, which a port chosen by the system is not known in advance for.
             let own = ["--node", name, "--redis", redis.url(), "--mesh", &mesh, "--cluster-secret-file", &secret];
