@@ -31,7 +31,7 @@ pub use exposition::write_cluster;
 pub use heart::{Ask, Heart};
 pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, ClusterSecret};
 use crate::control::ControlPort;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
@@ -92,8 +92,13 @@ impl Cluster {
     /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
     ///
     /// # Errors
-    /// When Redis does not work or the name is in use; the message says what to do.
-    pub async fn join(config: &ClusterConfig, node: &str, shards: u16) -> Result<Self, StartupError> {
+    /// When Redis does not work, the name is in use, or other nodes have another secret; the message says what to do.
+    pub async fn join(
+        config: &ClusterConfig,
+        secret: &ClusterSecret,
+        node: &str,
+        shards: u16,
+    ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
         let plane = Plane::connect(&config.redis).await.map_err(|error| failed(&error))?;
         let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
@@ -110,7 +115,19 @@ impl Cluster {
             users: 0,
             started_ms,
             life: 0,
+            secret_mark: secret.mark(),
         };
+        // Found out before it takes anybody's place in the ring: nobody could reach it there.
+        let members = plane.poll().await.map_err(|error| failed(&error))?;
+        let stranger =
+            members.iter().find(|member| !member.secret_mark.is_empty() && member.secret_mark != record.secret_mark);
+        if let Some(stranger) = stranger {
+            return Err(StartupError::Cluster(format!(
+                "node {} is in this cluster with another secret: give both nodes the same file as --cluster-secret-file, \
+                 or this one another --redis",
+                stranger.name
+            )));
+        }
         let mut heart = Heart::new(node, config.lease_ms);
         let sent_ms = crate::clock::now_ms();
         let incarnation = plane.acquire(&record, config.lease_ms).await.map_err(|error| failed(&error))?;

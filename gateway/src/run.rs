@@ -75,9 +75,9 @@ async fn control(
     let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
     tokio::spawn(http::serve(http_listener, http::router(node.clone())));
 
-    let cluster = match &config.cluster {
-        Some(cluster) => Some(tokio::select! {
-            joined = Cluster::join(cluster, &config.node, config.shards) => joined?,
+    let cluster = match config.cluster.as_ref().zip(mesh.as_ref()) {
+        Some((cluster, (secret, _))) => Some(tokio::select! {
+            joined = Cluster::join(cluster, secret, &config.node, config.shards) => joined?,
             name = signals.next() => end_at_once(name),
         }),
         None => None,

@@ -126,6 +126,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         users: 4,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 
