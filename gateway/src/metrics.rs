@@ -149,6 +149,7 @@ shard_stats! {
     mesh_records_in: Counter "trunkline_mesh_records_received_total" "" "Records taken from other nodes.";
     mesh_resent: Counter "trunkline_mesh_records_resent_total" "" "Records sent again after a reconnect.";
     mesh_refused: Counter "trunkline_mesh_records_refused_total" "" "Records not queued because the link held as much as it may.";
+    mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
     mesh_given_back: Counter "trunkline_mesh_records_given_back_total" "" "Records not confirmed when their stream ended.";
