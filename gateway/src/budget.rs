@@ -97,7 +97,7 @@ impl Budget {
         let pairs = shards * (shards - 1);
         let node = |per_shard: usize, factor: u64| (per_shard as u64).saturating_mul(shards).saturating_mul(factor);
         let size = |bytes: u64| Size(bytes).rounded();
-        let http = crate::http::CONNECTIONS_MAX as u64;
+        let http = u64::from(crate::http::CONNECTIONS_MAX);
         let mut terms = vec![
             Term {
                 name: "connection slots",

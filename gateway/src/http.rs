@@ -2,11 +2,8 @@
 
 mod api;
 mod cluster;
-mod problem;
-mod serve;
 
 pub use api::router;
-pub use serve::{CONNECTIONS_MAX, serve};
 
 use crate::clock::now_ms;
 use crate::cluster::ClusterState;
@@ -17,6 +14,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+
+/// Connections served at a time; further ones wait in the backlog. Each has its place in the memory budget.
+pub const CONNECTIONS_MAX: u32 = 64;
 
 /// Version of the gateway.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,28 +1,29 @@
 //! `gateway run`: from a configuration to running shards, and to their orderly end.
 
 use crate::{Failure, print};
-use std::io::{self, IsTerminal};
+use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, LogFormat, Placement};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, Placement};
 use trunkline_gateway::control::{Control, ControlPort};
-use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
+use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
+use trunkline_router::command::{Signals, init_log, near};
+use trunkline_router::http::serve;
 
 /// Pause before a request is given to a shard again whose queue was full.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
-    init_log(config);
+    init_log(&config.log, config.log_format);
     let auth = config.auth.load()?;
     config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let kind = match auth {
@@ -46,16 +47,6 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     runtime.block_on(control(config, auth, listeners, http_listener))
 }
 
-fn init_log(config: &Config) {
-    let filter = EnvFilter::builder().parse_lossy(&config.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Plain => log.with_ansi(false).without_time().init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
 /// The life of the control thread.
 async fn control(
     config: &Config,
@@ -70,7 +61,8 @@ async fn control(
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let addresses = listeners.addresses.clone();
     let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
-    tokio::spawn(http::serve(http_listener, http::router(node.clone())));
+    // It ends with the process, so that metrics and progress are shown to the last.
+    tokio::spawn(serve(http_listener, http::router(node.clone()), CONNECTIONS_MAX, pending()));
 
     let cluster = match &config.cluster {
         Some(cluster) => Some(tokio::select! {
@@ -161,23 +153,12 @@ fn say(text: &str) {
 
 /// The command that talks to this node.
 fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> String {
-    // A client on this machine reaches a node that listens everywhere by loopback.
-    let reachable = |mut address: SocketAddr| {
-        if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() {
-                std::net::Ipv4Addr::LOCALHOST.into()
-            } else {
-                std::net::Ipv6Addr::LOCALHOST.into()
-            });
-        }
-        address.to_string()
-    };
     let mut flags = String::new();
-    if reachable(address) != "127.0.0.1:7700" {
-        flags.push_str(&format!(" --addr {}", reachable(address)));
+    if near(address).to_string() != "127.0.0.1:7700" {
+        flags.push_str(&format!(" --addr {}", near(address)));
     }
-    if reachable(http_address) != "127.0.0.1:7780" {
-        flags.push_str(&format!(" --http {}", reachable(http_address)));
+    if near(http_address).to_string() != "127.0.0.1:7780" {
+        flags.push_str(&format!(" --http {}", near(http_address)));
     }
     match config.auth {
         AuthConfig::Open => format!("next: chat --user 1{flags}   and in another terminal: chat --user 2{flags}\n"),
@@ -221,25 +202,6 @@ fn shard_failed(end: Option<ShardEnd>) -> Failure {
 fn end_at_once(name: &str) -> ! {
     tracing::info!("{name}: ended at once");
     std::process::exit(0)
-}
-
-/// The signals that end a node.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::values::{AuthKind, LogFormat, Placement, ReadModeKind, Size};
+use super::LogFormat;
+use super::values::{AuthKind, Placement, ReadModeKind, Size};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;

@@ -1,7 +1,6 @@
 //! The routes.
 
 use super::cluster::{ClusterDescription, describe_cluster};
-use super::problem::Problem;
 use super::{Node, VERSION};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
@@ -10,9 +9,8 @@ use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -22,23 +20,21 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use trunkline_router::hash::home_shard;
+use trunkline_router::http::{Problem, Routes};
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The API of a node.
 pub fn router(node: Arc<Node>) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/node", get(describe_node))
-        .route("/v1/users/{user}", get(describe_user))
-        .route("/v1/users/{user}/kick", post(kick_user))
-        .fallback(async |uri: Uri| Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path())))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
-        })
+    Routes::new()
+        .get("/healthz", async || "ok\n")
+        .get("/readyz", ready)
+        .get("/metrics", metrics)
+        .get("/v1/node", describe_node)
+        .get("/v1/users/{user}", describe_user)
+        .post("/v1/users/{user}/kick", kick_user)
+        .into_router("")
         .with_state(node)
 }
 

@@ -1,6 +1,5 @@
 //! The API over a real loopback socket, with shards that are a thread answering requests, or nobody at all.
 
-use super::serve::serve_connection;
 use super::*;
 use crate::control::{CONTROL_QUEUE_LEN, Control, SessionInfo};
 use crate::reason::CloseReason;
@@ -10,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use trunkline_router::hash::home_shard;
+use trunkline_router::http::serve;
 
 const SHARDS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,23 +44,13 @@ struct Api {
 
 impl Api {
     fn serve(node: Arc<Node>) -> Api {
-        Api::serve_for(node, Duration::from_secs(300), Duration::from_secs(10))
-    }
-
-    fn serve_for(node: Arc<Node>, lifetime: Duration, last_answer: Duration) -> Api {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                if lifetime.as_secs() == 300 {
-                    return serve(listener, router(node)).await;
-                }
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    tokio::spawn(serve_connection(stream, router(node.clone()), lifetime, last_answer));
-                }
+                serve(listener, router(node), CONNECTIONS_MAX, std::future::pending()).await;
             });
         });
         Api { address }
@@ -340,19 +330,6 @@ fn several_requests_share_a_connection() {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");
-}
-
-#[test]
-fn a_connection_has_an_end_even_if_it_never_asks() {
-    let api = Api::serve_for(node(), Duration::from_millis(50), Duration::from_millis(50));
-    let mut silent = api.connect();
-    let mut half = api.connect();
-    half.write_all(b"GET /healthz HT").unwrap();
-    for stream in [&mut silent, &mut half] {
-        let mut rest = Vec::new();
-        stream.read_to_end(&mut rest).unwrap();
-        assert_eq!(rest, b"");
-    }
 }
 
 #[test]

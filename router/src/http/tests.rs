@@ -5,7 +5,7 @@ use crate::api::{self, PreviewRequest};
 use crate::dispatch::Strategy;
 use crate::membership::{Membership, NodeRecord, NodeState};
 use axum::body::{Body, to_bytes};
-use axum::http::{Request, header};
+use axum::http::{Request, StatusCode, header};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
@@ -159,8 +159,12 @@ impl Gateway {
 }
 
 impl Source for Gateway {
-    fn picture(&self) -> Option<Picture> {
-        self.picture.clone()
+    fn picture(&self) -> Result<Picture, String> {
+        self.picture.clone().ok_or_else(|| "nothing is known yet".to_owned())
+    }
+
+    fn preview_weight_max(&self) -> u32 {
+        4_096
     }
 
     async fn entries(&self, user: u64) -> Result<Vec<PresenceEntry>, String> {
@@ -179,8 +183,8 @@ fn ask(gateway: Gateway, request: Request<Body>) -> (StatusCode, header::HeaderM
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         // As a gateway does it: among routes of its own.
-        let router =
-            axum::Router::new().route("/mine", axum::routing::get(async || "mine")).merge(reads(Arc::new(gateway)));
+        let routes = Routes::new().get("/mine", async || "mine").reads();
+        let router = routes.into_router("").with_state(Arc::new(gateway));
         let response = TowerToHyperService::new(router).call(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = to_bytes(body, 1 << 20).await.unwrap();
@@ -258,7 +262,7 @@ fn every_answer_at_its_emptiest_is_as_documented() {
     assert_is("User", &json(serde_json::to_value(api::user(&picture.view, 1, Vec::new()))));
     assert_is("Explanation", &json(serde_json::to_value(api::explain(&picture, 1, None, None).unwrap())));
     let request: PreviewRequest = serde_json::from_value(json!({"add": [{"name": "a"}], "sample": 1})).unwrap();
-    assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request).unwrap())));
+    assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request, u32::MAX).unwrap())));
     assert_is("Account", &json(serde_json::to_value(writes::Account { name: "ada".into(), user: u64::MAX })));
     let login = writes::Login {
         user: u64::MAX,
@@ -310,6 +314,7 @@ fn bad_requests_are_refused_with_the_correction() {
         (json!({"remove": "a"}), "expected a sequence"),
         (json!({"weights": {"a": -1}}), "u32"),
         (json!({"remove": ["x"]}), "those that are: a, b"),
+        (json!({"add": [{"name": "d", "weight": 4_093}]}), "come to 4097, and this process previews 4096 at most"),
         (json!([1]), "JSON object"),
     ] {
         refused.push((body.to_string(), post(Gateway::new(), "/v1/ring/preview", &body), hint));
