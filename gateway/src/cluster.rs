@@ -7,6 +7,7 @@
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
+//! | `reader.rs` | what questions about the cluster are answered from |
 //! | `exposition.rs` | the same as metrics |
 //!
 //! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when they run. Each beat
@@ -21,6 +22,7 @@
 
 mod exposition;
 mod heart;
+mod reader;
 mod rival;
 mod state;
 mod task;
@@ -28,6 +30,7 @@ mod walk;
 
 pub use exposition::write_cluster;
 pub use heart::{Ask, Heart};
+pub use reader::ClusterReader;
 pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 
 use crate::config::ClusterConfig;
@@ -81,7 +84,7 @@ pub enum MeshNews {
 pub struct Cluster {
     orders: mpsc::Sender<Order>,
     news: mpsc::Sender<MeshNews>,
-    state: Arc<ClusterState>,
+    reader: ClusterReader,
     logs: Vec<Arc<PresenceLog>>,
     task: JoinHandle<()>,
     round_trip_max: Duration,
@@ -120,14 +123,15 @@ impl Cluster {
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, plane, heart, record, state.clone(), logs.clone());
+        let task = Task::new(config, plane.clone(), heart, record, state.clone(), logs.clone());
+        let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
-        Ok(Cluster { orders, news, state, logs, task, round_trip_max })
+        Ok(Cluster { orders, news, reader, logs, task, round_trip_max })
     }
 
     /// What the rest of the process may know.
-    pub fn state(&self) -> &Arc<ClusterState> {
-        &self.state
+    pub fn reader(&self) -> &ClusterReader {
+        &self.reader
     }
 
     /// Where each shard tells of its sessions, by shard.

@@ -1,22 +1,34 @@
-//! The HTTP API of the control thread: health, metrics, the node, its users.
+//! The HTTP API of the control thread: health, metrics, the node, and the questions about nodes and users that a router answers too.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `api.rs` | the routes of a node |
+//! | `source.rs` | where the answers come from that a router gives too: the cluster, or this one node |
+//! | `cluster.rs` | the cluster as `/v1/node` shows it |
+//! | `document.rs` | the OpenAPI document |
 
 mod api;
 mod cluster;
+mod document;
+mod source;
 
 pub use api::router;
 
 use crate::clock::now_ms;
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterReader, ClusterState};
 use crate::control::ControlPort;
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Connections served at a time; further ones wait in the backlog. Each has its place in the memory budget.
 pub const CONNECTIONS_MAX: u32 = 64;
+
+/// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the memory budget.
+pub const PREVIEW_WEIGHT_MAX: u32 = 4_096;
 
 /// Version of the gateway.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -29,9 +41,12 @@ pub struct Node {
     listen: Vec<SocketAddr>,
     http: SocketAddr,
     started: Instant,
+    started_ms: u64,
     shards: OnceLock<ShardHandles>,
     draining: AtomicBool,
-    cluster: OnceLock<Arc<ClusterState>>,
+    /// Whether it is to be one of several.
+    joins: bool,
+    cluster: OnceLock<ClusterReader>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -66,16 +81,18 @@ impl NodeState {
 }
 
 impl Node {
-    /// A node that is starting. `listen` and `http` are the addresses it is bound to.
-    pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr) -> Self {
+    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be one of several.
+    pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr, joins: bool) -> Self {
         Node {
             name,
             limits,
             listen,
             http,
             started: Instant::now(),
+            started_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
             shards: OnceLock::new(),
             draining: AtomicBool::new(false),
+            joins,
             cluster: OnceLock::new(),
         }
     }
@@ -92,7 +109,7 @@ impl Node {
     ///
     /// # Panics
     /// When it is said twice.
-    pub fn set_cluster(&self, cluster: Arc<ClusterState>) {
+    pub fn set_cluster(&self, cluster: ClusterReader) {
         assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
     }
 
@@ -113,7 +130,7 @@ impl Node {
     }
 
     fn cluster(&self) -> Option<&ClusterState> {
-        self.cluster.get().map(|cluster| &**cluster)
+        self.cluster.get().map(|cluster| &**cluster.state())
     }
 
     /// Why the node is not ready; `None` if it is.
@@ -127,6 +144,11 @@ impl Node {
 
     fn stats(&self) -> &[Arc<ShardStats>] {
         self.shards.get().map_or(&[], |shards| &shards.stats)
+    }
+
+    /// The sum of a number over all shards; 0 before they run.
+    fn sum(&self, number: fn(&ShardStats) -> u64) -> u64 {
+        self.stats().iter().map(|stats| number(stats)).sum()
     }
 }
 

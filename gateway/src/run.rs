@@ -60,7 +60,8 @@ async fn control(
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let addresses = listeners.addresses.clone();
-    let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
+    let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
+    let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins));
     // It ends with the process, so that metrics and progress are shown to the last.
     tokio::spawn(serve(http_listener, http::router(node.clone()), CONNECTIONS_MAX, pending()));
 
@@ -72,7 +73,7 @@ async fn control(
         None => None,
     };
     if let Some(cluster) = &cluster {
-        node.set_cluster(cluster.state().clone());
+        node.set_cluster(cluster.reader().clone());
     }
 
     let shards_config = ShardsConfig {

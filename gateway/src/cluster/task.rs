@@ -158,6 +158,11 @@ impl Task {
         task
     }
 
+    /// The views as they come.
+    pub(super) fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
     /// Runs until it is ordered to leave.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut news: mpsc::Receiver<MeshNews>) {
         let mut logs = interval(LOG_PERIOD);
@@ -511,6 +516,8 @@ impl Task {
             digest: view.digest,
             members,
             left_out: view.left_out.clone(),
+            reachable: self.heart.reachable(),
+            polled_ms: self.heart.polled_ms(),
             redis: RedisStatus { failing_since_ms: self.heart.redis_failing_ms(), error: self.redis_error.clone() },
             resyncs: self.resyncs,
             resyncing: self.walk.is_resync(),

@@ -1,10 +1,11 @@
 //! The routes.
 
 use super::cluster::{ClusterDescription, describe_cluster};
+use super::document::DOCUMENT;
 use super::{Node, VERSION};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
-use crate::control::{Control, SessionInfo};
+use crate::control::Control;
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -19,6 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use trunkline_router::api::{NO_USER, UserId};
 use trunkline_router::hash::home_shard;
 use trunkline_router::http::{Problem, Routes};
 
@@ -27,15 +29,18 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The API of a node.
 pub fn router(node: Arc<Node>) -> Router {
+    routes().into_router("; see /v1/openapi.json for what there is").with_state(node)
+}
+
+pub(super) fn routes() -> Routes<Node> {
     Routes::new()
+        .reads()
         .get("/healthz", async || "ok\n")
         .get("/readyz", ready)
         .get("/metrics", metrics)
         .get("/v1/node", describe_node)
-        .get("/v1/users/{user}", describe_user)
         .post("/v1/users/{user}/kick", kick_user)
-        .into_router("")
-        .with_state(node)
+        .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()))
 }
 
 #[derive(Serialize)]
@@ -111,7 +116,6 @@ struct NodeDescription<'a> {
 }
 
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {
-    let sum = |number: fn(&crate::metrics::ShardStats) -> u64| node.stats().iter().map(|stats| number(stats)).sum();
     Json(NodeDescription {
         node: &node.name,
         version: VERSION,
@@ -120,30 +124,16 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
         shards: node.stats().len(),
         listen: &node.listen,
         http: node.http,
-        connections: sum(|stats| stats.open.get()),
-        sessions: sum(|stats| stats.sessions.get()),
-        users: sum(|stats| stats.users.get()),
+        connections: node.sum(|stats| stats.open.get()),
+        sessions: node.sum(|stats| stats.sessions.get()),
+        users: node.sum(|stats| stats.users.get()),
         limits: limit_values(&node.limits).into_iter().collect(),
         cluster: node.cluster().map(|cluster| describe_cluster(cluster, now_ms())),
     })
     .into_response()
 }
 
-#[derive(Serialize)]
-struct UserDescription {
-    user: u64,
-    online: bool,
-    shard: u32,
-    devices: Vec<SessionInfo>,
-}
-
 type UserPath = Result<Path<String>, PathRejection>;
-
-async fn describe_user(State(node): State<Arc<Node>>, path: UserPath) -> Result<Json<UserDescription>, Problem> {
-    let user = user_id(path)?;
-    let (shard, devices) = ask(&node, user, |answer| Control::User { user, answer }).await?;
-    Ok(Json(UserDescription { user, online: !devices.is_empty(), shard, devices }))
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,19 +159,13 @@ async fn kick_user(
     Ok(Json(Kicked { kicked }))
 }
 
-/// A user id is a decimal number from 1 to 2^64 - 1.
 fn user_id(path: UserPath) -> Result<u64, Problem> {
-    let refusal = || Problem::bad_request("a user is a number from 1 to 18446744073709551615");
-    let Path(text) = path.map_err(|_| refusal())?;
-    // Not even a sign: parse would take "+5".
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(refusal());
-    }
-    text.parse().ok().filter(|user| *user != 0).ok_or_else(refusal)
+    let user = path.ok().and_then(|Path(text)| UserId::parse(&text));
+    user.map(|user| user.0).ok_or_else(|| Problem::bad_request(NO_USER))
 }
 
 /// Asks the home shard of a user. Returns the shard and its answer.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     node: &Node,
     user: u64,
     request: impl FnOnce(oneshot::Sender<T>) -> Control,

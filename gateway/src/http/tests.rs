@@ -1,10 +1,14 @@
 //! The API over a real loopback socket, with shards that are a thread answering requests, or nobody at all.
 
+#[path = "../../../router/tests/support/conforms.rs"]
+mod conforms;
+
 use super::*;
 use crate::control::{CONTROL_QUEUE_LEN, Control, SessionInfo};
 use crate::reason::CloseReason;
 use crate::waker::Waker;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -15,11 +19,16 @@ const SHARDS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn node() -> Arc<Node> {
+    node_that(false)
+}
+
+fn node_that(joins: bool) -> Arc<Node> {
     Arc::new(Node::new(
         "node-1".to_owned(),
         Limits::default(),
         vec!["127.0.0.1:7700".parse().unwrap()],
         "127.0.0.1:7780".parse().unwrap(),
+        joins,
     ))
 }
 
@@ -57,8 +66,17 @@ impl Api {
     }
 
     fn request(&self, method: &str, path: &str) -> Answer {
+        self.request_with(method, path, "", "")
+    }
+
+    fn request_with(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let mut stream = self.connect();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").expect("a header and a body");
@@ -211,7 +229,13 @@ fn a_user_is_asked_for_at_the_home_shard() {
         });
         let shown = api.get(&format!("/v1/users/{user}"));
         assert_eq!(shown.status, 200);
-        let expected = serde_json::json!({ "user": user, "online": true, "shard": shard, "devices": [session] });
+        let SessionInfo { device, class, session, since } = session;
+        let device = serde_json::json!({
+            "device": device, "class": class, "node": "node-1", "shard": shard, "session": session, "since": since,
+        });
+        let expected = serde_json::json!({
+            "user": user, "online": true, "home": "node-1", "shard": shard, "devices": [device],
+        });
         assert_eq!(shown.json(), expected);
         shard_thread.join().unwrap();
     }
@@ -291,7 +315,89 @@ fn a_shard_that_drops_the_request_is_503() {
 #[test]
 fn a_shard_that_does_not_answer_is_504() {
     let (node, _ports) = running_node();
-    assert!(Api::serve(node).get("/v1/users/5").assert_problem(504).contains("did not answer"));
+    let api = Api::serve(node);
+    let asked = std::thread::scope(|scope| {
+        let kick = scope.spawn(|| api.request("POST", "/v1/users/5/kick").assert_problem(504));
+        let user = api.get("/v1/users/5").assert_problem(503);
+        [user, kick.join().unwrap()]
+    });
+    assert!(asked.iter().all(|detail| detail.contains("did not answer")), "{asked:?}");
+}
+
+/// Fails unless the answer is as the document says.
+fn assert_is(schema: &str, value: &Value) {
+    let document = document::document();
+    let schema = &document["components"]["schemas"][schema];
+    assert!(schema.is_object(), "a schema");
+    conforms::assert_conforms(&document, schema, value, "answer");
+}
+
+#[test]
+fn every_route_is_documented_and_nothing_else() {
+    let document = document::document();
+    let served: BTreeSet<(&str, &str)> =
+        api::routes().listed().iter().map(|route| (route.path, route.method)).collect();
+    let paths = document["paths"].as_object().unwrap();
+    let documented: BTreeSet<(&str, &str)> = paths
+        .iter()
+        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(|method| (path.as_str(), method.as_str())))
+        .collect();
+    assert_eq!(documented, served);
+    let mut referred = BTreeSet::new();
+    document::references(&document, &mut referred);
+    let defined: BTreeSet<String> = document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(referred, defined);
+    let (node, _ports) = running_node();
+    assert_eq!(Api::serve(node).get("/v1/openapi.json").json(), document);
+}
+
+#[test]
+fn a_node_that_is_alone_answers_for_itself() {
+    let (node, ports) = running_node();
+    let stats = node.stats();
+    stats[0].open.set(5);
+    stats[1].users.set(3);
+    let api = Api::serve(node);
+    assert_is("OwnNode", &api.get("/v1/node").json());
+    assert_is("Readiness", &api.get("/readyz").json());
+    let nodes = api.get("/v1/nodes").json();
+    assert_is("Nodes", &nodes);
+    let shown = &nodes["nodes"][0];
+    assert_eq!((nodes["nodes"].as_array().map(Vec::len), &shown["name"]), (Some(1), &"node-1".into()));
+    assert_eq!((&shown["state"], &shown["shards"], &shown["share"]), (&"active".into(), &3.into(), &1.0.into()));
+    assert_eq!((&shown["advertise"], &shown["reachable"]), (&"127.0.0.1:7700".into(), &Value::Null));
+    let online = api.get("/v1/online").json();
+    assert_is("Online", &online);
+    assert_eq!((&online["connections"], &online["users"]), (&5.into(), &3.into()));
+
+    let shard = home_shard(5, SHARDS);
+    let shard_thread = answer(ports[shard as usize].clone(), 1, |request| match request {
+        Control::User { user: 5, answer } => answer.send(Vec::new()).unwrap(),
+        other => panic!("{other:?}"),
+    });
+    let explained = api.get("/v1/explain/5?from=node-1").json();
+    shard_thread.join().unwrap();
+    assert_is("Explanation", &explained);
+    assert_eq!((&explained["home"], &explained["shard"]), (&"node-1".into(), &shard.into()));
+    assert_eq!(explained["presence"]["online"], false);
+
+    let preview = |body: &str| api.request_with("POST", "/v1/ring/preview", "Content-Type: application/json\r\n", body);
+    let shown = preview(r#"{"add": [{"name": "node-2"}]}"#);
+    assert_is("Preview", &shown.json());
+    assert!(shown.json()["moved_share"].as_f64().is_some_and(|share| share > 0.3 && share < 0.7), "{shown:?}");
+    // What a router takes would not fit the memory of a gateway.
+    assert!(preview(r#"{"add": [{"name": "x", "weight": 4096}]}"#).assert_problem(400).contains("ask a router"));
+}
+
+#[test]
+fn before_it_runs_a_node_knows_nobody() {
+    for (node, hint) in [(node(), "starting"), (node_that(true), "not joined")] {
+        let api = Api::serve(node);
+        for path in ["/v1/nodes", "/v1/online", "/v1/users/5", "/v1/explain/5"] {
+            let detail = api.get(path).assert_problem(503);
+            assert!(detail.contains(hint), "{path}: {detail}");
+        }
+    }
 }
 
 #[test]

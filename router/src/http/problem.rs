@@ -22,6 +22,12 @@ impl Problem {
         Problem { status, detail: detail.into() }
     }
 
+    /// What was wrong, and what to do.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// 400.
     #[must_use]
     pub fn bad_request(detail: impl Into<String>) -> Self {
