@@ -28,7 +28,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub const CONNECTIONS_MAX: u32 = 64;
 
 /// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the memory budget.
-pub const PREVIEW_WEIGHT_MAX: u32 = 4_096;
+pub const PREVIEW_WEIGHT_MAX: u32 = 1_024;
 
 /// Version of the gateway.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

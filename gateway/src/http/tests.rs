@@ -386,7 +386,7 @@ fn a_node_that_is_alone_answers_for_itself() {
     assert_is("Preview", &shown.json());
     assert!(shown.json()["moved_share"].as_f64().is_some_and(|share| share > 0.3 && share < 0.7), "{shown:?}");
     // What a router takes would not fit the memory of a gateway.
-    assert!(preview(r#"{"add": [{"name": "x", "weight": 4096}]}"#).assert_problem(400).contains("ask a router"));
+    assert!(preview(r#"{"add": [{"name": "x", "weight": 1024}]}"#).assert_problem(400).contains("ask a router"));
 }
 
 #[test]
