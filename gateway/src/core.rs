@@ -164,7 +164,7 @@ impl<I: Io> Core<I> {
     fn drive_accepts(&mut self) {
         let limits = &self.shard.links.limits;
         let room = self.shard.links.slots.in_use() + SLOTS_SPARE < limits.slots();
-        let wanted = room && self.shard.drain.is_none();
+        let wanted = room && !self.shard.ends();
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
@@ -259,11 +259,14 @@ impl<I: Io> Core<I> {
                 }
                 Control::End { user, session, reason } => self.shard.end_session(user, session, reason),
                 Control::Outbid { user, session, above } => self.shard.outbid(user, session, above),
-                Control::Drain => {
-                    self.shard.begin_drain();
-                    self.drive_accepts();
-                    self.io.stop_listening();
+                Control::Drain { ends } => {
+                    self.shard.begin_drain(ends);
+                    if ends {
+                        self.drive_accepts();
+                        self.io.stop_listening();
+                    }
                 }
+                Control::Resume => self.shard.call_off_drain(),
             }
         }
         requests

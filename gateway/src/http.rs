@@ -17,10 +17,10 @@ pub use api::router;
 use crate::clock::now_ms;
 use crate::cluster::{ClusterReader, ClusterState};
 use crate::control::ControlPort;
+use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,7 +43,7 @@ pub struct Node {
     started: Instant,
     started_ms: u64,
     shards: OnceLock<ShardHandles>,
-    draining: AtomicBool,
+    drain: Arc<DrainSwitch>,
     /// Whether it is to be one of several.
     joins: bool,
     cluster: OnceLock<ClusterReader>,
@@ -61,11 +61,11 @@ pub struct ShardHandles {
 /// Where a node stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {
-    /// Its shards are being set up.
+    /// Its shards are being set up, or it joins its cluster.
     Starting,
-    /// All shards accept connections.
+    /// It serves.
     Running,
-    /// It ends its connections and takes no new ones.
+    /// It ends its sessions and begins no new ones.
     Draining,
 }
 
@@ -91,13 +91,13 @@ impl Node {
             started: Instant::now(),
             started_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
             shards: OnceLock::new(),
-            draining: AtomicBool::new(false),
+            drain: Arc::default(),
             joins,
             cluster: OnceLock::new(),
         }
     }
 
-    /// All shards run.
+    /// All shards run, and know the other nodes.
     ///
     /// # Panics
     /// When it is said twice.
@@ -113,14 +113,14 @@ impl Node {
         assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
     }
 
-    /// The drain has begun.
-    pub fn set_draining(&self) {
-        self.draining.store(true, Ordering::SeqCst);
+    /// Whether it serves, drains or ends.
+    pub fn drain(&self) -> &Arc<DrainSwitch> {
+        &self.drain
     }
 
     /// Where the node stands.
     pub fn state(&self) -> NodeState {
-        if self.draining.load(Ordering::SeqCst) {
+        if self.drain.wanted() != Wanted::Serve {
             NodeState::Draining
         } else if self.shards.get().is_some() {
             NodeState::Running
@@ -136,8 +136,11 @@ impl Node {
     /// Why the node is not ready; `None` if it is.
     fn unready(&self) -> Option<String> {
         match self.state() {
-            NodeState::Starting => Some("the shards are being set up".to_owned()),
-            NodeState::Draining => Some("the node is shutting down and ends its connections".to_owned()),
+            NodeState::Starting => Some("the node is being set up".to_owned()),
+            NodeState::Draining => Some(match self.drain.wanted() {
+                Wanted::End => "the node is shutting down and ends its connections".to_owned(),
+                _ => "the node drains and sends its clients away; DELETE /v1/node/drain calls it off".to_owned(),
+            }),
             NodeState::Running => self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())),
         }
     }

@@ -11,6 +11,7 @@ mod core;
 #[allow(dead_code, reason = "its user is the mesh, which has no I/O yet")]
 mod directory;
 pub mod doctor;
+pub mod drain;
 pub mod host_tree;
 pub mod http;
 mod inbox;

@@ -4,23 +4,20 @@ use crate::{Failure, print};
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
 use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, Placement};
-use trunkline_gateway::control::{Control, ControlPort};
+use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_router::command::{Signals, init_log, near};
 use trunkline_router::http::serve;
-
-/// Pause before a request is given to a shard again whose queue was full.
-const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(&config.log, config.log_format);
@@ -92,27 +89,34 @@ async fn control(
     let mut shards = started
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
-    node.set_running(ShardHandles { ports: shards.ports.clone(), stats: shards.stats.clone() });
-    if let Some(cluster) = &cluster {
-        cluster.serve(shards.ports.clone(), shards.stats.clone()).await;
-    }
-    announce(config, &addresses, http_address);
-
+    let (ports, stats) = (shards.ports.clone(), shards.stats.clone());
+    let place = cluster.as_ref().map(|cluster| cluster.place().clone());
+    let (switch, drain_ms) = (node.drain().clone(), config.limits().drain_ms);
+    let serving = async {
+        if let Some(place) = &place {
+            tokio::select! {
+                // Before that, this node does not know the homes of users.
+                () = place.serve(ports.clone(), stats.clone()) => {}
+                () = switch.is_asked() => {}
+            }
+        }
+        node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
+        if switch.wanted() == Wanted::Serve {
+            announce(config, &addresses, http_address);
+        }
+        Drainer { switch, place, ports, drain_ms }.run().await
+    };
+    let mut serving = pin!(serving);
     let name = tokio::select! {
+        never = serving.as_mut() => match never {},
         name = signals.next() => name,
         end = shards.ended.recv() => return Err(shard_failed(end)),
     };
-    tracing::info!("{name}: draining over {} s; a second signal ends it at once", config.limits().drain_ms / 1_000);
-    node.set_draining();
-    let draining = async {
-        // Out of the ring first, so that nobody is sent here who would have to go again.
-        if let Some(cluster) = &cluster {
-            cluster.drain().await;
-        }
-        drain(&shards.ports, &mut shards.ended).await
-    };
+    tracing::info!("{name}: draining, then the end; a second signal ends it at once");
+    node.drain().end(&shards.stats);
     tokio::select! {
-        drained = draining => drained?,
+        never = serving => match never {},
+        ended = all_ended(config.shards, &mut shards.ended) => ended?,
         name = signals.next() => end_at_once(name),
     }
     let joined = tokio::task::spawn_blocking(move || shards.join()).await;
@@ -133,7 +137,7 @@ async fn control(
 fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
     if !http_address.ip().is_loopback() {
         tracing::warn!(
-            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics and end sessions"
+            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics, end sessions and drain the node"
         );
     }
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
@@ -169,25 +173,15 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     }
 }
 
-/// Asks every shard to end its connections, and waits until all have.
-async fn drain(ports: &[ControlPort], ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
-    for port in ports {
-        send_drain(port).await;
-    }
-    for _ in ports {
+/// Waits until every shard has ended, in an orderly way.
+async fn all_ended(shards: u16, ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
+    for _ in 0..shards {
         match ended.recv().await {
             Some(ShardEnd { orderly: true, .. }) => {}
             end => return Err(shard_failed(end)),
         }
     }
     Ok(())
-}
-
-/// A full queue empties with the shard's next turn, and a shard that has no turns any more ends the process otherwise.
-async fn send_drain(port: &ControlPort) {
-    while port.send(Control::Drain).is_err() {
-        tokio::time::sleep(RETRY_PAUSE).await;
-    }
 }
 
 /// A node without one of its shards would fail a part of its users and look well to the others, so it ends as a whole.
@@ -208,14 +202,9 @@ fn end_at_once(name: &str) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::sync::mpsc::unbounded_channel;
     use trunkline_gateway::config::{ConfigFile, Host, Sources};
-    use trunkline_gateway::control::CONTROL_QUEUE_LEN;
-    use trunkline_gateway::waker::Waker;
-
-    fn ports(count: usize) -> Vec<ControlPort> {
-        (0..count).map(|_| ControlPort::new(Arc::new(Waker::new().unwrap()))).collect()
-    }
 
     fn message(failure: Failure) -> String {
         match failure {
@@ -225,42 +214,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_asks_every_shard_and_waits_for_all() {
-        let ports = ports(3);
+    async fn the_end_waits_for_every_shard() {
         let (ends, mut ended) = unbounded_channel();
-        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
+        let mut all = std::pin::pin!(all_ended(3, &mut ended));
         for shard in [2, 0, 1] {
-            let waiting = tokio::time::timeout(Duration::ZERO, drain.as_mut()).await;
+            let waiting = tokio::time::timeout(Duration::ZERO, all.as_mut()).await;
             assert!(waiting.is_err(), "it ended before shard {shard}");
             ends.send(ShardEnd { shard, orderly: true }).unwrap();
         }
-        assert!(drain.await.is_ok());
-        for port in &ports {
-            assert!(matches!(port.take(), Some(Control::Drain)) && port.take().is_none());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_drain_reaches_a_shard_whose_queue_is_full() {
-        let ports = ports(1);
-        while ports[0].send(Control::Drain).is_ok() {}
-        let shard_port = ports[0].clone();
-        let (ends, mut ended) = unbounded_channel();
-        ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
-        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
-        assert!(tokio::time::timeout(Duration::ZERO, drain.as_mut()).await.is_err(), "there was no room");
-        assert!(shard_port.take().is_some());
-        assert!(drain.await.is_ok());
-        assert_eq!(std::iter::from_fn(|| shard_port.take()).count(), CONTROL_QUEUE_LEN);
+        assert!(all.await.is_ok());
     }
 
     #[tokio::test]
     async fn a_shard_that_fails_in_the_drain_fails_the_node() {
-        let ports = ports(2);
         let (ends, mut ended) = unbounded_channel();
         ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
         ends.send(ShardEnd { shard: 1, orderly: false }).unwrap();
-        let failure = drain(&ports, &mut ended).await.expect_err("shard 1 failed");
+        let failure = all_ended(2, &mut ended).await.expect_err("shard 1 failed");
         assert!(message(failure).contains("shard 1 has failed"));
     }
 

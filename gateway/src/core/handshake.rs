@@ -28,6 +28,9 @@ impl Shard {
             tracing::debug!(user = login.user, %error, "login refused");
             return self.close(slot, CloseReason::BadCredentials);
         }
+        if self.drain.is_some() {
+            return self.send_away(slot, login.user);
+        }
         if let Some(address) = self.home_elsewhere(login.user) {
             return self.close_towards(slot, CloseReason::Moved, address);
         }
@@ -61,6 +64,11 @@ impl Shard {
         if self.placement == Placement::Accept {
             return None;
         }
+        self.other_home(user)
+    }
+
+    /// The address of the user's home in the present view; `None` if that is this node, or nobody is.
+    pub(crate) fn other_home(&self, user: u64) -> Option<String> {
         let view = self.view.as_ref()?;
         let home = view.ring.as_ref()?.owner(user).name();
         if home == self.node {
@@ -112,7 +120,7 @@ impl Shard {
         stats.open.add(1);
         self.links.mark_dirty(slot);
         if self.drain.is_some() {
-            return self.close(slot, CloseReason::Draining);
+            return self.send_away(slot, adoptee.user);
         }
         if self.links.stats.open.get() > u64::from(self.links.limits.connections_max) {
             self.links.stats.limit_connections.add(1);

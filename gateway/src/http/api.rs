@@ -2,10 +2,11 @@
 
 use super::cluster::{ClusterDescription, describe_cluster};
 use super::document::DOCUMENT;
-use super::{Node, VERSION};
+use super::{Node, NodeState, VERSION};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
 use crate::control::Control;
+use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use trunkline_router::api::{NO_USER, UserId};
 use trunkline_router::hash::home_shard;
@@ -39,6 +40,8 @@ pub(super) fn routes() -> Routes<Node> {
         .get("/readyz", ready)
         .get("/metrics", metrics)
         .get("/v1/node", describe_node)
+        .post("/v1/node/drain", begin_drain)
+        .delete("/v1/node/drain", call_off_drain)
         .post("/v1/users/{user}/kick", kick_user)
         .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()))
 }
@@ -112,7 +115,58 @@ struct NodeDescription<'a> {
     /// Of each shard.
     limits: BTreeMap<&'static str, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<DrainDescription>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterDescription>,
+}
+
+#[derive(Serialize)]
+struct DrainDescription {
+    /// Whether the process ends with it.
+    ends: bool,
+    /// Sessions that have not been sent away yet.
+    sessions_left: u64,
+    /// Sessions sent away so far.
+    moved: u64,
+    /// Time until all are, and when that is in seconds since the Unix epoch; absent while the node leaves the ring, before any is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ms_left: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<u64>,
+}
+
+fn describe_drain(node: &Node) -> Option<DrainDescription> {
+    let Progress { moved, deadline_ms } = node.drain().progress(node.stats())?;
+    let ms_left = deadline_ms.map(|deadline_ms| deadline_ms.saturating_sub(now_ms()));
+    let wall_ms = |from_now_ms: u64| {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (since_1970 + Duration::from_millis(from_now_ms)).as_secs()
+    };
+    Some(DrainDescription {
+        ends: node.drain().wanted() == Wanted::End,
+        sessions_left: node.sum(|stats| stats.sessions.get()),
+        moved,
+        ms_left,
+        deadline: ms_left.map(wall_ms),
+    })
+}
+
+/// Accepted and not done: `GET /v1/node` shows how far it is.
+async fn begin_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
+    if node.state() == NodeState::Starting {
+        return Err(Problem::unavailable("the node is starting; try again in a moment"));
+    }
+    tracing::info!("a drain was asked for by the API");
+    node.drain().drain(node.stats());
+    Ok((StatusCode::ACCEPTED, describe_node(State(node)).await).into_response())
+}
+
+async fn call_off_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
+    node.drain().call_off().map_err(|Ending| {
+        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when it has ended";
+        Problem::new(StatusCode::CONFLICT, detail)
+    })?;
+    Ok(describe_node(State(node)).await)
 }
 
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {
@@ -128,6 +182,7 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
         sessions: node.sum(|stats| stats.sessions.get()),
         users: node.sum(|stats| stats.users.get()),
         limits: limit_values(&node.limits).into_iter().collect(),
+        drain: describe_drain(&node),
         cluster: node.cluster().map(|cluster| describe_cluster(cluster, now_ms())),
     })
     .into_response()

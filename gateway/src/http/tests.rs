@@ -153,7 +153,11 @@ fn readiness_follows_the_state_and_health_does_not() {
     expect(503, "starting");
     node.set_running(handles());
     expect(200, "running");
-    node.set_draining();
+    node.drain().drain(&[]);
+    expect(503, "draining");
+    node.drain().call_off().unwrap();
+    expect(200, "running");
+    node.drain().end(&[]);
     expect(503, "draining");
 }
 
@@ -299,7 +303,7 @@ fn a_full_control_queue_is_503() {
     let (node, ports) = running_node();
     let port = &ports[home_shard(5, SHARDS) as usize];
     for _ in 0..CONTROL_QUEUE_LEN {
-        port.send(Control::Drain).unwrap();
+        port.send(Control::Resume).unwrap();
     }
     assert!(Api::serve(node).get("/v1/users/5").assert_problem(503).contains("too many requests"));
 }
@@ -387,6 +391,44 @@ fn a_node_that_is_alone_answers_for_itself() {
     assert!(shown.json()["moved_share"].as_f64().is_some_and(|share| share > 0.3 && share < 0.7), "{shown:?}");
     // What a router takes would not fit the memory of a gateway.
     assert!(preview(r#"{"add": [{"name": "x", "weight": 1024}]}"#).assert_problem(400).contains("ask a router"));
+}
+
+#[test]
+fn a_drain_is_begun_shown_and_called_off() {
+    let starting = Api::serve(node());
+    assert!(starting.request("POST", "/v1/node/drain").assert_problem(503).contains("starting"));
+
+    let (node, _ports) = running_node();
+    let stats = node.stats().to_vec();
+    stats[0].sessions.set(10);
+    stats[1].sessions_drained.set(5);
+    let api = Api::serve(node.clone());
+    assert!(api.get("/v1/node").json()["drain"].is_null());
+    assert_eq!(api.request("DELETE", "/v1/node/drain").json()["state"], "running", "nothing to call off");
+    let begun = api.request("POST", "/v1/node/drain");
+    assert_eq!(begun.status, 202);
+    assert_is("OwnNode", &begun.json());
+    assert_eq!(begun.json()["state"], "draining");
+    assert_eq!(begun.json()["drain"], serde_json::json!({ "ends": false, "sessions_left": 10, "moved": 0 }));
+    assert!(
+        api.get("/readyz").json()["reason"].as_str().is_some_and(|reason| reason.contains("DELETE /v1/node/drain"))
+    );
+    stats[0].sessions.set(8);
+    stats[1].sessions_drained.add(2);
+    let drain = api.request("POST", "/v1/node/drain").json()["drain"].clone();
+    assert_eq!((&drain["sessions_left"], &drain["moved"]), (&8.into(), &2.into()), "the same drain: {drain}");
+    // Home to nobody any more.
+    assert_eq!(api.get("/v1/nodes").json()["nodes"][0]["in_ring"], false);
+
+    let resumed = api.request("DELETE", "/v1/node/drain");
+    assert_eq!((resumed.status, &resumed.json()["state"]), (200, &"running".into()));
+    assert!(resumed.json()["drain"].is_null());
+
+    node.drain().end(&stats);
+    let ending = api.get("/v1/node").json()["drain"].clone();
+    assert_eq!((&ending["ends"], &ending["moved"]), (&true.into(), &0.into()), "{ending}");
+    assert!(api.request("DELETE", "/v1/node/drain").assert_problem(409).contains("signal"));
+    assert_eq!(api.request("POST", "/v1/node/drain").json()["drain"]["ends"], true);
 }
 
 #[test]
