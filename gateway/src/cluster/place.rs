@@ -39,11 +39,11 @@ impl Place {
     }
 
     /// Out of the ring. Returns when every shard has been told a view in which this node is draining, so that it knows the next homes of its
-    /// users; or after as long as that may take.
+    /// users; or when Redis fails, or after as long as that may take.
     pub async fn give_up(&self) {
         if !self.becomes(NodeState::Draining).await {
             tracing::warn!(
-                "Redis could not be told in time that this node drains; users it is the home of are sent nowhere"
+                "Redis could not be told that this node drains, so its own users are sent nowhere in particular"
             );
         }
     }
@@ -51,7 +51,7 @@ impl Place {
     async fn becomes(&self, state: NodeState) -> bool {
         let (done, told) = oneshot::channel();
         self.order(Order::Become { state, done }).await;
-        // The sender is dropped when another order takes the place of this one; nobody waits for it then.
+        // The sender is dropped when it cannot be, or when another order takes the place of this one.
         matches!(timeout(ROUND_TRIPS_MAX * self.round_trip_max, told).await, Ok(Ok(())))
     }
 

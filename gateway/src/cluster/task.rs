@@ -377,6 +377,11 @@ impl Task {
             self.beat.reset_immediately();
         }
         if self.awaited.as_ref().is_some_and(|(awaited, _)| *awaited == state) {
+            if state == NodeState::Draining && self.heart.redis_failing_ms().is_some() {
+                // Clients are not kept waiting for a Redis that does not work; the state is told when it does.
+                self.awaited = None;
+                return;
+            }
             self.repoll = self.polling;
             self.poll();
         }
