@@ -10,11 +10,11 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, Placement};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
-use trunkline_gateway::shard::{self, ShardEnd, ShardsConfig};
+use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_router::command::{Signals, init_log, near};
 use trunkline_router::http::serve;
@@ -22,7 +22,7 @@ use trunkline_router::http::serve;
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(&config.log, config.log_format);
     let auth = config.auth.load()?;
-    config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
+    let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let kind = match auth {
         Auth::Open => "open",
         Auth::Jwt(_) => "jwt",
@@ -37,11 +37,13 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     budget.check()?;
     let http_listener = listen_alone(config.http)?;
     let listeners = Listeners::bind(&config.listen, config.shards)?;
+    let mesh_listener = config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose()?;
+    let mesh = secret.zip(mesh_listener);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("starting the control thread: {error}")))?;
-    runtime.block_on(control(config, auth, listeners, http_listener))
+    runtime.block_on(control(config, auth, listeners, http_listener, mesh))
 }
 
 /// The life of the control thread.
@@ -50,6 +52,7 @@ async fn control(
     auth: Auth,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
+    mesh: Option<(ClusterSecret, std::net::TcpListener)>,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
     let mut signals = Signals::new().map_err(step("waiting for signals"))?;
@@ -79,6 +82,12 @@ async fn control(
         auth: Arc::new(auth),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
+        cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
+            state: cluster.reader().state().clone(),
+            news: cluster.news(),
+            secret,
+            listener,
+        }),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));

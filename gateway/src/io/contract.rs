@@ -14,8 +14,9 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Rings of a rig, each with one listener.
+/// Rings of a rig, and listeners of each.
 const RINGS: usize = 2;
+const LISTENERS: u16 = 2;
 /// Rounds of waiting before something is given up that has to come: half a minute on the real ring, where each takes up to a millisecond a
 /// ring and a pause as long.
 const ROUNDS_MAX: usize = 10_000;
@@ -41,10 +42,11 @@ trait Harness {
     type Io: Io;
     fn new(seed: u64) -> Self;
     fn io(&mut self, ring: usize) -> &mut Self::Io;
-    /// Connects a client; returns its number.
+    fn address(&self, ring: usize, listener: u16) -> SocketAddr;
+    /// Connects a client to the first listener of a ring; returns its number.
     fn connect(&mut self, ring: usize) -> usize;
     /// Whether a listener turns connections away.
-    fn refuses(&mut self, ring: usize) -> bool;
+    fn refuses(&mut self, ring: usize, listener: u16) -> bool;
     fn write(&mut self, client: usize, bytes: &[u8]);
     fn read(&mut self, client: usize) -> Found;
     /// Shuts the client's write side.
@@ -52,6 +54,10 @@ trait Harness {
     fn reset(&mut self, client: usize);
     /// Lets time pass.
     fn wait(&mut self);
+}
+
+fn simulated(ring: usize, listener: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, ring as u8], listener))
 }
 
 struct Simulator {
@@ -78,8 +84,14 @@ impl Harness for Simulator {
             wake_late_us_max: 5_000,
             ..Faults::none()
         };
-        let world = Rc::new(RefCell::new(World::new(seed, faults, RINGS, 1, &limits(), false)));
-        let rings = (0..RINGS).map(|ring| SimIo::new(world.clone(), ring)).collect();
+        let mut world = World::new(seed, faults, RINGS, LISTENERS, &limits(), false);
+        for ring in 0..RINGS {
+            for listener in 0..LISTENERS {
+                world.listen(simulated(ring, listener), ring, listener);
+            }
+        }
+        let world = Rc::new(RefCell::new(world));
+        let rings = (0..RINGS).map(|ring| SimIo::new(world.clone(), 0, ring as u16)).collect();
         Simulator { world, rings }
     }
 
@@ -87,12 +99,16 @@ impl Harness for Simulator {
         &mut self.rings[ring]
     }
 
+    fn address(&self, ring: usize, listener: u16) -> SocketAddr {
+        simulated(ring, listener)
+    }
+
     fn connect(&mut self, ring: usize) -> usize {
         self.world.borrow_mut().connect_to(ring, 0, 10_000)
     }
 
-    fn refuses(&mut self, ring: usize) -> bool {
-        let client = self.connect(ring);
+    fn refuses(&mut self, ring: usize, listener: u16) -> bool {
+        let client = self.world.borrow_mut().connect_to(ring, listener.into(), 10_000);
         for _ in 0..ROUNDS_QUIET {
             self.wait();
         }
@@ -130,7 +146,7 @@ impl Harness for Simulator {
 
 struct RealRing {
     rings: Vec<Uring>,
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<Vec<SocketAddr>>,
     clients: Vec<Option<TcpStream>>,
 }
 
@@ -141,10 +157,12 @@ impl Harness for RealRing {
         let ring_fds: RingFds = Arc::new((0..RINGS).map(|_| OnceLock::new()).collect());
         let mut addresses = Vec::new();
         let rings = (0..RINGS).map(|ring| {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a port on the loopback");
-            addresses.push(listener.local_addr().expect("a bound listener has an address"));
+            let bind = |_| TcpListener::bind("127.0.0.1:0").expect("a port on the loopback");
+            let listeners: Vec<TcpListener> = (0..LISTENERS).map(bind).collect();
+            let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address");
+            addresses.push(listeners.iter().map(address).collect());
             let waker = Arc::new(Waker::new().expect("an eventfd"));
-            Uring::new(ring as u16, &limits(), vec![listener], waker, ring_fds.clone()).expect("a ring")
+            Uring::new(ring as u16, &limits(), listeners, waker, ring_fds.clone()).expect("a ring")
         });
         let rings = rings.collect();
         RealRing { rings, addresses, clients: Vec::new() }
@@ -154,13 +172,18 @@ impl Harness for RealRing {
         &mut self.rings[ring]
     }
 
+    fn address(&self, ring: usize, listener: u16) -> SocketAddr {
+        self.addresses[ring][usize::from(listener)]
+    }
+
     fn connect(&mut self, ring: usize) -> usize {
-        self.clients.push(Some(TcpStream::connect(self.addresses[ring]).expect("the listener has a backlog")));
+        self.clients.push(Some(TcpStream::connect(self.address(ring, 0)).expect("the listener has a backlog")));
         self.clients.len() - 1
     }
 
-    fn refuses(&mut self, ring: usize) -> bool {
-        TcpStream::connect(self.addresses[ring]).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    fn refuses(&mut self, ring: usize, listener: u16) -> bool {
+        TcpStream::connect(self.address(ring, listener))
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     }
 
     fn write(&mut self, client: usize, bytes: &[u8]) {
@@ -309,6 +332,25 @@ impl<H: Harness> Rig<H> {
         (client, self.id(slot))
     }
 
+    fn expect_dialed(&mut self, ring: usize, token: u32) -> OpResult<u32> {
+        let wanted =
+            |completion: &Completion| matches!(completion, Completion::Dialed { token: of, .. } if *of == token);
+        match self.expect(ring, "the end of a dial", wanted) {
+            Completion::Dialed { result, .. } => result,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    /// A connection of ring 0 with ring 1, dialed and accepted.
+    fn link(&mut self) -> (ConnId, ConnId) {
+        let address = self.harness.address(1, 0);
+        self.io(1).accept(0, false);
+        self.io(0).dial(9, address);
+        let dialed = self.expect_dialed(0, 9).expect("somebody listens");
+        let accepted = self.expect_accept(1).0.expect("a connection");
+        (self.id(dialed), self.id(accepted))
+    }
+
     /// Receives until `len` bytes have come.
     fn recv_all(&mut self, ring: usize, conn: ConnId, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -412,10 +454,176 @@ fn closed_listeners_refuse<H: Harness>(mut rig: Rig<H>) {
     rig.io(0).accept(0, true);
     rig.round();
     rig.io(0).accept_cancel(0);
-    rig.io(0).stop_listening();
+    rig.io(0).stop_listening(0);
     assert_eq!(rig.expect_accept(0), (Err(errno::ECANCELED), false));
-    assert!(rig.harness.refuses(0));
-    assert!(!rig.harness.refuses(1));
+    assert!(rig.harness.refuses(0, 0));
+    assert!(!rig.harness.refuses(1, 0));
+}
+
+fn the_other_listeners_of_a_ring_stay_open<H: Harness>(mut rig: Rig<H>) {
+    rig.io(0).stop_listening(0);
+    rig.io(0).stop_listening(0);
+    rig.io(0).accept(1, false);
+    rig.round();
+    assert!(rig.harness.refuses(0, 0));
+    assert!(!rig.harness.refuses(0, 1));
+    let of_the_other =
+        |completion: &Completion| matches!(completion, Completion::Accept { listener: 1, result: Ok(_), more: false });
+    rig.expect(0, "an accept", of_the_other);
+}
+
+fn a_dial_connects_two_rings<H: Harness>(mut rig: Rig<H>) {
+    let (dialed, accepted) = rig.link();
+    let (there, back) = (pattern(300_000), pattern(200_000));
+    let mut ends = [End::new(0, dialed, &there), End::new(1, accepted, &back)];
+    while ends[0].got.len() < back.len() || ends[1].got.len() < there.len() {
+        ends.iter_mut().for_each(|end| end.step(&mut rig));
+        rig.round();
+    }
+    assert!(ends[0].got == back && ends[1].got == there, "the other end read other bytes than were sent");
+    for end in &mut ends {
+        end.finish(&mut rig);
+    }
+    rig.io(0).shutdown(dialed);
+    rig.expect(0, "a shutdown", |completion| matches!(completion, Completion::ShutDown { conn } if *conn == dialed));
+    rig.io(1).recv(accepted);
+    assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
+    rig.io(1).close(accepted.slot);
+    rig.expect_closed(1, accepted.slot);
+    rig.io(0).recv(dialed);
+    assert_eq!(rig.expect_recv(0, dialed), (Ok(Vec::new()), false));
+    rig.expect_quiet();
+}
+
+fn a_dialed_connection_is_reset_like_any_other<H: Harness>(mut rig: Rig<H>) {
+    let (dialed, accepted) = rig.link();
+    rig.io(1).send(accepted, b"unread".to_vec(), 0);
+    assert!(rig.expect_sent(1, accepted).0.is_ok());
+    rig.io(0).poll(dialed);
+    assert_eq!(rig.expect_readable(0, dialed), Ok(()));
+    // A close with bytes unread.
+    rig.io(0).close(dialed.slot);
+    rig.expect_closed(0, dialed.slot);
+    rig.io(1).recv(accepted);
+    let (result, more) = rig.expect_recv(1, accepted);
+    assert!(result.is_err() && !more, "{result:?}");
+}
+
+fn a_dial_nobody_listens_for_is_refused<H: Harness>(mut rig: Rig<H>) {
+    rig.io(1).stop_listening(0);
+    let address = rig.harness.address(1, 0);
+    // More than the table has slots, two at a time.
+    for token in 0..limits().slots() {
+        rig.io(0).dial(token, address);
+        rig.io(0).dial(u32::MAX - token, address);
+        assert_eq!(rig.expect_dialed(0, u32::MAX - token), Err(libc::ECONNREFUSED));
+        assert_eq!(rig.expect_dialed(0, token), Err(libc::ECONNREFUSED));
+    }
+    let slots: BTreeSet<u32> = (0..limits().slots()).map(|_| rig.connection(0).1.slot).collect();
+    assert_eq!(slots.len(), limits().slots() as usize, "all slots are free");
+    rig.expect_quiet();
+}
+
+fn the_slot_of_a_dialed_connection_is_used_again<H: Harness>(mut rig: Rig<H>) {
+    for _ in 0..limits().slots() + 10 {
+        let (dialed, accepted) = rig.link();
+        rig.io(0).close(dialed.slot);
+        rig.expect_closed(0, dialed.slot);
+        rig.io(1).recv(accepted);
+        assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
+        rig.io(1).close(accepted.slot);
+        rig.expect_closed(1, accepted.slot);
+    }
+    rig.expect_quiet();
+}
+
+fn a_full_table_fails_the_dial<H: Harness>(mut rig: Rig<H>) {
+    let slots: Vec<u32> = (0..limits().slots()).map(|_| rig.connection(0).1.slot).collect();
+    let address = rig.harness.address(1, 0);
+    rig.io(1).accept(0, false);
+    rig.io(0).dial(5, address);
+    assert_eq!(rig.expect_dialed(0, 5), Err(libc::ENFILE));
+    let accepted = rig.expect_accept(1).0.expect("the other side does not know");
+    let accepted = rig.id(accepted);
+    rig.io(1).recv(accepted);
+    assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
+    rig.io(0).close(slots[3]);
+    rig.expect_closed(0, slots[3]);
+    assert_eq!(rig.link().0.slot, slots[3]);
+}
+
+fn random_bytes_differ<H: Harness>(mut rig: Rig<H>) {
+    let drawn: BTreeSet<[u8; 32]> = (0..10).map(|at| rig.io(at % RINGS).random()).collect();
+    assert_eq!(drawn.len(), 10);
+}
+
+/// One end of a link that sends and receives at the same time.
+struct End {
+    ring: usize,
+    conn: ConnId,
+    buf: Option<Vec<u8>>,
+    offset: usize,
+    len: usize,
+    reading: bool,
+    got: Vec<u8>,
+}
+
+impl End {
+    fn new(ring: usize, conn: ConnId, bytes: &[u8]) -> Self {
+        End { ring, conn, buf: Some(bytes.to_vec()), offset: 0, len: bytes.len(), reading: false, got: Vec::new() }
+    }
+
+    /// Asks for what is not under way and takes what has come.
+    fn step<H: Harness>(&mut self, rig: &mut Rig<H>) {
+        let (ring, conn) = (self.ring, self.conn);
+        if self.offset < self.len
+            && let Some(buf) = self.buf.take()
+        {
+            rig.io(ring).send(conn, buf, self.offset);
+        }
+        if !std::mem::replace(&mut self.reading, true) {
+            rig.io(ring).recv_multishot(conn);
+        }
+        while let Some(completion) = rig.seen[ring].pop_front() {
+            match completion {
+                Completion::Sent { conn: of, result, buf } if of == conn => {
+                    self.offset += result.expect("the other end reads");
+                    self.buf = Some(buf);
+                }
+                Completion::Recv { conn: of, result, buf, more } if of == conn => {
+                    self.reading = more;
+                    match (result, buf) {
+                        (Ok(len), Some(buf)) => {
+                            self.got.extend_from_slice(rig.io(ring).buffer(buf, len));
+                            rig.io(ring).release(buf);
+                        }
+                        (result, _) => assert!(
+                            matches!(result, Err(errno::ENOBUFS | errno::ECANCELED)),
+                            "a connection that works: {result:?}"
+                        ),
+                    }
+                }
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    /// Ends its read.
+    fn finish<H: Harness>(&mut self, rig: &mut Rig<H>) {
+        self.step(rig);
+        rig.io(self.ring).read_cancel(self.conn, ReadOp::Multishot);
+        while self.reading {
+            rig.round();
+            // It has nothing left to send.
+            self.step_reading(rig);
+        }
+    }
+
+    fn step_reading<H: Harness>(&mut self, rig: &mut Rig<H>) {
+        if rig.seen[self.ring].iter().any(|completion| matches!(completion, Completion::Recv { more: false, .. })) {
+            self.step(rig);
+        }
+    }
 }
 
 fn single_receives_take_split_bytes_in_order<H: Harness>(mut rig: Rig<H>) {
@@ -706,6 +914,13 @@ for_both! {
     a_multishot_accept_takes_many_until_it_is_cancelled
     a_single_accept_takes_one
     closed_listeners_refuse
+    the_other_listeners_of_a_ring_stay_open
+    a_dial_connects_two_rings
+    a_dialed_connection_is_reset_like_any_other
+    a_dial_nobody_listens_for_is_refused
+    the_slot_of_a_dialed_connection_is_used_again
+    a_full_table_fails_the_dial
+    random_bytes_differ
     single_receives_take_split_bytes_in_order
     a_multishot_receive_takes_all_until_it_is_cancelled
     a_cancelled_receive_ends_once
@@ -724,4 +939,21 @@ for_both! {
     a_hand_over_to_a_full_table_fails_and_harms_nothing
     a_wake_reaches_the_other_ring_once
     a_tick_comes_once_and_not_early
+}
+
+#[test]
+fn a_dial_nobody_answers_ends_by_itself() {
+    let mut rig = Rig::<RealRing>::new(0);
+    // A listener whose backlog is full: the kernel drops what else wants to connect.
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port on the loopback");
+    listener.listen(0).expect("a bound socket");
+    let address = listener.local_addr().expect("a bound listener has an address").as_socket().expect("IPv4");
+    let _full = TcpStream::connect(address).expect("the backlog holds one");
+    let started = std::time::Instant::now();
+    rig.io(0).dial(1, address);
+    assert_eq!(rig.expect_dialed(0, 1), Err(libc::ETIMEDOUT));
+    let passed = started.elapsed();
+    assert!(passed >= Duration::from_millis(2_900) && passed < Duration::from_secs(10), "{passed:?}");
+    rig.expect_quiet();
 }

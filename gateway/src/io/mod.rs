@@ -13,6 +13,9 @@ mod contract;
 pub(crate) mod sim;
 pub(crate) mod uring;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 /// Errno values the core tells apart. All others mean that the connection has failed.
 pub(crate) mod errno {
     pub(crate) const EAGAIN: i32 = libc::EAGAIN;
@@ -58,6 +61,10 @@ impl HandoverToken {
     }
 }
 
+/// How long a dial may take.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_millis(DIAL_TIMEOUT_MS);
+pub(crate) const DIAL_TIMEOUT_MS: u64 = 3_000;
+
 /// Result of an operation: a value, or the errno.
 pub(crate) type OpResult<T> = Result<T, i32>;
 
@@ -80,6 +87,9 @@ pub(crate) enum Completion {
     HandedOver { conn: ConnId, result: OpResult<()> },
     /// A connection from another shard arrived in `slot`.
     Adopted { token: HandoverToken, slot: u32 },
+    /// A dial has ended: the connection is in the slot, or the errno.
+    #[allow(dead_code, reason = "the mesh is about to tell its dials apart")]
+    Dialed { token: u32, result: OpResult<u32> },
     /// The tick asked for has passed.
     Tick,
     /// Another shard has put something into the mailbox.
@@ -118,8 +128,12 @@ pub(crate) trait Io {
     fn accept(&mut self, listener: u16, multishot: bool);
     /// Ends the accepts of a listener.
     fn accept_cancel(&mut self, listener: u16);
-    /// Closes the listeners; the kernel refuses new connections from then on. Accepts are cancelled first.
-    fn stop_listening(&mut self);
+    /// Closes a listener, unless it is closed; the kernel refuses new connections from then on. Its accepts are cancelled first.
+    fn stop_listening(&mut self, listener: u16);
+    /// Connects to an address. Ends with one [`Completion::Dialed`] with the same token, after [`DIAL_TIMEOUT_MS`] at most, a little more under
+    /// load. Tokens of dials under way are unique.
+    #[allow(dead_code, reason = "the mesh is about to call it")]
+    fn dial(&mut self, token: u32, address: SocketAddr);
     /// Waits until there is something to read.
     fn poll(&mut self, conn: ConnId);
     /// Reads once, waiting for bytes.
@@ -147,6 +161,9 @@ pub(crate) trait Io {
     fn buffer(&self, buf: BufId, len: usize) -> &[u8];
     /// Gives a received buffer back to the kernel.
     fn release(&mut self, buf: BufId);
+    /// Bytes that nobody can guess. Simulated, they follow from the seed.
+    #[allow(dead_code, reason = "the mesh is about to call it")]
+    fn random(&mut self) -> [u8; 32];
     /// Numbers the ring keeps about itself.
     fn stats(&self) -> IoStats;
 }

@@ -3,14 +3,18 @@
 #![allow(unsafe_code)]
 
 use super::buffers::{BUFFER_GROUP, BufferRing};
-use super::{BufId, Completion, ConnId, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, ReadOp, SendId};
+use super::{
+    BufId, Completion, ConnId, DIAL_TIMEOUT, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, ReadOp, SendId,
+};
 use crate::limits::Limits;
 use crate::waker::Waker;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::rand::GetRandomFlags;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::VecDeque;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -23,6 +27,9 @@ const CQ_ENTRIES: u32 = 16_384;
 /// Enters of one turn that only take more completions: the kernel hands over about 20 at a time (since Linux 6.13), and what is handled in one turn
 /// shares its sends.
 const MORE_ENTERS_MAX: u32 = 16;
+
+/// Asks `IORING_OP_FILES_UPDATE` for any free slot (`IORING_FILE_INDEX_ALLOC`, since Linux 6.0).
+const ANY_SLOT: i32 = -1;
 
 /// What an operation was, in the top 8 bits of its user data. The rest names the connection, the send, the listener or the token.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,13 +48,21 @@ enum Tag {
     Adopted,
     Wake,
     Tick,
+    /// A dial: connecting its socket.
+    Connect,
+    /// A dial: putting the connected socket into the descriptor table.
+    Install,
+    /// A dial that failed before it reached the kernel.
+    DialFailed,
 }
 
 const TAG_SHIFT: u32 = 56;
+/// Bits of an errno in the user data of a dial that failed at once.
+const DIAL_ERRNO_BITS: u32 = TAG_SHIFT - 32;
 const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
 
 impl Tag {
-    const ALL: [Tag; 12] = [
+    const ALL: [Tag; 15] = [
         Tag::Ignore,
         Tag::Accept,
         Tag::Poll,
@@ -60,6 +75,9 @@ impl Tag {
         Tag::Adopted,
         Tag::Wake,
         Tag::Tick,
+        Tag::Connect,
+        Tag::Install,
+        Tag::DialFailed,
     ];
 
     fn with(self, rest: u64) -> u64 {
@@ -82,6 +100,17 @@ struct Sending {
     buf: Vec<u8>,
 }
 
+/// A dial under way, and the memory the kernel reads and writes for it. Boxed, so that it stays where it is.
+#[derive(Debug)]
+struct Dialing {
+    token: u32,
+    /// Held open until the table holds it too.
+    socket: Socket,
+    address: SockAddr,
+    /// The socket's descriptor; the kernel writes the slot it found in its place.
+    place: RawFd,
+}
+
 /// Ring descriptors of all shards of the process, by shard; filled while they start.
 pub(crate) type RingFds = Arc<Vec<OnceLock<RawFd>>>;
 
@@ -91,7 +120,10 @@ pub(crate) struct Uring {
     buffers: BufferRing,
     sends: Vec<Option<Sending>>,
     sends_free: Vec<u32>,
-    listeners: Vec<TcpListener>,
+    /// A few at a time, one for each node of a cluster at most.
+    dials: Vec<Option<Box<Dialing>>>,
+    /// `None` once closed.
+    listeners: Vec<Option<TcpListener>>,
     /// Its eventfd is registered with the ring.
     _waker: Arc<Waker>,
     ring_fds: RingFds,
@@ -135,7 +167,8 @@ impl Uring {
             buffers,
             sends: Vec::new(),
             sends_free: Vec::new(),
-            listeners,
+            dials: Vec::new(),
+            listeners: listeners.into_iter().map(Some).collect(),
             _waker: waker,
             ring_fds,
             batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
@@ -235,7 +268,50 @@ impl Uring {
             },
             Tag::Wake => Completion::Wake,
             Tag::Tick => Completion::Tick,
+            Tag::Connect => match unit() {
+                Ok(()) => return self.install(user_data as u32),
+                Err(errno) => self.dial_failed(user_data as u32, errno),
+            },
+            Tag::Install => {
+                // The table holds the connection from here on; dropping the dial closes the plain descriptor.
+                let dial = self.end_dial(user_data as u32);
+                let result = match count() {
+                    Ok(1) => Ok(dial.place as u32),
+                    Ok(_) => Err(libc::ENFILE),
+                    Err(errno) => Err(errno),
+                };
+                Completion::Dialed { token: dial.token, result }
+            }
+            Tag::DialFailed => Completion::Dialed {
+                token: user_data as u32,
+                result: Err((user_data >> 32) as i32 & ((1 << DIAL_ERRNO_BITS) - 1)),
+            },
         })
+    }
+
+    /// Puts the connected socket of a dial into the descriptor table. Returns the dial's end if that cannot be.
+    fn install(&mut self, index: u32) -> Option<Completion> {
+        let dial = self.dials[index as usize].as_mut().expect("a dial ends with its last step");
+        // It was for the dial. From here on it would also break a connection whose peer lives and does not read for that long.
+        if let Err(error) = dial.socket.set_tcp_user_timeout(None) {
+            return Some(self.dial_failed(index, error.raw_os_error().unwrap_or(libc::EIO)));
+        }
+        let entry = opcode::FilesUpdate::new(&raw mut dial.place, 1)
+            .offset(ANY_SLOT)
+            .build()
+            .user_data(Tag::Install.with(index.into()));
+        // SAFETY: the kernel reads and writes `place` of a boxed dial that `dials` owns, unmoved and untouched until the completion of this
+        // very operation takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
+        unsafe { self.push(&entry) };
+        None
+    }
+
+    fn dial_failed(&mut self, index: u32, errno: i32) -> Completion {
+        Completion::Dialed { token: self.end_dial(index).token, result: Err(errno) }
+    }
+
+    fn end_dial(&mut self, index: u32) -> Box<Dialing> {
+        self.dials[index as usize].take().expect("a dial ends once")
     }
 }
 
@@ -269,7 +345,10 @@ impl Io for Uring {
     }
 
     fn accept(&mut self, listener: u16, multishot: bool) {
-        let fd = Fd(self.listeners[usize::from(listener)].as_raw_fd());
+        let fd = Fd(self.listeners[usize::from(listener)]
+            .as_ref()
+            .expect("nobody accepts from a closed listener")
+            .as_raw_fd());
         let entry = if multishot {
             opcode::AcceptMulti::new(fd).allocate_file_index(true).build()
         } else {
@@ -285,8 +364,33 @@ impl Io for Uring {
         self.push_plain(&opcode::AsyncCancel2::new(all).build().user_data(Tag::Ignore.with(0)));
     }
 
-    fn stop_listening(&mut self) {
-        self.listeners.clear();
+    fn stop_listening(&mut self, listener: u16) {
+        self.listeners[usize::from(listener)] = None;
+    }
+
+    fn dial(&mut self, token: u32, address: SocketAddr) {
+        let socket = match dialing_socket(address) {
+            Ok(socket) => socket,
+            Err(error) => {
+                // Reported like any other end, so that no caller meets a completion inside its own call.
+                let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
+                let tag = Tag::DialFailed.with(errno << 32 | u64::from(token));
+                return self.push_plain(&opcode::Nop::new().build().user_data(tag));
+            }
+        };
+        let place = socket.as_raw_fd();
+        let dial = Box::new(Dialing { token, socket, address: address.into(), place });
+        let index = self.dials.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.dials.push(None);
+            self.dials.len() - 1
+        });
+        let dial = self.dials[index].insert(dial);
+        let entry = opcode::Connect::new(Fd(place), dial.address.as_ptr().cast(), dial.address.len())
+            .build()
+            .user_data(Tag::Connect.with(index as u64));
+        // SAFETY: the kernel reads the address of a boxed dial that `dials` owns, unmoved until the completion of the dial's last step takes
+        // it out in `decode`, which is not before that of this one. A ring that is dropped first (field order) has no operation left.
+        unsafe { self.push(&entry) };
     }
 
     fn poll(&mut self, conn: ConnId) {
@@ -382,9 +486,30 @@ impl Io for Uring {
         self.buffers.release(buf);
     }
 
+    fn random(&mut self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match rustix::rand::getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+                Ok(count) => filled += count,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("getrandom failed, and without it nothing here is secret: {error}"),
+            }
+        }
+        bytes
+    }
+
     fn stats(&self) -> IoStats {
         IoStats { cq_overflow: self.cq_overflow, sq_full: self.sq_full }
     }
+}
+
+/// A socket that gives up connecting by itself. Blocking: on another one the connect would end at once.
+fn dialing_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(DIAL_TIMEOUT))?;
+    Ok(socket)
 }
 
 /// Lets the executor's task sleep until the ring or another thread signals the eventfd.

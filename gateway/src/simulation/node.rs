@@ -62,8 +62,9 @@ impl Node {
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
+                cluster: None,
             };
-            let io = SimIo::new(world.clone(), usize::from(shard));
+            let io = SimIo::new(world.clone(), 0, shard);
             let core = Core::new(io, config, port.clone(), scenario.listeners);
             Seat { core, port, stats, rest: Rest::Ring { until_us: 0 }, busy_until_us: 0, signalled: false }
         });

@@ -63,7 +63,11 @@ pub(crate) struct Faults {
     /// A completion is late.
     pub(crate) late: u32,
     pub(crate) late_us_max: u64,
-    /// Clients' bytes come in pieces.
+    /// A dial is refused, takes long, or is never answered.
+    pub(crate) dial_refused: u32,
+    pub(crate) dial_late: u32,
+    pub(crate) dial_timeout: u32,
+    /// Bytes come in pieces.
     pub(crate) split: u32,
     pub(crate) network_us_max: u64,
     pub(crate) tick_late_us_max: u64,
@@ -101,6 +105,7 @@ impl Faults {
             stall: some(20),
             stall_us_max: u64::from(some(60)) * 1_000 + 1,
             mailbox_full: some(500),
+            ..Faults::default()
         }
     }
 

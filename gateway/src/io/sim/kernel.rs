@@ -48,11 +48,12 @@ impl World {
             Submission::SendCancel { send } => self.cancel_send(ring, send),
             Submission::Shutdown { slot } => self.shut_down(ring, slot),
             Submission::Close { slot } => self.close(ring, slot),
-            Submission::HandOver { slot, shard, token } => self.hand_over(ring, slot, shard, token),
-            Submission::Wake { shard } => {
+            Submission::HandOver { slot, ring: target, token } => self.hand_over(ring, slot, target, token),
+            Submission::Wake { ring: target } => {
                 let due_us = self.now_us + 1 + self.rng.below(self.faults.wake_late_us_max);
-                self.post(shard.into(), due_us, Completion::Wake, Vec::new());
+                self.post(target, due_us, Completion::Wake, Vec::new());
             }
+            Submission::Dial { token, address } => self.start_dial(ring, token, address),
             Submission::Tick { ms } => {
                 let due_us = self.now_us + u64::from(ms) * 1_000 + self.rng.below(self.faults.tick_late_us_max);
                 self.post(ring, due_us, Completion::Tick, Vec::new());
@@ -61,7 +62,7 @@ impl World {
     }
 
     /// A free slot of a ring's table; the lowest one in most cases, so that slots are soon used again.
-    fn free_slot(&mut self, ring: usize) -> Option<u32> {
+    pub(super) fn free_slot(&mut self, ring: usize) -> Option<u32> {
         let mut free = self.rings[ring].slots.iter().enumerate().filter(|(_, slot)| slot.usage.is_none());
         let first = free.next()?.0 as u32;
         let more = free.count() as u64;
@@ -73,7 +74,7 @@ impl World {
         free.map(|(index, _)| index as u32).nth(skipped)
     }
 
-    fn install(&mut self, ring: usize, slot: u32, socket: usize) -> u64 {
+    pub(super) fn install(&mut self, ring: usize, slot: u32, socket: usize) -> u64 {
         let place = &mut self.rings[ring].slots[slot as usize];
         self.tally.slots_used_again += u64::from(place.generation.is_some());
         place.occupy(socket);
@@ -187,6 +188,10 @@ impl World {
                 }
                 let bytes: Vec<u8> = self.sockets[socket].inbound.drain(..len).collect();
                 self.tally.bytes_in += len as u64;
+                if let Some(peer) = self.sockets[socket].peer.as_ref().map(|peer| peer.socket) {
+                    self.sockets[peer].unread -= len;
+                    self.stir_server(peer);
+                }
                 (Ok(len), Some(buf), bytes)
             }
             Found::Reset => {
@@ -277,25 +282,29 @@ impl World {
         let usage = self.rings[ring].slots[slot as usize].usage.take().expect("a queued close keeps its slot");
         let due_us = self.post(ring, 0, Completion::Closed { slot }, Vec::new());
         self.rings[ring].slots[slot as usize].due_us = due_us;
-        let socket = &mut self.sockets[usage.socket];
-        socket.holders.retain(|holder| *holder != (ring, slot));
-        if !socket.holders.is_empty() {
-            return;
-        }
-        socket.server_gone = true;
-        if !socket.inbound.is_empty() {
-            // RFC 2525, section 2.17: a close with bytes unread resets the connection.
-            self.toward_client(usage.socket, Segment::Reset);
-        } else if !std::mem::replace(&mut socket.shut, true) {
-            self.toward_client(usage.socket, Segment::End);
+        let holders = &mut self.sockets[usage.socket].holders;
+        holders.retain(|holder| *holder != (ring, slot));
+        if holders.is_empty() {
+            self.let_go(usage.socket);
         }
     }
 
-    fn hand_over(&mut self, ring: usize, slot: u32, shard: u16, token: HandoverToken) {
+    /// No descriptor of a connection is left.
+    pub(super) fn let_go(&mut self, socket: usize) {
+        let gone = &mut self.sockets[socket];
+        gone.server_gone = true;
+        if !gone.inbound.is_empty() {
+            // RFC 2525, section 2.17: a close with bytes unread resets the connection.
+            self.toward_client(socket, Segment::Reset);
+        } else if !std::mem::replace(&mut gone.shut, true) {
+            self.toward_client(socket, Segment::End);
+        }
+    }
+
+    fn hand_over(&mut self, ring: usize, slot: u32, target: usize, token: HandoverToken) {
         let usage = self.rings[ring].used(slot).expect("a queued hand-over keeps its slot");
         let conn = ConnId { slot, generation: usage.generation.expect("set when the hand-over was asked for") };
         let socket = usage.socket;
-        let target = usize::from(shard);
         let place = if self.rng.chance(self.faults.hand_over_fail) { None } else { self.free_slot(target) };
         let result = match place {
             Some(place) => {
@@ -322,10 +331,17 @@ impl World {
     }
 
     pub(super) fn toward_client(&mut self, socket: usize, segment: Segment) {
+        if self.sockets[socket].peer.is_some() {
+            return self.toward_peer(socket, segment);
+        }
+        let due_us = self.outbound_due(socket);
+        self.schedule(due_us, Event::ToClient { socket, segment });
+    }
+
+    pub(super) fn outbound_due(&mut self, socket: usize) -> u64 {
         let due_us = self.now_us + 1 + self.rng.below(self.faults.network_us_max);
         let peer = &mut self.sockets[socket];
         peer.outbound_due_us = peer.outbound_due_us.max(due_us);
-        let due_us = peer.outbound_due_us;
-        self.schedule(due_us, Event::ToClient { socket, segment });
+        peer.outbound_due_us
     }
 }

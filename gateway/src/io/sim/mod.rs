@@ -6,6 +6,7 @@
 mod faults;
 mod kernel;
 mod network;
+mod peers;
 mod ring;
 mod socket;
 mod world;
@@ -16,6 +17,7 @@ pub(crate) use world::World;
 use super::{BufId, Completion, ConnId, HandoverToken, Io, IoStats, Now, ReadOp, SendId};
 use ring::Submission;
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 /// The world, shared by the rings and by the simulated clients.
@@ -25,15 +27,18 @@ pub(crate) type SharedWorld = Rc<RefCell<World>>;
 pub(crate) struct SimIo {
     world: SharedWorld,
     ring: usize,
+    /// The ring of the node's shard 0; those of its other shards follow.
+    first: usize,
     /// Receive buffers the shard holds, by id.
     held: Vec<Option<Vec<u8>>>,
 }
 
 impl SimIo {
-    /// The ring of shard `ring` in a world that has one.
-    pub(crate) fn new(world: SharedWorld, ring: usize) -> Self {
+    /// The ring of a shard of a node whose rings begin at `first`.
+    pub(crate) fn new(world: SharedWorld, first: usize, shard: u16) -> Self {
+        let ring = first + usize::from(shard);
         let buffers = world.borrow().buffer_count(ring);
-        SimIo { world, ring, held: vec![None; buffers] }
+        SimIo { world, ring, first, held: vec![None; buffers] }
     }
 
     /// Hands over what was queued, as the next [`Io::enter`] would before it waits.
@@ -73,7 +78,7 @@ impl Io for SimIo {
     }
 
     fn now(&self) -> Now {
-        self.world.borrow().now()
+        self.world.borrow().now(self.ring)
     }
 
     fn accept(&mut self, listener: u16, multishot: bool) {
@@ -84,8 +89,12 @@ impl Io for SimIo {
         self.push(Submission::AcceptCancel { listener });
     }
 
-    fn stop_listening(&mut self) {
-        self.world.borrow_mut().stop_listening(self.ring);
+    fn stop_listening(&mut self, listener: u16) {
+        self.world.borrow_mut().stop_listening(self.ring, listener);
+    }
+
+    fn dial(&mut self, token: u32, address: SocketAddr) {
+        self.world.borrow_mut().ask_dial(self.ring, token, address);
     }
 
     fn poll(&mut self, conn: ConnId) {
@@ -121,11 +130,11 @@ impl Io for SimIo {
     }
 
     fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken) {
-        self.world.borrow_mut().ask_hand_over(self.ring, conn, shard, token);
+        self.world.borrow_mut().ask_hand_over(self.ring, conn, self.first + usize::from(shard), token);
     }
 
     fn wake(&mut self, shard: u16) {
-        self.push(Submission::Wake { shard });
+        self.push(Submission::Wake { ring: self.first + usize::from(shard) });
     }
 
     fn tick_after(&mut self, ms: u32) {
@@ -140,6 +149,10 @@ impl Io for SimIo {
         let held = self.held[usize::from(buf.0)].take();
         assert!(held.is_some(), "buffer {} was released twice or never filled", buf.0);
         self.world.borrow_mut().release(self.ring, buf);
+    }
+
+    fn random(&mut self) -> [u8; 32] {
+        self.world.borrow_mut().secret()
     }
 
     fn stats(&self) -> IoStats {

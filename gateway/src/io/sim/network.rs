@@ -30,7 +30,7 @@ impl World {
     /// Connects to a certain listener.
     pub(crate) fn connect_to(&mut self, ring: usize, listener: usize, window: usize) -> usize {
         let socket = self.sockets.len();
-        self.sockets.push(Socket::new(window));
+        self.sockets.push(Socket::new(self.rings[ring].host, window));
         let due_us = self.inbound_due(socket);
         self.schedule(due_us, Event::Connect { socket, ring, listener });
         self.note("connect", socket as u64, ring as u64);
@@ -118,6 +118,9 @@ impl World {
     }
 
     pub(super) fn connected(&mut self, socket: usize, ring: usize, listener: usize) {
+        if self.hosts[self.rings[ring].host].dark {
+            return;
+        }
         self.rings[ring].listeners[listener].backlog.push_back(socket);
         self.accept_progress(ring, listener);
     }
@@ -130,7 +133,11 @@ impl World {
 
     pub(super) fn reached_server(&mut self, socket: usize, segment: Segment) {
         let spontaneous = matches!(segment, Segment::Bytes(_)) && self.rng.chance(self.faults.reset);
+        let dark = self.hosts[self.sockets[socket].host].dark;
         let peer = &mut self.sockets[socket];
+        if dark {
+            return;
+        }
         if peer.server_gone {
             if matches!(segment, Segment::Bytes(_)) {
                 self.toward_client(socket, Segment::Reset);
@@ -138,6 +145,9 @@ impl World {
             return;
         }
         if peer.reset {
+            if peer.peer.is_some() && matches!(segment, Segment::Bytes(_)) {
+                self.toward_client(socket, Segment::Reset);
+            }
             return;
         }
         match segment {
@@ -153,7 +163,7 @@ impl World {
     }
 
     /// The server's kernel learns that the connection is broken. What was not read may be lost.
-    fn break_off(&mut self, socket: usize) {
+    pub(super) fn break_off(&mut self, socket: usize) {
         self.tally.resets += 1;
         self.note("reset", socket as u64, 0);
         let lost = self.rng.chance(500);
@@ -165,6 +175,9 @@ impl World {
     }
 
     pub(super) fn reached_client(&mut self, socket: usize, segment: Segment) {
+        if self.sockets[socket].peer.is_some() {
+            return self.reached_peer(socket, segment);
+        }
         let peer = &mut self.sockets[socket];
         match segment {
             Segment::Bytes(bytes) if peer.client_gone => {

@@ -2,7 +2,8 @@
 
 use super::super::{BufId, Completion, ConnId, HandoverToken, ReadOp, SendId};
 use crate::limits::Limits;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 /// A queued submission. Those of a connection find their particulars in its slot.
 #[derive(Debug)]
@@ -15,8 +16,9 @@ pub(crate) enum Submission {
     SendCancel { send: SendId },
     Shutdown { slot: u32 },
     Close { slot: u32 },
-    HandOver { slot: u32, shard: u16, token: HandoverToken },
-    Wake { shard: u16 },
+    HandOver { slot: u32, ring: usize, token: HandoverToken },
+    Wake { ring: usize },
+    Dial { token: u32, address: SocketAddr },
     Tick { ms: u32 },
 }
 
@@ -114,11 +116,16 @@ pub(crate) struct Ring {
     /// Slot of each send under way, by its id. Ids are used again as soon as the shard has the completion.
     pub(crate) sends: Vec<Option<u32>>,
     pub(crate) ticking: bool,
+    /// Tokens of the dials under way.
+    pub(crate) dials: BTreeSet<u32>,
+    /// Its process has been killed.
+    pub(crate) dead: bool,
+    pub(crate) host: usize,
     pub(crate) sq_full: u64,
 }
 
 impl Ring {
-    pub(crate) fn new(limits: &Limits, listeners: u16) -> Self {
+    pub(crate) fn new(host: usize, limits: &Limits, listeners: u16) -> Self {
         Ring {
             slots: (0..limits.slots()).map(|_| Slot::default()).collect(),
             listeners: (0..listeners).map(|_| Listener::default()).collect(),
@@ -130,6 +137,9 @@ impl Ring {
             completions: VecDeque::new(),
             sends: Vec::new(),
             ticking: false,
+            dials: BTreeSet::new(),
+            dead: false,
+            host,
             sq_full: 0,
         }
     }

@@ -19,9 +19,13 @@ pub(crate) enum Found {
     End,
 }
 
-/// A TCP connection. "Inbound" is towards the server.
+/// A TCP connection of a ring, the "server", with a simulated client. "Inbound" is towards the server.
+///
+/// A connection between two rings is two of these, each the client of the other: see `peers`.
 #[derive(Debug)]
 pub(crate) struct Socket {
+    /// That of the server.
+    pub(crate) host: usize,
     /// Arrived at the server and not read.
     pub(crate) inbound: VecDeque<u8>,
     pub(crate) inbound_end: bool,
@@ -46,11 +50,23 @@ pub(crate) struct Socket {
     pub(crate) outbound_due_us: u64,
     /// Ring and slot of each descriptor.
     pub(crate) holders: Vec<(usize, u32)>,
+    /// The other end, when that is a ring too.
+    pub(crate) peer: Option<Peer>,
+}
+
+/// What a ring's end of a connection knows of the ring at the other end.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) socket: usize,
+    pub(crate) host: usize,
+    /// Segments this end has sent and the network holds back.
+    pub(crate) held: VecDeque<Segment>,
 }
 
 impl Socket {
-    pub(crate) fn new(window: usize) -> Self {
+    pub(crate) fn new(host: usize, window: usize) -> Self {
         Socket {
+            host,
             inbound: VecDeque::new(),
             inbound_end: false,
             reset: false,
@@ -66,6 +82,7 @@ impl Socket {
             inbound_due_us: 0,
             outbound_due_us: 0,
             holders: Vec::new(),
+            peer: None,
         }
     }
 

@@ -1,11 +1,13 @@
 //! The world: time, what is on its way, and what the shards ask of the kernel.
 
 use super::faults::{Faults, Rng};
+use super::peers::{Host, Place};
 use super::ring::{Accept, Listener, Read, Ring, Send, Stage, Submission};
 use super::socket::{Segment, Socket};
 use crate::io::{BufId, Completion, ConnId, HandoverToken, Now, ReadOp, SendId};
 use crate::limits::Limits;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// The wall clock when a run begins, milliseconds since the Unix epoch: some day in 2026.
 const WALL_MS: i64 = 1_780_000_000_000;
@@ -32,6 +34,19 @@ pub(super) enum Event {
         socket: usize,
         segment: Segment,
     },
+    /// A dial reaches its address, or comes to its end.
+    Syn {
+        ring: usize,
+        token: u32,
+        address: SocketAddr,
+        give_up_us: u64,
+    },
+    /// The ring that dialed is connected.
+    Established {
+        ring: usize,
+        token: u32,
+        socket: usize,
+    },
 }
 
 /// What the faults led to, to see that they do happen.
@@ -51,6 +66,10 @@ pub(crate) struct Tally {
     pub(crate) multishots_ended: u64,
     pub(crate) enobufs: u64,
     pub(crate) clock_set_back: u64,
+    pub(crate) dials: u64,
+    pub(crate) dials_failed: u64,
+    /// Segments between hosts that a cut held back.
+    pub(crate) segments_held: u64,
     /// Bytes the kernel gave to the shards and took from them.
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
@@ -73,15 +92,21 @@ pub(crate) struct World {
     wall_offset_ms: i64,
     events: BTreeMap<(u64, u64), Event>,
     event_count: u64,
+    pub(super) hosts: Vec<Host>,
+    /// Hosts that do not hear each other, the lower number first.
+    pub(super) cuts: BTreeSet<(usize, usize)>,
     pub(super) rings: Vec<Ring>,
+    pub(super) places: Vec<Place>,
     pub(super) sockets: Vec<Socket>,
     /// Sockets whose client has something new to read.
     pub(super) stirred: Vec<usize>,
+    /// Random bytes the shards ask for.
+    secrets: Rng,
     trace: Trace,
 }
 
 impl World {
-    /// A world with one ring for each shard.
+    /// A world of one host, with one ring for each shard.
     pub(crate) fn new(seed: u64, faults: Faults, rings: usize, listeners: u16, limits: &Limits, print: bool) -> Self {
         World {
             rng: Rng::new(seed),
@@ -91,11 +116,28 @@ impl World {
             wall_offset_ms: WALL_MS,
             events: BTreeMap::new(),
             event_count: 0,
-            rings: (0..rings).map(|_| Ring::new(limits, listeners)).collect(),
+            hosts: vec![Host::default()],
+            cuts: BTreeSet::new(),
+            rings: (0..rings).map(|_| Ring::new(0, limits, listeners)).collect(),
+            places: Vec::new(),
             sockets: Vec::new(),
             stirred: Vec::new(),
+            secrets: Rng::new(seed ^ 0x005E_C2E7),
             trace: Trace { hash: 0xCBF2_9CE4_8422_2325, print },
         }
+    }
+
+    /// Adds a host. Returns its number.
+    pub(crate) fn add_host(&mut self, host: Host) -> usize {
+        self.hosts.push(host);
+        self.hosts.len() - 1
+    }
+
+    /// Adds the rings of a process that starts on a host. Returns the first one's number.
+    pub(crate) fn add_rings(&mut self, host: usize, rings: u16, listeners: u16, limits: &Limits) -> usize {
+        let first = self.rings.len();
+        self.rings.extend((0..rings).map(|_| Ring::new(host, limits, listeners)));
+        first
     }
 
     /// Microseconds since the run began.
@@ -103,9 +145,20 @@ impl World {
         self.now_us
     }
 
-    pub(super) fn now(&self) -> Now {
-        let mono_ms = self.now_us / 1_000;
-        Now { mono_ms, wall_ms: (self.wall_offset_ms + mono_ms as i64) as u64 }
+    /// The time, as the host of a ring sees it.
+    pub(super) fn now(&self, ring: usize) -> Now {
+        let host = self.hosts[self.rings[ring].host];
+        let passed_ms = self.now_us / 1_000;
+        let wall_ms = (self.wall_offset_ms + host.wall_offset_ms + passed_ms as i64) as u64;
+        Now { mono_ms: passed_ms + host.mono_offset_ms, wall_ms }
+    }
+
+    pub(super) fn secret(&mut self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for word in bytes.as_chunks_mut::<8>().0 {
+            *word = self.secrets.bits().to_le_bytes();
+        }
+        bytes
     }
 
     /// Adds to the trace; FNV-1a over what happened, to what, and when.
@@ -148,6 +201,7 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
+            Event::Post { ring, .. } if self.rings[ring].dead => {}
             Event::Post { ring, completion, bytes } => {
                 if matches!(completion, Completion::Tick) {
                     self.maybe_set_clock();
@@ -157,6 +211,8 @@ impl World {
             Event::Connect { socket, ring, listener } => self.connected(socket, ring, listener),
             Event::ToServer { socket, segment } => self.reached_server(socket, segment),
             Event::ToClient { socket, segment } => self.reached_client(socket, segment),
+            Event::Syn { ring, token, address, give_up_us } => self.syn(ring, token, address, give_up_us),
+            Event::Established { ring, token, socket } => self.established(ring, token, socket),
         }
     }
 
@@ -195,12 +251,15 @@ impl World {
         self.push(ring, Submission::Accept { listener, multishot });
     }
 
-    /// Closes the listeners at once. Accepts that are armed hold on to theirs until they are cancelled.
-    pub(super) fn stop_listening(&mut self, ring: usize) {
-        for listener in 0..self.rings[ring].listeners.len() {
-            self.rings[ring].listeners[listener].closed = true;
-            self.refuse_backlog(ring, listener);
-        }
+    /// Closes a listener at once. Accepts that are armed hold on to it until they are cancelled.
+    pub(super) fn stop_listening(&mut self, ring: usize, listener: u16) {
+        self.rings[ring].listeners[usize::from(listener)].closed = true;
+        self.refuse_backlog(ring, listener.into());
+    }
+
+    pub(super) fn ask_dial(&mut self, ring: usize, token: u32, address: SocketAddr) {
+        assert!(self.rings[ring].dials.insert(token), "contract: two dials under way with token {token}");
+        self.push(ring, Submission::Dial { token, address });
     }
 
     /// Resets what waits at a listener that nothing holds any more.
@@ -269,13 +328,13 @@ impl World {
         self.push(ring, Submission::Close { slot });
     }
 
-    pub(super) fn ask_hand_over(&mut self, ring: usize, conn: ConnId, shard: u16, token: HandoverToken) {
-        assert_ne!(ring, usize::from(shard), "contract: hand-over to the same ring");
+    pub(super) fn ask_hand_over(&mut self, ring: usize, conn: ConnId, target: usize, token: HandoverToken) {
+        assert_ne!(ring, target, "contract: hand-over to the same ring");
         let usage = self.rings[ring].usage(conn, "hand-over");
         let idle = usage.read.is_none() && usage.send.is_none() && !usage.shutting && !usage.handing_over;
         assert!(idle, "contract: hand-over of {conn:?} while something else is under way");
         usage.handing_over = true;
-        self.push(ring, Submission::HandOver { slot: conn.slot, shard, token });
+        self.push(ring, Submission::HandOver { slot: conn.slot, ring: target, token });
     }
 
     /// Receive buffers a ring was set up with.
@@ -327,6 +386,12 @@ impl World {
                 self.tally.accepted += 1;
             }
             Completion::Adopted { slot, .. } => kernel.used(*slot).expect("an adopted slot is in use").known = true,
+            Completion::Dialed { token, result } => {
+                assert!(kernel.dials.remove(token), "a dial ends once");
+                if let Ok(slot) = result {
+                    kernel.used(*slot).expect("a dialed slot is in use").known = true;
+                }
+            }
             Completion::Tick => kernel.ticking = false,
             Completion::Accept { .. } | Completion::Recv { .. } | Completion::Closed { .. } | Completion::Wake => {}
         }
@@ -349,7 +414,7 @@ impl World {
             _ => false,
         };
         let queued = self.rings.iter().flat_map(|kernel| &kernel.submissions).any(|submission| match submission {
-            Submission::Wake { shard } | Submission::HandOver { shard, .. } => usize::from(*shard) == ring,
+            Submission::Wake { ring: to } | Submission::HandOver { ring: to, .. } => *to == ring,
             _ => false,
         });
         let under_way = self.events.values().any(|event| match event {
@@ -388,6 +453,9 @@ fn describe(completion: &Completion) -> (&'static str, u64) {
             ("< handed over", u64::from(conn.slot) << 1 | u64::from(result.is_err()))
         }
         Completion::Adopted { slot, .. } => ("< adopted", (*slot).into()),
+        Completion::Dialed { token, result } => {
+            ("< dialed", u64::from(*token) << 32 | code(&result.map(|slot| slot as usize)) & 0xFFFF_FFFF)
+        }
         Completion::Tick => ("< tick", 0),
         Completion::Wake => ("< wake", 0),
     }
