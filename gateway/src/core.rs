@@ -215,7 +215,7 @@ impl<I: Io> Core<I> {
         let nodes = self.shard.mesh.as_ref().map_or(0, |mesh| mesh.connections()).min(limits.mesh_slots);
         let clients = self.shard.links.slots.in_use() - nodes;
         let room = clients + SLOTS_SPARE + limits.mesh_slots < limits.slots();
-        let wanted = room && self.shard.drain.is_none();
+        let wanted = room && !self.shard.ends();
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
@@ -310,13 +310,16 @@ impl<I: Io> Core<I> {
                 }
                 Control::End { user, session, reason } => self.shard.end_session(user, session, reason),
                 Control::Outbid { user, session, above } => self.shard.outbid(user, session, above),
-                Control::Drain => {
-                    self.shard.begin_drain();
-                    self.drive_accepts();
-                    for listener in 0..self.listeners.len() {
-                        self.io.stop_listening(listener as u16);
+                Control::Drain { ends } => {
+                    self.shard.begin_drain(ends);
+                    if ends {
+                        self.drive_accepts();
+                        for listener in 0..self.listeners.len() {
+                            self.io.stop_listening(listener as u16);
+                        }
                     }
                 }
+                Control::Resume => self.shard.call_off_drain(),
             }
         }
         requests

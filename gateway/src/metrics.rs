@@ -78,6 +78,7 @@ shard_stats! {
     sessions: Gauge "trunkline_sessions" "" "Logged-in sessions on this shard.";
     users: Gauge "trunkline_users_online" "" "Users with at least one session on this shard.";
     logins: Counter "trunkline_logins_total" "" "Successful logins.";
+    sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
     out_delivered: Counter "trunkline_messages_total" "outcome=\"delivered\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_acked: Counter "trunkline_messages_total" "outcome=\"acknowledged\"" "Fate of each message without ACK, and of each message with ACK once it is known.";

@@ -200,9 +200,10 @@ impl<I: Io> Core<I> {
         if std::mem::take(&mut self.mesh_accept_ended) {
             self.io.accept(self.listeners.len() as u16, true);
         }
+        let ends = self.shard.ends();
         let Some(mesh) = &mut self.shard.mesh else { return };
         let room = self.shard.links.slots.in_use() < self.shard.links.limits.slots();
-        if room && self.shard.drain.is_none() {
+        if room && !ends {
             for (token, address) in mesh.take_due_dials(now_ms) {
                 self.io.dial(token, address);
             }

@@ -153,7 +153,7 @@ impl Run {
     fn drain(&mut self) {
         self.crowd.draining = true;
         for shard in 0..self.node.shards() {
-            self.node.request(shard, Control::Drain);
+            self.node.request(shard, Control::Drain { ends: true });
         }
         let end_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000;
         self.run_until(end_us, |run| run.node.over());

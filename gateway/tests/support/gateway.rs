@@ -119,6 +119,10 @@ impl Gateway {
         self.request("POST", path)
     }
 
+    pub(crate) fn post_json(&self, path: &str, body: &serde_json::Value) -> Response {
+        http::post_json(self.http_address, path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
     pub(crate) fn request(&self, method: &str, path: &str) -> Response {
         http::request(self.http_address, method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
