@@ -58,6 +58,8 @@ pub(crate) struct Core<I: Io> {
     /// Withdrawn hand-overs whose mailbox was full.
     withdrawals: Vec<(u16, HandoverToken)>,
     due: Vec<u32>,
+    /// The listener behind the clients' is for other nodes, and open.
+    listening_to_nodes: bool,
     /// The accept of other nodes failed; try again at the next tick.
     mesh_accept_ended: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
@@ -80,19 +82,16 @@ impl<I: Io> Core<I> {
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
+            listening_to_nodes: false,
             mesh_accept_ended: false,
             blocked: false,
         };
         core.drive_accepts();
-        if core.listens_to_nodes() {
+        if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
+            core.listening_to_nodes = true;
             core.io.accept(listeners, true);
         }
         core
-    }
-
-    /// Whether the listener behind the clients' is for other nodes.
-    fn listens_to_nodes(&self) -> bool {
-        self.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens)
     }
 
     /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
@@ -202,7 +201,7 @@ impl<I: Io> Core<I> {
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
         self.mesh_accept_ended |= !more;
-        if !more && result.is_ok() {
+        if !more && result.is_ok() && self.listening_to_nodes {
             self.mesh_accept_ended = false;
             self.io.accept(listener, true);
         }

@@ -197,7 +197,7 @@ impl<I: Io> Core<I> {
     /// What time brings: dials, heartbeats, connections whose time is over, and news for the control thread.
     pub(super) fn tick_nodes(&mut self) {
         let now_ms = self.shard.now.mono_ms;
-        if std::mem::take(&mut self.mesh_accept_ended) {
+        if std::mem::take(&mut self.mesh_accept_ended) && self.listening_to_nodes {
             self.io.accept(self.listeners.len() as u16, true);
         }
         let ends = self.shard.ends();
@@ -227,6 +227,12 @@ impl<I: Io> Core<I> {
 
     /// The shard is about to end: tells other nodes so.
     pub(super) fn leave_nodes(&mut self) {
+        if std::mem::take(&mut self.listening_to_nodes) {
+            // What the ring still waits for would hold the port beyond the end of the process.
+            let listener = self.listeners.len() as u16;
+            self.io.accept_cancel(listener);
+            self.io.stop_listening(listener);
+        }
         let Some(mesh) = &mut self.shard.mesh else { return };
         mesh.say_goodbye();
         for slot in mesh.slots() {

@@ -451,8 +451,11 @@ fn a_request_that_is_too_long_is_refused() {
     let mut stream = api.connect();
     write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(20_000)).unwrap();
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
+    match stream.read_to_string(&mut text) {
+        Ok(_) => assert!(text.starts_with("HTTP/1.1 431 "), "{text}"),
+        // It closes without reading the rest, and a reset may overtake the answer.
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
 }
 
 #[test]

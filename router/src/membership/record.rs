@@ -70,7 +70,7 @@ pub struct NodeRecord {
     #[serde(default)]
     pub life: u64,
     /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link up. May be empty.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub secret_mark: String,
 }
 
