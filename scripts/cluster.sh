@@ -7,7 +7,8 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/cluster.sh [--check] [--bin DIR] [--base-port PORT]
 
-  --check           end with status 0 once every node and the router answer alike, instead of waiting for Ctrl-C
+  --check           end with status 0 once every node and the router answer alike and a message has gone from node to node,
+                    instead of waiting for Ctrl-C
   --bin DIR         where the programs gateway, router and chat are [default: target/release]
   --base-port PORT  take the ports PORT to PORT+21 instead of the usual ones
 TEXT
@@ -41,7 +42,7 @@ else
   router=$((base + 21))
 fi
 
-for program in gateway router; do
+for program in gateway router chat; do
   if [ ! -x "$bin/$program" ]; then
     echo "cluster: $bin/$program was not found. Build it: cargo build --release --bin gateway --bin router --bin chat" >&2
     exit 1
@@ -53,13 +54,14 @@ fi
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/trunkline-cluster-XXXXXX")
 declare -A pids=()
+input=/dev/null
 
 # In a session of its own, so that Ctrl-C reaches this script alone and what it started ends in order; and should the script be killed,
 # the kernel ends it.
 start() { # name, command…
   local name=$1
   shift
-  setsid setpriv --pdeathsig KILL "$@" >"$dir/$name.log" 2>&1 </dev/null &
+  setsid setpriv --pdeathsig KILL "$@" >"$dir/$name.log" 2>&1 <"$input" &
   pids[$name]=$!
 }
 
@@ -171,12 +173,22 @@ await router sees_all "$router"
 if [ -n "$check" ]; then
   homes=$(for port in "${http[@]}" "$router"; do get "$port" '/v1/explain/1?from=a' | grep -o '"home":"[a-z]*"' || echo none; done | sort -u)
   case $homes in
-    '"home":"'[abc]'"') echo "cluster: all of them answer, and name one home of user 1: ${homes#*:}" ;;
+    '"home":"'[abc]'"') echo "cluster: all of them answer, and name one home of user 1, ${homes#*:}" ;;
     *)
       echo "cluster: the home of user 1 is not one of the nodes, or not the same everywhere:" $homes >&2
       exit 1
       ;;
   esac
+  # One that reads from a pipe that stays open, and one that ends with its only line.
+  mkfifo "$dir/input"
+  exec 4<>"$dir/input"
+  input=$dir/input
+  start receiver "$bin/chat" --user 2 --addr "127.0.0.1:${client[1]}" --http "127.0.0.1:${http[1]}"
+  await receiver grep -q '^user 2 at' "$dir/receiver.log"
+  echo "2;;from node to node" | "$bin/chat" --user 1 --addr "127.0.0.1:${client[0]}" --http "127.0.0.1:${http[0]}" >"$dir/sender.log" 2>&1 ||
+    fail sender "could not send"
+  await receiver grep -q '^\[1\] from node to node' "$dir/receiver.log"
+  echo "cluster: a message has gone from user 1 at node a to user 2 at node b"
   exit 0
 fi
 

@@ -34,9 +34,10 @@ fn every_node_answers_about_all_nodes_and_users() {
     let names = ["a", "b"];
     let gateways = names.map(|name| Member::new(&cluster, name).start(&cluster, &["--lease-secs", "5"]));
     for gateway in &gateways {
-        let nodes = wait_for("both are in the ring", || {
+        let nodes = wait_for("both are in the ring, and linked", || {
             let nodes = ask(gateway, "/v1/nodes", "Nodes");
-            let in_ring = |node: &Value| node["in_ring"] == true && node["state"] == "active";
+            let in_ring =
+                |node: &Value| node["in_ring"] == true && node["state"] == "active" && node["reachable"] == true;
             let all = nodes["nodes"].as_array().expect("nodes");
             (all.len() == 2 && all.iter().all(in_ring)).then_some(nodes)
         });

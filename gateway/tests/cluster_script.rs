@@ -50,7 +50,9 @@ impl Script {
 
     fn start_at(base: u16, name: &str, flags: &[&str]) -> Self {
         let bin = Path::new(env!("CARGO_BIN_EXE_gateway")).parent().expect("it is in a folder");
-        assert!(bin.join("router").exists(), "the router is not built: cargo build -p trunkline-router --bin router");
+        for program in ["router", "chat"] {
+            assert!(bin.join(program).exists(), "{program} is not built: cargo build --bin router --bin chat");
+        }
         let folder =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-script-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for what it leaves");
@@ -101,6 +103,7 @@ fn a_check_finds_every_process_at_work_and_leaves_nothing() {
     let (status, said) = script.finish();
     assert_eq!(status, Some(0), "{said}");
     assert!(said.contains("name one home of user 1"), "{said}");
+    assert!(said.contains("a message has gone from user 1 at node a to user 2 at node b"), "{said}");
     Script::assert_ports_free(base, &[]);
 }
 

@@ -112,7 +112,7 @@ pub struct NodeAnswer {
     pub record: NodeRecord,
     /// Whether its lease lives.
     pub lease: LeaseState,
-    /// Whether the asked process has a link to it; `null` from the router, which has no links.
+    /// Whether the asked process has a link to it, as a node has to itself; `null` from one that has no links, such as a router.
     pub reachable: Option<bool>,
     /// Whether users may have their home there: it is active, and the ring can hold it.
     pub in_ring: bool,
