@@ -1,12 +1,12 @@
-//! The node under test: its shards, turned as the loop in `crate::shard` turns them.
+//! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
-use super::scenario::Scenario;
 use crate::auth::Auth;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, ShardConfig};
 use crate::io::HandoverToken;
 use crate::io::sim::{Rng, SharedWorld, SimIo};
+use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
 use crate::waker::Waker;
@@ -37,8 +37,20 @@ struct Seat {
     signalled: bool,
 }
 
+/// What a node is made of.
+pub(super) struct NodeConfig {
+    pub(super) seed: u64,
+    pub(super) name: String,
+    /// Its rings in the world: this one and those that follow.
+    pub(super) first_ring: usize,
+    pub(super) shards: u16,
+    pub(super) listeners: u16,
+    pub(super) limits: Limits,
+}
+
 pub(super) struct Node {
     world: SharedWorld,
+    first_ring: usize,
     rng: Rng,
     seats: Vec<Seat>,
     mailboxes: Mailboxes,
@@ -47,29 +59,31 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(scenario: &Scenario, world: &SharedWorld) -> Self {
-        let mail = mailboxes(scenario.shards);
-        let seats = (0..scenario.shards).map(|shard| {
+    pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits } = config;
+        let mail = mailboxes(shards);
+        let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
             let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
             let config = ShardConfig {
                 shard,
-                shards: scenario.shards,
-                node: "simulated".to_owned(),
-                limits: scenario.limits.clone(),
+                shards,
+                node: name.clone(),
+                limits: limits.clone(),
                 auth: Arc::new(Auth::Open),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
             };
-            let io = SimIo::new(world.clone(), 0, shard);
-            let core = Core::new(io, config, port.clone(), scenario.listeners);
+            let io = SimIo::new(world.clone(), first_ring, shard);
+            let core = Core::new(io, config, port.clone(), listeners);
             Seat { core, port, stats, rest: Rest::Ring { until_us: 0 }, busy_until_us: 0, signalled: false }
         });
         Node {
             world: world.clone(),
-            rng: Rng::new(scenario.seed ^ 0x0DE0_5EA7),
+            first_ring,
+            rng: Rng::new(seed ^ 0x0DE0_5EA7),
             seats: seats.collect(),
             stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
@@ -84,13 +98,22 @@ impl Node {
         self.seats.iter().map(|seat| &*seat.stats)
     }
 
-    /// Puts a request to a shard, as the control thread does.
-    pub(super) fn request(&mut self, shard: usize, request: Control) {
+    /// Puts a request to a shard, as the control thread does. False when its queue is full.
+    pub(super) fn request(&mut self, shard: usize, request: Control) -> bool {
         let seat = &mut self.seats[shard];
-        // A full queue is the control thread's to deal with: the caller gets a 503.
-        if seat.port.send(request).is_ok() {
-            seat.signalled = true;
-        }
+        let taken = seat.port.send(request).is_ok();
+        seat.signalled |= taken;
+        taken
+    }
+
+    fn ring(&self, shard: usize) -> usize {
+        self.first_ring + shard
+    }
+
+    /// Device and session id of each session of a user, as a shard knows them.
+    pub(super) fn sessions(&self, shard: usize, user: u64) -> impl Iterator<Item = (String, u64)> {
+        let sessions = self.seats[shard].core.shard.presence.sessions(user).iter();
+        sessions.map(|entry| (entry.device().to_owned(), entry.session))
     }
 
     /// Whether every shard's loop has returned.
@@ -105,7 +128,7 @@ impl Node {
 
     fn turn_due_us(&self, shard: usize) -> Option<u64> {
         let Seat { rest, busy_until_us, signalled, .. } = &self.seats[shard];
-        let completions = self.world.borrow().completions(shard) > 0;
+        let completions = self.world.borrow().completions(self.ring(shard)) > 0;
         match *rest {
             Rest::Over => None,
             _ if completions => Some(*busy_until_us),
@@ -127,9 +150,10 @@ impl Node {
     }
 
     fn turn(&mut self, shard: usize, now_us: u64) {
+        let ring = self.ring(shard);
         let seat = &mut self.seats[shard];
         seat.signalled = false;
-        self.world.borrow_mut().note("turn", shard as u64, 0);
+        self.world.borrow_mut().note("turn", ring as u64, 0);
         let worked = seat.core.turn(RING_WAIT_MICROS);
         seat.busy_until_us = now_us + self.rng.within(1, 30);
         if seat.core.finished() {
@@ -143,7 +167,7 @@ impl Node {
                 seat.core.io.submit();
             }
         } else {
-            let unsubmitted = self.world.borrow().unsubmitted(shard);
+            let unsubmitted = self.world.borrow().unsubmitted(ring);
             assert_eq!(unsubmitted, 0, "shard {shard} went to sleep with submissions the kernel has not seen");
             seat.rest = Rest::Parked;
         }
@@ -166,7 +190,10 @@ impl Node {
     fn check_no_wake_was_lost(&self) {
         for (shard, seat) in self.seats.iter().enumerate() {
             if seat.rest == Rest::Parked && !seat.signalled && self.mailboxes[shard].len() > 0 {
-                let woken = self.world.borrow().completions(shard) > 0 || self.world.borrow().will_be_woken(shard);
+                let woken = {
+                    let (world, ring) = (self.world.borrow(), self.ring(shard));
+                    world.completions(ring) > 0 || world.will_be_woken(ring)
+                };
                 assert!(woken, "shard {shard} sleeps while its mailbox has letters and nobody wakes it");
             }
         }
@@ -202,9 +229,9 @@ impl Node {
                 assert_eq!(state.arriving.len(), 0, "shard {shard}: arriving connections");
                 assert_eq!(state.outgoing.pending_bytes(), 0, "shard {shard}: bytes under way to other shards");
                 let world = self.world.borrow();
-                assert_eq!(world.slots_used(shard), 0, "shard {shard}: descriptors");
+                assert_eq!(world.slots_used(self.ring(shard)), 0, "shard {shard}: descriptors");
                 let buffers = usize::from(state.links.limits.recv_buffers);
-                assert_eq!(world.buffers_with_kernel(shard), buffers, "shard {shard}: receive buffers");
+                assert_eq!(world.buffers_with_kernel(self.ring(shard)), buffers, "shard {shard}: receive buffers");
             }
         }
     }
