@@ -177,7 +177,7 @@ impl Crowd {
             self.look_after(client, now_us);
         }
         let open = self.devices[device].clients.iter().copied();
-        let latest = open.filter(|client| self.clients[*client].stage != Stage::Over).last();
+        let latest = open.rev().find(|client| self.clients[*client].stage != Stage::Over);
         match (latest, self.mood) {
             (None, Mood::Leaving) => {}
             (None, _) => {
