@@ -21,6 +21,7 @@ struct Process {
     node: Option<Node>,
     first_ring: usize,
     paused: bool,
+    fenced: bool,
 }
 
 /// Where a node lives, whether it runs or not.
@@ -138,6 +139,7 @@ impl Fleet {
             if pulse.may_start() {
                 self.start_shards(number, now_us);
             }
+            self.count_differences(number);
         }
         let Some(process) = &mut self.seats[number].process else { return };
         if process.paused {
@@ -157,6 +159,23 @@ impl Fleet {
             let incarnation = process.pulse.heart().incarnation();
             self.redis.release(&self.seats[number].name, incarnation);
             self.stop(number, false);
+        }
+    }
+
+    /// Counts what the control planes of the nodes were meant to go through.
+    fn count_differences(&mut self, number: usize) {
+        let Some(process) = &mut self.seats[number].process else { return };
+        if process.node.is_none() {
+            return;
+        }
+        let heart = process.pulse.heart();
+        let (fenced, digest) = (heart.fenced().is_some(), heart.view().digest);
+        if std::mem::replace(&mut process.fenced, fenced) != fenced && fenced {
+            self.count("fenced");
+        }
+        let others = self.seats.iter().filter_map(|seat| seat.process.as_ref());
+        if others.into_iter().any(|other| other.node.is_some() && other.pulse.heart().view().digest != digest) {
+            self.count("views differed");
         }
     }
 
@@ -195,7 +214,7 @@ impl Fleet {
         };
         let seed = process_seed(&self.scenario, number, seat.starts);
         let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
-        seat.process = Some(Process { pulse, node: None, first_ring, paused: false });
+        seat.process = Some(Process { pulse, node: None, first_ring, paused: false, fenced: false });
     }
 
     fn start_shards(&mut self, number: usize, now_us: u64) {

@@ -156,12 +156,14 @@ const MUST_OCCUR: &[&str] = &[
     "clock set back",
     "cut",
     "dials failed",
+    "fenced",
     "killed",
     "left",
     "paused",
     "power lost",
     "resets",
     "segments held back",
+    "views differed",
 ];
 
 #[test]
