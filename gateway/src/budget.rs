@@ -5,6 +5,7 @@
 
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
+use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
@@ -40,6 +41,9 @@ const HTTP_CONNECTION_BYTES: u64 = 32 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
 const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
+
+/// A message that another node is to answer: its places in a table that may be half empty and in a queue twice as long.
+const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
 
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
@@ -80,6 +84,12 @@ fn slot_bytes(connections: u64) -> u64 {
 fn user_bytes(connections: u64) -> u64 {
     let connections = usize::try_from(connections).unwrap_or(usize::MAX);
     Embedded::memory_bytes_max(connections, connections, DEVICE_BYTES_MAX + CLASS_BYTES_MAX) as u64
+}
+
+/// What a home shard takes for sessions on other nodes, besides what it takes for its own.
+fn remote_bytes(connections: u64, remotes: u64) -> u64 {
+    (RemoteSessions::bytes_max(remotes as usize) as u64)
+        .saturating_add(user_bytes(connections.saturating_add(remotes)).saturating_sub(user_bytes(connections)))
 }
 
 fn queue_head_bytes(connections: u64) -> u64 {
@@ -180,6 +190,26 @@ impl Budget {
             },
         ];
         if let Some(cluster) = &config.cluster {
+            let remotes = u64::from(limits.remote_sessions_max);
+            terms.push(Term {
+                name: "remote sessions",
+                bytes: remote_bytes(each, remotes).saturating_mul(shards),
+                how: format!("{} on other nodes, of users whose home is here, as many as here", remotes * shards),
+                flags: &["--connections-max", "--shards"],
+            });
+            terms.push(Term {
+                name: "mesh",
+                bytes: node(limits.mesh_bytes_max, VEC_GROWTH)
+                    .saturating_add(node(limits.parked_bytes_max, VEC_GROWTH))
+                    .saturating_add(node(limits.sent_away_max, AWAY_BYTES)),
+                how: format!(
+                    "{} for other nodes, {} that wait for a home, and {} messages that others are to answer; growth",
+                    size(node(limits.mesh_bytes_max, 1)),
+                    size(node(limits.parked_bytes_max, 1)),
+                    node(limits.sent_away_max, 1)
+                ),
+                flags: &["--mesh-bytes-max", "--shards"],
+            });
             let queue = (cluster.presence_queue_max as u64).saturating_mul(PRESENCE_WRITE_BYTES);
             let log = log_bytes(limits.slots().into(), DEVICE_BYTES_MAX + CLASS_BYTES_MAX);
             terms.push(Term {
@@ -200,13 +230,15 @@ impl Budget {
     pub fn connections_fitting(config: &Config) -> u64 {
         let shards = u64::from(config.shards);
         let each = u64::from(config.limits().connections_max);
-        let besides = Budget::of(config).total().saturating_sub(connections_bytes(each).saturating_mul(shards));
+        let remote = |connections| if config.cluster.is_some() { remote_bytes(connections, connections) } else { 0 };
+        let all = |connections: u64| connections_bytes(connections).saturating_add(remote(connections));
+        let besides = Budget::of(config).total().saturating_sub(all(each).saturating_mul(shards));
         let room = config.memory_max.saturating_sub(besides) / shards;
         // The table of users grows in steps, so there is no formula to turn round.
         let (mut fits, mut too_many) = (0, u64::from(u32::MAX));
         while too_many - fits > 1 {
             let middle = fits + (too_many - fits) / 2;
-            if connections_bytes(middle) <= room { fits = middle } else { too_many = middle }
+            if all(middle) <= room { fits = middle } else { too_many = middle }
         }
         fits
     }

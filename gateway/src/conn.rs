@@ -14,8 +14,12 @@ pub(crate) enum Phase {
     Handshake,
     /// Logged in, on its way to its home shard; nothing is under way on it here but the hand-over.
     HandingOver,
+    /// Logged in at a node that is not its user's home, which has been asked for the session; nothing is read meanwhile.
+    Registering,
     /// A session.
     Open,
+    /// A connection to another node; see `core/trunk.rs`.
+    Mesh,
     /// Its end is decided and counted: what is queued is still sent, what comes in is dropped.
     Closing,
     /// Whatever is under way is being cancelled.
@@ -79,6 +83,8 @@ impl ConnFlags {
     pub(crate) const SEND_CANCELLED: u16 = 128;
     /// The peer has closed its side; nothing more will come.
     pub(crate) const EOF: u16 = 256;
+    /// It leads to another node, or did until it began to be closed.
+    pub(crate) const MESH: u16 = 512;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0

@@ -30,7 +30,12 @@ pub enum Control {
         answer: oneshot::Sender<usize>,
     },
     /// The nodes that count now. The latest counts, so a shard that was too busy for one before misses nothing.
-    View(Arc<View>),
+    View {
+        /// The nodes that count.
+        view: Arc<View>,
+        /// The incarnation this node has.
+        incarnation: u64,
+    },
     /// Tells of sessions again, through the shard's presence log.
     Sessions {
         /// The first slot to look at.

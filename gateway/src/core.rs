@@ -4,22 +4,28 @@
 //! The steps of the data path are in the files below, in the order a message meets them: `handshake` (LOGIN, the move to the home shard),
 //! `decode` (bytes to frames), `route` (to the recipient's shard and outboxes, and the fate back), `flush` (outboxes to the ring, reads armed,
 //! connections closed). `shard` and `links` hold the state they work on.
+//!
+//! In a cluster there are besides: `far` (a message's way over other nodes), `guests` (sessions whose home is another node), `moves` (what
+//! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions).
 
 mod decode;
+mod far;
 mod flush;
+mod guests;
 mod handshake;
 mod links;
+mod moves;
 mod presence;
 mod route;
 mod shard;
+mod trunk;
 
 use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
-use crate::mailbox::Letter;
-use crate::reason::CloseReason;
+use crate::mailbox::{Arrival, Letter};
 use links::TICK_MS;
 use shard::Shard;
-pub(crate) use shard::ShardConfig;
+pub(crate) use shard::{ShardCluster, ShardConfig};
 use trunkline_router::presence::Presence;
 
 /// Single accepts armed at a time while logins are limited.
@@ -52,12 +58,14 @@ pub(crate) struct Core<I: Io> {
     /// Withdrawn hand-overs whose mailbox was full.
     withdrawals: Vec<(u16, HandoverToken)>,
     due: Vec<u32>,
-    /// Something could not be handed on; look again soon.
+    /// The accept of other nodes failed; try again at the next tick.
+    mesh_accept_ended: bool,
+    /// Something could not be handed on, or there is more to do; look again soon.
     blocked: bool,
 }
 
 impl<I: Io> Core<I> {
-    /// A shard that accepts from `listeners` listeners. The first turn starts it.
+    /// A shard that accepts from `listeners` listeners; one more, behind them, is for other nodes if `config` says so. The first turn starts it.
     pub(crate) fn new(mut io: I, config: ShardConfig, control: ControlPort, listeners: u16) -> Self {
         let mut shard = Shard::new(config);
         shard.set_now(io.now());
@@ -72,10 +80,19 @@ impl<I: Io> Core<I> {
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
+            mesh_accept_ended: false,
             blocked: false,
         };
         core.drive_accepts();
+        if core.listens_to_nodes() {
+            core.io.accept(listeners, true);
+        }
         core
+    }
+
+    /// Whether the listener behind the clients' is for other nodes.
+    fn listens_to_nodes(&self) -> bool {
+        self.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens)
     }
 
     /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
@@ -94,9 +111,17 @@ impl<I: Io> Core<I> {
             self.shard.expire(&mut due);
             self.due = due;
             self.drive_accepts();
+            self.tick_nodes();
         }
+        self.follow_links();
+        if self.shard.drain.is_some() && self.shard.drained() {
+            self.leave_nodes();
+        }
+        let walks = self.shard.walk_on();
+        self.shard.look_at_settling();
         self.flush();
         self.post();
+        self.blocked |= walks;
         let worked = completions > 0 || letters > 0 || requests > 0 || ticked || was_blocked || self.blocked;
         if worked {
             self.count_turn(completions);
@@ -112,6 +137,7 @@ impl<I: Io> Core<I> {
     /// Whether the shard was drained and may stop.
     pub(crate) fn finished(&self) -> bool {
         self.shard.drained()
+            && (self.shard.mesh.as_ref().is_none_or(|mesh| mesh.has_left()) || self.shard.drain_is_late())
     }
 
     fn dispatch(&mut self, completion: Completion) {
@@ -131,16 +157,22 @@ impl<I: Io> Core<I> {
                 if !self.shard.arriving.contains_key(&token) {
                     self.drain_mailbox();
                 }
-                self.shard.adopted(token, slot);
+                match self.shard.arriving.remove(&token) {
+                    Some(Arrival::Node(acceptor)) => self.on_node_adopted(slot, acceptor),
+                    Some(Arrival::Client(adoptee)) => self.shard.adopted(slot, Some(adoptee)),
+                    None => self.shard.adopted(slot, None),
+                }
             }
-            // Nobody has asked for a dial.
-            Completion::Dialed { result, .. } => self.shard.unexpected(result.ok()),
+            Completion::Dialed { token, result } => self.on_dialed(token, result),
             Completion::Tick => self.io.tick_after(TICK_MS as u32),
             Completion::Wake => {}
         }
     }
 
     fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+        if usize::from(listener) == self.listeners.len() {
+            return self.on_mesh_accept(listener, result, more);
+        }
         let accepting = &mut self.listeners[usize::from(listener)];
         if !more {
             accepting.armed -= 1;
@@ -162,10 +194,27 @@ impl<I: Io> Core<I> {
         }
     }
 
+    /// Other nodes are few, and are accepted as long as the shard runs.
+    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+        match result {
+            Ok(slot) => self.on_node_accepted(slot),
+            Err(errno::ECANCELED) => {}
+            Err(_) => self.shard.links.stats.accept_errors.add(1),
+        }
+        self.mesh_accept_ended |= !more;
+        if !more && result.is_ok() {
+            self.mesh_accept_ended = false;
+            self.io.accept(listener, true);
+        }
+    }
+
     /// Arms or cancels accepts, so that connections beyond a limit wait in the backlog rather than being taken and dropped.
     fn drive_accepts(&mut self) {
         let limits = &self.shard.links.limits;
-        let room = self.shard.links.slots.in_use() + SLOTS_SPARE < limits.slots();
+        // Other nodes have slots of their own.
+        let nodes = self.shard.mesh.as_ref().map_or(0, |mesh| mesh.connections()).min(limits.mesh_slots);
+        let clients = self.shard.links.slots.in_use() - nodes;
+        let room = clients + SLOTS_SPARE + limits.mesh_slots < limits.slots();
         let wanted = room && self.shard.drain.is_none();
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
@@ -218,8 +267,8 @@ impl<I: Io> Core<I> {
                     self.shard.take_batch(from, &bytes);
                     self.shard.outgoing.recycle(bytes);
                 }
-                Some(Letter::Adopt(adoptee)) => {
-                    self.shard.arriving.insert(adoptee.token, adoptee);
+                Some(Letter::Adopt(token, arrival)) => {
+                    self.shard.arriving.insert(token, arrival);
                 }
                 Some(Letter::AdoptFailed(token)) => {
                     self.shard.arriving.remove(&token);
@@ -249,13 +298,13 @@ impl<I: Io> Core<I> {
                 Control::Kick { user, device, answer } => {
                     let sessions = self.shard.presence.sessions(user).iter();
                     let wanted = sessions.filter(|entry| device.as_deref().is_none_or(|name| entry.device() == name));
-                    let slots: Vec<u32> = wanted.map(|entry| entry.slot).collect();
-                    for slot in &slots {
-                        self.shard.close(*slot, CloseReason::Kicked);
+                    let sessions: Vec<(u32, u64)> = wanted.map(|entry| (entry.slot, entry.session)).collect();
+                    for (slot, session) in &sessions {
+                        self.shard.kick(*slot, user, *session);
                     }
-                    let _ = answer.send(slots.len());
+                    let _ = answer.send(sessions.len());
                 }
-                Control::View(view) => self.shard.view = Some(view),
+                Control::View { view, incarnation } => self.shard.set_view(view, incarnation),
                 Control::Sessions { from_slot, max, answer } => {
                     let _ = answer.send(self.shard.sessions_page(from_slot, max));
                 }

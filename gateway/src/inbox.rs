@@ -86,13 +86,38 @@ impl Inboxes {
         inbox
     }
 
+    /// Adds a message of another home, with the stamp it has there, at its place. False, and nothing done, if a message has that stamp.
+    pub(crate) fn insert(&mut self, user: u64, message: Unacked) -> bool {
+        let inbox = self.by_user.entry(user).or_default();
+        let Err(at) = inbox.binary_search_by_key(&message.stamp, |known| known.stamp) else { return false };
+        self.bytes += message.bytes();
+        self.messages += 1;
+        inbox.insert(at, message);
+        true
+    }
+
+    /// Users for whom something waits, in the order of their ids.
+    pub(crate) fn users(&self) -> Vec<u64> {
+        let waiting = self.by_user.iter().filter(|(_, inbox)| !inbox.is_empty());
+        let mut users: Vec<u64> = waiting.map(|(user, _)| *user).collect();
+        users.sort_unstable();
+        users
+    }
+
+    /// Takes out the oldest message of a user.
+    pub(crate) fn pop(&mut self, user: u64) -> Option<Unacked> {
+        let message = self.by_user.get_mut(&user)?.pop_front()?;
+        self.forget(&message);
+        Some(message)
+    }
+
     /// Takes out what waits for a user and came from one of the user's own sessions.
-    pub(crate) fn take_sent_by(&mut self, user: u64, origin: Origin) -> VecDeque<Unacked> {
+    pub(crate) fn take_sent_by(&mut self, user: u64, is_own: impl Fn(&Origin) -> bool) -> VecDeque<Unacked> {
         let Some(inbox) = self.by_user.get_mut(&user) else { return VecDeque::new() };
-        if !inbox.iter().any(|message| message.origin == origin) {
+        if !inbox.iter().any(|message| is_own(&message.origin)) {
             return VecDeque::new();
         }
-        let (taken, kept) = std::mem::take(inbox).into_iter().partition(|message| message.origin == origin);
+        let (taken, kept) = std::mem::take(inbox).into_iter().partition(|message| is_own(&message.origin));
         *inbox = kept;
         for message in &taken {
             self.forget(message);
@@ -157,7 +182,7 @@ mod tests {
     use crate::io::ConnId;
 
     fn message(stamp: u64, sent_tick: u32) -> Unacked {
-        let origin = Origin { shard: 0, conn: ConnId { slot: 1, generation: 1 } };
+        let origin = Origin::own(0, ConnId { slot: 1, generation: 1 });
         Unacked { stamp, from: 1, id: stamp, origin, sent_tick, attempts: 0, payload: Box::new([0; 10]) }
     }
 
@@ -174,6 +199,23 @@ mod tests {
         assert_eq!(inboxes.ack(2, 9).map(|m| m.id), Some(9));
         assert_eq!(inboxes.take_all(2).len(), 1);
         assert_eq!((inboxes.messages(), inboxes.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_message_of_another_home_takes_its_place_by_its_stamp_and_once() {
+        let mut inboxes = Inboxes::new(10, 10_000);
+        inboxes.push(2, message(5, 0));
+        inboxes.push(2, message(9, 0));
+        assert!(inboxes.insert(2, message(7, 0)));
+        assert!(!inboxes.insert(2, message(7, 0)));
+        assert!(inboxes.insert(3, message(1, 0)));
+        assert_eq!(inboxes.users(), [2, 3]);
+        assert_eq!(inboxes.of(2).map(|m| m.stamp).collect::<Vec<_>>(), [5, 7, 9]);
+        assert_eq!(inboxes.ack(2, 7).map(|m| m.id), Some(7));
+        assert_eq!(std::iter::from_fn(|| inboxes.pop(2)).map(|m| m.stamp).collect::<Vec<_>>(), [5, 9]);
+        assert_eq!(inboxes.take_all(3).len(), 1);
+        assert_eq!((inboxes.messages(), inboxes.bytes()), (0, 0));
+        assert!(inboxes.users().is_empty());
     }
 
     #[test]

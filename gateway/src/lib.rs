@@ -8,7 +8,6 @@ pub mod config;
 mod conn;
 pub mod control;
 mod core;
-#[allow(dead_code, reason = "its user is the mesh, which has no I/O yet")]
 mod directory;
 pub mod doctor;
 pub mod host_tree;
@@ -18,7 +17,6 @@ mod io;
 pub mod limits;
 pub mod listeners;
 mod mailbox;
-#[allow(dead_code, reason = "the shards do not open links to other nodes yet")]
 mod mesh;
 #[doc(hidden)]
 pub use mesh::fuzz;

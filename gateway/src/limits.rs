@@ -60,17 +60,30 @@ pub struct Limits {
     pub hot_idle_ms: u64,
     /// Time over which a drain spreads its BYEs.
     pub drain_ms: u64,
+    /// Bytes held for other nodes on all links of the shard, of which one link holds a share, see [`MESH_LINK_SHARE`]; beyond it messages without ACK are
+    /// dropped and counted, others get SENT 3.
+    pub mesh_bytes_max: usize,
+    /// Messages with ACK that other nodes are to answer; further ones get SENT 3.
+    pub sent_away_max: usize,
+    /// Bytes of messages that wait until it is known where their recipient is; further ones are refused like those for a full link.
+    pub parked_bytes_max: usize,
+    /// Sessions on other nodes of users whose home this shard is; a further login there gets BYE 14.
+    pub remote_sessions_max: u32,
+    /// Slots for connections to other nodes; 0 when the node is alone.
+    pub mesh_slots: u32,
 }
 
 /// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
 pub const CLASS_BYTES_MAX: usize = 64;
+/// One link to another node holds this part, as a divisor, of what all of its shard may hold: a slow node leaves room for the others.
+pub const MESH_LINK_SHARE: usize = 4;
 /// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still needs one.
 pub const SLOTS_RESERVED: u32 = 64;
 
 impl Limits {
     /// Slots of the shard's descriptor table.
     pub const fn slots(&self) -> u32 {
-        self.connections_max + SLOTS_RESERVED
+        self.connections_max + SLOTS_RESERVED + self.mesh_slots
     }
 }
 
@@ -100,6 +113,11 @@ impl Default for Limits {
             read_mode: ReadMode::Auto,
             hot_idle_ms: 10_000,
             drain_ms: 2_000,
+            mesh_bytes_max: 32 << 20,
+            sent_away_max: 131_072,
+            parked_bytes_max: 16 << 20,
+            remote_sessions_max: 0,
+            mesh_slots: 0,
         }
     }
 }

@@ -7,7 +7,10 @@
 //! arise. Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
 //! its sender until the next turn.
 
+use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
+use crate::mesh::handshake::Acceptor;
+use crate::mesh::wire::{Record as FarRecord, record_len};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -26,16 +29,24 @@ const CLOSED: u32 = 1 << 31;
 pub(crate) enum Letter {
     /// Records, see [`Record`].
     Batch { from: u16, bytes: Vec<u8> },
-    /// A connection that logged in at another shard; its descriptor follows through the ring.
-    Adopt(Box<Adoptee>),
+    /// A connection for this shard; its descriptor follows through the ring.
+    Adopt(HandoverToken, Arrival),
     /// The descriptor will not follow.
     AdoptFailed(HandoverToken),
 }
 
-/// All a home shard has to know about a connection it takes over.
+/// What a connection is that comes from another shard.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// A client that logged in there.
+    Client(Box<Adoptee>),
+    /// Another node, which has proved itself there and asks for a link of this shard.
+    Node(Box<Acceptor>),
+}
+
+/// All a home shard has to know about a client it takes over.
 #[derive(Debug)]
 pub(crate) struct Adoptee {
-    pub(crate) token: HandoverToken,
     pub(crate) user: u64,
     pub(crate) device: String,
     pub(crate) class: String,
@@ -48,7 +59,7 @@ pub(crate) struct Adoptee {
 #[derive(Debug)]
 pub(crate) enum NotTaken {
     /// The mailbox is full: try again.
-    Full(Box<Adoptee>),
+    Full(Arrival),
     /// The shard was drained and has stopped.
     Stopped,
 }
@@ -56,8 +67,19 @@ pub(crate) enum NotTaken {
 /// Where a message came from, so that its fate can be told to the sender's session and to no later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
+    /// [`NodeKey::OWN`] for a session of this node.
+    pub(crate) node: NodeKey,
     pub(crate) shard: u16,
+    /// The shard of that node to which the fate is told: its own, or the one that sent the message to another node on its behalf.
+    pub(crate) holder: u16,
     pub(crate) conn: ConnId,
+}
+
+impl Origin {
+    /// A session of this node.
+    pub(crate) const fn own(shard: u16, conn: ConnId) -> Self {
+        Origin { node: NodeKey::OWN, shard, holder: shard, conn }
+    }
 }
 
 /// One entry of a batch.
@@ -67,13 +89,17 @@ pub(crate) enum Record<'a> {
     Message { origin: ConnId, from: u64, to: u64, id: u64, acked: bool, payload: &'a [u8] },
     /// The fate of a message with ACK, for its sender.
     Fate { origin: ConnId, id: u64, peer: u64, outcome: Outcome, stamp: u64 },
+    /// What another node sent for the receiving shard over a link of the sending one.
+    Far { from: NodeKey, record: FarRecord<'a> },
 }
 
 const MESSAGE: u8 = 1;
 const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
+const FAR: u8 = 4;
 const MESSAGE_HEADER_BYTES: usize = 40;
 const FATE_BYTES: usize = 40;
+const FAR_HEADER_BYTES: usize = 16;
 
 fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
@@ -89,6 +115,7 @@ impl Record<'_> {
         match self {
             Record::Message { payload, .. } => MESSAGE_HEADER_BYTES + payload.len(),
             Record::Fate { .. } => FATE_BYTES,
+            Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
         }
     }
 
@@ -115,6 +142,13 @@ impl Record<'_> {
                 record[24..32].copy_from_slice(&stamp.to_ne_bytes());
                 record[32..40].copy_from_slice(&u64::from(outcome.as_u16()).to_ne_bytes());
                 out.extend_from_slice(&record);
+            }
+            Record::Far { from, ref record } => {
+                let mut header = [0; FAR_HEADER_BYTES];
+                header[0..4].copy_from_slice(&head(FAR, 0));
+                header[8..16].copy_from_slice(&from.0.to_ne_bytes());
+                out.extend_from_slice(&header);
+                record.encode(out);
             }
         }
     }
@@ -155,6 +189,12 @@ impl<'a> Iterator for Records<'a> {
                     stamp: word(bytes, 24),
                     outcome: Outcome::from_u16(word(bytes, 32) as u16).expect("written by encode"),
                 })
+            }
+            FAR => {
+                let len = FAR_HEADER_BYTES + record_len(&bytes[FAR_HEADER_BYTES..]);
+                self.0 = &bytes[len..];
+                let record = FarRecord::decode(&bytes[FAR_HEADER_BYTES..len]).ok().flatten();
+                Some(Record::Far { from: NodeKey(word(bytes, 8)), record: record.expect("written by encode") })
             }
             kind => unreachable!("record kind {kind} is never written"),
         }
@@ -201,7 +241,7 @@ impl Mailbox {
             Letter::Batch { from, bytes } => {
                 self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
             }
-            Letter::Adopt(_) => {
+            Letter::Adopt(..) => {
                 self.adoptees.fetch_sub(1, Ordering::Relaxed);
             }
             Letter::AdoptFailed(_) => {}
@@ -272,17 +312,17 @@ impl Outgoing {
     }
 
     /// Pushes a connection's particulars.
-    pub(crate) fn put_adoptee(&mut self, to: u16, adoptee: Box<Adoptee>) -> Result<(), NotTaken> {
+    pub(crate) fn put_arrival(&mut self, to: u16, token: HandoverToken, arrival: Arrival) -> Result<(), NotTaken> {
         let Mailbox { adoptees, letters, .. } = &self.mailboxes[usize::from(to)];
         if adoptees.fetch_add(1, Ordering::Relaxed) & CLOSED != 0 {
             adoptees.fetch_sub(1, Ordering::Relaxed);
             return Err(NotTaken::Stopped);
         }
-        match letters.push(Letter::Adopt(adoptee)) {
+        match letters.push(Letter::Adopt(token, arrival)) {
             Ok(()) => Ok(()),
-            Err(Letter::Adopt(adoptee)) => {
+            Err(Letter::Adopt(_, arrival)) => {
                 adoptees.fetch_sub(1, Ordering::Relaxed);
-                Err(NotTaken::Full(adoptee))
+                Err(NotTaken::Full(arrival))
             }
             Err(_) => unreachable!("push gives back what it was given"),
         }
@@ -356,6 +396,7 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesh::wire::Seat;
 
     fn conn(slot: u32) -> ConnId {
         ConnId { slot, generation: 0x00FF_FFFE }
@@ -367,6 +408,20 @@ mod tests {
             Record::Message { origin: conn(7), from: 1, to: u64::MAX, id: 3, acked: true, payload: b"hello" },
             Record::Fate { origin: conn(9), id: 3, peer: 2, outcome: Outcome::OfflineNotStored, stamp: 77 },
             Record::Message { origin: conn(0), from: 5, to: 6, id: 8, acked: false, payload: b"" },
+            Record::Far { from: NodeKey(u64::MAX), record: FarRecord::Gone { user: 5, session: 6 } },
+            Record::Far {
+                from: NodeKey(7),
+                record: FarRecord::Deliver {
+                    seat: Seat { shard: 3, conn: conn(9) },
+                    user: 1,
+                    session: 2,
+                    id: 3,
+                    from: 4,
+                    stamp: 5,
+                    flags: 1,
+                    payload: b"far",
+                },
+            },
         ];
         let mut bytes = Vec::new();
         for record in &records {
@@ -393,7 +448,7 @@ mod tests {
             while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
                 ids.extend(Records(&bytes).map(|record| match record {
                     Record::Fate { id, .. } => id,
-                    Record::Message { .. } => panic!("only fates were put"),
+                    Record::Message { .. } | Record::Far { .. } => panic!("only fates were put"),
                 }));
             }
             outgoing.post(|_| {});
@@ -420,16 +475,16 @@ mod tests {
     fn a_mailbox_closes_to_connections_when_none_is_in_it() {
         let mailboxes = mailboxes(2);
         let mut outgoing = Outgoing::new(0, mailboxes.clone(), 0);
-        let adoptee = || {
-            let token = HandoverToken(1);
+        let client = || {
             let (device, class) = (String::new(), String::new());
-            Box::new(Adoptee { token, user: 1, device, class, heartbeat_secs: 1, bytes: Vec::new() })
+            Arrival::Client(Box::new(Adoptee { user: 1, device, class, heartbeat_secs: 1, bytes: Vec::new() }))
         };
-        assert!(outgoing.put_adoptee(1, adoptee()).is_ok());
+        let token = HandoverToken(1);
+        assert!(outgoing.put_arrival(1, token, client()).is_ok());
         assert!(!mailboxes[1].close_to_adoptees());
-        assert!(matches!(mailboxes[1].take(), Some(Letter::Adopt(_))));
+        assert!(matches!(mailboxes[1].take(), Some(Letter::Adopt(..))));
         assert!(mailboxes[1].close_to_adoptees());
-        assert!(matches!(outgoing.put_adoptee(1, adoptee()), Err(NotTaken::Stopped)));
+        assert!(matches!(outgoing.put_arrival(1, token, client()), Err(NotTaken::Stopped)));
         assert!(mailboxes[1].close_to_adoptees(), "it stays closed");
     }
 

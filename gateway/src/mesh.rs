@@ -8,9 +8,13 @@
 //! - [`wire`]: frames and records as bytes.
 //! - [`handshake`]: who the other side is, and where the stream goes on.
 //! - [`link`]: the stream of one link.
+//! - [`peers`]: the links of one shard, and their connections.
 
 #[doc(hidden)]
 pub mod fuzz;
 pub(crate) mod handshake;
 pub(crate) mod link;
+pub(crate) mod peers;
 pub(crate) mod wire;
+
+pub(crate) use wire::node_key;

@@ -102,7 +102,7 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 20] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 24] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -124,6 +124,10 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 20] {
         ("recv_buffers", limits.recv_buffers.into()),
         ("partial_bytes", limits.partial_total_bytes_max as u64),
         ("drain", limits.drain_ms / 1_000),
+        ("mesh_bytes", limits.mesh_bytes_max as u64),
+        ("messages_owed", limits.sent_away_max as u64),
+        ("parked_bytes", limits.parked_bytes_max as u64),
+        ("remote_sessions", limits.remote_sessions_max.into()),
     ]
 }
 

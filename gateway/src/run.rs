@@ -11,11 +11,11 @@ use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, Config, LogFormat, Placement};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, LogFormat, Placement};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
-use trunkline_gateway::shard::{self, ShardEnd, ShardsConfig};
+use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 
 /// Pause before a request is given to a shard again whose queue was full.
@@ -24,7 +24,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(config);
     let auth = config.auth.load()?;
-    config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
+    let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let kind = match auth {
         Auth::Open => "open",
         Auth::Jwt(_) => "jwt",
@@ -39,11 +39,13 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     budget.check()?;
     let http_listener = listen_alone(config.http)?;
     let listeners = Listeners::bind(&config.listen, config.shards)?;
+    let mesh_listener = config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose()?;
+    let mesh = secret.zip(mesh_listener);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("starting the control thread: {error}")))?;
-    runtime.block_on(control(config, auth, listeners, http_listener))
+    runtime.block_on(control(config, auth, listeners, http_listener, mesh))
 }
 
 fn init_log(config: &Config) {
@@ -62,6 +64,7 @@ async fn control(
     auth: Auth,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
+    mesh: Option<(ClusterSecret, std::net::TcpListener)>,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
     let mut signals = Signals::new().map_err(step("waiting for signals"))?;
@@ -89,6 +92,12 @@ async fn control(
         auth: Arc::new(auth),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
+        cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
+            state: cluster.state().clone(),
+            news: cluster.news(),
+            secret,
+            listener,
+        }),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));

@@ -6,11 +6,14 @@
 //! sleep in the executor, on the eventfd that rings and control thread signal.
 
 use crate::auth::Auth;
+use crate::cluster::{ClusterState, MeshNews};
+use crate::config::ClusterSecret;
 use crate::control::ControlPort;
-use crate::core::{Core, ShardConfig};
+use crate::core::{Core, ShardCluster, ShardConfig};
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
+use crate::mesh::handshake;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
 use crate::waker::{Nap, Waker};
@@ -47,6 +50,21 @@ pub struct ShardsConfig {
     pub presence_logs: Vec<Arc<PresenceLog>>,
     /// What becomes of a login at a node that is not the user's home.
     pub placement: crate::config::Placement,
+    /// How the node takes part in a cluster; `None` when it is alone.
+    pub cluster: Option<ShardsCluster>,
+}
+
+/// What the shards of a node need to be some of a cluster's.
+#[derive(Debug)]
+pub struct ShardsCluster {
+    /// Until when the node may serve.
+    pub state: Arc<ClusterState>,
+    /// Where to tell what is heard of other nodes.
+    pub news: mpsc::Sender<MeshNews>,
+    /// What the nodes of the cluster know and nobody else does.
+    pub secret: ClusterSecret,
+    /// Where other nodes connect.
+    pub listener: TcpListener,
 }
 
 /// The running shards.
@@ -107,7 +125,23 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         wakers.push(Arc::new(waker));
     }
     let mut seats: Vec<Vec<Seat>> = wakers.iter().map(|_| Vec::new()).collect();
-    for (shard, listeners) in (0..count).zip(config.listeners) {
+    let mut mesh_listener = None;
+    let cluster = match config.cluster {
+        Some(ShardsCluster { state, news, secret, listener }) => {
+            let secret = handshake::ClusterSecret::new(secret.bytes()).map_err(|error| fail(0, error.to_string()))?;
+            mesh_listener = Some(listener);
+            Some(ShardCluster { state, news, secret, listens: false })
+        }
+        None => None,
+    };
+    for (shard, mut listeners) in (0..count).zip(config.listeners) {
+        let client_listeners = listeners.len() as u16;
+        let mut cluster = cluster.clone();
+        if let (Some(cluster), Some(listener)) = (&mut cluster, mesh_listener.take()) {
+            // One shard is enough: it hands each connection to the shard that has the link.
+            cluster.listens = true;
+            listeners.push(listener);
+        }
         let core = usize::from(shard) % executors;
         let stats = Arc::new(ShardStats::default());
         let port = ControlPort::new(wakers[core].clone());
@@ -116,6 +150,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         seats[core].push(Seat {
             port,
             listeners,
+            client_listeners,
             end: EndSignal { shard, orderly: false, sender: end_sender.clone() },
             config: ShardConfig {
                 shard,
@@ -127,6 +162,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
                 placement: config.placement,
+                cluster,
             },
         });
     }
@@ -193,6 +229,8 @@ struct Seat {
     config: ShardConfig,
     port: ControlPort,
     listeners: Vec<TcpListener>,
+    /// How many of them are for clients; what is behind them is for other nodes.
+    client_listeners: u16,
     end: EndSignal,
 }
 
@@ -205,12 +243,11 @@ struct Running {
 
 impl Running {
     fn new(seat: Seat, waker: &Arc<Waker>, ring_fds: &RingFds) -> Result<Self, ShardFailure> {
-        let Seat { config, port, listeners, end } = seat;
+        let Seat { config, port, listeners, client_listeners, end } = seat;
         let (shard, stats) = (config.shard, config.stats.clone());
-        let listener_count = listeners.len() as u16;
         let uring = Uring::new(shard, &config.limits, listeners, waker.clone(), ring_fds.clone())
             .map_err(|error| ShardFailure { shard, error: error.to_string() })?;
-        Ok(Running { core: Core::new(uring, config, port, listener_count), stats, end })
+        Ok(Running { core: Core::new(uring, config, port, client_listeners), stats, end })
     }
 
     fn end(mut self) {

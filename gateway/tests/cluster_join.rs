@@ -1,6 +1,7 @@
 //! Nodes that join a cluster through a real Redis Cluster, leave it, die and are paused.
 //!
-//! The tests share one cluster, with names and users of their own, and none of them disturbs it.
+//! The tests take turns on one Redis Cluster: nodes of two tests at the same time would be one cluster, and users of one test at home on a
+//! node that the other kills.
 
 mod cluster_support;
 mod support;
@@ -9,7 +10,7 @@ use cluster_support::redis_cluster::{RedisAlone, RedisCluster, free_ports};
 use cluster_support::{LEASE_SECS, Member, lease, live, redis, stored, user_key, wait_live};
 use rustix::process::Signal;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::client::Client;
 use support::gateway::Gateway;
@@ -19,6 +20,14 @@ use support::wire::{self, Login, code, kind};
 fn cluster() -> &'static RedisCluster {
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
     CLUSTER.get_or_init(RedisCluster::start)
+}
+
+/// Waits until no other test's nodes are left.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    wait_for("no node is left", || redis(cluster(), &["ZRANGE", "tl:nodes", "0", "-1"]).is_empty().then_some(()));
+    turn
 }
 
 fn wall_ms() -> u64 {
@@ -40,6 +49,7 @@ fn refused(mut command: Command, status: i32) -> String {
 
 #[test]
 fn a_node_joins_is_shown_and_leaves() {
+    let _turn = turn();
     let member = Member::new(cluster(), "joins");
     let before_ms = wall_ms();
     let mut gateway = member.start(cluster(), &["--weight", "3", "--drain-secs", "1"]);
@@ -103,6 +113,7 @@ fn a_node_joins_is_shown_and_leaves() {
 
 #[test]
 fn presence_follows_logins_and_logouts() {
+    let _turn = turn();
     let member = Member::new(cluster(), "presence");
     let gateway = member.start(cluster(), &[]);
     let before_ms = wall_ms();
@@ -123,6 +134,7 @@ fn presence_follows_logins_and_logouts() {
 
 #[test]
 fn each_device_has_a_session_and_a_new_login_replaces_the_old_one() {
+    let _turn = turn();
     let member = Member::new(cluster(), "devices");
     let gateway = member.start(cluster(), &[]);
     let user = 3_001;
@@ -158,13 +170,14 @@ fn log_in_or_redirect(gateway: &Gateway, user: u64) -> Option<String> {
 
 #[test]
 fn a_node_that_takes_no_guests_sends_each_user_home() {
+    let _turn = turn();
     let names = ["east", "west"];
     let addresses = names.map(|name| format!("{name}.example.org:7700"));
     let members = names.map(|name| Member::new(cluster(), name));
     let gateways: [_; 2] = std::array::from_fn(|at| {
         members[at].start(cluster(), &["--placement", "redirect", "--advertise", &addresses[at]])
     });
-    // The nodes of other tests come and go in this ring, so the two may be of different views for a moment, and some users are at home elsewhere.
+    // The two may be of different views for a moment.
     let mut homes = [0; 2];
     for user in 7_001..7_101 {
         let home = wait_for("one node serves the user and the other names it", || {
@@ -189,6 +202,7 @@ fn a_node_that_takes_no_guests_sends_each_user_home() {
 
 #[test]
 fn a_name_that_is_in_use_is_refused() {
+    let _turn = turn();
     let member = Member::new(cluster(), "twice");
     let gateway = member.start(cluster(), &[]);
     let held = lease(cluster(), "twice").expect("a lease").incarnation;
@@ -202,6 +216,7 @@ fn a_name_that_is_in_use_is_refused() {
 
 #[test]
 fn a_redis_that_cannot_be_reached_is_refused_with_the_fix() {
+    let _turn = turn();
     let begun = Instant::now();
     let nowhere = Member::with_url(&format!("redis-cluster://127.0.0.1:{}", free_ports(1)[0]), "nowhere");
     let message = refused(nowhere.command(&[]), 1);
@@ -211,6 +226,7 @@ fn a_redis_that_cannot_be_reached_is_refused_with_the_fix() {
 
 #[test]
 fn a_redis_that_is_no_cluster_is_refused_with_the_fix() {
+    let _turn = turn();
     let server = RedisAlone::start(false, &[]);
     let member = Member::with_url(&format!("redis-cluster://127.0.0.1:{}", server.port()), "alone");
     let message = refused(member.command(&[]), 1);
@@ -219,6 +235,7 @@ fn a_redis_that_is_no_cluster_is_refused_with_the_fix() {
 
 #[test]
 fn a_secret_that_is_too_short_is_a_fault_of_the_configuration() {
+    let _turn = turn();
     let secret = support::scratch::ScratchFile::new("short-secret", "short\n");
     let member = Member::new(cluster(), "secret");
     let message = refused(member.command(&["--cluster-secret-file", secret.path()]), 2);
@@ -227,6 +244,7 @@ fn a_secret_that_is_too_short_is_a_fault_of_the_configuration() {
 
 #[test]
 fn the_users_of_a_node_that_is_killed_are_offline_with_its_lease() {
+    let _turn = turn();
     let member = Member::new(cluster(), "killed");
     let mut gateway = member.start(cluster(), &[]);
     let _clients: Vec<Client> = (4_001..4_011).map(|user| Client::login(&gateway, user)).collect();
@@ -252,6 +270,7 @@ fn the_users_of_a_node_that_is_killed_are_offline_with_its_lease() {
 
 #[test]
 fn a_node_that_was_paused_writes_its_sessions_again_under_a_new_incarnation() {
+    let _turn = turn();
     let member = Member::new(cluster(), "paused");
     let gateway = member.start(cluster(), &[]);
     let mut clients: Vec<(u64, Client, u64)> = (5_001..5_031)
@@ -289,6 +308,7 @@ fn a_node_that_was_paused_writes_its_sessions_again_under_a_new_incarnation() {
 
 #[test]
 fn a_node_whose_name_was_taken_meanwhile_is_fenced_until_it_is_free() {
+    let _turn = turn();
     let member = Member::new(cluster(), "stolen");
     let gateway = member.start(cluster(), &[]);
     let (_client, login_ok) = Client::login_with(&gateway, &Login::of(6_001));
@@ -316,6 +336,7 @@ fn a_node_whose_name_was_taken_meanwhile_is_fenced_until_it_is_free() {
 
 #[test]
 fn of_two_logins_of_a_device_that_no_home_shard_has_seen_the_one_that_counts_stays() {
+    let _turn = turn();
     let (first, second) = (Member::new(cluster(), "rival-a"), Member::new(cluster(), "rival-b"));
     let (gateway, other) = (first.start(cluster(), &[]), second.start(cluster(), &[]));
     wait_for("they see the same nodes", || {

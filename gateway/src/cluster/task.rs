@@ -75,8 +75,8 @@ pub(super) struct Task {
     agreeing: bool,
     shards: ShardEnds,
     view: watch::Sender<Arc<View>>,
-    /// Digest and epoch of the view that was sent last.
-    sent: Option<(u64, u64)>,
+    /// Digest and epoch of the view that was sent last, and the incarnation with it.
+    sent: Option<(u64, u64, u64)>,
     logs: Vec<Arc<PresenceLog>>,
     queue: Arc<WriteBehind>,
     queue_max: u64,
@@ -467,7 +467,8 @@ impl Task {
     /// Tells the shards of a view that differs in what matters. A shard whose queue is full is told the next time.
     fn send_view(&mut self) {
         let view = self.heart.view();
-        let now = (view.digest, view.epoch);
+        let incarnation = self.heart.incarnation();
+        let now = (view.digest, view.epoch, incarnation);
         if self.sent != Some(now) {
             self.sent = Some(now);
             self.shards.unsent.fill(true);
@@ -477,7 +478,7 @@ impl Task {
         }
         for (port, unsent) in self.shards.ports.iter().zip(&mut self.shards.unsent) {
             if *unsent {
-                *unsent = port.send(Control::View(view.clone())).is_err();
+                *unsent = port.send(Control::View { view: view.clone(), incarnation }).is_err();
             }
         }
         self.view.send_replace(view);

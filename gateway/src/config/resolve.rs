@@ -7,7 +7,8 @@ use super::{
     Sources, is_node_name_char,
 };
 use crate::budget::connections_bytes;
-use crate::limits::{Limits, SLOTS_RESERVED};
+use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
+use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::shard::SHARDS_MAX;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -148,13 +149,18 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
         let per_shard = ((memory_max / part).min(most) / shards).max(least_per_shard);
         Size((per_shard / KIB * KIB).max(least_per_shard).saturating_mul(shards))
     };
+    // A home has room for as many sessions on other nodes as here.
+    let homes = if all.redis.is_some() { 2 } else { 1 };
+    let nofile = host.nofile_hard.saturating_sub(mesh_slots(&all).into());
     all.shards = Some(shards);
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.to_string());
     }
     all.connections_max
-        .get_or_insert_with(|| connections_default(host.nofile_hard, memory_max / CONNECTIONS_SHARE / shards));
+        .get_or_insert_with(|| connections_default(nofile, memory_max / CONNECTIONS_SHARE / homes / shards));
+    all.mesh_bytes_max
+        .get_or_insert_with(|| share(16, 512 * MIB, 2 * MESH_LINK_SHARE as u64 * (frame + MESSAGE_OVERHEAD_BYTES)));
     all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));
     all.unacked_total_bytes_max.get_or_insert_with(|| share(16, 512 * MIB, 2 * (frame + MESSAGE_OVERHEAD_BYTES)));
     all.partial_bytes_max.get_or_insert_with(|| share(32, 256 * MIB, 4 * frame));
@@ -168,6 +174,11 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
         Size((1 << buffers.ilog2()) * RECV_BUFFER_BYTES * shards)
     });
     all
+}
+
+/// Slots of a shard for connections to other nodes.
+fn mesh_slots(all: &Settings) -> u32 {
+    if all.redis.is_some() { crate::mesh::peers::CONNECTIONS_MAX } else { 0 }
 }
 
 /// The most connections that the limit on open files, the ring and this share of memory allow.
@@ -187,6 +198,12 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
         FRAME_BYTES_MAX_FLOOR.into()..=FRAME_BYTES_MAX_LIMIT.into(),
     )?;
     let message_bytes_max = frame_bytes_max + MESSAGE_OVERHEAD_BYTES;
+    if all.redis.is_some() && message_bytes_max > RECORD_BYTES_MAX as u64 {
+        let longest = Size(RECORD_BYTES_MAX as u64 - MESSAGE_OVERHEAD_BYTES);
+        let allowed =
+            format!("in a cluster it must be {longest} or less, so that a message fits one record between nodes");
+        return judge.refuse("frame_bytes_max", Size(frame_bytes_max), allowed);
+    }
     let outbox = known(all.outbox_bytes_max);
     let outbox_bytes_max = judge.size("outbox_bytes_max", outbox, frame_bytes_max..=GIB)?;
     let mailbox = known(all.mailbox_bytes_max);
@@ -209,8 +226,11 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
         return judge.refuse("heartbeat_secs", heartbeat_secs, allowed);
     }
     let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX);
+    let mesh_slots = mesh_slots(all);
+    let connections_limit = CONNECTIONS_LIMIT - u64::from(mesh_slots);
+    let connections_max = judge.count("connections_max", known(all.connections_max), 1..=connections_limit)? as u32;
     Ok(Limits {
-        connections_max: judge.count("connections_max", known(all.connections_max), 1..=CONNECTIONS_LIMIT)? as u32,
+        connections_max,
         login_timeout_ms: secs("login_timeout_secs", all.login_timeout_secs)? * 1_000,
         heartbeat_secs_min: heartbeat_secs_min as u32,
         heartbeat_secs_max: heartbeat_secs_max as u32,
@@ -250,6 +270,16 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
         read_mode: known(all.read_mode).into(),
         hot_idle_ms: secs("hot_idle_secs", all.hot_idle_secs)? * 1_000,
         drain_ms: judge.count("drain_secs", known(all.drain_secs), 0..=SECS_MAX)? * 1_000,
+        mesh_bytes_max: share(
+            "mesh_bytes_max",
+            all.mesh_bytes_max,
+            MESH_LINK_SHARE as u64 * message_bytes_max,
+            "each link has room for the longest message (frame_bytes_max)",
+        )?,
+        // As many as there may be sessions here: homes and sessions are spread alike.
+        remote_sessions_max: if mesh_slots > 0 { connections_max } else { 0 },
+        mesh_slots,
+        ..Limits::default()
     })
 }
 

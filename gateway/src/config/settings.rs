@@ -124,7 +124,7 @@ settings! {
     /// a recipient whose session is on another node counts as offline.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
-    /// Address and port for the links of other nodes: shown to them, but nothing listens there in this version.
+    /// Address and port for the links of other nodes, which dial it.
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.
     advertise: [String] "HOST:PORT" "TRUNKLINE_ADVERTISE" Computed("the first address of listen");
@@ -186,6 +186,9 @@ settings! {
     /// Bytes under way from one shard to another, for each pair. When hit: messages without ACK are dropped and counted, those with ACK get
     /// SENT 3 (overloaded).
     mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("256MiB shared by all pairs, 4MiB at most, two frames at least");
+    /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share. When hit: messages
+    /// without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
+    mesh_bytes_max: [Size] "SIZE" "TRUNKLINE_MESH_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
     /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. When there is none free:
     /// the connection is read a moment later.
     recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB at most");

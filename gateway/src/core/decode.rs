@@ -35,8 +35,11 @@ impl Shard {
                 Err(violation) => return self.violated(slot, violation),
             }
         }
-        // Behind a LOGIN that sends the connection to another shard, whole frames too wait for that shard.
-        let waits = matches!(self.links.slots.at(slot).phase, Phase::Handshake | Phase::Open | Phase::HandingOver);
+        // Behind a LOGIN that another shard or node has to answer, whole frames too wait for that answer.
+        let waits = matches!(
+            self.links.slots.at(slot).phase,
+            Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open
+        );
         if waits && !self.links.keep_partial(slot, bytes) {
             self.close(slot, CloseReason::Overloaded);
         }

@@ -3,9 +3,9 @@
 
 use super::Core;
 use crate::conn::{ConnFlags, Phase};
-use crate::io::{BufId, ConnId, Io, OpResult, ReadOp, errno};
+use crate::io::{BufId, ConnId, HandoverToken, Io, OpResult, ReadOp, errno};
 use crate::limits::ReadMode;
-use crate::mailbox::NotTaken;
+use crate::mailbox::{Arrival, NotTaken};
 use crate::outbox::unsent_messages;
 use crate::reason::CloseReason;
 
@@ -27,8 +27,11 @@ impl<I: Io> Core<I> {
             conn.flags.clear(ConnFlags::READ_CANCELLED | ConnFlags::READABLE);
             links.mark_dirty(id.slot);
         }
+        let mesh = links.slots.at(id.slot).phase == Phase::Mesh;
         match (result, buf) {
+            (Ok(0), _) if mesh => self.node_broken(id),
             (Ok(0), _) => self.end_of_stream(id),
+            (Ok(len), Some(buf)) if mesh => self.on_node_bytes(id.slot, buf, len),
             (Ok(len), Some(buf)) => {
                 let bytes = self.io.buffer(buf, len);
                 self.shard.received(id.slot, bytes);
@@ -70,6 +73,9 @@ impl<I: Io> Core<I> {
 
     /// The connection is broken: nothing more can be sent or received.
     fn failed(&mut self, id: ConnId) {
+        if self.shard.links.slots.at(id.slot).phase == Phase::Mesh {
+            return self.node_broken(id);
+        }
         self.shard.close(id.slot, CloseReason::PeerReset);
         self.shard.links.slots.at(id.slot).phase = Phase::Finishing;
         self.shard.links.mark_dirty(id.slot);
@@ -79,6 +85,9 @@ impl<I: Io> Core<I> {
     pub(super) fn on_sent(&mut self, id: ConnId, result: OpResult<usize>, buf: Vec<u8>) {
         let links = &mut self.shard.links;
         let Some(conn) = links.slots.get(id) else { return self.count_stale(id) };
+        if conn.flags.has(ConnFlags::MESH) {
+            return self.on_node_sent(id, result, buf);
+        }
         let phase = conn.phase;
         let Some(outbox) = &mut conn.outbox else { return self.count_stale(id) };
         let taken = result.unwrap_or(0);
@@ -132,7 +141,8 @@ impl<I: Io> Core<I> {
 
     fn flush_conn(&mut self, slot: u32) {
         match self.shard.links.slots.at(slot).phase {
-            Phase::Free | Phase::Closed => {}
+            Phase::Free | Phase::Closed | Phase::Registering => {}
+            Phase::Mesh => self.drive_node(slot),
             Phase::Handshake | Phase::Open => {
                 self.flush_outbox(slot);
                 self.drive_read(slot);
@@ -207,17 +217,17 @@ impl<I: Io> Core<I> {
             return;
         }
         let Some((home, adoptee)) = self.shard.take_departing(slot) else { return };
-        let token = adoptee.token;
-        match self.shard.outgoing.put_adoptee(home, adoptee) {
+        let token = HandoverToken::new(self.shard.shard, id);
+        match self.shard.outgoing.put_arrival(home, token, Arrival::Client(adoptee)) {
             Ok(()) => {
                 self.shard.links.slots.at(slot).flags.set(ConnFlags::OP_PENDING);
                 self.io.hand_over(id, home, token);
             }
-            Err(NotTaken::Full(adoptee)) => {
+            Err(NotTaken::Full(Arrival::Client(adoptee))) => {
                 self.shard.departing.insert(slot, adoptee);
                 self.waiting.push(slot);
             }
-            Err(NotTaken::Stopped) => self.shard.close(slot, CloseReason::Draining),
+            Err(NotTaken::Full(Arrival::Node(_)) | NotTaken::Stopped) => self.shard.close(slot, CloseReason::Draining),
         }
     }
 
@@ -245,7 +255,7 @@ impl<I: Io> Core<I> {
     }
 
     /// Cancels whatever is under way; closes when nothing is.
-    fn drive_finishing(&mut self, slot: u32) {
+    pub(super) fn drive_finishing(&mut self, slot: u32) {
         let links = &mut self.shard.links;
         links.discard_pending(slot);
         let id = links.slots.id(slot);

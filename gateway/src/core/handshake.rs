@@ -3,6 +3,7 @@
 use super::shard::Shard;
 use crate::config::Placement;
 use crate::conn::{Conn, ConnFlags, Phase};
+use crate::directory::Home;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::CLASS_BYTES_MAX;
 use crate::mailbox::Adoptee;
@@ -38,7 +39,6 @@ impl Shard {
         };
         let home = home_shard(login.user, u32::from(self.shards)) as u16;
         let adoptee = Adoptee {
-            token: HandoverToken::new(self.shard, self.links.slots.id(slot)),
             user: login.user,
             device: login.device,
             class: login.device_class,
@@ -61,12 +61,11 @@ impl Shard {
         if self.placement == Placement::Accept {
             return None;
         }
-        let view = self.view.as_ref()?;
-        let home = view.ring.as_ref()?.owner(user).name();
-        if home == self.node {
-            return None;
+        let routing = self.directory.routing.as_ref()?;
+        match routing.home(user) {
+            Home::There { node, .. } => routing.member(node).map(|home| home.advertise.clone().into()),
+            Home::Here | Home::Nowhere => None,
         }
-        view.member(home).map(|home| home.advertise.clone())
     }
 
     /// The particulars of a departing connection, with all that came behind its LOGIN.
@@ -83,6 +82,12 @@ impl Shard {
         let Conn { flags, phase, home_shard, .. } = self.links.slots.get(conn)?;
         let home = *home_shard;
         flags.clear(ConnFlags::OP_PENDING);
+        if flags.has(ConnFlags::MESH) {
+            *phase = Phase::Finishing;
+            self.links.mark_dirty(conn.slot);
+            self.links.stats.handover_errors.add(u64::from(!ok));
+            return (!ok).then(|| (home, HandoverToken::new(self.shard, conn)));
+        }
         if ok {
             *phase = Phase::Finishing;
             self.links.stats.moved_out.add(1);
@@ -95,14 +100,13 @@ impl Shard {
         Some((home, HandoverToken::new(self.shard, conn)))
     }
 
-    /// A connection from another shard has arrived in a slot.
-    pub(crate) fn adopted(&mut self, token: HandoverToken, slot: u32) {
+    /// A connection from another shard has arrived in a slot. Its particulars always come first; without them there is nobody to serve.
+    pub(crate) fn adopted(&mut self, slot: u32, adoptee: Option<Box<Adoptee>>) {
         let Some(id) = self.links.slots.occupy(slot, Phase::Handshake) else {
             self.links.stats.ring_stale.add(1);
             return;
         };
-        let Some(adoptee) = self.arriving.remove(&token) else {
-            // Its particulars always come first; without them there is nobody to serve.
+        let Some(mut adoptee) = adoptee else {
             self.links.stats.ring_stale.add(1);
             self.links.slots.at(slot).phase = Phase::Finishing;
             return self.links.mark_dirty(slot);
@@ -118,63 +122,69 @@ impl Shard {
             self.links.stats.limit_connections.add(1);
             return self.close(slot, CloseReason::Overloaded);
         }
+        let bytes = std::mem::take(&mut adoptee.bytes);
         self.open_session(slot, &adoptee);
-        if self.links.slots.get(id).is_some_and(|conn| conn.phase == Phase::Open) {
-            // They were counted when they came in.
-            self.links.stats.bytes_in.sub(adoptee.bytes.len() as u64);
-            self.received(slot, &adoptee.bytes);
+        match self.links.slots.get(id).map(|conn| conn.phase) {
+            Some(Phase::Open) => {
+                // They were counted when they came in.
+                self.links.stats.bytes_in.sub(bytes.len() as u64);
+                self.received(slot, &bytes);
+            }
+            Some(Phase::Registering) if !self.links.keep_partial(slot, &bytes) => {
+                self.close(slot, CloseReason::Overloaded);
+            }
+            _ => {}
         }
     }
 
-    /// Makes the connection a session of its user.
-    fn open_session(&mut self, slot: u32, adoptee: &Adoptee) {
-        let session = self.next_session();
-        let since_s = (self.now.wall_ms / 1_000) as u32;
-        let entry = Entry::new(session, slot, since_s, &adoptee.device, &adoptee.class);
-        let replaced = match self.presence.login(adoptee.user, entry) {
-            LoginOutcome::Added => None,
-            LoginOutcome::Replaced(old) => Some(old.slot),
+    /// Makes the connection a session of its user. `pending`: messages that wait for the user at the home.
+    pub(crate) fn open(&mut self, slot: u32, user: u64, entry: Entry, heartbeat_secs: u16, pending: u64) {
+        let session = entry.session;
+        let first = self.presence.sessions(user).is_empty();
+        let replaced = match self.presence_login(user, entry) {
+            LoginOutcome::Added | LoginOutcome::Refreshed => None,
+            LoginOutcome::Replaced(old) => Some(old),
             LoginOutcome::TooManyDevices => {
                 self.links.stats.limit_devices.add(1);
                 return self.close(slot, CloseReason::Overloaded);
             }
             LoginOutcome::Full => return self.close(slot, CloseReason::Overloaded),
-            // Session ids only go up, so a session of this shard is never older than one that is registered.
-            LoginOutcome::Refreshed | LoginOutcome::Stale(_) => unreachable!("a new session has the highest id"),
+            // Ids of this home go up; that of a guest was given by another home, and a newer one came first.
+            LoginOutcome::Stale(_) => return self.close(slot, CloseReason::Replaced),
         };
         if let Some(log) = &mut self.presence_log
-            && let Some(entry) = self.presence.sessions(adoptee.user).iter().find(|entry| entry.session == session)
+            && let Some(entry) = self.presence.sessions(user).iter().find(|entry| entry.session == session)
         {
-            log.began(self.now.wall_ms, adoptee.user, entry);
+            log.began(user, entry);
         }
         let tick = self.links.tick;
         let rate_milliframes = self.links.limits.frames_per_sec * 1_000;
         let rate_ms = self.now.mono_ms as u32;
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::Open;
-        conn.user = adoptee.user;
-        conn.heartbeat_secs = adoptee.heartbeat_secs;
+        conn.user = user;
+        conn.heartbeat_secs = heartbeat_secs;
         conn.alive_tick = tick;
         conn.rate_milliframes = rate_milliframes;
         conn.rate_ms = rate_ms;
         self.links.stats.logins.add(1);
-        if let Some(old) = replaced {
-            self.close(old, CloseReason::Replaced);
+        if let Some(old) = &replaced {
+            self.end_replaced(user, old);
         }
         let login_ok = LoginOk {
             session,
             node: self.node.clone(),
             shard: u32::from(self.shard),
-            heartbeat_secs: u32::from(adoptee.heartbeat_secs),
+            heartbeat_secs: u32::from(heartbeat_secs),
             time_ms: self.now.wall_ms,
             max_frame: self.links.limits.frame_bytes_max,
-            pending: self.inboxes.len(adoptee.user) as u64,
+            pending,
             ..LoginOk::default()
         };
         self.links.reply(slot, |out| encode_message(out, Kind::LoginOk, 0, &login_ok));
-        if replaced.is_some() {
-            // What the old session did not acknowledge may never have reached the device.
-            self.redeliver_to(adoptee.user, slot);
+        if replaced.is_some() || first {
+            // What the old session did not acknowledge may never have reached the device; and a former home may have sent what waited there.
+            self.redeliver_to(user, slot);
         }
         self.links.arm_session(slot, &mut self.inboxes);
     }

@@ -3,8 +3,9 @@
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::control::SessionsPage;
+use crate::directory::is_remote;
 use crate::reason::CloseReason;
-use trunkline_router::presence::{Entry, Presence};
+use trunkline_router::presence::Presence;
 
 /// Slots looked at for one page, so that a table with few sessions in it holds no turn up.
 const PAGE_SLOTS_MAX: u32 = 4_096;
@@ -34,7 +35,8 @@ impl Shard {
     /// Gives a session a version above `above`, if it is still there.
     pub(crate) fn outbid(&mut self, user: u64, session: u64, above: u64) {
         let wall_ms = self.now.wall_ms;
-        let entry = self.presence.sessions(user).iter().find(|entry| entry.session == session);
+        let mut sessions = self.presence.sessions(user).iter();
+        let entry = sessions.find(|entry| entry.session == session && !is_remote(entry.slot));
         if let (Some(log), Some(entry)) = (&mut self.presence_log, entry)
             && !log.outbid(wall_ms, user, entry, above)
         {
@@ -49,12 +51,10 @@ impl Shard {
 
     /// Ends this very session, if it is still there.
     pub(crate) fn end_session(&mut self, user: u64, session: u64, reason: CloseReason) {
-        if let Some(slot) = self.entry(user, session).map(|entry| entry.slot) {
+        let mut sessions = self.presence.sessions(user).iter();
+        let entry = sessions.find(|entry| entry.session == session && !is_remote(entry.slot));
+        if let Some(slot) = entry.map(|entry| entry.slot) {
             self.close(slot, reason);
         }
-    }
-
-    fn entry(&self, user: u64, session: u64) -> Option<&Entry> {
-        self.presence.sessions(user).iter().find(|entry| entry.session == session)
     }
 }

@@ -1,11 +1,14 @@
 //! A message's way: from the sender's frame to the home shard of the recipient, into the outboxes of the recipient's devices, and its fate
-//! back to the sender.
+//! back to the sender. What of it leads to another node is in `far`.
 
+use super::far::{self, Path};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::conn::Phase;
+use crate::directory::{Home, NodeKey};
 use crate::inbox::{InboxFull, Unacked};
 use crate::mailbox::{Origin, Record, Records};
+use crate::mesh::wire::Record as FarRecord;
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
@@ -38,11 +41,25 @@ impl Shard {
             acked: frame.flags & flags::ACK != 0,
             payload: frame.body,
         };
-        let home = home_shard(frame.peer, u32::from(self.shards)) as u16;
-        if home == self.shard {
-            return self.deliver(&message);
+        if !self.serving {
+            self.links.stats.fenced.add(1);
+            return self.refuse(&message);
         }
-        let Routed { origin, from, to, id, acked, payload } = message;
+        match self.home(frame.peer) {
+            Home::Here => self.send_home(&message),
+            Home::There { node, shard } => self.send_away(&message, Path::OWN, node, shard),
+            Home::Nowhere => self.refuse(&message),
+        }
+    }
+
+    /// To a user whose home is this node.
+    #[inline]
+    fn send_home(&mut self, message: &Routed<'_>) {
+        let home = home_shard(message.to, u32::from(self.shards)) as u16;
+        if home == self.shard {
+            return self.arrive(message, Path::OWN);
+        }
+        let Routed { origin, from, to, id, acked, payload } = *message;
         let record = Record::Message { origin: origin.conn, from, to, id, acked, payload };
         if self.outgoing.has_room(home, record.encoded_len()) {
             return self.outgoing.put(home, &record);
@@ -73,36 +90,52 @@ impl Shard {
         let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 };
         let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
         let mut devices = 0;
-        let mut queued_slot = None;
+        let mut queued_here = None;
+        let mut queued_away = false;
         for session in self.presence.sessions(to) {
-            if to_self && session.slot == origin.conn.slot {
+            if to_self && far::is_origin(&self.directory, &self.links.slots, self.shard, session.slot, &origin) {
                 continue;
             }
             devices += 1;
-            match self.links.queue_message(session.slot, &header, payload) {
-                Queued::Yes => {
-                    self.links.stats.deliveries.add(1);
-                    queued_slot = Some(session.slot);
+            let queued = match self.directory.remotes.get(session.slot) {
+                None => {
+                    let queued = self.links.queue_message(session.slot, &header, payload);
+                    if queued == Queued::Yes {
+                        self.links.stats.deliveries.add(1);
+                        queued_here = Some(session.slot);
+                    }
+                    queued
                 }
-                Queued::OutboxFull => self.links.stats.copies_dropped.add(1),
+                Some(remote) => {
+                    let queued = far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, payload);
+                    queued_away |= queued == Queued::Yes;
+                    queued
+                }
+            };
+            if queued == Queued::OutboxFull {
+                self.links.stats.copies_dropped.add(1);
             }
         }
         let stats = &self.links.stats;
-        match (queued_slot, acked) {
-            (Some(_), false) => stats.out_delivered.add(1),
-            (Some(slot), true) => {
+        match (queued_here.is_some() || queued_away, acked) {
+            (true, false) => stats.out_delivered.add(1),
+            (true, true) => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
                 self.inboxes.push(to, Unacked { stamp, from, id, origin, sent_tick, attempts: 0, payload });
-                self.links.wheel.arm_earlier(slot, sent_tick + ticks(self.links.limits.redeliver_ms));
+                let again = sent_tick + ticks(self.links.limits.redeliver_ms);
+                match queued_here {
+                    Some(slot) => self.links.wheel.arm_earlier(slot, again),
+                    None => self.directory.redelivery.note(to, again),
+                }
             }
-            (None, false) if devices == 0 => stats.out_offline.add(1),
-            (None, false) => stats.out_outbox_full.add(1),
-            (None, true) if devices == 0 => {
+            (false, false) if devices == 0 => stats.out_offline.add(1),
+            (false, false) => stats.out_outbox_full.add(1),
+            (false, true) if devices == 0 => {
                 stats.out_offline_refused.add(1);
                 self.tell_fate(origin, id, to, Outcome::OfflineNotStored, 0);
             }
-            (None, true) => {
+            (false, true) => {
                 stats.out_overloaded.add(1);
                 self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
             }
@@ -112,7 +145,21 @@ impl Shard {
     /// ACK: the first one of any device settles the message.
     pub(crate) fn ack(&mut self, slot: u32, frame: &Frame<'_>) {
         let user = self.links.slots.at(slot).user;
-        if let Some(message) = self.inboxes.ack(user, frame.stamp) {
+        match self.home(user) {
+            Home::There { node, shard } => {
+                let record = FarRecord::Ack { user, id: frame.id, peer: frame.peer, stamp: frame.stamp, hops: 0 };
+                if self.send_far(node, shard, &record).is_err() {
+                    // The home sends the message again, and gets another ACK.
+                    self.links.stats.mesh_answers_lost.add(1);
+                }
+            }
+            Home::Here | Home::Nowhere => self.acknowledged(user, frame.stamp),
+        }
+    }
+
+    /// A message that waits here has its ACK.
+    pub(crate) fn acknowledged(&mut self, user: u64, stamp: u64) {
+        if let Some(message) = self.inboxes.ack(user, stamp) {
             self.links.stats.out_acked.add(1);
             self.tell_fate(message.origin, message.id, user, Outcome::Delivered, message.stamp);
         }
@@ -123,6 +170,9 @@ impl Shard {
         #[cfg(test)]
         if id.is_multiple_of(10) && crate::simulation::planted(crate::simulation::Bug::FateLost) {
             return;
+        }
+        if origin.node != NodeKey::OWN {
+            return self.tell_fate_away(origin, id, peer, outcome, stamp);
         }
         if origin.shard != self.shard {
             let record = Record::Fate { origin: origin.conn, id, peer, outcome, stamp };
@@ -142,12 +192,13 @@ impl Shard {
         for record in Records(bytes) {
             match record {
                 Record::Message { origin, from, to, id, acked, payload } => {
-                    let origin = Origin { shard: from_shard, conn: origin };
-                    self.deliver(&Routed { origin, from, to, id, acked, payload });
+                    let origin = Origin::own(from_shard, origin);
+                    self.arrive(&Routed { origin, from, to, id, acked, payload }, Path::OWN);
                 }
                 Record::Fate { origin, id, peer, outcome, stamp } => {
-                    self.tell_fate(Origin { shard: self.shard, conn: origin }, id, peer, outcome, stamp);
+                    self.tell_fate(Origin::own(self.shard, origin), id, peer, outcome, stamp);
                 }
+                Record::Far { from, record } => self.far_here(from, record),
             }
         }
     }
@@ -157,15 +208,23 @@ impl Shard {
         let tick = self.links.tick;
         for message in self.inboxes.of(user) {
             let header = again(message, user);
-            if self.links.queue_message(slot, &header, &message.payload) == Queued::Yes {
+            let queued = match self.directory.remotes.get(slot) {
+                None => self.links.queue_message(slot, &header, &message.payload),
+                Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
+            };
+            if queued == Queued::Yes {
                 self.links.stats.redeliveries.add(1);
                 message.sent_tick = tick;
             }
         }
     }
 
-    /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often.
+    /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often. A node without a lease sends
+    /// nothing again: the user may have another home by now.
     pub(crate) fn redeliver_due(&mut self, user: u64) {
+        if !self.serving {
+            return;
+        }
         let tick = self.links.tick;
         let limits = &self.links.limits;
         let Some(sent_before) = tick.checked_sub(ticks(limits.redeliver_ms)) else { return };
@@ -181,8 +240,15 @@ impl Shard {
             message.sent_tick = tick;
             let header = again(message, user);
             for session in self.presence.sessions(user) {
-                let own = message.origin == Origin { shard: self.shard, conn: self.links.slots.id(session.slot) };
-                if !own && self.links.queue_message(session.slot, &header, &message.payload) == Queued::Yes {
+                let slot = session.slot;
+                if far::is_origin(&self.directory, &self.links.slots, self.shard, slot, &message.origin) {
+                    continue;
+                }
+                let queued = match self.directory.remotes.get(slot) {
+                    None => self.links.queue_message(slot, &header, &message.payload),
+                    Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
+                };
+                if queued == Queued::Yes {
                     self.links.stats.redeliveries.add(1);
                 }
             }

@@ -3,24 +3,31 @@
 
 use super::links::{Links, TICK_MS, ticks};
 use crate::auth::Auth;
+use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase};
+use crate::directory::{AWAY_SLACK_TICKS, Directory, Home, is_remote};
 use crate::inbox::Inboxes;
 use crate::io::{HandoverToken, Now};
-use crate::limits::Limits;
-use crate::mailbox::{Adoptee, Mailboxes, Origin, Outgoing};
+use crate::limits::{Limits, MESH_LINK_SHARE};
+use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
+use crate::mesh::handshake::ClusterSecret;
+use crate::mesh::link::LinkLimits;
+use crate::mesh::peers::{Mesh, MeshConfig};
+use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
 use hashbrown::HashMap;
-use std::collections::VecDeque;
 use std::sync::Arc;
-use trunkline_proto::{Bye, Kind, Outcome, encode_message};
-use trunkline_router::membership::View;
-use trunkline_router::presence::{Embedded, Presence};
+use tokio::sync::mpsc;
+use trunkline_proto::{Bye, Code, Kind, encode_message};
+use trunkline_router::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
 const LINGER_MS: u64 = 2_000;
+/// A position this far ahead of the clock, in milliseconds, is not one to follow.
+const STAMP_AHEAD_MS_MAX: u64 = 60_000;
 /// Clients told to come back later spread their return over this time.
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
@@ -39,6 +46,20 @@ pub(crate) struct ShardConfig {
     /// Where sessions are told of; `None` when the node is alone.
     pub(crate) presence_log: Option<Arc<PresenceLog>>,
     pub(crate) placement: Placement,
+    /// How the node takes part in a cluster; `None` when it is alone.
+    pub(crate) cluster: Option<ShardCluster>,
+}
+
+/// What a shard needs to be one of several nodes'.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardCluster {
+    /// Until when the node may serve.
+    pub(crate) state: Arc<ClusterState>,
+    /// Where to tell what is heard of other nodes.
+    pub(crate) news: mpsc::Sender<MeshNews>,
+    pub(crate) secret: ClusterSecret,
+    /// Whether this shard has the listener for other nodes, as the one behind those for clients.
+    pub(crate) listens: bool,
 }
 
 /// State of one shard.
@@ -52,14 +73,19 @@ pub(crate) struct Shard {
     /// Tells the cluster of sessions; `None` when the node is alone.
     pub(crate) presence_log: Option<PresenceWriter>,
     pub(crate) placement: Placement,
-    /// The nodes that count, as last heard; `None` when the node is alone, or has just started.
-    pub(crate) view: Option<Arc<View>>,
+    /// The node is no member of a cluster: it is everybody's home, and nothing of what follows is used.
+    pub(crate) alone: bool,
+    /// Whether the node may serve in this turn: it is alone, or has its lease.
+    pub(crate) serving: bool,
+    pub(crate) cluster: Option<ShardCluster>,
+    pub(crate) mesh: Option<Mesh>,
+    pub(crate) directory: Directory,
     pub(crate) inboxes: Inboxes,
     pub(crate) outgoing: Outgoing,
     /// Connections that logged in here and belong elsewhere, until they are sent off.
     pub(crate) departing: HashMap<u32, Box<Adoptee>>,
     /// Connections announced by other shards whose descriptor has not come.
-    pub(crate) arriving: HashMap<HandoverToken, Box<Adoptee>>,
+    pub(crate) arriving: HashMap<HandoverToken, Arrival>,
     pub(crate) now: Now,
     /// The latest session id; 0 before the first.
     last_session: u64,
@@ -81,10 +107,30 @@ pub(crate) struct Drain {
 impl Shard {
     pub(crate) fn new(config: ShardConfig) -> Self {
         let limits = &config.limits;
+        let users_max = limits.connections_max as usize + limits.remote_sessions_max as usize;
+        let redeliveries = u32::from(limits.redeliver_attempts_max) + 1;
+        let away_ticks = ticks(limits.redeliver_ms) * redeliveries + AWAY_SLACK_TICKS;
+        let mesh = config.cluster.as_ref().map(|cluster| {
+            Mesh::new(MeshConfig {
+                node: config.node.clone(),
+                secret: cluster.secret.clone(),
+                shard: config.shard,
+                shards: config.shards,
+                link: LinkLimits {
+                    bytes_max: limits.mesh_bytes_max / MESH_LINK_SHARE,
+                    reserve_bytes: limits.mesh_bytes_max / MESH_LINK_SHARE / 4,
+                },
+                bytes_max: limits.mesh_bytes_max,
+            })
+        });
         Shard {
-            presence: Embedded::new(limits.devices_per_user_max, limits.connections_max as usize),
+            presence: Embedded::new(limits.devices_per_user_max, users_max),
+            alone: config.cluster.is_none(),
+            serving: config.cluster.is_none(),
+            mesh,
+            directory: Directory::new(limits, away_ticks),
+            cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
-            view: None,
             placement: config.placement,
             inboxes: Inboxes::new(limits.unacked_per_user_max, limits.unacked_total_bytes_max),
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
@@ -105,6 +151,9 @@ impl Shard {
     /// Takes the time of this turn. Returns whether a tick has passed.
     pub(crate) fn set_now(&mut self, now: Now) -> bool {
         self.now = now;
+        if let Some(cluster) = &self.cluster {
+            self.serving = cluster.state.may_serve(now.mono_ms);
+        }
         let tick = (now.mono_ms / TICK_MS) as u32;
         std::mem::replace(&mut self.links.tick, tick) != tick
     }
@@ -112,17 +161,46 @@ impl Shard {
     /// The next position in the inboxes of this shard's users: milliseconds since the epoch in the high 44 bits, a counter in the low 20,
     /// strictly increasing even if the wall clock goes back.
     pub(crate) fn next_stamp(&mut self) -> u64 {
-        self.last_stamp = (self.now.wall_ms << 20).max(self.last_stamp + 1);
+        // Each home of a cluster begins at a place of its own in a millisecond, so that what moves from one to another hardly ever meets its own
+        // stamp there.
+        let floor = self.now.wall_ms << 20 | self.salt() << 10;
+        self.last_stamp = floor.max(self.last_stamp + 1);
         self.last_stamp
     }
 
-    /// The next session id. They begin at the second of the shard's first login, in the upper half, and go up by the number of shards: unique on
-    /// the node, over restarts too, unless its clock is set back by more than it was up.
-    pub(crate) fn next_session(&mut self) -> u64 {
-        if self.last_session == 0 {
-            self.last_session = (self.now.wall_ms / 1_000) << 32 | u64::from(self.shard);
+    /// Lets the positions given out from now on be above that of a message from another home.
+    pub(crate) fn stamp_above(&mut self, stamp: u64) {
+        // A stamp from the far future would push all others there; the clocks of nodes differ by seconds at most.
+        if stamp >> 20 <= self.now.wall_ms + STAMP_AHEAD_MS_MAX {
+            self.last_stamp = self.last_stamp.max(stamp);
         }
-        self.last_session += u64::from(self.shards);
+    }
+
+    /// Ten bits that other shards of the cluster hardly ever have; 0 when the node is alone.
+    fn salt(&self) -> u64 {
+        if self.alone {
+            return 0;
+        }
+        trunkline_router::hash::user_hash(self.own_key().0 ^ u64::from(self.shard)) & 0x3FF
+    }
+
+    /// The next session id for a device. When the node is alone they begin at the second of the shard's first login, in the upper half, and go
+    /// up by the number of shards: unique on the node, over restarts too, unless its clock is set back by more than it was up. In a cluster
+    /// they are milliseconds since the epoch and a counter, above that of the session that the device has anywhere, so that they order
+    /// the sessions of a device whichever home gave them; the low bits tell homes apart.
+    pub(crate) fn next_session(&mut self, user: u64, device: &str) -> u64 {
+        if self.alone {
+            if self.last_session == 0 {
+                self.last_session = (self.now.wall_ms / 1_000) << 32 | u64::from(self.shard);
+            }
+            self.last_session += u64::from(self.shards);
+            return self.last_session;
+        }
+        let device = if device.is_empty() { DEFAULT_DEVICE } else { device };
+        let known = self.presence.sessions(user).iter().find(|entry| entry.device() == device);
+        let above = self.last_session.max(known.map_or(0, |entry| entry.session));
+        let counted = (above >> 10) + 1;
+        self.last_session = (self.now.wall_ms << 10).max(counted) << 10 | self.salt();
         self.last_session
     }
 
@@ -146,16 +224,6 @@ impl Shard {
         }
     }
 
-    /// A connection nobody asked for is in a slot: it is closed. Without a slot there is nothing to close.
-    pub(crate) fn unexpected(&mut self, slot: Option<u32>) {
-        self.links.stats.ring_stale.add(1);
-        if let Some(slot) = slot
-            && self.links.slots.occupy(slot, Phase::Finishing).is_some()
-        {
-            self.links.mark_dirty(slot);
-        }
-    }
-
     /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a connection whose end is
     /// decided already keeps its first reason.
     pub(crate) fn close(&mut self, slot: u32, reason: CloseReason) {
@@ -167,7 +235,7 @@ impl Shard {
         let tick = self.links.tick;
         let conn = self.links.slots.at(slot);
         let phase = conn.phase;
-        if !matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Open) {
+        if !matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open) {
             return;
         }
         let user = conn.user;
@@ -190,6 +258,8 @@ impl Shard {
             Phase::Open => self.session_ended(slot, user),
             // It has not been sent off yet, and will not be.
             Phase::HandingOver => drop(self.departing.remove(&slot)),
+            // Should the home have taken the session by now, its answer finds nobody and is taken back.
+            Phase::Registering => drop(self.directory.registrations.forget(slot)),
             _ => {}
         }
     }
@@ -208,34 +278,31 @@ impl Shard {
         Bye { reconnect_after_ms, redirect, text: text.to_owned() }
     }
 
-    /// Removes a session from presence. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.
+    /// The session of a connection of this shard has ended.
     fn session_ended(&mut self, slot: u32, user: u64) {
         let mut sessions = self.presence.sessions(user).iter();
         let Some(session) = sessions.find(|entry| entry.slot == slot).map(|entry| entry.session) else {
             // A newer session of the device took its place; whatever waits, waits for that one.
             return;
         };
-        let ended = self.presence.logout(user, session);
+        let ended = self.remove_session(user, session);
         if let (Some(log), Some(entry)) = (&mut self.presence_log, &ended) {
             log.ended(user, entry);
         }
-        let left = match self.presence.sessions(user) {
-            [] => self.inboxes.take_all(user),
-            [last] => {
-                // A session is no recipient of what it sent itself.
-                let last = self.links.slots.id(last.slot);
-                self.inboxes.take_sent_by(user, Origin { shard: self.shard, conn: last })
-            }
-            _ => VecDeque::new(),
-        };
-        if let Some(other) = self.presence.sessions(user).first()
-            && self.inboxes.len(user) > 0
+        if let Home::There { node, shard } = self.home(user)
+            && self.send_far(node, shard, &FarRecord::Unregister { user, session, hops: 0 }).is_err()
         {
-            self.links.wheel.arm_earlier(other.slot, self.links.tick + 1);
+            // The home finds out when it sends something to this session.
+            self.links.stats.mesh_answers_lost.add(1);
         }
-        for message in left {
-            self.links.stats.out_offline_refused.add(1);
-            self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
+    }
+
+    /// Ends a session at the wish of an operator, wherever it is.
+    pub(crate) fn kick(&mut self, slot: u32, user: u64, session: u64) {
+        if is_remote(slot) {
+            self.kick_remote(slot, user, session, Code::Kicked);
+        } else {
+            self.close(slot, CloseReason::Kicked);
         }
     }
 
@@ -243,6 +310,11 @@ impl Shard {
     pub(crate) fn closed(&mut self, slot: u32) {
         self.links.wheel.disarm(slot);
         self.links.take_partial(slot);
+        if self.links.slots.at(slot).flags.has(ConnFlags::MESH)
+            && let Some(mesh) = &mut self.mesh
+        {
+            mesh.closed(slot);
+        }
         self.links.slots.vacate(slot);
     }
 
@@ -254,6 +326,22 @@ impl Shard {
             self.expired(slot);
         }
         self.drain_some();
+        if !self.alone {
+            self.expire_far();
+        }
+    }
+
+    /// The same for what is not a connection's.
+    fn expire_far(&mut self) {
+        let tick = self.links.tick;
+        self.redeliver_remote();
+        while let Some(away) = self.directory.sent_away.take_overdue(tick) {
+            self.give_up_away(vec![away]);
+        }
+        self.ask_again();
+        if self.directory.parked.bytes() > 0 {
+            self.release_parked();
+        }
     }
 
     fn expired(&mut self, slot: u32) {
@@ -262,7 +350,7 @@ impl Shard {
         let full_ticks = ticks(self.links.limits.outbox_full_ms_max);
         let conn = self.links.slots.at(slot);
         match conn.phase {
-            Phase::Handshake => {
+            Phase::Handshake | Phase::Registering => {
                 self.links.stats.limit_login_timeout.add(1);
                 self.close(slot, CloseReason::LoginTimeout);
             }
@@ -289,7 +377,7 @@ impl Shard {
                 self.links.mark_dirty(slot);
             }
             // A hand-over and a close end by themselves.
-            Phase::Free | Phase::HandingOver | Phase::Finishing | Phase::Closed => {}
+            Phase::Free | Phase::HandingOver | Phase::Mesh | Phase::Finishing | Phase::Closed => {}
         }
     }
 
@@ -309,7 +397,7 @@ impl Shard {
         let Some(Drain { cursor, per_tick, deadline_tick }) = self.drain else { return };
         let end = (cursor + per_tick).min(self.links.slots.high_water());
         for slot in cursor..end {
-            if matches!(self.links.slots.at(slot).phase, Phase::Handshake | Phase::Open) {
+            if matches!(self.links.slots.at(slot).phase, Phase::Handshake | Phase::Registering | Phase::Open) {
                 self.close(slot, CloseReason::Draining);
             }
         }
@@ -319,9 +407,17 @@ impl Shard {
     /// Whether a drain has come to its end.
     pub(crate) fn drained(&self) -> bool {
         self.drain.is_some_and(|drain| {
-            let empty = self.links.slots.in_use() == 0 && self.arriving.is_empty();
+            let nodes = self.mesh.as_ref().map_or(0, |mesh| mesh.connections());
+            // What other nodes have to be told has been told when they have confirmed it.
+            let told = self.directory.walk.is_none() && self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
+            let empty = self.links.slots.in_use() == nodes && self.arriving.is_empty() && told;
             (empty && self.outgoing.own().close_to_adoptees()) || self.links.tick >= drain.deadline_tick
         })
+    }
+
+    /// Whether a drain has taken as long as it may.
+    pub(crate) fn drain_is_late(&self) -> bool {
+        self.drain.is_some_and(|drain| self.links.tick >= drain.deadline_tick)
     }
 
     /// Closes the connections whose answers no longer fit.
@@ -331,17 +427,18 @@ impl Shard {
         }
     }
 
-    /// Where messages of a connection of this shard come from.
-    pub(crate) fn origin(&self, slot: u32) -> Origin {
-        Origin { shard: self.shard, conn: self.links.slots.id(slot) }
-    }
-
     /// Brings the gauges up to date.
     pub(crate) fn set_gauges(&self) {
         let stats = &self.links.stats;
-        stats.sessions.set(self.presence.session_count() as u64);
-        stats.users.set(self.presence.users() as u64);
-        stats.view_epoch.set(self.view.as_ref().map_or(0, |view| view.epoch));
+        let directory = &self.directory;
+        stats.sessions.set((self.presence.session_count() - directory.remotes.len()) as u64);
+        stats.users.set((self.presence.users() - directory.remote_only_users) as u64);
+        stats.remote_sessions.set(directory.remotes.len() as u64);
+        stats.registering.set(directory.registrations.len() as u64);
+        stats.messages_owed.set(directory.sent_away.len() as u64);
+        stats.parked_bytes.set(directory.parked.bytes() as u64);
+        stats.redelivery_users.set(directory.redelivery.len() as u64);
+        stats.settling.set(u64::from(directory.walk.is_some() || !directory.settling.is_settled()));
         stats.messages_pending.set(self.inboxes.messages() as u64);
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
         stats.outbox_bytes.set(self.links.outbox_bytes as u64);

@@ -14,6 +14,8 @@ pub(crate) struct Registration {
     pub(crate) heartbeat_secs: u16,
     /// The home that was asked.
     pub(crate) home: NodeKey,
+    /// The home cannot say now: when to ask again.
+    pub(crate) again_tick: Option<u32>,
 }
 
 /// All of them, by the slot of their connection; so there are never more than connections.
@@ -38,13 +40,13 @@ impl Registrations {
     }
 
     /// The connection of a slot has ended.
-    pub(crate) fn forget(&mut self, slot: u32) {
-        self.by_slot.remove(&slot);
+    pub(crate) fn forget(&mut self, slot: u32) -> Option<Registration> {
+        self.by_slot.remove(&slot)
     }
 
-    /// Slots of the logins that wait for `home`, which cannot answer any more or is not the home any more.
-    pub(crate) fn waiting_for(&self, home: NodeKey) -> Vec<u32> {
-        let waiting = self.by_slot.iter().filter(|(_, registration)| registration.home == home);
+    /// Slots of the logins for which `wanted` holds, such as those that wait for a home that is none any more.
+    pub(crate) fn find(&self, wanted: impl Fn(&Registration) -> bool) -> Vec<u32> {
+        let waiting = self.by_slot.iter().filter(|(_, registration)| wanted(registration));
         let mut slots: Vec<u32> = waiting.map(|(slot, _)| *slot).collect();
         slots.sort_unstable();
         slots
@@ -67,7 +69,7 @@ mod tests {
 
     fn registration(generation: u32, user: u64, home: u64) -> Registration {
         let (device, class) = (String::new(), String::new());
-        Registration { generation, user, device, class, heartbeat_secs: 30, home: NodeKey(home) }
+        Registration { generation, user, device, class, heartbeat_secs: 30, home: NodeKey(home), again_tick: None }
     }
 
     #[test]
@@ -87,10 +89,10 @@ mod tests {
         for slot in [4, 9, 2, 7] {
             waiting.add(slot, registration(1, u64::from(slot), u64::from(slot % 2)));
         }
-        assert_eq!(waiting.waiting_for(NodeKey(0)), [2, 4]);
+        assert_eq!(waiting.find(|waiting| waiting.home == NodeKey(0)), [2, 4]);
         waiting.at(2).unwrap().home = NodeKey(1);
-        assert_eq!(waiting.waiting_for(NodeKey(1)), [2, 7, 9]);
-        waiting.forget(7);
+        assert_eq!(waiting.find(|waiting| waiting.home == NodeKey(1)), [2, 7, 9]);
+        assert!(waiting.forget(7).is_some());
         assert_eq!(waiting.len(), 3);
     }
 }

@@ -7,6 +7,12 @@ use crate::io::ConnId;
 /// connections are below 2^20.
 const REMOTE: u32 = 1 << 31;
 
+/// Whether a slot number of presence stands for a session on another node.
+#[inline]
+pub(crate) const fn is_remote(slot: u32) -> bool {
+    slot & REMOTE != 0
+}
+
 /// A session on another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteSession {

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 /// A message that was handed to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Away {
-    /// The sender's connection, on this shard.
+    /// The sender's connection, and its shard: this one, unless the message waited here for a recipient whose home has moved away since.
+    pub(crate) shard: u16,
     pub(crate) conn: ConnId,
     pub(crate) id: u64,
     /// The recipient.
@@ -21,7 +22,7 @@ struct Owed {
     deadline_tick: u32,
 }
 
-/// All messages of a shard's senders that another node is to answer.
+/// All messages a shard has sent away that another node is to answer.
 ///
 /// A deadline ends the wait for a node that lives and does not answer: it may have forwarded the message to one that then died. It lies behind
 /// the last redelivery that the home tries, so that a slow recipient does not run into it.
@@ -64,7 +65,15 @@ impl SentAway {
     pub(crate) fn take_of(&mut self, node: NodeKey) -> Vec<Away> {
         let mut taken: Vec<Away> = self.owed.extract_if(|_, owed| owed.node == node).map(|(away, _)| away).collect();
         // The order of a hash table is random; answers shall not be.
-        taken.sort_unstable_by_key(|away| (away.conn.slot, away.id, away.to));
+        taken.sort_unstable_by_key(|away| (away.shard, away.conn.slot, away.id, away.to));
+        taken
+    }
+
+    /// Takes out everything: this node has a new incarnation, and no answer will find it.
+    pub(crate) fn take_all(&mut self) -> Vec<Away> {
+        self.by_deadline.clear();
+        let mut taken: Vec<Away> = self.owed.drain().map(|(away, _)| away).collect();
+        taken.sort_unstable_by_key(|away| (away.shard, away.conn.slot, away.id, away.to));
         taken
     }
 
@@ -102,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn away(id: u64) -> Away {
-        Away { conn: ConnId { slot: 1, generation: 1 }, id, to: 9 }
+        Away { shard: 0, conn: ConnId { slot: 1, generation: 1 }, id, to: 9 }
     }
 
     #[test]
@@ -123,6 +132,8 @@ mod tests {
         assert_eq!(sent.take_of(NodeKey(1)), [away(1), away(3), away(5)]);
         assert_eq!(sent.len(), 3);
         assert!(!sent.answered(away(1)) && sent.answered(away(2)));
+        assert_eq!(sent.take_all(), [away(0), away(4)]);
+        assert_eq!((sent.len(), sent.take_overdue(1_000)), (0, None));
     }
 
     #[test]

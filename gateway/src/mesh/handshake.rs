@@ -343,11 +343,6 @@ impl Dialer {
         Dialer { machine, dial, state: Dialing::Hello }
     }
 
-    /// When the peer's silence ends the handshake.
-    pub(crate) fn deadline_ms(&self) -> u64 {
-        self.machine.deadline_ms
-    }
-
     /// The error, once the deadline has passed.
     pub(crate) fn expired(&self, now_ms: u64) -> Option<HandshakeError> {
         self.machine.is_expired(now_ms)
@@ -469,11 +464,6 @@ impl Acceptor {
         Acceptor { machine: Machine::new(secret, me, now_ms, patience_ms), nonce, state: Accepting::Hello }
     }
 
-    /// When the peer's silence ends the handshake.
-    pub(crate) fn deadline_ms(&self) -> u64 {
-        self.machine.deadline_ms
-    }
-
     /// The error, once the deadline has passed.
     pub(crate) fn expired(&self, now_ms: u64) -> Option<HandshakeError> {
         self.machine.is_expired(now_ms)
@@ -530,6 +520,14 @@ impl Acceptor {
         self.state = Accepting::Ended;
         refusal(&error, out);
         error
+    }
+
+    /// What the dialer asks for, if it has proved itself and was not answered yet.
+    pub(crate) fn claim(&self) -> Option<&Claim> {
+        match &self.state {
+            Accepting::Claimed { claim, .. } => Some(claim),
+            _ => None,
+        }
     }
 
     fn advance(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<AcceptorStep, HandshakeError> {

@@ -168,6 +168,8 @@ pub(crate) struct Link {
     ack_bytes: usize,
     /// The peer's latest heartbeat, to be echoed: its time and when it came.
     echo: Option<(u64, u64)>,
+    /// When the peer last answered a heartbeat that was no older than the time between two.
+    answered_ms: Option<u64>,
 
     connection: Option<Connection>,
     was_connected: bool,
@@ -200,6 +202,7 @@ impl Link {
             ack_due_ms: None,
             ack_bytes: 0,
             echo: None,
+            answered_ms: None,
             connection: None,
             was_connected: false,
             attempts: 0,
@@ -238,11 +241,6 @@ impl Link {
         self.stats.records_out += 1;
         self.stats.bytes_out += len as u64;
         Ok(())
-    }
-
-    /// Whether a record of a message with so many bytes, see [`Record::encoded_len`], would be queued.
-    pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes + bytes + Chunk::OVERHEAD_BYTES <= self.limits.bytes_max
     }
 
     /// The next send: what was queued as one batch, or a confirmation or heartbeat that is due. `None` while the ring has a buffer, also
@@ -350,35 +348,46 @@ impl Link {
         now_ms: u64,
         mut each: impl FnMut(Record<'_>),
     ) -> Result<(), MeshViolation> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        connection.heard_ms = now_ms;
+        let Some(mut inbound) = self.begin_receive(now_ms) else { return Ok(()) };
+        let result = inbound.feed(bytes, |unit| {
+            if let Some(record) = self.accept(unit, now_ms)? {
+                each(record);
+            }
+            Ok(())
+        });
+        self.end_receive(inbound, &result);
+        result
+    }
+
+    /// The beginning of [`Link::received`] for a caller whose handling of a record may queue others on this very link: hands out what is to be
+    /// fed with the bytes; each unit goes to [`Link::accept`], and [`Link::end_receive`] ends it. `None` when there is no connection.
+    pub(crate) fn begin_receive(&mut self, now_ms: u64) -> Option<Inbound> {
+        self.connection.as_mut()?.heard_ms = now_ms;
         self.attempts = 0;
-        let mut inbound = std::mem::take(&mut self.inbound);
-        let result = inbound.feed(bytes, |unit| self.take_unit(unit, now_ms, &mut each));
+        Some(std::mem::take(&mut self.inbound))
+    }
+
+    /// Takes the inbound half back. After a violation the stream has ended.
+    pub(crate) fn end_receive(&mut self, inbound: Inbound, result: &Result<(), MeshViolation>) {
         self.inbound = inbound;
         if result.is_err() {
             self.end_stream();
         }
-        result
     }
 
+    /// Takes one unit of the connection; returns the record in it if it is new.
+    ///
+    /// # Errors
+    /// What the peer did wrong.
     #[inline]
-    fn take_unit(
-        &mut self,
-        unit: Unit<'_>,
-        now_ms: u64,
-        each: &mut impl FnMut(Record<'_>),
-    ) -> Result<(), MeshViolation> {
+    pub(crate) fn accept<'u>(&mut self, unit: Unit<'u>, now_ms: u64) -> Result<Option<Record<'u>>, MeshViolation> {
         match unit {
             Unit::Record(record) => {
                 let len = record.encoded_len();
                 if self.is_new(len, now_ms) {
                     self.stats.records_in += 1;
                     self.stats.bytes_in += len as u64;
-                    each(record);
+                    return Ok(Some(record));
                 }
             }
             Unit::UnknownRecord { bytes } => {
@@ -402,7 +411,7 @@ impl Link {
             }
             Unit::Goodbye { reason } => self.peer_goodbye = Some(reason),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Counts a record of the batch; false for one that has been received before.
@@ -436,6 +445,9 @@ impl Link {
     /// RFC 6298's smoothing of the round trip; an echo of a time that has not been is ignored.
     fn measure(&mut self, now_ms: u64, echo_ms: u64) {
         let Some(sample_ms) = now_ms.checked_sub(echo_ms) else { return };
+        if sample_ms <= HEARTBEAT_MS {
+            self.answered_ms = Some(now_ms);
+        }
         let sample_us = sample_ms.saturating_mul(1_000).max(1);
         let before = self.stats.rtt_us;
         self.stats.rtt_us = if before == 0 { sample_us } else { before - before / 8 + sample_us / 8 };
@@ -488,6 +500,7 @@ impl Link {
         self.connection = None;
         self.inbound = Inbound::default();
         self.echo = None;
+        self.answered_ms = None;
         self.ack_told();
         self.lent_stale = self.lent != Lent::Nothing;
         if let Some(Rest { buf, of_chunk: true, .. }) = self.rest.take() {
@@ -524,14 +537,34 @@ impl Link {
         self.goodbye = Some(reason);
     }
 
+    /// Whether goodbye has been said, or there is nobody to say it to.
+    pub(crate) fn has_left(&self) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.goodbye_sent && self.lent == Lent::Nothing)
+    }
+
     /// Why the peer leaves, if it does: a number of [`goodbye`](super::wire::goodbye) or a later one.
     pub(crate) fn peer_goodbye(&self) -> Option<u16> {
         self.peer_goodbye
     }
 
+    /// When the peer last answered a fresh heartbeat on this connection.
+    pub(crate) fn answered_ms(&self) -> Option<u64> {
+        self.answered_ms
+    }
+
+    /// Bytes held for the peer, as the bounds count them.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether a connection is up.
     pub(crate) fn is_connected(&self) -> bool {
         self.connection.is_some()
+    }
+
+    /// Whether anything was ever sent in the present stream.
+    pub(crate) fn has_streamed(&self) -> bool {
+        self.sent_end > 0 || self.expected > 0
     }
 
     /// Whether the ring has a buffer of this link.

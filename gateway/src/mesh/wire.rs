@@ -77,10 +77,6 @@ pub(crate) const NONCE_BYTES: usize = 32;
 pub(crate) mod goodbye {
     /// The node shuts down.
     pub(crate) const SHUTDOWN: u16 = 1;
-    /// Another connection has taken the place of this one.
-    pub(crate) const REPLACED: u16 = 2;
-    /// The other side is no longer in the view.
-    pub(crate) const NOT_A_MEMBER: u16 = 3;
 }
 
 /// What a peer did wrong. The connection ends, and so does the stream on it.
@@ -403,6 +399,7 @@ pub(crate) struct Inbound {
 
 impl Inbound {
     /// Bytes kept of a unit that is not whole.
+    #[cfg(test)]
     pub(crate) fn partial_bytes(&self) -> usize {
         self.partial.len()
     }

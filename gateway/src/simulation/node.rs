@@ -75,6 +75,7 @@ impl Node {
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
+                cluster: None,
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);

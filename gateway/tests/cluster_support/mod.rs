@@ -145,3 +145,71 @@ pub(crate) fn redis(cluster: &RedisCluster, command: &[&str]) -> String {
         (0..SERVERS).find_map(|server| cluster.ask(server, command).ok())
     })
 }
+
+/// A few nodes on a Redis Cluster of their own.
+pub(crate) struct Fleet {
+    pub(crate) redis: RedisCluster,
+    pub(crate) members: Vec<Member>,
+    /// The nodes that run, in the order of `members`.
+    pub(crate) nodes: Vec<Option<Gateway>>,
+    flags: Vec<String>,
+}
+
+impl Fleet {
+    /// Starts the nodes and waits until they have one view and all links.
+    pub(crate) fn start(names: &[&'static str], flags: &[&str]) -> Self {
+        let redis = RedisCluster::start();
+        let members = names.iter().map(|name| Member::new(&redis, name)).collect();
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut fleet = Fleet { redis, members, nodes: names.iter().map(|_| None).collect(), flags };
+        for at in 0..names.len() {
+            fleet.start_node(at);
+        }
+        fleet.wait_joined();
+        fleet
+    }
+
+    /// Starts a node, or starts it again.
+    pub(crate) fn start_node(&mut self, at: usize) {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.nodes[at] = Some(self.members[at].start(&self.redis, &flags));
+    }
+
+    pub(crate) fn node(&self, at: usize) -> &Gateway {
+        self.nodes[at].as_ref().expect("the node runs")
+    }
+
+    /// The nodes that run.
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Gateway> {
+        self.nodes.iter().flatten()
+    }
+
+    /// The sum of a metric over the nodes that run.
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.running().map(|node| node.metrics().sum(name, labels)).sum()
+    }
+
+    /// Waits until the nodes that run see each other and no one else, are linked, and have told each other of their sessions.
+    pub(crate) fn wait_joined(&self) {
+        let running = self.running().count() as u64;
+        wait_for("all nodes have one view and all links", || {
+            let metrics: Vec<_> = self.running().map(Gateway::metrics).collect();
+            let joined = metrics.iter().all(|metrics| {
+                let members = metrics.sum("trunkline_cluster_members", &[]);
+                let active = metrics.sum("trunkline_cluster_members", &[("state", "active")]);
+                let (links, up) =
+                    (metrics.sum("trunkline_mesh_links", &[]), metrics.sum("trunkline_mesh_links_up", &[]));
+                let settling = metrics.sum("trunkline_directory_settling", &[]);
+                (members, active) == (running, running) && links == up && links == 2 * (running - 1) && settling == 0
+            });
+            joined.then_some(())
+        });
+    }
+
+    /// Ends all nodes in order.
+    pub(crate) fn finish(mut self) {
+        for node in self.nodes.drain(..).flatten() {
+            node.finish();
+        }
+    }
+}

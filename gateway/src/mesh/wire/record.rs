@@ -24,8 +24,6 @@ pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
 pub(crate) mod flags {
     /// The message asks for the recipient's ACK.
     pub(crate) const ACK: u8 = 0x01;
-    /// Message, Transfer: never to the offline store.
-    pub(crate) const NO_STORE: u8 = 0x02;
 }
 
 const MESSAGE: u8 = 1;
@@ -52,7 +50,7 @@ const REGISTER_REFUSED_BYTES: usize = 26;
 const UNREGISTER_BYTES: usize = 24;
 const KICK_BYTES: usize = 34;
 const GONE_BYTES: usize = 24;
-const SETTLED_BYTES: usize = 16;
+const SETTLED_BYTES: usize = 18;
 const TRANSFER_BYTES: usize = 58;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
@@ -93,8 +91,8 @@ pub(crate) enum Record<'a> {
     Kick { seat: Seat, user: u64, session: u64, code: u16 },
     /// A Deliver found no such session.
     Gone { user: u64, session: u64 },
-    /// All users of the sending shard are registered for the view with this digest.
-    Settled { digest: u64 },
+    /// From shard `from` for shard `to`: all that moves between the two with the view of this digest has been sent.
+    Settled { from: u16, to: u16, digest: u64 },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
 }
@@ -212,9 +210,10 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [user, session]);
                 out.extend_from_slice(&bytes);
             }
-            Record::Settled { digest } => {
-                let mut bytes = head::<SETTLED_BYTES>(len, SETTLED, 0, 0);
+            Record::Settled { from, to, digest } => {
+                let mut bytes = head::<SETTLED_BYTES>(len, SETTLED, 0, to);
                 put_words(&mut bytes, 8, [digest]);
+                bytes[16..18].copy_from_slice(&from.to_be_bytes());
                 out.extend_from_slice(&bytes);
             }
             Record::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
@@ -295,8 +294,9 @@ impl<'a> Record<'a> {
                 Record::Gone { user, session }
             }
             SETTLED => {
-                let [digest] = words(exactly::<SETTLED_BYTES>("Settled", bytes)?, 8);
-                Record::Settled { digest }
+                let at = exactly::<SETTLED_BYTES>("Settled", bytes)?;
+                let [digest] = words(at, 8);
+                Record::Settled { from: u16::from_be_bytes([at[16], at[17]]), to: aux, digest }
             }
             TRANSFER => {
                 let (at, payload) = open::<TRANSFER_BYTES>("Transfer", bytes)?;
@@ -308,6 +308,12 @@ impl<'a> Record<'a> {
         };
         Ok(Some(record))
     }
+}
+
+/// Length of the record at the beginning of some bytes of this node's own.
+#[inline]
+pub(crate) fn record_len(bytes: &[u8]) -> usize {
+    len_at(bytes, 0)
 }
 
 /// Length of the record that begins at `at` in a batch of this node's own.

@@ -23,7 +23,7 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
                 to: 2,
                 id: 3,
                 hops: 2,
-                flags: flags::ACK | flags::NO_STORE,
+                flags: flags::ACK | 2,
                 payload: b"hi",
             },
             concat!(
@@ -67,7 +67,7 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             "00000022090000080102030405060007080900000000000000050000000000000006",
         ),
         (Record::Gone { user: 5, session: 6 }, "000000180a00000000000000000000050000000000000006"),
-        (Record::Settled { digest: 0xfeed_face }, "000000100b00000000000000feedface"),
+        (Record::Settled { from: 3, to: 2, digest: 0xfeed_face }, "000000120b00000200000000feedface0003"),
         (
             Record::Transfer {
                 user: 5,
@@ -169,10 +169,10 @@ fn every_frame_has_its_golden_bytes() {
             );
         }
     }
-    let settled = encoded(&Record::Settled { digest: 0xfeed_face });
+    let settled = encoded(&Record::Settled { from: 3, to: 2, digest: 0xfeed_face });
     assert_eq!(
         batch(21, 34, &settled),
-        unhex("000000250500000000000000150000000000000022000000100b00000000000000feedface")
+        unhex("000000270500000000000000150000000000000022000000120b00000200000000feedface0003")
     );
     assert_eq!(heartbeat_frame(34, 1_000, 900), unhex("0000001d06000000000000002200000000000003e80000000000000384"));
     assert_eq!(goodbye_frame(goodbye::SHUTDOWN), unhex("00000007070001"));
@@ -189,7 +189,7 @@ fn a_node_key_is_pinned() {
 fn stream() -> Vec<u8> {
     let mut records: Vec<u8> = golden_records().iter().flat_map(|(record, _)| encoded(record)).collect();
     records.extend_from_slice(&[0, 0, 0, 11, 200, 0, 0, 0, 1, 2, 3]);
-    let settled = encoded(&Record::Settled { digest: 1 });
+    let settled = encoded(&Record::Settled { from: 3, to: 2, digest: 1 });
     [batch(0, 0, &records), heartbeat_frame(1, 2, 3), batch(13, 1, &settled), goodbye_frame(9)].concat()
 }
 
@@ -210,7 +210,7 @@ fn a_stream_means_the_same_at_every_split() {
 fn only_a_split_unit_is_kept_and_a_large_buffer_is_given_back() {
     let payload = vec![7; 300_000];
     let record = Record::Message { origin: address(), from: 1, to: 2, id: 3, hops: 0, flags: 0, payload: &payload };
-    let small = encoded(&Record::Settled { digest: 1 });
+    let small = encoded(&Record::Settled { from: 3, to: 2, digest: 1 });
     let bytes = batch(0, 0, &[encoded(&record), small.clone()].concat());
     let mut inbound = Inbound::default();
     let cut = bytes.len() - 3;
@@ -225,9 +225,10 @@ fn only_a_split_unit_is_kept_and_a_large_buffer_is_given_back() {
 
 #[test]
 fn an_unknown_record_is_skipped_by_its_length_and_an_unknown_frame_is_a_violation() {
-    let records = [&[0, 0, 0, 9, 99, 0, 0, 0, 7][..], &encoded(&Record::Settled { digest: 1 })].concat();
+    let records =
+        [&[0, 0, 0, 9, 99, 0, 0, 0, 7][..], &encoded(&Record::Settled { from: 3, to: 2, digest: 1 })].concat();
     let units = units([&batch(4, 0, &records)[..]]).unwrap();
-    assert_eq!(units[1..], ["UnknownRecord { bytes: 9 }", "Record(Settled { digest: 1 })"]);
+    assert_eq!(units[1..], ["UnknownRecord { bytes: 9 }", "Record(Settled { from: 3, to: 2, digest: 1 })"]);
     assert_eq!(violation(&[0, 0, 0, 9, 99, 0, 0, 0, 7]), MeshViolation::FrameUnexpected { kind: 99 });
     let mut hello = Vec::new();
     HandshakeFrame::Proof { mac: &[0; 32] }.encode(&mut hello);
@@ -236,7 +237,7 @@ fn an_unknown_record_is_skipped_by_its_length_and_an_unknown_frame_is_a_violatio
 
 #[test]
 fn a_length_that_lies_is_a_violation() {
-    let settled = encoded(&Record::Settled { digest: 1 });
+    let settled = encoded(&Record::Settled { from: 3, to: 2, digest: 1 });
     let with_length = |record: &[u8], length: u32| [&length.to_be_bytes(), &record[4..]].concat();
 
     for length in [0, 4, BATCH_HEADER_BYTES as u32, BATCH_HEADER_BYTES as u32 + 7, FRAME_BYTES_MAX as u32 + 1, u32::MAX]
@@ -255,9 +256,9 @@ fn a_length_that_lies_is_a_violation() {
         let record = with_length(&settled, length);
         assert_eq!(violation(&batch(0, 0, &record)), MeshViolation::RecordTooShort { length });
     }
-    for length in [17, u32::MAX] {
+    for length in [19, u32::MAX] {
         let record = with_length(&settled, length);
-        assert_eq!(violation(&batch(0, 0, &record)), MeshViolation::RecordBeyondBatch { length, left: 16 });
+        assert_eq!(violation(&batch(0, 0, &record)), MeshViolation::RecordBeyondBatch { length, left: 18 });
     }
     let short_batch = batch(0, 0, &[settled.clone(), vec![0; 3]].concat());
     let after = [&short_batch[..], &[0]].concat();
@@ -284,11 +285,11 @@ fn a_length_that_lies_is_a_violation() {
 
 #[test]
 fn a_bad_length_is_noticed_as_soon_as_it_is_there() {
-    let bytes = batch(0, 0, &encoded(&Record::Settled { digest: 1 }));
+    let bytes = batch(0, 0, &encoded(&Record::Settled { from: 3, to: 2, digest: 1 }));
     let (header, record) = bytes.split_at(BATCH_HEADER_BYTES);
     let mut bad = record[..4].to_vec();
     bad[0] = 1;
-    let beyond = MeshViolation::RecordBeyondBatch { length: (1 << 24) + 16, left: 16 };
+    let beyond = MeshViolation::RecordBeyondBatch { length: (1 << 24) + 18, left: 18 };
     assert_eq!(units([header, &bad[..3], &bad[3..]]), Err(beyond));
     assert_eq!(units([header, &bad]), Err(beyond));
 }
@@ -407,7 +408,7 @@ impl Parts {
             7 => Record::Unregister { user: a, session: b, hops },
             8 => Record::Kick { seat, user: a, session: b, code: small },
             9 => Record::Gone { user: a, session: b },
-            10 => Record::Settled { digest: a },
+            10 => Record::Settled { from: a as u16, to: b as u16, digest: a },
             _ => Record::Transfer { user: a, stamp: b, origin, from: c, id: d, attempts: hops, flags, payload },
         }
     }

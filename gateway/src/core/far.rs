@@ -1,0 +1,448 @@
+//! What goes to other nodes and comes from them: the way of a message across the mesh, its copies to sessions there, and its fate back.
+//!
+//! A message crosses each node at most once on its way in: from the sender's node to the recipient's home, and on to another node only if
+//! views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`] links at most. What must not go on waits
+//! ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
+
+use super::links::{Links, Queued, ticks};
+use super::route::Routed;
+use super::shard::Shard;
+use crate::conn::{Phase, Slots};
+use crate::directory::{Away, Directory, Held, Home, NodeKey, RemoteSession};
+use crate::io::ConnId;
+use crate::mailbox::{Origin, Record};
+use crate::mesh::peers::{FarError, GivenBack, Mesh};
+use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags};
+use trunkline_proto::{Header, Kind, Outcome, flags};
+use trunkline_router::hash::home_shard;
+
+/// Links a message may cross.
+pub(crate) const HOPS_MAX: u8 = 3;
+/// How long a message waits for views to agree.
+pub(crate) const PARK_MS: u64 = 2_000;
+/// Slots are below 2^20, so a connection's number has room for its shard; see [`HandoverToken`](crate::io::HandoverToken).
+const SLOT_BITS: u32 = 20;
+
+/// A message at the home of its recipient, or on its way there: where it was before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Path {
+    /// The node it came from.
+    pub(crate) via: NodeKey,
+    /// Links it has crossed.
+    pub(crate) hops: u8,
+}
+
+impl Path {
+    /// It has crossed none.
+    pub(crate) const OWN: Path = Path { via: NodeKey::OWN, hops: 0 };
+}
+
+impl Shard {
+    /// Whose home a user is.
+    #[inline]
+    pub(crate) fn home(&self, user: u64) -> Home {
+        match &self.directory.routing {
+            Some(routing) => routing.home(user),
+            None if self.alone => Home::Here,
+            None => Home::Nowhere,
+        }
+    }
+
+    /// This node, as others know it.
+    pub(crate) fn own_key(&self) -> NodeKey {
+        self.directory.routing.as_ref().map_or(NodeKey::OWN, |routing| routing.own())
+    }
+
+    /// An origin as other nodes are told it.
+    pub(crate) fn address(&self, origin: Origin) -> Address {
+        let node = if origin.node == NodeKey::OWN { self.own_key() } else { origin.node };
+        let slot = origin.conn.slot | u32::from(origin.shard) << SLOT_BITS;
+        let conn = ConnId { slot, generation: origin.conn.generation };
+        Address { node: node.0, seat: Seat { shard: origin.holder, conn } }
+    }
+
+    /// An origin as it was told.
+    fn origin_at(address: Address) -> Origin {
+        let Seat { shard: holder, conn } = address.seat;
+        let slot = conn.slot & ((1 << SLOT_BITS) - 1);
+        let shard = (conn.slot >> SLOT_BITS) as u16;
+        Origin { node: NodeKey(address.node), shard, holder, conn: ConnId { slot, generation: conn.generation } }
+    }
+
+    /// Queues a record for a shard of another node.
+    pub(crate) fn send_far(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) -> Result<(), FarError> {
+        queue(&mut self.mesh, &mut self.links, node, shard, record)
+    }
+
+    /// Sends a message of this node towards the home of its recipient. With ACK the answer is owed by that node from now on.
+    pub(crate) fn send_away(&mut self, message: &Routed<'_>, path: Path, node: NodeKey, shard: u16) {
+        let Routed { from, to, id, acked, payload, .. } = *message;
+        let mut origin = message.origin;
+        if origin.node == NodeKey::OWN {
+            origin.holder = self.shard;
+        }
+        let owes = acked && origin.node == NodeKey::OWN;
+        if owes && !self.directory.sent_away.has_room() {
+            self.links.stats.limit_sent_away.add(1);
+            return self.refuse(message);
+        }
+        let flags = if acked { far_flags::ACK } else { 0 };
+        let origin = self.address(origin);
+        let record = FarRecord::Message { origin, from, to, id, hops: path.hops, flags, payload };
+        if self.send_far(node, shard, &record).is_err() {
+            return self.refuse(message);
+        }
+        self.links.stats.messages_away.add(1);
+        if owes {
+            let Origin { shard, conn, .. } = message.origin;
+            self.directory.sent_away.add(Away { shard, conn, id, to }, node, self.links.tick);
+        }
+    }
+
+    /// A message that cannot go on: SENT 3, or dropped and counted.
+    pub(crate) fn refuse(&mut self, message: &Routed<'_>) {
+        let Routed { origin, to, id, acked, .. } = *message;
+        if acked {
+            self.links.stats.out_overloaded.add(1);
+            self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
+        } else {
+            self.links.stats.out_unrouted.add(1);
+        }
+    }
+
+    /// A message for a user whose shard, if the user's home is this node, is this one.
+    pub(crate) fn arrive(&mut self, message: &Routed<'_>, path: Path) {
+        if !self.serving {
+            self.links.stats.fenced.add(1);
+            return self.refuse(message);
+        }
+        if self.alone {
+            return self.deliver(message);
+        }
+        let waits = self.directory.parked.holds(message.to);
+        match self.home(message.to) {
+            Home::Here if waits || self.is_unsettled(message.to) => self.park(message, path),
+            Home::Here => self.deliver(message),
+            Home::There { .. } if waits => self.park(message, path),
+            Home::There { node, shard } => {
+                if !self.go_on(message, path, node, shard) {
+                    self.park(message, path);
+                }
+            }
+            Home::Nowhere => self.refuse(message),
+        }
+    }
+
+    /// Sends a message on to another node. False if it must not go there.
+    fn go_on(&mut self, message: &Routed<'_>, path: Path, node: NodeKey, shard: u16) -> bool {
+        if path.hops >= HOPS_MAX || node == path.via || node == message.origin.node {
+            return false;
+        }
+        self.links.stats.messages_forwarded.add(u64::from(path.hops > 0));
+        self.send_away(message, path, node, shard);
+        true
+    }
+
+    /// Whether this node became the home of a user with the present view, and not every node has told of its sessions since.
+    pub(crate) fn is_unsettled(&self, user: u64) -> bool {
+        !self.directory.settling.is_settled()
+            && self.directory.before.as_ref().is_none_or(|before| before.home(user) != Home::Here)
+    }
+
+    /// Lets a message wait until it is known where its recipient is.
+    fn park(&mut self, message: &Routed<'_>, path: Path) {
+        let Routed { origin, from, to, id, acked, payload } = *message;
+        let deadline_tick = self.links.tick + ticks(PARK_MS);
+        let held =
+            Held { origin, from, id, acked, hops: path.hops, via: path.via, deadline_tick, payload: payload.into() };
+        if self.directory.parked.park(to, held, payload.len()).is_err() {
+            self.links.stats.limit_parked.add(1);
+            self.refuse(message);
+        }
+    }
+
+    /// Lets every message go that waits no longer: its recipient's sessions are known, its way is open, or its time is over.
+    pub(crate) fn release_parked(&mut self) {
+        let tick = self.links.tick;
+        for user in self.directory.parked.users() {
+            let home = self.home(user);
+            if home == Home::Here && self.is_unsettled(user) {
+                continue;
+            }
+            for held in self.directory.parked.take(user) {
+                let Held { origin, from, id, acked, hops, via, deadline_tick, ref payload } = held;
+                let message = Routed { origin, from, to: user, id, acked, payload };
+                let path = Path { via, hops };
+                // Those behind one that still waits wait too.
+                let waits = self.directory.parked.holds(user);
+                let gone = match home {
+                    Home::Here => {
+                        self.deliver(&message);
+                        true
+                    }
+                    Home::There { node, shard } => !waits && self.go_on(&message, path, node, shard),
+                    Home::Nowhere => false,
+                };
+                if gone {
+                    continue;
+                }
+                if deadline_tick <= tick {
+                    self.links.stats.parked_expired.add(1);
+                    self.refuse(&message);
+                    continue;
+                }
+                let bytes = payload.len();
+                if let Err(held) = self.directory.parked.park(user, held, bytes) {
+                    self.refuse(&Routed { origin, from, to: user, id, acked, payload: &held.payload });
+                }
+            }
+        }
+    }
+
+    /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard of its user.
+    pub(crate) fn far_record(&mut self, from: NodeKey, record: FarRecord<'_>) {
+        let shard = match record {
+            FarRecord::Message { to, .. } => self.shard_of(to),
+            FarRecord::Ack { user, .. }
+            | FarRecord::Register { user, .. }
+            | FarRecord::Unregister { user, .. }
+            | FarRecord::Gone { user, .. }
+            | FarRecord::Transfer { user, .. } => self.shard_of(user),
+            FarRecord::Fate { origin, .. } => origin.seat.shard,
+            FarRecord::Deliver { seat, .. }
+            | FarRecord::Registered { seat, .. }
+            | FarRecord::RegisterRefused { seat, .. }
+            | FarRecord::Kick { seat, .. } => seat.shard,
+            FarRecord::Settled { to, .. } => to,
+        };
+        if shard == self.shard {
+            return self.far_here(from, record);
+        }
+        if shard >= self.shards {
+            return self.links.stats.mesh_misrouted.add(1);
+        }
+        let is_control = record.is_control();
+        let record = Record::Far { from, record };
+        if is_control || self.outgoing.has_room(shard, record.encoded_len()) {
+            return self.outgoing.put(shard, &record);
+        }
+        self.links.stats.limit_mailbox.add(1);
+        if let Record::Far { record, .. } = record {
+            self.lost_here(record);
+        }
+    }
+
+    fn shard_of(&self, user: u64) -> u16 {
+        home_shard(user, u32::from(self.shards)) as u16
+    }
+
+    /// A record with a message that finds no room on this node.
+    fn lost_here(&mut self, record: FarRecord<'_>) {
+        match record {
+            FarRecord::Message { origin, from, to, id, flags, payload, .. } => {
+                let acked = flags & far_flags::ACK != 0;
+                self.refuse(&Routed { origin: Self::origin_at(origin), from, to, id, acked, payload });
+            }
+            FarRecord::Transfer { user, origin, from, id, payload, .. } => {
+                let origin = Self::origin_at(origin);
+                self.refuse(&Routed { origin, from, to: user, id, acked: true, payload });
+            }
+            // The home sends it again if it asked for an ACK.
+            _ => self.links.stats.copies_dropped.add(1),
+        }
+    }
+
+    /// A record from another node for this shard.
+    pub(crate) fn far_here(&mut self, from: NodeKey, record: FarRecord<'_>) {
+        let node = from;
+        match record {
+            FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
+                let acked = flags & far_flags::ACK != 0;
+                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, payload };
+                self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
+            }
+            FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
+                Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
+                None => self.links.stats.mesh_misrouted.add(1),
+            },
+            FarRecord::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
+                let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
+                match self.links.slots.get(seat.conn) {
+                    Some(conn) if conn.phase == Phase::Open && conn.user == user => {
+                        match self.links.queue_message(seat.conn.slot, &header, payload) {
+                            Queued::Yes => self.links.stats.deliveries.add(1),
+                            Queued::OutboxFull => self.links.stats.copies_dropped.add(1),
+                        }
+                    }
+                    _ => {
+                        self.links.stats.deliver_to_gone.add(1);
+                        self.answer_far(node, user, &FarRecord::Gone { user, session });
+                    }
+                }
+            }
+            FarRecord::Ack { user, id, peer, stamp, hops } => self.far_ack(node, user, id, peer, stamp, hops),
+            FarRecord::Register { user, seat, session, since_s, device, class, .. } => {
+                let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session };
+                self.register_remote(at, since_s, device, class);
+            }
+            FarRecord::Registered { seat, user, session, since_s, pending } => {
+                self.registered(node, seat.conn, user, session, since_s, pending);
+            }
+            FarRecord::RegisterRefused { seat, user, code } => self.register_refused(seat.conn, user, code),
+            FarRecord::Unregister { user, session, .. } | FarRecord::Gone { user, session } => {
+                self.forget_remote(node, user, session);
+            }
+            FarRecord::Kick { seat, user, session, code } => self.kicked_by_home(seat.conn, user, session, code),
+            FarRecord::Settled { from, digest, .. } => {
+                if let Some(routing) = &self.directory.routing {
+                    self.directory.settling.said(routing, node, from, digest);
+                }
+            }
+            FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
+                let origin = Self::origin_at(origin);
+                let message = Routed { origin, from, to: user, id, acked: true, payload };
+                self.take_transfer(&message, node, stamp, attempts);
+            }
+        }
+    }
+
+    /// Answers another node about a user. An answer that finds no room is counted; the other side asks or is told again.
+    pub(crate) fn answer_far(&mut self, node: NodeKey, user: u64, record: &FarRecord<'_>) {
+        // Where the user's shard is over there only the other node knows for sure; any shard of it passes the record on.
+        let shards =
+            self.directory.routing.as_ref().and_then(|routing| routing.member(node)).map_or(1, |node| node.shards);
+        let shard = home_shard(user, shards.max(1)) as u16;
+        if self.send_far(node, shard, record).is_err() {
+            self.links.stats.mesh_answers_lost.add(1);
+        }
+    }
+
+    /// The answer for a message of this node that was sent away: told once, whatever comes later.
+    pub(crate) fn settle_away(&mut self, origin: Origin, id: u64, to: u64, outcome: Outcome, stamp: u64) {
+        let Origin { shard, conn, .. } = origin;
+        if self.directory.sent_away.answered(Away { shard, conn, id, to }) {
+            return self.tell_fate(Origin::own(shard, conn), id, to, outcome, stamp);
+        }
+        self.links.stats.fates_late.add(1);
+    }
+
+    /// Other nodes will not answer for these any more.
+    pub(crate) fn give_up_away(&mut self, lost: Vec<Away>) {
+        for Away { shard, conn, id, to } in lost {
+            self.links.stats.away_given_up.add(1);
+            self.tell_fate(Origin::own(shard, conn), id, to, Outcome::Overloaded, 0);
+        }
+    }
+
+    /// The fate of a message for its sender on another node, or for one of this node that sent it away.
+    pub(crate) fn tell_fate_away(&mut self, origin: Origin, id: u64, peer: u64, outcome: Outcome, stamp: u64) {
+        if origin.node == self.own_key() {
+            if origin.holder == self.shard {
+                return self.settle_away(origin, id, peer, outcome, stamp);
+            }
+            let from = origin.node;
+            let outcome = outcome.as_u16();
+            let record = FarRecord::Fate { origin: self.address(origin), id, peer, outcome, stamp };
+            return self.outgoing.put(origin.holder, &Record::Far { from, record });
+        }
+        let record = FarRecord::Fate { origin: self.address(origin), id, peer, outcome: outcome.as_u16(), stamp };
+        if self.send_far(origin.node, origin.holder, &record).is_err() {
+            self.links.stats.sent_to_gone.add(1);
+        }
+    }
+
+    /// A guest's ACK, at its home; or where that has moved from.
+    fn far_ack(&mut self, node: NodeKey, user: u64, id: u64, peer: u64, stamp: u64, hops: u8) {
+        match self.home(user) {
+            Home::There { node: home, shard } if home != node && hops < HOPS_MAX => {
+                let record = FarRecord::Ack { user, id, peer, stamp, hops: hops + 1 };
+                if self.send_far(home, shard, &record).is_err() {
+                    self.links.stats.mesh_answers_lost.add(1);
+                }
+            }
+            _ => self.acknowledged(user, stamp),
+        }
+    }
+
+    /// A record that was queued for a node and will not be confirmed.
+    pub(crate) fn given_back(&mut self, back: &GivenBack) {
+        let Ok(Some(record)) = FarRecord::decode(&back.bytes) else { return };
+        match record {
+            // Should it have arrived, its fate finds nobody who waits for it. A message without ACK that may have arrived is not counted again.
+            FarRecord::Message { flags, .. } if flags & far_flags::ACK == 0 && back.maybe_received => {}
+            FarRecord::Message { .. } => self.lost_here(record),
+            FarRecord::Deliver { .. } => self.links.stats.copies_dropped.add(1),
+            FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
+                let origin = Self::origin_at(origin);
+                let message = Routed { origin, from, to: user, id, acked: true, payload };
+                self.take_transfer(&message, NodeKey::OWN, stamp, attempts);
+            }
+            // The node lives on with a new stream: answers are told again. All that it has to know of sessions is too, by a walk.
+            FarRecord::Fate { origin, .. } => {
+                if self.send_far(back.node, origin.seat.shard, &record).is_err() {
+                    self.links.stats.sent_to_gone.add(1);
+                }
+            }
+            FarRecord::Ack { user, .. } | FarRecord::Unregister { user, .. } | FarRecord::Gone { user, .. } => {
+                self.answer_far(back.node, user, &record);
+            }
+            FarRecord::Registered { seat, .. }
+            | FarRecord::RegisterRefused { seat, .. }
+            | FarRecord::Kick { seat, .. } => {
+                if self.send_far(back.node, seat.shard, &record).is_err() {
+                    self.links.stats.mesh_answers_lost.add(1);
+                }
+            }
+            FarRecord::Register { user, .. } => self.answer_far(back.node, user, &record),
+            FarRecord::Settled { .. } => {}
+        }
+    }
+}
+
+/// Whether the session in a slot of presence is where a message came from.
+pub(crate) fn is_origin(directory: &Directory, slots: &Slots, own_shard: u16, slot: u32, origin: &Origin) -> bool {
+    let Origin { node, shard, conn, .. } = *origin;
+    match directory.remotes.get(slot) {
+        Some(remote) => (remote.node, remote.shard, remote.conn) == (node, shard, conn),
+        None => {
+            let own = node == NodeKey::OWN || directory.routing.as_ref().is_some_and(|routing| routing.own() == node);
+            own && shard == own_shard && conn == slots.id(slot)
+        }
+    }
+}
+
+/// Queues a record for a shard of another node, and its connection to be flushed.
+pub(crate) fn queue(
+    mesh: &mut Option<Mesh>,
+    links: &mut Links,
+    node: NodeKey,
+    shard: u16,
+    record: &FarRecord<'_>,
+) -> Result<(), FarError> {
+    let result = mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record);
+    match result {
+        Ok(Some(slot)) => links.mark_dirty(slot),
+        Ok(None) => {}
+        Err(FarError::Full) => links.stats.limit_mesh.add(1),
+        Err(FarError::Unknown | FarError::TooLong) => {}
+    }
+    result.map(drop)
+}
+
+/// Queues a copy of a message for a session on another node.
+pub(crate) fn queue_copy(
+    mesh: &mut Option<Mesh>,
+    links: &mut Links,
+    remote: &RemoteSession,
+    header: &Header,
+    payload: &[u8],
+) -> Queued {
+    let RemoteSession { node, shard, conn, user, session } = *remote;
+    let Header { id, peer: from, stamp, .. } = *header;
+    let flags = header.flags & (flags::ACK | flags::AGAIN | flags::SELF);
+    let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
+    match queue(mesh, links, node, shard, &record) {
+        Ok(()) => Queued::Yes,
+        Err(_) => Queued::OutboxFull,
+    }
+}

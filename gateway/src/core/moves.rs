@@ -1,0 +1,285 @@
+//! A change of the view: who is lost, whose home is another one now, and the walk that tells the new homes, piece by piece.
+//!
+//! With each view a shard
+//! - answers for what lost nodes owe, and closes the links to them;
+//! - registers its sessions with homes that do not know them, sends the messages that wait for their users after them, forgets what other
+//!   nodes had told it and is not its to know any more, and then says that this was all ([`WalkStep`]);
+//! - as a new home, lets messages wait until every other node has said that ([`Settling`](crate::directory::Settling)).
+
+use super::far;
+use super::links::ticks;
+use super::route::Routed;
+use super::shard::Shard;
+use crate::conn::Phase;
+use crate::directory::{Away, Home, Member, NodeKey, Routing, Walk, WalkStep};
+use crate::inbox::Unacked;
+use crate::mailbox::Origin;
+use crate::mesh::node_key;
+use crate::mesh::wire::{Record as FarRecord, Seat, flags as far_flags};
+use std::sync::Arc;
+use trunkline_proto::Outcome;
+use trunkline_router::membership::{NodeState, View};
+use trunkline_router::presence::Presence;
+
+/// How long a new home waits for the others at most.
+const SETTLE_MS: u64 = 5_000;
+/// Sessions, or places of a table, that one turn goes through.
+const WALK_STEPS: u32 = 512;
+
+impl Shard {
+    /// The nodes that count now, and the incarnation this one has.
+    pub(crate) fn set_view(&mut self, view: Arc<View>, incarnation: u64) {
+        let key_of = |name: &str, incarnation| NodeKey(node_key(name, incarnation));
+        let own = key_of(&self.node, incarnation);
+        let before = self.directory.routing.clone();
+        let next = Arc::new(Routing::new(own, &view, key_of));
+        self.links.stats.view_epoch.set(view.epoch);
+        if before.as_ref().is_some_and(|before| before.own() == own && before.digest() == next.digest()) {
+            return;
+        }
+        let mono_ms = self.now.mono_ms;
+        if let Some(mesh) = &mut self.mesh {
+            mesh.set_view(incarnation, &next, mono_ms);
+        }
+        let reborn = before.as_ref().is_some_and(|before| before.own() != own);
+        let settled = self.directory.settling.is_settled();
+        let deadline = self.links.tick + ticks(SETTLE_MS);
+        self.directory.settling.begin(&next, deadline);
+        self.directory.unsettled = true;
+        self.directory.routing = Some(next.clone());
+        // What was not told of to the end has to be told of as a whole.
+        let known = before.clone().filter(|_| !reborn && self.directory.walk.is_none());
+        self.directory.walk = Some(Walk { before: known, step: WalkStep::Sessions { slot: 0 } });
+        self.directory.before = before.clone().filter(|_| !reborn && settled);
+        match &before {
+            Some(_) if reborn => self.forget_all(),
+            Some(before) => self.forget_lost(&before.lost_in(&next)),
+            None => {}
+        }
+        self.ask_again();
+        self.release_parked();
+    }
+
+    /// This node counts as another one from now on: nothing that others have told it, or owe it, holds any more.
+    fn forget_all(&mut self) {
+        let owed = self.directory.sent_away.take_all();
+        self.give_up_away(owed);
+        let mut slots = Vec::new();
+        self.directory.remotes.find(0, usize::MAX, |_| true, &mut slots);
+        for slot in slots {
+            if let Some(remote) = self.directory.remotes.get(slot).copied() {
+                self.remove_session(remote.user, remote.session);
+            }
+        }
+    }
+
+    /// Nodes that are gone will not answer. One that drained has handed on what it had, to be answered by others.
+    fn forget_lost(&mut self, lost: &[Member]) {
+        for member in lost.iter().filter(|member| member.state != NodeState::Draining) {
+            let owed = self.directory.sent_away.take_of(member.key);
+            self.give_up_away(owed);
+        }
+    }
+
+    /// A node that lives on has lost what was told to it: tells it all again.
+    pub(crate) fn walk_again(&mut self) {
+        self.directory.walk = Some(Walk { before: None, step: WalkStep::Sessions { slot: 0 } });
+    }
+
+    /// Goes on with the walk. Returns whether there is more to do in the next turn.
+    pub(crate) fn walk_on(&mut self) -> bool {
+        let Some(routing) = self.directory.routing.clone() else { return false };
+        let Some(Walk { before, step }) = self.directory.walk.take() else { return false };
+        let step = match step {
+            WalkStep::Sessions { slot } => self.register_some(&routing, before.as_deref(), slot),
+            WalkStep::Inboxes { users } => self.transfer_some(users),
+            WalkStep::Remotes { from } => self.forget_some(&routing, from),
+            WalkStep::Settled { shards } => self.say_settled(&routing, shards),
+        };
+        let more = step.is_some();
+        if let Some(step) = step {
+            self.directory.walk = Some(Walk { before, step });
+        }
+        more
+    }
+
+    /// Registers sessions with homes that do not know them. A link that holds much already lets the walk wait.
+    fn register_some(&mut self, routing: &Routing, before: Option<&Routing>, from: u32) -> Option<WalkStep> {
+        let high_water = self.links.slots.high_water();
+        let end = high_water.min(from.saturating_add(WALK_STEPS));
+        for slot in from..end {
+            let conn = self.links.slots.at(slot);
+            if conn.phase != Phase::Open {
+                continue;
+            }
+            let user = conn.user;
+            let Home::There { node, shard } = routing.home(user) else { continue };
+            if before.is_some_and(|before| !before.must_register(routing, user)) {
+                continue;
+            }
+            if self.mesh.as_ref().is_some_and(|mesh| !mesh.is_easy(node)) {
+                return Some(WalkStep::Sessions { slot });
+            }
+            let Some(entry) = self.presence.sessions(user).iter().find(|entry| entry.slot == slot) else { continue };
+            let seat = Seat { shard: self.shard, conn: self.links.slots.id(slot) };
+            let (session, since_s) = (entry.session, entry.since_s);
+            let (device, class) = (entry.device(), entry.class());
+            let record = FarRecord::Register { user, seat, session, since_s, device, class, hops: 0 };
+            if far::queue(&mut self.mesh, &mut self.links, node, shard, &record).is_err() {
+                return Some(WalkStep::Sessions { slot });
+            }
+            self.links.stats.registered_again.add(1);
+        }
+        Some(match end < high_water {
+            true => WalkStep::Sessions { slot: end },
+            false => WalkStep::Inboxes { users: self.inboxes.users() },
+        })
+    }
+
+    /// Sends what waits for the ACK of users who belong elsewhere now to their new homes.
+    fn transfer_some(&mut self, mut users: Vec<u64>) -> Option<WalkStep> {
+        let mut budget = WALK_STEPS;
+        while let Some(user) = users.last().copied() {
+            if let Home::There { node, shard } = self.home(user) {
+                while budget > 0 && self.mesh.as_ref().is_none_or(|mesh| mesh.is_easy(node)) {
+                    let Some(message) = self.inboxes.pop(user) else { break };
+                    self.transfer(user, message, node, shard);
+                    budget -= 1;
+                }
+                if self.inboxes.len(user) > 0 {
+                    return Some(WalkStep::Inboxes { users });
+                }
+            }
+            users.pop();
+            budget = budget.saturating_sub(1);
+            if budget == 0 {
+                return Some(WalkStep::Inboxes { users });
+            }
+        }
+        Some(WalkStep::Remotes { from: 0 })
+    }
+
+    /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home from now on.
+    fn transfer(&mut self, user: u64, message: Unacked, node: NodeKey, shard: u16) {
+        let Unacked { stamp, from, id, origin, attempts, payload, .. } = message;
+        let routed = Routed { origin, from, to: user, id, acked: true, payload: &payload };
+        let owes = origin.node == NodeKey::OWN;
+        if owes && !self.directory.sent_away.has_room() {
+            self.links.stats.limit_sent_away.add(1);
+            return self.refuse(&routed);
+        }
+        let holder = if owes { self.shard } else { origin.holder };
+        let origin = self.address(Origin { holder, ..origin });
+        let flags = far_flags::ACK;
+        let record = FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload: &payload };
+        if self.send_far(node, shard, &record).is_err() {
+            return self.refuse(&routed);
+        }
+        self.links.stats.transferred.add(1);
+        if owes {
+            let Origin { shard, conn, .. } = routed.origin;
+            self.directory.sent_away.add(Away { shard, conn, id, to: user }, node, self.links.tick);
+        }
+    }
+
+    /// A message that waited at a former home comes to wait here.
+    pub(crate) fn take_transfer(&mut self, message: &Routed<'_>, via: NodeKey, stamp: u64, attempts: u8) {
+        let Routed { origin, from, to: user, id, payload, .. } = *message;
+        if !self.serving {
+            self.links.stats.fenced.add(1);
+            return self.refuse(message);
+        }
+        match self.home(user) {
+            Home::Here => {}
+            Home::There { node, shard } if node != via => {
+                let sent_tick = self.links.tick;
+                let payload = payload.into();
+                return self.transfer(
+                    user,
+                    Unacked { stamp, from, id, origin, sent_tick, attempts, payload },
+                    node,
+                    shard,
+                );
+            }
+            Home::There { .. } | Home::Nowhere => return self.refuse(message),
+        }
+        if self.inboxes.admit(user, payload.len()).is_err() {
+            self.links.stats.limit_unacked.add(1);
+            return self.refuse(message);
+        }
+        let offline = self.presence.sessions(user).is_empty();
+        if offline && !self.is_unsettled(user) {
+            self.links.stats.out_offline_refused.add(1);
+            return self.tell_fate(origin, id, user, Outcome::OfflineNotStored, 0);
+        }
+        let sent_tick = self.links.tick;
+        let payload = payload.into();
+        if !self.inboxes.insert(user, Unacked { stamp, from, id, origin, sent_tick, attempts, payload }) {
+            // It came twice, or another message has its very stamp: the sender is told to try again.
+            return self.refuse(message);
+        }
+        // Positions given out from now on lie behind those of the former home.
+        self.stamp_above(stamp);
+        if offline {
+            self.directory.orphans.insert(user);
+        } else {
+            self.look_after(user);
+        }
+    }
+
+    /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone.
+    fn forget_some(&mut self, routing: &Routing, from: usize) -> Option<WalkStep> {
+        let mut slots = Vec::new();
+        let wanted = |remote: &crate::directory::RemoteSession| {
+            routing.home(remote.user) != Home::Here || routing.member(remote.node).is_none()
+        };
+        let next = self.directory.remotes.find(from, WALK_STEPS as usize, wanted, &mut slots);
+        for slot in slots {
+            let Some(remote) = self.directory.remotes.get(slot).copied() else { continue };
+            if routing.home(remote.user) == Home::Here {
+                self.remove_session(remote.user, remote.session);
+            } else {
+                // The user's new home has what waited here, or gets it.
+                self.presence_logout(remote.user, remote.session);
+            }
+        }
+        if let Some(from) = next {
+            return Some(WalkStep::Remotes { from });
+        }
+        let shards = routing.others().flat_map(|member| (0..member.shards).map(|shard| (member.key, shard as u16)));
+        Some(WalkStep::Settled { shards: shards.collect() })
+    }
+
+    fn say_settled(&mut self, routing: &Routing, mut shards: Vec<(NodeKey, u16)>) -> Option<WalkStep> {
+        while let Some((node, to)) = shards.last().copied() {
+            let record = FarRecord::Settled { from: self.shard, to, digest: routing.digest() };
+            if self.send_far(node, to, &record) == Err(crate::mesh::peers::FarError::Full) {
+                return Some(WalkStep::Settled { shards });
+            }
+            shards.pop();
+        }
+        None
+    }
+
+    /// Ends the wait for other nodes if it is over; those for whom nobody has registered a session are offline then.
+    pub(crate) fn look_at_settling(&mut self) {
+        if self.directory.settling.expire(self.links.tick) {
+            self.links.stats.settle_timeouts.add(1);
+        }
+        if !self.directory.settling.is_settled() || !std::mem::take(&mut self.directory.unsettled) {
+            return;
+        }
+        self.directory.before = None;
+        for user in std::mem::take(&mut self.directory.orphans) {
+            if !self.presence.sessions(user).is_empty() {
+                self.look_after(user);
+                continue;
+            }
+            for message in self.inboxes.take_all(user) {
+                self.links.stats.out_offline_refused.add(1);
+                self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
+            }
+        }
+        self.release_parked();
+    }
+}
