@@ -42,7 +42,7 @@ const STEPS_MAX: u64 = 20_000_000;
 /// Virtual time after the clients have gone, within which nothing may be left of them: lingering closes, timers, ticks.
 const AFTERMATH_US: u64 = 5_000_000;
 /// Seeds that do not hold before no more are tried.
-const FAILURES_MAX: usize = 20;
+const FAILURES_MAX: usize = 2000;
 
 /// What a run came to.
 #[derive(Debug, Default)]
@@ -78,6 +78,7 @@ impl Run {
             shards: scenario.shards,
             listeners: scenario.listeners,
             limits: scenario.limits.clone(),
+            cluster: None,
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),
@@ -300,7 +301,14 @@ fn run_many(
 /// does not hold, or if something that must occur did not.
 fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Sync, must_occur: &[&str]) {
     if let Some(seed) = number_from(variable) {
-        match outcome(|| run(seed, true)) {
+        // What the node logs is a part of what happens.
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .with_test_writer();
+        match tracing::subscriber::with_default(log.finish(), || outcome(|| run(seed, true))) {
             Ok(report) => println!("seed {seed} holds: {report:#?}"),
             Err(violation) => panic!("seed {seed}: {violation}"),
         }

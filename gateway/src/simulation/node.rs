@@ -3,7 +3,7 @@
 use crate::auth::Auth;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
-use crate::core::{Core, ShardConfig};
+use crate::core::{Core, ShardCluster, ShardConfig};
 use crate::io::HandoverToken;
 use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
@@ -46,6 +46,8 @@ pub(super) struct NodeConfig {
     pub(super) shards: u16,
     pub(super) listeners: u16,
     pub(super) limits: Limits,
+    /// How it takes part in a cluster; its first shard has one listener more then.
+    pub(super) cluster: Option<ShardCluster>,
 }
 
 pub(super) struct Node {
@@ -60,7 +62,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, cluster } = config;
         let mail = mailboxes(shards);
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
@@ -75,7 +77,7 @@ impl Node {
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
-                cluster: None,
+                cluster: cluster.clone().map(|cluster| ShardCluster { listens: shard == 0, ..cluster }),
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);
@@ -205,7 +207,21 @@ impl Node {
         for (shard, seat) in self.seats.iter().enumerate() {
             let Seat { core, stats, .. } = seat;
             let state = &core.shard;
-            assert_eq!(state.links.slots.in_use(), 0, "shard {shard}: slots in use");
+            // Those to other nodes stay.
+            let nodes = state.mesh.as_ref().map_or(0, |mesh| mesh.connections());
+            assert_eq!(state.links.slots.in_use(), nodes, "shard {shard}: slots in use");
+            let directory = &state.directory;
+            let mut remotes = Vec::new();
+            directory.remotes.find(0, usize::MAX, |_| true, &mut remotes);
+            let remotes: Vec<_> = remotes.iter().map(|slot| directory.remotes.get(*slot)).collect();
+            assert!(remotes.is_empty(), "{} shard {shard}: sessions on other nodes: {remotes:?}", state.node);
+            assert_eq!(directory.registrations.len(), 0, "shard {shard}: logins that wait for their home");
+            assert_eq!(directory.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
+            assert_eq!(directory.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
+            assert_eq!(directory.redelivery.len(), 0, "shard {shard}: users to send to again");
+            assert!(directory.orphans.is_empty(), "shard {shard}: users nobody has told of");
+            assert!(directory.walk.is_none() && directory.settling.is_settled(), "shard {shard}: not settled");
+            assert_eq!(state.mesh.as_ref().map_or(0, |mesh| mesh.bytes()), 0, "shard {shard}: bytes for other nodes");
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
             assert_eq!(
@@ -223,16 +239,19 @@ impl Node {
                 assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
             }
             assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
-            assert_eq!(stats.hot.get(), 0, "shard {shard}: hot connections");
+            assert!(stats.hot.get() <= u64::from(nodes), "shard {shard}: hot connections");
+            assert_eq!(stats.mesh_misrouted.get(), 0, "shard {shard}: records for nobody");
             assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");
             assert_eq!(core.io.buffers_held(), 0, "shard {shard}: receive buffers not given back");
             if !stopped {
                 assert_eq!(state.arriving.len(), 0, "shard {shard}: arriving connections");
                 assert_eq!(state.outgoing.pending_bytes(), 0, "shard {shard}: bytes under way to other shards");
                 let world = self.world.borrow();
-                assert_eq!(world.slots_used(self.ring(shard)), 0, "shard {shard}: descriptors");
-                let buffers = usize::from(state.links.limits.recv_buffers);
-                assert_eq!(world.buffers_with_kernel(self.ring(shard)), buffers, "shard {shard}: receive buffers");
+                assert_eq!(world.slots_used(self.ring(shard)), nodes as usize, "shard {shard}: descriptors");
+                if nodes == 0 {
+                    let buffers = usize::from(state.links.limits.recv_buffers);
+                    assert_eq!(world.buffers_with_kernel(self.ring(shard)), buffers, "shard {shard}: receive buffers");
+                }
             }
         }
     }

@@ -3,14 +3,20 @@
 use super::pulse::{Life, Pulse};
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
+use crate::cluster::MeshNews;
 use crate::control::Control;
+use crate::core::ShardCluster;
 use crate::io::sim::{Host, SharedWorld};
+use crate::mesh::handshake::ClusterSecret;
 use crate::simulation::node::{Node, NodeConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use tokio::sync::mpsc;
 use trunkline_router::hash::home_shard;
 use trunkline_router::membership::{NodeRecord, NodeState};
 
+/// As in `crate::cluster`.
+const NEWS_MAX: usize = 4_096;
 const CLIENT_PORT: u16 = 7_700;
 const MESH_PORT: u16 = 7_790;
 
@@ -19,6 +25,7 @@ struct Process {
     pulse: Pulse,
     /// Once it has its lease.
     node: Option<Node>,
+    news: Option<mpsc::Receiver<MeshNews>>,
     first_ring: usize,
     paused: bool,
     fenced: bool,
@@ -131,10 +138,10 @@ impl Fleet {
         if process.pulse.next_due_us(process.paused) <= now_us {
             let Process { pulse, node, paused, .. } = process;
             let homes_since_us = &mut self.homes_since_us;
-            pulse.step(now_us, *paused, &mut self.redis, |shard, view| {
+            pulse.step(now_us, *paused, &mut self.redis, |shard, request| {
                 // What it makes of it, it does in its next turn.
                 *homes_since_us = now_us;
-                node.as_mut().is_some_and(|node| node.request(shard, Control::View(view)))
+                node.as_mut().is_some_and(|node| node.request(shard, request))
             });
             if pulse.may_start() {
                 self.start_shards(number, now_us);
@@ -147,13 +154,18 @@ impl Fleet {
         }
         let Some(node) = &mut process.node else { return };
         if process.pulse.life == Life::Drained {
-            process.pulse.life = Life::Running;
+            process.pulse.life = Life::Ending;
             for shard in 0..node.shards() {
                 node.request(shard, Control::Drain);
             }
         }
         if node.next_turn_us().is_some_and(|due_us| due_us <= now_us) {
             node.step();
+            if let Some(news) = &mut process.news {
+                while let Ok(news) = news.try_recv() {
+                    process.pulse.hear(now_us, news);
+                }
+            }
         }
         if node.over() {
             let incarnation = process.pulse.heart().incarnation();
@@ -214,7 +226,7 @@ impl Fleet {
         };
         let seed = process_seed(&self.scenario, number, seat.starts);
         let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
-        seat.process = Some(Process { pulse, node: None, first_ring, paused: false, fenced: false });
+        seat.process = Some(Process { pulse, node: None, news: None, first_ring, paused: false, fenced: false });
     }
 
     fn start_shards(&mut self, number: usize, now_us: u64) {
@@ -227,9 +239,13 @@ impl Fleet {
                 for listener in 0..listeners {
                     world.listen(address(number, CLIENT_PORT), ring, listener);
                 }
-                world.listen(address(number, MESH_PORT), ring, listeners);
             }
+            world.listen(address(number, MESH_PORT), process.first_ring, listeners);
         }
+        let (sender, news) = mpsc::channel(NEWS_MAX);
+        process.news = Some(news);
+        let secret = ClusterSecret::new(&[7; 32]).expect("a secret of fair length");
+        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secret, listens: false };
         let config = NodeConfig {
             seed: process_seed(&self.scenario, number, seat.starts),
             name: seat.name.clone(),
@@ -237,6 +253,7 @@ impl Fleet {
             shards,
             listeners,
             limits: self.scenario.limits.clone(),
+            cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));
         process.pulse.serve(now_us);
@@ -369,14 +386,14 @@ impl Fleet {
         assert_eq!(digests.len(), 1, "the nodes have different views: {digests:?}");
     }
 
-    /// Device and session id of each session of a user, as the user's home knows them.
-    pub(super) fn sessions(&self, user: u64) -> BTreeSet<(String, u64)> {
+    /// Device and session id of each session of a user, as the user's home knows them; and that home.
+    pub(super) fn sessions(&self, user: u64) -> (&str, usize, BTreeSet<(String, u64)>) {
         let process = self.seats[0].process.as_ref().expect("asked for when all is well");
         let view = process.pulse.heart().view();
         let home = view.ring.as_ref().expect("asked for when all is well").owner(user).name();
-        let (_, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
+        let (name, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
         let shard = home_shard(user, node.shards() as u32) as usize;
-        node.sessions(shard, user).collect()
+        (name, shard, node.sessions(shard, user).collect())
     }
 
     /// All nodes drain and leave.

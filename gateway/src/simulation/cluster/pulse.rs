@@ -1,11 +1,12 @@
 //! A node's control thread, as far as the cluster goes: what `crate::cluster::task` does with the same [`Heart`], in virtual time.
 
 use super::redis::Redis;
-use crate::cluster::{Ask, Heart, MESH_PROTOCOL};
+use crate::cluster::{Ask, ClusterState, ClusterStatus, Heart, MESH_PROTOCOL, MeshNews};
+use crate::control::Control;
 use crate::io::sim::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use trunkline_router::membership::{NodeRecord, NodeState, View};
+use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::Renewal;
 
 /// How long a question to Redis may take: two commands of half a second.
@@ -58,7 +59,10 @@ pub(super) enum Life {
     Running,
     /// Waits until Redis knows that it drains; then its shards do.
     Leaving,
+    /// Redis knows.
     Drained,
+    /// The shards are told to end.
+    Ending,
 }
 
 #[derive(Debug)]
@@ -74,14 +78,20 @@ pub(super) struct Pulse {
     leasing: bool,
     polling: bool,
     agreeing: bool,
-    sent: Option<(u64, u64)>,
+    /// Digest, epoch and incarnation, as the shards were told last.
+    sent: Option<(u64, u64, u64)>,
     unsent: Vec<bool>,
+    /// News came from the shards.
+    stirred: bool,
+    was_fenced: bool,
+    state: Arc<ClusterState>,
     pub(super) life: Life,
 }
 
 impl Pulse {
     pub(super) fn new(seed: u64, record: NodeRecord, lease_ms: u64, mono_offset_ms: u64) -> Self {
         assert_eq!(record.check(), Ok(()));
+        let state = Arc::new(ClusterState::new(&record.name, Arc::default(), Vec::new()));
         Pulse {
             rng: Rng::new(seed ^ 0x00B1_007D),
             heart: Heart::new(&record.name, lease_ms),
@@ -96,12 +106,31 @@ impl Pulse {
             polling: false,
             agreeing: false,
             sent: None,
+            stirred: false,
+            was_fenced: false,
+            state,
             life: Life::Starting,
         }
     }
 
     pub(super) fn heart(&self) -> &Heart {
         &self.heart
+    }
+
+    /// What the shards look at to see whether they may serve.
+    pub(super) fn state(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// A shard has news of another node.
+    pub(super) fn hear(&mut self, now_us: u64, news: MeshNews) {
+        let now_ms = self.mono_ms(now_us);
+        match news {
+            MeshNews::Heard { node, incarnation } => _ = self.heart.mesh_heard(now_ms, &node, incarnation),
+            MeshNews::Lost { node, incarnation } => _ = self.heart.mesh_lost(now_ms, &node, incarnation),
+            MeshNews::Confirmed { incarnation } => self.heart.peers_confirmed(now_ms, incarnation),
+        }
+        self.stirred = true;
     }
 
     fn mono_ms(&self, now_us: u64) -> u64 {
@@ -112,7 +141,11 @@ impl Pulse {
     pub(super) fn next_due_us(&self, paused: bool) -> u64 {
         let wanted = |step: &Step| !paused || matches!(step, Step::Question(_));
         let step_us = self.steps.iter().find(|(_, step)| wanted(step)).map_or(u64::MAX, |((due_us, _), _)| *due_us);
-        if paused { step_us } else { step_us.min(self.beat_us) }
+        match (paused, self.stirred) {
+            (true, _) => step_us,
+            (false, true) => 0,
+            (false, false) => step_us.min(self.beat_us),
+        }
     }
 
     /// Lets what is due happen. Shards are told through `tell`, which says whether there was room.
@@ -121,7 +154,7 @@ impl Pulse {
         now_us: u64,
         paused: bool,
         redis: &mut Redis,
-        tell: impl FnMut(usize, Arc<View>) -> bool,
+        tell: impl FnMut(usize, Control) -> bool,
     ) {
         while let Some(key) =
             self.steps.iter().find(|(_, step)| !paused || matches!(step, Step::Question(_))).map(|(key, _)| *key)
@@ -139,7 +172,7 @@ impl Pulse {
     }
 
     /// What may follow from anything, or from the time.
-    fn look(&mut self, now_us: u64, tell: impl FnMut(usize, Arc<View>) -> bool) {
+    fn look(&mut self, now_us: u64, tell: impl FnMut(usize, Control) -> bool) {
         if now_us >= self.beat_us {
             // A beat that was missed is not made up for.
             self.beat_us = now_us + self.lease_ms * 1_000 / 5;
@@ -151,11 +184,22 @@ impl Pulse {
         if self.life == Life::Starting {
             return;
         }
-        self.heart.look(self.mono_ms(now_us));
+        self.stirred = false;
+        let fenced = !self.heart.look(self.mono_ms(now_us));
+        if fenced && !std::mem::replace(&mut self.was_fenced, fenced) {
+            self.beat_us = now_us;
+        }
+        self.was_fenced = fenced;
         if self.heart.wants_poll() {
             self.poll(now_us);
         }
         self.send_view(tell);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let (serve_until_ms, incarnation) = (self.heart.serve_until_ms(), self.heart.incarnation());
+        self.state.publish(serve_until_ms, incarnation, self.heart.view().epoch, ClusterStatus::default());
     }
 
     fn schedule(&mut self, due_us: u64, step: Step) {
@@ -286,6 +330,7 @@ impl Pulse {
         self.life = Life::Running;
         self.heart.set_state(NodeState::Active);
         self.beat_us = now_us;
+        self.publish();
     }
 
     /// The node is to leave the ring.
@@ -295,15 +340,22 @@ impl Pulse {
         self.beat_us = now_us;
     }
 
-    fn send_view(&mut self, mut tell: impl FnMut(usize, Arc<View>) -> bool) {
+    fn send_view(&mut self, mut tell: impl FnMut(usize, Control) -> bool) {
         let view = self.heart.view();
-        let now = (view.digest, view.epoch);
+        let incarnation = self.heart.incarnation();
+        let now = (view.digest, view.epoch, incarnation);
         if self.sent != Some(now) {
             self.sent = Some(now);
             self.unsent.fill(true);
+            let members: Vec<String> = view
+                .members
+                .iter()
+                .map(|member| format!("{} {} {:?}", member.name, member.incarnation, member.state))
+                .collect();
+            tracing::debug!("{} {incarnation}: view {:016x}: {}", self.record.name, view.digest, members.join(", "));
         }
         for (shard, unsent) in self.unsent.iter_mut().enumerate() {
-            *unsent = *unsent && !tell(shard, view.clone());
+            *unsent = *unsent && !tell(shard, Control::View { view: view.clone(), incarnation });
         }
     }
 }

@@ -71,6 +71,8 @@ impl Scenario {
             read_mode: *rng.pick(&[ReadMode::Auto, ReadMode::Auto, ReadMode::Cold, ReadMode::Hot]),
             hot_idle_ms: rng.within(100, 1_000),
             drain_ms: rng.within(1, 1_500),
+            remote_sessions_max: 1_000,
+            mesh_slots: 64,
             ..Limits::default()
         };
         let count = rng.within(2, 4) as usize;
