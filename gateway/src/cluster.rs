@@ -15,7 +15,8 @@
 //!
 //! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way that cannot be
 //! mended write by write, the node takes a new incarnation and writes all its sessions again under it: after a fence, when Redis came
-//! back without the lease, and when a queue of presence writes overflowed.
+//! back without the lease, and when a queue of presence writes overflowed. To the other nodes' shards that is the same *life* of this node, unless
+//! it was fenced: only then do its links, the sessions registered with it and the messages under way count no more.
 //!
 //! Architecture Invariant: nothing here is waited for by a shard, and every wait for Redis has a bound.
 
@@ -108,6 +109,7 @@ impl Cluster {
             connections: 0,
             users: 0,
             started_ms,
+            life: 0,
         };
         let mut heart = Heart::new(node, config.lease_ms);
         let sent_ms = crate::clock::now_ms();

@@ -35,6 +35,8 @@ pub enum Control {
         view: Arc<View>,
         /// The incarnation this node has.
         incarnation: u64,
+        /// The incarnation since which it has not been fenced.
+        life: u64,
     },
     /// Tells of sessions again, through the shard's presence log.
     Sessions {

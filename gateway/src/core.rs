@@ -304,7 +304,7 @@ impl<I: Io> Core<I> {
                     }
                     let _ = answer.send(sessions.len());
                 }
-                Control::View { view, incarnation } => self.shard.set_view(view, incarnation),
+                Control::View { view, incarnation, life } => self.shard.set_view(view, incarnation, life),
                 Control::Sessions { from_slot, max, answer } => {
                     let _ = answer.send(self.shard.sessions_page(from_slot, max));
                 }

@@ -37,6 +37,9 @@ use std::sync::Arc;
 /// waited for a home to be known.
 pub(crate) const AWAY_SLACK_TICKS: u32 = 100;
 
+/// ACKs kept that came before their message. One that finds no place costs a redelivery.
+pub(crate) const EARLY_ACKS_MAX: usize = 16_384;
+
 /// A message that waits until its recipient's home is known.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Held {
@@ -92,6 +95,8 @@ pub(crate) struct Directory {
     /// Users for whom a former home has sent messages and whose sessions nobody has told of.
     pub(crate) orphans: HashSet<u64>,
     pub(crate) redelivery: Redelivery,
+    /// ACKs that came here before the message did, from its former home: user and stamp.
+    pub(crate) early_acks: HashSet<(u64, u64)>,
 }
 
 impl Directory {
@@ -110,6 +115,7 @@ impl Directory {
             parked: Parked::new(limits.parked_bytes_max),
             orphans: HashSet::new(),
             redelivery: Redelivery::default(),
+            early_acks: HashSet::new(),
         }
     }
 }

@@ -211,6 +211,8 @@ pub(crate) struct Mailbox {
     bytes_from: Box<[AtomicUsize]>,
     /// Connections in the queue, and [`CLOSED`]: the shard that stops sees the last of them, and whoever comes later sees that it has stopped.
     adoptees: AtomicU32,
+    /// The owner has nothing more to do for itself.
+    drained: AtomicBool,
 }
 
 impl Mailbox {
@@ -221,6 +223,7 @@ impl Mailbox {
             woken: AtomicBool::new(false),
             bytes_from: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
             adoptees: AtomicU32::new(0),
+            drained: AtomicBool::new(false),
         }
     }
 
@@ -291,6 +294,12 @@ impl Outgoing {
     /// The shard's own mailbox.
     pub(crate) fn own(&self) -> &Mailbox {
         &self.mailboxes[usize::from(self.shard)]
+    }
+
+    /// Says that this shard has nothing more to do for itself, and tells whether that is true of all.
+    pub(crate) fn all_drained(&self) -> bool {
+        self.own().drained.store(true, Ordering::Relaxed);
+        self.mailboxes.iter().all(|mailbox| mailbox.drained.load(Ordering::Relaxed))
     }
 
     /// Whether `bytes` more may be under way to a shard.

@@ -230,6 +230,7 @@ mod tests {
             connections,
             users: 0,
             started_ms: 1,
+            life: 0,
         }
     }
 

@@ -19,6 +19,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         connections: 10,
         users: 9,
         started_ms: 1_700_000_000_000,
+        life: 0,
     }
 }
 
@@ -78,6 +79,7 @@ fn the_digest_is_pinned_and_load_does_not_change_it() {
     assert_eq!((after.digest, after.epoch, after.members[0].users), (before.digest, before.epoch, 1_000));
     for change in [
         NodeRecord { incarnation: 3, ..node("b", 2) },
+        NodeRecord { life: 2, ..node("b", 3) },
         NodeRecord { state: NodeState::Draining, ..node("b", 3) },
         NodeRecord { weight: 3, ..node("b", 3) },
         NodeRecord { shards: 5, ..node("b", 3) },
@@ -89,7 +91,7 @@ fn the_digest_is_pinned_and_load_does_not_change_it() {
 }
 
 /// The view of `node("a", 1)` and `node("b", 2)`, computed apart from this code.
-const DIGEST_OF_A_AND_B: u64 = 0x7418_662b_c7d2_12bb;
+const DIGEST_OF_A_AND_B: u64 = 0x30a6_9c03_8a01_8dba;
 
 #[test]
 fn only_active_members_are_in_the_ring() {

@@ -45,6 +45,7 @@ fn record(name: &str) -> NodeRecord {
         connections: 0,
         users: 0,
         started_ms: 1,
+        life: 0,
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Heart {
     /// What presence holds is not whole, and only a new incarnation mends that.
     torn: bool,
     acquired_ms: u64,
+    /// The incarnation since which it has not been fenced.
+    life: u64,
     renew_failing_ms: Option<u64>,
     poll_failing_ms: Option<u64>,
 }
@@ -47,6 +49,7 @@ impl Heart {
             gone: false,
             torn: false,
             acquired_ms: 0,
+            life: 0,
             renew_failing_ms: None,
             poll_failing_ms: None,
         }
@@ -68,10 +71,13 @@ impl Heart {
 
     /// Redis granted a lease to a request sent at `sent_ms`. Whether it is one of a new incarnation.
     pub fn acquired(&mut self, sent_ms: u64, now_ms: u64, incarnation: u64) -> bool {
-        self.look(now_ms);
+        let fenced = !self.look(now_ms);
         self.renew_failing_ms = None;
         let new = self.lease.acquired(sent_ms, incarnation, self.lease_ms);
         if new {
+            if fenced {
+                self.life = incarnation;
+            }
             (self.gone, self.torn, self.acquired_ms) = (false, false, now_ms);
         }
         new
@@ -180,6 +186,11 @@ impl Heart {
     /// The incarnation last acquired.
     pub fn incarnation(&self) -> u64 {
         self.lease.incarnation()
+    }
+
+    /// The incarnation since which this node has not been fenced; 0 before the first. What others know of it counts for one life.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Since when Redis has been failing; `None` while it works.

@@ -114,6 +114,7 @@ mod tests {
             connections: 0,
             users: 0,
             started_ms: 1,
+            life: 0,
         });
         let mut membership = Membership::new(Some("a"), 5_000);
         membership.polled(0, records.to_vec());

@@ -12,6 +12,7 @@ pub struct ClusterState {
     name: String,
     serve_until_ms: AtomicU64,
     incarnation: AtomicU64,
+    life: AtomicU64,
     epoch: AtomicU64,
     status: Mutex<ClusterStatus>,
     redis: Arc<Metrics>,
@@ -59,6 +60,7 @@ impl ClusterState {
             name: name.to_owned(),
             serve_until_ms: AtomicU64::new(0),
             incarnation: AtomicU64::new(0),
+            life: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             status: Mutex::default(),
             redis,
@@ -88,6 +90,12 @@ impl ClusterState {
     #[inline]
     pub fn incarnation(&self) -> u64 {
         self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// The incarnation since which the node has not been fenced.
+    #[inline]
+    pub fn life(&self) -> u64 {
+        self.life.load(Ordering::Acquire)
     }
 
     /// The epoch of the view.
@@ -138,10 +146,12 @@ impl ClusterState {
         vec![format!("Redis has been failing for {secs} s{error}; presence is written when it is back")]
     }
 
-    pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, epoch: u64, status: ClusterStatus) {
+    pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
         self.epoch.store(epoch, Ordering::Release);
         self.incarnation.store(incarnation, Ordering::Release);
+        self.life.store(life, Ordering::Release);
+        // Last, so that whoever finds a lease of a new life finds the life too.
         self.serve_until_ms.store(serve_until_ms, Ordering::Release);
     }
 }
@@ -172,7 +182,7 @@ mod tests {
 
     fn state(status: ClusterStatus, serve_until_ms: u64) -> ClusterState {
         let state = ClusterState::new("a", Arc::default(), Vec::new());
-        state.publish(serve_until_ms, 7, 3, status);
+        state.publish(serve_until_ms, 7, 5, 3, status);
         state
     }
 
@@ -181,7 +191,7 @@ mod tests {
         let state = state(ClusterStatus::default(), 5_000);
         assert_eq!((state.may_serve(4_999), state.fence_reason(4_999)), (true, None));
         assert!(state.fence_reason(5_000).unwrap().contains("pause"));
-        assert_eq!((state.incarnation(), state.epoch()), (7, 3));
+        assert_eq!((state.incarnation(), state.life(), state.epoch()), (7, 5, 3));
     }
 
     #[test]

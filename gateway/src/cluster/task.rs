@@ -220,8 +220,10 @@ impl Task {
             return;
         }
         self.leasing = true;
+        // Whether it is fenced is found out here, and the record says so.
+        let ask = self.heart.ask(now_ms());
         let (plane, record, lease_ms) = (self.plane.clone(), self.fresh_record(), self.lease_ms);
-        let (ask, round_trip_max) = (self.heart.ask(now_ms()), self.round_trip_max);
+        let round_trip_max = self.round_trip_max;
         self.answers.spawn(async move {
             match ask {
                 Ask::Renew => {
@@ -251,6 +253,8 @@ impl Task {
         let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
         NodeRecord {
             incarnation: self.heart.incarnation(),
+            // A node that is fenced begins a new life with the incarnation it asks for.
+            life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
             state: self.heart.state(),
             connections: sum(|stats| stats.open.get()),
             users: sum(|stats| stats.users.get()),
@@ -468,6 +472,7 @@ impl Task {
     fn send_view(&mut self) {
         let view = self.heart.view();
         let incarnation = self.heart.incarnation();
+        let life = self.heart.life();
         let now = (view.digest, view.epoch, incarnation);
         if self.sent != Some(now) {
             self.sent = Some(now);
@@ -478,7 +483,7 @@ impl Task {
         }
         for (port, unsent) in self.shards.ports.iter().zip(&mut self.shards.unsent) {
             if *unsent {
-                *unsent = port.send(Control::View { view: view.clone(), incarnation }).is_err();
+                *unsent = port.send(Control::View { view: view.clone(), incarnation, life }).is_err();
             }
         }
         self.view.send_replace(view);
@@ -517,7 +522,8 @@ impl Task {
             resyncing: self.walk.is_resync(),
             rivals: self.rivals.load(Ordering::Relaxed),
         };
-        self.state.publish(self.heart.serve_until_ms(), self.heart.incarnation(), view.epoch, status);
+        let life = self.heart.life();
+        self.state.publish(self.heart.serve_until_ms(), self.heart.incarnation(), life, view.epoch, status);
     }
 }
 

@@ -265,6 +265,11 @@ impl Shard {
                 Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
                 None => self.links.stats.mesh_misrouted.add(1),
             },
+            // A copy that waited here while this node was cut off or paused: its sender may have been told that it failed.
+            FarRecord::Deliver { .. } if !self.serving => {
+                self.links.stats.fenced.add(1);
+                self.links.stats.copies_dropped.add(1);
+            }
             FarRecord::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
                 let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
                 match self.links.slots.get(seat.conn) {

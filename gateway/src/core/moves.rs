@@ -27,19 +27,20 @@ const SETTLE_MS: u64 = 5_000;
 const WALK_STEPS: u32 = 512;
 
 impl Shard {
-    /// The nodes that count now, and the incarnation this one has.
-    pub(crate) fn set_view(&mut self, view: Arc<View>, incarnation: u64) {
-        let key_of = |name: &str, incarnation| NodeKey(node_key(name, incarnation));
-        let own = key_of(&self.node, incarnation);
+    /// The nodes that count now, the incarnation this one has, and the one since which it has not been fenced.
+    pub(crate) fn set_view(&mut self, view: Arc<View>, incarnation: u64, life: u64) {
+        let key_of = |name: &str, life| NodeKey(node_key(name, life));
+        let own = key_of(&self.node, life);
         let before = self.directory.routing.clone();
         let next = Arc::new(Routing::new(own, &view, key_of));
         self.links.stats.view_epoch.set(view.epoch);
-        if before.as_ref().is_some_and(|before| before.own() == own && before.digest() == next.digest()) {
-            return;
-        }
+        self.life = life;
         let mono_ms = self.now.mono_ms;
         if let Some(mesh) = &mut self.mesh {
-            mesh.set_view(incarnation, &next, mono_ms);
+            mesh.set_view(incarnation, life, &next, mono_ms);
+        }
+        if before.as_ref().is_some_and(|before| before.own() == own && before.digest() == next.digest()) {
+            return;
         }
         let reborn = before.as_ref().is_some_and(|before| before.own() != own);
         let settled = self.directory.settling.is_settled();
@@ -203,6 +204,10 @@ impl Shard {
             }
             Home::There { .. } | Home::Nowhere => return self.refuse(message),
         }
+        if self.directory.early_acks.remove(&(user, stamp)) {
+            self.links.stats.out_acked.add(1);
+            return self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
+        }
         if self.inboxes.admit(user, payload.len()).is_err() {
             self.links.stats.limit_unacked.add(1);
             return self.refuse(message);
@@ -270,6 +275,7 @@ impl Shard {
             return;
         }
         self.directory.before = None;
+        self.directory.early_acks.clear();
         for user in std::mem::take(&mut self.directory.orphans) {
             if !self.presence.sessions(user).is_empty() {
                 self.look_after(user);

@@ -5,7 +5,7 @@ use super::far::{self, Path};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::{Home, NodeKey};
+use crate::directory::{EARLY_ACKS_MAX, Home, NodeKey};
 use crate::inbox::{InboxFull, Unacked};
 use crate::mailbox::{Origin, Record, Records};
 use crate::mesh::wire::Record as FarRecord;
@@ -162,6 +162,8 @@ impl Shard {
         if let Some(message) = self.inboxes.ack(user, stamp) {
             self.links.stats.out_acked.add(1);
             self.tell_fate(message.origin, message.id, user, Outcome::Delivered, message.stamp);
+        } else if !self.alone && self.is_unsettled(user) && self.directory.early_acks.len() < EARLY_ACKS_MAX {
+            self.directory.early_acks.insert((user, stamp));
         }
     }
 

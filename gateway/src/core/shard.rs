@@ -77,6 +77,8 @@ pub(crate) struct Shard {
     pub(crate) alone: bool,
     /// Whether the node may serve in this turn: it is alone, or has its lease.
     pub(crate) serving: bool,
+    /// The life of the node that this shard knows of.
+    pub(crate) life: u64,
     pub(crate) cluster: Option<ShardCluster>,
     pub(crate) mesh: Option<Mesh>,
     pub(crate) directory: Directory,
@@ -127,6 +129,7 @@ impl Shard {
             presence: Embedded::new(limits.devices_per_user_max, users_max),
             alone: config.cluster.is_none(),
             serving: config.cluster.is_none(),
+            life: 0,
             mesh,
             directory: Directory::new(limits, away_ticks),
             cluster: config.cluster,
@@ -152,7 +155,9 @@ impl Shard {
     pub(crate) fn set_now(&mut self, now: Now) -> bool {
         self.now = now;
         if let Some(cluster) = &self.cluster {
-            self.serving = cluster.state.may_serve(now.mono_ms);
+            // With a new life comes a new view. Before that, what came over the links of the life before must not be served.
+            let may_serve = cluster.state.may_serve(now.mono_ms);
+            self.serving = may_serve && (self.directory.routing.is_none() || cluster.state.life() == self.life);
         }
         let tick = (now.mono_ms / TICK_MS) as u32;
         std::mem::replace(&mut self.links.tick, tick) != tick
@@ -404,15 +409,19 @@ impl Shard {
         self.drain = Some(Drain { cursor: end, per_tick, deadline_tick });
     }
 
-    /// Whether a drain has come to its end.
+    /// Whether a drain has come to its end: here, and at the other shards, which may still send on to this one what other nodes send to them.
     pub(crate) fn drained(&self) -> bool {
-        self.drain.is_some_and(|drain| {
-            let nodes = self.mesh.as_ref().map_or(0, |mesh| mesh.connections());
-            // What other nodes have to be told has been told when they have confirmed it.
-            let told = self.directory.walk.is_none() && self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
-            let empty = self.links.slots.in_use() == nodes && self.arriving.is_empty() && told;
-            (empty && self.outgoing.own().close_to_adoptees()) || self.links.tick >= drain.deadline_tick
-        })
+        let Some(drain) = self.drain else { return false };
+        if self.links.tick >= drain.deadline_tick {
+            return true;
+        }
+        let nodes = self.mesh.as_ref().map_or(0, |mesh| mesh.connections());
+        let empty = self.links.slots.in_use() == nodes && self.arriving.is_empty();
+        // The others know the view in which this node is no home, and have confirmed what was sent on to them.
+        let directory = &self.directory;
+        let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
+        let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
+        empty && told && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
     }
 
     /// Whether a drain has taken as long as it may.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use trunkline_router::hash::home_shard;
 use trunkline_router::{NodeState, Ring, View};
 
-/// Names a node and one incarnation of it; what is known about an earlier one does not count for a later one.
+/// Names a node and one life of it, from its start or a fence to its end or the next one; what is known about an earlier one does not count for
+/// a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeKey(pub(crate) u64);
 
@@ -19,6 +20,8 @@ pub(crate) struct Member {
     pub(crate) key: NodeKey,
     pub(crate) name: Box<str>,
     pub(crate) incarnation: u64,
+    /// The incarnation since which it has not been fenced, which its key is made of.
+    pub(crate) life: u64,
     /// Where its mesh listens.
     pub(crate) mesh: Box<str>,
     /// What its clients dial.
@@ -51,15 +54,16 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    /// The view as the node `own` sees it. `key_of` gives the key of a name and an incarnation.
+    /// The view as the node `own` sees it. `key_of` gives the key of a name and a life.
     pub(crate) fn new(own: NodeKey, view: &View, key_of: impl Fn(&str, u64) -> NodeKey) -> Self {
         let members: Box<[Member]> = view
             .members
             .iter()
             .map(|record| Member {
-                key: key_of(&record.name, record.incarnation),
+                key: key_of(&record.name, record.life()),
                 name: record.name.as_str().into(),
                 incarnation: record.incarnation,
+                life: record.life(),
                 mesh: record.mesh.as_str().into(),
                 advertise: record.advertise.as_str().into(),
                 shards: record.shards,
@@ -141,6 +145,7 @@ pub(super) mod tests {
             connections: 0,
             users: 0,
             started_ms: 0,
+            life: 0,
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -88,6 +88,8 @@ pub(crate) enum Tiding {
 struct Peer {
     key: NodeKey,
     name: Box<str>,
+    life: u64,
+    /// The latest one of this life, for what the control thread is told.
     incarnation: u64,
     address: Box<str>,
     /// `None` when the address cannot be dialed, and when it is the other side that dials.
@@ -170,6 +172,7 @@ struct Wire {
 #[derive(Debug)]
 pub(crate) struct Mesh {
     config: MeshConfig,
+    life: u64,
     incarnation: u64,
     peers: Vec<Peer>,
     links: Vec<Option<PeerLink>>,
@@ -194,6 +197,7 @@ impl Mesh {
     pub(crate) fn new(config: MeshConfig) -> Self {
         Mesh {
             config,
+            life: 0,
             incarnation: 0,
             peers: Vec::new(),
             links: Vec::new(),
@@ -210,17 +214,21 @@ impl Mesh {
     }
 
     fn identity(&self) -> Identity {
-        Identity { name: self.config.node.clone(), incarnation: self.incarnation, versions: Versions::OWN }
+        Identity { name: self.config.node.clone(), incarnation: self.life, versions: Versions::OWN }
     }
 
-    /// There is a new view, in which this node has that incarnation: links to nodes that are known no more end, those to new ones begin.
-    pub(crate) fn set_view(&mut self, incarnation: u64, routing: &Routing, now_ms: u64) {
-        let reborn = std::mem::replace(&mut self.incarnation, incarnation) != incarnation;
-        for peer in std::mem::take(&mut self.peers) {
+    /// There is a new view, in which this node has that incarnation and life: links to nodes that are known no more end, those to new ones
+    /// begin.
+    pub(crate) fn set_view(&mut self, incarnation: u64, life: u64, routing: &Routing, now_ms: u64) {
+        self.incarnation = incarnation;
+        let reborn = std::mem::replace(&mut self.life, life) != life;
+        for mut peer in std::mem::take(&mut self.peers) {
             let same = |member: &crate::directory::Member| {
                 member.key == peer.key && member.shards == peer.shards && member.mesh == peer.address
             };
-            if !reborn && routing.others().any(same) {
+            let known = routing.others().find(|member| same(member)).filter(|_| !reborn);
+            if let Some(member) = known {
+                peer.incarnation = member.incarnation;
                 self.peers.push(peer);
             } else {
                 peer.links.iter().for_each(|id| self.end_link(*id));
@@ -275,6 +283,7 @@ impl Mesh {
         self.peers.push(Peer {
             key: member.key,
             name: member.name.clone(),
+            life: member.life,
             incarnation: member.incarnation,
             address: member.mesh.clone(),
             dial,
@@ -361,7 +370,7 @@ impl Mesh {
         };
         let dial = Dial {
             peer: peer.name.clone().into(),
-            peer_incarnation_known: peer.incarnation,
+            peer_incarnation_known: peer.life,
             link: link.number,
             resume: link.link.resume_state(),
         };
@@ -412,8 +421,8 @@ impl Mesh {
             return Step::Refused;
         };
         let Some(claim) = acceptor.claim().cloned() else { return self.refused(slot, &HandshakeError::OutOfTurn) };
-        // A later incarnation than the view has is not known yet: it is refused as unknown, comes again, and is known by then.
-        let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.incarnation >= claim.incarnation);
+        // A later life than the view has is not known yet: it is refused as unknown, comes again, and is known by then.
+        let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation);
         let Some(peer) = known else {
             let error = acceptor.refuse(HandshakeError::UnknownName { name: claim.peer }, out);
             return self.refused(slot, &error);
@@ -439,7 +448,7 @@ impl Mesh {
             return Step::Refused;
         };
         let answer = link.link.answer(claim.resume, word(&random));
-        match acceptor.admit(peer.incarnation, answer, out) {
+        match acceptor.admit(peer.life, answer, out) {
             Ok(established) => self.up(slot, id, &established, now_ms, 0),
             Err(error) => self.refused(slot, &error),
         }

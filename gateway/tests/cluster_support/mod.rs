@@ -5,6 +5,7 @@
 
 #[path = "../../../router/tests/support/redis_cluster.rs"]
 pub(crate) mod redis_cluster;
+pub(crate) mod traffic;
 
 use super::support::gateway::{Gateway, gateway_command};
 use super::support::scratch::ScratchFile;

@@ -37,6 +37,11 @@ impl Client {
         Client::over(stream)
     }
 
+    /// Connects to a gateway that may not be there.
+    pub(crate) fn try_connect(address: SocketAddr) -> Option<Self> {
+        TcpStream::connect_timeout(&address, PATIENCE).ok().map(Client::over)
+    }
+
     pub(crate) fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("TCP_NODELAY");
         stream.set_write_timeout(Some(PATIENCE)).expect("a write timeout");
@@ -88,6 +93,19 @@ impl Client {
         self.next_id += 1;
         self.write(&wire::send(id, peer, flags, body));
         id
+    }
+
+    /// `send` on a connection the server may have closed by now.
+    pub(crate) fn send_while_open(&mut self, peer: u64, flags: u8, body: &[u8]) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.write_while_open(&wire::send(id, peer, flags, body).encode());
+        id
+    }
+
+    /// `ack` on a connection the server may have closed by now.
+    pub(crate) fn ack_while_open(&mut self, deliver: &Frame) {
+        self.write_while_open(&wire::ack(deliver).encode());
     }
 
     pub(crate) fn ack(&mut self, deliver: &Frame) {

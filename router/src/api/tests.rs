@@ -18,6 +18,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         connections: 10,
         users: 8,
         started_ms: 1,
+        life: 0,
     }
 }
 

@@ -125,6 +125,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         connections: 5,
         users: 4,
         started_ms: 1,
+        life: 0,
     }
 }
 

@@ -62,6 +62,10 @@ pub struct NodeRecord {
     pub users: u64,
     /// When it started, in milliseconds since the Unix epoch.
     pub started_ms: u64,
+    /// The incarnation in which the node last began to serve: at its start, or after it was fenced. Later ones that only mend what the
+    /// store of presence holds are the same life, and links and directories go on. 0 stands for the present incarnation.
+    #[serde(default)]
+    pub life: u64,
 }
 
 impl NodeRecord {
@@ -77,6 +81,12 @@ impl NodeRecord {
         let record: Self = serde_json::from_slice(json).map_err(|error| RecordError::Syntax(error.to_string()))?;
         record.check()?;
         Ok(record)
+    }
+
+    /// The life the node is in: what other nodes know it by.
+    #[must_use]
+    pub const fn life(&self) -> u64 {
+        if self.life == 0 { self.incarnation } else { self.life }
     }
 
     /// The record as JSON, for [`NodeRecord::parse`].

@@ -48,6 +48,7 @@ pub(super) fn digest(members: &[NodeRecord]) -> u64 {
     for member in members {
         hash.text(&member.name);
         hash.bytes(&member.incarnation.to_le_bytes());
+        hash.bytes(&member.life().to_le_bytes());
         hash.bytes(&[member.state.code()]);
         hash.bytes(&member.weight.to_le_bytes());
         hash.bytes(&member.shards.to_le_bytes());

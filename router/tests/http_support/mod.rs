@@ -241,5 +241,6 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         connections: 10,
         users: 8,
         started_ms: 1,
+        life: 0,
     }
 }

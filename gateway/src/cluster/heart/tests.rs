@@ -16,6 +16,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         connections: 0,
         users: 0,
         started_ms: 1,
+        life: 0,
     }
 }
 

@@ -214,6 +214,7 @@ impl Fleet {
         let record = NodeRecord {
             name: seat.name.clone(),
             incarnation: 0,
+            life: 0,
             state: NodeState::Joining,
             weight,
             shards: shards.into(),

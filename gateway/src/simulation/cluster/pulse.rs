@@ -198,8 +198,9 @@ impl Pulse {
     }
 
     fn publish(&self) {
-        let (serve_until_ms, incarnation) = (self.heart.serve_until_ms(), self.heart.incarnation());
-        self.state.publish(serve_until_ms, incarnation, self.heart.view().epoch, ClusterStatus::default());
+        let heart = &self.heart;
+        let (until_ms, epoch, status) = (heart.serve_until_ms(), heart.view().epoch, ClusterStatus::default());
+        self.state.publish(until_ms, heart.incarnation(), heart.life(), epoch, status);
     }
 
     fn schedule(&mut self, due_us: u64, step: Step) {
@@ -223,8 +224,12 @@ impl Pulse {
             return;
         }
         let ask = self.heart.ask(self.mono_ms(now_us));
-        let record =
-            NodeRecord { incarnation: self.heart.incarnation(), state: self.heart.state(), ..self.record.clone() };
+        let record = NodeRecord {
+            incarnation: self.heart.incarnation(),
+            life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
+            state: self.heart.state(),
+            ..self.record.clone()
+        };
         self.ask(now_us, if ask == Ask::Renew { Question::Renew(record) } else { Question::Acquire(record) });
     }
 
@@ -342,7 +347,7 @@ impl Pulse {
 
     fn send_view(&mut self, mut tell: impl FnMut(usize, Control) -> bool) {
         let view = self.heart.view();
-        let incarnation = self.heart.incarnation();
+        let (incarnation, life) = (self.heart.incarnation(), self.heart.life());
         let now = (view.digest, view.epoch, incarnation);
         if self.sent != Some(now) {
             self.sent = Some(now);
@@ -355,7 +360,7 @@ impl Pulse {
             tracing::debug!("{} {incarnation}: view {:016x}: {}", self.record.name, view.digest, members.join(", "));
         }
         for (shard, unsent) in self.unsent.iter_mut().enumerate() {
-            *unsent = *unsent && !tell(shard, Control::View { view: view.clone(), incarnation });
+            *unsent = *unsent && !tell(shard, Control::View { view: view.clone(), incarnation, life });
         }
     }
 }

@@ -1,0 +1,170 @@
+//! Nodes that die, sleep, are cut off and lose their Redis below traffic: nothing is lost in silence, nobody is online twice, all heals.
+//!
+//! The times are shorter than those of an operator's worst day; `TRUNKLINE_TROUBLE_SECS` makes them longer (`make soak-cluster`).
+
+mod cluster_support;
+mod support;
+
+use cluster_support::traffic::{Traffic, Wander};
+use cluster_support::{Fleet, LEASE_SECS, lease, live};
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+use support::client::Client;
+use support::wait_for;
+use support::wire::{flag, kind, outcome};
+
+const USERS: u64 = 45;
+
+/// How long a pause or an outage lasts: well above a lease.
+fn trouble() -> Duration {
+    let secs = std::env::var("TRUNKLINE_TROUBLE_SECS").ok();
+    Duration::from_secs(secs.map_or(3 * LEASE_SECS, |secs| secs.parse().expect("TRUNKLINE_TROUBLE_SECS is a number")))
+}
+
+/// A few seconds of whole traffic, then the books of all nodes.
+fn check_whole(fleet: &Fleet, traffic: &mut Traffic) {
+    fleet.wait_joined();
+    traffic.run_whole(fleet, Duration::from_secs(1));
+    for fault in ["trunkline_ring_stale_completions_total", "trunkline_mesh_misrouted_total"] {
+        assert_eq!(fleet.sum(fault, &[]), 0, "{fault}");
+    }
+}
+
+/// Each user is online once, where its client is.
+fn check_online_once(fleet: &Fleet, users: u64) {
+    for user in 1..=users {
+        wait_for("the user is online once", || (live(&fleet.redis, user).len() == 1).then_some(()));
+    }
+}
+
+#[test]
+fn a_node_that_is_killed_takes_its_users_offline_and_nothing_else() {
+    let mut fleet = Fleet::start(&["a", "b", "c"], &[]);
+    let mut traffic = Traffic::start(&fleet, USERS, 1);
+    traffic.run_whole(&fleet, Duration::from_secs(1));
+    let before = lease(&fleet.redis, "c").expect("a lease").incarnation;
+    let gone = traffic.users_of(2);
+
+    let mut node = fleet.nodes[2].take().expect("it runs");
+    node.signal(Signal::KILL);
+    let killed = Instant::now();
+    node.wait_for_exit();
+    let delivered = traffic.delivered;
+    traffic.run(&fleet, Duration::from_secs(LEASE_SECS + 2).saturating_sub(killed.elapsed()));
+    assert!(traffic.delivered > delivered + 100, "the others' messages go on");
+    // Within a lease and 2 s they are offline for everybody: in the store of presence, and for a sender on each node.
+    for user in &gone {
+        assert_eq!(live(&fleet.redis, *user), []);
+    }
+    for at in 0..2 {
+        let mut sender = Client::login(fleet.node(at), 1_000 + at as u64);
+        for user in &gone {
+            let id = sender.send(*user, flag::ACK, b"is anybody there");
+            let sent = sender.recv_kind(kind::SENT);
+            assert_eq!((sent.id, sent.aux), (id, outcome::OFFLINE_NOT_STORED), "user {user} for node {at}");
+        }
+    }
+    traffic.settle(&fleet, Duration::from_secs(10));
+    assert_eq!(traffic.online(), USERS as usize - gone.len(), "nobody else has lost a connection");
+
+    fleet.start_node(2);
+    assert!(lease(&fleet.redis, "c").expect("a lease").incarnation > before);
+    traffic.wander = Wander::To(&[0, 1, 2]);
+    traffic.settle(&fleet, Duration::from_secs(10));
+    check_whole(&fleet, &mut traffic);
+    check_online_once(&fleet, USERS);
+    drop(traffic);
+    fleet.finish();
+}
+
+#[test]
+fn a_node_that_was_paused_comes_back_as_another_and_serves_nobody_meanwhile() {
+    let fleet = Fleet::start(&["a", "b", "c"], &[]);
+    let mut traffic = Traffic::start(&fleet, USERS, 2);
+    traffic.run_whole(&fleet, Duration::from_secs(1));
+    let before = lease(&fleet.redis, "c").expect("a lease").incarnation;
+    fleet.node(2).signal(Signal::STOP);
+    let stopped = Instant::now();
+    traffic.run(&fleet, Duration::from_secs(LEASE_SECS + 2));
+    // Some of its users do not wait for it. Their connections there are left open, as by a phone that has changed its network.
+    let users = traffic.users_of(2);
+    let (moved, _) = users.split_at(users.len() / 2);
+    let left = traffic.move_users(&fleet, moved, 0);
+    traffic.run(&fleet, trouble().saturating_sub(stopped.elapsed()));
+    fleet.node(2).signal(Signal::CONT);
+    wait_for("it has a lease again", || lease(&fleet.redis, "c").filter(|lease| lease.incarnation > before).map(drop));
+    traffic.wander = Wander::To(&[0, 1, 2]);
+    traffic.settle(&fleet, Duration::from_secs(15));
+    check_whole(&fleet, &mut traffic);
+    check_online_once(&fleet, USERS);
+    for mut client in left {
+        let last = client.recv_until_closed().pop().map(|frame| (frame.kind, frame.aux));
+        assert_eq!(last, Some((kind::BYE, support::wire::code::REPLACED)), "the old connection is ended");
+    }
+    assert!(fleet.node(2).metrics().sum("trunkline_fenced_total", &[]) > 0 || traffic.byes.is_empty());
+    drop(traffic);
+    fleet.finish();
+}
+
+#[test]
+fn messages_between_nodes_go_on_while_all_of_redis_is_down() {
+    let mut fleet = Fleet::start(&["a", "b", "c"], &["--lease-secs", "3"]);
+    let mut traffic = Traffic::start(&fleet, USERS, 3);
+    traffic.run_whole(&fleet, Duration::from_secs(1));
+    fleet.redis.stop_all();
+    let stopped = Instant::now();
+    while stopped.elapsed() < trouble() + Duration::from_secs(3) {
+        traffic.run_whole(&fleet, Duration::from_secs(1));
+        let mut guest = Client::login(fleet.node(1), 2_000);
+        guest.ping();
+    }
+    for node in fleet.running() {
+        let ready = node.get("/readyz");
+        assert_eq!((ready.status, ready.json()["degraded"].is_array()), (200, true), "{}", ready.body);
+    }
+    fleet.redis.start_all_empty();
+    check_whole(&fleet, &mut traffic);
+    check_online_once(&fleet, USERS);
+    drop(traffic);
+    fleet.finish();
+}
+
+#[test]
+fn a_redis_master_that_dies_costs_no_message() {
+    // A lease outlasts the failover.
+    let mut fleet = Fleet::start(&["a", "b", "c"], &["--lease-secs", "5"]);
+    let mut traffic = Traffic::start(&fleet, USERS, 4);
+    traffic.run_whole(&fleet, Duration::from_secs(1));
+    fleet.redis.kill(0);
+    let killed = Instant::now();
+    while killed.elapsed() < Duration::from_secs(6) {
+        traffic.run_whole(&fleet, Duration::from_secs(1));
+    }
+    check_online_once(&fleet, USERS);
+    drop(traffic);
+    fleet.finish();
+}
+
+#[test]
+fn nodes_come_and_go_and_messages_to_users_who_move_arrive() {
+    let mut fleet = Fleet::start(&["a", "b", "c"], &["--drain-secs", "1"]);
+    let mut traffic = Traffic::start(&fleet, USERS, 5);
+    traffic.wander = Wander::To(&[0, 1]);
+    traffic.run_whole(&fleet, Duration::from_secs(1));
+    for _ in 0..2 {
+        // Out of the ring while its users are still there, then they are sent away; with the others' traffic going on.
+        let mut node = fleet.nodes[2].take().expect("it runs");
+        node.signal(Signal::TERM);
+        traffic.run(&fleet, Duration::from_secs(3));
+        assert!(node.wait_for_exit().success());
+        traffic.settle(&fleet, Duration::from_secs(10));
+        check_whole(&fleet, &mut traffic);
+        fleet.start_node(2);
+        traffic.run_whole(&fleet, Duration::from_secs(2));
+        fleet.wait_joined();
+    }
+    let unrouted = fleet.sum("trunkline_messages_total", &[("outcome", "unrouted_dropped")]);
+    assert_eq!(unrouted, 0, "messages without ACK that found no way");
+    drop(traffic);
+    fleet.finish();
+}
