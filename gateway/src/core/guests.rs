@@ -176,7 +176,7 @@ impl Shard {
 
     /// Another node tells of a session of a user whose home this is; session 0 asks for a new one.
     pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str) {
-        let RemoteSession { node, shard, conn, user, session } = at;
+        let RemoteSession { node, shard, conn, user, session, .. } = at;
         let seat = Seat { shard, conn };
         if !self.serving {
             self.links.stats.fenced.add(1);
