@@ -293,7 +293,7 @@ impl Shard {
             FarRecord::Registered { seat, user, session, since_s, pending } => {
                 self.registered(node, seat.conn, user, session, since_s, pending);
             }
-            FarRecord::RegisterRefused { seat, user, code } => self.register_refused(seat.conn, user, code),
+            FarRecord::RegisterRefused { seat, user, code } => self.register_refused(node, seat.conn, user, code),
             FarRecord::Unregister { user, session, .. } | FarRecord::Gone { user, session } => {
                 self.forget_remote(node, user, session);
             }

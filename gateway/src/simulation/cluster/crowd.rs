@@ -129,8 +129,15 @@ impl Crowd {
         let read = self.world.borrow_mut().client_read(client.socket, usize::MAX);
         let rivalled = self.devices[client.device].clients.len() > 1;
         let around = Circumstances { now_us, homes_since_us: self.homes_since_us, rivalled };
+        let was = client.stage;
         let to_acknowledge = client.received(&read.bytes, &mut self.ledger, around);
         let over = read.reset || read.end || client.bye.is_some();
+        if client.stage != was || over {
+            let Client { user, session, node, stage, bye, .. } = client;
+            tracing::debug!(
+                "client {index} of user {user}, session {session} at {node}: {stage:?}, BYE {bye:?}, over {over}"
+            );
+        }
         for delivered in to_acknowledge {
             self.plan_ack(index, delivered);
         }
