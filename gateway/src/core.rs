@@ -62,6 +62,8 @@ pub(crate) struct Core<I: Io> {
     listening_to_nodes: bool,
     /// The accept of other nodes failed; try again at the next tick.
     mesh_accept_ended: bool,
+    /// Other nodes are being told that this shard ends.
+    leaving: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
     blocked: bool,
 }
@@ -84,6 +86,7 @@ impl<I: Io> Core<I> {
             due: Vec::new(),
             listening_to_nodes: false,
             mesh_accept_ended: false,
+            leaving: false,
             blocked: false,
         };
         core.drive_accepts();
@@ -113,7 +116,10 @@ impl<I: Io> Core<I> {
             self.tick_nodes();
         }
         self.follow_links();
-        if self.shard.drain.is_some() && self.shard.drained() {
+        let leaves = self.shard.drain.is_some() && self.shard.drained();
+        // It may be another shard that was waited for, and nothing has come from this one's ring.
+        let begins_to_leave = leaves && !std::mem::replace(&mut self.leaving, true);
+        if leaves && (begins_to_leave || ticked) {
             self.leave_nodes();
         }
         let walks = self.shard.walk_on();
@@ -121,7 +127,8 @@ impl<I: Io> Core<I> {
         self.flush();
         self.post();
         self.blocked |= walks;
-        let worked = completions > 0 || letters > 0 || requests > 0 || ticked || was_blocked || self.blocked;
+        let asked = letters > 0 || requests > 0 || begins_to_leave;
+        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked;
         if worked {
             self.count_turn(completions);
         }

@@ -73,6 +73,8 @@ pub(crate) enum WalkStep {
     Remotes { from: usize },
     /// These shards of other nodes are told that this was all.
     Settled { shards: Vec<(NodeKey, u16)> },
+    /// When all others have said so too: what they had told of for earlier views is forgotten, from this place on.
+    Sweep { from: usize },
 }
 
 /// All of it. When a node is alone the tables are empty and take no memory.

@@ -150,7 +150,7 @@ impl ClusterState {
         vec![format!("Redis has been failing for {secs} s{error}; presence is written when it is back")]
     }
 
-    pub(super) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
+    pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
         self.epoch.store(epoch, Ordering::Release);
         self.incarnation.store(incarnation, Ordering::Release);

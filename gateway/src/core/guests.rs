@@ -136,7 +136,10 @@ impl Shard {
         since_s: u32,
         pending: u64,
     ) {
-        if let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user) {
+        // A home of an earlier view may answer too: the session would be one the present home knows nothing of.
+        if self.is_asked(node, conn, user)
+            && let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user)
+        {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
             self.open(conn.slot, user, entry, waiting.heartbeat_secs, pending);
             return self.go_on_reading(conn.slot);
@@ -149,20 +152,27 @@ impl Shard {
         }
     }
 
+    /// Whether a login waits for the answer of this node.
+    fn is_asked(&mut self, node: NodeKey, conn: ConnId, user: u64) -> bool {
+        let waiting = self.directory.registrations.at(conn.slot);
+        waiting.is_some_and(|waiting| (waiting.home, waiting.generation, waiting.user) == (node, conn.generation, user))
+    }
+
     /// The home does not take a session of this node.
-    pub(crate) fn register_refused(&mut self, conn: ConnId, user: u64, code: u16) {
+    pub(crate) fn register_refused(&mut self, node: NodeKey, conn: ConnId, user: u64, code: u16) {
+        let asked = self.is_asked(node, conn, user);
         if code == Code::ServiceUnavailable.as_u16() {
             // It has no place in the cluster at the moment; a login waits, and a session is told of again with the next view.
             let again_tick = self.links.tick + ticks(ASK_AGAIN_MS);
-            if let Some(waiting) = self.directory.registrations.at(conn.slot)
-                && (waiting.generation, waiting.user) == (conn.generation, user)
-            {
+            if let Some(waiting) = self.directory.registrations.at(conn.slot).filter(|_| asked) {
                 waiting.again_tick = Some(again_tick);
             }
             return;
         }
-        let waited = self.directory.registrations.take(conn.slot, conn.generation, user).is_some();
-        let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user);
+        let waited = asked && self.directory.registrations.take(conn.slot, conn.generation, user).is_some();
+        let is_home = matches!(self.home(user), Home::There { node: home, .. } if home == node);
+        let session = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open && conn.user == user);
+        let open = is_home && session.is_some();
         if waited || open {
             self.close(conn.slot, CloseReason::Overloaded);
         }
@@ -184,7 +194,7 @@ impl Shard {
 
     /// Another node tells of a session of a user whose home this is; session 0 asks for a new one.
     pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str) {
-        let RemoteSession { node, shard, conn, user, session } = at;
+        let RemoteSession { node, shard, conn, user, session, .. } = at;
         let seat = Seat { shard, conn };
         if !self.serving {
             self.links.stats.fenced.add(1);
