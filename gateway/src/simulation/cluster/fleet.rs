@@ -156,7 +156,7 @@ impl Fleet {
         if process.pulse.life == Life::Drained {
             process.pulse.life = Life::Ending;
             for shard in 0..node.shards() {
-                node.request(shard, Control::Drain);
+                node.request(shard, Control::Drain { ends: true });
             }
         }
         if node.next_turn_us().is_some_and(|due_us| due_us <= now_us) {
@@ -215,6 +215,7 @@ impl Fleet {
             name: seat.name.clone(),
             incarnation: 0,
             life: 0,
+            secret_mark: String::new(),
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
