@@ -301,7 +301,7 @@ impl Shard {
             FarRecord::Settled { from, digest, .. } => {
                 if let Some(routing) = &self.directory.routing {
                     let told = self.directory.remotes.told();
-                    self.directory.settling.said(routing, node, from, digest, told);
+                    self.directory.unsettled |= self.directory.settling.said(routing, node, from, digest, told);
                 }
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {

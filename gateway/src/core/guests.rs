@@ -202,7 +202,16 @@ impl Shard {
             return self.answer_at(node, shard, &FarRecord::RegisterRefused { seat, user, code });
         }
         let new = session == 0;
-        let session = if new { self.next_session(user, device) } else { session };
+        // A login that was asked for here before, when this was its home too: it has a session then, or was opened elsewhere meanwhile.
+        let before = self.session_at(user, node, seat);
+        if let Some(before) = before.filter(|before| !new && *before != session) {
+            self.presence_logout(user, before);
+        }
+        let session = match before {
+            Some(before) if new => before,
+            _ if new => self.next_session(user, device),
+            _ => session,
+        };
         // A session that is told of again may be known already, in another place.
         let known = self.presence.sessions(user).iter().find(|entry| entry.session == session).map(|entry| entry.slot);
         let refused = FarRecord::RegisterRefused { seat, user, code: Code::Overloaded.as_u16() };
@@ -246,6 +255,15 @@ impl Shard {
             self.redeliver_to(user, slot);
         }
         self.look_after(user);
+    }
+
+    /// The session of a user that is known to be in a seat of another node.
+    fn session_at(&self, user: u64, node: NodeKey, seat: Seat) -> Option<u64> {
+        let at = |slot| self.directory.remotes.get(slot);
+        let is_there =
+            |remote: &RemoteSession| (remote.node, remote.shard, remote.conn) == (node, seat.shard, seat.conn);
+        let sessions = self.presence.sessions(user).iter();
+        sessions.filter(|entry| at(entry.slot).is_some_and(is_there)).map(|entry| entry.session).next()
     }
 
     fn answer_at(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) {

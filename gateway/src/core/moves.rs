@@ -285,7 +285,8 @@ impl Shard {
             return;
         }
         self.directory.before = None;
-        if self.directory.walk.is_none() && self.directory.routing.is_some() {
+        let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
+        if told && self.directory.routing.is_some() {
             self.directory.walk = Some(Walk { before: None, step: WalkStep::Sweep { from: 0 } });
         }
         self.directory.early_acks.clear();

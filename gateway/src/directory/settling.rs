@@ -32,16 +32,18 @@ impl Settling {
         self.look(routing);
     }
 
-    /// A shard of another node has registered everything for the view with this digest; `told` as of [`RemoteSessions::told`].
+    /// A shard of another node has registered everything for the view with this digest; `told` as of [`RemoteSessions::told`]. Whether the wait
+    /// is over, so that there may be something to forget: with this word, or before it, when it came late.
     ///
     /// [`RemoteSessions::told`]: super::RemoteSessions::told
-    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64, told: u32) {
+    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64, told: u32) -> bool {
         // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's next view brings another.
         let known = routing.member(node).is_some_and(|member| u32::from(shard) < member.shards);
         if known {
             self.said.insert((node, shard), (digest, told));
             self.look(routing);
         }
+        known && self.settled && digest == self.digest
     }
 
     /// Whether an unknown user is offline.

@@ -197,6 +197,8 @@ pub(crate) struct Mesh {
     closing: Vec<u32>,
     /// Nodes that live on and have lost a stream.
     restarted: Vec<NodeKey>,
+    /// Nodes that were found in a later life than is known, for the control thread.
+    later: Vec<(Box<str>, u64)>,
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
     past: LinkStats,
@@ -217,6 +219,7 @@ impl Mesh {
             ended: VecDeque::new(),
             closing: Vec::new(),
             restarted: Vec::new(),
+            later: Vec::new(),
             failed: HashMap::new(),
             past: LinkStats::default(),
         }
@@ -416,7 +419,10 @@ impl Mesh {
                 let id = *link;
                 match dialer.received(bytes, &mut wire.out) {
                     Ok(DialerStep::More) => Step::Wait,
-                    Ok(DialerStep::Done { established, consumed }) => self.up(slot, id, &established, now_ms, consumed),
+                    Ok(DialerStep::Done { established, consumed }) => match self.later_life(id, &established) {
+                        Some(error) => self.refused(slot, &error),
+                        None => self.up(slot, id, &established, now_ms, consumed),
+                    },
                     Err(error) => self.refused(slot, &error),
                 }
             }
@@ -432,9 +438,18 @@ impl Mesh {
             return Step::Refused;
         };
         let Some(claim) = acceptor.claim().cloned() else { return self.refused(slot, &HandshakeError::OutOfTurn) };
+        // It may have waited in a socket, or for its turn at another shard, while this node was fenced.
+        if acceptor.incarnation() != self.life {
+            let (name, known, incarnation) = (self.config.node.clone(), acceptor.incarnation(), self.life);
+            let error = acceptor.refuse(HandshakeError::LaterIncarnation { name, known, incarnation }, out);
+            return self.refused(slot, &error);
+        }
         // A later life than the view has is not known yet: it is refused as unknown, comes again, and is known by then.
         let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation);
         let Some(peer) = known else {
+            if self.peers.iter().any(|peer| *peer.name == *claim.peer) {
+                self.later.push((claim.peer.as_str().into(), claim.incarnation));
+            }
             let error = acceptor.refuse(HandshakeError::UnknownName { name: claim.peer }, out);
             return self.refused(slot, &error);
         };
@@ -463,6 +478,19 @@ impl Mesh {
             Ok(established) => self.up(slot, id, &established, now_ms, 0),
             Err(error) => self.refused(slot, &error),
         }
+    }
+
+    /// Whether the node that was dialed is in a later life than the one its link is for. What the two would tell each other belongs to
+    /// different nodes then; the control thread hears of it, and a new view brings a new link.
+    fn later_life(&mut self, id: u32, established: &Established) -> Option<HandshakeError> {
+        let node = self.links[id as usize].as_ref()?.peer;
+        let peer = self.peers.iter().find(|peer| peer.key == node)?;
+        let incarnation = established.peer_incarnation;
+        if peer.life >= incarnation {
+            return None;
+        }
+        self.later.push((peer.name.clone(), incarnation));
+        Some(HandshakeError::LaterIncarnation { name: peer.name.clone().into(), known: peer.life, incarnation })
     }
 
     fn up(&mut self, slot: u32, id: u32, established: &Established, now_ms: u64, consumed: usize) -> Step {
@@ -833,7 +861,8 @@ impl Mesh {
             }
             link.unreachable = link.down_ms.is_some_and(|since_ms| now_ms >= since_ms + UNREACHABLE_MS);
         }
-        let mut tidings = Vec::new();
+        let later = self.later.drain(..).map(|(node, incarnation)| Tiding::Heard { node, incarnation });
+        let mut tidings: Vec<Tiding> = later.collect();
         let mut answered = false;
         for peer in &mut self.peers {
             let links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
