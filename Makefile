@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup run chat cluster test lint fmt fuzz bench bench-million bench-vs bench-micro clean
+.PHONY: help setup run chat cluster test lint fmt fuzz soak-cluster bench bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
