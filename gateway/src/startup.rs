@@ -254,6 +254,8 @@ const OPERATIONS: [(&str, u8); 11] = [
     ("timeout", opcode::Timeout::CODE),
     ("close", opcode::Close::CODE),
     ("shutdown", opcode::Shutdown::CODE),
+    ("connect", opcode::Connect::CODE),
+    ("putting a socket into the descriptor table", opcode::FilesUpdate::CODE),
     ("messages between rings", opcode::MsgRingSendFd::CODE),
     ("read, for the executor", opcode::Read::CODE),
     ("write, for the executor", opcode::Write::CODE),
