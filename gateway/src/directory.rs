@@ -25,6 +25,8 @@ pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
 pub(crate) use registrations::{Registration, Registrations};
 pub(crate) use remote::{RemoteSession, RemoteSessions, is_remote};
+#[cfg(test)]
+pub(crate) use routing::tests as test_views;
 pub(crate) use routing::{Home, Member, NodeKey, Routing};
 pub(crate) use sent_away::{Away, SentAway};
 pub(crate) use settling::Settling;
@@ -73,6 +75,8 @@ pub(crate) enum WalkStep {
     Remotes { from: usize },
     /// These shards of other nodes are told that this was all.
     Settled { shards: Vec<(NodeKey, u16)> },
+    /// When all others have said so too: what they had told of for earlier views is forgotten, from this place on.
+    Sweep { from: usize },
 }
 
 /// All of it. When a node is alone the tables are empty and take no memory.

@@ -34,6 +34,10 @@ pub struct ClusterStatus {
     pub members: [(&'static str, u64); 3],
     /// Active members that the ring cannot hold.
     pub left_out: Vec<String>,
+    /// Members this node has a link to, itself included; `None` before the mesh has told of any link.
+    pub reachable: Option<Vec<String>>,
+    /// When Redis last said which nodes there are, milliseconds of [`crate::clock`]; `None` before the first time.
+    pub polled_ms: Option<u64>,
     /// Whether Redis works.
     pub redis: RedisStatus,
     /// How often all sessions were written again.
@@ -42,6 +46,8 @@ pub struct ClusterStatus {
     pub resyncing: bool,
     /// Logins of this node that lost against another session.
     pub rivals: u64,
+    /// Those among them that were not looked into at once, because too many came together.
+    pub rivals_dropped: u64,
 }
 
 /// Whether Redis works.
@@ -146,7 +152,7 @@ impl ClusterState {
         vec![format!("Redis has been failing for {secs} s{error}; presence is written when it is back")]
     }
 
-    pub(super) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
+    pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
         self.epoch.store(epoch, Ordering::Release);
         self.incarnation.store(incarnation, Ordering::Release);

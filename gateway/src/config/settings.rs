@@ -1,7 +1,8 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::values::{AuthKind, LogFormat, Placement, ReadModeKind, Size};
+use super::LogFormat;
+use super::values::{AuthKind, Placement, ReadModeKind, Size};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -120,8 +121,7 @@ settings! {
 
     ["Cluster"]
     /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
-    /// Without it this node is alone, and the settings below have no meaning. With it nodes share membership and presence, but no messages:
-    /// a recipient whose session is on another node counts as offline.
+    /// Without it this node is alone, and the settings below have no meaning.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
     /// Address and port for the links of other nodes, which dial it.
@@ -154,7 +154,7 @@ settings! {
     heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
     /// Longest heartbeat a client gets, 1 to 3600. A longer wish is lowered to it.
     heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
-    /// Seconds over which a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
+    /// Seconds over which a drain or a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
     drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
 
     ["Messages"]

@@ -287,20 +287,21 @@ impl Shard {
             }
             FarRecord::Ack { user, id, peer, stamp, hops } => self.far_ack(node, user, id, peer, stamp, hops),
             FarRecord::Register { user, seat, session, since_s, device, class, .. } => {
-                let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session };
+                let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session, told: 0 };
                 self.register_remote(at, since_s, device, class);
             }
             FarRecord::Registered { seat, user, session, since_s, pending } => {
                 self.registered(node, seat.conn, user, session, since_s, pending);
             }
-            FarRecord::RegisterRefused { seat, user, code } => self.register_refused(seat.conn, user, code),
+            FarRecord::RegisterRefused { seat, user, code } => self.register_refused(node, seat.conn, user, code),
             FarRecord::Unregister { user, session, .. } | FarRecord::Gone { user, session } => {
                 self.forget_remote(node, user, session);
             }
             FarRecord::Kick { seat, user, session, code } => self.kicked_by_home(seat.conn, user, session, code),
             FarRecord::Settled { from, digest, .. } => {
                 if let Some(routing) = &self.directory.routing {
-                    self.directory.settling.said(routing, node, from, digest);
+                    let told = self.directory.remotes.told();
+                    self.directory.unsettled |= self.directory.settling.said(routing, node, from, digest, told);
                 }
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
@@ -429,6 +430,7 @@ pub(crate) fn queue(
         Ok(Some(slot)) => links.mark_dirty(slot),
         Ok(None) => {}
         Err(FarError::Full) => links.stats.limit_mesh.add(1),
+        Err(FarError::Unreachable) => links.stats.mesh_unreachable.add(1),
         Err(FarError::Unknown | FarError::TooLong) => {}
     }
     result.map(drop)
@@ -442,7 +444,7 @@ pub(crate) fn queue_copy(
     header: &Header,
     payload: &[u8],
 ) -> Queued {
-    let RemoteSession { node, shard, conn, user, session } = *remote;
+    let RemoteSession { node, shard, conn, user, session, .. } = *remote;
     let Header { id, peer: from, stamp, .. } = *header;
     let flags = header.flags & (flags::ACK | flags::AGAIN | flags::SELF);
     let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };

@@ -52,6 +52,11 @@ impl Shard {
         }
     }
 
+    /// Whether nobody can say when a home will answer: a login had better try another node.
+    fn is_cut_off_from(&self, node: NodeKey, shard: u16) -> bool {
+        self.mesh.as_ref().is_some_and(|mesh| mesh.is_unreachable(node, shard))
+    }
+
     fn open_here(&mut self, slot: u32, adoptee: &Adoptee) {
         let session = self.next_session(adoptee.user, &adoptee.device);
         let since_s = (self.now.wall_ms / 1_000) as u32;
@@ -62,6 +67,9 @@ impl Shard {
 
     /// Asks the home for the session of a login that waits in a slot.
     fn ask_home(&mut self, slot: u32, node: NodeKey, shard: u16) {
+        if self.is_cut_off_from(node, shard) {
+            return self.close(slot, CloseReason::Overloaded);
+        }
         let seat = Seat { shard: self.shard, conn: self.links.slots.id(slot) };
         let tick = self.links.tick;
         let Some(waiting) = self.directory.registrations.at(slot) else { return };
@@ -128,7 +136,10 @@ impl Shard {
         since_s: u32,
         pending: u64,
     ) {
-        if let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user) {
+        // A home of an earlier view may answer too: the session would be one the present home knows nothing of.
+        if self.is_asked(node, conn, user)
+            && let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user)
+        {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
             self.open(conn.slot, user, entry, waiting.heartbeat_secs, pending);
             return self.go_on_reading(conn.slot);
@@ -141,20 +152,27 @@ impl Shard {
         }
     }
 
+    /// Whether a login waits for the answer of this node.
+    fn is_asked(&mut self, node: NodeKey, conn: ConnId, user: u64) -> bool {
+        let waiting = self.directory.registrations.at(conn.slot);
+        waiting.is_some_and(|waiting| (waiting.home, waiting.generation, waiting.user) == (node, conn.generation, user))
+    }
+
     /// The home does not take a session of this node.
-    pub(crate) fn register_refused(&mut self, conn: ConnId, user: u64, code: u16) {
+    pub(crate) fn register_refused(&mut self, node: NodeKey, conn: ConnId, user: u64, code: u16) {
+        let asked = self.is_asked(node, conn, user);
         if code == Code::ServiceUnavailable.as_u16() {
             // It has no place in the cluster at the moment; a login waits, and a session is told of again with the next view.
             let again_tick = self.links.tick + ticks(ASK_AGAIN_MS);
-            if let Some(waiting) = self.directory.registrations.at(conn.slot)
-                && (waiting.generation, waiting.user) == (conn.generation, user)
-            {
+            if let Some(waiting) = self.directory.registrations.at(conn.slot).filter(|_| asked) {
                 waiting.again_tick = Some(again_tick);
             }
             return;
         }
-        let waited = self.directory.registrations.take(conn.slot, conn.generation, user).is_some();
-        let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user);
+        let waited = asked && self.directory.registrations.take(conn.slot, conn.generation, user).is_some();
+        let is_home = matches!(self.home(user), Home::There { node: home, .. } if home == node);
+        let session = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open && conn.user == user);
+        let open = is_home && session.is_some();
         if waited || open {
             self.close(conn.slot, CloseReason::Overloaded);
         }
@@ -176,7 +194,7 @@ impl Shard {
 
     /// Another node tells of a session of a user whose home this is; session 0 asks for a new one.
     pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str) {
-        let RemoteSession { node, shard, conn, user, session } = at;
+        let RemoteSession { node, shard, conn, user, session, .. } = at;
         let seat = Seat { shard, conn };
         if !self.serving {
             self.links.stats.fenced.add(1);
@@ -184,7 +202,16 @@ impl Shard {
             return self.answer_at(node, shard, &FarRecord::RegisterRefused { seat, user, code });
         }
         let new = session == 0;
-        let session = if new { self.next_session(user, device) } else { session };
+        // A login that was asked for here before, when this was its home too: it has a session then, or was opened elsewhere meanwhile.
+        let before = self.session_at(user, node, seat);
+        if let Some(before) = before.filter(|before| !new && *before != session) {
+            self.presence_logout(user, before);
+        }
+        let session = match before {
+            Some(before) if new => before,
+            _ if new => self.next_session(user, device),
+            _ => session,
+        };
         // A session that is told of again may be known already, in another place.
         let known = self.presence.sessions(user).iter().find(|entry| entry.session == session).map(|entry| entry.slot);
         let refused = FarRecord::RegisterRefused { seat, user, code: Code::Overloaded.as_u16() };
@@ -228,6 +255,15 @@ impl Shard {
             self.redeliver_to(user, slot);
         }
         self.look_after(user);
+    }
+
+    /// The session of a user that is known to be in a seat of another node.
+    fn session_at(&self, user: u64, node: NodeKey, seat: Seat) -> Option<u64> {
+        let at = |slot| self.directory.remotes.get(slot);
+        let is_there =
+            |remote: &RemoteSession| (remote.node, remote.shard, remote.conn) == (node, seat.shard, seat.conn);
+        let sessions = self.presence.sessions(user).iter();
+        sessions.filter(|entry| at(entry.slot).is_some_and(is_there)).map(|entry| entry.session).next()
     }
 
     fn answer_at(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) {

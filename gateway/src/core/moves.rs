@@ -49,7 +49,8 @@ impl Shard {
         self.directory.unsettled = true;
         self.directory.routing = Some(next.clone());
         // What was not told of to the end has to be told of as a whole.
-        let known = before.clone().filter(|_| !reborn && self.directory.walk.is_none());
+        let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
+        let known = before.clone().filter(|_| !reborn && told);
         self.directory.walk = Some(Walk { before: known, step: WalkStep::Sessions { slot: 0 } });
         self.directory.before = before.clone().filter(|_| !reborn && settled);
         match &before {
@@ -94,7 +95,8 @@ impl Shard {
         let step = match step {
             WalkStep::Sessions { slot } => self.register_some(&routing, before.as_deref(), slot),
             WalkStep::Inboxes { users } => self.transfer_some(users),
-            WalkStep::Remotes { from } => self.forget_some(&routing, from),
+            WalkStep::Remotes { from } => Some(self.forget_all_past(&routing, from)),
+            WalkStep::Sweep { from } => self.forget_some(&routing, from).map(|from| WalkStep::Sweep { from }),
             WalkStep::Settled { shards } => self.say_settled(&routing, shards),
         };
         let more = step.is_some();
@@ -232,11 +234,23 @@ impl Shard {
         }
     }
 
-    /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone.
-    fn forget_some(&mut self, routing: &Routing, from: usize) -> Option<WalkStep> {
+    fn forget_all_past(&mut self, routing: &Routing, from: usize) -> WalkStep {
+        if let Some(from) = self.forget_some(routing, from) {
+            return WalkStep::Remotes { from };
+        }
+        let shards = routing.others().flat_map(|member| (0..member.shards).map(|shard| (member.key, shard as u16)));
+        WalkStep::Settled { shards: shards.collect() }
+    }
+
+    /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone. Returns where to go on.
+    ///
+    /// A node that is ahead of this one tells of sessions for a view that comes here later: those have to be kept, or nobody will know them.
+    fn forget_some(&mut self, routing: &Routing, from: usize) -> Option<usize> {
         let mut slots = Vec::new();
+        let settling = &self.directory.settling;
         let wanted = |remote: &crate::directory::RemoteSession| {
-            routing.home(remote.user) != Home::Here || routing.member(remote.node).is_none()
+            routing.member(remote.node).is_none()
+                || (routing.home(remote.user) != Home::Here && settling.is_past(remote))
         };
         let next = self.directory.remotes.find(from, WALK_STEPS as usize, wanted, &mut slots);
         for slot in slots {
@@ -248,11 +262,7 @@ impl Shard {
                 self.presence_logout(remote.user, remote.session);
             }
         }
-        if let Some(from) = next {
-            return Some(WalkStep::Remotes { from });
-        }
-        let shards = routing.others().flat_map(|member| (0..member.shards).map(|shard| (member.key, shard as u16)));
-        Some(WalkStep::Settled { shards: shards.collect() })
+        next
     }
 
     fn say_settled(&mut self, routing: &Routing, mut shards: Vec<(NodeKey, u16)>) -> Option<WalkStep> {
@@ -263,7 +273,7 @@ impl Shard {
             }
             shards.pop();
         }
-        None
+        self.directory.settling.is_settled().then_some(WalkStep::Sweep { from: 0 })
     }
 
     /// Ends the wait for other nodes if it is over; those for whom nobody has registered a session are offline then.
@@ -275,6 +285,10 @@ impl Shard {
             return;
         }
         self.directory.before = None;
+        let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
+        if told && self.directory.routing.is_some() {
+            self.directory.walk = Some(Walk { before: None, step: WalkStep::Sweep { from: 0 } });
+        }
         self.directory.early_acks.clear();
         for user in std::mem::take(&mut self.directory.orphans) {
             if !self.presence.sessions(user).is_empty() {

@@ -21,6 +21,8 @@ pub(crate) struct RemoteSession {
     pub(crate) conn: ConnId,
     pub(crate) user: u64,
     pub(crate) session: u64,
+    /// Its place among all that this shard was told of, modulo 2^32; given by [`RemoteSessions::add`].
+    pub(crate) told: u32,
 }
 
 /// All of them, numbered like slots so that presence needs no more room for them.
@@ -29,23 +31,33 @@ pub(crate) struct RemoteSessions {
     sessions: Vec<Option<RemoteSession>>,
     free: Vec<u32>,
     sessions_max: usize,
+    /// Sessions added so far, modulo 2^32.
+    told: u32,
 }
 
 impl RemoteSessions {
     /// Room for `sessions_max` sessions, at most 2^31.
     pub(crate) fn new(sessions_max: usize) -> Self {
-        RemoteSessions { sessions: Vec::new(), free: Vec::new(), sessions_max: sessions_max.min(REMOTE as usize) }
+        RemoteSessions {
+            sessions: Vec::new(),
+            free: Vec::new(),
+            sessions_max: sessions_max.min(REMOTE as usize),
+            told: 0,
+        }
     }
 
     /// Adds one. Returns the slot number for presence, or `None` when there is no room.
     pub(crate) fn add(&mut self, session: RemoteSession) -> Option<u32> {
+        let session = RemoteSession { told: self.told, ..session };
         if let Some(index) = self.free.pop() {
+            self.told = self.told.wrapping_add(1);
             self.sessions[index as usize] = Some(session);
             return Some(REMOTE | index);
         }
         if self.sessions.len() >= self.sessions_max {
             return None;
         }
+        self.told = self.told.wrapping_add(1);
         self.sessions.push(Some(session));
         Some(REMOTE | (self.sessions.len() - 1) as u32)
     }
@@ -88,6 +100,11 @@ impl RemoteSessions {
         (end < self.sessions.len()).then_some(end)
     }
 
+    /// How many sessions have been added, modulo 2^32: those with a lower [`RemoteSession::told`] came before this moment.
+    pub(crate) fn told(&self) -> u32 {
+        self.told
+    }
+
     /// Sessions held.
     pub(crate) fn len(&self) -> usize {
         self.sessions.len() - self.free.len()
@@ -112,6 +129,7 @@ mod tests {
             conn: ConnId { slot: 7, generation: 1 },
             user,
             session: user * 10,
+            told: 0,
         }
     }
 
@@ -145,7 +163,7 @@ mod tests {
             let mut model: BTreeMap<u32, RemoteSession> = BTreeMap::new();
             for (number, (add, pick)) in acts.into_iter().enumerate() {
                 if add {
-                    let new = session(number as u64, 1);
+                    let new = RemoteSession { told: remotes.told(), ..session(number as u64, 1) };
                     match remotes.add(new) {
                         Some(slot) => prop_assert_eq!(model.insert(slot, new), None),
                         None => prop_assert_eq!(model.len(), 8),

@@ -1,6 +1,7 @@
 //! After a change of the view a new home shard waits for the others: each shard of each other node says when it has registered all of its
 //! sessions whose home moved. Then a user who is unknown here is offline; before that nobody can tell.
 
+use super::remote::RemoteSession;
 use super::routing::{NodeKey, Routing};
 use hashbrown::HashMap;
 
@@ -8,8 +9,9 @@ use hashbrown::HashMap;
 #[derive(Debug)]
 pub(crate) struct Settling {
     digest: u64,
-    /// The view for which each shard of each node has last said so. Word may come before the view itself does.
-    said: HashMap<(NodeKey, u16), u64>,
+    /// The view for which each shard of each node has last said so, and how many sessions had been told of by then. Word may come before the
+    /// view itself does.
+    said: HashMap<(NodeKey, u16), (u64, u32)>,
     /// When the wait is over in any case; 0 when nobody is waited for.
     deadline_tick: u32,
     settled: bool,
@@ -30,20 +32,32 @@ impl Settling {
         self.look(routing);
     }
 
-    /// A shard of another node has registered everything for the view with this digest.
-    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64) {
+    /// A shard of another node has registered everything for the view with this digest; `told` as of [`RemoteSessions::told`]. Whether the wait
+    /// is over, so that there may be something to forget: with this word, or before it, when it came late.
+    ///
+    /// [`RemoteSessions::told`]: super::RemoteSessions::told
+    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64, told: u32) -> bool {
         // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's next view brings another.
         let known = routing.member(node).is_some_and(|member| u32::from(shard) < member.shards);
         if known {
-            self.said.insert((node, shard), digest);
+            self.said.insert((node, shard), (digest, told));
             self.look(routing);
         }
+        known && self.settled && digest == self.digest
     }
 
     /// Whether an unknown user is offline.
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
+    }
+
+    /// Whether a session was told of before its shard had the present view. If this node is not its home in that view, it is not its to know.
+    /// One told of since may belong to a view that has not come here.
+    pub(crate) fn is_past(&self, session: &RemoteSession) -> bool {
+        self.said.get(&(session.node, session.shard)).is_some_and(|(digest, told)| {
+            *digest == self.digest && told.wrapping_sub(session.told).wrapping_sub(1) < u32::MAX / 2
+        })
     }
 
     /// Lets time pass. True when the wait has just ended without word from all.
@@ -54,7 +68,7 @@ impl Settling {
     }
 
     fn look(&mut self, routing: &Routing) {
-        let has_said = |node, shard| self.said.get(&(node, shard)) == Some(&self.digest);
+        let has_said = |node, shard| self.said.get(&(node, shard)).is_some_and(|(digest, _)| *digest == self.digest);
         let all = routing.others().all(|member| (0..member.shards).all(|shard| has_said(member.key, shard as u16)));
         self.settled |= all;
     }
@@ -80,11 +94,27 @@ mod tests {
         for node in ["b", "c"] {
             for shard in 0..4 {
                 assert!(!settling.is_settled());
-                settling.said(&routing, key_of(node, 1), shard, routing.digest());
+                settling.said(&routing, key_of(node, 1), shard, routing.digest(), 0);
             }
         }
         assert!(settling.is_settled());
         assert!(!settling.expire(1_000), "it had ended before");
+    }
+
+    #[test]
+    fn what_was_told_after_word_for_this_view_may_be_for_a_later_one() {
+        let routing = routing(&[("a", 1), ("b", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&routing, 100);
+        let conn = crate::io::ConnId { slot: 1, generation: 1 };
+        let session = |shard, told| RemoteSession { node: key_of("b", 1), shard, conn, user: 1, session: 1, told };
+        assert!(!settling.is_past(&session(2, 0)), "nothing was said");
+        settling.said(&routing, key_of("b", 1), 2, routing.digest(), 7);
+        assert!(settling.is_past(&session(2, 6)) && settling.is_past(&session(2, u32::MAX)));
+        assert!(!settling.is_past(&session(2, 7)) && !settling.is_past(&session(2, 8)));
+        assert!(!settling.is_past(&session(1, 6)), "another shard has not said so");
+        settling.said(&routing, key_of("b", 1), 2, routing.digest() ^ 1, 9);
+        assert!(!settling.is_past(&session(2, 6)), "that shard has another view");
     }
 
     #[test]
@@ -94,7 +124,7 @@ mod tests {
         let mut settling = Settling::new();
         settling.begin(&before, 100);
         for shard in 0..4 {
-            settling.said(&before, key_of("b", 1), shard, after.digest());
+            settling.said(&before, key_of("b", 1), shard, after.digest(), 0);
         }
         assert!(!settling.is_settled());
         settling.begin(&after, 100);
@@ -106,8 +136,8 @@ mod tests {
         let routing = routing(&[("a", 1), ("b", 1)]);
         let mut settling = Settling::new();
         settling.begin(&routing, 100);
-        settling.said(&routing, key_of("b", 2), 0, routing.digest());
-        settling.said(&routing, key_of("b", 1), 4, routing.digest());
+        settling.said(&routing, key_of("b", 2), 0, routing.digest(), 0);
+        settling.said(&routing, key_of("b", 1), 4, routing.digest(), 0);
         assert!(settling.said.is_empty(), "neither another incarnation nor a shard that is not there is kept");
         assert!(!settling.expire(99));
         assert!(settling.expire(100) && settling.is_settled());

@@ -522,6 +522,11 @@ impl Acceptor {
         error
     }
 
+    /// The incarnation this side says it is.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.machine.me.incarnation
+    }
+
     /// What the dialer asks for, if it has proved itself and was not answered yet.
     pub(crate) fn claim(&self) -> Option<&Claim> {
         match &self.state {

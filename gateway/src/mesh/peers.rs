@@ -13,7 +13,9 @@ use super::handshake::{
     Acceptor, AcceptorStep, ClusterSecret, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
     Identity, Versions,
 };
-use super::link::{HEARTBEAT_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing, RECONNECT_MS_MAX, Resumed};
+use super::link::{
+    DEAD_AFTER_MS, HEARTBEAT_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing, RECONNECT_MS_MAX, Resumed,
+};
 use super::wire::{NONCE_BYTES, Record, goodbye};
 use crate::directory::{NodeKey, Routing};
 use hashbrown::HashMap;
@@ -24,6 +26,8 @@ use std::net::SocketAddr;
 pub(crate) const HANDSHAKES_MAX: usize = 64;
 /// Connections of the mesh a shard has slots for: links, those that take their place, and handshakes.
 pub(crate) const CONNECTIONS_MAX: u32 = 256;
+/// A link that is down for so long takes no more messages.
+const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
 /// A peer that said so within this time treats this node as live.
 const ANSWER_FRESH_MS: u64 = 2 * HEARTBEAT_MS;
 
@@ -46,6 +50,8 @@ pub(crate) enum FarError {
     Unknown,
     /// The link, or all links together, hold as much as they may.
     Full,
+    /// The link has been down for a while: messages are refused rather than kept for a time that nobody knows.
+    Unreachable,
     /// The record is longer than any link takes.
     TooLong,
 }
@@ -128,6 +134,9 @@ struct PeerLink {
     counted: usize,
     /// Its peer is known no more.
     dead: bool,
+    /// Since when it has been down, and whether that is long.
+    down_ms: Option<u64>,
+    unreachable: bool,
 }
 
 /// How far a connection is.
@@ -188,6 +197,8 @@ pub(crate) struct Mesh {
     closing: Vec<u32>,
     /// Nodes that live on and have lost a stream.
     restarted: Vec<NodeKey>,
+    /// Nodes that were found in a later life than is known, for the control thread.
+    later: Vec<(Box<str>, u64)>,
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
     past: LinkStats,
@@ -208,6 +219,7 @@ impl Mesh {
             ended: VecDeque::new(),
             closing: Vec::new(),
             restarted: Vec::new(),
+            later: Vec::new(),
             failed: HashMap::new(),
             past: LinkStats::default(),
         }
@@ -254,6 +266,8 @@ impl Mesh {
                 state: LinkState::Down { retry_ms: now_ms },
                 counted: 0,
                 dead: false,
+                down_ms: Some(now_ms),
+                unreachable: false,
             };
             let id = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.links.push(None);
@@ -405,7 +419,10 @@ impl Mesh {
                 let id = *link;
                 match dialer.received(bytes, &mut wire.out) {
                     Ok(DialerStep::More) => Step::Wait,
-                    Ok(DialerStep::Done { established, consumed }) => self.up(slot, id, &established, now_ms, consumed),
+                    Ok(DialerStep::Done { established, consumed }) => match self.later_life(id, &established) {
+                        Some(error) => self.refused(slot, &error),
+                        None => self.up(slot, id, &established, now_ms, consumed),
+                    },
                     Err(error) => self.refused(slot, &error),
                 }
             }
@@ -421,9 +438,18 @@ impl Mesh {
             return Step::Refused;
         };
         let Some(claim) = acceptor.claim().cloned() else { return self.refused(slot, &HandshakeError::OutOfTurn) };
+        // It may have waited in a socket, or for its turn at another shard, while this node was fenced.
+        if acceptor.incarnation() != self.life {
+            let (name, known, incarnation) = (self.config.node.clone(), acceptor.incarnation(), self.life);
+            let error = acceptor.refuse(HandshakeError::LaterIncarnation { name, known, incarnation }, out);
+            return self.refused(slot, &error);
+        }
         // A later life than the view has is not known yet: it is refused as unknown, comes again, and is known by then.
         let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation);
         let Some(peer) = known else {
+            if self.peers.iter().any(|peer| *peer.name == *claim.peer) {
+                self.later.push((claim.peer.as_str().into(), claim.incarnation));
+            }
             let error = acceptor.refuse(HandshakeError::UnknownName { name: claim.peer }, out);
             return self.refused(slot, &error);
         };
@@ -454,6 +480,19 @@ impl Mesh {
         }
     }
 
+    /// Whether the node that was dialed is in a later life than the one its link is for. What the two would tell each other belongs to
+    /// different nodes then; the control thread hears of it, and a new view brings a new link.
+    fn later_life(&mut self, id: u32, established: &Established) -> Option<HandshakeError> {
+        let node = self.links[id as usize].as_ref()?.peer;
+        let peer = self.peers.iter().find(|peer| peer.key == node)?;
+        let incarnation = established.peer_incarnation;
+        if peer.life >= incarnation {
+            return None;
+        }
+        self.later.push((peer.name.clone(), incarnation));
+        Some(HandshakeError::LaterIncarnation { name: peer.name.clone().into(), known: peer.life, incarnation })
+    }
+
     fn up(&mut self, slot: u32, id: u32, established: &Established, now_ms: u64, consumed: usize) -> Step {
         let Some(link) = self.links[id as usize].as_mut().filter(|link| !link.dead) else {
             self.end_wire(slot);
@@ -465,6 +504,7 @@ impl Mesh {
         match resumed {
             Ok(resumed) => {
                 link.state = LinkState::Wired { slot };
+                link.unreachable = false;
                 if let Some(wire) = self.wires.get_mut(&slot) {
                     wire.stage = Stage::Up { link: id };
                 }
@@ -682,8 +722,13 @@ impl Mesh {
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         let id = peer.links[usize::from(*at)];
         let link = self.links[id as usize].as_mut().ok_or(FarError::Unknown)?;
-        if self.bytes + record.encoded_len() > self.config.bytes_max && !record.is_control() {
-            return Err(FarError::Full);
+        if !record.is_control() {
+            if link.unreachable {
+                return Err(FarError::Unreachable);
+            }
+            if self.bytes + record.encoded_len() > self.config.bytes_max {
+                return Err(FarError::Full);
+            }
         }
         link.link.queue(record).map_err(|full| match full {
             LinkFull::Bytes => FarError::Full,
@@ -696,6 +741,13 @@ impl Mesh {
             LinkState::Wired { slot } => Some(slot),
             LinkState::Down { .. } | LinkState::Dialing => None,
         })
+    }
+
+    /// Whether the link to a shard of a node has been down for long.
+    pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.key == node);
+        let at = peer.and_then(|peer| Some(peer.links[usize::from(*peer.by_shard.get(usize::from(shard))?)]));
+        at.and_then(|id| self.links[id as usize].as_ref()).is_some_and(|link| link.unreachable)
     }
 
     /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be slowed.
@@ -799,9 +851,18 @@ impl Mesh {
         !self.ended.is_empty()
     }
 
-    /// What the control thread should know, each half a second or when it changes.
+    /// What the control thread should know, each half a second or when it changes. Finds out which links are down for long.
     pub(crate) fn tidings(&mut self, now_ms: u64) -> Vec<Tiding> {
-        let mut tidings = Vec::new();
+        for link in self.links.iter_mut().flatten() {
+            if link.link.is_connected() {
+                link.down_ms = None;
+            } else {
+                link.down_ms.get_or_insert(now_ms);
+            }
+            link.unreachable = link.down_ms.is_some_and(|since_ms| now_ms >= since_ms + UNREACHABLE_MS);
+        }
+        let later = self.later.drain(..).map(|(node, incarnation)| Tiding::Heard { node, incarnation });
+        let mut tidings: Vec<Tiding> = later.collect();
         let mut answered = false;
         for peer in &mut self.peers {
             let links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());

@@ -126,7 +126,7 @@ impl Ledger {
 }
 
 /// A payload that says what it is, of at least [`PAYLOAD_BYTES`].
-pub(super) fn payload(from: u64, to: u64, id: u64, padding: usize) -> Vec<u8> {
+pub(in crate::simulation) fn payload(from: u64, to: u64, id: u64, padding: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PAYLOAD_BYTES + padding);
     for word in [from, to, id, padding as u64, !id] {
         bytes.extend_from_slice(&word.to_be_bytes());
@@ -138,7 +138,7 @@ pub(super) fn payload(from: u64, to: u64, id: u64, padding: usize) -> Vec<u8> {
 }
 
 /// Returns the id in a payload; panics when a bit of it has changed.
-fn check_payload(bytes: &[u8]) -> u64 {
+pub(in crate::simulation) fn check_payload(bytes: &[u8]) -> u64 {
     let (body, sum) = bytes.split_last_chunk::<8>().expect("a payload shorter than any sent");
     assert_eq!(checksum(body), u64::from_be_bytes(*sum), "a payload was damaged");
     u64::from_be_bytes(body[16..24].try_into().expect("eight bytes"))

@@ -10,6 +10,7 @@
 //! - no shard sleeps while there is something for it to do; nothing is left of connections that are gone (`node`);
 //! - every connection and every message is counted once (here).
 
+mod cluster;
 mod crowd;
 mod ledger;
 mod node;
@@ -24,7 +25,7 @@ use crate::io::sim::{Faults, Rng, SharedWorld, World};
 use crate::metrics::ShardStats;
 use crate::reason::CloseReason;
 use crowd::Crowd;
-use node::Node;
+use node::{Node, NodeConfig};
 use planted::with_planted;
 use scenario::{Ending, Scenario};
 use std::cell::RefCell;
@@ -41,7 +42,7 @@ const STEPS_MAX: u64 = 20_000_000;
 /// Virtual time after the clients have gone, within which nothing may be left of them: lingering closes, timers, ticks.
 const AFTERMATH_US: u64 = 5_000_000;
 /// Seeds that do not hold before no more are tried.
-const FAILURES_MAX: usize = 20;
+const FAILURES_MAX: usize = 2000;
 
 /// What a run came to.
 #[derive(Debug, Default)]
@@ -70,9 +71,18 @@ impl Run {
         let shards = usize::from(scenario.shards);
         let world = World::new(seed, faults, shards, scenario.listeners, &scenario.limits, print);
         let world = Rc::new(RefCell::new(world));
+        let node = NodeConfig {
+            seed,
+            name: "simulated".to_owned(),
+            first_ring: 0,
+            shards: scenario.shards,
+            listeners: scenario.listeners,
+            limits: scenario.limits.clone(),
+            cluster: None,
+        };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),
-            node: Node::new(&scenario, &world),
+            node: Node::new(node, &world),
             crowd: Crowd::new(&scenario, &world),
             world,
             scenario,
@@ -136,6 +146,9 @@ impl Run {
         let parts = self.rng.within(1, 4);
         for _ in 0..parts {
             self.run_for(self.scenario.active_ms / parts);
+            if self.scenario.drains {
+                self.drain_for_a_while();
+            }
             let user = self.crowd.some_user();
             let shard = home_shard(user, self.scenario.shards.into()) as usize;
             let (answer, answered) = oneshot::channel();
@@ -150,10 +163,31 @@ impl Run {
         }
     }
 
+    /// A drain that is called off; the shards hear of both one after the other. One in the middle of the traffic may last until the end.
+    fn drain_for_a_while(&mut self) {
+        const APART_MS_MAX: u64 = 40;
+        self.crowd.draining = true;
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Control::Drain { ends: false });
+            let apart_ms = self.rng.within(0, APART_MS_MAX);
+            self.run_for(apart_ms);
+        }
+        let lasting_ms = self.rng.within(0, 2 * self.scenario.limits.drain_ms);
+        self.run_for(lasting_ms);
+        if self.scenario.ending == Ending::DrainBusy && self.rng.chance(300) {
+            return;
+        }
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Control::Resume);
+            let apart_ms = self.rng.within(0, APART_MS_MAX);
+            self.run_for(apart_ms);
+        }
+    }
+
     fn drain(&mut self) {
         self.crowd.draining = true;
         for shard in 0..self.node.shards() {
-            self.node.request(shard, Control::Drain);
+            self.node.request(shard, Control::Drain { ends: true });
         }
         let end_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000;
         self.run_until(end_us, |run| run.node.over());
@@ -238,17 +272,25 @@ impl Run {
     }
 }
 
-/// Runs one seed; the error is what was violated.
-fn run(seed: u64, print: bool) -> Result<Report, String> {
-    catch_unwind(AssertUnwindSafe(|| Run::new(seed, print).whole())).map_err(|panic| {
+/// What a run came to; the error is what was violated.
+fn outcome(run: impl FnOnce() -> Report) -> Result<Report, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
             .unwrap_or_else(|| "a panic".to_owned())
     })
 }
 
-/// Runs many seeds on all cores; panics if some do not hold, and returns what all of them came to.
-fn run_many(seeds: std::ops::Range<u64>) -> BTreeMap<String, u64> {
+/// Runs one seed of the one-node simulation.
+fn run(seed: u64, print: bool) -> Result<Report, String> {
+    outcome(|| Run::new(seed, print).whole())
+}
+
+/// Runs many seeds on all cores; returns what all of them came to, and those that do not hold.
+fn run_many(
+    seeds: std::ops::Range<u64>,
+    run: impl Fn(u64) -> Result<Report, String> + Sync,
+) -> (BTreeMap<String, u64>, Vec<(u64, String)>) {
     let next = AtomicU64::new(seeds.start);
     let counts = Mutex::new(BTreeMap::<String, u64>::new());
     let failures = Mutex::new(Vec::new());
@@ -261,7 +303,7 @@ fn run_many(seeds: std::ops::Range<u64>) -> BTreeMap<String, u64> {
                     if seed >= seeds.end || failures.lock().unwrap().len() >= FAILURES_MAX {
                         break;
                     }
-                    match run(seed, false) {
+                    match run(seed) {
                         Ok(report) => {
                             let mut counts = counts.lock().unwrap();
                             for (name, count) in report.counts {
@@ -276,15 +318,41 @@ fn run_many(seeds: std::ops::Range<u64>) -> BTreeMap<String, u64> {
     });
     let mut failures = failures.into_inner().unwrap();
     failures.sort();
+    (counts.into_inner().unwrap(), failures)
+}
+
+/// Replays the seed that the environment variable names, or tries the first 200, or as many as the variable with an S behind says. Panics if one
+/// does not hold, or if something that must occur did not.
+fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Sync, must_occur: &[&str]) {
+    if let Some(seed) = number_from(variable) {
+        // What the node logs is a part of what happens.
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .with_test_writer();
+        match tracing::subscriber::with_default(log.finish(), || outcome(|| run(seed, true))) {
+            Ok(report) => println!("seed {seed} holds: {report:#?}"),
+            Err(violation) => panic!("seed {seed}: {violation}"),
+        }
+        return;
+    }
+    let seeds = number_from(&format!("{variable}S")).unwrap_or(200);
+    let (counts, failures) = run_many(0..seeds, |seed| outcome(|| run(seed, false)));
     let lines: Vec<String> = failures.iter().map(|(seed, violation)| format!("seed {seed}: {violation}")).collect();
     if let Some((seed, _)) = failures.first() {
         panic!(
-            "{}\nReplay the first with\n\
-             TRUNKLINE_SIM_SEED={seed} cargo test -p trunkline-gateway --lib simulation_holds -- --nocapture",
+            "{}\nReplay the first with\n{variable}={seed} cargo test -p trunkline-gateway --lib {test} -- --nocapture",
             lines.join("\n")
         );
     }
-    counts.into_inner().unwrap()
+    for (name, count) in &counts {
+        println!("{count:>10} {name}");
+    }
+    for name in must_occur {
+        assert!(counts.get(*name).is_some_and(|count| *count > 0), "no seed met: {name}");
+    }
 }
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -305,6 +373,7 @@ const MUST_OCCUR: &[&str] = &[
     "resets",
     "slots used again",
     "trunkline_ring_short_sends_total{}",
+    "trunkline_sessions_drained_total{}",
     "trunkline_redeliveries_total{}",
     "trunkline_reads_paused_total{}",
     "trunkline_sent_to_gone_sender_total{}",
@@ -350,20 +419,7 @@ const MUST_OCCUR: &[&str] = &[
 
 #[test]
 fn simulation_holds_for_200_seeds() {
-    if let Some(seed) = number_from("TRUNKLINE_SIM_SEED") {
-        match run(seed, true) {
-            Ok(report) => println!("seed {seed} holds: {report:#?}"),
-            Err(violation) => panic!("seed {seed}: {violation}"),
-        }
-        return;
-    }
-    let counts = run_many(0..number_from("TRUNKLINE_SIM_SEEDS").unwrap_or(200));
-    for (name, count) in &counts {
-        println!("{count:>10} {name}");
-    }
-    for name in MUST_OCCUR {
-        assert!(counts.get(*name).is_some_and(|count| *count > 0), "no seed met: {name}");
-    }
+    try_seeds("TRUNKLINE_SIM_SEED", "simulation_holds", |seed, print| Run::new(seed, print).whole(), MUST_OCCUR);
 }
 
 #[test]

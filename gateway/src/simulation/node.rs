@@ -1,12 +1,12 @@
-//! The node under test: its shards, turned as the loop in `crate::shard` turns them.
+//! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
-use super::scenario::Scenario;
 use crate::auth::Auth;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
-use crate::core::{Core, ShardConfig};
+use crate::core::{Core, ShardCluster, ShardConfig};
 use crate::io::HandoverToken;
 use crate::io::sim::{Rng, SharedWorld, SimIo};
+use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
 use crate::waker::Waker;
@@ -37,8 +37,22 @@ struct Seat {
     signalled: bool,
 }
 
+/// What a node is made of.
+pub(super) struct NodeConfig {
+    pub(super) seed: u64,
+    pub(super) name: String,
+    /// Its rings in the world: this one and those that follow.
+    pub(super) first_ring: usize,
+    pub(super) shards: u16,
+    pub(super) listeners: u16,
+    pub(super) limits: Limits,
+    /// How it takes part in a cluster; its first shard has one listener more then.
+    pub(super) cluster: Option<ShardCluster>,
+}
+
 pub(super) struct Node {
     world: SharedWorld,
+    first_ring: usize,
     rng: Rng,
     seats: Vec<Seat>,
     mailboxes: Mailboxes,
@@ -47,30 +61,32 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(scenario: &Scenario, world: &SharedWorld) -> Self {
-        let mail = mailboxes(scenario.shards);
-        let seats = (0..scenario.shards).map(|shard| {
+    pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, cluster } = config;
+        let mail = mailboxes(shards);
+        let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
             let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
             let config = ShardConfig {
                 shard,
-                shards: scenario.shards,
-                node: "simulated".to_owned(),
-                limits: scenario.limits.clone(),
+                shards,
+                node: name.clone(),
+                limits: limits.clone(),
                 auth: Arc::new(Auth::Open),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
                 placement: Placement::Accept,
-                cluster: None,
+                cluster: cluster.clone().map(|cluster| ShardCluster { listens: shard == 0, ..cluster }),
             };
-            let io = SimIo::new(world.clone(), 0, shard);
-            let core = Core::new(io, config, port.clone(), scenario.listeners);
+            let io = SimIo::new(world.clone(), first_ring, shard);
+            let core = Core::new(io, config, port.clone(), listeners);
             Seat { core, port, stats, rest: Rest::Ring { until_us: 0 }, busy_until_us: 0, signalled: false }
         });
         Node {
             world: world.clone(),
-            rng: Rng::new(scenario.seed ^ 0x0DE0_5EA7),
+            first_ring,
+            rng: Rng::new(seed ^ 0x0DE0_5EA7),
             seats: seats.collect(),
             stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
@@ -85,13 +101,22 @@ impl Node {
         self.seats.iter().map(|seat| &*seat.stats)
     }
 
-    /// Puts a request to a shard, as the control thread does.
-    pub(super) fn request(&mut self, shard: usize, request: Control) {
+    /// Puts a request to a shard, as the control thread does. False when its queue is full.
+    pub(super) fn request(&mut self, shard: usize, request: Control) -> bool {
         let seat = &mut self.seats[shard];
-        // A full queue is the control thread's to deal with: the caller gets a 503.
-        if seat.port.send(request).is_ok() {
-            seat.signalled = true;
-        }
+        let taken = seat.port.send(request).is_ok();
+        seat.signalled |= taken;
+        taken
+    }
+
+    fn ring(&self, shard: usize) -> usize {
+        self.first_ring + shard
+    }
+
+    /// Device and session id of each session of a user, as a shard knows them.
+    pub(super) fn sessions(&self, shard: usize, user: u64) -> impl Iterator<Item = (String, u64)> {
+        let sessions = self.seats[shard].core.shard.presence.sessions(user).iter();
+        sessions.map(|entry| (entry.device().to_owned(), entry.session))
     }
 
     /// Whether every shard's loop has returned.
@@ -106,7 +131,7 @@ impl Node {
 
     fn turn_due_us(&self, shard: usize) -> Option<u64> {
         let Seat { rest, busy_until_us, signalled, .. } = &self.seats[shard];
-        let completions = self.world.borrow().completions(shard) > 0;
+        let completions = self.world.borrow().completions(self.ring(shard)) > 0;
         match *rest {
             Rest::Over => None,
             _ if completions => Some(*busy_until_us),
@@ -128,9 +153,10 @@ impl Node {
     }
 
     fn turn(&mut self, shard: usize, now_us: u64) {
+        let ring = self.ring(shard);
         let seat = &mut self.seats[shard];
         seat.signalled = false;
-        self.world.borrow_mut().note("turn", shard as u64, 0);
+        self.world.borrow_mut().note("turn", ring as u64, 0);
         let worked = seat.core.turn(RING_WAIT_MICROS);
         seat.busy_until_us = now_us + self.rng.within(1, 30);
         if seat.core.finished() {
@@ -144,7 +170,7 @@ impl Node {
                 seat.core.io.submit();
             }
         } else {
-            let unsubmitted = self.world.borrow().unsubmitted(shard);
+            let unsubmitted = self.world.borrow().unsubmitted(ring);
             assert_eq!(unsubmitted, 0, "shard {shard} went to sleep with submissions the kernel has not seen");
             seat.rest = Rest::Parked;
         }
@@ -167,7 +193,10 @@ impl Node {
     fn check_no_wake_was_lost(&self) {
         for (shard, seat) in self.seats.iter().enumerate() {
             if seat.rest == Rest::Parked && !seat.signalled && self.mailboxes[shard].len() > 0 {
-                let woken = self.world.borrow().completions(shard) > 0 || self.world.borrow().will_be_woken(shard);
+                let woken = {
+                    let (world, ring) = (self.world.borrow(), self.ring(shard));
+                    world.completions(ring) > 0 || world.will_be_woken(ring)
+                };
                 assert!(woken, "shard {shard} sleeps while its mailbox has letters and nobody wakes it");
             }
         }
@@ -178,7 +207,21 @@ impl Node {
         for (shard, seat) in self.seats.iter().enumerate() {
             let Seat { core, stats, .. } = seat;
             let state = &core.shard;
-            assert_eq!(state.links.slots.in_use(), 0, "shard {shard}: slots in use");
+            // Those to other nodes stay.
+            let nodes = state.mesh.as_ref().map_or(0, |mesh| mesh.connections());
+            assert_eq!(state.links.slots.in_use(), nodes, "shard {shard}: slots in use");
+            let directory = &state.directory;
+            let mut remotes = Vec::new();
+            directory.remotes.find(0, usize::MAX, |_| true, &mut remotes);
+            let remotes: Vec<_> = remotes.iter().map(|slot| directory.remotes.get(*slot)).collect();
+            assert!(remotes.is_empty(), "{} shard {shard}: sessions on other nodes: {remotes:?}", state.node);
+            assert_eq!(directory.registrations.len(), 0, "shard {shard}: logins that wait for their home");
+            assert_eq!(directory.sent_away.len(), 0, "shard {shard}: messages other nodes are to answer");
+            assert_eq!(directory.parked.bytes(), 0, "shard {shard}: messages that wait for a home");
+            assert_eq!(directory.redelivery.len(), 0, "shard {shard}: users to send to again");
+            assert!(directory.orphans.is_empty(), "shard {shard}: users nobody has told of");
+            assert!(directory.walk.is_none() && directory.settling.is_settled(), "shard {shard}: not settled");
+            assert_eq!(state.mesh.as_ref().map_or(0, |mesh| mesh.bytes()), 0, "shard {shard}: bytes for other nodes");
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
             assert_eq!(
@@ -196,16 +239,19 @@ impl Node {
                 assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
             }
             assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
-            assert_eq!(stats.hot.get(), 0, "shard {shard}: hot connections");
+            assert!(stats.hot.get() <= u64::from(nodes), "shard {shard}: hot connections");
+            assert_eq!(stats.mesh_misrouted.get(), 0, "shard {shard}: records for nobody");
             assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");
             assert_eq!(core.io.buffers_held(), 0, "shard {shard}: receive buffers not given back");
             if !stopped {
                 assert_eq!(state.arriving.len(), 0, "shard {shard}: arriving connections");
                 assert_eq!(state.outgoing.pending_bytes(), 0, "shard {shard}: bytes under way to other shards");
                 let world = self.world.borrow();
-                assert_eq!(world.slots_used(shard), 0, "shard {shard}: descriptors");
-                let buffers = usize::from(state.links.limits.recv_buffers);
-                assert_eq!(world.buffers_with_kernel(shard), buffers, "shard {shard}: receive buffers");
+                assert_eq!(world.slots_used(self.ring(shard)), nodes as usize, "shard {shard}: descriptors");
+                if nodes == 0 {
+                    let buffers = usize::from(state.links.limits.recv_buffers);
+                    assert_eq!(world.buffers_with_kernel(self.ring(shard)), buffers, "shard {shard}: receive buffers");
+                }
             }
         }
     }

@@ -149,7 +149,9 @@ impl Membership {
         match self.known.get_mut(node) {
             Some(known) if known.record.incarnation < incarnation => {
                 if out {
+                    // Nobody but a node that begins a new life comes with an incarnation that Redis has not told of.
                     known.record.incarnation = incarnation;
+                    known.record.life = 0;
                 }
                 self.wants_poll = true;
             }

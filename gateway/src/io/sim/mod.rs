@@ -12,6 +12,7 @@ mod socket;
 mod world;
 
 pub(crate) use faults::{Faults, Rng};
+pub(crate) use peers::Host;
 pub(crate) use world::World;
 
 use super::{BufId, Completion, ConnId, HandoverToken, Io, IoStats, Now, ReadOp, SendId};

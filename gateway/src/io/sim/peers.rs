@@ -39,6 +39,19 @@ impl World {
         self.places.push(Place { address, ring, listener: listener.into() });
     }
 
+    /// A simulated client connects to an address. `None` when it is refused at once; a host without power never answers.
+    pub(crate) fn connect_at(&mut self, address: SocketAddr, window: usize) -> Option<usize> {
+        let places = self.places.iter().filter(|place| place.address == address).copied();
+        let (open, closed): (Vec<Place>, Vec<Place>) =
+            places.partition(|place| !self.rings[place.ring].listeners[place.listener].closed);
+        let place = if open.is_empty() {
+            *closed.iter().find(|place| self.hosts[self.rings[place.ring].host].dark)?
+        } else {
+            *self.rng.pick(&open)
+        };
+        Some(self.connect_to(place.ring, place.listener, window))
+    }
+
     pub(super) fn start_dial(&mut self, ring: usize, token: u32, address: SocketAddr) {
         let give_up_us = self.now_us + GIVE_UP_US;
         self.tally.dials += 1;
@@ -204,6 +217,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether a host has no power.
+    pub(crate) fn is_dark(&self, host: usize) -> bool {
+        self.hosts[host].dark
     }
 
     /// The host has power again. Its kernel knows none of the connections it had.

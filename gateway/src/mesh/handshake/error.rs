@@ -46,6 +46,8 @@ pub(crate) enum HandshakeError {
     UnknownLink { link: u16, links: u16 },
     /// A later life of that node has been seen.
     StaleIncarnation { name: String, known: u64, incarnation: u64 },
+    /// The node that was dialed is in a later life than the view has.
+    LaterIncarnation { name: String, known: u64, incarnation: u64 },
     /// What came is not the mesh protocol.
     NotMesh,
     /// The first frame is longer than any Hello.
@@ -77,6 +79,7 @@ impl HandshakeError {
             HandshakeError::WrongDirection { .. } => 11,
             HandshakeError::UnknownName { .. } => 12,
             HandshakeError::UnknownLink { .. } => 13,
+            HandshakeError::LaterIncarnation { .. } => 14,
             HandshakeError::Refused { code, .. } => *code,
         }
     }
@@ -89,6 +92,7 @@ impl HandshakeError {
             HandshakeError::OwnName { .. } => "own_name",
             HandshakeError::UnexpectedName { .. } => "unexpected_name",
             HandshakeError::StaleIncarnation { .. } => "stale_incarnation",
+            HandshakeError::LaterIncarnation { .. } => "later_incarnation",
             HandshakeError::NotMesh => "not_mesh",
             HandshakeError::HelloTooLong { .. } => "hello_too_long",
             HandshakeError::Malformed(_) => "malformed",
@@ -150,6 +154,11 @@ impl fmt::Display for HandshakeError {
                 f,
                 "{name:?} came with incarnation {incarnation}, but {known} is known: an old process still runs, or two share the name; stop it \
                  or give it its own --node"
+            ),
+            HandshakeError::LaterIncarnation { name, known, incarnation } => write!(
+                f,
+                "{name:?} has come back as incarnation {incarnation}, but {known} is known here: the link follows with the next view; \
+                 if none comes, check that both nodes use the same --redis"
             ),
             HandshakeError::NotMesh => {
                 write!(

@@ -1,0 +1,394 @@
+//! The clients: devices that log in at any node, talk, wander off to another node and come back when their connection dies.
+
+use super::client::{Circumstances, Client, Delivered, Stage};
+use super::ledger::{Ledger, NewMessage};
+use super::scenario::Scenario;
+use crate::io::sim::{Rng, SharedWorld};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use trunkline_proto::{Header, Kind, Login, Outcome, VERSION, encode, encode_message, flags};
+
+/// A user id that no device has.
+const NOBODY: u64 = 999_999;
+const WINDOW_BYTES: usize = 65_536;
+/// A client that waits so long for its LOGIN_OK tries another node.
+const LOGIN_PATIENCE_US: u64 = 8_000_000;
+/// When all is well, a device does something about so often.
+const QUIET_PACE_US: u64 = 300_000;
+
+/// What a device does with a message that asks for an ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AckHabit {
+    Now,
+    Late,
+    Twice,
+    Never,
+}
+
+#[derive(Debug)]
+struct Device {
+    user: u64,
+    name: String,
+    acks: AckHabit,
+    /// Its connections, the latest last.
+    clients: Vec<usize>,
+    next_us: u64,
+}
+
+/// How much the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mood {
+    /// All they can think of.
+    Busy,
+    /// Heartbeats and ACKs, and a login where there is no session.
+    Quiet,
+    /// As quiet, and no logins.
+    Leaving,
+}
+
+pub(super) struct Crowd {
+    world: SharedWorld,
+    scenario: Scenario,
+    rng: Rng,
+    /// Where the nodes accept clients.
+    doors: Vec<SocketAddr>,
+    devices: Vec<Device>,
+    pub(super) clients: Vec<Client>,
+    by_socket: BTreeMap<usize, usize>,
+    pub(super) ledger: Ledger,
+    acks_due: BTreeMap<(u64, u64), (usize, Delivered)>,
+    ack_count: u64,
+    pub(super) mood: Mood,
+    /// When a user's home moved for the last time.
+    pub(super) homes_since_us: u64,
+}
+
+impl Crowd {
+    pub(super) fn new(scenario: &Scenario, world: &SharedWorld, doors: Vec<SocketAddr>) -> Self {
+        let mut rng = Rng::new(scenario.seed ^ 0x0C10_FFEE);
+        let mut devices = Vec::new();
+        for user in &scenario.users {
+            for number in 0..scenario.devices_per_user {
+                let name = if number == 0 { String::new() } else { format!("device-{number}") };
+                let acks = *rng.pick(&[AckHabit::Now, AckHabit::Now, AckHabit::Late, AckHabit::Twice, AckHabit::Never]);
+                devices.push(Device { user: *user, name, acks, clients: Vec::new(), next_us: rng.below(1_500_000) });
+            }
+        }
+        Crowd {
+            world: world.clone(),
+            scenario: scenario.clone(),
+            rng,
+            doors,
+            devices,
+            clients: Vec::new(),
+            by_socket: BTreeMap::new(),
+            ledger: Ledger::default(),
+            acks_due: BTreeMap::new(),
+            ack_count: 0,
+            mood: Mood::Busy,
+            homes_since_us: 0,
+        }
+    }
+
+    /// When some client does something next.
+    pub(super) fn next_due_us(&self) -> u64 {
+        let device = self.devices.iter().map(|device| device.next_us).min().unwrap_or(u64::MAX);
+        self.acks_due.first_key_value().map_or(device, |((due_us, _), _)| device.min(*due_us))
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.borrow().now_us()
+    }
+
+    /// Lets the clients whose time has come read, acknowledge and act.
+    pub(super) fn step(&mut self) {
+        let now_us = self.now_us();
+        let stirred = self.world.borrow_mut().take_stirred();
+        for socket in stirred {
+            let client = self.by_socket[&socket];
+            self.read(client);
+        }
+        while let Some(entry) = self.acks_due.first_entry()
+            && entry.key().0 <= now_us
+        {
+            let (client, delivered) = entry.remove();
+            self.acknowledge(client, delivered);
+        }
+        for device in 0..self.devices.len() {
+            if self.devices[device].next_us <= now_us {
+                let pace_us = if self.mood == Mood::Busy { self.scenario.pace_ms * 1_000 } else { QUIET_PACE_US };
+                self.devices[device].next_us = now_us + self.rng.within(1, 2 * pace_us);
+                self.act(device);
+            }
+        }
+    }
+
+    fn read(&mut self, index: usize) {
+        let now_us = self.now_us();
+        let client = &mut self.clients[index];
+        let read = self.world.borrow_mut().client_read(client.socket, usize::MAX);
+        let rivalled = self.devices[client.device].clients.len() > 1;
+        let around = Circumstances { now_us, homes_since_us: self.homes_since_us, rivalled };
+        let was = client.stage;
+        let to_acknowledge = client.received(&read.bytes, &mut self.ledger, around);
+        let over = read.reset || read.end || client.bye.is_some();
+        if client.stage != was || over {
+            let Client { user, session, node, stage, bye, .. } = client;
+            tracing::debug!(
+                "client {index} of user {user}, session {session} at {node}: {stage:?}, BYE {bye:?}, over {over}"
+            );
+        }
+        for delivered in to_acknowledge {
+            self.plan_ack(index, delivered);
+        }
+        if over {
+            let client = &mut self.clients[index];
+            client.stage = Stage::Over;
+            self.world.borrow_mut().client_close(client.socket);
+        }
+    }
+
+    fn plan_ack(&mut self, index: usize, delivered: Delivered) {
+        let now_us = self.now_us();
+        let (delay_us, count) = match self.devices[self.clients[index].device].acks {
+            AckHabit::Now => (1, 1),
+            AckHabit::Late => (1_500 * self.scenario.limits.redeliver_ms, 1),
+            AckHabit::Twice => (20_000, 2),
+            AckHabit::Never => (1, 0),
+        };
+        for _ in 0..count {
+            self.ack_count += 1;
+            let due_us = now_us + self.rng.within(1, delay_us);
+            self.acks_due.insert((due_us, self.ack_count), (index, delivered));
+        }
+    }
+
+    fn acknowledge(&mut self, index: usize, delivered: Delivered) {
+        if !self.clients[index].live() {
+            return;
+        }
+        let Delivered { id, from, stamp } = delivered;
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &Header { kind: Kind::Ack, flags: 0, aux: 0, id, peer: from, stamp }, &[]);
+        self.ledger.acknowledged(id);
+        self.write(index, &bytes);
+    }
+
+    fn write(&mut self, index: usize, bytes: &[u8]) {
+        self.world.borrow_mut().client_write(self.clients[index].socket, bytes);
+    }
+
+    fn act(&mut self, device: usize) {
+        let now_us = self.now_us();
+        for client in self.devices[device].clients.clone() {
+            self.look_after(client, now_us);
+        }
+        let open = self.devices[device].clients.iter().copied();
+        let latest = open.rev().find(|client| self.clients[*client].stage != Stage::Over);
+        match (latest, self.mood) {
+            (None, Mood::Leaving) => {}
+            (None, _) => {
+                if self.rng.chance(700) {
+                    self.log_in(device);
+                }
+            }
+            (Some(client), Mood::Busy) if self.clients[client].live() => self.be_busy(device, client),
+            (Some(_), _) => {}
+        }
+    }
+
+    /// A connection that says nothing any more is given up; the others are kept alive, those that were left behind too.
+    fn look_after(&mut self, index: usize, now_us: u64) {
+        let client = &self.clients[index];
+        let patience_us = match client.stage {
+            Stage::Opening => LOGIN_PATIENCE_US,
+            Stage::Open => 2_500 * client.heartbeat_ms,
+            Stage::Over => return,
+        };
+        if now_us - client.heard_us > patience_us {
+            return self.reset(index);
+        }
+        if client.stage == Stage::Open {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, &Header { kind: Kind::Ping, flags: 0, aux: 7, id: 0, peer: 0, stamp: 0 }, &[]);
+            self.write(index, &bytes);
+        }
+    }
+
+    fn be_busy(&mut self, device: usize, client: usize) {
+        match self.rng.below(100) {
+            0..70 => self.talk(client),
+            70..85 => {}
+            // The connection before stays open, as that of a telephone that has changed its network.
+            85..92 => self.log_in(device),
+            _ => self.leave(client),
+        }
+    }
+
+    fn log_in(&mut self, device: usize) {
+        let door = *self.rng.pick(&self.doors);
+        let Some(socket) = self.world.borrow_mut().connect_at(door, WINDOW_BYTES) else { return };
+        let Device { user, name, .. } = &self.devices[device];
+        let index = self.clients.len();
+        let login = Login {
+            version: VERSION,
+            user: *user,
+            device: name.clone(),
+            device_class: "simulated".to_owned(),
+            heartbeat_secs: self.rng.below(4) as u32,
+            ..Login::default()
+        };
+        let mut bytes = Vec::new();
+        encode_message(&mut bytes, Kind::Login, 0, &login);
+        self.clients.push(Client::new(index, socket, *user, device, self.world.borrow().now_us()));
+        self.by_socket.insert(socket, index);
+        self.devices[device].clients.push(index);
+        if self.mood == Mood::Busy && self.rng.chance(300) {
+            // Without waiting for LOGIN_OK.
+            bytes.extend(self.messages(index, None));
+        }
+        self.write(index, &bytes);
+    }
+
+    fn talk(&mut self, index: usize) {
+        let bytes = self.messages(index, None);
+        self.write(index, &bytes);
+    }
+
+    /// Some messages, as bytes; to `to`, or to anybody.
+    fn messages(&mut self, index: usize, to: Option<u64>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..self.rng.within(1, 4) {
+            let to = match to {
+                Some(to) => to,
+                None if self.rng.chance(30) => NOBODY,
+                None => *self.rng.pick(&self.scenario.users),
+            };
+            let acked = self.rng.chance(self.scenario.acked);
+            self.message(&mut bytes, index, to, acked, None);
+        }
+        bytes
+    }
+
+    fn message(&mut self, bytes: &mut Vec<u8>, index: usize, to: u64, acked: bool, audience: Option<Vec<usize>>) {
+        let padding = self.rng.below(self.scenario.payload_max) as usize;
+        let sent_us = self.now_us();
+        let client = &mut self.clients[index];
+        client.next_seq += 1;
+        let (from, seq) = (client.user, client.next_seq);
+        let (id, payload) =
+            self.ledger.add(NewMessage { from, to, acked, sender: index, seq, sent_us, audience, padding });
+        let flags = if acked { flags::ACK } else { 0 };
+        encode(bytes, &Header { kind: Kind::Send, flags, aux: 0, id, peer: to, stamp: 0 }, &payload);
+    }
+
+    /// The client goes, in one of the ways clients do.
+    fn leave(&mut self, index: usize) {
+        match self.rng.below(3) {
+            0 if self.clients[index].live() => {
+                let mut bytes = Vec::new();
+                encode(&mut bytes, &Header { kind: Kind::Logout, flags: 0, aux: 0, id: 0, peer: 0, stamp: 0 }, &[]);
+                self.write(index, &bytes);
+                self.clients[index].left = true;
+                self.clients[index].stage = Stage::Over;
+            }
+            0 | 1 => {
+                self.clients[index].left = true;
+                self.clients[index].stage = Stage::Over;
+                self.world.borrow_mut().client_close(self.clients[index].socket);
+            }
+            _ => self.reset(index),
+        }
+    }
+
+    fn reset(&mut self, index: usize) {
+        self.clients[index].left = true;
+        self.clients[index].stage = Stage::Over;
+        self.world.borrow_mut().client_reset(self.clients[index].socket);
+    }
+
+    /// All clients go.
+    pub(super) fn leave_all(&mut self) {
+        self.mood = Mood::Leaving;
+        for index in 0..self.clients.len() {
+            if self.clients[index].stage != Stage::Over {
+                self.leave(index);
+            }
+        }
+    }
+
+    /// Closes what logged-out clients left open.
+    pub(super) fn hang_up_all(&mut self) {
+        for client in &self.clients {
+            self.world.borrow_mut().client_close(client.socket);
+        }
+    }
+
+    /// The session of each device. Panics if one has none, or two.
+    pub(super) fn check_one_session_each(&self) {
+        for (number, device) in self.devices.iter().enumerate() {
+            let of_device = device.clients.iter().map(|client| &self.clients[*client]);
+            let open: Vec<&Client> = of_device.filter(|client| client.stage != Stage::Over).collect();
+            let opening = open.iter().filter(|client| client.stage == Stage::Opening).count();
+            assert_eq!(opening, 0, "device {number} of user {}: LOGIN is not answered", device.user);
+            let open: Vec<String> = open
+                .iter()
+                .map(|client| format!("client {}, session {} at {}", client.index, client.session, client.node))
+                .collect();
+            assert_eq!(open.len(), 1, "device {number} of user {} has these sessions: {open:?}", device.user);
+        }
+    }
+
+    /// Panics unless each message with ACK of a client that is still there got its SENT.
+    pub(super) fn check_answered(&self) {
+        for (id, message) in self.ledger.iter() {
+            if message.acked && self.clients[message.sender].live() {
+                assert!(message.outcome.is_some(), "message {id} got no SENT: {message:?}");
+            }
+        }
+    }
+
+    /// Every device writes to every user, now that all is well.
+    pub(super) fn prove(&mut self) {
+        let live: Vec<usize> = self.clients.iter().filter(|client| client.live()).map(|client| client.index).collect();
+        for index in &live {
+            let mut bytes = Vec::new();
+            for to in self.scenario.users.clone() {
+                let readers = live.iter().copied().filter(|other| self.clients[*other].user == to && other != index);
+                let audience: Vec<usize> = readers.collect();
+                for acked in [false, true] {
+                    self.message(&mut bytes, *index, to, acked, Some(audience.clone()));
+                }
+            }
+            self.write(*index, &bytes);
+        }
+    }
+
+    /// Panics unless all that was written since `prove` has arrived and has its answer.
+    pub(super) fn check_proof(&self) {
+        for (id, message) in self.ledger.iter() {
+            let Some(audience) = &message.audience else { continue };
+            for reader in audience {
+                let client = &self.clients[*reader];
+                assert!(client.live(), "client {reader} was lost although all was well: {client:?}");
+                assert!(client.got.contains(&id), "message {id} never reached client {reader}: {message:?}");
+            }
+            let acks = |client: &&usize| self.devices[self.clients[**client].device].acks;
+            let certain = audience.iter().any(|client| matches!(acks(&client), AckHabit::Now | AckHabit::Twice));
+            if message.acked && (certain || audience.is_empty()) {
+                let expected = if certain { Outcome::Delivered } else { Outcome::OfflineNotStored };
+                assert_eq!(message.outcome, Some(expected), "message {id}: {message:?}");
+            }
+        }
+    }
+
+    /// Device and session id of each session of a user, as the clients know them.
+    pub(super) fn sessions(&self, user: u64) -> BTreeSet<(String, u64)> {
+        let live = self.clients.iter().filter(|client| client.live() && client.user == user);
+        let name = |client: &Client| {
+            let name = self.devices[client.device].name.as_str();
+            if name.is_empty() { "default" } else { name }.to_owned()
+        };
+        live.map(|client| (name(client), client.session)).collect()
+    }
+}

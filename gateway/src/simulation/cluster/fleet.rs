@@ -1,0 +1,423 @@
+//! The nodes: hosts, the processes on them, and what happens to both.
+
+use super::pulse::{Life, Pulse};
+use super::redis::Redis;
+use super::scenario::{NodeScenario, Scenario, Trouble};
+use crate::cluster::MeshNews;
+use crate::control::Control;
+use crate::core::ShardCluster;
+use crate::io::sim::{Host, SharedWorld};
+use crate::mesh::handshake::ClusterSecret;
+use crate::simulation::node::{Node, NodeConfig};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use tokio::sync::mpsc;
+use trunkline_router::hash::home_shard;
+use trunkline_router::membership::{NodeRecord, NodeState};
+
+/// As in `crate::cluster`.
+const NEWS_MAX: usize = 4_096;
+const CLIENT_PORT: u16 = 7_700;
+const MESH_PORT: u16 = 7_790;
+
+/// A process: a node from its start to its end.
+struct Process {
+    pulse: Pulse,
+    /// Once it has its lease.
+    node: Option<Node>,
+    news: Option<mpsc::Receiver<MeshNews>>,
+    first_ring: usize,
+    paused: bool,
+    fenced: bool,
+}
+
+/// Where a node lives, whether it runs or not.
+struct Seat {
+    name: String,
+    host: usize,
+    scenario: NodeScenario,
+    process: Option<Process>,
+    starts: u64,
+}
+
+/// What ends a trouble.
+#[derive(Clone, Debug)]
+enum Relief {
+    Start { node: usize, power_up: bool },
+    Resume { node: usize },
+    Heal { node: usize, other: usize },
+    RedisBack,
+}
+
+pub(super) struct Fleet {
+    world: SharedWorld,
+    scenario: Scenario,
+    seats: Vec<Seat>,
+    redis: Redis,
+    troubles: VecDeque<(u64, Trouble)>,
+    reliefs: BTreeMap<(u64, u64), Relief>,
+    relief_count: u64,
+    /// Cuts may overlap.
+    cuts: BTreeMap<(usize, usize), u32>,
+    redis_outages: u32,
+    /// When some node last learned of a ring that moves homes.
+    pub(super) homes_since_us: u64,
+    pub(super) counts: BTreeMap<&'static str, u64>,
+}
+
+impl Fleet {
+    /// The hosts, with nothing on them yet.
+    pub(super) fn new(scenario: &Scenario, world: &SharedWorld) -> Self {
+        let mut seats = Vec::new();
+        let mut reliefs = BTreeMap::new();
+        for (number, node) in scenario.nodes.iter().enumerate() {
+            let offsets =
+                Host { mono_offset_ms: node.mono_offset_ms, wall_offset_ms: node.wall_offset_ms, dark: false };
+            let host = world.borrow_mut().add_host(offsets);
+            let name = format!("node-{}", (b'a' + number as u8) as char);
+            seats.push(Seat { name, host, scenario: node.clone(), process: None, starts: 0 });
+            let start = Relief::Start { node: number, power_up: false };
+            reliefs.insert((node.starts_ms * 1_000, number as u64), start);
+        }
+        Fleet {
+            world: world.clone(),
+            scenario: scenario.clone(),
+            relief_count: seats.len() as u64,
+            seats,
+            redis: Redis::default(),
+            troubles: scenario.troubles.iter().cloned().collect(),
+            reliefs,
+            cuts: BTreeMap::new(),
+            redis_outages: 0,
+            homes_since_us: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// Where each node accepts clients.
+    pub(super) fn doors(&self) -> Vec<SocketAddr> {
+        (0..self.seats.len()).map(|node| address(node, CLIENT_PORT)).collect()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.borrow().now_us()
+    }
+
+    /// When something happens next.
+    pub(super) fn next_due_us(&self) -> u64 {
+        let trouble = self.troubles.front().map_or(u64::MAX, |(at_ms, _)| at_ms * 1_000);
+        let relief = self.reliefs.first_key_value().map_or(u64::MAX, |((due_us, _), _)| *due_us);
+        let processes = self.seats.iter().filter_map(|seat| seat.process.as_ref());
+        let process = processes.map(|process| {
+            let pulse_us = process.pulse.next_due_us(process.paused);
+            let turn = process.node.as_ref().filter(|_| !process.paused).and_then(Node::next_turn_us);
+            pulse_us.min(turn.unwrap_or(u64::MAX))
+        });
+        process.min().unwrap_or(u64::MAX).min(trouble).min(relief)
+    }
+
+    /// Lets what is due happen.
+    pub(super) fn step(&mut self) {
+        let now_us = self.now_us();
+        while let Some((_, trouble)) = self.troubles.pop_front_if(|(at_ms, _)| *at_ms * 1_000 <= now_us) {
+            self.begin(now_us, trouble);
+        }
+        while let Some(entry) = self.reliefs.first_entry()
+            && entry.key().0 <= now_us
+        {
+            let relief = entry.remove();
+            self.end(relief);
+        }
+        for number in 0..self.seats.len() {
+            self.step_process(number, now_us);
+        }
+    }
+
+    fn step_process(&mut self, number: usize, now_us: u64) {
+        let Some(process) = &mut self.seats[number].process else { return };
+        if process.pulse.next_due_us(process.paused) <= now_us {
+            let Process { pulse, node, paused, .. } = process;
+            let homes_since_us = &mut self.homes_since_us;
+            pulse.step(now_us, *paused, &mut self.redis, |shard, request| {
+                // What it makes of it, it does in its next turn.
+                *homes_since_us = now_us;
+                node.as_mut().is_some_and(|node| node.request(shard, request))
+            });
+            if pulse.may_start() {
+                self.start_shards(number, now_us);
+            }
+            self.count_differences(number);
+        }
+        let Some(process) = &mut self.seats[number].process else { return };
+        if process.paused {
+            return;
+        }
+        let Some(node) = &mut process.node else { return };
+        if process.pulse.life == Life::Drained {
+            process.pulse.life = Life::Ending;
+            for shard in 0..node.shards() {
+                node.request(shard, Control::Drain { ends: true });
+            }
+        }
+        if node.next_turn_us().is_some_and(|due_us| due_us <= now_us) {
+            node.step();
+            if let Some(news) = &mut process.news {
+                while let Ok(news) = news.try_recv() {
+                    process.pulse.hear(now_us, news);
+                }
+            }
+        }
+        if node.over() {
+            let incarnation = process.pulse.heart().incarnation();
+            self.redis.release(&self.seats[number].name, incarnation);
+            self.stop(number, false);
+        }
+    }
+
+    /// Counts what the control planes of the nodes were meant to go through.
+    fn count_differences(&mut self, number: usize) {
+        let Some(process) = &mut self.seats[number].process else { return };
+        if process.node.is_none() {
+            return;
+        }
+        let heart = process.pulse.heart();
+        let (fenced, digest) = (heart.fenced().is_some(), heart.view().digest);
+        if std::mem::replace(&mut process.fenced, fenced) != fenced && fenced {
+            self.count("fenced");
+        }
+        let others = self.seats.iter().filter_map(|seat| seat.process.as_ref());
+        if others.into_iter().any(|other| other.node.is_some() && other.pulse.heart().view().digest != digest) {
+            self.count("views differed");
+        }
+    }
+
+    /// A process starts; its shards follow when it has its lease.
+    fn start(&mut self, number: usize) {
+        let now_us = self.now_us();
+        let seat = &mut self.seats[number];
+        if let Some(process) = &seat.process {
+            if process.pulse.life != Life::Running {
+                // It takes longer to leave than it should, for it was paused.
+                self.relieve(now_us, 500, Relief::Start { node: number, power_up: false });
+            }
+            return;
+        }
+        if self.world.borrow().is_dark(seat.host) {
+            // When it has power again it is started as well.
+            return;
+        }
+        seat.starts += 1;
+        let NodeScenario { shards, listeners, weight, mono_offset_ms, .. } = seat.scenario;
+        let mut world = self.world.borrow_mut();
+        world.note("start", number as u64, seat.starts);
+        let first_ring = world.add_rings(seat.host, shards, listeners + 1, &self.scenario.limits);
+        let record = NodeRecord {
+            name: seat.name.clone(),
+            incarnation: 0,
+            life: 0,
+            secret_mark: String::new(),
+            state: NodeState::Joining,
+            weight,
+            shards: shards.into(),
+            mesh: address(number, MESH_PORT).to_string(),
+            advertise: address(number, CLIENT_PORT).to_string(),
+            protocol: 0,
+            connections: 0,
+            users: 0,
+            started_ms: world.now_us() / 1_000,
+        };
+        let seed = process_seed(&self.scenario, number, seat.starts);
+        let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
+        seat.process = Some(Process { pulse, node: None, news: None, first_ring, paused: false, fenced: false });
+    }
+
+    fn start_shards(&mut self, number: usize, now_us: u64) {
+        let seat = &mut self.seats[number];
+        let process = seat.process.as_mut().expect("it was just looked at");
+        let NodeScenario { shards, listeners, .. } = seat.scenario;
+        {
+            let mut world = self.world.borrow_mut();
+            for ring in process.first_ring..process.first_ring + usize::from(shards) {
+                for listener in 0..listeners {
+                    world.listen(address(number, CLIENT_PORT), ring, listener);
+                }
+            }
+            world.listen(address(number, MESH_PORT), process.first_ring, listeners);
+        }
+        let (sender, news) = mpsc::channel(NEWS_MAX);
+        process.news = Some(news);
+        let secret = ClusterSecret::new(&[7; 32]).expect("a secret of fair length");
+        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secret, listens: false };
+        let config = NodeConfig {
+            seed: process_seed(&self.scenario, number, seat.starts),
+            name: seat.name.clone(),
+            first_ring: process.first_ring,
+            shards,
+            listeners,
+            limits: self.scenario.limits.clone(),
+            cluster: Some(cluster),
+        };
+        process.node = Some(Node::new(config, &self.world));
+        process.pulse.serve(now_us);
+    }
+
+    /// The process has ended, or is made to.
+    fn stop(&mut self, number: usize, power_lost: bool) {
+        let seat = &mut self.seats[number];
+        let Some(process) = seat.process.take() else { return };
+        let rings = process.first_ring..process.first_ring + usize::from(seat.scenario.shards);
+        self.world.borrow_mut().kill(rings, power_lost);
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn begin(&mut self, now_us: u64, trouble: Trouble) {
+        match trouble {
+            Trouble::Crash { node, power_lost, away_ms } => {
+                if self.seats[node].process.is_some() {
+                    self.count(if power_lost { "power lost" } else { "killed" });
+                    self.stop(node, power_lost);
+                    self.relieve(now_us, away_ms, Relief::Start { node, power_up: power_lost });
+                }
+            }
+            Trouble::Pause { node, ms } => {
+                if let Some(process) = self.seats[node].process.as_mut().filter(|process| !process.paused) {
+                    process.paused = true;
+                    self.world.borrow_mut().note("pause", node as u64, ms);
+                    self.count("paused");
+                    self.relieve(now_us, ms, Relief::Resume { node });
+                }
+            }
+            Trouble::Leave { node, away_ms } => {
+                let process = self.seats[node].process.as_mut();
+                if let Some(process) = process.filter(|process| process.pulse.life == Life::Running && !process.paused)
+                {
+                    process.pulse.drain(now_us);
+                    self.world.borrow_mut().note("leave", node as u64, 0);
+                    self.count("left");
+                    let ends_ms = self.scenario.limits.drain_ms + 6_000;
+                    self.relieve(now_us, ends_ms + away_ms, Relief::Start { node, power_up: false });
+                }
+            }
+            Trouble::Cut { node, other, ms } => {
+                let pair = (node.min(other), node.max(other));
+                *self.cuts.entry(pair).or_default() += 1;
+                let hosts = (self.seats[node].host, self.seats[other].host);
+                self.world.borrow_mut().cut(hosts.0, hosts.1, true);
+                self.count("cut");
+                self.relieve(now_us, ms, Relief::Heal { node: pair.0, other: pair.1 });
+            }
+            Trouble::RedisOut { ms } => {
+                self.redis_outages += 1;
+                self.redis.out = true;
+                self.world.borrow_mut().note("redis out", ms, 0);
+                self.count("Redis out");
+                self.relieve(now_us, ms, Relief::RedisBack);
+            }
+            Trouble::RedisForgets => {
+                self.redis.forget();
+                self.world.borrow_mut().note("redis forgets", 0, 0);
+                self.count("Redis forgot");
+            }
+        }
+    }
+
+    fn relieve(&mut self, now_us: u64, after_ms: u64, relief: Relief) {
+        self.relief_count += 1;
+        self.reliefs.insert((now_us + after_ms * 1_000, self.relief_count), relief);
+    }
+
+    fn end(&mut self, relief: Relief) {
+        match relief {
+            Relief::Start { node, power_up } => {
+                if power_up {
+                    self.world.borrow_mut().power_up(self.seats[node].host);
+                }
+                self.start(node);
+            }
+            Relief::Resume { node } => {
+                self.world.borrow_mut().note("resume", node as u64, 0);
+                if let Some(process) = &mut self.seats[node].process {
+                    process.paused = false;
+                }
+            }
+            Relief::Heal { node, other } => {
+                let cuts = self.cuts.get_mut(&(node, other)).expect("a cut ends after it began");
+                *cuts -= 1;
+                if *cuts == 0 {
+                    self.world.borrow_mut().cut(self.seats[node].host, self.seats[other].host, false);
+                }
+            }
+            Relief::RedisBack => {
+                self.redis_outages -= 1;
+                self.redis.out = self.redis_outages > 0;
+                self.world.borrow_mut().note("redis back", 0, 0);
+            }
+        }
+    }
+
+    /// Whether all troubles are over and every node runs.
+    pub(super) fn is_well(&self) -> bool {
+        let runs = |seat: &Seat| {
+            let process = seat.process.as_ref();
+            process.is_some_and(|process| process.pulse.life == Life::Running && process.node.is_some())
+        };
+        self.troubles.is_empty() && self.reliefs.is_empty() && self.seats.iter().all(runs)
+    }
+
+    /// The nodes that run.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        let processes = self.seats.iter().filter_map(|seat| Some((seat, seat.process.as_ref()?)));
+        processes.filter_map(|(seat, process)| Some((seat.name.as_str(), process.node.as_ref()?)))
+    }
+
+    /// Panics unless all nodes have one view, of all of them.
+    pub(super) fn check_one_view(&self) {
+        let mut digests = BTreeMap::new();
+        for seat in &self.seats {
+            let process = seat.process.as_ref().expect("asked for when all is well");
+            let view = process.pulse.heart().view();
+            let fenced = process.pulse.heart().fenced();
+            assert_eq!(fenced, None, "{} is fenced although all is well", seat.name);
+            let active = view.members.iter().filter(|member| member.state == NodeState::Active).count();
+            assert_eq!(active, self.seats.len(), "{} sees {:?}", seat.name, view.members);
+            digests.entry(view.digest).or_insert_with(Vec::new).push(&seat.name);
+        }
+        assert_eq!(digests.len(), 1, "the nodes have different views: {digests:?}");
+    }
+
+    /// Device and session id of each session of a user, as the user's home knows them; and that home.
+    pub(super) fn sessions(&self, user: u64) -> (&str, usize, BTreeSet<(String, u64)>) {
+        let process = self.seats[0].process.as_ref().expect("asked for when all is well");
+        let view = process.pulse.heart().view();
+        let home = view.ring.as_ref().expect("asked for when all is well").owner(user).name();
+        let (name, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
+        let shard = home_shard(user, node.shards() as u32) as usize;
+        (name, shard, node.sessions(shard, user).collect())
+    }
+
+    /// All nodes drain and leave.
+    pub(super) fn leave_all(&mut self) {
+        let now_us = self.now_us();
+        for seat in &mut self.seats {
+            if let Some(process) = &mut seat.process {
+                process.pulse.drain(now_us);
+            }
+        }
+    }
+
+    /// Whether no process runs.
+    pub(super) fn is_over(&self) -> bool {
+        self.seats.iter().all(|seat| seat.process.is_none())
+    }
+}
+
+fn process_seed(scenario: &Scenario, node: usize, starts: u64) -> u64 {
+    scenario.seed ^ (node as u64 + 1) << 32 ^ starts << 48
+}
+
+fn address(node: usize, port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8 + 1], port))
+}

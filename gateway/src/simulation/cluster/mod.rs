@@ -1,0 +1,185 @@
+//! A cluster of gateways on simulated I/O, with a simulated Redis: nodes crash, pause, leave and come back, the network between them is cut, and
+//! clients log in anywhere and talk on.
+//!
+//! `TRUNKLINE_CLUSTER_SEED=7 cargo test -p trunkline-gateway --lib cluster_holds -- --nocapture` replays run 7 and prints all that happens in it.
+//! `TRUNKLINE_CLUSTER_SEEDS=5000` tries that many.
+//!
+//! Properties:
+//! - at any time: no message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK from one
+//!   session to another keep their order while no user's home moves; a message with ACK has one SENT at most (`client`, `ledger`);
+//! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the user's home knows it; each
+//!   message with ACK of a session that lasted has its SENT; every message that is written then arrives at every session of its recipient
+//!   (`crowd`, here);
+//! - when the clients have gone: nothing is left in any table (here, `node`).
+
+mod client;
+mod crowd;
+mod fleet;
+mod ledger;
+mod pulse;
+mod redis;
+mod scenario;
+
+use crate::io::sim::{Faults, SharedWorld, World};
+use crowd::{Crowd, Mood};
+use fleet::Fleet;
+use scenario::Scenario;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Turns and events a run may take.
+const STEPS_MAX: u64 = 20_000_000;
+/// Time in which what is written when all is well arrives, ACKs that are late included.
+const PROOF_MS: u64 = 4_000;
+/// Time after the clients have gone, within which nothing may be left of them.
+const AFTERMATH_MS: u64 = 6_000;
+
+struct Run {
+    scenario: Scenario,
+    world: SharedWorld,
+    fleet: Fleet,
+    crowd: Crowd,
+    steps: u64,
+}
+
+impl Run {
+    fn new(seed: u64, print: bool) -> Self {
+        let scenario = Scenario::new(seed);
+        if print {
+            println!("{scenario:#?}");
+        }
+        let world = World::new(seed, scenario.faults.clone(), 0, 0, &scenario.limits, print);
+        let world = Rc::new(RefCell::new(world));
+        let fleet = Fleet::new(&scenario, &world);
+        let crowd = Crowd::new(&scenario, &world, fleet.doors());
+        Run { scenario, world, fleet, crowd, steps: 0 }
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.borrow().now_us()
+    }
+
+    /// Lets virtual time pass until `end_us`, or until `done`.
+    fn run_until(&mut self, end_us: u64, done: impl Fn(&Run) -> bool) {
+        while !done(self) {
+            let now_us = self.now_us();
+            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
+            let next_us = event_us.min(self.fleet.next_due_us()).min(self.crowd.next_due_us()).max(now_us);
+            if next_us > end_us {
+                self.world.borrow_mut().advance(end_us);
+                return;
+            }
+            self.world.borrow_mut().advance(next_us);
+            self.fleet.step();
+            self.crowd.homes_since_us = self.fleet.homes_since_us;
+            self.crowd.step();
+            self.steps += 1;
+            assert!(self.steps < STEPS_MAX, "the run does not come to an end");
+        }
+    }
+
+    fn run_for(&mut self, ms: u64) {
+        self.run_until(self.now_us() + ms * 1_000, |_| false);
+    }
+
+    fn whole(mut self) -> super::Report {
+        self.run_for(self.scenario.active_ms);
+        let troubles_end_us = self.now_us() + 120_000_000;
+        self.run_until(troubles_end_us, |run| run.fleet.is_well());
+        assert!(self.fleet.is_well(), "a node does not come back");
+
+        self.world.borrow_mut().faults = Faults::none();
+        self.crowd.mood = Mood::Quiet;
+        self.run_for(self.scenario.settle_ms());
+        self.fleet.check_one_view();
+        self.crowd.check_one_session_each();
+        self.check_homes();
+        self.crowd.check_answered();
+
+        self.crowd.prove();
+        self.run_for(PROOF_MS);
+        self.crowd.check_proof();
+        self.crowd.check_one_session_each();
+
+        self.crowd.leave_all();
+        self.run_for(AFTERMATH_MS);
+        self.crowd.hang_up_all();
+        self.run_for(AFTERMATH_MS);
+        self.check_empty();
+
+        self.fleet.leave_all();
+        let end_us = self.now_us() + (self.scenario.limits.drain_ms + 20_000) * 1_000;
+        self.run_until(end_us, |run| run.fleet.is_over());
+        assert!(self.fleet.is_over(), "a node that was told to leave runs on");
+        self.report()
+    }
+
+    /// The home of each user knows the sessions its devices have, and no other.
+    fn check_homes(&self) {
+        for user in &self.scenario.users {
+            let known = self.crowd.sessions(*user);
+            let (home, shard, sessions) = self.fleet.sessions(*user);
+            assert_eq!(
+                sessions, known,
+                "user {user}: sessions at the home, {home} shard {shard}, and those of the clients"
+            );
+        }
+    }
+
+    fn check_empty(&self) {
+        for (_, node) in self.fleet.nodes() {
+            node.check_empty(false);
+        }
+    }
+
+    fn report(&self) -> super::Report {
+        let world = self.world.borrow();
+        let tally = world.tally;
+        let tallied = [
+            ("dials", tally.dials),
+            ("dials failed", tally.dials_failed),
+            ("segments held back", tally.segments_held),
+            ("resets", tally.resets),
+            ("clock set back", tally.clock_set_back),
+        ];
+        let mut counts: BTreeMap<String, u64> = tallied.map(|(name, count)| (name.to_owned(), count)).into();
+        counts.extend(self.fleet.counts.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+        super::Report { trace_hash: world.trace_hash(), counts }
+    }
+}
+
+/// What the seeds of `make test` must have met, or they prove less than they seem to.
+const MUST_OCCUR: &[&str] = &[
+    "Redis forgot",
+    "Redis out",
+    "clock set back",
+    "cut",
+    "dials failed",
+    "fenced",
+    "killed",
+    "left",
+    "paused",
+    "power lost",
+    "resets",
+    "segments held back",
+    "views differed",
+];
+
+#[test]
+fn cluster_holds_for_200_seeds() {
+    super::try_seeds(
+        "TRUNKLINE_CLUSTER_SEED",
+        "cluster_holds",
+        |seed, print| Run::new(seed, print).whole(),
+        MUST_OCCUR,
+    );
+}
+
+#[test]
+fn same_seed_same_cluster() {
+    for seed in 0..5 {
+        let hashes = [0, 1].map(|_| Run::new(seed, false).whole().trace_hash);
+        assert_eq!(hashes[0], hashes[1], "seed {seed}");
+    }
+}

@@ -1,0 +1,83 @@
+//! What a cluster of nodes keeps in Redis, as the scripts in `router/src/redis/scripts` treat it: leases, incarnations, and the number of the
+//! view. Presence is absent: no shard reads it.
+
+use std::collections::BTreeMap;
+use trunkline_router::membership::NodeRecord;
+use trunkline_router::redis::Renewal;
+
+#[derive(Debug)]
+struct Held {
+    incarnation: u64,
+    record: NodeRecord,
+    expires_us: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Redis {
+    leases: BTreeMap<String, Held>,
+    incarnations: BTreeMap<String, u64>,
+    view: (u64, u64),
+    /// Answers nobody.
+    pub(super) out: bool,
+}
+
+impl Redis {
+    fn held(&self, now_us: u64, name: &str) -> Option<&Held> {
+        self.leases.get(name).filter(|held| held.expires_us > now_us)
+    }
+
+    fn hold(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) {
+        let held = Held { incarnation: record.incarnation, expires_us: now_us + ttl_ms * 1_000, record };
+        self.leases.insert(held.record.name.clone(), held);
+    }
+
+    /// `acquire.lua`: a new incarnation, unless somebody holds the name.
+    pub(super) fn acquire(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) -> Option<u64> {
+        if self.held(now_us, &record.name).is_some() {
+            return None;
+        }
+        let last = self.incarnations.get(&record.name).copied().unwrap_or(0);
+        // Like there, never below the time, so that it grows even over a loss of the counter.
+        let incarnation = (last + 1).max(now_us / 1_000);
+        self.incarnations.insert(record.name.clone(), incarnation);
+        self.hold(now_us, NodeRecord { incarnation, ..record }, ttl_ms);
+        Some(incarnation)
+    }
+
+    /// `renew.lua`.
+    pub(super) fn renew(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) -> Renewal {
+        match self.held(now_us, &record.name) {
+            None => Renewal::LostToNobody,
+            Some(held) if held.incarnation != record.incarnation => Renewal::LostToAnother,
+            Some(_) => {
+                self.hold(now_us, record, ttl_ms);
+                Renewal::Renewed
+            }
+        }
+    }
+
+    /// `release.lua`.
+    pub(super) fn release(&mut self, name: &str, incarnation: u64) {
+        if self.leases.get(name).is_some_and(|held| held.incarnation == incarnation) {
+            self.leases.remove(name);
+        }
+    }
+
+    /// The records of all nodes with a live lease.
+    pub(super) fn poll(&self, now_us: u64) -> Vec<NodeRecord> {
+        self.leases.values().filter(|held| held.expires_us > now_us).map(|held| held.record.clone()).collect()
+    }
+
+    /// `epoch.lua`.
+    pub(super) fn epoch(&mut self, digest: u64, known: u64) -> u64 {
+        let (stored_digest, stored) = self.view;
+        let agreed = stored.max(known) + u64::from(digest != stored_digest);
+        self.view = (digest, agreed);
+        agreed
+    }
+
+    /// It comes back without its data.
+    pub(super) fn forget(&mut self) {
+        *self = Redis { out: self.out, ..Redis::default() };
+    }
+}

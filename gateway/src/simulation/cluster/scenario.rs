@@ -1,0 +1,173 @@
+//! What a run is made of, drawn from its seed.
+
+use crate::io::sim::{Faults, Rng};
+use crate::limits::{Limits, ReadMode};
+use std::collections::BTreeSet;
+
+/// What happens to the cluster.
+#[derive(Clone, Debug)]
+pub(super) enum Trouble {
+    /// `kill -9`, or the host loses power. The node comes back after a while.
+    Crash { node: usize, power_lost: bool, away_ms: u64 },
+    /// SIGSTOP and, later, SIGCONT.
+    Pause { node: usize, ms: u64 },
+    /// It drains, leaves, and comes back after a while.
+    Leave { node: usize, away_ms: u64 },
+    /// Two hosts do not hear each other.
+    Cut { node: usize, other: usize, ms: u64 },
+    /// Redis answers nobody.
+    RedisOut { ms: u64 },
+    /// Redis loses its data.
+    RedisForgets,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct NodeScenario {
+    pub(super) shards: u16,
+    pub(super) listeners: u16,
+    pub(super) weight: u32,
+    /// When it is started for the first time.
+    pub(super) starts_ms: u64,
+    /// How far its clocks are from those of others.
+    pub(super) mono_offset_ms: u64,
+    pub(super) wall_offset_ms: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) seed: u64,
+    pub(super) nodes: Vec<NodeScenario>,
+    pub(super) lease_ms: u64,
+    pub(super) limits: Limits,
+    pub(super) faults: Faults,
+    pub(super) users: Vec<u64>,
+    pub(super) devices_per_user: u64,
+    pub(super) payload_max: u64,
+    /// Messages with ACK, of a thousand.
+    pub(super) acked: u32,
+    pub(super) active_ms: u64,
+    /// A device does something once in this time, on average.
+    pub(super) pace_ms: u64,
+    /// Troubles, by the time at which they begin.
+    pub(super) troubles: Vec<(u64, Trouble)>,
+}
+
+impl Scenario {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x00C1_0573);
+        let limits = Limits {
+            connections_max: 1_000,
+            login_timeout_ms: rng.within(3_000, 5_000),
+            heartbeat_secs_min: 1,
+            heartbeat_secs_max: 3,
+            heartbeat_secs: 2,
+            unacked_per_user_max: 100_000,
+            unacked_total_bytes_max: 1 << 30,
+            outbox_bytes_max: 64 << 20,
+            redeliver_ms: rng.within(500, 1_500),
+            redeliver_attempts_max: rng.within(1, 3) as u8,
+            recv_buffers: 1 << rng.within(3, 6),
+            recv_buffer_bytes: rng.within(1_024, 4_096) as u32,
+            read_mode: *rng.pick(&[ReadMode::Auto, ReadMode::Auto, ReadMode::Cold, ReadMode::Hot]),
+            hot_idle_ms: rng.within(100, 1_000),
+            drain_ms: rng.within(1, 1_500),
+            remote_sessions_max: 1_000,
+            mesh_slots: 64,
+            ..Limits::default()
+        };
+        let count = rng.within(2, 4) as usize;
+        let mut nodes: Vec<NodeScenario> = (0..count)
+            .map(|_| NodeScenario {
+                shards: rng.within(1, 3) as u16,
+                listeners: rng.within(1, 2) as u16,
+                // Small, since each change of a ring of many points takes longer than all else.
+                weight: *rng.pick(&[1, 1, 1, 2, 3]),
+                starts_ms: 0,
+                mono_offset_ms: rng.below(1_000_000),
+                wall_offset_ms: if rng.chance(300) { rng.within(0, 4_000) as i64 - 2_000 } else { 0 },
+            })
+            .collect();
+        let active_ms = rng.within(6_000, 14_000);
+        // A node that joins later; the first one is there from the beginning.
+        if rng.chance(300) {
+            let late = rng.within(1, count as u64 - 1) as usize;
+            nodes[late].starts_ms = rng.within(500, active_ms / 2);
+        }
+        let lease_ms = rng.within(3_000, 5_000);
+        let mut troubles = Vec::new();
+        for _ in 0..*rng.pick(&[0, 1, 1, 2, 2, 3, 4]) {
+            let at_ms = rng.within(500, active_ms);
+            troubles.push((at_ms, trouble(&mut rng, count, lease_ms)));
+        }
+        troubles.sort_by_key(|(at_ms, _)| *at_ms);
+        let users: BTreeSet<u64> = (0..rng.within(3, 10)).map(|_| rng.within(1, 5_000)).collect();
+        let faults = if rng.chance(150) { Faults::none() } else { faults(&mut rng) };
+        Scenario {
+            seed,
+            nodes,
+            lease_ms,
+            limits,
+            faults,
+            users: users.into_iter().collect(),
+            devices_per_user: rng.within(1, 2),
+            payload_max: *rng.pick(&[100, 300, 3_000]),
+            acked: *rng.pick(&[0, 300, 500, 1_000]),
+            active_ms,
+            pace_ms: rng.within(60, 400),
+            troubles,
+        }
+    }
+
+    /// Time after which everything has come to an end, all troubles being over: nodes that were taken for dead are back, links are up, users
+    /// registered, messages redelivered or given up.
+    pub(super) fn settle_ms(&self) -> u64 {
+        let redelivery = (u64::from(self.limits.redeliver_attempts_max) + 2) * (self.limits.redeliver_ms + 200);
+        let membership = 3 * self.lease_ms + 4_000;
+        membership + redelivery + 2 * self.limits.login_timeout_ms + 16_000
+    }
+}
+
+fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
+    let node = rng.below(nodes as u64) as usize;
+    let other = (node + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
+    // As long as a hiccup, or longer than any lease.
+    let ms = if rng.chance(400) { rng.within(100, 2_900) } else { rng.within(3_000, 2 * lease_ms + 2_000) };
+    let away_ms = rng.within(100, 2 * lease_ms);
+    match rng.below(10) {
+        0 | 1 => Trouble::Crash { node, power_lost: rng.chance(400), away_ms },
+        2 | 3 => Trouble::Pause { node, ms },
+        4 | 5 => Trouble::Leave { node, away_ms },
+        6 | 7 => Trouble::Cut { node, other, ms },
+        8 => Trouble::RedisOut { ms },
+        _ => Trouble::RedisForgets,
+    }
+}
+
+/// Faults below the level of nodes; the one-node simulation has more of them and stronger ones.
+fn faults(rng: &mut Rng) -> Faults {
+    let mut some = |permille_max: u64| if rng.chance(500) { rng.within(1, permille_max) as u32 } else { 0 };
+    Faults {
+        recv_short: some(400),
+        send_short: some(400),
+        multishot_end: some(200),
+        accept_error: some(100),
+        hand_over_fail: some(50),
+        end_with_buffer: some(500),
+        reset: some(3),
+        dial_refused: some(300),
+        dial_late: some(300),
+        dial_timeout: some(100),
+        submit_early: some(200),
+        submit_partly: some(100),
+        late: some(300),
+        late_us_max: u64::from(some(20)) * 1_000 + 50,
+        split: some(500),
+        network_us_max: u64::from(some(20)) * 1_000 + 100,
+        tick_late_us_max: u64::from(some(30)) * 1_000 + 1,
+        wake_late_us_max: u64::from(some(10)) * 1_000 + 1,
+        clock_set: some(5),
+        stall: some(10),
+        stall_us_max: u64::from(some(60)) * 1_000 + 1,
+        mailbox_full: 0,
+    }
+}
