@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup run chat test lint fmt fuzz bench bench-million bench-vs bench-micro clean
+.PHONY: help setup run chat cluster test lint fmt fuzz bench bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ run: setup ## Build and start a gateway on 127.0.0.1:7700
 
 chat: ## Talk through a running gateway: make chat USER_ID=1
 	$(CARGO) run --release --locked --bin chat -- --user $(or $(USER_ID),1)
+
+cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, until Ctrl-C
+	$(CARGO) build --release --locked --bin gateway --bin router --bin chat
+	scripts/cluster.sh
 
 test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked

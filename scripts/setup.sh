@@ -8,6 +8,8 @@ command -v make >/dev/null || missing+=(make)
 # Tests form Redis Clusters of their own.
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v redis-cli >/dev/null || missing+=(redis-tools)
+# A test cuts the network between nodes, in a network of its own.
+command -v ip >/dev/null || missing+=(iproute2)
 
 if ! command -v cargo >/dev/null; then
   echo "setup: cargo was not found. Install Rust 1.95 or later with rustup, then try again." >&2

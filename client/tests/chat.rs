@@ -164,7 +164,7 @@ async fn commands_answer_and_mistakes_are_explained() {
         let (mut stream, _) = http.accept().await.expect("chat asks");
         let mut request = [0; 4_096];
         let count = stream.read(&mut request).await.expect("a request");
-        let json = r#"{"user":2,"online":true,"devices":[{"device":"phone","class":"mobile","session":1,"since":0}],"shard":3}"#;
+        let json = r#"{"user":2,"online":true,"devices":[{"device":"phone","class":"mobile","node":"n","shard":3,"session":1,"since":0}],"shard":3}"#;
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len());
         stream.write_all(answer.as_bytes()).await.expect("chat listens");
         String::from_utf8_lossy(&request[..count]).into_owned()
@@ -173,7 +173,7 @@ async fn commands_answer_and_mistakes_are_explained() {
 
     one.type_line("/who 2").await;
     let who = one.printed().await;
-    assert!(who.starts_with("user 2 is online on shard 3: phone (mobile) for "), "{who}");
+    assert!(who.starts_with("user 2 is online: phone (mobile) at node n, shard 3, for "), "{who}");
     let request = server.await.expect("asked once");
     assert!(request.starts_with("GET /v1/users/2 HTTP/1.1\r\n"), "{request}");
     assert!(request.contains(&format!("\r\nHost: {http_addr}\r\n")), "{request}");

@@ -36,9 +36,11 @@ const RING_ENTRY_BYTES: u64 = 16;
 const EXECUTOR_BYTES: u64 = (3 << 20) + (512 << 10);
 /// Program, runtime of the control thread, and what the allocator keeps back.
 const PROCESS_BYTES: u64 = 24 << 20;
-/// Read buffer of one HTTP connection and one rendering of the metrics of a shard.
-const HTTP_CONNECTION_BYTES: u64 = 32 << 10;
+/// Header, body and answer of one HTTP connection, and one rendering of the metrics of a shard.
+const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
+/// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a time.
+const PREVIEW_BYTES_PER_WEIGHT: u64 = 2_500;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
 const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
 
@@ -107,7 +109,8 @@ impl Budget {
         let pairs = shards * (shards - 1);
         let node = |per_shard: usize, factor: u64| (per_shard as u64).saturating_mul(shards).saturating_mul(factor);
         let size = |bytes: u64| Size(bytes).rounded();
-        let http = crate::http::CONNECTIONS_MAX as u64;
+        let http = u64::from(crate::http::CONNECTIONS_MAX);
+        let preview = u64::from(crate::http::PREVIEW_WEIGHT_MAX) * PREVIEW_BYTES_PER_WEIGHT;
         let mut terms = vec![
             Term {
                 name: "connection slots",
@@ -184,8 +187,8 @@ impl Budget {
             },
             Term {
                 name: "program and HTTP",
-                bytes: PROCESS_BYTES + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
-                how: format!("and {http} HTTP connections that all read the metrics"),
+                bytes: PROCESS_BYTES + preview + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
+                how: format!("and {http} HTTP connections that all read the metrics, and a preview of the ring"),
                 flags: &["--shards"],
             },
         ];

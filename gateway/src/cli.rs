@@ -37,7 +37,9 @@ Examples:
   gateway default-config > gateway.toml        the configuration with every setting explained
   gateway check-config gateway.toml            what it comes to, and the memory it may need
   gateway --config gateway.toml
-  curl http://127.0.0.1:7780/v1/node           what runs; also /metrics, /readyz, /v1/users/1
+  curl http://127.0.0.1:7780/v1/node           what runs; also /metrics, /readyz, /v1/users/1, /v1/openapi.json
+  curl -X POST http://127.0.0.1:7780/v1/node/drain
+                                               send all clients to other nodes and stay up; -X DELETE calls it off
 
 Units:
   Sizes take KiB, MiB, GiB or TiB (64KiB is 65536). Times are whole seconds.
@@ -47,7 +49,8 @@ Limits:
   and the value of every limit is shown by trunkline_limit. BYE ends a connection; ERROR and SENT do not.
 
 Signals:
-  SIGTERM or SIGINT: no new connections, BYE 12 to all within --drain-secs, exit status 0. A second one: at once.
+  SIGTERM or SIGINT: out of the ring, no new connections, BYE 12 to all over --drain-secs, exit status 0. A second one: at
+  once.
 
 Exit status:
   0 ended as asked; 1 the machine lacks something, an address or a node name is in use, Redis does not work, or a shard

@@ -7,6 +7,8 @@
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
+//! | `place.rs` | how the node takes its place in the ring and gives it up |
+//! | `reader.rs` | what questions about the cluster are answered from |
 //! | `exposition.rs` | the same as metrics |
 //!
 //! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when they run. Each beat
@@ -22,6 +24,8 @@
 
 mod exposition;
 mod heart;
+mod place;
+mod reader;
 mod rival;
 mod state;
 mod task;
@@ -29,24 +33,24 @@ mod walk;
 
 pub use exposition::write_cluster;
 pub use heart::{Ask, Heart};
+pub use place::Place;
+pub use reader::ClusterReader;
 pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 
-use crate::config::ClusterConfig;
-use crate::control::ControlPort;
-use crate::metrics::ShardStats;
+use crate::config::{ClusterConfig, ClusterSecret};
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use task::{Order, Task};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::Plane;
 
 /// Version of the protocol between nodes that this node speaks.
 pub const MESH_PROTOCOL: u32 = 1;
-/// Steps of a node's life that wait for the task: running, draining, leaving.
+/// Steps of a node's life that wait for the task: running, active, draining, leaving.
 const ORDERS_MAX: usize = 4;
 /// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next heartbeat.
 const NEWS_MAX: usize = 4_096;
@@ -80,9 +84,9 @@ pub enum MeshNews {
 /// The node's part in its cluster. Dropping it ends nothing.
 #[derive(Debug)]
 pub struct Cluster {
-    orders: mpsc::Sender<Order>,
+    place: Place,
     news: mpsc::Sender<MeshNews>,
-    state: Arc<ClusterState>,
+    reader: ClusterReader,
     logs: Vec<Arc<PresenceLog>>,
     task: JoinHandle<()>,
     round_trip_max: Duration,
@@ -92,8 +96,13 @@ impl Cluster {
     /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
     ///
     /// # Errors
-    /// When Redis does not work or the name is in use; the message says what to do.
-    pub async fn join(config: &ClusterConfig, node: &str, shards: u16) -> Result<Self, StartupError> {
+    /// When Redis does not work, the name is in use, or other nodes have another secret; the message says what to do.
+    pub async fn join(
+        config: &ClusterConfig,
+        secret: &ClusterSecret,
+        node: &str,
+        shards: u16,
+    ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
         let plane = Plane::connect(&config.redis).await.map_err(|error| failed(&error))?;
         let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
@@ -110,7 +119,19 @@ impl Cluster {
             users: 0,
             started_ms,
             life: 0,
+            secret_mark: secret.mark(),
         };
+        // Found out before it takes anybody's place in the ring: nobody could reach it there.
+        let members = plane.poll().await.map_err(|error| failed(&error))?;
+        let stranger =
+            members.iter().find(|member| !member.secret_mark.is_empty() && member.secret_mark != record.secret_mark);
+        if let Some(stranger) = stranger {
+            return Err(StartupError::Cluster(format!(
+                "node {} is in this cluster with another secret: give both nodes the same file as --cluster-secret-file, \
+                 or this one another --redis",
+                stranger.name
+            )));
+        }
         let mut heart = Heart::new(node, config.lease_ms);
         let sent_ms = crate::clock::now_ms();
         let incarnation = plane.acquire(&record, config.lease_ms).await.map_err(|error| failed(&error))?;
@@ -122,14 +143,15 @@ impl Cluster {
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, plane, heart, record, state.clone(), logs.clone());
+        let task = Task::new(config, plane.clone(), heart, record, state.clone(), logs.clone());
+        let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
-        Ok(Cluster { orders, news, state, logs, task, round_trip_max })
+        Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })
     }
 
     /// What the rest of the process may know.
-    pub fn state(&self) -> &Arc<ClusterState> {
-        &self.state
+    pub fn reader(&self) -> &ClusterReader {
+        &self.reader
     }
 
     /// Where each shard tells of its sessions, by shard.
@@ -142,31 +164,16 @@ impl Cluster {
         self.news.clone()
     }
 
-    /// The shards run: the node becomes active.
-    pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
-        self.order(Order::Serve { ports, stats }).await;
-    }
-
-    /// Takes the node out of the ring. Returns when Redis knows, or after as long as that may take.
-    pub async fn drain(&self) {
-        let (done, drained) = oneshot::channel();
-        self.order(Order::Drain(done)).await;
-        // A renewal may be under way already; then this is the one behind it.
-        if tokio::time::timeout(2 * self.round_trip_max, drained).await.is_err() {
-            tracing::warn!("Redis could not be told that this node drains; the others see it when it has gone");
-        }
+    /// The node's place in the ring.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Writes what waits, for 5 s at most, and gives the lease up. To be called when all shards have ended.
     pub async fn leave(self) {
-        self.order(Order::Leave).await;
+        self.place.order(Order::Leave).await;
         if tokio::time::timeout(FLUSH_TIMEOUT + 4 * self.round_trip_max, self.task).await.is_err() {
             tracing::warn!("the lease could not be given up; it runs out by itself");
         }
-    }
-
-    async fn order(&self, order: Order) {
-        // The task ends with the order to leave, and this value is gone by then.
-        let _ = self.orders.send(order).await;
     }
 }

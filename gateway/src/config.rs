@@ -15,7 +15,8 @@ pub use file::ConfigFile;
 pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
-pub use values::{AuthKind, LogFormat, NoSize, Placement, ReadModeKind, Size};
+pub use trunkline_router::command::LogFormat;
+pub use values::{AuthKind, NoSize, Placement, ReadModeKind, Size};
 
 use resolve::{Judge, known};
 

@@ -66,8 +66,14 @@ pub enum Control {
         /// The version stored.
         above: u64,
     },
-    /// Stops accepting and ends every connection with BYE 12, paced over `drain_ms`; the shard's loop then returns.
-    Drain,
+    /// Ends every session with BYE 12 and the address of its user's home, paced over `drain_ms`; who logs in meanwhile is sent away alike.
+    Drain {
+        /// Whether the shard stops accepting, ends connections without a session too, and its loop returns then. Otherwise it goes on
+        /// without sessions until [`Control::Resume`]; one that ends stays so.
+        ends: bool,
+    },
+    /// Calls a drain off: those who are still there stay, and logins are served again. Without effect on a drain that ends the shard.
+    Resume,
 }
 
 /// What became of [`Control::Sessions`].

@@ -58,6 +58,8 @@ pub(crate) struct Core<I: Io> {
     /// Withdrawn hand-overs whose mailbox was full.
     withdrawals: Vec<(u16, HandoverToken)>,
     due: Vec<u32>,
+    /// The listener behind the clients' is for other nodes, and open.
+    listening_to_nodes: bool,
     /// The accept of other nodes failed; try again at the next tick.
     mesh_accept_ended: bool,
     /// Other nodes are being told that this shard ends.
@@ -82,20 +84,17 @@ impl<I: Io> Core<I> {
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
+            listening_to_nodes: false,
             mesh_accept_ended: false,
             leaving: false,
             blocked: false,
         };
         core.drive_accepts();
-        if core.listens_to_nodes() {
+        if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
+            core.listening_to_nodes = true;
             core.io.accept(listeners, true);
         }
         core
-    }
-
-    /// Whether the listener behind the clients' is for other nodes.
-    fn listens_to_nodes(&self) -> bool {
-        self.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens)
     }
 
     /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
@@ -209,7 +208,7 @@ impl<I: Io> Core<I> {
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
         self.mesh_accept_ended |= !more;
-        if !more && result.is_ok() {
+        if !more && result.is_ok() && self.listening_to_nodes {
             self.mesh_accept_ended = false;
             self.io.accept(listener, true);
         }
@@ -222,7 +221,7 @@ impl<I: Io> Core<I> {
         let nodes = self.shard.mesh.as_ref().map_or(0, |mesh| mesh.connections()).min(limits.mesh_slots);
         let clients = self.shard.links.slots.in_use() - nodes;
         let room = clients + SLOTS_SPARE + limits.mesh_slots < limits.slots();
-        let wanted = room && self.shard.drain.is_none();
+        let wanted = room && !self.shard.ends();
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
@@ -317,13 +316,16 @@ impl<I: Io> Core<I> {
                 }
                 Control::End { user, session, reason } => self.shard.end_session(user, session, reason),
                 Control::Outbid { user, session, above } => self.shard.outbid(user, session, above),
-                Control::Drain => {
-                    self.shard.begin_drain();
-                    self.drive_accepts();
-                    for listener in 0..self.listeners.len() {
-                        self.io.stop_listening(listener as u16);
+                Control::Drain { ends } => {
+                    self.shard.begin_drain(ends);
+                    if ends {
+                        self.drive_accepts();
+                        for listener in 0..self.listeners.len() {
+                            self.io.stop_listening(listener as u16);
+                        }
                     }
                 }
+                Control::Resume => self.shard.call_off_drain(),
             }
         }
         requests

@@ -1,22 +1,34 @@
-//! The HTTP API of the control thread: health, metrics, the node, its users.
+//! The HTTP API of the control thread: health, metrics, the node, and the questions about nodes and users that a router answers too.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `api.rs` | the routes of a node |
+//! | `source.rs` | where the answers come from that a router gives too: the cluster, or this one node |
+//! | `cluster.rs` | the cluster as `/v1/node` shows it |
+//! | `document.rs` | the OpenAPI document |
 
 mod api;
 mod cluster;
-mod problem;
-mod serve;
+mod document;
+mod source;
 
 pub use api::router;
-pub use serve::{CONNECTIONS_MAX, serve};
 
 use crate::clock::now_ms;
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterReader, ClusterState};
 use crate::control::ControlPort;
+use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Connections served at a time; further ones wait in the backlog. Each has its place in the memory budget.
+pub const CONNECTIONS_MAX: u32 = 64;
+
+/// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the memory budget.
+pub const PREVIEW_WEIGHT_MAX: u32 = 1_024;
 
 /// Version of the gateway.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -29,9 +41,12 @@ pub struct Node {
     listen: Vec<SocketAddr>,
     http: SocketAddr,
     started: Instant,
+    started_ms: u64,
     shards: OnceLock<ShardHandles>,
-    draining: AtomicBool,
-    cluster: OnceLock<Arc<ClusterState>>,
+    drain: Arc<DrainSwitch>,
+    /// Whether it is to be one of several.
+    joins: bool,
+    cluster: OnceLock<ClusterReader>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -46,11 +61,11 @@ pub struct ShardHandles {
 /// Where a node stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {
-    /// Its shards are being set up.
+    /// Its shards are being set up, or it joins its cluster.
     Starting,
-    /// All shards accept connections.
+    /// It serves.
     Running,
-    /// It ends its connections and takes no new ones.
+    /// It ends its sessions and begins no new ones.
     Draining,
 }
 
@@ -66,21 +81,23 @@ impl NodeState {
 }
 
 impl Node {
-    /// A node that is starting. `listen` and `http` are the addresses it is bound to.
-    pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr) -> Self {
+    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be one of several.
+    pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr, joins: bool) -> Self {
         Node {
             name,
             limits,
             listen,
             http,
             started: Instant::now(),
+            started_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
             shards: OnceLock::new(),
-            draining: AtomicBool::new(false),
+            drain: Arc::default(),
+            joins,
             cluster: OnceLock::new(),
         }
     }
 
-    /// All shards run.
+    /// All shards run, and know the other nodes.
     ///
     /// # Panics
     /// When it is said twice.
@@ -92,18 +109,18 @@ impl Node {
     ///
     /// # Panics
     /// When it is said twice.
-    pub fn set_cluster(&self, cluster: Arc<ClusterState>) {
+    pub fn set_cluster(&self, cluster: ClusterReader) {
         assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
     }
 
-    /// The drain has begun.
-    pub fn set_draining(&self) {
-        self.draining.store(true, Ordering::SeqCst);
+    /// Whether it serves, drains or ends.
+    pub fn drain(&self) -> &Arc<DrainSwitch> {
+        &self.drain
     }
 
     /// Where the node stands.
     pub fn state(&self) -> NodeState {
-        if self.draining.load(Ordering::SeqCst) {
+        if self.drain.wanted() != Wanted::Serve {
             NodeState::Draining
         } else if self.shards.get().is_some() {
             NodeState::Running
@@ -113,20 +130,28 @@ impl Node {
     }
 
     fn cluster(&self) -> Option<&ClusterState> {
-        self.cluster.get().map(|cluster| &**cluster)
+        self.cluster.get().map(|cluster| &**cluster.state())
     }
 
     /// Why the node is not ready; `None` if it is.
     fn unready(&self) -> Option<String> {
         match self.state() {
-            NodeState::Starting => Some("the shards are being set up".to_owned()),
-            NodeState::Draining => Some("the node is shutting down and ends its connections".to_owned()),
+            NodeState::Starting => Some("the node is being set up".to_owned()),
+            NodeState::Draining => Some(match self.drain.wanted() {
+                Wanted::End => "the node is shutting down and ends its connections".to_owned(),
+                _ => "the node drains and sends its clients away; DELETE /v1/node/drain calls it off".to_owned(),
+            }),
             NodeState::Running => self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())),
         }
     }
 
     fn stats(&self) -> &[Arc<ShardStats>] {
         self.shards.get().map_or(&[], |shards| &shards.stats)
+    }
+
+    /// The sum of a number over all shards; 0 before they run.
+    fn sum(&self, number: fn(&ShardStats) -> u64) -> u64 {
+        self.stats().iter().map(|stats| number(stats)).sum()
     }
 }
 

@@ -10,6 +10,7 @@ pub mod control;
 mod core;
 mod directory;
 pub mod doctor;
+pub mod drain;
 pub mod host_tree;
 pub mod http;
 mod inbox;

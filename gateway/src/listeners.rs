@@ -4,9 +4,14 @@ use crate::startup::StartupError;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
+
+/// How often, and how long apart, a port that is in use is tried again.
+const BIND_TRIES: u32 = 10;
+const BIND_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bound and listening sockets.
 #[derive(Debug)]
@@ -25,7 +30,8 @@ impl Listeners {
     pub fn bind(addresses: &[SocketAddr], shards: u16) -> Result<Self, StartupError> {
         let mut listeners = Listeners { by_shard: (0..shards).map(|_| Vec::new()).collect(), addresses: Vec::new() };
         for address in addresses {
-            let bound = listeners.bind_address(*address).map_err(|error| StartupError::Listen(*address, error))?;
+            let bound = patiently(|| listeners.bind_address(*address))
+                .map_err(|error| StartupError::Listen(*address, error))?;
             listeners.addresses.push(bound);
         }
         Ok(listeners)
@@ -65,7 +71,19 @@ pub fn listen_alone(address: SocketAddr) -> Result<TcpListener, StartupError> {
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    listen().map_err(|error| StartupError::Listen(address, error))
+    patiently(listen).map_err(|error| StartupError::Listen(address, error))
+}
+
+/// Tries for a while if somebody listens there: it may be the ring of a process that was killed a moment ago, which the kernel takes down behind
+/// the process.
+fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..BIND_TRIES {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(BIND_PAUSE),
+            other => return other,
+        }
+    }
+    bind()
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

@@ -78,6 +78,7 @@ shard_stats! {
     sessions: Gauge "trunkline_sessions" "" "Logged-in sessions on this shard.";
     users: Gauge "trunkline_users_online" "" "Users with at least one session on this shard.";
     logins: Counter "trunkline_logins_total" "" "Successful logins.";
+    sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
     out_delivered: Counter "trunkline_messages_total" "outcome=\"delivered\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_acked: Counter "trunkline_messages_total" "outcome=\"acknowledged\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
@@ -149,6 +150,7 @@ shard_stats! {
     mesh_records_in: Counter "trunkline_mesh_records_received_total" "" "Records taken from other nodes.";
     mesh_resent: Counter "trunkline_mesh_records_resent_total" "" "Records sent again after a reconnect.";
     mesh_refused: Counter "trunkline_mesh_records_refused_total" "" "Records not queued because the link held as much as it may.";
+    mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
     mesh_given_back: Counter "trunkline_mesh_records_given_back_total" "" "Records not confirmed when their stream ended.";

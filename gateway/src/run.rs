@@ -1,28 +1,26 @@
 //! `gateway run`: from a configuration to running shards, and to their orderly end.
 
 use crate::{Failure, print};
-use std::io::{self, IsTerminal};
+use std::future::pending;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tracing_subscriber::EnvFilter;
 use trunkline_gateway::auth::Auth;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, LogFormat, Placement};
-use trunkline_gateway::control::{Control, ControlPort};
-use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
+use trunkline_gateway::drain::{Drainer, Wanted};
+use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
-
-/// Pause before a request is given to a shard again whose queue was full.
-const RETRY_PAUSE: Duration = Duration::from_millis(5);
+use trunkline_router::command::{Signals, init_log, near};
+use trunkline_router::http::serve;
 
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
-    init_log(config);
+    init_log(&config.log, config.log_format);
     let auth = config.auth.load()?;
     let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let kind = match auth {
@@ -48,16 +46,6 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     runtime.block_on(control(config, auth, listeners, http_listener, mesh))
 }
 
-fn init_log(config: &Config) {
-    let filter = EnvFilter::builder().parse_lossy(&config.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Plain => log.with_ansi(false).without_time().init(),
-        LogFormat::Json => log.json().init(),
-    }
-}
-
 /// The life of the control thread.
 async fn control(
     config: &Config,
@@ -72,18 +60,20 @@ async fn control(
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let addresses = listeners.addresses.clone();
-    let node = Arc::new(Node::new(config.node.clone(), config.limits().clone(), addresses.clone(), http_address));
-    tokio::spawn(http::serve(http_listener, http::router(node.clone())));
+    let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
+    let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins));
+    // It ends with the process, so that metrics and progress are shown to the last.
+    tokio::spawn(serve(http_listener, http::router(node.clone()), CONNECTIONS_MAX, pending()));
 
-    let cluster = match &config.cluster {
-        Some(cluster) => Some(tokio::select! {
-            joined = Cluster::join(cluster, &config.node, config.shards) => joined?,
+    let cluster = match config.cluster.as_ref().zip(mesh.as_ref()) {
+        Some((cluster, (secret, _))) => Some(tokio::select! {
+            joined = Cluster::join(cluster, secret, &config.node, config.shards) => joined?,
             name = signals.next() => end_at_once(name),
         }),
         None => None,
     };
     if let Some(cluster) = &cluster {
-        node.set_cluster(cluster.state().clone());
+        node.set_cluster(cluster.reader().clone());
     }
 
     let shards_config = ShardsConfig {
@@ -93,7 +83,7 @@ async fn control(
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
-            state: cluster.state().clone(),
+            state: cluster.reader().state().clone(),
             news: cluster.news(),
             secret,
             listener,
@@ -108,27 +98,34 @@ async fn control(
     let mut shards = started
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
-    node.set_running(ShardHandles { ports: shards.ports.clone(), stats: shards.stats.clone() });
-    if let Some(cluster) = &cluster {
-        cluster.serve(shards.ports.clone(), shards.stats.clone()).await;
-    }
-    announce(config, &addresses, http_address);
-
+    let (ports, stats) = (shards.ports.clone(), shards.stats.clone());
+    let place = cluster.as_ref().map(|cluster| cluster.place().clone());
+    let (switch, drain_ms) = (node.drain().clone(), config.limits().drain_ms);
+    let serving = async {
+        if let Some(place) = &place {
+            tokio::select! {
+                // Before that, this node does not know the homes of users.
+                () = place.serve(ports.clone(), stats.clone()) => {}
+                () = switch.is_asked() => {}
+            }
+        }
+        node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
+        if switch.wanted() == Wanted::Serve {
+            announce(config, &addresses, http_address);
+        }
+        Drainer { switch, place, ports, drain_ms }.run().await
+    };
+    let mut serving = pin!(serving);
     let name = tokio::select! {
+        never = serving.as_mut() => match never {},
         name = signals.next() => name,
         end = shards.ended.recv() => return Err(shard_failed(end)),
     };
-    tracing::info!("{name}: draining over {} s; a second signal ends it at once", config.limits().drain_ms / 1_000);
-    node.set_draining();
-    let draining = async {
-        // Out of the ring first, so that nobody is sent here who would have to go again.
-        if let Some(cluster) = &cluster {
-            cluster.drain().await;
-        }
-        drain(&shards.ports, &mut shards.ended).await
-    };
+    tracing::info!("{name}: draining, then the end; a second signal ends it at once");
+    node.drain().end(&shards.stats);
     tokio::select! {
-        drained = draining => drained?,
+        never = serving => match never {},
+        ended = all_ended(config.shards, &mut shards.ended) => ended?,
         name = signals.next() => end_at_once(name),
     }
     let joined = tokio::task::spawn_blocking(move || shards.join()).await;
@@ -149,7 +146,7 @@ async fn control(
 fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
     if !http_address.ip().is_loopback() {
         tracing::warn!(
-            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics and end sessions"
+            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics, end sessions and drain the node"
         );
     }
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
@@ -170,23 +167,12 @@ fn say(text: &str) {
 
 /// The command that talks to this node.
 fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> String {
-    // A client on this machine reaches a node that listens everywhere by loopback.
-    let reachable = |mut address: SocketAddr| {
-        if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() {
-                std::net::Ipv4Addr::LOCALHOST.into()
-            } else {
-                std::net::Ipv6Addr::LOCALHOST.into()
-            });
-        }
-        address.to_string()
-    };
     let mut flags = String::new();
-    if reachable(address) != "127.0.0.1:7700" {
-        flags.push_str(&format!(" --addr {}", reachable(address)));
+    if near(address).to_string() != "127.0.0.1:7700" {
+        flags.push_str(&format!(" --addr {}", near(address)));
     }
-    if reachable(http_address) != "127.0.0.1:7780" {
-        flags.push_str(&format!(" --http {}", reachable(http_address)));
+    if near(http_address).to_string() != "127.0.0.1:7780" {
+        flags.push_str(&format!(" --http {}", near(http_address)));
     }
     match config.auth {
         AuthConfig::Open => format!("next: chat --user 1{flags}   and in another terminal: chat --user 2{flags}\n"),
@@ -196,25 +182,15 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     }
 }
 
-/// Asks every shard to end its connections, and waits until all have.
-async fn drain(ports: &[ControlPort], ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
-    for port in ports {
-        send_drain(port).await;
-    }
-    for _ in ports {
+/// Waits until every shard has ended, in an orderly way.
+async fn all_ended(shards: u16, ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
+    for _ in 0..shards {
         match ended.recv().await {
             Some(ShardEnd { orderly: true, .. }) => {}
             end => return Err(shard_failed(end)),
         }
     }
     Ok(())
-}
-
-/// A full queue empties with the shard's next turn, and a shard that has no turns any more ends the process otherwise.
-async fn send_drain(port: &ControlPort) {
-    while port.send(Control::Drain).is_err() {
-        tokio::time::sleep(RETRY_PAUSE).await;
-    }
 }
 
 /// A node without one of its shards would fail a part of its users and look well to the others, so it ends as a whole.
@@ -232,36 +208,12 @@ fn end_at_once(name: &str) -> ! {
     std::process::exit(0)
 }
 
-/// The signals that end a node.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::sync::mpsc::unbounded_channel;
     use trunkline_gateway::config::{ConfigFile, Host, Sources};
-    use trunkline_gateway::control::CONTROL_QUEUE_LEN;
-    use trunkline_gateway::waker::Waker;
-
-    fn ports(count: usize) -> Vec<ControlPort> {
-        (0..count).map(|_| ControlPort::new(Arc::new(Waker::new().unwrap()))).collect()
-    }
 
     fn message(failure: Failure) -> String {
         match failure {
@@ -271,42 +223,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_asks_every_shard_and_waits_for_all() {
-        let ports = ports(3);
+    async fn the_end_waits_for_every_shard() {
         let (ends, mut ended) = unbounded_channel();
-        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
+        let mut all = std::pin::pin!(all_ended(3, &mut ended));
         for shard in [2, 0, 1] {
-            let waiting = tokio::time::timeout(Duration::ZERO, drain.as_mut()).await;
+            let waiting = tokio::time::timeout(Duration::ZERO, all.as_mut()).await;
             assert!(waiting.is_err(), "it ended before shard {shard}");
             ends.send(ShardEnd { shard, orderly: true }).unwrap();
         }
-        assert!(drain.await.is_ok());
-        for port in &ports {
-            assert!(matches!(port.take(), Some(Control::Drain)) && port.take().is_none());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_drain_reaches_a_shard_whose_queue_is_full() {
-        let ports = ports(1);
-        while ports[0].send(Control::Drain).is_ok() {}
-        let shard_port = ports[0].clone();
-        let (ends, mut ended) = unbounded_channel();
-        ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
-        let mut drain = std::pin::pin!(drain(&ports, &mut ended));
-        assert!(tokio::time::timeout(Duration::ZERO, drain.as_mut()).await.is_err(), "there was no room");
-        assert!(shard_port.take().is_some());
-        assert!(drain.await.is_ok());
-        assert_eq!(std::iter::from_fn(|| shard_port.take()).count(), CONTROL_QUEUE_LEN);
+        assert!(all.await.is_ok());
     }
 
     #[tokio::test]
     async fn a_shard_that_fails_in_the_drain_fails_the_node() {
-        let ports = ports(2);
         let (ends, mut ended) = unbounded_channel();
         ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
         ends.send(ShardEnd { shard: 1, orderly: false }).unwrap();
-        let failure = drain(&ports, &mut ended).await.expect_err("shard 1 failed");
+        let failure = all_ended(2, &mut ended).await.expect_err("shard 1 failed");
         assert!(message(failure).contains("shard 1 has failed"));
     }
 

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use trunkline_router::command::listen_error;
 
 /// The first kernel with everything the data ring uses: single-issuer rings and deferred task work came with 6.1.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -129,26 +130,7 @@ impl fmt::Display for StartupError {
                 }
                 write!(f, ": lower {}, or raise --memory-max", flags.join(", "))
             }
-            StartupError::Listen(address, error) => match error.kind() {
-                io::ErrorKind::AddrInUse => write!(
-                    f,
-                    "{address} is already in use: stop what listens there (ss -ltnp shows it), or choose another port with --listen or --http"
-                ),
-                io::ErrorKind::PermissionDenied => write!(
-                    f,
-                    "listening on {address} is not permitted: choose a port from 1024, or give the capability CAP_NET_BIND_SERVICE"
-                ),
-                io::ErrorKind::AddrNotAvailable => {
-                    write!(
-                        f,
-                        "{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all"
-                    )
-                }
-                _ => write!(
-                    f,
-                    "listening on {address} failed ({error}): check the address given with --listen or --http"
-                ),
-            },
+            StartupError::Listen(address, error) => f.write_str(&listen_error(*address, error, "--listen or --http")),
             StartupError::Cluster(error) => f.write_str(error),
             StartupError::Shard(error) => {
                 write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs")

@@ -112,7 +112,7 @@ pub struct NodeAnswer {
     pub record: NodeRecord,
     /// Whether its lease lives.
     pub lease: LeaseState,
-    /// Whether the asked process has a link to it; `null` from the router, which has no links.
+    /// Whether the asked process has a link to it, as a node has to itself; `null` from one that has no links, such as a router.
     pub reachable: Option<bool>,
     /// Whether users may have their home there: it is active, and the ring can hold it.
     pub in_ring: bool,
@@ -127,7 +127,8 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
     let shares = view.ring.as_ref().map(|ring| ring.shares()).unwrap_or_default();
     let share = |name: &str| view.ring.as_ref()?.index_of(name).and_then(|index| shares.get(index).copied());
     let answer = |record: &NodeRecord| NodeAnswer {
-        record: record.clone(),
+        // Who asks has no use for the mark of the secret; what tells nodes of one cluster apart is not for everybody.
+        record: NodeRecord { life: record.life(), secret_mark: String::new(), ..record.clone() },
         lease: if picture.degraded { LeaseState::Assumed } else { LeaseState::Live },
         reachable: reachable(&record.name),
         in_ring: share(&record.name).is_some(),

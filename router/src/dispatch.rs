@@ -231,6 +231,7 @@ mod tests {
             users: 0,
             started_ms: 1,
             life: 0,
+            secret_mark: String::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`reads`](fn@reads) | the questions, for whoever has a [`Source`]: the `router` binary and each gateway |
+//! | [`Routes::reads`] | the questions, for whoever has a [`Source`]: the `router` binary and each gateway |
 //! | [`Service`] | what the `router` binary knows: the last view, its connection to Redis, its balancers |
 //! | [`router`](fn@router) | all routes of the `router` binary |
 //! | [`serve`](fn@serve) | the server below: bounded connections, time-outs, an orderly end |
@@ -22,22 +22,22 @@ mod writes;
 
 pub use body::BODY_BYTES_MAX;
 pub use operations::OPENAPI;
-pub use reads::reads;
-pub use routes::Route;
-pub use serve::{CONNECTIONS_MAX, serve};
+pub use problem::Problem;
+pub use routes::{Route, Routes};
+pub use serve::serve;
 pub use service::{POLL_PERIOD, Service};
 
 use crate::api::Picture;
 use crate::redis::PresenceEntry;
-use axum::http::{Method, StatusCode, Uri};
-use problem::Problem;
-use routes::Routes;
 use std::sync::Arc;
 
-/// Where the answers of [`reads`](fn@reads) come from.
+/// Where the answers of [`Routes::reads`] come from.
 pub trait Source: Send + Sync + 'static {
-    /// What is known of the cluster now; `None` before anything is.
-    fn picture(&self) -> Option<Picture>;
+    /// What is known of the cluster now.
+    ///
+    /// # Errors
+    /// Why nothing is known yet, and what to do.
+    fn picture(&self) -> Result<Picture, String>;
 
     /// What the presence store holds of a user; entries of nodes that are gone may be among them.
     ///
@@ -50,23 +50,17 @@ pub trait Source: Send + Sync + 'static {
         let _ = node;
         None
     }
+
+    /// The largest sum of weights that a preview of the ring is computed for here. It takes about 2.5 KB for each unit.
+    fn preview_weight_max(&self) -> u32 {
+        u32::MAX
+    }
 }
 
 /// All routes of the `router` binary.
 pub fn router(service: Arc<Service>) -> axum::Router {
-    let routes = all_routes();
-    let not_found = async |uri: Uri| {
-        Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}; GET / lists what there is", uri.path()))
-    };
-    let not_allowed = async |method: Method, uri: Uri| {
-        let detail = format!("{} does not take {method}; GET / lists what there is", uri.path());
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
-    };
-    routes
-        .into_router()
-        .fallback(not_found)
-        .method_not_allowed_fallback(not_allowed)
-        .layer(axum::middleware::from_fn(operations::bounded))
+    all_routes()
+        .into_router("; GET / lists what there is")
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&service), operations::counted))
         .with_state(service)
 }
@@ -78,7 +72,7 @@ pub fn routes() -> Vec<Route> {
 }
 
 fn all_routes() -> Routes<Service> {
-    operations::add(writes::add(reads::add(Routes::new())))
+    operations::add(writes::add(Routes::new().reads()))
 }
 
 #[cfg(test)]

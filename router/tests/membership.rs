@@ -20,6 +20,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         users: 9,
         started_ms: 1_700_000_000_000,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 

@@ -46,6 +46,7 @@ fn record(name: &str) -> NodeRecord {
         users: 0,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 

@@ -35,6 +35,9 @@ pub struct Heart {
     life: u64,
     renew_failing_ms: Option<u64>,
     poll_failing_ms: Option<u64>,
+    polled_ms: Option<u64>,
+    /// The mesh has told of a link, so what it has not told of is not there.
+    meshed: bool,
 }
 
 impl Heart {
@@ -52,6 +55,8 @@ impl Heart {
             life: 0,
             renew_failing_ms: None,
             poll_failing_ms: None,
+            polled_ms: None,
+            meshed: false,
         }
     }
 
@@ -113,6 +118,7 @@ impl Heart {
     pub fn polled(&mut self, now_ms: u64, records: Vec<NodeRecord>) -> bool {
         self.look(now_ms);
         self.poll_failing_ms = None;
+        self.polled_ms = Some(now_ms);
         let changed = self.membership.polled(now_ms, records);
         let alone = self.membership.view().members.iter().all(|member| *member.name == *self.own);
         self.lease.set_alone(now_ms, alone);
@@ -133,11 +139,13 @@ impl Heart {
 
     /// See [`Membership::mesh_heard`].
     pub fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+        self.meshed = true;
         self.membership.mesh_heard(now_ms, node, incarnation)
     }
 
     /// See [`Membership::mesh_lost`].
     pub fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+        self.meshed = true;
         self.membership.mesh_lost(now_ms, node, incarnation)
     }
 
@@ -166,6 +174,18 @@ impl Heart {
     /// The view now.
     pub fn view(&self) -> Arc<View> {
         self.membership.view()
+    }
+
+    /// The members with a link to this node, itself included; `None` before the mesh has told of any link.
+    pub fn reachable(&self) -> Option<Vec<String>> {
+        let view = self.membership.view();
+        let names = view.members.iter().map(|member| &member.name);
+        self.meshed.then(|| names.filter(|name| self.membership.is_reachable(name)).cloned().collect())
+    }
+
+    /// When Redis last gave the nodes; `None` before the first time.
+    pub fn polled_ms(&self) -> Option<u64> {
+        self.polled_ms
     }
 
     /// See [`Membership::wants_poll`].

@@ -115,6 +115,7 @@ mod tests {
             users: 0,
             started_ms: 1,
             life: 0,
+            secret_mark: String::new(),
         });
         let mut membership = Membership::new(Some("a"), 5_000);
         membership.polled(0, records.to_vec());

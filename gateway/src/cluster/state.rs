@@ -34,6 +34,10 @@ pub struct ClusterStatus {
     pub members: [(&'static str, u64); 3],
     /// Active members that the ring cannot hold.
     pub left_out: Vec<String>,
+    /// Members this node has a link to, itself included; `None` before the mesh has told of any link.
+    pub reachable: Option<Vec<String>>,
+    /// When Redis last said which nodes there are, milliseconds of [`crate::clock`]; `None` before the first time.
+    pub polled_ms: Option<u64>,
     /// Whether Redis works.
     pub redis: RedisStatus,
     /// How often all sessions were written again.

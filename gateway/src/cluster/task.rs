@@ -37,8 +37,8 @@ const FENCED_LOG_PERIOD: Duration = Duration::from_secs(10);
 pub(super) enum Order {
     /// The shards run.
     Serve { ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>> },
-    /// Out of the ring; answered when Redis knows.
-    Drain(oneshot::Sender<()>),
+    /// Into the ring or out of it; answered when the shards have been told a view in which it is so.
+    Become { state: NodeState, done: oneshot::Sender<()> },
     /// Write what waits, give the lease up, and end.
     Leave,
 }
@@ -92,7 +92,10 @@ pub(super) struct Task {
     redis_error: Option<String>,
     fenced_logged: Option<Instant>,
     resyncs: u64,
-    drained: Option<oneshot::Sender<()>>,
+    /// Who waits for the shards to be told a view with the node in this state.
+    awaited: Option<(NodeState, oneshot::Sender<()>)>,
+    /// The poll under way may be from before the state that is waited for; ask again behind it.
+    repoll: bool,
     state: Arc<ClusterState>,
 }
 
@@ -148,7 +151,8 @@ impl Task {
             redis_error: None,
             fenced_logged: None,
             resyncs: 0,
-            drained: None,
+            awaited: None,
+            repoll: false,
             state,
             plane,
             heart,
@@ -156,6 +160,11 @@ impl Task {
         };
         task.publish();
         task
+    }
+
+    /// The views as they come.
+    pub(super) fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
     }
 
     /// Runs until it is ordered to leave.
@@ -179,7 +188,7 @@ impl Task {
                 Some(news) = news.recv() => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
-                    Order::Drain(drained) => self.drain(drained),
+                    Order::Become { state, done } => self.set_state(state, done),
                     Order::Leave => flushed = flushed.or_else(|| self.flush()),
                 },
                 () = ended(&mut flushed) => break,
@@ -206,6 +215,7 @@ impl Task {
         }
         self.log_fence();
         self.send_view();
+        self.answer_awaited();
         self.publish();
     }
 
@@ -327,6 +337,9 @@ impl Task {
                     }
                     Err(error) => self.failed(|heart| _ = heart.poll_failed(now_ms), &error),
                 }
+                if std::mem::take(&mut self.repoll) {
+                    self.poll();
+                }
             }
             Answer::Epoch { digest, result } => {
                 self.agreeing = false;
@@ -367,11 +380,26 @@ impl Task {
         if state != self.heart.state() {
             self.beat.reset_immediately();
         }
-        if state == NodeState::Draining
-            && let Some(drained) = self.drained.take()
-        {
+        if self.awaited.as_ref().is_some_and(|(awaited, _)| *awaited == state) {
+            if state == NodeState::Draining && self.heart.redis_failing_ms().is_some() {
+                // Clients are not kept waiting for a Redis that does not work; the state is told when it does.
+                self.awaited = None;
+                return;
+            }
+            self.repoll = self.polling;
+            self.poll();
+        }
+    }
+
+    /// Tells who waits for the shards to know the node in its new state.
+    fn answer_awaited(&mut self) {
+        let view = self.heart.view();
+        let own = view.member(&self.record.name).filter(|own| own.incarnation == self.heart.incarnation());
+        let told = !self.shards.unsent.contains(&true);
+        let known = |(state, _): &mut (NodeState, _)| told && own.is_some_and(|own| own.state == *state);
+        if let Some((_, done)) = self.awaited.take_if(known) {
             // Nobody waits any more if that took too long.
-            let _ = drained.send(());
+            let _ = done.send(());
         }
     }
 
@@ -384,13 +412,11 @@ impl Task {
             self.walk.resync();
         }
         self.shards = ShardEnds { unsent: vec![true; ports.len()], ports, stats };
-        self.heart.set_state(NodeState::Active);
-        self.beat.reset_immediately();
     }
 
-    fn drain(&mut self, drained: oneshot::Sender<()>) {
-        self.heart.set_state(NodeState::Draining);
-        self.drained = Some(drained);
+    fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
+        self.heart.set_state(state);
+        self.awaited = Some((state, done));
         self.beat.reset_immediately();
     }
 
@@ -517,6 +543,8 @@ impl Task {
             digest: view.digest,
             members,
             left_out: view.left_out.clone(),
+            reachable: self.heart.reachable(),
+            polled_ms: self.heart.polled_ms(),
             redis: RedisStatus { failing_since_ms: self.heart.redis_failing_ms(), error: self.redis_error.clone() },
             resyncs: self.resyncs,
             resyncing: self.walk.is_resync(),

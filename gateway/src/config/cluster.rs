@@ -1,6 +1,8 @@
 //! What a node needs to be one of several.
 
 use super::{ConfigError, Judge, Placement, Settings, known, read_key, without_newline};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,6 +46,13 @@ pub struct ClusterConfig {
 pub struct ClusterSecret(Box<[u8]>);
 
 impl ClusterSecret {
+    /// What tells this secret from others and does not give it away: the first 8 bytes of HMAC-SHA256 over a label, in hexadecimal digits.
+    pub fn mark(&self) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(b"trunkline cluster secret mark");
+        mac.finalize().into_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The secret itself.
     pub fn bytes(&self) -> &[u8] {
         &self.0

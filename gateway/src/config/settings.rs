@@ -1,7 +1,8 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::values::{AuthKind, LogFormat, Placement, ReadModeKind, Size};
+use super::LogFormat;
+use super::values::{AuthKind, Placement, ReadModeKind, Size};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -154,7 +155,7 @@ settings! {
     heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
     /// Longest heartbeat a client gets, 1 to 3600. A longer wish is lowered to it.
     heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
-    /// Seconds over which a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
+    /// Seconds over which a drain or a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
     drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
 
     ["Messages"]

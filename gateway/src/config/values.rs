@@ -137,18 +137,6 @@ impl From<ReadModeKind> for ReadMode {
     }
 }
 
-/// How a line of the log looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people, in colour on a terminal.
-    Text,
-    /// Like text without time and colour, for a log that adds the time itself, such as the journal.
-    Plain,
-    /// One JSON object for each line.
-    Json,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -430,6 +430,7 @@ pub(crate) fn queue(
         Ok(Some(slot)) => links.mark_dirty(slot),
         Ok(None) => {}
         Err(FarError::Full) => links.stats.limit_mesh.add(1),
+        Err(FarError::Unreachable) => links.stats.mesh_unreachable.add(1),
         Err(FarError::Unknown | FarError::TooLong) => {}
     }
     result.map(drop)

@@ -52,6 +52,11 @@ impl Shard {
         }
     }
 
+    /// Whether nobody can say when a home will answer: a login had better try another node.
+    fn is_cut_off_from(&self, node: NodeKey, shard: u16) -> bool {
+        self.mesh.as_ref().is_some_and(|mesh| mesh.is_unreachable(node, shard))
+    }
+
     fn open_here(&mut self, slot: u32, adoptee: &Adoptee) {
         let session = self.next_session(adoptee.user, &adoptee.device);
         let since_s = (self.now.wall_ms / 1_000) as u32;
@@ -62,6 +67,9 @@ impl Shard {
 
     /// Asks the home for the session of a login that waits in a slot.
     fn ask_home(&mut self, slot: u32, node: NodeKey, shard: u16) {
+        if self.is_cut_off_from(node, shard) {
+            return self.close(slot, CloseReason::Overloaded);
+        }
         let seat = Seat { shard: self.shard, conn: self.links.slots.id(slot) };
         let tick = self.links.tick;
         let Some(waiting) = self.directory.registrations.at(slot) else { return };

@@ -29,6 +29,9 @@ impl Shard {
             tracing::debug!(user = login.user, %error, "login refused");
             return self.close(slot, CloseReason::BadCredentials);
         }
+        if self.drain.is_some() {
+            return self.dismiss(slot, login.user);
+        }
         if let Some(address) = self.home_elsewhere(login.user) {
             return self.close_towards(slot, CloseReason::Moved, address);
         }
@@ -61,6 +64,11 @@ impl Shard {
         if self.placement == Placement::Accept {
             return None;
         }
+        self.other_home(user)
+    }
+
+    /// The address of the user's home in the present view; `None` if that is this node, or nobody is.
+    pub(crate) fn other_home(&self, user: u64) -> Option<String> {
         let routing = self.directory.routing.as_ref()?;
         match routing.home(user) {
             Home::There { node, .. } => routing.member(node).map(|home| home.advertise.clone().into()),
@@ -116,7 +124,7 @@ impl Shard {
         stats.open.add(1);
         self.links.mark_dirty(slot);
         if self.drain.is_some() {
-            return self.close(slot, CloseReason::Draining);
+            return self.dismiss(slot, adoptee.user);
         }
         if self.links.stats.open.get() > u64::from(self.links.limits.connections_max) {
             self.links.stats.limit_connections.add(1);

@@ -98,10 +98,15 @@ pub(crate) struct Shard {
 /// Progress of a drain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
-    /// The next slot to end.
+    /// The shard ends with it.
+    ends: bool,
+    /// Slots that were in use when it began; what comes later is ended when it comes.
+    slots: u32,
+    /// The next of them to end.
     cursor: u32,
-    /// Slots to end in each tick.
-    per_tick: u32,
+    begun_tick: u32,
+    /// Ticks over which they are spread.
+    spread: u32,
     /// When the shard gives up on connections that do not close.
     pub(crate) deadline_tick: u32,
 }
@@ -221,7 +226,7 @@ impl Shard {
         let deadline = self.links.tick + ticks(self.links.limits.login_timeout_ms);
         self.links.wheel.arm(slot, deadline);
         self.links.mark_dirty(slot);
-        if self.drain.is_some() {
+        if self.ends() {
             self.close(slot, CloseReason::Draining);
         } else if self.links.stats.open.get() > u64::from(self.links.limits.connections_max) {
             self.links.stats.limit_connections.add(1);
@@ -386,32 +391,60 @@ impl Shard {
         }
     }
 
-    /// Begins to end all connections.
-    pub(crate) fn begin_drain(&mut self) {
-        if self.drain.is_none() {
+    /// Begins to end all sessions, and with `ends` all connections.
+    pub(crate) fn begin_drain(&mut self, ends: bool) {
+        if self.drain.is_none_or(|drain| ends && !drain.ends) {
             let spread = ticks(self.links.limits.drain_ms);
             self.drain = Some(Drain {
+                ends,
+                slots: self.links.slots.high_water(),
                 cursor: 0,
-                per_tick: self.links.slots.high_water().div_ceil(spread).max(1),
+                begun_tick: self.links.tick,
+                spread,
                 deadline_tick: self.links.tick + spread + ticks(2 * LINGER_MS),
             });
         }
     }
 
-    fn drain_some(&mut self) {
-        let Some(Drain { cursor, per_tick, deadline_tick }) = self.drain else { return };
-        let end = (cursor + per_tick).min(self.links.slots.high_water());
-        for slot in cursor..end {
-            if matches!(self.links.slots.at(slot).phase, Phase::Handshake | Phase::Registering | Phase::Open) {
-                self.close(slot, CloseReason::Draining);
-            }
-        }
-        self.drain = Some(Drain { cursor: end, per_tick, deadline_tick });
+    /// Keeps the sessions that are left, unless the shard ends.
+    pub(crate) fn call_off_drain(&mut self) {
+        self.drain.take_if(|drain| !drain.ends);
     }
 
-    /// Whether a drain has come to its end: here, and at the other shards, which may still send on to this one what other nodes send to them.
+    fn drain_some(&mut self) {
+        let Some(drain) = self.drain else { return };
+        let passed = u64::from((self.links.tick - drain.begun_tick).min(drain.spread));
+        let end = (u64::from(drain.slots) * passed).div_ceil(drain.spread.into()) as u32;
+        for slot in drain.cursor..end {
+            let conn = self.links.slots.at(slot);
+            match (conn.phase, conn.user) {
+                (Phase::Open, user) => {
+                    self.links.stats.sessions_drained.add(1);
+                    self.dismiss(slot, user);
+                }
+                (Phase::Registering, user) => self.dismiss(slot, user),
+                (Phase::Handshake, _) if drain.ends => self.close(slot, CloseReason::Draining),
+                // Whoever logs in is sent away then.
+                _ => {}
+            }
+        }
+        self.drain = Some(Drain { cursor: end, ..drain });
+    }
+
+    /// Ends a connection of a draining node: its user goes on at home, as the present view has it.
+    pub(crate) fn dismiss(&mut self, slot: u32, user: u64) {
+        let home = self.other_home(user).unwrap_or_default();
+        self.close_towards(slot, CloseReason::Draining, home);
+    }
+
+    /// Whether the shard takes no connections any more and will end.
+    pub(crate) fn ends(&self) -> bool {
+        self.drain.is_some_and(|drain| drain.ends)
+    }
+
+    /// Whether a drain that ends the shard has come to its end: here, and at the other shards, which may still send on to this one what other nodes send to them.
     pub(crate) fn drained(&self) -> bool {
-        let Some(drain) = self.drain else { return false };
+        let Some(drain) = self.drain.filter(|drain| drain.ends) else { return false };
         if self.links.tick >= drain.deadline_tick {
             return true;
         }
@@ -426,7 +459,7 @@ impl Shard {
 
     /// Whether a drain has taken as long as it may.
     pub(crate) fn drain_is_late(&self) -> bool {
-        self.drain.is_some_and(|drain| self.links.tick >= drain.deadline_tick)
+        self.drain.is_some_and(|drain| drain.ends && self.links.tick >= drain.deadline_tick)
     }
 
     /// Closes the connections whose answers no longer fit.

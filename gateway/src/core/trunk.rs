@@ -197,12 +197,13 @@ impl<I: Io> Core<I> {
     /// What time brings: dials, heartbeats, connections whose time is over, and news for the control thread.
     pub(super) fn tick_nodes(&mut self) {
         let now_ms = self.shard.now.mono_ms;
-        if std::mem::take(&mut self.mesh_accept_ended) {
+        if std::mem::take(&mut self.mesh_accept_ended) && self.listening_to_nodes {
             self.io.accept(self.listeners.len() as u16, true);
         }
+        let ends = self.shard.ends();
         let Some(mesh) = &mut self.shard.mesh else { return };
         let room = self.shard.links.slots.in_use() < self.shard.links.limits.slots();
-        if room && self.shard.drain.is_none() {
+        if room && !ends {
             for (token, address) in mesh.take_due_dials(now_ms) {
                 self.io.dial(token, address);
             }
@@ -226,6 +227,12 @@ impl<I: Io> Core<I> {
 
     /// The shard is about to end: tells other nodes so.
     pub(super) fn leave_nodes(&mut self) {
+        if std::mem::take(&mut self.listening_to_nodes) {
+            // What the ring still waits for would hold the port beyond the end of the process.
+            let listener = self.listeners.len() as u16;
+            self.io.accept_cancel(listener);
+            self.io.stop_listening(listener);
+        }
         let Some(mesh) = &mut self.shard.mesh else { return };
         mesh.say_goodbye();
         for slot in mesh.slots() {

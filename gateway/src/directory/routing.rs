@@ -146,6 +146,7 @@ pub(super) mod tests {
             users: 0,
             started_ms: 0,
             life: 0,
+            secret_mark: String::new(),
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -1,45 +1,49 @@
 //! The routes.
 
 use super::cluster::{ClusterDescription, describe_cluster};
-use super::problem::Problem;
-use super::{Node, VERSION};
+use super::document::DOCUMENT;
+use super::{Node, NodeState, VERSION};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
-use crate::control::{Control, SessionInfo};
+use crate::control::Control;
+use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
+use trunkline_router::api::{NO_USER, UserId};
 use trunkline_router::hash::home_shard;
+use trunkline_router::http::{Problem, Routes};
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The API of a node.
 pub fn router(node: Arc<Node>) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/node", get(describe_node))
-        .route("/v1/users/{user}", get(describe_user))
-        .route("/v1/users/{user}/kick", post(kick_user))
-        .fallback(async |uri: Uri| Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path())))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
-        })
-        .with_state(node)
+    routes().into_router("; see /v1/openapi.json for what there is").with_state(node)
+}
+
+pub(super) fn routes() -> Routes<Node> {
+    Routes::new()
+        .reads()
+        .get("/healthz", async || "ok\n")
+        .get("/readyz", ready)
+        .get("/metrics", metrics)
+        .get("/v1/node", describe_node)
+        .post("/v1/node/drain", begin_drain)
+        .delete("/v1/node/drain", call_off_drain)
+        .post("/v1/users/{user}/kick", kick_user)
+        .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()))
 }
 
 #[derive(Serialize)]
@@ -111,11 +115,61 @@ struct NodeDescription<'a> {
     /// Of each shard.
     limits: BTreeMap<&'static str, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<DrainDescription>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<ClusterDescription>,
 }
 
+#[derive(Serialize)]
+struct DrainDescription {
+    /// Whether the process ends with it.
+    ends: bool,
+    /// Sessions that have not been sent away yet.
+    sessions_left: u64,
+    /// Sessions sent away so far.
+    moved: u64,
+    /// Time until all are, and when that is in seconds since the Unix epoch; absent while the node leaves the ring, before any is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ms_left: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<u64>,
+}
+
+fn describe_drain(node: &Node) -> Option<DrainDescription> {
+    let Progress { moved, deadline_ms } = node.drain().progress(node.stats())?;
+    let ms_left = deadline_ms.map(|deadline_ms| deadline_ms.saturating_sub(now_ms()));
+    let wall_ms = |from_now_ms: u64| {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (since_1970 + Duration::from_millis(from_now_ms)).as_secs()
+    };
+    Some(DrainDescription {
+        ends: node.drain().wanted() == Wanted::End,
+        sessions_left: node.sum(|stats| stats.sessions.get()),
+        moved,
+        ms_left,
+        deadline: ms_left.map(wall_ms),
+    })
+}
+
+/// Accepted and not done: `GET /v1/node` shows how far it is.
+async fn begin_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
+    if node.state() == NodeState::Starting {
+        return Err(Problem::unavailable("the node is starting; try again in a moment"));
+    }
+    tracing::info!("a drain was asked for by the API");
+    node.drain().drain(node.stats());
+    Ok((StatusCode::ACCEPTED, describe_node(State(node)).await).into_response())
+}
+
+async fn call_off_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
+    node.drain().call_off().map_err(|Ending| {
+        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when it has ended";
+        Problem::new(StatusCode::CONFLICT, detail)
+    })?;
+    Ok(describe_node(State(node)).await)
+}
+
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {
-    let sum = |number: fn(&crate::metrics::ShardStats) -> u64| node.stats().iter().map(|stats| number(stats)).sum();
     Json(NodeDescription {
         node: &node.name,
         version: VERSION,
@@ -124,30 +178,17 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
         shards: node.stats().len(),
         listen: &node.listen,
         http: node.http,
-        connections: sum(|stats| stats.open.get()),
-        sessions: sum(|stats| stats.sessions.get()),
-        users: sum(|stats| stats.users.get()),
+        connections: node.sum(|stats| stats.open.get()),
+        sessions: node.sum(|stats| stats.sessions.get()),
+        users: node.sum(|stats| stats.users.get()),
         limits: limit_values(&node.limits).into_iter().collect(),
+        drain: describe_drain(&node),
         cluster: node.cluster().map(|cluster| describe_cluster(cluster, now_ms())),
     })
     .into_response()
 }
 
-#[derive(Serialize)]
-struct UserDescription {
-    user: u64,
-    online: bool,
-    shard: u32,
-    devices: Vec<SessionInfo>,
-}
-
 type UserPath = Result<Path<String>, PathRejection>;
-
-async fn describe_user(State(node): State<Arc<Node>>, path: UserPath) -> Result<Json<UserDescription>, Problem> {
-    let user = user_id(path)?;
-    let (shard, devices) = ask(&node, user, |answer| Control::User { user, answer }).await?;
-    Ok(Json(UserDescription { user, online: !devices.is_empty(), shard, devices }))
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,19 +214,13 @@ async fn kick_user(
     Ok(Json(Kicked { kicked }))
 }
 
-/// A user id is a decimal number from 1 to 2^64 - 1.
 fn user_id(path: UserPath) -> Result<u64, Problem> {
-    let refusal = || Problem::bad_request("a user is a number from 1 to 18446744073709551615");
-    let Path(text) = path.map_err(|_| refusal())?;
-    // Not even a sign: parse would take "+5".
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(refusal());
-    }
-    text.parse().ok().filter(|user| *user != 0).ok_or_else(refusal)
+    let user = path.ok().and_then(|Path(text)| UserId::parse(&text));
+    user.map(|user| user.0).ok_or_else(|| Problem::bad_request(NO_USER))
 }
 
 /// Asks the home shard of a user. Returns the shard and its answer.
-async fn ask<T>(
+pub(super) async fn ask<T>(
     node: &Node,
     user: u64,
     request: impl FnOnce(oneshot::Sender<T>) -> Control,

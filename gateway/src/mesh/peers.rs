@@ -13,7 +13,9 @@ use super::handshake::{
     Acceptor, AcceptorStep, ClusterSecret, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
     Identity, Versions,
 };
-use super::link::{HEARTBEAT_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing, RECONNECT_MS_MAX, Resumed};
+use super::link::{
+    DEAD_AFTER_MS, HEARTBEAT_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing, RECONNECT_MS_MAX, Resumed,
+};
 use super::wire::{NONCE_BYTES, Record, goodbye};
 use crate::directory::{NodeKey, Routing};
 use hashbrown::HashMap;
@@ -24,6 +26,8 @@ use std::net::SocketAddr;
 pub(crate) const HANDSHAKES_MAX: usize = 64;
 /// Connections of the mesh a shard has slots for: links, those that take their place, and handshakes.
 pub(crate) const CONNECTIONS_MAX: u32 = 256;
+/// A link that is down for so long takes no more messages.
+const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
 /// A peer that said so within this time treats this node as live.
 const ANSWER_FRESH_MS: u64 = 2 * HEARTBEAT_MS;
 
@@ -46,6 +50,8 @@ pub(crate) enum FarError {
     Unknown,
     /// The link, or all links together, hold as much as they may.
     Full,
+    /// The link has been down for a while: messages are refused rather than kept for a time that nobody knows.
+    Unreachable,
     /// The record is longer than any link takes.
     TooLong,
 }
@@ -128,6 +134,9 @@ struct PeerLink {
     counted: usize,
     /// Its peer is known no more.
     dead: bool,
+    /// Since when it has been down, and whether that is long.
+    down_ms: Option<u64>,
+    unreachable: bool,
 }
 
 /// How far a connection is.
@@ -257,6 +266,8 @@ impl Mesh {
                 state: LinkState::Down { retry_ms: now_ms },
                 counted: 0,
                 dead: false,
+                down_ms: Some(now_ms),
+                unreachable: false,
             };
             let id = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.links.push(None);
@@ -493,6 +504,7 @@ impl Mesh {
         match resumed {
             Ok(resumed) => {
                 link.state = LinkState::Wired { slot };
+                link.unreachable = false;
                 if let Some(wire) = self.wires.get_mut(&slot) {
                     wire.stage = Stage::Up { link: id };
                 }
@@ -710,8 +722,13 @@ impl Mesh {
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         let id = peer.links[usize::from(*at)];
         let link = self.links[id as usize].as_mut().ok_or(FarError::Unknown)?;
-        if self.bytes + record.encoded_len() > self.config.bytes_max && !record.is_control() {
-            return Err(FarError::Full);
+        if !record.is_control() {
+            if link.unreachable {
+                return Err(FarError::Unreachable);
+            }
+            if self.bytes + record.encoded_len() > self.config.bytes_max {
+                return Err(FarError::Full);
+            }
         }
         link.link.queue(record).map_err(|full| match full {
             LinkFull::Bytes => FarError::Full,
@@ -724,6 +741,13 @@ impl Mesh {
             LinkState::Wired { slot } => Some(slot),
             LinkState::Down { .. } | LinkState::Dialing => None,
         })
+    }
+
+    /// Whether the link to a shard of a node has been down for long.
+    pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.key == node);
+        let at = peer.and_then(|peer| Some(peer.links[usize::from(*peer.by_shard.get(usize::from(shard))?)]));
+        at.and_then(|id| self.links[id as usize].as_ref()).is_some_and(|link| link.unreachable)
     }
 
     /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be slowed.
@@ -827,8 +851,16 @@ impl Mesh {
         !self.ended.is_empty()
     }
 
-    /// What the control thread should know, each half a second or when it changes.
+    /// What the control thread should know, each half a second or when it changes. Finds out which links are down for long.
     pub(crate) fn tidings(&mut self, now_ms: u64) -> Vec<Tiding> {
+        for link in self.links.iter_mut().flatten() {
+            if link.link.is_connected() {
+                link.down_ms = None;
+            } else {
+                link.down_ms.get_or_insert(now_ms);
+            }
+            link.unreachable = link.down_ms.is_some_and(|since_ms| now_ms >= since_ms + UNREACHABLE_MS);
+        }
         let later = self.later.drain(..).map(|(node, incarnation)| Tiding::Heard { node, incarnation });
         let mut tidings: Vec<Tiding> = later.collect();
         let mut answered = false;

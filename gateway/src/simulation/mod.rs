@@ -146,6 +146,9 @@ impl Run {
         let parts = self.rng.within(1, 4);
         for _ in 0..parts {
             self.run_for(self.scenario.active_ms / parts);
+            if self.scenario.drains {
+                self.drain_for_a_while();
+            }
             let user = self.crowd.some_user();
             let shard = home_shard(user, self.scenario.shards.into()) as usize;
             let (answer, answered) = oneshot::channel();
@@ -160,10 +163,31 @@ impl Run {
         }
     }
 
+    /// A drain that is called off; the shards hear of both one after the other. One in the middle of the traffic may last until the end.
+    fn drain_for_a_while(&mut self) {
+        const APART_MS_MAX: u64 = 40;
+        self.crowd.draining = true;
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Control::Drain { ends: false });
+            let apart_ms = self.rng.within(0, APART_MS_MAX);
+            self.run_for(apart_ms);
+        }
+        let lasting_ms = self.rng.within(0, 2 * self.scenario.limits.drain_ms);
+        self.run_for(lasting_ms);
+        if self.scenario.ending == Ending::DrainBusy && self.rng.chance(300) {
+            return;
+        }
+        for shard in 0..self.node.shards() {
+            self.node.request(shard, Control::Resume);
+            let apart_ms = self.rng.within(0, APART_MS_MAX);
+            self.run_for(apart_ms);
+        }
+    }
+
     fn drain(&mut self) {
         self.crowd.draining = true;
         for shard in 0..self.node.shards() {
-            self.node.request(shard, Control::Drain);
+            self.node.request(shard, Control::Drain { ends: true });
         }
         let end_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000;
         self.run_until(end_us, |run| run.node.over());
@@ -349,6 +373,7 @@ const MUST_OCCUR: &[&str] = &[
     "resets",
     "slots used again",
     "trunkline_ring_short_sends_total{}",
+    "trunkline_sessions_drained_total{}",
     "trunkline_redeliveries_total{}",
     "trunkline_reads_paused_total{}",
     "trunkline_sent_to_gone_sender_total{}",

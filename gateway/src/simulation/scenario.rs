@@ -34,6 +34,8 @@ pub(super) struct Scenario {
     pub(super) active_ms: u64,
     /// A device does something once in this time, on average.
     pub(super) pace_ms: u64,
+    /// The node is drained in the traffic, and that is called off.
+    pub(super) drains: bool,
     pub(super) ending: Ending,
 }
 
@@ -83,6 +85,8 @@ impl Scenario {
             acked: *rng.pick(&[0, 300, 500, 1_000]),
             active_ms: rng.within(1_500, 5_000),
             pace_ms: rng.within(20, 200),
+            // Of its own numbers, so that it changes nothing else about a seed.
+            drains: Rng::new(seed ^ 0xD4A1_4ED0).chance(250),
             ending: *rng.pick(&[Ending::Leave, Ending::Leave, Ending::DrainQuiet, Ending::DrainBusy]),
             limits,
         }

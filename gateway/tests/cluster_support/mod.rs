@@ -153,15 +153,20 @@ pub(crate) struct Fleet {
     pub(crate) members: Vec<Member>,
     /// The nodes that run, in the order of `members`.
     pub(crate) nodes: Vec<Option<Gateway>>,
-    flags: Vec<String>,
+    flags: Vec<Vec<String>>,
 }
 
 impl Fleet {
     /// Starts the nodes and waits until they have one view and all links.
     pub(crate) fn start(names: &[&'static str], flags: &[&str]) -> Self {
+        Fleet::start_with(names, |_| flags.iter().map(|flag| (*flag).to_owned()).collect())
+    }
+
+    /// The same, with flags for each node.
+    pub(crate) fn start_with(names: &[&'static str], flags: impl Fn(usize) -> Vec<String>) -> Self {
         let redis = RedisCluster::start();
         let members = names.iter().map(|name| Member::new(&redis, name)).collect();
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let flags = (0..names.len()).map(flags).collect();
         let mut fleet = Fleet { redis, members, nodes: names.iter().map(|_| None).collect(), flags };
         for at in 0..names.len() {
             fleet.start_node(at);
@@ -172,7 +177,7 @@ impl Fleet {
 
     /// Starts a node, or starts it again.
     pub(crate) fn start_node(&mut self, at: usize) {
-        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let flags: Vec<&str> = self.flags[at].iter().map(String::as_str).collect();
         self.nodes[at] = Some(self.members[at].start(&self.redis, &flags));
     }
 

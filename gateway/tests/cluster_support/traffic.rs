@@ -7,7 +7,7 @@ use super::Fleet;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// How long after a message was answered as not delivered a first copy of it may still arrive: what was on its way to the recipient then.
+/// What was on its way to the recipient when its sender was told that it failed may take so long.
 const STRAGGLER: Duration = Duration::from_secs(1);
 
 /// One user, with one device.
@@ -52,6 +52,8 @@ pub(crate) struct Traffic {
     pub(crate) outcomes: BTreeMap<u16, u64>,
     pub(crate) delivered: u64,
     pub(crate) byes: BTreeMap<u16, u64>,
+    /// How long after a message was answered as not delivered a first copy of it may still arrive.
+    pub(crate) straggler: Duration,
 }
 
 impl Traffic {
@@ -79,6 +81,7 @@ impl Traffic {
             outcomes: BTreeMap::new(),
             delivered: 0,
             byes: BTreeMap::new(),
+            straggler: STRAGGLER,
         }
     }
 
@@ -253,7 +256,7 @@ impl Traffic {
         {
             let late = at.elapsed();
             assert!(
-                late < STRAGGLER,
+                late < self.straggler,
                 "message {number} from {} to {} was answered with {answer} and delivered {late:?} later",
                 message.from,
                 message.to

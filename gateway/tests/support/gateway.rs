@@ -88,7 +88,9 @@ impl Gateway {
     fn read_addresses(&mut self, lines: &Receiver<String>) {
         let (mut client, mut http) = (None, None);
         while client.is_none() || http.is_none() {
-            let line = lines.recv_timeout(PATIENCE).expect("a line that says where it listens");
+            let Ok(line) = lines.recv_timeout(PATIENCE) else {
+                panic!("no line that says where it listens; it said\n{}", self.stderr.text());
+            };
             if let Some(address) = line.strip_prefix(LISTENING_ON) {
                 client = Some(address.trim().parse().expect("the address clients connect to"));
             } else if let Some(address) = line.strip_prefix(HTTP_ON) {
@@ -115,6 +117,10 @@ impl Gateway {
 
     pub(crate) fn post(&self, path: &str) -> Response {
         self.request("POST", path)
+    }
+
+    pub(crate) fn post_json(&self, path: &str, body: &serde_json::Value) -> Response {
+        http::post_json(self.http_address, path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> Response {

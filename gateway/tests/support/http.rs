@@ -26,10 +26,23 @@ impl Response {
 
 /// Sends a request without a body and reads the whole answer.
 pub(crate) fn request(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Response> {
+    exchange(address, method, path, "")
+}
+
+/// Posts a JSON body and reads the whole answer.
+pub(crate) fn post_json(address: SocketAddr, path: &str, body: &serde_json::Value) -> std::io::Result<Response> {
+    exchange(address, "POST", path, &body.to_string())
+}
+
+fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+    let (length, json) = (body.len(), if body.is_empty() { "" } else { "Content-Type: application/json\r\n" });
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}Connection: close\r\n\r\n{body}"
+    )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(parse(&answer))

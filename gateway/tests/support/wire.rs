@@ -249,13 +249,19 @@ impl LoginOk {
     }
 }
 
-/// Checks that the body of a BYE is a `Bye`, and gives its text.
+/// How long a client is to wait before it comes back after this BYE, in milliseconds.
+pub(crate) fn bye_reconnect_after_ms(frame: &Frame) -> u64 {
+    assert_eq!(frame.kind, kind::BYE);
+    MessageFields::parse(&frame.body).number(1)
+}
+
 /// Where a BYE sends its client.
 pub(crate) fn bye_redirect(frame: &Frame) -> String {
     assert_eq!(frame.kind, kind::BYE);
     MessageFields::parse(&frame.body).text(2)
 }
 
+/// Checks that the body of a BYE is a `Bye`, and gives its text.
 pub(crate) fn bye_text(frame: &Frame) -> String {
     assert_eq!(frame.kind, kind::BYE);
     MessageFields::parse(&frame.body).text(3)

@@ -94,6 +94,13 @@ pub enum PreviewError {
     BadName(String),
     /// The resulting ring cannot be built.
     Ring(RingError),
+    /// The resulting ring is larger than whoever was asked has memory for.
+    TooHeavy {
+        /// The sum of its weights.
+        weight: u64,
+        /// The largest that is computed here.
+        weight_max: u32,
+    },
 }
 
 impl fmt::Display for PreviewError {
@@ -120,6 +127,9 @@ impl fmt::Display for PreviewError {
                 write!(f, "nothing would be left in the ring; keep a node or add one")
             }
             PreviewError::Ring(error) => write!(f, "{error}"),
+            PreviewError::TooHeavy { weight, weight_max } => {
+                write!(f, "the weights come to {weight}, and this process previews {weight_max} at most; ask a router")
+            }
         }
     }
 }
@@ -130,8 +140,13 @@ impl std::error::Error for PreviewError {}
 /// second or two at the limits of both, so not to be called where others wait.
 ///
 /// # Errors
-/// [`PreviewError`].
-pub fn preview(view: &View, degraded: bool, request: &PreviewRequest) -> Result<Preview, PreviewError> {
+/// [`PreviewError`]; [`PreviewError::TooHeavy`] for a ring whose weights come to more than `weight_max`.
+pub fn preview(
+    view: &View,
+    degraded: bool,
+    request: &PreviewRequest,
+    weight_max: u32,
+) -> Result<Preview, PreviewError> {
     let sample = request.sample.unwrap_or(SAMPLE_DEFAULT);
     if !(1..=SAMPLE_MAX).contains(&sample) {
         return Err(PreviewError::Sample(sample));
@@ -140,6 +155,10 @@ pub fn preview(view: &View, degraded: bool, request: &PreviewRequest) -> Result<
     let weights_before: BTreeMap<&str, u32> =
         before.map_or(&[][..], Ring::nodes).iter().map(|node| (node.name(), node.weight())).collect();
     let weights_after = changed(&weights_before, request)?;
+    let weight = weights_after.values().map(|&weight| u64::from(weight)).sum();
+    if weight > u64::from(weight_max) {
+        return Err(PreviewError::TooHeavy { weight, weight_max });
+    }
     let nodes: Result<Vec<Node>, RingError> =
         weights_after.iter().map(|(&name, &weight)| Node::new(name, weight)).collect();
     let after = nodes.and_then(Ring::new).map_err(PreviewError::Ring)?;

@@ -19,6 +19,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         users: 8,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 
@@ -193,7 +194,7 @@ fn request(json: serde_json::Value) -> PreviewRequest {
 }
 
 fn refusal(json: serde_json::Value) -> String {
-    preview(&three().view, false, &request(json)).unwrap_err().to_string()
+    preview(&three().view, false, &request(json), u32::MAX).unwrap_err().to_string()
 }
 
 #[test]
@@ -206,7 +207,7 @@ fn a_preview_moves_about_what_the_weights_ask_for() {
         (json!({"weights": {"a": 4}}), 4.0 / 6.0 - 1.0 / 3.0),
         (json!({}), 0.0),
     ] {
-        let answer = preview(&view, false, &request(change.clone())).unwrap();
+        let answer = preview(&view, false, &request(change.clone()), u32::MAX).unwrap();
         assert!((answer.ideal_share - ideal).abs() < 1e-9, "{change}: {}", answer.ideal_share);
         // 160 points for each unit of weight: a node's part is exact to about 1 / sqrt(160).
         assert!((answer.moved_share - ideal).abs() <= ideal * 0.3, "{change}: {answer:?}");
@@ -218,7 +219,8 @@ fn a_preview_moves_about_what_the_weights_ask_for() {
 
 #[test]
 fn a_node_in_the_place_of_another_moves_more_than_its_part() {
-    let answer = preview(&three().view, false, &request(json!({"add": [{"name": "d"}], "remove": ["a"]}))).unwrap();
+    let answer =
+        preview(&three().view, false, &request(json!({"add": [{"name": "d"}], "remove": ["a"]})), u32::MAX).unwrap();
     assert!((answer.ideal_share - 1.0 / 3.0).abs() < 1e-9, "{answer:?}");
     // Of all points, old and new, those of two nodes in four are not in both rings.
     assert!((answer.moved_share - 0.5).abs() < 0.1, "{answer:?}");
@@ -228,7 +230,8 @@ fn a_node_in_the_place_of_another_moves_more_than_its_part() {
 fn a_preview_counts_as_the_ring_does() {
     let view = three().view;
     let answer =
-        preview(&view, true, &request(json!({"add": [{"name": "d"}], "remove": ["b"], "sample": 5_000}))).unwrap();
+        preview(&view, true, &request(json!({"add": [{"name": "d"}], "remove": ["b"], "sample": 5_000})), u32::MAX)
+            .unwrap();
     let next = Ring::new(["a", "c", "d"].map(|name| Node::new(name, 1).unwrap()).to_vec()).unwrap();
     assert_eq!(answer.moved_share, view.ring.as_ref().unwrap().preview(&next, 5_000));
     assert!(answer.degraded && answer.sample == 5_000);
@@ -240,7 +243,8 @@ fn a_preview_counts_as_the_ring_does() {
 
 #[test]
 fn from_no_ring_everybody_moves() {
-    let answer = preview(&picture(Vec::new()).view, false, &request(json!({"add": [{"name": "a"}]}))).unwrap();
+    let answer =
+        preview(&picture(Vec::new()).view, false, &request(json!({"add": [{"name": "a"}]})), u32::MAX).unwrap();
     assert_eq!((answer.moved_share, answer.ideal_share), (1.0, 1.0));
 }
 

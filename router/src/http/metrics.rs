@@ -40,7 +40,7 @@ pub(super) fn exposition(service: &Service) -> String {
     text.sample(&[], service.polls.load(Ordering::Relaxed));
     text.name("trunkline_router_poll_failures_total", "counter", "Polls that failed.");
     text.sample(&[], service.poll_failures.load(Ordering::Relaxed));
-    if let Some(picture) = service.picture() {
+    if let Ok(picture) = service.picture() {
         text.name("trunkline_router_view_epoch", "gauge", "Epoch of the view.");
         text.sample(&[], picture.view.epoch);
         text.name("trunkline_router_view_age_seconds", "gauge", "Time since the last poll that worked.");

@@ -1,7 +1,6 @@
 //! Health, metrics, the documents, and what surrounds every request.
 
 use super::metrics;
-use super::problem::Problem;
 use super::routes::Routes;
 use super::service::{Readiness, Service};
 use axum::Json;
@@ -11,17 +10,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::timeout;
 
 /// The OpenAPI 3.1 document of the API.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
 /// What `GET /` shows.
 pub(super) const INDEX: &str = include_str!("index.txt");
-
-/// The longest that a request takes. What is asked of Redis ends within a second for each step.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
     routes
@@ -63,15 +57,4 @@ pub(super) async fn counted(State(service): State<Arc<Service>>, request: Reques
     let response = next.run(request).await;
     service.requests.count(route.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
     response
-}
-
-/// Ends the request when it takes too long.
-pub(super) async fn bounded(request: Request, next: Next) -> Response {
-    match timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let detail = format!("there was no answer within {} s; try again later", REQUEST_TIMEOUT.as_secs());
-            Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
-        }
-    }
 }

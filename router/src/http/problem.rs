@@ -10,32 +10,40 @@ const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
 /// An error answer. `title` is the status in words; `detail` says what was wrong with this request, and what to do.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub struct Problem {
     status: StatusCode,
     detail: String,
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    /// An error of this status.
+    #[must_use]
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Problem { status, detail: detail.into() }
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+    /// What was wrong, and what to do.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn bad_request(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+    /// 404.
+    #[must_use]
+    pub fn not_found(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
     /// 503, with a hint when to try again.
-    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn unavailable(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-    }
-
-    /// Before the first view.
-    pub(super) fn no_view() -> Self {
-        Problem::unavailable("no node is known yet: Redis has not answered since the start; try again in a moment")
     }
 }
 

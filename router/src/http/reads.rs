@@ -5,8 +5,8 @@ use super::body::{Body, Parameters, UserInPath};
 use super::problem::Problem;
 use super::routes::Routes;
 use crate::api::{self, Explanation, Nodes, Online, Picture, Preview, PreviewRequest, User};
+use axum::Json;
 use axum::extract::State;
-use axum::{Json, Router};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,23 +20,20 @@ static PREVIEWS: Semaphore = Semaphore::const_new(1);
 /// How long a preview waits for the one before.
 const PREVIEW_WAIT: Duration = Duration::from_secs(3);
 
-/// The routes `GET /v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`. Without
-/// fallbacks, so that they can be merged into other routes.
-pub fn reads<S: Source>(source: Arc<S>) -> Router {
-    add(Routes::new()).into_router().with_state(source)
-}
-
-pub(super) fn add<S: Source>(routes: Routes<S>) -> Routes<S> {
-    routes
-        .get("/v1/nodes", nodes::<S>)
-        .get("/v1/online", online::<S>)
-        .get("/v1/users/{user}", user::<S>)
-        .get("/v1/explain/{user}", explain::<S>)
-        .post("/v1/ring/preview", preview::<S>)
+impl<S: Source> Routes<S> {
+    /// Adds the questions: `GET /v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`.
+    #[must_use]
+    pub fn reads(self) -> Self {
+        self.get("/v1/nodes", nodes::<S>)
+            .get("/v1/online", online::<S>)
+            .get("/v1/users/{user}", user::<S>)
+            .get("/v1/explain/{user}", explain::<S>)
+            .post("/v1/ring/preview", preview::<S>)
+    }
 }
 
 fn picture_of(source: &impl Source) -> Result<Picture, Problem> {
-    source.picture().ok_or_else(Problem::no_view)
+    source.picture().map_err(Problem::unavailable)
 }
 
 async fn nodes<S: Source>(State(source): State<Arc<S>>) -> Result<Json<Nodes>, Problem> {
@@ -80,10 +77,11 @@ async fn preview<S: Source>(
     // Never closed, so the inner result is always a permit.
     let permit = timeout(PREVIEW_WAIT, PREVIEWS.acquire()).await.map_err(|_| busy())?.map_err(|_| busy())?;
     let Picture { view, degraded, .. } = picture_of(&*source)?;
+    let weight_max = source.preview_weight_max();
     let computed = spawn_blocking(move || {
         // Given back when the work ends, even if nobody waits for the answer any more.
         let _permit = permit;
-        api::preview(&view, degraded, &request)
+        api::preview(&view, degraded, &request, weight_max)
     });
     match computed.await {
         Ok(Ok(preview)) => Ok(Json(preview)),

@@ -1,47 +1,102 @@
 //! Routes with a list of them, so that nothing is served that is not documented.
 
 use super::body::BODY_BYTES_MAX;
+use super::problem::Problem;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::handler::Handler;
-use axum::routing;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{self, MethodRouter};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The longest that a request takes. What is asked of Redis ends within a second for each step.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// `get` or `post`, as in an OpenAPI document.
+    /// `get`, `post` or `delete`, as in an OpenAPI document.
     pub method: &'static str,
     /// The path, with `{…}` for what varies.
     pub path: &'static str,
 }
 
 /// Routes that answer from an `S`.
-pub(super) struct Routes<S> {
+#[derive(Debug)]
+pub struct Routes<S> {
     router: Router<Arc<S>>,
     listed: Vec<Route>,
 }
 
-impl<S: Send + Sync + 'static> Routes<S> {
-    pub(super) fn new() -> Self {
+impl<S: Send + Sync + 'static> Default for Routes<S> {
+    fn default() -> Self {
         Routes { router: Router::new(), listed: Vec::new() }
     }
+}
 
-    pub(super) fn get<T: 'static>(mut self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
-        self.listed.push(Route { method: "get", path });
-        Routes { router: self.router.route(path, routing::get(handler)), ..self }
+impl<S: Send + Sync + 'static> Routes<S> {
+    /// No routes yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Routes::default()
     }
 
-    pub(super) fn post<T: 'static>(mut self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
-        self.listed.push(Route { method: "post", path });
-        Routes { router: self.router.route(path, routing::post(handler)), ..self }
+    /// Adds a question.
+    #[must_use]
+    pub fn get<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("get", path, routing::get(handler))
     }
 
-    pub(super) fn listed(&self) -> &[Route] {
+    /// Adds a request that changes something, or brings a body.
+    #[must_use]
+    pub fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("post", path, routing::post(handler))
+    }
+
+    /// Adds a request that takes something back.
+    #[must_use]
+    pub fn delete<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("delete", path, routing::delete(handler))
+    }
+
+    fn add(mut self, method: &'static str, path: &'static str, handler: MethodRouter<Arc<S>>) -> Self {
+        self.listed.push(Route { method, path });
+        Routes { router: self.router.route(path, handler), ..self }
+    }
+
+    /// The routes so far.
+    #[must_use]
+    pub fn listed(&self) -> &[Route] {
         &self.listed
     }
 
-    pub(super) fn into_router(self) -> Router<Arc<S>> {
-        self.router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+    /// The routes as they are served: with bounds of body and time, and problems for all else. `hint` says where to look for what there
+    /// is; it ends the sentence of those problems, and may be empty.
+    pub fn into_router(self, hint: &'static str) -> Router<Arc<S>> {
+        let not_found = async move |uri: Uri| Problem::not_found(format!("there is nothing at {}{hint}", uri.path()));
+        let not_allowed = async move |method: Method, uri: Uri| {
+            let detail = format!("{} does not take {method}{hint}", uri.path());
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+        };
+        self.router
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .fallback(not_found)
+            .method_not_allowed_fallback(not_allowed)
+            .layer(from_fn(bounded))
+    }
+}
+
+/// Ends the request when it takes too long.
+async fn bounded(request: Request, next: Next) -> Response {
+    match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("there was no answer within {} s; try again later", REQUEST_TIMEOUT.as_secs());
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
+        }
     }
 }

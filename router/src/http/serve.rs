@@ -11,9 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-/// Connections served at a time; further ones wait in the backlog. With the sockets to Redis that is well below the 1,024
-/// descriptors that a process may have by default.
-pub const CONNECTIONS_MAX: usize = 512;
 /// Longest request header, bytes. It bounds what a connection holds, together with the limit of bodies.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How long a request header may take to arrive, an idle connection's next one included.
@@ -25,31 +22,56 @@ const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// Pause after a failed accept: it fails for want of descriptors or memory, and trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves until `end` is ready, then finishes the answers under way.
-pub async fn serve(listener: TcpListener, router: Router, end: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// How long a connection may live.
+#[derive(Clone, Copy)]
+struct Bounds {
+    lifetime: Duration,
+    last_answer: Duration,
+}
+
+const BOUNDS: Bounds = Bounds { lifetime: CONNECTION_LIFETIME, last_answer: LAST_ANSWER_TIMEOUT };
+
+/// Serves until `end` is ready, then finishes the answers under way. At most `connections_max` connections are served at a time; further
+/// ones wait in the backlog.
+pub async fn serve(listener: TcpListener, router: Router, connections_max: u32, end: impl Future<Output = ()>) {
+    serve_within(listener, router, connections_max, BOUNDS, end).await;
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    connections_max: u32,
+    bounds: Bounds,
+    end: impl Future<Output = ()>,
+) {
+    let places = Arc::new(Semaphore::new(connections_max as usize));
     let (ending, ended) = watch::channel(false);
     tokio::select! {
-        () = accept(&listener, &router, &places, &ended) => {}
+        () = accept(&listener, &router, &places, bounds, &ended) => {}
         () = end => {}
     }
     // Nobody is let in any more, not even from the backlog.
     drop(listener);
     let _ = ending.send(true);
-    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-    if timeout(LAST_ANSWER_TIMEOUT, places.acquire_many(all)).await.is_err() {
+    if timeout(bounds.last_answer, places.acquire_many(connections_max)).await.is_err() {
         tracing::warn!("some HTTP connections did not take their last answer in time");
     }
 }
 
-async fn accept(listener: &TcpListener, router: &Router, places: &Arc<Semaphore>, ended: &watch::Receiver<bool>) {
+async fn accept(
+    listener: &TcpListener,
+    router: &Router,
+    places: &Arc<Semaphore>,
+    bounds: Bounds,
+    ended: &watch::Receiver<bool>,
+) {
     // Never closed, so there is always another place.
     while let Ok(place) = Arc::clone(places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (router, ended) = (router.clone(), ended.clone());
                 tokio::spawn(async move {
-                    serve_connection(stream, router, ended).await;
+                    serve_connection(stream, router, bounds, ended).await;
                     drop(place);
                 });
             }
@@ -62,7 +84,7 @@ async fn accept(listener: &TcpListener, router: &Router, places: &Arc<Semaphore>
 }
 
 /// Serves one connection until its lifetime is over or the server ends, and then its last answer.
-async fn serve_connection(stream: TcpStream, router: Router, mut ended: watch::Receiver<bool>) {
+async fn serve_connection(stream: TcpStream, router: Router, bounds: Bounds, mut ended: watch::Receiver<bool>) {
     // An answer is written at once and whole; waiting to fill a packet would only delay it.
     let _ = stream.set_nodelay(true);
     let connection = http1::Builder::new()
@@ -71,15 +93,92 @@ async fn serve_connection(stream: TcpStream, router: Router, mut ended: watch::R
         .max_buf_size(REQUEST_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = pin!(connection);
-    let over = async { drop(timeout(CONNECTION_LIFETIME, ended.wait_for(|ended| *ended)).await) };
+    let over = async { drop(timeout(bounds.lifetime, ended.wait_for(|ended| *ended)).await) };
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
         () = over => {
             connection.as_mut().graceful_shutdown();
-            timeout(LAST_ANSWER_TIMEOUT, connection).await.unwrap_or(Ok(()))
+            timeout(bounds.last_answer, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "an HTTP connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use std::io::{Read, Write};
+    use std::net::SocketAddr;
+    use std::net::TcpStream as Client;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+    /// A server on a thread of its own, which ends with the test's process or with the sender.
+    fn served(connections_max: u32, bounds: Bounds) -> (SocketAddr, watch::Sender<bool>, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (end, mut ended) = watch::channel(false);
+        let thread = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                let router = Router::new().route("/", get(async || "here"));
+                let end = async move { drop(ended.wait_for(|ended| *ended).await) };
+                serve_within(listener, router, connections_max, bounds, end).await;
+            });
+        });
+        (address, end, thread)
+    }
+
+    fn connect(address: SocketAddr) -> Client {
+        let stream = Client::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn rest(stream: &mut Client) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_connection_has_an_end_even_if_it_never_asks() {
+        let short = Bounds { lifetime: Duration::from_millis(50), last_answer: Duration::from_millis(50) };
+        let (address, _end, _thread) = served(8, short);
+        let mut silent = connect(address);
+        let mut half = connect(address);
+        half.write_all(&REQUEST[..REQUEST.len() - 2]).unwrap();
+        assert_eq!([rest(&mut silent), rest(&mut half)], ["", ""]);
+    }
+
+    #[test]
+    fn connections_beyond_the_bound_wait_for_a_place() {
+        let (address, _end, _thread) = served(3, BOUNDS);
+        let idle: Vec<Client> = (0..3).map(|_| connect(address)).collect();
+        let mut waiting = connect(address);
+        waiting.write_all(REQUEST).unwrap();
+        waiting.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(waiting.read(&mut [0; 1]).is_err(), "served although all places are taken");
+        waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+        drop(idle);
+        assert!(rest(&mut waiting).ends_with("here"));
+    }
+
+    #[test]
+    fn an_end_closes_what_is_idle_and_lets_nobody_in() {
+        let (address, end, thread) = served(3, BOUNDS);
+        let mut idle = connect(address);
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut first = [0; 1];
+        idle.read_exact(&mut first).unwrap();
+        end.send(true).unwrap();
+        assert!(rest(&mut idle).ends_with("here"));
+        thread.join().unwrap();
+        assert!(Client::connect(address).is_err());
     }
 }

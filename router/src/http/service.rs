@@ -172,7 +172,8 @@ impl Service {
         let now_ms = self.now_ms();
         let mut known = self.known();
         let degraded = known.failure.is_some();
-        let view = known.seen.as_ref().map(|(view, _)| Arc::clone(view)).ok_or_else(Problem::no_view)?;
+        let view =
+            known.seen.as_ref().map(|(view, _)| Arc::clone(view)).ok_or_else(no_view).map_err(Problem::unavailable)?;
         let record = known
             .dispatch
             .pick(now_ms, &view, strategy, user, &mut rand::rng())
@@ -209,6 +210,11 @@ impl Service {
     }
 }
 
+/// Before the first view.
+fn no_view() -> String {
+    "no node is known yet: Redis has not answered since the start; try again in a moment".to_owned()
+}
+
 fn take_over(dispatch: &mut Dispatch, now_ms: u64, view: &View) {
     if let Err(error) = dispatch.polled(now_ms, view) {
         tracing::warn!(%error, "the nodes cannot be balanced; logins go on with those of before");
@@ -216,10 +222,10 @@ fn take_over(dispatch: &mut Dispatch, now_ms: u64, view: &View) {
 }
 
 impl Source for Service {
-    fn picture(&self) -> Option<Picture> {
+    fn picture(&self) -> Result<Picture, String> {
         let known = self.known();
-        let (view, at) = known.seen.as_ref()?;
-        Some(Picture {
+        let (view, at) = known.seen.as_ref().ok_or_else(no_view)?;
+        Ok(Picture {
             view: Arc::clone(view),
             age_ms: at.elapsed().as_millis() as u64,
             degraded: known.failure.is_some(),

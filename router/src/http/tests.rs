@@ -1,11 +1,15 @@
 //! The OpenAPI document against the routes and the answers, and the questions over a source that is made up.
 
+#[path = "../../tests/support/conforms.rs"]
+mod conforms;
+
 use super::*;
 use crate::api::{self, PreviewRequest};
 use crate::dispatch::Strategy;
 use crate::membership::{Membership, NodeRecord, NodeState};
 use axum::body::{Body, to_bytes};
-use axum::http::{Request, header};
+use axum::http::{Request, StatusCode, header};
+use conforms::assert_conforms;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
@@ -58,53 +62,6 @@ fn every_reference_of_the_document_leads_somewhere_and_every_schema_is_used() {
     assert_eq!(found, defined);
 }
 
-/// Fails unless `value` is as the schema says and has no field that is not in it.
-fn assert_conforms(document: &Value, schema: &Value, value: &Value, at: &str) {
-    if let Some(reference) = schema["$ref"].as_str() {
-        let name = reference.rsplit('/').next().unwrap();
-        return assert_conforms(document, &document["components"]["schemas"][name], value, at);
-    }
-    if let Some(choices) = schema["oneOf"].as_array() {
-        let chosen = choices.iter().find(|choice| (choice["type"] == "null") == value.is_null()).expect(at);
-        return assert_conforms(document, chosen, value, at);
-    }
-    let is = |name: &str| match name {
-        "null" => value.is_null(),
-        "boolean" => value.is_boolean(),
-        "integer" => value.is_u64(),
-        "number" => value.is_number(),
-        "string" => value.is_string(),
-        "array" => value.is_array(),
-        "object" => value.is_object(),
-        other => panic!("{at}: type {other}"),
-    };
-    let fits = match &schema["type"] {
-        Value::String(name) => is(name),
-        Value::Array(names) => names.iter().any(|name| is(name.as_str().unwrap())),
-        other => panic!("{at}: {other}"),
-    };
-    assert!(fits, "{at}: {value} is not of type {}", schema["type"]);
-    if let Some(allowed) = schema["enum"].as_array() {
-        assert!(allowed.contains(value), "{at}: {value} is not one of {allowed:?}");
-    }
-    if let (Some(number), Some(maximum)) = (value.as_f64(), schema["maximum"].as_f64()) {
-        assert!(number <= maximum, "{at}: {value} is above {maximum}");
-    }
-    for (index, value) in value.as_array().into_iter().flatten().enumerate() {
-        assert_conforms(document, &schema["items"], value, &format!("{at}[{index}]"));
-    }
-    if let Some(fields) = value.as_object() {
-        for (name, value) in fields {
-            let described = &schema["properties"][name];
-            assert!(described.is_object(), "{at}.{name} is not in the document");
-            assert_conforms(document, described, value, &format!("{at}.{name}"));
-        }
-        for name in schema["required"].as_array().into_iter().flatten() {
-            assert!(fields.contains_key(name.as_str().unwrap()), "{at} lacks {name}");
-        }
-    }
-}
-
 fn assert_is(schema: &str, value: &Value) {
     let document = document();
     let schema = &document["components"]["schemas"][schema];
@@ -126,6 +83,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         users: 4,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 
@@ -160,8 +118,12 @@ impl Gateway {
 }
 
 impl Source for Gateway {
-    fn picture(&self) -> Option<Picture> {
-        self.picture.clone()
+    fn picture(&self) -> Result<Picture, String> {
+        self.picture.clone().ok_or_else(|| "nothing is known yet".to_owned())
+    }
+
+    fn preview_weight_max(&self) -> u32 {
+        4_096
     }
 
     async fn entries(&self, user: u64) -> Result<Vec<PresenceEntry>, String> {
@@ -180,8 +142,8 @@ fn ask(gateway: Gateway, request: Request<Body>) -> (StatusCode, header::HeaderM
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         // As a gateway does it: among routes of its own.
-        let router =
-            axum::Router::new().route("/mine", axum::routing::get(async || "mine")).merge(reads(Arc::new(gateway)));
+        let routes = Routes::new().get("/mine", async || "mine").reads();
+        let router = routes.into_router("").with_state(Arc::new(gateway));
         let response = TowerToHyperService::new(router).call(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = to_bytes(body, 1 << 20).await.unwrap();
@@ -259,7 +221,7 @@ fn every_answer_at_its_emptiest_is_as_documented() {
     assert_is("User", &json(serde_json::to_value(api::user(&picture.view, 1, Vec::new()))));
     assert_is("Explanation", &json(serde_json::to_value(api::explain(&picture, 1, None, None).unwrap())));
     let request: PreviewRequest = serde_json::from_value(json!({"add": [{"name": "a"}], "sample": 1})).unwrap();
-    assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request).unwrap())));
+    assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request, u32::MAX).unwrap())));
     assert_is("Account", &json(serde_json::to_value(writes::Account { name: "ada".into(), user: u64::MAX })));
     let login = writes::Login {
         user: u64::MAX,
@@ -311,6 +273,7 @@ fn bad_requests_are_refused_with_the_correction() {
         (json!({"remove": "a"}), "expected a sequence"),
         (json!({"weights": {"a": -1}}), "u32"),
         (json!({"remove": ["x"]}), "those that are: a, b"),
+        (json!({"add": [{"name": "d", "weight": 4_093}]}), "come to 4097, and this process previews 4096 at most"),
         (json!([1]), "JSON object"),
     ] {
         refused.push((body.to_string(), post(Gateway::new(), "/v1/ring/preview", &body), hint));

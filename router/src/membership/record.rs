@@ -11,6 +11,9 @@ pub const RECORD_BYTES_MAX: usize = 4_096;
 /// The most shards a node may have: what fits the 16 bits in which a session names its shard.
 pub const SHARDS_MAX: u32 = 65_535;
 
+/// The longest mark of a secret.
+const MARK_BYTES_MAX: usize = 64;
+
 /// Where a node is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,6 +69,9 @@ pub struct NodeRecord {
     /// store of presence holds are the same life, and links and directories go on. 0 stands for the present incarnation.
     #[serde(default)]
     pub life: u64,
+    /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link up. May be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub secret_mark: String,
 }
 
 impl NodeRecord {
@@ -115,6 +121,9 @@ impl NodeRecord {
         let port = self.mesh.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) || !is_address(&self.mesh) {
             return Err(RecordError::BadMesh { mesh: self.mesh.clone() });
+        }
+        if self.secret_mark.len() > MARK_BYTES_MAX || !self.secret_mark.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(RecordError::BadMark);
         }
         if !is_address(&self.advertise) {
             return Err(RecordError::BadAdvertise { advertise: self.advertise.clone() });
@@ -166,6 +175,8 @@ pub enum RecordError {
         /// The address as given.
         mesh: String,
     },
+    /// A mark of the secret that is not a few hexadecimal digits.
+    BadMark,
     /// An address for clients that is empty, too long, or has white space or control characters.
     BadAdvertise {
         /// The address as given.
@@ -186,6 +197,9 @@ impl fmt::Display for RecordError {
             }
             RecordError::BadShards { shards } => write!(f, "{shards} shards is not within 1 to {SHARDS_MAX}"),
             RecordError::BadMesh { mesh } => write!(f, "mesh address {mesh:?} is not host:port"),
+            RecordError::BadMark => {
+                write!(f, "the mark of the cluster's secret is not up to {MARK_BYTES_MAX} hexadecimal digits")
+            }
             RecordError::BadAdvertise { advertise } => write!(
                 f,
                 "advertised address {advertise:?} is not usable: 1 to {NAME_BYTES_MAX} bytes without white space are"

@@ -25,6 +25,14 @@ impl View {
         View { epoch: 0, digest: digest(&[]), members: Vec::new(), ring: None, left_out: Vec::new() }
     }
 
+    /// The view of a node that has no cluster: itself and nobody else.
+    #[must_use]
+    pub fn alone(record: NodeRecord) -> Self {
+        let members = vec![record];
+        let (ring, left_out) = ring(&members, None);
+        View { epoch: 0, digest: digest(&members), members, ring, left_out }
+    }
+
     /// The member called `name`.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&NodeRecord> {

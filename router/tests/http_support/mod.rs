@@ -242,5 +242,6 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         users: 8,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }

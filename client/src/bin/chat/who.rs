@@ -24,7 +24,6 @@ struct User {
     online: bool,
     #[serde(default)]
     devices: Vec<Device>,
-    shard: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +31,8 @@ struct Device {
     device: String,
     #[serde(default)]
     class: String,
+    node: String,
+    shard: u32,
     /// Login time in seconds since the epoch.
     since: u64,
 }
@@ -116,7 +117,7 @@ fn body_of(answer: &[u8]) -> Result<&[u8], WhoError> {
 }
 
 fn describe(user: &User, now_secs: u64) -> String {
-    let (number, shard) = (user.user, user.shard);
+    let number = user.user;
     if !user.online {
         return format!("user {number} is offline");
     }
@@ -130,10 +131,11 @@ fn describe(user: &User, now_secs: u64) -> String {
                 class => format!(" ({})", printable(class.as_bytes())),
             };
             let since = Duration::from_secs(now_secs.saturating_sub(device.since));
-            format!("{name}{class} for {}", span(since))
+            let node = printable(device.node.as_bytes());
+            format!("{name}{class} at node {node}, shard {}, for {}", device.shard, span(since))
         })
         .collect();
-    format!("user {number} is online on shard {shard}: {}", devices.join(", "))
+    format!("user {number} is online: {}", devices.join("; "))
 }
 
 #[cfg(test)]
@@ -142,16 +144,19 @@ mod tests {
 
     #[test]
     fn every_device_is_named_with_its_class_and_age() {
-        let json = r#"{"user":2,"online":true,"shard":1,"devices":[
-            {"device":"default","class":"","session":7,"since":1},
-            {"device":"phone","class":"mobile","session":8,"since":61}]}"#;
+        let json = r#"{"user":2,"online":true,"home":"a","shard":1,"devices":[
+            {"device":"default","class":"","node":"a","shard":1,"session":7,"since":1},
+            {"device":"phone","class":"mobile","node":"b","shard":0,"session":8,"since":61}]}"#;
         let user: User = serde_json::from_str(json).expect("valid");
-        assert_eq!(describe(&user, 62), "user 2 is online on shard 1: default for 1 min 1 s, phone (mobile) for 1 s");
+        let text =
+            "user 2 is online: default at node a, shard 1, for 1 min 1 s; phone (mobile) at node b, shard 0, for 1 s";
+        assert_eq!(describe(&user, 62), text);
     }
 
     #[test]
     fn an_offline_user_is_a_plain_sentence() {
-        let user: User = serde_json::from_str(r#"{"user":3,"online":false,"devices":[],"shard":0}"#).expect("valid");
+        let user: User =
+            serde_json::from_str(r#"{"user":3,"online":false,"home":null,"shard":null,"devices":[]}"#).expect("valid");
         assert_eq!(describe(&user, 0), "user 3 is offline");
     }
 

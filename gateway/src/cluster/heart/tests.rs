@@ -17,6 +17,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         users: 0,
         started_ms: 1,
         life: 0,
+        secret_mark: String::new(),
     }
 }
 

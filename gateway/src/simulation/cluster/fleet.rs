@@ -45,6 +45,7 @@ struct Seat {
 enum Relief {
     Start { node: usize, power_up: bool },
     Resume { node: usize },
+    CallBack { node: usize },
     Heal { node: usize, other: usize },
     RedisBack,
 }
@@ -153,10 +154,10 @@ impl Fleet {
             return;
         }
         let Some(node) = &mut process.node else { return };
-        if process.pulse.life == Life::Drained {
-            process.pulse.life = Life::Ending;
+        if let Life::Left { ends } = process.pulse.life {
+            process.pulse.life = if ends { Life::Ending } else { Life::Resting };
             for shard in 0..node.shards() {
-                node.request(shard, Control::Drain);
+                node.request(shard, Control::Drain { ends });
             }
         }
         if node.next_turn_us().is_some_and(|due_us| due_us <= now_us) {
@@ -196,7 +197,7 @@ impl Fleet {
         let now_us = self.now_us();
         let seat = &mut self.seats[number];
         if let Some(process) = &seat.process {
-            if process.pulse.life != Life::Running {
+            if matches!(process.pulse.life, Life::Leaving { ends: true } | Life::Left { ends: true } | Life::Ending) {
                 // It takes longer to leave than it should, for it was paused.
                 self.relieve(now_us, 500, Relief::Start { node: number, power_up: false });
             }
@@ -215,6 +216,7 @@ impl Fleet {
             name: seat.name.clone(),
             incarnation: 0,
             life: 0,
+            secret_mark: String::new(),
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
@@ -293,11 +295,21 @@ impl Fleet {
                 let process = self.seats[node].process.as_mut();
                 if let Some(process) = process.filter(|process| process.pulse.life == Life::Running && !process.paused)
                 {
-                    process.pulse.drain(now_us);
+                    process.pulse.drain(now_us, true);
                     self.world.borrow_mut().note("leave", node as u64, 0);
                     self.count("left");
                     let ends_ms = self.scenario.limits.drain_ms + 6_000;
                     self.relieve(now_us, ends_ms + away_ms, Relief::Start { node, power_up: false });
+                }
+            }
+            Trouble::Rest { node, ms } => {
+                let process = self.seats[node].process.as_mut();
+                if let Some(process) = process.filter(|process| process.pulse.life == Life::Running && !process.paused)
+                {
+                    process.pulse.drain(now_us, false);
+                    self.world.borrow_mut().note("rest", node as u64, ms);
+                    self.count("rested");
+                    self.relieve(now_us, ms, Relief::CallBack { node });
                 }
             }
             Trouble::Cut { node, other, ms } => {
@@ -340,6 +352,22 @@ impl Fleet {
                 self.world.borrow_mut().note("resume", node as u64, 0);
                 if let Some(process) = &mut self.seats[node].process {
                     process.paused = false;
+                }
+            }
+            Relief::CallBack { node } => {
+                let now_us = self.now_us();
+                let Some(Process { pulse, node: shards, paused, .. }) = &mut self.seats[node].process else { return };
+                if *paused {
+                    return self.relieve(now_us, 100, Relief::CallBack { node });
+                }
+                let rests =
+                    matches!(pulse.life, Life::Resting | Life::Leaving { ends: false } | Life::Left { ends: false });
+                if let Some(shards) = shards.as_mut().filter(|_| rests) {
+                    self.world.borrow_mut().note("called back", node as u64, 0);
+                    for shard in 0..shards.shards() {
+                        shards.request(shard, Control::Resume);
+                    }
+                    pulse.serve(now_us);
                 }
             }
             Relief::Heal { node, other } => {
@@ -402,7 +430,7 @@ impl Fleet {
         let now_us = self.now_us();
         for seat in &mut self.seats {
             if let Some(process) = &mut seat.process {
-                process.pulse.drain(now_us);
+                process.pulse.drain(now_us, true);
             }
         }
     }

@@ -162,6 +162,7 @@ const MUST_OCCUR: &[&str] = &[
     "paused",
     "power lost",
     "resets",
+    "rested",
     "segments held back",
     "views differed",
 ];

@@ -13,6 +13,8 @@ pub(super) enum Trouble {
     Pause { node: usize, ms: u64 },
     /// It drains, leaves, and comes back after a while.
     Leave { node: usize, away_ms: u64 },
+    /// It drains and stays up without sessions until that is called off.
+    Rest { node: usize, ms: u64 },
     /// Two hosts do not hear each other.
     Cut { node: usize, other: usize, ms: u64 },
     /// Redis answers nobody.
@@ -133,12 +135,13 @@ fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
     // As long as a hiccup, or longer than any lease.
     let ms = if rng.chance(400) { rng.within(100, 2_900) } else { rng.within(3_000, 2 * lease_ms + 2_000) };
     let away_ms = rng.within(100, 2 * lease_ms);
-    match rng.below(10) {
+    match rng.below(12) {
         0 | 1 => Trouble::Crash { node, power_lost: rng.chance(400), away_ms },
         2 | 3 => Trouble::Pause { node, ms },
         4 | 5 => Trouble::Leave { node, away_ms },
         6 | 7 => Trouble::Cut { node, other, ms },
-        8 => Trouble::RedisOut { ms },
+        8 | 9 => Trouble::Rest { node, ms },
+        10 => Trouble::RedisOut { ms },
         _ => Trouble::RedisForgets,
     }
 }

@@ -1,8 +1,9 @@
 //! The command line.
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use std::net::SocketAddr;
 use tracing_subscriber::EnvFilter;
+use trunkline_router::command::LogFormat;
 use trunkline_router::dispatch::Strategy;
 use trunkline_router::redis::RedisConfig;
 
@@ -52,17 +53,6 @@ fn log_filter(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("{error}; write a level such as info, or TARGET=LEVEL with commas between several")),
     }
-}
-
-/// How a line of the log looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people, in colour on a terminal.
-    Text,
-    /// Like text without time and colour, for a log that adds the time itself, such as the journal.
-    Plain,
-    /// One JSON object for each line.
-    Json,
 }
 
 const SHORT_HELP_END: &str = "router --help says more, with examples.";

@@ -1,35 +1,27 @@
 //! From a command line to a router that serves, and to its orderly end.
 
-use crate::cli::{Cli, LogFormat};
-use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use crate::cli::Cli;
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing_subscriber::EnvFilter;
+use trunkline_router::command::{Signals, init_log, listen_error, near};
 use trunkline_router::http::{self, Service};
 use trunkline_router::redis::Plane;
 
+/// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process may have by default.
+const CONNECTIONS_MAX: u32 = 512;
+
 /// Runs until a signal. The error is a sentence that says what to do.
 pub(crate) fn run(cli: &Cli) -> Result<(), String> {
-    init_log(cli);
+    init_log(&cli.log, cli.log_format);
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("starting: {error}"))?
         .block_on(serve(cli))
-}
-
-fn init_log(cli: &Cli) {
-    let filter = EnvFilter::builder().parse_lossy(&cli.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match cli.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Plain => log.with_ansi(false).without_time().init(),
-        LogFormat::Json => log.json().init(),
-    }
 }
 
 async fn serve(cli: &Cli) -> Result<(), String> {
@@ -43,8 +35,8 @@ async fn serve(cli: &Cli) -> Result<(), String> {
         cli.strategy
     );
     // Before Redis: a second router on this address should not have to wait to hear of it.
-    let listener = TcpListener::bind(cli.http).await.map_err(|error| listen_error(cli.http, &error))?;
-    let address = listener.local_addr().map_err(|error| listen_error(cli.http, &error))?;
+    let listener = TcpListener::bind(cli.http).await.map_err(|error| listen_error(cli.http, &error, "--http"))?;
+    let address = listener.local_addr().map_err(|error| listen_error(cli.http, &error, "--http"))?;
     let plane = tokio::select! {
         plane = Plane::connect(&cli.redis) => plane.map_err(|error| error.to_string())?,
         name = signals.next() => {
@@ -59,7 +51,8 @@ async fn serve(cli: &Cli) -> Result<(), String> {
 
     let (tell, told) = oneshot::channel::<()>();
     // A sender that is dropped tells as well.
-    let serving = http::serve(listener, http::router(Arc::clone(&service)), async move { drop(told.await) });
+    let serving =
+        http::serve(listener, http::router(Arc::clone(&service)), CONNECTIONS_MAX, async move { drop(told.await) });
     let mut serving = pin!(serving);
     let name = tokio::select! {
         () = serving.as_mut() => return Err("the HTTP API ended by itself; what it said last stands above".to_owned()),
@@ -88,7 +81,7 @@ fn announce(address: SocketAddr) {
             "the HTTP API on {address} is not on loopback, and whoever reaches it may make accounts and ask where users are"
         );
     }
-    let near = reachable(address);
+    let near = near(address);
     // Whether anybody reads it does not matter.
     let mut stdout = io::stdout().lock();
     let _ = writeln!(
@@ -98,75 +91,6 @@ fn announce(address: SocketAddr) {
     let _ = stdout.flush();
 }
 
-/// Somebody on this machine reaches a router that listens everywhere by loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-    }
-    address
-}
-
 fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-fn listen_error(address: SocketAddr, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "{address} is already in use: stop what listens there (ss -ltnp shows it), or choose another port with --http"
-        ),
-        io::ErrorKind::PermissionDenied => format!(
-            "listening on {address} is not permitted: choose a port from 1024, or give the capability CAP_NET_BIND_SERVICE"
-        ),
-        io::ErrorKind::AddrNotAvailable => {
-            format!("{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all")
-        }
-        _ => format!("listening on {address} failed ({error}): check the address given with --http"),
-    }
-}
-
-/// The signals that end a router.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_step_reaches_this_router() {
-        let near = |address: &str| reachable(address.parse().unwrap()).to_string();
-        assert_eq!(near("0.0.0.0:7781"), "127.0.0.1:7781");
-        assert_eq!(near("[::]:7781"), "[::1]:7781");
-        assert_eq!(near("10.0.0.9:7781"), "10.0.0.9:7781");
-    }
-
-    #[test]
-    fn addresses_that_cannot_be_listened_on_are_explained() {
-        let address = "127.0.0.1:7781".parse().unwrap();
-        for (kind, hint) in [
-            (io::ErrorKind::AddrInUse, "another port with --http"),
-            (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
-            (io::ErrorKind::AddrNotAvailable, "ip addr"),
-            (io::ErrorKind::OutOfMemory, "--http"),
-        ] {
-            let text = listen_error(address, &kind.into());
-            assert!(text.contains(hint) && text.contains("127.0.0.1:7781"), "{text}");
-        }
-    }
 }
