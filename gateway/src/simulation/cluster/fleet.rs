@@ -28,6 +28,8 @@ struct Process {
     news: Option<mpsc::Receiver<MeshNews>>,
     first_ring: usize,
     paused: bool,
+    /// Its own life, and the nodes that are homes with theirs, as its shards were told last.
+    homes: Option<(u64, Vec<(String, u64)>)>,
     fenced: bool,
 }
 
@@ -61,8 +63,10 @@ pub(super) struct Fleet {
     /// Cuts may overlap.
     cuts: BTreeMap<(usize, usize), u32>,
     redis_outages: u32,
-    /// When some node last learned of a ring that moves homes.
-    pub(super) homes_since_us: u64,
+    /// When some node learned of a view in which users have other homes.
+    homes_moved_us: Vec<u64>,
+    /// When a trouble began or ended.
+    troubled_us: Vec<u64>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -90,7 +94,8 @@ impl Fleet {
             reliefs,
             cuts: BTreeMap::new(),
             redis_outages: 0,
-            homes_since_us: 0,
+            homes_moved_us: Vec::new(),
+            troubled_us: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -138,12 +143,22 @@ impl Fleet {
         let Some(process) = &mut self.seats[number].process else { return };
         if process.pulse.next_due_us(process.paused) <= now_us {
             let Process { pulse, node, paused, .. } = process;
-            let homes_since_us = &mut self.homes_since_us;
+            let mut told = None;
             pulse.step(now_us, *paused, &mut self.redis, |shard, request| {
-                // What it makes of it, it does in its next turn.
-                *homes_since_us = now_us;
+                if let Control::View { view, life, .. } = &request {
+                    told = Some((view.clone(), *life));
+                }
                 node.as_mut().is_some_and(|node| node.request(shard, request))
             });
+            if let Some((view, life)) = told {
+                let active = view.members.iter().filter(|member| member.state == NodeState::Active);
+                let homes = Some((life, active.map(|member| (member.name.clone(), member.life())).collect()));
+                if std::mem::replace(&mut process.homes, homes.clone()) != homes {
+                    self.homes_moved_us.push(now_us);
+                }
+            }
+            let Some(process) = &mut self.seats[number].process else { return };
+            let pulse = &mut process.pulse;
             if pulse.may_start() {
                 self.start_shards(number, now_us);
             }
@@ -229,7 +244,8 @@ impl Fleet {
         };
         let seed = process_seed(&self.scenario, number, seat.starts);
         let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
-        seat.process = Some(Process { pulse, node: None, news: None, first_ring, paused: false, fenced: false });
+        seat.process =
+            Some(Process { pulse, node: None, news: None, first_ring, paused: false, homes: None, fenced: false });
     }
 
     fn start_shards(&mut self, number: usize, now_us: u64) {
@@ -274,7 +290,19 @@ impl Fleet {
         *self.counts.entry(what).or_default() += 1;
     }
 
+    /// When a user's home moved for the last time.
+    pub(super) fn homes_since_us(&self) -> u64 {
+        self.homes_moved_us.last().copied().unwrap_or(0)
+    }
+
+    /// Whether nothing happened to the cluster from one time to another.
+    pub(super) fn was_calm(&self, from_us: u64, to_us: u64) -> bool {
+        let happened = self.homes_moved_us.iter().chain(&self.troubled_us);
+        !happened.into_iter().any(|at_us| (from_us..=to_us).contains(at_us))
+    }
+
     fn begin(&mut self, now_us: u64, trouble: Trouble) {
+        self.troubled_us.push(now_us);
         match trouble {
             Trouble::Crash { node, power_lost, away_ms } => {
                 if self.seats[node].process.is_some() {
@@ -341,6 +369,7 @@ impl Fleet {
     }
 
     fn end(&mut self, relief: Relief) {
+        self.troubled_us.push(self.now_us());
         match relief {
             Relief::Start { node, power_up } => {
                 if power_up {

@@ -120,6 +120,11 @@ impl Scenario {
         }
     }
 
+    /// Whether a link that breaks may stay down for long by itself.
+    pub(super) fn dials_fail(&self) -> bool {
+        self.faults.dial_refused + self.faults.dial_late + self.faults.dial_timeout > 0
+    }
+
     /// Time after which everything has come to an end, all troubles being over: nodes that were taken for dead are back, links are up, users
     /// registered, messages redelivered or given up.
     pub(super) fn settle_ms(&self) -> u64 {
@@ -148,6 +153,7 @@ fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
 
 /// Faults below the level of nodes; the one-node simulation has more of them and stronger ones.
 fn faults(rng: &mut Rng) -> Faults {
+    let dials = rng.chance(500);
     let mut some = |permille_max: u64| if rng.chance(500) { rng.within(1, permille_max) as u32 } else { 0 };
     Faults {
         recv_short: some(400),
@@ -157,9 +163,9 @@ fn faults(rng: &mut Rng) -> Faults {
         hand_over_fail: some(50),
         end_with_buffer: some(500),
         reset: some(3),
-        dial_refused: some(300),
-        dial_late: some(300),
-        dial_timeout: some(100),
+        dial_refused: if dials { some(300) } else { 0 },
+        dial_late: if dials { some(300) } else { 0 },
+        dial_timeout: if dials { some(100) } else { 0 },
         submit_early: some(200),
         submit_partly: some(100),
         late: some(300),
