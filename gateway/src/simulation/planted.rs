@@ -9,6 +9,8 @@ pub(crate) enum Bug {
     GenerationIgnored,
     /// The fate of every tenth message is not told.
     FateLost,
+    /// Some sessions are not told of to their new home.
+    SessionUntold,
 }
 
 thread_local! {

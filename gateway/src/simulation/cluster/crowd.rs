@@ -245,39 +245,37 @@ impl Crowd {
         self.devices[device].clients.push(index);
         if self.mood == Mood::Busy && self.rng.chance(300) {
             // Without waiting for LOGIN_OK.
-            bytes.extend(self.messages(index, None));
+            bytes.extend(self.messages(index));
         }
         self.write(index, &bytes);
     }
 
     fn talk(&mut self, index: usize) {
-        let bytes = self.messages(index, None);
+        let bytes = self.messages(index);
         self.write(index, &bytes);
     }
 
-    /// Some messages, as bytes; to `to`, or to anybody.
-    fn messages(&mut self, index: usize, to: Option<u64>) -> Vec<u8> {
+    /// Some messages, as bytes.
+    fn messages(&mut self, index: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..self.rng.within(1, 4) {
-            let to = match to {
-                Some(to) => to,
-                None if self.rng.chance(30) => NOBODY,
-                None => *self.rng.pick(&self.scenario.users),
-            };
+            let to = if self.rng.chance(30) { NOBODY } else { *self.rng.pick(&self.scenario.users) };
             let acked = self.rng.chance(self.scenario.acked);
-            self.message(&mut bytes, index, to, acked, None);
+            self.message(&mut bytes, index, to, acked, false);
         }
         bytes
     }
 
-    fn message(&mut self, bytes: &mut Vec<u8>, index: usize, to: u64, acked: bool, audience: Option<Vec<usize>>) {
+    fn message(&mut self, bytes: &mut Vec<u8>, index: usize, to: u64, acked: bool, proves: bool) {
+        let readers = self.clients.iter().filter(|other| other.live() && other.user == to && other.index != index);
+        let audience = readers.map(|other| other.index).collect();
         let padding = self.rng.below(self.scenario.payload_max) as usize;
         let sent_us = self.now_us();
         let client = &mut self.clients[index];
         client.next_seq += 1;
         let (from, seq) = (client.user, client.next_seq);
         let (id, payload) =
-            self.ledger.add(NewMessage { from, to, acked, sender: index, seq, sent_us, audience, padding });
+            self.ledger.add(NewMessage { from, to, acked, sender: index, seq, sent_us, audience, proves, padding });
         let flags = if acked { flags::ACK } else { 0 };
         encode(bytes, &Header { kind: Kind::Send, flags, aux: 0, id, peer: to, stamp: 0 }, &payload);
     }
@@ -348,16 +346,30 @@ impl Crowd {
         }
     }
 
+    /// Panics unless each message written in calm by a session that lasted has reached every session that lasted. Returns how many had to.
+    pub(super) fn check_calm(&self, calm: impl Fn(u64) -> bool) -> u64 {
+        let mut checked = 0;
+        for (id, message) in self.ledger.iter() {
+            if !self.clients[message.sender].live() || !calm(message.sent_us) {
+                continue;
+            }
+            for reader in message.audience.iter().map(|index| &self.clients[*index]).filter(|reader| reader.live()) {
+                let got = reader.got.contains(&id);
+                assert!(got, "message {id} was lost on its way to client {}: {message:?}", reader.index);
+                checked += 1;
+            }
+        }
+        checked
+    }
+
     /// Every device writes to every user, now that all is well.
     pub(super) fn prove(&mut self) {
         let live: Vec<usize> = self.clients.iter().filter(|client| client.live()).map(|client| client.index).collect();
         for index in &live {
             let mut bytes = Vec::new();
             for to in self.scenario.users.clone() {
-                let readers = live.iter().copied().filter(|other| self.clients[*other].user == to && other != index);
-                let audience: Vec<usize> = readers.collect();
                 for acked in [false, true] {
-                    self.message(&mut bytes, *index, to, acked, Some(audience.clone()));
+                    self.message(&mut bytes, *index, to, acked, true);
                 }
             }
             self.write(*index, &bytes);
@@ -367,7 +379,10 @@ impl Crowd {
     /// Panics unless all that was written since `prove` has arrived and has its answer.
     pub(super) fn check_proof(&self) {
         for (id, message) in self.ledger.iter() {
-            let Some(audience) = &message.audience else { continue };
+            if !message.proves {
+                continue;
+            }
+            let audience = &message.audience;
             for reader in audience {
                 let client = &self.clients[*reader];
                 assert!(client.live(), "client {reader} was lost although all was well: {client:?}");

@@ -28,6 +28,8 @@ struct Process {
     news: Option<mpsc::Receiver<MeshNews>>,
     first_ring: usize,
     paused: bool,
+    /// Its own life, and the nodes that are homes with theirs, as its shards were told last.
+    homes: Option<(u64, Vec<(String, u64)>)>,
     fenced: bool,
 }
 
@@ -45,6 +47,7 @@ struct Seat {
 enum Relief {
     Start { node: usize, power_up: bool },
     Resume { node: usize },
+    CallBack { node: usize },
     Heal { node: usize, other: usize },
     RedisBack,
 }
@@ -60,8 +63,10 @@ pub(super) struct Fleet {
     /// Cuts may overlap.
     cuts: BTreeMap<(usize, usize), u32>,
     redis_outages: u32,
-    /// When some node last learned of a ring that moves homes.
-    pub(super) homes_since_us: u64,
+    /// When some node learned of a view in which users have other homes.
+    homes_moved_us: Vec<u64>,
+    /// When a trouble began or ended.
+    troubled_us: Vec<u64>,
     pub(super) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -89,7 +94,8 @@ impl Fleet {
             reliefs,
             cuts: BTreeMap::new(),
             redis_outages: 0,
-            homes_since_us: 0,
+            homes_moved_us: Vec::new(),
+            troubled_us: Vec::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -137,12 +143,22 @@ impl Fleet {
         let Some(process) = &mut self.seats[number].process else { return };
         if process.pulse.next_due_us(process.paused) <= now_us {
             let Process { pulse, node, paused, .. } = process;
-            let homes_since_us = &mut self.homes_since_us;
+            let mut told = None;
             pulse.step(now_us, *paused, &mut self.redis, |shard, request| {
-                // What it makes of it, it does in its next turn.
-                *homes_since_us = now_us;
+                if let Control::View { view, life, .. } = &request {
+                    told = Some((view.clone(), *life));
+                }
                 node.as_mut().is_some_and(|node| node.request(shard, request))
             });
+            if let Some((view, life)) = told {
+                let active = view.members.iter().filter(|member| member.state == NodeState::Active);
+                let homes = Some((life, active.map(|member| (member.name.clone(), member.life())).collect()));
+                if std::mem::replace(&mut process.homes, homes.clone()) != homes {
+                    self.homes_moved_us.push(now_us);
+                }
+            }
+            let Some(process) = &mut self.seats[number].process else { return };
+            let pulse = &mut process.pulse;
             if pulse.may_start() {
                 self.start_shards(number, now_us);
             }
@@ -153,10 +169,10 @@ impl Fleet {
             return;
         }
         let Some(node) = &mut process.node else { return };
-        if process.pulse.life == Life::Drained {
-            process.pulse.life = Life::Ending;
+        if let Life::Left { ends } = process.pulse.life {
+            process.pulse.life = if ends { Life::Ending } else { Life::Resting };
             for shard in 0..node.shards() {
-                node.request(shard, Control::Drain { ends: true });
+                node.request(shard, Control::Drain { ends });
             }
         }
         if node.next_turn_us().is_some_and(|due_us| due_us <= now_us) {
@@ -196,7 +212,7 @@ impl Fleet {
         let now_us = self.now_us();
         let seat = &mut self.seats[number];
         if let Some(process) = &seat.process {
-            if process.pulse.life != Life::Running {
+            if matches!(process.pulse.life, Life::Leaving { ends: true } | Life::Left { ends: true } | Life::Ending) {
                 // It takes longer to leave than it should, for it was paused.
                 self.relieve(now_us, 500, Relief::Start { node: number, power_up: false });
             }
@@ -228,7 +244,8 @@ impl Fleet {
         };
         let seed = process_seed(&self.scenario, number, seat.starts);
         let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
-        seat.process = Some(Process { pulse, node: None, news: None, first_ring, paused: false, fenced: false });
+        seat.process =
+            Some(Process { pulse, node: None, news: None, first_ring, paused: false, homes: None, fenced: false });
     }
 
     fn start_shards(&mut self, number: usize, now_us: u64) {
@@ -273,7 +290,19 @@ impl Fleet {
         *self.counts.entry(what).or_default() += 1;
     }
 
+    /// When a user's home moved for the last time.
+    pub(super) fn homes_since_us(&self) -> u64 {
+        self.homes_moved_us.last().copied().unwrap_or(0)
+    }
+
+    /// Whether nothing happened to the cluster from one time to another.
+    pub(super) fn was_calm(&self, from_us: u64, to_us: u64) -> bool {
+        let happened = self.homes_moved_us.iter().chain(&self.troubled_us);
+        !happened.into_iter().any(|at_us| (from_us..=to_us).contains(at_us))
+    }
+
     fn begin(&mut self, now_us: u64, trouble: Trouble) {
+        self.troubled_us.push(now_us);
         match trouble {
             Trouble::Crash { node, power_lost, away_ms } => {
                 if self.seats[node].process.is_some() {
@@ -294,11 +323,21 @@ impl Fleet {
                 let process = self.seats[node].process.as_mut();
                 if let Some(process) = process.filter(|process| process.pulse.life == Life::Running && !process.paused)
                 {
-                    process.pulse.drain(now_us);
+                    process.pulse.drain(now_us, true);
                     self.world.borrow_mut().note("leave", node as u64, 0);
                     self.count("left");
                     let ends_ms = self.scenario.limits.drain_ms + 6_000;
                     self.relieve(now_us, ends_ms + away_ms, Relief::Start { node, power_up: false });
+                }
+            }
+            Trouble::Rest { node, ms } => {
+                let process = self.seats[node].process.as_mut();
+                if let Some(process) = process.filter(|process| process.pulse.life == Life::Running && !process.paused)
+                {
+                    process.pulse.drain(now_us, false);
+                    self.world.borrow_mut().note("rest", node as u64, ms);
+                    self.count("rested");
+                    self.relieve(now_us, ms, Relief::CallBack { node });
                 }
             }
             Trouble::Cut { node, other, ms } => {
@@ -330,6 +369,7 @@ impl Fleet {
     }
 
     fn end(&mut self, relief: Relief) {
+        self.troubled_us.push(self.now_us());
         match relief {
             Relief::Start { node, power_up } => {
                 if power_up {
@@ -341,6 +381,22 @@ impl Fleet {
                 self.world.borrow_mut().note("resume", node as u64, 0);
                 if let Some(process) = &mut self.seats[node].process {
                     process.paused = false;
+                }
+            }
+            Relief::CallBack { node } => {
+                let now_us = self.now_us();
+                let Some(Process { pulse, node: shards, paused, .. }) = &mut self.seats[node].process else { return };
+                if *paused {
+                    return self.relieve(now_us, 100, Relief::CallBack { node });
+                }
+                let rests =
+                    matches!(pulse.life, Life::Resting | Life::Leaving { ends: false } | Life::Left { ends: false });
+                if let Some(shards) = shards.as_mut().filter(|_| rests) {
+                    self.world.borrow_mut().note("called back", node as u64, 0);
+                    for shard in 0..shards.shards() {
+                        shards.request(shard, Control::Resume);
+                    }
+                    pulse.serve(now_us);
                 }
             }
             Relief::Heal { node, other } => {
@@ -403,7 +459,7 @@ impl Fleet {
         let now_us = self.now_us();
         for seat in &mut self.seats {
             if let Some(process) = &mut seat.process {
-                process.pulse.drain(now_us);
+                process.pulse.drain(now_us, true);
             }
         }
     }

@@ -14,8 +14,10 @@ pub(super) struct Message {
     pub(super) sender: usize,
     pub(super) seq: u64,
     pub(super) sent_us: u64,
-    /// Written when all was well: it has to reach these clients.
-    pub(super) audience: Option<Vec<usize>>,
+    /// Clients of the recipient that were logged in when it was written.
+    pub(super) audience: Vec<usize>,
+    /// Written when all was well.
+    pub(super) proves: bool,
     /// ACKs written by recipients.
     pub(super) acks: u32,
     pub(super) outcome: Option<Outcome>,
@@ -32,9 +34,9 @@ impl Ledger {
     /// Notes a message; ids are unique over all senders. Returns its id and its payload.
     pub(super) fn add(&mut self, message: NewMessage) -> (u64, Vec<u8>) {
         let id = self.messages.len() as u64 + 1;
-        let NewMessage { from, to, acked, sender, seq, sent_us, audience, padding } = message;
+        let NewMessage { from, to, acked, sender, seq, sent_us, audience, proves, padding } = message;
         let (outcome, devices) = (None, BTreeSet::new());
-        let message = Message { from, to, acked, sender, seq, sent_us, audience, acks: 0, outcome, devices };
+        let message = Message { from, to, acked, sender, seq, sent_us, audience, proves, acks: 0, outcome, devices };
         self.messages.insert(id, message);
         (id, payload(from, to, id, padding))
     }
@@ -92,6 +94,7 @@ pub(super) struct NewMessage {
     pub(super) sender: usize,
     pub(super) seq: u64,
     pub(super) sent_us: u64,
-    pub(super) audience: Option<Vec<usize>>,
+    pub(super) audience: Vec<usize>,
+    pub(super) proves: bool,
     pub(super) padding: usize,
 }

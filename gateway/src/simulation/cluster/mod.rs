@@ -7,6 +7,7 @@
 //! Properties:
 //! - at any time: no message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK from one
 //!   session to another keep their order while no user's home moves; a message with ACK has one SENT at most (`client`, `ledger`);
+//! - while nothing happens to the cluster, no message is lost, whatever the network below does to single connections (`crowd`);
 //! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the user's home knows it; each
 //!   message with ACK of a session that lasted has its SENT; every message that is written then arrives at every session of its recipient
 //!   (`crowd`, here);
@@ -20,6 +21,7 @@ mod pulse;
 mod redis;
 mod scenario;
 
+use super::Bug;
 use crate::io::sim::{Faults, SharedWorld, World};
 use crowd::{Crowd, Mood};
 use fleet::Fleet;
@@ -30,6 +32,9 @@ use std::rc::Rc;
 
 /// Turns and events a run may take.
 const STEPS_MAX: u64 = 20_000_000;
+/// A message is written in calm if nothing has happened to the cluster for so long before, and does for so long after.
+const CALM_BEFORE_US: u64 = 8_000_000;
+const CALM_AFTER_US: u64 = 2_000_000;
 /// Time in which what is written when all is well arrives, ACKs that are late included.
 const PROOF_MS: u64 = 4_000;
 /// Time after the clients have gone, within which nothing may be left of them.
@@ -40,6 +45,8 @@ struct Run {
     world: SharedWorld,
     fleet: Fleet,
     crowd: Crowd,
+    /// Messages that had to arrive.
+    calm: u64,
     steps: u64,
 }
 
@@ -53,7 +60,7 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
-        Run { scenario, world, fleet, crowd, steps: 0 }
+        Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
     }
 
     fn now_us(&self) -> u64 {
@@ -72,7 +79,7 @@ impl Run {
             }
             self.world.borrow_mut().advance(next_us);
             self.fleet.step();
-            self.crowd.homes_since_us = self.fleet.homes_since_us;
+            self.crowd.homes_since_us = self.fleet.homes_since_us();
             self.crowd.step();
             self.steps += 1;
             assert!(self.steps < STEPS_MAX, "the run does not come to an end");
@@ -96,6 +103,11 @@ impl Run {
         self.crowd.check_one_session_each();
         self.check_homes();
         self.crowd.check_answered();
+        if !self.scenario.dials_fail() {
+            self.calm = self.crowd.check_calm(|sent_us| {
+                self.fleet.was_calm(sent_us.saturating_sub(CALM_BEFORE_US), sent_us + CALM_AFTER_US)
+            });
+        }
 
         self.crowd.prove();
         self.run_for(PROOF_MS);
@@ -142,6 +154,7 @@ impl Run {
             ("segments held back", tally.segments_held),
             ("resets", tally.resets),
             ("clock set back", tally.clock_set_back),
+            ("messages in calm", self.calm),
         ];
         let mut counts: BTreeMap<String, u64> = tallied.map(|(name, count)| (name.to_owned(), count)).into();
         counts.extend(self.fleet.counts.iter().map(|(name, count)| ((*name).to_owned(), *count)));
@@ -159,9 +172,11 @@ const MUST_OCCUR: &[&str] = &[
     "fenced",
     "killed",
     "left",
+    "messages in calm",
     "paused",
     "power lost",
     "resets",
+    "rested",
     "segments held back",
     "views differed",
 ];
@@ -174,6 +189,16 @@ fn cluster_holds_for_200_seeds() {
         |seed, print| Run::new(seed, print).whole(),
         MUST_OCCUR,
     );
+}
+
+#[test]
+fn a_lost_fate_is_caught() {
+    assert!(super::seed_that_catches(Bug::FateLost, |seed| Run::new(seed, false).whole()).is_some());
+}
+
+#[test]
+fn a_session_its_new_home_is_not_told_of_is_caught() {
+    assert!(super::seed_that_catches(Bug::SessionUntold, |seed| Run::new(seed, false).whole()).is_some());
 }
 
 #[test]

@@ -57,12 +57,18 @@ pub(super) enum Life {
     /// Has no lease yet; its shards do not run.
     Starting,
     Running,
-    /// Waits until Redis knows that it drains; then its shards do.
-    Leaving,
-    /// Redis knows.
-    Drained,
-    /// The shards are told to end.
+    /// Waits until Redis knows that it drains, and its shards the view in which it does.
+    Leaving {
+        ends: bool,
+    },
+    /// That is so, and the shards are to end their sessions.
+    Left {
+        ends: bool,
+    },
+    /// The shards end.
     Ending,
+    /// The shards have no sessions.
+    Resting,
 }
 
 #[derive(Debug)]
@@ -320,8 +326,16 @@ impl Pulse {
         if state != self.heart.state() {
             self.beat_us = now_us;
         }
-        if state == NodeState::Draining && self.life == Life::Leaving {
-            self.life = Life::Drained;
+        if let Life::Leaving { ends } = self.life
+            && state == NodeState::Draining
+        {
+            if self.heart.redis_failing_ms().is_some() {
+                // Clients are not kept waiting for a Redis that does not work.
+                self.life = Life::Left { ends };
+            } else {
+                self.polling = false;
+                self.poll(now_us);
+            }
         }
     }
 
@@ -338,9 +352,9 @@ impl Pulse {
         self.publish();
     }
 
-    /// The node is to leave the ring.
-    pub(super) fn drain(&mut self, now_us: u64) {
-        self.life = Life::Leaving;
+    /// The node is to leave the ring, for good or until it is called back.
+    pub(super) fn drain(&mut self, now_us: u64, ends: bool) {
+        self.life = Life::Leaving { ends };
         self.heart.set_state(NodeState::Draining);
         self.beat_us = now_us;
     }
@@ -359,8 +373,16 @@ impl Pulse {
                 .collect();
             tracing::debug!("{} {incarnation}: view {:016x}: {}", self.record.name, view.digest, members.join(", "));
         }
+        let own = view.member(&self.record.name).filter(|own| own.incarnation == incarnation);
+        let drains = own.is_some_and(|own| own.state == NodeState::Draining);
         for (shard, unsent) in self.unsent.iter_mut().enumerate() {
             *unsent = *unsent && !tell(shard, Control::View { view: view.clone(), incarnation, life });
+        }
+        if let Life::Leaving { ends } = self.life
+            && drains
+            && !self.unsent.contains(&true)
+        {
+            self.life = Life::Left { ends };
         }
     }
 }

@@ -13,6 +13,8 @@ pub(super) enum Trouble {
     Pause { node: usize, ms: u64 },
     /// It drains, leaves, and comes back after a while.
     Leave { node: usize, away_ms: u64 },
+    /// It drains and stays up without sessions until that is called off.
+    Rest { node: usize, ms: u64 },
     /// Two hosts do not hear each other.
     Cut { node: usize, other: usize, ms: u64 },
     /// Redis answers nobody.
@@ -118,6 +120,11 @@ impl Scenario {
         }
     }
 
+    /// Whether a link that breaks may stay down for long by itself.
+    pub(super) fn dials_fail(&self) -> bool {
+        self.faults.dial_refused + self.faults.dial_late + self.faults.dial_timeout > 0
+    }
+
     /// Time after which everything has come to an end, all troubles being over: nodes that were taken for dead are back, links are up, users
     /// registered, messages redelivered or given up.
     pub(super) fn settle_ms(&self) -> u64 {
@@ -133,18 +140,20 @@ fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
     // As long as a hiccup, or longer than any lease.
     let ms = if rng.chance(400) { rng.within(100, 2_900) } else { rng.within(3_000, 2 * lease_ms + 2_000) };
     let away_ms = rng.within(100, 2 * lease_ms);
-    match rng.below(10) {
+    match rng.below(12) {
         0 | 1 => Trouble::Crash { node, power_lost: rng.chance(400), away_ms },
         2 | 3 => Trouble::Pause { node, ms },
         4 | 5 => Trouble::Leave { node, away_ms },
         6 | 7 => Trouble::Cut { node, other, ms },
-        8 => Trouble::RedisOut { ms },
+        8 | 9 => Trouble::Rest { node, ms },
+        10 => Trouble::RedisOut { ms },
         _ => Trouble::RedisForgets,
     }
 }
 
 /// Faults below the level of nodes; the one-node simulation has more of them and stronger ones.
 fn faults(rng: &mut Rng) -> Faults {
+    let dials = rng.chance(500);
     let mut some = |permille_max: u64| if rng.chance(500) { rng.within(1, permille_max) as u32 } else { 0 };
     Faults {
         recv_short: some(400),
@@ -154,9 +163,9 @@ fn faults(rng: &mut Rng) -> Faults {
         hand_over_fail: some(50),
         end_with_buffer: some(500),
         reset: some(3),
-        dial_refused: some(300),
-        dial_late: some(300),
-        dial_timeout: some(100),
+        dial_refused: if dials { some(300) } else { 0 },
+        dial_late: if dials { some(300) } else { 0 },
+        dial_timeout: if dials { some(100) } else { 0 },
         submit_early: some(200),
         submit_partly: some(100),
         late: some(300),
