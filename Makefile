@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup run chat cluster test lint fmt fuzz bench bench-million bench-vs bench-micro clean
+.PHONY: help setup run chat cluster test lint fmt fuzz soak-cluster bench bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ fmt: ## Format
 
 fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
 	scripts/fuzz.sh 60
+
+soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
+	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test cluster_trouble -- --test-threads 1
 
 bench: ## The figures of the README (a few minutes, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench

@@ -25,6 +25,8 @@ pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
 pub(crate) use registrations::{Registration, Registrations};
 pub(crate) use remote::{RemoteSession, RemoteSessions, is_remote};
+#[cfg(test)]
+pub(crate) use routing::tests as test_views;
 pub(crate) use routing::{Home, Member, NodeKey, Routing};
 pub(crate) use sent_away::{Away, SentAway};
 pub(crate) use settling::Settling;

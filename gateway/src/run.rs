@@ -149,6 +149,12 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr)
             "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics, end sessions and drain the node"
         );
     }
+    if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.mesh.ip().is_loopback()) {
+        tracing::warn!(
+            "links to other nodes ({}) are authenticated and not encrypted: they belong on a network of your own",
+            cluster.mesh
+        );
+    }
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
         tracing::warn!("whoever reaches this node may log in as anybody (insecure_open)");
     }

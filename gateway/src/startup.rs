@@ -245,7 +245,7 @@ fn raise(resource: Resource) -> io::Result<u64> {
 
 /// The operations the data ring submits, by name. What a probe cannot tell, such as multishot receive or passing a descriptor, came before
 /// the oldest kernel allowed.
-const OPERATIONS: [(&str, u8); 11] = [
+const OPERATIONS: [(&str, u8); 13] = [
     ("accept", opcode::AcceptMulti::CODE),
     ("receive", opcode::RecvMulti::CODE),
     ("send", opcode::Send::CODE),
@@ -254,6 +254,8 @@ const OPERATIONS: [(&str, u8); 11] = [
     ("timeout", opcode::Timeout::CODE),
     ("close", opcode::Close::CODE),
     ("shutdown", opcode::Shutdown::CODE),
+    ("connect", opcode::Connect::CODE),
+    ("putting a socket into the descriptor table", opcode::FilesUpdate::CODE),
     ("messages between rings", opcode::MsgRingSendFd::CODE),
     ("read, for the executor", opcode::Read::CODE),
     ("write, for the executor", opcode::Write::CODE),

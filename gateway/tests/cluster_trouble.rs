@@ -10,6 +10,7 @@ use cluster_support::{Fleet, LEASE_SECS, lease, live};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use support::client::Client;
+use support::gateway::Gateway;
 use support::wait_for;
 use support::wire::{flag, kind, outcome};
 
@@ -204,12 +205,21 @@ fn the_mesh_between_two_nodes_is_cut() {
     fleet.finish();
 }
 
+/// Whose home each of some users is, as a node sees it.
+fn homes(gateway: &Gateway) -> Vec<String> {
+    let home = |user: u64| gateway.get(&format!("/v1/explain/{user}")).json()["home"].as_str().map(str::to_owned);
+    (10_001..10_601).map(|user| home(user).expect("a node is the home")).collect()
+}
+
 #[test]
 fn nodes_come_and_go_and_messages_to_users_who_move_arrive() {
     let mut fleet = Fleet::start(&["a", "b", "c"], &["--drain-secs", "1"]);
     let mut traffic = Traffic::start(&fleet, USERS, 5);
     traffic.wander = Wander::To(&[0, 1]);
     traffic.run_whole(&fleet, Duration::from_secs(1));
+    let before = homes(fleet.node(0));
+    let share = before.iter().filter(|home| *home == "c").count() as f64 / before.len() as f64;
+    assert!((share * 3.0 - 1.0).abs() < 0.2, "{share} of the users are at home on one of three nodes");
     for _ in 0..2 {
         // Out of the ring while its users are still there, then they are sent away; with the others' traffic going on.
         let mut node = fleet.nodes[2].take().expect("it runs");
@@ -218,9 +228,13 @@ fn nodes_come_and_go_and_messages_to_users_who_move_arrive() {
         assert!(node.wait_for_exit().success());
         traffic.settle(&fleet, Duration::from_secs(10));
         check_whole(&fleet, &mut traffic);
+        // Just the users of the node that has gone have moved, and they come back with it.
+        let without = homes(fleet.node(0));
+        assert!(before.iter().zip(&without).all(|(before, after)| (before == "c") == (before != after)));
         fleet.start_node(2);
         traffic.run_whole(&fleet, Duration::from_secs(2));
         fleet.wait_joined();
+        assert_eq!(homes(fleet.node(0)), before);
     }
     let unrouted = fleet.sum("trunkline_messages_total", &[("outcome", "unrouted_dropped")]);
     assert_eq!(unrouted, 0, "messages without ACK that found no way");

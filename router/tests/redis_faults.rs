@@ -2,14 +2,16 @@
 //!
 //! The tests take turns on one cluster, since each breaks all of it.
 
+#[path = "support/plane.rs"]
+mod plane;
 #[path = "support/redis_cluster.rs"]
 mod redis_cluster;
 
+use plane::{record, wait_for};
 use redis_cluster::RedisCluster;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use trunkline_router::membership::{NodeRecord, NodeState};
+use trunkline_router::membership::NodeRecord;
 use trunkline_router::redis::{
     Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, queue, write_behind,
 };
@@ -31,24 +33,6 @@ fn with_plane(cluster: &RedisCluster, test: impl AsyncFnOnce(Plane)) {
     });
 }
 
-fn record(name: &str) -> NodeRecord {
-    NodeRecord {
-        name: name.into(),
-        incarnation: 0,
-        state: NodeState::Active,
-        weight: 1,
-        shards: 4,
-        mesh: "127.0.0.1:7790".into(),
-        advertise: "203.0.113.7:7700".into(),
-        protocol: 1,
-        connections: 0,
-        users: 0,
-        started_ms: 1,
-        life: 0,
-        secret_mark: String::new(),
-    }
-}
-
 fn login(user: u64) -> PresenceWrite {
     let entry = PresenceEntry {
         device: "default".into(),
@@ -61,14 +45,6 @@ fn login(user: u64) -> PresenceWrite {
         version: 1,
     };
     PresenceWrite::Login { user, entry }
-}
-
-async fn wait_for<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    while !holds().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn assert_online(plane: &Plane, users: impl Iterator<Item = u64>) {

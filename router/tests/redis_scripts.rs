@@ -1,14 +1,16 @@
 //! What each script and each method of the plane guarantees, on a real cluster that is well. The tests share it, and keep
 //! apart by their names and user ids.
 
+#[path = "support/plane.rs"]
+mod plane;
 #[path = "support/redis_cluster.rs"]
 mod redis_cluster;
 
+use plane::{record, wait_for};
 use redis_cluster::RedisCluster;
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use trunkline_router::membership::{Membership, NodeRecord, NodeState};
 use trunkline_router::redis::{
     AccountError, AcquireError, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, WriteOutcome,
@@ -30,24 +32,6 @@ fn with_plane<F: Future<Output = ()>>(test: impl FnOnce(Plane) -> F) {
         test(plane.clone()).await;
         plane.close().await;
     });
-}
-
-fn record(name: &str) -> NodeRecord {
-    NodeRecord {
-        name: name.into(),
-        incarnation: 0,
-        state: NodeState::Active,
-        weight: 1,
-        shards: 4,
-        mesh: "127.0.0.1:7790".into(),
-        advertise: "203.0.113.7:7700".into(),
-        protocol: 1,
-        connections: 0,
-        users: 0,
-        started_ms: 1,
-        life: 0,
-        secret_mark: String::new(),
-    }
 }
 
 fn entry(session: u64, version: u64) -> PresenceEntry {
@@ -78,14 +62,6 @@ fn fenced(write: PresenceWrite) -> PresenceWrite {
 
 async fn write(plane: &Plane, write: PresenceWrite) -> WriteOutcome {
     plane.write(&[write]).await.remove(0).unwrap()
-}
-
-async fn wait_for<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while !holds().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[test]

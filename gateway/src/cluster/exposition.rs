@@ -115,6 +115,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             "Lost logins looked into: their session was ended, or written again above what does not count.",
             status.rivals,
         ),
+        (
+            "trunkline_presence_rivals_dropped_total",
+            Counter,
+            "Logins that lost and were not looked into at once because 4,096 others waited; they are found again.",
+            status.rivals_dropped,
+        ),
     ];
     for (name, stat_type, help, value) in whole {
         exposition.name(name, stat_type, help);

@@ -46,6 +46,8 @@ pub struct ClusterStatus {
     pub resyncing: bool,
     /// Logins of this node that lost against another session.
     pub rivals: u64,
+    /// Those among them that were not looked into at once, because too many came together.
+    pub rivals_dropped: u64,
 }
 
 /// Whether Redis works.

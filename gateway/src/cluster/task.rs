@@ -83,6 +83,7 @@ pub(super) struct Task {
     writer: Option<JoinHandle<()>>,
     losers: Option<mpsc::Receiver<Loser>>,
     rivals: Arc<AtomicU64>,
+    rivals_dropped: Arc<AtomicU64>,
     walk: Walk,
     rewrite_ms: u64,
     page: Option<oneshot::Receiver<SessionsPage>>,
@@ -113,12 +114,14 @@ impl Task {
         let queue = Arc::new(WriteBehind::new(queue_max, bytes_max, Arc::clone(plane.metrics())));
         let (loser_sender, losers) = mpsc::channel(LOSERS_MAX);
         let rivals = Arc::new(AtomicU64::new(0));
-        let counted = rivals.clone();
+        let rivals_dropped = Arc::new(AtomicU64::new(0));
+        let (counted, dropped) = (rivals.clone(), rivals_dropped.clone());
         let on_stale = move |write: &PresenceWrite, version: u64| {
             if let PresenceWrite::Login { user, entry } = write {
                 let loser = Loser { user: *user, entry: entry.clone(), version };
-                let taken = loser_sender.try_send(loser).is_ok();
-                counted.fetch_add(u64::from(taken), Ordering::Relaxed);
+                // One that finds the queue full is found again when its session is written the next time.
+                let counter = if loser_sender.try_send(loser).is_ok() { &counted } else { &dropped };
+                counter.fetch_add(1, Ordering::Relaxed);
             }
         };
         let writer = tokio::spawn(write_behind::run(plane.clone(), queue.clone(), on_stale));
@@ -142,6 +145,7 @@ impl Task {
             writer: Some(writer),
             losers: Some(losers),
             rivals,
+            rivals_dropped,
             walk: Walk::new(now_ms(), 0, rewrite_ms),
             rewrite_ms,
             page: None,
@@ -549,6 +553,7 @@ impl Task {
             resyncs: self.resyncs,
             resyncing: self.walk.is_resync(),
             rivals: self.rivals.load(Ordering::Relaxed),
+            rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
         };
         let life = self.heart.life();
         self.state.publish(self.heart.serve_until_ms(), self.heart.incarnation(), life, view.epoch, status);

@@ -121,8 +121,7 @@ settings! {
 
     ["Cluster"]
     /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
-    /// Without it this node is alone, and the settings below have no meaning. With it nodes share membership and presence, but no messages:
-    /// a recipient whose session is on another node counts as offline.
+    /// Without it this node is alone, and the settings below have no meaning.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
     /// Address and port for the links of other nodes, which dial it.

@@ -123,16 +123,16 @@ impl Routing {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use trunkline_router::{Membership, NodeRecord};
 
-    pub(in super::super) fn key_of(name: &str, incarnation: u64) -> NodeKey {
+    pub(crate) fn key_of(name: &str, incarnation: u64) -> NodeKey {
         NodeKey(u64::from(name.as_bytes()[0]) << 32 | incarnation)
     }
 
     /// A view of nodes `(name, incarnation, state)`, each with four shards.
-    pub(in super::super) fn view(nodes: &[(&str, u64, NodeState)]) -> Arc<View> {
+    pub(crate) fn view(nodes: &[(&str, u64, NodeState)]) -> Arc<View> {
         let records = nodes.iter().map(|(name, incarnation, state)| NodeRecord {
             name: (*name).to_owned(),
             incarnation: *incarnation,

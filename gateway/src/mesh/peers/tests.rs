@@ -1,1 +1,225 @@
+//! Two nodes' links to each other, on connections in memory.
 
+use super::*;
+use crate::directory::test_views::{key_of, view};
+use crate::mesh::wire::{Record, Unit};
+use trunkline_router::NodeState::Active;
+
+/// A slot of a node's table, and what is on the way to it.
+type Slot = u32;
+
+struct Side {
+    mesh: Mesh,
+    /// Records received, by their user.
+    got: Vec<u64>,
+}
+
+fn mesh(node: &str, shard: u16, shards: u16) -> Mesh {
+    Mesh::new(MeshConfig {
+        node: node.into(),
+        secret: ClusterSecret::new(&[7; 32]).unwrap(),
+        shard,
+        shards,
+        link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },
+        bytes_max: 60_000,
+    })
+}
+
+fn routing(own: &str, life: u64, nodes: &[(&str, u64)]) -> Routing {
+    let nodes: Vec<_> = nodes.iter().map(|(name, life)| (*name, *life, Active)).collect();
+    Routing::new(key_of(own, life), &view(&nodes), key_of)
+}
+
+fn side(node: &str, life: u64, nodes: &[(&str, u64)]) -> Side {
+    // Four shards in each view; this is the first of them.
+    let mut mesh = mesh(node, 0, 4);
+    mesh.set_view(life, life, &routing(node, life, nodes), 0);
+    Side { mesh, got: Vec::new() }
+}
+
+impl Side {
+    /// Takes bytes that came to a slot.
+    fn take(&mut self, slot: Slot, mut bytes: &[u8], now_ms: u64) {
+        if self.mesh.link_of(slot).is_none() {
+            match self.mesh.shake(slot, bytes, now_ms, [3; 32]) {
+                Step::Up { consumed } => bytes = &bytes[consumed..],
+                _ => return,
+            }
+        }
+        let Some(id) = self.mesh.link_of(slot) else { return };
+        let mut inbound = self.mesh.link(id).unwrap().1.begin_receive(now_ms).unwrap();
+        let result = inbound.feed(bytes, |unit: Unit<'_>| {
+            if let Some(Record::Gone { user, .. }) = self.mesh.link(id).unwrap().1.accept(unit, now_ms)? {
+                self.got.push(user);
+            }
+            Ok(())
+        });
+        self.mesh.end_receive(slot, id, inbound, result);
+    }
+
+    /// What the slot has to send.
+    fn send(&mut self, slot: Slot, now_ms: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while let Some(Outgoing { buf, offset }) = self.mesh.take_send(slot, now_ms) {
+            bytes.extend_from_slice(&buf[offset..]);
+            let taken = buf.len() - offset;
+            self.mesh.sent(slot, buf, offset, taken);
+        }
+        bytes
+    }
+
+    fn queue(&mut self, node: (&str, u64), user: u64) -> Result<Option<Slot>, FarError> {
+        self.mesh.queue(key_of(node.0, node.1), 0, &Record::Gone { user, session: 1 })
+    }
+}
+
+/// Lets both talk until neither has anything to say.
+fn talk(a: &mut Side, a_slot: Slot, b: &mut Side, b_slot: Slot, now_ms: u64) {
+    loop {
+        let (to_b, to_a) = (a.send(a_slot, now_ms), b.send(b_slot, now_ms));
+        if to_a.is_empty() && to_b.is_empty() {
+            return;
+        }
+        if !to_b.is_empty() {
+            b.take(b_slot, &to_b, now_ms);
+        }
+        if !to_a.is_empty() {
+            a.take(a_slot, &to_a, now_ms);
+        }
+    }
+}
+
+/// Connects a's link to b, on new slots.
+fn connect(a: &mut Side, a_slot: Slot, b: &mut Side, b_slot: Slot, now_ms: u64) {
+    let dials = a.mesh.take_due_dials(now_ms);
+    let (token, _) = dials[0];
+    assert!(a.mesh.dialed(token, Ok(a_slot), now_ms, [1; 32]));
+    assert!(b.mesh.accepted(b_slot, now_ms, [2; 32]));
+    talk(a, a_slot, b, b_slot, now_ms);
+}
+
+const BOTH: &[(&str, u64)] = &[("a", 1), ("b", 1)];
+
+#[test]
+fn the_node_whose_name_sorts_first_dials_and_both_come_up() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    assert!(b.mesh.take_due_dials(0).is_empty());
+    a.queue(("b", 1), 5).unwrap();
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, 1), (1, 1)));
+    assert_eq!(a.queue(("b", 1), 6), Ok(Some(10)));
+    assert_eq!(b.queue(("a", 1), 7), Ok(Some(20)));
+    talk(&mut a, 10, &mut b, 20, 1);
+    assert_eq!((&b.got[..], &a.got[..]), (&[5, 6][..], &[7][..]));
+    assert_eq!(a.queue(("c", 1), 8), Err(FarError::Unknown));
+    let tidings = a.mesh.tidings(1_000);
+    assert!(tidings.contains(&Tiding::Heard { node: "b".into(), incarnation: 1 }), "{tidings:?}");
+}
+
+#[test]
+fn a_link_goes_on_over_a_new_connection_and_the_old_one_is_closed() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    connect(&mut a, 10, &mut b, 20, 0);
+    a.queue(("b", 1), 5).unwrap();
+    // What a sends is lost with the connection; b has not noticed that yet.
+    a.send(10, 1);
+    a.mesh.broken(10, 1, 0);
+    a.mesh.closed(10);
+    assert!(a.mesh.tidings(1).contains(&Tiding::Lost { node: "b".into(), incarnation: 1 }));
+    assert!(a.mesh.take_due_dials(1).is_empty(), "not at once");
+    connect(&mut a, 11, &mut b, 21, 5_000);
+    assert_eq!(b.mesh.take_closing(), [20]);
+    assert_eq!(b.got, [5], "once, in spite of two connections");
+    assert!(!a.mesh.has_ended() && a.mesh.take_restarted().is_empty());
+}
+
+#[test]
+fn what_a_lost_node_never_confirmed_is_given_back() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    connect(&mut a, 10, &mut b, 20, 0);
+    a.queue(("b", 1), 5).unwrap();
+    let lent = a.mesh.take_send(10, 1).unwrap();
+    a.queue(("b", 1), 6).unwrap();
+    assert!(a.mesh.bytes() > 0);
+    a.mesh.set_view(1, 1, &routing("a", 1, &[("a", 1)]), 2);
+    assert_eq!(a.mesh.take_closing(), [10]);
+    assert!(a.mesh.take_given_back().is_empty(), "the ring has its buffer");
+    let Outgoing { buf, offset } = lent;
+    a.mesh.sent(10, buf, offset, 0);
+    let back: Vec<_> = a.mesh.take_given_back().into_iter().map(|back| back.maybe_received).collect();
+    assert_eq!(back, [true, false]);
+    assert_eq!((a.mesh.bytes(), a.mesh.link_counts()), (0, (0, 0)));
+    assert_eq!(a.queue(("b", 1), 7), Err(FarError::Unknown));
+}
+
+#[test]
+fn strangers_and_those_of_another_life_are_refused() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, &[("b", 1)]));
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert_eq!((a.mesh.link_counts(), b.mesh.failures()), ((1, 0), 1));
+    assert!(b.mesh.is_over(20) && a.mesh.is_over(10));
+    // b has come back since a's view was made.
+    let mut b = side("b", 2, &[("a", 1), ("b", 2)]);
+    a.mesh.closed(10);
+    let now_ms = 10_000;
+    connect(&mut a, 11, &mut b, 21, now_ms);
+    assert_eq!(a.mesh.link_counts(), (1, 0), "a link is for one life");
+    a.mesh.set_view(1, 1, &routing("a", 1, &[("a", 1), ("b", 2)]), now_ms);
+    b.mesh.broken(21, now_ms, 0);
+    b.mesh.closed(21);
+    connect(&mut a, 12, &mut b, 22, now_ms + 10_000);
+    assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, 1), (1, 1)));
+}
+
+#[test]
+fn a_connection_for_a_link_of_another_shard_goes_there() {
+    let mut a = Side { mesh: mesh("a", 1, 4), got: Vec::new() };
+    a.mesh.set_view(1, 1, &routing("a", 1, BOTH), 0);
+    let mut b = side("b", 1, BOTH);
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert_eq!(b.mesh.claimed(20), Some(1), "link 1 is shard 1's");
+    let acceptor = b.mesh.take_claimed(20).unwrap();
+    let mut home = Side { mesh: mesh("b", 1, 4), got: Vec::new() };
+    home.mesh.set_view(1, 1, &routing("b", 1, BOTH), 0);
+    assert!(matches!(home.mesh.adopted(30, acceptor, 0, [4; 32]), Step::Up { .. }));
+    talk(&mut a, 10, &mut home, 30, 0);
+    assert_eq!((a.mesh.link_counts(), home.mesh.link_counts()), ((1, 1), (1, 1)));
+}
+
+#[test]
+fn a_link_that_is_down_for_long_refuses_messages_and_its_bytes_are_bounded() {
+    let mut a = side("a", 1, BOTH);
+    let payload = [0; 500];
+    let address = crate::mesh::wire::Address {
+        node: 1,
+        seat: crate::mesh::wire::Seat { shard: 0, conn: crate::io::ConnId { slot: 1, generation: 1 } },
+    };
+    let message = Record::Message { origin: address, from: 1, to: 2, id: 3, hops: 0, flags: 0, payload: &payload };
+    let node = key_of("b", 1);
+    let mut queued = 0;
+    while a.mesh.queue(node, 0, &message).is_ok() {
+        queued += 1;
+    }
+    assert!((20..40).contains(&queued), "{queued}");
+    assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Full));
+    assert!(a.mesh.bytes() <= 20_000 && !a.mesh.is_easy(node));
+    a.mesh.tidings(2_999);
+    assert!(!a.mesh.is_unreachable(node, 0));
+    a.mesh.tidings(3_000);
+    assert!(a.mesh.is_unreachable(node, 0));
+    assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Unreachable));
+    assert!(a.queue(("b", 1), 1).is_ok(), "answers pass");
+}
+
+#[test]
+fn silence_ends_handshakes_and_links() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    assert!(b.mesh.accepted(19, 0, [9; 32]));
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert!(b.mesh.expired(2_999).is_empty());
+    assert_eq!(b.mesh.expired(3_000), [20], "a link is dead after three seconds");
+    assert_eq!(b.mesh.expired(5_000), [19, 20], "a handshake has five");
+    for slot in 0..HANDSHAKES_MAX as u32 + 5 {
+        assert_eq!(b.mesh.accepted(100 + slot, 6_000, [9; 32]), slot < HANDSHAKES_MAX as u32);
+    }
+}
