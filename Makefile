@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup run chat cluster test lint fmt fuzz soak-cluster bench bench-million bench-vs bench-micro clean
+.PHONY: help setup run chat cluster test lint fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each
 bench: ## The figures of the README (a few minutes, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench.sh
+
+bench-cluster: ## Messages across nodes beside those within one, and logins with presence in Redis (some minutes)
+	$(CARGO) build --release --locked --bin gateway --bin bench
+	scripts/bench-cluster.sh
 
 bench-million: ## A million clients in one gateway, and a storm of 200,000 (root, 12 GiB, a quarter of an hour)
 	$(CARGO) build --release --locked --bin gateway --bin bench

@@ -86,7 +86,7 @@ fn churn(
     let mut crowd = clients.crowd(flows, audience);
     crowd.ping_every(Some(clients.heartbeat()));
     let bar = progress.phase("audience", audience.into());
-    ramp(&mut crowd, &mut fleet, clients, 0..audience, server.pid(), &bar)?;
+    ramp(&mut crowd, &mut fleet, clients, 0..audience, &[server.pid()], &bar)?;
     drop(bar);
     crowd.judge()?;
     crowd.login_latency.reset();

@@ -37,6 +37,12 @@ impl Counters {
         self.0.get(name).copied().unwrap_or(0.0) as u64
     }
 
+    /// A counter over all its labels.
+    pub(crate) fn sum(&self, name: &str) -> u64 {
+        let labelled = |key: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
+        self.0.iter().filter(|(key, _)| labelled(key)).map(|(_, value)| *value as u64).sum()
+    }
+
     /// By how much the counter has grown since `earlier`.
     pub(crate) fn grown(&self, earlier: &Counters, name: &str) -> u64 {
         self.get(name).saturating_sub(earlier.get(name))
@@ -71,6 +77,7 @@ mod tests {
         assert_eq!(counters.get("a"), 5);
         assert_eq!(counters.get("b{outcome=\"x\"}"), 5);
         assert_eq!(counters.get("c"), 7);
+        assert_eq!((counters.sum("b"), counters.sum("c")), (5, 7));
         assert_eq!(counters.get("d"), 0);
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     clock::now_ns,
     failure::Failure,
     ring::{Buffer, Completion, ReceiveEnd, Ring, RingCounters, RingShape, Wait},
+    server::Server,
     sleeper::Sleeper,
     sockets::{self, INSTALL_BATCH},
 };
@@ -27,6 +28,37 @@ pub(crate) enum Arm {
     OneFrame,
     /// Receive on and on.
     Always,
+}
+
+/// Where connections go: one address for all, or one of several for each.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    addresses: Vec<SocketAddrV4>,
+    /// Index into `addresses` for each connection; those behind its end go to the first.
+    of: Vec<u8>,
+}
+
+impl Targets {
+    /// `of` has an index into `addresses` for each connection.
+    pub(crate) fn new(addresses: Vec<SocketAddrV4>, of: Vec<u8>) -> Targets {
+        Targets { addresses, of }
+    }
+
+    fn of(&self, connection: u32) -> SocketAddrV4 {
+        self.addresses[usize::from(self.of.get(connection as usize).copied().unwrap_or(0))]
+    }
+}
+
+impl From<SocketAddrV4> for Targets {
+    fn from(address: SocketAddrV4) -> Targets {
+        Targets::new(vec![address], Vec::new())
+    }
+}
+
+impl From<&Server> for Targets {
+    fn from(server: &Server) -> Targets {
+        server.address().into()
+    }
 }
 
 /// How a connection ended that the fleet did not end itself.
@@ -143,9 +175,9 @@ struct Lane {
     dirty: Vec<u32>,
 }
 
-/// The connections of one load thread to one server.
+/// The connections of one load thread.
 pub(crate) struct Fleet {
-    target: SocketAddrV4,
+    targets: Targets,
     lanes: Vec<Lane>,
     lane_slots: u32,
     /// For all lanes, when there is more than one.
@@ -155,9 +187,9 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Sets up the rings for `connections` to `target`; none is opened yet. `burst_bytes` is what may arrive on a
+    /// Sets up the rings for `connections` to `targets`; none is opened yet. `burst_bytes` is what may arrive on a
     /// connection at once.
-    pub(crate) fn new(target: SocketAddrV4, connections: u32, burst_bytes: u32) -> Result<Fleet, Failure> {
+    pub(crate) fn new(targets: impl Into<Targets>, connections: u32, burst_bytes: u32) -> Result<Fleet, Failure> {
         let (lane_count, lane_slots) = sockets::tables_for(connections)?;
         let buffer_bytes = burst_bytes.next_power_of_two().clamp(RECEIVE_BUFFER_BYTES_MIN, RECEIVE_BUFFER_BYTES_MAX);
         let receive_bytes = (RECEIVE_BYTES_MAX / lane_count).min(RECEIVE_BYTES_PER_RING_MAX);
@@ -169,7 +201,8 @@ impl Fleet {
             buffers: 1 << buffers.ilog2(),
             buffer_bytes,
         };
-        let mut fleet = Fleet { target, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, speaks_first: false };
+        let targets = targets.into();
+        let mut fleet = Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, speaks_first: false };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -227,7 +260,7 @@ impl Fleet {
             }
             let lane = &mut self.lanes[(connection / self.lane_slots) as usize];
             lane.connections[slot as usize].prepared = false;
-            lane.ring.connect(slot, self.target).map_err(socket_failed)?;
+            lane.ring.connect(slot, self.targets.of(connection)).map_err(socket_failed)?;
         }
         self.opened = self.opened.max(first + count);
         Ok(())
@@ -290,10 +323,11 @@ impl Fleet {
     /// Returns how much happened.
     pub(crate) fn turn(&mut self, driver: &mut impl Driver, patience: Duration) -> Result<usize, Failure> {
         if let [lane] = &mut *self.lanes {
-            let mut happened = lane.turn(0, self.target, driver, Wait::AtMost { completions: 1, timeout: patience })?;
+            let mut happened =
+                lane.turn(0, &self.targets, driver, Wait::AtMost { completions: 1, timeout: patience })?;
             if happened >= BUSY_COMPLETIONS {
                 let more = Wait::AtMost { completions: BUSY_BATCH, timeout: Duration::ZERO };
-                happened += lane.turn(0, self.target, driver, more)?;
+                happened += lane.turn(0, &self.targets, driver, more)?;
             }
             return Ok(happened);
         }
@@ -305,11 +339,11 @@ impl Fleet {
             }
             idle = false;
             let base = index as u32 * self.lane_slots;
-            let taken = lane.turn(base, self.target, driver, Wait::No)?;
+            let taken = lane.turn(base, &self.targets, driver, Wait::No)?;
             happened += taken;
             if taken >= BUSY_COMPLETIONS {
                 let more = Wait::AtMost { completions: BUSY_BATCH, timeout: Duration::ZERO };
-                happened += lane.turn(base, self.target, driver, more)?;
+                happened += lane.turn(base, &self.targets, driver, more)?;
             }
         }
         if idle && let Some(sleeper) = &self.sleeper {
@@ -367,22 +401,16 @@ impl Lane {
         connection.len += added as u32;
     }
 
-    fn turn(
-        &mut self,
-        base: u32,
-        target: SocketAddrV4,
-        driver: &mut impl Driver,
-        wait: Wait,
-    ) -> Result<usize, Failure> {
+    fn turn(&mut self, base: u32, targets: &Targets, driver: &mut impl Driver, wait: Wait) -> Result<usize, Failure> {
         // Opening and arming may have filled the submission queue, which takes completions along.
-        self.dispatch(base, target, driver)?;
+        self.dispatch(base, targets, driver)?;
         self.flush().map_err(ring_failed)?;
         let happened = self.ring.turn(wait).map_err(ring_failed)?;
-        self.dispatch(base, target, driver)?;
+        self.dispatch(base, targets, driver)?;
         Ok(happened)
     }
 
-    fn dispatch(&mut self, base: u32, target: SocketAddrV4, driver: &mut impl Driver) -> Result<(), Failure> {
+    fn dispatch(&mut self, base: u32, targets: &Targets, driver: &mut impl Driver) -> Result<(), Failure> {
         while let Some(completion) = self.ring.next() {
             match completion {
                 Completion::Connected { slot, .. } if self.connections[slot as usize].closed => {}
@@ -394,6 +422,7 @@ impl Lane {
                 }
                 Completion::Connected { slot, errno } => {
                     let error = io::Error::from_raw_os_error(errno);
+                    let target = targets.of(base + slot);
                     self.ended(base, slot, End::NotConnected { target, error }, driver)?;
                 }
                 Completion::Received { slot, buffer, .. } if self.connections[slot as usize].closed => {

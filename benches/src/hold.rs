@@ -13,13 +13,14 @@ use crate::{
     ballast::Ballast,
     crowd::Crowd,
     failure::Failure,
-    fleet::Fleet,
+    fleet::{Fleet, Targets},
     plain::{self, Share},
     process::{CpuTime, KernelMemory, UserMemory},
     progress::Progress,
     report::table,
     scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp_with, seconds},
-    server::Server,
+    site::{NodesArgs, PresenceWrites, Site},
+    users::{Placement, Seats},
     watch::{Spent, Watch},
 };
 
@@ -38,6 +39,9 @@ pub(crate) struct HoldArgs {
     #[command(flatten)]
     #[serde(flatten)]
     clients: Clients,
+    #[command(flatten)]
+    #[serde(flatten)]
+    nodes: NodesArgs,
     /// How long all of them are held, in seconds; the first fifth without messages
     #[arg(long, default_value_t = 30.0)]
     secs: f64,
@@ -70,10 +74,31 @@ struct Memory {
     rss_bytes: i64,
 }
 
+/// Presence of the clients in Redis, written behind their logins.
+#[derive(Clone, Debug, Serialize)]
+struct PresenceInRedis {
+    /// Writes that waited when the last client was in.
+    queued_after_ramp: u64,
+    /// From then until Redis had all of them.
+    behind_secs: f64,
+    /// Written in the ramp and behind it.
+    written: u64,
+    /// Over both.
+    written_per_second: f64,
+    /// Tried in vain and queued again; never written; times all was written again.
+    failed: u64,
+    refused: u64,
+    resyncs: u64,
+}
+
 /// What a run has found.
 #[derive(Debug, Serialize)]
 struct Findings {
     ramp: Ramp,
+    /// Logins per second of the whole ramp, for each node.
+    logins_per_second_and_node: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    presence: Option<PresenceInRedis>,
     memory: Memory,
     /// Microseconds of the server's CPU time per second and connection, with heartbeats alone.
     idle_cpu_us: f64,
@@ -102,10 +127,10 @@ pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
     let rate = per_second("--rate", args.rate.unwrap_or(f64::from(control) / 5.0))?;
     let progress = scenario::progress("hold", clients);
     let client = on_load_core(|| plain::measure(clients.conns.min(PLAIN_MAX), &progress))?.connecting;
-    let mut server = clients.start()?;
-    let outcome = on_load_core(|| hold(args, &server, secs, control, rate, client, &progress));
-    let (findings, judgement) = outcome.map_err(|failure| server.explain(failure))?;
-    server.stop()?;
+    let mut site = clients.start_site(&args.nodes)?;
+    let outcome = on_load_core(|| hold(args, &site, secs, control, rate, client, &progress));
+    let (findings, judgement) = outcome.map_err(|failure| site.explain(failure))?;
+    site.stop()?;
     print_summary(clients, &findings);
     scenario::report("hold", args, clients, &findings)?;
     judgement
@@ -113,7 +138,7 @@ pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
 
 fn hold(
     args: &HoldArgs,
-    server: &Server,
+    site: &Site,
     secs: Duration,
     control: u32,
     rate: f64,
@@ -121,20 +146,29 @@ fn hold(
     progress: &Progress,
 ) -> Result<(Findings, Result<(), Failure>), Failure> {
     let clients = &args.clients;
-    warm_up(clients, server)?;
-    let mut fleet = clients.fleet(server)?;
+    let mut seats: Seats = site.seats(0, 1, Placement::Any);
+    site.seat_more(&mut seats, clients.conns);
+    let pids = site.pids();
+    warm_up(clients, site.targets(&seats))?;
+    site.await_presence(asleep)?;
+    let presence_before = site.presence()?;
+    let mut fleet = clients.fleet(site.targets(&seats))?;
     let mut crowd = clients.crowd(neighbours(0, control), control);
     let kernel_before = KernelMemory::now()?;
-    let user_before = UserMemory::of(server.pid())?;
-    let watch = Watch::start(server.pid());
+    let user_before = UserMemory::of_all(&pids)?;
+    let watch = Watch::start(&pids);
 
     crowd.ping_every(Some(clients.heartbeat()));
     // Making a socket is the load's own business and no part of a login.
     fleet.prepare(0, clients.conns)?;
     let ballast = (args.warm_memory > 0).then(|| Ballast::touch((args.warm_memory as usize) << 20, progress));
     let bar = progress.phase("logged in", clients.conns.into());
-    let ramp = ramp_with(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar, ballast)?;
+    let ramp = ramp_with(&mut crowd, &mut fleet, clients, 0..clients.conns, &pids, &bar, ballast)?;
     drop(bar);
+    let presence = match presence_before {
+        Some(before) => Some(presence_of(site, &before, &ramp, &mut crowd, &mut fleet)?),
+        None => None,
+    };
 
     let inside = crowd.tally.inside;
     let held_from = Instant::now();
@@ -142,13 +176,13 @@ fn hold(
     // What the storm of logins left behind settles first.
     crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
     crowd.take_latencies();
-    let cpu_before = CpuTime::of(server.pid())?;
+    let cpu_before = CpuTime::of_all(&pids)?;
     let idle_from = Instant::now();
     crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
-    let (idle_cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
+    let (idle_cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
     let idle_seconds = idle_from.elapsed().as_secs_f64();
     let idle_pongs = Stretch::of(&crowd.take_latencies(), idle_seconds);
-    let memory = memory_of(server, inside, client, &kernel_before, &user_before)?;
+    let memory = memory_of(&pids, inside, client, &kernel_before, &user_before)?;
 
     crowd.send_at(Some(rate));
     let busy_from = Instant::now();
@@ -169,6 +203,8 @@ fn hold(
     drop(watch);
     fleet.close()?;
     let findings = Findings {
+        logins_per_second_and_node: ramp.rate_mean / f64::from(site.nodes()),
+        presence,
         ramp,
         memory,
         idle_cpu_us: idle_cpu.as_secs_f64() * 1e6 / idle_seconds / f64::from(inside.max(1)),
@@ -187,24 +223,59 @@ fn hold(
 }
 
 /// Logs a few clients in and out again, so that what a server allocates once is there before memory is measured.
-pub(crate) fn warm_up(clients: &Clients, server: &Server) -> Result<(), Failure> {
+pub(crate) fn warm_up(clients: &Clients, targets: impl Into<Targets>) -> Result<(), Failure> {
     let few = Clients { conns: clients.conns.min(WARMUP_CONNECTIONS), login_rate: None, ..clients.clone() };
-    let mut fleet: Fleet = few.fleet(server)?;
+    let mut fleet: Fleet = few.fleet(targets)?;
     let mut crowd: Crowd = few.crowd(Vec::new(), 0);
     crowd.enter(&mut fleet, few.opening(0, few.conns), |_| ())?;
     fleet.close()?;
     crowd.judge()
 }
 
+fn asleep(time: Duration) -> Result<(), Failure> {
+    std::thread::sleep(time);
+    Ok(())
+}
+
+/// Waits until Redis has the presence of all who are in, while they go on.
+fn presence_of(
+    site: &Site,
+    before: &PresenceWrites,
+    ramp: &Ramp,
+    crowd: &mut Crowd,
+    fleet: &mut Fleet,
+) -> Result<PresenceInRedis, Failure> {
+    let queued_after_ramp = site.presence()?.unwrap_or_default().queued;
+    let behind = site.await_presence(|time| crowd.run_for(fleet, time, |_| ()))?;
+    let after = site.presence()?.unwrap_or_default();
+    let written = after.written.saturating_sub(before.written);
+    let (refused, resyncs) = (after.refused - before.refused, after.resyncs - before.resyncs);
+    if written < u64::from(crowd.tally.inside) {
+        return Err(Failure::Accounts(format!(
+            "{} clients are in, but Redis has executed {written} presence writes; {refused} were refused, and {resyncs} times all were written again",
+            crowd.tally.inside
+        )));
+    }
+    Ok(PresenceInRedis {
+        queued_after_ramp,
+        behind_secs: behind.as_secs_f64(),
+        written,
+        written_per_second: written as f64 / (ramp.seconds + behind.as_secs_f64()),
+        failed: after.failed - before.failed,
+        refused,
+        resyncs,
+    })
+}
+
 fn memory_of(
-    server: &Server,
+    pids: &[u32],
     inside: u32,
     client: Share,
     kernel_before: &KernelMemory,
     user_before: &UserMemory,
 ) -> Result<Memory, Failure> {
     let kernel = KernelMemory::now()?.since(kernel_before);
-    let user = UserMemory::of(server.pid())?;
+    let user = UserMemory::of_all(pids)?;
     let each = |bytes: i64| bytes as f64 / f64::from(inside.max(1));
     let user_rss = each(user.rss - user_before.rss);
     let kernel_share = each(kernel.in_use() + user.page_tables - user_before.page_tables) - client.in_use;
@@ -228,7 +299,7 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     for (kind, count) in &findings.failures {
         println!("  {count} × {kind}");
     }
-    let rows = vec![
+    let mut rows = vec![
         vec!["logins per second, median of the ramp".to_owned(), format!("{:.0}", ramp.rate_median)],
         vec!["logins per second, mean".to_owned(), format!("{:.0}", ramp.rate_mean)],
         vec!["login latency p50 / p99 / max, ms".to_owned(), {
@@ -245,6 +316,23 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         vec!["cores in use with messages, mean".to_owned(), format!("{:.2}", findings.spent.cores)],
         vec!["messages of the control group, each accounted for".to_owned(), findings.messages.to_string()],
     ];
+    if let Some(presence) = &findings.presence {
+        let each_node = format!("{:.0}", findings.logins_per_second_and_node);
+        rows.insert(2, vec!["logins per second and node, mean".to_owned(), each_node]);
+        let PresenceInRedis { queued_after_ramp, behind_secs, written, written_per_second, .. } = presence;
+        rows.insert(
+            3,
+            vec![
+                "presence written to Redis, per second, to the end".to_owned(),
+                format!("{written} ({written_per_second:.0})"),
+            ],
+        );
+        let behind = format!("{queued_after_ramp}, {behind_secs:.1} s");
+        rows.insert(4, vec!["waiting for Redis after the last login, and for how long".to_owned(), behind]);
+        let PresenceInRedis { failed, refused, resyncs, .. } = presence;
+        let troubles = format!("{failed} / {refused} / {resyncs}");
+        rows.insert(5, vec!["presence writes tried again / refused / resyncs".to_owned(), troubles]);
+    }
     println!("{}", table(&["", "figure"], &rows));
     println!("{}", scenario::stretches_table(&[("control group", held)]));
     held.warn_if_late("control group");

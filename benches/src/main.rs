@@ -31,10 +31,12 @@ mod plot;
 mod process;
 mod progress;
 mod rate;
+mod redis;
 mod report;
 mod ring;
 mod scenario;
 mod server;
+mod site;
 mod sleeper;
 mod slow;
 mod sockets;
@@ -64,6 +66,9 @@ Examples:
   bench pairs --conns 100 --window 1            what a message costs, over the floor
   bench hold --conns 100000 --secs 60           log in 100,000 clients and keep them
   bench rate --conns 2000 --rate 10000,50000    latency at fixed rates
+  bench pairs --nodes 2 --conns 100             a message across two nodes, over one within
+  bench pairs --nodes 3 --guests                and to users who are not at their home node
+  bench hold --redis --conns 100000             logins with presence written to Redis
   bench storm --conns 50000                     all are cut off at once and come back
   bench vs --json vs.json                       beside every other server that is installed
   bench plot vs.json --out figures              and as pictures

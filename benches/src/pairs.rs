@@ -22,9 +22,10 @@ use crate::{
     progress::Progress,
     report::{Machine, median, table, write_json},
     server::{GatewayCommand, Server},
+    site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     sockets::{self, descriptor_limit},
     traffic::{self, Measurement, Stretch},
-    users::{Placement, pairs},
+    users::{Placement, Seats},
 };
 
 /// The load of one round.
@@ -108,6 +109,11 @@ impl GatewayArgs {
         self.gateway_arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
+    /// Whether it runs already, somewhere.
+    pub(crate) fn runs_already(&self) -> bool {
+        self.gateway.is_some()
+    }
+
     /// Starts the gateway for so many connections, or finds the running one.
     pub(crate) fn start(&self, connections: u32) -> Result<Server, Failure> {
         self.start_on(connections, None)
@@ -123,13 +129,18 @@ impl GatewayArgs {
             }
             return Server::running("gateway", address, self.gateway_http, pid);
         }
+        Server::gateway(&self.command(connections, core)?)
+    }
+
+    /// How a gateway for so many connections is started.
+    pub(crate) fn command(&self, connections: u32, core: Option<usize>) -> Result<GatewayCommand, Failure> {
         let binary = match &self.gateway_bin {
             Some(binary) => binary.clone(),
             None => std::env::current_exe()
                 .map_err(|error| Failure::system("finding the bench's own program", error))?
                 .with_file_name("gateway"),
         };
-        Server::gateway(&GatewayCommand {
+        Ok(GatewayCommand {
             binary,
             shards: self.shards_for(connections)?,
             connections_max: self.connections_max,
@@ -148,6 +159,12 @@ pub(crate) struct PairsArgs {
     #[command(flatten)]
     #[serde(flatten)]
     gateway: GatewayArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    nodes: NodesArgs,
+    /// With two nodes or more: also pairs that are guests, whose home is neither's node, and so two links for a message
+    #[arg(long)]
+    guests: bool,
     /// Send with ACK: recipients acknowledge, and senders count one SENT for each message
     #[arg(long)]
     ack: bool,
@@ -171,16 +188,40 @@ struct Case {
     name: String,
     placement: Placement,
     #[serde(skip)]
-    server: usize,
+    site: usize,
     #[serde(skip)]
     route: Route,
     median_cpu_us_per_message: f64,
-    rounds: Vec<Measurement>,
+    rounds: Vec<Round>,
+    /// What Redis had to do with all connections logged in and no message under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_quiet: Option<RedisUse>,
+}
+
+/// One round of a case.
+#[derive(Debug, Serialize)]
+struct Round {
+    #[serde(flatten)]
+    measurement: Measurement,
+    /// What went between nodes from the first message to the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crossings: Option<Crossings>,
+    /// What Redis had to do meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<RedisUse>,
 }
 
 impl Case {
-    fn new(name: &str, server: usize, route: Route, placement: Placement) -> Case {
-        Case { name: name.to_owned(), placement, server, route, median_cpu_us_per_message: 0.0, rounds: Vec::new() }
+    fn new(name: &str, site: usize, route: Route, placement: Placement) -> Case {
+        Case {
+            name: name.to_owned(),
+            placement,
+            site,
+            route,
+            median_cpu_us_per_message: 0.0,
+            rounds: Vec::new(),
+            redis_quiet: None,
+        }
     }
 }
 
@@ -197,11 +238,11 @@ struct Report<'a, A: Serialize> {
 
 /// Runs `bench floor`.
 pub(crate) fn run_floor(args: &FloorArgs) -> Result<(), Failure> {
-    let mut servers = [Server::floor(args.load.conns, args.floor_batch)?];
+    let mut sites = [Site::alone(Server::floor(args.load.conns, args.floor_batch)?)];
     let cases = vec![Case::new("floor", 0, Route::Echo, Placement::Any)];
-    let cases = measure(&args.load, 1, &mut servers, cases)?;
-    let [server] = servers;
-    server.stop()?;
+    let cases = measure(&args.load, 1, &mut sites, cases)?;
+    let [site] = sites;
+    site.stop()?;
     conclude("floor", args, &args.load, cases, args.json.as_deref())
 }
 
@@ -211,17 +252,37 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
     if shards < 2 && (args.within || args.across) {
         return Err(Failure::Setup("--within and --across need --shards 2 or more".to_owned()));
     }
+    let nodes = &args.nodes;
+    if nodes.are_clustered() && (args.within || args.across) {
+        return Err(Failure::Setup(
+            "--within and --across are about the shards of one gateway without Redis".to_owned(),
+        ));
+    }
+    if args.guests && nodes.nodes < 2 {
+        return Err(Failure::Setup("--guests needs --nodes 2 or more: a guest's home is another node".to_owned()));
+    }
+    args.load.check()?;
     let route = Route::Deliver { ack: args.ack };
-    let mut servers = Vec::new();
+    let mut sites = Vec::new();
     let mut cases = Vec::new();
-    if shards < 2 {
-        servers.push(Server::floor(args.load.conns, args.floor_batch)?);
-        servers.push(args.gateway.start(args.load.conns)?);
+    if nodes.nodes > 1 {
+        sites.push(Site::start(nodes, &args.gateway, args.load.conns, None)?);
+        cases.push(Case::new("local", 0, route, Placement::Local));
+        cases.push(Case::new("across", 0, route, Placement::Remote));
+        if args.guests {
+            cases.push(Case::new("guests of one node", 0, route, Placement::GuestsTogether));
+        }
+        if args.guests && nodes.nodes > 2 {
+            cases.push(Case::new("guests of two nodes", 0, route, Placement::GuestsApart));
+        }
+    } else if shards < 2 || nodes.are_clustered() {
+        sites.push(Site::alone(Server::floor(args.load.conns, args.floor_batch)?));
+        sites.push(Site::start(nodes, &args.gateway, args.load.conns, None)?);
         cases.push(Case::new("floor", 0, Route::Echo, Placement::Any));
         cases.push(Case::new("gateway", 1, route, Placement::Any));
     } else {
         // The shards use all cores together with the load: only CPU time for a message can be compared.
-        servers.push(args.gateway.start(args.load.conns)?);
+        sites.push(Site::alone(args.gateway.start(args.load.conns)?));
         let both = args.within == args.across;
         if args.within || both {
             cases.push(Case::new("gateway, within a shard", 0, route, Placement::Within));
@@ -230,67 +291,91 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
             cases.push(Case::new("gateway, across shards", 0, route, Placement::Across));
         }
     }
-    let cases = measure(&args.load, shards, &mut servers, cases)?;
-    for server in servers {
-        server.stop()?;
+    let cases = measure(&args.load, shards, &mut sites, cases)?;
+    for site in sites {
+        site.stop()?;
     }
     conclude("pairs", args, &args.load, cases, args.json.as_deref())
 }
 
+impl Load {
+    /// Checks what clap cannot.
+    fn check(&self) -> Result<(), Failure> {
+        if !self.conns.is_multiple_of(2) {
+            return Err(Failure::Setup(format!("--conns {} is odd, but connections come in pairs", self.conns)));
+        }
+        let seconds = 0.01..86_400.0;
+        if !seconds.contains(&self.secs) || !(0.0..86_400.0).contains(&self.warmup) {
+            return Err(Failure::Setup("--secs takes 0.01 to 86400 and --warmup 0 to 86400".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// Measures all cases in each round, one after the other.
-fn measure(load: &Load, shards: u32, servers: &mut [Server], mut cases: Vec<Case>) -> Result<Vec<Case>, Failure> {
-    if !load.conns.is_multiple_of(2) {
-        return Err(Failure::Setup(format!("--conns {} is odd, but connections come in pairs", load.conns)));
-    }
-    let seconds = 0.01..86_400.0;
-    if !seconds.contains(&load.secs) || !(0.0..86_400.0).contains(&load.warmup) {
-        return Err(Failure::Setup("--secs takes 0.01 to 86400 and --warmup 0 to 86400".to_owned()));
-    }
+fn measure(load: &Load, shards: u32, sites: &mut [Site], mut cases: Vec<Case>) -> Result<Vec<Case>, Failure> {
+    load.check()?;
     // Tells the messages of one run from those of another, and keeps ids apart that the same user uses again.
     let mut run_number = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u32);
     for round in 1..=load.rounds {
         for case in &mut cases {
             let progress = Progress::new(format!("{} {round}/{}", case.name, load.rounds));
-            let users = pairs(load.conns, shards, case.placement);
-            let server = &mut servers[case.server];
+            let site = &mut sites[case.site];
+            let seats = site.seats(load.conns, shards, case.placement);
             run_number = run_number.wrapping_add(1);
-            let measured = on_load_core(|| round_of(load, case.route, &users, run_number, server, &progress));
-            case.rounds.push(measured.map_err(|failure| server.explain(failure))?);
+            let measured = on_load_core(|| round_of(load, case, &seats, run_number, site, &progress));
+            let (round, quiet) = measured.map_err(|failure| site.explain(failure))?;
+            case.rounds.push(round);
+            case.redis_quiet = case.redis_quiet.take().or(quiet);
             // The kernel finishes closing the connections of the round before the next one begins.
             thread::sleep(Duration::from_millis(100));
         }
     }
     for case in &mut cases {
-        case.median_cpu_us_per_message = median(case.rounds.iter().map(|round| round.cpu_us_per_message));
+        case.median_cpu_us_per_message = median(case.rounds.iter().map(|round| round.measurement.cpu_us_per_message));
     }
     Ok(cases)
 }
 
-/// Connects, logs in, exchanges messages, accounts for them, and disconnects.
+/// Connects, logs in, exchanges messages, accounts for them, and disconnects. Also tells, once for each case, what Redis has to do while
+/// nothing is sent.
 fn round_of(
     load: &Load,
-    route: Route,
-    users: &[u64],
+    case: &Case,
+    seats: &Seats,
     run_number: u32,
-    server: &Server,
+    site: &Site,
     progress: &Progress,
-) -> Result<Measurement, Failure> {
+) -> Result<(Round, Option<RedisUse>), Failure> {
+    let (route, users) = (case.route, &seats.users);
     let ack_bytes = if route == (Route::Deliver { ack: true }) { 2 * encoded_len(Kind::Ack, 0) } else { 0 };
     let message_bytes = encoded_len(Kind::Send, load.payload as usize) + ack_bytes;
     let burst_bytes = (message_bytes as u64 * u64::from(load.window)).min(u64::from(u32::MAX >> 1)) as u32;
-    let mut fleet = Fleet::new(server.address(), users.len() as u32, burst_bytes)?;
+    let mut fleet = Fleet::new(site.targets(seats), users.len() as u32, burst_bytes)?;
     let entrance = if route == Route::Echo { Entrance::Connect } else { Entrance::Login };
     enter(&mut fleet, users, entrance, Arm::Always, progress)?;
-    let flows = (0..users.len() as u32).map(|from| Flow::new(from, if route == Route::Echo { from } else { from ^ 1 }));
-    let mut ledger = Ledger::new(route, run_number, users.to_vec(), flows.collect(), load.payload as usize);
-    let stretch = Stretch {
-        window: load.window,
-        warmup: Duration::from_secs_f64(load.warmup),
-        length: Duration::from_secs_f64(load.secs),
+    let length = Duration::from_secs_f64(load.secs);
+    // Logins, and the logouts of the round before, are no part of what messages cost.
+    site.await_presence(|time| traffic::keep_quiet(&mut fleet, users, time))?;
+    let quiet = match site.redis_mark()? {
+        Some(mark) if case.redis_quiet.is_none() => {
+            traffic::keep_quiet(&mut fleet, users, length.max(QUIET_MIN))?;
+            site.redis_since(Some(mark), 0)?
+        }
+        _ => None,
     };
-    let measurement = traffic::run(&mut fleet, &mut ledger, route, stretch, server.pid(), progress)?;
+    let crossings = site.crossings()?;
+    let flows = (0..users.len() as u32).map(|from| Flow::new(from, if route == Route::Echo { from } else { from ^ 1 }));
+    let mut ledger = Ledger::new(route, run_number, users.clone(), flows.collect(), load.payload as usize);
+    let stretch = Stretch { window: load.window, warmup: Duration::from_secs_f64(load.warmup), length };
+    let mark = site.redis_mark()?;
+    let measurement = traffic::run(&mut fleet, &mut ledger, route, stretch, &site.pids(), progress)?;
+    let redis = site.redis_since(mark, ledger.delivered())?;
+    let crossings = site.crossings()?.since(crossings);
     fleet.close()?;
-    Ok(measurement)
+    crossings.judge(case.placement, ledger.delivered())?;
+    let crossings = (case.placement.links() > 0).then_some(crossings);
+    Ok((Round { measurement, crossings, redis }, quiet))
 }
 
 fn conclude<A: Serialize>(
@@ -303,7 +388,7 @@ fn conclude<A: Serialize>(
     let first = &cases[0];
     let ratios = cases[1..].iter().map(|case| {
         let rounds = case.rounds.iter().zip(&first.rounds);
-        median(rounds.map(|(later, first)| later.cpu_us_per_message / first.cpu_us_per_message))
+        median(rounds.map(|(later, first)| later.measurement.cpu_us_per_message / first.measurement.cpu_us_per_message))
     });
     let report = Report { bench, machine: Machine::this(), arguments, ratios: ratios.collect(), cases };
     let Load { conns, window, payload, secs, rounds, .. } = load;
@@ -313,12 +398,39 @@ fn conclude<A: Serialize>(
     for (case, ratio) in report.cases[1..].iter().zip(&report.ratios) {
         println!("CPU for a message, {} over {}: {ratio:.2}", case.name, report.cases[0].name);
     }
-    let checked: u64 = report.cases.iter().flat_map(|case| &case.rounds).map(|round| round.checked).sum();
+    report.cases.iter().for_each(print_cluster);
+    let checked: u64 = report.cases.iter().flat_map(|case| &case.rounds).map(|round| round.measurement.checked).sum();
     println!("{checked} messages, each delivered once, in order, to the right user, with the right bytes");
     match json {
         Some(path) => write_json(path, &report),
         None => Ok(()),
     }
+}
+
+/// What crossed between nodes, and what Redis had to do.
+fn print_cluster(case: &Case) {
+    let crossings = case.rounds.iter().filter_map(|round| Some((round.crossings?, round.measurement.checked)));
+    let (records, bytes, messages) = crossings.fold((0, 0, 0), |(records, bytes, messages), (crossings, checked)| {
+        (records + crossings.records, bytes + crossings.bytes, messages + checked)
+    });
+    if messages > 0 {
+        let each = |value: u64| value as f64 / messages as f64;
+        println!("{}: {:.3} records and {:.0} B between nodes for a message", case.name, each(records), each(bytes));
+    }
+    let Some(quiet) = &case.redis_quiet else { return };
+    let rounds = || case.rounds.iter().filter_map(|round| round.redis.as_ref());
+    println!(
+        "{}: Redis executed {} commands in {:.1} s with {} messages ({:.1} a second), and {} in {:.1} s without ({:.1} a second): {:.6} for a message",
+        case.name,
+        rounds().map(|redis| redis.commands.total).sum::<u64>(),
+        rounds().map(|redis| redis.seconds).sum::<f64>(),
+        rounds().map(|redis| redis.messages).sum::<u64>(),
+        median(rounds().map(RedisUse::rate)),
+        quiet.commands.total,
+        quiet.seconds,
+        quiet.rate(),
+        median(rounds().map(|redis| redis.per_message(quiet))),
+    );
 }
 
 fn summary(cases: &[Case]) -> String {
@@ -327,8 +439,8 @@ fn summary(cases: &[Case]) -> String {
     let rows: Vec<Vec<String>> = cases
         .iter()
         .map(|case| {
-            let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(value));
-            let cpu = || case.rounds.iter().map(|round| round.cpu_us_per_message);
+            let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(|round| value(&round.measurement)));
+            let cpu = || case.rounds.iter().map(|round| round.measurement.cpu_us_per_message);
             vec![
                 case.name.clone(),
                 format!("{:.3}", case.median_cpu_us_per_message),

@@ -25,7 +25,8 @@ const COLOURS: [RGBColor; 6] = [
 /// Arguments of `bench plot`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlotArgs {
-    /// JSON files written by hold (memory against connections), rate (latency against rate) and vs (CPU and memory by server)
+    /// JSON files written by hold (memory against connections), rate (latency against rate), vs (CPU and memory by server) and
+    /// pairs with several nodes (CPU by the way messages take)
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder for the figures
@@ -69,8 +70,15 @@ pub(crate) fn run(args: &PlotArgs) -> Result<(), Failure> {
         draw("cpu.svg", &|path| cpu(path, report))?;
         draw("idle.svg", &|path| idle(path, report))?;
     }
+    let clusters: Vec<&Value> =
+        of("pairs").into_iter().filter(|report| report["arguments"]["nodes"].as_u64() > Some(1)).collect();
+    if !clusters.is_empty() {
+        draw("cluster.svg", &|path| cluster(path, &clusters))?;
+    }
     if drawn.is_empty() {
-        return Err(Failure::Setup("none of these files is of hold, rate or vs: there is nothing to draw".to_owned()));
+        return Err(Failure::Setup(
+            "none of these files is of hold, rate, vs or pairs with several nodes: there is nothing to draw".to_owned(),
+        ));
     }
     drawn.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
@@ -169,6 +177,26 @@ fn cpu(path: &Path, report: &Value) -> Drawn {
             &format!("CPU of the server for a message, µs, {window} in flight"),
             &bars.collect::<Vec<_>>(),
         )?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn cluster(path: &Path, reports: &[&Value]) -> Drawn {
+    let empty = Vec::new();
+    let root = SVGBackend::new(path, (SIZE.0, SIZE.1 * reports.len() as u32 / 2 + 60)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, report) in root.split_evenly((reports.len(), 1)).iter().zip(reports) {
+        let cases = report["cases"].as_array().unwrap_or(&empty).iter();
+        let bars = cases.map(|case| {
+            let name = case["name"].as_str().unwrap_or_default().to_owned();
+            (name, number(&case["median_cpu_us_per_message"]))
+        });
+        let Value::Object(arguments) = &report["arguments"] else { continue };
+        let ack = if arguments.get("ack") == Some(&Value::Bool(true)) { ", with ACK" } else { "" };
+        let (nodes, window) = (&report["arguments"]["nodes"], &report["arguments"]["window"]);
+        let title = format!("CPU of {nodes} nodes for a message, µs, {window} in flight{ack}");
+        bars_into(area, &title, &bars.collect::<Vec<_>>())?;
     }
     root.present()?;
     Ok(())

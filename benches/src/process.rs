@@ -18,6 +18,18 @@ pub(crate) struct CpuTime {
 }
 
 impl CpuTime {
+    /// Reads the CPU time of several processes together.
+    pub(crate) fn of_all(pids: &[u32]) -> Result<CpuTime, Failure> {
+        pids.iter().try_fold(CpuTime::default(), |sum, pid| {
+            let CpuTime { total, user_ticks, system_ticks } = CpuTime::of(*pid)?;
+            Ok(CpuTime {
+                total: sum.total + total,
+                user_ticks: sum.user_ticks + user_ticks,
+                system_ticks: sum.system_ticks + system_ticks,
+            })
+        })
+    }
+
     /// Reads the CPU time of all threads of a process.
     pub(crate) fn of(pid: u32) -> Result<CpuTime, Failure> {
         Self::read(pid).map_err(|error| Failure::ServerGone(format!("process {pid} cannot be read any more: {error}")))
@@ -89,6 +101,19 @@ pub(crate) struct UserMemory {
 }
 
 impl UserMemory {
+    /// Reads that of several processes together.
+    pub(crate) fn of_all(pids: &[u32]) -> Result<UserMemory, Failure> {
+        pids.iter().try_fold(UserMemory::default(), |sum, pid| {
+            let UserMemory { rss, anonymous, pss, page_tables } = UserMemory::of(*pid)?;
+            Ok(UserMemory {
+                rss: sum.rss + rss,
+                anonymous: sum.anonymous + anonymous,
+                pss: sum.pss + pss,
+                page_tables: sum.page_tables + page_tables,
+            })
+        })
+    }
+
     /// Reads `/proc/PID/smaps_rollup` and `/proc/PID/status`.
     pub(crate) fn of(pid: u32) -> Result<UserMemory, Failure> {
         let path = format!("/proc/{pid}/smaps_rollup");

@@ -13,7 +13,8 @@ use crate::{
     progress::Progress,
     report::table,
     scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
-    server::Server,
+    site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
+    users::{Placement, Seats},
 };
 
 /// Traffic before each measurement.
@@ -27,6 +28,9 @@ pub(crate) struct RateArgs {
     #[command(flatten)]
     #[serde(flatten)]
     clients: Clients,
+    #[command(flatten)]
+    #[serde(flatten)]
+    nodes: NodesArgs,
     /// Messages per second, all clients together; several rates are measured one after the other
     #[arg(long, value_delimiter = ',', default_values_t = [10_000.0, 50_000.0])]
     rate: Vec<f64>,
@@ -52,6 +56,9 @@ struct Step {
     bench_cores: f64,
     #[serde(flatten)]
     stretch: Stretch,
+    /// What the nodes' Redis Cluster had to do meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<RedisUse>,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +66,12 @@ struct Findings {
     ramp: Ramp,
     talkers: u32,
     steps: Vec<Step>,
+    /// What Redis had to do with all clients logged in and no message under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_quiet: Option<RedisUse>,
+    /// What went between nodes, all steps together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crossings: Option<Crossings>,
     messages: u64,
 }
 
@@ -73,37 +86,52 @@ pub(crate) fn run(args: &RateArgs) -> Result<(), Failure> {
         return Err(Failure::Setup(format!("--talkers takes an even number of 2 to --conns, not {talkers}")));
     }
     let progress = scenario::progress("rate", clients);
-    let mut server = clients.start()?;
-    let outcome = on_load_core(|| measure(clients, &server, &rates, secs, talkers, &progress));
-    let findings = outcome.map_err(|failure| server.explain(failure))?;
-    server.stop()?;
+    let mut site = clients.start_site(&args.nodes)?;
+    let outcome = on_load_core(|| measure(clients, &site, &rates, secs, talkers, &progress));
+    let findings = outcome.map_err(|failure| site.explain(failure))?;
+    site.stop()?;
     print_summary(clients, &findings);
     scenario::report("rate", args, clients, &findings)
 }
 
 fn measure(
     clients: &Clients,
-    server: &Server,
+    site: &Site,
     rates: &[f64],
     secs: Duration,
     talkers: u32,
     progress: &Progress,
 ) -> Result<Findings, Failure> {
-    let mut fleet = clients.fleet(server)?;
-    let mut crowd = clients.crowd(neighbours(0, talkers), talkers);
+    // Neighbours talk: at one server wherever they are, at several across a link.
+    let placement = if site.nodes() > 1 { Placement::Remote } else { Placement::Any };
+    let mut seats: Seats = site.seats(talkers, 1, placement);
+    site.seat_more(&mut seats, clients.conns - talkers);
+    let pids = site.pids();
+    let mut fleet = clients.fleet(site.targets(&seats))?;
+    let mut crowd = clients.crowd_of(seats.users, neighbours(0, talkers), talkers);
     crowd.ping_every(Some(clients.heartbeat()));
     fleet.prepare(0, clients.conns)?;
     let bar = progress.phase("logged in", clients.conns.into());
-    let ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    let ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, &pids, &bar)?;
     drop(bar);
     crowd.judge()?;
+    site.await_presence(|time| crowd.run_for(&mut fleet, time, |_| ()))?;
+    let redis_quiet = match site.redis_mark()? {
+        Some(mark) => {
+            crowd.run_for(&mut fleet, secs.max(QUIET_MIN), |_| ())?;
+            site.redis_since(Some(mark), 0)?
+        }
+        None => None,
+    };
+    let crossings = site.crossings()?;
     let mut steps = Vec::new();
     for &rate in rates {
         let bar = progress.phase("seconds", secs.as_secs());
         crowd.send_at(Some(rate));
         crowd.run_for(&mut fleet, WARMUP, |_| ())?;
         crowd.take_latencies();
-        let (cpu_before, own_before) = (CpuTime::of(server.pid())?, own_cpu());
+        let redis_mark = site.redis_mark()?;
+        let (cpu_before, own_before) = (CpuTime::of_all(&pids)?, own_cpu());
         let delivered_before = crowd.ledger.delivered();
         let from = Instant::now();
         crowd.run_for(&mut fleet, secs, |crowd| {
@@ -111,7 +139,7 @@ fn measure(
             bar.say(format!("{rate:.0} asked for, {} delivered", crowd.ledger.delivered() - delivered_before));
         })?;
         let taken = from.elapsed().as_secs_f64();
-        let (cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
+        let (cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
         let delivered = crowd.ledger.delivered() - delivered_before;
         steps.push(Step {
             rate,
@@ -120,13 +148,17 @@ fn measure(
             cores: cpu.as_secs_f64() / taken,
             bench_cores: (own_cpu() - own_before).as_secs_f64() / taken,
             stretch: Stretch::of(&crowd.take_latencies(), taken),
+            redis: site.redis_since(redis_mark, delivered)?,
         });
         crowd.settle(&mut fleet)?;
     }
     let messages = crowd.ledger.delivered();
+    let crossings = site.crossings()?.since(crossings);
     fleet.close()?;
     crowd.judge()?;
-    Ok(Findings { ramp, talkers, steps, messages })
+    crossings.judge(placement, messages)?;
+    let crossings = (placement.links() > 0).then_some(crossings);
+    Ok(Findings { ramp, talkers, steps, redis_quiet, crossings, messages })
 }
 
 fn print_summary(clients: &Clients, findings: &Findings) {
@@ -163,6 +195,23 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         })
         .collect();
     println!("{}", table(&head, &rows));
+    if let Some(Crossings { records, bytes, .. }) = findings.crossings {
+        let each = |value: u64| value as f64 / findings.messages.max(1) as f64;
+        println!("{:.3} records and {:.0} B between nodes for a message", each(records), each(bytes));
+    }
+    for step in &findings.steps {
+        let (Some(quiet), Some(redis)) = (&findings.redis_quiet, &step.redis) else { continue };
+        println!(
+            "{:.0} messages/s: Redis executed {} commands in {:.1} s with {} messages, and {} in {:.1} s without: {:.6} for a message",
+            step.rate,
+            redis.commands.total,
+            redis.seconds,
+            redis.messages,
+            quiet.commands.total,
+            quiet.seconds,
+            redis.per_message(quiet),
+        );
+    }
     println!("{} messages, each delivered once, in order, to the right user, with the right bytes", findings.messages);
     for step in &findings.steps {
         let what = format!("{:.0} messages/s", step.rate);

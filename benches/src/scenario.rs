@@ -13,7 +13,7 @@ use crate::{
     ballast::Ballast,
     crowd::{Crowd, Latencies, Opening},
     failure::Failure,
-    fleet::Fleet,
+    fleet::{Fleet, Targets},
     latency::Percentiles,
     ledger::{Flow, Ledger, Route},
     pairs::GatewayArgs,
@@ -22,6 +22,7 @@ use crate::{
     progress::{Phase, Progress},
     report::{Machine, table},
     server::Server,
+    site::{NodesArgs, Site},
 };
 
 /// What both ends of a connection take, rounded up, and how much memory is given back ahead of them.
@@ -71,16 +72,25 @@ impl Clients {
         self.gateway.start_on(self.conns, Some(SERVER_CORE))
     }
 
+    /// Starts the gateways of one cluster on the servers' core, or a single one as [`Clients::start`] does.
+    pub(crate) fn start_site(&self, nodes: &NodesArgs) -> Result<Site, Failure> {
+        Site::start(nodes, &self.gateway, self.conns, Some(SERVER_CORE))
+    }
+
     /// A crowd whose users are numbered from 1, with these flows between them; the first `attentive` receive all the time.
     pub(crate) fn crowd(&self, flows: Vec<Flow>, attentive: u32) -> Crowd {
-        let users = (1..=u64::from(self.conns)).collect();
+        self.crowd_of((1..=u64::from(self.conns)).collect(), flows, attentive)
+    }
+
+    /// A crowd of these users.
+    pub(crate) fn crowd_of(&self, users: Vec<u64>, flows: Vec<Flow>, attentive: u32) -> Crowd {
         let route = Route::Deliver { ack: false };
         Crowd::new(Ledger::new(route, run_number(), users, flows, self.payload as usize), attentive, self.heartbeat)
     }
 
     /// Rings for all clients.
-    pub(crate) fn fleet(&self, server: &Server) -> Result<Fleet, Failure> {
-        Ok(Fleet::new(server.address(), self.conns, 4 * (self.payload + 64))?.that_speaks_first())
+    pub(crate) fn fleet(&self, targets: impl Into<Targets>) -> Result<Fleet, Failure> {
+        Ok(Fleet::new(targets, self.conns, 4 * (self.payload + 64))?.that_speaks_first())
     }
 
     /// The plan of a ramp over connections `first` to `end`.
@@ -141,16 +151,16 @@ pub(crate) struct Ramp {
     pub(crate) bench_cores: f64,
 }
 
-/// Logs in connections `first` to `end` and tells how that went.
+/// Logs in connections `first` to `end` of a server's processes and tells how that went.
 pub(crate) fn ramp(
     crowd: &mut Crowd,
     fleet: &mut Fleet,
     clients: &Clients,
     range: std::ops::Range<u32>,
-    server_pid: u32,
+    pids: &[u32],
     bar: &Phase,
 ) -> Result<Ramp, Failure> {
-    ramp_with(crowd, fleet, clients, range, server_pid, bar, None)
+    ramp_with(crowd, fleet, clients, range, pids, bar, None)
 }
 
 /// The same, giving back ballast on the way.
@@ -159,11 +169,11 @@ pub(crate) fn ramp_with(
     fleet: &mut Fleet,
     clients: &Clients,
     range: std::ops::Range<u32>,
-    server_pid: u32,
+    pids: &[u32],
     bar: &Phase,
     mut ballast: Option<Ballast>,
 ) -> Result<Ramp, Failure> {
-    let (cpu_before, own_before) = (CpuTime::of(server_pid)?, own_cpu());
+    let (cpu_before, own_before) = (CpuTime::of_all(pids)?, own_cpu());
     crowd.login_latency.reset();
     let began = Instant::now();
     let logins_before = crowd.tally.logins;
@@ -188,7 +198,7 @@ pub(crate) fn ramp_with(
     }
     let logins = crowd.tally.logins - logins_before;
     let rate_mean = logins as f64 / seconds;
-    let (server_cpu, _) = CpuTime::of(server_pid)?.since(&cpu_before);
+    let (server_cpu, _) = CpuTime::of_all(pids)?.since(&cpu_before);
     let bench_cpu = own_cpu() - own_before;
     let each_us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / logins.max(1) as f64;
     let whole = per_second.iter().copied().map(f64::from);

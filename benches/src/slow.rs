@@ -133,11 +133,11 @@ fn measure(
     let mut fleet = clients.fleet(server)?;
     let mut crowd = clients.crowd(flows(clients.conns, slow), clients.conns);
     let bar = progress.phase("logged in", clients.conns.into());
-    ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, &[server.pid()], &bar)?;
     drop(bar);
     crowd.judge()?;
     let counters_before = server.http().and_then(Counters::read)?;
-    let watch = Watch::start(server.pid());
+    let watch = Watch::start(&[server.pid()]);
     let (mut without, mut with) = (Phase::new(), Phase::new());
     for _ in 0..args.rounds {
         crowd.send_at(Some(args.rate));

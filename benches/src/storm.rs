@@ -92,12 +92,12 @@ fn storm(
     crowd.ping_every(Some(clients.heartbeat()));
     fleet.prepare(0, clients.conns)?;
     let bar = progress.phase("logged in", clients.conns.into());
-    let first_ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, server.pid(), &bar)?;
+    let first_ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, &[server.pid()], &bar)?;
     drop(bar);
     crowd.judge()?;
 
     crowd.send_at(Some(rate));
-    let watch = Watch::start(server.pid());
+    let watch = Watch::start(&[server.pid()]);
     crowd.take_latencies();
     let from = Instant::now();
     let bar = progress.phase("seconds before", secs.as_secs());
@@ -112,7 +112,7 @@ fn storm(
     crowd.cut(&mut fleet, control, clients.conns)?;
     let seconds_cutting = storm_from.elapsed().as_secs_f64();
     let bar = progress.phase("back", cut.into());
-    let second_ramp = ramp(&mut crowd, &mut fleet, clients, control..clients.conns, server.pid(), &bar)?;
+    let second_ramp = ramp(&mut crowd, &mut fleet, clients, control..clients.conns, &[server.pid()], &bar)?;
     drop(bar);
     let storm_to = Instant::now();
     let during = Stretch::of(&crowd.take_latencies(), (storm_to - storm_from).as_secs_f64());

@@ -33,7 +33,7 @@ pub(crate) struct Measurement {
     pub(crate) seconds: f64,
     /// Messages per second.
     pub(crate) rate: f64,
-    /// CPU time of the server's process, user and system, all threads, for each message delivered.
+    /// CPU time of the server's process, or of all nodes' together, user and system, all threads, for each message delivered.
     pub(crate) cpu_us_per_message: f64,
     /// The share of it spent in user mode, sampled by the kernel at each tick.
     pub(crate) cpu_user_share: f64,
@@ -127,7 +127,7 @@ pub(crate) fn run(
     ledger: &mut Ledger,
     route: Route,
     stretch: Stretch,
-    server_pid: u32,
+    pids: &[u32],
     progress: &Progress,
 ) -> Result<Measurement, Failure> {
     let bar = progress.phase("seconds", (stretch.warmup + stretch.length).as_secs());
@@ -147,12 +147,12 @@ pub(crate) fn run(
     turn_until(fleet, &mut exchange, start + stretch.warmup, |_| ())?;
     exchange.latencies = Some(histogram);
     let delivered_before = exchange.ledger.delivered();
-    let cpu_before = CpuTime::of(server_pid)?;
+    let cpu_before = CpuTime::of_all(pids)?;
     let measured_from = Instant::now();
     turn_until(fleet, &mut exchange, measured_from + stretch.length, |now| {
         bar.set(now.duration_since(start).as_secs());
     })?;
-    let cpu_after = CpuTime::of(server_pid)?;
+    let cpu_after = CpuTime::of_all(pids)?;
     let seconds = measured_from.elapsed().as_secs_f64();
     let messages = exchange.ledger.delivered() - delivered_before;
     let latencies = exchange.latencies.take().expect("set above");

@@ -1,4 +1,4 @@
-//! A server's memory and CPU time, sampled while a scenario runs.
+//! The servers' memory and CPU time, sampled while a scenario runs.
 
 use std::{
     fs,
@@ -47,7 +47,7 @@ pub(crate) struct Spent {
     pub(crate) rss_before: u64,
 }
 
-/// The sampling thread of one process; it ends when this is dropped.
+/// The sampling thread of some processes, whose figures are added up; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
     samples: Arc<Mutex<Vec<Sample>>>,
@@ -57,14 +57,15 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Starts sampling.
-    pub(crate) fn start(pid: u32) -> Watch {
+    pub(crate) fn start(pids: &[u32]) -> Watch {
+        let pids = pids.to_vec();
         let samples = Arc::new(Mutex::new(Vec::new()));
         let end = Arc::new(AtomicBool::new(false));
         let (kept, ended) = (Arc::clone(&samples), Arc::clone(&end));
         let thread = thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 // A process that is gone is noticed by whoever talks to it.
-                let Ok(sample) = sample(pid) else { return };
+                let Ok(sample) = sample(&pids) else { return };
                 let mut samples = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 if samples.len() < SAMPLES_MAX {
                     samples.push(sample);
@@ -127,12 +128,15 @@ impl Drop for Watch {
     }
 }
 
-fn sample(pid: u32) -> Result<Sample, Failure> {
-    let path = format!("/proc/{pid}/statm");
-    let text = fs::read_to_string(&path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
-    let pages: u64 = text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
+fn sample(pids: &[u32]) -> Result<Sample, Failure> {
+    let mut pages = 0;
+    for pid in pids {
+        let path = format!("/proc/{pid}/statm");
+        let text = fs::read_to_string(&path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
+        pages += text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0_u64);
+    }
     let rss = pages * rustix::param::page_size() as u64;
-    Ok(Sample { at: Instant::now(), rss, cpu: CpuTime::of(pid)?.total, stolen: stolen()? })
+    Ok(Sample { at: Instant::now(), rss, cpu: CpuTime::of_all(pids)?.total, stolen: stolen()? })
 }
 
 #[cfg(test)]
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn own_process_is_sampled() {
-        let watch = Watch::start(std::process::id());
+        let watch = Watch::start(&[std::process::id()]);
         let start = Instant::now();
         let mut spent = Spent::default();
         while spent.rss_peak == 0 && start.elapsed() < Duration::from_secs(20) {

@@ -6,13 +6,16 @@ use std::{
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
 
 use serde_json::Value;
+
+#[path = "../../router/tests/support/redis_cluster.rs"]
+mod redis_cluster;
 
 /// Numbers the files that runs write.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
@@ -104,6 +107,129 @@ fn rate_measures_each_rate_from_the_intended_time() {
     for step in steps {
         assert!(count(&step["messages"]["count"]) > 100, "{step}");
     }
+}
+
+#[test]
+fn pairs_across_nodes_cross_as_many_links_as_they_should_and_redis_sees_none_of_it() {
+    let report = report("pairs", &["--nodes", "3", "--guests", "--conns", "24", "--secs", "0.5", "--rounds", "1"]);
+    let cases = report["cases"].as_array().expect("cases");
+    let named = |case: &Value| (case["placement"].as_str().expect("a word").to_owned(), case["name"].clone());
+    let placements: Vec<String> = cases.iter().map(|case| named(case).0).collect();
+    assert_eq!(placements, ["local", "remote", "guests-together", "guests-apart"]);
+    for (case, links) in cases.iter().zip([0, 1, 2, 2]) {
+        let round = &case["rounds"][0];
+        let messages = count(&round["checked"]);
+        assert!(messages > 100, "{round}");
+        let crossings = &round["crossings"];
+        assert_eq!(crossings.is_object(), links > 0);
+        if links > 0 {
+            assert_eq!((count(&crossings["away"]), count(&crossings["forwarded"])), (messages, 0));
+            assert_eq!(count(&crossings["records"]), links * messages);
+        }
+        assert_eq!(count(&round["redis"]["messages"]), messages);
+        // Leases and polls go on: some for each node and second, and nothing near one for a message.
+        let (busy, quiet) = (count(&round["redis"]["total"]), count(&case["redis_quiet"]["total"]));
+        assert!(
+            busy > 0 && quiet > 0 && busy < messages / 4 + 200,
+            "{busy} commands, {quiet} without {messages} messages"
+        );
+        assert!(round["redis"]["by_name"].get("info").is_none(), "{}", round["redis"]);
+    }
+    assert_eq!(report["ratios"].as_array().map(Vec::len), Some(3));
+    assert_eq!((count(&report["arguments"]["nodes"]), report["arguments"].get("redis")), (3, None));
+}
+
+#[test]
+fn pairs_of_a_cluster_of_one_have_the_floor_beside_them() {
+    let report = report("pairs", &["--redis", "--ack", "--conns", "10", "--secs", "0.3", "--rounds", "1"]);
+    let cases = report["cases"].as_array().expect("cases");
+    assert_eq!((cases[0]["name"].as_str(), cases[1]["name"].as_str()), (Some("floor"), Some("gateway")));
+    assert!(cases[0].get("redis_quiet").is_none() && cases[1]["redis_quiet"].is_object());
+}
+
+#[test]
+fn rate_across_nodes_of_a_redis_cluster_that_runs_already() {
+    let redis = redis_cluster::RedisCluster::start();
+    let url = redis.url();
+    let arguments =
+        ["--nodes", "2", "--redis", &url, "--conns", "50", "--talkers", "40", "--rate", "500", "--secs", "1"];
+    // Twice: nodes of the first run are remembered there for a while.
+    for _ in 0..2 {
+        let report = report("rate", &arguments);
+        let messages = count(&report["messages"]);
+        assert!(messages > 400, "{messages}");
+        assert_eq!(count(&report["crossings"]["records"]), messages);
+        assert!(report["steps"][0]["redis"].is_object() && report["redis_quiet"].is_object());
+        thread::sleep(Duration::from_secs(6));
+    }
+}
+
+#[test]
+fn hold_waits_until_redis_has_the_presence_of_all() {
+    for nodes in ["1", "2"] {
+        let arguments = ["--nodes", nodes, "--redis", "--conns", "400", "--secs", "1", "--control", "20"];
+        let report = report("hold", &arguments);
+        assert_eq!(count(&report["held_to_the_end"]), 400);
+        let presence = &report["presence"];
+        assert!(count(&presence["written"]) >= 400, "{presence}");
+        assert_eq!((count(&presence["refused"]), count(&presence["resyncs"])), (0, 0), "{presence}");
+        assert!(report["logins_per_second_and_node"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+}
+
+/// Processes of a bench's own Redis Cluster, by the folder they work in.
+fn redis_servers_of(bench: u32) -> usize {
+    let folder = std::env::temp_dir().join(format!("trunkline-bench-redis-{bench}"));
+    let processes = fs::read_dir("/proc").expect("there").map_while(Result::ok);
+    let is_one = |process: &fs::DirEntry| {
+        fs::read_link(process.path().join("cwd")).is_ok_and(|works_in| works_in.starts_with(&folder))
+    };
+    processes.filter(is_one).count()
+}
+
+/// A process that does not outlive a test that fails.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only when it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_redis_cluster_of_a_bench_ends_with_it_however_that_ends() {
+    let gateway = gateway();
+    let arguments = ["pairs", "--nodes", "2", "--secs", "60", "--gateway-bin", gateway.to_str().expect("UTF-8")];
+    for signal in ["-INT", "-KILL"] {
+        let bench = Command::new(env!("CARGO_BIN_EXE_bench"))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the bench starts");
+        let mut bench = Ended(bench);
+        let folder = std::env::temp_dir().join(format!("trunkline-bench-redis-{}", bench.0.id()));
+        redis_cluster::wait_until("six servers run", || redis_servers_of(bench.0.id()) >= 6);
+        let status = Command::new("kill").args([signal, &bench.0.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+        bench.0.wait().expect("it was started here");
+        redis_cluster::wait_until("no server is left", || redis_servers_of(bench.0.id()) == 0);
+        redis_cluster::wait_until("their folder is gone", || !folder.exists());
+    }
+}
+
+#[test]
+fn a_redis_server_that_is_not_installed_is_named_with_the_fix() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["pairs", "--nodes", "2"])
+        .env("PATH", "/nowhere")
+        .output()
+        .expect("the bench starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("apt-get install redis-server") && stderr.contains("--redis"), "{stderr}");
 }
 
 #[test]
@@ -232,6 +358,13 @@ fn a_wrong_flag_is_named() {
     complaint(&["slow", "--share", "2"], 1, &["--share"]);
     complaint(&["storm", "--login-rate", "0"], 1, &["--login-rate"]);
     complaint(&["vs", "--peer", "nobody"], 1, &["nobody", "nats-server"]);
+    complaint(&["pairs", "--nodes", "10"], 2, &["--nodes", "1..=9"]);
+    complaint(&["pairs", "--guests"], 1, &["--guests", "--nodes 2"]);
+    complaint(&["pairs", "--nodes", "2", "--shards", "2", "--across"], 1, &["--across", "shards of one gateway"]);
+    let pid = std::process::id().to_string();
+    let running = ["rate", "--nodes", "2", "--gateway", "127.0.0.1:7700", "--gateway-pid", &pid];
+    complaint(&running, 1, &["--nodes", "--gateway"]);
+    complaint(&["rate", "--redis", "redis://127.0.0.1:7000"], 1, &["--redis", "redis-cluster"]);
     complaint(&["plot", "/nowhere/x.json"], 1, &["/nowhere/x.json"]);
     complaint(&["hold", "--gateway-bin", "/nowhere/gateway", "--conns", "10"], 1, &["/nowhere/gateway", "cargo build"]);
 }
@@ -241,6 +374,8 @@ fn a_target_that_is_not_on_loopback_is_refused() {
     let pid = std::process::id().to_string();
     let arguments = ["rate", "--gateway", "192.0.2.1:7700", "--gateway-pid", &pid, "--conns", "2"];
     complaint(&arguments, 1, &["192.0.2.1:7700", "--beyond-loopback"]);
+    let redis = ["rate", "--redis", "redis-cluster://192.0.2.1:7000"];
+    complaint(&redis, 1, &["192.0.2.1:7000", "not on loopback"]);
 }
 
 #[test]

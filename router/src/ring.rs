@@ -30,6 +30,9 @@ pub const WEIGHT_TOTAL_MAX: u32 = 65_536;
 /// The longest node name, in bytes: a DNS name of 253 bytes, a colon and a port.
 pub const NAME_BYTES_MAX: usize = 259;
 
+/// The most parts of the ring that have an entry in the index: 256 KiB. A larger ring has more points in each part.
+const PART_BITS_MAX: u32 = 16;
+
 /// The places on the ring.
 const KEY_HASHES: u64 = 1 << 32;
 
@@ -157,6 +160,11 @@ pub struct Ring {
     points: Box<[u32]>,
     /// Index into `nodes` of the owner of each point.
     owners: Box<[u16]>,
+    /// Where a search begins and ends: the ring is cut into equal parts, about as many as there are points, and this has the index of the
+    /// first point of each part and of the end. A binary search over all points would be a chain of ten loads, each waiting for the one before.
+    parts: Box<[u32]>,
+    /// What of a place is below the number of its part, in bits.
+    part_shift: u32,
 }
 
 // Owners are kept as u16.
@@ -196,10 +204,14 @@ impl Ring {
         // Ties in the point sort by owner, that is by name, and the first of them stays.
         placed.sort_unstable();
         placed.dedup_by_key(|(point, _)| *point);
+        let points: Box<[u32]> = placed.iter().map(|(point, _)| *point).collect();
+        let (parts, part_shift) = parts(&points);
         Ok(Ring {
             nodes: nodes.into(),
-            points: placed.iter().map(|(point, _)| *point).collect(),
             owners: placed.iter().map(|(_, owner)| *owner).collect(),
+            points,
+            parts,
+            part_shift,
         })
     }
 
@@ -244,7 +256,9 @@ impl Ring {
     /// The index of the first point that is not below `hash`; the number of points if there is none.
     #[inline]
     fn first_point(&self, hash: u32) -> usize {
-        self.points.partition_point(|&point| point < hash)
+        let part = (hash >> self.part_shift) as usize;
+        let (from, end) = (self.parts[part] as usize, self.parts[part + 1] as usize);
+        from + self.points[from..end].partition_point(|&point| point < hash)
     }
 
     /// All nodes, in the order of their names.
@@ -323,6 +337,20 @@ fn refuse_same_placement(nodes: &[Node]) -> Result<(), RingError> {
     }
 }
 
+/// The index of a ring's points, which ascend, and how far a place is shifted to the number of its part.
+fn parts(points: &[u32]) -> (Box<[u32]>, u32) {
+    let bits = points.len().next_power_of_two().ilog2().clamp(1, PART_BITS_MAX);
+    let shift = u32::BITS - bits;
+    let mut first = 0;
+    let starts = (0..=1_u64 << bits).map(|part| {
+        while points.get(first).is_some_and(|&point| u64::from(point >> shift) < part) {
+            first += 1;
+        }
+        first as u32
+    });
+    (starts.collect(), shift)
+}
+
 /// Splits a server name as nginx does before it hashes it.
 fn host_and_port(name: &str) -> (&str, &str) {
     if let Some((scheme, path)) = name.split_at_checked("unix:".len())
@@ -360,6 +388,24 @@ fn decimal(user: u64, digits: &mut [u8; USER_DIGITS_MAX]) -> &[u8] {
         rest /= 10;
         if rest == 0 {
             return &digits[at..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_finds_what_a_search_over_all_points_finds() {
+        for weights in [&[1][..], &[1, 1], &[1, 2, 3], &[500, 700]] {
+            let nodes = weights.iter().zip(["a", "b", "c"]).map(|(weight, name)| Node::new(name, *weight).unwrap());
+            let ring = Ring::new(nodes.collect()).unwrap();
+            let around = ring.points.iter().flat_map(|point| [point.wrapping_sub(1), *point, point.wrapping_add(1)]);
+            let edges = (0..1 << 12).flat_map(|part: u32| [part << 20, (part << 20).wrapping_sub(1)]);
+            for hash in around.chain(edges).chain([0, 1, u32::MAX]) {
+                assert_eq!(ring.first_point(hash), ring.points.partition_point(|&point| point < hash), "{hash:#x}");
+            }
         }
     }
 }

@@ -123,7 +123,8 @@ pub(crate) struct Ring {
     // Fields are dropped in this order: the ring is closed before the memory it was told about is freed.
     io: IoUring,
     pool: BufferPool,
-    target: Option<Box<libc::sockaddr_in>>,
+    /// Addresses connected to, for the kernel to read; a ring has as many as there are servers.
+    targets: Vec<(SocketAddrV4, Box<libc::sockaddr_in>)>,
     /// Bytes of the sends of the last enter.
     sending: Vec<u8>,
     /// Bytes of the sends of the next one.
@@ -187,7 +188,7 @@ impl Ring {
         Ok(Ring {
             io,
             pool,
-            target: None,
+            targets: Vec::new(),
             sending: Vec::new(),
             staged: Vec::new(),
             sends: Vec::new(),
@@ -237,9 +238,14 @@ impl Ring {
         self.push(entry.user_data(user_data(Op::Accept, 0, 0)))
     }
 
-    /// Connects the socket in `slot`; every call of one ring names the same address.
+    /// Connects the socket in `slot`. The calls of one ring name a few addresses only: each is kept.
     pub(crate) fn connect(&mut self, slot: u32, target: SocketAddrV4) -> io::Result<()> {
-        let address = self.target.get_or_insert_with(|| Box::new(os::socket_address(target)));
+        let known = self.targets.iter().position(|(known, _)| *known == target);
+        let at = known.unwrap_or_else(|| {
+            self.targets.push((target, Box::new(os::socket_address(target))));
+            self.targets.len() - 1
+        });
+        let address: &libc::sockaddr_in = &self.targets[at].1;
         let entry = opcode::Connect::new(
             types::Fixed(slot),
             std::ptr::from_ref::<libc::sockaddr_in>(address).cast(),
@@ -350,7 +356,7 @@ impl Ring {
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: the addresses an entry carries point into `target` (boxed, never replaced), into `sending`, which
+            // SAFETY: the addresses an entry carries point into `targets` (each boxed, never replaced), into `sending`, which
             // stays untouched from `begin_sends` to the next one, or into the pool; all three are owned by this ring
             // and outlive the submission. Receives write to pool buffers the kernel owns until it reports them.
             if unsafe { self.io.submission().push(&entry) }.is_ok() {
