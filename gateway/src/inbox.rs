@@ -112,12 +112,13 @@ impl Inboxes {
     }
 
     /// Takes out what waits for a user and came from one of the user's own sessions.
-    pub(crate) fn take_sent_by(&mut self, user: u64, is_own: impl Fn(&Origin) -> bool) -> VecDeque<Unacked> {
+    pub(crate) fn take_own(&mut self, user: u64, is_own: impl Fn(&Origin) -> bool) -> VecDeque<Unacked> {
         let Some(inbox) = self.by_user.get_mut(&user) else { return VecDeque::new() };
-        if !inbox.iter().any(|message| is_own(&message.origin)) {
+        let is_own = |message: &Unacked| message.from == user && is_own(&message.origin);
+        if !inbox.iter().any(is_own) {
             return VecDeque::new();
         }
-        let (taken, kept) = std::mem::take(inbox).into_iter().partition(|message| is_own(&message.origin));
+        let (taken, kept) = std::mem::take(inbox).into_iter().partition(is_own);
         *inbox = kept;
         for message in &taken {
             self.forget(message);

@@ -405,15 +405,18 @@ impl Shard {
     }
 }
 
-/// Whether the session in a slot of presence is where a message came from.
-pub(crate) fn is_origin(directory: &Directory, slots: &Slots, own_shard: u16, slot: u32, origin: &Origin) -> bool {
+/// Whether the session in a slot of presence may be where a message of its own user came from.
+///
+/// A node that was fenced comes back in a new life with the sessions it had: what its earlier life had sent names none of them any more. Its
+/// sender has been told that it failed, so it is kept from all that may have been it.
+pub(crate) fn may_be_origin(directory: &Directory, slots: &Slots, own_shard: u16, slot: u32, origin: &Origin) -> bool {
     let Origin { node, shard, conn, .. } = *origin;
+    let routing = directory.routing.as_ref();
+    let own = node == NodeKey::OWN || routing.is_some_and(|routing| routing.own() == node);
+    let lost = !own && routing.is_none_or(|routing| routing.member(node).is_none());
     match directory.remotes.get(slot) {
-        Some(remote) => (remote.node, remote.shard, remote.conn) == (node, shard, conn),
-        None => {
-            let own = node == NodeKey::OWN || directory.routing.as_ref().is_some_and(|routing| routing.own() == node);
-            own && shard == own_shard && conn == slots.id(slot)
-        }
+        Some(remote) => lost || (remote.node, remote.shard, remote.conn) == (node, shard, conn),
+        None => (own || lost) && shard == own_shard && conn == slots.id(slot),
     }
 }
 

@@ -93,7 +93,7 @@ impl Shard {
         let mut queued_here = None;
         let mut queued_away = false;
         for session in self.presence.sessions(to) {
-            if to_self && far::is_origin(&self.directory, &self.links.slots, self.shard, session.slot, &origin) {
+            if to_self && far::may_be_origin(&self.directory, &self.links.slots, self.shard, session.slot, &origin) {
                 continue;
             }
             devices += 1;
@@ -243,7 +243,8 @@ impl Shard {
             let header = again(message, user);
             for session in self.presence.sessions(user) {
                 let slot = session.slot;
-                if far::is_origin(&self.directory, &self.links.slots, self.shard, slot, &message.origin) {
+                let (directory, slots) = (&self.directory, &self.links.slots);
+                if message.from == user && far::may_be_origin(directory, slots, self.shard, slot, &message.origin) {
                     continue;
                 }
                 let queued = match self.directory.remotes.get(slot) {
