@@ -79,6 +79,19 @@ pub(crate) enum WalkStep {
     Sweep { from: usize },
 }
 
+impl WalkStep {
+    /// How far it is: equal before and after a turn in which nothing could be done.
+    pub(crate) fn mark(&self) -> (u8, usize) {
+        match self {
+            WalkStep::Sessions { slot } => (0, *slot as usize),
+            WalkStep::Inboxes { users } => (1, users.len()),
+            WalkStep::Remotes { from } => (2, *from),
+            WalkStep::Settled { shards } => (3, shards.len()),
+            WalkStep::Sweep { from } => (4, *from),
+        }
+    }
+}
+
 /// All of it. When a node is alone the tables are empty and take no memory.
 #[derive(Debug)]
 pub(crate) struct Directory {

@@ -88,10 +88,11 @@ impl Shard {
         self.directory.walk = Some(Walk { before: None, step: WalkStep::Sessions { slot: 0 } });
     }
 
-    /// Goes on with the walk. Returns whether there is more to do in the next turn.
+    /// Goes on with the walk. Returns whether there is more to do in the next turn at once.
     pub(crate) fn walk_on(&mut self) -> bool {
         let Some(routing) = self.directory.routing.clone() else { return false };
         let Some(Walk { before, step }) = self.directory.walk.take() else { return false };
+        let begun = (step.mark(), self.inboxes.messages());
         let step = match step {
             WalkStep::Sessions { slot } => self.register_some(&routing, before.as_deref(), slot),
             WalkStep::Inboxes { users } => self.transfer_some(users),
@@ -99,11 +100,11 @@ impl Shard {
             WalkStep::Sweep { from } => self.forget_some(&routing, from).map(|from| WalkStep::Sweep { from }),
             WalkStep::Settled { shards } => self.say_settled(&routing, shards),
         };
-        let more = step.is_some();
-        if let Some(step) = step {
-            self.directory.walk = Some(Walk { before, step });
-        }
-        more
+        let Some(step) = step else { return false };
+        // A walk that waits for a link goes on with the next tick, or whatever comes before.
+        let went_on = begun != (step.mark(), self.inboxes.messages());
+        self.directory.walk = Some(Walk { before, step });
+        went_on
     }
 
     /// Registers sessions with homes that do not know them. A link that holds much already lets the walk wait.

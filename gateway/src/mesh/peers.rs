@@ -132,6 +132,8 @@ struct PeerLink {
     state: LinkState,
     /// What it holds, as counted in the sum of all.
     counted: usize,
+    /// When it may be dialed again if the present connection comes to nothing.
+    retry_ms: u64,
     /// Its peer is known no more.
     dead: bool,
     /// Since when it has been down, and whether that is long.
@@ -265,6 +267,7 @@ impl Mesh {
                 link: Link::new(self.config.link),
                 state: LinkState::Down { retry_ms: now_ms },
                 counted: 0,
+                retry_ms: now_ms,
                 dead: false,
                 down_ms: Some(now_ms),
                 unreachable: false,
@@ -389,6 +392,7 @@ impl Mesh {
             resume: link.link.resume_state(),
         };
         link.state = LinkState::Wired { slot };
+        link.retry_ms = now_ms + link.link.reconnect_delay_ms(word(&random));
         let mut out = Vec::new();
         let dialer = Dialer::new(secret, me, dial, &random, now_ms, DEADLINE_MS_DEFAULT, &mut out);
         self.add_wire(slot, Stage::Dialing { dialer: Box::new(dialer), link: id }, out);
@@ -575,7 +579,7 @@ impl Mesh {
             && link.state == (LinkState::Wired { slot })
         {
             link.link.disconnected();
-            link.state = LinkState::Down { retry_ms: 0 };
+            link.state = LinkState::Down { retry_ms: link.retry_ms };
         }
     }
 

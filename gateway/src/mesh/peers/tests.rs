@@ -158,6 +158,7 @@ fn strangers_and_those_of_another_life_are_refused() {
     connect(&mut a, 10, &mut b, 20, 0);
     assert_eq!((a.mesh.link_counts(), b.mesh.failures()), ((1, 0), 1));
     assert!(b.mesh.is_over(20) && a.mesh.is_over(10));
+    assert!(a.mesh.take_due_dials(0).is_empty(), "one that was refused is not dialed again at once");
     // b has come back since a's view was made.
     let mut b = side("b", 2, &[("a", 1), ("b", 2)]);
     a.mesh.closed(10);
