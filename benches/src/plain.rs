@@ -29,6 +29,8 @@ use crate::{
 const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long it may take to do so, and how long plain connections may stand still.
 pub(crate) const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+/// The memory of fewer connections is lost in what else goes on in a kernel: it is not worth the wait.
+const SETTLE_CONNECTIONS_MIN: u32 = 5_000;
 /// Connections under way at the same time: half of the standard library's backlog.
 const OPENING_MAX: u32 = 64;
 
@@ -89,7 +91,8 @@ pub(crate) fn measure(connections: u32, progress: &Progress) -> Result<Plain, Fa
 /// it has not: then something else is at work on this machine.
 pub(crate) fn settled_kernel_memory(connections: u32) -> Result<KernelMemory, Failure> {
     let tolerance = 8 * i64::from(connections).max(1_000);
-    let deadline = Instant::now() + SETTLE_PATIENCE;
+    let patience = if connections < SETTLE_CONNECTIONS_MIN { SETTLE_INTERVAL * 8 } else { SETTLE_PATIENCE };
+    let deadline = Instant::now() + patience;
     let mut before = KernelMemory::now()?;
     let mut calm = 0;
     loop {
