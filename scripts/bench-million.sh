@@ -29,16 +29,18 @@ run() { # name, arguments…
   shift
   echo
   echo "bench $*"
+  # In that namespace LOGIN may come along with the SYN (--fast-open).
   # shellcheck disable=SC2016 # expanded by the inner shell
-  unshare --net sh -c 'ip link set lo up; exec "$@"' sh target/release/bench "$@" --json "$out/$name.json"
+  unshare --net sh -c 'ip link set lo up; sysctl -qw net.ipv4.tcp_fastopen=1027; exec "$@"' sh target/release/bench "$@" --json "$out/$name.json"
 }
 
-# For virtual machines: three fifths of the free memory are touched beforehand, and given back as connections come.
-warm() { awk '/^MemAvailable/ { print int($2 / 1024 * 0.6) }' /proc/meminfo; }
+# For virtual machines: all free memory is touched beforehand, and given back as connections come.
+warm="--warm-memory 1000000"
 
 for fewer in $((conns / 10)) $((conns / 3)); do
-  run "hold-$fewer" hold --conns "$fewer" --secs 40 --warm-memory "$(warm)"
+  run "hold-$fewer" hold --conns "$fewer" --secs 40 --fast-open $warm
 done
-run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --warm-memory "$(warm)"
+run "hold-$conns-three-steps" hold --conns "$conns" --secs 20 --control $((conns / 100)) $warm
+run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --fast-open $warm
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000
-target/release/bench plot "$out"/hold-*.json --out "$out"
+target/release/bench plot "$out"/hold-*[0-9].json --out "$out"

@@ -16,7 +16,7 @@ use crate::{
     ring::{Buffer, Completion, ReceiveEnd, Ring, RingCounters, RingShape, Wait},
     server::Server,
     sleeper::Sleeper,
-    sockets::{self, INSTALL_BATCH},
+    sockets::{self, INSTALL_BATCH, Manner},
 };
 
 /// What a connection does with bytes that arrive.
@@ -183,7 +183,7 @@ pub(crate) struct Fleet {
     /// For all lanes, when there is more than one.
     sleeper: Option<Sleeper>,
     opened: u32,
-    speaks_first: bool,
+    manner: Manner,
 }
 
 impl Fleet {
@@ -202,7 +202,8 @@ impl Fleet {
             buffer_bytes,
         };
         let targets = targets.into();
-        let mut fleet = Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, speaks_first: false };
+        let mut fleet =
+            Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, manner: Manner::Plain };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -215,9 +216,9 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Every connection sends something as soon as it is there.
-    pub(crate) fn that_speaks_first(self) -> Fleet {
-        Fleet { speaks_first: true, ..self }
+    /// Every connection begins like this.
+    pub(crate) fn in_manner(self, manner: Manner) -> Fleet {
+        Fleet { manner, ..self }
     }
 
     fn sleep_on_all(&mut self) -> io::Result<()> {
@@ -272,7 +273,7 @@ impl Fleet {
         while next < first + count {
             let first_slot = next % self.lane_slots;
             let batch = (first + count - next).min(INSTALL_BATCH).min(self.lane_slots - first_slot);
-            let sockets = (next..next + batch).map(|index| sockets::to_connect(index, self.speaks_first));
+            let sockets = (next..next + batch).map(|index| sockets::to_connect(index, self.manner));
             let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(socket_failed)?;
             let lane = &mut self.lanes[(next / self.lane_slots) as usize];
             let raw: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();

@@ -52,7 +52,7 @@ pub(crate) struct HoldArgs {
     #[arg(long)]
     rate: Option<f64>,
     /// Memory to touch before the ramp and give back during it, in MiB: for virtual machines whose memory is there only
-    /// once it is touched; best is half as much again as the connections need, 10 for each 1,000
+    /// once it is touched. 512 MiB are left free in any case
     #[arg(long, value_name = "MIB", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
     warm_memory: u32,
 }
@@ -161,7 +161,10 @@ fn hold(
     crowd.ping_every(Some(clients.heartbeat()));
     // Making a socket is the load's own business and no part of a login.
     fleet.prepare(0, clients.conns)?;
-    let ballast = (args.warm_memory > 0).then(|| Ballast::touch((args.warm_memory as usize) << 20, progress));
+    let ballast = match args.warm_memory {
+        0 => None,
+        mib => Some(Ballast::touch(u64::from(mib) << 20, progress)?),
+    };
     let bar = progress.phase("logged in", clients.conns.into());
     let ramp = ramp_with(&mut crowd, &mut fleet, clients, 0..clients.conns, &pids, &bar, ballast)?;
     drop(bar);

@@ -80,6 +80,12 @@ pub(crate) fn stolen() -> Result<Duration, Failure> {
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// Memory that nothing uses, page cache included in what is used, in bytes.
+pub(crate) fn free_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.freeram * u64::from(info.mem_unit)
+}
+
 /// Whether a process exists and has not ended.
 pub(crate) fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -23,11 +23,9 @@ use crate::{
     report::{Machine, table},
     server::Server,
     site::{NodesArgs, Site},
+    sockets::{Manner, can_open_fast},
 };
 
-/// What both ends of a connection take, rounded up, and how much memory is given back ahead of them.
-const CONNECTION_BYTES: usize = 9_500;
-const BALLAST_AHEAD_BYTES: usize = 256 << 20;
 /// A bench whose own lateness is this much of a latency is the bottleneck; a sleep over many rings is exact to a millisecond only.
 const LATENESS_SHARE_MAX: f64 = 0.5;
 const LATENESS_US_MIN: f64 = 2_000.0;
@@ -44,6 +42,9 @@ pub(crate) struct Clients {
     /// Logins under way at the same time
     #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) opening: u32,
+    /// Send LOGIN along with the SYN, as clients do that were there before (TCP Fast Open). The sysctl net.ipv4.tcp_fastopen has to allow it
+    #[arg(long)]
+    pub(crate) fast_open: bool,
     /// Heartbeat of each client in seconds: how often it sends PING
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     pub(crate) heartbeat: u32,
@@ -64,7 +65,7 @@ impl Clients {
         if self.login_rate.is_some_and(|rate| !(0.1..=10_000_000.0).contains(&rate)) {
             return Err(Failure::Setup("--login-rate takes 0.1 to 10000000 per second".to_owned()));
         }
-        Ok(())
+        if self.fast_open { can_open_fast() } else { Ok(()) }
     }
 
     /// Starts the gateway with all its shards on the servers' core, or finds the running one.
@@ -90,7 +91,8 @@ impl Clients {
 
     /// Rings for all clients.
     pub(crate) fn fleet(&self, targets: impl Into<Targets>) -> Result<Fleet, Failure> {
-        Ok(Fleet::new(targets, self.conns, 4 * (self.payload + 64))?.that_speaks_first())
+        let manner = if self.fast_open { Manner::FastOpen } else { Manner::SpeaksFirst };
+        Ok(Fleet::new(targets, self.conns, 4 * (self.payload + 64))?.in_manner(manner))
     }
 
     /// The plan of a ramp over connections `first` to `end`.
@@ -189,7 +191,7 @@ pub(crate) fn ramp_with(
         }
         bar.set(logins);
         if let Some(ballast) = &mut ballast {
-            ballast.release(logins as usize * CONNECTION_BYTES + BALLAST_AHEAD_BYTES);
+            ballast.release();
         }
     })?;
     let seconds = began.elapsed().as_secs_f64();

@@ -1,7 +1,7 @@
 //! Client sockets, and how many of them fit where.
 
 use std::{
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
     time::Duration,
@@ -13,6 +13,8 @@ use crate::{failure::Failure, ring::os};
 
 /// Connections of one source address. Linux offers about 28,000 ports for each and slows down when they run short.
 const CONNECTIONS_PER_SOURCE: u32 = 10_000;
+/// Below the ports that Linux gives to those who ask for none.
+const FIRST_PORT: u16 = 20_000;
 /// Descriptors left to the rest of the process.
 const DESCRIPTORS_SPARE: u64 = 256;
 /// Sockets opened before they are put into a ring's table together; each takes a descriptor for so long.
@@ -54,16 +56,60 @@ pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
     Ok((tables, connections.div_ceil(tables).max(1)))
 }
 
+/// How a client begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It connects, and no more.
+    #[default]
+    Plain,
+    /// It sends as soon as it is connected, which saves the acknowledgement before its first bytes.
+    SpeaksFirst,
+    /// It sends its first bytes along with its SYN (TCP Fast Open, RFC 7413).
+    FastOpen,
+}
+
 /// A socket ready to connect, with a source address that depends on its index. Closing it sends a reset, so that none
-/// lingers in TIME_WAIT. One that speaks first saves the acknowledgement before its first bytes.
-pub(crate) fn to_connect(index: u32, speaks_first: bool) -> io::Result<Socket> {
+/// lingers in TIME_WAIT.
+pub(crate) fn to_connect(index: u32, manner: Manner) -> io::Result<Socket> {
     let socket = blank()?;
-    os::set_bind_address_no_port(socket.as_fd())?;
-    if speaks_first {
+    if manner == Manner::FastOpen {
+        os::fast_open(socket.as_fd())?;
+    }
+    if manner != Manner::Plain {
         os::delay_first_ack(socket.as_fd())?;
     }
-    socket.bind(&source(index).into())?;
+    bind(&socket, index)?;
     Ok(socket)
+}
+
+/// Whether clients of this machine may open fast, and servers too without asking for it.
+pub(crate) fn can_open_fast() -> Result<(), Failure> {
+    /// Clients; servers; servers that do not ask for it.
+    const BITS: u32 = 0x1 | 0x2 | 0x400;
+    let path = "/proc/sys/net/ipv4/tcp_fastopen";
+    let text = fs::read_to_string(path).map_err(|error| Failure::system(&format!("reading {path}"), error))?;
+    let value: u32 = text.trim().parse().unwrap_or(0);
+    if value & BITS == BITS {
+        return Ok(());
+    }
+    Err(Failure::Setup(format!(
+        "--fast-open needs net.ipv4.tcp_fastopen = {}, and it is {value}: set it with `sysctl -w net.ipv4.tcp_fastopen={}`, best in a network namespace",
+        BITS,
+        value | BITS
+    )))
+}
+
+/// Binds to a port that is the connection's own, so that connecting need not look for one; or, if somebody has that, to one found by connecting.
+fn bind(socket: &Socket, index: u32) -> io::Result<()> {
+    let mut address = source(index);
+    address.set_port(FIRST_PORT + (index % CONNECTIONS_PER_SOURCE) as u16);
+    match socket.bind(&address.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            os::set_bind_address_no_port(socket.as_fd())?;
+            socket.bind(&source(index).into())
+        }
+        bound => bound,
+    }
 }
 
 /// A socket with a port of its own at once.

@@ -89,6 +89,42 @@ fn hold_spreads_over_rings_and_shards() {
     assert_eq!((count(&report["held_to_the_end"]), count(&report["shards"])), (600, 3));
 }
 
+/// Runs `hold --fast-open` in a network of its own where `net.ipv4.tcp_fastopen` has a value, and prints the kernel's counters after it.
+fn hold_with_fast_open(value: &str) -> Output {
+    let script =
+        r#"ip link set lo up && sysctl -qw net.ipv4.tcp_fastopen="$0" && timeout 120 "$@" && cat /proc/net/netstat"#;
+    let gateway = gateway();
+    Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c", script, value, env!("CARGO_BIN_EXE_bench")])
+        .args(["hold", "--conns", "100", "--secs", "1", "--control", "10", "--fast-open", "--gateway-bin"])
+        .arg(gateway)
+        .output()
+        .expect("unshare, of util-linux")
+}
+
+#[test]
+fn with_fast_open_login_comes_along_with_the_syn() {
+    let output = hold_with_fast_open("1027");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    // A line of names, then one of values.
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = stdout.lines().filter(|line| line.starts_with("TcpExt:")).map(fields).collect();
+    let [names, values] = &lines[..] else { panic!("{stdout}") };
+    let at = names.iter().position(|name| name == "TCPFastOpenPassive").expect("a kernel with TCP Fast Open");
+    let opened: u32 = values[at].parse().expect("a number");
+    // All but those for which the cookie of their address was not there yet; the 100 of the warm-up count too.
+    assert!(opened > 100, "{opened} of 200 connections");
+}
+
+#[test]
+fn fast_open_is_refused_where_the_kernel_would_not_do_it() {
+    let output = hold_with_fast_open("1");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("it is 1: set it with `sysctl -w net.ipv4.tcp_fastopen=1027`"), "{stderr}");
+}
+
 #[test]
 fn what_the_gateway_refuses_is_counted_by_kind_and_fails_the_run() {
     let gateway = gateway();

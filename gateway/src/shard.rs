@@ -44,7 +44,7 @@ pub struct ShardsConfig {
     pub limits: Limits,
     /// Who may log in.
     pub auth: Arc<Auth>,
-    /// Bound and listening sockets, by shard; their number is the number of shards (1 to [`SHARDS_MAX`]).
+    /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
     pub presence_logs: Vec<Arc<PresenceLog>>,
@@ -134,6 +134,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         }
         None => None,
     };
+    let accepting = config.listeners.iter().filter(|listeners| !listeners.is_empty()).count() as u16;
+    let limits = config.limits.with_accepting(accepting, count);
     for (shard, mut listeners) in (0..count).zip(config.listeners) {
         let client_listeners = listeners.len() as u16;
         let mut cluster = cluster.clone();
@@ -156,7 +158,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 shard,
                 shards: count,
                 node: config.node.clone(),
-                limits: config.limits.clone(),
+                limits: limits.clone(),
                 auth: config.auth.clone(),
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
@@ -250,6 +252,11 @@ impl Running {
         Ok(Running { core: Core::new(uring, config, port, client_listeners), stats, end })
     }
 
+    /// Whether a turn would find anything, without a system call.
+    fn has_work(&mut self) -> bool {
+        self.core.io.has_work() || self.core.is_due()
+    }
+
     fn end(mut self) {
         self.end.orderly = true;
         // Other shards may still send to this ring, and the kernel may still read what a connection that did not close had under way: both stay
@@ -285,10 +292,17 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
             if turns.is_multiple_of(TURNS_PER_YIELD) {
                 glommio::yield_if_needed().await;
             }
-        } else if shards.len() == 1 || !nap.take(RING_WAIT_MICROS).map_err(fail("waiting for its rings"))? {
+            continue;
+        }
+        // A ring signals only while its core is about to sleep: every signal costs as much as a wake-up.
+        shards.iter_mut().for_each(|shard| shard.core.io.signal(true));
+        if !shards.iter_mut().any(Running::has_work)
+            && (shards.len() == 1 || !nap.take(RING_WAIT_MICROS).map_err(fail("waiting for its rings"))?)
+        {
             shards.iter().for_each(|shard| shard.stats.parks.add(1));
             parking.sleep().await.map_err(fail("reading its eventfd"))?;
         }
+        shards.iter_mut().for_each(|shard| shard.core.io.signal(false));
     }
     parking.close().await.map_err(fail("closing its eventfd"))
 }
@@ -299,14 +313,16 @@ fn turn_all(shards: &mut Vec<Running>) -> bool {
     if let [alone] = &mut **shards {
         worked = alone.core.turn(RING_WAIT_MICROS);
     } else {
-        for Running { core, .. } in &mut *shards {
-            if core.io.has_work() || core.is_due() {
-                worked |= core.turn(0);
+        for shard in &mut *shards {
+            if shard.has_work() {
+                worked |= shard.core.turn(0);
             }
         }
     }
     for ended in shards.extract_if(.., |shard| shard.core.finished()) {
         ended.end();
+        // The last one must not leave the thread asleep, with nobody to wake it.
+        worked = true;
     }
     worked
 }

@@ -31,6 +31,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 pub(crate) use buffers::Buffer;
 use buffers::BufferPool;
 
+/// `IORING_RECVSEND_POLL_FIRST`: waits before it tries, for what cannot be there yet.
+const POLL_FIRST: u16 = 1;
+
 /// Sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RingShape {
@@ -265,6 +268,7 @@ impl Ring {
     pub(crate) fn receive_one(&mut self, slot: u32) -> io::Result<()> {
         let entry = opcode::Recv::new(types::Fixed(slot), std::ptr::null_mut(), self.pool.buffer_bytes())
             .buf_group(GROUP)
+            .ioprio(POLL_FIRST)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
         self.push(entry.user_data(user_data(Op::Receive, 0, slot)))

@@ -85,10 +85,59 @@ pub(crate) fn delay_first_ack(socket: BorrowedFd<'_>) -> io::Result<()> {
     checked(result).map(drop)
 }
 
+/// Connecting costs nothing by itself: it is done by the first send, whose bytes travel with the SYN where both ends allow it.
+pub(crate) fn fast_open(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option value lives on this stack frame for the whole call, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN_CONNECT,
+            ptr::from_ref(&on).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    checked(result).map(drop)
+}
+
 /// Asks a child to end.
 pub(crate) fn terminate(child: &Child) -> io::Result<()> {
     // SAFETY: no memory is passed. The child has not been waited for, so its id still names it.
     checked(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }).map(drop)
+}
+
+/// Anonymous memory of its own, in huge pages where the kernel grants them; dropping it gives it back at once.
+#[derive(Debug)]
+pub(crate) struct Anonymous {
+    address: ptr::NonNull<libc::c_void>,
+    len: usize,
+}
+
+impl Anonymous {
+    /// Maps `len` bytes and writes to each of their pages.
+    pub(crate) fn touched(len: usize) -> io::Result<Anonymous> {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory there is.
+        let address = unsafe { libc::mmap(ptr::null_mut(), len, access, kind, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = ptr::NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapped = Anonymous { address, len };
+        // SAFETY: the mapping is `mapped`'s own until it is dropped. Without huge pages it takes longer and does the same.
+        unsafe { libc::madvise(address.as_ptr(), len, libc::MADV_HUGEPAGE) };
+        // SAFETY: as above; the kernel writes nothing but the page tables.
+        checked(unsafe { libc::madvise(address.as_ptr(), len, libc::MADV_POPULATE_WRITE) })?;
+        Ok(mapped)
+    }
+}
+
+impl Drop for Anonymous {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, nothing refers to it, and it is unmapped once. That cannot fail for a whole mapping.
+        unsafe { libc::munmap(self.address.as_ptr(), self.len) };
+    }
 }
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {

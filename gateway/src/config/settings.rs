@@ -89,7 +89,7 @@ macro_rules! settings {
 settings! {
     ["Addresses"]
     /// Address and port for clients; may be given several times.
-    /// Every shard listens on each of them. Port 0 takes a free port, which is printed at start.
+    /// Shards listen on each of them, eight of a core at most, which accept for the others. Port 0 takes a free port, which is printed at start.
     /// An IPv6 address takes IPv6 connections only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
@@ -144,7 +144,7 @@ settings! {
     connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("the hard limit on open files less 64, as far as a quarter of memory_max holds them");
     /// Seconds a connection has for its LOGIN, 1 to 3600. When hit: BYE 9 (idle).
     login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
-    /// Connections accepted in a second by each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.
+    /// Connections accepted in a second for each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.
     logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
     /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
     devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");

@@ -216,6 +216,19 @@ impl Uring {
         waiting || !self.batch.is_empty() || !self.ring.completion().is_empty()
     }
 
+    /// Whether what happens in the ring shall signal the eventfd: only who is about to sleep needs it. Look for work after switching it on.
+    pub(crate) fn signal(&mut self, on: bool) {
+        let completions = self.ring.completion();
+        if on {
+            completions.enable_eventfd();
+        } else {
+            completions.disable_eventfd();
+        }
+        drop(completions);
+        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees the other.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// Hands over what was queued and takes what is there; waits for one completion, at most so long.
     fn enter_once(&mut self, wait_micros: u32) {
         let timeout = Timespec::new().nsec(wait_micros.min(999_999) * 1_000);
