@@ -203,7 +203,7 @@ impl Crowd {
         self.schedule = rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
     }
 
-    /// From now on each client that logs in sends a PING an interval after that and after each PING; `None` ends that.
+    /// From now on each client that logs in sends a PING about an interval after that and after each PING; `None` ends that.
     pub(crate) fn ping_every(&mut self, interval: Option<Duration>) {
         self.heartbeats = interval.map(|interval| Heartbeats::new(interval.as_micros() as u64, now_us()));
     }
@@ -459,7 +459,8 @@ impl Crowd {
         let since_us = now_us as u32;
         self.began_us[connection as usize] = since_us;
         if let Some(heartbeats) = &mut self.heartbeats {
-            heartbeats.add(Due { connection, since_us }, now_us + heartbeats.interval_us());
+            let next_us = heartbeats.next_us(connection, now_us);
+            heartbeats.add(Due { connection, since_us }, next_us);
         }
     }
 

@@ -1,8 +1,12 @@
 //! When each client sends its next PING: a wheel of one interval, with slots of a millisecond.
 
+use trunkline_router::hash::user_hash;
+
 /// More slots than this are not needed: those of longer intervals are wider.
 const SLOTS_MAX: u64 = 1 << 15;
 const SLOT_US_MIN: u64 = 1_000;
+/// A PING comes up to this part of the interval early, so that clients who logged in together do not go on in step.
+const EARLY_PART: u64 = 10;
 
 /// A PING that is due, unless `since_us` is no longer what the client was last heard to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,13 @@ impl Heartbeats {
     /// Time from one PING to the next.
     pub(crate) fn interval_us(&self) -> u64 {
         self.interval_us
+    }
+
+    /// When a client that logs in or pings now sends its next PING: an interval later or a little before that.
+    pub(crate) fn next_us(&self, connection: u32, now_us: u64) -> u64 {
+        let spread_us = self.interval_us / EARLY_PART;
+        let early_us = user_hash(u64::from(connection) << 32 ^ now_us) % spread_us.max(1);
+        now_us + self.interval_us - early_us
     }
 
     /// The client's next PING is due at this time, which lies at most an interval ahead.
@@ -82,6 +93,18 @@ mod tests {
             }
         }
         assert!(taken(&mut heartbeats, began + 200 * SECOND_US).is_empty());
+    }
+
+    #[test]
+    fn clients_that_begin_together_do_not_go_on_in_step() {
+        let heartbeats = Heartbeats::new(30 * SECOND_US, 0);
+        let mut of_second = [0; 3];
+        for connection in 0..3_000 {
+            let next_us = heartbeats.next_us(connection, SECOND_US);
+            assert!((28 * SECOND_US + 1..=31 * SECOND_US).contains(&next_us), "{next_us}");
+            of_second[((next_us - 28 * SECOND_US - 1) / SECOND_US) as usize] += 1;
+        }
+        assert!(of_second.iter().all(|count| (800..1_200).contains(count)), "{of_second:?}");
     }
 
     #[test]

@@ -239,7 +239,9 @@ fn the_redis_cluster_of_a_bench_ends_with_it_however_that_ends() {
     let gateway = gateway();
     let arguments = ["pairs", "--nodes", "2", "--secs", "60", "--gateway-bin", gateway.to_str().expect("UTF-8")];
     for signal in ["-INT", "-KILL"] {
-        let bench = Command::new(env!("CARGO_BIN_EXE_bench"))
+        // Whoever runs the tests in the background may have had SIGINT ignored, which children inherit.
+        let bench = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_bench")])
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
