@@ -6,8 +6,6 @@
 //! ramp begins is in part reserved by earlier runs for the kernel, which uses that first. So all but a remainder is touched and held,
 //! and released in small steps, just as free memory becomes less: then the kernel has no other to give the connections.
 
-use std::io;
-
 use crate::{failure::Failure, process::free_memory, progress::Progress, ring::os::Anonymous};
 
 /// What is touched or released at a time: whole huge pages.
@@ -31,10 +29,7 @@ impl Ballast {
         let bar = progress.phase("MiB touched", bytes as u64 >> 20);
         let mut chunks = Vec::with_capacity(all);
         for number in 0..all {
-            chunks.push(
-                Anonymous::touched(CHUNK_BYTES)
-                    .map_err(|error: io::Error| Failure::system("touching memory", error))?,
-            );
+            chunks.push(Anonymous::touched(CHUNK_BYTES).map_err(|error| Failure::system("touching memory", error))?);
             bar.set((number * CHUNK_BYTES) as u64 >> 20);
         }
         Ok(Ballast { chunks, free_min: free_memory() })
@@ -58,10 +53,8 @@ mod tests {
 
     #[test]
     fn it_makes_up_for_what_is_missing_in_whole_chunks() {
-        let mut ballast =
-            Ballast::touch(4 * CHUNK_BYTES as u64 - 1, &Progress::new("test".to_owned())).expect("64 MiB");
-        assert_eq!(ballast.chunks.len(), 4);
-        ballast.free_min = 1 << 30;
+        let chunks = (0..4).map(|_| Anonymous::touched(4_096).expect("a page")).collect();
+        let mut ballast = Ballast { chunks, free_min: 1 << 30 };
         ballast.release_for(1 << 30);
         assert_eq!(ballast.chunks.len(), 4, "nothing is missing");
         ballast.release_for((1 << 30) - 1);

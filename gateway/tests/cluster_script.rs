@@ -56,7 +56,10 @@ impl Script {
         let folder =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-script-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for what it leaves");
-        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster.sh"));
+        // Whoever runs the tests in the background may have had SIGINT ignored, which children inherit and a shell cannot undo.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster.sh"));
         command.arg("--bin").arg(bin).args(["--base-port", &base.to_string()]).args(flags).env("TMPDIR", &folder);
         // A group of its own, as a shell gives it to what one types.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

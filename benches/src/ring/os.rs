@@ -21,20 +21,23 @@ pub(super) fn socket_address(address: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-/// Lets a bound socket take its port when it connects, so that a port is taken for one pair of addresses only.
-pub(crate) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option value lives on this stack frame for the whole call, and its size is given.
+fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value lives on this stack frame for the whole call, and its size is given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            ptr::from_ref(&on).cast(),
+            level,
+            name,
+            ptr::from_ref(&value).cast(),
             mem::size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
     checked(result).map(drop)
+}
+
+/// Lets a bound socket take its port when it connects, so that a port is taken for one pair of addresses only.
+pub(crate) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
 /// Raises the limit of open files of this process to the hard limit and returns it.
@@ -71,34 +74,12 @@ pub(crate) fn confine(command: &mut Command, core: usize) {
 
 /// Sends the acknowledgement of the connection's beginning together with the first bytes, as clients that speak first do.
 pub(crate) fn delay_first_ack(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let off: libc::c_int = 0;
-    // SAFETY: the option value lives on this stack frame for the whole call, and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_QUICKACK,
-            ptr::from_ref(&off).cast(),
-            mem::size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    checked(result).map(drop)
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
 }
 
 /// Connecting costs nothing by itself: it is done by the first send, whose bytes travel with the SYN where both ends allow it.
 pub(crate) fn fast_open(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option value lives on this stack frame for the whole call, and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN_CONNECT,
-            ptr::from_ref(&on).cast(),
-            mem::size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    checked(result).map(drop)
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
 }
 
 /// Asks a child to end.
