@@ -25,8 +25,10 @@ use crate::{
 
 /// How long nothing may happen while something is awaited.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Pings and messages written before the fleet is turned again, so that a late bench catches up without a pause.
+/// Messages written before the fleet is turned again, and PINGs of a roll call, so that a late bench catches up without a pause.
 const BURST_MAX: u64 = 2_048;
+/// PINGs that are due written before the fleet is turned again: a wave of them must not hold up the messages that are measured.
+const PINGS_PER_STEP: u32 = 128;
 
 /// Connections opened or cut before the fleet is turned again, so that nobody else waits for long.
 const CONNECTIONS_PER_STEP: u32 = 64;
@@ -236,6 +238,8 @@ impl Crowd {
             let next_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
             patience.min(Duration::from_nanos(next_ns.saturating_sub(now_ns())))
         });
+        // PINGs that were slept over would go out in one burst, again and again.
+        let patience = self.heartbeats.as_ref().map_or(patience, |heartbeats| heartbeats.wait(now_us(), patience));
         let happened = fleet.turn(self, patience)?;
         for connection in std::mem::take(&mut self.doomed) {
             fleet.cut(connection)?;
@@ -428,7 +432,7 @@ impl Crowd {
 
     fn ask(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
         let now_us = now_us();
-        for _ in 0..BURST_MAX {
+        for _ in 0..PINGS_PER_STEP {
             let Some(due) = self.heartbeats.as_mut().and_then(|heartbeats| heartbeats.take(now_us)) else { break };
             if due.since_us != self.began_us[due.connection as usize] {
                 // It has been gone and come back since.

@@ -142,6 +142,8 @@ const RECEIVE_BUFFER_BYTES_MAX: u32 = 1 << 17;
 /// A turn this full suggests that more is waiting than one plain enter takes (20 events since Linux 6.13).
 const BUSY_COMPLETIONS: usize = 16;
 const BUSY_BATCH: u32 = 1_024;
+/// What one of several rings takes at most in such a batch, so that the others do not wait for long.
+const BUSY_BATCH_EACH: u32 = 64;
 
 /// State of one connection. It owns no memory while nothing is halfway.
 #[derive(Default)]
@@ -224,7 +226,8 @@ impl Fleet {
     fn sleep_on_all(&mut self) -> io::Result<()> {
         let mut sleeper = Sleeper::new()?;
         for lane in &mut self.lanes {
-            lane.ring.signal(sleeper.add()?)?;
+            lane.ring.signal_to(sleeper.add()?)?;
+            lane.ring.signal(false);
         }
         self.sleeper = Some(sleeper);
         Ok(())
@@ -343,12 +346,17 @@ impl Fleet {
             let taken = lane.turn(base, &self.targets, driver, Wait::No)?;
             happened += taken;
             if taken >= BUSY_COMPLETIONS {
-                let more = Wait::AtMost { completions: BUSY_BATCH, timeout: Duration::ZERO };
+                let more = Wait::AtMost { completions: BUSY_BATCH_EACH, timeout: Duration::ZERO };
                 happened += lane.turn(base, &self.targets, driver, more)?;
             }
         }
         if idle && let Some(sleeper) = &self.sleeper {
-            sleeper.sleep(patience).map_err(ring_failed)?;
+            // Only who is about to sleep wants signals: each costs the server's thread that sends to this one.
+            self.lanes.iter_mut().for_each(|lane| lane.ring.signal(true));
+            if !self.lanes.iter_mut().any(|lane| lane.ring.has_work()) {
+                sleeper.sleep(patience).map_err(ring_failed)?;
+            }
+            self.lanes.iter_mut().for_each(|lane| lane.ring.signal(false));
         }
         Ok(happened)
     }

@@ -26,6 +26,7 @@ use crate::mailbox::{Arrival, Letter};
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
+use std::collections::VecDeque;
 use trunkline_router::presence::Presence;
 
 /// Single accepts armed at a time while logins are limited.
@@ -58,6 +59,8 @@ pub(crate) struct Core<I: Io> {
     /// Withdrawn hand-overs whose mailbox was full.
     withdrawals: Vec<(u16, HandoverToken)>,
     due: Vec<u32>,
+    /// Quiet connections with something to read, beyond what one turn reads; each waits here once.
+    put_off: VecDeque<u32>,
     /// The listener behind the clients' is for other nodes, and open.
     listening_to_nodes: bool,
     /// The accept of other nodes failed; try again at the next tick.
@@ -84,6 +87,7 @@ impl<I: Io> Core<I> {
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
+            put_off: VecDeque::new(),
             listening_to_nodes: false,
             mesh_accept_ended: false,
             leaving: false,
@@ -101,12 +105,26 @@ impl<I: Io> Core<I> {
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
         let was_blocked = self.blocked;
-        let completions = self.io.enter(if self.blocked { wait_micros.min(BLOCKED_WAIT_MICROS) } else { wait_micros });
-        let ticked = self.shard.set_now(self.io.now());
+        let was_behind = !self.put_off.is_empty();
+        let wait_micros = match (was_behind, was_blocked) {
+            (true, _) => 0,
+            (false, true) => wait_micros.min(BLOCKED_WAIT_MICROS),
+            (false, false) => wait_micros,
+        };
+        self.shard.links.cold_reads_left = self.shard.links.limits.cold_reads_per_turn;
+        let (mut ticked, mut letters) = (false, 0);
+        if self.shard.outgoing.own().len() > 0 {
+            // What others have left goes out with this enter rather than the next.
+            ticked = self.shard.set_now(self.io.now());
+            letters = self.drain_mailbox();
+            self.flush();
+        }
+        let completions = self.io.enter(wait_micros);
+        ticked |= self.shard.set_now(self.io.now());
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
         }
-        let letters = self.drain_mailbox();
+        letters += self.drain_mailbox();
         let requests = self.drain_control();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
@@ -128,16 +146,18 @@ impl<I: Io> Core<I> {
         self.post();
         self.blocked |= walks;
         let asked = letters > 0 || requests > 0 || begins_to_leave;
-        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked;
+        let unfinished = was_blocked || self.blocked || was_behind || !self.put_off.is_empty();
+        let worked = completions > 0 || asked || ticked || unfinished;
         if worked {
-            self.count_turn(completions);
+            self.count_turn(completions, letters);
         }
         worked
     }
 
-    /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.
+    /// Whether a turn is due although nothing has come from the ring: the control thread or another shard asks, something could not be handed on,
+    /// or connections wait to be read.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || self.control.is_asked()
+        self.blocked || !self.put_off.is_empty() || self.shard.outgoing.own().len() > 0 || self.control.is_asked()
     }
 
     /// Whether the shard was drained and may stop.
@@ -282,7 +302,6 @@ impl<I: Io> Core<I> {
                 None => break,
             }
         }
-        self.shard.links.stats.mailbox_depth.set(letters as u64);
         letters
     }
 
@@ -347,7 +366,7 @@ impl<I: Io> Core<I> {
         self.blocked = blocked;
     }
 
-    fn count_turn(&mut self, completions: usize) {
+    fn count_turn(&mut self, completions: usize, letters: usize) {
         self.shard.set_gauges();
         let io = self.io.stats();
         let stats = &self.shard.links.stats;
@@ -355,7 +374,9 @@ impl<I: Io> Core<I> {
         stats.ring_completions.add(completions as u64);
         stats.ring_cq_overflow.set(io.cq_overflow);
         stats.ring_sq_full.set(io.sq_full);
+        stats.mailbox_depth.set(letters as u64);
         stats.mailbox_pending_bytes.set(self.shard.outgoing.pending_bytes() as u64);
+        stats.reads_put_off.set(self.put_off.len() as u64);
         stats.arriving.set(self.shard.arriving.len() as u64);
     }
 

@@ -23,6 +23,7 @@ use std::{
     io, mem,
     net::SocketAddrV4,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::atomic::{Ordering, fence},
     time::Duration,
 };
 
@@ -215,9 +216,22 @@ impl Ring {
         }
     }
 
-    /// Makes `event` signal whenever completions may be waiting.
-    pub(crate) fn signal(&mut self, event: &OwnedFd) -> io::Result<()> {
+    /// Makes `event` signal whenever completions may be waiting, while that is switched on.
+    pub(crate) fn signal_to(&mut self, event: &OwnedFd) -> io::Result<()> {
         self.io.submitter().register_eventfd(event.as_raw_fd())
+    }
+
+    /// Switches those signals on or off; who has switched them on looks for work once more before it sleeps.
+    pub(crate) fn signal(&mut self, on: bool) {
+        let completions = self.io.completion();
+        if on {
+            completions.enable_eventfd();
+        } else {
+            completions.disable_eventfd();
+        }
+        drop(completions);
+        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees the other.
+        fence(Ordering::SeqCst);
     }
 
     /// Puts open sockets into the slots from `first` on. The caller may close its own descriptors afterwards.

@@ -88,7 +88,6 @@ pub(crate) enum Completion {
     /// A connection from another shard arrived in `slot`.
     Adopted { token: HandoverToken, slot: u32 },
     /// A dial has ended: the connection is in the slot, or the errno.
-    #[allow(dead_code, reason = "the mesh is about to tell its dials apart")]
     Dialed { token: u32, result: OpResult<u32> },
     /// The tick asked for has passed.
     Tick,
@@ -132,7 +131,6 @@ pub(crate) trait Io {
     fn stop_listening(&mut self, listener: u16);
     /// Connects to an address. Ends with one [`Completion::Dialed`] with the same token, after [`DIAL_TIMEOUT_MS`] at most, a little more under
     /// load. Tokens of dials under way are unique.
-    #[allow(dead_code, reason = "the mesh is about to call it")]
     fn dial(&mut self, token: u32, address: SocketAddr);
     /// Waits until there is something to read.
     fn poll(&mut self, conn: ConnId);
@@ -162,7 +160,6 @@ pub(crate) trait Io {
     /// Gives a received buffer back to the kernel.
     fn release(&mut self, buf: BufId);
     /// Bytes that nobody can guess. Simulated, they follow from the seed.
-    #[allow(dead_code, reason = "the mesh is about to call it")]
     fn random(&mut self) -> [u8; 32];
     /// Numbers the ring keeps about itself.
     fn stats(&self) -> IoStats;
