@@ -115,12 +115,15 @@ impl<I: Io> Core<I> {
         let (mut ticked, mut letters) = (false, 0);
         if self.shard.outgoing.own().len() > 0 {
             // What others have left goes out with this enter rather than the next.
-            ticked = self.shard.set_now(self.io.now());
+            ticked = self.look();
             letters = self.drain_mailbox();
             self.flush();
         }
+        if !self.shard.alone {
+            ticked |= self.look();
+        }
         let completions = self.io.enter(wait_micros);
-        ticked |= self.shard.set_now(self.io.now());
+        ticked |= self.look();
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
         }
@@ -152,6 +155,17 @@ impl<I: Io> Core<I> {
             self.count_turn(completions, letters);
         }
         worked
+    }
+
+    /// Looks at clock and lease. A node that was paused since the last look, and has lost its lease meanwhile, must not send what it was about to: others
+    /// have its users by now. Connections whose sends are withdrawn end. Returns whether a tick has passed.
+    fn look(&mut self) -> bool {
+        let (looked_ms, served, now) = (self.shard.now.mono_ms, self.shard.serving, self.io.now());
+        let ticked = self.shard.set_now(now);
+        if served && !self.shard.serving && now.mono_ms - looked_ms > TICK_MS {
+            self.io.withdraw_sends();
+        }
+        ticked
     }
 
     /// Whether a turn is due although nothing has come from the ring: the control thread or another shard asks, something could not be handed on,

@@ -771,6 +771,27 @@ fn a_send_the_client_does_not_take_is_short_and_can_be_cancelled<H: Harness>(mut
     rig.expect_quiet();
 }
 
+fn a_send_that_is_withdrawn_sends_nothing<H: Harness>(mut rig: Rig<H>) {
+    let (client, conn) = rig.connection(0);
+    rig.io(0).send(conn, b"never mind".to_vec(), 0);
+    rig.io(0).withdraw_sends();
+    let (result, back) = rig.expect_sent(0, conn);
+    assert_eq!(back, b"never mind");
+    // The simulator may hand over what is queued at any time.
+    let early = match result {
+        Ok(taken) => taken,
+        Err(error) => {
+            assert_eq!(error, errno::ECANCELED);
+            0
+        }
+    };
+    let (read, _) = rig.send_all(0, conn, client, b"but this");
+    let read = rig.client_reads(client, read, early + 8);
+    assert_eq!(read[..early], b"never mind"[..early]);
+    assert_eq!(&read[early..], b"but this");
+    rig.expect_quiet();
+}
+
 fn the_end_of_the_stream_comes_after_the_last_byte<H: Harness>(mut rig: Rig<H>) {
     let (client, conn) = rig.connection(0);
     rig.harness.write(client, b"last words");
@@ -930,6 +951,7 @@ for_both! {
     without_a_buffer_a_receive_ends_and_loses_nothing
     sends_arrive_whole_in_however_many_parts
     a_send_the_client_does_not_take_is_short_and_can_be_cancelled
+    a_send_that_is_withdrawn_sends_nothing
     the_end_of_the_stream_comes_after_the_last_byte
     a_reset_ends_a_receive_and_fails_later_sends
     after_a_shutdown_the_client_reads_the_rest_and_the_end

@@ -142,6 +142,9 @@ pub(crate) trait Io {
     fn read_cancel(&mut self, conn: ConnId, read: ReadOp);
     /// Sends `buf[offset..]`; the buffer comes back with the completion.
     fn send(&mut self, conn: ConnId, buf: Vec<u8>, offset: usize) -> SendId;
+    /// Ends the sends that the next [`Io::enter`] would hand over: they complete with `ECANCELED`, and none of their bytes is sent. One that was handed over
+    /// early goes on.
+    fn withdraw_sends(&mut self);
     /// Ends a send; its completion follows.
     fn send_cancel(&mut self, send: SendId);
     /// Shuts the write side: the peer sees the end of the stream after the last byte.

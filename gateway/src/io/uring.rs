@@ -98,6 +98,8 @@ fn conn_of(user_data: u64) -> ConnId {
 struct Sending {
     conn: ConnId,
     buf: Vec<u8>,
+    /// Where in `buf` the send begins.
+    offset: usize,
 }
 
 /// A dial under way, and the memory the kernel reads and writes for it. Boxed, so that it stays where it is.
@@ -120,6 +122,10 @@ pub(crate) struct Uring {
     buffers: BufferRing,
     sends: Vec<Option<Sending>>,
     sends_free: Vec<u32>,
+    /// Sends that the next enter hands over, by their place in `sends`: the kernel does not know of them.
+    sends_next: Vec<u32>,
+    /// Those that it shall not hand over, until they are reported.
+    sends_withdrawn: VecDeque<u32>,
     /// A few at a time, one for each node of a cluster at most.
     dials: Vec<Option<Box<Dialing>>>,
     /// `None` once closed.
@@ -167,6 +173,8 @@ impl Uring {
             buffers,
             sends: Vec::new(),
             sends_free: Vec::new(),
+            sends_next: Vec::new(),
+            sends_withdrawn: VecDeque::new(),
             dials: Vec::new(),
             listeners: listeners.into_iter().map(Some).collect(),
             _waker: waker,
@@ -213,7 +221,8 @@ impl Uring {
         let submissions = self.ring.submission();
         let waiting = !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow();
         drop(submissions);
-        waiting || !self.batch.is_empty() || !self.ring.completion().is_empty()
+        let sends = !self.sends_next.is_empty() || !self.sends_withdrawn.is_empty();
+        waiting || sends || !self.batch.is_empty() || !self.ring.completion().is_empty()
     }
 
     /// Whether what happens in the ring shall signal the eventfd: only who is about to sleep needs it. Look for work after switching it on.
@@ -266,12 +275,7 @@ impl Uring {
                 buf: cqueue::buffer_select(entry.flags()).map(BufId),
                 more,
             },
-            Tag::Send => {
-                let index = user_data as u32;
-                let Sending { conn, buf } = self.sends[index as usize].take().expect("a send completes once");
-                self.sends_free.push(index);
-                Completion::Sent { conn, result: count(), buf }
-            }
+            Tag::Send => self.sent(user_data as u32, count()),
             Tag::Shutdown => Completion::ShutDown { conn: conn_of(user_data) },
             Tag::Close => Completion::Closed { slot: user_data as u32 },
             Tag::HandOver => Completion::HandedOver { conn: conn_of(user_data), result: unit() },
@@ -302,6 +306,30 @@ impl Uring {
         })
     }
 
+    /// Puts the sends gathered since the last time into the submission queue.
+    fn queue_sends(&mut self) {
+        for at in 0..self.sends_next.len() {
+            let index = self.sends_next[at];
+            let Sending { conn, buf, offset } = self.sends[index as usize].as_ref().expect("a send completes once");
+            let bytes = &buf[*offset..];
+            let entry = opcode::Send::new(Fixed(conn.slot), bytes.as_ptr(), bytes.len() as u32)
+                .flags(libc::MSG_NOSIGNAL)
+                .build()
+                .user_data(Tag::Send.with(index.into()));
+            // SAFETY: the bytes are the heap memory of `buf`, which `sends` owns, untouched and unmoved, until the completion of this very
+            // send takes it out in `sent`. A ring that is dropped first (field order) has no operation left.
+            unsafe { self.push(&entry) };
+        }
+        self.sends_next.clear();
+    }
+
+    /// A send is over: its buffer is the caller's again.
+    fn sent(&mut self, index: u32, result: OpResult<usize>) -> Completion {
+        let Sending { conn, buf, .. } = self.sends[index as usize].take().expect("a send completes once");
+        self.sends_free.push(index);
+        Completion::Sent { conn, result, buf }
+    }
+
     /// Puts the connected socket of a dial into the descriptor table. Returns the dial's end if that cannot be.
     fn install(&mut self, index: u32) -> Option<Completion> {
         let dial = self.dials[index as usize].as_mut().expect("a dial ends with its last step");
@@ -330,18 +358,22 @@ impl Uring {
 
 impl Io for Uring {
     fn enter(&mut self, wait_micros: u32) -> usize {
+        self.queue_sends();
         self.buffers.publish();
-        self.enter_once(wait_micros);
+        self.enter_once(if self.sends_withdrawn.is_empty() { wait_micros } else { 0 });
         for _ in 0..MORE_ENTERS_MAX {
             if !self.ring.submission().taskrun() {
                 break;
             }
             self.enter_once(0);
         }
-        self.batch.len()
+        self.batch.len() + self.sends_withdrawn.len()
     }
 
     fn next(&mut self) -> Option<Completion> {
+        if let Some(index) = self.sends_withdrawn.pop_front() {
+            return Some(self.sent(index, Err(libc::ECANCELED)));
+        }
         while let Some(entry) = self.batch.pop_front() {
             if let Some(completion) = self.decode(&entry) {
                 return Some(completion);
@@ -438,19 +470,18 @@ impl Io for Uring {
             self.sends.push(None);
             self.sends.len() as u32 - 1
         });
-        let bytes = &buf[offset..];
-        let entry = opcode::Send::new(Fixed(conn.slot), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL)
-            .build()
-            .user_data(Tag::Send.with(index.into()));
-        self.sends[index as usize] = Some(Sending { conn, buf });
-        // SAFETY: the bytes are the heap memory of `buf`, which `sends` owns, untouched and unmoved, until the completion of this very
-        // send takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
-        unsafe { self.push(&entry) };
+        self.sends[index as usize] = Some(Sending { conn, buf, offset });
+        self.sends_next.push(index);
         SendId(index)
     }
 
+    fn withdraw_sends(&mut self) {
+        self.sends_withdrawn.extend(self.sends_next.drain(..));
+    }
+
     fn send_cancel(&mut self, send: SendId) {
+        // A cancel finds only what the kernel has before it.
+        self.queue_sends();
         self.push_plain(
             &opcode::AsyncCancel::new(Tag::Send.with(send.0.into())).build().user_data(Tag::Ignore.with(0)),
         );

@@ -255,6 +255,21 @@ impl World {
         self.post(ring, 0, Completion::Sent { conn, result, buf }, Vec::new());
     }
 
+    /// Ends the sends that are queued.
+    pub(super) fn withdraw_sends(&mut self, ring: usize) {
+        let mut slots = Vec::new();
+        self.rings[ring].submissions.retain(|submission| match submission {
+            Submission::Send { slot } => {
+                slots.push(*slot);
+                false
+            }
+            _ => true,
+        });
+        for slot in slots {
+            self.sent(ring, slot, Err(errno::ECANCELED));
+        }
+    }
+
     fn cancel_send(&mut self, ring: usize, send: SendId) {
         self.tally.cancels += 1;
         let Ring { sends, slots, .. } = &self.rings[ring];

@@ -118,6 +118,10 @@ impl Io for SimIo {
         self.world.borrow_mut().ask_send(self.ring, conn, buf, offset)
     }
 
+    fn withdraw_sends(&mut self) {
+        self.world.borrow_mut().withdraw_sends(self.ring);
+    }
+
     fn send_cancel(&mut self, send: SendId) {
         self.push(Submission::SendCancel { send });
     }
