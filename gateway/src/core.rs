@@ -112,22 +112,13 @@ impl<I: Io> Core<I> {
             (false, false) => wait_micros,
         };
         self.shard.links.cold_reads_left = self.shard.links.limits.cold_reads_per_turn;
-        let (mut ticked, mut letters) = (false, 0);
-        if self.shard.outgoing.own().len() > 0 {
-            // What others have left goes out with this enter rather than the next.
-            ticked = self.look();
-            letters = self.drain_mailbox();
-            self.flush();
-        }
-        if !self.shard.alone {
-            ticked |= self.look();
-        }
+        let mut ticked = !self.shard.alone && self.look();
         let completions = self.io.enter(wait_micros);
         ticked |= self.look();
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
         }
-        letters += self.drain_mailbox();
+        let letters = self.drain_mailbox();
         let requests = self.drain_control();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
@@ -168,10 +159,10 @@ impl<I: Io> Core<I> {
         ticked
     }
 
-    /// Whether a turn is due although nothing has come from the ring: the control thread or another shard asks, something could not be handed on,
-    /// or connections wait to be read.
+    /// Whether a turn is due although nothing has come from the ring: the control thread asks, something could not be handed on, or
+    /// connections wait to be read.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || !self.put_off.is_empty() || self.shard.outgoing.own().len() > 0 || self.control.is_asked()
+        self.blocked || !self.put_off.is_empty() || self.control.is_asked()
     }
 
     /// Whether the shard was drained and may stop.

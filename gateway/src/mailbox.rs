@@ -271,8 +271,6 @@ pub(crate) fn mailboxes(shards: u16) -> Mailboxes {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     shard: u16,
-    /// Shards whose numbers are the same modulo this share a thread.
-    threads: u16,
     mailboxes: Mailboxes,
     batches: Vec<Vec<u8>>,
     /// Shards with a batch to push.
@@ -282,10 +280,9 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) fn new(shard: u16, mailboxes: Mailboxes, threads: u16, bytes_max: usize) -> Self {
+    pub(crate) fn new(shard: u16, mailboxes: Mailboxes, bytes_max: usize) -> Self {
         Outgoing {
             shard,
-            threads,
             batches: mailboxes.iter().map(|_| Vec::new()).collect(),
             mailboxes,
             touched: Vec::new(),
@@ -372,7 +369,7 @@ impl Outgoing {
                 self.touched[kept] = to;
                 kept += 1;
             }
-            if self.must_wake(to) {
+            if mailbox.must_wake() {
                 wake(to);
             }
         }
@@ -380,10 +377,9 @@ impl Outgoing {
         kept > 0
     }
 
-    /// Whether the shard that was just written to has to be woken.
+    /// Whether the shard that was just written to outside a batch has to be woken.
     pub(crate) fn must_wake(&self, to: u16) -> bool {
-        // One of the same thread has its turn next, and nobody sleeps before all of them have looked.
-        to % self.threads != self.shard % self.threads && self.mailboxes[usize::from(to)].must_wake()
+        self.mailboxes[usize::from(to)].must_wake()
     }
 
     /// Bytes gathered or under way to all other shards.
@@ -448,7 +444,7 @@ mod tests {
     #[test]
     fn a_full_mailbox_keeps_the_batch_with_its_sender_and_loses_nothing() {
         let mailboxes = mailboxes(2);
-        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 2, 1 << 20);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
         let total = 3 * LETTERS_PER_SENDER * 2;
         let mut blocked = false;
         for id in 0..total as u64 {
@@ -473,7 +469,7 @@ mod tests {
     #[test]
     fn room_counts_what_is_gathered_and_what_is_under_way() {
         let mailboxes = mailboxes(2);
-        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 2, 100);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 100);
         let message = Record::Message { origin: conn(1), from: 1, to: 2, id: 3, acked: false, payload: &[0; 20] };
         assert!(outgoing.has_room(1, message.encoded_len()));
         outgoing.put(1, &message);
@@ -487,7 +483,7 @@ mod tests {
     #[test]
     fn a_mailbox_closes_to_connections_when_none_is_in_it() {
         let mailboxes = mailboxes(2);
-        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 2, 0);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 0);
         let client = || {
             let (device, class) = (String::new(), String::new());
             Arrival::Client(Box::new(Adoptee { user: 1, device, class, heartbeat_secs: 1, bytes: Vec::new() }))
@@ -504,7 +500,7 @@ mod tests {
     #[test]
     fn a_shard_is_woken_once_until_it_looks() {
         let mailboxes = mailboxes(2);
-        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 2, 1 << 20);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
         let mut wakes = 0;
         for _ in 0..3 {
             outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
@@ -515,18 +511,5 @@ mod tests {
         outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
         outgoing.post(|_| wakes += 1);
         assert_eq!(wakes, 2);
-    }
-
-    #[test]
-    fn shards_of_one_thread_do_not_wake_each_other() {
-        let mailboxes = mailboxes(4);
-        let mut outgoing = Outgoing::new(1, mailboxes.clone(), 2, 1 << 20);
-        for to in [0, 2, 3] {
-            outgoing.put(to, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
-        }
-        let mut woken = Vec::new();
-        outgoing.post(|to| woken.push(to));
-        assert_eq!(woken, [0, 2], "shard 3 has its turn on the thread of shard 1");
-        assert_eq!(mailboxes[3].len(), 1);
     }
 }

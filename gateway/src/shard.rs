@@ -157,7 +157,6 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
             config: ShardConfig {
                 shard,
                 shards: count,
-                threads: executors as u16,
                 node: config.node.clone(),
                 limits: limits.clone(),
                 auth: config.auth.clone(),

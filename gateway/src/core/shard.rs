@@ -37,8 +37,6 @@ pub(crate) struct ShardConfig {
     pub(crate) shard: u16,
     /// Shards of the node.
     pub(crate) shards: u16,
-    /// Threads they are spread over, by turns.
-    pub(crate) threads: u16,
     /// Name of the node, told to clients.
     pub(crate) node: String,
     pub(crate) limits: Limits,
@@ -143,7 +141,7 @@ impl Shard {
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
             inboxes: Inboxes::new(limits.unacked_per_user_max, limits.unacked_total_bytes_max),
-            outgoing: Outgoing::new(config.shard, config.mailboxes, config.threads, limits.mailbox_bytes_max),
+            outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
             arriving: HashMap::new(),
             now: Now::default(),

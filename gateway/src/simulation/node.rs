@@ -70,7 +70,6 @@ impl Node {
             let config = ShardConfig {
                 shard,
                 shards,
-                threads: shards,
                 node: name.clone(),
                 limits: limits.clone(),
                 auth: Arc::new(Auth::Open),
@@ -89,7 +88,7 @@ impl Node {
             first_ring,
             rng: Rng::new(seed ^ 0x0DE0_5EA7),
             seats: seats.collect(),
-            stuffing: Outgoing::new(0, mail.clone(), shards, 0),
+            stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
         }
     }
