@@ -85,8 +85,6 @@ impl ConnFlags {
     pub(crate) const EOF: u16 = 256;
     /// It leads to another node, or did until it began to be closed.
     pub(crate) const MESH: u16 = 512;
-    /// It waits for its turn to be read.
-    pub(crate) const PUT_OFF: u16 = 1_024;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0

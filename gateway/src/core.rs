@@ -26,7 +26,6 @@ use crate::mailbox::{Arrival, Letter};
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
-use std::collections::VecDeque;
 use trunkline_router::presence::Presence;
 
 /// Single accepts armed at a time while logins are limited.
@@ -59,8 +58,6 @@ pub(crate) struct Core<I: Io> {
     /// Withdrawn hand-overs whose mailbox was full.
     withdrawals: Vec<(u16, HandoverToken)>,
     due: Vec<u32>,
-    /// Quiet connections with something to read, beyond what one turn reads; each waits here once.
-    put_off: VecDeque<u32>,
     /// The listener behind the clients' is for other nodes, and open.
     listening_to_nodes: bool,
     /// The accept of other nodes failed; try again at the next tick.
@@ -87,7 +84,6 @@ impl<I: Io> Core<I> {
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
-            put_off: VecDeque::new(),
             listening_to_nodes: false,
             mesh_accept_ended: false,
             leaving: false,
@@ -105,15 +101,8 @@ impl<I: Io> Core<I> {
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
         let was_blocked = self.blocked;
-        let was_behind = !self.put_off.is_empty();
-        let wait_micros = match (was_behind, was_blocked) {
-            (true, _) => 0,
-            (false, true) => wait_micros.min(BLOCKED_WAIT_MICROS),
-            (false, false) => wait_micros,
-        };
-        self.shard.links.cold_reads_left = self.shard.links.limits.cold_reads_per_turn;
         let mut ticked = !self.shard.alone && self.look();
-        let completions = self.io.enter(wait_micros);
+        let completions = self.io.enter(if was_blocked { wait_micros.min(BLOCKED_WAIT_MICROS) } else { wait_micros });
         ticked |= self.look();
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
@@ -140,8 +129,7 @@ impl<I: Io> Core<I> {
         self.post();
         self.blocked |= walks;
         let asked = letters > 0 || requests > 0 || begins_to_leave;
-        let unfinished = was_blocked || self.blocked || was_behind || !self.put_off.is_empty();
-        let worked = completions > 0 || asked || ticked || unfinished;
+        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked;
         if worked {
             self.count_turn(completions, letters);
         }
@@ -159,10 +147,9 @@ impl<I: Io> Core<I> {
         ticked
     }
 
-    /// Whether a turn is due although nothing has come from the ring: the control thread asks, something could not be handed on, or
-    /// connections wait to be read.
+    /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || !self.put_off.is_empty() || self.control.is_asked()
+        self.blocked || self.control.is_asked()
     }
 
     /// Whether the shard was drained and may stop.
@@ -381,7 +368,6 @@ impl<I: Io> Core<I> {
         stats.ring_sq_full.set(io.sq_full);
         stats.mailbox_depth.set(letters as u64);
         stats.mailbox_pending_bytes.set(self.shard.outgoing.pending_bytes() as u64);
-        stats.reads_put_off.set(self.put_off.len() as u64);
         stats.arriving.set(self.shard.arriving.len() as u64);
     }
 

@@ -58,8 +58,6 @@ pub struct Limits {
     pub read_mode: ReadMode,
     /// Time without traffic after which a busy connection is read as a quiet one again.
     pub hot_idle_ms: u64,
-    /// Quiet connections read in one turn; others wait for the next, so that messages of busy ones do not wait for a wave of heartbeats.
-    pub cold_reads_per_turn: u32,
     /// Time over which a drain spreads its BYEs.
     pub drain_ms: u64,
     /// Bytes held for other nodes on all links of the shard, of which one link holds a share, see [`MESH_LINK_SHARE`]; beyond it messages without ACK are
@@ -121,7 +119,6 @@ impl Default for Limits {
             partial_total_bytes_max: 64 << 20,
             read_mode: ReadMode::Auto,
             hot_idle_ms: 10_000,
-            cold_reads_per_turn: 8,
             drain_ms: 2_000,
             mesh_bytes_max: 32 << 20,
             sent_away_max: 131_072,

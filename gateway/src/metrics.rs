@@ -118,14 +118,12 @@ shard_stats! {
     limit_logins: Counter "trunkline_limit_hits_total" "limit=\"logins_per_sec\"" "How often each limit was hit.";
     limit_devices: Counter "trunkline_limit_hits_total" "limit=\"devices_per_user\"" "How often each limit was hit.";
     limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
-    limit_cold_reads: Counter "trunkline_limit_hits_total" "limit=\"cold_reads_per_turn\"" "How often each limit was hit.";
     limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
     limit_mesh: Counter "trunkline_limit_hits_total" "limit=\"mesh_bytes\"" "How often each limit was hit.";
     limit_sent_away: Counter "trunkline_limit_hits_total" "limit=\"messages_owed\"" "How often each limit was hit.";
     limit_parked: Counter "trunkline_limit_hits_total" "limit=\"parked_bytes\"" "How often each limit was hit.";
     limit_remote_sessions: Counter "trunkline_limit_hits_total" "limit=\"remote_sessions\"" "How often each limit was hit.";
     reads_paused: Counter "trunkline_reads_paused_total" "" "Connections not read for a while because their own outbox was over half full.";
-    reads_put_off: Gauge "trunkline_reads_put_off" "" "Quiet connections with something to read that wait for their turn.";
     outbox_bytes: Gauge "trunkline_outbox_bytes" "" "Bytes queued for clients of this shard.";
     partial_bytes: Gauge "trunkline_partial_bytes" "" "Bytes of half-received frames.";
     unacked_bytes: Gauge "trunkline_unacked_bytes" "" "Bytes of messages that wait for an ACK.";

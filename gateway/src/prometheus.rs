@@ -102,7 +102,7 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 25] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 24] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -122,7 +122,6 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 25] {
         ("redeliver", limits.redeliver_ms / 1_000),
         ("redeliver_attempts", limits.redeliver_attempts_max.into()),
         ("recv_buffers", limits.recv_buffers.into()),
-        ("cold_reads_per_turn", u64::from(limits.cold_reads_per_turn)),
         ("partial_bytes", limits.partial_total_bytes_max as u64),
         ("drain", limits.drain_ms / 1_000),
         ("mesh_bytes", limits.mesh_bytes_max as u64),

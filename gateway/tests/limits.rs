@@ -2,7 +2,6 @@
 
 mod support;
 
-use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -475,34 +474,6 @@ fn a_reader_that_never_reads_harms_only_itself() {
         assert!(growth < FLOOD_GROWTH_BYTES_MAX, "grew by {growth} bytes");
         gateway.wait_for_presence(500, false);
         assert_reads_whole_frames_then_the_end(victim);
-    });
-}
-
-#[test]
-fn quiet_connections_that_all_speak_at_once_take_turns() {
-    const QUIET: u64 = 200;
-    with_gateway(1, &["--cold-reads-per-turn", "1"], |gateway| {
-        let (mut from, mut to) = (Client::login(gateway, 1), Client::login(gateway, 2));
-        // Both are busy from now on.
-        from.exchange(&mut to, 2, b"before");
-        let mut quiet: Vec<Client> = (0..QUIET).map(|user| Client::login(gateway, 10 + user)).collect();
-        let hits = gateway.metrics().limit_hits(limit_label::COLD_READS);
-        gateway.signal(Signal::STOP);
-        for (client, number) in quiet.iter_mut().zip(0..) {
-            client.write(&wire::ping(number));
-        }
-        from.send(2, 0, b"behind all of them");
-        gateway.signal(Signal::CONT);
-        assert_eq!(to.recv_deliver().body, b"behind all of them");
-        for (client, number) in quiet.iter_mut().zip(0..) {
-            let pong = client.recv_kind(kind::PONG);
-            assert_eq!(pong.aux, number);
-        }
-        let metrics = gateway.metrics();
-        // All are seen to be readable in one turn or in a few.
-        let put_off = metrics.limit_hits(limit_label::COLD_READS) - hits;
-        assert!((QUIET / 2..QUIET).contains(&put_off), "{put_off} of {QUIET} had to wait");
-        gateway.wait_for_metrics("nobody waits", |metrics| metrics.sum("trunkline_reads_put_off", &[]) == 0);
     });
 }
 

@@ -269,7 +269,6 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
         )?,
         read_mode: known(all.read_mode).into(),
         hot_idle_ms: secs("hot_idle_secs", all.hot_idle_secs)? * 1_000,
-        cold_reads_per_turn: judge.count("cold_reads_per_turn", known(all.cold_reads_per_turn), 1..=65_536)? as u32,
         drain_ms: judge.count("drain_secs", known(all.drain_secs), 0..=SECS_MAX)? * 1_000,
         mesh_bytes_max: share(
             "mesh_bytes_max",

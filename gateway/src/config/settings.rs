@@ -107,9 +107,6 @@ settings! {
     read_mode: [ReadModeKind] "MODE" "TRUNKLINE_READ_MODE" Fixed("\"auto\"");
     /// Seconds without traffic after which a busy connection counts as quiet, 1 to 3600.
     hot_idle_secs: [u64] "SECS" "TRUNKLINE_HOT_IDLE_SECS" Fixed("10");
-    /// Quiet connections a shard reads in one turn of its loop, 1 to 65536. The others wait for the next turn, so that messages of busy
-    /// connections do not wait for a wave of heartbeats.
-    cold_reads_per_turn: [u64] "N" "TRUNKLINE_COLD_READS_PER_TURN" Fixed("8");
 
     ["Authentication"]
     /// Who may log in.

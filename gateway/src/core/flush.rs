@@ -127,7 +127,6 @@ impl<I: Io> Core<I> {
         for slot in std::mem::take(&mut self.waiting) {
             self.shard.links.mark_dirty(slot);
         }
-        self.read_put_off();
         let mut dirty = std::mem::take(&mut self.shard.links.dirty);
         for slot in dirty.drain(..) {
             self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
@@ -137,20 +136,6 @@ impl<I: Io> Core<I> {
         for slot in std::mem::replace(&mut self.shard.links.dirty, dirty) {
             self.shard.links.slots.at(slot).flags.clear(ConnFlags::DIRTY);
             self.waiting.push(slot);
-        }
-    }
-
-    /// Connections that wait to be read: those that came first.
-    fn read_put_off(&mut self) {
-        while self.shard.links.cold_reads_left > 0
-            && let Some(slot) = self.put_off.pop_front()
-        {
-            let flags = &mut self.shard.links.slots.at(slot).flags;
-            // Without the flag it is another connection by now.
-            if flags.has(ConnFlags::PUT_OFF) {
-                flags.clear(ConnFlags::PUT_OFF);
-                self.flush_conn(slot);
-            }
         }
     }
 
@@ -209,23 +194,10 @@ impl<I: Io> Core<I> {
                 self.io.recv_multishot(id);
             }
             // A new connection's LOGIN is on its way: a receive waits for it in one step.
-            ReadOp::None if conn.phase == Phase::Handshake => {
+            ReadOp::None if conn.phase == Phase::Handshake || conn.flags.has(ConnFlags::READABLE) => {
                 conn.read = ReadOp::Recv;
                 self.io.recv(id);
             }
-            ReadOp::None if conn.flags.has(ConnFlags::PUT_OFF) => {}
-            ReadOp::None if conn.flags.has(ConnFlags::READABLE) => match links.cold_reads_left.checked_sub(1) {
-                Some(left) => {
-                    links.cold_reads_left = left;
-                    conn.read = ReadOp::Recv;
-                    self.io.recv(id);
-                }
-                None => {
-                    conn.flags.set(ConnFlags::PUT_OFF);
-                    links.stats.limit_cold_reads.add(1);
-                    self.put_off.push_back(slot);
-                }
-            },
             ReadOp::None => {
                 conn.read = ReadOp::Poll;
                 self.io.poll(id);

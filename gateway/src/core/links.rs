@@ -38,8 +38,6 @@ pub(crate) struct Links {
     pub(crate) overflowed: Vec<u32>,
     pub(crate) outbox_bytes: usize,
     pub(crate) partial_bytes: usize,
-    /// Quiet connections that may still be read in this turn.
-    pub(crate) cold_reads_left: u32,
     pub(crate) tick: u32,
 }
 
@@ -53,7 +51,6 @@ impl Links {
             overflowed: Vec::new(),
             outbox_bytes: 0,
             partial_bytes: 0,
-            cold_reads_left: 0,
             tick: 0,
             limits,
             stats,

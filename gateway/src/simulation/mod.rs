@@ -393,7 +393,6 @@ const MUST_OCCUR: &[&str] = &[
     "closed{too_slow}",
     "closed{unknown_transport}",
     "closed{unsupported_version}",
-    "trunkline_limit_hits_total{limit=\"cold_reads_per_turn\"}",
     "trunkline_limit_hits_total{limit=\"connections\"}",
     "trunkline_limit_hits_total{limit=\"devices_per_user\"}",
     "trunkline_limit_hits_total{limit=\"frame_bytes\"}",

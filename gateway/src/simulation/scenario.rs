@@ -59,7 +59,6 @@ impl Scenario {
             recv_buffer_bytes: rng.within(48, 4_096) as u32,
             read_mode: *rng.pick(&[ReadMode::Auto, ReadMode::Auto, ReadMode::Cold, ReadMode::Hot]),
             hot_idle_ms: rng.within(100, 1_000),
-            cold_reads_per_turn: 1 + (seed % 3) as u32,
             logins_per_sec: if rng.chance(250) { rng.within(5, 60) as u32 } else { 0 },
             drain_ms: rng.within(1, 1_500),
             ..Limits::default()

@@ -64,7 +64,6 @@ pub(crate) mod limit_label {
     pub(crate) const UNACKED: &str = "unacked_per_user";
     pub(crate) const MAILBOX: &str = "mailbox";
     pub(crate) const RECV_BUFFERS: &str = "recv_buffers";
-    pub(crate) const COLD_READS: &str = "cold_reads_per_turn";
 }
 
 /// Fields of the JSON the HTTP API answers with.

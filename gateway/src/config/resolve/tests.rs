@@ -69,8 +69,8 @@ fn the_defaults_are_those_of_the_documents() {
     assert_eq!((limits.frames_per_sec, limits.logins_per_sec), (0, 0));
     assert_eq!((limits.recv_buffers, limits.recv_buffer_bytes), (model.recv_buffers, model.recv_buffer_bytes));
     assert_eq!(
-        (limits.read_mode, limits.hot_idle_ms, limits.cold_reads_per_turn, limits.drain_ms),
-        (ReadMode::Auto, model.hot_idle_ms, model.cold_reads_per_turn, model.drain_ms)
+        (limits.read_mode, limits.hot_idle_ms, limits.drain_ms),
+        (ReadMode::Auto, model.hot_idle_ms, model.drain_ms)
     );
     assert_eq!(limits.mailbox_bytes_max, 4 << 20);
     assert_eq!(limits.outbox_total_bytes_max, (1 << 30) / 4);
@@ -147,7 +147,6 @@ fn every_range_has_both_ends() {
         ("heartbeat_secs_min", ["1", "30"], ["0", "3601"]),
         ("heartbeat_secs_max", ["30", "3600"], ["0", "3601"]),
         ("hot_idle_secs", ["1", "3600"], ["0", "3601"]),
-        ("cold_reads_per_turn", ["1", "65536"], ["0", "65537"]),
         ("drain_secs", ["0", "3600"], ["3601", "4294967296"]),
         ("devices_max", ["1", "64"], ["0", "65"]),
         ("logins_per_sec", ["0", "1000000"], ["1000001", "9999999999"]),

@@ -72,7 +72,6 @@ impl Scenario {
             recv_buffer_bytes: rng.within(1_024, 4_096) as u32,
             read_mode: *rng.pick(&[ReadMode::Auto, ReadMode::Auto, ReadMode::Cold, ReadMode::Hot]),
             hot_idle_ms: rng.within(100, 1_000),
-            cold_reads_per_turn: 1 + (seed % 3) as u32,
             drain_ms: rng.within(1, 1_500),
             remote_sessions_max: 1_000,
             mesh_slots: 64,
