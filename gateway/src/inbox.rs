@@ -111,14 +111,13 @@ impl Inboxes {
         Some(message)
     }
 
-    /// Takes out what waits for a user and came from one of the user's own sessions.
-    pub(crate) fn take_own(&mut self, user: u64, is_own: impl Fn(&Origin) -> bool) -> VecDeque<Unacked> {
+    /// Takes out those of a user's messages for which `which` is true.
+    pub(crate) fn take_if(&mut self, user: u64, which: impl Fn(&Unacked) -> bool) -> VecDeque<Unacked> {
         let Some(inbox) = self.by_user.get_mut(&user) else { return VecDeque::new() };
-        let is_own = |message: &Unacked| message.from == user && is_own(&message.origin);
-        if !inbox.iter().any(is_own) {
+        if !inbox.iter().any(&which) {
             return VecDeque::new();
         }
-        let (taken, kept) = std::mem::take(inbox).into_iter().partition(is_own);
+        let (taken, kept) = std::mem::take(inbox).into_iter().partition(which);
         *inbox = kept;
         for message in &taken {
             self.forget(message);
@@ -132,17 +131,8 @@ impl Inboxes {
     }
 
     /// Takes out the user's messages that were sent again too often.
-    pub(crate) fn take_exhausted(&mut self, user: u64, attempts_max: u8, sent_before: u32) -> Vec<Unacked> {
-        let Some(inbox) = self.by_user.get_mut(&user) else { return Vec::new() };
-        let gone = |message: &Unacked| message.attempts >= attempts_max && message.sent_tick <= sent_before;
-        let mut exhausted = Vec::new();
-        if inbox.iter().any(gone) {
-            let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(inbox).into_iter().partition(gone);
-            *inbox = kept.into();
-            exhausted = out;
-        }
-        exhausted.iter().for_each(|message| self.forget(message));
-        exhausted
+    pub(crate) fn take_exhausted(&mut self, user: u64, attempts_max: u8, sent_before: u32) -> VecDeque<Unacked> {
+        self.take_if(user, |message| message.attempts >= attempts_max && message.sent_tick <= sent_before)
     }
 
     /// Tick of the oldest latest delivery among a user's messages. An inbox found empty is dropped here rather than at its last ACK,

@@ -9,7 +9,7 @@ use cluster_support::traffic::{Traffic, Wander};
 use cluster_support::{Fleet, LEASE_SECS, lease, live};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
-use support::client::Client;
+use support::client::{Client, Event};
 use support::gateway::Gateway;
 use support::wait_for;
 use support::wire::{flag, kind, outcome};
@@ -104,6 +104,34 @@ fn a_node_that_was_paused_comes_back_as_another_and_serves_nobody_meanwhile() {
     }
     assert!(fleet.node(2).metrics().sum("trunkline_fenced_total", &[]) > 0 || traffic.byes.is_empty());
     drop(traffic);
+    fleet.finish();
+}
+
+#[test]
+fn a_message_that_failed_because_a_node_was_paused_is_not_sent_again_by_it() {
+    let fleet = Fleet::start(&["a", "b", "c"], &["--redeliver-secs", "2", "--redeliver-attempts-max", "100"]);
+    let before = lease(&fleet.redis, "c").expect("a lease").incarnation;
+    let mut sender = Client::login(fleet.node(0), 1);
+    let mut recipients: Vec<Client> = (100..112).map(|user| Client::login(fleet.node(2), user)).collect();
+    for (recipient, user) in recipients.iter_mut().zip(100..) {
+        sender.send(user, flag::ACK, b"never acknowledged");
+        recipient.recv_deliver();
+    }
+    fleet.node(2).signal(Signal::STOP);
+    let fates: Vec<u16> = recipients.iter().map(|_| sender.recv_kind(kind::SENT).aux).collect();
+    assert!(fates.contains(&outcome::OVERLOADED), "users whose home is the paused node: {fates:?}");
+    for recipient in &mut recipients {
+        while let Event::Frame(_) = recipient.poll_event() {}
+    }
+    fleet.node(2).signal(Signal::CONT);
+    wait_for("it has a lease again", || lease(&fleet.redis, "c").filter(|lease| lease.incarnation > before).map(drop));
+    fleet.wait_joined();
+    std::thread::sleep(Duration::from_secs(5));
+    for recipient in &mut recipients {
+        recipient.write_while_open(&support::wire::ping(1).encode());
+        let frame = recipient.recv();
+        assert_eq!(frame.kind, kind::PONG, "sent again after its sender was told that it failed: {frame:?}");
+    }
     fleet.finish();
 }
 

@@ -335,7 +335,9 @@ impl Shard {
             [last] => {
                 // A session is no recipient of what it sent itself.
                 let (directory, slots, shard) = (&self.directory, &self.links.slots, self.shard);
-                self.inboxes.take_own(user, |origin| far::may_be_origin(directory, slots, shard, last.slot, origin))
+                self.inboxes.take_if(user, |message| {
+                    message.from == user && far::may_be_origin(directory, slots, shard, last.slot, &message.origin)
+                })
             }
             _ => VecDeque::new(),
         };

@@ -11,7 +11,7 @@ use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::{Away, Home, Member, NodeKey, Routing, Walk, WalkStep};
+use crate::directory::{Away, Held, Home, Member, NodeKey, Routing, Walk, WalkStep};
 use crate::inbox::Unacked;
 use crate::mailbox::Origin;
 use crate::mesh::node_key;
@@ -71,6 +71,28 @@ impl Shard {
         for slot in slots {
             if let Some(remote) = self.directory.remotes.get(slot).copied() {
                 self.remove_session(remote.user, remote.session);
+            }
+        }
+        self.refuse_strangers();
+    }
+
+    /// Refuses what waits here and came from other nodes: they have told its senders that it failed.
+    fn refuse_strangers(&mut self) {
+        for user in self.inboxes.users() {
+            for message in self.inboxes.take_if(user, |message| message.origin.node != NodeKey::OWN) {
+                let Unacked { origin, from, id, ref payload, .. } = message;
+                self.refuse(&Routed { origin, from, to: user, id, acked: true, payload });
+            }
+        }
+        for user in self.directory.parked.users() {
+            for held in self.directory.parked.take(user) {
+                let Held { origin, from, id, acked, ref payload, .. } = held;
+                let bytes = payload.len();
+                if origin.node != NodeKey::OWN {
+                    self.refuse(&Routed { origin, from, to: user, id, acked, payload });
+                } else if let Err(held) = self.directory.parked.park(user, held, bytes) {
+                    self.refuse(&Routed { origin, from, to: user, id, acked, payload: &held.payload });
+                }
             }
         }
     }
