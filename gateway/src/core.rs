@@ -137,12 +137,12 @@ impl<I: Io> Core<I> {
     }
 
     /// Looks at clock and lease. A node that was paused since the last look, and has lost its lease meanwhile, must not send what it was about to: others
-    /// have its users by now. Connections whose sends are withdrawn end. Returns whether a tick has passed.
+    /// have its users by now. Returns whether a tick has passed.
     fn look(&mut self) -> bool {
         let (looked_ms, served, now) = (self.shard.now.mono_ms, self.shard.serving, self.io.now());
         let ticked = self.shard.set_now(now);
         if served && !self.shard.serving && now.mono_ms - looked_ms > TICK_MS {
-            self.io.withdraw_sends();
+            self.withdraw();
         }
         ticked
     }
@@ -281,8 +281,8 @@ impl<I: Io> Core<I> {
         let letters = mailbox.len();
         for _ in 0..letters {
             match self.shard.outgoing.own().take() {
-                Some(Letter::Batch { from, bytes }) => {
-                    self.shard.take_batch(from, &bytes);
+                Some(Letter::Batch { from, life, bytes }) => {
+                    self.shard.take_batch(from, life, &bytes);
                     self.shard.outgoing.recycle(bytes);
                 }
                 Some(Letter::Adopt(token, arrival)) => {

@@ -27,8 +27,8 @@ const CLOSED: u32 = 1 << 31;
 /// What travels between shards.
 #[derive(Debug)]
 pub(crate) enum Letter {
-    /// Records, see [`Record`].
-    Batch { from: u16, bytes: Vec<u8> },
+    /// Records, see [`Record`], of a shard that worked for that life of the node.
+    Batch { from: u16, life: u64, bytes: Vec<u8> },
     /// A connection for this shard; its descriptor follows through the ring.
     Adopt(HandoverToken, Arrival),
     /// The descriptor will not follow.
@@ -241,7 +241,7 @@ impl Mailbox {
     pub(crate) fn take(&self) -> Option<Letter> {
         let letter = self.letters.pop()?;
         match &letter {
-            Letter::Batch { from, bytes } => {
+            Letter::Batch { from, bytes, .. } => {
                 self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
             }
             Letter::Adopt(..) => {
@@ -267,12 +267,22 @@ pub(crate) fn mailboxes(shards: u16) -> Mailboxes {
     Arc::new((0..shards).map(|_| Mailbox::new(shards)).collect())
 }
 
+/// What one shard has for another in this turn.
+#[derive(Debug, Default)]
+struct Batch {
+    /// The life of the node in which the first of it arose.
+    life: u64,
+    bytes: Vec<u8>,
+}
+
 /// What one shard has for the others in this turn.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     shard: u16,
     mailboxes: Mailboxes,
-    batches: Vec<Vec<u8>>,
+    /// The life of the node in which what is put now arose, see [`Outgoing::set_life`].
+    life: u64,
+    batches: Vec<Batch>,
     /// Shards with a batch to push.
     touched: Vec<u16>,
     spares: Vec<Vec<u8>>,
@@ -283,8 +293,9 @@ impl Outgoing {
     pub(crate) fn new(shard: u16, mailboxes: Mailboxes, bytes_max: usize) -> Self {
         Outgoing {
             shard,
-            batches: mailboxes.iter().map(|_| Vec::new()).collect(),
+            batches: mailboxes.iter().map(|_| Batch::default()).collect(),
             mailboxes,
+            life: 0,
             touched: Vec::new(),
             spares: Vec::new(),
             bytes_max,
@@ -296,6 +307,11 @@ impl Outgoing {
         &self.mailboxes[usize::from(self.shard)]
     }
 
+    /// Says which life of the node the shard works for in this turn: a shard that is in another one by the time it reads what is put now refuses it.
+    pub(crate) fn set_life(&mut self, life: u64) {
+        self.life = life;
+    }
+
     /// Says that this shard has nothing more to do for itself, and tells whether that is true of all.
     pub(crate) fn all_drained(&self) -> bool {
         self.own().drained.store(true, Ordering::Relaxed);
@@ -305,19 +321,20 @@ impl Outgoing {
     /// Whether `bytes` more may be under way to a shard.
     pub(crate) fn has_room(&self, to: u16, bytes: usize) -> bool {
         let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
-        under_way + self.batches[usize::from(to)].len() + bytes <= self.bytes_max
+        under_way + self.batches[usize::from(to)].bytes.len() + bytes <= self.bytes_max
     }
 
     /// Adds a record to the batch for a shard. Messages are to be let in by `has_room` first.
     pub(crate) fn put(&mut self, to: u16, record: &Record<'_>) {
         let batch = &mut self.batches[usize::from(to)];
-        if batch.is_empty() {
+        if batch.bytes.is_empty() {
             self.touched.push(to);
-            if batch.capacity() == 0 {
-                *batch = self.spares.pop().unwrap_or_default();
+            batch.life = self.life;
+            if batch.bytes.capacity() == 0 {
+                batch.bytes = self.spares.pop().unwrap_or_default();
             }
         }
-        record.encode(batch);
+        record.encode(&mut batch.bytes);
     }
 
     /// Pushes a connection's particulars.
@@ -357,14 +374,14 @@ impl Outgoing {
         for at in 0..self.touched.len() {
             let to = self.touched[at];
             let mailbox = &self.mailboxes[usize::from(to)];
-            let bytes = std::mem::take(&mut self.batches[usize::from(to)]);
+            let Batch { life, bytes } = std::mem::take(&mut self.batches[usize::from(to)]);
             let len = bytes.len();
             let under_way = &mailbox.bytes_from[usize::from(self.shard)];
             under_way.fetch_add(len, Ordering::Relaxed);
-            if let Err(letter) = mailbox.letters.push(Letter::Batch { from: self.shard, bytes }) {
+            if let Err(letter) = mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes }) {
                 under_way.fetch_sub(len, Ordering::Relaxed);
-                if let Letter::Batch { bytes, .. } = letter {
-                    self.batches[usize::from(to)] = bytes;
+                if let Letter::Batch { life, bytes, .. } = letter {
+                    self.batches[usize::from(to)] = Batch { life, bytes };
                 }
                 self.touched[kept] = to;
                 kept += 1;
@@ -384,7 +401,7 @@ impl Outgoing {
 
     /// Bytes gathered or under way to all other shards.
     pub(crate) fn pending_bytes(&self) -> usize {
-        let gathered: usize = self.batches.iter().map(Vec::len).sum();
+        let gathered: usize = self.batches.iter().map(|batch| batch.bytes.len()).sum();
         let under_way: usize = self
             .mailboxes
             .iter()
@@ -464,6 +481,25 @@ mod tests {
         }
         assert_eq!(ids, (0..total as u64).collect::<Vec<_>>());
         assert_eq!(outgoing.pending_bytes(), 0);
+    }
+
+    #[test]
+    fn a_batch_tells_of_the_life_in_which_the_first_of_it_was_put() {
+        let mailboxes = mailboxes(2);
+        let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
+        let record = Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 };
+        outgoing.set_life(5);
+        outgoing.put(1, &record);
+        outgoing.set_life(6);
+        outgoing.put(1, &record);
+        outgoing.post(|_| {});
+        outgoing.put(1, &record);
+        outgoing.post(|_| {});
+        let lives = std::iter::from_fn(|| match mailboxes[1].take()? {
+            Letter::Batch { life, .. } => Some(life),
+            Letter::Adopt(..) | Letter::AdoptFailed(_) => panic!("only batches were posted"),
+        });
+        assert!(lives.eq([5, 6]));
     }
 
     #[test]

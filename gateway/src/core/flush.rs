@@ -81,6 +81,18 @@ impl<I: Io> Core<I> {
         self.shard.links.mark_dirty(id.slot);
     }
 
+    /// Sends nothing of what is queued: neither what the next enter would hand over, nor what clients would get behind a send under way. The
+    /// connections end.
+    pub(super) fn withdraw(&mut self) {
+        self.io.withdraw_sends();
+        for slot in 0..self.shard.links.slots.high_water() {
+            let conn = self.shard.links.slots.at(slot);
+            if conn.outbox.as_ref().is_some_and(|outbox| outbox.sending.is_some() && !outbox.pending.is_empty()) {
+                self.failed(self.shard.links.slots.id(slot));
+            }
+        }
+    }
+
     /// A send has ended.
     pub(super) fn on_sent(&mut self, id: ConnId, result: OpResult<usize>, buf: Vec<u8>) {
         let links = &mut self.shard.links;

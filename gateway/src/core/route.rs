@@ -189,8 +189,11 @@ impl Shard {
         }
     }
 
-    /// Records from another shard.
-    pub(crate) fn take_batch(&mut self, from_shard: u16, bytes: &[u8]) {
+    /// Records from another shard, which took them in during that life of the node. Another life serves nothing of it: the shard may have been paused in between,
+    /// and others have told the senders that it failed.
+    pub(crate) fn take_batch(&mut self, from_shard: u16, life: u64, bytes: &[u8]) {
+        let serving = self.serving;
+        self.serving &= life == self.life;
         for record in Records(bytes) {
             match record {
                 Record::Message { origin, from, to, id, acked, payload } => {
@@ -203,6 +206,7 @@ impl Shard {
                 Record::Far { from, record } => self.far_here(from, record),
             }
         }
+        self.serving = serving;
     }
 
     /// Sends everything that waits for the user's ACK to one of its sessions again.

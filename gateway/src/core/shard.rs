@@ -163,6 +163,7 @@ impl Shard {
             // With a new life comes a new view. Before that, what came over the links of the life before must not be served.
             let may_serve = cluster.state.may_serve(now.mono_ms);
             self.serving = may_serve && (self.directory.routing.is_none() || cluster.state.life() == self.life);
+            self.outgoing.set_life(self.life);
         }
         let tick = (now.mono_ms / TICK_MS) as u32;
         std::mem::replace(&mut self.links.tick, tick) != tick
