@@ -105,6 +105,9 @@ struct Findings {
     idle_pongs: Stretch,
     control: u32,
     rate: f64,
+    /// The round in which each client of the control group speaks for the first time since it logged in.
+    first_round: Stretch,
+    /// All rounds after it.
     held: Stretch,
     spent: Spent,
     /// Logged in at the end, each having answered a last PING.
@@ -190,12 +193,17 @@ fn hold(
     crowd.send_at(Some(rate));
     let busy_from = Instant::now();
     let left = secs.saturating_sub(held_from.elapsed()).max(Duration::from_millis(100));
-    crowd.run_for(&mut fleet, left, |crowd| {
+    let round = Duration::from_secs_f64(f64::from(control) / rate).min(left / 4);
+    let tick = |crowd: &mut Crowd| {
         bar.set(held_from.elapsed().as_secs());
         let (delivered, lost) = (crowd.ledger.delivered(), crowd.tally.lost);
         bar.say(format!("{delivered} messages, {} in, {lost} lost", crowd.tally.inside));
-    })?;
-    let held = Stretch::of(&crowd.take_latencies(), busy_from.elapsed().as_secs_f64());
+    };
+    crowd.run_for(&mut fleet, round, tick)?;
+    let first_round = Stretch::of(&crowd.take_latencies(), busy_from.elapsed().as_secs_f64());
+    let later_from = Instant::now();
+    crowd.run_for(&mut fleet, left.saturating_sub(busy_from.elapsed()), tick)?;
+    let held = Stretch::of(&crowd.take_latencies(), later_from.elapsed().as_secs_f64());
     let spent = watch.spent(busy_from, Instant::now());
     drop(bar);
     crowd.settle(&mut fleet)?;
@@ -214,6 +222,7 @@ fn hold(
         idle_pongs,
         control,
         rate,
+        first_round,
         held,
         spent,
         held_to_the_end: crowd.tally.inside,
@@ -293,7 +302,7 @@ fn memory_of(
 }
 
 fn print_summary(clients: &Clients, findings: &Findings) {
-    let Findings { ramp, memory, held, .. } = findings;
+    let Findings { ramp, memory, first_round, held, .. } = findings;
     println!("{}", crate::report::Machine::this());
     println!(
         "{} clients: {} logged in at the end, {} refused, {} lost",
@@ -337,7 +346,7 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         rows.insert(5, vec!["presence writes tried again / refused / resyncs".to_owned(), troubles]);
     }
     println!("{}", table(&["", "figure"], &rows));
-    println!("{}", scenario::stretches_table(&[("control group", held)]));
+    println!("{}", scenario::stretches_table(&[("first of each client", first_round), ("control group", held)]));
     held.warn_if_late("control group");
     findings.spent.note_if_stolen("control group");
     let mut caches: Vec<_> = memory.caches.iter().collect();
