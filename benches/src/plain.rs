@@ -91,12 +91,14 @@ pub(crate) fn measure(connections: u32, progress: &Progress) -> Result<Plain, Fa
 /// it has not: then something else is at work on this machine.
 pub(crate) fn settled_kernel_memory(connections: u32) -> Result<KernelMemory, Failure> {
     let tolerance = 8 * i64::from(connections).max(1_000);
-    let patience = if connections < SETTLE_CONNECTIONS_MIN { SETTLE_INTERVAL * 8 } else { SETTLE_PATIENCE };
+    let few = connections < SETTLE_CONNECTIONS_MIN;
+    let (interval, patience) =
+        if few { (SETTLE_INTERVAL / 4, SETTLE_INTERVAL * 2) } else { (SETTLE_INTERVAL, SETTLE_PATIENCE) };
     let deadline = Instant::now() + patience;
     let mut before = KernelMemory::now()?;
     let mut calm = 0;
     loop {
-        thread::sleep(SETTLE_INTERVAL);
+        thread::sleep(interval);
         let now = KernelMemory::now()?;
         calm = if (now.in_use() - before.in_use()).abs() <= tolerance { calm + 1 } else { 0 };
         if calm == 3 || Instant::now() > deadline {
