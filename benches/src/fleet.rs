@@ -144,9 +144,6 @@ const BUSY_COMPLETIONS: usize = 16;
 const BUSY_BATCH: u32 = 1_024;
 /// What one of several rings takes at most in such a batch, so that the others do not wait for long.
 const BUSY_BATCH_EACH: u32 = 64;
-/// A turn over many rings that has seen this much goes on where it ended the next time, so that what is due meanwhile is written in time. More than
-/// one ring takes.
-const TURN_COMPLETIONS: usize = 128;
 
 /// State of one connection. It owns no memory while nothing is halfway.
 #[derive(Default)]
@@ -185,8 +182,6 @@ pub(crate) struct Fleet {
     targets: Targets,
     lanes: Vec<Lane>,
     lane_slots: u32,
-    /// Where a turn over many lanes goes on.
-    next_lane: usize,
     /// For all lanes, when there is more than one.
     sleeper: Option<Sleeper>,
     opened: u32,
@@ -209,8 +204,8 @@ impl Fleet {
             buffer_bytes,
         };
         let targets = targets.into();
-        let (lanes, manner) = (Vec::new(), Manner::Plain);
-        let mut fleet = Fleet { targets, lanes, lane_slots, next_lane: 0, sleeper: None, opened: 0, manner };
+        let mut fleet =
+            Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, manner: Manner::Plain };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -328,8 +323,7 @@ impl Fleet {
         lane.staged_since(slot, start);
     }
 
-    /// Sends what is staged, waits at most `patience` for something to happen, and hands it to `driver`; where there are many rings
-    /// and a lot to do, for some of them, and for the first in any case: whose messages are measured is there, and shall not wait for a wave of PONGs.
+    /// Sends what is staged, waits at most `patience` for something to happen, and hands it to `driver`.
     /// Returns how much happened.
     pub(crate) fn turn(&mut self, driver: &mut impl Driver, patience: Duration) -> Result<usize, Failure> {
         if let [lane] = &mut *self.lanes {
@@ -343,10 +337,7 @@ impl Fleet {
         }
         let mut happened = 0;
         let mut idle = true;
-        let all = self.lanes.len();
-        let others = (self.next_lane..self.next_lane + all).map(|index| index % all);
-        for index in std::iter::once(0).chain(others) {
-            let lane = &mut self.lanes[index];
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
             if lane.dirty.is_empty() && !lane.ring.has_work() {
                 continue;
             }
@@ -357,10 +348,6 @@ impl Fleet {
             if taken >= BUSY_COMPLETIONS {
                 let more = Wait::AtMost { completions: BUSY_BATCH_EACH, timeout: Duration::ZERO };
                 happened += lane.turn(base, &self.targets, driver, more)?;
-            }
-            if happened >= TURN_COMPLETIONS {
-                self.next_lane = index + 1;
-                break;
             }
         }
         if idle && let Some(sleeper) = &self.sleeper {
