@@ -105,9 +105,9 @@ struct Findings {
     idle_pongs: Stretch,
     control: u32,
     rate: f64,
-    /// The round in which each client of the control group speaks for the first time since it logged in.
+    /// What arrived during the round in which each client of the control group speaks for the first time since it logged in.
     first_round: Stretch,
-    /// All rounds after it.
+    /// What arrived after it.
     held: Stretch,
     spent: Spent,
     /// Logged in at the end, each having answered a last PING.
