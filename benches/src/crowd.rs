@@ -25,13 +25,16 @@ use crate::{
 
 /// How long nothing may happen while something is awaited.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// Messages written before the fleet is turned again, and PINGs of a roll call, so that a late bench catches up without a pause.
+/// Messages written before the fleet is turned again, so that a late bench catches up without a pause.
 const BURST_MAX: u64 = 2_048;
 /// PINGs that are due written before the fleet is turned again: a wave of them must not hold up the messages that are measured.
-const PINGS_PER_STEP: u32 = 128;
+const PINGS_PER_STEP: u32 = 32;
 
 /// Connections opened or cut before the fleet is turned again, so that nobody else waits for long.
 const CONNECTIONS_PER_STEP: u32 = 64;
+
+/// Connections that are closing at the same time: what arrives on the others of a ring waits behind the ends of these.
+const CUTS_UNDER_WAY_MAX: usize = 128;
 
 /// Where a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ enum Stage {
 }
 
 /// What has happened so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Logged in now.
     pub(crate) inside: u32,
@@ -65,6 +68,20 @@ pub(crate) struct Tally {
     pub(crate) pongs: u64,
     entering: u32,
     leaving: u32,
+}
+
+impl Tally {
+    /// Adds that of other clients.
+    pub(crate) fn add(&mut self, other: &Tally) {
+        self.inside += other.inside;
+        self.logins += other.logins;
+        self.refused += other.refused;
+        self.lost += other.lost;
+        self.left += other.left;
+        self.pongs += other.pongs;
+        self.entering += other.entering;
+        self.leaving += other.leaving;
+    }
 }
 
 /// When the clients of an open-loop schedule send: message `i` at `i / rate`, whatever has become of those before.
@@ -121,7 +138,9 @@ pub(crate) struct Crowd {
     pub(crate) login_latency: Histogram<u64>,
     pub(crate) latencies: Latencies,
     schedule: Option<Schedule>,
-    next_flow: u32,
+    /// Those with senders here, who take turns.
+    flows: Vec<u32>,
+    next_flow: usize,
     heartbeats: Option<Heartbeats>,
     /// To be cut after this turn.
     doomed: Vec<u32>,
@@ -163,16 +182,16 @@ impl Opening {
 }
 
 impl Crowd {
-    /// A crowd for the users of `ledger`. Those below `attentive` receive all the time.
-    pub(crate) fn new(ledger: Ledger, attentive: u32, heartbeat_secs: u32) -> Crowd {
-        let count = ledger.user_count();
+    /// A crowd of the first `connections` users of `ledger`. Those below `attentive` receive all the time.
+    pub(crate) fn new(ledger: Ledger, connections: u32, attentive: u32, heartbeat_secs: u32) -> Crowd {
         Crowd {
-            stages: vec![Stage::Out; count],
-            began_us: vec![0; count],
+            stages: vec![Stage::Out; connections as usize],
+            began_us: vec![0; connections as usize],
             attentive,
             heartbeat_secs,
             tally: Tally::default(),
             failures: BTreeMap::new(),
+            flows: ledger.flows_from(connections),
             ledger,
             login_latency: latency::histogram(),
             latencies: Latencies::new(),
@@ -200,9 +219,25 @@ impl Crowd {
         std::mem::replace(&mut self.latencies, Latencies::new())
     }
 
+    /// How many clients there are.
+    pub(crate) fn connections(&self) -> u32 {
+        self.stages.len() as u32
+    }
+
+    /// Connections below this one receive all the time.
+    pub(crate) fn attentive(&self) -> u32 {
+        self.attentive
+    }
+
+    /// How many flows are sent from here.
+    pub(crate) fn own_flows(&self) -> usize {
+        self.flows.len()
+    }
+
     /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that.
     pub(crate) fn send_at(&mut self, rate: Option<f64>) {
-        self.schedule = rate.filter(|rate| *rate > 0.0).map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
+        let rate = rate.filter(|rate| *rate > 0.0 && !self.flows.is_empty());
+        self.schedule = rate.map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
     }
 
     /// From now on each client that logs in sends a PING about an interval after that and after each PING; `None` ends that.
@@ -328,10 +363,16 @@ impl Crowd {
             }
             if (connection - first) % CONNECTIONS_PER_STEP == CONNECTIONS_PER_STEP - 1 {
                 self.step(fleet, Duration::ZERO)?;
+                self.await_freed(fleet, cut, CUTS_UNDER_WAY_MAX)?;
             }
         }
+        self.await_freed(fleet, cut, 0)
+    }
+
+    /// Steps on until at most `under_way` of the `cut` connections are still closing.
+    fn await_freed(&mut self, fleet: &mut Fleet, cut: usize, under_way: usize) -> Result<(), Failure> {
         let mut last_progress = Instant::now();
-        while self.freed.len() < cut {
+        while self.freed.len() + under_way < cut {
             let before = self.freed.len();
             self.step(fleet, Duration::from_millis(5))?;
             if self.freed.len() > before {
@@ -384,16 +425,20 @@ impl Crowd {
     /// Asks every client for a last PONG. Those that do not answer are lost.
     pub(crate) fn roll_call(&mut self, fleet: &mut Fleet, mut tick: impl FnMut(&Crowd)) -> Result<(), Failure> {
         self.ping_every(None);
+        // Who has been silent for longest comes first, so that nobody is silent for longer than between two heartbeats.
+        let now_us = now_us() as u32;
+        let mut order: Vec<u32> = (0..self.connections()).collect();
+        order.sort_by_key(|&connection| now_us.wrapping_sub(self.began_us[connection as usize]));
         let mut last_progress = Instant::now();
-        let mut next = 0;
         loop {
             let mut asked = 0;
-            while (next as usize) < self.stages.len() && asked < BURST_MAX {
-                if self.stages[next as usize] == Stage::In {
-                    self.ping(fleet, next)?;
+            while asked < PINGS_PER_STEP
+                && let Some(connection) = order.pop()
+            {
+                if self.stages[connection as usize] == Stage::In {
+                    self.ping(fleet, connection)?;
                     asked += 1;
                 }
-                next += 1;
             }
             let before = self.tally.pongs;
             self.step(fleet, Duration::from_millis(5))?;
@@ -401,8 +446,7 @@ impl Crowd {
             if self.tally.pongs > before || asked > 0 {
                 last_progress = Instant::now();
             }
-            let all_asked = next as usize == self.stages.len();
-            if all_asked && !self.stages.contains(&Stage::Asked) {
+            if order.is_empty() && !self.stages.contains(&Stage::Asked) {
                 return Ok(());
             }
             if last_progress.elapsed() > PATIENCE {
@@ -414,6 +458,17 @@ impl Crowd {
                 return Ok(());
             }
         }
+    }
+
+    /// Adds what other clients of the same run have come to, once nothing happens any more.
+    pub(crate) fn add(&mut self, other: &Crowd) {
+        self.stages.extend_from_slice(&other.stages);
+        self.tally.add(&other.tally);
+        for (kind, count) in &other.failures {
+            *self.failures.entry(kind.clone()).or_default() += count;
+        }
+        self.ledger.add(&other.ledger);
+        self.latencies.add(&other.latencies);
     }
 
     /// Kinds of failures with their counts, for a sentence.
@@ -475,8 +530,8 @@ impl Crowd {
         for _ in schedule.written..due.min(schedule.written + BURST_MAX) {
             let intended_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
             schedule.written += 1;
-            let flow = self.next_flow;
-            self.next_flow = (flow + 1) % self.ledger.flow_count() as u32;
+            let flow = self.flows[self.next_flow];
+            self.next_flow = (self.next_flow + 1) % self.flows.len();
             self.latencies.lateness.saturating_record(now.saturating_sub(intended_ns));
             self.send(fleet, flow, intended_ns);
         }

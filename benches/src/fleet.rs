@@ -186,6 +186,8 @@ pub(crate) struct Fleet {
     sleeper: Option<Sleeper>,
     opened: u32,
     manner: Manner,
+    /// The number its first connection has among those of all fleets of the run, which source address and port follow from.
+    first: u32,
 }
 
 impl Fleet {
@@ -205,7 +207,7 @@ impl Fleet {
         };
         let targets = targets.into();
         let mut fleet =
-            Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, manner: Manner::Plain };
+            Fleet { targets, lanes: Vec::new(), lane_slots, sleeper: None, opened: 0, manner: Manner::Plain, first: 0 };
         for lane in 0..lane_count {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
@@ -221,6 +223,11 @@ impl Fleet {
     /// Every connection begins like this.
     pub(crate) fn in_manner(self, manner: Manner) -> Fleet {
         Fleet { manner, ..self }
+    }
+
+    /// Its connections are numbered from `first` on among those of the run.
+    pub(crate) fn numbered_from(self, first: u32) -> Fleet {
+        Fleet { first, ..self }
     }
 
     fn sleep_on_all(&mut self) -> io::Result<()> {
@@ -276,7 +283,7 @@ impl Fleet {
         while next < first + count {
             let first_slot = next % self.lane_slots;
             let batch = (first + count - next).min(INSTALL_BATCH).min(self.lane_slots - first_slot);
-            let sockets = (next..next + batch).map(|index| sockets::to_connect(index, self.manner));
+            let sockets = (next..next + batch).map(|index| sockets::to_connect(self.first + index, self.manner));
             let sockets = sockets.collect::<io::Result<Vec<_>>>().map_err(socket_failed)?;
             let lane = &mut self.lanes[(next / self.lane_slots) as usize];
             let raw: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();

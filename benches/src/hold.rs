@@ -18,8 +18,9 @@ use crate::{
     process::{CpuTime, KernelMemory, UserMemory},
     progress::Progress,
     report::table,
-    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp_with, seconds},
+    scenario::{self, Clients, Ramp, Stretch, per_second, seconds},
     site::{NodesArgs, PresenceWrites, Site},
+    team::{CoresArgs, Team, Totals, Who},
     users::{Placement, Seats},
     watch::{Spent, Watch},
 };
@@ -42,6 +43,9 @@ pub(crate) struct HoldArgs {
     #[command(flatten)]
     #[serde(flatten)]
     nodes: NodesArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    cores: CoresArgs,
     /// How long all of them are held, in seconds; the first fifth without messages
     #[arg(long, default_value_t = 30.0)]
     secs: f64,
@@ -120,6 +124,11 @@ struct Findings {
 
 /// Runs `bench hold`.
 pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
+    let mut args = args.clone();
+    if args.cores.shared_cores.is_some() && args.nodes.are_clustered() {
+        return Err(Failure::Setup("--shared-cores is for one gateway: leave --nodes and --redis out".to_owned()));
+    }
+    args.cores.spread(&mut args.clients)?;
     let clients = &args.clients;
     clients.check()?;
     let secs = seconds("--secs", args.secs)?;
@@ -130,12 +139,12 @@ pub(crate) fn run(args: &HoldArgs) -> Result<(), Failure> {
     let rate = per_second("--rate", args.rate.unwrap_or(f64::from(control) / 5.0))?;
     let progress = scenario::progress("hold", clients);
     let client = on_load_core(|| plain::measure(clients.conns.min(PLAIN_MAX), &progress))?.connecting;
-    let mut site = clients.start_site(&args.nodes)?;
-    let outcome = on_load_core(|| hold(args, &site, secs, control, rate, client, &progress));
+    let mut site = clients.start_site(&args.nodes, &args.cores.of_server())?;
+    let outcome = hold(&args, &site, secs, control, rate, client, &progress);
     let (findings, judgement) = outcome.map_err(|failure| site.explain(failure))?;
     site.stop()?;
     print_summary(clients, &findings);
-    scenario::report("hold", args, clients, &findings)?;
+    scenario::report("hold", &args, clients, &findings)?;
     judgement
 }
 
@@ -152,73 +161,77 @@ fn hold(
     let mut seats: Seats = site.seats(0, 1, Placement::Any);
     site.seat_more(&mut seats, clients.conns);
     let pids = site.pids();
-    warm_up(clients, site.targets(&seats))?;
+    let targets = site.targets(&seats);
+    on_load_core(|| warm_up(clients, targets.clone()))?;
     site.await_presence(asleep)?;
     let presence_before = site.presence()?;
-    let mut fleet = clients.fleet(site.targets(&seats))?;
-    let mut crowd = clients.crowd(neighbours(0, control), control);
+    let shares = args.cores.shares(clients, seats.users, control)?;
+    let mut team = Team::start(clients, args.cores, shares, &targets)?;
     let kernel_before = KernelMemory::now()?;
     let user_before = UserMemory::of_all(&pids)?;
     let watch = Watch::start(&pids);
 
-    crowd.ping_every(Some(clients.heartbeat()));
+    team.ping_every(clients.heartbeat())?;
     // Making a socket is the load's own business and no part of a login.
-    fleet.prepare(0, clients.conns)?;
-    let ballast = match args.warm_memory {
+    team.prepare()?;
+    let mut ballast = match args.warm_memory {
         0 => None,
         mib => Some(Ballast::touch(u64::from(mib) << 20, progress)?),
     };
     let bar = progress.phase("logged in", clients.conns.into());
-    let ramp = ramp_with(&mut crowd, &mut fleet, clients, 0..clients.conns, &pids, &bar, ballast)?;
-    drop(bar);
+    let ramp = team.ramp(clients, Who::Everybody, &pids, &bar, || {
+        if let Some(ballast) = &mut ballast {
+            ballast.release();
+        }
+    })?;
+    drop((bar, ballast));
     let presence = match presence_before {
-        Some(before) => Some(presence_of(site, &before, &ramp, &mut crowd, &mut fleet)?),
+        Some(before) => Some(presence_of(site, &before, &ramp, &mut team)?),
         None => None,
     };
 
-    let inside = crowd.tally.inside;
+    let inside = team.totals().inside;
     let held_from = Instant::now();
     let bar = progress.phase("seconds held", secs.as_secs());
     // What the storm of logins left behind settles first.
-    crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
-    crowd.take_latencies();
+    team.run_for(secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
+    team.take_latencies()?;
     let cpu_before = CpuTime::of_all(&pids)?;
     let idle_from = Instant::now();
-    crowd.run_for(&mut fleet, secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
+    team.run_for(secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
     let (idle_cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
     let idle_seconds = idle_from.elapsed().as_secs_f64();
-    let idle_pongs = Stretch::of(&crowd.take_latencies(), idle_seconds);
+    let idle_pongs = Stretch::of(&team.take_latencies()?, idle_seconds);
     let memory = memory_of(&pids, inside, client, &kernel_before, &user_before)?;
 
-    crowd.send_at(Some(rate));
+    team.send_at(Some(rate))?;
     let busy_from = Instant::now();
     let left = secs.saturating_sub(held_from.elapsed()).max(Duration::from_millis(100));
     let round = Duration::from_secs_f64(f64::from(control) / rate).min(left / 4);
-    let tick = |crowd: &mut Crowd| {
+    let tick = |totals: &Totals| {
         bar.set(held_from.elapsed().as_secs());
-        let (delivered, lost) = (crowd.ledger.delivered(), crowd.tally.lost);
-        bar.say(format!("{delivered} messages, {} in, {lost} lost", crowd.tally.inside));
+        let Totals { inside, lost, delivered, .. } = totals;
+        bar.say(format!("{delivered} messages, {inside} in, {lost} lost"));
     };
-    crowd.run_for(&mut fleet, round, tick)?;
-    let first_round = Stretch::of(&crowd.take_latencies(), busy_from.elapsed().as_secs_f64());
+    team.run_for(round, tick)?;
+    let first_round = Stretch::of(&team.take_latencies()?, busy_from.elapsed().as_secs_f64());
     let later_from = Instant::now();
-    crowd.run_for(&mut fleet, left.saturating_sub(busy_from.elapsed()), tick)?;
-    let held = Stretch::of(&crowd.take_latencies(), later_from.elapsed().as_secs_f64());
+    team.run_for(left.saturating_sub(busy_from.elapsed()), tick)?;
+    let held = Stretch::of(&team.take_latencies()?, later_from.elapsed().as_secs_f64());
     let spent = watch.spent(busy_from, Instant::now());
     drop(bar);
-    crowd.settle(&mut fleet)?;
+    team.settle()?;
     let bar = progress.phase("still there", clients.conns.into());
-    let pongs = crowd.tally.pongs;
-    crowd.roll_call(&mut fleet, |crowd| bar.set(crowd.tally.pongs - pongs))?;
+    team.roll_call(&bar)?;
     drop(bar);
     drop(watch);
-    fleet.close()?;
+    let crowd = team.close()?;
     let findings = Findings {
         logins_per_second_and_node: ramp.rate_mean / f64::from(site.nodes()),
         presence,
         ramp,
         memory,
-        idle_cpu_us: idle_cpu.as_secs_f64() * 1e6 / idle_seconds / f64::from(inside.max(1)),
+        idle_cpu_us: idle_cpu.as_secs_f64() * 1e6 / idle_seconds / inside.max(1) as f64,
         idle_pongs,
         control,
         rate,
@@ -250,22 +263,16 @@ fn asleep(time: Duration) -> Result<(), Failure> {
 }
 
 /// Waits until Redis has the presence of all who are in, while they go on.
-fn presence_of(
-    site: &Site,
-    before: &PresenceWrites,
-    ramp: &Ramp,
-    crowd: &mut Crowd,
-    fleet: &mut Fleet,
-) -> Result<PresenceInRedis, Failure> {
+fn presence_of(site: &Site, before: &PresenceWrites, ramp: &Ramp, team: &mut Team) -> Result<PresenceInRedis, Failure> {
     let queued_after_ramp = site.presence()?.unwrap_or_default().queued;
-    let behind = site.await_presence(|time| crowd.run_for(fleet, time, |_| ()))?;
+    let behind = site.await_presence(|time| team.run_for(time, |_| ()))?;
     let after = site.presence()?.unwrap_or_default();
     let written = after.written.saturating_sub(before.written);
     let (refused, resyncs) = (after.refused - before.refused, after.resyncs - before.resyncs);
-    if written < u64::from(crowd.tally.inside) {
+    let inside = team.totals().inside;
+    if written < inside {
         return Err(Failure::Accounts(format!(
-            "{} clients are in, but Redis has executed {written} presence writes; {refused} were refused, and {resyncs} times all were written again",
-            crowd.tally.inside
+            "{inside} clients are in, but Redis has executed {written} presence writes; {refused} were refused, and {resyncs} times all were written again"
         )));
     }
     Ok(PresenceInRedis {
@@ -281,14 +288,14 @@ fn presence_of(
 
 fn memory_of(
     pids: &[u32],
-    inside: u32,
+    inside: u64,
     client: Share,
     kernel_before: &KernelMemory,
     user_before: &UserMemory,
 ) -> Result<Memory, Failure> {
     let kernel = KernelMemory::now()?.since(kernel_before);
     let user = UserMemory::of_all(pids)?;
-    let each = |bytes: i64| bytes as f64 / f64::from(inside.max(1));
+    let each = |bytes: i64| bytes as f64 / inside.max(1) as f64;
     let user_rss = each(user.rss - user_before.rss);
     let kernel_share = each(kernel.in_use() + user.page_tables - user_before.page_tables) - client.in_use;
     Ok(Memory {

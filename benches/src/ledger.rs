@@ -80,6 +80,7 @@ const SEQUENCE_MAX: u64 = (1 << 28) - 2;
 pub(crate) struct Ledger {
     route: Route,
     run: u32,
+    /// Of each connection, and behind those of users whose connections another ledger has.
     users: Vec<u64>,
     flows: Vec<Flow>,
     /// The last stamp each connection has seen.
@@ -115,11 +116,6 @@ impl Ledger {
         }
     }
 
-    /// How many users, and so connections, there are.
-    pub(crate) fn user_count(&self) -> usize {
-        self.users.len()
-    }
-
     /// What became of messages to recipients that do not always read.
     pub(crate) fn lossy(&self) -> Lossy {
         self.lossy
@@ -135,9 +131,20 @@ impl Ledger {
         self.flows.len()
     }
 
+    /// The flows whose senders are among the first `connections`.
+    pub(crate) fn flows_from(&self, connections: u32) -> Vec<u32> {
+        let flows = (0..).zip(&self.flows).filter(|(_, flow)| flow.from < connections);
+        flows.map(|(index, _)| index).collect()
+    }
+
     /// The flow at an index.
     pub(crate) fn flow(&self, flow: u32) -> &Flow {
         &self.flows[flow as usize]
+    }
+
+    /// Messages sent so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Messages delivered so far, redeliveries not counted.
@@ -296,6 +303,22 @@ impl Ledger {
         }
         self.confirmed += 1;
         Ok(())
+    }
+
+    /// Adds what another ledger with the same flows knows of their messages: one may have sent what the other has received.
+    pub(crate) fn add(&mut self, other: &Ledger) {
+        assert_eq!((self.flows.len(), self.run), (other.flows.len(), other.run), "ledgers of the same run");
+        for (flow, others) in self.flows.iter_mut().zip(&other.flows) {
+            flow.sent += others.sent;
+            flow.received += others.received;
+            flow.confirmed += others.confirmed;
+        }
+        self.sent += other.sent;
+        self.delivered += other.delivered;
+        self.confirmed += other.confirmed;
+        self.redelivered += other.redelivered;
+        self.lossy.sent += other.lossy.sent;
+        self.lossy.delivered += other.lossy.delivered;
     }
 
     /// Whether everything sent has been delivered and confirmed; names the first message that has not.

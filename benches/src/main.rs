@@ -41,6 +41,7 @@ mod sleeper;
 mod slow;
 mod sockets;
 mod storm;
+mod team;
 mod traffic;
 mod users;
 mod vs;

@@ -104,6 +104,18 @@ impl GatewayArgs {
         }
     }
 
+    /// Gives each of so many cores the same number of shards.
+    pub(crate) fn spread_over(&mut self, cores: u32, connections: u32) -> Result<(), Failure> {
+        let shards = self.shards_for(connections)?;
+        if self.shards.is_some() && !shards.is_multiple_of(cores) {
+            return Err(Failure::Setup(format!(
+                "--shared-cores {cores} takes as many shards on each core: --shards {shards} is no multiple of it"
+            )));
+        }
+        self.shards = Some(shards.next_multiple_of(cores));
+        Ok(())
+    }
+
     /// Adds arguments for a gateway that is started.
     pub(crate) fn also(&mut self, arguments: &[&str]) {
         self.gateway_arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
@@ -116,11 +128,11 @@ impl GatewayArgs {
 
     /// Starts the gateway for so many connections, or finds the running one.
     pub(crate) fn start(&self, connections: u32) -> Result<Server, Failure> {
-        self.start_on(connections, None)
+        self.start_on(connections, &[])
     }
 
-    /// The same, on one core only.
-    pub(crate) fn start_on(&self, connections: u32, core: Option<usize>) -> Result<Server, Failure> {
+    /// The same, on these cores only, if any are named.
+    pub(crate) fn start_on(&self, connections: u32, cores: &[usize]) -> Result<Server, Failure> {
         if let (Some(address), Some(pid)) = (self.gateway, self.gateway_pid) {
             if !address.ip().is_loopback() && !self.beyond_loopback {
                 return Err(Failure::Setup(format!(
@@ -129,11 +141,11 @@ impl GatewayArgs {
             }
             return Server::running("gateway", address, self.gateway_http, pid);
         }
-        Server::gateway(&self.command(connections, core)?)
+        Server::gateway(&self.command(connections, cores)?)
     }
 
     /// How a gateway for so many connections is started.
-    pub(crate) fn command(&self, connections: u32, core: Option<usize>) -> Result<GatewayCommand, Failure> {
+    pub(crate) fn command(&self, connections: u32, cores: &[usize]) -> Result<GatewayCommand, Failure> {
         let binary = match &self.gateway_bin {
             Some(binary) => binary.clone(),
             None => std::env::current_exe()
@@ -145,7 +157,7 @@ impl GatewayArgs {
             shards: self.shards_for(connections)?,
             connections_max: self.connections_max,
             arguments: self.gateway_arguments.clone(),
-            core,
+            cores: cores.to_vec(),
         })
     }
 }
@@ -266,7 +278,7 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
     let mut sites = Vec::new();
     let mut cases = Vec::new();
     if nodes.nodes > 1 {
-        sites.push(Site::start(nodes, &args.gateway, args.load.conns, None)?);
+        sites.push(Site::start(nodes, &args.gateway, args.load.conns, &[])?);
         cases.push(Case::new("local", 0, route, Placement::Local));
         cases.push(Case::new("across", 0, route, Placement::Remote));
         if args.guests {
@@ -277,7 +289,7 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
         }
     } else if shards < 2 || nodes.are_clustered() {
         sites.push(Site::alone(Server::floor(args.load.conns, args.floor_batch)?));
-        sites.push(Site::start(nodes, &args.gateway, args.load.conns, None)?);
+        sites.push(Site::start(nodes, &args.gateway, args.load.conns, &[])?);
         cases.push(Case::new("floor", 0, Route::Echo, Placement::Any));
         cases.push(Case::new("gateway", 1, route, Placement::Any));
     } else {

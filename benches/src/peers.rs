@@ -123,7 +123,7 @@ impl Peer {
         let mut command = (self.command)(&folder, address)?;
         command.stdin(Stdio::null()).current_dir(&folder);
         if let Some(core) = kernel_number(SERVER_CORE) {
-            os::confine(&mut command, core);
+            os::confine(&mut command, vec![core]);
         }
         Server::start_at(self.name, command, address)
     }

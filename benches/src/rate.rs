@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    affinity::on_load_core,
+    affinity::{SERVER_CORE, on_load_core},
     failure::Failure,
     process::{CpuTime, own_cpu},
     progress::Progress,
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &RateArgs) -> Result<(), Failure> {
         return Err(Failure::Setup(format!("--talkers takes an even number of 2 to --conns, not {talkers}")));
     }
     let progress = scenario::progress("rate", clients);
-    let mut site = clients.start_site(&args.nodes)?;
+    let mut site = clients.start_site(&args.nodes, &[SERVER_CORE])?;
     let outcome = on_load_core(|| measure(clients, &site, &rates, secs, talkers, &progress));
     let findings = outcome.map_err(|failure| site.explain(failure))?;
     site.stop()?;

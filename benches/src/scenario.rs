@@ -6,15 +6,15 @@ use std::{
 };
 
 use clap::Args;
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::{
     affinity::SERVER_CORE,
-    ballast::Ballast,
     crowd::{Crowd, Latencies, Opening},
     failure::Failure,
     fleet::{Fleet, Targets},
-    latency::Percentiles,
+    latency::{self, Percentiles},
     ledger::{Flow, Ledger, Route},
     pairs::GatewayArgs,
     payload::PAYLOAD_BYTES_MIN,
@@ -70,12 +70,12 @@ impl Clients {
 
     /// Starts the gateway with all its shards on the servers' core, or finds the running one.
     pub(crate) fn start(&self) -> Result<Server, Failure> {
-        self.gateway.start_on(self.conns, Some(SERVER_CORE))
+        self.gateway.start_on(self.conns, &[SERVER_CORE])
     }
 
-    /// Starts the gateways of one cluster on the servers' core, or a single one as [`Clients::start`] does.
-    pub(crate) fn start_site(&self, nodes: &NodesArgs) -> Result<Site, Failure> {
-        Site::start(nodes, &self.gateway, self.conns, Some(SERVER_CORE))
+    /// Starts the gateways of one cluster, or a single one on these cores.
+    pub(crate) fn start_site(&self, nodes: &NodesArgs, cores: &[usize]) -> Result<Site, Failure> {
+        Site::start(nodes, &self.gateway, self.conns, cores)
     }
 
     /// A crowd whose users are numbered from 1, with these flows between them; the first `attentive` receive all the time.
@@ -86,18 +86,30 @@ impl Clients {
     /// A crowd of these users.
     pub(crate) fn crowd_of(&self, users: Vec<u64>, flows: Vec<Flow>, attentive: u32) -> Crowd {
         let route = Route::Deliver { ack: false };
-        Crowd::new(Ledger::new(route, run_number(), users, flows, self.payload as usize), attentive, self.heartbeat)
+        let ledger = Ledger::new(route, run_number(), users, flows, self.payload as usize);
+        Crowd::new(ledger, self.conns, attentive, self.heartbeat)
     }
 
     /// Rings for all clients.
     pub(crate) fn fleet(&self, targets: impl Into<Targets>) -> Result<Fleet, Failure> {
+        self.fleet_of(targets, self.conns)
+    }
+
+    /// Rings for so many of them.
+    pub(crate) fn fleet_of(&self, targets: impl Into<Targets>, connections: u32) -> Result<Fleet, Failure> {
         let manner = if self.fast_open { Manner::FastOpen } else { Manner::SpeaksFirst };
-        Ok(Fleet::new(targets, self.conns, 4 * (self.payload + 64))?.in_manner(manner))
+        Ok(Fleet::new(targets, connections, 4 * (self.payload + 64))?.in_manner(manner))
     }
 
     /// The plan of a ramp over connections `first` to `end`.
     pub(crate) fn opening(&self, first: u32, end: u32) -> Opening {
-        Opening::new(first, end, self.opening, self.login_rate)
+        self.opening_of(first, end, 1)
+    }
+
+    /// The same for one of so many threads, which together do what is asked for.
+    pub(crate) fn opening_of(&self, first: u32, end: u32, threads: u32) -> Opening {
+        let rate = self.login_rate.map(|rate| rate / f64::from(threads));
+        Opening::new(first, end, self.opening.div_ceil(threads), rate)
     }
 
     /// How often each client pings.
@@ -153,6 +165,97 @@ pub(crate) struct Ramp {
     pub(crate) bench_cores: f64,
 }
 
+/// What one thread of the load has seen of a ramp.
+#[derive(Debug)]
+pub(crate) struct RampPart {
+    logins: u64,
+    /// Logins in each second since the ramp began, also in the last one, which was not over.
+    per_second: Vec<u32>,
+    latency: Histogram<u64>,
+    cpu: Duration,
+}
+
+impl RampPart {
+    /// Logs in the clients of `opening` in a ramp that began at `began`.
+    pub(crate) fn of(
+        crowd: &mut Crowd,
+        fleet: &mut Fleet,
+        opening: Opening,
+        began: Instant,
+        mut tick: impl FnMut(&Crowd),
+    ) -> Result<RampPart, Failure> {
+        crowd.login_latency.reset();
+        let cpu_before = own_cpu();
+        let logins_before = crowd.tally.logins;
+        let mut per_second = Vec::new();
+        let mut counted = 0;
+        crowd.enter(fleet, opening, |crowd| {
+            let logins = crowd.tally.logins - logins_before;
+            while began.elapsed().as_secs() > per_second.len() as u64 {
+                per_second.push((logins - counted) as u32);
+                counted = logins;
+            }
+            tick(crowd);
+        })?;
+        let logins = crowd.tally.logins - logins_before;
+        per_second.push((logins - counted) as u32);
+        Ok(RampPart { logins, per_second, latency: crowd.login_latency.clone(), cpu: own_cpu() - cpu_before })
+    }
+}
+
+impl Ramp {
+    /// The whole ramp, which took so long.
+    pub(crate) fn of(parts: &[RampPart], length: Duration, server_cpu: Duration) -> Ramp {
+        let seconds = length.as_secs_f64();
+        let logins: u64 = parts.iter().map(|part| part.logins).sum();
+        let in_second = |second: usize| parts.iter().filter_map(|part| part.per_second.get(second)).sum();
+        let per_second: Vec<u32> = (0..length.as_secs() as usize).map(in_second).collect();
+        let mut latency = latency::histogram();
+        for part in parts {
+            // All of them have the same range and precision, so nothing can be out of it.
+            latency.add(&part.latency).unwrap_or_else(|error| unreachable!("{error}"));
+        }
+        let bench_cpu: Duration = parts.iter().map(|part| part.cpu).sum();
+        let each_us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / logins.max(1) as f64;
+        let rate_mean = logins as f64 / seconds;
+        let whole = per_second.iter().copied().map(f64::from);
+        Ramp {
+            seconds,
+            rate_mean,
+            rate_median: if per_second.is_empty() { rate_mean } else { crate::report::median(whole) },
+            per_second,
+            latency: Percentiles::of(&latency),
+            server_cpu_us: each_us(server_cpu),
+            bench_cpu_us: each_us(bench_cpu),
+            bench_cores: bench_cpu.as_secs_f64() / seconds,
+        }
+    }
+}
+
+/// How fast a ramp is now, beside its bar.
+pub(crate) struct Pace<'b> {
+    bar: &'b Phase,
+    before: u64,
+    told: (Instant, u64),
+}
+
+impl Pace<'_> {
+    /// Of a ramp that begins after so many logins.
+    pub(crate) fn new(bar: &Phase, before: u64) -> Pace<'_> {
+        Pace { bar, before, told: (Instant::now(), before) }
+    }
+
+    /// So many there have been by now.
+    pub(crate) fn tell(&mut self, logins: u64) {
+        let since = self.told.0.elapsed();
+        if since >= Duration::from_secs(1) {
+            self.bar.say(format!("{:.0} logins/s", (logins - self.told.1) as f64 / since.as_secs_f64()));
+            self.told = (Instant::now(), logins);
+        }
+        self.bar.set(logins - self.before);
+    }
+}
+
 /// Logs in connections `first` to `end` of a server's processes and tells how that went.
 pub(crate) fn ramp(
     crowd: &mut Crowd,
@@ -162,58 +265,16 @@ pub(crate) fn ramp(
     pids: &[u32],
     bar: &Phase,
 ) -> Result<Ramp, Failure> {
-    ramp_with(crowd, fleet, clients, range, pids, bar, None)
-}
-
-/// The same, giving back ballast on the way.
-pub(crate) fn ramp_with(
-    crowd: &mut Crowd,
-    fleet: &mut Fleet,
-    clients: &Clients,
-    range: std::ops::Range<u32>,
-    pids: &[u32],
-    bar: &Phase,
-    mut ballast: Option<Ballast>,
-) -> Result<Ramp, Failure> {
-    let (cpu_before, own_before) = (CpuTime::of_all(pids)?, own_cpu());
-    crowd.login_latency.reset();
-    let began = Instant::now();
-    let logins_before = crowd.tally.logins;
-    let mut per_second = Vec::new();
-    let mut counted = 0;
+    let (cpu_before, began) = (CpuTime::of_all(pids)?, Instant::now());
+    let mut pace = Pace::new(bar, crowd.tally.logins);
     let opening = clients.opening(range.start, range.end);
-    crowd.enter(fleet, opening, |crowd| {
-        let logins = crowd.tally.logins - logins_before;
-        if began.elapsed().as_secs() > per_second.len() as u64 {
-            per_second.push((logins - counted) as u32);
-            counted = logins;
-            bar.say(format!("{} logins/s", per_second[per_second.len() - 1]));
-        }
-        bar.set(logins);
-        if let Some(ballast) = &mut ballast {
-            ballast.release();
-        }
-    })?;
-    let seconds = began.elapsed().as_secs_f64();
-    if crowd.heartbeat().is_some_and(|interval| began.elapsed() < interval) {
+    let part = RampPart::of(crowd, fleet, opening, began, |crowd| pace.tell(crowd.tally.logins))?;
+    let length = began.elapsed();
+    if crowd.heartbeat().is_some_and(|interval| length < interval) {
         crowd.spread_heartbeats(range);
     }
-    let logins = crowd.tally.logins - logins_before;
-    let rate_mean = logins as f64 / seconds;
     let (server_cpu, _) = CpuTime::of_all(pids)?.since(&cpu_before);
-    let bench_cpu = own_cpu() - own_before;
-    let each_us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / logins.max(1) as f64;
-    let whole = per_second.iter().copied().map(f64::from);
-    Ok(Ramp {
-        seconds,
-        rate_mean,
-        rate_median: if per_second.is_empty() { rate_mean } else { crate::report::median(whole) },
-        per_second,
-        latency: Percentiles::of(&crowd.login_latency),
-        server_cpu_us: each_us(server_cpu),
-        bench_cpu_us: each_us(bench_cpu),
-        bench_cores: bench_cpu.as_secs_f64() / seconds,
-    })
+    Ok(Ramp::of(&[part], length, server_cpu))
 }
 
 /// Messages of one stretch of time.

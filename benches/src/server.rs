@@ -54,8 +54,8 @@ pub(crate) struct GatewayCommand {
     pub(crate) connections_max: Option<u32>,
     /// Further arguments, as given.
     pub(crate) arguments: Vec<String>,
-    /// The only core it may use, counted from 0; `None` leaves it all.
-    pub(crate) core: Option<usize>,
+    /// The only cores it may use, counted from 0; none of them leaves it all.
+    pub(crate) cores: Vec<usize>,
 }
 
 impl Server {
@@ -91,8 +91,8 @@ impl Server {
             command.args(["--connections-max", &connections.to_string()]);
         }
         command.args(&gateway.arguments).stdin(Stdio::null());
-        if let Some(core) = gateway.core.and_then(kernel_number) {
-            os::confine(&mut command, core);
+        if !gateway.cores.is_empty() {
+            os::confine(&mut command, gateway.cores.iter().filter_map(|&core| kernel_number(core)).collect());
         }
         Server::start("gateway", command)
     }
@@ -350,7 +350,7 @@ mod tests {
             shards: 1,
             connections_max: None,
             arguments: vec![],
-            core: None,
+            cores: Vec::new(),
         };
         let sentence = Server::gateway(&gateway).expect_err("missing").to_string();
         assert!(sentence.contains("/nowhere/gateway") && sentence.contains("cargo build"), "{sentence}");

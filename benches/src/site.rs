@@ -164,15 +164,15 @@ impl Site {
     }
 
     /// Starts the gateways for so many connections and waits until they are one cluster; a single one without Redis as
-    /// [`GatewayArgs::start_on`] does on `core`.
+    /// [`GatewayArgs::start_on`] does on `cores`.
     pub(crate) fn start(
         nodes: &NodesArgs,
         gateway: &GatewayArgs,
         connections: u32,
-        core: Option<usize>,
+        cores: &[usize],
     ) -> Result<Site, Failure> {
         if !nodes.are_clustered() {
-            return gateway.start_on(connections, core).map(Site::alone);
+            return gateway.start_on(connections, cores).map(Site::alone);
         }
         if gateway.runs_already() {
             return Err(Failure::Setup(
@@ -196,7 +196,7 @@ impl Site {
         let mut servers = Vec::new();
         let cores = nodes.node_cores.iter().copied().cycle();
         for ((name, port), core) in names.iter().zip(free_ports(names.len())).zip(cores) {
-            let mut command = gateway.command(connections, Some(core))?;
+            let mut command = gateway.command(connections, &[core])?;
             let (mesh, secret) = (format!("127.0.0.1:{port}"), secret.display().to_string());
             // Nobody is sent anywhere by its address for clients, which a port chosen by the system is not known in advance for.
             let own = ["--node", name, "--redis", redis.url(), "--mesh", &mesh, "--cluster-secret-file", &secret];

@@ -12,8 +12,9 @@ use crate::{
     hold::warm_up,
     progress::Progress,
     report::table,
-    scenario::{self, Clients, Ramp, Stretch, neighbours, per_second, ramp, seconds},
+    scenario::{self, Clients, Ramp, Stretch, per_second, seconds},
     server::Server,
+    team::{CoresArgs, Team, Who},
     watch::{Spent, Watch},
 };
 
@@ -26,6 +27,9 @@ pub(crate) struct StormArgs {
     #[command(flatten)]
     #[serde(flatten)]
     clients: Clients,
+    #[command(flatten)]
+    #[serde(flatten)]
+    cores: CoresArgs,
     /// Seconds before the storm, and after it
     #[arg(long, default_value_t = 10.0)]
     secs: f64,
@@ -61,6 +65,8 @@ struct Findings {
 
 /// Runs `bench storm`.
 pub(crate) fn run(args: &StormArgs) -> Result<(), Failure> {
+    let mut args = args.clone();
+    args.cores.spread(&mut args.clients)?;
     let clients = &args.clients;
     clients.check()?;
     let secs = seconds("--secs", args.secs)?;
@@ -70,63 +76,65 @@ pub(crate) fn run(args: &StormArgs) -> Result<(), Failure> {
     }
     let rate = per_second("--rate", args.rate.unwrap_or(f64::from(control) / 5.0))?;
     let progress = scenario::progress("storm", clients);
-    let mut server = clients.start()?;
-    let outcome = on_load_core(|| storm(clients, &server, secs, control, rate, &progress));
+    let mut server = clients.gateway.start_on(clients.conns, &args.cores.of_server())?;
+    let outcome = storm(clients, args.cores, &server, secs, control, rate, &progress);
     let findings = outcome.map_err(|failure| server.explain(failure))?;
     server.stop()?;
     print_summary(clients, &findings);
-    scenario::report("storm", args, clients, &findings)
+    scenario::report("storm", &args, clients, &findings)
 }
 
 fn storm(
     clients: &Clients,
+    cores: CoresArgs,
     server: &Server,
     secs: Duration,
     control: u32,
     rate: f64,
     progress: &Progress,
 ) -> Result<Findings, Failure> {
-    warm_up(clients, server)?;
-    let mut fleet = clients.fleet(server)?;
-    let mut crowd = clients.crowd(neighbours(0, control), control);
-    crowd.ping_every(Some(clients.heartbeat()));
-    fleet.prepare(0, clients.conns)?;
+    let pids = [server.pid()];
+    on_load_core(|| warm_up(clients, server))?;
+    let shares = cores.shares(clients, (1..=clients.conns.into()).collect(), control)?;
+    let mut team = Team::start(clients, cores, shares, &server.into())?;
+    team.ping_every(clients.heartbeat())?;
+    team.prepare()?;
     let bar = progress.phase("logged in", clients.conns.into());
-    let first_ramp = ramp(&mut crowd, &mut fleet, clients, 0..clients.conns, &[server.pid()], &bar)?;
+    let first_ramp = team.ramp(clients, Who::Everybody, &pids, &bar, || ())?;
     drop(bar);
-    crowd.judge()?;
+    team.judge()?;
 
-    crowd.send_at(Some(rate));
-    let watch = Watch::start(&[server.pid()]);
-    crowd.take_latencies();
+    team.send_at(Some(rate))?;
+    let watch = Watch::start(&pids);
+    team.take_latencies()?;
     let from = Instant::now();
     let bar = progress.phase("seconds before", secs.as_secs());
-    crowd.run_for(&mut fleet, secs, |_| bar.set(from.elapsed().as_secs()))?;
+    team.run_for(secs, |_| bar.set(from.elapsed().as_secs()))?;
     drop(bar);
-    let before = Stretch::of(&crowd.take_latencies(), from.elapsed().as_secs_f64());
+    let before = Stretch::of(&team.take_latencies()?, from.elapsed().as_secs_f64());
 
     let cut = clients.conns - control;
     let counters = server.http().and_then(Counters::read)?;
     let storm_from = Instant::now();
     let spent_before = watch.spent(from, storm_from);
-    crowd.cut(&mut fleet, control, clients.conns)?;
+    team.cut(Who::Others)?;
     let seconds_cutting = storm_from.elapsed().as_secs_f64();
     let bar = progress.phase("back", cut.into());
-    let second_ramp = ramp(&mut crowd, &mut fleet, clients, control..clients.conns, &[server.pid()], &bar)?;
+    let second_ramp = team.ramp(clients, Who::Others, &pids, &bar, || ())?;
     drop(bar);
     let storm_to = Instant::now();
-    let during = Stretch::of(&crowd.take_latencies(), (storm_to - storm_from).as_secs_f64());
+    let during = Stretch::of(&team.take_latencies()?, (storm_to - storm_from).as_secs_f64());
 
     let bar = progress.phase("seconds after", secs.as_secs());
-    crowd.run_for(&mut fleet, secs, |_| bar.set(storm_to.elapsed().as_secs()))?;
+    team.run_for(secs, |_| bar.set(storm_to.elapsed().as_secs()))?;
     drop(bar);
-    let after = Stretch::of(&crowd.take_latencies(), storm_to.elapsed().as_secs_f64());
+    let after = Stretch::of(&team.take_latencies()?, storm_to.elapsed().as_secs_f64());
     let spent_during = watch.spent(storm_from, storm_to);
     let peak = watch.spent(storm_from, Instant::now()).rss_peak;
-    crowd.settle(&mut fleet)?;
-    crowd.judge()?;
+    team.settle()?;
+    team.judge()?;
     await_closes(server, &counters, cut)?;
-    fleet.close()?;
+    let crowd = team.close()?;
     Ok(Findings {
         first_ramp,
         cut,

@@ -56,7 +56,7 @@ impl Seats {
     /// [`Placement::GuestsApart`].
     pub(crate) fn at_nodes(connections: u32, ring: &Ring, placement: Placement) -> Seats {
         let count = ring.nodes().len();
-        let mut homes = Homes { ring, next: 1, waiting: vec![VecDeque::new(); count] };
+        let mut homes = Homes::new(count, |user| ring.owner_index(user));
         let mut seats = Seats { users: Vec::new(), nodes: Vec::new() };
         for pair in 0..connections as usize / 2 {
             let first = pair % count;
@@ -88,22 +88,93 @@ impl Seats {
 }
 
 /// Users in the order of their numbers, by home.
-struct Homes<'r> {
-    ring: &'r Ring,
+struct Homes<F> {
+    home_of: F,
     next: u64,
     waiting: Vec<VecDeque<u64>>,
 }
 
-impl Homes<'_> {
+impl<F: Fn(u64) -> usize> Homes<F> {
+    /// All users, whose homes are `0..count`.
+    fn new(count: usize, home_of: F) -> Homes<F> {
+        Homes { home_of, next: 1, waiting: vec![VecDeque::new(); count] }
+    }
+
     /// The next user with this home.
     fn draw(&mut self, home: usize) -> u64 {
         loop {
             if let Some(user) = self.waiting[home].pop_front() {
                 return user;
             }
-            self.waiting[self.ring.owner_index(self.next)].push_back(self.next);
+            self.waiting[(self.home_of)(self.next)].push_back(self.next);
             self.next += 1;
         }
+    }
+}
+
+/// The clients of one thread of the load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// The user of each of its connections; the first of them exchange messages.
+    pub(crate) users: Vec<u64>,
+    /// How many do.
+    pub(crate) control: u32,
+    /// Users of the whole control group, whose flows go between them.
+    pub(crate) group: Vec<u64>,
+    /// Senders and recipients of all flows, in the same order in each share: below the number of `users` one of them, from there on one of
+    /// `group`, who is with another share.
+    pub(crate) flows: Vec<(u32, u32)>,
+}
+
+impl Share {
+    /// All clients on one thread; neighbours among the first `control` exchange messages.
+    pub(crate) fn of_one(users: Vec<u64>, control: u32) -> Share {
+        let flows = (0..control).map(|from| (from, from ^ 1)).collect();
+        Share { users, control, group: Vec::new(), flows }
+    }
+
+    /// Sender and recipient of a flow.
+    #[cfg(test)]
+    fn ends(&self, flow: usize) -> (u64, u64) {
+        let user = |index: u32| match self.users.get(index as usize) {
+            Some(&user) => user,
+            None => self.group[index as usize - self.users.len()],
+        };
+        let (from, to) = self.flows[flow];
+        (user(from), user(to))
+    }
+
+    /// So many clients on a thread for each of `cores` cores: each on the core of its user's shard, and as many on each. Of the pairs that exchange
+    /// messages as many are on one core as by chance. `control` is even and at most `connections`; `shards` is a multiple of `cores`.
+    pub(crate) fn of_cores(connections: u32, control: u32, shards: u32, cores: usize) -> Vec<Share> {
+        let mut homes = Homes::new(cores, |user| home_shard(user, shards) as usize % cores);
+        let mut users: Vec<Vec<u64>> = vec![Vec::new(); cores];
+        // Core and connection of each of the control group.
+        let mut seats = Vec::new();
+        let mut group = Vec::new();
+        for pair in 0..control as usize / 2 {
+            for core in [pair % cores, pair / cores % cores] {
+                let user = homes.draw(core);
+                seats.push((core, users[core].len() as u32));
+                users[core].push(user);
+                group.push(user);
+            }
+        }
+        let with_control: Vec<usize> = users.iter().map(Vec::len).collect();
+        for _ in control..connections {
+            let emptiest = (0..cores).min_by_key(|&core| users[core].len()).unwrap_or(0);
+            users[emptiest].push(homes.draw(emptiest));
+        }
+        let share = |(core, users): (usize, Vec<u64>)| {
+            let own = users.len() as u32;
+            let index = |member: u32| match seats[member as usize] {
+                (at, connection) if at == core => connection,
+                _ => own + member,
+            };
+            let flows = (0..control).map(|from| (index(from), index(from ^ 1))).collect();
+            Share { users, control: with_control[core] as u32, group: group.clone(), flows }
+        };
+        users.into_iter().enumerate().map(share).collect()
     }
 }
 
@@ -169,6 +240,40 @@ mod tests {
                 distinct.sort_unstable();
                 distinct.dedup();
                 assert_eq!(distinct.len(), 46);
+            }
+        }
+    }
+
+    #[test]
+    fn clients_are_on_the_core_of_their_users_shard() {
+        for (connections, control, shards, cores) in
+            [(1_000, 100, 54, 2), (999, 16, 6, 3), (64, 64, 4, 4), (2, 2, 2, 2)]
+        {
+            let shares = Share::of_cores(connections, control, shards, cores);
+            let users: Vec<u64> = shares.iter().flat_map(|share| share.users.iter().copied()).collect();
+            assert_eq!(users.len(), connections as usize);
+            assert_eq!(users.iter().collect::<std::collections::BTreeSet<_>>().len(), users.len(), "each once");
+            for (core, share) in shares.iter().enumerate() {
+                assert!(share.users.iter().all(|&user| home_shard(user, shards) as usize % cores == core));
+                assert!(control == connections || share.users.len().abs_diff(connections as usize / cores) <= 1);
+                assert_eq!(share.flows.len(), control as usize);
+            }
+            assert_eq!(shares.iter().map(|share| share.control).sum::<u32>(), control);
+            let mut far = 0;
+            for flow in 0..control as usize {
+                let ends: Vec<(u64, u64)> = shares.iter().map(|share| share.ends(flow)).collect();
+                assert!(ends.iter().all(|end| *end == ends[0]), "all shares mean the same by a flow");
+                let is_own = |index: u32, share: &Share| index < share.users.len() as u32;
+                let senders = shares.iter().filter(|share| is_own(share.flows[flow].0, share)).count();
+                let recipients = shares.iter().filter(|share| is_own(share.flows[flow].1, share)).count();
+                assert_eq!((senders, recipients), (1, 1));
+                far += usize::from(
+                    shares.iter().any(|share| is_own(share.flows[flow].0, share) != is_own(share.flows[flow].1, share)),
+                );
+            }
+            if control >= 64 {
+                let by_chance = control as usize * (cores - 1) / cores;
+                assert!(far.abs_diff(by_chance) <= 2 * cores, "{far} of {control} flows between {cores} cores");
             }
         }
     }

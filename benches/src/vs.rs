@@ -97,7 +97,7 @@ impl Contestant {
         let most = args.conns.max(args.idle);
         match self {
             Contestant::Floor => Server::floor(most, floor::BATCH),
-            Contestant::Gateway => args.gateway.start_on(most, Some(SERVER_CORE)),
+            Contestant::Gateway => args.gateway.start_on(most, &[SERVER_CORE]),
             Contestant::Peer(peer) => peer.start(folder),
         }
     }

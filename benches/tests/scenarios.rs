@@ -89,6 +89,23 @@ fn hold_spreads_over_rings_and_shards() {
     assert_eq!((count(&report["held_to_the_end"]), count(&report["shards"])), (600, 3));
 }
 
+/// As many cores as shared ones are tried on: two, where there are two.
+fn shared_cores() -> String {
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(2)).to_string()
+}
+
+#[test]
+fn on_shared_cores_clients_of_several_threads_talk_to_each_other() {
+    let cores = shared_cores();
+    let shared = ["--shared-cores", &cores, "--heartbeat", "1", "--rate", "200"];
+    let report = report("hold", &[&["--conns", "401", "--secs", "4", "--control", "20"], &shared[..]].concat());
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["lost"]), count(&report["refused"])), (401, 0, 0));
+    assert!(count(&report["messages"]) > 200, "{}", report["messages"]);
+    assert_eq!(report["shards"].to_string(), cores, "one for each core");
+    let logins = report["ramp"]["latency"]["count"].as_u64();
+    assert_eq!(logins, Some(401), "the threads' latencies together");
+}
+
 /// Runs `hold --fast-open` in a network of its own where `net.ipv4.tcp_fastopen` has a value, and prints the kernel's counters after it.
 fn hold_with_fast_open(value: &str) -> Output {
     let script =
@@ -272,10 +289,14 @@ fn a_redis_server_that_is_not_installed_is_named_with_the_fix() {
 
 #[test]
 fn storm_brings_everybody_back_and_no_message_is_missing() {
-    let report = report("storm", &["--conns", "500", "--secs", "1", "--control", "20", "--rate", "500"]);
-    assert_eq!(count(&report["cut"]), 480);
-    assert!(count(&report["messages"]) > 500);
-    assert!(report["memory_peak_ratio"].as_f64().is_some_and(|ratio| ratio >= 1.0), "{}", report["memory_peak_ratio"]);
+    let storm = ["--conns", "500", "--secs", "1", "--control", "20", "--rate", "500"];
+    for cores in [&[][..], &["--shared-cores", &shared_cores()]] {
+        let report = report("storm", &[&storm, cores].concat());
+        assert_eq!(count(&report["cut"]), 480);
+        assert!(count(&report["messages"]) > 500);
+        let peak = &report["memory_peak_ratio"];
+        assert!(peak.as_f64().is_some_and(|ratio| ratio >= 1.0), "{peak}");
+    }
 }
 
 #[test]
@@ -390,6 +411,9 @@ fn a_wrong_flag_is_named() {
     complaint(&["hold", "--cons", "5"], 2, &["--cons"]);
     complaint(&["hold", "--control", "3"], 1, &["--control", "even"]);
     complaint(&["hold", "--secs", "0"], 1, &["--secs", "seconds"]);
+    complaint(&["hold", "--shared-cores", "1024"], 1, &["--shared-cores 1024", "may use"]);
+    complaint(&["hold", "--shared-cores", "1", "--nodes", "2"], 1, &["--shared-cores", "--nodes"]);
+    complaint(&["storm", "--shared-cores", "2", "--shards", "3"], 1, &["--shared-cores 2"]);
     complaint(&["rate", "--rate=-1"], 1, &["--rate", "per second"]);
     complaint(&["rate", "--rate", "0"], 1, &["--rate", "per second"]);
     complaint(&["churn", "--rate", "1e12"], 1, &["--rate", "per second"]);

@@ -59,14 +59,14 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// Lets the child run on one core only, which it then takes for the whole machine.
-pub(crate) fn confine(command: &mut Command, core: usize) {
+/// Lets the child run on these cores only, which it then takes for the whole machine.
+pub(crate) fn confine(command: &mut Command, cores: Vec<usize>) {
     // SAFETY: the closure runs between fork and exec; sched_setaffinity is async-signal-safe, and the set lives on the closure's stack
-    // for the whole call. CPU_SET checks the number against the size of the set.
+    // for the whole call; nothing is allocated. CPU_SET checks the number against the size of the set.
     unsafe {
         command.pre_exec(move || {
             let mut set: libc::cpu_set_t = mem::zeroed();
-            libc::CPU_SET(core, &mut set);
+            cores.iter().for_each(|&core| libc::CPU_SET(core, &mut set));
             checked(libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), &set)).map(drop)
         });
     }
