@@ -34,13 +34,15 @@ run() { # name, arguments…
   unshare --net sh -c 'ip link set lo up; sysctl -qw net.ipv4.tcp_fastopen=1027; exec "$@"' sh target/release/bench "$@" --json "$out/$name.json"
 }
 
+# The gateway has all cores, and so has the load: each client is on the core of its user's shard.
+cores=(--shared-cores "$(nproc)")
 # For virtual machines: all free memory is touched beforehand, and given back as connections come.
 warm=(--warm-memory 1000000)
 
 for fewer in $((conns / 10)) $((conns / 3)); do
-  run "hold-$fewer" hold --conns "$fewer" --secs 40 --fast-open "${warm[@]}"
+  run "hold-$fewer" hold --conns "$fewer" --secs 40 --fast-open "${cores[@]}" "${warm[@]}"
 done
-run "hold-$conns-three-steps" hold --conns "$conns" --secs 20 --control $((conns / 100)) "${warm[@]}"
-run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --fast-open "${warm[@]}"
-run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000
+run "hold-$conns-three-steps" hold --conns "$conns" --secs 20 --control $((conns / 100)) "${cores[@]}" "${warm[@]}"
+run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --fast-open "${cores[@]}" "${warm[@]}"
+run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"

@@ -52,7 +52,7 @@ enum Stage {
 }
 
 /// What has happened so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
     /// Logged in now.
     pub(crate) inside: u32,
@@ -72,7 +72,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Adds that of other clients.
-    pub(crate) fn add(&mut self, other: &Tally) {
+    fn add(&mut self, other: &Tally) {
         self.inside += other.inside;
         self.logins += other.logins;
         self.refused += other.refused;
