@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A million clients logged in to one gateway process, and a storm of 200,000. Takes 20 minutes, 15 GiB (all that is free is touched) and root; the
+# A million clients logged in to one gateway process, and a storm of 200,000. Takes 15 minutes, 15 GiB (all that is free is touched) and root; the
 # machine should do nothing else. Arguments: folder for the results, clients, seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -88,6 +88,12 @@ finish() {
   local status=$? name first=() last=()
   trap '' INT TERM HUP
   trap - EXIT
+  # Ctrl-C is how this ends. The shell itself says 130, without the trap, when what it just waited for got the signal first.
+  if [ "$status" = 130 ]; then
+    echo
+    echo "cluster: ending"
+    status=0
+  fi
   for name in "${!pids[@]}"; do
     case $name in redis-*) last+=("$name") ;; *) first+=("$name") ;; esac
   done
@@ -99,7 +105,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 129' HUP
-trap 'echo; echo "cluster: ending"; exit 0' INT
+trap 'exit 130' INT
 trap 'exit 143' TERM
 
 fail() { # name, what
