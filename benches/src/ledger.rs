@@ -346,6 +346,24 @@ mod tests {
         Ledger::new(Route::Deliver { ack }, 5, USERS.to_vec(), vec![Flow::new(0, 1), Flow::new(1, 0)], 64)
     }
 
+    #[test]
+    fn what_one_ledger_sends_and_another_receives_adds_up() {
+        let (mut here, mut there) = (pair(false), pair(false));
+        let mut sent = Vec::new();
+        here.send(0, 1_000, &mut sent);
+        let delivered = routed(&sent, USERS[0], 1);
+        let (frame, _) = decode(&delivered, FRAME_BYTES_MAX_DEFAULT).expect("valid").expect("whole");
+        there.received(1, &frame, 2_000).expect("the first one");
+        here.send(0, 3_000, &mut sent);
+        let mut both = pair(false);
+        both.add(&here);
+        both.add(&there);
+        assert_eq!((both.sent(), both.delivered(), both.outstanding()), (2, 1, 1));
+        let missing = Message { sender: USERS[0], recipient: USERS[1], sequence: 1 };
+        assert_eq!(both.settled(), Err(Discrepancy::Lost(missing)), "the second one never came");
+        assert_eq!(there.settled(), Ok(()), "which who only receives cannot know");
+    }
+
     /// What a correct gateway makes of a SEND.
     fn routed(sent: &[u8], sender: u64, stamp: u64) -> Vec<u8> {
         let (frame, _) = decode(sent, FRAME_BYTES_MAX_DEFAULT).expect("valid").expect("whole");
