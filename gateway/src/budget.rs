@@ -5,6 +5,7 @@
 
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
+use crate::core::tokens::TOKEN_BYTES;
 use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, SLOTS_RESERVED};
 use crate::outbox::Outbox;
@@ -80,7 +81,8 @@ pub(crate) fn connections_bytes(connections: u64) -> u64 {
 }
 
 fn slot_bytes(connections: u64) -> u64 {
-    (connections + u64::from(SLOTS_RESERVED)) * (CONN_BYTES as u64 + ENTRY_BYTES as u64 + LIST_BYTES)
+    (connections + u64::from(SLOTS_RESERVED)) * (CONN_BYTES + ENTRY_BYTES + TOKEN_BYTES) as u64
+        + (connections + u64::from(SLOTS_RESERVED)) * LIST_BYTES
 }
 
 fn user_bytes(connections: u64) -> u64 {
@@ -116,7 +118,7 @@ impl Budget {
                 name: "connection slots",
                 bytes: slot_bytes(each) * shards,
                 how: format!(
-                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists",
+                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists, {TOKEN_BYTES} B for its token",
                     u64::from(SLOTS_RESERVED) * shards
                 ),
                 flags: &["--connections-max", "--shards"],
@@ -329,7 +331,7 @@ mod tests {
         let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\nunacked_total_bytes_max = \"16MiB\"\n\
                     partial_bytes_max = \"8MiB\"\nmailbox_bytes_max = \"1MiB\"\nrecv_buffer_bytes = \"4MiB\"\n";
         let budget = budget(base);
-        assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * (CONN_BYTES as u64 + ENTRY_BYTES as u64 + 24));
+        assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * ((CONN_BYTES + ENTRY_BYTES) as u64 + 24 + 8));
         assert_eq!(term(&budget, "users"), 4 * Embedded::memory_bytes_max(1_000, 1_000, 128) as u64);
         let queue_head = size_of::<Outbox>() as u64 + 72;
         assert_eq!(term(&budget, "outboxes"), (64 << 20) * 5 / 4 * 2 + 4_000 * queue_head);

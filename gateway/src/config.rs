@@ -16,7 +16,7 @@ pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
 pub use trunkline_router::command::LogFormat;
-pub use values::{AuthKind, NoSize, Placement, ReadModeKind, Size};
+pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, Size};
 
 use resolve::{Judge, known};
 
@@ -70,10 +70,16 @@ pub enum AuthConfig {
     Open,
     /// JWT; at least one file is given.
     Jwt {
-        /// File with the HS256 secret.
-        hs256_secret_file: Option<PathBuf>,
-        /// File with the Ed25519 public key.
-        ed25519_public_key_file: Option<PathBuf>,
+        /// Files with HS256 secrets.
+        hs256_secret_files: Vec<KeyFile>,
+        /// Files with Ed25519 public keys.
+        ed25519_public_key_files: Vec<KeyFile>,
+        /// Issuers of which a token must name one; none is any.
+        issuers: Vec<String>,
+        /// Audiences of which a token must name one; none is any.
+        audiences: Vec<String>,
+        /// How far `nbf` may lie ahead.
+        leeway_s: u64,
     },
 }
 
@@ -103,23 +109,29 @@ impl Config {
 }
 
 impl AuthConfig {
-    /// Loads the keys. One newline at the end of the secret's file does not belong to the secret.
+    /// Loads the keys and makes the whole [`Auth`] of this configuration: at start, and again for a node that is to
+    /// take other keys ([`crate::auth::AuthSwitch::replace`]). One newline at the end of a secret's file does not
+    /// belong to the secret.
     ///
-    /// # Errors
-    /// When a file cannot be read or holds no usable key; the message names the file.
+    /// # Errors When a file cannot be read or holds no usable key; the message names the file.
     pub fn load(&self) -> Result<Auth, ConfigError> {
-        let AuthConfig::Jwt { hs256_secret_file, ed25519_public_key_file } = self else { return Ok(Auth::Open) };
-        let mut keys = JwtKeys::default();
+        let AuthConfig::Jwt { hs256_secret_files, ed25519_public_key_files, issuers, audiences, leeway_s } = self
+        else {
+            return Ok(Auth::Open);
+        };
         let unusable = |path: &Path| {
             let path = path.to_owned();
             move |error: KeyError| ConfigError::File { path, error: error.to_string() }
         };
-        if let Some(path) = hs256_secret_file {
-            keys = keys.with_hs256(without_newline(&read_key(path)?)).map_err(unusable(path))?;
+        let mut keys = JwtKeys::default();
+        for KeyFile { id, path } in hs256_secret_files {
+            let secret = read_key(path)?;
+            keys = keys.with_hs256(id.as_deref(), without_newline(&secret)).map_err(unusable(path))?;
         }
-        if let Some(path) = ed25519_public_key_file {
-            keys = keys.with_ed25519(&read_key(path)?).map_err(unusable(path))?;
+        for KeyFile { id, path } in ed25519_public_key_files {
+            keys = keys.with_ed25519(id.as_deref(), &read_key(path)?).map_err(unusable(path))?;
         }
+        let keys = keys.with_issuers(issuers.clone()).with_audiences(audiences.clone()).with_leeway_s(*leeway_s);
         Ok(Auth::Jwt(Box::new(keys)))
     }
 }

@@ -18,6 +18,7 @@ mod moves;
 mod presence;
 mod route;
 mod shard;
+pub(crate) mod tokens;
 mod trunk;
 
 use crate::control::{Control, ControlPort, SessionInfo};

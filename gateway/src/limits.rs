@@ -46,6 +46,9 @@ pub struct Limits {
     pub frames_per_sec: u32,
     /// Connections accepted per second, 0 = off; the excess waits in the accept backlog.
     pub logins_per_sec: u32,
+    /// Time between two RENEWs of a connection that are looked at, because a signature costs far more than other frames
+    /// do; one that comes sooner gets ERROR 11.
+    pub renew_ms: u64,
     /// Devices of one user; a further one gets BYE 14.
     pub devices_per_user_max: usize,
     /// Number of receive buffers the kernel picks from, a power of two.
@@ -113,6 +116,7 @@ impl Default for Limits {
             redeliver_attempts_max: 3,
             frames_per_sec: 0,
             logins_per_sec: 0,
+            renew_ms: 1_000,
             devices_per_user_max: 16,
             recv_buffers: 1_024,
             recv_buffer_bytes: 4_096,

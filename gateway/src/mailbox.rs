@@ -7,6 +7,7 @@
 //! arise. Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
 //! its sender until the next turn.
 
+use crate::auth::TokenEnd;
 use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
 use crate::mesh::handshake::Acceptor;
@@ -51,6 +52,8 @@ pub(crate) struct Adoptee {
     pub(crate) device: String,
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
+    /// When the session ends with its token.
+    pub(crate) token_end: TokenEnd,
     /// What came behind LOGIN.
     pub(crate) bytes: Vec<u8>,
 }
@@ -522,7 +525,15 @@ mod tests {
         let mut outgoing = Outgoing::new(0, mailboxes.clone(), 0);
         let client = || {
             let (device, class) = (String::new(), String::new());
-            Arrival::Client(Box::new(Adoptee { user: 1, device, class, heartbeat_secs: 1, bytes: Vec::new() }))
+            let token_end = TokenEnd::NEVER;
+            Arrival::Client(Box::new(Adoptee {
+                user: 1,
+                device,
+                class,
+                heartbeat_secs: 1,
+                token_end,
+                bytes: Vec::new(),
+            }))
         };
         let token = HandoverToken(1);
         assert!(outgoing.put_arrival(1, token, client()).is_ok());

@@ -1,5 +1,6 @@
 //! Counters and gauges of one shard. The shard is the only writer; the HTTP side reads them at any time.
 
+use crate::auth::{REFUSALS, Refusal};
 use crate::reason::{CLOSE_REASONS, CloseReason};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -59,6 +60,7 @@ macro_rules! shard_stats {
         pub struct ShardStats {
             $(#[doc = $help] pub $field: Stat,)*
             closed: [Stat; CLOSE_REASONS],
+            tokens_refused: [Stat; REFUSALS],
         }
 
         impl ShardStats {
@@ -78,6 +80,7 @@ shard_stats! {
     sessions: Gauge "trunkline_sessions" "" "Logged-in sessions on this shard.";
     users: Gauge "trunkline_users_online" "" "Users with at least one session on this shard.";
     logins: Counter "trunkline_logins_total" "" "Successful logins.";
+    renewals: Counter "trunkline_token_renewals_total" "" "Tokens of sessions replaced by RENEW.";
     sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
     out_delivered: Counter "trunkline_messages_total" "outcome=\"delivered\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
@@ -116,6 +119,7 @@ shard_stats! {
     limit_unacked_bytes: Counter "trunkline_limit_hits_total" "limit=\"unacked_total_bytes\"" "How often each limit was hit.";
     limit_frames: Counter "trunkline_limit_hits_total" "limit=\"frames_per_sec\"" "How often each limit was hit.";
     limit_logins: Counter "trunkline_limit_hits_total" "limit=\"logins_per_sec\"" "How often each limit was hit.";
+    limit_renew: Counter "trunkline_limit_hits_total" "limit=\"renew\"" "How often each limit was hit.";
     limit_devices: Counter "trunkline_limit_hits_total" "limit=\"devices_per_user\"" "How often each limit was hit.";
     limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
     limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
@@ -177,6 +181,16 @@ impl ShardStats {
     /// Counts one closed connection.
     pub fn count_close(&self, reason: CloseReason) {
         self.closed[reason as usize].add(1);
+    }
+
+    /// Counts one refused token.
+    pub fn count_refusal(&self, refusal: Refusal) {
+        self.tokens_refused[refusal as usize].add(1);
+    }
+
+    /// Refused tokens by what was wrong with them.
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.tokens_refused[refusal as usize].get()
     }
 
     /// Closed connections by reason.

@@ -1,5 +1,6 @@
 //! The Prometheus text exposition format, version 0.0.4.
 
+use crate::auth::Refusal;
 use crate::limits::Limits;
 use crate::metrics::{ShardStats, StatInfo, StatType};
 use crate::reason::CloseReason;
@@ -99,14 +100,27 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
             exposition.sample(&[("shard", &shard), ("reason", &reason.label())], stats.closed(*reason));
         }
     }
+    write_refusals(exposition, shards);
+}
+
+/// Writes what was wrong with refused tokens.
+fn write_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
+    let help = "Tokens refused, of LOGIN and RENEW, by what was wrong with them.";
+    exposition.name("trunkline_tokens_refused_total", StatType::Counter, help);
+    for (shard, stats) in shards.iter().enumerate() {
+        for refusal in Refusal::ALL {
+            exposition.sample(&[("shard", &shard), ("reason", &refusal.label())], stats.refused(*refusal));
+        }
+    }
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 24] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 25] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
         ("logins_per_sec", limits.logins_per_sec.into()),
+        ("renew", limits.renew_ms / 1_000),
         ("devices_per_user", limits.devices_per_user_max as u64),
         ("heartbeat", limits.heartbeat_secs.into()),
         ("heartbeat_min", limits.heartbeat_secs_min.into()),
@@ -208,6 +222,19 @@ mod tests {
         let text = render(&shards(1));
         for reason in CloseReason::ALL {
             line(&text, &format!("trunkline_connections_closed_total{{shard=\"0\",reason=\"{}\"}}", reason.label()));
+        }
+    }
+
+    #[test]
+    fn every_refusal_is_there_from_the_start_and_counted_by_itself() {
+        let shards = shards(2);
+        shards[1].count_refusal(Refusal::WrongSubject);
+        let text = render(&shards);
+        for refusal in Refusal::ALL {
+            let series =
+                |shard| format!("trunkline_tokens_refused_total{{shard=\"{shard}\",reason=\"{}\"}}", refusal.label());
+            assert_eq!(line(&text, &series(0)), "0");
+            assert_eq!(line(&text, &series(1)), if *refusal == Refusal::WrongSubject { "1" } else { "0" });
         }
     }
 

@@ -49,6 +49,8 @@ close_reasons! {
     NotLoggedIn => "not_logged_in", Some(Code::NotLoggedIn);
     /// The token was refused.
     BadCredentials => "bad_credentials", Some(Code::BadCredentials);
+    /// The session's token has expired, and no RENEW came before.
+    TokenExpired => "token_expired", Some(Code::BadCredentials);
     /// LOGIN asked for another protocol version.
     UnsupportedVersion => "unsupported_version", Some(Code::UnsupportedVersion);
     /// LOGIN could not be read, or a field was out of range.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
-use trunkline_gateway::auth::Auth;
+use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
 use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
@@ -23,11 +23,8 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(&config.log, config.log_format);
     let auth = config.auth.load()?;
     let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
-    let kind = match auth {
-        Auth::Open => "open",
-        Auth::Jwt(_) => "jwt",
-    };
-    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {kind}", config.node, config.shards);
+    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
+    let auth = AuthSwitch::new(auth);
     for check in checks(config) {
         let found = check.outcome?;
         tracing::info!("{}: {found}", check.name);
@@ -49,7 +46,7 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
 /// The life of the control thread.
 async fn control(
     config: &Config,
-    auth: Auth,
+    auth: Arc<AuthSwitch>,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
@@ -79,7 +76,7 @@ async fn control(
     let shards_config = ShardsConfig {
         node: config.node.clone(),
         limits: config.limits().clone(),
-        auth: Arc::new(auth),
+        auth,
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {

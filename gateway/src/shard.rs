@@ -5,7 +5,7 @@
 //! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for `RING_WAIT_MICROS` does the thread
 //! sleep in the executor, on the eventfd that rings and control thread signal.
 
-use crate::auth::Auth;
+use crate::auth::AuthSwitch;
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::ClusterSecret;
 use crate::control::ControlPort;
@@ -42,8 +42,8 @@ pub struct ShardsConfig {
     pub node: String,
     /// Limits of each shard.
     pub limits: Limits,
-    /// Who may log in.
-    pub auth: Arc<Auth>,
+    /// Who may log in; another may take its place while the shards run.
+    pub auth: Arc<AuthSwitch>,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.

@@ -1,16 +1,20 @@
-//! `--auth jwt`: which tokens open a session. Every refusal is BYE 6, whatever was wrong.
+//! `--auth jwt`: which tokens open a session, and until when. Every refusal is BYE 6, and its words say what was wrong.
 
 mod support;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
 use serde::Serialize;
+use std::time::Duration;
 use support::bystanders::Bystanders;
-use support::client::Client;
+use support::client::{Client, Event};
 use support::gateway::{Gateway, with_each_gateway, with_gateway};
-use support::names::reason_label;
+use support::names::{limit_label, metric, reason_label};
 use support::scratch::ScratchFile;
-use support::wire::{Login, code};
-use support::{ONE_AND_MANY, PATIENCE};
+use support::wire::{self, Login, LoginOk, code, kind};
+use support::{ONE_AND_MANY, PATIENCE, wait_for};
+
+/// What a session is told that ends with its token, as PROTOCOL.md has it.
+const EXPIRED: &str = "the token has expired";
 
 const SECRET: &[u8] = b"a secret of the tests, long enough for HS256";
 const OTHER_SECRET: &[u8] = b"another secret of tests, as long as HS256 wants";
@@ -32,11 +36,29 @@ struct Claims {
     sub: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exp: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nbf: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<Vec<&'static str>>,
 }
 
 impl Claims {
     fn of(user: u64) -> Self {
-        Claims { sub: Some(user.to_string()), exp: Some(get_current_timestamp() + 3_600) }
+        let exp = Some(get_current_timestamp() + 3_600);
+        Claims { sub: Some(user.to_string()), exp, nbf: None, iss: None, aud: None }
+    }
+
+    /// Of this user, until then.
+    fn until(user: u64, exp: u64) -> Self {
+        Claims { exp: Some(exp), ..Claims::of(user) }
+    }
+
+    /// With the id of its key in the header.
+    fn hs256_as(&self, kid: &str, secret: &[u8]) -> String {
+        let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::HS256) };
+        encode(&header, self, &EncodingKey::from_secret(secret)).expect("sign a token")
     }
 
     fn hs256(&self, secret: &[u8]) -> String {
@@ -69,9 +91,42 @@ fn assert_accepted(gateway: &Gateway, user: u64, token: &str) {
 }
 
 fn assert_refused(gateway: &Gateway, user: u64, token: &str) {
+    refusal(gateway, user, token);
+}
+
+/// Logs in with a token that must be refused; the words it is refused with.
+fn refusal(gateway: &Gateway, user: u64, token: &str) -> String {
     let mut client = Client::connect(gateway);
     client.write(&Login::of(user).token(token).frame());
-    client.expect_bye(code::BAD_CREDENTIALS);
+    client.recv_bye_text(code::BAD_CREDENTIALS)
+}
+
+/// Logs in with a token that ends soon, but not before the login, however slow this machine is: the client, and the end
+/// in seconds.
+fn login_for_a_moment(gateway: &Gateway, user: u64) -> (Client, u64) {
+    for secs in [2, 5, 10, 20, 40] {
+        let exp = get_current_timestamp() + secs;
+        let mut client = Client::connect(gateway);
+        client.write(&Login::of(user).token(&Claims::until(user, exp).hs256(SECRET)).frame());
+        let answer = client.recv();
+        if answer.kind == kind::LOGIN_OK {
+            assert_eq!(LoginOk::parse(&answer).expires_ms, exp * 1_000);
+            return (client, exp);
+        }
+        assert_eq!(wire::bye_text(&answer), EXPIRED);
+    }
+    panic!("a login takes longer than 40 s");
+}
+
+/// The BYE of a session whose token ends at `exp` seconds must come, and not before that.
+fn expect_end_of_token(client: &mut Client, exp: u64) {
+    let left = Duration::from_secs(exp.saturating_sub(get_current_timestamp()));
+    match client.read_event(left + PATIENCE) {
+        Event::Frame(bye) => assert_eq!((bye.aux, wire::bye_text(&bye).as_str()), (code::BAD_CREDENTIALS, EXPIRED)),
+        other => panic!("expected a BYE, got {other:?}"),
+    }
+    assert!(get_current_timestamp() >= exp, "the session ended before its token");
+    client.expect_closed();
 }
 
 #[test]
@@ -183,5 +238,177 @@ fn what_is_no_token_is_refused() {
         for token in ["", ".", "..", "a.b.c", "eyJhbGciOiJIUzI1NiJ9..", &long] {
             assert_refused(gateway, 1, token);
         }
+    });
+}
+
+#[test]
+fn a_session_ends_with_its_token() {
+    with_hs256(|gateway| {
+        let mut bystanders = Bystanders::with_token(gateway, |user| Claims::of(user).hs256(SECRET));
+        for user in [1, 2, 3] {
+            let (mut client, exp) = login_for_a_moment(gateway, user);
+            client.ping();
+            expect_end_of_token(&mut client, exp);
+        }
+        bystanders.talk();
+        gateway.wait_for_metrics("three ends", |metrics| metrics.closed(reason_label::TOKEN_EXPIRED) == 3);
+    });
+}
+
+#[test]
+fn a_session_that_renews_its_token_in_time_goes_on_for_as_long_as_the_new_one() {
+    with_hs256(|gateway| {
+        for user in [1, 2] {
+            let (mut client, _) = login_for_a_moment(gateway, user);
+            let (mut other, exp) = login_for_a_moment(gateway, user + 100);
+            let later = get_current_timestamp() + 3_600;
+            client.write(&Login::of(user).token(&Claims::until(user, later).hs256(SECRET)).renew_frame());
+            let renewed = client.recv();
+            if renewed.kind == kind::BYE {
+                // Slower than the token lasts: nothing to see here, and the other user's turn shows as much.
+                assert_eq!(wire::bye_text(&renewed), EXPIRED);
+                continue;
+            }
+            assert_eq!(LoginOk::parse(&renewed).expires_ms, later * 1_000);
+            // The other began later, so the first token has ended when its own has.
+            expect_end_of_token(&mut other, exp);
+            client.ping();
+        }
+        assert!(gateway.metrics().sum(metric::TOKEN_RENEWALS, &[]) >= 1);
+    });
+}
+
+#[test]
+fn a_renewal_may_also_bring_the_end_nearer() {
+    with_hs256(|gateway| {
+        let (mut client, login_ok) = Client::login_with(gateway, &Login::of(1).token(&Claims::of(1).hs256(SECRET)));
+        let exp = get_current_timestamp() + 3;
+        client.write(&Login::of(1).token(&Claims::until(1, exp).hs256(SECRET)).renew_frame());
+        let answer = client.recv();
+        if answer.kind == kind::LOGIN_OK {
+            let renewed = LoginOk::parse(&answer);
+            assert_eq!((renewed.session, renewed.expires_ms), (login_ok.session, exp * 1_000));
+            expect_end_of_token(&mut client, exp);
+        } else {
+            // This machine is slower than that.
+            assert_eq!((answer.kind, answer.aux), (kind::ERROR, code::BAD_CREDENTIALS));
+        }
+    });
+}
+
+#[test]
+fn a_renewal_that_is_refused_changes_nothing() {
+    with_hs256(|gateway| {
+        let (mut client, exp) = login_for_a_moment(gateway, 1);
+        client.write(&Login::of(1).token("no token at all").renew_frame());
+        let answer = client.recv();
+        if answer.kind == kind::ERROR {
+            assert_eq!((answer.aux, answer.id, answer.peer), (code::BAD_CREDENTIALS, 0, 0));
+            assert!(String::from_utf8_lossy(&answer.body).contains("cannot be read"), "{answer:?}");
+            expect_end_of_token(&mut client, exp);
+        }
+        let (mut client, _) = Client::login_with(gateway, &Login::of(2).token(&Claims::of(2).hs256(SECRET)));
+        client.write(&Login::of(2).token(&Claims::of(3).hs256(SECRET)).renew_frame());
+        assert_eq!(client.recv_error_text(code::BAD_CREDENTIALS), "the token is another user's");
+        client.ping();
+    });
+}
+
+#[test]
+fn renewals_that_follow_each_other_at_once_are_not_looked_at() {
+    with_hs256(|gateway| {
+        let (mut client, _) = Client::login_with(gateway, &Login::of(1).token(&Claims::of(1).hs256(SECRET)));
+        let renewal = Login::of(1).token(&Claims::of(1).hs256(SECRET)).renew_frame().encode();
+        client.write_bytes(&renewal.repeat(20));
+        client.expect_login_ok();
+        client.expect_error(code::RATE_LIMITED, 0, 0);
+        let rest = client.recv_until_pong();
+        assert_eq!(rest.len(), 18);
+        gateway.wait_for_metrics("the limit is counted", |metrics| metrics.limit_hits(limit_label::RENEW) > 0);
+    });
+}
+
+#[test]
+fn each_refusal_says_what_was_wrong_and_is_counted_by_it() {
+    let secret = ScratchFile::new("hs256", SECRET);
+    let named = format!("named={}", secret.path());
+    let key = ScratchFile::new("ed25519.pem", ED25519_PUBLIC_PEM);
+    let key = format!("ed={}", key.path());
+    let flags = [
+        "--auth",
+        "jwt",
+        "--jwt-hs256-secret-file",
+        &named,
+        "--jwt-ed25519-public-key-file",
+        &key,
+        "--jwt-issuer",
+        "https://a,https://b",
+        "--jwt-audience",
+        "chat",
+        "--jwt-leeway-secs",
+        "60",
+    ];
+    let now = get_current_timestamp();
+    let good = || Claims { iss: Some("https://b"), aud: Some(vec!["mail", "chat"]), ..Claims::of(1) };
+    let sign = |claims: Claims| claims.hs256(SECRET);
+    let long = "a".repeat(5_000);
+    let cases = [
+        (String::new(), "missing", "there is no token"),
+        (long, "too_long", "longer than 4 KiB"),
+        ("a.b.c".to_owned(), "unreadable", "cannot be read"),
+        (sign(Claims { exp: None, ..good() }), "unreadable", "cannot be read"),
+        (good().hs256_as("other", SECRET), "unknown_key", "unknown here"),
+        (good().hs256_as("ed", SECRET), "unknown_key", "unknown here"),
+        (good().hs256(OTHER_SECRET), "bad_signature", "signature is wrong"),
+        (good().hs256_as("named", OTHER_SECRET), "bad_signature", "signature is wrong"),
+        (sign(Claims { iss: None, ..good() }), "wrong_issuer", "another issuer"),
+        (sign(Claims { iss: Some("https://c"), ..good() }), "wrong_issuer", "another issuer"),
+        (sign(Claims { aud: Some(vec!["mail"]), ..good() }), "wrong_audience", "another audience"),
+        (sign(Claims { sub: Some("2".to_owned()), ..good() }), "wrong_subject", "another user's"),
+        (sign(Claims { exp: Some(now - 10), ..good() }), "expired", EXPIRED),
+        (sign(Claims { nbf: Some(now + 3_000), ..good() }), "not_yet_valid", "not valid yet"),
+    ];
+    with_gateway(2, &flags, |gateway| {
+        assert_accepted(gateway, 1, &sign(good()));
+        assert_accepted(gateway, 1, &good().hs256_as("named", SECRET));
+        assert_accepted(gateway, 1, &good().ed25519());
+        // Within the leeway.
+        assert_accepted(gateway, 1, &sign(Claims { nbf: Some(get_current_timestamp() + 30), ..good() }));
+        for (token, reason, words) in &cases {
+            let text = refusal(gateway, 1, token);
+            assert!(text.contains(words), "{reason}: {text}");
+            let expected = cases.iter().filter(|(_, other, _)| other == reason).count() as u64;
+            gateway.wait_for_metrics("it is counted", |metrics| {
+                (1..=expected).contains(&metrics.sum(metric::TOKENS_REFUSED, &[("reason", reason)]))
+            });
+        }
+        let refused = gateway.metrics().sum(metric::TOKENS_REFUSED, &[]);
+        assert_eq!(refused, cases.len() as u64);
+        gateway.wait_for_metrics("all are closed", |metrics| metrics.closed(reason_label::BAD_CREDENTIALS) == refused);
+    });
+}
+
+#[test]
+fn a_refusal_leaves_a_line_in_the_log_and_many_leave_few() {
+    with_hs256(|gateway| {
+        refusal(gateway, 4_711, "");
+        let lines =
+            || gateway.log().lines().filter(|line| line.contains("refused")).map(str::to_owned).collect::<Vec<_>>();
+        let first = wait_for("a line about the refusal", || lines().first().cloned());
+        assert!(first.contains("login refused: there is no token") && first.contains("4711"), "{first}");
+        assert!(
+            !first.contains("WARN") && !first.contains("ERROR"),
+            "what strangers do is no trouble of the node: {first}"
+        );
+        // As many as it takes for some to fall into one second.
+        let told = wait_for("a line tells of those left out", || {
+            for user in 1..=20 {
+                refusal(gateway, user, "no token");
+            }
+            lines().into_iter().find(|line| line.contains("suppressed=") && !line.contains("suppressed=0"))
+        });
+        assert!(told.contains("login refused"), "{told}");
+        let refused = gateway.metrics().sum(metric::TOKENS_REFUSED, &[]);
+        assert!((lines().len() as u64) < refused);
     });
 }

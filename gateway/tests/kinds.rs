@@ -5,7 +5,7 @@ mod support;
 use support::ONE_AND_MANY;
 use support::client::Client;
 use support::gateway::{with_each_gateway, with_gateway};
-use support::wire::{self, Frame, code, kind};
+use support::wire::{self, Frame, Login, code, kind};
 
 #[test]
 fn pong_echoes_aux() {
@@ -45,12 +45,40 @@ fn kinds_that_are_not_served_say_so_and_the_connection_goes_on() {
 }
 
 #[test]
+fn with_open_authentication_a_renewal_is_confirmed_and_changes_nothing() {
+    with_each_gateway(ONE_AND_MANY, &[], |gateway| {
+        let (mut client, login_ok) = Client::login_with(gateway, &Login::of(1).heartbeat_secs(60));
+        assert_eq!(login_ok.expires_ms, 0);
+        for token in ["", "whatever"] {
+            client.write(&Login::of(1).token(token).renew_frame());
+            let renewed = client.expect_login_ok();
+            assert_eq!(
+                (renewed.session, renewed.shard, renewed.heartbeat_secs, renewed.expires_ms),
+                (login_ok.session, login_ok.shard, 60, 0)
+            );
+        }
+        client.write(&Login::of(2).renew_frame());
+        assert_eq!(client.recv_error_text(code::BAD_CREDENTIALS), "the token is another user's");
+        for body in [vec![0xff], Login { version: 2, ..Login::of(1) }.body()] {
+            client.write(&Frame { kind: kind::RENEW, body, ..Frame::default() });
+            client.expect_error(code::BAD_REQUEST, 0, 0);
+        }
+        client.ping();
+        // Before LOGIN it is no way in.
+        let mut stranger = Client::connect(gateway);
+        stranger.write(&Login::of(1).renew_frame());
+        stranger.expect_bye(code::NOT_LOGGED_IN);
+    });
+}
+
+#[test]
 fn unknown_kinds_are_skipped_as_a_whole_with_an_error() {
     with_gateway(2, &[], |gateway| {
         let mut client = Client::login(gateway, 1);
         let mut peer = Client::login(gateway, 2);
         let from_clients = 0x01..=0x0c;
-        let unknown = (0..=u8::MAX).filter(|other| !from_clients.contains(other) && *other != kind::LOGOUT);
+        let known = |other: &u8| from_clients.contains(other) || [kind::RENEW, kind::LOGOUT].contains(other);
+        let unknown = (0..=u8::MAX).filter(|other| !known(other));
         for other in unknown {
             // A body that is itself a PING: it must not be read as a frame.
             let body = wire::ping(666).encode();

@@ -54,6 +54,7 @@ impl fmt::Debug for LoginOk {
             .field("resumed", &self.resumed)
             .field("max_frame", &self.max_frame)
             .field("pending", &self.pending)
+            .field("expires_ms", &self.expires_ms)
             .finish()
     }
 }

@@ -64,6 +64,10 @@ kinds! {
     Unwatch = 0x0B, "UNWATCH", HEADER_SHORT;
     /// Claim `aux` pieces of the item `peer`; `id` is the request id.
     Claim = 0x0C, "CLAIM", HEADER_LONG;
+    /// Body [`Login`](crate::Login) with a new token and the same user: the session lasts as long as that one. Answered
+    /// with
+    /// [`Kind::LoginOk`], or an error, and then the old token stands.
+    Renew = 0x0E, "RENEW", HEADER_SHORT;
     /// The server closes the connection; the session is not resumed.
     Logout = 0x0F, "LOGOUT", HEADER_SHORT;
 

@@ -103,6 +103,8 @@ mod tests {
             ("listen = \"127.0.0.1:1\"", "sequence"),
             ("listen = [\"nowhere\"]", "nowhere"),
             ("auth = \"maybe\"", "jwt"),
+            ("jwt_hs256_secret_file = \"a=\"", "KID=FILE"),
+            ("jwt_issuer = 5", "a list of texts"),
             ("frame_bytes_max = \"a lot\"", "KiB"),
             ("frame_bytes_max = -5", "KiB"),
             ("insecure_open = 1", "bool"),

@@ -6,6 +6,7 @@ use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size,
     Sources, is_node_name_char,
 };
+use crate::auth::KEYS_MAX;
 use crate::budget::connections_bytes;
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
@@ -23,6 +24,10 @@ pub(crate) const CONNECTIONS_SHARE: u64 = 4;
 /// Most connections a shard can hold.
 const CONNECTIONS_LIMIT: u64 = RING_SLOTS_MAX - SLOTS_RESERVED as u64;
 const SECS_MAX: u64 = 3_600;
+/// Clocks that are further apart are to be set, not tolerated.
+const LEEWAY_SECS_MAX: u64 = 300;
+/// Longest issuer or audience demanded of tokens, bytes.
+const CLAIM_BYTES_MAX: usize = 256;
 const RATE_MAX: u64 = 1_000_000;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -81,7 +86,7 @@ impl Judge {
 
 /// The value of a setting that has a default, and so is there by the time it is judged.
 pub(super) fn known<T>(value: Option<T>) -> T {
-    value.expect("every setting but the files of keys and Redis has a default")
+    value.expect("every setting but those about keys of tokens and Redis has a default")
 }
 
 pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigError> {
@@ -308,11 +313,29 @@ fn listen(all: &Settings, judge: &Judge) -> Result<Vec<SocketAddr>, ConfigError>
 }
 
 fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConfig, ConfigError> {
-    let hs256_secret_file = all.jwt_hs256_secret_file.clone();
-    let ed25519_public_key_file = all.jwt_ed25519_public_key_file.clone();
-    let keys = hs256_secret_file.is_some() || ed25519_public_key_file.is_some();
+    let hs256_secret_files = all.jwt_hs256_secret_file.clone().unwrap_or_default();
+    let ed25519_public_key_files = all.jwt_ed25519_public_key_file.clone().unwrap_or_default();
+    let keys = !hs256_secret_files.is_empty() || !ed25519_public_key_files.is_empty();
+    let leeway_s = judge.count("jwt_leeway_secs", known(all.jwt_leeway_secs), 0..=LEEWAY_SECS_MAX)?;
+    let issuers = demanded("jwt_issuer", &all.jwt_issuer, judge)?;
+    let audiences = demanded("jwt_audience", &all.jwt_audience, judge)?;
+    let ids = || hs256_secret_files.iter().chain(&ed25519_public_key_files).filter_map(|file| file.id.as_ref());
+    if let Some(id) = ids().enumerate().find_map(|(at, id)| ids().take(at).any(|other| other == id).then_some(id)) {
+        return Err(ConfigError::Conflict(format!(
+            "two keys have the id {id}: jwt_hs256_secret_file ({}) and jwt_ed25519_public_key_file ({}) must name each kid once",
+            judge.origins.of("jwt_hs256_secret_file"),
+            judge.origins.of("jwt_ed25519_public_key_file"),
+        )));
+    }
     match known(all.auth) {
-        AuthKind::Jwt if keys => Ok(AuthConfig::Jwt { hs256_secret_file, ed25519_public_key_file }),
+        AuthKind::Jwt if hs256_secret_files.len() + ed25519_public_key_files.len() > KEYS_MAX => {
+            let key = if hs256_secret_files.is_empty() { "jwt_ed25519_public_key_file" } else { "jwt_hs256_secret_file" };
+            let files = hs256_secret_files.len() + ed25519_public_key_files.len();
+            judge.refuse(key, format!("{files} files"), format!("there may be {KEYS_MAX} keys of both kinds together"))
+        }
+        AuthKind::Jwt if keys => {
+            Ok(AuthConfig::Jwt { hs256_secret_files, ed25519_public_key_files, issuers, audiences, leeway_s })
+        }
         AuthKind::Jwt => judge.refuse(
             "auth",
             "jwt",
@@ -322,6 +345,11 @@ fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConf
         AuthKind::Open if keys => {
             judge.refuse("auth", "open", "a key for JWT is given but not used: set auth to jwt, or leave the key out")
         }
+        AuthKind::Open if !issuers.is_empty() || !audiences.is_empty() => judge.refuse(
+            "auth",
+            "open",
+            "an issuer or audience is demanded of tokens, and with auth open nobody needs one: set auth to jwt, or leave it out",
+        ),
         AuthKind::Open => match listen.iter().find(|address| !address.ip().is_loopback()) {
             Some(address) if all.insecure_open != Some(true) => judge.refuse(
                 "listen",
@@ -331,6 +359,15 @@ fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConf
             ),
             _ => Ok(AuthConfig::Open),
         },
+    }
+}
+
+/// The values one of which a token must name.
+fn demanded(key: &'static str, values: &Option<Vec<String>>, judge: &Judge) -> Result<Vec<String>, ConfigError> {
+    let values = values.clone().unwrap_or_default();
+    match values.iter().find(|value| value.is_empty() || value.len() > CLAIM_BYTES_MAX) {
+        Some(value) => judge.refuse(key, format!("{value:?}"), format!("each must have 1 to {CLAIM_BYTES_MAX} bytes")),
+        None => Ok(values),
     }
 }
 

@@ -2,7 +2,7 @@
 //! `default-config`, and the default.
 
 use super::LogFormat;
-use super::values::{AuthKind, Placement, ReadModeKind, Size};
+use super::values::{AuthKind, KeyFile, Placement, ReadModeKind, Size, one_or_many};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -52,6 +52,7 @@ macro_rules! settings {
     ($([$section:literal] $(
         $(#[doc = $help:literal])+
         $(#[arg($($arg:tt)+)])?
+        $(#[serde($($serde:tt)+)])?
         $key:ident: [$($ty:tt)+] $value:literal $env:literal $default:expr;
     )+)+) => {
         /// Settings as they are given by one source; what it does not set is `None`.
@@ -60,7 +61,7 @@ macro_rules! settings {
         pub struct Settings {$($(
             $(#[doc = $help])+
             #[arg(long, env = $env, value_name = $value, help_heading = $section, hide_env_values = true $(, $($arg)+)?)]
-            #[serde(skip_serializing_if = "Option::is_none")]
+            #[serde(skip_serializing_if = "Option::is_none" $(, $($serde)+)?)]
             pub $key: Option<$($ty)+>,
         )+)+}
 
@@ -111,10 +112,27 @@ settings! {
     ["Authentication"]
     /// Who may log in.
     auth: [AuthKind] "KIND" "TRUNKLINE_AUTH" Fixed("\"open\"");
-    /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count.
-    jwt_hs256_secret_file: [PathBuf] "FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("\"/path/to/file\"");
-    /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. Both kinds of key may be given.
-    jwt_ed25519_public_key_file: [PathBuf] "FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("\"/path/to/file\"");
+    /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count. May be given several times,
+    /// and as KID=FILE: tokens whose header names that kid are then tried with no other key.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    jwt_hs256_secret_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("[\"2026-a=/path/to/file\"]");
+    /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. May be given several times and as KID=FILE, and beside secrets:
+    /// 16 keys in all.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    jwt_ed25519_public_key_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("[\"2026-b=/path/to/file\"]");
+    /// With auth jwt: a token must have been issued by (iss) one of these; may be given several times.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    jwt_issuer: [Vec<String>] "ISS" "TRUNKLINE_JWT_ISSUER" Unset("[\"https://accounts.example.com\"]");
+    /// With auth jwt: a token must be meant for (aud) one of these; may be given several times.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    jwt_audience: [Vec<String>] "AUD" "TRUNKLINE_JWT_AUDIENCE" Unset("[\"chat\"]");
+    /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its end (exp) has no
+    /// leeway: a session ends with its token.
+    jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
     /// Allow auth open on addresses that are not loopback: whoever reaches them may log in as anybody.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");

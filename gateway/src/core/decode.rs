@@ -121,7 +121,7 @@ impl Shard {
         let Some(kind) = frame.known() else {
             return self.links.error(slot, Code::UnknownKind, 0, 0);
         };
-        if kind != Kind::Ping {
+        if !matches!(kind, Kind::Ping | Kind::Renew) {
             self.note_traffic(slot);
         }
         match kind {
@@ -131,6 +131,7 @@ impl Shard {
                 let pong = Header { kind: Kind::Pong, flags: 0, aux: frame.aux, id: 0, peer: 0, stamp: 0 };
                 self.links.reply(slot, |out| encode(out, &pong, &[]));
             }
+            Kind::Renew => self.renew(slot, frame),
             Kind::Logout => self.close(slot, CloseReason::Logout),
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),

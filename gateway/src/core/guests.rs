@@ -37,6 +37,7 @@ impl Shard {
             device: adoptee.device.clone(),
             class: adoptee.class.clone(),
             heartbeat_secs: adoptee.heartbeat_secs,
+            token_end: adoptee.token_end,
             home: NodeKey::OWN,
             again_tick: None,
         };
@@ -62,7 +63,7 @@ impl Shard {
         let since_s = (self.now.wall_ms / 1_000) as u32;
         let entry = Entry::new(session, slot, since_s, &adoptee.device, &adoptee.class);
         let pending = self.inboxes.len(adoptee.user) as u64;
-        self.open(slot, adoptee.user, entry, adoptee.heartbeat_secs, pending);
+        self.open(slot, adoptee.user, entry, adoptee.heartbeat_secs, adoptee.token_end, pending);
     }
 
     /// Asks the home for the session of a login that waits in a slot.
@@ -104,8 +105,9 @@ impl Shard {
                 Home::There { node, shard } => self.ask_home(slot, node, shard),
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
-                    let Registration { user, device, class, heartbeat_secs, .. } = waiting;
-                    self.open_here(slot, &Adoptee { user, device, class, heartbeat_secs, bytes: Vec::new() });
+                    let Registration { user, device, class, heartbeat_secs, token_end, .. } = waiting;
+                    let bytes = Vec::new();
+                    self.open_here(slot, &Adoptee { user, device, class, heartbeat_secs, token_end, bytes });
                     self.go_on_reading(slot);
                 }
                 Home::Nowhere => {}
@@ -141,7 +143,7 @@ impl Shard {
             && let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user)
         {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
-            self.open(conn.slot, user, entry, waiting.heartbeat_secs, pending);
+            self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, pending);
             return self.go_on_reading(conn.slot);
         }
         let known =

@@ -1,6 +1,7 @@
 //! LOGIN, and the move of a logged-in connection to the home shard of its user.
 
 use super::shard::Shard;
+use crate::auth::TokenEnd;
 use crate::config::Placement;
 use crate::conn::{Conn, ConnFlags, Phase};
 use crate::directory::Home;
@@ -9,7 +10,7 @@ use crate::limits::CLASS_BYTES_MAX;
 use crate::mailbox::Adoptee;
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
-use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Kind, Login, LoginOk, VERSION, encode_message};
+use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Login, VERSION};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::{Entry, LoginOutcome, Presence};
 
@@ -25,10 +26,10 @@ impl Shard {
         if login.user == 0 || login.device.len() > DEVICE_BYTES_MAX || login.device_class.len() > CLASS_BYTES_MAX {
             return self.close(slot, CloseReason::BadLogin);
         }
-        if let Err(error) = self.auth.check(login.user, &login.token, self.now.wall_ms / 1_000) {
-            tracing::debug!(user = login.user, %error, "login refused");
-            return self.close(slot, CloseReason::BadCredentials);
-        }
+        let token_end = match self.auth.get().check(login.user, &login.token, self.now.wall_ms / 1_000) {
+            Ok(token_end) => token_end,
+            Err(refusal) => return self.refuse_login(slot, login.user, refusal),
+        };
         if self.drain.is_some() {
             return self.dismiss(slot, login.user);
         }
@@ -46,6 +47,7 @@ impl Shard {
             device: login.device,
             class: login.device_class,
             heartbeat_secs: heartbeat_secs as u16,
+            token_end,
             bytes: Vec::new(),
         };
         if home == self.shard {
@@ -146,7 +148,15 @@ impl Shard {
     }
 
     /// Makes the connection a session of its user. `pending`: messages that wait for the user at the home.
-    pub(crate) fn open(&mut self, slot: u32, user: u64, entry: Entry, heartbeat_secs: u16, pending: u64) {
+    pub(crate) fn open(
+        &mut self,
+        slot: u32,
+        user: u64,
+        entry: Entry,
+        heartbeat_secs: u16,
+        token_end: TokenEnd,
+        pending: u64,
+    ) {
         let session = entry.session;
         let first = self.presence.sessions(user).is_empty();
         let replaced = match self.presence_login(user, entry) {
@@ -179,17 +189,8 @@ impl Shard {
         if let Some(old) = &replaced {
             self.end_replaced(user, old);
         }
-        let login_ok = LoginOk {
-            session,
-            node: self.node.clone(),
-            shard: u32::from(self.shard),
-            heartbeat_secs: u32::from(heartbeat_secs),
-            time_ms: self.now.wall_ms,
-            max_frame: self.links.limits.frame_bytes_max,
-            pending,
-            ..LoginOk::default()
-        };
-        self.links.reply(slot, |out| encode_message(out, Kind::LoginOk, 0, &login_ok));
+        self.begin_token(slot, token_end);
+        self.send_login_ok(slot, session, heartbeat_secs, pending);
         if replaced.is_some() || first {
             // What the old session did not acknowledge may never have reached the device; and a former home may have sent what waited there.
             self.redeliver_to(user, slot);

@@ -1,5 +1,6 @@
 //! The connections of a shard and what is queued for them: everything below users and messages.
 
+use super::tokens::Tokens;
 use crate::conn::{Conn, ConnFlags, Phase, Slots};
 use crate::inbox::Inboxes;
 use crate::limits::Limits;
@@ -31,6 +32,8 @@ pub(crate) struct Links {
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) slots: Slots,
     pub(crate) wheel: TimerWheel,
+    /// When sessions end with their token.
+    pub(crate) tokens: Tokens,
     pub(crate) spares: SpareOutboxes,
     /// Connections to flush at the end of the turn.
     pub(crate) dirty: Vec<u32>,
@@ -46,6 +49,7 @@ impl Links {
         Links {
             slots: Slots::new(limits.slots()),
             wheel: TimerWheel::new(limits.slots()),
+            tokens: Tokens::new(limits.slots()),
             spares: SpareOutboxes::default(),
             dirty: Vec::new(),
             overflowed: Vec::new(),
@@ -210,6 +214,9 @@ impl Links {
         }
         if let Some(sent) = inboxes.oldest_sent(conn.user) {
             next = next.min(sent + ticks(limits.redeliver_ms));
+        }
+        if let Some(look) = self.tokens.look_tick(slot, self.tick) {
+            next = next.min(look);
         }
         self.wheel.arm(slot, next);
     }

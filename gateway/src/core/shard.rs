@@ -2,7 +2,7 @@
 //! completions and carries out what its connections are marked for.
 
 use super::links::{Links, TICK_MS, ticks};
-use crate::auth::Auth;
+use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase};
@@ -40,7 +40,7 @@ pub(crate) struct ShardConfig {
     /// Name of the node, told to clients.
     pub(crate) node: String,
     pub(crate) limits: Limits,
-    pub(crate) auth: Arc<Auth>,
+    pub(crate) auth: Arc<AuthSwitch>,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
@@ -67,7 +67,7 @@ pub(crate) struct Shard {
     pub(crate) shard: u16,
     pub(crate) shards: u16,
     pub(crate) node: String,
-    pub(crate) auth: Arc<Auth>,
+    pub(crate) auth: AuthReader,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
@@ -151,7 +151,7 @@ impl Shard {
             shard: config.shard,
             shards: config.shards,
             node: config.node,
-            auth: config.auth,
+            auth: config.auth.reader(),
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -159,6 +159,7 @@ impl Shard {
     /// Takes the time of this turn. Returns whether a tick has passed.
     pub(crate) fn set_now(&mut self, now: Now) -> bool {
         self.now = now;
+        self.links.tokens.set_now(now.wall_ms);
         if let Some(cluster) = &self.cluster {
             // With a new life comes a new view. Before that, what came over the links of the life before must not be served.
             let may_serve = cluster.state.may_serve(now.mono_ms);
@@ -243,6 +244,16 @@ impl Shard {
 
     /// The same, with the address the client is to connect to instead.
     pub(crate) fn close_towards(&mut self, slot: u32, reason: CloseReason, redirect: String) {
+        let text = match reason {
+            CloseReason::LoginTimeout => "no LOGIN came in time",
+            CloseReason::TokenExpired => Refusal::Expired.text(),
+            _ => reason.code().map_or("", |code| code.text()),
+        };
+        self.close_with(slot, reason, redirect, text);
+    }
+
+    /// The same, with words of its own.
+    pub(crate) fn close_with(&mut self, slot: u32, reason: CloseReason, redirect: String, text: &'static str) {
         let tick = self.links.tick;
         let conn = self.links.slots.at(slot);
         let phase = conn.phase;
@@ -260,7 +271,7 @@ impl Shard {
             self.links.discard_pending(slot);
         }
         if let Some(code) = reason.code() {
-            let bye = self.bye(reason, slot, redirect);
+            let bye = self.bye(reason, slot, redirect, text);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
@@ -276,15 +287,11 @@ impl Shard {
     }
 
     /// The parting words: when to come back where that helps, spread so that not all come at once.
-    fn bye(&self, reason: CloseReason, slot: u32, redirect: String) -> Bye {
+    fn bye(&self, reason: CloseReason, slot: u32, redirect: String, text: &str) -> Bye {
         let spread = trunkline_router::hash::user_hash(u64::from(slot) << 44 | self.now.wall_ms) % RECONNECT_SPREAD_MS;
         let reconnect_after_ms = match reason {
             CloseReason::Draining | CloseReason::Overloaded => 500 + spread as u32,
             _ => 0,
-        };
-        let text = match reason {
-            CloseReason::LoginTimeout => "no LOGIN came in time",
-            _ => reason.code().map_or("", |code| code.text()),
         };
         Bye { reconnect_after_ms, redirect, text: text.to_owned() }
     }
@@ -375,6 +382,10 @@ impl Shard {
                     self.links.stats.limit_heartbeat.add(1);
                     return self.close(slot, CloseReason::Idle);
                 }
+                if self.links.tokens.is_over(slot) {
+                    return self.close(slot, CloseReason::TokenExpired);
+                }
+                let conn = self.links.slots.at(slot);
                 let user = conn.user;
                 if conn.flags.has(ConnFlags::HOT) && conn.traffic_tick + hot_ticks <= tick {
                     conn.flags.clear(ConnFlags::HOT);

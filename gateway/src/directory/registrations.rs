@@ -1,6 +1,7 @@
 //! Logins of guests that wait for the answer of their user's home.
 
 use super::routing::NodeKey;
+use crate::auth::TokenEnd;
 use hashbrown::HashMap;
 
 /// A login that waits.
@@ -12,6 +13,7 @@ pub(crate) struct Registration {
     pub(crate) device: String,
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
+    pub(crate) token_end: TokenEnd,
     /// The home that was asked.
     pub(crate) home: NodeKey,
     /// The home cannot say now: when to ask again.
@@ -69,7 +71,16 @@ mod tests {
 
     fn registration(generation: u32, user: u64, home: u64) -> Registration {
         let (device, class) = (String::new(), String::new());
-        Registration { generation, user, device, class, heartbeat_secs: 30, home: NodeKey(home), again_tick: None }
+        Registration {
+            generation,
+            user,
+            device,
+            class,
+            heartbeat_secs: 30,
+            token_end: TokenEnd::NEVER,
+            home: NodeKey(home),
+            again_tick: None,
+        }
     }
 
     #[test]

@@ -17,9 +17,11 @@ mod node;
 mod planted;
 mod scenario;
 mod session;
+mod tokens;
 
 pub(crate) use planted::{Bug, planted};
 
+use crate::auth::{Auth, AuthSwitch};
 use crate::control::{Control, SessionInfo};
 use crate::io::sim::{Faults, Rng, SharedWorld, World};
 use crate::metrics::ShardStats;
@@ -78,6 +80,7 @@ impl Run {
             shards: scenario.shards,
             listeners: scenario.listeners,
             limits: scenario.limits.clone(),
+            auth: AuthSwitch::new(Auth::Open),
             cluster: None,
         };
         Run {

@@ -1,6 +1,6 @@
 //! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
-use crate::auth::Auth;
+use crate::auth::AuthSwitch;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, ShardCluster, ShardConfig};
@@ -46,6 +46,8 @@ pub(super) struct NodeConfig {
     pub(super) shards: u16,
     pub(super) listeners: u16,
     pub(super) limits: Limits,
+    /// Who may log in.
+    pub(super) auth: Arc<AuthSwitch>,
     /// How it takes part in a cluster; its first shard has one listener more then.
     pub(super) cluster: Option<ShardCluster>,
 }
@@ -62,7 +64,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, cluster } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, cluster } = config;
         let mail = mailboxes(shards);
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
@@ -72,7 +74,7 @@ impl Node {
                 shards,
                 node: name.clone(),
                 limits: limits.clone(),
-                auth: Arc::new(Auth::Open),
+                auth: auth.clone(),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,

@@ -193,6 +193,22 @@ impl Client {
         assert!(!text.is_empty(), "{error:?}");
     }
 
+    /// The next frame must be an ERROR with this code that no message caused; its text.
+    pub(crate) fn recv_error_text(&mut self, code: u16) -> String {
+        let error = self.recv_kind(kind::ERROR);
+        assert_eq!((error.aux, error.id, error.peer), (code, 0, 0), "{error:?}");
+        String::from_utf8(error.body).expect("the body of an ERROR is UTF-8")
+    }
+
+    /// The next frame must be a BYE with this reason, and nothing may come after it; its text.
+    pub(crate) fn recv_bye_text(&mut self, reason: u16) -> String {
+        let bye = self.recv_kind(kind::BYE);
+        let text = wire::bye_text(&bye);
+        assert_eq!(bye.aux, reason, "{text}");
+        self.expect_closed();
+        text
+    }
+
     /// The next frame must be a BYE with this reason, and nothing may come after it.
     pub(crate) fn expect_bye(&mut self, reason: u16) {
         let bye = self.recv_kind(kind::BYE);

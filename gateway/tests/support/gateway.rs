@@ -111,6 +111,11 @@ impl Gateway {
         self.stdout.text()
     }
 
+    /// Everything it has written on stderr, which is its log.
+    pub(crate) fn log(&self) -> String {
+        self.stderr.text()
+    }
+
     pub(crate) fn get(&self, path: &str) -> Response {
         self.request("GET", path)
     }

@@ -20,6 +20,9 @@ pub(crate) mod metric {
     pub(crate) const MESSAGES: &str = "trunkline_messages_total";
     /// Messages whose fate is open.
     pub(crate) const UNACKED: &str = "trunkline_messages_unacked";
+    /// Further label: `reason`.
+    pub(crate) const TOKENS_REFUSED: &str = "trunkline_tokens_refused_total";
+    pub(crate) const TOKEN_RENEWALS: &str = "trunkline_token_renewals_total";
     /// Bytes of half-received frames.
     pub(crate) const PARTIAL_BYTES: &str = "trunkline_partial_bytes";
     /// Further label: `limit`.
@@ -53,6 +56,7 @@ pub(crate) mod reason_label {
     pub(crate) const OVERLOADED: &str = "overloaded";
     pub(crate) const KICKED: &str = "kicked";
     pub(crate) const BAD_CREDENTIALS: &str = "bad_credentials";
+    pub(crate) const TOKEN_EXPIRED: &str = "token_expired";
 }
 
 /// Values of the label `limit`.
@@ -60,6 +64,7 @@ pub(crate) mod limit_label {
     pub(crate) const FRAMES_PER_SEC: &str = "frames_per_sec";
     pub(crate) const LOGINS_PER_SEC: &str = "logins_per_sec";
     pub(crate) const CONNECTIONS: &str = "connections";
+    pub(crate) const RENEW: &str = "renew";
     pub(crate) const DEVICES: &str = "devices_per_user";
     pub(crate) const UNACKED: &str = "unacked_per_user";
     pub(crate) const MAILBOX: &str = "mailbox";

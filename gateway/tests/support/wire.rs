@@ -25,6 +25,7 @@ pub(crate) mod kind {
     pub(crate) const WATCH: u8 = 0x0a;
     pub(crate) const UNWATCH: u8 = 0x0b;
     pub(crate) const CLAIM: u8 = 0x0c;
+    pub(crate) const RENEW: u8 = 0x0e;
     pub(crate) const LOGOUT: u8 = 0x0f;
     pub(crate) const LOGIN_OK: u8 = 0x81;
     pub(crate) const PONG: u8 = 0x82;
@@ -85,7 +86,8 @@ pub(crate) struct Frame {
 /// Length of the header of a kind.
 pub(crate) fn header_len(frame_kind: u8) -> usize {
     match frame_kind {
-        kind::LOGIN | kind::PING | kind::SYNC | kind::WATCH | kind::UNWATCH | kind::LOGOUT => HEADER_SHORT,
+        kind::LOGIN | kind::PING | kind::SYNC | kind::WATCH | kind::UNWATCH => HEADER_SHORT,
+        kind::RENEW | kind::LOGOUT => HEADER_SHORT,
         kind::LOGIN_OK | kind::PONG | kind::BYE | 0x89 | 0x8a => HEADER_SHORT,
         _ => HEADER_LONG,
     }
@@ -201,6 +203,11 @@ impl Login {
         login_with_body(self.body())
     }
 
+    /// The same fields in a RENEW.
+    pub(crate) fn renew_frame(&self) -> Frame {
+        Frame { kind: kind::RENEW, ..self.frame() }
+    }
+
     pub(crate) fn body(&self) -> Vec<u8> {
         let mut message = MessageWriter::default();
         message.number(1, self.version.into());
@@ -230,6 +237,7 @@ pub(crate) struct LoginOk {
     pub(crate) resumed: u64,
     pub(crate) max_frame: u64,
     pub(crate) pending: u64,
+    pub(crate) expires_ms: u64,
 }
 
 impl LoginOk {
@@ -245,6 +253,7 @@ impl LoginOk {
             resumed: fields.number(7),
             max_frame: fields.number(8),
             pending: fields.number(9),
+            expires_ms: fields.number(13),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fmt::Debug;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{FRAME_BYTES_MAX_DEFAULT, Header, Kind, decode, encode, encode_message, encoded_len, frame_len};
 
-use crate::samples::{Sample, bye, every_kind, header, login, login_ok, presence, sync, sync_ok, unwatch, watch};
+use crate::samples::{
+    Sample, bye, every_kind, header, login, login_ok, presence, renew, sync, sync_ok, unwatch, watch,
+};
 
 #[test]
 fn there_is_a_sample_of_every_kind() {
@@ -47,6 +49,7 @@ fn assert_control<M: Message + Default + PartialEq + Debug>(samples: &[Sample], 
 fn every_control_message_has_its_golden_bytes() {
     let samples = every_kind();
     assert_control(&samples, Kind::Login, &login());
+    assert_control(&samples, Kind::Renew, &renew());
     assert_control(&samples, Kind::LoginOk, &login_ok());
     assert_control(&samples, Kind::Bye, &bye());
     assert_control(&samples, Kind::Sync, &sync());

@@ -22,6 +22,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x0A, Kind::Watch, "WATCH", 8),
         (0x0B, Kind::Unwatch, "UNWATCH", 8),
         (0x0C, Kind::Claim, "CLAIM", 32),
+        (0x0E, Kind::Renew, "RENEW", 8),
         (0x0F, Kind::Logout, "LOGOUT", 8),
         (0x81, Kind::LoginOk, "LOGIN_OK", 8),
         (0x82, Kind::Pong, "PONG", 8),

@@ -37,10 +37,10 @@ prop_compose! {
 prop_compose! {
     fn any_login_ok()(
         (session, shard, heartbeat_secs, time_ms) in any::<(u64, u32, u32, u64)>(),
-        (node, resumed, max_frame, pending) in any::<(String, bool, u32, u64)>(),
+        (node, resumed, max_frame, pending, expires_ms) in any::<(String, bool, u32, u64, u64)>(),
         resume in vec(any::<u8>(), 0..64),
     ) -> LoginOk {
-        LoginOk { session, node, shard, heartbeat_secs, time_ms, resume, resumed, max_frame, pending }
+        LoginOk { session, node, shard, heartbeat_secs, time_ms, resume, resumed, max_frame, pending, expires_ms }
     }
 }
 

@@ -68,7 +68,12 @@ pub(crate) fn login_ok() -> LoginOk {
         resumed: true,
         max_frame: 65_536,
         pending: 5,
+        expires_ms: 150,
     }
+}
+
+pub(crate) fn renew() -> Login {
+    Login { version: 1, user: 42, token: "n3w".into(), ..Login::default() }
 }
 
 pub(crate) fn bye() -> Bye {
@@ -146,6 +151,7 @@ fn from_client() -> Vec<Sample> {
             b"",
             "00000020 0c 00 0003 000000000000000d 00000000000001f4 0000000000000000",
         ),
+        control(Kind::Renew, 0, &renew(), "00000011 0e 00 0000 0801 102a 1a03 6e3377"),
         sample(header(Kind::Logout), b"", "00000008 0f 00 0000"),
     ]
 }
@@ -157,8 +163,8 @@ fn from_server() -> Vec<Sample> {
             Kind::LoginOk,
             0,
             &login_ok(),
-            "00000025 81 00 0000
-             088080808010 1202 6e31 1803 201e 289601 3202 0102 3801 40808004 4805",
+            "00000028 81 00 0000
+             088080808010 1202 6e31 1803 201e 289601 3202 0102 3801 40808004 4805 689601",
         ),
         sample(Header { aux: 0x1234, ..header(Kind::Pong) }, b"", "00000008 82 00 1234"),
         sample(

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{ConfigFile, DefaultValue, default_config};
+use crate::config::{ConfigFile, DefaultValue, KeyFile, default_config};
 use crate::limits::ReadMode;
 use std::path::Path;
 
@@ -232,6 +232,50 @@ fn jwt_and_its_keys_go_together() {
     assert!(refusal("jwt_hs256_secret_file = \"s\"\n").contains("set auth to jwt"));
     let config = from_file("auth = \"jwt\"\njwt_ed25519_public_key_file = \"/no/such/key\"\n").unwrap();
     assert!(config.auth.load().unwrap_err().to_string().starts_with("/no/such/key: "));
+}
+
+#[test]
+fn several_keys_each_have_an_id_of_their_own() {
+    let text = |hs256: &str, ed25519: &str| {
+        format!("auth = \"jwt\"\njwt_hs256_secret_file = {hs256}\njwt_ed25519_public_key_file = {ed25519}\n")
+    };
+    let config = from_file(&text("[\"a=/one\", \"/two\"]", "\"b=/three\"")).unwrap();
+    let AuthConfig::Jwt { hs256_secret_files, ed25519_public_key_files, leeway_s, .. } = &config.auth else {
+        panic!("{:?}", config.auth)
+    };
+    let shown = |files: &[KeyFile]| files.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        (shown(hs256_secret_files), shown(ed25519_public_key_files)),
+        (vec!["a=/one".to_owned(), "/two".to_owned()], vec!["b=/three".to_owned()])
+    );
+    assert_eq!(*leeway_s, 5);
+    for (hs256, ed25519) in [("[\"a=/one\", \"a=/two\"]", "[]"), ("\"a=/one\"", "\"a=/two\"")] {
+        let message = refusal(&text(hs256, ed25519));
+        assert!(message.contains("two keys have the id a") && message.contains("some.toml, line 2"), "{message}");
+    }
+    let many: Vec<String> = (0..17).map(|number| format!("\"/{number}\"")).collect();
+    assert!(refusal(&text(&format!("[{}]", many.join(", ")), "[]")).contains("17 files (some.toml, line 2)"));
+    assert!(refusal(&text("[]", "[]")).contains("it needs a key"));
+}
+
+#[test]
+fn what_tokens_must_say_is_judged() {
+    let jwt = "auth = \"jwt\"\njwt_hs256_secret_file = \"s\"\n";
+    let config =
+        from_file(&format!("{jwt}jwt_issuer = \"https://a\"\njwt_audience = [\"x\", \"y\"]\njwt_leeway_secs = 0\n"));
+    match config.unwrap().auth {
+        AuthConfig::Jwt { issuers, audiences, leeway_s, .. } => {
+            assert_eq!(
+                (issuers, audiences, leeway_s),
+                (vec!["https://a".to_owned()], vec!["x".to_owned(), "y".to_owned()], 0)
+            );
+        }
+        open => panic!("{open:?}"),
+    }
+    assert!(refusal(&format!("{jwt}jwt_issuer = \"\"\n")).contains("1 to 256 bytes"));
+    assert!(refusal(&format!("{jwt}jwt_audience = [\"{}\"]\n", "x".repeat(257))).contains("1 to 256 bytes"));
+    assert!(refusal(&format!("{jwt}jwt_leeway_secs = 301\n")).contains("0 to 300"));
+    assert!(refusal("jwt_audience = \"x\"\n").contains("set auth to jwt"));
 }
 
 #[test]

@@ -153,6 +153,16 @@ impl World {
         Now { mono_ms: passed_ms + host.mono_offset_ms, wall_ms }
     }
 
+    /// The wall clock of a host that has no offset of its own.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        (self.wall_offset_ms + (self.now_us / 1_000) as i64) as u64
+    }
+
+    /// Somebody sets the wall clock forwards or backwards.
+    pub(crate) fn set_wall_clock(&mut self, step_ms: i64) {
+        self.wall_offset_ms += step_ms;
+    }
+
     pub(super) fn secret(&mut self) -> [u8; 32] {
         let mut bytes = [0; 32];
         for word in bytes.as_chunks_mut::<8>().0 {

@@ -3,6 +3,7 @@
 use super::pulse::{Life, Pulse};
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
+use crate::auth::{Auth, AuthSwitch};
 use crate::cluster::MeshNews;
 use crate::control::Control;
 use crate::core::ShardCluster;
@@ -272,6 +273,7 @@ impl Fleet {
             shards,
             listeners,
             limits: self.scenario.limits.clone(),
+            auth: AuthSwitch::new(Auth::Open),
             cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));
