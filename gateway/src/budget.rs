@@ -7,7 +7,7 @@ use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::directory::RemoteSessions;
-use crate::limits::{CLASS_BYTES_MAX, SLOTS_RESERVED};
+use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
 use crate::startup::StartupError;
@@ -43,10 +43,10 @@ const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
 /// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a time.
 const PREVIEW_BYTES_PER_WEIGHT: u64 = 2_500;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
-const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
+pub(crate) const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
 
 /// A message that another node is to answer: its places in a table that may be half empty and in a queue twice as long.
-const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
+pub(crate) const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
 
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
@@ -73,6 +73,12 @@ pub struct Budget {
     pub memory_max: u64,
     /// Connections of the node at their limit.
     pub connections: u64,
+    /// Shards of the node.
+    pub shards: u64,
+    /// Memory there is, bytes, for the sum and for what the kernel holds besides; 0 when that is not known.
+    pub memory_available: u64,
+    /// When the sum does not fit: flags and values, each of which makes it fit.
+    pub remedies: Vec<String>,
 }
 
 /// Bytes a shard takes for this many connections, whatever they do: slots, timers and users, without queues.
@@ -103,8 +109,17 @@ fn queue_head_bytes(connections: u64) -> u64 {
 impl Budget {
     /// The budget of a configuration.
     pub fn of(config: &Config) -> Self {
-        let limits = config.limits();
-        let shards = u64::from(config.shards);
+        let queue = config.cluster.as_ref().map(|cluster| cluster.presence_queue_max as u64);
+        Budget {
+            memory_available: config.memory_available,
+            remedies: config.remedies.clone(),
+            ..Budget::of_limits(config.limits(), config.shards, queue, config.memory_max)
+        }
+    }
+
+    /// The budget of `shards` shards with these limits each; a node of a cluster has a queue of presence writes of this length.
+    pub(crate) fn of_limits(limits: &Limits, shards: u16, presence_queue: Option<u64>, memory_max: u64) -> Self {
+        let shards = u64::from(shards);
         let each = u64::from(limits.connections_max);
         let connections = each * shards;
         let buffer_bytes = u64::from(limits.recv_buffer_bytes) + RING_ENTRY_BYTES;
@@ -194,7 +209,7 @@ impl Budget {
                 flags: &["--shards"],
             },
         ];
-        if let Some(cluster) = &config.cluster {
+        if let Some(presence_queue) = presence_queue {
             let remotes = u64::from(limits.remote_sessions_max);
             terms.push(Term {
                 name: "remote sessions",
@@ -215,20 +230,20 @@ impl Budget {
                 ),
                 flags: &["--mesh-bytes-max", "--shards"],
             });
-            let queue = (cluster.presence_queue_max as u64).saturating_mul(PRESENCE_WRITE_BYTES);
+            let queue = presence_queue.saturating_mul(PRESENCE_WRITE_BYTES);
             let log = log_bytes(limits.slots().into(), DEVICE_BYTES_MAX + CLASS_BYTES_MAX);
             terms.push(Term {
                 name: "presence writes",
                 bytes: queue.saturating_add(log * shards),
                 how: format!(
                     "{} that wait for Redis, {PRESENCE_WRITE_BYTES} B each, and {shards} shards with {} of events",
-                    cluster.presence_queue_max,
+                    presence_queue,
                     size(log)
                 ),
                 flags: &["--presence-queue-max"],
             });
         }
-        Budget { terms, memory_max: config.memory_max, connections }
+        Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }
     }
 
     /// The most connections of each shard for which the sum still fits, everything else as configured.
@@ -258,6 +273,25 @@ impl Budget {
         self.connections * KERNEL_BYTES_PER_CONNECTION
     }
 
+    /// What to say when sum and kernel together are more than there is: then the machine, or the control group, runs out of memory before
+    /// the limits are reached.
+    pub fn overcommitted(&self) -> Option<String> {
+        let needed = self.total().saturating_add(self.kernel_bytes());
+        if self.memory_available == 0 || needed <= self.memory_available {
+            return None;
+        }
+        let for_kernel = self.memory_available.saturating_sub(self.total());
+        let advice = match for_kernel / KERNEL_BYTES_PER_CONNECTION / self.shards {
+            0 => "a smaller --memory-max, or more memory, avoids it".to_owned(),
+            each => format!("--connections-max {each} avoids it"),
+        };
+        Some(format!(
+            "at the limits this node needs {} with what the kernel holds for its connections, and there is {}: {advice}",
+            Size(needed).rounded(),
+            Size(self.memory_available).rounded()
+        ))
+    }
+
     /// Whether the sum fits.
     ///
     /// # Errors
@@ -268,23 +302,17 @@ impl Budget {
         }
         let mut terms: Vec<&Term> = self.terms.iter().collect();
         terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
-        let mut flags: Vec<&'static str> = Vec::new();
-        for flag in terms.iter().take(3).flat_map(|term| term.flags) {
-            if !flags.contains(flag) {
-                flags.push(flag);
-            }
-        }
         Err(StartupError::MemoryBudget {
             total: self.total(),
             memory_max: self.memory_max,
             largest: terms.iter().take(3).map(|term| (term.name, term.bytes)).collect(),
-            flags,
+            remedies: self.remedies.clone(),
         })
     }
 }
 
 impl fmt::Display for Budget {
-    /// One line for each term, the sum, and the kernel's share.
+    /// One line for each term, the sum, and the kernel's share; and a warning when they are more than there is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "memory at the limits:")?;
         for term in &self.terms {
@@ -302,7 +330,11 @@ impl fmt::Display for Budget {
             "  {:<20} {:>11}  about {KERNEL_BYTES_PER_CONNECTION} B a connection, not part of the sum",
             "kernel, besides",
             Size(self.kernel_bytes()).rounded()
-        )
+        )?;
+        match self.overcommitted() {
+            Some(word) => write!(f, "\n  warning: {word}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -383,7 +415,7 @@ mod tests {
                 .check()
                 .unwrap_err();
         let message = error.to_string();
-        for part in ["memory", "outboxes", "10.0 GiB", "64.0 MiB", "--outbox-total-bytes-max", "--memory-max"] {
+        for part in ["memory", "outboxes", "10.0 GiB", "64.0 MiB", "--outbox-total-bytes-max ", "--memory-max "] {
             assert!(message.contains(part), "no {part:?} in: {message}");
         }
     }

@@ -2,13 +2,15 @@
 
 mod cluster;
 mod file;
+mod fit;
 mod host;
 mod resolve;
 mod settings;
 mod text;
 mod values;
 
-pub(crate) use resolve::{CONNECTIONS_SHARE, RING_SLOTS_MAX, connections_default};
+pub(crate) use fit::Room;
+pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
 
 pub use cluster::{ClusterConfig, ClusterSecret};
 pub use file::ConfigFile;
@@ -54,6 +56,11 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Most bytes the memory budget may come to.
     pub memory_max: u64,
+    /// Memory there was to take when this was resolved, bytes.
+    pub memory_available: u64,
+    /// When the memory budget does not fit: flags and values, each of which makes it fit.
+    pub remedies: Vec<String>,
+    room: Room,
     /// Log filter, valid.
     pub log: String,
     /// How a line of the log looks.
@@ -95,6 +102,11 @@ impl Config {
     /// Limits of each shard. What is given for the node is shared out.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What the defaults shared out.
+    pub(crate) fn room(&self) -> Room {
+        self.room
     }
 
     /// Every setting with the value in force.

@@ -32,6 +32,9 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     let budget = Budget::of(config);
     say(&format!("{budget}\n"));
     budget.check()?;
+    if let Some(word) = budget.overcommitted() {
+        tracing::warn!("{word}");
+    }
     let http_listener = listen_alone(config.http)?;
     let listeners = Listeners::bind(&config.listen, config.shards)?;
     let mesh_listener = config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose()?;

@@ -59,8 +59,8 @@ pub enum StartupError {
         memory_max: u64,
         /// Its largest terms.
         largest: Vec<(&'static str, u64)>,
-        /// Flags that lower them.
-        flags: Vec<&'static str>,
+        /// Flags and values, each of which makes the sum fit.
+        remedies: Vec<String>,
     },
     /// An address cannot be listened on.
     Listen(SocketAddr, io::Error),
@@ -121,14 +121,15 @@ impl fmt::Display for StartupError {
                 Size(*bytes),
                 Size(MEMLOCK_BYTES_MIN)
             ),
-            StartupError::MemoryBudget { total, memory_max, largest, flags } => {
+            StartupError::MemoryBudget { total, memory_max, largest, remedies } => {
                 write!(f, "the memory budget does not fit: at its limits this node needs {}", Size(*total).rounded())?;
                 write!(f, " and memory_max allows {}; the largest terms are ", Size(*memory_max).rounded())?;
                 for (at, (name, bytes)) in largest.iter().enumerate() {
                     let comma = if at == 0 { "" } else { ", " };
                     write!(f, "{comma}{name} {}", Size(*bytes).rounded())?;
                 }
-                write!(f, ": lower {}, or raise --memory-max", flags.join(", "))
+                let or = if remedies.is_empty() { "raise --memory-max".to_owned() } else { remedies.join(", or ") };
+                write!(f, ": each of these makes it fit: {or}")
             }
             StartupError::Listen(address, error) => f.write_str(&listen_error(*address, error, "--listen or --http")),
             StartupError::Cluster(error) => f.write_str(error),

@@ -1,5 +1,6 @@
 //! What a node needs to be one of several.
 
+use super::resolve::PRESENCE_QUEUE_MOST;
 use super::{ConfigError, Judge, Placement, Settings, known, read_key, without_newline};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -139,7 +140,7 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
         ("cluster_secret_file", all.cluster_secret_file.is_some()),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
-        ("presence_queue_max", all.presence_queue_max != defaults.presence_queue_max),
+        ("presence_queue_max", all.presence_queue_max != Some(PRESENCE_QUEUE_MOST)),
     ];
     match changed.iter().find(|(_, changed)| *changed) {
         Some((key, _)) => Err(ConfigError::Conflict(format!(

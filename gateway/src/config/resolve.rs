@@ -1,13 +1,14 @@
 //! From what the sources say to a [`Config`]: merge, compute what nobody set, judge.
 
 use super::cluster::cluster;
+use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
 use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size,
     Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
-use crate::budget::connections_bytes;
+use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::shard::SHARDS_MAX;
@@ -19,8 +20,10 @@ use trunkline_router::presence::DEVICES_PER_USER_LIMIT;
 
 /// Entries io_uring allows in a descriptor table (`IORING_MAX_FIXED_FILES`).
 pub(crate) const RING_SLOTS_MAX: u64 = 1 << 20;
-/// The part of memory_max that connections get by default, as a divisor.
-pub(crate) const CONNECTIONS_SHARE: u64 = 4;
+/// The part of what is shared out that connections get by default, as a divisor.
+const CONNECTIONS_SHARE: u64 = 4;
+/// Connections of a shard that the defaults do not go below, however little memory there is.
+const CONNECTIONS_LEAST: u64 = 64;
 /// Most connections a shard can hold.
 const CONNECTIONS_LIMIT: u64 = RING_SLOTS_MAX - SLOTS_RESERVED as u64;
 const SECS_MAX: u64 = 3_600;
@@ -38,6 +41,13 @@ const RECV_BUFFERS_MIN: u64 = 64;
 const RECV_BUFFERS_MAX: u64 = 32_768;
 /// A message's own room in a mailbox or among the unacknowledged ones, its payload aside: a little more than both need.
 const MESSAGE_OVERHEAD_BYTES: u64 = 128;
+/// From so much available memory on, memory_max is three quarters of it.
+const SMALL_MEMORY_MAX: u64 = 96 * MIB;
+/// Presence writes that wait for Redis, by default: as many as memory allows between these.
+const PRESENCE_QUEUE_LEAST: u64 = 4_096;
+pub(super) const PRESENCE_QUEUE_MOST: u64 = 1_000_000;
+/// Messages that other nodes are to answer, in each shard, by default: never fewer than this.
+const SENT_AWAY_LEAST: u64 = 1_024;
 
 /// Settings being judged, and where they come from.
 pub(super) struct Judge {
@@ -92,12 +102,16 @@ pub(super) fn known<T>(value: Option<T>) -> T {
 pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigError> {
     let judge = Judge { origins: origins(&sources) };
     let file = sources.file.map(|file| file.settings).unwrap_or_default();
-    let given = sources.command.or(file).or(fixed_defaults());
-    let shards =
-        judge.count("shards", given.shards.unwrap_or(host.cores.clamp(1, SHARDS_MAX.into())), 1..=SHARDS_MAX.into())?;
-    let all = computed_defaults(given, shards, host);
+    let asked = sources.command.or(file);
+    let given = asked.clone().or(fixed_defaults());
+    let shards = match given.shards {
+        Some(shards) => judge.count("shards", shards, 1..=SHARDS_MAX.into())?,
+        None => shards_default(&given, host, &judge)?,
+    };
+    let Fitted { all, limits, room, total } = fitted(&given, shards, host, &judge)?;
+    let memory_max = known(all.memory_max).0;
+    let remedies = if total > memory_max { remedies(&asked, &given, shards, host, &judge) } else { Vec::new() };
 
-    let limits = limits(&all, shards, &judge)?;
     let listen = listen(&all, &judge)?;
     let http = known(all.http);
     let node = known(all.node.clone());
@@ -116,7 +130,10 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
         http,
         node,
         shards: shards as u16,
-        memory_max: known(all.memory_max).0,
+        memory_max,
+        memory_available: host.memory_available,
+        remedies,
+        room,
         log,
         log_format: known(all.log_format),
         limits,
@@ -143,27 +160,31 @@ fn origins(sources: &Sources) -> Origins {
     origins
 }
 
-/// Fills in what nobody set and what depends on the machine or on other settings. The shares are such that the memory budget fits.
-fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
+/// What memory_max is by default. The rest is for what the kernel holds for the connections, and for other processes.
+pub(super) fn memory_max_default(host: &Host) -> u64 {
+    let available = host.memory_available;
+    // Where there is little the program itself is most of it, and there are few connections.
+    (available / 4 * 3).max((available / 8 * 7).min(SMALL_MEMORY_MAX))
+}
+
+/// Fills in what nobody set and what depends on the machine or on other settings, such that the node shares out `room` bytes.
+pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room: Room) -> Settings {
     let mut all = given;
-    let memory_max = all.memory_max.get_or_insert(Size(host.memory_available / 4 * 3)).0;
+    all.memory_max.get_or_insert_with(|| Size(memory_max_default(host)));
     let frame = known(all.frame_bytes_max).0;
     let outbox = known(all.outbox_bytes_max).0;
     // Never so little that a shard could not work: a budget that does not fit is refused later, and then names this.
     let share = |part: u64, most: u64, least_per_shard: u64| {
-        let per_shard = ((memory_max / part).min(most) / shards).max(least_per_shard);
+        let per_shard = ((room.bytes / part).min(most) / shards).max(least_per_shard);
         Size((per_shard / KIB * KIB).max(least_per_shard).saturating_mul(shards))
     };
-    // A home has room for as many sessions on other nodes as here.
-    let homes = if all.redis.is_some() { 2 } else { 1 };
     let nofile = host.nofile_hard.saturating_sub(mesh_slots(&all).into());
     all.shards = Some(shards);
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.to_string());
     }
-    all.connections_max
-        .get_or_insert_with(|| connections_default(nofile, memory_max / CONNECTIONS_SHARE / homes / shards));
+    all.connections_max.get_or_insert_with(|| connections_default(nofile, room, shards));
     all.mesh_bytes_max
         .get_or_insert_with(|| share(16, 512 * MIB, 2 * MESH_LINK_SHARE as u64 * (frame + MESSAGE_OVERHEAD_BYTES)));
     all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));
@@ -171,12 +192,19 @@ fn computed_defaults(given: Settings, shards: u64, host: &Host) -> Settings {
     all.partial_bytes_max.get_or_insert_with(|| share(32, 256 * MIB, 4 * frame));
     all.mailbox_bytes_max.get_or_insert_with(|| {
         let pairs = (shards * (shards - 1)).max(1);
-        let per_pair = ((memory_max / 32).min(256 * MIB) / pairs).min(4 * MIB) / KIB * KIB;
-        Size(per_pair.max(2 * (frame + MESSAGE_OVERHEAD_BYTES)))
+        let per_pair = ((room.bytes / 32).min(256 * MIB) / pairs).min(4 * MIB) / KIB * KIB;
+        Size(per_pair.max(frame + MESSAGE_OVERHEAD_BYTES))
     });
     all.recv_buffer_bytes.get_or_insert_with(|| {
-        let buffers = ((64 * MIB / shards).min(4 * MIB) / RECV_BUFFER_BYTES).max(RECV_BUFFERS_MIN);
+        let each = (64 * MIB / shards).min(room.bytes / 16 / shards).min(4 * MIB);
+        let buffers = (each / RECV_BUFFER_BYTES).max(RECV_BUFFERS_MIN);
         Size((1 << buffers.ilog2()) * RECV_BUFFER_BYTES * shards)
+    });
+    let in_cluster = all.redis.is_some();
+    all.presence_queue_max.get_or_insert_with(|| match in_cluster {
+        true => (room.bytes / 16 / PRESENCE_WRITE_BYTES).clamp(PRESENCE_QUEUE_LEAST, PRESENCE_QUEUE_MOST),
+        // It takes no memory there, and means nothing.
+        false => PRESENCE_QUEUE_MOST,
     });
     all
 }
@@ -186,16 +214,20 @@ fn mesh_slots(all: &Settings) -> u32 {
     if all.redis.is_some() { crate::mesh::peers::CONNECTIONS_MAX } else { 0 }
 }
 
-/// The most connections that the limit on open files, the ring and this share of memory allow.
-pub(crate) fn connections_default(nofile_hard: u64, bytes_max: u64) -> u64 {
-    let mut connections = nofile_hard.saturating_sub(SLOTS_RESERVED.into()).clamp(1, CONNECTIONS_LIMIT);
-    while connections > 1 && connections_bytes(connections) > bytes_max {
+/// The most connections of each shard that the limit on open files, the ring and what is shared out allow.
+pub(crate) fn connections_default(nofile_hard: u64, room: Room, shards: u64) -> u64 {
+    let bytes_max = room.bytes / CONNECTIONS_SHARE / room.homes / shards;
+    let in_kernel = room.kernel_bytes / KERNEL_BYTES_PER_CONNECTION / shards;
+    let allowed = nofile_hard.saturating_sub(SLOTS_RESERVED.into()).clamp(1, CONNECTIONS_LIMIT);
+    let least = CONNECTIONS_LEAST.min(allowed);
+    let mut connections = allowed.min(in_kernel).max(least);
+    while connections > least && connections_bytes(connections) > bytes_max {
         connections -= connections.div_ceil(16);
     }
-    connections.max(1)
+    connections.max(least)
 }
 
-fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigError> {
+pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> Result<Limits, ConfigError> {
     let secs = |key, value: Option<u64>| judge.count(key, known(value), 1..=SECS_MAX);
     let frame_bytes_max = judge.size(
         "frame_bytes_max",
@@ -234,7 +266,7 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
     let mesh_slots = mesh_slots(all);
     let connections_limit = CONNECTIONS_LIMIT - u64::from(mesh_slots);
     let connections_max = judge.count("connections_max", known(all.connections_max), 1..=connections_limit)? as u32;
-    Ok(Limits {
+    let mut limits = Limits {
         connections_max,
         login_timeout_ms: secs("login_timeout_secs", all.login_timeout_secs)? * 1_000,
         heartbeat_secs_min: heartbeat_secs_min as u32,
@@ -285,7 +317,22 @@ fn limits(all: &Settings, shards: u64, judge: &Judge) -> Result<Limits, ConfigEr
         remote_sessions_max: if mesh_slots > 0 { connections_max } else { 0 },
         mesh_slots,
         ..Limits::default()
-    })
+    };
+    limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
+    limits.sent_away_max = sent_away_max(room, shards);
+    Ok(limits)
+}
+
+/// Bytes of messages that wait for a home, in each shard: a sixty-fourth of what is shared out.
+fn parked_bytes_max(room: Room, shards: u64, message_bytes_max: u64) -> usize {
+    let most = Limits::default().parked_bytes_max as u64;
+    (room.bytes / 64 / shards).min(most).max(2 * message_bytes_max) as usize
+}
+
+/// Messages of each shard that other nodes are to answer: a thirty-second of what is shared out.
+fn sent_away_max(room: Room, shards: u64) -> usize {
+    let most = Limits::default().sent_away_max as u64;
+    (room.bytes / 32 / shards / AWAY_BYTES).clamp(SENT_AWAY_LEAST, most) as usize
 }
 
 /// Receive buffers of each shard: its share, rounded down to a power of two.

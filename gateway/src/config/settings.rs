@@ -103,7 +103,7 @@ settings! {
     ["Shards"]
     /// Number of shards, 1 to 1024: threads that each own a part of users and connections.
     /// More than there are cores is of use where the descriptor limit is low, because the limit on connections counts for each shard.
-    shards: [u64] "N" "TRUNKLINE_SHARDS" Computed("one for each core");
+    shards: [u64] "N" "TRUNKLINE_SHARDS" Computed("one for each core, as far as memory_max holds what they need");
     /// How connections are read. auto is right; the others are there to be measured.
     read_mode: [ReadModeKind] "MODE" "TRUNKLINE_READ_MODE" Fixed("\"auto\"");
     /// Seconds without traffic after which a busy connection counts as quiet, 1 to 3600.
@@ -155,7 +155,7 @@ settings! {
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
     lease_secs: [u64] "SECS" "TRUNKLINE_LEASE_SECS" Fixed("5");
     /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again once Redis works.
-    presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Fixed("1000000");
+    presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Computed("1000000, as far as a sixteenth of memory_max holds them at 512 B each");
 
     ["Connections"]
     /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).
@@ -194,7 +194,7 @@ settings! {
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.
-    memory_max: [Size] "SIZE" "TRUNKLINE_MEMORY_MAX" Computed("three quarters of what is available");
+    memory_max: [Size] "SIZE" "TRUNKLINE_MEMORY_MAX" Computed("three quarters of what is available, seven eighths of up to 109MiB");
     /// Bytes queued for all connections of the node. When hit: every queue counts as full.
     outbox_total_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_TOTAL_BYTES_MAX" Computed("an eighth of memory_max, 1GiB at most");
     /// Bytes of messages that wait for an ACK, for the node. When hit: the sender gets SENT 3 (overloaded).
@@ -203,13 +203,13 @@ settings! {
     partial_bytes_max: [Size] "SIZE" "TRUNKLINE_PARTIAL_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most");
     /// Bytes under way from one shard to another, for each pair. When hit: messages without ACK are dropped and counted, those with ACK get
     /// SENT 3 (overloaded).
-    mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("256MiB shared by all pairs, 4MiB at most, two frames at least");
+    mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most, shared by all pairs, 4MiB each at most, one frame at least");
     /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share. When hit: messages
     /// without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
     mesh_bytes_max: [Size] "SIZE" "TRUNKLINE_MESH_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
     /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. When there is none free:
     /// the connection is read a moment later.
-    recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB at most");
+    recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB and a sixteenth of memory_max at most");
 
     ["Log"]
     /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug.

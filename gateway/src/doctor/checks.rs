@@ -94,7 +94,19 @@ fn start_up(root: &Root, facts: &Facts, config: &Config) -> Vec<Check> {
     checks.push(seccomp(root));
     let budget = Budget::of(config);
     let fits = format!("the budget fits, {} of {}", Size(budget.total()).rounded(), Size(config.memory_max).rounded());
-    checks.push(of_start("memory budget", budget.check().map(|()| fits)));
+    let budget_check = of_start("memory budget", budget.check().map(|()| fits));
+    checks.push(match budget.overcommitted() {
+        Some(word) if budget_check.status == Status::Ok => {
+            let (found, fix) = word.rsplit_once(": ").unwrap_or((&word, ""));
+            Check::ok(START, "memory budget", found).bad(
+                Status::Warn,
+                "",
+                "memory runs out before the limits are reached",
+                fix,
+            )
+        }
+        _ => budget_check,
+    });
     checks
 }
 

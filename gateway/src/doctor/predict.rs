@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::report::grouped;
 use crate::budget::Budget;
-use crate::config::{CONNECTIONS_SHARE, Config, Origin, RING_SLOTS_MAX, Size, connections_default};
+use crate::config::{Config, Origin, RING_SLOTS_MAX, Size, connections_default};
 use crate::limits::SLOTS_RESERVED;
 use serde::Serialize;
 
@@ -122,17 +122,17 @@ fn connections_max(config: &Config, target: u64) -> Term {
 
 /// What the default of connections_max allows where open files do not bind.
 fn share(config: &Config) -> Term {
-    let room = config.memory_max / CONNECTIONS_SHARE / shards(config);
     // The default is found in steps from the limit on open files, so another start may end a little lower.
-    let each = connections_default(u64::MAX, room).max(config.limits().connections_max.into());
+    let each = connections_default(u64::MAX, config.room(), shards(config)).max(config.limits().connections_max.into());
     Term {
         limit: "memory_max",
         connections: each * shards(config),
         how: format!(
-            "{} shards x {} whose slots and users fit a quarter of {} at their largest",
+            "{} shards x {} whose slots and users fit a quarter of {}, and which the kernel holds in the {} beside memory_max",
             config.shards,
             grouped(each),
-            Size(config.memory_max).rounded()
+            Size(config.room().bytes).rounded(),
+            Size(config.room().kernel_bytes).rounded()
         ),
         raise: "a larger --memory-max, or --connections-max".to_owned(),
     }

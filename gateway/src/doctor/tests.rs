@@ -35,7 +35,7 @@ fn the_verdict_names_count_shards_limit_and_the_next() {
         "{}",
         end[1]
     );
-    assert!(end[1].contains("Next: the memory of the machine, "), "{}", end[1]);
+    assert!(end[1].contains("Next: memory_max, "), "{}", end[1]);
     assert_eq!(end[0], "Ready for 9,872 connections: 0 failed, 0 to improve.");
     let goal = Goal { connections: Some(10_000), ..Goal::default() };
     let text = report(&tree, "shards = 2\n", goal).to_string();
