@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `heart.rs` | may this node serve, and what has to be asked of Redis next? Pure |
+//! | `joining.rs` | what a node waits for before it has its first lease |
 //! | `walk.rs` | how fast sessions are written again, and which shard is next. Pure |
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
@@ -24,6 +25,7 @@
 
 mod exposition;
 mod heart;
+mod joining;
 mod place;
 mod reader;
 mod rival;
@@ -40,6 +42,7 @@ pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 use crate::config::{ClusterConfig, ClusterSecret};
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
+use joining::Joining;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use task::{Order, Task};
@@ -95,16 +98,23 @@ pub struct Cluster {
 impl Cluster {
     /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
     ///
+    /// What may pass by itself is waited for, however long it takes: a Redis that is not there yet or refuses the password, and the lease of
+    /// an earlier life of this node that has not run out. `waits` is told for what, about once a second.
+    ///
     /// # Errors
-    /// When Redis does not work, the name is in use, or other nodes have another secret; the message says what to do.
+    /// What only somebody can mend: the Redis is no cluster, a node that lives has this name, or other nodes have another secret; the
+    /// message says what to do.
     pub async fn join(
         config: &ClusterConfig,
         secret: &ClusterSecret,
         node: &str,
         shards: u16,
+        waits: impl Fn(String),
     ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
-        let plane = Plane::connect(&config.redis).await.map_err(|error| failed(&error))?;
+        let plane = Plane::unconnected(&config.redis);
+        let mut joining = Joining::new(waits);
+        plane.connect_patiently(|error| joining.redis_fails(error)).await.map_err(|error| failed(&error))?;
         let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let record = NodeRecord {
             name: node.to_owned(),
@@ -121,20 +131,8 @@ impl Cluster {
             life: 0,
             secret_mark: secret.mark(),
         };
-        // Found out before it takes anybody's place in the ring: nobody could reach it there.
-        let members = plane.poll().await.map_err(|error| failed(&error))?;
-        let stranger =
-            members.iter().find(|member| !member.secret_mark.is_empty() && member.secret_mark != record.secret_mark);
-        if let Some(stranger) = stranger {
-            return Err(StartupError::Cluster(format!(
-                "node {} is in this cluster with another secret: give both nodes the same file as --cluster-secret-file, \
-                 or this one another --redis",
-                stranger.name
-            )));
-        }
         let mut heart = Heart::new(node, config.lease_ms);
-        let sent_ms = crate::clock::now_ms();
-        let incarnation = plane.acquire(&record, config.lease_ms).await.map_err(|error| failed(&error))?;
+        let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         heart.acquired(sent_ms, crate::clock::now_ms(), incarnation);
         tracing::info!("node {node} has its lease, incarnation {incarnation}");
 

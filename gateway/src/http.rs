@@ -21,7 +21,8 @@ use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Connections served at a time; further ones wait in the backlog. Each has its place in the memory budget.
@@ -47,6 +48,9 @@ pub struct Node {
     /// Whether it is to be one of several.
     joins: bool,
     cluster: OnceLock<ClusterReader>,
+    /// What the node waits for before it joins.
+    waits: Mutex<Option<String>>,
+    turned_away: Arc<AtomicU64>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -94,7 +98,19 @@ impl Node {
             drain: Arc::default(),
             joins,
             cluster: OnceLock::new(),
+            waits: Mutex::default(),
+            turned_away: Arc::default(),
         }
+    }
+
+    /// The node waits for this before it joins its cluster.
+    pub fn set_waiting(&self, reason: String) {
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// Connections that came before the node served; see [`crate::early`].
+    pub fn turned_away(&self) -> &Arc<AtomicU64> {
+        &self.turned_away
     }
 
     /// All shards run, and know the other nodes.
@@ -111,6 +127,7 @@ impl Node {
     /// When it is said twice.
     pub fn set_cluster(&self, cluster: ClusterReader) {
         assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
+        *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether it serves, drains or ends.
@@ -136,7 +153,10 @@ impl Node {
     /// Why the node is not ready; `None` if it is.
     fn unready(&self) -> Option<String> {
         match self.state() {
-            NodeState::Starting => Some("the node is being set up".to_owned()),
+            NodeState::Starting => {
+                let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Some(waits.unwrap_or_else(|| "the node is being set up".to_owned()))
+            }
             NodeState::Draining => Some(match self.drain.wanted() {
                 Wanted::End => "the node is shutting down and ends its connections".to_owned(),
                 _ => "the node drains and sends its clients away; DELETE /v1/node/drain calls it off".to_owned(),

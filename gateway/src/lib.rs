@@ -11,6 +11,7 @@ mod core;
 mod directory;
 pub mod doctor;
 pub mod drain;
+pub mod early;
 pub mod host_tree;
 pub mod http;
 mod inbox;

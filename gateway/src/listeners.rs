@@ -43,6 +43,14 @@ impl Listeners {
         Ok(listeners)
     }
 
+    /// Makes an accept wait again, as a ring expects it, after somebody else has used the sockets without waiting.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn set_blocking(&self) -> io::Result<()> {
+        self.by_shard.iter().flatten().try_for_each(|listener| listener.set_nonblocking(false))
+    }
+
     fn bind_address(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
         // The first socket is bound alone, which fails if anybody listens there, and opens the port to the others only then. A first one
         // that shared would silently take a part of another gateway's connections.

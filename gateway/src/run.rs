@@ -12,6 +12,7 @@ use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
 use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
 use trunkline_gateway::drain::{Drainer, Wanted};
+use trunkline_gateway::early::turn_away;
 use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
@@ -67,11 +68,16 @@ async fn control(
 
     let cluster = match config.cluster.as_ref().zip(mesh.as_ref()) {
         Some((cluster, (secret, _))) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, &config.node, config.shards) => joined?,
+            joined = Cluster::join(cluster, secret, &config.node, config.shards, |reason| node.set_waiting(reason)) => joined?,
+            failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
+                Ok(never) => match never {},
+                Err(error) => return Err(step("answering those who come early")(error)),
+            },
             name = signals.next() => end_at_once(name),
         }),
         None => None,
     };
+    listeners.set_blocking().map_err(step("setting up the ports for clients"))?;
     if let Some(cluster) = &cluster {
         node.set_cluster(cluster.reader().clone());
     }

@@ -34,9 +34,12 @@ fn flags_come_from_the_environment_too_and_a_password_is_not_shown() {
     command
         .env("TRUNKLINE_ROUTER_REDIS", "redis-cluster://me:hunter2@127.0.0.1:1")
         .env("TRUNKLINE_ROUTER_STRATEGY", "random-two");
-    let output = command.env("TRUNKLINE_ROUTER_HTTP", "127.0.0.1:0").output().unwrap();
+    // It would wait for that Redis for ever.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = taken.local_addr().unwrap().to_string();
+    let output = command.env("TRUNKLINE_ROUTER_HTTP", http).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "nobody listens there: {said}");
+    assert_eq!(output.status.code(), Some(1), "the address is in use: {said}");
     assert!(said.contains("logins by random-two") && !said.contains("hunter2"), "{said}");
     let help =
         router_command(&["--help"]).env("TRUNKLINE_ROUTER_REDIS", "redis-cluster://me:hunter2@127.0.0.1:1").output();
@@ -48,24 +51,44 @@ fn flags_come_from_the_environment_too_and_a_password_is_not_shown() {
 }
 
 #[test]
-fn a_redis_that_does_not_work_ends_the_start_with_status_1_and_the_fix() {
-    let start = |port: u16| {
-        let (status, stdout, stderr) =
-            run(&["--http", "127.0.0.1:0", "--redis", &format!("redis-cluster://127.0.0.1:{port}")]);
-        assert!(status == Some(1) && stdout.is_empty(), "{status:?} {stdout} {stderr}");
-        stderr
-    };
-    let said = start(free_ports(1)[0]);
-    assert!(said.contains("router: Redis cannot be reached") && said.contains("--redis"), "{said}");
+fn a_redis_that_is_no_cluster_ends_the_start_with_status_1_and_the_fix() {
     let alone = RedisAlone::start(false, &[]);
-    let said = start(alone.port());
+    let url = format!("redis-cluster://127.0.0.1:{}", alone.port());
+    let (status, _, said) = run(&["--http", "127.0.0.1:0", "--redis", &url]);
+    assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("is not part of a cluster") && said.contains("--cluster create"), "{said}");
+}
+
+/// It serves meanwhile, is not ready, and says why.
+#[test]
+fn a_redis_that_does_not_work_yet_is_waited_for() {
+    let nobody = free_ports(1)[0];
     let down = RedisAlone::start(true, &[]);
-    let said = start(down.port());
-    assert!(said.contains("does not serve all slots"), "{said}");
     let locked = RedisAlone::start(true, &["--requirepass", "right"]);
-    let said = start(locked.port());
-    assert!(said.contains("refuses user or password"), "{said}");
+    for (port, hint) in [
+        (nobody, "cannot be reached"),
+        (down.port(), "does not serve all slots"),
+        (locked.port(), "refuses user or password"),
+    ] {
+        let router = Router::start_unready(&format!("redis-cluster://127.0.0.1:{port}"), &[]);
+        wait_until("/readyz says why", || {
+            let ready = router.get("/readyz");
+            assert_eq!(ready.status, 503, "{ready:?}");
+            ready.json()["reason"].as_str().is_some_and(|reason| reason.contains(hint))
+        });
+        assert_eq!(router.get("/healthz").status, 200);
+        assert!(router.get("/v1/nodes").problem(503).contains("no node is known"));
+        router.finish();
+    }
+    let mut cluster = RedisCluster::start();
+    cluster.stop_all();
+    let router = Router::start_unready(&cluster.url(), &[]);
+    wait_until("it waits", || {
+        router.get("/readyz").json()["reason"].as_str().is_some_and(|why| why.contains("waiting"))
+    });
+    cluster.start_all_empty();
+    wait_until("it is ready by itself", || router.get("/readyz").status == 200);
+    router.finish();
 }
 
 #[test]

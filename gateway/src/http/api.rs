@@ -85,6 +85,12 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
         );
         exposition.sample(&[], bytes);
     }
+    exposition.name(
+        "trunkline_connections_turned_away_total",
+        StatType::Counter,
+        "Connections that came before the node had joined its cluster and got BYE 14.",
+    );
+    exposition.sample(&[], node.turned_away().load(std::sync::atomic::Ordering::Relaxed));
     write_limits(&mut exposition, &node.limits);
     if let Some(cluster) = node.cluster() {
         write_cluster(&mut exposition, cluster, now_ms());

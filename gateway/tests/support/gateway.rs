@@ -69,20 +69,46 @@ impl Gateway {
     /// Starts this command on free ports of the loopback interface and waits until it is ready.
     pub(crate) fn start_command(mut command: Command) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        let (mut gateway, lines) = Gateway::spawn(command);
+        gateway.read_addresses(&lines);
+        gateway.wait_until_ready();
+        gateway
+    }
+
+    /// Starts this command at these addresses, which it does not say before it serves, and waits for nothing but HTTP.
+    pub(crate) fn start_unready(mut command: Command, client: SocketAddr, http: SocketAddr) -> Self {
+        command.args(["--listen", &client.to_string(), "--http", &http.to_string()]);
+        let (mut gateway, _) = Gateway::spawn(command);
+        (gateway.client_address, gateway.http_address) = (client, http);
+        wait_for("HTTP is there", || {
+            gateway.assert_running();
+            gateway.answers_http("/healthz")
+        });
+        gateway
+    }
+
+    /// Waits until `/readyz` is 200.
+    pub(crate) fn wait_until_ready(&self) {
+        wait_for("/readyz is 200", || {
+            self.assert_running();
+            self.answers_http("/readyz").filter(|status| *status == 200)
+        });
+    }
+
+    /// Everything it has written on stderr.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    fn spawn(mut command: Command) -> (Self, Receiver<String>) {
         let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the gateway");
         let (stdout, lines) = Output::read_lines(child.stdout.take().expect("stdout is piped"));
         let (stderr, _) = Output::read_lines(child.stderr.take().expect("stderr is piped"));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut gateway =
+        let gateway =
             Gateway { child, arguments, client_address: unknown, http_address: unknown, stdout, stderr, ended: false };
-        gateway.read_addresses(&lines);
-        wait_for("/readyz is 200", || {
-            gateway.assert_running();
-            let ready = http::request(gateway.http_address, "GET", "/readyz");
-            ready.ok().filter(|response| response.status == 200)
-        });
-        gateway
+        (gateway, lines)
     }
 
     fn read_addresses(&mut self, lines: &Receiver<String>) {

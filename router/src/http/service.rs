@@ -8,7 +8,8 @@ use crate::api::Picture;
 use crate::balance::BalanceError;
 use crate::dispatch::{Dispatch, Strategy};
 use crate::membership::{Membership, View};
-use crate::redis::{Plane, PlaneError, PresenceEntry};
+use crate::redis::{Patience, Plane, PlaneError, PresenceEntry};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -91,8 +92,28 @@ impl Service {
         self.ending.store(true, Ordering::Relaxed);
     }
 
-    /// Polls Redis for ever, once in each [`POLL_PERIOD`].
-    pub async fn watch(self: Arc<Self>) {
+    /// Waits for Redis, as long as that takes, then polls it for ever, once in each [`POLL_PERIOD`].
+    ///
+    /// # Errors
+    /// What only a change of the configuration mends.
+    pub async fn watch(self: Arc<Self>) -> Result<Infallible, PlaneError> {
+        let mut patience = Patience::default();
+        let waits = |error: &PlaneError| {
+            self.known().failure = Some(format!("waiting for Redis since the start: {error}"));
+            self.poll_failures.fetch_add(1, Ordering::Relaxed);
+            if !patience.is_due(error.kind(), Instant::now()) {
+                return;
+            }
+            match error {
+                PlaneError::AuthRefused { .. } => {
+                    tracing::error!(
+                        "{error}; unless the password is being changed right now, --redis is wrong; trying again each second"
+                    );
+                }
+                _ => tracing::warn!("waiting for Redis, /readyz is 503 until then: {error}"),
+            }
+        };
+        self.plane.connect_patiently(waits).await?;
         let mut membership = Membership::new(None, u64::from(self.lease_secs) * 1_000);
         let mut ticks = interval(POLL_PERIOD);
         // After a poll that had to wait for a time-out the next one is a period away, and not all missed ones at once.

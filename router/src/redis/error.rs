@@ -66,6 +66,28 @@ impl PlaneError {
         }
     }
 
+    /// Whether it may pass without a change of the configuration. A password that is refused may: where passwords are changed while all
+    /// runs, a process that starts in between must not be lost for it.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, PlaneError::NotACluster { .. } | PlaneError::Invalid { .. })
+    }
+
+    /// A word for its kind; the details of two errors of a kind may differ.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            PlaneError::Unreachable { .. } => "unreachable",
+            PlaneError::NotACluster { .. } => "not_a_cluster",
+            PlaneError::ClusterDown { .. } => "cluster_down",
+            PlaneError::AuthRefused { .. } => "auth_refused",
+            PlaneError::TimedOut { .. } => "timed_out",
+            PlaneError::Busy => "busy",
+            PlaneError::Invalid { .. } => "invalid",
+            PlaneError::Redis { .. } => "redis",
+        }
+    }
+
     /// An answer of another kind than the script or command gives.
     pub(super) fn answer(what: &str) -> Self {
         PlaneError::Redis { detail: format!("the answer to {what} makes no sense") }

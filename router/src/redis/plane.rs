@@ -12,6 +12,8 @@ use fred::types::Value;
 use fred::types::config::Server;
 use futures_util::future::join_all;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
 
 pub(super) mod cluster;
 mod connect;
@@ -21,6 +23,9 @@ mod slots;
 /// How long a node's name stays on the list after its last renewal: one hour. A node that is down for longer is no more
 /// expected back, and each name costs every node one GET a second.
 const NAME_KEPT_MS: u64 = 3_600_000;
+
+/// The pause between two attempts to connect for the first time.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest name of an account, in bytes.
 const ACCOUNT_BYTES_MAX: usize = 64;
@@ -52,9 +57,40 @@ impl Plane {
     /// # Errors
     /// All but [`PlaneError::Busy`]: each says what to do.
     pub async fn connect(config: &RedisConfig) -> Result<Self, PlaneError> {
+        let plane = Plane::unconnected(config);
+        plane.try_connect().await?;
+        Ok(plane)
+    }
+
+    /// Without a connection yet: until [`Plane::connect_patiently`] has ended every command fails.
+    #[must_use]
+    pub fn unconnected(config: &RedisConfig) -> Self {
         let config = Arc::new(config.clone());
-        let cluster = connect::connect(&config).await?;
-        Ok(Plane { cluster, config, scripts: Arc::new(Scripts::new()), metrics: Arc::new(Metrics::default()) })
+        Plane {
+            cluster: Cluster::unconnected(Arc::clone(&config)),
+            config,
+            scripts: Arc::new(Scripts::new()),
+            metrics: Arc::new(Metrics::default()),
+        }
+    }
+
+    async fn try_connect(&self) -> Result<(), PlaneError> {
+        connect::connect(&self.config, &self.cluster).await
+    }
+
+    /// Connects, and waits for a cluster that is not there yet, is being set up, loads its data or refuses the password: all that may
+    /// pass by itself. `waits` is told why after each attempt that failed, about once a second.
+    ///
+    /// # Errors
+    /// What only a change of the configuration mends; see [`PlaneError::may_pass`].
+    pub async fn connect_patiently(&self, mut waits: impl FnMut(&PlaneError)) -> Result<(), PlaneError> {
+        loop {
+            match self.try_connect().await {
+                Err(error) if error.may_pass() => waits(&error),
+                result => return result,
+            }
+            sleep(CONNECT_PAUSE).await;
+        }
     }
 
     /// Closes the connections. Commands that are on their way fail.

@@ -47,6 +47,13 @@ pub(crate) struct Router {
 impl Router {
     /// Starts one on a free port and waits until it knows the nodes.
     pub(crate) fn start(redis_url: &str, flags: &[&str]) -> Self {
+        let router = Router::start_unready(redis_url, flags);
+        wait_until("/readyz is 200", || router.get("/readyz").status == 200);
+        router
+    }
+
+    /// Starts one on a free port that need not know any node.
+    pub(crate) fn start_unready(redis_url: &str, flags: &[&str]) -> Self {
         let mut command = router_command(&["--http", "127.0.0.1:0", "--redis", redis_url]);
         let mut child = command.args(flags).spawn().unwrap();
         let said = Arc::new(Mutex::new(String::new()));
@@ -55,9 +62,7 @@ impl Router {
         let address = first.strip_prefix("http on ").unwrap_or_else(|| panic!("{first}")).parse().unwrap();
         let mut readers = vec![collect(Arc::clone(&said), lines)];
         readers.push(collect(Arc::clone(&said), BufReader::new(child.stderr.take().unwrap()).lines()));
-        let router = Router { child, address, said, readers };
-        wait_until("/readyz is 200", || router.get("/readyz").status == 200);
-        router
+        Router { child, address, said, readers }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -83,7 +83,8 @@ Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
 
 Exit status:
-  0 ended as asked; 1 Redis does not work or the address is in use; 2 a flag or a variable is refused.";
+  0 ended as asked; 1 the Redis is no cluster, or the address is in use; 2 a flag or a variable is refused.
+  A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503 and says so.";
 
 #[cfg(test)]
 mod tests {

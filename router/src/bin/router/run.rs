@@ -37,16 +37,10 @@ async fn serve(cli: &Cli) -> Result<(), String> {
     // Before Redis: a second router on this address should not have to wait to hear of it.
     let listener = TcpListener::bind(cli.http).await.map_err(|error| listen_error(cli.http, &error, "--http"))?;
     let address = listener.local_addr().map_err(|error| listen_error(cli.http, &error, "--http"))?;
-    let plane = tokio::select! {
-        plane = Plane::connect(&cli.redis) => plane.map_err(|error| error.to_string())?,
-        name = signals.next() => {
-            tracing::info!("{name}: ended before Redis was reached");
-            return Ok(());
-        }
-    };
+    let plane = Plane::unconnected(&cli.redis);
     let service = Service::new(plane.clone(), cli.lease_secs, cli.strategy).map_err(|error| error.to_string())?;
     let service = Arc::new(service);
-    let watch = tokio::spawn(Arc::clone(&service).watch());
+    let mut watch = tokio::spawn(Arc::clone(&service).watch());
     announce(address);
 
     let (tell, told) = oneshot::channel::<()>();
@@ -57,6 +51,11 @@ async fn serve(cli: &Cli) -> Result<(), String> {
     let name = tokio::select! {
         () = serving.as_mut() => return Err("the HTTP API ended by itself; what it said last stands above".to_owned()),
         name = signals.next() => name,
+        ended = &mut watch => return Err(match ended {
+            Ok(Ok(never)) => match never {},
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => format!("asking Redis ended by itself: {error}"),
+        }),
     };
     tracing::info!("{name}: finishing the answers under way; a second signal ends it at once");
     service.set_ending();

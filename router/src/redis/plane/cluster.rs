@@ -13,7 +13,7 @@ use fred::types::Value;
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -48,7 +48,7 @@ pub(in super::super) struct Request {
 #[derive(Clone)]
 pub(super) struct Cluster {
     shared: Arc<Shared>,
-    looking: Arc<Running<()>>,
+    looking: Arc<OnceLock<Running<()>>>,
 }
 
 struct Shared {
@@ -89,10 +89,16 @@ impl fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Learns who serves what, and connects to all of them.
-    pub(super) async fn connect(config: Arc<RedisConfig>) -> Result<Self, PlaneError> {
+    /// Without a connection yet; every request fails until [`Cluster::connect`] has worked.
+    pub(super) fn unconnected(config: Arc<RedisConfig>) -> Self {
         let routes = Routes { owners: vec![NOBODY; SLOTS], links: Vec::new(), replicas: Vec::new(), closed: false };
         let shared = Arc::new(Shared { config, routes: RwLock::new(routes), changed: Arc::new(Notify::new()) });
+        Cluster { shared, looking: Arc::new(OnceLock::new()) }
+    }
+
+    /// Learns who serves what, and connects to all of them. May be tried again after an error.
+    pub(super) async fn connect(&self) -> Result<(), PlaneError> {
+        let shared = &self.shared;
         shared.look().await;
         let links = shared.read(|routes| routes.links.clone());
         let mut failed = PlaneError::ClusterDown { detail: "nobody says who serves what".into() };
@@ -106,13 +112,15 @@ impl Cluster {
         if !up {
             return Err(failed);
         }
-        let looking = tokio::spawn(keep_looking(Arc::clone(&shared)));
-        Ok(Cluster { shared, looking: Arc::new(Running(looking)) })
+        self.looking.get_or_init(|| Running(tokio::spawn(keep_looking(Arc::clone(shared)))));
+        Ok(())
     }
 
     /// Closes all connections. What is on its way fails.
     pub(super) fn close(&self) {
-        self.looking.0.abort();
+        if let Some(looking) = self.looking.get() {
+            looking.0.abort();
+        }
         self.shared.write(|routes| {
             routes.closed = true;
             routes.owners.fill(NOBODY);

@@ -11,7 +11,6 @@ use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, Value};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,10 +22,11 @@ const COMMANDS_WAITING_MAX: usize = 8_192;
 /// Slots of a Redis Cluster, as CLUSTER INFO writes them.
 const SLOTS: &str = "16384";
 
-pub(super) async fn connect(config: &Arc<RedisConfig>) -> Result<Cluster, PlaneError> {
+/// Looks whether a cluster is there that works, and connects to it.
+pub(super) async fn connect(config: &RedisConfig, cluster: &Cluster) -> Result<(), PlaneError> {
     let connected = timeout(config.connect_timeout, async {
         probe_any(config).await?;
-        Cluster::connect(Arc::clone(config)).await
+        cluster.connect().await
     });
     connected.await.unwrap_or(Err(PlaneError::TimedOut { after: config.connect_timeout }))
 }

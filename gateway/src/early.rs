@@ -1,0 +1,118 @@
+//! Connections that come before the node serves, because it waits to join its cluster.
+//!
+//! They are accepted and get BYE 14 with a time to come back, rather than being refused or left to wait: the ports are held from the start on,
+//! so nobody else can take them meanwhile; a client is told that this node will serve, by the frame it understands anyway; and clients
+//! come back spread over some seconds, not all at the moment the node joins. A load balancer goes by `/readyz`.
+
+use crate::listeners::Listeners;
+use std::convert::Infallible;
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use trunkline_proto::{Bye, Code, Kind, encode_message};
+use trunkline_router::hash::user_hash;
+
+/// Connections answered at a time; further ones wait in the backlog, which costs the node nothing.
+const ANSWERED_MAX: usize = 256;
+/// How long a client has to take its BYE and close.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A client may send a LOGIN before it reads; what comes beyond this is cut off.
+const READ_BYTES_MAX: u64 = 64 << 10;
+/// Pause after a failed accept: it fails for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// When clients are to come back: at this time at the earliest, and spread over as much again.
+const RECONNECT_MS: u64 = 2_000;
+
+/// Answers whoever connects, until it is dropped; then [`Listeners::set_blocking`] has to be called before a shard accepts.
+///
+/// # Errors
+/// When the sockets cannot be set up for it.
+pub async fn turn_away(listeners: &Listeners, turned_away: Arc<AtomicU64>) -> io::Result<Infallible> {
+    let places = Arc::new(Semaphore::new(ANSWERED_MAX));
+    let mut accepting = JoinSet::new();
+    for listener in listeners.by_shard.iter().flatten() {
+        let listener = listener.try_clone()?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        accepting.spawn(accept(listener, places.clone(), turned_away.clone()));
+    }
+    // The tasks end with this future, since the set does.
+    pending().await
+}
+
+async fn accept(listener: TcpListener, places: Arc<Semaphore>, turned_away: Arc<AtomicU64>) {
+    // Never closed, so there is always another place.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let number = turned_away.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    // A client that does not take its answer is closed all the same.
+                    let _ = timeout(ANSWER_TIMEOUT, answer(stream, number)).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, number: u64) -> io::Result<()> {
+    let bye = Bye {
+        reconnect_after_ms: (RECONNECT_MS + user_hash(number) % RECONNECT_MS) as u32,
+        text: "this node has not joined its cluster yet".to_owned(),
+        ..Bye::default()
+    };
+    let mut frame = Vec::new();
+    encode_message(&mut frame, Kind::Bye, Code::Overloaded as u16, &bye);
+    stream.write_all(&frame).await?;
+    stream.shutdown().await?;
+    // A close with unread input would reset the connection, and the BYE might be lost.
+    let mut input = stream.take(READ_BYTES_MAX);
+    tokio::io::copy(&mut input, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpStream as Client;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_comes_early_gets_bye_14_and_a_time_and_is_counted() {
+        let listeners = Listeners::bind(&["127.0.0.1:0".parse().unwrap()], 2).unwrap();
+        let address = listeners.addresses[0];
+        let counted = Arc::new(AtomicU64::new(0));
+        let clients = tokio::task::spawn_blocking(move || {
+            // One that sends at once, one that says nothing.
+            [&b"some bytes of a LOGIN"[..], b""].map(|sent| {
+                let mut client = Client::connect(address).unwrap();
+                client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+                client.write_all(sent).unwrap();
+                let mut answer = Vec::new();
+                client.read_to_end(&mut answer).unwrap();
+                answer
+            })
+        });
+        let answers = tokio::select! {
+            never = turn_away(&listeners, counted.clone()) => panic!("{never:?}"),
+            answers = clients => answers.unwrap(),
+        };
+        for answer in answers {
+            assert_eq!((answer[4], u16::from_be_bytes([answer[6], answer[7]])), (Kind::Bye as u8, 14), "{answer:?}");
+        }
+        assert_eq!(counted.load(Ordering::Relaxed), 2);
+        listeners.set_blocking().unwrap();
+    }
+}
