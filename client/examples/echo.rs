@@ -26,7 +26,7 @@ async fn main() -> ExitCode {
 async fn echo(user: u64) -> Result<(), Error> {
     let config = Config {
         user,
-        token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default(),
+        token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default().into(),
         device_class: "bot".into(),
         ..Config::default()
     };

@@ -31,6 +31,9 @@ pub struct SessionInfo {
     pub heartbeat: Duration,
     /// Largest frame in both directions, header included, in bytes.
     pub frame_bytes_max: u32,
+    /// When the session ends with its token, unless that is renewed: milliseconds since the Unix epoch by the gateway's
+    /// clock; 0 never.
+    pub expires_ms: u64,
 }
 
 /// The sending side. Clones share the connection; when the last of them and [`Events`] are dropped, the client logs out.
@@ -43,14 +46,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects over TCP and logs in. Later reconnects happen by themselves; this first attempt is made once, so that a
-    /// wrong address or a wrong token is reported and not repeated.
+    /// Connects over TCP and logs in. Later reconnects happen by themselves; this first attempt is made once at each of
+    /// [`Config::addrs`], until one takes it, so that wrong addresses or a wrong token are reported and not repeated.
     ///
     /// Must be called within a tokio runtime, which then runs the task that owns the connection.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`], [`Error::LoginCut`],
-    /// [`Error::Protocol`].
+    /// [`Error::Config`], [`Error::Token`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`],
+    /// [`Error::LoginCut`], [`Error::Protocol`]; of several addresses that of the last one tried.
     pub async fn connect(config: Config) -> Result<(Self, Events), Error> {
         Self::connect_with(config, Tcp).await
     }
@@ -61,7 +64,7 @@ impl Client {
     /// As [`Self::connect`].
     pub async fn connect_with<D: Dial>(config: Config, mut dial: D) -> Result<(Self, Events), Error> {
         config.validate().map_err(Error::Config)?;
-        let link = driver::first_login(&mut dial, &config).await?;
+        let (link, route) = driver::first_login(&mut dial, &config).await?;
 
         let shared = Arc::new(Shared::new(config.unacked_max, link.info.clone()));
         let (commands, commands_queue) = mpsc::channel(config.send_queue_len);
@@ -77,7 +80,7 @@ impl Client {
             unacked: BTreeMap::new(),
             shared,
         };
-        tokio::spawn(driver::run(dial, config, state, link));
+        tokio::spawn(driver::run(dial, config, state, route, link));
         Ok((client, events_handle))
     }
 

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use trunkline_proto::DEVICE_BYTES_MAX;
 
-use crate::Backoff;
+use crate::addrs::is_address;
+use crate::{Backoff, Token};
+
+/// Addresses to begin with: a list by hand has fewer.
+const ADDRS_MAX: usize = 64;
 
 /// Longest queue that can be asked for; it bounds what a wrong unit in a configuration can cost.
 const QUEUE_LEN_MAX: usize = 1_000_000;
@@ -16,18 +20,21 @@ const QUEUE_LEN_MAX: usize = 1_000_000;
 /// use trunkline_client::Config;
 ///
 /// let config = Config { user: 7, device: "phone".into(), ..Config::default() };
-/// assert_eq!(config.addr, "127.0.0.1:7700");
+/// assert_eq!(config.addrs, ["127.0.0.1:7700"]);
 /// assert!(config.validate().is_ok());
 /// assert!(Config::default().validate().is_err());
 /// ```
 #[derive(Clone)]
 pub struct Config {
-    /// `host:port` of the gateway. Default `127.0.0.1:7700`.
-    pub addr: String,
+    /// Gateways to begin with, each `host:port` with a name, an IPv4 address or an IPv6 address in brackets; 1 to 64.
+    /// They are tried in turn, so the one that should have most clients need not be the first for all of them. Default
+    /// `127.0.0.1:7700` alone.
+    pub addrs: Vec<String>,
     /// The user to log in as; never 0. No default.
     pub user: u64,
-    /// Proof of being that user: a JWT, or empty where the gateway's authentication is open. Default empty.
-    pub token: String,
+    /// Proof of being that user: a JWT, or somebody to ask for one; empty where the gateway's authentication is open.
+    /// Default empty.
+    pub token: Token,
     /// Name of this device, at most 64 bytes. A second login of the same user and device replaces the first. Default empty,
     /// which the gateway reads as `default`.
     pub device: String,
@@ -61,9 +68,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            addr: "127.0.0.1:7700".into(),
+            addrs: vec!["127.0.0.1:7700".into()],
             user: 0,
-            token: String::new(),
+            token: Token::default(),
             device: String::new(),
             device_class: String::new(),
             agent: concat!("trunkline-client/", env!("CARGO_PKG_VERSION")).into(),
@@ -83,11 +90,10 @@ impl Default for Config {
 impl fmt::Debug for Config {
     /// Shows everything but the token, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let token = if self.token.is_empty() { "none" } else { "set" };
         f.debug_struct("Config")
-            .field("addr", &self.addr)
+            .field("addrs", &self.addrs)
             .field("user", &self.user)
-            .field("token", &token)
+            .field("token", &self.token)
             .field("device", &self.device)
             .field("device_class", &self.device_class)
             .field("agent", &self.agent)
@@ -105,12 +111,20 @@ impl fmt::Debug for Config {
 }
 
 /// What is wrong with a [`Config`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// `user` is 0.
     NoUser,
-    /// `addr` is empty.
-    NoAddr,
+    /// `addrs` is empty, or has more than 64 addresses.
+    AddrCount {
+        /// How many it has.
+        count: usize,
+    },
+    /// One of `addrs` is not `host:port`.
+    Addr {
+        /// That address.
+        addr: String,
+    },
     /// `device` is longer than 64 bytes.
     DeviceTooLong {
         /// Its length.
@@ -129,7 +143,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoUser => write!(f, "user must be set; user 0 does not exist"),
-            Self::NoAddr => write!(f, "addr must be host:port, but is empty"),
+            Self::AddrCount { count } => write!(f, "addrs has {count} addresses, but must have 1 to {ADDRS_MAX}"),
+            Self::Addr { addr } => {
+                write!(f, "{addr:?} is no address; it must be host:port, such as localhost:7700 or [::1]:7700")
+            }
             Self::DeviceTooLong { bytes } => {
                 write!(f, "device has {bytes} bytes, at most {DEVICE_BYTES_MAX} are allowed")
             }
@@ -151,8 +168,11 @@ impl Config {
         if self.user == 0 {
             return Err(ConfigError::NoUser);
         }
-        if self.addr.is_empty() {
-            return Err(ConfigError::NoAddr);
+        if !(1..=ADDRS_MAX).contains(&self.addrs.len()) {
+            return Err(ConfigError::AddrCount { count: self.addrs.len() });
+        }
+        if let Some(addr) = self.addrs.iter().find(|addr| !is_address(addr)) {
+            return Err(ConfigError::Addr { addr: addr.clone() });
         }
         if self.device.len() > DEVICE_BYTES_MAX {
             return Err(ConfigError::DeviceTooLong { bytes: self.device.len() });
@@ -188,7 +208,13 @@ mod tests {
         };
         assert_eq!(with(&|_| ()), Ok(()));
         assert_eq!(with(&|c| c.user = 0), Err(ConfigError::NoUser));
-        assert_eq!(with(&|c| c.addr.clear()), Err(ConfigError::NoAddr));
+        for count in [0, 65] {
+            let many = vec!["localhost:7700".to_owned(); count];
+            assert_eq!(with(&|c| c.addrs = many.clone()), Err(ConfigError::AddrCount { count }));
+        }
+        assert_eq!(with(&|c| c.addrs = vec!["localhost:7700".into(), "[::1]:1".into()]), Ok(()));
+        let bad = with(&|c| c.addrs.push("localhost".into()));
+        assert_eq!(bad, Err(ConfigError::Addr { addr: "localhost".into() }));
         assert_eq!(with(&|c| c.device = "d".repeat(64)), Ok(()));
         assert_eq!(with(&|c| c.device = "d".repeat(65)), Err(ConfigError::DeviceTooLong { bytes: 65 }));
         for len in [0, 1_000_001] {

@@ -2,38 +2,58 @@
 
 use tokio::time::{Duration, Instant, sleep};
 
+use trunkline_proto::Code;
+
+use crate::addrs::AddressBook;
 use crate::login::{Advice, Failure, Link, login};
 use crate::session::{Ended, run_session};
 use crate::state::State;
+use crate::token::Credentials;
 use crate::{Config, Dial, Error, Event, Reason};
 
 /// A session this long proves that the gateway is well, and the waits begin from the shortest again. A gateway that accepts
 /// every login and drops it at once is not met with a storm.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// How often a first login follows a redirection before it gives up.
-const REDIRECTS_MAX: usize = 4;
+/// How often a provider may give the token that was just refused, before the client ends: with the usual waits for half
+/// a minute to a minute, for an issuer that is late.
+const STALE_TOKENS_MAX: u32 = 8;
 
-/// The first login. It follows redirections but does not try again: the caller should hear at once what is wrong.
-pub(crate) async fn first_login<D: Dial>(dial: &mut D, config: &Config) -> Result<Link<D::Stream>, Error> {
-    let mut addr = config.addr.clone();
-    let mut redirects = 0;
-    loop {
-        match login(dial, &addr, config, &[]).await {
-            Ok(link) => return Ok(link),
-            Err(Failure { error, advice }) => match advice.redirect {
-                Some(redirect) if redirects < REDIRECTS_MAX && allows_retry(&error) => {
-                    redirects += 1;
-                    addr = redirect;
-                }
-                _ => return Err(error),
-            },
-        }
-    }
+/// What a client needs on its way to a gateway.
+#[derive(Debug)]
+pub(crate) struct Route {
+    book: AddressBook,
+    credentials: Credentials,
 }
 
-fn allows_retry(error: &Error) -> bool {
-    final_reason(error).is_none()
+/// The first login. Each address is tried once, and redirections are followed: the caller should hear at once what is
+/// wrong.
+pub(crate) async fn first_login<D: Dial>(dial: &mut D, config: &Config) -> Result<(Link<D::Stream>, Route), Error> {
+    let mut book = AddressBook::new(&config.addrs);
+    let mut credentials = Credentials::new(config.token.clone(), config.connect_timeout);
+    let token = credentials.ask().await?;
+    loop {
+        let addr = book.next();
+        match login(dial, &addr, config, &token, &[]).await {
+            Ok(link) => {
+                book.worked(&addr);
+                credentials.set_current(token);
+                return Ok((link, Route { book, credentials }));
+            }
+            Err(Failure { error, advice }) => {
+                if final_reason(&error).is_some() {
+                    return Err(error);
+                }
+                book.failed(&addr);
+                if let Some(redirect) = &advice.redirect {
+                    book.redirected(redirect);
+                }
+                if book.all_tried() {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
 
 /// The reason that ends a client whose login failed with `error`, if it must end.
@@ -48,21 +68,31 @@ fn final_reason(error: &Error) -> Option<Reason> {
 }
 
 /// Runs until the end, beginning with a connection that is logged in.
-pub(crate) async fn run<D: Dial>(mut dial: D, config: Config, mut state: State, first: Link<D::Stream>) {
+pub(crate) async fn run<D: Dial>(
+    mut dial: D,
+    config: Config,
+    mut state: State,
+    mut route: Route,
+    first: Link<D::Stream>,
+) {
     let mut link = first;
     let mut attempt = 0;
     let reason = loop {
         let resume = std::mem::take(&mut link.resume);
         let began = Instant::now();
-        let Ended { reason, advice } = run_session(link, &mut state).await;
+        let Ended { reason, advice } = run_session(link, config.user, &mut route.credentials, &mut state).await;
         state.go_offline();
-        if !reason.allows_reconnect() {
+        if !route.credentials.may_go_on_after(&reason) {
             break reason;
         }
         if began.elapsed() >= STABLE {
             attempt = 0;
+            route.book.settled();
         }
-        match reconnect(&mut dial, &config, &mut state, &resume, &mut attempt, reason, advice).await {
+        if wants_clients_elsewhere(&reason) {
+            route.book.leave_last();
+        }
+        match reconnect(&mut dial, &config, &mut state, &resume, &mut attempt, &mut route, reason, advice).await {
             Ok(again) => link = again,
             Err(reason) => break reason,
         }
@@ -73,17 +103,29 @@ pub(crate) async fn run<D: Dial>(mut dial: D, config: Config, mut state: State, 
     state.finish(reason).await;
 }
 
-/// Waits and logs in until it works, or the reason is final.
+/// Whether the gateway is not the one to come back to first: it drains, is no home of this user, or is overloaded.
+fn wants_clients_elsewhere(reason: &Reason) -> bool {
+    let Reason::Bye { code, .. } = reason else {
+        return false;
+    };
+    matches!(Code::from_u16(*code), Some(Code::Draining | Code::Moved | Code::Overloaded))
+}
+
+/// Waits and logs in until it works, or the reason is final. Each attempt is for one address, and the waits grow over
+/// all of them.
+#[expect(clippy::too_many_arguments, reason = "what one life of a client is made of")]
 async fn reconnect<D: Dial>(
     dial: &mut D,
     config: &Config,
     state: &mut State,
     resume: &[u8],
     attempt: &mut u32,
+    route: &mut Route,
     reason: Reason,
     mut advice: Advice,
 ) -> Result<Link<D::Stream>, Reason> {
     let mut lost = Some(reason);
+    let mut stale = 0;
     loop {
         // The wait asked for is added to the own one, whose random part keeps clients apart that heard the same number.
         let delay = advice.after + config.backoff.delay(*attempt, rand::random());
@@ -92,24 +134,57 @@ async fn reconnect<D: Dial>(
             let retry_in = Some(delay);
             state.tell(Event::Disconnected { reason, retry_in });
         }
-        let addr = advice.redirect.as_deref().unwrap_or(&config.addr);
+        if let Some(redirect) = &advice.redirect {
+            route.book.redirected(redirect);
+        }
         let next_login = async {
             sleep(delay).await;
-            login(dial, addr, config, resume).await
+            // Without a token there is nothing to try an address with: it keeps its turn.
+            let token = route.credentials.ask().await.map_err(|error| (None, Attempt::Failed(error.into())))?;
+            if let Some(reason) = route.credentials.why_pointless(&token) {
+                return Err((None, Attempt::Pointless(reason)));
+            }
+            route.credentials.set_current(token.clone());
+            let addr = route.book.next();
+            let link = login(dial, &addr, config, &token, resume).await;
+            link.map(|link| (addr.clone(), link)).map_err(|failure| (Some(addr), Attempt::Failed(failure)))
         };
         let outcome = tokio::select! {
             outcome = next_login => outcome,
             () = state.serve_offline() => return Err(Reason::LoggedOut),
         };
         match outcome {
-            Ok(link) => return Ok(link),
-            Err(failure) => {
-                if let Some(reason) = final_reason(&failure.error) {
+            Ok((addr, link)) => {
+                route.book.worked(&addr);
+                route.credentials.accepted();
+                return Ok(link);
+            }
+            Err((_, Attempt::Pointless(reason))) => {
+                stale += 1;
+                if stale == STALE_TOKENS_MAX {
                     return Err(reason);
                 }
-                // A redirection is tried once: without a new one the next attempt goes to the configured address.
+                advice = Advice::default();
+            }
+            Err((addr, Attempt::Failed(failure))) => {
+                if let Some(reason) = final_reason(&failure.error)
+                    && !route.credentials.may_go_on_after(&reason)
+                {
+                    return Err(reason);
+                }
+                if let Some(addr) = addr {
+                    route.book.failed(&addr);
+                }
+                // A redirection is tried once: without a new one the next attempt goes on with the addresses known.
                 advice = failure.advice;
             }
         }
     }
+}
+
+/// What became of an attempt that did not work.
+enum Attempt {
+    Failed(Failure),
+    /// The only token there is has been refused.
+    Pointless(Reason),
 }

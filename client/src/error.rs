@@ -40,6 +40,8 @@ pub enum Error {
         /// The address tried.
         addr: String,
     },
+    /// There is no token to log in with: [`crate::Token::provider`] failed, in these words.
+    Token(String),
     /// The other side does not speak the protocol.
     Protocol(String),
     /// There is no connection at the moment; the client is reconnecting.
@@ -134,6 +136,7 @@ impl fmt::Display for Error {
             Self::LoginCut { addr } => {
                 write!(f, "{addr} closed the connection before it answered the login")
             }
+            Self::Token(why) => write!(f, "there is no token to log in with: {why}"),
             Self::Protocol(what) => write!(f, "the other side is not a usable gateway: {what}"),
             Self::NotConnected => write!(f, "not connected at the moment; reconnecting"),
             Self::TooManyUnacked { max } => {
@@ -183,9 +186,9 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
-    /// Whether connecting again can help. It cannot where the same login would be refused again (6 bad credentials,
-    /// 7 unsupported version, 20 bad request), where an operator ended it (15 kicked), and where a newer login took over
-    /// (8 replaced): two clients would throw each other out for ever. Nor after a logout.
+    /// Whether connecting again with the same token can help. It cannot where the same login would be refused again (6
+    /// bad credentials, 7 unsupported version, 20 bad request), where an operator ended it (15 kicked), and where a
+    /// newer login took over (8 replaced): two clients would throw each other out for ever. Nor after a logout.
     #[must_use]
     pub fn allows_reconnect(&self) -> bool {
         match self {

@@ -24,6 +24,14 @@ pub enum Event {
         /// The gateway went on with the old session.
         resumed: bool,
     },
+    /// The session goes on with its old token: there was no new one, or the gateway did not take it. The client tries
+    /// again.
+    TokenNotRenewed {
+        /// What went wrong, for a person.
+        why: String,
+        /// When the session ends with its token, unless that is renewed.
+        ends_in: Duration,
+    },
     /// The gateway refused something other than a message whose sender waits for its fate.
     ServerError {
         /// Number of the error; [`crate::Code::from_u16`] names it.

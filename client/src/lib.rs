@@ -48,15 +48,29 @@
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
 //! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
 //! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
+//! | addresses learnt from gateways | 16 | the one not used for longest is forgotten |
 //! | bytes waiting for the socket | 64 KiB and one frame | commands wait |
 //!
 //! # Reconnecting
 //!
-//! After a broken connection the client waits (see [`Backoff`]) and logs in again, to the address the gateway named, if it
-//! named one, and otherwise to [`Config::addr`]. It does not come back after the reasons 6 bad credentials, 7 unsupported
-//! version, 8 replaced by a newer login, 15 kicked by an operator and 20 bad request: there the same attempt would fail
-//! again or, worse, throw out the newer login.
+//! After a broken connection the client waits (see [`Backoff`]) and logs in again: at the address the gateway named, if it
+//! named one, then where the last login worked, then at [`Config::addrs`] in their order and at up to 16 addresses learnt
+//! from gateways, one for each attempt, until one takes it. Each name is resolved anew for each attempt. After four
+//! redirections in a row, without a session of 10 s in between, the next one is ignored.
+//!
+//! It does not come back after the reasons 6 bad credentials, 7 unsupported version, 8 replaced by a newer login, 15 kicked
+//! by an operator and 20 bad request: there the same attempt would fail again or, worse, throw out the newer login. The one
+//! exception: after 6 [`Token::provider`] is asked for another token, up to eight times for about a minute, and that one is
+//! tried once.
+//!
+//! # Tokens
+//!
+//! A session ends with its token. With [`Token::provider`] the client asks for a new one when 60 to 80 % of the time are
+//! over, at random, so that clients that came together do not renew together, and gives it to the session (RENEW). If there
+//! is none, or the gateway does not take it, [`Event::TokenNotRenewed`] says so and the client tries again, until the end:
+//! [`Event::Disconnected`] with reason 6, "the token has expired".
 
+mod addrs;
 mod backoff;
 mod client;
 mod config;
@@ -69,8 +83,10 @@ mod inbound;
 mod login;
 mod outbound;
 mod outlet;
+mod renewal;
 mod session;
 mod state;
+mod token;
 mod window;
 
 pub use backoff::Backoff;
@@ -79,4 +95,5 @@ pub use config::{Config, ConfigError};
 pub use dial::{Dial, Tcp};
 pub use error::{Error, Reason, sentence};
 pub use event::{Event, Message};
+pub use token::Token;
 pub use trunkline_proto::{Code, Outcome};

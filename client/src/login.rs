@@ -10,6 +10,7 @@ use trunkline_proto::{
     encode_message,
 };
 
+use crate::addrs::is_address;
 use crate::inbound::Inbound;
 use crate::{Config, Dial, Error, SessionInfo};
 
@@ -17,8 +18,8 @@ use crate::{Config, Dial, Error, SessionInfo};
 const HEARTBEAT_SECS_DEFAULT: u32 = 30;
 /// Longest heartbeat believed; a dead server must be noticed on the same day.
 const HEARTBEAT_SECS_MAX: u32 = 3_600;
-/// A DNS name has at most 253 bytes; with a port and brackets, this.
-const REDIRECT_BYTES_MAX: usize = 262;
+/// Longest life of a token believed: it is renewed before, if it lasts longer.
+const TOKEN_LEFT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Longest wait the gateway can ask for: a nonsense value must not keep a client away for weeks.
 const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
@@ -33,6 +34,8 @@ pub(crate) struct Link<S> {
     /// Ticket to go on with this session on the next connection.
     pub(crate) resume: Vec<u8>,
     pub(crate) resumed: bool,
+    /// How long the session's token lasts; `None` when the session does not end with it.
+    pub(crate) token_left: Option<Duration>,
 }
 
 /// What the gateway wants a client to do after BYE.
@@ -44,11 +47,10 @@ pub(crate) struct Advice {
 
 impl Advice {
     fn of(bye: &Bye) -> Self {
-        let redirect = &bye.redirect;
-        let usable = !redirect.is_empty() && redirect.len() <= REDIRECT_BYTES_MAX;
         Self {
             after: Duration::from_millis(bye.reconnect_after_ms.into()).min(RECONNECT_AFTER_MAX),
-            redirect: usable.then(|| redirect.clone()),
+            // What is no address at all is not worth an attempt.
+            redirect: Some(&bye.redirect).filter(|addr| is_address(addr)).cloned(),
         }
     }
 }
@@ -75,11 +77,19 @@ impl From<Error> for Failure {
     }
 }
 
+/// How long the token of a LOGIN_OK lasts, told by the gateway's clock alone; `None` when the session does not end with
+/// it.
+pub(crate) fn token_left(answer: &LoginOk) -> Option<Duration> {
+    let left = Duration::from_millis(answer.expires_ms.saturating_sub(answer.time_ms));
+    (answer.expires_ms != 0).then(|| left.min(TOKEN_LEFT_MAX))
+}
+
 /// Connects to `addr` and logs in.
 pub(crate) async fn login<D: Dial>(
     dial: &mut D,
     addr: &str,
     config: &Config,
+    token: &str,
     resume: &[u8],
 ) -> Result<Link<D::Stream>, Failure> {
     let timed_out = || Error::Timeout { addr: addr.to_owned(), waited: config.connect_timeout };
@@ -87,10 +97,12 @@ pub(crate) async fn login<D: Dial>(
         .await
         .map_err(|_elapsed| timed_out())?
         .map_err(|source| Error::Connect { addr: addr.to_owned(), source })?;
-    timeout(config.connect_timeout, handshake(stream, addr, config, resume)).await.map_err(|_elapsed| timed_out())?
+    timeout(config.connect_timeout, handshake(stream, addr, config, token, resume))
+        .await
+        .map_err(|_elapsed| timed_out())?
 }
 
-async fn handshake<S>(stream: S, addr: &str, config: &Config, resume: &[u8]) -> Result<Link<S>, Failure>
+async fn handshake<S>(stream: S, addr: &str, config: &Config, token: &str, resume: &[u8]) -> Result<Link<S>, Failure>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite,
 {
@@ -103,7 +115,7 @@ where
     let login = Login {
         version: VERSION,
         user: config.user,
-        token: config.token.clone(),
+        token: token.to_owned(),
         device: config.device.clone(),
         device_class: config.device_class.clone(),
         agent: config.agent.clone(),
@@ -121,7 +133,8 @@ where
             if let Some(answer) = read_answer(&frame)? {
                 let info = session_info(&answer, addr);
                 inbound.set_frame_bytes_max(info.frame_bytes_max);
-                return Ok(Link { reader, writer, inbound, info, resume: answer.resume, resumed: answer.resumed });
+                let (token_left, resumed) = (token_left(&answer), answer.resumed);
+                return Ok(Link { reader, writer, inbound, info, resume: answer.resume, resumed, token_left });
             }
         } else if inbound.fill(&mut reader).await.map_err(cut)? == 0 {
             let addr = addr.to_owned();
@@ -165,6 +178,7 @@ fn session_info(answer: &LoginOk, addr: &str) -> SessionInfo {
         shard: answer.shard,
         heartbeat: Duration::from_secs(heartbeat_secs.into()),
         frame_bytes_max,
+        expires_ms: answer.expires_ms,
     }
 }
 
@@ -188,6 +202,14 @@ mod tests {
         };
         assert_eq!(advice(u32::MAX, "").after, RECONNECT_AFTER_MAX);
         assert_eq!(advice(0, "b:1").redirect.as_deref(), Some("b:1"));
-        assert_eq!(advice(0, &"b".repeat(263)).redirect, None);
+        for garbage in ["", "b", "http://b:1", "b:1\n", &format!("{}:1", "b".repeat(254))] {
+            assert_eq!(advice(0, garbage).redirect, None, "{garbage:?}");
+        }
+
+        let left = |time_ms, expires_ms| token_left(&LoginOk { time_ms, expires_ms, ..LoginOk::default() });
+        assert_eq!(left(5_000, 0), None);
+        assert_eq!(left(5_000, 65_000), Some(Duration::from_secs(60)));
+        assert_eq!(left(5_000, 4_000), Some(Duration::ZERO));
+        assert_eq!(left(0, u64::MAX), Some(TOKEN_LEFT_MAX));
     }
 }

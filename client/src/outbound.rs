@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use trunkline_proto::{Header, Kind, encode};
+use trunkline_proto::{Header, Kind, Login, encode, encode_message};
 
 /// Above it nothing more is taken in that can wait. What is appended at once is at most a frame, so the buffer is bounded by
 /// this and one frame of the largest size.
@@ -43,6 +43,12 @@ impl Outbound {
         self.append(Kind::Ping, 0, aux, 0, 0, 0, &[]);
     }
 
+    /// Appends a RENEW.
+    pub(crate) fn renew(&mut self, login: &Login) {
+        self.make_room();
+        encode_message(&mut self.bytes, Kind::Renew, 0, login);
+    }
+
     /// Appends a LOGOUT.
     pub(crate) fn logout(&mut self) {
         self.append(Kind::Logout, 0, 0, 0, 0, 0, &[]);
@@ -50,13 +56,17 @@ impl Outbound {
 
     #[expect(clippy::too_many_arguments, reason = "the fields of a header")]
     fn append(&mut self, kind: Kind, flags: u8, aux: u16, id: u64, peer: u64, stamp: u64, body: &[u8]) {
-        // Without it a connection that is never quite drained would grow its buffer by what it has written.
+        self.make_room();
+        let header = Header { kind, flags, aux, id, peer, stamp };
+        encode(&mut self.bytes, &header, body);
+    }
+
+    /// Without it a connection that is never quite drained would grow its buffer by what it has written.
+    fn make_room(&mut self) {
         if self.written >= SOFT_BYTES_MAX {
             self.bytes.drain(..self.written);
             self.written = 0;
         }
-        let header = Header { kind, flags, aux, id, peer, stamp };
-        encode(&mut self.bytes, &header, body);
     }
 
     /// Writes once, or flushes when all is written; returns the bytes written. Cancelling it loses nothing.

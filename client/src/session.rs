@@ -7,13 +7,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
-use trunkline_proto::{Frame, Kind, Outcome, flags};
+use trunkline_proto::prost::Message as _;
+use trunkline_proto::{Frame, Kind, Login, LoginOk, Outcome, VERSION, flags};
 
-use crate::login::{Advice, Link, read_bye};
+use crate::login::{Advice, Link, read_bye, token_left};
 use crate::outbound::Outbound;
+use crate::renewal::Renewal;
 use crate::state::{Command, State, Taken};
+use crate::token::Credentials;
 use crate::window::Seen;
-use crate::{Error, Event, Message, Reason};
+use crate::{Error, Event, Message, Reason, sentence};
 
 /// Pings of the application under way at once.
 const PINGS_MAX: usize = 32;
@@ -47,6 +50,9 @@ struct Ping {
 
 struct Session<'a> {
     state: &'a mut State,
+    user: u64,
+    credentials: &'a mut Credentials,
+    renewal: Renewal,
     out: Outbound,
     heartbeat: Duration,
     /// When a byte last came, or the connection was last left unread on purpose.
@@ -64,8 +70,13 @@ struct Session<'a> {
 }
 
 /// Runs the connection until it ends, for whatever reason.
-pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(mut link: Link<S>, state: &mut State) -> Ended {
-    let mut session = Session::new(&link, state);
+pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
+    mut link: Link<S>,
+    user: u64,
+    credentials: &mut Credentials,
+    state: &mut State,
+) -> Ended {
+    let mut session = Session::new(&link, user, credentials, state);
     let ended = session.run(&mut link).await;
     for ping in session.pings {
         // A caller that no longer waits has no interest in the answer.
@@ -78,10 +89,14 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(mut link: Link<S>, st
 }
 
 impl<'a> Session<'a> {
-    fn new<S>(link: &Link<S>, state: &'a mut State) -> Self {
+    fn new<S>(link: &Link<S>, user: u64, credentials: &'a mut Credentials, state: &'a mut State) -> Self {
         let now = Instant::now();
+        let renewal = Renewal::new(link.token_left, credentials);
         let mut session = Self {
             state,
+            user,
+            credentials,
+            renewal,
             out: Outbound::default(),
             heartbeat: link.info.heartbeat,
             received: now,
@@ -131,6 +146,7 @@ impl<'a> Session<'a> {
                 command = self.state.commands.recv(), if takes_commands => self.take_commands(command),
                 Some(taken) = self.state.taken.recv(), if self.out.has_room() => self.acknowledge(taken),
                 dropped = self.state.outlet.settle() => self.state.forget(dropped),
+                answer = self.renewal.answer(), if self.closing.is_none() && self.out.has_room() => self.renew(answer),
                 () = sleep_until(next_timer) => {
                     if let Some(ended) = self.on_timer() {
                         return ended;
@@ -207,6 +223,38 @@ impl<'a> Session<'a> {
         }
     }
 
+    // The token
+
+    fn renew(&mut self, answer: Result<String, Error>) {
+        match answer {
+            Ok(token) if self.credentials.is_current(&token) => self.not_renewed("there is no newer token yet".into()),
+            Ok(token) => {
+                let login = Login { version: VERSION, user: self.user, token, ..Login::default() };
+                self.out.renew(&login);
+                self.renewal.sent();
+                self.credentials.set_current(login.token);
+            }
+            Err(error) => self.not_renewed(error.to_string()),
+        }
+    }
+
+    fn not_renewed(&mut self, why: String) {
+        self.renewal.failed();
+        let ends_in = self.renewal.ends_in();
+        self.state.tell(Event::TokenNotRenewed { why, ends_in });
+    }
+
+    fn handle_renewed(&mut self, frame: &Frame<'_>) -> Option<Ended> {
+        match LoginOk::decode(frame.body) {
+            Ok(answer) => {
+                self.renewal.confirmed(token_left(&answer), self.credentials);
+                self.state.set_expires_ms(answer.expires_ms);
+                None
+            }
+            Err(error) => Some(Reason::Protocol(format!("its LOGIN_OK cannot be read: {error}")).into()),
+        }
+    }
+
     // Sending again
 
     /// After a login: gives up what nobody waits for or what this gateway cannot take, and starts over with the rest.
@@ -249,7 +297,10 @@ impl<'a> Session<'a> {
     }
 
     fn next_timer(&self) -> Instant {
-        let due = self.ping_due().min(self.dead_due());
+        let mut due = self.ping_due().min(self.dead_due());
+        if let Some(renewal) = self.renewal.due() {
+            due = due.min(renewal);
+        }
         self.closing.map_or(due, |closing| closing.min(due))
     }
 
@@ -266,6 +317,7 @@ impl<'a> Session<'a> {
             self.pinged = now;
             self.out.ping(HEARTBEAT_PING);
         }
+        self.renewal.begin(self.credentials);
         None
     }
 
@@ -282,6 +334,7 @@ impl<'a> Session<'a> {
                 let reason = Reason::Bye { code, text };
                 return Some(Ended { reason, advice });
             }
+            Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
             // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
             Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::SyncOk | Kind::Presence | Kind::GroupOk => {}
             unexpected => {
@@ -326,6 +379,9 @@ impl<'a> Session<'a> {
     fn handle_error(&mut self, frame: &Frame<'_>) {
         let code = frame.aux;
         let text = String::from_utf8_lossy(frame.body).into_owned();
+        if (frame.id, frame.peer) == (0, 0) && self.renewal.may_be_refused_with(code) {
+            return self.not_renewed(sentence(code, &text));
+        }
         match self.take_unacked(frame) {
             Some(message) => message.settle(Err(Error::Refused { code, text })),
             None => self.state.tell(Event::ServerError { code, text, id: frame.id, peer: frame.peer }),

@@ -122,6 +122,11 @@ impl State {
         self.shared.connected.store(true, Ordering::Relaxed);
     }
 
+    /// The session has another token: until then it lasts.
+    pub(crate) fn set_expires_ms(&self, expires_ms: u64) {
+        self.shared.info.lock().unwrap_or_else(PoisonError::into_inner).expires_ms = expires_ms;
+    }
+
     /// Tells the application; a message that cannot be told must count as new when it comes again.
     pub(crate) fn tell(&mut self, event: Event) {
         if let Err(dropped) = self.outlet.push(event) {

@@ -27,6 +27,7 @@ impl Chat {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chat"))
             .args(args)
             .env_remove("TRUNKLINE_TOKEN")
+            .env_remove("TRUNKLINE_TOKEN_FILE")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -223,11 +224,11 @@ async fn bad_credentials_end_with_a_sentence_and_status_1() {
 
 #[tokio::test]
 async fn the_token_may_come_from_the_environment_and_never_shows_in_the_help() {
-    let mut gateway = Gateway::start("the token").await;
+    let mut gateway = Gateway::start("hush-hush").await;
     let run = |args: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_chat"))
             .args(args)
-            .env("TRUNKLINE_TOKEN", "the token")
+            .env("TRUNKLINE_TOKEN", "hush-hush")
             .stdin(Stdio::null())
             .output()
     };
@@ -239,7 +240,7 @@ async fn the_token_may_come_from_the_environment_and_never_shows_in_the_help() {
 
     let help = run(&["--help"]).await.expect("chat runs");
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    assert!(help.contains("TRUNKLINE_TOKEN") && !help.contains("the token"), "{help}");
+    assert!(help.contains("TRUNKLINE_TOKEN") && !help.contains("hush-hush"), "{help}");
     assert!(help.contains("Examples:") && help.contains("2;;hello"), "{help}");
 }
 
@@ -335,4 +336,56 @@ async fn chat_logs_out_when_nobody_reads_what_it_prints() {
     writer.abort();
     let status = timeout(HANG, one.child.wait()).await.expect("chat ends").expect("an end");
     assert_eq!(status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn several_addresses_are_tried_and_names_are_resolved() {
+    let mut gateway = Gateway::start("").await;
+    let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let dead = free.local_addr().expect("an address").to_string();
+    drop(free);
+    let live = format!("localhost:{}", gateway.addr.port());
+    for addrs in [vec!["--addr", &dead, "--addr", &live], vec!["--addr", &format!("{dead},{live}")]] {
+        let mut chat = Chat::start(&[&["--user", "1"][..], &addrs].concat());
+        timeout(HANG, gateway.expect_seen(Seen::Login(1))).await.expect("a login");
+        chat.type_line("/quit").await;
+        gateway.expect_seen(Seen::Logout(1)).await;
+        let (status, _, stderr) = chat.finish().await;
+        assert!(status.success() && stderr.contains(&live), "{stderr}");
+    }
+    let (status, _, stderr) = Chat::start(&["--user", "1", "--addr", "localhost"]).finish().await;
+    assert!(!status.success() && stderr.contains("\"localhost\" is no address"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_token_file_is_read_again_before_its_token_expires() {
+    let mut gateway = Gateway::start_lasting("first", 4).await;
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(format!("token-{}", std::process::id()));
+    std::fs::write(&file, "first\n").expect("a file");
+    let path = file.to_str().expect("UTF-8");
+    let mut chat = Chat::login(&mut gateway, 1, &["--token-file", path]).await;
+    // At once for whoever reads it meanwhile.
+    let fresh = file.with_extension("new");
+    std::fs::write(&fresh, " second\n").expect("a file");
+    std::fs::rename(&fresh, &file).expect("a rename");
+    timeout(HANG, gateway.expect_seen(Seen::Renewed(1, "second".into()))).await.expect("a renewal");
+    // The next time there is none.
+    std::fs::write(&file, "").expect("a file");
+    let mut line = String::new();
+    while !line.contains("not renewed") {
+        line.clear();
+        timeout(HANG, chat.stderr.read_line(&mut line)).await.expect("a line").expect("readable");
+    }
+    assert!(line.contains("it is empty") && line.contains("the session ends in"), "{line}");
+    chat.type_line("/quit").await;
+    chat.finish().await;
+    std::fs::remove_file(&file).expect("removed");
+
+    let missing = Chat::start(&["--user", "1", "--token-file", path, "--addr", &gateway.addr.to_string()]);
+    let (status, _, stderr) = missing.finish().await;
+    assert!(
+        !status.success() && stderr.contains("there is no token to log in with") && stderr.contains(path),
+        "{stderr}"
+    );
 }

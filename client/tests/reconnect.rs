@@ -4,6 +4,7 @@ mod support;
 
 use std::time::Duration;
 
+use support::gateway::Gateway;
 use support::{HEARTBEAT_SECS, Switchboard, config, pair};
 use tokio::time::Instant;
 use trunkline_client::{Backoff, Client, Code, Config, Error, Event, Events, Outcome, Reason};
@@ -232,11 +233,16 @@ async fn the_wait_a_bye_asks_for_is_kept() {
     assert!(waited > asked && waited <= asked + jitter + Duration::from_millis(2), "{waited:?}");
 }
 
+/// A redirection to `addr`.
+fn to(addr: &str) -> Bye {
+    Bye { redirect: addr.into(), ..Bye::default() }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_redirection_is_followed_once_and_then_the_configured_address_is_used_again() {
+async fn a_learnt_address_is_kept_and_those_known_are_tried_in_turn_when_it_fails() {
     let (client, mut events, mut peer, mut board) = pair(config()).await;
-    let redirect = || Bye { redirect: "other:7700".into(), ..Bye::default() };
-    peer.bye(Code::Moved, redirect()).await;
+    let seed = config().addrs[0].clone();
+    peer.bye(Code::Moved, to("other:7700")).await;
     lost(&mut events).await;
     let mut arrival = board.arrival().await;
     assert_eq!(arrival.addr, "other:7700");
@@ -244,18 +250,130 @@ async fn a_redirection_is_followed_once_and_then_the_configured_address_is_used_
     back(&mut events).await;
     assert_eq!(client.session().addr, "other:7700");
 
+    // The connection is lost, and that says nothing against the address.
     drop(arrival);
     lost(&mut events).await;
     let mut arrival = board.arrival().await;
-    assert_eq!(arrival.addr, config().addr);
+    assert_eq!(arrival.addr, "other:7700");
     arrival.peer.admit().await;
     back(&mut events).await;
 
-    // A redirection that leads nowhere.
-    board.refuse(1);
-    arrival.peer.bye(Code::Moved, redirect()).await;
+    // It is gone: the configured one is next.
+    board.remove("other:7700");
+    drop(arrival);
     lost(&mut events).await;
-    assert_eq!(board.arrival().await.addr, config().addr);
+    let mut arrival = board.arrival().await;
+    assert_eq!(arrival.addr, seed);
+    arrival.peer.admit().await;
+    back(&mut events).await;
+
+    // Both are, for a while, and the one that was learnt comes back first.
+    board.remove(&seed);
+    drop(arrival);
+    lost(&mut events).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    board.restore("other:7700");
+    let mut arrival = board.arrival().await;
+    assert_eq!(arrival.addr, "other:7700");
+    arrival.peer.admit().await;
+    back(&mut events).await;
+
+    // A redirection that leads nowhere, and one that is no address at all.
+    board.restore(&seed);
+    board.remove("nowhere:1");
+    for garbage in ["nowhere:1", "no address", "http://nowhere:1/", "nowhere:99999"] {
+        arrival.peer.bye(Code::Moved, to(garbage)).await;
+        lost(&mut events).await;
+        arrival = board.arrival().await;
+        assert!([&seed, "other:7700"].contains(&arrival.addr.as_str()), "after {garbage} {}", arrival.addr);
+        arrival.peer.admit().await;
+        back(&mut events).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_drains_without_a_word_where_to_go_is_left_for_another() {
+    let addrs = vec!["a:1".to_owned(), "b:1".into()];
+    let (_client, mut events, mut peer, mut board) = pair(Config { addrs, ..config() }).await;
+    peer.bye(Code::Draining, Bye::default()).await;
+    lost(&mut events).await;
+    assert_eq!(board.arrival().await.addr, "b:1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_login_tries_each_address_once_in_turn() {
+    let addrs = vec!["a:1".to_owned(), "b:1".into(), "c:1".into()];
+    let config = Config { addrs, ..config() };
+    let (dial, mut board) = Switchboard::new();
+    board.remove("a:1");
+    let (connected, ()) = tokio::join!(Client::connect_with(config.clone(), dial), async {
+        // b sends the client to a node that is gone.
+        board.remove("gone:1");
+        let mut arrival = board.arrival().await;
+        assert_eq!(arrival.addr, "b:1");
+        arrival.peer.expect_login().await;
+        arrival.peer.bye(Code::Moved, to("gone:1")).await;
+        let mut arrival = board.arrival().await;
+        assert_eq!(arrival.addr, "c:1");
+        arrival.peer.admit().await;
+    });
+    assert_eq!(connected.expect("logged in").0.session().addr, "c:1");
+
+    let (dial, mut board) = Switchboard::new();
+    board.refuse(usize::MAX);
+    match Client::connect_with(config.clone(), dial).await {
+        Err(Error::Connect { addr, .. }) => assert_eq!(addr, "c:1"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(board.refusals_left(), usize::MAX - 3);
+    board.refuse(0);
+    board.expect_nobody(Duration::from_secs(1_000)).await;
+
+    // What is wrong with the login itself is wrong everywhere.
+    let (dial, mut board) = Switchboard::new();
+    let (refused, ()) = tokio::join!(Client::connect_with(config, dial), async {
+        let mut peer = board.arrival().await.peer;
+        peer.expect_login().await;
+        peer.bye(Code::BadCredentials, Bye::default()).await;
+    });
+    assert!(matches!(refused, Err(Error::LoginRefused { code: 6, .. })));
+    board.expect_nobody(Duration::from_secs(1_000)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_send_a_client_to_each_other_are_met_with_growing_waits_and_keep_it_from_no_other() {
+    let addrs = vec!["a:1".to_owned(), "b:1".into()];
+    let (_client, mut events, mut peer, mut board) = pair(Config { addrs, ..config() }).await;
+    let began = Instant::now();
+    peer.bye(Code::Moved, to("x:1")).await;
+    lost(&mut events).await;
+    let mut tried = Vec::new();
+    for _ in 0..20 {
+        let mut arrival = board.arrival().await;
+        arrival.peer.expect_login().await;
+        let other = if arrival.addr == "x:1" { "y:1" } else { "x:1" };
+        tried.push(arrival.addr);
+        arrival.peer.bye(Code::Moved, to(other)).await;
+    }
+    assert_eq!(tried[..6], ["x:1", "y:1", "x:1", "y:1", "b:1", "x:1"]);
+    for seed in ["a:1", "b:1"] {
+        assert!(tried.iter().any(|addr| addr == seed), "{tried:?}");
+    }
+    // Seven waits double from a quarter of a second, the others are 30 s at most; each is half that at least.
+    let least = Duration::from_millis((250 + 500 + 1_000 + 2_000 + 4_000 + 8_000 + 16_000 + 13 * 30_000) / 2);
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_name_is_resolved_and_an_address_that_refuses_is_passed_over() {
+    let gateway = Gateway::start("").await;
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let dead = free.local_addr().expect("an address").to_string();
+    drop(free);
+    let live = format!("localhost:{}", gateway.addr.port());
+    let config = Config { addrs: vec![dead, live.clone()], ..config() };
+    let (client, _events) = Client::connect(config).await.expect("logged in");
+    assert_eq!(client.session().addr, live);
 }
 
 #[tokio::test(start_paused = true)]
@@ -429,7 +547,7 @@ async fn the_first_login_follows_redirections_but_not_in_circles() {
     let refused = Client::connect_with(config(), dial).await;
     assert!(matches!(refused, Err(Error::LoginRefused { code: 13, .. })));
     let addrs = gateway.await.expect("five attempts");
-    assert_eq!(addrs[0], config().addr);
+    assert_eq!(addrs[0], config().addrs[0]);
     assert_eq!(addrs[4], "node-4:7700");
 }
 

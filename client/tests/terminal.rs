@@ -92,7 +92,7 @@ impl Chat {
 }
 
 async fn user(gateway: &Gateway, user: u64) -> Client {
-    let config = Config { user, addr: gateway.addr.to_string(), ..Config::default() };
+    let config = Config { user, addrs: vec![gateway.addr.to_string()], ..Config::default() };
     let (client, mut events) = Client::connect(config).await.expect("a session");
     tokio::spawn(async move { while events.next().await.is_some() {} });
     client

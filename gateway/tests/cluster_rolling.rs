@@ -71,7 +71,7 @@ fn a_rolling_restart_loses_nothing_and_doubles_nothing() {
             let mut tasks = tokio::task::JoinSet::new();
             for user in 1..=USERS {
                 let addr = format!("127.0.0.1:{}", ports[user as usize % 3]);
-                let config = Config { addr, user, ..Config::default() };
+                let config = Config { addrs: vec![addr], user, ..Config::default() };
                 let (client, events) = Client::connect(config).await.expect("a login");
                 tokio::spawn(receive(events, Arc::clone(&clients)));
                 tasks.spawn(send(client, user, Arc::clone(&clients)));

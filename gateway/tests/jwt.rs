@@ -412,3 +412,28 @@ fn a_refusal_leaves_a_line_in_the_log_and_many_leave_few() {
         assert!((lines().len() as u64) < refused);
     });
 }
+
+#[test]
+fn the_client_library_keeps_a_session_beyond_its_tokens() {
+    with_hs256(|gateway| {
+        let provider = || async { Ok::<_, String>(Claims::until(1, get_current_timestamp() + 6).hs256(SECRET)) };
+        let config = trunkline_client::Config {
+            addrs: vec![gateway.client_address().to_string()],
+            user: 1,
+            token: trunkline_client::Token::provider(provider),
+            ..trunkline_client::Config::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (client, _events) = trunkline_client::Client::connect(config).await.expect("a login");
+            let first_end = client.session().expires_ms;
+            let patience = tokio::time::Instant::now() + 2 * PATIENCE;
+            while client.session().expires_ms == first_end {
+                assert!(tokio::time::Instant::now() < patience, "nothing is renewed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            client.close().await;
+        });
+        assert!(gateway.metrics().sum(metric::TOKEN_RENEWALS, &[]) >= 1);
+    });
+}

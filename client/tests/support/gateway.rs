@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use trunkline_proto::{Bye, Code, Header, Kind, Outcome, encode, encode_message, flags};
+use trunkline_proto::prost::Message as _;
+use trunkline_proto::{Bye, Code, Header, Kind, Login, LoginOk, Outcome, encode, encode_message, flags};
 
 use super::{OwnedFrame, Peer};
 
@@ -16,6 +17,8 @@ pub enum Seen {
     Login(u64),
     Logout(u64),
     Gone(u64),
+    /// A session was given this token.
+    Renewed(u64, String),
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +38,11 @@ pub struct Gateway {
 impl Gateway {
     /// Starts one; with a `token`, only logins that carry it are admitted.
     pub async fn start(token: &'static str) -> Self {
+        Self::start_lasting(token, 0).await
+    }
+
+    /// The same; sessions are told that their token lasts so many seconds, unless that is 0.
+    pub async fn start_lasting(token: &'static str, secs: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("an address");
         let users = Arc::new(Mutex::new(Users::default()));
@@ -42,7 +50,7 @@ impl Gateway {
         let shared = users.clone();
         tokio::spawn(async move {
             while let Ok((stream, _from)) = listener.accept().await {
-                tokio::spawn(serve(stream, token, shared.clone(), tell.clone()));
+                tokio::spawn(serve(stream, token, secs, shared.clone(), tell.clone()));
             }
         });
         Self { addr, users, seen }
@@ -67,7 +75,13 @@ impl Gateway {
     }
 }
 
-async fn serve(stream: TcpStream, token: &str, users: Arc<Mutex<Users>>, tell: mpsc::UnboundedSender<Seen>) {
+async fn serve(stream: TcpStream, token: &str, secs: u64, users: Arc<Mutex<Users>>, tell: mpsc::UnboundedSender<Seen>) {
+    let lasting = |answer: &mut LoginOk| {
+        if secs > 0 {
+            answer.time_ms = 5_000;
+            answer.expires_ms = 5_000 + secs * 1_000;
+        }
+    };
     let mut peer = Peer::new(stream);
     let login = peer.expect_login().await;
     if login.token != token {
@@ -78,7 +92,7 @@ async fn serve(stream: TcpStream, token: &str, users: Arc<Mutex<Users>>, tell: m
     let (sender, mut outbox) = mpsc::unbounded_channel();
     users.lock().expect("no panic").online.insert(user, sender);
     let _ = tell.send(Seen::Login(user));
-    peer.welcome().await;
+    peer.welcome_with(lasting).await;
     loop {
         tokio::select! {
             bytes = outbox.recv() => match bytes {
@@ -98,6 +112,11 @@ async fn serve(stream: TcpStream, token: &str, users: Arc<Mutex<Users>>, tell: m
                 Some(frame) if frame.kind == Kind::Logout => {
                     let _ = tell.send(Seen::Logout(user));
                     break;
+                }
+                Some(frame) if frame.kind == Kind::Renew => {
+                    let login = Login::decode(&frame.body[..]).expect("a Login");
+                    let _ = tell.send(Seen::Renewed(user, login.token));
+                    peer.welcome_with(lasting).await;
                 }
                 Some(frame) => route(&users, user, &frame),
             },

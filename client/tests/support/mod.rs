@@ -4,9 +4,10 @@
 
 pub mod gateway;
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
@@ -96,6 +97,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
+    /// The next RENEW; heartbeats before it are answered.
+    pub async fn expect_renewal(&mut self) -> Login {
+        loop {
+            let frame = self.frame().await.expect("the client stays");
+            match frame.kind {
+                Kind::Ping => self.write(Kind::Pong, 0, frame.aux, 0, 0, 0, &[]).await,
+                Kind::Renew => return Login::decode(&frame.body[..]).expect("a Login"),
+                other => panic!("expected RENEW, got {other:?}"),
+            }
+        }
+    }
+
     pub async fn expect_login(&mut self) -> Login {
         let frame = self.expect(Kind::Login).await;
         Login::decode(&frame.body[..]).expect("a Login")
@@ -118,7 +131,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         self.welcome_with(|_| ()).await;
     }
 
-    async fn welcome_with(&mut self, change: impl FnOnce(&mut LoginOk)) {
+    /// As `welcome`, with changes to the LOGIN_OK.
+    pub async fn welcome_with(&mut self, change: impl FnOnce(&mut LoginOk)) {
         let mut answer = LoginOk {
             session: 1,
             node: "test".into(),
@@ -185,12 +199,16 @@ pub struct Arrival {
 pub struct MemoryDial {
     arrivals: mpsc::UnboundedSender<Arrival>,
     refuse: Arc<AtomicUsize>,
+    gone: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Dial for MemoryDial {
     type Stream = DuplexStream;
 
     async fn dial(&mut self, addr: &str) -> io::Result<DuplexStream> {
+        if self.gone.lock().expect("no panic").contains(addr) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         let refuse = self.refuse.load(Ordering::Relaxed);
         if refuse > 0 {
             self.refuse.store(refuse - 1, Ordering::Relaxed);
@@ -208,14 +226,26 @@ impl Dial for MemoryDial {
 pub struct Switchboard {
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     refuse: Arc<AtomicUsize>,
+    gone: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Switchboard {
     pub fn new() -> (MemoryDial, Self) {
         let (sender, arrivals) = mpsc::unbounded_channel();
         let refuse = Arc::new(AtomicUsize::new(0));
-        let dial = MemoryDial { arrivals: sender, refuse: refuse.clone() };
-        (dial, Self { arrivals, refuse })
+        let gone = Arc::new(Mutex::new(HashSet::new()));
+        let dial = MemoryDial { arrivals: sender, refuse: refuse.clone(), gone: gone.clone() };
+        (dial, Self { arrivals, refuse, gone })
+    }
+
+    /// Nobody answers at this address any more.
+    pub fn remove(&self, addr: &str) {
+        self.gone.lock().expect("no panic").insert(addr.to_owned());
+    }
+
+    /// Somebody answers at this address again.
+    pub fn restore(&self, addr: &str) {
+        self.gone.lock().expect("no panic").remove(addr);
     }
 
     /// The next `count` connections are refused.

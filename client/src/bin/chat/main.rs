@@ -3,8 +3,10 @@
 mod line;
 mod screen;
 mod text;
+mod token;
 mod who;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ Examples:
   chat --user 1 --device laptop         a second device of user 1 gets everything, too
   printf '2;;hello\\n' | chat --user 1   send one message, print its fate and leave
   TRUNKLINE_TOKEN=eyJ… chat --user 1    log in where the gateway runs with --auth jwt
+  chat --user 1 --token-file token      the same, with a file that is read again before the token expires
+  chat --user 1 --addr a:7700,b:7700    try b when a does not answer
 
 Lines:
   2;;hello   send hello to user 2          /who 2   is user 2 online
@@ -52,9 +56,10 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     user: u64,
 
-    /// Address of the gateway
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7700")]
-    addr: String,
+    /// Addresses of gateways, separated by commas or given several times: tried in turn, together with those that
+    /// gateways name
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', default_value = "127.0.0.1:7700")]
+    addr: Vec<String>,
 
     /// Address of the gateway's HTTP interface, for /who
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7780")]
@@ -62,8 +67,13 @@ struct Args {
 
     /// Token that proves who you are, where the gateway wants one; better given in the environment, where other users of
     /// this machine do not see it
-    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true, default_value = "")]
-    token: String,
+    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// File with the token, read again before each login and before the token expires: then the session goes on with
+    /// the new one
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_TOKEN_FILE", hide_env_values = true, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
 
     /// Name of this device; another login of the same user and device replaces this one
     #[arg(long, value_name = "NAME", default_value = "")]
@@ -91,10 +101,14 @@ async fn main() -> ExitCode {
 
 /// The whole program; an error is a sentence for the user.
 async fn run(args: Args) -> Result<(), String> {
+    let token = match &args.token_file {
+        Some(file) => token::from_file(file.clone()),
+        None => args.token.clone().unwrap_or_default().into(),
+    };
     let config = Config {
-        addr: args.addr.clone(),
+        addrs: args.addr.clone(),
         user: args.user,
-        token: args.token.clone(),
+        token,
         device: args.device.clone(),
         device_class: "terminal".into(),
         agent: concat!("chat/", env!("CARGO_PKG_VERSION")).into(),
@@ -263,6 +277,11 @@ impl Chat {
                 return Err(format!("the session has ended: {reason}"));
             }
             Some(Event::Reconnected { .. }) => self.screen.status("connected again".into()).await,
+            Some(Event::TokenNotRenewed { why, ends_in }) => {
+                let why = text::printable(why.as_bytes());
+                let status = format!("the token is not renewed: {why}; the session ends in {}", text::span(ends_in));
+                self.screen.status(status).await
+            }
             Some(Event::ServerError { code, text, peer, .. }) => {
                 self.screen.line(text::server_error(code, &text, peer)).await
             }
