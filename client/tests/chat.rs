@@ -229,6 +229,7 @@ async fn the_token_may_come_from_the_environment_and_never_shows_in_the_help() {
         Command::new(env!("CARGO_BIN_EXE_chat"))
             .args(args)
             .env("TRUNKLINE_TOKEN", "hush-hush")
+            .env("TRUNKLINE_TOKEN_FILE", "")
             .stdin(Stdio::null())
             .output()
     };

@@ -1,5 +1,6 @@
 //! `--auth jwt`: which tokens open a session, and until when. Every refusal is BYE 6, and its words say what was wrong.
 
+mod cluster_support;
 mod support;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
@@ -436,4 +437,20 @@ fn the_client_library_keeps_a_session_beyond_its_tokens() {
         });
         assert!(gateway.metrics().sum(metric::TOKEN_RENEWALS, &[]) >= 1);
     });
+}
+
+#[test]
+fn a_guest_of_another_node_ends_with_the_token_too() {
+    let secret = ScratchFile::new("hs256", SECRET);
+    let flags = ["--auth", "jwt", "--jwt-hs256-secret-file", secret.path()];
+    let fleet = cluster_support::Fleet::start(&["a", "b"], &flags);
+    // Whoever logs in at a node that is not the home waits for the home's answer, with the end of the token.
+    let mut clients: Vec<(Client, u64)> = (1..=8).map(|user| login_for_a_moment(fleet.node(0), user)).collect();
+    assert!(fleet.node(1).metrics().sum("trunkline_registrations_total", &[]) > 0, "nobody is a guest");
+    for (client, exp) in &mut clients {
+        expect_end_of_token(client, *exp);
+    }
+    fleet.node(0).wait_for_metrics("all have ended", |metrics| metrics.closed(reason_label::TOKEN_EXPIRED) == 8);
+    fleet.node(1).wait_for_metrics("their home knows", |metrics| metrics.sum("trunkline_remote_sessions", &[]) == 0);
+    fleet.finish();
 }

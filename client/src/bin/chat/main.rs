@@ -6,7 +6,7 @@ mod text;
 mod token;
 mod who;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -70,10 +70,10 @@ struct Args {
     #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// File with the token, read again before each login and before the token expires: then the session goes on with
-    /// the new one
-    #[arg(long, value_name = "FILE", env = "TRUNKLINE_TOKEN_FILE", hide_env_values = true, conflicts_with = "token")]
-    token_file: Option<PathBuf>,
+    /// File with the token, which goes before --token; it is read again before each login and before the token
+    /// expires: then the session goes on with the new one
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_TOKEN_FILE", hide_env_values = true)]
+    token_file: Option<OsString>,
 
     /// Name of this device; another login of the same user and device replaces this one
     #[arg(long, value_name = "NAME", default_value = "")]
@@ -101,8 +101,9 @@ async fn main() -> ExitCode {
 
 /// The whole program; an error is a sentence for the user.
 async fn run(args: Args) -> Result<(), String> {
-    let token = match &args.token_file {
-        Some(file) => token::from_file(file.clone()),
+    // A variable that is set to nothing is not set.
+    let token = match args.token_file.clone().filter(|file| !file.is_empty()) {
+        Some(file) => token::from_file(file.into()),
         None => args.token.clone().unwrap_or_default().into(),
     };
     let config = Config {
