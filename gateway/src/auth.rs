@@ -292,6 +292,13 @@ impl Auth {
     }
 }
 
+/// The `kid` a token names, for the log: cut to what a key's id may have, since whoever sent it may write what they like.
+pub fn key_id(token: &str) -> Option<String> {
+    let token = Some(token).filter(|token| token.len() <= TOKEN_BYTES_MAX)?;
+    let id = decode_header(token).ok()?.kid?;
+    Some(id.chars().take(KEY_ID_BYTES_MAX).collect())
+}
+
 impl fmt::Display for Auth {
     /// For the log: the kind, and which keys are in force by algorithm and id.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

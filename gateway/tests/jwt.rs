@@ -397,6 +397,10 @@ fn a_refusal_leaves_a_line_in_the_log_and_many_leave_few() {
             || gateway.log().lines().filter(|line| line.contains("refused")).map(str::to_owned).collect::<Vec<_>>();
         let first = wait_for("a line about the refusal", || lines().first().cloned());
         assert!(first.contains("login refused: there is no token") && first.contains("4711"), "{first}");
+        refusal(gateway, 4_712, &Claims::of(4_712).hs256_as("2019\n-b", OTHER_SECRET));
+        wait_for("a line that names the key", || {
+            lines().into_iter().find(|line| line.contains("unknown here") && line.contains(r#"kid="2019\n-b""#))
+        });
         assert!(
             !first.contains("WARN") && !first.contains("ERROR"),
             "what strangers do is no trouble of the node: {first}"

@@ -305,3 +305,12 @@ fn keys_have_ids_of_their_own_and_are_bounded_in_number() {
     let many = (0..KEYS_MAX).try_fold(JwtKeys::default(), |keys, _| keys.with_hs256(None, SECRET)).unwrap();
     assert_eq!(many.with_hs256(None, SECRET).err(), Some(KeyError::TooMany));
 }
+
+#[test]
+fn the_id_that_a_token_names_is_cut_for_the_log() {
+    assert_eq!(key_id(&sign_as("2026-a", &good(), SECRET)).as_deref(), Some("2026-a"));
+    assert_eq!(key_id(&sign_as(&"\u{fc}".repeat(100), &good(), SECRET)), Some("\u{fc}".repeat(KEY_ID_BYTES_MAX)));
+    for token in [&sign(&good(), SECRET, Algorithm::HS256), "", "a.b.c", &"x".repeat(TOKEN_BYTES_MAX + 1)] {
+        assert_eq!(key_id(token), None);
+    }
+}

@@ -28,7 +28,7 @@ impl Shard {
         }
         let token_end = match self.auth.get().check(login.user, &login.token, self.now.wall_ms / 1_000) {
             Ok(token_end) => token_end,
-            Err(refusal) => return self.refuse_login(slot, login.user, refusal),
+            Err(refusal) => return self.refuse_login(slot, login.user, &login.token, refusal),
         };
         if self.drain.is_some() {
             return self.dismiss(slot, login.user);
