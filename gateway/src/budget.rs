@@ -153,7 +153,7 @@ impl Budget {
                     .saturating_mul(ANSWERS_NUMERATOR)
                     .saturating_add(queue_head_bytes(each) * shards),
                 how: format!(
-                    "{} queued, a quarter more of answers, growth, and {} B for each connection",
+                    "{} queued, or held by the kernel for who does not read, a quarter more of answers, growth, and {} B for each connection",
                     size(node(limits.outbox_total_bytes_max, 1)),
                     queue_head_bytes(1)
                 ),

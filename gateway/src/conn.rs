@@ -47,8 +47,8 @@ pub(crate) struct Conn {
     pub(crate) rate_milliframes: u32,
     pub(crate) rate_ms: u32,
     pub(crate) heartbeat_secs: u16,
-    /// The home shard while the connection is handed over.
-    pub(crate) home_shard: u16,
+    /// The home shard while the connection is handed over; of a session, what it has brought in this turn, see [`Conn::spend`].
+    home_or_spent: u16,
     pub(crate) phase: Phase,
     pub(crate) read: ReadOp,
     pub(crate) reason: Option<CloseReason>,
@@ -85,6 +85,12 @@ impl ConnFlags {
     pub(crate) const EOF: u16 = 256;
     /// It leads to another node, or did until it began to be closed.
     pub(crate) const MESH: u16 = 512;
+    /// Whole frames wait in `partial` for a later turn; it is not read meanwhile.
+    pub(crate) const BEHIND: u16 = 1_024;
+    /// It has brought more than a turn's budget since it became hot.
+    pub(crate) const FLOODS: u16 = 2_048;
+    /// Its end does not wait for what the peer has not taken.
+    pub(crate) const RESET: u16 = 4_096;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -109,12 +115,37 @@ impl Conn {
             rate_milliframes: 0,
             rate_ms: 0,
             heartbeat_secs: 0,
-            home_shard: 0,
+            home_or_spent: 0,
             phase: Phase::Free,
             read: ReadOp::None,
             reason: None,
             flags: ConnFlags::default(),
         }
+    }
+
+    /// The shard the connection is handed over to.
+    pub(crate) fn home_shard(&self) -> u16 {
+        self.home_or_spent
+    }
+
+    /// Notes the shard the connection is handed over to. It brings nothing more from then on.
+    pub(crate) fn set_home_shard(&mut self, shard: u16) {
+        self.home_or_spent = shard;
+    }
+
+    /// Units of the turn's budget that the session has used up.
+    pub(crate) fn spent(&self) -> u16 {
+        self.home_or_spent
+    }
+
+    /// Uses up some of the turn's budget.
+    pub(crate) fn spend(&mut self, units: u16) {
+        self.home_or_spent = self.home_or_spent.saturating_add(units);
+    }
+
+    /// A new turn begins for the session.
+    pub(crate) fn forget_spent(&mut self) {
+        self.home_or_spent = 0;
     }
 
     /// Bytes queued for this connection, those under way included.

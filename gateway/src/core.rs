@@ -23,14 +23,18 @@ mod trunk;
 
 use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
+use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
 use trunkline_router::presence::Presence;
 
-/// Single accepts armed at a time while logins are limited.
+/// Single accepts of a listener armed at a time, while logins are limited or slots are few.
 const ACCEPTS_MAX: u32 = 32;
+/// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot is closed without a word. So it is armed
+/// only while there are more free slots than that; single accepts take the rest.
+const MULTISHOT_SLOTS_MIN: u32 = 8_192;
 /// Slots kept free of new connections, for those another shard hands over and for accepts already under way.
 const SLOTS_SPARE: u32 = 16;
 /// How soon a shard that could not hand something on looks again.
@@ -40,6 +44,8 @@ const BLOCKED_WAIT_MICROS: u32 = 100;
 #[derive(Clone, Copy, Debug, Default)]
 struct Accepting {
     armed: u32,
+    /// What is armed is one multishot accept.
+    multishot: bool,
     cancelled: bool,
     /// An accept failed; try again at the next tick.
     backing_off: bool,
@@ -67,6 +73,8 @@ pub(crate) struct Core<I: Io> {
     leaving: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
     blocked: bool,
+    /// Input, or mail, waits for its turn: the next one must not wait.
+    behind: bool,
 }
 
 impl<I: Io> Core<I> {
@@ -89,6 +97,7 @@ impl<I: Io> Core<I> {
             mesh_accept_ended: false,
             leaving: false,
             blocked: false,
+            behind: false,
         };
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
@@ -101,14 +110,22 @@ impl<I: Io> Core<I> {
     /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
-        let was_blocked = self.blocked;
+        let (was_blocked, was_behind) = (self.blocked, self.behind);
         let mut ticked = !self.shard.alone && self.look();
-        let completions = self.io.enter(if was_blocked { wait_micros.min(BLOCKED_WAIT_MICROS) } else { wait_micros });
+        let completions = self.io.enter(match (was_behind, was_blocked) {
+            (true, _) => 0,
+            (false, true) => wait_micros.min(BLOCKED_WAIT_MICROS),
+            (false, false) => wait_micros,
+        });
         ticked |= self.look();
+        self.shard.links.begin_budgets();
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
         }
-        let letters = self.drain_mailbox();
+        self.shard.links.look_at_flights();
+        // What has just come was read first: who waits for a turn has more than one turn's worth.
+        let waited = self.catch_up();
+        let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
@@ -116,6 +133,7 @@ impl<I: Io> Core<I> {
             self.due = due;
             self.drive_accepts();
             self.tick_nodes();
+            self.shard.set_tick_gauges();
         }
         self.follow_links();
         let leaves = self.shard.drain.is_some() && self.shard.drained();
@@ -126,11 +144,14 @@ impl<I: Io> Core<I> {
         }
         let walks = self.shard.walk_on();
         self.shard.look_at_settling();
+        self.shard.redeliver_where_room();
         self.flush();
         self.post();
-        self.blocked |= walks;
-        let asked = letters > 0 || requests > 0 || begins_to_leave;
-        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked;
+        // Those that wait for another shard come again soon; those that have had their part of this turn at once.
+        self.blocked |= walks || self.shard.links.anybody_waits();
+        self.behind = self.shard.outgoing.own().len() > 0 || self.shard.links.is_behind();
+        let asked = letters > 0 || requests > 0 || begins_to_leave || waited;
+        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked || self.behind;
         if worked {
             self.count_turn(completions, letters);
         }
@@ -150,7 +171,7 @@ impl<I: Io> Core<I> {
 
     /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || self.control.is_asked()
+        self.blocked || self.behind || self.control.is_asked()
     }
 
     /// Whether the shard was drained and may stop.
@@ -174,7 +195,8 @@ impl<I: Io> Core<I> {
             }
             Completion::Adopted { token, slot } => {
                 if !self.shard.arriving.contains_key(&token) {
-                    self.drain_mailbox();
+                    // Its particulars are in the mailbox, behind whatever is there.
+                    self.drain_mailbox(usize::MAX);
                 }
                 match self.shard.arriving.remove(&token) {
                     Some(Arrival::Node(acceptor)) => self.on_node_adopted(slot, acceptor),
@@ -233,15 +255,22 @@ impl<I: Io> Core<I> {
         // Other nodes have slots of their own.
         let nodes = self.shard.mesh.as_ref().map_or(0, |mesh| mesh.connections()).min(limits.mesh_slots);
         let clients = self.shard.links.slots.in_use() - nodes;
-        let room = clients + SLOTS_SPARE + limits.mesh_slots < limits.slots();
-        let wanted = room && !self.shard.ends();
+        let free = limits.slots().saturating_sub(clients + SLOTS_SPARE + limits.mesh_slots);
+        let wanted = free > 0 && !self.shard.ends();
+        let many = free > MULTISHOT_SLOTS_MIN;
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
         // The bucket holds a tenth of a second's worth, at least one: what one tick brings.
         self.login_allowance = (self.login_allowance + earned).min((logins_per_sec * TICK_MS).max(1_000));
-        let singles = ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX);
+        let multishot = logins_per_sec == 0 && many;
+        let singles = match logins_per_sec {
+            0 => ACCEPTS_MAX,
+            _ => ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX),
+        };
         let mut limited = false;
+        // Each accept that is armed may take a slot.
+        let mut armed: u32 = self.listeners.iter().map(|accepting| accepting.armed).sum();
         for (listener, accepting) in self.listeners.iter_mut().enumerate() {
             let listener = listener as u16;
             if accepting.backing_off && accepting.armed == 0 {
@@ -249,22 +278,30 @@ impl<I: Io> Core<I> {
                 accepting.backing_off = false;
                 continue;
             }
-            if !wanted {
+            if !wanted || (accepting.multishot && !multishot) {
                 if accepting.armed > 0 && !accepting.cancelled {
                     accepting.cancelled = true;
                     self.io.accept_cancel(listener);
                 }
-            } else if accepting.cancelled {
+                if accepting.armed > 0 || !wanted {
+                    continue;
+                }
+            }
+            if accepting.cancelled {
                 // Armed again once the cancelled ones have ended.
-            } else if logins_per_sec == 0 {
+            } else if multishot {
+                // Single accepts that are still armed take what comes first.
                 if accepting.armed == 0 {
                     accepting.armed = 1;
+                    accepting.multishot = true;
                     self.io.accept(listener, true);
                 }
             } else {
+                accepting.multishot = false;
                 limited |= singles == 0;
-                while accepting.armed < singles {
+                while accepting.armed < singles && armed < free {
                     accepting.armed += 1;
+                    armed += 1;
                     self.io.accept(listener, false);
                 }
             }
@@ -274,15 +311,29 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Takes what other shards have sent. Returns the number of letters.
-    fn drain_mailbox(&mut self) -> usize {
+    /// Lets the sessions go on that have more than one turn's worth, each once. Returns whether there were any.
+    fn catch_up(&mut self) -> bool {
+        let behind = self.shard.links.take_behind();
+        for slot in &behind {
+            self.shard.catch_up(*slot);
+        }
+        !behind.is_empty()
+    }
+
+    /// Takes what other shards have sent, until that is `bytes_max` bytes. Returns the number of letters.
+    fn drain_mailbox(&mut self, bytes_max: usize) -> usize {
         let mailbox = self.shard.outgoing.own();
         mailbox.look();
         // No more than are there now, so that a busy neighbour cannot hold this turn for ever.
         let letters = mailbox.len();
+        let mut taken = 0;
         for _ in 0..letters {
+            if taken >= bytes_max {
+                break;
+            }
             match self.shard.outgoing.own().take() {
                 Some(Letter::Batch { from, life, bytes }) => {
+                    taken += bytes.len();
                     self.shard.take_batch(from, life, &bytes);
                     self.shard.outgoing.recycle(bytes);
                 }
@@ -367,8 +418,8 @@ impl<I: Io> Core<I> {
         stats.ring_completions.add(completions as u64);
         stats.ring_cq_overflow.set(io.cq_overflow);
         stats.ring_sq_full.set(io.sq_full);
+        stats.ring_submit_retries.set(io.submit_retries);
         stats.mailbox_depth.set(letters as u64);
-        stats.mailbox_pending_bytes.set(self.shard.outgoing.pending_bytes() as u64);
         stats.arriving.set(self.shard.arriving.len() as u64);
     }
 

@@ -91,7 +91,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_comes_early_gets_bye_14_and_a_time_and_is_counted() {
-        let listeners = Listeners::bind(&["127.0.0.1:0".parse().unwrap()], 2).unwrap();
+        let listeners =
+            Listeners::bind(&["127.0.0.1:0".parse().unwrap()], 2, &crate::limits::Limits::default()).unwrap();
         let address = listeners.addresses[0];
         let counted = Arc::new(AtomicU64::new(0));
         let clients = tokio::task::spawn_blocking(move || {

@@ -28,21 +28,26 @@ pub struct Limits {
     pub frame_bytes_max: u32,
     /// Bytes queued for one connection; beyond it messages without ACK are dropped and counted, messages with ACK get SENT 3.
     pub outbox_bytes_max: usize,
-    /// How long an outbox may stay full before BYE 10.
+    /// Bytes queued for one connection in a burst: for as long as [`BURST_MS`] an outbox may hold this much, for a reader that had no time to read yet.
+    pub outbox_burst_bytes_max: usize,
+    /// How long an outbox may stay full, or take nothing of what is sent, before BYE 10.
     pub outbox_full_ms_max: u64,
-    /// Bytes queued for all connections of the shard; beyond it every outbox counts as full.
+    /// Bytes queued for all connections of the shard; beyond it the connections that take nothing are closed, the one that holds most first, and until there is
+    /// room every outbox counts as full.
     pub outbox_total_bytes_max: usize,
     /// Bytes one shard may have under way to another; beyond it messages without ACK are dropped and counted, others get SENT 3.
     pub mailbox_bytes_max: usize,
     /// Messages waiting for the ACK of one recipient; further ones get SENT 3.
     pub unacked_per_user_max: usize,
-    /// Bytes of unacknowledged messages in the shard; further ones get SENT 3.
+    /// Bytes of messages waiting for the ACK of one recipient; further ones get SENT 3.
+    pub unacked_bytes_per_user_max: usize,
+    /// Bytes of unacknowledged messages in the shard; beyond it the users for whom most waits lose theirs with SENT 3, then further ones get SENT 3.
     pub unacked_total_bytes_max: usize,
     /// Time without an ACK after which a message is sent again with AGAIN.
     pub redeliver_ms: u64,
     /// How often a message is sent again before it is given up with SENT 2.
     pub redeliver_attempts_max: u8,
-    /// Frames per second and connection, 0 = off; the excess gets ERROR 11.
+    /// Frames per second and connection, 0 = off; the excess gets ERROR 11. ACKs of what was delivered and LOGOUT do not count.
     pub frames_per_sec: u32,
     /// Connections accepted per second, 0 = off; the excess waits in the accept backlog.
     pub logins_per_sec: u32,
@@ -55,7 +60,11 @@ pub struct Limits {
     pub recv_buffers: u16,
     /// Size of one receive buffer.
     pub recv_buffer_bytes: u32,
-    /// Bytes of half-received frames in the shard; a connection that needs more gets BYE 14.
+    /// What one connection may bring in a turn, in units of a frame; a frame of more than [`UNIT_BYTES`] counts once for each of them. The rest waits, and
+    /// the connection is not read meanwhile.
+    pub turn_units_max: u16,
+    /// Bytes received and not handled yet in the shard: half-received frames and what waits for its turn. Beyond it the oldest connection without LOGIN
+    /// gets BYE 14, then the one that holds most.
     pub partial_total_bytes_max: usize,
     /// How connections are read.
     pub read_mode: ReadMode,
@@ -72,10 +81,28 @@ pub struct Limits {
     pub parked_bytes_max: usize,
     /// Sessions on other nodes of users whose home this shard is; a further login there gets BYE 14.
     pub remote_sessions_max: u32,
+    /// Bytes the kernel takes for a connection before they can be on their way (`TCP_NOTSENT_LOWAT`); the rest waits in the outbox, where it is counted.
+    pub unsent_bytes_max: u32,
+    /// How long the kernel waits for a peer to acknowledge bytes before it gives the connection up (`TCP_USER_TIMEOUT`).
+    pub tcp_user_timeout_ms: u64,
     /// Slots for connections to other nodes; 0 when the node is alone.
     pub mesh_slots: u32,
 }
 
+/// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
+pub const BURST_MS: u64 = 1_000;
+/// Longest frame accepted before LOGIN is through, bytes: a stranger is not to hold more.
+pub const LOGIN_FRAME_BYTES_MAX: u32 = 8_192;
+/// Bytes of a frame that count as one unit of a turn's budget, see [`Limits::turn_units_max`].
+pub const UNIT_BYTES: usize = 64;
+/// Units that a turn is shared out among the connections that have more for it than their part, while there are few enough of them.
+pub const TURN_UNITS: u32 = 2_048;
+/// The least that a connection may bring in a turn.
+pub const TURN_UNITS_FLOOR: u16 = 64;
+/// Bytes a turn takes from the shard's mailbox; the rest waits for the next.
+pub const MAIL_TURN_BYTES: usize = 512 << 10;
+/// How long a sender waits for room in the mailbox of another shard, whose thread then has not run for that long.
+pub const MAILBOX_WAIT_MS: u64 = 1_000;
 /// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
 pub const CLASS_BYTES_MAX: usize = 64;
 /// One link to another node holds this part, as a divisor, of what all of its shard may hold: a slow node leaves room for the others.
@@ -107,10 +134,12 @@ impl Default for Limits {
             heartbeat_secs: 30,
             frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_DEFAULT,
             outbox_bytes_max: 256 << 10,
+            outbox_burst_bytes_max: 4 << 20,
             outbox_full_ms_max: 10_000,
             outbox_total_bytes_max: 256 << 20,
             mailbox_bytes_max: 4 << 20,
             unacked_per_user_max: 1_024,
+            unacked_bytes_per_user_max: 8 << 20,
             unacked_total_bytes_max: 64 << 20,
             redeliver_ms: 15_000,
             redeliver_attempts_max: 3,
@@ -120,6 +149,7 @@ impl Default for Limits {
             devices_per_user_max: 16,
             recv_buffers: 1_024,
             recv_buffer_bytes: 4_096,
+            turn_units_max: 1_024,
             partial_total_bytes_max: 64 << 20,
             read_mode: ReadMode::Auto,
             hot_idle_ms: 10_000,
@@ -128,6 +158,8 @@ impl Default for Limits {
             sent_away_max: 131_072,
             parked_bytes_max: 16 << 20,
             remote_sessions_max: 0,
+            unsent_bytes_max: 32 << 10,
+            tcp_user_timeout_ms: 60_000,
             mesh_slots: 0,
         }
     }

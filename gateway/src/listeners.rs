@@ -3,6 +3,7 @@
 //! Where a core has many shards, some of them accept for all. A connection goes on to its user's shard after LOGIN anyway, and what arrives at few
 //! sockets is accepted many at a time: 54 shards on one core spent a tenth less on a login than when each of them listened.
 
+use crate::limits::Limits;
 use crate::startup::StartupError;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -29,14 +30,14 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens on every address for those of `shards` shards that accept.
+    /// Listens on every address for those of `shards` shards that accept. Connections inherit from `limits` what the kernel holds for them.
     ///
     /// # Errors
     /// The first address that cannot be listened on. One where another process listens is among those, even if that would share it.
-    pub fn bind(addresses: &[SocketAddr], shards: u16) -> Result<Self, StartupError> {
+    pub fn bind(addresses: &[SocketAddr], shards: u16, limits: &Limits) -> Result<Self, StartupError> {
         let mut listeners = Listeners { by_shard: (0..shards).map(|_| Vec::new()).collect(), addresses: Vec::new() };
         for address in addresses {
-            let bound = patiently(|| listeners.bind_address(*address))
+            let bound = patiently(|| listeners.bind_address(*address, limits))
                 .map_err(|error| StartupError::Listen(*address, error))?;
             listeners.addresses.push(bound);
         }
@@ -51,7 +52,7 @@ impl Listeners {
         self.by_shard.iter().flatten().try_for_each(|listener| listener.set_nonblocking(false))
     }
 
-    fn bind_address(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+    fn bind_address(&mut self, address: SocketAddr, limits: &Limits) -> io::Result<SocketAddr> {
         // The first socket is bound alone, which fails if anybody listens there, and opens the port to the others only then. A first one
         // that shared would silently take a part of another gateway's connections.
         let first = socket(address)?;
@@ -68,6 +69,10 @@ impl Listeners {
             sockets.push(next);
         }
         for (shard, socket) in self.by_shard.iter_mut().zip(sockets) {
+            // Inherited by accepted connections. Without the first a peer that never reads pins megabytes in the kernel, beyond every bound of this process;
+            // without the second the kernel goes on for a quarter of an hour with a peer that acknowledges nothing, after the close too.
+            socket.set_tcp_notsent_lowat(limits.unsent_bytes_max)?;
+            socket.set_tcp_user_timeout(Some(Duration::from_millis(limits.tcp_user_timeout_ms)))?;
             socket.listen(BACKLOG)?;
             shard.push(socket.into());
         }
@@ -129,7 +134,7 @@ mod tests {
 
     #[test]
     fn every_shard_listens_on_the_one_port_that_was_free() {
-        let listeners = Listeners::bind(&[any(), any()], 5).unwrap();
+        let listeners = Listeners::bind(&[any(), any()], 5, &Limits::default()).unwrap();
         assert_eq!(listeners.by_shard.len(), 5);
         let [first, second] = listeners.addresses[..] else { panic!("two addresses: {:?}", listeners.addresses) };
         assert!(first.port() != 0 && second.port() != 0 && first != second);
@@ -143,6 +148,10 @@ mod tests {
             sockets[0].set_nonblocking(true).unwrap();
             let (accepted, _) = sockets[0].accept().expect("200 connections leave none of 5 listeners out");
             assert!(accepted.nodelay().unwrap());
+            let accepted = socket2::SockRef::from(&accepted);
+            assert_eq!(accepted.tcp_notsent_lowat().unwrap(), Limits::default().unsent_bytes_max);
+            let timeout_ms = accepted.tcp_user_timeout().unwrap().map(|timeout| timeout.as_millis() as u64);
+            assert_eq!(timeout_ms, Some(Limits::default().tcp_user_timeout_ms));
         }
     }
 
@@ -150,7 +159,7 @@ mod tests {
     fn of_many_shards_the_first_of_each_core_listen() {
         assert_eq!((accepting(1, 2), accepting(16, 2), accepting(54, 2), accepting(54, 1)), (1, 16, 16, 8));
         let shards = 1_024;
-        let listeners = Listeners::bind(&[any()], shards).unwrap();
+        let listeners = Listeners::bind(&[any()], shards, &Limits::default()).unwrap();
         assert_eq!(listeners.by_shard.len(), usize::from(shards));
         let listening = listeners.by_shard.iter().take_while(|sockets| sockets.len() == 1).count();
         assert!(listening >= ACCEPTING_PER_CORE);
@@ -159,8 +168,8 @@ mod tests {
 
     #[test]
     fn a_second_gateway_does_not_share_the_port() {
-        let first = Listeners::bind(&[any()], 2).unwrap();
-        let error = Listeners::bind(&first.addresses, 2).unwrap_err();
+        let first = Listeners::bind(&[any()], 2, &Limits::default()).unwrap();
+        let error = Listeners::bind(&first.addresses, 2, &Limits::default()).unwrap_err();
         assert!(error.to_string().contains(&format!("{} is already in use", first.addresses[0])), "{error}");
         assert!(listen_alone(first.addresses[0]).is_err());
     }
@@ -169,15 +178,15 @@ mod tests {
     fn a_port_of_somebody_else_is_not_taken() {
         let other = listen_alone(any()).unwrap();
         let address = other.local_addr().unwrap();
-        assert!(Listeners::bind(&[address], 1).is_err());
+        assert!(Listeners::bind(&[address], 1, &Limits::default()).is_err());
         drop(other);
-        assert_eq!(Listeners::bind(&[address], 3).unwrap().addresses, [address]);
+        assert_eq!(Listeners::bind(&[address], 3, &Limits::default()).unwrap().addresses, [address]);
     }
 
     #[test]
     fn an_address_of_another_machine_is_refused() {
         // 192.0.2.0/24 is for documentation and on no machine.
-        let error = Listeners::bind(&["192.0.2.1:7700".parse().unwrap()], 1).unwrap_err();
+        let error = Listeners::bind(&["192.0.2.1:7700".parse().unwrap()], 1, &Limits::default()).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:7700 is not an address of this machine"), "{error}");
     }
 }

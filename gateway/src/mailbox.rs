@@ -3,25 +3,30 @@
 //! What one shard has for another during a turn is gathered in one batch of bytes, pushed once at the end of the turn, and wakes the other
 //! shard at most once until it looks. So a message across shards costs two copies of its bytes and a share of one push.
 //!
-//! Bounds: the bytes a shard has under way to another are counted, and messages beyond `mailbox_bytes_max` are refused where they
-//! arise. Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
+//! Bounds: the bytes a shard has under way to another are counted. A message beyond `mailbox_bytes_max` waits with its sender, who is not read meanwhile;
+//! it is refused when the other shard has taken nothing for [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
 //! its sender until the next turn.
 
 use crate::auth::TokenEnd;
 use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
+use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::wire::{Record as FarRecord, record_len};
+use crate::wheel::ticks;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use trunkline_proto::Outcome;
 
+const MAILBOX_WAIT_TICKS: u32 = ticks(MAILBOX_WAIT_MS);
 /// Letters a shard's mailbox holds for each shard that writes to it: some batches, and connections on their way.
 const LETTERS_PER_SENDER: usize = 64;
 /// Empty batch buffers kept for reuse, and the largest kept: 256 KiB in all.
 const SPARES_MAX: usize = 16;
 const SPARE_BYTES_MAX: usize = 16 << 10;
+/// A batch that has grown to this is pushed before the turn's end, so that the other shard's turn is not bound to take more at once.
+const BATCH_BYTES_MAX: usize = 128 << 10;
 /// Bit of `Mailbox::adoptees` that says no more are taken.
 const CLOSED: u32 = 1 << 31;
 
@@ -276,6 +281,20 @@ struct Batch {
     /// The life of the node in which the first of it arose.
     life: u64,
     bytes: Vec<u8>,
+    /// It is on the list of those to be pushed at the end of the turn.
+    touched: bool,
+    /// Tick since which the mailbox has had no room for a message, and what was under way then.
+    full_since: Option<(u32, usize)>,
+}
+
+/// Whether a message may be put into another shard's mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    Yes,
+    /// There will be room when the other shard has had its turn.
+    Wait,
+    /// The other shard has taken nothing for a long time, or the message is longer than all its mailbox holds.
+    No,
 }
 
 /// What one shard has for the others in this turn.
@@ -327,17 +346,61 @@ impl Outgoing {
         under_way + self.batches[usize::from(to)].bytes.len() + bytes <= self.bytes_max
     }
 
-    /// Adds a record to the batch for a shard. Messages are to be let in by `has_room` first.
+    /// Whether a message of so many bytes may be put, or its sender waits, or it is refused.
+    pub(crate) fn room(&mut self, to: u16, bytes: usize, tick: u32) -> Room {
+        if self.has_room(to, bytes) {
+            self.batches[usize::from(to)].full_since = None;
+            return Room::Yes;
+        }
+        let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
+        let batch = &mut self.batches[usize::from(to)];
+        let (since, bytes_then) = *batch.full_since.get_or_insert((tick, under_way));
+        if under_way < bytes_then {
+            // It takes some: the wait begins anew.
+            batch.full_since = Some((tick, under_way));
+            return if bytes > self.bytes_max { Room::No } else { Room::Wait };
+        }
+        let waits = bytes <= self.bytes_max && tick - since < MAILBOX_WAIT_TICKS;
+        if waits { Room::Wait } else { Room::No }
+    }
+
+    /// Adds a record to the batch for a shard. Messages are to be let in by `room` or `has_room` first.
     pub(crate) fn put(&mut self, to: u16, record: &Record<'_>) {
         let batch = &mut self.batches[usize::from(to)];
-        if batch.bytes.is_empty() {
+        if !std::mem::replace(&mut batch.touched, true) {
             self.touched.push(to);
+        }
+        if batch.bytes.is_empty() {
             batch.life = self.life;
             if batch.bytes.capacity() == 0 {
                 batch.bytes = self.spares.pop().unwrap_or_default();
             }
         }
         record.encode(&mut batch.bytes);
+        if batch.bytes.len() >= BATCH_BYTES_MAX {
+            // Whoever has to be woken for it is woken at the end of the turn, by `post`.
+            self.push_batch(to);
+        }
+    }
+
+    /// Pushes the batch for a shard; it stays if the mailbox has no place for a letter.
+    fn push_batch(&mut self, to: u16) -> bool {
+        let mailbox = &self.mailboxes[usize::from(to)];
+        let batch = &mut self.batches[usize::from(to)];
+        let (life, bytes) = (batch.life, std::mem::take(&mut batch.bytes));
+        let len = bytes.len();
+        let under_way = &mailbox.bytes_from[usize::from(self.shard)];
+        under_way.fetch_add(len, Ordering::Relaxed);
+        match mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes }) {
+            Ok(()) => true,
+            Err(letter) => {
+                under_way.fetch_sub(len, Ordering::Relaxed);
+                if let Letter::Batch { bytes, .. } = letter {
+                    batch.bytes = bytes;
+                }
+                false
+            }
+        }
     }
 
     /// Pushes a connection's particulars.
@@ -376,20 +439,15 @@ impl Outgoing {
         let mut kept = 0;
         for at in 0..self.touched.len() {
             let to = self.touched[at];
-            let mailbox = &self.mailboxes[usize::from(to)];
-            let Batch { life, bytes } = std::mem::take(&mut self.batches[usize::from(to)]);
-            let len = bytes.len();
-            let under_way = &mailbox.bytes_from[usize::from(self.shard)];
-            under_way.fetch_add(len, Ordering::Relaxed);
-            if let Err(letter) = mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes }) {
-                under_way.fetch_sub(len, Ordering::Relaxed);
-                if let Letter::Batch { life, bytes, .. } = letter {
-                    self.batches[usize::from(to)] = Batch { life, bytes };
-                }
+            let batch = &mut self.batches[usize::from(to)];
+            // One that was pushed early is empty now, and its shard is to be woken all the same.
+            if !batch.bytes.is_empty() && !self.push_batch(to) {
                 self.touched[kept] = to;
                 kept += 1;
             }
-            if mailbox.must_wake() {
+            let batch = &mut self.batches[usize::from(to)];
+            batch.touched = !batch.bytes.is_empty();
+            if self.mailboxes[usize::from(to)].must_wake() {
                 wake(to);
             }
         }

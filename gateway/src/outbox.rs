@@ -19,8 +19,16 @@ pub(crate) struct Outbox {
     pub(crate) sending_offset: usize,
     /// The buffer that is not in use, kept for the next swap.
     spare: Vec<u8>,
-    /// Tick since which the outbox has been full.
+    /// Tick since which the outbox has been full: something was refused, and it has not drained below half since.
     pub(crate) full_since: Option<u32>,
+    /// Tick since which it has held more than its steady bound.
+    pub(crate) burst_since: Option<u32>,
+    /// Tick since which the peer has not taken all that there was in the turn after it was sent: it is slow.
+    pub(crate) slow_since: Option<u32>,
+    /// Tick at which the peer last took something; counts only while the outbox is slow.
+    pub(crate) progress_tick: u32,
+    /// Messages that wait for an ACK found no room, and are to be queued again when there is some.
+    pub(crate) owes_redelivery: bool,
 }
 
 impl Outbox {
@@ -79,6 +87,9 @@ impl SpareOutboxes {
         if self.0.len() < SPARES_MAX && outbox.pending.capacity() <= SPARE_BUFFER_BYTES_MAX {
             outbox.pending.clear();
             outbox.full_since = None;
+            outbox.burst_since = None;
+            outbox.slow_since = None;
+            outbox.owes_redelivery = false;
             self.0.push(outbox);
         }
     }

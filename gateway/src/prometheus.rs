@@ -115,7 +115,7 @@ fn write_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 25] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 31] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -128,13 +128,19 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 25] {
         ("frame_bytes", limits.frame_bytes_max.into()),
         ("frames_per_sec", limits.frames_per_sec.into()),
         ("outbox_bytes", limits.outbox_bytes_max as u64),
+        ("outbox_burst_bytes", limits.outbox_burst_bytes_max as u64),
         ("outbox_total_bytes", limits.outbox_total_bytes_max as u64),
         ("outbox_full_time", limits.outbox_full_ms_max / 1_000),
         ("mailbox", limits.mailbox_bytes_max as u64),
         ("unacked_per_user", limits.unacked_per_user_max as u64),
+        ("unacked_bytes_per_user", limits.unacked_bytes_per_user_max as u64),
         ("unacked_total_bytes", limits.unacked_total_bytes_max as u64),
         ("redeliver", limits.redeliver_ms / 1_000),
         ("redeliver_attempts", limits.redeliver_attempts_max.into()),
+        ("turn_units", limits.turn_units_max.into()),
+        ("users", u64::from(limits.connections_max) + u64::from(limits.remote_sessions_max)),
+        ("unsent_bytes", limits.unsent_bytes_max.into()),
+        ("tcp_user_timeout", limits.tcp_user_timeout_ms / 1_000),
         ("recv_buffers", limits.recv_buffers.into()),
         ("partial_bytes", limits.partial_total_bytes_max as u64),
         ("drain", limits.drain_ms / 1_000),

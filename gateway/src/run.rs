@@ -37,7 +37,7 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
         tracing::warn!("{word}");
     }
     let http_listener = listen_alone(config.http)?;
-    let listeners = Listeners::bind(&config.listen, config.shards)?;
+    let listeners = Listeners::bind(&config.listen, config.shards, config.limits())?;
     let mesh_listener = config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose()?;
     let mesh = secret.zip(mesh_listener);
     let runtime = tokio::runtime::Builder::new_current_thread()

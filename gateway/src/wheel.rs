@@ -4,6 +4,15 @@
 //! disarming cost O(1); an entry moves down a level at most once. The entries are linked through a table indexed by slot, so an armed
 //! timer allocates nothing.
 
+/// Length of a tick. All deadlines are whole ticks: the shortest, two seconds, is then off by 5 % at most.
+pub(crate) const TICK_MS: u64 = 100;
+
+/// Ticks in this many milliseconds, at least one.
+pub(crate) const fn ticks(ms: u64) -> u32 {
+    let ticks = ms.div_ceil(TICK_MS);
+    if ticks == 0 { 1 } else { ticks as u32 }
+}
+
 const BUCKETS: u32 = 256;
 const NONE: u32 = u32::MAX;
 /// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. Ticks keep 30 bits: at ten a second, three years.

@@ -191,7 +191,8 @@ fn random_frames_are_answered_frame_by_frame() {
                     if wire::header_len(frame.kind) == HEADER_LONG { (frame.id, frame.peer) } else { (0, 0) };
                 match frame.kind {
                     kind::LOGOUT => continue,
-                    kind::PING | kind::SEND | kind::ACK => {}
+                    // A RENEW without a readable body is a bad request, and those are not looked at below.
+                    kind::PING | kind::SEND | kind::ACK | kind::RENEW => {}
                     kind::LOGIN => expected_errors.push((code::ALREADY_LOGGED_IN, 0, 0)),
                     0x04..=0x0c => expected_errors.push((code::UNSUPPORTED, id, peer)),
                     // An unknown kind may have an id and a peer or not: they are not looked at below.

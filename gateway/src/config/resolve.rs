@@ -188,7 +188,11 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     all.mesh_bytes_max
         .get_or_insert_with(|| share(16, 512 * MIB, 2 * MESH_LINK_SHARE as u64 * (frame + MESSAGE_OVERHEAD_BYTES)));
     all.outbox_total_bytes_max.get_or_insert_with(|| share(8, GIB, 4 * outbox));
+    let total = known(all.outbox_total_bytes_max).0 / shards;
+    all.outbox_burst_bytes_max.get_or_insert_with(|| Size((total / 4).min(4 * MIB).max(outbox)));
     all.unacked_total_bytes_max.get_or_insert_with(|| share(16, 512 * MIB, 2 * (frame + MESSAGE_OVERHEAD_BYTES)));
+    let total = known(all.unacked_total_bytes_max).0 / shards;
+    all.unacked_bytes_max.get_or_insert_with(|| Size((total / 8).min(GIB).max(frame + MESSAGE_OVERHEAD_BYTES)));
     all.partial_bytes_max.get_or_insert_with(|| share(32, 256 * MIB, 4 * frame));
     all.mailbox_bytes_max.get_or_insert_with(|| {
         let pairs = (shards * (shards - 1)).max(1);
@@ -274,6 +278,11 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         heartbeat_secs: heartbeat_secs as u32,
         frame_bytes_max: frame_bytes_max as u32,
         outbox_bytes_max: outbox_bytes_max as usize,
+        outbox_burst_bytes_max: judge.size(
+            "outbox_burst_bytes_max",
+            known(all.outbox_burst_bytes_max),
+            outbox_bytes_max..=GIB,
+        )? as usize,
         outbox_full_ms_max: secs("outbox_full_secs", all.outbox_full_secs)? * 1_000,
         outbox_total_bytes_max: share(
             "outbox_total_bytes_max",
@@ -283,6 +292,14 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         )?,
         mailbox_bytes_max: mailbox_bytes_max as usize,
         unacked_per_user_max: judge.count("unacked_max", known(all.unacked_max), 1..=65_536)? as usize,
+        unacked_bytes_per_user_max: judge.size(
+            "unacked_bytes_max",
+            known(all.unacked_bytes_max),
+            message_bytes_max..=GIB,
+        )? as usize,
+        turn_units_max: judge.count("frames_per_turn", known(all.frames_per_turn), 64..=32_768)? as u16,
+        unsent_bytes_max: judge.size("unsent_bytes_max", known(all.unsent_bytes_max), 4 * KIB..=16 * MIB)? as u32,
+        tcp_user_timeout_ms: secs("tcp_user_timeout_secs", all.tcp_user_timeout_secs)? * 1_000,
         unacked_total_bytes_max: share(
             "unacked_total_bytes_max",
             all.unacked_total_bytes_max,

@@ -179,9 +179,15 @@ settings! {
     /// Longest frame, its header included, 1KiB to 16777215 bytes. When hit: BYE 2 (frame too large).
     frame_bytes_max: [Size] "SIZE" "TRUNKLINE_FRAME_BYTES_MAX" Fixed("\"64KiB\"");
     /// Frames of one connection in a second, up to 1000000; 0 is no limit. When hit: the excess gets ERROR 11 (rate limited).
+    /// ACKs of what was delivered and LOGOUT do not count: they are not the client's choice.
     frames_per_sec: [u64] "N" "TRUNKLINE_FRAMES_PER_SEC" Fixed("0");
+    /// Frames one connection may bring in a turn of its shard, 64 to 32768; each 64 bytes of a longer frame count as one. When hit: the rest waits for the
+    /// next turn, and the connection is not read meanwhile.
+    frames_per_turn: [u64] "N" "TRUNKLINE_FRAMES_PER_TURN" Fixed("1024");
     /// Messages to one user that wait for the ACK, 1 to 65536. When hit: the sender gets SENT 3 (overloaded).
     unacked_max: [u64] "N" "TRUNKLINE_UNACKED_MAX" Fixed("1024");
+    /// Bytes of messages to one user that wait for the ACK, one message at least. When hit: the sender gets SENT 3 (overloaded).
+    unacked_bytes_max: [Size] "SIZE" "TRUNKLINE_UNACKED_BYTES_MAX" Computed("an eighth of each shard's share of unacked_total_bytes_max");
     /// Seconds without ACK after which a message is delivered again, 1 to 3600.
     redeliver_secs: [u64] "SECS" "TRUNKLINE_REDELIVER_SECS" Fixed("15");
     /// How often a message is delivered again, 0 to 255. When hit: the sender gets SENT 2 (not stored).
@@ -189,20 +195,30 @@ settings! {
     /// Bytes queued for one connection, from frame_bytes_max to 1GiB. When hit: messages without ACK are dropped and counted, those with
     /// ACK get SENT 3 (overloaded).
     outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_BYTES_MAX" Fixed("\"256KiB\"");
-    /// Seconds a connection's queue may stay full, 1 to 3600. When hit: BYE 10 (too slow).
+    /// Bytes queued for one connection for up to a second, from outbox_bytes_max to 1GiB: a burst to a reader that had no time to read yet. When hit: as
+    /// outbox_bytes_max.
+    outbox_burst_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_BURST_BYTES_MAX" Computed("a quarter of each shard's share of outbox_total_bytes_max, 4MiB at most");
+    /// Bytes the kernel takes for a connection before they can be sent (TCP_NOTSENT_LOWAT), 4KiB to 16MiB; the rest waits in the connection's queue.
+    unsent_bytes_max: [Size] "SIZE" "TRUNKLINE_UNSENT_BYTES_MAX" Fixed("\"32KiB\"");
+    /// Seconds after which the kernel gives up a connection that acknowledges nothing of what was sent (TCP_USER_TIMEOUT), 1 to 3600.
+    tcp_user_timeout_secs: [u64] "SECS" "TRUNKLINE_TCP_USER_TIMEOUT_SECS" Fixed("60");
+    /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too slow).
     outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.
     memory_max: [Size] "SIZE" "TRUNKLINE_MEMORY_MAX" Computed("three quarters of what is available, seven eighths of up to 109MiB");
-    /// Bytes queued for all connections of the node. When hit: every queue counts as full.
+    /// Bytes queued for all connections of the node, and what the kernel holds for those that do not read. When hit: connections that take nothing are closed
+    /// with BYE 10 (too slow), the largest queue first; where none is, every queue counts as full.
     outbox_total_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_TOTAL_BYTES_MAX" Computed("an eighth of memory_max, 1GiB at most");
-    /// Bytes of messages that wait for an ACK, for the node. When hit: the sender gets SENT 3 (overloaded).
+    /// Bytes of messages that wait for an ACK, for the node. When hit: users for whom most waits and who acknowledge nothing lose their oldest, the senders get
+    /// SENT 3 (overloaded); where none is, the sender of a further one does.
     unacked_total_bytes_max: [Size] "SIZE" "TRUNKLINE_UNACKED_TOTAL_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
-    /// Bytes of frames of which only a part has come, for the node. When hit: a connection that needs more gets BYE 14 (overloaded).
+    /// Bytes received and not handled yet, for the node: frames of which only a part has come, and what waits for its turn. When hit: the oldest connection
+    /// that has not logged in gets BYE 14 (overloaded); where none is, the one that holds most.
     partial_bytes_max: [Size] "SIZE" "TRUNKLINE_PARTIAL_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most");
-    /// Bytes under way from one shard to another, for each pair. When hit: messages without ACK are dropped and counted, those with ACK get
-    /// SENT 3 (overloaded).
+    /// Bytes under way from one shard to another, for each pair. When hit: senders wait; when the other shard takes nothing for a second, messages without ACK
+    /// are dropped and counted, those with ACK get SENT 3 (overloaded).
     mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most, shared by all pairs, 4MiB each at most, one frame at least");
     /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share. When hit: messages
     /// without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).

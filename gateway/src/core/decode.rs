@@ -1,22 +1,50 @@
 //! Bytes to frames, and frames to the step that handles them.
 
+use super::links::MILLIFRAMES;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
+use crate::limits::LOGIN_FRAME_BYTES_MAX;
 use crate::reason::CloseReason;
-use trunkline_proto::{Code, Frame, Header, Kind, Violation, decode, encode, frame_len};
+use trunkline_proto::{Code, Frame, HEADER_LONG, Header, Kind, Violation, decode, encode, frame_len};
 
 /// First bytes of other transports. They are told apart only so that they get no BYE, which their clients could not read: HTTP's "GET ", TLS, and
 /// the PROXY protocol, versions 1 and 2.
 const OTHER_TRANSPORTS: [u8; 4] = [b'G', 0x16, b'P', 0x0D];
 
+/// Whether a frame was handled, or has to wait with all that comes behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    On,
+    /// What it is for has no room at the moment: again in the next turn.
+    Wait,
+}
+
+/// Whether a frame was handled, or is to come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Brought {
+    Yes,
+    No,
+}
+
 impl Shard {
-    /// Bytes came in. Whole frames are handled in place; the beginning of a further one is kept.
-    pub(crate) fn received(&mut self, slot: u32, mut bytes: &[u8]) {
+    /// Bytes came in. Whole frames are handled in place, as many as the turn's budget allows; the rest is kept, and the connection is not read until that has
+    /// had its turn.
+    pub(crate) fn received(&mut self, slot: u32, bytes: &[u8]) {
         self.links.stats.bytes_in.add(bytes.len() as u64);
+        self.take_in(slot, bytes);
+    }
+
+    /// Handles bytes that were counted when they came in.
+    pub(crate) fn take_in(&mut self, slot: u32, mut bytes: &[u8]) {
         let conn = self.links.slots.at(slot);
         if conn.phase == Phase::Handshake && conn.partial.is_none() && bytes.first().is_some_and(|first| *first != 0) {
             let other = OTHER_TRANSPORTS.contains(&bytes[0]);
             return self.close(slot, if other { CloseReason::UnknownTransport } else { CloseReason::FrameTooLarge });
+        }
+        if conn.flags.has(ConnFlags::BEHIND) || conn.flags.has(ConnFlags::PAUSED) {
+            // What came before has not had its turn, or the answers to it have not been taken.
+            self.keep(slot, bytes);
+            return self.links.fall_behind(slot, Flow::On);
         }
         if conn.partial.is_some() {
             bytes = match self.complete_partial(slot, bytes) {
@@ -24,32 +52,111 @@ impl Shard {
                 None => return,
             };
         }
-        let frame_bytes_max = self.links.limits.frame_bytes_max;
+        let Some(taken) = self.take_frames(slot, bytes) else { return };
+        self.keep(slot, &bytes[taken..]);
+    }
+
+    /// Goes on with what waited for its turn.
+    pub(crate) fn catch_up(&mut self, slot: u32) {
+        let conn = self.links.slots.at(slot);
+        if !conn.flags.has(ConnFlags::BEHIND) || conn.flags.has(ConnFlags::PAUSED) || conn.phase != Phase::Open {
+            return;
+        }
+        let Some(mut bytes) = self.links.take_partial(slot) else { return };
+        let Some(taken) = self.take_frames(slot, &bytes) else { return };
+        if taken < bytes.len() {
+            bytes.drain(..taken);
+            self.put_back(slot, bytes);
+        }
+        let conn = self.links.slots.at(slot);
+        if conn.flags.has(ConnFlags::EOF) && !conn.flags.has(ConnFlags::BEHIND) {
+            // The peer had closed its side behind what waited.
+            self.close(slot, CloseReason::PeerClosed);
+        }
+        self.links.mark_dirty(slot);
+    }
+
+    /// Handles whole frames while the connection wants them and the turn's budget lasts. Returns the bytes they took; `None` when the connection ends by them.
+    /// What is left of whole frames makes the connection wait for its turn.
+    fn take_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<usize> {
+        let mut taken = 0;
         while self.wants_frames(slot) {
-            match decode(bytes, frame_bytes_max) {
+            let max = self.frame_bytes_max(slot)?;
+            match decode(&bytes[taken..], max) {
                 Ok(Some((frame, len))) => {
-                    self.frame(slot, &frame);
-                    bytes = &bytes[len..];
+                    if self.bring(slot, &frame) == Brought::No {
+                        return Some(taken);
+                    }
+                    taken += len;
                 }
                 Ok(None) => break,
-                Err(violation) => return self.violated(slot, violation),
+                Err(violation) => {
+                    self.violated(slot, violation);
+                    return None;
+                }
             }
         }
+        self.links.pause_if_full(slot);
         // Behind a LOGIN that another shard or node has to answer, whole frames too wait for that answer.
-        let waits = matches!(
-            self.links.slots.at(slot).phase,
-            Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open
-        );
-        if waits && !self.links.keep_partial(slot, bytes) {
-            self.close(slot, CloseReason::Overloaded);
+        let phase = self.links.slots.at(slot).phase;
+        matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open).then_some(taken)
+    }
+
+    /// Handles a frame if the connection's part of the turn allows it and there is room where it goes; else the connection falls behind.
+    #[inline]
+    fn bring(&mut self, slot: u32, frame: &Frame<'_>) -> Brought {
+        let allowed = self.links.may_bring(slot);
+        if allowed && self.frame(slot, frame) == Flow::On {
+            return Brought::Yes;
         }
         self.links.pause_if_full(slot);
+        self.links.fall_behind(slot, if allowed { Flow::Wait } else { Flow::On });
+        Brought::No
+    }
+
+    /// The longest frame that the connection may send where it stands; `None` when it may send none.
+    fn frame_bytes_max(&mut self, slot: u32) -> Option<u32> {
+        let max = self.links.limits.frame_bytes_max;
+        match self.links.slots.at(slot).phase {
+            Phase::Open => Some(max),
+            Phase::Handshake => Some(max.min(LOGIN_FRAME_BYTES_MAX)),
+            Phase::HandingOver | Phase::Registering => Some(max),
+            Phase::Free | Phase::Mesh | Phase::Closing | Phase::Finishing | Phase::Closed => None,
+        }
+    }
+
+    /// Keeps bytes of a connection for later.
+    pub(crate) fn keep(&mut self, slot: u32, bytes: &[u8]) {
+        self.links.keep_partial(slot, bytes);
+        self.bound_partials(slot);
+    }
+
+    #[allow(clippy::box_collection)]
+    fn put_back(&mut self, slot: u32, bytes: Box<Vec<u8>>) {
+        let behind = self.links.slots.at(slot).flags.has(ConnFlags::BEHIND);
+        self.links.put_partial(slot, bytes);
+        debug_assert_eq!(behind, self.links.slots.at(slot).flags.has(ConnFlags::BEHIND));
+        self.bound_partials(slot);
+    }
+
+    /// Sees to it that not more is kept than may be: whoever is to give way is closed.
+    fn bound_partials(&mut self, asker: u32) {
+        while self.links.has_too_many_partials() {
+            self.links.stats.limit_partial.add(1);
+            let victim = self.links.partial_victim(asker);
+            self.links.stats.evicted_partial.add(u64::from(victim != asker));
+            self.close(victim, CloseReason::Overloaded);
+            self.links.take_partial(victim);
+            if victim == asker {
+                break;
+            }
+        }
     }
 
     /// Adds to a frame begun earlier and handles it when it is whole. Returns what is left, or `None` when there is nothing more to do.
     fn complete_partial<'a>(&mut self, slot: u32, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let max = self.frame_bytes_max(slot)?;
         let mut partial = self.links.take_partial(slot)?;
-        let max = self.links.limits.frame_bytes_max;
         let mut rest = bytes;
         // First the length, so that nothing of the next frame is taken along; then as much of the frame as is there.
         for _ in 0..2 {
@@ -65,18 +172,17 @@ impl Shard {
             rest = left;
         }
         match decode(&partial, max) {
-            Ok(Some((frame, _))) => {
-                self.frame(slot, &frame);
-                Some(rest)
-            }
-            Ok(None) => {
-                if self.links.partial_bytes + partial.len() > self.links.limits.partial_total_bytes_max {
-                    self.links.stats.limit_partial.add(1);
-                    self.close(slot, CloseReason::Overloaded);
+            Ok(Some((frame, _))) if self.wants_frames(slot) => {
+                if self.bring(slot, &frame) == Brought::No {
+                    partial.extend_from_slice(rest);
+                    self.put_back(slot, partial);
                     return None;
                 }
-                self.links.partial_bytes += partial.len();
-                self.links.slots.at(slot).partial = Some(partial);
+                Some(rest)
+            }
+            Ok(_) => {
+                partial.extend_from_slice(rest);
+                self.put_back(slot, partial);
                 None
             }
             Err(violation) => {
@@ -103,29 +209,48 @@ impl Shard {
 
     /// One whole frame.
     #[inline]
-    fn frame(&mut self, slot: u32, frame: &Frame<'_>) {
+    fn frame(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         let tick = self.links.tick;
-        self.links.stats.frames_in.add(1);
         let conn = self.links.slots.at(slot);
         conn.alive_tick = tick;
         if conn.phase == Phase::Handshake {
-            return match frame.known() {
+            self.links.stats.frames_in.add(1);
+            match frame.known() {
                 Some(Kind::Login) => self.login(slot, frame),
                 _ => self.close(slot, CloseReason::NotLoggedIn),
-            };
+            }
+            return Flow::On;
         }
-        if self.links.limits.frames_per_sec != 0 && !self.frame_allowed(slot) {
+        let kind = frame.known();
+        // The LOGOUT that spares the server a timeout is no client's choice, and neither is an ACK, for which the delivery has put a frame into the bucket.
+        let limited = self.links.limits.frames_per_sec != 0 && kind != Some(Kind::Logout);
+        if limited && !self.frame_allowed(slot) {
             self.links.stats.limit_frames.add(1);
-            return self.links.error(slot, Code::RateLimited, frame.id, frame.peer);
+            self.links.error(slot, Code::RateLimited, frame.id, frame.peer);
+        } else if self.open_frame(slot, kind, frame) == Flow::Wait {
+            // It was not taken in, and comes again.
+            if limited {
+                self.links.grant_frame(slot);
+            }
+            return Flow::Wait;
         }
-        let Some(kind) = frame.known() else {
-            return self.links.error(slot, Code::UnknownKind, 0, 0);
+        self.links.stats.frames_in.add(1);
+        self.links.spend(slot, HEADER_LONG + frame.body.len());
+        Flow::On
+    }
+
+    /// A frame of a session.
+    #[inline]
+    fn open_frame(&mut self, slot: u32, kind: Option<Kind>, frame: &Frame<'_>) -> Flow {
+        let Some(kind) = kind else {
+            self.links.error(slot, Code::UnknownKind, 0, 0);
+            return Flow::On;
         };
         if !matches!(kind, Kind::Ping | Kind::Renew) {
             self.note_traffic(slot);
         }
         match kind {
-            Kind::Send => self.send(slot, frame),
+            Kind::Send => return self.send(slot, frame),
             Kind::Ack => self.ack(slot, frame),
             Kind::Ping => {
                 let pong = Header { kind: Kind::Pong, flags: 0, aux: frame.aux, id: 0, peer: 0, stamp: 0 };
@@ -137,6 +262,7 @@ impl Shard {
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),
         }
+        Flow::On
     }
 
     /// Traffic, as against heartbeats, makes a connection hot.
@@ -151,15 +277,17 @@ impl Shard {
         }
     }
 
-    /// Takes one frame out of the connection's token bucket, which holds what one second allows.
+    /// Takes one frame out of the connection's token bucket, which holds what one second allows. Each delivery that asks for an ACK puts one in besides, see
+    /// [`Links::grant_frame`](super::links::Links::grant_frame).
     fn frame_allowed(&mut self, slot: u32) -> bool {
-        const MILLIFRAMES: u32 = 1_000;
         let per_sec = self.links.limits.frames_per_sec;
         let now_ms = self.now.mono_ms as u32;
         let conn = self.links.slots.at(slot);
         let earned = u64::from(now_ms.wrapping_sub(conn.rate_ms)) * u64::from(per_sec);
         let full = u64::from(per_sec) * u64::from(MILLIFRAMES);
-        conn.rate_milliframes = (u64::from(conn.rate_milliframes) + earned).min(full) as u32;
+        let now = u64::from(conn.rate_milliframes);
+        // What deliveries put in beyond a second's worth stays.
+        conn.rate_milliframes = now.max((now + earned).min(full)) as u32;
         conn.rate_ms = now_ms;
         let allowed = conn.rate_milliframes >= MILLIFRAMES;
         if allowed {

@@ -23,6 +23,16 @@ pub(crate) const PARK_MS: u64 = 2_000;
 /// Slots are below 2^20, so a connection's number has room for its shard; see [`HandoverToken`](crate::io::HandoverToken).
 const SLOT_BITS: u32 = 20;
 
+/// An ACK that a guest's node has sent on to the user's home.
+#[derive(Clone, Copy, Debug)]
+struct Ack {
+    user: u64,
+    id: u64,
+    peer: u64,
+    stamp: u64,
+    session: u64,
+}
+
 /// A message at the home of its recipient, or on its way there: where it was before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Path {
@@ -285,7 +295,9 @@ impl Shard {
                     }
                 }
             }
-            FarRecord::Ack { user, id, peer, stamp, hops } => self.far_ack(node, user, id, peer, stamp, hops),
+            FarRecord::Ack { user, id, peer, stamp, session, hops } => {
+                self.far_ack(node, Ack { user, id, peer, stamp, session }, hops);
+            }
             FarRecord::Register { user, seat, session, since_s, device, class, .. } => {
                 let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session, told: 0 };
                 self.register_remote(at, since_s, device, class);
@@ -358,15 +370,16 @@ impl Shard {
     }
 
     /// A guest's ACK, at its home; or where that has moved from.
-    fn far_ack(&mut self, node: NodeKey, user: u64, id: u64, peer: u64, stamp: u64, hops: u8) {
+    fn far_ack(&mut self, node: NodeKey, ack: Ack, hops: u8) {
+        let Ack { user, id, peer, stamp, session } = ack;
         match self.home(user) {
             Home::There { node: home, shard } if home != node && hops < HOPS_MAX => {
-                let record = FarRecord::Ack { user, id, peer, stamp, hops: hops + 1 };
+                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: hops + 1 };
                 if self.send_far(home, shard, &record).is_err() {
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            _ => self.acknowledged(user, stamp),
+            _ => self.acknowledged(user, session, stamp),
         }
     }
 

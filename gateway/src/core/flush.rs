@@ -67,6 +67,10 @@ impl<I: Io> Core<I> {
     fn end_of_stream(&mut self, id: ConnId) {
         let conn = self.shard.links.slots.at(id.slot);
         conn.flags.set(ConnFlags::EOF);
+        if conn.flags.has(ConnFlags::BEHIND) {
+            // What the peer had sent before has its turn first.
+            return self.shard.links.mark_dirty(id.slot);
+        }
         self.shard.close(id.slot, CloseReason::PeerClosed);
         self.shard.links.mark_dirty(id.slot);
     }
@@ -110,6 +114,7 @@ impl<I: Io> Core<I> {
         if outbox.sending_left > 0 && result.is_ok() && phase != Phase::Finishing {
             links.stats.ring_short_sends.add(1);
             outbox.sending = Some(self.io.send(id, buf, outbox.sending_offset));
+            links.flights.push(id.slot);
             return links.note_drained(id.slot);
         }
         if outbox.sending_left > 0 {
@@ -177,6 +182,7 @@ impl<I: Io> Core<I> {
             Some(outbox) if outbox.sending.is_none() && !outbox.pending.is_empty() => {
                 let buf = outbox.begin_send();
                 outbox.sending = Some(self.io.send(id, buf, 0));
+                links.flights.push(slot);
             }
             Some(outbox) if outbox.sending.is_none() => {
                 if let Some(outbox) = conn.outbox.take() {
@@ -197,8 +203,14 @@ impl<I: Io> Core<I> {
             ReadMode::Cold => false,
             ReadMode::Hot => true,
         } && conn.phase == Phase::Open;
-        let paused = conn.flags.has(ConnFlags::PAUSED);
-        match conn.read {
+        let (flags, read, phase) = (conn.flags, conn.read, conn.phase);
+        // Nothing more is read before what is there has had its turn, and nothing comes behind the end.
+        let paused = flags.has(ConnFlags::PAUSED) || flags.has(ConnFlags::BEHIND) || flags.has(ConnFlags::EOF);
+        // One that floods is read by single receives while too many do: a hot one always has something to receive.
+        let single = hot && flags.has(ConnFlags::FLOODS) && !links.may_be_multishot(slot);
+        let hot = hot && !single;
+        let conn = links.slots.at(slot);
+        match read {
             ReadOp::None if paused => {}
             ReadOp::None if hot => {
                 conn.read = ReadOp::Multishot;
@@ -206,7 +218,7 @@ impl<I: Io> Core<I> {
                 self.io.recv_multishot(id);
             }
             // A new connection's LOGIN is on its way: a receive waits for it in one step.
-            ReadOp::None if conn.phase == Phase::Handshake || conn.flags.has(ConnFlags::READABLE) => {
+            ReadOp::None if phase == Phase::Handshake || single || flags.has(ConnFlags::READABLE) => {
                 conn.read = ReadOp::Recv;
                 self.io.recv(id);
             }
@@ -214,7 +226,7 @@ impl<I: Io> Core<I> {
                 conn.read = ReadOp::Poll;
                 self.io.poll(id);
             }
-            ReadOp::Multishot if (paused || !hot) && !conn.flags.has(ConnFlags::READ_CANCELLED) => {
+            ReadOp::Multishot if (paused || !hot) && !flags.has(ConnFlags::READ_CANCELLED) => {
                 conn.flags.set(ConnFlags::READ_CANCELLED);
                 self.io.read_cancel(id, ReadOp::Multishot);
             }
@@ -284,10 +296,12 @@ impl<I: Io> Core<I> {
         }
         if !conn.busy() {
             conn.phase = Phase::Closed;
+            // What the peer would not take is not kept for it by the kernel either.
+            let reset = conn.flags.has(ConnFlags::RESET);
             if let Some(outbox) = conn.outbox.take() {
                 links.spares.put(outbox);
             }
-            self.io.close(slot);
+            self.io.close(slot, reset);
         }
     }
 }

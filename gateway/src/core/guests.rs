@@ -121,9 +121,7 @@ impl Shard {
             return;
         }
         if let Some(bytes) = self.links.take_partial(slot) {
-            // They were counted when they came in.
-            self.links.stats.bytes_in.sub(bytes.len() as u64);
-            self.received(slot, &bytes);
+            self.take_in(slot, &bytes);
         }
         self.links.mark_dirty(slot);
     }
@@ -253,8 +251,11 @@ impl Shard {
         if let Some(old) = &replaced {
             self.end_replaced(user, old);
         }
+        if let Some(old) = &replaced {
+            self.inboxes.replace(user, old.session, session);
+        }
         if new && (first || replaced.is_some()) {
-            self.redeliver_to(user, slot);
+            self.redeliver_to(user, slot, session, first);
         }
         self.look_after(user);
     }
@@ -332,6 +333,7 @@ impl Shard {
     /// Removes a session. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.
     pub(crate) fn remove_session(&mut self, user: u64, session: u64) -> Option<Entry> {
         let ended = self.presence_logout(user, session)?;
+        self.inboxes.leave(user, session);
         let left = match self.presence.sessions(user) {
             [] => self.inboxes.take_all(user),
             [last] => {

@@ -55,7 +55,7 @@ impl Shard {
         }
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::HandingOver;
-        conn.home_shard = home;
+        conn.set_home_shard(home);
         self.links.wheel.disarm(slot);
         self.departing.insert(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
@@ -84,13 +84,14 @@ impl Shard {
         if let Some(partial) = self.links.take_partial(slot) {
             adoptee.bytes = *partial;
         }
-        Some((self.links.slots.at(slot).home_shard, adoptee))
+        Some((self.links.slots.at(slot).home_shard(), adoptee))
     }
 
     /// The other shard has the descriptor, or could not take it. Returns the token to withdraw.
     pub(crate) fn handed_over(&mut self, conn: ConnId, ok: bool) -> Option<(u16, HandoverToken)> {
-        let Conn { flags, phase, home_shard, .. } = self.links.slots.get(conn)?;
-        let home = *home_shard;
+        let known = self.links.slots.get(conn)?;
+        let home = known.home_shard();
+        let Conn { flags, phase, .. } = known;
         flags.clear(ConnFlags::OP_PENDING);
         if flags.has(ConnFlags::MESH) {
             *phase = Phase::Finishing;
@@ -135,14 +136,9 @@ impl Shard {
         let bytes = std::mem::take(&mut adoptee.bytes);
         self.open_session(slot, &adoptee);
         match self.links.slots.get(id).map(|conn| conn.phase) {
-            Some(Phase::Open) => {
-                // They were counted when they came in.
-                self.links.stats.bytes_in.sub(bytes.len() as u64);
-                self.received(slot, &bytes);
-            }
-            Some(Phase::Registering) if !self.links.keep_partial(slot, &bytes) => {
-                self.close(slot, CloseReason::Overloaded);
-            }
+            // They were counted when they came in.
+            Some(Phase::Open) => self.take_in(slot, &bytes),
+            Some(Phase::Registering) => self.keep(slot, &bytes),
             _ => {}
         }
     }
@@ -166,7 +162,10 @@ impl Shard {
                 self.links.stats.limit_devices.add(1);
                 return self.close(slot, CloseReason::Overloaded);
             }
-            LoginOutcome::Full => return self.close(slot, CloseReason::Overloaded),
+            LoginOutcome::Full => {
+                self.links.stats.limit_users.add(1);
+                return self.close(slot, CloseReason::Overloaded);
+            }
             // Ids of this home go up; that of a guest was given by another home, and a newer one came first.
             LoginOutcome::Stale(_) => return self.close(slot, CloseReason::Replaced),
         };
@@ -191,9 +190,12 @@ impl Shard {
         }
         self.begin_token(slot, token_end);
         self.send_login_ok(slot, session, heartbeat_secs, pending);
+        if let Some(old) = &replaced {
+            self.inboxes.replace(user, old.session, session);
+        }
         if replaced.is_some() || first {
             // What the old session did not acknowledge may never have reached the device; and a former home may have sent what waited there.
-            self.redeliver_to(user, slot);
+            self.redeliver_to(user, slot, session, first);
         }
         self.links.arm_session(slot, &mut self.inboxes);
     }

@@ -1,23 +1,22 @@
 //! The connections of a shard and what is queued for them: everything below users and messages.
 
+use super::decode::Flow;
 use super::tokens::Tokens;
 use crate::conn::{Conn, ConnFlags, Phase, Slots};
+use crate::directory::is_remote;
 use crate::inbox::Inboxes;
-use crate::limits::Limits;
+use crate::io::ConnId;
+use crate::limits::{BURST_MS, Limits, TURN_UNITS, TURN_UNITS_FLOOR};
 use crate::metrics::ShardStats;
 use crate::outbox::{SpareOutboxes, unsent_messages};
 use crate::wheel::TimerWheel;
+pub(crate) use crate::wheel::{TICK_MS, ticks};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use trunkline_proto::{Code, Header, Kind, encode, encoded_len};
+use trunkline_proto::{Code, Header, Kind, encode, encoded_len, flags};
 
-/// Length of a tick. All deadlines are whole ticks: the shortest, two seconds, is then off by 5 % at most.
-pub(crate) const TICK_MS: u64 = 100;
-
-/// Ticks in this many milliseconds, at least one.
-pub(crate) const fn ticks(ms: u64) -> u32 {
-    let ticks = ms.div_ceil(TICK_MS);
-    if ticks == 0 { 1 } else { ticks as u32 }
-}
+/// Thousandths of a frame, in which the limit on frames counts.
+pub(crate) const MILLIFRAMES: u32 = 1_000;
 
 /// Whether a frame found room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +36,41 @@ pub(crate) struct Links {
     pub(crate) spares: SpareOutboxes,
     /// Connections to flush at the end of the turn.
     pub(crate) dirty: Vec<u32>,
-    /// Connections whose replies no longer fit; they are closed at the end of the turn.
+    /// Connections that are closed at the end of the turn as too slow: their replies no longer fit, or they hold what others need.
     pub(crate) overflowed: Vec<u32>,
+    /// Connections whose send was handed over in this turn; at the next one's beginning it is seen which of them are slow.
+    pub(crate) flights: Vec<u32>,
+    /// Connections with a slow outbox, and some that were.
+    slow: Vec<u32>,
+    /// Sessions that have brought something in this turn.
+    spenders: Vec<u32>,
+    /// Sessions with frames that wait for a turn, in the order in which they get it.
+    behind: Vec<u32>,
+    /// Some of them can go on in the next turn; all others wait for another shard.
+    behind_ready: bool,
+    /// Sessions that flood, see [`ConnFlags::FLOODS`].
+    floods: u32,
+    /// What each session may bring in this turn.
+    turn_units: u16,
+    /// Connections without LOGIN that hold a part of a frame, the oldest first, and some that did.
+    strangers: VecDeque<ConnId>,
+    /// Sessions that hold much of a frame, or what waits for its turn, and some that did.
+    holders: Vec<u32>,
+    /// Sessions whose outbox has room again for messages that are to be delivered again.
+    pub(crate) redeliverable: Vec<u32>,
+    /// Tick at which room was last made for outboxes, and for partial frames: it takes a look at all, so it is done once a tick.
+    outbox_room_tick: Option<u32>,
     pub(crate) outbox_bytes: usize,
     pub(crate) partial_bytes: usize,
     pub(crate) tick: u32,
 }
+
+/// A part of a frame is much from this size on.
+const PARTIAL_MUCH_BYTES: usize = 4_096;
+/// An outbox of which nothing was taken for this long gives way when the total of all is reached.
+const STALLED_TICKS: u32 = 10;
+/// Sessions that flood may be read by multishot receives while they are no more than these: each takes up to 32 receive buffers at once.
+const FLOODS_HOT_MAX: u32 = 4;
 
 impl Links {
     pub(crate) fn new(limits: Limits, stats: Arc<ShardStats>) -> Self {
@@ -53,6 +81,17 @@ impl Links {
             spares: SpareOutboxes::default(),
             dirty: Vec::new(),
             overflowed: Vec::new(),
+            flights: Vec::new(),
+            slow: Vec::new(),
+            spenders: Vec::new(),
+            behind: Vec::new(),
+            behind_ready: false,
+            floods: 0,
+            turn_units: limits.turn_units_max,
+            strangers: VecDeque::new(),
+            holders: Vec::new(),
+            redeliverable: Vec::new(),
+            outbox_room_tick: None,
             outbox_bytes: 0,
             partial_bytes: 0,
             tick: 0,
@@ -75,33 +114,149 @@ impl Links {
     #[inline]
     pub(crate) fn queue_message(&mut self, slot: u32, header: &Header, payload: &[u8]) -> Queued {
         let bytes = encoded_len(header.kind, payload.len());
-        let conn = self.slots.at(slot);
-        let queued = conn.outbox_bytes();
-        if queued + bytes > self.limits.outbox_bytes_max {
-            self.stats.limit_outbox.add(1);
+        let queued = self.slots.at(slot).outbox_bytes() + bytes;
+        if queued > self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
             self.note_full(slot);
             return Queued::OutboxFull;
         }
-        if self.outbox_bytes + bytes > self.limits.outbox_total_bytes_max {
+        if self.held_bytes() + bytes > self.limits.outbox_total_bytes_max {
             self.stats.limit_outbox_total.add(1);
-            return Queued::OutboxFull;
+            if !self.make_outbox_room(bytes) {
+                return Queued::OutboxFull;
+            }
         }
+        let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
         encode(&mut outbox.pending, header, payload);
         self.outbox_bytes += bytes;
+        if header.flags & flags::ACK != 0 && self.limits.frames_per_sec != 0 {
+            // The ACK that is asked for with it.
+            self.grant_frame(slot);
+        }
         self.mark_dirty(slot);
         Queued::Yes
     }
 
+    /// Whether an outbox may hold so much although it is more than its steady bound: for a while it may, since a reader that reads must have had the time to.
+    /// What a turn brings for it is less than that.
+    fn may_burst(&mut self, slot: u32, bytes: usize) -> bool {
+        let tick = self.tick;
+        let since = match &mut self.slots.at(slot).outbox {
+            Some(outbox) => *outbox.burst_since.get_or_insert(tick),
+            None => tick,
+        };
+        if tick - since >= ticks(BURST_MS) {
+            self.stats.limit_outbox.add(1);
+            return false;
+        }
+        let fits = bytes <= self.limits.outbox_burst_bytes_max;
+        self.stats.limit_outbox_burst.add(u64::from(!fits));
+        fits
+    }
+
+    /// At the total of all outboxes: those that take nothing give way, the one that holds most first; where all take something, those that have not been
+    /// empty for as long as an outbox may be full. Returns whether there is room for `bytes` now.
+    fn make_outbox_room(&mut self, bytes: usize) -> bool {
+        let total_max = self.limits.outbox_total_bytes_max;
+        if self.outbox_room_tick.replace(self.tick) == Some(self.tick) {
+            return self.held_bytes() + bytes <= total_max;
+        }
+        let tick = self.tick;
+        let full_ticks = ticks(self.limits.outbox_full_ms_max);
+        let mut stalled = Vec::new();
+        let mut lagging = Vec::new();
+        let slots = &mut self.slots;
+        self.slow.retain(|slot| {
+            let conn = slots.at(*slot);
+            let Some(outbox) = &conn.outbox else { return false };
+            let Some(since) = outbox.slow_since else { return false };
+            if conn.phase == Phase::Open {
+                // What is under way cannot be taken back: room comes from what is not.
+                if tick - outbox.progress_tick >= STALLED_TICKS {
+                    stalled.push((outbox.bytes(), *slot));
+                } else if tick - since >= full_ticks {
+                    lagging.push((outbox.bytes(), *slot));
+                }
+            }
+            true
+        });
+        let victims = if stalled.is_empty() { &mut lagging } else { &mut stalled };
+        victims.sort_unstable();
+        // Some more than is needed, so that not every message has to look for room.
+        let target = total_max - total_max / 8;
+        while self.held_bytes() + bytes > target
+            && let Some((_, slot)) = victims.pop()
+        {
+            self.stats.evicted_outbox.add(1);
+            self.discard_pending(slot);
+            self.overflowed.push(slot);
+            if let Some(outbox) = &mut self.slots.at(slot).outbox {
+                outbox.slow_since = None;
+            }
+        }
+        self.sweep_slow();
+        self.held_bytes() + bytes <= total_max
+    }
+
+    /// Bytes queued for all connections, and about as many as the kernel holds for those that have not taken theirs: it takes so many before they can be on
+    /// their way.
+    fn held_bytes(&self) -> usize {
+        self.outbox_bytes + self.slow.len() * self.limits.unsent_bytes_max as usize
+    }
+
+    /// Looks at the sends of the turn before: a peer that has not taken them by now is slow, and a clock runs until it takes more.
+    pub(crate) fn look_at_flights(&mut self) {
+        let tick = self.tick;
+        let mut flights = std::mem::take(&mut self.flights);
+        for slot in flights.drain(..) {
+            let Some(outbox) = &mut self.slots.at(slot).outbox else { continue };
+            if outbox.sending.is_none() {
+                outbox.slow_since = None;
+            } else if outbox.slow_since.is_none() {
+                outbox.slow_since = Some(tick);
+                outbox.progress_tick = tick;
+                self.note_slow(slot);
+            }
+        }
+        self.flights = flights;
+    }
+
+    /// Puts a connection whose outbox has just become slow on the list of those, and sets its timer.
+    fn note_slow(&mut self, slot: u32) {
+        let deadline = self.tick + ticks(self.limits.outbox_full_ms_max);
+        self.slow.push(slot);
+        if self.slots.at(slot).phase == Phase::Open {
+            self.wheel.arm_earlier(slot, deadline);
+        }
+        // The list is cleared of those that are slow no more when it has doubled.
+        if self.slow.len() >= 64 && self.slow.len().is_power_of_two() {
+            self.sweep_slow();
+        }
+    }
+
+    /// Forgets the connections that are slow no more, and those noted twice. Returns how many are left.
+    pub(crate) fn sweep_slow(&mut self) -> usize {
+        let slots = &mut self.slots;
+        self.slow.sort_unstable();
+        self.slow.dedup();
+        self.slow.retain(|slot| slots.at(*slot).outbox.as_ref().is_some_and(|outbox| outbox.slow_since.is_some()));
+        self.slow.len()
+    }
+
     /// Queues an answer to the connection's own frames. Answers may fill an outbox to twice its bound, because reading is paused when it is
-    /// half full; a connection that gets beyond is closed as too slow.
+    /// full, or to as much as a burst may; a connection that gets beyond is closed as too slow.
     pub(crate) fn reply(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let total_max = self.limits.outbox_total_bytes_max + self.limits.outbox_total_bytes_max / 4;
         let conn = self.slots.at(slot);
         if !matches!(conn.phase, Phase::Handshake | Phase::Open) {
             return;
         }
-        if conn.outbox_bytes() > 2 * self.limits.outbox_bytes_max || self.outbox_bytes > total_max {
+        let queued = conn.outbox_bytes();
+        if queued > 2 * self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
+            self.overflowed.push(slot);
+            return;
+        }
+        if self.held_bytes() > total_max && !self.make_outbox_room(0) {
             self.overflowed.push(slot);
             return;
         }
@@ -135,19 +290,27 @@ impl Links {
         }
     }
 
-    /// After the kernel took bytes: an outbox below half its bound is no longer full, and below a quarter its connection is read again.
+    /// After the kernel took bytes: an outbox below half its bound is no longer full, and below three quarters its connection is read again.
     pub(crate) fn note_drained(&mut self, slot: u32) {
-        let bytes_max = self.limits.outbox_bytes_max;
+        let (tick, bytes_max) = (self.tick, self.limits.outbox_bytes_max);
         let conn = self.slots.at(slot);
         let bytes = conn.outbox_bytes();
-        if bytes < bytes_max / 2
-            && let Some(outbox) = &mut conn.outbox
-            && !(conn.flags.has(ConnFlags::PAUSED) && bytes >= bytes_max / 4)
-        {
-            outbox.full_since = None;
+        if let Some(outbox) = &mut conn.outbox {
+            outbox.progress_tick = tick;
+            if bytes < bytes_max / 2 {
+                outbox.full_since = None;
+                outbox.burst_since = None;
+                if std::mem::take(&mut outbox.owes_redelivery) {
+                    self.redeliverable.push(slot);
+                }
+            }
         }
-        if conn.flags.has(ConnFlags::PAUSED) && bytes < bytes_max / 4 {
+        if conn.flags.has(ConnFlags::PAUSED) && bytes < bytes_max / 4 * 3 {
             conn.flags.clear(ConnFlags::PAUSED);
+            if conn.flags.has(ConnFlags::BEHIND) {
+                self.behind.push(slot);
+                self.behind_ready = true;
+            }
             self.mark_dirty(slot);
         }
     }
@@ -157,13 +320,118 @@ impl Links {
         let conn = self.slots.at(slot);
         if conn.phase == Phase::Open
             && !conn.flags.has(ConnFlags::PAUSED)
-            && conn.outbox_bytes() > self.limits.outbox_bytes_max / 2
+            && conn.outbox_bytes() > self.limits.outbox_bytes_max
         {
             conn.flags.set(ConnFlags::PAUSED);
             self.stats.reads_paused.add(1);
-            self.note_full(slot);
             self.mark_dirty(slot);
         }
+    }
+
+    /// Begins a turn's budgets: the more connections had more than their part for the turn before, the less each may bring.
+    pub(crate) fn begin_budgets(&mut self) {
+        for slot in self.spenders.drain(..) {
+            let conn = self.slots.at(slot);
+            if conn.phase == Phase::Open {
+                conn.forget_spent();
+            }
+        }
+        let most = self.limits.turn_units_max;
+        let part = TURN_UNITS / (self.behind.len() as u32 + 1);
+        self.turn_units = most.min(part.try_into().unwrap_or(u16::MAX).max(TURN_UNITS_FLOOR));
+    }
+
+    /// Lets a session send one frame more than its limit on frames allows.
+    pub(crate) fn grant_frame(&mut self, slot: u32) {
+        let conn = self.slots.at(slot);
+        conn.rate_milliframes = conn.rate_milliframes.saturating_add(MILLIFRAMES);
+    }
+
+    /// Messages that a session is owed found no room in its outbox: they are queued when there is some.
+    pub(crate) fn owe_redelivery(&mut self, slot: u32) {
+        if let Some(outbox) = (!is_remote(slot)).then(|| self.slots.at(slot).outbox.as_mut()).flatten() {
+            outbox.owes_redelivery = true;
+        }
+    }
+
+    /// Whether what was queued for a session since that tick may still be in its outbox, because it has not been empty since.
+    pub(crate) fn may_hold_since(&mut self, slot: u32, tick: u32) -> bool {
+        let outbox = self.slots.at(slot).outbox.as_ref();
+        outbox.and_then(|outbox| outbox.slow_since).is_some_and(|since| since <= tick)
+    }
+
+    /// Whether a session may bring another frame in this turn.
+    #[inline]
+    pub(crate) fn may_bring(&mut self, slot: u32) -> bool {
+        let (units, outbox_max) = (self.turn_units, self.limits.outbox_bytes_max);
+        let conn = self.slots.at(slot);
+        conn.spent() < units && conn.outbox_bytes() <= outbox_max
+    }
+
+    /// Counts a frame of a session against the turn's budget.
+    #[inline]
+    pub(crate) fn spend(&mut self, slot: u32, frame_bytes: usize) {
+        let conn = self.slots.at(slot);
+        if conn.spent() == 0 {
+            self.spenders.push(slot);
+        }
+        conn.spend((1 + frame_bytes / crate::limits::UNIT_BYTES) as u16);
+    }
+
+    /// Lets a session wait for a later turn with what it has brought, because it has had its part of this one, or because of where that goes ([`Flow::Wait`]).
+    pub(crate) fn fall_behind(&mut self, slot: u32, flow: Flow) {
+        let (units, tick) = (self.turn_units, self.tick);
+        let conn = self.slots.at(slot);
+        if conn.phase != Phase::Open || conn.flags.has(ConnFlags::BEHIND) {
+            return;
+        }
+        conn.flags.set(ConnFlags::BEHIND);
+        self.stats.reads_behind.add(1);
+        if conn.spent() >= units {
+            self.stats.limit_turn.add(1);
+            if !conn.flags.has(ConnFlags::FLOODS) {
+                conn.flags.set(ConnFlags::FLOODS);
+                self.floods += 1;
+                // It is over when the connection is quiet again.
+                self.wheel.arm_earlier(slot, tick + ticks(self.limits.hot_idle_ms));
+            }
+        }
+        if !conn.flags.has(ConnFlags::PAUSED) {
+            self.behind.push(slot);
+            self.behind_ready |= flow == Flow::On;
+        }
+        self.mark_dirty(slot);
+    }
+
+    /// Takes the sessions whose turn it is now.
+    pub(crate) fn take_behind(&mut self) -> Vec<u32> {
+        self.behind_ready = false;
+        std::mem::take(&mut self.behind)
+    }
+
+    /// Whether sessions can go on in the next turn.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind_ready
+    }
+
+    /// Whether sessions wait for the next turn, or for another shard.
+    pub(crate) fn anybody_waits(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// A session floods no more.
+    pub(crate) fn forget_flood(&mut self, slot: u32) {
+        let flags = &mut self.slots.at(slot).flags;
+        if flags.has(ConnFlags::FLOODS) {
+            flags.clear(ConnFlags::FLOODS);
+            self.floods -= 1;
+        }
+    }
+
+    /// Whether a hot session may be read by a multishot receive, which takes many receive buffers at once from one that floods.
+    pub(crate) fn may_be_multishot(&mut self, slot: u32) -> bool {
+        let scarce = self.floods > FLOODS_HOT_MAX || self.partial_bytes > self.limits.partial_total_bytes_max / 2;
+        !(scarce && self.slots.at(slot).flags.has(ConnFlags::FLOODS))
     }
 
     /// Throws away what is queued and not under way, counting the messages among it.
@@ -175,24 +443,73 @@ impl Links {
         }
     }
 
-    /// Keeps the beginning of a frame until its rest comes. False when the shard's bound for such bytes is reached.
-    pub(crate) fn keep_partial(&mut self, slot: u32, bytes: &[u8]) -> bool {
+    /// Keeps bytes until the rest of their frame comes, or their turn. At the bound of all, others give way, see [`Links::partial_victim`].
+    pub(crate) fn keep_partial(&mut self, slot: u32, bytes: &[u8]) {
         if bytes.is_empty() {
-            return true;
+            return;
         }
-        if self.partial_bytes + bytes.len() > self.limits.partial_total_bytes_max {
-            self.stats.limit_partial.add(1);
-            return false;
+        let partial = self.slots.at(slot).partial.get_or_insert_default();
+        partial.extend_from_slice(bytes);
+        let (before, now) = (partial.len() - bytes.len(), partial.len());
+        self.note_partial(slot, before, now);
+    }
+
+    /// Puts bytes back that were taken from a connection's `partial`.
+    #[allow(clippy::box_collection)]
+    pub(crate) fn put_partial(&mut self, slot: u32, partial: Box<Vec<u8>>) {
+        let len = partial.len();
+        self.slots.at(slot).partial = Some(partial);
+        self.note_partial(slot, 0, len);
+    }
+
+    /// Counts what a connection holds now, and notes who it is.
+    fn note_partial(&mut self, slot: u32, before: usize, now: usize) {
+        self.partial_bytes += now - before;
+        let phase = self.slots.at(slot).phase;
+        if phase == Phase::Handshake && before == 0 {
+            let id = self.slots.id(slot);
+            self.strangers.push_back(id);
+            // Those that are strangers no more are forgotten from time to time.
+            if self.strangers.len() >= 64 && self.strangers.len().is_power_of_two() {
+                let slots = &mut self.slots;
+                self.strangers.retain(|id| slots.get(*id).is_some_and(holds_as_stranger));
+            }
         }
-        self.partial_bytes += bytes.len();
-        self.slots.at(slot).partial.get_or_insert_default().extend_from_slice(bytes);
-        true
+        if now >= PARTIAL_MUCH_BYTES && (before < PARTIAL_MUCH_BYTES || phase == Phase::Handshake) {
+            self.holders.push(slot);
+            if self.holders.len() >= 64 && self.holders.len().is_power_of_two() {
+                let slots = &mut self.slots;
+                self.holders.sort_unstable();
+                self.holders.dedup();
+                self.holders.retain(|slot| held(slots.at(*slot)) >= PARTIAL_MUCH_BYTES);
+            }
+        }
+    }
+
+    /// Whether more is kept of frames than the shard may keep.
+    pub(crate) fn has_too_many_partials(&self) -> bool {
+        self.partial_bytes > self.limits.partial_total_bytes_max
+    }
+
+    /// Who gives way when more is kept than the shard may keep: the oldest connection without LOGIN, else the one that holds most, else `asker`.
+    pub(crate) fn partial_victim(&mut self, asker: u32) -> u32 {
+        while let Some(id) = self.strangers.pop_front() {
+            if self.slots.get(id).is_some_and(holds_as_stranger) {
+                return id.slot;
+            }
+        }
+        let slots = &mut self.slots;
+        self.holders.retain(|slot| held(slots.at(*slot)) >= PARTIAL_MUCH_BYTES);
+        let most = self.holders.iter().copied().max_by_key(|slot| held(self.slots.at(*slot)));
+        most.filter(|slot| held(self.slots.at(*slot)) > held(self.slots.at(asker))).unwrap_or(asker)
     }
 
     /// Takes the kept beginning of a frame.
     #[allow(clippy::box_collection)]
     pub(crate) fn take_partial(&mut self, slot: u32) -> Option<Box<Vec<u8>>> {
-        let partial = self.slots.at(slot).partial.take()?;
+        let conn = self.slots.at(slot);
+        conn.flags.clear(ConnFlags::BEHIND);
+        let partial = conn.partial.take()?;
         self.partial_bytes -= partial.len();
         Some(partial)
     }
@@ -206,7 +523,7 @@ impl Links {
             // Silence of a connection that is not read says nothing; its full outbox has a clock of its own.
             next = next.max(self.tick + 1);
         }
-        if let Some(since) = conn.outbox.as_ref().and_then(|outbox| outbox.full_since) {
+        if let Some(since) = conn.outbox.as_ref().and_then(|outbox| too_slow_since(outbox)) {
             next = next.min(since + ticks(limits.outbox_full_ms_max));
         }
         if conn.flags.has(ConnFlags::HOT) {
@@ -219,6 +536,25 @@ impl Links {
             next = next.min(look);
         }
         self.wheel.arm(slot, next);
+    }
+}
+
+/// Whether a connection holds a part of a frame and has not logged in.
+fn holds_as_stranger(conn: &mut Conn) -> bool {
+    conn.phase == Phase::Handshake && conn.partial.is_some()
+}
+
+/// Bytes that a connection holds of frames.
+fn held(conn: &Conn) -> usize {
+    conn.partial.as_ref().map_or(0, |partial| partial.len())
+}
+
+/// Since when an outbox has been full, or nothing was taken of it.
+pub(crate) fn too_slow_since(outbox: &crate::outbox::Outbox) -> Option<u32> {
+    let stalled = outbox.slow_since.map(|_| outbox.progress_tick);
+    match (outbox.full_since, stalled) {
+        (Some(full), Some(stalled)) => Some(full.min(stalled)),
+        (full, stalled) => full.or(stalled),
     }
 }
 

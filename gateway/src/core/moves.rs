@@ -224,12 +224,8 @@ impl Shard {
             Home::There { node, shard } if node != via => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
-                return self.transfer(
-                    user,
-                    Unacked { stamp, from, id, origin, sent_tick, attempts, payload },
-                    node,
-                    shard,
-                );
+                let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, attempts, payload);
+                return self.transfer(user, waiting, node, shard);
             }
             Home::There { .. } | Home::Nowhere => return self.refuse(message),
         }
@@ -237,8 +233,7 @@ impl Shard {
             self.links.stats.out_acked.add(1);
             return self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
         }
-        if self.inboxes.admit(user, payload.len()).is_err() {
-            self.links.stats.limit_unacked.add(1);
+        if !self.admit(user, payload.len()) {
             return self.refuse(message);
         }
         let offline = self.presence.sessions(user).is_empty();
@@ -248,7 +243,9 @@ impl Shard {
         }
         let sent_tick = self.links.tick;
         let payload = payload.into();
-        if !self.inboxes.insert(user, Unacked { stamp, from, id, origin, sent_tick, attempts, payload }) {
+        // It waits for whoever is there, or comes.
+        let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, attempts, payload);
+        if !self.inboxes.insert(user, waiting) {
             // It came twice, or another message has its very stamp: the sender is told to try again.
             return self.refuse(message);
         }

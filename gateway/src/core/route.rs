@@ -1,17 +1,21 @@
 //! A message's way: from the sender's frame to the home shard of the recipient, into the outboxes of the recipient's devices, and its fate
 //! back to the sender. What of it leads to another node is in `far`.
 
+use super::decode::Flow;
 use super::far::{self, Path};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::directory::{EARLY_ACKS_MAX, Home, NodeKey};
-use crate::inbox::{InboxFull, Unacked};
-use crate::mailbox::{Origin, Record, Records};
+use crate::inbox::{Acked, InboxFull, Seats, Unacked};
+use crate::mailbox::{Origin, Record, Records, Room};
 use crate::mesh::wire::Record as FarRecord;
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
+
+/// A user who has acknowledged nothing for so long is the first to lose messages when the bound of all is reached.
+const QUIET_TICKS: u32 = 10;
 
 /// A message at the home shard of its recipient.
 #[derive(Clone, Copy, Debug)]
@@ -26,13 +30,13 @@ pub(crate) struct Routed<'a> {
 }
 
 impl Shard {
-    /// SEND: to this shard's own users at once, to others through the mailbox of their shard.
+    /// SEND: to this shard's own users at once, to others through the mailbox of their shard. While that has no room the sender waits.
     #[inline]
-    pub(crate) fn send(&mut self, slot: u32, frame: &Frame<'_>) {
+    pub(crate) fn send(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         if frame.id == 0 || frame.peer == 0 {
-            return self.links.error(slot, Code::BadRequest, frame.id, frame.peer);
+            self.links.error(slot, Code::BadRequest, frame.id, frame.peer);
+            return Flow::On;
         }
-        self.links.stats.messages_in.add(1);
         let message = Routed {
             origin: self.origin(slot),
             from: self.links.slots.at(slot).user,
@@ -42,27 +46,45 @@ impl Shard {
             payload: frame.body,
         };
         if !self.serving {
+            self.links.stats.messages_in.add(1);
             self.links.stats.fenced.add(1);
-            return self.refuse(&message);
+            self.refuse(&message);
+            return Flow::On;
         }
         match self.home(frame.peer) {
-            Home::Here => self.send_home(&message),
-            Home::There { node, shard } => self.send_away(&message, Path::OWN, node, shard),
-            Home::Nowhere => self.refuse(&message),
+            Home::Here => return self.send_home(&message),
+            Home::There { node, shard } => {
+                self.links.stats.messages_in.add(1);
+                self.send_away(&message, Path::OWN, node, shard);
+            }
+            Home::Nowhere => {
+                self.links.stats.messages_in.add(1);
+                self.refuse(&message);
+            }
         }
+        Flow::On
     }
 
     /// To a user whose home is this node.
     #[inline]
-    fn send_home(&mut self, message: &Routed<'_>) {
+    fn send_home(&mut self, message: &Routed<'_>) -> Flow {
         let home = home_shard(message.to, u32::from(self.shards)) as u16;
         if home == self.shard {
-            return self.arrive(message, Path::OWN);
+            self.links.stats.messages_in.add(1);
+            self.arrive(message, Path::OWN);
+            return Flow::On;
         }
         let Routed { origin, from, to, id, acked, payload } = *message;
         let record = Record::Message { origin: origin.conn, from, to, id, acked, payload };
-        if self.outgoing.has_room(home, record.encoded_len()) {
-            return self.outgoing.put(home, &record);
+        let room = self.outgoing.room(home, record.encoded_len(), self.links.tick);
+        if room == Room::Wait {
+            self.links.stats.mailbox_waits.add(1);
+            return Flow::Wait;
+        }
+        self.links.stats.messages_in.add(1);
+        if room == Room::Yes {
+            self.outgoing.put(home, &record);
+            return Flow::On;
         }
         self.links.stats.limit_mailbox.add(1);
         if acked {
@@ -71,18 +93,14 @@ impl Shard {
         } else {
             self.links.stats.out_mailbox_full.add(1);
         }
+        Flow::On
     }
 
     /// Queues a message for all devices of its recipient, whose home this shard is.
     pub(crate) fn deliver(&mut self, message: &Routed<'_>) {
         let Routed { origin, from, to, id, acked, payload } = *message;
-        if acked && let Err(full) = self.inboxes.admit(to, payload.len()) {
-            let stats = &self.links.stats;
-            match full {
-                InboxFull::User => stats.limit_unacked.add(1),
-                InboxFull::Shard => stats.limit_unacked_bytes.add(1),
-            }
-            stats.out_overloaded.add(1);
+        if acked && !self.admit(to, payload.len()) {
+            self.links.stats.out_overloaded.add(1);
             return self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
         }
         let stamp = self.next_stamp();
@@ -92,6 +110,7 @@ impl Shard {
         let mut devices = 0;
         let mut queued_here = None;
         let mut queued_away = false;
+        let (mut owed, mut copies) = (Seats::default(), Seats::default());
         for session in self.presence.sessions(to) {
             if to_self && far::may_be_origin(&self.directory, &self.links.slots, self.shard, session.slot, &origin) {
                 continue;
@@ -112,7 +131,16 @@ impl Shard {
                     queued
                 }
             };
-            if queued == Queued::OutboxFull {
+            if acked {
+                let seat = self.inboxes.seat(to, session.session);
+                owed.add(seat);
+                if queued == Queued::Yes {
+                    copies.add(seat);
+                } else {
+                    // This device gets it when it has room, if another one has it now.
+                    self.links.owe_redelivery(session.slot);
+                }
+            } else if queued == Queued::OutboxFull {
                 self.links.stats.copies_dropped.add(1);
             }
         }
@@ -122,7 +150,8 @@ impl Shard {
             (true, true) => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
-                self.inboxes.push(to, Unacked { stamp, from, id, origin, sent_tick, attempts: 0, payload });
+                let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload);
+                self.inboxes.push(to, Unacked { owed, queued: copies, ..waiting });
                 let again = sent_tick + ticks(self.links.limits.redeliver_ms);
                 match queued_here {
                     Some(slot) => self.links.wheel.arm_earlier(slot, again),
@@ -142,27 +171,56 @@ impl Shard {
         }
     }
 
-    /// ACK: the first one of any device settles the message.
+    /// Whether a message with ACK may wait for its recipient. At the bound of all, those for whom most waits give way.
+    pub(crate) fn admit(&mut self, user: u64, payload_bytes: usize) -> bool {
+        let Err(full) = self.inboxes.admit(user, payload_bytes) else { return true };
+        let stats = &self.links.stats;
+        match full {
+            InboxFull::User => stats.limit_unacked.add(1),
+            InboxFull::UserBytes => stats.limit_unacked_user_bytes.add(1),
+            InboxFull::Shard => stats.limit_unacked_bytes.add(1),
+        }
+        let tick = self.links.tick;
+        if full != InboxFull::Shard || self.inbox_room_tick.replace(tick) == Some(tick) {
+            return false;
+        }
+        for (hog, message) in self.inboxes.make_room(user, tick, QUIET_TICKS) {
+            self.links.stats.evicted_unacked.add(1);
+            self.links.stats.out_overloaded.add(1);
+            self.tell_fate(message.origin, message.id, hog, Outcome::Overloaded, 0);
+        }
+        self.inboxes.admit(user, payload_bytes).is_ok()
+    }
+
+    /// ACK: the first one of any device tells the sender; the message waits on for the devices that have not got it.
     pub(crate) fn ack(&mut self, slot: u32, frame: &Frame<'_>) {
         let user = self.links.slots.at(slot).user;
+        let sessions = self.presence.sessions(user).iter();
+        let session = sessions.clone().find(|entry| entry.slot == slot).map_or(0, |entry| entry.session);
         match self.home(user) {
             Home::There { node, shard } => {
-                let record = FarRecord::Ack { user, id: frame.id, peer: frame.peer, stamp: frame.stamp, hops: 0 };
+                let Frame { id, peer, stamp, .. } = *frame;
+                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: 0 };
                 if self.send_far(node, shard, &record).is_err() {
                     // The home sends the message again, and gets another ACK.
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            Home::Here | Home::Nowhere => self.acknowledged(user, frame.stamp),
+            Home::Here | Home::Nowhere => self.acknowledged(user, session, frame.stamp),
         }
     }
 
-    /// A message that waits here has its ACK.
-    pub(crate) fn acknowledged(&mut self, user: u64, stamp: u64) {
-        if let Some(message) = self.inboxes.ack(user, stamp) {
+    /// A message that waits here has an ACK of a session; 0 where it is not known which.
+    pub(crate) fn acknowledged(&mut self, user: u64, session: u64, stamp: u64) {
+        let acked = self.inboxes.ack(user, session, stamp, self.links.tick);
+        if let Acked::First { origin, id } = acked {
             self.links.stats.out_acked.add(1);
-            self.tell_fate(message.origin, message.id, user, Outcome::Delivered, message.stamp);
-        } else if !self.alone && self.is_unsettled(user) && self.directory.early_acks.len() < EARLY_ACKS_MAX {
+            self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
+        } else if acked == Acked::Unknown
+            && !self.alone
+            && self.is_unsettled(user)
+            && self.directory.early_acks.len() < EARLY_ACKS_MAX
+        {
             self.directory.early_acks.insert((user, stamp));
         }
     }
@@ -209,24 +267,75 @@ impl Shard {
         self.serving = serving;
     }
 
-    /// Sends everything that waits for the user's ACK to one of its sessions again.
-    pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32) {
+    /// Sends what waits for the user's ACK to a session that has just begun: all of it to the first one of the user, and what was owed to the one whose place it
+    /// took otherwise. What finds no room follows when there is some.
+    pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32, session: u64, first: bool) {
+        if self.inboxes.len(user) == 0 {
+            return;
+        }
+        let seat = self.inboxes.seat(user, session);
+        if first {
+            self.inboxes.of(user).for_each(|message| message.owed.add(seat));
+        }
+        self.redeliver_owed(user, slot, seat);
+    }
+
+    /// Goes on with redeliveries that had found no room, where there is some now.
+    pub(crate) fn redeliver_where_room(&mut self) {
+        while let Some(slot) = self.links.redeliverable.pop() {
+            let conn = self.links.slots.at(slot);
+            let user = conn.user;
+            if conn.phase != Phase::Open {
+                continue;
+            }
+            // A guest's messages wait at its home, which sends them again in time.
+            let Some(session) = self.session_in(user, slot).filter(|_| self.serving && self.is_home(user)) else {
+                continue;
+            };
+            let seat = self.inboxes.seat(user, session);
+            self.redeliver_owed(user, slot, seat);
+        }
+    }
+
+    /// Queues what is owed to a session and has not been queued for it, in order, until there is no room.
+    fn redeliver_owed(&mut self, user: u64, slot: u32, seat: Seats) {
         let tick = self.links.tick;
+        let mut full = false;
         for message in self.inboxes.of(user) {
+            if !message.owed.has(seat) || message.queued.has(seat) {
+                continue;
+            }
             let header = again(message, user);
             let queued = match self.directory.remotes.get(slot) {
                 None => self.links.queue_message(slot, &header, &message.payload),
                 Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
             };
-            if queued == Queued::Yes {
-                self.links.stats.redeliveries.add(1);
-                message.sent_tick = tick;
+            if queued == Queued::OutboxFull {
+                full = true;
+                break;
             }
+            self.links.stats.redeliveries.add(1);
+            message.queued.add(seat);
+            message.sent_tick = tick;
         }
+        if full {
+            self.links.owe_redelivery(slot);
+        }
+    }
+
+    /// The session in a slot of presence.
+    fn session_in(&self, user: u64, slot: u32) -> Option<u64> {
+        self.presence.sessions(user).iter().find(|entry| entry.slot == slot).map(|entry| entry.session)
+    }
+
+    fn is_home(&self, user: u64) -> bool {
+        self.home(user) == Home::Here
     }
 
     /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often. A node without a lease sends
     /// nothing again: the user may have another home by now.
+    ///
+    /// Only what was queued counts as an attempt: what finds no room, or may still be in the queue of a slow reader, is sent when that has drained.
     pub(crate) fn redeliver_due(&mut self, user: u64) {
         if !self.serving {
             return;
@@ -234,30 +343,56 @@ impl Shard {
         let tick = self.links.tick;
         let limits = &self.links.limits;
         let Some(sent_before) = tick.checked_sub(ticks(limits.redeliver_ms)) else { return };
-        for message in self.inboxes.take_exhausted(user, limits.redeliver_attempts_max, sent_before) {
+        let (given_up, further) = self.inboxes.take_exhausted(user, limits.redeliver_attempts_max, sent_before);
+        self.links.stats.copies_given_up.add(further as u64);
+        for message in given_up {
             self.links.stats.out_offline_refused.add(1);
             self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
         }
+        if self.inboxes.len(user) == 0 {
+            return;
+        }
+        let sessions: Vec<(u32, Seats)> = self
+            .presence
+            .sessions(user)
+            .iter()
+            .map(|entry| (entry.slot, self.inboxes.seat(user, entry.session)))
+            .collect();
         for message in self.inboxes.of(user) {
             if message.sent_tick > sent_before {
                 continue;
             }
-            message.attempts += 1;
+            let since = message.sent_tick;
             message.sent_tick = tick;
             let header = again(message, user);
-            for session in self.presence.sessions(user) {
-                let slot = session.slot;
+            let owed = message.owed;
+            let mut queued_some = false;
+            for &(slot, seat) in &sessions {
                 let (directory, slots) = (&self.directory, &self.links.slots);
                 if message.from == user && far::may_be_origin(directory, slots, self.shard, slot, &message.origin) {
                     continue;
                 }
+                if owed.is_empty() {
+                    // Who it was for has left: whoever is there gets it.
+                    message.owed.add(seat);
+                } else if !owed.has(seat) {
+                    continue;
+                }
                 let queued = match self.directory.remotes.get(slot) {
+                    None if self.links.may_hold_since(slot, since) => Queued::OutboxFull,
                     None => self.links.queue_message(slot, &header, &message.payload),
                     Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
                 };
                 if queued == Queued::Yes {
+                    queued_some = true;
+                    message.queued.add(seat);
                     self.links.stats.redeliveries.add(1);
+                } else if !message.queued.has(seat) {
+                    self.links.owe_redelivery(slot);
                 }
+            }
+            if queued_some {
+                message.attempts = message.attempts.saturating_add(1);
             }
         }
     }

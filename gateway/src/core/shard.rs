@@ -7,7 +7,7 @@ use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home, is_remote};
-use crate::inbox::Inboxes;
+use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now};
 use crate::limits::{Limits, MESH_LINK_SHARE};
 use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
@@ -26,6 +26,8 @@ use trunkline_router::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
 const LINGER_MS: u64 = 2_000;
+/// The shard has not run for a while when so many ticks have passed since its latest turn. Each of them begins with a tick that was asked for.
+const JUMP_TICKS: u64 = 10;
 /// A position this far ahead of the clock, in milliseconds, is not one to follow.
 const STAMP_AHEAD_MS_MAX: u64 = 60_000;
 /// Clients told to come back later spread their return over this time.
@@ -83,12 +85,16 @@ pub(crate) struct Shard {
     pub(crate) mesh: Option<Mesh>,
     pub(crate) directory: Directory,
     pub(crate) inboxes: Inboxes,
+    /// Tick at which room was last made among them.
+    pub(crate) inbox_room_tick: Option<u32>,
     pub(crate) outgoing: Outgoing,
     /// Connections that logged in here and belong elsewhere, until they are sent off.
     pub(crate) departing: HashMap<u32, Box<Adoptee>>,
     /// Connections announced by other shards whose descriptor has not come.
     pub(crate) arriving: HashMap<HandoverToken, Arrival>,
     pub(crate) now: Now,
+    /// The latest tick of the monotonic clock that was seen.
+    mono_tick: u64,
     /// The latest session id; 0 before the first.
     last_session: u64,
     last_stamp: u64,
@@ -140,11 +146,17 @@ impl Shard {
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
-            inboxes: Inboxes::new(limits.unacked_per_user_max, limits.unacked_total_bytes_max),
+            inboxes: Inboxes::new(InboxLimits {
+                per_user_max: limits.unacked_per_user_max,
+                user_bytes_max: limits.unacked_bytes_per_user_max,
+                bytes_max: limits.unacked_total_bytes_max,
+            }),
+            inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
             arriving: HashMap::new(),
             now: Now::default(),
+            mono_tick: 0,
             last_session: 0,
             last_stamp: 0,
             drain: None,
@@ -166,8 +178,21 @@ impl Shard {
             self.serving = may_serve && (self.directory.routing.is_none() || cluster.state.life() == self.life);
             self.outgoing.set_life(self.life);
         }
-        let tick = (now.mono_ms / TICK_MS) as u32;
-        std::mem::replace(&mut self.links.tick, tick) != tick
+        self.pass(now.mono_ms / TICK_MS)
+    }
+
+    /// Lets the shard's clock pass to this tick of the monotonic one. Time in which the shard did not run, because the process was stopped or had no core, is not
+    /// counted: what its connections sent meanwhile waits in their sockets, and no timer of theirs may run out before that is read. Returns whether a tick has passed.
+    fn pass(&mut self, mono_tick: u64) -> bool {
+        let passed = mono_tick.saturating_sub(self.mono_tick);
+        if passed == 0 {
+            return false;
+        }
+        self.mono_tick = mono_tick;
+        let jumped = passed >= JUMP_TICKS;
+        self.links.stats.clock_jumps.add(u64::from(jumped && self.links.tick > 0));
+        self.links.tick += if jumped { 1 } else { passed as u32 };
+        true
     }
 
     /// The next position in the inboxes of this shard's users: milliseconds since the epoch in the high 44 bits, a counter in the low 20,
@@ -266,9 +291,11 @@ impl Shard {
         self.links.stats.count_close(reason);
         self.links.stats.open.sub(1);
         self.links.take_partial(slot);
+        self.links.forget_flood(slot);
         if reason == CloseReason::TooSlow {
             // What it did not take so far it will not take now; only the BYE is worth a try.
             self.links.discard_pending(slot);
+            self.links.slots.at(slot).flags.set(ConnFlags::RESET);
         }
         if let Some(code) = reason.code() {
             let bye = self.bye(reason, slot, redirect, text);
@@ -373,7 +400,7 @@ impl Shard {
                 self.close(slot, CloseReason::LoginTimeout);
             }
             Phase::Open => {
-                let full = conn.outbox.as_ref().and_then(|outbox| outbox.full_since);
+                let full = conn.outbox.as_ref().and_then(|outbox| super::links::too_slow_since(outbox));
                 if full.is_some_and(|since| since + full_ticks <= tick) {
                     self.links.stats.limit_outbox_full_time.add(1);
                     return self.close(slot, CloseReason::TooSlow);
@@ -389,6 +416,7 @@ impl Shard {
                 let user = conn.user;
                 if conn.flags.has(ConnFlags::HOT) && conn.traffic_tick + hot_ticks <= tick {
                     conn.flags.clear(ConnFlags::HOT);
+                    self.links.forget_flood(slot);
                     self.links.mark_dirty(slot);
                 }
                 self.redeliver_due(user);
@@ -396,10 +424,22 @@ impl Shard {
             }
             Phase::Closing => {
                 conn.phase = Phase::Finishing;
+                if conn.outbox.is_some() {
+                    conn.flags.set(ConnFlags::RESET);
+                }
+                self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
+                self.links.mark_dirty(slot);
+            }
+            // Its operations have not ended although they were cancelled: a cancel that came before its operation was known to the kernel did nothing.
+            Phase::Finishing => {
+                conn.flags.clear(ConnFlags::READ_CANCELLED);
+                conn.flags.clear(ConnFlags::SEND_CANCELLED);
+                self.links.stats.finishing_retries.add(1);
+                self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
                 self.links.mark_dirty(slot);
             }
             // A hand-over and a close end by themselves.
-            Phase::Free | Phase::HandingOver | Phase::Mesh | Phase::Finishing | Phase::Closed => {}
+            Phase::Free | Phase::HandingOver | Phase::Mesh | Phase::Closed => {}
         }
     }
 
@@ -479,6 +519,15 @@ impl Shard {
         while let Some(slot) = self.links.overflowed.pop() {
             self.close(slot, CloseReason::TooSlow);
         }
+    }
+
+    /// Brings those gauges up to date that take a look at many things.
+    pub(crate) fn set_tick_gauges(&mut self) {
+        let slow = self.links.sweep_slow();
+        let stats = &self.links.stats;
+        stats.slow_outboxes.set(slow as u64);
+        stats.unsent_bytes.set(slow as u64 * u64::from(self.links.limits.unsent_bytes_max));
+        stats.mailbox_pending_bytes.set(self.outgoing.pending_bytes() as u64);
     }
 
     /// Brings the gauges up to date.

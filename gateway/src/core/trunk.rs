@@ -179,7 +179,7 @@ impl<I: Io> Core<I> {
         match self.shard.outgoing.put_arrival(shard, token, Arrival::Node(acceptor)) {
             Ok(()) => {
                 let conn = self.shard.links.slots.at(slot);
-                conn.home_shard = shard;
+                conn.set_home_shard(shard);
                 conn.flags.set(ConnFlags::OP_PENDING);
                 self.io.hand_over(id, shard, token);
             }

@@ -488,7 +488,7 @@ fn a_dial_connects_two_rings<H: Harness>(mut rig: Rig<H>) {
     rig.expect(0, "a shutdown", |completion| matches!(completion, Completion::ShutDown { conn } if *conn == dialed));
     rig.io(1).recv(accepted);
     assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
-    rig.io(1).close(accepted.slot);
+    rig.io(1).close(accepted.slot, false);
     rig.expect_closed(1, accepted.slot);
     rig.io(0).recv(dialed);
     assert_eq!(rig.expect_recv(0, dialed), (Ok(Vec::new()), false));
@@ -502,7 +502,7 @@ fn a_dialed_connection_is_reset_like_any_other<H: Harness>(mut rig: Rig<H>) {
     rig.io(0).poll(dialed);
     assert_eq!(rig.expect_readable(0, dialed), Ok(()));
     // A close with bytes unread.
-    rig.io(0).close(dialed.slot);
+    rig.io(0).close(dialed.slot, false);
     rig.expect_closed(0, dialed.slot);
     rig.io(1).recv(accepted);
     let (result, more) = rig.expect_recv(1, accepted);
@@ -527,11 +527,11 @@ fn a_dial_nobody_listens_for_is_refused<H: Harness>(mut rig: Rig<H>) {
 fn the_slot_of_a_dialed_connection_is_used_again<H: Harness>(mut rig: Rig<H>) {
     for _ in 0..limits().slots() + 10 {
         let (dialed, accepted) = rig.link();
-        rig.io(0).close(dialed.slot);
+        rig.io(0).close(dialed.slot, false);
         rig.expect_closed(0, dialed.slot);
         rig.io(1).recv(accepted);
         assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
-        rig.io(1).close(accepted.slot);
+        rig.io(1).close(accepted.slot, false);
         rig.expect_closed(1, accepted.slot);
     }
     rig.expect_quiet();
@@ -547,7 +547,7 @@ fn a_full_table_fails_the_dial<H: Harness>(mut rig: Rig<H>) {
     let accepted = rig.id(accepted);
     rig.io(1).recv(accepted);
     assert_eq!(rig.expect_recv(1, accepted), (Ok(Vec::new()), false));
-    rig.io(0).close(slots[3]);
+    rig.io(0).close(slots[3], false);
     rig.expect_closed(0, slots[3]);
     assert_eq!(rig.link().0.slot, slots[3]);
 }
@@ -813,7 +813,7 @@ fn a_reset_ends_a_receive_and_fails_later_sends<H: Harness>(mut rig: Rig<H>) {
     assert!(result.is_err() && !more, "{result:?}");
     rig.io(0).send(conn, b"nobody there".to_vec(), 0);
     assert!(rig.expect_sent(0, conn).0.is_err());
-    rig.io(0).close(conn.slot);
+    rig.io(0).close(conn.slot, false);
     rig.expect_closed(0, conn.slot);
     rig.expect_quiet();
 }
@@ -834,9 +834,19 @@ fn closing_frees_the_slot<H: Harness>(mut rig: Rig<H>) {
     // More connections than the table has slots, one after the other.
     for _ in 0..limits().slots() + 10 {
         let (client, conn) = rig.connection(0);
-        rig.io(0).close(conn.slot);
+        rig.io(0).close(conn.slot, false);
         rig.expect_closed(0, conn.slot);
         assert_eq!(rig.client_finds(client), Found::End);
+    }
+    rig.expect_quiet();
+}
+
+fn a_close_with_a_reset_resets_and_frees_the_slot<H: Harness>(mut rig: Rig<H>) {
+    for _ in 0..limits().slots() + 10 {
+        let (client, conn) = rig.connection(0);
+        rig.io(0).close(conn.slot, true);
+        rig.expect_closed(0, conn.slot);
+        assert_eq!(rig.client_finds(client), Found::Reset);
     }
     rig.expect_quiet();
 }
@@ -849,7 +859,7 @@ fn a_full_table_fails_the_accept<H: Harness>(mut rig: Rig<H>) {
     rig.harness.connect(0);
     let (result, more) = rig.expect_accept(0);
     assert!(result.is_err() && !more, "{result:?}");
-    rig.io(0).close(slots[7]);
+    rig.io(0).close(slots[7], false);
     rig.expect_closed(0, slots[7]);
     assert_eq!(rig.connection(0).1.slot, slots[7]);
 }
@@ -866,7 +876,7 @@ fn a_handed_over_connection_lives_on_in_the_other_ring<H: Harness>(mut rig: Rig<
     assert_eq!(of, token);
     let there = rig.id(slot);
     rig.io(1).recv_multishot(there);
-    rig.io(0).close(conn.slot);
+    rig.io(0).close(conn.slot, false);
     rig.expect_closed(0, conn.slot);
     rig.harness.write(client, b"after");
     let mut got = Vec::new();
@@ -956,6 +966,7 @@ for_both! {
     a_reset_ends_a_receive_and_fails_later_sends
     after_a_shutdown_the_client_reads_the_rest_and_the_end
     closing_frees_the_slot
+    a_close_with_a_reset_resets_and_frees_the_slot
     a_full_table_fails_the_accept
     a_handed_over_connection_lives_on_in_the_other_ring
     a_hand_over_to_a_full_table_fails_and_harms_nothing

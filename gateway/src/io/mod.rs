@@ -111,6 +111,8 @@ pub(crate) struct IoStats {
     pub(crate) cq_overflow: u64,
     /// Submissions flushed early because the queue was full.
     pub(crate) sq_full: u64,
+    /// Times the kernel took nothing of what was submitted, for want of memory or of room for completions.
+    pub(crate) submit_retries: u64,
 }
 
 /// The operating system, seen from one shard.
@@ -149,8 +151,9 @@ pub(crate) trait Io {
     fn send_cancel(&mut self, send: SendId);
     /// Shuts the write side: the peer sees the end of the stream after the last byte.
     fn shutdown(&mut self, conn: ConnId);
-    /// Closes the connection and frees its slot.
-    fn close(&mut self, slot: u32);
+    /// Closes the connection and frees its slot. With `reset` the kernel drops what the peer has not taken and resets the connection: otherwise it keeps those
+    /// bytes for minutes after the close, for a peer that may never read them.
+    fn close(&mut self, slot: u32, reset: bool);
     /// Moves the connection's descriptor to another shard's table.
     fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken);
     /// Wakes another shard so that it drains its mailbox.

@@ -17,7 +17,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Submissions gathered before an enter. More are flushed early, which costs one system call.
 const SQ_ENTRIES: u32 = 1_024;
@@ -27,6 +27,12 @@ const CQ_ENTRIES: u32 = 16_384;
 /// Enters of one turn that only take more completions: the kernel hands over about 20 at a time (since Linux 6.13), and what is handled in one turn
 /// shares its sends.
 const MORE_ENTERS_MAX: u32 = 16;
+
+/// How long to leave the kernel alone that took nothing of what was submitted.
+const SUBMIT_PAUSE: Duration = Duration::from_micros(200);
+
+/// `SO_LINGER` with a time of 0: the close drops what the peer has not taken and resets the connection.
+static RESET_ON_CLOSE: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
 
 /// Asks `IORING_OP_FILES_UPDATE` for any free slot (`IORING_FILE_INDEX_ALLOC`, since Linux 6.0).
 const ANY_SLOT: i32 = -1;
@@ -138,6 +144,7 @@ pub(crate) struct Uring {
     tick: Box<Timespec>,
     started: Instant,
     sq_full: u64,
+    submit_retries: u64,
     cq_overflow: u64,
 }
 
@@ -183,6 +190,7 @@ impl Uring {
             tick: Box::new(Timespec::new()),
             started: crate::clock::epoch(),
             sq_full: 0,
+            submit_retries: 0,
             cq_overflow: 0,
         })
     }
@@ -200,6 +208,11 @@ impl Uring {
         }
     }
 
+    fn submissions_free(&mut self) -> usize {
+        let submissions = self.ring.submission();
+        submissions.capacity() - submissions.len()
+    }
+
     fn push_plain(&mut self, entry: &squeue::Entry) {
         // SAFETY: callers pass entries without pointers: a descriptor, flags and user data.
         unsafe { self.push(entry) };
@@ -208,12 +221,17 @@ impl Uring {
     fn submit(&mut self) {
         match self.ring.submit() {
             Ok(_) => {}
-            // EBUSY and EAGAIN: the kernel wants completions taken, or memory, before it takes more; take them and come again.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {
-                self.take_completions()
+            // EBUSY and EAGAIN: the kernel wants completions taken, or memory, before it takes more.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
+                self.submit_retries += 1;
+                std::thread::sleep(SUBMIT_PAUSE);
             }
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
         }
+        // What was submitted may have completed at once. More of that than the kernel's queue holds goes through a list in kernel memory, and is lost
+        // when there is none; taken here, it never comes to that.
+        self.take_completions();
     }
 
     /// Whether a turn would do anything: something to submit or to take. Costs no system call.
@@ -492,7 +510,23 @@ impl Io for Uring {
         self.push_plain(&entry.user_data(Tag::Shutdown.of(conn)));
     }
 
-    fn close(&mut self, slot: u32) {
+    fn close(&mut self, slot: u32, reset: bool) {
+        if reset {
+            let linger = (&raw const RESET_ON_CLOSE).cast();
+            let len = size_of::<libc::linger>() as u32;
+            let level = (libc::SOL_SOCKET as u32, libc::SO_LINGER as u32);
+            let entry = opcode::SetSockOpt::new(Fixed(slot), level.0, level.1, linger, len).build();
+            // Linked so that the close comes after it, and hard, so that the close comes too where the kernel does not know this operation (before 6.7): that
+            // closes without a reset.
+            let entry = entry.flags(squeue::Flags::IO_HARDLINK).user_data(Tag::Ignore.with(0));
+            // Both in one submission: a link ends where a submission does.
+            while self.submissions_free() < 2 {
+                self.sq_full += 1;
+                self.submit();
+            }
+            // SAFETY: the option's value is a static.
+            unsafe { self.push(&entry) };
+        }
         self.push_plain(&opcode::Close::new(Fixed(slot)).build().user_data(Tag::Close.with(slot.into())));
     }
 
@@ -544,7 +578,7 @@ impl Io for Uring {
     }
 
     fn stats(&self) -> IoStats {
-        IoStats { cq_overflow: self.cq_overflow, sq_full: self.sq_full }
+        IoStats { cq_overflow: self.cq_overflow, sq_full: self.sq_full, submit_retries: self.submit_retries }
     }
 }
 

@@ -25,8 +25,8 @@ use std::fmt;
 use trunkline_router::ring::NAME_BYTES_MAX;
 
 /// First version of the mesh protocol this code speaks, and the last.
-pub(crate) const VERSION_MIN: u16 = 1;
-pub(crate) const VERSION_MAX: u16 = 1;
+pub(crate) const VERSION_MIN: u16 = 2;
+pub(crate) const VERSION_MAX: u16 = 2;
 
 /// Bytes of a batch before its first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 21;

@@ -298,6 +298,7 @@ impl Crowd {
         let session = &mut self.sessions[index];
         session.reading = reading;
         session.slow |= !reading;
+        session.stopped |= !reading;
         self.read(index);
     }
 

@@ -16,6 +16,9 @@ use trunkline_router::presence::Presence;
 /// How long a turn waits in its ring, as in `crate::shard`.
 const RING_WAIT_MICROS: u32 = 1_000;
 
+/// A process that was stopped goes on after this at most.
+const PAUSE_US_MAX: u64 = 4_000_000;
+
 /// What a shard's loop does between two turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
@@ -188,6 +191,9 @@ impl Node {
             // No shard has a number that high, so no hand-over has such a token.
             let nobody = HandoverToken((1 << HandoverToken::BITS) - 1);
             while self.stuffing.put_adopt_failed(shard as u16, nobody) {}
+        }
+        if self.rng.chance(faults.pause) {
+            return self.rng.within(1_100_000, PAUSE_US_MAX);
         }
         self.rng.within(1, faults.stall_us_max)
     }

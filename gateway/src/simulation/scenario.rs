@@ -44,7 +44,6 @@ impl Scenario {
         let mut rng = Rng::new(seed ^ 0x5CE7_A810);
         let lossy = rng.chance(500);
         let mut limits = Limits {
-            connections_max: 1_000,
             login_timeout_ms: rng.within(800, 2_000),
             heartbeat_secs_min: 1,
             heartbeat_secs_max: 3,
@@ -61,6 +60,10 @@ impl Scenario {
             hot_idle_ms: rng.within(100, 1_000),
             logins_per_sec: if rng.chance(250) { rng.within(5, 60) as u32 } else { 0 },
             drain_ms: rng.within(1, 1_500),
+            // Nothing is lost by it, so it is low in half of all runs.
+            // With so few slots connections are accepted one by one.
+            connections_max: if Rng::new(seed ^ 0xACCE).chance(200) { 9_000 } else { 1_000 },
+            turn_units_max: if Rng::new(seed ^ 0x7A12).chance(500) { 3 } else { Limits::default().turn_units_max },
             ..Limits::default()
         };
         let mut payload_max = if rng.chance(300) { 9_000 } else { 300 };
@@ -111,7 +114,10 @@ fn make_tight(limits: &mut Limits, rng: &mut Rng) {
     if rng.chance(500) {
         limits.outbox_bytes_max = rng.within(1_100, 6_000) as usize;
     }
-    if rng.chance(200) {
+    // What the kernel is thought to hold for those that do not read counts too.
+    limits.unsent_bytes_max = rng.within(0, 500) as u32;
+    limits.outbox_burst_bytes_max = limits.outbox_bytes_max.saturating_mul(rng.within(1, 3) as usize);
+    if rng.chance(400) {
         limits.outbox_total_bytes_max = rng.within(2_000, 20_000) as usize;
     }
     if rng.chance(400) {
@@ -119,6 +125,9 @@ fn make_tight(limits: &mut Limits, rng: &mut Rng) {
     }
     if rng.chance(300) {
         limits.unacked_per_user_max = rng.within(1, 6) as usize;
+    }
+    if rng.chance(300) {
+        limits.unacked_bytes_per_user_max = rng.within(800, 3_000) as usize;
     }
     if rng.chance(300) {
         limits.unacked_total_bytes_max = rng.within(800, 4_000) as usize;

@@ -58,6 +58,8 @@ pub(super) struct Session {
     pub(super) reading: bool,
     /// It did not read for a while, or its window is small: it may not get the last frames in the time a closing connection has.
     pub(super) slow: bool,
+    /// It has not read for a while.
+    pub(super) stopped: bool,
     /// The client has left, or shut its side, or logged out.
     pub(super) leaving: bool,
     /// It wrote something that may end the connection, or that swallows what follows.
@@ -93,6 +95,7 @@ impl Session {
             next_seq: 0,
             reading: true,
             slow: false,
+            stopped: false,
             leaving: false,
             spoiled: false,
             pings: VecDeque::new(),
@@ -169,7 +172,8 @@ impl Session {
             Code::Idle => {
                 self.spoiled || self.silence_us.max(now_us - self.wrote_us) >= (2 * self.heartbeat_ms - 300) * 1_000
             }
-            Code::TooSlow => scenario.lossy,
+            // Who reads all the time is never too slow while no bound is low.
+            Code::TooSlow => scenario.lossy || self.stopped,
             Code::Draining => draining,
             Code::Kicked => kicked,
             Code::Replaced => replaced,

@@ -79,6 +79,8 @@ pub(crate) struct Faults {
     pub(crate) stall_us_max: u64,
     /// A stalled shard finds its mailbox full.
     pub(crate) mailbox_full: u32,
+    /// A stall lasts for seconds, as if the process had been stopped.
+    pub(crate) pause: u32,
 }
 
 impl Faults {
@@ -105,6 +107,7 @@ impl Faults {
             stall: some(20),
             stall_us_max: u64::from(some(60)) * 1_000 + 1,
             mailbox_full: some(500),
+            pause: some(30),
             ..Faults::default()
         }
     }

@@ -47,7 +47,7 @@ impl World {
             }
             Submission::SendCancel { send } => self.cancel_send(ring, send),
             Submission::Shutdown { slot } => self.shut_down(ring, slot),
-            Submission::Close { slot } => self.close(ring, slot),
+            Submission::Close { slot, reset } => self.close(ring, slot, reset),
             Submission::HandOver { slot, ring: target, token } => self.hand_over(ring, slot, target, token),
             Submission::Wake { ring: target } => {
                 let due_us = self.now_us + 1 + self.rng.below(self.faults.wake_late_us_max);
@@ -293,13 +293,16 @@ impl World {
         self.post(ring, 0, Completion::ShutDown { conn }, Vec::new());
     }
 
-    fn close(&mut self, ring: usize, slot: u32) {
+    fn close(&mut self, ring: usize, slot: u32, reset: bool) {
         let usage = self.rings[ring].slots[slot as usize].usage.take().expect("a queued close keeps its slot");
         let due_us = self.post(ring, 0, Completion::Closed { slot }, Vec::new());
         self.rings[ring].slots[slot as usize].due_us = due_us;
         let holders = &mut self.sockets[usage.socket].holders;
         holders.retain(|holder| *holder != (ring, slot));
         if holders.is_empty() {
+            if reset {
+                self.sockets[usage.socket].drop_untaken = true;
+            }
             self.let_go(usage.socket);
         }
     }
@@ -308,8 +311,9 @@ impl World {
     pub(super) fn let_go(&mut self, socket: usize) {
         let gone = &mut self.sockets[socket];
         gone.server_gone = true;
-        if !gone.inbound.is_empty() {
-            // RFC 2525, section 2.17: a close with bytes unread resets the connection.
+        let drops = gone.drop_untaken && !gone.client_gone;
+        if !gone.inbound.is_empty() || drops {
+            // RFC 2525, section 2.17: a close with bytes unread resets the connection. So does one that was asked to.
             self.toward_client(socket, Segment::Reset);
         } else if !std::mem::replace(&mut gone.shut, true) {
             self.toward_client(socket, Segment::End);

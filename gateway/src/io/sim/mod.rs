@@ -130,8 +130,8 @@ impl Io for SimIo {
         self.world.borrow_mut().ask_shutdown(self.ring, conn);
     }
 
-    fn close(&mut self, slot: u32) {
-        self.world.borrow_mut().ask_close(self.ring, slot);
+    fn close(&mut self, slot: u32, reset: bool) {
+        self.world.borrow_mut().ask_close(self.ring, slot, reset);
     }
 
     fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken) {
@@ -161,6 +161,6 @@ impl Io for SimIo {
     }
 
     fn stats(&self) -> IoStats {
-        IoStats { cq_overflow: 0, sq_full: self.world.borrow().sq_full(self.ring) }
+        IoStats { sq_full: self.world.borrow().sq_full(self.ring), ..IoStats::default() }
     }
 }

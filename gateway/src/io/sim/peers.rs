@@ -339,7 +339,7 @@ mod tests {
         let conn = pair.conns[0];
         pair.rings[0].read_cancel(conn, ReadOp::Multishot);
         assert!(matches!(pair.expect(0), Completion::Recv { result: Err(errno::ECANCELED), .. }));
-        pair.rings[0].close(conn.slot);
+        pair.rings[0].close(conn.slot, false);
         pair.send(1, b"still there?");
         pair.expect_nothing(1, 60_000);
         pair.world.borrow_mut().cut(0, 1, false);

@@ -15,7 +15,7 @@ pub(crate) enum Submission {
     Send { slot: u32 },
     SendCancel { send: SendId },
     Shutdown { slot: u32 },
-    Close { slot: u32 },
+    Close { slot: u32, reset: bool },
     HandOver { slot: u32, ring: usize, token: HandoverToken },
     Wake { ring: usize },
     Dial { token: u32, address: SocketAddr },

@@ -36,6 +36,8 @@ pub(crate) struct Socket {
     pub(crate) shut: bool,
     /// No descriptor of the server is left.
     pub(crate) server_gone: bool,
+    /// The server's last close was one with a reset.
+    pub(crate) drop_untaken: bool,
     /// Taken from the server and not read by the client; never above `window`.
     pub(crate) unread: usize,
     pub(crate) window: usize,
@@ -73,6 +75,7 @@ impl Socket {
             reset_told: false,
             shut: false,
             server_gone: false,
+            drop_untaken: false,
             unread: 0,
             window,
             arrived: VecDeque::new(),

@@ -325,7 +325,7 @@ impl World {
         self.push(ring, Submission::Shutdown { slot: conn.slot });
     }
 
-    pub(super) fn ask_close(&mut self, ring: usize, slot: u32) {
+    pub(super) fn ask_close(&mut self, ring: usize, slot: u32, reset: bool) {
         let usage = self.rings[ring].used(slot).expect("contract: close of a free slot");
         assert!(usage.known && !usage.closing, "contract: slot {slot} closed twice or before it was known");
         assert!(usage.read.is_none(), "contract: close of slot {slot} during a read");
@@ -335,7 +335,7 @@ impl World {
             "contract: close of slot {slot} during a shutdown or hand-over"
         );
         usage.closing = true;
-        self.push(ring, Submission::Close { slot });
+        self.push(ring, Submission::Close { slot, reset });
     }
 
     pub(super) fn ask_hand_over(&mut self, ring: usize, conn: ConnId, target: usize, token: HandoverToken) {

@@ -43,7 +43,7 @@ const TRANSFER: u8 = 12;
 const MESSAGE_BYTES: usize = 50;
 const FATE_BYTES: usize = 50;
 const DELIVER_BYTES: usize = 58;
-const ACK_BYTES: usize = 40;
+const ACK_BYTES: usize = 48;
 const REGISTER_BYTES: usize = 40;
 const REGISTERED_BYTES: usize = 46;
 const REGISTER_REFUSED_BYTES: usize = 26;
@@ -77,8 +77,8 @@ pub(crate) enum Record<'a> {
     Fate { origin: Address, id: u64, peer: u64, outcome: u16, stamp: u64 },
     /// From the home to the node that holds a session of the user. `flags` are those of the client's frame.
     Deliver { seat: Seat, user: u64, session: u64, id: u64, from: u64, stamp: u64, flags: u8, payload: &'a [u8] },
-    /// A guest's ACK, for its home.
-    Ack { user: u64, id: u64, peer: u64, stamp: u64, hops: u8 },
+    /// A guest's ACK, for its home, with the session that acknowledges.
+    Ack { user: u64, id: u64, peer: u64, stamp: u64, session: u64, hops: u8 },
     /// A guest's session, for its home. Session 0 asks for a new one.
     Register { user: u64, seat: Seat, session: u64, since_s: u32, device: &'a str, class: &'a str, hops: u8 },
     /// The home has the session; so many messages wait for the user.
@@ -164,9 +164,9 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(payload);
             }
-            Record::Ack { user, id, peer, stamp, hops } => {
+            Record::Ack { user, id, peer, stamp, session, hops } => {
                 let mut bytes = head::<ACK_BYTES>(len, ACK, hops, 0);
-                put_words(&mut bytes, 8, [user, id, peer, stamp]);
+                put_words(&mut bytes, 8, [user, id, peer, stamp, session]);
                 out.extend_from_slice(&bytes);
             }
             Record::Register { user, seat, session, since_s, device, class, hops } => {
@@ -253,8 +253,8 @@ impl<'a> Record<'a> {
                 Record::Deliver { seat: seat(at, 8), user, session, id, from, stamp, flags, payload }
             }
             ACK => {
-                let [user, id, peer, stamp] = words(exactly::<ACK_BYTES>("Ack", bytes)?, 8);
-                Record::Ack { user, id, peer, stamp, hops }
+                let [user, id, peer, stamp, session] = words(exactly::<ACK_BYTES>("Ack", bytes)?, 8);
+                Record::Ack { user, id, peer, stamp, session, hops }
             }
             REGISTER => {
                 let (at, texts) = open::<REGISTER_BYTES>("Register", bytes)?;

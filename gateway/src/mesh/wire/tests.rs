@@ -46,8 +46,11 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             ),
         ),
         (
-            Record::Ack { user: 5, id: 6, peer: 7, stamp: 8, hops: 1 },
-            "00000028040100000000000000000005000000000000000600000000000000070000000000000008",
+            Record::Ack { user: 5, id: 6, peer: 7, stamp: 8, session: 9, hops: 1 },
+            concat!(
+                "000000300401000000000000000000050000000000000006",
+                "000000000000000700000000000000080000000000000009"
+            ),
         ),
         (
             Record::Register { user: 5, seat: seat(), session: 0, since_s: 9, device: "phone", class: "mob", hops: 1 },
@@ -401,7 +404,7 @@ impl Parts {
             0 => Record::Message { origin, from: a, to: b, id: c, hops, flags, payload },
             1 => Record::Fate { origin, id: a, peer: b, outcome: small, stamp: c },
             2 => Record::Deliver { seat, user: a, session: b, id: c, from: d, stamp: e, flags, payload },
-            3 => Record::Ack { user: a, id: b, peer: c, stamp: d, hops },
+            3 => Record::Ack { user: a, id: b, peer: c, stamp: d, session: a ^ d, hops },
             4 => Record::Register { user: a, seat, session: b, since_s, device, class, hops },
             5 => Record::Registered { seat, user: a, session: b, since_s, pending: c },
             6 => Record::RegisterRefused { seat, user: a, code: small },

@@ -178,5 +178,6 @@ fn faults(rng: &mut Rng) -> Faults {
         stall: some(10),
         stall_us_max: u64::from(some(60)) * 1_000 + 1,
         mailbox_full: 0,
+        pause: 0,
     }
 }
