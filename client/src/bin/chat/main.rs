@@ -34,7 +34,7 @@ Examples:
   chat --user 1 --device laptop         a second device of user 1 gets everything, too
   printf '2;;hello\\n' | chat --user 1   send one message, print its fate and leave
   TRUNKLINE_TOKEN=eyJ… chat --user 1    log in where the gateway runs with --auth jwt
-  chat --user 1 --token-file token      the same, with a file that is read again before the token expires
+  chat --user 1 --token-file token      the same, from a file that is read again in time
   chat --user 1 --addr a:7700,b:7700    try b when a does not answer
 
 Lines:
@@ -58,7 +58,7 @@ struct Args {
 
     /// Addresses of gateways, separated by commas or given several times: tried in turn, together with those that
     /// gateways name
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', default_value = "127.0.0.1:7700")]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address, default_value = "127.0.0.1:7700")]
     addr: Vec<String>,
 
     /// Address of the gateway's HTTP interface, for /who
@@ -86,6 +86,12 @@ struct Args {
     /// Send at most once, without acknowledgement
     #[arg(long, overrides_with = "ack")]
     no_ack: bool,
+}
+
+/// An address as the library takes it.
+fn address(text: &str) -> Result<String, String> {
+    let config = Config { addrs: vec![text.to_owned()], user: 1, ..Config::default() };
+    config.validate().map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 #[tokio::main(flavor = "current_thread")]
