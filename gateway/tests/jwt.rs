@@ -235,7 +235,8 @@ fn an_algorithm_that_was_not_configured_is_refused() {
 #[test]
 fn what_is_no_token_is_refused() {
     with_hs256(|gateway| {
-        let long = "a".repeat(60_000);
+        // As long as a LOGIN may be, and longer than a token.
+        let long = "a".repeat(8_000);
         for token in ["", ".", "..", "a.b.c", "eyJhbGciOiJIUzI1NiJ9..", &long] {
             assert_refused(gateway, 1, token);
         }
