@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `heart.rs` | may this node serve, and what has to be asked of Redis next? Pure |
 //! | `joining.rs` | what a node waits for before it has its first lease |
+//! | `reach.rs` | can the others dial this node, and can this one dial those that join? |
 //! | `walk.rs` | how fast sessions are written again, and which shard is next. Pure |
+//! | `audit.rs` | does Redis hold the sessions of this node as they are? |
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
@@ -13,7 +15,7 @@
 //! | `exposition.rs` | the same as metrics |
 //!
 //! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when they run. Each beat
-//! renews it and asks for the view. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced by the
+//! renews it and asks for the view. It becomes active when most of those that came before it say that they can dial it. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced by the
 //! first look at the clock, whoever looks, and no slow answer of Redis can delay that.
 //!
 //! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way that cannot be
@@ -23,16 +25,19 @@
 //!
 //! Architecture Invariant: nothing here is waited for by a shard, and every wait for Redis has a bound.
 
+mod audit;
 mod exposition;
 mod heart;
 mod joining;
 mod place;
+mod reach;
 mod reader;
 mod rival;
 mod state;
 mod task;
 mod walk;
 
+pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use heart::{Ask, Heart};
 pub use place::Place;
@@ -49,7 +54,7 @@ use task::{Order, Task};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use trunkline_router::membership::{NodeRecord, NodeState};
-use trunkline_router::redis::Plane;
+use trunkline_router::redis::{Master, Plane};
 
 /// Version of the protocol between nodes that this node speaks.
 pub const MESH_PROTOCOL: u32 = 1;
@@ -130,18 +135,21 @@ impl Cluster {
             started_ms,
             life: 0,
             secret_mark: secret.mark(),
+            reach: None,
         };
         let mut heart = Heart::new(node, config.lease_ms);
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         heart.acquired(sent_ms, crate::clock::now_ms(), incarnation);
         tracing::info!("node {node} has its lease, incarnation {incarnation}");
 
+        tokio::spawn(warn_of_risks(plane.clone()));
+
         let logs: Vec<Arc<PresenceLog>> = (0..shards).map(|_| Arc::new(PresenceLog::new())).collect();
         let state = Arc::new(ClusterState::new(node, Arc::clone(plane.metrics()), logs.clone()));
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, plane.clone(), heart, record, state.clone(), logs.clone());
+        let task = Task::new(config, secret, plane.clone(), heart, record, state.clone(), logs.clone())?;
         let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
         Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })
@@ -173,5 +181,17 @@ impl Cluster {
         if tokio::time::timeout(FLUSH_TIMEOUT + 4 * self.round_trip_max, self.task).await.is_err() {
             tracing::warn!("the lease could not be given up; it runs out by itself");
         }
+    }
+}
+
+/// Says what of the masters puts presence at risk. Whoever cannot be asked, or does not tell, is no reason not to serve.
+async fn warn_of_risks(plane: Plane) {
+    match plane.masters().await {
+        Ok(masters) => {
+            for risk in masters.iter().flat_map(Master::risks) {
+                tracing::warn!("{risk}");
+            }
+        }
+        Err(error) => tracing::info!("whether Redis may lose presence is not known: {error}"),
     }
 }

@@ -1,5 +1,6 @@
 //! What the control thread may ask of a shard, and how the answers come back.
 
+use crate::presence_log::PresenceEvent;
 use crate::reason::CloseReason;
 use crossbeam_queue::ArrayQueue;
 use serde::Serialize;
@@ -47,6 +48,21 @@ pub enum Control {
         /// Receives where the page ended.
         answer: oneshot::Sender<SessionsPage>,
     },
+    /// Lists sessions, to be compared with what is stored of them. What a list says is of the past when it is read: nothing may be
+    /// written that it says.
+    List {
+        /// The first slot to look at.
+        from_slot: u32,
+        /// Sessions to list at most.
+        max: usize,
+        /// Receives them.
+        answer: oneshot::Sender<SessionsList>,
+    },
+    /// Tells of these sessions again, through the shard's presence log, as far as they are still there.
+    Tell {
+        /// User and session ids.
+        sessions: Vec<(u64, u64)>,
+    },
     /// Ends one session. The home shard decides which of two logins of a device stays; this is the fallback when two nodes took one each
     /// and only the presence store has seen both.
     End {
@@ -82,6 +98,15 @@ pub struct SessionsPage {
     /// Sessions told of.
     pub sessions: usize,
     /// Where the next page begins; `None` when this was the last.
+    pub next_slot: Option<u32>,
+}
+
+/// What became of [`Control::List`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionsList {
+    /// The sessions, as they would be told of.
+    pub sessions: Vec<PresenceEvent>,
+    /// Where the next list begins; `None` when this was the last.
     pub next_slot: Option<u32>,
 }
 

@@ -377,6 +377,8 @@ impl<I: Io> Core<I> {
                 Control::Sessions { from_slot, max, answer } => {
                     let _ = answer.send(self.shard.sessions_page(from_slot, max));
                 }
+                Control::List { from_slot, max, answer } => drop(answer.send(self.shard.sessions_list(from_slot, max))),
+                Control::Tell { sessions } => self.shard.tell_again(&sessions),
                 Control::End { user, session, reason } => self.shard.end_session(user, session, reason),
                 Control::Outbid { user, session, above } => self.shard.outbid(user, session, above),
                 Control::Drain { ends } => {

@@ -7,6 +7,7 @@ mod checks;
 mod facts;
 mod predict;
 mod profile;
+mod redis;
 mod report;
 #[cfg(test)]
 mod sample;
@@ -16,6 +17,7 @@ pub use checks::{Check, Status};
 pub use facts::Facts;
 pub use predict::{Prediction, Term, predict};
 pub use profile::{BadLine, Difference, Profile, Rule, Setting, Standing, compare, parse};
+pub use redis::check_redis;
 
 use crate::budget::Budget;
 use crate::config::{Config, Host};
@@ -59,6 +61,14 @@ pub struct Report {
     pub applied: Option<Outcome>,
     #[serde(skip)]
     budget_text: String,
+}
+
+impl Report {
+    /// Adds what was looked at besides the host.
+    pub fn add(&mut self, checks: Vec<Check>) {
+        self.ready &= checks.iter().all(|check| check.status != Status::Fail);
+        self.checks.extend(checks);
+    }
 }
 
 impl Difference {

@@ -154,6 +154,10 @@ impl Node {
     fn unready(&self) -> Option<String> {
         match self.state() {
             NodeState::Starting => {
+                let of_cluster = self.cluster().and_then(|cluster| cluster.status().waits);
+                if of_cluster.is_some() {
+                    return of_cluster;
+                }
                 let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 Some(waits.unwrap_or_else(|| "the node is being set up".to_owned()))
             }

@@ -109,6 +109,10 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
         report = examine();
         report.applied = Some(outcome);
     }
+    // On a made-up root there is nobody to connect to.
+    if let Some(cluster) = asked.config.cluster.as_ref().filter(|_| asked.root.is_system()) {
+        report.add(doctor::check_redis(&cluster.redis));
+    }
     print_as(asked.json, &report)?;
     if let Some(outcome) = &report.applied {
         unless_failed(outcome, "written")?;

@@ -156,6 +156,11 @@ impl PresenceWriter {
         room
     }
 
+    /// A session as it would be told of.
+    pub(crate) fn described(&self, user: u64, entry: &Entry) -> PresenceEvent {
+        self.event(true, user, entry)
+    }
+
     /// Gives a session a version above this one, and tells of it again: something that does not count holds its place. False if `above`
     /// is too far ahead of the clock to be a version.
     pub(crate) fn outbid(&mut self, wall_ms: u64, user: u64, entry: &Entry, above: u64) -> bool {

@@ -128,7 +128,7 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
     let share = |name: &str| view.ring.as_ref()?.index_of(name).and_then(|index| shares.get(index).copied());
     let answer = |record: &NodeRecord| NodeAnswer {
         // Who asks has no use for the mark of the secret; what tells nodes of one cluster apart is not for everybody.
-        record: NodeRecord { life: record.life(), secret_mark: String::new(), ..record.clone() },
+        record: NodeRecord { life: record.life(), secret_mark: String::new(), reach: None, ..record.clone() },
         lease: if picture.degraded { LeaseState::Assumed } else { LeaseState::Live },
         reachable: reachable(&record.name),
         in_ring: share(&record.name).is_some(),

@@ -232,6 +232,7 @@ mod tests {
             started_ms: 1,
             life: 0,
             secret_mark: String::new(),
+            reach: None,
         }
     }
 

@@ -17,6 +17,6 @@ mod view;
 
 pub use lease::{Fenced, Lease};
 pub(crate) use record::check_name;
-pub use record::{NodeRecord, NodeState, RECORD_BYTES_MAX, RecordError, SHARDS_MAX};
+pub use record::{NodeRecord, NodeState, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX};
 pub use state::Membership;
 pub use view::View;

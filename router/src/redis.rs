@@ -25,6 +25,7 @@
 mod config;
 mod entry;
 mod error;
+mod master;
 mod metrics;
 mod patience;
 mod plane;
@@ -35,6 +36,7 @@ pub mod write_behind;
 pub use config::{RedisConfig, UrlError};
 pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
 pub use error::{AccountError, AcquireError, PlaneError};
+pub use master::Master;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
 pub use plane::{Plane, Renewal};

@@ -21,6 +21,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         started_ms: 1_700_000_000_000,
         life: 0,
         secret_mark: String::new(),
+        reach: None,
     }
 }
 

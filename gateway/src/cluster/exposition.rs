@@ -25,6 +25,14 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         "Age of the oldest presence write that waits for Redis.",
     );
     exposition.sample(&[], redis.oldest_age_ms as f64 / 1_000.0);
+    if let Some(since_ms) = status.audit.since_ms {
+        exposition.name(
+            "trunkline_presence_audit_age_seconds",
+            Gauge,
+            "Time since all sessions had been compared with what Redis holds, or since that began.",
+        );
+        exposition.sample(&[], now_ms.saturating_sub(since_ms) as f64 / 1_000.0);
+    }
     let whole = [
         ("trunkline_cluster_view_epoch", Gauge, "Epoch of the view of the cluster.", cluster.epoch()),
         (
@@ -109,6 +117,24 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             status.resyncs,
         ),
         ("trunkline_presence_resyncing", Gauge, "1 while that goes on.", u64::from(status.resyncing)),
+        (
+            "trunkline_presence_compared_total",
+            Counter,
+            "Sessions of this node compared with what Redis holds of them.",
+            status.audit.compared,
+        ),
+        (
+            "trunkline_presence_mended_total",
+            Counter,
+            "Sessions that Redis did not hold as they are, and that were written again.",
+            status.audit.mended,
+        ),
+        (
+            "trunkline_presence_compare_failures_total",
+            Counter,
+            "Sessions that could not be compared because Redis did not answer.",
+            status.audit.failed,
+        ),
         (
             "trunkline_presence_rivals_total",
             Counter,

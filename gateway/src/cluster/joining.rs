@@ -5,6 +5,7 @@
 
 use crate::clock::now_ms;
 use crate::startup::StartupError;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use trunkline_router::membership::NodeRecord;
@@ -112,6 +113,13 @@ impl<W: Fn(String)> Joining<W> {
                  or this one another --redis"
             )));
         }
+        if let Some(real) = real_beside_loopback(&members, record) {
+            return Err(Missed::Refused(format!(
+                "the mesh address {} is on loopback, and node {} is at {}, so they cannot reach each other: \
+                 give --mesh an address of this machine that the other nodes dial",
+                record.mesh, real.name, real.mesh
+            )));
+        }
         let (asked, sent_ms) = (Instant::now(), now_ms());
         match plane.acquire(record, lease_ms).await {
             Ok(incarnation) => Ok((sent_ms, incarnation)),
@@ -147,6 +155,13 @@ fn stranger<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a str> 
     let stranger =
         members.iter().find(|member| !member.secret_mark.is_empty() && member.secret_mark != own.secret_mark);
     stranger.map(|stranger| stranger.name.as_str())
+}
+
+/// A node whose mesh address is a real one, while that of this node is on loopback.
+fn real_beside_loopback<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a NodeRecord> {
+    let is_loopback = |mesh: &str| mesh.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    let others = || members.iter().filter(|member| member.name != own.name);
+    others().find(|member| is_loopback(&own.mesh) && !is_loopback(&member.mesh))
 }
 
 #[cfg(test)]

@@ -24,15 +24,21 @@ impl Place {
         Place { orders, round_trip_max }
     }
 
-    /// The shards run: into the ring. See [`Place::take`] for when this returns.
+    /// The shards run: into the ring, as soon as other nodes can dial this one. See [`Place::take`] for when this returns.
     pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
         self.order(Order::Serve { ports, stats }).await;
         self.take().await;
     }
 
     /// Into the ring. Returns when every shard has been told a view in which this node is active, so that it knows the homes of users; or
-    /// after as long as that may take. It goes on being tried then.
+    /// after as long as that may take. It goes on being tried then. For a node that others cannot dial it does not return.
     pub async fn take(&self) {
+        // The sender is dropped when the node leaves, or when somebody else asks.
+        let (done, admitted) = oneshot::channel();
+        self.order(Order::Admit { done }).await;
+        if admitted.await.is_err() {
+            return;
+        }
         if !self.becomes(NodeState::Active).await {
             tracing::warn!("Redis could not be told in time that this node is active; it is tried again each second");
         }

@@ -116,6 +116,7 @@ mod tests {
             started_ms: 1,
             life: 0,
             secret_mark: String::new(),
+            reach: None,
         });
         let mut membership = Membership::new(Some("a"), 5_000);
         membership.polled(0, records.to_vec());

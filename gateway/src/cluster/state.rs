@@ -1,5 +1,6 @@
 //! What the rest of the process may know of the cluster.
 
+use super::audit::AuditStatus;
 use crate::presence_log::PresenceLog;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,8 @@ pub struct ClusterStatus {
     pub state: &'static str,
     /// Why the node must not serve.
     pub fenced: Option<Fenced>,
+    /// Why a node that joins does not become active yet.
+    pub waits: Option<String>,
     /// Who holds the name of this node, as far as Redis told when it refused the lease.
     pub holder: Option<String>,
     /// The digest of the view.
@@ -44,6 +47,8 @@ pub struct ClusterStatus {
     pub resyncs: u64,
     /// Whether that is going on.
     pub resyncing: bool,
+    /// What came of comparing presence in Redis with the truth.
+    pub audit: AuditStatus,
     /// Logins of this node that lost against another session.
     pub rivals: u64,
     /// Those among them that were not looked into at once, because too many came together.

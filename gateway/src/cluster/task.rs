@@ -1,26 +1,29 @@
 //! The task that asks Redis and shards, and tells them. It decides nothing that [`Heart`] and [`Walk`] can decide.
 
+use super::audit::{Audit, Compared, compare};
 use super::heart::{Ask, Heart};
+use super::reach::{Admission, Prober, admission};
 use super::rival::{self, Loser};
 use super::state::{ClusterState, ClusterStatus, RedisStatus, state_word};
 use super::walk::{Page, Walk};
 use super::{FLUSH_TIMEOUT, MeshNews};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
-use crate::config::ClusterConfig;
-use crate::control::{Control, ControlPort, SessionsPage};
+use crate::config::{ClusterConfig, ClusterSecret};
+use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
+use crate::startup::StartupError;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use trunkline_router::membership::{NodeRecord, NodeState, View};
 use trunkline_router::redis::{
-    AcquireError, Plane, PlaneError, PresenceEntry, PresenceWrite, Renewal, WriteBehind, write_behind,
+    AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, Renewal, WriteBehind, write_behind,
 };
 
 /// How often the shards' presence logs are looked at; see [`crate::presence_log`].
@@ -29,6 +32,10 @@ const LOG_PERIOD: Duration = Duration::from_millis(20);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Logins that lost and wait to be looked into. What does not fit is found again when it is written the next time.
 const LOSERS_MAX: usize = 4_096;
+/// While a write has waited for Redis for longer than this nothing is compared: what it would find missing is only late.
+const AUDIT_QUEUE_AGE_MS: u64 = 10_000;
+/// How often a node that waits to be let in asks what the others have found.
+const ADMISSION_POLL_PERIOD: Duration = Duration::from_millis(250);
 /// How often a node says again that it cannot have its name.
 const FENCED_LOG_PERIOD: Duration = Duration::from_secs(10);
 
@@ -37,6 +44,8 @@ const FENCED_LOG_PERIOD: Duration = Duration::from_secs(10);
 pub(super) enum Order {
     /// The shards run.
     Serve { ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>> },
+    /// Answered when the node may become active: at once, if it has been.
+    Admit { done: oneshot::Sender<()> },
     /// Into the ring or out of it; answered when the shards have been told a view in which it is so.
     Become { state: NodeState, done: oneshot::Sender<()> },
     /// Write what waits, give the lease up, and end.
@@ -49,6 +58,7 @@ enum Answer {
     Acquired { sent_ms: u64, state: NodeState, result: Result<u64, AcquireError> },
     Polled(Result<Vec<NodeRecord>, PlaneError>),
     Epoch { digest: u64, result: Result<u64, PlaneError> },
+    Compared(Compared),
 }
 
 /// The shards, once they run.
@@ -88,6 +98,8 @@ pub(super) struct Task {
     rewrite_ms: u64,
     page: Option<oneshot::Receiver<SessionsPage>>,
     page_asked: Instant,
+    audit: Audit,
+    list: Option<(usize, oneshot::Receiver<SessionsList>)>,
     node: Arc<str>,
     holder: Option<String>,
     redis_error: Option<String>,
@@ -95,6 +107,13 @@ pub(super) struct Task {
     resyncs: u64,
     /// Who waits for the shards to be told a view with the node in this state.
     awaited: Option<(NodeState, oneshot::Sender<()>)>,
+    prober: Prober,
+    /// Who waits to be let in, and why not yet. Once let in, a node stays so.
+    asks_admission: Option<oneshot::Sender<()>>,
+    admitted: bool,
+    waits: Option<String>,
+    patience: Patience,
+    polled: Instant,
     /// The poll under way may be from before the state that is waited for; ask again behind it.
     repoll: bool,
     state: Arc<ClusterState>,
@@ -103,12 +122,13 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(
         config: &ClusterConfig,
+        secret: &ClusterSecret,
         plane: Plane,
         heart: Heart,
         record: NodeRecord,
         state: Arc<ClusterState>,
         logs: Vec<Arc<PresenceLog>>,
-    ) -> Self {
+    ) -> Result<Self, StartupError> {
         let queue_max = config.presence_queue_max;
         let bytes_max = queue_max.saturating_mul(PRESENCE_WRITE_BYTES as usize);
         let queue = Arc::new(WriteBehind::new(queue_max, bytes_max, Arc::clone(plane.metrics())));
@@ -150,12 +170,20 @@ impl Task {
             rewrite_ms,
             page: None,
             page_asked: Instant::now(),
+            audit: Audit::new(config.presence_audit_ms),
+            list: None,
             node: record.name.as_str().into(),
             holder: None,
             redis_error: None,
             fenced_logged: None,
             resyncs: 0,
             awaited: None,
+            prober: Prober::new(secret, &record.name)?,
+            asks_admission: None,
+            admitted: false,
+            waits: None,
+            patience: Patience::default(),
+            polled: Instant::now(),
             repoll: false,
             state,
             plane,
@@ -163,7 +191,7 @@ impl Task {
             record,
         };
         task.publish();
-        task
+        Ok(task)
     }
 
     /// The views as they come.
@@ -182,16 +210,29 @@ impl Task {
                 _ = logs.tick() => {
                     self.take_events();
                     self.walk_on();
+                    self.audit_on();
+                    if self.asks_admission.is_some() && self.polled.elapsed() >= ADMISSION_POLL_PERIOD {
+                        self.poll();
+                    }
                 }
+                // Others wait for what was found.
+                changed = self.prober.next() => if changed {
+                    self.beat.reset_immediately();
+                },
                 Some(answer) = self.answers.join_next() => match answer {
                     Ok(answer) => self.answered(answer),
                     // None of them panics; were it so, this lets the next beat ask again.
-                    Err(_) => (self.leasing, self.polling, self.agreeing) = (false, false, false),
+                    Err(_) => {
+                        (self.leasing, self.polling, self.agreeing) = (false, false, false);
+                        self.audit.failed();
+                    }
                 },
                 page = next_page(&mut self.page) => self.page_answered(page),
+                (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
                 Some(news) = news.recv() => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
+                    Order::Admit { done } => self.ask_admission(done),
                     Order::Become { state, done } => self.set_state(state, done),
                     Order::Leave => flushed = flushed.or_else(|| self.flush()),
                 },
@@ -272,12 +313,14 @@ impl Task {
             state: self.heart.state(),
             connections: sum(|stats| stats.open.get()),
             users: sum(|stats| stats.users.get()),
+            reach: Some(self.prober.reach()),
             ..self.record.clone()
         }
     }
 
     fn poll(&mut self) {
         if !std::mem::replace(&mut self.polling, true) {
+            self.polled = Instant::now();
             let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
             self.answers.spawn(async move {
                 let result = timeout(round_trip_max, plane.poll()).await;
@@ -336,6 +379,8 @@ impl Task {
                 self.polling = false;
                 match result {
                     Ok(records) => {
+                        self.prober.look(&records);
+                        self.judge_admission(&records);
                         self.heart.polled(now_ms, records);
                         self.agree();
                     }
@@ -352,6 +397,7 @@ impl Task {
                     self.heart.set_epoch(digest, epoch);
                 }
             }
+            Answer::Compared(compared) => self.compared(now_ms, compared),
         }
         if self.heart.redis_failing_ms().is_none() && self.redis_error.take().is_some() {
             tracing::info!("Redis works again");
@@ -415,7 +461,49 @@ impl Task {
         if self.resyncs > 0 {
             self.walk.resync();
         }
+        self.audit.begin(now_ms(), ports.len());
         self.shards = ShardEnds { unsent: vec![true; ports.len()], ports, stats };
+    }
+
+    fn ask_admission(&mut self, done: oneshot::Sender<()>) {
+        if self.admitted {
+            // Nobody waits any more if the drain is wanted again.
+            let _ = done.send(());
+            return;
+        }
+        self.asks_admission = Some(done);
+        self.poll();
+    }
+
+    /// Lets the node in if the records of all nodes say so.
+    fn judge_admission(&mut self, records: &[NodeRecord]) {
+        if self.asks_admission.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let why = match admission(&self.fresh_record(), records) {
+            Admission::Open => {
+                self.admitted = true;
+                self.waits = None;
+                if let Some(done) = self.asks_admission.take() {
+                    let _ = done.send(());
+                }
+                return;
+            }
+            Admission::Waits(why) => {
+                if self.patience.is_due("waits", now) {
+                    tracing::info!("{why}");
+                }
+                why
+            }
+            Admission::Unreachable(why) => {
+                if self.patience.is_due("unreachable", now) {
+                    tracing::error!("{why}");
+                }
+                why
+            }
+        };
+        self.waits = Some(why);
     }
 
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
@@ -498,6 +586,47 @@ impl Task {
         }
     }
 
+    /// Asks for the next list of sessions to compare, if it is time and what is written last has been written.
+    fn audit_on(&mut self) {
+        let written = self.plane.metrics().snapshot();
+        let busy = written.queued > self.queue_max / 2 || written.oldest_age_ms > AUDIT_QUEUE_AGE_MS;
+        let failing = self.heart.redis_failing_ms().is_some() || self.heart.fenced().is_some();
+        if busy || failing || self.walk.is_resync() {
+            return;
+        }
+        let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
+        let Some(Page { shard, from_slot, max }) = self.audit.page(now_ms(), sessions) else { return };
+        let (answer, list) = oneshot::channel();
+        match self.shards.ports[shard].send(Control::List { from_slot, max, answer }) {
+            Ok(()) => self.list = Some((shard, list)),
+            Err(_) => self.audit.failed(),
+        }
+    }
+
+    fn listed(&mut self, shard: usize, list: Option<SessionsList>) {
+        self.list = None;
+        let Some(SessionsList { sessions, next_slot }) = list else { return self.audit.failed() };
+        self.audit.listed(sessions.len(), next_slot);
+        let (plane, node, incarnation) = (self.plane.clone(), self.record.name.clone(), self.heart.incarnation());
+        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        self.answers
+            .spawn(async move { Answer::Compared(compare(plane, shard, sessions, node, incarnation, wall_ms).await) });
+    }
+
+    fn compared(&mut self, now_ms: u64, compared: Compared) {
+        // A new incarnation writes everything again.
+        let counts = compared.incarnation == self.heart.incarnation() && !self.walk.is_resync();
+        let sessions = if counts { compared.lost.clone() } else { Vec::new() };
+        let mut told = sessions.len();
+        if let (1.., Some(port)) = (told, self.shards.ports.get(compared.shard))
+            && port.send(Control::Tell { sessions }).is_err()
+        {
+            // A shard that is too busy now: they are found again.
+            told = 0;
+        }
+        self.audit.compared(now_ms, &compared, told);
+    }
+
     /// Tells the shards of a view that differs in what matters. A shard whose queue is full is told the next time.
     fn send_view(&mut self) {
         let view = self.heart.view();
@@ -543,6 +672,7 @@ impl Task {
         let status = ClusterStatus {
             state: state_word(self.heart.state()),
             fenced: self.heart.fenced(),
+            waits: self.waits.clone(),
             holder: self.holder.clone(),
             digest: view.digest,
             members,
@@ -552,6 +682,7 @@ impl Task {
             redis: RedisStatus { failing_since_ms: self.heart.redis_failing_ms(), error: self.redis_error.clone() },
             resyncs: self.resyncs,
             resyncing: self.walk.is_resync(),
+            audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
         };
@@ -581,6 +712,14 @@ fn write_of(event: PresenceEvent, node: &Arc<str>, incarnation: u64, shard: u32)
 async fn next_page(page: &mut Option<oneshot::Receiver<SessionsPage>>) -> Option<SessionsPage> {
     match page {
         Some(page) => page.await.ok(),
+        None => pending().await,
+    }
+}
+
+/// The list asked for, and of which shard; never, if none was.
+async fn next_list(list: &mut Option<(usize, oneshot::Receiver<SessionsList>)>) -> (usize, Option<SessionsList>) {
+    match list {
+        Some((shard, list)) => (*shard, list.await.ok()),
         None => pending().await,
     }
 }

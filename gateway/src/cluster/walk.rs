@@ -32,13 +32,24 @@ pub(super) struct Walk {
     allowance: u64,
     earned_ms: u64,
     asked: bool,
+    rounds: u64,
 }
 
 impl Walk {
     /// Through `shards` shards, with a round in `round_ms` while there is no hurry.
     pub(super) fn new(now_ms: u64, shards: usize, round_ms: u64) -> Self {
         let round_ms = round_ms.max(1);
-        Walk { shards, round_ms, shard: 0, slot: 0, resync: false, allowance: 0, earned_ms: now_ms, asked: false }
+        Walk {
+            shards,
+            round_ms,
+            shard: 0,
+            slot: 0,
+            resync: false,
+            allowance: 0,
+            earned_ms: now_ms,
+            asked: false,
+            rounds: 0,
+        }
     }
 
     /// Begins again from the first session, in a hurry.
@@ -46,6 +57,11 @@ impl Walk {
         (self.shard, self.slot, self.resync) = (0, 0, true);
         // What was asked for may still come, and is not the page asked for next.
         self.asked = false;
+    }
+
+    /// How often it has got round.
+    pub(super) fn rounds(&self) -> u64 {
+        self.rounds
     }
 
     /// Whether a resync is under way.
@@ -86,6 +102,9 @@ impl Walk {
         match page.next_slot {
             Some(slot) => self.slot = slot,
             None => (self.shard, self.slot) = ((self.shard + 1) % self.shards, 0),
+        }
+        if page.next_slot.is_none() && self.shard == 0 {
+            self.rounds += 1;
         }
         let ended = page.next_slot.is_none() && self.shard == 0 && std::mem::take(&mut self.resync);
         if ended {
@@ -150,6 +169,7 @@ mod tests {
                     assert!(!walk.answered(answer));
                 }
             }
+            assert!(walk.rounds() <= 1);
             let late_ms = now_ms.abs_diff(DAY_HALF_MS);
             assert!(late_ms < DAY_HALF_MS / 100, "{now_ms} ms for {sessions} sessions");
         }

@@ -40,6 +40,8 @@ pub struct ClusterConfig {
     pub lease_ms: u64,
     /// Most presence writes that wait for Redis.
     pub presence_queue_max: usize,
+    /// Time in which all sessions are compared with what Redis holds, milliseconds.
+    pub presence_audit_ms: u64,
 }
 
 /// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes.
@@ -117,7 +119,7 @@ pub(super) fn cluster(
     };
     Ok(Some(ClusterConfig {
         redis,
-        mesh: mesh(known(all.mesh), judge)?,
+        mesh: mesh(all, judge)?,
         advertise: advertise(all, listen, judge)?,
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
         secret_file,
@@ -125,6 +127,7 @@ pub(super) fn cluster(
         lease_ms,
         presence_queue_max: judge.count("presence_queue_max", known(all.presence_queue_max), 1_000..=100_000_000)?
             as usize,
+        presence_audit_ms: judge.count("presence_audit_secs", known(all.presence_audit_secs), 1..=86_400)? * 1_000,
     }))
 }
 
@@ -140,6 +143,7 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
         ("cluster_secret_file", all.cluster_secret_file.is_some()),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
+        ("presence_audit_secs", all.presence_audit_secs != defaults.presence_audit_secs),
         ("presence_queue_max", all.presence_queue_max != Some(PRESENCE_QUEUE_MOST)),
     ];
     match changed.iter().find(|(_, changed)| *changed) {
@@ -152,10 +156,25 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
     }
 }
 
-fn mesh(mesh: SocketAddr, judge: &Judge) -> Result<SocketAddr, ConfigError> {
+fn mesh(all: &Settings, judge: &Judge) -> Result<SocketAddr, ConfigError> {
+    let mesh = known(all.mesh);
     if mesh.ip().is_unspecified() || mesh.port() == 0 {
         let allowed = "the other nodes dial this address, so it must be one of this machine with a port that is not 0";
         return judge.refuse("mesh", mesh, allowed);
+    }
+    // Of a host name nobody knows here where it leads.
+    let advertised = all.advertise.as_ref().and_then(|text| text.parse::<SocketAddr>().ok());
+    let elsewhere = advertised.filter(|address| !address.ip().is_loopback() && !address.ip().is_unspecified());
+    if let (true, Some(advertised)) = (mesh.ip().is_loopback(), elsewhere) {
+        let suggested = SocketAddr::new(advertised.ip(), mesh.port());
+        return judge.refuse(
+            "mesh",
+            mesh,
+            format!(
+                "clients reach this node at {advertised} (advertise), and no other node reaches it on loopback: \
+                 give --mesh an address that the other nodes dial, such as {suggested}"
+            ),
+        );
     }
     Ok(mesh)
 }

@@ -156,6 +156,9 @@ settings! {
     lease_secs: [u64] "SECS" "TRUNKLINE_LEASE_SECS" Fixed("5");
     /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again once Redis works.
     presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Computed("1000000, as far as a sixteenth of memory_max holds them at 512 B each");
+    /// Seconds in which all sessions are compared with what Redis holds of them, 1 to 86400, by 5,120 a second at most. What Redis has lost
+    /// is written again.
+    presence_audit_secs: [u64] "SECS" "TRUNKLINE_PRESENCE_AUDIT_SECS" Fixed("300");
 
     ["Connections"]
     /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).

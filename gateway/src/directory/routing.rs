@@ -147,6 +147,7 @@ pub(crate) mod tests {
             started_ms: 0,
             life: 0,
             secret_mark: String::new(),
+            reach: None,
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -44,12 +44,12 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(group: &'static str, name: &'static str, found: impl Into<String>) -> Self {
+    pub(super) fn ok(group: &'static str, name: &'static str, found: impl Into<String>) -> Self {
         let none = String::new;
         Check { group, name, status: Status::Ok, found: found.into(), wanted: none(), why: none(), fix: none() }
     }
 
-    fn bad(
+    pub(super) fn bad(
         mut self,
         status: Status,
         wanted: impl Into<String>,

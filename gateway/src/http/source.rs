@@ -44,6 +44,7 @@ impl Node {
             started_ms: self.started_ms,
             life: 0,
             secret_mark: String::new(),
+            reach: None,
         }))
     }
 

@@ -348,6 +348,11 @@ impl Dialer {
         self.machine.is_expired(now_ms)
     }
 
+    /// Whether the other side has proved that it is the node that was dialed.
+    pub(crate) fn peer_has_proved(&self) -> bool {
+        matches!(self.state, Dialing::Accept { .. })
+    }
+
     /// Takes bytes from the peer; appends what is to be sent.
     ///
     /// # Errors

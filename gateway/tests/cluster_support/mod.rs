@@ -20,7 +20,7 @@ pub(crate) const LEASE_SECS: u64 = 2;
 pub(crate) struct Member {
     pub(crate) name: &'static str,
     pub(crate) mesh: String,
-    url: String,
+    pub(crate) url: String,
     secret: ScratchFile,
 }
 
@@ -33,6 +33,10 @@ impl Member {
         let secret = ScratchFile::new("cluster-secret", "0123456789abcdef0123456789abcdef\n");
         let mesh = format!("127.0.0.1:{}", free_ports(1)[0]);
         Member { name, mesh, url: url.to_owned(), secret }
+    }
+
+    pub(crate) fn secret_file(&self) -> &str {
+        self.secret.path()
     }
 
     /// The command that starts it, with two shards and without addresses for clients and HTTP.

@@ -28,13 +28,18 @@ pub(crate) const SHARD_COUNTS: &[u32] = &[1, 2, 4, 56];
 pub(crate) const ONE_AND_MANY: &[u32] = &[1, 4];
 
 /// Asks `condition` again and again until it gives a value; fails when that takes longer than `PATIENCE`.
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_for_within(what, PATIENCE, condition)
+}
+
+/// The same for what takes its time by itself.
+pub(crate) fn wait_for_within<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -20,6 +20,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         started_ms: 1,
         life: 0,
         secret_mark: String::new(),
+        reach: None,
     }
 }
 

@@ -40,6 +40,20 @@ impl NodeState {
     }
 }
 
+/// The most findings a record may hold: as many nodes hardly join at a time, and the record stays well below its bound.
+pub const REACH_MAX: usize = 16;
+
+/// What a node found when it dialed the mesh address of one that joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// The node that joins.
+    pub name: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Whether that very node answered there.
+    pub ok: bool,
+}
+
 /// One node, as its lease in Redis describes it. Fields that are not known here are skipped: a newer node may have more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -72,6 +86,9 @@ pub struct NodeRecord {
     /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link up. May be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub secret_mark: String,
+    /// What it found when it dialed nodes that join, [`REACH_MAX`] at most; `None` for a version that does not dial them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Vec<Reach>>,
 }
 
 impl NodeRecord {
@@ -121,6 +138,9 @@ impl NodeRecord {
         let port = self.mesh.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) || !is_address(&self.mesh) {
             return Err(RecordError::BadMesh { mesh: self.mesh.clone() });
+        }
+        for reach in self.reach.iter().flatten() {
+            check_name(&reach.name)?;
         }
         if self.secret_mark.len() > MARK_BYTES_MAX || !self.secret_mark.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(RecordError::BadMark);

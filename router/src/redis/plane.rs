@@ -3,6 +3,7 @@
 use super::config::RedisConfig;
 use super::entry::{self, PresenceEntry, PresenceWrite, Stored, WriteOutcome, padded};
 use super::error::{AccountError, AcquireError, PlaneError};
+use super::master::Master;
 use super::metrics::{Metrics, add};
 use super::script::{Script, Scripts};
 use crate::membership::{NodeRecord, check_name};
@@ -273,6 +274,42 @@ impl Plane {
         };
         args.push(kept_s.into());
         script.request([key.as_str()], args)
+    }
+
+    /// What is stored of each of these devices, in the order given: one HGET for each in a pipeline for each master. `None` is no entry, the
+    /// mark of a logout, or what cannot be read. What is for a master that is away fails at once.
+    pub async fn stored(&self, devices: &[(u64, &str)]) -> Vec<Result<Option<PresenceEntry>, PlaneError>> {
+        let requests = devices.iter().map(|(user, device)| {
+            let key = user_key(*user);
+            let slot = fred::util::redis_keyslot(key.as_bytes());
+            Request { slot, name: "HGET", args: vec![key.into(), (*device).into()], source: None }
+        });
+        let mut answers = self.cluster.requests(requests.collect()).await.into_iter();
+        let stored = devices.iter().map(|(_, device)| {
+            let answer = self.counted(answers.next().unwrap_or_else(|| Err(PlaneError::answer("HGET"))))?;
+            Ok(match answer.as_string().map(|value| entry::parse(device, &value)) {
+                Some(Stored::Entry(entry)) => Some(entry),
+                Some(Stored::Garbage) => {
+                    add(&self.metrics.garbage, 1);
+                    None
+                }
+                Some(Stored::Mark) | None => None,
+            })
+        });
+        stored.collect()
+    }
+
+    /// What the masters say about themselves that matters to what is kept in them.
+    ///
+    /// # Errors
+    /// If one of them did not answer.
+    pub async fn masters(&self) -> Result<Vec<Master>, PlaneError> {
+        let mut masters = Vec::new();
+        for (address, answer) in self.cluster.ask_masters("INFO", vec![]).await {
+            let info = self.counted(answer)?.as_string().ok_or_else(|| PlaneError::answer("INFO"))?;
+            masters.push(Master::read(hosts_text(&[address]), &info));
+        }
+        Ok(masters)
     }
 
     /// Makes a user with a name that nobody has, and returns the user's id, at least 1.

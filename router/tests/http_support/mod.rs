@@ -248,5 +248,6 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         started_ms: 1,
         life: 0,
         secret_mark: String::new(),
+        reach: None,
     }
 }

@@ -18,6 +18,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         started_ms: 1,
         life: 0,
         secret_mark: String::new(),
+        reach: None,
     }
 }
 

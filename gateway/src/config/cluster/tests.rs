@@ -37,6 +37,7 @@ fn without_redis_a_node_is_alone() {
         ("placement", "\"redirect\""),
         ("lease_secs", "6"),
         ("presence_queue_max", "2000000"),
+        ("presence_audit_secs", "60"),
     ] {
         let message = refusal(&format!("{key} = {value}\n"));
         assert!(message.starts_with(&format!("{key} (some.toml, line 1)")), "{message}");
@@ -81,6 +82,7 @@ fn every_range_has_both_ends() {
         ("weight", ["1", "65535"], ["0", "65536"]),
         ("lease_secs", ["2", "60"], ["1", "61"]),
         ("presence_queue_max", ["1000", "100000000"], ["999", "100000001"]),
+        ("presence_audit_secs", ["1", "86400"], ["0", "86401"]),
     ] {
         for value in inside {
             cluster(&format!("{key} = {value}\n"));
@@ -94,9 +96,11 @@ fn every_range_has_both_ends() {
 
 #[test]
 fn what_others_dial_can_be_dialled() {
-    for advertise in ["gate.example.org:7700", "10.1.2.3:1", "[::1]:65535", "localhost:80"] {
+    for advertise in ["gate.example.org:7700", "[::1]:65535", "localhost:80"] {
         assert_eq!(cluster(&format!("advertise = \"{advertise}\"\n")).advertise, advertise);
     }
+    let real = cluster("advertise = \"10.1.2.3:1\"\nmesh = \"10.1.2.3:7790\"\n");
+    assert_eq!((real.advertise.as_str(), real.mesh.to_string().as_str()), ("10.1.2.3:1", "10.1.2.3:7790"));
     for advertise in ["", "gate", ":7700", "gate:0", "gate:65536", "0.0.0.0:7700", "[::]:7700", "::1:7700", "a b:1"] {
         let message = refusal_with_redis(&format!("advertise = \"{advertise}\"\n"));
         assert!(message.starts_with("advertise = ") && message.contains("host:port"), "{message}");
@@ -105,6 +109,17 @@ fn what_others_dial_can_be_dialled() {
         let message = refusal_with_redis(&format!("mesh = \"{mesh}\"\n"));
         assert!(message.starts_with("mesh = ") && message.contains("dial"), "{message}");
     }
+}
+
+#[test]
+fn a_mesh_address_on_loopback_beside_a_real_one_for_clients_is_refused() {
+    for (advertise, suggested) in [("10.1.2.3:7700", "--mesh"), ("[2001:db8::1]:7700", "[2001:db8::1]:7790")] {
+        let message = refusal_with_redis(&format!("advertise = \"{advertise}\"\n"));
+        assert!(message.starts_with("mesh = 127.0.0.1:7790 (the default): "), "{message}");
+        assert!(message.contains(advertise) && message.contains(suggested), "{message}");
+    }
+    let message = refusal_with_redis("listen = [\"10.1.2.3:7700\"]\ninsecure_open = true\n");
+    assert!(message.contains("such as 10.1.2.3:7790"), "{message}");
 }
 
 #[test]

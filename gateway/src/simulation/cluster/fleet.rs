@@ -233,6 +233,7 @@ impl Fleet {
             incarnation: 0,
             life: 0,
             secret_mark: String::new(),
+            reach: None,
             state: NodeState::Joining,
             weight,
             shards: shards.into(),

@@ -148,6 +148,31 @@ impl Cluster {
         }
     }
 
+    /// The answer of each master to one command that is about no key.
+    pub(super) async fn ask_masters(
+        &self,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Vec<(Address, Result<Value, PlaneError>)> {
+        let links = self.shared.read(|routes| routes.links.clone());
+        let after = self.shared.config.command_timeout;
+        let asked = links.into_iter().map(|link| {
+            let args = args.clone();
+            async move {
+                let answer = async {
+                    let connection = link.connection().await?;
+                    let answer = connection.send(vec![(name, args)]).await.pop();
+                    answer
+                        .ok_or_else(|| PlaneError::answer(name))?
+                        .map_err(|error| PlaneError::from_fred(&error, after))
+                };
+                let answer = timeout(after, answer).await.unwrap_or(Err(PlaneError::TimedOut { after }));
+                (link.address().clone(), answer)
+            }
+        });
+        join_all(asked).await
+    }
+
     /// The answers to many requests: one pipeline for each master. What fails is not tried again.
     pub(super) async fn requests(&self, requests: Vec<Request>) -> Vec<Result<Value, PlaneError>> {
         let mut results: Vec<Option<Result<Value, PlaneError>>> = vec![None; requests.len()];
