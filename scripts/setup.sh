@@ -8,6 +8,8 @@ command -v make >/dev/null || missing+=(make)
 # Tests form Redis Clusters of their own.
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v redis-cli >/dev/null || missing+=(redis-tools)
+# Tests have the metrics judged by Prometheus's own tool.
+command -v promtool >/dev/null || missing+=(prometheus)
 # A test cuts the network between nodes, in a network of its own.
 command -v ip >/dev/null || missing+=(iproute2)
 
@@ -31,9 +33,9 @@ if [ "${#missing[@]}" -gt 0 ]; then
   [ "$(id -u)" = 0 ] || run=(sudo)
   echo "setup: installing ${missing[*]}"
   "${run[@]}" apt-get update -qq
-  # The package of redis-server would start a system service; nobody here needs one. A policy of the host's own stays.
+  # The packages of redis-server and prometheus would start system services; nobody here needs them. A policy of the host's own stays.
   policy=/usr/sbin/policy-rc.d
-  if [[ " ${missing[*]} " == *" redis-server "* ]] && [ ! -e "$policy" ]; then
+  if [[ " ${missing[*]} " =~ \ (redis-server|prometheus)\  ]] && [ ! -e "$policy" ]; then
     trap '"${run[@]}" rm -f "$policy"' EXIT
     printf '#!/bin/sh\nexit 101\n' | "${run[@]}" tee "$policy" >/dev/null
     "${run[@]}" chmod 755 "$policy"

@@ -59,6 +59,8 @@ pub(crate) struct Adoptee {
     pub(crate) heartbeat_secs: u16,
     /// When the session ends with its token.
     pub(crate) token_end: TokenEnd,
+    /// When LOGIN came, microseconds of the monotonic clock, to measure with.
+    pub(crate) began_us: u64,
     /// What came behind LOGIN.
     pub(crate) bytes: Vec<u8>,
 }
@@ -590,6 +592,7 @@ mod tests {
                 class,
                 heartbeat_secs: 1,
                 token_end,
+                began_us: 0,
                 bytes: Vec::new(),
             }))
         };

@@ -38,6 +38,81 @@ pub enum StatType {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// A gauge counted in microseconds and shown in seconds.
+    GaugeMicros,
+    /// How often a value fell below each bound.
+    Histogram,
+}
+
+/// Number of bounds of a [`Histogram`].
+pub const BOUNDS: usize = 19;
+/// The bounds of every histogram, microseconds: a turn is at the lower end, a login or a delivery between nodes at the upper.
+pub const BOUNDS_US: [u64; BOUNDS] = [
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// How often a time fell between each two bounds; one writer. The last place is for what is above all of them.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    counts: [Stat; BOUNDS + 1],
+    sum_us: Stat,
+}
+
+impl Histogram {
+    /// Counts a time in microseconds.
+    #[inline]
+    pub fn observe(&self, us: u64) {
+        self.counts[place(us)].add(1);
+        self.sum_us.add(us);
+    }
+
+    /// Takes the counts of somebody who counts for himself.
+    pub fn set(&self, times: &Times) {
+        self.counts.iter().zip(times.counts).for_each(|(stat, count)| stat.set(count));
+        self.sum_us.set(times.sum_us);
+    }
+
+    /// The counts now.
+    pub fn times(&self) -> Times {
+        Times { counts: std::array::from_fn(|at| self.counts[at].get()), sum_us: self.sum_us.get() }
+    }
+}
+
+fn place(us: u64) -> usize {
+    BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(BOUNDS)
+}
+
+/// The counts of a [`Histogram`] as plain numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    counts: [u64; BOUNDS + 1],
+    sum_us: u64,
+}
+
+impl Times {
+    /// Counts a time in microseconds.
+    pub fn observe(&mut self, us: u64) {
+        self.counts[place(us)] += 1;
+        self.sum_us += us;
+    }
+
+    /// Adds what others have counted.
+    pub fn add(&mut self, other: &Times) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
+        self.sum_us += other.sum_us;
+    }
+
+    /// For each bound in seconds how many times did not exceed it, then how many there are, and their sum in seconds.
+    pub fn cumulated(&self) -> (Vec<(f64, u64)>, u64, f64) {
+        let mut count = 0;
+        let below = BOUNDS_US.iter().zip(self.counts).map(|(bound, times)| {
+            count += times;
+            (*bound as f64 / 1e6, count)
+        });
+        let below = below.collect();
+        (below, count + self.counts[BOUNDS], self.sum_us as f64 / 1e6)
+    }
 }
 
 /// Name, labels and help text of one series of a shard.
@@ -61,6 +136,12 @@ macro_rules! shard_stats {
             $(#[doc = $help] pub $field: Stat,)*
             closed: [Stat; CLOSE_REASONS],
             tokens_refused: [Stat; REFUSALS],
+            /// Length of turns: of those with 32 completions or more, and of each sixteenth of the others.
+            pub turn_time: Histogram,
+            /// Time from LOGIN to LOGIN_OK, a hand-over to another shard and the question to another node included.
+            pub login_time: Histogram,
+            /// Time from the sending of records to another node to their confirmation.
+            pub mesh_time: Histogram,
         }
 
         impl ShardStats {
@@ -175,7 +256,7 @@ shard_stats! {
     mesh_failures: Counter "trunkline_mesh_failures_total" "" "Handshakes that failed, peers that could not be reached, and links that were closed for silence or a violation.";
     mesh_misrouted: Counter "trunkline_mesh_misrouted_total" "" "Records for a shard this node does not have, or with an outcome nobody knows; anything but 0 is a fault of a peer.";
     mesh_answers_lost: Counter "trunkline_mesh_answers_lost_total" "" "Answers and registrations that could not be queued for another node.";
-    mesh_rtt_us: Gauge "trunkline_mesh_round_trip_microseconds" "" "Longest smoothed round trip of a link, in steps of a millisecond.";
+    mesh_rtt_us: GaugeMicros "trunkline_mesh_round_trip_seconds" "" "Longest smoothed round trip of a link, in steps of a millisecond.";
     hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
     turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";
     parks: Counter "trunkline_parks_total" "" "Times the shard went to sleep in its executor.";
@@ -216,5 +297,29 @@ impl ShardStats {
     /// Closed connections in all.
     pub fn closed_total(&self) -> u64 {
         self.closed.iter().map(Stat::get).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_counted_at_the_first_bound_it_does_not_exceed() {
+        let histogram = Histogram::default();
+        for us in [0, 10, 11, 1_000, 10_000_000, 10_000_001] {
+            histogram.observe(us);
+        }
+        let (below, count, sum) = histogram.times().cumulated();
+        let at = |secs: f64| below.iter().find(|(bound, _)| *bound == secs).map(|(_, count)| *count);
+        assert_eq!((at(0.000_01), at(0.000_025), at(0.001), at(10.0), count), (Some(2), Some(3), Some(4), Some(5), 6));
+        assert!((sum - 20.001_022).abs() < 1e-9, "{sum}");
+        let mut all = Times::default();
+        all.observe(10);
+        all.add(&histogram.times());
+        assert_eq!(all.cumulated().0[0].1, 3);
+        let other = Histogram::default();
+        other.set(&all);
+        assert_eq!(other.times(), all);
     }
 }

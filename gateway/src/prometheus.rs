@@ -2,7 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::limits::Limits;
-use crate::metrics::{ShardStats, StatInfo, StatType};
+use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
@@ -22,7 +22,8 @@ impl Exposition {
     pub fn name(&mut self, name: &'static str, stat_type: StatType, help: &str) {
         let stat_type = match stat_type {
             StatType::Counter => "counter",
-            StatType::Gauge => "gauge",
+            StatType::Gauge | StatType::GaugeMicros => "gauge",
+            StatType::Histogram => "histogram",
         };
         self.name = name;
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
@@ -37,7 +38,24 @@ impl Exposition {
 
     /// A sample with labels that stand as they are to be written, before the others.
     fn sample_with(&mut self, raw_labels: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.part(raw_labels, "", labels, value);
+    }
+
+    /// All series of a histogram.
+    pub fn histogram(&mut self, name: &'static str, help: &str, times: &Times) {
+        self.name(name, StatType::Histogram, help);
+        let (below, count, sum) = times.cumulated();
+        for (bound, times) in below {
+            self.part("", "_bucket", &[("le", &bound)], times);
+        }
+        self.part("", "_bucket", &[("le", &"+Inf")], count);
+        self.part("", "_sum", &[], sum);
+        self.part("", "_count", &[], count);
+    }
+
+    fn part(&mut self, raw_labels: &str, suffix: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
         self.text.push_str(self.name);
+        self.text.push_str(suffix);
         if !raw_labels.is_empty() || !labels.is_empty() {
             self.text.push('{');
             self.text.push_str(raw_labels);
@@ -87,7 +105,11 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
                 name = info.name;
                 exposition.name(info.name, info.stat_type, info.help);
             }
-            exposition.sample_with(info.labels, &[("shard", &shard)], value);
+            if info.stat_type == StatType::GaugeMicros {
+                exposition.sample_with(info.labels, &[("shard", &shard)], value as f64 / 1e6);
+            } else {
+                exposition.sample_with(info.labels, &[("shard", &shard)], value);
+            }
         }
     }
     exposition.name(
@@ -101,6 +123,31 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         }
     }
     write_refusals(exposition, shards);
+    write_times(exposition, shards);
+}
+
+/// Writes the histograms, of all shards together.
+fn write_times(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
+    let all = |of: fn(&ShardStats) -> &Histogram| {
+        let mut times = Times::default();
+        shards.iter().for_each(|stats| times.add(&of(stats).times()));
+        times
+    };
+    exposition.histogram(
+        "trunkline_turn_duration_seconds",
+        "Length of the shards' turns: of those with 32 completions or more, and of each sixteenth of the others.",
+        &all(|stats| &stats.turn_time),
+    );
+    exposition.histogram(
+        "trunkline_login_duration_seconds",
+        "Time from LOGIN to LOGIN_OK, in steps of a turn.",
+        &all(|stats| &stats.login_time),
+    );
+    exposition.histogram(
+        "trunkline_mesh_delivery_duration_seconds",
+        "Time from the sending of records to another node to their confirmation, in steps of a millisecond.",
+        &all(|stats| &stats.mesh_time),
+    );
 }
 
 /// Writes what was wrong with refused tokens.
@@ -151,12 +198,52 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 31] {
     ]
 }
 
+/// What the value of a limit is: a name of metrics has one unit only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Seconds,
+    Count,
+}
+
+impl Unit {
+    /// By the name of the limit.
+    fn of(limit: &str) -> Self {
+        const SECONDS: [&str; 8] = [
+            "login_timeout",
+            "renew",
+            "heartbeat",
+            "heartbeat_min",
+            "heartbeat_max",
+            "outbox_full_time",
+            "redeliver",
+            "drain",
+        ];
+        if limit.contains("bytes") || limit == "mailbox" {
+            Unit::Bytes
+        } else if SECONDS.contains(&limit) || limit.ends_with("_secs") || limit.ends_with("_time") {
+            Unit::Seconds
+        } else {
+            Unit::Count
+        }
+    }
+}
+
 /// Writes the value of every limit.
 pub fn write_limits(exposition: &mut Exposition, limits: &Limits) {
-    let help = "Value of each limit of one shard: bytes, seconds or a count; 0 is off.";
-    exposition.name("trunkline_limit", StatType::Gauge, help);
-    for (limit, value) in limit_values(limits) {
-        exposition.sample(&[("limit", &limit)], value);
+    for (unit, name, help) in [
+        (Unit::Bytes, "trunkline_limit_bytes", "Value of each limit of one shard that is in bytes."),
+        (Unit::Seconds, "trunkline_limit_seconds", "Value of each limit of one shard that is a time."),
+        (
+            Unit::Count,
+            "trunkline_limit",
+            "Value of each limit of one shard that is a number, or one for each second; 0 is off.",
+        ),
+    ] {
+        exposition.name(name, StatType::Gauge, help);
+        for (limit, value) in limit_values(limits).into_iter().filter(|(limit, _)| Unit::of(limit) == unit) {
+            exposition.sample(&[("limit", &limit)], value);
+        }
     }
 }
 
@@ -195,7 +282,9 @@ mod tests {
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 assert_eq!(rest.split(' ').next(), Some(current));
             } else {
-                assert_eq!(line.split(['{', ' ']).next(), Some(current), "{line}");
+                let series = line.split(['{', ' ']).next().unwrap();
+                let rest = series.strip_prefix(current).unwrap_or_else(|| panic!("{line} behind {current}"));
+                assert!(["", "_bucket", "_sum", "_count"].contains(&rest), "{line}");
             }
         }
         assert!(typed.contains("trunkline_messages_total") && typed.contains("trunkline_mailbox_batches"));
@@ -250,12 +339,17 @@ mod tests {
         let hits = text.lines().filter_map(|line| line.strip_prefix("trunkline_limit_hits_total{limit=\""));
         let mut seen = 0;
         for limit in hits.map(|rest| rest.split('"').next().unwrap()) {
-            line(&text, &format!("trunkline_limit{{limit=\"{limit}\"}}"));
+            let series = ["trunkline_limit", "trunkline_limit_bytes", "trunkline_limit_seconds"]
+                .map(|name| format!("{name}{{limit=\"{limit}\"}} "));
+            let shown = text.lines().filter(|line| series.iter().any(|series| line.starts_with(series))).count();
+            assert_eq!(shown, 1, "{limit}");
             seen += 1;
         }
         assert!(seen >= 10, "{seen} limits count hits");
-        assert_eq!(line(&text, "trunkline_limit{limit=\"outbox_bytes\"}"), "262144");
-        assert_eq!(line(&text, "trunkline_limit{limit=\"login_timeout\"}"), "10");
+        assert_eq!(line(&text, "trunkline_limit_bytes{limit=\"outbox_bytes\"}"), "262144");
+        assert_eq!(line(&text, "trunkline_limit_bytes{limit=\"mailbox\"}"), "4194304");
+        assert_eq!(line(&text, "trunkline_limit_seconds{limit=\"login_timeout\"}"), "10");
+        assert_eq!(line(&text, "trunkline_limit{limit=\"devices_per_user\"}"), "16");
     }
 
     #[test]
@@ -266,6 +360,26 @@ mod tests {
         exposition.sample(&[], -2);
         let expected = "# HELP some one\\\\two\\nthree\n# TYPE some gauge\nsome{a=\"back\\\\slash\",b=\"quo\\\"te\\nline\"} 1.5\nsome -2\n";
         assert_eq!(exposition.finish(), expected);
+    }
+
+    #[test]
+    fn histograms_are_of_all_shards_and_in_seconds() {
+        let shards = shards(2);
+        shards[0].turn_time.observe(20);
+        shards[1].turn_time.observe(3_000);
+        let text = render(&shards);
+        let bucket =
+            |bound: &str| line(&text, &format!("trunkline_turn_duration_seconds_bucket{{le=\"{bound}\"}}")).to_owned();
+        assert_eq!([bucket("0.00001"), bucket("0.000025"), bucket("0.005"), bucket("+Inf")], ["0", "1", "2", "2"]);
+        assert_eq!(line(&text, "trunkline_turn_duration_seconds_count"), "2");
+        assert_eq!(line(&text, "trunkline_turn_duration_seconds_sum"), "0.00302");
+    }
+
+    #[test]
+    fn a_round_trip_is_in_seconds() {
+        let shards = shards(1);
+        shards[0].mesh_rtt_us.set(2_500);
+        assert_eq!(line(&render(&shards), "trunkline_mesh_round_trip_seconds{shard=\"0\"}"), "0.0025");
     }
 
     #[test]

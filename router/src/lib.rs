@@ -33,6 +33,7 @@ pub mod hash;
 pub mod http;
 pub mod membership;
 pub mod presence;
+pub mod process;
 pub mod redis;
 pub mod ring;
 

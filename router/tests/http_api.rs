@@ -392,3 +392,25 @@ fn two_routers_say_the_same() {
     assert_eq!(names(&two).len(), 3, "the other goes on");
     two.finish();
 }
+
+#[test]
+fn the_metrics_are_clean_as_prometheus_s_own_tool_judges_them() {
+    let cluster = RedisCluster::start();
+    let router = Router::start(&cluster.url(), &[]);
+    router.get("/v1/nodes").good();
+    let body = router.get("/metrics").body;
+    let mut tool = std::process::Command::new("promtool");
+    let piped = std::process::Stdio::piped;
+    tool.args(["check", "metrics"]).stdin(piped()).stdout(piped()).stderr(piped());
+    let mut child = tool.spawn().expect("promtool has to be installed: scripts/setup.sh does it");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), body.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    for series in ["process_open_fds ", "process_max_fds ", "process_start_time_seconds ", "process_cpu_seconds_total "]
+    {
+        assert!(body.lines().any(|line| line.starts_with(series)), "no {series} in {body}");
+    }
+    assert!(body.contains("trunkline_build_info{version="), "{body}");
+    router.finish();
+}

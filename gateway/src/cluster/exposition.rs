@@ -59,20 +59,15 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             "1 while Redis answers renewals and polls.",
             u64::from(status.redis.failing_since_ms.is_none()),
         ),
+        ("trunkline_redis_commands_total", Counter, "Commands sent to Redis, scripts included.", redis.commands),
         (
-            "trunkline_cluster_redis_commands_total",
-            Counter,
-            "Commands sent to Redis, scripts included.",
-            redis.commands,
-        ),
-        (
-            "trunkline_cluster_redis_command_errors_total",
+            "trunkline_redis_command_errors_total",
             Counter,
             "Commands that ended in an error or a time-out.",
             redis.command_errors,
         ),
         (
-            "trunkline_cluster_redis_garbage_total",
+            "trunkline_redis_garbage_total",
             Counter,
             "Node records and presence entries found in Redis that cannot be read.",
             redis.garbage,

@@ -38,6 +38,7 @@ impl Shard {
             class: adoptee.class.clone(),
             heartbeat_secs: adoptee.heartbeat_secs,
             token_end: adoptee.token_end,
+            began_us: adoptee.began_us,
             home: NodeKey::OWN,
             again_tick: None,
         };
@@ -64,6 +65,7 @@ impl Shard {
         let entry = Entry::new(session, slot, since_s, &adoptee.device, &adoptee.class);
         let pending = self.inboxes.len(adoptee.user) as u64;
         self.open(slot, adoptee.user, entry, adoptee.heartbeat_secs, adoptee.token_end, pending);
+        self.login_done(slot, adoptee.began_us);
     }
 
     /// Asks the home for the session of a login that waits in a slot.
@@ -105,9 +107,10 @@ impl Shard {
                 Home::There { node, shard } => self.ask_home(slot, node, shard),
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
-                    let Registration { user, device, class, heartbeat_secs, token_end, .. } = waiting;
+                    let Registration { user, device, class, heartbeat_secs, token_end, began_us, .. } = waiting;
                     let bytes = Vec::new();
-                    self.open_here(slot, &Adoptee { user, device, class, heartbeat_secs, token_end, bytes });
+                    let adoptee = Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes };
+                    self.open_here(slot, &adoptee);
                     self.go_on_reading(slot);
                 }
                 Home::Nowhere => {}
@@ -142,6 +145,7 @@ impl Shard {
         {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
             self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, pending);
+            self.login_done(conn.slot, waiting.began_us);
             return self.go_on_reading(conn.slot);
         }
         let known =

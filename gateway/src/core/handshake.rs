@@ -48,6 +48,7 @@ impl Shard {
             class: login.device_class,
             heartbeat_secs: heartbeat_secs as u16,
             token_end,
+            began_us: self.now.mono_us,
             bytes: Vec::new(),
         };
         if home == self.shard {
@@ -140,6 +141,13 @@ impl Shard {
             Some(Phase::Open) => self.take_in(slot, &bytes),
             Some(Phase::Registering) => self.keep(slot, &bytes),
             _ => {}
+        }
+    }
+
+    /// Measures a login that has become a session; one that was refused has no time.
+    pub(crate) fn login_done(&mut self, slot: u32, began_us: u64) {
+        if self.links.slots.at(slot).phase == Phase::Open {
+            self.links.stats.login_time.observe(self.now.mono_us.saturating_sub(began_us));
         }
     }
 

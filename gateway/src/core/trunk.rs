@@ -292,5 +292,6 @@ impl super::shard::Shard {
         stats.mesh_reconnects.set(link.reconnects);
         stats.mesh_failures.set(mesh.failures());
         stats.mesh_rtt_us.set(link.rtt_us);
+        stats.mesh_time.set(&link.times);
     }
 }

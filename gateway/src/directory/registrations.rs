@@ -14,6 +14,8 @@ pub(crate) struct Registration {
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
     pub(crate) token_end: TokenEnd,
+    /// When LOGIN came, microseconds of the monotonic clock, to measure with.
+    pub(crate) began_us: u64,
     /// The home that was asked.
     pub(crate) home: NodeKey,
     /// The home cannot say now: when to ask again.
@@ -78,6 +80,7 @@ mod tests {
             class,
             heartbeat_secs: 30,
             token_end: TokenEnd::NEVER,
+            began_us: 0,
             home: NodeKey(home),
             again_tick: None,
         }

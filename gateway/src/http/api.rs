@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use trunkline_router::api::{NO_USER, UserId};
 use trunkline_router::hash::home_shard;
 use trunkline_router::http::{Problem, Routes};
+use trunkline_router::process::Process;
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,16 +75,12 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     exposition.sample(&[], node.started.elapsed().as_secs_f64());
     exposition.name("trunkline_ready", StatType::Gauge, "1 while /readyz is 200.");
     exposition.sample(&[], u8::from(node.unready().is_none()));
-    exposition.name("process_cpu_seconds_total", StatType::Counter, "User and system time of all threads.");
+    // The scheduler's account is finer than that of /proc.
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
-    exposition.sample(&[], Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32).as_secs_f64());
-    if let Some(bytes) = resident_bytes() {
-        exposition.name(
-            "process_resident_memory_bytes",
-            StatType::Gauge,
-            "Memory of the process that is not swapped out, in bytes.",
-        );
-        exposition.sample(&[], bytes);
+    let cpu_seconds = Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32).as_secs_f64();
+    for (name, kind, help, value) in (Process { cpu_seconds: Some(cpu_seconds), ..Process::read() }).series() {
+        exposition.name(name, if kind == "counter" { StatType::Counter } else { StatType::Gauge }, help);
+        exposition.sample(&[], value);
     }
     exposition.name(
         "trunkline_connections_turned_away_total",
@@ -97,13 +94,6 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     }
     write_shards(&mut exposition, node.stats());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition.finish()).into_response()
-}
-
-/// Resident set of this process; `None` where /proc is not mounted.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }
 
 #[derive(Serialize)]

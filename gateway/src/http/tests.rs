@@ -201,7 +201,7 @@ fn metrics_have_the_process_the_limits_and_every_shard() {
     assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
     for line in [
         "trunkline_ready 1",
-        "trunkline_limit{limit=\"frame_bytes\"} 65536",
+        "trunkline_limit_bytes{limit=\"frame_bytes\"} 65536",
         "trunkline_connections_closed_total{shard=\"1\",reason=\"idle\"} 1",
         "trunkline_mailbox_batches{shard=\"2\"} 0",
         "# TYPE process_cpu_seconds_total counter",

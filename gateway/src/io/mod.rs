@@ -100,6 +100,8 @@ pub(crate) enum Completion {
 pub(crate) struct Now {
     /// Milliseconds of a clock that never goes back.
     pub(crate) mono_ms: u64,
+    /// The same in microseconds, to measure with.
+    pub(crate) mono_us: u64,
     /// Milliseconds since the Unix epoch.
     pub(crate) wall_ms: u64,
 }

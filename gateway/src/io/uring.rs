@@ -401,8 +401,10 @@ impl Io for Uring {
     }
 
     fn now(&self) -> Now {
+        let mono_us = self.started.elapsed().as_micros() as u64;
         Now {
-            mono_ms: self.started.elapsed().as_millis() as u64,
+            mono_ms: mono_us / 1_000,
+            mono_us,
             wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
         }
     }

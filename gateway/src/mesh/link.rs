@@ -26,6 +26,7 @@ mod tests;
 
 use super::handshake::ResumeState;
 use super::wire::{Inbound, MeshViolation, Record, Unit, goodbye_frame, heartbeat_frame};
+use crate::metrics::Times;
 use chunk::Chunk;
 use std::collections::VecDeque;
 
@@ -101,6 +102,8 @@ pub(crate) struct LinkStats {
     pub(crate) unconfirmed_bytes: u64,
     /// Smoothed round trip in microseconds, in steps of the clock's millisecond; 0 until it was measured.
     pub(crate) rtt_us: u64,
+    /// Every round trip measured.
+    pub(crate) times: Times,
 }
 
 /// What there is while a connection is up.
@@ -449,6 +452,7 @@ impl Link {
             self.answered_ms = Some(now_ms);
         }
         let sample_us = sample_ms.saturating_mul(1_000).max(1);
+        self.stats.times.observe(sample_ms.saturating_mul(1_000));
         let before = self.stats.rtt_us;
         self.stats.rtt_us = if before == 0 { sample_us } else { before - before / 8 + sample_us / 8 };
     }

@@ -951,6 +951,7 @@ fn add_stats(sum: &mut LinkStats, one: &LinkStats) {
     sum.given_back += one.given_back;
     sum.reconnects += one.reconnects;
     sum.rtt_us = sum.rtt_us.max(one.rtt_us);
+    sum.times.add(&one.times);
 }
 
 /// The first eight of some random bytes.

@@ -34,6 +34,16 @@ impl Metrics {
                 let Some(sample) = parse_sample(line) else {
                     continue;
                 };
+                // The series of a histogram stand under its name.
+                let family = ["_bucket", "_sum", "_count"].iter().find_map(|part| {
+                    let family = sample.name.strip_suffix(part)?;
+                    typed.contains(family).then(|| family.to_owned())
+                });
+                if family.is_some() {
+                    assert!(series.insert((sample.name.clone(), sample.labels.clone())), "series twice: {line}");
+                    samples.push(sample);
+                    continue;
+                }
                 assert!(
                     typed.contains(&sample.name) && helped.contains(&sample.name),
                     "{line}: no HELP or TYPE before it"

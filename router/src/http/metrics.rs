@@ -4,6 +4,7 @@ use super::Source;
 use super::service::{Readiness, Service};
 use crate::dispatch::Strategy;
 use crate::membership::NodeState;
+use crate::process::Process;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::atomic::Ordering;
@@ -28,6 +29,10 @@ pub(super) fn exposition(service: &Service) -> String {
     let mut text = Exposition::default();
     text.name("trunkline_build_info", "gauge", "Always 1; its labels say what runs.");
     text.sample(&[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    for (name, kind, help, value) in Process::read().series() {
+        text.name(name, kind, help);
+        text.sample(&[], value);
+    }
     text.name("trunkline_uptime_seconds", "gauge", "Time since the start.");
     text.sample(&[], service.uptime().as_secs_f64());
     let readiness = service.readiness();

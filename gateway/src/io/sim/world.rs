@@ -150,7 +150,8 @@ impl World {
         let host = self.hosts[self.rings[ring].host];
         let passed_ms = self.now_us / 1_000;
         let wall_ms = (self.wall_offset_ms + host.wall_offset_ms + passed_ms as i64) as u64;
-        Now { mono_ms: passed_ms + host.mono_offset_ms, wall_ms }
+        let mono_ms = passed_ms + host.mono_offset_ms;
+        Now { mono_ms, mono_us: mono_ms * 1_000, wall_ms }
     }
 
     /// The wall clock of a host that has no offset of its own.
