@@ -221,7 +221,7 @@ impl Unit {
         ];
         if limit.contains("bytes") || limit == "mailbox" {
             Unit::Bytes
-        } else if SECONDS.contains(&limit) || limit.ends_with("_secs") || limit.ends_with("_time") {
+        } else if SECONDS.contains(&limit) || limit.ends_with("_time") || limit.ends_with("timeout") {
             Unit::Seconds
         } else {
             Unit::Count
@@ -350,6 +350,7 @@ mod tests {
         assert_eq!(line(&text, "trunkline_limit_bytes{limit=\"mailbox\"}"), "4194304");
         assert_eq!(line(&text, "trunkline_limit_seconds{limit=\"login_timeout\"}"), "10");
         assert_eq!(line(&text, "trunkline_limit{limit=\"devices_per_user\"}"), "16");
+        assert!(text.contains("trunkline_limit_seconds{limit=\"tcp_user_timeout\"}"), "{text}");
     }
 
     #[test]

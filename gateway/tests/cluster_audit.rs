@@ -84,15 +84,7 @@ fn eviction_and_missing_replicas_are_named_at_start_and_by_the_doctor() {
     let member = Member::new(&cluster, "risks");
     let doctor = |member: &Member| {
         let mut command = gateway_command();
-        command.args([
-            "doctor",
-            "--connections",
-            "10",
-            "--redis",
-            &member.url,
-            "--cluster-secret-file",
-            member.secret_file(),
-        ]);
+        command.args(["doctor", "--redis", &member.url, "--cluster-secret-file", member.secret_file()]);
         command.args(["--advertise", "gate.example.org:7700"]);
         let output = command.output().expect("run the doctor");
         String::from_utf8(output.stdout).expect("it speaks UTF-8")

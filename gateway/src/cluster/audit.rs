@@ -9,11 +9,10 @@
 
 use super::walk::{Page, Walk};
 use crate::presence_log::PresenceEvent;
-use std::time::{Duration, Instant};
 use trunkline_router::redis::{Plane, PresenceEntry};
 
 /// The least time between two pages. With pages of 512 sessions, 5,120 are compared in a second at most.
-const PAGE_PAUSE: Duration = Duration::from_millis(100);
+const PAGE_PAUSE_MS: u64 = 100;
 /// A login this young may still be on its way to Redis.
 const YOUNG_MS: u64 = 30_000;
 
@@ -36,7 +35,7 @@ pub(super) struct Audit {
     walk: Walk,
     round_ms: u64,
     page: Option<Page>,
-    next: Instant,
+    next_ms: u64,
     rounds: u64,
     /// Entries found lost in this round.
     lost: u64,
@@ -58,7 +57,7 @@ pub(super) struct Compared {
 impl Audit {
     pub(super) fn new(round_ms: u64) -> Self {
         let walk = Walk::new(0, 0, round_ms);
-        Audit { walk, round_ms, page: None, next: Instant::now(), rounds: 0, lost: 0, status: AuditStatus::default() }
+        Audit { walk, round_ms, page: None, next_ms: 0, rounds: 0, lost: 0, status: AuditStatus::default() }
     }
 
     pub(super) fn status(&self) -> AuditStatus {
@@ -73,11 +72,11 @@ impl Audit {
 
     /// The list to ask for now; none while one is under way.
     pub(super) fn page(&mut self, now_ms: u64, sessions: u64) -> Option<Page> {
-        if self.page.is_some() || Instant::now() < self.next {
+        if self.page.is_some() || now_ms < self.next_ms {
             return None;
         }
         let page = self.walk.page(now_ms, sessions)?;
-        self.next = Instant::now() + PAGE_PAUSE;
+        self.next_ms = now_ms + PAGE_PAUSE_MS;
         self.page = Some(page);
         Some(page)
     }
@@ -185,6 +184,32 @@ mod tests {
     }
 
     #[test]
+    fn a_million_sessions_are_compared_within_five_minutes_and_few_at_a_time() {
+        const SESSIONS: [u32; 4] = [400_000, 0, 350_000, 250_000];
+        let mut audit = Audit::new(300_000);
+        audit.begin(0, SESSIONS.len());
+        let (mut now_ms, mut pages) = (0, 0);
+        while audit.rounds == 0 {
+            now_ms += 20;
+            let Some(page) = audit.page(now_ms, 1_000_000) else { continue };
+            let end = SESSIONS[page.shard].min(page.from_slot + page.max as u32);
+            let sessions = u64::from(end - page.from_slot);
+            assert!(sessions <= 512);
+            pages += 1;
+            audit.listed(sessions as usize, (end < SESSIONS[page.shard]).then_some(end));
+            let lost = Vec::new();
+            audit.compared(
+                now_ms,
+                &Compared { shard: page.shard, incarnation: 7, compared: sessions, failed: 0, lost },
+                0,
+            );
+        }
+        assert_eq!(audit.status().compared, 1_000_000);
+        assert!(now_ms <= 310_000, "{now_ms} ms");
+        assert!(pages <= 10 * now_ms / 1_000 + 10, "{pages} pipelines for each master");
+    }
+
+    #[test]
     fn a_round_is_over_when_all_shards_have_been_compared() {
         let mut audit = Audit::new(1_000);
         assert_eq!((audit.page(5_000, 10), audit.status().since_ms), (None, None), "no shards yet");
@@ -193,7 +218,6 @@ mod tests {
         let mut asked = Vec::new();
         while audit.rounds == 0 {
             now_ms += 1_000;
-            audit.next = Instant::now();
             let Some(page) = audit.page(now_ms, 4) else { continue };
             assert_eq!(audit.page(now_ms, 4), None, "one at a time");
             asked.push(page.shard);

@@ -5,8 +5,8 @@
 //! that it is that very node, and says in its own record what it found; a node that joins waits until most of those that were there before
 //! it have found it.
 //!
-//! - Who was there before: the active nodes, and those that joined earlier, by incarnation and name. So of nodes that are started
-//!   together one has nobody before it and begins.
+//! - Who was there before: the active nodes. While there are none, those that joined earlier, by incarnation and name; so of nodes that are
+//!   started together one has nobody before it and begins.
 //! - Most, not one: the one may be its neighbour on the same host, for whom a loopback address works. Not all: one node that cannot dial
 //!   anybody must not keep others from joining.
 //! - A node that has crashed says nothing, and counts until its lease is over. One of a version that does not dial has no say.
@@ -48,14 +48,15 @@ pub(super) enum Admission {
 
 /// Judges by the records of all nodes, of which `own` is one or not.
 pub(super) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
-    let before = |record: &&NodeRecord| {
-        let earlier = (record.incarnation, &record.name) < (own.incarnation, &own.name);
-        record.name != own.name
-            && record.reach.is_some()
-            && (record.state == NodeState::Active || (record.state == NodeState::Joining && earlier))
+    let others = || records.iter().filter(|record| record.name != own.name && record.reach.is_some());
+    let active = others().any(|record| record.state == NodeState::Active);
+    let before = |record: &&NodeRecord| match record.state {
+        NodeState::Active => true,
+        NodeState::Joining => !active && (record.incarnation, &record.name) < (own.incarnation, &own.name),
+        NodeState::Draining | NodeState::Gone => false,
     };
     let (mut found, mut not_found, mut silent) = (0, Vec::new(), Vec::new());
-    for record in records.iter().filter(before) {
+    for record in others().filter(before) {
         let of_own = |reach: &&Reach| reach.name == own.name && reach.incarnation == own.incarnation;
         match record.reach.iter().flatten().find(of_own) {
             Some(Reach { ok: true, .. }) => found += 1,
@@ -210,7 +211,7 @@ mod tests {
 
     fn judged(others: &[NodeRecord]) -> Admission {
         let own = record("x", 50, NodeState::Joining, Some(Vec::new()));
-        admission(&own, &[&[own.clone()], others].concat())
+        admission(&own, &[std::slice::from_ref(&own), others].concat())
     }
 
     #[test]
@@ -232,6 +233,9 @@ mod tests {
         assert!(matches!(judged(&[record("a", 49, Joining, says(false))]), Admission::Unreachable(_)));
         // A neighbour on the same host is not enough.
         assert!(matches!(judged(&[active("a", says(true)), active("b", says(false))]), Admission::Unreachable(_)));
+        let joins_too =
+            [active("a", says(true)), record("b", 4, Joining, says(false)), record("c", 5, Joining, Some(Vec::new()))];
+        assert_eq!(judged(&joins_too), Admission::Open, "who joins has no say beside who is active");
         let one_of_three = [active("a", says(true)), active("b", says(false)), active("c", says(true))];
         assert_eq!(judged(&one_of_three), Admission::Open, "one that cannot dial keeps nobody out");
     }

@@ -147,7 +147,7 @@ fn every_remedy_that_is_printed_helps() {
 proptest! {
     #[test]
     fn the_defaults_fit_every_machine(
-        mib in 64_u64..16_384, cores in 1_u64..=64, nofile_hard in 200_u64..2_000_000, in_cluster: bool,
+        mib in 64_u64..16_384, cores in 1_u64..=64, nofile_hard in 1_024_u64..2_000_000, in_cluster: bool,
     ) {
         let host = host(cores, nofile_hard, mib << 20);
         assert_fits(&resolved(if in_cluster { CLUSTER } else { "" }, &host), &host);
