@@ -38,7 +38,7 @@ const MULTISHOT_SLOTS_MIN: u32 = 8_192;
 /// Slots kept free of new connections, for those another shard hands over and for accepts already under way.
 const SLOTS_SPARE: u32 = 16;
 /// How soon a shard that could not hand something on looks again.
-const BLOCKED_WAIT_MICROS: u32 = 100;
+pub(crate) const BLOCKED_WAIT_MICROS: u32 = 100;
 /// From so many completions on the length of a turn is measured, and of the others of each so many.
 const TIMED_COMPLETIONS: usize = 32;
 const TIMED_TURNS: u64 = 16;
@@ -78,6 +78,7 @@ pub(crate) struct Core<I: Io> {
     blocked: bool,
     /// Input, or mail, waits for its turn: the next one must not wait.
     behind: bool,
+    only_waits: bool,
 }
 
 impl<I: Io> Core<I> {
@@ -101,6 +102,7 @@ impl<I: Io> Core<I> {
             leaving: false,
             blocked: false,
             behind: false,
+            only_waits: false,
         };
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
@@ -153,8 +155,10 @@ impl<I: Io> Core<I> {
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
         self.behind = self.shard.outgoing.own().len() > 0 || self.shard.links.is_behind();
-        let asked = letters > 0 || requests > 0 || begins_to_leave || waited;
-        let worked = completions > 0 || asked || ticked || was_blocked || self.blocked || self.behind;
+        let asked = letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
+        let acted = completions > 0 || asked || ticked || self.behind;
+        self.only_waits = !acted && self.blocked;
+        let worked = acted || was_blocked || self.blocked;
         if worked {
             self.count_turn(completions, letters);
             // A look at the clock costs a few percent of a short turn, and nothing of a long one.
@@ -175,6 +179,11 @@ impl<I: Io> Core<I> {
             self.withdraw();
         }
         ticked
+    }
+
+    /// Whether the turn before did nothing but look whether something can be handed on now, in vain.
+    pub(crate) fn only_waits(&self) -> bool {
+        self.only_waits
     }
 
     /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.

@@ -8,6 +8,7 @@ pub mod config;
 mod conn;
 pub mod control;
 mod core;
+mod cores;
 mod directory;
 pub mod doctor;
 pub mod drain;

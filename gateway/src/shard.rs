@@ -9,7 +9,8 @@ use crate::auth::AuthSwitch;
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::ClusterSecret;
 use crate::control::ControlPort;
-use crate::core::{Core, ShardCluster, ShardConfig};
+use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
+use crate::cores::Cores;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
@@ -77,6 +78,8 @@ pub struct Shards {
     /// Tells of each shard that ends, in whatever way.
     pub ended: mpsc::UnboundedReceiver<ShardEnd>,
     threads: Vec<ExecutorJoinHandle<Result<(), ShardFailure>>>,
+    /// Given back when the shards are joined.
+    cores: Cores,
 }
 
 /// A shard's end.
@@ -113,11 +116,11 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let count = config.listeners.len() as u16;
     let mail = mailboxes(count);
     let ring_fds: RingFds = Arc::new((0..count).map(|_| OnceLock::new()).collect());
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let executors = usize::from(count).min(cores.len().max(1));
+    let cores = Cores::claim(count.into());
+    let executors = cores.ids.len().max(1);
     let gate = Arc::new(Gate { barrier: Barrier::new(executors + 1), failed: AtomicBool::new(false) });
     let (end_sender, ended) = mpsc::unbounded_channel();
-    let mut shards = Shards { ports: Vec::new(), stats: Vec::new(), ended, threads: Vec::new() };
+    let mut shards = Shards { ports: Vec::new(), stats: Vec::new(), ended, threads: Vec::new(), cores };
     let fail = |shard: u16, error: String| ShardFailure { shard, error };
     let mut wakers = Vec::new();
     for core in 0..executors {
@@ -169,7 +172,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         });
     }
     for ((core, waker), seats) in wakers.into_iter().enumerate().zip(seats) {
-        let placement = match cores.get(core) {
+        let placement = match shards.cores.ids.get(core) {
             Some(core) => Placement::Fixed(core.id),
             None => Placement::Unbound,
         };
@@ -287,10 +290,15 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
     }
     let mut turns = 0u32;
     while !shards.is_empty() {
-        if turn_all(&mut shards) {
+        let worked = turn_all(&mut shards);
+        if worked != Worked::Nothing {
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(TURNS_PER_YIELD) {
                 glommio::yield_if_needed().await;
+            }
+            if worked == Worked::Waits {
+                // The shards of another core have to take something first.
+                nap.take(BLOCKED_WAIT_MICROS).map_err(fail("waiting for other shards"))?;
             }
             continue;
         }
@@ -307,22 +315,34 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
     parking.close().await.map_err(fail("closing its eventfd"))
 }
 
-/// One turn of each shard that has something to do; those that are drained end. Returns whether there was anything.
-fn turn_all(shards: &mut Vec<Running>) -> bool {
-    let mut worked = false;
+/// What the shards of a core did in a round of turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Worked {
+    Nothing,
+    /// All that is left to do waits for shards of other cores.
+    Waits,
+    Something,
+}
+
+/// One turn of each shard that has something to do; those that are drained end.
+fn turn_all(shards: &mut Vec<Running>) -> Worked {
+    let mut worked = Worked::Nothing;
     if let [alone] = &mut **shards {
-        worked = alone.core.turn(RING_WAIT_MICROS);
+        // It waits in its ring.
+        if alone.core.turn(RING_WAIT_MICROS) {
+            worked = Worked::Something;
+        }
     } else {
         for shard in &mut *shards {
-            if shard.has_work() {
-                worked |= shard.core.turn(0);
+            if shard.has_work() && shard.core.turn(0) {
+                worked = worked.max(if shard.core.only_waits() { Worked::Waits } else { Worked::Something });
             }
         }
     }
     for ended in shards.extract_if(.., |shard| shard.core.finished()) {
         ended.end();
         // The last one must not leave the thread asleep, with nobody to wake it.
-        worked = true;
+        worked = Worked::Something;
     }
     worked
 }

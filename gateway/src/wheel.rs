@@ -15,7 +15,8 @@ pub(crate) const fn ticks(ms: u64) -> u32 {
 
 const BUCKETS: u32 = 256;
 const NONE: u32 = u32::MAX;
-/// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. Ticks keep 30 bits: at ten a second, three years.
+/// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. An entry keeps the low 30 bits of its tick; the rest follows from the
+/// wheel's own time, since no deadline is further away than that.
 const LINKED: u32 = 1 << 31;
 const UPPER: u32 = 1 << 30;
 const TICK_MASK: u32 = UPPER - 1;
@@ -91,7 +92,12 @@ impl TimerWheel {
     /// The slot's deadline.
     pub fn deadline(&self, slot: u32) -> Option<u32> {
         let entry = self.entries.get(slot as usize)?;
-        (entry.tagged_deadline & LINKED != 0).then_some(entry.tagged_deadline & TICK_MASK)
+        (entry.tagged_deadline & LINKED != 0).then(|| self.tick_of(entry))
+    }
+
+    /// The whole tick of an armed timer's deadline, which is now or later.
+    fn tick_of(&self, entry: &Entry) -> u32 {
+        self.now.wrapping_add(entry.tagged_deadline.wrapping_sub(self.now) & TICK_MASK)
     }
 
     /// Moves to tick `to` and appends the slots whose deadline has come to `due`; they are no longer armed.
@@ -117,8 +123,9 @@ impl TimerWheel {
         let head = BUCKETS + self.now / BUCKETS % BUCKETS;
         let mut slot = std::mem::replace(&mut self.heads[head as usize], NONE);
         while slot != NONE {
-            let Entry { next, tagged_deadline, .. } = self.entries[slot as usize];
-            self.link(slot, tagged_deadline & TICK_MASK);
+            let entry = &self.entries[slot as usize];
+            let (next, deadline) = (entry.next, self.tick_of(entry));
+            self.link(slot, deadline);
             slot = next;
         }
     }
@@ -126,7 +133,7 @@ impl TimerWheel {
     /// `deadline` is now only while a cascade runs, just before that tick's bucket is emptied.
     fn link(&mut self, slot: u32, deadline: u32) {
         let level = if deadline - self.now < BUCKETS { 0 } else { UPPER };
-        let mut entry = Entry { tagged_deadline: deadline | LINKED | level, ..Entry::UNARMED };
+        let mut entry = Entry { tagged_deadline: deadline & TICK_MASK | LINKED | level, ..Entry::UNARMED };
         entry.next = std::mem::replace(&mut self.heads[entry.bucket()], slot);
         if entry.next != NONE {
             self.entries[entry.next as usize].prev = slot;
@@ -215,6 +222,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn timers_fire_across_the_end_of_the_bits_an_entry_keeps() {
+        let mut wheel = TimerWheel::new(3);
+        wheel.now = TICK_MASK - 300;
+        let begin = wheel.now;
+        for (slot, delay) in [(0, 10), (1, 400), (2, 40_000)] {
+            wheel.arm(slot, begin + delay);
+            assert_eq!(wheel.deadline(slot), Some(begin + delay));
+        }
+        let mut fired = Vec::new();
+        for now in begin..=begin + 40_000 {
+            let mut due = Vec::new();
+            wheel.advance(now, &mut due);
+            fired.extend(due.into_iter().map(|slot| (slot, now - begin)));
+        }
+        assert_eq!(fired, [(0, 10), (1, 400), (2, 40_000)]);
     }
 
     #[test]
