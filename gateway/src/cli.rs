@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use trunkline_gateway::config::{Config, ConfigError, ConfigFile, DefaultValue, Host, SETTINGS, Settings, Sources};
 use trunkline_gateway::doctor::{Goal, Profile};
 use trunkline_gateway::host_tree::Root;
+use trunkline_router::http::Scope;
 
 /// Carries messages between the clients connected to it.
 ///
@@ -34,6 +35,7 @@ Examples:
                                                reachable by others, who need a token
   gateway --node a --redis redis-cluster://10.0.0.1:7000 --cluster-secret-file /etc/trunkline/cluster
                                                one of several nodes, each with a name and addresses of its own
+  gateway api-key ops --scope kick,drain       makes a key for the HTTP API, and prints its line for the keys file
   gateway default-config > gateway.toml        the configuration with every setting explained
   gateway check-config gateway.toml            what it comes to, and the memory it may need
   gateway --config gateway.toml
@@ -71,6 +73,18 @@ enum Verb {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Make a key for the HTTP API: print it, and its line for the keys file (--api-keys-file of gateway and router).
+    ///
+    /// The key is shown this once; the file has its SHA-256 only. Its holder sends it as Authorization: Bearer KEY.
+    #[command(after_help = API_KEY_EXAMPLES)]
+    ApiKey {
+        /// Name of the key, for the audit log: 1 to 32 letters, digits, '-' or '.'.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// What it may do; may be given several times.
+        #[arg(long, value_name = "SCOPE", value_delimiter = ',', required = true)]
+        scope: Vec<Scope>,
+    },
     /// Check whether this host is ready, and say how many connections it will hold.
     ///
     /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the limit that binds
@@ -79,6 +93,15 @@ enum Verb {
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorFlags),
 }
+
+const API_KEY_EXAMPLES: &str = "\
+Scopes:
+  users:read kick drain metrics:read nodes:read accounts:write login
+  and, for services to come: push:user push:group push:all call serve:<number> items:read items:write services:write
+
+Examples:
+  gateway api-key prometheus --scope metrics:read
+  gateway api-key ops --scope kick,drain,users:read,nodes:read";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -156,6 +179,8 @@ pub(crate) enum Command {
     DefaultConfig,
     /// Print the configuration in force.
     CheckConfig(Box<Config>),
+    /// Make a key of this name with these scopes.
+    ApiKey(String, Vec<Scope>),
     /// Check the machine.
     Doctor(Box<Doctor>),
 }
@@ -218,6 +243,7 @@ pub(crate) fn parse(
         None => Command::Run(config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::Run(flags)) => Command::Run(config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::DefaultConfig) => Command::DefaultConfig,
+        Some(Verb::ApiKey { name, scope }) => Command::ApiKey(name, scope),
         Some(Verb::CheckConfig { file, settings }) => Command::CheckConfig(config(Some(&file), settings)?),
         Some(Verb::Doctor(doctor)) => {
             let root = Root::at(doctor.root);
@@ -305,6 +331,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_key_has_a_name_and_scopes() {
+        match parse_words("gateway api-key ops --scope kick,drain --scope serve:7") {
+            Ok(Command::ApiKey(name, scopes)) => {
+                assert_eq!((name.as_str(), &*scopes), ("ops", &[Scope::Kick, Scope::Drain, Scope::Serve(7)][..]));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(usage_error("gateway api-key ops").contains("--scope"));
+        assert!(usage_error("gateway api-key ops --scope fly").contains("users:read"));
     }
 
     #[test]

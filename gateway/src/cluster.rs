@@ -48,6 +48,7 @@ use crate::config::{ClusterConfig, ClusterSecret};
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
 use joining::Joining;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use task::{Order, Task};
@@ -100,8 +101,17 @@ pub struct Cluster {
     round_trip_max: Duration,
 }
 
+/// Where others reach an HTTP API that listens on `http`: one that listens everywhere is told with the host that clients are told.
+fn advertised_http(http: SocketAddr, advertise: &str) -> String {
+    match advertise.rsplit_once(':') {
+        Some((host, _)) if http.ip().is_unspecified() => format!("{host}:{}", http.port()),
+        _ => http.to_string(),
+    }
+}
+
 impl Cluster {
-    /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
+    /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on. `http` is where its HTTP API
+    /// listens.
     ///
     /// What may pass by itself is waited for, however long it takes: a Redis that is not there yet or refuses the password, and the lease of
     /// an earlier life of this node that has not run out. `waits` is told for what, about once a second.
@@ -114,6 +124,7 @@ impl Cluster {
         secret: &ClusterSecret,
         node: &str,
         shards: u16,
+        http: SocketAddr,
         waits: impl Fn(String),
     ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
@@ -129,6 +140,7 @@ impl Cluster {
             shards: shards.into(),
             mesh: config.mesh.to_string(),
             advertise: config.advertise.clone(),
+            http: advertised_http(http, &config.advertise),
             protocol: MESH_PROTOCOL,
             connections: 0,
             users: 0,
@@ -193,5 +205,19 @@ async fn warn_of_risks(plane: Plane) {
             }
         }
         Err(error) => tracing::info!("whether Redis may lose presence is not known: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::advertised_http;
+
+    #[test]
+    fn an_api_that_listens_everywhere_is_told_with_the_host_of_the_node() {
+        let told = |http: &str, advertise: &str| advertised_http(http.parse().unwrap(), advertise);
+        assert_eq!(told("127.0.0.1:7780", "gate.example:7700"), "127.0.0.1:7780");
+        assert_eq!(told("10.0.0.1:7780", "gate.example:7700"), "10.0.0.1:7780");
+        assert_eq!(told("0.0.0.0:7780", "gate.example:7700"), "gate.example:7780");
+        assert_eq!(told("[::]:7780", "[2001:db8::1]:7700"), "[2001:db8::1]:7780");
     }
 }

@@ -29,6 +29,7 @@ use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use trunkline_router::http::{Access, ApiKeys};
 
 /// Longest name of a node; it travels in every LOGIN_OK.
 const NODE_NAME_CHARS_MAX: usize = 64;
@@ -46,6 +47,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Address of the HTTP API.
     pub http: SocketAddr,
+    /// Who may use the HTTP API.
+    pub http_access: HttpAccess,
     /// Name of the node.
     pub node: String,
     /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].
@@ -68,6 +71,36 @@ pub struct Config {
     limits: Limits,
     effective: Settings,
     origins: Origins,
+}
+
+/// Who may use the HTTP API, before keys are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpAccess {
+    /// File of the keys.
+    pub keys_file: Option<PathBuf>,
+    /// Whether others than this host may use it without keys.
+    pub insecure_open: bool,
+}
+
+impl HttpAccess {
+    /// Loads the keys; `None` when no file is configured. [`Access::set_keys`] takes them while the API is served.
+    ///
+    /// # Errors
+    /// When the file cannot be read or used; the message names it.
+    pub fn load_keys(&self) -> Result<Option<ApiKeys>, ConfigError> {
+        let load = |path: &PathBuf| {
+            ApiKeys::load(path).map_err(|error| ConfigError::File { path: path.clone(), error: error.to_string() })
+        };
+        self.keys_file.as_ref().map(load).transpose()
+    }
+
+    /// Loads the keys, and says who may use the API.
+    ///
+    /// # Errors
+    /// As [`HttpAccess::load_keys`].
+    pub fn load(&self) -> Result<Access, ConfigError> {
+        Ok(Access::new(self.load_keys()?, self.insecure_open))
+    }
 }
 
 /// How LOGIN is checked, before keys are loaded.

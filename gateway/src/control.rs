@@ -21,14 +21,14 @@ pub enum Control {
         /// Receives the sessions; empty when the user is offline.
         answer: oneshot::Sender<Vec<SessionInfo>>,
     },
-    /// Ends the sessions of a user with BYE 15.
+    /// Ends the sessions of a user with BYE 15, wherever in the cluster they are.
     Kick {
         /// User id.
         user: u64,
         /// Only this device, or all of them.
         device: Option<String>,
-        /// Receives the number of sessions ended.
-        answer: oneshot::Sender<usize>,
+        /// Receives the number of sessions ended, once they are.
+        answer: oneshot::Sender<Kicked>,
     },
     /// The nodes that count now. The latest counts, so a shard that was too busy for one before misses nothing.
     View {
@@ -90,6 +90,30 @@ pub enum Control {
     },
     /// Calls a drain off: those who are still there stay, and logins are served again. Without effect on a drain that ends the shard.
     Resume,
+}
+
+/// What became of [`Control::Kick`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kicked {
+    /// Sessions ended.
+    pub ended: u32,
+    /// What may be left.
+    pub rest: Rest,
+}
+
+/// What may be left of a user's sessions after a kick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing.
+    Nothing,
+    /// So many sessions on other nodes that were asked to end and have not been heard of since.
+    Unconfirmed(u32),
+    /// The home of the user is just changing, so nobody knew all sessions; it is worth asking again in a moment.
+    Unsettled,
+    /// Whatever is on other nodes: the home of the user cannot be asked.
+    Unreachable,
+    /// Everything: too many kicks are under way.
+    Busy,
 }
 
 /// What became of [`Control::Sessions`].

@@ -6,13 +6,15 @@
 //! connections closed). `shard` and `links` hold the state they work on.
 //!
 //! In a cluster there are besides: `far` (a message's way over other nodes), `guests` (sessions whose home is another node), `moves` (what
-//! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions).
+//! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
+//! (ending a user's sessions wherever they are).
 
 mod decode;
 mod far;
 mod flush;
 mod guests;
 mod handshake;
+mod kicks;
 mod links;
 mod moves;
 mod presence;
@@ -381,15 +383,7 @@ impl<I: Io> Core<I> {
                     });
                     let _ = answer.send(sessions.collect());
                 }
-                Control::Kick { user, device, answer } => {
-                    let sessions = self.shard.presence.sessions(user).iter();
-                    let wanted = sessions.filter(|entry| device.as_deref().is_none_or(|name| entry.device() == name));
-                    let sessions: Vec<(u32, u64)> = wanted.map(|entry| (entry.slot, entry.session)).collect();
-                    for (slot, session) in &sessions {
-                        self.shard.kick(*slot, user, *session);
-                    }
-                    let _ = answer.send(sessions.len());
-                }
+                Control::Kick { user, device, answer } => self.shard.kick_user(user, device, answer),
                 Control::View { view, incarnation, life } => self.shard.set_view(view, incarnation, life),
                 Control::Sessions { from_slot, max, answer } => {
                     let _ = answer.send(self.shard.sessions_page(from_slot, max));

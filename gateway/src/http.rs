@@ -5,11 +5,13 @@
 //! | `api.rs` | the routes of a node |
 //! | `source.rs` | where the answers come from that a router gives too: the cluster, or this one node |
 //! | `cluster.rs` | the cluster as `/v1/node` shows it |
+//! | `pulse.rs` | whether the shards turn |
 //! | `document.rs` | the OpenAPI document |
 
 mod api;
 mod cluster;
 mod document;
+mod pulse;
 mod source;
 
 pub use api::router;
@@ -20,12 +22,14 @@ use crate::control::ControlPort;
 use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
+use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use trunkline_router::http::{Access, Places};
 
-/// Connections served at a time; further ones wait in the backlog. Each has its place in the memory budget.
+/// Connections served at a time; a further one gets the place of one without a request. Each has its place in the memory budget.
 pub const CONNECTIONS_MAX: u32 = 64;
 
 /// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the memory budget.
@@ -45,6 +49,9 @@ pub struct Node {
     started_ms: u64,
     shards: OnceLock<ShardHandles>,
     drain: Arc<DrainSwitch>,
+    access: Arc<Access>,
+    places: Arc<Places>,
+    pulse: Pulse,
     /// Whether it is to be one of several.
     joins: bool,
     cluster: OnceLock<ClusterReader>,
@@ -85,8 +92,16 @@ impl NodeState {
 }
 
 impl Node {
-    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be one of several.
-    pub fn new(name: String, limits: Limits, listen: Vec<SocketAddr>, http: SocketAddr, joins: bool) -> Self {
+    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be one of several,
+    /// `access` who may ask what.
+    pub fn new(
+        name: String,
+        limits: Limits,
+        listen: Vec<SocketAddr>,
+        http: SocketAddr,
+        joins: bool,
+        access: Access,
+    ) -> Self {
         Node {
             name,
             limits,
@@ -96,6 +111,9 @@ impl Node {
             started_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
             shards: OnceLock::new(),
             drain: Arc::default(),
+            access: Arc::new(access),
+            places: Places::new(CONNECTIONS_MAX),
+            pulse: Pulse::default(),
             joins,
             cluster: OnceLock::new(),
             waits: Mutex::default(),
@@ -135,6 +153,31 @@ impl Node {
         &self.drain
     }
 
+    /// Who may use the API; new keys are given to it.
+    pub fn access(&self) -> &Arc<Access> {
+        &self.access
+    }
+
+    /// The places of the server that serves the API.
+    pub fn places(&self) -> &Arc<Places> {
+        &self.places
+    }
+
+    /// Watches for ever whether the shards turn; `/readyz` says so when one does not.
+    pub async fn watch_shards(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(pulse::SAMPLE_PERIOD);
+        // Samples that were missed were no samples.
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.sample_shards();
+        }
+    }
+
+    fn sample_shards(&self) {
+        self.pulse.sample(self.stats().iter().map(|stats| stats.turns.get()));
+    }
+
     /// Where the node stands.
     pub fn state(&self) -> NodeState {
         if self.drain.wanted() != Wanted::Serve {
@@ -165,7 +208,18 @@ impl Node {
                 Wanted::End => "the node is shutting down and ends its connections".to_owned(),
                 _ => "the node drains and sends its clients away; DELETE /v1/node/drain calls it off".to_owned(),
             }),
-            NodeState::Running => self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())),
+            NodeState::Running => {
+                self.stuck_shards().or_else(|| self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())))
+            }
+        }
+    }
+
+    fn stuck_shards(&self) -> Option<String> {
+        let stuck: Vec<String> = self.pulse.stuck().iter().map(ToString::to_string).collect();
+        match &*stuck {
+            [] => None,
+            [one] => Some(format!("shard {one} does not turn, so its users are not served")),
+            _ => Some(format!("shards {} do not turn, so their users are not served", stuck.join(", "))),
         }
     }
 

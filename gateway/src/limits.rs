@@ -11,6 +11,10 @@ pub enum ReadMode {
     Hot,
 }
 
+/// Kicks that wait for other nodes, at each shard: those asked of homes, and those that a home has not seen confirmed. Beyond it they are
+/// refused.
+pub const KICKS_MAX: usize = 256;
+
 /// Limits of one shard, resolved from the configuration. Times are milliseconds, sizes are bytes.
 #[derive(Clone, Debug)]
 pub struct Limits {

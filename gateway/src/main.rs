@@ -12,6 +12,7 @@ use trunkline_gateway::budget::Budget;
 use trunkline_gateway::config::{ClusterConfig, Config, ConfigError, Host, default_config};
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
+use trunkline_router::http::{NewKey, Scope};
 
 /// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
 #[global_allocator]
@@ -70,6 +71,7 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
     match command {
         Command::DefaultConfig => print(&default_config(host)),
         Command::CheckConfig(config) => check_config(&config),
+        Command::ApiKey(name, scopes) => api_key(&name, &scopes),
         Command::Doctor(asked) => doctor(&asked),
         Command::Run(config) => run::run(&config),
     }
@@ -85,12 +87,19 @@ fn print(text: &str) -> Result<(), Failure> {
 /// The output is the configuration in force as a file, with the memory budget as comments.
 fn check_config(config: &Config) -> Result<(), Failure> {
     config.auth.load()?;
+    config.http_access.load()?;
     config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let budget = Budget::of(config);
     let comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
     print(&format!("{}\n{comments}", config.effective_text()))?;
     // What would keep a node from starting is refused here too, as a fault of the configuration.
     budget.check().map_err(|error| ConfigError::Conflict(error.to_string()).into())
+}
+
+/// The key is shown here and nowhere else.
+fn api_key(name: &str, scopes: &[Scope]) -> Result<(), Failure> {
+    let NewKey { key, line } = NewKey::make(name, scopes).map_err(Failure::Other)?;
+    print(&format!("key, shown this once:\n{key}\n\nline for the keys file:\n{line}\n"))
 }
 
 /// Looks at the host, or changes it when asked to. An apply is followed by another look.

@@ -211,6 +211,7 @@ shard_stats! {
     limit_mesh: Counter "trunkline_limit_hits_total" "limit=\"mesh_bytes\"" "How often each limit was hit.";
     limit_sent_away: Counter "trunkline_limit_hits_total" "limit=\"messages_owed\"" "How often each limit was hit.";
     limit_parked: Counter "trunkline_limit_hits_total" "limit=\"parked_bytes\"" "How often each limit was hit.";
+    limit_kicks: Counter "trunkline_limit_hits_total" "limit=\"kicks\"" "How often each limit was hit.";
     limit_remote_sessions: Counter "trunkline_limit_hits_total" "limit=\"remote_sessions\"" "How often each limit was hit.";
     limit_users: Counter "trunkline_limit_hits_total" "limit=\"users\"" "How often each limit was hit.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";

@@ -1,7 +1,7 @@
 //! The Prometheus text exposition format, version 0.0.4.
 
 use crate::auth::Refusal;
-use crate::limits::Limits;
+use crate::limits::{KICKS_MAX, Limits};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
 use std::fmt::{Display, Write};
@@ -162,7 +162,7 @@ fn write_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 31] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 32] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -195,6 +195,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 31] {
         ("messages_owed", limits.sent_away_max as u64),
         ("parked_bytes", limits.parked_bytes_max as u64),
         ("remote_sessions", limits.remote_sessions_max.into()),
+        ("kicks", KICKS_MAX as u64),
     ]
 }
 

@@ -13,16 +13,17 @@ use trunkline_gateway::cluster::Cluster;
 use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
-use trunkline_gateway::http::{self, CONNECTIONS_MAX, Node, ShardHandles, VERSION};
+use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_router::command::{Signals, init_log, near};
-use trunkline_router::http::serve;
+use trunkline_router::http::{Access, serve};
 
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     init_log(&config.log, config.log_format);
     let auth = config.auth.load()?;
+    let access = config.http_access.load()?;
     let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
     let auth = AuthSwitch::new(auth);
@@ -44,13 +45,14 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("starting the control thread: {error}")))?;
-    runtime.block_on(control(config, auth, listeners, http_listener, mesh))
+    runtime.block_on(control(config, auth, access, listeners, http_listener, mesh))
 }
 
 /// The life of the control thread.
 async fn control(
     config: &Config,
     auth: Arc<AuthSwitch>,
+    access: Access,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
@@ -62,13 +64,14 @@ async fn control(
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let addresses = listeners.addresses.clone();
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
-    let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins));
+    let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     // It ends with the process, so that metrics and progress are shown to the last.
-    tokio::spawn(serve(http_listener, http::router(node.clone()), CONNECTIONS_MAX, pending()));
+    tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
+    tokio::spawn(node.clone().watch_shards());
 
     let cluster = match config.cluster.as_ref().zip(mesh.as_ref()) {
         Some((cluster, (secret, _))) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, &config.node, config.shards, |reason| node.set_waiting(reason)) => joined?,
+            joined = Cluster::join(cluster, secret, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
@@ -150,9 +153,9 @@ async fn control(
 
 /// Says where the node is reached and what to try next.
 fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
-    if !http_address.ip().is_loopback() {
+    if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
-            "the HTTP API on {http_address} is not on loopback, and whoever reaches it may read metrics, end sessions and drain the node"
+            "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
         );
     }
     if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.mesh.ip().is_loopback()) {

@@ -56,8 +56,8 @@ fn a_user_is_shown_with_its_shard_and_devices() {
                 found.next().unwrap_or_else(|| panic!("no device {name:?}: {shown}"))
             };
             assert_eq!(named("phone \"1\"")[json::CLASS], "mobile");
-            assert_eq!(named("phone \"1\"")[json::SESSION], phone_ok.session);
-            assert_eq!(named("default")[json::SESSION], unnamed_ok.session);
+            assert_eq!(named("phone \"1\"")[json::SESSION], phone_ok.session.to_string());
+            assert_eq!(named("default")[json::SESSION], unnamed_ok.session.to_string());
             drop((phone, unnamed));
             gateway.wait_for_presence(user, false);
         }
@@ -109,8 +109,7 @@ fn a_kick_of_nobody_ends_nothing() {
     with_each_gateway(ONE_AND_MANY, &[], |gateway| {
         let mut bystanders = Bystanders::new(gateway);
         let response = gateway.post("/v1/users/5/kick");
-        assert_eq!(response.status, 200, "{}", response.body);
-        assert_eq!(response.json()[json::KICKED], 0, "{}", response.body);
+        assert_eq!(response.status, 404, "{}", response.body);
         bystanders.talk();
     });
 }

@@ -4,10 +4,9 @@
 //! So the `router` binary and every gateway give the same answers; [`http`](crate::http) puts them on the wire, and
 //! `GET /v1/openapi.json` describes them field by field.
 //!
-//! **Numbers.** Users, sessions and incarnations are 64-bit numbers and stand in JSON as numbers, with all their digits. A
-//! client whose JSON library reads numbers as doubles (JavaScript does) has to be told to keep integers beyond 2^53. In a
-//! request a user may also be a string of digits, for clients that cannot write such a number. The digest of a view is no
-//! number to count with, and is a string of 16 hexadecimal digits.
+//! **Numbers.** Users, sessions, incarnations and hashes have 64 bits and stand in JSON as strings of decimal digits: many JSON libraries
+//! (that of JavaScript among them) read numbers as doubles, which lose the last digits beyond 2^53. In a request a user may be
+//! either. What is counted or measured is a number. The digest of a view is a string of 16 hexadecimal digits.
 
 mod explain;
 mod preview;
@@ -21,7 +20,7 @@ use crate::hash::home_shard;
 use crate::membership::{NodeRecord, NodeState, View};
 use crate::redis::PresenceEntry;
 use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::sync::Arc;
 
@@ -44,14 +43,14 @@ pub struct Picture {
 pub struct UserId(pub u64);
 
 impl UserId {
-    /// Reads decimal digits; no sign, no white space.
+    /// Reads decimal digits; no sign, no white space, no zero before them: each user is written in one way.
     #[must_use]
     pub fn parse(digits: &str) -> Option<Self> {
         // Not even a sign: parse would take "+5".
-        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        if digits.starts_with('0') || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        digits.parse().ok().filter(|&user| user != 0).map(UserId)
+        digits.parse().ok().map(UserId)
     }
 }
 
@@ -75,6 +74,19 @@ impl<'de> Deserialize<'de> for UserId {
 
         deserializer.deserialize_any(UserVisitor)
     }
+}
+
+/// Writes a number of 64 bits as a string of decimal digits; for `#[serde(serialize_with)]`.
+///
+/// # Errors
+/// Those of the serialiser.
+pub fn digits<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(number)
+}
+
+/// Reads a field that may be missing but not `null`, which the document does not allow; with `#[serde(default)]`.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// How sure it is that a node's lease lives.
@@ -107,9 +119,34 @@ pub struct Nodes {
 /// One node of [`Nodes`].
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeAnswer {
-    /// What it says about itself.
-    #[serde(flatten)]
-    pub record: NodeRecord,
+    /// Its name.
+    pub name: String,
+    /// Grows with every start of it and every new lease.
+    #[serde(serialize_with = "digits")]
+    pub incarnation: u64,
+    /// Where it is in its life.
+    pub state: NodeState,
+    /// Its weight in the ring.
+    pub weight: u32,
+    /// Its shards.
+    pub shards: u32,
+    /// Where other nodes reach it.
+    pub mesh: String,
+    /// The address that clients dial.
+    pub advertise: String,
+    /// Where its HTTP API is; empty for a node of an earlier version.
+    pub http: String,
+    /// The version of the mesh protocol it speaks.
+    pub protocol: u32,
+    /// Connections it holds.
+    pub connections: u64,
+    /// Users online whose session lives there.
+    pub users: u64,
+    /// When it started, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// The incarnation in which it last began to serve.
+    #[serde(serialize_with = "digits")]
+    pub life: u64,
     /// Whether its lease lives.
     pub lease: LeaseState,
     /// Whether the asked process has a link to it, as a node has to itself; `null` from one that has no links, such as a router.
@@ -127,8 +164,19 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
     let shares = view.ring.as_ref().map(|ring| ring.shares()).unwrap_or_default();
     let share = |name: &str| view.ring.as_ref()?.index_of(name).and_then(|index| shares.get(index).copied());
     let answer = |record: &NodeRecord| NodeAnswer {
-        // Who asks has no use for the mark of the secret; what tells nodes of one cluster apart is not for everybody.
-        record: NodeRecord { life: record.life(), secret_mark: String::new(), reach: None, ..record.clone() },
+        name: record.name.clone(),
+        incarnation: record.incarnation,
+        state: record.state,
+        weight: record.weight,
+        shards: record.shards,
+        mesh: record.mesh.clone(),
+        advertise: record.advertise.clone(),
+        http: record.http.clone(),
+        protocol: record.protocol,
+        connections: record.connections,
+        users: record.users,
+        started_ms: record.started_ms,
+        life: record.life(),
         lease: if picture.degraded { LeaseState::Assumed } else { LeaseState::Live },
         reachable: reachable(&record.name),
         in_ring: share(&record.name).is_some(),
@@ -197,6 +245,7 @@ pub fn online(picture: &Picture) -> Online {
 #[derive(Debug, Clone, Serialize)]
 pub struct User {
     /// The user.
+    #[serde(serialize_with = "digits")]
     pub user: u64,
     /// Whether any device is online.
     pub online: bool,
@@ -220,6 +269,7 @@ pub struct Device {
     /// The shard of that node.
     pub shard: u32,
     /// Session id on that node.
+    #[serde(serialize_with = "digits")]
     pub session: u64,
     /// Login time, seconds since the Unix epoch.
     pub since: u64,

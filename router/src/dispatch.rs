@@ -226,6 +226,7 @@ mod tests {
             shards: 2,
             mesh: "127.0.0.1:7790".into(),
             advertise: format!("{name}:7700"),
+            http: String::new(),
             protocol: 1,
             connections,
             users: 0,

@@ -5,27 +5,37 @@
 //! | [`Routes::reads`] | the questions, for whoever has a [`Source`]: the `router` binary and each gateway |
 //! | [`Service`] | what the `router` binary knows: the last view, its connection to Redis, its balancers |
 //! | [`router`](fn@router) | all routes of the `router` binary |
-//! | [`serve`](fn@serve) | the server below: bounded connections, time-outs, an orderly end |
+//! | [`Access`] | who may ask what: keys with scopes, no web pages, an audit log |
+//! | [`serve`](fn@serve) | the server below: places, time-outs, an orderly end |
 //!
 //! Every answer is computed from the view at hand; only users and accounts are asked for in Redis. The answers themselves are
 //! in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says what to do.
 
+mod access;
 mod body;
+mod forward;
+mod keys;
 mod metrics;
 mod operations;
+mod places;
 mod problem;
 mod reads;
 mod routes;
 mod serve;
 mod service;
+mod stats;
 mod writes;
 
-pub use body::BODY_BYTES_MAX;
+pub use access::{Access, AuditNote, Needs, Peer};
+pub use body::{BODY_BYTES_MAX, NameInPath, Parameters, UserInPath};
+pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
+pub use places::{HEALTH_PLACES, Places};
 pub use problem::Problem;
 pub use routes::{Route, Routes};
 pub use serve::serve;
-pub use service::{POLL_PERIOD, Service};
+pub use service::{POLL_PERIOD, Service, ServiceConfig};
+pub use stats::HttpMetric;
 
 use crate::api::Picture;
 use crate::redis::PresenceEntry;
@@ -60,7 +70,7 @@ pub trait Source: Send + Sync + 'static {
 /// All routes of the `router` binary.
 pub fn router(service: Arc<Service>) -> axum::Router {
     all_routes()
-        .into_router("; GET / lists what there is")
+        .into_router("; GET / lists what there is", Arc::clone(service.access()))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&service), operations::counted))
         .with_state(service)
 }

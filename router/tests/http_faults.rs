@@ -154,7 +154,8 @@ fn redis_ends_while_serving_and_comes_back() {
     // SIGINT ends it as well; the answer under way is finished, nobody new is let in.
     let router = Router::start(&cluster.url(), &[]);
     let mut under_way = router.connect();
-    let head = "POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n";
+    let head =
+        "POST /v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n";
     under_way.write_all(head.as_bytes()).unwrap();
     let idle = router.connect();
     // Both are accepted by the time an answer comes back on a later one.

@@ -15,6 +15,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         shards: 4,
         mesh: format!("{name}.example:7790"),
         advertise: format!("{name}.example:7700"),
+        http: String::new(),
         protocol: 1,
         connections: 10,
         users: 9,

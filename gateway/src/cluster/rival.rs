@@ -110,6 +110,7 @@ mod tests {
             shards: 1,
             mesh: "127.0.0.1:1".to_owned(),
             advertise: "127.0.0.1:2".to_owned(),
+            http: String::new(),
             protocol: 1,
             connections: 0,
             users: 0,

@@ -4,8 +4,8 @@ use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
 use super::{
-    AuthConfig, AuthKind, Config, ConfigError, Host, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS, Settings, Size,
-    Sources, is_node_name_char,
+    AuthConfig, AuthKind, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS,
+    Settings, Size, Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
 use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
@@ -127,6 +127,7 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
         auth: auth(&all, &listen, &judge)?,
         cluster: cluster(&all, &fixed_defaults(), &listen, &judge)?,
         listen,
+        http_access: http_access(&all, http, &judge)?,
         http,
         node,
         shards: shards as u16,
@@ -374,6 +375,24 @@ fn listen(all: &Settings, judge: &Judge) -> Result<Vec<SocketAddr>, ConfigError>
         }
     }
     Ok(listen)
+}
+
+fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAccess, ConfigError> {
+    let insecure_open = known(all.http_insecure_open);
+    match &all.api_keys_file {
+        Some(_) if insecure_open => judge.refuse(
+            "http_insecure_open",
+            "true",
+            "this is for an API without keys, and api_keys_file is given: leave one of them out",
+        ),
+        None if !http.ip().is_loopback() && !insecure_open => judge.refuse(
+            "http",
+            http,
+            "this is not loopback, and without keys whoever reaches it may end sessions and drain the node: \
+             give --api-keys-file FILE (gateway api-key makes a key), or say --http-insecure-open if that is what you want",
+        ),
+        keys_file => Ok(HttpAccess { keys_file: keys_file.clone(), insecure_open }),
+    }
 }
 
 fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConfig, ConfigError> {

@@ -94,9 +94,14 @@ settings! {
     /// An IPv6 address takes IPv6 connections only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
-    /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1.
-    /// It asks for no password, so keep it on loopback or on a network of your own.
+    /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1. One that is not loopback needs api_keys_file.
     http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");
+    /// File of the keys that may use the HTTP API; gateway api-key makes one and prints its line.
+    /// With it, changes need a key, and from other hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
+    api_keys_file: [PathBuf] "FILE" "TRUNKLINE_API_KEYS_FILE" Unset("\"/path/to/file\"");
+    /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain the node.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    http_insecure_open: [bool] "BOOL" "TRUNKLINE_HTTP_INSECURE_OPEN" Fixed("false");
     /// Name of this node, told to clients and shown in metrics: 1 to 64 letters, digits, '.', '_' or '-'.
     node: [String] "NAME" "TRUNKLINE_NODE" Computed("the host name");
 

@@ -223,6 +223,8 @@ impl Shard {
             | FarRecord::Registered { seat, .. }
             | FarRecord::RegisterRefused { seat, .. }
             | FarRecord::Kick { seat, .. } => seat.shard,
+            FarRecord::KickUser { user, .. } => self.shard_of(user),
+            FarRecord::KickDone { shard, .. } => shard,
             FarRecord::Settled { to, .. } => to,
         };
         if shard == self.shard {
@@ -310,6 +312,8 @@ impl Shard {
                 self.forget_remote(node, user, session);
             }
             FarRecord::Kick { seat, user, session, code } => self.kicked_by_home(seat.conn, user, session, code),
+            FarRecord::KickUser { user, shard, ask, device } => self.kick_asked(node, shard, ask, user, device),
+            FarRecord::KickDone { ask, ended, left, status, .. } => self.kick_answered(ask, ended, left, status),
             FarRecord::Settled { from, digest, .. } => {
                 if let Some(routing) = &self.directory.routing {
                     let told = self.directory.remotes.told();
@@ -413,7 +417,8 @@ impl Shard {
                 }
             }
             FarRecord::Register { user, .. } => self.answer_far(back.node, user, &record),
-            FarRecord::Settled { .. } => {}
+            // Who asked hears in time that there was no answer.
+            FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Settled { .. } => {}
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The state of one shard: its connections, users and messages. No I/O and no clock in here or in the steps built on it; [`super::Core`] feeds it
 //! completions and carries out what its connections are marked for.
 
+use super::kicks::Kicks;
 use super::links::{Links, TICK_MS, ticks};
 use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase};
-use crate::directory::{AWAY_SLACK_TICKS, Directory, Home, is_remote};
+use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now};
 use crate::limits::{Limits, MESH_LINK_SHARE};
@@ -21,7 +22,7 @@ use crate::reason::CloseReason;
 use hashbrown::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use trunkline_proto::{Bye, Code, Kind, encode_message};
+use trunkline_proto::{Bye, Kind, encode_message};
 use trunkline_router::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
@@ -84,6 +85,7 @@ pub(crate) struct Shard {
     pub(crate) cluster: Option<ShardCluster>,
     pub(crate) mesh: Option<Mesh>,
     pub(crate) directory: Directory,
+    pub(crate) kicks: Kicks,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -143,6 +145,7 @@ impl Shard {
             life: 0,
             mesh,
             directory: Directory::new(limits, away_ticks),
+            kicks: Kicks::default(),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
@@ -342,15 +345,6 @@ impl Shard {
         }
     }
 
-    /// Ends a session at the wish of an operator, wherever it is.
-    pub(crate) fn kick(&mut self, slot: u32, user: u64, session: u64) {
-        if is_remote(slot) {
-            self.kick_remote(slot, user, session, Code::Kicked);
-        } else {
-            self.close(slot, CloseReason::Kicked);
-        }
-    }
-
     /// The slot's connection is gone.
     pub(crate) fn closed(&mut self, slot: u32) {
         self.links.wheel.disarm(slot);
@@ -379,6 +373,7 @@ impl Shard {
     /// The same for what is not a connection's.
     fn expire_far(&mut self) {
         let tick = self.links.tick;
+        self.kicks_due();
         self.redeliver_remote();
         while let Some(away) = self.directory.sent_away.take_overdue(tick) {
             self.give_up_away(vec![away]);

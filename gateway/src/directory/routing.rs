@@ -141,6 +141,7 @@ pub(crate) mod tests {
             shards: 4,
             mesh: "127.0.0.1:7790".to_owned(),
             advertise: format!("{name}:7700"),
+            http: String::new(),
             protocol: 1,
             connections: 0,
             users: 0,

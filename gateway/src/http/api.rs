@@ -5,46 +5,54 @@ use super::document::DOCUMENT;
 use super::{Node, NodeState, VERSION};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
-use crate::control::Control;
+use crate::control::{Control, Kicked, Rest};
 use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
-use trunkline_router::api::{NO_USER, UserId};
+use trunkline_proto::DEVICE_BYTES_MAX;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::{Problem, Routes};
+use trunkline_router::http::{AuditNote, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_router::process::Process;
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a kick waits for a home that is just changing.
+const KICK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause before it asks again.
+const KICK_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
 /// The API of a node.
 pub fn router(node: Arc<Node>) -> Router {
-    routes().into_router("; see /v1/openapi.json for what there is").with_state(node)
+    let access = Arc::clone(node.access());
+    routes().into_router("; see /v1/openapi.json for what there is", access).with_state(node)
 }
 
 pub(super) fn routes() -> Routes<Node> {
     Routes::new()
         .reads()
-        .get("/healthz", async || "ok\n")
-        .get("/readyz", ready)
-        .get("/metrics", metrics)
-        .get("/v1/node", describe_node)
-        .post("/v1/node/drain", begin_drain)
-        .delete("/v1/node/drain", call_off_drain)
-        .post("/v1/users/{user}/kick", kick_user)
-        .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()))
+        .get("/healthz", Needs::Nothing, async || "ok\n")
+        .get("/readyz", Needs::Nothing, ready)
+        .get("/metrics", Needs::Read(Scope::MetricsRead), metrics)
+        .get("/v1/node", Needs::Read(Scope::NodesRead), describe_node)
+        .post("/v1/node/drain", Needs::Change(Scope::Drain), begin_drain)
+        .delete("/v1/node/drain", Needs::Change(Scope::Drain), call_off_drain)
+        .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick_user)
+        .get("/v1/openapi.json", Needs::AnyKey, async || {
+            ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+        })
 }
 
 #[derive(Serialize)]
@@ -88,6 +96,16 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
         "Connections that came before the node had joined its cluster and got BYE 14.",
     );
     exposition.sample(&[], node.turned_away().load(std::sync::atomic::Ordering::Relaxed));
+    exposition.name("trunkline_shards_stuck", StatType::Gauge, "Shards that have not had a turn for 3 s.");
+    exposition.sample(&[], node.pulse.stuck().len());
+    for metric in node.places().metrics().into_iter().chain(node.access().metrics()) {
+        let stat_type = if metric.is_counter { StatType::Counter } else { StatType::Gauge };
+        exposition.name(metric.name, stat_type, metric.help);
+        for (value, number) in &metric.samples {
+            let labels: &[(&str, &dyn Display)] = &[(metric.label, value)];
+            exposition.sample(if metric.label.is_empty() { &[] } else { labels }, number);
+        }
+    }
     write_limits(&mut exposition, &node.limits);
     if let Some(cluster) = node.cluster() {
         write_cluster(&mut exposition, cluster, now_ms());
@@ -184,8 +202,6 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
     .into_response()
 }
 
-type UserPath = Result<Path<String>, PathRejection>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KickQuery {
@@ -193,26 +209,43 @@ struct KickQuery {
 }
 
 #[derive(Serialize)]
-struct Kicked {
-    kicked: usize,
+struct KickAnswer {
+    kicked: u32,
 }
 
 async fn kick_user(
     State(node): State<Arc<Node>>,
-    path: UserPath,
-    query: Result<Query<KickQuery>, QueryRejection>,
-) -> Result<Json<Kicked>, Problem> {
-    let user = user_id(path)?;
-    let Query(KickQuery { device }) =
-        query.map_err(|error| Problem::bad_request(format!("{}; kick takes ?device=NAME", error.body_text())))?;
-    let (shard, kicked) = ask(&node, user, |answer| Control::Kick { user, device: device.clone(), answer }).await?;
-    tracing::info!(user, device, shard, kicked, "sessions ended by the API");
-    Ok(Json(Kicked { kicked }))
-}
-
-fn user_id(path: UserPath) -> Result<u64, Problem> {
-    let user = path.ok().and_then(|Path(text)| UserId::parse(&text));
-    user.map(|user| user.0).ok_or_else(|| Problem::bad_request(NO_USER))
+    UserInPath(user): UserInPath,
+    Parameters(KickQuery { device }): Parameters<KickQuery>,
+) -> Result<(Extension<AuditNote>, Json<KickAnswer>), Problem> {
+    let nobody = || match &device {
+        Some(device) => Problem::not_found(format!("user {user} has no session of device {device:?} on any node")),
+        None => Problem::not_found(format!("user {user} has no session on any node")),
+    };
+    // No client has such a name, and between nodes it would not be carried.
+    if device.as_ref().is_some_and(|device| device.len() > DEVICE_BYTES_MAX) {
+        return Err(nobody());
+    }
+    let deadline = Instant::now() + KICK_TIMEOUT;
+    let mut ended = 0;
+    let left = loop {
+        let kick = |answer| Control::Kick { user, device: device.clone(), answer };
+        let (_, Kicked { ended: more, rest }) = ask(&node, user, kick).await?;
+        ended += more;
+        match rest {
+            Rest::Nothing if ended == 0 => return Err(nobody()),
+            Rest::Nothing => {
+                let note = Extension(AuditNote(format!("{ended} sessions ended")));
+                return Ok((note, Json(KickAnswer { kicked: ended })));
+            }
+            Rest::Unconfirmed(left) => break format!("{left} on other nodes were told to end and have not answered"),
+            Rest::Busy => break "too many kicks are under way for more".to_owned(),
+            Rest::Unreachable => break "the user's home node could not be asked for those on other nodes".to_owned(),
+            Rest::Unsettled if Instant::now() < deadline => tokio::time::sleep(KICK_RETRY_PAUSE).await,
+            Rest::Unsettled => break "the home of the user is just changing, and nobody knows all of them".to_owned(),
+        }
+    };
+    Err(Problem::unavailable(format!("{ended} sessions were ended; {left}. Try again in a moment")))
 }
 
 /// Asks the home shard of a user. Returns the shard and its answer.

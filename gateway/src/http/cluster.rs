@@ -2,10 +2,12 @@
 
 use crate::cluster::{ClusterState, fenced_word};
 use serde::Serialize;
+use trunkline_router::api::digits;
 
 #[derive(Serialize)]
 pub(super) struct ClusterDescription {
     name: String,
+    #[serde(serialize_with = "digits")]
     incarnation: u64,
     /// joining, active or draining.
     state: &'static str,

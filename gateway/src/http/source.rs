@@ -38,6 +38,7 @@ impl Node {
             shards: self.stats().len() as u32,
             mesh: String::new(),
             advertise: self.listen.first().map(ToString::to_string).unwrap_or_default(),
+            http: self.http.to_string(),
             protocol: MESH_PROTOCOL,
             connections: self.sum(|stats| stats.open.get()),
             users: self.sum(|stats| stats.users.get()),

@@ -4,7 +4,7 @@
 mod conforms;
 
 use super::*;
-use crate::control::{CONTROL_QUEUE_LEN, Control, SessionInfo};
+use crate::control::{CONTROL_QUEUE_LEN, Control, Kicked, Rest, SessionInfo};
 use crate::reason::CloseReason;
 use crate::waker::Waker;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::serve;
+use trunkline_router::http::{ApiKeys, HEALTH_PLACES, NewKey, Scope, serve};
 
 const SHARDS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,12 +23,17 @@ fn node() -> Arc<Node> {
 }
 
 fn node_that(joins: bool) -> Arc<Node> {
+    node_with(joins, Access::new(None, false))
+}
+
+fn node_with(joins: bool, access: Access) -> Arc<Node> {
     Arc::new(Node::new(
         "node-1".to_owned(),
         Limits::default(),
         vec!["127.0.0.1:7700".parse().unwrap()],
         "127.0.0.1:7780".parse().unwrap(),
         joins,
+        access,
     ))
 }
 
@@ -59,7 +64,8 @@ impl Api {
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                serve(listener, router(node), CONNECTIONS_MAX, std::future::pending()).await;
+                let places = node.places().clone();
+                serve(listener, router(node), places, std::future::pending()).await;
             });
         });
         Api { address }
@@ -74,7 +80,7 @@ impl Api {
         let length = body.len();
         // In one piece: a server that refuses a request before it has come to its end would break the next write.
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
@@ -235,10 +241,10 @@ fn a_user_is_asked_for_at_the_home_shard() {
         assert_eq!(shown.status, 200);
         let SessionInfo { device, class, session, since } = session;
         let device = serde_json::json!({
-            "device": device, "class": class, "node": "node-1", "shard": shard, "session": session, "since": since,
+            "device": device, "class": class, "node": "node-1", "shard": shard, "session": session.to_string(), "since": since,
         });
         let expected = serde_json::json!({
-            "user": user, "online": true, "home": "node-1", "shard": shard, "devices": [device],
+            "user": user.to_string(), "online": true, "home": "node-1", "shard": shard, "devices": [device],
         });
         assert_eq!(shown.json(), expected);
         shard_thread.join().unwrap();
@@ -262,18 +268,129 @@ fn a_kick_names_the_device_or_means_all() {
     let (node, ports) = running_node();
     let api = Api::serve(node);
     for (query, expected, sessions) in
-        [("", None, 2), ("?device=phone", Some("phone"), 1), ("?device=my%20phone", Some("my phone"), 0)]
+        [("", None, 2), ("?device=phone", Some("phone"), 1), ("?device=my%20phone", Some("my phone"), 1)]
     {
         let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, move |request| match request {
             Control::Kick { user: 5, device, answer } if device.as_deref() == expected => {
-                answer.send(sessions).unwrap()
+                answer.send(Kicked { ended: sessions, rest: Rest::Nothing }).unwrap();
             }
             other => panic!("{other:?}"),
         });
         let kicked = api.request("POST", &format!("/v1/users/5/kick{query}"));
         assert_eq!((kicked.status, kicked.json()), (200, serde_json::json!({ "kicked": sessions })));
+        assert_is("Kicked", &kicked.json());
         shard_thread.join().unwrap();
     }
+    let long = "x".repeat(256);
+    assert!(api.request("POST", &format!("/v1/users/5/kick?device={long}")).assert_problem(404).contains("of device"));
+    assert!(ports.iter().all(|port| port.take().is_none()), "no device has such a name");
+}
+
+#[test]
+fn a_kick_that_may_have_left_sessions_is_no_success() {
+    let (node, ports) = running_node();
+    let api = Api::serve(node);
+    let busy = |rest| vec![Kicked { ended: 2, rest }];
+    for (answers, status, hint) in [
+        (vec![Kicked { ended: 0, rest: Rest::Nothing }], 404, "no session on any node"),
+        (busy(Rest::Unconfirmed(3)), 503, "2 sessions were ended; 3 on other nodes"),
+        (busy(Rest::Unreachable), 503, "2 sessions were ended; the user's home node could not be asked"),
+        (busy(Rest::Busy), 503, "too many kicks"),
+    ] {
+        let mut answers = answers.into_iter();
+        let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, move |request| match request {
+            Control::Kick { answer, .. } => answer.send(answers.next().unwrap()).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        let detail = api.request("POST", "/v1/users/5/kick").assert_problem(status);
+        assert!(detail.contains(hint), "{detail}");
+        shard_thread.join().unwrap();
+    }
+    // While the home changes it is asked again, and what was ended before counts.
+    let mut answers = [(1, Rest::Unsettled), (0, Rest::Unsettled), (1, Rest::Nothing)].into_iter();
+    let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 3, move |request| match request {
+        Control::Kick { answer, .. } => {
+            let (ended, rest) = answers.next().unwrap();
+            answer.send(Kicked { ended, rest }).unwrap();
+        }
+        other => panic!("{other:?}"),
+    });
+    let kicked = api.request("POST", "/v1/users/5/kick");
+    assert_eq!((kicked.status, kicked.json()), (200, serde_json::json!({ "kicked": 2 })));
+    shard_thread.join().unwrap();
+}
+
+#[test]
+fn a_shard_that_does_not_turn_is_not_ready() {
+    let (node, _ports) = running_node();
+    let api = Api::serve(node.clone());
+    let sample = |turning: &[usize]| {
+        turning.iter().for_each(|shard| node.stats()[*shard].turns.add(1));
+        node.sample_shards();
+        api.get("/readyz")
+    };
+    for _ in 0..6 {
+        assert_eq!(sample(&[0, 1, 2]).status, 200);
+    }
+    for _ in 0..5 {
+        assert_eq!(sample(&[0, 2]).status, 200);
+    }
+    let stuck = sample(&[0, 2]);
+    assert_eq!((stuck.status, &stuck.json()["ready"]), (503, &false.into()));
+    assert!(
+        stuck.json()["reason"].as_str().is_some_and(|reason| reason.contains("shard 1 does not turn")),
+        "{stuck:?}"
+    );
+    let metrics = api.get("/metrics").body;
+    assert!(metrics.contains("trunkline_shards_stuck 1\n") && metrics.contains("trunkline_ready 0\n"));
+    assert_eq!(sample(&[1]).status, 200, "it turns again, and one missed sample of the others is nothing");
+}
+
+#[test]
+fn changes_need_a_key_with_the_scope_when_there_are_keys() {
+    let made = NewKey::make("ops", &[Scope::Drain]).unwrap();
+    let node = node_with(false, Access::new(Some(ApiKeys::parse(&made.line).unwrap()), false));
+    node.set_running(handles());
+    let api = Api::serve(node.clone());
+    let with_key = |method: &str, path: &str, key: &str| {
+        api.request_with(method, path, &format!("Authorization: Bearer {key}\r\n"), "")
+    };
+    for (method, path) in [("POST", "/v1/node/drain"), ("DELETE", "/v1/node/drain"), ("POST", "/v1/users/5/kick")] {
+        let refused = api.request(method, path);
+        assert!(refused.assert_problem(401).contains("Authorization: Bearer"));
+        assert!(refused.head.contains("www-authenticate: bearer"), "{}", refused.head);
+        with_key(method, path, "tlk_ops_0").assert_problem(401);
+    }
+    assert!(with_key("POST", "/v1/users/5/kick", &made.key).assert_problem(403).contains("scope kick"));
+    assert_eq!(node.state(), NodeState::Running, "nothing has happened");
+    assert_eq!(with_key("POST", "/v1/node/drain", &made.key).status, 202);
+    assert_eq!(node.state(), NodeState::Draining);
+    assert_eq!(api.get("/v1/node").status, 200, "who is here may ask");
+    let other = NewKey::make("ops", &[Scope::Drain]).unwrap();
+    node.access().set_keys(ApiKeys::parse(&other.line).unwrap());
+    with_key("DELETE", "/v1/node/drain", &made.key).assert_problem(401);
+    assert_eq!(with_key("DELETE", "/v1/node/drain", &other.key).status, 200);
+    let metrics = api.get("/metrics").body;
+    for line in [
+        "trunkline_http_denied_total{reason=\"no_key\"} 3",
+        "trunkline_http_denied_total{reason=\"unknown_key\"} 4",
+        "trunkline_http_denied_total{reason=\"scope\"} 1",
+        "trunkline_http_keys 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in\n{metrics}");
+    }
+}
+
+#[test]
+fn no_web_page_drains_a_node() {
+    let (node, _ports) = running_node();
+    let api = Api::serve(node.clone());
+    for header in ["Origin: http://evil.example\r\n", "Sec-Fetch-Site: cross-site\r\n", "Host: evil.example:7780\r\n"] {
+        api.request_with("POST", "/v1/node/drain", header, "").assert_problem(403);
+        api.request_with("GET", "/v1/nodes", header, "").assert_problem(403);
+    }
+    assert_eq!(node.state(), NodeState::Running);
+    assert_eq!(api.request("POST", "/v1/node/drain").status, 202, "curl does");
 }
 
 #[test]
@@ -285,7 +402,7 @@ fn wrong_requests_are_the_callers_fault() {
         api.request("POST", &format!("/v1/users/{user}/kick")).assert_problem(400);
     }
     for query in ["?devise=x", "?device=a&device=b", "?device=a&all=1"] {
-        assert!(api.request("POST", &format!("/v1/users/5/kick{query}")).assert_problem(400).contains("?device=NAME"));
+        assert!(api.request("POST", &format!("/v1/users/5/kick{query}")).assert_problem(400).contains("device"));
     }
     assert!(api.get("/v1/nothing").assert_problem(404).contains("/v1/nothing"));
     api.get("/").assert_problem(404);
@@ -390,7 +507,7 @@ fn a_node_that_is_alone_answers_for_itself() {
     assert_is("Preview", &shown.json());
     assert!(shown.json()["moved_share"].as_f64().is_some_and(|share| share > 0.3 && share < 0.7), "{shown:?}");
     // What a router takes would not fit the memory of a gateway.
-    assert!(preview(r#"{"add": [{"name": "x", "weight": 1024}]}"#).assert_problem(400).contains("ask a router"));
+    assert!(preview(r#"{"add": [{"name": "x", "weight": 1024}]}"#).assert_problem(409).contains("ask a router"));
 }
 
 #[test]
@@ -449,7 +566,7 @@ fn a_request_that_is_too_long_is_refused() {
     let answer = api.get(&format!("/v1/users/{}", "1".repeat(20_000)));
     assert!((400..500).contains(&answer.status), "{answer:?}");
     let mut stream = api.connect();
-    let request = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(20_000));
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(20_000));
     stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     match stream.read_to_string(&mut text) {
@@ -464,7 +581,7 @@ fn a_body_is_not_read() {
     let (node, _ports) = running_node();
     let api = Api::serve(node);
     let mut stream = api.connect();
-    write!(stream, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
@@ -476,7 +593,7 @@ fn several_requests_share_a_connection() {
     let mut stream = api.connect();
     write!(
         stream,
-        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     .unwrap();
     let mut text = String::new();
@@ -485,16 +602,21 @@ fn several_requests_share_a_connection() {
 }
 
 #[test]
-fn connections_beyond_the_bound_wait_for_a_place() {
-    let api = Api::serve(node());
-    let idle: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(|_| api.connect()).collect();
-    let mut waiting = api.connect();
-    write!(waiting, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    waiting.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert!(waiting.read(&mut [0; 1]).is_err(), "served although all places are taken");
-    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
-    drop(idle);
-    let mut text = String::new();
-    waiting.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+fn health_is_answered_although_strangers_hold_every_place() {
+    let (node, _ports) = running_node();
+    let api = Api::serve(node);
+    let mut idle: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(|_| api.connect()).collect();
+    // Far fewer than the time-outs of their headers would let in, were they waited for.
+    for _ in 0..3 * HEALTH_PLACES {
+        assert_eq!(api.get("/healthz").status, 200);
+        idle.push(api.connect());
+    }
+    let metrics = api.get("/metrics").body;
+    let number = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name}")).parse::<u64>().unwrap()
+    };
+    assert_eq!(number("trunkline_http_places"), u64::from(CONNECTIONS_MAX));
+    assert!(number("trunkline_http_connections_evicted_total") > 0);
+    assert!(number("trunkline_http_connections_open") <= u64::from(CONNECTIONS_MAX));
 }

@@ -132,6 +132,11 @@ impl Gateway {
         self.client_address
     }
 
+    /// Where its HTTP API is.
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
     /// Everything it has written on stdout.
     pub(crate) fn stdout(&self) -> String {
         self.stdout.text()

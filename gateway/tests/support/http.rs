@@ -26,22 +26,27 @@ impl Response {
 
 /// Sends a request without a body and reads the whole answer.
 pub(crate) fn request(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Response> {
-    exchange(address, method, path, "")
+    exchange(address, method, path, "", "")
+}
+
+/// The same with further header lines, each with its end.
+pub(crate) fn request_with(address: SocketAddr, method: &str, path: &str, headers: &str) -> std::io::Result<Response> {
+    exchange(address, method, path, headers, "")
 }
 
 /// Posts a JSON body and reads the whole answer.
 pub(crate) fn post_json(address: SocketAddr, path: &str, body: &serde_json::Value) -> std::io::Result<Response> {
-    exchange(address, "POST", path, &body.to_string())
+    exchange(address, "POST", path, "", &body.to_string())
 }
 
-fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<Response> {
+fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let (length, json) = (body.len(), if body.is_empty() { "" } else { "Content-Type: application/json\r\n" });
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}Connection: close\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}{headers}Connection: close\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

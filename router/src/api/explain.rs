@@ -1,6 +1,6 @@
 //! Why a user belongs where it belongs, and the way of a message to it.
 
-use super::{Device, Picture, devices, home};
+use super::{Device, Picture, devices, digits, home};
 use crate::hash::user_hash;
 use crate::membership::View;
 use crate::redis::PresenceEntry;
@@ -10,6 +10,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub struct Explanation {
     /// The user.
+    #[serde(serialize_with = "digits")]
     pub user: u64,
     /// The epoch of the view.
     pub epoch: u64,
@@ -49,6 +50,7 @@ pub struct Why {
     /// Nodes on the ring.
     pub nodes: usize,
     /// The 64-bit hash of the user that chooses the shard.
+    #[serde(serialize_with = "digits")]
     pub hash: u64,
     /// Shards of the node, among which jump consistent hash chooses.
     pub shards: u32,
@@ -110,6 +112,7 @@ pub struct Delivery {
     /// The device.
     pub device: String,
     /// Its session.
+    #[serde(serialize_with = "digits")]
     pub session: u64,
 }
 

@@ -12,6 +12,9 @@ pub const SAMPLE_DEFAULT: u32 = 100_000;
 /// The most users looked at: a fraction of a second.
 pub const SAMPLE_MAX: u32 = 1_000_000;
 
+/// The longest name of a node to add, in characters: what the gateways take.
+const NAME_CHARS_MAX: usize = 64;
+
 /// `POST /v1/ring/preview`. The ring that results is the present one without `remove`, with `weights`, and with `add`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +26,7 @@ pub struct PreviewRequest {
     /// New weights of nodes that are in the ring and stay.
     pub weights: BTreeMap<String, u32>,
     /// Users 1 … `sample` are looked at, 1 … [`SAMPLE_MAX`]; [`SAMPLE_DEFAULT`] if it is missing.
+    #[serde(deserialize_with = "super::present")]
     pub sample: Option<u32>,
 }
 
@@ -136,6 +140,21 @@ impl fmt::Display for PreviewError {
 
 impl std::error::Error for PreviewError {}
 
+impl PreviewError {
+    /// Whether another ring would take the request; otherwise it is wrong by itself.
+    #[must_use]
+    pub const fn is_conflict(&self) -> bool {
+        match self {
+            PreviewError::NotInRing { .. }
+            | PreviewError::InRing(_)
+            | PreviewError::Twice(_)
+            | PreviewError::TooHeavy { .. } => true,
+            PreviewError::Ring(error) => !matches!(error, RingError::BadName { .. } | RingError::BadWeight { .. }),
+            PreviewError::Sample(_) | PreviewError::BadName(_) => false,
+        }
+    }
+}
+
 /// Compares the ring of the view with the one asked for. Takes time in proportion to the weights and to the sample: up to a
 /// second or two at the limits of both, so not to be called where others wait.
 ///
@@ -221,6 +240,9 @@ fn changed<'n>(
     }
     for WeightedName { name, weight } in &request.add {
         check_name(name).map_err(|error| PreviewError::BadName(error.to_string()))?;
+        if name.chars().count() > NAME_CHARS_MAX {
+            return Err(PreviewError::BadName(format!("a node name has {NAME_CHARS_MAX} characters at most")));
+        }
         if before.contains_key(name.as_str()) {
             return Err(PreviewError::InRing(name.clone()));
         }

@@ -58,7 +58,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// The user in the path.
-pub(super) struct UserInPath(pub(super) u64);
+#[derive(Debug)]
+pub struct UserInPath(pub u64);
 
 impl<S: Send + Sync> FromRequestParts<S> for UserInPath {
     type Rejection = Problem;
@@ -70,7 +71,8 @@ impl<S: Send + Sync> FromRequestParts<S> for UserInPath {
 }
 
 /// The name in the path.
-pub(super) struct NameInPath(pub(super) String);
+#[derive(Debug)]
+pub struct NameInPath(pub String);
 
 impl<S: Send + Sync> FromRequestParts<S> for NameInPath {
     type Rejection = Problem;
@@ -88,7 +90,8 @@ fn text_in_path(path: Result<Path<String>, PathRejection>) -> Result<String, Pro
 }
 
 /// The query, of known parameters only.
-pub(super) struct Parameters<T>(pub(super) T);
+#[derive(Debug)]
+pub struct Parameters<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
     type Rejection = Problem;

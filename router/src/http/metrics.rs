@@ -67,6 +67,13 @@ pub(super) fn exposition(service: &Service) -> String {
     for ((route, status), count) in &counts {
         text.sample(&[("route", route), ("status", status)], count);
     }
+    for metric in service.places().metrics().into_iter().chain(service.access().metrics()) {
+        text.name(metric.name, if metric.is_counter { "counter" } else { "gauge" }, metric.help);
+        for (value, number) in &metric.samples {
+            let labels: &[(&str, &dyn Display)] = &[(metric.label, value)];
+            text.sample(if metric.label.is_empty() { &[] } else { labels }, number);
+        }
+    }
     let plane = service.plane().metrics().snapshot();
     for (name, help, value) in [
         ("trunkline_redis_commands_total", "Commands sent to Redis, scripts included.", plane.commands),

@@ -1,5 +1,7 @@
 //! Health, metrics, the documents, and what surrounds every request.
 
+use super::access::Needs;
+use super::keys::Scope;
 use super::metrics;
 use super::routes::Routes;
 use super::service::{Readiness, Service};
@@ -19,11 +21,11 @@ pub(super) const INDEX: &str = include_str!("index.txt");
 
 pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
     routes
-        .get("/", async || INDEX)
-        .get("/healthz", async || "ok\n")
-        .get("/readyz", ready)
-        .get("/metrics", expose)
-        .get("/v1/openapi.json", async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))
+        .get("/", Needs::AnyKey, async || INDEX)
+        .get("/healthz", Needs::Nothing, async || "ok\n")
+        .get("/readyz", Needs::Nothing, ready)
+        .get("/metrics", Needs::Read(Scope::MetricsRead), expose)
+        .get("/v1/openapi.json", Needs::AnyKey, async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))
 }
 
 #[derive(Serialize)]

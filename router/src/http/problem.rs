@@ -6,7 +6,10 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 /// When to try again what is unavailable, in seconds: the next poll is as far.
-const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+pub(super) const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+
+/// How a key is to be sent.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"trunkline\"");
 
 /// An error answer. `title` is the status in words; `detail` says what was wrong with this request, and what to do.
 #[derive(Debug)]
@@ -73,6 +76,9 @@ impl IntoResponse for Problem {
         let mut response = (self.status, content_type, body.to_string()).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
         }
         response
     }

@@ -1,12 +1,15 @@
 //! The questions. They change nothing, and a gateway answers them as well as a router.
 
 use super::Source;
+use super::access::Needs;
 use super::body::{Body, Parameters, UserInPath};
+use super::keys::Scope;
 use super::problem::Problem;
 use super::routes::Routes;
 use crate::api::{self, Explanation, Nodes, Online, Picture, Preview, PreviewRequest, User};
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +27,11 @@ impl<S: Source> Routes<S> {
     /// Adds the questions: `GET /v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`.
     #[must_use]
     pub fn reads(self) -> Self {
-        self.get("/v1/nodes", nodes::<S>)
-            .get("/v1/online", online::<S>)
-            .get("/v1/users/{user}", user::<S>)
-            .get("/v1/explain/{user}", explain::<S>)
-            .post("/v1/ring/preview", preview::<S>)
+        self.get("/v1/nodes", Needs::Read(Scope::NodesRead), nodes::<S>)
+            .get("/v1/online", Needs::Read(Scope::NodesRead), online::<S>)
+            .get("/v1/users/{user}", Needs::Read(Scope::UsersRead), user::<S>)
+            .get("/v1/explain/{user}", Needs::Read(Scope::UsersRead), explain::<S>)
+            .post("/v1/ring/preview", Needs::Read(Scope::NodesRead), preview::<S>)
     }
 }
 
@@ -66,7 +69,7 @@ async fn explain<S: Source>(
     // Most of the explanation does not need the presence store, and is wanted most when something does not work.
     let entries = source.entries(user).await.ok();
     let picture = picture_of(&*source)?;
-    api::explain(&picture, user, entries, from.as_deref()).map(Json).map_err(Problem::bad_request)
+    api::explain(&picture, user, entries, from.as_deref()).map(Json).map_err(Problem::not_found)
 }
 
 async fn preview<S: Source>(
@@ -85,6 +88,7 @@ async fn preview<S: Source>(
     });
     match computed.await {
         Ok(Ok(preview)) => Ok(Json(preview)),
+        Ok(Err(error)) if error.is_conflict() => Err(Problem::new(StatusCode::CONFLICT, error.to_string())),
         Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
         Err(error) => Err(Problem::unavailable(format!("the preview ended early: {error}"))),
     }

@@ -1,14 +1,16 @@
 //! Routes with a list of them, so that nothing is served that is not documented.
 
+use super::access::{Access, Needs, guard};
 use super::body::BODY_BYTES_MAX;
+use super::places::Places;
 use super::problem::Problem;
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{self, MethodRouter};
+use axum::{Extension, Router};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -19,6 +21,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// One route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
+    /// What it needs.
+    pub needs: Needs,
     /// `get`, `post` or `delete`, as in an OpenAPI document.
     pub method: &'static str,
     /// The path, with `{…}` for what varies.
@@ -47,24 +51,34 @@ impl<S: Send + Sync + 'static> Routes<S> {
 
     /// Adds a question.
     #[must_use]
-    pub fn get<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
-        self.add("get", path, routing::get(handler))
+    pub fn get<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("get", path, needs, routing::get(handler))
     }
 
     /// Adds a request that changes something, or brings a body.
     #[must_use]
-    pub fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
-        self.add("post", path, routing::post(handler))
+    pub fn post<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("post", path, needs, routing::post(handler))
     }
 
     /// Adds a request that takes something back.
     #[must_use]
-    pub fn delete<T: 'static>(self, path: &'static str, handler: impl Handler<T, Arc<S>>) -> Self {
-        self.add("delete", path, routing::delete(handler))
+    pub fn delete<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("delete", path, needs, routing::delete(handler))
     }
 
-    fn add(mut self, method: &'static str, path: &'static str, handler: MethodRouter<Arc<S>>) -> Self {
-        self.listed.push(Route { method, path });
+    fn add(mut self, method: &'static str, path: &'static str, needs: Needs, handler: MethodRouter<Arc<S>>) -> Self {
+        self.listed.push(Route { needs, method, path });
+        let handler = handler.route_layer(from_fn(move |request: Request, next: Next| async move {
+            // Health is answered whatever else is under way.
+            let places = request.extensions().get::<Arc<Places>>().filter(|_| needs != Needs::Nothing).cloned();
+            let Some(places) = places else { return guard(needs, request, next).await };
+            let busy = || Problem::unavailable("as many requests are under way as may be; try again in a moment");
+            match places.begin_request() {
+                Some(_under_way) => guard(needs, request, next).await,
+                None => busy().into_response(),
+            }
+        }));
         Routes { router: self.router.route(path, handler), ..self }
     }
 
@@ -75,8 +89,8 @@ impl<S: Send + Sync + 'static> Routes<S> {
     }
 
     /// The routes as they are served: with bounds of body and time, and problems for all else. `hint` says where to look for what there
-    /// is; it ends the sentence of those problems, and may be empty.
-    pub fn into_router(self, hint: &'static str) -> Router<Arc<S>> {
+    /// is; it ends the sentence of those problems, and may be empty. `access` says who may use them.
+    pub fn into_router(self, hint: &'static str, access: Arc<Access>) -> Router<Arc<S>> {
         let not_found = async move |uri: Uri| Problem::not_found(format!("there is nothing at {}{hint}", uri.path()));
         let not_allowed = async move |method: Method, uri: Uri| {
             let detail = format!("{} does not take {method}{hint}", uri.path());
@@ -87,6 +101,7 @@ impl<S: Send + Sync + 'static> Routes<S> {
             .fallback(not_found)
             .method_not_allowed_fallback(not_allowed)
             .layer(from_fn(bounded))
+            .layer(Extension(access))
     }
 }
 

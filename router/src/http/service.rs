@@ -1,14 +1,18 @@
 //! What the `router` binary knows, and how it keeps that up to date.
 
 use super::Source;
+use super::access::Access;
+use super::forward::{self, Asked};
 use super::metrics::RequestCounts;
+use super::places::Places;
 use super::problem::Problem;
 use super::writes::Login;
-use crate::api::Picture;
+use crate::api::{Picture, home};
 use crate::balance::BalanceError;
 use crate::dispatch::{Dispatch, Strategy};
-use crate::membership::{Membership, View};
+use crate::membership::{Membership, NodeState, View};
 use crate::redis::{Patience, Plane, PlaneError, PresenceEntry};
+use axum::response::{IntoResponse, Response};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,12 +22,26 @@ use tokio::time::{MissedTickBehavior, interval};
 /// The time between two polls of Redis, as on every node.
 pub const POLL_PERIOD: Duration = Duration::from_secs(1);
 
+/// How a router is set up.
+#[derive(Debug)]
+pub struct ServiceConfig {
+    /// Time to live of the nodes' leases, seconds.
+    pub lease_secs: u32,
+    /// How a node is chosen for a login that does not say how.
+    pub strategy: Strategy,
+    /// Who may ask what.
+    pub access: Arc<Access>,
+    /// The places of the server.
+    pub places: Arc<Places>,
+    /// The key with which it asks nodes to end sessions; `None` for nodes on this host that have no keys.
+    pub node_key: Option<String>,
+}
+
 /// A router without the server: stateless but for what the next poll gives again, so any number of them may run.
 #[derive(Debug)]
 pub struct Service {
     plane: Plane,
-    lease_secs: u32,
-    strategy: Strategy,
+    config: ServiceConfig,
     started: Instant,
     ending: AtomicBool,
     pub(super) polls: AtomicU64,
@@ -59,16 +77,14 @@ pub(super) enum Readiness {
 }
 
 impl Service {
-    /// A router that shares leases of `lease_secs` with its gateways, and dispatches logins by `strategy` if the request does
-    /// not say.
+    /// A router on this plane.
     ///
     /// # Errors
     /// None in practice; see [`Dispatch::new`].
-    pub fn new(plane: Plane, lease_secs: u32, strategy: Strategy) -> Result<Self, BalanceError> {
+    pub fn new(plane: Plane, config: ServiceConfig) -> Result<Self, BalanceError> {
         Ok(Service {
             plane,
-            lease_secs,
-            strategy,
+            config,
             started: Instant::now(),
             ending: AtomicBool::new(false),
             polls: AtomicU64::new(0),
@@ -81,6 +97,18 @@ impl Service {
 
     pub(super) fn plane(&self) -> &Plane {
         &self.plane
+    }
+
+    /// Who may ask what.
+    #[must_use]
+    pub fn access(&self) -> &Arc<Access> {
+        &self.config.access
+    }
+
+    /// The places of its server.
+    #[must_use]
+    pub fn places(&self) -> &Arc<Places> {
+        &self.config.places
     }
 
     pub(super) fn uptime(&self) -> Duration {
@@ -114,7 +142,7 @@ impl Service {
             }
         };
         self.plane.connect_patiently(waits).await?;
-        let mut membership = Membership::new(None, u64::from(self.lease_secs) * 1_000);
+        let mut membership = Membership::new(None, u64::from(self.config.lease_secs) * 1_000);
         let mut ticks = interval(POLL_PERIOD);
         // After a poll that had to wait for a time-out the next one is a period away, and not all missed ones at once.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -189,7 +217,7 @@ impl Service {
 
     /// The node for a login.
     pub(super) fn login(&self, user: u64, strategy: Option<Strategy>) -> Result<Login, Problem> {
-        let strategy = strategy.unwrap_or(self.strategy);
+        let strategy = strategy.unwrap_or(self.config.strategy);
         let now_ms = self.now_ms();
         let mut known = self.known();
         let degraded = known.failure.is_some();
@@ -204,11 +232,39 @@ impl Service {
             user,
             node: record.name.clone(),
             address: record.advertise.clone(),
-            ttl_secs: self.lease_secs.into(),
+            ttl_secs: self.config.lease_secs.into(),
             strategy,
             epoch: view.epoch,
             degraded,
         })
+    }
+
+    /// Ends the sessions of a user by asking a node to. Any node does: it asks the user's home, which knows all sessions. The home itself
+    /// is asked first, because it needs nobody else.
+    pub(super) async fn kick(&self, user: u64, device: Option<&str>) -> Response {
+        let view = match self.picture() {
+            Ok(picture) => picture.view,
+            Err(error) => return Problem::unavailable(error).into_response(),
+        };
+        let home = home(&view, user).map(|(record, _)| record.name.clone());
+        let mut nodes: Vec<(&str, &str)> = Vec::new();
+        for member in view.members.iter().filter(|member| member.state != NodeState::Joining && !member.http.is_empty())
+        {
+            let at = if Some(&member.name) == home.as_ref() { 0 } else { nodes.len() };
+            nodes.insert(at, (&member.name, &member.http));
+        }
+        if nodes.is_empty() {
+            let detail = "no node is known that could end sessions; GET /v1/nodes shows those there are";
+            return Problem::unavailable(detail).into_response();
+        }
+        let mut failures = Vec::new();
+        for (name, address) in nodes.into_iter().take(forward::NODES_ASKED_MAX) {
+            match forward::kick(address, self.config.node_key.as_deref(), user, device).await {
+                Asked::Answered(response) => return response,
+                Asked::Failed(error) => failures.push(format!("node {name} at {address}: {error}")),
+            }
+        }
+        Problem::unavailable(format!("no node could be asked to end sessions: {}", failures.join("; "))).into_response()
     }
 
     pub(super) fn readiness(&self) -> Readiness {

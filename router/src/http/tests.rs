@@ -78,6 +78,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         shards: 4,
         mesh: "127.0.0.1:7790".into(),
         advertise: "127.0.0.1:7700".into(),
+        http: String::new(),
         protocol: 1,
         connections: 5,
         users: 4,
@@ -139,12 +140,14 @@ impl Source for Gateway {
     }
 }
 
-fn ask(gateway: Gateway, request: Request<Body>) -> (StatusCode, header::HeaderMap, Value) {
+fn ask(gateway: Gateway, mut request: Request<Body>) -> (StatusCode, header::HeaderMap, Value) {
+    // As the server does it for a connection from this host.
+    request.extensions_mut().insert(Peer("127.0.0.1:5".parse().unwrap()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         // As a gateway does it: among routes of its own.
-        let routes = Routes::new().get("/mine", async || "mine").reads();
-        let router = routes.into_router("").with_state(Arc::new(gateway));
+        let routes = Routes::new().get("/mine", Needs::Nothing, async || "mine").reads();
+        let router = routes.into_router("", Arc::new(Access::new(None, false))).with_state(Arc::new(gateway));
         let response = TowerToHyperService::new(router).call(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = to_bytes(body, 1 << 20).await.unwrap();
@@ -242,7 +245,7 @@ fn the_examples_of_the_document_are_taken() {
     let example =
         |path: &str| document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"].clone();
     assert!(serde_json::from_value::<PreviewRequest>(example("/v1/ring/preview")).is_ok());
-    assert!(example("/v1/login")["user"].is_u64() && example("/v1/accounts")["name"].is_string());
+    assert!(example("/v1/login")["user"].is_string() && example("/v1/accounts")["name"].is_string());
     let strategies: Vec<Value> = Strategy::ALL.iter().map(|strategy| json!(strategy.name())).collect();
     assert_eq!(document["components"]["schemas"]["Strategy"]["enum"], json!(strategies));
 }
@@ -255,16 +258,14 @@ fn bad_requests_are_refused_with_the_correction() {
         "/v1/users/abc",
         "/v1/users/-1",
         "/v1/users/+1",
+        "/v1/users/01",
         "/v1/users/18446744073709551616",
         "/v1/explain/x",
     ] {
         refused.push((path.to_owned(), get(Gateway::new(), path), "a user is a number from 1"));
     }
-    for (path, hint) in [
-        ("/v1/users/%ff", "UTF-8"),
-        ("/v1/explain/1?from=x", "use a, b, c"),
-        ("/v1/explain/1?form=a", "unknown field `form`, expected `from`"),
-    ] {
+    for (path, hint) in [("/v1/users/%ff", "UTF-8"), ("/v1/explain/1?form=a", "unknown field `form`, expected `from`")]
+    {
         refused.push((path.to_owned(), get(Gateway::new(), path), hint));
     }
     for (body, hint) in [
@@ -273,8 +274,8 @@ fn bad_requests_are_refused_with_the_correction() {
         (json!({"add": [{"weight": 1}]}), "missing field `name`"),
         (json!({"remove": "a"}), "expected a sequence"),
         (json!({"weights": {"a": -1}}), "u32"),
-        (json!({"remove": ["x"]}), "those that are: a, b"),
-        (json!({"add": [{"name": "d", "weight": 4_093}]}), "come to 4097, and this process previews 4096 at most"),
+        (json!({"sample": null}), "null"),
+        (json!({"add": [{"name": "d".repeat(65)}]}), "64 characters"),
         (json!([1]), "JSON object"),
     ] {
         refused.push((body.to_string(), post(Gateway::new(), "/v1/ring/preview", &body), hint));
@@ -283,6 +284,25 @@ fn bad_requests_are_refused_with_the_correction() {
         assert_eq!(status, 400, "{what}: {problem}");
         assert_is("Problem", &problem);
         assert!(problem["detail"].as_str().unwrap().contains(hint), "{what}: {problem}");
+    }
+}
+
+#[test]
+fn what_another_cluster_would_take_is_no_bad_request() {
+    let (status, problem) = get(Gateway::new(), "/v1/explain/1?from=x");
+    assert_eq!(status, 404, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("use a, b, c"), "{problem}");
+    for (body, hint) in [
+        (json!({"remove": ["x"]}), "those that are: a, b"),
+        (json!({"add": [{"name": "a"}]}), "in the ring already"),
+        (json!({"remove": ["a"], "weights": {"a": 2}}), "named twice"),
+        (json!({"remove": ["a", "b"]}), "keep a node"),
+        (json!({"add": [{"name": "d", "weight": 4_093}]}), "come to 4097, and this process previews 4096 at most"),
+    ] {
+        let (status, problem) = post(Gateway::new(), "/v1/ring/preview", &body);
+        assert_eq!(status, 409, "{body}: {problem}");
+        assert_is("Problem", &problem);
+        assert!(problem["detail"].as_str().unwrap().contains(hint), "{body}: {problem}");
     }
 }
 

@@ -1,20 +1,27 @@
 //! Accounts, and where to log in.
 
-use super::body::{Body, NameInPath};
+use super::access::{AuditNote, Needs};
+use super::body::{Body, NameInPath, Parameters, UserInPath};
+use super::keys::Scope;
 use super::problem::Problem;
 use super::routes::Routes;
 use super::service::Service;
-use crate::api::UserId;
+use crate::api::{UserId, digits, present};
 use crate::dispatch::Strategy;
 use crate::redis::AccountError;
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
-    routes.post("/v1/accounts", create_account).get("/v1/accounts/{name}", describe_account).post("/v1/login", login)
+    routes
+        .post("/v1/accounts", Needs::Change(Scope::AccountsWrite), create_account)
+        .get("/v1/accounts/{name}", Needs::Read(Scope::UsersRead), describe_account)
+        .post("/v1/login", Needs::Read(Scope::Login), login)
+        .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick)
 }
 
 #[derive(Deserialize)]
@@ -26,15 +33,19 @@ struct AccountRequest {
 #[derive(Serialize)]
 pub(super) struct Account {
     pub(super) name: String,
+    #[serde(serialize_with = "digits")]
     pub(super) user: u64,
 }
 
 async fn create_account(
     State(service): State<Arc<Service>>,
     Body(AccountRequest { name }): Body<AccountRequest>,
-) -> Result<(StatusCode, Json<Account>), Problem> {
+) -> Result<(StatusCode, Extension<AuditNote>, Json<Account>), Problem> {
     match service.plane().create_account(&name).await {
-        Ok(user) => Ok((StatusCode::CREATED, Json(Account { name, user }))),
+        Ok(user) => {
+            let note = Extension(AuditNote(format!("account {name:?} is user {user}")));
+            Ok((StatusCode::CREATED, note, Json(Account { name, user })))
+        }
         Err(AccountError::Plane(error)) => Err(Problem::unavailable(format!(
             "{error}. The account may have been made all the same: ask for /v1/accounts/{{name}} before trying again"
         ))),
@@ -56,11 +67,13 @@ async fn describe_account(
 #[serde(deny_unknown_fields)]
 struct LoginRequest {
     user: UserId,
+    #[serde(default, deserialize_with = "present")]
     strategy: Option<Strategy>,
 }
 
 #[derive(Serialize)]
 pub(super) struct Login {
+    #[serde(serialize_with = "digits")]
     pub(super) user: u64,
     /// The node to connect to.
     pub(super) node: String,
@@ -78,4 +91,19 @@ async fn login(
     Body(LoginRequest { user, strategy }): Body<LoginRequest>,
 ) -> Result<Json<Login>, Problem> {
     service.login(user.0, strategy).map(Json)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KickQuery {
+    device: Option<String>,
+}
+
+/// The sessions end at the nodes that hold them; see [`forward`](super::forward).
+async fn kick(
+    State(service): State<Arc<Service>>,
+    UserInPath(user): UserInPath,
+    Parameters(KickQuery { device }): Parameters<KickQuery>,
+) -> Response {
+    service.kick(user, device.as_deref()).await
 }

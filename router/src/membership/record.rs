@@ -71,6 +71,9 @@ pub struct NodeRecord {
     pub mesh: String,
     /// The address that clients dial.
     pub advertise: String,
+    /// Where its HTTP API is: `host:port`. Empty for a node of an earlier version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub http: String,
     /// The version of the mesh protocol it speaks.
     pub protocol: u32,
     /// Connections it holds now.
@@ -135,8 +138,7 @@ impl NodeRecord {
         if !(1..=SHARDS_MAX).contains(&self.shards) {
             return Err(RecordError::BadShards { shards: self.shards });
         }
-        let port = self.mesh.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(1..))) || !is_address(&self.mesh) {
+        if !has_port(&self.mesh) {
             return Err(RecordError::BadMesh { mesh: self.mesh.clone() });
         }
         for reach in self.reach.iter().flatten() {
@@ -144,6 +146,9 @@ impl NodeRecord {
         }
         if self.secret_mark.len() > MARK_BYTES_MAX || !self.secret_mark.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(RecordError::BadMark);
+        }
+        if !self.http.is_empty() && !has_port(&self.http) {
+            return Err(RecordError::BadHttp { http: self.http.clone() });
         }
         if !is_address(&self.advertise) {
             return Err(RecordError::BadAdvertise { advertise: self.advertise.clone() });
@@ -162,6 +167,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), RecordError> {
     }
     Node::new(name, 1).map_err(RecordError::Node)?;
     Ok(())
+}
+
+fn has_port(address: &str) -> bool {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    matches!(port, Some(Ok(1..))) && is_address(address)
 }
 
 fn is_address(text: &str) -> bool {
@@ -195,6 +205,11 @@ pub enum RecordError {
         /// The address as given.
         mesh: String,
     },
+    /// An HTTP address that is not `host:port`.
+    BadHttp {
+        /// The address as given.
+        http: String,
+    },
     /// A mark of the secret that is not a few hexadecimal digits.
     BadMark,
     /// An address for clients that is empty, too long, or has white space or control characters.
@@ -217,6 +232,7 @@ impl fmt::Display for RecordError {
             }
             RecordError::BadShards { shards } => write!(f, "{shards} shards is not within 1 to {SHARDS_MAX}"),
             RecordError::BadMesh { mesh } => write!(f, "mesh address {mesh:?} is not host:port"),
+            RecordError::BadHttp { http } => write!(f, "HTTP address {http:?} is not host:port"),
             RecordError::BadMark => {
                 write!(f, "the mark of the cluster's secret is not up to {MARK_BYTES_MAX} hexadecimal digits")
             }

@@ -181,7 +181,7 @@ pub enum AccountError {
         /// Who.
         user: u64,
     },
-    /// Not 1 … 64 bytes, or control characters in it.
+    /// Not 1 … 64 characters, or control characters among them.
     BadName,
     /// Redis did not work.
     Plane(PlaneError),
@@ -191,7 +191,7 @@ impl fmt::Display for AccountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AccountError::NameTaken { user } => write!(f, "the name belongs to user {user}; choose another one"),
-            AccountError::BadName => write!(f, "a name has 1 to 64 bytes and no control characters"),
+            AccountError::BadName => write!(f, "a name has 1 to 64 characters and no control characters"),
             AccountError::Plane(error) => write!(f, "{error}"),
         }
     }

@@ -29,7 +29,7 @@ const NAME_KEPT_MS: u64 = 3_600_000;
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest name of an account, in bytes.
-const ACCOUNT_BYTES_MAX: usize = 64;
+const ACCOUNT_CHARS_MAX: usize = 64;
 
 /// What became of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,7 +336,7 @@ impl Plane {
     /// # Errors
     /// [`AccountError::BadName`], or if Redis did not work.
     pub async fn account(&self, name: &str) -> Result<Option<u64>, AccountError> {
-        if name.is_empty() || name.len() > ACCOUNT_BYTES_MAX || name.chars().any(char::is_control) {
+        if name.is_empty() || name.chars().count() > ACCOUNT_CHARS_MAX || name.chars().any(char::is_control) {
             return Err(AccountError::BadName);
         }
         Ok(self.command("GET", vec![account_key(name).into()]).await?.as_u64())

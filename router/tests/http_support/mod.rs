@@ -85,7 +85,7 @@ impl Router {
     /// A request with further header lines.
     pub(crate) fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         self.exchange(text.as_bytes())
@@ -242,6 +242,7 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         shards: 4,
         mesh: "127.0.0.1:7790".into(),
         advertise: format!("{name}.example:7700"),
+        http: String::new(),
         protocol: 1,
         connections: 10,
         users: 8,

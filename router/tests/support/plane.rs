@@ -17,6 +17,7 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         shards: 4,
         mesh: "127.0.0.1:7790".into(),
         advertise: "203.0.113.7:7700".into(),
+        http: String::new(),
         protocol: 1,
         connections: 0,
         users: 0,

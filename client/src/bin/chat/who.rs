@@ -20,7 +20,6 @@ const TIME_MAX: Duration = Duration::from_secs(5);
 /// Whom the gateway sees.
 #[derive(Debug, Deserialize)]
 struct User {
-    user: u64,
     online: bool,
     #[serde(default)]
     devices: Vec<Device>,
@@ -67,9 +66,9 @@ pub(crate) async fn who(addr: &str, user: u64) -> Result<String, WhoError> {
         .await
         .map_err(|_elapsed| WhoError::Slow { addr: addr.to_owned() })?
         .map_err(|source| WhoError::Io { addr: addr.to_owned(), source })?;
-    let user: User = serde_json::from_slice(body_of(&answer)?).map_err(WhoError::NotUser)?;
+    let seen: User = serde_json::from_slice(body_of(&answer)?).map_err(WhoError::NotUser)?;
     let now_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(describe(&user, now_secs))
+    Ok(describe(user, &seen, now_secs))
 }
 
 /// A GET that lets the server close the connection; at most one byte more than is allowed comes back.
@@ -116,8 +115,7 @@ fn body_of(answer: &[u8]) -> Result<&[u8], WhoError> {
     Ok(body)
 }
 
-fn describe(user: &User, now_secs: u64) -> String {
-    let number = user.user;
+fn describe(number: u64, user: &User, now_secs: u64) -> String {
     if !user.online {
         return format!("user {number} is offline");
     }
@@ -144,20 +142,20 @@ mod tests {
 
     #[test]
     fn every_device_is_named_with_its_class_and_age() {
-        let json = r#"{"user":2,"online":true,"home":"a","shard":1,"devices":[
+        let json = r#"{"user":"2","online":true,"home":"a","shard":1,"devices":[
             {"device":"default","class":"","node":"a","shard":1,"session":7,"since":1},
             {"device":"phone","class":"mobile","node":"b","shard":0,"session":8,"since":61}]}"#;
         let user: User = serde_json::from_str(json).expect("valid");
         let text =
             "user 2 is online: default at node a, shard 1, for 1 min 1 s; phone (mobile) at node b, shard 0, for 1 s";
-        assert_eq!(describe(&user, 62), text);
+        assert_eq!(describe(2, &user, 62), text);
     }
 
     #[test]
     fn an_offline_user_is_a_plain_sentence() {
-        let user: User =
-            serde_json::from_str(r#"{"user":3,"online":false,"home":null,"shard":null,"devices":[]}"#).expect("valid");
-        assert_eq!(describe(&user, 0), "user 3 is offline");
+        let user: User = serde_json::from_str(r#"{"user":"3","online":false,"home":null,"shard":null,"devices":[]}"#)
+            .expect("valid");
+        assert_eq!(describe(3, &user, 0), "user 3 is offline");
     }
 
     #[test]

@@ -12,6 +12,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         shards: 2,
         mesh: "127.0.0.1:7790".to_owned(),
         advertise: "127.0.0.1:7700".to_owned(),
+        http: String::new(),
         protocol: 1,
         connections: 0,
         users: 0,

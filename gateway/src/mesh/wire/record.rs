@@ -4,7 +4,7 @@
 //! offset  size  field
 //! 0       4     length   of the whole record, these 4 bytes included
 //! 4       1     kind
-//! 5       1     hops     nodes it has crossed; attempts in a Transfer
+//! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status in a KickDone
 //! 6       2     aux      flags, outcome or code, by kind
 //! ```
 //!
@@ -26,6 +26,14 @@ pub(crate) mod flags {
     pub(crate) const ACK: u8 = 0x01;
 }
 
+/// What became of a KickUser.
+pub(crate) mod kick_status {
+    /// All sessions were asked to end; those that are left have not been heard of since.
+    pub(crate) const DONE: u8 = 0;
+    /// The node does not know all sessions of the user now: another may be the home, or every node has to tell of its sessions first.
+    pub(crate) const UNSETTLED: u8 = 1;
+}
+
 const MESSAGE: u8 = 1;
 const FATE: u8 = 2;
 const DELIVER: u8 = 3;
@@ -38,6 +46,8 @@ const KICK: u8 = 9;
 const GONE: u8 = 10;
 const SETTLED: u8 = 11;
 const TRANSFER: u8 = 12;
+const KICK_USER: u8 = 13;
+const KICK_DONE: u8 = 14;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -52,6 +62,8 @@ const KICK_BYTES: usize = 34;
 const GONE_BYTES: usize = 24;
 const SETTLED_BYTES: usize = 18;
 const TRANSFER_BYTES: usize = 58;
+const KICK_USER_BYTES: usize = 25;
+const KICK_DONE_BYTES: usize = 24;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +107,11 @@ pub(crate) enum Record<'a> {
     Settled { from: u16, to: u16, digest: u64 },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
+    /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a KickDone of the same
+    /// number.
+    KickUser { user: u64, shard: u16, ask: u64, device: Option<&'a str> },
+    /// What became of it: sessions ended, and those that may be left.
+    KickDone { shard: u16, ask: u64, ended: u32, left: u32, status: u8 },
 }
 
 impl<'a> Record<'a> {
@@ -114,6 +131,8 @@ impl<'a> Record<'a> {
             Record::Gone { .. } => GONE_BYTES,
             Record::Settled { .. } => SETTLED_BYTES,
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
+            Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
+            Record::KickDone { .. } => KICK_DONE_BYTES,
         }
     }
 
@@ -122,6 +141,7 @@ impl<'a> Record<'a> {
     pub(crate) fn fits(&self) -> bool {
         let texts = match self {
             Record::Register { device, class, .. } => device.len().max(class.len()),
+            Record::KickUser { device, .. } => device.map_or(0, str::len),
             _ => 0,
         };
         texts <= TEXT_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
@@ -225,6 +245,18 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(payload);
             }
+            Record::KickUser { user, shard, ask, device } => {
+                let mut bytes = head::<KICK_USER_BYTES>(len, KICK_USER, u8::from(device.is_some()), shard);
+                put_words(&mut bytes, 8, [user, ask]);
+                bytes[24] = device.map_or(0, str::len) as u8;
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(device.unwrap_or_default().as_bytes());
+            }
+            Record::KickDone { shard, ask, ended, left, status } => {
+                let mut bytes = head::<KICK_DONE_BYTES>(len, KICK_DONE, status, shard);
+                put_words(&mut bytes, 8, [ask, u64::from(ended) << 32 | u64::from(left)]);
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 
@@ -303,6 +335,25 @@ impl<'a> Record<'a> {
                 let [user, stamp] = words(at, 8);
                 let [from, id] = words(at, 42);
                 Record::Transfer { user, stamp, origin: address(at, 24), from, id, attempts: hops, flags, payload }
+            }
+            KICK_USER => {
+                let (at, name) = open::<KICK_USER_BYTES>("KickUser", bytes)?;
+                let [user, ask] = words(at, 8);
+                let device_len = usize::from(at[24]);
+                if device_len > TEXT_BYTES_MAX {
+                    return Err(MeshViolation::TextTooLong { length: device_len as u32 });
+                }
+                // Without a device there is no name.
+                if device_len != name.len() || (hops == 0 && device_len > 0) {
+                    return Err(MeshViolation::RecordLength { record: "KickUser", length: bytes.len() as u32 });
+                }
+                let device = if hops == 0 { None } else { Some(text("device", name)?) };
+                Record::KickUser { user, shard: aux, ask, device }
+            }
+            KICK_DONE => {
+                let [ask, counts] = words(exactly::<KICK_DONE_BYTES>("KickDone", bytes)?, 8);
+                let (ended, left) = ((counts >> 32) as u32, counts as u32);
+                Record::KickDone { shard: aux, ask, ended, left, status: hops }
             }
             _ => return Ok(None),
         };

@@ -87,6 +87,18 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
                 "00010000000000000003627965"
             ),
         ),
+        (
+            Record::KickUser { user: 5, shard: 3, ask: 7, device: Some("phone") },
+            "0000001e0d010003000000000000000500000000000000070570686f6e65",
+        ),
+        (
+            Record::KickUser { user: 5, shard: 3, ask: 7, device: None },
+            "000000190d0000030000000000000005000000000000000700",
+        ),
+        (
+            Record::KickDone { shard: 3, ask: 7, ended: 2, left: 1, status: 1 },
+            "000000180e01000300000000000000070000000200000001",
+        ),
     ]
 }
 
@@ -193,14 +205,14 @@ fn stream() -> Vec<u8> {
     let mut records: Vec<u8> = golden_records().iter().flat_map(|(record, _)| encoded(record)).collect();
     records.extend_from_slice(&[0, 0, 0, 11, 200, 0, 0, 0, 1, 2, 3]);
     let settled = encoded(&Record::Settled { from: 3, to: 2, digest: 1 });
-    [batch(0, 0, &records), heartbeat_frame(1, 2, 3), batch(13, 1, &settled), goodbye_frame(9)].concat()
+    [batch(0, 0, &records), heartbeat_frame(1, 2, 3), batch(16, 1, &settled), goodbye_frame(9)].concat()
 }
 
 #[test]
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 12 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 15 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -400,7 +412,7 @@ impl Parts {
         let origin = Address { node, seat };
         let payload = &self.payload[..];
         let [device, class] = [&self.texts[0][..], &self.texts[1][..]];
-        match self.kind % 12 {
+        match self.kind % 15 {
             0 => Record::Message { origin, from: a, to: b, id: c, hops, flags, payload },
             1 => Record::Fate { origin, id: a, peer: b, outcome: small, stamp: c },
             2 => Record::Deliver { seat, user: a, session: b, id: c, from: d, stamp: e, flags, payload },
@@ -412,6 +424,9 @@ impl Parts {
             8 => Record::Kick { seat, user: a, session: b, code: small },
             9 => Record::Gone { user: a, session: b },
             10 => Record::Settled { from: a as u16, to: b as u16, digest: a },
+            11 => Record::KickUser { user: a, shard: small, ask: b, device: Some(device) },
+            12 => Record::KickUser { user: a, shard: small, ask: b, device: None },
+            13 => Record::KickDone { shard: small, ask: a, ended: since_s, left: b as u32, status: hops },
             _ => Record::Transfer { user: a, stamp: b, origin, from: c, id: d, attempts: hops, flags, payload },
         }
     }

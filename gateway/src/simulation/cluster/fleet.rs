@@ -239,6 +239,7 @@ impl Fleet {
             shards: shards.into(),
             mesh: address(number, MESH_PORT).to_string(),
             advertise: address(number, CLIENT_PORT).to_string(),
+            http: String::new(),
             protocol: 0,
             connections: 0,
             users: 0,

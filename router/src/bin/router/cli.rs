@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 use trunkline_router::command::LogFormat;
 use trunkline_router::dispatch::Strategy;
@@ -15,7 +16,7 @@ use trunkline_router::redis::RedisConfig;
 #[derive(Debug, Parser)]
 #[command(name = "router", version, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
-    /// Address of the HTTP API. Whoever reaches it may make accounts and ask where users are.
+    /// Address of the HTTP API. One that is not loopback needs --api-keys-file.
     #[arg(
         long,
         value_name = "ADDR",
@@ -24,6 +25,17 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) http: SocketAddr,
+    /// File of the keys that may use the API; gateway api-key makes one and prints its line. With it, changes need a key, and from other
+    /// hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_API_KEYS_FILE", hide_env_values = true)]
+    pub(crate) api_keys_file: Option<PathBuf>,
+    /// Allow an --http that is not loopback without keys: whoever reaches it may make accounts, end sessions and ask where users are.
+    #[arg(long, env = "TRUNKLINE_ROUTER_HTTP_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true",
+        default_value_t = false, require_equals = true, action = clap::ArgAction::Set, hide_env_values = true)]
+    pub(crate) http_insecure_open: bool,
+    /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in their keys files.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
+    pub(crate) node_key_file: Option<PathBuf>,
     /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…]. Some of its nodes are enough.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = RedisConfig::parse)]
     pub(crate) redis: RedisConfig,
@@ -60,8 +72,9 @@ const SHORT_HELP_END: &str = "router --help says more, with examples.";
 const EXAMPLES: &str = "\
 Examples:
   router --redis redis-cluster://127.0.0.1:7000            the API on 127.0.0.1:7781
-  router --redis redis-cluster://10.0.0.1:7000,10.0.0.2:7000 --http 10.0.0.9:7781 --strategy least-conn
-                                                           reachable by others; new logins to the least loaded node
+  router --redis redis-cluster://10.0.0.1:7000,10.0.0.2:7000 --http 10.0.0.9:7781 --api-keys-file keys.toml
+                                                           reachable by others, who need a key
+  gateway api-key shop --scope login                       makes a key, and prints its line for keys.toml
   TRUNKLINE_ROUTER_REDIS=redis-cluster://me:secret@10.0.0.1:7000 router
                                                            a password where ps does not show it
 
@@ -69,6 +82,7 @@ Examples:
   curl http://127.0.0.1:7781/v1/nodes                      the nodes
   curl http://127.0.0.1:7781/v1/accounts --json '{\"name\":\"ada\"}'
   curl http://127.0.0.1:7781/v1/login --json '{\"user\":1}'
+  curl -X POST http://127.0.0.1:7781/v1/users/1/kick       end the sessions of user 1, wherever they are
   curl 'http://127.0.0.1:7781/v1/explain/1?from=a'         the way of a message from node a to user 1
   curl http://127.0.0.1:7781/v1/ring/preview --json '{\"add\":[{\"name\":\"d\"}]}'
                                                            which users would move to a new node d
@@ -83,8 +97,8 @@ Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
 
 Exit status:
-  0 ended as asked; 1 the Redis is no cluster, or the address is in use; 2 a flag or a variable is refused.
-  A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503 and says so.";
+  0 ended as asked; 1 the Redis is no cluster, a file cannot be used, or the address is in use; 2 a flag or a variable is
+  refused. A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503 and says so.";
 
 #[cfg(test)]
 mod tests {
