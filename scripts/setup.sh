@@ -10,6 +10,9 @@ command -v redis-server >/dev/null || missing+=(redis-server)
 command -v redis-cli >/dev/null || missing+=(redis-tools)
 # Tests have the metrics judged by Prometheus's own tool.
 command -v promtool >/dev/null || missing+=(prometheus)
+# Tests hold the HTTP APIs against their documents with Schemathesis, a Python program.
+command -v python3 >/dev/null || missing+=(python3)
+python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)
 # A test cuts the network between nodes, in a network of its own.
 command -v ip >/dev/null || missing+=(iproute2)
 
@@ -41,4 +44,16 @@ if [ "${#missing[@]}" -gt 0 ]; then
     "${run[@]}" chmod 755 "$policy"
   fi
   "${run[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+
+# In a folder of its own, so that nothing of the host's Python is touched; made anew when the versions change.
+cd "$(dirname "$0")/.."
+venv=target/schemathesis
+if ! cmp -s scripts/schemathesis.txt "$venv/schemathesis.txt"; then
+  echo "setup: installing Schemathesis in $venv"
+  rm -rf "$venv"
+  mkdir -p target
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement scripts/schemathesis.txt
+  cp scripts/schemathesis.txt "$venv/schemathesis.txt"
 fi

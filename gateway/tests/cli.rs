@@ -185,6 +185,39 @@ fn open_authentication_beyond_loopback_needs_a_word() {
 }
 
 #[test]
+fn an_http_api_beyond_loopback_needs_keys_or_a_word() {
+    for address in ["0.0.0.0:0", "[::]:0"] {
+        let message = assert_refused(&["--listen", "127.0.0.1:0", "--http", address]);
+        assert_names(&message, &["http", address, "--api-keys-file", "--http-insecure-open"]);
+    }
+    let file = ScratchFile::new("open.toml", "http = \"0.0.0.0:7780\"\n");
+    assert_names(&assert_refused(&["check-config", file.path()]), &["0.0.0.0:7780", "line 1", "--api-keys-file"]);
+    for (content, hint) in [("", "holds no key"), ("a = 1\n", "line 1"), ("nonsense", "line 1")] {
+        let keys = ScratchFile::new("keys.toml", content);
+        assert_names(&assert_flags_refused(&["--api-keys-file", keys.path()]), &[keys.path(), hint]);
+    }
+    let both = ["--api-keys-file", "/no/such/file", "--http-insecure-open"];
+    assert_names(&assert_flags_refused(&both), &["leave one of them out"]);
+    assert_names(&assert_flags_refused(&["--api-keys-file", "/no/such/file"]), &["/no/such/file"]);
+}
+
+#[test]
+fn a_key_is_made_with_its_line_for_the_keys_file() {
+    let made = gateway(&["api-key", "ops", "--scope", "kick,drain"]);
+    assert!(made.status.success());
+    let text = String::from_utf8(made.stdout).expect("UTF-8");
+    let key = text.lines().find(|line| line.starts_with("tlk_ops_")).expect("the key");
+    let line = text.lines().find(|line| line.starts_with("ops = ")).expect("the line");
+    assert!(!line.contains(&key["tlk_ops_".len()..]), "{text}");
+    let keys = ScratchFile::new("keys.toml", line);
+    let checked =
+        ScratchFile::new("keyed.toml", format!("http = \"0.0.0.0:7780\"\napi_keys_file = {:?}\n", keys.path()));
+    assert!(gateway(&["check-config", checked.path()]).status.success());
+    assert!(!gateway(&["api-key", "o p s", "--scope", "kick"]).status.success());
+    assert!(!gateway(&["api-key", "ops", "--scope", "fly"]).status.success());
+}
+
+#[test]
 fn jwt_needs_a_key_that_can_be_read() {
     let message = assert_flags_refused(&["--auth", "jwt"]);
     assert_names(&message, &["--jwt-hs256-secret-file", "--jwt-ed25519-public-key-file"]);

@@ -2,12 +2,16 @@
 
 mod support;
 
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 use support::bystanders::Bystanders;
 use support::client::Client;
 use support::gateway::{with_each_gateway, with_gateway};
 use support::names::{json, metric, outcome_label, reason_label};
+use support::scratch::ScratchFile;
 use support::wire::{Login, code, flag, outcome};
-use support::{ONE_AND_MANY, SHARD_COUNTS};
+use support::{ONE_AND_MANY, SHARD_COUNTS, http, wait_for};
+use trunkline_router::http::{NewKey, Scope};
 
 #[test]
 fn health_and_readiness_are_200_while_it_serves() {
@@ -187,5 +191,61 @@ fn every_reason_and_every_shard_has_its_series_from_the_start() {
         let shards: Vec<String> = metrics.label_values(metric::CLOSED, "shard").into_iter().collect();
         assert_eq!(shards, ["0", "1", "2", "3"]);
         assert_eq!(metrics.sum(metric::CLOSED, &[]), 0);
+    });
+}
+
+#[test]
+fn no_page_gets_at_it_and_every_change_stands_in_the_audit_log() {
+    let made = NewKey::make("ops", &[Scope::Kick]).expect("a key");
+    let keys = ScratchFile::new("keys.toml", &made.line);
+    let flags = ["--api-keys-file", keys.path(), "--log-format", "json"];
+    with_gateway(2, &flags, |gateway| {
+        let ask = |method: &str, path: &str, headers: &str| {
+            http::request_with(gateway.http_address(), method, path, headers).expect("an answer").status
+        };
+        let key = format!("Authorization: Bearer {}\r\n", made.key);
+        let mut client = Client::login(gateway, 5);
+        assert_eq!(ask("POST", "/v1/users/5/kick", ""), 401);
+        assert_eq!(ask("POST", "/v1/users/5/kick", &format!("{key}Origin: http://evil.example\r\n")), 403);
+        assert_eq!(ask("POST", "/v1/node/drain", &key), 403, "another scope");
+        client.ping();
+        assert_eq!(ask("GET", "/v1/users/5", ""), 200);
+        assert_eq!(ask("GET", "/v1/users/5", "Host: evil.example\r\n"), 403);
+        assert_eq!(ask("POST", "/v1/users/5/kick?device=default", &key), 200);
+        client.expect_bye(code::KICKED);
+        assert_eq!(gateway.metrics().sum("trunkline_http_denied_total", &[("reason", "no_key")]), 1);
+        let audit = wait_for("the change is in the log", || {
+            gateway.stderr().lines().find(|line| line.contains("a change was asked for")).map(str::to_owned)
+        });
+        let audit: serde_json::Value = serde_json::from_str(&audit).expect("a line of JSON");
+        assert_eq!(audit["target"], "audit", "{audit}");
+        let fields = &audit["fields"];
+        assert_eq!((&fields["key"], &fields["status"]), (&"ops".into(), &200.into()), "{audit}");
+        assert_eq!(fields["what"], "POST /v1/users/5/kick?device=default", "{audit}");
+        assert_eq!(fields["note"], "1 sessions ended", "{audit}");
+        assert!(fields["peer"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{audit}");
+        assert!(!gateway.stderr().contains(&made.key), "keys are not logged");
+        let refused = gateway.stderr().lines().filter(|line| line.contains("an HTTP request was refused")).count();
+        assert!(refused >= 1, "{}", gateway.stderr());
+    });
+}
+
+#[test]
+fn health_is_served_while_strangers_hold_all_connections_and_a_quiet_node_stays_ready() {
+    with_gateway(3, &[], |gateway| {
+        let connect = || TcpStream::connect(gateway.http_address()).expect("a connection");
+        let mut strangers: Vec<TcpStream> = (0..100).map(|_| connect()).collect();
+        // Longer than a shard may be without a turn, and nothing happens on any of them.
+        let quiet = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < quiet {
+            for path in ["/healthz", "/readyz"] {
+                assert_eq!(gateway.get(path).status, 200);
+            }
+            strangers.push(connect());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let metrics = gateway.metrics();
+        assert!(metrics.sum("trunkline_http_connections_evicted_total", &[]) > 0);
+        assert_eq!(metrics.sum("trunkline_shards_stuck", &[]), 0);
     });
 }

@@ -67,6 +67,9 @@ impl<'de> Deserialize<'de> for UserId {
             fn visit_u64<E: de::Error>(self, user: u64) -> Result<UserId, E> {
                 if user == 0 { Err(E::custom(NO_USER)) } else { Ok(UserId(user)) }
             }
+            fn visit_f64<E: de::Error>(self, user: f64) -> Result<UserId, E> {
+                whole(user).filter(|user| *user != 0).map(UserId).ok_or_else(|| E::custom(NO_USER))
+            }
             fn visit_str<E: de::Error>(self, digits: &str) -> Result<UserId, E> {
                 UserId::parse(digits).ok_or_else(|| E::custom(NO_USER))
             }
@@ -82,6 +85,38 @@ impl<'de> Deserialize<'de> for UserId {
 /// Those of the serialiser.
 pub fn digits<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
+}
+
+/// The whole number that 5.0 is, as JSON Schema has it; `None` for what is none, and beyond 2^53, where a double may have lost digits.
+fn whole(number: f64) -> Option<u64> {
+    (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number)).then_some(number as u64)
+}
+
+/// A whole number in a request, 5.0 among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whole(pub(crate) u32);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WholeVisitor;
+
+        impl Visitor<'_> for WholeVisitor {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from 0 to {}", u32::MAX)
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
+                u32::try_from(number).map(Whole).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+            }
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
+                let fits = whole(number).and_then(|number| u32::try_from(number).ok());
+                fits.map(Whole).ok_or_else(|| E::invalid_value(de::Unexpected::Float(number), &self))
+            }
+        }
+
+        deserializer.deserialize_any(WholeVisitor)
+    }
 }
 
 /// Reads a field that may be missing but not `null`, which the document does not allow; with `#[serde(default)]`.

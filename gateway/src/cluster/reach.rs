@@ -195,6 +195,7 @@ mod tests {
             shards: 1,
             mesh: "127.0.0.1:7790".to_owned(),
             advertise: "10.0.0.1:7700".to_owned(),
+            http: String::new(),
             protocol: 1,
             connections: 0,
             users: 0,

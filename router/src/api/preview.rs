@@ -1,8 +1,9 @@
 //! Which users would move if the nodes were others.
 
+use super::Whole;
 use crate::membership::{View, check_name};
 use crate::ring::{Node, Ring, RingError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -24,9 +25,10 @@ pub struct PreviewRequest {
     /// Names of nodes in the ring.
     pub remove: Vec<String>,
     /// New weights of nodes that are in the ring and stay.
+    #[serde(deserialize_with = "whole_weights")]
     pub weights: BTreeMap<String, u32>,
     /// Users 1 … `sample` are looked at, 1 … [`SAMPLE_MAX`]; [`SAMPLE_DEFAULT`] if it is missing.
-    #[serde(deserialize_with = "super::present")]
+    #[serde(deserialize_with = "present_whole")]
     pub sample: Option<u32>,
 }
 
@@ -37,12 +39,26 @@ pub struct WeightedName {
     /// Its name.
     pub name: String,
     /// Its weight, 1 if it is missing.
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "whole")]
     pub weight: u32,
 }
 
 fn one() -> u32 {
     1
+}
+
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Whole::deserialize(deserializer).map(|whole| whole.0)
+}
+
+/// A number that may be missing, but not `null`.
+fn present_whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    whole(deserializer).map(Some)
+}
+
+fn whole_weights<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    let weights: BTreeMap<String, Whole> = BTreeMap::deserialize(deserializer)?;
+    Ok(weights.into_iter().map(|(name, weight)| (name, weight.0)).collect())
 }
 
 /// What would happen.

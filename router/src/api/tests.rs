@@ -123,7 +123,25 @@ fn users_are_read_with_all_their_digits() {
     assert_eq!(read("18446744073709551615").unwrap(), u64::MAX);
     assert_eq!(read("\"18446744073709551615\"").unwrap(), u64::MAX);
     assert_eq!(read("9007199254740993").unwrap(), 9_007_199_254_740_993);
-    for bad in ["0", "-1", "1.0", "1e3", "\"\"", "\"+5\"", "\" 5\"", "18446744073709551616", "null", "true", "[1]"] {
+    // Whole numbers to JSON Schema, and as exact as a double is up to here.
+    for (whole, user) in [("1.0", 1), ("1e3", 1_000), ("9007199254740992.0", 1 << 53)] {
+        assert_eq!(read(whole).unwrap(), user);
+    }
+    for bad in [
+        "0",
+        "0.0",
+        "-1",
+        "1.5",
+        "9007199254740994.0",
+        "1e19",
+        "\"\"",
+        "\"+5\"",
+        "\" 5\"",
+        "18446744073709551616",
+        "null",
+        "true",
+        "[1]",
+    ] {
         let error = read(bad).unwrap_err().to_string();
         assert!(error.contains("a user is a number from 1 to 18446744073709551615"), "{bad}: {error}");
     }

@@ -185,7 +185,7 @@ fn a_gateway_answers_the_questions_from_its_own_view() {
     assert_eq!((status, &explanation["path"][0]["node"]), (StatusCode::OK, &json!("c")));
     assert_is("Explanation", &explanation);
 
-    let (status, preview) = post(Gateway::new(), "/v1/ring/preview", &json!({"remove": ["b"], "sample": 100}));
+    let (status, preview) = post(Gateway::new(), "/v1/ring/preview", &json!({"remove": ["b"], "sample": 100.0}));
     assert_eq!((status, &preview["nodes"][1]["weight_after"]), (StatusCode::OK, &Value::Null));
     assert_is("Preview", &preview);
 
@@ -273,7 +273,9 @@ fn bad_requests_are_refused_with_the_correction() {
         (json!({"add": [{"name": "d", "wait": 1}]}), "unknown field `wait`"),
         (json!({"add": [{"weight": 1}]}), "missing field `name`"),
         (json!({"remove": "a"}), "expected a sequence"),
-        (json!({"weights": {"a": -1}}), "u32"),
+        (json!({"weights": {"a": -1}}), "a whole number"),
+        (json!({"weights": {"a": 1.5}}), "a whole number"),
+        (json!({"sample": 4_294_967_296_u64}), "a whole number"),
         (json!({"sample": null}), "null"),
         (json!({"add": [{"name": "d".repeat(65)}]}), "64 characters"),
         (json!([1]), "JSON object"),
