@@ -120,7 +120,7 @@ fn a_kick_that_not_every_node_confirms_is_no_success() {
 #[test]
 fn a_router_shows_nodes_its_key() {
     let [ops, service] = ["ops", "router"].map(|id| NewKey::make(id, &[Scope::Kick]).expect("a key"));
-    let keys = ScratchFile::new("keys", &format!("{}\n", service.line));
+    let keys = ScratchFile::new("keys", format!("{}\n", service.line));
     let flags = ["--api-keys-file".to_owned(), keys.path().to_owned()].to_vec();
     let fleet = Fleet::start_with(&["a", "b"], |_| flags.clone());
     let access = || Access::new(Some(ApiKeys::parse(&ops.line).expect("the line")), false);

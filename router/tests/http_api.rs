@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use trunkline_router::dispatch::Strategy;
-use trunkline_router::http::{BODY_BYTES_MAX, OPENAPI, routes};
+use trunkline_router::http::{BODY_BYTES_MAX, NewKey, OPENAPI, Scope, routes};
 use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::{PresenceEntry, PresenceWrite, WriteOutcome};
 
@@ -289,7 +289,7 @@ fn bad_logins_are_refused_with_the_correction() {
         (json!({"user": "x"}), "a user is a number from 1"),
         (json!({"user": "01"}), "a user is a number from 1"),
         (json!({"user": null}), "a user is a number from 1"),
-        (json!({"user": 1, "strategy": null}), "null"),
+        (json!({"user": 1, "strategy": null}), "expected value"),
         (json!({"user": 1, "strategy": "fastest"}), "least-conn"),
         (json!({"user": 1, "strategie": "home"}), "unknown field `strategie`, expected `user` or `strategy`"),
         (json!([]), "JSON object"),
@@ -361,6 +361,36 @@ fn the_documents_and_the_metrics_are_served() {
     for zero in ["trunkline_router_degraded", "trunkline_router_poll_failures_total", "trunkline_redis_garbage_total"] {
         assert_eq!(router.metric(zero), 0.0, "{zero}");
     }
+    router.finish();
+}
+
+#[test]
+fn changes_need_a_key_when_there_are_keys_and_stand_in_the_audit_log() {
+    let cluster = cluster();
+    let made = NewKey::make("shop", &[Scope::AccountsWrite]).unwrap();
+    let path = format!("{}/router-keys-{}.toml", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    std::fs::write(&path, &made.line).unwrap();
+    let (router, ..) = router_with(&cluster, &[&record("a")], &["--api-keys-file", &path]);
+    std::fs::remove_file(&path).unwrap();
+    let post = |path: &str, headers: &str| {
+        let headers = format!("Content-Type: application/json\r\n{headers}");
+        router.request("POST", path, &headers, "{\"name\":\"keyed\"}")
+    };
+    let key = format!("Authorization: Bearer {}\r\n", made.key);
+    assert!(post("/v1/accounts", "").problem(401).contains("Authorization: Bearer"));
+    post("/v1/accounts", &format!("{key}Origin: http://evil.example\r\n")).problem(403);
+    assert!(post("/v1/users/1/kick", &key).problem(403).contains("scope kick"));
+    assert_eq!(router.get("/v1/accounts/keyed").status, 404, "nothing has happened, and questions are answered here");
+    let user = post("/v1/accounts", &key).good()["user"].as_str().unwrap().to_owned();
+    router.post("/v1/login", &json!({"user": user})).good();
+    wait_until("it stands in the log", || router.said().contains("a change was asked for"));
+    let said = router.said();
+    let line = said.lines().find(|line| line.contains("a change was asked for")).unwrap();
+    for part in ["audit", "shop", "POST /v1/accounts", "201", &format!("is user {user}"), "127.0.0.1:"] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    assert!(!said.contains(&made.key), "{said}");
+    assert!(router.metric("trunkline_http_denied_total{reason=\"no_key\"}") >= 1.0);
     router.finish();
 }
 

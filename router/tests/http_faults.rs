@@ -183,3 +183,21 @@ fn redis_ends_while_serving_and_comes_back() {
     assert!(status == Some(0) && said.contains("ended at once"), "{status:?} {said}");
     assert!(signalled.elapsed() < Duration::from_secs(3), "{:?}", signalled.elapsed());
 }
+
+#[test]
+fn an_api_beyond_loopback_needs_keys_or_a_word() {
+    let redis = "redis-cluster://127.0.0.1:1";
+    for (flags, hints) in [
+        (&["--http", "0.0.0.0:0"][..], ["0.0.0.0:0", "--http-insecure-open"]),
+        (&["--http", "127.0.0.1:0", "--api-keys-file", "/no/such/file"], ["--api-keys-file", "/no/such/file"]),
+        (&["--http", "127.0.0.1:0", "--node-key-file", "/dev/null"], ["--node-key-file", "tlk_"]),
+        (
+            &["--http", "127.0.0.1:0", "--api-keys-file", "/dev/null", "--http-insecure-open"],
+            ["--api-keys-file", "leave one of them out"],
+        ),
+    ] {
+        let (status, stdout, stderr) = run(&[flags, &["--redis", redis]].concat());
+        assert!(status == Some(1) && stdout.is_empty(), "{status:?} {stdout} {stderr}");
+        assert!(hints.iter().all(|hint| stderr.contains(hint)), "{stderr}");
+    }
+}
