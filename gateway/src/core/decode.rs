@@ -1,11 +1,11 @@
 //! Bytes to frames, and frames to the step that handles them.
 
-use super::links::MILLIFRAMES;
+use super::links::{MILLIFRAMES, frame_units};
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::limits::LOGIN_FRAME_BYTES_MAX;
 use crate::reason::CloseReason;
-use trunkline_proto::{Code, Frame, HEADER_LONG, Header, Kind, Violation, decode, encode, frame_len};
+use trunkline_proto::{Code, Frame, Header, Kind, Violation, decode, encode, frame_len};
 
 /// First bytes of other transports. They are told apart only so that they get no BYE, which their clients could not read: HTTP's "GET ", TLS, and
 /// the PROXY protocol, versions 1 and 2.
@@ -19,11 +19,18 @@ pub(crate) enum Flow {
     Wait,
 }
 
-/// Whether a frame was handled, or is to come again.
+/// Frames handled between two looks at what the connection may bring: their answers are far less than an outbox holds.
+const BATCH_FRAMES: u64 = 16;
+
+/// What ends a batch of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Brought {
-    Yes,
-    No,
+enum BatchEnd {
+    /// There may be more to handle: look again.
+    Parted,
+    /// What is left is no whole frame.
+    NoFrame,
+    /// The next frame is for a later turn, for that reason.
+    Behind(Flow),
 }
 
 impl Shard {
@@ -81,18 +88,15 @@ impl Shard {
     fn take_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<usize> {
         let mut taken = 0;
         while self.wants_frames(slot) {
-            let max = self.frame_bytes_max(slot)?;
-            match decode(&bytes[taken..], max) {
-                Ok(Some((frame, len))) => {
-                    if self.bring(slot, &frame) == Brought::No {
-                        return Some(taken);
-                    }
-                    taken += len;
-                }
-                Ok(None) => break,
-                Err(violation) => {
-                    self.violated(slot, violation);
-                    return None;
+            let (used, end) = self.take_batch_of_frames(slot, &bytes[taken..])?;
+            taken += used;
+            match end {
+                BatchEnd::Parted => {}
+                BatchEnd::NoFrame => break,
+                BatchEnd::Behind(flow) => {
+                    self.links.pause_if_full(slot);
+                    self.links.fall_behind(slot, flow);
+                    return Some(taken);
                 }
             }
         }
@@ -102,16 +106,43 @@ impl Shard {
         matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open).then_some(taken)
     }
 
-    /// Handles a frame if the connection's part of the turn allows it and there is room where it goes; else the connection falls behind.
+    /// Handles some whole frames, and counts them together: what is counted once for sixteen frames is counted at a sixteenth of the cost. Returns the bytes they
+    /// took and what ended the batch; `None` when the connection ends by them.
     #[inline]
-    fn bring(&mut self, slot: u32, frame: &Frame<'_>) -> Brought {
-        let allowed = self.links.may_bring(slot);
-        if allowed && self.frame(slot, frame) == Flow::On {
-            return Brought::Yes;
-        }
-        self.links.pause_if_full(slot);
-        self.links.fall_behind(slot, if allowed { Flow::Wait } else { Flow::On });
-        Brought::No
+    fn take_batch_of_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<(usize, BatchEnd)> {
+        let open = self.links.slots.at(slot).phase == Phase::Open;
+        let max = self.frame_bytes_max(slot)?;
+        let allowed = self.links.allowance(slot);
+        let (mut used, mut units, mut frames) = (0, 0, 0);
+        let end = loop {
+            if frames == BATCH_FRAMES {
+                break BatchEnd::Parted;
+            }
+            match decode(&bytes[used..], max) {
+                Ok(Some((frame, len))) => {
+                    if units >= allowed {
+                        break BatchEnd::Behind(Flow::On);
+                    }
+                    if self.frame(slot, &frame) == Flow::Wait {
+                        break BatchEnd::Behind(Flow::Wait);
+                    }
+                    used += len;
+                    units += frame_units(len);
+                    frames += 1;
+                    if !open || self.links.slots.at(slot).phase != Phase::Open {
+                        break BatchEnd::Parted;
+                    }
+                }
+                Ok(None) => break BatchEnd::NoFrame,
+                Err(violation) => {
+                    self.links.spend(slot, units, frames);
+                    self.violated(slot, violation);
+                    return None;
+                }
+            }
+        };
+        self.links.spend(slot, units, frames);
+        Some((used, end))
     }
 
     /// The longest frame that the connection may send where it stands; `None` when it may send none.
@@ -172,14 +203,16 @@ impl Shard {
             rest = left;
         }
         match decode(&partial, max) {
-            Ok(Some((frame, _))) if self.wants_frames(slot) => {
-                if self.bring(slot, &frame) == Brought::No {
+            Ok(Some(_)) if self.wants_frames(slot) => match self.take_batch_of_frames(slot, &partial)? {
+                (_, BatchEnd::Behind(flow)) => {
+                    self.links.pause_if_full(slot);
+                    self.links.fall_behind(slot, flow);
                     partial.extend_from_slice(rest);
                     self.put_back(slot, partial);
-                    return None;
+                    None
                 }
-                Some(rest)
-            }
+                (_, BatchEnd::Parted | BatchEnd::NoFrame) => Some(rest),
+            },
             Ok(_) => {
                 partial.extend_from_slice(rest);
                 self.put_back(slot, partial);
@@ -210,11 +243,7 @@ impl Shard {
     /// One whole frame.
     #[inline]
     fn frame(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
-        let tick = self.links.tick;
-        let conn = self.links.slots.at(slot);
-        conn.alive_tick = tick;
-        if conn.phase == Phase::Handshake {
-            self.links.stats.frames_in.add(1);
+        if self.links.slots.at(slot).phase == Phase::Handshake {
             match frame.known() {
                 Some(Kind::Login) => self.login(slot, frame),
                 _ => self.close(slot, CloseReason::NotLoggedIn),
@@ -227,16 +256,14 @@ impl Shard {
         if limited && !self.frame_allowed(slot) {
             self.links.stats.limit_frames.add(1);
             self.links.error(slot, Code::RateLimited, frame.id, frame.peer);
-        } else if self.open_frame(slot, kind, frame) == Flow::Wait {
-            // It was not taken in, and comes again.
-            if limited {
-                self.links.grant_frame(slot);
-            }
-            return Flow::Wait;
+            return Flow::On;
         }
-        self.links.stats.frames_in.add(1);
-        self.links.spend(slot, HEADER_LONG + frame.body.len());
-        Flow::On
+        let flow = self.open_frame(slot, kind, frame);
+        if flow == Flow::Wait && limited {
+            // It was not taken in, and comes again.
+            self.links.grant_frame(slot);
+        }
+        flow
     }
 
     /// A frame of a session.

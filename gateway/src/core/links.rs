@@ -6,7 +6,7 @@ use crate::conn::{Conn, ConnFlags, Phase, Slots};
 use crate::directory::is_remote;
 use crate::inbox::Inboxes;
 use crate::io::ConnId;
-use crate::limits::{BURST_MS, Limits, TURN_UNITS, TURN_UNITS_FLOOR};
+use crate::limits::{BURST_MS, Limits, TURN_UNITS, TURN_UNITS_FLOOR, UNIT_BYTES};
 use crate::metrics::ShardStats;
 use crate::outbox::{SpareOutboxes, unsent_messages};
 use crate::wheel::TimerWheel;
@@ -115,15 +115,10 @@ impl Links {
     pub(crate) fn queue_message(&mut self, slot: u32, header: &Header, payload: &[u8]) -> Queued {
         let bytes = encoded_len(header.kind, payload.len());
         let queued = self.slots.at(slot).outbox_bytes() + bytes;
-        if queued > self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
-            self.note_full(slot);
+        let beyond =
+            queued > self.limits.outbox_bytes_max || self.held_bytes() + bytes > self.limits.outbox_total_bytes_max;
+        if beyond && !self.may_queue(slot, queued, bytes) {
             return Queued::OutboxFull;
-        }
-        if self.held_bytes() + bytes > self.limits.outbox_total_bytes_max {
-            self.stats.limit_outbox_total.add(1);
-            if !self.make_outbox_room(bytes) {
-                return Queued::OutboxFull;
-            }
         }
         let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
@@ -135,6 +130,20 @@ impl Links {
         }
         self.mark_dirty(slot);
         Queued::Yes
+    }
+
+    /// Whether a message of so many bytes may be queued although a bound is reached, `queued` being what the outbox would hold.
+    #[cold]
+    fn may_queue(&mut self, slot: u32, queued: usize, bytes: usize) -> bool {
+        if queued > self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
+            self.note_full(slot);
+            return false;
+        }
+        if self.held_bytes() + bytes > self.limits.outbox_total_bytes_max {
+            self.stats.limit_outbox_total.add(1);
+            return self.make_outbox_room(bytes);
+        }
+        true
     }
 
     /// Whether an outbox may hold so much although it is more than its steady bound: for a while it may, since a reader that reads must have had the time to.
@@ -360,22 +369,34 @@ impl Links {
         outbox.and_then(|outbox| outbox.slow_since).is_some_and(|since| since <= tick)
     }
 
-    /// Whether a session may bring another frame in this turn.
+    /// Units that a connection may still bring in this turn; none while its own outbox is full. One that has not logged in brings its LOGIN.
     #[inline]
-    pub(crate) fn may_bring(&mut self, slot: u32) -> bool {
+    pub(crate) fn allowance(&mut self, slot: u32) -> u32 {
         let (units, outbox_max) = (self.turn_units, self.limits.outbox_bytes_max);
         let conn = self.slots.at(slot);
-        conn.spent() < units && conn.outbox_bytes() <= outbox_max
+        match conn.phase {
+            Phase::Open if conn.outbox_bytes() > outbox_max => 0,
+            Phase::Open => units.saturating_sub(conn.spent()).into(),
+            _ => 1,
+        }
     }
 
-    /// Counts a frame of a session against the turn's budget.
+    /// Counts frames that a connection has brought, and the units they take of the turn's budget. They are a sign of life.
     #[inline]
-    pub(crate) fn spend(&mut self, slot: u32, frame_bytes: usize) {
-        let conn = self.slots.at(slot);
-        if conn.spent() == 0 {
-            self.spenders.push(slot);
+    pub(crate) fn spend(&mut self, slot: u32, units: u32, frames: u64) {
+        if frames == 0 {
+            return;
         }
-        conn.spend((1 + frame_bytes / crate::limits::UNIT_BYTES) as u16);
+        self.stats.frames_in.add(frames);
+        let tick = self.tick;
+        let conn = self.slots.at(slot);
+        conn.alive_tick = tick;
+        if conn.phase == Phase::Open {
+            if conn.spent() == 0 {
+                self.spenders.push(slot);
+            }
+            conn.spend(u16::try_from(units).unwrap_or(u16::MAX));
+        }
     }
 
     /// Lets a session wait for a later turn with what it has brought, because it has had its part of this one, or because of where that goes ([`Flow::Wait`]).
@@ -537,6 +558,12 @@ impl Links {
         }
         self.wheel.arm(slot, next);
     }
+}
+
+/// Units that a frame of so many bytes takes of a turn's budget.
+#[inline]
+pub(crate) const fn frame_units(bytes: usize) -> u32 {
+    1 + (bytes / UNIT_BYTES) as u32
 }
 
 /// Whether a connection holds a part of a frame and has not logged in.
