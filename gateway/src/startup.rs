@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Size};
 use crate::io::buffers::BufferRing;
-use crate::limits::SLOTS_RESERVED;
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fmt;
@@ -29,6 +29,8 @@ pub enum StartupError {
     IoUringDisabled(u32),
     /// A ring cannot be set up although the kernel is new enough.
     IoUringRefused(io::Error),
+    /// A ring can be set up but not entered, so nothing can be done with it.
+    IoUringEnter(io::Error),
     /// An operation or feature of io_uring is missing; holds its name.
     IoUringFeature(&'static str, Option<io::Error>),
     /// The hard limit on open files is below what the descriptor table of a shard needs.
@@ -37,6 +39,10 @@ pub enum StartupError {
         hard: u64,
         /// Connections of each shard.
         connections_max: u32,
+        /// What that needs.
+        slots: u64,
+        /// Connections of each shard for which the limit is enough; 0 if it is for none.
+        fitting: u64,
     },
     /// The hard limit on open files is below what the process itself needs.
     Descriptors {
@@ -46,6 +52,8 @@ pub enum StartupError {
         needed: u64,
         /// Shards it is needed for.
         shards: u16,
+        /// Shards for which the limit is enough; 0 if it is for none.
+        fitting: u64,
     },
     /// A limit of the process cannot be read or set.
     Limit(&'static str, io::Error),
@@ -64,6 +72,8 @@ pub enum StartupError {
     },
     /// An address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The same, with the setting that names the address and where that comes from.
+    ListenFor(SocketAddr, io::Error, String),
     /// The node could not join the cluster; holds why, and what to do.
     Cluster(String),
     /// A shard could not be set up.
@@ -87,6 +97,12 @@ impl fmt::Display for StartupError {
                 "io_uring cannot be set up ({error}): allow the system calls io_uring_setup, io_uring_enter and io_uring_register; a container \
                  needs a seccomp profile that lists them, for Docker --security-opt seccomp=FILE, or seccomp=unconfined for a trial"
             ),
+            StartupError::IoUringEnter(error) => write!(
+                f,
+                "io_uring can be set up and not used ({error}): a seccomp filter denies the system call io_uring_enter; allow it beside \
+                 io_uring_setup and io_uring_register (SystemCallFilter= in systemd; for Docker --security-opt seccomp=FILE with a profile \
+                 that lists all three, or seccomp=unconfined for a trial)"
+            ),
             StartupError::IoUringFeature(name, error) => {
                 write!(f, "io_uring here lacks {name}")?;
                 if let Some(error) = error {
@@ -94,20 +110,28 @@ impl fmt::Display for StartupError {
                 }
                 write!(f, ": run an unrestricted kernel {major}.{minor} or later")
             }
-            StartupError::DescriptorTable { hard, connections_max } => {
-                let slots = u64::from(*connections_max) + u64::from(SLOTS_RESERVED);
-                let fitting = hard.saturating_sub(SLOTS_RESERVED.into());
+            StartupError::DescriptorTable { hard, connections_max, slots, fitting } => {
                 write!(
                     f,
-                    "the hard limit on open files is {hard}, and connections_max = {connections_max} needs {slots} in each shard: raise it \
-                     (LimitNOFILE= in systemd, nofile in /etc/security/limits.conf), or lower --connections-max to {fitting} and use more --shards"
-                )
+                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and connections_max = {connections_max} needs {slots} in each shard: \
+                     raise it to {slots} (LimitNOFILE={slots} in systemd, nofile in /etc/security/limits.conf, --ulimit nofile={slots} for Docker)"
+                )?;
+                match fitting {
+                    0 => Ok(()),
+                    fitting => write!(f, ", or lower --connections-max to {fitting} and use more --shards"),
+                }
             }
-            StartupError::Descriptors { hard, needed, shards } => write!(
-                f,
-                "the hard limit on open files is {hard}, and {shards} shards need {needed} descriptors for themselves: raise it (LimitNOFILE= \
-                 in systemd, nofile in /etc/security/limits.conf), or lower --shards"
-            ),
+            StartupError::Descriptors { hard, needed, shards, fitting } => {
+                write!(
+                    f,
+                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and {shards} shards need {needed} descriptors for themselves: raise it to \
+                     {needed} (LimitNOFILE={needed} in systemd, nofile in /etc/security/limits.conf, --ulimit nofile={needed} for Docker)"
+                )?;
+                match fitting {
+                    0 => Ok(()),
+                    fitting => write!(f, ", or lower --shards to {fitting}"),
+                }
+            }
             StartupError::Limit(name, error) => {
                 write!(
                     f,
@@ -132,6 +156,7 @@ impl fmt::Display for StartupError {
                 write!(f, ": each of these makes it fit: {or}")
             }
             StartupError::Listen(address, error) => f.write_str(&listen_error(*address, error, "--listen or --http")),
+            StartupError::ListenFor(address, error, setting) => f.write_str(&listen_error(*address, error, setting)),
             StartupError::Cluster(error) => f.write_str(error),
             StartupError::Shard(error) => {
                 write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs")
@@ -202,15 +227,24 @@ fn judge_refusal(error: io::Error, sysctl: Option<&str>) -> StartupError {
     }
 }
 
-/// Returns the hard limit when it is enough.
+/// Returns the hard limit when it is enough. What the errors advise passes this check.
 pub(crate) fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, StartupError> {
     let limits = config.limits();
-    if u64::from(limits.slots()) > hard {
-        return Err(StartupError::DescriptorTable { hard, connections_max: limits.connections_max });
+    let addresses = config.listen.len();
+    let needed = descriptors(config.shards, addresses);
+    // Both read the same limit, so what is named must be enough for both.
+    let slots = u64::from(limits.slots());
+    let both = slots.max(needed);
+    if slots > hard {
+        let connections_max = limits.connections_max;
+        let besides = slots - u64::from(connections_max);
+        let fitting = if needed > hard { 0 } else { hard.saturating_sub(besides) };
+        return Err(StartupError::DescriptorTable { hard, connections_max, slots: both, fitting });
     }
-    let needed = descriptors(config.shards, config.listen.len());
     if needed > hard {
-        return Err(StartupError::Descriptors { hard, needed, shards: config.shards });
+        let each = descriptors(1, addresses) - descriptors(0, addresses);
+        let fitting = hard.saturating_sub(descriptors(0, addresses)) / each;
+        return Err(StartupError::Descriptors { hard, needed: both, shards: config.shards, fitting });
     }
     Ok(hard)
 }
@@ -276,13 +310,23 @@ fn probe_ring(config: &Config) -> Result<(), StartupError> {
     ring.submitter()
         .register_files_sparse(limits.slots())
         .map_err(lacks("a table of direct descriptors of that size"))?;
-    BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes)
-        .map_err(lacks("provided-buffer rings"))
-        .map(|buffers| {
-            // The kernel lets go of the buffers with the ring, so that goes first.
-            drop(ring);
-            drop(buffers);
-        })
+    let buffers = BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes)
+        .map_err(lacks("provided-buffer rings"))?;
+    let entered = enter(&ring);
+    // The kernel lets go of the buffers with the ring, so that goes first.
+    drop(ring);
+    drop(buffers);
+    entered.map_err(StartupError::IoUringEnter)
+}
+
+/// Waits in the ring for a moment, as every turn does. Filters judge this call apart from those that set a ring up.
+fn enter(ring: &IoUring) -> io::Result<()> {
+    let moment = Timespec::new().nsec(1);
+    match ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&moment)) {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn judge_operations(is_supported: impl Fn(u8) -> bool) -> Result<(), StartupError> {
@@ -355,7 +399,40 @@ mod tests {
         let config = config(2, 10_000);
         assert_eq!(judge_descriptors(10_064, &config).unwrap(), 10_064);
         let error = judge_descriptors(10_063, &config).unwrap_err();
-        assert_names(&error, &["10063", "10064 in each shard", "LimitNOFILE", "--connections-max to 9999", "--shards"]);
+        assert_names(
+            &error,
+            &["10063", "10064 in each shard", "LimitNOFILE=10064", "--connections-max to 9999", "--shards"],
+        );
+    }
+
+    #[test]
+    fn advice_about_descriptors_can_be_followed() {
+        for hard in [0, 1, 64, 65, 96, 120, 200, 1_024] {
+            for (shards, connections) in [(1, 1), (1, 100_000), (2, 936), (1_024, 100)] {
+                let mut advised = (hard, shards, connections);
+                // Each advice is followed in turn, and is always of use.
+                for _ in 0..4 {
+                    let (hard, shards, connections) = advised;
+                    match judge_descriptors(hard, &config(shards, connections)) {
+                        Ok(_) => break,
+                        Err(
+                            error @ (StartupError::DescriptorTable { fitting: 0, slots: needed, .. }
+                            | StartupError::Descriptors { fitting: 0, needed, .. }),
+                        ) => {
+                            assert_names(&error, &[&format!("raise it to {needed}"), "RLIMIT_NOFILE"]);
+                            assert!(!error.to_string().contains("lower"), "{error}");
+                            advised.0 = needed;
+                        }
+                        Err(StartupError::DescriptorTable { fitting, .. }) => advised.2 = fitting,
+                        Err(StartupError::Descriptors { fitting, .. }) => advised.1 = fitting,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                let (hard_now, shards_now, connections_now) = advised;
+                let outcome = judge_descriptors(hard_now, &config(shards_now, connections_now));
+                assert!(outcome.is_ok(), "{hard} {shards} {connections}: {advised:?} {outcome:?}");
+            }
+        }
     }
 
     #[test]
@@ -364,7 +441,7 @@ mod tests {
         let needed = descriptors(56, 1);
         assert!(judge_descriptors(needed, &config).is_ok());
         let error = judge_descriptors(needed - 1, &config).unwrap_err();
-        assert_names(&error, &["56 shards", &needed.to_string(), "LimitNOFILE", "lower --shards"]);
+        assert_names(&error, &["56 shards", &format!("LimitNOFILE={needed}"), "lower --shards to 55"]);
     }
 
     #[test]

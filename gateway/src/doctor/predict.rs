@@ -5,6 +5,7 @@ use super::report::grouped;
 use crate::budget::Budget;
 use crate::config::{Config, Origin, RING_SLOTS_MAX, Size, connections_default};
 use crate::limits::SLOTS_RESERVED;
+use crate::shard::SHARDS_MAX;
 use serde::Serialize;
 
 /// What the kernel takes for an idle connection, measured 3,973 to 4,100 B: the budget takes the most, a prediction what is usual.
@@ -86,10 +87,11 @@ fn open_files(facts: &Facts, config: &Config, target: u64) -> Term {
         connections: each * shards(config),
         how: format!("{} shards x ({hard} - {reserved} spare slots, 2^20 slots at most)", config.shards),
         raise: match each_wanted(config, target) {
-            Some(wanted) => format!(
-                "LimitNOFILE={wanted} in the systemd unit, nofile {wanted} in /etc/security/limits.d/; or --shards {}",
-                target.div_ceil(each.max(1))
-            ),
+            Some(wanted) => {
+                let more = if each == 0 { u64::MAX } else { target.div_ceil(each) };
+                let shards = if more <= SHARDS_MAX.into() { format!("; or --shards {more}") } else { String::new() };
+                format!("LimitNOFILE={wanted} in the systemd unit, nofile {wanted} in /etc/security/limits.d/{shards}")
+            }
             None => more_shards(target),
         },
     }
