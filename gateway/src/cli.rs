@@ -1,13 +1,18 @@
 //! The command line: what may be said, and what it comes to together with environment and file.
 
-use clap::builder::StyledStr;
+use clap::builder::{Resettable, StyledStr};
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use trunkline_gateway::config::{Config, ConfigError, ConfigFile, DefaultValue, Host, SETTINGS, Settings, Sources};
+use trunkline_gateway::config::{
+    Config, ConfigError, ConfigFile, DefaultValue, Host, Origin, SETTINGS, Setting, Settings, Sources,
+};
 use trunkline_gateway::doctor::{Goal, Profile};
 use trunkline_gateway::host_tree::Root;
+use trunkline_router::command::{refused_variable, without_empty_variables};
 use trunkline_router::http::Scope;
 
 /// Carries messages between the clients connected to it.
@@ -50,13 +55,20 @@ Limits:
   What happens when a limit is hit stands with each flag. Every hit is counted in the metric trunkline_limit_hits_total,
   and the value of every limit is shown by trunkline_limit. BYE ends a connection; ERROR and SENT do not.
 
+Log:
+  A log that cannot be written costs lines and nothing else: trunkline_log_lines_dropped_total counts them. Each kind of
+  message may write 100 lines at once and 5 a second.
+
 Signals:
   SIGTERM or SIGINT: out of the ring, no new connections, BYE 12 to all over --drain-secs, exit status 0. A second one: at
   once.
+  SIGHUP: the configuration and the files of keys are read again. What is called reloadable above is taken, and the log
+  says what was and what needs a restart. A configuration that is refused changes nothing.
+  SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
 
 Exit status:
-  0 ended as asked; 1 the machine lacks something, an address or a node name is in use, Redis does not work, or a shard
-  failed; 2 the configuration is refused.";
+  0 ended as asked; 1 the machine lacks something, an address or a node name is in use, Redis does not work, or a bug
+  (panic) has ended it, after a drain; 2 the configuration is refused.";
 
 /// A subcommand.
 #[derive(Debug, Subcommand)]
@@ -225,17 +237,26 @@ impl From<ConfigError> for CliError {
     }
 }
 
-/// Reads the command line, and the file it names.
+/// Reads the command line, the environment, and the file they name.
 pub(crate) fn parse(
-    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    arguments: impl IntoIterator<Item = impl Into<OsString>>,
     host: &Host,
 ) -> Result<Command, CliError> {
-    let matches = command().try_get_matches_from(arguments)?;
+    let words: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let (matches, faults) = matches(&words)?;
     let Cli { command, flags } = Cli::from_arg_matches(&matches)?;
     let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
     let config_on = |host: &Host, file: Option<&Path>, settings: Settings| -> Result<Box<Config>, ConfigError> {
-        let file = file.map(ConfigFile::read).transpose()?;
-        let sources = Sources { command: settings, from_environment: from_environment(inner), file };
+        let mut faults = faults.clone();
+        let file = match file.map(ConfigFile::read).transpose() {
+            Ok(file) => file,
+            Err(error) => {
+                faults.push(error);
+                return Err(ConfigError::unless_none(faults).expect_err("one was put in"));
+            }
+        };
+        let from_environment = from_environment(inner);
+        let sources = Sources { command: settings, from_environment, file, faults, origins: None };
         Ok(Box::new(Config::resolve(sources, host)?))
     };
     let config = |file: Option<&Path>, settings: Settings| config_on(host, file, settings);
@@ -258,6 +279,49 @@ pub(crate) fn parse(
             Command::Doctor(Box::new(Doctor { root, host, config: *config, goal, action, json: doctor.json }))
         }
     })
+}
+
+/// What the command line and the environment say, and what of the environment is refused. A flag that is refused is an error.
+fn matches(words: &[OsString]) -> Result<(ArgMatches, Vec<ConfigError>), clap::Error> {
+    let mut command = without_empty_variables(command());
+    let mut faults = Vec::new();
+    loop {
+        let error = match command.clone().try_get_matches_from(words) {
+            Ok(matches) => return Ok((matches, faults)),
+            Err(error) => error,
+        };
+        let variable = refused_variable(&error, &command, words);
+        let setting = variable.and_then(|(id, _)| SETTINGS.iter().find(|setting| id == setting.key));
+        let Some(setting) = setting else { return Err(error) };
+        faults.push(refused_value(setting, &error));
+        // Look on without it.
+        command = without_variable(command, setting.key);
+    }
+}
+
+/// clap's error about the value of a variable, in the words of a configuration.
+fn refused_value(setting: &Setting, error: &clap::Error) -> ConfigError {
+    let value = match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(value)) => value.clone(),
+        _ => String::new(),
+    };
+    let allowed = match (error.get(ContextKind::ValidValue), error.source()) {
+        (Some(ContextValue::Strings(values)), _) if !values.is_empty() => format!("it must be {}", values.join(" or ")),
+        (_, Some(why)) => why.to_string(),
+        _ => "it is no value of this setting".to_owned(),
+    };
+    ConfigError::Value { key: setting.key, value, origin: Origin::Environment(setting.env), allowed }
+}
+
+fn without_variable(mut command: clap::Command, key: &'static str) -> clap::Command {
+    if command.get_arguments().any(|argument| argument.get_id() == key) {
+        command = command.mut_arg(key, |argument| argument.env(Resettable::Reset));
+    }
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |sub| without_variable(sub, key));
+    }
+    command
 }
 
 /// Keys whose value comes from the environment.
@@ -289,9 +353,11 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
             DefaultValue::Computed(how) => format!(" [default: {how}]"),
             DefaultValue::Unset(_) => String::new(),
         };
+        let reloadable = if setting.reloadable { " [reloadable]" } else { "" };
         command = command.mut_arg(setting.key, |argument| {
-            let extend =
-                |help: Option<&StyledStr>| format!("{}{default}", help.map(ToString::to_string).unwrap_or_default());
+            let extend = |help: Option<&StyledStr>| {
+                format!("{}{default}{reloadable}", help.map(ToString::to_string).unwrap_or_default())
+            };
             let help = extend(argument.get_help());
             // "-1" is a bad value of the flag before it and no flag of its own.
             argument.help(help.clone()).long_help(help).allow_hyphen_values(false).allow_negative_numbers(true)
@@ -303,7 +369,6 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trunkline_gateway::config::Origin;
 
     fn host() -> Host {
         Host { cores: 4, nofile_hard: 20_000, memory_available: 16 << 30, name: "host-1".to_owned() }
@@ -455,6 +520,7 @@ mod tests {
         for part in [
             "[default: 64KiB]",
             "[default: 127.0.0.1:7700]",
+            "[default: 30] [reloadable]",
             "[default: one for each core]",
             "Examples:",
             "default-config",

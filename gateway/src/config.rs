@@ -17,7 +17,8 @@ pub use file::ConfigFile;
 pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
-pub use trunkline_router::command::LogFormat;
+pub(crate) use text::to_table;
+pub use trunkline_router::log::LogFormat;
 pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, Size};
 
 use resolve::{Judge, known};
@@ -26,7 +27,8 @@ use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use trunkline_router::http::{Access, ApiKeys};
@@ -68,7 +70,11 @@ pub struct Config {
     pub log: String,
     /// How a line of the log looks.
     pub log_format: LogFormat,
+    /// The configuration file, if one was named.
+    pub file: Option<PathBuf>,
     limits: Limits,
+    /// What was set by somebody.
+    asked: Settings,
     effective: Settings,
     origins: Origins,
 }
@@ -127,9 +133,24 @@ impl Config {
     /// Judges what the sources say and fills in the defaults.
     ///
     /// # Errors
-    /// The first value out of range or in conflict with another, with its source and what is allowed.
+    /// Every value out of range or in conflict with another, with its source and what is allowed.
     pub fn resolve(sources: Sources, host: &Host) -> Result<Self, ConfigError> {
         resolve::resolve(sources, host)
+    }
+
+    /// The configuration in force, `old`, with what a running node takes of a newer one.
+    ///
+    /// # Errors
+    /// When the two do not go together.
+    pub fn merged(old: &Config, new: &Config, host: &Host) -> Result<Self, ConfigError> {
+        let origin = |setting: &Setting| {
+            let of = if setting.reloadable { new } else { old };
+            (setting.key, of.origin(setting.key))
+        };
+        let origins = Origins(SETTINGS.iter().map(origin).collect());
+        let command = old.asked.clone().reloaded(new.asked.clone());
+        let merged = Sources { command, origins: Some(origins), ..Sources::default() };
+        Ok(Config { file: new.file.clone(), ..resolve::resolve(merged, host)? })
     }
 
     /// Limits of each shard. What is given for the node is shared out.
@@ -145,6 +166,68 @@ impl Config {
     /// Every setting with the value in force.
     pub fn effective(&self) -> &Settings {
         &self.effective
+    }
+
+    /// Loads the keys of [`AuthConfig::load`].
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no usable key; the message names the setting, where it comes from, and the file.
+    pub fn load_auth(&self) -> Result<Auth, ConfigError> {
+        self.auth.load().map_err(|error| self.named(error))
+    }
+
+    /// Loads the keys of the HTTP API; `None` when no file is configured.
+    ///
+    /// # Errors
+    /// As [`HttpAccess::load_keys`]; the message names the setting and where it comes from too.
+    pub fn load_api_keys(&self) -> Result<Option<ApiKeys>, ConfigError> {
+        self.http_access.load_keys().map_err(|error| self.named(error))
+    }
+
+    /// Loads the keys of the HTTP API, and says who may use it.
+    ///
+    /// # Errors
+    /// As [`Config::load_api_keys`].
+    pub fn load_access(&self) -> Result<Access, ConfigError> {
+        self.http_access.load().map_err(|error| self.named(error))
+    }
+
+    /// Reads the secret of the cluster; `None` for a node that is alone.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::load_secret`]; the message names the setting and where it comes from too.
+    pub fn load_secret(&self) -> Result<Option<ClusterSecret>, ConfigError> {
+        let secret = self.cluster.as_ref().map(ClusterConfig::load_secret).transpose();
+        secret.map_err(|error| self.named(error))
+    }
+
+    /// An error about a file, with the setting that names the file.
+    fn named(&self, error: ConfigError) -> ConfigError {
+        let ConfigError::File { path, .. } = &error else { return error };
+        match self.files().into_iter().find(|(_, file)| file == path) {
+            Some((key, _)) => ConfigError::Setting { key, origin: self.origins.of(key), error: Box::new(error) },
+            None => error,
+        }
+    }
+
+    /// The files that settings name, with their keys.
+    pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        let table = to_table(&self.effective);
+        let mut files = Vec::new();
+        for key in
+            SETTINGS.iter().map(|setting| setting.key).filter(|key| key.ends_with("_file") || key.ends_with("_files"))
+        {
+            match table.get(key) {
+                Some(toml::Value::String(path)) => files.push((key, path.into())),
+                // Lists hold keys, which may have a name before the file.
+                Some(toml::Value::Array(keys)) => {
+                    let keys = keys.iter().filter_map(|text| text.as_str()?.parse::<KeyFile>().ok());
+                    files.extend(keys.map(|file| (key, file.path)));
+                }
+                _ => {}
+            }
+        }
+        files
     }
 
     /// Where the value of a key comes from.
@@ -186,13 +269,21 @@ fn without_newline(secret: &[u8]) -> &[u8] {
     secret.strip_suffix(b"\r").unwrap_or(secret)
 }
 
-fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+/// Reads a file of keys or a secret.
+pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    read_bounded(path, KEY_FILE_BYTES_MAX, "a file of keys")
+}
+
+/// Reads a file that may turn out to be a device without an end. A pipe within the bound is fine.
+fn read_bounded(path: &Path, bytes_max: u64, what: &str) -> Result<Vec<u8>, ConfigError> {
     let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
-    let meta = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
-    if meta.len() > KEY_FILE_BYTES_MAX {
-        return Err(unreadable(format!("it has {} bytes; a key has {KEY_FILE_BYTES_MAX} at most", meta.len())));
+    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| unreadable(error.to_string()))?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(unreadable(format!("it is longer than {}, which {what} never is", Size(bytes_max))));
     }
-    fs::read(path).map_err(|error| unreadable(error.to_string()))
+    Ok(bytes)
 }
 
 /// Everything a configuration is made of.
@@ -204,6 +295,10 @@ pub struct Sources {
     pub from_environment: Vec<&'static str>,
     /// The file, if one was named.
     pub file: Option<ConfigFile>,
+    /// What was found wrong with the environment.
+    pub faults: Vec<ConfigError>,
+    /// Where values come from, where that is known already.
+    pub origins: Option<Origins>,
 }
 
 /// Where a value comes from.
@@ -232,7 +327,7 @@ impl fmt::Display for Origin {
 
 /// The origin of every key that somebody set.
 #[derive(Clone, Debug, Default)]
-struct Origins(HashMap<&'static str, Origin>);
+pub struct Origins(HashMap<&'static str, Origin>);
 
 impl Origins {
     fn of(&self, key: &'static str) -> Origin {
@@ -240,7 +335,7 @@ impl Origins {
     }
 }
 
-/// A configuration that is refused. Each message is one sentence that says where and what is allowed.
+/// A configuration that is refused. Each message is one sentence that says where and what is allowed; several stand in lines of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// A file that cannot be read or used.
@@ -274,6 +369,31 @@ pub enum ConfigError {
     },
     /// Values that do not go together.
     Conflict(String),
+    /// What a setting names cannot be used.
+    Setting {
+        /// Its key.
+        key: &'static str,
+        /// Where its value comes from.
+        origin: Origin,
+        /// What is wrong.
+        error: Box<ConfigError>,
+    },
+    /// Several of these, two at least.
+    Several(Vec<ConfigError>),
+}
+
+impl ConfigError {
+    /// All of these as one.
+    ///
+    /// # Errors
+    /// When there are any.
+    pub fn unless_none(mut faults: Vec<ConfigError>) -> Result<(), ConfigError> {
+        match faults.len() {
+            0 => Ok(()),
+            1 => Err(faults.remove(0)),
+            _ => Err(ConfigError::Several(faults)),
+        }
+    }
 }
 
 impl fmt::Display for ConfigError {
@@ -285,6 +405,11 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::Value { key, value, origin, allowed } => write!(f, "{key} = {value} ({origin}): {allowed}"),
             ConfigError::Conflict(message) => f.write_str(message),
+            ConfigError::Setting { key, origin, error } => write!(f, "{key} ({origin}): {error}"),
+            ConfigError::Several(faults) => {
+                write!(f, "{} faults in the configuration:", faults.len())?;
+                faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the control thread may ask of a shard, and how the answers come back.
 
+use crate::limits::Limits;
 use crate::presence_log::PresenceEvent;
 use crate::reason::CloseReason;
 use crossbeam_queue::ArrayQueue;
@@ -88,6 +89,14 @@ pub enum Control {
         /// without sessions until [`Control::Resume`]; one that ends stays so.
         ends: bool,
     },
+    /// Works with other limits from now on. Sessions keep what they have agreed on, such as their heartbeat.
+    Reload {
+        /// Limits, of which those are taken that [`Limits::reload`] takes.
+        limits: Arc<Limits>,
+    },
+    /// Panics, to test what a panic costs the others. There is none of this in a release.
+    #[cfg(debug_assertions)]
+    Panic,
     /// Calls a drain off: those who are still there stay, and logins are served again. Without effect on a drain that ends the shard.
     Resume,
 }

@@ -402,6 +402,9 @@ impl<I: Io> Core<I> {
                     }
                 }
                 Control::Resume => self.shard.call_off_drain(),
+                Control::Reload { limits } => self.shard.links.limits.reload(&limits),
+                #[cfg(debug_assertions)]
+                Control::Panic => panic!("a test asked for it"),
             }
         }
         requests

@@ -8,6 +8,7 @@ use crate::cluster::Place;
 use crate::control::{Control, ControlPort};
 use crate::metrics::ShardStats;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -146,8 +147,8 @@ pub struct Drainer {
     pub place: Option<Place>,
     /// The shards.
     pub ports: Vec<ControlPort>,
-    /// Over how long the shards spread the ends of their sessions.
-    pub drain_ms: u64,
+    /// Over how long the shards spread the ends of their sessions, milliseconds; a reload may change it.
+    pub drain_ms: Arc<AtomicU64>,
 }
 
 impl Drainer {
@@ -181,11 +182,12 @@ impl Drainer {
             }
             Wanted::Drain | Wanted::End => {
                 let ends = wanted == Wanted::End;
-                tracing::info!(ends, "draining over {} s", self.drain_ms / 1_000);
+                let drain_ms = self.drain_ms.load(Ordering::Relaxed);
+                tracing::info!(ends, "draining over {} s", drain_ms / 1_000);
                 if let Some(place) = &self.place {
                     place.give_up().await;
                 }
-                self.switch.set_deadline(now_ms() + self.drain_ms);
+                self.switch.set_deadline(now_ms() + drain_ms);
                 self.tell_all(|| Control::Drain { ends }).await;
             }
         }
@@ -218,7 +220,8 @@ mod tests {
     fn node(shards: usize) -> Fixture {
         let ports: Vec<ControlPort> = (0..shards).map(|_| ControlPort::new(Arc::new(Waker::new().unwrap()))).collect();
         let switch = Arc::new(DrainSwitch::default());
-        let drainer = Drainer { switch: switch.clone(), place: None, ports: ports.clone(), drain_ms: 2_000 };
+        let drainer =
+            Drainer { switch: switch.clone(), place: None, ports: ports.clone(), drain_ms: Arc::new(2_000.into()) };
         tokio::spawn(drainer.run());
         Fixture { switch, ports, stats: (0..shards).map(|_| Arc::default()).collect() }
     }

@@ -22,6 +22,7 @@ use crate::control::ControlPort;
 use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
+use crate::reload::Reload;
 use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -42,7 +43,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug)]
 pub struct Node {
     name: String,
-    limits: Limits,
+    /// As the last reload has left them.
+    limits: Mutex<Arc<Limits>>,
     listen: Vec<SocketAddr>,
     http: SocketAddr,
     started: Instant,
@@ -58,6 +60,7 @@ pub struct Node {
     /// What the node waits for before it joins.
     waits: Mutex<Option<String>>,
     turned_away: Arc<AtomicU64>,
+    reload: OnceLock<Reload>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -104,7 +107,7 @@ impl Node {
     ) -> Self {
         Node {
             name,
-            limits,
+            limits: Mutex::new(Arc::new(limits)),
             listen,
             http,
             started: Instant::now(),
@@ -118,7 +121,31 @@ impl Node {
             cluster: OnceLock::new(),
             waits: Mutex::default(),
             turned_away: Arc::default(),
+            reload: OnceLock::new(),
         }
+    }
+
+    /// The limits of each shard.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A reload has changed them.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+    }
+
+    /// Asks this node to read its configuration again; `None` before it can.
+    pub fn reload(&self) -> Option<&Reload> {
+        self.reload.get()
+    }
+
+    /// Where to ask for that.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_reload(&self, reload: Reload) {
+        assert!(self.reload.set(reload).is_ok(), "a node has one reloader");
     }
 
     /// The node waits for this before it joins its cluster.

@@ -28,6 +28,7 @@ mod outbox;
 pub mod presence_log;
 pub mod prometheus;
 pub mod reason;
+pub mod reload;
 pub mod shard;
 #[cfg(test)]
 mod simulation;

@@ -120,6 +120,19 @@ impl Limits {
         self.connections_max + SLOTS_RESERVED + self.mesh_slots
     }
 
+    /// Takes from `newer` what a running shard reads at each use; the rest is built into what it has set up.
+    pub fn reload(&mut self, newer: &Limits) {
+        self.login_timeout_ms = newer.login_timeout_ms;
+        self.heartbeat_secs_min = newer.heartbeat_secs_min;
+        self.heartbeat_secs_max = newer.heartbeat_secs_max;
+        self.heartbeat_secs = newer.heartbeat_secs;
+        self.outbox_full_ms_max = newer.outbox_full_ms_max;
+        self.frames_per_sec = newer.frames_per_sec;
+        self.logins_per_sec = newer.logins_per_sec;
+        self.hot_idle_ms = newer.hot_idle_ms;
+        self.drain_ms = newer.drain_ms;
+    }
+
     /// The limits of each shard when `accepting` of `shards` shards accept for all: those share what all may accept.
     #[must_use]
     pub fn with_accepting(self, accepting: u16, shards: u16) -> Limits {

@@ -9,10 +9,11 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::config::{ClusterConfig, Config, ConfigError, Host, default_config};
+use trunkline_gateway::config::{Config, ConfigError, Host, default_config};
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
 use trunkline_router::http::{NewKey, Scope};
+use trunkline_router::log;
 
 /// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
 #[global_allocator]
@@ -57,13 +58,17 @@ fn main() -> ExitCode {
         Err(CliError::Usage(error)) => error.exit(),
         Err(CliError::Config(error)) => Err(error.into()),
     };
-    let (message, status) = match outcome {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => (error.to_string(), EXIT_CONFIG),
-        Err(Failure::Startup(error)) => (error.to_string(), 1),
-        Err(Failure::Other(error)) => (error, 1),
+    let failure = match outcome {
+        Ok(()) => None,
+        Err(Failure::Config(error)) => Some((error.to_string(), EXIT_CONFIG)),
+        Err(Failure::Startup(error)) => Some((error.to_string(), 1)),
+        Err(Failure::Other(error)) => Some((error, 1)),
     };
-    eprintln!("gateway: {message}");
+    let status = failure.map_or(0, |(message, status)| {
+        log::fail("gateway", &message);
+        status
+    });
+    log::flush();
     ExitCode::from(status)
 }
 
@@ -73,7 +78,16 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
         Command::CheckConfig(config) => check_config(&config),
         Command::ApiKey(name, scopes) => api_key(&name, &scopes),
         Command::Doctor(asked) => doctor(&asked),
-        Command::Run(config) => run::run(&config),
+        Command::Run(config) => {
+            let facts = host.clone();
+            // With the facts of the start: a default computed from the memory that is free now would be another one each time.
+            let read = move || match cli::parse(std::env::args_os(), &facts) {
+                Ok(Command::Run(config)) => Ok(*config),
+                Err(CliError::Config(error)) => Err(error),
+                other => Err(ConfigError::Conflict(format!("the command line means something else now: {other:?}"))),
+            };
+            run::run(*config, host.clone(), Box::new(read))
+        }
     }
 }
 
@@ -86,14 +100,16 @@ fn print(text: &str) -> Result<(), Failure> {
 
 /// The output is the configuration in force as a file, with the memory budget as comments.
 fn check_config(config: &Config) -> Result<(), Failure> {
-    config.auth.load()?;
-    config.http_access.load()?;
-    config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
     let budget = Budget::of(config);
     let comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
     print(&format!("{}\n{comments}", config.effective_text()))?;
     // What would keep a node from starting is refused here too, as a fault of the configuration.
-    budget.check().map_err(|error| ConfigError::Conflict(error.to_string()).into())
+    let mut faults: Vec<ConfigError> = Vec::new();
+    faults.extend(config.load_auth().err());
+    faults.extend(config.load_access().err());
+    faults.extend(config.load_secret().err());
+    faults.extend(budget.check().err().map(|error| ConfigError::Conflict(error.to_string())));
+    Ok(ConfigError::unless_none(faults)?)
 }
 
 /// The key is shown here and nowhere else.
@@ -109,7 +125,7 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
         print_as(asked.json, &outcome)?;
         return unless_failed(&outcome, "restored");
     }
-    asked.config.auth.load()?;
+    asked.config.load_auth()?;
     let examine = || doctor::examine(&asked.root, &asked.host, &asked.config, asked.goal);
     let mut report = examine();
     if asked.action == Action::Apply {

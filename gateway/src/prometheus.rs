@@ -6,6 +6,7 @@ use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
+use trunkline_router::log;
 
 /// `Content-Type` of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -244,6 +245,21 @@ pub fn write_limits(exposition: &mut Exposition, limits: &Limits) {
         exposition.name(name, StatType::Gauge, help);
         for (limit, value) in limit_values(limits).into_iter().filter(|(limit, _)| Unit::of(limit) == unit) {
             exposition.sample(&[("limit", &limit)], value);
+        }
+    }
+}
+
+/// Writes the counters of what this process says and of panics.
+pub fn write_log(exposition: &mut Exposition) {
+    let mut name = "";
+    for counter in log::counters() {
+        if name != counter.name {
+            name = counter.name;
+            exposition.name(counter.name, StatType::Counter, counter.help);
+        }
+        match &counter.reason {
+            Some(reason) => exposition.sample(&[("reason", reason)], counter.value),
+            None => exposition.sample(&[], counter.value),
         }
     }
 }

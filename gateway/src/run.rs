@@ -1,70 +1,150 @@
 //! `gateway run`: from a configuration to running shards, and to their orderly end.
 
-use crate::{Failure, print};
+use crate::Failure;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Placement};
+use trunkline_gateway::config::{AuthConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS};
+use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
+use trunkline_gateway::metrics::ShardStats;
+use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
-use trunkline_router::command::{Signals, init_log, near};
+use trunkline_router::command::{Hangups, Signals, near};
 use trunkline_router::http::{Access, serve};
+use trunkline_router::log;
 
-pub(crate) fn run(config: &Config) -> Result<(), Failure> {
-    init_log(&config.log, config.log_format);
-    let auth = config.auth.load()?;
-    let access = config.http_access.load()?;
-    let secret = config.cluster.as_ref().map(ClusterConfig::load_secret).transpose()?;
-    tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
-    let auth = AuthSwitch::new(auth);
-    for check in checks(config) {
-        let found = check.outcome?;
-        tracing::info!("{}: {found}", check.name);
-    }
-    let budget = Budget::of(config);
-    say(&format!("{budget}\n"));
-    budget.check()?;
-    if let Some(word) = budget.overcommitted() {
-        tracing::warn!("{word}");
-    }
-    let http_listener = listen_alone(config.http)?;
-    let listeners = Listeners::bind(&config.listen, config.shards, config.limits())?;
-    let mesh_listener = config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose()?;
-    let mesh = secret.zip(mesh_listener);
+/// What a node that ends because of a bug may take beyond its drain: connections linger for two seconds, and the machine may be busy.
+const DRAIN_SLACK: Duration = Duration::from_secs(10);
+/// How long giving up the lease may take then; it runs out by itself.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether everybody has gone, where nobody tells.
+const RESCUE_STEP: Duration = Duration::from_millis(20);
+
+pub(crate) fn run(config: Config, host: Host, read: Read) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Other(format!("starting the control thread: {error}")))?;
-    runtime.block_on(control(config, auth, access, listeners, http_listener, mesh))
+    // Before anything is written: a file that has reached its limit raises a signal.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().and_then(|signals| Ok((signals, Hangups::new()?)))
+    };
+    let signals = signals.map_err(|error| Failure::Other(format!("waiting for signals: {error}")))?;
+    log::init(&config.log, config.log_format).map_err(|error| Failure::Other(format!("starting the log: {error}")))?;
+    let rescue = Rescue::default();
+    let node = || {
+        let start = Start::new(&config)?;
+        let reloader = Reloader::new(config.clone(), host, read);
+        runtime.block_on(control(&config, start, signals, reloader, &rescue))
+    };
+    // Nothing of what unwound is looked at again.
+    let outcome = catch_unwind(AssertUnwindSafe(node)).unwrap_or_else(|_| {
+        rescue.drain();
+        Err(bug())
+    });
+    // Whatever still waits for a file or a name must not hold up the end.
+    runtime.shutdown_background();
+    outcome
 }
 
-/// The life of the control thread.
-async fn control(
-    config: &Config,
+/// What is set up before the control thread begins to turn.
+struct Start {
     auth: Arc<AuthSwitch>,
     access: Access,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
+}
+
+impl Start {
+    fn new(config: &Config) -> Result<Self, Failure> {
+        let auth = config.load_auth()?;
+        let access = config.load_access()?;
+        let secret = config.load_secret()?;
+        tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
+        let auth = AuthSwitch::new(auth);
+        for check in checks(config) {
+            let found = check.outcome?;
+            tracing::info!("{}: {found}", check.name);
+        }
+        let budget = Budget::of(config);
+        log::say(&format!("{budget}\n"));
+        budget.check()?;
+        if let Some(word) = budget.overcommitted() {
+            tracing::warn!("{word}");
+        }
+        let of = |key: &'static str| move |error: StartupError| listening(config, key, error);
+        let http_listener = listen_alone(config.http).map_err(of("http"))?;
+        let listeners = Listeners::bind(&config.listen, config.shards, config.limits()).map_err(of("listen"))?;
+        let mesh_listener =
+            config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
+        Ok(Start { auth, access, listeners, http_listener, mesh: secret.zip(mesh_listener) })
+    }
+}
+
+/// An address that cannot be listened on, with the setting that names it and where that comes from.
+fn listening(config: &Config, key: &'static str, error: StartupError) -> StartupError {
+    let StartupError::Listen(address, error) = error else { return error };
+    let flag = SETTINGS.iter().find(|setting| setting.key == key).map(|setting| setting.flag()).unwrap_or_default();
+    let setting = match config.origin(key) {
+        Origin::Flag(_) | Origin::Default => flag,
+        origin => format!("{flag} (it comes from {origin})"),
+    };
+    StartupError::ListenFor(address, error, setting)
+}
+
+/// What is needed to send all clients elsewhere when the control thread itself has panicked.
+#[derive(Default)]
+struct Rescue(OnceLock<(Vec<ControlPort>, Vec<Arc<ShardStats>>, u64)>);
+
+impl Rescue {
+    /// Ends all connections in the usual way, as far as the shards still turn.
+    fn drain(&self) {
+        let Some((ports, stats, drain_ms)) = self.0.get() else { return };
+        tracing::error!("the control thread has panicked: draining without it, then the end");
+        for port in ports {
+            // A full queue is one of a shard that does not turn.
+            let _ = port.send(Control::Drain { ends: true });
+        }
+        let until = Instant::now() + Duration::from_millis(*drain_ms) + DRAIN_SLACK;
+        while stats.iter().any(|stats| stats.open.get() > 0) && Instant::now() < until {
+            std::thread::sleep(RESCUE_STEP);
+        }
+    }
+}
+
+/// The life of the control thread.
+async fn control(
+    config: &Config,
+    start: Start,
+    (mut signals, hangups): (Signals, Hangups),
+    (reloader, reload): (Reloader, Reload),
+    rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let mut signals = Signals::new().map_err(step("waiting for signals"))?;
+    let Start { auth, access, listeners, http_listener, mesh } = start;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let addresses = listeners.addresses.clone();
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
+    node.set_reload(reload.clone());
+    tokio::spawn(reload_on_hangup(hangups, reload));
     // It ends with the process, so that metrics and progress are shown to the last.
     tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
@@ -77,6 +157,7 @@ async fn control(
                 Err(error) => return Err(step("answering those who come early")(error)),
             },
             name = signals.next() => end_at_once(name),
+            () = log::panicked() => return Err(bug()),
         }),
         None => None,
     };
@@ -88,7 +169,7 @@ async fn control(
     let shards_config = ShardsConfig {
         node: config.node.clone(),
         limits: config.limits().clone(),
-        auth,
+        auth: auth.clone(),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
@@ -108,8 +189,19 @@ async fn control(
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
     let (ports, stats) = (shards.ports.clone(), shards.stats.clone());
+    // Nobody else sets it.
+    let _ = rescue.0.set((ports.clone(), stats.clone(), config.limits().drain_ms));
+    let drain_ms = Arc::new(config.limits().drain_ms.into());
+    tokio::spawn(reloader.run(Targets {
+        ports: ports.clone(),
+        accepting: shards.accepting,
+        drain_ms: Arc::clone(&drain_ms),
+        auth,
+        node: node.clone(),
+    }));
     let place = cluster.as_ref().map(|cluster| cluster.place().clone());
-    let (switch, drain_ms) = (node.drain().clone(), config.limits().drain_ms);
+    let switch = node.drain().clone();
+    let trap = panic_when_asked(ports.clone());
     let serving = async {
         if let Some(place) = &place {
             tokio::select! {
@@ -122,33 +214,92 @@ async fn control(
         if switch.wanted() == Wanted::Serve {
             announce(config, &addresses, http_address);
         }
-        Drainer { switch, place, ports, drain_ms }.run().await
+        Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
     let mut serving = pin!(serving);
-    let name = tokio::select! {
+    let mut left = config.shards;
+    let (why, mut failure) = tokio::select! {
         never = serving.as_mut() => match never {},
-        name = signals.next() => name,
-        end = shards.ended.recv() => return Err(shard_failed(end)),
+        name = signals.next() => (name, None),
+        end = shards.ended.recv() => {
+            left -= 1;
+            ("a shard has failed", Some(shard_failed(end)))
+        }
+        () = log::panicked() => ("a bug (panic)", Some(bug())),
+        () = trap => ("a test", None),
     };
-    tracing::info!("{name}: draining, then the end; a second signal ends it at once");
+    tracing::info!("{why}: draining, then the end; a second signal ends it at once");
     node.drain().end(&shards.stats);
-    tokio::select! {
+    let slack = Duration::from_millis(drain_ms.load(std::sync::atomic::Ordering::Relaxed)) + DRAIN_SLACK;
+    // A shard that hangs because another has failed must not keep the process from ending.
+    let patience = if failure.is_some() { slack } else { Duration::MAX };
+    let ended = tokio::select! {
         never = serving => match never {},
-        ended = all_ended(config.shards, &mut shards.ended) => ended?,
-        name = signals.next() => end_at_once(name),
+        ended = tokio::time::timeout(patience, all_ended(left, &mut shards.ended)) => ended,
+        name = signals.next() => match failure {
+            None => end_at_once(name),
+            Some(failure) => return Err(failure),
+        },
+    };
+    let have_ended = ended.is_ok();
+    failure = failure.or(ended.ok().flatten());
+    if have_ended {
+        let joined = tokio::task::spawn_blocking(move || shards.join()).await;
+        let joined = joined.map_err(|error| Failure::Other(format!("ending the shards: {error}")));
+        let of_shards =
+            |failed: Result<_, shard::ShardFailure>| failed.map_err(|error| Failure::Other(error.to_string()));
+        failure = failure.or(joined.and_then(of_shards).err());
+        tracing::info!("all connections have ended");
     }
-    let joined = tokio::task::spawn_blocking(move || shards.join()).await;
-    joined
-        .map_err(|error| Failure::Other(format!("ending the shards: {error}")))?
-        .map_err(|failure| Failure::Other(failure.to_string()))?;
-    tracing::info!("all connections have ended");
     if let Some(cluster) = cluster {
+        let patience = if failure.is_some() { LEAVE_MAX } else { Duration::MAX };
         tokio::select! {
-            () = cluster.leave() => {}
-            name = signals.next() => end_at_once(name),
+            _ = tokio::time::timeout(patience, cluster.leave()) => {}
+            name = signals.next() => match failure {
+                None => end_at_once(name),
+                Some(failure) => return Err(failure),
+            },
         }
     }
-    Ok(())
+    match failure {
+        Some(failure) => Err(failure),
+        // In the drain.
+        None if log::panics() > 0 => Err(bug()),
+        None => Ok(()),
+    }
+}
+
+/// What the control thread does about SIGHUP. What comes of it is logged by the reloader.
+async fn reload_on_hangup(mut hangups: Hangups, reload: Reload) {
+    loop {
+        hangups.next().await;
+        tracing::info!("SIGHUP: reading the configuration again");
+        // Refused or done, the reloader has logged it.
+        let _ = reload.ask().await;
+    }
+}
+
+/// For ever.
+#[cfg(not(debug_assertions))]
+async fn panic_when_asked(_: Vec<ControlPort>) {
+    pending().await
+}
+
+/// For ever, but in a test: then the part named by the variable panics as soon as the file named behind it exists, so that the test sees what a
+/// panic costs the others.
+#[cfg(debug_assertions)]
+async fn panic_when_asked(ports: Vec<ControlPort>) {
+    let Ok(trap) = std::env::var("TRUNKLINE_DEBUG_PANIC") else { return pending().await };
+    let Some((part, file)) = trap.split_once(':') else { return pending().await };
+    while !std::path::Path::new(file).exists() {
+        tokio::time::sleep(RESCUE_STEP).await;
+    }
+    match (part, ports.first()) {
+        ("shard", Some(port)) => drop(port.send(Control::Panic)),
+        ("task", _) => drop(tokio::spawn(async { panic!("a test asked for it") })),
+        _ => panic!("a test asked for it"),
+    }
+    pending().await
 }
 
 /// Says where the node is reached and what to try next.
@@ -170,14 +321,7 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr)
     let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
     text.push_str(&next_step(config, addresses[0], http_address));
-    say(&text);
-}
-
-/// Writes to stdout. A node goes on when nobody reads that.
-fn say(text: &str) {
-    if let Err(Failure::Other(error)) = print(text) {
-        tracing::warn!("{error}");
-    }
+    log::say(&text);
 }
 
 /// The command that talks to this node.
@@ -197,15 +341,17 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     }
 }
 
-/// Waits until every shard has ended, in an orderly way.
-async fn all_ended(shards: u16, ended: &mut UnboundedReceiver<ShardEnd>) -> Result<(), Failure> {
+/// Waits until so many shards have ended; returns the first failure of one.
+async fn all_ended(shards: u16, ended: &mut UnboundedReceiver<ShardEnd>) -> Option<Failure> {
+    let mut failure = None;
     for _ in 0..shards {
         match ended.recv().await {
             Some(ShardEnd { orderly: true, .. }) => {}
-            end => return Err(shard_failed(end)),
+            Some(end) => failure = failure.or_else(|| Some(shard_failed(Some(end)))),
+            None => return failure.or_else(|| Some(shard_failed(None))),
         }
     }
-    Ok(())
+    failure
 }
 
 /// A node without one of its shards would fail a part of its users and look well to the others, so it ends as a whole.
@@ -218,8 +364,14 @@ fn shard_failed(end: Option<ShardEnd>) -> Failure {
     })
 }
 
+/// Why a node ends after a panic.
+fn bug() -> Failure {
+    Failure::Other("a bug has ended it; the line of the log that says panicked has more".to_owned())
+}
+
 fn end_at_once(name: &str) -> ! {
     tracing::info!("{name}: ended at once");
+    log::flush();
     std::process::exit(0)
 }
 
@@ -246,7 +398,7 @@ mod tests {
             assert!(waiting.is_err(), "it ended before shard {shard}");
             ends.send(ShardEnd { shard, orderly: true }).unwrap();
         }
-        assert!(all.await.is_ok());
+        assert!(all.await.is_none());
     }
 
     #[tokio::test]
@@ -254,7 +406,8 @@ mod tests {
         let (ends, mut ended) = unbounded_channel();
         ends.send(ShardEnd { shard: 0, orderly: true }).unwrap();
         ends.send(ShardEnd { shard: 1, orderly: false }).unwrap();
-        let failure = all_ended(2, &mut ended).await.expect_err("shard 1 failed");
+        ends.send(ShardEnd { shard: 2, orderly: true }).unwrap();
+        let failure = all_ended(3, &mut ended).await.expect("shard 1 failed");
         assert!(message(failure).contains("shard 1 has failed"));
     }
 

@@ -4,6 +4,9 @@
 //! take turns on its one thread: those with nothing to do are skipped without a system call, nobody switches threads, and what arrives
 //! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for `RING_WAIT_MICROS` does the thread
 //! sleep in the executor, on the eventfd that rings and control thread signal.
+//!
+//! A shard that panics ends alone: the panic is caught around its turn, the other shards go on and tell their clients to go elsewhere, and only then
+//! does the process end.
 
 use crate::auth::AuthSwitch;
 use crate::cluster::{ClusterState, MeshNews};
@@ -19,7 +22,9 @@ use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use std::mem::ManuallyDrop;
 use std::net::TcpListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::{fmt, io};
@@ -77,6 +82,8 @@ pub struct Shards {
     pub stats: Vec<Arc<ShardStats>>,
     /// Tells of each shard that ends, in whatever way.
     pub ended: mpsc::UnboundedReceiver<ShardEnd>,
+    /// How many shards accept connections for all.
+    pub accepting: u16,
     threads: Vec<ExecutorJoinHandle<Result<(), ShardFailure>>>,
     /// Given back when the shards are joined.
     cores: Cores,
@@ -120,7 +127,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let executors = cores.ids.len().max(1);
     let gate = Arc::new(Gate { barrier: Barrier::new(executors + 1), failed: AtomicBool::new(false) });
     let (end_sender, ended) = mpsc::unbounded_channel();
-    let mut shards = Shards { ports: Vec::new(), stats: Vec::new(), ended, threads: Vec::new(), cores };
+    let accepting = config.listeners.iter().filter(|listeners| !listeners.is_empty()).count() as u16;
+    let mut shards = Shards { ports: Vec::new(), stats: Vec::new(), ended, accepting, threads: Vec::new(), cores };
     let fail = |shard: u16, error: String| ShardFailure { shard, error };
     let mut wakers = Vec::new();
     for core in 0..executors {
@@ -137,7 +145,6 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         }
         None => None,
     };
-    let accepting = config.listeners.iter().filter(|listeners| !listeners.is_empty()).count() as u16;
     let limits = config.limits.with_accepting(accepting, count);
     for (shard, mut listeners) in (0..count).zip(config.listeners) {
         let client_listeners = listeners.len() as u16;
@@ -241,7 +248,9 @@ struct Seat {
 
 /// A shard in operation.
 struct Running {
-    core: Core<Uring>,
+    /// Never dropped: other shards may still send to this ring, and the kernel may still read and write what a connection that did not close had
+    /// under way. All of it stays until the process ends, which is next, however the shard ends.
+    core: ManuallyDrop<Core<Uring>>,
     stats: Arc<ShardStats>,
     end: EndSignal,
 }
@@ -252,7 +261,7 @@ impl Running {
         let (shard, stats) = (config.shard, config.stats.clone());
         let uring = Uring::new(shard, &config.limits, listeners, waker.clone(), ring_fds.clone())
             .map_err(|error| ShardFailure { shard, error: error.to_string() })?;
-        Ok(Running { core: Core::new(uring, config, port, client_listeners), stats, end })
+        Ok(Running { core: ManuallyDrop::new(Core::new(uring, config, port, client_listeners)), stats, end })
     }
 
     /// Whether a turn would find anything, without a system call.
@@ -262,15 +271,18 @@ impl Running {
 
     fn end(mut self) {
         self.end.orderly = true;
-        // Other shards may still send to this ring, and the kernel may still read what a connection that did not close had under way: both stay
-        // until the process ends, which is next.
-        std::mem::forget(self.core);
+    }
+
+    /// A turn, see [`Core::turn`]. `None` when it has panicked, and nothing of the shard may be used again.
+    fn turn(&mut self, wait_micros: u32) -> Option<bool> {
+        catch_unwind(AssertUnwindSafe(|| self.core.turn(wait_micros))).ok()
     }
 }
 
-/// The thread of a core: sets up its shards and turns them until all are drained.
+/// The thread of a core: sets up its shards and turns them until all are drained. A panic in it that is not a shard's own ends all its shards.
 async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: Arc<Gate>) -> Result<(), ShardFailure> {
     let first = seats.first().map_or(0, |seat| seat.config.shard);
+    let panicked = move || ShardFailure { shard: first, error: "its thread panicked; the log has more".to_owned() };
     let fail =
         |what: &'static str| move |error: io::Error| ShardFailure { shard: first, error: format!("{what}: {error}") };
     let set_up = || -> Result<_, ShardFailure> {
@@ -279,7 +291,8 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
         let making = fail("making its eventfd");
         Ok((running, Parking::new(&waker).map_err(making)?, Nap::new(&waker).map_err(making)?))
     };
-    let set_up = set_up();
+    // The others wait at the gate, so it must be reached.
+    let set_up = catch_unwind(AssertUnwindSafe(set_up)).unwrap_or_else(|_| Err(panicked()));
     if set_up.is_err() {
         gate.failed.store(true, Ordering::SeqCst);
     }
@@ -288,9 +301,10 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
     if gate.failed.load(Ordering::SeqCst) {
         return Ok(());
     }
+    let mut outcome = Ok(());
     let mut turns = 0u32;
     while !shards.is_empty() {
-        let worked = turn_all(&mut shards);
+        let worked = turn_all(&mut shards, &mut outcome);
         if worked != Worked::Nothing {
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(TURNS_PER_YIELD) {
@@ -312,7 +326,7 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
         }
         shards.iter_mut().for_each(|shard| shard.core.io.signal(false));
     }
-    parking.close().await.map_err(fail("closing its eventfd"))
+    outcome.and(parking.close().await.map_err(fail("closing its eventfd")))
 }
 
 /// What the shards of a core did in a round of turns.
@@ -324,20 +338,41 @@ enum Worked {
     Something,
 }
 
-/// One turn of each shard that has something to do; those that are drained end.
-fn turn_all(shards: &mut Vec<Running>) -> Worked {
+/// One turn of each shard that has something to do; those that are drained or have panicked end.
+fn turn_all(shards: &mut Vec<Running>, outcome: &mut Result<(), ShardFailure>) -> Worked {
     let mut worked = Worked::Nothing;
+    let mut panicked = None;
     if let [alone] = &mut **shards {
         // It waits in its ring.
-        if alone.core.turn(RING_WAIT_MICROS) {
-            worked = Worked::Something;
+        match alone.turn(RING_WAIT_MICROS) {
+            Some(true) => worked = Worked::Something,
+            Some(false) => {}
+            None => panicked = Some(0),
         }
     } else {
-        for shard in &mut *shards {
-            if shard.has_work() && shard.core.turn(0) {
-                worked = worked.max(if shard.core.only_waits() { Worked::Waits } else { Worked::Something });
+        for (at, shard) in shards.iter_mut().enumerate() {
+            if shard.has_work() {
+                match shard.turn(0) {
+                    Some(true) => {
+                        let waits = shard.core.only_waits();
+                        worked = worked.max(if waits { Worked::Waits } else { Worked::Something });
+                    }
+                    Some(false) => {}
+                    None => {
+                        panicked = Some(at);
+                        break;
+                    }
+                }
             }
         }
+    }
+    if let Some(at) = panicked {
+        let shard = shards.remove(at);
+        let error = "it panicked; the log has more".to_owned();
+        *outcome = std::mem::replace(outcome, Ok(())).and(Err(ShardFailure { shard: shard.end.shard, error }));
+        drop(shard);
+        // Whoever is left may have had no turn.
+        return Worked::Something;
     }
     for ended in shards.extract_if(.., |shard| shard.core.finished()) {
         ended.end();
@@ -345,4 +380,46 @@ fn turn_all(shards: &mut Vec<Running>) -> Worked {
         worked = Worked::Something;
     }
     worked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Control;
+    use crate::listeners::Listeners;
+
+    /// With two shards for each core, so that one panics beside another in its thread and one in another thread.
+    #[test]
+    fn a_shard_that_panics_takes_no_other_with_it() {
+        let count = 2 * core_affinity::get_core_ids().map_or(1, |cores| cores.len()) as u16;
+        let listeners = Listeners::bind(&["127.0.0.1:0".parse().unwrap()], count, &Limits::default()).unwrap();
+        let mut shards = start(ShardsConfig {
+            node: "n".to_owned(),
+            limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
+            auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
+            listeners: listeners.by_shard,
+            presence_logs: Vec::new(),
+            placement: crate::config::Placement::Accept,
+            cluster: None,
+        })
+        .unwrap();
+        let panicking = count - 1;
+        assert!(shards.ports[usize::from(panicking)].send(Control::Panic).is_ok());
+        let end = shards.ended.blocking_recv().unwrap();
+        assert_eq!((end.shard, end.orderly), (panicking, false));
+        // The others answer, the one on the same core too.
+        for (shard, port) in shards.ports.iter().enumerate().filter(|(shard, _)| *shard != usize::from(panicking)) {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            assert!(port.send(Control::User { user: 1, answer }).is_ok());
+            assert!(answered.blocking_recv().is_ok_and(|sessions| sessions.is_empty()), "shard {shard}");
+        }
+        for port in &shards.ports {
+            let _ = port.send(Control::Drain { ends: true });
+        }
+        for _ in 1..count {
+            assert!(shards.ended.blocking_recv().unwrap().orderly);
+        }
+        let failure = shards.join().unwrap_err();
+        assert!(failure.shard == panicking && failure.error.contains("panicked"), "{failure}");
+    }
 }

@@ -268,3 +268,146 @@ fn a_second_gateway_does_not_share_the_port_of_the_first() {
         }
     });
 }
+
+#[test]
+fn check_config_tells_every_fault_and_what_was_meant() {
+    let file = ScratchFile::new(
+        "faults.toml",
+        "shard = 2\nhttp = \"127.0.0.1:7700\"\nlog = \"verbose\"\nweight = 0\nauth = \"jwt\"\njwt_hs256_secret_file = \"/no/such/key\"\n",
+    );
+    let message = assert_refused(&["check-config", file.path()]);
+    let parts = [
+        ("line 1", "did you mean `shards`?"),
+        ("http = 127.0.0.1:7700", "listen"),
+        ("log = \"verbose\"", "debug"),
+        ("weight", "line 4"),
+    ];
+    for (start, says) in parts {
+        let line =
+            message.lines().find(|line| line.contains(start)).unwrap_or_else(|| panic!("no {start} in {message}"));
+        assert_names(line, &[says, file.path()]);
+    }
+    assert_eq!(gateway(&["check-config", file.path()]).status.code(), Some(2));
+    // What only shows when the rest is right.
+    let key = ScratchFile::new("key.toml", "auth = \"jwt\"\njwt_hs256_secret_file = \"/no/such/key\"\n");
+    let message = assert_refused(&["check-config", key.path()]);
+    assert_names(&message, &["jwt_hs256_secret_file (", "line 2", "/no/such/key"]);
+}
+
+#[test]
+fn check_config_refuses_addresses_that_take_each_other() {
+    let message = assert_refused(&["--listen", "127.0.0.1:7700", "--http", "127.0.0.1:7700"]);
+    assert_names(&message, &["http = 127.0.0.1:7700 (--http)", "listen", "another port"]);
+    let secret = ScratchFile::new("cluster", "sixteen bytes and more");
+    let cluster = ["--redis", "redis-cluster://127.0.0.1:1", "--cluster-secret-file", secret.path()];
+    for mesh in ["127.0.0.1:7700", "127.0.0.1:7780"] {
+        let message = assert_refused(&[&["--mesh", mesh], &cluster[..]].concat());
+        assert_names(&message, &[&format!("mesh = {mesh} (--mesh)"), "another port"]);
+    }
+}
+
+#[test]
+fn the_password_of_redis_is_printed_nowhere() {
+    let secret = ScratchFile::new("cluster", "sixteen bytes and more");
+    let with = |url: &str| {
+        let text = format!("redis = \"{url}\"\ncluster_secret_file = \"{}\"\n", secret.path());
+        let file = ScratchFile::new("redis.toml", text);
+        let output = gateway(&["check-config", file.path()]);
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).expect("UTF-8")).concat();
+        assert!(!said.contains("hunter2"), "{said}");
+        (output.status.success(), said)
+    };
+    let (accepted, said) = with("redis-cluster://me:hunter2@127.0.0.1:1");
+    assert!(accepted, "{said}");
+    assert_names(&said, &["redis = \"redis-cluster://…@127.0.0.1:1\"", "not shown"]);
+    for url in
+        ["redis://me:hunter2@127.0.0.1:1", "redis-cluster://me:hunter2@127.0.0.1", "redis-cluster://me:hunter2@h:1\\"]
+    {
+        let (accepted, said) = with(url);
+        assert!(!accepted, "{said}");
+        assert_names(&said, &["redis"]);
+    }
+}
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    for arguments in [["check-config", "/dev/zero"], ["--config", "/dev/zero"]] {
+        assert_names(&assert_refused(&arguments), &["/dev/zero", "longer than"]);
+    }
+    let flags = ["--auth", "jwt", "--jwt-hs256-secret-file", "/dev/zero"];
+    assert_names(&assert_flags_refused(&flags), &["jwt_hs256_secret_file (--jwt-hs256-secret-file)", "/dev/zero"]);
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo shards = 3 | \"$0\" check-config /dev/stdin", env!("CARGO_BIN_EXE_gateway")]);
+    let output = command.output().expect("run it");
+    assert!(output.status.success(), "{output:?}");
+    assert_names(&String::from_utf8(output.stdout).expect("UTF-8"), &["shards = 3"]);
+}
+
+#[test]
+fn a_variable_that_is_empty_is_not_set() {
+    let file = ScratchFile::new("empty.toml", "shards = 3\n");
+    let mut command = gateway_command();
+    command.args(["check-config", file.path()]);
+    for name in ["TRUNKLINE_SHARDS", "TRUNKLINE_LISTEN", "TRUNKLINE_AUTH", "TRUNKLINE_REDIS", "TRUNKLINE_CONFIG"] {
+        command.env(name, "");
+    }
+    let output = run(&mut command);
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(said.lines().any(|line| line.starts_with("shards = 3 ") && line.contains(file.path())), "{said}");
+}
+
+#[test]
+fn a_refused_variable_is_named_beside_every_other_fault() {
+    let file =
+        ScratchFile::new("weight.toml", "weight = 0\nredis = \"redis-cluster://h:1\"\ncluster_secret_file = \"s\"\n");
+    let mut command = gateway_command();
+    command.args(["check-config", file.path()]);
+    command.envs([("TRUNKLINE_SHARDS", "many"), ("TRUNKLINE_AUTH", "maybe"), ("TRUNKLINE_HEARTBEAT_SECS", "700")]);
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    for (line, allowed) in [
+        ("shards = many (TRUNKLINE_SHARDS): ", "digit"),
+        ("auth = maybe (TRUNKLINE_AUTH): ", "open or jwt"),
+        ("heartbeat_secs = 700 (TRUNKLINE_HEARTBEAT_SECS): ", "5 to 600"),
+        ("weight = 0 (", "line 1"),
+    ] {
+        let found = said.lines().find(|found| found.contains(line)).unwrap_or_else(|| panic!("no {line} in {said}"));
+        assert_names(found, &[allowed]);
+    }
+}
+
+#[test]
+fn settings_that_can_be_reloaded_are_marked() {
+    let default = String::from_utf8(gateway(&["default-config"]).stdout).expect("UTF-8");
+    let before = |key: &str| {
+        let at = default.find(&format!("\n{key} = ")).unwrap_or_else(|| panic!("no {key}"));
+        default[..at].rsplit("\n\n").next().expect("what stands before it").to_owned()
+    };
+    assert!(before("heartbeat_secs").contains("Reloadable"), "{default}");
+    assert!(!before("unacked_max").contains("Reloadable"), "{default}");
+}
+
+#[test]
+fn advice_about_open_files_can_be_followed() {
+    // A gateway that starts is ended by `timeout`, which a run of these flags never needs when it is refused.
+    let with_limit = |limit: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n \"$1\"; shift; exec \"$@\"", "sh", limit, "timeout", "2"]);
+        command.arg(env!("CARGO_BIN_EXE_gateway")).args(ON_FREE_PORTS).args(["--shards", "1"]);
+        let output = command.output().expect("run it");
+        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+    };
+    let (status, said) = with_limit("64");
+    assert_eq!(status, Some(1), "{said}");
+    assert_names(&said, &["RLIMIT_NOFILE", "is 64", "raise it to "]);
+    assert!(!said.contains("connections-max to 0"), "{said}");
+    let needed = said.split_once("raise it to ").expect("a number").1.split(' ').next().expect("a number");
+    let (status, said) = with_limit(needed);
+    assert_ne!(status, Some(1), "with {needed}: {said}");
+}

@@ -11,13 +11,14 @@
 //! | [`dispatch`] | which node should this user connect to? | the `router` binary |
 //! | [`api`] | what does the HTTP API answer? | operators and services, by `router` or by a gateway |
 //! | [`http`] | how does that get on the wire? | the `router` binary and every gateway |
-//! | [`command`] | signals, log, words about addresses | the commands `router` and `gateway` |
+//! | [`command`] | signals, words about addresses | the commands `router` and `gateway` |
+//! | [`log`] | how does what a process says get out, without ever holding it up? | the commands `router` and `gateway` |
 //!
 //! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other; their
 //! results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each shard owns a
 //! [`presence::Embedded`] of its own, whoever balances a [`balance::Balancer`], and shares it with nobody.
 //!
-//! Architecture Invariant: outside [`redis`], [`http`] and [`command`] nothing in this crate does I/O, reads a clock, takes a lock or spawns anything.
+//! Architecture Invariant: outside [`redis`], [`http`], [`command`] and [`log`] nothing in this crate does I/O, reads a clock, takes a lock or spawns anything.
 //! Times and sources of randomness are arguments. No part of the data path waits for [`redis`].
 //!
 //! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and the
@@ -31,6 +32,7 @@ pub mod command;
 pub mod dispatch;
 pub mod hash;
 pub mod http;
+pub mod log;
 pub mod membership;
 pub mod presence;
 pub mod process;

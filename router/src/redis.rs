@@ -33,7 +33,7 @@ pub mod queue;
 mod script;
 pub mod write_behind;
 
-pub use config::{RedisConfig, UrlError};
+pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
 pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
 pub use error::{AccountError, AcquireError, PlaneError};
 pub use master::Master;

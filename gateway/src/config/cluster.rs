@@ -104,9 +104,9 @@ pub(super) fn cluster(
     let Some(url) = &all.redis else {
         return alone(all, defaults, listen, judge).map(|()| None);
     };
-    let mut redis = match RedisConfig::parse(url) {
+    let mut redis = match url.config() {
         Ok(redis) => redis,
-        Err(error) => return judge.refuse("redis", without_password(url), error.to_string()),
+        Err(error) => return judge.refuse("redis", url, error.to_string()),
     };
     let lease_ms = judge.count("lease_secs", known(all.lease_secs), 2..=60)? * 1_000;
     redis.command_timeout = redis.command_timeout.min(Duration::from_millis(lease_ms / LEASE_PARTS));
@@ -198,17 +198,6 @@ fn advertise(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<Str
         return judge.refuse("advertise", text, format!("{allowed}; it follows listen, so give --advertise HOST:PORT"));
     }
     judge.refuse("advertise", text, allowed)
-}
-
-/// The URL as an error may show it.
-fn without_password(url: &str) -> String {
-    match url.rsplit_once('@') {
-        Some((before, hosts)) => {
-            let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
-            format!("{scheme}…@{hosts}")
-        }
-        None => url.to_owned(),
-    }
 }
 
 #[cfg(test)]

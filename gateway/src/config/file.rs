@@ -1,64 +1,127 @@
 //! The configuration file: TOML with the keys of [`super::settings::SETTINGS`] and no others.
 
-use super::ConfigError;
 use super::settings::Settings;
+use super::{ConfigError, SETTINGS, read_bounded};
+use serde::Deserialize;
 use std::collections::HashMap;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer};
+use trunkline_router::redis::without_login;
 
-/// A configuration file is a few kilobytes; a larger one is a mistake, such as the name of another file.
+/// A configuration file is a few kilobytes; a larger one is a mistake, such as the name of another file or of a device.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How alike a key must be to one that exists to be taken for it misspelt (Jaro and Winkler's measure, 0 to 1).
+const LIKENESS_MIN: f64 = 0.85;
 
 /// What a configuration file says.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     /// Its name as it was given.
     pub path: PathBuf,
-    /// The settings in it.
+    /// The settings in it; those that cannot be read are left out.
     pub settings: Settings,
     /// The line of each key, from 1.
     pub lines: HashMap<String, usize>,
+    /// What is wrong with it, by line.
+    pub faults: Vec<ConfigError>,
+    /// Whether it is TOML at all. If not, `settings` lacks what stands after the first mistake.
+    pub is_toml: bool,
 }
 
 impl ConfigFile {
-    /// Reads a file.
+    /// Reads a file. What is wrong with its text stands in [`ConfigFile::faults`].
     ///
     /// # Errors
-    /// When it cannot be read, is no TOML, has an unknown key or a value of the wrong type. The message names the file, and the line where
-    /// there is one.
+    /// When it cannot be read; the message names it.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
-        let meta = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
-        if meta.len() > FILE_BYTES_MAX {
-            return Err(unreadable(format!(
-                "it has {} bytes; a configuration has {FILE_BYTES_MAX} at most",
-                meta.len()
-            )));
-        }
-        let bytes = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-        let text =
-            String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text, so it is no TOML".to_owned()))?;
-        Self::parse(path, &text)
+        let bytes = read_bounded(path, FILE_BYTES_MAX, "a configuration")?;
+        let text = String::from_utf8(bytes).map_err(|_| ConfigError::File {
+            path: path.to_owned(),
+            error: "it is not UTF-8 text, so it is no TOML".to_owned(),
+        })?;
+        Ok(Self::look_at(path, &text))
     }
 
     /// Reads the text of a file called `path`.
     ///
     /// # Errors
-    /// As [`ConfigFile::read`].
+    /// When it is no TOML, has an unknown key or a value of the wrong type: all of these. Messages name the file and the line.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let fault = |error: toml::de::Error| ConfigError::Line {
-            path: path.to_owned(),
-            line: error.span().map_or(1, |span| line_at(text, &span)),
-            text: error.span().map_or("", |span| line_text(text, &span)).to_owned(),
-            error: error.message().to_owned(),
-        };
-        let settings = toml::from_str(text).map_err(fault)?;
-        let table = DeTable::parse(text).map_err(fault)?;
-        let lines = table.get_ref().keys().map(|key| (key.get_ref().to_string(), line_at(text, &key.span())));
-        Ok(ConfigFile { path: path.to_owned(), settings, lines: lines.collect() })
+        let mut file = Self::look_at(path, text);
+        let faults = std::mem::take(&mut file.faults);
+        ConfigError::unless_none(faults).map(|()| file)
     }
+
+    fn look_at(path: &Path, text: &str) -> Self {
+        let fault = |line: usize, error: String| ConfigError::Line {
+            path: path.to_owned(),
+            line,
+            text: shown(line_text(text, line)),
+            error: shown(&error),
+        };
+        let (table, mistakes) = DeTable::parse_recoverable(text);
+        let mut faults: Vec<(usize, ConfigError)> = Vec::new();
+        let mut add = |line: usize, error: String| {
+            // One for a line: what follows from the first says nothing more.
+            if faults.iter().all(|(other, _)| *other != line) {
+                faults.push((line, fault(line, error)));
+            }
+        };
+        for mistake in &mistakes {
+            let line = mistake.span().map_or(1, |span| line_at(text, &span));
+            add(line, mistake.message().to_owned());
+        }
+        let (mut settings, mut lines) = (Settings::default(), HashMap::new());
+        let span = table.span();
+        for (key, value) in table.into_inner() {
+            let (name, line) = (key.get_ref().to_string(), line_at(text, &key.span()));
+            lines.insert(name.clone(), line);
+            if !SETTINGS.iter().any(|setting| setting.key == name) {
+                add(line, unknown(&name, value.get_ref()));
+                continue;
+            }
+            let mut one = DeTable::new();
+            one.insert(key, value);
+            match Settings::deserialize(Deserializer::from(Spanned::new(span.clone(), one))) {
+                Ok(one) => settings = settings.or(one),
+                Err(error) => {
+                    let line = error.span().map_or(line, |span| line_at(text, &span));
+                    add(line, error.message().to_owned());
+                }
+            }
+        }
+        faults.sort_by_key(|(line, _)| *line);
+        ConfigFile {
+            path: path.to_owned(),
+            settings,
+            lines,
+            faults: faults.into_iter().map(|(_, fault)| fault).collect(),
+            is_toml: mistakes.is_empty(),
+        }
+    }
+}
+
+fn unknown(name: &str, value: &DeValue<'_>) -> String {
+    if matches!(value, DeValue::Table(_)) {
+        return format!("there is no section {name}: all settings stand at the top, so leave its line out");
+    }
+    let likeness = |key: &str| strsim::jaro_winkler(&name.to_lowercase().replace('-', "_"), key);
+    let nearest = SETTINGS.iter().map(|setting| (likeness(setting.key), setting.key));
+    match nearest.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((likeness, key)) if likeness >= LIKENESS_MIN => format!("unknown key `{name}`; did you mean `{key}`?"),
+        _ => {
+            let keys: Vec<String> = SETTINGS.iter().map(|setting| format!("`{}`", setting.key)).collect();
+            format!("unknown key `{name}`; the keys are {}", keys.join(", "))
+        }
+    }
+}
+
+/// A text of the file as an error may show it: without the login of Redis.
+fn shown(text: &str) -> String {
+    let may_hold_login = text.contains("://") || text.trim_start().starts_with("redis");
+    if may_hold_login { without_login(text).into_owned() } else { text.to_owned() }
 }
 
 fn line_at(text: &str, span: &Range<usize>) -> usize {
@@ -66,8 +129,8 @@ fn line_at(text: &str, span: &Range<usize>) -> usize {
     before.iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
-fn line_text<'a>(text: &'a str, span: &Range<usize>) -> &'a str {
-    text.lines().nth(line_at(text, span) - 1).unwrap_or("").trim()
+fn line_text(text: &str, line: usize) -> &str {
+    text.lines().nth(line - 1).unwrap_or("").trim()
 }
 
 #[cfg(test)]
@@ -88,6 +151,52 @@ mod tests {
     fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
         let message = refusal("# one\n\nshards = 2\nno_such_key = 1\n");
         assert_names(&message, &["some.toml", "line 4", "no_such_key", "`shards`", "`listen`", "`mailbox_bytes_max`"]);
+    }
+
+    #[test]
+    fn every_fault_is_told_with_its_line_and_a_misspelt_key_with_what_was_meant() {
+        let message =
+            refusal("shard = 2\nhartbeat_secs = 5\nhttp = 1\nLISTEN = []\nshards = \"x\"\nlog-format = \"json\"\n");
+        let lines = [
+            ("line 1", "did you mean `shards`?"),
+            ("line 2", "did you mean `heartbeat_secs`?"),
+            ("line 3", "http"),
+            ("line 4", "did you mean `listen`?"),
+            ("line 5", "u64"),
+            ("line 6", "did you mean `log_format`?"),
+        ];
+        let told: Vec<&str> = message.lines().skip(1).collect();
+        assert_eq!(told.len(), lines.len(), "{message}");
+        for (line, (at, says)) in told.iter().zip(lines) {
+            assert_names(line, &["some.toml", at, says]);
+        }
+    }
+
+    #[test]
+    fn a_login_of_redis_is_not_told() {
+        for text in [
+            "redis = \"redis-cluster://me:secret@h:1\n",
+            "redis = redis-cluster://me:secret@h:1\n",
+            "redis = me:secret@h\n",
+            "redis = [\"redis-cluster://me:secret@h:1\"]\n",
+            "shards = \"redis-cluster://me:secret@h:1\"\n",
+            "reddis = \"redis-cluster://me:secret@h:1\"\n",
+        ] {
+            let message = refusal(text);
+            assert!(!message.contains("secret"), "{message}");
+            assert_names(&message, &["some.toml", "line 1"]);
+        }
+    }
+
+    #[test]
+    fn every_mistake_of_a_broken_file_is_told() {
+        assert_names(&refusal("shards = = 4\nhttp = 5\nnode = \"x\n"), &["line 1", "line 3"]);
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let message = ConfigFile::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_names(&message, &["/dev/zero", "longer than 1MiB"]);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::shard::SHARDS_MAX;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use tracing_subscriber::EnvFilter;
+use std::path::PathBuf;
 use trunkline_proto::{FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT};
+use trunkline_router::log::judge_filter;
 use trunkline_router::presence::DEVICES_PER_USER_LIMIT;
 
 /// Entries io_uring allows in a descriptor table (`IORING_MAX_FIXED_FILES`).
@@ -100,34 +101,87 @@ pub(super) fn known<T>(value: Option<T>) -> T {
 }
 
 pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigError> {
-    let judge = Judge { origins: origins(&sources) };
-    let file = sources.file.map(|file| file.settings).unwrap_or_default();
-    let asked = sources.command.or(file);
+    let judge = Judge { origins: sources.origins.clone().unwrap_or_else(|| origins(&sources)) };
+    let Sources { command, file, mut faults, .. } = sources;
+    let (mut is_whole, mut path, mut in_file) = (true, None, Settings::default());
+    if let Some(file) = file {
+        faults.extend(file.faults);
+        (is_whole, path, in_file) = (file.is_toml, Some(file.path), file.settings);
+    }
+    let mut given = command.or(in_file);
+    // After a mistake in the form of the file, a setting that is missed may just stand behind it.
+    loop {
+        if !is_whole {
+            break;
+        }
+        let error = match judged(&given, path.clone(), &judge, host) {
+            Ok(config) if faults.is_empty() => return Ok(config),
+            Ok(_) => break,
+            Err(error) => error,
+        };
+        // Look on without what is refused, so that all faults are told at once.
+        let keys = refused(&error, &given);
+        faults.push(error);
+        if keys.is_empty() {
+            break;
+        }
+        for key in keys {
+            given = given.without(key);
+            // What follows from a fault is none of its own.
+            match key {
+                "redis" => given.redis = Some("redis-cluster://127.0.0.1:1".into()),
+                "auth" => given.insecure_open = Some(true),
+                _ => {}
+            }
+        }
+    }
+    Err(ConfigError::unless_none(faults).expect_err("it is left with a fault or by the return above"))
+}
+
+/// Keys that were given and that this error refuses.
+fn refused(error: &ConfigError, given: &Settings) -> Vec<&'static str> {
+    let keys = given.keys();
+    match error {
+        ConfigError::Value { key, .. } => keys.into_iter().filter(|given| given == key).collect(),
+        // Conflicts name both sides. With Redis in it, it is about having a cluster or none, on which all the rest depends.
+        ConfigError::Conflict(message) => {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let words: Vec<&str> = message.split(|c| !is_word(c)).collect();
+            let named: Vec<&str> = keys.into_iter().filter(|key| words.contains(key)).collect();
+            if named.contains(&"redis") { Vec::new() } else { named }
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -> Result<Config, ConfigError> {
     let given = asked.clone().or(fixed_defaults());
     let shards = match given.shards {
         Some(shards) => judge.count("shards", shards, 1..=SHARDS_MAX.into())?,
-        None => shards_default(&given, host, &judge)?,
+        None => shards_default(&given, host, judge)?,
     };
-    let Fitted { all, limits, room, total } = fitted(&given, shards, host, &judge)?;
+    let Fitted { all, limits, room, total } = fitted(&given, shards, host, judge)?;
     let memory_max = known(all.memory_max).0;
-    let remedies = if total > memory_max { remedies(&asked, &given, shards, host, &judge) } else { Vec::new() };
+    let remedies = if total > memory_max { remedies(asked, &given, shards, host, judge) } else { Vec::new() };
 
-    let listen = listen(&all, &judge)?;
+    let listen = listen(&all, judge)?;
     let http = known(all.http);
     let node = known(all.node.clone());
     if node.is_empty() || node.len() > NODE_NAME_CHARS_MAX || !node.chars().all(is_node_name_char) {
         return judge.refuse("node", format!("{node:?}"), "it must be 1 to 64 letters, digits, '.', '_' or '-'");
     }
     let log = known(all.log.clone());
-    if let Err(error) = EnvFilter::builder().parse(&log) {
-        let allowed = "it must be error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug";
-        return judge.refuse("log", format!("{log:?}"), format!("{error}; {allowed}"));
+    if let Err(error) = judge_filter(&log) {
+        return judge.refuse("log", format!("{log:?}"), error);
     }
+    let auth = auth(&all, &listen, judge)?;
+    let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
+    apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
-        auth: auth(&all, &listen, &judge)?,
-        cluster: cluster(&all, &fixed_defaults(), &listen, &judge)?,
+        auth,
+        cluster,
         listen,
-        http_access: http_access(&all, http, &judge)?,
+        http_access: http_access(&all, http, judge)?,
         http,
         node,
         shards: shards as u16,
@@ -137,10 +191,39 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
         room,
         log,
         log_format: known(all.log_format),
+        file,
         limits,
+        asked: asked.clone(),
         effective: all,
-        origins: judge.origins,
+        origins: judge.origins.clone(),
     })
+}
+
+/// Clients, the HTTP API and other nodes each need an address of their own.
+fn apart(listen: &[SocketAddr], http: SocketAddr, mesh: Option<SocketAddr>, judge: &Judge) -> Result<(), ConfigError> {
+    let taken = |key: &'static str, address: SocketAddr, others: &[SocketAddr], by: &'static str| match others
+        .iter()
+        .find(|other| overlap(address, **other))
+    {
+        Some(other) => {
+            let allowed =
+                format!("that is where {by} = {other} ({}) listens: choose another port", judge.origins.of(by));
+            judge.refuse(key, address, allowed)
+        }
+        None => Ok(()),
+    };
+    taken("http", http, listen, "listen")?;
+    if let Some(mesh) = mesh {
+        taken("mesh", mesh, listen, "listen")?;
+        taken("mesh", mesh, &[http], "http")?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel would refuse the second of two sockets that listen on these.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (all || a.ip() == b.ip())
 }
 
 fn origins(sources: &Sources) -> Origins {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use trunkline_router::redis::RedisUrl;
 
 /// Where a setting's value comes from when nobody sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Setting {
     pub help: &'static [&'static str],
     /// Its default.
     pub default: DefaultValue,
+    /// Whether a running node takes a change of it, see [`crate::reload`]. A change of the others needs a restart.
+    pub reloadable: bool,
 }
 
 impl Setting {
@@ -48,12 +51,22 @@ pub(super) fn flag(key: &str) -> String {
     format!("--{}", key.replace('_', "-"))
 }
 
+/// Whether the word stands before a setting.
+macro_rules! is_reloadable {
+    () => {
+        false
+    };
+    (reloadable) => {
+        true
+    };
+}
+
 macro_rules! settings {
     ($([$section:literal] $(
         $(#[doc = $help:literal])+
         $(#[arg($($arg:tt)+)])?
         $(#[serde($($serde:tt)+)])?
-        $key:ident: [$($ty:tt)+] $value:literal $env:literal $default:expr;
+        $(@$reloadable:ident)? $key:ident: [$($ty:tt)+] $value:literal $env:literal $default:expr;
     )+)+) => {
         /// Settings as they are given by one source; what it does not set is `None`.
         #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,7 +80,7 @@ macro_rules! settings {
 
         /// All settings, in the order in which they are explained.
         pub const SETTINGS: &[Setting] = &[$($(
-            Setting { key: stringify!($key), env: $env, section: $section, help: &[$($help),+], default: $default },
+            Setting { key: stringify!($key), env: $env, section: $section, help: &[$($help),+], default: $default, reloadable: is_reloadable!($($reloadable)?) },
         )+)+];
 
         impl Settings {
@@ -75,6 +88,28 @@ macro_rules! settings {
             #[must_use]
             pub fn or(self, lower: Settings) -> Settings {
                 Settings {$($( $key: self.$key.or(lower.$key), )+)+}
+            }
+
+            /// These settings without the value of one key.
+            #[must_use]
+            pub fn without(mut self, key: &str) -> Settings {
+                $($( if key == stringify!($key) { self.$key = None; } )+)+
+                self
+            }
+
+            /// These settings with the values that `newer` has for those a running node takes.
+            #[must_use]
+            pub fn reloaded(self, newer: Settings) -> Settings {
+                Settings {$($(
+                    $key: if is_reloadable!($($reloadable)?) { newer.$key } else { self.$key },
+                )+)+}
+            }
+
+            /// Keys whose values differ.
+            pub fn differing(&self, other: &Settings) -> Vec<&'static str> {
+                let mut keys = Vec::new();
+                $($( if self.$key != other.$key { keys.push(stringify!($key)); } )+)+
+                keys
             }
 
             /// Keys that have a value here.
@@ -98,7 +133,7 @@ settings! {
     http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");
     /// File of the keys that may use the HTTP API; gateway api-key makes one and prints its line.
     /// With it, changes need a key, and from other hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
-    api_keys_file: [PathBuf] "FILE" "TRUNKLINE_API_KEYS_FILE" Unset("\"/path/to/file\"");
+    @reloadable api_keys_file: [PathBuf] "FILE" "TRUNKLINE_API_KEYS_FILE" Unset("\"/path/to/file\"");
     /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain the node.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     http_insecure_open: [bool] "BOOL" "TRUNKLINE_HTTP_INSECURE_OPEN" Fixed("false");
@@ -112,7 +147,7 @@ settings! {
     /// How connections are read. auto is right; the others are there to be measured.
     read_mode: [ReadModeKind] "MODE" "TRUNKLINE_READ_MODE" Fixed("\"auto\"");
     /// Seconds without traffic after which a busy connection counts as quiet, 1 to 3600.
-    hot_idle_secs: [u64] "SECS" "TRUNKLINE_HOT_IDLE_SECS" Fixed("10");
+    @reloadable hot_idle_secs: [u64] "SECS" "TRUNKLINE_HOT_IDLE_SECS" Fixed("10");
 
     ["Authentication"]
     /// Who may log in.
@@ -121,23 +156,23 @@ settings! {
     /// and as KID=FILE: tokens whose header names that kid are then tried with no other key.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
-    jwt_hs256_secret_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("[\"2026-a=/path/to/file\"]");
+    @reloadable jwt_hs256_secret_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("[\"2026-a=/path/to/file\"]");
     /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. May be given several times and as KID=FILE, and beside secrets:
     /// 16 keys in all.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
-    jwt_ed25519_public_key_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("[\"2026-b=/path/to/file\"]");
+    @reloadable jwt_ed25519_public_key_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("[\"2026-b=/path/to/file\"]");
     /// With auth jwt: a token must have been issued by (iss) one of these; may be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
-    jwt_issuer: [Vec<String>] "ISS" "TRUNKLINE_JWT_ISSUER" Unset("[\"https://accounts.example.com\"]");
+    @reloadable jwt_issuer: [Vec<String>] "ISS" "TRUNKLINE_JWT_ISSUER" Unset("[\"https://accounts.example.com\"]");
     /// With auth jwt: a token must be meant for (aud) one of these; may be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
-    jwt_audience: [Vec<String>] "AUD" "TRUNKLINE_JWT_AUDIENCE" Unset("[\"chat\"]");
+    @reloadable jwt_audience: [Vec<String>] "AUD" "TRUNKLINE_JWT_AUDIENCE" Unset("[\"chat\"]");
     /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its end (exp) has no
     /// leeway: a session ends with its token.
-    jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
+    @reloadable jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
     /// Allow auth open on addresses that are not loopback: whoever reaches them may log in as anybody.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
@@ -146,7 +181,7 @@ settings! {
     /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
     /// Without it this node is alone, and the settings below have no meaning.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
-    redis: [String] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
+    redis: [RedisUrl] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
     /// Address and port for the links of other nodes, which dial it.
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.
@@ -169,26 +204,26 @@ settings! {
     /// Open connections of each shard, 1 to 1048512. When hit: a further one gets BYE 14 (overloaded).
     connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("the hard limit on open files less 64, as far as a quarter of memory_max holds them");
     /// Seconds a connection has for its LOGIN, 1 to 3600. When hit: BYE 9 (idle).
-    login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
+    @reloadable login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
     /// Connections accepted in a second for each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.
-    logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
+    @reloadable logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
     /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
     devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");
     /// Seconds between heartbeats for a client that names no wish. When it is silent for twice as long: BYE 9 (idle).
-    heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
+    @reloadable heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
     /// Shortest heartbeat a client gets, 1 to 3600. A shorter wish is raised to it.
-    heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
+    @reloadable heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
     /// Longest heartbeat a client gets, 1 to 3600. A longer wish is lowered to it.
-    heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
+    @reloadable heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
     /// Seconds over which a drain or a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
-    drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
+    @reloadable drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
 
     ["Messages"]
     /// Longest frame, its header included, 1KiB to 16777215 bytes. When hit: BYE 2 (frame too large).
     frame_bytes_max: [Size] "SIZE" "TRUNKLINE_FRAME_BYTES_MAX" Fixed("\"64KiB\"");
     /// Frames of one connection in a second, up to 1000000; 0 is no limit. When hit: the excess gets ERROR 11 (rate limited).
     /// ACKs of what was delivered and LOGOUT do not count: they are not the client's choice.
-    frames_per_sec: [u64] "N" "TRUNKLINE_FRAMES_PER_SEC" Fixed("0");
+    @reloadable frames_per_sec: [u64] "N" "TRUNKLINE_FRAMES_PER_SEC" Fixed("0");
     /// Frames one connection may bring in a turn of its shard, 64 to 32768; each 64 bytes of a longer frame count as one. When hit: the rest waits for the
     /// next turn, and the connection is not read meanwhile.
     frames_per_turn: [u64] "N" "TRUNKLINE_FRAMES_PER_TURN" Fixed("1024");
@@ -211,7 +246,7 @@ settings! {
     /// Seconds after which the kernel gives up a connection that acknowledges nothing of what was sent (TCP_USER_TIMEOUT), 1 to 3600.
     tcp_user_timeout_secs: [u64] "SECS" "TRUNKLINE_TCP_USER_TIMEOUT_SECS" Fixed("60");
     /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too slow).
-    outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
+    @reloadable outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.
@@ -237,7 +272,7 @@ settings! {
 
     ["Log"]
     /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug.
-    log: [String] "FILTER" "TRUNKLINE_LOG" Fixed("\"info\"");
+    @reloadable log: [String] "FILTER" "TRUNKLINE_LOG" Fixed("\"info\"");
     /// How a line of the log looks.
     log_format: [LogFormat] "FORMAT" "TRUNKLINE_LOG_FORMAT" Fixed("\"text\"");
 }

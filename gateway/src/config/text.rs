@@ -1,7 +1,9 @@
-//! Configurations as text: the commented default, and the one in force. Both are TOML that is accepted as it stands.
+//! Configurations as text: the commented default, and the one in force. Both are TOML that is accepted as it stands, but for the login of Redis,
+//! which is shown to nobody.
 
 use super::{Config, DefaultValue, Host, Origin, SETTINGS, Settings, Sources};
 use std::fmt::Write;
+use trunkline_router::redis::RedisUrl;
 
 /// Widest line of comments.
 const WIDTH: usize = 100;
@@ -12,6 +14,7 @@ pub fn default_config(host: &Host) -> String {
     let here = to_table(&here);
     let mut text = String::from("# Configuration of the Trunkline gateway: gateway --config FILE\n");
     text.push_str("# Flags and TRUNKLINE_ environment variables of the same names override it.\n");
+    text.push_str("# A change of a setting that is not called reloadable needs a restart, and SIGHUP says so.\n");
     let mut section = "";
     for setting in SETTINGS {
         if section != setting.section {
@@ -21,6 +24,9 @@ pub fn default_config(host: &Host) -> String {
         text.push('\n');
         for line in setting.help {
             wrap(&mut text, line.trim());
+        }
+        if setting.reloadable {
+            wrap(&mut text, "Reloadable: SIGHUP applies a change to a running node.");
         }
         let _ = match setting.default {
             DefaultValue::Fixed(value) => writeln!(text, "{} = {value}", setting.key),
@@ -42,7 +48,10 @@ impl Config {
         let mut text = String::new();
         for setting in SETTINGS {
             let Some(value) = table.get(setting.key) else { continue };
-            let line = format!("{} = {value}", setting.key);
+            let mut line = format!("{} = {value}", setting.key);
+            if setting.key == "redis" && self.effective.redis.as_ref().is_some_and(RedisUrl::has_login) {
+                line.push_str(" # without user and password, which are not shown");
+            }
             // Writing to a String cannot fail.
             let _ = match self.origin(setting.key) {
                 Origin::Default => writeln!(text, "{line}"),
@@ -53,7 +62,7 @@ impl Config {
     }
 }
 
-fn to_table(settings: &Settings) -> toml::Table {
+pub(crate) fn to_table(settings: &Settings) -> toml::Table {
     toml::Table::try_from(settings).expect("settings are numbers, texts and lists, all of which TOML has")
 }
 

@@ -8,7 +8,7 @@ use crate::cluster::write_cluster;
 use crate::control::{Control, Kicked, Rest};
 use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
-use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_shards};
+use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_log, write_shards};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -106,7 +106,8 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
             exposition.sample(if metric.label.is_empty() { &[] } else { labels }, number);
         }
     }
-    write_limits(&mut exposition, &node.limits);
+    write_limits(&mut exposition, &node.limits());
+    write_log(&mut exposition);
     if let Some(cluster) = node.cluster() {
         write_cluster(&mut exposition, cluster, now_ms());
     }
@@ -195,7 +196,7 @@ async fn describe_node(State(node): State<Arc<Node>>) -> Response {
         connections: node.sum(|stats| stats.open.get()),
         sessions: node.sum(|stats| stats.sessions.get()),
         users: node.sum(|stats| stats.users.get()),
-        limits: limit_values(&node.limits).into_iter().collect(),
+        limits: limit_values(&node.limits()).into_iter().collect(),
         drain: describe_drain(&node),
         cluster: node.cluster().map(|cluster| describe_cluster(cluster, now_ms())),
     })

@@ -6,7 +6,7 @@ use super::names::{HTTP_ON, LISTENING_ON, json, metric};
 use super::{PATIENCE, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -87,6 +87,21 @@ impl Gateway {
         gateway
     }
 
+    /// Starts this command with its output going elsewhere than to the test, and waits until it is ready.
+    pub(crate) fn start_unheard(mut command: Command, [stdout, stderr]: [Stdio; 2]) -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        let (client_address, http_address) = (free(), free());
+        command.args(["--listen", &client_address.to_string(), "--http", &http_address.to_string()]);
+        let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let child = command.stdout(stdout).stderr(stderr).spawn().expect("start the gateway");
+        // The command holds the other end of a pipe as long as it lives.
+        drop(command);
+        let (stdout, stderr) = (Output::unheard(), Output::unheard());
+        let gateway = Gateway { child, arguments, client_address, http_address, stdout, stderr, ended: false };
+        gateway.wait_until_ready();
+        gateway
+    }
+
     /// Waits until `/readyz` is 200.
     pub(crate) fn wait_until_ready(&self) {
         wait_for("/readyz is 200", || {
@@ -132,7 +147,7 @@ impl Gateway {
         self.client_address
     }
 
-    /// Where its HTTP API is.
+    /// Where the HTTP API is.
     pub(crate) fn http_address(&self) -> SocketAddr {
         self.http_address
     }
@@ -246,11 +261,17 @@ impl Gateway {
 
     /// Waits until the process has ended.
     pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let status = self.wait_for_exit_after_panic();
+        self.assert_no_panic();
+        status
+    }
+
+    /// The same for a process that was made to panic.
+    pub(crate) fn wait_for_exit_after_panic(&mut self) -> ExitStatus {
         let status = wait_for("the process ends", || self.child.try_wait().expect("wait for the process"));
         self.ended = true;
         self.stdout.join();
         self.stderr.join();
-        self.assert_no_panic();
         status
     }
 
@@ -279,6 +300,11 @@ impl Drop for Gateway {
 }
 
 impl Output {
+    /// Of a process that writes elsewhere.
+    fn unheard() -> Self {
+        Output { text: Arc::default(), reader: None }
+    }
+
     /// Reads lines to the end on a thread of its own; each is also sent to the receiver while that is held.
     fn read_lines(stream: impl Read + Send + 'static) -> (Self, Receiver<String>) {
         let (sender, receiver) = channel();

@@ -27,6 +27,13 @@ pub(crate) mod metric {
     pub(crate) const PARTIAL_BYTES: &str = "trunkline_partial_bytes";
     /// Further label: `limit`.
     pub(crate) const LIMIT_HITS: &str = "trunkline_limit_hits_total";
+    /// Label: `reason`.
+    pub(crate) const LOG_DROPPED: &str = "trunkline_log_lines_dropped_total";
+    pub(crate) const PANICS: &str = "trunkline_panics_total";
+    /// Label: `limit`.
+    pub(crate) const LIMIT: &str = "trunkline_limit";
+    /// Label: `limit`.
+    pub(crate) const LIMIT_SECONDS: &str = "trunkline_limit_seconds";
     /// Numbers that only a fault of the gateway makes anything but 0.
     pub(crate) const FAULTS: &[&str] = &[
         "trunkline_ring_cq_overflow",

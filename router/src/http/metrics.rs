@@ -3,6 +3,7 @@
 use super::Source;
 use super::service::{Readiness, Service};
 use crate::dispatch::Strategy;
+use crate::log;
 use crate::membership::NodeState;
 use crate::process::Process;
 use std::collections::BTreeMap;
@@ -72,6 +73,17 @@ pub(super) fn exposition(service: &Service) -> String {
         for (value, number) in &metric.samples {
             let labels: &[(&str, &dyn Display)] = &[(metric.label, value)];
             text.sample(if metric.label.is_empty() { &[] } else { labels }, number);
+        }
+    }
+    let mut name = "";
+    for counter in log::counters() {
+        if name != counter.name {
+            name = counter.name;
+            text.name(name, "counter", counter.help);
+        }
+        match &counter.reason {
+            Some(reason) => text.sample(&[("reason", reason)], counter.value),
+            None => text.sample(&[], counter.value),
         }
     }
     let plane = service.plane().metrics().snapshot();

@@ -1,5 +1,7 @@
 //! Where Redis is, and how long to wait for it.
 
+use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
@@ -57,7 +59,8 @@ impl RedisConfig {
             return Err(UrlError::NoHost);
         }
         if let Some(at) = hosts.find(['/', '?', '#']) {
-            return Err(UrlError::Trailing { text: hosts[at..].into() });
+            // No more than its beginning: a password may stand there by mistake.
+            return Err(UrlError::Trailing { text: hosts[at..=at].into() });
         }
         let hosts = hosts.split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
         Ok(RedisConfig {
@@ -69,6 +72,79 @@ impl RedisConfig {
             presence_ttl: Duration::from_secs(24 * 3600),
         })
     }
+}
+
+/// The URL of a Redis Cluster as somebody gave it, possibly with a password, which is shown by nothing but [`RedisUrl::exposed`].
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct RedisUrl(String);
+
+impl Serialize for RedisUrl {
+    /// Without user and password.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl RedisUrl {
+    /// The URL, its password included.
+    #[must_use]
+    pub fn exposed(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether something is left out where it is shown.
+    #[must_use]
+    pub fn has_login(&self) -> bool {
+        self.to_string() != self.0
+    }
+
+    /// What it means.
+    ///
+    /// # Errors
+    /// As [`RedisConfig::parse`].
+    pub fn config(&self) -> Result<RedisConfig, UrlError> {
+        RedisConfig::parse(&self.0)
+    }
+}
+
+impl From<&str> for RedisUrl {
+    fn from(url: &str) -> Self {
+        RedisUrl(url.to_owned())
+    }
+}
+
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        RedisUrl(url)
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    /// Without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_login(&self.0))
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    /// Without user and password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// A text, such as a line of a file, with what stands before the last `@` of a URL in it left out: user and password. A password may hold an `@` by
+/// mistake, and the URL need not be whole.
+#[must_use]
+pub fn without_login(text: &str) -> Cow<'_, str> {
+    let Some(at) = text.rfind('@') else { return text.into() };
+    let from = match text[..at].find("://") {
+        Some(scheme) => scheme + "://".len(),
+        // Half a URL: nothing before the @ can be told from a password but the key of a setting.
+        None => text[..at].find('=').map_or(0, |equals| equals + 1),
+    };
+    format!("{}…{}", &text[..from], &text[at..]).into()
 }
 
 impl fmt::Debug for RedisConfig {
@@ -193,6 +269,20 @@ mod tests {
     fn a_password_is_never_printed() {
         let config = RedisConfig::parse("redis-cluster://me:secret@h:1").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
+        for (url, shown) in [
+            ("redis-cluster://me:secret@h:1,i:2", "redis-cluster://…@h:1,i:2"),
+            ("redis-cluster://me:sec@ret@h:1", "redis-cluster://…@h:1"),
+            ("redis://me:secret@h:1", "redis://…@h:1"),
+            ("me:secret@h:1", "…@h:1"),
+            ("redis-cluster://h:1", "redis-cluster://h:1"),
+        ] {
+            let url = RedisUrl::from(url);
+            assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), format!("\"{shown}\"")));
+            assert_eq!(url.has_login(), shown.contains('…'));
+        }
+        assert_eq!(without_login("redis = \"me:secret@h:1"), "redis =…@h:1");
+        let trailing = RedisConfig::parse("redis-cluster://h:1?password=secret").unwrap_err().to_string();
+        assert!(!trailing.contains("secret"), "{trailing}");
     }
 
     #[test]

@@ -28,8 +28,11 @@ fn flags_override_the_environment_which_overrides_the_file_which_overrides_the_d
     // Flags and environment arrive merged, flags first; the command line's own tests show that.
     let command = Settings { shards: Some(3), node: Some("from-env".to_owned()), ..Settings::default() };
     let file = file("shards = 2\nnode = \"from-file\"\nheartbeat_secs = 45\n");
-    let config =
-        Config::resolve(Sources { command, from_environment: vec!["node"], file: Some(file) }, &host()).unwrap();
+    let config = Config::resolve(
+        Sources { command, from_environment: vec!["node"], file: Some(file), ..Sources::default() },
+        &host(),
+    )
+    .unwrap();
     assert_eq!((config.shards, config.node.as_str(), config.limits().heartbeat_secs), (3, "from-env", 45));
     assert_eq!(config.limits().login_timeout_ms, 10_000);
     assert_eq!(config.origin("shards"), Origin::Flag("--shards".to_owned()));
@@ -272,7 +275,9 @@ fn a_log_filter_is_judged() {
     for filter in ["warn", "info,trunkline_gateway=debug", "off"] {
         from_file(&format!("log = \"{filter}\"\n")).unwrap();
     }
-    assert!(refusal("log = \"trunkline_gateway=loud\"\n").contains("debug or trace"));
+    for filter in ["trunkline_gateway=loud", "verbose", ""] {
+        assert!(refusal(&format!("log = \"{filter}\"\n")).contains("debug, trace"), "{filter}");
+    }
 }
 
 #[test]
@@ -312,4 +317,103 @@ fn the_effective_configuration_reads_back_as_itself() {
     let effective = config.effective_text();
     assert!(effective.contains("# some.toml, line 2"), "{effective}");
     assert_eq!(from_file(&effective).unwrap().effective(), config.effective());
+}
+
+#[test]
+fn every_fault_of_a_configuration_is_told_at_once() {
+    let message = refusal(
+        "shards = 0\nhttp = \"127.0.0.1:7700\"\nheartbeat_secs_min = 50\nheartbeat_secs_max = 40\nlog = \"verbose\"\nauth = \"jwt\"\n\
+         redis = \"redis://me:secret@h:1\"\ncluster_secret_file = \"s\"\nweight = 0\nnode = \"a b\"\nlisten = [\"127.0.0.1:7700\"]\n",
+    );
+    for start in [
+        "shards = 0 (some.toml, line 1): ",
+        "http = 127.0.0.1:7700 (some.toml, line 2): ",
+        "heartbeat_secs_min = 50 (some.toml, line 3) ",
+        "log = \"verbose\" (some.toml, line 5): ",
+        "auth = jwt (some.toml, line 6): ",
+        "redis = redis://…@h:1 (some.toml, line 7): ",
+        "weight = 0 (some.toml, line 9): ",
+        "node = \"a b\" (some.toml, line 10): ",
+    ] {
+        assert!(message.lines().any(|line| line.trim().starts_with(start)), "no {start:?} in {message}");
+    }
+    assert_eq!(message.lines().count(), 9, "{message}");
+    assert!(!message.contains("secret@"), "{message}");
+}
+
+#[test]
+fn faults_of_file_and_environment_are_told_beside_those_of_values() {
+    let path = Path::new("some.toml");
+    let text = "shard = 2\nweight = 0\n";
+    let in_environment = ConfigError::Conflict("something about the environment".to_owned());
+    std::fs::create_dir_all(std::env::temp_dir()).unwrap();
+    let scratch = std::env::temp_dir().join(format!("trunkline-resolve-{}.toml", std::process::id()));
+    std::fs::write(&scratch, text).unwrap();
+    let file = ConfigFile { path: path.to_owned(), ..ConfigFile::read(&scratch).unwrap() };
+    std::fs::remove_file(&scratch).unwrap();
+    let sources = Sources { file: Some(file), faults: vec![in_environment], ..Sources::default() };
+    let message = Config::resolve(sources, &host()).unwrap_err().to_string();
+    for part in ["3 faults", "the environment", "did you mean `shards`?", "weight"] {
+        assert!(message.contains(part), "no {part:?} in {message}");
+    }
+}
+
+#[test]
+fn addresses_that_take_each_other_are_refused_with_both_names() {
+    let cluster = "redis = \"redis-cluster://h:1\"\ncluster_secret_file = \"s\"\n";
+    for (text, key, other) in [
+        (
+            "http = \"127.0.0.1:7700\"\n".to_owned(),
+            "http = 127.0.0.1:7700 (some.toml, line 1)",
+            "listen = 127.0.0.1:7700 (the default)",
+        ),
+        ("http = \"0.0.0.0:7700\"\n".to_owned(), "http = 0.0.0.0:7700", "listen"),
+        (format!("{cluster}mesh = \"127.0.0.1:7700\"\n"), "mesh = 127.0.0.1:7700", "listen"),
+        (format!("{cluster}mesh = \"127.0.0.1:7780\"\n"), "mesh = 127.0.0.1:7780", "http = 127.0.0.1:7780"),
+        (
+            format!("{cluster}http = \"[::]:5\"\nmesh = \"[::1]:5\"\n"),
+            "mesh = [::1]:5",
+            "http = [::]:5 (some.toml, line 3)",
+        ),
+    ] {
+        let message = refusal(&text);
+        assert!(message.starts_with(key) && message.contains(other), "{text}: {message}");
+    }
+    for text in [
+        "listen = [\"127.0.0.1:0\"]\nhttp = \"127.0.0.1:0\"\n",
+        "http = \"127.0.0.2:7700\"\n",
+        "http = \"[::1]:7700\"\n",
+    ] {
+        from_file(text).unwrap();
+    }
+}
+
+#[test]
+fn a_login_of_redis_is_shown_to_nobody() {
+    let config = from_file("redis = \"redis-cluster://me:secret@h:1\"\ncluster_secret_file = \"s\"\n").unwrap();
+    let effective = config.effective_text();
+    assert!(effective.contains("redis = \"redis-cluster://…@h:1\"") && effective.contains("not shown"), "{effective}");
+    for text in [effective, format!("{config:?}"), format!("{:?}", config.effective())] {
+        assert!(!text.contains("secret@"), "{text}");
+    }
+    assert_eq!(config.cluster.unwrap().redis.password.as_deref(), Some("secret"));
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_its_setting() {
+    let config = from_file("auth = \"jwt\"\njwt_hs256_secret_file = \"/no/such/key\"\n").unwrap();
+    let message = config.load_auth().unwrap_err().to_string();
+    assert!(message.starts_with("jwt_hs256_secret_file (some.toml, line 2): /no/such/key: "), "{message}");
+    let config = from_file("auth = \"jwt\"\njwt_hs256_secret_file = \"/dev/zero\"\n").unwrap();
+    let message = config.load_auth().unwrap_err().to_string();
+    assert!(message.contains("longer than 64KiB"), "{message}");
+}
+
+#[test]
+fn what_a_running_node_takes_is_taken_and_the_rest_stays() {
+    let old = from_file("shards = 2\nheartbeat_secs = 45\n").unwrap();
+    let new = from_file("shards = 3\nheartbeat_secs = 50\nlog = \"debug\"\n").unwrap();
+    let merged = old.effective().clone().reloaded(new.effective().clone());
+    assert_eq!((merged.shards, merged.heartbeat_secs, merged.log.as_deref()), (Some(2), Some(50), Some("debug")));
+    assert_eq!(old.effective().differing(&merged), ["heartbeat_secs", "log"]);
 }

@@ -1,12 +1,16 @@
 //! The command line.
 
-use clap::Parser;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use tracing_subscriber::EnvFilter;
-use trunkline_router::command::LogFormat;
+use trunkline_router::command::{refused_variable, without_empty_variables};
 use trunkline_router::dispatch::Strategy;
-use trunkline_router::redis::RedisConfig;
+use trunkline_router::log::{LogFormat, judge_filter};
+use trunkline_router::redis::RedisUrl;
 
 /// Tells clients which gateway to connect to, makes accounts, and answers questions about nodes and users over HTTP.
 ///
@@ -37,8 +41,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
     pub(crate) node_key_file: Option<PathBuf>,
     /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…]. Some of its nodes are enough.
-    #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = RedisConfig::parse)]
-    pub(crate) redis: RedisConfig,
+    #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = redis_url)]
+    pub(crate) redis: RedisUrl,
     /// Lease time of the nodes, 1 to 3600 seconds. It has to be that of the gateways.
     #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_LEASE_SECS", default_value_t = 5, hide_env_values = true,
         value_parser = clap::value_parser!(u32).range(1..=3_600))]
@@ -61,9 +65,38 @@ pub(crate) struct Cli {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{error}; write a level such as info, or TARGET=LEVEL with commas between several")),
+    judge_filter(text).map(|()| text.to_owned())
+}
+
+/// Its form is judged by [`parse`], because clap would print it with its password.
+fn redis_url(text: &str) -> Result<RedisUrl, String> {
+    Ok(text.into())
+}
+
+/// Reads the command line and the environment. What is wrong, and help and version too, is for clap to print.
+pub(crate) fn parse(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, clap::Error> {
+    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let command = without_empty_variables(Cli::command());
+    let matches = command.clone().try_get_matches_from(&words).map_err(|mut error| {
+        if let Some((_, variable)) = refused_variable(&error, &command, &words) {
+            let tip = StyledStr::from(format!("the value is that of the environment variable {variable}"));
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+        }
+        error
+    })?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    if let Err(error) = cli.redis.config() {
+        let message = format!("{} ({}): {error}", cli.redis, redis_source(&matches));
+        return Err(command.clone().error(ErrorKind::ValueValidation, message));
+    }
+    Ok(cli)
+}
+
+/// Where the URL of Redis comes from.
+fn redis_source(matches: &ArgMatches) -> &'static str {
+    match matches.value_source("redis") {
+        Some(ValueSource::EnvVariable) => "TRUNKLINE_ROUTER_REDIS",
+        _ => "--redis",
     }
 }
 
@@ -95,18 +128,24 @@ Strategies:
 
 Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
+  SIGHUP: --api-keys-file is read again; one that cannot be used changes nothing. All else needs a restart.
+  SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
+
+Log:
+  A log that cannot be written costs lines and nothing else: trunkline_log_lines_dropped_total counts them. Each kind of
+  message may write 100 lines at once and 5 a second.
 
 Exit status:
-  0 ended as asked; 1 the Redis is no cluster, a file cannot be used, or the address is in use; 2 a flag or a variable is
-  refused. A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503 and says so.";
+  0 ended as asked; 1 the Redis is no cluster, a file cannot be used, the address is in use, or a bug (panic) has ended it;
+  2 a flag or a variable is refused. A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503
+  and says so.";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn refusal(words: &[&str]) -> String {
-        Cli::try_parse_from([&["router"], words].concat()).unwrap_err().to_string()
+        parse([&["router"], words].concat()).unwrap_err().to_string()
     }
 
     #[test]
@@ -129,6 +168,16 @@ mod tests {
     }
 
     #[test]
+    fn a_password_is_never_printed() {
+        for url in ["redis://me:secret@h:1", "redis-cluster://me:secret@h", "me:secret@h:1"] {
+            let text = refusal(&["--redis", url]);
+            assert!(!text.contains("secret") && text.contains("--redis"), "{text}");
+        }
+        let cli = parse(["router", "--redis", "redis-cluster://me:secret@h:1"]).unwrap();
+        assert!(!format!("{cli:?}").contains("secret"));
+    }
+
+    #[test]
     fn a_bad_value_is_named_with_its_correction() {
         let redis = "redis-cluster://127.0.0.1:7000";
         for (words, hint) in [
@@ -137,6 +186,7 @@ mod tests {
             (&["--redis", redis, "--lease-secs", "0"], "1..=3600"),
             (&["--redis", redis, "--http", "nowhere"], "--http"),
             (&["--redis", redis, "--log-format", "xml"], "json"),
+            (&["--redis", redis, "--log", "verbose"], "debug"),
             (&["--redis", redis, "--no-such-flag"], "--no-such-flag"),
             (&[], "--redis <URL>"),
         ] {

@@ -2,38 +2,55 @@
 
 use crate::cli::Cli;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use trunkline_router::command::{Signals, init_log, listen_error, near};
+use trunkline_router::command::{Hangups, Signals, listen_error, near};
 use trunkline_router::http::{self, Access, ApiKeys, Places, Service, ServiceConfig};
+use trunkline_router::log;
 use trunkline_router::redis::Plane;
 
 /// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process may have by default.
 const CONNECTIONS_MAX: u32 = 512;
+
+/// How long reading the file of keys again may take.
+const READ_MAX: Duration = Duration::from_secs(10);
 
 /// Of the file of a key, so many bytes are read: more than any key has.
 const NODE_KEY_BYTES_MAX: u64 = 256;
 
 /// Runs until a signal. The error is a sentence that says what to do.
 pub(crate) fn run(cli: &Cli) -> Result<(), String> {
-    init_log(&cli.log, cli.log_format);
-    let access = Arc::new(access(cli)?);
-    let node_key = cli.node_key_file.as_deref().map(node_key).transpose()?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("starting: {error}"))?
-        .block_on(serve(cli, access, node_key))
+        .map_err(|error| format!("starting: {error}"))?;
+    // Before anything is written: a file that has reached its limit raises a signal.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().and_then(|signals| Ok((signals, Hangups::new()?)))
+    };
+    let signals = signals.map_err(|error| format!("waiting for signals: {error}"))?;
+    let access = Arc::new(access(cli)?);
+    let node_key = cli.node_key_file.as_deref().map(node_key).transpose()?;
+    log::init(&cli.log, cli.log_format).map_err(|error| format!("starting the log: {error}"))?;
+    runtime.block_on(serve(cli, signals, access, node_key))
 }
 
-async fn serve(cli: &Cli, access: Arc<Access>, node_key: Option<String>) -> Result<(), String> {
-    let mut signals = Signals::new().map_err(|error| format!("waiting for signals: {error}"))?;
-    let hosts: Vec<String> = cli.redis.hosts.iter().map(|(host, port)| host_and_port(host, *port)).collect();
+async fn serve(
+    cli: &Cli,
+    (mut signals, hangups): (Signals, Hangups),
+    access: Arc<Access>,
+    node_key: Option<String>,
+) -> Result<(), String> {
+    tokio::spawn(reload_on_hangup(hangups, cli.api_keys_file.clone(), Arc::clone(&access)));
+    let redis = cli.redis.config().map_err(|error| error.to_string())?;
+    let hosts: Vec<String> = redis.hosts.iter().map(|(host, port)| host_and_port(host, *port)).collect();
     tracing::info!(
         "Trunkline router {}, Redis Cluster at {}, leases of {} s, logins by {}",
         env!("CARGO_PKG_VERSION"),
@@ -44,7 +61,7 @@ async fn serve(cli: &Cli, access: Arc<Access>, node_key: Option<String>) -> Resu
     // Before Redis: a second router on this address should not have to wait to hear of it.
     let listener = TcpListener::bind(cli.http).await.map_err(|error| listen_error(cli.http, &error, "--http"))?;
     let address = listener.local_addr().map_err(|error| listen_error(cli.http, &error, "--http"))?;
-    let plane = Plane::unconnected(&cli.redis);
+    let plane = Plane::unconnected(&redis);
     let places = Places::new(CONNECTIONS_MAX);
     let config = ServiceConfig {
         lease_secs: cli.lease_secs,
@@ -62,29 +79,74 @@ async fn serve(cli: &Cli, access: Arc<Access>, node_key: Option<String>) -> Resu
     // A sender that is dropped tells as well.
     let serving = http::serve(listener, http::router(Arc::clone(&service)), places, async move { drop(told.await) });
     let mut serving = pin!(serving);
-    let name = tokio::select! {
+    let (why, outcome) = tokio::select! {
         () = serving.as_mut() => return Err("the HTTP API ended by itself; what it said last stands above".to_owned()),
-        name = signals.next() => name,
-        ended = &mut watch => return Err(match ended {
+        ended = &mut watch => match ended {
             Ok(Ok(never)) => match never {},
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => format!("asking Redis ended by itself: {error}"),
-        }),
+            Ok(Err(error)) => return Err(error.to_string()),
+            // It has panicked, which nothing here outlives.
+            Err(_) => ("a bug (panic)", Err(bug())),
+        },
+        name = signals.next() => (name, Ok(())),
+        () = log::panicked() => ("a bug (panic)", Err(bug())),
     };
-    tracing::info!("{name}: finishing the answers under way; a second signal ends it at once");
+    tracing::info!("{why}: finishing the answers under way; a second signal ends it at once");
     service.set_ending();
     drop(tell);
     tokio::select! {
         () = serving => {}
         name = signals.next() => {
             tracing::info!("{name}: ended at once");
-            return Ok(());
+            return outcome;
         }
     }
     watch.abort();
     plane.close().await;
     tracing::info!("all answers have been given");
-    Ok(())
+    outcome
+}
+
+fn bug() -> String {
+    "a bug has ended it; the line of the log that says panicked has more".to_owned()
+}
+
+/// SIGHUP: the file of keys is read again, on a thread of its own, because a file may take as long as it likes. Everything else a router is told is
+/// fixed when it starts.
+async fn reload_on_hangup(mut hangups: Hangups, file: Option<PathBuf>, access: Arc<Access>) {
+    loop {
+        hangups.next().await;
+        let Some(file) = &file else {
+            tracing::warn!(
+                "SIGHUP: nothing to reload, because all settings are flags and variables: start the router again to change one"
+            );
+            continue;
+        };
+        match read_keys(file.clone()).await {
+            Ok(keys) => {
+                access.set_keys(keys);
+                tracing::info!("SIGHUP: the keys of {} are in force; other settings need a restart", file.display());
+            }
+            Err(error) => {
+                tracing::error!("SIGHUP: the keys in force stay: --api-keys-file {}: {error}", file.display());
+            }
+        }
+    }
+}
+
+async fn read_keys(file: PathBuf) -> Result<ApiKeys, String> {
+    let (answer, answered) = oneshot::channel();
+    let reading = std::thread::Builder::new().name("reload".to_owned());
+    reading
+        .spawn(move || {
+            // Nobody waits any more when it took too long.
+            let _ = answer.send(ApiKeys::load(&file).map_err(|error| error.to_string()));
+        })
+        .map_err(|error| format!("no thread to read it with: {error}"))?;
+    match tokio::time::timeout(READ_MAX, answered).await {
+        Ok(Ok(keys)) => keys,
+        Ok(Err(_)) => Err("reading it has failed; the log has more".to_owned()),
+        Err(_) => Err(format!("it could not be read within {} s", READ_MAX.as_secs())),
+    }
 }
 
 /// Who may use the API. Without keys it is for this host alone, unless it is said that it is not.
@@ -130,13 +192,9 @@ fn announce(cli: &Cli, address: SocketAddr) {
         );
     }
     let near = near(address);
-    // Whether anybody reads it does not matter.
-    let mut stdout = io::stdout().lock();
-    let _ = writeln!(
-        stdout,
-        "http on {address}\nnext: curl http://{near}/v1/nodes   or curl http://{near}/v1/login --json '{{\"user\":1}}'"
-    );
-    let _ = stdout.flush();
+    log::say(&format!(
+        "http on {address}\nnext: curl http://{near}/v1/nodes   or curl http://{near}/v1/login --json '{{\"user\":1}}'\n"
+    ));
 }
 
 fn host_and_port(host: &str, port: u16) -> String {

@@ -1,0 +1,286 @@
+//! SIGHUP: the configuration and the files it names are read again, and a running node takes what it can.
+//!
+//! What it takes is marked `reloadable` in the table of settings: keys, the log level, and limits that are plain numbers read at each use. Everything
+//! else is built into what was set up at the start, and a change of it is told to need a restart. All or nothing: a configuration that is refused
+//! changes nothing, and neither does one whose reloadable part does not go with the rest of the one in force.
+//!
+//! Files are read on a thread of their own, because a file may be a pipe nobody writes to or stand on a server that is gone, and nothing of the
+//! node may wait for it.
+
+use crate::auth::{Auth, AuthSwitch};
+use crate::config::{Config, ConfigError, Host, Origin, SETTINGS, read_key, to_table};
+use crate::control::{Control, ControlPort};
+use crate::http::Node;
+use crate::limits::Limits;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use trunkline_router::http::ApiKeys;
+use trunkline_router::log;
+
+/// How long reading the files may take.
+const READ_MAX: Duration = Duration::from_secs(10);
+/// Pause before a request is given to a shard again whose queue was full.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+/// Requests that wait; there is no use in more, since each reads the files anew.
+const REQUESTS_MAX: usize = 4;
+
+/// Reads the configuration anew from where the one in force came from.
+pub type Read = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// What has changed and is in force now.
+    pub applied: Vec<Change>,
+    /// What has changed and needs a restart.
+    pub needs_restart: Vec<Change>,
+}
+
+/// A setting that has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its key.
+    pub key: &'static str,
+    /// What has changed, in words: the new value, the old one, and where the new one comes from. No secrets.
+    pub what: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.key, self.what)
+    }
+}
+
+/// Asks a node to reload. A clone asks the same node.
+#[derive(Clone, Debug)]
+pub struct Reload(mpsc::Sender<oneshot::Sender<Result<Reloaded, String>>>);
+
+impl Reload {
+    /// Reloads, and waits until it is done.
+    ///
+    /// # Errors
+    /// Why the configuration is refused, or cannot be read in time; the one in force stays.
+    pub async fn ask(&self) -> Result<Reloaded, String> {
+        let ending = || "the node is ending".to_owned();
+        let (answer, answered) = oneshot::channel();
+        self.0.send(answer).await.map_err(|_| ending())?;
+        answered.await.map_err(|_| ending())?
+    }
+}
+
+/// What a reload changes besides the log.
+#[derive(Debug)]
+pub struct Targets {
+    /// The shards.
+    pub ports: Vec<ControlPort>,
+    /// How many of them accept connections for all.
+    pub accepting: u16,
+    /// How long a drain takes, milliseconds.
+    pub drain_ms: Arc<AtomicU64>,
+    /// Who may log in.
+    pub auth: Arc<AuthSwitch>,
+    /// What the API shows.
+    pub node: Arc<Node>,
+}
+
+/// Carries reloads out, one after the other.
+pub struct Reloader {
+    shared: Arc<Shared>,
+    asked: mpsc::Receiver<oneshot::Sender<Result<Reloaded, String>>>,
+    in_force: Arc<InForce>,
+}
+
+struct Shared {
+    read: Read,
+    host: Host,
+}
+
+/// The configuration in force, and what the files it names held when they were read.
+struct InForce {
+    config: Config,
+    marks: Marks,
+}
+
+/// SHA-256 of the files that settings name, by key and path; `None` for one that cannot be read.
+type Marks = BTreeMap<(&'static str, std::path::PathBuf), Option<[u8; 32]>>;
+
+/// What was read, judged and found good.
+struct Fresh {
+    in_force: InForce,
+    auth: Auth,
+    api_keys: Option<ApiKeys>,
+    reloaded: Reloaded,
+}
+
+impl fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloader").field("in_force", &self.in_force.config).finish_non_exhaustive()
+    }
+}
+
+impl Reloader {
+    /// For a node that starts with this configuration on this host.
+    pub fn new(config: Config, host: Host, read: Read) -> (Self, Reload) {
+        let (sender, asked) = mpsc::channel(REQUESTS_MAX);
+        let marks = marks(&config);
+        let shared = Arc::new(Shared { read, host });
+        (Reloader { shared, asked, in_force: Arc::new(InForce { config, marks }) }, Reload(sender))
+    }
+
+    /// Runs until nobody can ask any more. Logs what each reload did.
+    pub async fn run(mut self, targets: Targets) {
+        while let Some(answer) = self.asked.recv().await {
+            let outcome = self.reload(&targets).await;
+            match &outcome {
+                Ok(done) => tell(done),
+                Err(error) => tracing::error!("reload: refused, the configuration in force stays: {error}"),
+            }
+            // Whoever asked may have gone.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    async fn reload(&mut self, targets: &Targets) -> Result<Reloaded, String> {
+        let (answer, answered) = oneshot::channel();
+        let (shared, in_force) = (self.shared.clone(), self.in_force.clone());
+        let reading = std::thread::Builder::new().name("reload".to_owned());
+        reading
+            .spawn(move || {
+                // Nobody waits any more when it took too long.
+                let _ = answer.send(shared.look(&in_force));
+            })
+            .map_err(|error| format!("no thread to read the files with: {error}"))?;
+        let fresh = match tokio::time::timeout(READ_MAX, answered).await {
+            Ok(Ok(fresh)) => fresh.map_err(|error| error.to_string())?,
+            Ok(Err(_)) => return Err("reading the files has failed; the log has more".to_owned()),
+            Err(_) => return Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
+        };
+        log::set_filter(&fresh.in_force.config.log)?;
+        let limits = fresh.in_force.config.limits().clone();
+        targets.drain_ms.store(limits.drain_ms, Ordering::Relaxed);
+        targets.node.set_limits(limits.clone());
+        let of_shard = Arc::new(limits.with_accepting(targets.accepting, targets.ports.len() as u16));
+        targets.auth.replace(fresh.auth);
+        if let Some(keys) = fresh.api_keys {
+            targets.node.access().set_keys(keys);
+        }
+        for port in &targets.ports {
+            give(port, &of_shard).await;
+        }
+        self.in_force = Arc::new(fresh.in_force);
+        Ok(fresh.reloaded)
+    }
+}
+
+/// A full queue empties with the shard's next turn. One that has none any more is given up: the process is about to end.
+async fn give(port: &ControlPort, limits: &Arc<Limits>) {
+    let give = async {
+        while port.send(Control::Reload { limits: limits.clone() }).is_err() {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(READ_MAX, give).await.is_err() {
+        tracing::error!("reload: a shard does not take its new settings, because it does not turn");
+    }
+}
+
+fn tell(done: &Reloaded) {
+    for change in &done.applied {
+        tracing::info!("reload: {change}");
+    }
+    for change in &done.needs_restart {
+        tracing::warn!("reload: {change}: needs a restart, the old value stays in force");
+    }
+    match (done.applied.len(), done.needs_restart.len()) {
+        (0, 0) => tracing::info!("reload: nothing has changed"),
+        (applied, restart) => tracing::info!("reload: {applied} settings changed, {restart} more need a restart"),
+    }
+}
+
+impl Shared {
+    /// Reads everything and judges it against what is in force. On a thread of its own.
+    fn look(&self, old: &InForce) -> Result<Fresh, ConfigError> {
+        let files = old.config.file.iter().chain(old.marks.keys().map(|(_, path)| path));
+        ConfigError::unless_none(files.filter_map(|path| once_only(path).err()).collect())?;
+        let new = (self.read)()?;
+        // Also what needs a restart must be right, or the restart would fail.
+        let new_files_are_good = [new.load_auth().err(), new.load_api_keys().err(), new.load_secret().err()];
+        ConfigError::unless_none(new_files_are_good.into_iter().flatten().collect())?;
+        let config = Config::merged(&old.config, &new, &self.host).map_err(|error| {
+            ConfigError::Conflict(format!(
+                "what can be reloaded does not go with what cannot, so this change needs a restart as a whole: {error}"
+            ))
+        })?;
+        let auth = config.load_auth()?;
+        let api_keys = config.load_api_keys()?;
+        if api_keys.is_none() && old.config.http_access.keys_file.is_some() {
+            let words = "api_keys_file is gone, and an HTTP API that has had keys opens with a restart only".to_owned();
+            return Err(ConfigError::Conflict(words));
+        }
+        let new_marks = marks(&new);
+        let reloaded = compare(old, &new, &new_marks);
+        // What needs a restart is told again by the next reload.
+        let mut marks = old.marks.clone();
+        marks.retain(|(key, _), _| !is_reloadable(key));
+        marks.extend(new_marks.into_iter().filter(|((key, _), _)| is_reloadable(key)));
+        Ok(Fresh { in_force: InForce { config, marks }, auth, api_keys, reloaded })
+    }
+}
+
+fn compare(old: &InForce, new: &Config, new_marks: &Marks) -> Reloaded {
+    let mut reloaded = Reloaded::default();
+    let (before, after) = (to_table(old.config.effective()), to_table(new.effective()));
+    let shown = |value: Option<&toml::Value>| value.map_or_else(|| "unset".to_owned(), ToString::to_string);
+    for key in old.config.effective().differing(new.effective()) {
+        let origin = new.origin(key);
+        // Computed from a setting that has changed, which is told itself.
+        if origin == Origin::Default && old.config.origin(key) == Origin::Default {
+            continue;
+        }
+        let what = match (shown(before.get(key)), shown(after.get(key))) {
+            // The login of Redis is shown to nobody.
+            (before, after) if before == after => format!("has changed ({origin})"),
+            (before, after) => format!("= {after}, was {before} ({origin})"),
+        };
+        let list = if is_reloadable(key) { &mut reloaded.applied } else { &mut reloaded.needs_restart };
+        list.push(Change { key, what });
+    }
+    for ((key, path), mark) in new_marks {
+        if old.marks.get(&(*key, path.clone())).is_some_and(|before| before != mark) {
+            let what = format!("= {}: the file holds something else now", path.display());
+            let list = if is_reloadable(key) { &mut reloaded.applied } else { &mut reloaded.needs_restart };
+            list.push(Change { key, what });
+        }
+    }
+    reloaded
+}
+
+fn is_reloadable(key: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key == key && setting.reloadable)
+}
+
+fn marks(config: &Config) -> Marks {
+    let mark = |path: &Path| read_key(path).ok().map(|bytes| Sha256::digest(bytes).into());
+    config.files().into_iter().map(|(key, path)| ((key, path.clone()), mark(&path))).collect()
+}
+
+/// What was read from a pipe, such as `<(…)` in a shell, is gone.
+fn once_only(path: &Path) -> Result<(), ConfigError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => Err(ConfigError::File {
+            path: path.to_owned(),
+            error: "it is no regular file, so it cannot be read a second time".to_owned(),
+        }),
+        // One that is gone is told of by whoever reads it.
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
