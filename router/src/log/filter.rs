@@ -50,7 +50,7 @@ mod tests {
             "off",
             "TRACE",
             "info,trunkline_gateway=debug",
-            " warn , hyper = off",
+            " warn , hyper=off",
             "trunkline_router::http=trace",
             "[span{a=1,b}]=info",
         ] {
