@@ -132,8 +132,8 @@ Signals:
   SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
 
 Log:
-  A log that cannot be written costs lines and nothing else: trunkline_log_lines_dropped_total counts them. Each kind of
-  message may write 100 lines at once and 5 a second.
+  A log that cannot be written costs lines and nothing else, counted by
+  trunkline_log_lines_dropped_total. Each kind of message may write 100 lines at once and 5 a second.
 
 Exit status:
   0 ended as asked; 1 the Redis is no cluster, a file cannot be used, the address is in use, or a bug (panic) has ended it;
