@@ -11,8 +11,9 @@ use support::client::{Client, Event};
 use support::gateway::{Gateway, gateway_command};
 use support::names::metric;
 use support::scratch::ScratchFile;
-use support::wait_for;
 use support::wire::{Login, code, flag, kind};
+use support::{http, wait_for};
+use trunkline_router::http::{NewKey, Scope};
 
 const FIRST: &str = "the first secret of this test, 32 bytes or more";
 const SECOND: &str = "another secret of this test, 32 bytes or more";
@@ -87,6 +88,32 @@ fn keys_are_changed_without_a_restart() {
     assert!(said.contains("reload: refused") && said.contains("jwt_hs256_secret_file ("), "{said}");
     login(&node, 2, SECOND).ping();
     drop(before);
+    node.gateway.audit();
+    node.gateway.finish();
+}
+
+#[test]
+fn keys_of_the_http_api_are_changed_without_a_restart() {
+    let [first, second] = ["first", "second"].map(|name| NewKey::make(name, &[Scope::Kick]).expect("a key"));
+    let keys = ScratchFile::new("keys.toml", &first.line);
+    let mut node = Reloading::start(&format!("api_keys_file = \"{}\"\n", keys.path()));
+    // 404 is the answer of one who may ask: user 1 has no session.
+    let kick = |node: &Reloading, key: &NewKey| {
+        let header = format!("Authorization: Bearer {}\r\n", key.key);
+        http::request_with(node.gateway.http_address(), "POST", "/v1/users/1/kick", &header).expect("an answer").status
+    };
+    assert_eq!((kick(&node, &first), kick(&node, &second)), (404, 401));
+    fs::write(keys.path(), &second.line).expect("change the keys");
+    assert!(node.reload().contains("reload: api_keys_file = "));
+    assert_eq!((kick(&node, &first), kick(&node, &second)), (401, 404));
+    // An API that has had keys does not open.
+    node.change("");
+    assert!(node.reload().contains("reload: refused"));
+    fs::write(keys.path(), "no keys").expect("change the keys");
+    node.change(&format!("api_keys_file = \"{}\"\n", keys.path()));
+    let said = node.reload();
+    assert!(said.contains("reload: refused") && said.contains("api_keys_file ("), "{said}");
+    assert_eq!((kick(&node, &first), kick(&node, &second)), (401, 404));
     node.gateway.audit();
     node.gateway.finish();
 }

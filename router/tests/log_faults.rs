@@ -9,6 +9,7 @@ use std::io::{Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use trunkline_router::http::{NewKey, Scope};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,6 +41,21 @@ impl Unheard {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
+    }
+
+    /// The status of a request to make an account with this key.
+    fn makes_account(&self, key: &str) -> String {
+        let mut stream = TcpStream::connect(self.1).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = "{\"name\":\"ada\"}";
+        let head = format!(
+            "Host: {}\r\nConnection: close\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n",
+            self.1
+        );
+        write!(stream, "POST /v1/accounts HTTP/1.1\r\n{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
     }
 
     fn metric(&self, series: &str) -> u64 {
@@ -113,6 +129,27 @@ fn a_reader_that_has_stopped_holds_up_nothing() {
     let status = router.end();
     assert!(status.success(), "{status}");
     drop(reader);
+}
+
+#[test]
+fn sighup_reads_the_keys_again_and_a_broken_file_changes_nothing() {
+    let [first, second] = ["first", "second"].map(|name| NewKey::make(name, &[Scope::AccountsWrite]).unwrap());
+    let path = format!("{}/reloaded-keys-{}.toml", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    std::fs::write(&path, &first.line).unwrap();
+    let router = Unheard::start(&mut router_command(&["--api-keys-file", &path]), [Stdio::null(), full()]);
+    // With the right key it is refused for want of Redis, which is not there.
+    assert_eq!((router.makes_account(&first.key), router.makes_account(&second.key)), ("503".into(), "401".into()));
+    std::fs::write(&path, &second.line).unwrap();
+    router.signal("-HUP");
+    wait("the second key is taken", || router.makes_account(&second.key) == "503");
+    assert_eq!(router.makes_account(&first.key), "401");
+    std::fs::write(&path, "no keys").unwrap();
+    for _ in 0..5 {
+        router.signal("-HUP");
+        assert_eq!(router.makes_account(&second.key), "503");
+    }
+    assert!(router.end().success());
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

@@ -50,9 +50,9 @@ mod tests {
             "off",
             "TRACE",
             "info,trunkline_gateway=debug",
-            " warn , hyper=off",
+            "warn,hyper=off",
             "trunkline_router::http=trace",
-            "[span{a=1,b}]=info",
+            "[span{a=1}]=info",
         ] {
             assert_eq!(judge_filter(filter), Ok(()), "{filter}");
         }
