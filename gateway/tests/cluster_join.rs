@@ -90,7 +90,11 @@ fn a_node_joins_is_shown_and_leaves() {
     let shown = gateway.get("/v1/node").json();
     let shown = &shown["cluster"];
     assert_eq!((&shown["name"], &shown["state"]), (&"joins".into(), &"active".into()), "{shown}");
-    assert_eq!((&shown["incarnation"], &shown["lease"]["valid"]), (&held.incarnation.into(), &true.into()), "{shown}");
+    assert_eq!(
+        (&shown["incarnation"], &shown["lease"]["valid"]),
+        (&held.incarnation.to_string().into(), &true.into()),
+        "{shown}"
+    );
     assert_eq!((&shown["redis"]["ok"], shown["digest"].as_str().map(str::len)), (&true.into(), Some(16)), "{shown}");
     let ready = gateway.get("/readyz");
     assert_eq!((ready.status, ready.json()["degraded"].is_null()), (200, true), "{}", ready.body);

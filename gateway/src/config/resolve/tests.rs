@@ -367,11 +367,11 @@ fn addresses_that_take_each_other_are_refused_with_both_names() {
             "http = 127.0.0.1:7700 (some.toml, line 1)",
             "listen = 127.0.0.1:7700 (the default)",
         ),
-        ("http = \"0.0.0.0:7700\"\n".to_owned(), "http = 0.0.0.0:7700", "listen"),
+        ("http = \"0.0.0.0:7700\"\nhttp_insecure_open = true\n".to_owned(), "http = 0.0.0.0:7700", "listen ="),
         (format!("{cluster}mesh = \"127.0.0.1:7700\"\n"), "mesh = 127.0.0.1:7700", "listen"),
         (format!("{cluster}mesh = \"127.0.0.1:7780\"\n"), "mesh = 127.0.0.1:7780", "http = 127.0.0.1:7780"),
         (
-            format!("{cluster}http = \"[::]:5\"\nmesh = \"[::1]:5\"\n"),
+            format!("{cluster}http = \"[::]:5\"\nmesh = \"[::1]:5\"\nhttp_insecure_open = true\n"),
             "mesh = [::1]:5",
             "http = [::]:5 (some.toml, line 3)",
         ),
