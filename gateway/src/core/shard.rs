@@ -23,6 +23,7 @@ use hashbrown::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use trunkline_proto::{Bye, Kind, encode_message};
+use trunkline_router::hash::user_hash;
 use trunkline_router::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
@@ -221,7 +222,7 @@ impl Shard {
         if self.alone {
             return 0;
         }
-        trunkline_router::hash::user_hash(self.own_key().0 ^ u64::from(self.shard)) & 0x3FF
+        user_hash(self.own_key().0 ^ u64::from(self.shard)) & 0x3FF
     }
 
     /// The next session id for a device. When the node is alone they begin at the second of the shard's first login, in the upper half, and go
@@ -318,7 +319,9 @@ impl Shard {
 
     /// The parting words: when to come back where that helps, spread so that not all come at once.
     fn bye(&self, reason: CloseReason, slot: u32, redirect: String, text: &str) -> Bye {
-        let spread = trunkline_router::hash::user_hash(u64::from(slot) << 44 | self.now.wall_ms) % RECONNECT_SPREAD_MS;
+        // Slots of different shards have the same numbers.
+        let of_shard = user_hash(self.shard.into());
+        let spread = user_hash(of_shard ^ (u64::from(slot) << 44 | self.now.wall_ms)) % RECONNECT_SPREAD_MS;
         let reconnect_after_ms = match reason {
             CloseReason::Draining | CloseReason::Overloaded => 500 + spread as u32,
             _ => 0,
