@@ -58,7 +58,7 @@ pub(crate) struct Links {
     holders: Vec<u32>,
     /// Sessions whose outbox has room again for messages that are to be delivered again.
     pub(crate) redeliverable: Vec<u32>,
-    /// Tick at which room was last made for outboxes, and for partial frames: it takes a look at all, so it is done once a tick.
+    /// Tick at which room was last made for outboxes: it takes a look at all slow ones, so it is done once a tick.
     outbox_room_tick: Option<u32>,
     pub(crate) outbox_bytes: usize,
     pub(crate) partial_bytes: usize,
