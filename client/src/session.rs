@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Frame, Kind, Login, LoginOk, Outcome, VERSION, flags};
 
@@ -23,6 +23,9 @@ const PINGS_MAX: usize = 32;
 
 /// How long a logout waits for the gateway to close.
 const LOGOUT_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a connection that cannot be written to is read for the gateway's reason.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 
 /// Number of the PINGs that only keep the connection alive; the application's count from 1.
 const HEARTBEAT_PING: u16 = 0;
@@ -141,7 +144,7 @@ impl<'a> Session<'a> {
                 pumped = self.out.pump(&mut link.writer), if self.out.wants_write() => match pumped {
                     Ok(0) => {}
                     Ok(_) => self.sent = Instant::now(),
-                    Err(error) => return Reason::Io(error.to_string()).into(),
+                    Err(error) => return self.last_words(link, Reason::Io(error.to_string())).await,
                 },
                 command = self.state.commands.recv(), if takes_commands => self.take_commands(command),
                 Some(taken) = self.state.taken.recv(), if self.out.has_room() => self.acknowledge(taken),
@@ -154,6 +157,27 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// The connection takes nothing more. A gateway that closes says why before it does, so what it has sent already is
+    /// read for its BYE; without one the end is `reason`.
+    async fn last_words<S: AsyncRead + AsyncWrite>(&mut self, link: &mut Link<S>, reason: Reason) -> Ended {
+        let give_up = Instant::now() + LAST_WORDS_WAIT;
+        while self.may_receive() {
+            match link.inbound.next() {
+                Ok(Some(frame)) => {
+                    if let Some(ended) = self.handle(&frame) {
+                        return ended;
+                    }
+                }
+                Ok(None) => match timeout_at(give_up, link.inbound.fill(&mut link.reader)).await {
+                    Ok(Ok(1..)) => {}
+                    Ok(Ok(0) | Err(_)) | Err(_) => break,
+                },
+                Err(_violation) => break,
+            }
+        }
+        reason.into()
     }
 
     /// A frame may cause an answer and an event, so it is handled only when there is room for both. While logging out the

@@ -388,6 +388,18 @@ async fn a_silent_gateway_is_asked_after_one_heartbeat_and_given_up_after_two() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_reason_for_a_close_is_heard_by_a_client_that_still_has_something_to_write() {
+    // Whether the end is noticed by writing or by reading is left to chance.
+    for _ in 0..50 {
+        let (client, mut events, mut peer, _board) = pair(config()).await;
+        let _receipt = client.send_tracked(2, "too late").await.expect("queued");
+        peer.bye(Code::Kicked, Bye { text: "out".into(), ..Bye::default() }).await;
+        drop(peer);
+        assert_eq!(lost(&mut events).await, (Reason::Bye { code: Code::Kicked.as_u16(), text: "out".into() }, None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gateway_that_answers_pings_is_never_given_up() {
     let (client, mut events, mut peer, _board) = pair(config()).await;
     peer.expect_quiet(Duration::from_secs(100_000)).await;
