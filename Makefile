@@ -34,7 +34,7 @@ fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
 	scripts/fuzz.sh 60
 
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
-	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test cluster_trouble -- --test-threads 1
+	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1
 
 bench: ## The figures of the README (a few minutes, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench

@@ -1,7 +1,7 @@
 //! From a user to its home shard.
 //!
 //! Every node has to compute the same shard for the same user, so the functions here are part of the protocol between nodes:
-//! changing a result is a change of that protocol. `tests/hash.rs` pins them.
+//! changing a result is a change of that protocol. `tests/router/hash.rs` pins them.
 
 /// The increment between two states of SplitMix64: 2^64 divided by the golden ratio, made odd.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -1,6 +1,6 @@
 //! The API over a real loopback socket, with shards that are a thread answering requests, or nobody at all.
 
-#[path = "../../../router/tests/support/conforms.rs"]
+#[path = "../../../router/tests/router/support/conforms.rs"]
 mod conforms;
 
 use super::*;

@@ -1,6 +1,6 @@
 //! The OpenAPI document against the routes and the answers, and the questions over a source that is made up.
 
-#[path = "../../tests/support/conforms.rs"]
+#[path = "../../tests/router/support/conforms.rs"]
 mod conforms;
 
 use super::*;

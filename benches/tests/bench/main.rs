@@ -1,0 +1,6 @@
+//! The `bench` program: what it counts, and every scenario at small size.
+
+mod accounting;
+#[path = "../../../router/tests/router/support/redis_cluster.rs"]
+mod redis_cluster;
+mod scenarios;

@@ -1,0 +1,511 @@
+//! Every scenario at small size against a real gateway, and what the bench says when a run cannot be done.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::redis_cluster;
+
+/// Numbers the files that runs write.
+static REPORTS: AtomicU32 = AtomicU32::new(0);
+
+/// The gateway that is built with the workspace's tests, next to the bench.
+fn gateway() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("gateway");
+    assert!(
+        path.exists(),
+        "there is no {}: run the tests of the whole workspace, or build the gateway",
+        path.display()
+    );
+    path
+}
+
+fn bench(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the bench starts")
+}
+
+fn command(arguments: &[&str]) -> Command {
+    // A bench that hangs is ended by `timeout`, with status 124.
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(env!("CARGO_BIN_EXE_bench")).args(arguments);
+    command
+}
+
+/// Runs a scenario against a gateway of its own and returns what it wrote as JSON.
+fn report(name: &str, arguments: &[&str]) -> Value {
+    report_with_path(name, arguments, None)
+}
+
+/// The same, with a folder in which programs are looked for first.
+fn report_with_path(name: &str, arguments: &[&str], programs: Option<&Path>) -> Value {
+    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
+    let path_text = path.to_str().expect("UTF-8");
+    let gateway = gateway();
+    let gateway = ["--gateway-bin", gateway.to_str().expect("UTF-8"), "--json", path_text];
+    let mut command = command(&[&[name], arguments, &gateway[..]].concat());
+    if let Some(programs) = programs {
+        command.env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH")));
+    }
+    let output = command.output().expect("the bench starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {stdout}\n{stderr}");
+    let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
+    fs::remove_file(&path).expect("there");
+    report
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+#[test]
+fn hold_logs_all_in_and_keeps_them_with_heartbeats() {
+    let report =
+        report("hold", &["--conns", "400", "--secs", "4", "--heartbeat", "1", "--control", "20", "--rate", "200"]);
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["lost"]), count(&report["refused"])), (400, 0, 0));
+    assert!(count(&report["messages"]) > 200, "{}", report["messages"]);
+    assert!(count(&report["idle_pongs"]["pongs"]["count"]) > 100, "each client pings once a second");
+    // What it is depends on whatever else the machine does.
+    assert!(report["memory"]["kernel"].is_number() && report["memory"]["caches"].is_object());
+    assert_eq!(report["bench"], "hold");
+    assert!(report["machine"]["kernel"].is_string() && report["command"].is_array());
+}
+
+#[test]
+fn hold_spreads_over_rings_and_shards() {
+    let report = report("hold", &["--conns", "600", "--secs", "1", "--shards", "3", "--control", "600"]);
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["shards"])), (600, 3));
+}
+
+/// As many cores as shared ones are tried on: two, where there are two.
+fn shared_cores() -> String {
+    thread::available_parallelism().map_or(1, |cores| cores.get().min(2)).to_string()
+}
+
+#[test]
+fn on_shared_cores_clients_of_several_threads_talk_to_each_other() {
+    let cores = shared_cores();
+    let shared = ["--shared-cores", &cores, "--heartbeat", "1", "--rate", "200"];
+    let report = report("hold", &[&["--conns", "401", "--secs", "4", "--control", "20"], &shared[..]].concat());
+    assert_eq!((count(&report["held_to_the_end"]), count(&report["lost"]), count(&report["refused"])), (401, 0, 0));
+    assert!(count(&report["messages"]) > 200, "{}", report["messages"]);
+    assert_eq!(report["shards"].to_string(), cores, "one for each core");
+    let logins = report["ramp"]["latency"]["count"].as_u64();
+    assert_eq!(logins, Some(401), "the threads' latencies together");
+}
+
+/// Runs `hold --fast-open` in a network of its own where `net.ipv4.tcp_fastopen` has a value, and prints the kernel's counters after it.
+fn hold_with_fast_open(value: &str) -> Output {
+    let script =
+        r#"ip link set lo up && sysctl -qw net.ipv4.tcp_fastopen="$0" && timeout 120 "$@" && cat /proc/net/netstat"#;
+    let gateway = gateway();
+    Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c", script, value, env!("CARGO_BIN_EXE_bench")])
+        .args(["hold", "--conns", "100", "--secs", "1", "--control", "10", "--fast-open", "--gateway-bin"])
+        .arg(gateway)
+        .output()
+        .expect("unshare, of util-linux")
+}
+
+#[test]
+fn with_fast_open_login_comes_along_with_the_syn() {
+    let output = hold_with_fast_open("1027");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    // A line of names, then one of values.
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = stdout.lines().filter(|line| line.starts_with("TcpExt:")).map(fields).collect();
+    let [names, values] = &lines[..] else { panic!("{stdout}") };
+    let at = names.iter().position(|name| name == "TCPFastOpenPassive").expect("a kernel with TCP Fast Open");
+    let opened: u32 = values[at].parse().expect("a number");
+    // All but those for which the cookie of their address was not there yet; the 100 of the warm-up count too.
+    assert!(opened > 100, "{opened} of 200 connections");
+}
+
+#[test]
+fn fast_open_is_refused_where_the_kernel_would_not_do_it() {
+    let output = hold_with_fast_open("1");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("it is 1: set it with `sysctl -w net.ipv4.tcp_fastopen=1027`"), "{stderr}");
+}
+
+#[test]
+fn what_the_gateway_refuses_is_counted_by_kind_and_fails_the_run() {
+    let gateway = gateway();
+    let arguments = ["hold", "--conns", "200", "--secs", "0.5", "--connections-max", "150", "--control", "2"];
+    let output = bench(&[&arguments[..], &["--gateway-bin", gateway.to_str().expect("UTF-8")]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("BYE 14") && stderr.contains("(50)"), "{stderr}");
+}
+
+#[test]
+fn rate_measures_each_rate_from_the_intended_time() {
+    let report = report("rate", &["--conns", "100", "--talkers", "40", "--rate", "500,2000", "--secs", "1"]);
+    let steps = report["steps"].as_array().expect("steps");
+    assert_eq!(steps.len(), 2);
+    for step in steps {
+        assert!(count(&step["messages"]["count"]) > 100, "{step}");
+    }
+}
+
+#[test]
+fn pairs_across_nodes_cross_as_many_links_as_they_should_and_redis_sees_none_of_it() {
+    let report = report("pairs", &["--nodes", "3", "--guests", "--conns", "24", "--secs", "0.5", "--rounds", "1"]);
+    let cases = report["cases"].as_array().expect("cases");
+    let named = |case: &Value| (case["placement"].as_str().expect("a word").to_owned(), case["name"].clone());
+    let placements: Vec<String> = cases.iter().map(|case| named(case).0).collect();
+    assert_eq!(placements, ["local", "remote", "guests-together", "guests-apart"]);
+    for (case, links) in cases.iter().zip([0, 1, 2, 2]) {
+        let round = &case["rounds"][0];
+        let messages = count(&round["checked"]);
+        assert!(messages > 100, "{round}");
+        let crossings = &round["crossings"];
+        assert_eq!(crossings.is_object(), links > 0);
+        if links > 0 {
+            assert_eq!((count(&crossings["away"]), count(&crossings["forwarded"])), (messages, 0));
+            assert_eq!(count(&crossings["records"]), links * messages);
+        }
+        assert_eq!(count(&round["redis"]["messages"]), messages);
+        // Leases and polls go on: some for each node and second, and nothing near one for a message.
+        let (busy, quiet) = (count(&round["redis"]["total"]), count(&case["redis_quiet"]["total"]));
+        assert!(
+            busy > 0 && quiet > 0 && busy < messages / 4 + 200,
+            "{busy} commands, {quiet} without {messages} messages"
+        );
+        assert!(round["redis"]["by_name"].get("info").is_none(), "{}", round["redis"]);
+    }
+    assert_eq!(report["ratios"].as_array().map(Vec::len), Some(3));
+    assert_eq!((count(&report["arguments"]["nodes"]), report["arguments"].get("redis")), (3, None));
+}
+
+#[test]
+fn pairs_of_a_cluster_of_one_have_the_floor_beside_them() {
+    let report = report("pairs", &["--redis", "--ack", "--conns", "10", "--secs", "0.3", "--rounds", "1"]);
+    let cases = report["cases"].as_array().expect("cases");
+    assert_eq!((cases[0]["name"].as_str(), cases[1]["name"].as_str()), (Some("floor"), Some("gateway")));
+    assert!(cases[0].get("redis_quiet").is_none() && cases[1]["redis_quiet"].is_object());
+}
+
+#[test]
+fn rate_across_nodes_of_a_redis_cluster_that_runs_already() {
+    let redis = redis_cluster::RedisCluster::start();
+    let url = redis.url();
+    let arguments =
+        ["--nodes", "2", "--redis", &url, "--conns", "50", "--talkers", "40", "--rate", "500", "--secs", "1"];
+    // Twice: nodes of the first run are remembered there for a while.
+    for _ in 0..2 {
+        let report = report("rate", &arguments);
+        let messages = count(&report["messages"]);
+        assert!(messages > 400, "{messages}");
+        assert_eq!(count(&report["crossings"]["records"]), messages);
+        assert!(report["steps"][0]["redis"].is_object() && report["redis_quiet"].is_object());
+        thread::sleep(Duration::from_secs(6));
+    }
+}
+
+#[test]
+fn hold_waits_until_redis_has_the_presence_of_all() {
+    for nodes in ["1", "2"] {
+        let arguments = ["--nodes", nodes, "--redis", "--conns", "400", "--secs", "1", "--control", "20"];
+        let report = report("hold", &arguments);
+        assert_eq!(count(&report["held_to_the_end"]), 400);
+        let presence = &report["presence"];
+        assert!(count(&presence["written"]) >= 400, "{presence}");
+        assert_eq!((count(&presence["refused"]), count(&presence["resyncs"])), (0, 0), "{presence}");
+        assert!(report["logins_per_second_and_node"].as_f64().is_some_and(|rate| rate > 0.0));
+    }
+}
+
+/// Processes of a bench's own Redis Cluster, by the folder they work in.
+fn redis_servers_of(bench: u32) -> usize {
+    let folder = std::env::temp_dir().join(format!("trunkline-bench-redis-{bench}"));
+    let processes = fs::read_dir("/proc").expect("there").map_while(Result::ok);
+    let is_one = |process: &fs::DirEntry| {
+        fs::read_link(process.path().join("cwd")).is_ok_and(|works_in| works_in.starts_with(&folder))
+    };
+    processes.filter(is_one).count()
+}
+
+/// A process that does not outlive a test that fails.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only when it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_redis_cluster_of_a_bench_ends_with_it_however_that_ends() {
+    let gateway = gateway();
+    let arguments = ["pairs", "--nodes", "2", "--secs", "60", "--gateway-bin", gateway.to_str().expect("UTF-8")];
+    for signal in ["-INT", "-KILL"] {
+        // Whoever runs the tests in the background may have had SIGINT ignored, which children inherit.
+        let bench = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_bench")])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the bench starts");
+        let mut bench = Ended(bench);
+        let folder = std::env::temp_dir().join(format!("trunkline-bench-redis-{}", bench.0.id()));
+        redis_cluster::wait_until("six servers run", || redis_servers_of(bench.0.id()) >= 6);
+        let status = Command::new("kill").args([signal, &bench.0.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+        bench.0.wait().expect("it was started here");
+        redis_cluster::wait_until("no server is left", || redis_servers_of(bench.0.id()) == 0);
+        redis_cluster::wait_until("their folder is gone", || !folder.exists());
+    }
+}
+
+#[test]
+fn a_redis_server_that_is_not_installed_is_named_with_the_fix() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["pairs", "--nodes", "2"])
+        .env("PATH", "/nowhere")
+        .output()
+        .expect("the bench starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("apt-get install redis-server") && stderr.contains("--redis"), "{stderr}");
+}
+
+#[test]
+fn storm_brings_everybody_back_and_no_message_is_missing() {
+    let storm = ["--conns", "500", "--secs", "1", "--control", "20", "--rate", "500"];
+    for cores in [&[][..], &["--shared-cores", &shared_cores()]] {
+        let report = report("storm", &[&storm, cores].concat());
+        assert_eq!(count(&report["cut"]), 480);
+        assert!(count(&report["messages"]) > 500);
+        let peak = &report["memory_peak_ratio"];
+        assert!(peak.as_f64().is_some_and(|ratio| ratio >= 1.0), "{peak}");
+    }
+}
+
+#[test]
+fn slow_accounts_for_every_message_that_was_dropped() {
+    let report = report(
+        "slow",
+        // A slow reader gets 6 MB, the kernel holds some 4 of them; the others have room for a second of delay.
+        &[
+            "--conns",
+            "20",
+            "--secs",
+            "5",
+            "--rounds",
+            "1",
+            "--rate",
+            "1500",
+            "--payload",
+            "16000",
+            "--gateway-arg=--outbox-bytes-max=1MiB",
+        ],
+    );
+    let lossy = &report["lossy"];
+    let dropped: u64 = report["dropped"].as_object().expect("by kind").values().map(count).sum();
+    assert!(dropped > 0, "nothing was dropped: {report}");
+    assert_eq!(count(&lossy["sent"]), count(&lossy["delivered"]) + dropped);
+}
+
+#[test]
+fn churn_lets_every_visitor_in_and_out() {
+    let report = report("churn", &["--conns", "200", "--secs", "2", "--rate", "300", "--messages", "2"]);
+    let visits = count(&report["visits"]);
+    assert!(visits > 100, "{visits}");
+    assert_eq!(count(&report["delivered"]), 2 * visits);
+}
+
+#[test]
+fn vs_goes_on_without_a_peer_that_does_not_start() {
+    let programs = std::env::temp_dir().join(format!("bench-peers-{}", std::process::id()));
+    fs::create_dir_all(&programs).expect("made");
+    let program = programs.join("mosquitto");
+    // It has a version, and no more.
+    fs::write(&program, "#!/bin/sh\n[ \"$1\" = -h ] && echo mosquitto version 0.0.0 || exit 7\n").expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
+    let arguments =
+        ["--conns", "10", "--window", "1", "--idle", "20", "--secs", "0.2", "--rounds", "2", "--peer", "mosquitto"];
+    let vs = report_with_path("vs", &arguments, Some(&programs));
+    fs::remove_dir_all(&programs).expect("there");
+    let servers = vs["servers"].as_array().expect("servers");
+    let rounds = |server: &Value| server["rounds"].as_array().map(Vec::len);
+    assert_eq!(servers.iter().map(rounds).collect::<Vec<_>>(), [Some(2), Some(2), Some(0)]);
+    let failed = servers[2]["failed"].as_str().expect("it says why");
+    assert!(failed.contains("mosquitto ended before it listened"), "{failed}");
+}
+
+#[test]
+fn vs_measures_floor_and_gateway_and_plot_draws_what_was_measured() {
+    let folder = std::env::temp_dir().join(format!("bench-plots-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("made");
+    let write = |name: &str, report: &Value| {
+        let path = folder.join(name);
+        fs::write(&path, report.to_string()).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let vs = report(
+        "vs",
+        &[
+            "--conns",
+            "10",
+            "--window",
+            "1,4",
+            "--idle",
+            "50",
+            "--secs",
+            "0.3",
+            "--rounds",
+            "1",
+            "--peer",
+            "nats-server",
+        ],
+    );
+    let servers = vs["servers"].as_array().expect("servers");
+    assert_eq!((servers[0]["name"].as_str(), servers[1]["name"].as_str()), (Some("floor"), Some("trunkline")));
+    assert!(servers.iter().all(|server| server["rounds"].as_array().is_some_and(|rounds| rounds.len() == 2)));
+    assert!(servers.len() == 3 || vs["skipped"][0][1].as_str().is_some_and(|install| install.contains("install")));
+    let rate = report("rate", &["--conns", "10", "--rate", "100,200", "--secs", "0.3"]);
+    let hold = report("hold", &["--conns", "100", "--secs", "0.5"]);
+    let files = [write("vs.json", &vs), write("rate.json", &rate), write("hold.json", &hold)];
+    let out = folder.to_str().expect("UTF-8");
+    let output = bench(&["plot", &files[0], &files[1], &files[2], "--out", out]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["cpu.svg", "idle.svg", "latency.svg", "memory.svg"] {
+        let picture = fs::read_to_string(folder.join(name)).expect(name);
+        assert!(picture.starts_with("<svg") && picture.contains("</svg>"), "{name}");
+    }
+    fs::remove_dir_all(&folder).expect("there");
+}
+
+/// What a run says that must fail, and how.
+#[track_caller]
+fn complaint(arguments: &[&str], status: i32, parts: &[&str]) {
+    let output = bench(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{arguments:?}: {part:?} is not in {stderr:?}");
+    }
+}
+
+#[test]
+fn a_wrong_flag_is_named() {
+    complaint(&["hold", "--conns", "many"], 2, &["--conns", "many"]);
+    complaint(&["hold", "--cons", "5"], 2, &["--cons"]);
+    complaint(&["hold", "--control", "3"], 1, &["--control", "even"]);
+    complaint(&["hold", "--secs", "0"], 1, &["--secs", "seconds"]);
+    complaint(&["hold", "--shared-cores", "1024"], 1, &["--shared-cores 1024", "may use"]);
+    complaint(&["hold", "--shared-cores", "1", "--nodes", "2"], 1, &["--shared-cores", "--nodes"]);
+    complaint(&["storm", "--shared-cores", "2", "--shards", "3"], 1, &["--shared-cores 2"]);
+    complaint(&["rate", "--rate=-1"], 1, &["--rate", "per second"]);
+    complaint(&["rate", "--rate", "0"], 1, &["--rate", "per second"]);
+    complaint(&["churn", "--rate", "1e12"], 1, &["--rate", "per second"]);
+    complaint(&["slow", "--share", "2"], 1, &["--share"]);
+    complaint(&["storm", "--login-rate", "0"], 1, &["--login-rate"]);
+    complaint(&["vs", "--peer", "nobody"], 1, &["nobody", "nats-server"]);
+    complaint(&["pairs", "--nodes", "10"], 2, &["--nodes", "1..=9"]);
+    complaint(&["pairs", "--guests"], 1, &["--guests", "--nodes 2"]);
+    complaint(&["pairs", "--nodes", "2", "--shards", "2", "--across"], 1, &["--across", "shards of one gateway"]);
+    let pid = std::process::id().to_string();
+    let running = ["rate", "--nodes", "2", "--gateway", "127.0.0.1:7700", "--gateway-pid", &pid];
+    complaint(&running, 1, &["--nodes", "--gateway"]);
+    complaint(&["rate", "--redis", "redis://127.0.0.1:7000"], 1, &["--redis", "redis-cluster"]);
+    complaint(&["plot", "/nowhere/x.json"], 1, &["/nowhere/x.json"]);
+    complaint(&["hold", "--gateway-bin", "/nowhere/gateway", "--conns", "10"], 1, &["/nowhere/gateway", "cargo build"]);
+}
+
+#[test]
+fn a_target_that_is_not_on_loopback_is_refused() {
+    let pid = std::process::id().to_string();
+    let arguments = ["rate", "--gateway", "192.0.2.1:7700", "--gateway-pid", &pid, "--conns", "2"];
+    complaint(&arguments, 1, &["192.0.2.1:7700", "--beyond-loopback"]);
+    let redis = ["rate", "--redis", "redis-cluster://192.0.2.1:7000"];
+    complaint(&redis, 1, &["192.0.2.1:7000", "not on loopback"]);
+}
+
+#[test]
+fn a_dead_target_ends_the_run() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    drop(listener);
+    let pid = std::process::id().to_string();
+    let arguments = ["rate", "--gateway", &address, "--gateway-pid", &pid, "--conns", "50"];
+    complaint(&arguments, 1, &["not one login succeeded", &address, "refused"]);
+}
+
+/// A gateway that is killed or stopped while clients are held.
+fn during_a_hold(signal: &str) -> (Option<i32>, String) {
+    let mut server = Command::new(gateway())
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the gateway starts");
+    let mut lines = BufReader::new(server.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| Some(line.strip_prefix("listening on ")?.to_owned())).expect("it says where");
+    let pid = server.id().to_string();
+    let (signalled, signal) = (pid.clone(), signal.to_owned());
+    let killer = thread::spawn(move || {
+        // Long after all are in, long before the end.
+        thread::sleep(Duration::from_secs(4));
+        Command::new("kill").args([&signal, &signalled]).status().expect("kill runs")
+    });
+    let output = bench(&[
+        "rate",
+        "--gateway",
+        &address,
+        "--gateway-pid",
+        &pid,
+        "--conns",
+        "50",
+        "--secs",
+        "60",
+        "--rate",
+        "100",
+        "--heartbeat",
+        "3",
+    ]);
+    assert!(killer.join().expect("no panic").success());
+    server.kill().expect("it is still to be waited for");
+    server.wait().expect("it was started here");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_target_that_dies_half_way_ends_the_run() {
+    let (status, stderr) = during_a_hold("-KILL");
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("ended during the run"), "{stderr}");
+}
+
+#[test]
+fn a_target_that_falls_silent_half_way_ends_the_run() {
+    let (status, stderr) = during_a_hold("-STOP");
+    assert_eq!(status, Some(1), "{stderr}");
+    assert!(stderr.contains("no PONG for a whole heartbeat"), "{stderr}");
+}
+
+#[test]
+fn too_few_descriptors_are_named_with_the_fix() {
+    let script = format!("ulimit -n 200; exec timeout 60 {} rate --conns 1000", env!("CARGO_BIN_EXE_bench"));
+    let output = Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("ulimit -n"), "{stderr}");
+}

@@ -1,0 +1,154 @@
+//! A small gateway on TCP: it routes messages between its users, for tests that run whole programs.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use trunkline_proto::prost::Message as _;
+use trunkline_proto::{Bye, Code, Header, Kind, Login, LoginOk, Outcome, encode, encode_message, flags};
+
+use super::{OwnedFrame, Peer};
+
+/// What happened, for tests to wait for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Login(u64),
+    Logout(u64),
+    Gone(u64),
+    /// A session was given this token.
+    Renewed(u64, String),
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    online: HashMap<u64, mpsc::UnboundedSender<Vec<u8>>>,
+    stamp: u64,
+}
+
+/// A running gateway; it ends with the test's runtime.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    pub(crate) addr: SocketAddr,
+    users: Arc<Mutex<Users>>,
+    seen: mpsc::UnboundedReceiver<Seen>,
+}
+
+impl Gateway {
+    /// Starts one; with a `token`, only logins that carry it are admitted.
+    pub(crate) async fn start(token: &'static str) -> Self {
+        Self::start_lasting(token, 0).await
+    }
+
+    /// The same; sessions are told that their token lasts so many seconds, unless that is 0.
+    pub(crate) async fn start_lasting(token: &'static str, secs: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("an address");
+        let users = Arc::new(Mutex::new(Users::default()));
+        let (tell, seen) = mpsc::unbounded_channel();
+        let shared = users.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _from)) = listener.accept().await {
+                tokio::spawn(serve(stream, token, secs, shared.clone(), tell.clone()));
+            }
+        });
+        Self { addr, users, seen }
+    }
+
+    pub(crate) async fn expect_seen(&mut self, what: Seen) {
+        assert_eq!(self.seen.recv().await, Some(what));
+    }
+
+    /// Says BYE to a user and closes.
+    pub(crate) fn bye(&self, user: u64, code: Code) {
+        let mut bytes = Vec::new();
+        encode_message(&mut bytes, Kind::Bye, code.as_u16(), &Bye::default());
+        let sender = self.users.lock().expect("no panic").online.remove(&user);
+        sender.expect("online").send(bytes).expect("connected");
+    }
+
+    /// Sends raw bytes to a user.
+    pub(crate) fn raw(&self, user: u64, bytes: Vec<u8>) {
+        let users = self.users.lock().expect("no panic");
+        users.online[&user].send(bytes).expect("connected");
+    }
+}
+
+async fn serve(stream: TcpStream, token: &str, secs: u64, users: Arc<Mutex<Users>>, tell: mpsc::UnboundedSender<Seen>) {
+    let lasting = |answer: &mut LoginOk| {
+        if secs > 0 {
+            answer.time_ms = 5_000;
+            answer.expires_ms = 5_000 + secs * 1_000;
+        }
+    };
+    let mut peer = Peer::new(stream);
+    let login = peer.expect_login().await;
+    if login.token != token {
+        peer.bye(Code::BadCredentials, Bye::default()).await;
+        return;
+    }
+    let user = login.user;
+    let (sender, mut outbox) = mpsc::unbounded_channel();
+    users.lock().expect("no panic").online.insert(user, sender);
+    let _ = tell.send(Seen::Login(user));
+    peer.welcome_with(lasting).await;
+    loop {
+        tokio::select! {
+            bytes = outbox.recv() => match bytes {
+                Some(bytes) => {
+                    if peer.try_raw(&bytes).await.is_err() {
+                        let _ = tell.send(Seen::Gone(user));
+                        break;
+                    }
+                }
+                None => return,
+            },
+            frame = peer.frame() => match frame {
+                None => {
+                    let _ = tell.send(Seen::Gone(user));
+                    break;
+                }
+                Some(frame) if frame.kind == Kind::Logout => {
+                    let _ = tell.send(Seen::Logout(user));
+                    break;
+                }
+                Some(frame) if frame.kind == Kind::Renew => {
+                    let login = Login::decode(&frame.body[..]).expect("a Login");
+                    let _ = tell.send(Seen::Renewed(user, login.token));
+                    peer.welcome_with(lasting).await;
+                }
+                Some(frame) => route(&users, user, &frame),
+            },
+        }
+    }
+    users.lock().expect("no panic").online.remove(&user);
+}
+
+fn route(users: &Mutex<Users>, user: u64, frame: &OwnedFrame) {
+    let mut users = users.lock().expect("no panic");
+    users.stamp += 1;
+    let stamp = users.stamp;
+    let put = |to: u64, kind: Kind, flags: u8, aux: u16, body: &[u8]| {
+        let (id, peer) = (frame.id, if to == user { frame.peer } else { user });
+        let header = Header { kind, flags, aux, id, peer, stamp };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &header, body);
+        users.online.get(&to).is_some_and(|outbox| outbox.send(bytes).is_ok())
+    };
+    let offline = Outcome::OfflineNotStored.as_u16();
+    match frame.kind {
+        Kind::Ping => assert!(put(user, Kind::Pong, 0, frame.aux, &[])),
+        Kind::Send => {
+            let delivered =
+                frame.peer != user && put(frame.peer, Kind::Deliver, frame.flags & flags::ACK, 0, &frame.body);
+            if !delivered && frame.flags & flags::ACK != 0 {
+                put(user, Kind::Sent, 0, offline, &[]);
+            }
+        }
+        Kind::Ack => {
+            put(frame.peer, Kind::Sent, 0, Outcome::Delivered.as_u16(), &[]);
+        }
+        other => panic!("a client sent {other:?}"),
+    }
+}

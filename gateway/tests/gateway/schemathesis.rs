@@ -1,0 +1,17 @@
+//! The gateway's API against its own document, with made-up requests of all kinds.
+
+use crate::support::client::Client;
+use crate::support::gateway::with_gateway;
+use crate::support::schemathesis::assert_conforms;
+
+#[test]
+fn the_gateway_is_as_its_document_says() {
+    with_gateway(2, &[], |gateway| {
+        // Somebody is there to be found and to be kicked.
+        let _clients: Vec<Client> = (1..=3).map(|user| Client::login(gateway, user)).collect();
+        // A node that drains is not ready, and says so with 503.
+        assert_conforms(gateway.http_address(), &["--exclude-path", "/v1/node/drain"]);
+        assert_conforms(gateway.http_address(), &["--include-path", "/v1/node/drain"]);
+        assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
+    });
+}
