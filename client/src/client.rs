@@ -1,16 +1,19 @@
-//! The handles of the application.
+//! The sending side.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use trunkline_proto::Outcome;
 
+use crate::events::Slot;
 use crate::outlet::Outlet;
-use crate::state::{Command, Shared, State, Taken, Unacked};
+use crate::receipt::OnlyWaiter;
+use crate::state::{Command, Shared, State, Taken};
+use crate::unsettled::{InsertError, NotTaken};
 use crate::window::Window;
-use crate::{Config, Dial, Error, Event, Message, Tcp, driver};
+use crate::{Config, Dial, Error, Events, Message, Outgoing, Payload, Receipt, driver};
 
 /// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no connection
 /// never has to wait.
@@ -18,6 +21,7 @@ const TAKEN_SPARE: usize = 16;
 
 /// What the gateway said at the last login.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionInfo {
     /// Address of the connection, after redirections.
     pub addr: String,
@@ -40,9 +44,10 @@ pub struct SessionInfo {
 #[derive(Clone, Debug)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
-    taken: mpsc::Sender<Taken>,
+    pub(crate) taken: mpsc::Sender<Taken>,
     shared: Arc<Shared>,
     unacked_max: usize,
+    fate_timeout: Duration,
 }
 
 impl Client {
@@ -53,44 +58,52 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Config`], [`Error::Token`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`],
-    /// [`Error::LoginCut`], [`Error::Protocol`]; of several addresses that of the last one tried.
+    /// [`Error::LoginCut`], [`Error::Protocol`], of several addresses that of the last one tried; and of
+    /// [`Config::outbox`], [`Error::Outbox`] and [`Error::TooManyUnacked`].
+    #[cfg(feature = "tcp")]
     pub async fn connect(config: Config) -> Result<(Self, Events), Error> {
-        Self::connect_with(config, Tcp).await
+        Self::connect_with(config, crate::Tcp).await
     }
 
-    /// As [`Self::connect`], over connections made by `dial`.
+    /// Connects over streams made by `dial`, and logs in. Everything else is as with TCP.
     ///
     /// # Errors
-    /// As [`Self::connect`].
+    /// [`Error::Config`], [`Error::Token`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`],
+    /// [`Error::LoginCut`], [`Error::Protocol`], [`Error::Outbox`], [`Error::TooManyUnacked`].
     pub async fn connect_with<D: Dial>(config: Config, mut dial: D) -> Result<(Self, Events), Error> {
         config.validate().map_err(Error::Config)?;
         let (link, route) = driver::first_login(&mut dial, &config).await?;
 
-        let shared = Arc::new(Shared::new(config.unacked_max, link.info.clone()));
+        let (unacked_max, fate_timeout) = (config.unacked_max, config.fate_timeout);
+        let shared = Arc::new(Shared::new(unacked_max, config.outbox.clone(), link.info.clone()));
+        shared.unsettled.load(fate_timeout, unacked_max)?;
         let (commands, commands_queue) = mpsc::channel(config.send_queue_len);
         let (taken, taken_queue) = mpsc::channel(config.event_queue_len + TAKEN_SPARE);
         let (events, events_queue) = mpsc::channel(config.event_queue_len);
-        let client = Self { commands, taken, shared: shared.clone(), unacked_max: config.unacked_max };
-        let events_handle = Events { queue: events_queue, client: client.clone(), auto_ack: config.auto_ack };
-        let state = State {
-            commands: commands_queue,
-            taken: taken_queue,
-            outlet: Outlet::new(events, config.event_wait),
-            window: Window::new(config.dedup_window_len),
-            unacked: BTreeMap::new(),
-            shared,
+        let client = Self { commands, taken, shared: shared.clone(), unacked_max, fate_timeout };
+        let events_handle = Events {
+            queue: events_queue,
+            client: client.clone(),
+            shared: shared.clone(),
+            acknowledge: config.acknowledge,
+            at_work: None,
+            slot: Slot::default(),
+            ended: false,
         };
+        let outlet = Outlet::new(events, config.event_wait);
+        let window = Window::new(config.dedup_window_len + outlet.len_max());
+        let state = State::new(commands_queue, taken_queue, outlet, window, shared);
         tokio::spawn(driver::run(dial, config, state, route, link));
         Ok((client, events_handle))
     }
 
     /// Queues a message to user `to`, delivered at most once, and returns its id. Waits while the queue is full. The gateway
-    /// reports nothing about it but what [`Event::ServerError`] carries; a recipient who is offline never gets it.
+    /// reports nothing about it but what [`crate::Event::ServerError`] carries; a recipient who is offline never gets it.
     ///
     /// # Errors
     /// [`Error::NotConnected`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Closed`].
-    pub async fn send(&self, to: u64, payload: impl Into<Vec<u8>>) -> Result<u64, Error> {
-        let payload = payload.into();
+    pub async fn send(&self, to: u64, payload: impl Into<Payload>) -> Result<u64, Error> {
+        let payload = Bytes::from(payload.into());
         self.check(to, &payload)?;
         let slot = self.slot().await?;
         if !self.shared.is_connected() {
@@ -104,38 +117,70 @@ impl Client {
     /// Sends a message to user `to`, delivered at least once (exactly once to a recipient that removes duplicates), and
     /// waits for its fate. Works without a connection, too: then it waits for the next one.
     ///
-    /// Dropping the future gives up waiting; the message may or may not be delivered.
+    /// Dropping the future gives the message up: nobody else knows of it. It is not sent any more and no longer counts
+    /// against [`Config::unacked_max`]; it may have been delivered before.
     ///
     /// # Errors
-    /// [`Error::TooManyUnacked`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Refused`],
-    /// [`Error::UnknownOutcome`], [`Error::Closed`].
-    pub async fn send_acked(&self, to: u64, payload: impl Into<Vec<u8>>) -> Result<Outcome, Error> {
-        self.send_tracked(to, payload).await?.outcome().await
+    /// [`Error::TooManyUnacked`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Outbox`],
+    /// [`Error::Refused`], [`Error::UnknownOutcome`], [`Error::NoFate`], [`Error::Closed`].
+    pub async fn send_acked(&self, to: u64, payload: impl Into<Payload>) -> Result<Outcome, Error> {
+        let mut waiter = OnlyWaiter(self.send_tracked(to, payload).await?);
+        (&mut waiter.0).await
     }
 
     /// The first half of [`Self::send_acked`]: returns as soon as the message is queued. Messages are sent in the order of
-    /// these calls, and their fates can be awaited in any order.
+    /// these calls, and their fates can be awaited in any order, or not at all.
     ///
     /// # Errors
-    /// [`Error::TooManyUnacked`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Closed`].
-    pub async fn send_tracked(&self, to: u64, payload: impl Into<Vec<u8>>) -> Result<Receipt, Error> {
-        let payload = payload.into();
-        self.check(to, &payload)?;
-        let Ok(permit) = self.shared.unacked.clone().try_acquire_owned() else {
-            let max = self.unacked_max;
-            return Err(Error::TooManyUnacked { max });
-        };
-        let (fate, answer) = oneshot::channel();
-        let message = Unacked { to, payload, fate, _permit: permit };
-        let slot = self.slot().await?;
-        let id = self.shared.ids.next();
-        slot.send(Command::SendAcked { id, message });
-        let shared = self.shared.clone();
-        Ok(Receipt { id, answer, shared })
+    /// [`Error::TooManyUnacked`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Outbox`],
+    /// [`Error::Closed`].
+    pub async fn send_tracked(&self, to: u64, payload: impl Into<Payload>) -> Result<Receipt, Error> {
+        self.submit(Outgoing::new(to, payload)).await
     }
 
-    /// Acknowledges a message, for clients with [`Config::auto_ack`] off. Nothing happens for a message that wants no
-    /// acknowledgement. It may be called on another connection than the one the message came on.
+    /// [`Self::send_tracked`] with all there is to choose: an id of the application's own, and how long the fate is waited
+    /// for. After a crash the same message under the same id is recognised by its recipient.
+    ///
+    /// # Errors
+    /// As [`Self::send_tracked`], and [`Error::ZeroId`], [`Error::DuplicateId`].
+    pub async fn submit(&self, message: Outgoing) -> Result<Receipt, Error> {
+        self.check(message.to, &message.payload)?;
+        let id = match message.id {
+            Some(0) => return Err(Error::ZeroId),
+            Some(id) => id,
+            None => self.shared.ids.next(),
+        };
+        let unsettled = &self.shared.unsettled;
+        let permit = unsettled.reserve().ok_or(Error::TooManyUnacked { max: self.unacked_max })?;
+        let slot = self.slot().await?;
+        let announce = |serial| slot.send(Command::SendTracked { serial });
+        let taken = unsettled.insert(id, message, self.fate_timeout, permit, announce);
+        let (serial, answer) = taken.map_err(|error| match error {
+            InsertError::NotTaken(NotTaken::Duplicate) => Error::DuplicateId { id },
+            InsertError::NotTaken(NotTaken::Closed) => self.shared.closed(),
+            InsertError::Outbox(error) => Error::Outbox(error),
+        })?;
+        let shared = self.shared.clone();
+        Ok(Receipt { id, serial, answer, shared })
+    }
+
+    /// The messages whose fate is not known, in the order of sending. After the end of the client: those that were left, for
+    /// another client to send with their ids, or for the application to keep.
+    #[must_use]
+    pub fn unsettled(&self) -> Vec<Outgoing> {
+        self.shared.unsettled.list()
+    }
+
+    /// A receipt for a message that is on its way and that nobody waits for: its receipt was dropped, or it comes from
+    /// [`Config::outbox`]. `None` when there is no such message.
+    #[must_use]
+    pub fn receipt(&self, id: u64) -> Option<Receipt> {
+        let (serial, answer) = self.shared.unsettled.attach(id)?;
+        Some(Receipt { id, serial, answer, shared: self.shared.clone() })
+    }
+
+    /// Acknowledges a message, where [`Config::acknowledge`] leaves that to the application. Nothing happens for a message
+    /// that wants no acknowledgement. It may be called on another connection than the one the message came on.
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -143,7 +188,7 @@ impl Client {
         if !message.wants_ack() {
             return Ok(());
         }
-        let sent = self.taken.send(taken(message)).await;
+        let sent = self.taken.send(Taken::of(message)).await;
         sent.map_err(|_closed| self.shared.closed())
     }
 
@@ -158,12 +203,14 @@ impl Client {
     }
 
     /// Sends what is queued, logs out and waits for the end. Messages whose fate is still unknown end with
-    /// [`Error::Closed`]. Calling it again, on any clone, is harmless.
-    pub async fn close(&self) {
+    /// [`Error::Closed`] and are returned, as [`Self::unsettled`] does from then on. Calling it again, on any clone, is
+    /// harmless.
+    pub async fn close(&self) -> Vec<Outgoing> {
         if let Ok(slot) = self.commands.reserve().await {
             slot.send(Command::Close);
         }
         self.commands.closed().await;
+        self.unsettled()
     }
 
     /// Whether there is a logged-in connection at the moment.
@@ -187,68 +234,5 @@ impl Client {
 
     async fn slot(&self) -> Result<mpsc::Permit<'_, Command>, Error> {
         self.commands.reserve().await.map_err(|_closed| self.shared.closed())
-    }
-}
-
-fn taken(message: &Message) -> Taken {
-    Taken { from: message.from, id: message.id, stamp: message.stamp }
-}
-
-/// A message on its way.
-#[derive(Debug)]
-pub struct Receipt {
-    id: u64,
-    answer: oneshot::Receiver<Result<Outcome, Error>>,
-    shared: Arc<Shared>,
-}
-
-impl Receipt {
-    /// The message's id.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Waits for the message's fate, over reconnects if need be.
-    ///
-    /// # Errors
-    /// [`Error::Refused`], [`Error::PayloadTooLarge`] if a later gateway takes smaller frames, [`Error::UnknownOutcome`],
-    /// [`Error::Closed`].
-    pub async fn outcome(self) -> Result<Outcome, Error> {
-        self.answer.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
-    }
-}
-
-/// The receiving side.
-///
-/// When it is dropped, arriving messages are discarded without acknowledgement; sending goes on working.
-#[derive(Debug)]
-pub struct Events {
-    queue: mpsc::Receiver<Event>,
-    client: Client,
-    auto_ack: bool,
-}
-
-impl Events {
-    /// The next event; `None` after the last, which is [`Event::Disconnected`] with no `retry_in`. With
-    /// [`Config::auto_ack`], a message is acknowledged by being returned from here.
-    ///
-    /// Cancelling it loses nothing.
-    pub async fn next(&mut self) -> Option<Event> {
-        if !self.auto_ack {
-            return self.queue.recv().await;
-        }
-        // Reserved before the event is taken, so that there is no point in between where cancelling could lose either.
-        let Ok(slot) = self.client.taken.reserve().await else {
-            // The client has ended; what is left in the queue can no longer be acknowledged.
-            return self.queue.recv().await;
-        };
-        let event = self.queue.recv().await;
-        if let Some(Event::Message(message)) = &event
-            && message.wants_ack()
-        {
-            slot.send(taken(message));
-        }
-        event
     }
 }

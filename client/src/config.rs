@@ -1,18 +1,39 @@
 //! What a client is told before it connects.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_proto::DEVICE_BYTES_MAX;
 
 use crate::addrs::is_address;
-use crate::{Backoff, Token};
+use crate::{Backoff, Outbox, Token};
 
 /// Addresses to begin with: a list by hand has fewer.
 const ADDRS_MAX: usize = 64;
 
 /// Longest queue that can be asked for; it bounds what a wrong unit in a configuration can cost.
 const QUEUE_LEN_MAX: usize = 1_000_000;
+
+/// Shortest and longest ceiling of a wait before a reconnect: below, a client would hammer a gateway that is down, and above
+/// it would not notice on the same day that it is back.
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// When a message is acknowledged. The sender is told "delivered" then, and no gateway delivers the message again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Acknowledge {
+    /// When the application asks [`crate::Events`] for the next event: then it is done with this one. What it is at when it
+    /// crashes is delivered again. The last message before the events are dropped is not acknowledged either, unless by
+    /// [`crate::Client::ack`]. The default.
+    #[default]
+    OnNext,
+    /// When the application takes it from [`crate::Events`]. What it is at when it crashes is lost.
+    OnTake,
+    /// Only by [`crate::Client::ack`]: for applications that work on several messages at a time.
+    Manually,
+}
 
 /// How to connect and how much to keep. Every field has a default but the user:
 ///
@@ -44,24 +65,30 @@ pub struct Config {
     pub agent: String,
     /// Heartbeat wished for, in seconds; the gateway decides. 0 leaves it to the gateway. Default 0.
     pub heartbeat_secs: u32,
-    /// Acknowledge a message when the application takes it from [`crate::Events`]. Off, the application calls
-    /// [`crate::Client::ack`] itself. Default on.
-    pub auto_ack: bool,
+    /// When a message is acknowledged. Default [`Acknowledge::OnNext`].
+    pub acknowledge: Acknowledge,
     /// Events that may wait for the application, 1 … 1,000,000. Default 1,024.
     pub event_queue_len: usize,
-    /// How long the connection is left unread for an application that does not take its events, before events are dropped.
-    /// It keeps a burst whole and still cannot lock up an application that waits for an answer before it takes the next
-    /// event. Default 1 s.
+    /// How long the connection is left unread for an application that does not take its events, before events are dropped;
+    /// [`Duration::MAX`] for ever. Before that, as many events as the queue is long (256 and 1 MiB at most) are read ahead,
+    /// and fates and PONGs among them are heard at once. It keeps a burst whole and still cannot lock up an application
+    /// that waits for a fate before it takes the next event, unless it is for ever. Default 1 s.
     pub event_wait: Duration,
     /// Commands that may wait for the connection, 1 … 1,000,000. Default 1,024.
     pub send_queue_len: usize,
     /// Messages with acknowledgement whose fate is not known yet, 1 … 1,000,000. Each keeps its payload. Default 1,024.
     pub unacked_max: usize,
-    /// Received messages remembered to remove duplicates, 1 … 1,000,000, about 64 bytes each. Default 4,096.
+    /// How long the fate of a message is waited for, from the call on, connected or not; then it is given up with
+    /// [`crate::Error::NoFate`]. [`Duration::MAX`] for ever. Default 24 h.
+    pub fate_timeout: Duration,
+    /// Keeps messages without a known fate beyond the process. Default none: they end with it.
+    pub outbox: Option<Arc<dyn Outbox>>,
+    /// Received messages remembered to remove duplicates, [`Config::event_queue_len`] … 1,000,000, about 64 bytes each.
+    /// Default 4,096.
     pub dedup_window_len: usize,
-    /// Limit for connecting and, again, for the login. Default 10 s.
+    /// Limit for connecting to one of the addresses and, again, for the login there. Default 10 s.
     pub connect_timeout: Duration,
-    /// Waits between attempts to reconnect.
+    /// Waits between attempts to reconnect; ceilings of 1 ms … 24 h.
     pub backoff: Backoff,
 }
 
@@ -75,11 +102,13 @@ impl Default for Config {
             device_class: String::new(),
             agent: concat!("trunkline-client/", env!("CARGO_PKG_VERSION")).into(),
             heartbeat_secs: 0,
-            auto_ack: true,
+            acknowledge: Acknowledge::default(),
             event_queue_len: 1_024,
             event_wait: Duration::from_secs(1),
             send_queue_len: 1_024,
             unacked_max: 1_024,
+            fate_timeout: Duration::from_secs(24 * 3_600),
+            outbox: None,
             dedup_window_len: 4_096,
             connect_timeout: Duration::from_secs(10),
             backoff: Backoff::default(),
@@ -98,11 +127,13 @@ impl fmt::Debug for Config {
             .field("device_class", &self.device_class)
             .field("agent", &self.agent)
             .field("heartbeat_secs", &self.heartbeat_secs)
-            .field("auto_ack", &self.auto_ack)
+            .field("acknowledge", &self.acknowledge)
             .field("event_queue_len", &self.event_queue_len)
             .field("event_wait", &self.event_wait)
             .field("send_queue_len", &self.send_queue_len)
             .field("unacked_max", &self.unacked_max)
+            .field("fate_timeout", &self.fate_timeout)
+            .field("outbox", &self.outbox)
             .field("dedup_window_len", &self.dedup_window_len)
             .field("connect_timeout", &self.connect_timeout)
             .field("backoff", &self.backoff)
@@ -112,6 +143,7 @@ impl fmt::Debug for Config {
 
 /// What is wrong with a [`Config`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// `user` is 0.
     NoUser,
@@ -137,6 +169,21 @@ pub enum ConfigError {
         /// Its value.
         len: usize,
     },
+    /// `dedup_window_len` is below `event_queue_len`: messages would be forgotten while they wait in the queue, and those
+    /// that are delivered again would come twice.
+    DedupWindow {
+        /// `dedup_window_len`.
+        len: usize,
+        /// `event_queue_len`.
+        len_min: usize,
+    },
+    /// A ceiling of `backoff` is below 1 ms or above 24 h.
+    Backoff {
+        /// Name of the field within `backoff`.
+        field: &'static str,
+        /// Its value.
+        ceiling: Duration,
+    },
 }
 
 impl fmt::Display for ConfigError {
@@ -152,6 +199,12 @@ impl fmt::Display for ConfigError {
             }
             Self::QueueLen { field, len } => {
                 write!(f, "{field} is {len}, but must be 1 to {QUEUE_LEN_MAX}")
+            }
+            Self::DedupWindow { len, len_min } => {
+                write!(f, "dedup_window_len is {len}, but must be at least event_queue_len, which is {len_min}")
+            }
+            Self::Backoff { field, ceiling } => {
+                write!(f, "backoff.{field} is {ceiling:?}, but must be {BACKOFF_MIN:?} to {BACKOFF_MAX:?}")
             }
         }
     }
@@ -185,6 +238,14 @@ impl Config {
         ] {
             if !(1..=QUEUE_LEN_MAX).contains(&len) {
                 return Err(ConfigError::QueueLen { field, len });
+            }
+        }
+        if self.dedup_window_len < self.event_queue_len {
+            return Err(ConfigError::DedupWindow { len: self.dedup_window_len, len_min: self.event_queue_len });
+        }
+        for (field, ceiling) in [("first", self.backoff.first), ("max", self.backoff.max)] {
+            if !(BACKOFF_MIN..=BACKOFF_MAX).contains(&ceiling) {
+                return Err(ConfigError::Backoff { field, ceiling });
             }
         }
         Ok(())
@@ -221,8 +282,16 @@ mod tests {
             assert_eq!(with(&|c| c.unacked_max = len), Err(ConfigError::QueueLen { field: "unacked_max", len }));
         }
         for len in [1, 1_000_000] {
-            assert_eq!(with(&|c| c.event_queue_len = len), Ok(()));
+            assert_eq!(with(&|c| (c.event_queue_len, c.dedup_window_len) = (len, len)), Ok(()));
         }
+        let forgetful = with(&|c| (c.event_queue_len, c.dedup_window_len) = (100, 99));
+        assert_eq!(forgetful, Err(ConfigError::DedupWindow { len: 99, len_min: 100 }));
+        for ceiling in [Duration::ZERO, Duration::from_micros(999), Duration::MAX] {
+            let error = |field| Err(ConfigError::Backoff { field, ceiling });
+            assert_eq!(with(&|c| c.backoff.first = ceiling), error("first"));
+            assert_eq!(with(&|c| c.backoff.max = ceiling), error("max"));
+        }
+        assert_eq!(with(&|c| c.backoff = Backoff { first: BACKOFF_MAX, max: BACKOFF_MIN }), Ok(()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::login::{Advice, Failure, Link, login};
 use crate::session::{Ended, run_session};
 use crate::state::State;
 use crate::token::Credentials;
-use crate::{Config, Dial, Error, Event, Reason};
+use crate::{Config, Dial, Error, Event, Reason, random};
 
 /// A session this long proves that the gateway is well, and the waits begin from the shortest again. A gateway that accepts
 /// every login and drops it at once is not met with a storm.
@@ -68,22 +68,32 @@ fn final_reason(error: &Error) -> Option<Reason> {
 }
 
 /// Runs until the end, beginning with a connection that is logged in.
-pub(crate) async fn run<D: Dial>(
+pub(crate) async fn run<D: Dial>(dial: D, config: Config, mut state: State, route: Route, first: Link<D::Stream>) {
+    let shared = state.shared.clone();
+    let reason = tokio::select! {
+        reason = live(dial, config, &mut state, route, first) => reason,
+        never = shared.unsettled.expire() => match never {},
+    };
+    state.finish(reason).await;
+}
+
+/// Session after session; returns why there is none any more.
+async fn live<D: Dial>(
     mut dial: D,
     config: Config,
-    mut state: State,
+    state: &mut State,
     mut route: Route,
     first: Link<D::Stream>,
-) {
+) -> Reason {
     let mut link = first;
     let mut attempt = 0;
-    let reason = loop {
+    loop {
         let resume = std::mem::take(&mut link.resume);
         let began = Instant::now();
-        let Ended { reason, advice } = run_session(link, config.user, &mut route.credentials, &mut state).await;
+        let Ended { reason, advice } = run_session(link, config.user, &mut route.credentials, state).await;
         state.go_offline();
         if !route.credentials.may_go_on_after(&reason) {
-            break reason;
+            return reason;
         }
         if began.elapsed() >= STABLE {
             attempt = 0;
@@ -92,15 +102,14 @@ pub(crate) async fn run<D: Dial>(
         if wants_clients_elsewhere(&reason) {
             route.book.leave_last();
         }
-        match reconnect(&mut dial, &config, &mut state, &resume, &mut attempt, &mut route, reason, advice).await {
+        match reconnect(&mut dial, &config, state, &resume, &mut attempt, &mut route, reason, advice).await {
             Ok(again) => link = again,
-            Err(reason) => break reason,
+            Err(reason) => return reason,
         }
         state.go_online(&link.info);
         let resumed = link.resumed;
         state.tell(Event::Reconnected { resumed });
-    };
-    state.finish(reason).await;
+    }
 }
 
 /// Whether the gateway is not the one to come back to first: it drains, is no home of this user, or is overloaded.
@@ -125,14 +134,21 @@ async fn reconnect<D: Dial>(
     mut advice: Advice,
 ) -> Result<Link<D::Stream>, Reason> {
     let mut lost = Some(reason);
+    // What went wrong at the latest attempt, and how many there have been.
+    let mut failed: Option<String> = None;
+    let mut failures = 0;
     let mut stale = 0;
     loop {
         // The wait asked for is added to the own one, whose random part keeps clients apart that heard the same number.
-        let delay = advice.after + config.backoff.delay(*attempt, rand::random());
+        let delay = advice.after + config.backoff.delay(*attempt, random::share());
         *attempt = attempt.saturating_add(1);
         if let Some(reason) = lost.take() {
             let retry_in = Some(delay);
             state.tell(Event::Disconnected { reason, retry_in });
+        }
+        if let Some(why) = failed.take() {
+            failures += 1;
+            state.outlet.push_if_idle(Event::ReconnectFailed { attempt: failures, why, retry_in: delay });
         }
         if let Some(redirect) = &advice.redirect {
             route.book.redirected(redirect);
@@ -164,6 +180,7 @@ async fn reconnect<D: Dial>(
                 if stale == STALE_TOKENS_MAX {
                     return Err(reason);
                 }
+                failed = Some(format!("there is no other token yet than the one refused: {reason}"));
                 advice = Advice::default();
             }
             Err((addr, Attempt::Failed(failure))) => {
@@ -175,6 +192,7 @@ async fn reconnect<D: Dial>(
                 if let Some(addr) = addr {
                     route.book.failed(&addr);
                 }
+                failed = Some(failure.error.to_string());
                 // A redirection is tried once: without a new one the next attempt goes on with the addresses known.
                 advice = failure.advice;
             }

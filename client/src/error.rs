@@ -65,6 +65,15 @@ pub enum Error {
     },
     /// The recipient is user 0.
     NoSuchUser,
+    /// The id given is 0, which no message may have.
+    ZeroId,
+    /// A message with the id given is still under way.
+    DuplicateId {
+        /// That id.
+        id: u64,
+    },
+    /// [`crate::Config::outbox`] failed; the message was not sent.
+    Outbox(io::Error),
     /// The gateway refused this message.
     Refused {
         /// Number of the error; [`Code::from_u16`] names it.
@@ -74,6 +83,13 @@ pub enum Error {
     },
     /// The gateway reported a fate that this version does not know.
     UnknownOutcome(u16),
+    /// The message was given up after the time for its fate, [`crate::Config::fate_timeout`]. It may have been delivered.
+    NoFate {
+        /// That time.
+        waited: Duration,
+    },
+    /// The message was given up by [`crate::Receipt::cancel`], or with the future of [`crate::Client::send_acked`].
+    Cancelled,
     /// The client has ended and will not reconnect.
     Closed(Reason),
 }
@@ -102,6 +118,9 @@ pub enum Reason {
     Protocol(String),
     /// [`crate::Client::close`] was called, or every handle was dropped.
     LoggedOut,
+    /// The task that owned the connection was torn down: its runtime was shut down, or [`crate::Dial`],
+    /// [`crate::Outbox`] or the provider of [`crate::Token`] panicked in it.
+    Aborted,
 }
 
 /// An error code or BYE reason in words, with its number, and with the gateway's own words behind it where those say more.
@@ -149,12 +168,17 @@ impl fmt::Display for Error {
                 write!(f, "the payload has {bytes} bytes, this gateway takes {bytes_max}")
             }
             Self::NoSuchUser => write!(f, "user 0 does not exist"),
+            Self::ZeroId => write!(f, "a message cannot have the id 0"),
+            Self::DuplicateId { id } => write!(f, "a message with the id {id} is still under way"),
+            Self::Outbox(error) => write!(f, "the outbox failed: {error}"),
             Self::Refused { code, text } => {
                 write!(f, "the gateway refused the message: {}", sentence(*code, text))
             }
             Self::UnknownOutcome(outcome) => {
                 write!(f, "the gateway reported outcome {outcome}, unknown to this version")
             }
+            Self::NoFate { waited } => write!(f, "nothing was heard of the message within {waited:?}"),
+            Self::Cancelled => write!(f, "the message was given up"),
             Self::Closed(reason) => write!(f, "the connection has ended: {reason}"),
         }
     }
@@ -164,7 +188,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Config(error) => Some(error),
-            Self::Connect { source, .. } => Some(source),
+            Self::Connect { source, .. } | Self::Outbox(source) => Some(source),
             _ => None,
         }
     }
@@ -181,6 +205,7 @@ impl fmt::Display for Reason {
             Self::Io(error) => write!(f, "{error}"),
             Self::Protocol(what) => write!(f, "the gateway broke the protocol: {what}"),
             Self::LoggedOut => write!(f, "logged out"),
+            Self::Aborted => write!(f, "the task of the client was torn down"),
         }
     }
 }
@@ -192,7 +217,7 @@ impl Reason {
     #[must_use]
     pub fn allows_reconnect(&self) -> bool {
         match self {
-            Self::LoggedOut => false,
+            Self::LoggedOut | Self::Aborted => false,
             Self::Bye { code, .. } => !matches!(
                 Code::from_u16(*code),
                 Some(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use trunkline_proto::flags;
 
 use crate::Reason;
@@ -18,6 +19,16 @@ pub enum Event {
         reason: Reason,
         /// When the next attempt to connect begins; `None` when there will be none. Then this is the last event.
         retry_in: Option<Duration>,
+    },
+    /// An attempt to connect again did not work. Told only while at least half of the event queue is free: an application
+    /// that is away meanwhile finds [`Event::Reconnected`] or the end, and no list of failures.
+    ReconnectFailed {
+        /// Number of attempts since the connection was lost, from 1.
+        attempt: u32,
+        /// What went wrong, for a person.
+        why: String,
+        /// When the next attempt begins.
+        retry_in: Duration,
     },
     /// Logged in again; messages without a known fate are being sent again.
     Reconnected {
@@ -53,6 +64,7 @@ pub enum Event {
 
 /// A message for this user.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
     /// The sending user; this user itself when [`Message::is_own`].
     pub from: u64,
@@ -60,13 +72,19 @@ pub struct Message {
     pub id: u64,
     /// Position in this user's inbox: milliseconds since the epoch in the high 44 bits, a counter in the low 20.
     pub stamp: u64,
-    /// The payload.
-    pub body: Vec<u8>,
+    /// The payload. It can be sent on as it is, without a copy.
+    pub body: Bytes,
     /// The flags as on the wire.
     pub flags: u8,
 }
 
 impl Message {
+    /// The payload as text, if it is UTF-8.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        std::str::from_utf8(&self.body).ok()
+    }
+
     /// The sender waits for an acknowledgement.
     #[must_use]
     pub fn wants_ack(&self) -> bool {

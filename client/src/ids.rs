@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::random;
+
 /// Counts up from a random base. The base leaves the upper half of the id space free, so ids grow for the life of a client
 /// and their order is the order of sending.
 #[derive(Debug)]
@@ -11,7 +13,7 @@ pub(crate) struct MessageIds {
 
 impl MessageIds {
     pub(crate) fn new() -> Self {
-        Self::starting_at(rand::random::<u64>() >> 1)
+        Self::starting_at(random::bits() >> 1)
     }
 
     fn starting_at(first: u64) -> Self {

@@ -29,33 +29,47 @@
 //! - [`Client::send`] is at most once: it fails while there is no connection, and a message that was queued when the
 //!   connection broke is lost.
 //! - [`Client::send_acked`] is at least once: the message is kept until the gateway reports its fate, and sent again, under
-//!   the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in order.
-//! - A received message that wants an acknowledgement is acknowledged when the application takes it from [`Events`], or,
-//!   with [`Config::auto_ack`] off, when it calls [`Client::ack`]. Until then the gateway will deliver it again; such
-//!   duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`] messages.
+//!   the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in order: its
+//!   [`Receipt`] can be awaited, left alone ([`Receipt::detach`], or dropped) or given up ([`Receipt::cancel`]).
+//! - A received message that wants an acknowledgement is acknowledged when the application asks for the next event, so that
+//!   a crash while it works on a message loses nothing; [`Config::acknowledge`] has other ways. Until then the gateway will
+//!   deliver it again; such duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`]
+//!   messages.
 //!
 //! # Message ids
 //!
 //! An id must never be 0 and must be unique for its sender, over restarts and over all devices of that user. Ids count up
-//! from a base drawn at random from 2⁶³ values for each [`Client::connect`]. Two runs that send `n` messages each overlap
-//! with a probability of about `n / 2⁶²`; no clock and no file is needed.
+//! from a base drawn at random from 2⁶³ values for each client. Two runs that send `n` messages each overlap with a
+//! probability of about `n / 2⁶²`; no clock and no file is needed.
+//!
+//! An application may give ids of its own, with [`Client::submit`]: then a message that it sends again after a crash is
+//! recognised by its recipient.
+//!
+//! # Crashes
+//!
+//! Messages whose fate is not known end with the process, unless [`Config::outbox`] keeps them: with a [`FileOutbox`] the
+//! next process sends them first, under their old ids. [`Client::close`] returns them, and [`Client::unsettled`] lists them.
+//! At the receiving end, a message is delivered again if the process died before it asked for the next event; an
+//! application that must not handle it twice remembers (sender, id) along with what it did.
 //!
 //! # Bounds
 //!
 //! | what | bound | when it is reached |
 //! |---|---|---|
-//! | events waiting for the application | [`Config::event_queue_len`] | the connection is not read for up to [`Config::event_wait`]; then events are dropped, messages unacknowledged, and [`Event::Lost`] tells how many |
+//! | events waiting for the application | [`Config::event_queue_len`], and as many read ahead, 256 and 1 MiB at most | the connection is not read for up to [`Config::event_wait`]; then events are dropped, messages unacknowledged, and [`Event::Lost`] tells how many |
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
 //! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
+//! | time without a known fate | [`Config::fate_timeout`] | [`Error::NoFate`] |
 //! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
 //! | addresses learnt from gateways | 16 | the one not used for longest is forgotten |
-//! | bytes waiting for the socket | 64 KiB and one frame | commands wait |
+//! | bytes waiting for the socket | 64 KiB and one frame of messages, 64 KiB of answers | commands wait; the connection is not read |
 //!
 //! # Reconnecting
 //!
-//! After a broken connection the client waits (see [`Backoff`]) and logs in again: at the address the gateway named, if it
+//! After a broken connection ([`Event::Disconnected`]) the client waits (see [`Backoff`]) and logs in again: at the address the gateway named, if it
 //! named one, then where the last login worked, then at [`Config::addrs`] in their order and at up to 16 addresses learnt
-//! from gateways, one for each attempt, until one takes it. Each name is resolved anew for each attempt. After four
+//! from gateways, one for each attempt, until one takes it; [`Event::ReconnectFailed`] tells of
+//! those that do not. Each name is resolved anew for each attempt. After four
 //! redirections in a row, without a session of 10 s in between, the next one is ignored.
 //!
 //! It does not come back after the reasons 6 bad credentials, 7 unsupported version, 8 replaced by a newer login, 15 kicked
@@ -70,6 +84,13 @@
 //! is none, or the gateway does not take it, [`Event::TokenNotRenewed`] says so and the client tries again, until the end:
 //! [`Event::Disconnected`] with reason 6, "the token has expired".
 
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `tcp` | on | `Tcp` and [`Client::connect`]; without it, connections are made by a [`Dial`] of the application's |
+//! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
+
 mod addrs;
 mod backoff;
 mod client;
@@ -78,22 +99,39 @@ mod dial;
 mod driver;
 mod error;
 mod event;
+mod events;
+mod file_outbox;
 mod ids;
 mod inbound;
 mod login;
 mod outbound;
+mod outbox;
 mod outlet;
+mod payload;
+mod random;
+mod receipt;
 mod renewal;
 mod session;
 mod state;
+#[cfg(feature = "tcp")]
+mod tcp;
 mod token;
+mod unsettled;
 mod window;
 
 pub use backoff::Backoff;
-pub use client::{Client, Events, Receipt, SessionInfo};
-pub use config::{Config, ConfigError};
-pub use dial::{Dial, Tcp};
+pub use bytes::Bytes;
+pub use client::{Client, SessionInfo};
+pub use config::{Acknowledge, Config, ConfigError};
+pub use dial::Dial;
 pub use error::{Error, Reason, sentence};
 pub use event::{Event, Message};
+pub use events::Events;
+pub use file_outbox::{Durability, FileOutbox};
+pub use outbox::Outbox;
+pub use payload::{Outgoing, Payload};
+pub use receipt::Receipt;
+#[cfg(feature = "tcp")]
+pub use tcp::Tcp;
 pub use token::Token;
 pub use trunkline_proto::{Code, Outcome};

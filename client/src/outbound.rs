@@ -5,23 +5,48 @@ use std::io;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use trunkline_proto::{Header, Kind, Login, encode, encode_message};
 
-/// Above it nothing more is taken in that can wait. What is appended at once is at most a frame, so the buffer is bounded by
-/// this and one frame of the largest size.
-const SOFT_BYTES_MAX: usize = 64 * 1024;
+/// Messages are appended while fewer bytes wait. What is appended at once is at most a frame, so messages fill the buffer up
+/// to this and one frame of the largest size.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Room for answers (ACK, PING, RENEW) beyond what messages fill, 2,048 ACKs. Messages cannot take it: the connection is
+/// read on however much waits to be sent.
+const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The send buffer of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbound {
     bytes: Vec<u8>,
     /// Bytes before it are written.
     written: usize,
+    /// Answers are appended while fewer bytes wait: [`ANSWER_BYTES`] above the highest level that the messages in the
+    /// buffer have reached.
+    answers_below: usize,
     /// A stream that buffers (TLS) has bytes to push on.
     unflushed: bool,
 }
 
+impl Default for Outbound {
+    fn default() -> Self {
+        let answers_below = MESSAGE_BYTES_MAX + ANSWER_BYTES;
+        Self { bytes: Vec::new(), written: 0, answers_below, unflushed: false }
+    }
+}
+
 impl Outbound {
+    /// Whether one more message may be appended.
     pub(crate) fn has_room(&self) -> bool {
-        self.bytes.len() - self.written < SOFT_BYTES_MAX
+        self.waiting() < MESSAGE_BYTES_MAX
+    }
+
+    /// Whether one more answer may be appended.
+    pub(crate) fn has_room_for_answers(&self) -> bool {
+        self.waiting() < self.answers_below
+    }
+
+    /// Bytes that are not written yet.
+    fn waiting(&self) -> usize {
+        self.bytes.len() - self.written
     }
 
     pub(crate) fn wants_write(&self) -> bool {
@@ -31,6 +56,7 @@ impl Outbound {
     /// Appends a SEND.
     pub(crate) fn message(&mut self, flags: u8, id: u64, to: u64, payload: &[u8]) {
         self.append(Kind::Send, flags, 0, id, to, 0, payload);
+        self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
     }
 
     /// Appends an ACK.
@@ -63,7 +89,7 @@ impl Outbound {
 
     /// Without it a connection that is never quite drained would grow its buffer by what it has written.
     fn make_room(&mut self) {
-        if self.written >= SOFT_BYTES_MAX {
+        if self.written >= MESSAGE_BYTES_MAX {
             self.bytes.drain(..self.written);
             self.written = 0;
         }
@@ -85,6 +111,7 @@ impl Outbound {
         if self.written == self.bytes.len() {
             self.bytes.clear();
             self.written = 0;
+            self.answers_below = MESSAGE_BYTES_MAX + ANSWER_BYTES;
         }
         Ok(count)
     }
@@ -107,6 +134,26 @@ mod tests {
             let mut writer = io::Cursor::new(&mut taken[..]);
             assert_eq!(out.pump(&mut writer).await.expect("room"), 1_500);
         }
-        assert!(out.bytes.len() <= 3 * SOFT_BYTES_MAX, "{}", out.bytes.len());
+        assert!(out.bytes.len() <= 3 * MESSAGE_BYTES_MAX, "{}", out.bytes.len());
+    }
+
+    #[test]
+    fn messages_leave_room_for_answers_and_both_are_bounded() {
+        for payload_bytes in [100, 65_000, 1 << 20] {
+            let mut out = Outbound::default();
+            let payload = vec![0; payload_bytes];
+            while out.has_room() {
+                out.message(0, 1, 2, &payload);
+            }
+            let messages = out.waiting();
+            assert!(messages < MESSAGE_BYTES_MAX + payload_bytes + 32, "{messages}");
+            let mut answers = 0;
+            while out.has_room_for_answers() {
+                out.ack(2, 1, 1);
+                answers += 1;
+            }
+            assert_eq!(answers, ANSWER_BYTES / 32, "behind messages of {payload_bytes} bytes");
+            assert!(out.waiting() <= messages + ANSWER_BYTES);
+        }
     }
 }

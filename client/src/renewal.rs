@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use trunkline_proto::Code;
 
-use crate::Error;
 use crate::token::Credentials;
+use crate::{Error, random};
 
 /// The part of a token's life after which a new one is asked for: from this much …
 const FIRST_AT: f64 = 0.6;
@@ -48,7 +48,7 @@ impl Renewal {
     fn plan(&mut self, left: Option<Duration>, credentials: &Credentials) {
         let now = Instant::now();
         self.ends = left.map(|left| now + left);
-        let wait = |left: Duration| left.mul_f64(FIRST_AT + SPREAD * rand::random::<f64>()).max(APART_MIN);
+        let wait = |left: Duration| left.mul_f64(FIRST_AT + SPREAD * random::share()).max(APART_MIN);
         self.due = left.filter(|_| credentials.may_change()).map(|left| now + wait(left));
     }
 
@@ -111,7 +111,7 @@ impl Renewal {
     pub(crate) fn failed(&mut self) {
         self.waits = false;
         let left = self.ends_in();
-        let wait = left.mul_f64(AGAIN_AT + SPREAD * rand::random::<f64>()).max(APART_MIN);
+        let wait = left.mul_f64(AGAIN_AT + SPREAD * random::share()).max(APART_MIN);
         self.due = (wait < left).then(|| Instant::now() + wait);
     }
 }

@@ -1,9 +1,9 @@
 //! One logged-in connection, from LOGIN_OK to its end.
 
 use std::collections::VecDeque;
-use std::ops::Bound;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -15,6 +15,7 @@ use crate::outbound::Outbound;
 use crate::renewal::Renewal;
 use crate::state::{Command, State, Taken};
 use crate::token::Credentials;
+use crate::unsettled::Next;
 use crate::window::Seen;
 use crate::{Error, Event, Message, Reason, sentence};
 
@@ -66,8 +67,10 @@ struct Session<'a> {
     pinged: Instant,
     pings: VecDeque<Ping>,
     ping_aux: u16,
-    /// Messages above this id, up to the newest at the time of login, are still to be sent again.
-    resend: Option<Bound<u64>>,
+    /// Tracked messages from this serial on are to be sent, before all others …
+    resend_from: u64,
+    /// … up to this one: later ones are still in the queue of commands.
+    resend_below: u64,
     /// Since LOGOUT: when to stop waiting for the gateway to close.
     closing: Option<Instant>,
 }
@@ -95,7 +98,8 @@ impl<'a> Session<'a> {
     fn new<S>(link: &Link<S>, user: u64, credentials: &'a mut Credentials, state: &'a mut State) -> Self {
         let now = Instant::now();
         let renewal = Renewal::new(link.token_left, credentials);
-        let mut session = Self {
+        let resend_below = state.announced_below;
+        Self {
             state,
             user,
             credentials,
@@ -107,11 +111,10 @@ impl<'a> Session<'a> {
             pinged: now,
             pings: VecDeque::new(),
             ping_aux: HEARTBEAT_PING,
-            resend: None,
+            resend_from: 0,
+            resend_below,
             closing: None,
-        };
-        session.prepare_resend();
-        session
+        }
     }
 
     async fn run<S: AsyncRead + AsyncWrite>(&mut self, link: &mut Link<S>) -> Ended {
@@ -134,6 +137,7 @@ impl<'a> Session<'a> {
                 self.received = Instant::now();
             }
             let takes_commands = self.takes_commands();
+            let answers = self.out.has_room_for_answers();
             let next_timer = self.next_timer();
             tokio::select! {
                 filled = link.inbound.fill(&mut link.reader), if receiving => match filled {
@@ -147,9 +151,9 @@ impl<'a> Session<'a> {
                     Err(error) => return self.last_words(link, Reason::Io(error.to_string())).await,
                 },
                 command = self.state.commands.recv(), if takes_commands => self.take_commands(command),
-                Some(taken) = self.state.taken.recv(), if self.out.has_room() => self.acknowledge(taken),
+                Some(taken) = self.state.taken.recv(), if answers => self.acknowledge(taken),
                 dropped = self.state.outlet.settle() => self.state.forget(dropped),
-                answer = self.renewal.answer(), if self.closing.is_none() && self.out.has_room() => self.renew(answer),
+                answer = self.renewal.answer(), if self.closing.is_none() && answers => self.renew(answer),
                 () = sleep_until(next_timer) => {
                     if let Some(ended) = self.on_timer() {
                         return ended;
@@ -180,15 +184,16 @@ impl<'a> Session<'a> {
         reason.into()
     }
 
-    /// A frame may cause an answer and an event, so it is handled only when there is room for both. While logging out the
-    /// application is not waited for.
+    /// A frame may cause an answer and an event, so it is handled only when there is room for both. Messages that wait to be
+    /// sent don't count: the fates that make room for more come this way. While logging out the application is not waited
+    /// for.
     fn may_receive(&self) -> bool {
-        self.out.has_room() && (self.closing.is_some() || !self.state.outlet.is_blocked())
+        self.out.has_room_for_answers() && (self.closing.is_some() || !self.state.outlet.is_blocked())
     }
 
     /// Nothing overtakes what has to be sent again, and nothing follows LOGOUT.
     fn takes_commands(&self) -> bool {
-        self.out.has_room() && self.resend.is_none() && self.closing.is_none()
+        self.out.has_room() && !self.is_resending() && self.closing.is_none()
     }
 
     // Commands
@@ -209,13 +214,14 @@ impl<'a> Session<'a> {
                     self.out.message(0, id, to, &payload);
                 }
             }
-            Command::SendAcked { id, message } => match self.state.shared.check_payload(message.payload.len()) {
-                Ok(()) => {
-                    self.out.message(flags::ACK, id, message.to, &message.payload);
-                    self.state.unacked.insert(id, message);
+            Command::SendTracked { serial } => {
+                self.state.announced_below = serial + 1;
+                // Another one, if this has been given up meanwhile.
+                let message = self.state.shared.unsettled.next_from(serial).filter(|next| next.serial == serial);
+                if let Some(message) = message {
+                    self.send_tracked(message);
                 }
-                Err(error) => message.settle(Err(error)),
-            },
+            }
             Command::Ping { answer } => self.ping(answer),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
@@ -241,8 +247,10 @@ impl<'a> Session<'a> {
     }
 
     fn acknowledge(&mut self, taken: Taken) {
-        let stamp = self.state.window.take((taken.from, taken.id), taken.stamp);
-        if self.closing.is_none() {
+        // What is acknowledged already was so by the application itself, and is now for the second time.
+        if let Some(stamp) = self.state.window.take((taken.from, taken.id), taken.stamp)
+            && self.closing.is_none()
+        {
             self.out.ack(taken.from, taken.id, stamp);
         }
     }
@@ -281,30 +289,31 @@ impl<'a> Session<'a> {
 
     // Sending again
 
-    /// After a login: gives up what nobody waits for or what this gateway cannot take, and starts over with the rest.
-    fn prepare_resend(&mut self) {
-        let shared = self.state.shared.clone();
-        let unsendable = self.state.unacked.extract_if(.., |_id, message| {
-            message.fate.is_closed() || shared.check_payload(message.payload.len()).is_err()
-        });
-        for (_id, message) in unsendable {
-            if let Err(too_large) = shared.check_payload(message.payload.len()) {
-                message.settle(Err(too_large));
-            }
-        }
-        self.resend = (!self.state.unacked.is_empty()).then_some(Bound::Unbounded);
+    fn is_resending(&self) -> bool {
+        self.resend_from < self.resend_below
     }
 
-    /// As much as fits: all of it may be far more than the send buffer should hold.
+    /// As much as fits into the send buffer now: all of it may be far more than the buffer should hold, and the connection is
+    /// read in between.
     fn resend_some(&mut self) {
-        while let Some(from) = self.resend
-            && self.out.has_room()
-        {
-            let next = self.state.unacked.range((from, Bound::Unbounded)).next();
-            self.resend = next.map(|(&id, message)| {
-                self.out.message(flags::ACK, id, message.to, &message.payload);
-                Bound::Excluded(id)
-            });
+        while self.is_resending() && self.out.has_room() {
+            match self.state.shared.unsettled.next_from(self.resend_from) {
+                Some(message) if message.serial < self.resend_below => {
+                    self.resend_from = message.serial + 1;
+                    self.send_tracked(message);
+                }
+                _ => self.resend_from = self.resend_below,
+            }
+        }
+    }
+
+    /// Too large only if it was put in during an earlier connection with larger frames.
+    fn send_tracked(&mut self, message: Next) {
+        match self.state.shared.check_payload(message.payload.len()) {
+            Ok(()) => self.out.message(flags::ACK, message.id, message.to, &message.payload),
+            Err(too_large) => {
+                self.state.shared.unsettled.settle(message.serial, Err(too_large));
+            }
         }
     }
 
@@ -339,7 +348,10 @@ impl<'a> Session<'a> {
         }
         if now >= self.ping_due() {
             self.pinged = now;
-            self.out.ping(HEARTBEAT_PING);
+            // Towards a gateway that reads nothing they would add up.
+            if self.out.has_room_for_answers() {
+                self.out.ping(HEARTBEAT_PING);
+            }
         }
         self.renewal.begin(self.credentials);
         None
@@ -387,17 +399,16 @@ impl<'a> Session<'a> {
             from: frame.peer,
             id: frame.id,
             stamp: frame.stamp,
-            body: frame.body.to_vec(),
+            body: Bytes::copy_from_slice(frame.body),
             flags: frame.flags,
         };
         self.state.tell(Event::Message(message));
     }
 
-    /// A SENT that matches nothing answers a message that was sent twice and is settled.
+    /// A SENT that matches nothing answers a message that was sent twice and is settled, or one that was given up.
     fn handle_sent(&mut self, frame: &Frame<'_>) {
-        if let Some(message) = self.take_unacked(frame) {
-            message.settle(Outcome::from_u16(frame.aux).ok_or(Error::UnknownOutcome(frame.aux)));
-        }
+        let fate = || Outcome::from_u16(frame.aux).ok_or(Error::UnknownOutcome(frame.aux));
+        self.state.shared.unsettled.settle_id(frame.id, frame.peer, fate);
     }
 
     fn handle_error(&mut self, frame: &Frame<'_>) {
@@ -406,18 +417,10 @@ impl<'a> Session<'a> {
         if (frame.id, frame.peer) == (0, 0) && self.renewal.may_be_refused_with(code) {
             return self.not_renewed(sentence(code, &text));
         }
-        match self.take_unacked(frame) {
-            Some(message) => message.settle(Err(Error::Refused { code, text })),
-            None => self.state.tell(Event::ServerError { code, text, id: frame.id, peer: frame.peer }),
+        let fate = || Err(Error::Refused { code, text: text.clone() });
+        if !self.state.shared.unsettled.settle_id(frame.id, frame.peer, fate) {
+            self.state.tell(Event::ServerError { code, text, id: frame.id, peer: frame.peer });
         }
-    }
-
-    fn take_unacked(&mut self, frame: &Frame<'_>) -> Option<crate::state::Unacked> {
-        let message = self.state.unacked.get(&frame.id)?;
-        if message.to != frame.peer {
-            return None;
-        }
-        self.state.unacked.remove(&frame.id)
     }
 
     fn handle_pong(&mut self, aux: u16) {

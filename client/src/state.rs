@@ -1,46 +1,30 @@
 //! What outlives a connection, and what happens to it while there is none.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use trunkline_proto::{HEADER_LONG, Outcome};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use trunkline_proto::HEADER_LONG;
 
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
+use crate::unsettled::Unsettled;
 use crate::window::Window;
-use crate::{Error, Event, Reason, SessionInfo};
+use crate::{Error, Event, Message, Outbox, Reason, SessionInfo};
 
 /// What the handles ask of the task that owns the connection.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// At most once.
-    Send { id: u64, to: u64, payload: Vec<u8> },
-    /// At least once.
-    SendAcked { id: u64, message: Unacked },
+    Send { id: u64, to: u64, payload: Bytes },
+    /// At least once: the message with this serial, if it has not been given up meanwhile.
+    SendTracked { serial: u64 },
     /// Measure the round trip.
     Ping { answer: oneshot::Sender<Result<Duration, Error>> },
     /// Log out and end.
     Close,
-}
-
-/// A message whose fate is not known.
-#[derive(Debug)]
-pub(crate) struct Unacked {
-    pub(crate) to: u64,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) fate: oneshot::Sender<Result<Outcome, Error>>,
-    /// Counts against [`crate::Config::unacked_max`] until dropped.
-    pub(crate) _permit: OwnedSemaphorePermit,
-}
-
-impl Unacked {
-    pub(crate) fn settle(self, fate: Result<Outcome, Error>) {
-        // A caller that no longer waits has no interest in the fate.
-        drop(self.fate.send(fate));
-    }
 }
 
 /// The application has this message.
@@ -51,11 +35,17 @@ pub(crate) struct Taken {
     pub(crate) stamp: u64,
 }
 
+impl Taken {
+    pub(crate) fn of(message: &Message) -> Self {
+        Self { from: message.from, id: message.id, stamp: message.stamp }
+    }
+}
+
 /// What the handles can see without asking the task.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) ids: MessageIds,
-    pub(crate) unacked: Arc<Semaphore>,
+    pub(crate) unsettled: Unsettled,
     connected: AtomicBool,
     frame_bytes_max: AtomicU32,
     info: Mutex<SessionInfo>,
@@ -63,10 +53,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(unacked_max: usize, info: SessionInfo) -> Self {
+    pub(crate) fn new(unacked_max: usize, outbox: Option<Arc<dyn Outbox>>, info: SessionInfo) -> Self {
         Self {
             ids: MessageIds::new(),
-            unacked: Arc::new(Semaphore::new(unacked_max)),
+            unsettled: Unsettled::new(unacked_max, outbox),
             connected: AtomicBool::new(true),
             frame_bytes_max: AtomicU32::new(info.frame_bytes_max),
             info: Mutex::new(info),
@@ -82,9 +72,21 @@ impl Shared {
         self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the task has ended. Before it has, a call that finds its queue closed can only have met the end itself.
+    /// Why the task has ended.
+    pub(crate) fn end_reason(&self) -> Reason {
+        self.ended.get().cloned().unwrap_or(Reason::Aborted)
+    }
+
+    /// The error of a call that comes after the end.
     pub(crate) fn closed(&self) -> Error {
-        Error::Closed(self.ended.get().cloned().unwrap_or(Reason::LoggedOut))
+        Error::Closed(self.end_reason())
+    }
+
+    /// The end; the first reason counts.
+    fn end(&self, reason: Reason) {
+        self.connected.store(false, Ordering::Relaxed);
+        let reason = self.ended.get_or_init(|| reason);
+        self.unsettled.close(reason);
     }
 
     /// Whether a payload of this size fits into a frame of the present, or else last, connection.
@@ -97,19 +99,43 @@ impl Shared {
     }
 }
 
+/// Ends what is shared when the task is torn down, by a panic or with its runtime, before it could do so itself.
+#[derive(Debug)]
+struct EndGuard(Arc<Shared>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.end(Reason::Aborted);
+    }
+}
+
 /// Owned by the task.
 #[derive(Debug)]
 pub(crate) struct State {
+    /// Dropped before the queues are: who finds one closed finds the reason, too.
+    _end: EndGuard,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) taken: mpsc::Receiver<Taken>,
     pub(crate) outlet: Outlet,
     pub(crate) window: Window,
-    /// By id, which is the order of sending.
-    pub(crate) unacked: BTreeMap<u64, Unacked>,
+    /// Tracked messages with smaller serials are no longer in the queue of commands: they are sent after each login.
+    pub(crate) announced_below: u64,
     pub(crate) shared: Arc<Shared>,
 }
 
 impl State {
+    pub(crate) fn new(
+        commands: mpsc::Receiver<Command>,
+        taken: mpsc::Receiver<Taken>,
+        outlet: Outlet,
+        window: Window,
+        shared: Arc<Shared>,
+    ) -> Self {
+        // What an outbox has kept was never in the queue.
+        let announced_below = shared.unsettled.serial_next();
+        Self { _end: EndGuard(shared.clone()), commands, taken, outlet, window, announced_below, shared }
+    }
+
     /// A connection is lost.
     pub(crate) fn go_offline(&self) {
         self.shared.connected.store(false, Ordering::Relaxed);
@@ -148,7 +174,10 @@ impl State {
             tokio::select! {
                 command = self.commands.recv() => match command {
                     None | Some(Command::Close) => return,
-                    Some(command) => self.keep_offline(command),
+                    Some(Command::Ping { answer }) => drop(answer.send(Err(Error::NotConnected))),
+                    Some(Command::SendTracked { serial }) => self.announced_below = serial + 1,
+                    // At most once: it was queued before the connection broke and goes with it.
+                    Some(Command::Send { .. }) => {}
                 },
                 Some(taken) = self.taken.recv() => {
                     // Acknowledged when the gateway delivers it again.
@@ -159,33 +188,15 @@ impl State {
         }
     }
 
-    fn keep_offline(&mut self, command: Command) {
-        match command {
-            Command::SendAcked { id, message } => {
-                self.unacked.insert(id, message);
-            }
-            Command::Ping { answer } => drop(answer.send(Err(Error::NotConnected))),
-            // At most once: it was queued before the connection broke and goes with it.
-            Command::Send { .. } | Command::Close => {}
-        }
-    }
-
     /// The end: every waiting caller hears of it, then the application.
     pub(crate) async fn finish(mut self, reason: Reason) {
-        self.go_offline();
-        // Only this task sets it, and only here.
-        self.shared.ended.get_or_init(|| reason.clone());
+        self.shared.end(reason.clone());
         self.commands.close();
         self.taken.close();
-        let closed = || Error::Closed(reason.clone());
-        for message in std::mem::take(&mut self.unacked).into_values() {
-            message.settle(Err(closed()));
-        }
         while let Some(command) = self.commands.recv().await {
             match command {
-                Command::SendAcked { message, .. } => message.settle(Err(closed())),
-                Command::Ping { answer } => drop(answer.send(Err(closed()))),
-                Command::Send { .. } | Command::Close => {}
+                Command::Ping { answer } => drop(answer.send(Err(self.shared.closed()))),
+                Command::Send { .. } | Command::SendTracked { .. } | Command::Close => {}
             }
         }
         let retry_in = None;

@@ -57,12 +57,12 @@ impl Window {
         Seen::New
     }
 
-    /// Notes that the application has the message; returns the stamp to acknowledge.
-    pub(crate) fn take(&mut self, key: Key, stamp: u64) -> u64 {
-        self.entries.get_mut(&key).map_or(stamp, |entry| {
-            entry.taken = true;
-            entry.stamp
-        })
+    /// Notes that the application has the message; returns the stamp to acknowledge, unless that has been done.
+    pub(crate) fn take(&mut self, key: Key, stamp: u64) -> Option<u64> {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Some(stamp);
+        };
+        (!std::mem::replace(&mut entry.taken, true)).then_some(entry.stamp)
     }
 
     /// The message never reached the application: its next delivery counts as new.
@@ -89,7 +89,8 @@ mod tests {
         let mut window = Window::new(8);
         assert_eq!(window.arrive((2, 5), 100), Seen::New);
         assert_eq!(window.arrive((2, 5), 200), Seen::Waiting);
-        assert_eq!(window.take((2, 5), 100), 200);
+        assert_eq!(window.take((2, 5), 100), Some(200));
+        assert_eq!(window.take((2, 5), 100), None);
         assert_eq!(window.arrive((2, 5), 300), Seen::Taken);
     }
 
@@ -125,6 +126,6 @@ mod tests {
 
     #[test]
     fn taking_a_message_that_left_the_window_acknowledges_its_own_stamp() {
-        assert_eq!(Window::new(1).take((9, 9), 77), 77);
+        assert_eq!(Window::new(1).take((9, 9), 77), Some(77));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{config, pair};
-use trunkline_client::{Client, Code, Config, Error, Event, Events, Message, Outcome, Reason};
+use trunkline_client::{Acknowledge, Client, Code, Config, Error, Event, Events, Message, Outcome, Reason};
 use trunkline_proto::{Bye, Kind, flags};
 
 async fn message(events: &mut Events) -> Message {
@@ -100,8 +100,8 @@ async fn a_message_is_acknowledged_when_the_application_takes_it_and_not_before(
     peer.deliver(2, 7, 100, "hello").await;
     peer.expect_quiet(Duration::from_secs(100)).await;
     let received = message(&mut events).await;
-    let expected = Message { from: 2, id: 7, stamp: 100, body: b"hello".to_vec(), flags: flags::ACK };
-    assert_eq!(received, expected);
+    assert_eq!((received.from, received.id, received.stamp, received.flags), (2, 7, 100, flags::ACK));
+    assert_eq!(received.body, b"hello".as_slice());
     let ack = peer.expect(Kind::Ack).await;
     assert_eq!((ack.peer, ack.id, ack.stamp, ack.body.len()), (2, 7, 100, 0));
 }
@@ -116,8 +116,8 @@ async fn a_message_without_the_ack_flag_is_never_acknowledged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_auto_ack_off_only_the_application_acknowledges() {
-    let (client, mut events, mut peer, _board) = pair(Config { auto_ack: false, ..config() }).await;
+async fn where_it_is_left_to_the_application_only_the_application_acknowledges() {
+    let (client, mut events, mut peer, _board) = pair(Config { acknowledge: Acknowledge::Manually, ..config() }).await;
     peer.deliver(2, 7, 100, "hello").await;
     let received = message(&mut events).await;
     peer.expect_quiet(Duration::from_secs(100)).await;
@@ -172,8 +172,8 @@ async fn messages_without_acknowledgement_are_never_taken_for_duplicates() {
     for body in [b"a", b"b"] {
         peer.write(Kind::Deliver, 0, 0, 7, 2, 0, body).await;
     }
-    assert_eq!(message(&mut events).await.body, b"a");
-    assert_eq!(message(&mut events).await.body, b"b");
+    assert_eq!(message(&mut events).await.body, b"a".as_slice());
+    assert_eq!(message(&mut events).await.body, b"b".as_slice());
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,7 +209,7 @@ async fn the_number_of_unacked_messages_is_bounded_and_a_fate_makes_room() {
     let frame = peer.expect_send("1").await;
     peer.sent(&frame, Outcome::Delivered).await;
     assert_eq!(first.outcome().await.expect("a fate"), Outcome::Delivered);
-    client.send_tracked(2, "5").await.expect("room again");
+    client.send_tracked(2, "5").await.expect("room again").detach();
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,7 +264,8 @@ async fn a_burst_larger_than_the_event_queue_arrives_whole_if_the_application_ke
 #[tokio::test(start_paused = true)]
 async fn an_application_that_does_not_take_its_events_loses_a_counted_number_and_gets_acked_ones_again() {
     let (client, mut events, mut peer, _board) = pair(Config { event_queue_len: 2, ..config() }).await;
-    for id in 1..=5 {
+    // Two fill the queue and two are read ahead; the others have no place.
+    for id in 1..=7 {
         peer.deliver(2, id, id, "flood").await;
     }
     // Its fate comes behind the flood: waiting for it must not wait for the application.
@@ -273,14 +274,56 @@ async fn an_application_that_does_not_take_its_events_loses_a_counted_number_and
     peer.sent(&frame, Outcome::Delivered).await;
     assert_eq!(receipt.outcome().await.expect("a fate"), Outcome::Delivered);
 
-    assert_eq!(message(&mut events).await.id, 1);
-    assert_eq!(message(&mut events).await.id, 2);
+    for id in 1..=4 {
+        assert_eq!(message(&mut events).await.id, id);
+        assert_eq!(peer.expect(Kind::Ack).await.id, id);
+    }
     assert_eq!(events.next().await, Some(Event::Lost { count: 3 }));
-    assert_eq!(peer.expect(Kind::Ack).await.id, 1);
-    assert_eq!(peer.expect(Kind::Ack).await.id, 2);
-    peer.deliver_again(2, 3, 3, "flood").await;
-    assert_eq!(message(&mut events).await.id, 3);
-    assert_eq!(peer.expect(Kind::Ack).await.id, 3);
+    peer.deliver_again(2, 5, 5, "flood").await;
+    assert_eq!(message(&mut events).await.id, 5);
+    assert_eq!(peer.expect(Kind::Ack).await.id, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fates_and_pongs_behind_a_full_queue_are_heard_at_once() {
+    let patient = Config { event_queue_len: 8, event_wait: Duration::MAX, ..config() };
+    let (client, mut events, mut peer, _board) = pair(patient).await;
+    // The queue is full and nearly as much is read ahead.
+    for id in 1..=15 {
+        peer.deliver(2, id, id, "flood").await;
+    }
+    let began = tokio::time::Instant::now();
+    let receipt = client.send_tracked(2, "x").await.expect("queued");
+    let frame = peer.expect_send("x").await;
+    peer.sent(&frame, Outcome::Delivered).await;
+    assert_eq!(receipt.outcome().await.expect("a fate"), Outcome::Delivered);
+    let (round_trip, ()) = tokio::join!(client.ping(), async {
+        let aux = peer.expect(Kind::Ping).await.aux;
+        peer.write(Kind::Pong, 0, aux, 0, 0, 0, &[]).await;
+    });
+    assert_eq!(round_trip.expect("answered"), Duration::ZERO);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // What comes then waits in the connection, however long, and nothing is lost.
+    for id in 16..=40 {
+        peer.deliver(2, id, id, "flood").await;
+    }
+    tokio::time::sleep(Duration::from_secs(100_000)).await;
+    let application = tokio::spawn(async move {
+        for id in 1..=40 {
+            assert_eq!(message(&mut events).await.id, id);
+        }
+        events
+    });
+    let mut acknowledged = 0;
+    while acknowledged < 40 {
+        let frame = peer.frame().await.expect("the client stays");
+        match frame.kind {
+            Kind::Ack => acknowledged += 1,
+            Kind::Ping => peer.write(Kind::Pong, 0, frame.aux, 0, 0, 0, &[]).await,
+            other => panic!("{other:?}"),
+        }
+    }
+    drop(application.await.expect("in order"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -217,7 +217,12 @@ async fn after_the_end_of_its_token_a_client_comes_back_with_another_one() {
     issuer.give(Some(Ok("second")));
     let mut peer = board.arrival().await.peer;
     assert_eq!(peer.admit().await.token, "second");
-    assert_eq!(events.next().await, Some(Event::Reconnected { resumed: false }));
+    let mut event = events.next().await;
+    while let Some(Event::ReconnectFailed { why, .. }) = event {
+        assert!(why.contains("no other token") && why.contains(EXPIRED), "{why}");
+        event = events.next().await;
+    }
+    assert_eq!(event, Some(Event::Reconnected { resumed: false }));
 
     // Two in a row that are refused are enough.
     issuer.give(None);

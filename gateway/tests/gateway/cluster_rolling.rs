@@ -28,7 +28,7 @@ async fn receive(mut events: Events, books: Arc<Books>) {
     while let Some(event) = events.next().await {
         match event {
             Event::Message(message) => {
-                let number = String::from_utf8(message.body).expect("a number").parse().expect("a number");
+                let number = String::from_utf8(message.body.to_vec()).expect("a number").parse().expect("a number");
                 *books.received.lock().unwrap().entry(number).or_default() += 1;
             }
             Event::Reconnected { .. } => _ = books.reconnects.fetch_add(1, Ordering::Relaxed),

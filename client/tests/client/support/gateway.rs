@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +20,8 @@ pub(crate) enum Seen {
     Gone(u64),
     /// A session was given this token.
     Renewed(u64, String),
+    /// A user has sent this to the own devices.
+    ToSelf(u64, String),
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ struct Users {
 #[derive(Debug)]
 pub(crate) struct Gateway {
     pub(crate) addr: SocketAddr,
+    /// New connections are closed at once.
+    closed: Arc<AtomicBool>,
     users: Arc<Mutex<Users>>,
     seen: mpsc::UnboundedReceiver<Seen>,
 }
@@ -48,16 +53,26 @@ impl Gateway {
         let users = Arc::new(Mutex::new(Users::default()));
         let (tell, seen) = mpsc::unbounded_channel();
         let shared = users.clone();
+        let closed = Arc::new(AtomicBool::new(false));
+        let refuses = closed.clone();
         tokio::spawn(async move {
             while let Ok((stream, _from)) = listener.accept().await {
+                if refuses.load(Ordering::Relaxed) {
+                    continue;
+                }
                 tokio::spawn(serve(stream, token, secs, shared.clone(), tell.clone()));
             }
         });
-        Self { addr, users, seen }
+        Self { addr, closed, users, seen }
     }
 
     pub(crate) async fn expect_seen(&mut self, what: Seen) {
         assert_eq!(self.seen.recv().await, Some(what));
+    }
+
+    /// Takes no new connections, or does again.
+    pub(crate) fn close_doors(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Relaxed);
     }
 
     /// Says BYE to a user and closes.
@@ -118,7 +133,13 @@ async fn serve(stream: TcpStream, token: &str, secs: u64, users: Arc<Mutex<Users
                     let _ = tell.send(Seen::Renewed(user, login.token));
                     peer.welcome_with(lasting).await;
                 }
-                Some(frame) => route(&users, user, &frame),
+                Some(frame) => {
+                    if frame.kind == Kind::Send && frame.peer == user {
+                        let text = String::from_utf8_lossy(&frame.body).into_owned();
+                        let _ = tell.send(Seen::ToSelf(user, text));
+                    }
+                    route(&users, user, &frame);
+                }
             },
         }
     }

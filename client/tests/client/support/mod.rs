@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use trunkline_client::{Client, Config, Dial, Events};
+use trunkline_client::{Acknowledge, Client, Config, Dial, Events};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Bye, Code, Header, Kind, Login, LoginOk, Outcome, decode, encode, encode_message, flags};
 
@@ -49,25 +49,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// The next frame; `None` when the client has closed. Cancelling it loses nothing.
     pub(crate) async fn frame(&mut self) -> Option<OwnedFrame> {
         loop {
-            let decoded = decode(&self.bytes, 1 << 20).expect("the client frames well");
-            if let Some((frame, consumed)) = decoded {
-                let owned = OwnedFrame {
-                    kind: frame.known().expect("the client sends known kinds"),
-                    flags: frame.flags,
-                    aux: frame.aux,
-                    id: frame.id,
-                    peer: frame.peer,
-                    stamp: frame.stamp,
-                    body: frame.body.to_vec(),
-                };
-                self.bytes.drain(..consumed);
-                return Some(owned);
+            if let Some(frame) = self.whole_frame() {
+                return Some(frame);
             }
             match self.stream.read_buf(&mut self.bytes).await {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             }
         }
+    }
+
+    /// The next frame, over a link that carries so many bytes a second: bytes come in pieces of a hundredth of a second.
+    pub(crate) async fn frame_at(&mut self, bytes_per_sec: usize) -> Option<OwnedFrame> {
+        loop {
+            if let Some(frame) = self.whole_frame() {
+                return Some(frame);
+            }
+            let mut piece = vec![0; bytes_per_sec / 100];
+            let count = match self.stream.read(&mut piece).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => count,
+            };
+            tokio::time::sleep(Duration::from_secs(1).mul_f64(count as f64 / bytes_per_sec as f64)).await;
+            self.bytes.extend_from_slice(&piece[..count]);
+        }
+    }
+
+    /// A frame that has come already.
+    fn whole_frame(&mut self) -> Option<OwnedFrame> {
+        let (frame, consumed) = decode(&self.bytes, 1 << 20).expect("the client frames well")?;
+        let owned = OwnedFrame {
+            kind: frame.known().expect("the client sends known kinds"),
+            flags: frame.flags,
+            aux: frame.aux,
+            id: frame.id,
+            peer: frame.peer,
+            stamp: frame.stamp,
+            body: frame.body.to_vec(),
+        };
+        self.bytes.drain(..consumed);
+        Some(owned)
     }
 
     /// The next frame, which must be of this kind.
@@ -275,9 +296,9 @@ impl Switchboard {
     }
 }
 
-/// User 1, for changes.
+/// User 1, for changes. A message is acknowledged when it is taken, so that a test need not ask for the next one.
 pub(crate) fn config() -> Config {
-    Config { user: 1, ..Config::default() }
+    Config { user: 1, acknowledge: Acknowledge::OnTake, ..Config::default() }
 }
 
 /// A client that is logged in, and its gateway.

@@ -101,11 +101,89 @@ async fn two_users_talk_and_each_message_gets_its_fate() {
     gateway.expect_seen(Seen::Logout(1)).await;
     two.end_input();
     gateway.expect_seen(Seen::Logout(2)).await;
-    for chat in [one, two] {
+    // One of them has not got all of its lines through.
+    for (chat, code) in [(one, 3), (two, 0)] {
         let (status, stdout, stderr) = chat.finish().await;
-        assert!(status.success(), "{stderr}");
+        assert_eq!(status.code(), Some(code), "{stderr}");
         assert_eq!(stdout, "");
     }
+}
+
+#[tokio::test]
+async fn the_exit_status_of_a_script_tells_whether_every_line_got_through() {
+    let mut gateway = Gateway::start("").await;
+    let _two = Chat::login(&mut gateway, 2, &[]).await;
+    for (lines, code, words) in [
+        (&["2;;hello", "/ping"][..], 0, ""),
+        (&["2;;hello", "9;;anybody?"], 3, "1 lines were not sent or not delivered"),
+        (&["1;;myself"], 3, "1 lines were not sent or not delivered"),
+        (&["to nobody", "/nonsense", "0;;nobody"], 3, "3 lines were not sent or not delivered"),
+        (&[], 0, ""),
+    ] {
+        let mut one = Chat::login(&mut gateway, 1, &[]).await;
+        for line in lines {
+            one.type_line(line).await;
+        }
+        one.end_input();
+        let (status, stdout, stderr) = one.finish().await;
+        assert_eq!(status.code(), Some(code), "{lines:?}: {stdout}{stderr}");
+        assert!(stderr.contains(words), "{lines:?}: {stderr}");
+        if lines == ["1;;myself"] {
+            gateway.expect_seen(Seen::ToSelf(1, "myself".into())).await;
+            assert_eq!(stdout, "you have no other device online that could get: myself\n");
+        }
+        gateway.expect_seen(Seen::Logout(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_cannot_send_at_most_once_says_so() {
+    let mut gateway = Gateway::start("").await;
+    let mut one = Chat::login(&mut gateway, 1, &["--no-ack"]).await;
+    gateway.close_doors(true);
+    gateway.bye(1, Code::Draining);
+    let mut line = String::new();
+    while !line.contains("connection lost: ") {
+        line.clear();
+        timeout(HANG, one.stderr.read_line(&mut line)).await.expect("a line").expect("readable");
+    }
+    one.type_line("2;;into the void").await;
+    assert!(one.printed().await.starts_with("not sent to 2: into the void ("));
+    one.end_input();
+    let (status, _stdout, stderr) = one.finish().await;
+    assert_eq!(status.code(), Some(3), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_line_that_meets_a_recipient_who_is_not_back_yet_is_not_lost() {
+    let mut gateway = Gateway::start("").await;
+    let mut one = Chat::login(&mut gateway, 1, &[]).await;
+    gateway.bye(1, Code::Draining);
+    timeout(HANG, gateway.expect_seen(Seen::Login(1))).await.expect("chat comes back");
+    one.type_line("2;;are you back?").await;
+    one.type_line("/ping").await;
+    // The gateway has said by now that 2 is offline.
+    assert!(one.printed().await.starts_with("round trip "));
+    let mut two = Chat::login(&mut gateway, 2, &[]).await;
+    assert_eq!(two.printed().await, "[1] are you back?");
+    assert_eq!(one.printed().await, "delivered to 2: are you back?");
+    one.end_input();
+    let (status, stdout, stderr) = one.finish().await;
+    assert!(status.success() && stdout.is_empty(), "{stdout}{stderr}");
+}
+
+#[tokio::test]
+async fn what_another_device_has_sent_is_shown_with_its_recipient() {
+    let mut gateway = Gateway::start("").await;
+    let mut one = Chat::login(&mut gateway, 1, &[]).await;
+    for body in ["→2;;hello\n", "→not;;a copy"] {
+        let header = Header { kind: Kind::Deliver, flags: flags::SELF, aux: 0, id: 1, peer: 1, stamp: 1 };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &header, body.as_bytes());
+        gateway.raw(1, bytes);
+    }
+    assert_eq!(one.printed().await, r"[1 to 2, from another device] hello\n");
+    assert_eq!(one.printed().await, "[1, from another device] →not;;a copy");
 }
 
 #[tokio::test]
@@ -192,7 +270,7 @@ async fn commands_answer_and_mistakes_are_explained() {
     one.type_line("/nonsense").await;
     one.end_input();
     let (status, _stdout, stderr) = one.finish().await;
-    assert!(status.success(), "{stderr}");
+    assert_eq!(status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("to whom?") && stderr.contains("/nonsense is unknown"), "{stderr}");
 }
 
@@ -287,8 +365,9 @@ async fn a_broken_connection_is_told_and_mended() {
     let mut one = Chat::login(&mut gateway, 1, &[]).await;
     gateway.bye(1, Code::Draining);
     timeout(HANG, gateway.expect_seen(Seen::Login(1))).await.expect("chat comes back");
-    one.type_line("9;;still there?").await;
-    assert_eq!(one.printed().await, "offline: 9 did not get: still there?");
+    let _two = Chat::login(&mut gateway, 2, &[]).await;
+    one.type_line("2;;still there?").await;
+    assert_eq!(one.printed().await, "delivered to 2: still there?");
     one.end_input();
     let (status, _stdout, stderr) = one.finish().await;
     assert!(status.success(), "{stderr}");

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use trunkline_client::{Error, Message, Outcome, sentence};
 
+use crate::deliver;
+use crate::style::Tone;
+
 /// Characters of a message repeated in the report of its fate.
 const EXCERPT_CHARS_MAX: usize = 40;
 
@@ -39,29 +42,40 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 /// One line for a message that has arrived.
 pub(crate) fn incoming(message: &Message) -> String {
     let text = printable(&message.body);
-    if message.is_own() {
-        format!("[{}, from another device] {text}", message.from)
-    } else {
-        format!("[{}] {text}", message.from)
+    if !message.is_own() {
+        return format!("[{}] {text}", message.from);
+    }
+    match deliver::read_copy(&message.body) {
+        Some((to, text)) => format!("[{} to {to}, from another device] {}", message.from, printable(text.as_bytes())),
+        None => format!("[{}, from another device] {text}", message.from),
     }
 }
 
-/// One line for the fate of a message.
-pub(crate) fn fate(to: u64, text: &str, fate: &Result<Outcome, Error>) -> String {
+/// The beginning of a message, for what is said about it.
+pub(crate) fn excerpt(text: &str) -> String {
     let mut excerpt: String = text.chars().take(EXCERPT_CHARS_MAX).collect();
     if excerpt.len() < text.len() {
         excerpt.push('…');
     }
-    let excerpt = printable(excerpt.as_bytes());
+    printable(excerpt.as_bytes())
+}
+
+/// One line for the fate of a message that user `me` sent.
+pub(crate) fn fate(me: u64, to: u64, text: &str, fate: &Result<Outcome, Error>) -> (Tone, String) {
+    let excerpt = excerpt(text);
     match fate {
-        Ok(Outcome::Delivered) => format!("delivered to {to}: {excerpt}"),
-        Ok(Outcome::Stored) => format!("stored for {to}, who is offline: {excerpt}"),
-        Ok(Outcome::OfflineNotStored) => format!("offline: {to} did not get: {excerpt}"),
-        Ok(Outcome::Overloaded) => format!("overloaded: {to} did not get, try again: {excerpt}"),
-        Ok(Outcome::Denied) => format!("denied: {to} did not get: {excerpt}"),
+        Ok(Outcome::Delivered) => (Tone::Good, format!("delivered to {to}: {excerpt}")),
+        Ok(Outcome::Stored) => (Tone::Good, format!("stored for {to}, who is offline: {excerpt}")),
+        Ok(Outcome::OfflineNotStored) if me == to => {
+            // To oneself means to the other devices.
+            (Tone::Bad, format!("you have no other device online that could get: {excerpt}"))
+        }
+        Ok(Outcome::OfflineNotStored) => (Tone::Bad, format!("offline: {to} did not get: {excerpt}")),
+        Ok(Outcome::Overloaded) => (Tone::Bad, format!("overloaded: {to} did not get, try again: {excerpt}")),
+        Ok(Outcome::Denied) => (Tone::Bad, format!("denied: {to} did not get: {excerpt}")),
         Err(error) => {
             let error = printable(error.to_string().as_bytes());
-            format!("failed: {to} may not have got: {excerpt} ({error})")
+            (Tone::Bad, format!("failed: {to} may not have got: {excerpt} ({error})"))
         }
     }
 }
@@ -101,8 +115,14 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_in_its_report_at_a_character() {
-        let report = fate(2, &"ü".repeat(41), &Ok(Outcome::Delivered));
+        let (_tone, report) = fate(1, 2, &"ü".repeat(41), &Ok(Outcome::Delivered));
         assert_eq!(report, format!("delivered to 2: {}…", "ü".repeat(40)));
+    }
+
+    #[test]
+    fn a_message_to_oneself_that_reaches_no_device_does_not_call_its_sender_offline() {
+        let (tone, report) = fate(1, 1, "myself", &Ok(Outcome::OfflineNotStored));
+        assert_eq!((tone, report.contains("offline")), (Tone::Bad, false), "{report}");
     }
 
     #[test]

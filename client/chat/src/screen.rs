@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::line::{Command, Conversation};
+use crate::prompt::{Connected, LivePrompt};
+use crate::style::{Style, Tone, When};
 
 /// Lines that may wait, in each direction.
 const QUEUE_LEN: usize = 256;
@@ -33,11 +35,11 @@ pub(crate) enum Input {
 
 /// What goes out.
 #[derive(Debug)]
-enum Output {
-    /// To standard output.
-    Line(String),
-    /// About the program itself: to standard error, unless both are the same terminal.
-    Status(String),
+struct Output {
+    /// [`Tone::Status`] goes to standard error, unless that is the same terminal.
+    tone: Tone,
+    text: String,
+    sent_ms: Option<u64>,
 }
 
 /// Everything printed goes through here, so that it never tears the line being typed.
@@ -47,6 +49,8 @@ pub(crate) struct Screen {
     flushed: oneshot::Receiver<()>,
     /// Somebody sits in front of it.
     pub(crate) interactive: bool,
+    /// What the prompt says of the connection.
+    pub(crate) connected: Connected,
     /// Tells the line editor that the line being typed is the last.
     leaving: Arc<AtomicBool>,
 }
@@ -54,36 +58,44 @@ pub(crate) struct Screen {
 impl Screen {
     /// Takes over standard input and output for user `me`. Both get a thread of their own, as both block; the one that reads
     /// may be left behind at exit.
-    pub(crate) fn start(me: u64) -> (Self, mpsc::Receiver<Input>) {
+    pub(crate) fn start(me: u64, colour: When) -> (Self, mpsc::Receiver<Input>) {
         let (input, input_queue) = mpsc::channel(QUEUE_LEN);
         let (output, output_queue) = mpsc::channel(QUEUE_LEN);
         let (flush, flushed) = oneshot::channel();
         let leaving = Arc::new(AtomicBool::new(false));
+        let connected = Connected::new();
         let interactive = match line_editor() {
             Some((editor, printer)) => {
-                let last = leaving.clone();
-                thread::spawn(move || edit_lines(editor, me, &input, &last));
-                thread::spawn(move || print_beside(printer, output_queue, flush));
+                let (last, connected) = (leaving.clone(), connected.clone());
+                let style = Style::new(colour, true);
+                thread::spawn(move || edit_lines(editor, me, &input, &connected, &last));
+                thread::spawn(move || print_beside(printer, &style, output_queue, flush));
                 true
             }
             None => {
                 thread::spawn(move || read_lines(io::stdin().lock(), &input));
-                thread::spawn(move || print_plainly(output_queue, flush));
+                let style = Style::new(colour, false);
+                thread::spawn(move || print_plainly(&style, output_queue, flush));
                 false
             }
         };
-        let screen = Self { output, flushed, interactive, leaving };
+        let screen = Self { output, flushed, interactive, connected, leaving };
         (screen, input_queue)
     }
 
     /// Prints a line; false when nothing can be printed any more.
-    pub(crate) async fn line(&self, text: String) -> bool {
-        self.output.send(Output::Line(text)).await.is_ok()
+    pub(crate) async fn line(&self, tone: Tone, text: String) -> bool {
+        self.output.send(Output { tone, text, sent_ms: None }).await.is_ok()
+    }
+
+    /// Prints a message that was sent at this time; false when nothing can be printed any more.
+    pub(crate) async fn message(&self, text: String, sent_ms: u64) -> bool {
+        self.output.send(Output { tone: Tone::Message, text, sent_ms: Some(sent_ms) }).await.is_ok()
     }
 
     /// Prints a line about the program itself; false when nothing can be printed any more.
     pub(crate) async fn status(&self, text: String) -> bool {
-        self.output.send(Output::Status(text)).await.is_ok()
+        self.line(Tone::Status, text).await
     }
 
     /// Takes leave with `sentence` while a line may be under the user's hands: the terminal belongs to the editor, which puts
@@ -117,10 +129,16 @@ fn line_editor() -> Option<(DefaultEditor, impl ExternalPrinter + Send + 'static
     Some((editor, printer))
 }
 
-fn edit_lines(mut editor: DefaultEditor, me: u64, input: &mpsc::Sender<Input>, leaving: &AtomicBool) {
+fn edit_lines(
+    mut editor: DefaultEditor,
+    me: u64,
+    input: &mpsc::Sender<Input>,
+    connected: &Connected,
+    leaving: &AtomicBool,
+) {
     let mut talk = Conversation::default();
     loop {
-        let next = match editor.readline(&talk.prompt(me)) {
+        let next = match editor.readline(&LivePrompt::new(&talk.who(me), connected)) {
             Ok(line) => {
                 // Without a history the line can still be sent.
                 let _ = editor.add_history_entry(&line);
@@ -173,9 +191,17 @@ fn read_line(input: &mut impl BufRead) -> io::Result<Option<Result<String, TooLo
 }
 
 /// Prints above the line being typed.
-fn print_beside(mut printer: impl ExternalPrinter, mut output: mpsc::Receiver<Output>, flush: oneshot::Sender<()>) {
-    while let Some(Output::Line(text) | Output::Status(text)) = output.blocking_recv() {
-        if printer.print(format!("{text}\n")).is_err() {
+fn print_beside(
+    mut printer: impl ExternalPrinter,
+    style: &Style,
+    mut output: mpsc::Receiver<Output>,
+    flush: oneshot::Sender<()>,
+) {
+    while let Some(Output { tone, text, sent_ms }) = output.blocking_recv() {
+        // A list has one time for all of its lines, above it.
+        let separator = if text.contains('\n') { "\n" } else { "" };
+        let line = style.line(tone, &format!("{separator}{text}"), sent_ms);
+        if printer.print(format!("{line}\n")).is_err() {
             return;
         }
     }
@@ -184,12 +210,13 @@ fn print_beside(mut printer: impl ExternalPrinter, mut output: mpsc::Receiver<Ou
 }
 
 /// Prints line by line; ends when the other side of a pipe has gone.
-fn print_plainly(mut output: mpsc::Receiver<Output>, flush: oneshot::Sender<()>) {
+fn print_plainly(style: &Style, mut output: mpsc::Receiver<Output>, flush: oneshot::Sender<()>) {
     let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
-    while let Some(next) = output.blocking_recv() {
-        let printed = match next {
-            Output::Line(text) => writeln!(stdout, "{text}").and_then(|()| stdout.flush()),
-            Output::Status(text) => writeln!(stderr, "{text}"),
+    while let Some(Output { tone, text, sent_ms }) = output.blocking_recv() {
+        let line = style.line(tone, &text, sent_ms);
+        let printed = match tone {
+            Tone::Status => writeln!(stderr, "{line}"),
+            _ => writeln!(stdout, "{line}").and_then(|()| stdout.flush()),
         };
         if printed.is_err() {
             return;

@@ -26,11 +26,11 @@ pub(crate) struct Conversation {
 }
 
 impl Conversation {
-    /// The prompt of user `me`.
-    pub(crate) fn prompt(&self, me: u64) -> String {
+    /// Who writes to whom, for the prompt of user `me`.
+    pub(crate) fn who(&self, me: u64) -> String {
         match self.recipient {
-            Some(recipient) => format!("{me} to {recipient}> "),
-            None => format!("{me}> "),
+            Some(recipient) => format!("{me} to {recipient}"),
+            None => me.to_string(),
         }
     }
 
@@ -145,9 +145,9 @@ mod tests {
     #[test]
     fn the_prompt_shows_the_recipient() {
         let mut talk = Conversation::default();
-        assert_eq!(talk.prompt(1), "1> ");
+        assert_eq!(talk.who(1), "1");
         talk.read("/to 2");
-        assert_eq!(talk.prompt(1), "1 to 2> ");
+        assert_eq!(talk.who(1), "1 to 2");
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
         for line in ["0;;x", "18446744073709551616;;x", "/to 0", "/to two", "/to", "/who x", "2;;", "2;;  "] {
             assert!(is_wrong(&talk.read(line)), "{line}");
         }
-        assert_eq!(talk.prompt(1), "1> ");
+        assert_eq!(talk.who(1), "1");
     }
 
     #[test]

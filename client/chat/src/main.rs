@@ -1,7 +1,10 @@
 //! `chat`: talk to other users of a Trunkline gateway from a terminal or a script.
 
+mod deliver;
 mod line;
+mod prompt;
 mod screen;
+mod style;
 mod text;
 mod token;
 mod who;
@@ -15,17 +18,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use trunkline_client::{Client, Config, Error, Event, Events};
+use trunkline_client::{Acknowledge, Client, Config, Error, Event, Events, Outcome, Receipt};
 
+use crate::deliver::{Seen, Tally, Weather};
 use crate::line::Command;
 use crate::screen::{Input, Screen};
+use crate::style::{Tone, When};
 
 /// Requests under way; while there are so many, no line is read. Below the library's own limit for messages, so that a
 /// script that sends faster than the gateway answers is slowed down and not refused.
 const JOBS_MAX: usize = 256;
 
 /// How long leaving waits for the fates of the last messages: a script should get its answers, a person wants to go.
-const LAST_FATES_SCRIPT: Duration = Duration::from_secs(10);
+/// A script's is longer than a restart of the gateway and of everybody's sessions takes.
+const LAST_FATES_SCRIPT: Duration = Duration::from_secs(60);
 const LAST_FATES_PERSON: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
@@ -43,7 +49,11 @@ Lines:
   hello      send to the user of /to       /quit    leave (or Ctrl-D)
 
 Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
-messages were left without an answer, 2 for a wrong command line.";
+messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood, not sent,
+or neither delivered nor stored.";
+
+/// Exit status of a script that did not get all of its lines through.
+const NOT_ALL_DELIVERED: u8 = 3;
 
 /// Talk to other users of a Trunkline gateway.
 ///
@@ -86,6 +96,14 @@ struct Args {
     /// Send at most once, without acknowledgement
     #[arg(long, overrides_with = "ack")]
     no_ack: bool,
+
+    /// Keep what you send from your other devices; a script never shows it to them
+    #[arg(long)]
+    no_copy: bool,
+
+    /// Colours
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: When,
 }
 
 /// An address as the library takes it.
@@ -97,7 +115,7 @@ fn address(text: &str) -> Result<String, String> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run(Args::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(sentence) => {
             eprintln!("chat: {sentence}");
             ExitCode::FAILURE
@@ -106,7 +124,7 @@ async fn main() -> ExitCode {
 }
 
 /// The whole program; an error is a sentence for the user.
-async fn run(args: Args) -> Result<(), String> {
+async fn run(args: Args) -> Result<ExitCode, String> {
     // A variable that is set to nothing is not set.
     let token = match args.token_file.clone().filter(|file| !file.is_empty()) {
         Some(file) => token::from_file(file.into()),
@@ -119,6 +137,7 @@ async fn run(args: Args) -> Result<(), String> {
         device: args.device.clone(),
         device_class: "terminal".into(),
         agent: concat!("chat/", env!("CARGO_PKG_VERSION")).into(),
+        acknowledge: Acknowledge::Manually,
         ..Config::default()
     };
     let (client, events) = Client::connect(config).await.map_err(|error| match error {
@@ -127,21 +146,31 @@ async fn run(args: Args) -> Result<(), String> {
         }
         other => text::printable(other.to_string().as_bytes()),
     })?;
-    let (screen, mut input) = Screen::start(args.user);
-    let mut chat = Chat { args, client, screen, jobs: JoinSet::new() };
+    let (screen, mut input) = Screen::start(args.user, args.color);
+    let (jobs, tally, weather, seen) = (JoinSet::new(), Tally::default(), Weather::default(), Seen::default());
+    let mut chat = Chat { args, client, screen, jobs, tally, weather, seen };
     let interactive = chat.screen.interactive;
-    let result = tokio::select! {
+    let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
         // Around everything: the conversation may be waiting for a pipe that nobody reads. On a terminal the line editor
         // sees Ctrl-C as a key.
         result = signalled(), if !interactive => result,
     };
+    if let (Ok(()), 1..) = (&result, chat.tally.open) {
+        result = Err(format!("{} messages are without an answer", chat.tally.open));
+    }
+    let failed = chat.tally.failed;
     chat.client.close().await;
     if let Err(sentence) = &result {
         chat.screen.release(sentence, &mut input).await;
     }
     chat.screen.flush().await;
-    result
+    result?;
+    if interactive || failed == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("chat: {failed} lines were not sent or not delivered");
+    Ok(NOT_ALL_DELIVERED.into())
 }
 
 /// Waits for SIGINT or SIGTERM.
@@ -169,7 +198,19 @@ struct Chat {
     client: Client,
     screen: Screen,
     /// Requests under way; each ends in a line to print.
-    jobs: JoinSet<String>,
+    jobs: JoinSet<Report>,
+    tally: Tally,
+    weather: Weather,
+    seen: Seen,
+}
+
+/// What a request ended in.
+#[derive(Debug)]
+enum Report {
+    /// The fate of a message.
+    Fate { to: u64, text: String, fate: Result<Outcome, Error> },
+    /// The answer to a command.
+    Answer(String),
 }
 
 impl Chat {
@@ -209,10 +250,10 @@ impl Chat {
                 }
                 Some(report) = self.jobs.join_next() => {
                     let report = report.map_err(|error| format!("a request failed inside chat: {error}"))?;
-                    self.screen.line(report).await;
+                    self.report(report).await;
                 }
                 () = sleep_until(deadline), if leave_at.is_some() => {
-                    return Err(format!("{} messages are without an answer", self.jobs.len()));
+                    return Ok(());
                 }
             }
         }
@@ -224,24 +265,27 @@ impl Chat {
             Command::Send { to, text } => self.send(to, text).await,
             Command::Who { user } => {
                 let addr = self.args.http.clone();
-                self.jobs.spawn(async move { who::who(&addr, user).await.unwrap_or_else(|error| error.to_string()) });
+                self.jobs.spawn(async move {
+                    Report::Answer(who::who(&addr, user).await.unwrap_or_else(|error| error.to_string()))
+                });
             }
             Command::Ping => {
                 let client = self.client.clone();
                 self.jobs.spawn(async move {
-                    match client.ping().await {
+                    Report::Answer(match client.ping().await {
                         Ok(round_trip) => {
                             format!("round trip {:.3} ms", round_trip.as_secs_f64() * 1e3)
                         }
                         Err(error) => error.to_string(),
-                    }
+                    })
                 });
             }
             Command::Help => {
-                self.screen.line(text::HELP.into()).await;
+                self.screen.line(Tone::Plain, text::HELP.into()).await;
             }
             Command::Quit => return Next::Leave,
             Command::Wrong(sentence) => {
+                self.tally.failed += 1;
                 self.screen.status(sentence).await;
             }
         }
@@ -256,24 +300,69 @@ impl Chat {
             self.client.send_tracked(to, text.as_str()).await.map(Some)
         };
         match queued {
-            Ok(Some(receipt)) => {
-                self.jobs.spawn(async move {
-                    let fate = receipt.outcome().await;
-                    text::fate(to, &text, &fate)
-                });
-            }
-            Ok(None) => {}
+            Ok(Some(receipt)) => self.wait_for_fate(to, text, receipt).await,
+            Ok(None) => self.copy_to_own_devices(to, &text).await,
             Err(error) => {
-                self.screen.line(format!("not sent to {to}: {error}")).await;
+                self.tally.failed += 1;
+                let text = text::excerpt(&text);
+                self.screen.line(Tone::Bad, format!("not sent to {to}: {text} ({error})")).await;
             }
         }
+    }
+
+    async fn wait_for_fate(&mut self, to: u64, text: String, receipt: Receipt) {
+        if self.screen.interactive && !self.client.is_connected() {
+            let excerpt = text::excerpt(&text);
+            self.screen.status(format!("to be sent to {to} once there is a connection: {excerpt}")).await;
+        }
+        self.tally.open += 1;
+        let (client, weather, seen) = (self.client.clone(), self.weather.clone(), self.seen.clone());
+        self.jobs.spawn(async move {
+            let fate = deliver::fate(&client, &weather, &seen, to, &text, receipt).await;
+            Report::Fate { to, text, fate }
+        });
+    }
+
+    /// At most once, and only to whoever is there: the message itself is what matters.
+    async fn copy_to_own_devices(&self, to: u64, text: &str) {
+        if !self.screen.interactive || self.args.no_copy || to == self.args.user {
+            return;
+        }
+        // Too long by the length of its mark, or without a connection: then there is none.
+        drop(self.client.send(self.args.user, deliver::copy(to, text)).await);
+    }
+
+    async fn report(&mut self, report: Report) {
+        let (tone, line) = match report {
+            Report::Fate { to, text, fate } => {
+                self.tally.open -= 1;
+                let arrived = matches!(fate, Ok(Outcome::Delivered | Outcome::Stored));
+                self.tally.failed += usize::from(!arrived);
+                if arrived {
+                    self.copy_to_own_devices(to, &text).await;
+                }
+                text::fate(self.args.user, to, &text, &fate)
+            }
+            Report::Answer(line) => (Tone::Plain, line),
+        };
+        self.screen.line(tone, line).await;
     }
 
     /// Prints an event; an error ends the program.
     async fn tell(&mut self, event: Option<Event>) -> Result<(), String> {
         let printed = match event {
-            Some(Event::Message(message)) => self.screen.line(text::incoming(&message)).await,
+            Some(Event::Message(message)) => {
+                self.seen.is_there(message.from);
+                let printed = self.screen.message(text::incoming(&message), message.time_ms()).await;
+                if printed {
+                    // After the end of the session it comes again with the next one.
+                    drop(self.client.ack(&message).await);
+                }
+                printed
+            }
             Some(Event::Disconnected { reason, retry_in: Some(wait) }) => {
+                self.weather.lost();
+                self.screen.connected.set(false);
                 let reason = text::printable(reason.to_string().as_bytes());
                 let wait_ms = wait.as_millis();
                 let status = format!("connection lost: {reason}; trying again in {wait_ms} ms");
@@ -283,14 +372,25 @@ impl Chat {
                 let reason = text::printable(reason.to_string().as_bytes());
                 return Err(format!("the session has ended: {reason}"));
             }
-            Some(Event::Reconnected { .. }) => self.screen.status("connected again".into()).await,
+            Some(Event::ReconnectFailed { why, retry_in, .. }) => {
+                let why = text::printable(why.as_bytes());
+                let wait_ms = retry_in.as_millis();
+                self.screen.status(format!("still disconnected: {why}; trying again in {wait_ms} ms")).await
+            }
+            Some(Event::Reconnected { .. }) => {
+                self.weather.back();
+                self.screen.connected.set(true);
+                self.screen.status("connected again".into()).await
+            }
             Some(Event::TokenNotRenewed { why, ends_in }) => {
                 let why = text::printable(why.as_bytes());
                 let status = format!("the token is not renewed: {why}; the session ends in {}", text::span(ends_in));
                 self.screen.status(status).await
             }
             Some(Event::ServerError { code, text, peer, .. }) => {
-                self.screen.line(text::server_error(code, &text, peer)).await
+                // About a message without acknowledgement; of others it is the fate.
+                self.tally.failed += usize::from(peer != 0);
+                self.screen.line(Tone::Bad, text::server_error(code, &text, peer)).await
             }
             Some(Event::Lost { count }) => {
                 let status = format!("{count} events came faster than they could be printed and were dropped");

@@ -1,0 +1,7 @@
+//! The `chat` program against a small gateway.
+
+mod chat;
+#[allow(dead_code, reason = "the tests of the client library use the rest")]
+#[path = "../../../tests/client/support/mod.rs"]
+mod support;
+mod terminal;
