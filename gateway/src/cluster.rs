@@ -1,11 +1,11 @@
 //! The node as one of several: its lease, its view of the others, and the presence of its users in Redis. All of it on the control thread.
 //!
+//! What is decided is decided in [`crate::membership`]; this is what carries it out.
+//!
 //! | file | what |
 //! |---|---|
-//! | `heart.rs` | may this node serve, and what has to be asked of Redis next? Pure |
 //! | `joining.rs` | what a node waits for before it has its first lease |
 //! | `reach.rs` | can the others dial this node, and can this one dial those that join? |
-//! | `walk.rs` | how fast sessions are written again, and which shard is next. Pure |
 //! | `audit.rs` | does Redis hold the sessions of this node as they are? |
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
@@ -27,7 +27,6 @@
 
 mod audit;
 mod exposition;
-mod heart;
 mod joining;
 mod place;
 mod reach;
@@ -35,16 +34,16 @@ mod reader;
 mod rival;
 mod state;
 mod task;
-mod walk;
 
+pub use crate::membership::MeshNews;
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
-pub use heart::{Ask, Heart};
 pub use place::Place;
 pub use reader::ClusterReader;
 pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 
 use crate::config::{ClusterConfig, ClusterSecret};
+use crate::membership::Agent;
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
 use joining::Joining;
@@ -65,30 +64,6 @@ const ORDERS_MAX: usize = 4;
 const NEWS_MAX: usize = 4_096;
 /// How long what waits for Redis may take to be written when the node ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What the mesh knows about other nodes. See the methods of the same names of `Membership` and `Lease`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MeshNews {
-    /// There is a working link to a node.
-    Heard {
-        /// Its name.
-        node: String,
-        /// The incarnation it says it is.
-        incarnation: u64,
-    },
-    /// The link to a node is lost.
-    Lost {
-        /// Its name.
-        node: String,
-        /// The incarnation at the other end of that link.
-        incarnation: u64,
-    },
-    /// A peer treats this incarnation of this node as live, in answer to a question asked within the last heartbeat.
-    Confirmed {
-        /// The incarnation it was asked about.
-        incarnation: u64,
-    },
-}
 
 /// The node's part in its cluster. Dropping it ends nothing.
 #[derive(Debug)]
@@ -149,9 +124,9 @@ impl Cluster {
             secret_mark: secret.mark(),
             reach: None,
         };
-        let mut heart = Heart::new(node, config.lease_ms);
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
-        heart.acquired(sent_ms, crate::clock::now_ms(), incarnation);
+        let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);
+        agent.acquired(sent_ms, crate::clock::now_ms(), incarnation);
         tracing::info!("node {node} has its lease, incarnation {incarnation}");
 
         tokio::spawn(warn_of_risks(plane.clone()));
@@ -161,7 +136,7 @@ impl Cluster {
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, secret, plane.clone(), heart, record, state.clone(), logs.clone())?;
+        let task = Task::new(config, secret, plane.clone(), agent, state.clone(), logs.clone())?;
         let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
         Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })

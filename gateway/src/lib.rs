@@ -20,6 +20,7 @@ mod io;
 pub mod limits;
 pub mod listeners;
 mod mailbox;
+mod membership;
 mod mesh;
 #[doc(hidden)]
 pub use mesh::fuzz;

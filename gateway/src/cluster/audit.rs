@@ -7,7 +7,7 @@
 //! Comparing decides nothing: what differs is told of again by its shard, through its one presence log, if it is still there. So a session
 //! that has ended meanwhile is not written behind its end, and one of an incarnation before not under the next.
 
-use super::walk::{Page, Walk};
+use crate::membership::{Page, Walk};
 use crate::presence_log::PresenceEvent;
 use trunkline_router::redis::{Plane, PresenceEntry};
 

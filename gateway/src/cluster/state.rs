@@ -4,7 +4,7 @@ use super::audit::AuditStatus;
 use crate::presence_log::PresenceLog;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use trunkline_router::membership::{Fenced, NodeState};
+use trunkline_router::membership::Fenced;
 use trunkline_router::redis::{Metrics, MetricsSnapshot};
 
 /// Shared by all threads. The numbers are read without a lock.
@@ -164,16 +164,6 @@ impl ClusterState {
         self.life.store(life, Ordering::Release);
         // Last, so that whoever finds a lease of a new life finds the life too.
         self.serve_until_ms.store(serve_until_ms, Ordering::Release);
-    }
-}
-
-/// The word for a state, as in the node's record.
-pub(super) const fn state_word(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Joining => "joining",
-        NodeState::Active => "active",
-        NodeState::Draining => "draining",
-        NodeState::Gone => "gone",
     }
 }
 

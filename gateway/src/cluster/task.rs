@@ -1,16 +1,15 @@
-//! The task that asks Redis and shards, and tells them. It decides nothing that [`Heart`] and [`Walk`] can decide.
+//! The task that asks Redis and shards, and tells them. What they are asked and told is decided by the [`Agent`] and the [`Walk`].
 
 use super::audit::{Audit, Compared, compare};
-use super::heart::{Ask, Heart};
 use super::reach::{Admission, Prober, admission};
 use super::rival::{self, Loser};
-use super::state::{ClusterState, ClusterStatus, RedisStatus, state_word};
-use super::walk::{Page, Walk};
+use super::state::{ClusterState, ClusterStatus, RedisStatus};
 use super::{FLUSH_TIMEOUT, MeshNews};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
 use crate::config::{ClusterConfig, ClusterSecret};
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
+use crate::membership::{Action, Agent, Page, Question, Reply, Request, Walk, state_word};
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
 use crate::startup::StartupError;
@@ -20,10 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use trunkline_router::membership::{NodeRecord, NodeState, View};
 use trunkline_router::redis::{
-    AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, Renewal, WriteBehind, write_behind,
+    AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
 
 /// How often the shards' presence logs are looked at; see [`crate::presence_log`].
@@ -54,10 +53,13 @@ pub(super) enum Order {
 
 /// What came back from Redis.
 enum Answer {
-    Renewed { sent_ms: u64, state: NodeState, result: Result<Renewal, PlaneError> },
-    Acquired { sent_ms: u64, state: NodeState, result: Result<u64, AcquireError> },
-    Polled(Result<Vec<NodeRecord>, PlaneError>),
-    Epoch { digest: u64, result: Result<u64, PlaneError> },
+    /// To a question of the agent.
+    Agent {
+        question: Box<Question>,
+        reply: Reply,
+        error: Option<PlaneError>,
+        holder: Option<String>,
+    },
     Compared(Compared),
 }
 
@@ -66,27 +68,17 @@ enum Answer {
 struct ShardEnds {
     ports: Vec<ControlPort>,
     stats: Vec<Arc<ShardStats>>,
-    /// Shards that do not have the latest view yet.
-    unsent: Vec<bool>,
 }
 
 pub(super) struct Task {
     plane: Plane,
-    heart: Heart,
-    /// What this node says about itself; incarnation, state and load are filled in for each renewal.
-    record: NodeRecord,
+    agent: Agent,
     lease_ms: u64,
     /// Bound of what one question to Redis takes: two commands.
     round_trip_max: Duration,
-    beat: Interval,
     answers: JoinSet<Answer>,
-    leasing: bool,
-    polling: bool,
-    agreeing: bool,
     shards: ShardEnds,
     view: watch::Sender<Arc<View>>,
-    /// Digest and epoch of the view that was sent last, and the incarnation with it.
-    sent: Option<(u64, u64, u64)>,
     logs: Vec<Arc<PresenceLog>>,
     queue: Arc<WriteBehind>,
     queue_max: u64,
@@ -105,8 +97,8 @@ pub(super) struct Task {
     redis_error: Option<String>,
     fenced_logged: Option<Instant>,
     resyncs: u64,
-    /// Who waits for the shards to be told a view with the node in this state.
-    awaited: Option<(NodeState, oneshot::Sender<()>)>,
+    /// Who waits for the shards to be told a view with the node in its present state.
+    awaited: Option<oneshot::Sender<()>>,
     prober: Prober,
     /// Who waits to be let in, and why not yet. Once let in, a node stays so.
     asks_admission: Option<oneshot::Sender<()>>,
@@ -114,8 +106,6 @@ pub(super) struct Task {
     waits: Option<String>,
     patience: Patience,
     polled: Instant,
-    /// The poll under way may be from before the state that is waited for; ask again behind it.
-    repoll: bool,
     state: Arc<ClusterState>,
 }
 
@@ -124,8 +114,7 @@ impl Task {
         config: &ClusterConfig,
         secret: &ClusterSecret,
         plane: Plane,
-        heart: Heart,
-        record: NodeRecord,
+        agent: Agent,
         state: Arc<ClusterState>,
         logs: Vec<Arc<PresenceLog>>,
     ) -> Result<Self, StartupError> {
@@ -145,20 +134,13 @@ impl Task {
             }
         };
         let writer = tokio::spawn(write_behind::run(plane.clone(), queue.clone(), on_stale));
-        let mut beat = interval(config.beat());
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let rewrite_ms = config.redis.presence_ttl.as_millis() as u64 / 2;
         let mut task = Task {
             lease_ms: config.lease_ms,
             round_trip_max: config.redis.command_timeout * 2,
-            beat,
             answers: JoinSet::new(),
-            leasing: false,
-            polling: false,
-            agreeing: false,
             shards: ShardEnds::default(),
-            view: watch::channel(heart.view()).0,
-            sent: None,
+            view: watch::channel(agent.heart().view()).0,
             logs,
             queue,
             queue_max: queue_max as u64,
@@ -172,23 +154,21 @@ impl Task {
             page_asked: Instant::now(),
             audit: Audit::new(config.presence_audit_ms),
             list: None,
-            node: record.name.as_str().into(),
+            node: agent.name().into(),
             holder: None,
             redis_error: None,
             fenced_logged: None,
             resyncs: 0,
             awaited: None,
-            prober: Prober::new(secret, &record.name)?,
+            prober: Prober::new(secret, agent.name())?,
             asks_admission: None,
             admitted: false,
             waits: None,
             patience: Patience::default(),
             polled: Instant::now(),
-            repoll: false,
             state,
             plane,
-            heart,
-            record,
+            agent,
         };
         task.publish();
         Ok(task)
@@ -206,30 +186,29 @@ impl Task {
         let mut flushed: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
-                _ = self.beat.tick() => self.beat(),
                 _ = logs.tick() => {
                     self.take_events();
                     self.walk_on();
                     self.audit_on();
                     if self.asks_admission.is_some() && self.polled.elapsed() >= ADMISSION_POLL_PERIOD {
-                        self.poll();
+                        self.agent.poll(now_ms());
                     }
                 }
                 // Others wait for what was found.
                 changed = self.prober.next() => if changed {
-                    self.beat.reset_immediately();
+                    self.agent.hurry(now_ms());
                 },
                 Some(answer) = self.answers.join_next() => match answer {
                     Ok(answer) => self.answered(answer),
                     // None of them panics; were it so, this lets the next beat ask again.
                     Err(_) => {
-                        (self.leasing, self.polling, self.agreeing) = (false, false, false);
+                        self.agent.forget_questions();
                         self.audit.failed();
                     }
                 },
                 page = next_page(&mut self.page) => self.page_answered(page),
                 (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
-                Some(news) = news.recv() => self.heard(news),
+                Some(news) = news.recv() => self.agent.heard(now_ms(), news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
                     Order::Admit { done } => self.ask_admission(done),
@@ -240,8 +219,8 @@ impl Task {
             }
             self.after_each(now_ms());
         }
-        let name = &self.record.name;
-        match timeout(self.round_trip_max, self.plane.release(name, self.heart.incarnation())).await {
+        let name = self.agent.name();
+        match timeout(self.round_trip_max, self.plane.release(name, self.agent.heart().incarnation())).await {
             Ok(Ok(_)) => tracing::info!("node {name} has left the cluster"),
             Ok(Err(error)) => tracing::warn!("the lease runs out by itself: {error}"),
             Err(_) => tracing::warn!("the lease runs out by itself: Redis did not answer"),
@@ -251,161 +230,103 @@ impl Task {
 
     /// What may follow from anything.
     fn after_each(&mut self, now_ms: u64) {
-        self.heart.look(now_ms);
-        if self.heart.wants_poll() {
-            self.poll();
-        }
         if self.queue.overflowed() {
-            self.heart.presence_torn();
+            self.agent.presence_torn();
+        }
+        if now_ms >= self.agent.due_ms() {
+            self.bring_record_up_to_date();
+        }
+        self.agent.look(now_ms);
+        self.tell_shards();
+        while let Some(action) = self.agent.next_action() {
+            match action {
+                Action::Ask(question) => self.ask(question),
+                Action::Reincarnated(incarnation) => self.reincarnated(incarnation),
+                Action::StateKnown => {
+                    if let Some(done) = self.awaited.take() {
+                        // Nobody waits any more if that took too long.
+                        let _ = done.send(());
+                    }
+                }
+                Action::StateUntold => self.awaited = None,
+            }
         }
         self.log_fence();
-        self.send_view();
-        self.answer_awaited();
         self.publish();
     }
 
-    /// Once in a beat: what is still under way from the last one is left alone, since it has a bound of its own.
-    fn beat(&mut self) {
-        self.ask_lease();
-        self.poll();
+    fn bring_record_up_to_date(&mut self) {
+        let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
+        let (connections, users) = (sum(|stats| stats.open.get()), sum(|stats| stats.users.get()));
+        let reach = Some(self.prober.reach());
+        let record = self.agent.record_mut();
+        (record.connections, record.users, record.reach) = (connections, users, reach);
     }
 
-    fn ask_lease(&mut self) {
-        if self.leasing {
-            return;
+    /// Asks Redis. The answer comes within two round trips, if only to say that there was none.
+    fn ask(&mut self, question: Box<Question>) {
+        if matches!(question.request, Request::Poll) {
+            self.polled = Instant::now();
         }
-        self.leasing = true;
-        // Whether it is fenced is found out here, and the record says so.
-        let ask = self.heart.ask(now_ms());
-        let (plane, record, lease_ms) = (self.plane.clone(), self.fresh_record(), self.lease_ms);
-        let round_trip_max = self.round_trip_max;
+        let (plane, lease_ms, round_trip_max) = (self.plane.clone(), self.lease_ms, self.round_trip_max);
         self.answers.spawn(async move {
-            match ask {
-                Ask::Renew => {
-                    let sent_ms = now_ms();
-                    let result = timeout(round_trip_max, plane.renew(&record, lease_ms)).await;
-                    let result = result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max }));
-                    Answer::Renewed { sent_ms, state: record.state, result }
+            let late = PlaneError::TimedOut { after: round_trip_max };
+            let mut holder = None;
+            let result = match &question.request {
+                Request::Renew(record) => {
+                    timeout(round_trip_max, plane.renew(record, lease_ms)).await.map(|done| done.map(Reply::Renewed))
                 }
-                Ask::Acquire => {
+                Request::Acquire(record) => {
                     // Redis may still have the lease of the incarnation before: its time began with the answer, ours with the request.
                     // Whether this works or not, what follows tells.
                     let _ = timeout(round_trip_max, plane.release(&record.name, record.incarnation)).await;
-                    let sent_ms = now_ms();
-                    let result = timeout(round_trip_max, plane.acquire(&record, lease_ms)).await;
-                    let late = PlaneError::TimedOut { after: round_trip_max };
-                    Answer::Acquired {
-                        sent_ms,
-                        state: record.state,
-                        result: result.unwrap_or(Err(AcquireError::Plane(late))),
-                    }
+                    timeout(round_trip_max, plane.acquire(record, lease_ms)).await.map(|done| match done {
+                        Ok(incarnation) => Ok(Reply::Acquired(incarnation)),
+                        Err(AcquireError::NameTaken { advertise, mesh, .. }) => {
+                            holder = Some(format!("{advertise} (mesh {mesh})"));
+                            Ok(Reply::NameTaken)
+                        }
+                        Err(AcquireError::Plane(error)) => Err(error),
+                    })
                 }
-            }
-        });
-    }
-
-    fn fresh_record(&self) -> NodeRecord {
-        let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
-        NodeRecord {
-            incarnation: self.heart.incarnation(),
-            // A node that is fenced begins a new life with the incarnation it asks for.
-            life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
-            state: self.heart.state(),
-            connections: sum(|stats| stats.open.get()),
-            users: sum(|stats| stats.users.get()),
-            reach: Some(self.prober.reach()),
-            ..self.record.clone()
-        }
-    }
-
-    fn poll(&mut self) {
-        if !std::mem::replace(&mut self.polling, true) {
-            self.polled = Instant::now();
-            let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
-            self.answers.spawn(async move {
-                let result = timeout(round_trip_max, plane.poll()).await;
-                Answer::Polled(result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max })))
-            });
-        }
-    }
-
-    /// Asks for the epoch of the view, which all nodes with this view agree on.
-    fn agree(&mut self) {
-        if std::mem::replace(&mut self.agreeing, true) {
-            return;
-        }
-        let (plane, round_trip_max, view) = (self.plane.clone(), self.round_trip_max, self.heart.view());
-        self.answers.spawn(async move {
-            let result = timeout(round_trip_max, plane.epoch(view.digest, view.epoch)).await;
-            let result = result.unwrap_or(Err(PlaneError::TimedOut { after: round_trip_max }));
-            Answer::Epoch { digest: view.digest, result }
+                Request::Poll => timeout(round_trip_max, plane.poll()).await.map(|done| done.map(Reply::Polled)),
+                Request::Epoch { digest, known } => {
+                    timeout(round_trip_max, plane.epoch(*digest, *known)).await.map(|done| done.map(Reply::Epoch))
+                }
+            };
+            let (reply, error) = match result.unwrap_or(Err(late)) {
+                Ok(reply) => (reply, None),
+                Err(error) => (Reply::Failed, Some(error)),
+            };
+            Answer::Agent { question, reply, error, holder }
         });
     }
 
     fn answered(&mut self, answer: Answer) {
         let now_ms = now_ms();
         match answer {
-            Answer::Renewed { sent_ms, state, result } => {
-                self.leasing = false;
-                match result {
-                    Ok(renewal) => {
-                        self.heart.renewed(sent_ms, now_ms, renewal);
-                        if renewal != Renewal::Renewed {
-                            tracing::warn!(?renewal, "the lease is gone; this node takes a new incarnation");
-                            self.beat.reset_immediately();
-                        }
-                    }
-                    Err(error) => self.failed(|heart| heart.renew_failed(now_ms), &error),
+            Answer::Agent { question, reply, error, holder } => {
+                // An epoch that cannot be asked for is no harm, and says no more than the poll before it.
+                if let Some(error) = error.filter(|_| !matches!(question.request, Request::Epoch { .. })) {
+                    self.failed(&error);
                 }
-                self.told(state);
-            }
-            Answer::Acquired { sent_ms, state, result } => {
-                self.leasing = false;
-                match result {
-                    Ok(incarnation) => {
-                        if self.heart.acquired(sent_ms, now_ms, incarnation) {
-                            self.reincarnated(incarnation);
-                        }
-                    }
-                    Err(AcquireError::NameTaken { advertise, mesh, .. }) => {
-                        self.holder = Some(format!("{advertise} (mesh {mesh})"));
-                        self.heart.refused(now_ms);
-                    }
-                    Err(AcquireError::Plane(error)) => self.failed(|heart| heart.renew_failed(now_ms), &error),
+                if holder.is_some() {
+                    self.holder = holder;
                 }
-                self.told(state);
-            }
-            Answer::Polled(result) => {
-                self.polling = false;
-                match result {
-                    Ok(records) => {
-                        self.prober.look(&records);
-                        self.judge_admission(&records);
-                        self.heart.polled(now_ms, records);
-                        self.agree();
-                    }
-                    Err(error) => self.failed(|heart| _ = heart.poll_failed(now_ms), &error),
+                if let Reply::Polled(records) = &reply {
+                    self.prober.look(records);
+                    self.judge_admission(records);
                 }
-                if std::mem::take(&mut self.repoll) {
-                    self.poll();
-                }
-            }
-            Answer::Epoch { digest, result } => {
-                self.agreeing = false;
-                // Without an answer the node goes on with its own count; the next poll asks again.
-                if let Ok(epoch) = result {
-                    self.heart.set_epoch(digest, epoch);
-                }
+                self.agent.answered(now_ms, *question, reply);
             }
             Answer::Compared(compared) => self.compared(now_ms, compared),
         }
-        if self.heart.redis_failing_ms().is_none() && self.redis_error.take().is_some() {
+        if self.agent.heart().redis_failing_ms().is_none() && self.redis_error.take().is_some() {
             tracing::info!("Redis works again");
         }
     }
 
-    fn failed(&mut self, tell: impl FnOnce(&mut Heart), error: &PlaneError) {
-        tell(&mut self.heart);
+    fn failed(&mut self, error: &PlaneError) {
         if self.redis_error.is_none() {
             tracing::warn!("Redis fails, presence waits: {error}");
         }
@@ -421,36 +342,6 @@ impl Task {
         self.queue.resync_began();
         self.page = None;
         self.walk.resync();
-        self.polling = false;
-        self.poll();
-    }
-
-    /// Redis was told this state, or could not be told it. One that is new by now follows at once.
-    fn told(&mut self, state: NodeState) {
-        if state != self.heart.state() {
-            self.beat.reset_immediately();
-        }
-        if self.awaited.as_ref().is_some_and(|(awaited, _)| *awaited == state) {
-            if state == NodeState::Draining && self.heart.redis_failing_ms().is_some() {
-                // Clients are not kept waiting for a Redis that does not work; the state is told when it does.
-                self.awaited = None;
-                return;
-            }
-            self.repoll = self.polling;
-            self.poll();
-        }
-    }
-
-    /// Tells who waits for the shards to know the node in its new state.
-    fn answer_awaited(&mut self) {
-        let view = self.heart.view();
-        let own = view.member(&self.record.name).filter(|own| own.incarnation == self.heart.incarnation());
-        let told = !self.shards.unsent.contains(&true);
-        let known = |(state, _): &mut (NodeState, _)| told && own.is_some_and(|own| own.state == *state);
-        if let Some((_, done)) = self.awaited.take_if(known) {
-            // Nobody waits any more if that took too long.
-            let _ = done.send(());
-        }
     }
 
     fn serve(&mut self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
@@ -462,7 +353,8 @@ impl Task {
             self.walk.resync();
         }
         self.audit.begin(now_ms(), ports.len());
-        self.shards = ShardEnds { unsent: vec![true; ports.len()], ports, stats };
+        self.agent.serve(ports.len());
+        self.shards = ShardEnds { ports, stats };
     }
 
     fn ask_admission(&mut self, done: oneshot::Sender<()>) {
@@ -472,7 +364,7 @@ impl Task {
             return;
         }
         self.asks_admission = Some(done);
-        self.poll();
+        self.agent.poll(now_ms());
     }
 
     /// Lets the node in if the records of all nodes say so.
@@ -481,7 +373,7 @@ impl Task {
             return;
         }
         let now = Instant::now();
-        let why = match admission(&self.fresh_record(), records) {
+        let why = match admission(&self.agent.record(), records) {
             Admission::Open => {
                 self.admitted = true;
                 self.waits = None;
@@ -507,9 +399,8 @@ impl Task {
     }
 
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
-        self.heart.set_state(state);
-        self.awaited = Some((state, done));
-        self.beat.reset_immediately();
+        self.agent.set_state(now_ms(), state);
+        self.awaited = Some(done);
     }
 
     /// Takes the last events and lets the writer end when it has written all.
@@ -526,20 +417,12 @@ impl Task {
         }))
     }
 
-    fn heard(&mut self, news: MeshNews) {
-        let now_ms = now_ms();
-        match news {
-            MeshNews::Heard { node, incarnation } => _ = self.heart.mesh_heard(now_ms, &node, incarnation),
-            MeshNews::Lost { node, incarnation } => _ = self.heart.mesh_lost(now_ms, &node, incarnation),
-            MeshNews::Confirmed { incarnation } => self.heart.peers_confirmed(now_ms, incarnation),
-        }
-    }
-
     /// Hands what the shards tell to the write-behind, under the incarnation of this moment.
     fn take_events(&mut self) {
         // A fenced node has no incarnation that counts; the walk after the fence tells of all that is left then.
-        let serves = self.heart.look(now_ms());
-        let incarnation = self.heart.incarnation();
+        self.agent.look(now_ms());
+        let serves = self.agent.heart().fenced().is_none();
+        let incarnation = self.agent.heart().incarnation();
         for (shard, log) in (0u32..).zip(&self.logs) {
             // No more than are there now, so that a shard in a storm does not keep the others waiting.
             for _ in 0..log.len() {
@@ -550,7 +433,7 @@ impl Task {
                 }
             }
             if log.take_overflowed() {
-                self.heart.presence_torn();
+                self.agent.presence_torn();
             }
         }
     }
@@ -562,7 +445,7 @@ impl Task {
             self.walk.failed();
         }
         let queued = self.plane.metrics().snapshot().queued;
-        if queued > self.queue_max / 2 || self.heart.fenced().is_some() {
+        if queued > self.queue_max / 2 || self.agent.heart().fenced().is_some() {
             return;
         }
         let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
@@ -590,7 +473,7 @@ impl Task {
     fn audit_on(&mut self) {
         let written = self.plane.metrics().snapshot();
         let busy = written.queued > self.queue_max / 2 || written.oldest_age_ms > AUDIT_QUEUE_AGE_MS;
-        let failing = self.heart.redis_failing_ms().is_some() || self.heart.fenced().is_some();
+        let failing = self.agent.heart().redis_failing_ms().is_some() || self.agent.heart().fenced().is_some();
         if busy || failing || self.walk.is_resync() {
             return;
         }
@@ -607,7 +490,8 @@ impl Task {
         self.list = None;
         let Some(SessionsList { sessions, next_slot }) = list else { return self.audit.failed() };
         self.audit.listed(sessions.len(), next_slot);
-        let (plane, node, incarnation) = (self.plane.clone(), self.record.name.clone(), self.heart.incarnation());
+        let (plane, node) = (self.plane.clone(), self.agent.name().to_owned());
+        let incarnation = self.agent.heart().incarnation();
         let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         self.answers
             .spawn(async move { Answer::Compared(compare(plane, shard, sessions, node, incarnation, wall_ms).await) });
@@ -615,7 +499,7 @@ impl Task {
 
     fn compared(&mut self, now_ms: u64, compared: Compared) {
         // A new incarnation writes everything again.
-        let counts = compared.incarnation == self.heart.incarnation() && !self.walk.is_resync();
+        let counts = compared.incarnation == self.agent.heart().incarnation() && !self.walk.is_resync();
         let sessions = if counts { compared.lost.clone() } else { Vec::new() };
         let mut told = sessions.len();
         if let (1.., Some(port)) = (told, self.shards.ports.get(compared.shard))
@@ -627,29 +511,17 @@ impl Task {
         self.audit.compared(now_ms, &compared, told);
     }
 
-    /// Tells the shards of a view that differs in what matters. A shard whose queue is full is told the next time.
-    fn send_view(&mut self) {
-        let view = self.heart.view();
-        let incarnation = self.heart.incarnation();
-        let life = self.heart.life();
-        let now = (view.digest, view.epoch, incarnation);
-        if self.sent != Some(now) {
-            self.sent = Some(now);
-            self.shards.unsent.fill(true);
-            let members: Vec<String> =
-                view.members.iter().map(|member| format!("{} {}", member.name, state_word(member.state))).collect();
-            tracing::info!("view {:016x}, epoch {}: {}", view.digest, view.epoch, members.join(", "));
-        }
-        for (port, unsent) in self.shards.ports.iter().zip(&mut self.shards.unsent) {
-            if *unsent {
-                *unsent = port.send(Control::View { view: view.clone(), incarnation, life }).is_err();
-            }
-        }
-        self.view.send_replace(view);
+    /// Tells the shards of a view that differs in what matters.
+    fn tell_shards(&mut self) {
+        let ports = &self.shards.ports;
+        self.agent.tell_shards(|shard, view, incarnation, life| {
+            ports[shard].send(Control::View { view: view.clone(), incarnation, life }).is_ok()
+        });
+        self.view.send_replace(self.agent.heart().view());
     }
 
     fn log_fence(&mut self) {
-        let Some(fenced) = self.heart.fenced() else {
+        let Some(fenced) = self.agent.heart().fenced() else {
             self.fenced_logged = None;
             return;
         };
@@ -660,34 +532,42 @@ impl Task {
                 ?fenced,
                 "this node is FENCED: it has no lease and must not serve; it goes on trying to get one (its name is held by {holder})"
             );
-            self.beat.reset_immediately();
         }
     }
 
     fn publish(&mut self) {
-        let view = self.heart.view();
+        let view = self.agent.heart().view();
         let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
             (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
         });
         let status = ClusterStatus {
-            state: state_word(self.heart.state()),
-            fenced: self.heart.fenced(),
+            state: state_word(self.agent.heart().state()),
+            fenced: self.agent.heart().fenced(),
             waits: self.waits.clone(),
             holder: self.holder.clone(),
             digest: view.digest,
             members,
             left_out: view.left_out.clone(),
-            reachable: self.heart.reachable(),
-            polled_ms: self.heart.polled_ms(),
-            redis: RedisStatus { failing_since_ms: self.heart.redis_failing_ms(), error: self.redis_error.clone() },
+            reachable: self.agent.heart().reachable(),
+            polled_ms: self.agent.heart().polled_ms(),
+            redis: RedisStatus {
+                failing_since_ms: self.agent.heart().redis_failing_ms(),
+                error: self.redis_error.clone(),
+            },
             resyncs: self.resyncs,
             resyncing: self.walk.is_resync(),
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
         };
-        let life = self.heart.life();
-        self.state.publish(self.heart.serve_until_ms(), self.heart.incarnation(), life, view.epoch, status);
+        let life = self.agent.heart().life();
+        self.state.publish(
+            self.agent.heart().serve_until_ms(),
+            self.agent.heart().incarnation(),
+            life,
+            view.epoch,
+            status,
+        );
     }
 }
 

@@ -9,7 +9,7 @@ const MEND_PAUSE_MS: u64 = 5_000;
 
 /// What to ask of Redis for the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub(crate) enum Ask {
     /// Renew the lease.
     Renew,
     /// Give up the lease of the incarnation before, if Redis still has it, and take one with a new incarnation.
@@ -20,7 +20,7 @@ pub enum Ask {
 ///
 /// Every method looks at the clock first, so a node that was paused is fenced before it learns anything else.
 #[derive(Debug)]
-pub struct Heart {
+pub(crate) struct Heart {
     own: Box<str>,
     lease_ms: u64,
     lease: Lease,
@@ -42,7 +42,7 @@ pub struct Heart {
 
 impl Heart {
     /// The heart of the node `own`, which has no lease yet and is joining; leases are of `lease_ms`.
-    pub fn new(own: &str, lease_ms: u64) -> Self {
+    pub(crate) fn new(own: &str, lease_ms: u64) -> Self {
         Heart {
             own: own.into(),
             lease_ms,
@@ -61,13 +61,13 @@ impl Heart {
     }
 
     /// Lets time pass. Whether the node may serve.
-    pub fn look(&mut self, now_ms: u64) -> bool {
+    pub(crate) fn look(&mut self, now_ms: u64) -> bool {
         self.membership.tick(now_ms);
         self.lease.may_serve(now_ms)
     }
 
     /// What to ask next.
-    pub fn ask(&mut self, now_ms: u64) -> Ask {
+    pub(crate) fn ask(&mut self, now_ms: u64) -> Ask {
         // Until Redis works there is nothing to mend.
         let mend =
             self.torn && self.redis_failing_ms().is_none() && now_ms >= self.acquired_ms.saturating_add(MEND_PAUSE_MS);
@@ -75,7 +75,7 @@ impl Heart {
     }
 
     /// Redis granted a lease to a request sent at `sent_ms`. Whether it is one of a new incarnation.
-    pub fn acquired(&mut self, sent_ms: u64, now_ms: u64, incarnation: u64) -> bool {
+    pub(crate) fn acquired(&mut self, sent_ms: u64, now_ms: u64, incarnation: u64) -> bool {
         let fenced = !self.look(now_ms);
         self.renew_failing_ms = None;
         let new = self.lease.acquired(sent_ms, incarnation, self.lease_ms);
@@ -89,14 +89,14 @@ impl Heart {
     }
 
     /// Redis said that another holds the name.
-    pub fn refused(&mut self, now_ms: u64) {
+    pub(crate) fn refused(&mut self, now_ms: u64) {
         self.look(now_ms);
         self.renew_failing_ms = None;
         self.lease.lost(now_ms);
     }
 
     /// Redis answered a renewal sent at `sent_ms`.
-    pub fn renewed(&mut self, sent_ms: u64, now_ms: u64, renewal: Renewal) {
+    pub(crate) fn renewed(&mut self, sent_ms: u64, now_ms: u64, renewal: Renewal) {
         self.look(now_ms);
         self.renew_failing_ms = None;
         match renewal {
@@ -108,14 +108,14 @@ impl Heart {
     }
 
     /// A renewal or an acquisition failed: Redis does not work.
-    pub fn renew_failed(&mut self, now_ms: u64) {
+    pub(crate) fn renew_failed(&mut self, now_ms: u64) {
         self.look(now_ms);
         self.renew_failing_ms.get_or_insert(now_ms);
         self.lease.renew_failed(now_ms);
     }
 
     /// The nodes that have a lease. Whether the view changed in what matters, as for [`Heart::poll_failed`] and the news of the mesh.
-    pub fn polled(&mut self, now_ms: u64, records: Vec<NodeRecord>) -> bool {
+    pub(crate) fn polled(&mut self, now_ms: u64, records: Vec<NodeRecord>) -> bool {
         self.look(now_ms);
         self.poll_failing_ms = None;
         self.polled_ms = Some(now_ms);
@@ -126,95 +126,95 @@ impl Heart {
     }
 
     /// The nodes could not be asked for.
-    pub fn poll_failed(&mut self, now_ms: u64) -> bool {
+    pub(crate) fn poll_failed(&mut self, now_ms: u64) -> bool {
         self.look(now_ms);
         self.poll_failing_ms.get_or_insert(now_ms);
         self.membership.poll_failed(now_ms)
     }
 
     /// The epoch the cluster agreed on for the view of this digest.
-    pub fn set_epoch(&mut self, digest: u64, epoch: u64) {
+    pub(crate) fn set_epoch(&mut self, digest: u64, epoch: u64) {
         self.membership.set_epoch(digest, epoch);
     }
 
     /// See [`Membership::mesh_heard`].
-    pub fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+    pub(crate) fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
         self.meshed = true;
         self.membership.mesh_heard(now_ms, node, incarnation)
     }
 
     /// See [`Membership::mesh_lost`].
-    pub fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+    pub(crate) fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
         self.meshed = true;
         self.membership.mesh_lost(now_ms, node, incarnation)
     }
 
     /// See [`Lease::peers_confirmed`]. Without effect for another incarnation than the present one.
-    pub fn peers_confirmed(&mut self, now_ms: u64, incarnation: u64) {
+    pub(crate) fn peers_confirmed(&mut self, now_ms: u64, incarnation: u64) {
         if incarnation == self.lease.incarnation() {
             self.lease.peers_confirmed(now_ms);
         }
     }
 
     /// Presence has lost a write, so it has to be written as a whole, under a new incarnation.
-    pub fn presence_torn(&mut self) {
+    pub(crate) fn presence_torn(&mut self) {
         self.torn = true;
     }
 
     /// Where the node is in its life.
-    pub fn state(&self) -> NodeState {
+    pub(crate) fn state(&self) -> NodeState {
         self.state
     }
 
     /// The next step of its life, told with the next renewal.
-    pub fn set_state(&mut self, state: NodeState) {
+    pub(crate) fn set_state(&mut self, state: NodeState) {
         self.state = state;
     }
 
     /// The view now.
-    pub fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<View> {
         self.membership.view()
     }
 
     /// The members with a link to this node, itself included; `None` before the mesh has told of any link.
-    pub fn reachable(&self) -> Option<Vec<String>> {
+    pub(crate) fn reachable(&self) -> Option<Vec<String>> {
         let view = self.membership.view();
         let names = view.members.iter().map(|member| &member.name);
         self.meshed.then(|| names.filter(|name| self.membership.is_reachable(name)).cloned().collect())
     }
 
     /// When Redis last gave the nodes; `None` before the first time.
-    pub fn polled_ms(&self) -> Option<u64> {
+    pub(crate) fn polled_ms(&self) -> Option<u64> {
         self.polled_ms
     }
 
     /// See [`Membership::wants_poll`].
-    pub fn wants_poll(&self) -> bool {
+    pub(crate) fn wants_poll(&self) -> bool {
         self.membership.wants_poll()
     }
 
     /// See [`Lease::serve_until_ms`].
-    pub fn serve_until_ms(&self) -> u64 {
+    pub(crate) fn serve_until_ms(&self) -> u64 {
         self.lease.serve_until_ms()
     }
 
     /// Why the node must not serve, as of the last look.
-    pub fn fenced(&self) -> Option<Fenced> {
+    pub(crate) fn fenced(&self) -> Option<Fenced> {
         self.lease.fenced()
     }
 
     /// The incarnation last acquired.
-    pub fn incarnation(&self) -> u64 {
+    pub(crate) fn incarnation(&self) -> u64 {
         self.lease.incarnation()
     }
 
     /// The incarnation since which this node has not been fenced; 0 before the first. What others know of it counts for one life.
-    pub fn life(&self) -> u64 {
+    pub(crate) fn life(&self) -> u64 {
         self.life
     }
 
     /// Since when Redis has been failing; `None` while it works.
-    pub fn redis_failing_ms(&self) -> Option<u64> {
+    pub(crate) fn redis_failing_ms(&self) -> Option<u64> {
         self.renew_failing_ms.into_iter().chain(self.poll_failing_ms).min()
     }
 }

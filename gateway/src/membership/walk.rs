@@ -13,16 +13,16 @@ const PER_SESSION: u64 = 24 * 3_600 * 1_000;
 
 /// A page to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Page {
-    pub(super) shard: usize,
-    pub(super) from_slot: u32,
-    pub(super) max: usize,
+pub(crate) struct Page {
+    pub(crate) shard: usize,
+    pub(crate) from_slot: u32,
+    pub(crate) max: usize,
 }
 
 /// A walk through the sessions of all shards, over and over. In a hurry after an incarnation is new; otherwise such that one round takes
 /// half of the time after which Redis drops an entry that was not written again.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(crate) struct Walk {
     shards: usize,
     round_ms: u64,
     shard: usize,
@@ -37,7 +37,7 @@ pub(super) struct Walk {
 
 impl Walk {
     /// Through `shards` shards, with a round in `round_ms` while there is no hurry.
-    pub(super) fn new(now_ms: u64, shards: usize, round_ms: u64) -> Self {
+    pub(crate) fn new(now_ms: u64, shards: usize, round_ms: u64) -> Self {
         let round_ms = round_ms.max(1);
         Walk {
             shards,
@@ -53,24 +53,24 @@ impl Walk {
     }
 
     /// Begins again from the first session, in a hurry.
-    pub(super) fn resync(&mut self) {
+    pub(crate) fn resync(&mut self) {
         (self.shard, self.slot, self.resync) = (0, 0, true);
         // What was asked for may still come, and is not the page asked for next.
         self.asked = false;
     }
 
     /// How often it has got round.
-    pub(super) fn rounds(&self) -> u64 {
+    pub(crate) fn rounds(&self) -> u64 {
         self.rounds
     }
 
     /// Whether a resync is under way.
-    pub(super) fn is_resync(&self) -> bool {
+    pub(crate) fn is_resync(&self) -> bool {
         self.resync
     }
 
     /// The page to ask for now, when there are `sessions` in all; there is none while another was asked for.
-    pub(super) fn page(&mut self, now_ms: u64, sessions: u64) -> Option<Page> {
+    pub(crate) fn page(&mut self, now_ms: u64, sessions: u64) -> Option<Page> {
         if self.asked || self.shards == 0 {
             return None;
         }
@@ -89,12 +89,12 @@ impl Walk {
     }
 
     /// The page could not be asked for, or its shard did not answer: it is asked for again.
-    pub(super) fn failed(&mut self) {
+    pub(crate) fn failed(&mut self) {
         self.asked = false;
     }
 
     /// The page asked for last has come. Whether a resync has ended with it.
-    pub(super) fn answered(&mut self, page: SessionsPage) -> bool {
+    pub(crate) fn answered(&mut self, page: SessionsPage) -> bool {
         if !std::mem::take(&mut self.asked) {
             return false;
         }
