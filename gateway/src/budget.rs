@@ -18,8 +18,9 @@ use trunkline_router::presence::Embedded;
 
 /// A Vec that grows doubles, so it may hold twice the bytes that are counted.
 const VEC_GROWTH: u64 = 2;
-/// A slot's places in the lists of a turn (dirty, due, overflowed): four bytes each.
-const LIST_BYTES: u64 = 3 * 4 * VEC_GROWTH;
+/// A slot's places in the lists of a shard: once in dirty, due, overflowed, waiting, flights, spenders, behind and redeliverable, up to twice in slow and in
+/// holders (four bytes each), and up to twice in strangers (eight).
+const LIST_BYTES: u64 = ((8 + 2 * 2) * 4 + 2 * 8) * VEC_GROWTH;
 /// A send under way: its connection, its buffer's handle, its place in the list of free ones.
 const SEND_BYTES: u64 = (32 + 4) * VEC_GROWTH;
 /// Answers may fill the outboxes of a shard to five quarters of their bound.
@@ -37,6 +38,8 @@ const RING_ENTRY_BYTES: u64 = 16;
 const EXECUTOR_BYTES: u64 = (3 << 20) + (512 << 10);
 /// Program, runtime of the control thread, and what the allocator keeps back.
 const PROCESS_BYTES: u64 = 24 << 20;
+/// Lines that wait for the log, and the batch that is being written.
+const LOG_BYTES: u64 = 2 * trunkline_router::log::BYTES_MAX as u64;
 /// Header, body and answer of one HTTP connection, and one rendering of the metrics of a shard.
 const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
@@ -204,8 +207,13 @@ impl Budget {
             },
             Term {
                 name: "program and HTTP",
-                bytes: PROCESS_BYTES + preview + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
-                how: format!("and {http} HTTP connections that all read the metrics, and a preview of the ring"),
+                bytes: PROCESS_BYTES
+                    + LOG_BYTES
+                    + preview
+                    + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
+                how: format!(
+                    "and {http} HTTP connections that all read the metrics, a preview of the ring, and lines that wait for the log"
+                ),
                 flags: &["--shards"],
             },
         ];
@@ -363,7 +371,7 @@ mod tests {
         let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\nunacked_total_bytes_max = \"16MiB\"\n\
                     partial_bytes_max = \"8MiB\"\nmailbox_bytes_max = \"1MiB\"\nrecv_buffer_bytes = \"4MiB\"\n";
         let budget = budget(base);
-        assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * ((CONN_BYTES + ENTRY_BYTES) as u64 + 24 + 8));
+        assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * ((CONN_BYTES + ENTRY_BYTES) as u64 + 128 + 8));
         assert_eq!(term(&budget, "users"), 4 * Embedded::memory_bytes_max(1_000, 1_000, 128) as u64);
         let queue_head = size_of::<Outbox>() as u64 + 72;
         assert_eq!(term(&budget, "outboxes"), (64 << 20) * 5 / 4 * 2 + 4_000 * queue_head);

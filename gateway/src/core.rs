@@ -27,6 +27,7 @@ use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
+use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
@@ -119,11 +120,14 @@ impl<I: Io> Core<I> {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
         let (was_blocked, was_behind) = (self.blocked, self.behind);
         let mut ticked = !self.shard.alone && self.look();
-        let completions = self.io.enter(match (was_behind, was_blocked) {
+        let wait_micros = match (was_behind, was_blocked) {
             (true, _) => 0,
             (false, true) => wait_micros.min(BLOCKED_WAIT_MICROS),
             (false, false) => wait_micros,
-        });
+        };
+        let waits = wait_micros > 0 && self.may_wait();
+        let completions = self.io.enter(if waits { wait_micros } else { 0 });
+        self.shard.outgoing.own().awake();
         ticked |= self.look();
         self.shard.links.begin_budgets();
         while let Some(completion) = self.io.next() {
@@ -188,9 +192,14 @@ impl<I: Io> Core<I> {
         self.only_waits
     }
 
-    /// Whether a turn is due although nothing has come from the ring: the control thread asks, or something could not be handed on.
+    /// Whether a turn is due although nothing has come from the ring: another shard or the control thread asks, or something could not be handed on.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || self.behind || self.control.is_asked()
+        self.blocked || self.behind || self.control.is_asked() || self.shard.outgoing.own().len() > 0
+    }
+
+    /// To be called before waiting for anything: from then on other shards wake this one. Returns whether they have left nothing for it.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.shard.outgoing.own().may_wait()
     }
 
     /// Whether the shard was drained and may stop.
@@ -201,7 +210,9 @@ impl<I: Io> Core<I> {
 
     fn dispatch(&mut self, completion: Completion) {
         match completion {
-            Completion::Recv { conn, result, buf, more } => self.on_recv(conn, result, buf, more),
+            Completion::Recv { conn, result, buf, more, nonempty } => {
+                self.on_recv(conn, result, buf, ReadRest { more, nonempty });
+            }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
             Completion::Accept { listener, result, more } => self.on_accept(listener, result, more),
@@ -341,10 +352,8 @@ impl<I: Io> Core<I> {
 
     /// Takes what other shards have sent, until that is `bytes_max` bytes. Returns the number of letters.
     fn drain_mailbox(&mut self, bytes_max: usize) -> usize {
-        let mailbox = self.shard.outgoing.own();
-        mailbox.look();
         // No more than are there now, so that a busy neighbour cannot hold this turn for ever.
-        let letters = mailbox.len();
+        let letters = self.shard.outgoing.own().len();
         let mut taken = 0;
         for _ in 0..letters {
             if taken >= bytes_max {

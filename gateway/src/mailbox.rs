@@ -215,7 +215,7 @@ impl<'a> Iterator for Records<'a> {
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     letters: ArrayQueue<Letter>,
-    /// Set when the shard has been woken and has not looked since.
+    /// The shard looks at its mailbox before it waits for anything: it is awake, or has been woken.
     woken: AtomicBool,
     /// Bytes in the queue, by sending shard.
     bytes_from: Box<[AtomicUsize]>,
@@ -242,9 +242,15 @@ impl Mailbox {
         self.letters.len()
     }
 
-    /// Called by the owner before it takes letters: whoever pushes from now on wakes it again.
-    pub(crate) fn look(&self) {
+    /// Called by the owner before it waits for anything: whoever pushes from now on wakes it. Returns whether it may wait, because there are no letters.
+    pub(crate) fn may_wait(&self) -> bool {
         self.woken.store(false, Ordering::SeqCst);
+        self.letters.is_empty()
+    }
+
+    /// Called by the owner that waits no more: nobody has to wake it until [`Mailbox::may_wait`].
+    pub(crate) fn awake(&self) {
+        self.woken.store(true, Ordering::Relaxed);
     }
 
     /// The next letter, for the owner.
@@ -475,7 +481,7 @@ impl Outgoing {
 }
 
 impl Mailbox {
-    /// The queue's push and this swap are sequentially consistent with the owner's `look` and the pop that follows it: either the owner
+    /// The queue's push and this swap are sequentially consistent with the store and the look at the queue in the owner's `may_wait`: either the owner
     /// sees the letter, or this sees `woken` cleared.
     fn must_wake(&self) -> bool {
         !self.woken.swap(true, Ordering::SeqCst)
@@ -606,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_is_woken_once_until_it_looks() {
+    fn a_shard_is_woken_once_before_it_waits_and_never_while_it_is_awake() {
         let mailboxes = mailboxes(2);
         let mut outgoing = Outgoing::new(0, mailboxes.clone(), 1 << 20);
         let mut wakes = 0;
@@ -615,7 +621,13 @@ mod tests {
             outgoing.post(|_| wakes += 1);
         }
         assert_eq!(wakes, 1);
-        mailboxes[1].look();
+        mailboxes[1].awake();
+        outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
+        outgoing.post(|_| wakes += 1);
+        assert_eq!(wakes, 1);
+        assert!(!mailboxes[1].may_wait(), "it has letters");
+        while mailboxes[1].take().is_some() {}
+        assert!(mailboxes[1].may_wait());
         outgoing.put(1, &Record::Fate { origin: conn(1), id: 1, peer: 2, outcome: Outcome::Delivered, stamp: 0 });
         outgoing.post(|_| wakes += 1);
         assert_eq!(wakes, 2);

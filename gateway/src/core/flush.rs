@@ -9,9 +9,21 @@ use crate::mailbox::{Arrival, NotTaken};
 use crate::outbox::unsent_messages;
 use crate::reason::CloseReason;
 
+/// How long a peer that has got its BYE may take to close before the write side is shut: 100 to 200 ms.
+const SHUT_GRACE_TICKS: u32 = 2;
+
+/// What is to come after a receive's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadRest {
+    /// The read goes on.
+    pub(super) more: bool,
+    /// There was more to read when these bytes were taken.
+    pub(super) nonempty: bool,
+}
+
 impl<I: Io> Core<I> {
     /// A receive, single or multishot, has something to say.
-    pub(super) fn on_recv(&mut self, id: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool) {
+    pub(super) fn on_recv(&mut self, id: ConnId, result: OpResult<usize>, buf: Option<BufId>, rest: ReadRest) {
         let links = &mut self.shard.links;
         let Some(conn) = links.slots.get(id) else {
             if let Some(buf) = buf {
@@ -19,12 +31,16 @@ impl<I: Io> Core<I> {
             }
             return self.count_stale(id);
         };
-        if !more {
+        if !rest.more {
             if conn.read == ReadOp::Multishot {
                 links.stats.hot.sub(1);
             }
             conn.read = ReadOp::None;
             conn.flags.clear(ConnFlags::READ_CANCELLED | ConnFlags::READABLE);
+            if rest.nonempty {
+                // A poll would say no more than that.
+                conn.flags.set(ConnFlags::READABLE);
+            }
             links.mark_dirty(id.slot);
         }
         let mesh = links.slots.at(id.slot).phase == Phase::Mesh;
@@ -255,8 +271,9 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// After the last byte of a connection that got a BYE, the write side is shut and what still comes in is thrown away until the peer has
-    /// closed too: a close with unread bytes would reset the connection, and the BYE might never be read.
+    /// After the last byte of a connection that got a BYE, what still comes in is thrown away until the peer has closed: a close with unread bytes would
+    /// reset the connection, and the BYE might never be read. The write side is shut only for a peer that has not closed in a moment, because the kernel
+    /// gives each shutdown of a direct descriptor to a worker thread.
     fn drive_closing(&mut self, slot: u32) {
         let links = &mut self.shard.links;
         let id = links.slots.id(slot);
@@ -272,9 +289,14 @@ impl<I: Io> Core<I> {
         if !said_bye || conn.flags.has(ConnFlags::EOF) {
             conn.phase = Phase::Finishing;
             self.drive_finishing(slot);
-        } else if !conn.flags.has(ConnFlags::SHUT_ASKED) {
+        } else if conn.flags.has(ConnFlags::SHUT_ASKED) {
+            // The peer's close is what is left to wait for.
+        } else if conn.flags.has(ConnFlags::SHUT_DUE) {
             conn.flags.set(ConnFlags::SHUT_ASKED | ConnFlags::OP_PENDING);
             self.io.shutdown(id);
+        } else if !conn.flags.has(ConnFlags::SHUT_WAITS) {
+            conn.flags.set(ConnFlags::SHUT_WAITS);
+            links.wheel.arm_earlier(slot, links.tick + SHUT_GRACE_TICKS);
         }
     }
 

@@ -114,9 +114,9 @@ impl Links {
     #[inline]
     pub(crate) fn queue_message(&mut self, slot: u32, header: &Header, payload: &[u8]) -> Queued {
         let bytes = encoded_len(header.kind, payload.len());
+        let held = self.held_bytes() + bytes;
         let queued = self.slots.at(slot).outbox_bytes() + bytes;
-        let beyond =
-            queued > self.limits.outbox_bytes_max || self.held_bytes() + bytes > self.limits.outbox_total_bytes_max;
+        let beyond = queued > self.limits.outbox_bytes_max || held > self.limits.outbox_total_bytes_max;
         if beyond && !self.may_queue(slot, queued, bytes) {
             return Queued::OutboxFull;
         }
@@ -124,11 +124,14 @@ impl Links {
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
         encode(&mut outbox.pending, header, payload);
         self.outbox_bytes += bytes;
+        if !conn.flags.has(ConnFlags::DIRTY) {
+            conn.flags.set(ConnFlags::DIRTY);
+            self.dirty.push(slot);
+        }
         if header.flags & flags::ACK != 0 && self.limits.frames_per_sec != 0 {
             // The ACK that is asked for with it.
             self.grant_frame(slot);
         }
-        self.mark_dirty(slot);
         Queued::Yes
     }
 

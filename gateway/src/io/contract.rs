@@ -590,7 +590,7 @@ impl End {
                     self.offset += result.expect("the other end reads");
                     self.buf = Some(buf);
                 }
-                Completion::Recv { conn: of, result, buf, more } if of == conn => {
+                Completion::Recv { conn: of, result, buf, more, .. } if of == conn => {
                     self.reading = more;
                     match (result, buf) {
                         (Ok(len), Some(buf)) => {
@@ -633,6 +633,34 @@ fn single_receives_take_split_bytes_in_order<H: Harness>(mut rig: Rig<H>) {
         rig.harness.write(client, piece);
     }
     assert_eq!(rig.recv_all(0, conn, bytes.len()), bytes);
+    rig.expect_quiet();
+}
+
+fn a_receive_says_whether_there_was_more<H: Harness>(mut rig: Rig<H>) {
+    let (client, conn) = rig.connection(0);
+    let bytes = pattern(200);
+    rig.harness.write(client, &bytes);
+    // All of it is there before the first receive.
+    for _ in 0..20 {
+        rig.round();
+    }
+    let mut got = 0;
+    let mut said_more = 0;
+    loop {
+        rig.io(0).recv(conn);
+        let wanted = |completion: &Completion| matches!(completion, Completion::Recv { .. });
+        let Completion::Recv { result, buf, nonempty, .. } = rig.expect(0, "a receive", wanted) else { unreachable!() };
+        if let Some(buf) = buf {
+            rig.io(0).release(buf);
+        }
+        got += result.expect("bytes");
+        said_more += u32::from(nonempty);
+        if got == bytes.len() {
+            assert!(!nonempty, "nothing is left");
+            break;
+        }
+    }
+    assert!(said_more > 0);
     rig.expect_quiet();
 }
 
@@ -953,6 +981,7 @@ for_both! {
     a_full_table_fails_the_dial
     random_bytes_differ
     single_receives_take_split_bytes_in_order
+    a_receive_says_whether_there_was_more
     a_multishot_receive_takes_all_until_it_is_cancelled
     a_cancelled_receive_ends_once
     a_cancel_that_comes_too_late_is_none

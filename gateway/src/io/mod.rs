@@ -75,8 +75,8 @@ pub(crate) enum Completion {
     Accept { listener: u16, result: OpResult<u32>, more: bool },
     /// A poll has ended: there is something to read, or an error to fetch.
     Readable { conn: ConnId, result: OpResult<()> },
-    /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended.
-    Recv { conn: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool },
+    /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended. `nonempty`: there was more to read; without it there may be.
+    Recv { conn: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool, nonempty: bool },
     /// The kernel took that many bytes of `buf`, counted from the offset the send was given.
     Sent { conn: ConnId, result: OpResult<usize>, buf: Vec<u8> },
     /// The write side is shut.

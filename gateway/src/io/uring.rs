@@ -292,6 +292,7 @@ impl Uring {
                 result: count(),
                 buf: cqueue::buffer_select(entry.flags()).map(BufId),
                 more,
+                nonempty: cqueue::sock_nonempty(entry.flags()),
             },
             Tag::Send => self.sent(user_data as u32, count()),
             Tag::Shutdown => Completion::ShutDown { conn: conn_of(user_data) },

@@ -510,7 +510,11 @@ impl Crowd {
             }
             let limited = self.scenario.limits.frames_per_sec != 0;
             let unanswered = self.ledger.unanswered(session.index);
-            assert!(unanswered.is_empty(), "{name}: no SENT for messages {unanswered:?}");
+            assert!(
+                unanswered.is_empty(),
+                "{name}: no SENT for messages {unanswered:?}: {}",
+                self.ledger.told(&unanswered)
+            );
             // The latest PING may be under way.
             assert!(limited || session.pings.len() <= 1, "{name}: PINGs without PONG");
             assert!(limited || session.errors.is_empty(), "{name}: ERROR frames missing: {:?}", session.errors);

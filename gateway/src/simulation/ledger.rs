@@ -123,6 +123,11 @@ impl Ledger {
         let of_session = self.iter().filter(|(_, message)| message.sender == session);
         of_session.filter(|(_, message)| message.acked && message.answers == 0).map(|(id, _)| id).collect()
     }
+
+    /// What is known of these messages, for people.
+    pub(super) fn told(&self, ids: &[u64]) -> String {
+        ids.iter().map(|id| format!("{id}: {:?}\n", self.messages[id])).collect()
+    }
 }
 
 /// A payload that says what it is, of at least [`PAYLOAD_BYTES`].

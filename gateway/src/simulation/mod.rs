@@ -192,8 +192,11 @@ impl Run {
         for shard in 0..self.node.shards() {
             self.node.request(shard, Control::Drain { ends: true });
         }
-        let end_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000;
-        self.run_until(end_us, |run| run.node.over());
+        // Shards may be paused while they drain.
+        let unpaused_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000 - self.node.paused_us();
+        while !self.node.over() && self.now_us() < unpaused_us + self.node.paused_us() {
+            self.run_until(unpaused_us + self.node.paused_us(), |run| run.node.over());
+        }
         assert!(self.node.over(), "a drained shard goes on");
     }
 

@@ -63,6 +63,8 @@ pub(super) struct Node {
     mailboxes: Mailboxes,
     /// Writes letters that mean nothing, to fill mailboxes.
     stuffing: Outgoing,
+    /// How long shards were paused, all together; their timers stand still meanwhile.
+    paused_us: u64,
 }
 
 impl Node {
@@ -95,7 +97,13 @@ impl Node {
             seats: seats.collect(),
             stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
+            paused_us: 0,
         }
+    }
+
+    /// How long shards were paused up to now, or will be in the pauses that have begun.
+    pub(super) fn paused_us(&self) -> u64 {
+        self.paused_us
     }
 
     pub(super) fn shards(&self) -> usize {
@@ -174,6 +182,8 @@ impl Node {
             if stall_us == 0 {
                 seat.core.io.submit();
             }
+        } else if !seat.core.may_wait() {
+            seat.rest = Rest::Ring { until_us: now_us };
         } else {
             let unsubmitted = self.world.borrow().unsubmitted(ring);
             assert_eq!(unsubmitted, 0, "shard {shard} went to sleep with submissions the kernel has not seen");
@@ -193,7 +203,9 @@ impl Node {
             while self.stuffing.put_adopt_failed(shard as u16, nobody) {}
         }
         if self.rng.chance(faults.pause) {
-            return self.rng.within(1_100_000, PAUSE_US_MAX);
+            let pause_us = self.rng.within(1_100_000, PAUSE_US_MAX);
+            self.paused_us += pause_us;
+            return pause_us;
         }
         self.rng.within(1, faults.stall_us_max)
     }

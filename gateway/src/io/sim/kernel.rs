@@ -156,7 +156,8 @@ impl World {
                     kind == ReadOp::Multishot && !bytes.is_empty() && self.rng.chance(self.faults.multishot_end);
                 self.tally.multishots_ended += u64::from(ended);
                 let more = kind == ReadOp::Multishot && !bytes.is_empty() && !ended;
-                (Completion::Recv { conn, result, buf, more }, bytes, more)
+                let nonempty = !bytes.is_empty() && !self.sockets[socket].inbound.is_empty();
+                (Completion::Recv { conn, result, buf, more, nonempty }, bytes, more)
             };
             let posted_us = self.post(ring, due_us, completion, bytes);
             if let Some(read) = self.rings[ring].used(slot).and_then(|usage| usage.read.as_mut()) {
@@ -217,7 +218,7 @@ impl World {
         let due_us = read.due_us;
         let completion = match kind {
             ReadOp::Poll => Completion::Readable { conn, result: Err(errno::ECANCELED) },
-            _ => Completion::Recv { conn, result: Err(errno::ECANCELED), buf: None, more: false },
+            _ => Completion::Recv { conn, result: Err(errno::ECANCELED), buf: None, more: false, nonempty: false },
         };
         self.post(ring, due_us, completion, Vec::new());
     }
