@@ -291,8 +291,8 @@ impl<I: Io> Core<I> {
         let logins_per_sec = u64::from(limits.logins_per_sec);
         let now_ms = self.shard.now.mono_ms;
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
-        // The bucket holds a tenth of a second's worth, at least one: what one tick brings.
-        self.login_allowance = (self.login_allowance + earned).min((logins_per_sec * TICK_MS).max(1_000));
+        // The bucket holds what one tick brings, and the part of one login that was left over before.
+        self.login_allowance = (self.login_allowance + earned).min(logins_per_sec * TICK_MS + 999);
         let multishot = logins_per_sec == 0 && many;
         let singles = match logins_per_sec {
             0 => ACCEPTS_MAX,

@@ -193,9 +193,13 @@ impl Run {
             self.node.request(shard, Control::Drain { ends: true });
         }
         // Shards may be paused while they drain.
-        let unpaused_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000 - self.node.paused_us();
-        while !self.node.over() && self.now_us() < unpaused_us + self.node.paused_us() {
-            self.run_until(unpaused_us + self.node.paused_us(), |run| run.node.over());
+        let paused_before_us = self.node.paused_us();
+        let mut end_us = self.now_us() + (self.scenario.limits.drain_ms + 6_000) * 1_000;
+        let mut counted_us = 0;
+        while !self.node.over() && self.now_us() < end_us {
+            self.run_until(end_us, |run| run.node.over());
+            let paused_us = self.node.paused_us() - paused_before_us;
+            end_us += paused_us - std::mem::replace(&mut counted_us, paused_us);
         }
         assert!(self.node.over(), "a drained shard goes on");
     }
