@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup run chat cluster test lint fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: help setup setup-build run chat cluster test lint fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -9,15 +9,20 @@ help: ## List the targets
 setup: ## Install what build and tests need (Debian or Ubuntu, needs root or sudo)
 	scripts/setup.sh
 
-run: setup ## Build and start a gateway on 127.0.0.1:7700
-	$(CARGO) build --release --locked --bin gateway --bin chat
-	target/release/gateway
+setup-build: # What the build needs, without what the tests do
+	scripts/setup.sh --build
+
+# The profile `quick` is for looking and trying: without link-time optimisation it takes a fraction of the time. What is measured or
+# installed is built with --release.
+run: setup-build ## Build and start a gateway on 127.0.0.1:7700
+	$(CARGO) build --profile quick --locked --bin gateway --bin chat
+	target/quick/gateway
 
 chat: ## Talk through a running gateway: make chat USER_ID=1
-	$(CARGO) run --release --locked --bin chat -- --user $(or $(USER_ID),1)
+	$(CARGO) run --profile quick --locked --bin chat -- --user $(or $(USER_ID),1)
 
 cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, until Ctrl-C
-	$(CARGO) build --release --locked --bin gateway --bin router --bin chat
+	$(CARGO) build --profile quick --locked --bin gateway --bin router --bin chat
 	scripts/cluster.sh
 
 test: setup lint ## Everything that must pass before a commit

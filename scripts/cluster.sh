@@ -9,13 +9,13 @@ Usage: scripts/cluster.sh [--check] [--bin DIR] [--base-port PORT]
 
   --check           end with status 0 once every node and the router answer alike and a message has gone from node to node,
                     instead of waiting for Ctrl-C
-  --bin DIR         where the programs gateway, router and chat are [default: target/release]
+  --bin DIR         where the programs gateway, router and chat are [default: target/quick]
   --base-port PORT  take the ports PORT to PORT+21 instead of the usual ones
 TEXT
 }
 
 check=
-bin=target/release
+bin=target/quick
 base=
 while [ $# -gt 0 ]; do
   case $1 in
@@ -44,7 +44,7 @@ fi
 
 for program in gateway router chat; do
   if [ ! -x "$bin/$program" ]; then
-    echo "cluster: $bin/$program was not found. Build it: cargo build --release --bin gateway --bin router --bin chat" >&2
+    echo "cluster: $bin/$program was not found. Build it: cargo build --profile quick --bin gateway --bin router --bin chat" >&2
     exit 1
   fi
 done

@@ -1,26 +1,31 @@
 #!/usr/bin/env bash
-# Checks for what build and tests need, and installs what is missing and a distribution package offers.
+# Checks for what build and tests need, and installs what is missing and a distribution package offers. With --build, what the build needs.
 set -euo pipefail
+
+for_tests=1
+[ "${1:-}" != --build ] || for_tests=
 
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v make >/dev/null || missing+=(make)
-# Tests form Redis Clusters of their own.
-command -v redis-server >/dev/null || missing+=(redis-server)
-command -v redis-cli >/dev/null || missing+=(redis-tools)
-# Tests have the metrics judged by Prometheus's own tool.
-command -v promtool >/dev/null || missing+=(prometheus)
-# Tests hold the HTTP APIs against their documents with Schemathesis, a Python program.
-command -v python3 >/dev/null || missing+=(python3)
-python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)
-# A test cuts the network between nodes, in a network of its own.
-command -v ip >/dev/null || missing+=(iproute2)
+if [ -n "$for_tests" ]; then
+  # Tests form Redis Clusters of their own.
+  command -v redis-server >/dev/null || missing+=(redis-server)
+  command -v redis-cli >/dev/null || missing+=(redis-tools)
+  # Tests have the metrics judged by Prometheus's own tool.
+  command -v promtool >/dev/null || missing+=(prometheus)
+  # Tests hold the HTTP APIs against their documents with Schemathesis, a Python program.
+  command -v python3 >/dev/null || missing+=(python3)
+  python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)
+  # A test cuts the network between nodes, in a network of its own.
+  command -v ip >/dev/null || missing+=(iproute2)
+fi
 
 if ! command -v cargo >/dev/null; then
   echo "setup: cargo was not found. Install Rust 1.95 or later with rustup, then try again." >&2
   exit 1
 fi
-for component in fmt clippy; do
+for component in ${for_tests:+fmt clippy}; do
   if ! cargo "$component" --version >/dev/null 2>&1; then
     echo "setup: 'cargo $component' was not found. Install it: rustup component add ${component/fmt/rustfmt}" >&2
     exit 1
@@ -46,6 +51,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
   "${run[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 
+[ -n "$for_tests" ] || exit 0
 # In a folder of its own, so that nothing of the host's Python is touched; made anew when the versions change.
 cd "$(dirname "$0")/.."
 venv=target/schemathesis
