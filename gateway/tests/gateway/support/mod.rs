@@ -15,6 +15,7 @@ pub(crate) mod random;
 #[path = "../../../../router/tests/router/support/schemathesis.rs"]
 pub(crate) mod schemathesis;
 pub(crate) mod scratch;
+pub(crate) mod signing;
 pub(crate) mod wire;
 
 use std::time::{Duration, Instant};
