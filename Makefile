@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test lint fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: help setup setup-build run chat cluster test lint docs fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,9 +28,14 @@ cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, unti
 test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked
 
-lint: setup ## Formatting and clippy, warnings as errors
+lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check
+	scripts/check-docs.py
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+docs: setup ## Write the references of settings, flags and metrics in docs/ from the code
+	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router -- \
+		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean
 
 fmt: ## Format
 	$(CARGO) fmt --all

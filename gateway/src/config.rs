@@ -4,6 +4,8 @@ mod cluster;
 mod file;
 mod fit;
 mod host;
+#[cfg(test)]
+mod reference;
 mod resolve;
 mod settings;
 mod text;

@@ -3,6 +3,7 @@
 use crate::cluster_support::Fleet;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_gateway};
+use crate::support::generated::{assert_documented, metrics_table};
 use crate::support::wait_for;
 use crate::support::wire::flag;
 use std::io::Write;
@@ -74,6 +75,7 @@ fn the_metrics_of_nodes_in_a_cluster_are_clean_and_whole() {
         assert!(!body.contains("trunkline_cluster_redis_commands"), "one name for one number");
         assert!(value(&body, "trunkline_presence_audit_age_seconds") >= 0.0);
     }
+    assert_documented("metrics.md", "gateway", &metrics_table(&lint(fleet.node(0))));
     let logins: f64 = (0..2)
         .map(|node| value(&fleet.node(node).get("/metrics").body, "trunkline_login_duration_seconds_count"))
         .sum();

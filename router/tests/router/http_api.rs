@@ -3,6 +3,7 @@
 //! The tests take turns on one cluster; each leaves it without nodes.
 
 use crate::http_support::{Nodes, Router, record};
+use crate::support::generated::{assert_documented, metrics_table};
 use crate::support::redis_cluster::{RedisCluster, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -435,6 +436,7 @@ fn the_metrics_are_clean_as_prometheus_s_own_tool_judges_them() {
     let router = Router::start(&cluster.url(), &[]);
     router.get("/v1/nodes").good();
     let body = router.get("/metrics").body;
+    assert_documented("metrics.md", "router", &metrics_table(&body));
     let mut tool = std::process::Command::new("promtool");
     let piped = std::process::Stdio::piped;
     tool.args(["check", "metrics"]).stdin(piped()).stdout(piped()).stderr(piped());

@@ -7,6 +7,8 @@ pub(crate) mod client;
 #[path = "../../../../router/tests/router/support/conforms.rs"]
 pub(crate) mod conforms;
 pub(crate) mod gateway;
+#[path = "../../../../router/tests/router/support/generated.rs"]
+pub(crate) mod generated;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod names;

@@ -141,8 +141,40 @@ Exit status:
   and says so.";
 
 #[cfg(test)]
+#[path = "../../../tests/router/support/generated.rs"]
+mod generated;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write;
+
+    /// The flags as they stand in docs/configuration.md.
+    fn reference() -> String {
+        let mut text = String::new();
+        let command = Cli::command();
+        for argument in command.get_arguments().filter(|argument| argument.get_env().is_some()) {
+            let name = argument.get_long().expect("each has a long form");
+            let variable = argument.get_env().and_then(|env| env.to_str()).expect("a name of ASCII");
+            let value_name = argument.get_value_names().map_or_else(|| "BOOL".to_owned(), |names| names[0].to_string());
+            let default: Vec<_> = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+            let default = match &default[..] {
+                [] if argument.is_required_set() => "Required.".to_owned(),
+                [] => "No default.".to_owned(),
+                values => format!("Default: `{}`.", values.join(",")),
+            };
+            let _ = writeln!(text, "#### --{name}\n\n`--{name} {value_name}`, `{variable}`. {default}\n");
+            let help = argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
+            // The library cuts off the last full stop.
+            let _ = writeln!(text, "{}.\n", help.trim_end_matches('.'));
+        }
+        text
+    }
+
+    #[test]
+    fn the_reference_of_flags_is_the_command_line() {
+        generated::assert_documented("configuration.md", "router", &reference());
+    }
 
     fn refusal(words: &[&str]) -> String {
         parse([&["router"], words].concat()).unwrap_err().to_string()

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Checks what the Markdown files of this repository name: links, files, functions, metrics, make targets.
+
+It says what is wrong with file and line, and ends with status 1 then.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Where the paths in a document begin, if not at the root of the repository.
+BASES = {"gateway/ARCHITECTURE.md": "gateway/src"}
+
+LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`]+)`")
+SOURCE = re.compile(r"[\w./-]+\.(?:rs|sh|py|proto|lua)")
+FUNCTION = re.compile(r"(\w+)\(\)")
+METRIC = re.compile(r"trunkline_[a-z_]*[a-z]\b")
+MAKE = re.compile(r"make ([a-z][a-z-]*)")
+# Not metrics: crates and programs.
+NOT_METRICS = {"trunkline_gateway", "trunkline_router", "trunkline_proto", "trunkline_client"}
+
+faults = []
+
+
+def tracked(pattern):
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )
+    return [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()]
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings."""
+    seen, found = {}, set()
+    for heading in re.findall(r"(?m)^#{1,6} (.+)$", without_blocks(text)):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        count = seen[slug] = seen.get(slug, -1) + 1
+        found.add(f"{slug}-{count}" if count else slug)
+    return found
+
+
+def without_blocks(text):
+    """The text with fenced blocks emptied, so that lines keep their numbers."""
+    return re.sub(r"(?ms)^```.*?^```", lambda block: "\n" * block.group().count("\n"), text)
+
+
+def check_link(document, line, target):
+    if re.match(r"[a-z]+:", target):
+        return
+    path, _, anchor = target.partition("#")
+    file = (ROOT / document.parent / path).resolve() if path else ROOT / document
+    if not file.exists():
+        faults.append(f"{document}:{line}: the link {target} leads nowhere")
+    elif anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
+        faults.append(f"{document}:{line}: {path or document} has no heading {anchor}")
+
+
+def check_names(document, line, codes):
+    """Files named in a line exist, and each function of it is one of theirs."""
+    base = BASES.get(str(document))
+    files = [code for code in codes if SOURCE.fullmatch(code) and (base or "/" in code)]
+    sources = []
+    for code in files:
+        file = next((file for file in [ROOT / (base or "") / code, ROOT / code] if file.is_file()), None)
+        if file:
+            sources.append(file.read_text())
+        else:
+            faults.append(f"{document}:{line}: there is no {code}")
+    if not sources:
+        return
+    for name in (match.group(1) for code in codes if (match := FUNCTION.fullmatch(code))):
+        if not any(re.search(rf"\bfn {name}\b", source) for source in sources):
+            faults.append(f"{document}:{line}: no function {name} in {', '.join(files)}")
+
+
+def main():
+    metrics = set(METRIC.findall((ROOT / "docs/metrics.md").read_text()))
+    targets = set(re.findall(r"(?m)^([a-z][a-z-]*):", (ROOT / "Makefile").read_text()))
+    for document in tracked("*.md"):
+        text = (ROOT / document).read_text()
+        for number, line in enumerate(without_blocks(text).splitlines(), 1):
+            for link in LINK.findall(line):
+                check_link(document, number, link[0] or link[1])
+            codes = CODE.findall(line)
+            check_names(document, number, codes)
+            for metric in METRIC.findall(" ".join(codes)):
+                if metric not in metrics | NOT_METRICS:
+                    faults.append(f"{document}:{number}: no process has the metric {metric}")
+            for target in MAKE.findall(" ".join(codes)):
+                if target not in targets:
+                    faults.append(f"{document}:{number}: the Makefile has no target {target}")
+    print("\n".join(faults) if faults else "the documents name what there is")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
