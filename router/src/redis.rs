@@ -8,7 +8,7 @@
 //! | `tl:view` | digest and epoch of the last view that somebody asked about |
 //! | `tl:user:{<user>}` | hash, one field for each device; runs out a `presence_ttl` after the last login |
 //! | `tl:account:{<name>}` | the user of that name |
-//! | `tl:accounts` | the last user id given to an account |
+//! | `tl:account-name:{<user>}` | the name of the account with that user id, so that no id is given twice |
 //!
 //! Architecture Invariant: every script touches keys of one hash slot. No command scans.
 //!
@@ -39,6 +39,6 @@ pub use error::{AccountError, AcquireError, PlaneError};
 pub use master::Master;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
-pub use plane::{Plane, Renewal};
+pub use plane::{ACCOUNT_IDS, Plane, Renewal};
 pub use queue::WriteQueue;
 pub use write_behind::WriteBehind;

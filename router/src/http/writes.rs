@@ -20,6 +20,7 @@ pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
     routes
         .post("/v1/accounts", Needs::Change(Scope::AccountsWrite), create_account)
         .get("/v1/accounts/{name}", Needs::Read(Scope::UsersRead), describe_account)
+        .delete("/v1/accounts/{name}", Needs::Change(Scope::AccountsWrite), remove_account)
         .post("/v1/login", Needs::Read(Scope::Login), login)
         .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick)
 }
@@ -60,6 +61,24 @@ async fn describe_account(
     match service.plane().account(&name).await? {
         Some(user) => Ok(Json(Account { name, user })),
         None => Err(Problem::not_found("nobody has this name; POST /v1/accounts makes an account")),
+    }
+}
+
+/// The sessions of the user go on: to end them is a request of its own, with a scope of its own.
+async fn remove_account(
+    State(service): State<Arc<Service>>,
+    NameInPath(name): NameInPath,
+) -> Result<(Extension<AuditNote>, Json<Account>), Problem> {
+    match service.plane().remove_account(&name).await {
+        Ok(Some(user)) => {
+            let note = Extension(AuditNote(format!("account {name:?} was user {user}")));
+            Ok((note, Json(Account { name, user })))
+        }
+        Ok(None) => Err(Problem::not_found("nobody has this name, so there is nothing to remove")),
+        Err(AccountError::Plane(error)) => Err(Problem::unavailable(format!(
+            "{error}. The account may be gone all the same: ask for it, or remove it again, which does no harm"
+        ))),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -12,6 +12,7 @@ use cluster::{Cluster, Request};
 use fred::types::Value;
 use fred::types::config::Server;
 use futures_util::future::join_all;
+use rand::RngExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -28,8 +29,15 @@ const NAME_KEPT_MS: u64 = 3_600_000;
 /// The pause between two attempts to connect for the first time.
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest name of an account, in bytes.
+/// The longest name of an account, in characters.
 const ACCOUNT_CHARS_MAX: usize = 64;
+
+/// The ids that accounts get. They fit the signed numbers of SQL and Java. Those below 2^40 are left to users that are numbered in another
+/// way, such as by a database, or by an earlier version of this, which counted from 1.
+pub const ACCOUNT_IDS: std::ops::Range<u64> = 1 << 40..1 << 63;
+
+/// How often an id is drawn for one account. With a billion accounts one draw in nine billion meets an id that is taken.
+const ID_DRAWS_MAX: u32 = 4;
 
 /// What became of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,7 +320,11 @@ impl Plane {
         Ok(masters)
     }
 
-    /// Makes a user with a name that nobody has, and returns the user's id, at least 1.
+    /// Makes a user with a name that nobody has, and returns the user's id.
+    ///
+    /// The id is drawn at random from [`ACCOUNT_IDS`], and set aside under a key of its own before the name gets it. So no loss of Redis gives
+    /// an id twice: a counter that a failover or FLUSHALL sets back does, and one id in 2^63 is not drawn again by chance. The key guards the
+    /// rest: of two accounts that draw the same id one draws again.
     ///
     /// # Errors
     /// [`AccountError::NameTaken`], [`AccountError::BadName`]. After another error the name may have been given to the new user.
@@ -320,15 +332,52 @@ impl Plane {
         if let Some(user) = self.account(name).await? {
             return Err(AccountError::NameTaken { user });
         }
-        let user = self.command("INCR", vec!["tl:accounts".into()]).await?;
-        let user = user.as_u64().filter(|&user| user > 0).ok_or_else(|| PlaneError::answer("INCR"))?;
+        let user = self.set_aside(name).await?;
         let key = account_key(name);
         let answer = self.call(&self.scripts.account, [key.as_str()], vec![user.to_string().into()]).await?;
         match answer.as_u64() {
             Some(holder) if holder == user => Ok(user),
-            Some(holder) => Err(AccountError::NameTaken { user: holder }),
+            Some(holder) => {
+                // Another was faster. Should this fail, an id that nobody has stays set aside, which is one of 2^63.
+                if let Err(error) = self.take_back(&account_name_key(user), name).await {
+                    tracing::debug!("user id {user}, which nobody has, stays set aside: {error}");
+                }
+                Err(AccountError::NameTaken { user: holder })
+            }
             None => Err(PlaneError::answer("account").into()),
         }
+    }
+
+    /// Draws an id for the account `name` that no account has.
+    async fn set_aside(&self, name: &str) -> Result<u64, PlaneError> {
+        for _ in 0..ID_DRAWS_MAX {
+            let user = rand::rng().random_range(ACCOUNT_IDS);
+            let args = vec![account_name_key(user).into(), name.into(), "NX".into()];
+            match self.command("SET", args).await? {
+                Value::Null => {}
+                _ => return Ok(user),
+            }
+        }
+        Err(PlaneError::Redis { detail: format!("{ID_DRAWS_MAX} user ids drawn at random were all taken") })
+    }
+
+    /// Removes the account `name` and returns the user it was of; `None` if there is none. Its id is not given again. Removing it twice, or
+    /// after an error, does no harm.
+    ///
+    /// # Errors
+    /// [`AccountError::BadName`], or if Redis did not work; then the account may be gone or not.
+    pub async fn remove_account(&self, name: &str) -> Result<Option<u64>, AccountError> {
+        let Some(user) = self.account(name).await? else { return Ok(None) };
+        // The name last: as long as it is there, an attempt that failed half way can be made again.
+        self.take_back(&account_name_key(user), name).await?;
+        let removed = self.take_back(&account_key(name), &user.to_string()).await?;
+        Ok(removed.then_some(user))
+    }
+
+    /// Deletes `key` if it holds `value`. Whether it did.
+    async fn take_back(&self, key: &str, value: &str) -> Result<bool, PlaneError> {
+        let answer = self.call(&self.scripts.take_back, [key], vec![value.into()]).await?;
+        Ok(answer.as_u64() == Some(1))
     }
 
     /// The user of that name.
@@ -403,6 +452,10 @@ fn user_key(user: u64) -> String {
 
 fn account_key(name: &str) -> String {
     format!("tl:account:{{{name}}}")
+}
+
+fn account_name_key(user: u64) -> String {
+    format!("tl:account-name:{{{user}}}")
 }
 
 /// The record in a lease: incarnation, token and JSON in a line each. The first line counts, since it is what the scripts

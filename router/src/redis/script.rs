@@ -41,6 +41,7 @@ pub(super) struct Scripts {
     pub(super) login: Script,
     pub(super) logout: Script,
     pub(super) account: Script,
+    pub(super) take_back: Script,
 }
 
 impl Scripts {
@@ -54,6 +55,7 @@ impl Scripts {
             login: Script::new(include_str!("scripts/login.lua")),
             logout: Script::new(include_str!("scripts/logout.lua")),
             account: Script::new(include_str!("scripts/account.lua")),
+            take_back: Script::new(include_str!("scripts/take_back.lua")),
         }
     }
 }

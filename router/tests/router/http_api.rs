@@ -59,7 +59,7 @@ fn accounts_have_unique_names() {
     let made = router.post("/v1/accounts", &json!({"name": "ada"}));
     assert_eq!(made.status, 201);
     let user = made.good()["user"].as_str().expect("a string").to_owned();
-    assert!(user.parse::<u64>().unwrap() >= 1);
+    assert!(user.parse::<u64>().unwrap() >= 1 << 40);
     assert_eq!(router.get("/v1/accounts/ada").good(), json!({"name": "ada", "user": user}));
     let detail = router.post("/v1/accounts", &json!({"name": "ada"})).problem(409);
     assert!(detail.contains(&format!("user {user}")) && detail.contains("choose another"), "{detail}");
@@ -77,6 +77,22 @@ fn accounts_have_unique_names() {
     }
     assert!(router.get(&format!("/v1/accounts/{}", "x".repeat(65))).problem(400).contains("1 to 64 characters"));
     assert!(router.get("/v1/accounts/%ff").problem(400).contains("UTF-8"));
+    router.finish();
+}
+
+#[test]
+fn an_account_that_is_removed_is_gone_and_its_name_is_free() {
+    let cluster = cluster();
+    let (router, ..) = router_with(&cluster, &[], &[]);
+    let made = router.post("/v1/accounts", &json!({"name": "bob / 2"})).good();
+    let path = "/v1/accounts/bob%20%2F%202";
+    assert_eq!(router.request("DELETE", path, "", "").good(), made);
+    assert!(router.get(path).problem(404).contains("nobody has this name"));
+    assert!(router.request("DELETE", path, "", "").problem(404).contains("nothing to remove"));
+    assert_ne!(router.post("/v1/accounts", &json!({"name": "bob / 2"})).good()["user"], made["user"]);
+    let user = made["user"].as_str().unwrap();
+    let parts = ["audit", &format!("DELETE {path}"), &format!("was user {user}")];
+    wait_until("the audit log has it", || parts.iter().all(|part| router.said().contains(part)));
     router.finish();
 }
 
@@ -312,7 +328,7 @@ fn wrong_requests_are_problems_too() {
     let wrong_method = router.get("/v1/login");
     assert!(wrong_method.problem(405).contains("/v1/login does not take GET"));
     assert!(wrong_method.head.contains("allow: post"), "{wrong_method:?}");
-    router.request("DELETE", "/v1/accounts/ada", "", "").problem(405);
+    router.request("PUT", "/v1/accounts/ada", "", "").problem(405);
     router.post("/v1/nodes", &json!({})).problem(405);
     assert!(router.request("POST", "/v1/login", "", "{\"user\":1}").problem(415).contains("application/json"));
     assert!(router.request("POST", "/v1/login", json, "{").problem(400).contains("EOF"));

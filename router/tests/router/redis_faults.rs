@@ -4,11 +4,12 @@
 
 use crate::support::plane::{record, wait_for};
 use crate::support::redis_cluster::RedisCluster;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use trunkline_router::membership::NodeRecord;
 use trunkline_router::redis::{
-    Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, queue, write_behind,
+    AccountError, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, queue, write_behind,
 };
 
 const LEASE_MS: u64 = 5_000;
@@ -112,6 +113,74 @@ fn a_master_that_dies_under_writes_loses_none() {
         assert!(now.failed > 0, "the master was not missed");
         assert_ne!(cluster.master_of_slot(0), victim);
         assert_online(&plane, 10_000..40_000).await;
+        plane.close().await;
+    });
+    cluster.restart(victim);
+    cluster.wait_ok();
+    cluster.wait_replicated();
+}
+
+/// Accounts of some names, by their user ids; each name is asked for until Redis, which may be failing over, takes it.
+async fn make_accounts(plane: &Plane, prefix: &str, count: u32) -> BTreeMap<u64, String> {
+    let mut made = BTreeMap::new();
+    for number in 0..count {
+        let name = format!("{prefix}{number}");
+        let user = loop {
+            match plane.create_account(&name).await {
+                Ok(user) | Err(AccountError::NameTaken { user }) => break user,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        assert_eq!(made.insert(user, name), None, "user {user} is given twice");
+    }
+    made
+}
+
+/// The replica that takes over has never heard of the last accounts; later all of Redis is emptied.
+#[test]
+fn no_user_id_is_given_twice_whatever_redis_loses() {
+    let mut cluster = cluster();
+    cluster.wait_replicated();
+    let victim = cluster.master_of_slot(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plane = Plane::connect(&RedisConfig::parse(&cluster.url()).unwrap()).await.unwrap();
+        let replicas: Vec<usize> = (0..crate::support::redis_cluster::SERVERS)
+            .filter(|&index| cluster.ask(index, &["ROLE"]).unwrap().starts_with("slave"))
+            .collect();
+        replicas.iter().for_each(|&index| cluster.pause(index));
+        // What the kernel holds for a replica that sleeps would be read when it wakes.
+        cluster.ask(victim, &["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
+        let acknowledged = make_accounts(&plane, "before", 60).await;
+        cluster.kill(victim);
+        replicas.iter().for_each(|&index| cluster.resume(index));
+        wait_for("the replica is promoted", || async { cluster.master_of_slot_after(victim, 0) }).await;
+        let (mut kept, mut lost) = (0, 0);
+        for (user, name) in &acknowledged {
+            let holder = loop {
+                match plane.account(name).await {
+                    Ok(holder) => break holder,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            };
+            match holder {
+                Some(holder) => {
+                    assert_eq!(holder, *user, "{name}");
+                    kept += 1;
+                }
+                None => lost += 1,
+            }
+        }
+        assert!(kept > 0 && lost > 0, "the failover lost {lost} of {} accounts", kept + lost);
+        let after = make_accounts(&plane, "after", 60).await;
+        assert!(after.keys().all(|user| !acknowledged.contains_key(user)));
+        // The names that were lost are free, and get ids that nobody has had.
+        let again = make_accounts(&plane, "before", 60).await;
+        let new = again.iter().filter(|(user, _)| !acknowledged.contains_key(user)).count();
+        assert_eq!(new, lost);
+        cluster.flush_all();
+        let empty = make_accounts(&plane, "before", 60).await;
+        assert!(empty.keys().all(|user| ![&acknowledged, &after, &again].iter().any(|known| known.contains_key(user))));
         plane.close().await;
     });
     cluster.restart(victim);

@@ -8,8 +8,8 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use trunkline_router::membership::{Membership, NodeRecord, NodeState};
 use trunkline_router::redis::{
-    AccountError, AcquireError, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind, WriteOutcome,
-    live, queue, write_behind,
+    ACCOUNT_IDS, AccountError, AcquireError, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind,
+    WriteOutcome, live, queue, write_behind,
 };
 
 const LEASE_MS: u64 = 5_000;
@@ -309,7 +309,7 @@ fn of_many_who_want_an_account_name_one_gets_it() {
             }
         }
         assert_eq!(made.len(), 1);
-        assert!(made[0] >= 1);
+        assert!(ACCOUNT_IDS.contains(&made[0]));
         assert_eq!(taken, HashSet::from([made[0]]));
         assert_eq!(plane.account("}{ alice").await, Ok(Some(made[0])));
         assert_ne!(plane.create_account("bob").await.unwrap(), made[0]);
@@ -317,6 +317,40 @@ fn of_many_who_want_an_account_name_one_gets_it() {
         for name in ["", "a\nb", &"x".repeat(65)] {
             assert_eq!(plane.create_account(name).await, Err(AccountError::BadName));
         }
+    });
+}
+
+/// The key under which the name of an account stands, by its user id.
+fn ask_key(command: &[&str]) -> String {
+    let cluster = cluster();
+    cluster.ask(cluster.master_of_slot(cluster.slot_of(command[1])), command).unwrap()
+}
+
+#[test]
+fn a_user_id_is_of_one_account_and_stays_so_when_the_account_is_gone() {
+    with_plane(|plane| async move {
+        let user = plane.create_account("ids: one").await.unwrap();
+        assert!(ACCOUNT_IDS.contains(&user), "{user}");
+        let key = format!("tl:account-name:{{{user}}}");
+        assert_eq!(ask_key(&["GET", &key]), "ids: one");
+        assert_eq!(plane.create_account("ids: one").await, Err(AccountError::NameTaken { user }));
+        assert_eq!(plane.remove_account("ids: one").await, Ok(Some(user)));
+        assert_eq!(ask_key(&["EXISTS", &key]), "0");
+        assert_eq!((plane.account("ids: one").await, plane.remove_account("ids: one").await), (Ok(None), Ok(None)));
+        assert_ne!(plane.create_account("ids: one").await.unwrap(), user);
+        assert_eq!(plane.remove_account("a\nb").await, Err(AccountError::BadName));
+    });
+}
+
+#[test]
+fn removing_an_account_touches_no_other() {
+    with_plane(|plane| async move {
+        // Two names that claim one id: what an account of an earlier version beside a lost key looks like.
+        let user = plane.create_account("mine").await.unwrap().to_string();
+        ask_key(&["SET", "tl:account:{theirs}", &user]);
+        assert_eq!(plane.remove_account("theirs").await.unwrap().unwrap().to_string(), user);
+        assert_eq!(ask_key(&["GET", &format!("tl:account-name:{{{user}}}")]), "mine");
+        assert_eq!(plane.account("mine").await.unwrap().unwrap().to_string(), user);
     });
 }
 
