@@ -119,6 +119,11 @@ mod token;
 mod unsettled;
 mod window;
 
+/// The example of the README is compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use backoff::Backoff;
 pub use bytes::Bytes;
 pub use client::{Client, SessionInfo};

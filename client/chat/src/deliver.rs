@@ -1,9 +1,10 @@
 //! From a line to its fate, over a restart of the gateway.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::time::{Instant, sleep};
 use trunkline_client::{Client, Error, Outcome, Outgoing, Receipt};
 
@@ -85,17 +86,52 @@ impl Seen {
     }
 }
 
-/// Waits for the fate of a message. A gateway that is about to restart may take leave of the recipient before it does of the
-/// sender, and when it starts again the sender may be back before the recipient: until everybody has had the time to come
-/// back, "offline" is asked again, under the same id.
+/// Who waits behind whom: while a message to a user is asked about again, the later ones to the same user wait, so that
+/// lines keep their order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lanes(Arc<Mutex<HashMap<u64, Arc<AsyncMutex<()>>>>>);
+
+impl Lanes {
+    /// The lane to this user, once it is free. Whoever asks first gets it first.
+    async fn enter(&self, to: u64) -> OwnedMutexGuard<()> {
+        let lane = {
+            let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Lanes that nobody is in or waits for.
+            lanes.retain(|_to, lane| Arc::strong_count(lane) > 1);
+            lanes.entry(to).or_default().clone()
+        };
+        lane.lock_owned().await
+    }
+
+    /// Whether a message to this user is asked about again.
+    pub(crate) fn is_busy(&self, to: u64) -> bool {
+        let lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.get(&to).is_some_and(|lane| Arc::strong_count(lane) > 1)
+    }
+}
+
+/// What is known of the connection and of those at its other end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Circumstances {
+    pub(crate) weather: Weather,
+    pub(crate) seen: Seen,
+    pub(crate) lanes: Lanes,
+}
+
+/// Waits for the fate of a message; without a receipt it is sent once those before it are settled. A gateway that is about
+/// to restart may take leave of the recipient before it does of the sender, and when it starts again the sender may be back
+/// before the recipient: until everybody has had the time to come back, "offline" is asked again, under the same id.
 pub(crate) async fn fate(
     client: &Client,
-    weather: &Weather,
-    seen: &Seen,
+    Circumstances { weather, seen, lanes }: &Circumstances,
     to: u64,
     text: &str,
-    mut receipt: Receipt,
+    receipt: Option<Receipt>,
 ) -> Result<Outcome, Error> {
+    let (mut lane, mut receipt) = match receipt {
+        Some(receipt) => (None, receipt),
+        None => (Some(lanes.enter(to).await), client.send_tracked(to, text).await?),
+    };
     let id = receipt.id();
     let mut wait = AGAIN_FIRST;
     let mut first_offline = None;
@@ -113,8 +149,16 @@ pub(crate) async fn fate(
             seen.is_gone(to);
             return fate;
         }
-        sleep(wait).await;
-        wait = (2 * wait).min(AGAIN_LAST);
+        if lane.is_none() && lanes.is_busy(to) {
+            // It may all be over for those before it, so this one does not wait any longer.
+            lane = Some(lanes.enter(to).await);
+        } else {
+            if lane.is_none() {
+                lane = Some(lanes.enter(to).await);
+            }
+            sleep(wait).await;
+            wait = (2 * wait).min(AGAIN_LAST);
+        }
         receipt = client.submit(Outgoing::new(to, text).with_id(id)).await?;
     }
 }
@@ -154,6 +198,23 @@ mod tests {
         for body in [&b"2;;hello"[..], "→;;x".as_bytes(), "→2".as_bytes(), "→x;;y".as_bytes(), b"\xff", b""] {
             assert_eq!(read_copy(body), None);
         }
+    }
+
+    #[tokio::test]
+    async fn a_lane_is_entered_in_turn_and_free_when_everybody_has_left() {
+        let lanes = Lanes::default();
+        assert!(!lanes.is_busy(2));
+        let first = lanes.enter(2).await;
+        assert!(lanes.is_busy(2) && !lanes.is_busy(3));
+        let others = lanes.clone();
+        let second = tokio::spawn(async move { drop(others.enter(2).await) });
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished());
+        drop(first);
+        second.await.expect("no panic");
+        assert!(!lanes.is_busy(2));
+        drop(lanes.enter(3).await);
+        assert_eq!(lanes.0.lock().expect("no panic").len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

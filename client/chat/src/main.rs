@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use trunkline_client::{Acknowledge, Client, Config, Error, Event, Events, Outcome, Receipt};
 
-use crate::deliver::{Seen, Tally, Weather};
+use crate::deliver::{Circumstances, Tally};
 use crate::line::Command;
 use crate::screen::{Input, Screen};
 use crate::style::{Tone, When};
@@ -147,8 +147,8 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         other => text::printable(other.to_string().as_bytes()),
     })?;
     let (screen, mut input) = Screen::start(args.user, args.color);
-    let (jobs, tally, weather, seen) = (JoinSet::new(), Tally::default(), Weather::default(), Seen::default());
-    let mut chat = Chat { args, client, screen, jobs, tally, weather, seen };
+    let (jobs, tally, circumstances) = (JoinSet::new(), Tally::default(), Circumstances::default());
+    let mut chat = Chat { args, client, screen, jobs, tally, circumstances };
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
@@ -200,8 +200,7 @@ struct Chat {
     /// Requests under way; each ends in a line to print.
     jobs: JoinSet<Report>,
     tally: Tally,
-    weather: Weather,
-    seen: Seen,
+    circumstances: Circumstances,
 }
 
 /// What a request ended in.
@@ -296,11 +295,14 @@ impl Chat {
     async fn send(&mut self, to: u64, text: String) {
         let queued = if self.args.no_ack && !self.args.ack {
             self.client.send(to, text.as_str()).await.map(|_id| None)
+        } else if self.circumstances.lanes.is_busy(to) {
+            // Behind one that is asked about again.
+            return self.wait_for_fate(to, text, None).await;
         } else {
             self.client.send_tracked(to, text.as_str()).await.map(Some)
         };
         match queued {
-            Ok(Some(receipt)) => self.wait_for_fate(to, text, receipt).await,
+            Ok(Some(receipt)) => self.wait_for_fate(to, text, Some(receipt)).await,
             Ok(None) => self.copy_to_own_devices(to, &text).await,
             Err(error) => {
                 self.tally.failed += 1;
@@ -310,26 +312,33 @@ impl Chat {
         }
     }
 
-    async fn wait_for_fate(&mut self, to: u64, text: String, receipt: Receipt) {
+    async fn wait_for_fate(&mut self, to: u64, text: String, receipt: Option<Receipt>) {
         if self.screen.interactive && !self.client.is_connected() {
             let excerpt = text::excerpt(&text);
             self.screen.status(format!("to be sent to {to} once there is a connection: {excerpt}")).await;
         }
         self.tally.open += 1;
-        let (client, weather, seen) = (self.client.clone(), self.weather.clone(), self.seen.clone());
+        let (client, circumstances) = (self.client.clone(), self.circumstances.clone());
         self.jobs.spawn(async move {
-            let fate = deliver::fate(&client, &weather, &seen, to, &text, receipt).await;
+            let fate = deliver::fate(&client, &circumstances, to, &text, receipt).await;
             Report::Fate { to, text, fate }
         });
     }
 
-    /// At most once, and only to whoever is there: the message itself is what matters.
+    /// Shows the sender's other devices what was sent: as a message to oneself, which goes to them alone. Nobody waits for
+    /// its fate, which is "offline" where there is no other device.
     async fn copy_to_own_devices(&self, to: u64, text: &str) {
-        if !self.screen.interactive || self.args.no_copy || to == self.args.user {
+        let me = self.args.user;
+        if !self.screen.interactive || self.args.no_copy || to == me {
             return;
         }
-        // Too long by the length of its mark, or without a connection: then there is none.
-        drop(self.client.send(self.args.user, deliver::copy(to, text)).await);
+        let copy = deliver::copy(to, text);
+        // Too long by the length of its mark, or one too many: then there is none.
+        if let Ok(receipt) = self.client.send_tracked(me, copy.as_str()).await {
+            let (client, circumstances) = (self.client.clone(), self.circumstances.clone());
+            // Other devices come back from a restart as late as anybody.
+            tokio::spawn(async move { drop(deliver::fate(&client, &circumstances, me, &copy, Some(receipt)).await) });
+        }
     }
 
     async fn report(&mut self, report: Report) {
@@ -352,7 +361,7 @@ impl Chat {
     async fn tell(&mut self, event: Option<Event>) -> Result<(), String> {
         let printed = match event {
             Some(Event::Message(message)) => {
-                self.seen.is_there(message.from);
+                self.circumstances.seen.is_there(message.from);
                 let printed = self.screen.message(text::incoming(&message), message.time_ms()).await;
                 if printed {
                     // After the end of the session it comes again with the next one.
@@ -361,7 +370,7 @@ impl Chat {
                 printed
             }
             Some(Event::Disconnected { reason, retry_in: Some(wait) }) => {
-                self.weather.lost();
+                self.circumstances.weather.lost();
                 self.screen.connected.set(false);
                 let reason = text::printable(reason.to_string().as_bytes());
                 let wait_ms = wait.as_millis();
@@ -378,7 +387,7 @@ impl Chat {
                 self.screen.status(format!("still disconnected: {why}; trying again in {wait_ms} ms")).await
             }
             Some(Event::Reconnected { .. }) => {
-                self.weather.back();
+                self.circumstances.weather.back();
                 self.screen.connected.set(true);
                 self.screen.status("connected again".into()).await
             }

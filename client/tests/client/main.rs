@@ -1,9 +1,11 @@
 //! The client library, tested against a gateway that a test moves frame by frame.
 
 mod acknowledge;
+mod attempts;
 mod delivery;
 mod fates;
 mod reconnect;
+mod resend;
 #[allow(dead_code, reason = "the tests of chat use the rest")]
 mod support;
 mod tokens;

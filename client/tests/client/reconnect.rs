@@ -21,7 +21,7 @@ async fn next(events: &mut Events) -> Option<Event> {
 }
 
 /// The next event, which must be a lost connection; why, and when the next attempt begins.
-async fn lost(events: &mut Events) -> (Reason, Option<Duration>) {
+pub(crate) async fn lost(events: &mut Events) -> (Reason, Option<Duration>) {
     match next(events).await {
         Some(Event::Disconnected { reason, retry_in }) => (reason, retry_in),
         other => panic!("expected a lost connection, not {other:?}"),
@@ -76,66 +76,6 @@ async fn more_unacked_bytes_than_the_send_buffer_holds_are_all_sent_again() {
         assert_eq!((frame.id, usize::from(frame.body[0])), (receipt.id(), number));
     }
     peer.expect_send("new").await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn fates_and_messages_are_read_while_a_slow_link_is_full_of_what_is_sent_again() {
-    const MESSAGES: usize = 500;
-    const PAYLOAD_BYTES: usize = 16_000;
-    const BYTES_PER_SEC: usize = 400_000;
-    let (client, mut events, peer, mut board) = pair(config()).await;
-    board.refuse(1);
-    drop(peer);
-    lost(&mut events).await;
-    let mut receipts = Vec::new();
-    for _ in 0..MESSAGES {
-        receipts.push(client.send_tracked(2, vec![b'x'; PAYLOAD_BYTES]).await.expect("queued"));
-    }
-    let mut peer = board.arrival().await.peer;
-    // A server that says nothing for ten seconds counts as dead; the whole takes twice as long.
-    peer.admit_with(|answer| answer.heartbeat_secs = 5).await;
-    let began = Instant::now();
-    let gateway = tokio::spawn(async move {
-        let (mut sends, mut acks) = (0, 0);
-        while sends < MESSAGES {
-            let frame = peer.frame_at(BYTES_PER_SEC).await.expect("one connection is enough");
-            match frame.kind {
-                Kind::Send => {
-                    sends += 1;
-                    peer.sent(&frame, Outcome::Delivered).await;
-                    if sends % 10 == 0 {
-                        peer.deliver(2, sends as u64, sends as u64, "meanwhile").await;
-                    }
-                }
-                Kind::Ack => acks += 1,
-                Kind::Ping => peer.write(Kind::Pong, 0, frame.aux, 0, 0, 0, &[]).await,
-                other => panic!("{other:?}"),
-            }
-        }
-        // Nobody connects a second time.
-        board.expect_nobody(Duration::from_secs(1)).await;
-        (peer, acks)
-    });
-    let reader = tokio::spawn(async move {
-        let mut messages = 0;
-        while let Some(event) = events.next().await {
-            messages += usize::from(matches!(event, Event::Message(_)));
-            if messages == MESSAGES / 10 {
-                return messages;
-            }
-        }
-        messages
-    });
-    for receipt in receipts {
-        assert_eq!(receipt.outcome().await.expect("a fate"), Outcome::Delivered);
-    }
-    let took = began.elapsed();
-    let least = Duration::from_secs_f64((MESSAGES * (PAYLOAD_BYTES + 32)) as f64 / BYTES_PER_SEC as f64);
-    assert!(took < 2 * least, "{took:?} for what takes {least:?}");
-    assert_eq!(reader.await.expect("no panic"), MESSAGES / 10);
-    let (_peer, acks) = gateway.await.expect("no panic");
-    // The last ones may still be on their way.
-    assert!(acks + 10 >= MESSAGES / 10, "{acks}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -253,52 +193,6 @@ async fn waits_double_up_to_the_maximum_while_nothing_answers() {
     let ceiling = Duration::from_secs(1 + 2 + 4 + 8 * 8);
     assert!(waited <= ceiling && waited >= ceiling / 2, "{waited:?}");
     assert_eq!(board.refusals_left(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn failed_attempts_are_told_with_their_reason_and_the_next_wait() {
-    let (_client, mut events, peer, mut board) = pair(config()).await;
-    board.refuse(5);
-    drop(peer);
-    let mut due = Instant::now() + lost(&mut events).await.1.expect("another attempt");
-    for number in 1..=5 {
-        match events.next().await {
-            Some(Event::ReconnectFailed { attempt, why, retry_in }) => {
-                // Timers are good to a millisecond.
-                assert!(Instant::now() - due <= Duration::from_millis(1));
-                assert_eq!(attempt, number);
-                assert!(why.starts_with("cannot connect to 127.0.0.1:7700: "), "{why}");
-                due = Instant::now() + retry_in;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    board.admitted().await;
-    assert_eq!(events.next().await, Some(Event::Reconnected { resumed: false }));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_application_that_is_away_for_days_finds_how_it_stands_and_no_list_of_failures() {
-    let (_client, mut events, peer, mut board) = pair(Config { event_queue_len: 16, ..config() }).await;
-    board.refuse(usize::MAX);
-    drop(peer);
-    tokio::time::sleep(Duration::from_secs(3 * 24 * 3_600)).await;
-    board.refuse(0);
-    let mut peer = board.admitted().await;
-    peer.deliver(2, 7, 1, "hello").await;
-    assert!(matches!(events.next().await, Some(Event::Disconnected { .. })));
-    let mut failures = 0;
-    loop {
-        match events.next().await {
-            Some(Event::ReconnectFailed { .. }) => failures += 1,
-            other => {
-                assert_eq!(other, Some(Event::Reconnected { resumed: false }));
-                break;
-            }
-        }
-    }
-    assert_eq!(failures, 7);
-    assert!(matches!(events.next().await, Some(Event::Message(message)) if message.id == 7));
 }
 
 #[tokio::test(start_paused = true)]

@@ -173,6 +173,29 @@ async fn a_line_that_meets_a_recipient_who_is_not_back_yet_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_line_to_somebody_whom_the_gateway_has_just_sent_away_is_not_lost() {
+    let mut gateway = Gateway::start("").await;
+    let mut two = Chat::login(&mut gateway, 2, &[]).await;
+    let mut one = Chat::login(&mut gateway, 1, &[]).await;
+    one.type_line("2;;first").await;
+    assert_eq!(one.printed().await, "delivered to 2: first");
+    // The recipient goes before the sender does, as when a gateway drains.
+    gateway.close_doors(true);
+    gateway.bye(2, Code::Draining);
+    one.type_line("2;;second").await;
+    one.type_line("/ping").await;
+    assert!(one.printed().await.starts_with("round trip "));
+    gateway.close_doors(false);
+    assert_eq!(one.printed().await, "delivered to 2: second");
+    for line in ["[1] first", "[1] second"] {
+        assert_eq!(two.printed().await, line);
+    }
+    one.end_input();
+    let (status, stdout, stderr) = one.finish().await;
+    assert!(status.success() && stdout.is_empty(), "{stdout}{stderr}");
+}
+
+#[tokio::test]
 async fn what_another_device_has_sent_is_shown_with_its_recipient() {
     let mut gateway = Gateway::start("").await;
     let mut one = Chat::login(&mut gateway, 1, &[]).await;
