@@ -41,7 +41,7 @@ pub(crate) struct Conn {
     pub(crate) generation: u32,
     /// Tick of the last frame, of whatever kind: a sign of life.
     pub(crate) alive_tick: u32,
-    /// Tick of the last frame other than a heartbeat; of a closing connection, that of its close.
+    /// Tick of the last frame other than a heartbeat.
     pub(crate) traffic_tick: u32,
     /// Token bucket for frames: thousandths of a frame, and the millisecond they were last counted.
     pub(crate) rate_milliframes: u32,
@@ -91,10 +91,6 @@ impl ConnFlags {
     pub(crate) const FLOODS: u16 = 2_048;
     /// Its end does not wait for what the peer has not taken.
     pub(crate) const RESET: u16 = 4_096;
-    /// It has its BYE, and the peer has a moment to close before the write side is shut.
-    pub(crate) const SHUT_WAITS: u16 = 8_192;
-    /// That moment is over.
-    pub(crate) const SHUT_DUE: u16 = 16_384;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0

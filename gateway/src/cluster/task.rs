@@ -233,10 +233,7 @@ impl Task {
         if self.queue.overflowed() {
             self.agent.presence_torn();
         }
-        if now_ms >= self.agent.due_ms() {
-            self.bring_record_up_to_date();
-        }
-        self.agent.look(now_ms);
+        self.look(now_ms);
         self.tell_shards();
         while let Some(action) = self.agent.next_action() {
             match action {
@@ -253,6 +250,14 @@ impl Task {
         }
         self.log_fence();
         self.publish();
+    }
+
+    /// Lets time pass for the agent. What it may say of this node then is what is true now.
+    fn look(&mut self, now_ms: u64) {
+        if now_ms >= self.agent.due_ms() {
+            self.bring_record_up_to_date();
+        }
+        self.agent.look(now_ms);
     }
 
     fn bring_record_up_to_date(&mut self) {
@@ -420,7 +425,7 @@ impl Task {
     /// Hands what the shards tell to the write-behind, under the incarnation of this moment.
     fn take_events(&mut self) {
         // A fenced node has no incarnation that counts; the walk after the fence tells of all that is left then.
-        self.agent.look(now_ms());
+        self.look(now_ms());
         let serves = self.agent.heart().fenced().is_none();
         let incarnation = self.agent.heart().incarnation();
         for (shard, log) in (0u32..).zip(&self.logs) {

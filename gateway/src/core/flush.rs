@@ -9,9 +9,6 @@ use crate::mailbox::{Arrival, NotTaken};
 use crate::outbox::unsent_messages;
 use crate::reason::CloseReason;
 
-/// How long a peer that has got its BYE may take to close before the write side is shut: 100 to 200 ms.
-const SHUT_GRACE_TICKS: u32 = 2;
-
 /// What is to come after a receive's bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadRest {
@@ -271,9 +268,8 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// After the last byte of a connection that got a BYE, what still comes in is thrown away until the peer has closed: a close with unread bytes would
-    /// reset the connection, and the BYE might never be read. The write side is shut only for a peer that has not closed in a moment, because the kernel
-    /// gives each shutdown of a direct descriptor to a worker thread.
+    /// After the last byte of a connection that got a BYE, the write side is shut and what still comes in is thrown away until the peer has
+    /// closed too: a close with unread bytes would reset the connection, and the BYE might never be read.
     fn drive_closing(&mut self, slot: u32) {
         let links = &mut self.shard.links;
         let id = links.slots.id(slot);
@@ -289,14 +285,9 @@ impl<I: Io> Core<I> {
         if !said_bye || conn.flags.has(ConnFlags::EOF) {
             conn.phase = Phase::Finishing;
             self.drive_finishing(slot);
-        } else if conn.flags.has(ConnFlags::SHUT_ASKED) {
-            // The peer's close is what is left to wait for.
-        } else if conn.flags.has(ConnFlags::SHUT_DUE) {
+        } else if !conn.flags.has(ConnFlags::SHUT_ASKED) {
             conn.flags.set(ConnFlags::SHUT_ASKED | ConnFlags::OP_PENDING);
             self.io.shutdown(id);
-        } else if !conn.flags.has(ConnFlags::SHUT_WAITS) {
-            conn.flags.set(ConnFlags::SHUT_WAITS);
-            links.wheel.arm_earlier(slot, links.tick + SHUT_GRACE_TICKS);
         }
     }
 

@@ -291,8 +291,6 @@ impl Shard {
         }
         let user = conn.user;
         conn.reason = Some(reason);
-        // There is no more traffic; from here on it says since when the connection closes.
-        conn.traffic_tick = tick;
         conn.phase = if reason == CloseReason::PeerReset { Phase::Finishing } else { Phase::Closing };
         self.links.stats.count_close(reason);
         self.links.stats.open.sub(1);
@@ -421,14 +419,6 @@ impl Shard {
                 }
                 self.redeliver_due(user);
                 self.links.arm_session(slot, &mut self.inboxes);
-            }
-            Phase::Closing if conn.flags.has(ConnFlags::SHUT_WAITS) => {
-                conn.flags.clear(ConnFlags::SHUT_WAITS);
-                conn.flags.set(ConnFlags::SHUT_DUE);
-                // It lingers no longer than without that moment.
-                let linger_tick = conn.traffic_tick + ticks(LINGER_MS);
-                self.links.wheel.arm(slot, linger_tick.max(tick + 1));
-                self.links.mark_dirty(slot);
             }
             Phase::Closing => {
                 conn.phase = Phase::Finishing;
