@@ -228,6 +228,8 @@ async fn a_burst_and_lines_sent_one_after_the_other_all_stay_to_be_read() {
         }
     }
     chat.comes_to_read_times(&format!("delivered to 2: {}", "line-".repeat(8)), 30).await;
+    // What the other user sent and the fates of one's own lines come in no order between them.
+    chat.comes_to_read("[2] burst 29.").await;
     // The editor itself begins a new row where the typed line has filled one.
     let reads = chat.reads().replace('\n', "");
     for number in 0..30 {
