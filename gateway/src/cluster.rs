@@ -56,8 +56,10 @@ use tokio::task::JoinHandle;
 use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::{Master, Plane};
 
-/// Version of the protocol between nodes that this node speaks.
-pub const MESH_PROTOCOL: u32 = 1;
+/// The newest version of the protocol between nodes that this node speaks, and the oldest; the handshake of a link agrees on one.
+pub const MESH_PROTOCOL: u32 = crate::mesh::wire::VERSION_MAX as u32;
+/// See [`MESH_PROTOCOL`].
+pub const MESH_PROTOCOL_OLDEST: u32 = crate::mesh::wire::VERSION_MIN as u32;
 /// Steps of a node's life that wait for the task: running, active, draining, leaving.
 const ORDERS_MAX: usize = 4;
 /// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next heartbeat.
@@ -123,6 +125,9 @@ impl Cluster {
             life: 0,
             secret_mark: secret.mark(),
             reach: None,
+            protocol_oldest: MESH_PROTOCOL_OLDEST,
+            zone: String::new(),
+            mending: false,
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);

@@ -51,5 +51,6 @@ pub(crate) const fn state_word(state: NodeState) -> &'static str {
         NodeState::Active => "active",
         NodeState::Draining => "draining",
         NodeState::Gone => "gone",
+        NodeState::Other(_) => "unknown",
     }
 }

@@ -171,8 +171,14 @@ pub struct NodeAnswer {
     pub advertise: String,
     /// Where its HTTP API is; empty for a node of an earlier version.
     pub http: String,
-    /// The version of the mesh protocol it speaks.
+    /// The newest version of the mesh protocol it speaks.
     pub protocol: u32,
+    /// The oldest one; 0 if it does not tell.
+    pub protocol_oldest: u32,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// It is writing all its sessions to the presence store again.
+    pub mending: bool,
     /// Connections it holds.
     pub connections: u64,
     /// Users online whose session lives there.
@@ -208,6 +214,9 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
         advertise: record.advertise.clone(),
         http: record.http.clone(),
         protocol: record.protocol,
+        protocol_oldest: record.protocol_oldest,
+        zone: record.zone.clone(),
+        mending: record.mending,
         connections: record.connections,
         users: record.users,
         started_ms: record.started_ms,

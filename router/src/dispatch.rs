@@ -234,6 +234,9 @@ mod tests {
             life: 0,
             secret_mark: String::new(),
             reach: None,
+            protocol_oldest: 0,
+            zone: String::new(),
+            mending: false,
         }
     }
 

@@ -11,12 +11,15 @@
 //! | [`Lease`] | may this node serve, or has it to assume that others took over? |
 
 mod lease;
+mod node_state;
 mod record;
+mod seen;
 mod state;
 mod view;
 
 pub use lease::{Fenced, Lease};
+pub use node_state::{NodeState, STATE_BYTES_MAX, StateWord};
 pub(crate) use record::check_name;
-pub use record::{NodeRecord, NodeState, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX};
+pub use record::{NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, ZONE_BYTES_MAX, is_zone};
 pub use state::Membership;
 pub use view::View;

@@ -17,18 +17,34 @@ const LEASE_PAUSE: Duration = Duration::from_millis(500);
 /// milliseconds.
 const RENEWED_MS_MIN: u64 = 20;
 
-/// The lease of this node's name as it was first found: how long it had, and when that was heard.
+/// How often a lease must have been renewed for its holder to live. One may have been on its way to Redis when the holder was killed, or come from
+/// another clock, where a replica has taken over; a holder that lives renews it each second.
+const RENEWALS_MIN: u32 = 2;
+
+/// The lease of this node's name as it was last found new: how long it had, when that was heard, and how often it has been renewed since the first.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     ttl_ms: u64,
     heard: Instant,
+    renewals: u32,
 }
 
 impl Held {
-    /// Whether a lease that still had `ttl_ms` when asked for at `asked` has been renewed since: then its holder lives.
-    fn was_renewed(self, ttl_ms: u64, asked: Instant) -> bool {
+    fn new(ttl_ms: u64, heard: Instant) -> Self {
+        Held { ttl_ms, heard, renewals: 0 }
+    }
+
+    /// The lease still had `ttl_ms` when asked for at `asked`; the answer came at `heard`.
+    fn found(&mut self, ttl_ms: u64, asked: Instant, heard: Instant) {
         let passed_ms = asked.saturating_duration_since(self.heard).as_millis() as u64;
-        ttl_ms > self.ttl_ms.saturating_sub(passed_ms) + RENEWED_MS_MIN
+        if ttl_ms > self.ttl_ms.saturating_sub(passed_ms) + RENEWED_MS_MIN {
+            *self = Held { ttl_ms, heard, renewals: self.renewals.saturating_add(1) };
+        }
+    }
+
+    /// Whether its holder lives.
+    fn lives(&self) -> bool {
+        self.renewals >= RENEWALS_MIN
     }
 }
 
@@ -120,13 +136,22 @@ impl<W: Fn(String)> Joining<W> {
                 record.mesh, real.name, real.mesh
             )));
         }
+        if let Some(foreign) = foreign(&members, record) {
+            return Err(Missed::Refused(format!(
+                "node {} speaks versions {} to {} of the mesh protocol, and this one {} to {}, so they cannot be linked: \
+                 upgrade a running cluster by one release at a time, one node after the other",
+                foreign.name, foreign.protocol_oldest, foreign.protocol, record.protocol_oldest, record.protocol
+            )));
+        }
         let (asked, sent_ms) = (Instant::now(), now_ms());
         match plane.acquire(record, lease_ms).await {
             Ok(incarnation) => Ok((sent_ms, incarnation)),
             Err(AcquireError::NameTaken { advertise, mesh, ttl_ms_left }) => {
-                let held = *self.held.get_or_insert(Held { ttl_ms: ttl_ms_left, heard: Instant::now() });
+                let heard = Instant::now();
+                let held = self.held.get_or_insert(Held::new(ttl_ms_left, heard));
+                held.found(ttl_ms_left, asked, heard);
                 let taken = AcquireError::NameTaken { advertise, mesh, ttl_ms_left };
-                if held.was_renewed(ttl_ms_left, asked) {
+                if held.lives() {
                     return Err(Missed::Refused(taken.to_string()));
                 }
                 Err(taken.into())
@@ -157,6 +182,11 @@ fn stranger<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a str> 
     stranger.map(|stranger| stranger.name.as_str())
 }
 
+/// A node that has no version of the mesh protocol in common with this one. The last life of this node may be of any version.
+fn foreign<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a NodeRecord> {
+    members.iter().find(|member| member.name != own.name && !member.speaks_with(own))
+}
+
 /// A node whose mesh address is a real one, while that of this node is on loopback.
 fn real_beside_loopback<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a NodeRecord> {
     let is_loopback = |mesh: &str| mesh.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
@@ -168,22 +198,32 @@ fn real_beside_loopback<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Opti
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_lease_that_only_runs_out_was_not_renewed() {
-        let heard = Instant::now();
-        let held = Held { ttl_ms: 20_000, heard };
-        for (passed_ms, ttl_ms, renewed) in [
-            (0, 20_000, false),
-            (500, 19_500, false),
-            // What has passed is counted from answer to question, so it is more in truth.
-            (500, 19_200, false),
-            (500, 20_000, true),
-            (1_000, 19_900, true),
-            (30_000, 0, false),
-            (30_000, 5_000, true),
-        ] {
-            let asked = heard + Duration::from_millis(passed_ms);
-            assert_eq!(held.was_renewed(ttl_ms, asked), renewed, "{ttl_ms} ms after {passed_ms} ms");
+    /// Whether the holder lives, after a lease was first found with 20 s and then with so many ms after so many ms.
+    fn lives(found: &[(u64, u64)]) -> bool {
+        let first = Instant::now();
+        let mut held = Held::new(20_000, first);
+        for (passed_ms, ttl_ms) in found {
+            let asked = first + Duration::from_millis(*passed_ms);
+            // The answer came a little later, so what has passed in truth is less than what is counted.
+            held.found(*ttl_ms, asked, asked + Duration::from_millis(1));
         }
+        held.lives()
+    }
+
+    #[test]
+    fn a_lease_that_only_runs_out_is_waited_for() {
+        assert!(!lives(&[(0, 20_000), (500, 19_500), (1_000, 19_000), (30_000, 0)]));
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_again_and_again_has_a_holder_that_lives() {
+        assert!(lives(&[(500, 20_000), (1_000, 19_500), (1_500, 20_000)]));
+        assert!(lives(&[(30_000, 5_000), (30_500, 5_000)]));
+    }
+
+    /// The renewal that was on its way when the holder was killed, or the clock of a replica that has taken over.
+    #[test]
+    fn one_renewal_alone_is_no_life() {
+        assert!(!lives(&[(500, 20_000), (1_000, 19_500), (20_000, 500)]));
     }
 }

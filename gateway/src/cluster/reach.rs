@@ -53,7 +53,7 @@ pub(super) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
     let before = |record: &&NodeRecord| match record.state {
         NodeState::Active => true,
         NodeState::Joining => !active && (record.incarnation, &record.name) < (own.incarnation, &own.name),
-        NodeState::Draining | NodeState::Gone => false,
+        NodeState::Draining | NodeState::Gone | NodeState::Other(_) => false,
     };
     let (mut found, mut not_found, mut silent) = (0, Vec::new(), Vec::new());
     for record in others().filter(before) {
@@ -203,6 +203,9 @@ mod tests {
             life: 0,
             secret_mark: String::new(),
             reach,
+            protocol_oldest: 0,
+            zone: String::new(),
+            mending: false,
         }
     }
 

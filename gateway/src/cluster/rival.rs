@@ -118,6 +118,9 @@ mod tests {
             life: 0,
             secret_mark: String::new(),
             reach: None,
+            protocol_oldest: 0,
+            zone: String::new(),
+            mending: false,
         });
         let mut membership = Membership::new(Some("a"), 5_000);
         membership.polled(0, records.to_vec());

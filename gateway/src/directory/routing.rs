@@ -149,6 +149,9 @@ pub(crate) mod tests {
             life: 0,
             secret_mark: String::new(),
             reach: None,
+            protocol_oldest: 0,
+            zone: String::new(),
+            mending: false,
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -3,7 +3,7 @@
 use super::api::ask;
 use super::{Node, NodeState, PREVIEW_WEIGHT_MAX};
 use crate::clock::now_ms;
-use crate::cluster::{ClusterReader, MESH_PROTOCOL};
+use crate::cluster::{ClusterReader, MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
 use crate::control::Control;
 use std::sync::Arc;
 use trunkline_router::api::Picture;
@@ -46,6 +46,9 @@ impl Node {
             life: 0,
             secret_mark: String::new(),
             reach: None,
+            protocol_oldest: MESH_PROTOCOL_OLDEST,
+            zone: String::new(),
+            mending: false,
         }))
     }
 

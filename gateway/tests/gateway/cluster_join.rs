@@ -57,16 +57,17 @@ fn a_node_joins_is_shown_and_leaves() {
     });
     let held = lease(cluster(), "joins").expect("a lease");
     for (field, value) in [
-        ("name", "joins".into()),
+        ("name", serde_json::Value::from("joins")),
         ("state", "active".into()),
         ("weight", 3.into()),
         ("shards", 2.into()),
         ("mesh", member.mesh.as_str().into()),
         ("advertise", "gate.example.org:7700".into()),
-        ("protocol", serde_json::Value::from(1)),
     ] {
         assert_eq!(held.record[field], value, "{field} in {}", held.record);
     }
+    let protocols = ["protocol_oldest", "protocol"].map(|field| held.record[field].as_u64().unwrap_or_default());
+    assert!(1 <= protocols[0] && protocols[0] <= protocols[1], "{}", held.record);
     assert!(held.record["started_ms"].as_u64().is_some_and(|at| (before_ms..=wall_ms()).contains(&at)));
     assert!(!redis(cluster(), &["ZSCORE", "tl:nodes", "joins"]).is_empty());
     assert_ne!(redis(cluster(), &["PTTL", "tl:node:{joins}"]), "-1", "a lease runs out");
@@ -110,6 +111,27 @@ fn a_node_joins_is_shown_and_leaves() {
     let again = member.start(cluster(), &[]);
     assert!(lease(cluster(), "joins").expect("a lease").incarnation > held.incarnation);
     again.finish();
+}
+
+#[test]
+fn a_node_that_cannot_speak_with_the_others_refuses_to_join() {
+    let _turn = turn();
+    let record = serde_json::json!({
+        "name": "future", "incarnation": 7, "state": "active", "weight": 1, "shards": 1, "mesh": "127.0.0.1:1",
+        "advertise": "127.0.0.1:2", "protocol": 9_000, "protocol_oldest": 8_000, "connections": 0, "users": 0, "started_ms": 1,
+        "reach": [],
+    });
+    redis(cluster(), &["SET", "tl:node:{future}", &format!("7\n00\n{record}"), "PX", "60000"]);
+    redis(cluster(), &["ZADD", "tl:nodes", &(wall_ms() + 60_000).to_string(), "future"]);
+    let member = Member::new(cluster(), "present");
+    let message = refused(member.command(&[]), 1);
+    assert!(
+        message.contains("node future speaks versions 8000 to 9000") && message.contains("one release"),
+        "{message}"
+    );
+    assert!(lease(cluster(), "present").is_none(), "it took no place in the ring");
+    redis(cluster(), &["DEL", "tl:node:{future}"]);
+    redis(cluster(), &["ZREM", "tl:nodes", "future"]);
 }
 
 #[test]

@@ -22,6 +22,9 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         life: 0,
         secret_mark: String::new(),
         reach: None,
+        protocol_oldest: 0,
+        zone: String::new(),
+        mending: false,
     }
 }
 

@@ -190,7 +190,8 @@ impl Service {
                     tracing::info!(epoch = view.epoch, nodes = nodes.join(", "), "the view is a new one");
                     for name in &view.left_out {
                         tracing::warn!(
-                            "node {name} has no place in the ring beside the others; give it another name or weight"
+                            "node {name} has no place in the ring beside the others; give it another name or weight, or a version of \
+                             gateway that speaks with theirs"
                         );
                     }
                 }

@@ -1,9 +1,11 @@
 //! What a node says about itself.
 
+use super::node_state::NodeState;
 use crate::ring::{NAME_BYTES_MAX, Node, RingError};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// The largest record, in bytes of JSON. Ours take about 1 KiB at their worst; the rest is room for fields of newer nodes.
 pub const RECORD_BYTES_MAX: usize = 4_096;
@@ -11,34 +13,11 @@ pub const RECORD_BYTES_MAX: usize = 4_096;
 /// The most shards a node may have: what fits the 16 bits in which a session names its shard.
 pub const SHARDS_MAX: u32 = 65_535;
 
+/// The longest name of a zone, in bytes.
+pub const ZONE_BYTES_MAX: usize = 64;
+
 /// The longest mark of a secret.
 const MARK_BYTES_MAX: usize = 64;
-
-/// Where a node is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NodeState {
-    /// Has its lease and builds its links; no user's home yet.
-    Joining,
-    /// In the ring.
-    Active,
-    /// Out of the ring, still serving the sessions it has.
-    Draining,
-    /// Ended on purpose. Such a record leaves the view at once.
-    Gone,
-}
-
-impl NodeState {
-    /// A number for this state that never changes: part of the view's digest.
-    pub(super) const fn code(self) -> u8 {
-        match self {
-            NodeState::Joining => 1,
-            NodeState::Active => 2,
-            NodeState::Draining => 3,
-            NodeState::Gone => 4,
-        }
-    }
-}
 
 /// The most findings a record may hold: as many nodes hardly join at a time, and the record stays well below its bound.
 pub const REACH_MAX: usize = 16;
@@ -74,8 +53,11 @@ pub struct NodeRecord {
     /// Where its HTTP API is: `host:port`. Empty for a node of an earlier version.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub http: String,
-    /// The version of the mesh protocol it speaks.
+    /// The newest version of the mesh protocol it speaks.
     pub protocol: u32,
+    /// The oldest one; see [`NodeRecord::protocols`]. 0 for a node of an earlier version, which does not tell.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub protocol_oldest: u32,
     /// Connections it holds now.
     pub connections: u64,
     /// Users online whose session lives here.
@@ -92,6 +74,20 @@ pub struct NodeRecord {
     /// What it found when it dialed nodes that join, [`REACH_MAX`] at most; `None` for a version that does not dial them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<Vec<Reach>>,
+    /// Where it stands, such as a rack or a data centre; see [`dispatch`](crate::dispatch). May be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mending: bool,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl NodeRecord {
@@ -113,6 +109,22 @@ impl NodeRecord {
     #[must_use]
     pub const fn life(&self) -> u64 {
         if self.life == 0 { self.incarnation } else { self.life }
+    }
+
+    /// The versions of the mesh protocol it speaks, from the oldest to the newest; `None` if it does not tell, and then only the handshake
+    /// of a link does.
+    #[must_use]
+    pub const fn protocols(&self) -> Option<RangeInclusive<u32>> {
+        if self.protocol_oldest == 0 { None } else { Some(self.protocol_oldest..=self.protocol) }
+    }
+
+    /// Whether there may be a version of the mesh protocol that both speak.
+    #[must_use]
+    pub fn speaks_with(&self, other: &NodeRecord) -> bool {
+        match (self.protocols(), other.protocols()) {
+            (Some(one), Some(two)) => one.start() <= two.end() && two.start() <= one.end(),
+            _ => true,
+        }
     }
 
     /// The record as JSON, for [`NodeRecord::parse`].
@@ -140,6 +152,12 @@ impl NodeRecord {
         }
         if !has_port(&self.mesh) {
             return Err(RecordError::BadMesh { mesh: self.mesh.clone() });
+        }
+        if self.protocol_oldest > self.protocol {
+            return Err(RecordError::BadProtocols { oldest: self.protocol_oldest, newest: self.protocol });
+        }
+        if !is_zone(&self.zone) {
+            return Err(RecordError::BadZone { zone: self.zone.clone() });
         }
         for reach in self.reach.iter().flatten() {
             check_name(&reach.name)?;
@@ -178,6 +196,12 @@ fn is_address(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
+/// Whether `zone` can be the zone of a node: at most [`ZONE_BYTES_MAX`] bytes without control characters, possibly none.
+#[must_use]
+pub fn is_zone(zone: &str) -> bool {
+    zone.len() <= ZONE_BYTES_MAX && !zone.chars().any(char::is_control)
+}
+
 /// Why a record is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordError {
@@ -212,6 +236,18 @@ pub enum RecordError {
     },
     /// A mark of the secret that is not a few hexadecimal digits.
     BadMark,
+    /// Versions of the mesh protocol that are no range.
+    BadProtocols {
+        /// The oldest as given.
+        oldest: u32,
+        /// The newest as given.
+        newest: u32,
+    },
+    /// A zone that is longer than [`ZONE_BYTES_MAX`] or has control characters.
+    BadZone {
+        /// The zone as given.
+        zone: String,
+    },
     /// An address for clients that is empty, too long, or has white space or control characters.
     BadAdvertise {
         /// The address as given.
@@ -235,6 +271,12 @@ impl fmt::Display for RecordError {
             RecordError::BadHttp { http } => write!(f, "HTTP address {http:?} is not host:port"),
             RecordError::BadMark => {
                 write!(f, "the mark of the cluster's secret is not up to {MARK_BYTES_MAX} hexadecimal digits")
+            }
+            RecordError::BadProtocols { oldest, newest } => {
+                write!(f, "versions {oldest} to {newest} of the mesh protocol are no range")
+            }
+            RecordError::BadZone { zone } => {
+                write!(f, "zone {zone:?} is not up to {ZONE_BYTES_MAX} bytes without control characters")
             }
             RecordError::BadAdvertise { advertise } => write!(
                 f,

@@ -1,11 +1,13 @@
 //! From polls of Redis and news of the mesh to views.
 
-use super::record::{NodeRecord, NodeState};
+use super::node_state::NodeState;
+use super::record::NodeRecord;
+use super::seen::Seen;
 use super::view::{self, View};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// How long a name is remembered after it was last heard of, in milliseconds: as long as Redis keeps it.
+/// How long a name is remembered after it was last heard of, in milliseconds: as long as the longest lease.
 const FORGET_MS: u64 = 3_600_000;
 
 /// One node's picture of the cluster. The rules:
@@ -17,16 +19,18 @@ const FORGET_MS: u64 = 3_600_000;
 /// - **Redis forgot**: a poll that lacks this node itself, or is empty while the view was not, means that Redis came back
 ///   without its data (or that this node is fenced anyway). Members that are missing in such a poll stay for one lease time
 ///   if the mesh has not lost them, so that they can write their leases again before the ring changes.
-/// - A record with a lower incarnation than one seen before under that name is old data, and is ignored.
-/// - A node that the ring cannot hold beside the others is left out of it, the one with the highest incarnation first.
+/// - A record with a lower incarnation than one seen before under that name is old data, and is ignored; unless polls find it for longer than
+///   old data can last.
+/// - A node that the ring cannot hold beside the others is left out of it, the one with the highest incarnation first; so are active
+///   nodes that cannot speak with most of the others, since a home has to be reached by all.
 #[derive(Debug)]
 pub struct Membership {
     own: Option<Box<str>>,
     lease_ms: u64,
     view: Arc<View>,
     known: BTreeMap<Box<str>, Known>,
-    /// The highest incarnation of each name, and when it was last heard of.
-    seen: HashMap<Box<str>, (u64, u64)>,
+    /// The latest incarnation of each name.
+    seen: Seen,
     links: HashMap<Box<str>, Link>,
     good_poll_ms: Option<u64>,
     /// When Redis was first found to have forgotten.
@@ -58,7 +62,7 @@ impl Membership {
             lease_ms,
             view: Arc::new(View::empty()),
             known: BTreeMap::new(),
-            seen: HashMap::new(),
+            seen: Seen::default(),
             links: HashMap::new(),
             good_poll_ms: None,
             forgot_ms: None,
@@ -102,7 +106,7 @@ impl Membership {
         self.wants_poll = false;
         let mut fresh: BTreeMap<Box<str>, Known> = BTreeMap::new();
         for record in records {
-            if record.check().is_err() || !self.is_current(now_ms, &record.name, record.incarnation) {
+            if record.check().is_err() || !self.seen.polled(now_ms, &record.name, record.incarnation, self.lease_ms) {
                 continue;
             }
             // Should a name come twice, the higher incarnation was seen by now, or comes later and takes the place.
@@ -135,7 +139,7 @@ impl Membership {
     /// The mesh has a working link to `node`, which says that it is `incarnation`. To be told when a link comes up; repeating
     /// it with each heartbeat does no harm.
     pub fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
-        if !self.is_current(now_ms, node, incarnation) {
+        if !self.seen.heard(now_ms, node, incarnation) {
             return false;
         }
         match self.links.get_mut(node) {
@@ -184,28 +188,13 @@ impl Membership {
 
     /// Lets time pass. To be called about once a second.
     pub fn tick(&mut self, now_ms: u64) -> bool {
-        let (known, own) = (&self.known, &self.own);
-        self.seen.retain(|name, (_, heard_ms)| {
-            known.contains_key(name) || own.as_ref() == Some(name) || now_ms.saturating_sub(*heard_ms) < FORGET_MS
-        });
+        let (known, own) = (&self.known, self.own.as_deref());
+        // What was heard exactly then is forgotten.
+        let since_ms = (now_ms + 1).saturating_sub(FORGET_MS);
+        self.seen.forget(since_ms, |name| known.contains_key(name) || own == Some(name));
         let seen = &self.seen;
-        self.links.retain(|name, _| seen.contains_key(name));
+        self.links.retain(|name, _| seen.has(name));
         self.rebuild(now_ms)
-    }
-
-    /// Whether this incarnation is not lower than the highest seen; it is remembered then.
-    fn is_current(&mut self, now_ms: u64, name: &str, incarnation: u64) -> bool {
-        match self.seen.get_mut(name) {
-            Some((highest, _)) if incarnation < *highest => false,
-            Some(seen) => {
-                *seen = (incarnation, now_ms);
-                true
-            }
-            None => {
-                self.seen.insert(name.into(), (incarnation, now_ms));
-                true
-            }
-        }
     }
 
     /// Whether members that a poll lacks are given time to come back.

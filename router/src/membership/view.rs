@@ -1,6 +1,7 @@
 //! The nodes that count, at one moment.
 
-use super::record::{NodeRecord, NodeState};
+use super::node_state::NodeState;
+use super::record::NodeRecord;
 use crate::ring::{Node, Ring, RingError};
 use std::sync::Arc;
 
@@ -57,7 +58,13 @@ pub(super) fn digest(members: &[NodeRecord]) -> u64 {
         hash.text(&member.name);
         hash.bytes(&member.incarnation.to_le_bytes());
         hash.bytes(&member.life().to_le_bytes());
-        hash.bytes(&[member.state.code()]);
+        match member.state.code() {
+            Some(code) => hash.bytes(&[code]),
+            None => {
+                hash.bytes(&[0]);
+                hash.text(member.state.word());
+            }
+        }
         hash.bytes(&member.weight.to_le_bytes());
         hash.bytes(&member.shards.to_le_bytes());
         hash.text(&member.mesh);
@@ -86,7 +93,8 @@ impl Fnv {
 /// A newcomer that does not fit (same placement as another, sum of weights, number) must not take the ring away from
 /// everybody. The one with the highest incarnation is left out, since it came last, and all nodes decide alike.
 pub(super) fn ring(members: &[NodeRecord], known: Option<&Arc<Ring>>) -> (Option<Arc<Ring>>, Vec<String>) {
-    let mut active: Vec<&NodeRecord> = members.iter().filter(|member| member.state == NodeState::Active).collect();
+    let active: Vec<&NodeRecord> = members.iter().filter(|member| member.state == NodeState::Active).collect();
+    let (mut active, mut left_out) = of_one_protocol(active);
     if let Some(known) = known
         && known.nodes().len() == active.len()
         && known.nodes().iter().zip(&active).all(|(node, member)| {
@@ -94,9 +102,8 @@ pub(super) fn ring(members: &[NodeRecord], known: Option<&Arc<Ring>>) -> (Option
             node.name() == member.name && node.weight() == member.weight
         })
     {
-        return (Some(Arc::clone(known)), Vec::new());
+        return (Some(Arc::clone(known)), left_out);
     }
-    let mut left_out = Vec::new();
     loop {
         let nodes: Result<Vec<Node>, RingError> =
             active.iter().map(|member| Node::new(&member.name, member.weight)).collect();
@@ -117,4 +124,22 @@ pub(super) fn ring(members: &[NodeRecord], known: Option<&Arc<Ring>>) -> (Option
         };
         left_out.push(active.remove(last).name.clone());
     }
+}
+
+/// Those of `active` that speak the version of the mesh protocol that most of them speak, the lowest of several, and the names of the others.
+///
+/// Who cannot speak with the others refuses to join, so this is for what came about in spite of that: two that joined at once, or a node of
+/// a version that did not look. Ranges that meet in pairs have a version in common, so nobody is left out unless two cannot speak.
+fn of_one_protocol(active: Vec<&NodeRecord>) -> (Vec<&NodeRecord>, Vec<String>) {
+    let speaks = |member: &NodeRecord, version| member.protocols().is_none_or(|range| range.contains(&version));
+    // One of the oldest versions is in as many ranges as any version is.
+    let mut versions: Vec<u32> = active.iter().filter_map(|member| Some(*member.protocols()?.start())).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let speakers = |version| active.iter().filter(|member| speaks(member, version)).count();
+    let Some(version) = versions.iter().copied().rev().max_by_key(|&version| speakers(version)) else {
+        return (active, Vec::new());
+    };
+    let (kept, left_out): (Vec<_>, Vec<_>) = active.into_iter().partition(|member| speaks(member, version));
+    (kept, left_out.into_iter().map(|member| member.name.clone()).collect())
 }

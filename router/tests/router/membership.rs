@@ -1,7 +1,7 @@
 //! Views and leases through virtual time: each rule by itself, then random histories.
 
 use proptest::prelude::*;
-use trunkline_router::membership::{Fenced, RECORD_BYTES_MAX, RecordError};
+use trunkline_router::membership::{Fenced, RECORD_BYTES_MAX, RecordError, STATE_BYTES_MAX};
 use trunkline_router::{Lease, Membership, NodeRecord, NodeState};
 
 const LEASE_MS: u64 = 5_000;
@@ -23,6 +23,9 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         life: 0,
         secret_mark: String::new(),
         reach: None,
+        protocol_oldest: 0,
+        zone: String::new(),
+        mending: false,
     }
 }
 
@@ -43,8 +46,81 @@ fn of_a_b_c() -> Membership {
 fn a_record_survives_its_json_and_fields_of_newer_nodes_are_skipped() {
     let record = node("a", u64::MAX);
     assert_eq!(NodeRecord::parse(record.to_json().unwrap().as_bytes()), Ok(record.clone()));
-    let newer = record.to_json().unwrap().replacen('{', r#"{"zone":{"rack":7},"#, 1);
+    let newer = record.to_json().unwrap().replacen('{', r#"{"rack":{"row":7},"#, 1);
     assert_eq!(NodeRecord::parse(newer.as_bytes()), Ok(record));
+}
+
+#[test]
+fn a_state_of_a_newer_node_is_kept_and_is_no_home() {
+    let json = node("b", 2).to_json().unwrap().replace("\"active\"", "\"hibernating\"");
+    let newer = NodeRecord::parse(json.as_bytes()).unwrap();
+    assert_eq!((newer.state.word(), newer.to_json().unwrap()), ("hibernating", json));
+    let mut membership = Membership::new(None, LEASE_MS);
+    membership.polled(0, vec![node("a", 1), newer.clone()]);
+    let view = membership.view();
+    assert_eq!(names(&membership), ["a", "b"]);
+    assert!(view.is_live("b", 2), "its sessions count");
+    assert_eq!(view.ring.as_ref().unwrap().nodes().len(), 1);
+    // Computed apart from this code, as the digest below: 0, and the word with its length in front.
+    assert_eq!(view.digest, DIGEST_WITH_A_NEWER_STATE);
+    for odd in ["", "ein sehr langer Zustand, länger als alles", "ääääääääääääää"] {
+        let json = node("b", 2).to_json().unwrap().replace("\"active\"", &format!("\"{odd}\""));
+        let record = NodeRecord::parse(json.as_bytes()).unwrap();
+        assert!(odd.starts_with(record.state.word()) && record.state.word().len() <= STATE_BYTES_MAX, "{record:?}");
+    }
+}
+
+fn speaking(name: &str, incarnation: u64, oldest: u32, newest: u32) -> NodeRecord {
+    NodeRecord { protocol_oldest: oldest, protocol: newest, ..node(name, incarnation) }
+}
+
+#[test]
+fn versions_of_the_mesh_protocol_are_compared_as_ranges() {
+    for ((oldest, newest), (other_oldest, other_newest), speak) in [
+        ((1, 1), (1, 1), true),
+        ((1, 2), (2, 3), true),
+        ((1, 2), (3, 4), false),
+        ((5, 9), (1, 4), false),
+        ((1, 9), (4, 4), true),
+        // A node that does not tell is judged by the handshake alone.
+        ((0, 1), (7, 7), true),
+    ] {
+        let (one, other) = (speaking("a", 1, oldest, newest), speaking("b", 2, other_oldest, other_newest));
+        assert_eq!((one.speaks_with(&other), other.speaks_with(&one)), (speak, speak), "{one:?} {other:?}");
+    }
+    let json = serde_json::to_string(&speaking("a", 1, 3, 2)).unwrap();
+    let refused = NodeRecord::parse(json.as_bytes());
+    assert_eq!(refused, Err(RecordError::BadProtocols { oldest: 3, newest: 2 }));
+}
+
+proptest! {
+    /// Whoever is in the ring can speak with everybody else in it; nobody is left out while all can; and the order does not matter.
+    #[test]
+    fn all_homes_speak_with_each_other(ranges in prop::collection::vec((0_u32..6, 0_u32..3), 1..9)) {
+        let records: Vec<NodeRecord> = ranges
+            .iter()
+            .zip(1_u64..)
+            .map(|((oldest, more), number)| speaking(&format!("n{number}"), number, *oldest, oldest + more))
+            .collect();
+        let view = |records: Vec<NodeRecord>| {
+            let mut membership = Membership::new(None, LEASE_MS);
+            membership.polled(0, records);
+            membership.view()
+        };
+        let seen = view(records.clone());
+        let homes: Vec<&NodeRecord> =
+            seen.ring.as_ref().unwrap().nodes().iter().map(|home| seen.member(home.name()).unwrap()).collect();
+        let all_speak = |records: &[&NodeRecord]| records.iter().all(|one| records.iter().all(|two| one.speaks_with(two)));
+        prop_assert!(all_speak(&homes));
+        prop_assert_eq!(homes.len() + seen.left_out.len(), records.len());
+        prop_assert_eq!(all_speak(&records.iter().collect::<Vec<_>>()), seen.left_out.is_empty());
+        // A protocol that most speak has most of the ring.
+        let speakers = |version: u32| records.iter().filter(|record| record.protocols().is_none_or(|range| range.contains(&version))).count();
+        prop_assert_eq!(homes.len(), (0..9).map(speakers).max().unwrap());
+        let mut reversed = records.clone();
+        reversed.reverse();
+        prop_assert_eq!(view(reversed), seen);
+    }
 }
 
 #[test]
@@ -95,6 +171,7 @@ fn the_digest_is_pinned_and_load_does_not_change_it() {
 
 /// The view of `node("a", 1)` and `node("b", 2)`, computed apart from this code.
 const DIGEST_OF_A_AND_B: u64 = 0x30a6_9c03_8a01_8dba;
+const DIGEST_WITH_A_NEWER_STATE: u64 = 0x5655_be74_0002_3f22;
 
 #[test]
 fn only_active_members_are_in_the_ring() {
@@ -151,6 +228,24 @@ fn old_incarnations_are_ignored() {
     assert_eq!(names(&membership), ["a", "c"]);
     assert!(membership.polled(3, vec![node("a", 1), node("b", 8), node("b", 9), node("b", 7), node("c", 3)]));
     assert!(membership.view().is_live("b", 9));
+}
+
+/// The clock of Redis was ahead, then Redis lost its data: a node that starts again gets a lower incarnation than before.
+#[test]
+fn a_lower_incarnation_that_lasts_is_no_old_data() {
+    let mut membership = of_a_b_c();
+    let polled = |membership: &mut Membership, at_ms| {
+        membership.polled(at_ms, vec![node("a", 1), node("b", 1), node("c", 3)]);
+        membership.view().is_live("b", 1)
+    };
+    for at_ms in (1_000..=11_000).step_by(1_000) {
+        assert!(!polled(&mut membership, at_ms), "{at_ms}");
+        assert_eq!(names(&membership), ["a", "c"]);
+    }
+    assert!(polled(&mut membership, 12_000));
+    assert!(!membership.mesh_heard(12_000, "b", 0) && !membership.is_reachable("b"));
+    membership.mesh_heard(12_000, "b", 1);
+    assert!(membership.is_reachable("b"));
 }
 
 #[test]

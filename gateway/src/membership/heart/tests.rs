@@ -20,6 +20,9 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         life: 0,
         secret_mark: String::new(),
         reach: None,
+        protocol_oldest: 0,
+        zone: String::new(),
+        mending: false,
     }
 }
 

@@ -245,5 +245,8 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         life: 0,
         secret_mark: String::new(),
         reach: None,
+        protocol_oldest: 0,
+        zone: String::new(),
+        mending: false,
     }
 }
