@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `tl:node:{<node>}` | the lease: incarnation, token of the one who took it, record; runs out by itself |
 //! | `tl:incarnation:{<node>}` | the last incarnation given to that name |
-//! | `tl:nodes` | sorted set of node names by the time of their last renewal, so that nothing has to scan |
+//! | `tl:nodes` | sorted set of at most 2,048 node names by when their leases end, so that nothing has to scan |
 //! | `tl:view` | digest and epoch of the last view that somebody asked about |
 //! | `tl:user:{<user>}` | hash, one field for each device; runs out a `presence_ttl` after the last login |
 //! | `tl:account:{<name>}` | the user of that name |
@@ -39,6 +39,6 @@ pub use error::{AccountError, AcquireError, PlaneError};
 pub use master::Master;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
-pub use plane::{ACCOUNT_IDS, Plane, Renewal};
+pub use plane::{ACCOUNT_IDS, NAMES_MAX, Plane, Renewal};
 pub use queue::WriteQueue;
 pub use write_behind::WriteBehind;

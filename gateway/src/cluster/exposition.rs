@@ -38,7 +38,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         (
             "trunkline_cluster_left_out",
             Gauge,
-            "Active nodes that the ring cannot hold; anything but 0 is a mistake in names or weights.",
+            "Active nodes that the ring cannot hold; anything but 0 is a mistake in names, weights or versions.",
             status.left_out.len() as u64,
         ),
         (
@@ -77,6 +77,18 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             Counter,
             "Renewals after which the list of nodes could not be updated.",
             redis.unregistered,
+        ),
+        (
+            "trunkline_cluster_names",
+            Gauge,
+            "Names on the list of nodes, 2,048 at most: nodes that live, and those that ended within a minute.",
+            redis.names,
+        ),
+        (
+            "trunkline_cluster_names_dropped_total",
+            Counter,
+            "Names this node has taken off the list of nodes because it was full.",
+            redis.names_dropped,
         ),
         ("trunkline_presence_queued", Gauge, "Presence writes that wait for Redis or are on their way.", redis.queued),
         ("trunkline_presence_queued_bytes", Gauge, "Memory of the presence writes that wait.", redis.queued_bytes),
@@ -139,7 +151,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         (
             "trunkline_presence_rivals_dropped_total",
             Counter,
-            "Logins that lost and were not looked into at once because 4,096 others waited; they are found again.",
+            "Logins that lost and were not looked into at once because 16,384 others waited; they are found again.",
             status.rivals_dropped,
         ),
     ];

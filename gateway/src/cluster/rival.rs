@@ -15,6 +15,10 @@ use trunkline_router::redis::{Plane, PresenceEntry};
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 /// How often that is tried; a shard has a turn within far less.
 const RETRIES_MAX: u32 = 200;
+/// Losers that are looked into together: one pipeline for each master of Redis, so a hundred thousand take seconds and not minutes.
+const BATCH: usize = 512;
+/// Of that many losers of a batch each has a line of its own in the log.
+const NAMED_MAX: usize = 5;
 
 /// A login of this node that lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +40,9 @@ enum Verdict {
     Nothing,
 }
 
-fn verdict(loser: &Loser, stored: &[PresenceEntry], view: &View) -> Verdict {
-    match stored.iter().find(|entry| entry.device == loser.entry.device) {
+/// What to do about `loser`, with what Redis holds of its device.
+fn verdict(loser: &Loser, stored: Option<&PresenceEntry>, view: &View) -> Verdict {
+    match stored {
         Some(entry) if entry.node == loser.entry.node && entry.incarnation >= loser.entry.incarnation => {
             Verdict::Nothing
         }
@@ -48,28 +53,44 @@ fn verdict(loser: &Loser, stored: &[PresenceEntry], view: &View) -> Verdict {
     }
 }
 
-/// Settles one loser after the other, for ever or until nobody can send any more. A loser that cannot be settled is found again when its
-/// session is written the next time.
+/// Settles the losers in batches, for ever or until nobody can send any more. A loser that cannot be settled is found again when its session is
+/// compared or written the next time.
 pub(super) async fn settle(
     plane: Plane,
     ports: Vec<ControlPort>,
     view: watch::Receiver<Arc<View>>,
     mut losers: mpsc::Receiver<Loser>,
 ) {
-    while let Some(loser) = losers.recv().await {
-        let user = loser.user;
-        let Ok(stored) = plane.user(user).await else { continue };
-        let verdict = verdict(&loser, &stored, &view.borrow());
-        let session = loser.entry.session;
-        let control = match verdict {
-            Verdict::End => Control::End { user, session, reason: CloseReason::Replaced },
-            Verdict::Outbid(above) => Control::Outbid { user, session, above },
-            Verdict::Nothing => continue,
+    let mut batch: Vec<Loser> = Vec::with_capacity(BATCH);
+    while losers.recv_many(&mut batch, BATCH).await > 0 {
+        let devices: Vec<(u64, &str)> = batch.iter().map(|loser| (loser.user, &*loser.entry.device)).collect();
+        let stored = plane.stored(&devices).await;
+        let judged: Vec<(&Loser, Verdict)> = {
+            let view = view.borrow();
+            // What could not be asked for is left alone.
+            let known = batch.iter().zip(&stored).filter_map(|(loser, stored)| Some((loser, stored.as_ref().ok()?)));
+            known.map(|(loser, stored)| (loser, verdict(loser, stored.as_ref(), &view))).collect()
         };
-        tracing::info!(user, session, device = &*loser.entry.device, ?verdict, "a login lost against what Redis holds");
-        if let Some(port) = ports.get(loser.entry.shard as usize) {
-            send(port, control).await;
+        for (at, (loser, verdict)) in judged.iter().filter(|(_, verdict)| *verdict != Verdict::Nothing).enumerate() {
+            let (user, session) = (loser.user, loser.entry.session);
+            if at < NAMED_MAX {
+                let device = &*loser.entry.device;
+                tracing::info!(user, session, device, ?verdict, "a login lost against what Redis holds");
+            }
+            let control = match *verdict {
+                Verdict::End => Control::End { user, session, reason: CloseReason::Replaced },
+                Verdict::Outbid(above) => Control::Outbid { user, session, above },
+                Verdict::Nothing => continue,
+            };
+            if let Some(port) = ports.get(loser.entry.shard as usize) {
+                send(port, control).await;
+            }
         }
+        let more = judged.iter().filter(|(_, verdict)| *verdict != Verdict::Nothing).count().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            tracing::info!(more, "and more logins lost at the same time");
+        }
+        batch.clear();
     }
 }
 
@@ -127,28 +148,30 @@ mod tests {
         membership.view()
     }
 
-    fn judged(stored: &[PresenceEntry]) -> Verdict {
-        verdict(&Loser { user: 5, entry: entry("a", 7, 1, 100), version: 200 }, stored, &view())
+    fn judged(stored: Option<PresenceEntry>) -> Verdict {
+        verdict(&Loser { user: 5, entry: entry("a", 7, 1, 100), version: 200 }, stored.as_ref(), &view())
     }
 
     #[test]
     fn a_session_that_lives_elsewhere_wins() {
-        assert_eq!(judged(&[entry("b", 9, 3, 200)]), Verdict::End);
+        assert_eq!(judged(Some(entry("b", 9, 3, 200))), Verdict::End);
     }
 
     #[test]
     fn what_does_not_count_is_outbid() {
-        assert_eq!(judged(&[entry("b", 8, 3, 200)]), Verdict::Outbid(200), "of an incarnation before");
-        assert_eq!(judged(&[entry("gone", 1, 3, 300)]), Verdict::Outbid(300), "of a node that is no more");
-        assert_eq!(judged(&[entry("a", 6, 3, 200)]), Verdict::Outbid(200), "of this node before it was started again");
-        assert_eq!(judged(&[]), Verdict::Outbid(200), "a mark");
-        let other_device = PresenceEntry { device: "phone".into(), ..entry("b", 9, 3, 200) };
-        assert_eq!(judged(&[other_device]), Verdict::Outbid(200));
+        assert_eq!(judged(Some(entry("b", 8, 3, 200))), Verdict::Outbid(200), "of an incarnation before");
+        assert_eq!(judged(Some(entry("gone", 1, 3, 300))), Verdict::Outbid(300), "of a node that is no more");
+        assert_eq!(
+            judged(Some(entry("a", 6, 3, 200))),
+            Verdict::Outbid(200),
+            "of this node before it was started again"
+        );
+        assert_eq!(judged(None), Verdict::Outbid(200), "a mark");
     }
 
     #[test]
     fn a_later_session_of_this_node_has_settled_it() {
-        assert_eq!(judged(&[entry("a", 7, 2, 200)]), Verdict::Nothing);
-        assert_eq!(judged(&[entry("a", 8, 1, 100)]), Verdict::Nothing);
+        assert_eq!(judged(Some(entry("a", 7, 2, 200))), Verdict::Nothing);
+        assert_eq!(judged(Some(entry("a", 8, 1, 100))), Verdict::Nothing);
     }
 }

@@ -30,7 +30,7 @@ const LOG_PERIOD: Duration = Duration::from_millis(20);
 /// How long a shard may take to tell of a page of sessions. It does within a turn; one that does not is asked again.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Logins that lost and wait to be looked into. What does not fit is found again when it is written the next time.
-const LOSERS_MAX: usize = 4_096;
+const LOSERS_MAX: usize = 16_384;
 /// While a write has waited for Redis for longer than this nothing is compared: what it would find missing is only late.
 const AUDIT_QUEUE_AGE_MS: u64 = 10_000;
 /// How often a node that waits to be let in asks what the others have found.
@@ -282,9 +282,7 @@ impl Task {
                     timeout(round_trip_max, plane.renew(record, lease_ms)).await.map(|done| done.map(Reply::Renewed))
                 }
                 Request::Acquire(record) => {
-                    // Redis may still have the lease of the incarnation before: its time began with the answer, ours with the request.
-                    // Whether this works or not, what follows tells.
-                    let _ = timeout(round_trip_max, plane.release(&record.name, record.incarnation)).await;
+                    // Should Redis still have the lease of the incarnation before, the new one takes its place in one step.
                     timeout(round_trip_max, plane.acquire(record, lease_ms)).await.map(|done| match done {
                         Ok(incarnation) => Ok(Reply::Acquired(incarnation)),
                         Err(AcquireError::NameTaken { advertise, mesh, .. }) => {

@@ -12,7 +12,7 @@ const MEND_PAUSE_MS: u64 = 5_000;
 pub(crate) enum Ask {
     /// Renew the lease.
     Renew,
-    /// Give up the lease of the incarnation before, if Redis still has it, and take one with a new incarnation.
+    /// Take a lease with a new incarnation, in place of that of the incarnation before, if Redis still has it.
     Acquire,
 }
 

@@ -87,6 +87,8 @@ pub(super) fn exposition(service: &Service) -> String {
         }
     }
     let plane = service.plane().metrics().snapshot();
+    text.name("trunkline_cluster_names", "gauge", "Names on the list of nodes, those ended within a minute included.");
+    text.sample(&[], plane.names);
     for (name, help, value) in [
         ("trunkline_redis_commands_total", "Commands sent to Redis, scripts included.", plane.commands),
         (

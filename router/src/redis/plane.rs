@@ -14,6 +14,7 @@ use fred::types::config::Server;
 use futures_util::future::join_all;
 use rand::RngExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -22,9 +23,16 @@ mod connect;
 mod link;
 mod slots;
 
-/// How long a node's name stays on the list after its last renewal: one hour. A node that is down for longer is no more
-/// expected back, and each name costs every node one GET a second.
-const NAME_KEPT_MS: u64 = 3_600_000;
+/// How long a node's name stays on the list after its lease has ended: a minute. Each name costs every node one GET a second, and a lease that
+/// has ended is as good as none; the minute is for clocks of Redis servers that differ when a replica takes over.
+const NAME_KEPT_MS: u64 = 60_000;
+
+/// The most names on the list: as many again as a ring may have, for those that have ended within the minute. Those whose leases end first
+/// have to go, so nodes that live stay, whatever else has been on the list.
+pub const NAMES_MAX: usize = 2 * NODES_MAX;
+
+/// The longest lease, as `--lease-secs` takes it.
+const LEASE_MS_MAX: u64 = 3_600_000;
 
 /// The pause between two attempts to connect for the first time.
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
@@ -119,8 +127,9 @@ impl Plane {
         &self.config
     }
 
-    /// Takes the lease of `record.name` for `ttl_ms`, with a new incarnation, and puts the name on the list. The lease holds
-    /// `record`; its incarnation is of no account.
+    /// Takes the lease of `record.name` for `ttl_ms`, with a new incarnation, and puts the name on the list. `record.incarnation` is the one
+    /// the caller had before, or 0: the new one is higher, and if Redis still has the lease of the one before it takes its place in the
+    /// same step, so that nobody sees the name without a lease. Otherwise the lease holds `record` as it is.
     ///
     /// # Errors
     /// [`AcquireError::NameTaken`] while another incarnation lives.
@@ -128,14 +137,14 @@ impl Plane {
         let json = record.to_json().map_err(PlaneError::from)?;
         let token = format!("{:016x}", rand::random::<u64>());
         let (lease, counter) = (lease_key(&record.name), format!("tl:incarnation:{{{}}}", record.name));
-        let args = vec![token.into(), json.into(), ttl_ms.to_string().into()];
+        let args = vec![token.into(), json.into(), ttl_ms.to_string().into(), record.incarnation.to_string().into()];
         let answer = self.call(&self.scripts.acquire, [lease.as_str(), counter.as_str()], args).await?;
         let mut parts = texts(answer).into_iter();
         let mut next = || parts.next().flatten();
         match next().as_deref() {
             Some("granted") => {
                 let incarnation = next().as_deref().and_then(entry::number);
-                self.register(&record.name).await;
+                self.register(&record.name, ttl_ms).await;
                 Ok(incarnation.ok_or_else(|| PlaneError::answer("acquire"))?)
             }
             Some("taken") => {
@@ -159,7 +168,7 @@ impl Plane {
         let answer = self.call(&self.scripts.renew, [lease.as_str()], args).await?;
         match answer.as_string().as_deref() {
             Some("renewed") => {
-                self.register(&record.name).await;
+                self.register(&record.name, ttl_ms).await;
                 Ok(Renewal::Renewed)
             }
             Some("absent") => Ok(Renewal::LostToNobody),
@@ -189,10 +198,11 @@ impl Plane {
     /// # Errors
     /// If any of the leases could not be asked for: half a view is none.
     pub async fn poll(&self) -> Result<Vec<NodeRecord>, PlaneError> {
-        // As many again as a ring may have, for those that have ended within the hour.
-        let last = (2 * NODES_MAX as i64 - 1).to_string();
-        let names = self.command("ZRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?;
-        let gets = texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok()).map(|name| async move {
+        // Those whose leases end last come first: whoever lives is among them.
+        let last = (NAMES_MAX - 1).to_string();
+        let names = texts(self.command("ZREVRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?);
+        self.metrics.names.store(names.len() as u64, Ordering::Relaxed);
+        let gets = names.into_iter().flatten().filter(|name| check_name(name).is_ok()).map(|name| async move {
             let lease = self.command("GET", vec![lease_key(&name).into()]).await?;
             Ok::<_, PlaneError>((name, lease))
         });
@@ -391,11 +401,13 @@ impl Plane {
         Ok(self.command("GET", vec![account_key(name).into()]).await?.as_u64())
     }
 
-    /// Puts the name on the list. Failing is no harm to the lease, and the next renewal does it again.
-    async fn register(&self, name: &str) {
-        let args = vec![name.into(), NAME_KEPT_MS.to_string().into()];
-        if self.call(&self.scripts.register, ["tl:nodes"], args).await.is_err() {
-            add(&self.metrics.unregistered, 1);
+    /// Puts the name on the list, for a lease of `ttl_ms`. Failing is no harm to the lease, and the next renewal does it again.
+    async fn register(&self, name: &str, ttl_ms: u64) {
+        let numbers = [ttl_ms, NAME_KEPT_MS, NAMES_MAX as u64, LEASE_MS_MAX];
+        let args = std::iter::once(name.into()).chain(numbers.map(|number| number.to_string().into()));
+        match self.call(&self.scripts.register, ["tl:nodes"], args.collect()).await {
+            Ok(dropped) => add(&self.metrics.names_dropped, dropped.as_u64().unwrap_or(0)),
+            Err(_) => add(&self.metrics.unregistered, 1),
         }
     }
 

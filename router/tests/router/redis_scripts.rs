@@ -5,11 +5,12 @@ use crate::support::plane::{record, wait_for};
 use crate::support::redis_cluster::RedisCluster;
 use std::collections::HashSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use trunkline_router::membership::{Membership, NodeRecord, NodeState};
 use trunkline_router::redis::{
-    ACCOUNT_IDS, AccountError, AcquireError, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal, WriteBehind,
-    WriteOutcome, live, queue, write_behind,
+    ACCOUNT_IDS, AccountError, AcquireError, NAMES_MAX, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal,
+    WriteBehind, WriteOutcome, live, queue, write_behind,
 };
 
 const LEASE_MS: u64 = 5_000;
@@ -133,21 +134,92 @@ fn a_poll_gives_what_was_last_renewed_and_skips_garbage() {
 }
 
 #[test]
-fn names_that_are_not_heard_of_for_an_hour_leave_the_list() {
+fn a_node_that_takes_its_lease_anew_is_never_seen_without_one() {
+    with_plane(|plane| async move {
+        let first = plane.acquire(&record("mended"), LEASE_MS).await.unwrap();
+        let done = Arc::new(AtomicBool::new(false));
+        let rivals: Vec<_> = (0..4)
+            .map(|_| {
+                let (plane, done) = (plane.clone(), Arc::clone(&done));
+                tokio::spawn(async move {
+                    let mut polls = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        let rival = plane.acquire(&record("mended"), LEASE_MS).await;
+                        assert!(matches!(rival, Err(AcquireError::NameTaken { .. })), "{rival:?}");
+                        let polled = plane.poll().await.unwrap();
+                        assert!(polled.iter().any(|node| node.name == "mended"), "a poll found a gap");
+                        polls += 1;
+                    }
+                    polls
+                })
+            })
+            .collect();
+        let mut held = NodeRecord { incarnation: first, ..record("mended") };
+        for _ in 0..300 {
+            let next = plane.acquire(&held, LEASE_MS).await.unwrap();
+            assert!(next > held.incarnation);
+            assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::LostToAnother), "of before");
+            held.incarnation = next;
+        }
+        done.store(true, Ordering::Relaxed);
+        for rival in rivals {
+            assert!(rival.await.unwrap() > 0);
+        }
+        let stranger = NodeRecord { incarnation: first, ..record("mended") };
+        assert!(matches!(plane.acquire(&stranger, LEASE_MS).await, Err(AcquireError::NameTaken { .. })));
+        assert_eq!(plane.release("mended", held.incarnation).await, Ok(true));
+    });
+}
+
+/// Redis was restored from nothing, and its clock is right again; before, it was a day ahead.
+#[test]
+fn an_incarnation_grows_although_the_clock_of_redis_was_ahead() {
+    with_plane(|plane| async move {
+        let now = plane.acquire(&record("skewed"), LEASE_MS).await.unwrap();
+        plane.release("skewed", now).await.unwrap();
+        ask_key(&["DEL", "tl:incarnation:{skewed}"]);
+        let ahead = now + 86_400_000;
+        let next = plane.acquire(&NodeRecord { incarnation: ahead, ..record("skewed") }, LEASE_MS).await;
+        assert_eq!(next, Ok(ahead + 1));
+    });
+}
+
+#[test]
+fn names_whose_lease_has_ended_leave_the_list_and_none_that_lives_is_crowded_out() {
     with_plane(|plane| async move {
         let cluster = cluster();
         let master = cluster.master_of_slot(cluster.slot_of("tl:nodes"));
-        cluster.ask(master, &["ZADD", "tl:nodes", "1", "forgotten"]).unwrap();
         let time = cluster.ask(master, &["TIME"]).unwrap();
-        let recent_ms = time.lines().next().unwrap().parse::<u64>().unwrap() * 1_000 - 3_590_000;
-        cluster.ask(master, &["ZADD", "tl:nodes", &recent_ms.to_string(), "absent"]).unwrap();
-        plane.acquire(&record("registering"), LEASE_MS).await.unwrap();
-        let names = cluster.ask(master, &["ZRANGE", "tl:nodes", "0", "-1"]).unwrap();
-        let names: Vec<&str> = names.lines().collect();
-        assert!(
-            !names.contains(&"forgotten") && names.contains(&"absent") && names.contains(&"registering"),
-            "{names:?}"
-        );
+        let now_ms = time.lines().next().unwrap().parse::<u64>().unwrap() * 1_000;
+        for (name, ended_ms) in
+            [("forgotten", now_ms - 90_000), ("absent", now_ms - 30_000), ("ahead", now_ms + 90_000_000)]
+        {
+            cluster.ask(master, &["ZADD", "tl:nodes", &ended_ms.to_string(), name]).unwrap();
+        }
+        let held = record("registering");
+        let held = NodeRecord { incarnation: plane.acquire(&held, LEASE_MS).await.unwrap(), ..held };
+        let names = || cluster.ask(master, &["ZRANGE", "tl:nodes", "0", "-1"]).unwrap();
+        let listed = names();
+        let listed: Vec<&str> = listed.lines().collect();
+        assert!(!listed.contains(&"forgotten") && listed.contains(&"registering"), "{listed:?}");
+        assert!(listed.contains(&"absent") && listed.contains(&"ahead"), "{listed:?}");
+        let score = cluster.ask(master, &["ZSCORE", "tl:nodes", "ahead"]).unwrap().parse::<u64>().unwrap();
+        assert!(score < now_ms + 60_000, "a time beyond any lease becomes one of now");
+
+        // More names than there is room for, all of leases that end before those of who lives.
+        for batch in (0..3 * NAMES_MAX).collect::<Vec<_>>().chunks(1_000) {
+            let mut command = vec!["ZADD".to_owned(), "tl:nodes".to_owned()];
+            command.extend(batch.iter().flat_map(|at| [(now_ms - 1_000).to_string(), format!("crowd-{at}")]));
+            cluster.ask(master, &command.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        }
+        assert!(plane.poll().await.unwrap().iter().any(|node| node.name == "registering"), "read before all others");
+        assert_eq!(plane.renew(&held, LEASE_MS).await, Ok(Renewal::Renewed));
+        assert_eq!(names().lines().count(), NAMES_MAX);
+        assert!(plane.poll().await.unwrap().iter().any(|node| node.name == "registering"));
+        let metrics = plane.metrics().snapshot();
+        assert_eq!(metrics.names, NAMES_MAX as u64);
+        assert!(metrics.names_dropped >= 2 * NAMES_MAX as u64, "{metrics:?}");
+        cluster.ask(master, &["ZREMRANGEBYSCORE", "tl:nodes", "-inf", &(now_ms - 500).to_string()]).unwrap();
     });
 }
 
