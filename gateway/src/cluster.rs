@@ -126,7 +126,7 @@ impl Cluster {
             secret_mark: secret.mark(),
             reach: None,
             protocol_oldest: MESH_PROTOCOL_OLDEST,
-            zone: String::new(),
+            zone: config.zone.clone(),
             mending: false,
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;

@@ -17,7 +17,7 @@ mod source;
 pub use api::router;
 
 use crate::clock::now_ms;
-use crate::cluster::{ClusterReader, ClusterState};
+use crate::cluster::{ClusterReader, ClusterState, Place};
 use crate::control::ControlPort;
 use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
@@ -57,6 +57,7 @@ pub struct Node {
     /// Whether it is to be one of several.
     joins: bool,
     cluster: OnceLock<ClusterReader>,
+    place: OnceLock<Place>,
     /// What the node waits for before it joins.
     waits: Mutex<Option<String>>,
     turned_away: Arc<AtomicU64>,
@@ -119,6 +120,7 @@ impl Node {
             pulse: Pulse::default(),
             joins,
             cluster: OnceLock::new(),
+            place: OnceLock::new(),
             waits: Mutex::default(),
             turned_away: Arc::default(),
             reload: OnceLock::new(),
@@ -170,9 +172,14 @@ impl Node {
     ///
     /// # Panics
     /// When it is said twice.
-    pub fn set_cluster(&self, cluster: ClusterReader) {
-        assert!(self.cluster.set(cluster).is_ok(), "a node joins once");
+    pub fn set_cluster(&self, cluster: ClusterReader, place: Place) {
+        assert!(self.place.set(place).is_ok() && self.cluster.set(cluster).is_ok(), "a node joins once");
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Its place in the ring; `None` before it has joined, and alone.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.get()
     }
 
     /// Whether it serves, drains or ends.

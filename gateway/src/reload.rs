@@ -173,6 +173,13 @@ impl Reloader {
         for port in &targets.ports {
             give(port, &of_shard).await;
         }
+        // Only a weight that has changed: one that was set by the API meanwhile stays else.
+        let weight = fresh.in_force.config.cluster.as_ref().map(|cluster| cluster.weight);
+        if let (Some(weight), Some(place)) = (weight, targets.node.place())
+            && fresh.reloaded.applied.iter().any(|change| change.key == "weight")
+        {
+            place.weigh(weight).await;
+        }
         self.in_force = Arc::new(fresh.in_force);
         Ok(fresh.reloaded)
     }

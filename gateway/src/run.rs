@@ -163,7 +163,7 @@ async fn control(
     };
     listeners.set_blocking().map_err(step("setting up the ports for clients"))?;
     if let Some(cluster) = &cluster {
-        node.set_cluster(cluster.reader().clone());
+        node.set_cluster(cluster.reader().clone(), cluster.place().clone());
     }
 
     let shards_config = ShardsConfig {

@@ -27,7 +27,7 @@ mod stats;
 mod writes;
 
 pub use access::{Access, AuditNote, Needs, Peer};
-pub use body::{BODY_BYTES_MAX, NameInPath, Parameters, UserInPath};
+pub use body::{BODY_BYTES_MAX, Body as JsonBody, NameInPath, Parameters, UserInPath};
 pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
 pub use places::{HEALTH_PLACES, Places};

@@ -23,6 +23,10 @@ pub const NODES_MAX: usize = 1_024;
 /// The largest weight of one node.
 pub const WEIGHT_MAX: u32 = 65_535;
 
+/// The weight of a node that nobody has given another. The more points, the more even the shares: the fullest of a hundred equal nodes has a
+/// fifth more than its share with a weight of 1, and some 6 % with 10.
+pub const WEIGHT_DEFAULT: u32 = 10;
+
 /// The largest sum of weights of a ring: 10.5 million points, 63 MB. Weights count against each other only, so a
 /// larger sum can always be scaled down.
 pub const WEIGHT_TOTAL_MAX: u32 = 65_536;

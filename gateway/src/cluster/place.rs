@@ -24,6 +24,11 @@ impl Place {
         Place { orders, round_trip_max }
     }
 
+    /// Another weight in the ring, 1 to 65535, told to the others with the next renewal; it lasts as long as the process, or until the next.
+    pub async fn weigh(&self, weight: u32) {
+        self.order(Order::Weigh { weight }).await;
+    }
+
     /// The shards run: into the ring, as soon as other nodes can dial this one. See [`Place::take`] for when this returns.
     pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
         self.order(Order::Serve { ports, stats }).await;

@@ -47,6 +47,8 @@ pub(super) enum Order {
     Admit { done: oneshot::Sender<()> },
     /// Into the ring or out of it; answered when the shards have been told a view in which it is so.
     Become { state: NodeState, done: oneshot::Sender<()> },
+    /// Another weight in the ring.
+    Weigh { weight: u32 },
     /// Write what waits, give the lease up, and end.
     Leave,
 }
@@ -213,6 +215,7 @@ impl Task {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
                     Order::Admit { done } => self.ask_admission(done),
                     Order::Become { state, done } => self.set_state(state, done),
+                    Order::Weigh { weight } => self.set_weight(weight),
                     Order::Leave => flushed = flushed.or_else(|| self.flush()),
                 },
                 () = ended(&mut flushed) => break,
@@ -263,9 +266,10 @@ impl Task {
     fn bring_record_up_to_date(&mut self) {
         let sum = |number: fn(&ShardStats) -> u64| self.shards.stats.iter().map(|stats| number(stats)).sum();
         let (connections, users) = (sum(|stats| stats.open.get()), sum(|stats| stats.users.get()));
-        let reach = Some(self.prober.reach());
+        let (reach, mending) = (Some(self.prober.reach()), self.walk.is_resync());
         let record = self.agent.record_mut();
         (record.connections, record.users, record.reach) = (connections, users, reach);
+        record.mending = mending;
     }
 
     /// Asks Redis. The answer comes within two round trips, if only to say that there was none.
@@ -404,6 +408,13 @@ impl Task {
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
         self.agent.set_state(now_ms(), state);
         self.awaited = Some(done);
+    }
+
+    fn set_weight(&mut self, weight: u32) {
+        if std::mem::replace(&mut self.agent.record_mut().weight, weight) != weight {
+            tracing::info!("the weight of this node in the ring is {weight} now");
+            self.agent.hurry(now_ms());
+        }
     }
 
     /// Takes the last events and lets the writer end when it has written all.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use trunkline_router::membership::{ZONE_CHARS_MAX, is_zone};
 use trunkline_router::redis::RedisConfig;
 use trunkline_router::ring::WEIGHT_MAX;
 
@@ -32,6 +33,8 @@ pub struct ClusterConfig {
     pub advertise: String,
     /// Weight in the ring, 1 to 65535.
     pub weight: u32,
+    /// Where the node stands; may be empty.
+    pub zone: String,
     /// File with the secret of the cluster; see [`ClusterConfig::load_secret`].
     pub secret_file: PathBuf,
     /// What becomes of a login at a node that is not the user's home.
@@ -122,6 +125,7 @@ pub(super) fn cluster(
         mesh: mesh(all, judge)?,
         advertise: advertise(all, listen, judge)?,
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
+        zone: zone(all, judge)?,
         secret_file,
         placement: known(all.placement),
         lease_ms,
@@ -140,6 +144,7 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
             all.advertise.as_ref().is_some_and(|text| listen.first().map(ToString::to_string).as_ref() != Some(text)),
         ),
         ("weight", all.weight != defaults.weight),
+        ("zone", all.zone != defaults.zone),
         ("cluster_secret_file", all.cluster_secret_file.is_some()),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
@@ -154,6 +159,18 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
         ))),
         None => Ok(()),
     }
+}
+
+fn zone(all: &Settings, judge: &Judge) -> Result<String, ConfigError> {
+    let zone = known(all.zone.clone());
+    if is_zone(&zone) {
+        return Ok(zone);
+    }
+    judge.refuse(
+        "zone",
+        zone,
+        format!("a zone has at most {ZONE_CHARS_MAX} characters, none of them a control character"),
+    )
 }
 
 fn mesh(all: &Settings, judge: &Judge) -> Result<SocketAddr, ConfigError> {

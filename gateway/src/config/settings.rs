@@ -186,8 +186,12 @@ settings! {
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.
     advertise: [String] "HOST:PORT" "TRUNKLINE_ADVERTISE" Computed("the first address of listen");
-    /// Share of the users this node is the home of, against the weights of the others, 1 to 65535.
-    weight: [u64] "N" "TRUNKLINE_WEIGHT" Fixed("1");
+    /// Share of the users this node is the home of, against the weights of the others, 1 to 65535. With 10 the shares of a hundred
+    /// equal nodes differ by a few percent, with 1 by a fifth.
+    @reloadable weight: [u64] "N" "TRUNKLINE_WEIGHT" Fixed("10");
+    /// Where this node stands, such as a data centre; a router sends clients of a zone to nodes of that zone as long as they have room. At most
+    /// 64 characters.
+    zone: [String] "NAME" "TRUNKLINE_ZONE" Fixed("\"\"");
     /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count.
     cluster_secret_file: [PathBuf] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("\"/path/to/file\"");
     /// What becomes of a login at a node that is not the user's home.

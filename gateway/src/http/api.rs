@@ -23,8 +23,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use trunkline_proto::DEVICE_BYTES_MAX;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::{AuditNote, Needs, Parameters, Problem, Routes, Scope, UserInPath};
+use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_router::process::Process;
+use trunkline_router::ring::WEIGHT_MAX;
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,6 +50,7 @@ pub(super) fn routes() -> Routes<Node> {
         .get("/v1/node", Needs::Read(Scope::NodesRead), describe_node)
         .post("/v1/node/drain", Needs::Change(Scope::Drain), begin_drain)
         .delete("/v1/node/drain", Needs::Change(Scope::Drain), call_off_drain)
+        .post("/v1/node/weight", Needs::Change(Scope::Drain), set_weight)
         .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick_user)
         .get("/v1/openapi.json", Needs::AnyKey, async || {
             ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
@@ -182,6 +184,32 @@ async fn call_off_drain(State(node): State<Arc<Node>>) -> Result<Response, Probl
         Problem::new(StatusCode::CONFLICT, detail)
     })?;
     Ok(describe_node(State(node)).await)
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Weight {
+    weight: u32,
+}
+
+/// Told to the other nodes within a second. It lasts until the process ends or the setting is changed and reloaded.
+async fn set_weight(
+    State(node): State<Arc<Node>>,
+    JsonBody(Weight { weight }): JsonBody<Weight>,
+) -> Result<(Extension<AuditNote>, Json<Weight>), Problem> {
+    if !(1..=WEIGHT_MAX).contains(&weight) {
+        return Err(Problem::bad_request(format!("a weight is a number from 1 to {WEIGHT_MAX}")));
+    }
+    let Some(place) = node.place() else {
+        return Err(match node.joins {
+            true => Problem::unavailable("the node has not joined its cluster yet; try again in a moment"),
+            false => {
+                Problem::new(StatusCode::CONFLICT, "the node is alone, so its weight has no meaning; give --redis")
+            }
+        });
+    };
+    place.weigh(weight).await;
+    Ok((Extension(AuditNote(format!("weight {weight}"))), Json(Weight { weight })))
 }
 
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {

@@ -205,7 +205,9 @@ impl Agent {
         self.leasing = true;
         // Whether it is fenced is found out here, and the record says so.
         let ask = self.heart.ask(now_ms);
-        let record = self.record();
+        let mut record = self.record();
+        // From the first moment of a new incarnation on, until all is written again.
+        record.mending |= ask == Ask::Acquire;
         self.ask(now_ms, if ask == Ask::Renew { Request::Renew(record) } else { Request::Acquire(record) });
     }
 

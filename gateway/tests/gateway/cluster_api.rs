@@ -37,7 +37,7 @@ fn every_node_answers_about_all_nodes_and_users() {
             (all.len() == 2 && all.iter().all(in_ring)).then_some(nodes)
         });
         assert_eq!([&nodes["nodes"][0]["name"], &nodes["nodes"][1]["name"]], ["a", "b"], "{nodes}");
-        assert_eq!((&nodes["degraded"], nodes["points"].as_u64()), (&json!(false), Some(320)), "{nodes}");
+        assert_eq!((&nodes["degraded"], nodes["points"].as_u64()), (&json!(false), Some(3_200)), "{nodes}");
         assert_eq!(nodes["digest"], gateway.get("/v1/node").json()["cluster"]["digest"]);
         assert_is(gateway, "OwnNode", &gateway.get("/v1/node").json());
         assert_is(gateway, "Readiness", &gateway.get("/readyz").json());

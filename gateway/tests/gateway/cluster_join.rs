@@ -7,6 +7,7 @@ use crate::cluster_support::redis_cluster::{RedisAlone, RedisCluster};
 use crate::cluster_support::{LEASE_SECS, Member, lease, live, redis, stored, user_key, wait_live};
 use crate::support::client::Client;
 use crate::support::gateway::Gateway;
+use crate::support::scratch::ScratchFile;
 use crate::support::wait_for;
 use crate::support::wire::{self, Login, code, kind};
 use rustix::process::Signal;
@@ -132,6 +133,42 @@ fn a_node_that_cannot_speak_with_the_others_refuses_to_join() {
     assert!(lease(cluster(), "present").is_none(), "it took no place in the ring");
     redis(cluster(), &["DEL", "tl:node:{future}"]);
     redis(cluster(), &["ZREM", "tl:nodes", "future"]);
+}
+
+#[test]
+fn a_weight_is_changed_by_the_api_and_by_a_reload_without_a_restart() {
+    let _turn = turn();
+    let member = Member::new(cluster(), "weighed");
+    let file = ScratchFile::new("weighed.toml", "weight = 10\n");
+    let gateway = member.start(cluster(), &["--config", file.path(), "--drain-secs", "0"]);
+    let wait_weight = |weight: u64| {
+        wait_for(&format!("the others are told {weight}"), || {
+            (lease(cluster(), "weighed")?.record["weight"] == weight).then_some(())
+        });
+        // 160 points for each unit.
+        wait_for("its own ring has it", || (gateway.get("/v1/nodes").json()["points"] == 160 * weight).then_some(()));
+    };
+    wait_weight(10);
+    let answer = gateway.post_json("/v1/node/weight", &serde_json::json!({"weight": 25}));
+    assert_eq!((answer.status, answer.json()["weight"].as_u64()), (200, Some(25)), "{}", answer.body);
+    wait_weight(25);
+    let audited = |line: &str| line.contains("audit") && line.contains("/v1/node/weight") && line.contains("weight 25");
+    wait_for("the audit log has it", || gateway.stderr().lines().any(audited).then_some(()));
+    for weight in ["0", "65536", "-1", "\"x\""] {
+        let body = serde_json::from_str(&format!("{{\"weight\":{weight}}}")).expect("JSON");
+        assert_eq!(gateway.post_json("/v1/node/weight", &body).status, 400, "{weight}");
+    }
+    // A reload that changes something else leaves it alone.
+    let reload = |text: &str, said: &str| {
+        std::fs::write(file.path(), text).expect("write the configuration");
+        gateway.signal(Signal::HUP);
+        wait_for("the reload is done", || gateway.stderr().contains(said).then_some(()));
+    };
+    reload("weight = 10\nlogin_timeout_secs = 9\n", "reload: login_timeout_secs = 9");
+    wait_weight(25);
+    reload("weight = 4\nlogin_timeout_secs = 9\n", "reload: weight = 4");
+    wait_weight(4);
+    gateway.finish();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::Whole;
 use crate::membership::{View, check_name};
-use crate::ring::{Node, Ring, RingError};
+use crate::ring::{Node, Ring, RingError, WEIGHT_DEFAULT};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,13 +38,9 @@ pub struct PreviewRequest {
 pub struct WeightedName {
     /// Its name.
     pub name: String,
-    /// Its weight, 1 if it is missing.
-    #[serde(default = "one", deserialize_with = "whole")]
-    pub weight: u32,
-}
-
-fn one() -> u32 {
-    1
+    /// Its weight; if it is missing, the one that most nodes of the ring have, or [`WEIGHT_DEFAULT`] for the first node of all.
+    #[serde(default, deserialize_with = "present_whole")]
+    pub weight: Option<u32>,
 }
 
 fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
@@ -254,6 +250,7 @@ fn changed<'n>(
             None => after.remove(name),
         };
     }
+    let usual = usual_weight(before);
     for WeightedName { name, weight } in &request.add {
         check_name(name).map_err(|error| PreviewError::BadName(error.to_string()))?;
         if name.chars().count() > NAME_CHARS_MAX {
@@ -263,13 +260,20 @@ fn changed<'n>(
             return Err(PreviewError::InRing(name.clone()));
         }
         named.push(name);
-        after.insert(name, *weight);
+        after.insert(name, weight.unwrap_or(usual));
     }
     named.sort_unstable();
     match named.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(PreviewError::Twice(pair[0].to_owned())),
         None => Ok(after),
     }
+}
+
+/// The weight that most nodes have, the lowest of several.
+fn usual_weight(weights: &BTreeMap<&str, u32>) -> u32 {
+    let mut nodes: BTreeMap<u32, usize> = BTreeMap::new();
+    weights.values().for_each(|&weight| *nodes.entry(weight).or_default() += 1);
+    nodes.into_iter().rev().max_by_key(|&(_, count)| count).map_or(WEIGHT_DEFAULT, |(weight, _)| weight)
 }
 
 /// What all nodes that gain gain together.

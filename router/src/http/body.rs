@@ -17,8 +17,9 @@ pub const BODY_BYTES_MAX: usize = 16 << 10;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A JSON body.
-pub(super) struct Body<T>(pub(super) T);
+/// A JSON body, which is an object of at most [`BODY_BYTES_MAX`] bytes.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use std::collections::HashMap;
-use trunkline_router::ring::{NAME_BYTES_MAX, NODES_MAX, POINTS_PER_WEIGHT, WEIGHT_MAX, WEIGHT_TOTAL_MAX};
+use trunkline_router::ring::{
+    NAME_BYTES_MAX, NODES_MAX, POINTS_PER_WEIGHT, WEIGHT_DEFAULT, WEIGHT_MAX, WEIGHT_TOTAL_MAX,
+};
 use trunkline_router::{Node, Ring, RingError};
 
 fn ring(nodes: &[(&str, u32)]) -> Ring {
@@ -174,6 +176,21 @@ fn equal_nodes_get_roughly_equal_shares() {
             assert!((0.70..1.30).contains(&share), "{name} has {share} of its share of {count}");
         }
     }
+}
+
+/// Over a million users, for the weight that nodes have by default and for 1.
+#[test]
+fn a_hundred_nodes_of_the_default_weight_have_even_shares() {
+    let fullest = |weight: u32| {
+        let names: Vec<String> = (1..=100).map(|n| format!("10.0.0.{n}:7790")).collect();
+        let nodes: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), weight)).collect();
+        let ring = ring(&nodes);
+        let load = users_by_node(&ring, 1_000_000);
+        *load.values().max().unwrap() as f64 / 10_000.0
+    };
+    let (default, one) = (fullest(WEIGHT_DEFAULT), fullest(1));
+    println!("the fullest of a hundred nodes has {default:.3} of its share; with a weight of 1 {one:.3}");
+    assert!(default < 1.09 && one > 1.12, "{default} {one}");
 }
 
 #[test]

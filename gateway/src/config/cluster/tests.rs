@@ -26,7 +26,7 @@ fn refusal_with_redis(more: &str) -> String {
 #[test]
 fn without_redis_a_node_is_alone() {
     assert!(config("").unwrap().cluster.is_none());
-    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 1\nplacement = \"accept\"\n\
+    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nplacement = \"accept\"\n\
                     lease_secs = 5\npresence_queue_max = 1000000\n";
     assert!(config(defaults).unwrap().cluster.is_none());
     for (key, value) in [
@@ -50,7 +50,7 @@ fn a_cluster_has_the_documented_defaults() {
     let cluster = cluster("");
     assert_eq!(cluster.redis.hosts, [("h".to_owned(), 1)]);
     assert_eq!((cluster.mesh.to_string().as_str(), cluster.advertise.as_str()), ("127.0.0.1:7790", "127.0.0.1:7700"));
-    assert_eq!((cluster.weight, cluster.placement, cluster.lease_ms), (1, Placement::Accept, 5_000));
+    assert_eq!((cluster.weight, cluster.placement, cluster.lease_ms), (10, Placement::Accept, 5_000));
     assert_eq!((cluster.presence_queue_max, cluster.secret_file.as_path()), (1_000_000, Path::new("s")));
     assert_eq!((cluster.beat(), cluster.redis.command_timeout), (Duration::from_secs(1), Duration::from_secs(1)));
 }
