@@ -9,9 +9,11 @@
 //! either. What is counted or measured is a number. The digest of a view is a string of 16 hexadecimal digits.
 
 mod explain;
+mod overview;
 mod preview;
 
 pub use explain::{Delivery, Explanation, Hop, HopKind, Via, Where, Why, explain};
+pub use overview::{Overview, overview};
 pub use preview::{
     Preview, PreviewError, PreviewNode, PreviewRequest, SAMPLE_DEFAULT, SAMPLE_MAX, WeightedName, preview,
 };
@@ -285,14 +287,41 @@ pub fn online(picture: &Picture) -> Online {
     }
 }
 
+/// Whether a user is online, as far as that can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Known {
+    /// A session counts.
+    Online,
+    /// No session counts, and nothing says that one may be missing.
+    Offline,
+    /// No session counts, but one may be missing: Redis does not answer, no node is known, or a node is writing its sessions again.
+    Unknown,
+}
+
+impl Known {
+    fn of(picture: &Picture, devices: &[Device]) -> Self {
+        let members = &picture.view.members;
+        if !devices.is_empty() {
+            Known::Online
+        } else if picture.degraded || members.is_empty() || members.iter().any(|member| member.mending) {
+            Known::Unknown
+        } else {
+            Known::Offline
+        }
+    }
+}
+
 /// `GET /v1/users/{user}`.
 #[derive(Debug, Clone, Serialize)]
 pub struct User {
     /// The user.
     #[serde(serialize_with = "digits")]
     pub user: u64,
-    /// Whether any device is online.
+    /// Whether any device is online; `false` also when that is not known.
     pub online: bool,
+    /// Whether any device is online, offline and unknown told apart.
+    pub presence: Known,
     /// The home node; `null` while no node is active.
     pub home: Option<String>,
     /// The home shard on the home node; `null` likewise.
@@ -321,12 +350,13 @@ pub struct Device {
 
 /// Where a user is: of `entries`, those whose node lives with the incarnation that wrote them.
 #[must_use]
-pub fn user(view: &View, user: u64, entries: Vec<PresenceEntry>) -> User {
-    let devices = devices(view, entries);
-    let home = home(view, user);
+pub fn user(picture: &Picture, user: u64, entries: Vec<PresenceEntry>) -> User {
+    let devices = devices(&picture.view, entries);
+    let home = home(&picture.view, user);
     User {
         user,
         online: !devices.is_empty(),
+        presence: Known::of(picture, &devices),
         home: home.map(|(record, _)| record.name.clone()),
         shard: home.map(|(_, shard)| shard),
         devices,

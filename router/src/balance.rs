@@ -195,6 +195,24 @@ impl Balancer {
         Err(self.why_unavailable(now_ms))
     }
 
+    /// As [`Balancer::pick`], among those servers alone of whose places in the order given `allowed` is true. The others keep their places in
+    /// the round robin. O(n).
+    ///
+    /// # Errors
+    /// [`Unavailable`] if none of them can be picked; [`Unavailable::NoServers`] also if only others could.
+    pub fn pick_among(
+        &mut self,
+        now_ms: u64,
+        key: Option<Key<'_>>,
+        rng: &mut (impl Rng + ?Sized),
+        allowed: impl Fn(usize) -> bool,
+    ) -> Result<ServerId, Unavailable> {
+        self.slots.iter_mut().enumerate().for_each(|(at, slot)| slot.excluded = !allowed(at));
+        let picked = self.pick(now_ms, key, rng);
+        self.slots.iter_mut().for_each(|slot| slot.excluded = false);
+        picked
+    }
+
     /// The server for something that is bound to `bound`, such as a session that was there before: that server, even while it
     /// drains and even if it is a backup, unless it is gone, down, failed or full; then as [`Balancer::pick`].
     /// A pick of the bound server does not count in the round robin.

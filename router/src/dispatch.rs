@@ -3,78 +3,30 @@
 //! Pure: views go in with the time, nodes come out. The balancers are kept across views, so a round robin goes on where it
 //! was. Load is what the nodes say in their records, plus what this process has sent to them and cannot be in the records
 //! yet: without that all logins of a second would go to the node that was the least loaded at its beginning.
+//!
+//! - **New nodes.** The weight of a node that comes climbs over `slow_start`, and by least-conn no node gets more than twice its share of the
+//!   logins of a router.
+//! - **Failures.** A client that could not reach a node says so with its next login. It gets another one, also where the home
+//!   is the strategy: a home that it cannot reach is of no use to it. Three such reports of different users within 10 s take a node out for 10 s; then one login
+//!   tries it. Reports never take more than half of the nodes out.
+//! - **Zones.** A login from a zone goes to a node of that zone, as long as there is one and its nodes are not loaded by a quarter more than all
+//!   are on average; else to any. The home of a user is where it is.
 
-use crate::balance::{BalanceError, Balancer, Policy, Server, ServerOptions};
+mod pace;
+mod reports;
+mod strategy;
+
+pub use strategy::{Strategy, UnknownStrategy};
+
+use crate::balance::{BalanceError, Balancer, Health, PERIOD_MS_MAX, Policy, Server, ServerOptions};
 use crate::membership::{NodeRecord, NodeState, View};
 use crate::ring::NODES_MAX;
+use pace::Pace;
 use rand::Rng;
-use serde::{Deserialize, Serialize};
+use reports::{FAIL_TIMEOUT_MS, MAX_FAILS, Reporters};
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::str::FromStr;
-
-/// By which rule a node is chosen for a login.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// The user's home node, so that its messages need no hop between nodes.
-    Home,
-    /// One after the other, by weight.
-    WeightedRoundRobin,
-    /// The fewest connections for each unit of weight.
-    LeastConn,
-    /// The less loaded of two nodes drawn by weight.
-    RandomTwo,
-}
-
-impl Strategy {
-    /// All strategies, in the order in which they are documented.
-    pub const ALL: [Strategy; 4] =
-        [Strategy::Home, Strategy::WeightedRoundRobin, Strategy::LeastConn, Strategy::RandomTwo];
-
-    /// The name that [`FromStr`] and JSON take and that [`fmt::Display`] and JSON show.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Strategy::Home => "home",
-            Strategy::WeightedRoundRobin => Policy::RoundRobin.name(),
-            Strategy::LeastConn => Policy::LeastConn.name(),
-            Strategy::RandomTwo => Policy::RandomTwo.name(),
-        }
-    }
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Strategy {
-    type Err = UnknownStrategy;
-
-    fn from_str(name: &str) -> Result<Self, UnknownStrategy> {
-        let mut all = Strategy::ALL.into_iter();
-        all.find(|strategy| strategy.name() == name).ok_or_else(|| UnknownStrategy { name: name.into() })
-    }
-}
-
-/// A name that is not one of a strategy. The text lists the names that are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownStrategy {
-    /// The name as given.
-    pub name: Box<str>,
-}
-
-impl fmt::Display for UnknownStrategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = Strategy::ALL.map(Strategy::name).join(", ");
-        write!(f, "{:?} is not a strategy; use one of {names}", self.name)
-    }
-}
-
-impl Error for UnknownStrategy {}
 
 /// Why no node is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,23 +55,75 @@ impl Sent {
     }
 }
 
+/// A login that asks where to go.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Who logs in.
+    pub user: u64,
+    /// By which rule.
+    pub strategy: Strategy,
+    /// Where it comes from; empty for no zone.
+    pub zone: &'a str,
+    /// Nodes that it could not reach, by name.
+    pub failed: &'a [String],
+}
+
+/// What this process has done, for its metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DispatchStats {
+    /// Reports of nodes that could not be reached which counted.
+    pub reports_counted: u64,
+    /// Reports that did not: of a user who had just reported, of nobody's node, or because half of the nodes were out already.
+    pub reports_ignored: u64,
+    /// Logins from a zone that went to another.
+    pub spilled: u64,
+    /// Nodes that reports keep out now.
+    pub suspended: u64,
+}
+
+/// One node, at the place of its server in the balancers.
+#[derive(Debug)]
+struct Known {
+    name: Box<str>,
+    zone: Box<str>,
+    weight: u32,
+    in_ring: bool,
+    conns: u64,
+    pace: Pace,
+    reporters: Reporters,
+}
+
 /// Chooses nodes for logins.
 #[derive(Debug)]
 pub struct Dispatch {
-    /// One for each strategy but home; all have the same servers and the same numbers of connections.
+    /// One for each strategy but home; all have the same servers, numbers of connections and failures.
     balancers: [Balancer; 3],
+    slow_start_ms: u64,
+    /// In the order of their names, as the servers.
+    nodes: Vec<Known>,
     sent: HashMap<Box<str>, Sent>,
+    stats: DispatchStats,
 }
 
+const ROUND_ROBIN: usize = 0;
+const LEAST_CONN: usize = 1;
+const RANDOM_TWO: usize = 2;
+
 impl Dispatch {
-    /// Without nodes.
+    /// Without nodes. The weight of those that come later climbs over `slow_start_ms`, at most a day; 0 for at once.
     ///
     /// # Errors
     /// None in practice: an empty set is always taken.
-    pub fn new() -> Result<Self, BalanceError> {
+    pub fn new(slow_start_ms: u64) -> Result<Self, BalanceError> {
         let balancer = |policy| Balancer::new(policy, Vec::new());
         let balancers = [balancer(Policy::RoundRobin)?, balancer(Policy::LeastConn)?, balancer(Policy::RandomTwo)?];
-        Ok(Dispatch { balancers, sent: HashMap::new() })
+        Ok(Dispatch {
+            balancers,
+            slow_start_ms: slow_start_ms.min(PERIOD_MS_MAX),
+            nodes: Vec::new(),
+            sent: HashMap::new(),
+            stats: DispatchStats::default(),
+        })
     }
 
     /// Takes over what a poll said. `now_ms` is of a monotonic clock.
@@ -132,7 +136,9 @@ impl Dispatch {
         members.sort_by_key(|record| !is_in_ring(view, record));
         members.truncate(NODES_MAX);
         members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let servers: Vec<Server> = members.iter().map(|record| server(view, record)).collect::<Result<_, _>>()?;
+        let slow_start_ms = self.slow_start_ms;
+        let servers: Vec<Server> =
+            members.iter().map(|record| server(view, record, slow_start_ms)).collect::<Result<_, _>>()?;
         for balancer in &mut self.balancers {
             balancer.update(now_ms, servers.clone())?;
         }
@@ -140,19 +146,45 @@ impl Dispatch {
             *sent = Sent { now: 0, before: sent.now };
             sent.before != 0 && view.member(name).is_some()
         });
+        let mut before: HashMap<Box<str>, Known> =
+            std::mem::take(&mut self.nodes).into_iter().map(|node| (node.name.clone(), node)).collect();
         for record in members {
             let sent = self.sent.get(record.name.as_str()).map_or(0, |sent| sent.total());
             let conns = u32::try_from(record.connections).unwrap_or(u32::MAX).saturating_add(sent);
             for balancer in &mut self.balancers {
                 if let Some(id) = balancer.id_of(&record.name) {
                     balancer.set_conns(id, conns);
+                    // The login that tried the node again has not been reported to have failed.
+                    if let Some(Health::Probing { until_ms }) = balancer.server(id, now_ms).map(|state| state.health)
+                        && now_ms >= until_ms
+                    {
+                        balancer.succeeded(id, now_ms);
+                    }
                 }
             }
+            let (pace, reporters) =
+                before.remove(record.name.as_str()).map(|known| (known.pace, known.reporters)).unwrap_or_default();
+            self.nodes.push(Known {
+                name: record.name.as_str().into(),
+                zone: record.zone.as_str().into(),
+                weight: record.weight,
+                in_ring: is_in_ring(view, record),
+                conns: conns.into(),
+                pace,
+                reporters,
+            });
         }
+        self.stats.suspended = self.suspended(now_ms);
         Ok(())
     }
 
-    /// The node that `user` should connect to, by `strategy`. `view` is the one last given to [`Dispatch::polled`].
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> DispatchStats {
+        self.stats
+    }
+
+    /// The node to connect to. `view` is the one last given to [`Dispatch::polled`].
     ///
     /// # Errors
     /// [`NoNode`] if no node is active.
@@ -160,26 +192,120 @@ impl Dispatch {
         &mut self,
         now_ms: u64,
         view: &'v View,
-        strategy: Strategy,
-        user: u64,
+        wish: Wish<'_>,
         rng: &mut impl Rng,
     ) -> Result<&'v NodeRecord, NoNode> {
-        let balancer = match strategy {
-            Strategy::Home => None,
-            Strategy::WeightedRoundRobin => Some(&mut self.balancers[0]),
-            Strategy::LeastConn => Some(&mut self.balancers[1]),
-            Strategy::RandomTwo => Some(&mut self.balancers[2]),
-        };
-        let record = match balancer {
-            None => crate::api::home(view, user).map(|(record, _)| record).ok_or(NoNode)?,
-            Some(balancer) => {
-                let id = balancer.pick(now_ms, None, rng).map_err(|_| NoNode)?;
-                let state = balancer.server(id, now_ms).ok_or(NoNode)?;
-                view.member(state.server.name()).ok_or(NoNode)?
+        for name in wish.failed {
+            self.report(now_ms, wish.user, name);
+        }
+        let balancer = match wish.strategy {
+            Strategy::Home => {
+                let (home, _) = crate::api::home(view, wish.user).ok_or(NoNode)?;
+                if !wish.failed.contains(&home.name) && self.may_try(now_ms, &home.name, rng) {
+                    self.count(&home.name);
+                    return Ok(home);
+                }
+                LEAST_CONN
             }
+            Strategy::WeightedRoundRobin => ROUND_ROBIN,
+            Strategy::LeastConn => LEAST_CONN,
+            Strategy::RandomTwo => RANDOM_TWO,
         };
+        let at = self.pick_from(now_ms, balancer, wish, rng).ok_or(NoNode)?;
+        let record = view.member(&self.nodes[at].name).ok_or(NoNode)?;
+        if !wish.zone.is_empty() && *self.nodes[at].zone != *wish.zone {
+            self.stats.spilled += 1;
+        }
+        self.nodes[at].pace.spend();
         self.count(&record.name);
         Ok(record)
+    }
+
+    /// The place of the node that a balancer picks: of the zone if that has room, of those that the client could reach, at a bearable pace. What
+    /// cannot be had is given up in that order.
+    fn pick_from(&mut self, now_ms: u64, balancer: usize, wish: Wish<'_>, rng: &mut impl Rng) -> Option<usize> {
+        let zone = Some(wish.zone).filter(|zone| !zone.is_empty() && self.has_room(now_ms, zone));
+        let in_zone = |node: &Known| zone.is_none_or(|zone| *node.zone == *zone);
+        let could_reach = |node: &Known| !wish.failed.iter().any(|failed| **failed == *node.name);
+        if balancer == LEAST_CONN {
+            let takes_part = |node: &Known| node.in_ring && in_zone(node) && could_reach(node);
+            let total = self.nodes.iter().filter(|node| takes_part(node)).map(|node| u64::from(node.weight)).sum();
+            for node in self.nodes.iter_mut().filter(|node| takes_part(node)) {
+                node.pace.earn(node.weight, total);
+            }
+        }
+        let paced = |node: &Known| balancer != LEAST_CONN || node.pace.allows();
+        let (nodes, balancer) = (&self.nodes, &mut self.balancers[balancer]);
+        let mut among = |allowed: &dyn Fn(&Known) -> bool| {
+            let id = balancer.pick_among(now_ms, None, rng, |at| nodes.get(at).is_some_and(allowed)).ok()?;
+            let picked = balancer.server(id, now_ms)?.server.name().to_owned();
+            nodes.binary_search_by(|node| (*node.name).cmp(&picked)).ok()
+        };
+        among(&|node| in_zone(node) && could_reach(node) && paced(node))
+            .or_else(|| among(&|node| in_zone(node) && could_reach(node)))
+            .or_else(|| among(&could_reach))
+            .or_else(|| among(&|_| true))
+    }
+
+    /// Whether the nodes of a zone that can be picked are not loaded by a quarter more than all of them.
+    fn has_room(&self, now_ms: u64, zone: &str) -> bool {
+        let load = |of: &dyn Fn(&Known) -> bool| {
+            let open =
+                self.nodes.iter().filter(|node| node.in_ring && of(node) && !self.is_suspended(now_ms, &node.name));
+            open.fold((0_u64, 0_u64), |(conns, weight), node| (conns + node.conns, weight + u64::from(node.weight)))
+        };
+        let (conns, weight) = load(&|node| *node.zone == *zone);
+        let (all_conns, all_weight) = load(&|_| true);
+        let (ours, fair) = (conns as f64 / weight as f64, all_conns as f64 / all_weight as f64);
+        weight > 0 && ours <= fair * SPILL + SPARE
+    }
+
+    /// A client could not reach a node.
+    fn report(&mut self, now_ms: u64, user: u64, name: &str) {
+        let out = self.suspended(now_ms);
+        let homes = self.nodes.iter().filter(|node| node.in_ring).count() as u64;
+        let known = self.nodes.binary_search_by(|node| (*node.name).cmp(name)).ok();
+        let counts = known.is_some_and(|at| self.nodes[at].reporters.counts(now_ms, user));
+        // One that is out already may be found out again; another must leave half of them.
+        if !counts || (!self.is_suspended(now_ms, name) && 2 * (out + 1) > homes) {
+            self.stats.reports_ignored += 1;
+            return;
+        }
+        self.stats.reports_counted += 1;
+        for balancer in &mut self.balancers {
+            if let Some(id) = balancer.id_of(name) {
+                balancer.failed(id, now_ms);
+            }
+        }
+        self.stats.suspended = self.suspended(now_ms);
+    }
+
+    /// Whether a login may go to its home: unless reports keep that out, or one login is trying it already.
+    fn may_try(&mut self, now_ms: u64, home: &str, rng: &mut impl Rng) -> bool {
+        let at = self.nodes.binary_search_by(|node| (*node.name).cmp(home));
+        let health =
+            self.balancers[LEAST_CONN].id_of(home).and_then(|id| self.balancers[LEAST_CONN].server(id, now_ms));
+        match (at, health.map(|state| state.health)) {
+            // Picking it is what marks the attempt.
+            (Ok(at), Some(Health::Failed { .. } | Health::Probing { .. })) => {
+                self.balancers[LEAST_CONN].pick_among(now_ms, None, rng, |place| place == at).is_ok()
+            }
+            _ => true,
+        }
+    }
+
+    fn suspended(&self, now_ms: u64) -> u64 {
+        self.nodes.iter().filter(|node| node.in_ring && self.is_suspended(now_ms, &node.name)).count() as u64
+    }
+
+    /// Whether reports keep a node out. All balancers have the same failures; probes are those of least-conn.
+    fn is_suspended(&self, now_ms: u64, name: &str) -> bool {
+        let balancer = &self.balancers[LEAST_CONN];
+        let state = balancer.id_of(name).and_then(|id| balancer.server(id, now_ms));
+        state.is_some_and(|state| match state.health {
+            Health::Up => false,
+            Health::Failed { until_ms } | Health::Probing { until_ms } => now_ms < until_ms,
+        })
     }
 
     /// A login on its way to `node`, whoever chose it, weighs on the choices of all strategies.
@@ -190,6 +316,9 @@ impl Dispatch {
                 self.sent.insert(node.into(), Sent { now: 1, before: 0 });
             }
         }
+        if let Ok(at) = self.nodes.binary_search_by(|known| (*known.name).cmp(node)) {
+            self.nodes[at].conns = self.nodes[at].conns.saturating_add(1);
+        }
         for balancer in &mut self.balancers {
             if let Some(id) = balancer.id_of(node) {
                 balancer.connected(id);
@@ -198,170 +327,29 @@ impl Dispatch {
     }
 }
 
+/// How much more than all nodes those of a zone may be loaded before logins of the zone go elsewhere too.
+const SPILL: f64 = 1.25;
+/// Connections for each unit of weight that do not count as load of a zone: with a handful of them chance decides who has more.
+const SPARE: f64 = 16.0;
+
 fn is_in_ring(view: &View, record: &NodeRecord) -> bool {
     view.ring.as_ref().is_some_and(|ring| ring.index_of(&record.name).is_some())
 }
 
-fn server(view: &View, record: &NodeRecord) -> Result<Server, BalanceError> {
+fn server(view: &View, record: &NodeRecord, slow_start_ms: u64) -> Result<Server, BalanceError> {
     let drain = record.state == NodeState::Draining;
     let down = !drain && !is_in_ring(view, record);
-    Server::new(&record.name, ServerOptions { weight: record.weight, drain, down, ..ServerOptions::default() })
+    let options = ServerOptions {
+        weight: record.weight,
+        max_fails: MAX_FAILS,
+        fail_timeout_ms: FAIL_TIMEOUT_MS,
+        slow_start_ms,
+        drain,
+        down,
+        ..ServerOptions::default()
+    };
+    Server::new(&record.name, options)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::membership::Membership;
-    use rand::SeedableRng;
-    use rand::rngs::StdRng;
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
-
-    fn record(name: &str, state: NodeState, weight: u32, connections: u64) -> NodeRecord {
-        NodeRecord {
-            name: name.into(),
-            incarnation: 1,
-            state,
-            weight,
-            shards: 2,
-            mesh: "127.0.0.1:7790".into(),
-            advertise: format!("{name}:7700"),
-            http: String::new(),
-            protocol: 1,
-            connections,
-            users: 0,
-            started_ms: 1,
-            life: 0,
-            secret_mark: String::new(),
-            reach: None,
-            protocol_oldest: 0,
-            zone: String::new(),
-            mending: false,
-        }
-    }
-
-    fn active(name: &str, weight: u32, connections: u64) -> NodeRecord {
-        record(name, NodeState::Active, weight, connections)
-    }
-
-    fn view(records: &[NodeRecord]) -> Arc<View> {
-        let mut membership = Membership::new(None, 5_000);
-        membership.polled(0, records.to_vec());
-        membership.view()
-    }
-
-    /// A dispatch, its view, and a source of randomness that is the same for every run.
-    struct Fixture {
-        dispatch: Dispatch,
-        view: Arc<View>,
-        rng: StdRng,
-    }
-
-    impl Fixture {
-        fn new(records: &[NodeRecord]) -> Self {
-            let dispatch = Dispatch::new().unwrap();
-            let mut fixture = Fixture { dispatch, view: view(records), rng: StdRng::seed_from_u64(7) };
-            fixture.poll(records);
-            fixture
-        }
-
-        fn poll(&mut self, records: &[NodeRecord]) {
-            self.view = view(records);
-            self.dispatch.polled(0, &self.view).unwrap();
-        }
-
-        fn pick(&mut self, strategy: Strategy, user: u64) -> Result<String, NoNode> {
-            let record = self.dispatch.pick(0, &self.view, strategy, user, &mut self.rng)?;
-            Ok(record.name.clone())
-        }
-
-        fn counts(&mut self, strategy: Strategy, picks: u64) -> BTreeMap<String, u64> {
-            let mut counts = BTreeMap::new();
-            for user in 1..=picks {
-                *counts.entry(self.pick(strategy, user).unwrap()).or_default() += 1;
-            }
-            counts
-        }
-    }
-
-    #[test]
-    fn home_is_the_owner_of_the_ring() {
-        let mut fixture = Fixture::new(&[active("a", 1, 0), active("b", 3, 0)]);
-        let ring = fixture.view.ring.clone().unwrap();
-        for user in (1..500).chain([u64::MAX]) {
-            assert_eq!(fixture.pick(Strategy::Home, user).unwrap(), ring.owner(user).name());
-        }
-    }
-
-    #[test]
-    fn round_robin_follows_the_weights_and_goes_on_over_a_poll() {
-        let records = [active("a", 5, 0), active("b", 1, 0), active("c", 1, 0)];
-        let mut fixture = Fixture::new(&records);
-        let mut order = String::new();
-        for user in 1..=7 {
-            order += &fixture.pick(Strategy::WeightedRoundRobin, user).unwrap();
-            fixture.poll(&records);
-        }
-        assert_eq!(order, "aabacaa");
-    }
-
-    #[test]
-    fn a_burst_does_not_go_to_the_node_that_was_least_loaded_at_its_beginning() {
-        let mut fixture = Fixture::new(&[active("a", 1, 100), active("b", 1, 100), active("c", 1, 90)]);
-        let counts = fixture.counts(Strategy::LeastConn, 310);
-        assert_eq!(counts, BTreeMap::from([("a".into(), 100), ("b".into(), 100), ("c".into(), 110)]));
-        // Homes count too, and random-two sees them.
-        let counts = fixture.counts(Strategy::RandomTwo, 3_000);
-        assert!(counts.values().all(|count| (900..1_100).contains(count)), "{counts:?}");
-    }
-
-    #[test]
-    fn what_was_sent_counts_until_the_records_can_have_it() {
-        let records = [active("a", 1, 0), active("b", 1, 2)];
-        let mut fixture = Fixture::new(&records);
-        assert_eq!(fixture.counts(Strategy::LeastConn, 2), BTreeMap::from([("a".into(), 2)]));
-        // The record of a is from before the logins arrived.
-        fixture.poll(&records);
-        assert_eq!(fixture.counts(Strategy::LeastConn, 2), BTreeMap::from([("a".into(), 1), ("b".into(), 1)]));
-        // Now the records would have them, so what they say counts: a was left by all.
-        fixture.poll(&records);
-        fixture.poll(&records);
-        assert_eq!(fixture.counts(Strategy::LeastConn, 2), BTreeMap::from([("a".into(), 2)]));
-    }
-
-    #[test]
-    fn only_active_nodes_are_picked() {
-        let records = [
-            record("joining", NodeState::Joining, 1, 0),
-            record("draining", NodeState::Draining, 1, 0),
-            active("active", 1, 1_000_000),
-        ];
-        let mut fixture = Fixture::new(&records);
-        for strategy in Strategy::ALL {
-            assert_eq!(fixture.counts(strategy, 50).len(), 1, "{strategy}");
-        }
-        let mut fixture = Fixture::new(&records[..2]);
-        for strategy in Strategy::ALL {
-            assert_eq!(fixture.pick(strategy, 1), Err(NoNode), "{strategy}");
-        }
-    }
-
-    #[test]
-    fn a_cluster_at_its_limit_is_taken_and_absurd_records_do_no_harm() {
-        let mut records: Vec<NodeRecord> = (0..NODES_MAX).map(|at| active(&format!("n{at:04}"), 1, u64::MAX)).collect();
-        records.push(record("a-joining", NodeState::Joining, 1, 0));
-        let mut fixture = Fixture::new(&records);
-        assert_eq!(fixture.counts(Strategy::WeightedRoundRobin, 2_048).len(), NODES_MAX);
-        fixture.pick(Strategy::LeastConn, 1).unwrap();
-    }
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        for strategy in Strategy::ALL {
-            assert_eq!(strategy.to_string().parse(), Ok(strategy));
-            assert_eq!(serde_json::to_value(strategy).unwrap(), strategy.name());
-        }
-        let error = "fastest".parse::<Strategy>().unwrap_err().to_string();
-        assert!(error.contains("least-conn") && error.contains("home"), "{error}");
-    }
-}
+mod tests;

@@ -27,8 +27,15 @@ fn router(redis_url: &str, access: Access, node_key: Option<String>) -> SocketAd
         runtime.block_on(async {
             let plane = Plane::connect(&redis).await.expect("Redis works");
             let (access, places) = (Arc::new(access), Places::new(64));
-            let config =
-                ServiceConfig { lease_secs: 2, strategy: Strategy::Home, access, places: places.clone(), node_key };
+            let config = ServiceConfig {
+                lease_secs: 2,
+                strategy: Strategy::Home,
+                zone: String::new(),
+                slow_start_secs: 0,
+                access,
+                places: places.clone(),
+                node_key,
+            };
             let service = Arc::new(Service::new(plane, config).expect("a router"));
             tokio::spawn(service.clone().watch());
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");

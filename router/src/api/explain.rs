@@ -1,6 +1,6 @@
 //! Why a user belongs where it belongs, and the way of a message to it.
 
-use super::{Device, Picture, devices, digits, home};
+use super::{Device, Known, Picture, devices, digits, home};
 use crate::hash::user_hash;
 use crate::membership::View;
 use crate::redis::PresenceEntry;
@@ -61,8 +61,10 @@ pub struct Why {
 /// Where a user is.
 #[derive(Debug, Clone, Serialize)]
 pub struct Where {
-    /// Whether any device is online.
+    /// Whether any device is online; `false` also when that is not known.
     pub online: bool,
+    /// Whether any device is online, offline and unknown told apart.
+    pub presence: Known,
     /// The sessions that count.
     pub devices: Vec<Device>,
 }
@@ -139,7 +141,7 @@ pub fn explain(
     let why = why(view, user);
     let presence = entries.map(|entries| {
         let devices = devices(view, entries);
-        Where { online: !devices.is_empty(), devices }
+        Where { online: !devices.is_empty(), presence: Known::of(picture, &devices), devices }
     });
     let path = path(why.as_ref(), presence.as_ref(), from);
     let mut explanation = Explanation {
@@ -239,6 +241,9 @@ fn sentences(explanation: &Explanation) -> Vec<String> {
     ));
     sentences.push(match &explanation.presence {
         None => format!("Where user {user} is cannot be said now, because the presence store does not answer."),
+        Some(Where { presence: Known::Unknown, .. }) => format!(
+            "Whether user {user} is online is not known: no session of it is found, and not all sessions can be found now."
+        ),
         Some(presence) if !presence.online => format!("User {user} is offline."),
         Some(presence) => {
             let places: Vec<String> = presence
@@ -252,7 +257,7 @@ fn sentences(explanation: &Explanation) -> Vec<String> {
         }
     });
     sentences.extend(explanation.path.iter().map(|hop| sentence_of_hop(hop, user)));
-    if explanation.presence.as_ref().is_some_and(|presence| !presence.online) {
+    if explanation.presence.as_ref().is_some_and(|presence| presence.presence == Known::Offline) {
         sentences.push(
             "There it ends: the home shard tells the sender that nobody got it, or keeps it for later.".to_owned(),
         );

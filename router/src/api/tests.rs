@@ -97,8 +97,8 @@ fn online_is_the_sum_over_the_nodes_and_never_overflows() {
 fn a_cluster_of_nobody_has_answers_too() {
     let nobody = picture(Vec::new());
     assert_eq!((nodes(&nobody, |_| None).points, online(&nobody).users), (0, 0));
-    let answer = user(&nobody.view, 5, Vec::new());
-    assert_eq!((answer.home, answer.shard, answer.online), (None, None, false));
+    let answer = user(&nobody, 5, Vec::new());
+    assert_eq!((answer.home, answer.shard, answer.online, answer.presence), (None, None, false, Known::Unknown));
     let answer = explain(&nobody, 5, Some(Vec::new()), None).unwrap();
     assert!(answer.path.is_empty() && answer.why.is_none());
     assert!(answer.sentences[0].contains("No node is active"), "{:?}", answer.sentences);
@@ -108,7 +108,7 @@ fn a_cluster_of_nobody_has_answers_too() {
 #[test]
 fn entries_of_dead_incarnations_do_not_count() {
     let entries = vec![entry("tablet", "a", 7, 1), entry("desk", "b", 6, 1), entry("phone", "gone", 7, 1)];
-    let answer = user(&three().view, u64::MAX, entries);
+    let answer = user(&three(), u64::MAX, entries);
     assert!(answer.online);
     assert_eq!(answer.devices.len(), 1);
     let json = serde_json::to_string(&answer).unwrap();
@@ -117,7 +117,8 @@ fn entries_of_dead_incarnations_do_not_count() {
         "{json}"
     );
     assert!(json.contains("\"since\":1700000000,") || json.contains("\"since\":1700000000}"), "{json}");
-    assert!(!user(&three().view, 5, vec![entry("desk", "b", 6, 1)]).online);
+    let answer = user(&three(), 5, vec![entry("desk", "b", 6, 1)]);
+    assert_eq!((answer.online, answer.presence), (false, Known::Offline));
 }
 
 #[test]
@@ -292,4 +293,59 @@ fn a_preview_that_makes_no_sense_says_what_to_correct() {
         let text = refusal(change.clone());
         assert!(text.contains(hint), "{change}: {text}");
     }
+}
+
+#[test]
+fn who_is_not_found_is_offline_only_where_everybody_could_be_found() {
+    let mending = NodeRecord { mending: true, ..record("c", NodeState::Active) };
+    let whole = || three().view.members.clone();
+    let degraded = Picture { degraded: true, ..three() };
+    let half = picture([whole(), vec![NodeRecord { name: "d".into(), ..mending }]].concat());
+    for (seen, known) in [
+        (three(), Known::Offline),
+        (degraded, Known::Unknown),
+        (half, Known::Unknown),
+        (picture(Vec::new()), Known::Unknown),
+    ] {
+        assert_eq!(user(&seen, 5, Vec::new()).presence, known);
+        let explained = explain(&seen, 5, Some(Vec::new()), None).unwrap();
+        let says = explained.sentences.iter().any(|sentence| sentence.contains("is not known"));
+        assert_eq!(says, known == Known::Unknown && seen.view.ring.is_some(), "{:?}", explained.sentences);
+        // Who is found is online whatever else is missing.
+        let found = user(&seen, 5, vec![entry("desk", "a", 7, 1)]);
+        assert_eq!(found.presence == Known::Online, !seen.view.members.is_empty());
+    }
+}
+
+#[test]
+fn the_overview_names_what_is_wrong_and_is_a_table_for_people() {
+    assert_eq!(overview(&three(), |_| Some(true)).troubles, Vec::<String>::new());
+    let mut records = three().view.members.clone();
+    records[0].mending = true;
+    records[1].zone = "östlich".into();
+    (records[1].protocol_oldest, records[1].protocol) = (1, 2);
+    records.push(serde_json::from_value(json!({
+        "name": "d", "incarnation": 1, "state": "frozen", "weight": 5, "shards": 1, "mesh": "d:1", "advertise": "d:2", "protocol": 1,
+        "connections": 0, "users": 0, "started_ms": 1,
+    })).unwrap());
+    let seen = Picture { degraded: true, age_ms: 2_340, ..picture(records) };
+    let answer = overview(&seen, |name| Some(name != "c"));
+    assert_eq!((answer.active, answer.users, answer.connections), (3, 24, 30));
+    let troubles = answer.troubles.join("\n");
+    for part in ["2.3 s ago", "node a is writing", "no link to node c", "node d is frozen"] {
+        assert!(troubles.contains(part), "no {part} in {troubles}");
+    }
+    let page = answer.page();
+    let lines: Vec<&str> = page.lines().collect();
+    assert!(lines[0].contains("3 of 4 nodes active, 24 users, 30 connections"), "{page}");
+    let head = lines.iter().position(|line| line.starts_with("NODE")).unwrap();
+    assert_eq!((lines.len() - head, lines[head + 1].starts_with("a     active+mending")), (5, true), "{page}");
+    // All columns begin or end at one place, whatever stands in them.
+    let end_of_weight = lines[head].find("WEIGHT").unwrap() + "WEIGHT".len();
+    for line in &lines[head + 1..] {
+        let cells: Vec<char> = line.chars().collect();
+        assert!(cells[end_of_weight - 1].is_ascii_digit() && cells[end_of_weight] == ' ', "{page}");
+    }
+    assert!(page.contains("1-2") && page.contains("östlich"), "{page}");
+    assert!(overview(&picture(Vec::new()), |_| None).troubles[0].contains("no node is active"));
 }

@@ -27,6 +27,8 @@ pub(super) struct Slot {
     effective_weight: u32,
     /// When the climb of the weight began, in monotonic milliseconds.
     ramp_from_ms: Option<u64>,
+    /// Left out of the pick under way; see [`Balancer::pick_among`](super::Balancer::pick_among).
+    pub(super) excluded: bool,
     /// How far the server is behind its share in the round robin (ahead of it if negative), in `UNIT`s of weight.
     pub(super) current: i64,
 }
@@ -34,7 +36,16 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn new(id: ServerId, server: Server) -> Self {
         let effective_weight = server.options().weight;
-        Slot { id, server, conns: 0, record: HealthRecord::new(), effective_weight, ramp_from_ms: None, current: 0 }
+        Slot {
+            id,
+            server,
+            conns: 0,
+            record: HealthRecord::new(),
+            effective_weight,
+            ramp_from_ms: None,
+            excluded: false,
+            current: 0,
+        }
     }
 
     /// What keeps the server from being picked for something new.
@@ -62,7 +73,7 @@ impl Slot {
 
     /// Whether the server may be picked for something new within the tier of the backups or that of the others.
     pub(super) fn is_open(&self, backup: bool, now_ms: u64) -> bool {
-        self.server.options().backup == backup && self.obstacle(now_ms).is_none()
+        self.server.options().backup == backup && !self.excluded && self.obstacle(now_ms).is_none()
     }
 
     /// The weight that counts in the round robin: less what failures took, and as far as it has climbed. In `UNIT`s.

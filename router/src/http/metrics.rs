@@ -63,6 +63,22 @@ pub(super) fn exposition(service: &Service) -> String {
     for strategy in Strategy::ALL {
         text.sample(&[("strategy", &strategy)], service.logins[strategy as usize].load(Ordering::Relaxed));
     }
+    let dispatch = service.dispatch_stats();
+    text.name("trunkline_router_logins_spilled_total", "counter", "Logins from a zone that were sent to another zone.");
+    text.sample(&[], dispatch.spilled);
+    text.name(
+        "trunkline_router_failures_reported_total",
+        "counter",
+        "Nodes that logins named as failed, by whether it counted.",
+    );
+    text.sample(&[("counted", &"yes")], dispatch.reports_counted);
+    text.sample(&[("counted", &"no")], dispatch.reports_ignored);
+    text.name(
+        "trunkline_router_nodes_suspended",
+        "gauge",
+        "Active nodes that reports of clients keep out for a moment.",
+    );
+    text.sample(&[], dispatch.suspended);
     text.name("trunkline_router_requests_total", "counter", "HTTP requests answered, by route and status.");
     let counts = service.requests.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for ((route, status), count) in &counts {

@@ -52,7 +52,7 @@ async fn user<S: Source>(State(source): State<Arc<S>>, UserInPath(user): UserInP
     let entries = source.entries(user).await.map_err(Problem::unavailable)?;
     // The view is looked at last, so that no session is shown of a node that is known to be dead by then.
     let picture = picture_of(&*source)?;
-    Ok(Json(api::user(&picture.view, user, entries)))
+    Ok(Json(api::user(&picture, user, entries)))
 }
 
 #[derive(Deserialize)]

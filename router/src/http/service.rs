@@ -6,10 +6,10 @@ use super::forward::{self, Asked};
 use super::metrics::RequestCounts;
 use super::places::Places;
 use super::problem::Problem;
-use super::writes::Login;
+use super::writes::{Login, LoginRequest};
 use crate::api::{Picture, home};
 use crate::balance::BalanceError;
-use crate::dispatch::{Dispatch, Strategy};
+use crate::dispatch::{Dispatch, DispatchStats, NoNode, Strategy, Wish};
 use crate::membership::{Membership, NodeState, View};
 use crate::redis::{Patience, Plane, PlaneError, PresenceEntry};
 use axum::response::{IntoResponse, Response};
@@ -29,6 +29,10 @@ pub struct ServiceConfig {
     pub lease_secs: u32,
     /// How a node is chosen for a login that does not say how.
     pub strategy: Strategy,
+    /// The zone of logins that do not name one; may be empty.
+    pub zone: String,
+    /// For how long the weight of a node that comes climbs, seconds.
+    pub slow_start_secs: u32,
     /// Who may ask what.
     pub access: Arc<Access>,
     /// The places of the server.
@@ -70,6 +74,8 @@ pub(super) enum Readiness {
     Starting(Option<String>),
     /// All well.
     Running,
+    /// No node is active, so nobody can be sent anywhere; holds what to do.
+    Empty(String),
     /// Redis does not answer, and says why; the last view goes on.
     Degraded(String),
     /// It has been told to end.
@@ -82,6 +88,7 @@ impl Service {
     /// # Errors
     /// None in practice; see [`Dispatch::new`].
     pub fn new(plane: Plane, config: ServiceConfig) -> Result<Self, BalanceError> {
+        let slow_start_ms = u64::from(config.slow_start_secs) * 1_000;
         Ok(Service {
             plane,
             config,
@@ -91,7 +98,7 @@ impl Service {
             poll_failures: AtomicU64::new(0),
             logins: [const { AtomicU64::new(0) }; 4],
             requests: RequestCounts::default(),
-            known: Mutex::new(Known { seen: None, failure: None, dispatch: Dispatch::new()? }),
+            known: Mutex::new(Known { seen: None, failure: None, dispatch: Dispatch::new(slow_start_ms)? }),
         })
     }
 
@@ -217,8 +224,11 @@ impl Service {
     }
 
     /// The node for a login.
-    pub(super) fn login(&self, user: u64, strategy: Option<Strategy>) -> Result<Login, Problem> {
-        let strategy = strategy.unwrap_or(self.config.strategy);
+    pub(super) fn login(&self, request: &LoginRequest) -> Result<Login, Problem> {
+        let strategy = request.strategy.unwrap_or(self.config.strategy);
+        let user = request.user.0;
+        let zone = request.zone.as_deref().unwrap_or(&self.config.zone);
+        let wish = Wish { user, strategy, zone, failed: &request.failed };
         let now_ms = self.now_ms();
         let mut known = self.known();
         let degraded = known.failure.is_some();
@@ -226,13 +236,14 @@ impl Service {
             known.seen.as_ref().map(|(view, _)| Arc::clone(view)).ok_or_else(no_view).map_err(Problem::unavailable)?;
         let record = known
             .dispatch
-            .pick(now_ms, &view, strategy, user, &mut rand::rng())
+            .pick(now_ms, &view, wish, &mut rand::rng())
             .map_err(|error| Problem::unavailable(error.to_string()))?;
         self.logins[strategy as usize].fetch_add(1, Ordering::Relaxed);
         Ok(Login {
             user,
             node: record.name.clone(),
             address: record.advertise.clone(),
+            zone: record.zone.clone(),
             ttl_secs: self.config.lease_secs.into(),
             strategy,
             epoch: view.epoch,
@@ -268,11 +279,19 @@ impl Service {
         Problem::unavailable(format!("no node could be asked to end sessions: {}", failures.join("; "))).into_response()
     }
 
+    pub(super) fn dispatch_stats(&self) -> DispatchStats {
+        self.known().dispatch.stats()
+    }
+
     pub(super) fn readiness(&self) -> Readiness {
         let known = self.known();
         match (&known.seen, &known.failure) {
             _ if self.ending.load(Ordering::Relaxed) => Readiness::Ending,
             (None, failure) => Readiness::Starting(failure.clone()),
+            (Some((view, _)), failure) if view.ring.is_none() => {
+                let also = failure.as_ref().map(|failure| format!("; and {failure}")).unwrap_or_default();
+                Readiness::Empty(format!("{NoNode}{also}"))
+            }
             (Some(_), None) => Readiness::Running,
             (Some(_), Some(failure)) => Readiness::Degraded(failure.clone()),
         }

@@ -225,7 +225,8 @@ fn every_answer_at_its_emptiest_is_as_documented() {
     let json = |answer: Result<Value, serde_json::Error>| answer.unwrap();
     assert_is("Nodes", &json(serde_json::to_value(api::nodes(&picture, |_| None))));
     assert_is("Online", &json(serde_json::to_value(api::online(&picture))));
-    assert_is("User", &json(serde_json::to_value(api::user(&picture.view, 1, Vec::new()))));
+    assert_is("Cluster", &json(serde_json::to_value(api::overview(&picture, |_| None))));
+    assert_is("User", &json(serde_json::to_value(api::user(&picture, 1, Vec::new()))));
     assert_is("Explanation", &json(serde_json::to_value(api::explain(&picture, 1, None, None).unwrap())));
     let request: PreviewRequest = serde_json::from_value(json!({"add": [{"name": "a"}], "sample": 1})).unwrap();
     assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request, u32::MAX).unwrap())));
@@ -234,6 +235,7 @@ fn every_answer_at_its_emptiest_is_as_documented() {
         user: u64::MAX,
         node: "a".into(),
         address: "a:1".into(),
+        zone: String::new(),
         ttl_secs: 5,
         strategy: Strategy::RandomTwo,
         epoch: 1,

@@ -8,6 +8,7 @@ use super::routes::Routes;
 use super::service::Service;
 use crate::api::{UserId, digits, present};
 use crate::dispatch::Strategy;
+use crate::membership::{ZONE_CHARS_MAX, is_zone};
 use crate::redis::AccountError;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -82,12 +83,21 @@ async fn remove_account(
     }
 }
 
+/// The most nodes that a login may name as failed. Who could reach none of so many has a network that is down.
+const FAILED_MAX: usize = 8;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LoginRequest {
-    user: UserId,
+pub(super) struct LoginRequest {
+    pub(super) user: UserId,
     #[serde(default, deserialize_with = "present")]
-    strategy: Option<Strategy>,
+    pub(super) strategy: Option<Strategy>,
+    /// Where the client is.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) zone: Option<String>,
+    /// Names of nodes that it was sent to and could not reach.
+    #[serde(default)]
+    pub(super) failed: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -98,6 +108,8 @@ pub(super) struct Login {
     pub(super) node: String,
     /// The address to dial.
     pub(super) address: String,
+    /// Where that node stands; may be empty.
+    pub(super) zone: String,
     /// For how long the address may be used for new connections, in seconds: what a node may be gone without anybody noticing.
     pub(super) ttl_secs: u64,
     pub(super) strategy: Strategy,
@@ -105,11 +117,17 @@ pub(super) struct Login {
     pub(super) degraded: bool,
 }
 
-async fn login(
-    State(service): State<Arc<Service>>,
-    Body(LoginRequest { user, strategy }): Body<LoginRequest>,
-) -> Result<Json<Login>, Problem> {
-    service.login(user.0, strategy).map(Json)
+async fn login(State(service): State<Arc<Service>>, Body(request): Body<LoginRequest>) -> Result<Json<Login>, Problem> {
+    if request.failed.len() > FAILED_MAX {
+        let detail = format!("`failed` names {} nodes; name the last {FAILED_MAX} at most", request.failed.len());
+        return Err(Problem::bad_request(detail));
+    }
+    if request.zone.as_deref().is_some_and(|zone| !is_zone(zone)) {
+        return Err(Problem::bad_request(format!(
+            "a zone has at most {ZONE_CHARS_MAX} characters, none of them a control character"
+        )));
+    }
+    service.login(&request).map(Json)
 }
 
 #[derive(Deserialize)]

@@ -13,8 +13,8 @@ pub const RECORD_BYTES_MAX: usize = 4_096;
 /// The most shards a node may have: what fits the 16 bits in which a session names its shard.
 pub const SHARDS_MAX: u32 = 65_535;
 
-/// The longest name of a zone, in bytes.
-pub const ZONE_BYTES_MAX: usize = 64;
+/// The longest name of a zone, in characters.
+pub const ZONE_CHARS_MAX: usize = 64;
 
 /// The longest mark of a secret.
 const MARK_BYTES_MAX: usize = 64;
@@ -196,10 +196,10 @@ fn is_address(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
-/// Whether `zone` can be the zone of a node: at most [`ZONE_BYTES_MAX`] bytes without control characters, possibly none.
+/// Whether `zone` can be the zone of a node: at most [`ZONE_CHARS_MAX`] characters, none of them a control character, possibly none.
 #[must_use]
 pub fn is_zone(zone: &str) -> bool {
-    zone.len() <= ZONE_BYTES_MAX && !zone.chars().any(char::is_control)
+    zone.chars().count() <= ZONE_CHARS_MAX && !zone.chars().any(char::is_control)
 }
 
 /// Why a record is refused.
@@ -243,7 +243,7 @@ pub enum RecordError {
         /// The newest as given.
         newest: u32,
     },
-    /// A zone that is longer than [`ZONE_BYTES_MAX`] or has control characters.
+    /// A zone that is longer than [`ZONE_CHARS_MAX`] or has control characters.
     BadZone {
         /// The zone as given.
         zone: String,
@@ -276,7 +276,7 @@ impl fmt::Display for RecordError {
                 write!(f, "versions {oldest} to {newest} of the mesh protocol are no range")
             }
             RecordError::BadZone { zone } => {
-                write!(f, "zone {zone:?} is not up to {ZONE_BYTES_MAX} bytes without control characters")
+                write!(f, "zone {zone:?} is not up to {ZONE_CHARS_MAX} characters, none of them a control character")
             }
             RecordError::BadAdvertise { advertise } => write!(
                 f,

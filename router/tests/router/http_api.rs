@@ -158,6 +158,12 @@ fn a_user_is_where_a_live_node_says() {
     });
     let nobody = router.get("/v1/users/8").good();
     assert_eq!((&nobody["online"], &nobody["devices"]), (&json!(false), &json!([])));
+    assert_eq!(nobody["presence"], "offline");
+    // While a node writes its sessions again, who is not found may be there.
+    let mending = NodeRecord { incarnation: incarnations["a"], mending: true, ..record("a") };
+    plane.block_on(plane.plane.renew(&mending, 600_000)).unwrap();
+    wait_until("nobody is told to be offline", || router.get("/v1/users/8").good()["presence"] == "unknown");
+    assert_eq!(router.get("/v1/users/7").good()["presence"], "online");
     for user in ["0", "-1", "abc", "1.5", "+1", "18446744073709551616"] {
         assert!(router.get(&format!("/v1/users/{user}")).problem(400).contains("1 to 18446744073709551615"), "{user}");
     }
@@ -282,13 +288,71 @@ fn without_an_active_node_nobody_is_sent_anywhere() {
         assert!(detail.contains("no node is active"), "{detail}");
     }
     assert_eq!(router.get("/v1/nodes").good()["nodes"], json!([]));
+    let empty = router.get("/readyz");
+    assert_eq!((empty.status, &empty.json()["state"]), (503, &json!("empty")), "{empty:?}");
+    assert!(empty.json()["reason"].as_str().unwrap().contains("start a gateway"), "{empty:?}");
+    assert_eq!(router.metric("trunkline_ready"), 0.0);
+    assert_eq!(router.get("/v1/users/1").good()["presence"], "unknown");
     let incarnation = plane.join(&joining);
     wait_until("the joining node is seen", || names(&router) == ["a"]);
+    assert_eq!(router.get("/readyz").status, 503, "it is nobody's home");
     router.post("/v1/login", &json!({"user": 1})).problem(503);
     assert_eq!(router.get("/v1/users/1").good()["home"], Value::Null);
     let active = NodeRecord { incarnation, ..record("a") };
     plane.block_on(plane.plane.renew(&active, 600_000)).unwrap();
     wait_until("the active node is used", || router.post("/v1/login", &json!({"user": 1})).status == 200);
+    assert_eq!(router.get("/readyz").status, 200);
+    router.finish();
+}
+
+#[test]
+fn the_cluster_is_shown_to_programs_and_to_people() {
+    let cluster = cluster();
+    let east = NodeRecord { zone: "east".into(), weight: 10, ..record("a") };
+    let (router, ..) = router_with(&cluster, &[&east, &record("b")], &[]);
+    let shown = router.get("/v1/cluster").good();
+    assert_eq!((&shown["active"], &shown["users"], &shown["troubles"]), (&json!(2), &json!(16), &json!([])));
+    assert_eq!((&shown["nodes"][0]["zone"], &shown["nodes"][0]["weight"]), (&json!("east"), &json!(10)));
+    let page = router.request("GET", "/v1/cluster", "Accept: text/plain\r\n", "");
+    assert!(page.status == 200 && page.head.contains("content-type: text/plain; charset=utf-8"), "{page:?}");
+    let line = page.body.lines().find(|line| line.starts_with("a ")).unwrap();
+    let cells: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!((&cells[..4], cells[9]), (&["a", "active", "east", "10"][..], "a.example:7700"), "{}", page.body);
+    router.finish();
+}
+
+#[test]
+fn a_login_prefers_its_zone_and_leaves_out_what_it_could_not_reach() {
+    let cluster = cluster();
+    let in_zone = |name: &str, zone: &str| NodeRecord { zone: zone.into(), ..record(name) };
+    let nodes = [in_zone("a", "east"), in_zone("b", "west"), in_zone("c", "west")];
+    let (router, ..) =
+        router_with(&cluster, &[&nodes[0], &nodes[1], &nodes[2]], &["--zone", "east", "--strategy", "least-conn"]);
+    let login = |more: Value| {
+        let mut request = json!({"user": 1});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        router.post("/v1/login", &request).good()
+    };
+    for _ in 0..10 {
+        assert_eq!((&login(json!({}))["node"], &login(json!({}))["zone"]), (&json!("a"), &json!("east")));
+        assert_eq!(login(json!({"zone": "west"}))["zone"], "west");
+        assert_eq!(login(json!({"zone": "west", "failed": ["b"]}))["node"], "c");
+        assert_ne!(login(json!({"failed": ["a"]}))["node"], "a");
+    }
+    assert!(router.metric("trunkline_router_failures_reported_total{counted=\"no\"}") >= 1.0, "one user counts once");
+    let mut users = 2..;
+    wait_until("three users who cannot reach the only node of the zone take it out", || {
+        for user in users.by_ref().take(3) {
+            router.post("/v1/login", &json!({"user": user, "failed": ["a"]})).good();
+        }
+        router.metric("trunkline_router_nodes_suspended") == 1.0 && login(json!({}))["zone"] == "west"
+    });
+    assert!(router.metric("trunkline_router_failures_reported_total{counted=\"yes\"}") >= 4.0);
+    assert!(router.metric("trunkline_router_logins_spilled_total") >= 11.0);
+    let many: Vec<String> = (0..9).map(|at| format!("n{at}")).collect();
+    assert!(router.post("/v1/login", &json!({"user": 1, "failed": many})).problem(400).contains("8 at most"));
+    let detail = router.post("/v1/login", &json!({"user": 1, "zone": "x".repeat(65)})).problem(400);
+    assert!(detail.contains("64 characters"), "{detail}");
     router.finish();
 }
 

@@ -85,6 +85,8 @@ fn a_redis_that_does_not_work_yet_is_waited_for() {
         router.get("/readyz").json()["reason"].as_str().is_some_and(|why| why.contains("waiting"))
     });
     cluster.start_all_empty();
+    wait_until("it knows that there is no node", || router.get("/readyz").json()["state"] == "empty");
+    Nodes::new(&cluster).join(&record("a"));
     wait_until("it is ready by itself", || router.get("/readyz").status == 200);
     router.finish();
 }

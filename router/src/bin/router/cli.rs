@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use trunkline_router::command::{refused_variable, without_empty_variables};
 use trunkline_router::dispatch::Strategy;
 use trunkline_router::log::{LogFormat, judge_filter};
+use trunkline_router::membership::{ZONE_CHARS_MAX, is_zone};
 use trunkline_router::redis::RedisUrl;
 
 /// Tells clients which gateway to connect to, makes accounts, and answers questions about nodes and users over HTTP.
@@ -50,6 +51,15 @@ pub(crate) struct Cli {
     /// How a node is chosen for a login that does not say how: home, weighted-round-robin, least-conn or random-two.
     #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_STRATEGY", default_value_t = Strategy::Home, hide_env_values = true)]
     pub(crate) strategy: Strategy,
+    /// Zone of the clients of this router, such as a data centre: logins that do not name one go to nodes whose --zone is the same, as long as
+    /// these have room.
+    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_ZONE", default_value = "", hide_env_values = true, hide_default_value = true,
+        value_parser = zone)]
+    pub(crate) zone: String,
+    /// For how long a node that comes gets less than its share, growing, 0 to 3600 seconds.
+    #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_SLOW_START_SECS", default_value_t = 30, hide_env_values = true,
+        value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    pub(crate) slow_start_secs: u32,
     /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_router=debug.
     #[arg(long, value_name = "FILTER", env = "TRUNKLINE_ROUTER_LOG", default_value = "info", hide_env_values = true, value_parser = log_filter)]
     pub(crate) log: String,
@@ -62,6 +72,11 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) log_format: LogFormat,
+}
+
+fn zone(text: &str) -> Result<String, String> {
+    let refused = || format!("a zone has at most {ZONE_CHARS_MAX} characters, none of them a control character");
+    is_zone(text).then(|| text.to_owned()).ok_or_else(refused)
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
@@ -113,6 +128,8 @@ Examples:
 
   curl http://127.0.0.1:7781/                              what can be asked
   curl http://127.0.0.1:7781/v1/nodes                      the nodes
+  curl -H 'Accept: text/plain' http://127.0.0.1:7781/v1/cluster
+                                                           the nodes as a table
   curl http://127.0.0.1:7781/v1/accounts --json '{\"name\":\"ada\"}'
   curl http://127.0.0.1:7781/v1/login --json '{\"user\":1}'
   curl -X POST http://127.0.0.1:7781/v1/users/1/kick       end the sessions of user 1, wherever they are
@@ -125,6 +142,7 @@ Strategies:
   weighted-round-robin  one node after the other, by weight
   least-conn            the fewest connections for each unit of weight
   random-two            the less loaded of two nodes drawn by weight
+  A client that could not reach a node names it in \"failed\" of its next login and gets another.
 
 Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.

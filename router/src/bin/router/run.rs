@@ -66,6 +66,8 @@ async fn serve(
     let config = ServiceConfig {
         lease_secs: cli.lease_secs,
         strategy: cli.strategy,
+        zone: cli.zone.clone(),
+        slow_start_secs: cli.slow_start_secs,
         access,
         places: Arc::clone(&places),
         node_key,

@@ -40,10 +40,10 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Starts one on a free port and waits until it knows the nodes.
+    /// Starts one on a free port and waits until it knows the nodes, be it that there are none.
     pub(crate) fn start(redis_url: &str, flags: &[&str]) -> Self {
         let router = Router::start_unready(redis_url, flags);
-        wait_until("/readyz is 200", || router.get("/readyz").status == 200);
+        wait_until("it knows the nodes", || router.get("/v1/nodes").status == 200);
         router
     }
 
