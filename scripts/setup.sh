@@ -12,6 +12,8 @@ if [ -n "$for_tests" ]; then
   # Tests form Redis Clusters of their own.
   command -v redis-server >/dev/null || missing+=(redis-server)
   command -v redis-cli >/dev/null || missing+=(redis-tools)
+  # Tests make certificates.
+  command -v openssl >/dev/null || missing+=(openssl)
   # Tests have the metrics judged by Prometheus's own tool.
   command -v promtool >/dev/null || missing+=(prometheus)
   # Tests hold the HTTP APIs against their documents with Schemathesis, a Python program.

@@ -203,6 +203,15 @@ impl Config {
         secret.map_err(|error| self.named(error))
     }
 
+    /// How the node takes part in its cluster, TLS to Redis set up; `None` for a node that is alone.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::with_tls`]; the message names the setting and where it comes from too.
+    pub fn load_cluster(&self) -> Result<Option<ClusterConfig>, ConfigError> {
+        let cluster = self.cluster.as_ref().map(ClusterConfig::with_tls).transpose();
+        cluster.map_err(|error| self.named(error))
+    }
+
     /// An error about a file, with the setting that names the file.
     fn named(&self, error: ConfigError) -> ConfigError {
         let ConfigError::File { path, .. } = &error else { return error };

@@ -108,6 +108,7 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     faults.extend(config.load_auth().err());
     faults.extend(config.load_access().err());
     faults.extend(config.load_secret().err());
+    faults.extend(config.load_cluster().err());
     faults.extend(budget.check().err().map(|error| ConfigError::Conflict(error.to_string())));
     Ok(ConfigError::unless_none(faults)?)
 }
@@ -135,7 +136,8 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
         report.applied = Some(outcome);
     }
     // On a made-up root there is nobody to connect to.
-    if let Some(cluster) = asked.config.cluster.as_ref().filter(|_| asked.root.is_system()) {
+    let cluster = if asked.root.is_system() { asked.config.load_cluster()? } else { None };
+    if let Some(cluster) = cluster {
         report.add(doctor::check_redis(&cluster.redis));
     }
     print_as(asked.json, &report)?;

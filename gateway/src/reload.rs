@@ -217,7 +217,8 @@ impl Shared {
         ConfigError::unless_none(files.filter_map(|path| once_only(path).err()).collect())?;
         let new = (self.read)()?;
         // Also what needs a restart must be right, or the restart would fail.
-        let new_files_are_good = [new.load_auth().err(), new.load_api_keys().err(), new.load_secret().err()];
+        let new_files_are_good =
+            [new.load_auth().err(), new.load_api_keys().err(), new.load_secret().err(), new.load_cluster().err()];
         ConfigError::unless_none(new_files_are_good.into_iter().flatten().collect())?;
         let config = Config::merged(&old.config, &new, &self.host).map_err(|error| {
             ConfigError::Conflict(format!(

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS};
+use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
@@ -67,6 +67,8 @@ struct Start {
     access: Access,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
+    /// With TLS to Redis set up.
+    cluster: Option<ClusterConfig>,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
 }
 
@@ -75,6 +77,7 @@ impl Start {
         let auth = config.load_auth()?;
         let access = config.load_access()?;
         let secret = config.load_secret()?;
+        let cluster = config.load_cluster()?;
         tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
         let auth = AuthSwitch::new(auth);
         for check in checks(config) {
@@ -92,7 +95,7 @@ impl Start {
         let listeners = Listeners::bind(&config.listen, config.shards, config.limits()).map_err(of("listen"))?;
         let mesh_listener =
             config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
-        Ok(Start { auth, access, listeners, http_listener, mesh: secret.zip(mesh_listener) })
+        Ok(Start { auth, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener) })
     }
 }
 
@@ -136,7 +139,7 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, access, listeners, http_listener, mesh } = start;
+    let Start { auth, access, listeners, http_listener, cluster: cluster_config, mesh } = start;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
@@ -149,7 +152,7 @@ async fn control(
     tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
-    let cluster = match config.cluster.as_ref().zip(mesh.as_ref()) {
+    let cluster = match cluster_config.as_ref().zip(mesh.as_ref()) {
         Some((cluster, (secret, _))) => Some(tokio::select! {
             joined = Cluster::join(cluster, secret, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {

@@ -31,6 +31,7 @@ mod patience;
 mod plane;
 pub mod queue;
 mod script;
+mod tls;
 pub mod write_behind;
 
 pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
@@ -41,4 +42,5 @@ pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
 pub use plane::{ACCOUNT_IDS, NAMES_MAX, Plane, Renewal};
 pub use queue::WriteQueue;
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use write_behind::WriteBehind;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use trunkline_router::membership::{ZONE_CHARS_MAX, is_zone};
-use trunkline_router::redis::RedisConfig;
+use trunkline_router::redis::{RedisConfig, TlsError, TlsFiles};
 use trunkline_router::ring::WEIGHT_MAX;
 
 /// Shortest and longest cluster secret, bytes: below, it could be guessed; above, it is the name of another file.
@@ -27,6 +27,8 @@ const ADVERTISE_BYTES_MAX: usize = 259;
 pub struct ClusterConfig {
     /// Where Redis is, with time-outs that fit the lease.
     pub redis: RedisConfig,
+    /// The files of TLS to Redis; see [`ClusterConfig::with_tls`].
+    pub tls_files: TlsFiles,
     /// Where the mesh listens; the other nodes dial it.
     pub mesh: SocketAddr,
     /// `host:port` that clients dial.
@@ -91,6 +93,19 @@ impl ClusterConfig {
         Ok(ClusterSecret(secret.into()))
     }
 
+    /// The same with TLS to Redis set up, if it is asked for.
+    ///
+    /// # Errors
+    /// When a file cannot be used; the message names it.
+    pub fn with_tls(&self) -> Result<ClusterConfig, ConfigError> {
+        let mut config = self.clone();
+        config.redis.load_tls(&self.tls_files).map_err(|TlsError { path, detail }| match path {
+            Some(path) => ConfigError::File { path, error: detail },
+            None => ConfigError::Conflict(detail),
+        })?;
+        Ok(config)
+    }
+
     /// How often the lease is renewed and the view is asked for: each second, or a fifth of a lease of less than 5 s.
     pub fn beat(&self) -> Duration {
         BEAT_MAX.min(Duration::from_millis(self.lease_ms / LEASE_PARTS))
@@ -122,6 +137,11 @@ pub(super) fn cluster(
     };
     Ok(Some(ClusterConfig {
         redis,
+        tls_files: TlsFiles {
+            ca: all.redis_ca_file.clone(),
+            cert: all.redis_cert_file.clone(),
+            key: all.redis_key_file.clone(),
+        },
         mesh: mesh(all, judge)?,
         advertise: advertise(all, listen, judge)?,
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
@@ -146,6 +166,9 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
         ("weight", all.weight != defaults.weight),
         ("zone", all.zone != defaults.zone),
         ("cluster_secret_file", all.cluster_secret_file.is_some()),
+        ("redis_ca_file", all.redis_ca_file.is_some()),
+        ("redis_cert_file", all.redis_cert_file.is_some()),
+        ("redis_key_file", all.redis_key_file.is_some()),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
         ("presence_audit_secs", all.presence_audit_secs != defaults.presence_audit_secs),

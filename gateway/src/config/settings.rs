@@ -178,10 +178,16 @@ settings! {
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
 
     ["Cluster"]
-    /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…].
-    /// Without it this node is alone, and the settings below have no meaning.
+    /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…],
+    /// or rediss-cluster://… for TLS. Without it this node is alone, and the settings below have no meaning.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [RedisUrl] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
+    /// With rediss-cluster://: file with the certificates (PEM) of those who sign for Redis. Without it, those that this system trusts.
+    redis_ca_file: [PathBuf] "FILE" "TRUNKLINE_REDIS_CA_FILE" Unset("\"/path/to/file\"");
+    /// File with the certificate (PEM) to show to a Redis that asks for one, as it does by default.
+    redis_cert_file: [PathBuf] "FILE" "TRUNKLINE_REDIS_CERT_FILE" Unset("\"/path/to/file\"");
+    /// File with the key (PEM) of that certificate.
+    redis_key_file: [PathBuf] "FILE" "TRUNKLINE_REDIS_KEY_FILE" Unset("\"/path/to/file\"");
     /// Address and port for the links of other nodes, which dial it.
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.

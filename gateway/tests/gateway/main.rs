@@ -15,6 +15,7 @@ mod cluster_reach;
 mod cluster_rolling;
 mod cluster_script;
 mod cluster_support;
+mod cluster_tls;
 mod cluster_trouble;
 mod delivery;
 mod devices;

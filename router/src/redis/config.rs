@@ -1,13 +1,15 @@
 //! Where Redis is, and how long to wait for it.
 
+use super::tls::{Tls, TlsError, TlsFiles};
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// The scheme of the URL.
+/// The scheme of the URL, without and with TLS.
 const SCHEME: &str = "redis-cluster://";
+const SCHEME_TLS: &str = "rediss-cluster://";
 
 /// An example for the texts of errors.
 const EXAMPLE: &str = "redis-cluster://10.0.0.1:7000,10.0.0.2:7000";
@@ -21,6 +23,10 @@ pub struct RedisConfig {
     pub username: Option<String>,
     /// The password; `None` if Redis asks for none.
     pub password: Option<String>,
+    /// Whether connections are TLS: `rediss-cluster://`.
+    pub wants_tls: bool,
+    /// TLS as [`RedisConfig::load_tls`] has set it up; `None` without it.
+    pub tls: Option<Tls>,
     /// The longest that [`Plane::connect`](super::Plane::connect) takes. Default 5 s: long enough for a lost SYN to be sent
     /// again twice, short enough for somebody at a terminal.
     pub connect_timeout: Duration,
@@ -32,13 +38,15 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
-    /// Reads `redis-cluster://[user:password@]host:port[,host:port…]`. An IPv6 address stands in brackets; characters of user
+    /// Reads `redis-cluster://[user:password@]host:port[,host:port…]`, or `rediss-cluster://…` for TLS, which [`RedisConfig::load_tls`] has to
+    /// set up before anything connects. An IPv6 address stands in brackets; characters of user
     /// and password that have a meaning in a URL are written as `%` and two hexadecimal digits.
     ///
     /// # Errors
     /// [`UrlError`], which names what to correct.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
-        let rest = url.strip_prefix(SCHEME).ok_or_else(|| match url.split_once("://") {
+        let with_tls = url.strip_prefix(SCHEME_TLS);
+        let rest = with_tls.or_else(|| url.strip_prefix(SCHEME)).ok_or_else(|| match url.split_once("://") {
             Some((scheme, _)) => UrlError::Scheme { scheme: scheme.into() },
             None => UrlError::NoScheme,
         })?;
@@ -67,10 +75,27 @@ impl RedisConfig {
             hosts,
             username,
             password,
+            wants_tls: with_tls.is_some(),
+            tls: None,
             connect_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(1),
             presence_ttl: Duration::from_secs(24 * 3600),
         })
+    }
+
+    /// Reads the files of TLS, if the URL asks for it.
+    ///
+    /// # Errors
+    /// What is wrong with a file, or that one is given and the URL does not ask for TLS.
+    pub fn load_tls(&mut self, files: &TlsFiles) -> Result<(), TlsError> {
+        if self.wants_tls {
+            self.tls = Some(Tls::load(files)?);
+        } else if files.is_given() {
+            let detail =
+                format!("files for TLS are given, and the Redis URL does not ask for it: begin it with {SCHEME_TLS}");
+            return Err(TlsError { path: None, detail });
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +179,7 @@ impl fmt::Debug for RedisConfig {
             .field("hosts", &self.hosts)
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "…"))
+            .field("wants_tls", &self.wants_tls)
             .field("connect_timeout", &self.connect_timeout)
             .field("command_timeout", &self.command_timeout)
             .field("presence_ttl", &self.presence_ttl)
@@ -224,7 +250,10 @@ impl fmt::Display for UrlError {
         match self {
             UrlError::NoScheme => write!(f, "the Redis URL has to begin with {SCHEME}, as in {EXAMPLE}"),
             UrlError::Scheme { scheme } if scheme.starts_with("rediss") => {
-                write!(f, "{scheme}:// asks for TLS, which is not supported; use {SCHEME} over a network you trust")
+                write!(
+                    f,
+                    "{scheme}:// is not the scheme of a Redis Cluster; write {SCHEME_TLS}host:port for one with TLS"
+                )
             }
             UrlError::Scheme { scheme } => {
                 write!(f, "{scheme}:// is not the scheme of a Redis Cluster; write {SCHEME}host:port, as in {EXAMPLE}")
@@ -263,6 +292,24 @@ mod tests {
         let config = RedisConfig::parse("redis-cluster://:secret@h:1").unwrap();
         assert_eq!((config.username, config.password.as_deref()), (None, Some("secret")));
         assert_eq!(RedisConfig::parse("redis-cluster://h:1").unwrap().password, None);
+        let with_tls = RedisConfig::parse("rediss-cluster://me:secret@h:1").unwrap();
+        assert!(with_tls.wants_tls && !config_without_tls().wants_tls);
+        assert_eq!((with_tls.username.as_deref(), with_tls.hosts.len()), (Some("me"), 1));
+    }
+
+    fn config_without_tls() -> RedisConfig {
+        RedisConfig::parse("redis-cluster://h:1").unwrap()
+    }
+
+    #[test]
+    fn files_of_tls_have_a_meaning_with_tls_only() {
+        let files = TlsFiles { ca: Some("/no/such/file".into()), ..TlsFiles::default() };
+        let error = config_without_tls().load_tls(&files).unwrap_err().to_string();
+        assert!(error.contains("rediss-cluster://"), "{error}");
+        assert_eq!(config_without_tls().load_tls(&TlsFiles::default()), Ok(()));
+        let mut config = RedisConfig::parse("rediss-cluster://me:secret@h:1").unwrap();
+        let error = config.load_tls(&files).unwrap_err().to_string();
+        assert!(error.contains("/no/such/file") && !error.contains("secret"), "{error}");
     }
 
     #[test]
@@ -272,6 +319,7 @@ mod tests {
         for (url, shown) in [
             ("redis-cluster://me:secret@h:1,i:2", "redis-cluster://…@h:1,i:2"),
             ("redis-cluster://me:sec@ret@h:1", "redis-cluster://…@h:1"),
+            ("rediss-cluster://me:secret@h:1", "rediss-cluster://…@h:1"),
             ("redis://me:secret@h:1", "redis://…@h:1"),
             ("me:secret@h:1", "…@h:1"),
             ("redis-cluster://h:1", "redis-cluster://h:1"),
@@ -291,7 +339,8 @@ mod tests {
             ("", "begin with redis-cluster://"),
             ("localhost:7000", "begin with redis-cluster://"),
             ("redis://h:1", "write redis-cluster://"),
-            ("rediss-cluster://h:1", "TLS"),
+            ("rediss://h:1", "rediss-cluster://host:port"),
+            ("rediss-cluster://h", "is not host:port"),
             ("redis-cluster://", "names no host"),
             ("redis-cluster://h", "is not host:port"),
             ("redis-cluster://h:0", "is not host:port"),

@@ -29,6 +29,11 @@ pub enum PlaneError {
         /// What Redis said.
         detail: String,
     },
+    /// No TLS with the server that was found there.
+    Tls {
+        /// Which, and what is wrong.
+        detail: String,
+    },
     /// No answer in time.
     TimedOut {
         /// How long it was waited for.
@@ -54,6 +59,7 @@ impl PlaneError {
         let detail = error.details().to_owned();
         match error.kind() {
             ErrorKind::Timeout => PlaneError::TimedOut { after },
+            ErrorKind::Tls => PlaneError::Tls { detail },
             ErrorKind::Auth => PlaneError::AuthRefused { detail },
             ErrorKind::Backpressure => PlaneError::Busy,
             ErrorKind::IO | ErrorKind::Canceled => PlaneError::Unreachable { detail },
@@ -82,6 +88,7 @@ impl PlaneError {
             PlaneError::ClusterDown { .. } => "cluster_down",
             PlaneError::AuthRefused { .. } => "auth_refused",
             PlaneError::TimedOut { .. } => "timed_out",
+            PlaneError::Tls { .. } => "tls",
             PlaneError::Busy => "busy",
             PlaneError::Invalid { .. } => "invalid",
             PlaneError::Redis { .. } => "redis",
@@ -116,6 +123,11 @@ impl fmt::Display for PlaneError {
                     "Redis refuses user or password ({detail}); write them as redis-cluster://user:password@host:port"
                 )
             }
+            PlaneError::Tls { detail } => write!(
+                f,
+                "no TLS with Redis ({detail}); is --redis-ca-file the one who signed its certificate, does that name the host of --redis, and \
+                 does it ask for a certificate (--redis-cert-file, --redis-key-file)?"
+            ),
             PlaneError::TimedOut { after } => write!(
                 f,
                 "Redis did not answer within {} ms; is it overloaded, or does a firewall drop packets on the way?",

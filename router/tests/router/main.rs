@@ -18,6 +18,7 @@ mod presence;
 mod redis_connect;
 mod redis_faults;
 mod redis_scripts;
+mod redis_tls;
 mod ring;
 mod schemathesis;
 mod support;

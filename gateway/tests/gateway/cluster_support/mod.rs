@@ -1,5 +1,7 @@
 //! A real Redis Cluster below real gateways, and what Redis holds, read from DESIGN.md alone.
 
+#[path = "../../../../router/tests/router/support/certificates.rs"]
+pub(crate) mod certificates;
 #[path = "../../../../router/tests/router/support/redis_cluster.rs"]
 pub(crate) mod redis_cluster;
 pub(crate) mod traffic;

@@ -41,9 +41,19 @@ pub(crate) struct Cli {
     /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in their keys files.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
     pub(crate) node_key_file: Option<PathBuf>,
-    /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…]. Some of its nodes are enough.
+    /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…], or
+    /// rediss-cluster://… for TLS. Some of its nodes are enough.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = redis_url)]
     pub(crate) redis: RedisUrl,
+    /// File with the certificates (PEM) of those who sign for Redis, with rediss-cluster://. Without it, those that this system trusts.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_REDIS_CA_FILE", hide_env_values = true)]
+    pub(crate) redis_ca_file: Option<PathBuf>,
+    /// File with the certificate (PEM) to show to a Redis that asks for one, as it does by default.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_REDIS_CERT_FILE", hide_env_values = true)]
+    pub(crate) redis_cert_file: Option<PathBuf>,
+    /// File with the key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_REDIS_KEY_FILE", hide_env_values = true)]
+    pub(crate) redis_key_file: Option<PathBuf>,
     /// Lease time of the nodes, 1 to 3600 seconds. It has to be that of the gateways.
     #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_LEASE_SECS", default_value_t = 5, hide_env_values = true,
         value_parser = clap::value_parser!(u32).range(1..=3_600))]

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use trunkline_router::command::{Hangups, Signals, listen_error, near};
 use trunkline_router::http::{self, Access, ApiKeys, Places, Service, ServiceConfig};
 use trunkline_router::log;
-use trunkline_router::redis::Plane;
+use trunkline_router::redis::{Plane, TlsFiles};
 
 /// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process may have by default.
 const CONNECTIONS_MAX: u32 = 512;
@@ -49,7 +49,8 @@ async fn serve(
     node_key: Option<String>,
 ) -> Result<(), String> {
     tokio::spawn(reload_on_hangup(hangups, cli.api_keys_file.clone(), Arc::clone(&access)));
-    let redis = cli.redis.config().map_err(|error| error.to_string())?;
+    let mut redis = cli.redis.config().map_err(|error| error.to_string())?;
+    redis.load_tls(&tls_files(cli)).map_err(|error| format!("TLS to Redis: {error}"))?;
     let hosts: Vec<String> = redis.hosts.iter().map(|(host, port)| host_and_port(host, *port)).collect();
     tracing::info!(
         "Trunkline router {}, Redis Cluster at {}, leases of {} s, logins by {}",
@@ -171,6 +172,10 @@ fn access(cli: &Cli) -> Result<Access, String> {
     }
     let keys = ApiKeys::load(path).map_err(|error| format!("--api-keys-file {}: {error}", path.display()))?;
     Ok(Access::new(Some(keys), false))
+}
+
+fn tls_files(cli: &Cli) -> TlsFiles {
+    TlsFiles { ca: cli.redis_ca_file.clone(), cert: cli.redis_cert_file.clone(), key: cli.redis_key_file.clone() }
 }
 
 /// The key in a file, of one line.

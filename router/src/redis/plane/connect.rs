@@ -9,7 +9,7 @@ use super::slots::Address;
 use fred::clients::Client;
 use fred::error::{Error as FredError, ErrorKind};
 use fred::interfaces::ClientLike;
-use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig, TlsConfig};
 use fred::types::{Builder, ClusterHash, CustomCommand, Value};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -18,6 +18,9 @@ use tokio::time::timeout;
 /// The most pipelines and commands that wait to be written to one socket: a poll of 2,048 nodes fits four times. What comes
 /// on top fails at once instead of growing in memory while Redis is slow.
 const COMMANDS_WAITING_MAX: usize = 8_192;
+
+/// What TLS finds wrong comes as an I/O error of this kind, and the library passes on its text alone.
+const FAULT_OF_TLS: &str = "InvalidData";
 
 /// Slots of a Redis Cluster, as CLUSTER INFO writes them.
 const SLOTS: &str = "16384";
@@ -52,7 +55,13 @@ pub(super) async fn one(
             Err(_) => return Err(PlaneError::TimedOut { after: time_max }),
         },
     };
-    Err(named(PlaneError::from_fred(&error, time_max), host, *port))
+    let error = match PlaneError::from_fred(&error, time_max) {
+        PlaneError::Unreachable { detail } if config.wants_tls && detail.contains(FAULT_OF_TLS) => {
+            PlaneError::Tls { detail }
+        }
+        error => error,
+    };
+    Err(named(error, host, *port))
 }
 
 /// What a server that is not connected says about who serves what.
@@ -96,7 +105,7 @@ fn telling(error: &PlaneError) -> u8 {
         PlaneError::Redis { .. } | PlaneError::Invalid { .. } => 2,
         PlaneError::ClusterDown { .. } => 3,
         PlaneError::NotACluster { .. } => 4,
-        PlaneError::AuthRefused { .. } => 5,
+        PlaneError::Tls { .. } | PlaneError::AuthRefused { .. } => 5,
     }
 }
 
@@ -122,6 +131,7 @@ fn named(error: PlaneError, host: &str, port: u16) -> PlaneError {
         PlaneError::NotACluster { .. } => PlaneError::NotACluster { host: address },
         PlaneError::Unreachable { detail } => PlaneError::Unreachable { detail: format!("{address}: {detail}") },
         PlaneError::AuthRefused { detail } => PlaneError::AuthRefused { detail: format!("{address}: {detail}") },
+        PlaneError::Tls { detail } => PlaneError::Tls { detail: format!("{address}: {detail}") },
         other => other,
     }
 }
@@ -129,11 +139,17 @@ fn named(error: PlaneError, host: &str, port: u16) -> PlaneError {
 /// A client of one server that has not connected yet. Every limit is set here: the library's defaults are none, or ten
 /// seconds.
 fn client(config: &RedisConfig, host: &str, port: u16, connect_time_max: Duration) -> Result<Client, PlaneError> {
+    let tls = match (&config.tls, config.wants_tls) {
+        (Some(tls), true) => Some(TlsConfig::from(tls.config())),
+        (None, true) => return Err(PlaneError::Invalid { detail: "TLS was asked for and not set up".into() }),
+        (_, false) => None,
+    };
     let mut builder = Builder::from_config(Config {
         fail_fast: true,
         server: ServerConfig::new_centralized(host, port),
         username: config.username.clone(),
         password: config.password.clone(),
+        tls,
         ..Config::default()
     });
     builder.set_connection_config(ConnectionConfig {

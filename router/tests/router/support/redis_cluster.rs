@@ -155,6 +155,13 @@ impl RedisAlone {
     pub(crate) fn resume(&self) {
         self.server.signal("-CONT");
     }
+
+    /// Makes it a cluster of one, whose password this is.
+    pub(crate) fn serve_all_slots(&self, password: &str) {
+        let last = (SLOTS - 1).to_string();
+        let commands: [&[&str]; 2] = [&["AUTH", password], &["CLUSTER", "ADDSLOTSRANGE", "0", &last]];
+        ask_all(self.server.port, &commands).unwrap();
+    }
 }
 
 /// A cluster that works.
@@ -379,14 +386,24 @@ pub(crate) fn free_ports(count: usize) -> Vec<u16> {
 
 /// One command to the server at `port` of this host, on a connection of its own.
 fn ask(port: u16, command: &[&str]) -> io::Result<String> {
+    ask_all(port, &[command])
+}
+
+/// Commands on one connection; the answer is that of the last.
+fn ask_all(port: u16, commands: &[&[&str]]) -> io::Result<String> {
     let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut request = format!("*{}\r\n", command.len());
-    for word in command {
-        request += &format!("${}\r\n{word}\r\n", word.len());
+    let mut answers = BufReader::new(&stream);
+    let mut last = String::new();
+    for command in commands {
+        let mut request = format!("*{}\r\n", command.len());
+        for word in *command {
+            request += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        (&stream).write_all(request.as_bytes())?;
+        last = reply(&mut answers)?;
     }
-    (&stream).write_all(request.as_bytes())?;
-    reply(&mut BufReader::new(stream))
+    Ok(last)
 }
 
 fn reply(stream: &mut impl BufRead) -> io::Result<String> {
