@@ -2,6 +2,10 @@
 //!
 //! Each takes any bytes at all and panics when a property does not hold.
 
+mod websocket;
+
+pub use websocket::{websocket_seal, websocket_stream};
+
 use std::fmt::Debug;
 
 use prost::Message;

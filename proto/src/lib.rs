@@ -40,6 +40,7 @@ mod frame;
 #[doc(hidden)]
 pub mod fuzz;
 mod kind;
+pub mod websocket;
 
 pub use code::{Code, Outcome};
 pub use control::{Bye, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};

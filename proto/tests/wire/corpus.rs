@@ -4,9 +4,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use trunkline_proto::websocket::{Opcode, put_frame};
 use trunkline_proto::{FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, Header, Kind, encode, fuzz};
 
 use crate::samples::{Sample, every_kind, header, hex, stream};
+use crate::websocket::masked;
 
 /// Longest input the fuzzer makes, in bytes.
 const SEED_BYTES_MAX: usize = 4_096;
@@ -23,11 +25,13 @@ impl Target {
     }
 }
 
-fn targets() -> [Target; 3] {
+fn targets() -> [Target; 5] {
     [
         Target { name: "decode_stream", run: fuzz::decode_stream, seeds: decode_stream_seeds() },
         Target { name: "control_messages", run: fuzz::control_messages, seeds: control_messages_seeds() },
         Target { name: "round_trip", run: fuzz::round_trip, seeds: round_trip_seeds() },
+        Target { name: "websocket_stream", run: fuzz::websocket_stream, seeds: websocket_stream_seeds() },
+        Target { name: "websocket_seal", run: fuzz::websocket_seal, seeds: websocket_seal_seeds() },
     ]
 }
 
@@ -158,6 +162,64 @@ fn round_trip_seeds() -> Vec<(String, Vec<u8>)> {
             let bytes = vec![];
             described(15, &Sample { header: header(Kind::Deliver), body, bytes })
         }),
+    ]
+}
+
+/// The rules (bit 0 a client reads, bit 1 no text, bit 2 short messages), how the pieces begin, the stream.
+fn websocket_stream_seeds() -> Vec<(String, Vec<u8>)> {
+    let with = |pick: [u8; 2], stream: &[u8]| [&pick, stream].concat();
+    let frame = |opcode, fin, payload: &[u8]| masked(opcode, fin, payload);
+    let binary = |payload: &[u8]| frame(Opcode::Binary, true, payload);
+    let unmasked = |opcode, payload: &[u8]| {
+        let mut bytes = Vec::new();
+        put_frame(&mut bytes, opcode, true, None, payload);
+        bytes
+    };
+    let native = stream(&every_kind());
+    let (half, rest) = native.split_at(native.len() / 2);
+    let fragments = [
+        frame(Opcode::Binary, false, half),
+        frame(Opcode::Ping, true, b"between"),
+        frame(Opcode::Continuation, false, b""),
+        frame(Opcode::Continuation, true, rest),
+    ];
+    let text = [frame(Opcode::Text, false, b"Gru\xc3"), frame(Opcode::Continuation, true, b"\x9f")];
+    vec![
+        named("empty", with([0, 0], b"")),
+        named("all_kinds_in_one_message", with([0, 3], &binary(&native))),
+        named("all_kinds_byte_by_byte", with([2, 0], &binary(&native))),
+        named("fragments_with_a_ping_between", with([2, 7], &fragments.concat())),
+        named("short_messages_only", with([4, 30], &[binary(&[0; 150]), binary(&[0; 201])].concat())),
+        named(
+            "server_frames",
+            with([1, 9], &[unmasked(Opcode::Binary, &native), unmasked(Opcode::Pong, b"x")].concat()),
+        ),
+        named("text_over_two_frames", with([0, 1], &text.concat())),
+        named("text_not_utf8", with([0, 1], &frame(Opcode::Text, true, b"\xed\xa0\x80"))),
+        named("text_refused", with([2, 1], &frame(Opcode::Text, true, b"hello"))),
+        named("ping_of_125_bytes", with([0, 12], &frame(Opcode::Ping, true, &[9; 125]))),
+        named("ping_of_126_bytes", with([0, 12], &hex("89 fe 007e 00000000"))),
+        named("close", with([0, 2], &frame(Opcode::Close, true, b"\x03\xe8bye"))),
+        named("close_of_1_byte", with([0, 2], &frame(Opcode::Close, true, b"\x03"))),
+        named("close_then_more", with([0, 2], &[frame(Opcode::Close, true, b""), binary(&native)].concat())),
+        named("frame_unfinished", with([2, 5], &binary(&native[..native.len() - 1]))),
+        named("length_not_shortest", with([0, 1], &hex("82 fe 0005 00000000 0102030405"))),
+        named("length_2_pow_63", with([0, 1], &hex("82 ff 8000000000000000 00000000"))),
+        named("reserved_bit", with([0, 1], &hex("c2 80 00000000"))),
+        named("unmasked", with([0, 1], &hex("82 01 00"))),
+        named("lone_continuation", with([0, 1], &hex("80 80 00000000"))),
+        named("nested_message", with([0, 1], &[frame(Opcode::Binary, false, b""), binary(b"")].concat())),
+    ]
+}
+
+/// The square root of the length of each body.
+fn websocket_seal_seeds() -> Vec<(String, Vec<u8>)> {
+    vec![
+        named("empty", vec![]),
+        named("one", vec![8]),
+        named("some", vec![0, 1, 2, 3, 200]),
+        named("many_messages", vec![150; 60]),
+        named("all_lengths", (0..=255).collect()),
     ]
 }
 

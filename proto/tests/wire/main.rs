@@ -7,3 +7,4 @@ mod numbers;
 mod properties;
 mod samples;
 mod split;
+mod websocket;

@@ -1,0 +1,4 @@
+//! See `trunkline_proto::fuzz::websocket_stream`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_proto::fuzz::websocket_stream(data));
