@@ -13,6 +13,12 @@ mod directory;
 pub mod doctor;
 pub mod drain;
 pub mod early;
+#[doc(hidden)]
+pub mod fuzz {
+    //! The bodies of all fuzz targets.
+    pub use crate::mesh::fuzz::*;
+    pub use crate::transport::fuzz::*;
+}
 pub mod host_tree;
 pub mod http;
 mod inbox;
@@ -22,8 +28,6 @@ pub mod listeners;
 mod mailbox;
 mod membership;
 mod mesh;
-#[doc(hidden)]
-pub use mesh::fuzz;
 pub mod metrics;
 mod outbox;
 pub mod presence_log;
@@ -34,5 +38,6 @@ pub mod shard;
 #[cfg(test)]
 mod simulation;
 pub mod startup;
+pub mod transport;
 pub mod waker;
 pub mod wheel;

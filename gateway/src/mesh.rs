@@ -10,8 +10,7 @@
 //! - [`link`]: the stream of one link.
 //! - [`peers`]: the links of one shard, and their connections.
 
-#[doc(hidden)]
-pub mod fuzz;
+pub(crate) mod fuzz;
 pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod peers;
