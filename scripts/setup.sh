@@ -19,6 +19,9 @@ if [ -n "$for_tests" ]; then
   # Tests hold the HTTP APIs against their documents with Schemathesis, a Python program.
   command -v python3 >/dev/null || missing+=(python3)
   python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)
+  # Tests talk to the gateway through a WebSocket library of Node.
+  command -v node >/dev/null || missing+=(nodejs)
+  command -v npm >/dev/null || missing+=(npm)
   # A test cuts the network between nodes, in a network of its own.
   command -v ip >/dev/null || missing+=(iproute2)
 fi
@@ -64,4 +67,18 @@ if ! cmp -s scripts/schemathesis.txt "$venv/schemathesis.txt"; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement scripts/schemathesis.txt
   cp scripts/schemathesis.txt "$venv/schemathesis.txt"
+fi
+
+# Clients of WebSocket libraries that nobody here wrote, of Python and of Node.
+clients=target/websocket-clients
+if ! cmp -s scripts/websocket-clients.txt "$clients/websocket-clients.txt"; then
+  echo "setup: installing WebSocket libraries in $clients"
+  rm -rf "$clients"
+  mkdir -p "$clients"
+  python3 -m venv "$clients/venv"
+  grep '==' scripts/websocket-clients.txt >"$clients/python.txt"
+  "$clients/venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$clients/python.txt"
+  mapfile -t packages < <(sed -n 's/^npm: //p' scripts/websocket-clients.txt)
+  npm install --silent --no-audit --no-fund --prefix "$clients" "${packages[@]}"
+  cp scripts/websocket-clients.txt "$clients/websocket-clients.txt"
 fi

@@ -10,6 +10,7 @@ mod resolve;
 mod settings;
 mod text;
 mod values;
+mod websocket;
 
 pub(crate) use fit::Room;
 pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
@@ -27,6 +28,7 @@ use resolve::{Judge, known};
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
+use crate::transport::upgrade;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -59,6 +61,8 @@ pub struct Config {
     pub shards: u16,
     /// How LOGIN is checked.
     pub auth: AuthConfig,
+    /// Which requests become WebSockets.
+    pub upgrade: upgrade::Rules,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
     /// Most bytes the memory budget may come to.

@@ -28,6 +28,47 @@ pub(crate) enum Phase {
     Closed,
 }
 
+/// What lies between the bytes of a connection and its frames, and small facts about that. What has to be remembered of it besides is in
+/// [`Wrappings`](crate::core::wrap::Wrappings), which native connections have no part in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wire(u8);
+
+impl Wire {
+    /// Nothing: the bytes are frames, or it is not known yet what they are.
+    pub(crate) const NATIVE: Wire = Wire(0);
+    /// An HTTP request, of which the head is being read or that was answered.
+    pub(crate) const HTTP: Wire = Wire(1);
+    /// Messages of a WebSocket.
+    pub(crate) const WEBSOCKET: Wire = Wire(2);
+    const KIND: u8 = 3;
+
+    /// The outbox holds bytes to be sent as they are, see [`seal`](crate::transport::outbound::seal).
+    pub(crate) const RAW: u8 = 4;
+    /// There is an entry among the wrappings.
+    pub(crate) const REMEMBERED: u8 = 8;
+    /// A Ping was sent, and nothing has come since.
+    pub(crate) const PINGED: u8 = 16;
+
+    /// The transport alone.
+    pub(crate) fn kind(self) -> Wire {
+        Wire(self.0 & Self::KIND)
+    }
+    /// Whether bytes and frames are the same.
+    #[inline]
+    pub(crate) fn is_native(self) -> bool {
+        self.0 == 0
+    }
+    pub(crate) fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+    pub(crate) fn set(&mut self, flag: u8) {
+        self.0 |= flag;
+    }
+    pub(crate) fn clear(&mut self, flag: u8) {
+        self.0 &= !flag;
+    }
+}
+
 /// A connection slot. Idle connections are what a gateway holds by the million, so everything a quiet one does not need is behind
 /// a pointer that is then empty.
 #[derive(Debug)]
@@ -53,6 +94,7 @@ pub(crate) struct Conn {
     pub(crate) read: ReadOp,
     pub(crate) reason: Option<CloseReason>,
     pub(crate) flags: ConnFlags,
+    pub(crate) wire: Wire,
 }
 
 const _: () = assert!(size_of::<Conn>() == 56);
@@ -120,6 +162,7 @@ impl Conn {
             read: ReadOp::None,
             reason: None,
             flags: ConnFlags::default(),
+            wire: Wire::NATIVE,
         }
     }
 

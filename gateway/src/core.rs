@@ -8,6 +8,8 @@
 //! In a cluster there are besides: `far` (a message's way over other nodes), `guests` (sessions whose home is another node), `moves` (what
 //! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
 //! (ending a user's sessions wherever they are).
+//!
+//! Connections that are not native have a step more on either side: `wrap` (bytes to frames), `transport::outbound` (frames to bytes).
 
 mod decode;
 mod far;
@@ -22,6 +24,7 @@ mod route;
 mod shard;
 pub(crate) mod tokens;
 mod trunk;
+pub(crate) mod wrap;
 
 use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, errno};

@@ -8,6 +8,7 @@
 //! its sender until the next turn.
 
 use crate::auth::TokenEnd;
+use crate::core::wrap::Wrapped;
 use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
@@ -61,8 +62,10 @@ pub(crate) struct Adoptee {
     pub(crate) token_end: TokenEnd,
     /// When LOGIN came, microseconds of the monotonic clock, to measure with.
     pub(crate) began_us: u64,
-    /// What came behind LOGIN.
+    /// What came behind LOGIN, as frames.
     pub(crate) bytes: Vec<u8>,
+    /// What lies between the connection's bytes and its frames; `None` where nothing does.
+    pub(crate) wrapped: Option<Box<Wrapped>>,
 }
 
 /// Why a connection was not taken by its home shard.
@@ -600,6 +603,7 @@ mod tests {
                 token_end,
                 began_us: 0,
                 bytes: Vec::new(),
+                wrapped: None,
             }))
         };
         let token = HandoverToken(1);

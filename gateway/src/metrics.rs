@@ -2,6 +2,7 @@
 
 use crate::auth::{REFUSALS, Refusal};
 use crate::reason::{CLOSE_REASONS, CloseReason};
+use crate::transport::upgrade::{REFUSALS as REQUEST_REFUSALS, Refusal as RequestRefusal};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A number with a single writer, so that adding needs no locked instruction.
@@ -136,6 +137,7 @@ macro_rules! shard_stats {
             $(#[doc = $help] pub $field: Stat,)*
             closed: [Stat; CLOSE_REASONS],
             tokens_refused: [Stat; REFUSALS],
+            requests_refused: [Stat; REQUEST_REFUSALS],
             /// Length of turns: of those with 32 completions or more, and of each sixteenth of the others.
             pub turn_time: Histogram,
             /// Time from LOGIN to LOGIN_OK, a hand-over to another shard and the question to another node included.
@@ -161,6 +163,9 @@ shard_stats! {
     sessions: Gauge "trunkline_sessions" "" "Logged-in sessions on this shard.";
     users: Gauge "trunkline_users_online" "" "Users with at least one session on this shard.";
     logins: Counter "trunkline_logins_total" "" "Successful logins.";
+    websockets: Counter "trunkline_websockets_total" "" "Connections that became WebSockets.";
+    websocket_pings: Counter "trunkline_websocket_pings_total" "" "Pings sent to clients that had been silent for one and a half heartbeats.";
+    websockets_within: Gauge "trunkline_websockets_within_message" "" "WebSockets of which a part of a message has come, or that have not logged in with the token of their request.";
     renewals: Counter "trunkline_token_renewals_total" "" "Tokens of sessions replaced by RENEW.";
     sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
@@ -288,6 +293,16 @@ impl ShardStats {
     /// Refused tokens by what was wrong with them.
     pub fn refused(&self, refusal: Refusal) -> u64 {
         self.tokens_refused[refusal as usize].get()
+    }
+
+    /// Counts one refused request to become a WebSocket.
+    pub fn count_request_refused(&self, refusal: RequestRefusal) {
+        self.requests_refused[refusal as usize].add(1);
+    }
+
+    /// Refused requests by what was wrong with them.
+    pub fn request_refused(&self, refusal: RequestRefusal) -> u64 {
+        self.requests_refused[refusal as usize].get()
     }
 
     /// Closed connections by reason.

@@ -4,6 +4,7 @@ use crate::auth::Refusal;
 use crate::limits::{KICKS_MAX, Limits};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
+use crate::transport::upgrade::Refusal as RequestRefusal;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 use trunkline_router::log;
@@ -124,6 +125,7 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         }
     }
     write_refusals(exposition, shards);
+    write_request_refusals(exposition, shards);
     write_times(exposition, shards);
 }
 
@@ -158,6 +160,17 @@ fn write_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
     for (shard, stats) in shards.iter().enumerate() {
         for refusal in Refusal::ALL {
             exposition.sample(&[("shard", &shard), ("reason", &refusal.label())], stats.refused(*refusal));
+        }
+    }
+}
+
+/// Writes what was wrong with refused requests.
+fn write_request_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
+    let help = "Requests on the ports for clients that were refused, by what was wrong with them.";
+    exposition.name("trunkline_requests_refused_total", StatType::Counter, help);
+    for (shard, stats) in shards.iter().enumerate() {
+        for refusal in RequestRefusal::ALL {
+            exposition.sample(&[("shard", &shard), ("reason", &refusal.label())], stats.request_refused(*refusal));
         }
     }
 }

@@ -35,6 +35,12 @@ close_reasons! {
     Logout => "logout", None;
     /// The first byte belongs to a transport that this listener does not speak.
     UnknownTransport => "unknown_transport", None;
+    /// HTTP that was no way to a WebSocket: see the metric of refused requests.
+    HttpRefused => "http_refused", None;
+    /// A question for health, answered.
+    HttpAnswered => "http_answered", None;
+    /// The client broke RFC 6455, or sent text.
+    WebSocketViolation => "websocket_violation", None;
     /// No LOGIN within the login time-out.
     LoginTimeout => "login_timeout", Some(Code::Idle);
     /// Silent for two heartbeats.

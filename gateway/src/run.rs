@@ -173,6 +173,7 @@ async fn control(
         node: config.node.clone(),
         limits: config.limits().clone(),
         auth: auth.clone(),
+        upgrade: Arc::new(config.upgrade.clone()),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {

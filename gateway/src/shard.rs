@@ -20,6 +20,7 @@ use crate::mailbox::{Mailboxes, mailboxes};
 use crate::mesh::handshake;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::transport::upgrade;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use std::mem::ManuallyDrop;
@@ -50,6 +51,8 @@ pub struct ShardsConfig {
     pub limits: Limits,
     /// Who may log in; another may take its place while the shards run.
     pub auth: Arc<AuthSwitch>,
+    /// Which requests become WebSockets.
+    pub upgrade: Arc<upgrade::Rules>,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
@@ -170,6 +173,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 node: config.node.clone(),
                 limits: limits.clone(),
                 auth: config.auth.clone(),
+                upgrade: config.upgrade.clone(),
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
@@ -401,6 +405,7 @@ mod tests {
             node: "n".to_owned(),
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
             auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
+            upgrade: Arc::default(),
             listeners: listeners.by_shard,
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,

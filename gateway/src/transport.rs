@@ -7,6 +7,7 @@ mod corpus;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod networks;
+pub(crate) mod outbound;
 pub mod proxy;
 pub mod upgrade;
 

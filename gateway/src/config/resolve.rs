@@ -3,6 +3,7 @@
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
+use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS,
     Settings, Size, Sources, is_node_name_char,
@@ -176,9 +177,11 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     }
     let auth = auth(&all, &listen, judge)?;
     let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
+    let upgrade = upgrade(&all, judge)?;
     apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
         auth,
+        upgrade,
         cluster,
         listen,
         http_access: http_access(&all, http, judge)?,

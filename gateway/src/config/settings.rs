@@ -173,6 +173,13 @@ settings! {
     /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its end (exp) has no
     /// leeway: a session ends with its token.
     @reloadable jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
+    /// Origin of web pages that may connect besides those of the host they connect to: https://example.com, null, or * for all of them.
+    /// May be given several times.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    ws_origin: [Vec<String>] "ORIGIN" "TRUNKLINE_WS_ORIGIN" Unset("[\"https://example.com\"]");
+    /// Cookie that holds the token of a WebSocket client whose LOGIN and Authorization have none. Not with ws_origin *.
+    ws_cookie: [String] "NAME" "TRUNKLINE_WS_COOKIE" Unset("\"session\"");
     /// Allow auth open on addresses that are not loopback: whoever reaches them may log in as anybody.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");

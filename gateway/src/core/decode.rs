@@ -7,10 +7,6 @@ use crate::limits::LOGIN_FRAME_BYTES_MAX;
 use crate::reason::CloseReason;
 use trunkline_proto::{Code, Frame, Header, Kind, Violation, decode, encode, frame_len};
 
-/// First bytes of other transports. They are told apart only so that they get no BYE, which their clients could not read: HTTP's "GET ", TLS, and
-/// the PROXY protocol, versions 1 and 2.
-const OTHER_TRANSPORTS: [u8; 4] = [b'G', 0x16, b'P', 0x0D];
-
 /// Whether a frame was handled, or has to wait with all that comes behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
@@ -44,9 +40,10 @@ impl Shard {
     /// Handles bytes that were counted when they came in.
     pub(crate) fn take_in(&mut self, slot: u32, mut bytes: &[u8]) {
         let conn = self.links.slots.at(slot);
-        if conn.phase == Phase::Handshake && conn.partial.is_none() && bytes.first().is_some_and(|first| *first != 0) {
-            let other = OTHER_TRANSPORTS.contains(&bytes[0]);
-            return self.close(slot, if other { CloseReason::UnknownTransport } else { CloseReason::FrameTooLarge });
+        // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
+        let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.is_native();
+        if opens && bytes.first().is_some_and(|first| *first != 0) {
+            return self.open_otherwise(slot, bytes);
         }
         if conn.flags.has(ConnFlags::BEHIND) || conn.flags.has(ConnFlags::PAUSED) {
             // What came before has not had its turn, or the answers to it have not been taken.
@@ -69,12 +66,15 @@ impl Shard {
         if !conn.flags.has(ConnFlags::BEHIND) || conn.flags.has(ConnFlags::PAUSED) || conn.phase != Phase::Open {
             return;
         }
-        let Some(mut bytes) = self.links.take_partial(slot) else { return };
-        let Some(taken) = self.take_frames(slot, &bytes) else { return };
-        if taken < bytes.len() {
-            bytes.drain(..taken);
-            self.put_back(slot, bytes);
+        // It may be that control frames of its WebSocket alone made it wait.
+        if let Some(mut bytes) = self.links.take_partial(slot) {
+            let Some(taken) = self.take_frames(slot, &bytes) else { return };
+            if taken < bytes.len() {
+                bytes.drain(..taken);
+                self.put_back(slot, bytes);
+            }
         }
+        self.end_wrapped(slot);
         let conn = self.links.slots.at(slot);
         if conn.flags.has(ConnFlags::EOF) && !conn.flags.has(ConnFlags::BEHIND) {
             // The peer had closed its side behind what waited.
@@ -301,6 +301,16 @@ impl Shard {
         if !conn.flags.has(ConnFlags::HOT) {
             conn.flags.set(ConnFlags::HOT);
             self.links.wheel.arm_earlier(slot, tick + hot_ticks);
+        }
+    }
+
+    /// Takes frames out of the connection's token bucket that are answered even if it is empty.
+    pub(super) fn charge_frames(&mut self, slot: u32, frames: u32) {
+        for _ in 0..frames {
+            if !self.frame_allowed(slot) {
+                self.links.stats.limit_frames.add(1);
+                return;
+            }
         }
     }
 

@@ -2,12 +2,13 @@
 //! is queued is sent, a read is armed, or the connection goes one step further towards its close.
 
 use super::Core;
-use crate::conn::{ConnFlags, Phase};
+use crate::conn::{Conn, ConnFlags, Phase, Wire};
 use crate::io::{BufId, ConnId, HandoverToken, Io, OpResult, ReadOp, errno};
 use crate::limits::ReadMode;
 use crate::mailbox::{Arrival, NotTaken};
 use crate::outbox::unsent_messages;
 use crate::reason::CloseReason;
+use crate::transport::outbound::{seal, unsent_sealed_messages};
 
 /// What is to come after a receive's bytes.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +41,19 @@ impl<I: Io> Core<I> {
             }
             links.mark_dirty(id.slot);
         }
-        let mesh = links.slots.at(id.slot).phase == Phase::Mesh;
+        let Conn { phase, wire, .. } = *links.slots.at(id.slot);
+        let (mesh, native) = (phase == Phase::Mesh, wire.is_native());
         match (result, buf) {
             (Ok(0), _) if mesh => self.node_broken(id),
             (Ok(0), _) => self.end_of_stream(id),
             (Ok(len), Some(buf)) if mesh => self.on_node_bytes(id.slot, buf, len),
-            (Ok(len), Some(buf)) => {
+            (Ok(len), Some(buf)) if native => {
                 let bytes = self.io.buffer(buf, len);
                 self.shard.received(id.slot, bytes);
+            }
+            (Ok(len), Some(buf)) => {
+                let bytes = self.io.buffer_mut(buf, len);
+                self.shard.received_wrapped(id.slot, bytes);
             }
             (Ok(_), None) => unreachable!("the kernel fills a buffer it picked"),
             (Err(errno::ENOBUFS), _) => {
@@ -131,7 +137,8 @@ impl<I: Io> Core<I> {
             return links.note_drained(id.slot);
         }
         if outbox.sending_left > 0 {
-            links.stats.copies_unsent.add(unsent_messages(&buf, outbox.sending_offset));
+            let unsent = if conn.wire.is_native() { unsent_messages } else { unsent_sealed_messages };
+            links.stats.copies_unsent.add(unsent(&buf, outbox.sending_offset));
             links.outbox_bytes -= outbox.sending_left;
         }
         outbox.end_send(buf);
@@ -177,7 +184,11 @@ impl<I: Io> Core<I> {
                 self.flush_outbox(slot);
                 self.drive_read(slot);
             }
-            Phase::HandingOver => self.drive_hand_over(slot),
+            Phase::HandingOver => {
+                // The answer to the request by which it became a WebSocket may still wait.
+                self.flush_outbox(slot);
+                self.drive_hand_over(slot);
+            }
             Phase::Closing => {
                 self.flush_outbox(slot);
                 self.drive_closing(slot);
@@ -193,7 +204,14 @@ impl<I: Io> Core<I> {
         let conn = links.slots.at(slot);
         match &mut conn.outbox {
             Some(outbox) if outbox.sending.is_none() && !outbox.pending.is_empty() => {
-                let buf = outbox.begin_send();
+                let mut buf = outbox.begin_send();
+                if !conn.wire.is_native() {
+                    links.outbox_bytes -= buf.len();
+                    seal(&mut buf, conn.wire.kind(), conn.wire.has(Wire::RAW));
+                    links.outbox_bytes += buf.len();
+                    conn.wire.clear(Wire::RAW);
+                    outbox.sending_left = buf.len();
+                }
                 outbox.sending = Some(self.io.send(id, buf, 0));
                 links.flights.push(slot);
             }
@@ -250,7 +268,8 @@ impl<I: Io> Core<I> {
     /// Sends a departing connection off to its home shard: first its particulars, then its descriptor.
     fn drive_hand_over(&mut self, slot: u32) {
         let id = self.shard.links.slots.id(slot);
-        if self.shard.links.slots.at(slot).busy() {
+        let conn = self.shard.links.slots.at(slot);
+        if conn.busy() || conn.outbox.is_some() {
             return;
         }
         let Some((home, adoptee)) = self.shard.take_departing(slot) else { return };
@@ -281,7 +300,8 @@ impl<I: Io> Core<I> {
         if conn.outbox.is_some() {
             return;
         }
-        let said_bye = conn.reason.is_some_and(|reason| reason.code().is_some());
+        // A WebSocket is told by Close, and a request by its answer, where a native connection is told nothing.
+        let said_bye = !conn.wire.is_native() || conn.reason.is_some_and(|reason| reason.code().is_some());
         if !said_bye || conn.flags.has(ConnFlags::EOF) {
             conn.phase = Phase::Finishing;
             self.drive_finishing(slot);

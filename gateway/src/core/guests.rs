@@ -108,8 +108,8 @@ impl Shard {
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
                     let Registration { user, device, class, heartbeat_secs, token_end, began_us, .. } = waiting;
-                    let bytes = Vec::new();
-                    let adoptee = Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes };
+                    let (bytes, wrapped) = (Vec::new(), None);
+                    let adoptee = Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes, wrapped };
                     self.open_here(slot, &adoptee);
                     self.go_on_reading(slot);
                 }
@@ -126,6 +126,7 @@ impl Shard {
         if let Some(bytes) = self.links.take_partial(slot) {
             self.take_in(slot, &bytes);
         }
+        self.end_wrapped(slot);
         self.links.mark_dirty(slot);
     }
 

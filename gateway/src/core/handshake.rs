@@ -17,9 +17,15 @@ use trunkline_router::presence::{Entry, LoginOutcome, Presence};
 impl Shard {
     /// The first frame of a connection.
     pub(crate) fn login(&mut self, slot: u32, frame: &Frame<'_>) {
-        let Ok(login) = Login::decode(frame.body) else {
+        let Ok(mut login) = Login::decode(frame.body) else {
             return self.close(slot, CloseReason::BadLogin);
         };
+        if !self.links.slots.at(slot).wire.is_native()
+            && let Some(token) = self.links.take_wrapped_token(slot)
+            && login.token.is_empty()
+        {
+            login.token = token;
+        }
         if login.version != VERSION {
             return self.close(slot, CloseReason::UnsupportedVersion);
         }
@@ -50,6 +56,7 @@ impl Shard {
             token_end,
             began_us: self.now.mono_us,
             bytes: Vec::new(),
+            wrapped: None,
         };
         if home == self.shard {
             return self.open_session(slot, &adoptee);
@@ -84,6 +91,10 @@ impl Shard {
         let mut adoptee = self.departing.remove(&slot)?;
         if let Some(partial) = self.links.take_partial(slot) {
             adoptee.bytes = *partial;
+        }
+        // A mailbox that was full has given it back before.
+        if adoptee.wrapped.is_none() {
+            adoptee.wrapped = self.links.take_wrapped(slot);
         }
         Some((self.links.slots.at(slot).home_shard(), adoptee))
     }
@@ -127,6 +138,9 @@ impl Shard {
         stats.moved_in.add(1);
         stats.open.add(1);
         self.links.mark_dirty(slot);
+        if let Some(wrapped) = adoptee.wrapped.take() {
+            self.links.put_wrapped(slot, *wrapped);
+        }
         if self.drain.is_some() {
             return self.dismiss(slot, adoptee.user);
         }
@@ -138,7 +152,10 @@ impl Shard {
         self.open_session(slot, &adoptee);
         match self.links.slots.get(id).map(|conn| conn.phase) {
             // They were counted when they came in.
-            Some(Phase::Open) => self.take_in(slot, &bytes),
+            Some(Phase::Open) => {
+                self.take_in(slot, &bytes);
+                self.end_wrapped(slot);
+            }
             Some(Phase::Registering) => self.keep(slot, &bytes),
             _ => {}
         }

@@ -2,6 +2,7 @@
 
 use super::decode::Flow;
 use super::tokens::Tokens;
+use super::wrap::{Wrappings, ping_tick};
 use crate::conn::{Conn, ConnFlags, Phase, Slots};
 use crate::directory::is_remote;
 use crate::inbox::Inboxes;
@@ -63,6 +64,8 @@ pub(crate) struct Links {
     pub(crate) outbox_bytes: usize,
     pub(crate) partial_bytes: usize,
     pub(crate) tick: u32,
+    /// What has to be remembered of connections that are not native.
+    pub(crate) wrappings: Wrappings,
 }
 
 /// A part of a frame is much from this size on.
@@ -95,6 +98,7 @@ impl Links {
             outbox_bytes: 0,
             partial_bytes: 0,
             tick: 0,
+            wrappings: Wrappings::default(),
             limits,
             stats,
         }
@@ -542,7 +546,7 @@ impl Links {
     pub(crate) fn arm_session(&mut self, slot: u32, inboxes: &mut Inboxes) {
         let limits = &self.limits;
         let conn = self.slots.at(slot);
-        let mut next = idle_tick(conn);
+        let mut next = ping_tick(conn).unwrap_or_else(|| idle_tick(conn));
         if conn.flags.has(ConnFlags::PAUSED) {
             // Silence of a connection that is not read says nothing; its full outbox has a clock of its own.
             next = next.max(self.tick + 1);

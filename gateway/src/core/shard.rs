@@ -6,7 +6,7 @@ use super::links::{Links, TICK_MS, ticks};
 use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
-use crate::conn::{ConnFlags, Phase};
+use crate::conn::{ConnFlags, Phase, Wire};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now};
@@ -19,6 +19,7 @@ use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
+use crate::transport::upgrade;
 use hashbrown::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -45,6 +46,8 @@ pub(crate) struct ShardConfig {
     pub(crate) node: String,
     pub(crate) limits: Limits,
     pub(crate) auth: Arc<AuthSwitch>,
+    /// Which requests become WebSockets.
+    pub(crate) upgrade: Arc<upgrade::Rules>,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
@@ -72,6 +75,7 @@ pub(crate) struct Shard {
     pub(crate) shards: u16,
     pub(crate) node: String,
     pub(crate) auth: AuthReader,
+    pub(crate) upgrade: Arc<upgrade::Rules>,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
@@ -168,6 +172,7 @@ impl Shard {
             shards: config.shards,
             node: config.node,
             auth: config.auth.reader(),
+            upgrade: config.upgrade,
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -301,9 +306,15 @@ impl Shard {
             self.links.discard_pending(slot);
             self.links.slots.at(slot).flags.set(ConnFlags::RESET);
         }
-        if let Some(code) = reason.code() {
+        let wire = self.links.slots.at(slot).wire.kind();
+        if let Some(code) = reason.code()
+            && wire != Wire::HTTP
+        {
             let bye = self.bye(reason, slot, redirect, text);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));
+        }
+        if wire != Wire::NATIVE {
+            self.say_goodbye(slot, reason, text);
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
@@ -352,6 +363,7 @@ impl Shard {
     pub(crate) fn closed(&mut self, slot: u32) {
         self.links.wheel.disarm(slot);
         self.links.take_partial(slot);
+        self.links.forget_wrapped(slot);
         if self.links.slots.at(slot).flags.has(ConnFlags::MESH)
             && let Some(mesh) = &mut self.mesh
         {
@@ -406,6 +418,9 @@ impl Shard {
                 if super::links::idle_tick(conn) <= tick && !conn.flags.has(ConnFlags::PAUSED) {
                     self.links.stats.limit_heartbeat.add(1);
                     return self.close(slot, CloseReason::Idle);
+                }
+                if super::wrap::ping_tick(conn).is_some_and(|due| due <= tick) && !conn.flags.has(ConnFlags::PAUSED) {
+                    self.ping_wrapped(slot);
                 }
                 if self.links.tokens.is_over(slot) {
                     return self.close(slot, CloseReason::TokenExpired);
@@ -544,5 +559,6 @@ impl Shard {
         stats.unacked_bytes.set(self.inboxes.bytes() as u64);
         stats.outbox_bytes.set(self.links.outbox_bytes as u64);
         stats.partial_bytes.set(self.links.partial_bytes as u64);
+        stats.websockets_within.set(self.links.wrappings.len() as u64);
     }
 }

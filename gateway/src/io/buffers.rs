@@ -63,6 +63,14 @@ impl BufferRing {
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(self.offset(buf)), len) }
     }
 
+    /// The same bytes, to be changed where they lie.
+    pub(crate) fn bytes_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
+        assert!(buf.0 < self.entries && len <= self.buffer_bytes as usize);
+        // SAFETY: in range by the assert, initialised at allocation. The kernel neither writes to it nor reads it: it gave the buffer away
+        // with the completion and gets it back with `release`. No other slice lives, since this borrows the whole BufferRing.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().add(self.offset(buf)), len) }
+    }
+
     /// Gives a buffer back; the kernel sees it at the next `publish`.
     pub(crate) fn release(&mut self, buf: BufId) {
         assert!(buf.0 < self.entries);

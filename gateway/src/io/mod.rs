@@ -165,6 +165,8 @@ pub(crate) trait Io {
 
     /// The bytes of a received buffer.
     fn buffer(&self, buf: BufId, len: usize) -> &[u8];
+    /// The same, to be changed in place before it is given back.
+    fn buffer_mut(&mut self, buf: BufId, len: usize) -> &mut [u8];
     /// Gives a received buffer back to the kernel.
     fn release(&mut self, buf: BufId);
     /// Bytes that nobody can guess. Simulated, they follow from the seed.

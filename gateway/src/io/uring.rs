@@ -563,6 +563,10 @@ impl Io for Uring {
         self.buffers.bytes(buf, len)
     }
 
+    fn buffer_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
+        self.buffers.bytes_mut(buf, len)
+    }
+
     fn release(&mut self, buf: BufId) {
         self.buffers.release(buf);
     }

@@ -3,6 +3,7 @@
 use super::ledger::{Ledger, payload};
 use super::scenario::Scenario;
 use super::session::{Circumstances, Reaction, Session, Stage};
+use super::websocket::WebSocketEnd;
 use crate::io::sim::{Rng, SharedWorld};
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::{Code, Header, Kind, Login, VERSION, encode, encode_message, flags};
@@ -55,6 +56,8 @@ pub(super) struct Crowd {
     world: SharedWorld,
     scenario: Scenario,
     rng: Rng,
+    /// What WebSockets are made of, so that it changes nothing else about a seed.
+    websocket_rng: Rng,
     devices: Vec<Device>,
     pub(super) sessions: Vec<Session>,
     by_socket: BTreeMap<usize, usize>,
@@ -90,6 +93,7 @@ impl Crowd {
             world: world.clone(),
             scenario: scenario.clone(),
             rng,
+            websocket_rng: Rng::new(scenario.seed ^ 0x3EB5_0CE7),
             devices,
             sessions: Vec::new(),
             by_socket: BTreeMap::new(),
@@ -147,6 +151,10 @@ impl Crowd {
         let replaced = self.sessions.iter().any(|other| other.device == device && other.index != index);
         let session = &mut self.sessions[index];
         let read = self.world.borrow_mut().client_read(session.socket, usize::MAX);
+        let (bytes, pongs) = match &mut session.websocket {
+            Some(websocket) => websocket.unwrap(&read.bytes, &mut self.websocket_rng),
+            None => (read.bytes, Vec::new()),
+        };
         let around = Circumstances {
             scenario: &self.scenario,
             now_us,
@@ -156,8 +164,12 @@ impl Crowd {
         };
         let opening = session.stage == Stage::Opening;
         let mut reactions = Vec::new();
-        session.received(&read.bytes, &mut self.ledger, around, |reaction| reactions.push(reaction));
+        session.received(&bytes, &mut self.ledger, around, |reaction| reactions.push(reaction));
         self.logins_confirmed += u64::from(opening && session.stage == Stage::Open);
+        if !pongs.is_empty() && self.sessions[index].bye.is_none() {
+            // A browser answers by itself, the page need not do anything.
+            self.write_raw(index, &pongs);
+        }
         for reaction in reactions {
             self.react(index, reaction);
         }
@@ -189,6 +201,9 @@ impl Crowd {
         let session = &mut self.sessions[index];
         if session.ended || session.broken {
             return;
+        }
+        if let (Some(websocket), false) = (&session.websocket, reset) {
+            websocket.check_close(session.bye);
         }
         session.broken |= reset;
         session.ended |= !reset;
@@ -234,7 +249,22 @@ impl Crowd {
         self.write(due.session, &bytes);
     }
 
-    fn write(&mut self, index: usize, bytes: &[u8]) {
+    /// Writes frames, in a message where the client speaks through a WebSocket.
+    fn write(&mut self, index: usize, frames: &[u8]) {
+        let quiet = self.settling;
+        match &mut self.sessions[index].websocket {
+            None => self.write_raw(index, frames),
+            Some(websocket) => {
+                let bytes = websocket.wrap(frames, &mut self.websocket_rng, quiet);
+                self.write_raw(index, &bytes);
+            }
+        }
+    }
+
+    fn write_raw(&mut self, index: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let now_us = self.now_us();
         let session = &mut self.sessions[index];
         session.silence_us = session.silence_us.max(now_us - session.wrote_us);
@@ -331,6 +361,7 @@ impl Crowd {
         let index = self.sessions.len();
         let mut session = Session::new(index, socket, self.devices[device].user, device, self.now_us());
         session.slow = window < SLOW_WINDOW_BYTES;
+        session.websocket = self.websocket_rng.chance(350).then(WebSocketEnd::new);
         self.sessions.push(session);
         self.by_socket.insert(socket, index);
         Some(index)
@@ -438,14 +469,22 @@ impl Crowd {
         self.sessions[index].spoiled = true;
         let mut bytes = Vec::new();
         let login = Login { version: VERSION, user: 0, ..Login::default() };
-        match self.rng.below(8) {
+        match self.rng.below(9) {
             0 => {}
             1 => encode_message(&mut bytes, Kind::Login, 0, &login),
             2 => encode_message(&mut bytes, Kind::Login, 0, &Login { version: 7, user: 3, ..login }),
             3 => encode_message(&mut bytes, Kind::Login, 0, &Login { user: 3, device: "x".repeat(65), ..login }),
             4 => encode(&mut bytes, &Header { kind: Kind::Ping, flags: 0, aux: 1, id: 0, peer: 0, stamp: 0 }, &[]),
-            5 => bytes.extend_from_slice(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-            6 => bytes.extend_from_slice(&[0, 0, 0, 40, 1, 0]),
+            5 => {
+                let (websocket, request) = WebSocketEnd::astray();
+                self.sessions[index].websocket = Some(websocket);
+                return self.write_raw(index, request);
+            }
+            6 => {
+                self.sessions[index].websocket = None;
+                bytes.extend_from_slice(b"\x16\x03\x01\0\xc8\x01");
+            }
+            7 => bytes.extend_from_slice(&[0, 0, 0, 40, 1, 0]),
             _ => return self.garbage(index),
         }
         self.write(index, &bytes);
@@ -464,6 +503,11 @@ impl Crowd {
             }
             0 | 1 => self.world.borrow_mut().client_close(socket),
             2 => self.world.borrow_mut().client_reset(socket),
+            _ if self.sessions[index].websocket.is_some() && self.websocket_rng.chance(500) => {
+                let Some(websocket) = &mut self.sessions[index].websocket else { return };
+                let bytes = websocket.close(&mut self.websocket_rng);
+                self.write_raw(index, &bytes);
+            }
             _ => self.world.borrow_mut().client_shutdown(socket),
         }
     }
@@ -517,6 +561,8 @@ impl Crowd {
             );
             // The latest PING may be under way.
             assert!(limited || session.pings.len() <= 1, "{name}: PINGs without PONG");
+            let unanswered = session.websocket.as_ref().map_or(0, WebSocketEnd::unanswered);
+            assert_eq!(unanswered, 0, "{name}: Pings without Pong");
             assert!(limited || session.errors.is_empty(), "{name}: ERROR frames missing: {:?}", session.errors);
         }
         if !self.scenario.lossy {

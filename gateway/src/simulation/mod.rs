@@ -18,6 +18,7 @@ mod planted;
 mod scenario;
 mod session;
 mod tokens;
+mod websocket;
 
 pub(crate) use planted::{Bug, planted};
 
@@ -427,6 +428,9 @@ const MUST_OCCUR: &[&str] = &[
     "trunkline_limit_hits_total{limit=\"recv_buffers\"}",
     "trunkline_limit_hits_total{limit=\"unacked_per_user\"}",
     "trunkline_limit_hits_total{limit=\"unacked_total_bytes\"}",
+    "closed{http_refused}",
+    "trunkline_websockets_total{}",
+    "trunkline_websocket_pings_total{}",
     "trunkline_messages_total{outcome=\"acknowledged\"}",
     "trunkline_messages_total{outcome=\"delivered\"}",
     "trunkline_messages_total{outcome=\"mailbox_full_dropped\"}",

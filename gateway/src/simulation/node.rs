@@ -80,6 +80,7 @@ impl Node {
                 node: name.clone(),
                 limits: limits.clone(),
                 auth: auth.clone(),
+                upgrade: Arc::default(),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
@@ -244,6 +245,7 @@ impl Node {
             assert_eq!(state.mesh.as_ref().map_or(0, |mesh| mesh.bytes()), 0, "shard {shard}: bytes for other nodes");
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
+            assert_eq!(state.links.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
             assert_eq!(
                 (state.inboxes.messages(), state.inboxes.bytes()),
                 (0, 0),

@@ -2,6 +2,7 @@
 
 use super::ledger::Ledger;
 use super::scenario::Scenario;
+use super::websocket::WebSocketEnd;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, FRAME_BYTES_MAX_LIMIT, Frame, Kind, LoginOk, decode, flags};
@@ -73,6 +74,8 @@ pub(super) struct Session {
     pub(super) broken: bool,
     heartbeat_ms: u64,
     input: Vec<u8>,
+    /// Its end of a WebSocket, if it speaks through one.
+    pub(super) websocket: Option<WebSocketEnd>,
     last_stamp: u64,
     /// Latest first delivery from each sending session.
     last_seq: BTreeMap<usize, u64>,
@@ -105,6 +108,7 @@ impl Session {
             broken: false,
             heartbeat_ms: 0,
             input: Vec::new(),
+            websocket: None,
             last_stamp: 0,
             last_seq: BTreeMap::new(),
             got: BTreeSet::new(),

@@ -6,7 +6,7 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-pub use refusal::Refusal;
+pub use refusal::{REFUSALS, Refusal};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -38,3 +38,4 @@ mod shortage;
 mod shutdown;
 mod storm;
 mod support;
+mod websocket;

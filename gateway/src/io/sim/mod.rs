@@ -150,6 +150,10 @@ impl Io for SimIo {
         &self.held[usize::from(buf.0)].as_ref().expect("only a buffer the kernel filled is read")[..len]
     }
 
+    fn buffer_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
+        &mut self.held[usize::from(buf.0)].as_mut().expect("only a buffer the kernel filled is read")[..len]
+    }
+
     fn release(&mut self, buf: BufId) {
         let held = self.held[usize::from(buf.0)].take();
         assert!(held.is_some(), "buffer {} was released twice or never filled", buf.0);

@@ -1,0 +1,296 @@
+//! Connections that are not native: the request by which one becomes a WebSocket, messages into frames, and the ends that each transport has of its own.
+
+use super::decode::Flow;
+use super::links::{Links, TICK_MS, ticks};
+use super::shard::Shard;
+use crate::conn::{Conn, ConnFlags, Phase, Wire};
+use crate::reason::CloseReason;
+use crate::transport::outbound::put_raw;
+use crate::transport::upgrade::{self, Refusal, Request};
+use crate::transport::{Opening, opening};
+use hashbrown::HashMap;
+use trunkline_proto::websocket::{Control, End, Inbound, Opcode, Role, close_code, put_close, put_control};
+
+/// What has to be remembered of connections that are not native, by slot. A quiet one has no entry: it costs no more than a native one.
+#[derive(Debug, Default)]
+pub(crate) struct Wrappings(HashMap<u32, Box<Wrapping>>);
+
+/// What has to be remembered of one.
+#[derive(Debug, Default)]
+struct Wrapping {
+    /// Where its stream of messages stands, and how that ended.
+    inbound: Inbound,
+    /// The token that came with its request, until LOGIN.
+    token: Option<String>,
+}
+
+/// A connection that is not native, on its way to another shard.
+#[derive(Debug)]
+pub(crate) struct Wrapped {
+    wire: Wire,
+    wrapping: Option<Box<Wrapping>>,
+}
+
+impl Wrappings {
+    /// Connections of which something has to be remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Links {
+    fn wrapping(&mut self, slot: u32) -> &mut Wrapping {
+        self.slots.at(slot).wire.set(Wire::REMEMBERED);
+        self.wrappings.0.entry(slot).or_default()
+    }
+
+    fn take_wrapping(&mut self, slot: u32) -> Option<Box<Wrapping>> {
+        let wire = &mut self.slots.at(slot).wire;
+        if !wire.has(Wire::REMEMBERED) {
+            return None;
+        }
+        wire.clear(Wire::REMEMBERED);
+        self.wrappings.0.remove(&slot)
+    }
+
+    fn put_wrapping(&mut self, slot: u32, wrapping: Box<Wrapping>) {
+        if !wrapping.inbound.is_idle() || wrapping.token.is_some() {
+            self.slots.at(slot).wire.set(Wire::REMEMBERED);
+            self.wrappings.0.insert(slot, wrapping);
+        }
+    }
+
+    /// How the messages of a connection have ended, if they have.
+    fn wrapped_end(&mut self, slot: u32) -> Option<End> {
+        let remembered = self.slots.at(slot).wire.has(Wire::REMEMBERED);
+        remembered.then(|| self.wrappings.0.get(&slot)?.inbound.end()).flatten()
+    }
+
+    /// The token that came with the request of a connection.
+    pub(crate) fn take_wrapped_token(&mut self, slot: u32) -> Option<String> {
+        let mut wrapping = self.take_wrapping(slot)?;
+        let token = wrapping.token.take();
+        self.put_wrapping(slot, wrapping);
+        token
+    }
+
+    /// Takes what lies between the bytes and the frames of a connection that goes to another shard; `None` where nothing does.
+    pub(crate) fn take_wrapped(&mut self, slot: u32) -> Option<Box<Wrapped>> {
+        let wire = self.slots.at(slot).wire.kind();
+        (!wire.is_native()).then(|| Box::new(Wrapped { wire, wrapping: self.take_wrapping(slot) }))
+    }
+
+    /// Goes on with a connection that came from another shard.
+    pub(crate) fn put_wrapped(&mut self, slot: u32, wrapped: Wrapped) {
+        self.slots.at(slot).wire = wrapped.wire;
+        if let Some(wrapping) = wrapped.wrapping {
+            self.put_wrapping(slot, wrapping);
+        }
+    }
+
+    /// The connection is gone.
+    pub(crate) fn forget_wrapped(&mut self, slot: u32) {
+        self.take_wrapping(slot);
+    }
+
+    /// Queues bytes that are no frame, whatever the outbox holds: for the last words of a connection, and the answer to its request.
+    fn append_raw(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        self.slots.at(slot).wire.set(Wire::RAW);
+        self.append(slot, |out| put_raw(out, write));
+    }
+}
+
+/// Tick at which a session over a WebSocket that has been silent for one and a half heartbeats gets a Ping, unless it got one: a browser answers it without
+/// the page, whose timers may run once a minute only.
+pub(crate) fn ping_tick(conn: &Conn) -> Option<u32> {
+    let asked = conn.wire.has(Wire::PINGED);
+    let websocket = conn.wire.kind() == Wire::WEBSOCKET;
+    (websocket && !asked).then(|| conn.alive_tick + ticks(1_500 * u64::from(conn.heartbeat_secs)))
+}
+
+// A Ping has some ticks until its answer counts: half of the shortest heartbeat.
+const _: () = assert!(TICK_MS * 4 <= 1_000 / 2);
+
+impl Shard {
+    /// The first bytes of a connection are no frame.
+    pub(crate) fn open_otherwise(&mut self, slot: u32, bytes: &[u8]) {
+        match opening(bytes) {
+            Some(Opening::Http) | None => {
+                self.links.slots.at(slot).wire = Wire::HTTP;
+                self.received_head(slot, bytes);
+            }
+            Some(_) => self.close(slot, CloseReason::UnknownTransport),
+        }
+    }
+
+    /// Bytes came over a connection that is not native. They may be changed in place.
+    pub(crate) fn received_wrapped(&mut self, slot: u32, bytes: &mut [u8]) {
+        self.links.stats.bytes_in.add(bytes.len() as u64);
+        let Conn { phase, wire, .. } = *self.links.slots.at(slot);
+        match (phase, wire.kind()) {
+            (Phase::Handshake, Wire::HTTP) => self.received_head(slot, bytes),
+            (Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open, Wire::WEBSOCKET) => {
+                self.received_messages(slot, bytes);
+            }
+            // What comes behind an end is dropped.
+            _ => {}
+        }
+    }
+
+    /// Bytes of a request's head; the bounds of half-received frames are its too.
+    fn received_head(&mut self, slot: u32, bytes: &[u8]) {
+        let looked = self.links.slots.at(slot).partial.as_ref().map_or(0, |partial| partial.len());
+        self.keep(slot, bytes);
+        if self.links.slots.at(slot).phase != Phase::Handshake {
+            return;
+        }
+        let Some(mut head) = self.links.take_partial(slot) else { return };
+        let told = match opening(&head) {
+            Some(Opening::Http) => upgrade::read(&self.upgrade, &head, looked),
+            None => Ok(None),
+            Some(_) => return self.close(slot, CloseReason::UnknownTransport),
+        };
+        match told {
+            Ok(None) => self.links.put_partial(slot, head),
+            Ok(Some((Request::Upgrade(upgrade), end))) => {
+                if self.ends() {
+                    return self.refuse_request(slot, Refusal::Unavailable);
+                }
+                self.links.stats.websockets.add(1);
+                self.links.append_raw(slot, |out| upgrade.put_response(out));
+                let wire = &mut self.links.slots.at(slot).wire;
+                *wire = Wire::WEBSOCKET;
+                wire.set(Wire::RAW);
+                if upgrade.token.is_some() {
+                    self.links.wrapping(slot).token = upgrade.token;
+                }
+                self.received_messages(slot, &mut head[end..]);
+            }
+            Ok(Some((request, _))) => {
+                let well = request == Request::Healthz || (self.serving && self.drain.is_none());
+                self.links.append_raw(slot, |out| upgrade::put_health(well, out));
+                self.close(slot, CloseReason::HttpAnswered);
+            }
+            Err(refusal) => self.refuse_request(slot, refusal),
+        }
+    }
+
+    fn refuse_request(&mut self, slot: u32, refusal: Refusal) {
+        self.links.stats.count_request_refused(refusal);
+        self.links.append_raw(slot, |out| refusal.put_response(out));
+        self.close(slot, CloseReason::HttpRefused);
+    }
+
+    /// Bytes of a WebSocket: the frames in its messages are handled like those of a native connection, control frames are answered.
+    fn received_messages(&mut self, slot: u32, bytes: &mut [u8]) {
+        // Where nothing is remembered and nothing will have to be, nothing is allocated.
+        let mut fresh = Inbound::default();
+        let mut wrapping = self.links.take_wrapping(slot);
+        let inbound = wrapping.as_mut().map_or(&mut fresh, |wrapping| &mut wrapping.inbound);
+        let (mut pongs, mut controls) = (Vec::new(), 0);
+        let taken = inbound.take(Role::Server, bytes, |control| {
+            controls += 1;
+            if let Control::Ping(payload) = control {
+                put_control(&mut pongs, Opcode::Pong, payload);
+            }
+        });
+        if wrapping.is_none() && !fresh.is_idle() {
+            wrapping = Some(Box::new(Wrapping { inbound: fresh, token: None }));
+        }
+        if let Some(wrapping) = wrapping {
+            self.links.put_wrapping(slot, wrapping);
+        }
+        if controls > 0 || taken.native > 0 {
+            self.links.slots.at(slot).wire.clear(Wire::PINGED);
+        }
+        if controls > 0 {
+            self.took_controls(slot, controls, &pongs);
+        }
+        if taken.native > 0 {
+            self.take_in(slot, &bytes[..taken.native]);
+        }
+        if taken.end.is_some() {
+            self.end_wrapped(slot);
+        }
+    }
+
+    /// Control frames are life, and take their part of the turn and of the rate as frames do. Each Ping is answered though, whatever the rate: a client may take a
+    /// Ping that is not for a broken connection. What does not fit the outbox ends the connection as too slow.
+    fn took_controls(&mut self, slot: u32, controls: u32, pongs: &[u8]) {
+        self.links.spend(slot, controls, controls.into());
+        if self.links.limits.frames_per_sec != 0 {
+            self.charge_frames(slot, controls);
+        }
+        if !pongs.is_empty() {
+            self.queue_pongs(slot, pongs);
+        }
+        if self.links.allowance(slot) == 0 {
+            self.links.fall_behind(slot, Flow::On);
+        }
+    }
+
+    fn queue_pongs(&mut self, slot: u32, pongs: &[u8]) {
+        let conn = self.links.slots.at(slot);
+        if !matches!(conn.phase, Phase::Handshake | Phase::Open) {
+            // It is not read on before another shard or node has answered, so these are all.
+            return self.links.append_raw(slot, |out| out.extend_from_slice(pongs));
+        }
+        conn.wire.set(Wire::RAW);
+        self.links.reply(slot, |out| put_raw(out, |out| out.extend_from_slice(pongs)));
+        self.links.pause_if_full(slot);
+    }
+
+    /// Ends a connection whose messages have ended, once all frames before that have had their turn.
+    pub(crate) fn end_wrapped(&mut self, slot: u32) {
+        let conn = self.links.slots.at(slot);
+        let waits = conn.flags.has(ConnFlags::BEHIND) || !matches!(conn.phase, Phase::Handshake | Phase::Open);
+        if waits {
+            return;
+        }
+        match self.links.wrapped_end(slot) {
+            None => {}
+            Some(End::Closed(_)) => self.close(slot, CloseReason::PeerClosed),
+            Some(End::Violated(_)) => self.close(slot, CloseReason::WebSocketViolation),
+            Some(End::FrameUnfinished) => self.close(slot, CloseReason::MalformedFrame),
+        }
+    }
+
+    /// Queues the last words of a connection that is not native, behind its BYE if there is one.
+    pub(crate) fn say_goodbye(&mut self, slot: u32, reason: CloseReason, text: &str) {
+        if self.links.slots.at(slot).wire.kind() == Wire::HTTP {
+            return self.say_goodbye_to_request(slot, reason);
+        }
+        let end = self.links.wrapped_end(slot);
+        let (code, text) = match (reason, end) {
+            (CloseReason::PeerClosed, Some(End::Closed(close))) => (close.code, ""),
+            // The peer has gone without a word, or cannot be told any.
+            (CloseReason::PeerClosed | CloseReason::PeerReset, _) => return,
+            (CloseReason::WebSocketViolation, Some(End::Violated(violation))) => {
+                (Some(violation.close_code()), violation.text())
+            }
+            _ => match reason.code() {
+                Some(code) => (Some(close_code::BYE_BASE + code.as_u16()), text),
+                None => (Some(close_code::NORMAL), ""),
+            },
+        };
+        self.links.append_raw(slot, |out| put_close(out, code, text));
+    }
+
+    /// A request that was not answered is, unless its sender has gone.
+    fn say_goodbye_to_request(&mut self, slot: u32, reason: CloseReason) {
+        let refusal = match reason {
+            CloseReason::LoginTimeout => Refusal::Timeout,
+            _ if reason.code().is_some() => Refusal::Unavailable,
+            _ => return,
+        };
+        self.links.stats.count_request_refused(refusal);
+        self.links.append_raw(slot, |out| refusal.put_response(out));
+    }
+
+    /// Asks a silent client for a sign of life.
+    pub(crate) fn ping_wrapped(&mut self, slot: u32) {
+        self.links.stats.websocket_pings.add(1);
+        self.links.slots.at(slot).wire.set(Wire::PINGED);
+        self.links.append_raw(slot, |out| put_control(out, Opcode::Ping, b""));
+    }
+}

@@ -1,0 +1,37 @@
+"""Through the library websockets: python with_websockets.py ws://HOST:PORT/ws. Says "talked", and then how it was sent away."""
+
+import sys
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from frames import BYE, LOGOUT, Session, short, talk
+
+sockets = []
+
+
+def open_socket():
+    socket = connect(sys.argv[1], subprotocols=["trunkline.v1"], max_size=2**20, proxy=None)
+    assert socket.subprotocol == "trunkline.v1"
+    sockets.append(socket)
+    return socket.send, socket.recv
+
+
+def closed(socket):
+    try:
+        socket.recv()
+    except ConnectionClosed as end:
+        return end.rcvd.code
+    raise AssertionError("a message behind the last one")
+
+
+first, second = talk(open_socket)
+# A Ping of the library, and a message in fragments.
+assert sockets[0].ping().wait(20)
+third = Session(*open_socket(), device="third")
+third.send([short(LOGOUT)[:3], short(LOGOUT)[3:]])
+assert closed(sockets[2]) == 1000
+print("talked", flush=True)
+for session, socket in ((first, sockets[0]), (second, sockets[1])):
+    reason = session.expect(BYE)[2]
+    print("bye", reason, closed(socket), flush=True)
