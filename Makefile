@@ -27,6 +27,7 @@ cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, unti
 
 test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked
+	npm test --silent --prefix client/js
 
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check

@@ -82,3 +82,11 @@ if ! cmp -s scripts/websocket-clients.txt "$clients/websocket-clients.txt"; then
   npm install --silent --no-audit --no-fund --prefix "$clients" "${packages[@]}"
   cp scripts/websocket-clients.txt "$clients/websocket-clients.txt"
 fi
+
+# The JavaScript client is tested in Node, and its size is judged where it is built.
+js=client/js
+if [ ! -e "$js/node_modules" ] || [ "$js/package-lock.json" -nt "$js/node_modules" ]; then
+  echo "setup: installing what the JavaScript client is built with"
+  npm ci --silent --no-audit --no-fund --prefix "$js"
+fi
+npm run --silent --prefix "$js" build

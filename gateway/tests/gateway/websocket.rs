@@ -264,6 +264,16 @@ struct LibraryClient {
 }
 
 impl LibraryClient {
+    /// Starts the JavaScript client of this project, built by `scripts/setup.sh`.
+    fn start_own(gateway: &Gateway) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the workspace");
+        let built = root.join("client/js/dist/index.js");
+        assert!(built.exists(), "{} is not there: run scripts/setup.sh", built.display());
+        let mut command = Command::new("node");
+        command.arg(root.join("client/js/test/with_gateway.mjs"));
+        LibraryClient::spawn(command, gateway)
+    }
+
     /// Starts a script of the folder `websocket_clients` with what `scripts/setup.sh` has installed.
     fn start(gateway: &Gateway, script: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -282,7 +292,12 @@ impl LibraryClient {
             copy
         };
         let mut command = Command::new(program);
-        command.arg(path).arg(format!("ws://{}/ws", gateway.client_address())).stdout(Stdio::piped());
+        command.arg(path);
+        LibraryClient::spawn(command, gateway)
+    }
+
+    fn spawn(mut command: Command, gateway: &Gateway) -> Self {
+        command.arg(format!("ws://{}/ws", gateway.client_address())).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.env("PYTHONDONTWRITEBYTECODE", "1").spawn().expect("start the client");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         LibraryClient { child, lines }
@@ -311,4 +326,19 @@ fn clients_of_libraries_log_in_talk_and_are_sent_away() {
             assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
         });
     }
+}
+
+#[test]
+fn the_javascript_client_talks_and_comes_back_after_a_drain() {
+    with_gateway(4, &["--drain-secs", "0"], |gateway| {
+        let mut client = LibraryClient::start_own(gateway);
+        assert_eq!(client.line(), "talked");
+        assert_eq!(gateway.post("/v1/node/drain").status, 202);
+        assert_eq!(client.line(), "drained");
+        assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
+        client.child.stdin.take().expect("stdin is piped").write_all(b"go on").expect("write to the client");
+        assert_eq!(client.line(), "closed");
+        let status = client.child.wait().expect("the client's status");
+        assert!(status.success(), "{status}");
+    });
 }

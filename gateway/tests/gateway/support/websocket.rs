@@ -4,6 +4,7 @@ use super::PATIENCE;
 use super::gateway::Gateway;
 use super::wire::{Frame, Login, LoginOk};
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::TcpStream;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Error, Message, WebSocket, client};
@@ -95,6 +96,10 @@ impl WebSocketClient {
         };
         match self.socket.read() {
             Err(Error::ConnectionClosed) => close,
+            // Who was long in reading finds that the server did not wait for it.
+            Err(Error::Io(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                close
+            }
             other => panic!("expected the end, got {other:?}"),
         }
     }

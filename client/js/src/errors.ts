@@ -1,0 +1,38 @@
+/** What can become of a call. */
+
+/** The common ancestor of all errors of this library. */
+export class TrunklineError extends Error {
+  override name = "TrunklineError";
+}
+
+/** The credentials are not accepted, or the token callback says so by throwing it. Final: the client does not come back by itself. */
+export class UnauthorizedError extends TrunklineError {
+  override name = "UnauthorizedError";
+}
+
+/** The client was closed, or ended for good. */
+export class ClosedError extends TrunklineError {
+  override name = "ClosedError";
+}
+
+/** The server said BYE with a reason after which a client does not come back by itself. */
+export class ByeError extends ClosedError {
+  override name = "ByeError";
+  constructor(
+    /** Reason, as in PROTOCOL.md: 7 version, 8 replaced by a newer login, 15 kicked. */
+    readonly reason: number,
+    text: string,
+  ) {
+    super(text || `the server ended the session with reason ${reason}`);
+  }
+}
+
+/** There is no session at the moment, and the message has no ACK to wait for one. */
+export class NotConnectedError extends TrunklineError {
+  override name = "NotConnectedError";
+}
+
+/** As much waits as may wait: acknowledged messages, or bytes in the socket. */
+export class FullError extends TrunklineError {
+  override name = "FullError";
+}

@@ -1,0 +1,113 @@
+/** The few protobuf messages that a client writes and reads. */
+
+const text = new TextEncoder();
+const utf8 = new TextDecoder();
+
+/** What is said at LOGIN. */
+export interface Login {
+  user: bigint;
+  token: string;
+  device: string;
+  deviceClass: string;
+  agent: string;
+  heartbeatSecs: number;
+}
+
+export interface LoginOk {
+  session: bigint;
+  node: string;
+  heartbeatSecs: number;
+  expiresMs: number;
+}
+
+export interface Bye {
+  reconnectAfterMs: number;
+  redirect: string;
+  text: string;
+}
+
+/** Numbers of fields and their values, those that are the default left out. */
+export function encode(fields: [number, bigint | number | string][]): Uint8Array {
+  const out: number[] = [];
+  const varint = (value: bigint) => {
+    for (; value > 127n; value >>= 7n) out.push(Number(value & 127n) | 128);
+    out.push(Number(value));
+  };
+  for (const [field, value] of fields) {
+    if (typeof value === "string") {
+      const bytes = text.encode(value);
+      if (!bytes.length) continue;
+      varint(BigInt(field * 8 + 2));
+      varint(BigInt(bytes.length));
+      for (const byte of bytes) out.push(byte);
+    } else if (BigInt(value) !== 0n) {
+      varint(BigInt(field * 8));
+      varint(BigInt(value));
+    }
+  }
+  return Uint8Array.from(out);
+}
+
+/** Values by the number of their field, the last of each. Fields of a fixed size are passed over. Throws a RangeError at what is no protobuf. */
+export function decode(bytes: Uint8Array): Map<number, bigint | Uint8Array> {
+  const fields = new Map<number, bigint | Uint8Array>();
+  let at = 0;
+  const varint = () => {
+    let value = 0n;
+    for (let shift = 0n; shift < 70n; shift += 7n) {
+      const byte = bytes[at++];
+      if (byte === undefined) break;
+      value |= BigInt(byte & 127) << shift;
+      if (byte < 128) return BigInt.asUintN(64, value);
+    }
+    throw new RangeError("a number that does not end");
+  };
+  while (at < bytes.length) {
+    const key = Number(varint());
+    const [field, type] = [Math.floor(key / 8), key % 8];
+    if (type === 0) fields.set(field, varint());
+    else if (type === 1) at += 8;
+    else if (type === 5) at += 4;
+    else if (type === 2) {
+      const end = Number(varint()) + at;
+      if (end > bytes.length) throw new RangeError("a field that does not end");
+      fields.set(field, bytes.subarray(at, end));
+      at = end;
+    } else throw new RangeError(`a field of type ${type}`);
+  }
+  return fields;
+}
+
+const number = (value: bigint | Uint8Array | undefined) => (typeof value === "bigint" ? value : 0n);
+const string = (value: bigint | Uint8Array | undefined) => (value instanceof Uint8Array ? utf8.decode(value) : "");
+
+export function encodeLogin(login: Login): Uint8Array {
+  return encode([
+    [1, 1],
+    [2, login.user],
+    [3, login.token],
+    [4, login.device],
+    [5, login.deviceClass],
+    [6, login.agent],
+    [9, login.heartbeatSecs],
+  ]);
+}
+
+export function decodeLoginOk(body: Uint8Array): LoginOk {
+  const fields = decode(body);
+  return {
+    session: number(fields.get(1)),
+    node: string(fields.get(2)),
+    heartbeatSecs: Number(number(fields.get(4))),
+    expiresMs: Number(number(fields.get(13))),
+  };
+}
+
+export function decodeBye(body: Uint8Array): Bye {
+  const fields = decode(body);
+  return {
+    reconnectAfterMs: Number(number(fields.get(1))),
+    redirect: string(fields.get(2)),
+    text: string(fields.get(3)),
+  };
+}
