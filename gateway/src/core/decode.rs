@@ -114,6 +114,7 @@ impl Shard {
         let max = self.frame_bytes_max(slot)?;
         let allowed = self.links.allowance(slot);
         let (mut used, mut units, mut frames) = (0, 0, 0);
+        let mut traffic = false;
         let end = loop {
             if frames == BATCH_FRAMES {
                 break BatchEnd::Parted;
@@ -123,8 +124,14 @@ impl Shard {
                     if units >= allowed {
                         break BatchEnd::Behind(Flow::On);
                     }
-                    if self.frame(slot, &frame) == Flow::Wait {
-                        break BatchEnd::Behind(Flow::Wait);
+                    if open {
+                        let kind = frame.known();
+                        traffic |= !matches!(kind, None | Some(Kind::Ping | Kind::Renew));
+                        if self.session_frame(slot, kind, &frame) == Flow::Wait {
+                            break BatchEnd::Behind(Flow::Wait);
+                        }
+                    } else {
+                        self.first_frame(slot, &frame);
                     }
                     used += len;
                     units += frame_units(len);
@@ -142,6 +149,9 @@ impl Shard {
             }
         };
         self.links.spend(slot, units, frames);
+        if traffic {
+            self.note_traffic(slot);
+        }
         Some((used, end))
     }
 
@@ -171,13 +181,14 @@ impl Shard {
     }
 
     /// Sees to it that not more is kept than may be: whoever is to give way is closed.
-    fn bound_partials(&mut self, asker: u32) {
+    pub(super) fn bound_partials(&mut self, asker: u32) {
         while self.links.has_too_many_partials() {
             self.links.stats.limit_partial.add(1);
             let victim = self.links.partial_victim(asker);
             self.links.stats.evicted_partial.add(u64::from(victim != asker));
             self.close(victim, CloseReason::Overloaded);
             self.links.take_partial(victim);
+            self.links.take_wrapped_token(victim);
             if victim == asker {
                 break;
             }
@@ -240,19 +251,22 @@ impl Shard {
         self.close(slot, reason);
     }
 
-    /// One whole frame.
-    #[inline]
-    fn frame(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
-        if self.links.slots.at(slot).phase == Phase::Handshake {
-            match frame.known() {
-                Some(Kind::Login) => self.login(slot, frame),
-                _ => self.close(slot, CloseReason::NotLoggedIn),
-            }
-            return Flow::On;
+    /// The first whole frame of a connection.
+    fn first_frame(&mut self, slot: u32, frame: &Frame<'_>) {
+        match frame.known() {
+            Some(Kind::Login) => self.login(slot, frame),
+            _ => self.close(slot, CloseReason::NotLoggedIn),
         }
-        let kind = frame.known();
+    }
+
+    /// A frame of a session, within its limit on frames.
+    #[inline]
+    fn session_frame(&mut self, slot: u32, kind: Option<Kind>, frame: &Frame<'_>) -> Flow {
+        if self.links.limits.frames_per_sec == 0 {
+            return self.open_frame(slot, kind, frame);
+        }
         // The LOGOUT that spares the server a timeout is no client's choice, and neither is an ACK, for which the delivery has put a frame into the bucket.
-        let limited = self.links.limits.frames_per_sec != 0 && kind != Some(Kind::Logout);
+        let limited = kind != Some(Kind::Logout);
         if limited && !self.frame_allowed(slot) {
             self.links.stats.limit_frames.add(1);
             self.links.error(slot, Code::RateLimited, frame.id, frame.peer);
@@ -273,9 +287,6 @@ impl Shard {
             self.links.error(slot, Code::UnknownKind, 0, 0);
             return Flow::On;
         };
-        if !matches!(kind, Kind::Ping | Kind::Renew) {
-            self.note_traffic(slot);
-        }
         match kind {
             Kind::Send => return self.send(slot, frame),
             Kind::Ack => self.ack(slot, frame),
@@ -292,15 +303,17 @@ impl Shard {
         Flow::On
     }
 
-    /// Traffic, as against heartbeats, makes a connection hot.
+    /// Traffic, as against heartbeats, makes a session hot.
     fn note_traffic(&mut self, slot: u32) {
         let tick = self.links.tick;
-        let hot_ticks = super::links::ticks(self.links.limits.hot_idle_ms);
         let conn = self.links.slots.at(slot);
+        if conn.phase != Phase::Open {
+            return;
+        }
         conn.traffic_tick = tick;
         if !conn.flags.has(ConnFlags::HOT) {
             conn.flags.set(ConnFlags::HOT);
-            self.links.wheel.arm_earlier(slot, tick + hot_ticks);
+            self.links.wheel.arm_earlier(slot, tick + super::links::ticks(self.links.limits.hot_idle_ms));
         }
     }
 
