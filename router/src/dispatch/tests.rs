@@ -268,9 +268,10 @@ fn the_own_zone_is_preferred_until_it_is_full_and_left_when_it_is_gone() {
     }
     assert_eq!(fixture.dispatch.stats().spilled, 0);
     // Without a zone, and from one that no node has, anywhere.
+    // The logins before have made zone a the fuller one, so it is not the first.
     assert!(
-        (0..40).any(|_| fixture.ask_from("").starts_with('a'))
-            && (0..40).any(|_| fixture.ask_from("c").starts_with('b'))
+        (0..200).any(|_| fixture.ask_from("").starts_with('a'))
+            && (0..200).any(|_| fixture.ask_from("c").starts_with('b'))
     );
     // More than a quarter above the average: everybody helps.
     let loaded =

@@ -109,6 +109,10 @@ impl Membership {
             if record.check().is_err() || !self.seen.polled(now_ms, &record.name, record.incarnation, self.lease_ms) {
                 continue;
             }
+            // A lower incarnation that has turned out to be the latest: what the mesh said of the higher one is of no node that is.
+            if self.links.get(record.name.as_str()).is_some_and(|link| link.incarnation > record.incarnation) {
+                self.links.remove(record.name.as_str());
+            }
             // Should a name come twice, the higher incarnation was seen by now, or comes later and takes the place.
             fresh.insert(record.name.as_str().into(), Known { record, forgotten: false });
         }

@@ -370,7 +370,7 @@ fn bad_logins_are_refused_with_the_correction() {
         (json!({"user": null}), "a user is a number from 1"),
         (json!({"user": 1, "strategy": null}), "expected value"),
         (json!({"user": 1, "strategy": "fastest"}), "least-conn"),
-        (json!({"user": 1, "strategie": "home"}), "unknown field `strategie`, expected `user` or `strategy`"),
+        (json!({"user": 1, "strategie": "home"}), "unknown field `strategie`, expected one of `user`, `strategy`"),
         (json!([]), "JSON object"),
     ] {
         let detail = router.post("/v1/login", &body).problem(400);

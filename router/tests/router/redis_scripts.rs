@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use trunkline_router::membership::{Membership, NodeRecord, NodeState};
 use trunkline_router::redis::{
     ACCOUNT_IDS, AccountError, AcquireError, NAMES_MAX, Plane, PresenceEntry, PresenceWrite, RedisConfig, Renewal,
@@ -22,9 +23,16 @@ fn cluster() -> &'static RedisCluster {
 
 /// Runs a test on several threads, as the stateless router may, with a connection of its own.
 fn with_plane<F: Future<Output = ()>>(test: impl FnOnce(Plane) -> F) {
+    with_plane_of(cluster(), test);
+}
+
+/// The same for a test that needs a cluster of its own. However busy the machine is, its Redis is not taken for silent.
+fn with_plane_of<F: Future<Output = ()>>(cluster: &RedisCluster, test: impl FnOnce(Plane) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let plane = Plane::connect(&RedisConfig::parse(&cluster().url()).unwrap()).await.unwrap();
+        let config = RedisConfig::parse(&cluster.url()).unwrap();
+        let config = RedisConfig { command_timeout: Duration::from_secs(60), ..config };
+        let plane = Plane::connect(&config).await.unwrap();
         test(plane.clone()).await;
         plane.close().await;
     });
@@ -186,8 +194,9 @@ fn an_incarnation_grows_although_the_clock_of_redis_was_ahead() {
 
 #[test]
 fn names_whose_lease_has_ended_leave_the_list_and_none_that_lives_is_crowded_out() {
-    with_plane(|plane| async move {
-        let cluster = cluster();
+    // The list is one for all, and this test fills it.
+    let cluster = &RedisCluster::start();
+    with_plane_of(cluster, |plane| async move {
         let master = cluster.master_of_slot(cluster.slot_of("tl:nodes"));
         let time = cluster.ask(master, &["TIME"]).unwrap();
         let now_ms = time.lines().next().unwrap().parse::<u64>().unwrap() * 1_000;
