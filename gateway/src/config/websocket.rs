@@ -17,9 +17,9 @@ pub(super) fn upgrade(all: &Settings, judge: &Judge) -> Result<Rules, ConfigErro
             let allowed = "it must be the name of a cookie: letters, digits and !#$%&'*+-.^_`|~";
             return judge.refuse("ws_cookie", format!("{name:?}"), allowed);
         }
-        if origins.iter().any(|origin| origin == "*") {
-            let allowed =
-                "with ws_origin * any page could act as the user whose cookie the browser sends: name the origins";
+        // A page makes its origin null by a frame of its own, so null too is any page.
+        if origins.iter().any(|origin| matches!(origin.as_str(), "*" | "null")) {
+            let allowed = "with ws_origin * or null any page could act as the user whose cookie the browser sends: name the origins";
             return judge.refuse("ws_cookie", format!("{name:?}"), allowed);
         }
     }

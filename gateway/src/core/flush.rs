@@ -178,7 +178,9 @@ impl<I: Io> Core<I> {
 
     fn flush_conn(&mut self, slot: u32) {
         match self.shard.links.slots.at(slot).phase {
-            Phase::Free | Phase::Closed | Phase::Registering => {}
+            Phase::Free | Phase::Closed => {}
+            // Its LOGIN may have come with the request by which it became a WebSocket, and the answer to that need not wait for another node's.
+            Phase::Registering => self.flush_outbox(slot),
             Phase::Mesh => self.drive_node(slot),
             Phase::Handshake | Phase::Open => {
                 self.flush_outbox(slot);
@@ -272,6 +274,7 @@ impl<I: Io> Core<I> {
         if conn.busy() || conn.outbox.is_some() {
             return;
         }
+        self.shard.links.wheel.disarm(slot);
         let Some((home, adoptee)) = self.shard.take_departing(slot) else { return };
         let token = HandoverToken::new(self.shard.shard, id);
         match self.shard.outgoing.put_arrival(home, token, Arrival::Client(adoptee)) {

@@ -64,7 +64,9 @@ impl Shard {
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::HandingOver;
         conn.set_home_shard(home);
-        self.links.wheel.disarm(slot);
+        if conn.outbox.is_none() {
+            self.links.wheel.disarm(slot);
+        }
         self.departing.insert(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
     }

@@ -3,7 +3,7 @@
 use super::decode::Flow;
 use super::tokens::Tokens;
 use super::wrap::{Wrappings, ping_tick};
-use crate::conn::{Conn, ConnFlags, Phase, Slots};
+use crate::conn::{Conn, ConnFlags, Phase, Slots, Wire};
 use crate::directory::is_remote;
 use crate::inbox::Inboxes;
 use crate::io::ConnId;
@@ -573,9 +573,9 @@ pub(crate) const fn frame_units(bytes: usize) -> u32 {
     1 + (bytes / UNIT_BYTES) as u32
 }
 
-/// Whether a connection holds a part of a frame and has not logged in.
+/// Whether a connection holds a part of a frame, or a token, and has not logged in.
 fn holds_as_stranger(conn: &mut Conn) -> bool {
-    conn.phase == Phase::Handshake && conn.partial.is_some()
+    conn.phase == Phase::Handshake && (conn.partial.is_some() || conn.wire.has(Wire::REMEMBERED))
 }
 
 /// Bytes that a connection holds of frames.

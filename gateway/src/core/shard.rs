@@ -451,6 +451,11 @@ impl Shard {
                 self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
                 self.links.mark_dirty(slot);
             }
+            // It does not take the answers it asked for before its LOGIN.
+            Phase::HandingOver if !conn.flags.has(ConnFlags::OP_PENDING) => {
+                self.links.stats.limit_login_timeout.add(1);
+                self.close(slot, CloseReason::LoginTimeout);
+            }
             // A hand-over and a close end by themselves.
             Phase::Free | Phase::HandingOver | Phase::Mesh | Phase::Closed => {}
         }
@@ -489,6 +494,9 @@ impl Shard {
                 }
                 (Phase::Registering, user) => self.dismiss(slot, user),
                 (Phase::Handshake, _) if drain.ends => self.close(slot, CloseReason::Draining),
+                (Phase::HandingOver, _) if drain.ends && !conn.flags.has(ConnFlags::OP_PENDING) => {
+                    self.close(slot, CloseReason::Draining);
+                }
                 // Whoever logs in is sent away then.
                 _ => {}
             }

@@ -9,20 +9,42 @@ use crate::transport::outbound::put_raw;
 use crate::transport::upgrade::{self, Refusal, Request};
 use crate::transport::{Opening, opening};
 use hashbrown::HashMap;
-use trunkline_proto::websocket::{Control, End, Inbound, Opcode, Role, close_code, put_close, put_control};
+use std::fmt;
+use trunkline_proto::websocket::{
+    CONTROL_BYTES_MAX, Control, End, Inbound, Opcode, Role, close_code, put_close, put_control,
+};
 
 /// What has to be remembered of connections that are not native, by slot. A quiet one has no entry: it costs no more than a native one.
 #[derive(Debug, Default)]
 pub(crate) struct Wrappings(HashMap<u32, Box<Wrapping>>);
 
 /// What has to be remembered of one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Wrapping {
     /// Where its stream of messages stands, and how that ended.
     inbound: Inbound,
     /// The token that came with its request, until LOGIN.
     token: Option<String>,
 }
+
+impl fmt::Debug for Wrapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "(secret)");
+        f.debug_struct("Wrapping").field("inbound", &self.inbound).field("token", &token).finish()
+    }
+}
+
+impl Wrapping {
+    /// Bytes that it counts as of half-received frames, whose bound is its bound: itself, its entry, a control frame begun, and the token.
+    fn bytes(&self) -> usize {
+        WRAPPING_BYTES + self.token.as_ref().map_or(0, |token| token.len())
+    }
+}
+
+/// Bytes for one connection of which something is remembered, besides its token.
+const WRAPPING_BYTES: usize = size_of::<Wrapping>() + 2 * size_of::<(u32, Box<Wrapping>)>() + CONTROL_BYTES_MAX;
+/// Bytes of Pongs that a connection without LOGIN may leave unread.
+const PONGS_BEFORE_LOGIN_BYTES_MAX: usize = 4_096;
 
 /// A connection that is not native, on its way to another shard.
 #[derive(Debug)]
@@ -39,23 +61,21 @@ impl Wrappings {
 }
 
 impl Links {
-    fn wrapping(&mut self, slot: u32) -> &mut Wrapping {
-        self.slots.at(slot).wire.set(Wire::REMEMBERED);
-        self.wrappings.0.entry(slot).or_default()
-    }
-
     fn take_wrapping(&mut self, slot: u32) -> Option<Box<Wrapping>> {
         let wire = &mut self.slots.at(slot).wire;
         if !wire.has(Wire::REMEMBERED) {
             return None;
         }
         wire.clear(Wire::REMEMBERED);
-        self.wrappings.0.remove(&slot)
+        let wrapping = self.wrappings.0.remove(&slot)?;
+        self.partial_bytes -= wrapping.bytes();
+        Some(wrapping)
     }
 
     fn put_wrapping(&mut self, slot: u32, wrapping: Box<Wrapping>) {
         if !wrapping.inbound.is_idle() || wrapping.token.is_some() {
             self.slots.at(slot).wire.set(Wire::REMEMBERED);
+            self.partial_bytes += wrapping.bytes();
             self.wrappings.0.insert(slot, wrapping);
         }
     }
@@ -144,14 +164,18 @@ impl Shard {
         if self.links.slots.at(slot).phase != Phase::Handshake {
             return;
         }
-        let Some(mut head) = self.links.take_partial(slot) else { return };
-        let told = match opening(&head) {
-            Some(Opening::Http) => upgrade::read(&self.upgrade, &head, looked),
+        let Some(head) = self.links.slots.at(slot).partial.as_deref() else { return };
+        let told = match opening(head) {
+            Some(Opening::Http) => upgrade::read(&self.upgrade, head, looked),
             None => Ok(None),
             Some(_) => return self.close(slot, CloseReason::UnknownTransport),
         };
+        if told == Ok(None) {
+            return;
+        }
+        let Some(mut head) = self.links.take_partial(slot) else { return };
         match told {
-            Ok(None) => self.links.put_partial(slot, head),
+            Ok(None) => {}
             Ok(Some((Request::Upgrade(upgrade), end))) => {
                 if self.ends() {
                     return self.refuse_request(slot, Refusal::Unavailable);
@@ -162,7 +186,11 @@ impl Shard {
                 *wire = Wire::WEBSOCKET;
                 wire.set(Wire::RAW);
                 if upgrade.token.is_some() {
-                    self.links.wrapping(slot).token = upgrade.token;
+                    self.links.put_wrapping(slot, Box::new(Wrapping { token: upgrade.token, ..Wrapping::default() }));
+                    self.bound_partials(slot);
+                    if self.links.slots.at(slot).phase != Phase::Handshake {
+                        return;
+                    }
                 }
                 self.received_messages(slot, &mut head[end..]);
             }
@@ -234,6 +262,11 @@ impl Shard {
         if !matches!(conn.phase, Phase::Handshake | Phase::Open) {
             // It is not read on before another shard or node has answered, so these are all.
             return self.links.append_raw(slot, |out| out.extend_from_slice(pongs));
+        }
+        if conn.phase == Phase::Handshake && conn.outbox_bytes() > PONGS_BEFORE_LOGIN_BYTES_MAX {
+            self.links.stats.limit_outbox.add(1);
+            self.links.overflowed.push(slot);
+            return;
         }
         conn.wire.set(Wire::RAW);
         self.links.reply(slot, |out| put_raw(out, |out| out.extend_from_slice(pongs)));

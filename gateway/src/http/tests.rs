@@ -244,7 +244,8 @@ fn a_user_is_asked_for_at_the_home_shard() {
             "device": device, "class": class, "node": "node-1", "shard": shard, "session": session.to_string(), "since": since,
         });
         let expected = serde_json::json!({
-            "user": user.to_string(), "online": true, "home": "node-1", "shard": shard, "devices": [device],
+            "user": user.to_string(), "online": true, "presence": "online", "home": "node-1", "shard": shard,
+            "devices": [device],
         });
         assert_eq!(shown.json(), expected);
         shard_thread.join().unwrap();

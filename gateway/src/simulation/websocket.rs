@@ -16,8 +16,10 @@ enum Answer {
     Awaited,
     /// The frames of a WebSocket follow.
     Upgraded,
-    /// Another answer, or a BYE before anything was read.
+    /// Another answer of HTTP: what follows its head is text for a person.
     Refused,
+    /// A native BYE before anything was read.
+    TurnedAway,
 }
 
 #[derive(Debug)]
@@ -102,8 +104,10 @@ impl WebSocketEnd {
             self.head.append(&mut bytes);
             bytes = self.read_answer();
         }
-        if self.answer == Answer::Refused {
-            return (bytes, pongs);
+        match self.answer {
+            Answer::Awaited | Answer::Refused => return (native, pongs),
+            Answer::TurnedAway => return (bytes, pongs),
+            Answer::Upgraded => {}
         }
         let mut at = 0;
         while at < bytes.len() {
@@ -135,7 +139,7 @@ impl WebSocketEnd {
     fn read_answer(&mut self) -> Vec<u8> {
         if self.head.first() == Some(&0) {
             // It was turned away before anything of it was read.
-            self.answer = Answer::Refused;
+            self.answer = Answer::TurnedAway;
             return std::mem::take(&mut self.head);
         }
         let Some(end) = self.head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Vec::new() };

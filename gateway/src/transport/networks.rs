@@ -49,12 +49,12 @@ impl FromStr for Network {
         let prefix = match prefix {
             // "+8" is a number to the parser.
             Some(prefix) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
-                prefix.parse().ok().filter(|prefix| *prefix <= bits).ok_or(NoNetwork::Unreadable)?
+                prefix.parse::<u8>().ok().filter(|prefix| *prefix <= bits).ok_or(NoNetwork::Unreadable)?
             }
             Some(_) => return Err(NoNetwork::Unreadable),
             None => bits,
         };
-        if wide(address) << prefix & wide_mask(bits) != 0 {
+        if wide(address) & !wide_mask(prefix) != 0 {
             return Err(NoNetwork::BitsBehindPrefix);
         }
         Ok(Network { address, prefix })

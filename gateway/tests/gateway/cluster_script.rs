@@ -76,7 +76,7 @@ impl Script {
         self.child.stdout.take().expect("stdout is piped").read_to_string(&mut said).expect("it speaks UTF-8");
         self.child.stderr.take().expect("stderr is piped").read_to_string(&mut said).expect("it speaks UTF-8");
         let left: Vec<_> = fs::read_dir(&self.folder).expect("the folder").collect();
-        assert!(left.is_empty(), "it left {left:?}");
+        assert!(left.is_empty(), "it left {left:?}, and said: {said}");
         (status.code(), said)
     }
 
