@@ -48,6 +48,8 @@ impl Wire {
     pub(crate) const REMEMBERED: u8 = 8;
     /// A Ping was sent, and nothing has come since.
     pub(crate) const PINGED: u8 = 16;
+    /// There is no room for it: its first bytes say only in which language it is told.
+    pub(crate) const TURNED_AWAY: u8 = 32;
 
     /// The transport alone.
     pub(crate) fn kind(self) -> Wire {
@@ -58,6 +60,11 @@ impl Wire {
     pub(crate) fn is_native(self) -> bool {
         self.0 == 0
     }
+    /// The transport with a flag.
+    pub(crate) const fn and(self, flag: u8) -> Wire {
+        Wire(self.0 | flag)
+    }
+
     pub(crate) fn has(self, flag: u8) -> bool {
         self.0 & flag != 0
     }

@@ -1,10 +1,11 @@
 //! Connections that come before the node serves, because it waits to join its cluster.
 //!
-//! They are accepted and get BYE 14 with a time to come back, rather than being refused or left to wait: the ports are held from the start on,
+//! They are accepted and get BYE 14 with a time to come back, or 503 where they ask by HTTP, rather than being refused or left to wait: the ports are held from the start on,
 //! so nobody else can take them meanwhile; a client is told that this node will serve, by the frame it understands anyway; and clients
 //! come back spread over some seconds, not all at the moment the node joins. A load balancer goes by `/readyz`.
 
 use crate::listeners::Listeners;
+use crate::transport::upgrade::{Refusal, put_health};
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
@@ -23,6 +24,10 @@ use trunkline_router::hash::user_hash;
 const ANSWERED_MAX: usize = 256;
 /// How long a client has to take its BYE and close.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client has for its first bytes, which say in which language it is told.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(200);
+/// How a request begins that asks whether the process is well.
+const HEALTHZ: &[u8] = b"GET /healthz ";
 /// A client may send a LOGIN before it reads; what comes beyond this is cut off.
 const READ_BYTES_MAX: u64 = 64 << 10;
 /// Pause after a failed accept: it fails for want of descriptors or memory.
@@ -68,19 +73,41 @@ async fn accept(listener: TcpListener, places: Arc<Semaphore>, turned_away: Arc<
 }
 
 async fn answer(mut stream: TcpStream, number: u64) -> io::Result<()> {
+    let answer = answer_to(&first_bytes(&stream).await?, number);
+    stream.write_all(&answer).await?;
+    stream.shutdown().await?;
+    // A close with unread input would reset the connection, and the answer might be lost.
+    let mut input = stream.take(READ_BYTES_MAX);
+    tokio::io::copy(&mut input, &mut tokio::io::sink()).await?;
+    Ok(())
+}
+
+/// What a client sends first, as far as it has come after a moment.
+async fn first_bytes(stream: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut first = [0; HEALTHZ.len()];
+    let looked = timeout(FIRST_BYTES_TIMEOUT, stream.peek(&mut first)).await.unwrap_or(Ok(0))?;
+    Ok(first[..looked].to_vec())
+}
+
+/// What a client is told, in the language of its first bytes: a request of HTTP gets an answer of HTTP.
+fn answer_to(first: &[u8], number: u64) -> Vec<u8> {
+    let mut answer = Vec::new();
+    if first == HEALTHZ {
+        // The process is well; it is not ready.
+        put_health(true, &mut answer);
+        return answer;
+    }
+    if first.starts_with(b"G") {
+        Refusal::Unavailable.put_response(&mut answer);
+        return answer;
+    }
     let bye = Bye {
         reconnect_after_ms: (RECONNECT_MS + user_hash(number) % RECONNECT_MS) as u32,
         text: "this node has not joined its cluster yet".to_owned(),
         ..Bye::default()
     };
-    let mut frame = Vec::new();
-    encode_message(&mut frame, Kind::Bye, Code::Overloaded as u16, &bye);
-    stream.write_all(&frame).await?;
-    stream.shutdown().await?;
-    // A close with unread input would reset the connection, and the BYE might be lost.
-    let mut input = stream.take(READ_BYTES_MAX);
-    tokio::io::copy(&mut input, &mut tokio::io::sink()).await?;
-    Ok(())
+    encode_message(&mut answer, Kind::Bye, Code::Overloaded as u16, &bye);
+    answer
 }
 
 #[cfg(test)]
@@ -96,8 +123,15 @@ mod tests {
         let address = listeners.addresses[0];
         let counted = Arc::new(AtomicU64::new(0));
         let clients = tokio::task::spawn_blocking(move || {
-            // One that sends at once, one that says nothing.
-            [&b"some bytes of a LOGIN"[..], b""].map(|sent| {
+            // One that sends at once, one that says nothing, and requests.
+            [
+                &b"\0\0\0\x20 of a LOGIN"[..],
+                b"",
+                b"GET /readyz HTTP/1.1\r\n\r\n",
+                b"GET /ws HTTP/1.1\r\n\r\n",
+                b"GET /healthz HTTP/1.1\r\n\r\n",
+            ]
+            .map(|sent| {
                 let mut client = Client::connect(address).unwrap();
                 client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
                 client.write_all(sent).unwrap();
@@ -110,10 +144,14 @@ mod tests {
             never = turn_away(&listeners, counted.clone()) => panic!("{never:?}"),
             answers = clients => answers.unwrap(),
         };
-        for answer in answers {
+        let (frames, requests) = answers.split_at(2);
+        for answer in frames {
             assert_eq!((answer[4], u16::from_be_bytes([answer[6], answer[7]])), (Kind::Bye as u8, 14), "{answer:?}");
         }
-        assert_eq!(counted.load(Ordering::Relaxed), 2);
+        for (answer, status) in requests.iter().zip(["503", "503", "200"]) {
+            assert!(answer.starts_with(format!("HTTP/1.1 {status} ").as_bytes()), "{}", answer.escape_ascii());
+        }
+        assert_eq!(counted.load(Ordering::Relaxed), 5);
         listeners.set_blocking().unwrap();
     }
 }

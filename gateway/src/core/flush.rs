@@ -90,7 +90,12 @@ impl<I: Io> Core<I> {
             // What the peer had sent before has its turn first.
             return self.shard.links.mark_dirty(id.slot);
         }
-        self.shard.close(id.slot, CloseReason::PeerClosed);
+        if conn.wire.has(Wire::TURNED_AWAY) {
+            // It may read on what it is told.
+            self.shard.turn_away(id.slot);
+        } else {
+            self.shard.close(id.slot, CloseReason::PeerClosed);
+        }
         self.shard.links.mark_dirty(id.slot);
     }
 

@@ -124,6 +124,9 @@ pub(crate) struct Drain {
     pub(crate) deadline_tick: u32,
 }
 
+/// How long a connection for which there is no room has for its first bytes, and for a request of HTTP.
+const TURN_AWAY_MS: u64 = 1_000;
+
 impl Shard {
     pub(crate) fn new(config: ShardConfig) -> Self {
         let limits = &config.limits;
@@ -259,15 +262,21 @@ impl Shard {
         let stats = &self.links.stats;
         stats.accepted.add(1);
         stats.open.add(1);
-        let deadline = self.links.tick + ticks(self.links.limits.login_timeout_ms);
-        self.links.wheel.arm(slot, deadline);
+        let full = self.links.stats.open.get() > u64::from(self.links.limits.connections_max);
+        let wait_ms = if self.ends() || full {
+            self.links.stats.limit_connections.add(u64::from(!self.ends()));
+            self.links.slots.at(slot).wire.set(Wire::TURNED_AWAY);
+            TURN_AWAY_MS
+        } else {
+            self.links.limits.login_timeout_ms
+        };
+        self.links.wheel.arm(slot, self.links.tick + ticks(wait_ms));
         self.links.mark_dirty(slot);
-        if self.ends() {
-            self.close(slot, CloseReason::Draining);
-        } else if self.links.stats.open.get() > u64::from(self.links.limits.connections_max) {
-            self.links.stats.limit_connections.add(1);
-            self.close(slot, CloseReason::Overloaded);
-        }
+    }
+
+    /// Ends a connection for which there was no room when it was accepted.
+    pub(crate) fn turn_away(&mut self, slot: u32) {
+        self.close(slot, if self.ends() { CloseReason::Draining } else { CloseReason::Overloaded });
     }
 
     /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a connection whose end is
@@ -295,6 +304,7 @@ impl Shard {
             return;
         }
         let user = conn.user;
+        conn.wire.clear(Wire::TURNED_AWAY);
         conn.reason = Some(reason);
         conn.phase = if reason == CloseReason::PeerReset { Phase::Finishing } else { Phase::Closing };
         self.links.stats.count_close(reason);
@@ -405,6 +415,7 @@ impl Shard {
         let full_ticks = ticks(self.links.limits.outbox_full_ms_max);
         let conn = self.links.slots.at(slot);
         match conn.phase {
+            Phase::Handshake if conn.wire.has(Wire::TURNED_AWAY) => self.turn_away(slot),
             Phase::Handshake | Phase::Registering => {
                 self.links.stats.limit_login_timeout.add(1);
                 self.close(slot, CloseReason::LoginTimeout);

@@ -147,6 +147,9 @@ impl Shard {
     pub(crate) fn received_wrapped(&mut self, slot: u32, bytes: &mut [u8]) {
         self.links.stats.bytes_in.add(bytes.len() as u64);
         let Conn { phase, wire, .. } = *self.links.slots.at(slot);
+        if phase == Phase::Handshake && wire == Wire::NATIVE.and(Wire::TURNED_AWAY) {
+            return self.received_without_room(slot, bytes);
+        }
         match (phase, wire.kind()) {
             (Phase::Handshake, Wire::HTTP) => self.received_head(slot, bytes),
             (Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open, Wire::WEBSOCKET) => {
@@ -157,9 +160,24 @@ impl Shard {
         }
     }
 
+    /// The first bytes of a connection for which there is no room: they say how it is told. A request is read all the same, since a balancer may ask how this
+    /// process is.
+    fn received_without_room(&mut self, slot: u32, bytes: &[u8]) {
+        match bytes.first() {
+            Some(b'G') => {
+                self.links.slots.at(slot).wire = Wire::HTTP.and(Wire::TURNED_AWAY);
+                self.received_head(slot, bytes);
+            }
+            Some(0) => self.turn_away(slot),
+            _ => self.close(slot, CloseReason::UnknownTransport),
+        }
+    }
+
     /// Bytes of a request's head; the bounds of half-received frames are its too.
     fn received_head(&mut self, slot: u32, bytes: &[u8]) {
-        let looked = self.links.slots.at(slot).partial.as_ref().map_or(0, |partial| partial.len());
+        let conn = self.links.slots.at(slot);
+        let room = !conn.wire.has(Wire::TURNED_AWAY);
+        let looked = conn.partial.as_ref().map_or(0, |partial| partial.len());
         self.keep(slot, bytes);
         if self.links.slots.at(slot).phase != Phase::Handshake {
             return;
@@ -177,7 +195,7 @@ impl Shard {
         match told {
             Ok(None) => {}
             Ok(Some((Request::Upgrade(upgrade), end))) => {
-                if self.ends() {
+                if self.ends() || !room {
                     return self.refuse_request(slot, Refusal::Unavailable);
                 }
                 self.links.stats.websockets.add(1);
@@ -195,7 +213,7 @@ impl Shard {
                 self.received_messages(slot, &mut head[end..]);
             }
             Ok(Some((request, _))) => {
-                let well = request == Request::Healthz || (self.serving && self.drain.is_none());
+                let well = request == Request::Healthz || (room && self.serving && self.drain.is_none());
                 self.links.append_raw(slot, |out| upgrade::put_health(well, out));
                 self.close(slot, CloseReason::HttpAnswered);
             }

@@ -79,6 +79,23 @@ fn requests_that_lead_nowhere_are_answered_and_counted() {
 }
 
 #[test]
+fn beyond_the_limit_of_connections_a_request_is_answered_as_one() {
+    with_gateway(1, &["--connections-max", "1"], |gateway| {
+        let mut first = Client::login(gateway, 1);
+        for (path, status) in
+            [("/ws", "503 Service Unavailable"), ("/readyz", "503 Service Unavailable"), ("/healthz", "200 OK")]
+        {
+            let answer = answer(gateway, &request(path, ""));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {answer}");
+        }
+        let refused = [("reason", "unavailable")];
+        assert_eq!(gateway.metrics().sum("trunkline_requests_refused_total", &refused), 1);
+        assert_eq!(answer(gateway, "\x16\x03\x01"), "", "TLS is told nothing");
+        first.ping();
+    });
+}
+
+#[test]
 fn a_session_over_a_websocket_is_like_any_other() {
     with_each_gateway(SHARD_COUNTS, &[], |gateway| {
         let mut native = Client::login(gateway, 1);
