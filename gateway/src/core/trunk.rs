@@ -149,7 +149,8 @@ impl<I: Io> Core<I> {
             conn.phase = Phase::Finishing;
             return self.drive_finishing(slot);
         }
-        if mesh.claimed(slot).is_some() {
+        if mesh.is_claimed(slot) {
+            // Even while an answer is on its way out: a read that began now would not end, for the peer waits, and keep the connection here.
             return self.hand_node_over(slot);
         }
         // A connection that may be handed over must not have a read that goes on by itself.
@@ -269,7 +270,6 @@ impl super::shard::Shard {
         let news = match tiding {
             Tiding::Heard { node, incarnation } => MeshNews::Heard { node: node.into(), incarnation },
             Tiding::Lost { node, incarnation } => MeshNews::Lost { node: node.into(), incarnation },
-            Tiding::Confirmed { incarnation } => MeshNews::Confirmed { incarnation },
         };
         let _ = cluster.news.try_send(news);
     }

@@ -650,6 +650,11 @@ impl Mesh {
         }
     }
 
+    /// Whether a connection is to be handed over, now or when what it was given has been sent.
+    pub(crate) fn is_claimed(&self, slot: u32) -> bool {
+        self.wires.get(&slot).is_some_and(|wire| matches!(wire.stage, Stage::Claimed { .. }))
+    }
+
     /// The machine that goes with the connection.
     pub(crate) fn take_claimed(&mut self, slot: u32) -> Option<Box<Acceptor>> {
         let wire = self.wires.get_mut(&slot)?;
