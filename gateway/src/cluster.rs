@@ -8,6 +8,7 @@
 //! | `reach.rs` | can the others dial this node, and can this one dial those that join? |
 //! | `audit.rs` | does Redis hold the sessions of this node as they are? |
 //! | `rival.rs` | a login that lost against another: which of the two is right? |
+//! | `relay.rs` | presence is written to Redis, or through a peer that reaches it |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
 //! | `place.rs` | how the node takes its place in the ring and gives it up |
@@ -29,8 +30,9 @@ mod audit;
 mod exposition;
 mod joining;
 mod place;
-mod reach;
+pub(crate) mod reach;
 mod reader;
+mod relay;
 mod rival;
 mod state;
 mod task;
@@ -42,7 +44,7 @@ pub use place::Place;
 pub use reader::ClusterReader;
 pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
 
-use crate::config::{ClusterConfig, ClusterSecret};
+use crate::config::{ClusterConfig, ClusterSecret, RedisDown};
 use crate::membership::Agent;
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
@@ -123,6 +125,7 @@ impl Cluster {
             users: 0,
             started_ms,
             life: 0,
+            renewals: 0,
             secret_mark: secret.mark(),
             reach: None,
             protocol_oldest: MESH_PROTOCOL_OLDEST,
@@ -131,13 +134,16 @@ impl Cluster {
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);
+        if config.redis_down == RedisDown::Serve {
+            agent.serve_alone();
+        }
         agent.acquired(sent_ms, crate::clock::now_ms(), incarnation);
         tracing::info!("node {node} has its lease, incarnation {incarnation}");
 
         tokio::spawn(warn_of_risks(plane.clone()));
 
         let logs: Vec<Arc<PresenceLog>> = (0..shards).map(|_| Arc::new(PresenceLog::new())).collect();
-        let state = Arc::new(ClusterState::new(node, Arc::clone(plane.metrics()), logs.clone()));
+        let state = Arc::new(ClusterState::new(node, config.lease_ms, Arc::clone(plane.metrics()), logs.clone()));
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;

@@ -22,7 +22,7 @@ pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
 pub(crate) use text::to_table;
 pub use trunkline_router::log::LogFormat;
-pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, Size};
+pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size};
 
 use resolve::{Judge, known};
 

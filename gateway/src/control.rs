@@ -35,10 +35,17 @@ pub enum Control {
     View {
         /// The nodes that count.
         view: Arc<View>,
-        /// The incarnation this node has.
-        incarnation: u64,
         /// The incarnation since which it has not been fenced.
         life: u64,
+    },
+    /// Sends a word of the control thread to that of another node, if there is a connection to it.
+    Memo {
+        /// The other node.
+        node: Box<str>,
+        /// The life of it that is meant.
+        life: u64,
+        /// What is said.
+        body: Box<[u8]>,
     },
     /// Tells of sessions again, through the shard's presence log.
     Sessions {

@@ -396,7 +396,8 @@ impl<I: Io> Core<I> {
                     let _ = answer.send(sessions.collect());
                 }
                 Control::Kick { user, device, answer } => self.shard.kick_user(user, device, answer),
-                Control::View { view, incarnation, life } => self.shard.set_view(view, incarnation, life),
+                Control::View { view, life } => self.shard.set_view(view, life),
+                Control::Memo { node, life, body } => self.shard.send_memo(&node, life, &body),
                 Control::Sessions { from_slot, max, answer } => {
                     let _ = answer.send(self.shard.sessions_page(from_slot, max));
                 }

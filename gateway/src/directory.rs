@@ -97,8 +97,9 @@ impl WalkStep {
 pub(crate) struct Directory {
     /// `None` when the node is alone, or has just started.
     pub(crate) routing: Option<Arc<Routing>>,
-    /// The view before the present one, while new homes are settling; `None` when nobody's sessions are known to be here.
-    pub(crate) before: Option<Arc<Routing>>,
+    /// While new homes are settling: the last view that has settled, and those between it and the present one; empty when nobody's sessions are
+    /// known to be here.
+    pub(crate) before: Vec<Arc<Routing>>,
     pub(crate) walk: Option<Walk>,
     pub(crate) settling: Settling,
     /// The end of that has not been dealt with.
@@ -121,7 +122,7 @@ impl Directory {
     pub(crate) fn new(limits: &crate::limits::Limits, away_ticks: u32) -> Self {
         Directory {
             routing: None,
-            before: None,
+            before: Vec::new(),
             walk: None,
             settling: Settling::new(),
             unsettled: false,

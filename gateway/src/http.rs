@@ -243,7 +243,7 @@ impl Node {
                 _ => "the node drains and sends its clients away; DELETE /v1/node/drain calls it off".to_owned(),
             }),
             NodeState::Running => {
-                self.stuck_shards().or_else(|| self.cluster().and_then(|cluster| cluster.fence_reason(now_ms())))
+                self.stuck_shards().or_else(|| self.cluster().and_then(|cluster| cluster.unready(now_ms())))
             }
         }
     }

@@ -4,6 +4,8 @@
 //! | file | question it answers |
 //! |---|---|
 //! | `agent.rs` | what is asked of Redis next, and what do the shards have to know? |
+//! | `peers.rs` | what do peers prove when this node has no Redis of its own? |
+//! | `memo.rs` | what do two control threads say to each other? |
 //! | `heart.rs` | may this node serve, and what is the view? |
 //! | `walk.rs` | how fast are sessions written again, and which shard is next? |
 //!
@@ -12,15 +14,18 @@
 
 mod agent;
 mod heart;
+mod memo;
+mod peers;
 mod walk;
 
 pub(crate) use agent::{Action, Agent, Question, Reply, Request};
 #[cfg(test)]
 pub(crate) use heart::Heart;
+pub(crate) use memo::{Change, End, Memo, WRITES_MAX};
 use trunkline_router::membership::NodeState;
 pub(crate) use walk::{Page, Walk};
 
-/// What the mesh knows about other nodes. See the methods of the same names of `Membership` and `Lease`.
+/// What the mesh knows about other nodes, and brings from them. See the methods of the same names of `Membership`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MeshNews {
     /// There is a working link to a node.
@@ -37,10 +42,14 @@ pub enum MeshNews {
         /// The incarnation at the other end of that link.
         incarnation: u64,
     },
-    /// A peer treats this incarnation of this node as live, in answer to a question asked within the last heartbeat.
-    Confirmed {
-        /// The incarnation it was asked about.
-        incarnation: u64,
+    /// A word of another node's control thread.
+    Memo {
+        /// The name of that node.
+        node: String,
+        /// The life it is in.
+        life: u64,
+        /// What it says.
+        body: Box<[u8]>,
     },
 }
 

@@ -262,6 +262,7 @@ shard_stats! {
     mesh_failures: Counter "trunkline_mesh_failures_total" "" "Handshakes that failed, peers that could not be reached, and links that were closed for silence or a violation.";
     mesh_misrouted: Counter "trunkline_mesh_misrouted_total" "" "Records for a shard this node does not have, or with an outcome nobody knows; anything but 0 is a fault of a peer.";
     mesh_answers_lost: Counter "trunkline_mesh_answers_lost_total" "" "Answers and registrations that could not be queued for another node.";
+    memos_dropped: Counter "trunkline_cluster_memos_dropped_total" "" "Words between the control threads of two nodes that found no connection, no room or no member; they are said again with the next beat.";
     mesh_rtt_us: GaugeMicros "trunkline_mesh_round_trip_seconds" "" "Longest smoothed round trip of a link, in steps of a millisecond.";
     hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
     turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";

@@ -17,9 +17,9 @@ mod seen;
 mod state;
 mod view;
 
-pub use lease::{Fenced, Lease};
+pub use lease::{Fenced, Lease, promise_ms, proof_ms};
 pub use node_state::{NodeState, STATE_BYTES_MAX, StateWord};
 pub(crate) use record::check_name;
 pub use record::{NodeRecord, REACH_MAX, RECORD_BYTES_MAX, Reach, RecordError, SHARDS_MAX, ZONE_CHARS_MAX, is_zone};
-pub use state::Membership;
+pub use state::{Membership, Outage};
 pub use view::View;

@@ -16,6 +16,7 @@
 use crate::clock::now_ms;
 use crate::config::ClusterSecret;
 use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Versions};
+use crate::mesh::peers::CALLER_MARK;
 use crate::mesh::wire::NONCE_BYTES;
 use crate::startup::StartupError;
 use rustix::rand::GetRandomFlags;
@@ -37,7 +38,7 @@ const READ_BYTES: usize = 1_024;
 
 /// Whether a node that joins may become active.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(crate) enum Admission {
     /// Yes.
     Open,
     /// Not yet; holds why.
@@ -47,7 +48,7 @@ pub(super) enum Admission {
 }
 
 /// Judges by the records of all nodes, of which `own` is one or not.
-pub(super) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
+pub(crate) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
     let others = || records.iter().filter(|record| record.name != own.name && record.reach.is_some());
     let active = others().any(|record| record.state == NodeState::Active);
     let before = |record: &&NodeRecord| match record.state {
@@ -85,6 +86,7 @@ pub(super) struct Prober {
     own: String,
     found: BTreeMap<String, Found>,
     dials: JoinSet<(String, u64, Result<(), String>)>,
+    calls: JoinSet<Result<(), String>>,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,22 @@ impl Prober {
     pub(super) fn new(secret: &ClusterSecret, own: &str) -> Result<Self, StartupError> {
         let secret = handshake::ClusterSecret::new(secret.bytes());
         let secret = secret.map_err(|error| StartupError::Cluster(error.to_string()))?;
-        Ok(Prober { secret, own: own.to_owned(), found: BTreeMap::new(), dials: JoinSet::new() })
+        Ok(Prober { secret, own: own.to_owned(), found: BTreeMap::new(), dials: JoinSet::new(), calls: JoinSet::new() })
+    }
+
+    /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the call, since it has no link for
+    /// it; what it was called by is proved then.
+    pub(super) fn call(&mut self, life: u64, name: &str, mesh: &str) {
+        while self.calls.try_join_next().is_some() {}
+        if self.calls.len() >= REACH_MAX {
+            return;
+        }
+        let me = Identity { name: format!("{CALLER_MARK}{}", self.own), incarnation: life, versions: Versions::OWN };
+        let (secret, name, mesh) = (self.secret.clone(), name.to_owned(), mesh.to_owned());
+        self.calls.spawn(async move {
+            let called = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, true)).await;
+            called.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())))
+        });
     }
 
     /// Dials those that join and were not found yet, and forgets those that do not join any more.
@@ -123,7 +140,7 @@ impl Prober {
             let me = Identity { name: DIALER_NAME.to_owned(), incarnation: 0, versions: Versions::OWN };
             let (secret, name, mesh) = (self.secret.clone(), record.name.clone(), record.mesh.clone());
             self.dials.spawn(async move {
-                let dialed = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh)).await;
+                let dialed = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, false)).await;
                 let result = dialed.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())));
                 (name, incarnation, result)
             });
@@ -156,8 +173,14 @@ impl Prober {
     }
 }
 
-/// Connects, and goes through the handshake as far as the proof of the node's name.
-async fn dial(secret: handshake::ClusterSecret, me: Identity, name: &str, mesh: &str) -> Result<(), String> {
+/// Connects, and goes through the handshake as far as the proof of the node's name; or one step on, to where it is told who calls.
+async fn dial(
+    secret: handshake::ClusterSecret,
+    me: Identity,
+    name: &str,
+    mesh: &str,
+    calls: bool,
+) -> Result<(), String> {
     let failed = |error: io::Error| format!("{mesh}: {error}");
     let mut stream = TcpStream::connect(mesh).await.map_err(failed)?;
     let dial = Dial { peer: name.to_owned(), peer_incarnation_known: 0, link: 0, resume: ResumeState::default() };
@@ -178,6 +201,11 @@ async fn dial(secret: handshake::ClusterSecret, me: Identity, name: &str, mesh: 
             return Err(format!("{mesh}: the connection was closed in the handshake"));
         }
         dialer.received(&bytes[..read], &mut out).map_err(|error| format!("{mesh}: {error}"))?;
+    }
+    if calls {
+        stream.write_all(&out).await.map_err(failed)?;
+        // It is refused. To hang up before that could take the call back.
+        while stream.read(&mut bytes).await.map_err(failed)? > 0 {}
     }
     Ok(())
 }
@@ -201,6 +229,7 @@ mod tests {
             users: 0,
             started_ms: 1,
             life: 0,
+            renewals: 0,
             secret_mark: String::new(),
             reach,
             protocol_oldest: 0,

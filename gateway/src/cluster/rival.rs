@@ -137,6 +137,7 @@ mod tests {
             users: 0,
             started_ms: 1,
             life: 0,
+            renewals: 0,
             secret_mark: String::new(),
             reach: None,
             protocol_oldest: 0,

@@ -2,20 +2,26 @@
 
 use super::audit::AuditStatus;
 use crate::presence_log::PresenceLog;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use trunkline_router::membership::Fenced;
 use trunkline_router::redis::{Metrics, MetricsSnapshot};
+
+/// Bytes of memos of other nodes that may wait for the control thread. It takes them at once; what does not fit is asked again.
+const MEMOS_BYTES_MAX: usize = 16 << 20;
 
 /// Shared by all threads. The numbers are read without a lock.
 #[derive(Debug)]
 pub struct ClusterState {
     name: String,
+    lease_ms: u64,
     serve_until_ms: AtomicU64,
     incarnation: AtomicU64,
     life: AtomicU64,
     epoch: AtomicU64,
     status: Mutex<ClusterStatus>,
+    /// Bytes of memos that wait for the control thread.
+    memos: AtomicUsize,
     redis: Arc<Metrics>,
     logs: Vec<Arc<PresenceLog>>,
 }
@@ -43,6 +49,12 @@ pub struct ClusterStatus {
     pub polled_ms: Option<u64>,
     /// Whether Redis works.
     pub redis: RedisStatus,
+    /// The peer that renews the lease and writes presence for this node, which cannot do so itself.
+    pub helper: Option<String>,
+    /// Most of the other nodes do not reach this one, so it is nobody's home.
+    pub quarantined: bool,
+    /// Members whose host refuses connections to their mesh address while Redis fails.
+    pub dead: Vec<String>,
     /// How often all sessions were written again.
     pub resyncs: u64,
     /// Whether that is going on.
@@ -66,14 +78,16 @@ pub struct RedisStatus {
 
 impl ClusterState {
     /// The state of a node that may not serve yet.
-    pub(crate) fn new(name: &str, redis: Arc<Metrics>, logs: Vec<Arc<PresenceLog>>) -> Self {
+    pub(crate) fn new(name: &str, lease_ms: u64, redis: Arc<Metrics>, logs: Vec<Arc<PresenceLog>>) -> Self {
         ClusterState {
             name: name.to_owned(),
+            lease_ms,
             serve_until_ms: AtomicU64::new(0),
             incarnation: AtomicU64::new(0),
             life: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             status: Mutex::default(),
+            memos: AtomicUsize::new(0),
             redis,
             logs,
         }
@@ -82,6 +96,11 @@ impl ClusterState {
     /// Name of the node.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How long a lease lasts, milliseconds.
+    pub fn lease_ms(&self) -> u64 {
+        self.lease_ms
     }
 
     /// Until when, exclusive, the node may serve if nothing more is heard: milliseconds of [`crate::clock`], which is the shards' own.
@@ -113,6 +132,20 @@ impl ClusterState {
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Takes room for a memo of so many bytes that is to wait for the control thread; whether there is some.
+    pub(crate) fn hold_memo(&self, bytes: usize) -> bool {
+        let fits = self.memos.fetch_add(bytes, Ordering::Relaxed) + bytes <= MEMOS_BYTES_MAX;
+        if !fits {
+            self.release_memo(bytes);
+        }
+        fits
+    }
+
+    /// Gives the room of a memo back.
+    pub(crate) fn release_memo(&self, bytes: usize) {
+        self.memos.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// What people are shown.
@@ -148,13 +181,36 @@ impl ClusterState {
         Some(format!("this node is fenced and takes a new incarnation as soon as it can: {why}{holder}"))
     }
 
+    /// Why the node is not fit to be given clients, in words; `None` while it is.
+    pub fn unready(&self, now_ms: u64) -> Option<String> {
+        let fenced = self.fence_reason(now_ms);
+        if fenced.is_some() {
+            return fenced;
+        }
+        let status = self.status();
+        if status.quarantined {
+            let why = "most of the other nodes do not reach this one over the mesh, so its users have other homes until they do";
+            return Some(why.to_owned());
+        }
+        let nobody = status.members.iter().all(|(state, members)| *state != "active" || *members == 0);
+        (nobody && status.state == "active").then(|| "no node is in the ring, so no user has a home".to_owned())
+    }
+
     /// What does not work although the node may serve, in words.
     pub fn degraded(&self, now_ms: u64) -> Vec<String> {
-        let redis = self.status().redis;
+        let ClusterStatus { redis, helper, dead, .. } = self.status();
         let Some(since_ms) = redis.failing_since_ms else { return Vec::new() };
         let secs = now_ms.saturating_sub(since_ms) / 1_000;
         let error = redis.error.map(|error| format!(" ({error})")).unwrap_or_default();
-        vec![format!("Redis has been failing for {secs} s{error}; presence is written when it is back")]
+        let by = match helper {
+            Some(node) => format!("node {node} renews the lease of this node and writes its presence"),
+            None => "the other nodes vouch for this one, and presence is written when it is back".to_owned(),
+        };
+        let mut degraded = vec![format!("Redis has been failing for {secs} s{error}; {by}")];
+        if !dead.is_empty() {
+            degraded.push(format!("these nodes have ended, and Redis does not know it yet: {}", dead.join(", ")));
+        }
+        degraded
     }
 
     pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
@@ -182,7 +238,7 @@ mod tests {
     use super::*;
 
     fn state(status: ClusterStatus, serve_until_ms: u64) -> ClusterState {
-        let state = ClusterState::new("a", Arc::default(), Vec::new());
+        let state = ClusterState::new("a", 5_000, Arc::default(), Vec::new());
         state.publish(serve_until_ms, 7, 5, 3, status);
         state
     }
@@ -210,10 +266,27 @@ mod tests {
     }
 
     #[test]
+    fn who_is_nobodys_home_is_not_ready() {
+        let members = |active| [("joining", 1), ("active", active), ("draining", 0)];
+        let unready = |active, quarantined| {
+            let status =
+                ClusterStatus { state: "active", members: members(active), quarantined, ..ClusterStatus::default() };
+            state(status, 9_000).unready(1_000)
+        };
+        assert_eq!(unready(1, false), None);
+        assert!(unready(1, true).unwrap().contains("do not reach this one"));
+        assert!(unready(0, false).unwrap().contains("no node is in the ring"));
+    }
+
+    #[test]
     fn a_failing_redis_degrades() {
         let redis = RedisStatus { failing_since_ms: Some(1_000), error: Some("no answer".to_owned()) };
         let degraded = state(ClusterStatus { redis, ..ClusterStatus::default() }, 9_000).degraded(13_500);
-        assert!(degraded[0].contains("12 s (no answer)"), "{degraded:?}");
+        assert!(degraded[0].contains("12 s (no answer)") && degraded[0].contains("vouch"), "{degraded:?}");
+        let redis = RedisStatus { failing_since_ms: Some(1_000), error: None };
+        let (helper, dead) = (Some("b".to_owned()), vec!["c".to_owned()]);
+        let degraded = state(ClusterStatus { redis, helper, dead, ..ClusterStatus::default() }, 9_000).degraded(2_000);
+        assert!(degraded[0].contains("node b renews") && degraded[1].ends_with(": c"), "{degraded:?}");
         assert_eq!(state(ClusterStatus::default(), 9_000).degraded(1), Vec::<String>::new());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::audit::{Audit, Compared, compare};
 use super::reach::{Admission, Prober, admission};
+use super::relay::{Relay, Relayed, Through};
 use super::rival::{self, Loser};
 use super::state::{ClusterState, ClusterStatus, RedisStatus};
 use super::{FLUSH_TIMEOUT, MeshNews};
@@ -9,18 +10,20 @@ use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
 use crate::config::{ClusterConfig, ClusterSecret};
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
-use crate::membership::{Action, Agent, Page, Question, Reply, Request, Walk, state_word};
+use crate::membership::{Action, Agent, Change, End, Memo, Page, Question, Reply, Request, Walk, state_word};
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
 use crate::startup::StartupError;
 use std::future::pending;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use trunkline_router::membership::{NodeRecord, NodeState, View};
+use trunkline_router::membership::{NodeRecord, NodeState, View, promise_ms};
 use trunkline_router::redis::{
     AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
@@ -35,6 +38,14 @@ const LOSERS_MAX: usize = 16_384;
 const AUDIT_QUEUE_AGE_MS: u64 = 10_000;
 /// How often a node that waits to be let in asks what the others have found.
 const ADMISSION_POLL_PERIOD: Duration = Duration::from_millis(250);
+/// Time between two looks at the turns of the shards.
+const TURNS_PERIOD: Duration = Duration::from_millis(900);
+/// Beats without a turn after which a shard stands: far more than the longest turn takes.
+const STANDS_BEATS: u32 = 5;
+/// Pipelines of presence that are written for peers at once.
+const FAVOURS_MAX: usize = 64;
+/// How long a connection to a node that is silent may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a node says again that it cannot have its name.
 const FENCED_LOG_PERIOD: Duration = Duration::from_secs(10);
 
@@ -63,6 +74,21 @@ enum Answer {
         holder: Option<String>,
     },
     Compared(Compared),
+    /// The names of nodes that were there within the hour.
+    Listed(Result<Vec<String>, PlaneError>),
+    /// Presence was written for a node.
+    WroteFor {
+        node: String,
+        life: u64,
+        memo: Memo,
+    },
+    /// Whether the host of a node refuses connections to its mesh address.
+    Probed {
+        node: String,
+        life: u64,
+        sent_ms: u64,
+        refused: bool,
+    },
 }
 
 /// The shards, once they run.
@@ -85,6 +111,12 @@ pub(super) struct Task {
     queue: Arc<WriteBehind>,
     queue_max: u64,
     writer: Option<JoinHandle<()>>,
+    relay: Relay,
+    /// What the writer wants written through a peer.
+    pipelines: mpsc::Receiver<Through>,
+    relayed: Relayed,
+    /// Pipelines that are written for peers just now.
+    favours: usize,
     losers: Option<mpsc::Receiver<Loser>>,
     rivals: Arc<AtomicU64>,
     rivals_dropped: Arc<AtomicU64>,
@@ -106,8 +138,17 @@ pub(super) struct Task {
     asks_admission: Option<oneshot::Sender<()>>,
     admitted: bool,
     waits: Option<String>,
+    /// The names of nodes that were there within the hour when this one asked to be let in, and whether they were asked for.
+    listed: Option<Vec<String>>,
+    listing: bool,
+    begun: Instant,
     patience: Patience,
     polled: Instant,
+    /// The turns of each shard, and how many beats it has had none.
+    turns: Vec<(u64, u32)>,
+    turns_seen: Instant,
+    /// The shard that sent the last memo.
+    memos: usize,
     state: Arc<ClusterState>,
 }
 
@@ -135,7 +176,8 @@ impl Task {
                 counter.fetch_add(1, Ordering::Relaxed);
             }
         };
-        let writer = tokio::spawn(write_behind::run(plane.clone(), queue.clone(), on_stale));
+        let (relay, pipelines) = Relay::new(plane.clone());
+        let writer = tokio::spawn(write_behind::run(relay.clone(), queue.clone(), on_stale));
         let rewrite_ms = config.redis.presence_ttl.as_millis() as u64 / 2;
         let mut task = Task {
             lease_ms: config.lease_ms,
@@ -147,6 +189,10 @@ impl Task {
             queue,
             queue_max: queue_max as u64,
             writer: Some(writer),
+            relay,
+            pipelines,
+            relayed: Relayed::default(),
+            favours: 0,
             losers: Some(losers),
             rivals,
             rivals_dropped,
@@ -166,8 +212,14 @@ impl Task {
             asks_admission: None,
             admitted: false,
             waits: None,
+            listed: None,
+            listing: false,
+            begun: Instant::now(),
             patience: Patience::default(),
             polled: Instant::now(),
+            turns: Vec::new(),
+            turns_seen: Instant::now(),
+            memos: 0,
             state,
             plane,
             agent,
@@ -205,12 +257,14 @@ impl Task {
                     // None of them panics; were it so, this lets the next beat ask again.
                     Err(_) => {
                         self.agent.forget_questions();
+                        self.favours = 0;
                         self.audit.failed();
                     }
                 },
                 page = next_page(&mut self.page) => self.page_answered(page),
                 (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
-                Some(news) = news.recv() => self.agent.heard(now_ms(), news),
+                Some(pipeline) = self.pipelines.recv() => self.write_through(pipeline),
+                Some(news) = news.recv() => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
                     Order::Admit { done } => self.ask_admission(done),
@@ -237,11 +291,23 @@ impl Task {
             self.agent.presence_torn();
         }
         self.look(now_ms);
+        self.relay.set_through(self.agent.writes_through(now_ms).is_some());
         self.tell_shards();
         while let Some(action) = self.agent.next_action() {
             match action {
                 Action::Ask(question) => self.ask(question),
+                Action::Send { node, life, body } => self.send_memo(node, life, body),
+                Action::Probe { node, life, mesh, sent_ms } => self.probe(node, life, mesh, sent_ms),
+                Action::Call { node, mesh } => self.prober.call(self.agent.heart().life(), &node, &mesh),
+                Action::WriteFor { node, life, number, writes } => self.write_for(node, life, number, writes),
+                Action::Wrote { number, ends } => self.relayed.answered(number, ends),
                 Action::Reincarnated(incarnation) => self.reincarnated(incarnation),
+                Action::Restored => {
+                    tracing::warn!("Redis had lost the lease of this node; all its sessions are written again");
+                    self.resyncs += 1;
+                    self.page = None;
+                    self.walk.resync();
+                }
                 Action::StateKnown => {
                     if let Some(done) = self.awaited.take() {
                         // Nobody waits any more if that took too long.
@@ -259,8 +325,26 @@ impl Task {
     fn look(&mut self, now_ms: u64) {
         if now_ms >= self.agent.due_ms() {
             self.bring_record_up_to_date();
+            self.look_at_turns();
         }
         self.agent.look(now_ms);
+    }
+
+    /// Finds out whether all shards turn. A quiet one has a turn every 100 ms too. Beats are counted and not time, which runs on while the
+    /// process is paused.
+    fn look_at_turns(&mut self) {
+        // Beats that were hurried on are none.
+        if self.turns_seen.elapsed() < TURNS_PERIOD {
+            return;
+        }
+        self.turns_seen = Instant::now();
+        let stats = &self.shards.stats;
+        self.turns.resize(stats.len(), (0, 0));
+        for (stats, (turns, missed)) in stats.iter().zip(&mut self.turns) {
+            let before = std::mem::replace(turns, stats.turns.get());
+            *missed = if *turns == before { *missed + 1 } else { 0 };
+        }
+        self.agent.set_stands(self.turns.iter().any(|(_, missed)| *missed >= STANDS_BEATS));
     }
 
     fn bring_record_up_to_date(&mut self) {
@@ -270,6 +354,54 @@ impl Task {
         let record = self.agent.record_mut();
         (record.connections, record.users, record.reach) = (connections, users, reach);
         record.mending = mending;
+    }
+
+    /// Sends a memo by one of the shards, each time another: a link of one that is down does not keep all memos back.
+    fn send_memo(&mut self, node: String, life: u64, body: Vec<u8>) {
+        let ports = &self.shards.ports;
+        if !ports.is_empty() {
+            self.memos = (self.memos + 1) % ports.len();
+            // A shard that is so busy now has the next one in a beat.
+            let _ = ports[self.memos].send(Control::Memo { node: node.into(), life, body: body.into() });
+        }
+    }
+
+    /// Has a peer write presence. Without one the writer finds out by itself, and tries again.
+    fn write_through(&mut self, pipeline: Through) {
+        let Some((node, life)) = self.agent.writes_through(now_ms()) else { return };
+        if let Some(body) = self.relayed.ask(pipeline, Instant::now()) {
+            self.send_memo(node, life, body);
+        }
+    }
+
+    /// Writes presence for a peer. One that asks for too much at once hears nothing, and asks again.
+    fn write_for(&mut self, node: String, life: u64, number: u64, writes: Vec<Change>) {
+        if self.favours >= FAVOURS_MAX {
+            return;
+        }
+        self.favours += 1;
+        let (plane, of) = (self.plane.clone(), Arc::<str>::from(node.as_str()));
+        self.answers.spawn(async move {
+            let writes: Vec<PresenceWrite> = writes.into_iter().map(|change| change.of_node(&of)).collect();
+            let ends = plane.write(&writes).await.into_iter().map(|result| End::from(result.ok())).collect();
+            Answer::WroteFor { node, life, memo: Memo::Wrote { number, ends } }
+        });
+    }
+
+    fn heard(&mut self, news: MeshNews) {
+        if let MeshNews::Memo { body, .. } = &news {
+            self.state.release_memo(body.len());
+        }
+        self.agent.heard(now_ms(), news);
+    }
+
+    /// Finds out whether anything accepts connections at an address. Only a host that refuses says that there is nobody.
+    fn probe(&mut self, node: String, life: u64, mesh: String, sent_ms: u64) {
+        self.answers.spawn(async move {
+            let connected = timeout(PROBE_TIMEOUT, TcpStream::connect(&mesh)).await;
+            let refused = matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused);
+            Answer::Probed { node, life, sent_ms, refused }
+        });
     }
 
     /// Asks Redis. The answer comes within two round trips, if only to say that there was none.
@@ -284,6 +416,18 @@ impl Task {
             let result = match &question.request {
                 Request::Renew(record) => {
                     timeout(round_trip_max, plane.renew(record, lease_ms)).await.map(|done| done.map(Reply::Renewed))
+                }
+                Request::Restore(record) => {
+                    timeout(round_trip_max, plane.restore(record, lease_ms)).await.map(|done| done.map(Reply::Renewed))
+                }
+                Request::RenewFor(favour) => {
+                    let renewal = async {
+                        match favour.restore {
+                            true => plane.restore(&favour.record, lease_ms).await,
+                            false => plane.renew(&favour.record, lease_ms).await,
+                        }
+                    };
+                    timeout(round_trip_max, renewal).await.map(|done| done.map(Reply::Renewed))
                 }
                 Request::Acquire(record) => {
                     // Should Redis still have the lease of the incarnation before, the new one takes its place in one step.
@@ -314,7 +458,8 @@ impl Task {
         match answer {
             Answer::Agent { question, reply, error, holder } => {
                 // An epoch that cannot be asked for is no harm, and says no more than the poll before it.
-                if let Some(error) = error.filter(|_| !matches!(question.request, Request::Epoch { .. })) {
+                let own = !matches!(question.request, Request::Epoch { .. } | Request::RenewFor(_));
+                if let Some(error) = error.filter(|_| own) {
                     self.failed(&error);
                 }
                 if holder.is_some() {
@@ -327,6 +472,18 @@ impl Task {
                 self.agent.answered(now_ms, *question, reply);
             }
             Answer::Compared(compared) => self.compared(now_ms, compared),
+            Answer::Listed(Ok(names)) => self.listed = Some(names),
+            // It is asked for again.
+            Answer::Listed(Err(_)) => self.listing = false,
+            Answer::WroteFor { node, life, memo } => {
+                self.favours = self.favours.saturating_sub(1);
+                if let Some(body) = memo.encode() {
+                    self.send_memo(node, life, body);
+                }
+            }
+            Answer::Probed { node, life, sent_ms, refused } => {
+                self.agent.probed(now_ms, &node, life, sent_ms, refused);
+            }
         }
         if self.agent.heart().redis_failing_ms().is_none() && self.redis_error.take().is_some() {
             tracing::info!("Redis works again");
@@ -370,6 +527,10 @@ impl Task {
             let _ = done.send(());
             return;
         }
+        // It may have drained before it was let in, and only those that join are dialed.
+        if self.agent.heart().state() != NodeState::Joining {
+            self.agent.set_state(now_ms(), NodeState::Joining);
+        }
         self.asks_admission = Some(done);
         self.agent.poll(now_ms());
     }
@@ -380,7 +541,11 @@ impl Task {
             return;
         }
         let now = Instant::now();
-        let why = match admission(&self.agent.record(), records) {
+        let admission = match admission(&self.agent.record(), records) {
+            Admission::Open => self.ghosts(records),
+            other => other,
+        };
+        let why = match admission {
             Admission::Open => {
                 self.admitted = true;
                 self.waits = None;
@@ -403,6 +568,38 @@ impl Task {
             }
         };
         self.waits = Some(why);
+    }
+
+    /// Lets a lease time pass before this node is anybody's home if nodes were here of which Redis has no lease: they may not reach Redis and
+    /// serve on, until they learn that this process has begun.
+    fn ghosts(&mut self, records: &[NodeRecord]) -> Admission {
+        let Some(listed) = &self.listed else {
+            if !std::mem::replace(&mut self.listing, true) {
+                let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
+                self.answers.spawn(async move {
+                    let late = PlaneError::TimedOut { after: round_trip_max };
+                    Answer::Listed(timeout(round_trip_max, plane.listed()).await.unwrap_or(Err(late)))
+                });
+            }
+            return Admission::Waits("asking Redis which nodes were here".to_owned());
+        };
+        let own = self.agent.name();
+        if records.iter().any(|record| record.name != own && record.state == NodeState::Active) {
+            // Nobody serves without Redis whom those that have it, and have dialed this node, do not vouch for.
+            return Admission::Open;
+        }
+        if let Some(why) = self.agent.waits_for_elders(now_ms()) {
+            return Admission::Waits(why);
+        }
+        let has_lease = |name: &String| name == own || records.iter().any(|record| record.name == *name);
+        let ghosts: Vec<&str> = listed.iter().filter(|name| !has_lease(name)).map(String::as_str).collect();
+        if ghosts.is_empty() || self.begun.elapsed() >= Duration::from_millis(promise_ms(self.lease_ms)) {
+            return Admission::Open;
+        }
+        Admission::Waits(format!(
+            "waiting for a lease time, since {} had a lease within the hour and may serve without Redis",
+            ghosts.join(", ")
+        ))
     }
 
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
@@ -528,9 +725,8 @@ impl Task {
     /// Tells the shards of a view that differs in what matters.
     fn tell_shards(&mut self) {
         let ports = &self.shards.ports;
-        self.agent.tell_shards(|shard, view, incarnation, life| {
-            ports[shard].send(Control::View { view: view.clone(), incarnation, life }).is_ok()
-        });
+        self.agent
+            .tell_shards(|shard, view, life| ports[shard].send(Control::View { view: view.clone(), life }).is_ok());
         self.view.send_replace(self.agent.heart().view());
     }
 
@@ -564,6 +760,9 @@ impl Task {
             left_out: view.left_out.clone(),
             reachable: self.agent.heart().reachable(),
             polled_ms: self.agent.heart().polled_ms(),
+            helper: self.agent.writes_through(now_ms()).map(|(node, _)| node),
+            dead: self.agent.heart().dead(),
+            quarantined: self.agent.is_quarantined(),
             redis: RedisStatus {
                 failing_since_ms: self.agent.heart().redis_failing_ms(),
                 error: self.redis_error.clone(),

@@ -1,7 +1,7 @@
 //! What a node needs to be one of several.
 
 use super::resolve::PRESENCE_QUEUE_MOST;
-use super::{ConfigError, Judge, Placement, Settings, known, read_key, without_newline};
+use super::{ConfigError, Judge, Placement, RedisDown, Settings, known, read_key, without_newline};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
@@ -43,6 +43,8 @@ pub struct ClusterConfig {
     pub placement: Placement,
     /// Time to live of the lease, milliseconds.
     pub lease_ms: u64,
+    /// Who serves while no node reaches Redis.
+    pub redis_down: RedisDown,
     /// Most presence writes that wait for Redis.
     pub presence_queue_max: usize,
     /// Time in which all sessions are compared with what Redis holds, milliseconds.
@@ -149,6 +151,7 @@ pub(super) fn cluster(
         secret_file,
         placement: known(all.placement),
         lease_ms,
+        redis_down: known(all.redis_down),
         presence_queue_max: judge.count("presence_queue_max", known(all.presence_queue_max), 1_000..=100_000_000)?
             as usize,
         presence_audit_ms: judge.count("presence_audit_secs", known(all.presence_audit_secs), 1..=86_400)? * 1_000,
@@ -171,6 +174,7 @@ fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Jud
         ("redis_key_file", all.redis_key_file.is_some()),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
+        ("redis_down", all.redis_down != defaults.redis_down),
         ("presence_audit_secs", all.presence_audit_secs != defaults.presence_audit_secs),
         ("presence_queue_max", all.presence_queue_max != Some(PRESENCE_QUEUE_MOST)),
     ];

@@ -2,7 +2,7 @@
 //! `default-config`, and the default.
 
 use super::LogFormat;
-use super::values::{AuthKind, KeyFile, Placement, ReadModeKind, Size, one_or_many};
+use super::values::{AuthKind, KeyFile, Placement, ReadModeKind, RedisDown, Size, one_or_many};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -211,6 +211,9 @@ settings! {
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
     lease_secs: [u64] "SECS" "TRUNKLINE_LEASE_SECS" Fixed("5");
+    /// Who serves while no node reaches Redis: a majority of the nodes that were there last (of two both, unless the other has ended), or
+    /// every node for itself, so that nodes that are cut off from each other may serve one user twice.
+    redis_down: [RedisDown] "WHO" "TRUNKLINE_REDIS_DOWN" Fixed("\"majority\"");
     /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again once Redis works.
     presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Computed("1000000, as far as a sixteenth of memory_max holds them at 512 B each");
     /// Seconds in which all sessions are compared with what Redis holds of them, 1 to 86400, by 5,120 a second at most. What Redis has lost

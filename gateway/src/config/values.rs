@@ -210,6 +210,16 @@ pub enum Placement {
     Redirect,
 }
 
+/// Who serves while Redis can be reached by no node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RedisDown {
+    /// A majority of the nodes that were there last: no user has two homes.
+    Majority,
+    /// Every node, also one that is cut off: nobody is without a home, and some may have two.
+    Serve,
+}
+
 /// How connections are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

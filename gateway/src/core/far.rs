@@ -7,8 +7,9 @@
 use super::links::{Links, Queued, ticks};
 use super::route::Routed;
 use super::shard::Shard;
+use crate::cluster::MeshNews;
 use crate::conn::{Phase, Slots};
-use crate::directory::{Away, Directory, Held, Home, NodeKey, RemoteSession};
+use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSession};
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
@@ -153,10 +154,23 @@ impl Shard {
         true
     }
 
-    /// Whether this node became the home of a user with the present view, and not every node has told of its sessions since.
+    /// Whether this node became the home of a user with the present view or one shortly before, and not all that matters to the user has been
+    /// told since.
     pub(crate) fn is_unsettled(&self, user: u64) -> bool {
-        !self.directory.settling.is_settled()
-            && self.directory.before.as_ref().is_none_or(|before| before.home(user) != Home::Here)
+        let Directory { settling, before, .. } = &self.directory;
+        if settling.is_settled() {
+            return false;
+        }
+        // Whose home has been here all the time does not wait for anybody.
+        if !before.is_empty() && before.iter().all(|routing| routing.home(user) == Home::Here) {
+            return false;
+        }
+        // Of those that are not reached, only a home of before may still act as one.
+        let acts = |silent: &[NodeKey]| {
+            let mut homes = before.iter().map(|routing| routing.home(user));
+            homes.any(|home| matches!(home, Home::There { node, .. } if silent.contains(&node)))
+        };
+        settling.waits_only_for().is_none_or(|silent| before.is_empty() || acts(silent))
     }
 
     /// Lets a message wait until it is known where its recipient is.
@@ -226,6 +240,8 @@ impl Shard {
             FarRecord::KickUser { user, .. } => self.shard_of(user),
             FarRecord::KickDone { shard, .. } => shard,
             FarRecord::Settled { to, .. } => to,
+            // Whichever shard it comes to tells the control thread.
+            FarRecord::Memo { .. } => self.shard,
         };
         if shard == self.shard {
             return self.far_here(from, record);
@@ -325,7 +341,36 @@ impl Shard {
                 let message = Routed { origin, from, to: user, id, acked: true, payload };
                 self.take_transfer(&message, node, stamp, attempts);
             }
+            FarRecord::Memo { body } => self.take_memo(node, body),
         }
+    }
+
+    /// A memo of another node's control thread, for this node's.
+    fn take_memo(&mut self, node: NodeKey, body: &[u8]) {
+        let member = self.directory.routing.as_ref().and_then(|routing| routing.member(node));
+        let taken = match (member, &self.cluster) {
+            (Some(Member { name, life, .. }), Some(cluster)) => {
+                let memo = MeshNews::Memo { node: name.clone().into(), life: *life, body: body.into() };
+                let held = cluster.state.hold_memo(body.len());
+                let sent = held && cluster.news.try_send(memo).is_ok();
+                if held && !sent {
+                    cluster.state.release_memo(body.len());
+                }
+                sent
+            }
+            _ => false,
+        };
+        self.links.stats.memos_dropped.add(u64::from(!taken));
+    }
+
+    /// Sends a memo to a node, if there is a connection to it: one that comes late says what was.
+    pub(crate) fn send_memo(&mut self, node: &str, life: u64, body: &[u8]) {
+        let routing = self.directory.routing.as_ref();
+        let member = routing.and_then(|routing| routing.others().find(|member| &*member.name == node));
+        let key = member.filter(|member| member.life == life).map(|member| member.key);
+        let to = key.and_then(|key| Some((key, self.mesh.as_ref()?.shard_in_touch(key)?)));
+        let sent = to.is_some_and(|(key, shard)| self.send_far(key, shard, &FarRecord::Memo { body }).is_ok());
+        self.links.stats.memos_dropped.add(u64::from(!sent));
     }
 
     /// Answers another node about a user. An answer that finds no room is counted; the other side asks or is told again.
@@ -418,7 +463,10 @@ impl Shard {
             }
             FarRecord::Register { user, .. } => self.answer_far(back.node, user, &record),
             // Who asked hears in time that there was no answer.
-            FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Settled { .. } => {}
+            FarRecord::KickUser { .. }
+            | FarRecord::KickDone { .. }
+            | FarRecord::Settled { .. }
+            | FarRecord::Memo { .. } => {}
         }
     }
 }

@@ -15,20 +15,24 @@ use crate::directory::{Away, Held, Home, Member, NodeKey, Routing, Walk, WalkSte
 use crate::inbox::Unacked;
 use crate::mailbox::Origin;
 use crate::mesh::node_key;
+use crate::mesh::peers::{FarError, Mesh};
 use crate::mesh::wire::{Record as FarRecord, Seat, flags as far_flags};
 use std::sync::Arc;
 use trunkline_proto::Outcome;
-use trunkline_router::membership::{NodeState, View};
+use trunkline_router::membership::{NodeState, View, promise_ms};
 use trunkline_router::presence::Presence;
 
-/// How long a new home waits for the others at most.
+/// How long a new home waits for the others at most; or for a lease time, if that is longer: until then a former home that is not reached may
+/// still have the view before.
 const SETTLE_MS: u64 = 5_000;
+/// Views that may follow each other without one settling before all users wait.
+const VIEWS_MAX: usize = 16;
 /// Sessions, or places of a table, that one turn goes through.
 const WALK_STEPS: u32 = 512;
 
 impl Shard {
-    /// The nodes that count now, the incarnation this one has, and the one since which it has not been fenced.
-    pub(crate) fn set_view(&mut self, view: Arc<View>, incarnation: u64, life: u64) {
+    /// The nodes that count now, and the incarnation since which this one has not been fenced.
+    pub(crate) fn set_view(&mut self, view: Arc<View>, life: u64) {
         let key_of = |name: &str, life| NodeKey(node_key(name, life));
         let own = key_of(&self.node, life);
         let before = self.directory.routing.clone();
@@ -37,14 +41,15 @@ impl Shard {
         self.life = life;
         let mono_ms = self.now.mono_ms;
         if let Some(mesh) = &mut self.mesh {
-            mesh.set_view(incarnation, life, &next, mono_ms);
+            mesh.set_view(life, &next, mono_ms);
         }
         if before.as_ref().is_some_and(|before| before.own() == own && before.digest() == next.digest()) {
             return;
         }
         let reborn = before.as_ref().is_some_and(|before| before.own() != own);
         let settled = self.directory.settling.is_settled();
-        let deadline = self.links.tick + ticks(SETTLE_MS);
+        let lease_ms = self.cluster.as_ref().map_or(0, |cluster| promise_ms(cluster.state.lease_ms()));
+        let deadline = self.links.tick + ticks(SETTLE_MS.max(lease_ms));
         self.directory.settling.begin(&next, deadline);
         self.directory.unsettled = true;
         self.directory.routing = Some(next.clone());
@@ -52,7 +57,7 @@ impl Shard {
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
         let known = before.clone().filter(|_| !reborn && told);
         self.directory.walk = Some(Walk { before: known, step: WalkStep::Sessions { slot: 0 } });
-        self.directory.before = before.clone().filter(|_| !reborn && settled);
+        self.note_before(before.clone().filter(|_| !reborn), settled);
         match &before {
             Some(_) if reborn => self.forget_all(),
             Some(before) => self.forget_lost(&before.lost_in(&next)),
@@ -60,6 +65,20 @@ impl Shard {
         }
         self.ask_again();
         self.release_parked();
+    }
+
+    /// Keeps the views since the last one that has settled.
+    fn note_before(&mut self, before: Option<Arc<Routing>>, settled: bool) {
+        let since = &mut self.directory.before;
+        let Some(before) = before else { return since.clear() };
+        if settled {
+            since.clear();
+            since.push(before);
+        } else if since.len() >= VIEWS_MAX {
+            since.clear();
+        } else if !since.is_empty() {
+            since.push(before);
+        }
     }
 
     /// This node counts as another one from now on: nothing that others have told it, or owe it, holds any more.
@@ -147,8 +166,14 @@ impl Shard {
             if before.is_some_and(|before| !before.must_register(routing, user)) {
                 continue;
             }
-            if self.mesh.as_ref().is_some_and(|mesh| !mesh.is_easy(node)) {
-                return Some(WalkStep::Sessions { slot });
+            if let Some(mesh) = &mut self.mesh {
+                if mesh.is_unreachable(node, shard) {
+                    mesh.pass_over(node);
+                    continue;
+                }
+                if !mesh.is_easy(node) {
+                    return Some(WalkStep::Sessions { slot });
+                }
             }
             let Some(entry) = self.presence.sessions(user).iter().find(|entry| entry.slot == slot) else { continue };
             let seat = Seat { shard: self.shard, conn: self.links.slots.id(slot) };
@@ -171,7 +196,9 @@ impl Shard {
         let mut budget = WALK_STEPS;
         while let Some(user) = users.last().copied() {
             if let Home::There { node, shard } = self.home(user) {
-                while budget > 0 && self.mesh.as_ref().is_none_or(|mesh| mesh.is_easy(node)) {
+                // For a node that is not reached they are refused.
+                let goes = |mesh: &Mesh| mesh.is_easy(node) || mesh.is_unreachable(node, shard);
+                while budget > 0 && self.mesh.as_ref().is_none_or(goes) {
                     let Some(message) = self.inboxes.pop(user) else { break };
                     self.transfer(user, message, node, shard);
                     budget -= 1;
@@ -292,7 +319,10 @@ impl Shard {
     fn say_settled(&mut self, routing: &Routing, mut shards: Vec<(NodeKey, u16)>) -> Option<WalkStep> {
         while let Some((node, to)) = shards.last().copied() {
             let record = FarRecord::Settled { from: self.shard, to, digest: routing.digest() };
-            if self.send_far(node, to, &record) == Err(crate::mesh::peers::FarError::Full) {
+            let unreachable = self.mesh.as_ref().is_some_and(|mesh| mesh.is_unreachable(node, to));
+            if unreachable && let Some(mesh) = &mut self.mesh {
+                mesh.pass_over(node);
+            } else if self.send_far(node, to, &record) == Err(FarError::Full) {
                 return Some(WalkStep::Settled { shards });
             }
             shards.pop();
@@ -302,13 +332,18 @@ impl Shard {
 
     /// Ends the wait for other nodes if it is over; those for whom nobody has registered a session are offline then.
     pub(crate) fn look_at_settling(&mut self) {
+        if let (false, Some(routing), Some(mesh)) =
+            (self.directory.settling.is_settled(), self.directory.routing.clone(), &self.mesh)
+        {
+            self.directory.settling.look_without(&routing, |node| mesh.is_silent(node));
+        }
         if self.directory.settling.expire(self.links.tick) {
             self.links.stats.settle_timeouts.add(1);
         }
         if !self.directory.settling.is_settled() || !std::mem::take(&mut self.directory.unsettled) {
             return;
         }
-        self.directory.before = None;
+        self.directory.before.clear();
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
         if told && self.directory.routing.is_some() {
             self.directory.walk = Some(Walk { before: None, step: WalkStep::Sweep { from: 0 } });

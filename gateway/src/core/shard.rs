@@ -144,6 +144,7 @@ impl Shard {
                     reserve_bytes: limits.mesh_bytes_max / MESH_LINK_SHARE / 4,
                 },
                 bytes_max: limits.mesh_bytes_max,
+                lease_ms: cluster.state.lease_ms(),
             })
         });
         Shard {

@@ -147,6 +147,7 @@ pub(crate) mod tests {
             users: 0,
             started_ms: 0,
             life: 0,
+            renewals: 0,
             secret_mark: String::new(),
             reach: None,
             protocol_oldest: 0,

@@ -2,7 +2,7 @@
 //! sessions whose home moved. Then a user who is unknown here is offline; before that nobody can tell.
 
 use super::remote::RemoteSession;
-use super::routing::{NodeKey, Routing};
+use super::routing::{Member, NodeKey, Routing};
 use hashbrown::HashMap;
 
 /// Who has said so, for which view.
@@ -15,12 +15,14 @@ pub(crate) struct Settling {
     /// When the wait is over in any case; 0 when nobody is waited for.
     deadline_tick: u32,
     settled: bool,
+    /// All but these nodes, which are not reached, have said so; `None` while others have not.
+    silent: Option<Vec<NodeKey>>,
 }
 
 impl Settling {
     /// Nothing to wait for.
     pub(crate) fn new() -> Self {
-        Settling { digest: 0, said: HashMap::new(), deadline_tick: 0, settled: true }
+        Settling { digest: 0, said: HashMap::new(), deadline_tick: 0, settled: true, silent: None }
     }
 
     /// There is a new view: waits until all others have said so, or until `deadline_tick`.
@@ -29,7 +31,20 @@ impl Settling {
         self.deadline_tick = deadline_tick;
         self.said.retain(|(node, _), _| routing.member(*node).is_some());
         self.settled = false;
+        self.silent = None;
         self.look(routing);
+    }
+
+    /// Looks who of the others is not reached, for [`Settling::waits_only_for`].
+    pub(crate) fn look_without(&mut self, routing: &Routing, is_silent: impl Fn(NodeKey) -> bool) {
+        let missing = routing.others().filter(|member| !self.has_said_all(member)).map(|member| member.key);
+        let missing: Vec<NodeKey> = missing.collect();
+        self.silent = missing.iter().all(|node| is_silent(*node)).then_some(missing);
+    }
+
+    /// The nodes that are still waited for, if none of them is reached; `None` while one that is has not said so.
+    pub(crate) fn waits_only_for(&self) -> Option<&[NodeKey]> {
+        self.silent.as_deref()
     }
 
     /// A shard of another node has registered everything for the view with this digest; `told` as of [`RemoteSessions::told`]. Whether the wait
@@ -68,9 +83,13 @@ impl Settling {
     }
 
     fn look(&mut self, routing: &Routing) {
-        let has_said = |node, shard| self.said.get(&(node, shard)).is_some_and(|(digest, _)| *digest == self.digest);
-        let all = routing.others().all(|member| (0..member.shards).all(|shard| has_said(member.key, shard as u16)));
+        let all = routing.others().all(|member| self.has_said_all(member));
         self.settled |= all;
+    }
+
+    fn has_said_all(&self, member: &Member) -> bool {
+        let has_said = |shard| self.said.get(&(member.key, shard)).is_some_and(|(digest, _)| *digest == self.digest);
+        (0..member.shards).all(|shard| has_said(shard as u16))
     }
 }
 
@@ -141,6 +160,23 @@ mod tests {
         assert!(settling.said.is_empty(), "neither another incarnation nor a shard that is not there is kept");
         assert!(!settling.expire(99));
         assert!(settling.expire(100) && settling.is_settled());
+    }
+
+    #[test]
+    fn who_is_not_reached_is_told_apart_from_who_is_late() {
+        let routing = routing(&[("a", 1), ("b", 1), ("c", 1)]);
+        let mut settling = Settling::new();
+        settling.begin(&routing, 100);
+        let c_is_silent = |node| node == key_of("c", 1);
+        settling.look_without(&routing, c_is_silent);
+        assert_eq!(settling.waits_only_for(), None, "b is reached and has not said so");
+        for shard in 0..4 {
+            settling.said(&routing, key_of("b", 1), shard, routing.digest(), 0);
+        }
+        settling.look_without(&routing, c_is_silent);
+        assert_eq!((settling.waits_only_for(), settling.is_settled()), (Some(&[key_of("c", 1)][..]), false));
+        settling.look_without(&routing, |_| false);
+        assert_eq!(settling.waits_only_for(), None, "c is reached again");
     }
 
     #[test]

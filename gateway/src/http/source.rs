@@ -44,6 +44,7 @@ impl Node {
             users: self.sum(|stats| stats.users.get()),
             started_ms: self.started_ms,
             life: 0,
+            renewals: 0,
             secret_mark: String::new(),
             reach: None,
             protocol_oldest: MESH_PROTOCOL_OLDEST,

@@ -171,8 +171,6 @@ pub(crate) struct Link {
     ack_bytes: usize,
     /// The peer's latest heartbeat, to be echoed: its time and when it came.
     echo: Option<(u64, u64)>,
-    /// When the peer last answered a heartbeat that was no older than the time between two.
-    answered_ms: Option<u64>,
 
     connection: Option<Connection>,
     was_connected: bool,
@@ -205,7 +203,6 @@ impl Link {
             ack_due_ms: None,
             ack_bytes: 0,
             echo: None,
-            answered_ms: None,
             connection: None,
             was_connected: false,
             attempts: 0,
@@ -448,9 +445,6 @@ impl Link {
     /// RFC 6298's smoothing of the round trip; an echo of a time that has not been is ignored.
     fn measure(&mut self, now_ms: u64, echo_ms: u64) {
         let Some(sample_ms) = now_ms.checked_sub(echo_ms) else { return };
-        if sample_ms <= HEARTBEAT_MS {
-            self.answered_ms = Some(now_ms);
-        }
         let sample_us = sample_ms.saturating_mul(1_000).max(1);
         self.stats.times.observe(sample_ms.saturating_mul(1_000));
         let before = self.stats.rtt_us;
@@ -504,7 +498,6 @@ impl Link {
         self.connection = None;
         self.inbound = Inbound::default();
         self.echo = None;
-        self.answered_ms = None;
         self.ack_told();
         self.lent_stale = self.lent != Lent::Nothing;
         if let Some(Rest { buf, of_chunk: true, .. }) = self.rest.take() {
@@ -525,6 +518,19 @@ impl Link {
         self.confirmed = 0;
         self.expected = 0;
         self.batch_seq = 0;
+    }
+
+    /// Takes back what no connection has been given so far: it will not be sent, and goes to [`Link::take_unconfirmed`]. For a link that is
+    /// down; the stream goes on with what the peer may have.
+    pub(crate) fn withdraw_unsent(&mut self) {
+        let Some(at) = self.chunks.iter().position(|chunk| !chunk.sent) else { return };
+        let unsent = self.chunks.split_off(at);
+        if let Some(first) = unsent.front() {
+            self.next_seq = first.first;
+        }
+        let confirmed = self.confirmed;
+        self.ended.extend(unsent.into_iter().map(|chunk| chunk.ended(confirmed)));
+        self.handed_out = self.handed_out.min(self.chunks.len());
     }
 
     /// Gives back the records of ended streams that were not confirmed, in order, each with whether the peer may have received it all the
@@ -549,11 +555,6 @@ impl Link {
     /// Why the peer leaves, if it does: a number of [`goodbye`](super::wire::goodbye) or a later one.
     pub(crate) fn peer_goodbye(&self) -> Option<u16> {
         self.peer_goodbye
-    }
-
-    /// When the peer last answered a fresh heartbeat on this connection.
-    pub(crate) fn answered_ms(&self) -> Option<u64> {
-        self.answered_ms
     }
 
     /// Bytes held for the peer, as the bounds count them.

@@ -26,10 +26,13 @@ use std::net::SocketAddr;
 pub(crate) const HANDSHAKES_MAX: usize = 64;
 /// Connections of the mesh a shard has slots for: links, those that take their place, and handshakes.
 pub(crate) const CONNECTIONS_MAX: u32 = 256;
+/// Nodes of which no view has told that wait to be told of. They come again.
+const LATER_MAX: usize = 64;
+/// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the node whose name sorts first,
+/// and no name begins with this.
+pub(crate) const CALLER_MARK: char = '!';
 /// A link that is down for so long takes no more messages.
 const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
-/// A peer that said so within this time treats this node as live.
-const ANSWER_FRESH_MS: u64 = 2 * HEARTBEAT_MS;
 
 /// Who this node is, and what its links may hold.
 #[derive(Clone, Debug)]
@@ -39,8 +42,11 @@ pub(crate) struct MeshConfig {
     pub(crate) shard: u16,
     pub(crate) shards: u16,
     pub(crate) link: LinkLimits,
-    /// Bytes all links of the shard may hold, beyond which messages are refused.
+    /// Bytes all links of the shard may hold, beyond which messages are refused. Half of them is for whoever needs them, the other half in
+    /// equal parts for each link: others that are slow or dead take nothing of that.
     pub(crate) bytes_max: usize,
+    /// After this time a peer that has been paused for all of it serves nobody any more, so that what it has received it does not deliver.
+    pub(crate) lease_ms: u64,
 }
 
 /// Why a record was not queued.
@@ -85,8 +91,6 @@ pub(crate) enum Tiding {
     Heard { node: Box<str>, incarnation: u64 },
     /// No link to it works any more.
     Lost { node: Box<str>, incarnation: u64 },
-    /// Some node treats this one, of this incarnation, as live.
-    Confirmed { incarnation: u64 },
 }
 
 /// A node of the view.
@@ -105,6 +109,8 @@ struct Peer {
     /// Index into `links` for each shard of the peer: one that ends there, if there is one.
     by_shard: Vec<u16>,
     was_up: bool,
+    /// A walk has not told it what it should know, because it was unreachable.
+    passed_over: bool,
     /// When the mesh last said that it hears this node.
     told_ms: u64,
     /// What the last handshake failed with, so that a peer that tries for ever is told of once.
@@ -139,6 +145,8 @@ struct PeerLink {
     /// Since when it has been down, and whether that is long.
     down_ms: Option<u64>,
     unreachable: bool,
+    /// It has been down for so long that its stream has been given up.
+    given_up: bool,
 }
 
 /// How far a connection is.
@@ -184,7 +192,6 @@ struct Wire {
 pub(crate) struct Mesh {
     config: MeshConfig,
     life: u64,
-    incarnation: u64,
     peers: Vec<Peer>,
     links: Vec<Option<PeerLink>>,
     wires: HashMap<u32, Wire>,
@@ -199,7 +206,7 @@ pub(crate) struct Mesh {
     closing: Vec<u32>,
     /// Nodes that live on and have lost a stream.
     restarted: Vec<NodeKey>,
-    /// Nodes that were found in a later life than is known, for the control thread.
+    /// Nodes that were found in a later life than is known, or of which no view has told, for the control thread.
     later: Vec<(Box<str>, u64)>,
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
@@ -211,7 +218,6 @@ impl Mesh {
         Mesh {
             config,
             life: 0,
-            incarnation: 0,
             peers: Vec::new(),
             links: Vec::new(),
             wires: HashMap::new(),
@@ -231,10 +237,9 @@ impl Mesh {
         Identity { name: self.config.node.clone(), incarnation: self.life, versions: Versions::OWN }
     }
 
-    /// There is a new view, in which this node has that incarnation and life: links to nodes that are known no more end, those to new ones
+    /// There is a new view, in which this node has that life: links to nodes that are known no more end, those to new ones
     /// begin.
-    pub(crate) fn set_view(&mut self, incarnation: u64, life: u64, routing: &Routing, now_ms: u64) {
-        self.incarnation = incarnation;
+    pub(crate) fn set_view(&mut self, life: u64, routing: &Routing, now_ms: u64) {
         let reborn = std::mem::replace(&mut self.life, life) != life;
         for mut peer in std::mem::take(&mut self.peers) {
             let same = |member: &crate::directory::Member| {
@@ -271,6 +276,7 @@ impl Mesh {
                 dead: false,
                 down_ms: Some(now_ms),
                 unreachable: false,
+                given_up: false,
             };
             let id = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.links.push(None);
@@ -308,6 +314,7 @@ impl Mesh {
             by_shard: by_shard.collect(),
             links,
             was_up: false,
+            passed_over: false,
             told_ms: 0,
             failing: None,
         });
@@ -451,8 +458,9 @@ impl Mesh {
         // A later life than the view has is not known yet: it is refused as unknown, comes again, and is known by then.
         let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation);
         let Some(peer) = known else {
-            if self.peers.iter().any(|peer| *peer.name == *claim.peer) {
-                self.later.push((claim.peer.as_str().into(), claim.incarnation));
+            let name = claim.peer.strip_prefix(CALLER_MARK).unwrap_or(&claim.peer);
+            if self.later.len() < LATER_MAX {
+                self.later.push((name.into(), claim.incarnation));
             }
             let error = acceptor.refuse(HandshakeError::UnknownName { name: claim.peer }, out);
             return self.refused(slot, &error);
@@ -508,7 +516,7 @@ impl Mesh {
         match resumed {
             Ok(resumed) => {
                 link.state = LinkState::Wired { slot };
-                link.unreachable = false;
+                (link.unreachable, link.given_up) = (false, false);
                 if let Some(wire) = self.wires.get_mut(&slot) {
                     wire.stage = Stage::Up { link: id };
                 }
@@ -530,6 +538,9 @@ impl Mesh {
             peer.failing = None;
             peer.was_up = true;
             peer.told_ms = 0;
+            if std::mem::take(&mut peer.passed_over) {
+                self.restarted.push(node);
+            }
         }
         tracing::debug!(
             "link {number} to node {}, incarnation {}, is up",
@@ -730,12 +741,15 @@ impl Mesh {
         let peer = self.peers.iter().find(|peer| peer.key == node).ok_or(FarError::Unknown)?;
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         let id = peer.links[usize::from(*at)];
+        let places = self.links.len().max(1);
         let link = self.links[id as usize].as_mut().ok_or(FarError::Unknown)?;
         if !record.is_control() {
             if link.unreachable {
                 return Err(FarError::Unreachable);
             }
-            if self.bytes + record.encoded_len() > self.config.bytes_max {
+            let len = record.encoded_len();
+            let half = self.config.bytes_max / 2;
+            if self.bytes + len > half && link.link.bytes() + len > half / places {
                 return Err(FarError::Full);
             }
         }
@@ -752,11 +766,35 @@ impl Mesh {
         })
     }
 
+    /// A shard of a node to which there is a connection now.
+    pub(crate) fn shard_in_touch(&self, node: NodeKey) -> Option<u16> {
+        let peer = self.peers.iter().find(|peer| peer.key == node)?;
+        let is_wired = |at: &u16| {
+            let link = self.links[peer.links[usize::from(*at)] as usize].as_ref();
+            link.is_some_and(|link| link.link.is_connected())
+        };
+        peer.by_shard.iter().position(is_wired).map(|shard| shard as u16)
+    }
+
     /// Whether the link to a shard of a node has been down for long.
     pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
         let peer = self.peers.iter().find(|peer| peer.key == node);
         let at = peer.and_then(|peer| Some(peer.links[usize::from(*peer.by_shard.get(usize::from(shard))?)]));
         at.and_then(|id| self.links[id as usize].as_ref()).is_some_and(|link| link.unreachable)
+    }
+
+    /// Whether no shard of a node has been reached for long.
+    pub(crate) fn is_silent(&self, node: NodeKey) -> bool {
+        let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
+        let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
+        links.all(|link| link.unreachable)
+    }
+
+    /// A walk passes over this node, which is unreachable: the node is told all when there is a link to it again.
+    pub(crate) fn pass_over(&mut self, node: NodeKey) {
+        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.key == node) {
+            peer.passed_over = true;
+        }
     }
 
     /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be slowed.
@@ -862,32 +900,38 @@ impl Mesh {
 
     /// What the control thread should know, each half a second or when it changes. Finds out which links are down for long.
     pub(crate) fn tidings(&mut self, now_ms: u64) -> Vec<Tiding> {
-        for link in self.links.iter_mut().flatten() {
+        for (id, link) in self.links.iter_mut().enumerate() {
+            let Some(link) = link else { continue };
             if link.link.is_connected() {
                 link.down_ms = None;
             } else {
                 link.down_ms.get_or_insert(now_ms);
             }
-            link.unreachable = link.down_ms.is_some_and(|since_ms| now_ms >= since_ms + UNREACHABLE_MS);
+            let down_for = |ms| link.down_ms.is_some_and(|since_ms| now_ms >= since_ms + ms);
+            let (unreachable, given_up) = (down_for(UNREACHABLE_MS), down_for(UNREACHABLE_MS + self.config.lease_ms));
+            if unreachable && !std::mem::replace(&mut link.unreachable, unreachable) {
+                // Its senders hear at once that it failed, and it is not sent when the peer is back.
+                link.link.withdraw_unsent();
+                self.ended.push_back(id as u32);
+            }
+            if given_up && !std::mem::replace(&mut link.given_up, given_up) && link.link.has_streamed() {
+                // The peer has had the rest, or never will: it may not come again when its senders have been told that it failed.
+                link.link.end_stream();
+                self.ended.push_back(id as u32);
+            }
         }
         let later = self.later.drain(..).map(|(node, incarnation)| Tiding::Heard { node, incarnation });
         let mut tidings: Vec<Tiding> = later.collect();
-        let mut answered = false;
         for peer in &mut self.peers {
-            let links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
-            let up = links.clone().any(|link| link.link.is_connected());
+            let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
+            let up = links.any(|link| link.link.is_connected());
             let (node, incarnation) = (peer.name.clone(), peer.incarnation);
             if up && now_ms >= peer.told_ms + HEARTBEAT_MS {
                 peer.told_ms = now_ms;
                 tidings.push(Tiding::Heard { node, incarnation });
-                let fresh = |at_ms: u64| now_ms.saturating_sub(at_ms) <= ANSWER_FRESH_MS;
-                answered |= links.clone().any(|link| link.link.answered_ms().is_some_and(fresh));
             } else if !up && std::mem::take(&mut peer.was_up) {
                 tidings.push(Tiding::Lost { node, incarnation });
             }
-        }
-        if answered {
-            tidings.push(Tiding::Confirmed { incarnation: self.incarnation });
         }
         tidings
     }

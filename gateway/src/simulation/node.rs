@@ -133,6 +133,14 @@ impl Node {
         sessions.map(|entry| (entry.device().to_owned(), entry.session))
     }
 
+    /// Whether a shard acts as the home of a user whenever the node may serve: it would deliver what comes for the user.
+    pub(super) fn is_home(&self, user: u64) -> bool {
+        let shard = trunkline_router::hash::home_shard(user, self.seats.len() as u32) as usize;
+        let shard = &self.seats[shard].core.shard;
+        let lives = shard.cluster.as_ref().is_some_and(|cluster| cluster.state.life() == shard.life);
+        lives && shard.home(user) == crate::directory::Home::Here && !shard.is_unsettled(user)
+    }
+
     /// Whether every shard's loop has returned.
     pub(super) fn over(&self) -> bool {
         self.seats.iter().all(|seat| seat.rest == Rest::Over)

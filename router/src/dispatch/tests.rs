@@ -22,6 +22,7 @@ fn record(name: &str, state: NodeState, weight: u32, connections: u64) -> NodeRe
         users: 0,
         started_ms: 1,
         life: 0,
+        renewals: 0,
         secret_mark: String::new(),
         reach: None,
         protocol_oldest: 0,

@@ -1,9 +1,14 @@
 //! The node's own lease: may it serve?
 //!
 //! Others take over what a node had as soon as they see it gone, so it must stop before that, without being told. It
-//! cannot know whether it was paused; it can know how old the last proof is that it still counts. Each proof lasts for one
-//! lease time. When the proofs have run out, the node is fenced until it has a new incarnation, however good the news that
-//! come later: they may have waited in a socket while it slept.
+//! cannot know whether it was paused; it can know how old the last proof is that it still counts. A proof is the time at
+//! which something was *asked* that was answered well, and lasts for one lease time from then. When the proofs have run
+//! out, the node is fenced until it has a new incarnation, however good the news that come later: they may have waited in
+//! a socket while it slept.
+
+/// Of this part of a lease the node makes no use, so that a clock that runs slow by as much as this does no harm: fifty
+/// times what NTP bends a clock by at most.
+const DRIFT_PARTS: u64 = 40;
 
 /// Why the node must not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,27 +19,37 @@ pub enum Fenced {
     Lost,
     /// The lease ran out, and nothing said that Redis was failing: the node was paused.
     Silent,
-    /// The lease ran out while Redis was failing, and no peer confirmed this node in time: it is cut off.
+    /// The lease ran out while Redis was failing, and no peers vouched for this node in time: it is cut off.
     Isolated,
 }
 
-/// The state of this node's lease. Its rules:
+/// For how long a proof lasts from when it was asked for, where the lease lasts for `ttl_ms` from when it was granted.
+#[must_use]
+pub const fn proof_ms(ttl_ms: u64) -> u64 {
+    ttl_ms - ttl_ms / DRIFT_PARTS
+}
+
+/// For how long whoever grants something for a lease time has to keep to it, by a clock that may run fast.
+#[must_use]
+pub const fn promise_ms(ttl_ms: u64) -> u64 {
+    ttl_ms + ttl_ms / DRIFT_PARTS
+}
+
+/// The state of this node's lease. Two things have to be proved, each within the last lease time:
 ///
-/// - it may serve while the lease is valid, counted from when the renewal was **sent**;
-/// - while Redis is known to be failing, because a renewal failed within the last lease time, it may also serve for a
-///   lease time from the last moment at which peers confirmed this incarnation, or from the last failure if it is alone;
-/// - when neither holds it is fenced, and stays so until [`Lease::acquired`] with a higher incarnation.
+/// - that the name is this node's: Redis renewed its lease, asked by the node itself or by a peer for it;
+/// - that its view is that of the others: Redis gave the nodes, or a peer that Redis gave them to did.
 ///
-/// Every method takes a time and fences first if the time has run out by then, so the order in which things are noticed
-/// after a pause does not matter.
+/// Both at once are proved by peers that vouch for this node: they have promised to keep it in their views for a lease time.
+/// Every method that takes the present time fences first if the time has run out by then, so the order in which things are
+/// noticed after a pause does not matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     incarnation: u64,
     ttl_ms: u64,
-    valid_until_ms: u64,
+    held_ms: u64,
+    viewed_ms: u64,
     failed_at_ms: Option<u64>,
-    confirmed_at_ms: Option<u64>,
-    alone: bool,
     fenced: Option<Fenced>,
 }
 
@@ -51,29 +66,21 @@ impl Lease {
         Lease {
             incarnation: 0,
             ttl_ms: 0,
-            valid_until_ms: 0,
+            held_ms: 0,
+            viewed_ms: 0,
             failed_at_ms: None,
-            confirmed_at_ms: None,
-            alone: false,
             fenced: Some(Fenced::NotAcquired),
         }
     }
 
-    /// Redis granted `incarnation` for `ttl_ms` to a request sent at `sent_at_ms`. Lifts the fence. Without effect, and
-    /// `false`, unless the incarnation is higher than the one before.
+    /// Redis granted `incarnation` for `ttl_ms` to a request sent at `sent_at_ms`. Lifts the fence; the view has a lease time
+    /// from then to come. Without effect, and `false`, unless the incarnation is higher than the one before.
     pub fn acquired(&mut self, sent_at_ms: u64, incarnation: u64, ttl_ms: u64) -> bool {
         if incarnation <= self.incarnation {
             return false;
         }
-        *self = Lease {
-            incarnation,
-            ttl_ms,
-            valid_until_ms: sent_at_ms.saturating_add(ttl_ms),
-            failed_at_ms: None,
-            confirmed_at_ms: None,
-            alone: self.alone,
-            fenced: None,
-        };
+        let (held_ms, viewed_ms) = (sent_at_ms, sent_at_ms);
+        *self = Lease { incarnation, ttl_ms, held_ms, viewed_ms, failed_at_ms: None, fenced: None };
         true
     }
 
@@ -83,10 +90,26 @@ impl Lease {
             return;
         }
         self.ttl_ms = ttl_ms;
-        self.valid_until_ms = self.valid_until_ms.max(sent_at_ms.saturating_add(ttl_ms));
+        self.held_ms = self.held_ms.max(sent_at_ms);
         // An answer to a request from before the failure says nothing about now.
         if self.failed_at_ms.is_some_and(|failed_at_ms| failed_at_ms <= sent_at_ms) {
             self.failed_at_ms = None;
+        }
+    }
+
+    /// The view is what Redis gave to somebody who asked no earlier than `at_ms`.
+    pub fn viewed(&mut self, at_ms: u64) {
+        if !self.runs_out(at_ms) {
+            self.viewed_ms = self.viewed_ms.max(at_ms);
+        }
+    }
+
+    /// Peers that were asked at `sent_at_ms` have promised to keep this node in their views for a lease time, or there are none
+    /// who could take over from it.
+    pub fn vouched(&mut self, sent_at_ms: u64) {
+        if !self.runs_out(sent_at_ms) {
+            self.held_ms = self.held_ms.max(sent_at_ms);
+            self.viewed_ms = self.viewed_ms.max(sent_at_ms);
         }
     }
 
@@ -101,20 +124,6 @@ impl Lease {
     pub fn lost(&mut self, now_ms: u64) {
         if !self.runs_out(now_ms) {
             self.fenced = Some(Fenced::Lost);
-        }
-    }
-
-    /// At least one mesh peer said, to a question asked within the last heartbeat, that it treats this incarnation as live.
-    pub fn peers_confirmed(&mut self, now_ms: u64) {
-        if !self.runs_out(now_ms) {
-            self.confirmed_at_ms = Some(now_ms);
-        }
-    }
-
-    /// Whether the last view from Redis had no other node, so that nobody can confirm this one or take over from it.
-    pub fn set_alone(&mut self, now_ms: u64, alone: bool) {
-        if !self.runs_out(now_ms) {
-            self.alone = alone;
         }
     }
 
@@ -139,18 +148,10 @@ impl Lease {
     /// Until when, exclusive, the node may serve if nothing more is heard; 0 if it is fenced.
     #[must_use]
     pub fn serve_until_ms(&self) -> u64 {
-        if self.fenced.is_some() {
-            return 0;
+        match self.fenced {
+            Some(_) => 0,
+            None => self.held_ms.min(self.viewed_ms).saturating_add(proof_ms(self.ttl_ms)),
         }
-        let Some(failed_at_ms) = self.failed_at_ms else {
-            return self.valid_until_ms;
-        };
-        let witnessed_at_ms = match self.confirmed_at_ms {
-            Some(confirmed_at_ms) if !self.alone => failed_at_ms.min(confirmed_at_ms),
-            _ if self.alone => failed_at_ms,
-            _ => return self.valid_until_ms,
-        };
-        self.valid_until_ms.max(witnessed_at_ms.saturating_add(self.ttl_ms))
     }
 
     /// Fences if the time has run out by `now_ms`; whether the node is fenced.

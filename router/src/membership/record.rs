@@ -68,6 +68,9 @@ pub struct NodeRecord {
     /// store of presence holds are the same life, and links and directories go on. 0 stands for the present incarnation.
     #[serde(default)]
     pub life: u64,
+    /// Grows with each renewal of the lease, so that others know since when it is as old as it is. 0 for a version that does not count them.
+    #[serde(default)]
+    pub renewals: u64,
     /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link up. May be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub secret_mark: String,

@@ -1,32 +1,54 @@
 //! From polls of Redis and news of the mesh to views.
 
+use super::lease::promise_ms;
 use super::node_state::NodeState;
-use super::record::NodeRecord;
+use super::record::{NodeRecord, Reach};
 use super::seen::Seen;
 use super::view::{self, View};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// How long a name is remembered after it was last heard of, in milliseconds: as long as the longest lease.
 const FORGET_MS: u64 = 3_600_000;
 
+/// What becomes of the view while nobody can be asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// It is frozen: only whose process is known to be dead is out.
+    Freeze,
+    /// Who has been lost by the mesh for a lease time is out, and is in again when heard.
+    MeshDecides,
+}
+
 /// One node's picture of the cluster. The rules:
 ///
-/// - **Redis answers** (the last good poll is not older than the lease time): it is the authority. Who has no lease is out at
-///   once; who has one is in, even when its mesh is silent, and is then marked unreachable.
-/// - **Redis does not answer**: the last view stays. Who has been lost by the mesh for a lease time is out, and is in again
-///   when heard with an incarnation that is not lower.
+/// - **Redis answers** (the last good poll is not older than the lease time): it is the authority. Who has a lease is in, even
+///   when its mesh is silent, and is then marked unreachable. Who has none is out at once, unless one of the next rules keeps it.
+/// - **Heard**: a member that is heard over the mesh stays for a lease time after its lease was first missed: a failover of Redis
+///   loses writes, and the member writes its lease again.
+/// - **Lost**: an active member whose lease is missing before it can have run out has lost it to Redis, and has a lease time to write it again
+///   whether it is heard or not. It may serve for that long.
+/// - **Promised**: a member that could not renew, and that this node has vouched for, stays for as long as was promised.
 /// - **Redis forgot**: a poll that lacks this node itself, or is empty while the view was not, means that Redis came back
 ///   without its data (or that this node is fenced anyway). Members that are missing in such a poll stay for one lease time
 ///   if the mesh has not lost them, so that they can write their leases again before the ring changes.
+/// - **Back from an outage**: when this node has vouched for others because it had no Redis itself, they may have become a majority
+///   that serves without Redis. As long as most members are missing and nothing is known of them, they stay.
+/// - **Redis does not answer**: see [`Outage`].
+/// - For a process that only watches, an empty poll after one that was not is no view: it cannot tell an empty cluster from a Redis that
+///   refuses writes.
 /// - A record with a lower incarnation than one seen before under that name is old data, and is ignored; unless polls find it for longer than
 ///   old data can last.
+/// - **Quarantine**: an active member of which most of the other active ones say that they do not reach it is none of the ring until that has
+///   changed, as if it had not become active yet. Two have to say so, and less than half of the ring can be out at a time.
 /// - A node that the ring cannot hold beside the others is left out of it, the one with the highest incarnation first; so are active
 ///   nodes that cannot speak with most of the others, since a home has to be reached by all.
 #[derive(Debug)]
 pub struct Membership {
     own: Option<Box<str>>,
     lease_ms: u64,
+    outage: Outage,
     view: Arc<View>,
     known: BTreeMap<Box<str>, Known>,
     /// The latest incarnation of each name.
@@ -35,6 +57,8 @@ pub struct Membership {
     good_poll_ms: Option<u64>,
     /// When Redis was first found to have forgotten.
     forgot_ms: Option<u64>,
+    /// When this node last vouched for another for want of Redis, unless that is over.
+    vouched_ms: Option<u64>,
     wants_poll: bool,
 }
 
@@ -42,8 +66,18 @@ pub struct Membership {
 #[derive(Debug)]
 struct Known {
     record: NodeRecord,
-    /// Not in the last poll; kept because Redis seems to have lost its data.
-    forgotten: bool,
+    /// Since when polls have lacked it.
+    absent_ms: Option<u64>,
+    /// Until when it stays in the view whatever Redis says.
+    promised_ms: u64,
+    /// When it was last found that the process of this life has ended.
+    dead_ms: Option<u64>,
+    /// When this life was first seen.
+    since_ms: u64,
+    /// When Redis was asked for the nodes the last time before it showed this renewal of the lease: no later than the renewal.
+    renewed_ms: u64,
+    /// When its lease was found missing before it can have run out: Redis has lost it.
+    lost_ms: Option<u64>,
 }
 
 /// What the mesh last said about a node.
@@ -51,6 +85,7 @@ struct Known {
 struct Link {
     incarnation: u64,
     lost_ms: Option<u64>,
+    heard_ms: u64,
 }
 
 impl Membership {
@@ -60,14 +95,21 @@ impl Membership {
         Membership {
             own: own.map(Into::into),
             lease_ms,
+            outage: Outage::Freeze,
             view: Arc::new(View::empty()),
             known: BTreeMap::new(),
             seen: Seen::default(),
             links: HashMap::new(),
             good_poll_ms: None,
             forgot_ms: None,
+            vouched_ms: None,
             wants_poll: true,
         }
+    }
+
+    /// What becomes of the view while nobody can be asked for it; [`Outage::Freeze`] if nothing else is said.
+    pub fn set_outage(&mut self, outage: Outage) {
+        self.outage = outage;
     }
 
     /// The view now.
@@ -82,7 +124,7 @@ impl Membership {
         self.wants_poll
     }
 
-    /// Whether Redis has not answered for longer than the lease time, so that the mesh decides.
+    /// Whether Redis has not answered for longer than the lease time.
     #[must_use]
     pub fn is_redis_out(&self, now_ms: u64) -> bool {
         self.good_poll_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) > self.lease_ms)
@@ -100,10 +142,66 @@ impl Membership {
         }
     }
 
+    /// Active members that the mesh has not heard for `ms`, with their incarnations: for what this node says of them, see [`NodeRecord::reach`].
+    #[must_use]
+    pub fn silent(&self, now_ms: u64, ms: u64) -> Vec<Reach> {
+        let silent = self.known.values().filter(|known| {
+            let since_ms = match self.lost_ms(known) {
+                Ok(true) => return false,
+                Ok(false) => known.since_ms,
+                Err(lost_ms) => lost_ms,
+            };
+            known.record.state == NodeState::Active && now_ms.saturating_sub(since_ms) >= ms
+        });
+        let reach = silent.map(|known| {
+            let NodeRecord { name, incarnation, .. } = &known.record;
+            Reach { name: name.clone(), incarnation: *incarnation, ok: false }
+        });
+        reach.collect()
+    }
+
+    /// The members as Redis told of them, those whose process was found to have ended among them, and the digest of that: nodes that serve
+    /// without Redis have to agree on this. Who has ended each finds out by itself, and a bit later than another; only users of nodes that
+    /// have ended have other homes by that.
+    #[must_use]
+    pub fn told(&self, now_ms: u64) -> (u64, Vec<NodeRecord>) {
+        let members = self.members(now_ms, true);
+        (view::digest(&members), members)
+    }
+
+    /// Whether the mesh has heard a node since `since_ms` of which nothing is known: one that has begun after what the view is from.
+    #[must_use]
+    pub fn hears_stranger(&self, since_ms: u64) -> bool {
+        let is_stranger = |name: &str| self.own.as_deref() != Some(name) && !self.known.contains_key(name);
+        self.links.iter().any(|(name, link)| link.heard_ms >= since_ms && is_stranger(name))
+    }
+
+    /// The nodes that the mesh does not hear, members or not any more because they have ended.
+    pub fn unheard(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.known.values().filter(|known| self.lost_ms(known) != Ok(true)).map(|known| &known.record)
+    }
+
+    /// When it was last found that the process of the member `name` has ended.
+    #[must_use]
+    pub fn dead_ms(&self, name: &str) -> Option<u64> {
+        self.known.get(name)?.dead_ms
+    }
+
+    /// Of the nodes that have ended and whose lease is remembered, when that was last found of the one of which it is longest ago.
+    #[must_use]
+    pub fn oldest_dead_ms(&self) -> Option<u64> {
+        self.known.values().filter_map(|known| known.dead_ms).min()
+    }
+
+    /// The nodes whose process is known to have ended and whose lease is remembered.
+    pub fn dead(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().filter(|(_, known)| known.dead_ms.is_some()).map(|(name, _)| &**name)
+    }
+
     /// A poll that worked. Whether the digest of the view changed; so do all methods below that return `bool`.
     pub fn polled(&mut self, now_ms: u64, records: Vec<NodeRecord>) -> bool {
-        self.good_poll_ms = Some(now_ms);
         self.wants_poll = false;
+        let before_ms = self.good_poll_ms.unwrap_or(0);
         let mut fresh: BTreeMap<Box<str>, Known> = BTreeMap::new();
         for record in records {
             if record.check().is_err() || !self.seen.polled(now_ms, &record.name, record.incarnation, self.lease_ms) {
@@ -113,27 +211,60 @@ impl Membership {
             if self.links.get(record.name.as_str()).is_some_and(|link| link.incarnation > record.incarnation) {
                 self.links.remove(record.name.as_str());
             }
+            let same = self.known.get(record.name.as_str()).filter(|known| known.record.life() == record.life());
+            let promised_ms = same.map_or(0, |known| known.promised_ms);
+            let dead_ms = same.and_then(|known| known.dead_ms);
+            let since_ms = same.map_or(now_ms, |known| known.since_ms);
+            let renewed_ms = match same {
+                Some(known) if known.record.renewals == record.renewals => known.renewed_ms,
+                _ => before_ms,
+            };
             // Should a name come twice, the higher incarnation was seen by now, or comes later and takes the place.
-            fresh.insert(record.name.as_str().into(), Known { record, forgotten: false });
+            fresh.insert(
+                record.name.as_str().into(),
+                Known { record, absent_ms: None, promised_ms, dead_ms, since_ms, renewed_ms, lost_ms: None },
+            );
         }
+        if fresh.is_empty() && self.own.is_none() && !self.known.is_empty() {
+            return false;
+        }
+        self.good_poll_ms = Some(now_ms);
 
         let lacks_own = self.own.as_ref().is_some_and(|own| self.known.contains_key(own) && !fresh.contains_key(own));
         let forgets = lacks_own || (fresh.is_empty() && !self.known.is_empty());
         if forgets && self.forgot_ms.is_none() {
             self.forgot_ms = Some(now_ms);
-        }
-        if self.may_be_forgotten(now_ms) {
-            for (name, known) in std::mem::take(&mut self.known) {
-                fresh.entry(name).or_insert(Known { forgotten: true, ..known });
-            }
-        } else if !forgets {
+        } else if !forgets && !self.may_be_forgotten(now_ms) {
             self.forgot_ms = None;
         }
+        let present = fresh.len();
+        for (name, mut known) in std::mem::take(&mut self.known) {
+            let Entry::Vacant(place) = fresh.entry(name) else { continue };
+            let counted = known.record.renewals > 0 && known.record.state == NodeState::Active;
+            let early = now_ms < known.renewed_ms.saturating_add(self.lease_ms);
+            if known.absent_ms.is_none() && counted && early {
+                known.lost_ms = Some(now_ms);
+            }
+            known.absent_ms.get_or_insert(now_ms);
+            place.insert(known);
+        }
         self.known = fresh;
+        // Whoever has been seen in Redis two lease times after that has written to it since.
+        let over = |vouched_ms: u64| now_ms >= vouched_ms.saturating_add(2 * promise_ms(self.lease_ms));
+        if 2 * present > self.known.len() && self.vouched_ms.is_some_and(over) {
+            self.vouched_ms = None;
+        }
+        let holds = self.holds_back();
+        let keeps = |known: &Known| known.absent_ms.is_none() || holds || self.stays(now_ms, known);
+        let gone: Vec<Box<str>> =
+            self.known.iter().filter(|(_, known)| !keeps(known)).map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.known.remove(&name);
+        }
         self.rebuild(now_ms)
     }
 
-    /// A poll that failed, with an error or a time-out.
+    /// A poll that failed, with an error or a time-out, or that says nothing that counts.
     pub fn poll_failed(&mut self, now_ms: u64) -> bool {
         // Asked and answered: the next regular poll is soon enough for a Redis that does not work.
         self.wants_poll = false;
@@ -146,11 +277,10 @@ impl Membership {
         if !self.seen.heard(now_ms, node, incarnation) {
             return false;
         }
+        let link = Link { incarnation, lost_ms: None, heard_ms: now_ms };
         match self.links.get_mut(node) {
-            Some(link) => *link = Link { incarnation, lost_ms: None },
-            None => {
-                self.links.insert(node.into(), Link { incarnation, lost_ms: None });
-            }
+            Some(known) => *known = link,
+            None => _ = self.links.insert(node.into(), link),
         }
         // Without Redis the mesh is the only one to tell that a node has restarted.
         let out = self.is_redis_out(now_ms);
@@ -160,10 +290,11 @@ impl Membership {
                     // Nobody but a node that begins a new life comes with an incarnation that Redis has not told of.
                     known.record.incarnation = incarnation;
                     known.record.life = 0;
+                    (known.promised_ms, known.dead_ms) = (0, None);
                 }
                 self.wants_poll = true;
             }
-            Some(_) => {}
+            Some(known) => known.dead_ms = None,
             None => self.wants_poll = true,
         }
         self.rebuild(now_ms)
@@ -173,13 +304,42 @@ impl Membership {
     pub fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
         match self.links.get_mut(node) {
             Some(link) if link.incarnation > incarnation => return false,
-            Some(link) => *link = Link { incarnation, lost_ms: link.lost_ms.or(Some(now_ms)) },
+            Some(link) => *link = Link { incarnation, lost_ms: link.lost_ms.or(Some(now_ms)), ..*link },
             None if self.known.contains_key(node) => {
-                self.links.insert(node.into(), Link { incarnation, lost_ms: Some(now_ms) });
+                let lost = Link { incarnation, lost_ms: Some(now_ms), heard_ms: 0 };
+                self.links.insert(node.into(), lost);
             }
             None => return false,
         }
         self.wants_poll = true;
+        self.rebuild(now_ms)
+    }
+
+    /// Whether the last view that Redis gave had a lease of `node`.
+    #[must_use]
+    pub fn has_lease(&self, node: &str) -> bool {
+        self.known.get(node).is_some_and(|known| known.absent_ms.is_none())
+    }
+
+    /// This node vouches for the member `node` in this life: it stays in the view for a lease time, by this node's clock with a margin.
+    /// `without`: for want of Redis. `false`, and without effect, unless it is a member.
+    pub fn vouch(&mut self, now_ms: u64, node: &str, life: u64, without: bool) -> bool {
+        let Some(member) = self.view.member(node).filter(|member| member.life() == life) else { return false };
+        let Some(known) = self.known.get_mut(member.name.as_str()) else { return false };
+        known.promised_ms = known.promised_ms.max(now_ms.saturating_add(promise_ms(self.lease_ms)));
+        if without {
+            self.vouched_ms = Some(now_ms);
+        }
+        true
+    }
+
+    /// The host of the member `node` refused a connection, asked for at `sent_ms`, to where its mesh listened: the process of this life has
+    /// ended. `None`: it did not refuse, so that another process may be there by now.
+    pub fn found_dead(&mut self, now_ms: u64, node: &str, life: u64, sent_ms: Option<u64>) -> bool {
+        match self.known.get_mut(node) {
+            Some(known) if known.record.life() == life => known.dead_ms = sent_ms,
+            _ => return false,
+        }
         self.rebuild(now_ms)
     }
 
@@ -206,24 +366,64 @@ impl Membership {
         self.forgot_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < self.lease_ms)
     }
 
-    fn counts(&self, now_ms: u64, known: &Known) -> bool {
+    /// Whether those that are missing are so many, after an outage of Redis, that they may serve without it.
+    fn holds_back(&self) -> bool {
+        let missing = self.known.values().filter(|known| known.absent_ms.is_some() && known.dead_ms.is_none()).count();
+        let alive = self.known.values().filter(|known| known.dead_ms.is_none()).count();
+        self.vouched_ms.is_some() && 2 * missing > alive
+    }
+
+    /// When the mesh lost a node that it had heard in its present incarnation; `Ok` with whether it hears it, otherwise.
+    fn lost_ms(&self, known: &Known) -> Result<bool, u64> {
+        if self.own.as_deref() == Some(known.record.name.as_str()) {
+            return Ok(true);
+        }
+        match self.links.get(known.record.name.as_str()) {
+            Some(link) if link.incarnation >= known.record.incarnation => link.lost_ms.map_or(Ok(true), Err),
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether a member that polls lack stays all the same.
+    fn stays(&self, now_ms: u64, known: &Known) -> bool {
+        if now_ms < known.promised_ms && known.dead_ms.is_none() {
+            return true;
+        }
+        if known.lost_ms.is_some_and(|lost_ms| now_ms < lost_ms.saturating_add(promise_ms(self.lease_ms))) {
+            return known.dead_ms.is_none();
+        }
+        let missed_for_ms = known.absent_ms.map_or(0, |at_ms| now_ms.saturating_sub(at_ms));
+        match self.lost_ms(known) {
+            Ok(true) => missed_for_ms < self.lease_ms || self.may_be_forgotten(now_ms),
+            Ok(false) => self.may_be_forgotten(now_ms),
+            Err(_) => false,
+        }
+    }
+
+    fn counts(&self, now_ms: u64, holds: bool, known: &Known, with_dead: bool) -> bool {
         if known.record.state == NodeState::Gone {
             return false;
         }
-        let is_own = self.own.as_deref() == Some(known.record.name.as_str());
-        let lost_ms = match self.links.get(known.record.name.as_str()) {
-            Some(link) if !is_own && link.incarnation >= known.record.incarnation => link.lost_ms,
-            _ => None,
-        };
         if self.is_redis_out(now_ms) {
-            return lost_ms.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) <= self.lease_ms);
+            return match (self.outage, self.lost_ms(known)) {
+                _ if known.dead_ms.is_some() => with_dead,
+                (Outage::MeshDecides, Err(at_ms)) => now_ms.saturating_sub(at_ms) <= self.lease_ms,
+                _ => true,
+            };
         }
-        !known.forgotten || (lost_ms.is_none() && self.may_be_forgotten(now_ms))
+        known.absent_ms.is_none() || holds || self.stays(now_ms, known)
+    }
+
+    fn members(&self, now_ms: u64, with_dead: bool) -> Vec<NodeRecord> {
+        let holds = self.holds_back();
+        let counts = self.known.values().filter(|known| self.counts(now_ms, holds, known, with_dead));
+        let mut members: Vec<NodeRecord> = counts.map(|known| known.record.clone()).collect();
+        quarantine(&mut members);
+        members
     }
 
     fn rebuild(&mut self, now_ms: u64) -> bool {
-        let members: Vec<NodeRecord> =
-            self.known.values().filter(|known| self.counts(now_ms, known)).map(|known| known.record.clone()).collect();
+        let members = self.members(now_ms, false);
         if members == self.view.members {
             return false;
         }
@@ -236,5 +436,29 @@ impl Membership {
         let (ring, left_out) = view::ring(&members, self.view.ring.as_ref());
         self.view = Arc::new(View { epoch: self.view.epoch.saturating_add(1), digest, members, ring, left_out });
         true
+    }
+}
+
+/// Takes those out of the ring that most of the others do not reach.
+fn quarantine(members: &mut [NodeRecord]) {
+    let says = |record: &NodeRecord| record.state == NodeState::Active && record.reach.is_some();
+    let of = |record: &NodeRecord, reach: &Reach| reach.name == record.name && reach.incarnation == record.incarnation;
+    let active = members.iter().filter(|member| member.state == NodeState::Active).count();
+    let cut: Vec<usize> = (0..members.len())
+        .filter(|&at| {
+            let record = &members[at];
+            let others = members.iter().filter(|other| other.name != record.name && says(other));
+            let (mut judges, mut miss) = (0, 0);
+            for other in others {
+                judges += 1;
+                miss += usize::from(other.reach.iter().flatten().any(|reach| of(record, reach) && !reach.ok));
+            }
+            record.state == NodeState::Active && miss >= 2 && 2 * miss > judges
+        })
+        .collect();
+    if 2 * cut.len() < active {
+        for at in cut {
+            members[at].state = NodeState::Joining;
+        }
     }
 }

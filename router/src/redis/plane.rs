@@ -136,7 +136,7 @@ impl Plane {
     pub async fn acquire(&self, record: &NodeRecord, ttl_ms: u64) -> Result<u64, AcquireError> {
         let json = record.to_json().map_err(PlaneError::from)?;
         let token = format!("{:016x}", rand::random::<u64>());
-        let (lease, counter) = (lease_key(&record.name), format!("tl:incarnation:{{{}}}", record.name));
+        let (lease, counter) = (lease_key(&record.name), counter_key(&record.name));
         let args = vec![token.into(), json.into(), ttl_ms.to_string().into(), record.incarnation.to_string().into()];
         let answer = self.call(&self.scripts.acquire, [lease.as_str(), counter.as_str()], args).await?;
         let mut parts = texts(answer).into_iter();
@@ -166,14 +166,38 @@ impl Plane {
         let args = vec![record.incarnation.to_string().into(), json.into(), ttl_ms.to_string().into()];
         let lease = lease_key(&record.name);
         let answer = self.call(&self.scripts.renew, [lease.as_str()], args).await?;
+        self.renewal(&record.name, ttl_ms, answer, "renew").await
+    }
+
+    /// Writes the lease of `record.name` and `record.incarnation` again for `ttl_ms` if Redis has lost it, and renews it otherwise. Only for
+    /// a node that may still serve: whoever sees its lease goes on with what it knew of this incarnation.
+    ///
+    /// # Errors
+    /// If Redis did not work; the lease may or may not have been written.
+    pub async fn restore(&self, record: &NodeRecord, ttl_ms: u64) -> Result<Renewal, PlaneError> {
+        let json = record.to_json()?;
+        let token = format!("{:016x}", rand::random::<u64>());
+        let (lease, counter) = (lease_key(&record.name), counter_key(&record.name));
+        let args = vec![record.incarnation.to_string().into(), token.into(), json.into(), ttl_ms.to_string().into()];
+        let answer = self.call(&self.scripts.restore, [lease.as_str(), counter.as_str()], args).await?;
+        self.renewal(&record.name, ttl_ms, answer, "restore").await
+    }
+
+    async fn renewal(
+        &self,
+        name: &str,
+        ttl_ms: u64,
+        answer: Value,
+        script: &'static str,
+    ) -> Result<Renewal, PlaneError> {
         match answer.as_string().as_deref() {
             Some("renewed") => {
-                self.register(&record.name, ttl_ms).await;
+                self.register(name, ttl_ms).await;
                 Ok(Renewal::Renewed)
             }
             Some("absent") => Ok(Renewal::LostToNobody),
             Some("taken") => Ok(Renewal::LostToAnother),
-            _ => Err(PlaneError::answer("renew")),
+            _ => Err(PlaneError::answer(script)),
         }
     }
 
@@ -218,6 +242,17 @@ impl Plane {
             }
         }
         Ok(records)
+    }
+
+    /// The names on the list of nodes: of those with a lease, and of those that had one within the hour and have not given it up.
+    ///
+    /// # Errors
+    /// If Redis did not work.
+    pub async fn listed(&self) -> Result<Vec<String>, PlaneError> {
+        let last = (2 * NODES_MAX as i64 - 1).to_string();
+        // The latest first: whoever has been gone for longest is of least account.
+        let names = self.command("ZREVRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?;
+        Ok(texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok()).collect())
     }
 
     /// The epoch that the cluster has agreed on for the view with this digest, where `known` is the caller's own. Never below
@@ -456,6 +491,10 @@ fn write_outcome(write: &PresenceWrite, answer: &Value) -> Result<WriteOutcome, 
 
 fn lease_key(name: &str) -> String {
     format!("tl:node:{{{name}}}")
+}
+
+fn counter_key(name: &str) -> String {
+    format!("tl:incarnation:{{{name}}}")
 }
 
 fn user_key(user: u64) -> String {

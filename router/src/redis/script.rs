@@ -35,6 +35,7 @@ impl Script {
 pub(super) struct Scripts {
     pub(super) acquire: Script,
     pub(super) renew: Script,
+    pub(super) restore: Script,
     pub(super) release: Script,
     pub(super) register: Script,
     pub(super) epoch: Script,
@@ -49,6 +50,7 @@ impl Scripts {
         Scripts {
             acquire: Script::new(include_str!("scripts/acquire.lua")),
             renew: Script::new(include_str!("scripts/renew.lua")),
+            restore: Script::new(include_str!("scripts/restore.lua")),
             release: Script::new(include_str!("scripts/release.lua")),
             register: Script::new(include_str!("scripts/register.lua")),
             epoch: Script::new(include_str!("scripts/epoch.lua")),

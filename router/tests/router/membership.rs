@@ -1,10 +1,14 @@
 //! Views and leases through virtual time: each rule by itself, then random histories.
 
 use proptest::prelude::*;
-use trunkline_router::membership::{Fenced, RECORD_BYTES_MAX, RecordError, STATE_BYTES_MAX};
+use trunkline_router::membership::{
+    Fenced, Outage, RECORD_BYTES_MAX, Reach, RecordError, STATE_BYTES_MAX, promise_ms, proof_ms,
+};
 use trunkline_router::{Lease, Membership, NodeRecord, NodeState};
 
 const LEASE_MS: u64 = 5_000;
+/// For how long a proof counts.
+const PROOF_MS: u64 = proof_ms(LEASE_MS);
 
 fn node(name: &str, incarnation: u64) -> NodeRecord {
     NodeRecord {
@@ -21,6 +25,7 @@ fn node(name: &str, incarnation: u64) -> NodeRecord {
         users: 9,
         started_ms: 1_700_000_000_000,
         life: 0,
+        renewals: 0,
         secret_mark: String::new(),
         reach: None,
         protocol_oldest: 0,
@@ -204,6 +209,7 @@ fn while_redis_answers_the_lease_decides_and_not_the_mesh() {
 #[test]
 fn without_redis_the_mesh_decides_after_a_lease_time() {
     let mut membership = of_a_b_c();
+    membership.set_outage(Outage::MeshDecides);
     assert!(!membership.poll_failed(1_000));
     assert!(!membership.tick(1_000_000), "an outage of any length changes nothing while peers are heard");
     assert!(!membership.mesh_lost(1_000_000, "b", 2));
@@ -218,6 +224,155 @@ fn without_redis_the_mesh_decides_after_a_lease_time() {
     assert!(membership.view().is_live("b", 5) && !membership.view().is_live("b", 2));
     assert!(!membership.mesh_lost(1_010_001, "b", 2), "an old link");
     assert!(membership.is_reachable("b"));
+}
+
+#[test]
+fn without_redis_the_view_is_frozen_but_for_the_dead() {
+    let mut membership = of_a_b_c();
+    membership.poll_failed(1_000);
+    membership.mesh_lost(2_000, "b", 2);
+    membership.mesh_lost(2_000, "c", 3);
+    assert!(!membership.tick(1_000_000));
+    assert!(!membership.found_dead(1_000_000, "b", 1, Some(999_000)), "another life of it");
+    assert!(membership.found_dead(1_000_000, "b", 2, Some(999_000)));
+    assert_eq!(names(&membership), ["a", "c"]);
+    assert_eq!((membership.dead_ms("b"), membership.dead_ms("c")), (Some(999_000), None));
+    assert!(membership.found_dead(1_000_000, "b", 2, None), "another process may be there");
+    assert!(membership.found_dead(1_000_000, "b", 2, Some(999_500)));
+    assert!(membership.mesh_heard(1_000_001, "b", 2), "it was not after all");
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_member_that_is_heard_has_a_lease_time_to_write_its_lease_again() {
+    let mut membership = of_a_b_c();
+    assert!(!membership.polled(1_000, vec![node("a", 1), node("c", 3)]));
+    assert!(!membership.polled(5_999, vec![node("a", 1), node("c", 3)]));
+    assert!(!membership.polled(5_999, vec![node("a", 1), node("b", 2), node("c", 3)]), "there it is");
+    assert!(!membership.polled(9_000, vec![node("a", 1), node("c", 3)]));
+    assert!(membership.tick(9_000 + LEASE_MS));
+    assert_eq!(names(&membership), ["a", "c"]);
+}
+
+#[test]
+fn a_lease_that_is_missing_before_it_can_have_run_out_was_lost() {
+    let renewed = |renewals| NodeRecord { renewals, ..node("b", 2) };
+    let mut membership = Membership::new(Some("a"), LEASE_MS);
+    for now_ms in [1_000, 2_000, 3_000] {
+        membership.polled(now_ms, vec![node("a", 1), renewed(now_ms)]);
+    }
+    // It renewed after 2,000, and is not heard.
+    assert!(!membership.polled(4_000, vec![node("a", 1)]));
+    assert!(!membership.polled(3_999 + promise_ms(LEASE_MS), vec![node("a", 1)]));
+    assert!(membership.polled(4_000 + promise_ms(LEASE_MS), vec![node("a", 1)]), "it has not written it again");
+
+    let mut membership = Membership::new(Some("a"), LEASE_MS);
+    for now_ms in [1_000, 2_000, 3_000, 4_000, 5_000, 6_000] {
+        membership.polled(now_ms, vec![node("a", 1), renewed(7)]);
+    }
+    // The one renewal that was seen came before the first poll.
+    assert!(membership.polled(6_100, vec![node("a", 1)]), "it has run out");
+}
+
+#[test]
+fn who_was_promised_to_stay_stays_for_a_lease_time_whatever_redis_says() {
+    let mut membership = of_a_b_c();
+    membership.mesh_lost(900, "b", 2);
+    assert!(!membership.vouch(1_000, "b", 1, false), "another life of it");
+    assert!(!membership.vouch(1_000, "x", 2, false), "no member");
+    assert!(membership.vouch(1_000, "b", 2, false));
+    assert!(!membership.polled(2_000, vec![node("a", 1), node("c", 3)]));
+    assert!(!membership.tick(999 + promise_ms(LEASE_MS)));
+    assert!(membership.tick(1_000 + promise_ms(LEASE_MS)));
+    assert_eq!(names(&membership), ["a", "c"]);
+}
+
+#[test]
+fn a_majority_that_may_serve_without_redis_is_not_dropped() {
+    let [a, b, c] = [node("a", 1), node("b", 2), node("c", 3)];
+    let mut membership = of_a_b_c();
+    assert!(membership.vouch(1_000, "b", 2, true) && membership.vouch(1_000, "c", 3, true));
+    for (name, incarnation) in [("b", 2), ("c", 3)] {
+        membership.mesh_lost(1_500, name, incarnation);
+    }
+    // Redis is back, for this node alone.
+    assert!(!membership.polled(20_000, vec![a.clone()]) && !membership.tick(1_000_000));
+    assert!(!membership.polled(1_000_000, vec![a.clone()]));
+    assert_eq!(names(&membership), ["a", "b", "c"]);
+    assert!(membership.found_dead(1_000_001, "b", 2, Some(1_000_000)), "of two that are left one is no majority");
+    assert_eq!(names(&membership), ["a"]);
+    // All have been seen since: the next absence is one like any other.
+    assert!(membership.polled(1_010_000, vec![a.clone(), b.clone(), c]));
+    assert!(membership.polled(1_020_000, vec![a]));
+    assert_eq!(names(&membership), ["a"]);
+}
+
+#[test]
+fn a_member_that_most_do_not_reach_is_no_home_until_they_do() {
+    let says = |name: &str, incarnation, silent: &[(&str, u64)]| {
+        let reach =
+            |(name, incarnation): &(&str, u64)| Reach { name: (*name).into(), incarnation: *incarnation, ok: false };
+        NodeRecord { reach: Some(silent.iter().map(reach).collect()), ..node(name, incarnation) }
+    };
+    let ring = |membership: &Membership| {
+        let ring = membership.view().ring.clone();
+        ring.map_or(Vec::new(), |ring| ring.nodes().iter().map(|node| node.name().to_owned()).collect::<Vec<_>>())
+    };
+    let mut membership = Membership::new(None, LEASE_MS);
+    let z = || says("z", 9, &[("a", 1), ("b", 2), ("c", 3)]);
+    membership.polled(0, vec![says("a", 1, &[("z", 9)]), says("b", 2, &[]), says("c", 3, &[]), z()]);
+    assert_eq!(ring(&membership), ["a", "b", "c", "z"], "one does not reach it");
+    membership.polled(1, vec![says("a", 1, &[("z", 9)]), says("b", 2, &[("z", 8)]), says("c", 3, &[]), z()]);
+    assert_eq!(ring(&membership), ["a", "b", "c", "z"], "the other means an earlier one");
+    assert!(membership.polled(2, vec![says("a", 1, &[("z", 9)]), says("b", 2, &[("z", 9)]), says("c", 3, &[]), z()]));
+    assert_eq!((ring(&membership).len(), names(&membership).len()), (3, 4));
+    membership.polled(3, vec![says("a", 1, &[]), says("b", 2, &[]), says("c", 3, &[]), z()]);
+    assert_eq!(ring(&membership), ["a", "b", "c", "z"]);
+    // Two halves that do not reach each other say nothing about either.
+    let halves = [("a", ["c", "d"]), ("b", ["c", "d"]), ("c", ["a", "b"]), ("d", ["a", "b"])];
+    let records = halves.map(|(name, silent)| says(name, 20, &silent.map(|name| (name, 20))));
+    membership.polled(4, records.to_vec());
+    assert_eq!(ring(&membership), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn silence_is_counted_from_the_loss_or_from_the_first_sight() {
+    let mut membership = of_a_b_c();
+    membership.polled(1_000, vec![node("a", 1), node("b", 2), node("c", 3), node("d", 4)]);
+    membership.mesh_lost(3_000, "b", 2);
+    let silent = |now_ms| membership.silent(now_ms, 5_000).into_iter().map(|reach| reach.name).collect::<Vec<_>>();
+    assert!(silent(5_999).is_empty());
+    assert_eq!((silent(6_000), silent(8_000)), (vec!["d".to_owned()], vec!["b".to_owned(), "d".to_owned()]));
+}
+
+#[test]
+fn a_node_of_which_no_poll_has_told_is_a_stranger_until_one_has() {
+    let mut membership = of_a_b_c();
+    assert!(!membership.hears_stranger(0));
+    membership.mesh_heard(1_000, "d", 4);
+    assert!(membership.hears_stranger(1_000) && !membership.hears_stranger(1_001));
+    membership.polled(2_000, vec![node("a", 1), node("b", 2), node("c", 3), node("d", 4)]);
+    assert!(!membership.hears_stranger(0));
+}
+
+#[test]
+fn who_has_ended_is_out_of_the_view_and_not_of_what_redis_told() {
+    let mut membership = of_a_b_c();
+    let (told, _) = membership.told(0);
+    membership.poll_failed(20_000);
+    assert!(membership.found_dead(20_000, "c", 3, Some(19_000)));
+    assert_eq!(names(&membership), ["a", "b"]);
+    assert_eq!(membership.told(20_000).0, told);
+}
+
+#[test]
+fn an_empty_poll_is_no_view_for_who_only_watches() {
+    let mut membership = Membership::new(None, LEASE_MS);
+    assert!(!membership.polled(0, vec![]));
+    assert!(membership.polled(1_000, vec![node("a", 1), node("b", 2)]));
+    assert!(!membership.polled(100_000, vec![]) && !membership.tick(200_000));
+    assert!(membership.polled(300_000, vec![node("b", 2)]));
+    assert_eq!(names(&membership), ["b"]);
 }
 
 #[test]
@@ -240,7 +395,9 @@ fn a_lower_incarnation_that_lasts_is_no_old_data() {
     };
     for at_ms in (1_000..=11_000).step_by(1_000) {
         assert!(!polled(&mut membership, at_ms), "{at_ms}");
-        assert_eq!(names(&membership), ["a", "c"]);
+        // The mesh hears the higher one, so it has a lease time to write its lease again.
+        let expected: &[&str] = if at_ms < 1_000 + LEASE_MS { &["a", "b", "c"] } else { &["a", "c"] };
+        assert_eq!(names(&membership), expected);
     }
     assert!(polled(&mut membership, 12_000));
     assert!(!membership.mesh_heard(12_000, "b", 0) && !membership.is_reachable("b"));
@@ -292,6 +449,7 @@ fn epochs_follow_the_cluster_and_never_fall() {
     membership.set_epoch(view.digest, 40);
     membership.set_epoch(view.digest, 30);
     assert_eq!(membership.view().epoch, 40);
+    membership.mesh_lost(1, "c", 3);
     membership.polled(1, vec![node("a", 1), node("b", 2)]);
     assert_eq!(membership.view().epoch, 41);
 }
@@ -308,8 +466,10 @@ fn leased() -> Lease {
 fn a_lease_counts_from_when_the_request_was_sent() {
     let mut lease = leased();
     lease.renewed(2_000, LEASE_MS);
-    assert!(lease.may_serve(6_999));
-    assert!(!lease.may_serve(7_000));
+    assert_eq!(lease.serve_until_ms(), 1_000 + PROOF_MS, "the view is as old as it was");
+    lease.viewed(2_100);
+    assert!(lease.may_serve(2_000 + PROOF_MS - 1));
+    assert!(!lease.may_serve(2_000 + PROOF_MS));
     assert_eq!(lease.fenced(), Some(Fenced::Silent));
 }
 
@@ -318,7 +478,7 @@ fn a_lost_lease_fences_until_a_higher_incarnation() {
     let mut lease = leased();
     lease.lost(1_500);
     lease.renewed(1_500, LEASE_MS);
-    lease.peers_confirmed(1_500);
+    lease.vouched(1_500);
     assert!(!lease.may_serve(1_500));
     assert_eq!(lease.fenced(), Some(Fenced::Lost));
     assert!(!lease.acquired(1_600, 7, LEASE_MS) && !lease.may_serve(1_600));
@@ -330,7 +490,7 @@ fn an_outage_of_redis_does_not_fence_whom_peers_confirm() {
     let mut lease = leased();
     for now_ms in (2_000..600_000).step_by(1_000) {
         lease.renew_failed(now_ms);
-        lease.peers_confirmed(now_ms);
+        lease.vouched(now_ms - 500);
         assert!(lease.may_serve(now_ms + 999));
     }
     lease.renew_failed(603_000);
@@ -339,21 +499,10 @@ fn an_outage_of_redis_does_not_fence_whom_peers_confirm() {
 }
 
 #[test]
-fn a_node_alone_serves_through_an_outage() {
-    let mut lease = leased();
-    lease.set_alone(1_000, true);
-    for now_ms in (2_000..600_000).step_by(1_000) {
-        lease.renew_failed(now_ms);
-        assert!(lease.may_serve(now_ms));
+fn a_promise_outlasts_what_it_proves_by_more_than_clocks_differ() {
+    for ttl_ms in [2_000, 5_000, 60_000] {
+        assert!(promise_ms(ttl_ms) - ttl_ms >= ttl_ms / 50 && ttl_ms - proof_ms(ttl_ms) >= ttl_ms / 50);
     }
-    assert!(!lease.may_serve(600_000 + LEASE_MS), "it slept");
-}
-
-#[test]
-fn peers_do_not_replace_a_redis_that_is_not_known_to_fail() {
-    let mut lease = leased();
-    lease.peers_confirmed(5_900);
-    assert!(!lease.may_serve(6_000));
 }
 
 #[derive(Debug, Clone)]
@@ -403,7 +552,8 @@ fn tell(membership: &mut Membership, now_ms: u64, news: &News) -> bool {
 enum Turn {
     Renewed(u64),
     Failed,
-    Confirmed,
+    Viewed(u64),
+    Vouched(u64),
     Pause(u64),
     Step(u64),
 }
@@ -412,7 +562,8 @@ fn turn() -> impl Strategy<Value = Turn> {
     prop_oneof![
         (0..1_000_u64).prop_map(Turn::Renewed),
         Just(Turn::Failed),
-        Just(Turn::Confirmed),
+        (0..1_000_u64).prop_map(Turn::Viewed),
+        (0..1_000_u64).prop_map(Turn::Vouched),
         (LEASE_MS..20_000).prop_map(Turn::Pause),
         (0..3_000_u64).prop_map(Turn::Step),
     ]
@@ -475,7 +626,10 @@ proptest! {
                 tell(&mut membership, 0, news);
             }
             // Past every doubt about what Redis may have forgotten.
-            membership.polled(10 * LEASE_MS, nodes.iter().map(|(name, inc)| node(&name_of(*name), *inc)).collect());
+            for now_ms in [10 * LEASE_MS, 12 * LEASE_MS] {
+                let records = nodes.iter().map(|(name, inc)| node(&name_of(*name), *inc)).collect();
+                membership.polled(now_ms, records);
+            }
             membership.view()
         }).collect();
         prop_assert_eq!(views[0].digest, views[1].digest);
@@ -484,17 +638,17 @@ proptest! {
 
     /// After a pause of a lease time or more the node is fenced, whatever is noticed first, and stays so.
     #[test]
-    fn a_paused_node_is_fenced(turns in prop::collection::vec(turn(), 1..40), alone in any::<bool>()) {
+    fn a_paused_node_is_fenced(turns in prop::collection::vec(turn(), 1..40)) {
         let mut lease = leased();
-        let mut now_ms = 1_000;
-        lease.set_alone(now_ms, alone);
+        let mut now_ms = 1_000_u64;
         // Nothing is sent during a pause.
         let (mut paused, mut woke_ms) = (false, now_ms);
         for turn in turns {
             match turn {
                 Turn::Renewed(ago_ms) => lease.renewed(now_ms.saturating_sub(ago_ms).max(woke_ms), LEASE_MS),
                 Turn::Failed => lease.renew_failed(now_ms),
-                Turn::Confirmed => lease.peers_confirmed(now_ms),
+                Turn::Viewed(ago_ms) => lease.viewed(now_ms.saturating_sub(ago_ms).max(woke_ms)),
+                Turn::Vouched(ago_ms) => lease.vouched(now_ms.saturating_sub(ago_ms).max(woke_ms)),
                 Turn::Pause(ms) => {
                     now_ms += ms;
                     (paused, woke_ms) = (true, now_ms);

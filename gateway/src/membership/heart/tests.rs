@@ -1,7 +1,10 @@
 use super::*;
+use trunkline_router::membership::proof_ms;
 
 const LEASE_MS: u64 = 5_000;
 const BEAT_MS: u64 = 1_000;
+/// For how long a lease counts from the request.
+const PROOF_MS: u64 = proof_ms(LEASE_MS);
 
 fn record(name: &str, incarnation: u64) -> NodeRecord {
     NodeRecord {
@@ -18,6 +21,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         users: 0,
         started_ms: 1,
         life: 0,
+        renewals: 0,
         secret_mark: String::new(),
         reach: None,
         protocol_oldest: 0,
@@ -31,7 +35,7 @@ fn beating(records: &[NodeRecord]) -> Heart {
     let mut heart = Heart::new("a", LEASE_MS);
     assert_eq!((heart.ask(0), heart.fenced()), (Ask::Acquire, Some(Fenced::NotAcquired)));
     assert!(heart.acquired(0, 10, 7));
-    heart.polled(20, records.to_vec());
+    heart.polled(15, 20, records.to_vec());
     heart
 }
 
@@ -59,7 +63,9 @@ fn a_lease_that_is_renewed_lasts() {
     let mut heart = among_others();
     for beat in 1..100 {
         renew(&mut heart, beat * BEAT_MS);
-        assert_eq!(heart.serve_until_ms(), beat * BEAT_MS + LEASE_MS);
+        assert!(heart.serve_until_ms() < beat * BEAT_MS + PROOF_MS, "its view is older");
+        heart.polled(beat * BEAT_MS, beat * BEAT_MS + 5, vec![record("a", 7), record("b", 9)]);
+        assert_eq!(heart.serve_until_ms(), beat * BEAT_MS + PROOF_MS);
     }
     assert_eq!(heart.fenced(), None);
 }
@@ -68,7 +74,8 @@ fn a_lease_that_is_renewed_lasts() {
 fn a_node_that_was_paused_is_fenced_at_the_first_look() {
     for mut heart in [alone(), among_others()] {
         renew(&mut heart, 1_000);
-        assert!(heart.look(5_999));
+        heart.viewed(1_000, 1_010, vec![record("a", 7)]);
+        assert!(heart.look(1_000 + PROOF_MS - 1));
         assert!(!heart.look(16_000));
         assert_eq!((heart.fenced(), heart.serve_until_ms()), (Some(Fenced::Silent), 0));
         assert_eq!(heart.ask(16_000), Ask::Acquire);
@@ -78,15 +85,15 @@ fn a_node_that_was_paused_is_fenced_at_the_first_look() {
 #[test]
 fn news_that_waited_while_the_node_was_paused_do_not_lift_the_fence() {
     let all_news: [fn(&mut Heart); 5] = [
-        |heart| heart.renewed(1_000, 16_000, Renewal::Renewed),
+        |heart| _ = heart.renewed(1_000, 16_000, Renewal::Renewed),
         |heart| heart.renew_failed(16_000),
         |heart| {
-            heart.polled(16_000, vec![record("a", 7)]);
+            heart.polled(15_999, 16_000, vec![record("a", 7)]);
         },
         |heart| {
             heart.poll_failed(16_000);
         },
-        |heart| heart.renewed(1_000, 16_000, Renewal::LostToNobody),
+        |heart| _ = heart.renewed(1_000, 16_000, Renewal::LostToNobody),
     ];
     for news in all_news {
         let mut heart = alone();
@@ -94,7 +101,7 @@ fn news_that_waited_while_the_node_was_paused_do_not_lift_the_fence() {
         assert_eq!(heart.fenced(), Some(Fenced::Silent));
         assert_eq!(heart.ask(16_001), Ask::Acquire);
         assert!(heart.acquired(16_002, 16_010, 8));
-        assert_eq!((heart.fenced(), heart.incarnation(), heart.serve_until_ms()), (None, 8, 21_002));
+        assert_eq!((heart.fenced(), heart.incarnation(), heart.serve_until_ms()), (None, 8, 16_002 + PROOF_MS));
         assert_eq!(heart.ask(16_011), Ask::Renew);
     }
 }
@@ -104,6 +111,8 @@ fn a_node_alone_serves_on_however_long_redis_is_out() {
     let mut heart = alone();
     for beat in 1..600 {
         beat_in_vain(&mut heart, beat * BEAT_MS);
+        // Nobody is there to ask.
+        heart.vouched(beat * BEAT_MS + 950, beat * BEAT_MS + 950);
         assert_eq!(heart.ask((beat + 1) * BEAT_MS), Ask::Renew, "at beat {beat}");
         assert_eq!(heart.redis_failing_ms(), Some(1_900));
     }
@@ -115,11 +124,11 @@ fn a_node_alone_serves_on_however_long_redis_is_out() {
 #[test]
 fn a_node_that_nobody_confirms_is_fenced_when_redis_is_out() {
     let mut heart = among_others();
-    for beat in 1..=4 {
+    for beat in 1..=3 {
         beat_in_vain(&mut heart, beat * BEAT_MS);
     }
-    assert!(heart.look(4_999));
-    assert!(!heart.look(5_000));
+    assert!(heart.look(PROOF_MS - 1));
+    assert!(!heart.look(PROOF_MS));
     assert_eq!(heart.fenced(), Some(Fenced::Isolated));
 }
 
@@ -128,24 +137,67 @@ fn a_node_that_peers_confirm_serves_on_while_redis_is_out() {
     let mut heart = among_others();
     for beat in 1..60 {
         beat_in_vain(&mut heart, beat * BEAT_MS);
-        heart.peers_confirmed(beat * BEAT_MS + 950, 7);
-        heart.peers_confirmed(beat * BEAT_MS + 950, 6);
+        heart.vouched(beat * BEAT_MS, beat * BEAT_MS + 950);
         assert!(heart.look((beat + 1) * BEAT_MS));
     }
 }
 
 #[test]
-fn a_redis_without_the_lease_gives_a_new_incarnation_without_a_fence() {
+fn a_redis_without_the_lease_gets_the_same_incarnation_again() {
     let mut heart = alone();
     for beat in 1..30 {
         beat_in_vain(&mut heart, beat * BEAT_MS);
+        heart.vouched(beat * BEAT_MS + 950, beat * BEAT_MS + 950);
     }
     heart.renewed(30_000, 30_005, Renewal::LostToNobody);
     assert_eq!((heart.fenced(), heart.redis_failing_ms()), (None, Some(1_900)));
-    assert_eq!(heart.ask(30_010), Ask::Acquire);
-    assert!(heart.acquired(30_010, 30_015, 8));
-    heart.polled(30_020, vec![record("a", 8)]);
-    assert_eq!((heart.ask(31_000), heart.redis_failing_ms()), (Ask::Renew, None));
+    assert_eq!(heart.ask(30_010), Ask::Restore);
+    heart.renewed(30_010, 30_015, Renewal::Renewed);
+    heart.polled(30_010, 30_020, vec![record("a", 7)]);
+    assert_eq!((heart.ask(31_000), heart.incarnation(), heart.redis_failing_ms()), (Ask::Renew, 7, None));
+}
+
+#[test]
+fn a_fenced_node_takes_a_new_incarnation_although_nobody_has_its_name() {
+    let mut heart = alone();
+    heart.renewed(1_000, 1_005, Renewal::LostToNobody);
+    assert_eq!((heart.ask(1_010), heart.ask(20_000)), (Ask::Restore, Ask::Acquire));
+}
+
+#[test]
+fn what_a_node_reads_that_cannot_renew_is_no_view() {
+    let mut heart = among_others();
+    heart.renew_failed(1_000);
+    assert!(!heart.polled(1_000, 1_005, vec![]));
+    assert!(!heart.polled(2_000, 2_005, vec![record("a", 7)]));
+    assert_eq!((heart.view().members.len(), heart.redis_failing_ms()), (2, Some(1_000)));
+    renew(&mut heart, 3_000);
+    assert!(heart.polled(3_000, 3_005, vec![record("a", 7)]));
+}
+
+#[test]
+fn nodes_without_this_one_are_no_view_while_it_may_serve() {
+    let mut heart = among_others();
+    renew(&mut heart, 1_000);
+    assert!(!heart.polled(1_000, 1_005, vec![]) && !heart.polled(1_010, 1_015, vec![record("b", 9)]));
+    assert_eq!(heart.view().members.len(), 2);
+    assert!(!heart.look(20_000));
+    heart.polled(20_000, 20_005, vec![record("b", 9)]);
+    assert!(heart.polled(30_000, 30_005, vec![record("b", 9)]), "a fenced node sees what is");
+}
+
+#[test]
+fn a_view_of_a_peer_counts_from_when_redis_gave_it() {
+    let mut heart = among_others();
+    for beat in 1..10 {
+        heart.poll_failed(beat * BEAT_MS);
+        heart.renewed_for(beat * BEAT_MS, beat * BEAT_MS + 20, Renewal::Renewed);
+        assert!(!heart.viewed(beat * BEAT_MS - 700, beat * BEAT_MS + 20, vec![record("a", 7), record("b", 9)]));
+        assert_eq!(heart.serve_until_ms(), beat * BEAT_MS - 700 + PROOF_MS);
+    }
+    assert!(!heart.viewed(8_000, 9_100, vec![record("a", 7)]), "older than what it has");
+    assert!(!heart.viewed(9_000, 9_100, vec![record("b", 9)]), "a view without this node");
+    assert!(heart.viewed(9_000, 9_100, vec![record("a", 7)]));
 }
 
 #[test]
@@ -178,6 +230,7 @@ fn torn_presence_is_mended_once_redis_works_and_once_a_lease() {
     heart.presence_torn();
     assert_eq!(heart.ask(1_000), Ask::Renew, "too soon after the last incarnation");
     heart.renew_failed(1_900);
+    heart.vouched(1_900, 1_900);
     renew_in_vain_until(&mut heart, 7_000);
     assert_eq!(heart.ask(7_000), Ask::Renew, "Redis does not work");
     heart.renewed(7_000, 7_005, Renewal::Renewed);
@@ -191,6 +244,7 @@ fn torn_presence_is_mended_once_redis_works_and_once_a_lease() {
 fn renew_in_vain_until(heart: &mut Heart, until_ms: u64) {
     for now_ms in (2_000..until_ms).step_by(1_000) {
         heart.renew_failed(now_ms);
+        heart.vouched(now_ms, now_ms);
     }
 }
 
@@ -200,6 +254,6 @@ fn the_view_has_the_epoch_of_the_cluster() {
     let view = heart.view();
     heart.set_epoch(view.digest, 40);
     assert_eq!(heart.view().epoch, 40);
-    assert!(heart.polled(1_000, vec![record("a", 7)]));
+    assert!(heart.polled(1_000, 1_005, vec![record("a", 7)]));
     assert_eq!((heart.view().epoch, heart.view().members.len()), (41, 1));
 }

@@ -22,6 +22,7 @@ fn mesh(node: &str, shard: u16, shards: u16) -> Mesh {
         shards,
         link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },
         bytes_max: 60_000,
+        lease_ms: 5_000,
     })
 }
 
@@ -33,7 +34,7 @@ fn routing(own: &str, life: u64, nodes: &[(&str, u64)]) -> Routing {
 fn side(node: &str, life: u64, nodes: &[(&str, u64)]) -> Side {
     // Four shards in each view; this is the first of them.
     let mut mesh = mesh(node, 0, 4);
-    mesh.set_view(life, life, &routing(node, life, nodes), 0);
+    mesh.set_view(life, &routing(node, life, nodes), 0);
     Side { mesh, got: Vec::new() }
 }
 
@@ -141,7 +142,7 @@ fn what_a_lost_node_never_confirmed_is_given_back() {
     let lent = a.mesh.take_send(10, 1).unwrap();
     a.queue(("b", 1), 6).unwrap();
     assert!(a.mesh.bytes() > 0);
-    a.mesh.set_view(1, 1, &routing("a", 1, &[("a", 1)]), 2);
+    a.mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 2);
     assert_eq!(a.mesh.take_closing(), [10]);
     assert!(a.mesh.take_given_back().is_empty(), "the ring has its buffer");
     let Outgoing { buf, offset } = lent;
@@ -165,7 +166,7 @@ fn strangers_and_those_of_another_life_are_refused() {
     let now_ms = 10_000;
     connect(&mut a, 11, &mut b, 21, now_ms);
     assert_eq!(a.mesh.link_counts(), (1, 0), "a link is for one life");
-    a.mesh.set_view(1, 1, &routing("a", 1, &[("a", 1), ("b", 2)]), now_ms);
+    a.mesh.set_view(1, &routing("a", 1, &[("a", 1), ("b", 2)]), now_ms);
     b.mesh.broken(21, now_ms, 0);
     b.mesh.closed(21);
     connect(&mut a, 12, &mut b, 22, now_ms + 10_000);
@@ -175,13 +176,13 @@ fn strangers_and_those_of_another_life_are_refused() {
 #[test]
 fn a_connection_for_a_link_of_another_shard_goes_there() {
     let mut a = Side { mesh: mesh("a", 1, 4), got: Vec::new() };
-    a.mesh.set_view(1, 1, &routing("a", 1, BOTH), 0);
+    a.mesh.set_view(1, &routing("a", 1, BOTH), 0);
     let mut b = side("b", 1, BOTH);
     connect(&mut a, 10, &mut b, 20, 0);
     assert_eq!(b.mesh.claimed(20), Some(1), "link 1 is shard 1's");
     let acceptor = b.mesh.take_claimed(20).unwrap();
     let mut home = Side { mesh: mesh("b", 1, 4), got: Vec::new() };
-    home.mesh.set_view(1, 1, &routing("b", 1, BOTH), 0);
+    home.mesh.set_view(1, &routing("b", 1, BOTH), 0);
     assert!(matches!(home.mesh.adopted(30, acceptor, 0, [4; 32]), Step::Up { .. }));
     talk(&mut a, 10, &mut home, 30, 0);
     assert_eq!((a.mesh.link_counts(), home.mesh.link_counts()), ((1, 1), (1, 1)));

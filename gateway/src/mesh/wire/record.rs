@@ -48,6 +48,7 @@ const SETTLED: u8 = 11;
 const TRANSFER: u8 = 12;
 const KICK_USER: u8 = 13;
 const KICK_DONE: u8 = 14;
+const MEMO: u8 = 15;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -112,6 +113,8 @@ pub(crate) enum Record<'a> {
     KickUser { user: u64, shard: u16, ask: u64, device: Option<&'a str> },
     /// What became of it: sessions ended, and those that may be left.
     KickDone { shard: u16, ask: u64, ended: u32, left: u32, status: u8 },
+    /// From one control thread to the other, see `crate::membership`.
+    Memo { body: &'a [u8] },
 }
 
 impl<'a> Record<'a> {
@@ -133,6 +136,7 @@ impl<'a> Record<'a> {
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
             Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
             Record::KickDone { .. } => KICK_DONE_BYTES,
+            Record::Memo { body } => RECORD_HEAD_BYTES + body.len(),
         }
     }
 
@@ -257,6 +261,10 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [ask, u64::from(ended) << 32 | u64::from(left)]);
                 out.extend_from_slice(&bytes);
             }
+            Record::Memo { body } => {
+                out.extend_from_slice(&head::<RECORD_HEAD_BYTES>(len, MEMO, 0, 0));
+                out.extend_from_slice(body);
+            }
         }
     }
 
@@ -355,6 +363,7 @@ impl<'a> Record<'a> {
                 let (ended, left) = ((counts >> 32) as u32, counts as u32);
                 Record::KickDone { shard: aux, ask, ended, left, status: hops }
             }
+            MEMO => Record::Memo { body: &bytes[RECORD_HEAD_BYTES..] },
             _ => return Ok(None),
         };
         Ok(Some(record))

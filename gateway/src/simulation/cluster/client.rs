@@ -117,7 +117,7 @@ impl Client {
             }
             (Stage::Open, Kind::Pong) => {}
             (Stage::Open, Kind::Deliver) => return self.delivered(frame, ledger, around),
-            (Stage::Open, Kind::Sent) => ledger.answered(self.index, frame),
+            (Stage::Open, Kind::Sent) => ledger.answered(self.index, frame, around.now_us),
             (stage, kind) => panic!("client {}: {} in stage {stage:?}", self.index, kind.name()),
         }
         None
@@ -137,7 +137,7 @@ impl Client {
     }
 
     fn delivered(&mut self, frame: &Frame<'_>, ledger: &mut Ledger, around: Circumstances) -> Option<Delivered> {
-        let message = ledger.delivered(self.index, self.device, self.user, frame);
+        let message = ledger.delivered(self.index, self.device, self.user, frame, around.now_us);
         let (id, seq, sent_us) = (frame.id, message.seq, message.sent_us);
         self.got.insert(id);
         if frame.flags & flags::AGAIN == 0 {

@@ -7,7 +7,7 @@ use crate::auth::{Auth, AuthSwitch};
 use crate::cluster::MeshNews;
 use crate::control::Control;
 use crate::core::ShardCluster;
-use crate::io::sim::{Host, SharedWorld};
+use crate::io::sim::{Host, Rng, SharedWorld};
 use crate::mesh::handshake::ClusterSecret;
 use crate::simulation::node::{Node, NodeConfig};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,6 +18,8 @@ use trunkline_router::membership::{NodeRecord, NodeState};
 
 /// As in `crate::cluster`.
 const NEWS_MAX: usize = 4_096;
+/// How often it is looked whether a user has two homes.
+const HOMES_LOOKED_AT_US: u64 = 5_000;
 const CLIENT_PORT: u16 = 7_700;
 const MESH_PORT: u16 = 7_790;
 
@@ -51,6 +53,8 @@ enum Relief {
     CallBack { node: usize },
     Heal { node: usize, other: usize },
     RedisBack,
+    RedisWrites,
+    RedisReached { node: usize },
 }
 
 pub(super) struct Fleet {
@@ -64,6 +68,12 @@ pub(super) struct Fleet {
     /// Cuts may overlap.
     cuts: BTreeMap<(usize, usize), u32>,
     redis_outages: u32,
+    redis_refusals: u32,
+    /// How often each node is cut off from Redis just now.
+    redis_cuts: BTreeMap<usize, u32>,
+    rng: Rng,
+    /// When it is looked next whether a user has two homes.
+    looks_us: u64,
     /// When some node learned of a view in which users have other homes.
     homes_moved_us: Vec<u64>,
     /// When a trouble began or ended.
@@ -95,6 +105,10 @@ impl Fleet {
             reliefs,
             cuts: BTreeMap::new(),
             redis_outages: 0,
+            redis_refusals: 0,
+            redis_cuts: BTreeMap::new(),
+            rng: Rng::new(scenario.seed ^ 0x0F1E_E700),
+            looks_us: 0,
             homes_moved_us: Vec::new(),
             troubled_us: Vec::new(),
             counts: BTreeMap::new(),
@@ -138,6 +152,54 @@ impl Fleet {
         for number in 0..self.seats.len() {
             self.step_process(number, now_us);
         }
+        if now_us >= self.looks_us {
+            self.looks_us = now_us + HOMES_LOOKED_AT_US;
+            self.check_one_home_each(now_us);
+        }
+    }
+
+    /// Panics if two nodes act as the home of one user.
+    fn check_one_home_each(&self, now_us: u64) {
+        for user in &self.scenario.users {
+            let homes = self.seats.iter().filter(|seat| {
+                let process = seat.process.as_ref().filter(|process| !process.paused);
+                process.is_some_and(|process| {
+                    let home = process.node.as_ref().is_some_and(|node| node.is_home(*user));
+                    home && process.pulse.may_serve(now_us)
+                })
+            });
+            let homes: Vec<&str> = homes.map(|seat| seat.name.as_str()).collect();
+            assert!(homes.len() <= 1, "at {} ms user {user} has the homes {homes:?}", now_us / 1_000);
+        }
+    }
+
+    /// A node that joins calls at others, so that they know of it. Who is paused, or has no shards yet, does not hear it.
+    fn make_calls(&mut self, number: usize, now_us: u64) {
+        let Some(process) = &mut self.seats[number].process else { return };
+        let (calls, incarnation) = (process.pulse.take_calls(), process.pulse.heart().life());
+        for mesh in calls {
+            let called = (0..self.seats.len()).find(|node| address(*node, MESH_PORT).to_string() == mesh);
+            let Some(called) = called.filter(|called| !self.is_cut(number, *called)) else { continue };
+            let node = self.seats[number].name.clone();
+            let running =
+                self.seats[called].process.as_mut().filter(|process| !process.paused && process.node.is_some());
+            if let Some(process) = running {
+                process.pulse.hear(now_us, MeshNews::Heard { node, incarnation });
+            }
+        }
+    }
+
+    /// Whether the hosts of two nodes do not hear each other.
+    fn is_cut(&self, one: usize, other: usize) -> bool {
+        let cut = self.cuts.get(&(one.min(other), one.max(other))).is_some_and(|cuts| *cuts > 0);
+        let world = self.world.borrow();
+        cut || world.is_dark(self.seats[one].host) || world.is_dark(self.seats[other].host)
+    }
+
+    /// Whether the host of a node refuses connections to an address: it is reached, and no process is there.
+    fn refuses(&self, number: usize, mesh: &str) -> bool {
+        let target = (0..self.seats.len()).find(|node| address(*node, MESH_PORT).to_string() == mesh);
+        target.is_some_and(|target| self.seats[target].process.is_none() && !self.is_cut(number, target))
     }
 
     fn step_process(&mut self, number: usize, now_us: u64) {
@@ -158,6 +220,16 @@ impl Fleet {
                     self.homes_moved_us.push(now_us);
                 }
             }
+            let Some(process) = &mut self.seats[number].process else { return };
+            for (node, life, mesh) in process.pulse.take_probes() {
+                let refused = self.refuses(number, &mesh);
+                if refused {
+                    self.count("found dead");
+                }
+                let Some(process) = &mut self.seats[number].process else { return };
+                process.pulse.probed(now_us, &node, life, refused);
+            }
+            self.make_calls(number, now_us);
             let Some(process) = &mut self.seats[number].process else { return };
             let pulse = &mut process.pulse;
             if pulse.may_start() {
@@ -232,6 +304,7 @@ impl Fleet {
             name: seat.name.clone(),
             incarnation: 0,
             life: 0,
+            renewals: 0,
             secret_mark: String::new(),
             reach: None,
             protocol_oldest: 0,
@@ -282,7 +355,7 @@ impl Fleet {
             cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));
-        process.pulse.serve(now_us);
+        process.pulse.serve(now_us, self.redis.has_ghosts(now_us));
     }
 
     /// The process has ended, or is made to.
@@ -362,6 +435,27 @@ impl Fleet {
                 self.count("Redis out");
                 self.relieve(now_us, ms, Relief::RedisBack);
             }
+            Trouble::RedisForgetsSome => {
+                self.redis.forget_some(&mut self.rng);
+                self.world.borrow_mut().note("redis forgets some", 0, 0);
+                self.count("Redis forgot some");
+            }
+            Trouble::RedisReadOnly { ms } => {
+                self.redis_refusals += 1;
+                self.redis.read_only = true;
+                self.world.borrow_mut().note("redis refuses writes", ms, 0);
+                self.count("Redis refused writes");
+                self.relieve(now_us, ms, Relief::RedisWrites);
+            }
+            Trouble::RedisCut { node, other, ms } => {
+                for node in std::iter::once(node).chain(other) {
+                    *self.redis_cuts.entry(node).or_default() += 1;
+                    self.redis.cut_off.insert(self.seats[node].name.clone());
+                    self.world.borrow_mut().note("redis cut", node as u64, ms);
+                    self.count("cut off from Redis");
+                    self.relieve(now_us, ms, Relief::RedisReached { node });
+                }
+            }
             Trouble::RedisForgets => {
                 self.redis.forget();
                 self.world.borrow_mut().note("redis forgets", 0, 0);
@@ -403,7 +497,7 @@ impl Fleet {
                     for shard in 0..shards.shards() {
                         shards.request(shard, Control::Resume);
                     }
-                    pulse.serve(now_us);
+                    pulse.serve(now_us, false);
                 }
             }
             Relief::Heal { node, other } => {
@@ -411,6 +505,19 @@ impl Fleet {
                 *cuts -= 1;
                 if *cuts == 0 {
                     self.world.borrow_mut().cut(self.seats[node].host, self.seats[other].host, false);
+                }
+            }
+            Relief::RedisWrites => {
+                self.redis_refusals -= 1;
+                self.redis.read_only = self.redis_refusals > 0;
+                self.world.borrow_mut().note("redis takes writes", 0, 0);
+            }
+            Relief::RedisReached { node } => {
+                let cuts = self.redis_cuts.get_mut(&node).expect("a cut ends after it began");
+                *cuts -= 1;
+                if *cuts == 0 {
+                    self.redis.cut_off.remove(&self.seats[node].name);
+                    self.world.borrow_mut().note("redis reached", node as u64, 0);
                 }
             }
             Relief::RedisBack => {
@@ -459,6 +566,11 @@ impl Fleet {
         let (name, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
         let shard = home_shard(user, node.shards() as u32) as usize;
         (name, shard, node.sessions(shard, user).collect())
+    }
+
+    /// From now on Redis loses no answer, so that nodes have nothing to ask each other.
+    pub(super) fn calm_redis(&mut self) {
+        self.redis.sound = true;
     }
 
     /// All nodes drain and leave.

@@ -4,6 +4,9 @@ use crate::simulation::ledger::{check_payload, payload};
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::{Frame, Outcome, flags};
 
+/// What was delivered before its sender was told that it failed may reach the recipient so much later than the sender's answer.
+const UNDER_WAY_US: u64 = 2_000_000;
+
 /// A message some client has written.
 #[derive(Debug)]
 pub(super) struct Message {
@@ -21,6 +24,8 @@ pub(super) struct Message {
     /// ACKs written by recipients.
     pub(super) acks: u32,
     pub(super) outcome: Option<Outcome>,
+    /// When that came.
+    answered_us: u64,
     /// Devices it was delivered to; for messages without ACK.
     devices: BTreeSet<usize>,
 }
@@ -36,7 +41,20 @@ impl Ledger {
         let id = self.messages.len() as u64 + 1;
         let NewMessage { from, to, acked, sender, seq, sent_us, audience, proves, padding } = message;
         let (outcome, devices) = (None, BTreeSet::new());
-        let message = Message { from, to, acked, sender, seq, sent_us, audience, proves, acks: 0, outcome, devices };
+        let message = Message {
+            from,
+            to,
+            acked,
+            sender,
+            seq,
+            sent_us,
+            audience,
+            proves,
+            acks: 0,
+            outcome,
+            answered_us: 0,
+            devices,
+        };
         self.messages.insert(id, message);
         (id, payload(from, to, id, padding))
     }
@@ -46,7 +64,14 @@ impl Ledger {
     }
 
     /// The message a DELIVER carries, if it is what the sender wrote and may be delivered to this client.
-    pub(super) fn delivered(&mut self, client: usize, device: usize, user: u64, frame: &Frame<'_>) -> &Message {
+    pub(super) fn delivered(
+        &mut self,
+        client: usize,
+        device: usize,
+        user: u64,
+        frame: &Frame<'_>,
+        now_us: u64,
+    ) -> &Message {
         let id = check_payload(frame.body);
         assert_eq!(id, frame.id, "DELIVER carries the payload of another message");
         let message = self.messages.get_mut(&id).expect("a message nobody has sent was delivered");
@@ -55,6 +80,13 @@ impl Ledger {
         assert_ne!(message.sender, client, "message {id} came back to the session that sent it");
         assert_eq!(frame.flags & flags::ACK != 0, message.acked, "ACK flag of message {id}");
         assert_eq!(frame.flags & flags::SELF != 0, message.from == message.to, "SELF flag of message {id}");
+        let failed = message.outcome == Some(Outcome::Overloaded);
+        let late_us = now_us.saturating_sub(message.answered_us);
+        assert!(
+            !failed || late_us < UNDER_WAY_US,
+            "message {id} was delivered {} ms after its sender was told that it failed",
+            late_us / 1_000
+        );
         if !message.acked {
             assert!(frame.flags & flags::AGAIN == 0, "message {id} without ACK was sent again");
             assert!(message.devices.insert(device), "message {id} without ACK reached device {device} twice");
@@ -68,7 +100,7 @@ impl Ledger {
     }
 
     /// SENT reached a client.
-    pub(super) fn answered(&mut self, client: usize, frame: &Frame<'_>) {
+    pub(super) fn answered(&mut self, client: usize, frame: &Frame<'_>, now_us: u64) {
         let message = self.messages.get_mut(&frame.id).expect("SENT for a message nobody has sent");
         assert_eq!(message.sender, client, "SENT of message {} reached another session", frame.id);
         assert!(message.acked, "SENT for message {} without ACK", frame.id);
@@ -81,6 +113,7 @@ impl Ledger {
         );
         let acked = outcome != Outcome::Delivered || message.acks > 0;
         assert!(acked, "message {} counts as delivered and nobody acknowledged it", frame.id);
+        message.answered_us = now_us;
         let before = message.outcome.replace(outcome);
         assert_eq!(before, None, "message {} was answered twice, the second time with {outcome:?}", frame.id);
     }

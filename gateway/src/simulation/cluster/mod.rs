@@ -5,7 +5,7 @@
 //! `TRUNKLINE_CLUSTER_SEEDS=5000` tries that many.
 //!
 //! Properties:
-//! - at any time: no message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK from one
+//! - at any time: no user has two homes, nodes that may serve and would deliver what comes for the user (`fleet`); no message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK from one
 //!   session to another keep their order while no user's home moves; a message with ACK has one SENT at most (`client`, `ledger`);
 //! - while nothing happens to the cluster, no message is lost, whatever the network below does to single connections (`crowd`);
 //! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the user's home knows it; each
@@ -115,6 +115,7 @@ impl Run {
         self.crowd.check_one_session_each();
 
         self.crowd.leave_all();
+        self.fleet.calm_redis();
         self.run_for(AFTERMATH_MS);
         self.crowd.hang_up_all();
         self.run_for(AFTERMATH_MS);
@@ -165,11 +166,15 @@ impl Run {
 /// What the seeds of `make test` must have met, or they prove less than they seem to.
 const MUST_OCCUR: &[&str] = &[
     "Redis forgot",
+    "Redis forgot some",
     "Redis out",
+    "Redis refused writes",
     "clock set back",
     "cut",
+    "cut off from Redis",
     "dials failed",
     "fenced",
+    "found dead",
     "killed",
     "left",
     "messages in calm",

@@ -1,13 +1,14 @@
 //! A node's control thread, as far as the cluster goes: the [`Agent`] of `crate::cluster` in virtual time, with a Redis that is slow at times.
 
 use super::redis::Redis;
+use crate::cluster::reach::{Admission, admission};
 use crate::cluster::{ClusterState, ClusterStatus, MESH_PROTOCOL, MeshNews};
 use crate::control::Control;
 use crate::io::sim::Rng;
 use crate::membership::{Action, Agent, Heart, Question, Reply, Request};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use trunkline_router::membership::{NodeRecord, NodeState};
+use trunkline_router::membership::{NodeRecord, NodeState, Reach, promise_ms};
 
 /// How long a question to Redis may take: two commands of half a second.
 const ROUND_TRIP_US_MAX: u64 = 1_000_000;
@@ -46,6 +47,7 @@ pub(super) enum Life {
 pub(super) struct Pulse {
     rng: Rng,
     agent: Agent,
+    shards: usize,
     lease_ms: u64,
     mono_offset_ms: u64,
     steps: BTreeMap<(u64, u64), Step>,
@@ -54,6 +56,16 @@ pub(super) struct Pulse {
     stirred: bool,
     /// Without a lease it does not look before this.
     starts_us: u64,
+    /// It is to become active, from this time on if the others let it in.
+    active_us: Option<u64>,
+    /// It was let in.
+    admitted: bool,
+    /// The nodes as of the last poll.
+    polled: Option<Vec<NodeRecord>>,
+    /// Nodes that are to be probed: name, life and address.
+    probes: Vec<(String, u64, String)>,
+    /// Addresses of nodes that are to be called at.
+    calls: Vec<String>,
     state: Arc<ClusterState>,
     pub(super) life: Life,
 }
@@ -61,7 +73,7 @@ pub(super) struct Pulse {
 impl Pulse {
     pub(super) fn new(seed: u64, record: NodeRecord, lease_ms: u64, mono_offset_ms: u64) -> Self {
         assert_eq!(record.check(), Ok(()));
-        let state = Arc::new(ClusterState::new(&record.name, Arc::default(), Vec::new()));
+        let state = Arc::new(ClusterState::new(&record.name, lease_ms, Arc::default(), Vec::new()));
         let shards = record.shards as usize;
         let record = NodeRecord { protocol: MESH_PROTOCOL, ..record };
         let mut agent = Agent::new(record, lease_ms, lease_ms / 5);
@@ -69,12 +81,18 @@ impl Pulse {
         Pulse {
             rng: Rng::new(seed ^ 0x00B1_007D),
             agent,
+            shards,
             lease_ms,
             mono_offset_ms,
             steps: BTreeMap::new(),
             step_count: 0,
             stirred: true,
             starts_us: 0,
+            active_us: None,
+            admitted: false,
+            polled: None,
+            probes: Vec::new(),
+            calls: Vec::new(),
             state,
             life: Life::Starting,
         }
@@ -91,6 +109,9 @@ impl Pulse {
 
     /// A shard has news of another node.
     pub(super) fn hear(&mut self, now_us: u64, news: MeshNews) {
+        if let MeshNews::Memo { body, .. } = &news {
+            self.state.release_memo(body.len());
+        }
         self.agent.heard(self.mono_ms(now_us), news);
         self.stirred = true;
     }
@@ -137,11 +158,14 @@ impl Pulse {
     /// What may follow from anything, or from the time.
     fn look(&mut self, now_us: u64, mut tell: impl FnMut(usize, Control) -> bool) {
         self.stirred = false;
+        self.find_joining(now_us);
+        if self.active_us.is_some_and(|active_us| active_us <= now_us) && self.is_let_in(now_us) {
+            self.active_us = None;
+            self.agent.set_state(self.mono_ms(now_us), NodeState::Active);
+        }
         self.agent.look(self.mono_ms(now_us));
         if self.life != Life::Starting {
-            self.agent.tell_shards(|shard, view, incarnation, life| {
-                tell(shard, Control::View { view: view.clone(), incarnation, life })
-            });
+            self.agent.tell_shards(|shard, view, life| tell(shard, Control::View { view: view.clone(), life }));
         }
         while let Some(action) = self.agent.next_action() {
             match (action, self.life) {
@@ -149,13 +173,44 @@ impl Pulse {
                     let due_us = now_us + self.way_us();
                     self.schedule(due_us, Step::Question(question, now_us + ROUND_TRIP_US_MAX));
                 }
+                (Action::Send { node, life, body }, _) => {
+                    // Without shards there is no mesh.
+                    let shard = self.rng.below(self.shards as u64) as usize;
+                    tell(shard, Control::Memo { node: node.into(), life, body: body.into() });
+                }
+                (Action::Probe { node, life, mesh, .. }, _) => self.probes.push((node, life, mesh)),
+                (Action::Call { mesh, .. }, _) => self.calls.push(mesh),
                 (Action::StateKnown | Action::StateUntold, Life::Leaving { ends }) => self.life = Life::Left { ends },
+                // There is no presence here.
+                (Action::WriteFor { .. } | Action::Wrote { .. } | Action::Restored, _) => {}
                 (Action::StateKnown | Action::StateUntold | Action::Reincarnated(_), _) => {}
             }
         }
         if self.life != Life::Starting {
             self.publish();
         }
+    }
+
+    /// Says of those that join that they can be dialed: here they can, sooner or later.
+    fn find_joining(&mut self, now_us: u64) {
+        let view = self.agent.heart().view();
+        let own = self.agent.name();
+        let joining = view.members.iter().filter(|member| member.state == NodeState::Joining && member.name != own);
+        let found =
+            |member: &NodeRecord| Reach { name: member.name.clone(), incarnation: member.incarnation, ok: true };
+        let reach: Vec<Reach> = joining.map(found).collect();
+        if self.agent.record_mut().reach.replace(reach.clone()) != Some(reach) {
+            self.agent.hurry(self.mono_ms(now_us));
+        }
+    }
+
+    /// As the task of the control thread judges.
+    fn is_let_in(&mut self, now_us: u64) -> bool {
+        let Some(polled) = &self.polled else { return self.admitted };
+        let now_ms = self.mono_ms(now_us);
+        let open = admission(&self.agent.record(), polled) == Admission::Open;
+        self.admitted |= open && self.agent.waits_for_elders(now_ms).is_none();
+        self.admitted
     }
 
     fn publish(&self) {
@@ -176,11 +231,17 @@ impl Pulse {
 
     /// A question reaches Redis. It may do what was asked, and the answer be lost.
     fn reached(&mut self, at_us: u64, question: Box<Question>, give_up_us: u64, redis: &mut Redis) {
-        let reply = if redis.out {
+        let reads = matches!(question.request, Request::Poll);
+        let reply = if !redis.answers(self.agent.name()) || (redis.read_only && !reads) {
             Reply::Failed
         } else {
             match question.request.clone() {
                 Request::Renew(record) => Reply::Renewed(redis.renew(at_us, record, self.lease_ms)),
+                Request::Restore(record) => Reply::Renewed(redis.restore(at_us, record, self.lease_ms)),
+                Request::RenewFor(favour) => Reply::Renewed(match favour.restore {
+                    true => redis.restore(at_us, favour.record, self.lease_ms),
+                    false => redis.renew(at_us, favour.record, self.lease_ms),
+                }),
                 Request::Acquire(record) => {
                     redis.release(&record.name, record.incarnation);
                     redis.acquire(at_us, record, self.lease_ms).map_or(Reply::NameTaken, Reply::Acquired)
@@ -189,14 +250,18 @@ impl Pulse {
                 Request::Epoch { digest, known } => Reply::Epoch(redis.epoch(digest, known)),
             }
         };
-        let lost = matches!(reply, Reply::Failed) || self.rng.chance(5);
-        let due_us = if lost { give_up_us } else { at_us + self.way_us() };
+        let lost = matches!(reply, Reply::Failed) || (!redis.sound && self.rng.chance(5));
+        let refused = redis.answers(self.agent.name()) && matches!(reply, Reply::Failed);
+        let due_us = if lost && !refused { give_up_us } else { at_us + self.way_us() };
         let reply = if lost { Reply::Failed } else { reply };
         self.schedule(due_us.max(at_us), Step::Answer(question, reply));
     }
 
     fn answered(&mut self, now_us: u64, question: Box<Question>, reply: Reply) {
         let begins = self.life == Life::Starting && matches!(question.request, Request::Acquire(_));
+        if let Reply::Polled(records) = &reply {
+            self.polled = Some(records.clone());
+        }
         self.agent.answered(self.mono_ms(now_us), *question, reply);
         self.stirred = true;
         if begins && self.agent.heart().incarnation() == 0 {
@@ -205,21 +270,48 @@ impl Pulse {
         }
     }
 
+    /// What is to be probed.
+    pub(super) fn take_probes(&mut self) -> Vec<(String, u64, String)> {
+        std::mem::take(&mut self.probes)
+    }
+
+    /// Where is to be called at.
+    pub(super) fn take_calls(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// What came of a probe.
+    pub(super) fn probed(&mut self, now_us: u64, node: &str, life: u64, refused: bool) {
+        let now_ms = self.mono_ms(now_us);
+        self.agent.probed(now_ms, node, life, now_ms, refused);
+        self.stirred = true;
+    }
+
+    /// Whether the shards may serve.
+    pub(super) fn may_serve(&self, now_us: u64) -> bool {
+        self.state.may_serve(self.mono_ms(now_us))
+    }
+
     /// Whether it has its lease and its shards may start.
     pub(super) fn may_start(&self) -> bool {
         self.life == Life::Starting && self.agent.heart().incarnation() != 0
     }
 
     /// The shards run.
-    pub(super) fn serve(&mut self, now_us: u64) {
+    pub(super) fn serve(&mut self, now_us: u64, ghosts: bool) {
         self.life = Life::Running;
-        self.agent.set_state(self.mono_ms(now_us), NodeState::Active);
+        let wait_us = if ghosts { promise_ms(self.lease_ms) * 1_000 } else { 0 };
+        self.active_us = Some(now_us + wait_us);
+        if !self.admitted {
+            self.agent.set_state(self.mono_ms(now_us), NodeState::Joining);
+        }
         self.stirred = true;
         self.publish();
     }
 
     /// The node is to leave the ring, for good or until it is called back.
     pub(super) fn drain(&mut self, now_us: u64, ends: bool) {
+        self.active_us = None;
         self.life = Life::Leaving { ends };
         self.agent.set_state(self.mono_ms(now_us), NodeState::Draining);
         self.stirred = true;

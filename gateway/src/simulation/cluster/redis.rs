@@ -1,7 +1,8 @@
 //! What a cluster of nodes keeps in Redis, as the scripts in `router/src/redis/scripts` treat it: leases, incarnations, and the number of the
 //! view. Presence is absent: no shard reads it.
 
-use std::collections::BTreeMap;
+use crate::io::sim::Rng;
+use std::collections::{BTreeMap, BTreeSet};
 use trunkline_router::membership::NodeRecord;
 use trunkline_router::redis::Renewal;
 
@@ -15,10 +16,18 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Redis {
     leases: BTreeMap<String, Held>,
+    /// Names of nodes that had a lease and have not given it up.
+    listed: BTreeSet<String>,
     incarnations: BTreeMap<String, u64>,
     view: (u64, u64),
     /// Answers nobody.
     pub(super) out: bool,
+    /// Nodes that do not reach it.
+    pub(super) cut_off: BTreeSet<String>,
+    /// Refuses what writes.
+    pub(super) read_only: bool,
+    /// No answer of it is lost any more.
+    pub(super) sound: bool,
 }
 
 impl Redis {
@@ -28,7 +37,13 @@ impl Redis {
 
     fn hold(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) {
         let held = Held { incarnation: record.incarnation, expires_us: now_us + ttl_ms * 1_000, record };
+        self.listed.insert(held.record.name.clone());
         self.leases.insert(held.record.name.clone(), held);
+    }
+
+    /// Whether a node that is listed has no lease.
+    pub(super) fn has_ghosts(&self, now_us: u64) -> bool {
+        self.listed.iter().any(|name| self.held(now_us, name).is_none())
     }
 
     /// `acquire.lua`: a new incarnation, unless somebody holds the name.
@@ -56,10 +71,27 @@ impl Redis {
         }
     }
 
+    /// `restore.lua`.
+    pub(super) fn restore(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) -> Renewal {
+        let taken = self.held(now_us, &record.name).is_some_and(|held| held.incarnation != record.incarnation);
+        if taken || self.incarnations.get(&record.name).is_some_and(|last| *last > record.incarnation) {
+            return Renewal::LostToAnother;
+        }
+        self.incarnations.insert(record.name.clone(), record.incarnation);
+        self.hold(now_us, record, ttl_ms);
+        Renewal::Renewed
+    }
+
+    /// Whether a node gets an answer.
+    pub(super) fn answers(&self, node: &str) -> bool {
+        !self.out && !self.cut_off.contains(node)
+    }
+
     /// `release.lua`.
     pub(super) fn release(&mut self, name: &str, incarnation: u64) {
         if self.leases.get(name).is_some_and(|held| held.incarnation == incarnation) {
             self.leases.remove(name);
+            self.listed.remove(name);
         }
     }
 
@@ -76,8 +108,13 @@ impl Redis {
         agreed
     }
 
+    /// A failover loses what was written last of some slots.
+    pub(super) fn forget_some(&mut self, rng: &mut Rng) {
+        self.leases.retain(|_, _| rng.chance(500));
+    }
+
     /// It comes back without its data.
     pub(super) fn forget(&mut self) {
-        *self = Redis { out: self.out, ..Redis::default() };
+        (self.leases, self.listed, self.incarnations, self.view) = Default::default();
     }
 }

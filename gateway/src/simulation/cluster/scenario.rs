@@ -21,6 +21,12 @@ pub(super) enum Trouble {
     RedisOut { ms: u64 },
     /// Redis loses its data.
     RedisForgets,
+    /// Redis loses some leases, as a failover does.
+    RedisForgetsSome,
+    /// Redis answers reads and refuses writes.
+    RedisReadOnly { ms: u64 },
+    /// A node, or two, do not reach Redis.
+    RedisCut { node: usize, other: Option<usize>, ms: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -140,7 +146,10 @@ fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
     // As long as a hiccup, or longer than any lease.
     let ms = if rng.chance(400) { rng.within(100, 2_900) } else { rng.within(3_000, 2 * lease_ms + 2_000) };
     let away_ms = rng.within(100, 2 * lease_ms);
-    match rng.below(12) {
+    match rng.below(20) {
+        12 | 13 => Trouble::RedisForgetsSome,
+        14 | 15 => Trouble::RedisReadOnly { ms },
+        16..=19 => Trouble::RedisCut { node, other: rng.chance(400).then_some(other), ms: 2 * ms },
         0 | 1 => Trouble::Crash { node, power_lost: rng.chance(400), away_ms },
         2 | 3 => Trouble::Pause { node, ms },
         4 | 5 => Trouble::Leave { node, away_ms },

@@ -243,6 +243,7 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         users: 8,
         started_ms: 1,
         life: 0,
+        renewals: 0,
         secret_mark: String::new(),
         reach: None,
         protocol_oldest: 0,
