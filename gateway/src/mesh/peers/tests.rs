@@ -1,6 +1,7 @@
 //! Two nodes' links to each other, on connections in memory.
 
 use super::*;
+use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
 use crate::mesh::wire::{Record, Unit};
 use trunkline_router::NodeState::Active;
