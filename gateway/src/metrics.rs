@@ -214,6 +214,8 @@ shard_stats! {
     limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
     limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
     limit_mesh: Counter "trunkline_limit_hits_total" "limit=\"mesh_bytes\"" "How often each limit was hit.";
+    limit_mesh_strangers: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers\"" "How often each limit was hit.";
+    limit_mesh_strangers_address: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers_per_address\"" "How often each limit was hit.";
     limit_sent_away: Counter "trunkline_limit_hits_total" "limit=\"messages_owed\"" "How often each limit was hit.";
     limit_parked: Counter "trunkline_limit_hits_total" "limit=\"parked_bytes\"" "How often each limit was hit.";
     limit_kicks: Counter "trunkline_limit_hits_total" "limit=\"kicks\"" "How often each limit was hit.";
@@ -247,6 +249,7 @@ shard_stats! {
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
     mesh_links_up: Gauge "trunkline_mesh_links_up" "" "Links of this shard to other nodes that are connected.";
+    mesh_links_missing: Gauge "trunkline_mesh_links_missing" "" "Links to other nodes for which this shard has no places; anything but 0 means that nodes do not reach each other.";
     mesh_held_bytes: Gauge "trunkline_mesh_held_bytes" "" "Bytes held for other nodes until they confirm them.";
     mesh_bytes_in: Counter "trunkline_mesh_bytes_received_total" "" "Bytes received from other nodes.";
     mesh_bytes_out: Counter "trunkline_mesh_bytes_sent_total" "" "Bytes the kernel took for other nodes.";

@@ -1,6 +1,7 @@
 //! What the rest of the process may know of the cluster.
 
 use super::audit::AuditStatus;
+use crate::mesh::peers::LINKS_MAX;
 use crate::presence_log::PresenceLog;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,6 +56,8 @@ pub struct ClusterStatus {
     pub quarantined: bool,
     /// Members whose host refuses connections to their mesh address while Redis fails.
     pub dead: Vec<String>,
+    /// Links to other nodes for which the shards have no places.
+    pub links_missing: u64,
     /// How often all sessions were written again.
     pub resyncs: u64,
     /// Whether that is going on.
@@ -198,15 +201,22 @@ impl ClusterState {
 
     /// What does not work although the node may serve, in words.
     pub fn degraded(&self, now_ms: u64) -> Vec<String> {
-        let ClusterStatus { redis, helper, dead, .. } = self.status();
-        let Some(since_ms) = redis.failing_since_ms else { return Vec::new() };
+        let ClusterStatus { redis, helper, dead, links_missing, .. } = self.status();
+        let mut degraded = Vec::new();
+        if links_missing > 0 {
+            degraded.push(format!(
+                "{links_missing} links to other nodes have no place, because a shard has {LINKS_MAX} of them: users here do not reach those nodes; \
+                 give all nodes about as many --shards, or have fewer nodes"
+            ));
+        }
+        let Some(since_ms) = redis.failing_since_ms else { return degraded };
         let secs = now_ms.saturating_sub(since_ms) / 1_000;
         let error = redis.error.map(|error| format!(" ({error})")).unwrap_or_default();
         let by = match helper {
             Some(node) => format!("node {node} renews the lease of this node and writes its presence"),
             None => "the other nodes vouch for this one, and presence is written when it is back".to_owned(),
         };
-        let mut degraded = vec![format!("Redis has been failing for {secs} s{error}; {by}")];
+        degraded.push(format!("Redis has been failing for {secs} s{error}; {by}"));
         if !dead.is_empty() {
             degraded.push(format!("these nodes have ended, and Redis does not know it yet: {}", dead.join(", ")));
         }
@@ -288,5 +298,7 @@ mod tests {
         let degraded = state(ClusterStatus { redis, helper, dead, ..ClusterStatus::default() }, 9_000).degraded(2_000);
         assert!(degraded[0].contains("node b renews") && degraded[1].ends_with(": c"), "{degraded:?}");
         assert_eq!(state(ClusterStatus::default(), 9_000).degraded(1), Vec::<String>::new());
+        let degraded = state(ClusterStatus { links_missing: 3, ..ClusterStatus::default() }, 9_000).degraded(1);
+        assert!(degraded[0].starts_with("3 links") && degraded[0].contains("256"), "{degraded:?}");
     }
 }

@@ -560,7 +560,7 @@ impl Task {
                 }
                 why
             }
-            Admission::Unreachable(why) => {
+            Admission::Unreachable(why) | Admission::NoPlaces(why) => {
                 if self.patience.is_due("unreachable", now) {
                     tracing::error!("{why}");
                 }
@@ -772,6 +772,7 @@ impl Task {
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
+            links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };
         let life = self.agent.heart().life();
         self.state.publish(

@@ -34,6 +34,9 @@ use std::fmt;
 /// How long a handshake may take.
 pub(crate) const DEADLINE_MS_DEFAULT: u64 = 5_000;
 
+/// How long each step of it may take on the side that is dialed: whoever dials has nothing to wait for.
+pub(crate) const STEP_MS_MAX: u64 = 2_000;
+
 /// Shortest secret: half the output of SHA-256, below which guessing the secret is easier than forging a mac of half length.
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
 /// Longest secret, so that a wrong file is noticed.
@@ -421,6 +424,17 @@ impl Dialer {
     }
 }
 
+/// How far the peer of an acceptor has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Progress {
+    /// No Hello has come.
+    Nothing,
+    /// A Hello has come, which takes no secret.
+    Hello,
+    /// It has proved that it knows the secret.
+    Proved,
+}
+
 /// How far an acceptor is.
 #[derive(Debug)]
 enum Accepting {
@@ -455,6 +469,8 @@ pub(crate) struct Acceptor {
     machine: Machine,
     nonce: [u8; NONCE_BYTES],
     state: Accepting,
+    /// When it was first asked for its time in the present state, and that state.
+    step: (Progress, u64),
 }
 
 impl Acceptor {
@@ -466,12 +482,28 @@ impl Acceptor {
         now_ms: u64,
         patience_ms: u64,
     ) -> Self {
-        Acceptor { machine: Machine::new(secret, me, now_ms, patience_ms), nonce, state: Accepting::Hello }
+        let machine = Machine::new(secret, me, now_ms, patience_ms);
+        Acceptor { machine, nonce, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
     }
 
-    /// The error, once the deadline has passed.
-    pub(crate) fn expired(&self, now_ms: u64) -> Option<HandshakeError> {
-        self.machine.is_expired(now_ms)
+    /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again and again.
+    pub(crate) fn expired(&mut self, now_ms: u64) -> Option<HandshakeError> {
+        let progress = self.progress();
+        if self.step.0 != progress {
+            self.step = (progress, now_ms);
+        }
+        let stands = progress < Progress::Proved && now_ms >= self.step.1.saturating_add(STEP_MS_MAX);
+        let silent = stands.then_some(HandshakeError::Silent { after_ms: STEP_MS_MAX });
+        self.machine.is_expired(now_ms).or(silent)
+    }
+
+    /// How far the peer has come.
+    pub(crate) fn progress(&self) -> Progress {
+        match self.state {
+            Accepting::Hello => Progress::Nothing,
+            Accepting::Proof { .. } => Progress::Hello,
+            Accepting::Accept { .. } | Accepting::Claimed { .. } | Accepting::Ended => Progress::Proved,
+        }
     }
 
     /// Takes bytes from the peer; appends what is to be sent. A dialer sends nothing between its Accept and ours.

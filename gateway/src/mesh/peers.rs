@@ -11,11 +11,13 @@
 //! | `peers.rs` | what is queued, sent, received and given back on the links there are |
 //! | `members.rs` | which nodes there are links to |
 //! | `shaking.rs` | connections from their dial or accept to a link that is up, and to their end |
+//! | `strangers.rs` | who may have a place for a handshake, and who gives way when places are short |
 //! | `news.rs` | what the control thread and the metrics are told of links |
 
 mod members;
 mod news;
 mod shaking;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -24,14 +26,17 @@ use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing
 use super::wire::{Record, goodbye};
 use crate::directory::NodeKey;
 use hashbrown::HashMap;
+pub(crate) use members::links_needed;
 use news::add_stats;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+pub(crate) use strangers::{GivenWay, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 
-/// Connections that may be in their handshake at once, dialed ones apart; a further one is closed.
-pub(crate) const HANDSHAKES_MAX: usize = 64;
-/// Connections of the mesh a shard has slots for: links, those that take their place, and handshakes.
-pub(crate) const CONNECTIONS_MAX: u32 = 256;
+/// Links of a shard to other nodes. Nodes to which there would be more of them are left without.
+pub(crate) const LINKS_MAX: usize = 256;
+/// Connections of the mesh a shard has slots for: links, strangers, and as many more for what has proved itself and waits for its link's shard, for
+/// what takes the place of a link's connection, and for what is being closed.
+pub(crate) const CONNECTIONS_MAX: u32 = (LINKS_MAX + 2 * STRANGERS_MAX) as u32;
 /// Nodes of which no view has told that wait to be told of. They come again.
 const LATER_MAX: usize = 64;
 /// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the node whose name sorts first,
@@ -108,6 +113,8 @@ struct Peer {
     /// The latest one of this life, for what the control thread is told.
     incarnation: u64,
     address: Box<str>,
+    /// Where that is, whoever dials.
+    host: Option<IpAddr>,
     /// `None` when the address cannot be dialed, and when it is the other side that dials.
     dial: Option<SocketAddr>,
     shards: u32,
@@ -191,6 +198,10 @@ struct Wire {
     /// Handshake frames to be sent, before anything of the link.
     out: Vec<u8>,
     lent: Lent,
+    /// Who connected; `None` for what was dialed, or has come from another shard.
+    from: Option<IpAddr>,
+    /// Grows with each connection.
+    came: u64,
 }
 
 /// The links of one shard.
@@ -199,8 +210,13 @@ pub(crate) struct Mesh {
     config: MeshConfig,
     life: u64,
     peers: Vec<Peer>,
+    /// Nodes of the view to which there are no links for want of places, and how many it would take.
+    left_out: Vec<(NodeKey, usize)>,
     links: Vec<Option<PeerLink>>,
     wires: HashMap<u32, Wire>,
+    /// Connections so far, and those that had to give way.
+    came: u64,
+    given_way: GivenWay,
     /// Links by the token of their dial.
     dials: HashMap<u32, u32>,
     next_token: u32,
@@ -225,8 +241,11 @@ impl Mesh {
             config,
             life: 0,
             peers: Vec::new(),
+            left_out: Vec::new(),
             links: Vec::new(),
             wires: HashMap::new(),
+            came: 0,
+            given_way: GivenWay::default(),
             dials: HashMap::new(),
             next_token: 0,
             bytes: 0,
@@ -365,7 +384,8 @@ impl Mesh {
     pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
         let peer = self.peers.iter().find(|peer| peer.key == node);
         let at = peer.and_then(|peer| Some(peer.links[usize::from(*peer.by_shard.get(usize::from(shard))?)]));
-        at.and_then(|id| self.links[id as usize].as_ref()).is_some_and(|link| link.unreachable)
+        let link = at.and_then(|id| self.links[id as usize].as_ref());
+        link.map_or_else(|| self.is_left_out(node), |link| link.unreachable)
     }
 
     /// Whether no shard of a node has been reached for long.

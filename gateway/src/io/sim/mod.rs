@@ -86,6 +86,10 @@ impl Io for SimIo {
         self.world.borrow_mut().ask_accept(self.ring, listener, multishot);
     }
 
+    fn accept_with_address(&mut self, listener: u16) {
+        self.world.borrow_mut().ask_accept_with_address(self.ring, listener);
+    }
+
     fn accept_cancel(&mut self, listener: u16) {
         self.push(Submission::AcceptCancel { listener });
     }

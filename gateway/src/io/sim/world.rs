@@ -262,6 +262,11 @@ impl World {
         self.push(ring, Submission::Accept { listener, multishot });
     }
 
+    pub(super) fn ask_accept_with_address(&mut self, ring: usize, listener: u16) {
+        self.rings[ring].listeners[usize::from(listener)].tells = true;
+        self.ask_accept(ring, listener, true);
+    }
+
     /// Closes a listener at once. Accepts that are armed hold on to it until they are cancelled.
     pub(super) fn stop_listening(&mut self, ring: usize, listener: u16) {
         self.rings[ring].listeners[usize::from(listener)].closed = true;
@@ -275,7 +280,7 @@ impl World {
 
     /// Resets what waits at a listener that nothing holds any more.
     pub(super) fn refuse_backlog(&mut self, ring: usize, listener: usize) {
-        let Listener { closed, armed, backlog } = &mut self.rings[ring].listeners[listener];
+        let Listener { closed, armed, backlog, .. } = &mut self.rings[ring].listeners[listener];
         if *closed && armed.is_empty() {
             for socket in std::mem::take(backlog) {
                 self.refuse(socket);

@@ -320,10 +320,19 @@ fn garbage_and_a_hello_without_end_are_told_apart() {
 fn silence_ends_a_handshake_at_its_deadline() {
     let mut out = Vec::new();
     let dialer = setup().dialer(1, &mut out);
-    let acceptor = setup().acceptor(2);
-    assert_eq!((dialer.expired(5_099), acceptor.expired(5_099)), (None, None));
-    let silent = Some(HandshakeError::Silent { after_ms: 5_000 });
-    assert_eq!((dialer.expired(5_100), acceptor.expired(5_100)), (silent.clone(), silent));
+    let silent = |after_ms| Some(HandshakeError::Silent { after_ms });
+    assert_eq!(dialer.expired(5_099), None);
+    assert_eq!(dialer.expired(5_100), silent(5_000));
+    // Who is dialed has less patience with each step, and the same with all of them.
+    let mut acceptor = setup().acceptor(2);
+    assert_eq!((acceptor.expired(2_099), acceptor.expired(2_100)), (None, silent(2_000)));
+    let mut acceptor = setup().acceptor(2);
+    assert_eq!(acceptor.expired(2_000), None);
+    assert_eq!(acceptor.received(&out, &mut Vec::new()), Ok(AcceptorStep::More));
+    assert_eq!(acceptor.progress(), Progress::Hello);
+    assert_eq!((acceptor.expired(2_500), acceptor.expired(4_499)), (None, None));
+    assert_eq!(acceptor.expired(4_500), silent(2_000), "a Hello alone is no handshake");
+    assert_eq!(acceptor.expired(5_100), silent(5_000));
 }
 
 #[test]

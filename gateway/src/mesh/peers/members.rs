@@ -1,8 +1,9 @@
 //! Which nodes there are links to: what a view begins and ends.
 
-use super::{LinkState, Mesh, Peer, PeerLink};
-use crate::directory::{Member, Routing};
+use super::{LINKS_MAX, LinkState, Mesh, Peer, PeerLink};
+use crate::directory::{Member, NodeKey, Routing};
 use crate::mesh::link::Link;
+use std::net::SocketAddr;
 
 impl Mesh {
     /// There is a new view, in which this node has that life: links to nodes that are known no more end, those to new ones
@@ -20,16 +21,45 @@ impl Mesh {
                 peer.links.iter().for_each(|id| self.end_link(*id));
             }
         }
+        let left_out_before = std::mem::take(&mut self.left_out);
         for member in routing.others() {
             // A record under this node's own name is an earlier incarnation of it, or a thief that the lease deals with.
             if *member.name != *self.config.node && !self.peers.iter().any(|peer| peer.key == member.key) {
-                self.add_peer(member, now_ms);
+                let was_left_out = left_out_before.iter().any(|(before, _)| *before == member.key);
+                self.add_peer(member, was_left_out, now_ms);
             }
+        }
+        for (key, links) in &self.left_out {
+            let Some(member) =
+                routing.member(*key).filter(|_| !left_out_before.iter().any(|(before, _)| before == key))
+            else {
+                continue;
+            };
+            tracing::error!(
+                "shard {}: no link to node {}, which takes {links} of the {LINKS_MAX} mesh links a shard has places for, and those are taken: \
+                 give all nodes about as many --shards, or have fewer nodes",
+                self.config.shard,
+                member.name
+            );
         }
     }
 
-    fn add_peer(&mut self, member: &Member, now_ms: u64) {
+    /// Whether a node of the view has no links for want of places.
+    pub(crate) fn is_left_out(&self, node: NodeKey) -> bool {
+        self.left_out.iter().any(|(key, _)| *key == node)
+    }
+
+    /// Links there would be more of, were there places for them.
+    pub(crate) fn links_missing(&self) -> usize {
+        self.left_out.iter().map(|(_, links)| links).sum()
+    }
+
+    fn add_peer(&mut self, member: &Member, was_left_out: bool, now_ms: u64) {
         let (own_shards, shards) = (u32::from(self.config.shards), member.shards);
+        let needed = links_between(own_shards, shards);
+        if self.links.iter().flatten().filter(|link| !link.dead).count() + needed > LINKS_MAX {
+            return self.left_out.push((member.key, needed));
+        }
         let mut links = Vec::new();
         let mut numbers = Vec::new();
         for number in (u32::from(self.config.shard)..own_shards.max(shards)).step_by(own_shards as usize) {
@@ -58,7 +88,9 @@ impl Mesh {
             ends_there.unwrap_or(shard as usize % numbers.len()) as u16
         });
         let dials = *self.config.node < *member.name;
-        let dial = match member.mesh.parse() {
+        let address: Result<SocketAddr, _> = member.mesh.parse();
+        let host = address.as_ref().ok().map(|address| address.ip().to_canonical());
+        let dial = match address {
             Ok(address) if dials => Some(address),
             Ok(_) => None,
             Err(_) => {
@@ -76,12 +108,14 @@ impl Mesh {
             life: member.life,
             incarnation: member.incarnation,
             address: member.mesh.clone(),
+            host,
             dial,
             shards,
             by_shard: by_shard.collect(),
             links,
             was_up: false,
-            passed_over: false,
+            // One for which there was no place before knows nothing of what walks have told.
+            passed_over: was_left_out,
             told_ms: 0,
             failing: None,
         });
@@ -99,4 +133,15 @@ impl Mesh {
         self.dials.retain(|_, dialed| *dialed != id);
         self.ended.push_back(id);
     }
+}
+
+/// How many links a shard of a node has to another node.
+fn links_between(own_shards: u32, shards: u32) -> usize {
+    own_shards.max(shards).div_ceil(own_shards.max(1)) as usize
+}
+
+/// Of nodes with so many shards, the links that a shard of a node with `own_shards` would have to all of them; `Err` if it has not so many places.
+pub(crate) fn links_needed(own_shards: u32, others: impl Iterator<Item = u32>) -> Result<usize, usize> {
+    let needed = others.map(|shards| links_between(own_shards, shards)).sum();
+    if needed <= LINKS_MAX { Ok(needed) } else { Err(needed) }
 }

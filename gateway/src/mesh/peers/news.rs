@@ -1,6 +1,6 @@
 //! What the control thread and the metrics are told of links.
 
-use super::{Mesh, Tiding, UNREACHABLE_MS};
+use super::{GivenWay, Mesh, Tiding, UNREACHABLE_MS};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
 
 impl Mesh {
@@ -47,6 +47,11 @@ impl Mesh {
         let links = self.links.iter().flatten().filter(|link| !link.dead);
         let up = links.clone().filter(|link| link.link.is_connected()).count();
         (links.count() as u64, up as u64)
+    }
+
+    /// How often strangers had to give way.
+    pub(crate) fn given_way(&self) -> GivenWay {
+        self.given_way
     }
 
     /// Bytes all links hold.

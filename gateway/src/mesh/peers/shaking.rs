@@ -1,35 +1,35 @@
 //! Connections from their dial or accept to a link that is up, and to their end.
 
-use super::{CALLER_MARK, HANDSHAKES_MAX, LATER_MAX, Lent, LinkState, Mesh, Stage, Step, Wire};
+use super::{CALLER_MARK, CONNECTIONS_MAX, LATER_MAX, Lent, LinkState, Mesh, Stage, Step, Wire};
 use crate::mesh::handshake::{
     Acceptor, AcceptorStep, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
 };
 use crate::mesh::link::{RECONNECT_MS_MAX, Resumed};
 use crate::mesh::wire::NONCE_BYTES;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 impl Mesh {
-    /// A connection was accepted. False: there are too many in their handshake, and it is to be closed.
-    pub(crate) fn accepted(&mut self, slot: u32, now_ms: u64, nonce: [u8; NONCE_BYTES]) -> bool {
-        let shaking = self.wires.values().filter(|wire| matches!(wire.stage, Stage::Accepting(_))).count();
-        if shaking >= HANDSHAKES_MAX {
+    /// A connection was accepted, from that address. False: there is no place for it, and it is to be closed.
+    pub(crate) fn accepted(&mut self, slot: u32, from: Option<IpAddr>, now_ms: u64, nonce: [u8; NONCE_BYTES]) -> bool {
+        if self.wires.len() >= CONNECTIONS_MAX as usize || !self.make_place(from) {
             *self.failed.entry("too_many").or_default() += 1;
             return false;
         }
         let (secret, me) = (self.config.secret.clone(), self.identity());
         let acceptor = Acceptor::new(secret, me, nonce, now_ms, DEADLINE_MS_DEFAULT);
-        self.add_wire(slot, Stage::Accepting(Box::new(acceptor)), Vec::new());
+        self.add_wire(slot, Stage::Accepting(Box::new(acceptor)), Vec::new(), from);
         true
     }
 
     /// A connection that proved itself at another shard has come to this one.
     pub(crate) fn adopted(&mut self, slot: u32, acceptor: Box<Acceptor>, now_ms: u64, random: [u8; 32]) -> Step {
-        self.add_wire(slot, Stage::Accepting(acceptor), Vec::new());
+        self.add_wire(slot, Stage::Accepting(acceptor), Vec::new(), None);
         self.admit(slot, now_ms, random)
     }
 
-    fn add_wire(&mut self, slot: u32, stage: Stage, out: Vec<u8>) {
-        self.wires.insert(slot, Wire { stage, out, lent: Lent::Nothing });
+    fn add_wire(&mut self, slot: u32, stage: Stage, out: Vec<u8>, from: Option<IpAddr>) {
+        self.came += 1;
+        self.wires.insert(slot, Wire { stage, out, lent: Lent::Nothing, from, came: self.came });
     }
 
     /// What is to be dialed now, each with a token.
@@ -78,7 +78,7 @@ impl Mesh {
         link.retry_ms = now_ms + link.link.reconnect_delay_ms(word(&random));
         let mut out = Vec::new();
         let dialer = Dialer::new(secret, me, dial, &random, now_ms, DEADLINE_MS_DEFAULT, &mut out);
-        self.add_wire(slot, Stage::Dialing { dialer: Box::new(dialer), link: id }, out);
+        self.add_wire(slot, Stage::Dialing { dialer: Box::new(dialer), link: id }, out, None);
         true
     }
 
@@ -227,7 +227,7 @@ impl Mesh {
     }
 
     /// A handshake has failed. What is to be sent may hold the refusal.
-    fn refused(&mut self, slot: u32, error: &HandshakeError) -> Step {
+    pub(super) fn refused(&mut self, slot: u32, error: &HandshakeError) -> Step {
         let label = error.label();
         *self.failed.entry(label).or_default() += 1;
         let link = match self.wires.get(&slot).map(|wire| &wire.stage) {
@@ -243,8 +243,12 @@ impl Mesh {
                     tracing::warn!("no link to node {} at {}: {error}", peer.name, peer.address);
                 }
             }
-            // A node that starts is refused until the view has it: no word for each try.
-            None if matches!(error, HandshakeError::UnknownName { .. }) => {
+            // A node that starts is refused until the view has it: no word for each try. Nor for each stranger that says nothing.
+            None if matches!(
+                error,
+                HandshakeError::UnknownName { .. } | HandshakeError::Silent { .. } | HandshakeError::GaveWay
+            ) =>
+            {
                 tracing::debug!("a peer was refused: {error}")
             }
             None => tracing::warn!("a peer on the mesh port was refused: {error}"),
@@ -295,7 +299,7 @@ impl Mesh {
     /// The shard a connection is to be handed over to, when all of the handshake has been sent.
     pub(crate) fn claimed(&self, slot: u32) -> Option<u16> {
         match self.wires.get(&slot) {
-            Some(Wire { stage: Stage::Claimed { shard, .. }, out, lent: Lent::Nothing }) if out.is_empty() => {
+            Some(Wire { stage: Stage::Claimed { shard, .. }, out, lent: Lent::Nothing, .. }) if out.is_empty() => {
                 Some(*shard)
             }
             _ => None,
@@ -338,8 +342,8 @@ impl Mesh {
     pub(crate) fn expired(&mut self, now_ms: u64) -> Vec<u32> {
         let mut expired = Vec::new();
         let mut silent = Vec::new();
-        for (slot, wire) in &self.wires {
-            match &wire.stage {
+        for (slot, wire) in &mut self.wires {
+            match &mut wire.stage {
                 Stage::Accepting(acceptor) | Stage::Claimed { acceptor, .. } => {
                     if let Some(error) = acceptor.expired(now_ms) {
                         silent.push((*slot, error));

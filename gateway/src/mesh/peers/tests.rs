@@ -96,9 +96,12 @@ fn connect(a: &mut Side, a_slot: Slot, b: &mut Side, b_slot: Slot, now_ms: u64) 
     let dials = a.mesh.take_due_dials(now_ms);
     let (token, _) = dials[0];
     assert!(a.mesh.dialed(token, Ok(a_slot), now_ms, [1; 32]));
-    assert!(b.mesh.accepted(b_slot, now_ms, [2; 32]));
+    assert!(b.mesh.accepted(b_slot, MEMBER, now_ms, [2; 32]));
     talk(a, a_slot, b, b_slot, now_ms);
 }
+
+/// Where the meshes of all nodes of these views listen.
+const MEMBER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
 const BOTH: &[(&str, u64)] = &[("a", 1), ("b", 1)];
 
@@ -217,12 +220,86 @@ fn a_link_that_is_down_for_long_refuses_messages_and_its_bytes_are_bounded() {
 #[test]
 fn silence_ends_handshakes_and_links() {
     let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
-    assert!(b.mesh.accepted(19, 0, [9; 32]));
+    assert!(b.mesh.accepted(19, None, 0, [9; 32]));
     connect(&mut a, 10, &mut b, 20, 0);
+    assert!(b.mesh.expired(1_999).is_empty());
+    assert_eq!(b.mesh.expired(2_000), [19], "who says nothing has two seconds");
     assert!(b.mesh.expired(2_999).is_empty());
     assert_eq!(b.mesh.expired(3_000), [20], "a link is dead after three seconds");
-    assert_eq!(b.mesh.expired(5_000), [19, 20], "a handshake has five");
-    for slot in 0..HANDSHAKES_MAX as u32 + 5 {
-        assert_eq!(b.mesh.accepted(100 + slot, 6_000, [9; 32]), slot < HANDSHAKES_MAX as u32);
+}
+
+/// Lets connections come that say nothing, on slots from `slot` on. Returns how many found a place.
+fn squat(side: &mut Side, slots: std::ops::Range<Slot>, from: Option<IpAddr>) -> usize {
+    slots.filter(|slot| side.mesh.accepted(*slot, from, 0, [9; 32])).count()
+}
+
+/// Closes those that are to be closed. Returns them.
+fn close(side: &mut Side) -> Vec<Slot> {
+    let closing = side.mesh.take_closing();
+    closing.iter().for_each(|slot| side.mesh.closed(*slot));
+    closing
+}
+
+fn elsewhere(host: u8) -> Option<IpAddr> {
+    Some(IpAddr::from([192, 0, 2, host]))
+}
+
+#[test]
+fn strangers_of_one_address_have_a_quarter_of_the_places() {
+    let mut b = side("b", 1, BOTH);
+    let places = STRANGERS_PER_ADDRESS_MAX as u32;
+    assert_eq!(squat(&mut b, 100..100 + places + 3, elsewhere(1)), places as usize + 3);
+    assert_eq!(close(&mut b), [100, 101, 102], "the oldest of that address made room");
+    assert_eq!(squat(&mut b, 200..203, elsewhere(2)), 3);
+    assert_eq!((close(&mut b).len(), b.mesh.given_way()), (0, GivenWay { to_all: 0, to_address: 3 }));
+}
+
+#[test]
+fn strangers_keep_no_member_out() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    for host in 0..4 {
+        squat(&mut b, 100 * u32::from(host)..100 * u32::from(host) + 40, elsewhere(host));
     }
+    // Some from the member's own address, too, such as that of a host with many.
+    squat(&mut b, 1_000..1_100, MEMBER);
+    let gone = close(&mut b);
+    assert_eq!(b.mesh.connections() as usize, STRANGERS_MAX);
+    assert!(gone.iter().filter(|slot| **slot < 1_000).count() >= 4 * 40 - 1, "strangers from elsewhere went first");
+    assert_eq!(squat(&mut b, 2_000..2_001, elsewhere(9)), 0, "and take no place from a member's address");
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, 1), (1, 1)));
+    assert_eq!(close(&mut b).len(), 1, "the oldest");
+}
+
+#[test]
+fn who_has_said_hello_gives_way_after_those_who_said_nothing() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    let (token, _) = a.mesh.take_due_dials(0)[0];
+    assert!(a.mesh.dialed(token, Ok(10), 0, [1; 32]));
+    assert!(b.mesh.accepted(20, MEMBER, 0, [2; 32]));
+    let hello = a.send(10, 0);
+    b.take(20, &hello, 0);
+    assert_eq!(squat(&mut b, 100..300, MEMBER), 200);
+    assert!(!close(&mut b).contains(&20));
+    talk(&mut a, 10, &mut b, 20, 0);
+    assert_eq!(b.mesh.link_counts(), (1, 1));
+}
+
+#[test]
+fn nodes_beyond_the_places_for_links_are_left_out_and_told_of_all_when_there_is_room() {
+    let names: Vec<String> = (0..LINKS_MAX + 2).map(|at| format!("n{at:03}")).collect();
+    let keys = |name: &str, life| {
+        NodeKey(u64::from(name.as_bytes()[0]) << 32 | name[1..].parse::<u64>().unwrap_or(0) << 8 | life)
+    };
+    let routing = |count: usize| {
+        let nodes = names[..count].iter().map(|name| (&**name, 1, Active));
+        Routing::new(keys("b", 1), &view(&nodes.chain([("b", 1, Active)]).collect::<Vec<_>>()), keys)
+    };
+    let mut b = Side { mesh: mesh("b", 0, 4), got: Vec::new() };
+    b.mesh.set_view(1, &routing(LINKS_MAX + 2), 0);
+    assert_eq!((b.mesh.link_counts().0, b.mesh.links_missing()), (LINKS_MAX as u64, 2));
+    let last = keys(&names[LINKS_MAX + 1], 1);
+    assert!(b.mesh.is_unreachable(last, 0) && b.mesh.is_silent(last), "walks pass over it");
+    b.mesh.set_view(1, &routing(LINKS_MAX), 1);
+    assert_eq!(b.mesh.links_missing(), 0);
 }
