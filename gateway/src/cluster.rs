@@ -37,7 +37,7 @@ mod rival;
 mod state;
 mod task;
 
-pub use crate::membership::MeshNews;
+pub use crate::membership::{LinkNews, LinkWord, MeshNews};
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;

@@ -2,7 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::limits::{KICKS_MAX, Limits};
-use crate::mesh::peers::{LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
+use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
 use crate::transport::upgrade::Refusal as RequestRefusal;
@@ -177,7 +177,7 @@ fn write_request_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 35] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 36] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -210,6 +210,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 35] {
         ("mesh_strangers", STRANGERS_MAX as u64),
         ("mesh_strangers_per_address", STRANGERS_PER_ADDRESS_MAX as u64),
         ("mesh_links", LINKS_MAX as u64),
+        ("mesh_unknown_nodes", LATER_MAX as u64),
         ("messages_owed", limits.sent_away_max as u64),
         ("parked_bytes", limits.parked_bytes_max as u64),
         ("remote_sessions", limits.remote_sessions_max.into()),

@@ -5,12 +5,14 @@
 //! node is one send.
 
 use super::Core;
+use crate::cluster::MeshNews;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken, Io, OpResult, ReadOp, SendId};
 use crate::mailbox::{Arrival, NotTaken};
+use crate::membership::LinkNews;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::link::Outgoing;
-use crate::mesh::peers::{Step, Tiding};
+use crate::mesh::peers::Step;
 use crate::mesh::wire::Unit;
 use crate::outbox::Outbox;
 use std::net::IpAddr;
@@ -209,7 +211,7 @@ impl<I: Io> Core<I> {
         let mut due = Vec::new();
         mesh.due_sends(now_ms, &mut due);
         let expired = mesh.expired(now_ms);
-        let tidings = mesh.tidings(now_ms);
+        let news = mesh.news(now_ms);
         for slot in due {
             self.shard.links.mark_dirty(slot);
         }
@@ -219,7 +221,7 @@ impl<I: Io> Core<I> {
                 self.node_broken(id);
             }
         }
-        tidings.into_iter().for_each(|tiding| self.shard.tell(tiding));
+        self.shard.tell(news);
         self.shard.set_mesh_gauges();
     }
 
@@ -261,14 +263,10 @@ impl<I: Io> Core<I> {
 
 impl super::shard::Shard {
     /// News of the mesh for the control thread. What does not fit its queue is told again with the next heartbeat.
-    fn tell(&self, tiding: Tiding) {
-        use crate::cluster::MeshNews;
-        let Some(cluster) = &self.cluster else { return };
-        let news = match tiding {
-            Tiding::Heard { node, incarnation } => MeshNews::Heard { node: node.into(), incarnation },
-            Tiding::Lost { node, incarnation } => MeshNews::Lost { node: node.into(), incarnation },
-        };
-        let _ = cluster.news.try_send(news);
+    fn tell(&self, links: Vec<LinkNews>) {
+        let Some(cluster) = self.cluster.as_ref().filter(|_| !links.is_empty()) else { return };
+        let told = cluster.news.try_send(MeshNews::Links { shard: self.shard, links });
+        self.links.stats.mesh_news_dropped.add(u64::from(told.is_err()));
     }
 
     fn set_mesh_gauges(&self) {
@@ -289,6 +287,7 @@ impl super::shard::Shard {
         stats.mesh_given_back.set(link.given_back);
         stats.mesh_reconnects.set(link.reconnects);
         stats.mesh_failures.set(mesh.failures());
+        stats.limit_mesh_later.set(mesh.later_dropped());
         let given_way = mesh.given_way();
         stats.limit_mesh_strangers.set(given_way.to_all);
         stats.limit_mesh_strangers_address.set(given_way.to_address);

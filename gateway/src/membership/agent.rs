@@ -3,7 +3,7 @@
 use super::heart::{Ask, Heart};
 use super::memo::{Change, End, Memo, Seen, WRITES_MAX};
 use super::peers::Peers;
-use super::{MeshNews, state_word};
+use super::{LinkWord, MeshNews, state_word};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use trunkline_router::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View, promise_ms};
@@ -300,10 +300,9 @@ impl Agent {
     /// The mesh has news.
     pub(crate) fn heard(&mut self, now_ms: u64, news: MeshNews) {
         match news {
-            MeshNews::Heard { node, incarnation } => _ = self.heart.mesh_heard(now_ms, &node, incarnation),
-            MeshNews::Lost { node, incarnation } => {
-                self.heart.mesh_lost(now_ms, &node, incarnation);
-                if self.lacks_redis(now_ms) {
+            MeshNews::Links { links, .. } => {
+                self.heart.mesh_told(now_ms, &links);
+                if links.iter().any(|link| link.word == LinkWord::Lost) && self.lacks_redis(now_ms) {
                     self.probe_the_silent(now_ms);
                 }
             }

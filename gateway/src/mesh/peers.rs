@@ -30,6 +30,7 @@ pub(crate) use members::links_needed;
 use news::add_stats;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 pub(crate) use strangers::{GivenWay, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 
 /// Links of a shard to other nodes. Nodes to which there would be more of them are left without.
@@ -38,7 +39,7 @@ pub(crate) const LINKS_MAX: usize = 256;
 /// what takes the place of a link's connection, and for what is being closed.
 pub(crate) const CONNECTIONS_MAX: u32 = (LINKS_MAX + 2 * STRANGERS_MAX) as u32;
 /// Nodes of which no view has told that wait to be told of. They come again.
-const LATER_MAX: usize = 64;
+pub(crate) const LATER_MAX: usize = 64;
 /// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the node whose name sorts first,
 /// and no name begins with this.
 pub(crate) const CALLER_MARK: char = '!';
@@ -95,20 +96,11 @@ pub(crate) struct GivenBack {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What the mesh has learned about a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Tiding {
-    /// A link to it works.
-    Heard { node: Box<str>, incarnation: u64 },
-    /// No link to it works any more.
-    Lost { node: Box<str>, incarnation: u64 },
-}
-
 /// A node of the view.
 #[derive(Debug)]
 struct Peer {
     key: NodeKey,
-    name: Box<str>,
+    name: Arc<str>,
     life: u64,
     /// The latest one of this life, for what the control thread is told.
     incarnation: u64,
@@ -122,10 +114,10 @@ struct Peer {
     /// Index into `links` for each shard of the peer: one that ends there, if there is one.
     by_shard: Vec<u16>,
     was_up: bool,
+    /// A link to it has come up, of which the control thread is to be told at once.
+    came_up: bool,
     /// A walk has not told it what it should know, because it was unreachable.
     passed_over: bool,
-    /// When the mesh last said that it hears this node.
-    told_ms: u64,
     /// What the last handshake failed with, so that a peer that tries for ever is told of once.
     failing: Option<&'static str>,
 }
@@ -229,7 +221,11 @@ pub(crate) struct Mesh {
     /// Nodes that live on and have lost a stream.
     restarted: Vec<NodeKey>,
     /// Nodes that were found in a later life than is known, or of which no view has told, for the control thread.
-    later: Vec<(Box<str>, u64)>,
+    later: Vec<(Arc<str>, u64)>,
+    /// Those for which there was no room.
+    later_dropped: u64,
+    /// When the control thread was told of all links last.
+    told_ms: u64,
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
     past: LinkStats,
@@ -253,6 +249,8 @@ impl Mesh {
             closing: Vec::new(),
             restarted: Vec::new(),
             later: Vec::new(),
+            later_dropped: 0,
+            told_ms: 0,
             failed: HashMap::new(),
             past: LinkStats::default(),
         }

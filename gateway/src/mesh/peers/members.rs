@@ -44,6 +44,17 @@ impl Mesh {
         }
     }
 
+    /// The shards of a node, in one set for each link that leads to some of them; see
+    /// [`Record::SettledShards`](crate::mesh::wire::Record::SettledShards).
+    pub(crate) fn shard_sets(&self, node: NodeKey) -> Vec<Vec<u8>> {
+        let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return Vec::new() };
+        let mut sets = vec![vec![0; peer.by_shard.len().div_ceil(8)]; peer.links.len()];
+        for (shard, link) in peer.by_shard.iter().enumerate() {
+            sets[usize::from(*link)][shard / 8] |= 1 << (shard % 8);
+        }
+        sets
+    }
+
     /// Whether a node of the view has no links for want of places.
     pub(crate) fn is_left_out(&self, node: NodeKey) -> bool {
         self.left_out.iter().any(|(key, _)| *key == node)
@@ -104,7 +115,7 @@ impl Mesh {
         };
         self.peers.push(Peer {
             key: member.key,
-            name: member.name.clone(),
+            name: (*member.name).into(),
             life: member.life,
             incarnation: member.incarnation,
             address: member.mesh.clone(),
@@ -114,9 +125,9 @@ impl Mesh {
             by_shard: by_shard.collect(),
             links,
             was_up: false,
+            came_up: false,
             // One for which there was no place before knows nothing of what walks have told.
             passed_over: was_left_out,
-            told_ms: 0,
             failing: None,
         });
     }

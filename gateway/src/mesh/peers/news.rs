@@ -1,11 +1,12 @@
 //! What the control thread and the metrics are told of links.
 
-use super::{GivenWay, Mesh, Tiding, UNREACHABLE_MS};
+use super::{GivenWay, Mesh, UNREACHABLE_MS};
+use crate::membership::{LinkNews, LinkWord};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
 
 impl Mesh {
-    /// What the control thread should know, each half a second or when it changes. Finds out which links are down for long.
-    pub(crate) fn tidings(&mut self, now_ms: u64) -> Vec<Tiding> {
+    /// What the control thread should know: of all nodes each half a second, and of those in between of which it has changed. Finds out which links are down for long.
+    pub(crate) fn news(&mut self, now_ms: u64) -> Vec<LinkNews> {
         for (id, link) in self.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
             if link.link.is_connected() {
@@ -26,20 +27,38 @@ impl Mesh {
                 self.ended.push_back(id as u32);
             }
         }
-        let later = self.later.drain(..).map(|(node, incarnation)| Tiding::Heard { node, incarnation });
-        let mut tidings: Vec<Tiding> = later.collect();
-        for peer in &mut self.peers {
-            let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
-            let up = links.any(|link| link.link.is_connected());
-            let (node, incarnation) = (peer.name.clone(), peer.incarnation);
-            if up && now_ms >= peer.told_ms + HEARTBEAT_MS {
-                peer.told_ms = now_ms;
-                tidings.push(Tiding::Heard { node, incarnation });
-            } else if !up && std::mem::take(&mut peer.was_up) {
-                tidings.push(Tiding::Lost { node, incarnation });
-            }
+        let later = self.later.drain(..);
+        let mut news: Vec<LinkNews> =
+            later.map(|(node, incarnation)| LinkNews::of(&node, incarnation, LinkWord::Heard)).collect();
+        let all = now_ms >= self.told_ms + HEARTBEAT_MS;
+        if all {
+            self.told_ms = now_ms;
         }
-        tidings
+        for peer in &mut self.peers {
+            let links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
+            let up = links.clone().filter(|link| link.link.is_connected()).count() as u32;
+            let came_up = std::mem::take(&mut peer.came_up) && up > 0;
+            let lost = up == 0 && std::mem::take(&mut peer.was_up);
+            if !all && !came_up && !lost {
+                continue;
+            }
+            let word = match (up, lost) {
+                (1.., _) => LinkWord::Heard,
+                (0, true) => LinkWord::Lost,
+                (0, false) => LinkWord::Silent,
+            };
+            news.push(LinkNews {
+                node: peer.name.clone(),
+                incarnation: peer.incarnation,
+                word,
+                links: peer.links.len() as u32,
+                up,
+                held_bytes: links.clone().map(|link| link.link.bytes() as u64).sum(),
+                rtt_us: links.clone().map(|link| link.link.stats().rtt_us).max().unwrap_or(0),
+                down_since_ms: links.filter_map(|link| link.down_ms).min(),
+            });
+        }
+        news
     }
 
     /// Links of this shard, and those that are up.
@@ -47,6 +66,11 @@ impl Mesh {
         let links = self.links.iter().flatten().filter(|link| !link.dead);
         let up = links.clone().filter(|link| link.link.is_connected()).count();
         (links.count() as u64, up as u64)
+    }
+
+    /// Nodes that were found in a later life than is known, or that nobody knows, and of which there was no room to tell; they come again.
+    pub(crate) fn later_dropped(&self) -> u64 {
+        self.later_dropped
     }
 
     /// How often strangers had to give way.

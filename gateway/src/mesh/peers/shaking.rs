@@ -69,7 +69,7 @@ impl Mesh {
             }
         };
         let dial = Dial {
-            peer: peer.name.clone().into(),
+            peer: (*peer.name).to_owned(),
             peer_incarnation_known: peer.life,
             link: link.number,
             resume: link.link.resume_state(),
@@ -135,10 +135,9 @@ impl Mesh {
         let known = self.peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation);
         let Some(peer) = known else {
             let name = claim.peer.strip_prefix(CALLER_MARK).unwrap_or(&claim.peer);
-            if self.later.len() < LATER_MAX {
-                self.later.push((name.into(), claim.incarnation));
-            }
+            let name = name.to_owned();
             let error = acceptor.refuse(HandshakeError::UnknownName { name: claim.peer }, out);
+            self.note_later(&name, claim.incarnation);
             return self.refused(slot, &error);
         };
         let links = &self.links;
@@ -177,8 +176,20 @@ impl Mesh {
         if peer.life >= incarnation {
             return None;
         }
-        self.later.push((peer.name.clone(), incarnation));
-        Some(HandshakeError::LaterIncarnation { name: peer.name.clone().into(), known: peer.life, incarnation })
+        let (name, known) = (peer.name.clone(), peer.life);
+        self.note_later(&name, incarnation);
+        Some(HandshakeError::LaterIncarnation { name: (*name).to_owned(), known, incarnation })
+    }
+
+    /// The control thread is to hear of a node, or of a life of it, that no view has told of.
+    fn note_later(&mut self, name: &str, incarnation: u64) {
+        if let Some((_, known)) = self.later.iter_mut().find(|(known, _)| **known == *name) {
+            *known = incarnation.max(*known);
+        } else if self.later.len() < LATER_MAX {
+            self.later.push((name.into(), incarnation));
+        } else {
+            self.later_dropped += 1;
+        }
     }
 
     fn up(&mut self, slot: u32, id: u32, established: &Established, now_ms: u64, consumed: usize) -> Step {
@@ -213,7 +224,7 @@ impl Mesh {
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.key == node) {
             peer.failing = None;
             peer.was_up = true;
-            peer.told_ms = 0;
+            peer.came_up = true;
             if std::mem::take(&mut peer.passed_over) {
                 self.restarted.push(node);
             }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
+use crate::membership::LinkWord;
 use crate::mesh::wire::{Record, Unit};
 use trunkline_router::NodeState::Active;
 
@@ -103,6 +104,11 @@ fn connect(a: &mut Side, a_slot: Slot, b: &mut Side, b_slot: Slot, now_ms: u64) 
 /// Where the meshes of all nodes of these views listen.
 const MEMBER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
+/// What the control thread is told of the nodes.
+fn words(side: &mut Side, now_ms: u64) -> Vec<(String, LinkWord)> {
+    side.mesh.news(now_ms).iter().map(|link| (link.node.to_string(), link.word)).collect()
+}
+
 const BOTH: &[(&str, u64)] = &[("a", 1), ("b", 1)];
 
 #[test]
@@ -117,8 +123,7 @@ fn the_node_whose_name_sorts_first_dials_and_both_come_up() {
     talk(&mut a, 10, &mut b, 20, 1);
     assert_eq!((&b.got[..], &a.got[..]), (&[5, 6][..], &[7][..]));
     assert_eq!(a.queue(("c", 1), 8), Err(FarError::Unknown));
-    let tidings = a.mesh.tidings(1_000);
-    assert!(tidings.contains(&Tiding::Heard { node: "b".into(), incarnation: 1 }), "{tidings:?}");
+    assert_eq!(words(&mut a, 1_000), [("b".to_owned(), LinkWord::Heard)]);
 }
 
 #[test]
@@ -130,7 +135,7 @@ fn a_link_goes_on_over_a_new_connection_and_the_old_one_is_closed() {
     a.send(10, 1);
     a.mesh.broken(10, 1, 0);
     a.mesh.closed(10);
-    assert!(a.mesh.tidings(1).contains(&Tiding::Lost { node: "b".into(), incarnation: 1 }));
+    assert_eq!(words(&mut a, 1), [("b".to_owned(), LinkWord::Lost)]);
     assert!(a.mesh.take_due_dials(1).is_empty(), "not at once");
     connect(&mut a, 11, &mut b, 21, 5_000);
     assert_eq!(b.mesh.take_closing(), [20]);
@@ -209,12 +214,50 @@ fn a_link_that_is_down_for_long_refuses_messages_and_its_bytes_are_bounded() {
     assert!((20..40).contains(&queued), "{queued}");
     assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Full));
     assert!(a.mesh.bytes() <= 20_000 && !a.mesh.is_easy(node));
-    a.mesh.tidings(2_999);
+    a.mesh.news(2_999);
     assert!(!a.mesh.is_unreachable(node, 0));
-    a.mesh.tidings(3_000);
+    a.mesh.news(3_000);
     assert!(a.mesh.is_unreachable(node, 0));
     assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Unreachable));
     assert!(a.queue(("b", 1), 1).is_ok(), "answers pass");
+}
+
+#[test]
+fn the_control_thread_is_told_of_all_nodes_twice_a_second_and_of_changes_at_once() {
+    let nodes = &[("a", 1), ("b", 1), ("c", 1)];
+    let (mut a, mut b) = (side("a", 1, nodes), side("b", 1, nodes));
+    let told = |words: &[(&str, LinkWord)]| -> Vec<(String, LinkWord)> {
+        words.iter().map(|(node, word)| ((*node).to_owned(), *word)).collect()
+    };
+    assert_eq!(words(&mut a, 500), told(&[("b", LinkWord::Silent), ("c", LinkWord::Silent)]));
+    assert_eq!(words(&mut a, 600), []);
+    connect(&mut a, 10, &mut b, 20, 700);
+    assert_eq!(words(&mut a, 700), told(&[("b", LinkWord::Heard)]));
+    assert_eq!(words(&mut a, 800), []);
+    assert_eq!(words(&mut a, 1_000), told(&[("b", LinkWord::Heard), ("c", LinkWord::Silent)]));
+    a.mesh.broken(10, 1_100, 0);
+    assert_eq!(words(&mut a, 1_100), told(&[("b", LinkWord::Lost)]));
+    let news = a.mesh.news(1_500);
+    let b = &news[0];
+    assert_eq!((b.links, b.up, b.word, b.down_since_ms), (1, 0, LinkWord::Silent, Some(1_100)));
+}
+
+#[test]
+fn each_shard_of_a_node_is_in_the_set_of_one_link() {
+    for (own_shards, shards) in [(4, 4), (2, 4), (4, 3), (1, 4), (3, 4)] {
+        for shard in 0..own_shards {
+            let mut a = mesh("a", shard, own_shards);
+            let nodes = [("a", 1, Active), ("b", 1, Active)];
+            let mut view = trunkline_router::View::clone(&view(&nodes));
+            view.members[1].shards = shards;
+            a.set_view(1, &Routing::new(key_of("a", 1), &view, key_of), 0);
+            let sets = a.shard_sets(key_of("b", 1));
+            let mut all: Vec<u16> = sets.iter().flat_map(|set| crate::mesh::wire::shards_of(set)).collect();
+            all.sort_unstable();
+            assert!(all.iter().copied().eq(0..shards as u16), "{own_shards} to {shards}: {all:?}");
+            assert_eq!(sets.len() as u64, a.link_counts().0);
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::pulse::{Life, Pulse};
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
 use crate::auth::{Auth, AuthSwitch};
-use crate::cluster::MeshNews;
+use crate::cluster::{LinkNews, LinkWord, MeshNews};
 use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
@@ -184,7 +184,8 @@ impl Fleet {
             let running =
                 self.seats[called].process.as_mut().filter(|process| !process.paused && process.node.is_some());
             if let Some(process) = running {
-                process.pulse.hear(now_us, MeshNews::Heard { node, incarnation });
+                let links = vec![LinkNews::of(&node, incarnation, LinkWord::Heard)];
+                process.pulse.hear(now_us, MeshNews::Links { shard: 0, links });
             }
         }
     }
