@@ -169,13 +169,17 @@ const MUST_OCCUR: &[&str] = &[
     "Redis forgot some",
     "Redis out",
     "Redis refused writes",
+    "answers of Redis lost",
     "clock set back",
     "cut",
     "cut off from Redis",
+    "cut one way",
     "dials failed",
     "fenced",
     "found dead",
+    "gray",
     "killed",
+    "lease refused",
     "left",
     "messages in calm",
     "paused",
@@ -183,6 +187,7 @@ const MUST_OCCUR: &[&str] = &[
     "resets",
     "rested",
     "segments held back",
+    "suspended",
     "views differed",
 ];
 
@@ -204,6 +209,11 @@ fn a_lost_fate_is_caught() {
 #[test]
 fn a_session_its_new_home_is_not_told_of_is_caught() {
     assert!(super::seed_that_catches(Bug::SessionUntold, |seed| Run::new(seed, false).whole()).is_some());
+}
+
+#[test]
+fn a_clock_that_stands_still_while_the_machine_is_suspended_is_caught() {
+    assert!(super::seed_that_catches(Bug::ClockStandsStill, |seed| Run::new(seed, false).whole()).is_some());
 }
 
 #[test]
