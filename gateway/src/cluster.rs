@@ -38,6 +38,7 @@ mod state;
 mod task;
 
 pub use crate::membership::{LinkNews, LinkWord, MeshNews};
+pub use crate::mesh::handshake::Secrets;
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
@@ -101,6 +102,7 @@ impl Cluster {
     pub async fn join(
         config: &ClusterConfig,
         secret: &ClusterSecret,
+        secrets: Secrets,
         node: &str,
         shards: u16,
         http: SocketAddr,
@@ -108,7 +110,7 @@ impl Cluster {
     ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
         let plane = Plane::unconnected(&config.redis);
-        let mut joining = Joining::new(waits);
+        let mut joining = Joining::new(secret.clone(), waits);
         plane.connect_patiently(|error| joining.redis_fails(error)).await.map_err(|error| failed(&error))?;
         let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let record = NodeRecord {
@@ -147,7 +149,7 @@ impl Cluster {
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, secret, plane.clone(), agent, state.clone(), logs.clone())?;
+        let task = Task::new(config, secrets, plane.clone(), agent, state.clone(), logs.clone());
         let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
         Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })

@@ -14,11 +14,9 @@
 //!   by those whose names sort before its own only, and that name sorts before all.
 
 use crate::clock::now_ms;
-use crate::config::ClusterSecret;
-use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Versions};
+use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets, Versions};
 use crate::mesh::peers::{CALLER_MARK, LINKS_MAX, links_needed};
 use crate::mesh::wire::NONCE_BYTES;
-use crate::startup::StartupError;
 use rustix::rand::GetRandomFlags;
 use std::collections::BTreeMap;
 use std::io;
@@ -102,7 +100,7 @@ fn no_places(own: &NodeRecord, records: &[NodeRecord]) -> Option<String> {
 /// What this node has found of those that join.
 #[derive(Debug)]
 pub(super) struct Prober {
-    secret: handshake::ClusterSecret,
+    secrets: Secrets,
     own: String,
     found: BTreeMap<String, Found>,
     dials: JoinSet<(String, u64, Result<(), String>)>,
@@ -118,10 +116,9 @@ struct Found {
 }
 
 impl Prober {
-    pub(super) fn new(secret: &ClusterSecret, own: &str) -> Result<Self, StartupError> {
-        let secret = handshake::ClusterSecret::new(secret.bytes());
-        let secret = secret.map_err(|error| StartupError::Cluster(error.to_string()))?;
-        Ok(Prober { secret, own: own.to_owned(), found: BTreeMap::new(), dials: JoinSet::new(), calls: JoinSet::new() })
+    pub(super) fn new(secrets: Secrets, own: &str) -> Self {
+        let (found, dials, calls) = (BTreeMap::new(), JoinSet::new(), JoinSet::new());
+        Prober { secrets, own: own.to_owned(), found, dials, calls }
     }
 
     /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the call, since it has no link for
@@ -132,7 +129,7 @@ impl Prober {
             return;
         }
         let me = Identity { name: format!("{CALLER_MARK}{}", self.own), incarnation: life, versions: Versions::OWN };
-        let (secret, name, mesh) = (self.secret.clone(), name.to_owned(), mesh.to_owned());
+        let (secret, name, mesh) = (self.secrets.first(), name.to_owned(), mesh.to_owned());
         self.calls.spawn(async move {
             let called = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, true)).await;
             called.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())))
@@ -158,7 +155,7 @@ impl Prober {
             let incarnation = record.incarnation;
             self.found.insert(record.name.clone(), Found { incarnation, ok, dialing: true });
             let me = Identity { name: DIALER_NAME.to_owned(), incarnation: 0, versions: Versions::OWN };
-            let (secret, name, mesh) = (self.secret.clone(), record.name.clone(), record.mesh.clone());
+            let (secret, name, mesh) = (self.secrets.first(), record.name.clone(), record.mesh.clone());
             self.dials.spawn(async move {
                 let dialed = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, false)).await;
                 let result = dialed.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())));

@@ -8,12 +8,12 @@ use super::state::{ClusterState, ClusterStatus, RedisStatus};
 use super::{FLUSH_TIMEOUT, MeshNews};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
-use crate::config::{ClusterConfig, ClusterSecret};
+use crate::config::ClusterConfig;
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
 use crate::membership::{Action, Agent, Change, End, Memo, Page, Question, Reply, Request, Walk, state_word};
+use crate::mesh::handshake::Secrets;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
-use crate::startup::StartupError;
 use std::future::pending;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -60,6 +60,8 @@ pub(super) enum Order {
     Become { state: NodeState, done: oneshot::Sender<()> },
     /// Another weight in the ring.
     Weigh { weight: u32 },
+    /// Another secret is proved to others, with this mark.
+    Remark { mark: String },
     /// Write what waits, give the lease up, and end.
     Leave,
 }
@@ -155,12 +157,12 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(
         config: &ClusterConfig,
-        secret: &ClusterSecret,
+        secrets: Secrets,
         plane: Plane,
         agent: Agent,
         state: Arc<ClusterState>,
         logs: Vec<Arc<PresenceLog>>,
-    ) -> Result<Self, StartupError> {
+    ) -> Self {
         let queue_max = config.presence_queue_max;
         let bytes_max = queue_max.saturating_mul(PRESENCE_WRITE_BYTES as usize);
         let queue = Arc::new(WriteBehind::new(queue_max, bytes_max, Arc::clone(plane.metrics())));
@@ -208,7 +210,7 @@ impl Task {
             fenced_logged: None,
             resyncs: 0,
             awaited: None,
-            prober: Prober::new(secret, agent.name())?,
+            prober: Prober::new(secrets, agent.name()),
             asks_admission: None,
             admitted: false,
             waits: None,
@@ -225,7 +227,7 @@ impl Task {
             agent,
         };
         task.publish();
-        Ok(task)
+        task
     }
 
     /// The views as they come.
@@ -270,6 +272,7 @@ impl Task {
                     Order::Admit { done } => self.ask_admission(done),
                     Order::Become { state, done } => self.set_state(state, done),
                     Order::Weigh { weight } => self.set_weight(weight),
+                    Order::Remark { mark } => self.set_mark(mark),
                     Order::Leave => flushed = flushed.or_else(|| self.flush()),
                 },
                 () = ended(&mut flushed) => break,
@@ -612,6 +615,11 @@ impl Task {
             tracing::info!("the weight of this node in the ring is {weight} now");
             self.agent.hurry(now_ms());
         }
+    }
+
+    fn set_mark(&mut self, mark: String) {
+        self.agent.record_mut().secret_mark = mark;
+        self.agent.hurry(now_ms());
     }
 
     /// Takes the last events and lets the writer end when it has written all.

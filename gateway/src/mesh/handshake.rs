@@ -21,15 +21,19 @@
 //! connection is closed. The layout of Hello and Refuse never changes, so that any two versions can tell each other apart.
 
 mod error;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use error::{HandshakeError, SecretError, refusal};
+pub(crate) use secrets::Known;
+pub use secrets::Secrets;
 
 use super::wire::{HANDSHAKE_BYTES_MAX, HELLO_BYTES_MAX, HandshakeFrame, MAC_BYTES, MeshViolation, NONCE_BYTES, Step};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
+use std::sync::Arc;
 
 /// How long a handshake may take.
 pub(crate) const DEADLINE_MS_DEFAULT: u64 = 5_000;
@@ -467,6 +471,8 @@ pub(crate) enum AcceptorStep {
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     machine: Machine,
+    /// Those that the dialer may prove. The one it has proved is the machine's from then on.
+    secrets: Arc<[ClusterSecret]>,
     nonce: [u8; NONCE_BYTES],
     state: Accepting,
     /// When it was first asked for its time in the present state, and that state.
@@ -475,15 +481,10 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     /// Begins; says nothing before it has heard a Hello. The nonce is 32 random bytes, never used before.
-    pub(crate) fn new(
-        secret: ClusterSecret,
-        me: Identity,
-        nonce: [u8; NONCE_BYTES],
-        now_ms: u64,
-        patience_ms: u64,
-    ) -> Self {
-        let machine = Machine::new(secret, me, now_ms, patience_ms);
-        Acceptor { machine, nonce, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
+    pub(crate) fn new(known: Known, me: Identity, nonce: [u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
+        let Known { first, all: secrets } = known;
+        let machine = Machine::new(first, me, now_ms, patience_ms);
+        Acceptor { machine, secrets, nonce, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
     }
 
     /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again and again.
@@ -586,7 +587,7 @@ impl Acceptor {
     }
 
     fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<Claim>, HandshakeError> {
-        let Acceptor { machine, nonce, state } = self;
+        let Acceptor { machine, secrets, nonce, state, .. } = self;
         let frame = parse(bytes)?;
         match (&mut *state, &frame) {
             (Accepting::Hello, _) => {
@@ -601,7 +602,11 @@ impl Acceptor {
                 Ok(None)
             }
             (Accepting::Proof { peer }, HandshakeFrame::Proof { mac }) => {
-                machine.transcript.verify(&machine.secret, Phase::Proof, Role::Dialer, &[], mac)?;
+                let proves = |secret: &&ClusterSecret| {
+                    machine.transcript.verify(secret, Phase::Proof, Role::Dialer, &[], mac).is_ok()
+                };
+                // It is answered with what it has proved: that one it accepts too.
+                machine.secret = secrets.iter().find(proves).ok_or(HandshakeError::WrongSecret)?.clone();
                 let mac = machine.transcript.sign(&machine.secret, Phase::Proof, Role::Acceptor, &[]);
                 HandshakeFrame::Proof { mac: &mac }.encode(out);
                 *state = Accepting::Accept { peer: std::mem::take(peer) };

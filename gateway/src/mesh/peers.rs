@@ -21,7 +21,7 @@ mod strangers;
 #[cfg(test)]
 mod tests;
 
-use super::handshake::{Acceptor, ClusterSecret, Dialer, Identity, Versions};
+use super::handshake::{Acceptor, Dialer, Identity, Secrets, Versions};
 use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing};
 use super::wire::{Record, goodbye};
 use crate::directory::NodeKey;
@@ -50,7 +50,7 @@ const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
 #[derive(Clone, Debug)]
 pub(crate) struct MeshConfig {
     pub(crate) node: String,
-    pub(crate) secret: ClusterSecret,
+    pub(crate) secrets: Secrets,
     pub(crate) shard: u16,
     pub(crate) shards: u16,
     pub(crate) link: LinkLimits,

@@ -15,8 +15,8 @@ impl Mesh {
             *self.failed.entry("too_many").or_default() += 1;
             return false;
         }
-        let (secret, me) = (self.config.secret.clone(), self.identity());
-        let acceptor = Acceptor::new(secret, me, nonce, now_ms, DEADLINE_MS_DEFAULT);
+        let (known, me) = (self.config.secrets.known(), self.identity());
+        let acceptor = Acceptor::new(known, me, nonce, now_ms, DEADLINE_MS_DEFAULT);
         self.add_wire(slot, Stage::Accepting(Box::new(acceptor)), Vec::new(), from);
         true
     }
@@ -53,7 +53,7 @@ impl Mesh {
     /// A dial has ended. False: nobody waits for it any more, and a connection is to be closed.
     pub(crate) fn dialed(&mut self, token: u32, result: Result<u32, i32>, now_ms: u64, random: [u8; 32]) -> bool {
         let Some(id) = self.dials.remove(&token) else { return false };
-        let (secret, me) = (self.config.secret.clone(), self.identity());
+        let (secret, me) = (self.config.secrets.first(), self.identity());
         let Some(link) = self.links[id as usize].as_mut() else { return false };
         let Some(peer) = self.peers.iter_mut().find(|peer| peer.key == link.peer) else { return false };
         let slot = match result {

@@ -19,7 +19,7 @@ struct Side {
 fn mesh(node: &str, shard: u16, shards: u16) -> Mesh {
     Mesh::new(MeshConfig {
         node: node.into(),
-        secret: ClusterSecret::new(&[7; 32]).unwrap(),
+        secrets: Secrets::new([&[7; 32][..]].into_iter()).unwrap(),
         shard,
         shards,
         link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },

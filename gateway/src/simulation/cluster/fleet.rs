@@ -8,7 +8,7 @@ use crate::cluster::{LinkNews, LinkWord, MeshNews};
 use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
-use crate::mesh::handshake::ClusterSecret;
+use crate::mesh::handshake::Secrets;
 use crate::simulation::node::{Node, NodeConfig};
 use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -378,8 +378,8 @@ impl Fleet {
         }
         let (sender, news) = mpsc::channel(NEWS_MAX);
         process.news = Some(news);
-        let secret = ClusterSecret::new(&[7; 32]).expect("a secret of fair length");
-        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secret, listens: false };
+        let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("a secret of fair length");
+        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secrets, listens: false };
         let config = NodeConfig {
             seed: process_seed(&self.scenario, number, seat.starts),
             name: seat.name.clone(),
