@@ -11,6 +11,7 @@
 //! | `relay.rs` | presence is written to Redis, or through a peer that reaches it |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
+//! | `links.rs` | the links of all shards to each other node |
 //! | `place.rs` | how the node takes its place in the ring and gives it up |
 //! | `reader.rs` | what questions about the cluster are answered from |
 //! | `exposition.rs` | the same as metrics |
@@ -29,6 +30,7 @@
 mod audit;
 mod exposition;
 mod joining;
+mod links;
 mod place;
 pub(crate) mod reach;
 mod reader;
@@ -43,7 +45,7 @@ pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
 pub use reader::ClusterReader;
-pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
+pub use state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused, fenced_word};
 
 use crate::config::{ClusterConfig, ClusterSecret, RedisDown};
 use crate::membership::Agent;
@@ -133,6 +135,7 @@ impl Cluster {
             protocol_oldest: MESH_PROTOCOL_OLDEST,
             zone: config.zone.clone(),
             mending: false,
+            view: 0,
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);

@@ -102,6 +102,10 @@ pub(crate) struct Directory {
     pub(crate) before: Vec<Arc<Routing>>,
     pub(crate) walk: Option<Walk>,
     pub(crate) settling: Settling,
+    /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's sessions.
+    pub(crate) telling_since_us: Option<u64>,
+    /// The same until all have told of theirs.
+    pub(crate) settling_since_us: Option<u64>,
     /// The end of that has not been dealt with.
     pub(crate) unsettled: bool,
     pub(crate) remotes: RemoteSessions,
@@ -125,6 +129,8 @@ impl Directory {
             before: Vec::new(),
             walk: None,
             settling: Settling::new(),
+            telling_since_us: None,
+            settling_since_us: None,
             unsettled: false,
             remotes: RemoteSessions::new(limits.remote_sessions_max as usize),
             remote_only_users: 0,

@@ -7,6 +7,7 @@
 //! | `peers.rs` | what do peers prove when this node has no Redis of its own? |
 //! | `memo.rs` | what do two control threads say to each other? |
 //! | `heart.rs` | may this node serve, and what is the view? |
+//! | `sight.rs` | does it see what the others do? |
 //! | `walk.rs` | how fast are sessions written again, and which shard is next? |
 //!
 //! The driver tells the [`Agent`] what happened and when, then lets it [look](Agent::look) and carries out its [`Action`]s. Each question that
@@ -16,6 +17,7 @@ mod agent;
 mod heart;
 mod memo;
 mod peers;
+mod sight;
 mod walk;
 
 pub(crate) use agent::{Action, Agent, Question, Reply, Request};
@@ -33,6 +35,8 @@ pub enum MeshNews {
     Links {
         /// The shard.
         shard: u16,
+        /// They are all there are.
+        all: bool,
         /// One for each node.
         links: Vec<LinkNews>,
     },

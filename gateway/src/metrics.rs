@@ -144,6 +144,10 @@ macro_rules! shard_stats {
             pub login_time: Histogram,
             /// Time from the sending of records to another node to their confirmation.
             pub mesh_time: Histogram,
+            /// Time from a change of the view to when all other nodes had been told of this shard's sessions.
+            pub view_change_time: Histogram,
+            /// Time from a change of the view to when all other nodes had told of theirs, or were waited for no longer.
+            pub settling_time: Histogram,
         }
 
         impl ShardStats {

@@ -152,6 +152,16 @@ fn write_times(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         "Time from the sending of records to another node to their confirmation, in steps of a millisecond.",
         &all(|stats| &stats.mesh_time),
     );
+    exposition.histogram(
+        "trunkline_view_change_duration_seconds",
+        "Time from a change of the view to when a shard had told all other nodes of its sessions.",
+        &all(|stats| &stats.view_change_time),
+    );
+    exposition.histogram(
+        "trunkline_settling_duration_seconds",
+        "Time from a change of the view to when all other nodes had told a shard of their sessions, or were waited for no longer.",
+        &all(|stats| &stats.settling_time),
+    );
 }
 
 /// Writes what was wrong with refused tokens.

@@ -252,6 +252,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            view: 0,
         }
     }
 

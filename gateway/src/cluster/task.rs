@@ -4,7 +4,7 @@ use super::audit::{Audit, Compared, compare};
 use super::reach::{Admission, Prober, admission};
 use super::relay::{Relay, Relayed, Through};
 use super::rival::{self, Loser};
-use super::state::{ClusterState, ClusterStatus, RedisStatus};
+use super::state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused};
 use super::{FLUSH_TIMEOUT, MeshNews};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
@@ -43,7 +43,9 @@ const TURNS_PERIOD: Duration = Duration::from_millis(900);
 /// Beats without a turn after which a shard stands: far more than the longest turn takes.
 const STANDS_BEATS: u32 = 5;
 /// Pipelines of presence that are written for peers at once.
-const FAVOURS_MAX: usize = 64;
+pub(super) const FAVOURS_MAX: usize = 64;
+/// Nodes that are looked at at once for whether their process has ended. Others are with the next beat.
+pub(super) const PROBES_MAX: usize = 64;
 /// How long a connection to a node that is silent may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a node says again that it cannot have its name.
@@ -151,6 +153,9 @@ pub(super) struct Task {
     turns_seen: Instant,
     /// The shard that sent the last memo.
     memos: usize,
+    refused: Refused,
+    /// Looks whether a silent node has ended, under way.
+    probes: usize,
     state: Arc<ClusterState>,
 }
 
@@ -222,6 +227,8 @@ impl Task {
             turns: Vec::new(),
             turns_seen: Instant::now(),
             memos: 0,
+            refused: Refused::default(),
+            probes: 0,
             state,
             plane,
             agent,
@@ -259,7 +266,7 @@ impl Task {
                     // None of them panics; were it so, this lets the next beat ask again.
                     Err(_) => {
                         self.agent.forget_questions();
-                        self.favours = 0;
+                        (self.favours, self.probes) = (0, 0);
                         self.audit.failed();
                     }
                 },
@@ -365,7 +372,8 @@ impl Task {
         if !ports.is_empty() {
             self.memos = (self.memos + 1) % ports.len();
             // A shard that is so busy now has the next one in a beat.
-            let _ = ports[self.memos].send(Control::Memo { node: node.into(), life, body: body.into() });
+            let sent = ports[self.memos].send(Control::Memo { node: node.into(), life, body: body.into() });
+            self.refused.memos += u64::from(sent.is_err());
         }
     }
 
@@ -380,6 +388,7 @@ impl Task {
     /// Writes presence for a peer. One that asks for too much at once hears nothing, and asks again.
     fn write_for(&mut self, node: String, life: u64, number: u64, writes: Vec<Change>) {
         if self.favours >= FAVOURS_MAX {
+            self.refused.favours += 1;
             return;
         }
         self.favours += 1;
@@ -392,14 +401,20 @@ impl Task {
     }
 
     fn heard(&mut self, news: MeshNews) {
-        if let MeshNews::Memo { body, .. } = &news {
-            self.state.release_memo(body.len());
+        match &news {
+            MeshNews::Memo { body, .. } => self.state.release_memo(body.len()),
+            MeshNews::Links { shard, all, links } => self.state.links_told(*shard, *all, links),
         }
         self.agent.heard(now_ms(), news);
     }
 
     /// Finds out whether anything accepts connections at an address. Only a host that refuses says that there is nobody.
     fn probe(&mut self, node: String, life: u64, mesh: String, sent_ms: u64) {
+        if self.probes >= PROBES_MAX {
+            self.refused.probes += 1;
+            return;
+        }
+        self.probes += 1;
         self.answers.spawn(async move {
             let connected = timeout(PROBE_TIMEOUT, TcpStream::connect(&mesh)).await;
             let refused = matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused);
@@ -485,6 +500,7 @@ impl Task {
                 }
             }
             Answer::Probed { node, life, sent_ms, refused } => {
+                self.probes = self.probes.saturating_sub(1);
                 self.agent.probed(now_ms, &node, life, sent_ms, refused);
             }
         }
@@ -755,6 +771,8 @@ impl Task {
 
     fn publish(&mut self) {
         let view = self.agent.heart().view();
+        let differs = self.agent.differs(now_ms());
+        let differs = differs.map(|(nodes, since_ms, most)| Differs { nodes, since_ms, most });
         let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
             (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
         });
@@ -780,6 +798,9 @@ impl Task {
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
+            differs,
+            flaps: self.agent.flaps(),
+            refused: self.refused,
             links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };
         let life = self.agent.heart().life();

@@ -52,6 +52,8 @@ impl Shard {
         let deadline = self.links.tick + ticks(SETTLE_MS.max(lease_ms));
         self.directory.settling.begin(&next, deadline);
         self.directory.unsettled = true;
+        self.directory.telling_since_us = Some(self.now.mono_us);
+        self.directory.settling_since_us = Some(self.now.mono_us);
         self.directory.routing = Some(next.clone());
         // What was not told of to the end has to be told of as a whole.
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
@@ -325,6 +327,9 @@ impl Shard {
             }
             nodes.pop();
         }
+        if let Some(since_us) = self.directory.telling_since_us.take() {
+            self.links.stats.view_change_time.observe(self.now.mono_us.saturating_sub(since_us));
+        }
         self.directory.settling.is_settled().then_some(WalkStep::Sweep { from: 0 })
     }
 
@@ -368,6 +373,9 @@ impl Shard {
         }
         if !self.directory.settling.is_settled() || !std::mem::take(&mut self.directory.unsettled) {
             return;
+        }
+        if let Some(since_us) = self.directory.settling_since_us.take() {
+            self.links.stats.settling_time.observe(self.now.mono_us.saturating_sub(since_us));
         }
         self.directory.before.clear();
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));

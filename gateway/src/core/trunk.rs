@@ -211,7 +211,7 @@ impl<I: Io> Core<I> {
         let mut due = Vec::new();
         mesh.due_sends(now_ms, &mut due);
         let expired = mesh.expired(now_ms);
-        let news = mesh.news(now_ms);
+        let (all, news) = mesh.news(now_ms);
         for slot in due {
             self.shard.links.mark_dirty(slot);
         }
@@ -221,7 +221,7 @@ impl<I: Io> Core<I> {
                 self.node_broken(id);
             }
         }
-        self.shard.tell(news);
+        self.shard.tell(all, news);
         self.shard.set_mesh_gauges();
     }
 
@@ -263,9 +263,9 @@ impl<I: Io> Core<I> {
 
 impl super::shard::Shard {
     /// News of the mesh for the control thread. What does not fit its queue is told again with the next heartbeat.
-    fn tell(&self, links: Vec<LinkNews>) {
-        let Some(cluster) = self.cluster.as_ref().filter(|_| !links.is_empty()) else { return };
-        let told = cluster.news.try_send(MeshNews::Links { shard: self.shard, links });
+    fn tell(&self, all: bool, links: Vec<LinkNews>) {
+        let Some(cluster) = self.cluster.as_ref().filter(|_| all || !links.is_empty()) else { return };
+        let told = cluster.news.try_send(MeshNews::Links { shard: self.shard, all, links });
         self.links.stats.mesh_news_dropped.add(u64::from(told.is_err()));
     }
 

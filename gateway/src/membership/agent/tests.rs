@@ -31,6 +31,7 @@ fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        view: 0,
     }
 }
 
@@ -144,7 +145,7 @@ impl Trial {
             if incarnation != 0 && now_ms.is_multiple_of(500) {
                 let word = if hears { LinkWord::Heard } else { LinkWord::Lost };
                 let links = vec![LinkNews::of(&node, incarnation, word)];
-                agent.heard(now_ms, MeshNews::Links { shard: 0, links });
+                agent.heard(now_ms, MeshNews::Links { shard: 0, all: false, links });
             }
         }
         agent.look(now_ms);

@@ -5,8 +5,8 @@ use crate::membership::{LinkNews, LinkWord};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
 
 impl Mesh {
-    /// What the control thread should know: of all nodes each half a second, and of those in between of which it has changed. Finds out which links are down for long.
-    pub(crate) fn news(&mut self, now_ms: u64) -> Vec<LinkNews> {
+    /// What the control thread should know: of all nodes each half a second, and of those in between of which it has changed; the flag tells which. Finds out which links are down for long.
+    pub(crate) fn news(&mut self, now_ms: u64) -> (bool, Vec<LinkNews>) {
         for (id, link) in self.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
             if link.link.is_connected() {
@@ -58,7 +58,7 @@ impl Mesh {
                 down_since_ms: links.filter_map(|link| link.down_ms).min(),
             });
         }
-        news
+        (all, news)
     }
 
     /// Links of this shard, and those that are up.

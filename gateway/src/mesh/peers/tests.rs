@@ -106,7 +106,7 @@ const MEMBER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
 /// What the control thread is told of the nodes.
 fn words(side: &mut Side, now_ms: u64) -> Vec<(String, LinkWord)> {
-    side.mesh.news(now_ms).iter().map(|link| (link.node.to_string(), link.word)).collect()
+    side.mesh.news(now_ms).1.iter().map(|link| (link.node.to_string(), link.word)).collect()
 }
 
 const BOTH: &[(&str, u64)] = &[("a", 1), ("b", 1)];
@@ -237,7 +237,7 @@ fn the_control_thread_is_told_of_all_nodes_twice_a_second_and_of_changes_at_once
     assert_eq!(words(&mut a, 1_000), told(&[("b", LinkWord::Heard), ("c", LinkWord::Silent)]));
     a.mesh.broken(10, 1_100, 0);
     assert_eq!(words(&mut a, 1_100), told(&[("b", LinkWord::Lost)]));
-    let news = a.mesh.news(1_500);
+    let (_, news) = a.mesh.news(1_500);
     let b = &news[0];
     assert_eq!((b.links, b.up, b.word, b.down_since_ms), (1, 0, LinkWord::Silent, Some(1_100)));
 }

@@ -216,7 +216,7 @@ impl Fleet {
                 self.seats[called].process.as_mut().filter(|process| !process.paused && process.node.is_some());
             if let Some(process) = running {
                 let links = vec![LinkNews::of(&node, incarnation, LinkWord::Heard)];
-                process.pulse.hear(now_us, MeshNews::Links { shard: 0, links });
+                process.pulse.hear(now_us, MeshNews::Links { shard: 0, all: false, links });
             }
         }
     }
@@ -345,6 +345,7 @@ impl Fleet {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            view: 0,
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
