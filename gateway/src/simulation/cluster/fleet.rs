@@ -679,6 +679,17 @@ impl Fleet {
         (name, shard, node.sessions(shard, user).collect())
     }
 
+    /// How often the first so many nodes have said that all is told.
+    pub(super) fn settled_sent(&self, nodes: usize) -> u64 {
+        let running = self.seats[..nodes].iter().filter_map(|seat| seat.process.as_ref()?.node.as_ref());
+        running.flat_map(Node::stats).map(|stats| stats.settled_sent.get()).sum()
+    }
+
+    /// A node is killed and does not come back.
+    pub(super) fn crash(&mut self, number: usize) {
+        self.stop(number, false);
+    }
+
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.
     pub(super) fn calm_redis(&mut self) {
         self.redis.sound = true;

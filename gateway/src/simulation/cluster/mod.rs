@@ -19,6 +19,7 @@ mod fleet;
 mod ledger;
 mod pulse;
 mod redis;
+mod scale;
 mod scenario;
 
 use super::Bug;
@@ -60,6 +61,17 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
+        Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
+    }
+
+    /// Nodes of so many shards each, with nothing that goes wrong and nobody who talks.
+    fn quiet(nodes: usize, shards: u16) -> Self {
+        let scenario = Scenario::quiet(nodes, shards);
+        let world = World::new(scenario.seed, scenario.faults.clone(), 0, 0, &scenario.limits, false);
+        let world = Rc::new(RefCell::new(world));
+        let fleet = Fleet::new(&scenario, &world);
+        let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
+        crowd.mood = Mood::Leaving;
         Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
     }
 
@@ -199,6 +211,33 @@ fn cluster_holds_for_200_seeds() {
         |seed, print| Run::new(seed, print).whole(),
         MUST_OCCUR,
     );
+}
+
+/// For `make soak-cluster-sim`.
+#[test]
+fn cluster_soak() {
+    if let Some(secs) = super::number_from("TRUNKLINE_CLUSTER_SOAK_SECS") {
+        super::soak("TRUNKLINE_CLUSTER_SEED", "cluster_holds", secs, |seed, print| Run::new(seed, print).whole());
+    }
+}
+
+/// One record for each link, where it was one for each two shards, and with that the square of their number.
+#[test]
+fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
+    for (nodes, shards) in [(4, 2), (4, 4), (6, 3), (8, 2)] {
+        let mut run = Run::quiet(nodes, shards);
+        run.run_for(20_000);
+        run.fleet.check_one_view();
+        let before = run.fleet.settled_sent(nodes - 1);
+        run.fleet.crash(nodes - 1);
+        run.run_for(20_000);
+        let records = run.fleet.settled_sent(nodes - 1) - before;
+        assert_eq!(
+            records as usize,
+            (nodes - 1) * (nodes - 2) * usize::from(shards),
+            "{nodes} nodes of {shards} shards"
+        );
+    }
 }
 
 #[test]

@@ -147,6 +147,22 @@ impl Scenario {
         }
     }
 
+    /// Nodes of so many shards each, to which nothing happens.
+    pub(super) fn quiet(nodes: usize, shards: u16) -> Self {
+        let any = Scenario::new(0);
+        let clock = Clock::default();
+        let node = NodeScenario { shards, listeners: 1, weight: 1, starts_ms: 0, clock, wall_offset_ms: 0 };
+        Scenario {
+            nodes: vec![node; nodes],
+            lease_ms: 5_000,
+            faults: Faults::none(),
+            users: vec![1],
+            devices_per_user: 1,
+            troubles: Vec::new(),
+            ..any
+        }
+    }
+
     /// Whether a link that breaks may stay down for long by itself.
     pub(super) fn dials_fail(&self) -> bool {
         self.faults.dial_refused + self.faults.dial_late + self.faults.dial_timeout > 0
