@@ -331,7 +331,7 @@ impl Fleet {
             return;
         }
         seat.starts += 1;
-        let NodeScenario { shards, listeners, weight, .. } = seat.scenario;
+        let NodeScenario { shards, listeners, weight, protocol, .. } = seat.scenario;
         let mut world = self.world.borrow_mut();
         world.note("start", number as u64, seat.starts);
         let first_ring = world.add_rings(seat.host, shards, listeners + 1, &self.scenario.limits);
@@ -352,7 +352,7 @@ impl Fleet {
             mesh: address(number, MESH_PORT).to_string(),
             advertise: address(number, CLIENT_PORT).to_string(),
             http: String::new(),
-            protocol: 0,
+            protocol,
             connections: 0,
             users: 0,
             started_ms: world.now_us() / 1_000,

@@ -2,7 +2,7 @@
 
 use super::redis::Redis;
 use crate::cluster::reach::{Admission, admission};
-use crate::cluster::{ClusterState, ClusterStatus, MESH_PROTOCOL, MeshNews};
+use crate::cluster::{ClusterState, ClusterStatus, MeshNews};
 use crate::control::Control;
 use crate::io::sim::{Clock, Rng};
 use crate::membership::{Action, Agent, Heart, Question, Reply, Request};
@@ -75,7 +75,6 @@ impl Pulse {
         assert_eq!(record.check(), Ok(()));
         let state = Arc::new(ClusterState::new(&record.name, lease_ms, Arc::default(), Vec::new()));
         let shards = record.shards as usize;
-        let record = NodeRecord { protocol: MESH_PROTOCOL, ..record };
         let mut agent = Agent::new(record, lease_ms, lease_ms / 5);
         agent.serve(shards);
         Pulse {

@@ -1,5 +1,6 @@
 //! What a run is made of, drawn from its seed.
 
+use crate::cluster::{MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
 use crate::io::sim::{Clock, Faults, Rng};
 use crate::limits::{Limits, ReadMode};
 use std::collections::BTreeSet;
@@ -49,6 +50,8 @@ pub(super) struct NodeScenario {
     pub(super) weight: u32,
     /// When it is started for the first time.
     pub(super) starts_ms: u64,
+    /// The newest version of the mesh protocol that the others take it to speak.
+    pub(super) protocol: u32,
     /// How far its clocks are from those of others.
     pub(super) clock: Clock,
     pub(super) wall_offset_ms: i64,
@@ -104,6 +107,7 @@ impl Scenario {
                 // Small, since each change of a ring of many points takes longer than all else.
                 weight: *rng.pick(&[1, 1, 1, 2, 3]),
                 starts_ms: 0,
+                protocol: if rng.chance(200) { MESH_PROTOCOL_OLDEST } else { MESH_PROTOCOL },
                 clock: Clock {
                     offset_ms: rng.below(1_000_000),
                     fast_ppm: if rng.chance(400) {
@@ -147,11 +151,11 @@ impl Scenario {
         }
     }
 
-    /// Nodes of so many shards each, to which nothing happens.
-    pub(super) fn quiet(nodes: usize, shards: u16) -> Self {
+    /// Nodes of so many shards each that speak this version, to which nothing happens.
+    pub(super) fn quiet(nodes: usize, shards: u16, protocol: u32) -> Self {
         let any = Scenario::new(0);
         let clock = Clock::default();
-        let node = NodeScenario { shards, listeners: 1, weight: 1, starts_ms: 0, clock, wall_offset_ms: 0 };
+        let node = NodeScenario { protocol, shards, listeners: 1, weight: 1, starts_ms: 0, clock, wall_offset_ms: 0 };
         Scenario {
             nodes: vec![node; nodes],
             lease_ms: 5_000,
