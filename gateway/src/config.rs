@@ -236,6 +236,9 @@ impl Config {
         {
             match table.get(key) {
                 Some(toml::Value::String(path)) => files.push((key, path.into())),
+                Some(toml::Value::Array(paths)) if key == "cluster_secret_file" => {
+                    files.extend(paths.iter().filter_map(|path| Some((key, path.as_str()?.into()))));
+                }
                 // Lists hold keys, which may have a name before the file.
                 Some(toml::Value::Array(keys)) => {
                     let keys = keys.iter().filter_map(|text| text.as_str()?.parse::<KeyFile>().ok());

@@ -34,6 +34,7 @@ use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
+use std::net::IpAddr;
 use trunkline_router::presence::Presence;
 
 /// Single accepts of a listener armed at a time, while logins are limited or slots are few.
@@ -113,7 +114,7 @@ impl<I: Io> Core<I> {
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
             core.listening_to_nodes = true;
-            core.io.accept(listeners, true);
+            core.io.accept_with_address(listeners);
         }
         core
     }
@@ -218,7 +219,10 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
-            Completion::Accept { listener, result, more } => self.on_accept(listener, result, more),
+            Completion::Accept { listener, result, more, from } if usize::from(listener) == self.listeners.len() => {
+                self.on_mesh_accept(listener, result, more, from);
+            }
+            Completion::Accept { listener, result, more, .. } => self.on_accept(listener, result, more),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
             Completion::Closed { slot } => self.shard.closed(slot),
             Completion::HandedOver { conn, result } => {
@@ -244,9 +248,6 @@ impl<I: Io> Core<I> {
     }
 
     fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
-        if usize::from(listener) == self.listeners.len() {
-            return self.on_mesh_accept(listener, result, more);
-        }
         let accepting = &mut self.listeners[usize::from(listener)];
         if !more {
             accepting.armed -= 1;
@@ -269,16 +270,16 @@ impl<I: Io> Core<I> {
     }
 
     /// Other nodes are few, and are accepted as long as the shard runs.
-    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, from: Option<IpAddr>) {
         match result {
-            Ok(slot) => self.on_node_accepted(slot),
+            Ok(slot) => self.on_node_accepted(slot, from),
             Err(errno::ECANCELED) => {}
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
         self.mesh_accept_ended |= !more;
         if !more && result.is_ok() && self.listening_to_nodes {
             self.mesh_accept_ended = false;
-            self.io.accept(listener, true);
+            self.io.accept_with_address(listener);
         }
     }
 

@@ -144,6 +144,10 @@ macro_rules! shard_stats {
             pub login_time: Histogram,
             /// Time from the sending of records to another node to their confirmation.
             pub mesh_time: Histogram,
+            /// Time from a change of the view to when all other nodes had been told of this shard's sessions.
+            pub view_change_time: Histogram,
+            /// Time from a change of the view to when all other nodes had told of theirs, or were waited for no longer.
+            pub settling_time: Histogram,
         }
 
         impl ShardStats {
@@ -214,6 +218,9 @@ shard_stats! {
     limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
     limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
     limit_mesh: Counter "trunkline_limit_hits_total" "limit=\"mesh_bytes\"" "How often each limit was hit.";
+    limit_mesh_strangers: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers\"" "How often each limit was hit.";
+    limit_mesh_strangers_address: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers_per_address\"" "How often each limit was hit.";
+    limit_mesh_later: Counter "trunkline_limit_hits_total" "limit=\"mesh_unknown_nodes\"" "How often each limit was hit.";
     limit_sent_away: Counter "trunkline_limit_hits_total" "limit=\"messages_owed\"" "How often each limit was hit.";
     limit_parked: Counter "trunkline_limit_hits_total" "limit=\"parked_bytes\"" "How often each limit was hit.";
     limit_kicks: Counter "trunkline_limit_hits_total" "limit=\"kicks\"" "How often each limit was hit.";
@@ -240,6 +247,7 @@ shard_stats! {
     registrations: Counter "trunkline_registrations_total" "" "Sessions on other nodes registered with this home shard.";
     registered_again: Counter "trunkline_registered_again_total" "" "Sessions of this shard registered with a new home after a change of the view.";
     transferred: Counter "trunkline_messages_transferred_total" "" "Messages that waited for an ACK and were sent to the recipient's new home.";
+    settled_sent: Counter "trunkline_directory_settled_sent_total" "" "Records to other nodes that say that all sessions of this shard were told of after a change of the view.";
     settle_timeouts: Counter "trunkline_directory_settle_timeouts_total" "" "Changes of the view after which not every node had told of its sessions in time.";
     parked_bytes: Gauge "trunkline_parked_bytes" "" "Bytes of messages that wait until it is known where their recipient is.";
     parked_expired: Counter "trunkline_parked_expired_total" "" "Messages that waited in vain until it was known where their recipient is.";
@@ -247,6 +255,7 @@ shard_stats! {
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
     mesh_links_up: Gauge "trunkline_mesh_links_up" "" "Links of this shard to other nodes that are connected.";
+    mesh_links_missing: Gauge "trunkline_mesh_links_missing" "" "Links to other nodes for which this shard has no places; anything but 0 means that nodes do not reach each other.";
     mesh_held_bytes: Gauge "trunkline_mesh_held_bytes" "" "Bytes held for other nodes until they confirm them.";
     mesh_bytes_in: Counter "trunkline_mesh_bytes_received_total" "" "Bytes received from other nodes.";
     mesh_bytes_out: Counter "trunkline_mesh_bytes_sent_total" "" "Bytes the kernel took for other nodes.";
@@ -263,6 +272,7 @@ shard_stats! {
     mesh_misrouted: Counter "trunkline_mesh_misrouted_total" "" "Records for a shard this node does not have, or with an outcome nobody knows; anything but 0 is a fault of a peer.";
     mesh_answers_lost: Counter "trunkline_mesh_answers_lost_total" "" "Answers and registrations that could not be queued for another node.";
     memos_dropped: Counter "trunkline_cluster_memos_dropped_total" "" "Words between the control threads of two nodes that found no connection, no room or no member; they are said again with the next beat.";
+    mesh_news_dropped: Counter "trunkline_mesh_news_dropped_total" "" "Times the control thread was not told of links because its queue was full; it is told again with the next heartbeat.";
     mesh_rtt_us: GaugeMicros "trunkline_mesh_round_trip_seconds" "" "Longest smoothed round trip of a link, in steps of a millisecond.";
     hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
     turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";

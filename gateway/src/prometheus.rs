@@ -2,6 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::limits::{KICKS_MAX, Limits};
+use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
 use crate::reason::CloseReason;
 use crate::transport::upgrade::Refusal as RequestRefusal;
@@ -151,6 +152,16 @@ fn write_times(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         "Time from the sending of records to another node to their confirmation, in steps of a millisecond.",
         &all(|stats| &stats.mesh_time),
     );
+    exposition.histogram(
+        "trunkline_view_change_duration_seconds",
+        "Time from a change of the view to when a shard had told all other nodes of its sessions.",
+        &all(|stats| &stats.view_change_time),
+    );
+    exposition.histogram(
+        "trunkline_settling_duration_seconds",
+        "Time from a change of the view to when all other nodes had told a shard of their sessions, or were waited for no longer.",
+        &all(|stats| &stats.settling_time),
+    );
 }
 
 /// Writes what was wrong with refused tokens.
@@ -176,7 +187,7 @@ fn write_request_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 32] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 36] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -206,6 +217,10 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 32] {
         ("partial_bytes", limits.partial_total_bytes_max as u64),
         ("drain", limits.drain_ms / 1_000),
         ("mesh_bytes", limits.mesh_bytes_max as u64),
+        ("mesh_strangers", STRANGERS_MAX as u64),
+        ("mesh_strangers_per_address", STRANGERS_PER_ADDRESS_MAX as u64),
+        ("mesh_links", LINKS_MAX as u64),
+        ("mesh_unknown_nodes", LATER_MAX as u64),
         ("messages_owed", limits.sent_away_max as u64),
         ("parked_bytes", limits.parked_bytes_max as u64),
         ("remote_sessions", limits.remote_sessions_max.into()),

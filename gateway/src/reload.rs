@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration and the files it names are read again, and a running node takes what it can.
 //!
-//! What it takes is marked `reloadable` in the table of settings: keys, the log level, and limits that are plain numbers read at each use. Everything
+//! What it takes is marked `reloadable` in the table of settings: keys, the secrets of the cluster, the log level, and limits that are plain numbers read at each use. Everything
 //! else is built into what was set up at the start, and a change of it is told to need a restart. All or nothing: a configuration that is refused
 //! changes nothing, and neither does one whose reloadable part does not go with the rest of the one in force.
 //!
@@ -8,7 +8,8 @@
 //! node may wait for it.
 
 use crate::auth::{Auth, AuthSwitch};
-use crate::config::{Config, ConfigError, Host, Origin, SETTINGS, read_key, to_table};
+use crate::cluster::Secrets;
+use crate::config::{ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, read_key, to_table};
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
@@ -85,6 +86,8 @@ pub struct Targets {
     pub drain_ms: Arc<AtomicU64>,
     /// Who may log in.
     pub auth: Arc<AuthSwitch>,
+    /// The secrets of the cluster; `None` for a node that is alone.
+    pub secrets: Option<Secrets>,
     /// What the API shows.
     pub node: Arc<Node>,
 }
@@ -114,6 +117,7 @@ type Marks = BTreeMap<(&'static str, std::path::PathBuf), Option<[u8; 32]>>;
 struct Fresh {
     in_force: InForce,
     auth: Auth,
+    secret: Option<ClusterSecret>,
     api_keys: Option<ApiKeys>,
     reloaded: Reloaded,
 }
@@ -167,6 +171,13 @@ impl Reloader {
         targets.node.set_limits(limits.clone());
         let of_shard = Arc::new(limits.with_accepting(targets.accepting, targets.ports.len() as u16));
         targets.auth.replace(fresh.auth);
+        if let (Some(secrets), Some(secret)) = (&targets.secrets, &fresh.secret) {
+            // Links that are up go on: they have been proved.
+            secrets.replace(secret.all())?;
+            if let Some(place) = targets.node.place() {
+                place.remark(secret.mark()).await;
+            }
+        }
         if let Some(keys) = fresh.api_keys {
             targets.node.access().set_keys(keys);
         }
@@ -226,6 +237,7 @@ impl Shared {
             ))
         })?;
         let auth = config.load_auth()?;
+        let secret = config.load_secret()?;
         let api_keys = config.load_api_keys()?;
         if api_keys.is_none() && old.config.http_access.keys_file.is_some() {
             let words = "api_keys_file is gone, and an HTTP API that has had keys opens with a restart only".to_owned();
@@ -237,7 +249,7 @@ impl Shared {
         let mut marks = old.marks.clone();
         marks.retain(|(key, _), _| !is_reloadable(key));
         marks.extend(new_marks.into_iter().filter(|((key, _), _)| is_reloadable(key)));
-        Ok(Fresh { in_force: InForce { config, marks }, auth, api_keys, reloaded })
+        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, reloaded })
     }
 }
 

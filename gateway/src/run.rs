@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::cluster::Cluster;
+use trunkline_gateway::cluster::{Cluster, Secrets};
 use trunkline_gateway::config::{
     AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, strange_variables,
 };
@@ -157,9 +157,11 @@ async fn control(
     tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
-    let cluster = match cluster_config.as_ref().zip(mesh.as_ref()) {
-        Some((cluster, (secret, _))) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
+    let secrets = mesh.as_ref().map(|(secret, _)| Secrets::new(secret.all())).transpose();
+    let secrets = secrets.map_err(StartupError::Cluster)?;
+    let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
+        Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
+            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
@@ -181,11 +183,8 @@ async fn control(
         upgrade: Arc::new(config.upgrade.clone()),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
-        cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
-            state: cluster.reader().state().clone(),
-            news: cluster.news(),
-            secret,
-            listener,
+        cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
+            ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
         }),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
@@ -206,6 +205,7 @@ async fn control(
         accepting: shards.accepting,
         drain_ms: Arc::clone(&drain_ms),
         auth,
+        secrets,
         node: node.clone(),
     }));
     let place = cluster.as_ref().map(|cluster| cluster.place().clone());

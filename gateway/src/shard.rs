@@ -9,15 +9,13 @@
 //! does the process end.
 
 use crate::auth::AuthSwitch;
-use crate::cluster::{ClusterState, MeshNews};
-use crate::config::ClusterSecret;
+use crate::cluster::{ClusterState, MeshNews, Secrets};
 use crate::control::ControlPort;
 use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
-use crate::mesh::handshake;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
 use crate::transport::upgrade;
@@ -71,7 +69,7 @@ pub struct ShardsCluster {
     /// Where to tell what is heard of other nodes.
     pub news: mpsc::Sender<MeshNews>,
     /// What the nodes of the cluster know and nobody else does.
-    pub secret: ClusterSecret,
+    pub secrets: Secrets,
     /// Where other nodes connect.
     pub listener: TcpListener,
 }
@@ -141,10 +139,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let mut seats: Vec<Vec<Seat>> = wakers.iter().map(|_| Vec::new()).collect();
     let mut mesh_listener = None;
     let cluster = match config.cluster {
-        Some(ShardsCluster { state, news, secret, listener }) => {
-            let secret = handshake::ClusterSecret::new(secret.bytes()).map_err(|error| fail(0, error.to_string()))?;
+        Some(ShardsCluster { state, news, secrets, listener }) => {
             mesh_listener = Some(listener);
-            Some(ShardCluster { state, news, secret, listens: false })
+            Some(ShardCluster { state, news, secrets, listens: false })
         }
         None => None,
     };

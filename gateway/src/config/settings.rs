@@ -205,8 +205,11 @@ settings! {
     /// Where this node stands, such as a data centre; a router sends clients of a zone to nodes of that zone as long as they have room. At most
     /// 64 characters.
     zone: [String] "NAME" "TRUNKLINE_ZONE" Fixed("\"\"");
-    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count.
-    cluster_secret_file: [PathBuf] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("\"/path/to/file\"");
+    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count. May be given twice: the
+    /// first is the one this node proves, and both are accepted, so that a secret can be changed without a stop.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.

@@ -12,7 +12,7 @@ use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now};
 use crate::limits::{Limits, MESH_LINK_SHARE};
 use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
-use crate::mesh::handshake::ClusterSecret;
+use crate::mesh::handshake::Secrets;
 use crate::mesh::link::LinkLimits;
 use crate::mesh::peers::{Mesh, MeshConfig};
 use crate::mesh::wire::Record as FarRecord;
@@ -64,7 +64,7 @@ pub(crate) struct ShardCluster {
     pub(crate) state: Arc<ClusterState>,
     /// Where to tell what is heard of other nodes.
     pub(crate) news: mpsc::Sender<MeshNews>,
-    pub(crate) secret: ClusterSecret,
+    pub(crate) secrets: Secrets,
     /// Whether this shard has the listener for other nodes, as the one behind those for clients.
     pub(crate) listens: bool,
 }
@@ -136,7 +136,7 @@ impl Shard {
         let mesh = config.cluster.as_ref().map(|cluster| {
             Mesh::new(MeshConfig {
                 node: config.node.clone(),
-                secret: cluster.secret.clone(),
+                secrets: cluster.secrets.clone(),
                 shard: config.shard,
                 shards: config.shards,
                 link: LinkLimits {

@@ -366,6 +366,24 @@ fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Syn
     }
 }
 
+/// Tries seeds that no run before has, for so many seconds, and says which. Panics with the first that does not hold.
+fn soak(variable: &str, test: &str, secs: u64, run: impl Fn(u64, bool) -> Report + Sync) {
+    const SEEDS: u64 = 50;
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (begun, mut seed) = (std::time::Instant::now(), since_1970.as_secs() << 16);
+    while begun.elapsed().as_secs() < secs {
+        let seeds = seed..seed + SEEDS;
+        let (_, failures) = run_many(seeds.clone(), |seed| outcome(|| run(seed, false)));
+        if let Some((failed, violation)) = failures.first() {
+            panic!(
+                "seed {failed}: {violation}\nReplay it with\n{variable}={failed} cargo test -p trunkline-gateway --lib {test} -- --nocapture"
+            );
+        }
+        println!("{:>5} s: seeds {} to {} hold", begun.elapsed().as_secs(), seeds.start, seeds.end - 1);
+        seed += SEEDS;
+    }
+}
+
 fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable)
         .ok()

@@ -14,6 +14,8 @@ mod cluster_mesh;
 mod cluster_reach;
 mod cluster_rolling;
 mod cluster_script;
+mod cluster_secrets;
+mod cluster_strangers;
 mod cluster_support;
 mod cluster_tls;
 mod cluster_trouble;
