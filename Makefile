@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test lint docs fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: help setup setup-build run chat cluster test test-browser lint docs fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, unti
 test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked
 	npm test --silent --prefix client/js
+
+test-browser: setup ## client/js and the page of --demo in Chromium, which it installs (five minutes)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-browser.sh
 
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check
