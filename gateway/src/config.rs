@@ -57,6 +57,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Who may use the HTTP API.
     pub http_access: HttpAccess,
+    /// Whether the HTTP API serves the page for trying.
+    pub demo: bool,
     /// Name of the node.
     pub node: String,
     /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].

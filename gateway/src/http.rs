@@ -7,9 +7,11 @@
 //! | `cluster.rs` | the cluster as `/v1/node` shows it |
 //! | `pulse.rs` | whether the shards turn |
 //! | `document.rs` | the OpenAPI document |
+//! | `demo.rs` | the page for trying, which is no part of the API |
 
 mod api;
 mod cluster;
+pub mod demo;
 mod document;
 mod pulse;
 mod source;

@@ -18,6 +18,7 @@ use trunkline_gateway::config::{
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
+use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::metrics::ShardStats;
@@ -153,8 +154,14 @@ async fn control(
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     node.set_reload(reload.clone());
     tokio::spawn(reload_on_hangup(hangups, reload));
+    let (mut routes, mut upgrade) = (http::router(node.clone()), config.upgrade.clone());
+    let demo = config.demo.then(|| Demo::new(addresses[0], http_address, config.auth != AuthConfig::Open));
+    if let Some(demo) = &demo {
+        upgrade.origins.extend(demo.origins());
+        routes = routes.merge(demo.clone().router());
+    }
     // It ends with the process, so that metrics and progress are shown to the last.
-    tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
+    tokio::spawn(serve(http_listener, routes, node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
     let secrets = mesh.as_ref().map(|(secret, _)| Secrets::new(secret.all())).transpose();
@@ -180,7 +187,7 @@ async fn control(
         node: config.node.clone(),
         limits: config.limits().clone(),
         auth: auth.clone(),
-        upgrade: Arc::new(config.upgrade.clone()),
+        upgrade: Arc::new(upgrade),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
@@ -221,7 +228,7 @@ async fn control(
         }
         node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
         if switch.wanted() == Wanted::Serve {
-            announce(config, &addresses, http_address);
+            announce(config, &addresses, http_address, demo.as_ref());
         }
         Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
@@ -312,7 +319,7 @@ async fn panic_when_asked(ports: Vec<ControlPort>) {
 }
 
 /// Says where the node is reached and what to try next.
-fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
+fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr, demo: Option<&Demo>) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
             "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
@@ -329,6 +336,7 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr)
     }
     let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
+    text.extend(demo.map(|demo| format!("{demo}\n")));
     text.push_str(&next_step(config, addresses[0], http_address));
     log::say(&text);
 }

@@ -185,6 +185,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         cluster,
         listen,
         http_access: http_access(&all, http, judge)?,
+        demo: demo(&all, http, judge)?,
         http,
         node,
         shards: shards as u16,
@@ -479,6 +480,17 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
         ),
         keys_file => Ok(HttpAccess { keys_file: keys_file.clone(), insecure_open }),
     }
+}
+
+fn demo(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<bool, ConfigError> {
+    if known(all.demo) && !http.ip().is_loopback() && !known(all.http_insecure_open) {
+        let allowed = format!(
+            "http = {http} is not loopback, so the page would be served to whoever reaches it: \
+             leave it out, or say --http-insecure-open, without keys, if that is what you want"
+        );
+        return judge.refuse("demo", "true", allowed);
+    }
+    Ok(known(all.demo))
 }
 
 fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConfig, ConfigError> {

@@ -137,6 +137,10 @@ settings! {
     /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain the node.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     http_insecure_open: [bool] "BOOL" "TRUNKLINE_HTTP_INSECURE_OPEN" Fixed("false");
+    /// Serve a chat page at /demo of the HTTP API, for trying this node in a browser. It may connect as a page of ws_origin may.
+    /// On an address that is not loopback only with http_insecure_open.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    demo: [bool] "BOOL" "TRUNKLINE_DEMO" Fixed("false");
     /// Name of this node, told to clients and shown in metrics: 1 to 64 letters, digits, '.', '_' or '-'.
     node: [String] "NAME" "TRUNKLINE_NODE" Computed("the host name");
 
