@@ -5,6 +5,9 @@ use crate::metrics::StatType::{self, Counter, Gauge};
 use crate::prometheus::Exposition;
 use trunkline_router::api::PeerLinks;
 
+/// A series with a number for each other node.
+type OfPeer = (&'static str, StatType, &'static str, fn(&PeerLinks) -> f64);
+
 /// Writes all series of the cluster.
 pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms: u64) {
     let status = cluster.status();
@@ -187,7 +190,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         ),
     ];
     let peers = cluster.peers(now_ms);
-    let of_peers: [(&'static str, StatType, &str, fn(&PeerLinks) -> f64); 5] = [
+    let of_peers: [OfPeer; 5] = [
         ("trunkline_mesh_peer_links", Gauge, "Links of this node to each other one.", |peer| peer.links.into()),
         ("trunkline_mesh_peer_links_up", Gauge, "Those of them that are up.", |peer| peer.up.into()),
         ("trunkline_mesh_peer_held_bytes", Gauge, "Bytes held for each other node until it confirms them.", |peer| {

@@ -16,8 +16,9 @@ pub(crate) struct Sight {
     /// Nodes that have gone, in which life.
     gone: BTreeMap<String, u64>,
     flaps: u64,
-    /// Since when active nodes have told of another view.
-    differs_ms: Option<u64>,
+    /// The digest of the view of this node, and of active nodes that tell of another one which, and since when: none of them has changed since.
+    digest: u64,
+    differ: BTreeMap<String, (u64, u64)>,
 }
 
 impl Sight {
@@ -56,17 +57,23 @@ impl Sight {
         view: &View,
         lease_ms: u64,
     ) -> Option<(Vec<String>, u64, bool)> {
+        // While nodes come and go, views differ all the time, each for a moment.
+        if std::mem::replace(&mut self.digest, digest) != digest {
+            self.differ.clear();
+        }
         let tells = |member: &&NodeRecord| member.state == NodeState::Active && member.name != own && member.view != 0;
         let others: Vec<&NodeRecord> = view.members.iter().filter(tells).collect();
-        let differ: Vec<String> =
-            others.iter().filter(|member| member.view != digest).map(|member| member.name.clone()).collect();
-        if differ.is_empty() {
-            self.differs_ms = None;
-            return None;
-        }
-        let since_ms = *self.differs_ms.get_or_insert(now_ms);
-        let most = 2 * differ.len() > others.len() + 1;
-        (now_ms.saturating_sub(since_ms) >= LEASES * lease_ms).then_some((differ, since_ms, most))
+        let differ = others.iter().filter(|member| member.view != digest).map(|member| {
+            let before = self.differ.get(&member.name).filter(|(seen, _)| *seen == member.view);
+            (member.name.clone(), (member.view, before.map_or(now_ms, |(_, since_ms)| *since_ms)))
+        });
+        self.differ = differ.collect();
+        let for_long = |since_ms: u64| now_ms.saturating_sub(since_ms) >= LEASES * lease_ms;
+        let long: Vec<(&String, u64)> =
+            self.differ.iter().map(|(name, (_, since_ms))| (name, *since_ms)).filter(|(_, ms)| for_long(*ms)).collect();
+        let since_ms = long.iter().map(|(_, since_ms)| *since_ms).min()?;
+        let most = 2 * long.len() > others.len() + 1;
+        Some((long.into_iter().map(|(name, _)| name.clone()).collect(), since_ms, most))
     }
 }
 
@@ -106,8 +113,11 @@ mod tests {
         assert_eq!(compare(2_000, &[7, 8, 7]), None, "not for long");
         assert_eq!(compare(16_999, &[7, 8, 7]), None);
         assert_eq!(compare(17_000, &[7, 8, 7]), Some((vec!["b".to_owned()], 2_000, false)));
-        assert_eq!(compare(18_000, &[7, 8, 8]), Some((vec!["b".to_owned(), "c".to_owned()], 2_000, true)));
-        assert_eq!(compare(18_100, &[7, 7, 0]), None, "who does not tell does not differ");
-        assert_eq!(compare(19_000, &[7, 8, 8]), None, "from the beginning");
+        assert_eq!(compare(18_000, &[7, 8, 9]), Some((vec!["b".to_owned()], 2_000, false)), "c does not for long");
+        assert_eq!(compare(33_000, &[7, 8, 9]), Some((vec!["b".to_owned(), "c".to_owned()], 2_000, true)));
+        assert_eq!(compare(33_100, &[7, 10, 0]), None, "b has moved on, and who does not tell does not differ");
+        assert_eq!(compare(48_099, &[7, 10, 0]), None);
+        assert_eq!(compare(48_100, &[7, 10, 0]), Some((vec!["b".to_owned()], 33_100, false)));
+        assert_eq!(sight.compare(49_000, "a", 6, &others(&[6, 10, 0]), 5_000), None, "this node has moved on");
     }
 }

@@ -89,10 +89,7 @@ pub(crate) struct Address {
 
 /// The shards of a set, see [`Record::SettledShards`].
 pub(crate) fn shards_of(set: &[u8]) -> impl Iterator<Item = u16> {
-    let shards = (0..)
-        .zip(set)
-        .flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit));
-    shards
+    (0..).zip(set).flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit))
 }
 
 /// One entry of a batch. It borrows from the receive buffer.
