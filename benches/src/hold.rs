@@ -109,9 +109,9 @@ struct Findings {
     idle_pongs: Stretch,
     control: u32,
     rate: f64,
-    /// What arrived during the round in which each client of the control group speaks for the first time since it logged in.
+    /// What was to be sent in the round in which each client of the control group speaks for the first time since it logged in.
     first_round: Stretch,
-    /// What arrived after it.
+    /// What was to be sent after it.
     held: Stretch,
     spent: Spent,
     /// Logged in at the end, each having answered a last PING.
@@ -195,15 +195,15 @@ fn hold(
     let bar = progress.phase("seconds held", secs.as_secs());
     // What the storm of logins left behind settles first.
     team.run_for(secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
-    team.take_latencies()?;
+    team.begin_stretch()?;
     let cpu_before = CpuTime::of_all(&pids)?;
     let idle_from = Instant::now();
     team.run_for(secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
     let (idle_cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
     let idle_seconds = idle_from.elapsed().as_secs_f64();
-    let idle_pongs = Stretch::of(&team.take_latencies()?, idle_seconds);
     let memory = memory_of(&pids, inside, client, &kernel_before, &user_before)?;
 
+    team.begin_stretch()?;
     team.send_at(Some(rate))?;
     let busy_from = Instant::now();
     let left = secs.saturating_sub(held_from.elapsed()).max(Duration::from_millis(100));
@@ -214,10 +214,11 @@ fn hold(
         bar.say(format!("{delivered} messages, {inside} in, {lost} lost"));
     };
     team.run_for(round, tick)?;
-    let first_round = Stretch::of(&team.take_latencies()?, busy_from.elapsed().as_secs_f64());
+    team.begin_stretch()?;
+    let first_seconds = busy_from.elapsed().as_secs_f64();
     let later_from = Instant::now();
     team.run_for(left.saturating_sub(busy_from.elapsed()), tick)?;
-    let held = Stretch::of(&team.take_latencies()?, later_from.elapsed().as_secs_f64());
+    let held_seconds = later_from.elapsed().as_secs_f64();
     let spent = watch.spent(busy_from, Instant::now());
     drop(bar);
     team.settle()?;
@@ -225,6 +226,11 @@ fn hold(
     team.roll_call(&bar)?;
     drop(bar);
     drop(watch);
+    // The last PONG of each is the roll call's.
+    let [_, idle_pongs, first_round, held] = &team.take_stretches()?[..] else { unreachable!("three were begun") };
+    let idle_pongs = Stretch::of(idle_pongs, idle_seconds);
+    let first_round = Stretch::of(first_round, first_seconds);
+    let held = Stretch::of(held, held_seconds);
     let crowd = team.close()?;
     let findings = Findings {
         logins_per_second_and_node: ramp.rate_mean / f64::from(site.nodes()),

@@ -28,6 +28,13 @@ use crate::{
     users::{Placement, Seats},
 };
 
+/// Printed below tables with latencies of a closed loop.
+pub(crate) const CORRECTED: &str = "\
+p99 and p99.9 as clients would see them that do not wait for the message before; p50 and max of each message";
+
+/// A server, or a machine, that lets all connections wait for so long has stood still.
+pub(crate) const SILENCE_MS_MAX: f64 = 250.0;
+
 /// The load of one round.
 #[derive(Clone, Debug, Args, Serialize)]
 pub(crate) struct Load {
@@ -407,15 +414,27 @@ fn conclude<A: Serialize>(
     println!("{}", report.machine);
     println!("{conns} connections, window {window}, payload {payload} B, {rounds} rounds of {secs} s; medians");
     println!("{}", summary(&report.cases));
+    println!("{CORRECTED}");
     for (case, ratio) in report.cases[1..].iter().zip(&report.ratios) {
         println!("CPU for a message, {} over {}: {ratio:.2}", case.name, report.cases[0].name);
     }
+    report.cases.iter().for_each(warn_of_silence);
     report.cases.iter().for_each(print_cluster);
     let checked: u64 = report.cases.iter().flat_map(|case| &case.rounds).map(|round| round.measurement.checked).sum();
     println!("{checked} messages, each delivered once, in order, to the right user, with the right bytes");
     match json {
         Some(path) => write_json(path, &report),
         None => Ok(()),
+    }
+}
+
+/// Says so when nothing arrived for long in a round, which its median would not show.
+fn warn_of_silence(case: &Case) {
+    for (number, round) in (1..).zip(&case.rounds) {
+        let silence_ms = round.measurement.silence_ms;
+        if silence_ms > SILENCE_MS_MAX {
+            println!("warning: {}, round {number}: no message arrived for {silence_ms:.0} ms", case.name);
+        }
     }
 }
 
@@ -446,8 +465,19 @@ fn print_cluster(case: &Case) {
 }
 
 fn summary(cases: &[Case]) -> String {
-    let head =
-        ["", "CPU µs/message", "lowest", "highest", "user %", "cores", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"];
+    let head = [
+        "",
+        "CPU µs/message",
+        "lowest",
+        "highest",
+        "user %",
+        "cores",
+        "messages/s",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+    ];
     let rows: Vec<Vec<String>> = cases
         .iter()
         .map(|case| {
@@ -461,9 +491,11 @@ fn summary(cases: &[Case]) -> String {
                 format!("{:.0}", of(|round| round.cpu_user_share) * 100.0),
                 format!("{:.2}", of(|round| round.cpu_cores)),
                 format!("{:.0}", of(|round| round.rate)),
-                format!("{:.0}", of(|round| round.latency_us_p50)),
-                format!("{:.0}", of(|round| round.latency_us_p99)),
-                format!("{:.0}", of(|round| round.latency_us_p999)),
+                format!("{:.0}", of(|round| round.latency.p50_us)),
+                format!("{:.0}", of(|round| round.latency_corrected.p99_us)),
+                format!("{:.0}", of(|round| round.latency_corrected.p999_us)),
+                // Of all rounds: the worst is in one of them.
+                format!("{:.0}", case.rounds.iter().map(|round| round.measurement.latency.max_us).fold(0.0, f64::max)),
             ]
         })
         .collect();

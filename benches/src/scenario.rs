@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::{
     affinity::SERVER_CORE,
-    crowd::{Crowd, Latencies, Opening},
+    crowd::{Crowd, Opening},
     failure::Failure,
     fleet::{Fleet, Targets},
-    latency::{self, Percentiles},
+    latency::{self, Latencies, Percentiles},
     ledger::{Flow, Ledger, Route},
     pairs::GatewayArgs,
     payload::PAYLOAD_BYTES_MIN,
@@ -277,11 +277,16 @@ pub(crate) fn ramp(
     Ok(Ramp::of(&[part], length, server_cpu))
 }
 
-/// Messages of one stretch of time.
+/// Messages that were to be sent in one stretch of time.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Stretch {
     pub(crate) seconds: f64,
-    /// From the time a message was to be sent to taking it from the kernel.
+    /// How many were to be sent.
+    pub(crate) asked: u64,
+    /// How many of them have arrived, whenever that was.
+    pub(crate) delivered: u64,
+    /// From the time a message was to be sent to taking it from the kernel. One that was never sent counts with the time until it was
+    /// given up.
     pub(crate) messages: Percentiles,
     /// From that time to writing it.
     pub(crate) lateness: Percentiles,
@@ -293,14 +298,24 @@ impl Stretch {
     pub(crate) fn of(latencies: &Latencies, seconds: f64) -> Stretch {
         Stretch {
             seconds,
+            asked: latencies.asked(),
+            delivered: latencies.delivered(),
             messages: Percentiles::of(&latencies.messages),
             lateness: Percentiles::of(&latencies.lateness),
             pongs: Percentiles::of(&latencies.pongs),
         }
     }
 
-    /// Says so when most of the latency was the bench's own.
+    /// Says so when most of the latency was the bench's own, or fewer messages arrived than were to be sent.
     pub(crate) fn warn_if_late(&self, what: &str) {
+        if self.delivered < self.asked {
+            println!(
+                "warning: {what}: {} of {} messages were never sent, because those before them took too long; each is in the latencies \
+                 with the time until it was given up",
+                self.asked - self.delivered,
+                self.asked
+            );
+        }
         let late_us = self.lateness.p99_us;
         if late_us > LATENESS_US_MIN && late_us > self.messages.p99_us * LATENESS_SHARE_MAX {
             println!(

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use trunkline_proto::{Frame, Header, Kind, encode};
 
@@ -10,6 +9,7 @@ use crate::{
     clock::now_ns,
     failure::Failure,
     fleet::{Arm, Driver, Fleet},
+    latency::{ClosedLoop, Percentiles},
     ledger::{Ledger, Route},
     login::Silence,
     process::CpuTime,
@@ -21,8 +21,6 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After the last message is accounted for, how long the connections are watched for one too many.
 const AFTERMATH: Duration = Duration::from_millis(50);
-/// Latencies up to one minute, three significant digits.
-const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// What a stretch of traffic has cost and how long its messages took.
 #[derive(Clone, Debug, Serialize)]
@@ -39,14 +37,12 @@ pub(crate) struct Measurement {
     pub(crate) cpu_user_share: f64,
     /// CPU time over wall time: 1.0 is one core all the time.
     pub(crate) cpu_cores: f64,
-    /// From writing a message to taking its bytes from the kernel, half of all messages or less.
-    pub(crate) latency_us_p50: f64,
-    /// 99 of 100.
-    pub(crate) latency_us_p99: f64,
-    /// 999 of 1,000.
-    pub(crate) latency_us_p999: f64,
-    /// All of them.
-    pub(crate) latency_us_max: f64,
+    /// Of the messages under way in the measurement, whenever they arrived: from writing one to taking its bytes from the kernel.
+    pub(crate) latency: Percentiles,
+    /// As clients would see it that do not wait for the message before; see [`ClosedLoop::corrected`].
+    pub(crate) latency_corrected: Percentiles,
+    /// The longest time in which none of them arrived, in milliseconds.
+    pub(crate) silence_ms: f64,
     /// Messages delivered in the whole run, warm-up and end included; each was checked.
     pub(crate) checked: u64,
     /// Marked redeliveries, which ask for nothing but another ACK.
@@ -72,7 +68,7 @@ pub(crate) struct Stretch {
 /// end up travelling together, two to a segment, and a message seems to cost half of what it does.
 struct Exchange<'a> {
     ledger: &'a mut Ledger,
-    latencies: Option<Histogram<u64>>,
+    latencies: Option<ClosedLoop>,
     answering: bool,
     /// Flows that may send, one entry for each message.
     due: Vec<u32>,
@@ -96,7 +92,7 @@ impl Driver for Exchange<'_> {
             return Ok(());
         }
         if let Some(latencies) = &mut self.latencies {
-            latencies.saturating_record(delivery.latency_ns);
+            latencies.record(now_ns, delivery.latency_ns);
         }
         if self.answering {
             self.due.push(delivery.flow);
@@ -131,9 +127,6 @@ pub(crate) fn run(
     progress: &Progress,
 ) -> Result<Measurement, Failure> {
     let bar = progress.phase("seconds", (stretch.warmup + stretch.length).as_secs());
-    let mut histogram = Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("bounds are constant");
-    histogram.record(0).expect("within bounds");
-    histogram.reset();
     let ack = route == (Route::Deliver { ack: true });
     let mut exchange = Exchange { ledger, latencies: None, answering: true, due: Vec::new(), ack };
     for flow in 0..exchange.ledger.flow_count() as u32 {
@@ -145,7 +138,7 @@ pub(crate) fn run(
 
     let start = Instant::now();
     turn_until(fleet, &mut exchange, start + stretch.warmup, |_| ())?;
-    exchange.latencies = Some(histogram);
+    exchange.latencies = Some(ClosedLoop::from(now_ns()));
     let delivered_before = exchange.ledger.delivered();
     let cpu_before = CpuTime::of_all(pids)?;
     let measured_from = Instant::now();
@@ -155,12 +148,18 @@ pub(crate) fn run(
     let cpu_after = CpuTime::of_all(pids)?;
     let seconds = measured_from.elapsed().as_secs_f64();
     let messages = exchange.ledger.delivered() - delivered_before;
-    let latencies = exchange.latencies.take().expect("set above");
 
+    // Those that are still under way are the slowest, so they are waited for.
+    if let Some(latencies) = &mut exchange.latencies {
+        latencies.end(now_ns());
+    }
     exchange.answering = false;
     settle(fleet, &mut exchange, |exchange| &*exchange.ledger)?;
+    let latencies = exchange.latencies.take().expect("set above");
+    if messages == 0 {
+        return Err(Failure::Accounts(format!("not one message arrived in the {seconds:.1} s that were measured")));
+    }
     let (cpu, cpu_user_share) = cpu_after.since(&cpu_before);
-    let quantile_us = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
     Ok(Measurement {
         messages,
         seconds,
@@ -168,10 +167,9 @@ pub(crate) fn run(
         cpu_us_per_message: cpu.as_secs_f64() * 1e6 / messages.max(1) as f64,
         cpu_user_share,
         cpu_cores: cpu.as_secs_f64() / seconds,
-        latency_us_p50: quantile_us(0.5),
-        latency_us_p99: quantile_us(0.99),
-        latency_us_p999: quantile_us(0.999),
-        latency_us_max: latencies.max() as f64 / 1e3,
+        latency: latencies.percentiles(),
+        latency_corrected: latencies.corrected(),
+        silence_ms: latencies.silence().as_secs_f64() * 1e3,
         checked: ledger.delivered(),
         redelivered: ledger.redelivered(),
         load_rings: fleet.counters(),

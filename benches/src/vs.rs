@@ -6,7 +6,6 @@ use std::{
 };
 
 use clap::Args;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use trunkline_proto::Frame;
 
@@ -18,8 +17,8 @@ use crate::{
     failure::Failure,
     fleet::{Arm, Driver, Fleet, Taken},
     floor,
-    latency::{self, Percentiles},
-    pairs::GatewayArgs,
+    latency::{ClosedLoop, Percentiles},
+    pairs::{CORRECTED, GatewayArgs, SILENCE_MS_MAX},
     payload::{Label, PAYLOAD_BYTES_MIN},
     peers::{PEERS, Peer},
     plain::{self, Share, settled_kernel_memory},
@@ -111,7 +110,12 @@ struct Round {
     rate: f64,
     cpu_us_per_message: f64,
     bench_cores: f64,
+    /// Of the messages under way in the measurement, whenever they arrived.
     latency: Percentiles,
+    /// As clients would see it that do not wait for the message before; see [`ClosedLoop::corrected`].
+    latency_corrected: Percentiles,
+    /// The longest time in which none of them arrived, in milliseconds.
+    silence_ms: f64,
 }
 
 /// Memory of idle connections.
@@ -274,7 +278,7 @@ struct Clients<'a> {
     sent: Vec<u64>,
     received: Vec<u64>,
     payload: Vec<u8>,
-    latencies: Option<Histogram<u64>>,
+    latencies: Option<ClosedLoop>,
     delivered: u64,
     due: Vec<u32>,
 }
@@ -331,7 +335,7 @@ impl<'a> Clients<'a> {
         if self.recipient(label.flow) != at {
             return Err(Discrepancy::Misdelivered { message, to: user(at) }.into());
         }
-        if payload.len() != self.payload.len() || !label.filler_is_intact(payload) {
+        if payload.len() != self.payload.len() || !label.is_intact(payload) {
             return Err(Discrepancy::Altered { message, what: "payload" }.into());
         }
         let expected = self.received[label.flow as usize];
@@ -345,7 +349,7 @@ impl<'a> Clients<'a> {
         self.received[label.flow as usize] += 1;
         self.delivered += 1;
         if let Some(latencies) = &mut self.latencies {
-            latencies.saturating_record(now_ns.saturating_sub(label.sent_ns));
+            latencies.record(now_ns, now_ns.saturating_sub(label.sent_ns));
         }
         self.due.push(label.flow);
         Ok(())
@@ -476,7 +480,7 @@ fn exchange(
         (0..window).for_each(|_| clients.send(&mut fleet, from));
     }
     run_until(&mut fleet, &mut clients, Instant::now() + WARMUP)?;
-    clients.latencies = Some(latency::histogram());
+    clients.latencies = Some(ClosedLoop::from(now_ns()));
     let (cpu_before, own_before, delivered_before) = (CpuTime::of(server.pid())?, own_cpu(), clients.delivered);
     let start = Instant::now();
     run_until(&mut fleet, &mut clients, start + length)?;
@@ -485,8 +489,10 @@ fn exchange(
     let (cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
     let bench_cores = (own_cpu() - own_before).as_secs_f64() / seconds;
     let messages = clients.delivered - delivered_before;
-    let latencies = clients.latencies.take().expect("set above");
-    // The rest comes in without being answered.
+    if let Some(latencies) = &mut clients.latencies {
+        latencies.end(now_ns());
+    }
+    // The rest comes in without being answered. It has waited for longest, so it is waited for.
     let mut last = (clients.delivered, Instant::now());
     while clients.settled().is_err() && last.1.elapsed() < PATIENCE {
         fleet.turn(&mut clients, Duration::from_millis(50))?;
@@ -495,6 +501,10 @@ fn exchange(
         }
     }
     clients.settled()?;
+    if messages == 0 {
+        return Err(Failure::Accounts(format!("not one message arrived in the {seconds:.1} s that were measured")));
+    }
+    let latencies = clients.latencies.take().expect("set above");
     fleet.close()?;
     Ok(Round {
         window,
@@ -502,7 +512,9 @@ fn exchange(
         rate: messages as f64 / seconds,
         cpu_us_per_message: cpu.as_secs_f64() * 1e6 / messages.max(1) as f64,
         bench_cores,
-        latency: Percentiles::of(&latencies),
+        latency: latencies.percentiles(),
+        latency_corrected: latencies.corrected(),
+        silence_ms: latencies.silence().as_secs_f64() * 1e3,
     })
 }
 
@@ -553,13 +565,14 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
                     format!("{:.2}", cpu / floor),
                     format!("{:.0}", of(server, |round| round.rate)),
                     format!("{:.0}", of(server, |round| round.latency.p50_us)),
-                    format!("{:.0}", of(server, |round| round.latency.p99_us)),
-                    format!("{:.0}", of(server, |round| round.latency.p999_us)),
+                    format!("{:.0}", of(server, |round| round.latency_corrected.p99_us)),
+                    format!("{:.0}", of(server, |round| round.latency_corrected.p999_us)),
                 ]
             })
             .collect();
         println!("{}", table(&head, &rows));
     }
+    println!("{CORRECTED}\n");
     let head = ["idle connection", "process B", "kernel B", "together B", "logins/s", "CPU µs/login"];
     let rows: Vec<Vec<String>> = servers
         .iter()
@@ -575,6 +588,12 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
     }
     for server in servers {
         println!("{}: {}; {}", server.name, server.what, server.version);
+        for round in server.rounds.iter().filter(|round| round.silence_ms > SILENCE_MS_MAX) {
+            println!(
+                "  warning: window {}: no message arrived for {:.0} ms in a round",
+                round.window, round.silence_ms
+            );
+        }
         if let Some(failed) = &server.failed {
             println!("  left out from some point on: {failed}");
         }

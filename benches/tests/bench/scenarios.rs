@@ -20,7 +20,7 @@ use crate::redis_cluster;
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 
 /// The gateway that is built with the workspace's tests, next to the bench.
-fn gateway() -> PathBuf {
+pub(crate) fn gateway() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("gateway");
     assert!(
         path.exists(),
@@ -30,7 +30,7 @@ fn gateway() -> PathBuf {
     path
 }
 
-fn bench(arguments: &[&str]) -> Output {
+pub(crate) fn bench(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the bench starts")
 }
 
@@ -48,21 +48,30 @@ fn report(name: &str, arguments: &[&str]) -> Value {
 
 /// The same, with a folder in which programs are looked for first.
 fn report_with_path(name: &str, arguments: &[&str], programs: Option<&Path>) -> Value {
-    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
-    let path_text = path.to_str().expect("UTF-8");
     let gateway = gateway();
-    let gateway = ["--gateway-bin", gateway.to_str().expect("UTF-8"), "--json", path_text];
-    let mut command = command(&[&[name], arguments, &gateway[..]].concat());
+    let mut command = command(&[&[name], arguments, &["--gateway-bin", gateway.to_str().expect("UTF-8")]].concat());
     if let Some(programs) = programs {
         command.env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH")));
     }
-    let output = command.output().expect("the bench starts");
+    written_by(command).0
+}
+
+/// Runs a scenario against a server named by `target`, and returns what it wrote as JSON and what it printed.
+pub(crate) fn report_of(arguments: &[&str], target: &[String]) -> (Value, String) {
+    let mut command = command(arguments);
+    command.args(target);
+    written_by(command)
+}
+
+fn written_by(mut command: Command) -> (Value, String) {
+    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
+    let output = command.arg("--json").arg(&path).output().expect("the bench starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{arguments:?}: {stdout}\n{stderr}");
+    assert!(output.status.success(), "{command:?}: {stdout}\n{stderr}");
     let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
     fs::remove_file(&path).expect("there");
-    report
+    (report, stdout.into_owned())
 }
 
 fn count(value: &Value) -> u64 {
