@@ -90,7 +90,8 @@ struct Schedule {
     rate: f64,
     began_ns: u64,
     written: u64,
-    /// Messages that are to be sent from then on are none of this schedule. Those before it are owed until they are written.
+    /// Messages that are to be sent from then on are none of this schedule. Those before it are owed until they are
+    /// written.
     ended_ns: Option<u64>,
 }
 
@@ -106,7 +107,8 @@ impl Schedule {
         ((until_ns.saturating_sub(self.began_ns)) as f64 * self.rate / 1e9) as u64 + 1
     }
 
-    /// A bench that writes more slowly than it was asked to makes up for it afterwards, for as long as the schedule was.
+    /// A bench that writes more slowly than it was asked to makes up for it afterwards, for as long as the schedule
+    /// was.
     fn is_given_up(&self, now_ns: u64) -> bool {
         self.ended_ns.is_some_and(|ended_ns| now_ns - ended_ns > ended_ns - self.began_ns)
     }
@@ -163,7 +165,8 @@ impl Opening {
         Opening { next: first, first, end, under_way_max, rate, began_ns: now_ns() }
     }
 
-    /// When a connection is to be opened: at its turn, where there is a rate, also if too many others are under way then; or else now.
+    /// When a connection is to be opened: at its turn, where there is a rate, also if too many others are under way
+    /// then; or else now.
     fn intended_ns(&self, connection: u32) -> u64 {
         let at_rate = |rate: f64| self.began_ns + (f64::from(connection - self.first) * 1e9 / rate) as u64;
         self.rate.map_or_else(now_ns, at_rate)
@@ -235,7 +238,8 @@ impl Crowd {
         self.flows.len()
     }
 
-    /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that once those have been written that are due.
+    /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that once those have been
+    /// written that are due.
     pub(crate) fn send_at(&mut self, rate: Option<f64>) {
         let now_ns = now_ns();
         if let Some(schedule) = &mut self.schedule {
@@ -246,7 +250,8 @@ impl Crowd {
         self.schedule = Some(Schedule { rate, began_ns: now_ns, written: 0, ended_ns: None });
     }
 
-    /// Ends the schedule. What it still owes has waited until now, and would have waited longer: leaving it out would leave out the worst.
+    /// Ends the schedule. What it still owes has waited until now, and would have waited longer: leaving it out would
+    /// leave out the worst.
     fn give_up(&mut self) {
         let Some(schedule) = self.schedule.take() else { return };
         let now_ns = now_ns();
@@ -362,8 +367,8 @@ impl Crowd {
         Ok(())
     }
 
-    /// Opens connections whose slots are free. `intended_ns` tells when each was to be opened, on the load's clock: from then on its login
-    /// is timed.
+    /// Opens connections whose slots are free. `intended_ns` tells when each was to be opened, on the load's clock:
+    /// from then on its login is timed.
     pub(crate) fn open(
         &mut self,
         fleet: &mut Fleet,
@@ -437,7 +442,8 @@ impl Crowd {
         Ok(())
     }
 
-    /// Sends what is due, and no more, and steps on until every message is accounted for, and a little longer in case one comes too many.
+    /// Sends what is due, and no more, and steps on until every message is accounted for, and a little longer in case
+    /// one comes too many.
     pub(crate) fn settle(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
         self.send_at(None);
         let mut last_progress = Instant::now();

@@ -74,8 +74,11 @@ struct Memory {
     caches: BTreeMap<String, f64>,
     /// What the client's end takes in the kernel, measured on plain sockets.
     client: Share,
-    /// Resident memory of the server's process, all of it, bytes.
+    /// Resident memory of the server's process with what was there before the first connection.
+    user_with_start: f64,
+    /// All of it, bytes, and what was there before, which a short warm-up is part of.
     rss_bytes: i64,
+    rss_bytes_at_start: i64,
 }
 
 /// Presence of the clients in Redis, written behind their logins.
@@ -109,7 +112,8 @@ struct Findings {
     idle_pongs: Stretch,
     control: u32,
     rate: f64,
-    /// What was to be sent in the round in which each client of the control group speaks for the first time since it logged in.
+    /// What was to be sent in the round in which each client of the control group speaks for the first time since it
+    /// logged in.
     first_round: Stretch,
     /// What was to be sent after it.
     held: Stretch,
@@ -310,7 +314,9 @@ fn memory_of(
         together: user_rss + kernel_share,
         caches: kernel.caches.iter().map(|(name, bytes)| (name.clone(), each(*bytes))).collect(),
         client,
+        user_with_start: each(user.rss),
         rss_bytes: user.rss,
+        rss_bytes_at_start: user_before.rss,
     })
 }
 
@@ -334,7 +340,9 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         vec!["CPU for a login, server / bench, µs".to_owned(), {
             format!("{:.1} / {:.1} ({:.2} cores)", ramp.server_cpu_us, ramp.bench_cpu_us, ramp.bench_cores)
         }],
-        vec!["process memory per connection, B".to_owned(), format!("{:.0}", memory.user_rss)],
+        vec!["process memory per connection, B; with what was there at the start".to_owned(), {
+            format!("{:.0}; {:.0}", memory.user_rss, memory.user_with_start)
+        }],
         vec!["kernel memory per connection, server's end, B".to_owned(), format!("{:.0}", memory.kernel)],
         vec!["together, B".to_owned(), format!("{:.0}", memory.together)],
         vec!["idle CPU, µs per second and connection".to_owned(), format!("{:.3}", findings.idle_cpu_us)],

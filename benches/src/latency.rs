@@ -1,8 +1,8 @@
 //! Latencies and how they are reported.
 //!
-//! A latency belongs to the stretch of time in which its message was *to be sent*, whenever it arrives. Would it belong to that in which
-//! it arrives, the messages that wait longest would be in none: a server that stood still at the end of a measurement would look as fast
-//! as ever.
+//! A latency belongs to the stretch of time in which its message was *to be sent*, whenever it arrives. Would it belong
+//! to that in which it arrives, the messages that wait longest would be in none: a server that stood still at the end
+//! of a measurement would look as fast as ever.
 
 use std::time::Duration;
 
@@ -56,10 +56,11 @@ impl Percentiles {
 /// Histograms of one stretch of time, in nanoseconds.
 #[derive(Debug)]
 pub(crate) struct Latencies {
-    /// From the intended time of a message to taking it from the kernel. Of a message that was never sent, the time until that was
-    /// given up: it would have taken longer.
+    /// From the intended time of a message to taking it from the kernel. Of a message that was never sent, the time
+    /// until that was given up: it would have taken longer.
     pub(crate) messages: Histogram<u64>,
-    /// From the intended time of a message to writing it: how late the bench itself is. One for each message that was to be sent.
+    /// From the intended time of a message to writing it: how late the bench itself is. One for each message that was
+    /// to be sent.
     pub(crate) lateness: Histogram<u64>,
     /// From PING to PONG.
     pub(crate) pongs: Histogram<u64>,
@@ -135,11 +136,11 @@ impl Stretches {
     }
 }
 
-/// Latencies of a closed loop, in which the next message waits for the one before: those of the messages under way in one stretch of time,
-/// whenever they were sent and arrive.
+/// Latencies of a closed loop, in which the next message waits for the one before: those of the messages under way in
+/// one stretch of time, whenever they were sent and arrive.
 ///
-/// A server that stands still holds up only as many messages as are in flight, while it would have held up all that open clients had sent
-/// meanwhile. [`ClosedLoop::corrected`] puts those in.
+/// A server that stands still holds up only as many messages as are in flight, while it would have held up all that
+/// open clients had sent meanwhile. [`ClosedLoop::corrected`] puts those in.
 #[derive(Debug)]
 pub(crate) struct ClosedLoop {
     until_ns: u64,
@@ -183,8 +184,9 @@ impl ClosedLoop {
         Percentiles::of(&self.messages)
     }
 
-    /// As a client would see it that does not wait for the message before: for each message that took longer than the mean, those are
-    /// added that would have been sent meanwhile, one for each mean (the correction for coordinated omission of HdrHistogram).
+    /// As a client would see it that does not wait for the message before: for each message that took longer than the
+    /// mean, those are added that would have been sent meanwhile, one for each mean (the correction for coordinated
+    /// omission of HdrHistogram).
     pub(crate) fn corrected(&self) -> Percentiles {
         let interval_ns = self.messages.mean() as u64;
         Percentiles::of(&self.messages.clone_correct(interval_ns.max(1)))

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
+    cores::{CoreTimes, CoreUse},
     failure::Failure,
     process::{CpuTime, own_cpu},
     progress::Progress,
@@ -22,7 +23,7 @@ const WARMUP: Duration = Duration::from_secs(1);
 /// A bench that has this much of its core in use may be what limits the rate.
 const BENCH_CORES_MAX: f64 = 0.95;
 /// Of a rate that can be kept up, all but a few messages are there when its step ends.
-const IN_TIME_SHARE_MIN: f64 = 0.99;
+pub(crate) const IN_TIME_SHARE_MIN: f64 = 0.99;
 
 /// Arguments of `bench rate`.
 #[derive(Clone, Debug, Args, Serialize)]
@@ -58,6 +59,8 @@ struct Step {
     cores: f64,
     /// Cores the bench has used, of one.
     bench_cores: f64,
+    /// What the core of the servers did.
+    server_core: CoreUse,
     #[serde(flatten)]
     stretch: Stretch,
     /// What the nodes' Redis Cluster had to do meanwhile.
@@ -135,6 +138,7 @@ fn measure(
         crowd.run_for(&mut fleet, WARMUP, |_| ())?;
         crowd.begin_stretch();
         let redis_mark = site.redis_mark()?;
+        let cores_before = CoreTimes::now()?;
         let (cpu_before, own_before) = (CpuTime::of_all(&pids)?, own_cpu());
         let delivered_before = crowd.ledger.delivered();
         let from = Instant::now();
@@ -145,6 +149,7 @@ fn measure(
         let taken = from.elapsed().as_secs_f64();
         let (cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
         let delivered = crowd.ledger.delivered() - delivered_before;
+        let server_core = CoreTimes::now()?.since(&cores_before, SERVER_CORE);
         let in_time = crowd.stretches.last().messages.len();
         let bench_cores = (own_cpu() - own_before).as_secs_f64() / taken;
         let redis = site.redis_since(redis_mark, delivered)?;
@@ -159,6 +164,7 @@ fn measure(
             cpu_us_per_message: cpu.as_secs_f64() * 1e6 / delivered.max(1) as f64,
             cores: cpu.as_secs_f64() / taken,
             bench_cores,
+            server_core,
             stretch: Stretch::of(latencies, taken),
             redis,
         });

@@ -393,7 +393,8 @@ impl Team {
         self.each(begin, |_| ()).map(drop)
     }
 
-    /// The latencies of each stretch so far, oldest first; to be called once the messages of all of them have [settled](Team::settle).
+    /// The latencies of each stretch so far, oldest first; to be called once the messages of all of them have
+    /// [settled](Team::settle).
     pub(crate) fn take_stretches(&mut self) -> Result<Vec<Latencies>, Failure> {
         let taken = self.each(|worker| Ok(worker.crowd.stretches.take()), |_| ())?;
         // Each thread has begun the same ones.
@@ -409,8 +410,8 @@ impl Team {
         Ok(all)
     }
 
-    /// Sends what is due, and no more, and waits until every message has been delivered, and a little longer in case one comes too many. What
-    /// is missing then is in the ledgers.
+    /// Sends what is due, and no more, and waits until every message has been delivered, and a little longer in case
+    /// one comes too many. What is missing then is in the ledgers.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         self.send_at(None)?;
         let mut last_progress = Instant::now();

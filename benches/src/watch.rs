@@ -19,7 +19,8 @@ use crate::{
 
 /// Between two samples, until there are too many.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Samples kept: an hour of them. Then every other one goes, and those that follow are as far apart as those that are left.
+/// Samples kept: an hour of them. Then every other one goes, and those that follow are as far apart as those that are
+/// left.
 const SAMPLES_MAX: usize = 18_000;
 
 /// One sample.
@@ -28,7 +29,7 @@ pub(crate) struct Sample {
     pub(crate) at: Instant,
     /// Resident bytes.
     pub(crate) rss: u64,
-    pub(crate) cpu: Duration,
+    cpu: CpuTime,
     /// CPU time that the host of this virtual machine took away from it, all cores, since it booted.
     stolen: Duration,
 }
@@ -100,7 +101,8 @@ impl Watch {
         Watch { pids: sampled, samples, end, thread: Some(thread) }
     }
 
-    /// What was spent between two moments. The samples next to them count as well, so that nothing at an edge is left out.
+    /// What was spent between two moments. The samples next to them count as well, so that nothing at an edge is left
+    /// out.
     pub(crate) fn spent(&self, from: Instant, to: Instant) -> Spent {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // A process that is gone is noticed by whoever talks to it.
@@ -108,9 +110,7 @@ impl Watch {
         let begin = samples.iter().rposition(|sample| sample.at <= from).unwrap_or(0);
         let end = samples.iter().position(|sample| sample.at >= to).map_or(samples.len(), |last| last + 1);
         let within = samples.get(begin..end).unwrap_or_default();
-        let cores = |earlier: &Sample, later: &Sample| {
-            later.cpu.saturating_sub(earlier.cpu).as_secs_f64() / (later.at - earlier.at).as_secs_f64().max(1e-9)
-        };
+        let cores = |earlier: &Sample, later: &Sample| later.cpu.cores_since(&earlier.cpu, later.at - earlier.at);
         let (Some(first), Some(last)) = (within.first(), within.last()) else { return Spent::default() };
         Spent {
             cores: if within.len() > 1 { cores(first, last) } else { 0.0 },
@@ -167,7 +167,7 @@ fn sample(pids: &[u32]) -> Result<Sample, Failure> {
         pages += text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0_u64);
     }
     let rss = pages * rustix::param::page_size() as u64;
-    Ok(Sample { at: Instant::now(), rss, cpu: CpuTime::of_all(pids)?.total, stolen: stolen()? })
+    Ok(Sample { at: Instant::now(), rss, cpu: CpuTime::of_all(pids)?, stolen: stolen()? })
 }
 
 #[cfg(test)]
@@ -180,13 +180,13 @@ mod tests {
         let sample = |number: u32, rss| Sample {
             at: start + INTERVAL * number,
             rss,
-            cpu: Duration::from_millis(10) * number,
+            cpu: CpuTime::default(),
             stolen: Duration::ZERO,
         };
         let mut samples = vec![sample(0, 5), sample(1, 9), sample(2, 30), sample(3, 7), sample(4, 8)];
         thin_out(&mut samples);
         assert_eq!(samples.iter().map(|sample| sample.rss).collect::<Vec<_>>(), [9, 30, 8]);
-        assert_eq!(samples[2].cpu, Duration::from_millis(40));
+        assert_eq!(samples[2].at, start + INTERVAL * 4);
     }
 
     #[test]

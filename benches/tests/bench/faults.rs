@@ -1,5 +1,6 @@
-//! What `bench` finds between itself and a gateway: messages that are lost, doubled, overtaken or altered end a run with exit status 1 and
-//! the name of the first one, and a pause is in the latencies, also when a measurement ends within it.
+//! What `bench` finds between itself and a gateway: messages that are lost, doubled, overtaken or altered end a run
+//! with exit status 1 and the name of the first one, and a pause is in the latencies, also when a measurement ends
+//! within it.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ const STALL: Duration = Duration::from_secs(4);
 /// A measurement in which a server stood for so long shows that, whenever it ended.
 const STALL_SEEN_US: f64 = 2e6;
 
-/// Scenarios with messages, and what they are started with. Each delivers more than 300 messages in a second and lasts for a minute unless
-/// something is wrong.
+/// Scenarios with messages, and what they are started with. Each delivers more than 300 messages in a second and lasts
+/// for a minute unless something is wrong.
 const PAIRS: [&str; 11] = ["pairs", "--conns", "4", "--window", "2", "--warmup", "0", "--rounds", "1", "--shards", "2"];
 const RATE: [&str; 7] = ["rate", "--conns", "4", "--rate", "2000", "--secs", "60"];
 

@@ -1,7 +1,7 @@
 //! A real gateway behind a proxy that does something to its messages.
 //!
-//! The proxy passes bytes on, and knows where the gateway's frames begin. It counts the messages delivered on all connections; the fault
-//! happens at one of them.
+//! The proxy passes bytes on, and knows where the gateway's frames begin. It counts the messages delivered on all
+//! connections; the fault happens at one of them.
 
 use std::{
     io::{BufRead as _, BufReader, ErrorKind, Read, Write as _},
