@@ -43,6 +43,7 @@ test-autobahn: setup ## The cases of the Autobahn test suite against the WebSock
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check
 	scripts/check-docs.py
+	scripts/figures.py --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 docs: setup ## Write the references of settings, flags and metrics in docs/ from the code
@@ -64,7 +65,7 @@ soak-cluster-sim: setup ## The simulator of several nodes for an hour (SECS=3600
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
 	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1
 
-bench: ## The figures of the README (a few minutes, a quiet machine)
+bench: ## All figures of the README and of docs/figures.md, which it writes anew (an hour, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench.sh
 
