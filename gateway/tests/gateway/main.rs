@@ -38,4 +38,5 @@ mod shortage;
 mod shutdown;
 mod storm;
 mod support;
+mod tls;
 mod websocket;
