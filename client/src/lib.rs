@@ -90,6 +90,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `tcp` | on | `Tcp` and [`Client::connect`]; without it, connections are made by a [`Dial`] of the application's |
+//! | `tls` | off | `Tls`: connections over TLS, for [`Client::connect_with`] |
 //! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
 
 mod addrs;
@@ -117,6 +118,8 @@ mod session;
 mod state;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 mod token;
 mod unsettled;
 mod window;
@@ -141,5 +144,7 @@ pub use payload::{Outgoing, Payload};
 pub use receipt::Receipt;
 #[cfg(feature = "tcp")]
 pub use tcp::Tcp;
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 pub use token::Token;
 pub use trunkline_proto::{Code, Outcome};

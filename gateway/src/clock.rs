@@ -2,10 +2,12 @@
 //!
 //! It is CLOCK_BOOTTIME, which goes on while the machine is suspended. CLOCK_MONOTONIC, and with it `Instant`, stands still then: a node that
 //! woke up would take a lease that ran out hours ago for its own, while others serve its users.
+//!
+//! And the wall clock, for certificates.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn boottime() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
@@ -26,4 +28,9 @@ pub fn now_ms() -> u64 {
 /// The same in microseconds, to measure with.
 pub fn now_us() -> u64 {
     passed().as_micros() as u64
+}
+
+/// Seconds since the Unix epoch by the wall clock, which may go back.
+pub fn wall_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -9,7 +9,8 @@
 //! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
 //! (ending a user's sessions wherever they are).
 //!
-//! Connections that are not native have a step more on either side: `wrap` (bytes to frames), `transport::outbound` (frames to bytes).
+//! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
+//! `transport::outbound` (frames to bytes).
 
 mod decode;
 mod far;
@@ -22,6 +23,7 @@ mod moves;
 mod presence;
 mod route;
 mod shard;
+mod tls;
 pub(crate) mod tokens;
 mod trunk;
 pub(crate) mod wrap;
@@ -140,6 +142,7 @@ impl<I: Io> Core<I> {
         self.shard.links.look_at_flights();
         // What has just come was read first: who waits for a turn has more than one turn's worth.
         let waited = self.catch_up();
+        let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control();
         if ticked {
@@ -164,8 +167,10 @@ impl<I: Io> Core<I> {
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
-        self.behind = self.shard.outgoing.own().len() > 0 || self.shard.links.is_behind();
-        let asked = letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
+        let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
+        self.behind = self.shard.outgoing.own().len() > 0 || behind;
+        let asked =
+            shook || letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
         self.only_waits = !acted && self.blocked;
         let worked = acted || was_blocked || self.blocked;

@@ -91,6 +91,10 @@ pub struct Limits {
     pub tcp_user_timeout_ms: u64,
     /// Slots for connections to other nodes; 0 when the node is alone.
     pub mesh_slots: u32,
+    /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
+    pub tls_handshakes_max: u32,
+    /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
+    pub tls_handshakes_per_turn: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
@@ -178,6 +182,8 @@ impl Default for Limits {
             unsent_bytes_max: 32 << 10,
             tcp_user_timeout_ms: 60_000,
             mesh_slots: 0,
+            tls_handshakes_max: 0,
+            tls_handshakes_per_turn: 0,
         }
     }
 }

@@ -8,11 +8,13 @@
 //! node may wait for it.
 
 use crate::auth::{Auth, AuthSwitch};
+use crate::clock::wall_s;
 use crate::cluster::Secrets;
-use crate::config::{ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, read_key, to_table};
+use crate::config::{ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, TlsMaterial, read_key, to_table};
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
+use crate::transport::tls::TlsSwitch;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -88,6 +90,8 @@ pub struct Targets {
     pub auth: Arc<AuthSwitch>,
     /// The secrets of the cluster; `None` for a node that is alone.
     pub secrets: Option<Secrets>,
+    /// The certificates; `None` without TLS.
+    pub tls: Option<Arc<TlsSwitch>>,
     /// What the API shows.
     pub node: Arc<Node>,
 }
@@ -119,6 +123,7 @@ struct Fresh {
     auth: Auth,
     secret: Option<ClusterSecret>,
     api_keys: Option<ApiKeys>,
+    tls: Option<TlsMaterial>,
     reloaded: Reloaded,
 }
 
@@ -165,6 +170,11 @@ impl Reloader {
             Ok(Err(_)) => return Err("reading the files has failed; the log has more".to_owned()),
             Err(_) => return Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
         };
+        if let (Some(switch), Some(material)) = (&targets.tls, fresh.tls) {
+            // The one step that may still fail, so it is the first.
+            switch.replace(material.certificates, material.client_ca.as_ref())?;
+            switch.current().certificates().tell(wall_s());
+        }
         log::set_filter(&fresh.in_force.config.log)?;
         let limits = fresh.in_force.config.limits().clone();
         targets.drain_ms.store(limits.drain_ms, Ordering::Relaxed);
@@ -228,8 +238,13 @@ impl Shared {
         ConfigError::unless_none(files.filter_map(|path| once_only(path).err()).collect())?;
         let new = (self.read)()?;
         // Also what needs a restart must be right, or the restart would fail.
-        let new_files_are_good =
-            [new.load_auth().err(), new.load_api_keys().err(), new.load_secret().err(), new.load_cluster().err()];
+        let new_files_are_good = [
+            new.load_auth().err(),
+            new.load_api_keys().err(),
+            new.load_secret().err(),
+            new.load_cluster().err(),
+            new.load_tls().err(),
+        ];
         ConfigError::unless_none(new_files_are_good.into_iter().flatten().collect())?;
         let config = Config::merged(&old.config, &new, &self.host).map_err(|error| {
             ConfigError::Conflict(format!(
@@ -243,13 +258,18 @@ impl Shared {
             let words = "api_keys_file is gone, and an HTTP API that has had keys opens with a restart only".to_owned();
             return Err(ConfigError::Conflict(words));
         }
+        let tls = config.load_tls()?;
+        if tls.is_some() != old.config.tls.is_some() {
+            let words = "tls_cert is set or gone, and TLS begins or ends with a restart only".to_owned();
+            return Err(ConfigError::Conflict(words));
+        }
         let new_marks = marks(&new);
         let reloaded = compare(old, &new, &new_marks);
         // What needs a restart is told again by the next reload.
         let mut marks = old.marks.clone();
         marks.retain(|(key, _), _| !is_reloadable(key));
         marks.extend(new_marks.into_iter().filter(|((key, _), _)| is_reloadable(key)));
-        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, reloaded })
+        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, tls, reloaded })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -51,6 +52,10 @@ pub struct ShardsConfig {
     pub auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub upgrade: Arc<upgrade::Rules>,
+    /// The certificates of the node; others may take their place while the shards run. `None` without TLS.
+    pub tls: Option<Arc<TlsSwitch>>,
+    /// Whether every connection has to begin with TLS.
+    pub tls_required: bool,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
@@ -171,6 +176,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 limits: limits.clone(),
                 auth: config.auth.clone(),
                 upgrade: config.upgrade.clone(),
+                tls: config.tls.clone(),
+                tls_required: config.tls_required,
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
@@ -403,6 +410,8 @@ mod tests {
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
             auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
             upgrade: Arc::default(),
+            tls: None,
+            tls_required: false,
             listeners: listeners.by_shard,
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,

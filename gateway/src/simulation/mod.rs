@@ -17,6 +17,7 @@ mod node;
 mod planted;
 mod scenario;
 mod session;
+mod tls;
 mod tokens;
 mod websocket;
 
@@ -27,6 +28,7 @@ use crate::control::{Control, SessionInfo};
 use crate::io::sim::{Faults, Rng, SharedWorld, World};
 use crate::metrics::ShardStats;
 use crate::reason::CloseReason;
+use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use crowd::Crowd;
 use node::{Node, NodeConfig};
 use planted::with_planted;
@@ -82,6 +84,10 @@ impl Run {
             listeners: scenario.listeners,
             limits: scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
+            tls: scenario.tls.then(|| {
+                let tls = TlsSwitch::new(Certificates::default(), None, TicketSecret::shared(b"of a simulation"));
+                tls.expect("there is nothing that does not go together")
+            }),
             cluster: None,
         };
         Run {
@@ -449,6 +455,10 @@ const MUST_OCCUR: &[&str] = &[
     "closed{http_refused}",
     "trunkline_websockets_total{}",
     "trunkline_websocket_pings_total{}",
+    "trunkline_tls_key_updates_total{by=\"node\"}",
+    "trunkline_tls_key_updates_total{by=\"peer\"}",
+    "trunkline_evictions_total{of=\"tls_handshake\"}",
+    "trunkline_limit_hits_total{limit=\"tls_handshakes_per_turn\"}",
     "trunkline_messages_total{outcome=\"acknowledged\"}",
     "trunkline_messages_total{outcome=\"delivered\"}",
     "trunkline_messages_total{outcome=\"mailbox_full_dropped\"}",

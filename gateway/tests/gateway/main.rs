@@ -40,4 +40,5 @@ mod shortage;
 mod shutdown;
 mod storm;
 mod support;
+mod tls;
 mod websocket;

@@ -389,6 +389,7 @@ impl Fleet {
             listeners,
             limits: self.scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
+            tls: None,
             cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));
