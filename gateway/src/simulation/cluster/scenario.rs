@@ -1,6 +1,6 @@
 //! What a run is made of, drawn from its seed.
 
-use crate::cluster::{MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
+use crate::cluster::MESH_PROTOCOL;
 use crate::io::sim::{Clock, Faults, Rng};
 use crate::limits::{Limits, ReadMode};
 use std::collections::BTreeSet;
@@ -107,7 +107,7 @@ impl Scenario {
                 // Small, since each change of a ring of many points takes longer than all else.
                 weight: *rng.pick(&[1, 1, 1, 2, 3]),
                 starts_ms: 0,
-                protocol: if rng.chance(200) { MESH_PROTOCOL_OLDEST } else { MESH_PROTOCOL },
+                protocol: MESH_PROTOCOL,
                 clock: Clock {
                     offset_ms: rng.below(1_000_000),
                     fast_ppm: if rng.chance(400) {
