@@ -79,14 +79,19 @@ impl CoreTimes {
     }
 }
 
+/// How far a process's cores and its core's time may be apart, which are counted in different ways.
+const FIT_MAX: f64 = 0.03;
+
 impl CoreUse {
     /// Whether softirq time is within the time of the processes that it interrupted, of which the only one on this core
     /// used so many cores. A kernel may also keep it apart (CONFIG_IRQ_TIME_ACCOUNTING), and then no process's CPU time
     /// shows it.
-    pub(crate) fn is_in_processes(&self, cores: f64) -> bool {
+    /// `None` where the two do not fit either way: something else ran on the core.
+    pub(crate) fn is_in_processes(&self, cores: f64) -> Option<bool> {
         let apart = self.user + self.system;
         let within = apart + self.softirq + self.irq;
-        (cores - within).abs() <= (cores - apart).abs()
+        let [apart, within] = [apart, within].map(|expected| (cores - expected).abs());
+        (apart.min(within) <= FIT_MAX).then_some(within <= apart)
     }
 }
 
@@ -104,8 +109,9 @@ mod tests {
         );
         let used = after.of(&before, 0);
         assert_eq!((used.user, used.system, used.softirq, used.idle), (0.2, 0.5, 0.2, 0.1));
-        assert!(used.is_in_processes(0.9), "the process has it all");
-        assert!(!used.is_in_processes(0.7), "the process has what its own code and its calls took");
+        assert_eq!(used.is_in_processes(0.9), Some(true), "the process has it all");
+        assert_eq!(used.is_in_processes(0.7), Some(false), "the process has what its own code and its calls took");
+        assert_eq!(used.is_in_processes(0.2), None, "somebody else was there");
         assert_eq!(after.of(&before, 7), CoreUse::default());
     }
 

@@ -545,13 +545,17 @@ fn saturation(case: &Case) -> String {
 fn print_softirq(case: &Case) {
     let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(|round| value(&round.measurement)));
     let (server, load) = (of(|round| round.server_core.softirq), of(|round| round.load_core.softirq));
-    let within = case.rounds.iter().filter(|round| {
-        let Measurement { server_core, cpu_cores, .. } = &round.measurement;
-        server_core.is_in_processes(*cpu_cores)
-    });
-    let charged = if 2 * within.count() > case.rounds.len() { "within" } else { "not in" };
+    let told = |is_within: bool| {
+        let rounds = case.rounds.iter().map(|round| &round.measurement);
+        rounds.filter(|round| round.server_core.is_in_processes(round.cpu_cores) == Some(is_within)).count()
+    };
+    let charged = match (2 * told(true) > case.rounds.len(), 2 * told(false) > case.rounds.len()) {
+        (true, _) => "it is within the CPU time of the process it ran on",
+        (_, true) => "it is not in the CPU time of the process it ran on",
+        (false, false) => "whose CPU time it is in cannot be told, since something else ran on that core",
+    };
     println!(
-        "{}: softirq took {:.0} % of the servers' core and {:.0} % of the load's; it is {charged} the CPU time of the process it ran on",
+        "{}: softirq took {:.0} % of the servers' core and {:.0} % of the load's; {charged}",
         case.name,
         server * 100.0,
         load * 100.0
@@ -602,6 +606,7 @@ fn summary(cases: &[Case]) -> String {
         "highest",
         "user %",
         "cores",
+        "bench cores",
         "messages/s",
         "p50 µs",
         "p99 µs",
