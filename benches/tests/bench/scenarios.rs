@@ -416,16 +416,16 @@ fn storm_brings_everybody_back_and_no_message_is_missing() {
 fn slow_accounts_for_every_message_that_was_dropped() {
     let report = report(
         "slow",
-        // A slow reader gets 9.6 MB, the kernel holds some 4 of them; the others have room for three seconds of delay.
+        // A slow reader gets 9.6 MB, the kernel holds some 4 of them; the others have room for seven seconds of delay.
         &[
             "--conns",
             "20",
             "--secs",
-            "8",
+            "16",
             "--rounds",
             "1",
             "--rate",
-            "1500",
+            "750",
             "--payload",
             "16000",
             "--gateway-arg=--outbox-bytes-max=4MiB",
