@@ -7,6 +7,7 @@
 //! | `peers.rs` | what do peers prove when this node has no Redis of its own? |
 //! | `memo.rs` | what do two control threads say to each other? |
 //! | `heart.rs` | may this node serve, and what is the view? |
+//! | `elders.rs` | who may serve on without Redis while this node begins? |
 //! | `sight.rs` | does it see what the others do? |
 //! | `walk.rs` | how fast are sessions written again, and which shard is next? |
 //!
@@ -14,6 +15,7 @@
 //! it asks is answered exactly once; the driver bounds the time that takes.
 
 mod agent;
+mod elders;
 mod heart;
 mod memo;
 mod peers;

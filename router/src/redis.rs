@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `tl:node:{<node>}` | the lease: incarnation, token of the one who took it, record; runs out by itself |
 //! | `tl:incarnation:{<node>}` | the last incarnation given to that name |
+//! | `tl:mesh:{<node>}` | the mesh address that the last holder of that name had |
 //! | `tl:nodes` | sorted set of at most 2,048 node names by when their leases end, so that nothing has to scan |
 //! | `tl:view` | digest and epoch of the last view that somebody asked about |
 //! | `tl:user:{<user>}` | hash, one field for each device; runs out a `presence_ttl` after the last login |

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use trunkline_router::membership::{NodeRecord, NodeState, View, promise_ms};
+use trunkline_router::membership::{NodeRecord, NodeState, View};
 use trunkline_router::redis::{
     AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
@@ -79,7 +79,7 @@ enum Answer {
     },
     Compared(Compared),
     /// The names of nodes that were there within the hour.
-    Listed(Result<Vec<String>, PlaneError>),
+    Listed(Result<Vec<(String, String)>, PlaneError>),
     /// Presence was written for a node.
     WroteFor {
         node: String,
@@ -142,10 +142,9 @@ pub(super) struct Task {
     asks_admission: Option<oneshot::Sender<()>>,
     admitted: bool,
     waits: Option<String>,
-    /// The names of nodes that were there within the hour when this one asked to be let in, and whether they were asked for.
-    listed: Option<Vec<String>>,
+    /// Whether it is known which nodes were there within the hour when this one asked to be let in, and whether they were asked for.
+    listed: bool,
     listing: bool,
-    begun: Instant,
     patience: Patience,
     polled: Instant,
     /// The turns of each shard, and how many beats it has had none.
@@ -219,9 +218,8 @@ impl Task {
             asks_admission: None,
             admitted: false,
             waits: None,
-            listed: None,
+            listed: false,
             listing: false,
-            begun: Instant::now(),
             patience: Patience::default(),
             polled: Instant::now(),
             turns: Vec::new(),
@@ -490,7 +488,10 @@ impl Task {
                 self.agent.answered(now_ms, *question, reply);
             }
             Answer::Compared(compared) => self.compared(now_ms, compared),
-            Answer::Listed(Ok(names)) => self.listed = Some(names),
+            Answer::Listed(Ok(nodes)) => {
+                self.listed = true;
+                self.agent.note_ghosts(now_ms, &nodes);
+            }
             // It is asked for again.
             Answer::Listed(Err(_)) => self.listing = false,
             Answer::WroteFor { node, life, memo } => {
@@ -590,9 +591,9 @@ impl Task {
     }
 
     /// Lets a lease time pass before this node is anybody's home if nodes were here of which Redis has no lease: they may not reach Redis and
-    /// serve on, until they learn that this process has begun.
+    /// serve on, until they learn that this process has begun. They are called at until then.
     fn ghosts(&mut self, records: &[NodeRecord]) -> Admission {
-        let Some(listed) = &self.listed else {
+        if !self.listed {
             if !std::mem::replace(&mut self.listing, true) {
                 let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
                 self.answers.spawn(async move {
@@ -601,24 +602,13 @@ impl Task {
                 });
             }
             return Admission::Waits("asking Redis which nodes were here".to_owned());
-        };
+        }
         let own = self.agent.name();
         if records.iter().any(|record| record.name != own && record.state == NodeState::Active) {
             // Nobody serves without Redis whom those that have it, and have dialed this node, do not vouch for.
             return Admission::Open;
         }
-        if let Some(why) = self.agent.waits_for_elders(now_ms()) {
-            return Admission::Waits(why);
-        }
-        let has_lease = |name: &String| name == own || records.iter().any(|record| record.name == *name);
-        let ghosts: Vec<&str> = listed.iter().filter(|name| !has_lease(name)).map(String::as_str).collect();
-        if ghosts.is_empty() || self.begun.elapsed() >= Duration::from_millis(promise_ms(self.lease_ms)) {
-            return Admission::Open;
-        }
-        Admission::Waits(format!(
-            "waiting for a lease time, since {} had a lease within the hour and may serve without Redis",
-            ghosts.join(", ")
-        ))
+        self.agent.waits_for_elders(now_ms()).map_or(Admission::Open, Admission::Waits)
     }
 
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
@@ -779,7 +769,7 @@ impl Task {
         let status = ClusterStatus {
             state: state_word(self.agent.heart().state()),
             fenced: self.agent.heart().fenced(),
-            waits: self.waits.clone(),
+            waits: self.waits.clone().or_else(|| self.agent.waits_to_return(now_ms())),
             holder: self.holder.clone(),
             digest: view.digest,
             members,

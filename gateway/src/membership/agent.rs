@@ -1,13 +1,14 @@
 //! The one decision maker: when the lease is renewed and the view asked for, what follows from the answers, and what the shards are told.
 
+use super::elders::Elders;
 use super::heart::{Ask, Heart};
 use super::memo::{Change, End, Memo, Seen, WRITES_MAX};
 use super::peers::Peers;
 use super::sight::Sight;
 use super::{LinkWord, MeshNews, state_word};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use trunkline_router::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View, promise_ms};
+use trunkline_router::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View};
 use trunkline_router::redis::Renewal;
 
 /// What is asked of Redis.
@@ -87,13 +88,6 @@ pub(crate) enum Action {
 }
 
 /// A node that was active while this one was joining.
-#[derive(Debug)]
-struct Elder {
-    mesh: String,
-    /// When Redis last had a lease of it.
-    leased_ms: u64,
-}
-
 /// The part of one node in its cluster. Times are milliseconds of [`crate::clock`].
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -120,10 +114,10 @@ pub(crate) struct Agent {
     silent: Vec<Reach>,
     /// It has been in the ring.
     was_active: bool,
-    /// Until then: when it got its first lease, the nodes that were active since, and whether one of them had a lease as of the last poll.
-    begun_ms: u64,
-    elders: BTreeMap<String, Elder>,
-    elders_lead: bool,
+    /// Those it waits for until then.
+    elders: Elders,
+    /// It was fenced while it was in the ring, and is to be active again when those that may have taken over know of it.
+    returns: bool,
     /// A shard does not turn: the lease is let go, so that others take over.
     stands: bool,
     peers: Peers,
@@ -154,9 +148,8 @@ impl Agent {
             was_fenced: false,
             silent: Vec::new(),
             was_active: false,
-            begun_ms: 0,
-            elders: BTreeMap::new(),
-            elders_lead: false,
+            elders: Elders::default(),
+            returns: false,
             stands: false,
             peers: Peers::default(),
             sight: Sight::default(),
@@ -217,29 +210,21 @@ impl Agent {
     /// A lease is granted, maybe the first.
     fn begins(&mut self, now_ms: u64) {
         if self.heart.incarnation() == 0 {
-            self.begun_ms = now_ms;
+            self.elders.begin(now_ms, std::iter::empty());
         }
     }
 
     /// Why this node, should no other be active by what Redis says, may not be so yet; `None` if it may.
-    ///
-    /// Nodes of which Redis has no lease any more may serve without it, until they learn that this process has begun: their lease, counted from
-    /// when they were called at, has to be over. Where there were none Redis may just have lost its data: the others write their leases again
-    /// with their next beats.
     pub(crate) fn waits_for_elders(&self, now_ms: u64) -> Option<String> {
-        if self.was_active || self.elders_lead {
-            return None;
+        if self.was_active { None } else { self.elders.waits(now_ms, self.heart.lease_ms(), self.beat_ms) }
+    }
+
+    /// Nodes that were here and have no lease any more, by name and mesh address, or an empty text where that is not known.
+    pub(crate) fn note_ghosts(&mut self, now_ms: u64, ghosts: &[(String, String)]) {
+        for (name, mesh) in ghosts.iter().filter(|(name, _)| *name != self.record.name) {
+            self.elders.add(now_ms, name, mesh);
         }
-        let called_ms = 2 * self.beat_ms;
-        let over_ms = promise_ms(self.heart.lease_ms()) + called_ms;
-        let serves = self.elders.iter().filter(|(_, elder)| now_ms < elder.leased_ms.saturating_add(over_ms));
-        let names: Vec<&str> = serves.map(|(name, _)| name.as_str()).collect();
-        if !names.is_empty() {
-            let names = names.join(", ");
-            return Some(format!("waiting for a lease time, since {names} had a lease and may serve without Redis"));
-        }
-        let alone = now_ms < self.begun_ms.saturating_add(called_ms);
-        alone.then(|| "waiting for others to renew their leases, should Redis have lost them".to_owned())
+        self.call_elders();
     }
 
     /// Takes note of who is active while this node is not.
@@ -247,19 +232,38 @@ impl Agent {
         if self.was_active {
             return self.elders.clear();
         }
-        let leads = |record: &&NodeRecord| record.state == NodeState::Active && record.name != self.record.name;
-        self.elders_lead = false;
-        for record in records.iter().filter(leads) {
-            self.elders_lead = true;
-            let elder = Elder { mesh: record.mesh.clone(), leased_ms: now_ms };
-            if self.elders.insert(record.name.clone(), elder).is_none() {
-                self.actions.push_back(Action::Call { node: record.name.clone(), mesh: record.mesh.clone() });
-            }
+        let new = self.elders.note(now_ms, &self.record.name, records);
+        self.actions.extend(new.into_iter().map(|(node, mesh)| Action::Call { node, mesh }));
+    }
+
+    fn call_elders(&mut self) {
+        if !self.was_active {
+            self.actions.extend(self.elders.calls().map(|(node, mesh)| Action::Call { node, mesh }));
         }
-        // Who says that it leaves serves no longer than its lease.
-        for record in records.iter().filter(|record| record.state != NodeState::Active) {
-            self.elders.remove(&record.name);
+    }
+
+    /// A life begins after a fence. Others may have taken over, and those among them that do not reach Redis cannot know that this node is back.
+    fn begin_again(&mut self, now_ms: u64) {
+        self.was_active = false;
+        let view = self.heart.view();
+        let others = view.members.iter().filter(|member| member.name != self.record.name);
+        let active = others.filter(|member| member.state == NodeState::Active);
+        self.elders.begin(now_ms, active.map(|member| (&*member.name, &*member.mesh)));
+        self.call_elders();
+    }
+
+    /// It is active again after a fence, if nobody is waited for.
+    fn come_back(&mut self, now_ms: u64) {
+        if self.returns && self.heart.fenced().is_none() && self.waits_for_elders(now_ms).is_none() {
+            self.returns = false;
+            self.heart.set_state(NodeState::Active);
+            self.next_beat_ms = now_ms;
         }
+    }
+
+    /// Why a node that was fenced is not active again yet; `None` if that is not so.
+    pub(crate) fn waits_to_return(&self, now_ms: u64) -> Option<String> {
+        if self.returns { self.waits_for_elders(now_ms) } else { None }
     }
 
     /// The shards run: so many have to be told of views.
@@ -269,7 +273,10 @@ impl Agent {
 
     /// The next step of the node's life. [`Action::StateKnown`] or [`Action::StateUntold`] follows, for the latest one.
     pub(crate) fn set_state(&mut self, now_ms: u64, state: NodeState) {
-        self.heart.set_state(state);
+        self.returns &= state == NodeState::Active;
+        if !self.returns {
+            self.heart.set_state(state);
+        }
         self.awaited = Some(state);
         self.next_beat_ms = now_ms;
     }
@@ -351,6 +358,7 @@ impl Agent {
             self.next_beat_ms = now_ms;
         }
         self.was_fenced = fenced;
+        self.come_back(now_ms);
         if now_ms >= self.next_beat_ms {
             // A beat that was missed is not made up for. What is under way from the last one is left alone: it has a bound of its own.
             self.next_beat_ms = now_ms + self.beat_ms;
@@ -359,10 +367,7 @@ impl Agent {
                 self.ask_lease(now_ms);
             }
             self.poll(now_ms);
-            if !self.was_active {
-                let calls = self.elders.iter().map(|(node, elder)| (node.clone(), elder.mesh.clone()));
-                self.actions.extend(calls.map(|(node, mesh)| Action::Call { node, mesh }));
-            }
+            self.call_elders();
             if self.lacks_redis(now_ms) && !fenced && !self.stands {
                 self.ask_peers(now_ms);
                 self.probe_the_silent(now_ms);
@@ -567,6 +572,10 @@ impl Agent {
         self.record.renewals += 1;
         // Whether it is fenced is found out here, and the record says so.
         let ask = self.heart.ask(now_ms);
+        if self.heart.fenced().is_some() && self.heart.state() == NodeState::Active {
+            self.returns = true;
+            self.heart.set_state(NodeState::Joining);
+        }
         let mut record = self.record();
         // From the first moment of a new incarnation on, until all is written again.
         record.mending |= ask == Ask::Acquire;
@@ -625,7 +634,11 @@ impl Agent {
                 match reply {
                     Reply::Acquired(incarnation) => {
                         self.begins(now_ms);
+                        let life = self.heart.life();
                         if self.heart.acquired(sent_ms, now_ms, incarnation) {
+                            if life != 0 && self.heart.life() != life {
+                                self.begin_again(now_ms);
+                            }
                             self.polling = None;
                             self.poll(now_ms);
                             self.actions.push_back(Action::Reincarnated(incarnation));

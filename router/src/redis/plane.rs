@@ -136,9 +136,10 @@ impl Plane {
     pub async fn acquire(&self, record: &NodeRecord, ttl_ms: u64) -> Result<u64, AcquireError> {
         let json = record.to_json().map_err(PlaneError::from)?;
         let token = format!("{:016x}", rand::random::<u64>());
-        let (lease, counter) = (lease_key(&record.name), counter_key(&record.name));
-        let args = vec![token.into(), json.into(), ttl_ms.to_string().into(), record.incarnation.to_string().into()];
-        let answer = self.call(&self.scripts.acquire, [lease.as_str(), counter.as_str()], args).await?;
+        let keys = [lease_key(&record.name), counter_key(&record.name), mesh_key(&record.name)];
+        let numbers = [ttl_ms, record.incarnation].map(|number| number.to_string().into());
+        let args = [token.into(), json.into()].into_iter().chain(numbers).chain([record.mesh.as_str().into()]);
+        let answer = self.call(&self.scripts.acquire, keys.each_ref().map(String::as_str), args.collect()).await?;
         let mut parts = texts(answer).into_iter();
         let mut next = || parts.next().flatten();
         match next().as_deref() {
@@ -177,9 +178,10 @@ impl Plane {
     pub async fn restore(&self, record: &NodeRecord, ttl_ms: u64) -> Result<Renewal, PlaneError> {
         let json = record.to_json()?;
         let token = format!("{:016x}", rand::random::<u64>());
-        let (lease, counter) = (lease_key(&record.name), counter_key(&record.name));
-        let args = vec![record.incarnation.to_string().into(), token.into(), json.into(), ttl_ms.to_string().into()];
-        let answer = self.call(&self.scripts.restore, [lease.as_str(), counter.as_str()], args).await?;
+        let keys = [lease_key(&record.name), counter_key(&record.name), mesh_key(&record.name)];
+        let (incarnation, ttl_ms_text) = (record.incarnation.to_string(), ttl_ms.to_string());
+        let args = [incarnation, token, json, ttl_ms_text, record.mesh.clone()].map(Value::from).into();
+        let answer = self.call(&self.scripts.restore, keys.each_ref().map(String::as_str), args).await?;
         self.renewal(&record.name, ttl_ms, answer, "restore").await
     }
 
@@ -244,15 +246,21 @@ impl Plane {
         Ok(records)
     }
 
-    /// The names on the list of nodes: of those with a lease, and of those that had one within the hour and have not given it up.
+    /// The names on the list of nodes, of those with a lease, and of those that had one within the hour and have not given it up; and the mesh
+    /// address that each had, or an empty text where Redis does not know it.
     ///
     /// # Errors
     /// If Redis did not work.
-    pub async fn listed(&self) -> Result<Vec<String>, PlaneError> {
+    pub async fn listed(&self) -> Result<Vec<(String, String)>, PlaneError> {
         let last = (2 * NODES_MAX as i64 - 1).to_string();
         // The latest first: whoever has been gone for longest is of least account.
         let names = self.command("ZREVRANGE", vec!["tl:nodes".into(), "0".into(), last.into()]).await?;
-        Ok(texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok()).collect())
+        let names = texts(names).into_iter().flatten().filter(|name| check_name(name).is_ok());
+        let meshes = names.map(|name| async move {
+            let mesh = self.command("GET", vec![mesh_key(&name).into()]).await?;
+            Ok((name, mesh.as_string().unwrap_or_default()))
+        });
+        join_all(meshes).await.into_iter().collect()
     }
 
     /// The epoch that the cluster has agreed on for the view with this digest, where `known` is the caller's own. Never below
@@ -495,6 +503,10 @@ fn lease_key(name: &str) -> String {
 
 fn counter_key(name: &str) -> String {
     format!("tl:incarnation:{{{name}}}")
+}
+
+fn mesh_key(name: &str) -> String {
+    format!("tl:mesh:{{{name}}}")
 }
 
 fn user_key(user: u64) -> String {

@@ -393,7 +393,7 @@ impl Fleet {
             cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));
-        process.pulse.serve(now_us, self.redis.has_ghosts(now_us));
+        process.pulse.serve(now_us, &self.redis.listed());
     }
 
     /// The process has ended, or is made to.
@@ -583,7 +583,7 @@ impl Fleet {
                     for shard in 0..shards.shards() {
                         shards.request(shard, Control::Resume);
                     }
-                    pulse.serve(now_us, false);
+                    pulse.serve(now_us, &[]);
                 }
             }
             Relief::Heal { from, to } => {

@@ -8,7 +8,7 @@ use crate::io::sim::{Clock, Rng};
 use crate::membership::{Action, Agent, Heart, Question, Reply, Request};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use trunkline_router::membership::{NodeRecord, NodeState, Reach, promise_ms};
+use trunkline_router::membership::{NodeRecord, NodeState, Reach};
 
 /// How long a question to Redis may take: two commands of half a second.
 const ROUND_TRIP_US_MAX: u64 = 1_000_000;
@@ -56,8 +56,8 @@ pub(super) struct Pulse {
     stirred: bool,
     /// Without a lease it does not look before this.
     starts_us: u64,
-    /// It is to become active, from this time on if the others let it in.
-    active_us: Option<u64>,
+    /// It is to become active as soon as the others let it in.
+    active: bool,
     /// It was let in.
     admitted: bool,
     /// The nodes as of the last poll.
@@ -87,7 +87,7 @@ impl Pulse {
             step_count: 0,
             stirred: true,
             starts_us: 0,
-            active_us: None,
+            active: false,
             admitted: false,
             polled: None,
             probes: Vec::new(),
@@ -163,8 +163,8 @@ impl Pulse {
     fn look(&mut self, now_us: u64, mut tell: impl FnMut(usize, Control) -> bool) {
         self.stirred = false;
         self.find_joining(now_us);
-        if self.active_us.is_some_and(|active_us| active_us <= now_us) && self.is_let_in(now_us) {
-            self.active_us = None;
+        if self.active && self.is_let_in(now_us) {
+            self.active = false;
             self.agent.set_state(self.mono_ms(now_us), NodeState::Active);
         }
         self.agent.look(self.mono_ms(now_us));
@@ -302,10 +302,10 @@ impl Pulse {
     }
 
     /// The shards run.
-    pub(super) fn serve(&mut self, now_us: u64, ghosts: bool) {
+    pub(super) fn serve(&mut self, now_us: u64, listed: &[(String, String)]) {
         self.life = Life::Running;
-        let wait_us = if ghosts { promise_ms(self.lease_ms) * 1_000 } else { 0 };
-        self.active_us = Some(now_us + wait_us);
+        self.active = true;
+        self.agent.note_ghosts(self.mono_ms(now_us), listed);
         if !self.admitted {
             self.agent.set_state(self.mono_ms(now_us), NodeState::Joining);
         }
@@ -315,7 +315,7 @@ impl Pulse {
 
     /// The node is to leave the ring, for good or until it is called back.
     pub(super) fn drain(&mut self, now_us: u64, ends: bool) {
-        self.active_us = None;
+        self.active = false;
         self.life = Life::Leaving { ends };
         self.agent.set_state(self.mono_ms(now_us), NodeState::Draining);
         self.stirred = true;

@@ -17,8 +17,8 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Redis {
     leases: BTreeMap<String, Held>,
-    /// Names of nodes that had a lease and have not given it up.
-    listed: BTreeSet<String>,
+    /// Nodes that had a lease and have not given it up, and the mesh address of each.
+    listed: BTreeMap<String, String>,
     incarnations: BTreeMap<String, u64>,
     view: (u64, u64),
     /// Answers nobody.
@@ -42,13 +42,13 @@ impl Redis {
 
     fn hold(&mut self, now_us: u64, record: NodeRecord, ttl_ms: u64) {
         let held = Held { incarnation: record.incarnation, expires_us: now_us + ttl_ms * 1_000, record };
-        self.listed.insert(held.record.name.clone());
+        self.listed.insert(held.record.name.clone(), held.record.mesh.clone());
         self.leases.insert(held.record.name.clone(), held);
     }
 
-    /// Whether a node that is listed has no lease.
-    pub(super) fn has_ghosts(&self, now_us: u64) -> bool {
-        self.listed.iter().any(|name| self.held(now_us, name).is_none())
+    /// The nodes that are listed.
+    pub(super) fn listed(&self) -> Vec<(String, String)> {
+        self.listed.iter().map(|(name, mesh)| (name.clone(), mesh.clone())).collect()
     }
 
     /// `acquire.lua`: a new incarnation, unless somebody holds the name.

@@ -5,7 +5,9 @@
 -- caller's own, and not below the time in milliseconds; so it grows although Redis has lost its data, or its clock was ahead before. A call
 -- that is repeated with its own token, because the answer was lost, gets the same incarnation again.
 --
--- KEYS: lease, counter (one slot). ARGV: token, record, time to live in ms, the caller's incarnation or 0.
+-- The mesh address stays when the lease has run out: whoever begins then may have to call there.
+--
+-- KEYS: lease, counter, mesh address (one slot). ARGV: token, record, time to live in ms, the caller's incarnation or 0, mesh address.
 -- Answers {'granted', incarnation} or {'taken', ms left, record of the holder}.
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -23,5 +25,6 @@ local last = tonumber(redis.call('GET', KEYS[2]) or '0') or 0
 -- All are below 2^53, so a double holds them.
 local incarnation = string.format('%.0f', math.max(last + 1, now_ms, tonumber(ARGV[4]) + 1))
 redis.call('SET', KEYS[2], incarnation)
+redis.call('SET', KEYS[3], ARGV[5])
 redis.call('SET', KEYS[1], incarnation .. '\n' .. ARGV[1] .. '\n' .. ARGV[2], 'PX', ARGV[3])
 return {'granted', incarnation}

@@ -2,7 +2,7 @@
 --
 -- Guarantees: another's lease is not touched, and no incarnation comes back after a later one of the same name.
 --
--- KEYS: lease, counter (one slot). ARGV: incarnation, token, record, time to live in ms. Answers 'renewed' or 'taken'.
+-- KEYS: lease, counter, mesh address (one slot). ARGV: incarnation, token, record, time to live in ms, mesh address. Answers 'renewed' or 'taken'.
 local held = redis.call('GET', KEYS[1])
 local token = ARGV[2]
 if held then
@@ -18,5 +18,6 @@ if last > tonumber(ARGV[1]) then
   return 'taken'
 end
 redis.call('SET', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[3], ARGV[5])
 redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. token .. '\n' .. ARGV[3], 'PX', ARGV[4])
 return 'renewed'
