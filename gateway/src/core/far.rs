@@ -475,13 +475,23 @@ impl Shard {
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            FarRecord::Register { user, .. } => self.answer_far(back.node, user, &record),
+            FarRecord::Register { user, seat, session, .. } => {
+                let is_home = matches!(self.home(user), Home::There { node, .. } if node == back.node);
+                let waits = session == 0 && self.is_asked(back.node, seat.conn, user);
+                // Who is not the home any more must not learn of it now: behind what it was told last, it would keep the session.
+                if waits || (session != 0 && is_home) {
+                    self.answer_far(back.node, user, &record);
+                }
+            }
+            FarRecord::Settled { digest, .. } | FarRecord::SettledShards { digest, .. } => {
+                let is_present = self.directory.routing.as_ref().is_some_and(|routing| routing.digest() == digest);
+                // The node is told all again, and that it was all, when there is a link to it.
+                if let Some(mesh) = self.mesh.as_mut().filter(|_| is_present) {
+                    mesh.pass_over(back.node);
+                }
+            }
             // Who asked hears in time that there was no answer.
-            FarRecord::KickUser { .. }
-            | FarRecord::KickDone { .. }
-            | FarRecord::Settled { .. }
-            | FarRecord::SettledShards { .. }
-            | FarRecord::Memo { .. } => {}
+            FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }
     }
 }

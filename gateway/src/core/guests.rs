@@ -158,7 +158,7 @@ impl Shard {
     }
 
     /// Whether a login waits for the answer of this node.
-    fn is_asked(&mut self, node: NodeKey, conn: ConnId, user: u64) -> bool {
+    pub(crate) fn is_asked(&mut self, node: NodeKey, conn: ConnId, user: u64) -> bool {
         let waiting = self.directory.registrations.at(conn.slot);
         waiting.is_some_and(|waiting| (waiting.home, waiting.generation, waiting.user) == (node, conn.generation, user))
     }
