@@ -5,6 +5,7 @@
 
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
+use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
@@ -217,6 +218,18 @@ impl Budget {
                 flags: &["--shards"],
             },
         ];
+        if limits.addresses_known {
+            let counted = u64::from(limits.addresses_max);
+            terms.push(Term {
+                name: "client addresses",
+                bytes: (connections * PEER_BYTES).saturating_add(counted * crate::addresses::ENTRY_BYTES),
+                how: format!(
+                    "{PEER_BYTES} B for each connection, and {counted} addresses that are counted, {} B each",
+                    crate::addresses::ENTRY_BYTES
+                ),
+                flags: &["--connections-max"],
+            });
+        }
         if let Some(presence_queue) = presence_queue {
             let remotes = u64::from(limits.remote_sessions_max);
             terms.push(Term {

@@ -1,5 +1,6 @@
 //! The configuration: flags over environment over file over defaults, judged as a whole before anything starts.
 
+mod addresses;
 mod cluster;
 mod file;
 mod fit;
@@ -28,6 +29,7 @@ use resolve::{Judge, known};
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
+use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
 use std::collections::HashMap;
 use std::fmt;
@@ -65,6 +67,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Which requests become WebSockets.
     pub upgrade: upgrade::Rules,
+    /// The proxies in front of the node.
+    pub proxies: Proxies,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
     /// Most bytes the memory budget may come to.

@@ -40,6 +40,8 @@ impl Wire {
     pub(crate) const HTTP: Wire = Wire(1);
     /// Messages of a WebSocket.
     pub(crate) const WEBSOCKET: Wire = Wire(2);
+    /// A PROXY header has to come first; what follows it is not known yet.
+    pub(crate) const PROXIED: Wire = Wire(3);
     const KIND: u8 = 3;
 
     /// The outbox holds bytes to be sent as they are, see [`seal`](crate::transport::outbound::seal).
@@ -54,6 +56,14 @@ impl Wire {
     /// The transport alone.
     pub(crate) fn kind(self) -> Wire {
         Wire(self.0 & Self::KIND)
+    }
+    /// Whether a PROXY header has to come first.
+    pub(crate) fn awaits_header(self) -> bool {
+        self.kind() == Wire::PROXIED
+    }
+    /// Puts the frames into something else.
+    pub(crate) fn change_kind(&mut self, kind: Wire) {
+        self.0 = self.0 & !Self::KIND | kind.0 & Self::KIND;
     }
     /// Whether bytes and frames are the same.
     #[inline]

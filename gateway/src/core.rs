@@ -9,8 +9,11 @@
 //! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
 //! (ending a user's sessions wherever they are).
 //!
+//! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
+//!
 //! Connections that are not native have a step more on either side: `wrap` (bytes to frames), `transport::outbound` (frames to bytes).
 
+mod addresses;
 mod decode;
 mod far;
 mod flush;
@@ -27,9 +30,10 @@ mod trunk;
 pub(crate) mod wrap;
 
 use crate::control::{Control, ControlPort, SessionInfo};
-use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
+use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
+pub(crate) use addresses::{Known, PEER_BYTES};
 use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
@@ -218,7 +222,7 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
-            Completion::Accept { listener, result, more } => self.on_accept(listener, result, more),
+            Completion::Accept { listener, result, more, peer } => self.on_accept(listener, result, more, peer),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
             Completion::Closed { slot } => self.shard.closed(slot),
             Completion::HandedOver { conn, result } => {
@@ -243,7 +247,7 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+    fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, peer: Option<Peer>) {
         if usize::from(listener) == self.listeners.len() {
             return self.on_mesh_accept(listener, result, more);
         }
@@ -255,7 +259,7 @@ impl<I: Io> Core<I> {
         match result {
             Ok(slot) => {
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
-                self.shard.accepted(slot);
+                self.shard.accepted(slot, peer);
             }
             Err(errno::ECANCELED) => {}
             Err(_) => {
@@ -296,7 +300,9 @@ impl<I: Io> Core<I> {
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
         // The bucket holds what one tick brings, and the part of one login that was left over before.
         self.login_allowance = (self.login_allowance + earned).min(logins_per_sec * TICK_MS + 999);
-        let multishot = logins_per_sec == 0 && many;
+        // A multishot accept cannot tell who connects.
+        let with_peer = self.shard.addresses.are_needed();
+        let multishot = logins_per_sec == 0 && many && !with_peer;
         let singles = match logins_per_sec {
             0 => ACCEPTS_MAX,
             _ => ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX),
@@ -335,7 +341,11 @@ impl<I: Io> Core<I> {
                 while accepting.armed < singles && armed < free {
                     accepting.armed += 1;
                     armed += 1;
-                    self.io.accept(listener, false);
+                    if with_peer {
+                        self.io.accept_with_peer(listener);
+                    } else {
+                        self.io.accept(listener, false);
+                    }
                 }
             }
         }

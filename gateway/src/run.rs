@@ -181,6 +181,7 @@ async fn control(
         limits: config.limits().clone(),
         auth: auth.clone(),
         upgrade: Arc::new(upgrade),
+        proxies: Arc::new(config.proxies.clone()),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {

@@ -8,6 +8,7 @@
 //! A shard that panics ends alone: the panic is caught around its turn, the other shards go on and tell their clients to go elsewhere, and only then
 //! does the process end.
 
+use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::ClusterSecret;
@@ -20,6 +21,7 @@ use crate::mailbox::{Mailboxes, mailboxes};
 use crate::mesh::handshake;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -53,6 +55,8 @@ pub struct ShardsConfig {
     pub auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub upgrade: Arc<upgrade::Rules>,
+    /// Who says for others where they are.
+    pub proxies: Arc<Proxies>,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
@@ -149,6 +153,12 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let limits = config.limits.with_accepting(accepting, count);
+    let address_book = AddressBook::new(PerAddress {
+        open_max: limits.address_connections_max,
+        per_sec: limits.address_connections_per_sec,
+        addresses_max: limits.addresses_max,
+    });
+    let address_book = address_book.map(Arc::new);
     for (shard, mut listeners) in (0..count).zip(config.listeners) {
         let client_listeners = listeners.len() as u16;
         let mut cluster = cluster.clone();
@@ -174,6 +184,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 limits: limits.clone(),
                 auth: config.auth.clone(),
                 upgrade: config.upgrade.clone(),
+                proxies: config.proxies.clone(),
+                address_book: address_book.clone(),
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
@@ -406,6 +418,7 @@ mod tests {
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
             auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
             upgrade: Arc::default(),
+            proxies: Arc::default(),
             listeners: listeners.by_shard,
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,

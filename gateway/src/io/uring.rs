@@ -4,14 +4,15 @@
 
 use super::buffers::{BUFFER_GROUP, BufferRing};
 use super::{
-    BufId, Completion, ConnId, DIAL_TIMEOUT, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, ReadOp, SendId,
+    BufId, Completion, ConnId, DIAL_TIMEOUT, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, Peer, ReadOp,
+    SendId,
 };
 use crate::limits::Limits;
 use crate::waker::Waker;
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::rand::GetRandomFlags;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -60,6 +61,8 @@ enum Tag {
     Install,
     /// A dial that failed before it reached the kernel.
     DialFailed,
+    /// An accept that tells who connected.
+    AcceptWithPeer,
 }
 
 const TAG_SHIFT: u32 = 56;
@@ -68,7 +71,7 @@ const DIAL_ERRNO_BITS: u32 = TAG_SHIFT - 32;
 const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
 
 impl Tag {
-    const ALL: [Tag; 15] = [
+    const ALL: [Tag; 16] = [
         Tag::Ignore,
         Tag::Accept,
         Tag::Poll,
@@ -84,6 +87,7 @@ impl Tag {
         Tag::Connect,
         Tag::Install,
         Tag::DialFailed,
+        Tag::AcceptWithPeer,
     ];
 
     fn with(self, rest: u64) -> u64 {
@@ -119,6 +123,14 @@ struct Dialing {
     place: RawFd,
 }
 
+/// An accept under way, and the memory into which the kernel writes who connected. Boxed, so that it stays where it is.
+#[derive(Debug)]
+struct Accepting {
+    listener: u16,
+    address: SockAddrStorage,
+    len: libc::socklen_t,
+}
+
 /// Ring descriptors of all shards of the process, by shard; filled while they start.
 pub(crate) type RingFds = Arc<Vec<OnceLock<RawFd>>>;
 
@@ -134,6 +146,8 @@ pub(crate) struct Uring {
     sends_withdrawn: VecDeque<u32>,
     /// A few at a time, one for each node of a cluster at most.
     dials: Vec<Option<Box<Dialing>>>,
+    /// Accepts that tell who connected: some dozens at a time.
+    accepts: Vec<Option<Box<Accepting>>>,
     /// `None` once closed.
     listeners: Vec<Option<TcpListener>>,
     /// Its eventfd is registered with the ring.
@@ -183,6 +197,7 @@ impl Uring {
             sends_next: Vec::new(),
             sends_withdrawn: VecDeque::new(),
             dials: Vec::new(),
+            accepts: Vec::new(),
             listeners: listeners.into_iter().map(Some).collect(),
             _waker: waker,
             ring_fds,
@@ -284,7 +299,14 @@ impl Uring {
         Some(match tag {
             Tag::Ignore => return None,
             Tag::Accept => {
-                Completion::Accept { listener: user_data as u16, result: count().map(|slot| slot as u32), more }
+                let result = count().map(|slot| slot as u32);
+                Completion::Accept { listener: user_data as u16, result, more, peer: None }
+            }
+            Tag::AcceptWithPeer => {
+                let accept = self.accepts[user_data as u32 as usize].take().expect("a single accept completes once");
+                let (result, listener) = (count().map(|slot| slot as u32), accept.listener);
+                let peer = result.is_ok().then(|| accept.peer());
+                Completion::Accept { listener, result, more: false, peer }
             }
             Tag::Poll => Completion::Readable { conn: conn_of(user_data), result: unit() },
             Tag::Recv | Tag::Multishot => Completion::Recv {
@@ -375,6 +397,15 @@ impl Uring {
     }
 }
 
+impl Accepting {
+    /// Who connected. To be called when the kernel has written that.
+    fn peer(self) -> Peer {
+        // SAFETY: the kernel has written a socket's address of `len` bytes, or left the zeroes it found; both are valid for the storage.
+        let address = unsafe { SockAddr::new(self.address, self.len) };
+        address.as_socket().map_or(Peer::Unix, Peer::Address)
+    }
+}
+
 impl Io for Uring {
     fn enter(&mut self, wait_micros: u32) -> usize {
         self.queue_sends();
@@ -425,9 +456,36 @@ impl Io for Uring {
         self.push_plain(&entry.user_data(Tag::Accept.with(listener.into())));
     }
 
+    fn accept_with_peer(&mut self, listener: u16) {
+        let fd = Fd(self.listeners[usize::from(listener)]
+            .as_ref()
+            .expect("nobody accepts from a closed listener")
+            .as_raw_fd());
+        let index = self.accepts.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.accepts.push(None);
+            self.accepts.len() - 1
+        });
+        let address = SockAddrStorage::zeroed();
+        let len = address.size_of();
+        let accept = self.accepts[index].insert(Box::new(Accepting { listener, address, len }));
+        let entry = opcode::Accept::new(fd, (&raw mut accept.address).cast(), &raw mut accept.len)
+            .file_index(Some(DestinationSlot::auto_target()))
+            .build()
+            .user_data(Tag::AcceptWithPeer.with(index as u64));
+        // SAFETY: the kernel writes address and length of a boxed accept that `accepts` owns, unmoved and untouched until the completion of this very
+        // operation takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
+        unsafe { self.push(&entry) };
+    }
+
     fn accept_cancel(&mut self, listener: u16) {
         let all = CancelBuilder::user_data(Tag::Accept.with(listener.into())).all();
         self.push_plain(&opcode::AsyncCancel2::new(all).build().user_data(Tag::Ignore.with(0)));
+        for index in 0..self.accepts.len() {
+            if self.accepts[index].as_ref().is_some_and(|accept| accept.listener == listener) {
+                let target = Tag::AcceptWithPeer.with(index as u64);
+                self.push_plain(&opcode::AsyncCancel::new(target).build().user_data(Tag::Ignore.with(0)));
+            }
+        }
     }
 
     fn stop_listening(&mut self, listener: u16) {

@@ -1,5 +1,6 @@
 //! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
+use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
@@ -61,6 +62,8 @@ pub(super) struct Node {
     rng: Rng,
     seats: Vec<Seat>,
     mailboxes: Mailboxes,
+    /// The open connections of each address.
+    address_book: Option<Arc<AddressBook>>,
     /// Writes letters that mean nothing, to fill mailboxes.
     stuffing: Outgoing,
     /// How long shards were paused, all together; their timers stand still meanwhile.
@@ -71,6 +74,9 @@ impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
         let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, cluster } = config;
         let mail = mailboxes(shards);
+        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node has none, and accepts by multishot.
+        let limits_of_addresses = PerAddress { open_max: u32::MAX, per_sec: 0, addresses_max: u32::MAX };
+        let address_book = if seed % 2 == 0 { AddressBook::new(limits_of_addresses).map(Arc::new) } else { None };
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
             let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
@@ -81,6 +87,8 @@ impl Node {
                 limits: limits.clone(),
                 auth: auth.clone(),
                 upgrade: Arc::default(),
+                proxies: Arc::default(),
+                address_book: address_book.clone(),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
@@ -98,6 +106,7 @@ impl Node {
             seats: seats.collect(),
             stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
+            address_book,
             paused_us: 0,
         }
     }
@@ -269,6 +278,7 @@ impl Node {
                 assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
             }
             assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
+            assert!(self.address_book.as_ref().is_none_or(|book| book.is_empty()), "addresses with open connections");
             assert!(stats.hot.get() <= u64::from(nodes), "shard {shard}: hot connections");
             assert_eq!(stats.mesh_misrouted.get(), 0, "shard {shard}: records for nobody");
             assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");

@@ -3,7 +3,7 @@
 use super::ring::{Ring, Stage, Submission};
 use super::socket::{Found, Segment};
 use super::world::{Event, World};
-use crate::io::{BufId, Completion, ConnId, HandoverToken, OpResult, ReadOp, SendId, errno};
+use crate::io::{BufId, Completion, ConnId, HandoverToken, OpResult, Peer, ReadOp, SendId, errno};
 
 impl World {
     /// Carries out what is queued: all of it, unless the kernel wants completions taken first.
@@ -24,13 +24,13 @@ impl World {
 
     fn carry_out(&mut self, ring: usize, submission: Submission) {
         match submission {
-            Submission::Accept { listener, multishot } => {
+            Submission::Accept { listener, multishot, with_peer } => {
                 if self.rings[ring].listeners[usize::from(listener)].closed {
-                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false };
+                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false, peer: None };
                     self.post(ring, 0, completion, Vec::new());
                     return;
                 }
-                self.arm_accept(ring, listener.into(), multishot);
+                self.arm_accept(ring, listener.into(), multishot, with_peer);
                 self.accept_progress(ring, listener.into());
             }
             Submission::AcceptCancel { listener } => self.cancel_accepts(ring, listener),
@@ -85,7 +85,8 @@ impl World {
     /// Accepts what waits, as far as accepts are armed.
     pub(super) fn accept_progress(&mut self, ring: usize, listener: usize) {
         while let Some(accept) = self.rings[ring].listeners[listener].armed.front() {
-            let (multishot, due_us) = (accept.multishot, accept.due_us);
+            let (multishot, with_peer, due_us) = (accept.multishot, accept.with_peer, accept.due_us);
+            let first = self.rings[ring].listeners[listener].backlog.front().copied();
             if self.rings[ring].listeners[listener].backlog.is_empty() {
                 break;
             }
@@ -93,7 +94,9 @@ impl World {
             let ended = multishot && result.is_ok() && self.rng.chance(self.faults.multishot_end);
             self.tally.multishots_ended += u64::from(ended);
             let more = multishot && result.is_ok() && !ended;
-            let completion = Completion::Accept { listener: listener as u16, result, more };
+            let socket = first.filter(|_| with_peer && result.is_ok());
+            let peer = socket.map(|socket| Peer::Address(World::client_address(socket)));
+            let completion = Completion::Accept { listener: listener as u16, result, more, peer };
             let posted_us = self.post(ring, due_us.max(after_us), completion, Vec::new());
             let armed = &mut self.rings[ring].listeners[listener].armed;
             match armed.front_mut() {
@@ -131,7 +134,7 @@ impl World {
 
     fn cancel_accepts(&mut self, ring: usize, listener: u16) {
         for accept in std::mem::take(&mut self.rings[ring].listeners[usize::from(listener)].armed) {
-            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false };
+            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false, peer: None };
             self.post(ring, accept.due_us, completion, Vec::new());
         }
         self.refuse_backlog(ring, listener.into());

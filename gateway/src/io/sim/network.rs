@@ -2,6 +2,7 @@
 
 use super::socket::{Segment, Socket};
 use super::world::{Event, World};
+use std::net::SocketAddr;
 
 /// What a client's read found.
 #[derive(Debug, Default)]
@@ -25,6 +26,11 @@ impl World {
         }
         let (ring, listener) = *self.rng.pick(&open);
         Some(self.connect_to(ring, listener, window))
+    }
+
+    /// Where a client connects from: each from an address of its own.
+    pub(crate) fn client_address(socket: usize) -> SocketAddr {
+        SocketAddr::from((0x0B00_0000_u32.wrapping_add(socket as u32).to_be_bytes(), 40_000))
     }
 
     /// Connects to a certain listener.

@@ -257,9 +257,9 @@ impl World {
         }
     }
 
-    pub(super) fn ask_accept(&mut self, ring: usize, listener: u16, multishot: bool) {
+    pub(super) fn ask_accept(&mut self, ring: usize, listener: u16, multishot: bool, with_peer: bool) {
         assert!(!self.rings[ring].listeners[usize::from(listener)].closed, "contract: accept on a closed listener");
-        self.push(ring, Submission::Accept { listener, multishot });
+        self.push(ring, Submission::Accept { listener, multishot, with_peer });
     }
 
     /// Closes a listener at once. Accepts that are armed hold on to it until they are cancelled.
@@ -412,8 +412,8 @@ impl World {
     }
 
     /// Arms an accept.
-    pub(super) fn arm_accept(&mut self, ring: usize, listener: usize, multishot: bool) {
-        self.rings[ring].listeners[listener].armed.push_back(Accept { multishot, due_us: 0 });
+    pub(super) fn arm_accept(&mut self, ring: usize, listener: usize, multishot: bool, with_peer: bool) {
+        self.rings[ring].listeners[listener].armed.push_back(Accept { multishot, with_peer, due_us: 0 });
     }
 
     /// Whether something is on its way that will make the shard look into its mailbox, the tick aside.
