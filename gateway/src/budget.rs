@@ -12,6 +12,7 @@ use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
 use crate::startup::StartupError;
+use crate::transport::tls::KEYS_BYTES_MAX;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
 use trunkline_proto::DEVICE_BYTES_MAX;
@@ -54,6 +55,11 @@ pub(crate) const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
 
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
+
+/// What a connection over TLS keeps: its keys, and places in two lists that grow.
+const TLS_BYTES: u64 = KEYS_BYTES_MAX as u64 + 2 * 4 * VEC_GROWTH;
+/// Certificates, those who sign for clients', and the tables of ciphers.
+const TLS_NODE_BYTES: u64 = 2 << 20;
 
 /// One term of the sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +114,10 @@ fn remote_bytes(connections: u64, remotes: u64) -> u64 {
 
 fn queue_head_bytes(connections: u64) -> u64 {
     connections * (size_of::<Outbox>() as u64 + SEND_BYTES)
+}
+
+fn tls_bytes(connections: u64) -> u64 {
+    connections * TLS_BYTES
 }
 
 impl Budget {
@@ -230,6 +240,14 @@ impl Budget {
                 flags: &["--connections-max"],
             });
         }
+        if limits.tls_handshakes_max > 0 {
+            terms.push(Term {
+                name: "TLS",
+                bytes: tls_bytes(each).saturating_mul(shards).saturating_add(TLS_NODE_BYTES),
+                how: format!("keys of {connections} connections, {TLS_BYTES} B each at most, and certificates"),
+                flags: &["--connections-max", "--shards"],
+            });
+        }
         if let Some(presence_queue) = presence_queue {
             let remotes = u64::from(limits.remote_sessions_max);
             terms.push(Term {
@@ -272,7 +290,10 @@ impl Budget {
         let shards = u64::from(config.shards);
         let each = u64::from(config.limits().connections_max);
         let remote = |connections| if config.cluster.is_some() { remote_bytes(connections, connections) } else { 0 };
-        let all = |connections: u64| connections_bytes(connections).saturating_add(remote(connections));
+        let tls = |connections| if config.limits().tls_handshakes_max > 0 { tls_bytes(connections) } else { 0 };
+        let all = |connections: u64| {
+            connections_bytes(connections).saturating_add(remote(connections)).saturating_add(tls(connections))
+        };
         let besides = Budget::of(config).total().saturating_sub(all(each).saturating_mul(shards));
         let room = config.memory_max.saturating_sub(besides) / shards;
         // The table of users grows in steps, so there is no formula to turn round.

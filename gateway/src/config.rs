@@ -11,6 +11,7 @@ mod reference;
 mod resolve;
 mod settings;
 mod text;
+mod tls;
 mod values;
 mod websocket;
 
@@ -24,10 +25,12 @@ pub use names::strange_variables;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
 pub(crate) use text::to_table;
+pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size};
 
 use resolve::{Judge, known};
+use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
@@ -71,6 +74,8 @@ pub struct Config {
     pub upgrade: upgrade::Rules,
     /// The proxies in front of the node.
     pub proxies: Proxies,
+    /// TLS for clients; `None` without.
+    pub tls: Option<TlsConfig>,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
     /// Most bytes the memory budget may come to.
@@ -215,6 +220,19 @@ impl Config {
         secret.map_err(|error| self.named(error))
     }
 
+    /// Reads and checks the certificates; `None` without TLS.
+    ///
+    /// # Errors
+    /// As [`TlsConfig::load`]; the message names the setting and where it comes from too.
+    pub fn load_tls(&self) -> Result<Option<TlsMaterial>, ConfigError> {
+        self.tls.as_ref().map(TlsConfig::load).transpose().map_err(|error| match error {
+            ConfigError::Several(faults) => {
+                ConfigError::Several(faults.into_iter().map(|fault| self.named(fault)).collect())
+            }
+            error => self.named(error),
+        })
+    }
+
     /// How the node takes part in its cluster, TLS to Redis set up; `None` for a node that is alone.
     ///
     /// # Errors
@@ -237,11 +255,13 @@ impl Config {
     pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let table = to_table(&self.effective);
         let mut files = Vec::new();
-        for key in
-            SETTINGS.iter().map(|setting| setting.key).filter(|key| key.ends_with("_file") || key.ends_with("_files"))
-        {
+        let names_files = |key: &&str| key.ends_with("_file") || key.ends_with("_files") || TLS_FILE_KEYS.contains(key);
+        for key in SETTINGS.iter().map(|setting| setting.key).filter(names_files) {
             match table.get(key) {
                 Some(toml::Value::String(path)) => files.push((key, path.into())),
+                Some(toml::Value::Array(paths)) if key == "cluster_secret_file" || TLS_FILE_KEYS.contains(&key) => {
+                    files.extend(paths.iter().filter_map(|path| Some((key, path.as_str()?.into()))));
+                }
                 // Lists hold keys, which may have a name before the file.
                 Some(toml::Value::Array(keys)) => {
                     let keys = keys.iter().filter_map(|text| text.as_str()?.parse::<KeyFile>().ok());

@@ -11,7 +11,8 @@
 //!
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //!
-//! Connections that are not native have a step more on either side: `wrap` (bytes to frames), `transport::outbound` (frames to bytes).
+//! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
+//! `transport::outbound` (frames to bytes).
 
 mod addresses;
 mod decode;
@@ -25,6 +26,7 @@ mod moves;
 mod presence;
 mod route;
 mod shard;
+mod tls;
 pub(crate) mod tokens;
 mod trunk;
 pub(crate) mod wrap;
@@ -42,6 +44,8 @@ use trunkline_router::presence::Presence;
 
 /// Single accepts of a listener armed at a time, while logins are limited or slots are few.
 const ACCEPTS_MAX: u32 = 32;
+/// Accepts of other nodes armed at a time. A multishot accept would not tell who connects.
+const MESH_ACCEPTS_MAX: u32 = 8;
 /// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot is closed without a word. So it is armed
 /// only while there are more free slots than that; single accepts take the rest.
 const MULTISHOT_SLOTS_MIN: u32 = 8_192;
@@ -80,8 +84,8 @@ pub(crate) struct Core<I: Io> {
     due: Vec<u32>,
     /// The listener behind the clients' is for other nodes, and open.
     listening_to_nodes: bool,
-    /// The accept of other nodes failed; try again at the next tick.
-    mesh_accept_ended: bool,
+    /// Accepts of other nodes that are armed.
+    mesh_accepts: u32,
     /// Other nodes are being told that this shard ends.
     leaving: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
@@ -108,7 +112,7 @@ impl<I: Io> Core<I> {
             withdrawals: Vec::new(),
             due: Vec::new(),
             listening_to_nodes: false,
-            mesh_accept_ended: false,
+            mesh_accepts: 0,
             leaving: false,
             blocked: false,
             behind: false,
@@ -117,7 +121,7 @@ impl<I: Io> Core<I> {
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
             core.listening_to_nodes = true;
-            core.io.accept(listeners, true);
+            core.arm_mesh_accepts();
         }
         core
     }
@@ -143,6 +147,7 @@ impl<I: Io> Core<I> {
         self.shard.links.look_at_flights();
         // What has just come was read first: who waits for a turn has more than one turn's worth.
         let waited = self.catch_up();
+        let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control();
         if ticked {
@@ -167,8 +172,10 @@ impl<I: Io> Core<I> {
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
-        self.behind = self.shard.outgoing.own().len() > 0 || self.shard.links.is_behind();
-        let asked = letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
+        let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
+        self.behind = self.shard.outgoing.own().len() > 0 || behind;
+        let asked =
+            shook || letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
         self.only_waits = !acted && self.blocked;
         let worked = acted || was_blocked || self.blocked;
@@ -222,6 +229,9 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
+            Completion::Accept { listener, result, peer, .. } if usize::from(listener) == self.listeners.len() => {
+                self.on_mesh_accept(result, peer);
+            }
             Completion::Accept { listener, result, more, peer } => self.on_accept(listener, result, more, peer),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
             Completion::Closed { slot } => self.shard.closed(slot),
@@ -248,9 +258,6 @@ impl<I: Io> Core<I> {
     }
 
     fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, peer: Option<Peer>) {
-        if usize::from(listener) == self.listeners.len() {
-            return self.on_mesh_accept(listener, result, more);
-        }
         let accepting = &mut self.listeners[usize::from(listener)];
         if !more {
             accepting.armed -= 1;
@@ -273,16 +280,28 @@ impl<I: Io> Core<I> {
     }
 
     /// Other nodes are few, and are accepted as long as the shard runs.
-    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+    fn on_mesh_accept(&mut self, result: Result<u32, i32>, peer: Option<Peer>) {
+        self.mesh_accepts -= 1;
         match result {
-            Ok(slot) => self.on_node_accepted(slot),
+            Ok(slot) => {
+                let from = match peer {
+                    Some(Peer::Address(address)) => Some(address.ip().to_canonical()),
+                    Some(Peer::Unix) | None => None,
+                };
+                self.on_node_accepted(slot, from);
+                self.arm_mesh_accepts();
+            }
             Err(errno::ECANCELED) => {}
+            // The next tick tries again.
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
-        self.mesh_accept_ended |= !more;
-        if !more && result.is_ok() && self.listening_to_nodes {
-            self.mesh_accept_ended = false;
-            self.io.accept(listener, true);
+    }
+
+    /// Sees to it that as many accepts of other nodes are armed as are to be.
+    fn arm_mesh_accepts(&mut self) {
+        while self.listening_to_nodes && self.mesh_accepts < MESH_ACCEPTS_MAX {
+            self.mesh_accepts += 1;
+            self.io.accept_with_peer(self.listeners.len() as u16);
         }
     }
 

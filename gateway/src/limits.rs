@@ -99,6 +99,10 @@ pub struct Limits {
     pub addresses_max: u32,
     /// Whether it is known of each connection where its client is.
     pub addresses_known: bool,
+    /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
+    pub tls_handshakes_max: u32,
+    /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
+    pub tls_handshakes_per_turn: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
@@ -190,6 +194,8 @@ impl Default for Limits {
             address_connections_per_sec: 0,
             addresses_max: 0,
             addresses_known: false,
+            tls_handshakes_max: 0,
+            tls_handshakes_per_turn: 0,
         }
     }
 }

@@ -24,6 +24,8 @@ pub mod flags {
     pub const ACK: u8 = 0x01;
     /// SEND, GROUP_SEND: never to the offline store.
     pub const NO_STORE: u8 = 0x02;
+    /// SEND, GROUP_SEND: a message with this id was sent before, and the server looks for it before it takes this one.
+    pub const RETRY: u8 = 0x04;
     /// DELIVER, GROUP_DELIVER, PUSH: sent before.
     pub const AGAIN: u8 = 0x02;
     /// DELIVER, GROUP_DELIVER, PUSH: asked for by SYNC.

@@ -4,6 +4,7 @@ use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
+use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS,
@@ -180,11 +181,13 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
+    let tls = tls(&all, judge)?;
     apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
         auth,
         upgrade,
         proxies,
+        tls,
         cluster,
         listen,
         http_access: http_access(&all, http, judge)?,
@@ -358,6 +361,11 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         return judge.refuse("heartbeat_secs", heartbeat_secs, allowed);
     }
     let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX);
+    // Without a certificate there is nothing to limit.
+    let has_tls = all.tls_cert.as_ref().is_some_and(|certs| !certs.is_empty());
+    let of_tls = |key, value: Option<u64>, allowed| {
+        judge.count(key, known(value), allowed).map(|count| if has_tls { count as u32 } else { 0 })
+    };
     let mesh_slots = mesh_slots(all);
     let connections_limit = CONNECTIONS_LIMIT - u64::from(mesh_slots);
     let connections_max = judge.count("connections_max", known(all.connections_max), 1..=connections_limit)? as u32;
@@ -424,6 +432,8 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         // As many as there may be sessions here: homes and sessions are spread alike.
         remote_sessions_max: if mesh_slots > 0 { connections_max } else { 0 },
         mesh_slots,
+        tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
+        tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()
     };
     per_address(&mut limits, all, shards, judge)?;

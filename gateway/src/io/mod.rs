@@ -107,7 +107,7 @@ pub(crate) enum Completion {
 /// Time as the shard sees it, read once a turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Now {
-    /// Milliseconds of a clock that never goes back.
+    /// Milliseconds of a clock that never goes back and does not stand still while the machine is suspended.
     pub(crate) mono_ms: u64,
     /// The same in microseconds, to measure with.
     pub(crate) mono_us: u64,

@@ -18,7 +18,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Submissions gathered before an enter. More are flushed early, which costs one system call.
 const SQ_ENTRIES: u32 = 1_024;
@@ -156,7 +156,6 @@ pub(crate) struct Uring {
     /// Completions taken from the kernel's queue and not yet from here.
     batch: VecDeque<cqueue::Entry>,
     tick: Box<Timespec>,
-    started: Instant,
     sq_full: u64,
     submit_retries: u64,
     cq_overflow: u64,
@@ -203,7 +202,6 @@ impl Uring {
             ring_fds,
             batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
             tick: Box::new(Timespec::new()),
-            started: crate::clock::epoch(),
             sq_full: 0,
             submit_retries: 0,
             cq_overflow: 0,
@@ -433,7 +431,7 @@ impl Io for Uring {
     }
 
     fn now(&self) -> Now {
-        let mono_us = self.started.elapsed().as_micros() as u64;
+        let mono_us = crate::clock::now_us();
         Now {
             mono_ms: mono_us / 1_000,
             mono_us,

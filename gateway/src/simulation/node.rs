@@ -10,6 +10,8 @@ use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
+use crate::transport::networks::Proxies;
+use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
 use std::sync::Arc;
 use trunkline_router::presence::Presence;
@@ -52,6 +54,10 @@ pub(super) struct NodeConfig {
     pub(super) limits: Limits,
     /// Who may log in.
     pub(super) auth: Arc<AuthSwitch>,
+    /// Its certificates, of which there are none: handshakes are those of the simulator. `None` without TLS.
+    pub(super) tls: Option<Arc<TlsSwitch>>,
+    /// Who says for clients where they are.
+    pub(super) proxies: Arc<Proxies>,
     /// How it takes part in a cluster; its first shard has one listener more then.
     pub(super) cluster: Option<ShardCluster>,
 }
@@ -72,11 +78,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, cluster } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, proxies, cluster } = config;
         let mail = mailboxes(shards);
-        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node has none, and accepts by multishot.
+        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and those of a cluster, have
+        // none, and accept by multishot.
         let limits_of_addresses = PerAddress { open_max: u32::MAX, per_sec: 0, addresses_max: u32::MAX };
-        let address_book = if seed % 2 == 0 { AddressBook::new(limits_of_addresses).map(Arc::new) } else { None };
+        let address_book =
+            if seed % 2 == 0 && cluster.is_none() { AddressBook::new(limits_of_addresses).map(Arc::new) } else { None };
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
             let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
@@ -87,8 +95,10 @@ impl Node {
                 limits: limits.clone(),
                 auth: auth.clone(),
                 upgrade: Arc::default(),
-                proxies: Arc::default(),
+                proxies: proxies.clone(),
                 address_book: address_book.clone(),
+                tls: tls.clone(),
+                tls_required: false,
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
@@ -263,6 +273,8 @@ impl Node {
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
             assert_eq!(state.links.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
+            let tls = &state.links.tls;
+            assert_eq!((tls.sessions.len(), tls.shaking()), (0, 0), "shard {shard}: keys and handshakes of TLS");
             assert_eq!(
                 (state.inboxes.messages(), state.inboxes.bytes()),
                 (0, 0),

@@ -11,6 +11,8 @@ pub(crate) enum Bug {
     FateLost,
     /// Some sessions are not told of to their new home.
     SessionUntold,
+    /// The clock of a node stands still while its machine is suspended.
+    ClockStandsStill,
 }
 
 thread_local! {

@@ -78,6 +78,8 @@ impl Run {
             listeners: 1,
             limits,
             auth: AuthSwitch::new(Auth::Jwt(Box::new(keys))),
+            tls: None,
+            proxies: std::sync::Arc::default(),
             cluster: None,
         };
         let node = Node::new(node, &world);

@@ -3,7 +3,9 @@
 use crate::support::client::{Client, Event};
 use crate::support::gateway::{Gateway, with_each_gateway, with_gateway};
 use crate::support::scratch::ScratchFile;
-use crate::support::wire::Login;
+use crate::support::tls::{Identity, TlsClient};
+use crate::support::websocket::WebSocketClient;
+use crate::support::wire::{Login, kind};
 use crate::support::{ONE_AND_MANY, PATIENCE, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -66,6 +68,50 @@ fn behind_a_trusted_proxy_clients_are_served_however_the_header_comes() {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
         }
         assert_eq!(gateway.metrics().sum(HEADERS, &[]), 8);
+    });
+}
+
+#[test]
+fn behind_a_proxy_that_passes_tls_through_a_handshake_follows_the_header_wherever_they_are_split() {
+    let identity = Identity::new();
+    let flags = [&identity.flags()[..], &["--proxy-from", "127.0.0.1", "--tls-required"]].concat();
+    with_each_gateway(ONE_AND_MANY, &flags, |gateway| {
+        // The whole of it in one segment, then split within the header, between both, and within the ClientHello.
+        let lengths = headers(7).map(|header| header.len());
+        let mut user = 0;
+        for (header, length) in headers(7).iter().zip(lengths) {
+            for split in (0..length + 12).chain([length + 100, length + 200]) {
+                user += 1;
+                let mut client = TlsClient::connect_behind(gateway, &identity.any(), header, split);
+                client.write(&Login::of(user).frame());
+                client.recv_kind(kind::LOGIN_OK);
+            }
+        }
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.sum(HEADERS, &[]), user);
+        assert_eq!(metrics.sum("trunkline_tls_handshakes_total", &[("outcome", "full")]), user);
+        // A header in front of nothing sealed is no way around TLS, and one within TLS is none.
+        behind(gateway, &[&headers(7)[0][..], &Login::of(1).frame().encode()].concat()).expect_closed();
+        let mut stream = TlsClient::connect_behind(gateway, &identity.any(), &headers(7)[1], 0).stream;
+        stream.write_all(&headers(7)[0]).expect("write to the gateway");
+        let mut end = Vec::new();
+        stream.read_to_end(&mut end).expect("an end that is said");
+        assert_eq!(end, b"");
+        gateway.wait_for_metrics("both are counted", |metrics| metrics.closed("unknown_transport") == 2);
+    });
+}
+
+#[test]
+fn a_websocket_over_tls_comes_through_a_proxy() {
+    let identity = Identity::new();
+    with_gateway(2, &[&identity.flags()[..], &["--proxy-from", "127.0.0.1"]].concat(), |gateway| {
+        for (header, user) in headers(9).iter().zip(1..) {
+            let tls = TlsClient::connect_behind(gateway, &identity.any_of_http(), header, 20).stream;
+            let url = format!("wss://localhost:{}/ws", gateway.client_address().port());
+            let mut client = WebSocketClient::over(tls, url);
+            client.write(&Login::of(user).frame());
+            client.recv_kind(kind::LOGIN_OK);
+        }
     });
 }
 

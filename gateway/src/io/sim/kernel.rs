@@ -86,16 +86,18 @@ impl World {
     pub(super) fn accept_progress(&mut self, ring: usize, listener: usize) {
         while let Some(accept) = self.rings[ring].listeners[listener].armed.front() {
             let (multishot, with_peer, due_us) = (accept.multishot, accept.with_peer, accept.due_us);
-            let first = self.rings[ring].listeners[listener].backlog.front().copied();
             if self.rings[ring].listeners[listener].backlog.is_empty() {
                 break;
             }
+            let first = self.rings[ring].listeners[listener].backlog.front().copied();
             let (result, after_us) = self.accept_one(ring, listener);
-            let ended = multishot && result.is_ok() && self.rng.chance(self.faults.multishot_end);
+            // Drawn for those with an address too, so that which of both is asked for changes little else about a seed.
+            let drawn = (multishot || with_peer) && result.is_ok() && self.rng.chance(self.faults.multishot_end);
+            let ended = multishot && drawn;
             self.tally.multishots_ended += u64::from(ended);
             let more = multishot && result.is_ok() && !ended;
             let socket = first.filter(|_| with_peer && result.is_ok());
-            let peer = socket.map(|socket| Peer::Address(World::client_address(socket)));
+            let peer = socket.map(|socket| Peer::Address(self.peer_address(socket)));
             let completion = Completion::Accept { listener: listener as u16, result, more, peer };
             let posted_us = self.post(ring, due_us.max(after_us), completion, Vec::new());
             let armed = &mut self.rings[ring].listeners[listener].armed;

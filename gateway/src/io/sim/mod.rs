@@ -3,6 +3,7 @@
 //! Everything random comes from one seed, and time is virtual, so a seed names a run. Besides playing the kernel, each `SimIo` holds the
 //! shard to its side of the contract in `io/mod.rs` and panics when it is broken.
 
+mod clock;
 mod faults;
 mod kernel;
 mod network;
@@ -11,6 +12,7 @@ mod ring;
 mod socket;
 mod world;
 
+pub(crate) use clock::Clock;
 pub(crate) use faults::{Faults, Rng};
 pub(crate) use peers::Host;
 pub(crate) use world::World;

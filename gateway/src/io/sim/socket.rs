@@ -1,6 +1,12 @@
 //! One TCP connection, both ends.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
+
+/// The address of a host, by its number.
+pub(crate) fn host_address(host: usize) -> IpAddr {
+    IpAddr::from([10, 0, (host >> 8) as u8, host as u8])
+}
 
 /// What travels over the network.
 #[derive(Debug)]
