@@ -1,8 +1,8 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn lint docs fmt fuzz sim-scale soak-cluster-sim soak-cluster
-.PHONY: bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn test-proxies lint docs fmt fuzz
+.PHONY: sim-scale soak-cluster-sim soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ test-browser: setup ## client/js and the page of --demo in Chromium, which it in
 test-autobahn: setup ## The cases of the Autobahn test suite against the WebSocket codec (half a minute)
 	$(CARGO) build --profile quick --locked --package trunkline-gateway --example websocket_echo
 	scripts/test-autobahn.sh
+
+test-proxies: setup ## The configurations of docs/proxies.md with nginx and HAProxy, which it installs (a minute)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-proxies.sh
 
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check

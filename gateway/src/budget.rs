@@ -5,6 +5,7 @@
 
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
+use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
@@ -227,6 +228,18 @@ impl Budget {
                 flags: &["--shards"],
             },
         ];
+        if limits.addresses_known {
+            let counted = u64::from(limits.addresses_max);
+            terms.push(Term {
+                name: "client addresses",
+                bytes: (connections * PEER_BYTES).saturating_add(counted * crate::addresses::ENTRY_BYTES),
+                how: format!(
+                    "{PEER_BYTES} B for each connection, and {counted} addresses that are counted, {} B each",
+                    crate::addresses::ENTRY_BYTES
+                ),
+                flags: &["--connections-max"],
+            });
+        }
         if limits.tls_handshakes_max > 0 {
             terms.push(Term {
                 name: "TLS",

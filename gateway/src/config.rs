@@ -1,5 +1,6 @@
 //! The configuration: flags over environment over file over defaults, judged as a whole before anything starts.
 
+mod addresses;
 mod cluster;
 mod file;
 mod fit;
@@ -33,6 +34,7 @@ use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
+use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
 use std::collections::HashMap;
 use std::fmt;
@@ -70,6 +72,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Which requests become WebSockets.
     pub upgrade: upgrade::Rules,
+    /// The proxies in front of the node.
+    pub proxies: Proxies,
     /// TLS for clients; `None` without.
     pub tls: Option<TlsConfig>,
     /// How the node takes part in a cluster; `None` when it is alone.

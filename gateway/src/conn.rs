@@ -40,6 +40,8 @@ impl Wire {
     pub(crate) const HTTP: Wire = Wire(1);
     /// Messages of a WebSocket.
     pub(crate) const WEBSOCKET: Wire = Wire(2);
+    /// A PROXY header has to come first; what follows it is not known yet. Never with [`Wire::TLS`], which comes behind it.
+    pub(crate) const PROXIED: Wire = Wire(3);
     /// A handshake of TLS; what lies above it is not known yet. Always with [`Wire::TLS`].
     pub(crate) const SHAKING: Wire = Wire(3 | Wire::TLS);
     const KIND: u8 = 3;
@@ -64,6 +66,10 @@ impl Wire {
     /// That and what lies below it, without what may change by the turn.
     pub(crate) fn layers(self) -> Wire {
         Wire(self.0 & (Self::KIND | Self::TLS))
+    }
+    /// Whether a PROXY header has to come first.
+    pub(crate) fn awaits_header(self) -> bool {
+        self.layers() == Wire::PROXIED
     }
     /// The handshake of TLS has not come to its end.
     pub(crate) fn is_shaking(self) -> bool {

@@ -9,9 +9,12 @@
 //! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
 //! (ending a user's sessions wherever they are).
 //!
+//! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
+//!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
 //! `transport::outbound` (frames to bytes).
 
+mod addresses;
 mod decode;
 mod far;
 mod flush;
@@ -29,18 +32,20 @@ mod trunk;
 pub(crate) mod wrap;
 
 use crate::control::{Control, ControlPort, SessionInfo};
-use crate::io::{Completion, ConnId, HandoverToken, Io, errno};
+use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
+pub(crate) use addresses::{Known, PEER_BYTES};
 use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
-use std::net::IpAddr;
 use trunkline_router::presence::Presence;
 
 /// Single accepts of a listener armed at a time, while logins are limited or slots are few.
 const ACCEPTS_MAX: u32 = 32;
+/// Accepts of other nodes armed at a time. A multishot accept would not tell who connects.
+const MESH_ACCEPTS_MAX: u32 = 8;
 /// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot is closed without a word. So it is armed
 /// only while there are more free slots than that; single accepts take the rest.
 const MULTISHOT_SLOTS_MIN: u32 = 8_192;
@@ -79,8 +84,8 @@ pub(crate) struct Core<I: Io> {
     due: Vec<u32>,
     /// The listener behind the clients' is for other nodes, and open.
     listening_to_nodes: bool,
-    /// The accept of other nodes failed; try again at the next tick.
-    mesh_accept_ended: bool,
+    /// Accepts of other nodes that are armed.
+    mesh_accepts: u32,
     /// Other nodes are being told that this shard ends.
     leaving: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
@@ -107,7 +112,7 @@ impl<I: Io> Core<I> {
             withdrawals: Vec::new(),
             due: Vec::new(),
             listening_to_nodes: false,
-            mesh_accept_ended: false,
+            mesh_accepts: 0,
             leaving: false,
             blocked: false,
             behind: false,
@@ -116,7 +121,7 @@ impl<I: Io> Core<I> {
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
             core.listening_to_nodes = true;
-            core.io.accept_with_address(listeners);
+            core.arm_mesh_accepts();
         }
         core
     }
@@ -224,10 +229,10 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
-            Completion::Accept { listener, result, more, from } if usize::from(listener) == self.listeners.len() => {
-                self.on_mesh_accept(listener, result, more, from);
+            Completion::Accept { listener, result, peer, .. } if usize::from(listener) == self.listeners.len() => {
+                self.on_mesh_accept(result, peer);
             }
-            Completion::Accept { listener, result, more, .. } => self.on_accept(listener, result, more),
+            Completion::Accept { listener, result, more, peer } => self.on_accept(listener, result, more, peer),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
             Completion::Closed { slot } => self.shard.closed(slot),
             Completion::HandedOver { conn, result } => {
@@ -252,7 +257,7 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+    fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, peer: Option<Peer>) {
         let accepting = &mut self.listeners[usize::from(listener)];
         if !more {
             accepting.armed -= 1;
@@ -261,7 +266,7 @@ impl<I: Io> Core<I> {
         match result {
             Ok(slot) => {
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
-                self.shard.accepted(slot);
+                self.shard.accepted(slot, peer);
             }
             Err(errno::ECANCELED) => {}
             Err(_) => {
@@ -275,16 +280,28 @@ impl<I: Io> Core<I> {
     }
 
     /// Other nodes are few, and are accepted as long as the shard runs.
-    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, from: Option<IpAddr>) {
+    fn on_mesh_accept(&mut self, result: Result<u32, i32>, peer: Option<Peer>) {
+        self.mesh_accepts -= 1;
         match result {
-            Ok(slot) => self.on_node_accepted(slot, from),
+            Ok(slot) => {
+                let from = match peer {
+                    Some(Peer::Address(address)) => Some(address.ip().to_canonical()),
+                    Some(Peer::Unix) | None => None,
+                };
+                self.on_node_accepted(slot, from);
+                self.arm_mesh_accepts();
+            }
             Err(errno::ECANCELED) => {}
+            // The next tick tries again.
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
-        self.mesh_accept_ended |= !more;
-        if !more && result.is_ok() && self.listening_to_nodes {
-            self.mesh_accept_ended = false;
-            self.io.accept_with_address(listener);
+    }
+
+    /// Sees to it that as many accepts of other nodes are armed as are to be.
+    fn arm_mesh_accepts(&mut self) {
+        while self.listening_to_nodes && self.mesh_accepts < MESH_ACCEPTS_MAX {
+            self.mesh_accepts += 1;
+            self.io.accept_with_peer(self.listeners.len() as u16);
         }
     }
 
@@ -302,7 +319,9 @@ impl<I: Io> Core<I> {
         let earned = (now_ms - std::mem::replace(&mut self.login_allowance_ms, now_ms)) * logins_per_sec;
         // The bucket holds what one tick brings, and the part of one login that was left over before.
         self.login_allowance = (self.login_allowance + earned).min(logins_per_sec * TICK_MS + 999);
-        let multishot = logins_per_sec == 0 && many;
+        // A multishot accept cannot tell who connects.
+        let with_peer = self.shard.addresses.are_needed();
+        let multishot = logins_per_sec == 0 && many && !with_peer;
         let singles = match logins_per_sec {
             0 => ACCEPTS_MAX,
             _ => ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX),
@@ -341,7 +360,11 @@ impl<I: Io> Core<I> {
                 while accepting.armed < singles && armed < free {
                     accepting.armed += 1;
                     armed += 1;
-                    self.io.accept(listener, false);
+                    if with_peer {
+                        self.io.accept_with_peer(listener);
+                    } else {
+                        self.io.accept(listener, false);
+                    }
                 }
             }
         }

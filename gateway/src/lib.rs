@@ -1,5 +1,6 @@
 //! The Trunkline gateway: see `ARCHITECTURE.md` for the code map.
 
+mod addresses;
 pub mod auth;
 pub mod budget;
 pub mod clock;

@@ -91,6 +91,14 @@ pub struct Limits {
     pub tcp_user_timeout_ms: u64,
     /// Slots for connections to other nodes; 0 when the node is alone.
     pub mesh_slots: u32,
+    /// Open connections of one address, of the whole node, 0 = off; a further one is closed. An IPv6 address counts with its /64.
+    pub address_connections_max: u32,
+    /// Connections that one address may open in a second, at the whole node, 0 = off; a further one is closed.
+    pub address_connections_per_sec: u32,
+    /// Addresses whose connections are counted at a time, of the whole node; 0 when none are. Further ones are not limited.
+    pub addresses_max: u32,
+    /// Whether it is known of each connection where its client is.
+    pub addresses_known: bool,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
@@ -182,6 +190,10 @@ impl Default for Limits {
             unsent_bytes_max: 32 << 10,
             tcp_user_timeout_ms: 60_000,
             mesh_slots: 0,
+            address_connections_max: 0,
+            address_connections_per_sec: 0,
+            addresses_max: 0,
+            addresses_known: false,
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,
         }

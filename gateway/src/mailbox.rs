@@ -8,6 +8,7 @@
 //! its sender until the next turn.
 
 use crate::auth::TokenEnd;
+use crate::core::Known;
 use crate::core::wrap::Wrapped;
 use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
@@ -66,6 +67,8 @@ pub(crate) struct Adoptee {
     pub(crate) bytes: Vec<u8>,
     /// What lies between the connection's bytes and its frames; `None` where nothing does.
     pub(crate) wrapped: Option<Box<Wrapped>>,
+    /// Where the client is, if that is known.
+    pub(crate) known: Option<Known>,
 }
 
 /// Why a connection was not taken by its home shard.
@@ -604,6 +607,7 @@ mod tests {
                 began_us: 0,
                 bytes: Vec::new(),
                 wrapped: None,
+                known: None,
             }))
         };
         let token = HandoverToken(1);

@@ -221,7 +221,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 38] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 41] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -259,6 +259,9 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 38] {
         ("parked_bytes", limits.parked_bytes_max as u64),
         ("remote_sessions", limits.remote_sessions_max.into()),
         ("kicks", KICKS_MAX as u64),
+        ("addresses", limits.addresses_max.into()),
+        ("address_connections", limits.address_connections_max.into()),
+        ("address_connections_per_sec", limits.address_connections_per_sec.into()),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

@@ -35,6 +35,10 @@ close_reasons! {
     Logout => "logout", None;
     /// The first byte belongs to a transport that this listener does not speak.
     UnknownTransport => "unknown_transport", None;
+    /// A PROXY header that was missing or wrong, or came from somebody who is no trusted proxy: see the metric of refused headers.
+    ProxyRefused => "proxy_refused", None;
+    /// Its address has as many connections as it may, or opened too many in this second.
+    AddressLimit => "address_limit", None;
     /// HTTP that was no way to a WebSocket: see the metric of refused requests.
     HttpRefused => "http_refused", None;
     /// A question for health, answered.

@@ -211,6 +211,7 @@ async fn control(
         limits: config.limits().clone(),
         auth: auth.clone(),
         upgrade: Arc::new(upgrade),
+        proxies: Arc::new(config.proxies.clone()),
         tls: tls.clone(),
         tls_required: config.tls.as_ref().is_some_and(|tls| tls.required),
         listeners: listeners.by_shard,

@@ -8,6 +8,7 @@
 //! A shard that panics ends alone: the panic is caught around its turn, the other shards go on and tell their clients to go elsewhere, and only then
 //! does the process end.
 
+use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
 use crate::cluster::{ClusterState, MeshNews, Secrets};
 use crate::control::ControlPort;
@@ -18,6 +19,7 @@ use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
 use crate::waker::{Nap, Waker};
@@ -52,6 +54,8 @@ pub struct ShardsConfig {
     pub auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub upgrade: Arc<upgrade::Rules>,
+    /// Who says for others where they are.
+    pub proxies: Arc<Proxies>,
     /// The certificates of the node; others may take their place while the shards run. `None` without TLS.
     pub tls: Option<Arc<TlsSwitch>>,
     /// Whether every connection has to begin with TLS.
@@ -151,6 +155,12 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let limits = config.limits.with_accepting(accepting, count);
+    let address_book = AddressBook::new(PerAddress {
+        open_max: limits.address_connections_max,
+        per_sec: limits.address_connections_per_sec,
+        addresses_max: limits.addresses_max,
+    });
+    let address_book = address_book.map(Arc::new);
     for (shard, mut listeners) in (0..count).zip(config.listeners) {
         let client_listeners = listeners.len() as u16;
         let mut cluster = cluster.clone();
@@ -176,6 +186,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 limits: limits.clone(),
                 auth: config.auth.clone(),
                 upgrade: config.upgrade.clone(),
+                proxies: config.proxies.clone(),
+                address_book: address_book.clone(),
                 tls: config.tls.clone(),
                 tls_required: config.tls_required,
                 stats,
@@ -410,6 +422,7 @@ mod tests {
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
             auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
             upgrade: Arc::default(),
+            proxies: Arc::default(),
             tls: None,
             tls_required: false,
             listeners: listeners.by_shard,

@@ -228,8 +228,10 @@ export class Browser {
   }
 
   async stop() {
-    this.socket?.close();
+    await this.ask("Browser.close").catch(() => {});
+    this.socket.close();
     await end(this.child);
-    rmSync(this.folder, { recursive: true, force: true });
+    // Processes of its own may write on for a moment.
+    rmSync(this.folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
   }
 }

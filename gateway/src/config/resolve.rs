@@ -1,5 +1,6 @@
 //! From what the sources say to a [`Config`]: merge, compute what nobody set, judge.
 
+use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
@@ -34,7 +35,7 @@ const SECS_MAX: u64 = 3_600;
 const LEEWAY_SECS_MAX: u64 = 300;
 /// Longest issuer or audience demanded of tokens, bytes.
 const CLAIM_BYTES_MAX: usize = 256;
-const RATE_MAX: u64 = 1_000_000;
+pub(super) const RATE_MAX: u64 = 1_000_000;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -179,11 +180,13 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let auth = auth(&all, &listen, judge)?;
     let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
     let upgrade = upgrade(&all, judge)?;
+    let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
     apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
         auth,
         upgrade,
+        proxies,
         tls,
         cluster,
         listen,
@@ -433,6 +436,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()
     };
+    per_address(&mut limits, all, shards, judge)?;
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
     limits.sent_away_max = sent_away_max(room, shards);
     Ok(limits)

@@ -129,6 +129,11 @@ settings! {
     /// An IPv6 address takes IPv6 connections only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
+    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8. Whoever connects from there must begin with a PROXY header (version 1 or 2),
+    /// and is where that says; from elsewhere such a header is refused. May be given several times.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    proxy_from: [Vec<String>] "NETWORK" "TRUNKLINE_PROXY_FROM" Unset("[\"10.0.0.0/8\"]");
     /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1. One that is not loopback needs api_keys_file.
     http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");
     /// File of the keys that may use the HTTP API; gateway api-key makes one and prints its line.
@@ -260,6 +265,11 @@ settings! {
     @reloadable logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
     /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
     devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");
+    /// Open connections that one client address may have at this node, 0 to 1000000; 0 is off. An IPv6 address counts with its /64, and behind a proxy of
+    /// proxy_from the address that this tells. When hit: a further one is closed at once.
+    address_connections_max: [u64] "N" "TRUNKLINE_ADDRESS_CONNECTIONS_MAX" Fixed("0");
+    /// Connections that one client address may open in a second at this node, 0 to 1000000; 0 is off. When hit: a further one is closed at once.
+    address_connections_per_sec: [u64] "N" "TRUNKLINE_ADDRESS_CONNECTIONS_PER_SEC" Fixed("0");
     /// Seconds between heartbeats for a client that names no wish. When it is silent for twice as long: BYE 9 (idle).
     @reloadable heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
     /// Shortest heartbeat a client gets, 1 to 3600. A shorter wish is raised to it.

@@ -108,8 +108,9 @@ impl Shard {
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
                     let Registration { user, device, class, heartbeat_secs, token_end, began_us, .. } = waiting;
-                    let (bytes, wrapped) = (Vec::new(), None);
-                    let adoptee = Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes, wrapped };
+                    let (bytes, wrapped, known) = (Vec::new(), None, None);
+                    let adoptee =
+                        Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes, wrapped, known };
                     self.open_here(slot, &adoptee);
                     self.go_on_reading(slot);
                 }

@@ -65,6 +65,7 @@ impl Shard {
             began_us: self.now.mono_us,
             bytes: Vec::new(),
             wrapped: None,
+            known: None,
         };
         if home == self.shard {
             return self.open_session(slot, &adoptee);
@@ -106,6 +107,7 @@ impl Shard {
         if adoptee.wrapped.is_none() {
             adoptee.wrapped = self.links.take_wrapped(slot);
         }
+        adoptee.known = self.addresses.known(slot);
         Some((self.links.slots.at(slot).home_shard(), adoptee))
     }
 
@@ -125,6 +127,7 @@ impl Shard {
             *phase = Phase::Finishing;
             self.links.stats.moved_out.add(1);
             self.links.stats.open.sub(1);
+            self.addresses.moved(conn.slot);
             self.links.mark_dirty(conn.slot);
             return None;
         }
@@ -147,6 +150,7 @@ impl Shard {
         let stats = &self.links.stats;
         stats.moved_in.add(1);
         stats.open.add(1);
+        self.addresses.adopt(slot, adoptee.known);
         self.links.mark_dirty(slot);
         if let Some(wrapped) = adoptee.wrapped.take() {
             self.links.put_wrapped(slot, *wrapped);

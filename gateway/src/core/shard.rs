@@ -1,15 +1,17 @@
 //! The state of one shard: its connections, users and messages. No I/O and no clock in here or in the steps built on it; [`super::Core`] feeds it
 //! completions and carries out what its connections are marked for.
 
+use super::addresses::Addresses;
 use super::kicks::Kicks;
 use super::links::{Links, TICK_MS, ticks};
+use crate::addresses::AddressBook;
 use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
 use crate::inbox::{InboxLimits, Inboxes};
-use crate::io::{HandoverToken, Now};
+use crate::io::{HandoverToken, Now, Peer};
 use crate::limits::{Limits, MESH_LINK_SHARE};
 use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
 use crate::mesh::handshake::Secrets;
@@ -19,6 +21,7 @@ use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
+use crate::transport::networks::Proxies;
 use crate::transport::tls::{TlsReader, TlsSwitch};
 use crate::transport::upgrade;
 use hashbrown::HashMap;
@@ -49,6 +52,10 @@ pub(crate) struct ShardConfig {
     pub(crate) auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub(crate) upgrade: Arc<upgrade::Rules>,
+    /// Who says for others where they are.
+    pub(crate) proxies: Arc<Proxies>,
+    /// Counts the connections of each address; `None` where they are not limited.
+    pub(crate) address_book: Option<Arc<AddressBook>>,
     /// The certificates of the node; `None` without TLS.
     pub(crate) tls: Option<Arc<TlsSwitch>>,
     /// Whether every connection has to begin with TLS.
@@ -81,6 +88,7 @@ pub(crate) struct Shard {
     pub(crate) node: String,
     pub(crate) auth: AuthReader,
     pub(crate) upgrade: Arc<upgrade::Rules>,
+    pub(crate) addresses: Addresses,
     pub(crate) tls: Option<TlsReader>,
     pub(crate) tls_required: bool,
     pub(crate) links: Links,
@@ -184,6 +192,7 @@ impl Shard {
             node: config.node,
             auth: config.auth.reader(),
             upgrade: config.upgrade,
+            addresses: Addresses::new(config.proxies, config.address_book),
             tls: config.tls.map(|tls| tls.reader()),
             tls_required: config.tls_required,
             links: Links::new(config.limits, config.stats),
@@ -263,8 +272,8 @@ impl Shard {
         self.last_session
     }
 
-    /// A connection was accepted into a slot.
-    pub(crate) fn accepted(&mut self, slot: u32) {
+    /// A connection was accepted into a slot, from a peer if that had to be known.
+    pub(crate) fn accepted(&mut self, slot: u32, peer: Option<Peer>) {
         if self.links.slots.occupy(slot, Phase::Handshake).is_none() {
             self.links.stats.ring_stale.add(1);
             return;
@@ -282,6 +291,9 @@ impl Shard {
         };
         self.links.wheel.arm(slot, self.links.tick + ticks(wait_ms));
         self.links.mark_dirty(slot);
+        if let Some(peer) = peer {
+            self.meet(slot, peer);
+        }
     }
 
     /// Ends a connection for which there was no room when it was accepted.
@@ -314,6 +326,11 @@ impl Shard {
             return;
         }
         let user = conn.user;
+        // In front of a PROXY header there is nobody who could be told anything.
+        let mute = conn.wire.awaits_header();
+        if mute {
+            conn.wire.change_kind(Wire::NATIVE);
+        }
         if phase == Phase::HandingOver
             && let Some(wrapped) = self.departing.remove(&slot).and_then(|mut adoptee| adoptee.wrapped.take())
         {
@@ -326,6 +343,7 @@ impl Shard {
         conn.phase = if reason == CloseReason::PeerReset { Phase::Finishing } else { Phase::Closing };
         self.links.stats.count_close(reason);
         self.links.stats.open.sub(1);
+        self.addresses.left(slot);
         self.links.take_partial(slot);
         self.links.forget_flood(slot);
         if reason == CloseReason::TooSlow {
@@ -341,6 +359,7 @@ impl Shard {
             && kind != Wire::HTTP
             && !wire.is_shaking()
             && !in_clear
+            && !mute
         {
             let bye = self.bye(reason, slot, redirect, text);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));

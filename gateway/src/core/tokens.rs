@@ -104,7 +104,7 @@ impl Shard {
     /// The particulars of a LOGIN whose token is refused: the client is told why, the log has a line, and it is counted
     /// by reason.
     pub(crate) fn refuse_login(&mut self, slot: u32, user: u64, token: &str, refusal: Refusal) {
-        self.note_refusal("login", user, token, refusal);
+        self.note_refusal(slot, "login", user, token, refusal);
         self.close_with(slot, CloseReason::BadCredentials, String::new(), refusal.text());
     }
 
@@ -142,7 +142,7 @@ impl Shard {
                 }
             }
             Err(refusal) => {
-                self.note_refusal("renewal", user, &login.token, refusal);
+                self.note_refusal(slot, "renewal", user, &login.token, refusal);
                 self.links.stats.errors_sent.add(1);
                 let aux = Code::BadCredentials.as_u16();
                 let header = Header { kind: Kind::Error, flags: 0, aux, id: 0, peer: 0, stamp: 0 };
@@ -176,12 +176,13 @@ impl Shard {
         self.links.reply(slot, |out| encode_message(out, Kind::LoginOk, 0, &login_ok));
     }
 
-    fn note_refusal(&self, what: &'static str, user: u64, token: &str, refusal: Refusal) {
+    fn note_refusal(&self, slot: u32, what: &'static str, user: u64, token: &str, refusal: Refusal) {
         self.links.stats.count_refusal(refusal);
         let Some(suppressed) = self.auth.may_log(self.now.mono_ms) else { return };
         // Which key it was is what an operator needs to know; with quotes and escapes, as it is a stranger's text.
         let kid = Some(refusal).filter(|refusal| *refusal == Refusal::UnknownKey).and_then(|_| key_id(token));
-        tracing::info!(user, shard = self.shard, suppressed, kid, "{what} refused: {refusal}");
+        let peer = self.addresses.of(slot).map(tracing::field::display);
+        tracing::info!(user, shard = self.shard, peer, suppressed, kid, "{what} refused: {refusal}");
     }
 }
 

@@ -197,9 +197,7 @@ impl<I: Io> Core<I> {
     /// What time brings: dials, heartbeats, connections whose time is over, and news for the control thread.
     pub(super) fn tick_nodes(&mut self) {
         let now_ms = self.shard.now.mono_ms;
-        if std::mem::take(&mut self.mesh_accept_ended) && self.listening_to_nodes {
-            self.io.accept_with_address(self.listeners.len() as u16);
-        }
+        self.arm_mesh_accepts();
         let ends = self.shard.ends();
         let Some(mesh) = &mut self.shard.mesh else { return };
         let room = self.shard.links.slots.in_use() < self.shard.links.limits.slots();

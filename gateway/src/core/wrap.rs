@@ -252,6 +252,7 @@ impl Shard {
                 self.links.slots.at(slot).wire.change_kind(Wire::HTTP);
                 self.received_head(slot, bytes);
             }
+            Some(Opening::Proxy) if !within_tls => self.refuse_header(slot, None),
             _ => self.close(slot, CloseReason::UnknownTransport),
         }
     }
@@ -259,6 +260,22 @@ impl Shard {
     /// Bytes came over a connection that is not native. They may be changed in place.
     pub(crate) fn received_wrapped(&mut self, slot: u32, bytes: &mut [u8]) {
         self.links.stats.bytes_in.add(bytes.len() as u64);
+        if self.links.slots.at(slot).wire.awaits_header() {
+            return self.received_header(slot, bytes);
+        }
+        self.received_layered(slot, bytes);
+    }
+
+    /// The first bytes behind a PROXY header, as if nothing had come before them.
+    pub(crate) fn received_first(&mut self, slot: u32, bytes: &mut [u8]) {
+        if self.links.slots.at(slot).wire.is_native() {
+            self.take_in(slot, bytes);
+        } else {
+            self.received_layered(slot, bytes);
+        }
+    }
+
+    fn received_layered(&mut self, slot: u32, bytes: &mut [u8]) {
         let Conn { phase, wire, .. } = *self.links.slots.at(slot);
         if phase == Phase::Handshake && wire == Wire::NATIVE.and(Wire::TURNED_AWAY) {
             return self.received_without_room(slot, bytes);
@@ -304,6 +321,7 @@ impl Shard {
         let told = match opening(head) {
             Some(Opening::Http) => upgrade::read(&self.upgrade, head, looked),
             None => Ok(None),
+            Some(Opening::Proxy) => return self.refuse_header(slot, None),
             Some(_) => return self.close(slot, CloseReason::UnknownTransport),
         };
         if told == Ok(None) {

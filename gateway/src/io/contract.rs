@@ -3,7 +3,7 @@
 
 use super::sim::{Faults, SharedWorld, SimIo, World};
 use super::uring::{RingFds, Uring};
-use super::{Completion, ConnId, HandoverToken, Io, OpResult, ReadOp, errno};
+use super::{Completion, ConnId, HandoverToken, Io, OpResult, Peer, ReadOp, errno};
 use crate::limits::Limits;
 use crate::waker::Waker;
 use std::cell::RefCell;
@@ -45,6 +45,8 @@ trait Harness {
     fn address(&self, ring: usize, listener: u16) -> SocketAddr;
     /// Connects a client to the first listener of a ring; returns its number.
     fn connect(&mut self, ring: usize) -> usize;
+    /// Where a client connects from.
+    fn client_address(&mut self, client: usize) -> SocketAddr;
     /// Whether a listener turns connections away.
     fn refuses(&mut self, ring: usize, listener: u16) -> bool;
     fn write(&mut self, client: usize, bytes: &[u8]);
@@ -105,6 +107,10 @@ impl Harness for Simulator {
 
     fn connect(&mut self, ring: usize) -> usize {
         self.world.borrow_mut().connect_to(ring, 0, 10_000)
+    }
+
+    fn client_address(&mut self, client: usize) -> SocketAddr {
+        World::client_address(client)
     }
 
     fn refuses(&mut self, ring: usize, listener: u16) -> bool {
@@ -179,6 +185,10 @@ impl Harness for RealRing {
     fn connect(&mut self, ring: usize) -> usize {
         self.clients.push(Some(TcpStream::connect(self.address(ring, 0)).expect("the listener has a backlog")));
         self.clients.len() - 1
+    }
+
+    fn client_address(&mut self, client: usize) -> SocketAddr {
+        self.stream(client).local_addr().expect("a connected client has an address")
     }
 
     fn refuses(&mut self, ring: usize, listener: u16) -> bool {
@@ -450,6 +460,32 @@ fn a_single_accept_takes_one<H: Harness>(mut rig: Rig<H>) {
     assert!(matches!(rig.expect_accept(0), (Ok(_), false)));
 }
 
+fn an_accept_that_is_asked_to_tells_who_connected<H: Harness>(mut rig: Rig<H>) {
+    let who = |completion: Completion| match completion {
+        Completion::Accept { result: Ok(_), more: false, peer, .. } => peer,
+        other => panic!("{other:?}"),
+    };
+    let accept = |completion: &Completion| matches!(completion, Completion::Accept { .. });
+    for _ in 0..2 {
+        rig.io(0).accept_with_peer(0);
+        rig.io(0).accept_with_peer(1);
+        let client = rig.harness.connect(0);
+        let told = who(rig.expect(0, "an accept", accept));
+        assert_eq!(told, Some(Peer::Address(rig.harness.client_address(client))));
+        rig.io(0).accept_cancel(1);
+        let cancelled = rig.expect(0, "the end of an accept", accept);
+        assert!(
+            matches!(cancelled, Completion::Accept { listener: 1, result: Err(errno::ECANCELED), peer: None, .. }),
+            "{cancelled:?}"
+        );
+        // What is not asked is not told.
+        rig.io(1).accept(0, false);
+        rig.harness.connect(1);
+        assert_eq!(who(rig.expect(1, "an accept", accept)), None);
+    }
+    rig.expect_quiet();
+}
+
 fn closed_listeners_refuse<H: Harness>(mut rig: Rig<H>) {
     rig.io(0).accept(0, true);
     rig.round();
@@ -460,28 +496,34 @@ fn closed_listeners_refuse<H: Harness>(mut rig: Rig<H>) {
     assert!(!rig.harness.refuses(1, 0));
 }
 
-fn an_accept_with_address_takes_many_until_it_is_cancelled<H: Harness>(mut rig: Rig<H>) {
+fn an_accept_tells_of_a_ring_that_dials<H: Harness>(mut rig: Rig<H>) {
     let address = rig.harness.address(1, 0);
-    rig.io(1).accept_with_address(0);
     for token in 1..5 {
+        rig.io(1).accept_with_peer(0);
         rig.io(0).dial(token, address);
         let dialed = rig.expect_dialed(0, token).expect("somebody listens");
         let accepted = rig.expect(1, "an accept", |completion| matches!(completion, Completion::Accept { .. }));
-        let Completion::Accept { listener: 0, result: Ok(slot), from: Some(from), more } = accepted else {
+        let Completion::Accept { listener: 0, result: Ok(slot), peer: Some(Peer::Address(from)), more: false } =
+            accepted
+        else {
             panic!("{accepted:?}");
         };
-        if !more {
-            rig.io(1).accept_with_address(0);
-        }
-        assert!(from == address.ip() || !address.ip().is_loopback(), "{from}");
+        assert!(from.ip() == address.ip() || !address.ip().is_loopback(), "{from}");
         let (dialed, accepted) = (rig.id(dialed), rig.id(slot));
         rig.io(0).send(dialed, b"!".to_vec(), 0);
         assert_eq!(rig.expect_sent(0, dialed).0, Ok(1));
         assert_eq!(rig.recv_all(1, accepted, 1), b"!");
     }
+    // Several of one listener wait together, and end together.
+    for _ in 0..3 {
+        rig.io(1).accept_with_peer(0);
+    }
+    rig.round();
     rig.io(1).accept_cancel(0);
     rig.io(1).stop_listening(0);
-    assert_eq!(rig.expect_accept(1), (Err(errno::ECANCELED), false));
+    for _ in 0..3 {
+        assert_eq!(rig.expect_accept(1), (Err(errno::ECANCELED), false));
+    }
     assert!(rig.harness.refuses(1, 0));
 }
 
@@ -1001,7 +1043,8 @@ macro_rules! for_both {
 for_both! {
     a_multishot_accept_takes_many_until_it_is_cancelled
     a_single_accept_takes_one
-    an_accept_with_address_takes_many_until_it_is_cancelled
+    an_accept_that_is_asked_to_tells_who_connected
+    an_accept_tells_of_a_ring_that_dials
     closed_listeners_refuse
     the_other_listeners_of_a_ring_stay_open
     a_dial_connects_two_rings

@@ -13,7 +13,7 @@ mod contract;
 pub(crate) mod sim;
 pub(crate) mod uring;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Errno values the core tells apart. All others mean that the connection has failed.
@@ -68,12 +68,20 @@ pub(crate) const DIAL_TIMEOUT_MS: u64 = 3_000;
 /// Result of an operation: a value, or the errno.
 pub(crate) type OpResult<T> = Result<T, i32>;
 
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// Somebody at this address.
+    Address(SocketAddr),
+    /// Somebody on this host, over a Unix socket.
+    Unix,
+}
+
 /// What the ring reports.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again. `from` is who connected, after
-    /// [`Io::accept_with_address`] only.
-    Accept { listener: u16, result: OpResult<u32>, more: bool, from: Option<IpAddr> },
+    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again. Who connected is told where that was asked.
+    Accept { listener: u16, result: OpResult<u32>, more: bool, peer: Option<Peer> },
     /// A poll has ended: there is something to read, or an error to fetch.
     Readable { conn: ConnId, result: OpResult<()> },
     /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended. `nonempty`: there was more to read; without it there may be.
@@ -130,9 +138,8 @@ pub(crate) trait Io {
 
     /// Accepts from a listener: many connections, or one.
     fn accept(&mut self, listener: u16, multishot: bool);
-    /// Accepts many connections from a listener and tells the address of each. It takes some system calls for each of them, so it is for listeners
-    /// with few connections.
-    fn accept_with_address(&mut self, listener: u16);
+    /// Accepts one connection from a listener, and tells who that is. It costs a little more than [`Io::accept`], which cannot tell.
+    fn accept_with_peer(&mut self, listener: u16);
     /// Ends the accepts of a listener.
     fn accept_cancel(&mut self, listener: u16);
     /// Closes a listener, unless it is closed; the kernel refuses new connections from then on. Its accepts are cancelled first.

@@ -1,6 +1,7 @@
 //! The clients: devices that log in, talk, misbehave and leave at random, and what they find out.
 
 use super::ledger::{Ledger, payload};
+use super::proxy;
 use super::scenario::Scenario;
 use super::session::{Circumstances, Reaction, Session, Stage};
 use super::tls::TlsEnd;
@@ -61,6 +62,8 @@ pub(super) struct Crowd {
     websocket_rng: Rng,
     /// The same of TLS.
     tls_rng: Rng,
+    /// The same of proxies.
+    proxy_rng: Rng,
     devices: Vec<Device>,
     pub(super) sessions: Vec<Session>,
     by_socket: BTreeMap<usize, usize>,
@@ -98,6 +101,7 @@ impl Crowd {
             rng,
             websocket_rng: Rng::new(scenario.seed ^ 0x3EB5_0CE7),
             tls_rng: Rng::new(scenario.seed ^ 0x0007_1500),
+            proxy_rng: Rng::new(scenario.seed ^ 0x0009_0C50),
             devices,
             sessions: Vec::new(),
             by_socket: BTreeMap::new(),
@@ -280,13 +284,13 @@ impl Crowd {
         let session = &mut self.sessions[index];
         session.silence_us = session.silence_us.max(now_us - session.wrote_us);
         session.wrote_us = now_us;
+        // Header and first bytes are one write, which may come in pieces of any length.
+        let mut written = std::mem::take(&mut session.header);
         match &mut session.tls {
-            None => self.world.borrow_mut().client_write(session.socket, bytes),
-            Some(tls) => {
-                let bytes = tls.wrap(bytes, &mut self.tls_rng);
-                self.world.borrow_mut().client_write(session.socket, &bytes);
-            }
+            None => written.extend_from_slice(bytes),
+            Some(tls) => written.extend(tls.wrap(bytes, &mut self.tls_rng)),
         }
+        self.world.borrow_mut().client_write(session.socket, &written);
     }
 
     fn act(&mut self, device: usize) {
@@ -381,6 +385,9 @@ impl Crowd {
         session.websocket = self.websocket_rng.chance(350).then(WebSocketEnd::new);
         if self.scenario.tls && self.tls_rng.chance(400) {
             session.tls = Some(TlsEnd::new(&mut self.tls_rng));
+        }
+        if self.scenario.proxied {
+            session.header = proxy::header(&mut self.proxy_rng);
         }
         self.sessions.push(session);
         self.by_socket.insert(socket, index);

@@ -15,6 +15,7 @@ mod crowd;
 mod ledger;
 mod node;
 mod planted;
+mod proxy;
 mod scenario;
 mod session;
 mod tls;
@@ -37,8 +38,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 use trunkline_router::hash::home_shard;
 
@@ -88,6 +89,7 @@ impl Run {
                 let tls = TlsSwitch::new(Certificates::default(), None, TicketSecret::shared(b"of a simulation"));
                 tls.expect("there is nothing that does not go together")
             }),
+            proxies: if scenario.proxied { Arc::new(proxy::all_clients()) } else { Arc::default() },
             cluster: None,
         };
         Run {
@@ -414,6 +416,7 @@ const MUST_OCCUR: &[&str] = &[
     "trunkline_reads_behind_total{}",
     "trunkline_mailbox_waits_total{}",
     "trunkline_clock_jumps_total{}",
+    "trunkline_proxy_headers_total{}",
     "trunkline_evictions_total{of=\"outbox\"}",
     "trunkline_evictions_total{of=\"partial\"}",
     "trunkline_evictions_total{of=\"unacked\"}",

@@ -1,5 +1,6 @@
 //! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
+use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
@@ -9,6 +10,7 @@ use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
+use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
 use std::sync::Arc;
@@ -54,6 +56,8 @@ pub(super) struct NodeConfig {
     pub(super) auth: Arc<AuthSwitch>,
     /// Its certificates, of which there are none: handshakes are those of the simulator. `None` without TLS.
     pub(super) tls: Option<Arc<TlsSwitch>>,
+    /// Who says for clients where they are.
+    pub(super) proxies: Arc<Proxies>,
     /// How it takes part in a cluster; its first shard has one listener more then.
     pub(super) cluster: Option<ShardCluster>,
 }
@@ -64,6 +68,8 @@ pub(super) struct Node {
     rng: Rng,
     seats: Vec<Seat>,
     mailboxes: Mailboxes,
+    /// The open connections of each address.
+    address_book: Option<Arc<AddressBook>>,
     /// Writes letters that mean nothing, to fill mailboxes.
     stuffing: Outgoing,
     /// How long shards were paused, all together; their timers stand still meanwhile.
@@ -72,8 +78,13 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, cluster } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, proxies, cluster } = config;
         let mail = mailboxes(shards);
+        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and those of a cluster, have
+        // none, and accept by multishot.
+        let limits_of_addresses = PerAddress { open_max: u32::MAX, per_sec: 0, addresses_max: u32::MAX };
+        let address_book =
+            if seed % 2 == 0 && cluster.is_none() { AddressBook::new(limits_of_addresses).map(Arc::new) } else { None };
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
             let port = ControlPort::new(Arc::new(Waker::new().expect("an eventfd")));
@@ -84,6 +95,8 @@ impl Node {
                 limits: limits.clone(),
                 auth: auth.clone(),
                 upgrade: Arc::default(),
+                proxies: proxies.clone(),
+                address_book: address_book.clone(),
                 tls: tls.clone(),
                 tls_required: false,
                 stats: stats.clone(),
@@ -103,6 +116,7 @@ impl Node {
             seats: seats.collect(),
             stuffing: Outgoing::new(0, mail.clone(), 0),
             mailboxes: mail,
+            address_book,
             paused_us: 0,
         }
     }
@@ -276,6 +290,7 @@ impl Node {
                 assert_eq!(state.links.wheel.deadline(slot), None, "shard {shard}: timer of free slot {slot}");
             }
             assert_eq!(stats.open.get(), 0, "shard {shard}: open connections");
+            assert!(self.address_book.as_ref().is_none_or(|book| book.is_empty()), "addresses with open connections");
             assert!(stats.hot.get() <= u64::from(nodes), "shard {shard}: hot connections");
             assert_eq!(stats.mesh_misrouted.get(), 0, "shard {shard}: records for nobody");
             assert_eq!(stats.ring_stale.get(), 0, "shard {shard}: stale completions");

@@ -39,6 +39,8 @@ pub(super) struct Scenario {
     pub(super) ending: Ending,
     /// Some clients come over TLS.
     pub(super) tls: bool,
+    /// All clients come through a proxy, which says where they are.
+    pub(super) proxied: bool,
 }
 
 impl Scenario {
@@ -96,6 +98,7 @@ impl Scenario {
             drains: Rng::new(seed ^ 0xD4A1_4ED0).chance(250),
             ending: *rng.pick(&[Ending::Leave, Ending::Leave, Ending::DrainQuiet, Ending::DrainBusy]),
             tls: limits.tls_handshakes_max > 0,
+            proxied: Rng::new(seed ^ 2).chance(250),
             limits,
         }
     }

@@ -79,6 +79,8 @@ pub(super) struct Session {
     pub(super) websocket: Option<WebSocketEnd>,
     /// Its end of TLS below that.
     pub(super) tls: Option<TlsEnd>,
+    /// What a proxy writes in front of its first byte.
+    pub(super) header: Vec<u8>,
     last_stamp: u64,
     /// Latest first delivery from each sending session.
     last_seq: BTreeMap<usize, u64>,
@@ -113,6 +115,7 @@ impl Session {
             input: Vec::new(),
             websocket: None,
             tls: None,
+            header: Vec::new(),
             last_stamp: 0,
             last_seq: BTreeMap::new(),
             got: BTreeSet::new(),

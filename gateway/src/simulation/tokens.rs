@@ -79,6 +79,7 @@ impl Run {
             limits,
             auth: AuthSwitch::new(Auth::Jwt(Box::new(keys))),
             tls: None,
+            proxies: std::sync::Arc::default(),
             cluster: None,
         };
         let node = Node::new(node, &world);

@@ -94,6 +94,32 @@ impl fmt::Display for Network {
     }
 }
 
+/// Whose word on a client's address is taken: the proxies in front of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies {
+    /// Their networks.
+    pub networks: Vec<Network>,
+    /// Also whoever connects to a Unix socket.
+    pub unix: bool,
+}
+
+impl Proxies {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && !self.unix
+    }
+
+    /// Whether one may be at this address.
+    pub fn trust(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(address))
+    }
+
+    /// Whether those behind Unix sockets are.
+    pub fn trust_unix(&self) -> bool {
+        self.unix
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The real `gateway` process, tested from outside: one module for each matter, and two of what they stand on.
 
+mod addresses;
 mod bad_input;
 mod cli;
 mod cluster_api;

@@ -42,6 +42,11 @@ impl Bounds {
         }
     }
 
+    /// Whether it is not known any more where frames begin.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether a message may end here: no frame is half there.
     pub(super) fn is_between(&self) -> bool {
         self.lost || self.left == 0 && self.there == 0

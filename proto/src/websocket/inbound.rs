@@ -52,8 +52,8 @@ impl Inbound {
     /// Whether nothing is begun and nothing has ended: a fresh one would go on just the same.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        // No message is open, so no native frame is either.
-        self.end.is_none() && self.decoder.is_idle()
+        // No message is open, so no native frame is either, unless it is not known any more where they begin.
+        self.end.is_none() && self.decoder.is_idle() && !self.bounds.is_lost()
     }
 
     /// The end, once it has come.

@@ -209,6 +209,8 @@ fn websocket_stream_seeds() -> Vec<(String, Vec<u8>)> {
         named("unmasked", with([0, 1], &hex("82 01 00"))),
         named("lone_continuation", with([0, 1], &hex("80 80 00000000"))),
         named("nested_message", with([0, 1], &[frame(Opcode::Binary, false, b""), binary(b"")].concat())),
+        // In pieces of which the first is the first message.
+        named("no_length_then_half_a_frame", with([0, 9], &[binary(&[0; 4]), binary(&[7])].concat())),
     ]
 }
 

@@ -3,7 +3,7 @@
 use super::ring::{Ring, Stage, Submission};
 use super::socket::{Found, Segment};
 use super::world::{Event, World};
-use crate::io::{BufId, Completion, ConnId, HandoverToken, OpResult, ReadOp, SendId, errno};
+use crate::io::{BufId, Completion, ConnId, HandoverToken, OpResult, Peer, ReadOp, SendId, errno};
 
 impl World {
     /// Carries out what is queued: all of it, unless the kernel wants completions taken first.
@@ -24,13 +24,13 @@ impl World {
 
     fn carry_out(&mut self, ring: usize, submission: Submission) {
         match submission {
-            Submission::Accept { listener, multishot } => {
+            Submission::Accept { listener, multishot, with_peer } => {
                 if self.rings[ring].listeners[usize::from(listener)].closed {
-                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false, from: None };
+                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false, peer: None };
                     self.post(ring, 0, completion, Vec::new());
                     return;
                 }
-                self.arm_accept(ring, listener.into(), multishot);
+                self.arm_accept(ring, listener.into(), multishot, with_peer);
                 self.accept_progress(ring, listener.into());
             }
             Submission::AcceptCancel { listener } => self.cancel_accepts(ring, listener),
@@ -85,18 +85,20 @@ impl World {
     /// Accepts what waits, as far as accepts are armed.
     pub(super) fn accept_progress(&mut self, ring: usize, listener: usize) {
         while let Some(accept) = self.rings[ring].listeners[listener].armed.front() {
-            let (multishot, due_us) = (accept.multishot, accept.due_us);
+            let (multishot, with_peer, due_us) = (accept.multishot, accept.with_peer, accept.due_us);
             if self.rings[ring].listeners[listener].backlog.is_empty() {
                 break;
             }
             let first = self.rings[ring].listeners[listener].backlog.front().copied();
             let (result, after_us) = self.accept_one(ring, listener);
-            let tells = self.rings[ring].listeners[listener].tells && result.is_ok();
-            let from = first.filter(|_| tells).map(|socket| self.sockets[socket].from());
-            let ended = multishot && result.is_ok() && self.rng.chance(self.faults.multishot_end);
+            // Drawn for those with an address too, so that which of both is asked for changes little else about a seed.
+            let drawn = (multishot || with_peer) && result.is_ok() && self.rng.chance(self.faults.multishot_end);
+            let ended = multishot && drawn;
             self.tally.multishots_ended += u64::from(ended);
             let more = multishot && result.is_ok() && !ended;
-            let completion = Completion::Accept { listener: listener as u16, result, more, from };
+            let socket = first.filter(|_| with_peer && result.is_ok());
+            let peer = socket.map(|socket| Peer::Address(self.peer_address(socket)));
+            let completion = Completion::Accept { listener: listener as u16, result, more, peer };
             let posted_us = self.post(ring, due_us.max(after_us), completion, Vec::new());
             let armed = &mut self.rings[ring].listeners[listener].armed;
             match armed.front_mut() {
@@ -134,7 +136,7 @@ impl World {
 
     fn cancel_accepts(&mut self, ring: usize, listener: u16) {
         for accept in std::mem::take(&mut self.rings[ring].listeners[usize::from(listener)].armed) {
-            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false, from: None };
+            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false, peer: None };
             self.post(ring, accept.due_us, completion, Vec::new());
         }
         self.refuse_backlog(ring, listener.into());

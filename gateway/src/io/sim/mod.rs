@@ -85,11 +85,11 @@ impl Io for SimIo {
     }
 
     fn accept(&mut self, listener: u16, multishot: bool) {
-        self.world.borrow_mut().ask_accept(self.ring, listener, multishot);
+        self.world.borrow_mut().ask_accept(self.ring, listener, multishot, false);
     }
 
-    fn accept_with_address(&mut self, listener: u16) {
-        self.world.borrow_mut().ask_accept_with_address(self.ring, listener);
+    fn accept_with_peer(&mut self, listener: u16) {
+        self.world.borrow_mut().ask_accept(self.ring, listener, false, true);
     }
 
     fn accept_cancel(&mut self, listener: u16) {

@@ -1,7 +1,8 @@
 //! The network, and the clients' ends of the connections.
 
-use super::socket::{Segment, Socket};
+use super::socket::{Segment, Socket, host_address};
 use super::world::{Event, World};
+use std::net::SocketAddr;
 
 /// What a client's read found.
 #[derive(Debug, Default)]
@@ -25,6 +26,19 @@ impl World {
         }
         let (ring, listener) = *self.rng.pick(&open);
         Some(self.connect_to(ring, listener, window))
+    }
+
+    /// Where a client connects from: each from an address of its own.
+    pub(crate) fn client_address(socket: usize) -> SocketAddr {
+        SocketAddr::from((0x0B00_0000_u32.wrapping_add(socket as u32).to_be_bytes(), 40_000))
+    }
+
+    /// Where the other end of a connection is, as its acceptor sees it: a client, or another ring at the address of its host.
+    pub(crate) fn peer_address(&self, socket: usize) -> SocketAddr {
+        match &self.sockets[socket].peer {
+            Some(peer) => SocketAddr::new(host_address(peer.host), 40_000),
+            None => World::client_address(socket),
+        }
     }
 
     /// Connects to a certain listener.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 /// A queued submission. Those of a connection find their particulars in its slot.
 #[derive(Debug)]
 pub(crate) enum Submission {
-    Accept { listener: u16, multishot: bool },
+    Accept { listener: u16, multishot: bool, with_peer: bool },
     AcceptCancel { listener: u16 },
     Read { slot: u32 },
     ReadCancel { conn: ConnId, kind: ReadOp },
@@ -92,14 +92,13 @@ impl Slot {
 #[derive(Debug)]
 pub(crate) struct Accept {
     pub(crate) multishot: bool,
+    pub(crate) with_peer: bool,
     pub(crate) due_us: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Listener {
     pub(crate) closed: bool,
-    /// It was asked to tell who connects.
-    pub(crate) tells: bool,
     pub(crate) armed: VecDeque<Accept>,
     pub(crate) backlog: VecDeque<usize>,
 }

@@ -263,14 +263,9 @@ impl World {
         }
     }
 
-    pub(super) fn ask_accept(&mut self, ring: usize, listener: u16, multishot: bool) {
+    pub(super) fn ask_accept(&mut self, ring: usize, listener: u16, multishot: bool, with_peer: bool) {
         assert!(!self.rings[ring].listeners[usize::from(listener)].closed, "contract: accept on a closed listener");
-        self.push(ring, Submission::Accept { listener, multishot });
-    }
-
-    pub(super) fn ask_accept_with_address(&mut self, ring: usize, listener: u16) {
-        self.rings[ring].listeners[usize::from(listener)].tells = true;
-        self.ask_accept(ring, listener, true);
+        self.push(ring, Submission::Accept { listener, multishot, with_peer });
     }
 
     /// Closes a listener at once. Accepts that are armed hold on to it until they are cancelled.
@@ -286,7 +281,7 @@ impl World {
 
     /// Resets what waits at a listener that nothing holds any more.
     pub(super) fn refuse_backlog(&mut self, ring: usize, listener: usize) {
-        let Listener { closed, armed, backlog, .. } = &mut self.rings[ring].listeners[listener];
+        let Listener { closed, armed, backlog } = &mut self.rings[ring].listeners[listener];
         if *closed && armed.is_empty() {
             for socket in std::mem::take(backlog) {
                 self.refuse(socket);
@@ -423,8 +418,8 @@ impl World {
     }
 
     /// Arms an accept.
-    pub(super) fn arm_accept(&mut self, ring: usize, listener: usize, multishot: bool) {
-        self.rings[ring].listeners[listener].armed.push_back(Accept { multishot, due_us: 0 });
+    pub(super) fn arm_accept(&mut self, ring: usize, listener: usize, multishot: bool, with_peer: bool) {
+        self.rings[ring].listeners[listener].armed.push_back(Accept { multishot, with_peer, due_us: 0 });
     }
 
     /// Whether something is on its way that will make the shard look into its mailbox, the tick aside.

@@ -390,6 +390,7 @@ impl Fleet {
             limits: self.scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
             tls: None,
+            proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
         };
         process.node = Some(Node::new(config, &self.world));

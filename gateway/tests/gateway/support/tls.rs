@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A certificate that has signed itself, and its key, in files.
 pub(crate) struct Identity {
@@ -62,6 +63,11 @@ impl Identity {
         Arc::new(config)
     }
 
+    /// The same, of HTTP.
+    pub(crate) fn any_of_http(&self) -> Arc<ClientConfig> {
+        self.config(rustls::ALL_VERSIONS, &["http/1.1"])
+    }
+
     /// A client that trusts it, and leaves all else to the gateway.
     pub(crate) fn any(&self) -> Arc<ClientConfig> {
         self.config(rustls::ALL_VERSIONS, &["trunkline/1"])
@@ -96,6 +102,20 @@ impl TlsClient {
     pub(crate) fn connect(gateway: &Gateway, config: &Arc<ClientConfig>) -> Self {
         let stream = stream(config, gateway.client_address());
         TlsClient { stream, unread: Vec::new(), frames: VecDeque::new() }
+    }
+
+    /// One that a proxy speaks for: what it writes first goes out with these bytes in front, all of it but for a pause after `split` bytes.
+    pub(crate) fn connect_behind(gateway: &Gateway, config: &Arc<ClientConfig>, header: &[u8], split: usize) -> Self {
+        let mut client = TlsClient::connect(gateway, config);
+        let mut bytes = header.to_vec();
+        client.stream.conn.write_tls(&mut bytes).expect("a ClientHello");
+        let (first, rest) = bytes.split_at(split.min(bytes.len()));
+        client.stream.sock.write_all(first).expect("write to the gateway");
+        if !first.is_empty() && !rest.is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        client.stream.sock.write_all(rest).expect("write to the gateway");
+        client
     }
 
     pub(crate) fn login(gateway: &Gateway, config: &Arc<ClientConfig>, user: u64) -> Self {
