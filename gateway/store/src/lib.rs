@@ -12,15 +12,24 @@
 //!
 //! The crate knows nothing of shards, rings or sockets. It reads no clock but the one it is given.
 
+mod codec;
+mod disk;
+mod embedded;
+mod jobs;
 mod limits;
+mod log;
 mod mail;
 mod memory;
 mod request;
 mod state;
 mod stats;
 mod store;
+mod table;
 mod thread;
+mod tools;
 
+pub use disk::{DirDisk, Disk, Fault, File, SimDisk};
+pub use embedded::Embedded;
 pub use limits::{Limits, WhenFull};
 pub use mail::{MailSender, StoreMail};
 pub use memory::Memory;
@@ -28,6 +37,7 @@ pub use request::{Answer, DeviceInfo, Inbox, Opened, Page, Payload, Record, Refu
 pub use stats::{COMMIT_BUCKETS_US, Stats};
 pub use store::{Clock, Store};
 pub use thread::StoreThread;
+pub use tools::{Checked, Imported};
 
 /// Low bits of a stamp that count within a millisecond.
 pub const STAMP_COUNTER_BITS: u32 = 20;

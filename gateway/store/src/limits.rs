@@ -1,5 +1,7 @@
 //! Bounds of a store.
 
+use crate::codec::Amount;
+
 /// What a user's full log does with the next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
@@ -59,3 +61,15 @@ impl Default for Limits {
 }
 
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
+
+impl Limits {
+    /// What has to go from a full log of so many messages and bytes before another one of `more` bytes comes. A
+    /// sixty-fourth of the limit goes besides, or each message to a full log would have to look for the oldest.
+    pub(crate) fn excess(&self, messages: u64, bytes: u64, more: u64) -> Amount {
+        let spare = |max: u32| u64::from(max - max / 64);
+        Amount {
+            messages: (messages + 1).saturating_sub(spare(self.user_messages_max)),
+            bytes: (bytes + more).saturating_sub(spare(self.user_bytes_max)),
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! A store in memory, for simulations, and the model that the one on disk is compared with.
 
+use crate::codec::Amount;
 use crate::state::{Epochs, State};
 use crate::store::{CURSOR_DELAY_MS, confirmed_stamp};
 use crate::{
@@ -20,8 +21,8 @@ pub struct Memory {
     epoch: u64,
     epochs: Epochs,
     users: BTreeMap<u64, User>,
-    /// Cursors that are not durable yet, and since when the first waits.
-    cursors: Vec<(u64, u16, u64)>,
+    /// Cursors that are not durable yet, each with when it came, and since when the first waits.
+    cursors: Vec<(u64, u16, u64, u64)>,
     cursors_since_ms: u64,
     bytes: u64,
     available: bool,
@@ -75,6 +76,11 @@ impl Memory {
         self.users.get(&user).into_iter().flat_map(|user| &user.records)
     }
 
+    /// The highest stamp of any user. Whoever gives out stamps begins above it, whatever the clock says.
+    pub fn high(&self) -> u64 {
+        self.users.values().map(|user| user.last).max().unwrap_or(0)
+    }
+
     fn can_write(&self) -> bool {
         self.available && !self.closed
     }
@@ -96,10 +102,9 @@ impl Memory {
         if !self.can_write() {
             return;
         }
-        for (user, device, stamp) in std::mem::take(&mut self.cursors) {
-            let now_ms = (self.clock)();
+        for (user, device, stamp, seen_ms) in std::mem::take(&mut self.cursors) {
             if let Some(found) = self.users.get_mut(&user) {
-                found.state.acknowledge(device, stamp, found.last, now_ms);
+                found.state.acknowledge(device, stamp, found.last, seen_ms);
                 self.tidy(user);
             }
         }
@@ -128,13 +133,23 @@ impl Memory {
         if self.full(user, bytes).is_some() {
             self.tidy(user);
         }
-        while let Some(refusal) = self.full(user, bytes) {
-            if self.limits.when_full == WhenFull::Refuse {
-                return self.refuse(refusal);
-            }
-            let Some(found) = self.users.get_mut(&user) else { break };
-            let oldest = found.records.front().map_or(0, |record| record.stamp);
-            Stats::add(&self.stats.dropped_oldest, found.truncate(oldest, &mut self.bytes));
+        if self.limits.when_full == WhenFull::DropOldest
+            && self.full(user, bytes).is_some()
+            && let Some(found) = self.users.get_mut(&user)
+        {
+            let over = self.limits.excess(found.records.len() as u64, found.bytes, bytes);
+            let mut dropped = Amount::default();
+            let enough = |dropped: &mut Amount, record: &Record| {
+                let more = dropped.messages < over.messages || dropped.bytes < over.bytes;
+                dropped.add(record.bytes());
+                more
+            };
+            let last = found.records.iter().take_while(|record| enough(&mut dropped, record)).last();
+            let floor = last.map_or(0, |record| record.stamp);
+            Stats::add(&self.stats.dropped_oldest, found.truncate(floor, &mut self.bytes));
+        }
+        if let Some(refusal) = self.full(user, bytes) {
+            return self.refuse(refusal);
         }
         let found = self.users.entry(user).or_default();
         record.stamp = confirmed_stamp(record.stamp, found.last, (self.clock)());
@@ -220,10 +235,11 @@ impl Memory {
                 self.read(user, after, since_ms, limit, bytes_max)
             }
             Request::Cursor { user, device, stamp } => {
+                let now_ms = (self.clock)();
                 if self.cursors.is_empty() {
-                    self.cursors_since_ms = (self.clock)();
+                    self.cursors_since_ms = now_ms;
                 }
-                self.cursors.push((user, device, stamp));
+                self.cursors.push((user, device, stamp, now_ms));
                 return None;
             }
             Request::Devices { user, .. } => {
@@ -241,7 +257,7 @@ impl Memory {
             }
             Request::Delete { user, .. } => {
                 if let Some(found) = self.users.get_mut(&user) {
-                    found.truncate(found.last, &mut self.bytes);
+                    Stats::add(&self.stats.deleted, found.truncate(found.last, &mut self.bytes));
                     found.state.devices.clear();
                 }
                 Reply::Done

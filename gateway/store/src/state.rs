@@ -60,11 +60,6 @@ pub(crate) fn device_name(name: &str) -> &str {
 }
 
 impl State {
-    /// Whether nothing of it has to be kept but the floor.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.devices.is_empty() && self.gap == 0
-    }
-
     /// Whether this device is registered.
     pub(crate) fn knows(&self, name: &str) -> bool {
         let name = device_name(name);

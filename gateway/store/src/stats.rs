@@ -2,6 +2,7 @@
 
 use crate::Refusal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Upper bounds of the buckets of [`Stats::commit_us`], microseconds; the last bucket has none.
 pub const COMMIT_BUCKETS_US: [u64; 12] =
@@ -26,6 +27,8 @@ pub struct Stats {
     pub expired: AtomicU64,
     /// Messages dropped because all registered devices have them.
     pub acknowledged: AtomicU64,
+    /// Messages deleted because somebody asked for it.
+    pub deleted: AtomicU64,
     /// Messages given out in pages.
     pub read: AtomicU64,
     /// Devices forgotten because they were unseen for too long, or too many.
@@ -60,12 +63,23 @@ pub struct Stats {
     pub message_bytes: AtomicU64,
     /// Damaged places found on disk; each raised floors.
     pub damages: AtomicU64,
+    /// What the disk said last, while it fails.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Stats {
     /// Whether writes go to disk.
     pub fn is_available(&self) -> bool {
         self.available.load(Ordering::Relaxed)
+    }
+
+    /// What the disk said last, while it fails.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     pub(crate) fn add(counter: &AtomicU64, by: u64) {

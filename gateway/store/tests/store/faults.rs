@@ -1,0 +1,109 @@
+//! Disks that fail while the store runs.
+
+use crate::support::{Hands, append, ask, everything, now_stamp, open, open_device, page, record, small, stored};
+use std::sync::atomic::Ordering;
+use trunkline_store::{Fault, Limits, Refusal, Reply, Request, SimDisk, Store};
+
+const REFUSED: Reply = Reply::Refused(Refusal::Unavailable);
+
+#[test]
+fn a_failed_disk_refuses_and_comes_back_by_itself() {
+    for fault in [Fault::Full, Fault::ReadOnly, Fault::SyncFails, Fault::Broken] {
+        let (disk, hands) = (SimDisk::new(), Hands::new());
+        let mut store = open(&disk, &small(), &hands);
+        let device = open_device(&mut store, 1, "phone");
+        let before = stored(&mut store, 1, record(now_stamp(&hands), 1, 100));
+        disk.set_fault(Some(fault));
+        for id in 2..5 {
+            assert_eq!(append(&mut store, 1, record(now_stamp(&hands), id, 100)), REFUSED, "{fault:?}");
+            hands.pass(2_000);
+            store.tick();
+        }
+        assert!(!store.stats().is_available());
+        assert!(store.stats().trouble().is_some());
+        // What is in memory can be read, and known devices can log in.
+        assert_eq!(page(&mut store, 1, 0).records.len(), 1, "{fault:?}");
+        assert!(open_device(&mut store, 1, "phone").known);
+        let new = Request::Open { user: 1, device: "desk".into(), ephemeral: false, token: 1 };
+        assert_eq!(ask(&mut store, new), Some(REFUSED));
+        ask(&mut store, Request::Cursor { user: 1, device: device.device, stamp: before });
+        disk.set_fault(None);
+        hands.pass(2_000);
+        store.tick();
+        assert!(store.stats().is_available(), "{fault:?}");
+        let after = stored(&mut store, 1, record(now_stamp(&hands), 9, 100));
+        disk.crash(5);
+        let mut store = open(&disk, &small(), &hands);
+        let ids: Vec<u64> = everything(&mut store, 1).iter().map(|record| record.id).collect();
+        assert_eq!(ids, [9], "{fault:?}: the first was acknowledged, those refused are not there");
+        assert!(stored(&mut store, 1, record(0, 10, 1)) > after);
+        assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0);
+    }
+}
+
+/// The kernel drops what it could not write, and calls the next sync a success. Who goes on in the same file loses what
+/// it answered next.
+#[test]
+fn after_a_failed_sync_the_same_file_is_never_trusted_again() {
+    for seed in 0..20 {
+        let (disk, hands) = (SimDisk::new(), Hands::new());
+        let mut store = open(&disk, &small(), &hands);
+        let mut expected = Vec::new();
+        for round in 0..6 {
+            for id in 0..4 {
+                expected.push(stored(&mut store, 1, record(now_stamp(&hands), round * 10 + id, 50)));
+            }
+            disk.set_fault(Some(Fault::SyncFails));
+            assert_eq!(append(&mut store, 1, record(now_stamp(&hands), 100 + round, 50)), REFUSED);
+            disk.set_fault(None);
+            hands.pass(1_500);
+        }
+        disk.crash(seed);
+        let mut store = open(&disk, &small(), &hands);
+        let there: Vec<u64> = everything(&mut store, 1).iter().map(|record| record.stamp).collect();
+        assert_eq!(there, expected);
+        assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_while_a_table_is_written_loses_nothing() {
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let limits = Limits { user_messages_max: 1_000, user_bytes_max: 1 << 30, ..small() };
+    let mut store = open(&disk, &limits, &hands);
+    let mut expected = Vec::new();
+    for id in 0..400 {
+        // Every now and then it fails for a while, at a place of its own.
+        let fault = if id % 50 > 40 { Some(Fault::Full) } else { None };
+        disk.set_fault(fault);
+        hands.pass(300);
+        match append(&mut store, 1 + id % 7, record(now_stamp(&hands), id, 400)) {
+            Reply::Stored { stamp, .. } => expected.push((1 + id % 7, stamp)),
+            REFUSED => {}
+            other => panic!("{other:?}"),
+        }
+        store.tick();
+    }
+    disk.set_fault(None);
+    hands.pass(2_000);
+    store.tick();
+    assert!(
+        store.stats().table_failures.load(Ordering::Relaxed) > 0
+            || store.stats().tables_written.load(Ordering::Relaxed) > 0
+    );
+    disk.crash(1);
+    let mut store = open(&disk, &limits, &hands);
+    for user in 1..=7 {
+        let there: Vec<u64> = everything(&mut store, user).iter().map(|record| record.stamp).collect();
+        let promised: Vec<u64> = expected.iter().filter(|(of, _)| *of == user).map(|(_, stamp)| *stamp).collect();
+        assert_eq!(there, promised);
+    }
+}
+
+#[test]
+fn a_closed_store_refuses() {
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let mut store = open(&disk, &small(), &hands);
+    store.close();
+    assert_eq!(append(&mut store, 1, record(now_stamp(&hands), 1, 1)), REFUSED);
+}

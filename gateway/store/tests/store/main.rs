@@ -1,0 +1,10 @@
+//! What a store promises, on simulated and on real disks.
+
+mod cuts;
+mod damage;
+mod faults;
+mod kill;
+mod model;
+mod support;
+mod thread;
+mod tools;
