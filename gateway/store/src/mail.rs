@@ -81,7 +81,7 @@ impl StoreMail {
     }
 
     /// Moves what waits to `batch`, at most so many requests and about so many bytes.
-    pub(crate) fn take(&self, batch: &mut Vec<(Source, Request)>, requests_max: usize, bytes_max: usize) {
+    pub fn take(&self, batch: &mut Vec<(Source, Request)>, requests_max: usize, bytes_max: usize) {
         let mut bytes = 0;
         while batch.len() < requests_max
             && bytes < bytes_max

@@ -192,7 +192,8 @@ impl Memory {
         Stats::add(&self.stats.devices_forgotten, login.forgotten);
         let pending = found.records.iter().filter(|record| record.stamp > login.opened.cursor).count() as u64;
         let floor = found.state.floor.max(found.state.gap);
-        Reply::Opened(Opened { store_epoch: self.epoch, floor, last: found.last, pending, ..login.opened })
+        let devices = found.state.devices.len() as u32;
+        Reply::Opened(Opened { store_epoch: self.epoch, floor, last: found.last, pending, devices, ..login.opened })
     }
 
     fn read(&mut self, user: u64, after: u64, since_ms: u64, limit: u32, bytes_max: u32) -> Reply {

@@ -248,6 +248,8 @@ pub struct Opened {
     pub last: u64,
     /// Messages after the cursor.
     pub pending: u64,
+    /// Registered devices of the user, this one among them if it is.
+    pub devices: u32,
 }
 
 /// Messages of one log in the order of their stamps.

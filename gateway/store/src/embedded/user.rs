@@ -287,6 +287,7 @@ impl Embedded {
             floor: self.floor(&at),
             last: at.totals.last,
             pending: u64::from(at.totals.messages).saturating_sub(passed),
+            devices: at.state.devices.len() as u32,
             ..login.opened
         };
         let reply = Reply::Opened(opened);
