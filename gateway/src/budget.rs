@@ -6,6 +6,7 @@
 use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
+use crate::desk::{DUPLICATES_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
@@ -53,6 +54,9 @@ pub(crate) const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
 
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
+
+/// What the store keeps in memory: the messages that are not in a table yet, what is written into one, and its tables' indexes.
+const STORE_BYTES: u64 = 192 << 20;
 
 /// One term of the sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,6 +253,27 @@ impl Budget {
                     size(log)
                 ),
                 flags: &["--presence-queue-max"],
+            });
+        }
+        if limits.store_after_ms > 0 {
+            let readers = connections.saturating_mul(READER_BYTES);
+            // As many of backlogs as of SYNC, each half an outbox.
+            let pages = (limits.outbox_bytes_max as u64).saturating_mul(PAGES_MAX as u64 * shards);
+            terms.push(Term {
+                name: "store",
+                bytes: limits
+                    .store_mail_bytes_max
+                    .saturating_mul(2)
+                    .saturating_add(STORE_BYTES)
+                    .saturating_add(readers)
+                    .saturating_add(pages)
+                    .saturating_add(DUPLICATES_BYTES * shards),
+                how: format!(
+                    "{} on their way and being stored, {} of recent messages and tables, {READER_BYTES} B for each device, pages, and messages remembered",
+                    size(limits.store_mail_bytes_max),
+                    size(STORE_BYTES)
+                ),
+                flags: &["--store-mail-bytes-max", "--connections-max", "--outbox-bytes-max"],
             });
         }
         Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }

@@ -8,6 +8,7 @@ mod host;
 mod reference;
 mod resolve;
 mod settings;
+mod store;
 mod text;
 mod values;
 mod websocket;
@@ -19,10 +20,13 @@ pub use cluster::{ClusterConfig, ClusterSecret};
 pub use file::ConfigFile;
 pub use host::Host;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
+pub use store::StoreConfig;
 pub use text::default_config;
 pub(crate) use text::to_table;
 pub use trunkline_router::log::LogFormat;
-pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size};
+pub use values::{
+    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+};
 
 use resolve::{Judge, known};
 
@@ -65,6 +69,8 @@ pub struct Config {
     pub upgrade: upgrade::Rules,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
+    /// Where messages are kept for users who are offline; `None` without a store.
+    pub store: Option<StoreConfig>,
     /// Most bytes the memory budget may come to.
     pub memory_max: u64,
     /// Memory there was to take when this was resolved, bytes.

@@ -5,12 +5,14 @@
 //! | `api.rs` | the routes of a node |
 //! | `source.rs` | where the answers come from that a router gives too: the cluster, or this one node |
 //! | `cluster.rs` | the cluster as `/v1/node` shows it |
+//! | `inbox.rs` | what waits for users in the store, and their devices |
 //! | `pulse.rs` | whether the shards turn |
 //! | `document.rs` | the OpenAPI document |
 
 mod api;
 mod cluster;
 mod document;
+mod inbox;
 mod pulse;
 mod source;
 
@@ -23,6 +25,7 @@ use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::reload::Reload;
+use crate::store::StoreWatch;
 use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -58,6 +61,7 @@ pub struct Node {
     joins: bool,
     cluster: OnceLock<ClusterReader>,
     place: OnceLock<Place>,
+    store: OnceLock<StoreWatch>,
     /// What the node waits for before it joins.
     waits: Mutex<Option<String>>,
     turned_away: Arc<AtomicU64>,
@@ -121,6 +125,7 @@ impl Node {
             joins,
             cluster: OnceLock::new(),
             place: OnceLock::new(),
+            store: OnceLock::new(),
             waits: Mutex::default(),
             turned_away: Arc::default(),
             reload: OnceLock::new(),
@@ -175,6 +180,21 @@ impl Node {
     pub fn set_cluster(&self, cluster: ClusterReader, place: Place) {
         assert!(self.place.set(place).is_ok() && self.cluster.set(cluster).is_ok(), "a node joins once");
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The node has a store.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_store(&self, store: StoreWatch) {
+        assert!(self.store.set(store).is_ok(), "a node has one store");
+    }
+
+    /// What does not work although the node serves.
+    fn degraded(&self) -> Vec<String> {
+        let mut degraded = self.cluster().map(|cluster| cluster.degraded(now_ms())).unwrap_or_default();
+        degraded.extend(self.store.get().and_then(StoreWatch::degraded));
+        degraded
     }
 
     /// Its place in the ring; `None` before it has joined, and alone.

@@ -28,7 +28,23 @@ pub(crate) struct Unacked {
     pub(crate) owed: Seats,
     /// Those of them for which a copy has been queued.
     pub(crate) queued: Seats,
+    pub(crate) keep: Keep,
+    /// A registered device that is not online, or could not be given it, owes its ACK too: the message goes to the store, whoever acknowledges it.
+    pub(crate) absent: bool,
+    /// Its sender says that it has sent it before.
+    pub(crate) retry: bool,
     pub(crate) payload: Box<[u8]>,
+}
+
+/// What the store has to do with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Nothing: it is sent again on a timer, and given up.
+    Never,
+    /// It goes there unless all acknowledge it in time.
+    Waiting,
+    /// It is on its way there.
+    Storing,
 }
 
 impl Unacked {
@@ -43,7 +59,8 @@ impl Unacked {
         payload: Box<[u8]>,
     ) -> Self {
         let (owed, queued) = (Seats::default(), Seats::default());
-        Unacked { stamp, from, id, origin, sent_tick, attempts, told: false, owed, queued, payload }
+        let (told, keep, absent, retry) = (false, Keep::Never, false, false);
+        Unacked { stamp, from, id, origin, sent_tick, attempts, told, owed, queued, keep, absent, retry, payload }
     }
 
     fn bytes(&self) -> usize {
@@ -65,6 +82,10 @@ impl Seats {
     /// Whether all of `others` are in there.
     pub(crate) fn has(self, others: Seats) -> bool {
         self.0 & others.0 == others.0
+    }
+    /// Whether any of `others` is in there.
+    pub(crate) fn shares(self, others: Seats) -> bool {
+        self.0 & others.0 != 0
     }
     /// Adds some.
     pub(crate) fn add(&mut self, others: Seats) {
@@ -91,7 +112,7 @@ pub(crate) enum InboxFull {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acked {
     /// The first one for that message: its sender is to be told.
-    First { origin: Origin, id: u64 },
+    First { origin: Origin, from: u64, id: u64 },
     /// Another device's, for a message whose fate has been told.
     Further,
     /// No such message waits.
@@ -265,13 +286,29 @@ impl Inboxes {
         }
         let first = !std::mem::replace(&mut message.told, true);
         self.messages -= usize::from(first);
-        let acked = if first { Acked::First { origin: message.origin, id: message.id } } else { Acked::Further };
+        let Unacked { origin, from, id, .. } = *message;
+        let acked = if first { Acked::First { origin, from, id } } else { Acked::Further };
         if message.owed.is_empty()
+            && !message.absent
             && let Some(message) = inbox.messages.remove(at)
         {
             self.forget(user, &message);
         }
         acked
+    }
+
+    /// Positions up to `stamp` for which a copy was queued for a session that has not acknowledged them.
+    pub(crate) fn queued_up_to(&self, user: u64, session: u64, stamp: u64) -> Vec<u64> {
+        let Some(inbox) = self.by_user.get(&user) else { return Vec::new() };
+        let Some(at) = inbox.seats.iter().position(|taken| *taken == session && session != 0) else {
+            return Vec::new();
+        };
+        let seat = Seats(1 << at);
+        let messages = inbox.messages.iter().take_while(|message| message.stamp <= stamp);
+        messages
+            .filter(|message| message.owed.has(seat) && message.queued.has(seat))
+            .map(|message| message.stamp)
+            .collect()
     }
 
     /// A session has ended: nothing is owed to it any more.
@@ -284,7 +321,19 @@ impl Inboxes {
             message.owed.remove(seat);
             message.queued.remove(seat);
         }
-        self.drop_if(user, |message| message.told && message.owed.is_empty());
+        self.drop_if(user, |message| message.told && message.owed.is_empty() && !message.absent);
+    }
+
+    /// What the store keeps for a device of a user is owed to that device's session no more: it gets it from there.
+    pub(crate) fn leave_to_store(&mut self, user: u64, session: u64) {
+        let Some(inbox) = self.by_user.get_mut(&user) else { return };
+        let Some(at) = inbox.seats.iter().position(|taken| *taken == session) else { return };
+        let seat = Seats(1 << at);
+        for message in inbox.messages.iter_mut().filter(|message| message.keep != Keep::Never) {
+            message.absent |= message.owed.has(seat);
+            message.owed.remove(seat);
+            message.queued.remove(seat);
+        }
     }
 
     /// A session takes another one's place: what was owed to that is owed to it, and none of it has been queued for it.
@@ -294,6 +343,35 @@ impl Inboxes {
         inbox.seats[at] = new;
         for message in &mut inbox.messages {
             message.queued.remove(Seats(1 << at));
+        }
+    }
+
+    /// A message waits for a sender's newer session. False if it does not wait.
+    pub(crate) fn adopt(&mut self, user: u64, stamp: u64, origin: Origin) -> bool {
+        let found = self.find(user, stamp).filter(|message| !message.told);
+        found.map(|message| message.origin = origin).is_some()
+    }
+
+    /// The message at a position, if it waits.
+    pub(crate) fn find(&mut self, user: u64, stamp: u64) -> Option<&mut Unacked> {
+        let inbox = self.by_user.get_mut(&user)?;
+        let at = inbox.messages.binary_search_by_key(&stamp, |message| message.stamp).ok()?;
+        inbox.messages.get_mut(at)
+    }
+
+    /// Takes out the message at a position.
+    pub(crate) fn take(&mut self, user: u64, stamp: u64) -> Option<Unacked> {
+        let inbox = self.by_user.get_mut(&user)?;
+        let at = inbox.messages.binary_search_by_key(&stamp, |message| message.stamp).ok()?;
+        let message = inbox.messages.remove(at)?;
+        self.forget(user, &message);
+        Some(message)
+    }
+
+    /// Forgets a user without sessions for whom nothing waits.
+    pub(crate) fn drop_empty(&mut self, user: u64) {
+        if self.by_user.get(&user).is_some_and(|inbox| inbox.messages.is_empty()) {
+            self.by_user.remove(&user);
         }
     }
 
@@ -376,17 +454,20 @@ impl Inboxes {
         attempts_max: u8,
         sent_before: u32,
     ) -> (VecDeque<Unacked>, usize) {
-        let exhausted = |message: &Unacked| message.attempts >= attempts_max && message.sent_tick <= sent_before;
+        let exhausted = |message: &Unacked| {
+            message.keep == Keep::Never && message.attempts >= attempts_max && message.sent_tick <= sent_before
+        };
         let told = self.drop_if(user, |message| message.told && exhausted(message));
         (self.take_if(user, exhausted), told)
     }
 
-    /// Tick of the oldest latest delivery among a user's messages. An inbox found empty is dropped here rather than at its last ACK,
+    /// Tick of the oldest latest delivery among those of a user's messages that are sent again on a timer. An inbox found empty is dropped here rather than at its last ACK,
     /// because the next message usually comes soon.
     pub(crate) fn oldest_sent(&mut self, user: u64) -> Option<u32> {
         let inbox = self.by_user.get(&user)?;
-        let oldest = inbox.messages.iter().map(|message| message.sent_tick).min();
-        if oldest.is_none() {
+        let on_timer = inbox.messages.iter().filter(|message| message.keep == Keep::Never);
+        let oldest = on_timer.map(|message| message.sent_tick).min();
+        if inbox.messages.is_empty() {
             self.by_user.remove(&user);
         }
         oldest
@@ -438,6 +519,9 @@ mod tests {
             told: false,
             owed: Seats::default(),
             queued: Seats::default(),
+            keep: Keep::Never,
+            absent: false,
+            retry: false,
             payload: Box::new([0; 10]),
         }
     }
@@ -447,7 +531,7 @@ mod tests {
     }
 
     fn first(id: u64) -> Acked {
-        Acked::First { origin: message(id, 0).origin, id }
+        Acked::First { origin: message(id, 0).origin, from: 1, id }
     }
 
     fn is_empty(inboxes: &Inboxes) -> bool {
@@ -467,6 +551,31 @@ mod tests {
         assert_eq!(inboxes.ack(2, 1, 9, 0), first(9));
         assert_eq!(inboxes.ack(2, 1, 5, 0), first(5));
         assert!(is_empty(&inboxes));
+    }
+
+    #[test]
+    fn what_an_absent_device_owes_waits_whoever_acknowledges_it() {
+        let mut inboxes = inboxes(10, 10_000);
+        let phone = inboxes.seat(2, 100);
+        for stamp in [5, 6, 7] {
+            let absent = stamp != 7;
+            inboxes.push(2, Unacked { owed: phone, queued: phone, keep: Keep::Waiting, absent, ..message(stamp, 0) });
+        }
+        assert_eq!(inboxes.queued_up_to(2, 100, 6), [5, 6]);
+        assert_eq!(inboxes.queued_up_to(2, 200, 6), [0; 0]);
+        for stamp in [5, 6, 7] {
+            assert_eq!(inboxes.ack(2, 100, stamp, 0), first(stamp));
+        }
+        inboxes.leave(2, 100);
+        assert_eq!((inboxes.messages(), inboxes.len(2)), (0, 2));
+        let newer = Origin::own(3, ConnId { slot: 9, generation: 9 });
+        assert!(!inboxes.adopt(2, 5, newer), "its fate is told");
+        assert_eq!(inboxes.take(2, 5).map(|message| message.told), Some(true));
+        assert_eq!(inboxes.take(2, 5).map(|message| message.stamp), None);
+        assert_eq!(inboxes.oldest_sent(2), None, "nothing is sent again on a timer");
+        inboxes.take(2, 6);
+        inboxes.drop_empty(2);
+        assert!(is_empty(&inboxes) && inboxes.by_user.is_empty());
     }
 
     #[test]

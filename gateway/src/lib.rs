@@ -9,6 +9,7 @@ mod conn;
 pub mod control;
 mod core;
 mod cores;
+pub mod desk;
 mod directory;
 pub mod doctor;
 pub mod drain;
@@ -38,6 +39,7 @@ pub mod shard;
 #[cfg(test)]
 mod simulation;
 pub mod startup;
+pub mod store;
 pub mod transport;
 pub mod waker;
 pub mod wheel;

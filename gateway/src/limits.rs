@@ -91,6 +91,22 @@ pub struct Limits {
     pub tcp_user_timeout_ms: u64,
     /// Slots for connections to other nodes; 0 when the node is alone.
     pub mesh_slots: u32,
+    /// Time without ACK after which a message is stored; 0 where there is no store.
+    pub store_after_ms: u64,
+    /// Messages the inbox of one user holds; 0 where there is no store. Beyond it the sender gets SENT 5, or the oldest give way.
+    pub inbox_messages_max: u64,
+    /// Bytes the inbox of one user holds, likewise.
+    pub inbox_bytes_max: u64,
+    /// How long a stored message is kept, seconds.
+    pub inbox_age_secs: u64,
+    /// How long a device that was not seen is remembered, seconds.
+    pub device_age_secs: u64,
+    /// Bytes on their way from all shards to the store; beyond it the sender gets SENT 3.
+    pub store_mail_bytes_max: u64,
+    /// Bytes of all inboxes on disk; beyond it the sender gets SENT 5.
+    pub store_bytes_max: u64,
+    /// Messages of its backlog that a device may have unacknowledged at a time, unless its LOGIN says less.
+    pub replay_window: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
@@ -105,6 +121,20 @@ pub const TURN_UNITS: u32 = 2_048;
 pub const TURN_UNITS_FLOOR: u16 = 64;
 /// Bytes a turn takes from the shard's mailbox; the rest waits for the next.
 pub const MAIL_TURN_BYTES: usize = 512 << 10;
+/// Messages of its backlog that a device may have unacknowledged at a time where its LOGIN does not say.
+pub const REPLAY_WINDOW: u32 = 256;
+/// Most that a LOGIN may ask for instead.
+pub const REPLAY_WINDOW_MAX: u32 = 1_024;
+/// Messages of a page of SYNC where that does not say.
+pub const SYNC_PAGE: u32 = 256;
+/// Most messages of a page of SYNC.
+pub const SYNC_PAGE_MAX: u32 = 1_000;
+/// How long a LOGIN waits for the store to say where its device stands; without a word it is answered without.
+pub const STORE_LOGIN_MS: u64 = 1_000;
+/// Messages of which a shard remembers what became of them, so that one that is sent again is found.
+pub const DUPLICATES_MAX: usize = 262_144;
+/// How long they are remembered at most; half as long at least, unless there are too many.
+pub const DUPLICATES_MS: u64 = 120_000;
 /// How long a sender waits for room in the mailbox of another shard, whose thread then has not run for that long.
 pub const MAILBOX_WAIT_MS: u64 = 1_000;
 /// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
@@ -178,6 +208,14 @@ impl Default for Limits {
             unsent_bytes_max: 32 << 10,
             tcp_user_timeout_ms: 60_000,
             mesh_slots: 0,
+            store_after_ms: 0,
+            inbox_messages_max: 0,
+            inbox_bytes_max: 0,
+            inbox_age_secs: 0,
+            device_age_secs: 0,
+            store_mail_bytes_max: 0,
+            store_bytes_max: 0,
+            replay_window: REPLAY_WINDOW,
         }
     }
 }

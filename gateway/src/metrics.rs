@@ -177,6 +177,9 @@ shard_stats! {
     out_mailbox_full: Counter "trunkline_messages_total" "outcome=\"mailbox_full_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_overloaded: Counter "trunkline_messages_total" "outcome=\"overloaded_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_unrouted: Counter "trunkline_messages_total" "outcome=\"unrouted_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_stored: Counter "trunkline_messages_total" "outcome=\"stored\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_inbox_full: Counter "trunkline_messages_total" "outcome=\"inbox_full_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_duplicate: Counter "trunkline_messages_total" "outcome=\"duplicate\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     messages_away: Counter "trunkline_messages_away_total" "" "Messages sent on to the node that is the recipient's home.";
     messages_forwarded: Counter "trunkline_messages_forwarded_total" "" "Messages of other nodes sent on to a third, because views differed.";
     messages_owed: Gauge "trunkline_messages_owed" "" "Messages with ACK that other nodes are to answer.";
@@ -188,6 +191,15 @@ shard_stats! {
     copies_unsent: Counter "trunkline_delivery_copies_unsent_total" "" "DELIVER frames without ACK that were queued but not taken by the kernel when their connection ended.";
     copies_given_up: Counter "trunkline_delivery_copies_given_up_total" "" "Messages with ACK that one device acknowledged and another did not, however often they were sent to it.";
     redeliveries: Counter "trunkline_redeliveries_total" "" "DELIVER frames queued again with AGAIN.";
+    replays: Counter "trunkline_replays_total" "" "DELIVER frames queued with REPLAY: backlogs and pages of SYNC.";
+    backlogs_truncated: Counter "trunkline_backlogs_truncated_total" "" "Backlogs of which something was gone, which the device was told.";
+    readers_held: Counter "trunkline_readers_held_total" "" "Times a device could not be given a message with ACK and got it and what followed from the store.";
+    stored: Counter "trunkline_stored_total" "" "Messages that the store has taken, also for devices that had not acknowledged what another one had.";
+    storing: Gauge "trunkline_messages_storing" "" "Messages on their way to the store.";
+    store_asked: Gauge "trunkline_requests_to_store_open" "" "Requests that the store has not answered.";
+    store_logins: Gauge "trunkline_logins_waiting_for_store" "" "Logins that wait until the store says where their device stands.";
+    logins_without_store: Counter "trunkline_logins_without_store_total" "" "Logins answered before the store said where their device stands, because it was slow or out of order.";
+    duplicates_known: Gauge "trunkline_messages_remembered" "" "Messages of which is remembered what became of them.";
     deliver_to_gone: Counter "trunkline_deliver_to_gone_total" "" "Copies from other nodes for a session that had ended; their home is told.";
     sent_to_gone: Counter "trunkline_sent_to_gone_sender_total" "" "SENT results whose sender had disconnected.";
     errors_sent: Counter "trunkline_errors_sent_total" "" "ERROR frames sent.";
@@ -219,6 +231,11 @@ shard_stats! {
     limit_kicks: Counter "trunkline_limit_hits_total" "limit=\"kicks\"" "How often each limit was hit.";
     limit_remote_sessions: Counter "trunkline_limit_hits_total" "limit=\"remote_sessions\"" "How often each limit was hit.";
     limit_users: Counter "trunkline_limit_hits_total" "limit=\"users\"" "How often each limit was hit.";
+    limit_inbox: Counter "trunkline_limit_hits_total" "limit=\"inbox\"" "How often each limit was hit.";
+    limit_store_mail: Counter "trunkline_limit_hits_total" "limit=\"store_mail_bytes\"" "How often each limit was hit.";
+    limit_store_bytes: Counter "trunkline_limit_hits_total" "limit=\"store_bytes\"" "How often each limit was hit.";
+    limit_syncs: Counter "trunkline_limit_hits_total" "limit=\"syncs\"" "How often each limit was hit.";
+    limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_partial: Counter "trunkline_evictions_total" "of=\"partial\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_unacked: Counter "trunkline_evictions_total" "of=\"unacked\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";

@@ -83,6 +83,7 @@ impl Run {
             limits: scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
             cluster: None,
+            store: None,
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),

@@ -79,6 +79,7 @@ impl Run {
             limits,
             auth: AuthSwitch::new(Auth::Jwt(Box::new(keys))),
             cluster: None,
+            store: None,
         };
         let node = Node::new(node, &world);
         Run { world, node, rng, sessions: Vec::new(), by_socket: BTreeMap::new(), ended: 0 }

@@ -22,6 +22,7 @@ mod devices;
 mod doctor;
 mod drain;
 mod http;
+mod inbox;
 mod jwt;
 mod kinds;
 mod limits;

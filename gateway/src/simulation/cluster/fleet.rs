@@ -353,6 +353,7 @@ impl Fleet {
             limits: self.scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
             cluster: Some(cluster),
+            store: None,
         };
         process.node = Some(Node::new(config, &self.world));
         process.pulse.serve(now_us, self.redis.has_ghosts(now_us));
