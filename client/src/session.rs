@@ -219,7 +219,7 @@ impl<'a> Session<'a> {
                 // Another one, if this has been given up meanwhile.
                 let message = self.state.shared.unsettled.next_from(serial).filter(|next| next.serial == serial);
                 if let Some(message) = message {
-                    self.send_tracked(message);
+                    self.send_tracked(message, flags::ACK);
                 }
             }
             Command::Ping { answer } => self.ping(answer),
@@ -300,7 +300,8 @@ impl<'a> Session<'a> {
             match self.state.shared.unsettled.next_from(self.resend_from) {
                 Some(message) if message.serial < self.resend_below => {
                     self.resend_from = message.serial + 1;
-                    self.send_tracked(message);
+                    // A gateway that remembers it, or has stored it, does not take it for another.
+                    self.send_tracked(message, flags::ACK | flags::RETRY);
                 }
                 _ => self.resend_from = self.resend_below,
             }
@@ -308,9 +309,9 @@ impl<'a> Session<'a> {
     }
 
     /// Too large only if it was put in during an earlier connection with larger frames.
-    fn send_tracked(&mut self, message: Next) {
+    fn send_tracked(&mut self, message: Next, flags: u8) {
         match self.state.shared.check_payload(message.payload.len()) {
-            Ok(()) => self.out.message(flags::ACK, message.id, message.to, &message.payload),
+            Ok(()) => self.out.message(flags, message.id, message.to, &message.payload),
             Err(too_large) => {
                 self.state.shared.unsettled.settle(message.serial, Err(too_large));
             }

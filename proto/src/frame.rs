@@ -22,7 +22,7 @@ pub const FRAME_BYTES_MAX_FLOOR: u32 = 1_024;
 pub mod flags {
     /// SEND, GROUP_SEND: at least once, answered with SENT. DELIVER, GROUP_DELIVER, PUSH: to be answered with ACK.
     pub const ACK: u8 = 0x01;
-    /// ACK: of this message and of all before it.
+    /// ACK: of this message and of all that came before it on the connection.
     pub const CUMULATIVE: u8 = 0x01;
     /// SEND, GROUP_SEND: never to the offline store.
     pub const NO_STORE: u8 = 0x02;

@@ -235,10 +235,9 @@ impl Shard {
         }
         self.begin_token(slot, token_end);
         self.send_login_ok(slot, session, heartbeat_secs, &welcome);
+        let mut carried = None;
         if let Some(old) = &replaced {
-            if self.desk.is_some() {
-                self.stop_reading(user, old.session);
-            }
+            carried = self.stop_reading(user, old.session);
             self.inboxes.replace(user, old.session, session);
         }
         if replaced.is_some() || first {
@@ -246,7 +245,8 @@ impl Shard {
             let from_log = welcome.reading.is_some_and(|reading| !reading.ephemeral);
             self.redeliver_to(user, slot, session, first, from_log);
         }
-        if let Some(reading) = welcome.reading {
+        if let Some(mut reading) = welcome.reading {
+            reading.carried = carried;
             self.begin_reading(slot, user, session, reading);
         }
         self.links.arm_session(slot, &mut self.inboxes);

@@ -261,6 +261,7 @@ impl Shard {
     /// The store has a message: its sender is told, unless a device was faster, and it waits here no longer.
     fn stored(&mut self, user: u64, stamp: u64, confirmed: u64, duplicate: bool) {
         self.links.stats.stored.add(1);
+        self.follow_stamp(confirmed);
         let Some(desk) = &mut self.desk else { return };
         if let Some(desk_of_user) = desk.users.get_mut(&user) {
             desk_of_user.last = desk_of_user.last.max(confirmed);
@@ -292,8 +293,11 @@ impl Shard {
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
         let online = !self.presence.sessions(user).is_empty();
+        // Behind one that the store has by now it would come out of order.
+        let is_overtaken = self.inboxes.of(user).any(|message| message.stamp > stamp && message.keep == Keep::Storing);
         let Some(message) = self.inboxes.find(user, stamp) else { return };
-        if refusal == Refusal::Unavailable && online && message.sent_tick + after > tick {
+        let has_time = online && !is_overtaken && message.sent_tick + after > tick;
+        if refusal == Refusal::Unavailable && has_time {
             message.keep = Keep::Waiting;
             let (queued, due) = (message.queued, message.sent_tick + after);
             self.hold_those_without(user, stamp, queued);

@@ -26,6 +26,8 @@ pub(crate) struct Reading {
     window: u32,
     /// Where its device stands; `None` while the store has not said it.
     opened: Option<Opened>,
+    /// The device whose session it replaces, and how far that one was: the store may have answered before it was told.
+    pub(super) carried: Option<(u16, u64)>,
 }
 
 impl Shard {
@@ -98,7 +100,8 @@ impl Shard {
 
     fn finish_login(&mut self, slot: u32, login: WaitingLogin, opened: Option<Opened>) {
         let WaitingLogin { user, device, class, heartbeat_secs, token_end, began_us, wish, .. } = login;
-        let reading = Reading { ephemeral: wish.ephemeral, window: self.window(&wish), opened };
+        let (ephemeral, window, carried) = (wish.ephemeral, self.window(&wish), None);
+        let reading = Reading { ephemeral, window, opened, carried };
         let pending = self.inboxes.len(user) as u64;
         let welcome = Welcome { pending, reading: Some(reading), ..Welcome::default() };
         let welcome = match &opened {
@@ -123,7 +126,7 @@ impl Shard {
 
     /// A session has begun, and LOGIN_OK is on its way: its backlog follows.
     pub(super) fn begin_reading(&mut self, slot: u32, user: u64, session: u64, reading: Reading) {
-        let Reading { ephemeral, window, opened } = reading;
+        let Reading { ephemeral, window, opened, carried } = reading;
         // What the session it replaces owed, and what came while the store was asked.
         self.store_waiting(user, Store::CatchUp);
         let now = self.last_stamp;
@@ -139,7 +142,8 @@ impl Shard {
         }
         let mut reader = Reader::new(session, slot, window, now);
         if let Some(Opened { device, cursor, floor, known, .. }) = opened {
-            reader.opened(device, cursor, known && cursor < floor);
+            let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
+            reader.opened(device, cursor.max(carried), known && cursor < floor);
         } else {
             desk.retries.note(user, tick + ticks(RETRY_MS));
         }
@@ -199,19 +203,18 @@ impl Shard {
     }
 
     /// A session has ended, or its device has another one: the store is told how far it got, and keeps what it was owed.
-    pub(super) fn stop_reading(&mut self, user: u64, session: u64) {
+    /// Returns the device and its cursor, if it is registered.
+    pub(super) fn stop_reading(&mut self, user: u64, session: u64) -> Option<(u16, u64)> {
         self.tell_cursors(user);
-        let Some(desk) = &mut self.desk else { return };
-        let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
-        let readers = desk_of_user.readers.len();
-        desk_of_user.readers.retain(|reader| reader.session != session);
-        let was_registered = desk_of_user.readers.len() < readers;
+        let desk = self.desk.as_mut()?;
+        let desk_of_user = desk.users.get_mut(&user)?;
+        let stopped = desk_of_user.readers.extract_if(.., |reader| reader.session == session).next();
         if self.presence.sessions(user).is_empty() {
             desk.users.remove(&user);
         }
-        if was_registered {
-            self.inboxes.leave_to_store(user, session);
-        }
+        let stopped = stopped?;
+        self.inboxes.leave_to_store(user, session);
+        (stopped.device != 0).then(|| (stopped.device, stopped.cursor()))
     }
 
     /// Goes on with a device that may get more of the log now.
@@ -328,10 +331,21 @@ impl Shard {
         self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, 0, &sync_ok));
     }
 
+    /// A session has acknowledged all that it was given before the message at a position.
+    pub(super) fn acknowledged_earlier(&mut self, user: u64, session: u64, stamp: u64) {
+        let earlier = match self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+            Some(reader) => reader.ack_earlier(stamp),
+            None => self.inboxes.queued_up_to(user, session, stamp.saturating_sub(1)),
+        };
+        for stamp in earlier {
+            self.acknowledged(user, session, stamp);
+        }
+    }
+
     /// A device has acknowledged something: its cursor may have moved, and it may get more.
-    pub(super) fn device_acknowledged(&mut self, user: u64, session: u64, stamp: u64, cumulative: bool) {
+    pub(super) fn device_acknowledged(&mut self, user: u64, session: u64, stamp: u64) {
         let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) else { return };
-        if reader.ack(stamp, cumulative) {
+        if reader.ack(stamp) {
             self.note_cursor(user, session);
             self.go_on_with(user, session);
         }

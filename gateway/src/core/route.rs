@@ -222,15 +222,12 @@ impl Shard {
                 }
             }
             Home::Here | Home::Nowhere => {
-                let cumulative = frame.flags & flags::CUMULATIVE != 0;
-                if cumulative {
-                    for stamp in self.inboxes.queued_up_to(user, session, frame.stamp.saturating_sub(1)) {
-                        self.acknowledged(user, session, stamp);
-                    }
+                if frame.flags & flags::CUMULATIVE != 0 {
+                    self.acknowledged_earlier(user, session, frame.stamp);
                 }
                 self.acknowledged(user, session, frame.stamp);
                 if self.desk.is_some() {
-                    self.device_acknowledged(user, session, frame.stamp, cumulative);
+                    self.device_acknowledged(user, session, frame.stamp);
                 }
             }
         }

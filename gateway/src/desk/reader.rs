@@ -38,8 +38,10 @@ pub(crate) struct Reader {
     pub(crate) device: u16,
     /// Messages of its backlog that it may owe at a time.
     window: u32,
-    /// Positions given to it and not acknowledged, rising.
-    owed: VecDeque<u64>,
+    /// Positions given to it and not acknowledged, rising; each with its number among all that was given.
+    owed: VecDeque<(u64, u32)>,
+    /// What was given so far, counted.
+    numbered: u32,
     /// The highest position that was given to it, or is not for it.
     given: u64,
     /// The cursor that the store knows, and the one it knew before.
@@ -50,8 +52,9 @@ pub(crate) struct Reader {
     pub(crate) backlog: Option<Backlog>,
     /// Nothing behind this position is given.
     held_from: Option<u64>,
-    /// The end of the backlog of its LOGIN is told with that of the next one.
+    /// The end of the backlog of its LOGIN is told with that of the next one, and that something of it is gone.
     announces: bool,
+    truncates: bool,
 }
 
 impl Reader {
@@ -63,6 +66,7 @@ impl Reader {
             device: 0,
             window: window.max(1),
             owed: VecDeque::new(),
+            numbered: 0,
             given: now,
             told: 0,
             told_before: 0,
@@ -70,6 +74,7 @@ impl Reader {
             backlog: None,
             held_from: None,
             announces: false,
+            truncates: false,
         }
     }
 
@@ -79,6 +84,9 @@ impl Reader {
         self.told = cursor;
         let until = self.began.max(cursor);
         self.backlog = Some(Backlog { after: cursor, until, reading: false, announced: true, truncated });
+        if let Some(held) = self.held_from.take() {
+            self.hold(held.max(cursor));
+        }
     }
 
     /// Whether a message that comes now is to be given to the device, as far as it is concerned.
@@ -126,13 +134,14 @@ impl Reader {
         let Some(after) = self.held_from.take() else { return };
         let until = now.max(after);
         let announced = std::mem::take(&mut self.announces);
-        self.backlog = Some(Backlog { after, until, reading: false, announced, truncated: false });
+        let truncated = std::mem::take(&mut self.truncates);
+        self.backlog = Some(Backlog { after, until, reading: false, announced, truncated });
     }
 
     /// The page to ask for now, if any. At most `window` of the backlog are owed.
     pub(crate) fn next_page(&mut self) -> Option<NextPage> {
         let (window, backlog) = (self.window, self.backlog.as_mut().filter(|backlog| !backlog.reading)?);
-        let owed = self.owed.partition_point(|stamp| *stamp <= backlog.until) as u32;
+        let owed = self.owed.partition_point(|(stamp, _)| *stamp <= backlog.until) as u32;
         if owed > window / 2 {
             return None;
         }
@@ -150,7 +159,7 @@ impl Reader {
     /// Whether a message of a page is to be given: it is in the backlog, and not owed already.
     pub(crate) fn wants(&self, stamp: u64) -> bool {
         let in_backlog = self.backlog.is_some_and(|backlog| backlog.after < stamp && stamp <= backlog.until);
-        in_backlog && self.owed.binary_search(&stamp).is_err()
+        in_backlog && self.find(stamp).is_err()
     }
 
     /// A message of its backlog was given to it.
@@ -173,29 +182,42 @@ impl Reader {
         if !complete && backlog.after < backlog.until {
             return None;
         }
-        let over = self.backlog.take();
-        self.given = self.given.max(over.map_or(0, |backlog| backlog.until));
-        over
+        let mut over = self.backlog.take()?;
+        self.given = self.given.max(over.until);
+        if self.announces {
+            // It is told with the end.
+            self.truncates |= std::mem::take(&mut over.truncated);
+        }
+        Some(over)
     }
 
-    /// ACK of one message, or of it and all before it. Returns whether it owed any.
-    pub(crate) fn ack(&mut self, stamp: u64, cumulative: bool) -> bool {
-        if cumulative {
-            let end = self.owed.partition_point(|owed| *owed <= stamp);
-            self.owed.drain(..end);
-            return end > 0;
-        }
-        if self.owed.front() == Some(&stamp) {
+    /// ACK of one message. Returns whether it owed that.
+    pub(crate) fn ack(&mut self, stamp: u64) -> bool {
+        if self.owed.front().is_some_and(|(front, _)| *front == stamp) {
             self.owed.pop_front();
             return true;
         }
-        let found = self.owed.binary_search(&stamp);
-        found.is_ok_and(|at| self.owed.remove(at).is_some())
+        self.find(stamp).is_ok_and(|at| self.owed.remove(at).is_some())
+    }
+
+    /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes beside live messages, so what lies before it
+    /// may be on its way yet. Returns the positions.
+    pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
+        let Ok(at) = self.find(stamp) else { return Vec::new() };
+        let number = self.owed[at].1;
+        let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
+        let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
+        self.owed.retain(|(_, given)| !is_earlier(*given));
+        earlier
+    }
+
+    fn find(&self, stamp: u64) -> Result<usize, usize> {
+        self.owed.binary_search_by_key(&stamp, |(stamp, _)| *stamp)
     }
 
     /// The position up to which the device has everything.
     pub(crate) fn cursor(&self) -> u64 {
-        let owed = self.owed.front().map(|stamp| stamp - 1);
+        let owed = self.owed.front().map(|(stamp, _)| stamp - 1);
         #[cfg(test)]
         let owed = owed.filter(|_| !crate::simulation::planted(crate::simulation::Bug::CursorAhead));
         let backlog = self.backlog.map(|backlog| backlog.after);
@@ -226,13 +248,14 @@ impl Reader {
     }
 
     fn owe(&mut self, stamp: u64) {
+        self.numbered = self.numbered.wrapping_add(1);
         match self.owed.back() {
-            Some(last) if *last >= stamp => {
-                if let Err(at) = self.owed.binary_search(&stamp) {
-                    self.owed.insert(at, stamp);
+            Some((last, _)) if *last >= stamp => {
+                if let Err(at) = self.find(stamp) {
+                    self.owed.insert(at, (stamp, self.numbered));
                 }
             }
-            _ => self.owed.push_back(stamp),
+            _ => self.owed.push_back((stamp, self.numbered)),
         }
     }
 }
@@ -265,19 +288,25 @@ mod tests {
         page
     }
 
+    fn stamps(reader: &Reader) -> Vec<u64> {
+        reader.owed.iter().map(|(stamp, _)| *stamp).collect()
+    }
+
     #[test]
     fn a_backlog_comes_in_order_and_no_more_than_the_window_at_a_time() {
         let log: Vec<u64> = (11..=20).collect();
         let mut reader = reader(10, 20);
         assert_eq!(read(&mut reader, &log), [11, 12, 13, 14]);
         assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![], 10));
-        assert!(reader.ack(11, false));
+        assert!(reader.ack(11));
         assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![], 11));
-        assert!(reader.ack(13, false));
+        assert!(reader.ack(13));
         assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![15, 16], 11));
-        assert!(reader.ack(16, true));
+        assert_eq!(reader.ack_earlier(16), [12, 14, 15]);
+        assert!(reader.ack(16));
         assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![17, 18, 19, 20], 16));
-        reader.ack(20, true);
+        reader.ack_earlier(20);
+        reader.ack(20);
         assert!(read(&mut reader, &log).is_empty());
         assert_eq!((reader.cursor(), reader.backlog), (20, None));
     }
@@ -288,15 +317,15 @@ mod tests {
         for stamp in [21, 22, 23] {
             reader.gave(stamp);
         }
-        reader.ack(23, false);
+        reader.ack(23);
         assert_eq!(reader.cursor(), 10, "the backlog has not been read");
         reader.next_page();
         assert_eq!(reader.page_over(true).map(|backlog| backlog.until), Some(20));
         assert_eq!(reader.cursor(), 20);
-        reader.ack(21, false);
+        reader.ack(21);
         assert_eq!(reader.cursor(), 21);
-        assert!(!reader.ack(21, false), "acknowledged twice");
-        reader.ack(22, false);
+        assert!(!reader.ack(21), "acknowledged twice");
+        reader.ack(22);
         assert_eq!(reader.cursor(), 23);
         assert_eq!((reader.take_news(22), reader.take_news(22)), (Some(22), None));
         // What was acknowledged long before it came into the log.
@@ -309,7 +338,7 @@ mod tests {
         reader.next_page();
         reader.page_over(true);
         reader.gave(25);
-        reader.ack(25, false);
+        reader.ack(25);
         assert!(!reader.has_news(10) && reader.take_news(10).is_none());
         assert!(reader.has_news(24));
     }
@@ -323,14 +352,17 @@ mod tests {
         reader.hold(21);
         assert!(!reader.takes(OWED_MAX));
         reader.hold(24);
-        assert!(reader.ack(21, false) && reader.may_resume(OWED_MAX));
+        assert!(reader.ack(21) && reader.may_resume(OWED_MAX));
         assert_eq!(reader.cursor(), 21);
         reader.resume(25);
         assert!(reader.takes(OWED_MAX));
         reader.gave(26);
         assert_eq!(read(&mut reader, &[21, 22, 25, 26]), [22, 25, 26]);
-        assert_eq!(reader.owed, [22, 25, 26]);
-        reader.ack(26, true);
+        assert_eq!(stamps(&reader), [22, 25, 26]);
+        // 26 was given before the others came.
+        assert!(reader.ack_earlier(26).is_empty());
+        assert_eq!(reader.ack_earlier(25), [22, 26]);
+        assert!(reader.ack(25));
         assert_eq!(reader.cursor(), 26);
     }
 
@@ -339,13 +371,27 @@ mod tests {
         let mut reader = reader(10, 20);
         reader.hold(14);
         assert_eq!(read(&mut reader, &[12, 16, 17]), [12, 16, 17]);
-        assert_eq!((reader.owed.clone(), reader.backlog, reader.cursor()), (VecDeque::from([12]), None, 11));
-        reader.ack(12, false);
+        assert_eq!((stamps(&reader), reader.backlog, reader.cursor()), (vec![12], None, 11));
+        reader.ack(12);
         assert!(reader.may_resume(OWED_MAX));
         reader.resume(20);
         assert!(reader.backlog.is_some_and(|backlog| backlog.announced), "its end has not been told");
         assert_eq!(read(&mut reader, &[12, 15, 16, 17]), [15, 16, 17]);
-        assert_eq!(reader.owed, [15, 16, 17]);
+        assert_eq!(stamps(&reader), [15, 16, 17]);
+    }
+
+    #[test]
+    fn one_that_was_held_before_the_store_answered_gets_nothing_twice() {
+        let mut reader = Reader::new(1, 1, 4, 20);
+        reader.hold(14);
+        reader.opened(7, 10, true);
+        assert_eq!(reader.next_page(), Some(NextPage { after: 10, limit: 4 }));
+        reader.replayed(12);
+        let over = reader.page_over(true);
+        assert_eq!(over.map(|backlog| (backlog.until, backlog.announced, backlog.truncated)), Some((14, false, false)));
+        reader.resume(25);
+        let rest = reader.backlog.map(|backlog| (backlog.after, backlog.until, backlog.announced, backlog.truncated));
+        assert_eq!(rest, Some((14, 25, true, true)), "both are told with the end");
     }
 
     #[test]
@@ -360,7 +406,7 @@ mod tests {
         }
         reader.hold(stamp);
         assert_eq!((reader.owed(), reader.may_resume(OWED_MAX)), (OWED_MAX, false));
-        reader.ack(stamp - 4, true);
+        reader.ack_earlier(stamp - 3);
         assert!(reader.may_resume(OWED_MAX));
     }
 }
