@@ -148,6 +148,9 @@ impl Shard {
                 owed.add(seat);
                 if queued == Queued::Yes {
                     copies.add(seat);
+                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(to, session.session)) {
+                        reader.gave_unkept(stamp);
+                    }
                 } else {
                     // This device gets it when it has room, if another one has it now.
                     self.links.owe_redelivery(session.slot);

@@ -7,6 +7,9 @@
 
 use std::collections::VecDeque;
 
+/// Messages that are not kept of which it is remembered when they were given.
+const UNKEPT_MAX: usize = 64;
+
 /// A part of the log that a device is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backlog {
@@ -42,6 +45,8 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
+    /// The latest messages that ask for an ACK and are not kept: positions, rising, and numbers. An ACK of one may be for all before it.
+    unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
     /// The cursor that the store knows, and the one it knew before.
@@ -67,6 +72,7 @@ impl Reader {
             window: window.max(1),
             owed: VecDeque::new(),
             numbered: 0,
+            unkept: VecDeque::new(),
             given: now,
             told: 0,
             told_before: 0,
@@ -98,6 +104,15 @@ impl Reader {
     pub(crate) fn gave(&mut self, stamp: u64) {
         self.owe(stamp);
         self.given = self.given.max(stamp);
+    }
+
+    /// A message that is not kept was given to it, and asks for an ACK.
+    pub(crate) fn gave_unkept(&mut self, stamp: u64) {
+        self.numbered = self.numbered.wrapping_add(1);
+        if self.unkept.len() >= UNKEPT_MAX {
+            self.unkept.pop_front();
+        }
+        self.unkept.push_back((stamp, self.numbered));
     }
 
     /// A message that came is not for this device.
@@ -203,8 +218,8 @@ impl Reader {
     /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes beside live messages, so what lies before it
     /// may be on its way yet. Returns the positions.
     pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
-        let Ok(at) = self.find(stamp) else { return Vec::new() };
-        let number = self.owed[at].1;
+        let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
+        let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
         let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
         let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
         self.owed.retain(|(_, given)| !is_earlier(*given));
@@ -378,6 +393,18 @@ mod tests {
         assert!(reader.backlog.is_some_and(|backlog| backlog.announced), "its end has not been told");
         assert_eq!(read(&mut reader, &[12, 15, 16, 17]), [15, 16, 17]);
         assert_eq!(stamps(&reader), [15, 16, 17]);
+    }
+
+    #[test]
+    fn an_ack_of_a_message_that_is_not_kept_may_be_for_all_before_it() {
+        let mut reader = reader(10, 20);
+        reader.gave(21);
+        reader.gave_unkept(22);
+        reader.gave(23);
+        assert_eq!(reader.ack_earlier(22), [21]);
+        assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
+        (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp));
+        assert_eq!(reader.unkept.len(), UNKEPT_MAX);
     }
 
     #[test]

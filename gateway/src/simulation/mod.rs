@@ -12,6 +12,7 @@
 
 mod cluster;
 mod crowd;
+mod inbox;
 mod ledger;
 mod node;
 mod planted;
