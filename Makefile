@@ -1,7 +1,8 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test lint docs fmt fuzz soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn lint docs fmt fuzz sim-scale soak-cluster-sim soak-cluster
+.PHONY: bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,9 +32,18 @@ test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked
 	npm test --silent --prefix client/js
 
+test-browser: setup ## client/js and the page of --demo in Chromium, which it installs (five minutes)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-browser.sh
+
+test-autobahn: setup ## The cases of the Autobahn test suite against the WebSocket codec (half a minute)
+	$(CARGO) build --profile quick --locked --package trunkline-gateway --example websocket_echo
+	scripts/test-autobahn.sh
+
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check
 	scripts/check-docs.py
+	scripts/figures.py --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 docs: setup ## Write the references of settings, flags and metrics in docs/ from the code
@@ -46,10 +56,16 @@ fmt: ## Format
 fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
 	scripts/fuzz.sh 60
 
+sim-scale: setup ## A hundred nodes of 64 shards in virtual time: records, bytes and time of a crash, a join and a rolling restart
+	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-gateway --lib a_hundred_nodes -- --nocapture
+
+soak-cluster-sim: setup ## The simulator of several nodes for an hour (SECS=3600), a new seed each time; prints the seeds
+	TRUNKLINE_CLUSTER_SOAK_SECS=$(or $(SECS),3600) $(CARGO) test --locked -p trunkline-gateway --lib cluster_soak -- --nocapture
+
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
 	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1
 
-bench: ## The figures of the README (a few minutes, a quiet machine)
+bench: ## All figures of the README and of docs/figures.md, which it writes anew (an hour, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench.sh
 

@@ -16,13 +16,14 @@ run() { # name, arguments…
   "$bench" "$@" --json "$out/$name.json"
 }
 
-rounds=(--rounds 7 --secs 3)
+rounds=(--rounds 9 --secs 3)
 run cluster-pairs-w1 pairs --nodes 2 --conns 100 --window 1 "${rounds[@]}"
 run cluster-pairs-w32 pairs --nodes 2 --conns 100 --window 32 "${rounds[@]}"
-run cluster-pairs-w1-ack pairs --nodes 2 --conns 100 --window 1 --ack --rounds 5 --secs 3
-run cluster-pairs-guests pairs --nodes 3 --guests --conns 96 --window 32 --rounds 5 --secs 3
+run cluster-pairs-w1-ack pairs --nodes 2 --conns 100 --window 1 --ack "${rounds[@]}"
+run cluster-pairs-guests pairs --nodes 3 --guests --conns 96 --window 32 "${rounds[@]}"
 run cluster-rate rate --nodes 3 --conns 3000 --rate 5000,20000,50000 --secs 10
 # One node, so that the bench has the other core. Redis takes from both.
 run cluster-logins hold --redis --conns 60000 --secs 10
 run alone-logins hold --conns 60000 --secs 10
 "$bench" plot "$out"/cluster-pairs-*.json --out "$out"
+if [ "$out" = benches/results ]; then scripts/figures.py; fi

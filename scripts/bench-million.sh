@@ -46,3 +46,4 @@ run "hold-$conns-three-steps" hold --conns "$conns" --secs 20 --control $((conns
 run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --fast-open "${cores[@]}" "${warm[@]}"
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"
+if [ "$out" = benches/results ]; then scripts/figures.py; fi

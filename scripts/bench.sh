@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
-# The figures of the README, one after the other. Takes some minutes; the machine should do nothing else.
+# Measures the figures of the README and of docs/figures.md, draws the pictures, and writes both anew. The machine should do nothing
+# else. Arguments: folder for the results [benches/results], and which parts [all]:
+#   messages idle rate websocket   a quarter of an hour together
+#   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
+#   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
+#   million                        root, 15 GiB and 15 minutes (scripts/bench-million.sh); left out, and said so, where those are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench=target/release/bench
 out=${1:-benches/results}
+[ $# -gt 0 ] && shift
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate websocket vs cluster million)
 mkdir -p "$out"
 
 run() { # name, arguments…
@@ -14,13 +22,66 @@ run() { # name, arguments…
   "$bench" "$@" --json "$out/$name.json"
 }
 
-# Single rounds differ by a quarter on a virtual machine, so medians of many short ones in alternation.
+# Single rounds differ by a quarter on a virtual machine, so many short ones that take turns; with nine of them the interval of the median
+# is that from the second to the eighth.
 rounds=(--rounds 9 --secs 4)
-run pairs-100-w1 pairs --conns 100 --window 1 "${rounds[@]}"
-run pairs-100-w32 pairs --conns 100 --window 32 "${rounds[@]}"
-run pairs-5000-w1 pairs --conns 5000 --window 1 "${rounds[@]}"
-run pairs-100-w1-ack pairs --conns 100 --window 1 --ack "${rounds[@]}"
-run pairs-2shards-w1 pairs --shards 2 --within --across --conns 100 --window 1
-run pairs-2shards-w32 pairs --shards 2 --within --across --conns 100 --window 32
-run idle-15000 idle --conns 15000 --runs 3
-run idle-40000 idle --conns 40000 --shards 4 --runs 1 --exchange
+
+messages() {
+  run pairs-100-w1 pairs --conns 100 --window 1 "${rounds[@]}"
+  run pairs-100-w32 pairs --conns 100 --window 32 "${rounds[@]}"
+  run pairs-5000-w1 pairs --conns 5000 --window 1 "${rounds[@]}"
+  run pairs-100-w1-ack pairs --conns 100 --window 1 --ack "${rounds[@]}"
+  # Floor and gateway as busy as each other.
+  run pairs-100-w1-saturation pairs --conns 100 --window 1 --saturation 0.7 "${rounds[@]}"
+  run pairs-100-w32-saturation pairs --conns 100 --window 32 --saturation 0.6 "${rounds[@]}"
+  run pairs-2shards-w1 pairs --shards 2 --within --across --conns 100 --window 1 "${rounds[@]}"
+  run pairs-2shards-w32 pairs --shards 2 --within --across --conns 100 --window 32 "${rounds[@]}"
+}
+
+idle() {
+  # With six runs the interval of the median is from the smallest to the largest.
+  run idle-15000 idle --conns 15000 --runs 6 --transport native,ws
+  run idle-40000 idle --conns 40000 --shards 4 --runs 1 --exchange
+}
+
+rate() {
+  run rate-10000 rate --conns 10000 --rate 5000,20000,50000,100000 --secs 8
+  run slow-400 slow --conns 400 --payload 4096 --rate 20000 --secs 28 --rounds 2
+  "$bench" plot "$out/rate-10000.json" --out "$out"
+}
+
+websocket() {
+  run pairs-ws-w1 pairs --transport native,ws --conns 100 --window 1 "${rounds[@]}"
+  run pairs-ws-w32 pairs --transport native,ws --conns 100 --window 32 "${rounds[@]}"
+}
+
+vs() {
+  scripts/bench-vs.sh "$out"
+}
+
+cluster() {
+  scripts/bench-cluster.sh "$out"
+}
+
+million() {
+  local free_mib
+  free_mib=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
+  if [ "$(id -u)" != 0 ] || [ "$free_mib" -lt 15000 ]; then
+    echo "bench: the million is left out: it needs root and 15 GiB of free memory, here are $free_mib MiB" >&2
+    return
+  fi
+  scripts/bench-million.sh "$out"
+}
+
+for part in "${parts[@]}"; do
+  case $part in
+    messages | idle | rate | websocket | vs | cluster | million) "$part" ;;
+    *)
+      echo "bench: there is no part $part: messages, idle, rate, websocket, vs, cluster and million" >&2
+      exit 2
+      ;;
+  esac
+done
+if [ "$out" = benches/results ]; then
+  scripts/figures.py
+fi

@@ -19,7 +19,7 @@ use crate::{
     failure::Failure,
     fleet::{Arm, Driver, End, Fleet},
     heartbeat::{Due, Heartbeats},
-    latency,
+    latency::{self, Stretches},
     ledger::Ledger,
 };
 
@@ -90,35 +90,27 @@ struct Schedule {
     rate: f64,
     began_ns: u64,
     written: u64,
+    /// Messages that are to be sent from then on are none of this schedule. Those before it are owed until they are
+    /// written.
+    ended_ns: Option<u64>,
 }
 
-/// Histograms of one stretch of time, in nanoseconds.
-#[derive(Debug)]
-pub(crate) struct Latencies {
-    /// From the intended time of a message to taking it from the kernel.
-    pub(crate) messages: Histogram<u64>,
-    /// From the intended time of a message to writing it: how late the bench itself is.
-    pub(crate) lateness: Histogram<u64>,
-    /// From PING to PONG.
-    pub(crate) pongs: Histogram<u64>,
-}
-
-impl Latencies {
-    pub(crate) fn new() -> Latencies {
-        Latencies { messages: latency::histogram(), lateness: latency::histogram(), pongs: latency::histogram() }
+impl Schedule {
+    /// When a message is to be sent.
+    fn intended_ns(&self, message: u64) -> u64 {
+        self.began_ns + (message as f64 * 1e9 / self.rate) as u64
     }
 
-    /// Adds those of another stretch.
-    pub(crate) fn add(&mut self, other: &Latencies) {
-        let pairs = [
-            (&mut self.messages, &other.messages),
-            (&mut self.lateness, &other.lateness),
-            (&mut self.pongs, &other.pongs),
-        ];
-        for (mine, others) in pairs {
-            // All of them have the same range and precision, so nothing can be out of it.
-            mine.add(others).unwrap_or_else(|error| unreachable!("{error}"));
-        }
+    /// How many messages are to be sent by then.
+    fn due(&self, now_ns: u64) -> u64 {
+        let until_ns = self.ended_ns.map_or(now_ns, |ended_ns| ended_ns.min(now_ns));
+        ((until_ns.saturating_sub(self.began_ns)) as f64 * self.rate / 1e9) as u64 + 1
+    }
+
+    /// A bench that writes more slowly than it was asked to makes up for it afterwards, for as long as the schedule
+    /// was.
+    fn is_given_up(&self, now_ns: u64) -> bool {
+        self.ended_ns.is_some_and(|ended_ns| now_ns - ended_ns > ended_ns - self.began_ns)
     }
 }
 
@@ -136,7 +128,7 @@ pub(crate) struct Crowd {
     pub(crate) failures: BTreeMap<String, u64>,
     pub(crate) ledger: Ledger,
     pub(crate) login_latency: Histogram<u64>,
-    pub(crate) latencies: Latencies,
+    pub(crate) stretches: Stretches,
     schedule: Option<Schedule>,
     /// Those with senders here, who take turns.
     flows: Vec<u32>,
@@ -173,6 +165,13 @@ impl Opening {
         Opening { next: first, first, end, under_way_max, rate, began_ns: now_ns() }
     }
 
+    /// When a connection is to be opened: at its turn, where there is a rate, also if too many others are under way
+    /// then; or else now.
+    fn intended_ns(&self, connection: u32) -> u64 {
+        let at_rate = |rate: f64| self.began_ns + (f64::from(connection - self.first) * 1e9 / rate) as u64;
+        self.rate.map_or_else(now_ns, at_rate)
+    }
+
     fn due(&self, entering: u32) -> u32 {
         let room = self.under_way_max.saturating_sub(entering).min(self.end - self.next);
         let Some(rate) = self.rate else { return room };
@@ -194,7 +193,7 @@ impl Crowd {
             flows: ledger.flows_from(connections),
             ledger,
             login_latency: latency::histogram(),
-            latencies: Latencies::new(),
+            stretches: Stretches::new(),
             schedule: None,
             next_flow: 0,
             heartbeats: None,
@@ -214,9 +213,14 @@ impl Crowd {
         self.entries.as_mut().map_or(Vec::new(), std::mem::take)
     }
 
-    /// Starts a new stretch of time: returns the latencies of the last one.
-    pub(crate) fn take_latencies(&mut self) -> Latencies {
-        std::mem::replace(&mut self.latencies, Latencies::new())
+    /// What is to be sent from now on belongs to a new stretch of time.
+    pub(crate) fn begin_stretch(&mut self) {
+        self.stretches.begin(now_ns());
+    }
+
+    /// Messages that are due and have not been written.
+    pub(crate) fn owed(&self) -> u64 {
+        self.schedule.map_or(0, |schedule| schedule.due(now_ns()).saturating_sub(schedule.written))
     }
 
     /// How many clients there are.
@@ -234,10 +238,35 @@ impl Crowd {
         self.flows.len()
     }
 
-    /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that.
+    /// From now on `rate` messages are sent per second, the flows taking turns; `None` ends that once those have been
+    /// written that are due.
     pub(crate) fn send_at(&mut self, rate: Option<f64>) {
-        let rate = rate.filter(|rate| *rate > 0.0 && !self.flows.is_empty());
-        self.schedule = rate.map(|rate| Schedule { rate, began_ns: now_ns(), written: 0 });
+        let now_ns = now_ns();
+        if let Some(schedule) = &mut self.schedule {
+            schedule.ended_ns.get_or_insert(now_ns);
+        }
+        let Some(rate) = rate.filter(|rate| *rate > 0.0 && !self.flows.is_empty()) else { return };
+        self.give_up();
+        self.schedule = Some(Schedule { rate, began_ns: now_ns, written: 0, ended_ns: None });
+    }
+
+    /// Ends the schedule. What it still owes has waited until now, and would have waited longer: leaving it out would
+    /// leave out the worst.
+    fn give_up(&mut self) {
+        let Some(schedule) = self.schedule.take() else { return };
+        let now_ns = now_ns();
+        for message in schedule.written..schedule.due(now_ns) {
+            let flow = self.take_next_flow();
+            if self.ledger.flow(flow).is_lossy() {
+                continue;
+            }
+            let intended_ns = schedule.intended_ns(message);
+            let waited_ns = now_ns.saturating_sub(intended_ns);
+            let latencies = self.stretches.of(intended_ns);
+            latencies.lateness.saturating_record(waited_ns);
+            latencies.messages.saturating_record(waited_ns);
+            latencies.unsent += 1;
+        }
     }
 
     /// From now on each client that logs in sends a PING about an interval after that and after each PING; `None` ends that.
@@ -270,8 +299,7 @@ impl Crowd {
         self.ask(fleet)?;
         self.write(fleet);
         let patience = self.schedule.map_or(patience, |schedule| {
-            let next_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
-            patience.min(Duration::from_nanos(next_ns.saturating_sub(now_ns())))
+            patience.min(Duration::from_nanos(schedule.intended_ns(schedule.written).saturating_sub(now_ns())))
         });
         // PINGs that were slept over would go out in one burst, again and again.
         let patience = self.heartbeats.as_ref().map_or(patience, |heartbeats| heartbeats.wait(now_us(), patience));
@@ -333,17 +361,24 @@ impl Crowd {
         if count == 0 {
             return Ok(());
         }
-        self.open(fleet, opening.next, count)?;
+        let plan = *opening;
+        self.open(fleet, opening.next, count, |connection| plan.intended_ns(connection))?;
         opening.next += count;
         Ok(())
     }
 
-    /// Opens connections whose slots are free.
-    pub(crate) fn open(&mut self, fleet: &mut Fleet, first: u32, count: u32) -> Result<(), Failure> {
-        let now_us = now_us() as u32;
-        for connection in first as usize..(first + count) as usize {
-            self.stages[connection] = Stage::Entering;
-            self.began_us[connection] = now_us;
+    /// Opens connections whose slots are free. `intended_ns` tells when each was to be opened, on the load's clock:
+    /// from then on its login is timed.
+    pub(crate) fn open(
+        &mut self,
+        fleet: &mut Fleet,
+        first: u32,
+        count: u32,
+        intended_ns: impl Fn(u32) -> u64,
+    ) -> Result<(), Failure> {
+        for connection in first..first + count {
+            self.stages[connection as usize] = Stage::Entering;
+            self.began_us[connection as usize] = (intended_ns(connection) / 1_000) as u32;
         }
         self.tally.entering += count;
         fleet.open_at(first, count)
@@ -385,9 +420,12 @@ impl Crowd {
         Ok(())
     }
 
-    /// Sends the next message of a flow now.
+    /// Sends the next message of a flow now, which was to be sent at `intended_ns`.
     pub(crate) fn send(&mut self, fleet: &mut Fleet, flow: u32, intended_ns: u64) {
         let ledger = &mut self.ledger;
+        if !ledger.flow(flow).is_lossy() {
+            self.stretches.of(intended_ns).lateness.saturating_record(now_ns().saturating_sub(intended_ns));
+        }
         fleet.stage(ledger.flow(flow).from, |out| ledger.send(flow, intended_ns, out));
     }
 
@@ -404,19 +442,21 @@ impl Crowd {
         Ok(())
     }
 
-    /// Steps on until every message is accounted for, and a little longer in case one comes too many.
+    /// Sends what is due, and no more, and steps on until every message is accounted for, and a little longer in case
+    /// one comes too many.
     pub(crate) fn settle(&mut self, fleet: &mut Fleet) -> Result<(), Failure> {
         self.send_at(None);
         let mut last_progress = Instant::now();
-        let mut outstanding = self.ledger.outstanding();
-        while outstanding > 0 {
+        let mut delivered = self.ledger.delivered();
+        while self.schedule.is_some() || self.ledger.outstanding() > 0 {
             self.step(fleet, Duration::from_millis(50))?;
-            if self.ledger.outstanding() < outstanding {
+            if self.ledger.delivered() > delivered {
                 last_progress = Instant::now();
             } else if last_progress.elapsed() > PATIENCE {
+                self.give_up();
                 break;
             }
-            outstanding = self.ledger.outstanding();
+            delivered = self.ledger.delivered();
         }
         self.run_for(fleet, Duration::from_millis(50), |_| ())?;
         Ok(self.ledger.settled()?)
@@ -468,7 +508,6 @@ impl Crowd {
             *self.failures.entry(kind.clone()).or_default() += count;
         }
         self.ledger.add(&other.ledger);
-        self.latencies.add(&other.latencies);
     }
 
     /// Kinds of failures with their counts, for a sentence.
@@ -526,16 +565,25 @@ impl Crowd {
     fn write(&mut self, fleet: &mut Fleet) {
         let Some(mut schedule) = self.schedule else { return };
         let now = now_ns();
-        let due = ((now - schedule.began_ns) as f64 * schedule.rate / 1e9) as u64 + 1;
-        for _ in schedule.written..due.min(schedule.written + BURST_MAX) {
-            let intended_ns = schedule.began_ns + (schedule.written as f64 * 1e9 / schedule.rate) as u64;
+        if schedule.is_given_up(now) {
+            return self.give_up();
+        }
+        let due = schedule.due(now);
+        for message in schedule.written..due.min(schedule.written + BURST_MAX) {
+            let intended_ns = schedule.intended_ns(message);
             schedule.written += 1;
-            let flow = self.flows[self.next_flow];
-            self.next_flow = (self.next_flow + 1) % self.flows.len();
-            self.latencies.lateness.saturating_record(now.saturating_sub(intended_ns));
+            let flow = self.take_next_flow();
             self.send(fleet, flow, intended_ns);
         }
-        self.schedule = Some(schedule);
+        let is_over = schedule.ended_ns.is_some() && schedule.written >= due;
+        self.schedule = (!is_over).then_some(schedule);
+    }
+
+    /// The flow whose turn it is.
+    fn take_next_flow(&mut self) -> u32 {
+        let flow = self.flows[self.next_flow];
+        self.next_flow = (self.next_flow + 1) % self.flows.len();
+        flow
     }
 
     fn elapsed_ns(&self, connection: u32, now_ns: u64) -> u64 {
@@ -588,7 +636,8 @@ impl Driver for Crowd {
             (Some(Kind::Deliver), _) => {
                 let delivery = self.ledger.received(connection, frame, now_ns)?;
                 if !delivery.lossy {
-                    self.latencies.messages.saturating_record(delivery.latency_ns);
+                    let intended_ns = now_ns.saturating_sub(delivery.latency_ns);
+                    self.stretches.of(intended_ns).messages.saturating_record(delivery.latency_ns);
                 }
                 Ok(())
             }
@@ -615,7 +664,8 @@ impl Driver for Crowd {
                 Ok(())
             }
             (Some(Kind::Pong), Stage::Asked) if frame.aux == connection as u16 => {
-                self.latencies.pongs.saturating_record(self.elapsed_ns(connection, now_ns));
+                let elapsed_ns = self.elapsed_ns(connection, now_ns);
+                self.stretches.of(now_ns.saturating_sub(elapsed_ns)).pongs.saturating_record(elapsed_ns);
                 self.stages[connection as usize] = Stage::In;
                 self.tally.pongs += 1;
                 Ok(())

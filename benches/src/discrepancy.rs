@@ -28,6 +28,8 @@ pub(crate) enum Discrepancy {
     Skipped { missing: Message, instead: u64 },
     /// It came once more, and not as a marked redelivery.
     Doubled(Message),
+    /// It came marked as a redelivery, but for the first time.
+    AgainAtFirst(Message),
     /// It came to somebody else.
     Misdelivered { message: Message, to: u64 },
     /// Header or payload are not those that were sent.
@@ -61,6 +63,7 @@ impl fmt::Display for Discrepancy {
                 write!(f, "{missing} was lost or overtaken: message {instead} came in its place")
             }
             Discrepancy::Doubled(message) => write!(f, "{message} was delivered twice"),
+            Discrepancy::AgainAtFirst(message) => write!(f, "{message} came marked AGAIN, but for the first time"),
             Discrepancy::Misdelivered { message, to } => write!(f, "{message} was delivered to user {to}"),
             Discrepancy::Altered { message, what } => write!(f, "{message} arrived with another {what}"),
             Discrepancy::StampNotIncreasing { message, stamp, before } => {

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use trunkline_proto::{FRAME_BYTES_MAX_LIMIT, Frame, decode};
+use trunkline_proto::{
+    FRAME_BYTES_MAX_LIMIT, Frame, decode,
+    websocket::{Control, End as StreamEnd, Inbound, Opcode, Role, put_frame},
+};
 
 use crate::{
     clock::now_ns,
@@ -17,6 +20,8 @@ use crate::{
     server::Server,
     sleeper::Sleeper,
     sockets::{self, INSTALL_BATCH, Manner},
+    transport::Wire,
+    websocket::{self, Masks},
 };
 
 /// What a connection does with bytes that arrive.
@@ -163,6 +168,10 @@ struct Connection {
     closed: bool,
     /// It is empty.
     empty: bool,
+    /// It is a WebSocket, and no more has to be asked for.
+    upgraded: bool,
+    /// Where its messages stand, while one is halfway.
+    inbound: Option<Box<Inbound>>,
     /// A frame of which only the beginning has come.
     partial: Vec<u8>,
     /// Bytes the peer did not take yet.
@@ -175,6 +184,10 @@ struct Lane {
     connections: Vec<Connection>,
     /// Slots with something to send.
     dirty: Vec<u32>,
+    wire: Wire,
+    masks: Masks,
+    /// Bytes on their way into messages or out of them.
+    scratch: Vec<u8>,
 }
 
 /// The connections of one load thread.
@@ -212,7 +225,14 @@ impl Fleet {
             let slots = lane_slots.min(connections - lane * lane_slots);
             let ring = Ring::new(RingShape { slots, ..shape })
                 .map_err(|error| Failure::system(&format!("setting up a ring with {slots} slots"), error))?;
-            fleet.lanes.push(Lane { ring, connections: Vec::new(), dirty: Vec::new() });
+            fleet.lanes.push(Lane {
+                ring,
+                connections: Vec::new(),
+                dirty: Vec::new(),
+                wire: Wire::default(),
+                masks: Masks::new(lane.into()),
+                scratch: Vec::new(),
+            });
         }
         if lane_count > 1 {
             fleet.sleep_on_all().map_err(|error| Failure::system("making event descriptors", error))?;
@@ -223,6 +243,12 @@ impl Fleet {
     /// Every connection begins like this.
     pub(crate) fn in_manner(self, manner: Manner) -> Fleet {
         Fleet { manner, ..self }
+    }
+
+    /// Every connection speaks like this.
+    pub(crate) fn over(mut self, wire: Wire) -> Fleet {
+        self.lanes.iter_mut().for_each(|lane| lane.wire = wire);
+        self
     }
 
     /// Its connections are numbered from `first` on among those of the run.
@@ -395,8 +421,20 @@ impl Lane {
         }
     }
 
-    /// Whatever was staged from `start` on belongs to `slot`; keeps a connection's bytes together.
+    /// Whatever frames were staged from `start` on belong to `slot`.
     fn staged_since(&mut self, slot: u32, start: usize) {
+        if self.wire != Wire::Native {
+            let staged = self.ring.staged();
+            self.scratch.clear();
+            self.scratch.extend(staged.drain(start..));
+            self.masks.put_each(&self.scratch, staged);
+        }
+        self.sealed_since(slot, start);
+    }
+
+    /// Whatever was staged from `start` on belongs to `slot` and goes out as it is; keeps a connection's bytes
+    /// together.
+    fn sealed_since(&mut self, slot: u32, start: usize) {
         let staged = self.ring.staged();
         let added = staged.len() - start;
         let connection = &mut self.connections[slot as usize];
@@ -430,6 +468,12 @@ impl Lane {
         while let Some(completion) = self.ring.next() {
             match completion {
                 Completion::Connected { slot, .. } if self.connections[slot as usize].closed => {}
+                Completion::Connected { slot, errno: 0 } if self.wire == Wire::WebSocket => {
+                    let start = self.ring.staged().len();
+                    self.ring.staged().extend_from_slice(websocket::REQUEST);
+                    self.sealed_since(slot, start);
+                    self.arm(slot, Arm::OneFrame).map_err(ring_failed)?;
+                }
                 Completion::Connected { slot, errno: 0 } => {
                     let start = self.ring.staged().len();
                     let arm = driver.connected(base + slot, self.ring.staged())?;
@@ -444,7 +488,12 @@ impl Lane {
                 Completion::Received { slot, buffer, .. } if self.connections[slot as usize].closed => {
                     self.ring.recycle(buffer);
                 }
-                Completion::Received { slot, buffer, armed } => self.received(base, slot, buffer, armed, driver)?,
+                Completion::Received { slot, buffer, armed } if self.wire == Wire::Native => {
+                    self.received(base, slot, buffer, armed, driver)?;
+                }
+                Completion::Received { slot, buffer, armed } => {
+                    self.messages_received(base, slot, buffer, armed, driver)?;
+                }
                 Completion::ReceiveEnded { slot, .. } if self.connections[slot as usize].closed => {}
                 Completion::ReceiveEnded { slot, end } => match end {
                     ReceiveEnd::OutOfBuffers if self.connections[slot as usize].always => {
@@ -528,6 +577,79 @@ impl Lane {
         self.ring.recycle(buffer);
         self.staged_since(slot, start);
         match (go_on, always) {
+            (false, _) => Ok(()),
+            (true, true) => self.ring.receive_many(slot).map_err(ring_failed),
+            (true, false) => self.ring.receive_one(slot).map_err(ring_failed),
+        }
+    }
+
+    /// The same for bytes of WebSockets: what their messages hold is handed on.
+    fn messages_received(
+        &mut self,
+        base: u32,
+        slot: u32,
+        buffer: Buffer,
+        armed: bool,
+        driver: &mut impl Driver,
+    ) -> Result<(), Failure> {
+        let now_ns = now_ns();
+        let mut bytes = std::mem::take(&mut self.connections[slot as usize].partial);
+        let begun = bytes.len();
+        bytes.extend_from_slice(self.ring.received(&buffer).0);
+        self.ring.recycle(buffer);
+        let (mut armed, mut wants_more) = (armed, true);
+        // Native frames of which only the beginning has come are parted from what is still in messages.
+        let mut messages_at = begun;
+        if self.wire == Wire::WebSocket && !self.connections[slot as usize].upgraded {
+            match websocket::accepted(&bytes) {
+                Ok(Some(length)) => {
+                    bytes.drain(..length);
+                    messages_at = 0;
+                    let start = self.ring.staged().len();
+                    let arm = driver.connected(base + slot, self.ring.staged())?;
+                    self.staged_since(slot, start);
+                    let connection = &mut self.connections[slot as usize];
+                    connection.upgraded = true;
+                    connection.always = arm == Arm::Always;
+                    wants_more = arm != Arm::Nothing;
+                    armed = false;
+                }
+                Ok(None) => {
+                    self.connections[slot as usize].partial = bytes;
+                    return self.ring.receive_one(slot).map_err(ring_failed);
+                }
+                Err(why) => return self.ended(base, slot, End::Broken(io::Error::other(why)), driver),
+            }
+        }
+        let role = if self.wire == Wire::WebSocketEcho { Role::Server } else { Role::Client };
+        let mut inbound =
+            self.connections[slot as usize].inbound.take().map_or_else(Inbound::default, |inbound| *inbound);
+        let pongs_at = self.ring.staged().len();
+        let (staged, masks) = (self.ring.staged(), &mut self.masks);
+        let unsealed = inbound.take(role, &mut bytes[messages_at..], |control| {
+            if let Control::Ping(payload) = control {
+                put_frame(staged, Opcode::Pong, true, Some(masks.next()), payload);
+            }
+        });
+        self.sealed_since(slot, pongs_at);
+        if !inbound.is_idle() {
+            self.connections[slot as usize].inbound = Some(Box::new(inbound));
+        }
+        if let Some(StreamEnd::Violated(_) | StreamEnd::FrameUnfinished) = unsealed.end {
+            let error = io::Error::other(format!("the server's WebSocket is none: {:?}", unsealed.end));
+            return self.ended(base, slot, End::Broken(error), driver);
+        }
+        bytes.truncate(messages_at + unsealed.native);
+        let start = self.ring.staged().len();
+        let taken = driver.received(base + slot, &bytes, now_ns, self.ring.staged())?;
+        self.staged_since(slot, start);
+        bytes.drain(..taken.bytes);
+        let connection = &mut self.connections[slot as usize];
+        if !bytes.is_empty() {
+            connection.partial = bytes;
+        }
+        let go_on = !armed && wants_more && (connection.always || taken.frames == 0);
+        match (go_on, connection.always) {
             (false, _) => Ok(()),
             (true, true) => self.ring.receive_many(slot).map_err(ring_failed),
             (true, false) => self.ring.receive_one(slot).map_err(ring_failed),

@@ -47,14 +47,17 @@ struct Floor {
     listener: TcpListener,
     peers: Vec<Peer>,
     turn: u32,
+    /// Whether connections are received from at all.
+    armed: bool,
     /// Echoes of this turn.
     echoes: Vec<(u32, Buffer)>,
     /// Slots whose backlog may go out now.
     late: Vec<u32>,
 }
 
-/// Serves until standard input ends.
-pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32) -> Result<(), Failure> {
+/// Serves until standard input ends. Without `armed` it accepts and does nothing more: an accepted socket is the least
+/// that an idle connection can be.
+pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32, armed: bool) -> Result<(), Failure> {
     affinity::pin(core)?;
     let limit = os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
     let listener = bind(listen).map_err(|error| Failure::system(&format!("listening on {listen}"), error))?;
@@ -69,6 +72,7 @@ pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32) -> Result<(), F
         listener,
         peers: (0..slots).map(|_| Peer::default()).collect(),
         turn: 0,
+        armed,
         echoes: Vec::new(),
         late: Vec::new(),
     };
@@ -111,7 +115,9 @@ impl Floor {
                 match completion {
                     Completion::Accepted { slot } => {
                         self.peers[slot as usize] = Peer::default();
-                        self.ring.receive_many(slot)?;
+                        if self.armed {
+                            self.ring.receive_many(slot)?;
+                        }
                     }
                     Completion::AcceptEnded { errno: 0 | libc::ECONNABORTED } => {
                         self.ring.accept_many(self.listener.as_fd())?;

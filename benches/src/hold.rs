@@ -74,8 +74,11 @@ struct Memory {
     caches: BTreeMap<String, f64>,
     /// What the client's end takes in the kernel, measured on plain sockets.
     client: Share,
-    /// Resident memory of the server's process, all of it, bytes.
+    /// Resident memory of the server's process with what was there before the first connection.
+    user_with_start: f64,
+    /// All of it, bytes, and what was there before, which a short warm-up is part of.
     rss_bytes: i64,
+    rss_bytes_at_start: i64,
 }
 
 /// Presence of the clients in Redis, written behind their logins.
@@ -109,9 +112,10 @@ struct Findings {
     idle_pongs: Stretch,
     control: u32,
     rate: f64,
-    /// What arrived during the round in which each client of the control group speaks for the first time since it logged in.
+    /// What was to be sent in the round in which each client of the control group speaks for the first time since it
+    /// logged in.
     first_round: Stretch,
-    /// What arrived after it.
+    /// What was to be sent after it.
     held: Stretch,
     spent: Spent,
     /// Logged in at the end, each having answered a last PING.
@@ -195,15 +199,15 @@ fn hold(
     let bar = progress.phase("seconds held", secs.as_secs());
     // What the storm of logins left behind settles first.
     team.run_for(secs.mul_f64(IDLE_SHARE / 4.0), |_| ())?;
-    team.take_latencies()?;
+    team.begin_stretch()?;
     let cpu_before = CpuTime::of_all(&pids)?;
     let idle_from = Instant::now();
     team.run_for(secs.mul_f64(IDLE_SHARE), |_| bar.set(held_from.elapsed().as_secs()))?;
     let (idle_cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
     let idle_seconds = idle_from.elapsed().as_secs_f64();
-    let idle_pongs = Stretch::of(&team.take_latencies()?, idle_seconds);
     let memory = memory_of(&pids, inside, client, &kernel_before, &user_before)?;
 
+    team.begin_stretch()?;
     team.send_at(Some(rate))?;
     let busy_from = Instant::now();
     let left = secs.saturating_sub(held_from.elapsed()).max(Duration::from_millis(100));
@@ -214,10 +218,11 @@ fn hold(
         bar.say(format!("{delivered} messages, {inside} in, {lost} lost"));
     };
     team.run_for(round, tick)?;
-    let first_round = Stretch::of(&team.take_latencies()?, busy_from.elapsed().as_secs_f64());
+    team.begin_stretch()?;
+    let first_seconds = busy_from.elapsed().as_secs_f64();
     let later_from = Instant::now();
     team.run_for(left.saturating_sub(busy_from.elapsed()), tick)?;
-    let held = Stretch::of(&team.take_latencies()?, later_from.elapsed().as_secs_f64());
+    let held_seconds = later_from.elapsed().as_secs_f64();
     let spent = watch.spent(busy_from, Instant::now());
     drop(bar);
     team.settle()?;
@@ -225,6 +230,11 @@ fn hold(
     team.roll_call(&bar)?;
     drop(bar);
     drop(watch);
+    // The last PONG of each is the roll call's.
+    let [_, idle_pongs, first_round, held] = &team.take_stretches()?[..] else { unreachable!("three were begun") };
+    let idle_pongs = Stretch::of(idle_pongs, idle_seconds);
+    let first_round = Stretch::of(first_round, first_seconds);
+    let held = Stretch::of(held, held_seconds);
     let crowd = team.close()?;
     let findings = Findings {
         logins_per_second_and_node: ramp.rate_mean / f64::from(site.nodes()),
@@ -304,7 +314,9 @@ fn memory_of(
         together: user_rss + kernel_share,
         caches: kernel.caches.iter().map(|(name, bytes)| (name.clone(), each(*bytes))).collect(),
         client,
+        user_with_start: each(user.rss),
         rss_bytes: user.rss,
+        rss_bytes_at_start: user_before.rss,
     })
 }
 
@@ -328,7 +340,9 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         vec!["CPU for a login, server / bench, µs".to_owned(), {
             format!("{:.1} / {:.1} ({:.2} cores)", ramp.server_cpu_us, ramp.bench_cpu_us, ramp.bench_cores)
         }],
-        vec!["process memory per connection, B".to_owned(), format!("{:.0}", memory.user_rss)],
+        vec!["process memory per connection, B; with what was there at the start".to_owned(), {
+            format!("{:.0}; {:.0}", memory.user_rss, memory.user_with_start)
+        }],
         vec!["kernel memory per connection, server's end, B".to_owned(), format!("{:.0}", memory.kernel)],
         vec!["together, B".to_owned(), format!("{:.0}", memory.together)],
         vec!["idle CPU, µs per second and connection".to_owned(), format!("{:.3}", findings.idle_cpu_us)],

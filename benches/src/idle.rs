@@ -3,8 +3,8 @@
 //! Each run measures three things, each with the same client sockets at the other end:
 //!
 //! 1. *Plain sockets*, see [`crate::plain`]: the share of a client's end, and the least a server's end can take.
-//! 2. *The floor*: the echo server, a multishot receive armed on every connection.
-//! 3. *The gateway*, every connection logged in.
+//! 2. *The floor*: a server on the leanest ring set-up that accepts and does nothing more; nothing is armed.
+//! 3. *The gateway*, every connection logged in; natively, over WebSockets, or both, each with a gateway of its own.
 //!
 //! The server's kernel memory is the growth of the whole machine's kernel memory less the clients' share. A few
 //! connections are opened and closed before the first sample, so that what is made once is not counted for each.
@@ -22,17 +22,17 @@ use crate::{
     exchange::{self, Exchanged},
     failure::Failure,
     fleet::{Arm, Fleet},
-    floor,
     login::{Entrance, enter, ping_all},
     pairs::GatewayArgs,
     payload::PAYLOAD_BYTES_MIN,
     plain::{self, Plain, SETTLE_PATIENCE, Share, settled_kernel_memory},
     process::UserMemory,
     progress::Progress,
-    report::{Machine, median, table, write_json},
+    report::{INTERVALS, Machine, Median, median, table, write_json},
     server::Server,
     sockets::tables_for,
     traffic::keep_quiet,
+    transport::{Transport, Transports, Wire},
 };
 
 /// Arguments of `bench idle`.
@@ -58,6 +58,9 @@ pub(crate) struct IdleArgs {
     payload: u32,
     #[command(flatten)]
     #[serde(flatten)]
+    transports: Transports,
+    #[command(flatten)]
+    #[serde(flatten)]
     gateway: GatewayArgs,
     /// Write everything to this file as JSON
     #[arg(long, value_name = "FILE")]
@@ -69,10 +72,11 @@ const WARMUP_CONNECTIONS: u32 = 64;
 /// Caches shown in the summary.
 const TOP_CACHES: usize = 8;
 
-const COLUMNS: [&str; 6] = ["", "process", "anonymous", "kernel", "together", "entered/s"];
+const COLUMNS: [&str; 7] = ["", "process", "with start", "anonymous", "kernel", "together", "entered/s"];
 /// Printed below the table.
 const EXPLANATION: &str = "\
-process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file
+process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file; with start: all its
+          resident pages, with what was there before the first connection
 kernel    growth of the machine's kernel memory (slab objects in use, vmalloc) and of the server's page tables, less the
           client's end
 together  process and kernel";
@@ -82,6 +86,8 @@ together  process and kernel";
 struct Footprint {
     /// Process: all resident pages.
     user_rss: f64,
+    /// Process: all resident pages, with those that were there before the first connection.
+    user_with_start: f64,
     /// Process: private pages that belong to no file.
     user_anonymous: f64,
     /// Kernel, the server's share.
@@ -98,14 +104,18 @@ struct Footprint {
 struct Run {
     plain: Plain,
     floor: Option<Footprint>,
-    gateway: Footprint,
-    exchanged: Option<Exchanged>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<Footprint>,
+    /// The gateway with WebSockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    websocket: Option<Footprint>,
+    exchanged: Vec<Exchanged>,
 }
 
 impl Run {
     fn settled(&self) -> bool {
-        let floor = self.floor.as_ref().is_none_or(|floor| floor.kernel.settled);
-        floor && self.gateway.kernel.settled && self.plain.accepted.settled
+        let mut held = [&self.floor, &self.gateway, &self.websocket].into_iter().flatten();
+        held.all(|footprint| footprint.kernel.settled) && self.plain.accepted.settled
     }
 }
 
@@ -114,6 +124,7 @@ struct Report<'a> {
     bench: &'static str,
     machine: Machine,
     arguments: &'a IdleArgs,
+    command: Vec<String>,
     runs: Vec<Run>,
 }
 
@@ -126,7 +137,8 @@ pub(crate) fn run(args: &IdleArgs) -> Result<(), Failure> {
     for number in 1..=args.runs {
         runs.push(one_run(args, number)?);
     }
-    let report = Report { bench: "idle", machine: Machine::this(), arguments: args, runs };
+    let report =
+        Report { bench: "idle", machine: Machine::this(), arguments: args, command: std::env::args().collect(), runs };
     print_summary(&report);
     match &args.json {
         Some(path) => write_json(path, &report),
@@ -142,8 +154,10 @@ fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
 
     // The floor server is one ring.
     let floor_footprint = if tables_for(args.conns)?.0 == 1 {
-        let mut server = Server::floor(args.conns, floor::BATCH)?;
-        let held = on_load_core(|| hold(args, &server, Entrance::Connect, &users, client, number, &title("floor")));
+        let mut server = Server::floor_unarmed(args.conns)?;
+        let progress = title("floor");
+        let held =
+            on_load_core(|| hold(args, &server, Entrance::Connect, Wire::Native, &users, client, number, &progress));
         let (footprint, _) = held.map_err(|failure| server.explain(failure))?;
         server.stop()?;
         Some(footprint)
@@ -151,29 +165,40 @@ fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
         None
     };
 
-    let mut server = args.gateway.start(args.conns)?;
-    let held = on_load_core(|| hold(args, &server, Entrance::Login, &users, client, number, &title("gateway")));
-    let (gateway, exchanged) = held.map_err(|failure| server.explain(failure))?;
-    server.stop()?;
-    Ok(Run { plain, floor: floor_footprint, gateway, exchanged })
+    let mut run = Run { plain, floor: floor_footprint, gateway: None, websocket: None, exchanged: Vec::new() };
+    for transport in args.transports.distinct() {
+        let mut server = args.gateway.start(args.conns)?;
+        let (progress, wire) = (title(&transport.label("gateway")), transport.wire());
+        let held = on_load_core(|| hold(args, &server, Entrance::Login, wire, &users, client, number, &progress));
+        let (footprint, exchanged) = held.map_err(|failure| server.explain(failure))?;
+        server.stop()?;
+        match transport {
+            Transport::Native => run.gateway = Some(footprint),
+            Transport::Ws => run.websocket = Some(footprint),
+        }
+        run.exchanged.extend(exchanged);
+    }
+    Ok(run)
 }
 
 /// Opens the connections to a server, measures what they take, checks that they live, and closes them.
+#[expect(clippy::too_many_arguments, reason = "what one measurement is of")]
 fn hold(
     args: &IdleArgs,
     server: &Server,
     entrance: Entrance,
+    wire: Wire,
     users: &[u64],
     client: Share,
     run_number: u32,
     progress: &Progress,
 ) -> Result<(Footprint, Option<Exchanged>), Failure> {
     let warm = WARMUP_CONNECTIONS.min(args.conns) as usize;
-    let mut fleet = Fleet::new(server.address(), warm as u32, 0)?;
+    let mut fleet = Fleet::new(server.address(), warm as u32, 0)?.over(wire);
     enter(&mut fleet, &users[..warm], entrance, Arm::Nothing, progress)?;
     fleet.close()?;
 
-    let mut fleet = Fleet::new(server.address(), args.conns, 0)?;
+    let mut fleet = Fleet::new(server.address(), args.conns, 0)?.over(wire);
     let kernel_before = settled_kernel_memory(args.conns)?;
     let user_before = UserMemory::of(server.pid())?;
     let start = Instant::now();
@@ -198,6 +223,7 @@ fn hold(
     share.in_use += each(user.page_tables - user_before.page_tables);
     let footprint = Footprint {
         user_rss: each(user.rss - user_before.rss),
+        user_with_start: each(user.rss),
         user_anonymous: each(user.anonymous - user_before.anonymous),
         machine_used: each(kernel.machine_used),
         kernel: share,
@@ -227,8 +253,9 @@ fn print_summary(report: &Report<'_>) {
         plain_row("client's end, nothing armed", report, |run| run.plain.connecting),
         plain_row("accepted socket, nothing armed", report, |run| run.plain.accepted),
     ];
-    rows.extend(held_row("floor, multishot receive armed", report, |run| run.floor.as_ref()));
-    rows.extend(held_row("gateway, logged in", report, |run| Some(&run.gateway)));
+    rows.extend(held_row("floor, nothing armed", report, |run| run.floor.as_ref()));
+    rows.extend(held_row("gateway, logged in", report, |run| run.gateway.as_ref()));
+    rows.extend(held_row("gateway, logged in, WebSocket", report, |run| run.websocket.as_ref()));
     println!("{}", table(&COLUMNS, &rows));
     println!("{EXPLANATION}");
     if report.runs.iter().all(|run| run.floor.is_none()) {
@@ -239,12 +266,17 @@ fn print_summary(report: &Report<'_>) {
             "Kernel memory did not come to rest: something else is at work on this machine, the figures are not good."
         );
     }
+    for (name, ratio) in ratios(report) {
+        println!("{name} over the accepted socket, process and kernel: {ratio}");
+    }
+    println!("{INTERVALS}");
     let last = &report.runs[report.runs.len() - 1];
+    let Some(gateway) = last.gateway.as_ref().or(last.websocket.as_ref()) else { return };
     println!("\nkernel objects with the gateway, both ends, last run, bytes for each connection");
-    let top = last.gateway.caches.iter().take(TOP_CACHES);
+    let top = gateway.caches.iter().take(TOP_CACHES);
     let caches: Vec<Vec<String>> = top.map(|(name, each)| vec![name.clone(), format!("{each:.0}")]).collect();
     println!("{}", table(&["cache", "bytes"], &caches));
-    for exchanged in report.runs.iter().filter_map(|run| run.exchanged.as_ref()) {
+    for exchanged in report.runs.iter().flat_map(|run| &run.exchanged) {
         println!(
             "{} messages between all connections in {:.1} s, each delivered once, to the right user, with the right bytes",
             exchanged.messages, exchanged.seconds
@@ -252,9 +284,25 @@ fn print_summary(report: &Report<'_>) {
     }
 }
 
+/// What an idle connection takes over the least that one can, an accepted socket on which nothing is armed, of the
+/// runs.
+fn ratios(report: &Report<'_>) -> Vec<(&'static str, Median)> {
+    let of = |footprint: fn(&Run) -> Option<&Footprint>| {
+        let ratios = report.runs.iter().filter_map(|run| {
+            let held = footprint(run)?;
+            Some((held.user_rss + held.kernel.in_use) / run.plain.accepted.in_use.max(1.0))
+        });
+        ratios.collect::<Vec<f64>>()
+    };
+    let both = [("gateway", of(|run| run.gateway.as_ref())), ("gateway, WebSocket", of(|run| run.websocket.as_ref()))];
+    let measured = both.into_iter().filter(|(_, ratios)| !ratios.is_empty());
+    measured.map(|(name, ratios)| (name, Median::of(ratios))).collect()
+}
+
 fn plain_row(name: &str, report: &Report<'_>, share: fn(&Run) -> Share) -> Vec<String> {
     let in_use = median(report.runs.iter().map(|run| share(run).in_use));
-    let mut row = vec![name.to_owned(), "–".to_owned(), "–".to_owned(), format!("{in_use:.0}")];
+    let none = || "–".to_owned();
+    let mut row = vec![name.to_owned(), none(), none(), none(), format!("{in_use:.0}")];
     row.resize(COLUMNS.len(), "–".to_owned());
     row
 }
@@ -267,6 +315,7 @@ fn held_row(name: &str, report: &Report<'_>, footprint: fn(&Run) -> Option<&Foot
     let of = |value: fn(&Footprint) -> f64| median(footprints.iter().map(|footprint| value(footprint)));
     let cells = [
         of(|footprint| footprint.user_rss),
+        of(|footprint| footprint.user_with_start),
         of(|footprint| footprint.user_anonymous),
         of(|footprint| footprint.kernel.in_use),
         of(|footprint| footprint.user_rss + footprint.kernel.in_use),

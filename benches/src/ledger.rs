@@ -42,6 +42,11 @@ impl Flow {
         Flow { from, to, sent: 0, received: 0, confirmed: 0, lossy: false }
     }
 
+    /// Whether messages may be missing.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.lossy
+    }
+
     /// One of which messages may be missing; those that come must still be right and in order.
     pub(crate) fn lossy(from: u32, to: u32) -> Flow {
         Flow { lossy: true, ..Flow::new(from, to) }
@@ -226,7 +231,7 @@ impl Ledger {
         if (label.sender, label.recipient) != (message.sender, message.recipient) {
             return Err(altered("sender or recipient in its payload"));
         }
-        if frame.body.len() != self.payload.len() || !label.filler_is_intact(frame.body) {
+        if frame.body.len() != self.payload.len() || !label.is_intact(frame.body) {
             return Err(altered("payload"));
         }
         let peer = if self.route == Route::Echo { message.recipient } else { message.sender };
@@ -247,6 +252,9 @@ impl Ledger {
             } else {
                 Err(Discrepancy::Doubled(message))
             };
+        }
+        if again {
+            return Err(Discrepancy::AgainAtFirst(message));
         }
         if label.sequence > flow.received && !flow.lossy {
             let missing = Message { sequence: flow.received, ..message };
@@ -436,8 +444,8 @@ mod tests {
         let mut original = pair(false);
         let frame = routed(&sent_by_first(&mut original), 11, 1);
         for at in 0..frame.len() {
-            // aux means nothing in a DELIVER; the stamp is the server's to choose; the sending time is not compared.
-            if matches!(at, 0..4 | 6..8 | 24..32 | 56..64) {
+            // aux means nothing in a DELIVER; the stamp is the server's to choose.
+            if matches!(at, 0..4 | 6..8 | 24..32) {
                 continue;
             }
             let mut ledger = pair(false);
@@ -446,6 +454,14 @@ mod tests {
             changed[at] ^= 0x40;
             assert!(deliver(&mut ledger, 1, &changed).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_message_that_comes_for_the_first_time_is_not_marked_as_redelivered() {
+        let mut ledger = pair(true);
+        let mut frame = routed(&sent_by_first(&mut ledger), 11, 1);
+        frame[5] |= flags::AGAIN;
+        assert_eq!(deliver(&mut ledger, 1, &frame).map(drop), Err(Discrepancy::AgainAtFirst(message(0))));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod affinity;
 mod ballast;
 mod churn;
 mod clock;
+mod cores;
 mod counters;
 mod crowd;
 mod dialect;
@@ -43,9 +44,11 @@ mod sockets;
 mod storm;
 mod team;
 mod traffic;
+mod transport;
 mod users;
 mod vs;
 mod watch;
+mod websocket;
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -65,6 +68,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   bench pairs --conns 100 --window 1            what a message costs, over the floor
+  bench pairs --transport native,ws             and over WebSockets
   bench hold --conns 100000 --secs 60           log in 100,000 clients and keep them
   bench rate --conns 2000 --rate 10000,50000    latency at fixed rates
   bench pairs --nodes 2 --conns 100             a message across two nodes, over one within
@@ -116,6 +120,9 @@ struct FloorServerArgs {
     /// Completions to take at once when busy; 0 leaves it at what one plain system call yields
     #[arg(long, default_value_t = floor::BATCH)]
     batch: u32,
+    /// Accept connections, and neither receive nor answer anything: what is idle then is a socket and no more
+    #[arg(long)]
+    unarmed: bool,
 }
 
 fn main() -> ExitCode {
@@ -130,7 +137,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => churn::run(&args),
         Command::Vs(args) => vs::run(&args),
         Command::Plot(args) => plot::run(&args),
-        Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch),
+        Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch, !args.unarmed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

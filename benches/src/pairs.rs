@@ -20,13 +20,21 @@ use crate::{
     login::{Entrance, enter},
     payload::PAYLOAD_BYTES_MIN,
     progress::Progress,
-    report::{Machine, median, table, write_json},
+    report::{INTERVALS, Machine, Median, median, table, write_json},
     server::{GatewayCommand, Server},
     site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     sockets::{self, descriptor_limit},
     traffic::{self, Measurement, Stretch},
+    transport::{Transport, Transports, Wire},
     users::{Placement, Seats},
 };
+
+/// Printed below tables with latencies of a closed loop.
+pub(crate) const CORRECTED: &str = "\
+p99 and p99.9 as clients would see them that do not wait for the message before; p50 and max of each message";
+
+/// A server, or a machine, that lets all connections wait for so long has stood still.
+pub(crate) const SILENCE_MS_MAX: f64 = 250.0;
 
 /// The load of one round.
 #[derive(Clone, Debug, Args, Serialize)]
@@ -49,6 +57,10 @@ pub(crate) struct Load {
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
+    /// Share of a core that a server is to use, instead of as much as it can: messages are held back so far, for each
+    /// case by itself, so that all are compared at the same saturation
+    #[arg(long, value_name = "SHARE")]
+    saturation: Option<f64>,
 }
 
 /// Arguments of `bench floor`.
@@ -174,6 +186,9 @@ pub(crate) struct PairsArgs {
     #[command(flatten)]
     #[serde(flatten)]
     nodes: NodesArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    transports: Transports,
     /// With two nodes or more: also pairs that are guests, whose home is neither's node, and so two links for a message
     #[arg(long)]
     guests: bool,
@@ -203,6 +218,13 @@ struct Case {
     site: usize,
     #[serde(skip)]
     route: Route,
+    /// What it is beside other transports.
+    #[serde(skip)]
+    what: &'static str,
+    transport: Transport,
+    /// Messages per second it is held to.
+    #[serde(skip)]
+    pace: Option<f64>,
     median_cpu_us_per_message: f64,
     rounds: Vec<Round>,
     /// What Redis had to do with all connections logged in and no message under way.
@@ -224,16 +246,68 @@ struct Round {
 }
 
 impl Case {
-    fn new(name: &str, site: usize, route: Route, placement: Placement) -> Case {
+    fn new(what: &'static str, site: usize, route: Route, placement: Placement) -> Case {
         Case {
-            name: name.to_owned(),
+            name: what.to_owned(),
             placement,
             site,
             route,
+            what,
+            transport: Transport::Native,
+            pace: None,
             median_cpu_us_per_message: 0.0,
             rounds: Vec::new(),
             redis_quiet: None,
         }
+    }
+
+    /// The same with frames that travel in something else.
+    fn over(&self, transport: Transport) -> Case {
+        let case = Case::new(self.what, self.site, self.route, self.placement);
+        Case { name: transport.label(self.what), transport, ..case }
+    }
+
+    /// What its clients write and read.
+    fn wire(&self) -> Wire {
+        if self.route == Route::Echo { self.transport.echo_wire() } else { self.transport.wire() }
+    }
+}
+
+/// CPU time for a message of one case over that of another, measured in the same rounds.
+#[derive(Clone, Debug, Serialize)]
+struct Ratio {
+    case: String,
+    over: String,
+    /// Of the rounds' own ratios.
+    #[serde(flatten)]
+    of_rounds: Median,
+    rounds: Vec<f64>,
+}
+
+impl Ratio {
+    fn of(case: &Case, over: &Case) -> Ratio {
+        let cpu = |round: &Round| round.measurement.cpu_us_per_message;
+        let rounds: Vec<f64> =
+            case.rounds.iter().zip(&over.rounds).map(|(round, base)| cpu(round) / cpu(base)).collect();
+        Ratio {
+            case: case.name.clone(),
+            over: over.name.clone(),
+            of_rounds: Median::of(rounds.iter().copied()),
+            rounds,
+        }
+    }
+
+    /// Each case over the first one of its transport, and over the same one of the first transport.
+    fn all(cases: &[Case]) -> Vec<Ratio> {
+        let mut ratios = Vec::new();
+        for case in cases {
+            let first = cases.iter().find(|other| other.transport == case.transport);
+            let plain = cases.iter().find(|other| other.what == case.what);
+            for over in [first, plain].into_iter().flatten().filter(|over| over.name != case.name) {
+                ratios.push(Ratio::of(case, over));
+            }
+        }
+        ratios
     }
 }
 
@@ -244,8 +318,9 @@ struct Report<'a, A: Serialize> {
     machine: Machine,
     arguments: &'a A,
     cases: Vec<Case>,
-    /// Each later case's CPU time for a message over the first one's: the median of the rounds' ratios.
-    ratios: Vec<f64>,
+    command: Vec<String>,
+    /// What each case costs beside others.
+    ratios: Vec<Ratio>,
 }
 
 /// Runs `bench floor`.
@@ -303,6 +378,8 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
             cases.push(Case::new("gateway, across shards", 0, route, Placement::Across));
         }
     }
+    let transports = args.transports.distinct();
+    let cases = transports.iter().flat_map(|transport| cases.iter().map(|case| case.over(*transport))).collect();
     let cases = measure(&args.load, shards, &mut sites, cases)?;
     for site in sites {
         site.stop()?;
@@ -320,6 +397,9 @@ impl Load {
         if !seconds.contains(&self.secs) || !(0.0..86_400.0).contains(&self.warmup) {
             return Err(Failure::Setup("--secs takes 0.01 to 86400 and --warmup 0 to 86400".to_owned()));
         }
+        if self.saturation.is_some_and(|share| !(0.05..=1.0).contains(&share)) {
+            return Err(Failure::Setup("--saturation takes 0.05 to 1 of a core".to_owned()));
+        }
         Ok(())
     }
 }
@@ -329,14 +409,20 @@ fn measure(load: &Load, shards: u32, sites: &mut [Site], mut cases: Vec<Case>) -
     load.check()?;
     // Tells the messages of one run from those of another, and keeps ids apart that the same user uses again.
     let mut run_number = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u32);
+    let count = cases.len();
     for round in 1..=load.rounds {
-        for case in &mut cases {
+        // In turning order, so that none always has the machine as the same other one left it.
+        for turn in 0..count {
+            let case = &mut cases[(turn + round as usize - 1) % count];
             let progress = Progress::new(format!("{} {round}/{}", case.name, load.rounds));
             let site = &mut sites[case.site];
             let seats = site.seats(load.conns, shards, case.placement);
             run_number = run_number.wrapping_add(1);
             let measured = on_load_core(|| round_of(load, case, &seats, run_number, site, &progress));
             let (round, quiet) = measured.map_err(|failure| site.explain(failure))?;
+            if let (Some(pace), Some(share)) = (round.measurement.pace, load.saturation) {
+                case.pace = Some(corrected_pace(pace, share, &round.measurement));
+            }
             case.rounds.push(round);
             case.redis_quiet = case.redis_quiet.take().or(quiet);
             // The kernel finishes closing the connections of the round before the next one begins.
@@ -363,7 +449,7 @@ fn round_of(
     let ack_bytes = if route == (Route::Deliver { ack: true }) { 2 * encoded_len(Kind::Ack, 0) } else { 0 };
     let message_bytes = encoded_len(Kind::Send, load.payload as usize) + ack_bytes;
     let burst_bytes = (message_bytes as u64 * u64::from(load.window)).min(u64::from(u32::MAX >> 1)) as u32;
-    let mut fleet = Fleet::new(site.targets(seats), users.len() as u32, burst_bytes)?;
+    let mut fleet = Fleet::new(site.targets(seats), users.len() as u32, burst_bytes)?.over(case.wire());
     let entrance = if route == Route::Echo { Entrance::Connect } else { Entrance::Login };
     enter(&mut fleet, users, entrance, Arm::Always, progress)?;
     let length = Duration::from_secs_f64(load.secs);
@@ -379,15 +465,37 @@ fn round_of(
     let crossings = site.crossings()?;
     let flows = (0..users.len() as u32).map(|from| Flow::new(from, if route == Route::Echo { from } else { from ^ 1 }));
     let mut ledger = Ledger::new(route, run_number, users.clone(), flows.collect(), load.payload as usize);
-    let stretch = Stretch { window: load.window, warmup: Duration::from_secs_f64(load.warmup), length };
-    let mark = site.redis_mark()?;
+    let warmup = Duration::from_secs_f64(load.warmup);
+    let mut stretch = Stretch { window: load.window, warmup, length, pace: case.pace };
+    if let (Some(share), None) = (load.saturation, case.pace) {
+        let mut probe = |pace| {
+            let stretch = Stretch { warmup: PROBE / 4, length: PROBE, pace, ..stretch };
+            traffic::run(&mut fleet, &mut ledger, route, stretch, &site.pids(), progress)
+        };
+        let mut pace = probe(None).map(|measured| corrected_pace(measured.rate, share, &measured))?;
+        for _ in 0..PROBES {
+            pace = corrected_pace(pace, share, &probe(Some(pace))?);
+        }
+        stretch.pace = Some(pace);
+    }
+    let (mark, before) = (site.redis_mark()?, ledger.delivered());
     let measurement = traffic::run(&mut fleet, &mut ledger, route, stretch, &site.pids(), progress)?;
-    let redis = site.redis_since(mark, ledger.delivered())?;
+    let redis = site.redis_since(mark, ledger.delivered() - before)?;
     let crossings = site.crossings()?.since(crossings);
     fleet.close()?;
     crossings.judge(case.placement, ledger.delivered())?;
     let crossings = (case.placement.links() > 0).then_some(crossings);
     Ok((Round { measurement, crossings, redis }, quiet))
+}
+
+/// Length of a measurement that looks for the pace at which a server is as busy as it is to be, and how many of them
+/// there are.
+const PROBE: Duration = Duration::from_millis(400);
+const PROBES: u32 = 4;
+
+/// A pace that comes closer to a share of a core than this one did.
+fn corrected_pace(pace: f64, share: f64, measured: &Measurement) -> f64 {
+    pace * (share / measured.cpu_cores.max(1e-3)).clamp(0.25, 4.0)
 }
 
 fn conclude<A: Serialize>(
@@ -397,25 +505,70 @@ fn conclude<A: Serialize>(
     cases: Vec<Case>,
     json: Option<&std::path::Path>,
 ) -> Result<(), Failure> {
-    let first = &cases[0];
-    let ratios = cases[1..].iter().map(|case| {
-        let rounds = case.rounds.iter().zip(&first.rounds);
-        median(rounds.map(|(later, first)| later.measurement.cpu_us_per_message / first.measurement.cpu_us_per_message))
-    });
-    let report = Report { bench, machine: Machine::this(), arguments, ratios: ratios.collect(), cases };
+    let ratios = Ratio::all(&cases);
+    let command = std::env::args().collect();
+    let report = Report { bench, machine: Machine::this(), arguments, command, ratios, cases };
     let Load { conns, window, payload, secs, rounds, .. } = load;
     println!("{}", report.machine);
     println!("{conns} connections, window {window}, payload {payload} B, {rounds} rounds of {secs} s; medians");
     println!("{}", summary(&report.cases));
-    for (case, ratio) in report.cases[1..].iter().zip(&report.ratios) {
-        println!("CPU for a message, {} over {}: {ratio:.2}", case.name, report.cases[0].name);
+    println!("{CORRECTED}");
+    let of = |name: &str| report.cases.iter().find(|case| case.name == name);
+    for Ratio { case, over, of_rounds, .. } in &report.ratios {
+        let saturations = [of(case), of(over)].map(|case| case.map_or_else(String::new, saturation));
+        println!("CPU for a message, {case} over {over}: {of_rounds}; {}", saturations.join(" beside "));
     }
+    if !report.ratios.is_empty() {
+        println!("{INTERVALS}");
+    }
+    // With the floor beside it a server has a core of its own; several nodes or shards are on more, and share them.
+    if report.cases[0].route == Route::Echo {
+        report.cases.iter().for_each(print_softirq);
+    }
+    report.cases.iter().for_each(warn_of_silence);
     report.cases.iter().for_each(print_cluster);
     let checked: u64 = report.cases.iter().flat_map(|case| &case.rounds).map(|round| round.measurement.checked).sum();
     println!("{checked} messages, each delivered once, in order, to the right user, with the right bytes");
     match json {
         Some(path) => write_json(path, &report),
         None => Ok(()),
+    }
+}
+
+/// How busy server and bench were, in cores.
+fn saturation(case: &Case) -> String {
+    let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(|round| value(&round.measurement)));
+    format!("{:.2} + {:.2} cores", of(|round| round.cpu_cores), of(|round| round.bench_cores))
+}
+
+/// Says how much of the servers' core went into packets, and whose time that is.
+fn print_softirq(case: &Case) {
+    let of = |value: fn(&Measurement) -> f64| median(case.rounds.iter().map(|round| value(&round.measurement)));
+    let (server, load) = (of(|round| round.server_core.softirq), of(|round| round.load_core.softirq));
+    let told = |is_within: bool| {
+        let rounds = case.rounds.iter().map(|round| &round.measurement);
+        rounds.filter(|round| round.server_core.is_in_processes(round.cpu_cores) == Some(is_within)).count()
+    };
+    let charged = match (2 * told(true) > case.rounds.len(), 2 * told(false) > case.rounds.len()) {
+        (true, _) => "it is within the CPU time of the process it ran on",
+        (_, true) => "it is not in the CPU time of the process it ran on",
+        (false, false) => "whose CPU time it is in cannot be told, since something else ran on that core",
+    };
+    println!(
+        "{}: softirq took {:.0} % of the servers' core and {:.0} % of the load's; {charged}",
+        case.name,
+        server * 100.0,
+        load * 100.0
+    );
+}
+
+/// Says so when nothing arrived for long in a round, which its median would not show.
+fn warn_of_silence(case: &Case) {
+    for (number, round) in (1..).zip(&case.rounds) {
+        let silence_ms = round.measurement.silence_ms;
+        if silence_ms > SILENCE_MS_MAX {
+            println!("warning: {}, round {number}: no message arrived for {silence_ms:.0} ms", case.name);
+        }
     }
 }
 
@@ -446,8 +599,20 @@ fn print_cluster(case: &Case) {
 }
 
 fn summary(cases: &[Case]) -> String {
-    let head =
-        ["", "CPU µs/message", "lowest", "highest", "user %", "cores", "messages/s", "p50 µs", "p99 µs", "p99.9 µs"];
+    let head = [
+        "",
+        "CPU µs/message",
+        "lowest",
+        "highest",
+        "user %",
+        "cores",
+        "bench cores",
+        "messages/s",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+    ];
     let rows: Vec<Vec<String>> = cases
         .iter()
         .map(|case| {
@@ -460,10 +625,13 @@ fn summary(cases: &[Case]) -> String {
                 format!("{:.3}", cpu().fold(0.0, f64::max)),
                 format!("{:.0}", of(|round| round.cpu_user_share) * 100.0),
                 format!("{:.2}", of(|round| round.cpu_cores)),
+                format!("{:.2}", of(|round| round.bench_cores)),
                 format!("{:.0}", of(|round| round.rate)),
-                format!("{:.0}", of(|round| round.latency_us_p50)),
-                format!("{:.0}", of(|round| round.latency_us_p99)),
-                format!("{:.0}", of(|round| round.latency_us_p999)),
+                format!("{:.0}", of(|round| round.latency.p50_us)),
+                format!("{:.0}", of(|round| round.latency_corrected.p99_us)),
+                format!("{:.0}", of(|round| round.latency_corrected.p999_us)),
+                // Of all rounds: the worst is in one of them.
+                format!("{:.0}", case.rounds.iter().map(|round| round.measurement.latency.max_us).fold(0.0, f64::max)),
             ]
         })
         .collect();

@@ -3,7 +3,8 @@
 //! ```text
 //! 0   sender     8  user id
 //! 8   recipient  8  user id
-//! 16  sequence   8  counted from 0 for each flow
+//! 16  sequence   4  counted from 0 for each flow
+//! 20  check      4  of all the other fields: a changed time would be a wrong latency
 //! 24  sent_ns    8  when, on the load's own clock
 //! 32  flow       4  index of the sender-recipient relation
 //! 36  run        4  which run of the bench, so that a leftover of another is told apart
@@ -21,7 +22,7 @@ pub(crate) struct Label {
     pub(crate) sender: u64,
     /// The user it is for.
     pub(crate) recipient: u64,
-    /// Position in the flow, from 0.
+    /// Position in the flow, from 0, below 2^32.
     pub(crate) sequence: u64,
     /// When it was written, nanoseconds on the load's own clock.
     pub(crate) sent_ns: u64,
@@ -37,7 +38,8 @@ impl Label {
         let (label, filler) = payload.split_at_mut(PAYLOAD_BYTES_MIN);
         label[0..8].copy_from_slice(&self.sender.to_be_bytes());
         label[8..16].copy_from_slice(&self.recipient.to_be_bytes());
-        label[16..24].copy_from_slice(&self.sequence.to_be_bytes());
+        label[16..20].copy_from_slice(&(self.sequence as u32).to_be_bytes());
+        label[20..24].copy_from_slice(&self.check().to_be_bytes());
         label[24..32].copy_from_slice(&self.sent_ns.to_be_bytes());
         label[32..36].copy_from_slice(&self.flow.to_be_bytes());
         label[36..40].copy_from_slice(&self.run.to_be_bytes());
@@ -49,27 +51,42 @@ impl Label {
 
     /// Reads the label of a payload; `None` when it is too short to have one.
     pub(crate) fn read(payload: &[u8]) -> Option<Label> {
-        let long = |at: usize| Some(u64::from_be_bytes(payload.get(at..at + 8)?.try_into().ok()?));
-        let short = |at: usize| Some(u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?));
         Some(Label {
-            sender: long(0)?,
-            recipient: long(8)?,
-            sequence: long(16)?,
-            sent_ns: long(24)?,
-            flow: short(32)?,
-            run: short(36)?,
+            sender: long(payload, 0)?,
+            recipient: long(payload, 8)?,
+            sequence: short(payload, 16)?.into(),
+            sent_ns: long(payload, 24)?,
+            flow: short(payload, 32)?,
+            run: short(payload, 36)?,
         })
     }
 
-    /// Whether the filler is the one this label wrote.
-    pub(crate) fn filler_is_intact(&self, payload: &[u8]) -> bool {
+    /// Whether the rest of the payload is what this label wrote: the check of its fields, and the filler.
+    pub(crate) fn is_intact(&self, payload: &[u8]) -> bool {
         let mut words = self.filler();
-        payload[PAYLOAD_BYTES_MIN..].chunks(8).all(|chunk| *chunk == words.next_word()[..chunk.len()])
+        short(payload, 20) == Some(self.check())
+            && payload[PAYLOAD_BYTES_MIN..].chunks(8).all(|chunk| *chunk == words.next_word()[..chunk.len()])
+    }
+
+    /// A number that another value of any field would change.
+    fn check(&self) -> u32 {
+        let ends = u64::from(self.flow) << 32 | u64::from(self.run);
+        let words = [self.sender, self.recipient, self.sequence, self.sent_ns, ends];
+        let mixed = words.iter().fold(0, |sum: u64, word| u64::from_be_bytes(Filler(sum ^ word).next_word()));
+        (mixed >> 32) as u32
     }
 
     fn filler(&self) -> Filler {
         Filler(self.sequence ^ u64::from(self.flow) << 32 ^ u64::from(self.run) << 16)
     }
+}
+
+fn long(payload: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(payload.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn short(payload: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Steele, Lea and Flood's SplitMix64 ("Fast splittable pseudorandom number generators", 2014).
@@ -97,19 +114,21 @@ mod tests {
             let mut payload = vec![0; bytes];
             LABEL.write(&mut payload);
             assert_eq!(Label::read(&payload), Some(LABEL));
-            assert!(LABEL.filler_is_intact(&payload));
+            assert!(LABEL.is_intact(&payload));
         }
     }
 
     #[test]
-    fn every_changed_byte_is_noticed() {
-        let mut payload = vec![0; 64];
-        LABEL.write(&mut payload);
-        for at in 0..payload.len() {
-            payload[at] ^= 0x10;
-            let read = Label::read(&payload).expect("long enough");
-            assert!(read != LABEL || !read.filler_is_intact(&payload), "byte {at}");
-            payload[at] ^= 0x10;
+    fn every_changed_byte_is_noticed_also_one_of_the_time() {
+        for bytes in [PAYLOAD_BYTES_MIN, 64] {
+            let mut payload = vec![0; bytes];
+            LABEL.write(&mut payload);
+            for at in 0..payload.len() {
+                payload[at] ^= 0x10;
+                let read = Label::read(&payload).expect("long enough");
+                assert!(!read.is_intact(&payload), "byte {at} of {bytes}");
+                payload[at] ^= 0x10;
+            }
         }
     }
 

@@ -6,26 +6,33 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// CPU time of a process.
+/// CPU time of a process, or of several.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CpuTime {
     /// Time on a core, user and system, of all threads alive; nanosecond resolution, brought up to date at each
     /// scheduler tick.
-    pub(crate) total: Duration,
-    /// The part spent in user mode, as a share of `total`; the kernel samples it at each tick.
+    alive: Duration,
+    /// The same in ticks, also of threads that have ended, with the part spent in user mode, which the kernel samples
+    /// at each tick.
     user_ticks: u64,
     system_ticks: u64,
+    processes: u32,
 }
+
+/// What rounding to ticks can make of the time of one process between two looks: two counters, each rounded at both
+/// ends.
+const ROUNDING_TICKS: u32 = 4;
 
 impl CpuTime {
     /// Reads the CPU time of several processes together.
     pub(crate) fn of_all(pids: &[u32]) -> Result<CpuTime, Failure> {
         pids.iter().try_fold(CpuTime::default(), |sum, pid| {
-            let CpuTime { total, user_ticks, system_ticks } = CpuTime::of(*pid)?;
+            let CpuTime { alive, user_ticks, system_ticks, processes } = CpuTime::of(*pid)?;
             Ok(CpuTime {
-                total: sum.total + total,
+                alive: sum.alive + alive,
                 user_ticks: sum.user_ticks + user_ticks,
                 system_ticks: sum.system_ticks + system_ticks,
+                processes: sum.processes + processes,
             })
         })
     }
@@ -36,7 +43,7 @@ impl CpuTime {
     }
 
     fn read(pid: u32) -> io::Result<CpuTime> {
-        let mut total = Duration::ZERO;
+        let mut alive = Duration::ZERO;
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let schedstat = match fs::read_to_string(thread?.path().join("schedstat")) {
                 // The thread has ended since the listing; the process goes on, or else its `stat` is gone below.
@@ -44,25 +51,37 @@ impl CpuTime {
                 schedstat => schedstat?,
             };
             let nanoseconds = schedstat.split_whitespace().next().and_then(|field| field.parse().ok());
-            total += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
+            alive += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The command's name may contain spaces; it ends at the last parenthesis. Fields 14 and 15 count from the first.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse().ok());
         Ok(CpuTime {
-            total,
+            alive,
+            processes: 1,
             user_ticks: ticks(11).ok_or_else(|| malformed("stat"))?,
             system_ticks: ticks(12).ok_or_else(|| malformed("stat"))?,
         })
     }
 
-    /// What has been spent since `earlier`, and which share of it in user mode.
+    /// What has been spent since `earlier`, also by threads that have ended meanwhile, and which share of it in user
+    /// mode.
     pub(crate) fn since(&self, earlier: &CpuTime) -> (Duration, f64) {
         let user = self.user_ticks.saturating_sub(earlier.user_ticks) as f64;
         let system = self.system_ticks.saturating_sub(earlier.system_ticks) as f64;
         let user_share = if user + system > 0.0 { user / (user + system) } else { 0.0 };
-        (self.total.saturating_sub(earlier.total), user_share)
+        let tick = Duration::from_secs(1) / rustix::param::clock_ticks_per_second() as u32;
+        let in_ticks = tick.mul_f64(user + system);
+        let alive = self.alive.saturating_sub(earlier.alive);
+        // Threads that have ended took their nanoseconds with them; the ticks have theirs.
+        let ended = in_ticks > alive + tick * ROUNDING_TICKS * self.processes.max(1);
+        (if ended { in_ticks } else { alive }, user_share)
+    }
+
+    /// Cores in use since `earlier`, which was so long ago.
+    pub(crate) fn cores_since(&self, earlier: &CpuTime, length: Duration) -> f64 {
+        self.since(earlier).0.as_secs_f64() / length.as_secs_f64().max(1e-9)
     }
 }
 
@@ -246,6 +265,27 @@ mod tests {
             }
         }
         assert!(!spent.is_zero());
+    }
+
+    #[test]
+    fn the_time_of_threads_that_have_ended_counts() {
+        let second = |alive_ms, ticks| CpuTime {
+            alive: Duration::from_millis(alive_ms),
+            user_ticks: ticks,
+            system_ticks: 0,
+            processes: 1,
+        };
+        let ticks_each_second = rustix::param::clock_ticks_per_second();
+        let before = second(5_000, 5 * ticks_each_second);
+        // Nobody has ended: nanoseconds are exact where ticks are rounded.
+        let exact = second(6_003, 6 * ticks_each_second);
+        assert_eq!(exact.since(&before).0, Duration::from_millis(1_003));
+        // A thread that had used four seconds has ended after one more.
+        let fewer = second(1_000, 6 * ticks_each_second);
+        assert_eq!(fewer.since(&before).0, Duration::from_secs(1));
+        // One has begun and ended between the looks.
+        let unseen = second(5_000, 7 * ticks_each_second);
+        assert_eq!(unseen.since(&before).0, Duration::from_secs(2));
     }
 
     #[test]

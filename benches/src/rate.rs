@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
+    cores::{CoreTimes, CoreUse},
     failure::Failure,
     process::{CpuTime, own_cpu},
     progress::Progress,
@@ -21,6 +22,8 @@ use crate::{
 const WARMUP: Duration = Duration::from_secs(1);
 /// A bench that has this much of its core in use may be what limits the rate.
 const BENCH_CORES_MAX: f64 = 0.95;
+/// Of a rate that can be kept up, all but a few messages are there when its step ends.
+pub(crate) const IN_TIME_SHARE_MIN: f64 = 0.99;
 
 /// Arguments of `bench rate`.
 #[derive(Clone, Debug, Args, Serialize)]
@@ -47,13 +50,17 @@ pub(crate) struct RateArgs {
 struct Step {
     /// Messages per second asked for.
     rate: f64,
-    /// Messages per second delivered.
+    /// Messages per second that were to be sent in the step and arrived in it.
     delivered_rate: f64,
+    /// The share of the messages to be sent that arrived before the step was over; the others came later.
+    in_time_share: f64,
     cpu_us_per_message: f64,
     /// Cores the server has used.
     cores: f64,
     /// Cores the bench has used, of one.
     bench_cores: f64,
+    /// What the core of the servers did.
+    server_core: CoreUse,
     #[serde(flatten)]
     stretch: Stretch,
     /// What the nodes' Redis Cluster had to do meanwhile.
@@ -129,8 +136,9 @@ fn measure(
         let bar = progress.phase("seconds", secs.as_secs());
         crowd.send_at(Some(rate));
         crowd.run_for(&mut fleet, WARMUP, |_| ())?;
-        crowd.take_latencies();
+        crowd.begin_stretch();
         let redis_mark = site.redis_mark()?;
+        let cores_before = CoreTimes::now()?;
         let (cpu_before, own_before) = (CpuTime::of_all(&pids)?, own_cpu());
         let delivered_before = crowd.ledger.delivered();
         let from = Instant::now();
@@ -141,16 +149,25 @@ fn measure(
         let taken = from.elapsed().as_secs_f64();
         let (cpu, _) = CpuTime::of_all(&pids)?.since(&cpu_before);
         let delivered = crowd.ledger.delivered() - delivered_before;
+        let server_core = CoreTimes::now()?.since(&cores_before, SERVER_CORE);
+        let in_time = crowd.stretches.last().messages.len();
+        let bench_cores = (own_cpu() - own_before).as_secs_f64() / taken;
+        let redis = site.redis_since(redis_mark, delivered)?;
+        // Those that are still under way are the slowest, so the step is not over for them.
+        crowd.begin_stretch();
+        crowd.settle(&mut fleet)?;
+        let [_, latencies, ..] = &crowd.stretches.take()[..] else { unreachable!("two were begun") };
         steps.push(Step {
             rate,
-            delivered_rate: delivered as f64 / taken,
+            delivered_rate: in_time as f64 / taken,
+            in_time_share: in_time as f64 / latencies.asked().max(1) as f64,
             cpu_us_per_message: cpu.as_secs_f64() * 1e6 / delivered.max(1) as f64,
             cores: cpu.as_secs_f64() / taken,
-            bench_cores: (own_cpu() - own_before).as_secs_f64() / taken,
-            stretch: Stretch::of(&crowd.take_latencies(), taken),
-            redis: site.redis_since(redis_mark, delivered)?,
+            bench_cores,
+            server_core,
+            stretch: Stretch::of(latencies, taken),
+            redis,
         });
-        crowd.settle(&mut fleet)?;
     }
     let messages = crowd.ledger.delivered();
     let crossings = site.crossings()?.since(crossings);
@@ -164,17 +181,8 @@ fn measure(
 fn print_summary(clients: &Clients, findings: &Findings) {
     println!("{}", crate::report::Machine::this());
     println!("{} clients, {} of them talking, payload {} B", clients.conns, findings.talkers, clients.payload);
-    let head = [
-        "messages/s",
-        "delivered/s",
-        "CPU µs/message",
-        "cores",
-        "p50 µs",
-        "p99 µs",
-        "p99.9 µs",
-        "max µs",
-        "bench cores",
-    ];
+    let head =
+        ["messages/s", "in time/s", "CPU µs/message", "cores", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "bench cores"];
     let rows: Vec<Vec<String>> = findings
         .steps
         .iter()
@@ -216,6 +224,12 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     for step in &findings.steps {
         let what = format!("{:.0} messages/s", step.rate);
         step.stretch.warn_if_late(&what);
+        if step.in_time_share < IN_TIME_SHARE_MIN {
+            println!(
+                "warning: {what}: {:.1} % of the messages had arrived when the step was over: server or bench cannot keep this rate up, or stood still",
+                step.in_time_share * 100.0
+            );
+        }
         if step.bench_cores > BENCH_CORES_MAX && step.cores < BENCH_CORES_MAX {
             println!("warning: {what}: the bench used a whole core, the server did not: the bench is the bottleneck");
         }

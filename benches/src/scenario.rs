@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::{
     affinity::SERVER_CORE,
-    crowd::{Crowd, Latencies, Opening},
+    crowd::{Crowd, Opening},
     failure::Failure,
     fleet::{Fleet, Targets},
-    latency::{self, Percentiles},
+    latency::{self, Latencies, Percentiles},
     ledger::{Flow, Ledger, Route},
     pairs::GatewayArgs,
     payload::PAYLOAD_BYTES_MIN,
@@ -24,6 +24,7 @@ use crate::{
     server::Server,
     site::{NodesArgs, Site},
     sockets::{Manner, can_open_fast},
+    transport::Transport,
 };
 
 /// A bench whose own lateness is this much of a latency is the bottleneck; a sleep over many rings is exact to a millisecond only.
@@ -51,6 +52,9 @@ pub(crate) struct Clients {
     /// Payload of a message in bytes; at least 40, which hold what is needed to account for it
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(PAYLOAD_BYTES_MIN as i64..=65_504))]
     pub(crate) payload: u32,
+    /// What the clients' frames travel in
+    #[arg(long, value_name = "TRANSPORT", default_value_t)]
+    pub(crate) transport: Transport,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) gateway: GatewayArgs,
@@ -98,7 +102,8 @@ impl Clients {
     /// Rings for so many of them.
     pub(crate) fn fleet_of(&self, targets: impl Into<Targets>, connections: u32) -> Result<Fleet, Failure> {
         let manner = if self.fast_open { Manner::FastOpen } else { Manner::SpeaksFirst };
-        Ok(Fleet::new(targets, connections, 4 * (self.payload + 64))?.in_manner(manner))
+        let fleet = Fleet::new(targets, connections, 4 * (self.payload + 64))?;
+        Ok(fleet.in_manner(manner).over(self.transport.wire()))
     }
 
     /// The plan of a ramp over connections `first` to `end`.
@@ -277,11 +282,16 @@ pub(crate) fn ramp(
     Ok(Ramp::of(&[part], length, server_cpu))
 }
 
-/// Messages of one stretch of time.
+/// Messages that were to be sent in one stretch of time.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Stretch {
     pub(crate) seconds: f64,
-    /// From the time a message was to be sent to taking it from the kernel.
+    /// How many were to be sent.
+    pub(crate) asked: u64,
+    /// How many of them have arrived, whenever that was.
+    pub(crate) delivered: u64,
+    /// From the time a message was to be sent to taking it from the kernel. One that was never sent counts with the
+    /// time until it was given up.
     pub(crate) messages: Percentiles,
     /// From that time to writing it.
     pub(crate) lateness: Percentiles,
@@ -293,14 +303,24 @@ impl Stretch {
     pub(crate) fn of(latencies: &Latencies, seconds: f64) -> Stretch {
         Stretch {
             seconds,
+            asked: latencies.asked(),
+            delivered: latencies.delivered(),
             messages: Percentiles::of(&latencies.messages),
             lateness: Percentiles::of(&latencies.lateness),
             pongs: Percentiles::of(&latencies.pongs),
         }
     }
 
-    /// Says so when most of the latency was the bench's own.
+    /// Says so when most of the latency was the bench's own, or fewer messages arrived than were to be sent.
     pub(crate) fn warn_if_late(&self, what: &str) {
+        if self.delivered < self.asked {
+            println!(
+                "warning: {what}: {} of {} messages were never sent, because those before them took too long; each is in the latencies \
+                 with the time until it was given up",
+                self.asked - self.delivered,
+                self.asked
+            );
+        }
         let late_us = self.lateness.p99_us;
         if late_us > LATENESS_US_MIN && late_us > self.messages.p99_us * LATENESS_SHARE_MAX {
             println!(

@@ -61,6 +61,15 @@ pub(crate) struct GatewayCommand {
 impl Server {
     /// Starts the floor server for so many connections on the servers' core.
     pub(crate) fn floor(connections: u32, batch: u32) -> Result<Server, Failure> {
+        Server::floor_with(connections, &["--batch", &batch.to_string()])
+    }
+
+    /// The floor of idle connections: it accepts them, and nothing is armed on any.
+    pub(crate) fn floor_unarmed(connections: u32) -> Result<Server, Failure> {
+        Server::floor_with(connections, &["--unarmed"])
+    }
+
+    fn floor_with(connections: u32, arguments: &[&str]) -> Result<Server, Failure> {
         let (tables, _) = tables_for(connections)?;
         if tables > 1 {
             return Err(Failure::Setup(format!(
@@ -70,7 +79,7 @@ impl Server {
         let binary = env::current_exe().map_err(|error| Failure::system("finding the bench's own program", error))?;
         let mut command = Command::new(binary);
         command.args(["floor-server", "--listen", "127.0.0.1:0"]);
-        command.args(["--core", &SERVER_CORE.to_string(), "--batch", &batch.to_string()]);
+        command.args(["--core", &SERVER_CORE.to_string()]).args(arguments);
         // It ends when its standard input does, with the bench.
         command.stdin(Stdio::piped());
         Server::start("floor", command)

@@ -9,10 +9,10 @@ use serde::Serialize;
 use crate::{
     affinity::on_load_core,
     counters::Counters,
-    crowd::{Crowd, Latencies},
+    crowd::Crowd,
     failure::Failure,
     fleet::{Arm, Fleet},
-    latency::Percentiles,
+    latency::{Latencies, Percentiles},
     ledger::{Flow, Lossy},
     progress::Progress,
     report::{median, table},
@@ -140,6 +140,7 @@ fn measure(
     let watch = Watch::start(&[server.pid()]);
     let (mut without, mut with) = (Phase::new(), Phase::new());
     for _ in 0..args.rounds {
+        crowd.stretches.take();
         crowd.send_at(Some(args.rate));
         without.run(&mut crowd, &mut fleet, secs, &watch, progress, "seconds without")?;
         for pair in 0..slow {
@@ -151,8 +152,14 @@ fn measure(
             fleet.arm(2 * pair + 1, Arm::Always)?;
         }
         catch_up(&mut crowd, &mut fleet)?;
+        // Those that are still under way are the slowest.
+        crowd.settle(&mut fleet)?;
+        let [_, latencies_without, latencies_with] = &crowd.stretches.take()[..] else {
+            unreachable!("two were begun")
+        };
+        without.add(latencies_without);
+        with.add(latencies_with);
     }
-    crowd.settle(&mut fleet)?;
     crowd.judge()?;
     let lossy = crowd.ledger.lossy();
     let dropped = Dropped::between(&counters_before, &server.http().and_then(Counters::read)?);
@@ -217,15 +224,18 @@ impl Phase {
         name: &'static str,
     ) -> Result<(), Failure> {
         let bar = progress.phase(name, secs.as_secs());
-        crowd.take_latencies();
+        crowd.begin_stretch();
         let from = Instant::now();
         crowd.run_for(fleet, secs, |_| bar.set(from.elapsed().as_secs()))?;
-        let latencies = crowd.take_latencies();
         self.seconds += from.elapsed().as_secs_f64();
-        self.p99s_us.push(Percentiles::of(&latencies.messages).p99_us);
-        self.latencies.add(&latencies);
         self.spent = self.spent.max(watch.spent(from, Instant::now()));
         Ok(())
+    }
+
+    /// The latencies of a round, once its messages have settled.
+    fn add(&mut self, latencies: &Latencies) {
+        self.p99s_us.push(Percentiles::of(&latencies.messages).p99_us);
+        self.latencies.add(latencies);
     }
 
     /// Median of the rounds: one stall of the machine is in one of them.

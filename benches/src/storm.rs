@@ -106,15 +106,15 @@ fn storm(
 
     team.send_at(Some(rate))?;
     let watch = Watch::start(&pids);
-    team.take_latencies()?;
+    team.begin_stretch()?;
     let from = Instant::now();
     let bar = progress.phase("seconds before", secs.as_secs());
     team.run_for(secs, |_| bar.set(from.elapsed().as_secs()))?;
     drop(bar);
-    let before = Stretch::of(&team.take_latencies()?, from.elapsed().as_secs_f64());
 
     let cut = clients.conns - control;
     let counters = server.http().and_then(Counters::read)?;
+    team.begin_stretch()?;
     let storm_from = Instant::now();
     let spent_before = watch.spent(from, storm_from);
     team.cut(Who::Others)?;
@@ -123,16 +123,20 @@ fn storm(
     let second_ramp = team.ramp(clients, Who::Others, &pids, &bar, || ())?;
     drop(bar);
     let storm_to = Instant::now();
-    let during = Stretch::of(&team.take_latencies()?, (storm_to - storm_from).as_secs_f64());
+    team.begin_stretch()?;
 
     let bar = progress.phase("seconds after", secs.as_secs());
     team.run_for(secs, |_| bar.set(storm_to.elapsed().as_secs()))?;
     drop(bar);
-    let after = Stretch::of(&team.take_latencies()?, storm_to.elapsed().as_secs_f64());
+    let after_seconds = storm_to.elapsed().as_secs_f64();
     let spent_during = watch.spent(storm_from, storm_to);
     let peak = watch.spent(storm_from, Instant::now()).rss_peak;
     team.settle()?;
     team.judge()?;
+    let [_, before, during, after] = &team.take_stretches()?[..] else { unreachable!("three were begun") };
+    let before = Stretch::of(before, (storm_from - from).as_secs_f64());
+    let during = Stretch::of(during, (storm_to - storm_from).as_secs_f64());
+    let after = Stretch::of(after, after_seconds);
     await_closes(server, &counters, cut)?;
     let crowd = team.close()?;
     Ok(Findings {

@@ -16,9 +16,10 @@ use serde::Serialize;
 
 use crate::{
     affinity::{LOAD_CORE, SERVER_CORE, pin},
-    crowd::{Crowd, Latencies, PATIENCE, Tally},
+    crowd::{Crowd, PATIENCE, Tally},
     failure::Failure,
     fleet::{Fleet, Targets},
+    latency::Latencies,
     ledger::{Flow, Ledger, Route},
     process::CpuTime,
     progress::Phase,
@@ -81,6 +82,8 @@ pub(crate) struct Totals {
     pub(crate) pongs: u64,
     /// Messages.
     pub(crate) sent: u64,
+    /// Due, and not sent yet.
+    pub(crate) owed: u64,
     pub(crate) delivered: u64,
 }
 
@@ -92,6 +95,7 @@ struct Published {
     lost: AtomicU64,
     pongs: AtomicU64,
     sent: AtomicU64,
+    owed: AtomicU64,
     delivered: AtomicU64,
     failed: AtomicBool,
 }
@@ -105,6 +109,7 @@ impl Published {
             (&self.lost, lost),
             (&self.pongs, pongs),
             (&self.sent, crowd.ledger.sent()),
+            (&self.owed, crowd.owed()),
             (&self.delivered, crowd.ledger.delivered()),
         ];
         figures.into_iter().for_each(|(published, figure)| published.store(figure, Ordering::Relaxed));
@@ -118,6 +123,7 @@ impl Published {
             lost: figure(&self.lost),
             pongs: figure(&self.pongs),
             sent: figure(&self.sent),
+            owed: figure(&self.owed),
             delivered: figure(&self.delivered),
         }
     }
@@ -242,6 +248,7 @@ impl Team {
             lost: sum.lost + part.lost,
             pongs: sum.pongs + part.pongs,
             sent: sum.sent + part.sent,
+            owed: sum.owed + part.owed,
             delivered: sum.delivered + part.delivered,
         })
     }
@@ -377,21 +384,39 @@ impl Team {
         self.each(send, |_| ()).map(drop)
     }
 
-    /// Starts a new stretch of time: returns the latencies of the last one.
-    pub(crate) fn take_latencies(&mut self) -> Result<Latencies, Failure> {
-        let mut all = Latencies::new();
-        let taken = self.each(|worker| Ok(worker.crowd.take_latencies()), |_| ())?;
-        taken.iter().for_each(|latencies| all.add(latencies));
+    /// What is to be sent from about now on belongs to a new stretch of time.
+    pub(crate) fn begin_stretch(&mut self) -> Result<(), Failure> {
+        let begin = |worker: &mut Worker| {
+            worker.crowd.begin_stretch();
+            Ok(())
+        };
+        self.each(begin, |_| ()).map(drop)
+    }
+
+    /// The latencies of each stretch so far, oldest first; to be called once the messages of all of them have
+    /// [settled](Team::settle).
+    pub(crate) fn take_stretches(&mut self) -> Result<Vec<Latencies>, Failure> {
+        let taken = self.each(|worker| Ok(worker.crowd.stretches.take()), |_| ())?;
+        // Each thread has begun the same ones.
+        let mut all: Vec<Latencies> = Vec::new();
+        for stretches in taken {
+            for (at, stretch) in stretches.into_iter().enumerate() {
+                match all.get_mut(at) {
+                    Some(sum) => sum.add(&stretch),
+                    None => all.push(stretch),
+                }
+            }
+        }
         Ok(all)
     }
 
-    /// Sends no more and waits until every message has been delivered, and a little longer in case one comes too many. What is missing then is
-    /// in the ledgers.
+    /// Sends what is due, and no more, and waits until every message has been delivered, and a little longer in case
+    /// one comes too many. What is missing then is in the ledgers.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         self.send_at(None)?;
         let mut last_progress = Instant::now();
         let mut delivered = self.totals().delivered;
-        while delivered < self.totals().sent && last_progress.elapsed() < PATIENCE {
+        while delivered < self.totals().sent + self.totals().owed && last_progress.elapsed() < PATIENCE {
             self.run_for(LOOK_INTERVAL, |_| ())?;
             let now = self.totals().delivered;
             if now > delivered {

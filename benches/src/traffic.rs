@@ -1,18 +1,23 @@
 //! Traffic of known size: each flow keeps a number of messages in flight for a while, and every message is accounted for.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use trunkline_proto::{Frame, Header, Kind, encode};
 
 use crate::{
+    affinity::{LOAD_CORE, SERVER_CORE},
     clock::now_ns,
+    cores::{CoreTimes, CoreUse},
     failure::Failure,
     fleet::{Arm, Driver, Fleet},
+    latency::{ClosedLoop, Percentiles},
     ledger::{Ledger, Route},
     login::Silence,
-    process::CpuTime,
+    process::{CpuTime, own_cpu},
     progress::Progress,
     ring::RingCounters,
 };
@@ -21,8 +26,6 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After the last message is accounted for, how long the connections are watched for one too many.
 const AFTERMATH: Duration = Duration::from_millis(50);
-/// Latencies up to one minute, three significant digits.
-const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// What a stretch of traffic has cost and how long its messages took.
 #[derive(Clone, Debug, Serialize)]
@@ -37,16 +40,23 @@ pub(crate) struct Measurement {
     pub(crate) cpu_us_per_message: f64,
     /// The share of it spent in user mode, sampled by the kernel at each tick.
     pub(crate) cpu_user_share: f64,
-    /// CPU time over wall time: 1.0 is one core all the time.
+    /// The server's saturation: CPU time over wall time, 1.0 is one core all the time.
     pub(crate) cpu_cores: f64,
-    /// From writing a message to taking its bytes from the kernel, half of all messages or less.
-    pub(crate) latency_us_p50: f64,
-    /// 99 of 100.
-    pub(crate) latency_us_p99: f64,
-    /// 999 of 1,000.
-    pub(crate) latency_us_p999: f64,
-    /// All of them.
-    pub(crate) latency_us_max: f64,
+    /// The same of the bench's own thread.
+    pub(crate) bench_cores: f64,
+    /// What the core of the servers and that of the load did.
+    pub(crate) server_core: CoreUse,
+    pub(crate) load_core: CoreUse,
+    /// Messages per second that the flows were held to, if they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pace: Option<f64>,
+    /// Of the messages under way in the measurement, whenever they arrived: from writing one to taking its bytes from
+    /// the kernel.
+    pub(crate) latency: Percentiles,
+    /// As clients would see it that do not wait for the message before; see [`ClosedLoop::corrected`].
+    pub(crate) latency_corrected: Percentiles,
+    /// The longest time in which none of them arrived, in milliseconds.
+    pub(crate) silence_ms: f64,
     /// Messages delivered in the whole run, warm-up and end included; each was checked.
     pub(crate) checked: u64,
     /// Marked redeliveries, which ask for nothing but another ACK.
@@ -64,6 +74,24 @@ pub(crate) struct Stretch {
     pub(crate) warmup: Duration,
     /// Length of the measurement.
     pub(crate) length: Duration,
+    /// Messages per second, all flows together, beyond which a flow waits with its next; `None` is as fast as it goes.
+    pub(crate) pace: Option<f64>,
+}
+
+/// At most so many messages by now.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    rate: f64,
+    began_ns: u64,
+    sent: u64,
+}
+
+impl Pace {
+    /// How long until the next message may go.
+    fn wait(&self, now_ns: u64) -> Duration {
+        let next_ns = self.began_ns + (self.sent as f64 * 1e9 / self.rate) as u64;
+        Duration::from_nanos(next_ns.saturating_sub(now_ns))
+    }
 }
 
 /// Keeps the window of each flow full: a message that has been delivered lets its sender send the next.
@@ -72,11 +100,39 @@ pub(crate) struct Stretch {
 /// end up travelling together, two to a segment, and a message seems to cost half of what it does.
 struct Exchange<'a> {
     ledger: &'a mut Ledger,
-    latencies: Option<Histogram<u64>>,
+    latencies: Option<ClosedLoop>,
     answering: bool,
     /// Flows that may send, one entry for each message.
-    due: Vec<u32>,
+    due: VecDeque<u32>,
+    pace: Option<Pace>,
     ack: bool,
+}
+
+impl Exchange<'_> {
+    /// Sends what may be sent now.
+    fn send_due(&mut self, fleet: &mut Fleet) {
+        let sent_ns = now_ns();
+        while let Some(&flow) = self.due.front() {
+            if let Some(pace) = &mut self.pace {
+                if !pace.wait(sent_ns).is_zero() {
+                    return;
+                }
+                pace.sent += 1;
+            }
+            self.due.pop_front();
+            let ledger = &mut *self.ledger;
+            fleet.stage(flow, |out| ledger.send(flow, sent_ns, out));
+        }
+    }
+
+    /// How long nothing has to be sent.
+    fn patience(&self) -> Duration {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        match &self.pace {
+            Some(pace) if !self.due.is_empty() => pace.wait(now_ns()).min(PATIENCE),
+            _ => PATIENCE,
+        }
+    }
 }
 
 impl Driver for Exchange<'_> {
@@ -96,10 +152,10 @@ impl Driver for Exchange<'_> {
             return Ok(());
         }
         if let Some(latencies) = &mut self.latencies {
-            latencies.saturating_record(delivery.latency_ns);
+            latencies.record(now_ns, delivery.latency_ns);
         }
         if self.answering {
-            self.due.push(delivery.flow);
+            self.due.push_back(delivery.flow);
         }
         Ok(())
     }
@@ -131,22 +187,29 @@ pub(crate) fn run(
     progress: &Progress,
 ) -> Result<Measurement, Failure> {
     let bar = progress.phase("seconds", (stretch.warmup + stretch.length).as_secs());
-    let mut histogram = Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("bounds are constant");
-    histogram.record(0).expect("within bounds");
-    histogram.reset();
     let ack = route == (Route::Deliver { ack: true });
-    let mut exchange = Exchange { ledger, latencies: None, answering: true, due: Vec::new(), ack };
+    let pace = stretch.pace.map(|rate| Pace { rate, began_ns: now_ns(), sent: 0 });
+    let mut exchange = Exchange { ledger, latencies: None, answering: true, due: VecDeque::new(), pace, ack };
     for flow in 0..exchange.ledger.flow_count() as u32 {
         let from = exchange.ledger.flow(flow).from;
         assert_eq!(from, flow, "flows are indexed by their sender");
+        if pace.is_some() {
+            continue;
+        }
         let now_ns = now_ns();
         fleet.stage(from, |out| (0..stretch.window).for_each(|_| exchange.ledger.send(flow, now_ns, out)));
+    }
+    if pace.is_some() {
+        // In turn, so that no connection sends all its messages at once.
+        let flows = 0..exchange.ledger.flow_count() as u32;
+        exchange.due.extend((0..stretch.window).flat_map(|_| flows.clone()));
     }
 
     let start = Instant::now();
     turn_until(fleet, &mut exchange, start + stretch.warmup, |_| ())?;
-    exchange.latencies = Some(histogram);
+    exchange.latencies = Some(ClosedLoop::from(now_ns()));
     let delivered_before = exchange.ledger.delivered();
+    let (cores_before, own_before) = (CoreTimes::now()?, own_cpu());
     let cpu_before = CpuTime::of_all(pids)?;
     let measured_from = Instant::now();
     turn_until(fleet, &mut exchange, measured_from + stretch.length, |now| {
@@ -154,13 +217,20 @@ pub(crate) fn run(
     })?;
     let cpu_after = CpuTime::of_all(pids)?;
     let seconds = measured_from.elapsed().as_secs_f64();
+    let (cores_after, own_after) = (CoreTimes::now()?, own_cpu());
     let messages = exchange.ledger.delivered() - delivered_before;
-    let latencies = exchange.latencies.take().expect("set above");
 
+    // Those that are still under way are the slowest, so they are waited for.
+    if let Some(latencies) = &mut exchange.latencies {
+        latencies.end(now_ns());
+    }
     exchange.answering = false;
     settle(fleet, &mut exchange, |exchange| &*exchange.ledger)?;
+    let latencies = exchange.latencies.take().expect("set above");
+    if messages == 0 {
+        return Err(Failure::Accounts(format!("not one message arrived in the {seconds:.1} s that were measured")));
+    }
     let (cpu, cpu_user_share) = cpu_after.since(&cpu_before);
-    let quantile_us = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
     Ok(Measurement {
         messages,
         seconds,
@@ -168,10 +238,13 @@ pub(crate) fn run(
         cpu_us_per_message: cpu.as_secs_f64() * 1e6 / messages.max(1) as f64,
         cpu_user_share,
         cpu_cores: cpu.as_secs_f64() / seconds,
-        latency_us_p50: quantile_us(0.5),
-        latency_us_p99: quantile_us(0.99),
-        latency_us_p999: quantile_us(0.999),
-        latency_us_max: latencies.max() as f64 / 1e3,
+        bench_cores: (own_after - own_before).as_secs_f64() / seconds,
+        server_core: cores_after.since(&cores_before, SERVER_CORE),
+        load_core: cores_after.since(&cores_before, LOAD_CORE),
+        pace: stretch.pace,
+        latency: latencies.percentiles(),
+        latency_corrected: latencies.corrected(),
+        silence_ms: latencies.silence().as_secs_f64() * 1e3,
         checked: ledger.delivered(),
         redelivered: ledger.redelivered(),
         load_rings: fleet.counters(),
@@ -191,12 +264,8 @@ fn turn_until(
         if now >= end {
             return Ok(());
         }
-        fleet.turn(exchange, Duration::from_millis(50).min(end - now))?;
-        let Exchange { ledger, due, .. } = &mut *exchange;
-        let sent_ns = now_ns();
-        for flow in due.drain(..) {
-            fleet.stage(flow, |out| ledger.send(flow, sent_ns, out));
-        }
+        fleet.turn(exchange, exchange.patience().min(end - now))?;
+        exchange.send_due(fleet);
         if exchange.ledger.delivered() > delivered {
             delivered = exchange.ledger.delivered();
             last_progress = now;

@@ -6,28 +6,29 @@ use std::{
 };
 
 use clap::Args;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use trunkline_proto::Frame;
 
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
     clock::now_ns,
+    cores::{CoreTimes, CoreUse},
     dialect::{Dialect, Echo, Event, Trunkline},
     discrepancy::{Discrepancy, Message},
     failure::Failure,
     fleet::{Arm, Driver, Fleet, Taken},
     floor,
-    latency::{self, Percentiles},
-    pairs::GatewayArgs,
+    latency::{ClosedLoop, Percentiles},
+    pairs::{CORRECTED, GatewayArgs, SILENCE_MS_MAX},
     payload::{Label, PAYLOAD_BYTES_MIN},
     peers::{PEERS, Peer},
     plain::{self, Share, settled_kernel_memory},
     process::{CpuTime, UserMemory, own_cpu},
     progress::Progress,
-    report::{Machine, median, table, write_json},
+    report::{INTERVALS, Machine, Median, median, table, write_json},
     scenario::run_number,
     server::Server,
+    transport::{Transport, Transports, Wire},
 };
 
 /// Connections opened at the same time: fewer than any server's backlog.
@@ -58,6 +59,9 @@ pub(crate) struct VsArgs {
     /// Rounds, in each of which every server is measured; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    #[command(flatten)]
+    #[serde(flatten)]
+    transports: Transports,
     /// Only these peers, by name [default: all that are installed]
     #[arg(long, value_delimiter = ',')]
     peer: Vec<String>,
@@ -70,34 +74,54 @@ pub(crate) struct VsArgs {
 }
 
 /// A server in the comparison.
+#[derive(Clone, Copy)]
 enum Contestant {
-    Floor,
-    Gateway,
+    Floor(Transport),
+    Gateway(Transport),
     Peer(&'static Peer),
 }
 
 impl Contestant {
     fn name(&self) -> &'static str {
         match self {
-            Contestant::Floor => "floor",
-            Contestant::Gateway => "trunkline",
+            Contestant::Floor(Transport::Native) => "floor",
+            Contestant::Floor(Transport::Ws) => "floor, WebSocket",
+            Contestant::Gateway(Transport::Native) => "trunkline",
+            Contestant::Gateway(Transport::Ws) => "trunkline, WebSocket",
             Contestant::Peer(peer) => peer.name,
+        }
+    }
+
+    /// What its clients write and read.
+    fn wire(&self) -> Wire {
+        match self {
+            Contestant::Floor(transport) => transport.echo_wire(),
+            Contestant::Gateway(transport) => transport.wire(),
+            Contestant::Peer(_) => Wire::Native,
         }
     }
 
     fn dialect(&self) -> &'static dyn Dialect {
         match self {
-            Contestant::Floor => &Echo,
-            Contestant::Gateway => &Trunkline,
+            Contestant::Floor(_) => &Echo,
+            Contestant::Gateway(_) => &Trunkline,
             Contestant::Peer(peer) => peer.dialect,
+        }
+    }
+
+    /// Starts one whose connections stay idle: the least of those is an accepted socket on which nothing is armed.
+    fn start_idle(&self, args: &VsArgs, folder: &std::path::Path) -> Result<Server, Failure> {
+        match self {
+            Contestant::Floor(_) => Server::floor_unarmed(args.idle),
+            Contestant::Gateway(_) | Contestant::Peer(_) => self.start(args, folder),
         }
     }
 
     fn start(&self, args: &VsArgs, folder: &std::path::Path) -> Result<Server, Failure> {
         let most = args.conns.max(args.idle);
         match self {
-            Contestant::Floor => Server::floor(most, floor::BATCH),
-            Contestant::Gateway => args.gateway.start_on(most, &[SERVER_CORE]),
+            Contestant::Floor(_) => Server::floor(most, floor::BATCH),
+            Contestant::Gateway(_) => args.gateway.start_on(most, &[SERVER_CORE]),
             Contestant::Peer(peer) => peer.start(folder),
         }
     }
@@ -110,14 +134,25 @@ struct Round {
     messages: u64,
     rate: f64,
     cpu_us_per_message: f64,
+    /// The saturation of the server, and of the bench.
+    cores: f64,
     bench_cores: f64,
+    /// What the core of the servers did.
+    server_core: CoreUse,
+    /// Of the messages under way in the measurement, whenever they arrived.
     latency: Percentiles,
+    /// As clients would see it that do not wait for the message before; see [`ClosedLoop::corrected`].
+    latency_corrected: Percentiles,
+    /// The longest time in which none of them arrived, in milliseconds.
+    silence_ms: f64,
 }
 
 /// Memory of idle connections.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Idle {
     user: f64,
+    /// With what was there before the first connection.
+    user_with_start: f64,
     kernel: f64,
     logins_per_second: f64,
     server_cpu_us_per_login: f64,
@@ -145,7 +180,7 @@ impl Contest {
                 self.failed = Some(failure.to_string());
                 Ok(None)
             }
-            (Err(failure), Contestant::Floor | Contestant::Gateway) => Err(failure),
+            (Err(failure), Contestant::Floor(_) | Contestant::Gateway(_)) => Err(failure),
         }
     }
 }
@@ -173,10 +208,12 @@ pub(crate) fn run(args: &VsArgs) -> Result<(), Failure> {
         let known: Vec<_> = PEERS.iter().map(|peer| peer.name).collect();
         return Err(Failure::Setup(format!("--peer {unknown} is not known: {} are", known.join(", "))));
     }
-    let mut contestants = vec![
-        (Contestant::Floor, env!("CARGO_PKG_VERSION").to_owned()),
-        (Contestant::Gateway, env!("CARGO_PKG_VERSION").to_owned()),
-    ];
+    let mut contestants = Vec::new();
+    for transport in args.transports.distinct() {
+        for contestant in [Contestant::Floor(transport), Contestant::Gateway(transport)] {
+            contestants.push((contestant, env!("CARGO_PKG_VERSION").to_owned()));
+        }
+    }
     let mut skipped = Vec::new();
     for peer in &PEERS {
         if !args.peer.is_empty() && !args.peer.iter().any(|name| name == peer.name) {
@@ -220,8 +257,8 @@ fn compare(
         .map(|(contestant, version)| Contest {
             name: contestant.name(),
             what: match contestant {
-                Contestant::Floor => "raw io_uring echo",
-                Contestant::Gateway => "SEND to DELIVER",
+                Contestant::Floor(_) => "raw io_uring echo; idle: nothing armed",
+                Contestant::Gateway(_) => "SEND to DELIVER",
                 Contestant::Peer(peer) => peer.what,
             },
             version: version.clone(),
@@ -234,23 +271,25 @@ fn compare(
     if args.idle > 0 {
         let client = on_load_core(|| plain::measure(args.idle, &progress))?.connecting;
         for ((contestant, _), result) in contestants.iter().zip(&mut results) {
-            let Some(mut server) = result.keep(contestant, contestant.start(args, folder))? else { continue };
-            let dialect = contestant.dialect();
-            let idle = on_load_core(|| idle(args.idle, dialect, &server, client, contestant.name()));
+            let Some(mut server) = result.keep(contestant, contestant.start_idle(args, folder))? else { continue };
+            let idle = on_load_core(|| idle(args.idle, contestant, &server, client));
             result.idle = result.keep(contestant, idle.map_err(|failure| server.explain(failure)))?;
             server.kill();
         }
     }
+    let count = contestants.len();
     for round in 1..=args.rounds {
-        for ((contestant, _), result) in contestants.iter().zip(&mut results) {
+        // In turning order, so that none always has the machine as the same other one left it.
+        for turn in 0..count {
+            let number = (turn + round as usize - 1) % count;
+            let ((contestant, _), result) = (&contestants[number], &mut results[number]);
             if result.failed.is_some() {
                 continue;
             }
             let Some(mut server) = result.keep(contestant, contestant.start(args, folder))? else { continue };
             for &window in &args.window {
                 let progress = Progress::new(format!("{} {round}/{}, window {window}", contestant.name(), args.rounds));
-                let dialect = contestant.dialect();
-                let measured = on_load_core(|| exchange(args, window, contestant, dialect, &server, &progress));
+                let measured = on_load_core(|| exchange(args, window, contestant, &server, &progress));
                 match result.keep(contestant, measured.map_err(|failure| server.explain(failure)))? {
                     Some(round) => result.rounds.push(round),
                     None => break,
@@ -274,7 +313,7 @@ struct Clients<'a> {
     sent: Vec<u64>,
     received: Vec<u64>,
     payload: Vec<u8>,
-    latencies: Option<Histogram<u64>>,
+    latencies: Option<ClosedLoop>,
     delivered: u64,
     due: Vec<u32>,
 }
@@ -331,7 +370,7 @@ impl<'a> Clients<'a> {
         if self.recipient(label.flow) != at {
             return Err(Discrepancy::Misdelivered { message, to: user(at) }.into());
         }
-        if payload.len() != self.payload.len() || !label.filler_is_intact(payload) {
+        if payload.len() != self.payload.len() || !label.is_intact(payload) {
             return Err(Discrepancy::Altered { message, what: "payload" }.into());
         }
         let expected = self.received[label.flow as usize];
@@ -345,7 +384,7 @@ impl<'a> Clients<'a> {
         self.received[label.flow as usize] += 1;
         self.delivered += 1;
         if let Some(latencies) = &mut self.latencies {
-            latencies.saturating_record(now_ns.saturating_sub(label.sent_ns));
+            latencies.record(now_ns, now_ns.saturating_sub(label.sent_ns));
         }
         self.due.push(label.flow);
         Ok(())
@@ -417,18 +456,15 @@ fn enter(fleet: &mut Fleet, clients: &mut Clients<'_>, connections: u32) -> Resu
     Ok(())
 }
 
-fn idle(
-    connections: u32,
-    dialect: &dyn Dialect,
-    server: &Server,
-    client: Share,
-    name: &'static str,
-) -> Result<Idle, Failure> {
+fn idle(connections: u32, contestant: &Contestant, server: &Server, client: Share) -> Result<Idle, Failure> {
+    let (dialect, name) = (contestant.dialect(), contestant.name());
+    // An echo is asked for nothing here, so its connections have no messages either.
+    let wire = if matches!(contestant, Contestant::Floor(_)) { Wire::Native } else { contestant.wire() };
     let warm = WARMUP_CONNECTIONS.min(connections);
-    let mut fleet = Fleet::new(server.address(), warm, 0)?;
+    let mut fleet = Fleet::new(server.address(), warm, 0)?.over(wire);
     enter(&mut fleet, &mut Clients::new(dialect, warm, PAYLOAD_BYTES_MIN as u32, true, name), warm)?;
     fleet.close()?;
-    let mut fleet = Fleet::new(server.address(), connections, 0)?;
+    let mut fleet = Fleet::new(server.address(), connections, 0)?.over(wire);
     let mut clients = Clients::new(dialect, connections, PAYLOAD_BYTES_MIN as u32, true, name);
     let kernel_before = settled_kernel_memory(connections)?;
     let user_before = UserMemory::of(server.pid())?;
@@ -451,6 +487,7 @@ fn idle(
     fleet.close()?;
     Ok(Idle {
         user: each(user.rss - user_before.rss),
+        user_with_start: each(user.rss),
         kernel: each(kernel.in_use() + user.page_tables - user_before.page_tables) - client.in_use,
         logins_per_second: f64::from(connections) / seconds,
         server_cpu_us_per_login: cpu.as_secs_f64() * 1e6 / f64::from(connections),
@@ -461,14 +498,13 @@ fn exchange(
     args: &VsArgs,
     window: u32,
     contestant: &Contestant,
-    dialect: &dyn Dialect,
     server: &Server,
     progress: &Progress,
 ) -> Result<Round, Failure> {
-    let echo = matches!(contestant, Contestant::Floor);
+    let echo = matches!(contestant, Contestant::Floor(_));
     let burst = (args.payload + 128).saturating_mul(window).min(1 << 17);
-    let mut fleet = Fleet::new(server.address(), args.conns, burst)?;
-    let mut clients = Clients::new(dialect, args.conns, args.payload, echo, contestant.name());
+    let mut fleet = Fleet::new(server.address(), args.conns, burst)?.over(contestant.wire());
+    let mut clients = Clients::new(contestant.dialect(), args.conns, args.payload, echo, contestant.name());
     enter(&mut fleet, &mut clients, args.conns)?;
     let length = Duration::from_secs_f64(args.secs);
     let bar = progress.phase("seconds", length.as_secs());
@@ -476,7 +512,8 @@ fn exchange(
         (0..window).for_each(|_| clients.send(&mut fleet, from));
     }
     run_until(&mut fleet, &mut clients, Instant::now() + WARMUP)?;
-    clients.latencies = Some(latency::histogram());
+    clients.latencies = Some(ClosedLoop::from(now_ns()));
+    let cores_before = CoreTimes::now()?;
     let (cpu_before, own_before, delivered_before) = (CpuTime::of(server.pid())?, own_cpu(), clients.delivered);
     let start = Instant::now();
     run_until(&mut fleet, &mut clients, start + length)?;
@@ -484,9 +521,12 @@ fn exchange(
     let seconds = start.elapsed().as_secs_f64();
     let (cpu, _) = CpuTime::of(server.pid())?.since(&cpu_before);
     let bench_cores = (own_cpu() - own_before).as_secs_f64() / seconds;
+    let server_core = CoreTimes::now()?.since(&cores_before, SERVER_CORE);
     let messages = clients.delivered - delivered_before;
-    let latencies = clients.latencies.take().expect("set above");
-    // The rest comes in without being answered.
+    if let Some(latencies) = &mut clients.latencies {
+        latencies.end(now_ns());
+    }
+    // The rest comes in without being answered. It has waited for longest, so it is waited for.
     let mut last = (clients.delivered, Instant::now());
     while clients.settled().is_err() && last.1.elapsed() < PATIENCE {
         fleet.turn(&mut clients, Duration::from_millis(50))?;
@@ -495,14 +535,22 @@ fn exchange(
         }
     }
     clients.settled()?;
+    if messages == 0 {
+        return Err(Failure::Accounts(format!("not one message arrived in the {seconds:.1} s that were measured")));
+    }
+    let latencies = clients.latencies.take().expect("set above");
     fleet.close()?;
     Ok(Round {
         window,
         messages,
         rate: messages as f64 / seconds,
         cpu_us_per_message: cpu.as_secs_f64() * 1e6 / messages.max(1) as f64,
+        cores: cpu.as_secs_f64() / seconds,
         bench_cores,
-        latency: Percentiles::of(&latencies),
+        server_core,
+        latency: latencies.percentiles(),
+        latency_corrected: latencies.corrected(),
+        silence_ms: latencies.silence().as_secs_f64() * 1e3,
     })
 }
 
@@ -522,6 +570,15 @@ fn run_until(fleet: &mut Fleet, clients: &mut Clients<'_>, end: Instant) -> Resu
     Ok(())
 }
 
+/// CPU time for a message of one server over that of another, of the rounds that both have.
+fn over(server: &Contest, base: &Contest, window: u32) -> Median {
+    let of = |contest: &Contest| {
+        let rounds = contest.rounds.iter().filter(|round| round.window == window);
+        rounds.map(|round| round.cpu_us_per_message).collect::<Vec<_>>()
+    };
+    Median::of(of(server).into_iter().zip(of(base)).map(|(cpu, base)| cpu / base))
+}
+
 fn print_summary(args: &VsArgs, servers: &[Contest]) {
     println!("{}", Machine::this());
     println!(
@@ -532,11 +589,12 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
         let of = |server: &Contest, value: fn(&Round) -> f64| {
             median(server.rounds.iter().filter(|round| round.window == window).map(value))
         };
-        let floor = of(&servers[0], |round| round.cpu_us_per_message);
         let head = [
             &*format!("window {window}"),
             "CPU µs/message",
             "over floor",
+            "cores",
+            "bench cores",
             "messages/s",
             "p50 µs",
             "p99 µs",
@@ -546,27 +604,35 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
             .iter()
             .filter(|server| server.rounds.iter().any(|round| round.window == window))
             .map(|server| {
-                let cpu = of(server, |round| round.cpu_us_per_message);
                 vec![
                     server.name.to_owned(),
-                    format!("{cpu:.3}"),
-                    format!("{:.2}", cpu / floor),
+                    format!("{:.3}", of(server, |round| round.cpu_us_per_message)),
+                    over(server, &servers[0], window).to_string(),
+                    format!("{:.2}", of(server, |round| round.cores)),
+                    format!("{:.2}", of(server, |round| round.bench_cores)),
                     format!("{:.0}", of(server, |round| round.rate)),
                     format!("{:.0}", of(server, |round| round.latency.p50_us)),
-                    format!("{:.0}", of(server, |round| round.latency.p99_us)),
-                    format!("{:.0}", of(server, |round| round.latency.p999_us)),
+                    format!("{:.0}", of(server, |round| round.latency_corrected.p99_us)),
+                    format!("{:.0}", of(server, |round| round.latency_corrected.p999_us)),
                 ]
             })
             .collect();
         println!("{}", table(&head, &rows));
     }
-    let head = ["idle connection", "process B", "kernel B", "together B", "logins/s", "CPU µs/login"];
+    println!("{CORRECTED}\n{INTERVALS}\n");
+    let head = ["idle connection", "process B", "with start B", "kernel B", "together B", "logins/s", "CPU µs/login"];
     let rows: Vec<Vec<String>> = servers
         .iter()
         .filter_map(|server| {
             let idle = server.idle?;
-            let cells =
-                [idle.user, idle.kernel, idle.user + idle.kernel, idle.logins_per_second, idle.server_cpu_us_per_login];
+            let cells = [
+                idle.user,
+                idle.user_with_start,
+                idle.kernel,
+                idle.user + idle.kernel,
+                idle.logins_per_second,
+                idle.server_cpu_us_per_login,
+            ];
             Some([server.name.to_owned()].into_iter().chain(cells.map(|cell| format!("{cell:.0}"))).collect())
         })
         .collect();
@@ -575,6 +641,12 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
     }
     for server in servers {
         println!("{}: {}; {}", server.name, server.what, server.version);
+        for round in server.rounds.iter().filter(|round| round.silence_ms > SILENCE_MS_MAX) {
+            println!(
+                "  warning: window {}: no message arrived for {:.0} ms in a round",
+                round.window, round.silence_ms
+            );
+        }
         if let Some(failed) = &server.failed {
             println!("  left out from some point on: {failed}");
         }

@@ -13,7 +13,7 @@ use crate::receipt::OnlyWaiter;
 use crate::state::{Command, Shared, State, Taken};
 use crate::unsettled::{InsertError, NotTaken};
 use crate::window::Window;
-use crate::{Config, Dial, Error, Events, Message, Outgoing, Payload, Receipt, driver};
+use crate::{Config, Dial, Error, Events, Guard, Message, Outgoing, Payload, Receipt, driver};
 
 /// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no connection
 /// never has to wait.
@@ -190,6 +190,19 @@ impl Client {
         }
         let sent = self.taken.send(Taken::of(message)).await;
         sent.map_err(|_closed| self.shared.closed())
+    }
+
+    /// Holds a message whose acknowledgement is up to what becomes of the [`Guard`], where [`Config::acknowledge`]
+    /// leaves that to the application. Waits while [`Config::event_queue_len`] and 16 others are held.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn guard(&self, message: Message) -> Result<Guard, Error> {
+        if !message.wants_ack() {
+            return Ok(Guard::new(message, None));
+        }
+        let slot = self.taken.clone().reserve_owned().await.map_err(|_closed| self.shared.closed())?;
+        Ok(Guard::new(message, Some(slot)))
     }
 
     /// Sends a PING and returns how long its answer took, waiting in this process's queue included.

@@ -31,7 +31,7 @@ pub enum Acknowledge {
     OnNext,
     /// When the application takes it from [`crate::Events`]. What it is at when it crashes is lost.
     OnTake,
-    /// Only by [`crate::Client::ack`]: for applications that work on several messages at a time.
+    /// Only by [`crate::Client::ack`] or a [`crate::Guard`]: for applications that work on several messages at a time.
     Manually,
 }
 

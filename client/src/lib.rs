@@ -31,10 +31,10 @@
 //! - [`Client::send_acked`] is at least once: the message is kept until the gateway reports its fate, and sent again, under
 //!   the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in order: its
 //!   [`Receipt`] can be awaited, left alone ([`Receipt::detach`], or dropped) or given up ([`Receipt::cancel`]).
-//! - A received message that wants an acknowledgement is acknowledged when the application asks for the next event, so that
-//!   a crash while it works on a message loses nothing; [`Config::acknowledge`] has other ways. Until then the gateway will
-//!   deliver it again; such duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`]
-//!   messages.
+//! - A received message that wants an acknowledgement is acknowledged when the application asks for the next event, so
+//!   that a crash while it works on a message loses nothing; [`Config::acknowledge`] has other ways, among them a
+//!   [`Guard`] for each message, which gives it back if the work on it fails. Until then the gateway will deliver it
+//!   again; such duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`] messages.
 //!
 //! # Message ids
 //!
@@ -60,6 +60,7 @@
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
 //! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
 //! | time without a known fate | [`Config::fate_timeout`] | [`Error::NoFate`] |
+//! | guards at a time | [`Config::event_queue_len`] and 16 | [`Client::guard`] waits |
 //! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
 //! | addresses learnt from gateways | 16 | the one not used for longest is forgotten |
 //! | bytes waiting for the socket | 64 KiB and one frame of messages, 64 KiB of answers | commands wait; the connection is not read |
@@ -83,12 +84,13 @@
 //! over, at random, so that clients that came together do not renew together, and gives it to the session (RENEW). If there
 //! is none, or the gateway does not take it, [`Event::TokenNotRenewed`] says so and the client tries again, until the end:
 //! [`Event::Disconnected`] with reason 6, "the token has expired".
-
+//!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `tcp` | on | `Tcp` and [`Client::connect`]; without it, connections are made by a [`Dial`] of the application's |
+//! | `tls` | off | `Tls`: connections over TLS, for [`Client::connect_with`] |
 //! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
 
 mod addrs;
@@ -101,6 +103,7 @@ mod error;
 mod event;
 mod events;
 mod file_outbox;
+mod guard;
 mod ids;
 mod inbound;
 mod login;
@@ -115,6 +118,8 @@ mod session;
 mod state;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 mod token;
 mod unsettled;
 mod window;
@@ -133,10 +138,13 @@ pub use error::{Error, Reason, sentence};
 pub use event::{Event, Message};
 pub use events::Events;
 pub use file_outbox::{Durability, FileOutbox};
+pub use guard::Guard;
 pub use outbox::Outbox;
 pub use payload::{Outgoing, Payload};
 pub use receipt::Receipt;
 #[cfg(feature = "tcp")]
 pub use tcp::Tcp;
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 pub use token::Token;
 pub use trunkline_proto::{Code, Outcome};

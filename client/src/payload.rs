@@ -104,12 +104,15 @@ pub struct Outgoing {
     pub id: Option<u64>,
     /// How long its fate is waited for, from the call on; `None` takes [`crate::Config::fate_timeout`].
     pub timeout: Option<Duration>,
+    /// A message with this id may have been sent before, so that the gateway looks for it. The client says so by itself
+    /// of what it sends again, and of what comes from an [`crate::Outbox`].
+    pub retry: bool,
 }
 
 impl Outgoing {
     /// A message to user `to`, with an id of the client's and the usual time.
     pub fn new(to: u64, payload: impl Into<Payload>) -> Self {
-        Self { to, payload: payload.into(), id: None, timeout: None }
+        Self { to, payload: payload.into(), id: None, timeout: None, retry: false }
     }
 
     /// The same with an id of the application's: the recipient takes two messages with one id for one, so that it can be
@@ -117,6 +120,12 @@ impl Outgoing {
     #[must_use]
     pub fn with_id(self, id: u64) -> Self {
         Self { id: Some(id), ..self }
+    }
+
+    /// The same for a message whose id may have been sent before, by a process that did not live to hear of its fate.
+    #[must_use]
+    pub fn as_retry(self) -> Self {
+        Self { retry: true, ..self }
     }
 
     /// The same with a time of its own.

@@ -216,10 +216,9 @@ impl<'a> Session<'a> {
             }
             Command::SendTracked { serial } => {
                 self.state.announced_below = serial + 1;
-                // Another one, if this has been given up meanwhile.
-                let message = self.state.shared.unsettled.next_from(serial).filter(|next| next.serial == serial);
-                if let Some(message) = message {
-                    self.send_tracked(message, flags::ACK);
+                // None, if it has been given up meanwhile.
+                if let Some(message) = self.state.shared.unsettled.take_first(serial..serial + 1) {
+                    self.send_tracked(message);
                 }
             }
             Command::Ping { answer } => self.ping(answer),
@@ -247,6 +246,9 @@ impl<'a> Session<'a> {
     }
 
     fn acknowledge(&mut self, taken: Taken) {
+        if !taken.is_done {
+            return self.state.window.put_back((taken.from, taken.id));
+        }
         // What is acknowledged already was so by the application itself, and is now for the second time.
         if let Some(stamp) = self.state.window.take((taken.from, taken.id), taken.stamp)
             && self.closing.is_none()
@@ -297,21 +299,23 @@ impl<'a> Session<'a> {
     /// read in between.
     fn resend_some(&mut self) {
         while self.is_resending() && self.out.has_room() {
-            match self.state.shared.unsettled.next_from(self.resend_from) {
-                Some(message) if message.serial < self.resend_below => {
+            match self.state.shared.unsettled.take_first(self.resend_from..self.resend_below) {
+                Some(message) => {
                     self.resend_from = message.serial + 1;
-                    // A gateway that remembers it, or has stored it, does not take it for another.
-                    self.send_tracked(message, flags::ACK | flags::RETRY);
+                    self.send_tracked(message);
                 }
-                _ => self.resend_from = self.resend_below,
+                None => self.resend_from = self.resend_below,
             }
         }
     }
 
     /// Too large only if it was put in during an earlier connection with larger frames.
-    fn send_tracked(&mut self, message: Next, flags: u8) {
+    fn send_tracked(&mut self, message: Next) {
         match self.state.shared.check_payload(message.payload.len()) {
-            Ok(()) => self.out.message(flags, message.id, message.to, &message.payload),
+            Ok(()) => {
+                let retry = if message.is_retry { flags::RETRY } else { 0 };
+                self.out.message(flags::ACK | retry, message.id, message.to, &message.payload);
+            }
             Err(too_large) => {
                 self.state.shared.unsettled.settle(message.serial, Err(too_large));
             }

@@ -27,17 +27,19 @@ pub(crate) enum Command {
     Close,
 }
 
-/// The application has this message.
+/// The application is done with this message, or has let go of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
     pub(crate) from: u64,
     pub(crate) id: u64,
     pub(crate) stamp: u64,
+    /// It is to be acknowledged; or else to be delivered again.
+    pub(crate) is_done: bool,
 }
 
 impl Taken {
     pub(crate) fn of(message: &Message) -> Self {
-        Self { from: message.from, id: message.id, stamp: message.stamp }
+        Self { from: message.from, id: message.id, stamp: message.stamp, is_done: true }
     }
 }
 
@@ -179,9 +181,13 @@ impl State {
                     // At most once: it was queued before the connection broke and goes with it.
                     Some(Command::Send { .. }) => {}
                 },
-                Some(taken) = self.taken.recv() => {
-                    // Acknowledged when the gateway delivers it again.
-                    self.window.take((taken.from, taken.id), taken.stamp);
+                Some(Taken { from, id, stamp, is_done }) = self.taken.recv() => {
+                    if is_done {
+                        // Acknowledged when the gateway delivers it again.
+                        self.window.take((from, id), stamp);
+                    } else {
+                        self.window.put_back((from, id));
+                    }
                 }
                 dropped = self.outlet.settle() => self.forget(dropped),
             }

@@ -16,10 +16,11 @@ type Ask = dyn Fn() -> Answer + Send + Sync;
 /// Proof of being a user: a JWT that is known beforehand, or somebody to ask for one whenever one is needed. The
 /// default is an empty token, for gateways whose authentication is open.
 ///
-/// ``` use trunkline_client::Token;
+/// ```
+/// use trunkline_client::Token;
 ///
-/// let known: Token = "eyJhbGciOi…".into(); let asked = Token::provider(|| async {
-/// std::fs::read_to_string("/run/secrets/chat-token") });
+/// let known: Token = "eyJhbGciOi…".into();
+/// let asked = Token::provider(|| async { std::fs::read_to_string("/run/secrets/chat-token") });
 /// ```
 #[derive(Clone)]
 pub struct Token(Source);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::future;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ struct Entry {
     id: u64,
     to: u64,
     payload: Payload,
+    /// It may have gone out before: on an earlier connection, or from an earlier process.
+    is_retry: bool,
     timeout: Duration,
     /// `None` for a time that is never over.
     deadline: Option<Instant>,
@@ -57,6 +60,7 @@ pub(crate) struct Next {
     pub(crate) id: u64,
     pub(crate) to: u64,
     pub(crate) payload: Payload,
+    pub(crate) is_retry: bool,
 }
 
 /// Why a message is not taken.
@@ -127,6 +131,7 @@ impl Unsettled {
                 id,
                 to: message.to,
                 payload: message.payload,
+                is_retry: true,
                 timeout,
                 deadline: Instant::now().checked_add(timeout),
                 fate: None,
@@ -162,8 +167,8 @@ impl Unsettled {
             }
             return Err(InsertError::NotTaken(why));
         }
-        let (to, payload, fate) = (message.to, message.payload, Some(fate));
-        let serial = messages.insert(Entry { id, to, payload, timeout, deadline, fate, _permit: permit });
+        let (to, payload, is_retry, fate) = (message.to, message.payload, message.retry, Some(fate));
+        let serial = messages.insert(Entry { id, to, payload, is_retry, timeout, deadline, fate, _permit: permit });
         let is_earliest = deadline.is_some() && messages.deadlines.first() == deadline.map(|at| (at, serial)).as_ref();
         announce(serial);
         drop(messages);
@@ -204,11 +209,12 @@ impl Unsettled {
         self.lock().serial_next
     }
 
-    /// The first message whose serial is `serial` or larger.
-    pub(crate) fn next_from(&self, serial: u64) -> Option<Next> {
-        let messages = self.lock();
-        let (&serial, entry) = messages.by_serial.range(serial..).next()?;
-        Some(Next { serial, id: entry.id, to: entry.to, payload: entry.payload.clone() })
+    /// The first message whose serial is in `serials`, to be sent: from then on it counts as sent before.
+    pub(crate) fn take_first(&self, serials: Range<u64>) -> Option<Next> {
+        let mut messages = self.lock();
+        let (&serial, entry) = messages.by_serial.range_mut(serials).next()?;
+        let is_retry = std::mem::replace(&mut entry.is_retry, true);
+        Some(Next { serial, id: entry.id, to: entry.to, payload: entry.payload.clone(), is_retry })
     }
 
     /// The fate of the message with this id to this recipient is known; `fate` is asked for it if there is such a message.
@@ -277,6 +283,7 @@ impl Unsettled {
             payload: entry.payload.clone(),
             id: Some(entry.id),
             timeout: Some(entry.timeout),
+            retry: entry.is_retry,
         });
         list.collect()
     }

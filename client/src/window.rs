@@ -70,6 +70,14 @@ impl Window {
         self.entries.remove(&key);
     }
 
+    /// The application has had the message and could do nothing with it: its next delivery counts as new, unless it has
+    /// been acknowledged already.
+    pub(crate) fn put_back(&mut self, key: Key) {
+        if self.entries.get(&key).is_some_and(|entry| !entry.taken) {
+            self.entries.remove(&key);
+        }
+    }
+
     fn forget_oldest(&mut self) {
         let Some((key, serial)) = self.order.pop_front() else {
             return;
@@ -122,6 +130,17 @@ mod tests {
         // Evicts the place left by the forgotten entry, not the entry that came again.
         window.arrive((1, 3), 4);
         assert_eq!(window.arrive((1, 1), 5), Seen::Waiting);
+    }
+
+    #[test]
+    fn what_is_put_back_is_new_again_unless_it_was_acknowledged() {
+        let mut window = Window::new(3);
+        window.arrive((1, 1), 1);
+        window.put_back((1, 1));
+        assert_eq!(window.arrive((1, 1), 2), Seen::New);
+        assert_eq!(window.take((1, 1), 2), Some(2));
+        window.put_back((1, 1));
+        assert_eq!(window.arrive((1, 1), 3), Seen::Taken);
     }
 
     #[test]

@@ -143,6 +143,30 @@ struct Claims {
     aud: Option<Value>,
 }
 
+impl Auth {
+    /// As [`Auth::check`], of a LOGIN over a connection whose certificate, which holds until that second, is that of a
+    /// user. A token counts more than it.
+    ///
+    /// # Errors
+    /// As [`Auth::check`].
+    pub fn check_certified(
+        &self,
+        user: u64,
+        token: &str,
+        now_s: u64,
+        certified: u64,
+        until_s: u64,
+    ) -> Result<TokenEnd, Refusal> {
+        match self {
+            Auth::Jwt(_) if token.is_empty() && certified != user => Err(Refusal::WrongSubject),
+            Auth::Jwt(_) if token.is_empty() && until_s < now_s => Err(Refusal::Expired),
+            // It holds to the end of that second.
+            Auth::Jwt(_) if token.is_empty() => Ok(TokenEnd::of(until_s.saturating_add(1) as f64)),
+            Auth::Open | Auth::Jwt(_) => self.check(user, token, now_s),
+        }
+    }
+}
+
 impl JwtKeys {
     /// Accepts tokens signed with HS256 and this secret. `id` is the `kid` of its tokens, if they have one.
     ///

@@ -12,6 +12,7 @@ use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
 use crate::startup::StartupError;
+use crate::transport::tls::KEYS_BYTES_MAX;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
 use trunkline_proto::DEVICE_BYTES_MAX;
@@ -57,6 +58,10 @@ pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
 
 /// What the store keeps in memory: the messages that are not in a table yet, what is written into one, and its tables' indexes.
 const STORE_BYTES: u64 = 192 << 20;
+/// What a connection over TLS keeps: its keys, and places in two lists that grow.
+const TLS_BYTES: u64 = KEYS_BYTES_MAX as u64 + 2 * 4 * VEC_GROWTH;
+/// Certificates, those who sign for clients', and the tables of ciphers.
+const TLS_NODE_BYTES: u64 = 2 << 20;
 
 /// One term of the sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +116,10 @@ fn remote_bytes(connections: u64, remotes: u64) -> u64 {
 
 fn queue_head_bytes(connections: u64) -> u64 {
     connections * (size_of::<Outbox>() as u64 + SEND_BYTES)
+}
+
+fn tls_bytes(connections: u64) -> u64 {
+    connections * TLS_BYTES
 }
 
 impl Budget {
@@ -221,6 +230,14 @@ impl Budget {
                 flags: &["--shards"],
             },
         ];
+        if limits.tls_handshakes_max > 0 {
+            terms.push(Term {
+                name: "TLS",
+                bytes: tls_bytes(each).saturating_mul(shards).saturating_add(TLS_NODE_BYTES),
+                how: format!("keys of {connections} connections, {TLS_BYTES} B each at most, and certificates"),
+                flags: &["--connections-max", "--shards"],
+            });
+        }
         if let Some(presence_queue) = presence_queue {
             let remotes = u64::from(limits.remote_sessions_max);
             terms.push(Term {
@@ -284,7 +301,10 @@ impl Budget {
         let shards = u64::from(config.shards);
         let each = u64::from(config.limits().connections_max);
         let remote = |connections| if config.cluster.is_some() { remote_bytes(connections, connections) } else { 0 };
-        let all = |connections: u64| connections_bytes(connections).saturating_add(remote(connections));
+        let tls = |connections| if config.limits().tls_handshakes_max > 0 { tls_bytes(connections) } else { 0 };
+        let all = |connections: u64| {
+            connections_bytes(connections).saturating_add(remote(connections)).saturating_add(tls(connections))
+        };
         let besides = Budget::of(config).total().saturating_sub(all(each).saturating_mul(shards));
         let room = config.memory_max.saturating_sub(besides) / shards;
         // The table of users grows in steps, so there is no formula to turn round.

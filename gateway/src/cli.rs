@@ -97,6 +97,18 @@ enum Verb {
         #[arg(long, value_name = "SCOPE", value_delimiter = ',', required = true)]
         scope: Vec<Scope>,
     },
+    /// Make a certificate nobody has signed, to try TLS with: writes dev-cert.pem and dev-key.pem.
+    ///
+    /// Clients have to be told to trust it. For the world a certificate comes from an authority, such as by ACME.
+    #[command(after_help = DEV_CERT_EXAMPLES)]
+    DevCert {
+        /// Names and addresses it is for.
+        #[arg(value_name = "NAME", default_values = ["localhost", "127.0.0.1", "::1"])]
+        names: Vec<String>,
+        /// Folder to write to.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+    },
     /// Check whether this host is ready, and say how many connections it will hold.
     ///
     /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the limit that binds
@@ -145,6 +157,11 @@ pub(crate) enum StoreAction {
     /// Read from stdin what export has written. What is there already stays.
     Import,
 }
+
+const DEV_CERT_EXAMPLES: &str = "\
+Examples:
+  gateway dev-cert && gateway --tls-cert dev-cert.pem --tls-key dev-key.pem
+  gateway dev-cert chat.example.com --out /tmp";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -224,6 +241,8 @@ pub(crate) enum Command {
     CheckConfig(Box<Config>),
     /// Make a key of this name with these scopes.
     ApiKey(String, Vec<Scope>),
+    /// Make a certificate for these names, in this folder.
+    DevCert(Vec<String>, PathBuf),
     /// Check the machine.
     Doctor(Box<Doctor>),
     /// Do something to the store of a node that does not run.
@@ -299,6 +318,7 @@ pub(crate) fn parse(
         Some(Verb::DefaultConfig) => Command::DefaultConfig,
         Some(Verb::ApiKey { name, scope }) => Command::ApiKey(name, scope),
         Some(Verb::Store { action, flags }) => Command::Store(action, config(flags.config.as_deref(), flags.settings)?),
+        Some(Verb::DevCert { names, out }) => Command::DevCert(names, out),
         Some(Verb::CheckConfig { file, settings }) => Command::CheckConfig(config(Some(&file), settings)?),
         Some(Verb::Doctor(doctor)) => {
             let root = Root::at(doctor.root);

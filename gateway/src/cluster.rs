@@ -11,6 +11,7 @@
 //! | `relay.rs` | presence is written to Redis, or through a peer that reaches it |
 //! | `task.rs` | the task that asks Redis and shards, and tells them |
 //! | `state.rs` | what the rest of the process may know, at any time and from any thread |
+//! | `links.rs` | the links of all shards to each other node |
 //! | `place.rs` | how the node takes its place in the ring and gives it up |
 //! | `reader.rs` | what questions about the cluster are answered from |
 //! | `exposition.rs` | the same as metrics |
@@ -29,6 +30,7 @@
 mod audit;
 mod exposition;
 mod joining;
+mod links;
 mod place;
 pub(crate) mod reach;
 mod reader;
@@ -37,12 +39,13 @@ mod rival;
 mod state;
 mod task;
 
-pub use crate::membership::MeshNews;
+pub use crate::membership::{LinkNews, LinkWord, MeshNews};
+pub use crate::mesh::handshake::Secrets;
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
 pub use reader::ClusterReader;
-pub use state::{ClusterState, ClusterStatus, RedisStatus, fenced_word};
+pub use state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused, fenced_word};
 
 use crate::config::{ClusterConfig, ClusterSecret, RedisDown};
 use crate::membership::Agent;
@@ -101,6 +104,7 @@ impl Cluster {
     pub async fn join(
         config: &ClusterConfig,
         secret: &ClusterSecret,
+        secrets: Secrets,
         node: &str,
         shards: u16,
         http: SocketAddr,
@@ -108,7 +112,7 @@ impl Cluster {
     ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
         let plane = Plane::unconnected(&config.redis);
-        let mut joining = Joining::new(waits);
+        let mut joining = Joining::new(secret.clone(), waits);
         plane.connect_patiently(|error| joining.redis_fails(error)).await.map_err(|error| failed(&error))?;
         let started_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let record = NodeRecord {
@@ -131,6 +135,7 @@ impl Cluster {
             protocol_oldest: MESH_PROTOCOL_OLDEST,
             zone: config.zone.clone(),
             mending: false,
+            view: 0,
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;
         let mut agent = Agent::new(record, config.lease_ms, config.beat().as_millis() as u64);
@@ -147,7 +152,7 @@ impl Cluster {
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
         let (news, news_taken) = mpsc::channel(NEWS_MAX);
         let round_trip_max = config.redis.command_timeout * 2;
-        let task = Task::new(config, secret, plane.clone(), agent, state.clone(), logs.clone())?;
+        let task = Task::new(config, secrets, plane.clone(), agent, state.clone(), logs.clone());
         let reader = ClusterReader::new(plane, task.views(), state);
         let task = tokio::spawn(task.run(orders_taken, news_taken));
         Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })

@@ -11,6 +11,7 @@ mod resolve;
 mod settings;
 mod store;
 mod text;
+mod tls;
 mod values;
 mod websocket;
 
@@ -25,12 +26,14 @@ pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use store::StoreConfig;
 pub use text::default_config;
 pub(crate) use text::to_table;
+pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
     AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind,
 };
 
 use resolve::{Judge, known};
+use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
@@ -61,6 +64,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Who may use the HTTP API.
     pub http_access: HttpAccess,
+    /// Whether the HTTP API serves the page for trying.
+    pub demo: bool,
     /// Name of the node.
     pub node: String,
     /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].
@@ -69,6 +74,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Which requests become WebSockets.
     pub upgrade: upgrade::Rules,
+    /// TLS for clients; `None` without.
+    pub tls: Option<TlsConfig>,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
     /// Where messages are kept for users who are offline; `None` without a store.
@@ -215,6 +222,19 @@ impl Config {
         secret.map_err(|error| self.named(error))
     }
 
+    /// Reads and checks the certificates; `None` without TLS.
+    ///
+    /// # Errors
+    /// As [`TlsConfig::load`]; the message names the setting and where it comes from too.
+    pub fn load_tls(&self) -> Result<Option<TlsMaterial>, ConfigError> {
+        self.tls.as_ref().map(TlsConfig::load).transpose().map_err(|error| match error {
+            ConfigError::Several(faults) => {
+                ConfigError::Several(faults.into_iter().map(|fault| self.named(fault)).collect())
+            }
+            error => self.named(error),
+        })
+    }
+
     /// How the node takes part in its cluster, TLS to Redis set up; `None` for a node that is alone.
     ///
     /// # Errors
@@ -237,11 +257,13 @@ impl Config {
     pub fn files(&self) -> Vec<(&'static str, PathBuf)> {
         let table = to_table(&self.effective);
         let mut files = Vec::new();
-        for key in
-            SETTINGS.iter().map(|setting| setting.key).filter(|key| key.ends_with("_file") || key.ends_with("_files"))
-        {
+        let names_files = |key: &&str| key.ends_with("_file") || key.ends_with("_files") || TLS_FILE_KEYS.contains(key);
+        for key in SETTINGS.iter().map(|setting| setting.key).filter(names_files) {
             match table.get(key) {
                 Some(toml::Value::String(path)) => files.push((key, path.into())),
+                Some(toml::Value::Array(paths)) if key == "cluster_secret_file" || TLS_FILE_KEYS.contains(&key) => {
+                    files.extend(paths.iter().filter_map(|path| Some((key, path.as_str()?.into()))));
+                }
                 // Lists hold keys, which may have a name before the file.
                 Some(toml::Value::Array(keys)) => {
                     let keys = keys.iter().filter_map(|text| text.as_str()?.parse::<KeyFile>().ok());

@@ -40,6 +40,8 @@ impl Wire {
     pub(crate) const HTTP: Wire = Wire(1);
     /// Messages of a WebSocket.
     pub(crate) const WEBSOCKET: Wire = Wire(2);
+    /// A handshake of TLS; what lies above it is not known yet. Always with [`Wire::TLS`].
+    pub(crate) const SHAKING: Wire = Wire(3 | Wire::TLS);
     const KIND: u8 = 3;
 
     /// The outbox holds bytes to be sent as they are, see [`seal`](crate::transport::outbound::seal).
@@ -50,10 +52,26 @@ impl Wire {
     pub(crate) const PINGED: u8 = 16;
     /// There is no room for it: its first bytes say only in which language it is told.
     pub(crate) const TURNED_AWAY: u8 = 32;
+    /// Below all that are records of TLS.
+    pub(crate) const TLS: u8 = 64;
+    /// The outbox holds what stands between records, see [`put_layer`](crate::transport::outbound::put_layer).
+    pub(crate) const LAYERED: u8 = 128;
 
-    /// The transport alone.
+    /// What the frames are in, whatever lies below that.
     pub(crate) fn kind(self) -> Wire {
         Wire(self.0 & Self::KIND)
+    }
+    /// That and what lies below it, without what may change by the turn.
+    pub(crate) fn layers(self) -> Wire {
+        Wire(self.0 & (Self::KIND | Self::TLS))
+    }
+    /// The handshake of TLS has not come to its end.
+    pub(crate) fn is_shaking(self) -> bool {
+        self.layers() == Wire::SHAKING
+    }
+    /// Puts the frames into something else. What lies below stays.
+    pub(crate) fn change_kind(&mut self, kind: Wire) {
+        self.0 = self.0 & !Self::KIND | kind.0 & Self::KIND;
     }
     /// Whether bytes and frames are the same.
     #[inline]

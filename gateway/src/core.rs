@@ -11,7 +11,8 @@
 //!
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //!
-//! Connections that are not native have a step more on either side: `wrap` (bytes to frames), `transport::outbound` (frames to bytes).
+//! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
+//! `transport::outbound` (frames to bytes).
 
 mod decode;
 mod far;
@@ -26,6 +27,7 @@ mod presence;
 mod reading;
 mod route;
 mod shard;
+mod tls;
 pub(crate) mod tokens;
 mod trunk;
 pub(crate) mod wrap;
@@ -38,6 +40,7 @@ use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
+use std::net::IpAddr;
 use trunkline_router::presence::Presence;
 
 /// Single accepts of a listener armed at a time, while logins are limited or slots are few.
@@ -117,7 +120,7 @@ impl<I: Io> Core<I> {
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
             core.listening_to_nodes = true;
-            core.io.accept(listeners, true);
+            core.io.accept_with_address(listeners);
         }
         core
     }
@@ -143,6 +146,7 @@ impl<I: Io> Core<I> {
         self.shard.links.look_at_flights();
         // What has just come was read first: who waits for a turn has more than one turn's worth.
         let waited = self.catch_up();
+        let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
         if ticked {
@@ -167,8 +171,10 @@ impl<I: Io> Core<I> {
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
-        self.behind = self.shard.outgoing.own().len() > 0 || self.shard.links.is_behind();
-        let asked = letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
+        let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
+        self.behind = self.shard.outgoing.own().len() > 0 || behind;
+        let asked =
+            shook || letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
         self.only_waits = !acted && self.blocked;
         let worked = acted || was_blocked || self.blocked;
@@ -223,7 +229,10 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
-            Completion::Accept { listener, result, more } => self.on_accept(listener, result, more),
+            Completion::Accept { listener, result, more, from } if usize::from(listener) == self.listeners.len() => {
+                self.on_mesh_accept(listener, result, more, from);
+            }
+            Completion::Accept { listener, result, more, .. } => self.on_accept(listener, result, more),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
             Completion::Closed { slot } => self.shard.closed(slot),
             Completion::HandedOver { conn, result } => {
@@ -249,9 +258,6 @@ impl<I: Io> Core<I> {
     }
 
     fn on_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
-        if usize::from(listener) == self.listeners.len() {
-            return self.on_mesh_accept(listener, result, more);
-        }
         let accepting = &mut self.listeners[usize::from(listener)];
         if !more {
             accepting.armed -= 1;
@@ -274,16 +280,16 @@ impl<I: Io> Core<I> {
     }
 
     /// Other nodes are few, and are accepted as long as the shard runs.
-    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool) {
+    fn on_mesh_accept(&mut self, listener: u16, result: Result<u32, i32>, more: bool, from: Option<IpAddr>) {
         match result {
-            Ok(slot) => self.on_node_accepted(slot),
+            Ok(slot) => self.on_node_accepted(slot, from),
             Err(errno::ECANCELED) => {}
             Err(_) => self.shard.links.stats.accept_errors.add(1),
         }
         self.mesh_accept_ended |= !more;
         if !more && result.is_ok() && self.listening_to_nodes {
             self.mesh_accept_ended = false;
-            self.io.accept(listener, true);
+            self.io.accept_with_address(listener);
         }
     }
 

@@ -73,8 +73,8 @@ pub(crate) enum WalkStep {
     Inboxes { users: Vec<u64> },
     /// Remote sessions of users whose home is elsewhere now, and of nodes that are gone, are forgotten, from this place on.
     Remotes { from: usize },
-    /// These shards of other nodes are told that this was all.
-    Settled { shards: Vec<(NodeKey, u16)> },
+    /// These nodes are told that this was all.
+    Settled { nodes: Vec<NodeKey> },
     /// When all others have said so too: what they had told of for earlier views is forgotten, from this place on.
     Sweep { from: usize },
 }
@@ -86,7 +86,7 @@ impl WalkStep {
             WalkStep::Sessions { slot } => (0, *slot as usize),
             WalkStep::Inboxes { users } => (1, users.len()),
             WalkStep::Remotes { from } => (2, *from),
-            WalkStep::Settled { shards } => (3, shards.len()),
+            WalkStep::Settled { nodes } => (3, nodes.len()),
             WalkStep::Sweep { from } => (4, *from),
         }
     }
@@ -102,6 +102,10 @@ pub(crate) struct Directory {
     pub(crate) before: Vec<Arc<Routing>>,
     pub(crate) walk: Option<Walk>,
     pub(crate) settling: Settling,
+    /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's sessions.
+    pub(crate) telling_since_us: Option<u64>,
+    /// The same until all have told of theirs.
+    pub(crate) settling_since_us: Option<u64>,
     /// The end of that has not been dealt with.
     pub(crate) unsettled: bool,
     pub(crate) remotes: RemoteSessions,
@@ -125,6 +129,8 @@ impl Directory {
             before: Vec::new(),
             walk: None,
             settling: Settling::new(),
+            telling_since_us: None,
+            settling_since_us: None,
             unsettled: false,
             remotes: RemoteSessions::new(limits.remote_sessions_max as usize),
             remote_only_users: 0,

@@ -5,6 +5,8 @@
 //! come back spread over some seconds, not all at the moment the node joins. A load balancer goes by `/readyz`.
 
 use crate::listeners::Listeners;
+use crate::transport::TLS_HANDSHAKE;
+use crate::transport::tls::Alert;
 use crate::transport::upgrade::{Refusal, put_health};
 use std::convert::Infallible;
 use std::future::pending;
@@ -96,6 +98,10 @@ fn answer_to(first: &[u8], number: u64) -> Vec<u8> {
         // The process is well; it is not ready.
         put_health(true, &mut answer);
         return answer;
+    }
+    if first.first() == Some(&TLS_HANDSHAKE) {
+        // Whatever else were said in clear, no library of TLS would understand it.
+        return Alert::InternalError.clear_record().to_vec();
     }
     if first.starts_with(b"G") {
         Refusal::Unavailable.put_response(&mut answer);

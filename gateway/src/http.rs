@@ -8,9 +8,11 @@
 //! | `inbox.rs` | what waits for users in the store, and their devices |
 //! | `pulse.rs` | whether the shards turn |
 //! | `document.rs` | the OpenAPI document |
+//! | `demo.rs` | the page for trying, which is no part of the API |
 
 mod api;
 mod cluster;
+pub mod demo;
 mod document;
 mod inbox;
 mod pulse;
@@ -26,6 +28,7 @@ use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::reload::Reload;
 use crate::store::StoreWatch;
+use crate::transport::tls::TlsSwitch;
 use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -66,6 +69,7 @@ pub struct Node {
     waits: Mutex<Option<String>>,
     turned_away: Arc<AtomicU64>,
     reload: OnceLock<Reload>,
+    tls: OnceLock<Arc<TlsSwitch>>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -129,6 +133,7 @@ impl Node {
             waits: Mutex::default(),
             turned_away: Arc::default(),
             reload: OnceLock::new(),
+            tls: OnceLock::new(),
         }
     }
 
@@ -153,6 +158,19 @@ impl Node {
     /// When it is said twice.
     pub fn set_reload(&self, reload: Reload) {
         assert!(self.reload.set(reload).is_ok(), "a node has one reloader");
+    }
+
+    /// The certificates of the node; `None` without TLS.
+    pub(crate) fn tls(&self) -> Option<&TlsSwitch> {
+        self.tls.get().map(|tls| &**tls)
+    }
+
+    /// The node speaks TLS, with these certificates.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_tls(&self, tls: Arc<TlsSwitch>) {
+        assert!(self.tls.set(tls).is_ok(), "a node begins TLS once");
     }
 
     /// The node waits for this before it joins its cluster.

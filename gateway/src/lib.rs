@@ -10,6 +10,7 @@ pub mod control;
 mod core;
 mod cores;
 pub mod desk;
+pub mod dev_cert;
 mod directory;
 pub mod doctor;
 pub mod drain;
@@ -19,6 +20,7 @@ pub mod fuzz {
     //! The bodies of all fuzz targets.
     pub use crate::mesh::fuzz::*;
     pub use crate::transport::fuzz::*;
+    pub use crate::transport::tls::fuzz::*;
 }
 pub mod host_tree;
 pub mod http;

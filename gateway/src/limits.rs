@@ -107,6 +107,10 @@ pub struct Limits {
     pub store_bytes_max: u64,
     /// Messages of its backlog that a device may have unacknowledged at a time, unless its LOGIN says less.
     pub replay_window: u32,
+    /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
+    pub tls_handshakes_max: u32,
+    /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
+    pub tls_handshakes_per_turn: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
@@ -216,6 +220,8 @@ impl Default for Limits {
             store_mail_bytes_max: 0,
             store_bytes_max: 0,
             replay_window: REPLAY_WINDOW,
+            tls_handshakes_max: 0,
+            tls_handshakes_per_turn: 0,
         }
     }
 }

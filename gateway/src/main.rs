@@ -7,9 +7,11 @@ use cli::{Action, CliError, Command, Doctor, StoreAction};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::config::{Config, ConfigError, Host, default_config, strange_variables};
+use trunkline_gateway::dev_cert;
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
 use trunkline_gateway::store::{open, store_limits};
@@ -79,6 +81,7 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
         Command::DefaultConfig => print(&default_config(host)),
         Command::CheckConfig(config) => check_config(&config),
         Command::ApiKey(name, scopes) => api_key(&name, &scopes),
+        Command::DevCert(names, folder) => dev_certificate(&folder, &names),
         Command::Doctor(asked) => doctor(&asked),
         Command::Store(action, config) => store(action, &config),
         Command::Run(config) => {
@@ -118,6 +121,7 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     faults.extend(config.load_access().err());
     faults.extend(config.load_secret().err());
     faults.extend(config.load_cluster().err());
+    faults.extend(config.load_tls().err());
     faults.extend(budget.check().err().map(|error| ConfigError::Conflict(error.to_string())));
     Ok(ConfigError::unless_none(faults)?)
 }
@@ -162,6 +166,17 @@ fn api_key(name: &str, scopes: &[Scope]) -> Result<(), Failure> {
     print(&format!("key, shown this once:\n{key}\n\nline for the keys file:\n{line}\n"))
 }
 
+/// What to do with it is said too.
+fn dev_certificate(folder: &Path, names: &[String]) -> Result<(), Failure> {
+    let files = dev_cert::write(folder, names).map_err(Failure::Other)?;
+    let (cert, key) = (files.cert.display(), files.key.display());
+    print(&format!(
+        "written: {cert}, {key} (for {})\nnext: gateway --tls-cert {cert} --tls-key {key}\n\
+         try it: openssl s_client -connect 127.0.0.1:7700 -CAfile {cert} -alpn trunkline/1\n",
+        names.join(", ")
+    ))
+}
+
 /// Looks at the host, or changes it when asked to. An apply is followed by another look.
 fn doctor(asked: &Doctor) -> Result<(), Failure> {
     if asked.action == Action::Rollback {
@@ -170,6 +185,7 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
         return unless_failed(&outcome, "restored");
     }
     asked.config.load_auth()?;
+    asked.config.load_tls()?;
     let examine = || doctor::examine(&asked.root, &asked.host, &asked.config, asked.goal);
     let mut report = examine();
     if asked.action == Action::Apply {

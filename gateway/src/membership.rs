@@ -7,6 +7,7 @@
 //! | `peers.rs` | what do peers prove when this node has no Redis of its own? |
 //! | `memo.rs` | what do two control threads say to each other? |
 //! | `heart.rs` | may this node serve, and what is the view? |
+//! | `sight.rs` | does it see what the others do? |
 //! | `walk.rs` | how fast are sessions written again, and which shard is next? |
 //!
 //! The driver tells the [`Agent`] what happened and when, then lets it [look](Agent::look) and carries out its [`Action`]s. Each question that
@@ -16,31 +17,28 @@ mod agent;
 mod heart;
 mod memo;
 mod peers;
+mod sight;
 mod walk;
 
 pub(crate) use agent::{Action, Agent, Question, Reply, Request};
 #[cfg(test)]
 pub(crate) use heart::Heart;
 pub(crate) use memo::{Change, End, Memo, WRITES_MAX};
+use std::sync::Arc;
 use trunkline_router::membership::NodeState;
 pub(crate) use walk::{Page, Walk};
 
 /// What the mesh knows about other nodes, and brings from them. See the methods of the same names of `Membership`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MeshNews {
-    /// There is a working link to a node.
-    Heard {
-        /// Its name.
-        node: String,
-        /// The incarnation it says it is.
-        incarnation: u64,
-    },
-    /// The link to a node is lost.
-    Lost {
-        /// Its name.
-        node: String,
-        /// The incarnation at the other end of that link.
-        incarnation: u64,
+    /// What a shard knows of its links: to all nodes twice a second, and in between to those of which it has changed.
+    Links {
+        /// The shard.
+        shard: u16,
+        /// They are all there are.
+        all: bool,
+        /// One for each node.
+        links: Vec<LinkNews>,
     },
     /// A word of another node's control thread.
     Memo {
@@ -51,6 +49,54 @@ pub enum MeshNews {
         /// What it says.
         body: Box<[u8]>,
     },
+}
+
+/// What a shard knows of its links to one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkNews {
+    /// The name of the node.
+    pub node: Arc<str>,
+    /// The incarnation that it is known by, or that it says it is.
+    pub incarnation: u64,
+    /// What that means for membership.
+    pub word: LinkWord,
+    /// Links of the shard to the node, and how many of them are up.
+    pub links: u32,
+    /// See [`LinkNews::links`].
+    pub up: u32,
+    /// Bytes they hold for the node.
+    pub held_bytes: u64,
+    /// The longest smoothed round trip of them, microseconds; 0 if none was measured.
+    pub rtt_us: u64,
+    /// Since when one of them has been down, milliseconds of [`crate::clock`].
+    pub down_since_ms: Option<u64>,
+}
+
+impl LinkNews {
+    /// A node that is heard, or is not any more, of which nothing else is known.
+    pub(crate) fn of(node: &str, incarnation: u64, word: LinkWord) -> Self {
+        LinkNews {
+            node: node.into(),
+            incarnation,
+            word,
+            links: 0,
+            up: 0,
+            held_bytes: 0,
+            rtt_us: 0,
+            down_since_ms: None,
+        }
+    }
+}
+
+/// Whether a node is there, as far as the links of one shard tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkWord {
+    /// A link to it works.
+    Heard,
+    /// The last link to it has just been lost.
+    Lost,
+    /// There is no link to it; what was lost was told before.
+    Silent,
 }
 
 /// The word for a state, as in the node's record.

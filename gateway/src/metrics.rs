@@ -2,6 +2,7 @@
 
 use crate::auth::{REFUSALS, Refusal};
 use crate::reason::{CLOSE_REASONS, CloseReason};
+use crate::transport::tls::{ALERTS, Alert, SUITES, Suite, Version};
 use crate::transport::upgrade::{REFUSALS as REQUEST_REFUSALS, Refusal as RequestRefusal};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -116,6 +117,35 @@ impl Times {
     }
 }
 
+/// How a handshake of TLS ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TlsOutcome {
+    /// With new secrets.
+    Full,
+    /// With those of an earlier connection.
+    Resumed,
+    /// One side would not have it.
+    Failed,
+    /// The connection ended before it was over.
+    Abandoned,
+}
+
+impl TlsOutcome {
+    /// All of them.
+    pub const ALL: &[TlsOutcome] = &[TlsOutcome::Full, TlsOutcome::Resumed, TlsOutcome::Failed, TlsOutcome::Abandoned];
+
+    /// The value of the metric label `outcome`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            TlsOutcome::Full => "full",
+            TlsOutcome::Resumed => "resumed",
+            TlsOutcome::Failed => "failed",
+            TlsOutcome::Abandoned => "abandoned",
+        }
+    }
+}
+
 /// Name, labels and help text of one series of a shard.
 #[derive(Clone, Copy, Debug)]
 pub struct StatInfo {
@@ -138,12 +168,21 @@ macro_rules! shard_stats {
             closed: [Stat; CLOSE_REASONS],
             tokens_refused: [Stat; REFUSALS],
             requests_refused: [Stat; REQUEST_REFUSALS],
+            handshakes: [Stat; TlsOutcome::ALL.len()],
+            tls_12: [Stat; SUITES],
+            tls_13: [Stat; SUITES],
+            alerts_sent: [Stat; ALERTS],
+            alerts_received: [Stat; ALERTS],
             /// Length of turns: of those with 32 completions or more, and of each sixteenth of the others.
             pub turn_time: Histogram,
             /// Time from LOGIN to LOGIN_OK, a hand-over to another shard and the question to another node included.
             pub login_time: Histogram,
             /// Time from the sending of records to another node to their confirmation.
             pub mesh_time: Histogram,
+            /// Time from a change of the view to when all other nodes had been told of this shard's sessions.
+            pub view_change_time: Histogram,
+            /// Time from a change of the view to when all other nodes had told of theirs, or were waited for no longer.
+            pub settling_time: Histogram,
         }
 
         impl ShardStats {
@@ -166,6 +205,10 @@ shard_stats! {
     websockets: Counter "trunkline_websockets_total" "" "Connections that became WebSockets.";
     websocket_pings: Counter "trunkline_websocket_pings_total" "" "Pings sent to clients that had been silent for one and a half heartbeats.";
     websockets_within: Gauge "trunkline_websockets_within_message" "" "WebSockets of which a part of a message has come, or that have not logged in with the token of their request.";
+    tls_connections: Gauge "trunkline_tls_connections" "" "Connections over TLS whose handshake is over.";
+    tls_shaking: Gauge "trunkline_tls_handshakes_under_way" "" "Handshakes of TLS that have begun and are not over.";
+    tls_updates_in: Counter "trunkline_tls_key_updates_total" "by=\"peer\"" "Keys of TLS changed within a connection, by who changed its own.";
+    tls_updates_out: Counter "trunkline_tls_key_updates_total" "by=\"node\"" "Keys of TLS changed within a connection, by who changed its own.";
     renewals: Counter "trunkline_token_renewals_total" "" "Tokens of sessions replaced by RENEW.";
     sessions_drained: Counter "trunkline_sessions_drained_total" "" "Sessions ended by a drain, to go on at another node.";
     messages_in: Counter "trunkline_messages_received_total" "" "SEND frames accepted from clients of this shard.";
@@ -226,6 +269,9 @@ shard_stats! {
     limit_recv_buffers: Counter "trunkline_limit_hits_total" "limit=\"recv_buffers\"" "How often each limit was hit.";
     limit_partial: Counter "trunkline_limit_hits_total" "limit=\"partial_bytes\"" "How often each limit was hit.";
     limit_mesh: Counter "trunkline_limit_hits_total" "limit=\"mesh_bytes\"" "How often each limit was hit.";
+    limit_mesh_strangers: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers\"" "How often each limit was hit.";
+    limit_mesh_strangers_address: Counter "trunkline_limit_hits_total" "limit=\"mesh_strangers_per_address\"" "How often each limit was hit.";
+    limit_mesh_later: Counter "trunkline_limit_hits_total" "limit=\"mesh_unknown_nodes\"" "How often each limit was hit.";
     limit_sent_away: Counter "trunkline_limit_hits_total" "limit=\"messages_owed\"" "How often each limit was hit.";
     limit_parked: Counter "trunkline_limit_hits_total" "limit=\"parked_bytes\"" "How often each limit was hit.";
     limit_kicks: Counter "trunkline_limit_hits_total" "limit=\"kicks\"" "How often each limit was hit.";
@@ -236,8 +282,11 @@ shard_stats! {
     limit_store_bytes: Counter "trunkline_limit_hits_total" "limit=\"store_bytes\"" "How often each limit was hit.";
     limit_syncs: Counter "trunkline_limit_hits_total" "limit=\"syncs\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
+    limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";
+    limit_tls_steps: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes_per_turn\"" "How often each limit was hit.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_partial: Counter "trunkline_evictions_total" "of=\"partial\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
+    evicted_handshakes: Counter "trunkline_evictions_total" "of=\"tls_handshake\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_unacked: Counter "trunkline_evictions_total" "of=\"unacked\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     reads_paused: Counter "trunkline_reads_paused_total" "" "Connections not read for a while because their own outbox was full.";
     reads_behind: Counter "trunkline_reads_behind_total" "" "Times a connection's input waited for a later turn.";
@@ -257,6 +306,7 @@ shard_stats! {
     registrations: Counter "trunkline_registrations_total" "" "Sessions on other nodes registered with this home shard.";
     registered_again: Counter "trunkline_registered_again_total" "" "Sessions of this shard registered with a new home after a change of the view.";
     transferred: Counter "trunkline_messages_transferred_total" "" "Messages that waited for an ACK and were sent to the recipient's new home.";
+    settled_sent: Counter "trunkline_directory_settled_sent_total" "" "Records to other nodes that say that all sessions of this shard were told of after a change of the view.";
     settle_timeouts: Counter "trunkline_directory_settle_timeouts_total" "" "Changes of the view after which not every node had told of its sessions in time.";
     parked_bytes: Gauge "trunkline_parked_bytes" "" "Bytes of messages that wait until it is known where their recipient is.";
     parked_expired: Counter "trunkline_parked_expired_total" "" "Messages that waited in vain until it was known where their recipient is.";
@@ -264,6 +314,7 @@ shard_stats! {
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
     mesh_links_up: Gauge "trunkline_mesh_links_up" "" "Links of this shard to other nodes that are connected.";
+    mesh_links_missing: Gauge "trunkline_mesh_links_missing" "" "Links to other nodes for which this shard has no places; anything but 0 means that nodes do not reach each other.";
     mesh_held_bytes: Gauge "trunkline_mesh_held_bytes" "" "Bytes held for other nodes until they confirm them.";
     mesh_bytes_in: Counter "trunkline_mesh_bytes_received_total" "" "Bytes received from other nodes.";
     mesh_bytes_out: Counter "trunkline_mesh_bytes_sent_total" "" "Bytes the kernel took for other nodes.";
@@ -280,6 +331,7 @@ shard_stats! {
     mesh_misrouted: Counter "trunkline_mesh_misrouted_total" "" "Records for a shard this node does not have, or with an outcome nobody knows; anything but 0 is a fault of a peer.";
     mesh_answers_lost: Counter "trunkline_mesh_answers_lost_total" "" "Answers and registrations that could not be queued for another node.";
     memos_dropped: Counter "trunkline_cluster_memos_dropped_total" "" "Words between the control threads of two nodes that found no connection, no room or no member; they are said again with the next beat.";
+    mesh_news_dropped: Counter "trunkline_mesh_news_dropped_total" "" "Times the control thread was not told of links because its queue was full; it is told again with the next heartbeat.";
     mesh_rtt_us: GaugeMicros "trunkline_mesh_round_trip_seconds" "" "Longest smoothed round trip of a link, in steps of a millisecond.";
     hot: Gauge "trunkline_connections_hot" "" "Connections read by an armed multishot receive.";
     turns: Counter "trunkline_turns_total" "" "Turns of the shard's loop.";
@@ -321,6 +373,48 @@ impl ShardStats {
     /// Refused requests by what was wrong with them.
     pub fn request_refused(&self, refusal: RequestRefusal) -> u64 {
         self.requests_refused[refusal as usize].get()
+    }
+
+    /// Counts one handshake of TLS that is over.
+    pub fn count_handshake(&self, outcome: TlsOutcome) {
+        self.handshakes[outcome as usize].add(1);
+    }
+
+    /// Handshakes of TLS by how they ended.
+    pub fn handshakes(&self, outcome: TlsOutcome) -> u64 {
+        self.handshakes[outcome as usize].get()
+    }
+
+    /// Counts one connection over TLS.
+    pub fn count_tls(&self, version: Version, suite: Suite) {
+        self.tls_of(version)[suite as usize].add(1);
+    }
+
+    /// Connections over TLS by version and suite.
+    pub fn tls(&self, version: Version, suite: Suite) -> u64 {
+        self.tls_of(version)[suite as usize].get()
+    }
+
+    fn tls_of(&self, version: Version) -> &[Stat; SUITES] {
+        match version {
+            Version::Tls12 => &self.tls_12,
+            Version::Tls13 => &self.tls_13,
+        }
+    }
+
+    /// Counts one alert sent to a peer.
+    pub fn count_alert_sent(&self, alert: Alert) {
+        self.alerts_sent[alert.index()].add(1);
+    }
+
+    /// Counts one alert of a peer.
+    pub fn count_alert_received(&self, alert: Alert) {
+        self.alerts_received[alert.index()].add(1);
+    }
+
+    /// Alerts sent to peers, and those of peers.
+    pub fn alerts(&self, alert: Alert) -> (u64, u64) {
+        (self.alerts_sent[alert.index()].get(), self.alerts_received[alert.index()].get())
     }
 
     /// Closed connections by reason.

@@ -6,6 +6,8 @@ use trunkline_proto::{Frame, Kind, decode, flags};
 /// Outboxes kept for reuse by a shard, and the largest buffer kept in one: together at most 2 MiB.
 const SPARES_MAX: usize = 256;
 const SPARE_BUFFER_BYTES_MAX: usize = 4_096;
+/// Records noted of what was sealed for which a spare outbox keeps room.
+const SPARE_RECORDS_MAX: usize = 8;
 
 /// Queue of one connection. It exists only while something is queued or under way.
 #[derive(Debug, Default)]
@@ -19,6 +21,8 @@ pub(crate) struct Outbox {
     pub(crate) sending_offset: usize,
     /// The buffer that is not in use, kept for the next swap.
     spare: Vec<u8>,
+    /// Where the messages without ACK lie in a buffer under way of which nobody can see that any more.
+    pub(crate) sealed: Vec<SealedMessages>,
     /// Tick since which the outbox has been full: something was refused, and it has not drained below half since.
     pub(crate) full_since: Option<u32>,
     /// Tick since which it has held more than its steady bound.
@@ -39,6 +43,7 @@ impl Outbox {
 
     /// Takes the pending frames for one send.
     pub(crate) fn begin_send(&mut self) -> Vec<u8> {
+        self.sealed.clear();
         let buf = std::mem::replace(&mut self.pending, std::mem::take(&mut self.spare));
         self.sending_left = buf.len();
         self.sending_offset = 0;
@@ -55,6 +60,19 @@ impl Outbox {
             self.spare = buf;
         }
     }
+}
+
+/// Messages without ACK that end in one record of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SealedMessages {
+    /// Where the record ends: one that was not taken whole is lost whole.
+    pub(crate) end: u32,
+    pub(crate) messages: u32,
+}
+
+/// As [`unsent_messages`], of what was sealed.
+pub(crate) fn unsent_in_records(sealed: &[SealedMessages], taken: usize) -> u64 {
+    sealed.iter().filter(|record| record.end as usize > taken).map(|record| u64::from(record.messages)).sum()
 }
 
 /// Messages without ACK whose frame ends beyond `taken` in a run of whole frames: what a closing connection leaves undelivered.
@@ -90,6 +108,8 @@ impl SpareOutboxes {
             outbox.burst_since = None;
             outbox.slow_since = None;
             outbox.owes_redelivery = false;
+            outbox.sealed.clear();
+            outbox.sealed.shrink_to(SPARE_RECORDS_MAX);
             self.0.push(outbox);
         }
     }

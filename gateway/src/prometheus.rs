@@ -3,8 +3,10 @@
 use crate::auth::Refusal;
 use crate::desk::PAGES_MAX;
 use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits};
-use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times};
+use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
+use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::reason::CloseReason;
+use crate::transport::tls::{Alert, Certificates, Suite, Version};
 use crate::transport::upgrade::Refusal as RequestRefusal;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
@@ -141,6 +143,7 @@ pub fn write_shards(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
     }
     write_refusals(exposition, shards);
     write_request_refusals(exposition, shards);
+    write_tls(exposition, shards);
     write_times(exposition, shards);
 }
 
@@ -166,6 +169,16 @@ fn write_times(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         "Time from the sending of records to another node to their confirmation, in steps of a millisecond.",
         &all(|stats| &stats.mesh_time),
     );
+    exposition.histogram(
+        "trunkline_view_change_duration_seconds",
+        "Time from a change of the view to when a shard had told all other nodes of its sessions.",
+        &all(|stats| &stats.view_change_time),
+    );
+    exposition.histogram(
+        "trunkline_settling_duration_seconds",
+        "Time from a change of the view to when all other nodes had told a shard of their sessions, or were waited for no longer.",
+        &all(|stats| &stats.settling_time),
+    );
 }
 
 /// Writes what was wrong with refused tokens.
@@ -190,8 +203,40 @@ fn write_request_refusals(exposition: &mut Exposition, shards: &[Arc<ShardStats>
     }
 }
 
+/// Writes what became of handshakes of TLS, and of the connections that came of them.
+fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
+    let help = "Handshakes of TLS, by how they ended.";
+    exposition.name("trunkline_tls_handshakes_total", StatType::Counter, help);
+    for (shard, stats) in shards.iter().enumerate() {
+        for outcome in TlsOutcome::ALL {
+            exposition.sample(&[("shard", &shard), ("outcome", &outcome.label())], stats.handshakes(*outcome));
+        }
+    }
+    let help = "Connections over TLS, by version and cipher.";
+    exposition.name("trunkline_tls_connections_total", StatType::Counter, help);
+    for (shard, stats) in shards.iter().enumerate() {
+        for version in [Version::Tls12, Version::Tls13] {
+            for suite in Suite::ALL {
+                let labels: [(&str, &dyn Display); 3] =
+                    [("shard", &shard), ("version", &version.label()), ("cipher", &suite.label())];
+                exposition.sample(&labels, stats.tls(version, *suite));
+            }
+        }
+    }
+    let help = "Alerts of TLS but those that end a connection in order, by who sent them.";
+    exposition.name("trunkline_tls_alerts_total", StatType::Counter, help);
+    for (shard, stats) in shards.iter().enumerate() {
+        for alert in Alert::ALL.iter().filter(|alert| **alert != Alert::CloseNotify) {
+            let (sent, received) = stats.alerts(*alert);
+            for (by, count) in [("node", sent), ("peer", received)] {
+                exposition.sample(&[("shard", &shard), ("by", &by), ("alert", &alert.label())], count);
+            }
+        }
+    }
+}
+
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 42] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 48] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -221,6 +266,10 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 42] {
         ("partial_bytes", limits.partial_total_bytes_max as u64),
         ("drain", limits.drain_ms / 1_000),
         ("mesh_bytes", limits.mesh_bytes_max as u64),
+        ("mesh_strangers", STRANGERS_MAX as u64),
+        ("mesh_strangers_per_address", STRANGERS_PER_ADDRESS_MAX as u64),
+        ("mesh_links", LINKS_MAX as u64),
+        ("mesh_unknown_nodes", LATER_MAX as u64),
         ("messages_owed", limits.sent_away_max as u64),
         ("parked_bytes", limits.parked_bytes_max as u64),
         ("remote_sessions", limits.remote_sessions_max.into()),
@@ -235,6 +284,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 42] {
         ("replay_window", limits.replay_window.into()),
         ("syncs", PAGES_MAX as u64),
         ("messages_remembered", DUPLICATES_MAX as u64),
+        ("tls_handshakes", limits.tls_handshakes_max.into()),
+        ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]
 }
 
@@ -284,6 +335,17 @@ pub fn write_limits(exposition: &mut Exposition, limits: &Limits) {
         for (limit, value) in limit_values(limits).into_iter().filter(|(limit, _)| Unit::of(limit) == unit) {
             exposition.sample(&[("limit", &limit)], value);
         }
+    }
+}
+
+/// Writes until when each certificate holds.
+pub fn write_certificates(exposition: &mut Exposition, certificates: &Certificates) {
+    let help = "Last second in which each certificate of TLS holds, since the Unix epoch; \
+                its number is its place in tls_cert.";
+    exposition.name("trunkline_tls_certificate_expiry_timestamp_seconds", StatType::Gauge, help);
+    for (number, certificate) in certificates.all().iter().enumerate() {
+        let name = certificate.names.first().map_or("", String::as_str);
+        exposition.sample(&[("certificate", &number), ("name", &name)], certificate.not_after_s);
     }
 }
 

@@ -41,6 +41,12 @@ close_reasons! {
     HttpAnswered => "http_answered", None;
     /// The client broke RFC 6455, or sent text.
     WebSocketViolation => "websocket_violation", None;
+    /// A handshake of TLS failed: see the metric of alerts.
+    TlsRefused => "tls_refused", None;
+    /// The client broke TLS after the handshake.
+    TlsViolation => "tls_violation", None;
+    /// The keys of a connection with TLS 1.2, which cannot be changed, have been used for as long as they may.
+    TlsWornOut => "tls_worn_out", Some(Code::Draining);
     /// No LOGIN within the login time-out.
     LoginTimeout => "login_timeout", Some(Code::Idle);
     /// Silent for two heartbeats.

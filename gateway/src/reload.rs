@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration and the files it names are read again, and a running node takes what it can.
 //!
-//! What it takes is marked `reloadable` in the table of settings: keys, the log level, and limits that are plain numbers read at each use. Everything
+//! What it takes is marked `reloadable` in the table of settings: keys, the secrets of the cluster, the log level, and limits that are plain numbers read at each use. Everything
 //! else is built into what was set up at the start, and a change of it is told to need a restart. All or nothing: a configuration that is refused
 //! changes nothing, and neither does one whose reloadable part does not go with the rest of the one in force.
 //!
@@ -8,10 +8,13 @@
 //! node may wait for it.
 
 use crate::auth::{Auth, AuthSwitch};
-use crate::config::{Config, ConfigError, Host, Origin, SETTINGS, read_key, to_table};
+use crate::clock::wall_s;
+use crate::cluster::Secrets;
+use crate::config::{ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, TlsMaterial, read_key, to_table};
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
+use crate::transport::tls::TlsSwitch;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -85,6 +88,10 @@ pub struct Targets {
     pub drain_ms: Arc<AtomicU64>,
     /// Who may log in.
     pub auth: Arc<AuthSwitch>,
+    /// The secrets of the cluster; `None` for a node that is alone.
+    pub secrets: Option<Secrets>,
+    /// The certificates; `None` without TLS.
+    pub tls: Option<Arc<TlsSwitch>>,
     /// What the API shows.
     pub node: Arc<Node>,
 }
@@ -114,7 +121,9 @@ type Marks = BTreeMap<(&'static str, std::path::PathBuf), Option<[u8; 32]>>;
 struct Fresh {
     in_force: InForce,
     auth: Auth,
+    secret: Option<ClusterSecret>,
     api_keys: Option<ApiKeys>,
+    tls: Option<TlsMaterial>,
     reloaded: Reloaded,
 }
 
@@ -161,12 +170,24 @@ impl Reloader {
             Ok(Err(_)) => return Err("reading the files has failed; the log has more".to_owned()),
             Err(_) => return Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
         };
+        if let (Some(switch), Some(material)) = (&targets.tls, fresh.tls) {
+            // The one step that may still fail, so it is the first.
+            switch.replace(material.certificates, material.client_ca.as_ref())?;
+            switch.current().certificates().tell(wall_s());
+        }
         log::set_filter(&fresh.in_force.config.log)?;
         let limits = fresh.in_force.config.limits().clone();
         targets.drain_ms.store(limits.drain_ms, Ordering::Relaxed);
         targets.node.set_limits(limits.clone());
         let of_shard = Arc::new(limits.with_accepting(targets.accepting, targets.ports.len() as u16));
         targets.auth.replace(fresh.auth);
+        if let (Some(secrets), Some(secret)) = (&targets.secrets, &fresh.secret) {
+            // Links that are up go on: they have been proved.
+            secrets.replace(secret.all())?;
+            if let Some(place) = targets.node.place() {
+                place.remark(secret.mark()).await;
+            }
+        }
         if let Some(keys) = fresh.api_keys {
             targets.node.access().set_keys(keys);
         }
@@ -217,8 +238,13 @@ impl Shared {
         ConfigError::unless_none(files.filter_map(|path| once_only(path).err()).collect())?;
         let new = (self.read)()?;
         // Also what needs a restart must be right, or the restart would fail.
-        let new_files_are_good =
-            [new.load_auth().err(), new.load_api_keys().err(), new.load_secret().err(), new.load_cluster().err()];
+        let new_files_are_good = [
+            new.load_auth().err(),
+            new.load_api_keys().err(),
+            new.load_secret().err(),
+            new.load_cluster().err(),
+            new.load_tls().err(),
+        ];
         ConfigError::unless_none(new_files_are_good.into_iter().flatten().collect())?;
         let config = Config::merged(&old.config, &new, &self.host).map_err(|error| {
             ConfigError::Conflict(format!(
@@ -226,9 +252,15 @@ impl Shared {
             ))
         })?;
         let auth = config.load_auth()?;
+        let secret = config.load_secret()?;
         let api_keys = config.load_api_keys()?;
         if api_keys.is_none() && old.config.http_access.keys_file.is_some() {
             let words = "api_keys_file is gone, and an HTTP API that has had keys opens with a restart only".to_owned();
+            return Err(ConfigError::Conflict(words));
+        }
+        let tls = config.load_tls()?;
+        if tls.is_some() != old.config.tls.is_some() {
+            let words = "tls_cert is set or gone, and TLS begins or ends with a restart only".to_owned();
             return Err(ConfigError::Conflict(words));
         }
         let new_marks = marks(&new);
@@ -237,7 +269,7 @@ impl Shared {
         let mut marks = old.marks.clone();
         marks.retain(|(key, _), _| !is_reloadable(key));
         marks.extend(new_marks.into_iter().filter(|((key, _), _)| is_reloadable(key)));
-        Ok(Fresh { in_force: InForce { config, marks }, auth, api_keys, reloaded })
+        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, tls, reloaded })
     }
 }
 

@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::cluster::Cluster;
+use trunkline_gateway::clock::wall_s;
+use trunkline_gateway::cluster::{Cluster, Secrets};
 use trunkline_gateway::config::{
-    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, strange_variables,
+    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, TlsMaterial, strange_variables,
 };
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
+use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone};
 use trunkline_gateway::metrics::ShardStats;
@@ -25,6 +27,7 @@ use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_gateway::store::NodeStore;
+use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
 use trunkline_router::http::{Access, serve};
 use trunkline_router::log;
@@ -67,6 +70,8 @@ pub(crate) fn run(config: Config, host: Host, read: Read) -> Result<(), Failure>
 /// What is set up before the control thread begins to turn.
 struct Start {
     auth: Arc<AuthSwitch>,
+    /// `None` without TLS.
+    tls: Option<Arc<TlsSwitch>>,
     access: Access,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
@@ -82,11 +87,13 @@ impl Start {
         let access = config.load_access()?;
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
+        let tls = config.load_tls()?;
         tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
         for word in strange_variables(variable_names()) {
             tracing::warn!("{word}");
         }
         let auth = AuthSwitch::new(auth);
+        let tls = tls.map(|material| begin_tls(&material, secret.as_ref())).transpose()?;
         for check in checks(config) {
             let found = check.outcome?;
             tracing::info!("{}: {found}", check.name);
@@ -107,8 +114,22 @@ impl Start {
         let listeners = Listeners::bind(&config.listen, config.shards, config.limits()).map_err(of("listen"))?;
         let mesh_listener =
             config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
-        Ok(Start { auth, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener), store })
+        Ok(Start { auth, tls, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener), store })
     }
+}
+
+/// TLS with these certificates. Tickets follow from the first secret of the cluster as of the start, so that they are good at each of its nodes;
+/// while the secret is being changed a client that comes with the other kind has a full handshake.
+fn begin_tls(material: &TlsMaterial, secret: Option<&ClusterSecret>) -> Result<Arc<TlsSwitch>, Failure> {
+    let tickets = match secret {
+        Some(secret) => secret.all().next().map(TicketSecret::shared),
+        None => TicketSecret::random(),
+    };
+    let Some(tickets) = tickets else { return Err(Failure::Other("this machine has no random numbers".to_owned())) };
+    let switch = TlsSwitch::new(material.certificates.clone(), material.client_ca.as_ref(), tickets);
+    let switch = switch.map_err(|error| Failure::Other(format!("setting up TLS: {error}")))?;
+    switch.current().certificates().tell(wall_s());
+    Ok(switch)
 }
 
 /// An address that cannot be listened on, with the setting that names it and where that comes from.
@@ -151,7 +172,7 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, access, listeners, http_listener, cluster: cluster_config, mesh, store } = start;
+    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh, store } = start;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
@@ -162,14 +183,25 @@ async fn control(
     if let Some(store) = &store {
         node.set_store(store.watch());
     }
+    if let Some(tls) = &tls {
+        node.set_tls(tls.clone());
+    }
     tokio::spawn(reload_on_hangup(hangups, reload));
+    let (mut routes, mut upgrade) = (http::router(node.clone()), config.upgrade.clone());
+    let demo = config.demo.then(|| Demo::new(addresses[0], http_address, config.auth != AuthConfig::Open));
+    if let Some(demo) = &demo {
+        upgrade.origins.extend(demo.origins());
+        routes = routes.merge(demo.clone().router());
+    }
     // It ends with the process, so that metrics and progress are shown to the last.
-    tokio::spawn(serve(http_listener, http::router(node.clone()), node.places().clone(), pending()));
+    tokio::spawn(serve(http_listener, routes, node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
-    let cluster = match cluster_config.as_ref().zip(mesh.as_ref()) {
-        Some((cluster, (secret, _))) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
+    let secrets = mesh.as_ref().map(|(secret, _)| Secrets::new(secret.all())).transpose();
+    let secrets = secrets.map_err(StartupError::Cluster)?;
+    let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
+        Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
+            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
@@ -188,14 +220,13 @@ async fn control(
         node: config.node.clone(),
         limits: config.limits().clone(),
         auth: auth.clone(),
-        upgrade: Arc::new(config.upgrade.clone()),
+        upgrade: Arc::new(upgrade),
+        tls: tls.clone(),
+        tls_required: config.tls.as_ref().is_some_and(|tls| tls.required),
         listeners: listeners.by_shard,
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
-        cluster: cluster.as_ref().zip(mesh).map(|(cluster, (secret, listener))| ShardsCluster {
-            state: cluster.reader().state().clone(),
-            news: cluster.news(),
-            secret,
-            listener,
+        cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
+            ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
         }),
         store: store.as_ref().map(NodeStore::shards),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
@@ -217,6 +248,8 @@ async fn control(
         accepting: shards.accepting,
         drain_ms: Arc::clone(&drain_ms),
         auth,
+        secrets,
+        tls,
         node: node.clone(),
     }));
     let place = cluster.as_ref().map(|cluster| cluster.place().clone());
@@ -232,7 +265,7 @@ async fn control(
         }
         node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
         if switch.wanted() == Wanted::Serve {
-            announce(config, &addresses, http_address);
+            announce(config, &addresses, http_address, demo.as_ref());
         }
         Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
@@ -329,7 +362,7 @@ async fn panic_when_asked(ports: Vec<ControlPort>) {
 }
 
 /// Says where the node is reached and what to try next.
-fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr) {
+fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr, demo: Option<&Demo>) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
             "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
@@ -346,6 +379,7 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr)
     }
     let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
+    text.extend(demo.map(|demo| format!("{demo}\n")));
     text.push_str(&next_step(config, addresses[0], http_address));
     log::say(&text);
 }

@@ -9,8 +9,7 @@
 //! does the process end.
 
 use crate::auth::AuthSwitch;
-use crate::cluster::{ClusterState, MeshNews};
-use crate::config::ClusterSecret;
+use crate::cluster::{ClusterState, MeshNews, Secrets};
 use crate::control::ControlPort;
 use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
@@ -18,9 +17,9 @@ use crate::desk::ShardStore;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
-use crate::mesh::handshake;
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
 use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -54,6 +53,10 @@ pub struct ShardsConfig {
     pub auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub upgrade: Arc<upgrade::Rules>,
+    /// The certificates of the node; others may take their place while the shards run. `None` without TLS.
+    pub tls: Option<Arc<TlsSwitch>>,
+    /// Whether every connection has to begin with TLS.
+    pub tls_required: bool,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<TcpListener>>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
@@ -74,7 +77,7 @@ pub struct ShardsCluster {
     /// Where to tell what is heard of other nodes.
     pub news: mpsc::Sender<MeshNews>,
     /// What the nodes of the cluster know and nobody else does.
-    pub secret: ClusterSecret,
+    pub secrets: Secrets,
     /// Where other nodes connect.
     pub listener: TcpListener,
 }
@@ -144,10 +147,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let mut seats: Vec<Vec<Seat>> = wakers.iter().map(|_| Vec::new()).collect();
     let mut mesh_listener = None;
     let cluster = match config.cluster {
-        Some(ShardsCluster { state, news, secret, listener }) => {
-            let secret = handshake::ClusterSecret::new(secret.bytes()).map_err(|error| fail(0, error.to_string()))?;
+        Some(ShardsCluster { state, news, secrets, listener }) => {
             mesh_listener = Some(listener);
-            Some(ShardCluster { state, news, secret, listens: false })
+            Some(ShardCluster { state, news, secrets, listens: false })
         }
         None => None,
     };
@@ -180,6 +182,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 limits: limits.clone(),
                 auth: config.auth.clone(),
                 upgrade: config.upgrade.clone(),
+                tls: config.tls.clone(),
+                tls_required: config.tls_required,
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
@@ -413,6 +417,8 @@ mod tests {
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
             auth: crate::auth::AuthSwitch::new(crate::auth::Auth::Open),
             upgrade: Arc::default(),
+            tls: None,
+            tls_required: false,
             listeners: listeners.by_shard,
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,

@@ -9,6 +9,7 @@ pub mod fuzz;
 pub mod networks;
 pub(crate) mod outbound;
 pub mod proxy;
+pub mod tls;
 pub mod upgrade;
 
 /// What the first bytes of a connection say it is.
@@ -27,7 +28,8 @@ pub enum Opening {
 }
 
 const GET: &[u8] = b"GET ";
-const TLS_HANDSHAKE: u8 = 0x16;
+/// The first byte of a handshake of TLS.
+pub(crate) const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Tells what the first bytes of a connection say it is; `None` while they could become several things.
 pub fn opening(bytes: &[u8]) -> Option<Opening> {

@@ -13,7 +13,7 @@ mod overview;
 mod preview;
 
 pub use explain::{Delivery, Explanation, Hop, HopKind, Via, Where, Why, explain};
-pub use overview::{Overview, overview};
+pub use overview::{Overview, PeerLinks, overview};
 pub use preview::{
     Preview, PreviewError, PreviewNode, PreviewRequest, SAMPLE_DEFAULT, SAMPLE_MAX, WeightedName, preview,
 };
@@ -181,6 +181,8 @@ pub struct NodeAnswer {
     pub zone: String,
     /// It is writing all its sessions to the presence store again.
     pub mending: bool,
+    /// The digest of the view it works with, as that of the answer; empty if it does not tell.
+    pub view: String,
     /// Connections it holds.
     pub connections: u64,
     /// Users online whose session lives there.
@@ -219,6 +221,7 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
         protocol_oldest: record.protocol_oldest,
         zone: record.zone.clone(),
         mending: record.mending,
+        view: if record.view == 0 { String::new() } else { format!("{:016x}", record.view) },
         connections: record.connections,
         users: record.users,
         started_ms: record.started_ms,

@@ -37,7 +37,7 @@ pub use serve::serve;
 pub use service::{POLL_PERIOD, Service, ServiceConfig};
 pub use stats::HttpMetric;
 
-use crate::api::Picture;
+use crate::api::{PeerLinks, Picture};
 use crate::redis::PresenceEntry;
 use std::sync::Arc;
 
@@ -58,6 +58,11 @@ pub trait Source: Send + Sync + 'static {
     /// Whether this process has a link to `node`; `None` if it has links to nobody.
     fn reachable(&self, node: &str) -> Option<bool> {
         let _ = node;
+        None
+    }
+
+    /// The links of this process to each node; `None` if it has none.
+    fn links(&self) -> Option<Vec<PeerLinks>> {
         None
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use crate::redis_cluster;
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 
 /// The gateway that is built with the workspace's tests, next to the bench.
-fn gateway() -> PathBuf {
+pub(crate) fn gateway() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("gateway");
     assert!(
         path.exists(),
@@ -30,7 +30,7 @@ fn gateway() -> PathBuf {
     path
 }
 
-fn bench(arguments: &[&str]) -> Output {
+pub(crate) fn bench(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the bench starts")
 }
 
@@ -48,21 +48,30 @@ fn report(name: &str, arguments: &[&str]) -> Value {
 
 /// The same, with a folder in which programs are looked for first.
 fn report_with_path(name: &str, arguments: &[&str], programs: Option<&Path>) -> Value {
-    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
-    let path_text = path.to_str().expect("UTF-8");
     let gateway = gateway();
-    let gateway = ["--gateway-bin", gateway.to_str().expect("UTF-8"), "--json", path_text];
-    let mut command = command(&[&[name], arguments, &gateway[..]].concat());
+    let mut command = command(&[&[name], arguments, &["--gateway-bin", gateway.to_str().expect("UTF-8")]].concat());
     if let Some(programs) = programs {
         command.env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH")));
     }
-    let output = command.output().expect("the bench starts");
+    written_by(command).0
+}
+
+/// Runs a scenario against a server named by `target`, and returns what it wrote as JSON and what it printed.
+pub(crate) fn report_of(arguments: &[&str], target: &[String]) -> (Value, String) {
+    let mut command = command(arguments);
+    command.args(target);
+    written_by(command)
+}
+
+fn written_by(mut command: Command) -> (Value, String) {
+    let number = REPORTS.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
+    let output = command.arg("--json").arg(&path).output().expect("the bench starts");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{arguments:?}: {stdout}\n{stderr}");
+    assert!(output.status.success(), "{command:?}: {stdout}\n{stderr}");
     let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
     fs::remove_file(&path).expect("there");
-    report
+    (report, stdout.into_owned())
 }
 
 fn count(value: &Value) -> u64 {
@@ -159,6 +168,111 @@ fn rate_measures_each_rate_from_the_intended_time() {
     for step in steps {
         assert!(count(&step["messages"]["count"]) > 100, "{step}");
     }
+}
+
+#[test]
+fn pairs_over_websockets_stand_beside_native_ones_in_the_same_run() {
+    let arguments = ["--transport", "native,ws", "--conns", "10", "--window", "3", "--secs", "0.3", "--rounds", "2"];
+    let report = report("pairs", &arguments);
+    let cases = report["cases"].as_array().expect("cases");
+    let names: Vec<_> = cases.iter().filter_map(|case| case["name"].as_str()).collect();
+    assert_eq!(names, ["floor", "gateway", "floor, WebSocket", "gateway, WebSocket"]);
+    for case in cases {
+        assert!(case["rounds"].as_array().is_some_and(|rounds| rounds.len() == 2), "{case}");
+        assert!(count(&case["rounds"][0]["checked"]) > 100, "{case}");
+    }
+    let ratio = |ratio: &Value| (ratio["case"].as_str().map(str::to_owned), ratio["over"].as_str().map(str::to_owned));
+    let named = |case: &str, over: &str| (Some(case.to_owned()), Some(over.to_owned()));
+    assert_eq!(
+        report["ratios"].as_array().expect("ratios").iter().map(ratio).collect::<Vec<_>>(),
+        [
+            named("gateway", "floor"),
+            named("floor, WebSocket", "floor"),
+            named("gateway, WebSocket", "floor, WebSocket"),
+            named("gateway, WebSocket", "gateway"),
+        ]
+    );
+    let ratio = &report["ratios"][0];
+    let [median, low, high] = ["median", "low", "high"].map(|field| ratio[field].as_f64().expect("a number"));
+    assert!(low <= median && median <= high && ratio["confidence"].is_number(), "{ratio}");
+    assert!(cases[0]["rounds"][0]["bench_cores"].is_number() && cases[0]["rounds"][0]["server_core"].is_object());
+}
+
+#[test]
+fn with_ack_and_large_payloads_websockets_account_for_every_message() {
+    for more in [&["--ack", "--window", "4"][..], &["--payload", "65000", "--window", "2"]] {
+        let arguments = ["--transport", "ws", "--conns", "6", "--secs", "0.3", "--rounds", "1"];
+        let report = report("pairs", &[&arguments, more].concat());
+        assert!(count(&report["cases"][1]["rounds"][0]["checked"]) > 20, "{report}");
+    }
+}
+
+#[test]
+fn pairs_are_held_to_a_share_of_a_core() {
+    let arguments = ["--saturation", "0.2", "--conns", "10", "--secs", "0.4", "--rounds", "2"];
+    let report = report("pairs", &arguments);
+    for case in report["cases"].as_array().expect("cases") {
+        let round = &case["rounds"][1];
+        let (pace, rate) = (round["pace"].as_f64().expect("a pace"), round["rate"].as_f64().expect("a rate"));
+        // A machine that does something else may be slower, and what comes of a late start is sent at once.
+        assert!(rate < 1.2 * pace + 1_000.0, "{rate} messages a second, held to {pace}");
+    }
+}
+
+#[test]
+fn every_scenario_runs_over_websockets() {
+    let ws = ["--transport", "ws"];
+    let hold =
+        report("hold", &[&ws[..], &["--conns", "200", "--secs", "3", "--heartbeat", "1", "--control", "20"]].concat());
+    assert_eq!((count(&hold["held_to_the_end"]), count(&hold["lost"])), (200, 0));
+    let storm = report("storm", &[&ws[..], &["--conns", "200", "--secs", "0.5", "--control", "20"]].concat());
+    assert_eq!(count(&storm["cut"]), 180);
+    let churn =
+        report("churn", &[&ws[..], &["--conns", "100", "--secs", "1", "--rate", "200", "--messages", "2"]].concat());
+    assert_eq!(count(&churn["delivered"]), 2 * count(&churn["visits"]));
+    let both = ["--transport", "native,ws"];
+    let idle = report("idle", &[&both[..], &["--conns", "100", "--runs", "1", "--hold", "0.1", "--exchange"]].concat());
+    let run = &idle["runs"][0];
+    assert!(run["gateway"]["user_with_start"].is_number() && run["websocket"]["user_rss"].is_number(), "{run}");
+    assert_eq!(run["exchanged"].as_array().map(Vec::len), Some(2));
+    let few =
+        ["--conns", "10", "--window", "2", "--idle", "50", "--secs", "0.2", "--rounds", "2", "--peer", "nats-server"];
+    let vs = report("vs", &[&both[..], &few].concat());
+    let names: Vec<_> =
+        vs["servers"].as_array().expect("servers").iter().map(|server| server["name"].clone()).collect();
+    assert_eq!(names[..4], ["floor", "trunkline", "floor, WebSocket", "trunkline, WebSocket"]);
+}
+
+#[test]
+fn a_request_to_become_a_websocket_that_is_refused_ends_the_run() {
+    let gateway = gateway();
+    let arguments =
+        ["hold", "--transport", "ws", "--conns", "20", "--secs", "0.5", "--connections-max", "12", "--control", "2"];
+    let output = bench(&[&arguments[..], &["--gateway-bin", gateway.to_str().expect("UTF-8")]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("503"), "{stderr}");
+}
+
+#[test]
+fn a_floor_for_idle_connections_accepts_and_nothing_more() {
+    let mut floor = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["floor-server", "--unarmed"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the floor starts");
+    let mut said = String::new();
+    BufReader::new(floor.stdout.as_mut().expect("piped")).read_line(&mut said).expect("it says where");
+    let mut floor = Ended(floor);
+    let address = said.trim().strip_prefix("listening on ").expect("it says where");
+    let mut stream = std::net::TcpStream::connect(address).expect("accepted");
+    stream.write_all(&[7; 96]).expect("the kernel takes it");
+    stream.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
+    let error = stream.read(&mut [0; 96]).expect_err("nothing comes back, and it is not closed");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    drop(floor.0.stdin.take());
+    assert!(floor.0.wait().expect("it ends with its input").success());
 }
 
 #[test]
@@ -302,19 +416,19 @@ fn storm_brings_everybody_back_and_no_message_is_missing() {
 fn slow_accounts_for_every_message_that_was_dropped() {
     let report = report(
         "slow",
-        // A slow reader gets 6 MB, the kernel holds some 4 of them; the others have room for a second of delay.
+        // A slow reader gets 9.6 MB, the kernel holds some 4 of them; the others have room for seven seconds of delay.
         &[
             "--conns",
             "20",
             "--secs",
-            "5",
+            "16",
             "--rounds",
             "1",
             "--rate",
-            "1500",
+            "750",
             "--payload",
             "16000",
-            "--gateway-arg=--outbox-bytes-max=1MiB",
+            "--gateway-arg=--outbox-bytes-max=4MiB",
         ],
     );
     let lossy = &report["lossy"];
@@ -420,6 +534,8 @@ fn a_wrong_flag_is_named() {
     complaint(&["storm", "--login-rate", "0"], 1, &["--login-rate"]);
     complaint(&["vs", "--peer", "nobody"], 1, &["nobody", "nats-server"]);
     complaint(&["pairs", "--nodes", "10"], 2, &["--nodes", "1..=9"]);
+    complaint(&["pairs", "--transport", "carrier-pigeon"], 2, &["carrier-pigeon", "native, ws"]);
+    complaint(&["pairs", "--saturation", "7"], 1, &["--saturation"]);
     complaint(&["pairs", "--guests"], 1, &["--guests", "--nodes 2"]);
     complaint(&["pairs", "--nodes", "2", "--shards", "2", "--across"], 1, &["--across", "shards of one gateway"]);
     let pid = std::process::id().to_string();

@@ -10,6 +10,7 @@ mod token;
 mod who;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use trunkline_client::{Acknowledge, Client, Config, Error, Event, Events, Outcome, Receipt};
+use trunkline_client::{Acknowledge, Client, Config, Error, Event, Events, Outcome, Receipt, Tls};
 
 use crate::deliver::{Circumstances, Tally};
 use crate::line::Command;
@@ -42,6 +43,7 @@ Examples:
   TRUNKLINE_TOKEN=eyJ… chat --user 1    log in where the gateway runs with --auth jwt
   chat --user 1 --token-file token      the same, from a file that is read again in time
   chat --user 1 --addr a:7700,b:7700    try b when a does not answer
+  chat --user 1 --tls-ca dev-cert.pem   over TLS, to a gateway with that certificate
 
 Lines:
   2;;hello   send hello to user 2          /who 2   is user 2 online
@@ -85,6 +87,14 @@ struct Args {
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_TOKEN_FILE", hide_env_values = true)]
     token_file: Option<OsString>,
 
+    /// Connect over TLS, and trust those whom this system trusts
+    #[arg(long)]
+    tls: bool,
+
+    /// Connect over TLS, and trust the certificates (PEM) in this file instead
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
     /// Name of this device; another login of the same user and device replaces this one
     #[arg(long, value_name = "NAME", default_value = "")]
     device: String,
@@ -123,6 +133,18 @@ async fn main() -> ExitCode {
     }
 }
 
+/// How to connect over TLS; `None` without.
+fn tls(args: &Args) -> Result<Option<Tls>, String> {
+    match &args.tls_ca {
+        Some(path) => {
+            let trusted = std::fs::read(path).and_then(|pem| Tls::trusting(&pem));
+            trusted.map(Some).map_err(|error| format!("{}: {error}", path.display()))
+        }
+        None if args.tls => Tls::of_system().map(Some).map_err(|error| error.to_string()),
+        None => Ok(None),
+    }
+}
+
 /// The whole program; an error is a sentence for the user.
 async fn run(args: Args) -> Result<ExitCode, String> {
     // A variable that is set to nothing is not set.
@@ -140,7 +162,11 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         acknowledge: Acknowledge::Manually,
         ..Config::default()
     };
-    let (client, events) = Client::connect(config).await.map_err(|error| match error {
+    let connected = match tls(&args)? {
+        Some(tls) => Client::connect_with(config, tls).await,
+        None => Client::connect(config).await,
+    };
+    let (client, events) = connected.map_err(|error| match error {
         Error::Connect { .. } => {
             format!("{error} (is the gateway running? --addr names another address)")
         }

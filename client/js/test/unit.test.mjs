@@ -1,6 +1,7 @@
 // The client against a WebSocket of which the test is the other end. Tests are named after the property they prove.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { beforeEach, test } from "node:test";
 import { ByeError, Client, ClosedError, FullError, NotConnectedError, UnauthorizedError } from "../dist/index.js";
 import { FakeSocket, LOGIN_OK, bye, long, short } from "./fake.mjs";
@@ -34,6 +35,11 @@ async function again() {
 }
 
 beforeEach(() => (FakeSocket.all = []));
+
+test("the demo of the gateway has the client of this source: npm run demo puts it there", () => {
+  const read = (path) => readFileSync(new URL(path, import.meta.url), "utf8");
+  assert.equal(read("../../../gateway/src/http/demo/trunkline.js"), read("../dist/trunkline.iife.js"));
+});
 
 test("login is the first frame, with all that the options say", async () => {
   const subject = client({ token: "t0k", device: "tab", deviceClass: "web", agent: "x/1", heartbeatSecs: 300 });
@@ -270,8 +276,43 @@ test("a silent session is asked for a sign of life", async (t) => {
   socket.receive(LOGIN_OK);
   t.mock.timers.tick(15_000);
   assert.equal(socket.kinds().at(-1), PING);
-  for (let half = 0; half < 4; half++) t.mock.timers.tick(15_000);
+  for (let half = 0; half < 3; half++) t.mock.timers.tick(15_000);
   assert.equal(subject.state, "waiting", "nothing was heard for two heartbeats");
   assert.ok(socket.closed);
+  await subject.close();
+});
+
+test("a timer that comes late, as that of a hidden page, ends no session", async (t) => {
+  let now = 1_000;
+  t.mock.method(Date, "now", () => now);
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const subject = client();
+  void subject.connect();
+  for (let turn = 0; turn < 10; turn++) await Promise.resolve();
+  const [socket] = FakeSocket.all;
+  socket.receive(LOGIN_OK);
+  for (let times = 1; times <= 10; times++) {
+    // The timer of half a heartbeat runs when three heartbeats are over.
+    now += 90_000;
+    t.mock.timers.tick(15_000);
+    assert.equal(subject.state, "open", `after the timer ran ${times} times`);
+    assert.equal(socket.kinds().filter((kind) => kind === PING).length, times);
+    socket.receive(short(0x82));
+  }
+  await subject.close();
+});
+
+test("who sends and hears nothing is on a dead connection", async (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"] });
+  const subject = client();
+  void subject.connect();
+  for (let turn = 0; turn < 10; turn++) await Promise.resolve();
+  const [socket] = FakeSocket.all;
+  socket.receive(LOGIN_OK);
+  for (let second = 0; second < 75; second++) {
+    await subject.send(7n, "x").catch(() => {});
+    t.mock.timers.tick(1_000);
+  }
+  assert.ok(socket.closed && socket.kinds().includes(PING));
   await subject.close();
 });

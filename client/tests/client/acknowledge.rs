@@ -88,6 +88,68 @@ async fn a_burst_is_acknowledged_whole_and_in_order_by_an_application_that_takes
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guard_acknowledges_its_message_in_whatever_order_the_work_is_done() {
+    let (client, mut events, mut peer, _board) = pair(Config { acknowledge: Acknowledge::Manually, ..config() }).await;
+    let mut guards = Vec::new();
+    for id in 1..=3 {
+        peer.deliver(2, id, id, "work").await;
+        guards.push(client.guard(message(&mut events).await).await.expect("connected"));
+    }
+    peer.expect_quiet(Duration::from_secs(100)).await;
+    for id in [2, 3, 1] {
+        let at = guards.iter().position(|guard| guard.id == id).expect("held");
+        assert_eq!(guards.remove(at).ack().id, id);
+        assert_eq!(peer.expect(Kind::Ack).await.id, id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_guard_is_dropped_is_delivered_again_as_the_first_time() {
+    let (client, mut events, mut peer, _board) = pair(Config { acknowledge: Acknowledge::Manually, ..config() }).await;
+    peer.deliver(2, 7, 100, "work").await;
+    let guard = client.guard(message(&mut events).await).await.expect("connected");
+    // A copy that comes while somebody works on it is none.
+    peer.deliver_again(2, 7, 200, "work").await;
+    let worker = tokio::spawn(async move {
+        assert_eq!(guard.text(), Some("work"));
+        panic!("the work fails");
+    });
+    assert!(worker.await.is_err());
+    peer.expect_quiet(Duration::from_secs(1)).await;
+    peer.deliver_again(2, 7, 300, "work").await;
+    let again = message(&mut events).await;
+    assert!(again.is_again() && again.id == 7);
+    client.guard(again).await.expect("connected").ack();
+    let ack = peer.expect(Kind::Ack).await;
+    assert_eq!((ack.id, ack.stamp), (7, 300));
+    // And from then on it is answered, not delivered.
+    peer.deliver_again(2, 7, 400, "work").await;
+    assert_eq!(peer.expect(Kind::Ack).await.stamp, 400);
+    assert!(tokio::time::timeout(Duration::from_secs(1), events.next()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_are_bounded_and_one_that_is_let_go_makes_room() {
+    let (client, mut events, mut peer, _board) =
+        pair(Config { acknowledge: Acknowledge::Manually, event_queue_len: 1, dedup_window_len: 64, ..config() }).await;
+    let mut guards = Vec::new();
+    let refused = loop {
+        let id = guards.len() as u64 + 1;
+        peer.deliver(2, id, id, "work").await;
+        let guard = client.guard(message(&mut events).await);
+        match tokio::time::timeout(Duration::from_secs(1), guard).await {
+            Ok(guard) => guards.push(guard.expect("connected")),
+            Err(_elapsed) => break id,
+        }
+    };
+    assert_eq!(refused, 18, "one in the queue and 16 more");
+    guards.remove(0).ack();
+    peer.expect(Kind::Ack).await;
+    peer.deliver(2, 100, 100, "work").await;
+    client.guard(message(&mut events).await).await.expect("there is room").ack();
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_are_a_stream() {
     use std::future::poll_fn;
     use std::pin::Pin;

@@ -101,6 +101,14 @@ async fn a_fate_that_does_not_come_in_time_is_an_error_connected_or_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_application_that_has_crashed_says_that_it_sends_again() {
+    let (client, _events, mut peer, _board) = pair(config()).await;
+    client.submit(Outgoing::new(2, "again").with_id(4_711).as_retry()).await.expect("queued").detach();
+    assert_eq!(peer.expect_send("again").await.flags, flags::ACK | flags::RETRY);
+    assert!(client.unsettled()[0].retry);
+}
+
+#[tokio::test(start_paused = true)]
 async fn ids_may_be_given_and_order_is_that_of_the_calls() {
     let (client, _events, peer, mut board) = pair(config()).await;
     drop(peer);
@@ -116,6 +124,7 @@ async fn ids_may_be_given_and_order_is_that_of_the_calls() {
     let mut peer = board.admitted().await;
     for receipt in receipts {
         let frame = peer.expect_send(&receipt.id().to_string()).await;
+        // The first connection may have taken it before it was known to be gone.
         assert_eq!((frame.id, frame.flags & !flags::RETRY), (receipt.id(), flags::ACK));
         peer.sent(&frame, Outcome::Delivered).await;
         assert_eq!(receipt.outcome().await.expect("a fate"), Outcome::Delivered);

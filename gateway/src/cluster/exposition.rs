@@ -1,8 +1,12 @@
 //! The cluster as metrics.
 
 use super::state::ClusterState;
-use crate::metrics::StatType::{Counter, Gauge};
+use crate::metrics::StatType::{self, Counter, Gauge};
 use crate::prometheus::Exposition;
+use trunkline_router::api::PeerLinks;
+
+/// A series with a number for each other node.
+type OfPeer = (&'static str, StatType, &'static str, fn(&PeerLinks) -> f64);
 
 /// Writes all series of the cluster.
 pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms: u64) {
@@ -58,6 +62,36 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             Gauge,
             "1 while Redis answers renewals and polls.",
             u64::from(status.redis.failing_since_ms.is_none()),
+        ),
+        (
+            "trunkline_cluster_flaps_total",
+            Counter,
+            "Times a node was back in the view in the life in which it had gone from it.",
+            status.flaps,
+        ),
+        (
+            "trunkline_cluster_views_differ",
+            Gauge,
+            "Active nodes that have worked with another view than this one for three lease times.",
+            status.differs.as_ref().map_or(0, |differs| differs.nodes.len() as u64),
+        ),
+        (
+            "trunkline_cluster_favours_refused_total",
+            Counter,
+            "Pipelines of presence not written for another node because 64 were under way; it asks again.",
+            status.refused.favours,
+        ),
+        (
+            "trunkline_cluster_probes_refused_total",
+            Counter,
+            "Looks whether a silent node has ended that did not happen because 64 were under way; the next beat has others.",
+            status.refused.probes,
+        ),
+        (
+            "trunkline_cluster_memos_unsent_total",
+            Counter,
+            "Words to the control threads of other nodes that found the queue of a shard full; they are said again with the next beat.",
+            status.refused.memos,
         ),
         ("trunkline_redis_commands_total", Counter, "Commands sent to Redis, scripts included.", redis.commands),
         (
@@ -155,6 +189,32 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             status.rivals_dropped,
         ),
     ];
+    let peers = cluster.peers(now_ms);
+    let of_peers: [OfPeer; 5] = [
+        ("trunkline_mesh_peer_links", Gauge, "Links of this node to each other one.", |peer| peer.links.into()),
+        ("trunkline_mesh_peer_links_up", Gauge, "Those of them that are up.", |peer| peer.up.into()),
+        ("trunkline_mesh_peer_held_bytes", Gauge, "Bytes held for each other node until it confirms them.", |peer| {
+            peer.held_bytes as f64
+        }),
+        (
+            "trunkline_mesh_peer_round_trip_seconds",
+            Gauge,
+            "Longest smoothed round trip of a link to each other node; 0 until one was measured.",
+            |peer| peer.round_trip_us as f64 / 1e6,
+        ),
+        (
+            "trunkline_mesh_peer_unreachable_seconds",
+            Gauge,
+            "Time for which no link to each other node has been up; 0 while one is.",
+            |peer| peer.unreachable_ms.unwrap_or(0) as f64 / 1e3,
+        ),
+    ];
+    for (name, stat_type, help, number) in of_peers.into_iter().filter(|_| !peers.is_empty()) {
+        exposition.name(name, stat_type, help);
+        for peer in &peers {
+            exposition.sample(&[("peer", &peer.node)], number(peer));
+        }
+    }
     for (name, stat_type, help, value) in whole {
         exposition.name(name, stat_type, help);
         exposition.sample(&[], value);

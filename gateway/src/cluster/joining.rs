@@ -4,6 +4,7 @@
 //! do the same, and gives up at some time. What only somebody can mend ends the start.
 
 use crate::clock::now_ms;
+use crate::config::ClusterSecret;
 use crate::startup::StartupError;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -73,14 +74,15 @@ impl From<PlaneError> for Missed {
 
 /// A node that waits, and who is told for what.
 pub(super) struct Joining<W> {
+    secret: ClusterSecret,
     waits: W,
     patience: Patience,
     held: Option<Held>,
 }
 
 impl<W: Fn(String)> Joining<W> {
-    pub(super) fn new(waits: W) -> Self {
-        Joining { waits, patience: Patience::default(), held: None }
+    pub(super) fn new(secret: ClusterSecret, waits: W) -> Self {
+        Joining { secret, waits, patience: Patience::default(), held: None }
     }
 
     /// Redis does not work yet.
@@ -123,7 +125,7 @@ impl<W: Fn(String)> Joining<W> {
     async fn try_lease(&mut self, plane: &Plane, record: &NodeRecord, lease_ms: u64) -> Result<(u64, u64), Missed> {
         // Found out before it takes anybody's place in the ring: nobody could reach it there.
         let members = plane.poll().await?;
-        if let Some(stranger) = stranger(&members, record) {
+        if let Some(stranger) = stranger(&members, &self.secret) {
             return Err(Missed::Refused(format!(
                 "node {stranger} is in this cluster with another secret: give both nodes the same file as --cluster-secret-file, \
                  or this one another --redis"
@@ -175,10 +177,9 @@ impl<W: Fn(String)> Joining<W> {
     }
 }
 
-/// A node of the cluster that has another secret than this one.
-fn stranger<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a str> {
-    let stranger =
-        members.iter().find(|member| !member.secret_mark.is_empty() && member.secret_mark != own.secret_mark);
+/// A node of the cluster that proves a secret which this one does not accept.
+fn stranger<'a>(members: &'a [NodeRecord], own: &ClusterSecret) -> Option<&'a str> {
+    let stranger = members.iter().find(|member| !member.secret_mark.is_empty() && !own.accepts(&member.secret_mark));
     stranger.map(|stranger| stranger.name.as_str())
 }
 

@@ -29,6 +29,11 @@ impl Place {
         self.order(Order::Weigh { weight }).await;
     }
 
+    /// Another secret of the cluster is proved to others, with this mark: told to them with the next renewal.
+    pub async fn remark(&self, mark: String) {
+        self.order(Order::Remark { mark }).await;
+    }
+
     /// The shards run: into the ring, as soon as other nodes can dial this one. See [`Place::take`] for when this returns.
     pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
         self.order(Order::Serve { ports, stats }).await;

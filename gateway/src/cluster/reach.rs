@@ -14,11 +14,9 @@
 //!   by those whose names sort before its own only, and that name sorts before all.
 
 use crate::clock::now_ms;
-use crate::config::ClusterSecret;
-use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Versions};
-use crate::mesh::peers::CALLER_MARK;
+use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets, Versions};
+use crate::mesh::peers::{CALLER_MARK, LINKS_MAX, links_needed};
 use crate::mesh::wire::NONCE_BYTES;
-use crate::startup::StartupError;
 use rustix::rand::GetRandomFlags;
 use std::collections::BTreeMap;
 use std::io;
@@ -45,6 +43,8 @@ pub(crate) enum Admission {
     Waits(String),
     /// Not as long as the others cannot dial it; holds who says so and what to do.
     Unreachable(String),
+    /// Not with so many nodes and shards: the links between them would be more than there are places for. Holds where, and what to do.
+    NoPlaces(String),
 }
 
 /// Judges by the records of all nodes, of which `own` is one or not.
@@ -65,6 +65,9 @@ pub(crate) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
             None => silent.push(record.name.as_str()),
         }
     }
+    if let Some(why) = no_places(own, records) {
+        return Admission::NoPlaces(why);
+    }
     let judges = found + not_found.len() + silent.len();
     if judges == 0 || 2 * found > judges {
         return Admission::Open;
@@ -79,10 +82,25 @@ pub(crate) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
     ))
 }
 
+/// Where there would be more links than places with this node in the ring.
+fn no_places(own: &NodeRecord, records: &[NodeRecord]) -> Option<String> {
+    let others = || records.iter().filter(|record| record.name != own.name && record.state != NodeState::Gone);
+    let active = others().filter(|record| record.state == NodeState::Active);
+    std::iter::once(own).chain(active).find_map(|at| {
+        let peers = others().chain(std::iter::once(own)).filter(|record| record.name != at.name);
+        let needed = links_needed(at.shards, peers.map(|record| record.shards)).err()?;
+        Some(format!(
+            "this node does not become active: each shard of node {} would have {needed} mesh links, and has places for {LINKS_MAX}; \
+             give all nodes about as many --shards, or have fewer nodes",
+            at.name
+        ))
+    })
+}
+
 /// What this node has found of those that join.
 #[derive(Debug)]
 pub(super) struct Prober {
-    secret: handshake::ClusterSecret,
+    secrets: Secrets,
     own: String,
     found: BTreeMap<String, Found>,
     dials: JoinSet<(String, u64, Result<(), String>)>,
@@ -98,10 +116,9 @@ struct Found {
 }
 
 impl Prober {
-    pub(super) fn new(secret: &ClusterSecret, own: &str) -> Result<Self, StartupError> {
-        let secret = handshake::ClusterSecret::new(secret.bytes());
-        let secret = secret.map_err(|error| StartupError::Cluster(error.to_string()))?;
-        Ok(Prober { secret, own: own.to_owned(), found: BTreeMap::new(), dials: JoinSet::new(), calls: JoinSet::new() })
+    pub(super) fn new(secrets: Secrets, own: &str) -> Self {
+        let (found, dials, calls) = (BTreeMap::new(), JoinSet::new(), JoinSet::new());
+        Prober { secrets, own: own.to_owned(), found, dials, calls }
     }
 
     /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the call, since it has no link for
@@ -112,7 +129,7 @@ impl Prober {
             return;
         }
         let me = Identity { name: format!("{CALLER_MARK}{}", self.own), incarnation: life, versions: Versions::OWN };
-        let (secret, name, mesh) = (self.secret.clone(), name.to_owned(), mesh.to_owned());
+        let (secret, name, mesh) = (self.secrets.first(), name.to_owned(), mesh.to_owned());
         self.calls.spawn(async move {
             let called = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, true)).await;
             called.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())))
@@ -138,7 +155,7 @@ impl Prober {
             let incarnation = record.incarnation;
             self.found.insert(record.name.clone(), Found { incarnation, ok, dialing: true });
             let me = Identity { name: DIALER_NAME.to_owned(), incarnation: 0, versions: Versions::OWN };
-            let (secret, name, mesh) = (self.secret.clone(), record.name.clone(), record.mesh.clone());
+            let (secret, name, mesh) = (self.secrets.first(), record.name.clone(), record.mesh.clone());
             self.dials.spawn(async move {
                 let dialed = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, false)).await;
                 let result = dialed.unwrap_or_else(|_| Err(format!("no answer within {} s", DIAL_TIMEOUT.as_secs())));
@@ -235,6 +252,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            view: 0,
         }
     }
 
@@ -271,6 +289,28 @@ mod tests {
         assert_eq!(judged(&joins_too), Admission::Open, "who joins has no say beside who is active");
         let one_of_three = [active("a", says(true)), active("b", says(false)), active("c", says(true))];
         assert_eq!(judged(&one_of_three), Admission::Open, "one that cannot dial keeps nobody out");
+    }
+
+    #[test]
+    fn who_would_bring_more_links_than_there_are_places_for_does_not_become_active() {
+        let (yes, mut own) = (says(true), record("x", 50, NodeState::Joining, Some(Vec::new())));
+        let others = |shards: u32, count: usize| -> Vec<NodeRecord> {
+            let other = |at| NodeRecord { shards, ..record(&format!("n{at}"), 3, NodeState::Active, yes.clone()) };
+            (0..count).map(other).collect()
+        };
+        let judged = |own: &NodeRecord, others: &[NodeRecord]| admission(own, others);
+        assert_eq!(judged(&own, &others(1, LINKS_MAX)), Admission::Open);
+        let Admission::NoPlaces(why) = judged(&own, &others(1, LINKS_MAX + 1)) else { panic!("too many nodes") };
+        assert!(why.contains("256") && why.contains("257") && why.contains("node x"), "{why}");
+        // Ten nodes that go from 2 to 56 shards: those that have not changed yet run out of places.
+        let mut grown = others(56, 9);
+        grown.push(NodeRecord { shards: 2, ..record("old", 3, NodeState::Active, yes.clone()) });
+        own.shards = 56;
+        let Admission::NoPlaces(why) = judged(&own, &grown) else { panic!("ten times 28 links") };
+        assert!(why.contains("280") && why.contains("node old") && why.contains("--shards"), "{why}");
+        grown.truncate(8);
+        grown.push(NodeRecord { shards: 2, ..record("old", 3, NodeState::Active, yes.clone()) });
+        assert_eq!(judged(&own, &grown), Admission::Open, "nine times 28 find places");
     }
 
     #[test]

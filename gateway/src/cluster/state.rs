@@ -1,9 +1,13 @@
 //! What the rest of the process may know of the cluster.
 
 use super::audit::AuditStatus;
+use super::links::Links;
+use crate::membership::LinkNews;
+use crate::mesh::peers::LINKS_MAX;
 use crate::presence_log::PresenceLog;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use trunkline_router::api::PeerLinks;
 use trunkline_router::membership::Fenced;
 use trunkline_router::redis::{Metrics, MetricsSnapshot};
 
@@ -20,6 +24,8 @@ pub struct ClusterState {
     life: AtomicU64,
     epoch: AtomicU64,
     status: Mutex<ClusterStatus>,
+    /// Written and read by the control thread only.
+    links: Mutex<Links>,
     /// Bytes of memos that wait for the control thread.
     memos: AtomicUsize,
     redis: Arc<Metrics>,
@@ -55,6 +61,15 @@ pub struct ClusterStatus {
     pub quarantined: bool,
     /// Members whose host refuses connections to their mesh address while Redis fails.
     pub dead: Vec<String>,
+    /// Active nodes that have worked with another view than this node for long, since when they differ, milliseconds of [`crate::clock`], and
+    /// whether they are most of all.
+    pub differs: Option<Differs>,
+    /// How often a node was back in the view in the life in which it had gone from it.
+    pub flaps: u64,
+    /// Questions of the control thread that were given up for want of room, by what they were.
+    pub refused: Refused,
+    /// Links to other nodes for which the shards have no places.
+    pub links_missing: u64,
     /// How often all sessions were written again.
     pub resyncs: u64,
     /// Whether that is going on.
@@ -65,6 +80,28 @@ pub struct ClusterStatus {
     pub rivals: u64,
     /// Those among them that were not looked into at once, because too many came together.
     pub rivals_dropped: u64,
+}
+
+/// Nodes that see another cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differs {
+    /// Their names.
+    pub nodes: Vec<String>,
+    /// Since when, milliseconds of [`crate::clock`].
+    pub since_ms: u64,
+    /// They are more than those that see what this node does.
+    pub most: bool,
+}
+
+/// What the control thread did not do because it did as much of it as it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Pipelines of presence that peers asked for.
+    pub favours: u64,
+    /// Looks whether the process of a silent node has ended.
+    pub probes: u64,
+    /// Words to other nodes that found no room at a shard.
+    pub memos: u64,
 }
 
 /// Whether Redis works.
@@ -87,6 +124,7 @@ impl ClusterState {
             life: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             status: Mutex::default(),
+            links: Mutex::default(),
             memos: AtomicUsize::new(0),
             redis,
             logs,
@@ -132,6 +170,16 @@ impl ClusterState {
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A shard has news of its links.
+    pub(super) fn links_told(&self, shard: u16, all: bool, news: &[LinkNews]) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).told(shard, all, news);
+    }
+
+    /// The links to each other node.
+    pub fn peers(&self, now_ms: u64) -> Vec<PeerLinks> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).peers(now_ms)
     }
 
     /// Takes room for a memo of so many bytes that is to wait for the control thread; whether there is some.
@@ -192,21 +240,42 @@ impl ClusterState {
             let why = "most of the other nodes do not reach this one over the mesh, so its users have other homes until they do";
             return Some(why.to_owned());
         }
+        if let Some(Differs { nodes, since_ms, most: true }) = &status.differs {
+            let secs = now_ms.saturating_sub(*since_ms) / 1_000;
+            return Some(format!(
+                "this node has worked with another view of the cluster than most for {secs} s; these differ: {}",
+                nodes.join(", ")
+            ));
+        }
         let nobody = status.members.iter().all(|(state, members)| *state != "active" || *members == 0);
         (nobody && status.state == "active").then(|| "no node is in the ring, so no user has a home".to_owned())
     }
 
     /// What does not work although the node may serve, in words.
     pub fn degraded(&self, now_ms: u64) -> Vec<String> {
-        let ClusterStatus { redis, helper, dead, .. } = self.status();
-        let Some(since_ms) = redis.failing_since_ms else { return Vec::new() };
+        let ClusterStatus { redis, helper, dead, links_missing, differs, .. } = self.status();
+        let mut degraded = Vec::new();
+        if let Some(Differs { nodes, since_ms, .. }) = differs {
+            let secs = now_ms.saturating_sub(since_ms) / 1_000;
+            degraded.push(format!(
+                "these nodes have worked with another view of the cluster than this one for {secs} s: {}",
+                nodes.join(", ")
+            ));
+        }
+        if links_missing > 0 {
+            degraded.push(format!(
+                "{links_missing} links to other nodes have no place, because a shard has {LINKS_MAX} of them: users here do not reach those nodes; \
+                 give all nodes about as many --shards, or have fewer nodes"
+            ));
+        }
+        let Some(since_ms) = redis.failing_since_ms else { return degraded };
         let secs = now_ms.saturating_sub(since_ms) / 1_000;
         let error = redis.error.map(|error| format!(" ({error})")).unwrap_or_default();
         let by = match helper {
             Some(node) => format!("node {node} renews the lease of this node and writes its presence"),
             None => "the other nodes vouch for this one, and presence is written when it is back".to_owned(),
         };
-        let mut degraded = vec![format!("Redis has been failing for {secs} s{error}; {by}")];
+        degraded.push(format!("Redis has been failing for {secs} s{error}; {by}"));
         if !dead.is_empty() {
             degraded.push(format!("these nodes have ended, and Redis does not know it yet: {}", dead.join(", ")));
         }
@@ -279,6 +348,19 @@ mod tests {
     }
 
     #[test]
+    fn who_sees_another_cluster_than_most_is_not_ready() {
+        let state = |most| {
+            let differs = Some(Differs { nodes: vec!["b".to_owned(), "c".to_owned()], since_ms: 1_000, most });
+            let members = [("joining", 0), ("active", 3), ("draining", 0)];
+            state(ClusterStatus { state: "active", members, differs, ..ClusterStatus::default() }, 90_000)
+        };
+        let why = state(true).unready(31_000).unwrap();
+        assert!(why.contains("30 s") && why.ends_with("b, c"), "{why}");
+        assert_eq!(state(false).unready(31_000), None, "one that is right says so, and serves");
+        assert!(state(false).degraded(31_000)[0].ends_with("b, c"));
+    }
+
+    #[test]
     fn a_failing_redis_degrades() {
         let redis = RedisStatus { failing_since_ms: Some(1_000), error: Some("no answer".to_owned()) };
         let degraded = state(ClusterStatus { redis, ..ClusterStatus::default() }, 9_000).degraded(13_500);
@@ -288,5 +370,7 @@ mod tests {
         let degraded = state(ClusterStatus { redis, helper, dead, ..ClusterStatus::default() }, 9_000).degraded(2_000);
         assert!(degraded[0].contains("node b renews") && degraded[1].ends_with(": c"), "{degraded:?}");
         assert_eq!(state(ClusterStatus::default(), 9_000).degraded(1), Vec::<String>::new());
+        let degraded = state(ClusterStatus { links_missing: 3, ..ClusterStatus::default() }, 9_000).degraded(1);
+        assert!(degraded[0].starts_with("3 links") && degraded[0].contains("256"), "{degraded:?}");
     }
 }

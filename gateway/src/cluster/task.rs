@@ -4,16 +4,16 @@ use super::audit::{Audit, Compared, compare};
 use super::reach::{Admission, Prober, admission};
 use super::relay::{Relay, Relayed, Through};
 use super::rival::{self, Loser};
-use super::state::{ClusterState, ClusterStatus, RedisStatus};
+use super::state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused};
 use super::{FLUSH_TIMEOUT, MeshNews};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
-use crate::config::{ClusterConfig, ClusterSecret};
+use crate::config::ClusterConfig;
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
 use crate::membership::{Action, Agent, Change, End, Memo, Page, Question, Reply, Request, Walk, state_word};
+use crate::mesh::handshake::Secrets;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
-use crate::startup::StartupError;
 use std::future::pending;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -43,7 +43,9 @@ const TURNS_PERIOD: Duration = Duration::from_millis(900);
 /// Beats without a turn after which a shard stands: far more than the longest turn takes.
 const STANDS_BEATS: u32 = 5;
 /// Pipelines of presence that are written for peers at once.
-const FAVOURS_MAX: usize = 64;
+pub(super) const FAVOURS_MAX: usize = 64;
+/// Nodes that are looked at at once for whether their process has ended. Others are with the next beat.
+pub(super) const PROBES_MAX: usize = 64;
 /// How long a connection to a node that is silent may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a node says again that it cannot have its name.
@@ -60,6 +62,8 @@ pub(super) enum Order {
     Become { state: NodeState, done: oneshot::Sender<()> },
     /// Another weight in the ring.
     Weigh { weight: u32 },
+    /// Another secret is proved to others, with this mark.
+    Remark { mark: String },
     /// Write what waits, give the lease up, and end.
     Leave,
 }
@@ -149,18 +153,21 @@ pub(super) struct Task {
     turns_seen: Instant,
     /// The shard that sent the last memo.
     memos: usize,
+    refused: Refused,
+    /// Looks whether a silent node has ended, under way.
+    probes: usize,
     state: Arc<ClusterState>,
 }
 
 impl Task {
     pub(super) fn new(
         config: &ClusterConfig,
-        secret: &ClusterSecret,
+        secrets: Secrets,
         plane: Plane,
         agent: Agent,
         state: Arc<ClusterState>,
         logs: Vec<Arc<PresenceLog>>,
-    ) -> Result<Self, StartupError> {
+    ) -> Self {
         let queue_max = config.presence_queue_max;
         let bytes_max = queue_max.saturating_mul(PRESENCE_WRITE_BYTES as usize);
         let queue = Arc::new(WriteBehind::new(queue_max, bytes_max, Arc::clone(plane.metrics())));
@@ -208,7 +215,7 @@ impl Task {
             fenced_logged: None,
             resyncs: 0,
             awaited: None,
-            prober: Prober::new(secret, agent.name())?,
+            prober: Prober::new(secrets, agent.name()),
             asks_admission: None,
             admitted: false,
             waits: None,
@@ -220,12 +227,14 @@ impl Task {
             turns: Vec::new(),
             turns_seen: Instant::now(),
             memos: 0,
+            refused: Refused::default(),
+            probes: 0,
             state,
             plane,
             agent,
         };
         task.publish();
-        Ok(task)
+        task
     }
 
     /// The views as they come.
@@ -257,7 +266,7 @@ impl Task {
                     // None of them panics; were it so, this lets the next beat ask again.
                     Err(_) => {
                         self.agent.forget_questions();
-                        self.favours = 0;
+                        (self.favours, self.probes) = (0, 0);
                         self.audit.failed();
                     }
                 },
@@ -270,6 +279,7 @@ impl Task {
                     Order::Admit { done } => self.ask_admission(done),
                     Order::Become { state, done } => self.set_state(state, done),
                     Order::Weigh { weight } => self.set_weight(weight),
+                    Order::Remark { mark } => self.set_mark(mark),
                     Order::Leave => flushed = flushed.or_else(|| self.flush()),
                 },
                 () = ended(&mut flushed) => break,
@@ -362,7 +372,8 @@ impl Task {
         if !ports.is_empty() {
             self.memos = (self.memos + 1) % ports.len();
             // A shard that is so busy now has the next one in a beat.
-            let _ = ports[self.memos].send(Control::Memo { node: node.into(), life, body: body.into() });
+            let sent = ports[self.memos].send(Control::Memo { node: node.into(), life, body: body.into() });
+            self.refused.memos += u64::from(sent.is_err());
         }
     }
 
@@ -377,6 +388,7 @@ impl Task {
     /// Writes presence for a peer. One that asks for too much at once hears nothing, and asks again.
     fn write_for(&mut self, node: String, life: u64, number: u64, writes: Vec<Change>) {
         if self.favours >= FAVOURS_MAX {
+            self.refused.favours += 1;
             return;
         }
         self.favours += 1;
@@ -389,14 +401,20 @@ impl Task {
     }
 
     fn heard(&mut self, news: MeshNews) {
-        if let MeshNews::Memo { body, .. } = &news {
-            self.state.release_memo(body.len());
+        match &news {
+            MeshNews::Memo { body, .. } => self.state.release_memo(body.len()),
+            MeshNews::Links { shard, all, links } => self.state.links_told(*shard, *all, links),
         }
         self.agent.heard(now_ms(), news);
     }
 
     /// Finds out whether anything accepts connections at an address. Only a host that refuses says that there is nobody.
     fn probe(&mut self, node: String, life: u64, mesh: String, sent_ms: u64) {
+        if self.probes >= PROBES_MAX {
+            self.refused.probes += 1;
+            return;
+        }
+        self.probes += 1;
         self.answers.spawn(async move {
             let connected = timeout(PROBE_TIMEOUT, TcpStream::connect(&mesh)).await;
             let refused = matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused);
@@ -482,6 +500,7 @@ impl Task {
                 }
             }
             Answer::Probed { node, life, sent_ms, refused } => {
+                self.probes = self.probes.saturating_sub(1);
                 self.agent.probed(now_ms, &node, life, sent_ms, refused);
             }
         }
@@ -560,7 +579,7 @@ impl Task {
                 }
                 why
             }
-            Admission::Unreachable(why) => {
+            Admission::Unreachable(why) | Admission::NoPlaces(why) => {
                 if self.patience.is_due("unreachable", now) {
                     tracing::error!("{why}");
                 }
@@ -612,6 +631,11 @@ impl Task {
             tracing::info!("the weight of this node in the ring is {weight} now");
             self.agent.hurry(now_ms());
         }
+    }
+
+    fn set_mark(&mut self, mark: String) {
+        self.agent.record_mut().secret_mark = mark;
+        self.agent.hurry(now_ms());
     }
 
     /// Takes the last events and lets the writer end when it has written all.
@@ -747,6 +771,8 @@ impl Task {
 
     fn publish(&mut self) {
         let view = self.agent.heart().view();
+        let differs = self.agent.differs(now_ms());
+        let differs = differs.map(|(nodes, since_ms, most)| Differs { nodes, since_ms, most });
         let members = [NodeState::Joining, NodeState::Active, NodeState::Draining].map(|state| {
             (state_word(state), view.members.iter().filter(|member| member.state == state).count() as u64)
         });
@@ -772,6 +798,10 @@ impl Task {
             audit: self.audit.status(),
             rivals: self.rivals.load(Ordering::Relaxed),
             rivals_dropped: self.rivals_dropped.load(Ordering::Relaxed),
+            differs,
+            flaps: self.agent.flaps(),
+            refused: self.refused,
+            links_missing: self.shards.stats.iter().map(|stats| stats.mesh_links_missing.get()).sum(),
         };
         let life = self.agent.heart().life();
         self.state.publish(

@@ -6,7 +6,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trunkline_router::membership::{ZONE_CHARS_MAX, is_zone};
 use trunkline_router::redis::{RedisConfig, TlsError, TlsFiles};
@@ -15,6 +15,9 @@ use trunkline_router::ring::WEIGHT_MAX;
 /// Shortest and longest cluster secret, bytes: below, it could be guessed; above, it is the name of another file.
 const SECRET_BYTES_MIN: usize = 16;
 const SECRET_BYTES_MAX: usize = 1_024;
+/// Secrets at a time: an old one and a new one.
+const SECRETS_MAX: usize = 2;
+const NO_SECRET: &str = "give --cluster-secret-file FILE, with the secret that all nodes of the cluster share";
 /// A renewal gets a fifth of the lease, so that one that fails can be tried three times more before the lease ends.
 const LEASE_PARTS: u64 = 5;
 /// A lease is renewed each second, or more often where a fifth of it is less.
@@ -37,8 +40,8 @@ pub struct ClusterConfig {
     pub weight: u32,
     /// Where the node stands; may be empty.
     pub zone: String,
-    /// File with the secret of the cluster; see [`ClusterConfig::load_secret`].
-    pub secret_file: PathBuf,
+    /// Files with the secrets of the cluster, one or two; see [`ClusterConfig::load_secret`].
+    pub secret_files: Vec<PathBuf>,
     /// What becomes of a login at a node that is not the user's home.
     pub placement: Placement,
     /// Time to live of the lease, milliseconds.
@@ -51,22 +54,36 @@ pub struct ClusterConfig {
     pub presence_audit_ms: u64,
 }
 
-/// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes.
+/// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes; while it is being changed a second one beside it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ClusterSecret(Box<[u8]>);
+pub struct ClusterSecret {
+    /// What this node proves that it knows.
+    first: Box<[u8]>,
+    /// What other nodes may prove instead.
+    second: Option<Box<[u8]>>,
+}
 
 impl ClusterSecret {
-    /// What tells this secret from others and does not give it away: the first 8 bytes of HMAC-SHA256 over a label, in hexadecimal digits.
+    /// What tells the first secret from others and does not give it away: the first 8 bytes of HMAC-SHA256 over a label, in hexadecimal digits.
     pub fn mark(&self) -> String {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
-        mac.update(b"trunkline cluster secret mark");
-        mac.finalize().into_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        mark(&self.first)
     }
 
-    /// The secret itself.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
+    /// Whether a node with this mark proves a secret that this node accepts.
+    pub fn accepts(&self, mark_of_other: &str) -> bool {
+        self.all().any(|secret| mark(secret) == mark_of_other)
     }
+
+    /// All secrets, first the one that this node proves.
+    pub fn all(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&*self.first).chain(self.second.as_deref())
+    }
+}
+
+fn mark(secret: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    mac.update(b"trunkline cluster secret mark");
+    mac.finalize().into_bytes().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Debug for ClusterSecret {
@@ -77,22 +94,14 @@ impl fmt::Debug for ClusterSecret {
 }
 
 impl ClusterConfig {
-    /// Reads the secret. One newline at the end of the file does not belong to it.
+    /// Reads the secrets. One newline at the end of a file does not belong to it.
     ///
     /// # Errors
-    /// When the file cannot be read or the secret is too short or too long; the message names the file.
+    /// When a file cannot be read or its secret is too short or too long; the message names the file.
     pub fn load_secret(&self) -> Result<ClusterSecret, ConfigError> {
-        let bytes = read_key(&self.secret_file)?;
-        let secret = without_newline(&bytes);
-        if !(SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len()) {
-            let error = format!(
-                "it holds {} bytes, and a cluster secret has {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}; \
-                 'openssl rand -hex 32' makes a good one, the same file for all nodes",
-                secret.len()
-            );
-            return Err(ConfigError::File { path: self.secret_file.clone(), error });
-        }
-        Ok(ClusterSecret(secret.into()))
+        let mut secrets = self.secret_files.iter().map(|file| load_secret(file));
+        let first = secrets.next().unwrap_or_else(|| Err(ConfigError::Conflict(NO_SECRET.to_owned())))?;
+        Ok(ClusterSecret { first, second: secrets.next().transpose()? })
     }
 
     /// The same with TLS to Redis set up, if it is asked for.
@@ -114,6 +123,20 @@ impl ClusterConfig {
     }
 }
 
+fn load_secret(file: &Path) -> Result<Box<[u8]>, ConfigError> {
+    let bytes = read_key(file)?;
+    let secret = without_newline(&bytes);
+    if !(SECRET_BYTES_MIN..=SECRET_BYTES_MAX).contains(&secret.len()) {
+        let error = format!(
+            "it holds {} bytes, and a cluster secret has {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX}; \
+             'openssl rand -hex 32' makes a good one, the same file for all nodes",
+            secret.len()
+        );
+        return Err(ConfigError::File { path: file.to_owned(), error });
+    }
+    Ok(secret.into())
+}
+
 /// Judges the settings of a cluster; `None` for a node that is alone.
 pub(super) fn cluster(
     all: &Settings,
@@ -130,13 +153,20 @@ pub(super) fn cluster(
     };
     let lease_ms = judge.count("lease_secs", known(all.lease_secs), 2..=60)? * 1_000;
     redis.command_timeout = redis.command_timeout.min(Duration::from_millis(lease_ms / LEASE_PARTS));
-    let Some(secret_file) = all.cluster_secret_file.clone() else {
+    let secret_files = all.cluster_secret_file.clone().unwrap_or_default();
+    if secret_files.is_empty() {
+        let redis = judge.origins.of("redis");
         return Err(ConfigError::Conflict(format!(
-            "redis ({}) is given without cluster_secret_file: give --cluster-secret-file FILE, \
-             with the secret that all nodes of the cluster share",
-            judge.origins.of("redis")
+            "redis ({redis}) is given without cluster_secret_file: {NO_SECRET}"
         )));
-    };
+    }
+    if secret_files.len() > SECRETS_MAX {
+        return judge.refuse(
+            "cluster_secret_file",
+            secret_files.len(),
+            format!("at most {SECRETS_MAX} files: the secret that this node proves, and one that it accepts beside it"),
+        );
+    }
     Ok(Some(ClusterConfig {
         redis,
         tls_files: TlsFiles {
@@ -148,7 +178,7 @@ pub(super) fn cluster(
         advertise: advertise(all, listen, judge)?,
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
         zone: zone(all, judge)?,
-        secret_file,
+        secret_files,
         placement: known(all.placement),
         lease_ms,
         redis_down: known(all.redis_down),

@@ -4,6 +4,7 @@ use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
 use super::store::{store, store_kind, store_limits};
+use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS,
@@ -185,14 +186,17 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
     let store = store(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
+    let tls = tls(&all, judge)?;
     apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
         auth,
         upgrade,
+        tls,
         cluster,
         store,
         listen,
         http_access: http_access(&all, http, judge)?,
+        demo: demo(&all, http, judge)?,
         http,
         node,
         shards: shards as u16,
@@ -366,6 +370,11 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         return judge.refuse("heartbeat_secs", heartbeat_secs, allowed);
     }
     let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX);
+    // Without a certificate there is nothing to limit.
+    let has_tls = all.tls_cert.as_ref().is_some_and(|certs| !certs.is_empty());
+    let of_tls = |key, value: Option<u64>, allowed| {
+        judge.count(key, known(value), allowed).map(|count| if has_tls { count as u32 } else { 0 })
+    };
     let mesh_slots = mesh_slots(all);
     let connections_limit = CONNECTIONS_LIMIT - u64::from(mesh_slots);
     let connections_max = judge.count("connections_max", known(all.connections_max), 1..=connections_limit)? as u32;
@@ -440,6 +449,8 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         device_age_secs: store.device_age_secs,
         store_mail_bytes_max: store.mail_bytes_max,
         store_bytes_max: store.store_bytes_max,
+        tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
+        tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()
     };
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
@@ -499,6 +510,17 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
         ),
         keys_file => Ok(HttpAccess { keys_file: keys_file.clone(), insecure_open }),
     }
+}
+
+fn demo(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<bool, ConfigError> {
+    if known(all.demo) && !http.ip().is_loopback() && !known(all.http_insecure_open) {
+        let allowed = format!(
+            "http = {http} is not loopback, so the page would be served to whoever reaches it: \
+             leave it out, or say --http-insecure-open, without keys, if that is what you want"
+        );
+        return judge.refuse("demo", "true", allowed);
+    }
+    Ok(known(all.demo))
 }
 
 fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConfig, ConfigError> {

@@ -137,6 +137,10 @@ settings! {
     /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain the node.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     http_insecure_open: [bool] "BOOL" "TRUNKLINE_HTTP_INSECURE_OPEN" Fixed("false");
+    /// Serve a chat page at /demo of the HTTP API, for trying this node in a browser. It may connect as a page of ws_origin may.
+    /// On an address that is not loopback only with http_insecure_open.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    demo: [bool] "BOOL" "TRUNKLINE_DEMO" Fixed("false");
     /// Name of this node, told to clients and shown in metrics: 1 to 64 letters, digits, '.', '_' or '-'.
     node: [String] "NAME" "TRUNKLINE_NODE" Computed("the host name");
 
@@ -184,6 +188,30 @@ settings! {
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
 
+    ["TLS"]
+    /// File with a certificate (PEM) of this node and, behind it, those that signed it up to the one that clients trust.
+    /// With it clients may use TLS, on the same ports. May be given several times, each with its tls_key: a client gets
+    /// the one for the name it asks for (*.example.com is one label), else the first. ECDSA (P-256) is best: a
+    /// handshake with RSA costs five times as much.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    @reloadable tls_cert: [Vec<PathBuf>] "FILE" "TRUNKLINE_TLS_CERT" Unset("[\"/path/to/fullchain.pem\"]");
+    /// File with the key (PEM) of that certificate.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    @reloadable tls_key: [Vec<PathBuf>] "FILE" "TRUNKLINE_TLS_KEY" Unset("[\"/path/to/privkey.pem\"]");
+    /// File with the certificates (PEM) of those who sign clients' certificates. A client may then show one, and if it
+    /// names a user (subjectAltName URI:urn:trunkline:user:42), with auth jwt a LOGIN of that user needs no token.
+    @reloadable tls_client_ca: [PathBuf] "FILE" "TRUNKLINE_TLS_CLIENT_CA" Unset("\"/path/to/file\"");
+    /// Close connections that do not begin with TLS, requests of balancers included: those have the HTTP API.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    tls_required: [bool] "BOOL" "TRUNKLINE_TLS_REQUIRED" Fixed("false");
+    /// Handshakes of each shard that are under way, 16 to 65536. When hit: the one that began first is ended.
+    tls_handshakes_max: [u64] "N" "TRUNKLINE_TLS_HANDSHAKES_MAX" Fixed("1024");
+    /// Handshakes that go on in one turn of a shard, 1 to 64; each costs about 0.1 ms. When hit: the others wait for
+    /// the next turn.
+    tls_handshakes_per_turn: [u64] "N" "TRUNKLINE_TLS_HANDSHAKES_PER_TURN" Fixed("2");
+
     ["Cluster"]
     /// The Redis Cluster through which nodes find each other: redis-cluster://[user:password@]host:port[,host:port…],
     /// or rediss-cluster://… for TLS. Without it this node is alone, and the settings below have no meaning.
@@ -205,8 +233,11 @@ settings! {
     /// Where this node stands, such as a data centre; a router sends clients of a zone to nodes of that zone as long as they have room. At most
     /// 64 characters.
     zone: [String] "NAME" "TRUNKLINE_ZONE" Fixed("\"\"");
-    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count.
-    cluster_secret_file: [PathBuf] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("\"/path/to/file\"");
+    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count. May be given twice: the
+    /// first is the one this node proves, and both are accepted, so that a secret can be changed without a stop.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.

@@ -2,7 +2,7 @@
 
 use super::links::{MILLIFRAMES, frame_units};
 use super::shard::Shard;
-use crate::conn::{ConnFlags, Phase};
+use crate::conn::{ConnFlags, Phase, Wire};
 use crate::limits::LOGIN_FRAME_BYTES_MAX;
 use crate::reason::CloseReason;
 use trunkline_proto::{Code, Frame, Header, Kind, Violation, decode, encode, frame_len};
@@ -41,9 +41,12 @@ impl Shard {
     pub(crate) fn take_in(&mut self, slot: u32, mut bytes: &[u8]) {
         let conn = self.links.slots.at(slot);
         // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
-        let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.is_native();
-        if opens && bytes.first().is_some_and(|first| *first != 0) {
-            return self.open_otherwise(slot, bytes);
+        let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
+        if opens {
+            let in_clear = !conn.wire.has(Wire::TLS) && self.tls_required;
+            if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
+                return self.open_otherwise(slot, bytes);
+            }
         }
         if conn.flags.has(ConnFlags::BEHIND) || conn.flags.has(ConnFlags::PAUSED) {
             // What came before has not had its turn, or the answers to it have not been taken.
@@ -188,7 +191,7 @@ impl Shard {
             self.links.stats.evicted_partial.add(u64::from(victim != asker));
             self.close(victim, CloseReason::Overloaded);
             self.links.take_partial(victim);
-            self.links.take_wrapped_token(victim);
+            self.links.drop_wrapping(victim);
             if victim == asker {
                 break;
             }

@@ -13,7 +13,7 @@ use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSessi
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
-use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags};
+use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
 use trunkline_proto::{Header, Kind, Outcome, flags};
 use trunkline_router::hash::home_shard;
 
@@ -240,8 +240,8 @@ impl Shard {
             FarRecord::KickUser { user, .. } => self.shard_of(user),
             FarRecord::KickDone { shard, .. } => shard,
             FarRecord::Settled { to, .. } => to,
-            // Whichever shard it comes to tells the control thread.
-            FarRecord::Memo { .. } => self.shard,
+            // Whichever shard it comes to tells the control thread, or the other shards.
+            FarRecord::Memo { .. } | FarRecord::SettledShards { .. } => self.shard,
         };
         if shard == self.shard {
             return self.far_here(from, record);
@@ -330,10 +330,18 @@ impl Shard {
             FarRecord::Kick { seat, user, session, code } => self.kicked_by_home(seat.conn, user, session, code),
             FarRecord::KickUser { user, shard, ask, device } => self.kick_asked(node, shard, ask, user, device),
             FarRecord::KickDone { ask, ended, left, status, .. } => self.kick_answered(ask, ended, left, status),
-            FarRecord::Settled { from, digest, .. } => {
-                if let Some(routing) = &self.directory.routing {
-                    let told = self.directory.remotes.told();
-                    self.directory.unsettled |= self.directory.settling.said(routing, node, from, digest, told);
+            FarRecord::Settled { from, digest, .. } => self.settled_there(node, from, digest),
+            FarRecord::SettledShards { from, digest, shards } => {
+                for to in shards_of(shards) {
+                    match to {
+                        to if to == self.shard => self.settled_there(node, from, digest),
+                        // Behind what has come over the same link before it.
+                        to if to < self.shards => {
+                            let record = FarRecord::Settled { from, to, digest };
+                            self.outgoing.put(to, &Record::Far { from: node, record });
+                        }
+                        _ => self.links.stats.mesh_misrouted.add(1),
+                    }
                 }
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
@@ -343,6 +351,12 @@ impl Shard {
             }
             FarRecord::Memo { body } => self.take_memo(node, body),
         }
+    }
+
+    /// A shard of another node has told of all its sessions for the view of that digest.
+    fn settled_there(&mut self, node: NodeKey, from: u16, digest: u64) {
+        let told = self.directory.remotes.told();
+        self.directory.unsettled |= self.directory.settling.said(node, from, digest, told);
     }
 
     /// A memo of another node's control thread, for this node's.
@@ -466,6 +480,7 @@ impl Shard {
             FarRecord::KickUser { .. }
             | FarRecord::KickDone { .. }
             | FarRecord::Settled { .. }
+            | FarRecord::SettledShards { .. }
             | FarRecord::Memo { .. } => {}
         }
     }

@@ -6,9 +6,10 @@ use crate::conn::{Conn, ConnFlags, Phase, Wire};
 use crate::io::{BufId, ConnId, HandoverToken, Io, OpResult, ReadOp, errno};
 use crate::limits::ReadMode;
 use crate::mailbox::{Arrival, NotTaken};
-use crate::outbox::unsent_messages;
+use crate::outbox::{unsent_in_records, unsent_messages};
 use crate::reason::CloseReason;
-use crate::transport::outbound::{seal, unsent_sealed_messages};
+use crate::transport::outbound::{seal, seal_tls, unsent_sealed_messages};
+use crate::transport::tls::Bounds;
 
 /// What is to come after a receive's bytes.
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +143,14 @@ impl<I: Io> Core<I> {
             return links.note_drained(id.slot);
         }
         if outbox.sending_left > 0 {
-            let unsent = if conn.wire.is_native() { unsent_messages } else { unsent_sealed_messages };
-            links.stats.copies_unsent.add(unsent(&buf, outbox.sending_offset));
+            let unsent = if conn.wire.is_native() {
+                unsent_messages(&buf, outbox.sending_offset)
+            } else if conn.wire.has(Wire::TLS) {
+                unsent_in_records(&outbox.sealed, outbox.sending_offset)
+            } else {
+                unsent_sealed_messages(&buf, outbox.sending_offset)
+            };
+            links.stats.copies_unsent.add(unsent);
             links.outbox_bytes -= outbox.sending_left;
         }
         outbox.end_send(buf);
@@ -214,10 +221,31 @@ impl<I: Io> Core<I> {
                 let mut buf = outbox.begin_send();
                 if !conn.wire.is_native() {
                     links.outbox_bytes -= buf.len();
-                    seal(&mut buf, conn.wire.kind(), conn.wire.has(Wire::RAW));
+                    let mut worn_out = false;
+                    if conn.wire.has(Wire::TLS) {
+                        let mut keys = links.tls.sessions.view(slot);
+                        let updates = seal_tls(&mut buf, conn.wire, keys.as_mut(), &mut outbox.sealed);
+                        links.stats.tls_updates_out.add(updates.into());
+                        worn_out = keys.is_some_and(|keys| keys.is_worn_out(&Bounds::STANDARD));
+                    } else {
+                        seal(&mut buf, conn.wire.kind(), conn.wire.has(Wire::RAW));
+                    }
                     links.outbox_bytes += buf.len();
-                    conn.wire.clear(Wire::RAW);
+                    conn.wire.clear(Wire::RAW | Wire::LAYERED);
                     outbox.sending_left = buf.len();
+                    if buf.is_empty() {
+                        // There are no keys to send it with, or what was owed has gone with something else.
+                        outbox.end_send(buf);
+                        if let Some(outbox) = conn.outbox.take() {
+                            links.spares.put(outbox);
+                        }
+                        return;
+                    }
+                    if worn_out && conn.phase == Phase::Open {
+                        outbox.sending = Some(self.io.send(id, buf, 0));
+                        links.flights.push(slot);
+                        return self.shard.close(slot, CloseReason::TlsWornOut);
+                    }
                 }
                 outbox.sending = Some(self.io.send(id, buf, 0));
                 links.flights.push(slot);

@@ -36,11 +36,14 @@ impl Shard {
         let Ok(mut login) = Login::decode(frame.body) else {
             return self.close(slot, CloseReason::BadLogin);
         };
-        if !self.links.slots.at(slot).wire.is_native()
-            && let Some(token) = self.links.take_wrapped_token(slot)
-            && login.token.is_empty()
-        {
-            login.token = token;
+        let mut certified = None;
+        if !self.links.slots.at(slot).wire.is_native() {
+            certified = self.links.take_certified(slot);
+            if let Some(token) = self.links.take_wrapped_token(slot)
+                && login.token.is_empty()
+            {
+                login.token = token;
+            }
         }
         if login.version != VERSION {
             return self.close(slot, CloseReason::UnsupportedVersion);
@@ -48,7 +51,12 @@ impl Shard {
         if login.user == 0 || login.device.len() > DEVICE_BYTES_MAX || login.device_class.len() > CLASS_BYTES_MAX {
             return self.close(slot, CloseReason::BadLogin);
         }
-        let token_end = match self.auth.get().check(login.user, &login.token, self.now.wall_ms / 1_000) {
+        let now_s = self.now.wall_ms / 1_000;
+        let checked = match certified {
+            Some((user, until_s)) => self.auth.get().check_certified(login.user, &login.token, now_s, user, until_s),
+            None => self.auth.get().check(login.user, &login.token, now_s),
+        };
+        let token_end = match checked {
             Ok(token_end) => token_end,
             Err(refusal) => return self.refuse_login(slot, login.user, &login.token, refusal),
         };

@@ -1,6 +1,7 @@
 //! The connections of a shard and what is queued for them: everything below users and messages.
 
 use super::decode::Flow;
+use super::tls::TlsLinks;
 use super::tokens::Tokens;
 use super::wrap::{Wrappings, ping_tick};
 use crate::conn::{Conn, ConnFlags, Phase, Slots, Wire};
@@ -66,6 +67,8 @@ pub(crate) struct Links {
     pub(crate) tick: u32,
     /// What has to be remembered of connections that are not native.
     pub(crate) wrappings: Wrappings,
+    /// Keys of TLS, and its handshakes.
+    pub(crate) tls: TlsLinks,
 }
 
 /// A part of a frame is much from this size on.
@@ -99,6 +102,7 @@ impl Links {
             partial_bytes: 0,
             tick: 0,
             wrappings: Wrappings::default(),
+            tls: TlsLinks::default(),
             limits,
             stats,
         }
@@ -504,13 +508,24 @@ impl Links {
             }
         }
         if now >= PARTIAL_MUCH_BYTES && (before < PARTIAL_MUCH_BYTES || phase == Phase::Handshake) {
-            self.holders.push(slot);
-            if self.holders.len() >= 64 && self.holders.len().is_power_of_two() {
-                let slots = &mut self.slots;
-                self.holders.sort_unstable();
-                self.holders.dedup();
-                self.holders.retain(|slot| held(slots.at(*slot)) >= PARTIAL_MUCH_BYTES);
-            }
+            self.note_holder(slot);
+        }
+    }
+
+    fn note_holder(&mut self, slot: u32) {
+        self.holders.push(slot);
+        if self.holders.len() >= 64 && self.holders.len().is_power_of_two() {
+            let (slots, wrappings) = (&mut self.slots, &self.wrappings);
+            self.holders.sort_unstable();
+            self.holders.dedup();
+            self.holders.retain(|slot| held(slots.at(*slot), wrappings, *slot) >= PARTIAL_MUCH_BYTES);
+        }
+    }
+
+    /// Notes a connection that holds the beginning of a record, if that is much.
+    pub(crate) fn note_held(&mut self, slot: u32) {
+        if held(self.slots.at(slot), &self.wrappings, slot) >= PARTIAL_MUCH_BYTES {
+            self.note_holder(slot);
         }
     }
 
@@ -526,10 +541,11 @@ impl Links {
                 return id.slot;
             }
         }
-        let slots = &mut self.slots;
-        self.holders.retain(|slot| held(slots.at(*slot)) >= PARTIAL_MUCH_BYTES);
-        let most = self.holders.iter().copied().max_by_key(|slot| held(self.slots.at(*slot)));
-        most.filter(|slot| held(self.slots.at(*slot)) > held(self.slots.at(asker))).unwrap_or(asker)
+        let (slots, wrappings) = (&mut self.slots, &self.wrappings);
+        let mut held = |slot: u32| held(slots.at(slot), wrappings, slot);
+        self.holders.retain(|slot| held(*slot) >= PARTIAL_MUCH_BYTES);
+        let most = self.holders.iter().copied().max_by_key(|slot| held(*slot));
+        most.filter(|slot| held(*slot) > held(asker)).unwrap_or(asker)
     }
 
     /// Takes the kept beginning of a frame.
@@ -578,9 +594,10 @@ fn holds_as_stranger(conn: &mut Conn) -> bool {
     conn.phase == Phase::Handshake && (conn.partial.is_some() || conn.wire.has(Wire::REMEMBERED))
 }
 
-/// Bytes that a connection holds of frames.
-fn held(conn: &Conn) -> usize {
-    conn.partial.as_ref().map_or(0, |partial| partial.len())
+/// Bytes that a connection holds of frames, and of what they come in.
+fn held(conn: &Conn, wrappings: &Wrappings, slot: u32) -> usize {
+    let wrapped = if conn.wire.has(Wire::REMEMBERED) { wrappings.held(slot) } else { 0 };
+    conn.partial.as_ref().map_or(0, |partial| partial.len()) + wrapped
 }
 
 /// Since when an outbox has been full, or nothing was taken of it.

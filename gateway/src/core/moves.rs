@@ -16,7 +16,7 @@ use crate::inbox::Unacked;
 use crate::mailbox::Origin;
 use crate::mesh::node_key;
 use crate::mesh::peers::{FarError, Mesh};
-use crate::mesh::wire::{Record as FarRecord, Seat, flags as far_flags};
+use crate::mesh::wire::{Record as FarRecord, SETTLED_SHARDS_SINCE, Seat, flags as far_flags, shards_of};
 use std::sync::Arc;
 use trunkline_proto::Outcome;
 use trunkline_router::membership::{NodeState, View, promise_ms};
@@ -52,6 +52,8 @@ impl Shard {
         let deadline = self.links.tick + ticks(SETTLE_MS.max(lease_ms));
         self.directory.settling.begin(&next, deadline);
         self.directory.unsettled = true;
+        self.directory.telling_since_us = Some(self.now.mono_us);
+        self.directory.settling_since_us = Some(self.now.mono_us);
         self.directory.routing = Some(next.clone());
         // What was not told of to the end has to be told of as a whole.
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
@@ -139,7 +141,7 @@ impl Shard {
             WalkStep::Inboxes { users } => self.transfer_some(users),
             WalkStep::Remotes { from } => Some(self.forget_all_past(&routing, from)),
             WalkStep::Sweep { from } => self.forget_some(&routing, from).map(|from| WalkStep::Sweep { from }),
-            WalkStep::Settled { shards } => self.say_settled(&routing, shards),
+            WalkStep::Settled { nodes } => self.say_settled(&routing, nodes),
         };
         let Some(step) = step else { return false };
         // A walk that waits for a link goes on with the next tick, or whatever comes before.
@@ -289,8 +291,7 @@ impl Shard {
         if let Some(from) = self.forget_some(routing, from) {
             return WalkStep::Remotes { from };
         }
-        let shards = routing.others().flat_map(|member| (0..member.shards).map(|shard| (member.key, shard as u16)));
-        WalkStep::Settled { shards: shards.collect() }
+        WalkStep::Settled { nodes: routing.others().map(|member| member.key).collect() }
     }
 
     /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone. Returns where to go on.
@@ -316,32 +317,65 @@ impl Shard {
         next
     }
 
-    fn say_settled(&mut self, routing: &Routing, mut shards: Vec<(NodeKey, u16)>) -> Option<WalkStep> {
-        while let Some((node, to)) = shards.last().copied() {
-            let record = FarRecord::Settled { from: self.shard, to, digest: routing.digest() };
-            let unreachable = self.mesh.as_ref().is_some_and(|mesh| mesh.is_unreachable(node, to));
-            if unreachable && let Some(mesh) = &mut self.mesh {
-                mesh.pass_over(node);
-            } else if self.send_far(node, to, &record) == Err(FarError::Full) {
-                return Some(WalkStep::Settled { shards });
+    /// Tells the other nodes that all their shards have been told of. A link that is full keeps the rest waiting.
+    fn say_settled(&mut self, routing: &Routing, mut nodes: Vec<NodeKey>) -> Option<WalkStep> {
+        while let Some(node) = nodes.last() {
+            if let Some(member) = routing.member(*node)
+                && self.say_settled_to(member, routing.digest()) == Err(FarError::Full)
+            {
+                return Some(WalkStep::Settled { nodes });
             }
-            shards.pop();
+            nodes.pop();
+        }
+        if let Some(since_us) = self.directory.telling_since_us.take() {
+            self.links.stats.view_change_time.observe(self.now.mono_us.saturating_sub(since_us));
         }
         self.directory.settling.is_settled().then_some(WalkStep::Sweep { from: 0 })
     }
 
+    /// One record for each link to the node, or for each of its shards if its version knows no other. Those that were told before an error are told
+    /// again, which does no harm.
+    fn say_settled_to(&mut self, member: &Member, digest: u64) -> Result<(), FarError> {
+        let (node, from) = (member.key, self.shard);
+        let sets = self.mesh.as_ref().map(|mesh| mesh.shard_sets(node)).unwrap_or_default();
+        for set in sets {
+            let Some(first) = shards_of(&set).next() else { continue };
+            if let Some(mesh) = &mut self.mesh
+                && mesh.is_unreachable(node, first)
+            {
+                mesh.pass_over(node);
+                continue;
+            }
+            if member.protocol >= SETTLED_SHARDS_SINCE {
+                self.send_settled(node, first, &FarRecord::SettledShards { from, digest, shards: &set })?;
+                continue;
+            }
+            for to in shards_of(&set) {
+                self.send_settled(node, to, &FarRecord::Settled { from, to, digest })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_settled(&mut self, node: NodeKey, to: u16, record: &FarRecord<'_>) -> Result<(), FarError> {
+        self.send_far(node, to, record)?;
+        self.links.stats.settled_sent.add(1);
+        Ok(())
+    }
+
     /// Ends the wait for other nodes if it is over; those for whom nobody has registered a session are offline then.
     pub(crate) fn look_at_settling(&mut self) {
-        if let (false, Some(routing), Some(mesh)) =
-            (self.directory.settling.is_settled(), self.directory.routing.clone(), &self.mesh)
-        {
-            self.directory.settling.look_without(&routing, |node| mesh.is_silent(node));
+        if let (false, Some(mesh)) = (self.directory.settling.is_settled(), &self.mesh) {
+            self.directory.settling.look_without(|node| mesh.is_silent(node));
         }
         if self.directory.settling.expire(self.links.tick) {
             self.links.stats.settle_timeouts.add(1);
         }
         if !self.directory.settling.is_settled() || !std::mem::take(&mut self.directory.unsettled) {
             return;
+        }
+        if let Some(since_us) = self.directory.settling_since_us.take() {
+            self.links.stats.settling_time.observe(self.now.mono_us.saturating_sub(since_us));
         }
         self.directory.before.clear();
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));

@@ -13,13 +13,14 @@ use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now};
 use crate::limits::{Limits, MESH_LINK_SHARE};
 use crate::mailbox::{Adoptee, Arrival, Mailboxes, Outgoing};
-use crate::mesh::handshake::ClusterSecret;
+use crate::mesh::handshake::Secrets;
 use crate::mesh::link::LinkLimits;
 use crate::mesh::peers::{Mesh, MeshConfig};
 use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
+use crate::transport::tls::{TlsReader, TlsSwitch};
 use crate::transport::upgrade;
 use hashbrown::HashMap;
 use std::sync::Arc;
@@ -49,6 +50,10 @@ pub(crate) struct ShardConfig {
     pub(crate) auth: Arc<AuthSwitch>,
     /// Which requests become WebSockets.
     pub(crate) upgrade: Arc<upgrade::Rules>,
+    /// The certificates of the node; `None` without TLS.
+    pub(crate) tls: Option<Arc<TlsSwitch>>,
+    /// Whether every connection has to begin with TLS.
+    pub(crate) tls_required: bool,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
@@ -67,7 +72,7 @@ pub(crate) struct ShardCluster {
     pub(crate) state: Arc<ClusterState>,
     /// Where to tell what is heard of other nodes.
     pub(crate) news: mpsc::Sender<MeshNews>,
-    pub(crate) secret: ClusterSecret,
+    pub(crate) secrets: Secrets,
     /// Whether this shard has the listener for other nodes, as the one behind those for clients.
     pub(crate) listens: bool,
 }
@@ -79,6 +84,8 @@ pub(crate) struct Shard {
     pub(crate) node: String,
     pub(crate) auth: AuthReader,
     pub(crate) upgrade: Arc<upgrade::Rules>,
+    pub(crate) tls: Option<TlsReader>,
+    pub(crate) tls_required: bool,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
@@ -141,7 +148,7 @@ impl Shard {
         let mesh = config.cluster.as_ref().map(|cluster| {
             Mesh::new(MeshConfig {
                 node: config.node.clone(),
-                secret: cluster.secret.clone(),
+                secrets: cluster.secrets.clone(),
                 shard: config.shard,
                 shards: config.shards,
                 link: LinkLimits {
@@ -183,6 +190,8 @@ impl Shard {
             node: config.node,
             auth: config.auth.reader(),
             upgrade: config.upgrade,
+            tls: config.tls.map(|tls| tls.reader()),
+            tls_required: config.tls_required,
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -316,6 +325,13 @@ impl Shard {
             return;
         }
         let user = conn.user;
+        if phase == Phase::HandingOver
+            && let Some(wrapped) = self.departing.remove(&slot).and_then(|mut adoptee| adoptee.wrapped.take())
+        {
+            // It has not been sent off yet, and will not be: it is told so in the language it speaks.
+            self.links.put_back_wrapped(slot, *wrapped);
+        }
+        let conn = self.links.slots.at(slot);
         conn.wire.clear(Wire::TURNED_AWAY);
         conn.reason = Some(reason);
         conn.phase = if reason == CloseReason::PeerReset { Phase::Finishing } else { Phase::Closing };
@@ -328,22 +344,28 @@ impl Shard {
             self.links.discard_pending(slot);
             self.links.slots.at(slot).flags.set(ConnFlags::RESET);
         }
-        let wire = self.links.slots.at(slot).wire.kind();
+        let wire = self.links.slots.at(slot).wire;
+        let kind = wire.kind();
+        // Where everything is to go over TLS nothing is said without it.
+        let in_clear = self.tls_required && !wire.has(Wire::TLS);
         if let Some(code) = reason.code()
-            && wire != Wire::HTTP
+            && kind != Wire::HTTP
+            && !wire.is_shaking()
+            && !in_clear
         {
             let bye = self.bye(reason, slot, redirect, text);
             self.links.append(slot, |out| encode_message(out, Kind::Bye, code.as_u16(), &bye));
         }
-        if wire != Wire::NATIVE {
+        if kind != Wire::NATIVE && !wire.is_shaking() {
             self.say_goodbye(slot, reason, text);
+        }
+        if wire.has(Wire::TLS) {
+            self.say_goodbye_tls(slot, reason);
         }
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
         match phase {
             Phase::Open => self.session_ended(slot, user),
-            // It has not been sent off yet, and will not be.
-            Phase::HandingOver => drop(self.departing.remove(&slot)),
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
             Phase::Registering => {
                 drop(self.directory.registrations.forget(slot));
@@ -610,5 +632,7 @@ impl Shard {
             stats.store_logins.set(desk.logins.len() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
+        stats.tls_connections.set(self.links.tls.sessions.len().into());
+        stats.tls_shaking.set(self.links.tls.shaking().into());
     }
 }

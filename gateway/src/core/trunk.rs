@@ -5,14 +5,17 @@
 //! node is one send.
 
 use super::Core;
+use crate::cluster::MeshNews;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken, Io, OpResult, ReadOp, SendId};
 use crate::mailbox::{Arrival, NotTaken};
+use crate::membership::LinkNews;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::link::Outgoing;
-use crate::mesh::peers::{CONNECTIONS_MAX, Step, Tiding};
+use crate::mesh::peers::Step;
 use crate::mesh::wire::Unit;
 use crate::outbox::Outbox;
+use std::net::IpAddr;
 
 /// A send to another node: what the connection's place for a send holds of it.
 fn sending(send: SendId, len: usize, offset: usize) -> Box<Outbox> {
@@ -25,17 +28,13 @@ fn sending(send: SendId, len: usize, offset: usize) -> Box<Outbox> {
 
 impl<I: Io> Core<I> {
     /// A connection came to the mesh's listener.
-    pub(super) fn on_node_accepted(&mut self, slot: u32) {
+    pub(super) fn on_node_accepted(&mut self, slot: u32, from: Option<IpAddr>) {
         let (now_ms, nonce) = (self.shard.now.mono_ms, self.io.random());
         if self.shard.links.slots.occupy(slot, Phase::Mesh).is_none() {
             return self.shard.links.stats.ring_stale.add(1);
         }
         self.shard.links.slots.at(slot).flags.set(ConnFlags::MESH);
-        let taken = self
-            .shard
-            .mesh
-            .as_mut()
-            .is_some_and(|mesh| mesh.connections() < CONNECTIONS_MAX && mesh.accepted(slot, now_ms, nonce));
+        let taken = self.shard.mesh.as_mut().is_some_and(|mesh| mesh.accepted(slot, from, now_ms, nonce));
         if !taken {
             self.shard.links.slots.at(slot).phase = Phase::Finishing;
         }
@@ -199,7 +198,7 @@ impl<I: Io> Core<I> {
     pub(super) fn tick_nodes(&mut self) {
         let now_ms = self.shard.now.mono_ms;
         if std::mem::take(&mut self.mesh_accept_ended) && self.listening_to_nodes {
-            self.io.accept(self.listeners.len() as u16, true);
+            self.io.accept_with_address(self.listeners.len() as u16);
         }
         let ends = self.shard.ends();
         let Some(mesh) = &mut self.shard.mesh else { return };
@@ -212,7 +211,7 @@ impl<I: Io> Core<I> {
         let mut due = Vec::new();
         mesh.due_sends(now_ms, &mut due);
         let expired = mesh.expired(now_ms);
-        let tidings = mesh.tidings(now_ms);
+        let (all, news) = mesh.news(now_ms);
         for slot in due {
             self.shard.links.mark_dirty(slot);
         }
@@ -222,7 +221,7 @@ impl<I: Io> Core<I> {
                 self.node_broken(id);
             }
         }
-        tidings.into_iter().for_each(|tiding| self.shard.tell(tiding));
+        self.shard.tell(all, news);
         self.shard.set_mesh_gauges();
     }
 
@@ -264,14 +263,10 @@ impl<I: Io> Core<I> {
 
 impl super::shard::Shard {
     /// News of the mesh for the control thread. What does not fit its queue is told again with the next heartbeat.
-    fn tell(&self, tiding: Tiding) {
-        use crate::cluster::MeshNews;
-        let Some(cluster) = &self.cluster else { return };
-        let news = match tiding {
-            Tiding::Heard { node, incarnation } => MeshNews::Heard { node: node.into(), incarnation },
-            Tiding::Lost { node, incarnation } => MeshNews::Lost { node: node.into(), incarnation },
-        };
-        let _ = cluster.news.try_send(news);
+    fn tell(&self, all: bool, links: Vec<LinkNews>) {
+        let Some(cluster) = self.cluster.as_ref().filter(|_| all || !links.is_empty()) else { return };
+        let told = cluster.news.try_send(MeshNews::Links { shard: self.shard, all, links });
+        self.links.stats.mesh_news_dropped.add(u64::from(told.is_err()));
     }
 
     fn set_mesh_gauges(&self) {
@@ -281,6 +276,7 @@ impl super::shard::Shard {
         let link = mesh.stats();
         stats.mesh_links.set(links);
         stats.mesh_links_up.set(up);
+        stats.mesh_links_missing.set(mesh.links_missing() as u64);
         stats.mesh_held_bytes.set(mesh.bytes() as u64);
         stats.mesh_records_out.set(link.records_out);
         stats.mesh_records_in.set(link.records_in);
@@ -291,6 +287,10 @@ impl super::shard::Shard {
         stats.mesh_given_back.set(link.given_back);
         stats.mesh_reconnects.set(link.reconnects);
         stats.mesh_failures.set(mesh.failures());
+        stats.limit_mesh_later.set(mesh.later_dropped());
+        let given_way = mesh.given_way();
+        stats.limit_mesh_strangers.set(given_way.to_all);
+        stats.limit_mesh_strangers_address.set(given_way.to_address);
         stats.mesh_rtt_us.set(link.rtt_us);
         stats.mesh_time.set(&link.times);
     }

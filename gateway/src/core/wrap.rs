@@ -6,8 +6,9 @@ use super::shard::Shard;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
 use crate::reason::CloseReason;
 use crate::transport::outbound::put_raw;
+use crate::transport::tls::{End as TlsEnd, HANDSHAKE_BYTES, Handshake, Session};
 use crate::transport::upgrade::{self, Refusal, Request};
-use crate::transport::{Opening, opening};
+use crate::transport::{Opening, TLS_HANDSHAKE, opening};
 use hashbrown::HashMap;
 use std::fmt;
 use trunkline_proto::websocket::{
@@ -25,19 +26,41 @@ struct Wrapping {
     inbound: Inbound,
     /// The token that came with its request, until LOGIN.
     token: Option<String>,
+    /// Its handshake of TLS.
+    handshake: Option<Box<Handshake>>,
+    /// The beginning of a record of TLS.
+    record: Vec<u8>,
+    /// How its records have ended.
+    tls_end: Option<TlsEnd>,
+    /// The user whom its certificate names, and the last second in which that holds; until LOGIN.
+    certified: Option<(u64, u64)>,
 }
 
 impl fmt::Debug for Wrapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "(secret)");
-        f.debug_struct("Wrapping").field("inbound", &self.inbound).field("token", &token).finish()
+        f.debug_struct("Wrapping")
+            .field("inbound", &self.inbound)
+            .field("token", &token)
+            .field("handshake", &self.handshake)
+            .field("record", &self.record.len())
+            .field("tls_end", &self.tls_end)
+            .field("certified", &self.certified)
+            .finish()
     }
 }
 
 impl Wrapping {
-    /// Bytes that it counts as of half-received frames, whose bound is its bound: itself, its entry, a control frame begun, and the token.
+    /// Bytes that it counts as of half-received frames, whose bound is its bound: itself, its entry, a control frame
+    /// begun, the token, and what belongs to TLS.
     fn bytes(&self) -> usize {
-        WRAPPING_BYTES + self.token.as_ref().map_or(0, |token| token.len())
+        let handshake = if self.handshake.is_some() { HANDSHAKE_BYTES } else { 0 };
+        WRAPPING_BYTES + self.token.as_ref().map_or(0, |token| token.len()) + handshake + self.record.len()
+    }
+
+    fn is_needed(&self) -> bool {
+        let of_tls = self.handshake.is_some() || !self.record.is_empty() || self.tls_end.is_some();
+        !self.inbound.is_idle() || self.token.is_some() || of_tls || self.certified.is_some()
     }
 }
 
@@ -51,12 +74,24 @@ const PONGS_BEFORE_LOGIN_BYTES_MAX: usize = 4_096;
 pub(crate) struct Wrapped {
     wire: Wire,
     wrapping: Option<Box<Wrapping>>,
+    /// Its keys of TLS.
+    session: Option<Session>,
 }
 
 impl Wrappings {
     /// Connections of which something has to be remembered.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// The handshake of a connection.
+    pub(crate) fn handshake(&self, slot: u32) -> Option<&Handshake> {
+        self.0.get(&slot)?.handshake.as_deref()
+    }
+
+    /// Bytes that are held for a connection.
+    pub(crate) fn held(&self, slot: u32) -> usize {
+        self.0.get(&slot).map_or(0, |wrapping| wrapping.bytes())
     }
 }
 
@@ -73,7 +108,7 @@ impl Links {
     }
 
     fn put_wrapping(&mut self, slot: u32, wrapping: Box<Wrapping>) {
-        if !wrapping.inbound.is_idle() || wrapping.token.is_some() {
+        if wrapping.is_needed() {
             self.slots.at(slot).wire.set(Wire::REMEMBERED);
             self.partial_bytes += wrapping.bytes();
             self.wrappings.0.insert(slot, wrapping);
@@ -94,22 +129,97 @@ impl Links {
         token
     }
 
+    /// Changes what is remembered of a connection.
+    fn remember(&mut self, slot: u32, change: impl FnOnce(&mut Wrapping)) {
+        let mut wrapping = self.take_wrapping(slot).unwrap_or_default();
+        change(&mut wrapping);
+        self.put_wrapping(slot, wrapping);
+    }
+
+    /// Takes the handshake of a connection.
+    pub(crate) fn take_handshake(&mut self, slot: u32) -> Option<Box<Handshake>> {
+        let mut wrapping = self.take_wrapping(slot)?;
+        let handshake = wrapping.handshake.take();
+        self.put_wrapping(slot, wrapping);
+        handshake
+    }
+
+    /// Keeps the handshake of a connection.
+    pub(crate) fn put_handshake(&mut self, slot: u32, handshake: Box<Handshake>) {
+        self.remember(slot, |wrapping| wrapping.handshake = Some(handshake));
+    }
+
+    /// Takes the beginning of a record.
+    pub(crate) fn take_record(&mut self, slot: u32) -> Option<Vec<u8>> {
+        let mut wrapping = self.take_wrapping(slot)?;
+        let record = std::mem::take(&mut wrapping.record);
+        self.put_wrapping(slot, wrapping);
+        (!record.is_empty()).then_some(record)
+    }
+
+    /// Keeps the beginning of a record.
+    pub(crate) fn put_record(&mut self, slot: u32, bytes: &[u8]) {
+        self.remember(slot, |wrapping| wrapping.record = bytes.to_vec());
+        self.note_held(slot);
+    }
+
+    /// How the records of a connection have ended, if they have.
+    pub(crate) fn tls_end(&mut self, slot: u32) -> Option<TlsEnd> {
+        let remembered = self.slots.at(slot).wire.has(Wire::REMEMBERED);
+        remembered.then(|| self.wrappings.0.get(&slot)?.tls_end).flatten()
+    }
+
+    /// Notes how the records of a connection have ended.
+    pub(crate) fn put_tls_end(&mut self, slot: u32, end: TlsEnd) {
+        self.remember(slot, |wrapping| wrapping.tls_end = Some(end));
+    }
+
+    /// Keeps the user whom a certificate names, until LOGIN.
+    pub(crate) fn put_certified(&mut self, slot: u32, certified: (u64, u64)) {
+        self.remember(slot, |wrapping| wrapping.certified = Some(certified));
+    }
+
+    /// Takes the user whom the certificate of a connection names, and the last second in which that holds.
+    pub(crate) fn take_certified(&mut self, slot: u32) -> Option<(u64, u64)> {
+        let mut wrapping = self.take_wrapping(slot)?;
+        let certified = wrapping.certified.take();
+        self.put_wrapping(slot, wrapping);
+        certified
+    }
+
     /// Takes what lies between the bytes and the frames of a connection that goes to another shard; `None` where nothing does.
     pub(crate) fn take_wrapped(&mut self, slot: u32) -> Option<Box<Wrapped>> {
-        let wire = self.slots.at(slot).wire.kind();
-        (!wire.is_native()).then(|| Box::new(Wrapped { wire, wrapping: self.take_wrapping(slot) }))
+        let wire = self.slots.at(slot).wire.layers();
+        (!wire.is_native()).then(|| {
+            let session = self.tls.sessions.take(slot);
+            Box::new(Wrapped { wire, wrapping: self.take_wrapping(slot), session })
+        })
     }
 
     /// Goes on with a connection that came from another shard.
     pub(crate) fn put_wrapped(&mut self, slot: u32, wrapped: Wrapped) {
         self.slots.at(slot).wire = wrapped.wire;
+        self.put_back_wrapped(slot, wrapped);
+    }
+
+    /// A connection that was to go to another shard stays, to be ended here.
+    pub(crate) fn put_back_wrapped(&mut self, slot: u32, wrapped: Wrapped) {
         if let Some(wrapping) = wrapped.wrapping {
             self.put_wrapping(slot, wrapping);
+        }
+        if let Some(session) = wrapped.session {
+            self.tls.sessions.put(slot, &session);
         }
     }
 
     /// The connection is gone.
     pub(crate) fn forget_wrapped(&mut self, slot: u32) {
+        self.take_wrapping(slot);
+        self.tls.sessions.remove(slot);
+    }
+
+    /// Lets go of what is remembered of a connection that gives way: it is ended, and needs none of it any more.
+    pub(crate) fn drop_wrapping(&mut self, slot: u32) {
         self.take_wrapping(slot);
     }
 
@@ -132,14 +242,17 @@ pub(crate) fn ping_tick(conn: &Conn) -> Option<u32> {
 const _: () = assert!(TICK_MS * 4 <= 1_000 / 2);
 
 impl Shard {
-    /// The first bytes of a connection are no frame.
+    /// The first bytes of a connection are no frame, or have to be those of TLS.
     pub(crate) fn open_otherwise(&mut self, slot: u32, bytes: &[u8]) {
+        let within_tls = self.links.slots.at(slot).wire.has(Wire::TLS);
+        let native = within_tls && self.links.tls.sessions.view(slot).is_some_and(|view| view.facts.is_native());
         match opening(bytes) {
-            Some(Opening::Http) | None => {
-                self.links.slots.at(slot).wire = Wire::HTTP;
+            Some(Opening::Tls) if !within_tls => self.open_tls(slot, bytes),
+            Some(Opening::Http) | None if !native && (within_tls || !self.tls_required) => {
+                self.links.slots.at(slot).wire.change_kind(Wire::HTTP);
                 self.received_head(slot, bytes);
             }
-            Some(_) => self.close(slot, CloseReason::UnknownTransport),
+            _ => self.close(slot, CloseReason::UnknownTransport),
         }
     }
 
@@ -151,6 +264,10 @@ impl Shard {
             return self.received_without_room(slot, bytes);
         }
         match (phase, wire.kind()) {
+            (Phase::Handshake, _) if wire.is_shaking() => self.received_handshake(slot, bytes),
+            (Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open, _) if wire.has(Wire::TLS) => {
+                self.received_records(slot, bytes);
+            }
             (Phase::Handshake, Wire::HTTP) => self.received_head(slot, bytes),
             (Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open, Wire::WEBSOCKET) => {
                 self.received_messages(slot, bytes);
@@ -164,17 +281,18 @@ impl Shard {
     /// process is.
     fn received_without_room(&mut self, slot: u32, bytes: &[u8]) {
         match bytes.first() {
-            Some(b'G') => {
+            Some(b'G') if !self.tls_required => {
                 self.links.slots.at(slot).wire = Wire::HTTP.and(Wire::TURNED_AWAY);
                 self.received_head(slot, bytes);
             }
-            Some(0) => self.turn_away(slot),
+            Some(0) if !self.tls_required => self.turn_away(slot),
+            Some(&TLS_HANDSHAKE) => self.turn_tls_away(slot),
             _ => self.close(slot, CloseReason::UnknownTransport),
         }
     }
 
     /// Bytes of a request's head; the bounds of half-received frames are its too.
-    fn received_head(&mut self, slot: u32, bytes: &[u8]) {
+    pub(crate) fn received_head(&mut self, slot: u32, bytes: &[u8]) {
         let conn = self.links.slots.at(slot);
         let room = !conn.wire.has(Wire::TURNED_AWAY);
         let looked = conn.partial.as_ref().map_or(0, |partial| partial.len());
@@ -200,11 +318,9 @@ impl Shard {
                 }
                 self.links.stats.websockets.add(1);
                 self.links.append_raw(slot, |out| upgrade.put_response(out));
-                let wire = &mut self.links.slots.at(slot).wire;
-                *wire = Wire::WEBSOCKET;
-                wire.set(Wire::RAW);
+                self.links.slots.at(slot).wire.change_kind(Wire::WEBSOCKET);
                 if upgrade.token.is_some() {
-                    self.links.put_wrapping(slot, Box::new(Wrapping { token: upgrade.token, ..Wrapping::default() }));
+                    self.links.remember(slot, |wrapping| wrapping.token = upgrade.token);
                     self.bound_partials(slot);
                     if self.links.slots.at(slot).phase != Phase::Handshake {
                         return;
@@ -228,7 +344,7 @@ impl Shard {
     }
 
     /// Bytes of a WebSocket: the frames in its messages are handled like those of a native connection, control frames are answered.
-    fn received_messages(&mut self, slot: u32, bytes: &mut [u8]) {
+    pub(crate) fn received_messages(&mut self, slot: u32, bytes: &mut [u8]) {
         // Where nothing is remembered and nothing will have to be, nothing is allocated.
         let mut fresh = Inbound::default();
         let mut wrapping = self.links.take_wrapping(slot);
@@ -241,7 +357,7 @@ impl Shard {
             }
         });
         if wrapping.is_none() && !fresh.is_idle() {
-            wrapping = Some(Box::new(Wrapping { inbound: fresh, token: None }));
+            wrapping = Some(Box::new(Wrapping { inbound: fresh, ..Wrapping::default() }));
         }
         if let Some(wrapping) = wrapping {
             self.links.put_wrapping(slot, wrapping);
@@ -299,7 +415,11 @@ impl Shard {
             return;
         }
         match self.links.wrapped_end(slot) {
-            None => {}
+            None => {
+                if let Some(end) = self.links.tls_end(slot) {
+                    self.end_tls(slot, end);
+                }
+            }
             Some(End::Closed(_)) => self.close(slot, CloseReason::PeerClosed),
             Some(End::Violated(_)) => self.close(slot, CloseReason::WebSocketViolation),
             Some(End::FrameUnfinished) => self.close(slot, CloseReason::MalformedFrame),

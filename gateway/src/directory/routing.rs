@@ -27,6 +27,8 @@ pub(crate) struct Member {
     /// What its clients dial.
     pub(crate) advertise: Box<str>,
     pub(crate) shards: u32,
+    /// The newest version of the mesh protocol that it speaks; 0 if it does not tell.
+    pub(crate) protocol: u32,
     pub(crate) state: NodeState,
 }
 
@@ -67,6 +69,7 @@ impl Routing {
                 mesh: record.mesh.as_str().into(),
                 advertise: record.advertise.as_str().into(),
                 shards: record.shards,
+                protocol: record.protocol,
                 state: record.state,
             })
             .collect();
@@ -153,6 +156,7 @@ pub(crate) mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            view: 0,
         });
         let mut membership = Membership::new(None, 5_000);
         membership.polled(0, records.collect());

@@ -2,16 +2,17 @@
 //! sessions whose home moved. Then a user who is unknown here is offline; before that nobody can tell.
 
 use super::remote::RemoteSession;
-use super::routing::{Member, NodeKey, Routing};
+use super::routing::{NodeKey, Routing};
 use hashbrown::HashMap;
 
 /// Who has said so, for which view.
 #[derive(Debug)]
 pub(crate) struct Settling {
     digest: u64,
-    /// The view for which each shard of each node has last said so, and how many sessions had been told of by then. Word may come before the
-    /// view itself does.
-    said: HashMap<(NodeKey, u16), (u64, u32)>,
+    /// What the shards of each other node have said. Word may come before the view itself does.
+    nodes: HashMap<NodeKey, Node>,
+    /// Nodes of which a shard has not said so for the present view.
+    missing: usize,
     /// When the wait is over in any case; 0 when nobody is waited for.
     deadline_tick: u32,
     settled: bool,
@@ -19,26 +20,52 @@ pub(crate) struct Settling {
     silent: Option<Vec<NodeKey>>,
 }
 
+/// Another node.
+#[derive(Debug)]
+struct Node {
+    /// Of each of its shards the last word.
+    shards: Box<[Option<Word>]>,
+    /// How many of them have not said so for the present view.
+    missing: usize,
+}
+
+/// A shard has registered everything for the view of this digest.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    digest: u64,
+    /// How many sessions had been told of by then.
+    told: u32,
+}
+
 impl Settling {
     /// Nothing to wait for.
     pub(crate) fn new() -> Self {
-        Settling { digest: 0, said: HashMap::new(), deadline_tick: 0, settled: true, silent: None }
+        Settling { digest: 0, nodes: HashMap::new(), missing: 0, deadline_tick: 0, settled: true, silent: None }
     }
 
     /// There is a new view: waits until all others have said so, or until `deadline_tick`.
     pub(crate) fn begin(&mut self, routing: &Routing, deadline_tick: u32) {
         self.digest = routing.digest();
         self.deadline_tick = deadline_tick;
-        self.said.retain(|(node, _), _| routing.member(*node).is_some());
-        self.settled = false;
+        let mut before = std::mem::take(&mut self.nodes);
+        for member in routing.others() {
+            let shards = before.remove(&member.key).map(|node| node.shards);
+            let shards = shards.filter(|shards| shards.len() == member.shards as usize);
+            let shards = shards.unwrap_or_else(|| vec![None; member.shards as usize].into());
+            let missing = shards.iter().filter(|word| !is_of(word, self.digest)).count();
+            self.nodes.insert(member.key, Node { shards, missing });
+        }
+        self.missing = self.nodes.values().filter(|node| node.missing > 0).count();
+        self.settled = self.missing == 0;
         self.silent = None;
-        self.look(routing);
     }
 
     /// Looks who of the others is not reached, for [`Settling::waits_only_for`].
-    pub(crate) fn look_without(&mut self, routing: &Routing, is_silent: impl Fn(NodeKey) -> bool) {
-        let missing = routing.others().filter(|member| !self.has_said_all(member)).map(|member| member.key);
-        let missing: Vec<NodeKey> = missing.collect();
+    pub(crate) fn look_without(&mut self, is_silent: impl Fn(NodeKey) -> bool) {
+        let missing = self.nodes.iter().filter(|(_, node)| node.missing > 0).map(|(key, _)| *key);
+        let mut missing: Vec<NodeKey> = missing.collect();
+        // Not in the order of a table.
+        missing.sort_unstable();
         self.silent = missing.iter().all(|node| is_silent(*node)).then_some(missing);
     }
 
@@ -51,14 +78,26 @@ impl Settling {
     /// is over, so that there may be something to forget: with this word, or before it, when it came late.
     ///
     /// [`RemoteSessions::told`]: super::RemoteSessions::told
-    pub(crate) fn said(&mut self, routing: &Routing, node: NodeKey, shard: u16, digest: u64, told: u32) -> bool {
+    pub(crate) fn said(&mut self, node: NodeKey, shard: u16, digest: u64, told: u32) -> bool {
         // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's next view brings another.
-        let known = routing.member(node).is_some_and(|member| u32::from(shard) < member.shards);
-        if known {
-            self.said.insert((node, shard), (digest, told));
-            self.look(routing);
+        let Some(node) = self.nodes.get_mut(&node) else { return false };
+        let Some(word) = node.shards.get_mut(usize::from(shard)) else { return false };
+        let had = is_of(word, self.digest);
+        *word = Some(Word { digest, told });
+        match (had, digest == self.digest) {
+            (false, true) => {
+                node.missing -= 1;
+                self.missing -= usize::from(node.missing == 0);
+            }
+            // It has another view by now.
+            (true, false) => {
+                self.missing += usize::from(node.missing == 0);
+                node.missing += 1;
+            }
+            (true, true) | (false, false) => {}
         }
-        known && self.settled && digest == self.digest
+        self.settled |= self.missing == 0;
+        self.settled && digest == self.digest
     }
 
     /// Whether an unknown user is offline.
@@ -70,8 +109,9 @@ impl Settling {
     /// Whether a session was told of before its shard had the present view. If this node is not its home in that view, it is not its to know.
     /// One told of since may belong to a view that has not come here.
     pub(crate) fn is_past(&self, session: &RemoteSession) -> bool {
-        self.said.get(&(session.node, session.shard)).is_some_and(|(digest, told)| {
-            *digest == self.digest && told.wrapping_sub(session.told).wrapping_sub(1) < u32::MAX / 2
+        let word = self.nodes.get(&session.node).and_then(|node| *node.shards.get(usize::from(session.shard))?);
+        word.is_some_and(|Word { digest, told }| {
+            digest == self.digest && told.wrapping_sub(session.told).wrapping_sub(1) < u32::MAX / 2
         })
     }
 
@@ -81,16 +121,10 @@ impl Settling {
         self.settled |= over;
         over
     }
+}
 
-    fn look(&mut self, routing: &Routing) {
-        let all = routing.others().all(|member| self.has_said_all(member));
-        self.settled |= all;
-    }
-
-    fn has_said_all(&self, member: &Member) -> bool {
-        let has_said = |shard| self.said.get(&(member.key, shard)).is_some_and(|(digest, _)| *digest == self.digest);
-        (0..member.shards).all(|shard| has_said(shard as u16))
-    }
+fn is_of(word: &Option<Word>, digest: u64) -> bool {
+    word.is_some_and(|word| word.digest == digest)
 }
 
 #[cfg(test)]
@@ -113,7 +147,7 @@ mod tests {
         for node in ["b", "c"] {
             for shard in 0..4 {
                 assert!(!settling.is_settled());
-                settling.said(&routing, key_of(node, 1), shard, routing.digest(), 0);
+                settling.said(key_of(node, 1), shard, routing.digest(), 0);
             }
         }
         assert!(settling.is_settled());
@@ -128,11 +162,11 @@ mod tests {
         let conn = crate::io::ConnId { slot: 1, generation: 1 };
         let session = |shard, told| RemoteSession { node: key_of("b", 1), shard, conn, user: 1, session: 1, told };
         assert!(!settling.is_past(&session(2, 0)), "nothing was said");
-        settling.said(&routing, key_of("b", 1), 2, routing.digest(), 7);
+        settling.said(key_of("b", 1), 2, routing.digest(), 7);
         assert!(settling.is_past(&session(2, 6)) && settling.is_past(&session(2, u32::MAX)));
         assert!(!settling.is_past(&session(2, 7)) && !settling.is_past(&session(2, 8)));
         assert!(!settling.is_past(&session(1, 6)), "another shard has not said so");
-        settling.said(&routing, key_of("b", 1), 2, routing.digest() ^ 1, 9);
+        settling.said(key_of("b", 1), 2, routing.digest() ^ 1, 9);
         assert!(!settling.is_past(&session(2, 6)), "that shard has another view");
     }
 
@@ -143,7 +177,7 @@ mod tests {
         let mut settling = Settling::new();
         settling.begin(&before, 100);
         for shard in 0..4 {
-            settling.said(&before, key_of("b", 1), shard, after.digest(), 0);
+            settling.said(key_of("b", 1), shard, after.digest(), 0);
         }
         assert!(!settling.is_settled());
         settling.begin(&after, 100);
@@ -155,9 +189,10 @@ mod tests {
         let routing = routing(&[("a", 1), ("b", 1)]);
         let mut settling = Settling::new();
         settling.begin(&routing, 100);
-        settling.said(&routing, key_of("b", 2), 0, routing.digest(), 0);
-        settling.said(&routing, key_of("b", 1), 4, routing.digest(), 0);
-        assert!(settling.said.is_empty(), "neither another incarnation nor a shard that is not there is kept");
+        settling.said(key_of("b", 2), 0, routing.digest(), 0);
+        settling.said(key_of("b", 1), 4, routing.digest(), 0);
+        let words = settling.nodes.values().flat_map(|node| node.shards.iter().flatten()).count();
+        assert_eq!(words, 0, "neither another incarnation nor a shard that is not there is kept");
         assert!(!settling.expire(99));
         assert!(settling.expire(100) && settling.is_settled());
     }
@@ -168,15 +203,50 @@ mod tests {
         let mut settling = Settling::new();
         settling.begin(&routing, 100);
         let c_is_silent = |node| node == key_of("c", 1);
-        settling.look_without(&routing, c_is_silent);
+        settling.look_without(c_is_silent);
         assert_eq!(settling.waits_only_for(), None, "b is reached and has not said so");
         for shard in 0..4 {
-            settling.said(&routing, key_of("b", 1), shard, routing.digest(), 0);
+            settling.said(key_of("b", 1), shard, routing.digest(), 0);
         }
-        settling.look_without(&routing, c_is_silent);
+        settling.look_without(c_is_silent);
         assert_eq!((settling.waits_only_for(), settling.is_settled()), (Some(&[key_of("c", 1)][..]), false));
-        settling.look_without(&routing, |_| false);
+        settling.look_without(|_| false);
         assert_eq!(settling.waits_only_for(), None, "c is reached again");
+    }
+
+    /// What is counted as words come is what counting all of them would find.
+    #[test]
+    fn the_count_of_those_who_are_missing_is_right_whatever_comes() {
+        let mut rng = crate::io::sim::Rng::new(11);
+        let names = ["a", "b", "c", "d", "e"];
+        let mut settling = Settling::new();
+        let mut routing_now = routing(&[("a", 1)]);
+        let mut words = std::collections::BTreeMap::new();
+        for step in 0..20_000 {
+            if rng.chance(20) {
+                let nodes: Vec<(&str, u64)> = names.iter().filter(|_| rng.chance(700)).map(|name| (*name, 1)).collect();
+                routing_now = routing(&nodes);
+                words.retain(|(node, _), _| routing_now.others().any(|member| member.key == *node));
+                settling.begin(&routing_now, u32::MAX);
+            } else {
+                let (node, shard) = (key_of(names[rng.below(5) as usize], 1), rng.below(5) as u16);
+                let digest = if rng.chance(900) { routing_now.digest() } else { rng.below(3) };
+                settling.said(node, shard, digest, step);
+                if shard < 4 && routing_now.others().any(|member| member.key == node) {
+                    words.insert((node, shard), digest);
+                }
+            }
+            let said = |node, shard| words.get(&(node, shard)) == Some(&routing_now.digest());
+            let missing: Vec<NodeKey> = routing_now
+                .others()
+                .map(|member| member.key)
+                .filter(|node| (0..4).any(|shard| !said(*node, shard)))
+                .collect();
+            assert_eq!(settling.missing, missing.len(), "step {step}");
+            assert!(settling.is_settled() || !missing.is_empty(), "step {step}");
+            settling.look_without(|_| true);
+            assert_eq!(settling.waits_only_for(), Some(&missing[..]), "step {step}");
+        }
     }
 
     #[test]

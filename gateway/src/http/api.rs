@@ -8,7 +8,9 @@ use crate::cluster::write_cluster;
 use crate::control::{Control, Kicked, Rest};
 use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
-use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_log, write_shards};
+use crate::prometheus::{
+    CONTENT_TYPE, Exposition, limit_values, write_certificates, write_limits, write_log, write_shards,
+};
 use crate::reload::{Change, Reloaded};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -115,6 +117,9 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
         }
     }
     write_limits(&mut exposition, &node.limits());
+    if let Some(tls) = node.tls() {
+        write_certificates(&mut exposition, tls.current().certificates());
+    }
     write_log(&mut exposition);
     if let Some(cluster) = node.cluster() {
         write_cluster(&mut exposition, cluster, now_ms());

@@ -6,7 +6,7 @@ use crate::clock::now_ms;
 use crate::cluster::{ClusterReader, MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
 use crate::control::Control;
 use std::sync::Arc;
-use trunkline_router::api::Picture;
+use trunkline_router::api::{PeerLinks, Picture};
 use trunkline_router::http::Source;
 use trunkline_router::membership::{self, NodeRecord, View};
 use trunkline_router::redis::PresenceEntry;
@@ -50,6 +50,7 @@ impl Node {
             protocol_oldest: MESH_PROTOCOL_OLDEST,
             zone: String::new(),
             mending: false,
+            view: 0,
         }))
     }
 
@@ -89,6 +90,10 @@ impl Source for Node {
 
     fn reachable(&self, node: &str) -> Option<bool> {
         self.cluster.get()?.reachable(node)
+    }
+
+    fn links(&self) -> Option<Vec<PeerLinks>> {
+        Some(self.cluster.get()?.state().peers(now_ms()))
     }
 
     fn preview_weight_max(&self) -> u32 {

@@ -58,14 +58,18 @@ struct Api {
 
 impl Api {
     fn serve(node: Arc<Node>) -> Api {
+        let (places, routes) = (node.places().clone(), router(node));
+        Api::serve_routes(routes, places)
+    }
+
+    fn serve_routes(routes: axum::Router, places: Arc<Places>) -> Api {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                let places = node.places().clone();
-                serve(listener, router(node), places, std::future::pending()).await;
+                serve(listener, routes, places, std::future::pending()).await;
             });
         });
         Api { address }
@@ -620,4 +624,39 @@ fn health_is_answered_although_strangers_hold_every_place() {
     assert_eq!(number("trunkline_http_places"), u64::from(CONNECTIONS_MAX));
     assert!(number("trunkline_http_connections_evicted_total") > 0);
     assert!(number("trunkline_http_connections_open") <= u64::from(CONNECTIONS_MAX));
+}
+
+#[test]
+fn the_demo_loads_what_is_there_and_nothing_from_elsewhere() {
+    let page_of = |node: &Node| demo::Demo::new(node.listen[0], node.http, false);
+    let (node, _ports) = running_node();
+    let routes = router(node.clone()).merge(page_of(&node).router());
+    let api = Api::serve_routes(routes, node.places().clone());
+    // From a link on another site's page, too: there is nothing in it that a right is needed for.
+    let page = api.request_with("GET", demo::PATH, "Sec-Fetch-Site: cross-site\r\n", "");
+    assert_eq!(page.status, 200);
+    let policy = "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                  connect-src 'self' ws://127.0.0.1:7700; ";
+    assert!(page.head.contains(policy), "{}", page.head);
+    let mut loaded = BTreeSet::new();
+    for reference in page.body.split('"').filter(|text| text.starts_with('/') || text.contains("://")) {
+        let answer = api.get(reference);
+        assert_eq!(answer.status, 200, "{reference}");
+        assert!(answer.head.contains("x-content-type-options: nosniff"), "{reference}: {}", answer.head);
+        loaded.insert(reference);
+    }
+    for (path, media_type, text) in demo::FILES {
+        assert!(loaded.contains(path), "{path} is not loaded by the page");
+        assert!(api.get(path).head.contains(&format!("content-type: {media_type}")), "{path}");
+        let own = text.replace("http://www.w3.org/2000/svg", "");
+        assert!(!own.contains("http://") && !own.contains("https://"), "{path}");
+    }
+    assert_eq!(api.get("/demo/config.json").body, r#"{"url":"ws://127.0.0.1:7700/ws","token":false}"#);
+    assert_eq!(api.get("/demo/nothing").status, 404);
+    // What it shows of users comes from the API, which answers its own pages.
+    let asked = api.request_with("GET", "/v1/node", "Sec-Fetch-Site: same-origin\r\n", "");
+    assert_eq!(asked.status, 200);
+
+    let without = Api::serve(node);
+    assert_eq!(without.get(demo::PATH).status, 404);
 }

@@ -460,6 +460,31 @@ fn closed_listeners_refuse<H: Harness>(mut rig: Rig<H>) {
     assert!(!rig.harness.refuses(1, 0));
 }
 
+fn an_accept_with_address_takes_many_until_it_is_cancelled<H: Harness>(mut rig: Rig<H>) {
+    let address = rig.harness.address(1, 0);
+    rig.io(1).accept_with_address(0);
+    for token in 1..5 {
+        rig.io(0).dial(token, address);
+        let dialed = rig.expect_dialed(0, token).expect("somebody listens");
+        let accepted = rig.expect(1, "an accept", |completion| matches!(completion, Completion::Accept { .. }));
+        let Completion::Accept { listener: 0, result: Ok(slot), from: Some(from), more } = accepted else {
+            panic!("{accepted:?}");
+        };
+        if !more {
+            rig.io(1).accept_with_address(0);
+        }
+        assert!(from == address.ip() || !address.ip().is_loopback(), "{from}");
+        let (dialed, accepted) = (rig.id(dialed), rig.id(slot));
+        rig.io(0).send(dialed, b"!".to_vec(), 0);
+        assert_eq!(rig.expect_sent(0, dialed).0, Ok(1));
+        assert_eq!(rig.recv_all(1, accepted, 1), b"!");
+    }
+    rig.io(1).accept_cancel(0);
+    rig.io(1).stop_listening(0);
+    assert_eq!(rig.expect_accept(1), (Err(errno::ECANCELED), false));
+    assert!(rig.harness.refuses(1, 0));
+}
+
 fn the_other_listeners_of_a_ring_stay_open<H: Harness>(mut rig: Rig<H>) {
     rig.io(0).stop_listening(0);
     rig.io(0).stop_listening(0);
@@ -467,8 +492,9 @@ fn the_other_listeners_of_a_ring_stay_open<H: Harness>(mut rig: Rig<H>) {
     rig.round();
     assert!(rig.harness.refuses(0, 0));
     assert!(!rig.harness.refuses(0, 1));
-    let of_the_other =
-        |completion: &Completion| matches!(completion, Completion::Accept { listener: 1, result: Ok(_), more: false });
+    let of_the_other = |completion: &Completion| {
+        matches!(completion, Completion::Accept { listener: 1, result: Ok(_), more: false, .. })
+    };
     rig.expect(0, "an accept", of_the_other);
 }
 
@@ -512,6 +538,9 @@ fn a_dialed_connection_is_reset_like_any_other<H: Harness>(mut rig: Rig<H>) {
 fn a_dial_nobody_listens_for_is_refused<H: Harness>(mut rig: Rig<H>) {
     rig.io(1).stop_listening(0);
     let address = rig.harness.address(1, 0);
+    // Somebody else might listen there, or a dial from the very same port connect to itself. A simulated address may be nobody's here.
+    let held = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).ok();
+    let _held = held.filter(|socket| socket.bind(&address.into()).is_ok());
     // More than the table has slots, two at a time.
     for token in 0..limits().slots() {
         rig.io(0).dial(token, address);
@@ -972,6 +1001,7 @@ macro_rules! for_both {
 for_both! {
     a_multishot_accept_takes_many_until_it_is_cancelled
     a_single_accept_takes_one
+    an_accept_with_address_takes_many_until_it_is_cancelled
     closed_listeners_refuse
     the_other_listeners_of_a_ring_stay_open
     a_dial_connects_two_rings

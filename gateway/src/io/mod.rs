@@ -13,7 +13,7 @@ mod contract;
 pub(crate) mod sim;
 pub(crate) mod uring;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Errno values the core tells apart. All others mean that the connection has failed.
@@ -71,8 +71,9 @@ pub(crate) type OpResult<T> = Result<T, i32>;
 /// What the ring reports.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again.
-    Accept { listener: u16, result: OpResult<u32>, more: bool },
+    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again. `from` is who connected, after
+    /// [`Io::accept_with_address`] only.
+    Accept { listener: u16, result: OpResult<u32>, more: bool, from: Option<IpAddr> },
     /// A poll has ended: there is something to read, or an error to fetch.
     Readable { conn: ConnId, result: OpResult<()> },
     /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended. `nonempty`: there was more to read; without it there may be.
@@ -98,7 +99,7 @@ pub(crate) enum Completion {
 /// Time as the shard sees it, read once a turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Now {
-    /// Milliseconds of a clock that never goes back.
+    /// Milliseconds of a clock that never goes back and does not stand still while the machine is suspended.
     pub(crate) mono_ms: u64,
     /// The same in microseconds, to measure with.
     pub(crate) mono_us: u64,
@@ -129,6 +130,9 @@ pub(crate) trait Io {
 
     /// Accepts from a listener: many connections, or one.
     fn accept(&mut self, listener: u16, multishot: bool);
+    /// Accepts many connections from a listener and tells the address of each. It takes some system calls for each of them, so it is for listeners
+    /// with few connections.
+    fn accept_with_address(&mut self, listener: u16);
     /// Ends the accepts of a listener.
     fn accept_cancel(&mut self, listener: u16);
     /// Closes a listener, unless it is closed; the kernel refuses new connections from then on. Its accepts are cancelled first.

@@ -14,10 +14,10 @@ use rustix::rand::GetRandomFlags;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Submissions gathered before an enter. More are flushed early, which costs one system call.
 const SQ_ENTRIES: u32 = 1_024;
@@ -27,6 +27,9 @@ const CQ_ENTRIES: u32 = 16_384;
 /// Enters of one turn that only take more completions: the kernel hands over about 20 at a time (since Linux 6.13), and what is handled in one turn
 /// shares its sends.
 const MORE_ENTERS_MAX: u32 = 16;
+
+/// Connections accepted with their addresses each time somebody waits at the listener; the others wait on.
+const KNOCKS_MAX: usize = 32;
 
 /// How long to leave the kernel alone that took nothing of what was submitted.
 const SUBMIT_PAUSE: Duration = Duration::from_micros(200);
@@ -56,10 +59,12 @@ enum Tag {
     Tick,
     /// A dial: connecting its socket.
     Connect,
-    /// A dial: putting the connected socket into the descriptor table.
+    /// Putting a socket into the descriptor table: one that was dialed, or accepted with its address.
     Install,
     /// A dial that failed before it reached the kernel.
     DialFailed,
+    /// Somebody waits at a listener whose connections are accepted with their addresses.
+    Knock,
 }
 
 const TAG_SHIFT: u32 = 56;
@@ -68,7 +73,7 @@ const DIAL_ERRNO_BITS: u32 = TAG_SHIFT - 32;
 const _: () = assert!(HandoverToken::BITS <= TAG_SHIFT && GENERATION_BITS + 32 <= TAG_SHIFT);
 
 impl Tag {
-    const ALL: [Tag; 15] = [
+    const ALL: [Tag; 16] = [
         Tag::Ignore,
         Tag::Accept,
         Tag::Poll,
@@ -84,6 +89,7 @@ impl Tag {
         Tag::Connect,
         Tag::Install,
         Tag::DialFailed,
+        Tag::Knock,
     ];
 
     fn with(self, rest: u64) -> u64 {
@@ -108,15 +114,23 @@ struct Sending {
     offset: usize,
 }
 
-/// A dial under way, and the memory the kernel reads and writes for it. Boxed, so that it stays where it is.
+/// A socket on its way into the descriptor table, and the memory the kernel reads and writes for it. Boxed, so that it stays where it is.
 #[derive(Debug)]
-struct Dialing {
-    token: u32,
+struct Incoming {
+    origin: Origin,
     /// Held open until the table holds it too.
     socket: Socket,
-    address: SockAddr,
     /// The socket's descriptor; the kernel writes the slot it found in its place.
     place: RawFd,
+}
+
+/// Where such a socket comes from.
+#[derive(Debug)]
+enum Origin {
+    /// This ring dials the address.
+    Dialed { token: u32, address: SockAddr },
+    /// It was accepted from that listener.
+    Accepted { listener: u16, from: IpAddr },
 }
 
 /// Ring descriptors of all shards of the process, by shard; filled while they start.
@@ -132,8 +146,8 @@ pub(crate) struct Uring {
     sends_next: Vec<u32>,
     /// Those that it shall not hand over, until they are reported.
     sends_withdrawn: VecDeque<u32>,
-    /// A few at a time, one for each node of a cluster at most.
-    dials: Vec<Option<Box<Dialing>>>,
+    /// A few at a time: dials, one for each link to another node at most, and connections of other nodes, [`KNOCKS_MAX`] for each time somebody waits.
+    incoming: Vec<Option<Box<Incoming>>>,
     /// `None` once closed.
     listeners: Vec<Option<TcpListener>>,
     /// Its eventfd is registered with the ring.
@@ -142,7 +156,6 @@ pub(crate) struct Uring {
     /// Completions taken from the kernel's queue and not yet from here.
     batch: VecDeque<cqueue::Entry>,
     tick: Box<Timespec>,
-    started: Instant,
     sq_full: u64,
     submit_retries: u64,
     cq_overflow: u64,
@@ -182,13 +195,12 @@ impl Uring {
             sends_free: Vec::new(),
             sends_next: Vec::new(),
             sends_withdrawn: VecDeque::new(),
-            dials: Vec::new(),
+            incoming: Vec::new(),
             listeners: listeners.into_iter().map(Some).collect(),
             _waker: waker,
             ring_fds,
             batch: VecDeque::with_capacity(CQ_ENTRIES as usize / 16),
             tick: Box::new(Timespec::new()),
-            started: crate::clock::epoch(),
             sq_full: 0,
             submit_retries: 0,
             cq_overflow: 0,
@@ -283,9 +295,12 @@ impl Uring {
         let tag = *Tag::ALL.get((user_data >> TAG_SHIFT) as usize)?;
         Some(match tag {
             Tag::Ignore => return None,
-            Tag::Accept => {
-                Completion::Accept { listener: user_data as u16, result: count().map(|slot| slot as u32), more }
-            }
+            Tag::Accept => Completion::Accept {
+                listener: user_data as u16,
+                result: count().map(|slot| slot as u32),
+                more,
+                from: None,
+            },
             Tag::Poll => Completion::Readable { conn: conn_of(user_data), result: unit() },
             Tag::Recv | Tag::Multishot => Completion::Recv {
                 conn: conn_of(user_data),
@@ -305,19 +320,18 @@ impl Uring {
             Tag::Wake => Completion::Wake,
             Tag::Tick => Completion::Tick,
             Tag::Connect => match unit() {
-                Ok(()) => return self.install(user_data as u32),
-                Err(errno) => self.dial_failed(user_data as u32, errno),
+                Ok(()) => return self.connected(user_data as u32),
+                Err(errno) => self.arrived(user_data as u32, Err(errno)),
             },
             Tag::Install => {
-                // The table holds the connection from here on; dropping the dial closes the plain descriptor.
-                let dial = self.end_dial(user_data as u32);
                 let result = match count() {
-                    Ok(1) => Ok(dial.place as u32),
+                    Ok(1) => Ok(()),
                     Ok(_) => Err(libc::ENFILE),
                     Err(errno) => Err(errno),
                 };
-                Completion::Dialed { token: dial.token, result }
+                self.arrived(user_data as u32, result)
             }
+            Tag::Knock => return self.knocked(user_data as u16, unit()),
             Tag::DialFailed => Completion::Dialed {
                 token: user_data as u32,
                 result: Err((user_data >> 32) as i32 & ((1 << DIAL_ERRNO_BITS) - 1)),
@@ -349,29 +363,81 @@ impl Uring {
         Completion::Sent { conn, result, buf }
     }
 
-    /// Puts the connected socket of a dial into the descriptor table. Returns the dial's end if that cannot be.
-    fn install(&mut self, index: u32) -> Option<Completion> {
-        let dial = self.dials[index as usize].as_mut().expect("a dial ends with its last step");
+    /// A dial is connected. Returns its end if its socket cannot go into the descriptor table.
+    fn connected(&mut self, index: u32) -> Option<Completion> {
+        let dial = self.incoming[index as usize].as_mut().expect("a dial ends with its last step");
         // It was for the dial. From here on it would also break a connection whose peer lives and does not read for that long.
         if let Err(error) = dial.socket.set_tcp_user_timeout(None) {
-            return Some(self.dial_failed(index, error.raw_os_error().unwrap_or(libc::EIO)));
+            return Some(self.arrived(index, Err(error.raw_os_error().unwrap_or(libc::EIO))));
         }
-        let entry = opcode::FilesUpdate::new(&raw mut dial.place, 1)
-            .offset(ANY_SLOT)
-            .build()
-            .user_data(Tag::Install.with(index.into()));
-        // SAFETY: the kernel reads and writes `place` of a boxed dial that `dials` owns, unmoved and untouched until the completion of this
-        // very operation takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
-        unsafe { self.push(&entry) };
+        self.install(index);
         None
     }
 
-    fn dial_failed(&mut self, index: u32, errno: i32) -> Completion {
-        Completion::Dialed { token: self.end_dial(index).token, result: Err(errno) }
+    /// Puts a connected socket into the descriptor table.
+    fn install(&mut self, index: u32) {
+        let incoming = self.incoming[index as usize].as_mut().expect("a socket is on its way until its last step");
+        let entry = opcode::FilesUpdate::new(&raw mut incoming.place, 1)
+            .offset(ANY_SLOT)
+            .build()
+            .user_data(Tag::Install.with(index.into()));
+        // SAFETY: the kernel reads and writes `place` of a boxed socket that `incoming` owns, unmoved and untouched until the completion of this
+        // very operation takes it out in `arrived`. A ring that is dropped first (field order) has no operation left.
+        unsafe { self.push(&entry) };
     }
 
-    fn end_dial(&mut self, index: u32) -> Box<Dialing> {
-        self.dials[index as usize].take().expect("a dial ends once")
+    /// A socket is in the descriptor table, or will not be. Its plain descriptor is closed with that.
+    fn arrived(&mut self, index: u32, result: OpResult<()>) -> Completion {
+        let Incoming { origin, place, .. } = *self.incoming[index as usize].take().expect("a socket arrives once");
+        let result = result.map(|()| place as u32);
+        match origin {
+            Origin::Dialed { token, .. } => Completion::Dialed { token, result },
+            Origin::Accepted { listener, from } => {
+                Completion::Accept { listener, result, more: true, from: Some(from) }
+            }
+        }
+    }
+
+    fn add_incoming(&mut self, socket: Socket, origin: Origin) -> u32 {
+        let place = socket.as_raw_fd();
+        let index = self.incoming.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.incoming.push(None);
+            self.incoming.len() - 1
+        });
+        self.incoming[index] = Some(Box::new(Incoming { origin, socket, place }));
+        index as u32
+    }
+
+    /// Waits until somebody waits at a listener.
+    fn await_knock(&mut self, listener: u16) {
+        let Some(socket) = &self.listeners[usize::from(listener)] else { return };
+        let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLIN as u32).build();
+        self.push_plain(&entry.user_data(Tag::Knock.with(listener.into())));
+    }
+
+    /// Accepts those who wait at a listener. Returns the end of the accepts if they have ended with that.
+    fn knocked(&mut self, listener: u16, result: OpResult<()>) -> Option<Completion> {
+        let ended = |errno| Some(Completion::Accept { listener, result: Err(errno), more: false, from: None });
+        if let Err(errno) = result {
+            return ended(errno);
+        }
+        for _ in 0..KNOCKS_MAX {
+            let Some(socket) = &self.listeners[usize::from(listener)] else { return ended(libc::EBADF) };
+            match socket.accept() {
+                Ok((stream, address)) => {
+                    let origin = Origin::Accepted { listener, from: address.ip().to_canonical() };
+                    let index = self.add_incoming(stream.into(), origin);
+                    self.install(index);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // One that has gone while it waited.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return ended(error.raw_os_error().unwrap_or(libc::EIO)),
+            }
+        }
+        self.await_knock(listener);
+        None
     }
 }
 
@@ -402,7 +468,7 @@ impl Io for Uring {
     }
 
     fn now(&self) -> Now {
-        let mono_us = self.started.elapsed().as_micros() as u64;
+        let mono_us = crate::clock::now_us();
         Now {
             mono_ms: mono_us / 1_000,
             mono_us,
@@ -425,9 +491,20 @@ impl Io for Uring {
         self.push_plain(&entry.user_data(Tag::Accept.with(listener.into())));
     }
 
+    fn accept_with_address(&mut self, listener: u16) {
+        // The ring tells the address of none that it puts into its table itself, and nobody asks for that of one in there.
+        let socket = self.listeners[usize::from(listener)].as_ref().expect("nobody accepts from a closed listener");
+        match socket.set_nonblocking(true) {
+            Ok(()) => self.await_knock(listener),
+            Err(error) => panic!("fcntl failed on a listener: {error}"),
+        }
+    }
+
     fn accept_cancel(&mut self, listener: u16) {
-        let all = CancelBuilder::user_data(Tag::Accept.with(listener.into())).all();
-        self.push_plain(&opcode::AsyncCancel2::new(all).build().user_data(Tag::Ignore.with(0)));
+        for tag in [Tag::Accept, Tag::Knock] {
+            let all = CancelBuilder::user_data(tag.with(listener.into())).all();
+            self.push_plain(&opcode::AsyncCancel2::new(all).build().user_data(Tag::Ignore.with(0)));
+        }
     }
 
     fn stop_listening(&mut self, listener: u16) {
@@ -444,18 +521,17 @@ impl Io for Uring {
                 return self.push_plain(&opcode::Nop::new().build().user_data(tag));
             }
         };
-        let place = socket.as_raw_fd();
-        let dial = Box::new(Dialing { token, socket, address: address.into(), place });
-        let index = self.dials.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.dials.push(None);
-            self.dials.len() - 1
-        });
-        let dial = self.dials[index].insert(dial);
-        let entry = opcode::Connect::new(Fd(place), dial.address.as_ptr().cast(), dial.address.len())
+        let index = self.add_incoming(socket, Origin::Dialed { token, address: address.into() });
+        let Some(Incoming { origin: Origin::Dialed { address, .. }, place, .. }) =
+            self.incoming[index as usize].as_deref()
+        else {
+            return;
+        };
+        let entry = opcode::Connect::new(Fd(*place), address.as_ptr().cast(), address.len())
             .build()
-            .user_data(Tag::Connect.with(index as u64));
-        // SAFETY: the kernel reads the address of a boxed dial that `dials` owns, unmoved until the completion of the dial's last step takes
-        // it out in `decode`, which is not before that of this one. A ring that is dropped first (field order) has no operation left.
+            .user_data(Tag::Connect.with(index.into()));
+        // SAFETY: the kernel reads the address of a boxed dial that `incoming` owns, unmoved until the completion of the dial's last step takes
+        // it out in `arrived`, which is not before that of this one. A ring that is dropped first (field order) has no operation left.
         unsafe { self.push(&entry) };
     }
 

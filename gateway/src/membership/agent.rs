@@ -3,7 +3,8 @@
 use super::heart::{Ask, Heart};
 use super::memo::{Change, End, Memo, Seen, WRITES_MAX};
 use super::peers::Peers;
-use super::{MeshNews, state_word};
+use super::sight::Sight;
+use super::{LinkWord, MeshNews, state_word};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use trunkline_router::membership::{NodeRecord, NodeState, Outage, REACH_MAX, Reach, View, promise_ms};
@@ -126,6 +127,7 @@ pub(crate) struct Agent {
     /// A shard does not turn: the lease is let go, so that others take over.
     stands: bool,
     peers: Peers,
+    sight: Sight,
     /// The node serves on when Redis fails, whatever the others do.
     serves_alone: bool,
     /// Peers whose lease is just being renewed for them.
@@ -157,6 +159,7 @@ impl Agent {
             elders_lead: false,
             stands: false,
             peers: Peers::default(),
+            sight: Sight::default(),
             serves_alone: false,
             favours: BTreeSet::new(),
             actions: VecDeque::new(),
@@ -195,6 +198,7 @@ impl Agent {
             // A node that is fenced begins a new life with the incarnation it asks for.
             life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
             state: self.heart.state(),
+            view: self.told.map_or(0, |(digest, ..)| digest),
             ..self.record.clone()
         }
     }
@@ -292,6 +296,18 @@ impl Agent {
             && own.is_some_and(|own| own.state == NodeState::Joining)
     }
 
+    /// Active nodes that have told of another view than this node works with for long: who, since when, and whether they are most.
+    pub(crate) fn differs(&mut self, now_ms: u64) -> Option<(Vec<String>, u64, bool)> {
+        let (digest, ..) = self.told?;
+        let (view, lease_ms) = (self.heart.view(), self.heart.lease_ms());
+        self.sight.compare(now_ms, &self.record.name, digest, &view, lease_ms)
+    }
+
+    /// How often a node was back in the view in the life in which it had gone from it.
+    pub(crate) fn flaps(&self) -> u64 {
+        self.sight.flaps()
+    }
+
     /// Presence has lost a write, so it has to be written as a whole, under a new incarnation.
     pub(crate) fn presence_torn(&mut self) {
         self.heart.presence_torn();
@@ -300,10 +316,9 @@ impl Agent {
     /// The mesh has news.
     pub(crate) fn heard(&mut self, now_ms: u64, news: MeshNews) {
         match news {
-            MeshNews::Heard { node, incarnation } => _ = self.heart.mesh_heard(now_ms, &node, incarnation),
-            MeshNews::Lost { node, incarnation } => {
-                self.heart.mesh_lost(now_ms, &node, incarnation);
-                if self.lacks_redis(now_ms) {
+            MeshNews::Links { links, .. } => {
+                self.heart.mesh_told(now_ms, &links);
+                if links.iter().any(|link| link.word == LinkWord::Lost) && self.lacks_redis(now_ms) {
                     self.probe_the_silent(now_ms);
                 }
             }
@@ -686,6 +701,9 @@ impl Agent {
             self.untold.fill(true);
             let members: Vec<String> =
                 view.members.iter().map(|member| format!("{} {}", member.name, state_word(member.state))).collect();
+            for node in self.sight.changed(&view) {
+                tracing::warn!("node {node} is back in the view, in the life in which it had gone");
+            }
             tracing::info!("view {:016x}, epoch {}: {}", view.digest, view.epoch, members.join(", "));
         }
         for (shard, untold) in self.untold.iter_mut().enumerate() {

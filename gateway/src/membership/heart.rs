@@ -1,5 +1,6 @@
 //! May this node serve, and what has to be asked of Redis next?
 
+use super::{LinkNews, LinkWord};
 use std::sync::Arc;
 use trunkline_router::membership::{Fenced, Lease, Membership, NodeRecord, NodeState, Outage, Reach, View};
 use trunkline_router::redis::Renewal;
@@ -263,16 +264,16 @@ impl Heart {
         self.membership.set_epoch(digest, epoch);
     }
 
-    /// See [`Membership::mesh_heard`].
-    pub(crate) fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
-        self.meshed = true;
-        self.membership.mesh_heard(now_ms, node, incarnation)
-    }
-
-    /// See [`Membership::mesh_lost`].
-    pub(crate) fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
-        self.meshed = true;
-        self.membership.mesh_lost(now_ms, node, incarnation)
+    /// What a shard knows of its links, see [`Membership::mesh_told`].
+    pub(crate) fn mesh_told(&mut self, now_ms: u64, links: &[LinkNews]) -> bool {
+        let told = links.iter().filter_map(|LinkNews { node, incarnation, word, .. }| match word {
+            LinkWord::Heard => Some((&**node, *incarnation, true)),
+            LinkWord::Lost => Some((&**node, *incarnation, false)),
+            LinkWord::Silent => None,
+        });
+        let mut told = told.peekable();
+        self.meshed |= told.peek().is_some();
+        self.membership.mesh_told(now_ms, told)
     }
 
     /// Presence has lost a write, so it has to be written as a whole, under a new incarnation.

@@ -3,8 +3,8 @@
 //! Each takes any bytes at all and panics when a property does not hold.
 
 use super::handshake::{
-    Acceptor, AcceptorStep, ClusterSecret, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, HandshakeError, Identity,
-    ResumeState, Versions,
+    Acceptor, AcceptorStep, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, HandshakeError, Identity, ResumeState,
+    Secrets, Versions,
 };
 use super::link::{Link, LinkLimits};
 use super::wire::{Inbound, MeshViolation, Unit};
@@ -74,13 +74,13 @@ fn identity(name: &str) -> Identity {
 /// end is final.
 pub fn handshake(data: &[u8]) {
     let Some((&pick, bytes)) = data.split_first() else { return };
-    let secret = ClusterSecret::new(&[7; 32]).expect("long enough");
+    let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("long enough");
     let (mut to_acceptor, mut to_dialer) = (Vec::new(), Vec::new());
     let dial =
         Dial { peer: "b".into(), peer_incarnation_known: 0, link: 0, resume: ResumeState { stream: 1, expected: 0 } };
     let mut dialer =
-        Dialer::new(secret.clone(), identity("a"), dial, &[1; 32], 0, DEADLINE_MS_DEFAULT, &mut to_acceptor);
-    let mut acceptor = Acceptor::new(secret, identity("b"), [2; 32], 0, DEADLINE_MS_DEFAULT);
+        Dialer::new(secrets.first(), identity("a"), dial, &[1; 32], 0, DEADLINE_MS_DEFAULT, &mut to_acceptor);
+    let mut acceptor = Acceptor::new(secrets.known(), identity("b"), [2; 32], 0, DEADLINE_MS_DEFAULT);
     for _ in 0..pick / 2 % 2 {
         acceptor.received(&std::mem::take(&mut to_acceptor), &mut to_dialer).expect("an honest peer");
         dialer.received(&std::mem::take(&mut to_dialer), &mut to_acceptor).expect("an honest peer");

@@ -21,18 +21,25 @@
 //! connection is closed. The layout of Hello and Refuse never changes, so that any two versions can tell each other apart.
 
 mod error;
+mod secrets;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use error::{HandshakeError, SecretError, refusal};
+pub(crate) use secrets::Known;
+pub use secrets::Secrets;
 
 use super::wire::{HANDSHAKE_BYTES_MAX, HELLO_BYTES_MAX, HandshakeFrame, MAC_BYTES, MeshViolation, NONCE_BYTES, Step};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
+use std::sync::Arc;
 
 /// How long a handshake may take.
 pub(crate) const DEADLINE_MS_DEFAULT: u64 = 5_000;
+
+/// How long each step of it may take on the side that is dialed: whoever dials has nothing to wait for.
+pub(crate) const STEP_MS_MAX: u64 = 2_000;
 
 /// Shortest secret: half the output of SHA-256, below which guessing the secret is easier than forging a mac of half length.
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
@@ -421,6 +428,17 @@ impl Dialer {
     }
 }
 
+/// How far the peer of an acceptor has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Progress {
+    /// No Hello has come.
+    Nothing,
+    /// A Hello has come, which takes no secret.
+    Hello,
+    /// It has proved that it knows the secret.
+    Proved,
+}
+
 /// How far an acceptor is.
 #[derive(Debug)]
 enum Accepting {
@@ -453,25 +471,40 @@ pub(crate) enum AcceptorStep {
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     machine: Machine,
+    /// Those that the dialer may prove. The one it has proved is the machine's from then on.
+    secrets: Arc<[ClusterSecret]>,
     nonce: [u8; NONCE_BYTES],
     state: Accepting,
+    /// When it was first asked for its time in the present state, and that state.
+    step: (Progress, u64),
 }
 
 impl Acceptor {
     /// Begins; says nothing before it has heard a Hello. The nonce is 32 random bytes, never used before.
-    pub(crate) fn new(
-        secret: ClusterSecret,
-        me: Identity,
-        nonce: [u8; NONCE_BYTES],
-        now_ms: u64,
-        patience_ms: u64,
-    ) -> Self {
-        Acceptor { machine: Machine::new(secret, me, now_ms, patience_ms), nonce, state: Accepting::Hello }
+    pub(crate) fn new(known: Known, me: Identity, nonce: [u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
+        let Known { first, all: secrets } = known;
+        let machine = Machine::new(first, me, now_ms, patience_ms);
+        Acceptor { machine, secrets, nonce, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
     }
 
-    /// The error, once the deadline has passed.
-    pub(crate) fn expired(&self, now_ms: u64) -> Option<HandshakeError> {
-        self.machine.is_expired(now_ms)
+    /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again and again.
+    pub(crate) fn expired(&mut self, now_ms: u64) -> Option<HandshakeError> {
+        let progress = self.progress();
+        if self.step.0 != progress {
+            self.step = (progress, now_ms);
+        }
+        let stands = progress < Progress::Proved && now_ms >= self.step.1.saturating_add(STEP_MS_MAX);
+        let silent = stands.then_some(HandshakeError::Silent { after_ms: STEP_MS_MAX });
+        self.machine.is_expired(now_ms).or(silent)
+    }
+
+    /// How far the peer has come.
+    pub(crate) fn progress(&self) -> Progress {
+        match self.state {
+            Accepting::Hello => Progress::Nothing,
+            Accepting::Proof { .. } => Progress::Hello,
+            Accepting::Accept { .. } | Accepting::Claimed { .. } | Accepting::Ended => Progress::Proved,
+        }
     }
 
     /// Takes bytes from the peer; appends what is to be sent. A dialer sends nothing between its Accept and ours.
@@ -554,7 +587,7 @@ impl Acceptor {
     }
 
     fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<Claim>, HandshakeError> {
-        let Acceptor { machine, nonce, state } = self;
+        let Acceptor { machine, secrets, nonce, state, .. } = self;
         let frame = parse(bytes)?;
         match (&mut *state, &frame) {
             (Accepting::Hello, _) => {
@@ -569,7 +602,11 @@ impl Acceptor {
                 Ok(None)
             }
             (Accepting::Proof { peer }, HandshakeFrame::Proof { mac }) => {
-                machine.transcript.verify(&machine.secret, Phase::Proof, Role::Dialer, &[], mac)?;
+                let proves = |secret: &&ClusterSecret| {
+                    machine.transcript.verify(secret, Phase::Proof, Role::Dialer, &[], mac).is_ok()
+                };
+                // It is answered with what it has proved: that one it accepts too.
+                machine.secret = secrets.iter().find(proves).ok_or(HandshakeError::WrongSecret)?.clone();
                 let mac = machine.transcript.sign(&machine.secret, Phase::Proof, Role::Acceptor, &[]);
                 HandshakeFrame::Proof { mac: &mac }.encode(out);
                 *state = Accepting::Accept { peer: std::mem::take(peer) };

@@ -26,7 +26,7 @@ use trunkline_router::ring::NAME_BYTES_MAX;
 
 /// First version of the mesh protocol this code speaks, and the last.
 pub(crate) const VERSION_MIN: u16 = 2;
-pub(crate) const VERSION_MAX: u16 = 2;
+pub(crate) const VERSION_MAX: u16 = 3;
 
 /// Bytes of a batch before its first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 21;

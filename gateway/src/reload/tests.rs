@@ -100,7 +100,7 @@ fn a_key_that_holds_something_else_is_taken() {
 }
 
 #[test]
-fn a_secret_of_the_cluster_needs_a_restart_each_time_it_is_asked() {
+fn the_secrets_of_the_cluster_are_taken_and_its_redis_needs_a_restart_each_time_it_is_asked() {
     let folder = Folder::new();
     let secret = folder.path("secret");
     fs::write(&secret, "sixteen bytes or more").unwrap();
@@ -108,16 +108,27 @@ fn a_secret_of_the_cluster_needs_a_restart_each_time_it_is_asked() {
         format!("redis = \"redis-cluster://me:hidden@h:1\"\ncluster_secret_file = {:?}\n", secret.to_str().unwrap());
     folder.config(&cluster);
     let (shared, in_force) = begin(&folder);
+    let before = in_force.config.load_secret().unwrap().unwrap();
     fs::write(&secret, "another one of sixteen bytes").unwrap();
     folder.config(&cluster.replace("hidden", "unseen"));
     let fresh = shared.look(&in_force).unwrap();
-    assert!(fresh.reloaded.applied.is_empty());
-    assert_eq!(keys(&fresh.reloaded.needs_restart), ["redis", "cluster_secret_file"]);
+    assert_eq!(keys(&fresh.reloaded.applied), ["cluster_secret_file"]);
+    assert_eq!(keys(&fresh.reloaded.needs_restart), ["redis"]);
+    let after = fresh.secret.as_ref().unwrap();
+    assert!(after.mark() != before.mark() && !after.accepts(&before.mark()));
     for change in &fresh.reloaded.needs_restart {
         let told = change.to_string();
         assert!(!told.contains("hidden") && !told.contains("unseen"), "{told}");
     }
-    assert_eq!(keys(&shared.look(&fresh.in_force).unwrap().reloaded.needs_restart), ["redis", "cluster_secret_file"]);
+    let again = shared.look(&fresh.in_force).unwrap().reloaded;
+    assert_eq!((keys(&again.applied), keys(&again.needs_restart)), (Vec::new(), vec!["redis"]));
+    // A second file beside the first: what the first one holds is proved, and both are accepted.
+    let second = folder.path("second");
+    fs::write(&second, "sixteen bytes or more\n").unwrap();
+    let files = [&second, &secret].map(|path| format!("{:?}", path.to_str().unwrap())).join(", ");
+    folder.config(&format!("redis = \"redis-cluster://me:hidden@h:1\"\ncluster_secret_file = [{files}]\n"));
+    let both = shared.look(&fresh.in_force).unwrap().secret.unwrap();
+    assert!(both.mark() == before.mark() && both.accepts(&before.mark()) && both.accepts(&after.mark()));
 }
 
 #[test]

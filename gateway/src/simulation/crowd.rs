@@ -3,6 +3,7 @@
 use super::ledger::{Ledger, payload};
 use super::scenario::Scenario;
 use super::session::{Circumstances, Reaction, Session, Stage};
+use super::tls::TlsEnd;
 use super::websocket::WebSocketEnd;
 use crate::io::sim::{Rng, SharedWorld};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +59,8 @@ pub(super) struct Crowd {
     rng: Rng,
     /// What WebSockets are made of, so that it changes nothing else about a seed.
     websocket_rng: Rng,
+    /// The same of TLS.
+    tls_rng: Rng,
     devices: Vec<Device>,
     pub(super) sessions: Vec<Session>,
     by_socket: BTreeMap<usize, usize>,
@@ -94,6 +97,7 @@ impl Crowd {
             scenario: scenario.clone(),
             rng,
             websocket_rng: Rng::new(scenario.seed ^ 0x3EB5_0CE7),
+            tls_rng: Rng::new(scenario.seed ^ 0x0007_1500),
             devices,
             sessions: Vec::new(),
             by_socket: BTreeMap::new(),
@@ -150,7 +154,14 @@ impl Crowd {
         // Logins arrive in any order, so an older connection may replace a newer one.
         let replaced = self.sessions.iter().any(|other| other.device == device && other.index != index);
         let session = &mut self.sessions[index];
-        let read = self.world.borrow_mut().client_read(session.socket, usize::MAX);
+        let mut read = self.world.borrow_mut().client_read(session.socket, usize::MAX);
+        if let Some(tls) = &mut session.tls {
+            let (bytes, due) = tls.unwrap(&read.bytes, &mut self.tls_rng);
+            read.bytes = bytes;
+            if !due.is_empty() {
+                self.world.borrow_mut().client_write(session.socket, &due);
+            }
+        }
         let (bytes, pongs) = match &mut session.websocket {
             Some(websocket) => websocket.unwrap(&read.bytes, &mut self.websocket_rng),
             None => (read.bytes, Vec::new()),
@@ -269,7 +280,13 @@ impl Crowd {
         let session = &mut self.sessions[index];
         session.silence_us = session.silence_us.max(now_us - session.wrote_us);
         session.wrote_us = now_us;
-        self.world.borrow_mut().client_write(session.socket, bytes);
+        match &mut session.tls {
+            None => self.world.borrow_mut().client_write(session.socket, bytes),
+            Some(tls) => {
+                let bytes = tls.wrap(bytes, &mut self.tls_rng);
+                self.world.borrow_mut().client_write(session.socket, &bytes);
+            }
+        }
     }
 
     fn act(&mut self, device: usize) {
@@ -362,6 +379,9 @@ impl Crowd {
         let mut session = Session::new(index, socket, self.devices[device].user, device, self.now_us());
         session.slow = window < SLOW_WINDOW_BYTES;
         session.websocket = self.websocket_rng.chance(350).then(WebSocketEnd::new);
+        if self.scenario.tls && self.tls_rng.chance(400) {
+            session.tls = Some(TlsEnd::new(&mut self.tls_rng));
+        }
         self.sessions.push(session);
         self.by_socket.insert(socket, index);
         Some(index)
@@ -482,6 +502,7 @@ impl Crowd {
             }
             6 => {
                 self.sessions[index].websocket = None;
+                self.sessions[index].tls = Some(TlsEnd::astray(&mut self.tls_rng));
                 bytes.extend_from_slice(b"\x16\x03\x01\0\xc8\x01");
             }
             7 => bytes.extend_from_slice(&[0, 0, 0, 40, 1, 0]),

@@ -212,6 +212,7 @@ impl Run {
             listeners: 1,
             limits: self.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
+            tls: None,
             cluster: None,
             store: Some(store),
         };

@@ -18,6 +18,7 @@ mod node;
 mod planted;
 mod scenario;
 mod session;
+mod tls;
 mod tokens;
 mod websocket;
 
@@ -28,6 +29,7 @@ use crate::control::{Control, SessionInfo};
 use crate::io::sim::{Faults, Rng, SharedWorld, World};
 use crate::metrics::ShardStats;
 use crate::reason::CloseReason;
+use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use crowd::Crowd;
 use node::{Node, NodeConfig};
 use planted::with_planted;
@@ -83,6 +85,10 @@ impl Run {
             listeners: scenario.listeners,
             limits: scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
+            tls: scenario.tls.then(|| {
+                let tls = TlsSwitch::new(Certificates::default(), None, TicketSecret::shared(b"of a simulation"));
+                tls.expect("there is nothing that does not go together")
+            }),
             cluster: None,
             store: None,
         };
@@ -368,6 +374,24 @@ fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Syn
     }
 }
 
+/// Tries seeds that no run before has, for so many seconds, and says which. Panics with the first that does not hold.
+fn soak(variable: &str, test: &str, secs: u64, run: impl Fn(u64, bool) -> Report + Sync) {
+    const SEEDS: u64 = 50;
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (begun, mut seed) = (std::time::Instant::now(), since_1970.as_secs() << 16);
+    while begun.elapsed().as_secs() < secs {
+        let seeds = seed..seed + SEEDS;
+        let (_, failures) = run_many(seeds.clone(), |seed| outcome(|| run(seed, false)));
+        if let Some((failed, violation)) = failures.first() {
+            panic!(
+                "seed {failed}: {violation}\nReplay it with\n{variable}={failed} cargo test -p trunkline-gateway --lib {test} -- --nocapture"
+            );
+        }
+        println!("{:>5} s: seeds {} to {} hold", begun.elapsed().as_secs(), seeds.start, seeds.end - 1);
+        seed += SEEDS;
+    }
+}
+
 fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable)
         .ok()
@@ -433,6 +457,10 @@ const MUST_OCCUR: &[&str] = &[
     "closed{http_refused}",
     "trunkline_websockets_total{}",
     "trunkline_websocket_pings_total{}",
+    "trunkline_tls_key_updates_total{by=\"node\"}",
+    "trunkline_tls_key_updates_total{by=\"peer\"}",
+    "trunkline_evictions_total{of=\"tls_handshake\"}",
+    "trunkline_limit_hits_total{limit=\"tls_handshakes_per_turn\"}",
     "trunkline_messages_total{outcome=\"acknowledged\"}",
     "trunkline_messages_total{outcome=\"delivered\"}",
     "trunkline_messages_total{outcome=\"mailbox_full_dropped\"}",

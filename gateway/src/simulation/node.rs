@@ -10,6 +10,7 @@ use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
+use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
 use std::sync::Arc;
 use trunkline_router::presence::Presence;
@@ -52,6 +53,8 @@ pub(super) struct NodeConfig {
     pub(super) limits: Limits,
     /// Who may log in.
     pub(super) auth: Arc<AuthSwitch>,
+    /// Its certificates, of which there are none: handshakes are those of the simulator. `None` without TLS.
+    pub(super) tls: Option<Arc<TlsSwitch>>,
     /// How it takes part in a cluster; its first shard has one listener more then.
     pub(super) cluster: Option<ShardCluster>,
     /// Where it keeps messages.
@@ -72,7 +75,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, cluster, store } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, cluster, store } = config;
         let mail = mailboxes(shards);
         let seats = (0..shards).map(|shard| {
             let stats = Arc::new(ShardStats::default());
@@ -84,6 +87,8 @@ impl Node {
                 limits: limits.clone(),
                 auth: auth.clone(),
                 upgrade: Arc::default(),
+                tls: tls.clone(),
+                tls_required: false,
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,
@@ -265,6 +270,8 @@ impl Node {
             assert_eq!(state.links.outbox_bytes, 0, "shard {shard}: outbox bytes");
             assert_eq!(state.links.partial_bytes, 0, "shard {shard}: bytes of half-received frames");
             assert_eq!(state.links.wrappings.len(), 0, "shard {shard}: parts of messages of WebSockets");
+            let tls = &state.links.tls;
+            assert_eq!((tls.sessions.len(), tls.shaking()), (0, 0), "shard {shard}: keys and handshakes of TLS");
             assert_eq!(
                 (state.inboxes.messages(), state.inboxes.bytes()),
                 (0, 0),

@@ -17,6 +17,8 @@ pub(crate) enum Bug {
     ToldTwice,
     /// A device's cursor passes what it has not acknowledged.
     CursorAhead,
+    /// The clock of a node stands still while its machine is suspended.
+    ClockStandsStill,
 }
 
 thread_local! {

@@ -37,6 +37,8 @@ pub(super) struct Scenario {
     /// The node is drained in the traffic, and that is called off.
     pub(super) drains: bool,
     pub(super) ending: Ending,
+    /// Some clients come over TLS.
+    pub(super) tls: bool,
 }
 
 impl Scenario {
@@ -64,6 +66,8 @@ impl Scenario {
             // With so few slots connections are accepted one by one.
             connections_max: if Rng::new(seed ^ 0xACCE).chance(200) { 9_000 } else { 1_000 },
             turn_units_max: if Rng::new(seed ^ 0x7A12).chance(500) { 3 } else { Limits::default().turn_units_max },
+            tls_handshakes_max: if Rng::new(seed ^ 0x0015_0715).chance(600) { 5 } else { 0 },
+            tls_handshakes_per_turn: 2,
             ..Limits::default()
         };
         let mut payload_max = if rng.chance(300) { 9_000 } else { 300 };
@@ -91,6 +95,7 @@ impl Scenario {
             // Of its own numbers, so that it changes nothing else about a seed.
             drains: Rng::new(seed ^ 0xD4A1_4ED0).chance(250),
             ending: *rng.pick(&[Ending::Leave, Ending::Leave, Ending::DrainQuiet, Ending::DrainBusy]),
+            tls: limits.tls_handshakes_max > 0,
             limits,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::ledger::Ledger;
 use super::scenario::Scenario;
+use super::tls::TlsEnd;
 use super::websocket::WebSocketEnd;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trunkline_proto::prost::Message as _;
@@ -76,6 +77,8 @@ pub(super) struct Session {
     input: Vec<u8>,
     /// Its end of a WebSocket, if it speaks through one.
     pub(super) websocket: Option<WebSocketEnd>,
+    /// Its end of TLS below that.
+    pub(super) tls: Option<TlsEnd>,
     last_stamp: u64,
     /// Latest first delivery from each sending session.
     last_seq: BTreeMap<usize, u64>,
@@ -109,6 +112,7 @@ impl Session {
             heartbeat_ms: 0,
             input: Vec::new(),
             websocket: None,
+            tls: None,
             last_stamp: 0,
             last_seq: BTreeMap::new(),
             got: BTreeSet::new(),

@@ -78,6 +78,7 @@ impl Run {
             listeners: 1,
             limits,
             auth: AuthSwitch::new(Auth::Jwt(Box::new(keys))),
+            tls: None,
             cluster: None,
             store: None,
         };

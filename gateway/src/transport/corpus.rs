@@ -3,6 +3,7 @@
 
 use super::fuzz;
 use super::proxy::V2_SIGN;
+use super::tls::fuzz::tls_records;
 use std::fs;
 use std::path::PathBuf;
 
@@ -18,9 +19,10 @@ impl Target {
     }
 }
 
-fn targets() -> [Target; 2] {
+fn targets() -> [Target; 3] {
     [
         Target { name: "proxy_header", run: fuzz::proxy_header, seeds: proxy_header_seeds() },
+        Target { name: "tls_records", run: tls_records, seeds: tls_records_seeds() },
         Target { name: "upgrade_head", run: fuzz::upgrade_head, seeds: upgrade_head_seeds() },
     ]
 }
@@ -46,6 +48,37 @@ fn proxy_header_seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("v2_too_long", v2(b"\x21\x11\xff\xff")),
         ("v2_too_short", v2(b"\x21\x21\0\x0c")),
         ("v2_version_3", v2(b"\x31\x11\0\x0c")),
+    ]
+}
+
+/// Version and suite, the length of the pieces, then operations: what is done with how many bytes, and those.
+fn tls_records_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let data = b"\x00\x04data\x01\x00\x02\x03abc";
+    let update = b"\x03\x05\x18\0\0\x01\x01";
+    let of = |first: u8, step: u8, parts: &[&[u8]]| [&[first, step], &parts.concat()[..]].concat();
+    vec![
+        ("empty", vec![]),
+        ("aes_128", of(0, 3, &[data, data])),
+        ("aes_256", of(1, 0, &[data, data])),
+        ("chacha20", of(2, 255, &[data, data])),
+        ("aes_128_of_1_2", of(66, 3, &[data, data])),
+        ("aes_256_of_1_2", of(64, 9, &[data, data])),
+        ("chacha20_of_1_2", of(65, 200, &[data, data])),
+        ("long", of(0, 100, &[b"\x80\x50", &[7; 80], data])),
+        ("many", of(0, 20, &[&data[..]; 15])),
+        ("worn_out_of_1_2", of(66, 20, &[&data[..]; 30])),
+        ("update_under_the_old_key", of(0, 1, &[update, data])),
+        ("update_in_parts", of(0, 1, &[b"\x03\x01\x18", b"\x03\x04\0\0\x01\0"])),
+        ("update_and_more", of(0, 1, &[b"\x03\x06\x18\0\0\x01\0\x18"])),
+        ("renegotiation", of(64, 7, &[b"\x03\x04\x01\0\0\0", data, b"\x03\x01\x01", b"\x03\x01\x01", b"\x03\x01\x01"])),
+        ("close", of(0, 7, &[data, b"\x04\x02\x01\0", data])),
+        ("alert", of(64, 7, &[data, b"\x04\x02\x02\x28"])),
+        ("warning_of_1_2", of(64, 7, &[b"\x04\x02\x01\x64", data])),
+        ("in_clear", of(0, 7, &[data, b"\x05\x08\0\0\0\x08\x02\0\0\0"])),
+        ("another_type", of(0, 7, &[b"\x05\x07\x16\x03\x03\0\x02ab"])),
+        ("too_long", of(0, 7, &[b"\x05\x05\x17\x03\x03\x41\x01"])),
+        ("forged", of(0, 7, &[data, b"\x05\x17\x17\x03\x03\0\x12nobody sealed this"])),
+        ("cut", of(0, 7, &[b"\x05\x03\x17\x03\x03"])),
     ]
 }
 

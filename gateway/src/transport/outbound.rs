@@ -1,19 +1,40 @@
-//! From an outbox to what is sent. An outbox holds native frames, whatever the transport, so that what it holds is counted and bounded alike; here,
-//! once for each send, they become what the transport carries.
+//! From an outbox to what is sent. An outbox holds native frames, whatever the transport, so that what it holds is
+//! counted and bounded alike; here, once for each send, they become what the transport carries: messages of a WebSocket,
+//! and of either the records of TLS.
 
+use super::tls::{Bounds, ContentType, View, seal_owed, seal_records, sealed_end};
 use crate::conn::Wire;
+use crate::outbox::SealedMessages;
 use trunkline_proto::websocket::{put_messages, seal as seal_messages, sealed_frames};
 use trunkline_proto::{Frame, HEADER_SHORT, Kind, decode, flags};
 
 /// Kind of a frame that stands in an outbox only: its body is sent as it is, between messages. No kind of the protocol has the number 0.
 const RAW: u8 = 0;
 const _: () = assert!(Kind::from_u8(RAW).is_none());
+/// Kind of another such frame: the first byte of its body says in which records of TLS the rest is sent, or that it is
+/// sent as it is.
+const LAYER: u8 = 0xFF;
+const _: () = assert!(Kind::from_u8(LAYER).is_none());
+const IN_CLEAR: u8 = 0;
 
 /// Queues bytes that are no frame: an answer of HTTP, a control frame of a WebSocket. [`Wire::RAW`] has to be set with it.
 pub(crate) fn put_raw(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    put_own(out, RAW, write);
+}
+
+/// Queues what stands between records of data: records of a handshake, which are sent as they are, or the content of a
+/// record of some type. Without content it sends what is owed. [`Wire::LAYERED`] has to be set with it.
+pub(crate) fn put_layer(out: &mut Vec<u8>, kind: Option<ContentType>, bytes: &[u8]) {
+    put_own(out, LAYER, |out| {
+        out.push(kind.map_or(IN_CLEAR, |kind| kind as u8));
+        out.extend_from_slice(bytes);
+    });
+}
+
+fn put_own(out: &mut Vec<u8>, kind: u8, write: impl FnOnce(&mut Vec<u8>)) {
     let begin = out.len();
     out.extend_from_slice(&[0; HEADER_SHORT]);
-    out[begin + 4] = RAW;
+    out[begin + 4] = kind;
     write(out);
     let length = (out.len() - begin) as u32;
     out[begin..begin + 4].copy_from_slice(&length.to_be_bytes());
@@ -38,15 +59,132 @@ pub(crate) fn seal(frames: &mut Vec<u8>, wire: Wire, raw: bool) {
     *frames = sealed;
 }
 
+/// Makes of an outbox's frames, in records of TLS, what is sent over `wire`. `sealed` gets where messages lie. Without
+/// keys only what is sent as it is can be sent. Returns how many keys of this side have changed by it.
+pub(crate) fn seal_tls(
+    frames: &mut Vec<u8>,
+    wire: Wire,
+    keys: Option<&mut View<'_>>,
+    sealed: &mut Vec<SealedMessages>,
+) -> u32 {
+    let Some(view) = keys else {
+        *frames = in_clear(frames);
+        return 0;
+    };
+    let mut sealing = Sealing { view, wire, sealed, updates: 0 };
+    if !wire.has(Wire::LAYERED) && !sealing.owes() {
+        sealing.data(frames, 0);
+        return 0;
+    }
+    let mut out = Vec::with_capacity(frames.len() + 64);
+    let (mut run, mut at) = (0, 0);
+    while let Ok(Some((Frame { kind, body, .. }, len))) = decode(&frames[at..], u32::MAX) {
+        if kind == LAYER {
+            sealing.run(&frames[run..at], &mut out);
+            sealing.layer(body, &mut out);
+            run = at + len;
+        }
+        at += len;
+    }
+    sealing.run(&frames[run..at], &mut out);
+    *frames = out;
+    sealing.updates
+}
+
+/// What of an outbox is sent as it is.
+fn in_clear(frames: &[u8]) -> Vec<u8> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    while let Ok(Some((Frame { kind, body, .. }, len))) = decode(&frames[at..], u32::MAX) {
+        if let (LAYER, Some((&IN_CLEAR, bytes))) = (kind, body.split_first()) {
+            out.extend_from_slice(bytes);
+        }
+        at += len;
+    }
+    out
+}
+
+/// An outbox on its way into records.
+struct Sealing<'a, 'k> {
+    view: &'a mut View<'k>,
+    wire: Wire,
+    sealed: &'a mut Vec<SealedMessages>,
+    updates: u32,
+}
+
+impl Sealing<'_, '_> {
+    fn owes(&self) -> bool {
+        self.view.owes(&Bounds::STANDARD)
+    }
+
+    /// Appends frames that stand between two layers.
+    fn run(&mut self, frames: &[u8], out: &mut Vec<u8>) {
+        if frames.is_empty() {
+            return;
+        }
+        self.updates += seal_owed(self.view, &Bounds::STANDARD, out);
+        let mut data = frames.to_vec();
+        self.data(&mut data, out.len());
+        out.extend_from_slice(&data);
+    }
+
+    /// Appends what stands between records of data.
+    fn layer(&mut self, body: &[u8], out: &mut Vec<u8>) {
+        match body.split_first() {
+            Some((&IN_CLEAR, bytes)) => out.extend_from_slice(bytes),
+            Some((kind, bytes)) => {
+                self.updates += seal_owed(self.view, &Bounds::STANDARD, out);
+                let from = out.len();
+                out.extend_from_slice(bytes);
+                if let Some(kind) = ContentType::of(*kind) {
+                    seal_records(self.view, kind, out, from);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Makes records of frames in place, which are to stand at `place` of what is sent.
+    fn data(&mut self, frames: &mut Vec<u8>, place: usize) {
+        let websocket = self.wire.kind() != Wire::NATIVE;
+        if websocket {
+            seal(frames, self.wire.kind(), self.wire.has(Wire::RAW));
+        }
+        let all = frames.len();
+        let mut note = |frame: &Frame<'_>, end: usize| {
+            if frame.kind == Kind::Deliver as u8 && frame.flags & flags::ACK == 0 {
+                let end = (place + sealed_end(self.view, all, end)) as u32;
+                match self.sealed.last_mut().filter(|record| record.end == end) {
+                    Some(record) => record.messages += 1,
+                    None => self.sealed.push(SealedMessages { end, messages: 1 }),
+                }
+            }
+        };
+        if websocket {
+            let head = head_bytes(frames);
+            sealed_frames(&frames[head..]).for_each(|(frame, end)| note(&frame, head + end));
+        } else {
+            let mut at = 0;
+            while let Ok(Some((frame, len))) = decode(&frames[at..], u32::MAX) {
+                at += len;
+                note(&frame, at);
+            }
+        }
+        seal_records(self.view, ContentType::Data, frames, 0);
+    }
+}
+
+/// Bytes before the first message: there may be the answer to a request.
+fn head_bytes(sealed: &[u8]) -> usize {
+    if !sealed.starts_with(b"HTTP/") {
+        return 0;
+    }
+    let end = sealed.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    end.map_or(sealed.len(), |end| end + 4)
+}
+
 /// As [`unsent_messages`](crate::outbox::unsent_messages), of what [`seal`] has made.
 pub(crate) fn unsent_sealed_messages(sealed: &[u8], taken: usize) -> u64 {
-    // The answer to a request may come before the first message.
-    let head = if sealed.starts_with(b"HTTP/") {
-        let end = sealed.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-        end.map_or(sealed.len(), |end| end + 4)
-    } else {
-        0
-    };
+    let head = head_bytes(sealed);
     let lost = |frame: &Frame<'_>, end: usize| {
         head + end > taken && frame.kind == Kind::Deliver as u8 && frame.flags & flags::ACK == 0
     };

@@ -5,6 +5,7 @@ use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_gateway};
 use crate::support::generated::{assert_documented, metrics_table};
 use crate::support::scratch::ScratchFolder;
+use crate::support::tls::Identity;
 use crate::support::wait_for;
 use crate::support::wire::flag;
 use std::io::Write;
@@ -83,7 +84,8 @@ fn the_metrics_are_clean_and_whole_with_a_store() {
 
 #[test]
 fn the_metrics_of_nodes_in_a_cluster_are_clean_and_whole() {
-    let fleet = Fleet::start(&["a", "b"], &[]);
+    let identity = Identity::new();
+    let fleet = Fleet::start(&["a", "b"], &identity.flags());
     let mut clients: Vec<Client> = (1..=20).map(|user| Client::login(fleet.node(user as usize % 2), user)).collect();
     for at in 0..20_u64 {
         let to = (at + 1) % 20 + 1;

@@ -275,9 +275,14 @@ fn a_silent_client_lives_on_the_pings_it_answers_and_dies_without() {
     });
 }
 
+/// Where WebSockets of a gateway are.
+fn url(gateway: &Gateway) -> String {
+    format!("ws://{}/ws", gateway.client_address())
+}
+
 /// A client of a library, until it says it has talked.
-struct LibraryClient {
-    child: Child,
+pub(crate) struct LibraryClient {
+    pub(crate) child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
@@ -289,11 +294,22 @@ impl LibraryClient {
         assert!(built.exists(), "{} is not there: run scripts/setup.sh", built.display());
         let mut command = Command::new("node");
         command.arg(root.join("client/js/test/with_gateway.mjs"));
-        LibraryClient::spawn(command, gateway)
+        LibraryClient::spawn(command, &url(gateway))
     }
 
     /// Starts a script of the folder `websocket_clients` with what `scripts/setup.sh` has installed.
     fn start(gateway: &Gateway, script: &str) -> Self {
+        LibraryClient::spawn(LibraryClient::command(script), &url(gateway))
+    }
+
+    /// The same over TLS; the client trusts those whose certificates are in a file.
+    pub(crate) fn start_over_tls(gateway: &Gateway, script: &str, trusted: &str) -> Self {
+        let mut command = LibraryClient::command(script);
+        command.env("SSL_CERT_FILE", trusted).env("NODE_EXTRA_CA_CERTS", trusted);
+        LibraryClient::spawn(command, &format!("wss://{}/ws", gateway.client_address()))
+    }
+
+    fn command(script: &str) -> Command {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let installed = root.parent().expect("the folder of the workspace").join("target/websocket-clients");
         let python = script.ends_with(".py");
@@ -311,17 +327,17 @@ impl LibraryClient {
         };
         let mut command = Command::new(program);
         command.arg(path);
-        LibraryClient::spawn(command, gateway)
+        command
     }
 
-    fn spawn(mut command: Command, gateway: &Gateway) -> Self {
-        command.arg(format!("ws://{}/ws", gateway.client_address())).stdin(Stdio::piped()).stdout(Stdio::piped());
+    fn spawn(mut command: Command, url: &str) -> Self {
+        command.arg(url).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.env("PYTHONDONTWRITEBYTECODE", "1").spawn().expect("start the client");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         LibraryClient { child, lines }
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         self.lines.next().map_or_else(String::new, |line| line.expect("a line of text"))
     }
 }

@@ -26,15 +26,41 @@ pub struct Overview {
     pub troubles: Vec<String>,
     /// The nodes, in the order of their names.
     pub nodes: Vec<NodeAnswer>,
+    /// The links of the asked process to each other node; absent from what has none, such as a router.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub links: Option<Vec<PeerLinks>>,
 }
 
-/// All of the view, with what is wrong in it. `reachable` says what the asked process knows of its links.
+/// The links of a node to another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PeerLinks {
+    /// The other node.
+    pub node: String,
+    /// How many links there are.
+    pub links: u32,
+    /// How many of them are up.
+    pub up: u32,
+    /// Bytes held for the other node until it confirms them.
+    pub held_bytes: u64,
+    /// The longest smoothed round trip of a link, microseconds; 0 until one was measured.
+    pub round_trip_us: u64,
+    /// For how long no link has been up, milliseconds; absent while one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreachable_ms: Option<u64>,
+}
+
+/// All of the view, with what is wrong in it. `reachable` and `links` say what the asked process knows of its links.
 #[must_use]
-pub fn overview(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Overview {
+pub fn overview(
+    picture: &Picture,
+    reachable: impl Fn(&str) -> Option<bool>,
+    links: Option<Vec<PeerLinks>>,
+) -> Overview {
     let view = &picture.view;
     let nodes = nodes(picture, reachable).nodes;
     // Anybody may have written the records, so the sums may be anything.
     let sum = |number: fn(&NodeAnswer) -> u64| nodes.iter().map(number).fold(0, u64::saturating_add);
+    let digest = format!("{:016x}", view.digest);
     let mut troubles = Vec::new();
     if picture.degraded {
         troubles.push(format!("Redis does not answer; this is what was known {} ago", seconds(picture.age_ms)));
@@ -55,13 +81,19 @@ pub fn overview(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> 
         if node.reachable == Some(false) {
             troubles.push(format!("there is no link to node {}", node.name));
         }
+        if node.in_ring && !node.view.is_empty() && node.view != digest {
+            troubles.push(format!(
+                "node {} works with another view (digest {}); views differ for a moment whenever nodes come or go",
+                node.name, node.view
+            ));
+        }
         if let NodeState::Other(word) = node.state {
             troubles.push(format!("node {} is {}, which this version does not know", node.name, word.as_str()));
         }
     }
     Overview {
         epoch: view.epoch,
-        digest: format!("{:016x}", view.digest),
+        digest,
         degraded: picture.degraded,
         age_ms: picture.age_ms,
         active: nodes.iter().filter(|node| node.in_ring).count(),
@@ -69,6 +101,7 @@ pub fn overview(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> 
         connections: sum(|node| node.connections),
         troubles,
         nodes,
+        links,
     }
 }
 
@@ -92,7 +125,12 @@ impl Overview {
         }
         let rows = self.nodes.iter().map(row);
         page.push('\n');
-        page.push_str(&table(std::iter::once(HEAD.map(str::to_owned)).chain(rows).collect()));
+        page.push_str(&table(std::iter::once(HEAD.map(str::to_owned)).chain(rows).collect(), NUMBERS));
+        if let Some(links) = &self.links {
+            let rows = links.iter().map(link_row);
+            page.push('\n');
+            page.push_str(&table(std::iter::once(LINK_HEAD.map(str::to_owned)).chain(rows).collect(), LINK_NUMBERS));
+        }
         page
     }
 }
@@ -126,14 +164,29 @@ fn row(node: &NodeAnswer) -> [String; COLUMNS] {
     ]
 }
 
+const LINK_COLUMNS: usize = 5;
+const LINK_HEAD: [&str; LINK_COLUMNS] = ["LINKS TO", "UP", "ROUND TRIP", "HELD", "UNREACHABLE"];
+const LINK_NUMBERS: [bool; LINK_COLUMNS] = [false, true, true, true, true];
+
+fn link_row(peer: &PeerLinks) -> [String; LINK_COLUMNS] {
+    let millis = |us: u64| format!("{}.{} ms", us / 1_000, us % 1_000 / 100);
+    [
+        peer.node.clone(),
+        format!("{}/{}", peer.up, peer.links),
+        if peer.round_trip_us == 0 { "-".to_owned() } else { millis(peer.round_trip_us) },
+        format!("{} B", peer.held_bytes),
+        peer.unreachable_ms.map_or_else(|| "-".to_owned(), seconds),
+    ]
+}
+
 /// The cells in columns, each as wide as its widest cell.
-fn table(rows: Vec<[String; COLUMNS]>) -> String {
+fn table<const COLUMNS: usize>(rows: Vec<[String; COLUMNS]>, numbers: [bool; COLUMNS]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
-        for ((cell, width), is_number) in row.iter().zip(widths).zip(NUMBERS) {
+        for ((cell, width), is_number) in row.iter().zip(widths).zip(numbers) {
             let _ = if is_number { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
         }
         text.push_str(line.trim_end());

@@ -26,6 +26,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        view: 0,
     }
 }
 
@@ -320,7 +321,7 @@ fn who_is_not_found_is_offline_only_where_everybody_could_be_found() {
 
 #[test]
 fn the_overview_names_what_is_wrong_and_is_a_table_for_people() {
-    assert_eq!(overview(&three(), |_| Some(true)).troubles, Vec::<String>::new());
+    assert_eq!(overview(&three(), |_| Some(true), None).troubles, Vec::<String>::new());
     let mut records = three().view.members.clone();
     records[0].mending = true;
     records[1].zone = "östlich".into();
@@ -330,7 +331,7 @@ fn the_overview_names_what_is_wrong_and_is_a_table_for_people() {
         "connections": 0, "users": 0, "started_ms": 1,
     })).unwrap());
     let seen = Picture { degraded: true, age_ms: 2_340, ..picture(records) };
-    let answer = overview(&seen, |name| Some(name != "c"));
+    let answer = overview(&seen, |name| Some(name != "c"), None);
     assert_eq!((answer.active, answer.users, answer.connections), (3, 24, 30));
     let troubles = answer.troubles.join("\n");
     for part in ["2.3 s ago", "node a is writing", "no link to node c", "node d is frozen"] {
@@ -348,5 +349,5 @@ fn the_overview_names_what_is_wrong_and_is_a_table_for_people() {
         assert!(cells[end_of_weight - 1].is_ascii_digit() && cells[end_of_weight] == ' ', "{page}");
     }
     assert!(page.contains("1-2") && page.contains("östlich"), "{page}");
-    assert!(overview(&picture(Vec::new()), |_| None).troubles[0].contains("no node is active"));
+    assert!(overview(&picture(Vec::new()), |_| None, None).troubles[0].contains("no node is active"));
 }

@@ -9,7 +9,8 @@ use super::routes::Routes;
 use crate::api::{self, Explanation, Nodes, Online, Picture, Preview, PreviewRequest, User};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +25,11 @@ static PREVIEWS: Semaphore = Semaphore::const_new(1);
 const PREVIEW_WAIT: Duration = Duration::from_secs(3);
 
 impl<S: Source> Routes<S> {
-    /// Adds the questions: `GET /v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`.
+    /// Adds the questions: `GET /v1/cluster`, `/v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`.
     #[must_use]
     pub fn reads(self) -> Self {
         self.get("/v1/nodes", Needs::Read(Scope::NodesRead), nodes::<S>)
+            .get("/v1/cluster", Needs::Read(Scope::NodesRead), cluster::<S>)
             .get("/v1/online", Needs::Read(Scope::NodesRead), online::<S>)
             .get("/v1/users/{user}", Needs::Read(Scope::UsersRead), user::<S>)
             .get("/v1/explain/{user}", Needs::Read(Scope::UsersRead), explain::<S>)
@@ -42,6 +44,40 @@ fn picture_of(source: &impl Source) -> Result<Picture, Problem> {
 async fn nodes<S: Source>(State(source): State<Arc<S>>) -> Result<Json<Nodes>, Problem> {
     let picture = picture_of(&*source)?;
     Ok(Json(api::nodes(&picture, |node| source.reachable(node))))
+}
+
+/// JSON, unless the client would rather have text: for people at a terminal.
+async fn cluster<S: Source>(State(source): State<Arc<S>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let picture = picture_of(&*source)?;
+    let overview = api::overview(&picture, |node| source.reachable(node), source.links());
+    Ok(match prefers_text(&headers) {
+        true => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], overview.page()).into_response(),
+        false => Json(overview).into_response(),
+    })
+}
+
+/// Whether `Accept` (RFC 9110, section 12.5.1) wants text/plain more than application/json. Without it, or where both are as good, no.
+fn prefers_text(headers: &HeaderMap) -> bool {
+    let quality = |wanted: &str| {
+        let ranges = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        let kind = wanted.split('/').next().unwrap_or_default();
+        let fits = ranges.filter_map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let range = parts.next()?;
+            let names = ["*/*".to_owned(), format!("{kind}/*"), wanted.to_owned()];
+            let how_near = names.iter().position(|name| range.eq_ignore_ascii_case(name))?;
+            let weight =
+                parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0_f32), |text| text.parse().ok())?;
+            Some((how_near, weight))
+        });
+        // The range that names it most closely decides.
+        fits.max_by_key(|(how_near, _)| *how_near).map_or(0.0, |(_, weight)| weight)
+    };
+    quality("text/plain") > quality("application/json")
 }
 
 async fn online<S: Source>(State(source): State<Arc<S>>) -> Result<Json<Online>, Problem> {
@@ -91,5 +127,33 @@ async fn preview<S: Source>(
         Ok(Err(error)) if error.is_conflict() => Err(Problem::new(StatusCode::CONFLICT, error.to_string())),
         Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
         Err(error) => Err(Problem::unavailable(format!("the preview ended early: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_for_those_who_ask_for_it() {
+        for (accept, text) in [
+            (&[][..], false),
+            (&["*/*"], false),
+            (&["text/plain"], true),
+            (&["Text/Plain; charset=utf-8"], true),
+            (&["text/*, application/json;q=0.5"], true),
+            (&["application/json", "text/plain"], false),
+            (&["application/json;q=0.2, text/plain;q=0.3"], true),
+            (&["text/html,application/xhtml+xml,*/*;q=0.8"], false),
+            (&["text/plain;q=0, */*"], false),
+            (&["text/plain;q=much"], false),
+            (&["\u{ff}"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in accept {
+                headers.append(header::ACCEPT, value.parse().unwrap());
+            }
+            assert_eq!(prefers_text(&headers), text, "{accept:?}");
+        }
     }
 }

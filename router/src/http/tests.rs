@@ -90,6 +90,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        view: 0,
     }
 }
 
@@ -226,7 +227,10 @@ fn every_answer_at_its_emptiest_is_as_documented() {
     let json = |answer: Result<Value, serde_json::Error>| answer.unwrap();
     assert_is("Nodes", &json(serde_json::to_value(api::nodes(&picture, |_| None))));
     assert_is("Online", &json(serde_json::to_value(api::online(&picture))));
-    assert_is("Cluster", &json(serde_json::to_value(api::overview(&picture, |_| None))));
+    assert_is(
+        "Cluster",
+        &json(serde_json::to_value(api::overview(&picture, |_| None, Some(vec![api::PeerLinks::default()])))),
+    );
     assert_is("User", &json(serde_json::to_value(api::user(&picture, 1, Vec::new()))));
     assert_is("Explanation", &json(serde_json::to_value(api::explain(&picture, 1, None, None).unwrap())));
     let request: PreviewRequest = serde_json::from_value(json!({"add": [{"name": "a"}], "sample": 1})).unwrap();

@@ -83,10 +83,17 @@ pub struct NodeRecord {
     /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mending: bool,
+    /// The digest of the view its shards were told of last, so that others see whether it sees what they do; 0 for a node that does not tell.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub view: u64,
 }
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+fn is_none(digest: &u64) -> bool {
+    *digest == 0
 }
 
 fn is_false(flag: &bool) -> bool {

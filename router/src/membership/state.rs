@@ -271,11 +271,29 @@ impl Membership {
         self.rebuild(now_ms)
     }
 
+    /// What the mesh knows of nodes: name, incarnation, and whether it hears the node; see [`Membership::mesh_heard`] and
+    /// [`Membership::mesh_lost`]. The view is looked at once for all of them.
+    pub fn mesh_told<'a>(&mut self, now_ms: u64, told: impl Iterator<Item = (&'a str, u64, bool)>) -> bool {
+        for (node, incarnation, hears) in told {
+            if hears {
+                self.note_heard(now_ms, node, incarnation);
+            } else {
+                self.note_lost(now_ms, node, incarnation);
+            }
+        }
+        self.rebuild(now_ms)
+    }
+
     /// The mesh has a working link to `node`, which says that it is `incarnation`. To be told when a link comes up; repeating
     /// it with each heartbeat does no harm.
     pub fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+        self.note_heard(now_ms, node, incarnation);
+        self.rebuild(now_ms)
+    }
+
+    fn note_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) {
         if !self.seen.heard(now_ms, node, incarnation) {
-            return false;
+            return;
         }
         let link = Link { incarnation, lost_ms: None, heard_ms: now_ms };
         match self.links.get_mut(node) {
@@ -297,22 +315,25 @@ impl Membership {
             Some(known) => known.dead_ms = None,
             None => self.wants_poll = true,
         }
-        self.rebuild(now_ms)
     }
 
     /// The mesh has lost its link to `node` of that incarnation. News of an older link than the last one heard are ignored.
     pub fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
+        self.note_lost(now_ms, node, incarnation);
+        self.rebuild(now_ms)
+    }
+
+    fn note_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) {
         match self.links.get_mut(node) {
-            Some(link) if link.incarnation > incarnation => return false,
+            Some(link) if link.incarnation > incarnation => return,
             Some(link) => *link = Link { incarnation, lost_ms: link.lost_ms.or(Some(now_ms)), ..*link },
             None if self.known.contains_key(node) => {
                 let lost = Link { incarnation, lost_ms: Some(now_ms), heard_ms: 0 };
                 self.links.insert(node.into(), lost);
             }
-            None => return false,
+            None => return,
         }
         self.wants_poll = true;
-        self.rebuild(now_ms)
     }
 
     /// Whether the last view that Redis gave had a lease of `node`.
@@ -415,18 +436,42 @@ impl Membership {
     }
 
     fn members(&self, now_ms: u64, with_dead: bool) -> Vec<NodeRecord> {
-        let holds = self.holds_back();
-        let counts = self.known.values().filter(|known| self.counts(now_ms, holds, known, with_dead));
-        let mut members: Vec<NodeRecord> = counts.map(|known| known.record.clone()).collect();
-        quarantine(&mut members);
+        let counted = self.counted(now_ms, with_dead);
+        let cut = quarantined(&counted);
+        let mut members: Vec<NodeRecord> = counted.into_iter().cloned().collect();
+        for at in cut {
+            members[at].state = NodeState::Joining;
+        }
         members
     }
 
+    fn counted(&self, now_ms: u64, with_dead: bool) -> Vec<&NodeRecord> {
+        let holds = self.holds_back();
+        let counts = self.known.values().filter(|known| self.counts(now_ms, holds, known, with_dead));
+        counts.map(|known| &known.record).collect()
+    }
+
+    /// Whether these are the members of the present view. Asked for with everything that happens, so nothing is copied for it.
+    fn is_view(&self, counted: &[&NodeRecord]) -> bool {
+        let (cut, members) = (quarantined(counted), &self.view.members);
+        let same = |(record, member): (&&NodeRecord, &NodeRecord)| *record == member;
+        counted.len() == members.len()
+            && match cut.is_empty() {
+                true => counted.iter().zip(members).all(same),
+                false => {
+                    counted.iter().zip(members).enumerate().all(|(at, (record, member))| match cut.contains(&at) {
+                        true => NodeRecord { state: NodeState::Joining, ..(*record).clone() } == *member,
+                        false => same((record, member)),
+                    })
+                }
+            }
+    }
+
     fn rebuild(&mut self, now_ms: u64) -> bool {
-        let members = self.members(now_ms, false);
-        if members == self.view.members {
+        if self.is_view(&self.counted(now_ms, false)) {
             return false;
         }
+        let members = self.members(now_ms, false);
         let digest = view::digest(&members);
         if digest == self.view.digest {
             // Load figures only; epoch and ring stay.
@@ -439,26 +484,31 @@ impl Membership {
     }
 }
 
-/// Takes those out of the ring that most of the others do not reach.
-fn quarantine(members: &mut [NodeRecord]) {
+/// Those that most of the others do not reach, and that are to be out of the ring; see [`Membership`].
+fn quarantined(members: &[&NodeRecord]) -> Vec<usize> {
     let says = |record: &NodeRecord| record.state == NodeState::Active && record.reach.is_some();
-    let of = |record: &NodeRecord, reach: &Reach| reach.name == record.name && reach.incarnation == record.incarnation;
-    let active = members.iter().filter(|member| member.state == NodeState::Active).count();
-    let cut: Vec<usize> = (0..members.len())
-        .filter(|&at| {
-            let record = &members[at];
-            let others = members.iter().filter(|other| other.name != record.name && says(other));
-            let (mut judges, mut miss) = (0, 0);
-            for other in others {
-                judges += 1;
-                miss += usize::from(other.reach.iter().flatten().any(|reach| of(record, reach) && !reach.ok));
+    // How many say so of whom. Mostly nobody does.
+    let mut misses: BTreeMap<(&str, u64), usize> = BTreeMap::new();
+    for judge in members.iter().filter(|record| says(record)) {
+        let mut missed: Vec<(&str, u64)> = Vec::new();
+        for reach in judge.reach.iter().flatten().filter(|reach| !reach.ok && reach.name != judge.name) {
+            let whom = (reach.name.as_str(), reach.incarnation);
+            if !missed.contains(&whom) {
+                missed.push(whom);
             }
-            record.state == NodeState::Active && miss >= 2 && 2 * miss > judges
-        })
-        .collect();
-    if 2 * cut.len() < active {
-        for at in cut {
-            members[at].state = NodeState::Joining;
         }
+        missed.into_iter().for_each(|whom| *misses.entry(whom).or_default() += 1);
     }
+    if misses.is_empty() {
+        return Vec::new();
+    }
+    let active = members.iter().filter(|member| member.state == NodeState::Active).count();
+    let judges = members.iter().filter(|record| says(record)).count();
+    let is_cut = |record: &NodeRecord| {
+        let others = judges - usize::from(says(record));
+        let miss = misses.get(&(record.name.as_str(), record.incarnation)).copied().unwrap_or(0);
+        record.state == NodeState::Active && miss >= 2 && 2 * miss > others
+    };
+    let cut: Vec<usize> = (0..members.len()).filter(|at| is_cut(members[*at])).collect();
+    if 2 * cut.len() < active { cut } else { Vec::new() }
 }

@@ -58,7 +58,7 @@ impl Tls {
             Some(path) => roots_of(path)?,
             None => roots_of_the_system()?,
         };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::new(None, error))?

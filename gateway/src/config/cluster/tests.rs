@@ -52,7 +52,7 @@ fn a_cluster_has_the_documented_defaults() {
     assert_eq!(cluster.redis.hosts, [("h".to_owned(), 1)]);
     assert_eq!((cluster.mesh.to_string().as_str(), cluster.advertise.as_str()), ("127.0.0.1:7790", "127.0.0.1:7700"));
     assert_eq!((cluster.weight, cluster.placement, cluster.lease_ms), (10, Placement::Accept, 5_000));
-    assert_eq!((cluster.presence_queue_max, cluster.secret_file.as_path()), (1_000_000, Path::new("s")));
+    assert_eq!((cluster.presence_queue_max, cluster.secret_files[0].as_path()), (1_000_000, Path::new("s")));
     assert_eq!((cluster.beat(), cluster.redis.command_timeout), (Duration::from_secs(1), Duration::from_secs(1)));
 }
 
@@ -139,13 +139,13 @@ fn a_secret_has_16_to_1024_bytes_and_its_last_newline_does_not_count() {
     let folder = std::env::temp_dir().join(format!("trunkline-secret-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("secret");
-    let cluster = ClusterConfig { secret_file: path.clone(), ..cluster("") };
+    let cluster = ClusterConfig { secret_files: vec![path.clone()], ..cluster("") };
     let load = |content: &str| {
         std::fs::write(&path, content).unwrap();
         cluster.load_secret()
     };
-    assert_eq!(load("0123456789abcdef\n").unwrap().bytes(), b"0123456789abcdef");
-    assert_eq!(load(&"x".repeat(1_024)).unwrap().bytes().len(), 1_024);
+    assert_eq!(load("0123456789abcdef\n").unwrap().all().next().unwrap(), b"0123456789abcdef");
+    assert_eq!(load(&"x".repeat(1_024)).unwrap().all().next().unwrap().len(), 1_024);
     for content in ["".to_owned(), "0123456789abcde\n".to_owned(), "x".repeat(1_025)] {
         let message = load(&content).unwrap_err().to_string();
         assert!(message.starts_with(path.to_str().unwrap()) && message.contains("16 to 1024"), "{message}");

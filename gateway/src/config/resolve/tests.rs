@@ -197,6 +197,14 @@ fn open_authentication_beyond_loopback_needs_a_word() {
 }
 
 #[test]
+fn the_demo_beyond_loopback_needs_a_word() {
+    assert!(from_file("demo = true\n").unwrap().demo && !from_file("").unwrap().demo);
+    let message = refusal("demo = true\nhttp = \"0.0.0.0:7780\"\napi_keys_file = \"k\"\n");
+    assert!(message.contains("demo = true") && message.contains("--http-insecure-open"), "{message}");
+    assert!(from_file("demo = true\nhttp = \"0.0.0.0:7780\"\nhttp_insecure_open = true\n").unwrap().demo);
+}
+
+#[test]
 fn addresses_are_named_once_and_port_0_any_number_of_times() {
     assert!(refusal("listen = []\n").contains("one address at least"));
     assert!(

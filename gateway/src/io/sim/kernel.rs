@@ -26,7 +26,7 @@ impl World {
         match submission {
             Submission::Accept { listener, multishot } => {
                 if self.rings[ring].listeners[usize::from(listener)].closed {
-                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false };
+                    let completion = Completion::Accept { listener, result: Err(libc::EBADF), more: false, from: None };
                     self.post(ring, 0, completion, Vec::new());
                     return;
                 }
@@ -89,11 +89,14 @@ impl World {
             if self.rings[ring].listeners[listener].backlog.is_empty() {
                 break;
             }
+            let first = self.rings[ring].listeners[listener].backlog.front().copied();
             let (result, after_us) = self.accept_one(ring, listener);
+            let tells = self.rings[ring].listeners[listener].tells && result.is_ok();
+            let from = first.filter(|_| tells).map(|socket| self.sockets[socket].from());
             let ended = multishot && result.is_ok() && self.rng.chance(self.faults.multishot_end);
             self.tally.multishots_ended += u64::from(ended);
             let more = multishot && result.is_ok() && !ended;
-            let completion = Completion::Accept { listener: listener as u16, result, more };
+            let completion = Completion::Accept { listener: listener as u16, result, more, from };
             let posted_us = self.post(ring, due_us.max(after_us), completion, Vec::new());
             let armed = &mut self.rings[ring].listeners[listener].armed;
             match armed.front_mut() {
@@ -131,7 +134,7 @@ impl World {
 
     fn cancel_accepts(&mut self, ring: usize, listener: u16) {
         for accept in std::mem::take(&mut self.rings[ring].listeners[usize::from(listener)].armed) {
-            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false };
+            let completion = Completion::Accept { listener, result: Err(errno::ECANCELED), more: false, from: None };
             self.post(ring, accept.due_us, completion, Vec::new());
         }
         self.refuse_backlog(ring, listener.into());

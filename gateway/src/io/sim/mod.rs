@@ -3,6 +3,7 @@
 //! Everything random comes from one seed, and time is virtual, so a seed names a run. Besides playing the kernel, each `SimIo` holds the
 //! shard to its side of the contract in `io/mod.rs` and panics when it is broken.
 
+mod clock;
 mod faults;
 mod kernel;
 mod network;
@@ -11,6 +12,7 @@ mod ring;
 mod socket;
 mod world;
 
+pub(crate) use clock::Clock;
 pub(crate) use faults::{Faults, Rng};
 pub(crate) use peers::Host;
 pub(crate) use world::World;
@@ -84,6 +86,10 @@ impl Io for SimIo {
 
     fn accept(&mut self, listener: u16, multishot: bool) {
         self.world.borrow_mut().ask_accept(self.ring, listener, multishot);
+    }
+
+    fn accept_with_address(&mut self, listener: u16) {
+        self.world.borrow_mut().ask_accept_with_address(self.ring, listener);
     }
 
     fn accept_cancel(&mut self, listener: u16) {

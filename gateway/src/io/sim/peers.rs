@@ -3,6 +3,7 @@
 //! A connection between two rings is two sockets, each the client of the other: what one ring sends travels as towards any client, and
 //! arrives as from any client. The window of the one is emptied by the reads of the other.
 
+use super::clock::Clock;
 use super::socket::{Peer, Segment, Socket};
 use super::world::{Event, World};
 use crate::io::{Completion, DIAL_TIMEOUT_MS};
@@ -19,7 +20,7 @@ const WINDOW_BYTES: usize = 65_536;
 /// A machine: its clocks differ from those of others, and it can lose power.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Host {
-    pub(crate) mono_offset_ms: u64,
+    pub(crate) clock: Clock,
     pub(crate) wall_offset_ms: i64,
     /// It has no power. Whatever reaches it is lost, and nobody is told.
     pub(crate) dark: bool,
@@ -73,7 +74,7 @@ impl World {
         let own = self.rings[ring].host;
         let places: Vec<Place> = self.places.iter().filter(|place| place.address == address).copied().collect();
         let reachable: Vec<Place> =
-            places.iter().filter(|place| !self.is_severed(own, self.rings[place.ring].host)).copied().collect();
+            places.iter().filter(|place| !self.is_parted(own, self.rings[place.ring].host)).copied().collect();
         if reachable.is_empty() && !places.is_empty() {
             let due_us = (self.now_us + SYN_AGAIN_US).min(give_up_us);
             return self.schedule(due_us, Event::Syn { ring, token, address, give_up_us });
@@ -153,20 +154,30 @@ impl World {
         peer.held.push_back(segment);
     }
 
+    /// Whether a host does not hear another.
     fn is_severed(&self, host: usize, other: usize) -> bool {
-        self.cuts.contains(&(host.min(other), host.max(other))) || self.hosts[other].dark
+        self.cuts.contains(&(host, other)) || self.hosts[other].dark
     }
 
-    /// Cuts the network between two hosts, or heals it. Clients are not affected.
-    pub(crate) fn cut(&mut self, host: usize, other: usize, cut: bool) {
-        let pair = (host.min(other), host.max(other));
-        self.note(if cut { "cut" } else { "heal" }, pair.0 as u64, pair.1 as u64);
+    /// Whether one of two hosts does not hear the other, so that neither gets to an answer.
+    fn is_parted(&self, host: usize, other: usize) -> bool {
+        self.is_severed(host, other) || self.cuts.contains(&(other, host))
+    }
+
+    /// Cuts the network from one host to another, but not back, or heals it. Clients are not affected.
+    pub(crate) fn cut(&mut self, from: usize, to: usize, cut: bool) {
+        self.note(if cut { "cut" } else { "heal" }, from as u64, to as u64);
         if cut {
-            self.cuts.insert(pair);
+            self.cuts.insert((from, to));
         } else {
-            self.cuts.remove(&pair);
+            self.cuts.remove(&(from, to));
             self.release_held();
         }
+    }
+
+    /// The clock of a host stood still for so long.
+    pub(crate) fn clock_stood(&mut self, host: usize, us: u64) {
+        self.hosts[host].clock.stood_us += us;
     }
 
     /// What was held back arrives where it can now. What is on its way has been sent later.
@@ -240,6 +251,13 @@ mod tests {
     use crate::limits::Limits;
     use std::cell::RefCell;
     use std::rc::Rc;
+
+    impl World {
+        fn part(&mut self, cut: bool) {
+            self.cut(0, 1, cut);
+            self.cut(1, 0, cut);
+        }
+    }
 
     /// Two hosts with a ring each, connected: ring 0 has dialed.
     struct Pair {
@@ -319,12 +337,12 @@ mod tests {
     #[test]
     fn a_cut_holds_bytes_back_until_it_heals() {
         let mut pair = Pair::new();
-        pair.world.borrow_mut().cut(0, 1, true);
+        pair.world.borrow_mut().part(true);
         pair.send(0, b"held ");
         pair.send(1, b"back");
         pair.expect_nothing(0, 1_000);
         pair.expect_nothing(1, 1_000);
-        pair.world.borrow_mut().cut(0, 1, false);
+        pair.world.borrow_mut().part(false);
         pair.expect_bytes(1, b"held ");
         pair.expect_bytes(0, b"back");
         pair.send(0, b"again");
@@ -333,16 +351,30 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_closed_during_a_cut_ends_when_it_heals() {
+    fn a_cut_of_one_way_lets_the_other_pass() {
         let mut pair = Pair::new();
         pair.world.borrow_mut().cut(0, 1, true);
+        pair.send(0, b"held");
+        pair.send(1, b"heard");
+        pair.expect_bytes(0, b"heard");
+        pair.expect_nothing(1, 1_000);
+        pair.rings[0].dial(1, ADDRESS.parse().unwrap());
+        assert!(matches!(pair.expect(0), Completion::Dialed { token: 1, result: Err(libc::ETIMEDOUT) }));
+        pair.world.borrow_mut().cut(0, 1, false);
+        pair.expect_bytes(1, b"held");
+    }
+
+    #[test]
+    fn a_connection_closed_during_a_cut_ends_when_it_heals() {
+        let mut pair = Pair::new();
+        pair.world.borrow_mut().part(true);
         let conn = pair.conns[0];
         pair.rings[0].read_cancel(conn, ReadOp::Multishot);
         assert!(matches!(pair.expect(0), Completion::Recv { result: Err(errno::ECANCELED), .. }));
         pair.rings[0].close(conn.slot, false);
         pair.send(1, b"still there?");
         pair.expect_nothing(1, 60_000);
-        pair.world.borrow_mut().cut(0, 1, false);
+        pair.world.borrow_mut().part(false);
         assert!(matches!(pair.expect(1), Completion::Recv { result: Ok(0), .. }));
         let conn = pair.conns[1];
         pair.rings[1].recv_multishot(conn);
@@ -352,14 +384,14 @@ mod tests {
     #[test]
     fn a_dial_over_a_cut_times_out_and_finds_a_way_once_it_heals() {
         let mut pair = Pair::new();
-        pair.world.borrow_mut().cut(1, 0, true);
+        pair.world.borrow_mut().part(true);
         let asked_us = pair.now_us;
         pair.rings[0].dial(1, ADDRESS.parse().unwrap());
         assert!(matches!(pair.expect(0), Completion::Dialed { token: 1, result: Err(libc::ETIMEDOUT) }));
         assert!((GIVE_UP_US..GIVE_UP_US + 50_000).contains(&(pair.now_us - asked_us)));
         pair.rings[0].dial(2, ADDRESS.parse().unwrap());
         pair.pass(1_500);
-        pair.world.borrow_mut().cut(1, 0, false);
+        pair.world.borrow_mut().part(false);
         assert!(matches!(pair.expect(0), Completion::Dialed { token: 2, result: Ok(_) }));
     }
 

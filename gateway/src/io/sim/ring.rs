@@ -98,6 +98,8 @@ pub(crate) struct Accept {
 #[derive(Debug, Default)]
 pub(crate) struct Listener {
     pub(crate) closed: bool,
+    /// It was asked to tell who connects.
+    pub(crate) tells: bool,
     pub(crate) armed: VecDeque<Accept>,
     pub(crate) backlog: VecDeque<usize>,
 }

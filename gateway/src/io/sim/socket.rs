@@ -1,6 +1,15 @@
 //! One TCP connection, both ends.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
+
+/// Where simulated clients are, all of them.
+const CLIENTS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
+
+/// The address of a host, by its number.
+pub(crate) fn host_address(host: usize) -> IpAddr {
+    IpAddr::from([10, 0, (host >> 8) as u8, host as u8])
+}
 
 /// What travels over the network.
 #[derive(Debug)]
@@ -66,6 +75,11 @@ pub(crate) struct Peer {
 }
 
 impl Socket {
+    /// Where the other end is: at the address of its host, see [`Host`](super::Host), or with the clients.
+    pub(crate) fn from(&self) -> IpAddr {
+        self.peer.as_ref().map_or(CLIENTS, |peer| host_address(peer.host))
+    }
+
     pub(crate) fn new(host: usize, window: usize) -> Self {
         Socket {
             host,

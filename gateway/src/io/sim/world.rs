@@ -1,5 +1,6 @@
 //! The world: time, what is on its way, and what the shards ask of the kernel.
 
+use super::clock::Clock;
 use super::faults::{Faults, Rng};
 use super::peers::{Host, Place};
 use super::ring::{Accept, Listener, Read, Ring, Send, Stage, Submission};
@@ -93,7 +94,7 @@ pub(crate) struct World {
     events: BTreeMap<(u64, u64), Event>,
     event_count: u64,
     pub(super) hosts: Vec<Host>,
-    /// Hosts that do not hear each other, the lower number first.
+    /// Hosts of which the second does not hear the first.
     pub(super) cuts: BTreeSet<(usize, usize)>,
     pub(super) rings: Vec<Ring>,
     pub(super) places: Vec<Place>,
@@ -150,8 +151,13 @@ impl World {
         let host = self.hosts[self.rings[ring].host];
         let passed_ms = self.now_us / 1_000;
         let wall_ms = (self.wall_offset_ms + host.wall_offset_ms + passed_ms as i64) as u64;
-        let mono_ms = passed_ms + host.mono_offset_ms;
+        let mono_ms = host.clock.at_ms(self.now_us);
         Now { mono_ms, mono_us: mono_ms * 1_000, wall_ms }
+    }
+
+    /// The clock of a host.
+    pub(crate) fn clock(&self, host: usize) -> Clock {
+        self.hosts[host].clock
     }
 
     /// The wall clock of a host that has no offset of its own.
@@ -262,6 +268,11 @@ impl World {
         self.push(ring, Submission::Accept { listener, multishot });
     }
 
+    pub(super) fn ask_accept_with_address(&mut self, ring: usize, listener: u16) {
+        self.rings[ring].listeners[usize::from(listener)].tells = true;
+        self.ask_accept(ring, listener, true);
+    }
+
     /// Closes a listener at once. Accepts that are armed hold on to it until they are cancelled.
     pub(super) fn stop_listening(&mut self, ring: usize, listener: u16) {
         self.rings[ring].listeners[usize::from(listener)].closed = true;
@@ -275,7 +286,7 @@ impl World {
 
     /// Resets what waits at a listener that nothing holds any more.
     pub(super) fn refuse_backlog(&mut self, ring: usize, listener: usize) {
-        let Listener { closed, armed, backlog } = &mut self.rings[ring].listeners[listener];
+        let Listener { closed, armed, backlog, .. } = &mut self.rings[ring].listeners[listener];
         if *closed && armed.is_empty() {
             for socket in std::mem::take(backlog) {
                 self.refuse(socket);

@@ -1,6 +1,7 @@
 //! Several agents, a Redis that works in part, and a mesh that may be cut, in steps of virtual time.
 
 use super::*;
+use crate::membership::LinkNews;
 use std::collections::{BTreeMap, BTreeSet};
 
 const LEASE_MS: u64 = 5_000;
@@ -30,6 +31,7 @@ fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        view: 0,
     }
 }
 
@@ -151,13 +153,9 @@ impl Trial {
             let (node, incarnation) = (other.clone(), peer.heart().incarnation());
             let hears = self.linked(name, other) && !self.paused.contains(other);
             if incarnation != 0 && now_ms.is_multiple_of(500) {
-                agent.heard(
-                    now_ms,
-                    match hears {
-                        true => MeshNews::Heard { node, incarnation },
-                        false => MeshNews::Lost { node, incarnation },
-                    },
-                );
+                let word = if hears { LinkWord::Heard } else { LinkWord::Lost };
+                let links = vec![LinkNews::of(&node, incarnation, word)];
+                agent.heard(now_ms, MeshNews::Links { shard: 0, all: false, links });
             }
         }
         agent.look(now_ms);

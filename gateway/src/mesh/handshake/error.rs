@@ -56,6 +56,8 @@ pub(crate) enum HandshakeError {
     Malformed(MeshViolation),
     /// A frame that does not belong here.
     OutOfTurn,
+    /// All places for handshakes were taken, and others came first.
+    GaveWay,
     /// The handshake took too long.
     Silent { after_ms: u64 },
     /// The other side has refused, for this reason and with this text.
@@ -80,6 +82,7 @@ impl HandshakeError {
             HandshakeError::UnknownName { .. } => 12,
             HandshakeError::UnknownLink { .. } => 13,
             HandshakeError::LaterIncarnation { .. } => 14,
+            HandshakeError::GaveWay => 15,
             HandshakeError::Refused { code, .. } => *code,
         }
     }
@@ -97,6 +100,7 @@ impl HandshakeError {
             HandshakeError::HelloTooLong { .. } => "hello_too_long",
             HandshakeError::Malformed(_) => "malformed",
             HandshakeError::OutOfTurn => "out_of_turn",
+            HandshakeError::GaveWay => "gave_way",
             HandshakeError::Silent { .. } => "silent",
             HandshakeError::WrongDirection { .. } => "wrong_direction",
             HandshakeError::UnknownName { .. } => "unknown_name",
@@ -173,6 +177,12 @@ impl fmt::Display for HandshakeError {
             HandshakeError::Malformed(violation) => write!(f, "{violation}: upgrade both nodes to one release"),
             HandshakeError::OutOfTurn => {
                 write!(f, "a frame of the handshake came out of turn: upgrade both nodes to one release")
+            }
+            HandshakeError::GaveWay => {
+                write!(
+                    f,
+                    "too many connections are in their handshake: see who connects to the mesh port, and let only gateways reach it"
+                )
             }
             HandshakeError::Silent { after_ms } => write!(
                 f,

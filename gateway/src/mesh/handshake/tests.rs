@@ -15,6 +15,7 @@ struct Setup {
     acceptor: Identity,
     dialer_secret: &'static [u8],
     acceptor_secret: &'static [u8],
+    acceptor_second: Option<&'static [u8]>,
     dial: Dial,
     /// The acceptor's part of the answer.
     incarnation_known: u64,
@@ -31,6 +32,7 @@ fn setup() -> Setup {
         acceptor: identity("beta", 9),
         dialer_secret: SECRET,
         acceptor_secret: SECRET,
+        acceptor_second: None,
         dial: Dial {
             peer: "beta".into(),
             peer_incarnation_known: 9,
@@ -49,8 +51,9 @@ impl Setup {
     }
 
     fn acceptor(&self, nonce: u8) -> Acceptor {
-        let secret = ClusterSecret::new(self.acceptor_secret).unwrap();
-        Acceptor::new(secret, self.acceptor.clone(), [nonce; 32], 100, PATIENCE_MS)
+        let secrets = std::iter::once(self.acceptor_secret).chain(self.acceptor_second);
+        let known = Secrets::new(secrets).unwrap().known();
+        Acceptor::new(known, self.acceptor.clone(), [nonce; 32], 100, PATIENCE_MS)
     }
 }
 
@@ -128,6 +131,18 @@ fn both_sides_agree_at_every_split() {
         assert_eq!(dialer, Established { peer: "beta".into(), peer_incarnation: 9, version, link, resume });
         let resume = ResumeState { stream: 77, expected: 12 };
         assert_eq!(acceptor, Established { peer: "alpha".into(), peer_incarnation: 5, version, link, resume });
+    }
+}
+
+#[test]
+fn while_a_secret_is_changed_either_is_accepted() {
+    const OTHER: &[u8] = b"another secret of enough bytes";
+    for (first, second) in [(SECRET, OTHER), (OTHER, SECRET)] {
+        let setup = Setup { acceptor_secret: first, acceptor_second: Some(second), ..setup() };
+        let ended = run(&setup, usize::MAX);
+        assert!(matches!((ended.dialer, ended.acceptor), (Some(Ok(_)), Some(Ok(_)))));
+        let unknown = Setup { dialer_secret: b"a third secret of enough bytes", ..setup };
+        assert_eq!(refused_by_acceptor(&unknown), HandshakeError::WrongSecret);
     }
 }
 
@@ -320,10 +335,19 @@ fn garbage_and_a_hello_without_end_are_told_apart() {
 fn silence_ends_a_handshake_at_its_deadline() {
     let mut out = Vec::new();
     let dialer = setup().dialer(1, &mut out);
-    let acceptor = setup().acceptor(2);
-    assert_eq!((dialer.expired(5_099), acceptor.expired(5_099)), (None, None));
-    let silent = Some(HandshakeError::Silent { after_ms: 5_000 });
-    assert_eq!((dialer.expired(5_100), acceptor.expired(5_100)), (silent.clone(), silent));
+    let silent = |after_ms| Some(HandshakeError::Silent { after_ms });
+    assert_eq!(dialer.expired(5_099), None);
+    assert_eq!(dialer.expired(5_100), silent(5_000));
+    // Who is dialed has less patience with each step, and the same with all of them.
+    let mut acceptor = setup().acceptor(2);
+    assert_eq!((acceptor.expired(2_099), acceptor.expired(2_100)), (None, silent(2_000)));
+    let mut acceptor = setup().acceptor(2);
+    assert_eq!(acceptor.expired(2_000), None);
+    assert_eq!(acceptor.received(&out, &mut Vec::new()), Ok(AcceptorStep::More));
+    assert_eq!(acceptor.progress(), Progress::Hello);
+    assert_eq!((acceptor.expired(2_500), acceptor.expired(4_499)), (None, None));
+    assert_eq!(acceptor.expired(4_500), silent(2_000), "a Hello alone is no handshake");
+    assert_eq!(acceptor.expired(5_100), silent(5_000));
 }
 
 #[test]

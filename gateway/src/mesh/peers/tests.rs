@@ -1,7 +1,9 @@
 //! Two nodes' links to each other, on connections in memory.
 
 use super::*;
+use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
+use crate::membership::LinkWord;
 use crate::mesh::wire::{Record, Unit};
 use trunkline_router::NodeState::Active;
 
@@ -17,7 +19,7 @@ struct Side {
 fn mesh(node: &str, shard: u16, shards: u16) -> Mesh {
     Mesh::new(MeshConfig {
         node: node.into(),
-        secret: ClusterSecret::new(&[7; 32]).unwrap(),
+        secrets: Secrets::new([&[7; 32][..]].into_iter()).unwrap(),
         shard,
         shards,
         link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },
@@ -95,8 +97,16 @@ fn connect(a: &mut Side, a_slot: Slot, b: &mut Side, b_slot: Slot, now_ms: u64) 
     let dials = a.mesh.take_due_dials(now_ms);
     let (token, _) = dials[0];
     assert!(a.mesh.dialed(token, Ok(a_slot), now_ms, [1; 32]));
-    assert!(b.mesh.accepted(b_slot, now_ms, [2; 32]));
+    assert!(b.mesh.accepted(b_slot, MEMBER, now_ms, [2; 32]));
     talk(a, a_slot, b, b_slot, now_ms);
+}
+
+/// Where the meshes of all nodes of these views listen.
+const MEMBER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
+/// What the control thread is told of the nodes.
+fn words(side: &mut Side, now_ms: u64) -> Vec<(String, LinkWord)> {
+    side.mesh.news(now_ms).1.iter().map(|link| (link.node.to_string(), link.word)).collect()
 }
 
 const BOTH: &[(&str, u64)] = &[("a", 1), ("b", 1)];
@@ -113,8 +123,7 @@ fn the_node_whose_name_sorts_first_dials_and_both_come_up() {
     talk(&mut a, 10, &mut b, 20, 1);
     assert_eq!((&b.got[..], &a.got[..]), (&[5, 6][..], &[7][..]));
     assert_eq!(a.queue(("c", 1), 8), Err(FarError::Unknown));
-    let tidings = a.mesh.tidings(1_000);
-    assert!(tidings.contains(&Tiding::Heard { node: "b".into(), incarnation: 1 }), "{tidings:?}");
+    assert_eq!(words(&mut a, 1_000), [("b".to_owned(), LinkWord::Heard)]);
 }
 
 #[test]
@@ -126,7 +135,7 @@ fn a_link_goes_on_over_a_new_connection_and_the_old_one_is_closed() {
     a.send(10, 1);
     a.mesh.broken(10, 1, 0);
     a.mesh.closed(10);
-    assert!(a.mesh.tidings(1).contains(&Tiding::Lost { node: "b".into(), incarnation: 1 }));
+    assert_eq!(words(&mut a, 1), [("b".to_owned(), LinkWord::Lost)]);
     assert!(a.mesh.take_due_dials(1).is_empty(), "not at once");
     connect(&mut a, 11, &mut b, 21, 5_000);
     assert_eq!(b.mesh.take_closing(), [20]);
@@ -205,23 +214,135 @@ fn a_link_that_is_down_for_long_refuses_messages_and_its_bytes_are_bounded() {
     assert!((20..40).contains(&queued), "{queued}");
     assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Full));
     assert!(a.mesh.bytes() <= 20_000 && !a.mesh.is_easy(node));
-    a.mesh.tidings(2_999);
+    a.mesh.news(2_999);
     assert!(!a.mesh.is_unreachable(node, 0));
-    a.mesh.tidings(3_000);
+    a.mesh.news(3_000);
     assert!(a.mesh.is_unreachable(node, 0));
     assert_eq!(a.mesh.queue(node, 0, &message), Err(FarError::Unreachable));
     assert!(a.queue(("b", 1), 1).is_ok(), "answers pass");
 }
 
 #[test]
+fn the_control_thread_is_told_of_all_nodes_twice_a_second_and_of_changes_at_once() {
+    let nodes = &[("a", 1), ("b", 1), ("c", 1)];
+    let (mut a, mut b) = (side("a", 1, nodes), side("b", 1, nodes));
+    let told = |words: &[(&str, LinkWord)]| -> Vec<(String, LinkWord)> {
+        words.iter().map(|(node, word)| ((*node).to_owned(), *word)).collect()
+    };
+    assert_eq!(words(&mut a, 500), told(&[("b", LinkWord::Silent), ("c", LinkWord::Silent)]));
+    assert_eq!(words(&mut a, 600), []);
+    connect(&mut a, 10, &mut b, 20, 700);
+    assert_eq!(words(&mut a, 700), told(&[("b", LinkWord::Heard)]));
+    assert_eq!(words(&mut a, 800), []);
+    assert_eq!(words(&mut a, 1_000), told(&[("b", LinkWord::Heard), ("c", LinkWord::Silent)]));
+    a.mesh.broken(10, 1_100, 0);
+    assert_eq!(words(&mut a, 1_100), told(&[("b", LinkWord::Lost)]));
+    let (_, news) = a.mesh.news(1_500);
+    let b = &news[0];
+    assert_eq!((b.links, b.up, b.word, b.down_since_ms), (1, 0, LinkWord::Silent, Some(1_100)));
+}
+
+#[test]
+fn each_shard_of_a_node_is_in_the_set_of_one_link() {
+    for (own_shards, shards) in [(4, 4), (2, 4), (4, 3), (1, 4), (3, 4)] {
+        for shard in 0..own_shards {
+            let mut a = mesh("a", shard, own_shards);
+            let nodes = [("a", 1, Active), ("b", 1, Active)];
+            let mut view = trunkline_router::View::clone(&view(&nodes));
+            view.members[1].shards = shards;
+            a.set_view(1, &Routing::new(key_of("a", 1), &view, key_of), 0);
+            let sets = a.shard_sets(key_of("b", 1));
+            let mut all: Vec<u16> = sets.iter().flat_map(|set| crate::mesh::wire::shards_of(set)).collect();
+            all.sort_unstable();
+            assert!(all.iter().copied().eq(0..shards as u16), "{own_shards} to {shards}: {all:?}");
+            assert_eq!(sets.len() as u64, a.link_counts().0);
+        }
+    }
+}
+
+#[test]
 fn silence_ends_handshakes_and_links() {
     let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
-    assert!(b.mesh.accepted(19, 0, [9; 32]));
+    assert!(b.mesh.accepted(19, None, 0, [9; 32]));
     connect(&mut a, 10, &mut b, 20, 0);
+    assert!(b.mesh.expired(1_999).is_empty());
+    assert_eq!(b.mesh.expired(2_000), [19], "who says nothing has two seconds");
     assert!(b.mesh.expired(2_999).is_empty());
     assert_eq!(b.mesh.expired(3_000), [20], "a link is dead after three seconds");
-    assert_eq!(b.mesh.expired(5_000), [19, 20], "a handshake has five");
-    for slot in 0..HANDSHAKES_MAX as u32 + 5 {
-        assert_eq!(b.mesh.accepted(100 + slot, 6_000, [9; 32]), slot < HANDSHAKES_MAX as u32);
+}
+
+/// Lets connections come that say nothing, on slots from `slot` on. Returns how many found a place.
+fn squat(side: &mut Side, slots: std::ops::Range<Slot>, from: Option<IpAddr>) -> usize {
+    slots.filter(|slot| side.mesh.accepted(*slot, from, 0, [9; 32])).count()
+}
+
+/// Closes those that are to be closed. Returns them.
+fn close(side: &mut Side) -> Vec<Slot> {
+    let closing = side.mesh.take_closing();
+    closing.iter().for_each(|slot| side.mesh.closed(*slot));
+    closing
+}
+
+fn elsewhere(host: u8) -> Option<IpAddr> {
+    Some(IpAddr::from([192, 0, 2, host]))
+}
+
+#[test]
+fn strangers_of_one_address_have_a_quarter_of_the_places() {
+    let mut b = side("b", 1, BOTH);
+    let places = STRANGERS_PER_ADDRESS_MAX as u32;
+    assert_eq!(squat(&mut b, 100..100 + places + 3, elsewhere(1)), places as usize + 3);
+    assert_eq!(close(&mut b), [100, 101, 102], "the oldest of that address made room");
+    assert_eq!(squat(&mut b, 200..203, elsewhere(2)), 3);
+    assert_eq!((close(&mut b).len(), b.mesh.given_way()), (0, GivenWay { to_all: 0, to_address: 3 }));
+}
+
+#[test]
+fn strangers_keep_no_member_out() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    for host in 0..4 {
+        squat(&mut b, 100 * u32::from(host)..100 * u32::from(host) + 40, elsewhere(host));
     }
+    // Some from the member's own address, too, such as that of a host with many.
+    squat(&mut b, 1_000..1_100, MEMBER);
+    let gone = close(&mut b);
+    assert_eq!(b.mesh.connections() as usize, STRANGERS_MAX);
+    assert!(gone.iter().filter(|slot| **slot < 1_000).count() >= 4 * 40 - 1, "strangers from elsewhere went first");
+    assert_eq!(squat(&mut b, 2_000..2_001, elsewhere(9)), 0, "and take no place from a member's address");
+    connect(&mut a, 10, &mut b, 20, 0);
+    assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, 1), (1, 1)));
+    assert_eq!(close(&mut b).len(), 1, "the oldest");
+}
+
+#[test]
+fn who_has_said_hello_gives_way_after_those_who_said_nothing() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    let (token, _) = a.mesh.take_due_dials(0)[0];
+    assert!(a.mesh.dialed(token, Ok(10), 0, [1; 32]));
+    assert!(b.mesh.accepted(20, MEMBER, 0, [2; 32]));
+    let hello = a.send(10, 0);
+    b.take(20, &hello, 0);
+    assert_eq!(squat(&mut b, 100..300, MEMBER), 200);
+    assert!(!close(&mut b).contains(&20));
+    talk(&mut a, 10, &mut b, 20, 0);
+    assert_eq!(b.mesh.link_counts(), (1, 1));
+}
+
+#[test]
+fn nodes_beyond_the_places_for_links_are_left_out_and_told_of_all_when_there_is_room() {
+    let names: Vec<String> = (0..LINKS_MAX + 2).map(|at| format!("n{at:03}")).collect();
+    let keys = |name: &str, life| {
+        NodeKey(u64::from(name.as_bytes()[0]) << 32 | name[1..].parse::<u64>().unwrap_or(0) << 8 | life)
+    };
+    let routing = |count: usize| {
+        let nodes = names[..count].iter().map(|name| (&**name, 1, Active));
+        Routing::new(keys("b", 1), &view(&nodes.chain([("b", 1, Active)]).collect::<Vec<_>>()), keys)
+    };
+    let mut b = Side { mesh: mesh("b", 0, 4), got: Vec::new() };
+    b.mesh.set_view(1, &routing(LINKS_MAX + 2), 0);
+    assert_eq!((b.mesh.link_counts().0, b.mesh.links_missing()), (LINKS_MAX as u64, 2));
+    let last = keys(&names[LINKS_MAX + 1], 1);
+    assert!(b.mesh.is_unreachable(last, 0) && b.mesh.is_silent(last), "walks pass over it");
+    b.mesh.set_view(1, &routing(LINKS_MAX), 1);
+    assert_eq!(b.mesh.links_missing(), 0);
 }

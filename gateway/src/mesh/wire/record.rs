@@ -19,6 +19,10 @@ pub(crate) const RECORD_HEAD_BYTES: usize = 8;
 pub(crate) const RECORD_BYTES_MAX: usize = 4 << 20;
 /// Longest device and longest class of a session, as in the client protocol.
 pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
+/// Longest set of shards: as many as there can be.
+pub(crate) const SHARD_SET_BYTES_MAX: usize = (crate::shard::SHARDS_MAX as usize).div_ceil(8);
+/// The first version of the protocol in which [`Record::SettledShards`] is understood.
+pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
 
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
@@ -49,6 +53,7 @@ const TRANSFER: u8 = 12;
 const KICK_USER: u8 = 13;
 const KICK_DONE: u8 = 14;
 const MEMO: u8 = 15;
+const SETTLED_SHARDS: u8 = 16;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -62,6 +67,7 @@ const UNREGISTER_BYTES: usize = 24;
 const KICK_BYTES: usize = 34;
 const GONE_BYTES: usize = 24;
 const SETTLED_BYTES: usize = 18;
+const SETTLED_SHARDS_BYTES: usize = 16;
 const TRANSFER_BYTES: usize = 58;
 const KICK_USER_BYTES: usize = 25;
 const KICK_DONE_BYTES: usize = 24;
@@ -79,6 +85,11 @@ pub(crate) struct Address {
     /// The node and its incarnation, see [`node_key`](super::node_key).
     pub(crate) node: u64,
     pub(crate) seat: Seat,
+}
+
+/// The shards of a set, see [`Record::SettledShards`].
+pub(crate) fn shards_of(set: &[u8]) -> impl Iterator<Item = u16> {
+    (0..).zip(set).flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit))
 }
 
 /// One entry of a batch. It borrows from the receive buffer.
@@ -106,6 +117,8 @@ pub(crate) enum Record<'a> {
     Gone { user: u64, session: u64 },
     /// From shard `from` for shard `to`: all that moves between the two with the view of this digest has been sent.
     Settled { from: u16, to: u16, digest: u64 },
+    /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands for shard `n`.
+    SettledShards { from: u16, digest: u64, shards: &'a [u8] },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
     /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a KickDone of the same
@@ -133,6 +146,7 @@ impl<'a> Record<'a> {
             Record::Kick { .. } => KICK_BYTES,
             Record::Gone { .. } => GONE_BYTES,
             Record::Settled { .. } => SETTLED_BYTES,
+            Record::SettledShards { shards, .. } => SETTLED_SHARDS_BYTES + shards.len(),
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
             Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
             Record::KickDone { .. } => KICK_DONE_BYTES,
@@ -148,7 +162,8 @@ impl<'a> Record<'a> {
             Record::KickUser { device, .. } => device.map_or(0, str::len),
             _ => 0,
         };
-        texts <= TEXT_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
+        let set = if let Record::SettledShards { shards, .. } = self { shards.len() } else { 0 };
+        texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
     }
 
     /// Whether the record carries no message: an answer, or an entry of the directory. These pass when messages are refused.
@@ -239,6 +254,12 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [digest]);
                 bytes[16..18].copy_from_slice(&from.to_be_bytes());
                 out.extend_from_slice(&bytes);
+            }
+            Record::SettledShards { from, digest, shards } => {
+                let mut bytes = head::<SETTLED_SHARDS_BYTES>(len, SETTLED_SHARDS, 0, from);
+                put_words(&mut bytes, 8, [digest]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(shards);
             }
             Record::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
                 let mut bytes = head::<TRANSFER_BYTES>(len, TRANSFER, attempts, flags.into());
@@ -332,6 +353,14 @@ impl<'a> Record<'a> {
             GONE => {
                 let [user, session] = words(exactly::<GONE_BYTES>("Gone", bytes)?, 8);
                 Record::Gone { user, session }
+            }
+            SETTLED_SHARDS => {
+                let (at, shards) = open::<SETTLED_SHARDS_BYTES>("SettledShards", bytes)?;
+                if shards.len() > SHARD_SET_BYTES_MAX {
+                    return Err(MeshViolation::RecordLength { record: "SettledShards", length: bytes.len() as u32 });
+                }
+                let [digest] = words(at, 8);
+                Record::SettledShards { from: aux, digest, shards }
             }
             SETTLED => {
                 let at = exactly::<SETTLED_BYTES>("Settled", bytes)?;

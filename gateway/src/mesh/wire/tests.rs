@@ -72,6 +72,10 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
         (Record::Gone { user: 5, session: 6 }, "000000180a00000000000000000000050000000000000006"),
         (Record::Settled { from: 3, to: 2, digest: 0xfeed_face }, "000000120b00000200000000feedface0003"),
         (
+            Record::SettledShards { from: 3, digest: 0xfeed_face, shards: &[0x05, 0x80] },
+            "000000121000000300000000feedface0580",
+        ),
+        (
             Record::Transfer {
                 user: 5,
                 stamp: 9,
@@ -213,7 +217,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 16 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 17 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -284,7 +288,7 @@ fn a_length_that_lies_is_a_violation() {
         let bytes = encoded(&record);
         let mut longer = [&bytes[..], b"x"].concat();
         longer[0..4].copy_from_slice(&(bytes.len() as u32 + 1).to_be_bytes());
-        let open = !record.is_control() || matches!(record, Record::Memo { .. });
+        let open = !record.is_control() || matches!(record, Record::Memo { .. } | Record::SettledShards { .. });
         match Record::decode(&longer) {
             Ok(Some(_)) => assert!(open, "{record:?}"),
             Err(MeshViolation::RecordLength { .. }) => assert!(!open, "{record:?}"),
@@ -296,6 +300,7 @@ fn a_length_that_lies_is_a_violation() {
             let fixed = match record {
                 Record::Message { .. } => 50,
                 Record::Memo { .. } => 8,
+                Record::SettledShards { .. } => 16,
                 _ => 58,
             };
             let bare = open && len >= fixed;
@@ -418,7 +423,7 @@ impl Parts {
         let origin = Address { node, seat };
         let payload = &self.payload[..];
         let [device, class] = [&self.texts[0][..], &self.texts[1][..]];
-        match self.kind % 16 {
+        match self.kind % 17 {
             0 => Record::Message { origin, from: a, to: b, id: c, hops, flags, payload },
             1 => Record::Fate { origin, id: a, peer: b, outcome: small, stamp: c },
             2 => Record::Deliver { seat, user: a, session: b, id: c, from: d, stamp: e, flags, payload },
@@ -434,6 +439,7 @@ impl Parts {
             12 => Record::KickUser { user: a, shard: small, ask: b, device: None },
             13 => Record::KickDone { shard: small, ask: a, ended: since_s, left: b as u32, status: hops },
             14 => Record::Memo { body: payload },
+            15 => Record::SettledShards { from: small, digest: a, shards: &payload[..payload.len().min(128)] },
             _ => Record::Transfer { user: a, stamp: b, origin, from: c, id: d, attempts: hops, flags, payload },
         }
     }

@@ -4,12 +4,13 @@ use super::pulse::{Life, Pulse};
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
 use crate::auth::{Auth, AuthSwitch};
-use crate::cluster::MeshNews;
+use crate::cluster::{LinkNews, LinkWord, MeshNews};
 use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
-use crate::mesh::handshake::ClusterSecret;
+use crate::mesh::handshake::Secrets;
 use crate::simulation::node::{Node, NodeConfig};
+use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
@@ -48,13 +49,37 @@ struct Seat {
 /// What ends a trouble.
 #[derive(Clone, Debug)]
 enum Relief {
-    Start { node: usize, power_up: bool },
-    Resume { node: usize },
-    CallBack { node: usize },
-    Heal { node: usize, other: usize },
+    Start {
+        node: usize,
+        power_up: bool,
+    },
+    Resume {
+        node: usize,
+    },
+    CallBack {
+        node: usize,
+    },
+    /// The network from a node to another.
+    Heal {
+        from: usize,
+        to: usize,
+    },
+    /// The machine goes on; how long it was suspended.
+    Wake {
+        node: usize,
+        us: u64,
+    },
     RedisBack,
     RedisWrites,
-    RedisReached { node: usize },
+    RedisReached {
+        node: usize,
+    },
+    RedisWritesFor {
+        node: usize,
+    },
+    RedisHeard {
+        node: usize,
+    },
 }
 
 pub(super) struct Fleet {
@@ -65,17 +90,21 @@ pub(super) struct Fleet {
     troubles: VecDeque<(u64, Trouble)>,
     reliefs: BTreeMap<(u64, u64), Relief>,
     relief_count: u64,
-    /// Cuts may overlap.
+    /// From which node to which; cuts may overlap.
     cuts: BTreeMap<(usize, usize), u32>,
     redis_outages: u32,
     redis_refusals: u32,
-    /// How often each node is cut off from Redis just now.
+    /// How often each node is cut off from Redis just now, its lease is refused, and the answers to it are lost.
     redis_cuts: BTreeMap<usize, u32>,
+    redis_refused: BTreeMap<usize, u32>,
+    redis_unheard: BTreeMap<usize, u32>,
     rng: Rng,
     /// When it is looked next whether a user has two homes.
     looks_us: u64,
     /// When some node learned of a view in which users have other homes.
     homes_moved_us: Vec<u64>,
+    /// From when to when hosts did not hear each other.
+    cut_us: Vec<(u64, u64)>,
     /// When a trouble began or ended.
     troubled_us: Vec<u64>,
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -87,8 +116,7 @@ impl Fleet {
         let mut seats = Vec::new();
         let mut reliefs = BTreeMap::new();
         for (number, node) in scenario.nodes.iter().enumerate() {
-            let offsets =
-                Host { mono_offset_ms: node.mono_offset_ms, wall_offset_ms: node.wall_offset_ms, dark: false };
+            let offsets = Host { clock: node.clock, wall_offset_ms: node.wall_offset_ms, dark: false };
             let host = world.borrow_mut().add_host(offsets);
             let name = format!("node-{}", (b'a' + number as u8) as char);
             seats.push(Seat { name, host, scenario: node.clone(), process: None, starts: 0 });
@@ -107,9 +135,12 @@ impl Fleet {
             redis_outages: 0,
             redis_refusals: 0,
             redis_cuts: BTreeMap::new(),
+            redis_refused: BTreeMap::new(),
+            redis_unheard: BTreeMap::new(),
             rng: Rng::new(scenario.seed ^ 0x0F1E_E700),
             looks_us: 0,
             homes_moved_us: Vec::new(),
+            cut_us: Vec::new(),
             troubled_us: Vec::new(),
             counts: BTreeMap::new(),
         }
@@ -184,16 +215,20 @@ impl Fleet {
             let running =
                 self.seats[called].process.as_mut().filter(|process| !process.paused && process.node.is_some());
             if let Some(process) = running {
-                process.pulse.hear(now_us, MeshNews::Heard { node, incarnation });
+                let links = vec![LinkNews::of(&node, incarnation, LinkWord::Heard)];
+                process.pulse.hear(now_us, MeshNews::Links { shard: 0, all: false, links });
             }
         }
     }
 
     /// Whether the hosts of two nodes do not hear each other.
     fn is_cut(&self, one: usize, other: usize) -> bool {
-        let cut = self.cuts.get(&(one.min(other), one.max(other))).is_some_and(|cuts| *cuts > 0);
+        let cut = |from, to| self.cuts.get(&(from, to)).is_some_and(|cuts| *cuts > 0);
         let world = self.world.borrow();
-        cut || world.is_dark(self.seats[one].host) || world.is_dark(self.seats[other].host)
+        cut(one, other)
+            || cut(other, one)
+            || world.is_dark(self.seats[one].host)
+            || world.is_dark(self.seats[other].host)
     }
 
     /// Whether the host of a node refuses connections to an address: it is reached, and no process is there.
@@ -296,7 +331,7 @@ impl Fleet {
             return;
         }
         seat.starts += 1;
-        let NodeScenario { shards, listeners, weight, mono_offset_ms, .. } = seat.scenario;
+        let NodeScenario { shards, listeners, weight, protocol, .. } = seat.scenario;
         let mut world = self.world.borrow_mut();
         world.note("start", number as u64, seat.starts);
         let first_ring = world.add_rings(seat.host, shards, listeners + 1, &self.scenario.limits);
@@ -310,19 +345,21 @@ impl Fleet {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            view: 0,
             state: NodeState::Joining,
             weight,
             shards: shards.into(),
             mesh: address(number, MESH_PORT).to_string(),
             advertise: address(number, CLIENT_PORT).to_string(),
             http: String::new(),
-            protocol: 0,
+            protocol,
             connections: 0,
             users: 0,
             started_ms: world.now_us() / 1_000,
         };
         let seed = process_seed(&self.scenario, number, seat.starts);
-        let pulse = Pulse::new(seed, record, self.scenario.lease_ms, mono_offset_ms);
+        let clock = world.clock(seat.host);
+        let pulse = Pulse::new(seed, record, self.scenario.lease_ms, clock);
         seat.process =
             Some(Process { pulse, node: None, news: None, first_ring, paused: false, homes: None, fenced: false });
     }
@@ -342,8 +379,8 @@ impl Fleet {
         }
         let (sender, news) = mpsc::channel(NEWS_MAX);
         process.news = Some(news);
-        let secret = ClusterSecret::new(&[7; 32]).expect("a secret of fair length");
-        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secret, listens: false };
+        let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("a secret of fair length");
+        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secrets, listens: false };
         let config = NodeConfig {
             seed: process_seed(&self.scenario, number, seat.starts),
             name: seat.name.clone(),
@@ -352,6 +389,7 @@ impl Fleet {
             listeners,
             limits: self.scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
+            tls: None,
             cluster: Some(cluster),
             store: None,
         };
@@ -379,6 +417,9 @@ impl Fleet {
     /// Whether nothing happened to the cluster from one time to another.
     pub(super) fn was_calm(&self, from_us: u64, to_us: u64) -> bool {
         let happened = self.homes_moved_us.iter().chain(&self.troubled_us);
+        if self.cut_us.iter().any(|(began_us, ended_us)| *began_us <= to_us && *ended_us >= from_us) {
+            return false;
+        }
         !happened.into_iter().any(|at_us| (from_us..=to_us).contains(at_us))
     }
 
@@ -422,12 +463,49 @@ impl Fleet {
                 }
             }
             Trouble::Cut { node, other, ms } => {
-                let pair = (node.min(other), node.max(other));
-                *self.cuts.entry(pair).or_default() += 1;
-                let hosts = (self.seats[node].host, self.seats[other].host);
-                self.world.borrow_mut().cut(hosts.0, hosts.1, true);
+                self.cut(now_us, node, other, ms);
+                self.cut(now_us, other, node, ms);
                 self.count("cut");
-                self.relieve(now_us, ms, Relief::Heal { node: pair.0, other: pair.1 });
+            }
+            Trouble::CutOneWay { from, to, ms } => {
+                self.cut(now_us, from, to, ms);
+                self.count("cut one way");
+            }
+            Trouble::Gray { node, both, ms } => {
+                for other in (0..self.seats.len()).filter(|other| *other != node) {
+                    self.cut(now_us, node, other, ms);
+                    if both {
+                        self.cut(now_us, other, node, ms);
+                    }
+                }
+                self.count("gray");
+            }
+            Trouble::Suspend { node, ms } => {
+                if let Some(process) = self.seats[node].process.as_mut().filter(|process| !process.paused) {
+                    process.paused = true;
+                    for other in (0..self.seats.len()).filter(|other| *other != node) {
+                        self.cut(now_us, node, other, ms);
+                        self.cut(now_us, other, node, ms);
+                    }
+                    self.count("suspended");
+                    self.relieve(now_us, ms, Relief::Wake { node, us: ms * 1_000 });
+                }
+            }
+            Trouble::RedisReadOnlyFor { node, other, ms } => {
+                for node in std::iter::once(node).chain(other) {
+                    *self.redis_refused.entry(node).or_default() += 1;
+                    self.redis.read_only_for.insert(self.seats[node].name.clone());
+                    self.world.borrow_mut().note("redis refuses lease", node as u64, ms);
+                    self.count("lease refused");
+                    self.relieve(now_us, ms, Relief::RedisWritesFor { node });
+                }
+            }
+            Trouble::RedisUnheard { node, ms } => {
+                *self.redis_unheard.entry(node).or_default() += 1;
+                self.redis.unheard.insert(self.seats[node].name.clone());
+                self.world.borrow_mut().note("redis unheard", node as u64, ms);
+                self.count("answers of Redis lost");
+                self.relieve(now_us, ms, Relief::RedisHeard { node });
             }
             Trouble::RedisOut { ms } => {
                 self.redis_outages += 1;
@@ -463,6 +541,14 @@ impl Fleet {
                 self.count("Redis forgot");
             }
         }
+    }
+
+    /// Cuts the network from one node to another.
+    fn cut(&mut self, now_us: u64, from: usize, to: usize, ms: u64) {
+        *self.cuts.entry((from, to)).or_default() += 1;
+        self.cut_us.push((now_us, now_us + ms * 1_000));
+        self.world.borrow_mut().cut(self.seats[from].host, self.seats[to].host, true);
+        self.relieve(now_us, ms, Relief::Heal { from, to });
     }
 
     fn relieve(&mut self, now_us: u64, after_ms: u64, relief: Relief) {
@@ -501,11 +587,37 @@ impl Fleet {
                     pulse.serve(now_us, false);
                 }
             }
-            Relief::Heal { node, other } => {
-                let cuts = self.cuts.get_mut(&(node, other)).expect("a cut ends after it began");
+            Relief::Heal { from, to } => {
+                let cuts = self.cuts.get_mut(&(from, to)).expect("a cut ends after it began");
                 *cuts -= 1;
                 if *cuts == 0 {
-                    self.world.borrow_mut().cut(self.seats[node].host, self.seats[other].host, false);
+                    self.world.borrow_mut().cut(self.seats[from].host, self.seats[to].host, false);
+                }
+            }
+            Relief::Wake { node, us } => {
+                self.world.borrow_mut().note("wake", node as u64, us);
+                // The clock of the nodes counts that time; one that does not would be this.
+                let stood_us = if planted(Bug::ClockStandsStill) { us } else { 0 };
+                self.world.borrow_mut().clock_stood(self.seats[node].host, stood_us);
+                if let Some(process) = &mut self.seats[node].process {
+                    process.pulse.clock_stood(stood_us);
+                    process.paused = false;
+                }
+            }
+            Relief::RedisWritesFor { node } => {
+                let refusals = self.redis_refused.get_mut(&node).expect("it ends after it began");
+                *refusals -= 1;
+                if *refusals == 0 {
+                    self.redis.read_only_for.remove(&self.seats[node].name);
+                    self.world.borrow_mut().note("redis takes lease", node as u64, 0);
+                }
+            }
+            Relief::RedisHeard { node } => {
+                let losses = self.redis_unheard.get_mut(&node).expect("it ends after it began");
+                *losses -= 1;
+                if *losses == 0 {
+                    self.redis.unheard.remove(&self.seats[node].name);
+                    self.world.borrow_mut().note("redis heard", node as u64, 0);
                 }
             }
             Relief::RedisWrites => {
@@ -567,6 +679,17 @@ impl Fleet {
         let (name, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
         let shard = home_shard(user, node.shards() as u32) as usize;
         (name, shard, node.sessions(shard, user).collect())
+    }
+
+    /// How often the first so many nodes have said that all is told.
+    pub(super) fn settled_sent(&self, nodes: usize) -> u64 {
+        let running = self.seats[..nodes].iter().filter_map(|seat| seat.process.as_ref()?.node.as_ref());
+        running.flat_map(Node::stats).map(|stats| stats.settled_sent.get()).sum()
+    }
+
+    /// A node is killed and does not come back.
+    pub(super) fn crash(&mut self, number: usize) {
+        self.stop(number, false);
     }
 
     /// From now on Redis loses no answer, so that nodes have nothing to ask each other.

@@ -19,6 +19,7 @@ mod fleet;
 mod ledger;
 mod pulse;
 mod redis;
+mod scale;
 mod scenario;
 
 use super::Bug;
@@ -60,6 +61,17 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
+        Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
+    }
+
+    /// Nodes of so many shards each that speak this version, with nothing that goes wrong and nobody who talks.
+    fn quiet(nodes: usize, shards: u16, protocol: u32) -> Self {
+        let scenario = Scenario::quiet(nodes, shards, protocol);
+        let world = World::new(scenario.seed, scenario.faults.clone(), 0, 0, &scenario.limits, false);
+        let world = Rc::new(RefCell::new(world));
+        let fleet = Fleet::new(&scenario, &world);
+        let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
+        crowd.mood = Mood::Leaving;
         Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
     }
 
@@ -169,13 +181,17 @@ const MUST_OCCUR: &[&str] = &[
     "Redis forgot some",
     "Redis out",
     "Redis refused writes",
+    "answers of Redis lost",
     "clock set back",
     "cut",
     "cut off from Redis",
+    "cut one way",
     "dials failed",
     "fenced",
     "found dead",
+    "gray",
     "killed",
+    "lease refused",
     "left",
     "messages in calm",
     "paused",
@@ -183,6 +199,7 @@ const MUST_OCCUR: &[&str] = &[
     "resets",
     "rested",
     "segments held back",
+    "suspended",
     "views differed",
 ];
 
@@ -196,6 +213,31 @@ fn cluster_holds_for_200_seeds() {
     );
 }
 
+/// For `make soak-cluster-sim`.
+#[test]
+fn cluster_soak() {
+    if let Some(secs) = super::number_from("TRUNKLINE_CLUSTER_SOAK_SECS") {
+        super::soak("TRUNKLINE_CLUSTER_SEED", "cluster_holds", secs, |seed, print| Run::new(seed, print).whole());
+    }
+}
+
+/// One record for each link. Towards nodes of version 2 it is one for each two shards, and with that the square of their number.
+#[test]
+fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
+    for (nodes, shards, protocol) in [(4, 2, 3), (4, 2, 2), (4, 4, 3), (4, 4, 2), (6, 3, 3), (8, 2, 3)] {
+        let mut run = Run::quiet(nodes, shards, protocol);
+        run.run_for(20_000);
+        run.fleet.check_one_view();
+        let before = run.fleet.settled_sent(nodes - 1);
+        run.fleet.crash(nodes - 1);
+        run.run_for(20_000);
+        let records = run.fleet.settled_sent(nodes - 1) - before;
+        let words = usize::from(if protocol == 2 { shards * shards } else { shards });
+        let expected = (nodes - 1) * (nodes - 2) * words;
+        assert_eq!(records as usize, expected, "{nodes} nodes of {shards} shards, version {protocol}");
+    }
+}
+
 #[test]
 fn a_lost_fate_is_caught() {
     assert!(super::seed_that_catches(Bug::FateLost, |seed| Run::new(seed, false).whole()).is_some());
@@ -204,6 +246,11 @@ fn a_lost_fate_is_caught() {
 #[test]
 fn a_session_its_new_home_is_not_told_of_is_caught() {
     assert!(super::seed_that_catches(Bug::SessionUntold, |seed| Run::new(seed, false).whole()).is_some());
+}
+
+#[test]
+fn a_clock_that_stands_still_while_the_machine_is_suspended_is_caught() {
+    assert!(super::seed_that_catches(Bug::ClockStandsStill, |seed| Run::new(seed, false).whole()).is_some());
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use super::redis::Redis;
 use crate::cluster::reach::{Admission, admission};
-use crate::cluster::{ClusterState, ClusterStatus, MESH_PROTOCOL, MeshNews};
+use crate::cluster::{ClusterState, ClusterStatus, MeshNews};
 use crate::control::Control;
-use crate::io::sim::Rng;
+use crate::io::sim::{Clock, Rng};
 use crate::membership::{Action, Agent, Heart, Question, Reply, Request};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub(super) struct Pulse {
     agent: Agent,
     shards: usize,
     lease_ms: u64,
-    mono_offset_ms: u64,
+    clock: Clock,
     steps: BTreeMap<(u64, u64), Step>,
     step_count: u64,
     /// Something was told, and is to have its effect.
@@ -71,11 +71,10 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    pub(super) fn new(seed: u64, record: NodeRecord, lease_ms: u64, mono_offset_ms: u64) -> Self {
+    pub(super) fn new(seed: u64, record: NodeRecord, lease_ms: u64, clock: Clock) -> Self {
         assert_eq!(record.check(), Ok(()));
         let state = Arc::new(ClusterState::new(&record.name, lease_ms, Arc::default(), Vec::new()));
         let shards = record.shards as usize;
-        let record = NodeRecord { protocol: MESH_PROTOCOL, ..record };
         let mut agent = Agent::new(record, lease_ms, lease_ms / 5);
         agent.serve(shards);
         Pulse {
@@ -83,7 +82,7 @@ impl Pulse {
             agent,
             shards,
             lease_ms,
-            mono_offset_ms,
+            clock,
             steps: BTreeMap::new(),
             step_count: 0,
             stirred: true,
@@ -107,6 +106,11 @@ impl Pulse {
         &self.state
     }
 
+    /// The clock of its host stood still for so long.
+    pub(super) fn clock_stood(&mut self, us: u64) {
+        self.clock.stood_us += us;
+    }
+
     /// A shard has news of another node.
     pub(super) fn hear(&mut self, now_us: u64, news: MeshNews) {
         if let MeshNews::Memo { body, .. } = &news {
@@ -117,14 +121,14 @@ impl Pulse {
     }
 
     fn mono_ms(&self, now_us: u64) -> u64 {
-        now_us / 1_000 + self.mono_offset_ms
+        self.clock.at_ms(now_us)
     }
 
     /// When there is something to do next. While the process does not run, only Redis does something.
     pub(super) fn next_due_us(&self, paused: bool) -> u64 {
         let wanted = |step: &Step| !paused || matches!(step, Step::Question(..));
         let step_us = self.steps.iter().find(|(_, step)| wanted(step)).map_or(u64::MAX, |((due_us, _), _)| *due_us);
-        let look_us = self.agent.due_ms().saturating_sub(self.mono_offset_ms) * 1_000;
+        let look_us = self.clock.when_us(self.agent.due_ms());
         match (paused, self.stirred) {
             (true, _) => step_us,
             (false, true) => self.starts_us.min(step_us),
@@ -231,8 +235,7 @@ impl Pulse {
 
     /// A question reaches Redis. It may do what was asked, and the answer be lost.
     fn reached(&mut self, at_us: u64, question: Box<Question>, give_up_us: u64, redis: &mut Redis) {
-        let reads = matches!(question.request, Request::Poll);
-        let reply = if !redis.answers(self.agent.name()) || (redis.read_only && !reads) {
+        let reply = if !redis.answers(self.agent.name()) || redis.refuses(&question.request) {
             Reply::Failed
         } else {
             match question.request.clone() {
@@ -250,7 +253,8 @@ impl Pulse {
                 Request::Epoch { digest, known } => Reply::Epoch(redis.epoch(digest, known)),
             }
         };
-        let lost = matches!(reply, Reply::Failed) || (!redis.sound && self.rng.chance(5));
+        let unheard = redis.unheard.contains(self.agent.name());
+        let lost = matches!(reply, Reply::Failed) || unheard || (!redis.sound && self.rng.chance(5));
         let refused = redis.answers(self.agent.name()) && matches!(reply, Reply::Failed);
         let due_us = if lost && !refused { give_up_us } else { at_us + self.way_us() };
         let reply = if lost { Reply::Failed } else { reply };

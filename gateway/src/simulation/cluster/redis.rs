@@ -2,6 +2,7 @@
 //! view. Presence is absent: no shard reads it.
 
 use crate::io::sim::Rng;
+use crate::membership::Request;
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_router::membership::NodeRecord;
 use trunkline_router::redis::Renewal;
@@ -26,6 +27,10 @@ pub(super) struct Redis {
     pub(super) cut_off: BTreeSet<String>,
     /// Refuses what writes.
     pub(super) read_only: bool,
+    /// Nodes whose lease is at a master that refuses what writes.
+    pub(super) read_only_for: BTreeSet<String>,
+    /// Nodes that do not hear its answers, though it does what they ask.
+    pub(super) unheard: BTreeSet<String>,
     /// No answer of it is lost any more.
     pub(super) sound: bool,
 }
@@ -85,6 +90,18 @@ impl Redis {
     /// Whether a node gets an answer.
     pub(super) fn answers(&self, node: &str) -> bool {
         !self.out && !self.cut_off.contains(node)
+    }
+
+    /// Whether it refuses to do what is asked.
+    pub(super) fn refuses(&self, request: &Request) -> bool {
+        let writes_of = match request {
+            Request::Renew(record) | Request::Restore(record) | Request::Acquire(record) => Some(&record.name),
+            Request::RenewFor(favour) => Some(&favour.record.name),
+            // The number of the view is at one of the masters; without it nodes count for themselves.
+            Request::Epoch { .. } => None,
+            Request::Poll => return false,
+        };
+        self.read_only || writes_of.is_some_and(|name| self.read_only_for.contains(name))
     }
 
     /// `release.lua`.

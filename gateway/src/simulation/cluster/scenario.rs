@@ -1,8 +1,12 @@
 //! What a run is made of, drawn from its seed.
 
-use crate::io::sim::{Faults, Rng};
+use crate::cluster::MESH_PROTOCOL;
+use crate::io::sim::{Clock, Faults, Rng};
 use crate::limits::{Limits, ReadMode};
 use std::collections::BTreeSet;
+
+/// By how much a clock runs fast or slow at most, in millionths: twenty times what NTP bends one by, and below the margins of a lease.
+const FAST_PPM_MAX: u64 = 10_000;
 
 /// What happens to the cluster.
 #[derive(Clone, Debug)]
@@ -25,6 +29,16 @@ pub(super) enum Trouble {
     RedisForgetsSome,
     /// Redis answers reads and refuses writes.
     RedisReadOnly { ms: u64 },
+    /// One host does not hear another, which hears it.
+    CutOneWay { from: usize, to: usize, ms: u64 },
+    /// The mesh of a node is dead, towards all others or from them as well, while it reaches Redis.
+    Gray { node: usize, both: bool, ms: u64 },
+    /// The machine of a node is suspended: nothing runs, its network is gone, and a clock that does not count that stands still.
+    Suspend { node: usize, ms: u64 },
+    /// Redis refuses writes at the masters that have the leases of a node, or of two.
+    RedisReadOnlyFor { node: usize, other: Option<usize>, ms: u64 },
+    /// Redis does what a node asks, and its answers are lost.
+    RedisUnheard { node: usize, ms: u64 },
     /// A node, or two, do not reach Redis.
     RedisCut { node: usize, other: Option<usize>, ms: u64 },
 }
@@ -36,8 +50,10 @@ pub(super) struct NodeScenario {
     pub(super) weight: u32,
     /// When it is started for the first time.
     pub(super) starts_ms: u64,
+    /// The newest version of the mesh protocol that the others take it to speak.
+    pub(super) protocol: u32,
     /// How far its clocks are from those of others.
-    pub(super) mono_offset_ms: u64,
+    pub(super) clock: Clock,
     pub(super) wall_offset_ms: i64,
 }
 
@@ -91,7 +107,16 @@ impl Scenario {
                 // Small, since each change of a ring of many points takes longer than all else.
                 weight: *rng.pick(&[1, 1, 1, 2, 3]),
                 starts_ms: 0,
-                mono_offset_ms: rng.below(1_000_000),
+                protocol: MESH_PROTOCOL,
+                clock: Clock {
+                    offset_ms: rng.below(1_000_000),
+                    fast_ppm: if rng.chance(400) {
+                        rng.below(2 * FAST_PPM_MAX + 1) as i64 - FAST_PPM_MAX as i64
+                    } else {
+                        0
+                    },
+                    stood_us: 0,
+                },
                 wall_offset_ms: if rng.chance(300) { rng.within(0, 4_000) as i64 - 2_000 } else { 0 },
             })
             .collect();
@@ -126,6 +151,22 @@ impl Scenario {
         }
     }
 
+    /// Nodes of so many shards each that speak this version, to which nothing happens.
+    pub(super) fn quiet(nodes: usize, shards: u16, protocol: u32) -> Self {
+        let any = Scenario::new(0);
+        let clock = Clock::default();
+        let node = NodeScenario { protocol, shards, listeners: 1, weight: 1, starts_ms: 0, clock, wall_offset_ms: 0 };
+        Scenario {
+            nodes: vec![node; nodes],
+            lease_ms: 5_000,
+            faults: Faults::none(),
+            users: vec![1],
+            devices_per_user: 1,
+            troubles: Vec::new(),
+            ..any
+        }
+    }
+
     /// Whether a link that breaks may stay down for long by itself.
     pub(super) fn dials_fail(&self) -> bool {
         self.faults.dial_refused + self.faults.dial_late + self.faults.dial_timeout > 0
@@ -146,7 +187,12 @@ fn trouble(rng: &mut Rng, nodes: usize, lease_ms: u64) -> Trouble {
     // As long as a hiccup, or longer than any lease.
     let ms = if rng.chance(400) { rng.within(100, 2_900) } else { rng.within(3_000, 2 * lease_ms + 2_000) };
     let away_ms = rng.within(100, 2 * lease_ms);
-    match rng.below(20) {
+    match rng.below(29) {
+        20 | 21 => Trouble::CutOneWay { from: node, to: other, ms },
+        22 | 23 => Trouble::Gray { node, both: rng.chance(500), ms: 3 * ms },
+        24 | 25 => Trouble::Suspend { node, ms },
+        26 => Trouble::RedisReadOnlyFor { node, other: rng.chance(400).then_some(other), ms: 2 * ms },
+        27 | 28 => Trouble::RedisUnheard { node, ms },
         12 | 13 => Trouble::RedisForgetsSome,
         14 | 15 => Trouble::RedisReadOnly { ms },
         16..=19 => Trouble::RedisCut { node, other: rng.chance(400).then_some(other), ms: 2 * ms },

@@ -18,6 +18,7 @@ pub(crate) mod random;
 pub(crate) mod schemathesis;
 pub(crate) mod scratch;
 pub(crate) mod signing;
+pub(crate) mod tls;
 pub(crate) mod websocket;
 pub(crate) mod wire;
 

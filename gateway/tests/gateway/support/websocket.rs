@@ -4,14 +4,14 @@ use super::PATIENCE;
 use super::gateway::Gateway;
 use super::wire::{Frame, Login, LoginOk};
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Error, Message, WebSocket, client};
 
 /// One connection. Reads and writes fail the test after `PATIENCE`.
-pub(crate) struct WebSocketClient {
-    pub(crate) socket: WebSocket<TcpStream>,
+pub(crate) struct WebSocketClient<S: Read + Write = TcpStream> {
+    pub(crate) socket: WebSocket<S>,
     frames: VecDeque<Frame>,
 }
 
@@ -30,8 +30,7 @@ impl WebSocketClient {
         for (name, value) in fields {
             request.headers_mut().insert(*name, value.parse().expect("a value"));
         }
-        let (socket, _) = client(request, stream).expect("an upgrade");
-        WebSocketClient { socket, frames: VecDeque::new() }
+        WebSocketClient::over(stream, request)
     }
 
     pub(crate) fn login(gateway: &Gateway, user: u64) -> Self {
@@ -43,6 +42,18 @@ impl WebSocketClient {
         client.write(&login.frame());
         let login_ok = LoginOk::parse(&client.recv());
         (client, login_ok)
+    }
+}
+
+impl<S: Read + Write> WebSocketClient<S> {
+    /// Over a stream that is there.
+    pub(crate) fn over(stream: S, request: impl IntoClientRequest) -> Self {
+        let request = request.into_client_request().expect("a request");
+        let (socket, _) = match client(request, stream) {
+            Ok(upgraded) => upgraded,
+            Err(error) => panic!("an upgrade: {error}"),
+        };
+        WebSocketClient { socket, frames: VecDeque::new() }
     }
 
     pub(crate) fn write(&mut self, frame: &Frame) {

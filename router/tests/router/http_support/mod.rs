@@ -249,5 +249,6 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        view: 0,
     }
 }

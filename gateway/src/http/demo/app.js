@@ -1,0 +1,360 @@
+// The page of `gateway --demo`: one conversation at a time, over the client of client/js.
+"use strict";
+
+(() => {
+  const el = (id) => document.getElementById(id);
+  const utf8 = { to: new TextEncoder(), from: new TextDecoder() };
+  /** Ids of the first visitors, whose presence is asked for though nobody has named them. */
+  const NEARBY = Array.from({ length: 8 }, (_, at) => String(at + 1));
+  const PRESENCE_MS = 3_000;
+  /** Messages kept of one conversation, and conversations in all: the page holds no more than somebody looks at. */
+  const MESSAGES_MAX = 500;
+  const PEOPLE_MAX = 100;
+  const STATES = { idle: "not connected", connecting: "connecting…", open: "connected", waiting: "coming back…", ended: "ended" };
+  const FATES = {
+    sending: ["", "sending…"],
+    delivered: ["good", "✓ delivered"],
+    stored: ["good", "✓ stored"],
+    accepted: ["good", "✓ accepted"],
+    offline: ["bad", "not delivered: offline"],
+    overloaded: ["bad", "not delivered: overloaded"],
+    denied: ["bad", "not delivered: denied"],
+    "inbox-full": ["bad", "not delivered: inbox full"],
+    expired: ["bad", "not delivered: expired"],
+  };
+
+  let config, client, me;
+  /** Id → { messages, unread, online, devices }. */
+  const people = new Map();
+  let current;
+
+  // ---- What is kept for the life of a tab. Where storage is refused, nothing is.
+
+  const remembered = (key, value) => {
+    try {
+      if (value === undefined) return sessionStorage.getItem(key);
+      sessionStorage.setItem(key, value);
+    } catch {}
+    return value ?? null;
+  };
+
+  /** A name of this tab's own, since a login replaces the one before of the same device. */
+  const device = () => {
+    const own = remembered("device");
+    if (own) return own;
+    const bytes = crypto.getRandomValues(new Uint8Array(8));
+    return remembered("device", "tab-" + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(""));
+  };
+
+  // ---- People
+
+  const person = (id) => {
+    if (!people.has(id)) {
+      if (people.size >= PEOPLE_MAX) people.delete([...people.keys()].find((other) => other !== current));
+      people.set(id, { messages: [], unread: 0, online: undefined, devices: 0, named: false });
+    }
+    return people.get(id);
+  };
+
+  const nameOf = (id) => (id === me ? `User ${id} (you)` : `User ${id}`);
+
+  const presenceOf = ({ online, devices }) => {
+    if (online === undefined) return "presence not known";
+    if (!online) return "offline";
+    return devices > 1 ? `online, ${devices} devices` : "online";
+  };
+
+  const make = (tag, properties = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), properties);
+    node.append(...children);
+    return node;
+  };
+
+  const dot = (online) => make("span", { className: online ? "dot online" : "dot" });
+
+  const shownPeople = () =>
+    [...people]
+      .filter(([id, { named, online }]) => named || (online && id !== me))
+      .sort(([a], [b]) => (BigInt(a) < BigInt(b) ? -1 : 1));
+
+  const lastOf = ({ messages }) => messages.at(-1)?.text.slice(0, 80);
+
+  let drawn = "";
+  const drawPeople = () => {
+    const shown = shownPeople();
+    // The list is made anew only where it differs, so that focus and a pointer on it are left alone.
+    const now = JSON.stringify([current, shown.map(([id, who]) => [id, who.unread, presenceOf(who), lastOf(who)])]);
+    if (now === drawn) return;
+    drawn = now;
+    const focused = document.activeElement?.dataset?.id;
+    el("list").replaceChildren(
+      ...shown.map(([id, who]) => {
+        const face = make("span", { className: "face" }, id.slice(-3), dot(who.online));
+        face.setAttribute("aria-hidden", "true");
+        face.style.setProperty("--hue", String(Number((BigInt(id) * 137n) % 360n)));
+        const name = make("span", { className: "name" }, make("span", { textContent: nameOf(id) }));
+        name.append(make("span", { className: "hint", textContent: [presenceOf(who), lastOf(who)].filter(Boolean).join(" · ") }));
+        const button = make("button", { type: "button", onclick: () => open(id) }, face, name);
+        button.dataset.id = id;
+        if (who.unread) {
+          const unread = make("span", { className: "unread", textContent: who.unread });
+          unread.append(make("span", { className: "unseen", textContent: " unread" }));
+          button.append(unread);
+        }
+        button.setAttribute("aria-current", String(id === current));
+        return make("li", {}, button);
+      }),
+    );
+    if (focused) el("list").querySelector(`[data-id="${focused}"]`)?.focus();
+    el("nobody").hidden = shown.length > 0;
+    const unread = shown.reduce((sum, [, who]) => sum + who.unread, 0);
+    document.title = unread ? `(${unread}) Trunkline demo` : "Trunkline demo";
+    if (current) {
+      el("talk-title").textContent = nameOf(current);
+      const presence = presenceOf(person(current));
+      if (el("talk-presence").textContent !== presence) el("talk-presence").textContent = presence;
+    }
+  };
+
+  // ---- A conversation
+
+  const drawMessage = (message) => {
+    const { text, mine, at } = message;
+    const time = make("time", { textContent: at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }), dateTime: at.toISOString() });
+    message.fateNode = make("span");
+    const about = make("small", {}, time);
+    if (mine) about.append(" · ", message.fateNode);
+    showFate(message);
+    return make("li", { className: mine ? "message mine" : "message" }, make("p", { textContent: text }), about);
+  };
+
+  const showFate = (message) => {
+    if (!message.fateNode) return;
+    const [className, words] = FATES[message.fate] ?? ["bad", message.fate];
+    Object.assign(message.fateNode, { className, textContent: words });
+  };
+
+  const drawEmpty = (words) => el("log").replaceChildren(make("li", { className: "empty", textContent: words }));
+
+  /** What stands where no conversation is open; on a narrow screen it is not seen. */
+  const close = () => {
+    current = undefined;
+    el("talk-title").textContent = "No conversation";
+    el("talk-presence").textContent = "";
+    el("compose").hidden = true;
+    drawEmpty("Choose somebody, or open a second tab with another id: who writes to you appears here.");
+    drawPeople();
+  };
+
+  const drawTalk = () => {
+    const log = el("log");
+    const { messages } = person(current);
+    log.replaceChildren(...messages.map(drawMessage));
+    if (!messages.length) {
+      drawEmpty(current === me ? "What you write here reaches your other tabs with this id." : "No messages yet.");
+    }
+    log.scrollTop = log.scrollHeight;
+  };
+
+  const add = (id, message) => {
+    const who = person(id);
+    who.named = true;
+    // Who writes is there, whenever presence is asked for next.
+    if (!message.mine) who.online = true;
+    who.messages.push(message);
+    if (who.messages.length > MESSAGES_MAX) who.messages.shift();
+    if (id !== current && !current && isWide()) return open(id, false);
+    if (id !== current) {
+      who.unread += 1;
+    } else {
+      const log = el("log");
+      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+      log.querySelector(".empty")?.remove();
+      log.append(drawMessage(message));
+      if (log.childElementCount > MESSAGES_MAX) log.firstElementChild.remove();
+      if (atEnd || message.mine) log.scrollTop = log.scrollHeight;
+    }
+    drawPeople();
+  };
+
+  const view = (name) => (document.body.dataset.view = name);
+
+  const isWide = () => matchMedia("(min-width: 44.01rem)").matches;
+
+  const open = (id, focus = true) => {
+    current = id;
+    const who = person(id);
+    who.named = true;
+    who.unread = 0;
+    drawPeople();
+    drawTalk();
+    view("talk");
+    el("compose").hidden = false;
+    if (focus) el("text").focus();
+    void askPresence();
+  };
+
+  const send = async (text) => {
+    const to = current;
+    const message = { text, mine: true, at: new Date(), fate: "sending" };
+    add(to, message);
+    try {
+      message.fate = await client.send(to, text, { ack: true });
+    } catch (error) {
+      message.fate = `failed: ${error.message}`;
+    }
+    showFate(message);
+  };
+
+  // ---- Presence, over the HTTP API
+
+  const askOne = async (id) => {
+    try {
+      const answer = await fetch(`/v1/users/${id}`);
+      if (!answer.ok) return undefined;
+      return await answer.json();
+    } catch {
+      return undefined;
+    }
+  };
+
+  let asking = false;
+  const askPresence = async () => {
+    if (asking || document.hidden || !me) return;
+    asking = true;
+    const ids = [...new Set([...NEARBY, ...[...people].filter(([, who]) => who.named).map(([id]) => id)])];
+    for (const id of ids) {
+      const answer = await askOne(id);
+      Object.assign(person(id), { online: answer?.online, devices: answer?.devices?.length ?? 0 });
+    }
+    asking = false;
+    drawPeople();
+  };
+
+  // ---- The session
+
+  const showState = (state) => {
+    el("connection").dataset.state = state;
+    el("state").textContent = STATES[state];
+    if (!me) el("login-error").textContent = state === "waiting" ? "There is no connection yet; it is tried again." : "";
+  };
+
+  const banner = (text) => {
+    el("banner").hidden = !text;
+    el("banner-text").textContent = text ?? "";
+  };
+
+  const isId = (text) => /^[0-9]{1,20}$/.test(text) && BigInt(text) > 0n && BigInt(text) < 1n << 64n;
+  const asId = (text) => (isId(text.trim()) ? String(BigInt(text.trim())) : undefined);
+
+  const listen = async (mine) => {
+    try {
+      for await (const { from, body } of mine) {
+        if (mine !== client) return;
+        add(String(from), { text: utf8.from.decode(body), mine: false, at: new Date() });
+      }
+    } catch (error) {
+      if (mine === client) banner(`The session is over: ${error.message}.`);
+    }
+  };
+
+  const login = async (user, token) => {
+    client?.close();
+    const mine = new trunkline.Client({ url: config.url, user, token, device: device(), deviceClass: "web", agent: "trunkline-demo" });
+    client = mine;
+    mine.on("state", (state) => mine === client && showState(state));
+    mine.on("error", (error) => console.warn(error));
+    banner();
+    await mine.connect();
+    if (mine !== client) return;
+    me = user;
+    remembered("user", user);
+    el("me").textContent = `You are user ${user}`;
+    el("welcome").hidden = true;
+    el("chat").hidden = el("leave").hidden = false;
+    if (!current) {
+      close();
+      view("people");
+    }
+    void listen(mine);
+    await askPresence();
+    // The first one who is here is who one has come to talk to.
+    const [first] = shownPeople();
+    if (!current && first && isWide()) open(first[0]);
+  };
+
+  const leave = async () => {
+    await client?.close();
+    client = me = undefined;
+    people.clear();
+    close();
+    banner();
+    showState("idle");
+    el("chat").hidden = el("leave").hidden = true;
+    el("welcome").hidden = false;
+    view("welcome");
+    el("user").focus();
+  };
+
+  /** The first small id that is not online, or what this tab had before. */
+  const suggest = async () => {
+    const before = remembered("user");
+    if (before) return before;
+    for (const id of NEARBY) if (!(await askOne(id))?.online) return id;
+    return String(crypto.getRandomValues(new Uint16Array(1))[0] + 9);
+  };
+
+  el("login").onsubmit = async (event) => {
+    event.preventDefault();
+    const user = asId(el("user").value);
+    el("login-error").textContent = user ? "" : "An id is a whole number from 1 to 18446744073709551615.";
+    if (!user) return;
+    el("enter").disabled = true;
+    try {
+      await login(user, el("token").value.trim());
+    } catch (error) {
+      el("login-error").textContent = error.message;
+    }
+    el("enter").disabled = false;
+  };
+  el("add").onsubmit = (event) => {
+    event.preventDefault();
+    const id = asId(el("peer").value);
+    el("peer").setCustomValidity(id ? "" : "This is no id");
+    el("peer").reportValidity();
+    if (!id) return;
+    el("peer").value = "";
+    open(id);
+  };
+  el("peer").oninput = () => el("peer").setCustomValidity("");
+  el("compose").onsubmit = (event) => {
+    event.preventDefault();
+    const text = el("text").value.trim();
+    if (!text || !current) return;
+    el("text").value = "";
+    void send(text);
+  };
+  el("banner-button").onclick = () => login(me, el("token").value.trim()).catch((error) => banner(`${error.message}.`));
+  el("leave").onclick = leave;
+  el("back").onclick = () => {
+    const id = current;
+    close();
+    view("people");
+    el("list").querySelector(`[data-id="${id}"]`)?.focus();
+  };
+  document.addEventListener("visibilitychange", askPresence);
+  setInterval(askPresence, PRESENCE_MS);
+
+  (async () => {
+    close();
+    try {
+      config = await (await fetch("/demo/config.json")).json();
+    } catch (error) {
+      el("login-error").textContent = `The gateway does not answer: ${error.message}`;
+      return;
+    }
+    el("token-row").hidden = !config.token;
+    el("user").value = await suggest();
+    el("user").select();
+  })();
+})();

@@ -1,0 +1,56 @@
+//! The secrets of the cluster, which others may take the place of while links are up.
+
+use super::{ClusterSecret, SecretError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Shared by all who dial or are dialed. A handshake goes on with what was in force when it began; links that are up are not asked.
+#[derive(Clone, Debug)]
+pub struct Secrets(Arc<Mutex<Known>>);
+
+/// Those in force at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// The one that is proved to others.
+    pub(crate) first: ClusterSecret,
+    /// Those that others may prove.
+    pub(crate) all: Arc<[ClusterSecret]>,
+}
+
+impl Known {
+    fn new<'a>(secrets: impl Iterator<Item = &'a [u8]>) -> Result<Self, SecretError> {
+        let all: Vec<ClusterSecret> = secrets.map(ClusterSecret::new).collect::<Result<_, _>>()?;
+        let first = all.first().cloned().ok_or(SecretError::TooShort { length: 0 })?;
+        Ok(Known { first, all: all.into() })
+    }
+}
+
+impl Secrets {
+    /// The secrets of a cluster, first the one that is proved.
+    ///
+    /// # Errors
+    /// When there is none, or one is too short or too long.
+    pub fn new<'a>(secrets: impl Iterator<Item = &'a [u8]>) -> Result<Self, String> {
+        let known = Known::new(secrets).map_err(|error| error.to_string())?;
+        Ok(Secrets(Arc::new(Mutex::new(known))))
+    }
+
+    /// Puts others in their place, for every handshake that begins from now on.
+    ///
+    /// # Errors
+    /// As [`Secrets::new`]; those in force stay.
+    pub fn replace<'a>(&self, secrets: impl Iterator<Item = &'a [u8]>) -> Result<(), String> {
+        let known = Known::new(secrets).map_err(|error| error.to_string())?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(())
+    }
+
+    /// The one that is proved to others.
+    pub(crate) fn first(&self) -> ClusterSecret {
+        self.known().first
+    }
+
+    /// All of them.
+    pub(crate) fn known(&self) -> Known {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,357 @@
+#!/usr/bin/env python3
+"""Writes the figures of README.md and docs/figures.md from benches/results, so that each number has one source.
+
+A block between `<!-- figures: NAME -->` and `<!-- end of figures -->` is replaced. With --check nothing is written: it ends with status
+1 if a document says something else than the results do.
+"""
+
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benches/results"
+DOCUMENTS = ["README.md", "docs/figures.md"]
+BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+CONFIDENCE_MIN = 0.95
+NONE = "–"
+
+
+def result(name):
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def command(report):
+    """What was typed, without the file it was written to."""
+    words = report.get("command", [])[1:]
+    if words:
+        at = words.index("--json") if "--json" in words else len(words)
+        return "bench " + " ".join(words[:at] + words[at + 2 :])
+    # Reports of earlier versions have the arguments only.
+    given = report["arguments"]
+    flags = ["conns", "window", "shards", "rounds", "secs", "runs", "nodes"]
+    words = [report["bench"]]
+    for flag in flags:
+        value = given.get(flag)
+        if value in (None, 1) and flag in ("shards", "nodes"):
+            continue
+        if value is not None:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    words += [f"--{flag}" for flag in ("ack", "within", "across", "guests", "exchange") if given.get(flag)]
+    return "bench " + " ".join(words)
+
+
+def code(report):
+    return f"`{command(report)}`"
+
+
+def number(value):
+    """Three digits that count, thousands apart."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def interval(values):
+    """Order statistics with the median between them, and how probable that is; as `Median` of the bench does it."""
+    values = sorted(values)
+    count = len(values)
+    fewer, best = 0.0, None
+    for k in range(1, (count + 1) // 2 + 1):
+        fewer += math.comb(count, k - 1) * 0.5**count
+        confidence = max(0.0, 1 - 2 * fewer)
+        if k > 1 and confidence < CONFIDENCE_MIN:
+            break
+        best = (values[k - 1], values[count - k], confidence)
+    return best
+
+
+def ratio(values):
+    if not values:
+        return NONE
+    low, high, confidence = interval(values)
+    if confidence == 0:
+        return f"{statistics.median(values):.2f}"
+    return f"{statistics.median(values):.2f} ({low:.2f} to {high:.2f}, {confidence:.0%})".replace("%)", " %)")
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows if row]) + "\n"
+
+
+# Messages
+
+
+def case_of(report, name):
+    return next((case for case in report["cases"] if case["name"] == name), None)
+
+
+def cpu(case):
+    return [round["cpu_us_per_message"] for round in case["rounds"]]
+
+
+def saturation(case):
+    server = statistics.median(round["cpu_cores"] for round in case["rounds"])
+    bench = [round["bench_cores"] for round in case["rounds"] if "bench_cores" in round]
+    return f"{server:.2f} + {statistics.median(bench):.2f}" if bench else f"{server:.2f}"
+
+
+def pairs_row(label, name, base="floor", case="gateway"):
+    report = result(name)
+    base, case = report and case_of(report, base), report and case_of(report, case)
+    if not base or not case:
+        return None
+    both = list(zip(cpu(case), cpu(base)))
+    return [
+        label,
+        f"{number(statistics.median(cpu(base)))} µs",
+        f"{number(statistics.median(cpu(case)))} µs",
+        ratio([mine / theirs for mine, theirs in both]),
+        f"{saturation(base)}; {saturation(case)}",
+        code(report),
+    ]
+
+
+MESSAGE_HEAD = ["CPU for a message", "beside", "it", "ratio (interval)", "cores: server + bench, of both", "command"]
+
+
+def messages_few():
+    return [
+        pairs_row("100 connections, 1 in flight each, over the floor", "pairs-100-w1"),
+        pairs_row("5,000 connections, over the floor", "pairs-5000-w1"),
+        pairs_row("100 connections, 32 in flight each, over the floor", "pairs-100-w32"),
+        pairs_row("with ACK and SENT, 1 in flight, over the floor", "pairs-100-w1-ack"),
+        pairs_row("across two nodes, both counted, over within one", "cluster-pairs-w1", "local", "across"),
+    ]
+
+
+def messages_all():
+    within, across = "gateway, within a shard", "gateway, across shards"
+    websocket = "gateway, WebSocket"
+    return messages_few() + [
+        pairs_row("the same, 32 in flight", "cluster-pairs-w32", "local", "across"),
+        pairs_row("the same with ACK, 1 in flight", "cluster-pairs-w1-ack", "local", "across"),
+        pairs_row("to a guest of the sender's node, over within a node, 32 in flight", "cluster-pairs-guests", "local", "guests of one node"),
+        pairs_row("to a guest of another node, over the same", "cluster-pairs-guests", "local", "guests of two nodes"),
+        pairs_row("server held to a share of a core, 1 in flight", "pairs-100-w1-saturation"),
+        pairs_row("the same, 32 in flight", "pairs-100-w32-saturation"),
+        pairs_row("across two shards, over within one, 1 in flight", "pairs-2shards-w1", within, across),
+        pairs_row("the same, 32 in flight", "pairs-2shards-w32", within, across),
+        pairs_row("WebSocket, over the floor of the same bytes, 1 in flight", "pairs-ws-w1", "floor, WebSocket", websocket),
+        pairs_row("WebSocket, over native, 1 in flight", "pairs-ws-w1", "gateway", websocket),
+        pairs_row("the same, 32 in flight", "pairs-ws-w32", "gateway", websocket),
+    ]
+
+
+# Idle connections
+
+
+def idle_row(label, name, field):
+    report = result(name)
+    runs = [run for run in (report or {"runs": []})["runs"] if run.get(field)]
+    if not runs:
+        return None
+    held = [run[field] for run in runs]
+    median = lambda of: statistics.median(of(footprint) for footprint in held)
+    whole = [footprint["user_with_start"] for footprint in held if "user_with_start" in footprint]
+    together = [footprint["user_rss"] + footprint["kernel"]["in_use"] for footprint in held]
+    bare = [run["plain"]["accepted"]["in_use"] for run in runs]
+    return [
+        label,
+        f"{median(lambda footprint: footprint['user_rss']):,.0f} B",
+        f"{statistics.median(whole):,.0f} B" if whole else NONE,
+        f"{statistics.median(together):,.0f} B",
+        f"{statistics.median(bare):,.0f} B",
+        ratio([mine / least for mine, least in zip(together, bare)]),
+        code(report),
+    ]
+
+
+def hold_row(label, name):
+    report = result(name)
+    if not report:
+        return None
+    memory = report["memory"]
+    whole = memory.get("user_with_start", memory["rss_bytes"] / max(report["held_to_the_end"], 1))
+    return [
+        label,
+        f"{memory['user_rss']:,.0f} B",
+        f"{whole:,.0f} B",
+        f"{memory['together']:,.0f} B",
+        NONE,
+        NONE,
+        code(report),
+    ]
+
+
+IDLE_HEAD = ["an idle logged-in connection", "process", "with what was there at the start", "with the kernel", "accepted socket alone", "ratio (interval)", "command"]
+
+
+def idle_few():
+    return [
+        idle_row("15,000 of them", "idle-15000", "gateway"),
+        hold_row("a million in one process, held for 5 minutes", "hold-1000000"),
+    ]
+
+
+def idle_all():
+    return [
+        idle_row("15,000 of them", "idle-15000", "gateway"),
+        idle_row("the same as WebSockets", "idle-15000", "websocket"),
+        idle_row("40,000 on 4 shards under a limit of 20,000 descriptors", "idle-40000", "gateway"),
+        hold_row("100,000 in one process", "hold-100000"),
+        hold_row("333,333", "hold-333333"),
+        hold_row("a million, held for 5 minutes with 30 s heartbeats", "hold-1000000"),
+    ]
+
+
+# Situations
+
+
+def ms(micros):
+    return f"{micros / 1e3:,.1f} ms"
+
+
+def million_rows():
+    report, steps, storm = result("hold-1000000"), result("hold-1000000-three-steps"), result("storm-200000")
+    rows = []
+    if report:
+        held, ramp = report["held"]["messages"], report["ramp"]
+        lost = f"{report['held_to_the_end']:,} at the end, {report['lost']} lost"
+        rows += [
+            ["a million clients in one process, 5 minutes", lost, code(report)],
+            ["their logins a second, median of the ramp, LOGIN along with the SYN", f"{ramp['rate_median']:,.0f}", "the same"],
+            ["CPU for one of them, server + bench", f"{ramp['server_cpu_us']:.1f} + {ramp['bench_cpu_us']:.1f} µs", "the same"],
+            [f"{report['rate']:,.0f} messages a second among {report['control']:,} of them: p50, p99, max", ", ".join(ms(held[field]) for field in ("p50_us", "p99_us", "max_us")), "the same"],
+            ["idle CPU of one, per second", f"{report['idle_cpu_us']:.2f} µs", "the same"],
+            ["cores in use with heartbeats and messages, gateway alone", f"{report['spent']['cores']:.2f}", "the same"],
+        ]
+    if steps:
+        rows.append(["logins a second after three steps of TCP, median of the ramp", f"{steps['ramp']['rate_median']:,.0f}", code(steps)])
+    if storm:
+        during = storm["during"]["messages"]
+        rows += [
+            [f"{storm['cut']:,} clients cut off at once, all logged in again", f"{storm['seconds_until_back']:.1f} s; memory {storm['memory_peak_ratio']:.2f} ×", code(storm)],
+            [f"{storm['control']:,} others meanwhile, {storm['rate']:,.0f} messages a second: p99, max", f"{ms(during['p99_us'])}, {ms(during['max_us'])}", "the same"],
+        ]
+    return rows
+
+
+def situation_rows():
+    rows = []
+    for name, what in (("cluster-logins", "with presence in Redis"), ("alone-logins", "without")):
+        report = result(name)
+        if report:
+            ramp = report["ramp"]
+            rows.append([f"logins a second at a node {what}; CPU of the server for one", f"{ramp['rate_mean']:,.0f}; {ramp['server_cpu_us']:.1f} µs", code(report)])
+    slow = result("slow-400")
+    if slow:
+        rows.append([f"p99 of the others while {slow['slow']} of {slow['arguments']['conns']} clients read nothing, over that before", f"{slow['p99_ratio']:.2f}", code(slow)])
+    return million_rows() + rows
+
+
+def rate_rows():
+    report = result("rate-10000")
+    if not report:
+        return []
+    rows = []
+    for step in report["steps"]:
+        latency = step["messages"]
+        in_time = f"{step['in_time_share']:.1%}".replace("%", " %") if "in_time_share" in step else NONE
+        figures = [ms(latency[field]) for field in ("p50_us", "p99_us", "p999_us", "max_us")]
+        cores = f"{step['cores']:.2f} + {step['bench_cores']:.2f}"
+        rows.append([f"{step['rate']:,.0f}", in_time, *figures, cores, code(report)])
+    return rows
+
+
+RATE_HEAD = ["messages a second, 10,000 clients", "there in time", "p50", "p99", "p99.9", "max", "cores: server + bench", "command"]
+
+
+# Other servers
+
+
+def peer_rows():
+    report = result("vs")
+    if not report:
+        return []
+    base = report["servers"][0]
+    of = lambda server, window, field: [round[field] for round in server["rounds"] if round["window"] == window]
+    rows = []
+    for server in report["servers"]:
+        idle = server.get("idle")
+        if not server["rounds"]:
+            continue
+        cells = [server["name"] if server["name"] in ("floor", "trunkline") else f"{server['name']}, {server['what']}"]
+        for window in report["arguments"]["window"]:
+            times, least = of(server, window, "cpu_us_per_message"), of(base, window, "cpu_us_per_message")
+            if not times:
+                cells += [NONE, NONE]
+                continue
+            cells.append(f"{number(statistics.median(times))} µs")
+            cells.append(ratio([mine / theirs for mine, theirs in zip(times, least)]))
+        latencies = [round.get("latency_corrected", round["latency"])["p99_us"] for round in server["rounds"] if round["window"] == 1]
+        cells.append(ms(statistics.median(latencies)) if latencies else NONE)
+        if idle:
+            cells += [f"{idle['user']:,.0f} B", f"{idle['user'] + idle['kernel']:,.0f} B", f"{idle['logins_per_second']:,.0f}"]
+        else:
+            cells += [NONE, NONE, NONE]
+        rows.append(cells)
+    return rows
+
+
+PEER_HEAD = ["", "CPU for a message, 1 in flight", "over the floor", "32 in flight", "over the floor", "p99, 1 in flight", "idle connection: process", "with the kernel", "logins/s"]
+
+
+def peer_note():
+    report = result("vs")
+    if not report:
+        return ""
+    versions = [f"{server['name']}: {server['version']}" for server in report["servers"] if server["what"] and not server["name"].startswith(("floor", "trunkline"))]
+    return f"\n{code(report)}; {'; '.join(versions)}.\n"
+
+
+def machine():
+    report = result("pairs-100-w1") or {"machine": {}}
+    told = report["machine"]
+    return f"On {told.get('cores', '?')} cores ({told.get('cpu', '?')}), Linux {told.get('kernel', '?')}, {told.get('memory_mib', 0) / 1024:.0f} GiB.\n"
+
+
+def blocks():
+    return {
+        "few": table(MESSAGE_HEAD, messages_few()) + "\n" + table(IDLE_HEAD, idle_few()) + "\n" + table(["", "", "command"], million_rows()),
+        "machine": machine(),
+        "messages": table(MESSAGE_HEAD, messages_all()),
+        "idle": table(IDLE_HEAD, idle_all()),
+        "situations": table(["", "", "command"], situation_rows()),
+        "rate": table(RATE_HEAD, rate_rows()),
+        "peers": table(PEER_HEAD, peer_rows()) + peer_note(),
+    }
+
+
+def main():
+    check = sys.argv[1:] == ["--check"]
+    if sys.argv[1:] and not check:
+        sys.exit("usage: figures.py [--check]")
+    known, differ = blocks(), []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text()
+        unknown = [block for _, block, _ in BLOCK.findall(text) if block not in known]
+        if unknown:
+            sys.exit(f"{name}: there are no figures named {', '.join(unknown)}; there are {', '.join(known)}")
+        written = BLOCK.sub(lambda found: found[1] + known[found[2]] + found[3], text)
+        if written != text and not check:
+            path.write_text(written)
+        if written != text:
+            differ.append(name)
+    if check and differ:
+        sys.exit(f"{', '.join(differ)}: not what benches/results says; scripts/figures.py writes it")
+
+
+if __name__ == "__main__":
+    main()
