@@ -4,6 +4,7 @@ mod cluster;
 mod file;
 mod fit;
 mod host;
+mod names;
 #[cfg(test)]
 mod reference;
 mod resolve;
@@ -18,6 +19,7 @@ pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
 pub use cluster::{ClusterConfig, ClusterSecret};
 pub use file::ConfigFile;
 pub use host::Host;
+pub use names::strange_variables;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use text::default_config;
 pub(crate) use text::to_table;

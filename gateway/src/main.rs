@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::config::{Config, ConfigError, Host, default_config};
+use trunkline_gateway::config::{Config, ConfigError, Host, default_config, strange_variables};
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
 use trunkline_router::http::{NewKey, Scope};
@@ -91,6 +91,11 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
     }
 }
 
+/// Names of the environment's variables. One that is no text is that of no setting.
+fn variable_names() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
 /// Writes to stdout; a closed pipe is a [`Failure::Other`] and no panic.
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
@@ -101,7 +106,8 @@ fn print(text: &str) -> Result<(), Failure> {
 /// The output is the configuration in force as a file, with the memory budget as comments.
 fn check_config(config: &Config) -> Result<(), Failure> {
     let budget = Budget::of(config);
-    let comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
+    let mut comments: String = budget.to_string().lines().map(|line| format!("# {line}\n")).collect();
+    comments.extend(strange_variables(variable_names()).iter().map(|word| format!("# warning: {word}\n")));
     print(&format!("{}\n{comments}", config.effective_text()))?;
     // What would keep a node from starting is refused here too, as a fault of the configuration.
     let mut faults: Vec<ConfigError> = Vec::new();

@@ -1,6 +1,6 @@
 //! `gateway run`: from a configuration to running shards, and to their orderly end.
 
-use crate::Failure;
+use crate::{Failure, variable_names};
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::cluster::Cluster;
-use trunkline_gateway::config::{AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS};
+use trunkline_gateway::config::{
+    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, strange_variables,
+};
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
@@ -79,6 +81,9 @@ impl Start {
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
         tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
+        for word in strange_variables(variable_names()) {
+            tracing::warn!("{word}");
+        }
         let auth = AuthSwitch::new(auth);
         for check in checks(config) {
             let found = check.outcome?;

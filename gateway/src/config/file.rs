@@ -1,5 +1,6 @@
 //! The configuration file: TOML with the keys of [`super::settings::SETTINGS`] and no others.
 
+use super::names::nearest_key;
 use super::settings::Settings;
 use super::{ConfigError, SETTINGS, read_bounded};
 use serde::Deserialize;
@@ -12,8 +13,6 @@ use trunkline_router::redis::without_login;
 
 /// A configuration file is a few kilobytes; a larger one is a mistake, such as the name of another file or of a device.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// How alike a key must be to one that exists to be taken for it misspelt (Jaro and Winkler's measure, 0 to 1).
-const LIKENESS_MIN: f64 = 0.85;
 
 /// What a configuration file says.
 #[derive(Clone, Debug)]
@@ -107,11 +106,9 @@ fn unknown(name: &str, value: &DeValue<'_>) -> String {
     if matches!(value, DeValue::Table(_)) {
         return format!("there is no section {name}: all settings stand at the top, so leave its line out");
     }
-    let likeness = |key: &str| strsim::jaro_winkler(&name.to_lowercase().replace('-', "_"), key);
-    let nearest = SETTINGS.iter().map(|setting| (likeness(setting.key), setting.key));
-    match nearest.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        Some((likeness, key)) if likeness >= LIKENESS_MIN => format!("unknown key `{name}`; did you mean `{key}`?"),
-        _ => {
+    match nearest_key(name) {
+        Some(key) => format!("unknown key `{name}`; did you mean `{key}`?"),
+        None => {
             let keys: Vec<String> = SETTINGS.iter().map(|setting| format!("`{}`", setting.key)).collect();
             format!("unknown key `{name}`; the keys are {}", keys.join(", "))
         }

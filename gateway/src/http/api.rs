@@ -9,6 +9,7 @@ use crate::control::{Control, Kicked, Rest};
 use crate::drain::{Ending, Progress, Wanted};
 use crate::metrics::StatType;
 use crate::prometheus::{CONTENT_TYPE, Exposition, limit_values, write_limits, write_log, write_shards};
+use crate::reload::{Change, Reloaded};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -51,6 +52,7 @@ pub(super) fn routes() -> Routes<Node> {
         .post("/v1/node/drain", Needs::Change(Scope::Drain), begin_drain)
         .delete("/v1/node/drain", Needs::Change(Scope::Drain), call_off_drain)
         .post("/v1/node/weight", Needs::Change(Scope::Drain), set_weight)
+        .post("/v1/node/reload", Needs::Change(Scope::Reload), reload)
         .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick_user)
         .get("/v1/openapi.json", Needs::AnyKey, async || {
             ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
@@ -210,6 +212,39 @@ async fn set_weight(
     };
     place.weigh(weight).await;
     Ok((Extension(AuditNote(format!("weight {weight}"))), Json(Weight { weight })))
+}
+
+#[derive(Serialize)]
+struct ReloadAnswer {
+    applied: Vec<ChangeDescription>,
+    needs_restart: Vec<ChangeDescription>,
+}
+
+#[derive(Serialize)]
+struct ChangeDescription {
+    setting: &'static str,
+    change: String,
+}
+
+impl ChangeDescription {
+    fn of(changes: Vec<Change>) -> Vec<Self> {
+        changes.into_iter().map(|Change { key, what }| ChangeDescription { setting: key, change: what }).collect()
+    }
+}
+
+/// The same as SIGHUP, whose outcome stands in the log alone.
+async fn reload(State(node): State<Arc<Node>>) -> Result<(Extension<AuditNote>, Json<ReloadAnswer>), Problem> {
+    let Some(reload) = node.reload() else {
+        return Err(Problem::unavailable("the node is starting; try again in a moment"));
+    };
+    let Reloaded { applied, needs_restart } = reload.ask().await.map_err(|error| {
+        let detail = format!("the configuration in force stays: {error}");
+        Problem::new(StatusCode::CONFLICT, detail)
+    })?;
+    let note = AuditNote(format!("{} settings changed", applied.len()));
+    let answer =
+        ReloadAnswer { applied: ChangeDescription::of(applied), needs_restart: ChangeDescription::of(needs_restart) };
+    Ok((Extension(note), Json(answer)))
 }
 
 async fn describe_node(State(node): State<Arc<Node>>) -> Response {

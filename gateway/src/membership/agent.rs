@@ -430,7 +430,7 @@ impl Agent {
                 }
                 let favour = Box::new(Favour { life, number, digest, restore, record: *record });
                 if !self.can_renew(now_ms) {
-                    return self.vouch(now_ms, &favour);
+                    return self.vouch(now_ms, &favour, false);
                 }
                 // One that asks again before it is answered is answered for what it asked first.
                 if self.favours.insert(node.to_owned()) {
@@ -494,12 +494,13 @@ impl Agent {
         (digest, Seen { age_ms, digest, members })
     }
 
-    /// Keeps a peer in the view for a lease time, for it could not renew, and says so.
-    fn vouch(&mut self, now_ms: u64, favour: &Favour) {
+    /// Keeps a peer in the view for a lease time, for it could not renew, and says so. `refused`: Redis would not renew for this node either.
+    fn vouch(&mut self, now_ms: u64, favour: &Favour, refused: bool) {
         let Favour { life, number, digest, record, .. } = favour;
         let without = self.lacks_redis(now_ms);
-        // Others that have Redis drop whoever has no lease there. To promise anew to keep it would go on for ever.
-        if !self.heart.has_lease(&record.name) {
+        // Others that have Redis drop whoever has no lease there, so that to promise anew to keep it would go on for ever. Unless Redis takes the
+        // lease from nobody, for where it belongs nothing is written: then none of the others drops it as long as all of them are asked.
+        if !refused && !self.heart.has_lease(&record.name) {
             return;
         }
         if self.heart.vouch(now_ms, &record.name, *life, without) {
@@ -527,7 +528,7 @@ impl Agent {
                 let memo = Memo::Renewed { number: *number, renewal, keeps, digest, seen };
                 self.send(&record.name, *life, &memo);
             }
-            _ => self.vouch(now_ms, favour),
+            _ => self.vouch(now_ms, favour, true),
         }
     }
 

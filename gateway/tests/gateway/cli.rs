@@ -156,6 +156,20 @@ fn the_default_configuration_passes_its_check() {
 }
 
 #[test]
+fn a_misspelt_variable_is_told_and_is_no_error() {
+    let file = ScratchFile::new("fine.toml", "shards = 1\n");
+    let checked = run(gateway_command().args(["check-config", file.path()]).env("TRUNKLINE_HEARTBEAT_SEC", "20"));
+    assert!(checked.status.success(), "{checked:?}");
+    let text = String::from_utf8(checked.stdout).expect("UTF-8");
+    assert_names(&text, &["# warning: ", "TRUNKLINE_HEARTBEAT_SEC is that of no setting", "TRUNKLINE_HEARTBEAT_SECS?"]);
+    let mut command = gateway_command();
+    command.env("TRUNKLINE_HEARTBEAT_SEC", "20");
+    let gateway = Gateway::start_command(command);
+    assert_names(&gateway.log(), &["TRUNKLINE_HEARTBEAT_SECS?"]);
+    gateway.finish();
+}
+
+#[test]
 fn flags_override_the_environment_which_overrides_the_file() {
     let file = ScratchFile::new("shards.toml", "shards = 1\n");
     let shards_of = |environment: Option<&str>, flag: Option<&str>| {

@@ -208,3 +208,38 @@ fn is_limited(client: &mut Client) -> bool {
     }
     limited
 }
+
+#[test]
+fn the_api_reloads_too_and_tells_what_came_of_it() {
+    let keys = ["ops", "reader"].map(|name| {
+        let scope = if name == "ops" { Scope::Reload } else { Scope::NodesRead };
+        NewKey::make(name, &[scope]).expect("a key")
+    });
+    let keys_file = ScratchFile::new("keys.toml", format!("{}\n{}", keys[0].line, keys[1].line));
+    let text = |rest: &str| format!("api_keys_file = \"{}\"\nshards = 2\n{rest}", keys_file.path());
+    let node = Reloading::start(&text("heartbeat_secs = 40\n"));
+    let reload = |key: &NewKey| {
+        let header = format!("Authorization: Bearer {}\r\n", key.key);
+        http::request_with(node.gateway.http_address(), "POST", "/v1/node/reload", &header).expect("an answer")
+    };
+    assert_eq!(reload(&keys[1]).status, 403, "another scope");
+    let nothing = reload(&keys[0]);
+    assert_eq!((nothing.status, nothing.json()), (200, json!({ "applied": [], "needs_restart": [] })));
+
+    node.change(&text("heartbeat_secs = 50\nunacked_max = 7\n"));
+    let taken = reload(&keys[0]).json();
+    assert_eq!(taken["applied"][0]["setting"], "heartbeat_secs", "{taken}");
+    assert!(taken["applied"][0]["change"].as_str().is_some_and(|change| change.starts_with("= 50, was 40")), "{taken}");
+    assert_eq!(taken["needs_restart"][0]["setting"], "unacked_max", "{taken}");
+    assert_eq!(Client::login_with(&node.gateway, &Login::of(1)).1.heartbeat_secs, 50);
+
+    node.change(&text("heartbeat_secs = \"often\"\n"));
+    let refused = reload(&keys[0]);
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert!(refused.body.contains("heartbeat_secs") && refused.body.contains("stays"), "{}", refused.body);
+    assert_eq!(Client::login_with(&node.gateway, &Login::of(1)).1.heartbeat_secs, 50);
+    let audited = |line: &str| line.contains("audit") && line.contains("/v1/node/reload") && line.contains("ops");
+    wait_for("it is audited", || node.gateway.log().lines().any(audited).then_some(()));
+    node.gateway.audit();
+    node.gateway.finish();
+}

@@ -46,6 +46,8 @@ pub enum Scope {
     Kick,
     /// Drain a node, and call that off.
     Drain,
+    /// Have a node read its configuration again.
+    Reload,
     /// Change items.
     ItemsWrite,
     /// Read items.
@@ -63,7 +65,7 @@ pub enum Scope {
 }
 
 /// Every scope without a number, by its word.
-const WORDS: [(&str, Scope); 14] = [
+const WORDS: [(&str, Scope); 15] = [
     ("push:user", Scope::PushUser),
     ("push:group", Scope::PushGroup),
     ("push:all", Scope::PushAll),
@@ -71,6 +73,7 @@ const WORDS: [(&str, Scope); 14] = [
     ("users:read", Scope::UsersRead),
     ("kick", Scope::Kick),
     ("drain", Scope::Drain),
+    ("reload", Scope::Reload),
     ("items:write", Scope::ItemsWrite),
     ("items:read", Scope::ItemsRead),
     ("services:write", Scope::ServicesWrite),

@@ -42,6 +42,8 @@ struct Trial {
     incarnations: u64,
     out: bool,
     read_only: bool,
+    /// Whose leases belong where Redis refuses writes; all else is written.
+    refused: BTreeSet<String>,
     /// Who does not reach Redis; whose links are cut; who does nothing; and whose process has ended.
     cut_off: BTreeSet<String>,
     unlinked: BTreeSet<String>,
@@ -85,6 +87,14 @@ impl Trial {
         let now_ms = self.now_ms;
         let writes = !matches!(request, Request::Poll);
         if self.out || self.cut_off.contains(asker) || (self.read_only && writes) {
+            return Reply::Failed;
+        }
+        let lease = match request {
+            Request::Renew(record) | Request::Restore(record) | Request::Acquire(record) => Some(&record.name),
+            Request::RenewFor(favour) => Some(&favour.record.name),
+            _ => None,
+        };
+        if lease.is_some_and(|name| self.refused.contains(name)) {
             return Reply::Failed;
         }
         let held = |leases: &BTreeMap<String, (NodeRecord, u64)>, name: &str| {
@@ -266,6 +276,47 @@ fn a_redis_that_refuses_writes_costs_nobody_the_view() {
     }
     let now: Vec<u64> = trial.agents.values().map(|agent| agent.heart().incarnation()).collect();
     assert_eq!(incarnations, now, "presence is as valid as it was");
+}
+
+#[test]
+fn a_part_of_redis_that_refuses_writes_costs_nobody_the_view() {
+    let nodes = &["a", "b", "c"];
+    for refused in [&["a"][..], &["a", "b"]] {
+        let mut trial = Trial::of(nodes);
+        let incarnation = trial.agents["a"].heart().incarnation();
+        trial.refused = set(refused);
+        for _ in 0..60 {
+            trial.run(1_000);
+            trial.check_all_serve(nodes);
+        }
+        assert!(refused.iter().all(|name| trial.leases[*name].1 < trial.now_ms), "Redis has forgotten them");
+        trial.refused.clear();
+        for _ in 0..100 {
+            trial.run(100);
+            trial.check_all_serve(nodes);
+        }
+        assert_eq!(trial.agents["a"].heart().incarnation(), incarnation);
+    }
+}
+
+#[test]
+fn whom_not_all_others_keep_stops_before_one_of_them_takes_over() {
+    for cut in ["a", "c"] {
+        let mut trial = Trial::of(&["a", "b", "c"]);
+        trial.refused = set(&["a"]);
+        trial.run(20_000);
+        trial.unlinked = set(&[cut]);
+        // Each step checks that no user has two homes.
+        trial.run(60_000);
+        assert!(!trial.serves("a"), "with the links of {cut} cut");
+        assert_eq!(trial.ring("b"), ["b", "c"]);
+        trial.refused.clear();
+        trial.unlinked.clear();
+        // It comes into the ring again.
+        trial.hands_over = true;
+        trial.run(20_000);
+        trial.check_all_serve(&["a", "b", "c"]);
+    }
 }
 
 #[test]
