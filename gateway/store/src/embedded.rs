@@ -36,6 +36,8 @@ const RETRY_MS: u64 = 1_000;
 /// What a user among the recent ones takes in memory, about; and what a message does besides its payload.
 const RECENT_USER_BYTES: u64 = 350;
 const RECENT_RECORD_BYTES: u64 = 80;
+/// Users whose changes wait for the next commit, before it is looked which of them are the same.
+const DIRTY_MIN: usize = 1 << 16;
 /// A user for whom nothing waits is forgotten in memory when the last message is so old. Until then its last stamp is
 /// at hand.
 const QUIET_MS: u64 = 60_000;
@@ -66,6 +68,8 @@ pub struct Embedded {
     /// Users whose floor or devices are not in the log as they are; some more than once.
     dirty: Vec<u64>,
     dirty_since_ms: u64,
+    /// At this length `dirty` is rid of those that are in it more than once.
+    dirty_max: usize,
     /// Devices registered since the last commit, by user and number: whoever is told of one has to wait for the next.
     registered: HashSet<(u64, u16)>,
     /// The highest stamp of any user.
@@ -156,6 +160,12 @@ impl Embedded {
             Request::Read { user, after, since_ms, limit, bytes_max, .. } => {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
                 Ok(Staged::Read { user, after, limit, bytes_max })
+            }
+            Request::Cursor { .. } if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) => {
+                // No table has been written for long. The device gets again what it acknowledged, and acknowledges it
+                // again.
+                Stats::add(&self.stats.cursors_dropped, 1);
+                return None;
             }
             Request::Cursor { user, device, stamp } => {
                 // If nothing can be read now, the device acknowledges again after its next login.
@@ -342,7 +352,16 @@ impl Embedded {
         if self.dirty.is_empty() {
             self.dirty_since_ms = self.now_ms();
         }
-        self.dirty.push(user);
+        // Most often a user is acknowledged for several times in a row. While the disk does not work the list must not
+        // grow with each time.
+        if self.dirty.last() != Some(&user) {
+            self.dirty.push(user);
+        }
+        if self.dirty.len() >= self.dirty_max {
+            self.dirty.sort_unstable();
+            self.dirty.dedup();
+            self.dirty_max = DIRTY_MIN.max(self.dirty.len() * 2);
+        }
         let recents = self.recents.len();
         let recent = self.recents.entry(user).or_default();
         recent.state = Some(at.state.clone());

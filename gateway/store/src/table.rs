@@ -164,6 +164,9 @@ pub(crate) struct Mark {
 
 impl Entry {
     fn encode(&self, out: &mut Vec<u8>) {
+        let begin = out.len();
+        // The length, so that whoever looks for another user passes over it.
+        out.put_u32(0);
         out.put_u64(self.user);
         let state = if self.state.is_some() { HAS_STATE } else { 0 };
         let range = if self.range.is_some() { HAS_RANGE } else { 0 };
@@ -185,9 +188,18 @@ impl Entry {
                 out.put_u32(mark.before);
             }
         }
+        let len = (out.len() - begin - 4) as u32;
+        out[begin..begin + 4].copy_from_slice(&len.to_le_bytes());
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
+    /// The bytes of the next entry, which begin with its user.
+    fn next_bytes<'a>(reader: &mut Reader<'a>) -> Option<&'a [u8]> {
+        let len = reader.u32()? as usize;
+        reader.bytes(len)
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let reader = &mut Reader(bytes);
         let (user, has) = (reader.u64()?, reader.u8()?);
         let totals = Totals::decode(reader)?;
         let state = if has & HAS_STATE != 0 { Some(State::decode(reader)?) } else { None };
@@ -331,7 +343,8 @@ impl Table {
         let mut reader = Reader(&bytes);
         let mut entries = Vec::with_capacity(64);
         while !reader.0.is_empty() {
-            entries.push(Entry::decode(&mut reader).ok_or_else(damaged)?);
+            let entry = Entry::next_bytes(&mut reader).and_then(Entry::decode);
+            entries.push(entry.ok_or_else(damaged)?);
         }
         Ok(entries)
     }
@@ -372,9 +385,13 @@ impl Table {
         let bytes = self.block_bytes(at)?;
         let mut reader = Reader(&bytes);
         while !reader.0.is_empty() {
-            let entry = Entry::decode(&mut reader).ok_or_else(damaged)?;
-            if entry.user >= user {
-                return Ok(Some(entry).filter(|entry| entry.user == user));
+            let entry = Entry::next_bytes(&mut reader).ok_or_else(damaged)?;
+            let its_user = Reader(entry).u64().ok_or_else(damaged)?;
+            if its_user > user {
+                break;
+            }
+            if its_user == user {
+                return Entry::decode(entry).map(Some).ok_or_else(damaged);
             }
         }
         Ok(None)

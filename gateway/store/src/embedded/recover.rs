@@ -61,6 +61,7 @@ impl Embedded {
             puts: Vec::new(),
             dirty: Vec::new(),
             dirty_since_ms: 0,
+            dirty_max: super::DIRTY_MIN,
             registered: HashSet::new(),
             messages: 0,
             message_bytes: 0,

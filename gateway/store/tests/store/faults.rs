@@ -66,6 +66,30 @@ fn after_a_failed_sync_the_same_file_is_never_trusted_again() {
     }
 }
 
+/// After a failed sync and a kill the page cache shows what is not on disk. A sender that tries again is told that it
+/// is stored, and then the power fails.
+#[test]
+fn what_only_the_page_cache_has_is_made_durable_before_anybody_is_told_of_it() {
+    for seed in 0..20 {
+        let (disk, hands) = (SimDisk::new(), Hands::new());
+        let mut store = open(&disk, &small(), &hands);
+        stored(&mut store, 1, record(now_stamp(&hands), 1, 50));
+        disk.set_fault(Some(Fault::SyncFails));
+        assert_eq!(append(&mut store, 1, record(now_stamp(&hands), 2, 50)), REFUSED);
+        drop(store);
+        disk.set_fault(None);
+        let mut store = open(&disk, &small(), &hands);
+        let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: true, token: 1 };
+        let Some(Reply::Stored { stamp, duplicate: true }) = ask(&mut store, again) else {
+            panic!("the page cache was not read: the test is worth nothing")
+        };
+        drop(store);
+        disk.crash(seed);
+        let there = everything(&mut open(&disk, &small(), &hands), 1);
+        assert_eq!(there.last().map(|record| (record.id, record.stamp)), Some((2, stamp)));
+    }
+}
+
 #[test]
 fn a_disk_that_is_full_while_a_table_is_written_loses_nothing() {
     let (disk, hands) = (SimDisk::new(), Hands::new());
