@@ -5,16 +5,19 @@
 //! | `port` | the mailbox of the store's thread, and the answers that come back |
 //! | `reader` | what one device that is online has of its inbox |
 //! | `token` | what a device shows to resume its session |
+//! | `logouts` | devices that have logged out lately |
 //! | `duplicates` | what became of messages that were sent lately |
 //!
 //! `core/keep.rs` brings messages to the store, `core/reading.rs` brings them from there to devices.
 
 mod duplicates;
+mod logouts;
 mod port;
 mod reader;
 mod token;
 
 pub(crate) use duplicates::{DUPLICATES_BYTES, Duplicates, Known};
+pub(crate) use logouts::{LOGOUTS_BYTES, Logouts};
 pub(crate) use port::StorePort;
 pub use port::{ShardStore, StoreAnswers};
 pub(crate) use reader::{NextPage, Reader};
@@ -27,7 +30,7 @@ use hashbrown::{HashMap, HashSet};
 use std::collections::VecDeque;
 use tokio::sync::oneshot;
 use trunkline_proto::Login;
-use trunkline_store::{Reply, Request};
+use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub(crate) const PAGES_MAX: usize = 64;
@@ -112,6 +115,10 @@ pub(crate) struct Desk {
     pub(crate) port: StorePort,
     asked: HashMap<u64, Asked>,
     last_token: u64,
+    /// What is left of the batch of answers that is being taken.
+    answers: std::vec::IntoIter<Answer>,
+    /// When the store has answered something for the last time, or was asked something after it had answered all.
+    heard_tick: u32,
     /// Requests under way that hold the end of the shard up: messages that are being stored.
     appends: usize,
     pub(crate) users: HashMap<u64, UserDesk>,
@@ -129,6 +136,7 @@ pub(crate) struct Desk {
     /// Sessions that wait for their page, with what they want.
     pages_waiting: VecDeque<(u64, u64, NextPage)>,
     pub(crate) duplicates: Duplicates,
+    pub(crate) logouts: Logouts,
 }
 
 impl Desk {
@@ -138,6 +146,8 @@ impl Desk {
             port,
             asked: HashMap::new(),
             last_token: 0,
+            answers: Vec::new().into_iter(),
+            heard_tick: 0,
             appends: 0,
             users: HashMap::new(),
             logins: HashMap::new(),
@@ -148,6 +158,7 @@ impl Desk {
             pages: 0,
             pages_waiting: VecDeque::new(),
             duplicates: Duplicates::new(key),
+            logouts: Logouts::default(),
         }
     }
 
@@ -155,10 +166,13 @@ impl Desk {
     ///
     /// # Errors
     /// What was asked, when the store's mailbox has no room.
-    pub(crate) fn ask(&mut self, asked: Asked, request: impl FnOnce(u64) -> Request) -> Result<(), Asked> {
+    pub(crate) fn ask(&mut self, tick: u32, asked: Asked, request: impl FnOnce(u64) -> Request) -> Result<(), Asked> {
         let token = self.last_token + 1;
         if self.port.send(request(token)).is_err() {
             return Err(asked);
+        }
+        if self.asked.is_empty() {
+            self.heard_tick = tick;
         }
         self.last_token = token;
         self.appends += usize::from(matches!(asked, Asked::Append { .. }));
@@ -166,8 +180,27 @@ impl Desk {
         Ok(())
     }
 
+    /// The next answer of the store.
+    pub(crate) fn next_answer(&mut self) -> Option<Answer> {
+        if self.answers.as_slice().is_empty() {
+            self.answers = self.port.take()?.into_iter();
+        }
+        self.answers.next()
+    }
+
+    /// Whether the store has answered something that was not taken yet.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.answers.as_slice().is_empty() || self.port.has_answers()
+    }
+
+    /// Ticks for which the store has answered nothing although it was asked something.
+    pub(crate) fn silent_ticks(&self, tick: u32) -> u32 {
+        if self.asked.is_empty() { 0 } else { tick.saturating_sub(self.heard_tick) }
+    }
+
     /// Whom an answer is for.
-    pub(crate) fn answered(&mut self, token: u64) -> Option<Asked> {
+    pub(crate) fn answered(&mut self, tick: u32, token: u64) -> Option<Asked> {
+        self.heard_tick = tick;
         let asked = self.asked.remove(&token)?;
         self.appends -= usize::from(matches!(asked, Asked::Append { .. }));
         Some(asked)

@@ -33,7 +33,7 @@ use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trunkline_router::http::{Access, Places};
 
 /// Connections served at a time; a further one gets the place of one without a request. Each has its place in the memory budget.
@@ -211,7 +211,9 @@ impl Node {
     /// What does not work although the node serves.
     fn degraded(&self) -> Vec<String> {
         let mut degraded = self.cluster().map(|cluster| cluster.degraded(now_ms())).unwrap_or_default();
-        degraded.extend(self.store.get().and_then(StoreWatch::degraded));
+        let silence_us = self.stats().iter().map(|stats| stats.store_silence_us.get()).max().unwrap_or(0);
+        let silence = Duration::from_micros(silence_us);
+        degraded.extend(self.store.get().and_then(|store| store.degraded(silence)));
         degraded
     }
 

@@ -108,6 +108,17 @@ pub(crate) enum InboxFull {
     Shard,
 }
 
+/// What came of a message that is sent again while the first one waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    /// It does not wait.
+    No,
+    /// Who sent it now is told of it, in place of who sent it before.
+    Yes,
+    /// Likewise; who sent it before has been told that the store is late.
+    Again,
+}
+
 /// What an ACK came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acked {
@@ -192,8 +203,13 @@ impl Inboxes {
         Ok(())
     }
 
+    /// Whether a message for somebody who is offline may wait for the store: all of them together leave half of the room to those who are online.
+    pub(crate) fn admits_offline(&self, payload_bytes: usize) -> bool {
+        self.bytes + OVERHEAD_BYTES + payload_bytes <= self.limits.bytes_max / 2
+    }
+
     /// Makes room for a message of `user` at the bound of all: the users for whom most waits lose their oldest messages, those first who have acknowledged
-    /// nothing for a while. Returns the lost ones with their users; none if `user` has most itself, or nobody much.
+    /// nothing for a while. Returns the lost ones with their users, told of or not; none if `user` has most itself, or nobody much.
     pub(crate) fn make_room(&mut self, user: u64, tick: u32, quiet_ticks: u32) -> Vec<(u64, Unacked)> {
         let by_user = &self.by_user;
         let waiting = |user: &u64| by_user.get(user).map_or(0, |inbox| inbox.bytes);
@@ -223,9 +239,7 @@ impl Inboxes {
                 && let Some(message) = inbox.messages.pop_front()
             {
                 self.forget(hog, &message);
-                if !message.told {
-                    lost.push((hog, message));
-                }
+                lost.push((hog, message));
             }
         }
         lost
@@ -346,10 +360,27 @@ impl Inboxes {
         }
     }
 
-    /// A message waits for a sender's newer session. False if it does not wait.
-    pub(crate) fn adopt(&mut self, user: u64, stamp: u64, origin: Origin) -> bool {
-        let found = self.find(user, stamp).filter(|message| !message.told);
-        found.map(|message| message.origin = origin).is_some()
+    /// A message waits for a sender's newer session, which is told what becomes of it.
+    pub(crate) fn adopt(&mut self, user: u64, stamp: u64, origin: Origin, tick: u32) -> Adopted {
+        let Some(message) = self.find(user, stamp) else { return Adopted::No };
+        let told = std::mem::replace(&mut message.told, false);
+        if told && message.keep != Keep::Storing {
+            message.told = true;
+            return Adopted::No;
+        }
+        message.origin = origin;
+        message.sent_tick = if told { tick } else { message.sent_tick };
+        self.messages += usize::from(told);
+        if told { Adopted::Again } else { Adopted::Yes }
+    }
+
+    /// The fate of a message is being told although nobody has acknowledged it and the store has not answered.
+    pub(crate) fn tell(&mut self, user: u64, stamp: u64) -> Option<(Origin, u64)> {
+        let message = self.find(user, stamp).filter(|message| !message.told)?;
+        message.told = true;
+        let told = (message.origin, message.id);
+        self.messages -= 1;
+        Some(told)
     }
 
     /// The message at a position, if it waits.
@@ -569,13 +600,37 @@ mod tests {
         inboxes.leave(2, 100);
         assert_eq!((inboxes.messages(), inboxes.len(2)), (0, 2));
         let newer = Origin::own(3, ConnId { slot: 9, generation: 9 });
-        assert!(!inboxes.adopt(2, 5, newer), "its fate is told");
+        assert_eq!(inboxes.adopt(2, 5, newer, 9), Adopted::No, "its fate is told");
         assert_eq!(inboxes.take(2, 5).map(|message| message.told), Some(true));
         assert_eq!(inboxes.take(2, 5).map(|message| message.stamp), None);
         assert_eq!(inboxes.oldest_sent(2), None, "nothing is sent again on a timer");
         inboxes.take(2, 6);
         inboxes.drop_empty(2);
         assert!(is_empty(&inboxes) && inboxes.by_user.is_empty());
+    }
+
+    #[test]
+    fn one_that_was_told_that_the_store_is_late_is_told_again_if_it_asks_again() {
+        let mut inboxes = inboxes(10, 10_000);
+        let newer = Origin::own(3, ConnId { slot: 9, generation: 9 });
+        inboxes.push(2, Unacked { keep: Keep::Storing, ..message(5, 0) });
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::Yes);
+        assert_eq!(inboxes.tell(2, 5), Some((newer, 5)));
+        assert_eq!((inboxes.tell(2, 5), inboxes.messages(), inboxes.len(2)), (None, 0, 1));
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::Again);
+        assert_eq!((inboxes.messages(), inboxes.take(2, 5).map(|message| message.sent_tick)), (1, Some(7)));
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::No);
+        assert!(is_empty(&inboxes));
+    }
+
+    #[test]
+    fn what_is_for_those_who_are_offline_leaves_half_of_the_room() {
+        let one = OVERHEAD_BYTES + 10;
+        let mut inboxes = Inboxes::new(InboxLimits { per_user_max: 9, user_bytes_max: 9 * one, bytes_max: 4 * one });
+        inboxes.push(1, message(1, 0));
+        assert!(inboxes.admits_offline(10));
+        inboxes.push(1, message(2, 0));
+        assert!(!inboxes.admits_offline(10) && inboxes.admit(3, 10).is_ok());
     }
 
     #[test]

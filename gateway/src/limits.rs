@@ -105,6 +105,10 @@ pub struct Limits {
     pub store_mail_bytes_max: u64,
     /// Bytes of all inboxes on disk; beyond it the sender gets SENT 5.
     pub store_bytes_max: u64,
+    /// Users for whom messages wait in the store; beyond it the sender gets SENT 5.
+    pub store_users_max: u64,
+    /// Memory at which stored messages leave it for a table.
+    pub store_recent_bytes_max: u64,
     /// Messages of its backlog that a device may have unacknowledged at a time, unless its LOGIN says less.
     pub replay_window: u32,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
@@ -135,6 +139,10 @@ pub const SYNC_PAGE: u32 = 256;
 pub const SYNC_PAGE_MAX: u32 = 1_000;
 /// How long a LOGIN waits for the store to say where its device stands; without a word it is answered without.
 pub const STORE_LOGIN_MS: u64 = 1_000;
+/// How long a sender waits for the store's answer, beyond [`Limits::store_after_ms`]; then it is told SENT 3, whatever becomes of the message.
+pub const STORE_ANSWER_MS: u64 = 2_000;
+/// Answers of the store that a turn takes; the rest waits for the next. A commit may answer tens of thousands at once.
+pub const STORE_ANSWERS_PER_TURN: usize = 2_048;
 /// Messages of which a shard remembers what became of them, so that one that is sent again is found.
 pub const DUPLICATES_MAX: usize = 262_144;
 /// How long they are remembered at most; half as long at least, unless there are too many.
@@ -219,6 +227,8 @@ impl Default for Limits {
             device_age_secs: 0,
             store_mail_bytes_max: 0,
             store_bytes_max: 0,
+            store_users_max: 0,
+            store_recent_bytes_max: 0,
             replay_window: REPLAY_WINDOW,
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,

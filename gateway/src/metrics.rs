@@ -240,6 +240,7 @@ shard_stats! {
     stored: Counter "trunkline_stored_total" "" "Messages that the store has taken, also for devices that had not acknowledged what another one had.";
     storing: Gauge "trunkline_messages_storing" "" "Messages on their way to the store.";
     store_asked: Gauge "trunkline_requests_to_store_open" "" "Requests that the store has not answered.";
+    store_silence_us: GaugeMicros "trunkline_store_silence_seconds" "" "How long the store has answered nothing although it was asked something, in steps of a tick.";
     store_logins: Gauge "trunkline_logins_waiting_for_store" "" "Logins that wait until the store says where their device stands.";
     logins_without_store: Counter "trunkline_logins_without_store_total" "" "Logins answered before the store said where their device stands, because it was slow or out of order.";
     duplicates_known: Gauge "trunkline_messages_remembered" "" "Messages of which is remembered what became of them.";
@@ -280,6 +281,8 @@ shard_stats! {
     limit_inbox: Counter "trunkline_limit_hits_total" "limit=\"inbox\"" "How often each limit was hit.";
     limit_store_mail: Counter "trunkline_limit_hits_total" "limit=\"store_mail_bytes\"" "How often each limit was hit.";
     limit_store_bytes: Counter "trunkline_limit_hits_total" "limit=\"store_bytes\"" "How often each limit was hit.";
+    limit_store_answer: Counter "trunkline_limit_hits_total" "limit=\"store_answer_time\"" "How often each limit was hit.";
+    limit_store_users: Counter "trunkline_limit_hits_total" "limit=\"store_users\"" "How often each limit was hit.";
     limit_syncs: Counter "trunkline_limit_hits_total" "limit=\"syncs\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";

@@ -2,7 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::desk::PAGES_MAX;
-use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits};
+use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::reason::CloseReason;
@@ -236,7 +236,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 48] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 51] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -281,6 +281,9 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 48] {
         ("device_age_time", limits.device_age_secs),
         ("store_mail_bytes", limits.store_mail_bytes_max),
         ("store_bytes", limits.store_bytes_max),
+        ("store_users", limits.store_users_max),
+        ("store_recent_bytes", limits.store_recent_bytes_max),
+        ("store_answer_time", if limits.store_after_ms > 0 { STORE_ANSWER_MS / 1_000 } else { 0 }),
         ("replay_window", limits.replay_window.into()),
         ("syncs", PAGES_MAX as u64),
         ("messages_remembered", DUPLICATES_MAX as u64),

@@ -1,26 +1,71 @@
 //! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is committed.
 
-use crate::config::{InboxFull, StoreConfig};
+use crate::config::{InboxFull, Size, StoreConfig};
 use crate::desk::{ShardStore, StoreAnswers};
 use crate::limits::{Limits, REPLAY_WINDOW_MAX, SYNC_PAGE_MAX};
 use crate::metrics::StatType;
 use crate::prometheus::Exposition;
 use crate::startup::StartupError;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use trunkline_store::{COMMIT_BUCKETS_US, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
 
 /// Registered devices of a user that are remembered at least, also where fewer may be online.
 const DEVICES_LEAST: u16 = 32;
+
+/// Memory that the store takes for each user for whom messages wait: 25 B of a table that may be half empty.
+pub(crate) const STORE_USER_BYTES: u64 = 64;
+/// What one batch takes besides its payloads: 65,536 requests, what they came to, and the answers; and 8 MiB of payloads as they are written.
+const BATCH_BYTES: u64 = 48 << 20;
+/// Recent messages take so many times their setting at most. What came since the last table, and what the next one is being written of: of each the store refuses
+/// messages at twice that, and at four times the cursors of devices too.
+const RECENT_FACTOR: u64 = 2 * 4;
+/// A table has a place of 24 B in its list for each block of entries of 4 KiB. Where tables are merged, the list of the old ones and of the new one are there.
+const BLOCK_BYTES: u64 = 4 << 10;
+const LISTED_BYTES: u64 = 2 * 24;
+/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: as many as may have been under way, within reason.
+const RETRY_WINDOW: RangeInclusive<usize> = 64..=4_096;
+
+/// Memory that the store takes at its limits, bytes. What it gives out of the log is counted with those who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreMemory {
+    /// Requests on their way, the batch at hand, and what shards remember of what they have asked.
+    pub(crate) pending: u64,
+    /// Messages and devices of which no table was written yet.
+    pub(crate) recent: u64,
+    /// Lists of the blocks of tables.
+    pub(crate) tables: u64,
+    /// How much waits for each user.
+    pub(crate) users: u64,
+}
+
+impl StoreMemory {
+    /// Of a node with these limits.
+    pub(crate) fn of(limits: &Limits) -> Self {
+        StoreMemory {
+            // In the queue, and in the tables of those who asked: a request counts for more than its place in either.
+            pending: limits.store_mail_bytes_max.saturating_mul(3).saturating_add(BATCH_BYTES),
+            recent: limits.store_recent_bytes_max.saturating_mul(RECENT_FACTOR),
+            tables: (limits.store_bytes_max / BLOCK_BYTES).saturating_mul(LISTED_BYTES),
+            users: limits.store_users_max.saturating_mul(STORE_USER_BYTES),
+        }
+    }
+}
+
+/// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// A store in operation.
 #[derive(Debug)]
 pub struct NodeStore {
     thread: StoreThread,
     shards: ShardStore,
+    bytes_max: u64,
+    frame_bytes_max: u64,
 }
 
 /// Bounds of the embedded store, from the configuration.
@@ -39,6 +84,8 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
         store_bytes_max: config.bytes_max,
         payload_bytes_max: limits.frame_bytes_max,
         page_max: SYNC_PAGE_MAX.max(REPLAY_WINDOW_MAX),
+        retry_window: limits.unacked_per_user_max.clamp(*RETRY_WINDOW.start(), *RETRY_WINDOW.end()) as u32,
+        recent_bytes_max: limits.store_recent_bytes_max,
         ..trunkline_store::Limits::default()
     }
 }
@@ -69,8 +116,10 @@ impl NodeStore {
         let way_back = answers.clone();
         let thread = StoreThread::start(store, mail.clone(), move |source, batch| way_back.put(source, batch))
             .map_err(|error| failed(format!("starting its thread: {error}")))?;
-        let shards = ShardStore { mail, answers, highest_stamp, key: u64::from_ne_bytes(key) };
-        Ok(NodeStore { thread, shards })
+        let (key, stats) = (u64::from_ne_bytes(key), thread.stats().clone());
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats };
+        let (bytes_max, frame_bytes_max) = (config.bytes_max, limits.frame_bytes_max.into());
+        Ok(NodeStore { thread, shards, bytes_max, frame_bytes_max })
     }
 
     /// What its shards need.
@@ -80,7 +129,8 @@ impl NodeStore {
 
     /// How it is, for those who show it.
     pub fn watch(&self) -> StoreWatch {
-        StoreWatch { stats: self.thread.stats().clone(), mail: self.shards.mail.clone() }
+        let ShardStore { stats, mail, .. } = self.shards();
+        StoreWatch { stats, mail, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
     }
 
     /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
@@ -94,16 +144,39 @@ impl NodeStore {
 pub struct StoreWatch {
     stats: Arc<Stats>,
     mail: Arc<StoreMail>,
+    bytes_max: u64,
+    frame_bytes_max: u64,
 }
 
 impl StoreWatch {
-    /// What does not work, in words; `None` if everything does.
-    pub fn degraded(&self) -> Option<String> {
-        if self.stats.is_available() {
-            return None;
+    /// What does not work, in words; `None` if everything does. `silence`: for how long the store has answered nothing although it was asked.
+    pub fn degraded(&self, silence: Duration) -> Option<String> {
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let trouble = self.stats.trouble();
+        let why = trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+        if !self.stats.is_available() {
+            return Some(format!(
+                "the store cannot write{why}, so messages for users who are offline are refused with SENT 3"
+            ));
         }
-        let why = self.stats.trouble().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-        Some(format!("the store cannot write{why}, so messages for users who are offline are refused with SENT 3"))
+        if silence >= SILENCE_MAX {
+            return Some(format!(
+                "the store has answered nothing for {} s, so messages for users who are offline get SENT 3 if it lasts",
+                silence.as_secs()
+            ));
+        }
+        let bytes = of(&self.stats.log_bytes) + of(&self.stats.table_bytes);
+        // A short message may still fit.
+        if bytes + self.frame_bytes_max > self.bytes_max {
+            return Some(format!(
+                "the store is full: {} of {} are used, so messages for users who are offline are refused with SENT 5",
+                Size(bytes).rounded(),
+                Size(self.bytes_max).rounded()
+            ));
+        }
+        trouble.is_some().then(|| {
+            format!("the store cannot write its tables{why}; when its memory is full, messages for users who are offline get SENT 3")
+        })
     }
 
     /// Writes its metrics.
@@ -166,6 +239,12 @@ impl StoreWatch {
                 StatType::Counter,
                 "Devices forgotten because they were not seen for too long, or too many.",
                 of(&self.stats.devices_forgotten),
+            ),
+            (
+                "trunkline_store_cursors_dropped_total",
+                StatType::Counter,
+                "Positions of devices not noted because no table could be written for long; those devices get some messages again.",
+                of(&self.stats.cursors_dropped),
             ),
             (
                 "trunkline_store_damages_total",

@@ -3,7 +3,7 @@
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
-use super::store::{store, store_kind, store_limits};
+use super::store::{STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits};
 use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
@@ -15,6 +15,7 @@ use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTE
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::shard::SHARDS_MAX;
+use crate::store::STORE_USER_BYTES;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -283,6 +284,9 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     let message = frame + MESSAGE_OVERHEAD_BYTES;
     all.inbox_bytes_max.get_or_insert_with(|| Size((16 * MIB).max(message)));
     all.store_mail_bytes_max.get_or_insert_with(|| Size((32 * MIB).max(4 * message)));
+    all.store_users_max
+        .get_or_insert_with(|| (room.bytes / 32 / STORE_USER_BYTES).clamp(STORE_USERS_LEAST, STORE_USERS_MOST));
+    all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.to_string());
@@ -449,6 +453,8 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         device_age_secs: store.device_age_secs,
         store_mail_bytes_max: store.mail_bytes_max,
         store_bytes_max: store.store_bytes_max,
+        store_users_max: store.users_max,
+        store_recent_bytes_max: store.recent_bytes_max,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()

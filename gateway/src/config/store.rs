@@ -13,6 +13,11 @@ const TIB: u64 = 1 << 40;
 const AGE_SECS_MAX: u64 = 10 * 365 * 24 * 3_600;
 /// Most messages an inbox may be allowed to hold.
 const MESSAGES_MAX: u64 = 1_000_000;
+/// Users for whom messages may wait, at the least and at the most.
+pub(super) const STORE_USERS_LEAST: u64 = 1_000;
+pub(super) const STORE_USERS_MOST: u64 = 1_000_000_000;
+/// Least memory at which stored messages leave it: smaller tables would be merged all the time.
+pub(super) const STORE_RECENT_LEAST: u64 = 4 * MIB;
 /// Longest time without ACK before a message is stored, milliseconds.
 const STORE_AFTER_MS_MAX: u64 = 600_000;
 
@@ -37,6 +42,8 @@ pub(super) struct StoreLimits {
     pub(super) device_age_secs: u64,
     pub(super) mail_bytes_max: u64,
     pub(super) store_bytes_max: u64,
+    pub(super) users_max: u64,
+    pub(super) recent_bytes_max: u64,
 }
 
 /// Which store is meant by the settings; what nobody says follows from `data_dir`.
@@ -58,6 +65,8 @@ pub(super) fn store_limits(all: &Settings, message_bytes_max: u64, judge: &Judge
         device_age_secs: judge.count("device_age_secs", known(all.device_age_secs), 1..=AGE_SECS_MAX)?,
         mail_bytes_max: size("store_mail_bytes_max", all.store_mail_bytes_max, 4 * message_bytes_max..=GIB)?,
         store_bytes_max: size("store_bytes_max", all.store_bytes_max, 64 * MIB..=64 * TIB)?,
+        users_max: judge.count("store_users_max", known(all.store_users_max), STORE_USERS_LEAST..=STORE_USERS_MOST)?,
+        recent_bytes_max: size("store_recent_bytes_max", all.store_recent_bytes_max, STORE_RECENT_LEAST..=GIB)?,
     })
 }
 

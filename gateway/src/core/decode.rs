@@ -299,7 +299,10 @@ impl Shard {
             }
             Kind::Renew => self.renew(slot, frame),
             Kind::Sync => self.sync(slot, frame),
-            Kind::Logout => self.close(slot, CloseReason::Logout),
+            Kind::Logout => {
+                self.log_out(slot);
+                self.close(slot, CloseReason::Logout);
+            }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),

@@ -15,7 +15,8 @@ use super::links::{Queued, ticks};
 use super::route::Routed;
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
-use crate::inbox::{Keep, Seats, Unacked};
+use crate::inbox::{Adopted, Keep, Seats, Unacked};
+use crate::limits::{STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
 use std::collections::VecDeque;
 use trunkline_proto::{Header, Kind, Outcome, flags};
 use trunkline_router::presence::Presence;
@@ -44,6 +45,12 @@ impl Shard {
     pub(super) fn deliver_kept(&mut self, message: &Routed<'_>) {
         let Routed { origin, from, to, id, extra, payload, .. } = *message;
         let retry = extra & flags::RETRY != 0;
+        let is_offline = self.presence.sessions(to).is_empty();
+        if is_offline && !self.inboxes.admits_offline(payload.len()) {
+            self.links.stats.limit_unacked_bytes.add(1);
+            self.links.stats.out_overloaded.add(1);
+            return self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
+        }
         if !self.admit(to, payload.len()) {
             self.links.stats.out_overloaded.add(1);
             return self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
@@ -122,8 +129,17 @@ impl Shard {
             return false;
         };
         let outcome = match known {
-            Known::Open if self.inboxes.adopt(to, stamp, origin) => None,
-            Known::Open => return false,
+            Known::Open => match self.inboxes.adopt(to, stamp, origin, self.links.tick) {
+                Adopted::No => return false,
+                Adopted::Yes => None,
+                Adopted::Again => {
+                    if let Some(desk) = &mut self.desk {
+                        desk.due.note(to, self.links.tick + ticks(self.links.limits.store_after_ms));
+                    }
+                    // Its fate is counted when it is told.
+                    return true;
+                }
+            },
             Known::Delivered => Some(Outcome::Delivered),
             Known::Stored => Some(Outcome::Stored),
         };
@@ -151,6 +167,7 @@ impl Shard {
         let sessions: Vec<u64> = sessions.unwrap_or_default();
         sessions.iter().for_each(|session| readers.add(self.inboxes.seat(user, *session)));
         let (mut failed, mut over): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        let too_many = desk.port.users() >= self.links.limits.store_users_max;
         #[cfg(test)]
         let mut early = Vec::new();
         for message in self.inboxes.of(user).take_while(|message| message.stamp <= until) {
@@ -166,7 +183,7 @@ impl Shard {
             let record = Record { stamp, from, id, flags: 0, payload: (*message.payload).into() };
             let ask = |token| Request::Append { user, record, retry, token };
             // What comes behind one that found no room must not come before it in the log.
-            if failed.is_empty() && desk.ask(Asked::Append { user, stamp }, ask).is_ok() {
+            if !too_many && failed.is_empty() && desk.ask(tick, Asked::Append { user, stamp }, ask).is_ok() {
                 message.keep = Keep::Storing;
                 #[cfg(test)]
                 if !message.told && crate::simulation::planted(crate::simulation::Bug::StoredEarly) {
@@ -187,11 +204,15 @@ impl Shard {
         if failed.is_empty() {
             return;
         }
-        self.links.stats.limit_store_mail.add(1);
+        let outcome = if too_many { Outcome::InboxFull } else { Outcome::Overloaded };
+        match too_many {
+            true => self.links.stats.limit_store_users.add(1),
+            false => self.links.stats.limit_store_mail.add(1),
+        }
         for stamp in failed {
             let hopeless = self.inboxes.find(user, stamp).is_some_and(|message| is_due(message));
             if hopeless {
-                self.fail_kept(user, stamp, Outcome::Overloaded);
+                self.fail_kept(user, stamp, outcome);
             }
         }
     }
@@ -221,19 +242,17 @@ impl Shard {
         left
     }
 
-    /// Takes what the store has answered. Returns how many answers.
+    /// Takes what the store has answered, as much as is a turn's. Returns how many answers.
     pub(crate) fn take_answers(&mut self) -> usize {
-        let mut answers = 0;
-        while let Some(batch) = self.desk.as_ref().and_then(|desk| desk.port.take()) {
-            answers += batch.len();
-            for answer in batch {
-                let asked = self.desk.as_mut().and_then(|desk| desk.answered(answer.token));
-                if let Some(asked) = asked {
-                    self.answered(asked, answer.reply);
-                }
+        let tick = self.links.tick;
+        for answers in 0..STORE_ANSWERS_PER_TURN {
+            let Some(desk) = &mut self.desk else { return answers };
+            let Some(answer) = desk.next_answer() else { return answers };
+            if let Some(asked) = desk.answered(tick, answer.token) {
+                self.answered(asked, answer.reply);
             }
         }
-        answers
+        STORE_ANSWERS_PER_TURN
     }
 
     fn answered(&mut self, asked: Asked, reply: Reply) {
@@ -272,6 +291,10 @@ impl Shard {
         }
         if let Some(message) = self.inboxes.take(user, stamp) {
             let Unacked { origin, from, id, told, .. } = message;
+            if told && desk.duplicates.find(from, id, user) == Some((stamp, Known::Open)) {
+                // Its sender was told that the store is late, and may ask again.
+                desk.duplicates.note(from, id, user, confirmed, Known::Stored);
+            }
             #[cfg(test)]
             let told = told && !crate::simulation::planted(crate::simulation::Bug::ToldTwice);
             if !told {
@@ -323,6 +346,21 @@ impl Shard {
         }
     }
 
+    /// Senders of messages that the store has not answered for too long are told SENT 3. It may have them all the same: who sends again with RETRY is told then.
+    fn tell_late(&mut self, user: u64) {
+        let tick = self.links.tick;
+        let answer = ticks(self.links.limits.store_after_ms + STORE_ANSWER_MS);
+        let is_late =
+            |message: &Unacked| message.keep == Keep::Storing && !message.told && message.sent_tick + answer <= tick;
+        let late: Vec<u64> = self.inboxes.of(user).filter(|message| is_late(message)).map(|late| late.stamp).collect();
+        for stamp in late {
+            let Some((origin, id)) = self.inboxes.tell(user, stamp) else { continue };
+            self.links.stats.limit_store_answer.add(1);
+            self.links.stats.out_overloaded.add(1);
+            self.tell_fate(origin, id, user, Outcome::Overloaded, 0);
+        }
+    }
+
     /// Holds those readers of a user to whom the message at a position was not given, since it is not in the log either.
     fn hold_those_without(&mut self, user: u64, stamp: u64, queued: Seats) {
         let retry_tick = self.links.tick + ticks(RETRY_MS);
@@ -344,10 +382,15 @@ impl Shard {
         }
         while let Some(user) = self.desk.as_mut().and_then(|desk| desk.due.take_due(tick)) {
             self.store_waiting(user, Store::Due);
+            self.tell_late(user);
             let after = ticks(self.links.limits.store_after_ms);
-            let mut waiting = self.inboxes.of(user).filter(|message| message.keep == Keep::Waiting);
-            let next = waiting.next().map(|message| message.sent_tick + after);
-            if let (Some(next), Some(desk)) = (next, &mut self.desk) {
+            let answer = after + ticks(STORE_ANSWER_MS);
+            let due = self.inboxes.of(user).filter_map(|message| match message.keep {
+                Keep::Waiting => Some(message.sent_tick + after),
+                Keep::Storing if !message.told => Some(message.sent_tick + answer),
+                Keep::Storing | Keep::Never => None,
+            });
+            if let (Some(next), Some(desk)) = (due.min(), &mut self.desk) {
                 desk.due.note(user, next.max(tick + 1));
             }
         }

@@ -7,7 +7,7 @@ use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::desk::{Asked, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin, Wish};
+use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin, Wish};
 use crate::inbox::Keep;
 use crate::io::ConnId;
 use crate::limits::{REPLAY_WINDOW_MAX, STORE_LOGIN_MS, SYNC_PAGE, SYNC_PAGE_MAX};
@@ -66,7 +66,7 @@ impl Shard {
         let Some(desk) = &mut self.desk else { return false };
         let name = if device.is_empty() { trunkline_router::presence::DEFAULT_DEVICE } else { device };
         let ask = |token| Request::Open { user, device: name.into(), ephemeral, token };
-        let asked = desk.ask(Asked::Open { conn, user }, ask).is_ok();
+        let asked = desk.ask(self.links.tick, Asked::Open { conn, user }, ask).is_ok();
         self.links.stats.limit_store_mail.add(u64::from(!asked));
         asked
     }
@@ -105,7 +105,7 @@ impl Shard {
         let pending = self.inboxes.len(user) as u64;
         let welcome = Welcome { pending, reading: Some(reading), ..Welcome::default() };
         let welcome = match &opened {
-            Some(opened) => Welcome { reading: Some(reading), ..standing(user, &wish, opened) },
+            Some(opened) => Welcome { reading: Some(reading), ..self.standing(user, &wish, opened) },
             None => welcome,
         };
         let waited = self.links.slots.at(slot).phase == Phase::Registering;
@@ -114,6 +114,36 @@ impl Shard {
         self.login_done(slot, began_us);
         if waited {
             self.go_on_reading(slot);
+        }
+    }
+
+    /// What LOGIN_OK says of a device that stands there.
+    fn standing(&self, user: u64, wish: &Wish, opened: &Opened) -> Welcome {
+        let Opened { known, device, device_epoch, store_epoch, cursor, floor, last, pending, .. } = *opened;
+        let token = ResumeToken { user, device, device_epoch, issued: self.last_stamp };
+        let registered = device != 0 && !wish.ephemeral;
+        let logged_out = |issued| self.desk.as_ref().is_some_and(|desk| desk.logouts.is_since(user, device, issued));
+        let fits = token.issued(store_epoch, &wish.resume).is_some_and(|issued| !logged_out(issued));
+        Welcome {
+            pending,
+            resume: if registered { token.seal(store_epoch) } else { Vec::new() },
+            resumed: registered && known && cursor >= floor && fits,
+            floor,
+            last,
+            truncated: known && cursor < floor,
+            reading: None,
+        }
+    }
+
+    /// A session logs out: what it was given to be resumed with is good no more.
+    pub(super) fn log_out(&mut self, slot: u32) {
+        let user = self.links.slots.at(slot).user;
+        let session = self.presence.sessions(user).iter().find(|entry| entry.slot == slot).map(|entry| entry.session);
+        let reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
+        let Some(device) = reader.map(|reader| reader.device).filter(|device| *device != 0) else { return };
+        let stamp = self.next_stamp();
+        if let Some(desk) = &mut self.desk {
+            desk.logouts.note(user, device, stamp);
         }
     }
 
@@ -258,7 +288,7 @@ impl Shard {
         let mut next = Some((user, session, after, limit));
         while let (Some((user, session, after, limit)), Some(desk)) = (next.take(), &mut self.desk) {
             let ask = |token| Request::Read { user, after, since_ms: 0, limit, bytes_max, token };
-            if desk.ask(Asked::Page { user, session }, ask).is_ok() {
+            if desk.ask(self.links.tick, Asked::Page { user, session }, ask).is_ok() {
                 return;
             }
             self.links.stats.limit_store_mail.add(1);
@@ -337,8 +367,14 @@ impl Shard {
             Some(reader) => reader.ack_earlier(stamp),
             None => self.inboxes.queued_up_to(user, session, stamp.saturating_sub(1)),
         };
+        let any = !earlier.is_empty();
         for stamp in earlier {
             self.acknowledged(user, session, stamp);
+        }
+        // The one that it was for may not be owed: its own ACK moves nothing then.
+        if any {
+            self.note_cursor(user, session);
+            self.go_on_with(user, session);
         }
     }
 
@@ -408,7 +444,8 @@ impl Shard {
     ) {
         let Some(desk) = &mut self.desk else { return };
         let device = forgets.unwrap_or(0);
-        let asked = desk.ask(Asked::Control { user, forgets, answer }, |token| ask(user, device, token));
+        let asked =
+            desk.ask(self.links.tick, Asked::Control { user, forgets, answer }, |token| ask(user, device, token));
         if let Err(Asked::Control { answer, .. }) = asked {
             self.links.stats.limit_store_mail.add(1);
             // Who asked may have gone.
@@ -418,7 +455,7 @@ impl Shard {
 
     /// Whether the store has answered something.
     pub(crate) fn has_answers(&self) -> bool {
-        self.desk.as_ref().is_some_and(|desk| desk.port.has_answers())
+        self.desk.as_ref().is_some_and(Desk::has_answers)
     }
 
     /// SYNC: a page of the inbox, from a position or a time.
@@ -441,7 +478,7 @@ impl Shard {
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
         let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));
         let ask = |token| Request::Read { user, after: after_stamp, since_ms, limit, bytes_max, token };
-        match desk.ask(Asked::Sync { conn, aux: frame.aux, after }, ask) {
+        match desk.ask(self.links.tick, Asked::Sync { conn, aux: frame.aux, after }, ask) {
             Ok(()) => drop(desk.syncs.insert(conn)),
             Err(_) => {
                 self.links.stats.limit_store_mail.add(1);
@@ -460,9 +497,15 @@ impl Shard {
         let Reply::Page(Page { records, floor, last, complete, truncated }) = reply else {
             return self.links.error(slot, Code::ServiceUnavailable, 0, 0);
         };
+        let sessions = self.presence.sessions(user).iter();
+        let session = sessions.filter(|entry| entry.slot == slot).map(|entry| entry.session).next();
+        let mut reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
         for record in &records {
             let header = replayed(user, record);
             self.links.reply(slot, |out| encode(out, &header, &record.payload));
+            if let Some(reader) = &mut reader {
+                reader.gave_page(record.stamp);
+            }
         }
         self.links.stats.replays.add(records.len() as u64);
         let next_stamp = records.last().map_or(after, |record| record.stamp);
@@ -477,20 +520,4 @@ fn replayed(user: u64, record: &Record) -> Header {
     let own = if record.from == user { flags::SELF } else { 0 };
     let flags = flags::ACK | flags::REPLAY | own;
     Header { kind: Kind::Deliver, flags, aux: 0, id: record.id, peer: record.from, stamp: record.stamp }
-}
-
-/// What LOGIN_OK says of a device that stands there.
-fn standing(user: u64, wish: &Wish, opened: &Opened) -> Welcome {
-    let Opened { known, device, device_epoch, store_epoch, cursor, floor, last, pending, .. } = *opened;
-    let token = ResumeToken { user, device, device_epoch };
-    let registered = device != 0 && !wish.ephemeral;
-    Welcome {
-        pending,
-        resume: if registered { token.seal(store_epoch) } else { Vec::new() },
-        resumed: registered && known && cursor >= floor && token.fits(store_epoch, &wish.resume),
-        floor,
-        last,
-        truncated: known && cursor < floor,
-        reading: None,
-    }
 }

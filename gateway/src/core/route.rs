@@ -204,6 +204,10 @@ impl Shard {
         }
         for (hog, message) in self.inboxes.make_room(user, tick, QUIET_TICKS) {
             self.links.stats.evicted_unacked.add(1);
+            if message.told {
+                self.links.stats.copies_given_up.add(1);
+                continue;
+            }
             self.links.stats.out_overloaded.add(1);
             self.tell_fate(message.origin, message.id, hog, Outcome::Overloaded, 0);
         }
@@ -303,12 +307,12 @@ impl Shard {
         if self.inboxes.len(user) == 0 {
             return;
         }
-        let seat = self.inboxes.seat(user, session);
         if first {
+            let seat = self.inboxes.seat(user, session);
             let waiting = self.inboxes.of(user).filter(|message| !from_log || message.keep == Keep::Never);
             waiting.for_each(|message| message.owed.add(seat));
         }
-        self.redeliver_owed(user, slot, seat, from_log);
+        self.redeliver_owed(user, slot, session, from_log);
     }
 
     /// Goes on with redeliveries that had found no room, where there is some now.
@@ -327,14 +331,14 @@ impl Shard {
             if from_log {
                 self.go_on_with(user, session);
             }
-            let seat = self.inboxes.seat(user, session);
-            self.redeliver_owed(user, slot, seat, from_log);
+            self.redeliver_owed(user, slot, session, from_log);
         }
     }
 
     /// Queues what is owed to a session and has not been queued for it, in order, until there is no room.
-    fn redeliver_owed(&mut self, user: u64, slot: u32, seat: Seats, from_log: bool) {
+    fn redeliver_owed(&mut self, user: u64, slot: u32, session: u64, from_log: bool) {
         let tick = self.links.tick;
+        let seat = self.inboxes.seat(user, session);
         let mut full = false;
         for message in self.inboxes.of(user) {
             if !message.owed.has(seat) || message.queued.has(seat) || (from_log && message.keep != Keep::Never) {
@@ -353,6 +357,9 @@ impl Shard {
             message.queued.add(seat);
             if message.keep == Keep::Never {
                 message.sent_tick = tick;
+                if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+                    reader.gave_unkept(message.stamp);
+                }
             }
         }
         if full {
@@ -389,11 +396,11 @@ impl Shard {
         if self.inboxes.len(user) == 0 {
             return;
         }
-        let sessions: Vec<(u32, Seats)> = self
+        let sessions: Vec<(u32, u64, Seats)> = self
             .presence
             .sessions(user)
             .iter()
-            .map(|entry| (entry.slot, self.inboxes.seat(user, entry.session)))
+            .map(|entry| (entry.slot, entry.session, self.inboxes.seat(user, entry.session)))
             .collect();
         for message in self.inboxes.of(user) {
             if message.sent_tick > sent_before || message.keep != Keep::Never {
@@ -404,7 +411,7 @@ impl Shard {
             let header = again(message, user);
             let owed = message.owed;
             let mut queued_some = false;
-            for &(slot, seat) in &sessions {
+            for &(slot, session, seat) in &sessions {
                 let (directory, slots) = (&self.directory, &self.links.slots);
                 if message.from == user && far::may_be_origin(directory, slots, self.shard, slot, &message.origin) {
                     continue;
@@ -424,6 +431,9 @@ impl Shard {
                     queued_some = true;
                     message.queued.add(seat);
                     self.links.stats.redeliveries.add(1);
+                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+                        reader.gave_unkept(message.stamp);
+                    }
                 } else if !message.queued.has(seat) {
                     self.links.owe_redelivery(slot);
                 }

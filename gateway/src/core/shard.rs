@@ -168,7 +168,7 @@ impl Shard {
             directory: Directory::new(limits, away_ticks),
             kicks: Kicks::default(),
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
-            desk: config.store.map(|store| Desk::new(store.answers.port(config.shard, &store.mail), store.key)),
+            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key)),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
@@ -629,6 +629,7 @@ impl Shard {
         if let Some(desk) = &self.desk {
             stats.store_asked.set(desk.asked() as u64);
             stats.storing.set(desk.appends() as u64);
+            stats.store_silence_us.set(u64::from(desk.silent_ticks(self.links.tick)) * TICK_MS * 1_000);
             stats.store_logins.set(desk.logins.len() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }

@@ -5,8 +5,9 @@
 
 use crate::waker::Waker;
 use crossbeam_queue::SegQueue;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use trunkline_store::{Answer, MailSender, Request, Source, StoreMail};
+use trunkline_store::{Answer, MailSender, Request, Source, Stats, StoreMail};
 
 /// What the shards of a node need to reach its store.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct ShardStore {
     pub highest_stamp: u64,
     /// A secret of this life of the process.
     pub key: u64,
+    /// The store's numbers.
+    pub stats: Arc<Stats>,
 }
 
 /// Answers on their way to one shard.
@@ -54,10 +57,13 @@ impl StoreAnswers {
             let _ = place.waker.set(waker);
         }
     }
+}
 
-    /// The shard's end.
-    pub(crate) fn port(&self, shard: u16, mail: &Arc<StoreMail>) -> StorePort {
-        StorePort { shard, answers: self.clone(), sender: mail.sender(shard) }
+impl ShardStore {
+    /// A shard's end.
+    pub(crate) fn port(&self, shard: u16) -> StorePort {
+        let ShardStore { mail, answers, stats, .. } = self;
+        StorePort { shard, answers: answers.clone(), sender: mail.sender(shard), stats: stats.clone() }
     }
 }
 
@@ -67,7 +73,11 @@ pub(crate) struct StorePort {
     shard: u16,
     answers: StoreAnswers,
     sender: MailSender,
+    stats: Arc<Stats>,
 }
+
+/// The part of the mailbox, as a divisor, that messages leave to everything else: while the store is late, devices still log in and say how far they are.
+const OTHERS_SHARE: usize = 8;
 
 impl StorePort {
     /// Sends a request; never waits.
@@ -75,7 +85,19 @@ impl StorePort {
     /// # Errors
     /// The request, when the mailbox is full or the store has ended.
     pub(crate) fn send(&self, request: Request) -> Result<(), Request> {
+        let mail = self.sender.mail();
+        let for_messages = mail.bytes_max() - mail.bytes_max() / OTHERS_SHARE;
+        let pending = mail.bytes();
+        // An empty mailbox takes anything.
+        if matches!(request, Request::Append { .. }) && pending > 0 && pending + request.bytes() > for_messages {
+            return Err(request);
+        }
         self.sender.try_send(request)
+    }
+
+    /// Users for whom messages wait in the store, or lately did.
+    pub(crate) fn users(&self) -> u64 {
+        self.stats.users.load(Ordering::Relaxed)
     }
 
     /// The next batch of answers.

@@ -45,7 +45,7 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest messages that ask for an ACK and are not kept: positions, rising, and numbers. An ACK of one may be for all before it.
+    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may be for all before it.
     unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
@@ -106,13 +106,26 @@ impl Reader {
         self.given = self.given.max(stamp);
     }
 
-    /// A message that is not kept was given to it, and asks for an ACK.
+    /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
     pub(crate) fn gave_unkept(&mut self, stamp: u64) {
         self.numbered = self.numbered.wrapping_add(1);
+        // An ACK of it is for all before its latest copy.
+        self.unkept.retain(|(unkept, _)| *unkept != stamp);
         if self.unkept.len() >= UNKEPT_MAX {
             self.unkept.pop_front();
         }
         self.unkept.push_back((stamp, self.numbered));
+    }
+
+    /// A message of the log was given to it because it asked for a page. It may owe it already.
+    pub(crate) fn gave_page(&mut self, stamp: u64) {
+        match self.find(stamp) {
+            Ok(at) => {
+                self.numbered = self.numbered.wrapping_add(1);
+                self.owed[at].1 = self.numbered;
+            }
+            Err(_) => self.gave_unkept(stamp),
+        }
     }
 
     /// A message that came is not for this device.
@@ -403,6 +416,15 @@ mod tests {
         reader.gave(23);
         assert_eq!(reader.ack_earlier(22), [21]);
         assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
+        reader.gave_unkept(22);
+        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
+        reader.gave(24);
+        reader.gave(25);
+        // A page has one that is owed, and one that is not.
+        reader.gave_page(24);
+        reader.gave_page(23);
+        assert_eq!(reader.ack_earlier(24), [25]);
+        assert_eq!(reader.ack_earlier(23), [24]);
         (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp));
         assert_eq!(reader.unkept.len(), UNKEPT_MAX);
     }

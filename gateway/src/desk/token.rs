@@ -6,10 +6,10 @@
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-const FACTS_BYTES: usize = 14;
+const FACTS_BYTES: usize = 22;
 const MAC_BYTES: usize = 8;
 
-/// The registration of a device.
+/// The registration of a device, and when it was last logged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ResumeToken {
     pub(crate) user: u64,
@@ -17,6 +17,8 @@ pub(crate) struct ResumeToken {
     pub(crate) device: u16,
     /// Which registration of that number it is.
     pub(crate) device_epoch: u32,
+    /// The latest position of all when it was given out, so that a LOGOUT ends it.
+    pub(crate) issued: u64,
 }
 
 impl ResumeToken {
@@ -24,7 +26,8 @@ impl ResumeToken {
         let mut bytes = [0; FACTS_BYTES];
         bytes[..8].copy_from_slice(&self.user.to_be_bytes());
         bytes[8..10].copy_from_slice(&self.device.to_be_bytes());
-        bytes[10..].copy_from_slice(&self.device_epoch.to_be_bytes());
+        bytes[10..14].copy_from_slice(&self.device_epoch.to_be_bytes());
+        bytes[14..].copy_from_slice(&self.issued.to_be_bytes());
         bytes
     }
 
@@ -39,10 +42,15 @@ impl ResumeToken {
         [&self.facts()[..], &mac[..MAC_BYTES]].concat()
     }
 
-    /// Whether these bytes are what [`ResumeToken::seal`] gave out for the same registration.
-    pub(crate) fn fits(self, store_epoch: u64, bytes: &[u8]) -> bool {
-        let Some((facts, mac)) = bytes.split_at_checked(FACTS_BYTES) else { return false };
-        facts == self.facts() && self.mac(store_epoch).verify_truncated_left(mac).is_ok() && mac.len() == MAC_BYTES
+    /// When these bytes were given out, if it is what [`ResumeToken::seal`] gave out for the same registration at some time.
+    pub(crate) fn issued(self, store_epoch: u64, bytes: &[u8]) -> Option<u64> {
+        let (facts, mac) = bytes.split_at_checked(FACTS_BYTES)?;
+        let issued = u64::from_be_bytes(facts[14..].try_into().ok()?);
+        let shown = ResumeToken { issued, ..self };
+        let fits = facts == shown.facts()
+            && mac.len() == MAC_BYTES
+            && shown.mac(store_epoch).verify_truncated_left(mac).is_ok();
+        fits.then_some(issued)
     }
 }
 
@@ -52,26 +60,27 @@ mod tests {
 
     #[test]
     fn a_token_fits_its_registration_and_store_and_no_other() {
-        let token = ResumeToken { user: 7, device: 3, device_epoch: 9 };
+        let token = ResumeToken { user: 7, device: 3, device_epoch: 9, issued: 1_000 };
         let bytes = token.seal(55);
         assert_eq!(bytes.len(), FACTS_BYTES + MAC_BYTES);
-        assert!(token.fits(55, &bytes));
-        assert!(!token.fits(56, &bytes));
+        let later = ResumeToken { issued: 2_000, ..token };
+        assert_eq!((token.issued(55, &bytes), later.issued(55, &bytes)), (Some(1_000), Some(1_000)));
+        assert_eq!(token.issued(56, &bytes), None);
         for other in [
             ResumeToken { user: 8, ..token },
             ResumeToken { device: 4, ..token },
             ResumeToken { device_epoch: 10, ..token },
         ] {
-            assert!(!other.fits(55, &bytes) && !token.fits(55, &other.seal(55)));
+            assert_eq!((other.issued(55, &bytes), token.issued(55, &other.seal(55))), (None, None));
         }
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            assert!(!token.fits(55, &damaged), "byte {at}");
+            assert_eq!(token.issued(55, &damaged), None, "byte {at}");
         }
         for cut in 0..bytes.len() {
-            assert!(!token.fits(55, &bytes[..cut]));
+            assert_eq!(token.issued(55, &bytes[..cut]), None);
         }
-        assert!(!token.fits(55, &[&bytes[..], &[0]].concat()));
+        assert_eq!(token.issued(55, &[&bytes[..], &[0]].concat()), None);
     }
 }

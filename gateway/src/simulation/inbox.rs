@@ -128,6 +128,13 @@ struct Run {
 
 impl Run {
     fn new(seed: u64, print: bool) -> Self {
+        let mut run = Run::planned(seed, print);
+        run.start();
+        run
+    }
+
+    /// What the seed makes of it, before it begins.
+    fn planned(seed: u64, print: bool) -> Self {
         let mut rng = Rng::new(seed ^ 0x1_4B0C);
         let shards = rng.within(1, 3) as u16;
         let tight = rng.chance(400);
@@ -141,6 +148,7 @@ impl Run {
             outbox_bytes_max: if tight { rng.within(1_100, 8_000) as usize } else { 256 << 10 },
             frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_FLOOR,
             replay_window: rng.within(2, 40) as u32,
+            store_users_max: u64::MAX,
             inbox_messages_max: if rng.chance(200) { rng.within(5, 40) } else { 10_000 },
             ..Limits::default()
         };
@@ -167,7 +175,7 @@ impl Run {
                 devices.push(Device { id, name, habit, ephemeral, session, resume, next_us, unsettled });
             }
         }
-        let mut run = Run {
+        Run {
             print,
             world: Rc::new(RefCell::new(world)),
             seed,
@@ -193,9 +201,47 @@ impl Run {
             retried: 0,
             sums: BTreeMap::new(),
             rng,
+        }
+    }
+
+    /// Two users with a device each, who do nothing by themselves, and a store that works.
+    fn quiet(seed: u64) -> Self {
+        let planned = Run::planned(seed, false);
+        planned.world.borrow_mut().faults = Faults::none();
+        let limits = Limits {
+            heartbeat_secs: 600,
+            store_after_ms: 1_000,
+            frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_FLOOR,
+            store_users_max: u64::MAX,
+            inbox_messages_max: 10_000,
+            ..Limits::default()
         };
+        let device = |user| Device {
+            id: (user, 0),
+            name: "device-0".to_owned(),
+            habit: Habit::Now,
+            ephemeral: false,
+            session: None,
+            resume: Vec::new(),
+            next_us: u64::MAX,
+            unsettled: BTreeMap::new(),
+        };
+        let store = SimStore::new(seed, trunkline_store::Limits::default(), 0, 1 << 20);
+        let mut run = Run { limits, store, devices: vec![device(1), device(2)], settling: true, ..planned };
         run.start();
+        run.log_in(0);
+        run.log_in(1);
         run
+    }
+
+    /// Sends from the first device; `again` one that was sent before.
+    fn send_to(&mut self, to: u64, again: Option<u64>) -> u64 {
+        let from = self.devices[0].id;
+        let id = again.unwrap_or_else(|| self.ledger.add(from, to, false));
+        self.devices[0].unsettled.insert(id, to);
+        let session = self.devices[0].session.expect("it is there");
+        self.write_message(session, id, again.is_some());
+        id
     }
 
     fn start(&mut self) {
@@ -662,6 +708,7 @@ const MUST_OCCUR: &[&str] = &[
     "trunkline_messages_total{outcome=\"duplicate\"}",
     "trunkline_delivery_copies_given_up_total{}",
     "trunkline_limit_hits_total{limit=\"store_mail_bytes\"}",
+    "trunkline_limit_hits_total{limit=\"store_answer_time\"}",
     "trunkline_limit_hits_total{limit=\"inbox\"}",
 ];
 
@@ -669,6 +716,44 @@ const MUST_OCCUR: &[&str] = &[
 fn nothing_acknowledged_is_ever_lost_for_200_seeds() {
     let run = |seed, print| Run::new(seed, print).whole();
     try_seeds("TRUNKLINE_SIM_INBOX_SEED", "nothing_acknowledged", run, MUST_OCCUR);
+}
+
+#[test]
+fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
+    const SECOND_US: u64 = 1_000_000;
+    const NOBODY: u64 = 9;
+    for seed in 0..5 {
+        let mut run = Run::quiet(seed);
+        run.run_until(SECOND_US);
+        run.store.stall(6 * SECOND_US);
+        let (online, offline) = (run.send_to(2, None), run.send_to(NOBODY, None));
+        let outcome = |run: &Run, id| run.ledger.message(id).outcome;
+        let silence = |run: &Run| {
+            let stats = run.node.iter().flat_map(Node::stats);
+            stats.map(|stats| stats.store_silence_us.get()).max().unwrap_or(0)
+        };
+        run.run_until(SECOND_US + 100_000);
+        assert_eq!((outcome(&run, online), outcome(&run, offline)), (Some(DELIVERED), None), "seed {seed}");
+        // A second in which it might be acknowledged, two for the store.
+        run.run_until(3 * SECOND_US + 500_000);
+        assert_eq!(outcome(&run, offline), None, "seed {seed}");
+        assert!(silence(&run) > 2 * SECOND_US, "seed {seed}");
+        run.run_until(4 * SECOND_US + 500_000);
+        assert_eq!(outcome(&run, offline), Some(3), "seed {seed}");
+        let later = run.send_to(2, None);
+        run.run_until(4 * SECOND_US + 600_000);
+        assert_eq!(outcome(&run, later), Some(DELIVERED), "seed {seed}");
+        // Sent again while the store is silent it waits for the store's answer once more, and is stored once.
+        run.send_to(NOBODY, Some(offline));
+        run.run_until(7 * SECOND_US);
+        assert_eq!((outcome(&run, offline), silence(&run)), (Some(1), 0), "seed {seed}");
+        run.send_to(NOBODY, Some(offline));
+        run.run_until(8 * SECOND_US);
+        let sum = |stat: fn(&ShardStats) -> u64| run.node.iter().flat_map(Node::stats).map(stat).sum::<u64>();
+        let counts = [sum(|s| s.stored.get()), sum(|s| s.limit_store_answer.get()), sum(|s| s.out_duplicate.get())];
+        assert_eq!(counts, [1, 1, 1], "seed {seed}");
+        run.leave_all();
+    }
 }
 
 #[test]

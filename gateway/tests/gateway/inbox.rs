@@ -3,7 +3,7 @@
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command};
 use crate::support::names::limit_label;
-use crate::support::scratch::ScratchFolder;
+use crate::support::scratch::{ScratchFile, ScratchFolder};
 use crate::support::wire::{self, Frame, Login, LoginOk, SyncOk, code, flag, kind, outcome};
 use crate::support::{ONE_AND_MANY, wait_for};
 
@@ -87,6 +87,34 @@ fn a_message_to_a_user_who_is_offline_is_stored_and_comes_after_login_in_order()
             sender.ping();
         }
         assert_eq!(gateway.metrics().outcome(STORED_LABEL), 12);
+    });
+}
+
+#[test]
+fn a_session_that_has_logged_out_is_not_resumed_and_its_inbox_is_kept() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        let mut sender = Client::login(gateway, 1);
+        backlog(&mut sender);
+        let (mut phone, first) = login(gateway, 2, "phone");
+        backlog(&mut phone);
+        phone.write(&Frame { kind: kind::LOGOUT, ..Frame::default() });
+        phone.expect_closed();
+        gateway.wait_for_presence(2, false);
+        send_stored(&mut sender, 2, &["meanwhile"]);
+        let with = |resume: &[u8]| Login { resume: resume.to_vec(), ..Login::of(2).device("phone") };
+        let (mut phone, second) = Client::login_with(gateway, &with(&first.resume));
+        assert_eq!((second.resumed, second.pending, second.truncated), (0, 1, 0));
+        let frames = backlog(&mut phone);
+        assert_eq!(bodies(&frames), ["meanwhile"]);
+        phone.ack(&frames[0]);
+        phone.ping();
+        drop(phone);
+        gateway.wait_for_presence(2, false);
+        // What it was given with that LOGIN is good, and what it was given before stays over.
+        let (_, third) = Client::login_with(gateway, &with(&second.resume));
+        gateway.wait_for_presence(2, false);
+        let (_, fourth) = Client::login_with(gateway, &with(&first.resume));
+        assert_eq!((third.resumed, fourth.resumed), (1, 0));
     });
 }
 
@@ -410,6 +438,45 @@ fn a_store_that_cannot_write_costs_what_is_to_be_stored_and_nothing_else() {
 }
 
 #[test]
+fn a_store_that_has_its_size_refuses_with_its_own_outcome_and_says_so_until_there_is_room() {
+    let folder = ScratchFolder::new("store");
+    let gateway = start(2, &folder, &["--store-bytes-max", "64MiB"]);
+    let mut sender = Client::login(&gateway, 1);
+    backlog(&mut sender);
+    let (mut online, _) = login(&gateway, 2, "");
+    backlog(&mut online);
+    let long = vec![b'x'; 60_000];
+    let mut sent = 0;
+    let full = std::iter::repeat_with(|| {
+        sent += 1;
+        let to = 10 + sent % 8;
+        let id = sender.send(to, flag::ACK, &long);
+        let answer = sender.recv_kind(kind::SENT);
+        assert_eq!((answer.id, answer.peer), (id, to));
+        answer.aux
+    })
+    .find(|outcome| *outcome != outcome::STORED);
+    assert_eq!(full, Some(outcome::INBOX_FULL));
+    assert!(gateway.metrics().limit_hits(limit_label::STORE_BYTES) >= 1);
+    let degraded = || gateway.get("/readyz").json()["degraded"][0].as_str().map(str::to_owned);
+    assert!(degraded().is_some_and(|degraded| degraded.contains("store is full")), "{:?}", degraded());
+    sender.exchange(&mut online, 2, b"unharmed");
+    for user in 10..18 {
+        assert_eq!(gateway.request("DELETE", &format!("/v1/users/{user}/inbox")).status, 200);
+    }
+    // The next one that is refused lets the store look for what it can drop.
+    wait_for("there is room again", || {
+        let id = sender.send(10, flag::ACK, b"small");
+        let answer = sender.recv_kind(kind::SENT);
+        assert_eq!(answer.id, id);
+        (answer.aux == outcome::STORED && degraded().is_none()).then_some(())
+    });
+    drop((sender, online));
+    gateway.audit();
+    gateway.finish();
+}
+
+#[test]
 fn an_operator_sees_inboxes_empties_them_and_forgets_devices() {
     with_store(ONE_AND_MANY, &[], |gateway| {
         let mut sender = Client::login(gateway, 1);
@@ -448,6 +515,57 @@ fn without_a_folder_there_is_no_store_and_the_api_says_what_to_do() {
     let refused = gateway.get("/v1/users/2/inbox");
     assert!(refused.status == 409 && refused.body.contains("--data-dir"), "{}", refused.body);
     drop(sender);
+    gateway.audit();
+    gateway.finish();
+}
+
+/// Runs `gateway store ACTION` on a folder; its status, stdout and stderr.
+fn store_command(action: &str, folder: &ScratchFolder, input: Option<&ScratchFile>) -> (Option<i32>, String, String) {
+    let mut command = gateway_command();
+    command.args(["store", action, "--data-dir", folder.path()]);
+    if let Some(input) = input {
+        command.stdin(std::fs::File::open(input.path()).expect("open what was exported"));
+    }
+    let output = command.output().expect("run gateway store");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it writes text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn what_is_exported_and_imported_is_what_devices_get_from_another_node() {
+    let folder = ScratchFolder::new("store");
+    let gateway = start(2, &folder, &[]);
+    let mut sender = Client::login(&gateway, 1);
+    backlog(&mut sender);
+    let (mut phone, _) = login(&gateway, 2, "phone");
+    backlog(&mut phone);
+    drop(phone);
+    gateway.wait_for_presence(2, false);
+    send_stored(&mut sender, 2, &["one", "two"]);
+    send_stored(&mut sender, 3, &["three"]);
+    let (status, _, said) = store_command("check", &folder, None);
+    assert!(status == Some(1) && said.contains(folder.path()), "while a node has it: {status:?} {said}");
+    drop(sender);
+    gateway.finish();
+    let (status, checked, said) = store_command("check", &folder, None);
+    assert_eq!((status, checked.contains("messages")), (Some(0), true), "{checked}{said}");
+    let (status, exported, said) = store_command("export", &folder, None);
+    assert_eq!(status, Some(0), "{said}");
+    let (other, exported) = (ScratchFolder::new("other"), ScratchFile::new("inboxes.jsonl", exported));
+    let (status, _, said) = store_command("check", &other, None);
+    assert!(status == Some(1) && said.contains(other.path()), "nothing is made by a check: {status:?} {said}");
+    for _ in 0..2 {
+        // What is there already stays as it is.
+        let (status, _, said) = store_command("import", &other, Some(&exported));
+        assert_eq!(status, Some(0), "{said}");
+    }
+    let gateway = start(2, &other, &[]);
+    let (mut phone, login_ok) = login(&gateway, 2, "phone");
+    assert_eq!((login_ok.pending, login_ok.resumed), (2, 0));
+    assert_eq!(bodies(&backlog(&mut phone)), ["one", "two"]);
+    let (mut third, _) = login(&gateway, 3, "");
+    assert_eq!(bodies(&backlog(&mut third)), ["three"]);
+    drop((phone, third));
     gateway.audit();
     gateway.finish();
 }

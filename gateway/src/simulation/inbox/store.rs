@@ -12,7 +12,7 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Asks for itself, and for no shard.
 const CHECKER: Source = Source::MAX;
 /// How long a commit takes that takes long.
-const SLOW_US: u64 = 2_500_000;
+const SLOW_US: u64 = 5_000_000;
 
 pub(super) struct SimStore {
     memory: Memory,
@@ -24,6 +24,8 @@ pub(super) struct SimStore {
     commit_us: Option<u64>,
     /// Until when it cannot write.
     broken_until_us: u64,
+    /// Until when it neither commits nor answers.
+    stalled_until_us: u64,
     /// Commits that take long, of a thousand.
     slow: u32,
     mail_bytes_max: usize,
@@ -44,6 +46,7 @@ impl SimStore {
             rng: Rng::new(seed ^ 0x0057_04E5),
             commit_us: None,
             broken_until_us: 0,
+            stalled_until_us: 0,
             slow,
             mail_bytes_max,
             failures: 0,
@@ -58,7 +61,8 @@ impl SimStore {
         self.answers = StoreAnswers::new(shards);
         self.commit_us = None;
         let highest_stamp = self.memory.high();
-        ShardStore { mail: self.mail.clone(), answers: self.answers.clone(), highest_stamp, key: self.rng.bits() }
+        let (mail, answers, stats) = (self.mail.clone(), self.answers.clone(), self.memory.stats().clone());
+        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats }
     }
 
     /// Its node is killed: what was not committed is gone, and so are answers on their way.
@@ -75,6 +79,11 @@ impl SimStore {
         self.memory.set_available(false);
     }
 
+    /// It neither commits nor answers for a while.
+    pub(super) fn stall(&mut self, until_us: u64) {
+        self.stalled_until_us = until_us;
+    }
+
     /// From now on nothing goes wrong.
     pub(super) fn mend(&mut self) {
         self.slow = 0;
@@ -84,7 +93,7 @@ impl SimStore {
 
     /// When it has something to do.
     pub(super) fn next_due_us(&self) -> u64 {
-        self.commit_us.unwrap_or(u64::MAX)
+        self.commit_us.map_or(u64::MAX, |commit_us| commit_us.max(self.stalled_until_us))
     }
 
     /// Commits what is due, and begins with what has come meanwhile.
@@ -93,6 +102,9 @@ impl SimStore {
         if self.broken_until_us != 0 && self.broken_until_us <= now_us {
             self.broken_until_us = 0;
             self.memory.set_available(true);
+        }
+        if now_us < self.stalled_until_us {
+            return;
         }
         if self.commit_us.is_some_and(|commit_us| commit_us <= now_us) {
             self.commit_us = None;
