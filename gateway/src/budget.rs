@@ -292,7 +292,8 @@ impl Budget {
                 name: "store",
                 bytes: [pending, recent, tables, users].into_iter().fold(0, u64::saturating_add),
                 how: format!(
-                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists of tables, {} users with {STORE_USER_BYTES} B each",
+                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists of tables, \
+                     {} users with {STORE_USER_BYTES} B each",
                     size(pending),
                     size(recent),
                     size(tables),
@@ -447,7 +448,8 @@ mod tests {
 
     #[test]
     fn a_store_takes_what_its_settings_allow() {
-        let base = "shards = 2\nconnections_max = 1000\ndata_dir = \"d\"\nstore_mail_bytes_max = \"8MiB\"\nstore_bytes_max = \"4GiB\"\n\
+        let base = "shards = 2\nconnections_max = 1000\ndata_dir = \"d\"\nstore_mail_bytes_max = \"8MiB\"\n\
+                    store_bytes_max = \"4GiB\"\n\
                     store_users_max = 500000\nstore_recent_bytes_max = \"16MiB\"\n";
         let sum = |text: &str| term(&budget(text), "store");
         let (pending, recent, tables, users) = (3 * (8 << 20) + (48 << 20), 8 * (16 << 20), 48 << 20, 500_000 * 64);

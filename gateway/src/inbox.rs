@@ -203,13 +203,15 @@ impl Inboxes {
         Ok(())
     }
 
-    /// Whether a message for somebody who is offline may wait for the store: all of them together leave half of the room to those who are online.
+    /// Whether a message for somebody who is offline may wait for the store: all of them together leave half of the
+    /// room to those who are online.
     pub(crate) fn admits_offline(&self, payload_bytes: usize) -> bool {
         self.bytes + OVERHEAD_BYTES + payload_bytes <= self.limits.bytes_max / 2
     }
 
     /// Makes room for a message of `user` at the bound of all: the users for whom most waits lose their oldest messages, those first who have acknowledged
-    /// nothing for a while. Returns the lost ones with their users, told of or not; none if `user` has most itself, or nobody much.
+    /// nothing for a while. Returns the lost ones with their users, told of or not; none if `user` has most itself, or
+    /// nobody much.
     pub(crate) fn make_room(&mut self, user: u64, tick: u32, quiet_ticks: u32) -> Vec<(u64, Unacked)> {
         let by_user = &self.by_user;
         let waiting = |user: &u64| by_user.get(user).map_or(0, |inbox| inbox.bytes);

@@ -139,7 +139,8 @@ pub const SYNC_PAGE: u32 = 256;
 pub const SYNC_PAGE_MAX: u32 = 1_000;
 /// How long a LOGIN waits for the store to say where its device stands; without a word it is answered without.
 pub const STORE_LOGIN_MS: u64 = 1_000;
-/// How long a sender waits for the store's answer, beyond [`Limits::store_after_ms`]; then it is told SENT 3, whatever becomes of the message.
+/// How long a sender waits for the store's answer, beyond [`Limits::store_after_ms`]; then it is told SENT 3, whatever
+/// becomes of the message.
 pub const STORE_ANSWER_MS: u64 = 2_000;
 /// Answers of the store that a turn takes; the rest waits for the next. A commit may answer tens of thousands at once.
 pub const STORE_ANSWERS_PER_TURN: usize = 2_048;

@@ -7,7 +7,6 @@ use crate::metrics::StatType;
 use crate::prometheus::Exposition;
 use crate::startup::StartupError;
 use rustix::rand::{GetRandomFlags, getrandom};
-use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,16 +18,20 @@ const DEVICES_LEAST: u16 = 32;
 
 /// Memory that the store takes for each user for whom messages wait: 25 B of a table that may be half empty.
 pub(crate) const STORE_USER_BYTES: u64 = 64;
-/// What one batch takes besides its payloads: 65,536 requests, what they came to, and the answers; and 8 MiB of payloads as they are written.
+/// What one batch takes besides its payloads: 65,536 requests, what they came to, and the answers; and 8 MiB of
+/// payloads as they are written.
 const BATCH_BYTES: u64 = 48 << 20;
-/// Recent messages take so many times their setting at most. What came since the last table, and what the next one is being written of: of each the store refuses
+/// Recent messages take so many times their setting at most. What came since the last table, and what the next one is
+/// being written of: of each the store refuses
 /// messages at twice that, and at four times the cursors of devices too.
 const RECENT_FACTOR: u64 = 2 * 4;
-/// A table has a place of 24 B in its list for each block of entries of 4 KiB. Where tables are merged, the list of the old ones and of the new one are there.
+/// A table has a place of 24 B in its list for each block of entries of 4 KiB. Where tables are merged, the list of
+/// the old ones and of the new one are there.
 const BLOCK_BYTES: u64 = 4 << 10;
 const LISTED_BYTES: u64 = 2 * 24;
-/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: as many as may have been under way, within reason.
-const RETRY_WINDOW: RangeInclusive<usize> = 64..=4_096;
+/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: more than senders
+/// usually have under way to one recipient. A look may read them all from a table, on the thread that commits.
+const RETRY_WINDOW: u32 = 256;
 
 /// Memory that the store takes at its limits, bytes. What it gives out of the log is counted with those who asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +87,7 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
         store_bytes_max: config.bytes_max,
         payload_bytes_max: limits.frame_bytes_max,
         page_max: SYNC_PAGE_MAX.max(REPLAY_WINDOW_MAX),
-        retry_window: limits.unacked_per_user_max.clamp(*RETRY_WINDOW.start(), *RETRY_WINDOW.end()) as u32,
+        retry_window: RETRY_WINDOW,
         recent_bytes_max: limits.store_recent_bytes_max,
         ..trunkline_store::Limits::default()
     }
@@ -149,7 +152,8 @@ pub struct StoreWatch {
 }
 
 impl StoreWatch {
-    /// What does not work, in words; `None` if everything does. `silence`: for how long the store has answered nothing although it was asked.
+    /// What does not work, in words; `None` if everything does. `silence`: for how long the store has answered nothing
+    /// although it was asked.
     pub fn degraded(&self, silence: Duration) -> Option<String> {
         let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let trouble = self.stats.trouble();
@@ -175,7 +179,10 @@ impl StoreWatch {
             ));
         }
         trouble.is_some().then(|| {
-            format!("the store cannot write its tables{why}; when its memory is full, messages for users who are offline get SENT 3")
+            format!(
+                "the store cannot write its tables{why}; when its memory is full, messages for users who are offline \
+                 get SENT 3"
+            )
         })
     }
 
@@ -243,7 +250,7 @@ impl StoreWatch {
             (
                 "trunkline_store_cursors_dropped_total",
                 StatType::Counter,
-                "Positions of devices not noted because no table could be written for long; those devices get some messages again.",
+                "Positions of devices not noted because no table could be written for long; these get messages again.",
                 of(&self.stats.cursors_dropped),
             ),
             (

@@ -320,10 +320,11 @@ settings! {
     store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
     /// Bytes of all inboxes on disk, 64MiB to 64TiB. When hit: the sender gets SENT 5 (inbox full).
     store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Fixed("\"16GiB\"");
-    /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the sender gets SENT 5 (inbox full).
+    /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
+    /// sender gets SENT 5 (inbox full).
     store_users_max: [u64] "N" "TRUNKLINE_STORE_USERS_MAX" Computed("as many as take a thirty-second of memory_max");
-    /// Memory at which stored messages leave it for a table on disk, 4MiB to 1GiB. Eight times as much is taken while the disk is slow; beyond that the sender gets
-    /// SENT 3 (overloaded).
+    /// Memory at which stored messages leave it for a table on disk, 4MiB to 1GiB. Eight times as much is taken while
+    /// the disk is slow; beyond that the sender gets SENT 3 (overloaded).
     store_recent_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_RECENT_BYTES_MAX" Computed("a 128th of memory_max, 4MiB to 64MiB");
 
     ["Memory"]

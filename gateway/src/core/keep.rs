@@ -346,7 +346,8 @@ impl Shard {
         }
     }
 
-    /// Senders of messages that the store has not answered for too long are told SENT 3. It may have them all the same: who sends again with RETRY is told then.
+    /// Senders of messages that the store has not answered for too long are told SENT 3. It may have them all the
+    /// same: who sends again with RETRY is told then.
     fn tell_late(&mut self, user: u64) {
         let tick = self.links.tick;
         let answer = ticks(self.links.limits.store_after_ms + STORE_ANSWER_MS);

@@ -1,6 +1,7 @@
 //! Devices that have logged out lately: what they were given to resume their sessions with before is good no more.
 //!
-//! There are two generations. A new one begins when the present one holds half of the number, and the one before is forgotten.
+//! There are two generations. A new one begins when the present one holds half of the number, and the one before is
+//! forgotten.
 
 use hashbrown::HashMap;
 

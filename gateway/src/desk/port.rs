@@ -76,7 +76,8 @@ pub(crate) struct StorePort {
     stats: Arc<Stats>,
 }
 
-/// The part of the mailbox, as a divisor, that messages leave to everything else: while the store is late, devices still log in and say how far they are.
+/// The part of the mailbox, as a divisor, that messages leave to everything else: while the store is late, devices
+/// still log in and say how far they are.
 const OTHERS_SHARE: usize = 8;
 
 impl StorePort {

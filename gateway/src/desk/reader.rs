@@ -45,7 +45,8 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may be for all before it.
+    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
+    /// be for all before it.
     unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,

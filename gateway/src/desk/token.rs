@@ -42,7 +42,8 @@ impl ResumeToken {
         [&self.facts()[..], &mac[..MAC_BYTES]].concat()
     }
 
-    /// When these bytes were given out, if it is what [`ResumeToken::seal`] gave out for the same registration at some time.
+    /// When these bytes were given out, if it is what [`ResumeToken::seal`] gave out for the same registration at some
+    /// time.
     pub(crate) fn issued(self, store_epoch: u64, bytes: &[u8]) -> Option<u64> {
         let (facts, mac) = bytes.split_at_checked(FACTS_BYTES)?;
         let issued = u64::from_be_bytes(facts[14..].try_into().ok()?);

@@ -1,6 +1,8 @@
-//! The process is killed while messages are being stored. What its sender was told of as stored is there afterwards, and nothing is there twice.
+//! The process is killed while messages are being stored. What its sender was told of as stored is there afterwards,
+//! and nothing is there twice.
 //!
-//! `TRUNKLINE_KILL_ROUNDS=200 cargo test -p trunkline-gateway --test gateway killed -- --nocapture` kills it more often.
+//! `TRUNKLINE_KILL_ROUNDS=200 cargo test -p trunkline-gateway --test gateway killed -- --nocapture` kills it more
+//! often.
 
 use crate::support::PATIENCE;
 use crate::support::client::{Client, Event};
@@ -19,8 +21,9 @@ const OFFLINE: std::ops::RangeInclusive<u64> = 10..=17;
 const VISITOR: u64 = 20;
 /// Messages without an answer at a time, for all recipients together.
 const IN_FLIGHT: usize = 200;
-/// How long the process lives after the sender has come, at most.
-const LIFE_MS: usize = 150;
+/// Answers after which the process is killed, at most; and how much later, at most, in milliseconds.
+const ANSWERS_MAX: usize = 1_000;
+const KILL_LATER_MS: usize = 5;
 
 /// Who sends, and what is known of each message.
 #[derive(Default)]
@@ -35,8 +38,11 @@ struct Sender {
 }
 
 impl Sender {
-    /// Sends until the process is gone, or with `last` until everything has its answer.
-    fn run(&mut self, gateway: &Gateway, client: &mut Client, last: bool) {
+    /// Sends, and kills the process a moment after so many answers; without a kill it sends nothing new, until all have
+    /// their answers.
+    fn run(&mut self, gateway: &Gateway, client: &mut Client, mut kill: Option<(usize, Duration)>) {
+        let last = kill.is_none();
+        let mut answers = 0;
         let unsettled: Vec<(u64, u64)> = self.unsettled.iter().map(|(id, to)| (*id, *to)).collect();
         let mut open = BTreeSet::new();
         for (id, to) in unsettled {
@@ -58,9 +64,14 @@ impl Sender {
             if last && self.unsettled.is_empty() {
                 return gateway.assert_running();
             }
+            if let Some((_, later)) = kill.take_if(|(after, _)| *after <= answers) {
+                std::thread::sleep(later);
+                gateway.signal(Signal::KILL);
+            }
             match client.read_event(PATIENCE) {
                 Event::Frame(frame) if frame.kind == kind::SENT => {
                     assert!(open.remove(&frame.id), "{} was answered twice on a connection", frame.id);
+                    answers += 1;
                     let to = self.unsettled[&frame.id];
                     match frame.aux {
                         outcome::STORED | outcome::DELIVERED => {
@@ -126,21 +137,15 @@ fn what_counts_as_stored_outlives_a_process_that_is_killed_again_and_again_and_i
             visitor_has.extend(take_all(&gateway, VISITOR));
         }
         let mut client = Client::login(&gateway, SENDER);
-        let life = Duration::from_millis(random.below(LIFE_MS) as u64);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(life);
-                gateway.signal(Signal::KILL);
-            });
-            sender.run(&gateway, &mut client, false);
-        });
+        let later = Duration::from_millis(random.below(KILL_LATER_MS) as u64);
+        sender.run(&gateway, &mut client, Some((random.below(ANSWERS_MAX), later)));
         gateway.wait_for_exit();
         let settled: usize = sender.settled.values().map(BTreeSet::len).sum();
         eprintln!("round {round}: {settled} settled, {} without an answer", sender.unsettled.len());
     }
     let gateway = start();
     let mut client = Client::login(&gateway, SENDER);
-    sender.run(&gateway, &mut client, true);
+    sender.run(&gateway, &mut client, None);
     for user in OFFLINE {
         let got = take_all(&gateway, user);
         let once: BTreeSet<u64> = got.iter().copied().collect();
