@@ -43,6 +43,10 @@ const DIRTY_MIN: usize = 1 << 16;
 const QUIET_MS: u64 = 60_000;
 
 /// The message store on disk. See the [crate].
+///
+/// Dropping it without [`Store::close`] is to the messages what a kill is: nothing is lost that was answered, and
+/// cursors of the last 100 ms may be. It waits until no thread uses the folder any more, so that the store can be
+/// opened again at once.
 pub struct Embedded {
     disk: Arc<dyn Disk>,
     limits: Limits,
@@ -459,6 +463,13 @@ impl Store for Embedded {
 
     fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // Merging much takes minutes, and `executor` waits for it when it is dropped.
+        self.upkeep.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 /// What has happened to a user since the last table.
 #[derive(Debug, Default)]
@@ -217,18 +218,30 @@ impl Executor for Inline {
     }
 }
 
-/// Runs each job on a thread of its own.
+/// Runs each job on a thread of its own. Dropping it waits for them: each holds the disk, and with it the lock of the
+/// folder, until it ends.
 pub(crate) struct Threads {
     disk: Arc<dyn Disk>,
     results: Receiver<Done>,
     sender: Sender<Done>,
+    /// Jobs whose result has not been taken.
     running: usize,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
         let (sender, results) = channel();
-        Threads { disk, results, sender, running: 0 }
+        Threads { disk, results, sender, running: 0, threads: Vec::new() }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in self.threads.drain(..) {
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -259,11 +272,13 @@ impl Executor for Threads {
         let report = Report { sender: self.sender.clone(), done: Some(failed) };
         self.running += 1;
         // If there is no thread, dropping the closure reports a failed job.
-        let _ = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // All of it moves here, with what happens when it is dropped.
             let mut report = report;
             report.done = Some(job.run(&disk));
         });
+        self.threads.retain(|thread| !thread.is_finished());
+        self.threads.extend(spawned);
     }
 
     fn poll(&mut self) -> Option<Done> {
