@@ -17,6 +17,8 @@ pub enum Fault {
     ReadOnly,
     /// Syncs fail, and what was written since the last one is never written, although it can be read until the crash.
     SyncFails,
+    /// Syncs fail, but what was written can be read, and a crash may find it on disk.
+    SyncDoubtful,
     /// Everything fails, reads included.
     Broken,
 }
@@ -173,8 +175,8 @@ impl SimDisk {
             Some(Fault::Full) if sync => Ok(inner),
             Some(Fault::Full) => Err(io::ErrorKind::StorageFull.into()),
             Some(Fault::ReadOnly) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Some(Fault::SyncFails) if !sync => Ok(inner),
-            Some(Fault::SyncFails | Fault::Broken) => Err(io::Error::other("input/output error")),
+            Some(Fault::SyncFails | Fault::SyncDoubtful) if !sync => Ok(inner),
+            Some(Fault::SyncFails | Fault::SyncDoubtful | Fault::Broken) => Err(io::Error::other("input/output error")),
         }
     }
 

@@ -8,7 +8,7 @@ const REFUSED: Reply = Reply::Refused(Refusal::Unavailable);
 
 #[test]
 fn a_failed_disk_refuses_and_comes_back_by_itself() {
-    for fault in [Fault::Full, Fault::ReadOnly, Fault::SyncFails, Fault::Broken] {
+    for fault in [Fault::Full, Fault::ReadOnly, Fault::SyncFails, Fault::SyncDoubtful, Fault::Broken] {
         let (disk, hands) = (SimDisk::new(), Hands::new());
         let mut store = open(&disk, &small(), &hands);
         let device = open_device(&mut store, 1, "phone");
@@ -63,6 +63,39 @@ fn after_a_failed_sync_the_same_file_is_never_trusted_again() {
         let there: Vec<u64> = everything(&mut store, 1).iter().map(|record| record.stamp).collect();
         assert_eq!(there, expected);
         assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0);
+    }
+}
+
+/// A sync that failed may have got the batch to disk all the same. Its sender was told that it is not stored, so it must
+/// not come to light: neither after a kill, where the page cache has all of it, nor after a power failure, where the
+/// disk has any part of it.
+#[test]
+fn what_was_refused_does_not_come_to_light() {
+    for fault in [Fault::SyncFails, Fault::SyncDoubtful] {
+        for seed in 0..20 {
+            let (disk, hands) = (SimDisk::new(), Hands::new());
+            let mut store = open(&disk, &small(), &hands);
+            let mut expected = Vec::new();
+            for round in 0..5 {
+                for id in 0..round {
+                    expected.push(stored(&mut store, 1, record(now_stamp(&hands), round * 10 + id, 50)));
+                }
+                disk.set_fault(Some(fault));
+                assert_eq!(append(&mut store, 1, record(now_stamp(&hands), 100 + round, 50)), REFUSED);
+                disk.set_fault(None);
+                hands.pass(1_500);
+            }
+            expected.push(stored(&mut store, 1, record(now_stamp(&hands), 99, 50)));
+            drop(store);
+            if seed > 0 {
+                disk.crash(seed);
+            }
+            let mut store = open(&disk, &small(), &hands);
+            let there: Vec<u64> = everything(&mut store, 1).iter().map(|record| record.stamp).collect();
+            assert_eq!(there, expected, "{fault:?}, seed {seed}");
+            assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0);
+            assert!(store.check().unwrap().is_sound());
+        }
     }
 }
 
