@@ -165,15 +165,22 @@ impl Embedded {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
                 Ok(Staged::Read { user, after, limit, bytes_max })
             }
-            Request::Cursor { .. } if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) => {
+            Request::Cursor { .. } | Request::Seen { .. }
+                if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) =>
+            {
                 // No table has been written for long. The device gets again what it acknowledged, and acknowledges it
-                // again.
+                // again; and it is seen again.
                 Stats::add(&self.stats.cursors_dropped, 1);
                 return None;
             }
             Request::Cursor { user, device, stamp } => {
                 // If nothing can be read now, the device acknowledges again after its next login.
                 let _ = self.acknowledge(user, device, stamp);
+                return None;
+            }
+            Request::Seen { user, device } => {
+                // If nothing can be read now, the next one is as good.
+                let _ = self.acknowledge(user, device, 0);
                 return None;
             }
             Request::Devices { user, .. } => self.devices(user),

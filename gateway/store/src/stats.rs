@@ -33,7 +33,7 @@ pub struct Stats {
     pub read: AtomicU64,
     /// Devices forgotten because they were unseen for too long, or too many.
     pub devices_forgotten: AtomicU64,
-    /// Cursors dropped because no table could be written for long.
+    /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
     /// Batches made durable.
     pub commits: AtomicU64,

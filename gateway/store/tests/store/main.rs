@@ -2,6 +2,7 @@
 
 mod cuts;
 mod damage;
+mod devices;
 mod faults;
 mod kill;
 mod model;
