@@ -22,8 +22,8 @@ fn filled(disk: &SimDisk, hands: &Hands) -> Vec<(u64, u64)> {
 }
 
 /// What is lost of what was promised is told as truncated to whoever asks for it, and nothing false is shown.
-fn check(disk: &SimDisk, hands: &Hands, promised: &[(u64, u64)]) -> u64 {
-    let mut store = Embedded::on_disk(Arc::new(disk.clone()), limits(), hands.clock(), 7).unwrap();
+fn check(disk: &SimDisk, limits: &Limits, hands: &Hands, promised: &[(u64, u64)]) -> u64 {
+    let mut store = open(disk, limits, hands);
     let mut lost = 0;
     for user in 1..=9 {
         let there = everything(&mut store, user);
@@ -67,9 +67,14 @@ fn a_flipped_bit_anywhere_is_told_and_never_shown() {
         let offset = if Some(&name) == last_log { dice.below(size - 4_096) } else { dice.below(size) };
         hands.pass(10);
         assert!(disk.damage(&name, offset));
-        lost_ever += check(&disk, &hands, &promised);
+        // With little memory the log that is read back becomes several tables.
+        let memory = if seed.is_multiple_of(2) { 2 << 10 } else { limits().recent_bytes_max };
+        lost_ever += check(&disk, &Limits { recent_bytes_max: memory, ..limits() }, &hands, &promised);
         // The second start has got used to it.
-        let again = open(&disk, &limits(), &hands);
+        let mut again = open(&disk, &limits(), &hands);
+        if name.starts_with("log-") {
+            assert_eq!(again.check().unwrap().miscounted, 0);
+        }
         assert!(again.stats().damages.load(Ordering::Relaxed) <= 1, "{:?}", again.stats().trouble());
     }
     assert!(lost_ever > 0, "no flip did any harm: the test is worth nothing");
@@ -83,7 +88,7 @@ fn a_table_that_is_missing_is_told_once() {
     let table = files.iter().map(|(name, _)| name).filter(|name| name.starts_with("table-")).min().unwrap();
     disk.remove(table).unwrap();
     hands.pass(10);
-    assert!(check(&disk, &hands, &promised) > 0);
+    assert!(check(&disk, &limits(), &hands, &promised) > 0);
     let store = open(&disk, &limits(), &hands);
     assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0);
 }
