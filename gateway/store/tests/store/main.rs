@@ -6,6 +6,7 @@ mod devices;
 mod faults;
 mod kill;
 mod model;
+mod stall;
 mod support;
 mod thread;
 mod tools;
