@@ -2,9 +2,11 @@
 
 mod dir;
 mod sim;
+mod window;
 
 pub use dir::DirDisk;
 pub use sim::{Fault, SimDisk};
+pub(crate) use window::Window;
 
 use std::io;
 use std::sync::Arc;

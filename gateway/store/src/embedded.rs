@@ -5,8 +5,11 @@
 //! ([`crate::table`]) of what came before, while new messages go on. Then the old segments are removed. What all
 //! devices have acknowledged by then never gets into a table. Another job merges tables, so that there are few.
 //!
-//! In memory stay 24 bytes for each user for whom messages wait. Floors, devices and messages are read from the tables
-//! when somebody asks.
+//! In memory stay 24 bytes for each user for whom messages wait, and two for each user of a table. Floors, devices and
+//! messages are read from the tables when somebody asks.
+//!
+//! When the store is opened the log is read back and made tables in the same way, while it is read. So neither the
+//! memory nor the time that this takes is more than when the log was written.
 
 mod recover;
 mod upkeep;
@@ -34,7 +37,7 @@ use user::Located;
 /// A disk that has failed is tried again after this time.
 const RETRY_MS: u64 = 1_000;
 /// What a user among the recent ones takes in memory, about; and what a message does besides its payload.
-const RECENT_USER_BYTES: u64 = 350;
+const RECENT_USER_BYTES: u64 = 240;
 const RECENT_RECORD_BYTES: u64 = 80;
 /// Users whose changes wait for the next commit, before it is looked which of them are the same.
 const DIRTY_MIN: usize = 1 << 16;
@@ -43,8 +46,11 @@ const DIRTY_MIN: usize = 1 << 16;
 const QUIET_MS: u64 = 60_000;
 
 /// The message store on disk. See the [crate].
+///
+/// Dropping it without [`Store::close`] is to the messages what a kill is: nothing is lost that was answered, and
+/// cursors of the last 100 ms may be. It waits until no thread uses the folder any more, so that the store can be
+/// opened again at once.
 pub struct Embedded {
-    disk: Arc<dyn Disk>,
     limits: Limits,
     clock: Clock,
     stats: Arc<Stats>,
@@ -57,6 +63,11 @@ pub struct Embedded {
     recent_bytes: u64,
     /// What is being made a table.
     frozen: Option<Frozen>,
+    /// The log is read back. It has no end yet to which anything could be written.
+    recovering: bool,
+    /// The recent changes were read back, and are to be made a table before anything is stored. Segments before this
+    /// one are not needed then.
+    read_back: Option<u64>,
     /// Oldest first.
     tables: Vec<Arc<Table>>,
     /// The highest generation that a table, whole or not, has had before this start.
@@ -161,15 +172,22 @@ impl Embedded {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
                 Ok(Staged::Read { user, after, limit, bytes_max })
             }
-            Request::Cursor { .. } if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) => {
+            Request::Cursor { .. } | Request::Seen { .. }
+                if self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(4) =>
+            {
                 // No table has been written for long. The device gets again what it acknowledged, and acknowledges it
-                // again.
+                // again; and it is seen again.
                 Stats::add(&self.stats.cursors_dropped, 1);
                 return None;
             }
             Request::Cursor { user, device, stamp } => {
                 // If nothing can be read now, the device acknowledges again after its next login.
                 let _ = self.acknowledge(user, device, stamp);
+                return None;
+            }
+            Request::Seen { user, device } => {
+                // If nothing can be read now, the next one is as good.
+                let _ = self.acknowledge(user, device, 0);
                 return None;
             }
             Request::Devices { user, .. } => self.devices(user),
@@ -186,6 +204,9 @@ impl Embedded {
     fn append(&mut self, user: u64, mut record: Record, retry: bool) -> io::Result<Staged> {
         if record.payload.len() > self.limits.payload_bytes_max as usize {
             return Ok(self.refuse(Refusal::TooLong));
+        }
+        if retry && self.is_suspect() {
+            return Ok(self.refuse(Refusal::Unavailable));
         }
         if retry && let Some(stamp) = self.find(user, record.from, record.id)? {
             Stats::add(&self.stats.duplicates, 1);
@@ -238,6 +259,10 @@ impl Embedded {
         let recent = self.recents.entry(user).or_default();
         recent.totals = *totals;
         self.recent_bytes += RECENT_RECORD_BYTES + record.payload.len() as u64;
+        if recent.records.capacity() == 0 {
+            // Most users get one message until the log is cut; without this there would be room for four.
+            recent.records.reserve_exact(1);
+        }
         recent.records.push_back(record);
         self.recent_bytes += RECENT_USER_BYTES * (self.recents.len() - recents) as u64;
     }
@@ -268,6 +293,11 @@ impl Embedded {
         } else {
             None
         }
+    }
+
+    /// Whether what was read from the log may be in the page cache alone: nobody may be told yet that it is stored.
+    fn is_suspect(&self) -> bool {
+        self.read_back.is_some() || self.frozen.as_ref().is_some_and(|frozen| frozen.suspect)
     }
 
     /// Whether more comes than tables are written.
@@ -303,7 +333,9 @@ impl Embedded {
             return true;
         }
         let began = Instant::now();
+        Stats::set(&self.stats.commit_since_ms, self.now_ms().max(1));
         let result = self.log.commit(self.high);
+        Stats::set(&self.stats.commit_since_ms, 0);
         match result {
             Ok(()) => {
                 self.stats.committed(began.elapsed().as_micros() as u64);
@@ -329,8 +361,12 @@ impl Embedded {
 
     /// Tries again to begin a segment, if it is time.
     fn revive(&mut self) {
-        let suspect = self.frozen.as_ref().is_some_and(|frozen| frozen.suspect);
-        if self.closed || self.log.is_up() || suspect || self.now_ms() < self.upkeep.retry_ms {
+        if self.closed
+            || self.recovering
+            || self.log.is_up()
+            || self.is_suspect()
+            || self.now_ms() < self.upkeep.retry_ms
+        {
             return;
         }
         match self.log.begin_segment(self.high) {
@@ -459,6 +495,13 @@ impl Store for Embedded {
 
     fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // Merging much takes minutes, and `executor` waits for it when it is dropped.
+        self.upkeep.stop.store(true, Ordering::Relaxed);
     }
 }
 

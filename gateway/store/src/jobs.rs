@@ -1,17 +1,20 @@
 //! What is written besides the log: tables. It takes seconds, so it is not done on the thread that commits.
 
+mod merge;
+
 use crate::Record;
 use crate::codec::Totals;
 use crate::disk::Disk;
 use crate::state::State;
-use crate::table::{Entry, Footer, Seen, Table, TableWriter};
+use crate::table::{Footer, Seen, Table, TableWriter};
 use hashbrown::HashMap;
+use merge::merge;
 use std::collections::{VecDeque, vec_deque};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 /// What has happened to a user since the last table.
 #[derive(Debug, Default)]
@@ -78,11 +81,10 @@ impl Job {
 }
 
 fn flush(disk: &Arc<dyn Disk>, footer: Footer, recents: &Recents) -> io::Result<Table> {
-    let mut users: Vec<u64> = recents.keys().copied().collect();
-    users.sort_unstable();
-    let mut writer = TableWriter::new(disk.clone(), footer)?;
-    for user in users {
-        let recent = &recents[&user];
+    let mut users: Vec<(u64, &Recent)> = recents.iter().map(|(user, recent)| (*user, recent)).collect();
+    users.sort_unstable_by_key(|(user, _)| *user);
+    let mut writer = TableWriter::new(disk.clone(), footer, users.len() as u64)?;
+    for (user, recent) in users {
         let floor = recent.state.as_ref().map_or(0, |state| state.floor);
         for record in recent.records.iter().filter(|record| record.stamp > floor) {
             writer.message(user, &Seen::of(record))?;
@@ -90,89 +92,6 @@ fn flush(disk: &Arc<dyn Disk>, footer: Footer, recents: &Recents) -> io::Result<
         writer.user(user, recent.totals, recent.state.clone())?;
     }
     writer.finish()
-}
-
-/// The entries of a table, one after the other.
-struct Entries<'a> {
-    table: &'a Table,
-    next_block: usize,
-    entries: VecDeque<Entry>,
-    blocks_damaged: u64,
-}
-
-impl Entries<'_> {
-    /// Lets the first entry be there, if there is one.
-    fn fill(&mut self) -> io::Result<()> {
-        while self.entries.is_empty() && self.next_block < self.table.blocks() {
-            match self.table.block(self.next_block) {
-                Ok(entries) => self.entries = entries.into(),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => self.blocks_damaged += 1,
-                Err(error) => return Err(error),
-            }
-            self.next_block += 1;
-        }
-        Ok(())
-    }
-}
-
-/// `drop_before`: of users who have nothing, and had no message since that stamp, nothing is kept. 0 unless the first
-/// of the inputs is the first table of all: what an earlier one knows would come to light again.
-fn merge(
-    disk: &Arc<dyn Disk>,
-    footer: Footer,
-    inputs: &[Arc<Table>],
-    drop_before: u64,
-    stop: &AtomicBool,
-) -> io::Result<Merged> {
-    let mut writer = TableWriter::new(disk.clone(), footer)?;
-    let mut damaged = Vec::new();
-    let entries = |table| Entries { table, next_block: 0, entries: VecDeque::new(), blocks_damaged: 0 };
-    let mut cursors: Vec<Entries<'_>> = inputs.iter().map(|table| entries(&**table)).collect();
-    loop {
-        for cursor in &mut cursors {
-            cursor.fill()?;
-        }
-        let next = cursors.iter().filter_map(|cursor| cursor.entries.front()).map(|entry| entry.user).min();
-        let Some(user) = next else { break };
-        if stop.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        // From the oldest table to the newest: what comes later is nearer to the truth.
-        let (mut totals, mut state) = (Totals::default(), None);
-        let mut ranges = Vec::new();
-        for cursor in &mut cursors {
-            if cursor.entries.front().is_none_or(|entry| entry.user != user) {
-                continue;
-            }
-            let Some(entry) = cursor.entries.pop_front() else { continue };
-            totals = entry.totals;
-            state = entry.state.or(state);
-            ranges.extend(entry.range.map(|range| (cursor.table, range)));
-        }
-        let floor = state.as_ref().map_or(0, |state: &State| state.floor);
-        let mut kept = false;
-        for (table, range) in ranges {
-            let mut result = Ok(());
-            let scanned = table.scan(user, &range, floor, |seen| {
-                kept = true;
-                result = writer.message(user, &seen);
-                if result.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            result?;
-            if scanned.damaged > floor {
-                damaged.push((user, scanned.damaged));
-            }
-        }
-        let nothing = !kept && totals.messages == 0;
-        let unknown = state.as_ref().is_none_or(|state| state.devices.is_empty() && state.gap < drop_before);
-        if nothing && unknown && totals.last < drop_before {
-            writer.dropped(totals.last);
-        } else {
-            writer.user(user, totals, state)?;
-        }
-    }
-    let blocks_damaged = cursors.iter().map(|cursor| cursor.blocks_damaged).sum();
-    Ok(Merged { table: writer.finish()?, damaged, blocks_damaged })
 }
 
 /// Runs jobs.
@@ -183,8 +102,28 @@ pub(crate) trait Executor: Send {
     fn poll(&mut self) -> Option<Done>;
     /// The same, and waits for it. None if no job runs.
     fn wait(&mut self) -> Option<Done>;
-    /// Lets go of many messages, which takes a while.
-    fn release(&mut self, recents: Arc<Recents>);
+    /// Lets go of what takes a while.
+    fn release(&mut self, garbage: Garbage);
+}
+
+/// What is not needed any more. A table's blocks on disk are free when its file has no name and nobody has it open.
+#[derive(Default)]
+pub(crate) struct Garbage {
+    /// Files to be removed.
+    pub(crate) files: Vec<String>,
+    pub(crate) tables: Vec<Arc<Table>>,
+    pub(crate) recents: Option<Arc<Recents>>,
+}
+
+impl Garbage {
+    fn discard(self, disk: &dyn Disk) {
+        let Garbage { files, tables, recents } = self;
+        for name in &files {
+            // What stays is superseded, and removed at the next start.
+            let _ = disk.remove(name);
+        }
+        drop((tables, recents));
+    }
 }
 
 /// Runs each job on the spot, for simulations.
@@ -212,23 +151,35 @@ impl Executor for Inline {
         self.done.pop_front()
     }
 
-    fn release(&mut self, recents: Arc<Recents>) {
-        drop(recents);
+    fn release(&mut self, garbage: Garbage) {
+        garbage.discard(&*self.disk);
     }
 }
 
-/// Runs each job on a thread of its own.
+/// Runs each job on a thread of its own. Dropping it waits for them: each holds the disk, and with it the lock of the
+/// folder, until it ends.
 pub(crate) struct Threads {
     disk: Arc<dyn Disk>,
     results: Receiver<Done>,
     sender: Sender<Done>,
+    /// Jobs whose result has not been taken.
     running: usize,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
         let (sender, results) = channel();
-        Threads { disk, results, sender, running: 0 }
+        Threads { disk, results, sender, running: 0, threads: Vec::new() }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in self.threads.drain(..) {
+            // One that panicked has ended as well.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -259,11 +210,13 @@ impl Executor for Threads {
         let report = Report { sender: self.sender.clone(), done: Some(failed) };
         self.running += 1;
         // If there is no thread, dropping the closure reports a failed job.
-        let _ = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // All of it moves here, with what happens when it is dropped.
             let mut report = report;
             report.done = Some(job.run(&disk));
         });
+        self.threads.retain(|thread| !thread.is_finished());
+        self.threads.extend(spawned);
     }
 
     fn poll(&mut self) -> Option<Done> {
@@ -281,8 +234,10 @@ impl Executor for Threads {
         Some(done)
     }
 
-    fn release(&mut self, recents: Arc<Recents>) {
-        // If there is no thread it happens here.
-        let _ = std::thread::Builder::new().name("store-free".to_owned()).spawn(move || drop(recents));
+    fn release(&mut self, garbage: Garbage) {
+        let disk = self.disk.clone();
+        // If there is no thread, files stay until the next start.
+        let spawned = std::thread::Builder::new().name("store-free".to_owned()).spawn(move || garbage.discard(&*disk));
+        self.threads.extend(spawned);
     }
 }

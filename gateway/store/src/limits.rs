@@ -23,7 +23,7 @@ pub struct Limits {
     pub when_full: WhenFull,
     /// A message older than this is dropped, whoever has not got it.
     pub message_age_ms_max: u64,
-    /// A device unseen for longer is forgotten.
+    /// A device unseen for longer is forgotten: no login, no ACK and no [`Request::Seen`](crate::Request::Seen).
     pub device_unseen_ms_max: u64,
     /// Registered devices of one user. One more takes the place of the one unseen for longest.
     pub devices_per_user_max: u16,

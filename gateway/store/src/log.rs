@@ -11,7 +11,7 @@
 
 mod replay;
 
-pub(crate) use replay::{replay, segments};
+pub(crate) use replay::{Take, replay, segments, store_epoch};
 
 use crate::codec::{Put, Reader, Totals};
 use crate::disk::{Disk, File};
@@ -28,8 +28,9 @@ const SEGMENT_MAGIC: &[u8; 8] = b"tlstlog1";
 const BATCH_MAGIC: u32 = 0x3142_4C54;
 /// Magic, length, batch, segment, highest stamp before, checksum of the body, checksum of the header.
 const BATCH_HEADER_BYTES: usize = 4 + 4 + 8 + 8 + 8 + 4 + 4;
-/// A buffer that has grown beyond this for one batch is given back.
-const BUFFER_BYTES_MAX: usize = 4 << 20;
+/// A buffer that has grown beyond this for one batch is given back. It is more than the largest usual batch, or under
+/// load a buffer would grow from nothing for each.
+const BUFFER_BYTES_MAX: usize = 32 << 20;
 
 const PUT: u8 = 1;
 const STATE: u8 = 2;
@@ -100,21 +101,25 @@ struct Segment {
 
 impl Log {
     /// A log that goes on after others: it has no segment yet. `sizes` are those of the segments on disk.
-    pub(crate) fn new(
-        disk: Arc<dyn Disk>,
-        store_epoch: u64,
-        sizes: Vec<(u64, u64)>,
-        next_segment: u64,
-        next_batch: u64,
-    ) -> Self {
-        let mut log = Log { disk, store_epoch, segment: None, next_segment, next_batch, batch: Vec::new(), sizes };
+    pub(crate) fn new(disk: Arc<dyn Disk>, store_epoch: u64, sizes: Vec<(u64, u64)>, next_segment: u64) -> Self {
+        let mut log = Log { disk, store_epoch, segment: None, next_segment, next_batch: 1, batch: Vec::new(), sizes };
         log.clear();
         log
+    }
+
+    /// Lets it go on with this batch, since that is what was found on disk.
+    pub(crate) fn go_on_with(&mut self, next_batch: u64) {
+        self.next_batch = next_batch;
     }
 
     /// Whether a batch can be written.
     pub(crate) fn is_up(&self) -> bool {
         self.segment.is_some()
+    }
+
+    /// The number of the next batch.
+    pub(crate) fn next_batch(&self) -> u64 {
+        self.next_batch
     }
 
     /// Bytes on disk.

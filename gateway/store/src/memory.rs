@@ -228,6 +228,14 @@ impl Memory {
         }
     }
 
+    fn cursor(&mut self, user: u64, device: u16, stamp: u64) {
+        let now_ms = (self.clock)();
+        if self.cursors.is_empty() {
+            self.cursors_since_ms = now_ms;
+        }
+        self.cursors.push((user, device, stamp, now_ms));
+    }
+
     fn reply(&mut self, request: Request) -> Option<Reply> {
         Some(match request {
             Request::Append { user, record, retry, .. } => self.append(user, record, retry),
@@ -236,11 +244,11 @@ impl Memory {
                 self.read(user, after, since_ms, limit, bytes_max)
             }
             Request::Cursor { user, device, stamp } => {
-                let now_ms = (self.clock)();
-                if self.cursors.is_empty() {
-                    self.cursors_since_ms = now_ms;
-                }
-                self.cursors.push((user, device, stamp, now_ms));
+                self.cursor(user, device, stamp);
+                return None;
+            }
+            Request::Seen { user, device } => {
+                self.cursor(user, device, 0);
                 return None;
             }
             Request::Devices { user, .. } => {

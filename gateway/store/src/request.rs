@@ -89,6 +89,15 @@ pub enum Request {
         /// What it has everything up to.
         stamp: u64,
     },
+    /// A device is connected. Not answered. A device that has nothing to acknowledge and does not log in again would
+    /// count as unseen however long it is connected, so whoever has the connection sends this several times within
+    /// [`Limits::device_unseen_ms_max`](crate::Limits::device_unseen_ms_max). At most one in an hour is written down.
+    Seen {
+        /// Whose device.
+        user: u64,
+        /// Its number, of [`Opened::device`]. Unknown ones are ignored.
+        device: u16,
+    },
     /// The registered devices of a user. Answered [`Reply::Devices`].
     Devices {
         /// Whose.
@@ -130,6 +139,7 @@ impl Request {
             | Request::Open { user, .. }
             | Request::Read { user, .. }
             | Request::Cursor { user, .. }
+            | Request::Seen { user, .. }
             | Request::Devices { user, .. }
             | Request::Forget { user, .. }
             | Request::Delete { user, .. }
@@ -147,7 +157,7 @@ impl Request {
             | Request::Forget { token, .. }
             | Request::Delete { token, .. }
             | Request::Inspect { token, .. } => Some(token),
-            Request::Cursor { .. } => None,
+            Request::Cursor { .. } | Request::Seen { .. } => None,
         }
     }
 
@@ -276,7 +286,7 @@ pub struct DeviceInfo {
     pub name: Box<str>,
     /// What it has everything up to.
     pub cursor: u64,
-    /// Its last login or ACK, milliseconds since 1970, exact to an hour.
+    /// Its last sign of life, milliseconds since 1970, exact to an hour: a login, an ACK or [`Request::Seen`].
     pub seen_ms: u64,
 }
 

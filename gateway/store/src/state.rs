@@ -4,7 +4,7 @@ use crate::{DeviceInfo, Limits, Opened};
 
 /// Bytes of a device's name; the rest is cut.
 const DEVICE_NAME_BYTES_MAX: usize = 64;
-/// A device's last login or ACK is noted when it is this much later than the one noted, so that logins write nothing.
+/// A device's last sign of life is noted when it is this much later than the one noted, so that logins write nothing.
 const SEEN_GRAIN_MS: u64 = 3_600_000;
 
 /// A registered device.
@@ -110,7 +110,7 @@ impl State {
         login
     }
 
-    /// A device has everything up to a stamp. True if that is news.
+    /// A device has everything up to a stamp; 0 if it has only given a sign of life. True if that is news.
     pub(crate) fn acknowledge(&mut self, number: u16, stamp: u64, last: u64, now_ms: u64) -> bool {
         let Some(device) = self.devices.iter_mut().find(|device| device.number == number) else { return false };
         let cursor = device.cursor.max(stamp.min(last));

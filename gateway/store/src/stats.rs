@@ -33,7 +33,7 @@ pub struct Stats {
     pub read: AtomicU64,
     /// Devices forgotten because they were unseen for too long, or too many.
     pub devices_forgotten: AtomicU64,
-    /// Cursors dropped because no table could be written for long.
+    /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
     /// Batches made durable.
     pub commits: AtomicU64,
@@ -65,6 +65,8 @@ pub struct Stats {
     pub message_bytes: AtomicU64,
     /// Damaged places found on disk; each raised floors.
     pub damages: AtomicU64,
+    /// When the commit under way began, milliseconds since 1970; 0 if none is.
+    pub(crate) commit_since_ms: AtomicU64,
     /// What the disk said last, while it fails.
     trouble: Mutex<Option<String>>,
 }
@@ -78,6 +80,15 @@ impl Stats {
     /// What the disk said last, while it fails.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For how long the commit under way has waited for the disk, milliseconds; 0 if none is. A disk that stalls does
+    /// not fail: the store is available, and requests wait in its bounded mailbox.
+    pub fn stalled_ms(&self, now_ms: u64) -> u64 {
+        match self.commit_since_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now_ms.saturating_sub(since),
+        }
     }
 
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {

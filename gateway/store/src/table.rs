@@ -2,12 +2,14 @@
 //!
 //! A table is written once and never changed. It has the messages of some users, those of a user together in the order
 //! of their stamps, then a block with one entry for each of these users, and so on; then a list of the blocks, and a
-//! footer. In memory are the list of blocks and the footer, so a table costs a few bytes of memory for a hundred users.
+//! footer. In memory are the list of blocks, the footer and a filter of the users, so a table costs two bytes of memory for
+//! a user.
 //!
 //! Tables are numbered by the generations of the log that they hold. Stamps of a user rise, so a user's messages in one
 //! table all come before those in the next: a user's log is read table by table, and merging tables is putting ranges
 //! side by side.
 
+mod filter;
 mod write;
 
 pub(crate) use write::TableWriter;
@@ -16,6 +18,7 @@ use crate::codec::{Amount, Put, Reader, Totals};
 use crate::disk::{Disk, File};
 use crate::state::State;
 use crate::{Payload, Record};
+use filter::Filter;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,7 +38,7 @@ const READ_BYTES: usize = 64 << 10;
 const LENGTH_MAX: usize = 64 << 20;
 /// Reads of a table that may fail before what can't be read counts as damaged.
 const READ_ERRORS_MAX: u32 = 32;
-const FOOTER_BYTES: usize = 8 + 12 * 8 + 4 + 4;
+const FOOTER_BYTES: usize = 8 + 13 * 8 + 4 + 4;
 
 const HAS_STATE: u8 = 1;
 const HAS_RANGE: u8 = 2;
@@ -60,6 +63,8 @@ pub(crate) struct Footer {
     pub(crate) store_epoch: u64,
     /// Segments of the log before this one are in this table or earlier ones.
     pub(crate) log_from: u64,
+    /// So are batches before this one.
+    pub(crate) batch_from: u64,
     /// The highest stamp of any user when the table's last generation ended.
     pub(crate) high: u64,
     /// Messages of any user up to this stamp may be lost.
@@ -86,6 +91,7 @@ impl Footer {
             self.last_generation,
             self.store_epoch,
             self.log_from,
+            self.batch_from,
             self.high,
             self.gap,
             self.missed,
@@ -114,6 +120,7 @@ impl Footer {
             last_generation: reader.u64()?,
             store_epoch: reader.u64()?,
             log_from: reader.u64()?,
+            batch_from: reader.u64()?,
             high: reader.u64()?,
             gap: reader.u64()?,
             missed: reader.u64()?,
@@ -280,6 +287,7 @@ pub(crate) struct Table {
     pub(crate) bytes: u64,
     file: Arc<dyn File>,
     blocks: Vec<Block>,
+    filter: Filter,
     /// Reads that failed.
     errors: AtomicU32,
 }
@@ -321,7 +329,29 @@ impl Table {
         let mut reader = Reader(&listed);
         let block = |_| Some(Block { first_user: reader.u64()?, offset: reader.u64()?, len: reader.u32()? });
         let blocks = (0..footer.blocks).map_while(block).collect();
-        Ok(Some(Table { footer, bytes, file, blocks, errors: AtomicU32::new(0) }))
+        let mut filter = Filter::new(0);
+        filter.add_anybody();
+        Ok(Some(Table { footer, bytes, file, blocks, filter, errors: AtomicU32::new(0) }))
+    }
+
+    /// Shows all entries of a table that was opened, and from then on passes over users that are not among them.
+    /// `unreadable` is told of blocks that can't be read.
+    pub(crate) fn read_entries(&mut self, mut look: impl FnMut(Entry), mut unreadable: impl FnMut(usize, io::Error)) {
+        // No entry is that short, whatever a footer says.
+        let mut filter = Filter::new(self.footer.users.min(self.bytes / 16));
+        for at in 0..self.blocks() {
+            match self.block(at) {
+                Ok(entries) => entries.into_iter().for_each(|entry| {
+                    filter.add(entry.user);
+                    look(entry);
+                }),
+                Err(error) => {
+                    filter.add_anybody();
+                    unreadable(at, error);
+                }
+            }
+        }
+        self.filter = filter;
     }
 
     /// The name of its file.
@@ -334,33 +364,41 @@ impl Table {
         self.blocks.len()
     }
 
+    /// Where a block is in the file.
+    pub(crate) fn block_place(&self, at: usize) -> std::ops::Range<u64> {
+        let block = self.blocks[at];
+        block.offset..block.offset.saturating_add(u64::from(block.len))
+    }
+
+    /// Where a block and the messages of its users, which come before it, are in the file.
+    pub(crate) fn group_place(&self, at: usize) -> std::ops::Range<u64> {
+        let block = self.block_place(at);
+        let begin = at.checked_sub(1).map_or(0, |before| self.block_place(before).end);
+        begin.min(block.start)..block.end
+    }
+
     /// The entries of a block.
     ///
     /// # Errors
     /// Of kind `InvalidData` if it is damaged; otherwise those of the file system.
     pub(crate) fn block(&self, at: usize) -> io::Result<Vec<Entry>> {
-        let bytes = self.block_bytes(at)?;
-        let mut reader = Reader(&bytes);
-        let mut entries = Vec::with_capacity(64);
-        while !reader.0.is_empty() {
-            let entry = Entry::next_bytes(&mut reader).and_then(Entry::decode);
-            entries.push(entry.ok_or_else(damaged)?);
-        }
-        Ok(entries)
+        entries(&self.block_bytes(at)?)
     }
 
+    /// The bytes of a block, its checksum at the end.
     fn block_bytes(&self, at: usize) -> io::Result<Vec<u8>> {
         let block = self.blocks[at];
-        if block.len as usize > LENGTH_MAX || block.len < 4 {
+        if block.len as usize > LENGTH_MAX {
             return Err(damaged());
         }
         let mut bytes = vec![0; block.len as usize];
         self.read(&mut bytes, block.offset)?;
-        let crc = bytes.split_off(bytes.len() - 4);
-        if crc32fast::hash(&bytes).to_le_bytes()[..] != crc {
-            return Err(damaged());
-        }
         Ok(bytes)
+    }
+
+    /// Reads from the file, as the first attempt at more than is needed: failures do not count as damage.
+    pub(crate) fn read_uncounted(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(bytes, offset)
     }
 
     /// Reads from the file. A disk that does not give a part of it again and again will not any more: that is damage,
@@ -379,11 +417,14 @@ impl Table {
     /// # Errors
     /// Of kind `InvalidData` if it is damaged; otherwise those of the file system.
     pub(crate) fn entry(&self, user: u64) -> io::Result<Option<Entry>> {
+        if !self.filter.may_have(user) {
+            return Ok(None);
+        }
         let Some(at) = self.blocks.partition_point(|block| block.first_user <= user).checked_sub(1) else {
             return Ok(None);
         };
         let bytes = self.block_bytes(at)?;
-        let mut reader = Reader(&bytes);
+        let mut reader = Reader(checked(&bytes)?);
         while !reader.0.is_empty() {
             let entry = Entry::next_bytes(&mut reader).ok_or_else(damaged)?;
             let its_user = Reader(entry).u64().ok_or_else(damaged)?;
@@ -473,7 +514,7 @@ impl Table {
         let mut shown = 0;
         while place < range.bytes {
             let record = match decode_record(user, &buffer[shown..]) {
-                Ok(record) => record,
+                Ok(record) => Some(record),
                 Err(Unreadable::Short(wanted)) => {
                     let left = range.bytes - place;
                     let wanted = wanted.max(READ_BYTES).min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -512,6 +553,48 @@ impl Table {
     }
 }
 
+/// What of a block its checksum covers, if that is right.
+fn checked(block: &[u8]) -> io::Result<&[u8]> {
+    let (covered, crc) = block.split_last_chunk::<4>().ok_or_else(damaged)?;
+    if crc32fast::hash(covered).to_le_bytes() == *crc { Ok(covered) } else { Err(damaged()) }
+}
+
+/// The entries of a block whose bytes these are.
+///
+/// # Errors
+/// Of kind `InvalidData` if it is damaged.
+pub(crate) fn entries(block: &[u8]) -> io::Result<Vec<Entry>> {
+    let mut reader = Reader(checked(block)?);
+    let mut entries = Vec::with_capacity(64);
+    while !reader.0.is_empty() {
+        let entry = Entry::next_bytes(&mut reader).and_then(Entry::decode);
+        entries.push(entry.ok_or_else(damaged)?);
+    }
+    Ok(entries)
+}
+
+/// Whether these bytes are messages of a user, and all of them are sound.
+pub(crate) fn is_whole(user: u64, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        match decode_record(user, bytes) {
+            Ok((_, taken)) => bytes = &bytes[taken..],
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// The messages in bytes of which `is_whole` is true: the stamp and the bytes of each.
+pub(crate) fn records(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    std::iter::from_fn(move || {
+        let mut reader = Reader(bytes);
+        let (len, _crc, stamp) = (reader.u32()?, reader.u32()?, reader.u64()?);
+        let (record, rest) = bytes.split_at_checked(RECORD_HEADER_BYTES + len as usize)?;
+        bytes = rest;
+        Some((stamp, record))
+    })
+}
+
 enum Unreadable {
     /// So many bytes are needed, at least.
     Short(usize),
@@ -519,7 +602,7 @@ enum Unreadable {
 }
 
 /// The message at the beginning of `bytes`, and its length there.
-fn decode_record(user: u64, bytes: &[u8]) -> Result<Option<(Seen<'_>, usize)>, Unreadable> {
+fn decode_record(user: u64, bytes: &[u8]) -> Result<(Seen<'_>, usize), Unreadable> {
     let mut reader = Reader(bytes);
     let (Some(len), Some(crc)) = (reader.u32(), reader.u32()) else {
         return Err(Unreadable::Short(RECORD_HEADER_BYTES));
@@ -538,7 +621,7 @@ fn decode_record(user: u64, bytes: &[u8]) -> Result<Option<(Seen<'_>, usize)>, U
         let (stamp, from, id, flags) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u8()?);
         Some(Seen { stamp, from, id, flags, payload: reader.0, shared: None })
     })();
-    seen.map(|seen| Some((seen, taken))).ok_or(Unreadable::Damaged)
+    seen.map(|seen| (seen, taken)).ok_or(Unreadable::Damaged)
 }
 
 /// The user is part of it, so that no message is ever shown to somebody else.

@@ -3,6 +3,7 @@
 use super::{Disk, File};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pieces of a write that get to the disk together or not at all: a sector.
@@ -11,12 +12,14 @@ const SECTOR_BYTES: usize = 512;
 /// How a simulated disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Writes and new files fail: no space is left.
+    /// Writes and new files fail: no space is left. Half of a write gets there.
     Full,
     /// Writes, syncs and changes of the folder fail.
     ReadOnly,
     /// Syncs fail, and what was written since the last one is never written, although it can be read until the crash.
     SyncFails,
+    /// Syncs fail, but what was written can be read, and a crash may find it on disk.
+    SyncDoubtful,
     /// Everything fails, reads included.
     Broken,
 }
@@ -35,6 +38,8 @@ struct Inner {
     durable_names: BTreeMap<String, usize>,
     files: Vec<Content>,
     fault: Option<Fault>,
+    /// Operations, counted like `operations`, of which each fails like this.
+    fault_at: Option<(Range<u64>, Fault)>,
     /// Operations that change something, until the power fails; none: it does not.
     operations_left: Option<u64>,
     /// It has failed in the middle of an operation.
@@ -78,6 +83,11 @@ impl SimDisk {
     /// Lets it fail, or work again.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.lock().fault = fault;
+    }
+
+    /// Lets some operations fail, by their numbers as [`SimDisk::operations`] counts.
+    pub fn set_fault_at(&self, operations: Range<u64>, fault: Fault) {
+        self.lock().fault_at = Some((operations, fault));
     }
 
     /// Lets the power fail after so many more writes, syncs and changes of the folder: they fail from then on, until
@@ -137,7 +147,7 @@ impl SimDisk {
             }
         }
         inner.names = inner.durable_names.clone();
-        (inner.operations_left, inner.cut, inner.fault) = (None, false, None);
+        (inner.operations_left, inner.cut, inner.fault, inner.fault_at) = (None, false, None, None);
     }
 
     /// Flips a bit of a file, for tests of what is done about damage. False if the file is not that long.
@@ -158,24 +168,33 @@ impl SimDisk {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts something that changes the disk, and says whether it can be done.
-    fn change(&self, sync: bool) -> io::Result<MutexGuard<'_, Inner>> {
+    /// Counts something that changes the disk, and says whether it can be done; if not, how the disk fails.
+    fn change(&self, sync: bool) -> Result<MutexGuard<'_, Inner>, (io::Error, Option<Fault>)> {
         let mut inner = self.lock();
+        let number = inner.operations;
         inner.operations += 1;
         if let Some(left) = &mut inner.operations_left {
             if *left == 0 {
-                return Err(io::Error::other("the power has failed"));
+                return Err((io::Error::other("the power has failed"), None));
             }
             *left -= 1;
         }
-        match inner.fault {
-            None => Ok(inner),
-            Some(Fault::Full) if sync => Ok(inner),
-            Some(Fault::Full) => Err(io::ErrorKind::StorageFull.into()),
-            Some(Fault::ReadOnly) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Some(Fault::SyncFails) if !sync => Ok(inner),
-            Some(Fault::SyncFails | Fault::Broken) => Err(io::Error::other("input/output error")),
-        }
+        let at = inner.fault_at.as_ref().filter(|(operations, _)| operations.contains(&number));
+        let fault = inner.fault.or(at.map(|(_, fault)| *fault));
+        let error = match fault {
+            None => return Ok(inner),
+            Some(Fault::Full) if sync => return Ok(inner),
+            Some(Fault::SyncFails | Fault::SyncDoubtful) if !sync => return Ok(inner),
+            Some(Fault::Full) => io::ErrorKind::StorageFull.into(),
+            Some(Fault::ReadOnly) => io::ErrorKind::ReadOnlyFilesystem.into(),
+            Some(Fault::SyncFails | Fault::SyncDoubtful | Fault::Broken) => io::Error::other("input/output error"),
+        };
+        Err((error, fault))
+    }
+
+    /// The same, where it does not matter how.
+    fn change_dir(&self, sync: bool) -> io::Result<MutexGuard<'_, Inner>> {
+        self.change(sync).map_err(|(error, _)| error)
     }
 
     fn look(&self) -> io::Result<MutexGuard<'_, Inner>> {
@@ -199,7 +218,7 @@ fn write(content: &mut Vec<u8>, bytes: &[u8], offset: usize) {
 
 impl Disk for SimDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        let mut inner = self.change(false)?;
+        let mut inner = self.change_dir(false)?;
         let number = inner.files.len();
         inner.files.push(Content::default());
         inner.names.insert(name.to_owned(), number);
@@ -217,18 +236,18 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut inner = self.change(false)?;
+        let mut inner = self.change_dir(false)?;
         let number = inner.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         inner.names.insert(to.to_owned(), number);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.change(false)?.names.remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        self.change_dir(false)?.names.remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        let mut inner = self.change(true)?;
+        let mut inner = self.change_dir(true)?;
         inner.durable_names = inner.names.clone();
         Ok(())
     }
@@ -238,8 +257,14 @@ impl File for SimFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut inner = match self.disk.change(false) {
             Ok(inner) => inner,
-            Err(error) => {
+            Err((error, fault)) => {
                 let mut inner = self.disk.lock();
+                if fault == Some(Fault::Full) {
+                    let half = &bytes[..bytes.len() / 2];
+                    let content = &mut inner.files[self.number];
+                    write(&mut content.seen, half, offset as usize);
+                    content.pending.push((offset, half.to_vec()));
+                }
                 // The power fails in the middle of this write: the crash decides how much of it there is.
                 if inner.operations_left == Some(0) && !std::mem::replace(&mut inner.cut, true) {
                     inner.files[self.number].pending.push((offset, bytes.to_vec()));
@@ -266,9 +291,9 @@ impl File for SimFile {
         let result = self.disk.change(true);
         let mut inner = match result {
             Ok(inner) => inner,
-            Err(error) => {
+            Err((error, fault)) => {
                 let mut inner = self.disk.lock();
-                if inner.fault == Some(Fault::SyncFails) {
+                if fault == Some(Fault::SyncFails) {
                     // The kernel takes the pages for clean: the next sync succeeds and writes nothing.
                     inner.files[self.number].pending.clear();
                 }

@@ -1,12 +1,12 @@
 //! Opening a store: what a crash or a broken disk has left.
 
 use super::{Embedded, upkeep};
-use crate::codec::Amount;
+use crate::codec::{Amount, Totals};
 use crate::disk::Disk;
 use crate::jobs::{Executor, Recents};
-use crate::log::{Change, Log, replay, segments};
+use crate::log::{Change, Log, Take, replay, segments, store_epoch};
 use crate::state::Epochs;
-use crate::table::{Footer, Table, TableWriter, table_generations};
+use crate::table::{Entry, Footer, Table, TableWriter, table_generations};
 use crate::{Clock, Limits, Stats, stamp_at};
 use hashbrown::{HashMap, HashSet};
 use std::io;
@@ -38,23 +38,28 @@ impl Embedded {
         let found = segments(&*disk, &files)?;
         let Tables { whole, mut damages, generation_max } = open_tables(&*disk, &files)?;
         let log_from = whole.iter().map(|table| table.footer.log_from).max().unwrap_or(0);
+        let batch_from = whole.iter().map(|table| table.footer.batch_from).max().unwrap_or(0);
         let next_segment = found.iter().map(|segment| segment.number + 1).max().unwrap_or(1).max(log_from);
         let sizes = found.iter().map(|segment| (segment.number, segment.bytes)).collect();
         let footers = || whole.iter().map(|table| &table.footer);
+        let known_epoch = footers().map(|footer| footer.store_epoch).next_back().or_else(|| store_epoch(&found));
+        let store_epoch = known_epoch.unwrap_or(epoch);
         let mut store = Embedded {
-            store_epoch: footers().map(|footer| footer.store_epoch).next_back().unwrap_or(epoch),
+            store_epoch,
             epochs: Epochs::default(),
             totals: HashMap::new(),
             recents: Recents::new(),
             recent_bytes: 0,
             frozen: None,
+            recovering: true,
+            read_back: None,
             high: footers().map(|footer| footer.high).max().unwrap_or(0),
             gap: footers().map(|footer| footer.gap).max().unwrap_or(0),
             gap_is_logged: true,
             missed: footers().map(|footer| footer.missed).max().unwrap_or(0),
             dropped_high: footers().map(|footer| footer.dropped_high).max().unwrap_or(0),
             quiet: 0,
-            log: Log::new(disk.clone(), epoch, sizes, next_segment, 1),
+            log: Log::new(disk.clone(), store_epoch, sizes, next_segment),
             tables: Vec::new(),
             generation_max,
             executor,
@@ -68,53 +73,53 @@ impl Embedded {
             upkeep: upkeep::Upkeep::default(),
             closed: false,
             stats: Arc::default(),
-            disk: disk.clone(),
             limits,
             clock,
         };
-        store.tables = whole.into_iter().map(Arc::new).collect();
-        store.count_tables(&mut damages);
-        let replayed = replay(&*disk, &found, log_from, |change| store.replay_change(change))?;
+        store.count_tables(whole, &mut damages);
+        let mut reading = ReadBack { store: &mut store, log_from };
+        let replayed = replay(&*disk, &found, log_from, batch_from, &mut reading)?;
         store.high = store.high.max(replayed.high);
         damages.extend(replayed.damages);
-        if let (Some(known), true) = (replayed.store_epoch, store.tables.is_empty()) {
-            store.store_epoch = known;
-        }
-        let sizes = found.iter().map(|segment| (segment.number, segment.bytes)).collect();
-        store.log = Log::new(disk, store.store_epoch, sizes, next_segment, replayed.next_batch);
+        store.wait_for_tables();
+        store.log.go_on_with(replayed.next_batch);
         if !damages.is_empty() {
             store.own_up(&damages);
         }
         store.upkeep.cut_ms = store.now_ms();
-        if store.recents.is_empty() && store.gap_is_logged {
+        store.recovering = false;
+        // The kernel may have in memory what a sync did not get to disk before the crash. In a new file it is on disk,
+        // or nothing is stored.
+        if store.frozen.is_some() {
+            // A part of it could not be written; that is tried again first.
+            store.read_back = Some(next_segment);
+        } else if !store.recents.is_empty() || !store.gap_is_logged {
+            store.freeze(next_segment, replayed.next_batch, true);
+            store.wait_for_tables();
+        } else {
             store.revive();
             store.log.remove_before(next_segment);
-        } else {
-            // The kernel may have in memory what a sync did not get to disk before the crash. In a new file it is on
-            // disk, or nothing is stored.
-            store.freeze(next_segment, true);
-            while let Some(done) = store.executor.wait() {
-                store.finished(done);
-            }
-            store.gap_is_logged = true;
         }
+        // Each table has it.
+        store.gap_is_logged = true;
         store.publish();
         Ok(store)
     }
 
     /// Adds up what waits for whom, by the entries of the tables.
-    fn count_tables(&mut self, damages: &mut Vec<String>) {
-        for table in &self.tables {
-            for block in 0..table.blocks() {
-                match table.block(block) {
-                    Ok(entries) => {
-                        self.totals.extend(entries.into_iter().map(|entry| (entry.user, entry.totals)));
-                    }
-                    // Whoever has been told of it is not told again at each start.
-                    Err(_) if table.footer.high <= self.gap => {}
-                    Err(error) => damages.push(format!("{}: block {block}: {error}", table.name())),
+    fn count_tables(&mut self, tables: Vec<Table>, damages: &mut Vec<String>) {
+        for mut table in tables {
+            let (name, told) = (table.name(), table.footer.high <= self.gap);
+            let count = |entry: Entry| {
+                self.totals.insert(entry.user, entry.totals);
+            };
+            table.read_entries(count, |block, error| {
+                // Whoever has been told of it is not told again at each start.
+                if !told {
+                    damages.push(format!("{name}: block {block}: {error}"));
                 }
-            }
+            });
+            self.tables.push(Arc::new(table));
         }
         let quiet = &mut self.quiet;
         self.totals.retain(|_, totals| {
@@ -128,6 +133,19 @@ impl Embedded {
         self.message_bytes = self.totals.values().map(|totals| u64::from(totals.bytes)).sum();
     }
 
+    /// Begins a table of what has been read back so far, so that it is written while the rest is read, and memory stays
+    /// bounded. `log_from` stays where it is: what is read next is in the same segments.
+    fn spill(&mut self, log_from: u64, next_batch: u64) {
+        if self.recent_bytes < self.limits.recent_bytes_max {
+            return;
+        }
+        self.wait_for_tables();
+        // If the one before could not be written, the disk does not work, and the rest stays in memory.
+        if self.frozen.is_none() {
+            self.freeze(log_from, next_batch, true);
+        }
+    }
+
     fn replay_change(&mut self, change: Change) {
         match change {
             Change::Put { user, record } => {
@@ -137,11 +155,13 @@ impl Embedded {
                 }
             }
             Change::State { user, totals, state } => {
+                let recents = self.recents.len();
                 let recent = self.recents.entry(user).or_default();
                 let freed = super::user::drop_upto(recent, state.floor);
                 recent.totals = totals;
                 recent.state = Some(state);
-                self.recent_bytes = (self.recent_bytes + super::RECENT_USER_BYTES).saturating_sub(freed);
+                let more = super::RECENT_USER_BYTES * (self.recents.len() - recents) as u64;
+                self.recent_bytes = (self.recent_bytes + more).saturating_sub(freed);
                 self.high = self.high.max(totals.last);
                 self.set_totals(user, totals);
             }
@@ -158,7 +178,12 @@ impl Embedded {
         self.gap = self.gap.max(self.high).max(stamp_at(self.now_ms()));
         self.gap_is_logged = false;
         self.missed = self.generation_max;
-        let users: Vec<u64> = self.recents.keys().copied().collect();
+        let mut users: HashSet<u64> = self.recents.keys().copied().collect();
+        users.extend(self.frozen.iter().flat_map(|frozen| frozen.recents.keys()));
+        for table in self.tables.iter().filter(|table| table.footer.first_generation > self.generation_max) {
+            let blocks = (0..table.blocks()).filter_map(|block| table.block(block).ok());
+            users.extend(blocks.flatten().map(|entry| entry.user));
+        }
         for user in users {
             // A state that survived counts messages that did not. What can't be read now is counted when it can be.
             let _ = self.recount(user);
@@ -172,12 +197,28 @@ impl Embedded {
             left.add(seen.bytes());
             ControlFlow::Continue(())
         })?;
-        (at.totals.messages, at.totals.bytes) = (left.messages as u32, left.bytes as u32);
-        if let Some(recent) = self.recents.get_mut(&user) {
-            recent.totals = at.totals;
+        let left = Totals { messages: left.messages as u32, bytes: left.bytes as u32, ..at.totals };
+        if left != at.totals {
+            at.totals = left;
+            self.keep(user, &at);
         }
-        self.set_totals(user, at.totals);
         Ok(())
+    }
+}
+
+/// Takes what the log says when a store is opened.
+struct ReadBack<'a> {
+    store: &'a mut Embedded,
+    log_from: u64,
+}
+
+impl Take for ReadBack<'_> {
+    fn change(&mut self, change: Change) {
+        self.store.replay_change(change);
+    }
+
+    fn batch_end(&mut self, next: u64) {
+        self.store.spill(self.log_from, next);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a store does without being asked: the log is cut, tables are written and merged, old messages dropped.
 
 use super::{Embedded, Frozen, QUIET_MS, RETRY_MS};
-use crate::jobs::{Done, Job};
+use crate::jobs::{Done, Garbage, Job, Recents};
 use crate::table::{Footer, Table};
 use crate::{Stats, stamp_at, stamp_ms};
 use std::collections::VecDeque;
@@ -76,7 +76,8 @@ impl Embedded {
 
     fn cut_if_due(&mut self) {
         let now_ms = self.now_ms();
-        if self.frozen.is_some() || self.recents.is_empty() || !self.log.is_up() {
+        let waits = self.frozen.is_some() || now_ms < self.upkeep.flush_retry_ms;
+        if waits || self.recents.is_empty() || !self.log.is_up() {
             return;
         }
         let due = self.log.bytes() >= self.limits.log_bytes_max
@@ -87,30 +88,36 @@ impl Embedded {
         if !due || !self.dirty.is_empty() && !self.commit() {
             return;
         }
-        self.upkeep.cut_ms = now_ms;
         match self.log.begin_segment(self.high) {
-            Ok(number) => self.freeze(number, false),
+            Ok(number) => {
+                self.upkeep.cut_ms = now_ms;
+                self.freeze(number, self.log.next_batch(), false);
+            }
+            // The file could not even be made. The segment at hand goes on.
+            Err(error) if self.log.is_up() => self.table_failed(&error),
             Err(error) => self.failed(&error),
         }
     }
 
-    /// Has a job make a table of the recent changes. Segments before `log_from` are not needed when that is written.
-    pub(super) fn freeze(&mut self, log_from: u64, suspect: bool) {
+    /// Has a job make a table of the recent changes. Segments before `log_from`, and batches before `batch_from`, are
+    /// not needed when that is written.
+    pub(super) fn freeze(&mut self, log_from: u64, batch_from: u64, suspect: bool) {
         let newest = self.tables.last().map_or(0, |table| table.footer.last_generation);
         let generation = newest.max(self.generation_max) + 1;
-        let footer = self.footer(generation, generation, log_from);
-        let recents = Arc::new(std::mem::take(&mut self.recents));
+        let footer = Footer { log_from, batch_from, ..self.footer(generation, generation) };
+        // About as many users will come again.
+        let next = Recents::with_capacity(self.recents.len());
+        let recents = Arc::new(std::mem::replace(&mut self.recents, next));
         let bytes = std::mem::take(&mut self.recent_bytes);
         self.frozen = Some(Frozen { recents: recents.clone(), footer, bytes, running: true, suspect });
         self.executor.start(Job::Flush { footer, recents });
     }
 
-    fn footer(&self, first_generation: u64, last_generation: u64, log_from: u64) -> Footer {
+    fn footer(&self, first_generation: u64, last_generation: u64) -> Footer {
         Footer {
             first_generation,
             last_generation,
             store_epoch: self.store_epoch,
-            log_from,
             high: self.high,
             gap: self.gap,
             missed: self.missed,
@@ -136,19 +143,20 @@ impl Embedded {
                 self.log.remove_before(table.footer.log_from);
                 self.tables.push(Arc::new(table));
                 if let Some(frozen) = self.frozen.take() {
-                    self.executor.release(frozen.recents);
+                    self.executor.release(Garbage { recents: Some(frozen.recents), ..Garbage::default() });
                 }
                 self.upkeep.weigh_garbage = true;
                 if self.log.is_up() {
                     self.stats.set_trouble(None);
                 }
-                // The log may have waited for it.
-                self.revive();
+                match self.read_back.take() {
+                    Some(log_from) => self.freeze(log_from, self.log.next_batch(), true),
+                    // The log may have waited for it.
+                    None => self.revive(),
+                }
             }
             Done::Flushed(Err(error)) => {
-                Stats::add(&self.stats.table_failures, 1);
-                self.stats.set_trouble(Some(error.to_string()));
-                self.upkeep.flush_retry_ms = self.now_ms() + RETRY_MS;
+                self.table_failed(&error);
                 if let Some(frozen) = &mut self.frozen {
                     frozen.running = false;
                 }
@@ -178,6 +186,13 @@ impl Embedded {
         }
     }
 
+    /// The log could not be made a table, and that is tried again soon.
+    fn table_failed(&mut self, error: &io::Error) {
+        Stats::add(&self.stats.table_failures, 1);
+        self.stats.set_trouble(Some(error.to_string()));
+        self.upkeep.flush_retry_ms = self.now_ms() + RETRY_MS;
+    }
+
     fn written(&self, table: &Table) {
         Stats::add(&self.stats.tables_written, 1);
         Stats::add(&self.stats.table_bytes_written, table.bytes);
@@ -189,12 +204,10 @@ impl Embedded {
             table.footer.first_generation >= first_generation && table.footer.last_generation <= last_generation
         };
         let at = self.tables.partition_point(|table| table.footer.last_generation < first_generation);
+        let tables: Vec<Arc<Table>> = self.tables.extract_if(.., |table| within(table)).collect();
         // One that was merged alone has given its name to what replaces it.
-        for table in self.tables.iter().filter(|table| within(table) && table.name() != merged.name()) {
-            // What stays is superseded, and removed at the next start.
-            let _ = self.disk.remove(&table.name());
-        }
-        self.tables.retain(|table| !within(table));
+        let files = tables.iter().map(|table| table.name()).filter(|name| *name != merged.name()).collect();
+        self.executor.release(Garbage { files, tables, recents: None });
         self.tables.insert(at, Arc::new(merged));
     }
 
@@ -212,8 +225,9 @@ impl Embedded {
         let Some(start) = start else { return };
         let inputs = self.tables[start..].to_vec();
         let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else { return };
-        let mut footer = self.footer(first.footer.first_generation, last.footer.last_generation, last.footer.log_from);
-        footer.high = last.footer.high;
+        let Footer { log_from, batch_from, high, .. } = last.footer;
+        let footer = self.footer(first.footer.first_generation, last.footer.last_generation);
+        let footer = Footer { log_from, batch_from, high, ..footer };
         // Long after any device of such a user was forgotten.
         let age_ms = self.limits.message_age_ms_max.max(self.limits.device_unseen_ms_max).saturating_mul(3);
         let drop_before = if start == 0 { stamp_at(self.now_ms().saturating_sub(age_ms)) } else { 0 };

@@ -28,16 +28,17 @@ impl Embedded {
         let mut totals = self.totals.get(&user).copied();
         totals = totals.or_else(|| [recent, frozen].into_iter().flatten().next().map(|recent| recent.totals));
         let mut ranges = Vec::new();
-        // If all that waits is in memory the tables have nothing to say.
-        if let (Some(state), Some(totals)) = (&state, totals) {
-            let in_memory = [recent, frozen].into_iter().flatten();
-            let in_memory: usize = in_memory.map(|recent| recent.after(state.floor).len()).sum();
-            if in_memory == totals.messages as usize {
-                return Ok(Located { state: state.clone(), totals, ranges });
-            }
-        }
         let mut damaged = 0;
         for table in self.tables.iter().rev() {
+            // If all that waits is in memory, older tables have nothing to say.
+            if let (Some(state), Some(totals)) = (&state, totals) {
+                let in_memory = [recent, frozen].into_iter().flatten();
+                let in_memory: usize = in_memory.map(|recent| recent.after(state.floor).len()).sum();
+                if in_memory == totals.messages as usize {
+                    ranges.clear();
+                    break;
+                }
+            }
             match table.entry(user) {
                 Ok(None) => {}
                 Ok(Some(entry)) => {

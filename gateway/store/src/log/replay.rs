@@ -2,8 +2,12 @@
 
 use super::{BATCH_HEADER_BYTES, BATCH_MAGIC, Change, PAGE_BYTES, SEGMENT_MAGIC, segment_name, segment_number};
 use crate::codec::Reader;
-use crate::disk::{Disk, File};
+use crate::disk::{Disk, File, Window};
 use std::io;
+use std::ops::Range;
+
+/// What is read of a segment at a time, if no batch is longer.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// A segment on disk.
 pub(crate) struct Found {
@@ -20,6 +24,14 @@ struct Header {
     high: u64,
 }
 
+/// Who takes what the log says, in its order.
+pub(crate) trait Take {
+    /// A change.
+    fn change(&mut self, change: Change);
+    /// All changes of the batches before number `next` have been taken.
+    fn batch_end(&mut self, next: u64);
+}
+
 /// What reading the log came to.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
@@ -30,8 +42,6 @@ pub(crate) struct Replayed {
     pub(crate) batches: u64,
     /// Places where batches are missing that had been durable.
     pub(crate) damages: Vec<String>,
-    /// The store's epoch, if there is a segment that tells it.
-    pub(crate) store_epoch: Option<u64>,
 }
 
 /// The segments on disk, oldest first.
@@ -44,6 +54,11 @@ pub(crate) fn segments(disk: &dyn Disk, files: &[(String, u64)]) -> io::Result<V
     }
     found.sort_unstable_by_key(|segment| segment.number);
     Ok(found)
+}
+
+/// The store's epoch, if there is a segment that tells it.
+pub(crate) fn store_epoch(found: &[Found]) -> Option<u64> {
+    found.iter().rev().find_map(|segment| segment.header).map(|header| header.store_epoch)
 }
 
 fn read_header(file: &dyn File, number: u64) -> io::Result<Option<Header>> {
@@ -68,7 +83,8 @@ fn read_header(file: &dyn File, number: u64) -> io::Result<Option<Header>> {
     Ok(header)
 }
 
-/// Reads the segments from number `from` on and tells `take` of each change in its order.
+/// Reads the segments from number `from` on and tells `take` of each change in its order. Batches before `batch_from`
+/// are passed over: what they say is known.
 ///
 /// Bytes that make no sense are the torn end of a segment if nothing that was durable can have come after them: no
 /// later batch of the same segment is there, and the next segment begins with the batch that is missing. Everything
@@ -77,14 +93,14 @@ pub(crate) fn replay(
     disk: &dyn Disk,
     found: &[Found],
     from: u64,
-    mut take: impl FnMut(Change),
+    batch_from: u64,
+    take: &mut impl Take,
 ) -> io::Result<Replayed> {
     let mut replayed = Replayed::default();
     // None until something says at which batch the log begins.
     let mut expected: Option<u64> = None;
     for (at, segment) in found.iter().enumerate() {
         if let Some(header) = segment.header {
-            replayed.store_epoch = Some(header.store_epoch);
             replayed.high = replayed.high.max(header.high);
             replayed.next_batch = replayed.next_batch.max(header.first_batch);
         }
@@ -108,10 +124,11 @@ pub(crate) fn replay(
         let later = found[at + 1..].iter().filter_map(|later| later.header);
         let end = later.map(|header| header.first_batch).min().unwrap_or(u64::MAX);
         let file = disk.open(&segment_name(segment.number))?;
-        let reading = Reading { file: &*file, segment, end };
-        reading.batches(&mut expected, &mut replayed, &mut take)?;
+        let mut reading = Reading { file: &*file, segment, end, batch_from, window: Window::default() };
+        reading.batches(&mut expected, &mut replayed, take)?;
     }
-    replayed.next_batch = replayed.next_batch.max(expected.unwrap_or(0)).max(1);
+    // Numbers are not given out twice, even if all segments are lost.
+    replayed.next_batch = replayed.next_batch.max(expected.unwrap_or(0)).max(batch_from).max(1);
     Ok(replayed)
 }
 
@@ -120,18 +137,17 @@ struct Reading<'a> {
     segment: &'a Found,
     /// Batches from this one on count in a later segment.
     end: u64,
+    /// Batches before this one are known.
+    batch_from: u64,
+    window: Window,
 }
 
 impl Reading<'_> {
-    fn batches(
-        &self,
-        expected: &mut Option<u64>,
-        replayed: &mut Replayed,
-        take: &mut impl FnMut(Change),
-    ) -> io::Result<()> {
+    fn batches(&mut self, expected: &mut Option<u64>, replayed: &mut Replayed, take: &mut impl Take) -> io::Result<()> {
+        let (segment, end, batch_from) = (self.segment, self.end, self.batch_from);
         let mut place = PAGE_BYTES as u64;
         let mut unreadable = None;
-        while place < self.segment.bytes {
+        while place < segment.bytes {
             let (batch, taken) = self.batch(place)?;
             let here = place;
             place += taken;
@@ -139,47 +155,56 @@ impl Reading<'_> {
                 unreadable.get_or_insert(here);
                 continue;
             };
-            if batch.number >= self.end {
+            if batch.number >= end {
                 break;
             }
             if unreadable.is_some() || expected.is_some_and(|expected| batch.number != expected) {
                 let from = unreadable.take().unwrap_or(here);
-                replayed.damages.push(format!("{}: damaged at {from}", segment_name(self.segment.number)));
+                replayed.damages.push(format!("{}: damaged at {from}", segment_name(segment.number)));
             }
-            let mut reader = Reader(&batch.body);
+            let mut reader = Reader(if batch.number < batch_from { &[] } else { batch.body });
             while !reader.0.is_empty() {
                 let Some(change) = Change::decode(&mut reader) else {
-                    let text = format!("{}: a change at {here} makes no sense", segment_name(self.segment.number));
+                    let text = format!("{}: a change at {here} makes no sense", segment_name(segment.number));
                     replayed.damages.push(text);
                     break;
                 };
-                take(change);
+                take.change(change);
             }
             *expected = Some(batch.number + 1);
             replayed.high = replayed.high.max(batch.high);
             replayed.batches += 1;
+            take.batch_end(batch.number + 1);
         }
         Ok(())
     }
 
     /// The batch at a place, if there is one that is whole, and the bytes to go on after. Where only the header can be
     /// trusted, what is in the body is not taken for batches.
-    fn batch(&self, place: u64) -> io::Result<(Option<Batch>, u64)> {
-        let mut header = [0; BATCH_HEADER_BYTES];
+    fn batch(&mut self, place: u64) -> io::Result<(Option<Batch<'_>>, u64)> {
+        let body_at = place + BATCH_HEADER_BYTES as u64;
         let nothing = (None, PAGE_BYTES as u64);
-        match self.file.read_at(&mut header, place) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(nothing),
-            result => result?,
-        }
-        let Some((len, number, high, crc)) = self.decode_header(&header) else { return Ok(nothing) };
+        let header = self.read(place..body_at)?.and_then(|bytes| bytes.first_chunk().copied());
+        let Some((len, number, high, crc)) = header.and_then(|header| self.decode_header(&header)) else {
+            return Ok(nothing);
+        };
         let taken = (BATCH_HEADER_BYTES + len).next_multiple_of(PAGE_BYTES) as u64;
-        let mut body = vec![0; len];
-        match self.file.read_at(&mut body, place + BATCH_HEADER_BYTES as u64) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok((None, taken)),
+        let body = self.read(body_at..body_at + len as u64)?;
+        let body = body.filter(|body| crc32fast::hash(body) == crc);
+        Ok((body.map(|body| Batch { number, high, body }), taken))
+    }
+
+    /// What is at a place of the segment; none beyond its end.
+    fn read(&mut self, place: Range<u64>) -> io::Result<Option<&[u8]>> {
+        if place.end > self.segment.bytes {
+            return Ok(None);
+        }
+        let (file, end) = (self.file, self.segment.bytes);
+        match self.window.read_on(&place, PIECE_BYTES, end, |bytes, offset| file.read_at(bytes, offset)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             result => result?,
         }
-        let whole = crc32fast::hash(&body) == crc;
-        Ok((whole.then_some(Batch { number, high, body }), taken))
+        Ok(self.window.get(&place))
     }
 
     fn decode_header(&self, header: &[u8; BATCH_HEADER_BYTES]) -> Option<(usize, u64, u64, u32)> {
@@ -193,8 +218,8 @@ impl Reading<'_> {
     }
 }
 
-struct Batch {
+struct Batch<'a> {
     number: u64,
     high: u64,
-    body: Vec<u8>,
+    body: &'a [u8],
 }

@@ -1,6 +1,8 @@
 //! Writing a table.
 
-use super::{BLOCK_BYTES, Block, Entry, Footer, MARK_BYTES, Mark, Range, Seen, Table, encode_record, table_name};
+use super::{
+    BLOCK_BYTES, Block, Entry, Filter, Footer, MARK_BYTES, Mark, Range, Seen, Table, encode_record, table_name,
+};
 use crate::codec::{Put, Totals};
 use crate::disk::{Disk, File};
 use crate::state::State;
@@ -28,6 +30,7 @@ pub(crate) struct TableWriter {
     /// memory.
     entries: Vec<u8>,
     blocks: Vec<Block>,
+    filter: Filter,
     block_user: u64,
     /// The range of the user whose messages are being added.
     range: Range,
@@ -37,8 +40,8 @@ impl TableWriter {
     /// The end of the name of a table that is not finished.
     pub(crate) const UNFINISHED: &str = ".new";
 
-    /// Begins a table. Of `footer`, what concerns its content is set here.
-    pub(crate) fn new(disk: Arc<dyn Disk>, footer: Footer) -> io::Result<Self> {
+    /// Begins a table of at most about so many users. Of `footer`, what concerns its content is set here.
+    pub(crate) fn new(disk: Arc<dyn Disk>, footer: Footer, users_max: u64) -> io::Result<Self> {
         let name = table_name(footer.first_generation, footer.last_generation);
         let file = disk.create(&format!("{name}{}", Self::UNFINISHED))?;
         Ok(TableWriter {
@@ -51,6 +54,7 @@ impl TableWriter {
             synced: 0,
             entries: Vec::new(),
             blocks: Vec::new(),
+            filter: Filter::new(users_max),
             block_user: 0,
             range: Range::default(),
         })
@@ -58,20 +62,35 @@ impl TableWriter {
 
     /// Adds a message of the user whose entry comes next. Stamps rise.
     pub(crate) fn message(&mut self, user: u64, seen: &Seen<'_>) -> io::Result<()> {
+        self.begin_message(seen.stamp);
+        encode_record(user, seen, &mut self.buffer);
+        self.end_message(seen.stamp)
+    }
+
+    /// The same for a message as another table has it.
+    pub(crate) fn encoded(&mut self, stamp: u64, record: &[u8]) -> io::Result<()> {
+        self.begin_message(stamp);
+        self.buffer.extend_from_slice(record);
+        self.end_message(stamp)
+    }
+
+    fn begin_message(&mut self, stamp: u64) {
         let offset = self.flushed + self.buffer.len() as u64;
         if self.range.messages == 0 {
-            self.range = Range { offset, first: seen.stamp, ..Range::default() };
+            self.range = Range { offset, first: stamp, ..Range::default() };
         }
         let within = offset - self.range.offset;
         let marked = self.range.marks.last().map_or(0, |mark| mark.offset);
         if within >= marked + MARK_BYTES {
-            self.range.marks.push(Mark { stamp: seen.stamp, offset: within, before: self.range.messages });
+            self.range.marks.push(Mark { stamp, offset: within, before: self.range.messages });
         }
-        encode_record(user, seen, &mut self.buffer);
+    }
+
+    fn end_message(&mut self, stamp: u64) -> io::Result<()> {
         self.range.messages += 1;
-        self.range.last = seen.stamp;
+        self.range.last = stamp;
         self.range.bytes = self.flushed + self.buffer.len() as u64 - self.range.offset;
-        self.footer.oldest = self.footer.oldest.min(seen.stamp);
+        self.footer.oldest = self.footer.oldest.min(self.range.first);
         self.flush_beyond(WRITE_BYTES)
     }
 
@@ -84,6 +103,7 @@ impl TableWriter {
         }
         Entry { user, totals, state, range }.encode(&mut self.entries);
         self.footer.users += 1;
+        self.filter.add(user);
         if self.entries.len() >= BLOCK_BYTES {
             self.close_block();
         }
@@ -137,8 +157,8 @@ impl TableWriter {
         let unfinished = format!("{}{}", self.name, Self::UNFINISHED);
         self.disk.rename(&unfinished, &self.name)?;
         self.disk.sync_dir()?;
-        let TableWriter { file, footer, flushed, blocks, .. } = self;
-        Ok(Table { footer, bytes: flushed, file, blocks, errors: AtomicU32::new(0) })
+        let TableWriter { file, footer, flushed, blocks, filter, .. } = self;
+        Ok(Table { footer, bytes: flushed, file, blocks, filter, errors: AtomicU32::new(0) })
     }
 
     /// Removes what was written. `replaces`: the table was to have the name of one that there is.

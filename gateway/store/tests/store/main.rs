@@ -2,9 +2,11 @@
 
 mod cuts;
 mod damage;
+mod devices;
 mod faults;
 mod kill;
 mod model;
+mod stall;
 mod support;
 mod thread;
 mod tools;

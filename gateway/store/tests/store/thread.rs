@@ -106,3 +106,30 @@ fn a_folder_belongs_to_one_store() {
     drop(first);
     Embedded::open(&folder.0, small(), hands.clock()).unwrap();
 }
+
+/// A job that writes or merges tables holds the folder. Who drops the store in the middle of it must find the folder
+/// free.
+#[test]
+fn a_store_can_be_opened_again_as_soon_as_it_was_dropped() {
+    let folder = Folder::new("drop");
+    let hands = Hands::new();
+    // Nearly each batch cuts the log, so jobs run most of the time.
+    let limits = Limits { log_bytes_max: 100_000, user_messages_max: 1_000_000, ..Limits::default() };
+    let mut stored = 0;
+    for round in 0..60 {
+        let mut store = Embedded::open(&folder.0, limits.clone(), hands.clock()).unwrap();
+        for _ in 0..=round % 7 {
+            hands.pass(1);
+            let batch = (0..300).map(|id| {
+                let record = record(now_stamp(&hands), id, 500);
+                (0, Request::Append { user: id, record, retry: false, token: id })
+            });
+            store.apply(&mut batch.collect(), &mut |_, answer| {
+                stored += u64::from(matches!(answer.reply, Reply::Stored { .. }));
+            });
+        }
+        drop(store);
+    }
+    let mut store = Embedded::open(&folder.0, limits, hands.clock()).unwrap();
+    assert_eq!(store.check().unwrap().messages, stored);
+}
