@@ -120,8 +120,8 @@ where
         device_class: config.device_class.clone(),
         agent: config.agent.clone(),
         resume: resume.to_vec(),
-        last_stamp: 0,
         heartbeat_secs: config.heartbeat_secs,
+        ..Login::default()
     };
     encode_message(&mut request, Kind::Login, 0, &login);
     writer.write_all(&request).await.map_err(cut)?;

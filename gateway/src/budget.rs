@@ -7,11 +7,13 @@ use crate::config::{Config, Size};
 use crate::conn::CONN_BYTES;
 use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
+use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
 use crate::startup::StartupError;
+use crate::store::{STORE_USER_BYTES, StoreMemory};
 use crate::transport::tls::KEYS_BYTES_MAX;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
@@ -56,6 +58,8 @@ pub(crate) const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
 
+/// What a shard remembers of messages and LOGOUTs.
+const REMEMBERED_BYTES: u64 = DUPLICATES_BYTES + LOGOUTS_BYTES;
 /// What a connection over TLS keeps: its keys, and places in two lists that grow.
 const TLS_BYTES: u64 = KEYS_BYTES_MAX as u64 + 2 * 4 * VEC_GROWTH;
 /// Certificates, those who sign for clients', and the tables of ciphers.
@@ -282,6 +286,40 @@ impl Budget {
                 flags: &["--presence-queue-max"],
             });
         }
+        if limits.store_after_ms > 0 {
+            // As many pages of backlogs as of SYNC, each half an outbox.
+            let pages = (limits.outbox_bytes_max as u64).saturating_mul(PAGES_MAX as u64 * shards);
+            let readers = connections.saturating_mul(READER_BYTES);
+            terms.push(Term {
+                name: "inboxes online",
+                bytes: readers.saturating_add(pages).saturating_add(REMEMBERED_BYTES * shards),
+                how: format!(
+                    "{READER_BYTES} B for each device, {} of pages, {} of messages and LOGOUTs remembered",
+                    size(pages),
+                    size(REMEMBERED_BYTES * shards)
+                ),
+                flags: &["--connections-max", "--outbox-bytes-max"],
+            });
+            let StoreMemory { pending, recent, tables, users } = StoreMemory::of(limits);
+            terms.push(Term {
+                name: "store",
+                bytes: [pending, recent, tables, users].into_iter().fold(0, u64::saturating_add),
+                how: format!(
+                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists of tables, \
+                     {} users with {STORE_USER_BYTES} B each",
+                    size(pending),
+                    size(recent),
+                    size(tables),
+                    limits.store_users_max
+                ),
+                flags: &[
+                    "--store-mail-bytes-max",
+                    "--store-recent-bytes-max",
+                    "--store-bytes-max",
+                    "--store-users-max",
+                ],
+            });
+        }
         Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }
     }
 
@@ -291,8 +329,12 @@ impl Budget {
         let each = u64::from(config.limits().connections_max);
         let remote = |connections| if config.cluster.is_some() { remote_bytes(connections, connections) } else { 0 };
         let tls = |connections| if config.limits().tls_handshakes_max > 0 { tls_bytes(connections) } else { 0 };
+        let reader = if config.store.is_some() { READER_BYTES } else { 0 };
         let all = |connections: u64| {
-            connections_bytes(connections).saturating_add(remote(connections)).saturating_add(tls(connections))
+            connections_bytes(connections)
+                .saturating_add(remote(connections))
+                .saturating_add(tls(connections))
+                .saturating_add(connections.saturating_mul(reader))
         };
         let besides = Budget::of(config).total().saturating_sub(all(each).saturating_mul(shards));
         let room = config.memory_max.saturating_sub(besides) / shards;
@@ -418,6 +460,28 @@ mod tests {
     }
 
     #[test]
+    fn a_store_takes_what_its_settings_allow() {
+        let base = "shards = 2\nconnections_max = 1000\ndata_dir = \"d\"\nstore_mail_bytes_max = \"8MiB\"\n\
+                    store_bytes_max = \"4GiB\"\n\
+                    store_users_max = 500000\nstore_recent_bytes_max = \"16MiB\"\n";
+        let sum = |text: &str| term(&budget(text), "store");
+        let (pending, recent, tables, users) = (3 * (8 << 20) + (48 << 20), 8 * (16 << 20), 48 << 20, 500_000 * 64);
+        assert_eq!(sum(base), pending + recent + tables + users);
+        for (of, more, bytes) in [
+            ("store_mail_bytes_max = \"8MiB\"", "store_mail_bytes_max = \"9MiB\"", 3 << 20),
+            ("store_bytes_max = \"4GiB\"", "store_bytes_max = \"5GiB\"", 12 << 20),
+            ("store_users_max = 500000", "store_users_max = 500001", 64),
+            ("store_recent_bytes_max = \"16MiB\"", "store_recent_bytes_max = \"17MiB\"", 8 << 20),
+        ] {
+            assert_eq!(sum(&base.replace(of, more)) - sum(base), bytes, "{more}");
+        }
+        let own = 2_000 * READER_BYTES + 2 * 64 * (256 << 10) + 2 * (DUPLICATES_BYTES + LOGOUTS_BYTES);
+        assert_eq!(term(&budget(base), "inboxes online"), own);
+        let without = budget("shards = 2\n");
+        assert!(without.terms.iter().all(|term| term.name != "store" && term.name != "inboxes online"));
+    }
+
+    #[test]
     fn one_shard_has_no_mailbox_traffic() {
         assert_eq!(term(&budget("shards = 1\n"), "mailboxes"), MAILBOX_LETTERS * LETTER_BYTES);
     }
@@ -433,9 +497,10 @@ mod tests {
 
     #[test]
     fn the_connections_that_fit_are_the_last_that_fit() {
-        for text in
-            ["shards = 2\nmemory_max = \"2GiB\"\n", "shards = 3\nmemory_max = \"1GiB\"\nconnections_max = 5000\n"]
-        {
+        for text in [
+            "shards = 2\nmemory_max = \"2GiB\"\ndata_dir = \"d\"\n",
+            "shards = 3\nmemory_max = \"1GiB\"\nconnections_max = 5000\n",
+        ] {
             let fitting = Budget::connections_fitting(&config(text));
             let with = |connections: u64| {
                 let mut other = config(text).effective().clone();

@@ -3,7 +3,7 @@
 use clap::builder::{Resettable, StyledStr};
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -116,6 +116,17 @@ enum Verb {
     /// keeps what it has, a gateway included. Nothing is changed without --apply.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorFlags),
+    /// Check the store of a node that does not run, or copy all that is in it.
+    ///
+    /// The node must not run: one process has a store at a time.
+    #[command(after_help = STORE_EXAMPLES)]
+    Store {
+        /// What to do.
+        #[arg(value_name = "ACTION")]
+        action: StoreAction,
+        #[command(flatten)]
+        flags: Flags,
+    },
 }
 
 const API_KEY_EXAMPLES: &str = "\
@@ -126,6 +137,26 @@ Scopes:
 Examples:
   gateway api-key prometheus --scope metrics:read
   gateway api-key ops --scope kick,drain,users:read,nodes:read";
+
+const STORE_EXAMPLES: &str = "\
+Examples:
+  gateway store check --data-dir /var/lib/trunkline
+  gateway store export --data-dir /var/lib/trunkline > inboxes.jsonl
+  gateway store import --data-dir /srv/trunkline < inboxes.jsonl
+
+Exit status:
+  0 done, and a check found nothing wrong; 1 damage was found, or the store cannot be used; 2 the configuration is refused.";
+
+/// What is done to a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreAction {
+    /// Read everything there is, and say how much that is and whether it is whole.
+    Check,
+    /// Write everything to stdout: a line of JSON for each user and message.
+    Export,
+    /// Read from stdin what export has written. What is there already stays.
+    Import,
+}
 
 const DEV_CERT_EXAMPLES: &str = "\
 Examples:
@@ -214,6 +245,8 @@ pub(crate) enum Command {
     DevCert(Vec<String>, PathBuf),
     /// Check the machine.
     Doctor(Box<Doctor>),
+    /// Do something to the store of a node that does not run.
+    Store(StoreAction, Box<Config>),
 }
 
 /// What the doctor is asked for.
@@ -284,6 +317,7 @@ pub(crate) fn parse(
         Some(Verb::Run(flags)) => Command::Run(config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::DefaultConfig) => Command::DefaultConfig,
         Some(Verb::ApiKey { name, scope }) => Command::ApiKey(name, scope),
+        Some(Verb::Store { action, flags }) => Command::Store(action, config(flags.config.as_deref(), flags.settings)?),
         Some(Verb::DevCert { names, out }) => Command::DevCert(names, out),
         Some(Verb::CheckConfig { file, settings }) => Command::CheckConfig(config(Some(&file), settings)?),
         Some(Verb::Doctor(doctor)) => {
@@ -439,6 +473,22 @@ mod tests {
         assert_eq!(config("gateway --shards 3").shards, 3);
         assert_eq!(config("gateway run --shards 3").shards, 3);
         assert_eq!(config("gateway doctor --shards 3").shards, 3);
+    }
+
+    #[test]
+    fn a_store_has_three_actions_and_the_settings_of_its_node() {
+        for (word, action) in
+            [("check", StoreAction::Check), ("export", StoreAction::Export), ("import", StoreAction::Import)]
+        {
+            match parse_words(&format!("gateway store {word} --data-dir /d")) {
+                Ok(Command::Store(parsed, config)) => {
+                    assert_eq!(parsed, action);
+                    assert_eq!(config.store.map(|store| store.data_dir), Some(PathBuf::from("/d")));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(usage_error("gateway store burn").contains("export"));
     }
 
     #[test]

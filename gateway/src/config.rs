@@ -10,6 +10,7 @@ mod names;
 mod reference;
 mod resolve;
 mod settings;
+mod store;
 mod text;
 mod tls;
 mod values;
@@ -23,11 +24,14 @@ pub use file::ConfigFile;
 pub use host::Host;
 pub use names::strange_variables;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
+pub use store::StoreConfig;
 pub use text::default_config;
 pub(crate) use text::to_table;
 pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
-pub use values::{AuthKind, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size};
+pub use values::{
+    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+};
 
 use resolve::{Judge, known};
 use tls::TLS_FILE_KEYS;
@@ -78,6 +82,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
+    /// Where messages are kept for users who are offline; `None` without a store.
+    pub store: Option<StoreConfig>,
     /// Most bytes the memory budget may come to.
     pub memory_max: u64,
     /// Memory there was to take when this was resolved, bytes.

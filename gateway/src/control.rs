@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use trunkline_router::membership::View;
+use trunkline_store::{Reply, Request};
 
 /// Requests the control thread may have waiting at one shard; beyond it the HTTP API answers 503.
 pub const CONTROL_QUEUE_LEN: usize = 256;
@@ -100,6 +101,17 @@ pub enum Control {
     Reload {
         /// Limits, of which those are taken that [`Limits::reload`] takes.
         limits: Arc<Limits>,
+    },
+    /// Asks the store about a user whose home is this shard.
+    Store {
+        /// User id.
+        user: u64,
+        /// The device that is forgotten when it is done, by its number in the store; 0 is all of them.
+        forgets: Option<u16>,
+        /// The request, once it has a token.
+        ask: fn(u64, u16, u64) -> Request,
+        /// Receives the store's answer; nothing when its mailbox has no room.
+        answer: oneshot::Sender<Reply>,
     },
     /// Panics, to test what a panic costs the others. There is none of this in a release.
     #[cfg(debug_assertions)]

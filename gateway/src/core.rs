@@ -10,6 +10,7 @@
 //! (ending a user's sessions wherever they are).
 //!
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
+//! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
 //! `transport::outbound` (frames to bytes).
@@ -20,10 +21,12 @@ mod far;
 mod flush;
 mod guests;
 mod handshake;
+mod keep;
 mod kicks;
 mod links;
 mod moves;
 mod presence;
+mod reading;
 mod route;
 mod shard;
 mod tls;
@@ -136,7 +139,7 @@ impl<I: Io> Core<I> {
             (false, true) => wait_micros.min(BLOCKED_WAIT_MICROS),
             (false, false) => wait_micros,
         };
-        let waits = wait_micros > 0 && self.may_wait();
+        let waits = wait_micros > 0 && !self.shard.has_answers() && self.may_wait();
         let completions = self.io.enter(if waits { wait_micros } else { 0 });
         self.shard.outgoing.own().awake();
         ticked |= self.look();
@@ -149,7 +152,7 @@ impl<I: Io> Core<I> {
         let waited = self.catch_up();
         let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
-        let requests = self.drain_control();
+        let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
         if ticked {
             let mut due = std::mem::take(&mut self.due);
             self.shard.expire(&mut due);
@@ -208,7 +211,8 @@ impl<I: Io> Core<I> {
 
     /// Whether a turn is due although nothing has come from the ring: another shard or the control thread asks, or something could not be handed on.
     pub(crate) fn is_due(&self) -> bool {
-        self.blocked || self.behind || self.control.is_asked() || self.shard.outgoing.own().len() > 0
+        let asked = self.control.is_asked() || self.shard.has_answers();
+        self.blocked || self.behind || asked || self.shard.outgoing.own().len() > 0
     }
 
     /// To be called before waiting for anything: from then on other shards wake this one. Returns whether they have left nothing for it.
@@ -444,6 +448,7 @@ impl<I: Io> Core<I> {
                     }
                 }
                 Control::Resume => self.shard.call_off_drain(),
+                Control::Store { user, forgets, ask, answer } => self.shard.ask_for_control(user, forgets, ask, answer),
                 Control::Reload { limits } => self.shard.links.limits.reload(&limits),
                 #[cfg(debug_assertions)]
                 Control::Panic => panic!("a test asked for it"),

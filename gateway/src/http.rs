@@ -5,6 +5,7 @@
 //! | `api.rs` | the routes of a node |
 //! | `source.rs` | where the answers come from that a router gives too: the cluster, or this one node |
 //! | `cluster.rs` | the cluster as `/v1/node` shows it |
+//! | `inbox.rs` | what waits for users in the store, and their devices |
 //! | `pulse.rs` | whether the shards turn |
 //! | `document.rs` | the OpenAPI document |
 //! | `demo.rs` | the page for trying, which is no part of the API |
@@ -13,6 +14,7 @@ mod api;
 mod cluster;
 pub mod demo;
 mod document;
+mod inbox;
 mod pulse;
 mod source;
 
@@ -25,12 +27,13 @@ use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::reload::Reload;
+use crate::store::StoreWatch;
 use crate::transport::tls::TlsSwitch;
 use pulse::Pulse;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trunkline_router::http::{Access, Places};
 
 /// Connections served at a time; a further one gets the place of one without a request. Each has its place in the memory budget.
@@ -61,6 +64,7 @@ pub struct Node {
     joins: bool,
     cluster: OnceLock<ClusterReader>,
     place: OnceLock<Place>,
+    store: OnceLock<StoreWatch>,
     /// What the node waits for before it joins.
     waits: Mutex<Option<String>>,
     turned_away: Arc<AtomicU64>,
@@ -125,6 +129,7 @@ impl Node {
             joins,
             cluster: OnceLock::new(),
             place: OnceLock::new(),
+            store: OnceLock::new(),
             waits: Mutex::default(),
             turned_away: Arc::default(),
             reload: OnceLock::new(),
@@ -193,6 +198,23 @@ impl Node {
     pub fn set_cluster(&self, cluster: ClusterReader, place: Place) {
         assert!(self.place.set(place).is_ok() && self.cluster.set(cluster).is_ok(), "a node joins once");
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The node has a store.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_store(&self, store: StoreWatch) {
+        assert!(self.store.set(store).is_ok(), "a node has one store");
+    }
+
+    /// What does not work although the node serves.
+    fn degraded(&self) -> Vec<String> {
+        let mut degraded = self.cluster().map(|cluster| cluster.degraded(now_ms())).unwrap_or_default();
+        let silence_us = self.stats().iter().map(|stats| stats.store_silence_us.get()).max().unwrap_or(0);
+        let silence = Duration::from_micros(silence_us);
+        degraded.extend(self.store.get().and_then(|store| store.degraded(silence)));
+        degraded
     }
 
     /// Its place in the ring; `None` before it has joined, and alone.

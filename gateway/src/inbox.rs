@@ -28,7 +28,23 @@ pub(crate) struct Unacked {
     pub(crate) owed: Seats,
     /// Those of them for which a copy has been queued.
     pub(crate) queued: Seats,
+    pub(crate) keep: Keep,
+    /// A registered device that is not online, or could not be given it, owes its ACK too: the message goes to the store, whoever acknowledges it.
+    pub(crate) absent: bool,
+    /// Its sender says that it has sent it before.
+    pub(crate) retry: bool,
     pub(crate) payload: Box<[u8]>,
+}
+
+/// What the store has to do with a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Nothing: it is sent again on a timer, and given up.
+    Never,
+    /// It goes there unless all acknowledge it in time.
+    Waiting,
+    /// It is on its way there.
+    Storing,
 }
 
 impl Unacked {
@@ -43,7 +59,8 @@ impl Unacked {
         payload: Box<[u8]>,
     ) -> Self {
         let (owed, queued) = (Seats::default(), Seats::default());
-        Unacked { stamp, from, id, origin, sent_tick, attempts, told: false, owed, queued, payload }
+        let (told, keep, absent, retry) = (false, Keep::Never, false, false);
+        Unacked { stamp, from, id, origin, sent_tick, attempts, told, owed, queued, keep, absent, retry, payload }
     }
 
     fn bytes(&self) -> usize {
@@ -66,6 +83,10 @@ impl Seats {
     pub(crate) fn has(self, others: Seats) -> bool {
         self.0 & others.0 == others.0
     }
+    /// Whether any of `others` is in there.
+    pub(crate) fn shares(self, others: Seats) -> bool {
+        self.0 & others.0 != 0
+    }
     /// Adds some.
     pub(crate) fn add(&mut self, others: Seats) {
         self.0 |= others.0;
@@ -87,11 +108,22 @@ pub(crate) enum InboxFull {
     Shard,
 }
 
+/// What came of a message that is sent again while the first one waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    /// It does not wait.
+    No,
+    /// Who sent it now is told of it, in place of who sent it before.
+    Yes,
+    /// Likewise; who sent it before has been told that the store is late.
+    Again,
+}
+
 /// What an ACK came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acked {
     /// The first one for that message: its sender is to be told.
-    First { origin: Origin, id: u64 },
+    First { origin: Origin, from: u64, id: u64 },
     /// Another device's, for a message whose fate has been told.
     Further,
     /// No such message waits.
@@ -171,8 +203,15 @@ impl Inboxes {
         Ok(())
     }
 
+    /// Whether a message for somebody who is offline may wait for the store: all of them together leave half of the
+    /// room to those who are online.
+    pub(crate) fn admits_offline(&self, payload_bytes: usize) -> bool {
+        self.bytes + OVERHEAD_BYTES + payload_bytes <= self.limits.bytes_max / 2
+    }
+
     /// Makes room for a message of `user` at the bound of all: the users for whom most waits lose their oldest messages, those first who have acknowledged
-    /// nothing for a while. Returns the lost ones with their users; none if `user` has most itself, or nobody much.
+    /// nothing for a while. Returns the lost ones with their users, told of or not; none if `user` has most itself, or
+    /// nobody much.
     pub(crate) fn make_room(&mut self, user: u64, tick: u32, quiet_ticks: u32) -> Vec<(u64, Unacked)> {
         let by_user = &self.by_user;
         let waiting = |user: &u64| by_user.get(user).map_or(0, |inbox| inbox.bytes);
@@ -202,9 +241,7 @@ impl Inboxes {
                 && let Some(message) = inbox.messages.pop_front()
             {
                 self.forget(hog, &message);
-                if !message.told {
-                    lost.push((hog, message));
-                }
+                lost.push((hog, message));
             }
         }
         lost
@@ -265,13 +302,29 @@ impl Inboxes {
         }
         let first = !std::mem::replace(&mut message.told, true);
         self.messages -= usize::from(first);
-        let acked = if first { Acked::First { origin: message.origin, id: message.id } } else { Acked::Further };
+        let Unacked { origin, from, id, .. } = *message;
+        let acked = if first { Acked::First { origin, from, id } } else { Acked::Further };
         if message.owed.is_empty()
+            && !message.absent
             && let Some(message) = inbox.messages.remove(at)
         {
             self.forget(user, &message);
         }
         acked
+    }
+
+    /// Positions up to `stamp` for which a copy was queued for a session that has not acknowledged them.
+    pub(crate) fn queued_up_to(&self, user: u64, session: u64, stamp: u64) -> Vec<u64> {
+        let Some(inbox) = self.by_user.get(&user) else { return Vec::new() };
+        let Some(at) = inbox.seats.iter().position(|taken| *taken == session && session != 0) else {
+            return Vec::new();
+        };
+        let seat = Seats(1 << at);
+        let messages = inbox.messages.iter().take_while(|message| message.stamp <= stamp);
+        messages
+            .filter(|message| message.owed.has(seat) && message.queued.has(seat))
+            .map(|message| message.stamp)
+            .collect()
     }
 
     /// A session has ended: nothing is owed to it any more.
@@ -284,7 +337,19 @@ impl Inboxes {
             message.owed.remove(seat);
             message.queued.remove(seat);
         }
-        self.drop_if(user, |message| message.told && message.owed.is_empty());
+        self.drop_if(user, |message| message.told && message.owed.is_empty() && !message.absent);
+    }
+
+    /// What the store keeps for a device of a user is owed to that device's session no more: it gets it from there.
+    pub(crate) fn leave_to_store(&mut self, user: u64, session: u64) {
+        let Some(inbox) = self.by_user.get_mut(&user) else { return };
+        let Some(at) = inbox.seats.iter().position(|taken| *taken == session) else { return };
+        let seat = Seats(1 << at);
+        for message in inbox.messages.iter_mut().filter(|message| message.keep != Keep::Never) {
+            message.absent |= message.owed.has(seat);
+            message.owed.remove(seat);
+            message.queued.remove(seat);
+        }
     }
 
     /// A session takes another one's place: what was owed to that is owed to it, and none of it has been queued for it.
@@ -294,6 +359,52 @@ impl Inboxes {
         inbox.seats[at] = new;
         for message in &mut inbox.messages {
             message.queued.remove(Seats(1 << at));
+        }
+    }
+
+    /// A message waits for a sender's newer session, which is told what becomes of it.
+    pub(crate) fn adopt(&mut self, user: u64, stamp: u64, origin: Origin, tick: u32) -> Adopted {
+        let Some(message) = self.find(user, stamp) else { return Adopted::No };
+        let told = std::mem::replace(&mut message.told, false);
+        if told && message.keep != Keep::Storing {
+            message.told = true;
+            return Adopted::No;
+        }
+        message.origin = origin;
+        message.sent_tick = if told { tick } else { message.sent_tick };
+        self.messages += usize::from(told);
+        if told { Adopted::Again } else { Adopted::Yes }
+    }
+
+    /// The fate of a message is being told although nobody has acknowledged it and the store has not answered.
+    pub(crate) fn tell(&mut self, user: u64, stamp: u64) -> Option<(Origin, u64)> {
+        let message = self.find(user, stamp).filter(|message| !message.told)?;
+        message.told = true;
+        let told = (message.origin, message.id);
+        self.messages -= 1;
+        Some(told)
+    }
+
+    /// The message at a position, if it waits.
+    pub(crate) fn find(&mut self, user: u64, stamp: u64) -> Option<&mut Unacked> {
+        let inbox = self.by_user.get_mut(&user)?;
+        let at = inbox.messages.binary_search_by_key(&stamp, |message| message.stamp).ok()?;
+        inbox.messages.get_mut(at)
+    }
+
+    /// Takes out the message at a position.
+    pub(crate) fn take(&mut self, user: u64, stamp: u64) -> Option<Unacked> {
+        let inbox = self.by_user.get_mut(&user)?;
+        let at = inbox.messages.binary_search_by_key(&stamp, |message| message.stamp).ok()?;
+        let message = inbox.messages.remove(at)?;
+        self.forget(user, &message);
+        Some(message)
+    }
+
+    /// Forgets a user without sessions for whom nothing waits.
+    pub(crate) fn drop_empty(&mut self, user: u64) {
+        if self.by_user.get(&user).is_some_and(|inbox| inbox.messages.is_empty()) {
+            self.by_user.remove(&user);
         }
     }
 
@@ -376,17 +487,20 @@ impl Inboxes {
         attempts_max: u8,
         sent_before: u32,
     ) -> (VecDeque<Unacked>, usize) {
-        let exhausted = |message: &Unacked| message.attempts >= attempts_max && message.sent_tick <= sent_before;
+        let exhausted = |message: &Unacked| {
+            message.keep == Keep::Never && message.attempts >= attempts_max && message.sent_tick <= sent_before
+        };
         let told = self.drop_if(user, |message| message.told && exhausted(message));
         (self.take_if(user, exhausted), told)
     }
 
-    /// Tick of the oldest latest delivery among a user's messages. An inbox found empty is dropped here rather than at its last ACK,
+    /// Tick of the oldest latest delivery among those of a user's messages that are sent again on a timer. An inbox found empty is dropped here rather than at its last ACK,
     /// because the next message usually comes soon.
     pub(crate) fn oldest_sent(&mut self, user: u64) -> Option<u32> {
         let inbox = self.by_user.get(&user)?;
-        let oldest = inbox.messages.iter().map(|message| message.sent_tick).min();
-        if oldest.is_none() {
+        let on_timer = inbox.messages.iter().filter(|message| message.keep == Keep::Never);
+        let oldest = on_timer.map(|message| message.sent_tick).min();
+        if inbox.messages.is_empty() {
             self.by_user.remove(&user);
         }
         oldest
@@ -438,6 +552,9 @@ mod tests {
             told: false,
             owed: Seats::default(),
             queued: Seats::default(),
+            keep: Keep::Never,
+            absent: false,
+            retry: false,
             payload: Box::new([0; 10]),
         }
     }
@@ -447,7 +564,7 @@ mod tests {
     }
 
     fn first(id: u64) -> Acked {
-        Acked::First { origin: message(id, 0).origin, id }
+        Acked::First { origin: message(id, 0).origin, from: 1, id }
     }
 
     fn is_empty(inboxes: &Inboxes) -> bool {
@@ -467,6 +584,55 @@ mod tests {
         assert_eq!(inboxes.ack(2, 1, 9, 0), first(9));
         assert_eq!(inboxes.ack(2, 1, 5, 0), first(5));
         assert!(is_empty(&inboxes));
+    }
+
+    #[test]
+    fn what_an_absent_device_owes_waits_whoever_acknowledges_it() {
+        let mut inboxes = inboxes(10, 10_000);
+        let phone = inboxes.seat(2, 100);
+        for stamp in [5, 6, 7] {
+            let absent = stamp != 7;
+            inboxes.push(2, Unacked { owed: phone, queued: phone, keep: Keep::Waiting, absent, ..message(stamp, 0) });
+        }
+        assert_eq!(inboxes.queued_up_to(2, 100, 6), [5, 6]);
+        assert_eq!(inboxes.queued_up_to(2, 200, 6), [0; 0]);
+        for stamp in [5, 6, 7] {
+            assert_eq!(inboxes.ack(2, 100, stamp, 0), first(stamp));
+        }
+        inboxes.leave(2, 100);
+        assert_eq!((inboxes.messages(), inboxes.len(2)), (0, 2));
+        let newer = Origin::own(3, ConnId { slot: 9, generation: 9 });
+        assert_eq!(inboxes.adopt(2, 5, newer, 9), Adopted::No, "its fate is told");
+        assert_eq!(inboxes.take(2, 5).map(|message| message.told), Some(true));
+        assert_eq!(inboxes.take(2, 5).map(|message| message.stamp), None);
+        assert_eq!(inboxes.oldest_sent(2), None, "nothing is sent again on a timer");
+        inboxes.take(2, 6);
+        inboxes.drop_empty(2);
+        assert!(is_empty(&inboxes) && inboxes.by_user.is_empty());
+    }
+
+    #[test]
+    fn one_that_was_told_that_the_store_is_late_is_told_again_if_it_asks_again() {
+        let mut inboxes = inboxes(10, 10_000);
+        let newer = Origin::own(3, ConnId { slot: 9, generation: 9 });
+        inboxes.push(2, Unacked { keep: Keep::Storing, ..message(5, 0) });
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::Yes);
+        assert_eq!(inboxes.tell(2, 5), Some((newer, 5)));
+        assert_eq!((inboxes.tell(2, 5), inboxes.messages(), inboxes.len(2)), (None, 0, 1));
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::Again);
+        assert_eq!((inboxes.messages(), inboxes.take(2, 5).map(|message| message.sent_tick)), (1, Some(7)));
+        assert_eq!(inboxes.adopt(2, 5, newer, 7), Adopted::No);
+        assert!(is_empty(&inboxes));
+    }
+
+    #[test]
+    fn what_is_for_those_who_are_offline_leaves_half_of_the_room() {
+        let one = OVERHEAD_BYTES + 10;
+        let mut inboxes = Inboxes::new(InboxLimits { per_user_max: 9, user_bytes_max: 9 * one, bytes_max: 4 * one });
+        inboxes.push(1, message(1, 0));
+        assert!(inboxes.admits_offline(10));
+        inboxes.push(1, message(2, 0));
+        assert!(!inboxes.admits_offline(10) && inboxes.admit(3, 10).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod conn;
 pub mod control;
 mod core;
 mod cores;
+pub mod desk;
 pub mod dev_cert;
 mod directory;
 pub mod doctor;
@@ -41,6 +42,7 @@ pub mod shard;
 #[cfg(test)]
 mod simulation;
 pub mod startup;
+pub mod store;
 pub mod transport;
 pub mod waker;
 pub mod wheel;

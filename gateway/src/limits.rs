@@ -99,6 +99,26 @@ pub struct Limits {
     pub addresses_max: u32,
     /// Whether it is known of each connection where its client is.
     pub addresses_known: bool,
+    /// Time without ACK after which a message is stored; 0 where there is no store.
+    pub store_after_ms: u64,
+    /// Messages the inbox of one user holds; 0 where there is no store. Beyond it the sender gets SENT 5, or the oldest give way.
+    pub inbox_messages_max: u64,
+    /// Bytes the inbox of one user holds, likewise.
+    pub inbox_bytes_max: u64,
+    /// How long a stored message is kept, seconds.
+    pub inbox_age_secs: u64,
+    /// How long a device that was not seen is remembered, seconds.
+    pub device_age_secs: u64,
+    /// Bytes on their way from all shards to the store; beyond it the sender gets SENT 3.
+    pub store_mail_bytes_max: u64,
+    /// Bytes of all inboxes on disk; beyond it the sender gets SENT 5.
+    pub store_bytes_max: u64,
+    /// Users for whom messages wait in the store; beyond it the sender gets SENT 5.
+    pub store_users_max: u64,
+    /// Memory at which stored messages leave it for a table.
+    pub store_recent_bytes_max: u64,
+    /// Messages of its backlog that a device may have unacknowledged at a time, unless its LOGIN says less.
+    pub replay_window: u32,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
@@ -117,6 +137,25 @@ pub const TURN_UNITS: u32 = 2_048;
 pub const TURN_UNITS_FLOOR: u16 = 64;
 /// Bytes a turn takes from the shard's mailbox; the rest waits for the next.
 pub const MAIL_TURN_BYTES: usize = 512 << 10;
+/// Messages of its backlog that a device may have unacknowledged at a time where its LOGIN does not say.
+pub const REPLAY_WINDOW: u32 = 256;
+/// Most that a LOGIN may ask for instead.
+pub const REPLAY_WINDOW_MAX: u32 = 1_024;
+/// Messages of a page of SYNC where that does not say.
+pub const SYNC_PAGE: u32 = 256;
+/// Most messages of a page of SYNC.
+pub const SYNC_PAGE_MAX: u32 = 1_000;
+/// How long a LOGIN waits for the store to say where its device stands; without a word it is answered without.
+pub const STORE_LOGIN_MS: u64 = 1_000;
+/// How long a sender waits for the store's answer, beyond [`Limits::store_after_ms`]; then it is told SENT 3, whatever
+/// becomes of the message.
+pub const STORE_ANSWER_MS: u64 = 2_000;
+/// Answers of the store that a turn takes; the rest waits for the next. A commit may answer tens of thousands at once.
+pub const STORE_ANSWERS_PER_TURN: usize = 2_048;
+/// Messages of which a shard remembers what became of them, so that one that is sent again is found.
+pub const DUPLICATES_MAX: usize = 262_144;
+/// How long they are remembered at most; half as long at least, unless there are too many.
+pub const DUPLICATES_MS: u64 = 120_000;
 /// How long a sender waits for room in the mailbox of another shard, whose thread then has not run for that long.
 pub const MAILBOX_WAIT_MS: u64 = 1_000;
 /// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
@@ -194,6 +233,16 @@ impl Default for Limits {
             address_connections_per_sec: 0,
             addresses_max: 0,
             addresses_known: false,
+            store_after_ms: 0,
+            inbox_messages_max: 0,
+            inbox_bytes_max: 0,
+            inbox_age_secs: 0,
+            device_age_secs: 0,
+            store_mail_bytes_max: 0,
+            store_bytes_max: 0,
+            store_users_max: 0,
+            store_recent_bytes_max: 0,
+            replay_window: REPLAY_WINDOW,
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,
         }

@@ -10,6 +10,7 @@
 use crate::auth::TokenEnd;
 use crate::core::Known;
 use crate::core::wrap::Wrapped;
+use crate::desk::Wish;
 use crate::directory::NodeKey;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
@@ -59,6 +60,8 @@ pub(crate) struct Adoptee {
     pub(crate) device: String,
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
+    /// What LOGIN says of the inbox.
+    pub(crate) wish: Wish,
     /// When the session ends with its token.
     pub(crate) token_end: TokenEnd,
     /// When LOGIN came, microseconds of the monotonic clock, to measure with.
@@ -102,7 +105,7 @@ impl Origin {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Record<'a> {
     /// A SEND for a user whose home is the receiving shard.
-    Message { origin: ConnId, from: u64, to: u64, id: u64, acked: bool, payload: &'a [u8] },
+    Message { origin: ConnId, from: u64, to: u64, id: u64, acked: bool, extra: u8, payload: &'a [u8] },
     /// The fate of a message with ACK, for its sender.
     Fate { origin: ConnId, id: u64, peer: u64, outcome: Outcome, stamp: u64 },
     /// What another node sent for the receiving shard over a link of the sending one.
@@ -114,6 +117,8 @@ const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
 const FAR: u8 = 4;
 const MESSAGE_HEADER_BYTES: usize = 40;
+/// A payload's length shares eight bytes with the further flags of its message.
+const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
 
@@ -138,14 +143,14 @@ impl Record<'_> {
     fn encode(&self, out: &mut Vec<u8>) {
         let head = |kind: u8, generation: u32| (u32::from(kind) << 24 | generation).to_ne_bytes();
         match *self {
-            Record::Message { origin, from, to, id, acked, payload } => {
+            Record::Message { origin, from, to, id, acked, extra, payload } => {
                 let mut header = [0; MESSAGE_HEADER_BYTES];
                 header[0..4].copy_from_slice(&head(if acked { MESSAGE_ACKED } else { MESSAGE }, origin.generation));
                 header[4..8].copy_from_slice(&origin.slot.to_ne_bytes());
                 header[8..16].copy_from_slice(&from.to_ne_bytes());
                 header[16..24].copy_from_slice(&to.to_ne_bytes());
                 header[24..32].copy_from_slice(&id.to_ne_bytes());
-                header[32..40].copy_from_slice(&(payload.len() as u64).to_ne_bytes());
+                header[32..40].copy_from_slice(&(payload.len() as u64 | u64::from(extra) << LENGTH_BITS).to_ne_bytes());
                 out.extend_from_slice(&header);
                 out.extend_from_slice(payload);
             }
@@ -185,7 +190,8 @@ impl<'a> Iterator for Records<'a> {
         let origin = ConnId { slot: half(bytes, 4), generation: head & 0x00FF_FFFF };
         match (head >> 24) as u8 {
             kind @ (MESSAGE | MESSAGE_ACKED) => {
-                let len = MESSAGE_HEADER_BYTES + word(bytes, 32) as usize;
+                let length = word(bytes, 32);
+                let len = MESSAGE_HEADER_BYTES + (length & ((1 << LENGTH_BITS) - 1)) as usize;
                 self.0 = &bytes[len..];
                 Some(Record::Message {
                     origin,
@@ -193,6 +199,7 @@ impl<'a> Iterator for Records<'a> {
                     to: word(bytes, 16),
                     id: word(bytes, 24),
                     acked: kind == MESSAGE_ACKED,
+                    extra: (length >> LENGTH_BITS) as u8,
                     payload: &bytes[MESSAGE_HEADER_BYTES..len],
                 })
             }
@@ -506,9 +513,9 @@ mod tests {
     #[test]
     fn records_come_out_of_a_batch_as_they_went_in() {
         let records = [
-            Record::Message { origin: conn(7), from: 1, to: u64::MAX, id: 3, acked: true, payload: b"hello" },
+            Record::Message { origin: conn(7), from: 1, to: u64::MAX, id: 3, acked: true, extra: 6, payload: b"hello" },
             Record::Fate { origin: conn(9), id: 3, peer: 2, outcome: Outcome::OfflineNotStored, stamp: 77 },
-            Record::Message { origin: conn(0), from: 5, to: 6, id: 8, acked: false, payload: b"" },
+            Record::Message { origin: conn(0), from: 5, to: 6, id: 8, acked: false, extra: 0, payload: b"" },
             Record::Far { from: NodeKey(u64::MAX), record: FarRecord::Gone { user: 5, session: 6 } },
             Record::Far {
                 from: NodeKey(7),
@@ -581,7 +588,8 @@ mod tests {
     fn room_counts_what_is_gathered_and_what_is_under_way() {
         let mailboxes = mailboxes(2);
         let mut outgoing = Outgoing::new(0, mailboxes.clone(), 100);
-        let message = Record::Message { origin: conn(1), from: 1, to: 2, id: 3, acked: false, payload: &[0; 20] };
+        let message =
+            Record::Message { origin: conn(1), from: 1, to: 2, id: 3, acked: false, extra: 0, payload: &[0; 20] };
         assert!(outgoing.has_room(1, message.encoded_len()));
         outgoing.put(1, &message);
         assert!(!outgoing.has_room(1, message.encoded_len()));
@@ -603,6 +611,7 @@ mod tests {
                 device,
                 class,
                 heartbeat_secs: 1,
+                wish: Wish::default(),
                 token_end,
                 began_us: 0,
                 bytes: Vec::new(),

@@ -3,7 +3,7 @@
 mod cli;
 mod run;
 
-use cli::{Action, CliError, Command, Doctor};
+use cli::{Action, CliError, Command, Doctor, StoreAction};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -14,8 +14,10 @@ use trunkline_gateway::config::{Config, ConfigError, Host, default_config, stran
 use trunkline_gateway::dev_cert;
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
+use trunkline_gateway::store::{open, store_limits};
 use trunkline_router::http::{NewKey, Scope};
 use trunkline_router::log;
+use trunkline_store::Store;
 
 /// Shards allocate and free small buffers all the time, and each only its own: what this allocator is made for.
 #[global_allocator]
@@ -81,6 +83,7 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
         Command::ApiKey(name, scopes) => api_key(&name, &scopes),
         Command::DevCert(names, folder) => dev_certificate(&folder, &names),
         Command::Doctor(asked) => doctor(&asked),
+        Command::Store(action, config) => store(action, &config),
         Command::Run(config) => {
             let facts = host.clone();
             // With the facts of the start: a default computed from the memory that is free now would be another one each time.
@@ -121,6 +124,40 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     faults.extend(config.load_tls().err());
     faults.extend(budget.check().err().map(|error| ConfigError::Conflict(error.to_string())));
     Ok(ConfigError::unless_none(faults)?)
+}
+
+/// A store that no node has open: checked, written out or read in.
+fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
+    let Some(folder) = &config.store else {
+        let needed = "the folder of the store is needed: give --data-dir DIR, or the configuration of its node";
+        return Err(ConfigError::Conflict(needed.to_owned()).into());
+    };
+    let of_store = |error: io::Error| Failure::Other(format!("the store in {}: {error}", folder.data_dir.display()));
+    if action != StoreAction::Import && !folder.data_dir.is_dir() {
+        // To open it would make an empty one.
+        return Err(of_store(io::ErrorKind::NotFound.into()));
+    }
+    let mut store = open(&folder.data_dir, store_limits(folder, config.limits()))?;
+    match action {
+        StoreAction::Check => {
+            let checked = store.check().map_err(of_store)?;
+            print(&format!("{}\n", serde_json::to_string_pretty(&checked).map_err(io::Error::from)?))?;
+            if !checked.is_sound() {
+                return Err(Failure::Other("the store is damaged; devices are told what may be gone".to_owned()));
+            }
+        }
+        StoreAction::Export => {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            store.export(&mut out).map_err(of_store)?;
+            out.flush()?;
+        }
+        StoreAction::Import => {
+            let imported = store.import(&mut io::stdin().lock()).map_err(of_store)?;
+            print(&format!("{}\n", serde_json::to_string_pretty(&imported).map_err(io::Error::from)?))?;
+        }
+    }
+    store.close();
+    Ok(())
 }
 
 /// The key is shown here and nowhere else.

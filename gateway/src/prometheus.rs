@@ -1,7 +1,8 @@
 //! The Prometheus text exposition format, version 0.0.4.
 
 use crate::auth::Refusal;
-use crate::limits::{KICKS_MAX, Limits};
+use crate::desk::PAGES_MAX;
+use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::reason::CloseReason;
@@ -54,6 +55,20 @@ impl Exposition {
         }
         self.part("", "_bucket", &[("le", &"+Inf")], count);
         self.part("", "_sum", &[], sum);
+        self.part("", "_count", &[], count);
+    }
+
+    /// All series of a histogram that is counted elsewhere: its bounds and its sum in microseconds, and what fell into each place between them and above.
+    pub fn buckets(&mut self, name: &'static str, help: &str, bounds_us: &[u64], counts: &[u64], sum_us: u64) {
+        self.name(name, StatType::Histogram, help);
+        let mut below = 0;
+        for (bound, count) in bounds_us.iter().zip(counts) {
+            below += count;
+            self.part("", "_bucket", &[("le", &(*bound as f64 / 1e6))], below);
+        }
+        let count: u64 = counts.iter().sum();
+        self.part("", "_bucket", &[("le", &"+Inf")], count);
+        self.part("", "_sum", &[], sum_us as f64 / 1e6);
         self.part("", "_count", &[], count);
     }
 
@@ -221,7 +236,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 41] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 54] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -262,6 +277,19 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 41] {
         ("addresses", limits.addresses_max.into()),
         ("address_connections", limits.address_connections_max.into()),
         ("address_connections_per_sec", limits.address_connections_per_sec.into()),
+        ("store_after_time", limits.store_after_ms.div_ceil(1_000)),
+        ("inbox", limits.inbox_messages_max),
+        ("inbox_bytes", limits.inbox_bytes_max),
+        ("inbox_age_time", limits.inbox_age_secs),
+        ("device_age_time", limits.device_age_secs),
+        ("store_mail_bytes", limits.store_mail_bytes_max),
+        ("store_bytes", limits.store_bytes_max),
+        ("store_users", limits.store_users_max),
+        ("store_recent_bytes", limits.store_recent_bytes_max),
+        ("store_answer_time", if limits.store_after_ms > 0 { STORE_ANSWER_MS / 1_000 } else { 0 }),
+        ("replay_window", limits.replay_window.into()),
+        ("syncs", PAGES_MAX as u64),
+        ("messages_remembered", DUPLICATES_MAX as u64),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

@@ -26,6 +26,7 @@ use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
 use trunkline_gateway::startup::{StartupError, checks};
+use trunkline_gateway::store::NodeStore;
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
 use trunkline_router::http::{Access, serve};
@@ -77,6 +78,7 @@ struct Start {
     /// With TLS to Redis set up.
     cluster: Option<ClusterConfig>,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
+    store: Option<NodeStore>,
 }
 
 impl Start {
@@ -102,12 +104,17 @@ impl Start {
         if let Some(word) = budget.overcommitted() {
             tracing::warn!("{word}");
         }
+        let store =
+            config.store.as_ref().map(|store| NodeStore::start(store, config.limits(), config.shards)).transpose()?;
+        if let Some(store) = &config.store {
+            tracing::info!("messages for users who are offline are kept in {}", store.data_dir.display());
+        }
         let of = |key: &'static str| move |error: StartupError| listening(config, key, error);
         let http_listener = listen_alone(config.http).map_err(of("http"))?;
         let listeners = Listeners::bind(&config.listen, config.shards, config.limits()).map_err(of("listen"))?;
         let mesh_listener =
             config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
-        Ok(Start { auth, tls, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener) })
+        Ok(Start { auth, tls, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener), store })
     }
 }
 
@@ -165,7 +172,7 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh } = start;
+    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh, store } = start;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
@@ -173,6 +180,9 @@ async fn control(
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     node.set_reload(reload.clone());
+    if let Some(store) = &store {
+        node.set_store(store.watch());
+    }
     if let Some(tls) = &tls {
         node.set_tls(tls.clone());
     }
@@ -219,6 +229,7 @@ async fn control(
         cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
             ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
         }),
+        store: store.as_ref().map(NodeStore::shards),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
@@ -293,6 +304,12 @@ async fn control(
             |failed: Result<_, shard::ShardFailure>| failed.map_err(|error| Failure::Other(error.to_string()));
         failure = failure.or(joined.and_then(of_shards).err());
         tracing::info!("all connections have ended");
+    }
+    if let Some(store) = store {
+        let stopped = tokio::task::spawn_blocking(move || store.stop()).await;
+        if !stopped.unwrap_or(false) {
+            failure = failure.or_else(|| Some(Failure::Other("the store has failed; the log has more".to_owned())));
+        }
     }
     if let Some(cluster) = cluster {
         let patience = if failure.is_some() { LEAVE_MAX } else { Duration::MAX };

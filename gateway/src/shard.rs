@@ -14,6 +14,7 @@ use crate::cluster::{ClusterState, MeshNews, Secrets};
 use crate::control::ControlPort;
 use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
+use crate::desk::ShardStore;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
@@ -68,6 +69,8 @@ pub struct ShardsConfig {
     pub placement: crate::config::Placement,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ShardsCluster>,
+    /// Where messages are kept for users who are offline; `None` without a store.
+    pub store: Option<ShardStore>,
 }
 
 /// What the shards of a node need to be some of a cluster's.
@@ -172,6 +175,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         let core = usize::from(shard) % executors;
         let stats = Arc::new(ShardStats::default());
         let port = ControlPort::new(wakers[core].clone());
+        if let Some(store) = &config.store {
+            store.answers.set_waker(shard, wakers[core].clone());
+        }
         shards.ports.push(port.clone());
         shards.stats.push(stats.clone());
         seats[core].push(Seat {
@@ -195,6 +201,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
                 placement: config.placement,
                 cluster,
+                store: config.store.clone(),
             },
         });
     }
@@ -429,6 +436,7 @@ mod tests {
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,
             cluster: None,
+            store: None,
         })
         .unwrap();
         let panicking = count - 1;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use trunkline_router::command::listen_error;
 
 /// The first kernel with everything the data ring uses: single-issuer rings and deferred task work came with 6.1.
@@ -59,6 +60,8 @@ pub enum StartupError {
     Limit(&'static str, io::Error),
     /// The hard limit on locked memory is too low; holds it.
     LockedMemory(u64),
+    /// The store cannot be used; holds its folder.
+    Store(PathBuf, String),
     /// The memory budget does not fit.
     MemoryBudget {
         /// Its sum, bytes.
@@ -158,6 +161,9 @@ impl fmt::Display for StartupError {
             StartupError::Listen(address, error) => f.write_str(&listen_error(*address, error, "--listen or --http")),
             StartupError::ListenFor(address, error, setting) => f.write_str(&listen_error(*address, error, setting)),
             StartupError::Cluster(error) => f.write_str(error),
+            StartupError::Store(folder, error) => {
+                write!(f, "the store in {} (data_dir) cannot be used: {error}", folder.display())
+            }
             StartupError::Shard(error) => {
                 write!(f, "a shard could not be set up, {error}: gateway doctor checks what it needs")
             }

@@ -123,4 +123,6 @@ outcomes! {
     Overloaded = 3;
     /// The sender may not send this to this recipient.
     Denied = 4;
+    /// The recipient's inbox holds as much as it may.
+    InboxFull = 5;
 }

@@ -37,6 +37,8 @@ impl fmt::Debug for Login {
             .field("resume", &Secret(self.resume.len()))
             .field("last_stamp", &self.last_stamp)
             .field("heartbeat_secs", &self.heartbeat_secs)
+            .field("window", &self.window)
+            .field("ephemeral", &self.ephemeral)
             .finish()
     }
 }
@@ -54,6 +56,9 @@ impl fmt::Debug for LoginOk {
             .field("resumed", &self.resumed)
             .field("max_frame", &self.max_frame)
             .field("pending", &self.pending)
+            .field("floor", &self.floor)
+            .field("last", &self.last)
+            .field("truncated", &self.truncated)
             .field("expires_ms", &self.expires_ms)
             .finish()
     }

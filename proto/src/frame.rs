@@ -22,13 +22,15 @@ pub const FRAME_BYTES_MAX_FLOOR: u32 = 1_024;
 pub mod flags {
     /// SEND, GROUP_SEND: at least once, answered with SENT. DELIVER, GROUP_DELIVER, PUSH: to be answered with ACK.
     pub const ACK: u8 = 0x01;
+    /// ACK: of this message and of all that came before it on the connection.
+    pub const CUMULATIVE: u8 = 0x01;
     /// SEND, GROUP_SEND: never to the offline store.
     pub const NO_STORE: u8 = 0x02;
     /// SEND, GROUP_SEND: a message with this id was sent before, and the server looks for it before it takes this one.
     pub const RETRY: u8 = 0x04;
     /// DELIVER, GROUP_DELIVER, PUSH: sent before.
     pub const AGAIN: u8 = 0x02;
-    /// DELIVER, GROUP_DELIVER, PUSH: asked for by SYNC.
+    /// DELIVER, GROUP_DELIVER, PUSH: from the store.
     pub const REPLAY: u8 = 0x04;
     /// DELIVER, GROUP_DELIVER: the user's own message, sent from another of its devices.
     pub const SELF: u8 = 0x08;

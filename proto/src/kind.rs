@@ -50,7 +50,8 @@ kinds! {
     GroupSend = 0x04, "GROUP_SEND", HEADER_LONG;
     /// Client to service: `aux` is the service number, `id` the request id.
     Call = 0x05, "CALL", HEADER_LONG;
-    /// The client has the message with this `stamp`; `id` and `peer` as delivered. No body.
+    /// The client has the message with this `stamp`; `id` and `peer` as delivered. No body. With
+    /// [`flags::CUMULATIVE`](crate::flags::CUMULATIVE) all before it too.
     Ack = 0x06, "ACK", HEADER_LONG;
     /// Body [`Sync`](crate::Sync): replay the inbox from a position or a time.
     Sync = 0x07, "SYNC", HEADER_SHORT;

@@ -4,6 +4,7 @@ use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
+use super::store::{STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits};
 use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
@@ -15,6 +16,7 @@ use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTE
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::shard::SHARDS_MAX;
+use crate::store::STORE_USER_BYTES;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -80,7 +82,12 @@ impl Judge {
         self.refuse(key, value, format!("it must be {} to {}", allowed.start(), allowed.end()))
     }
 
-    fn size(&self, key: &'static str, value: Size, allowed: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+    pub(super) fn size(
+        &self,
+        key: &'static str,
+        value: Size,
+        allowed: RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
         if allowed.contains(&value.0) {
             return Ok(value.0);
         }
@@ -179,6 +186,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     }
     let auth = auth(&all, &listen, judge)?;
     let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
+    let store = store(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
@@ -189,6 +197,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         proxies,
         tls,
         cluster,
+        store,
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, judge)?,
@@ -274,6 +283,13 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     };
     let nofile = host.nofile_hard.saturating_sub(mesh_slots(&all).into());
     all.shards = Some(shards);
+    all.store = Some(store_kind(&all));
+    let message = frame + MESSAGE_OVERHEAD_BYTES;
+    all.inbox_bytes_max.get_or_insert_with(|| Size((16 * MIB).max(message)));
+    all.store_mail_bytes_max.get_or_insert_with(|| Size((32 * MIB).max(4 * message)));
+    all.store_users_max
+        .get_or_insert_with(|| (room.bytes / 32 / STORE_USER_BYTES).clamp(STORE_USERS_LEAST, STORE_USERS_MOST));
+    all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.to_string());
@@ -369,6 +385,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
     let mesh_slots = mesh_slots(all);
     let connections_limit = CONNECTIONS_LIMIT - u64::from(mesh_slots);
     let connections_max = judge.count("connections_max", known(all.connections_max), 1..=connections_limit)? as u32;
+    let store = store_limits(all, message_bytes_max, judge)?;
     let mut limits = Limits {
         connections_max,
         login_timeout_ms: secs("login_timeout_secs", all.login_timeout_secs)? * 1_000,
@@ -432,6 +449,15 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         // As many as there may be sessions here: homes and sessions are spread alike.
         remote_sessions_max: if mesh_slots > 0 { connections_max } else { 0 },
         mesh_slots,
+        store_after_ms: store.after_ms,
+        inbox_messages_max: store.messages_max,
+        inbox_bytes_max: store.bytes_max,
+        inbox_age_secs: store.age_secs,
+        device_age_secs: store.device_age_secs,
+        store_mail_bytes_max: store.mail_bytes_max,
+        store_bytes_max: store.store_bytes_max,
+        store_users_max: store.users_max,
+        store_recent_bytes_max: store.recent_bytes_max,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()

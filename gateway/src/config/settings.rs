@@ -2,7 +2,7 @@
 //! `default-config`, and the default.
 
 use super::LogFormat;
-use super::values::{AuthKind, KeyFile, Placement, ReadModeKind, RedisDown, Size, one_or_many};
+use super::values::{AuthKind, InboxFull, KeyFile, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -308,6 +308,34 @@ settings! {
     tcp_user_timeout_secs: [u64] "SECS" "TRUNKLINE_TCP_USER_TIMEOUT_SECS" Fixed("60");
     /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too slow).
     @reloadable outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
+
+    ["Store"]
+    /// What keeps messages with ACK for users who are offline, or do not acknowledge them. Not with redis yet.
+    store: [StoreKind] "KIND" "TRUNKLINE_STORE" Computed("embedded with data_dir, off without");
+    /// Folder of the embedded store, which is made if need be. One process has it at a time.
+    data_dir: [PathBuf] "DIR" "TRUNKLINE_DATA_DIR" Unset("\"/var/lib/trunkline\"");
+    /// Milliseconds without ACK after which a message is stored, 100 to 600000.
+    store_after_ms: [u64] "MS" "TRUNKLINE_STORE_AFTER_MS" Fixed("2000");
+    /// Messages in one inbox, 1 to 1000000. When hit: as inbox_full says.
+    inbox_messages_max: [u64] "N" "TRUNKLINE_INBOX_MESSAGES_MAX" Fixed("10000");
+    /// Bytes of one inbox, from the longest message to 1GiB. When hit: as inbox_full says.
+    inbox_bytes_max: [Size] "SIZE" "TRUNKLINE_INBOX_BYTES_MAX" Computed("16MiB, one message at least");
+    /// What becomes of a further message for a full inbox.
+    inbox_full: [InboxFull] "POLICY" "TRUNKLINE_INBOX_FULL" Fixed("\"refuse\"");
+    /// Seconds a message is kept, 1 to 315360000. Its devices are told that messages are gone.
+    inbox_age_secs: [u64] "SECS" "TRUNKLINE_INBOX_AGE_SECS" Fixed("2592000");
+    /// Seconds after which a device that was not seen is forgotten, 1 to 315360000: nothing is kept for it any more.
+    device_age_secs: [u64] "SECS" "TRUNKLINE_DEVICE_AGE_SECS" Fixed("2592000");
+    /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3 (overloaded).
+    store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
+    /// Bytes of all inboxes on disk, 64MiB to 64TiB. When hit: the sender gets SENT 5 (inbox full).
+    store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Fixed("\"16GiB\"");
+    /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
+    /// sender gets SENT 5 (inbox full).
+    store_users_max: [u64] "N" "TRUNKLINE_STORE_USERS_MAX" Computed("as many as take a thirty-second of memory_max");
+    /// Memory at which stored messages leave it for a table on disk, 4MiB to 1GiB. Eight times as much is taken while
+    /// the disk is slow; beyond that the sender gets SENT 3 (overloaded).
+    store_recent_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_RECENT_BYTES_MAX" Computed("a 128th of memory_max, 4MiB to 64MiB");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.

@@ -220,6 +220,26 @@ pub enum RedisDown {
     Serve,
 }
 
+/// What keeps messages for users who are offline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// Nothing: a message with ACK to a user who is offline gets SENT 2.
+    Off,
+    /// Files in data_dir, written by this process.
+    Embedded,
+}
+
+/// What becomes of a message for an inbox that is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum InboxFull {
+    /// Its sender gets SENT 5.
+    Refuse,
+    /// The oldest messages are dropped for it, and devices that had not got them are told.
+    DropOldest,
+}
+
 /// How connections are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

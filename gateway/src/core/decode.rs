@@ -298,7 +298,11 @@ impl Shard {
                 self.links.reply(slot, |out| encode(out, &pong, &[]));
             }
             Kind::Renew => self.renew(slot, frame),
-            Kind::Logout => self.close(slot, CloseReason::Logout),
+            Kind::Sync => self.sync(slot, frame),
+            Kind::Logout => {
+                self.log_out(slot);
+                self.close(slot, CloseReason::Logout);
+            }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),

@@ -175,7 +175,7 @@ impl Shard {
 
     /// Lets a message wait until it is known where its recipient is.
     fn park(&mut self, message: &Routed<'_>, path: Path) {
-        let Routed { origin, from, to, id, acked, payload } = *message;
+        let Routed { origin, from, to, id, acked, payload, .. } = *message;
         let deadline_tick = self.links.tick + ticks(PARK_MS);
         let held =
             Held { origin, from, id, acked, hops: path.hops, via: path.via, deadline_tick, payload: payload.into() };
@@ -195,7 +195,7 @@ impl Shard {
             }
             for held in self.directory.parked.take(user) {
                 let Held { origin, from, id, acked, hops, via, deadline_tick, ref payload } = held;
-                let message = Routed { origin, from, to: user, id, acked, payload };
+                let message = Routed { origin, from, to: user, id, acked, extra: 0, payload };
                 let path = Path { via, hops };
                 // Those behind one that still waits wait too.
                 let waits = self.directory.parked.holds(user);
@@ -217,7 +217,7 @@ impl Shard {
                 }
                 let bytes = payload.len();
                 if let Err(held) = self.directory.parked.park(user, held, bytes) {
-                    self.refuse(&Routed { origin, from, to: user, id, acked, payload: &held.payload });
+                    self.refuse(&Routed { origin, from, to: user, id, acked, extra: 0, payload: &held.payload });
                 }
             }
         }
@@ -269,11 +269,11 @@ impl Shard {
         match record {
             FarRecord::Message { origin, from, to, id, flags, payload, .. } => {
                 let acked = flags & far_flags::ACK != 0;
-                self.refuse(&Routed { origin: Self::origin_at(origin), from, to, id, acked, payload });
+                self.refuse(&Routed { origin: Self::origin_at(origin), from, to, id, acked, extra: 0, payload });
             }
             FarRecord::Transfer { user, origin, from, id, payload, .. } => {
                 let origin = Self::origin_at(origin);
-                self.refuse(&Routed { origin, from, to: user, id, acked: true, payload });
+                self.refuse(&Routed { origin, from, to: user, id, acked: true, extra: 0, payload });
             }
             // The home sends it again if it asked for an ACK.
             _ => self.links.stats.copies_dropped.add(1),
@@ -286,7 +286,7 @@ impl Shard {
         match record {
             FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
                 let acked = flags & far_flags::ACK != 0;
-                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, payload };
+                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra: 0, payload };
                 self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
             }
             FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
@@ -346,7 +346,7 @@ impl Shard {
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
                 let origin = Self::origin_at(origin);
-                let message = Routed { origin, from, to: user, id, acked: true, payload };
+                let message = Routed { origin, from, to: user, id, acked: true, extra: 0, payload };
                 self.take_transfer(&message, node, stamp, attempts);
             }
             FarRecord::Memo { body } => self.take_memo(node, body),
@@ -456,7 +456,7 @@ impl Shard {
             FarRecord::Deliver { .. } => self.links.stats.copies_dropped.add(1),
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
                 let origin = Self::origin_at(origin);
-                let message = Routed { origin, from, to: user, id, acked: true, payload };
+                let message = Routed { origin, from, to: user, id, acked: true, extra: 0, payload };
                 self.take_transfer(&message, NodeKey::OWN, stamp, attempts);
             }
             // The node lives on with a new stream: answers are told again. All that it has to know of sessions is too, by a walk.

@@ -5,9 +5,11 @@
 //! somewhere else is forgotten, and told of there, with the next view.
 
 use super::far;
+use super::handshake::Welcome;
 use super::links::ticks;
 use super::shard::Shard;
 use crate::conn::Phase;
+use crate::desk::Wish;
 use crate::directory::{Home, NodeKey, Registration, RemoteSession, is_remote};
 use crate::io::ConnId;
 use crate::mailbox::{Adoptee, Origin};
@@ -60,12 +62,21 @@ impl Shard {
     }
 
     fn open_here(&mut self, slot: u32, adoptee: &Adoptee) {
-        let session = self.next_session(adoptee.user, &adoptee.device);
-        let since_s = (self.now.wall_ms / 1_000) as u32;
-        let entry = Entry::new(session, slot, since_s, &adoptee.device, &adoptee.class);
+        if self.desk.is_some() {
+            return self.ask_store(slot, adoptee);
+        }
         let pending = self.inboxes.len(adoptee.user) as u64;
-        self.open(slot, adoptee.user, entry, adoptee.heartbeat_secs, adoptee.token_end, pending);
+        let Adoptee { user, device, class, heartbeat_secs, token_end, .. } = adoptee;
+        let entry = self.new_entry(slot, *user, device, class);
+        self.open(slot, *user, entry, *heartbeat_secs, *token_end, Welcome { pending, ..Welcome::default() });
         self.login_done(slot, adoptee.began_us);
+    }
+
+    /// The entry of a session that begins here and now.
+    pub(super) fn new_entry(&mut self, slot: u32, user: u64, device: &str, class: &str) -> Entry {
+        let session = self.next_session(user, device);
+        let since_s = (self.now.wall_ms / 1_000) as u32;
+        Entry::new(session, slot, since_s, device, class)
     }
 
     /// Asks the home for the session of a login that waits in a slot.
@@ -108,9 +119,19 @@ impl Shard {
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
                     let Registration { user, device, class, heartbeat_secs, token_end, began_us, .. } = waiting;
-                    let (bytes, wrapped, known) = (Vec::new(), None, None);
-                    let adoptee =
-                        Adoptee { user, device, class, heartbeat_secs, token_end, began_us, bytes, wrapped, known };
+                    let (wish, bytes, wrapped, known) = (Wish::default(), Vec::new(), None, None);
+                    let adoptee = Adoptee {
+                        user,
+                        device,
+                        class,
+                        heartbeat_secs,
+                        wish,
+                        token_end,
+                        began_us,
+                        bytes,
+                        wrapped,
+                        known,
+                    };
                     self.open_here(slot, &adoptee);
                     self.go_on_reading(slot);
                 }
@@ -120,7 +141,7 @@ impl Shard {
     }
 
     /// Handles what came behind the LOGIN of a connection that had to wait for its home.
-    fn go_on_reading(&mut self, slot: u32) {
+    pub(super) fn go_on_reading(&mut self, slot: u32) {
         if self.links.slots.at(slot).phase != Phase::Open {
             return;
         }
@@ -146,7 +167,8 @@ impl Shard {
             && let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user)
         {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
-            self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, pending);
+            let welcome = Welcome { pending, ..Welcome::default() };
+            self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, welcome);
             self.login_done(conn.slot, waiting.began_us);
             return self.go_on_reading(conn.slot);
         }
@@ -261,7 +283,7 @@ impl Shard {
             self.inboxes.replace(user, old.session, session);
         }
         if new && (first || replaced.is_some()) {
-            self.redeliver_to(user, slot, session, first);
+            self.redeliver_to(user, slot, session, first, false);
         }
         self.look_after(user);
     }
@@ -339,14 +361,19 @@ impl Shard {
     /// Removes a session. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.
     pub(crate) fn remove_session(&mut self, user: u64, session: u64) -> Option<Entry> {
         let ended = self.presence_logout(user, session)?;
+        if self.desk.is_some() {
+            self.stop_reading(user, session);
+        }
         self.inboxes.leave(user, session);
         let left = match self.presence.sessions(user) {
+            [] if self.desk.is_some() => self.keep_what_waits(user),
             [] => self.inboxes.take_all(user),
             [last] => {
                 // A session is no recipient of what it sent itself.
                 let (directory, slots, shard) = (&self.directory, &self.links.slots, self.shard);
                 self.inboxes.take_if(user, |message| {
-                    message.from == user && far::may_be_origin(directory, slots, shard, last.slot, &message.origin)
+                    let own = message.from == user && !message.absent;
+                    own && far::may_be_origin(directory, slots, shard, last.slot, &message.origin)
                 })
             }
             _ => VecDeque::new(),

@@ -1,9 +1,11 @@
 //! LOGIN, and the move of a logged-in connection to the home shard of its user.
 
+use super::reading::Reading;
 use super::shard::Shard;
 use crate::auth::TokenEnd;
 use crate::config::Placement;
 use crate::conn::{Conn, ConnFlags, Phase};
+use crate::desk::Wish;
 use crate::directory::Home;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::CLASS_BYTES_MAX;
@@ -13,6 +15,20 @@ use trunkline_proto::prost::Message;
 use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Login, VERSION};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::{Entry, LoginOutcome, Presence};
+
+/// What LOGIN_OK says of the inbox.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Welcome {
+    /// Messages that wait for the device, or without a store for the user.
+    pub(crate) pending: u64,
+    pub(crate) resume: Vec<u8>,
+    pub(crate) resumed: bool,
+    pub(crate) floor: u64,
+    pub(crate) last: u64,
+    pub(crate) truncated: bool,
+    /// How the device reads its inbox; `None` where there is no store.
+    pub(crate) reading: Option<Reading>,
+}
 
 impl Shard {
     /// The first frame of a connection.
@@ -56,11 +72,13 @@ impl Shard {
             wish => wish.clamp(limits.heartbeat_secs_min, limits.heartbeat_secs_max),
         };
         let home = home_shard(login.user, u32::from(self.shards)) as u16;
+        let wish = Wish::of(&mut login);
         let adoptee = Adoptee {
             user: login.user,
             device: login.device,
             class: login.device_class,
             heartbeat_secs: heartbeat_secs as u16,
+            wish,
             token_end,
             began_us: self.now.mono_us,
             bytes: Vec::new(),
@@ -182,7 +200,7 @@ impl Shard {
         }
     }
 
-    /// Makes the connection a session of its user. `pending`: messages that wait for the user at the home.
+    /// Makes the connection a session of its user.
     pub(crate) fn open(
         &mut self,
         slot: u32,
@@ -190,7 +208,7 @@ impl Shard {
         entry: Entry,
         heartbeat_secs: u16,
         token_end: TokenEnd,
-        pending: u64,
+        welcome: Welcome,
     ) {
         let session = entry.session;
         let first = self.presence.sessions(user).is_empty();
@@ -228,13 +246,20 @@ impl Shard {
             self.end_replaced(user, old);
         }
         self.begin_token(slot, token_end);
-        self.send_login_ok(slot, session, heartbeat_secs, pending);
+        self.send_login_ok(slot, session, heartbeat_secs, &welcome);
+        let mut carried = None;
         if let Some(old) = &replaced {
+            carried = self.stop_reading(user, old.session);
             self.inboxes.replace(user, old.session, session);
         }
         if replaced.is_some() || first {
             // What the old session did not acknowledge may never have reached the device; and a former home may have sent what waited there.
-            self.redeliver_to(user, slot, session, first);
+            let from_log = welcome.reading.is_some_and(|reading| !reading.ephemeral);
+            self.redeliver_to(user, slot, session, first, from_log);
+        }
+        if let Some(mut reading) = welcome.reading {
+            reading.carried = carried;
+            self.begin_reading(slot, user, session, reading);
         }
         self.links.arm_session(slot, &mut self.inboxes);
     }

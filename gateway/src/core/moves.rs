@@ -102,7 +102,7 @@ impl Shard {
         for user in self.inboxes.users() {
             for message in self.inboxes.take_if(user, |message| message.origin.node != NodeKey::OWN) {
                 let Unacked { origin, from, id, ref payload, .. } = message;
-                self.refuse(&Routed { origin, from, to: user, id, acked: true, payload });
+                self.refuse(&Routed { origin, from, to: user, id, acked: true, extra: 0, payload });
             }
         }
         for user in self.directory.parked.users() {
@@ -110,9 +110,9 @@ impl Shard {
                 let Held { origin, from, id, acked, ref payload, .. } = held;
                 let bytes = payload.len();
                 if origin.node != NodeKey::OWN {
-                    self.refuse(&Routed { origin, from, to: user, id, acked, payload });
+                    self.refuse(&Routed { origin, from, to: user, id, acked, extra: 0, payload });
                 } else if let Err(held) = self.directory.parked.park(user, held, bytes) {
-                    self.refuse(&Routed { origin, from, to: user, id, acked, payload: &held.payload });
+                    self.refuse(&Routed { origin, from, to: user, id, acked, extra: 0, payload: &held.payload });
                 }
             }
         }
@@ -221,7 +221,7 @@ impl Shard {
     /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home from now on.
     fn transfer(&mut self, user: u64, message: Unacked, node: NodeKey, shard: u16) {
         let Unacked { stamp, from, id, origin, attempts, payload, .. } = message;
-        let routed = Routed { origin, from, to: user, id, acked: true, payload: &payload };
+        let routed = Routed { origin, from, to: user, id, acked: true, extra: 0, payload: &payload };
         let owes = origin.node == NodeKey::OWN;
         if owes && !self.directory.sent_away.has_room() {
             self.links.stats.limit_sent_away.add(1);

@@ -6,8 +6,9 @@ use super::far::{self, Path};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::conn::Phase;
+use crate::desk::Known;
 use crate::directory::{EARLY_ACKS_MAX, Home, NodeKey};
-use crate::inbox::{Acked, InboxFull, Seats, Unacked};
+use crate::inbox::{Acked, InboxFull, Keep, Seats, Unacked};
 use crate::mailbox::{Origin, Record, Records, Room};
 use crate::mesh::wire::Record as FarRecord;
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
@@ -26,6 +27,8 @@ pub(crate) struct Routed<'a> {
     /// The sender's id for it.
     pub(crate) id: u64,
     pub(crate) acked: bool,
+    /// NO_STORE and RETRY, as far as the sender has set them.
+    pub(crate) extra: u8,
     pub(crate) payload: &'a [u8],
 }
 
@@ -43,6 +46,7 @@ impl Shard {
             to: frame.peer,
             id: frame.id,
             acked: frame.flags & flags::ACK != 0,
+            extra: frame.flags & (flags::NO_STORE | flags::RETRY),
             payload: frame.body,
         };
         if !self.serving {
@@ -74,8 +78,8 @@ impl Shard {
             self.arrive(message, Path::OWN);
             return Flow::On;
         }
-        let Routed { origin, from, to, id, acked, payload } = *message;
-        let record = Record::Message { origin: origin.conn, from, to, id, acked, payload };
+        let Routed { origin, from, to, id, acked, extra, payload } = *message;
+        let record = Record::Message { origin: origin.conn, from, to, id, acked, extra, payload };
         let room = self.outgoing.room(home, record.encoded_len(), self.links.tick);
         if room == Room::Wait {
             self.links.stats.mailbox_waits.add(1);
@@ -98,7 +102,15 @@ impl Shard {
 
     /// Queues a message for all devices of its recipient, whose home this shard is.
     pub(crate) fn deliver(&mut self, message: &Routed<'_>) {
-        let Routed { origin, from, to, id, acked, payload } = *message;
+        let Routed { origin, from, to, id, acked, extra, payload } = *message;
+        if acked && self.desk.is_some() {
+            if extra & flags::RETRY != 0 && self.is_known(message) {
+                return;
+            }
+            if extra & flags::NO_STORE == 0 {
+                return self.deliver_kept(message);
+            }
+        }
         if acked && !self.admit(to, payload.len()) {
             self.links.stats.out_overloaded.add(1);
             return self.tell_fate(origin, id, to, Outcome::Overloaded, 0);
@@ -136,6 +148,9 @@ impl Shard {
                 owed.add(seat);
                 if queued == Queued::Yes {
                     copies.add(seat);
+                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(to, session.session)) {
+                        reader.gave_unkept(stamp);
+                    }
                 } else {
                     // This device gets it when it has room, if another one has it now.
                     self.links.owe_redelivery(session.slot);
@@ -152,6 +167,9 @@ impl Shard {
                 let payload = payload.into();
                 let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload);
                 self.inboxes.push(to, Unacked { owed, queued: copies, ..waiting });
+                if let Some(desk) = &mut self.desk {
+                    desk.duplicates.note(from, id, to, stamp, Known::Open);
+                }
                 let again = sent_tick + ticks(self.links.limits.redeliver_ms);
                 match queued_here {
                     Some(slot) => self.links.wheel.arm_earlier(slot, again),
@@ -186,6 +204,10 @@ impl Shard {
         }
         for (hog, message) in self.inboxes.make_room(user, tick, QUIET_TICKS) {
             self.links.stats.evicted_unacked.add(1);
+            if message.told {
+                self.links.stats.copies_given_up.add(1);
+                continue;
+            }
             self.links.stats.out_overloaded.add(1);
             self.tell_fate(message.origin, message.id, hog, Outcome::Overloaded, 0);
         }
@@ -206,15 +228,26 @@ impl Shard {
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            Home::Here | Home::Nowhere => self.acknowledged(user, session, frame.stamp),
+            Home::Here | Home::Nowhere => {
+                if frame.flags & flags::CUMULATIVE != 0 {
+                    self.acknowledged_earlier(user, session, frame.stamp);
+                }
+                self.acknowledged(user, session, frame.stamp);
+                if self.desk.is_some() {
+                    self.device_acknowledged(user, session, frame.stamp);
+                }
+            }
         }
     }
 
     /// A message that waits here has an ACK of a session; 0 where it is not known which.
     pub(crate) fn acknowledged(&mut self, user: u64, session: u64, stamp: u64) {
         let acked = self.inboxes.ack(user, session, stamp, self.links.tick);
-        if let Acked::First { origin, id } = acked {
+        if let Acked::First { origin, from, id } = acked {
             self.links.stats.out_acked.add(1);
+            if let Some(desk) = &mut self.desk {
+                desk.duplicates.note(from, id, user, stamp, Known::Delivered);
+            }
             self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
         } else if acked == Acked::Unknown
             && !self.alone
@@ -254,9 +287,9 @@ impl Shard {
         self.serving &= life == self.life;
         for record in Records(bytes) {
             match record {
-                Record::Message { origin, from, to, id, acked, payload } => {
+                Record::Message { origin, from, to, id, acked, extra, payload } => {
                     let origin = Origin::own(from_shard, origin);
-                    self.arrive(&Routed { origin, from, to, id, acked, payload }, Path::OWN);
+                    self.arrive(&Routed { origin, from, to, id, acked, extra, payload }, Path::OWN);
                 }
                 Record::Fate { origin, id, peer, outcome, stamp } => {
                     self.tell_fate(Origin::own(self.shard, origin), id, peer, outcome, stamp);
@@ -269,15 +302,17 @@ impl Shard {
 
     /// Sends what waits for the user's ACK to a session that has just begun: all of it to the first one of the user, and what was owed to the one whose place it
     /// took otherwise. What finds no room follows when there is some.
-    pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32, session: u64, first: bool) {
+    /// `from_log`: what is kept is not among it, since the session gets that from the store.
+    pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32, session: u64, first: bool, from_log: bool) {
         if self.inboxes.len(user) == 0 {
             return;
         }
-        let seat = self.inboxes.seat(user, session);
         if first {
-            self.inboxes.of(user).for_each(|message| message.owed.add(seat));
+            let seat = self.inboxes.seat(user, session);
+            let waiting = self.inboxes.of(user).filter(|message| !from_log || message.keep == Keep::Never);
+            waiting.for_each(|message| message.owed.add(seat));
         }
-        self.redeliver_owed(user, slot, seat);
+        self.redeliver_owed(user, slot, session, from_log);
     }
 
     /// Goes on with redeliveries that had found no room, where there is some now.
@@ -292,17 +327,21 @@ impl Shard {
             let Some(session) = self.session_in(user, slot).filter(|_| self.serving && self.is_home(user)) else {
                 continue;
             };
-            let seat = self.inboxes.seat(user, session);
-            self.redeliver_owed(user, slot, seat);
+            let from_log = self.desk.as_mut().is_some_and(|desk| desk.reader(user, session).is_some());
+            if from_log {
+                self.go_on_with(user, session);
+            }
+            self.redeliver_owed(user, slot, session, from_log);
         }
     }
 
     /// Queues what is owed to a session and has not been queued for it, in order, until there is no room.
-    fn redeliver_owed(&mut self, user: u64, slot: u32, seat: Seats) {
+    fn redeliver_owed(&mut self, user: u64, slot: u32, session: u64, from_log: bool) {
         let tick = self.links.tick;
+        let seat = self.inboxes.seat(user, session);
         let mut full = false;
         for message in self.inboxes.of(user) {
-            if !message.owed.has(seat) || message.queued.has(seat) {
+            if !message.owed.has(seat) || message.queued.has(seat) || (from_log && message.keep != Keep::Never) {
                 continue;
             }
             let header = again(message, user);
@@ -316,7 +355,12 @@ impl Shard {
             }
             self.links.stats.redeliveries.add(1);
             message.queued.add(seat);
-            message.sent_tick = tick;
+            if message.keep == Keep::Never {
+                message.sent_tick = tick;
+                if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+                    reader.gave_unkept(message.stamp);
+                }
+            }
         }
         if full {
             self.links.owe_redelivery(slot);
@@ -352,14 +396,14 @@ impl Shard {
         if self.inboxes.len(user) == 0 {
             return;
         }
-        let sessions: Vec<(u32, Seats)> = self
+        let sessions: Vec<(u32, u64, Seats)> = self
             .presence
             .sessions(user)
             .iter()
-            .map(|entry| (entry.slot, self.inboxes.seat(user, entry.session)))
+            .map(|entry| (entry.slot, entry.session, self.inboxes.seat(user, entry.session)))
             .collect();
         for message in self.inboxes.of(user) {
-            if message.sent_tick > sent_before {
+            if message.sent_tick > sent_before || message.keep != Keep::Never {
                 continue;
             }
             let since = message.sent_tick;
@@ -367,7 +411,7 @@ impl Shard {
             let header = again(message, user);
             let owed = message.owed;
             let mut queued_some = false;
-            for &(slot, seat) in &sessions {
+            for &(slot, session, seat) in &sessions {
                 let (directory, slots) = (&self.directory, &self.links.slots);
                 if message.from == user && far::may_be_origin(directory, slots, self.shard, slot, &message.origin) {
                     continue;
@@ -387,6 +431,9 @@ impl Shard {
                     queued_some = true;
                     message.queued.add(seat);
                     self.links.stats.redeliveries.add(1);
+                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+                        reader.gave_unkept(message.stamp);
+                    }
                 } else if !message.queued.has(seat) {
                     self.links.owe_redelivery(slot);
                 }

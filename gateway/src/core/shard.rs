@@ -9,6 +9,7 @@ use crate::auth::{AuthReader, AuthSwitch, Refusal};
 use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
+use crate::desk::{Desk, ShardStore};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now, Peer};
@@ -67,6 +68,8 @@ pub(crate) struct ShardConfig {
     pub(crate) placement: Placement,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub(crate) cluster: Option<ShardCluster>,
+    /// Where messages are kept for users who are offline; `None` without a store, and in a cluster.
+    pub(crate) store: Option<ShardStore>,
 }
 
 /// What a shard needs to be one of several nodes'.
@@ -106,6 +109,8 @@ pub(crate) struct Shard {
     pub(crate) mesh: Option<Mesh>,
     pub(crate) directory: Directory,
     pub(crate) kicks: Kicks,
+    /// The store; `None` without one.
+    pub(crate) desk: Option<Desk>,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -119,7 +124,7 @@ pub(crate) struct Shard {
     mono_tick: u64,
     /// The latest session id; 0 before the first.
     last_session: u64,
-    last_stamp: u64,
+    pub(super) last_stamp: u64,
     pub(crate) drain: Option<Drain>,
 }
 
@@ -170,6 +175,8 @@ impl Shard {
             mesh,
             directory: Directory::new(limits, away_ticks),
             kicks: Kicks::default(),
+            last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
+            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key)),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
@@ -185,7 +192,6 @@ impl Shard {
             now: Now::default(),
             mono_tick: 0,
             last_session: 0,
-            last_stamp: 0,
             drain: None,
             shard: config.shard,
             shards: config.shards,
@@ -242,6 +248,11 @@ impl Shard {
         if stamp >> 20 <= self.now.wall_ms + STAMP_AHEAD_MS_MAX {
             self.last_stamp = self.last_stamp.max(stamp);
         }
+    }
+
+    /// Lets the positions given out from now on be above what the store holds, which was given out here, whatever the clock says now.
+    pub(super) fn follow_stamp(&mut self, stamp: u64) {
+        self.last_stamp = self.last_stamp.max(stamp);
     }
 
     /// Ten bits that other shards of the cluster hardly ever have; 0 when the node is alone.
@@ -375,7 +386,12 @@ impl Shard {
         match phase {
             Phase::Open => self.session_ended(slot, user),
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
-            Phase::Registering => drop(self.directory.registrations.forget(slot)),
+            Phase::Registering => {
+                drop(self.directory.registrations.forget(slot));
+                if let Some(desk) = &mut self.desk {
+                    desk.logins.remove(&slot);
+                }
+            }
             _ => {}
         }
     }
@@ -435,6 +451,9 @@ impl Shard {
         if !self.alone {
             self.expire_far();
         }
+        if self.desk.is_some() {
+            self.expire_kept();
+        }
     }
 
     /// The same for what is not a connection's.
@@ -455,6 +474,9 @@ impl Shard {
         let tick = self.links.tick;
         let hot_ticks = ticks(self.links.limits.hot_idle_ms);
         let full_ticks = ticks(self.links.limits.outbox_full_ms_max);
+        if self.links.slots.at(slot).phase == Phase::Registering && self.stop_waiting_for_store(slot) {
+            return;
+        }
         let conn = self.links.slots.at(slot);
         match conn.phase {
             Phase::Handshake if conn.wire.has(Wire::TURNED_AWAY) => self.turn_away(slot),
@@ -580,7 +602,9 @@ impl Shard {
         let directory = &self.directory;
         let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
         let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
-        empty && told && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
+        // What is owed is committed before the end.
+        let stored = self.desk.as_ref().is_none_or(Desk::is_idle);
+        empty && told && stored && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
     }
 
     /// Whether a drain has taken as long as it may.
@@ -621,6 +645,13 @@ impl Shard {
         stats.outbox_bytes.set(self.links.outbox_bytes as u64);
         stats.partial_bytes.set(self.links.partial_bytes as u64);
         stats.websockets_within.set(self.links.wrappings.len() as u64);
+        if let Some(desk) = &self.desk {
+            stats.store_asked.set(desk.asked() as u64);
+            stats.storing.set(desk.appends() as u64);
+            stats.store_silence_us.set(u64::from(desk.silent_ticks(self.links.tick)) * TICK_MS * 1_000);
+            stats.store_logins.set(desk.logins.len() as u64);
+            stats.duplicates_known.set(desk.duplicates.len() as u64);
+        }
         stats.tls_connections.set(self.links.tls.sessions.len().into());
         stats.tls_shaking.set(self.links.tls.shaking().into());
     }

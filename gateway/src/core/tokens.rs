@@ -5,6 +5,7 @@
 //! within a minute, and after one backwards they live on until the clock says it is over. Without a jump the look falls
 //! on the end itself, within a tick.
 
+use super::handshake::Welcome;
 use super::links::ticks;
 use super::shard::Shard;
 use crate::auth::{Auth, Refusal, TokenEnd, key_id};
@@ -157,11 +158,11 @@ impl Shard {
         let session = sessions.filter(|entry| entry.slot == slot).map(|entry| entry.session).next().unwrap_or(0);
         let heartbeat_secs = self.links.slots.at(slot).heartbeat_secs;
         let pending = self.inboxes.len(user) as u64;
-        self.send_login_ok(slot, session, heartbeat_secs, pending);
+        self.send_login_ok(slot, session, heartbeat_secs, &Welcome { pending, ..Welcome::default() });
     }
 
     /// LOGIN_OK, for LOGIN and RENEW alike.
-    pub(crate) fn send_login_ok(&mut self, slot: u32, session: u64, heartbeat_secs: u16, pending: u64) {
+    pub(crate) fn send_login_ok(&mut self, slot: u32, session: u64, heartbeat_secs: u16, welcome: &Welcome) {
         let login_ok = LoginOk {
             session,
             node: self.node.clone(),
@@ -169,9 +170,13 @@ impl Shard {
             heartbeat_secs: u32::from(heartbeat_secs),
             time_ms: self.now.wall_ms,
             max_frame: self.links.limits.frame_bytes_max,
-            pending,
+            resume: welcome.resume.clone(),
+            resumed: welcome.resumed,
+            pending: welcome.pending,
+            floor: welcome.floor,
+            last: welcome.last,
+            truncated: welcome.truncated,
             expires_ms: self.links.tokens.end(slot).ms(),
-            ..LoginOk::default()
         };
         self.links.reply(slot, |out| encode_message(out, Kind::LoginOk, 0, &login_ok));
     }

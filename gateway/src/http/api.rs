@@ -2,7 +2,7 @@
 
 use super::cluster::{ClusterDescription, describe_cluster};
 use super::document::DOCUMENT;
-use super::{Node, NodeState, VERSION};
+use super::{Node, NodeState, VERSION, inbox};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
 use crate::control::{Control, Kicked, Rest};
@@ -29,6 +29,7 @@ use trunkline_router::hash::home_shard;
 use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_router::process::Process;
 use trunkline_router::ring::WEIGHT_MAX;
+use trunkline_store::{Reply, Request};
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +57,9 @@ pub(super) fn routes() -> Routes<Node> {
         .post("/v1/node/weight", Needs::Change(Scope::Drain), set_weight)
         .post("/v1/node/reload", Needs::Change(Scope::Reload), reload)
         .post("/v1/users/{user}/kick", Needs::Change(Scope::Kick), kick_user)
+        .get("/v1/users/{user}/inbox", Needs::Read(Scope::UsersRead), inbox::show)
+        .delete("/v1/users/{user}/inbox", Needs::Change(Scope::AccountsWrite), inbox::empty)
+        .delete("/v1/users/{user}/devices/{device}", Needs::Change(Scope::AccountsWrite), inbox::forget)
         .get("/v1/openapi.json", Needs::AnyKey, async || {
             ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
         })
@@ -77,7 +81,7 @@ async fn ready(State(node): State<Arc<Node>>) -> Response {
     let reason = node.unready();
     let ready = reason.is_none();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let degraded = node.cluster().map(|cluster| cluster.degraded(now_ms())).unwrap_or_default();
+    let degraded = node.degraded();
     (status, Json(Readiness { ready, state, reason, degraded })).into_response()
 }
 
@@ -119,6 +123,9 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     write_log(&mut exposition);
     if let Some(cluster) = node.cluster() {
         write_cluster(&mut exposition, cluster, now_ms());
+    }
+    if let Some(store) = node.store.get() {
+        store.write(&mut exposition);
     }
     write_shards(&mut exposition, node.stats());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition.finish()).into_response()
@@ -315,6 +322,22 @@ async fn kick_user(
         }
     };
     Err(Problem::unavailable(format!("{ended} sessions were ended; {left}. Try again in a moment")))
+}
+
+/// Asks the store about a user, through the user's shard, which may have to know.
+pub(super) async fn ask_store(
+    node: &Node,
+    user: u64,
+    forgets: Option<u16>,
+    request: fn(u64, u16, u64) -> Request,
+) -> Result<Reply, Problem> {
+    if node.store.get().is_none() {
+        return Err(inbox::no_store());
+    }
+    match ask(node, user, |answer| Control::Store { user, forgets, ask: request, answer }).await {
+        Ok((_, reply)) => Ok(reply),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// Asks the home shard of a user. Returns the shard and its answer.

@@ -12,6 +12,7 @@
 
 mod cluster;
 mod crowd;
+mod inbox;
 mod ledger;
 mod node;
 mod planted;
@@ -91,6 +92,7 @@ impl Run {
             }),
             proxies: if scenario.proxied { Arc::new(proxy::all_clients()) } else { Arc::default() },
             cluster: None,
+            store: None,
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),

@@ -5,6 +5,7 @@ use crate::auth::AuthSwitch;
 use crate::config::Placement;
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, ShardCluster, ShardConfig};
+use crate::desk::ShardStore;
 use crate::io::HandoverToken;
 use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
@@ -60,6 +61,8 @@ pub(super) struct NodeConfig {
     pub(super) proxies: Arc<Proxies>,
     /// How it takes part in a cluster; its first shard has one listener more then.
     pub(super) cluster: Option<ShardCluster>,
+    /// Where it keeps messages.
+    pub(super) store: Option<ShardStore>,
 }
 
 pub(super) struct Node {
@@ -78,7 +81,8 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, proxies, cluster } = config;
+        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, proxies, cluster, store } =
+            config;
         let mail = mailboxes(shards);
         // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and those of a cluster, have
         // none, and accept by multishot.
@@ -104,6 +108,7 @@ impl Node {
                 presence_log: None,
                 placement: Placement::Accept,
                 cluster: cluster.clone().map(|cluster| ShardCluster { listens: shard == 0, ..cluster }),
+                store: store.clone(),
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);
@@ -140,6 +145,13 @@ impl Node {
         let taken = seat.port.send(request).is_ok();
         seat.signalled |= taken;
         taken
+    }
+
+    /// Wakes a shard, as the store's thread does.
+    pub(super) fn signal(&mut self, shard: usize) {
+        if let Some(seat) = self.seats.get_mut(shard) {
+            seat.signalled = true;
+        }
     }
 
     fn ring(&self, shard: usize) -> usize {
@@ -281,6 +293,9 @@ impl Node {
                 "shard {shard}: unacknowledged messages"
             );
             assert_eq!((state.presence.users(), state.presence.session_count()), (0, 0), "shard {shard}: presence");
+            if let Some(desk) = &state.desk {
+                assert!(desk.is_idle() && desk.users.is_empty(), "shard {shard}: about the store: {desk:?}");
+            }
             assert_eq!(state.departing.len(), 0, "shard {shard}: departing connections");
             assert!(
                 state.links.dirty.is_empty() && state.links.overflowed.is_empty(),

@@ -11,6 +11,12 @@ pub(crate) enum Bug {
     FateLost,
     /// Some sessions are not told of to their new home.
     SessionUntold,
+    /// A sender is told that its message is stored when the store has only been asked.
+    StoredEarly,
+    /// A sender is told of the store although it was told of an ACK.
+    ToldTwice,
+    /// A device's cursor passes what it has not acknowledged.
+    CursorAhead,
     /// The clock of a node stands still while its machine is suspended.
     ClockStandsStill,
 }

@@ -81,6 +81,7 @@ impl Run {
             tls: None,
             proxies: std::sync::Arc::default(),
             cluster: None,
+            store: None,
         };
         let node = Node::new(node, &world);
         Run { world, node, rng, sessions: Vec::new(), by_socket: BTreeMap::new(), ended: 0 }

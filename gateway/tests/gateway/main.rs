@@ -25,6 +25,8 @@ mod devices;
 mod doctor;
 mod drain;
 mod http;
+mod inbox;
+mod inbox_kill;
 mod jwt;
 mod kinds;
 mod limits;

@@ -4,6 +4,7 @@ use crate::cluster_support::Fleet;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_gateway};
 use crate::support::generated::{assert_documented, metrics_table};
+use crate::support::scratch::ScratchFolder;
 use crate::support::tls::Identity;
 use crate::support::wait_for;
 use crate::support::wire::flag;
@@ -56,6 +57,28 @@ fn the_metrics_of_a_node_alone_are_clean_and_whole() {
             let named = body.lines().find(|line| !line.starts_with('#') && line.contains(name));
             assert_eq!(named, None);
         }
+    });
+}
+
+#[test]
+fn the_metrics_are_clean_and_whole_with_a_store() {
+    let folder = ScratchFolder::new("store");
+    with_gateway(1, &["--data-dir", folder.path()], |gateway| {
+        let mut sender = Client::login(gateway, 1);
+        let id = sender.send(2, flag::ACK, b"kept");
+        wait_for("it is stored", || {
+            let frame = sender.recv();
+            (frame.id == id).then_some(())
+        });
+        let body = lint(gateway);
+        assert_eq!(value(&body, "trunkline_store_available"), 1.0);
+        assert_eq!(value(&body, "trunkline_store_appends_total"), 1.0);
+        assert!(value(&body, "trunkline_store_commit_duration_seconds_count") >= 1.0);
+        let of_store = |line: &&str| {
+            line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ").starts_with("trunkline_store_")
+        };
+        let lines: Vec<&str> = body.lines().filter(of_store).collect();
+        assert_documented("metrics.md", "store", &metrics_table(&lines.join("\n")));
     });
 }
 

@@ -90,6 +90,7 @@ fn outcomes_have_the_numbers_of_the_protocol() {
         (2, Outcome::OfflineNotStored),
         (3, Outcome::Overloaded),
         (4, Outcome::Denied),
+        (5, Outcome::InboxFull),
     ];
     for (number, outcome) in table {
         assert_eq!(outcome.as_u16(), number);
@@ -112,7 +113,8 @@ fn every_code_has_a_short_sentence_of_its_own() {
 
 #[test]
 fn flags_and_limits_have_the_values_of_the_protocol() {
-    assert_eq!((flags::ACK, flags::NO_STORE), (0x01, 0x02));
+    assert_eq!((flags::ACK, flags::NO_STORE, flags::RETRY), (0x01, 0x02, 0x04));
+    assert_eq!(flags::CUMULATIVE, 0x01);
     assert_eq!((flags::AGAIN, flags::REPLAY, flags::SELF), (0x02, 0x04, 0x08));
     assert_eq!((VERSION, DEVICE_BYTES_MAX), (1, 64));
     assert_eq!((HEADER_SHORT, HEADER_LONG), (8, 32));

@@ -27,10 +27,13 @@ fn any_frames() -> impl Strategy<Value = Vec<(Header, Vec<u8>)>> {
 prop_compose! {
     fn any_login()(
         (version, user, last_stamp, heartbeat_secs) in any::<(u32, u64, u64, u32)>(),
+        (window, ephemeral) in any::<(u32, bool)>(),
         (token, device, device_class, agent) in any::<(String, String, String, String)>(),
         resume in vec(any::<u8>(), 0..64),
     ) -> Login {
-        Login { version, user, token, device, device_class, agent, resume, last_stamp, heartbeat_secs }
+        Login {
+            version, user, token, device, device_class, agent, resume, last_stamp, heartbeat_secs, window, ephemeral,
+        }
     }
 }
 
@@ -38,9 +41,13 @@ prop_compose! {
     fn any_login_ok()(
         (session, shard, heartbeat_secs, time_ms) in any::<(u64, u32, u32, u64)>(),
         (node, resumed, max_frame, pending, expires_ms) in any::<(String, bool, u32, u64, u64)>(),
+        (floor, last, truncated) in any::<(u64, u64, bool)>(),
         resume in vec(any::<u8>(), 0..64),
     ) -> LoginOk {
-        LoginOk { session, node, shard, heartbeat_secs, time_ms, resume, resumed, max_frame, pending, expires_ms }
+        LoginOk {
+            session, node, shard, heartbeat_secs, time_ms, resume, resumed, max_frame, pending, floor, last, truncated,
+            expires_ms,
+        }
     }
 }
 
@@ -51,14 +58,17 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_sync()((after_stamp, since_ms, limit) in any::<(u64, u64, u32)>()) -> Sync {
-        Sync { after_stamp, since_ms, limit }
+    fn any_sync()((after_stamp, since_ms, limit, group) in any::<(u64, u64, u32, u64)>()) -> Sync {
+        Sync { after_stamp, since_ms, limit, group }
     }
 }
 
 prop_compose! {
-    fn any_sync_ok()((next_stamp, complete, truncated) in any::<(u64, bool, bool)>()) -> SyncOk {
-        SyncOk { next_stamp, complete, truncated }
+    fn any_sync_ok()(
+        (next_stamp, complete, truncated) in any::<(u64, bool, bool)>(),
+        (group, floor, last) in any::<(u64, u64, u64)>(),
+    ) -> SyncOk {
+        SyncOk { next_stamp, complete, truncated, group, floor, last }
     }
 }
 

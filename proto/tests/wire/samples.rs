@@ -54,6 +54,8 @@ pub(crate) fn login() -> Login {
         resume: vec![0xde, 0xad],
         last_stamp: 300,
         heartbeat_secs: 30,
+        window: 300,
+        ephemeral: true,
     }
 }
 
@@ -68,6 +70,9 @@ pub(crate) fn login_ok() -> LoginOk {
         resumed: true,
         max_frame: 65_536,
         pending: 5,
+        floor: 150,
+        last: 300,
+        truncated: true,
         expires_ms: 150,
     }
 }
@@ -81,11 +86,11 @@ pub(crate) fn bye() -> Bye {
 }
 
 pub(crate) fn sync() -> Sync {
-    Sync { after_stamp: 1 << 20, since_ms: 150, limit: 100 }
+    Sync { after_stamp: 1 << 20, since_ms: 150, limit: 100, group: 7 }
 }
 
 pub(crate) fn sync_ok() -> SyncOk {
-    SyncOk { next_stamp: 1 << 20, complete: true, truncated: true }
+    SyncOk { next_stamp: 1 << 20, complete: true, truncated: true, group: 7, floor: 150, last: 300 }
 }
 
 pub(crate) fn watch() -> Watch {
@@ -109,14 +114,20 @@ fn from_client() -> Vec<Sample> {
             Kind::Login,
             0,
             &login(),
-            "0000002e 01 00 0000
-             0801 102a 1a03 74306b 2205 70686f6e65 2a06 6d6f62696c65 3203 782f31 3a02 dead 40ac02 481e",
+            "00000033 01 00 0000
+             0801 102a 1a03 74306b 2205 70686f6e65 2a06 6d6f62696c65 3203 782f31 3a02 dead 40ac02 481e
+             50ac02 5801",
         ),
         sample(Header { aux: 0x1234, ..header(Kind::Ping) }, b"", "00000008 02 00 1234"),
         sample(
-            Header { flags: flags::ACK | flags::NO_STORE, id: 0x0102_0304_0506_0708, peer: 42, ..header(Kind::Send) },
+            Header {
+                flags: flags::ACK | flags::NO_STORE | flags::RETRY,
+                id: 0x0102_0304_0506_0708,
+                peer: 42,
+                ..header(Kind::Send)
+            },
             b"hello",
-            "00000025 03 03 0000 0102030405060708 000000000000002a 0000000000000000 68656c6c6f",
+            "00000025 03 07 0000 0102030405060708 000000000000002a 0000000000000000 68656c6c6f",
         ),
         sample(
             Header { flags: flags::ACK, id: 9, peer: u64::MAX - 1, ..header(Kind::GroupSend) },
@@ -129,11 +140,11 @@ fn from_client() -> Vec<Sample> {
             "00000022 05 00 0007 000000000000000a 0000000000000000 0000000000000000 00ff",
         ),
         sample(
-            Header { id: 9, peer: 42, stamp: 0x0195_0000_0000_0001, ..header(Kind::Ack) },
+            Header { flags: flags::CUMULATIVE, id: 9, peer: 42, stamp: 0x0195_0000_0000_0001, ..header(Kind::Ack) },
             b"",
-            "00000020 06 00 0000 0000000000000009 000000000000002a 0195000000000001",
+            "00000020 06 01 0000 0000000000000009 000000000000002a 0195000000000001",
         ),
-        control(Kind::Sync, 0, &sync(), "00000011 07 00 0000 08808040 109601 1864"),
+        control(Kind::Sync, 0, &sync(), "00000013 07 00 0000 08808040 109601 1864 2007"),
         sample(
             Header { id: 11, peer: 77, ..header(Kind::GroupJoin) },
             b"",
@@ -163,8 +174,8 @@ fn from_server() -> Vec<Sample> {
             Kind::LoginOk,
             0,
             &login_ok(),
-            "00000028 81 00 0000
-             088080808010 1202 6e31 1803 201e 289601 3202 0102 3801 40808004 4805 689601",
+            "00000030 81 00 0000
+             088080808010 1202 6e31 1803 201e 289601 3202 0102 3801 40808004 4805 509601 58ac02 6001 689601",
         ),
         sample(Header { aux: 0x1234, ..header(Kind::Pong) }, b"", "00000008 82 00 1234"),
         sample(
@@ -200,7 +211,7 @@ fn from_server() -> Vec<Sample> {
             "00000021 87 03 0007 000000000000000e 0000000000000000 0000000000000006 21",
         ),
         control(Kind::Bye, 13, &bye(), "00000017 88 00 000d 08ac02 1203 683a31 1a05 6d6f766564"),
-        control(Kind::SyncOk, 0, &sync_ok(), "00000010 89 00 0000 08808040 1001 1801"),
+        control(Kind::SyncOk, 0, &sync_ok(), "00000018 89 00 0000 08808040 1001 1801 2007 289601 30ac02"),
         control(
             Kind::Presence,
             0,

@@ -392,6 +392,7 @@ impl Fleet {
             tls: None,
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
+            store: None,
         };
         process.node = Some(Node::new(config, &self.world));
         process.pulse.serve(now_us, &self.redis.listed());

@@ -4,7 +4,7 @@ use super::http::{self, Response};
 use super::metrics::Metrics;
 use super::names::{HTTP_ON, LISTENING_ON, json, metric};
 use super::{PATIENCE, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -257,6 +257,18 @@ impl Gateway {
         self.signal(Signal::TERM);
         let status = self.wait_for_exit();
         assert!(status.success(), "after SIGTERM it ended with {status}");
+    }
+
+    /// Kills the process, as a power failure or `kill -9` does.
+    pub(crate) fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.wait_for_exit();
+    }
+
+    /// Lets no file of the process grow beyond this size from now on.
+    pub(crate) fn limit_files(&self, bytes: u64) {
+        let limit = Rlimit { current: (bytes < u64::MAX).then_some(bytes), maximum: None };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).expect("limit the files of the process");
     }
 
     /// Waits until the process has ended.

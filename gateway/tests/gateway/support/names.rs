@@ -74,6 +74,8 @@ pub(crate) mod limit_label {
     pub(crate) const RENEW: &str = "renew";
     pub(crate) const DEVICES: &str = "devices_per_user";
     pub(crate) const UNACKED: &str = "unacked_per_user";
+    pub(crate) const INBOX: &str = "inbox";
+    pub(crate) const STORE_BYTES: &str = "store_bytes";
     pub(crate) const MAILBOX: &str = "mailbox";
     pub(crate) const RECV_BUFFERS: &str = "recv_buffers";
 }

@@ -32,6 +32,7 @@ pub(crate) mod kind {
     pub(crate) const DELIVER: u8 = 0x83;
     pub(crate) const SENT: u8 = 0x86;
     pub(crate) const BYE: u8 = 0x88;
+    pub(crate) const SYNC_OK: u8 = 0x89;
     pub(crate) const ERROR: u8 = 0x8f;
 }
 
@@ -40,14 +41,19 @@ pub(crate) mod flag {
     pub(crate) const ACK: u8 = 0x01;
     pub(crate) const NO_STORE: u8 = 0x02;
     pub(crate) const AGAIN: u8 = 0x02;
+    pub(crate) const CUMULATIVE: u8 = 0x01;
+    pub(crate) const RETRY: u8 = 0x04;
+    pub(crate) const REPLAY: u8 = 0x04;
     pub(crate) const SELF: u8 = 0x08;
 }
 
 /// Outcomes of SENT.
 pub(crate) mod outcome {
     pub(crate) const DELIVERED: u16 = 0;
+    pub(crate) const STORED: u16 = 1;
     pub(crate) const OFFLINE_NOT_STORED: u16 = 2;
     pub(crate) const OVERLOADED: u16 = 3;
+    pub(crate) const INBOX_FULL: u16 = 5;
 }
 
 /// ERROR codes and BYE reasons.
@@ -170,7 +176,10 @@ pub(crate) struct Login {
     pub(crate) device: String,
     pub(crate) device_class: String,
     pub(crate) agent: String,
+    pub(crate) resume: Vec<u8>,
     pub(crate) heartbeat_secs: u32,
+    pub(crate) window: u32,
+    pub(crate) ephemeral: bool,
 }
 
 impl Login {
@@ -183,7 +192,10 @@ impl Login {
             device: String::new(),
             device_class: String::new(),
             agent: String::new(),
+            resume: Vec::new(),
             heartbeat_secs: 0,
+            window: 0,
+            ephemeral: false,
         }
     }
 
@@ -216,7 +228,10 @@ impl Login {
         message.bytes(4, self.device.as_bytes());
         message.bytes(5, self.device_class.as_bytes());
         message.bytes(6, self.agent.as_bytes());
+        message.bytes(7, &self.resume);
         message.number(9, self.heartbeat_secs.into());
+        message.number(10, self.window.into());
+        message.number(11, self.ephemeral.into());
         message.finish()
     }
 }
@@ -234,9 +249,13 @@ pub(crate) struct LoginOk {
     pub(crate) shard: u64,
     pub(crate) heartbeat_secs: u64,
     pub(crate) time_ms: u64,
+    pub(crate) resume: Vec<u8>,
     pub(crate) resumed: u64,
     pub(crate) max_frame: u64,
     pub(crate) pending: u64,
+    pub(crate) floor: u64,
+    pub(crate) last: u64,
+    pub(crate) truncated: u64,
     pub(crate) expires_ms: u64,
 }
 
@@ -250,10 +269,50 @@ impl LoginOk {
             shard: fields.number(3),
             heartbeat_secs: fields.number(4),
             time_ms: fields.number(5),
+            resume: fields.bytes(6),
             resumed: fields.number(7),
             max_frame: fields.number(8),
             pending: fields.number(9),
+            floor: fields.number(10),
+            last: fields.number(11),
+            truncated: fields.number(12),
             expires_ms: fields.number(13),
+        }
+    }
+}
+
+/// A SYNC of the inbox.
+pub(crate) fn sync(aux: u16, after_stamp: u64, since_ms: u64, limit: u32) -> Frame {
+    let mut message = MessageWriter::default();
+    message.number(1, after_stamp);
+    message.number(2, since_ms);
+    message.number(3, limit.into());
+    Frame { kind: kind::SYNC, aux, body: message.finish(), ..Frame::default() }
+}
+
+/// The fields of SYNC_OK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SyncOk {
+    pub(crate) aux: u16,
+    pub(crate) next_stamp: u64,
+    pub(crate) complete: bool,
+    pub(crate) truncated: bool,
+    pub(crate) floor: u64,
+    pub(crate) last: u64,
+}
+
+impl SyncOk {
+    pub(crate) fn parse(frame: &Frame) -> Self {
+        assert_eq!(frame.kind, kind::SYNC_OK, "{frame:?}");
+        let fields = MessageFields::parse(&frame.body);
+        assert_eq!(fields.number(4), 0, "the inbox is no group");
+        SyncOk {
+            aux: frame.aux,
+            next_stamp: fields.number(1),
+            complete: fields.number(2) != 0,
+            truncated: fields.number(3) != 0,
+            floor: fields.number(5),
+            last: fields.number(6),
         }
     }
 }

@@ -1,0 +1,462 @@
+//! What one registered device that is online has of its user's inbox: what it owes an ACK for, and how far it is in the log.
+//!
+//! Two ways lead to a device. What comes while it is online is *given* to it at once. What came before is its *backlog*: the part of the log from its cursor to the
+//! position at its LOGIN, read page by page. Where a message cannot be given, because there is no room or too much waits for ACKs already, the reader is *held*:
+//! from that position on nothing is given, and when there is room again that part of the log becomes its backlog. So no position reaches a device both ways, and
+//! none neither.
+
+use std::collections::VecDeque;
+
+/// Messages that are not kept of which it is remembered when they were given.
+const UNKEPT_MAX: usize = 64;
+
+/// A part of the log that a device is to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    /// Read up to here.
+    pub(crate) after: u64,
+    /// The last position of it.
+    pub(crate) until: u64,
+    /// A page of it is asked for.
+    pub(crate) reading: bool,
+    /// Its end is told with SYNC_OK: it is that of a LOGIN.
+    pub(crate) announced: bool,
+    /// Something of it is gone.
+    pub(crate) truncated: bool,
+}
+
+/// A page to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextPage {
+    pub(crate) after: u64,
+    pub(crate) limit: u32,
+}
+
+/// One registered device that is online.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) session: u64,
+    pub(crate) slot: u32,
+    /// Its number in the store; 0 while the store has not said it.
+    pub(crate) device: u16,
+    /// Messages of its backlog that it may owe at a time.
+    window: u32,
+    /// Positions given to it and not acknowledged, rising; each with its number among all that was given.
+    owed: VecDeque<(u64, u32)>,
+    /// What was given so far, counted.
+    numbered: u32,
+    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
+    /// be for all before it.
+    unkept: VecDeque<(u64, u32)>,
+    /// The highest position that was given to it, or is not for it.
+    given: u64,
+    /// The cursor that the store knows, and the one it knew before.
+    told: u64,
+    told_before: u64,
+    /// The latest position when its session began.
+    began: u64,
+    pub(crate) backlog: Option<Backlog>,
+    /// Nothing behind this position is given.
+    held_from: Option<u64>,
+    /// The end of the backlog of its LOGIN is told with that of the next one, and that something of it is gone.
+    announces: bool,
+    truncates: bool,
+}
+
+impl Reader {
+    /// A device whose session begins when `now` is the latest position.
+    pub(crate) fn new(session: u64, slot: u32, window: u32, now: u64) -> Self {
+        Reader {
+            session,
+            slot,
+            device: 0,
+            window: window.max(1),
+            owed: VecDeque::new(),
+            numbered: 0,
+            unkept: VecDeque::new(),
+            given: now,
+            told: 0,
+            told_before: 0,
+            began: now,
+            backlog: None,
+            held_from: None,
+            announces: false,
+            truncates: false,
+        }
+    }
+
+    /// The store says where the device stands. What lies between that and the session's beginning is its backlog.
+    pub(crate) fn opened(&mut self, device: u16, cursor: u64, truncated: bool) {
+        self.device = device;
+        self.told = cursor;
+        let until = self.began.max(cursor);
+        self.backlog = Some(Backlog { after: cursor, until, reading: false, announced: true, truncated });
+        if let Some(held) = self.held_from.take() {
+            self.hold(held.max(cursor));
+        }
+    }
+
+    /// Whether a message that comes now is to be given to the device, as far as it is concerned.
+    pub(crate) fn takes(&self, owed_max: usize) -> bool {
+        self.held_from.is_none() && self.owed.len() < owed_max
+    }
+
+    /// A message was given to it as it came.
+    pub(crate) fn gave(&mut self, stamp: u64) {
+        self.owe(stamp);
+        self.given = self.given.max(stamp);
+    }
+
+    /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
+    pub(crate) fn gave_unkept(&mut self, stamp: u64) {
+        self.numbered = self.numbered.wrapping_add(1);
+        // An ACK of it is for all before its latest copy.
+        self.unkept.retain(|(unkept, _)| *unkept != stamp);
+        if self.unkept.len() >= UNKEPT_MAX {
+            self.unkept.pop_front();
+        }
+        self.unkept.push_back((stamp, self.numbered));
+    }
+
+    /// A message of the log was given to it because it asked for a page. It may owe it already.
+    pub(crate) fn gave_page(&mut self, stamp: u64) {
+        match self.find(stamp) {
+            Ok(at) => {
+                self.numbered = self.numbered.wrapping_add(1);
+                self.owed[at].1 = self.numbered;
+            }
+            Err(_) => self.gave_unkept(stamp),
+        }
+    }
+
+    /// A message that came is not for this device.
+    pub(crate) fn pass(&mut self, stamp: u64) {
+        self.given = self.given.max(stamp);
+    }
+
+    /// Nothing behind this position is given from now on.
+    pub(crate) fn hold(&mut self, after: u64) {
+        self.held_from = Some(self.held_from.map_or(after, |held| held.min(after)));
+        if let Some(backlog) = self.backlog.as_mut().filter(|backlog| backlog.after <= after && after < backlog.until) {
+            // What lies behind comes with the rest, in order, and the end is told then.
+            backlog.until = after;
+            self.announces |= std::mem::take(&mut backlog.announced);
+        }
+    }
+
+    /// Whether the device has said before that it has everything up to a position.
+    pub(crate) fn has(&self, stamp: u64) -> bool {
+        stamp <= self.told
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.held_from.is_some()
+    }
+
+    /// Whether a held device can go on: what it got before is over, and not much of it is owed.
+    pub(crate) fn may_resume(&self, owed_max: usize) -> bool {
+        self.held_from.is_some() && self.device != 0 && self.backlog.is_none() && self.owed.len() <= owed_max / 2
+    }
+
+    /// Goes on from where it was held: what lies between there and `now` is in the log, and what comes later is given again.
+    pub(crate) fn resume(&mut self, now: u64) {
+        let Some(after) = self.held_from.take() else { return };
+        let until = now.max(after);
+        let announced = std::mem::take(&mut self.announces);
+        let truncated = std::mem::take(&mut self.truncates);
+        self.backlog = Some(Backlog { after, until, reading: false, announced, truncated });
+    }
+
+    /// The page to ask for now, if any. At most `window` of the backlog are owed.
+    pub(crate) fn next_page(&mut self) -> Option<NextPage> {
+        let (window, backlog) = (self.window, self.backlog.as_mut().filter(|backlog| !backlog.reading)?);
+        let owed = self.owed.partition_point(|(stamp, _)| *stamp <= backlog.until) as u32;
+        if owed > window / 2 {
+            return None;
+        }
+        backlog.reading = true;
+        Some(NextPage { after: backlog.after, limit: window - owed })
+    }
+
+    /// No page comes for what was asked; it may be asked for again.
+    pub(crate) fn no_page(&mut self) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.reading = false;
+        }
+    }
+
+    /// Whether a message of a page is to be given: it is in the backlog, and not owed already.
+    pub(crate) fn wants(&self, stamp: u64) -> bool {
+        let in_backlog = self.backlog.is_some_and(|backlog| backlog.after < stamp && stamp <= backlog.until);
+        in_backlog && self.find(stamp).is_err()
+    }
+
+    /// A message of its backlog was given to it.
+    pub(crate) fn replayed(&mut self, stamp: u64) {
+        self.owe(stamp);
+        self.passed_over(stamp);
+    }
+
+    /// Its backlog is read up to this position.
+    pub(crate) fn passed_over(&mut self, stamp: u64) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.after = backlog.after.max(stamp);
+        }
+    }
+
+    /// A page has been dealt with. `complete`: nothing is left of the log behind it. Returns the backlog if it is over with that.
+    pub(crate) fn page_over(&mut self, complete: bool) -> Option<Backlog> {
+        let backlog = self.backlog.as_mut()?;
+        backlog.reading = false;
+        if !complete && backlog.after < backlog.until {
+            return None;
+        }
+        let mut over = self.backlog.take()?;
+        self.given = self.given.max(over.until);
+        if self.announces {
+            // It is told with the end.
+            self.truncates |= std::mem::take(&mut over.truncated);
+        }
+        Some(over)
+    }
+
+    /// ACK of one message. Returns whether it owed that.
+    pub(crate) fn ack(&mut self, stamp: u64) -> bool {
+        if self.owed.front().is_some_and(|(front, _)| *front == stamp) {
+            self.owed.pop_front();
+            return true;
+        }
+        self.find(stamp).is_ok_and(|at| self.owed.remove(at).is_some())
+    }
+
+    /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes beside live messages, so what lies before it
+    /// may be on its way yet. Returns the positions.
+    pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
+        let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
+        let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
+        let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
+        let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
+        self.owed.retain(|(_, given)| !is_earlier(*given));
+        earlier
+    }
+
+    fn find(&self, stamp: u64) -> Result<usize, usize> {
+        self.owed.binary_search_by_key(&stamp, |(stamp, _)| *stamp)
+    }
+
+    /// The position up to which the device has everything.
+    pub(crate) fn cursor(&self) -> u64 {
+        let owed = self.owed.front().map(|(stamp, _)| stamp - 1);
+        #[cfg(test)]
+        let owed = owed.filter(|_| !crate::simulation::planted(crate::simulation::Bug::CursorAhead));
+        let backlog = self.backlog.map(|backlog| backlog.after);
+        [owed, backlog, self.held_from].into_iter().flatten().min().unwrap_or(self.given)
+    }
+
+    /// The cursor, if the store, whose log ends at `last`, does not know that it has got further. It counts as told then.
+    pub(crate) fn take_news(&mut self, last: u64) -> Option<u64> {
+        let news = self.has_news(last).then(|| self.cursor().min(last))?;
+        self.told_before = std::mem::replace(&mut self.told, news);
+        Some(news)
+    }
+
+    /// The store could not be told what [`Reader::take_news`] gave.
+    pub(crate) fn untell(&mut self) {
+        self.told = self.told_before;
+    }
+
+    /// Whether [`Reader::take_news`] would give anything. What is not in the log is of no interest there.
+    pub(crate) fn has_news(&self, last: u64) -> bool {
+        self.device != 0 && self.cursor().min(last) > self.told
+    }
+
+    /// Positions that it owes an ACK for.
+    #[cfg(test)]
+    pub(crate) fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
+    fn owe(&mut self, stamp: u64) {
+        self.numbered = self.numbered.wrapping_add(1);
+        match self.owed.back() {
+            Some((last, _)) if *last >= stamp => {
+                if let Err(at) = self.find(stamp) {
+                    self.owed.insert(at, (stamp, self.numbered));
+                }
+            }
+            _ => self.owed.push_back((stamp, self.numbered)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWED_MAX: usize = 8;
+
+    fn reader(cursor: u64, began: u64) -> Reader {
+        let mut reader = Reader::new(1, 1, 4, began);
+        reader.opened(7, cursor, false);
+        reader
+    }
+
+    /// Gives the reader what it wants of a log, as a page does.
+    fn read(reader: &mut Reader, log: &[u64]) -> Vec<u64> {
+        let Some(NextPage { after, limit }) = reader.next_page() else { return Vec::new() };
+        let behind: Vec<u64> = log.iter().copied().filter(|stamp| *stamp > after).collect();
+        let page: Vec<u64> = behind.iter().copied().take(limit as usize).collect();
+        for stamp in &page {
+            if reader.wants(*stamp) {
+                reader.replayed(*stamp);
+            } else {
+                reader.passed_over(*stamp);
+            }
+        }
+        reader.page_over(page.len() == behind.len());
+        page
+    }
+
+    fn stamps(reader: &Reader) -> Vec<u64> {
+        reader.owed.iter().map(|(stamp, _)| *stamp).collect()
+    }
+
+    #[test]
+    fn a_backlog_comes_in_order_and_no_more_than_the_window_at_a_time() {
+        let log: Vec<u64> = (11..=20).collect();
+        let mut reader = reader(10, 20);
+        assert_eq!(read(&mut reader, &log), [11, 12, 13, 14]);
+        assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![], 10));
+        assert!(reader.ack(11));
+        assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![], 11));
+        assert!(reader.ack(13));
+        assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![15, 16], 11));
+        assert_eq!(reader.ack_earlier(16), [12, 14, 15]);
+        assert!(reader.ack(16));
+        assert_eq!((read(&mut reader, &log), reader.cursor()), (vec![17, 18, 19, 20], 16));
+        reader.ack_earlier(20);
+        reader.ack(20);
+        assert!(read(&mut reader, &log).is_empty());
+        assert_eq!((reader.cursor(), reader.backlog), (20, None));
+    }
+
+    #[test]
+    fn the_cursor_stays_before_what_is_owed_whatever_else_is_acknowledged() {
+        let mut reader = reader(10, 20);
+        for stamp in [21, 22, 23] {
+            reader.gave(stamp);
+        }
+        reader.ack(23);
+        assert_eq!(reader.cursor(), 10, "the backlog has not been read");
+        reader.next_page();
+        assert_eq!(reader.page_over(true).map(|backlog| backlog.until), Some(20));
+        assert_eq!(reader.cursor(), 20);
+        reader.ack(21);
+        assert_eq!(reader.cursor(), 21);
+        assert!(!reader.ack(21), "acknowledged twice");
+        reader.ack(22);
+        assert_eq!(reader.cursor(), 23);
+        assert_eq!((reader.take_news(22), reader.take_news(22)), (Some(22), None));
+        // What was acknowledged long before it came into the log.
+        assert_eq!(reader.take_news(23), Some(23));
+    }
+
+    #[test]
+    fn nothing_in_the_log_is_nothing_to_tell_the_store() {
+        let mut reader = reader(10, 20);
+        reader.next_page();
+        reader.page_over(true);
+        reader.gave(25);
+        reader.ack(25);
+        assert!(!reader.has_news(10) && reader.take_news(10).is_none());
+        assert!(reader.has_news(24));
+    }
+
+    #[test]
+    fn a_held_device_gets_from_the_log_what_it_was_not_given_and_nothing_twice() {
+        let mut reader = reader(10, 20);
+        reader.next_page();
+        reader.page_over(true);
+        reader.gave(21);
+        reader.hold(21);
+        assert!(!reader.takes(OWED_MAX));
+        reader.hold(24);
+        assert!(reader.ack(21) && reader.may_resume(OWED_MAX));
+        assert_eq!(reader.cursor(), 21);
+        reader.resume(25);
+        assert!(reader.takes(OWED_MAX));
+        reader.gave(26);
+        assert_eq!(read(&mut reader, &[21, 22, 25, 26]), [22, 25, 26]);
+        assert_eq!(stamps(&reader), [22, 25, 26]);
+        // 26 was given before the others came.
+        assert!(reader.ack_earlier(26).is_empty());
+        assert_eq!(reader.ack_earlier(25), [22, 26]);
+        assert!(reader.ack(25));
+        assert_eq!(reader.cursor(), 26);
+    }
+
+    #[test]
+    fn what_is_missing_from_the_log_holds_a_backlog_before_it() {
+        let mut reader = reader(10, 20);
+        reader.hold(14);
+        assert_eq!(read(&mut reader, &[12, 16, 17]), [12, 16, 17]);
+        assert_eq!((stamps(&reader), reader.backlog, reader.cursor()), (vec![12], None, 11));
+        reader.ack(12);
+        assert!(reader.may_resume(OWED_MAX));
+        reader.resume(20);
+        assert!(reader.backlog.is_some_and(|backlog| backlog.announced), "its end has not been told");
+        assert_eq!(read(&mut reader, &[12, 15, 16, 17]), [15, 16, 17]);
+        assert_eq!(stamps(&reader), [15, 16, 17]);
+    }
+
+    #[test]
+    fn an_ack_of_a_message_that_is_not_kept_may_be_for_all_before_it() {
+        let mut reader = reader(10, 20);
+        reader.gave(21);
+        reader.gave_unkept(22);
+        reader.gave(23);
+        assert_eq!(reader.ack_earlier(22), [21]);
+        assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
+        reader.gave_unkept(22);
+        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
+        reader.gave(24);
+        reader.gave(25);
+        // A page has one that is owed, and one that is not.
+        reader.gave_page(24);
+        reader.gave_page(23);
+        assert_eq!(reader.ack_earlier(24), [25]);
+        assert_eq!(reader.ack_earlier(23), [24]);
+        (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp));
+        assert_eq!(reader.unkept.len(), UNKEPT_MAX);
+    }
+
+    #[test]
+    fn one_that_was_held_before_the_store_answered_gets_nothing_twice() {
+        let mut reader = Reader::new(1, 1, 4, 20);
+        reader.hold(14);
+        reader.opened(7, 10, true);
+        assert_eq!(reader.next_page(), Some(NextPage { after: 10, limit: 4 }));
+        reader.replayed(12);
+        let over = reader.page_over(true);
+        assert_eq!(over.map(|backlog| (backlog.until, backlog.announced, backlog.truncated)), Some((14, false, false)));
+        reader.resume(25);
+        let rest = reader.backlog.map(|backlog| (backlog.after, backlog.until, backlog.announced, backlog.truncated));
+        assert_eq!(rest, Some((14, 25, true, true)), "both are told with the end");
+    }
+
+    #[test]
+    fn one_that_acknowledges_nothing_is_given_no_more_than_it_may_owe() {
+        let mut reader = reader(10, 20);
+        reader.next_page();
+        reader.page_over(true);
+        let mut stamp = 20;
+        while reader.takes(OWED_MAX) {
+            stamp += 1;
+            reader.gave(stamp);
+        }
+        reader.hold(stamp);
+        assert_eq!((reader.owed(), reader.may_resume(OWED_MAX)), (OWED_MAX, false));
+        reader.ack_earlier(stamp - 3);
+        assert!(reader.may_resume(OWED_MAX));
+    }
+}

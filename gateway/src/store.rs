@@ -1,0 +1,316 @@
+//! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is committed.
+
+use crate::config::{InboxFull, Size, StoreConfig};
+use crate::desk::{ShardStore, StoreAnswers};
+use crate::limits::{Limits, REPLAY_WINDOW_MAX, SYNC_PAGE_MAX};
+use crate::metrics::StatType;
+use crate::prometheus::Exposition;
+use crate::startup::StartupError;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use trunkline_store::{COMMIT_BUCKETS_US, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
+
+/// Registered devices of a user that are remembered at least, also where fewer may be online.
+const DEVICES_LEAST: u16 = 32;
+
+/// Memory that the store takes for each user for whom messages wait: 25 B of a table that may be half empty.
+pub(crate) const STORE_USER_BYTES: u64 = 64;
+/// What one batch takes besides its payloads: 65,536 requests, what they came to, and the answers; and 8 MiB of
+/// payloads as they are written.
+const BATCH_BYTES: u64 = 48 << 20;
+/// Recent messages take so many times their setting at most. What came since the last table, and what the next one is
+/// being written of: of each the store refuses
+/// messages at twice that, and at four times the cursors of devices too.
+const RECENT_FACTOR: u64 = 2 * 4;
+/// A table has a place of 24 B in its list for each block of entries of 4 KiB. Where tables are merged, the list of
+/// the old ones and of the new one are there.
+const BLOCK_BYTES: u64 = 4 << 10;
+const LISTED_BYTES: u64 = 2 * 24;
+/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: more than senders
+/// usually have under way to one recipient. A look may read them all from a table, on the thread that commits.
+const RETRY_WINDOW: u32 = 256;
+
+/// Memory that the store takes at its limits, bytes. What it gives out of the log is counted with those who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoreMemory {
+    /// Requests on their way, the batch at hand, and what shards remember of what they have asked.
+    pub(crate) pending: u64,
+    /// Messages and devices of which no table was written yet.
+    pub(crate) recent: u64,
+    /// Lists of the blocks of tables.
+    pub(crate) tables: u64,
+    /// How much waits for each user.
+    pub(crate) users: u64,
+}
+
+impl StoreMemory {
+    /// Of a node with these limits.
+    pub(crate) fn of(limits: &Limits) -> Self {
+        StoreMemory {
+            // In the queue, and in the tables of those who asked: a request counts for more than its place in either.
+            pending: limits.store_mail_bytes_max.saturating_mul(3).saturating_add(BATCH_BYTES),
+            recent: limits.store_recent_bytes_max.saturating_mul(RECENT_FACTOR),
+            tables: (limits.store_bytes_max / BLOCK_BYTES).saturating_mul(LISTED_BYTES),
+            users: limits.store_users_max.saturating_mul(STORE_USER_BYTES),
+        }
+    }
+}
+
+/// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// A store in operation.
+#[derive(Debug)]
+pub struct NodeStore {
+    thread: StoreThread,
+    shards: ShardStore,
+    bytes_max: u64,
+    frame_bytes_max: u64,
+}
+
+/// Bounds of the embedded store, from the configuration.
+pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::Limits {
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    trunkline_store::Limits {
+        user_messages_max: narrow(limits.inbox_messages_max),
+        user_bytes_max: narrow(limits.inbox_bytes_max),
+        when_full: match config.full {
+            InboxFull::Refuse => WhenFull::Refuse,
+            InboxFull::DropOldest => WhenFull::DropOldest,
+        },
+        message_age_ms_max: limits.inbox_age_secs.saturating_mul(1_000),
+        device_unseen_ms_max: limits.device_age_secs.saturating_mul(1_000),
+        devices_per_user_max: (limits.devices_per_user_max as u16).max(DEVICES_LEAST),
+        store_bytes_max: config.bytes_max,
+        payload_bytes_max: limits.frame_bytes_max,
+        page_max: SYNC_PAGE_MAX.max(REPLAY_WINDOW_MAX),
+        retry_window: RETRY_WINDOW,
+        recent_bytes_max: limits.store_recent_bytes_max,
+        ..trunkline_store::Limits::default()
+    }
+}
+
+/// Opens the store in a folder, which is made if need be.
+///
+/// # Errors
+/// When the folder cannot be used, or another process has it; the message names it.
+pub fn open(data_dir: &Path, limits: trunkline_store::Limits) -> Result<Embedded, StartupError> {
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    Embedded::open(data_dir, limits, Arc::new(clock))
+        .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))
+}
+
+impl NodeStore {
+    /// Opens the store and starts its thread.
+    ///
+    /// # Errors
+    /// As [`open`], or when the system gives no thread or no random numbers.
+    pub fn start(config: &StoreConfig, limits: &Limits, shards: u16) -> Result<Self, StartupError> {
+        let failed = |error: String| StartupError::Store(config.data_dir.clone(), error);
+        let store = open(&config.data_dir, store_limits(config, limits))?;
+        let highest_stamp = store.high();
+        let mut key = [0; 8];
+        getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
+        let mail = StoreMail::new(limits.store_mail_bytes_max as usize);
+        let answers = StoreAnswers::new(shards);
+        let way_back = answers.clone();
+        let thread = StoreThread::start(store, mail.clone(), move |source, batch| way_back.put(source, batch))
+            .map_err(|error| failed(format!("starting its thread: {error}")))?;
+        let (key, stats) = (u64::from_ne_bytes(key), thread.stats().clone());
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats };
+        let (bytes_max, frame_bytes_max) = (config.bytes_max, limits.frame_bytes_max.into());
+        Ok(NodeStore { thread, shards, bytes_max, frame_bytes_max })
+    }
+
+    /// What its shards need.
+    pub fn shards(&self) -> ShardStore {
+        self.shards.clone()
+    }
+
+    /// How it is, for those who show it.
+    pub fn watch(&self) -> StoreWatch {
+        let ShardStore { stats, mail, .. } = self.shards();
+        StoreWatch { stats, mail, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
+    }
+
+    /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
+    pub fn stop(self) -> bool {
+        self.thread.stop()
+    }
+}
+
+/// The numbers of a store.
+#[derive(Clone, Debug)]
+pub struct StoreWatch {
+    stats: Arc<Stats>,
+    mail: Arc<StoreMail>,
+    bytes_max: u64,
+    frame_bytes_max: u64,
+}
+
+impl StoreWatch {
+    /// What does not work, in words; `None` if everything does. `silence`: for how long the store has answered nothing
+    /// although it was asked.
+    pub fn degraded(&self, silence: Duration) -> Option<String> {
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let trouble = self.stats.trouble();
+        let why = trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+        if !self.stats.is_available() {
+            return Some(format!(
+                "the store cannot write{why}, so messages for users who are offline are refused with SENT 3"
+            ));
+        }
+        if silence >= SILENCE_MAX {
+            return Some(format!(
+                "the store has answered nothing for {} s, so messages for users who are offline get SENT 3 if it lasts",
+                silence.as_secs()
+            ));
+        }
+        let bytes = of(&self.stats.log_bytes) + of(&self.stats.table_bytes);
+        // A short message may still fit.
+        if bytes + self.frame_bytes_max > self.bytes_max {
+            return Some(format!(
+                "the store is full: {} of {} are used, so messages for users who are offline are refused with SENT 5",
+                Size(bytes).rounded(),
+                Size(self.bytes_max).rounded()
+            ));
+        }
+        trouble.is_some().then(|| {
+            format!(
+                "the store cannot write its tables{why}; when its memory is full, messages for users who are offline \
+                 get SENT 3"
+            )
+        })
+    }
+
+    /// Writes its metrics.
+    pub fn write(&self, exposition: &mut Exposition) {
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let Stats { refused, commit_us, commit_us_sum, .. } = &*self.stats;
+        for (name, kind, help, value) in [
+            (
+                "trunkline_store_available",
+                StatType::Gauge,
+                "1 while the store can write.",
+                u64::from(self.stats.is_available()),
+            ),
+            (
+                "trunkline_store_mail_pending_bytes",
+                StatType::Gauge,
+                "Bytes on their way to the store.",
+                self.mail.bytes() as u64,
+            ),
+            (
+                "trunkline_store_mail_refused_total",
+                StatType::Counter,
+                "Requests for which its mailbox had no room.",
+                self.mail.refused(),
+            ),
+            ("trunkline_store_appends_total", StatType::Counter, "Messages stored.", of(&self.stats.appends)),
+            (
+                "trunkline_store_append_bytes_total",
+                StatType::Counter,
+                "Bytes of their payloads.",
+                of(&self.stats.append_bytes),
+            ),
+            (
+                "trunkline_store_duplicates_total",
+                StatType::Counter,
+                "Messages sent again that were found stored.",
+                of(&self.stats.duplicates),
+            ),
+            (
+                "trunkline_store_acknowledged_total",
+                StatType::Counter,
+                "Messages let go because all registered devices have them.",
+                of(&self.stats.acknowledged),
+            ),
+            (
+                "trunkline_store_expired_total",
+                StatType::Counter,
+                "Messages let go because of their age.",
+                of(&self.stats.expired),
+            ),
+            (
+                "trunkline_store_dropped_total",
+                StatType::Counter,
+                "Oldest messages let go because their inbox was full.",
+                of(&self.stats.dropped_oldest),
+            ),
+            ("trunkline_store_read_total", StatType::Counter, "Messages given out.", of(&self.stats.read)),
+            (
+                "trunkline_store_devices_forgotten_total",
+                StatType::Counter,
+                "Devices forgotten because they were not seen for too long, or too many.",
+                of(&self.stats.devices_forgotten),
+            ),
+            (
+                "trunkline_store_cursors_dropped_total",
+                StatType::Counter,
+                "Positions of devices not noted because no table could be written for long; these get messages again.",
+                of(&self.stats.cursors_dropped),
+            ),
+            (
+                "trunkline_store_damages_total",
+                StatType::Counter,
+                "Damaged places found on disk; devices are told that messages may be gone.",
+                of(&self.stats.damages),
+            ),
+            (
+                "trunkline_store_commit_failures_total",
+                StatType::Counter,
+                "Batches that could not be made durable.",
+                of(&self.stats.commit_failures),
+            ),
+            ("trunkline_store_messages", StatType::Gauge, "Messages in all inboxes.", of(&self.stats.messages)),
+            (
+                "trunkline_store_message_bytes",
+                StatType::Gauge,
+                "Their bytes, as in the limits of inboxes.",
+                of(&self.stats.message_bytes),
+            ),
+            (
+                "trunkline_store_users",
+                StatType::Gauge,
+                "Users for whom messages wait, or lately did.",
+                of(&self.stats.users),
+            ),
+            (
+                "trunkline_store_log_bytes",
+                StatType::Gauge,
+                "Bytes of the log that is written first.",
+                of(&self.stats.log_bytes),
+            ),
+            (
+                "trunkline_store_table_bytes",
+                StatType::Gauge,
+                "Bytes of the tables behind it.",
+                of(&self.stats.table_bytes),
+            ),
+            (
+                "trunkline_store_recent_bytes",
+                StatType::Gauge,
+                "Memory of messages that are not in a table yet.",
+                of(&self.stats.recent_bytes),
+            ),
+        ] {
+            exposition.name(name, kind, help);
+            exposition.sample(&[], value);
+        }
+        exposition.name("trunkline_store_refused_total", StatType::Counter, "Requests refused, by why.");
+        for refusal in Refusal::ALL {
+            exposition.sample(&[("reason", &refusal.label())], of(&refused[refusal as usize]));
+        }
+        let counts: Vec<u64> = commit_us.iter().map(of).collect();
+        exposition.buckets(
+            "trunkline_store_commit_duration_seconds",
+            "Time in which a batch was made durable.",
+            &COMMIT_BUCKETS_US,
+            &counts,
+            of(commit_us_sum),
+        );
+    }
+}

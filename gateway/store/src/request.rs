@@ -1,0 +1,306 @@
+//! What a store is asked, and what it answers.
+
+use std::sync::Arc;
+
+/// Who asks: the number of a shard, or of another part of the node. Answers come back with it.
+pub type Source = u16;
+
+/// The bytes of a message. Shared, so that a page costs no copy of what is in memory.
+pub type Payload = Arc<[u8]>;
+
+/// A message in a user's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Position in the log; see [`crate::stamp_ms`].
+    pub stamp: u64,
+    /// The sender.
+    pub from: u64,
+    /// The sender's number for the message.
+    pub id: u64,
+    /// Bits that the store keeps and does not look at.
+    pub flags: u8,
+    /// At most [`Limits::payload_bytes_max`](crate::Limits::payload_bytes_max).
+    pub payload: Payload,
+}
+
+impl Record {
+    /// What a message takes besides its payload, in the limits on bytes.
+    pub const OVERHEAD_BYTES: usize = 48;
+
+    /// What the message counts for in the limits on bytes.
+    pub fn bytes(&self) -> usize {
+        Record::OVERHEAD_BYTES + self.payload.len()
+    }
+}
+
+/// What a store is asked. `token` is the asker's own and comes back in the [`Answer`]; there is exactly one for each
+/// request that has a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Store a message. Answered [`Reply::Stored`] or [`Reply::Refused`]. A message that was refused as
+    /// [`Refusal::Unavailable`] is not in the log.
+    Append {
+        /// Whose log.
+        user: u64,
+        /// `record.stamp` is proposed; [`Reply::Stored`] tells the one it got.
+        record: Record,
+        /// The message may have been stored before: if one with its `from` and `id` is among the last
+        /// [`Limits::retry_window`](crate::Limits::retry_window) of the log, that one's stamp is the answer and nothing
+        /// is stored.
+        retry: bool,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// A device logs in: registers it unless it is known or `ephemeral`, and tells where it stands. Answered
+    /// [`Reply::Opened`]; [`Reply::Refused`] if it has to be registered and cannot.
+    Open {
+        /// Whose device.
+        user: u64,
+        /// Its name, at most 64 bytes; longer ones are cut there.
+        device: Box<str>,
+        /// Do not register it.
+        ephemeral: bool,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// The messages after a position. Answered [`Reply::Page`] or, if the disk cannot be read, [`Reply::Refused`].
+    Read {
+        /// Whose log.
+        user: u64,
+        /// Only stamps above this one.
+        after: u64,
+        /// Only messages stamped at this time or later, milliseconds since 1970; 0 for all. The later of both counts.
+        since_ms: u64,
+        /// Messages at most; at least one is given if there is one, and at most
+        /// [`Limits::page_max`](crate::Limits::page_max).
+        limit: u32,
+        /// Bytes of payload at most, apart from the first message's.
+        bytes_max: u32,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// A device has everything up to a stamp. Not answered: it is durable within 100 ms while the disk works. A cursor
+    /// never goes back, nor beyond the last stamp.
+    Cursor {
+        /// Whose device.
+        user: u64,
+        /// Its number, of [`Opened::device`]. Unknown ones are ignored.
+        device: u16,
+        /// What it has everything up to.
+        stamp: u64,
+    },
+    /// A device is connected. Not answered. A device that has nothing to acknowledge and does not log in again would
+    /// count as unseen however long it is connected, so whoever has the connection sends this several times within
+    /// [`Limits::device_unseen_ms_max`](crate::Limits::device_unseen_ms_max). At most one in an hour is written down.
+    Seen {
+        /// Whose device.
+        user: u64,
+        /// Its number, of [`Opened::device`]. Unknown ones are ignored.
+        device: u16,
+    },
+    /// The registered devices of a user. Answered [`Reply::Devices`].
+    Devices {
+        /// Whose.
+        user: u64,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// Forget a device. Answered [`Reply::Done`], whether it was known or not.
+    Forget {
+        /// Whose.
+        user: u64,
+        /// Its number.
+        device: u16,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// Delete all messages of a user and forget all devices. The next stamp is above all before. Answered
+    /// [`Reply::Done`].
+    Delete {
+        /// Whose.
+        user: u64,
+        /// Comes back in the answer.
+        token: u64,
+    },
+    /// How much a user has. Answered [`Reply::Inspected`].
+    Inspect {
+        /// Whose.
+        user: u64,
+        /// Comes back in the answer.
+        token: u64,
+    },
+}
+
+impl Request {
+    /// The user asked about.
+    pub fn user(&self) -> u64 {
+        match *self {
+            Request::Append { user, .. }
+            | Request::Open { user, .. }
+            | Request::Read { user, .. }
+            | Request::Cursor { user, .. }
+            | Request::Seen { user, .. }
+            | Request::Devices { user, .. }
+            | Request::Forget { user, .. }
+            | Request::Delete { user, .. }
+            | Request::Inspect { user, .. } => user,
+        }
+    }
+
+    /// The token that comes back in the answer; none if there is no answer.
+    pub fn token(&self) -> Option<u64> {
+        match *self {
+            Request::Append { token, .. }
+            | Request::Open { token, .. }
+            | Request::Read { token, .. }
+            | Request::Devices { token, .. }
+            | Request::Forget { token, .. }
+            | Request::Delete { token, .. }
+            | Request::Inspect { token, .. } => Some(token),
+            Request::Cursor { .. } | Request::Seen { .. } => None,
+        }
+    }
+
+    /// What the request takes while it waits, for the bound of the mailbox.
+    pub fn bytes(&self) -> usize {
+        let held = match self {
+            Request::Append { record, .. } => record.payload.len(),
+            Request::Open { device, .. } => device.len(),
+            _ => 0,
+        };
+        size_of::<Request>() + held
+    }
+}
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// That of the request.
+    pub token: u64,
+    /// What came of it.
+    pub reply: Reply,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The message is on disk.
+    Stored {
+        /// Its position: the proposed one, or one above the last of the log.
+        stamp: u64,
+        /// It had been stored before, and this is where.
+        duplicate: bool,
+    },
+    /// Nothing was done.
+    Refused(Refusal),
+    /// Where a device stands.
+    Opened(Opened),
+    /// Messages.
+    Page(Page),
+    /// The registered devices.
+    Devices(Vec<DeviceInfo>),
+    /// How much a user has.
+    Inspected(Inbox),
+    /// It is done, and on disk.
+    Done,
+}
+
+/// Why nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The user has as many messages as one may.
+    UserMessages,
+    /// The user has as many bytes as one may.
+    UserBytes,
+    /// The store has reached its size.
+    StoreFull,
+    /// The payload is longer than any may be.
+    TooLong,
+    /// The disk is full, read-only, broken or too slow. Later it may go.
+    Unavailable,
+}
+
+impl Refusal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Refusal; 5] =
+        [Refusal::UserMessages, Refusal::UserBytes, Refusal::StoreFull, Refusal::TooLong, Refusal::Unavailable];
+
+    /// Its name in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::UserMessages => "user_messages",
+            Refusal::UserBytes => "user_bytes",
+            Refusal::StoreFull => "store_full",
+            Refusal::TooLong => "too_long",
+            Refusal::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Where a device stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// It was registered before.
+    pub known: bool,
+    /// Its number among the user's devices; 0 if it is not registered.
+    pub device: u16,
+    /// Another one each time a name is registered, so that a token for a device that was forgotten does not fit the
+    /// next of that name; 0 if it is not registered.
+    pub device_epoch: u32,
+    /// Another one for each store, so that a token of a store that was thrown away does not fit the next.
+    pub store_epoch: u64,
+    /// What the device has everything up to. A user's first device begins at the floor, further ones and those not
+    /// registered at the end.
+    pub cursor: u64,
+    /// Messages up to this stamp may be gone.
+    pub floor: u64,
+    /// The last stamp of the log; 0 if there never was a message.
+    pub last: u64,
+    /// Messages after the cursor.
+    pub pending: u64,
+    /// Registered devices of the user, this one among them if it is.
+    pub devices: u32,
+}
+
+/// Messages of one log in the order of their stamps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The messages.
+    pub records: Vec<Record>,
+    /// Messages up to this stamp may be gone.
+    pub floor: u64,
+    /// The last stamp of the log; 0 if there never was a message.
+    pub last: u64,
+    /// Nothing was left after the last of `records`.
+    pub complete: bool,
+    /// Messages between the position asked for and `floor` may be gone.
+    pub truncated: bool,
+}
+
+/// A registered device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number.
+    pub device: u16,
+    /// Its name.
+    pub name: Box<str>,
+    /// What it has everything up to.
+    pub cursor: u64,
+    /// Its last sign of life, milliseconds since 1970, exact to an hour: a login, an ACK or [`Request::Seen`].
+    pub seen_ms: u64,
+}
+
+/// How much a user has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inbox {
+    /// Messages that wait.
+    pub messages: u64,
+    /// Their bytes, as in the limits.
+    pub bytes: u64,
+    /// Messages up to this stamp may be gone.
+    pub floor: u64,
+    /// The last stamp of the log; 0 if there never was a message.
+    pub last: u64,
+    /// Registered devices.
+    pub devices: u32,
+}

@@ -1,0 +1,116 @@
+//! Numbers of a store, read by other threads.
+
+use crate::Refusal;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Upper bounds of the buckets of [`Stats::commit_us`], microseconds; the last bucket has none.
+pub const COMMIT_BUCKETS_US: [u64; 12] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
+
+/// Numbers of a store. The store's thread writes them; everybody may read.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// The last write went to disk, and the next may. False while appends are refused as unavailable.
+    pub available: AtomicBool,
+    /// Messages stored.
+    pub appends: AtomicU64,
+    /// Messages found stored already.
+    pub duplicates: AtomicU64,
+    /// Payload bytes stored.
+    pub append_bytes: AtomicU64,
+    /// Requests refused, by [`Refusal::ALL`].
+    pub refused: [AtomicU64; Refusal::ALL.len()],
+    /// Messages dropped from full logs to make room.
+    pub dropped_oldest: AtomicU64,
+    /// Messages dropped because of their age.
+    pub expired: AtomicU64,
+    /// Messages dropped because all registered devices have them.
+    pub acknowledged: AtomicU64,
+    /// Messages deleted because somebody asked for it.
+    pub deleted: AtomicU64,
+    /// Messages given out in pages.
+    pub read: AtomicU64,
+    /// Devices forgotten because they were unseen for too long, or too many.
+    pub devices_forgotten: AtomicU64,
+    /// Cursors and signs of life dropped because no table could be written for long.
+    pub cursors_dropped: AtomicU64,
+    /// Batches made durable.
+    pub commits: AtomicU64,
+    /// Batches that could not be made durable.
+    pub commit_failures: AtomicU64,
+    /// Time of the commits, microseconds in all.
+    pub commit_us_sum: AtomicU64,
+    /// Commits by their time; see [`COMMIT_BUCKETS_US`].
+    pub commit_us: [AtomicU64; COMMIT_BUCKETS_US.len() + 1],
+    /// Bytes of the write-ahead log on disk.
+    pub log_bytes: AtomicU64,
+    /// Bytes of the tables on disk.
+    pub table_bytes: AtomicU64,
+    /// Tables on disk.
+    pub tables: AtomicU64,
+    /// Tables written, whether from the log or from other tables.
+    pub tables_written: AtomicU64,
+    /// Bytes written into tables.
+    pub table_bytes_written: AtomicU64,
+    /// Tables that could not be written.
+    pub table_failures: AtomicU64,
+    /// Memory of recent messages, bytes.
+    pub recent_bytes: AtomicU64,
+    /// Users for whom messages wait, or lately did.
+    pub users: AtomicU64,
+    /// Messages that wait.
+    pub messages: AtomicU64,
+    /// Their bytes, as in the limits.
+    pub message_bytes: AtomicU64,
+    /// Damaged places found on disk; each raised floors.
+    pub damages: AtomicU64,
+    /// When the commit under way began, milliseconds since 1970; 0 if none is.
+    pub(crate) commit_since_ms: AtomicU64,
+    /// What the disk said last, while it fails.
+    trouble: Mutex<Option<String>>,
+}
+
+impl Stats {
+    /// Whether writes go to disk.
+    pub fn is_available(&self) -> bool {
+        self.available.load(Ordering::Relaxed)
+    }
+
+    /// What the disk said last, while it fails.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For how long the commit under way has waited for the disk, milliseconds; 0 if none is. A disk that stalls does
+    /// not fail: the store is available, and requests wait in its bounded mailbox.
+    pub fn stalled_ms(&self, now_ms: u64) -> u64 {
+        match self.commit_since_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now_ms.saturating_sub(since),
+        }
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    pub(crate) fn add(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(gauge: &AtomicU64, to: u64) {
+        gauge.store(to, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refuse(&self, refusal: Refusal) {
+        Stats::add(&self.refused[refusal as usize], 1);
+    }
+
+    pub(crate) fn committed(&self, us: u64) {
+        Stats::add(&self.commits, 1);
+        Stats::add(&self.commit_us_sum, us);
+        let bucket = COMMIT_BUCKETS_US.partition_point(|bound| *bound < us);
+        Stats::add(&self.commit_us[bucket], 1);
+    }
+}

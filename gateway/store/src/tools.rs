@@ -1,0 +1,224 @@
+//! What an operator does with a store that is not in use: check, export, import.
+
+use crate::codec::Amount;
+use crate::embedded::Embedded;
+use crate::state::{Device, State};
+use crate::{Record, Reply, Request, Store};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use std::io::{self, BufRead, Write};
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Checked {
+    /// Users of whom anything is known.
+    pub users: u64,
+    /// Messages that wait, each of which was read.
+    pub messages: u64,
+    /// Their bytes, as in the limits.
+    pub bytes: u64,
+    /// Registered devices.
+    pub devices: u64,
+    /// Tables on disk.
+    pub tables: u64,
+    /// Users whose count of messages was not that of the messages there are.
+    pub miscounted: u64,
+    /// Damaged places, those found at opening included.
+    pub damages: u64,
+}
+
+impl Checked {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.miscounted == 0 && self.damages == 0
+    }
+}
+
+/// What was imported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// Messages stored.
+    pub messages: u64,
+    /// Messages that were there already.
+    pub duplicates: u64,
+    /// Messages refused because of a limit.
+    pub refused: u64,
+    /// Users whose devices were taken over.
+    pub users: u64,
+}
+
+/// A line of an export. Numbers that may be larger than 2^53 are strings, as in the HTTP interface.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Message(MessageLine),
+    User(UserLine),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct MessageLine {
+    user: String,
+    stamp: String,
+    from: String,
+    id: String,
+    flags: u8,
+    payload: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct UserLine {
+    user: String,
+    floor: String,
+    devices: Vec<DeviceLine>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceLine {
+    device: u16,
+    epoch: u32,
+    name: String,
+    cursor: String,
+    seen_ms: u64,
+}
+
+/// Messages that are imported by one commit.
+const IMPORT_BATCH: usize = 8_192;
+
+impl Embedded {
+    /// Reads everything there is, and compares.
+    ///
+    /// # Errors
+    /// Those of the file system. Damage is no error.
+    pub fn check(&mut self) -> io::Result<Checked> {
+        let mut checked = Checked { tables: self.table_count() as u64, ..Checked::default() };
+        for user in self.users()? {
+            let (state, told, found) = self.survey(user, |_| Ok(()))?;
+            checked.users += 1;
+            checked.messages += found.messages;
+            checked.bytes += found.bytes;
+            checked.devices += state.devices.len() as u64;
+            checked.miscounted += u64::from(told != found);
+        }
+        checked.damages = self.stats().damages.load(std::sync::atomic::Ordering::Relaxed);
+        Ok(checked)
+    }
+
+    /// Writes everything as lines of JSON: for each user one with floor and devices, then its messages.
+    ///
+    /// # Errors
+    /// Those of the file system and of `out`.
+    pub fn export(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        for user in self.users()? {
+            let (state, ..) = self.survey(user, |_| Ok(()))?;
+            let device = |device: &Device| DeviceLine {
+                device: device.number,
+                epoch: device.epoch,
+                name: device.name.to_string(),
+                cursor: device.cursor.to_string(),
+                seen_ms: device.seen_ms,
+            };
+            let devices = state.devices.iter().map(device).collect();
+            let line = UserLine { user: user.to_string(), floor: state.floor.to_string(), devices };
+            write_line(out, &Line::User(line))?;
+            self.survey(user, |record| {
+                let line = MessageLine {
+                    user: user.to_string(),
+                    stamp: record.stamp.to_string(),
+                    from: record.from.to_string(),
+                    id: record.id.to_string(),
+                    flags: record.flags,
+                    payload: STANDARD.encode(&record.payload),
+                };
+                write_line(out, &Line::Message(line))
+            })?;
+        }
+        out.flush()
+    }
+
+    /// Takes in what `export` wrote. What is there already stays, and messages that are there already are not stored
+    /// again, as long as they are among the last of their log.
+    ///
+    /// # Errors Of kind `InvalidData` for a line that makes no sense, with its number; otherwise those of the file
+    /// system and of `input`. What came before is stored.
+    pub fn import(&mut self, input: &mut dyn BufRead) -> io::Result<Imported> {
+        let mut imported = Imported::default();
+        let mut batch = Vec::new();
+        for (at, line) in input.lines().enumerate() {
+            let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("line {}: {what}", at + 1));
+            let line: Line = serde_json::from_str(&line?).map_err(|error| wrong(error.to_string()))?;
+            let number = |text: &str| text.parse::<u64>().map_err(|_| wrong(format!("{text} is not a number")));
+            match line {
+                Line::Message(line) => {
+                    let payload = STANDARD.decode(&line.payload).map_err(|error| wrong(error.to_string()))?;
+                    let record = Record {
+                        stamp: number(&line.stamp)?,
+                        from: number(&line.from)?,
+                        id: number(&line.id)?,
+                        flags: line.flags,
+                        payload: payload.into(),
+                    };
+                    batch.push((0, Request::Append { user: number(&line.user)?, record, retry: true, token: 0 }));
+                    if batch.len() >= IMPORT_BATCH {
+                        self.import_batch(&mut batch, &mut imported)?;
+                    }
+                }
+                Line::User(line) => {
+                    self.import_batch(&mut batch, &mut imported)?;
+                    let mut state = State { floor: number(&line.floor)?, ..State::default() };
+                    for device in line.devices {
+                        state.devices.push(Device {
+                            number: device.device,
+                            epoch: device.epoch,
+                            cursor: number(&device.cursor)?,
+                            seen_ms: device.seen_ms,
+                            name: crate::state::device_name(&device.name).into(),
+                        });
+                    }
+                    imported.users += u64::from(self.adopt_state(number(&line.user)?, state)?);
+                }
+            }
+        }
+        self.import_batch(&mut batch, &mut imported)?;
+        self.commit_now()?;
+        Ok(imported)
+    }
+
+    fn import_batch(&mut self, batch: &mut Vec<(u16, Request)>, imported: &mut Imported) -> io::Result<()> {
+        let mut unavailable = false;
+        self.apply(batch, &mut |_, answer| match answer.reply {
+            Reply::Stored { duplicate: false, .. } => imported.messages += 1,
+            Reply::Stored { duplicate: true, .. } => imported.duplicates += 1,
+            Reply::Refused(crate::Refusal::Unavailable) => unavailable = true,
+            _ => imported.refused += 1,
+        });
+        if unavailable {
+            let trouble = self.stats().trouble().unwrap_or_else(|| "the store is not available".to_owned());
+            return Err(io::Error::other(trouble));
+        }
+        self.wait_for_tables();
+        Ok(())
+    }
+
+    fn survey(
+        &mut self,
+        user: u64,
+        mut look: impl FnMut(Record) -> io::Result<()>,
+    ) -> io::Result<(State, Amount, Amount)> {
+        let mut found = Amount::default();
+        let mut result = Ok(());
+        let (state, told) = self.look_at(user, &mut |record| {
+            found.add(record.bytes());
+            if result.is_ok() {
+                result = look(record);
+            }
+        })?;
+        result?;
+        Ok((state, told, found))
+    }
+}
+
+fn write_line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,12 @@
+//! What a store promises, on simulated and on real disks.
+
+mod cuts;
+mod damage;
+mod devices;
+mod faults;
+mod kill;
+mod model;
+mod stall;
+mod support;
+mod thread;
+mod tools;

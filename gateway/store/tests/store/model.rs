@@ -1,0 +1,131 @@
+//! The store on disk and the one in memory give the same answers.
+
+use crate::support::{BEGIN_MS, Blame, Dice, Hands, now_stamp, open, record, seeds, small};
+use trunkline_store::{Limits, Memory, Reply, Request, SimDisk, Store, WhenFull};
+
+const USERS: u64 = 6;
+
+fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
+    let user = 1 + dice.below(USERS) * dice.below(2).max(1);
+    let token = dice.roll();
+    let device = 1 + dice.below(4) as u16;
+    // Positions that were given out, or beside them.
+    let stamp = match stamps.len() {
+        0 => 0,
+        len => stamps[len - 1 - dice.below(len.min(40) as u64) as usize] + dice.below(3) - 1,
+    };
+    match dice.below(100) {
+        0..60 => {
+            let proposed = match dice.below(20) {
+                0 => stamp,
+                1 => 0,
+                2 => now_stamp(hands) + (dice.below(50) << 20),
+                _ => now_stamp(hands) + dice.below(1_000),
+            };
+            let bytes = if dice.below(30) == 0 { 2_100 } else { dice.below(600) as usize };
+            let record = record(proposed, dice.below(400), bytes);
+            Request::Append { user, record, retry: dice.below(4) == 0, token }
+        }
+        60..70 => {
+            let device = format!("device {}", dice.below(5)).into();
+            Request::Open { user, device, ephemeral: dice.below(5) == 0, token }
+        }
+        70..82 => Request::Read {
+            user,
+            after: if dice.below(3) == 0 { 0 } else { stamp },
+            since_ms: if dice.below(4) == 0 { hands.now_ms() - dice.below(100_000) } else { 0 },
+            limit: dice.below(30) as u32,
+            bytes_max: 1 << dice.below(14),
+            token,
+        },
+        82..93 => Request::Cursor { user, device, stamp },
+        93 => Request::Seen { user, device },
+        94..96 => Request::Devices { user, token },
+        96 => Request::Forget { user, device, token },
+        97 if dice.below(4) == 0 => Request::Delete { user, token },
+        _ => Request::Inspect { user, token },
+    }
+}
+
+fn compare(seed: u64, limits: &Limits, reopen: bool) {
+    let _blame = Blame(seed);
+    let mut dice = Dice(seed);
+    let hands = Hands::new();
+    let disk = SimDisk::new();
+    let mut store = open(&disk, limits, &hands);
+    let mut model = Memory::new(limits.clone(), hands.clock(), 7);
+    let mut stamps = vec![BEGIN_MS << 20];
+    for step in 0..600 {
+        hands.pass(match dice.below(60) {
+            0 => 400_000,
+            1 => 30_000,
+            _ => dice.below(40),
+        });
+        let count = 1 + dice.below(8);
+        let batch: Vec<_> = (0..count).map(|at| (at as u16, request(&mut dice, &hands, &stamps))).collect();
+        let (mut expected, mut given) = (Vec::new(), Vec::new());
+        // The store in memory reads at once, the one on disk after the commit: reads are asked alone, or last.
+        let (reads, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|(_, request)| matches!(request, Request::Read { .. }));
+        let batch = [others, reads].concat();
+        model.apply(&mut batch.clone(), &mut |source, answer| expected.push((source, answer)));
+        store.apply(&mut batch.clone(), &mut |source, answer| given.push((source, answer)));
+        assert_eq!(given, expected, "step {step}: {batch:#?}");
+        for (_, answer) in &given {
+            if let Reply::Stored { stamp, .. } = answer.reply {
+                stamps.push(stamp);
+            }
+        }
+        if dice.below(10) == 0 {
+            hands.pass(200);
+            model.tick();
+            store.tick();
+        }
+        if reopen && dice.below(50) == 0 {
+            store.close();
+            drop(store);
+            store = open(&disk, limits, &hands);
+        }
+    }
+    assert!(store.stats().tables_written.load(std::sync::atomic::Ordering::Relaxed) > 0, "the log was never cut");
+}
+
+#[test]
+fn disk_and_memory_answer_alike() {
+    for seed in seeds(10) {
+        compare(seed, &small(), false);
+    }
+}
+
+#[test]
+fn disk_and_memory_answer_alike_across_restarts() {
+    for seed in seeds(10) {
+        compare(seed, &small(), true);
+    }
+}
+
+#[test]
+fn disk_and_memory_drop_the_same_when_full() {
+    let limits = Limits { when_full: WhenFull::DropOldest, ..small() };
+    for seed in seeds(10) {
+        compare(seed, &limits, true);
+    }
+}
+
+#[test]
+fn disk_and_memory_answer_alike_without_tables() {
+    let limits = Limits { recent_bytes_max: 1 << 30, log_bytes_max: 1 << 30, ..small() };
+    let (disk, hands) = (SimDisk::new(), Hands::new());
+    let mut store = open(&disk, &limits, &hands);
+    let mut model = Memory::new(limits.clone(), hands.clock(), 7);
+    let mut dice = Dice(1);
+    let stamps = [BEGIN_MS << 20];
+    for _ in 0..500 {
+        hands.pass(dice.below(40));
+        let request = request(&mut dice, &hands, &stamps);
+        let (mut expected, mut given) = (None, None);
+        model.apply(&mut vec![(0, request.clone())], &mut |_, answer| expected = Some(answer));
+        store.apply(&mut vec![(0, request)], &mut |_, answer| given = Some(answer));
+        assert_eq!(given, expected);
+    }
+}
