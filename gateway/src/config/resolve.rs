@@ -4,7 +4,9 @@ use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::settings::{fixed_defaults, flag};
-use super::store::{STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits};
+use super::store::{
+    STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
+};
 use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
@@ -289,6 +291,7 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     all.store_mail_bytes_max.get_or_insert_with(|| Size((32 * MIB).max(4 * message)));
     all.store_users_max
         .get_or_insert_with(|| (room.bytes / 32 / STORE_USER_BYTES).clamp(STORE_USERS_LEAST, STORE_USERS_MOST));
+    all.store_bytes_max.get_or_insert_with(|| Size((room.bytes / MIB * MIB).clamp(STORE_BYTES_LEAST, 16 * GIB)));
     all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {

@@ -328,8 +328,9 @@ settings! {
     device_age_secs: [u64] "SECS" "TRUNKLINE_DEVICE_AGE_SECS" Fixed("2592000");
     /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3 (overloaded).
     store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
-    /// Bytes of all inboxes on disk, 64MiB to 64TiB. When hit: the sender gets SENT 5 (inbox full).
-    store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Fixed("\"16GiB\"");
+    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. When hit: the sender gets SENT 5
+    /// (inbox full).
+    store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Computed("as much as memory_max, 64MiB to 16GiB");
     /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
     /// sender gets SENT 5 (inbox full).
     store_users_max: [u64] "N" "TRUNKLINE_STORE_USERS_MAX" Computed("as many as take a thirty-second of memory_max");

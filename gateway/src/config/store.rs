@@ -13,6 +13,8 @@ const TIB: u64 = 1 << 40;
 const AGE_SECS_MAX: u64 = 10 * 365 * 24 * 3_600;
 /// Most messages an inbox may be allowed to hold.
 const MESSAGES_MAX: u64 = 1_000_000;
+/// Least size of a store: a log and a few tables.
+pub(super) const STORE_BYTES_LEAST: u64 = 64 * MIB;
 /// Users for whom messages may wait, at the least and at the most.
 pub(super) const STORE_USERS_LEAST: u64 = 1_000;
 pub(super) const STORE_USERS_MOST: u64 = 1_000_000_000;
@@ -64,7 +66,7 @@ pub(super) fn store_limits(all: &Settings, message_bytes_max: u64, judge: &Judge
         age_secs: judge.count("inbox_age_secs", known(all.inbox_age_secs), 1..=AGE_SECS_MAX)?,
         device_age_secs: judge.count("device_age_secs", known(all.device_age_secs), 1..=AGE_SECS_MAX)?,
         mail_bytes_max: size("store_mail_bytes_max", all.store_mail_bytes_max, 4 * message_bytes_max..=GIB)?,
-        store_bytes_max: size("store_bytes_max", all.store_bytes_max, 64 * MIB..=64 * TIB)?,
+        store_bytes_max: size("store_bytes_max", all.store_bytes_max, STORE_BYTES_LEAST..=64 * TIB)?,
         users_max: judge.count("store_users_max", known(all.store_users_max), STORE_USERS_LEAST..=STORE_USERS_MOST)?,
         recent_bytes_max: size("store_recent_bytes_max", all.store_recent_bytes_max, STORE_RECENT_LEAST..=GIB)?,
     })

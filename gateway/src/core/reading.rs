@@ -18,6 +18,11 @@ use trunkline_proto::{Code, Frame, Header, Kind, Sync, SyncOk, encode, encode_me
 use trunkline_router::presence::Presence;
 use trunkline_store::{Opened, Page, Record, Refusal, Reply, Request, stamp_at};
 
+/// How often the store is told that a device is connected, at the least; it writes down no more.
+const SEEN_MS: u64 = 3_600_000;
+/// Where devices are forgotten sooner than in some hours: so many times before that.
+const SEEN_PART: u64 = 4;
+
 /// How a session that begins reads its inbox.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
@@ -171,6 +176,7 @@ impl Shard {
             return;
         }
         let mut reader = Reader::new(session, slot, window, now);
+        reader.seen_tick = tick;
         if let Some(Opened { device, cursor, floor, known, .. }) = opened {
             let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
             reader.opened(device, cursor.max(carried), known && cursor < floor);
@@ -432,6 +438,22 @@ impl Shard {
             (0, _) => Some(0),
             (_, registered) => registered.map(|registered| registered.saturating_sub(1)),
         };
+    }
+
+    /// Tells the store now and then that a device is connected: one that has nothing to acknowledge and does not log in
+    /// again would be forgotten.
+    pub(super) fn note_seen(&mut self, slot: u32, user: u64) {
+        let tick = self.links.tick;
+        let age_ms = self.links.limits.device_age_secs.saturating_mul(1_000);
+        let after = ticks((age_ms / SEEN_PART).min(SEEN_MS));
+        let Some(Desk { users, port, .. }) = &mut self.desk else { return };
+        let readers = users.get_mut(&user).into_iter().flat_map(|user| &mut user.readers);
+        for reader in readers.filter(|reader| reader.slot == slot && reader.device != 0) {
+            // Where the mailbox has no room, the connection's next timer tries again.
+            if reader.seen_tick + after <= tick && port.send(Request::Seen { user, device: reader.device }).is_ok() {
+                reader.seen_tick = tick;
+            }
+        }
     }
 
     /// Asks the store on behalf of the control thread.

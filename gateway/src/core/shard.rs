@@ -507,6 +507,7 @@ impl Shard {
                     self.links.forget_flood(slot);
                     self.links.mark_dirty(slot);
                 }
+                self.note_seen(slot, user);
                 self.redeliver_due(user);
                 self.links.arm_session(slot, &mut self.inboxes);
             }

@@ -39,6 +39,8 @@ pub(crate) struct Reader {
     pub(crate) slot: u32,
     /// Its number in the store; 0 while the store has not said it.
     pub(crate) device: u16,
+    /// When the store was last told that it is connected, if only by its LOGIN.
+    pub(crate) seen_tick: u32,
     /// Messages of its backlog that it may owe at a time.
     window: u32,
     /// Positions given to it and not acknowledged, rising; each with its number among all that was given.
@@ -70,6 +72,7 @@ impl Reader {
             session,
             slot,
             device: 0,
+            seen_tick: 0,
             window: window.max(1),
             owed: VecDeque::new(),
             numbered: 0,

@@ -205,12 +205,13 @@ impl Run {
     }
 
     /// Two users with a device each, who do nothing by themselves, and a store that works.
-    fn quiet(seed: u64) -> Self {
+    fn quiet(seed: u64, device_age_secs: u64) -> Self {
         let planned = Run::planned(seed, false);
         planned.world.borrow_mut().faults = Faults::none();
         let limits = Limits {
             heartbeat_secs: 600,
             store_after_ms: 1_000,
+            device_age_secs,
             frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_FLOOR,
             store_users_max: u64::MAX,
             inbox_messages_max: 10_000,
@@ -226,7 +227,9 @@ impl Run {
             next_us: u64::MAX,
             unsettled: BTreeMap::new(),
         };
-        let store = SimStore::new(seed, trunkline_store::Limits::default(), 0, 1 << 20);
+        let device_unseen_ms_max = device_age_secs * 1_000;
+        let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
+        let store = SimStore::new(seed, of_store, 0, 1 << 20);
         let mut run = Run { limits, store, devices: vec![device(1), device(2)], settling: true, ..planned };
         run.start();
         run.log_in(0);
@@ -582,6 +585,7 @@ impl Run {
                 self.sessions[index].syncs.clear();
             }
             Kind::Bye => self.sessions[index].over = true,
+            Kind::Pong => {}
             kind => panic!("{}", kind.name()),
         }
     }
@@ -724,7 +728,7 @@ fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
     const SECOND_US: u64 = 1_000_000;
     const NOBODY: u64 = 9;
     for seed in 0..5 {
-        let mut run = Run::quiet(seed);
+        let mut run = Run::quiet(seed, 30 * 24 * 3_600);
         run.run_until(SECOND_US);
         run.store.stall(6 * SECOND_US);
         let (online, offline) = (run.send_to(2, None), run.send_to(NOBODY, None));
@@ -755,6 +759,26 @@ fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
         assert_eq!(counts, [1, 1, 1], "seed {seed}");
         run.leave_all();
     }
+}
+
+#[test]
+fn a_device_that_stays_connected_is_not_forgotten_and_one_that_left_is() {
+    const MINUTE_US: u64 = 60_000_000;
+    let mut run = Run::quiet(1, 3 * 3_600);
+    run.run_until(MINUTE_US);
+    let left = run.devices[1].session.expect("it is there");
+    run.world.borrow_mut().client_close(run.sessions[left].socket);
+    run.sessions[left].over = true;
+    let stays = run.sessions[run.devices[0].session.expect("it is there")].socket;
+    // It says nothing but that it lives.
+    for minutes in (10..=5 * 60).step_by(10) {
+        let mut ping = Vec::new();
+        encode(&mut ping, &Header { kind: Kind::Ping, flags: 0, aux: 0, id: 0, peer: 0, stamp: 0 }, &[]);
+        run.world.borrow_mut().client_write(stays, &ping);
+        run.run_until(minutes * MINUTE_US);
+    }
+    assert_eq!((run.store.devices(1).len(), run.store.devices(2).len()), (1, 0));
+    run.leave_all();
 }
 
 #[test]
