@@ -25,6 +25,7 @@ mod doctor;
 mod drain;
 mod http;
 mod inbox;
+mod inbox_clients;
 mod jwt;
 mod kinds;
 mod limits;
