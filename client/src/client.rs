@@ -11,9 +11,10 @@ use crate::events::Slot;
 use crate::outlet::Outlet;
 use crate::receipt::OnlyWaiter;
 use crate::state::{Command, Shared, State, Taken};
+use crate::sync::Ask;
 use crate::unsettled::{InsertError, NotTaken};
 use crate::window::Window;
-use crate::{Config, Dial, Error, Events, Guard, Message, Outgoing, Payload, Receipt, driver};
+use crate::{Config, Dial, Error, Events, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, driver};
 
 /// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no connection
 /// never has to wait.
@@ -38,6 +39,21 @@ pub struct SessionInfo {
     /// When the session ends with its token, unless that is renewed: milliseconds since the Unix epoch by the gateway's
     /// clock; 0 never.
     pub expires_ms: u64,
+    /// The gateway keeps messages with acknowledgement for this device while it is away. False without a store, for an
+    /// [`Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all the same).
+    pub registered: bool,
+    /// The gateway went on from where this client had got to. Otherwise the device was new to it or forgotten, or the store
+    /// is another one: an application with a history of its own should look for what is missing.
+    pub resumed: bool,
+    /// Messages that waited for this device.
+    pub pending: u64,
+    /// Position up to which the inbox held nothing any more.
+    pub floor: u64,
+    /// Position of the newest message that was stored.
+    pub last: u64,
+    /// Messages for this device are gone, unacknowledged, because of their age or number: a gap, told by
+    /// [`crate::Event::Truncated`], too.
+    pub truncated: bool,
 }
 
 /// The sending side. Clones share the connection; when the last of them and [`Events`] are dropped, the client logs out.
@@ -72,10 +88,14 @@ impl Client {
     /// [`Error::LoginCut`], [`Error::Protocol`], [`Error::Outbox`], [`Error::TooManyUnacked`].
     pub async fn connect_with<D: Dial>(config: Config, mut dial: D) -> Result<(Self, Events), Error> {
         config.validate().map_err(Error::Config)?;
-        let (link, route) = driver::first_login(&mut dial, &config).await?;
+        let (mut link, route) = driver::first_login(&mut dial, &config).await?;
 
         let (unacked_max, fate_timeout) = (config.unacked_max, config.fate_timeout);
-        let shared = Arc::new(Shared::new(unacked_max, config.outbox.clone(), link.info.clone()));
+        let mut resume = config.resume.clone();
+        if !link.resume.is_empty() {
+            resume.token = std::mem::take(&mut link.resume);
+        }
+        let shared = Arc::new(Shared::new(unacked_max, config.outbox.clone(), link.info.clone(), resume));
         shared.unsettled.load(fate_timeout, unacked_max)?;
         let (commands, commands_queue) = mpsc::channel(config.send_queue_len);
         let (taken, taken_queue) = mpsc::channel(config.event_queue_len + TAKEN_SPARE);
@@ -213,6 +233,43 @@ impl Client {
         let (answer, round_trip) = oneshot::channel();
         self.slot().await?.send(Command::Ping { answer });
         round_trip.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
+    }
+
+    /// A page of what the gateway holds of this user's inbox: messages that some registered device has not acknowledged yet.
+    /// Pages are got one after the other, whoever asks; the events should be taken meanwhile, since the page comes behind
+    /// those that are on their way.
+    ///
+    /// ```no_run
+    /// # use trunkline_client::{Client, Error, History};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let mut request = History::all();
+    /// loop {
+    ///     let page = client.history(request).await?;
+    ///     for message in &page.messages {
+    ///         println!("{} at {}: {:?}", message.from, message.time_ms(), message.text());
+    ///     }
+    ///     if page.complete {
+    ///         break;
+    ///     }
+    ///     request = History::after(page.next);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`], also when the connection breaks meanwhile; [`Error::Refused`], with 21 where the gateway keeps
+    /// nothing; [`Error::Closed`].
+    pub async fn history(&self, history: History) -> Result<Page, Error> {
+        let (answer, page) = oneshot::channel();
+        self.slot().await?.send(Command::History(Ask { history, answer }));
+        page.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
+    }
+
+    /// Where this device stands, for [`Config::resume`] of a later process.
+    #[must_use]
+    pub fn resume(&self) -> Resume {
+        self.shared.resume()
     }
 
     /// Sends what is queued, logs out and waits for the end. Messages whose fate is still unknown end with

@@ -7,7 +7,7 @@ use std::time::Duration;
 use trunkline_proto::DEVICE_BYTES_MAX;
 
 use crate::addrs::is_address;
-use crate::{Backoff, Outbox, Token};
+use crate::{Backoff, Outbox, Resume, Token};
 
 /// Addresses to begin with: a list by hand has fewer.
 const ADDRS_MAX: usize = 64;
@@ -19,6 +19,9 @@ const QUEUE_LEN_MAX: usize = 1_000_000;
 /// it would not notice on the same day that it is back.
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// Messages of a backlog that a gateway gives ahead at most.
+const REPLAY_WINDOW_MAX: u32 = 1_024;
 
 /// When a message is acknowledged. The sender is told "delivered" then, and no gateway delivers the message again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +62,14 @@ pub struct Config {
     /// Name of this device, at most 64 bytes. A second login of the same user and device replaces the first. Default empty,
     /// which the gateway reads as `default`.
     pub device: String,
+    /// The gateway keeps nothing for this device once it has gone: for a program that is only interested in what comes while it
+    /// runs. Otherwise a gateway with a store remembers the device by its name. Default false.
+    pub ephemeral: bool,
+    /// Where an earlier process of the same user and device stood: [`crate::Client::resume`]. Default nothing.
+    pub resume: Resume,
+    /// Messages of the backlog that may be on their way or unacknowledged at a time, 1 … 1,024; never more than
+    /// [`Config::event_queue_len`]. Default 256.
+    pub replay_window: u32,
     /// Kind of device, shown in presence, for example `mobile`. Default empty.
     pub device_class: String,
     /// Name and version of the program, for the gateway's operators. Default `trunkline-client/<version>`.
@@ -99,6 +110,9 @@ impl Default for Config {
             user: 0,
             token: Token::default(),
             device: String::new(),
+            ephemeral: false,
+            resume: Resume::default(),
+            replay_window: 256,
             device_class: String::new(),
             agent: concat!("trunkline-client/", env!("CARGO_PKG_VERSION")).into(),
             heartbeat_secs: 0,
@@ -124,6 +138,9 @@ impl fmt::Debug for Config {
             .field("user", &self.user)
             .field("token", &self.token)
             .field("device", &self.device)
+            .field("ephemeral", &self.ephemeral)
+            .field("resume", &self.resume)
+            .field("replay_window", &self.replay_window)
             .field("device_class", &self.device_class)
             .field("agent", &self.agent)
             .field("heartbeat_secs", &self.heartbeat_secs)
@@ -169,6 +186,11 @@ pub enum ConfigError {
         /// Its value.
         len: usize,
     },
+    /// `replay_window` is 0 or above 1,024.
+    ReplayWindow {
+        /// Its value.
+        len: u32,
+    },
     /// `dedup_window_len` is below `event_queue_len`: messages would be forgotten while they wait in the queue, and those
     /// that are delivered again would come twice.
     DedupWindow {
@@ -199,6 +221,9 @@ impl fmt::Display for ConfigError {
             }
             Self::QueueLen { field, len } => {
                 write!(f, "{field} is {len}, but must be 1 to {QUEUE_LEN_MAX}")
+            }
+            Self::ReplayWindow { len } => {
+                write!(f, "replay_window is {len}, but must be 1 to {REPLAY_WINDOW_MAX}")
             }
             Self::DedupWindow { len, len_min } => {
                 write!(f, "dedup_window_len is {len}, but must be at least event_queue_len, which is {len_min}")
@@ -240,6 +265,9 @@ impl Config {
                 return Err(ConfigError::QueueLen { field, len });
             }
         }
+        if !(1..=REPLAY_WINDOW_MAX).contains(&self.replay_window) {
+            return Err(ConfigError::ReplayWindow { len: self.replay_window });
+        }
         if self.dedup_window_len < self.event_queue_len {
             return Err(ConfigError::DedupWindow { len: self.dedup_window_len, len_min: self.event_queue_len });
         }
@@ -249,6 +277,11 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// `Login.window`: a backlog never fills the queue of events.
+    pub(crate) fn window(&self) -> u32 {
+        self.replay_window.min(u32::try_from(self.event_queue_len).unwrap_or(u32::MAX))
     }
 }
 
@@ -283,6 +316,9 @@ mod tests {
         }
         for len in [1, 1_000_000] {
             assert_eq!(with(&|c| (c.event_queue_len, c.dedup_window_len) = (len, len)), Ok(()));
+        }
+        for len in [0, 1_025] {
+            assert_eq!(with(&|c| c.replay_window = len), Err(ConfigError::ReplayWindow { len }));
         }
         let forgetful = with(&|c| (c.event_queue_len, c.dedup_window_len) = (100, 99));
         assert_eq!(forgetful, Err(ConfigError::DedupWindow { len: 99, len_min: 100 }));

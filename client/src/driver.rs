@@ -34,7 +34,7 @@ pub(crate) async fn first_login<D: Dial>(dial: &mut D, config: &Config) -> Resul
     let token = credentials.ask().await?;
     loop {
         let addr = book.next();
-        match login(dial, &addr, config, &token, &[]).await {
+        match login(dial, &addr, config, &token, &config.resume).await {
             Ok(link) => {
                 book.worked(&addr);
                 credentials.set_current(token);
@@ -88,7 +88,6 @@ async fn live<D: Dial>(
     let mut link = first;
     let mut attempt = 0;
     loop {
-        let resume = std::mem::take(&mut link.resume);
         let began = Instant::now();
         let Ended { reason, advice } = run_session(link, config.user, &mut route.credentials, state).await;
         state.go_offline();
@@ -102,12 +101,12 @@ async fn live<D: Dial>(
         if wants_clients_elsewhere(&reason) {
             route.book.leave_last();
         }
-        match reconnect(&mut dial, &config, state, &resume, &mut attempt, &mut route, reason, advice).await {
+        match reconnect(&mut dial, &config, state, &mut attempt, &mut route, reason, advice).await {
             Ok(again) => link = again,
             Err(reason) => return reason,
         }
-        state.go_online(&link.info);
-        let resumed = link.resumed;
+        state.go_online(&link.info, &link.resume);
+        let resumed = link.info.resumed;
         state.tell(Event::Reconnected { resumed });
     }
 }
@@ -122,12 +121,10 @@ fn wants_clients_elsewhere(reason: &Reason) -> bool {
 
 /// Waits and logs in until it works, or the reason is final. Each attempt is for one address, and the waits grow over
 /// all of them.
-#[expect(clippy::too_many_arguments, reason = "what one life of a client is made of")]
 async fn reconnect<D: Dial>(
     dial: &mut D,
     config: &Config,
     state: &mut State,
-    resume: &[u8],
     attempt: &mut u32,
     route: &mut Route,
     reason: Reason,
@@ -138,6 +135,7 @@ async fn reconnect<D: Dial>(
     let mut failed: Option<String> = None;
     let mut failures = 0;
     let mut stale = 0;
+    let shared = state.shared.clone();
     loop {
         // The wait asked for is added to the own one, whose random part keeps clients apart that heard the same number.
         let delay = advice.after + config.backoff.delay(*attempt, random::share());
@@ -162,7 +160,7 @@ async fn reconnect<D: Dial>(
             }
             route.credentials.set_current(token.clone());
             let addr = route.book.next();
-            let link = login(dial, &addr, config, &token, resume).await;
+            let link = login(dial, &addr, config, &token, &shared.resume()).await;
             link.map(|link| (addr.clone(), link)).map_err(|failure| (Some(addr), Attempt::Failed(failure)))
         };
         let outcome = tokio::select! {

@@ -35,6 +35,18 @@ pub enum Event {
         /// The gateway went on with the old session.
         resumed: bool,
     },
+    /// All messages that waited for this device when the session began have come; those since then may be among them. Only
+    /// where the gateway keeps messages for it.
+    CaughtUp {
+        /// Position of the newest stored message.
+        last: u64,
+    },
+    /// A gap: messages for this device are gone without it having acknowledged them, because of their age or number, or since
+    /// the store was damaged. An application with a history of its own should look for them there.
+    Truncated {
+        /// They had this position or a lower one.
+        floor: u64,
+    },
     /// The session goes on with its old token: there was no new one, or the gateway did not take it. The client tries
     /// again.
     TokenNotRenewed {
@@ -55,7 +67,7 @@ pub enum Event {
         peer: u64,
     },
     /// The application left its events in the queue for too long, and the next ones were dropped. Messages among them were
-    /// not acknowledged: the gateway delivers those with acknowledgement again.
+    /// not acknowledged: those with acknowledgement come again, later than their place.
     Lost {
         /// How many events, 1 or more.
         count: u64,
@@ -95,6 +107,13 @@ impl Message {
     #[must_use]
     pub fn is_again(&self) -> bool {
         self.flags & flags::AGAIN != 0
+    }
+
+    /// It was kept by the gateway and not sent as it came: the backlog after a login, or a page of the history. Such a message
+    /// may come later than its place; [`Message::stamp`] tells it.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.flags & flags::REPLAY != 0
     }
 
     /// It was sent by another device of this user.

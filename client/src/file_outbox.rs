@@ -23,6 +23,8 @@ const HEAD_BYTES: usize = 8 + 1 + 4 + 8 + 8;
 const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 const PUT: u8 = b'P';
+/// A message that is not to be stored by a gateway.
+const PUT_WITHOUT_STORE: u8 = b'N';
 const SETTLED: u8 = b'S';
 
 /// What a message survives once [`crate::Client::submit`] has returned.
@@ -226,7 +228,10 @@ impl Record {
 
     fn bytes(&self) -> Vec<u8> {
         let (kind, id, to, payload) = match self {
-            Self::Put(id, message) => (PUT, *id, message.to, &message.payload[..]),
+            Self::Put(id, message) => {
+                let kind = if message.no_store { PUT_WITHOUT_STORE } else { PUT };
+                (kind, *id, message.to, &message.payload[..])
+            }
             Self::Settled(id) => (SETTLED, *id, 0, &[][..]),
         };
         let mut bytes = vec![0; 8];
@@ -255,7 +260,10 @@ impl Record {
         }
         let (id, to) = (u64::from_be_bytes(*id), u64::from_be_bytes(*to));
         match kind {
-            PUT => Some((Self::Put(id, Outgoing::new(to, Payload::from(payload)).with_id(id)), len)),
+            PUT | PUT_WITHOUT_STORE => {
+                let message = Outgoing::new(to, Payload::from(payload)).with_id(id);
+                Some((Self::Put(id, Outgoing { no_store: kind == PUT_WITHOUT_STORE, ..message }), len))
+            }
             SETTLED => Some((Self::Settled(id), len)),
             _ => None,
         }

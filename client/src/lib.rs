@@ -36,6 +36,26 @@
 //!   [`Guard`] for each message, which gives it back if the work on it fails. Until then the gateway will deliver it
 //!   again; such duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`] messages.
 //!
+//! # A gateway that keeps messages
+//!
+//! Where the gateway has a store ([`SessionInfo::registered`]), it keeps messages with acknowledgement for each device of a
+//! user, known by its name, until that device acknowledges them. Then:
+//!
+//! - [`Outcome::Stored`] says that the message is on the gateway's disk: it survives the gateway's crash and comes after
+//!   the recipient's next login. [`Outgoing::without_store`] is for what is of no use later.
+//! - After each login what was missed comes first and in order, as [`Event::Message`]s of which [`Message::is_replay`] is
+//!   true; what is sent meanwhile comes beside it. [`Event::CaughtUp`] is the end. At most [`Config::replay_window`] of them
+//!   are unacknowledged at a time, so that an application is given them as fast as it takes them.
+//! - Each message is an event once in the life of a client, over reconnects and crashes of the gateway. What was dropped
+//!   ([`Event::Lost`]) or given back by a [`Guard`] is fetched again after 5 s. Many messages that were taken in order are
+//!   acknowledged with one frame.
+//! - A gap is always told: [`Event::Truncated`].
+//! - [`Client::history`] looks at what is held, page by page, without taking it.
+//! - [`Client::resume`] and [`Config::resume`] let a later process tell whether the gateway goes on from where the earlier
+//!   one was; the position itself is kept by the gateway. A crash may cost the last 200 ms of it: an application that must
+//!   not handle a message twice remembers (sender, id).
+//! - A device with [`Config::ephemeral`] gets what comes while it is connected, and nothing is kept for it.
+//!
 //! # Message ids
 //!
 //! An id must never be 0 and must be unique for its sender, over restarts and over all devices of that user. Ids count up
@@ -60,6 +80,9 @@
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
 //! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
 //! | time without a known fate | [`Config::fate_timeout`] | [`Error::NoFate`] |
+//! | messages of a backlog without an acknowledgement | [`Config::replay_window`], [`Config::event_queue_len`] | the rest waits at the gateway |
+//! | replayed while a page of history is on its way | 4,096 and 64 MiB | the connection ends with [`Reason::Protocol`] |
+//! | dropped messages to be fetched again | 4,096 | those beyond come after the next login |
 //! | guards at a time | [`Config::event_queue_len`] and 16 | [`Client::guard`] waits |
 //! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
 //! | addresses learnt from gateways | 16 | the one not used for longest is forgotten |
@@ -93,6 +116,7 @@
 //! | `tls` | off | `Tls`: connections over TLS, for [`Client::connect_with`] |
 //! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
 
+mod acks;
 mod addrs;
 mod backoff;
 mod client;
@@ -104,6 +128,7 @@ mod event;
 mod events;
 mod file_outbox;
 mod guard;
+mod history;
 mod ids;
 mod inbound;
 mod login;
@@ -112,10 +137,13 @@ mod outbox;
 mod outlet;
 mod payload;
 mod random;
+mod recall;
 mod receipt;
 mod renewal;
+mod resume;
 mod session;
 mod state;
+mod sync;
 #[cfg(feature = "tcp")]
 mod tcp;
 #[cfg(feature = "tls")]
@@ -139,9 +167,11 @@ pub use event::{Event, Message};
 pub use events::Events;
 pub use file_outbox::{Durability, FileOutbox};
 pub use guard::Guard;
+pub use history::{History, Page};
 pub use outbox::Outbox;
 pub use payload::{Outgoing, Payload};
 pub use receipt::Receipt;
+pub use resume::Resume;
 #[cfg(feature = "tcp")]
 pub use tcp::Tcp;
 #[cfg(feature = "tls")]

@@ -12,7 +12,7 @@ use trunkline_proto::{
 
 use crate::addrs::is_address;
 use crate::inbound::Inbound;
-use crate::{Config, Dial, Error, SessionInfo};
+use crate::{Config, Dial, Error, Resume, SessionInfo};
 
 /// Heartbeat where the gateway names none.
 const HEARTBEAT_SECS_DEFAULT: u32 = 30;
@@ -31,9 +31,8 @@ pub(crate) struct Link<S> {
     /// May already hold frames that came behind LOGIN_OK.
     pub(crate) inbound: Inbound,
     pub(crate) info: SessionInfo,
-    /// Ticket to go on with this session on the next connection.
+    /// Ticket to go on with this session on the next connection; empty where nothing is kept for this device.
     pub(crate) resume: Vec<u8>,
-    pub(crate) resumed: bool,
     /// How long the session's token lasts; `None` when the session does not end with it.
     pub(crate) token_left: Option<Duration>,
 }
@@ -90,7 +89,7 @@ pub(crate) async fn login<D: Dial>(
     addr: &str,
     config: &Config,
     token: &str,
-    resume: &[u8],
+    resume: &Resume,
 ) -> Result<Link<D::Stream>, Failure> {
     let timed_out = || Error::Timeout { addr: addr.to_owned(), waited: config.connect_timeout };
     let stream = timeout(config.connect_timeout, dial.dial(addr))
@@ -102,7 +101,7 @@ pub(crate) async fn login<D: Dial>(
         .map_err(|_elapsed| timed_out())?
 }
 
-async fn handshake<S>(stream: S, addr: &str, config: &Config, token: &str, resume: &[u8]) -> Result<Link<S>, Failure>
+async fn handshake<S>(stream: S, addr: &str, config: &Config, token: &str, resume: &Resume) -> Result<Link<S>, Failure>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite,
 {
@@ -110,8 +109,8 @@ where
     let cut = |_io_error| Error::LoginCut { addr: addr.to_owned() };
 
     let mut request = Vec::new();
-    // `last_stamp` stays 0: what was delivered but not acknowledged lies anywhere below the newest stamp, and only the
-    // gateway knows which; the window removes what comes twice.
+    // `last_stamp` does not say what is missing: what was delivered but not acknowledged lies anywhere below it. The gateway
+    // has a cursor of its own for each device, and the window removes what comes twice.
     let login = Login {
         version: VERSION,
         user: config.user,
@@ -119,9 +118,11 @@ where
         device: config.device.clone(),
         device_class: config.device_class.clone(),
         agent: config.agent.clone(),
-        resume: resume.to_vec(),
+        resume: resume.token.clone(),
+        last_stamp: resume.last_stamp,
         heartbeat_secs: config.heartbeat_secs,
-        ..Login::default()
+        window: config.window(),
+        ephemeral: config.ephemeral,
     };
     encode_message(&mut request, Kind::Login, 0, &login);
     writer.write_all(&request).await.map_err(cut)?;
@@ -133,8 +134,8 @@ where
             if let Some(answer) = read_answer(&frame)? {
                 let info = session_info(&answer, addr);
                 inbound.set_frame_bytes_max(info.frame_bytes_max);
-                let (token_left, resumed) = (token_left(&answer), answer.resumed);
-                return Ok(Link { reader, writer, inbound, info, resume: answer.resume, resumed, token_left });
+                let token_left = token_left(&answer);
+                return Ok(Link { reader, writer, inbound, info, resume: answer.resume, token_left });
             }
         } else if inbound.fill(&mut reader).await.map_err(cut)? == 0 {
             let addr = addr.to_owned();
@@ -179,6 +180,12 @@ fn session_info(answer: &LoginOk, addr: &str) -> SessionInfo {
         heartbeat: Duration::from_secs(heartbeat_secs.into()),
         frame_bytes_max,
         expires_ms: answer.expires_ms,
+        registered: !answer.resume.is_empty(),
+        resumed: answer.resumed,
+        pending: answer.pending,
+        floor: answer.floor,
+        last: answer.last,
+        truncated: answer.truncated,
     }
 }
 

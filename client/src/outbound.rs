@@ -3,13 +3,15 @@
 use std::io;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use trunkline_proto::{Header, Kind, Login, encode, encode_message};
+use trunkline_proto::{Header, Kind, Login, Sync, encode, encode_message, flags};
+
+use crate::acks::Due;
 
 /// Messages are appended while fewer bytes wait. What is appended at once is at most a frame, so messages fill the buffer up
 /// to this and one frame of the largest size.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Room for answers (ACK, PING, RENEW) beyond what messages fill, 2,048 ACKs. Messages cannot take it: the connection is
+/// Room for answers (ACK, PING, SYNC, RENEW) beyond what messages fill, 2,048 ACKs. Messages cannot take it: the connection is
 /// read on however much waits to be sent.
 const ANSWER_BYTES: usize = 64 * 1024;
 
@@ -60,8 +62,15 @@ impl Outbound {
     }
 
     /// Appends an ACK.
-    pub(crate) fn ack(&mut self, from: u64, id: u64, stamp: u64) {
-        self.append(Kind::Ack, 0, 0, id, from, stamp, &[]);
+    pub(crate) fn ack(&mut self, Due { key: (from, id), stamp, cumulative }: Due) {
+        let flags = if cumulative { flags::CUMULATIVE } else { 0 };
+        self.append(Kind::Ack, flags, 0, id, from, stamp, &[]);
+    }
+
+    /// Appends a SYNC.
+    pub(crate) fn sync(&mut self, aux: u16, sync: &Sync) {
+        self.make_room();
+        encode_message(&mut self.bytes, Kind::Sync, aux, sync);
     }
 
     /// Appends a PING.
@@ -149,7 +158,7 @@ mod tests {
             assert!(messages < MESSAGE_BYTES_MAX + payload_bytes + 32, "{messages}");
             let mut answers = 0;
             while out.has_room_for_answers() {
-                out.ack(2, 1, 1);
+                out.ack(Due { key: (2, 1), stamp: 1, cumulative: false });
                 answers += 1;
             }
             assert_eq!(answers, ANSWER_BYTES / 32, "behind messages of {payload_bytes} bytes");

@@ -53,6 +53,16 @@ impl Outlet {
         !self.lossy && self.is_full()
     }
 
+    /// Nobody listens any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// How many events can be passed on at once.
+    pub(crate) fn room(&self) -> usize {
+        if self.lossy || !self.held.is_empty() { 0 } else { self.queue.capacity() }
+    }
+
     fn is_full(&self) -> bool {
         self.held.len() >= self.ahead_len_max || self.held_bytes >= AHEAD_BYTES_MAX
     }

@@ -107,12 +107,14 @@ pub struct Outgoing {
     /// A message with this id may have been sent before, so that the gateway looks for it. The client says so by itself
     /// of what it sends again, and of what comes from an [`crate::Outbox`].
     pub retry: bool,
+    /// Never to a store: a recipient who is offline, or does not acknowledge it, is an outcome at once.
+    pub no_store: bool,
 }
 
 impl Outgoing {
     /// A message to user `to`, with an id of the client's and the usual time.
     pub fn new(to: u64, payload: impl Into<Payload>) -> Self {
-        Self { to, payload: payload.into(), id: None, timeout: None, retry: false }
+        Self { to, payload: payload.into(), id: None, timeout: None, retry: false, no_store: false }
     }
 
     /// The same with an id of the application's: the recipient takes two messages with one id for one, so that it can be
@@ -126,6 +128,13 @@ impl Outgoing {
     #[must_use]
     pub fn as_retry(self) -> Self {
         Self { retry: true, ..self }
+    }
+
+    /// The same for a message that is of no use later, as that somebody types: a gateway that keeps messages for users who are
+    /// offline does not keep this one, and its outcome is [`crate::Outcome::OfflineNotStored`] there.
+    #[must_use]
+    pub fn without_store(self) -> Self {
+        Self { no_store: true, ..self }
     }
 
     /// The same with a time of its own.

@@ -8,12 +8,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use trunkline_proto::prost::Message as _;
-use trunkline_proto::{Frame, Kind, Login, LoginOk, Outcome, VERSION, flags};
+use trunkline_proto::{Code, Frame, Kind, Login, LoginOk, Outcome, SyncOk, VERSION, flags};
 
+use crate::acks::{Acks, Due};
 use crate::login::{Advice, Link, read_bye, token_left};
 use crate::outbound::Outbound;
 use crate::renewal::Renewal;
 use crate::state::{Command, State, Taken};
+use crate::sync::{BACKLOG, Held, Syncs};
 use crate::token::Credentials;
 use crate::unsettled::Next;
 use crate::window::Seen;
@@ -67,6 +69,12 @@ struct Session<'a> {
     pinged: Instant,
     pings: VecDeque<Ping>,
     ping_aux: u16,
+    acks: Acks,
+    syncs: Syncs,
+    /// The gateway keeps what this device does not acknowledge, and gives it once.
+    registered: bool,
+    /// The end of the backlog has been told.
+    caught_up: bool,
     /// Tracked messages from this serial on are to be sent, before all others …
     resend_from: u64,
     /// … up to this one: later ones are still in the queue of commands.
@@ -88,6 +96,7 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
         // A caller that no longer waits has no interest in the answer.
         drop(ping.answer.send(Err(Error::NotConnected)));
     }
+    session.syncs.end();
     if session.closing.is_some() {
         return Reason::LoggedOut.into();
     }
@@ -99,6 +108,12 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         let renewal = Renewal::new(link.token_left, credentials);
         let resend_below = state.announced_below;
+        // What this session does not acknowledge comes with the next one.
+        state.recall.clear();
+        let registered = link.info.registered;
+        if link.info.truncated {
+            state.tell(Event::Truncated { floor: link.info.floor });
+        }
         Self {
             state,
             user,
@@ -111,6 +126,10 @@ impl<'a> Session<'a> {
             pinged: now,
             pings: VecDeque::new(),
             ping_aux: HEARTBEAT_PING,
+            acks: Acks::new(registered),
+            syncs: Syncs::default(),
+            registered,
+            caught_up: false,
             resend_from: 0,
             resend_below,
             closing: None,
@@ -131,6 +150,7 @@ impl<'a> Session<'a> {
                 }
             }
             self.resend_some();
+            self.ask_for_pages();
             let receiving = self.may_receive();
             if self.state.outlet.is_blocked() {
                 // Silence that this side has chosen says nothing about the server.
@@ -151,7 +171,7 @@ impl<'a> Session<'a> {
                     Err(error) => return self.last_words(link, Reason::Io(error.to_string())).await,
                 },
                 command = self.state.commands.recv(), if takes_commands => self.take_commands(command),
-                Some(taken) = self.state.taken.recv(), if answers => self.acknowledge(taken),
+                Some(taken) = self.state.taken.recv(), if answers => self.acknowledge_all(taken),
                 dropped = self.state.outlet.settle() => self.state.forget(dropped),
                 answer = self.renewal.answer(), if self.closing.is_none() && answers => self.renew(answer),
                 () = sleep_until(next_timer) => {
@@ -222,11 +242,13 @@ impl<'a> Session<'a> {
                 }
             }
             Command::Ping { answer } => self.ping(answer),
+            Command::History(ask) => self.syncs.ask(ask),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
                 while let Ok(taken) = self.state.taken.try_recv() {
                     self.acknowledge(taken);
                 }
+                self.acknowledge_in_order();
                 self.out.logout();
                 self.closing = Some(Instant::now() + LOGOUT_WAIT);
             }
@@ -245,15 +267,103 @@ impl<'a> Session<'a> {
         self.pings.push_back(Ping { aux, sent, answer });
     }
 
-    fn acknowledge(&mut self, taken: Taken) {
-        if !taken.is_done {
-            return self.state.window.put_back((taken.from, taken.id));
+    /// Acknowledges what the application is done with by now: as much of it as came in order with one ACK.
+    fn acknowledge_all(&mut self, first: Taken) {
+        let mut next = Some(first);
+        while let Some(taken) = next {
+            self.acknowledge(taken);
+            next = if self.out.has_room_for_answers() { self.state.taken.try_recv().ok() } else { None };
         }
-        // What is acknowledged already was so by the application itself, and is now for the second time.
-        if let Some(stamp) = self.state.window.take((taken.from, taken.id), taken.stamp)
+        self.acknowledge_in_order();
+    }
+
+    fn acknowledge(&mut self, taken: Taken) {
+        if let Some(stamp) = self.state.settle_taken(taken)
             && self.closing.is_none()
+            && let Some(due) = self.acks.done((taken.from, taken.id), stamp)
         {
-            self.out.ack(taken.from, taken.id, stamp);
+            self.out.ack(due);
+        }
+    }
+
+    fn acknowledge_in_order(&mut self) {
+        if let Some(due) = self.acks.take() {
+            self.out.ack(due);
+        }
+    }
+
+    // Pages of the inbox
+
+    /// Asks for the next page that somebody waits for, or for messages that were lost on their way to the application.
+    fn ask_for_pages(&mut self) {
+        if self.closing.is_some() || !self.out.has_room_for_answers() || self.syncs.is_running() {
+            return;
+        }
+        let question = self.syncs.next().or_else(|| {
+            let room = self.state.outlet.room();
+            let history = if self.registered { self.state.recall.request(room) } else { None };
+            history.map(|history| self.syncs.recall(history))
+        });
+        if let Some((aux, sync)) = question {
+            self.out.sync(aux, &sync);
+        }
+    }
+
+    fn handle_sync_ok(&mut self, frame: &Frame<'_>) -> Option<Ended> {
+        let sync_ok = match SyncOk::decode(frame.body) {
+            Ok(sync_ok) => sync_ok,
+            Err(error) => return Some(Reason::Protocol(format!("its SYNC_OK cannot be read: {error}")).into()),
+        };
+        if frame.aux == BACKLOG {
+            if self.syncs.is_running() {
+                return self.hold(Held::BacklogOver(sync_ok));
+            }
+            self.backlog_over(&sync_ok);
+        } else if let Some(over) = self.syncs.over(frame.aux, &sync_ok) {
+            for key in over.unowed {
+                self.acks.leave_out(key);
+            }
+            self.release(over.rest);
+            if let Some(mut page) = over.recalled {
+                page.messages.retain(|message| self.state.recall.wants(message.stamp));
+                // Before they are passed on: one that is dropped once more is asked for again.
+                self.state.recall.page_over(page.next, page.complete);
+                for message in page.messages {
+                    if self.is_new(&message) {
+                        self.state.tell(Event::Message(message));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn backlog_over(&mut self, sync_ok: &SyncOk) {
+        let told_at_login = !self.caught_up && self.state.shared.info().truncated;
+        if sync_ok.truncated && !told_at_login {
+            self.state.tell(Event::Truncated { floor: sync_ok.floor });
+        }
+        if !std::mem::replace(&mut self.caught_up, true) {
+            self.state.tell(Event::CaughtUp { last: sync_ok.last });
+        }
+    }
+
+    fn hold(&mut self, held: Held) -> Option<Ended> {
+        let too_much = "it replayed more than was asked for";
+        (!self.syncs.hold(held)).then(|| Reason::Protocol(too_much.into()).into())
+    }
+
+    /// Passes on what was held while a page was on its way, and is not of it.
+    fn release(&mut self, held: VecDeque<Held>) {
+        for held in held {
+            match held {
+                Held::Message { message, .. } => {
+                    if self.is_new(&message) {
+                        self.state.tell(Event::Message(message));
+                    }
+                }
+                Held::BacklogOver(sync_ok) => self.backlog_over(&sync_ok),
+            }
         }
     }
 
@@ -314,7 +424,8 @@ impl<'a> Session<'a> {
         match self.state.shared.check_payload(message.payload.len()) {
             Ok(()) => {
                 let retry = if message.is_retry { flags::RETRY } else { 0 };
-                self.out.message(flags::ACK | retry, message.id, message.to, &message.payload);
+                let no_store = if message.no_store { flags::NO_STORE } else { 0 };
+                self.out.message(flags::ACK | retry | no_store, message.id, message.to, &message.payload);
             }
             Err(too_large) => {
                 self.state.shared.unsettled.settle(message.serial, Err(too_large));
@@ -338,6 +449,10 @@ impl<'a> Session<'a> {
         let mut due = self.ping_due().min(self.dead_due());
         if let Some(renewal) = self.renewal.due() {
             due = due.min(renewal);
+        }
+        let may_recall = self.registered && !self.syncs.is_running() && self.out.has_room_for_answers();
+        if let Some(recall) = self.state.recall.due().filter(|_| may_recall) {
+            due = due.min(recall);
         }
         self.closing.map_or(due, |closing| closing.min(due))
     }
@@ -366,7 +481,8 @@ impl<'a> Session<'a> {
 
     fn handle(&mut self, frame: &Frame<'_>) -> Option<Ended> {
         match frame.known()? {
-            Kind::Deliver => self.handle_deliver(frame),
+            Kind::Deliver => return self.handle_deliver(frame),
+            Kind::SyncOk => return self.handle_sync_ok(frame),
             Kind::Sent => self.handle_sent(frame),
             Kind::Error => self.handle_error(frame),
             Kind::Pong => self.handle_pong(frame.aux),
@@ -377,7 +493,7 @@ impl<'a> Session<'a> {
             }
             Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
             // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
-            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::SyncOk | Kind::Presence | Kind::GroupOk => {}
+            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::Presence | Kind::GroupOk => {}
             unexpected => {
                 let what = format!("it sent {} after the login", unexpected.name());
                 return Some(Reason::Protocol(what).into());
@@ -386,28 +502,43 @@ impl<'a> Session<'a> {
         None
     }
 
-    fn handle_deliver(&mut self, frame: &Frame<'_>) {
+    fn handle_deliver(&mut self, frame: &Frame<'_>) -> Option<Ended> {
+        let mut message =
+            Message { from: frame.peer, id: frame.id, stamp: frame.stamp, body: Bytes::new(), flags: frame.flags };
+        let is_held = message.is_replay() && self.syncs.is_running();
+        if !is_held && !self.is_new(&message) {
+            return None;
+        }
+        message.body = Bytes::copy_from_slice(frame.body);
+        if is_held {
+            // It takes its place among what is owed now: an ACK for all before a later one would be for it, too.
+            let key = (message.from, message.id);
+            let tentative = message.wants_ack() && self.acks.came(key, true);
+            return self.hold(Held::Message { message, tentative });
+        }
+        self.state.tell(Event::Message(message));
+        None
+    }
+
+    /// Whether a message that has come is to be passed on. One that the application is done with is acknowledged again.
+    fn is_new(&mut self, message: &Message) -> bool {
+        let key = (message.from, message.id);
+        let sent_before = message.flags & (flags::AGAIN | flags::REPLAY) != 0;
         // Only what may be sent twice is looked up: others need not have unique ids.
-        if frame.flags & (flags::ACK | flags::AGAIN | flags::REPLAY) != 0 {
-            match self.state.window.arrive((frame.peer, frame.id), frame.stamp) {
-                Seen::New => {}
-                Seen::Waiting => return,
+        let seen =
+            if message.wants_ack() || sent_before { self.state.window.arrive(key, message.stamp) } else { Seen::New };
+        if message.wants_ack() {
+            match seen {
+                Seen::New | Seen::Waiting => {
+                    self.acks.came(key, sent_before || seen == Seen::Waiting);
+                }
                 Seen::Taken => {
-                    if frame.flags & flags::ACK != 0 {
-                        self.out.ack(frame.peer, frame.id, frame.stamp);
-                    }
-                    return;
+                    self.acks.leave_out(key);
+                    self.out.ack(Due { key, stamp: message.stamp, cumulative: false });
                 }
             }
         }
-        let message = Message {
-            from: frame.peer,
-            id: frame.id,
-            stamp: frame.stamp,
-            body: Bytes::copy_from_slice(frame.body),
-            flags: frame.flags,
-        };
-        self.state.tell(Event::Message(message));
+        seen == Seen::New
     }
 
     /// A SENT that matches nothing answers a message that was sent twice and is settled, or one that was given up.
@@ -419,8 +550,19 @@ impl<'a> Session<'a> {
     fn handle_error(&mut self, frame: &Frame<'_>) {
         let code = frame.aux;
         let text = String::from_utf8_lossy(frame.body).into_owned();
-        if (frame.id, frame.peer) == (0, 0) && self.renewal.may_be_refused_with(code) {
-            return self.not_renewed(sentence(code, &text));
+        if (frame.id, frame.peer) == (0, 0) {
+            // RENEW is never unsupported where SYNC is known.
+            let is_page = self.syncs.may_be_refused_with(code);
+            if self.renewal.may_be_refused_with(code) && !(is_page && code == Code::Unsupported.as_u16()) {
+                return self.not_renewed(sentence(code, &text));
+            }
+            if is_page {
+                let (held, was_recall) = self.syncs.refused(code, text);
+                if was_recall {
+                    self.state.recall.refused();
+                }
+                return self.release(held);
+            }
         }
         let fate = || Err(Error::Refused { code, text: text.clone() });
         if !self.state.shared.unsettled.settle_id(frame.id, frame.peer, fate) {

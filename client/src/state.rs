@@ -1,6 +1,6 @@
 //! What outlives a connection, and what happens to it while there is none.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,9 +10,11 @@ use trunkline_proto::HEADER_LONG;
 
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
+use crate::recall::Recall;
+use crate::sync::Ask;
 use crate::unsettled::Unsettled;
 use crate::window::Window;
-use crate::{Error, Event, Message, Outbox, Reason, SessionInfo};
+use crate::{Error, Event, Message, Outbox, Reason, Resume, SessionInfo};
 
 /// What the handles ask of the task that owns the connection.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(crate) enum Command {
     SendTracked { serial: u64 },
     /// Measure the round trip.
     Ping { answer: oneshot::Sender<Result<Duration, Error>> },
+    /// A page of the inbox.
+    History(Ask),
     /// Log out and end.
     Close,
 }
@@ -51,17 +55,23 @@ pub(crate) struct Shared {
     connected: AtomicBool,
     frame_bytes_max: AtomicU32,
     info: Mutex<SessionInfo>,
+    /// The gateway's ticket to go on with this session.
+    ticket: Mutex<Vec<u8>>,
+    /// Highest stamp that the application is done with.
+    last_stamp: AtomicU64,
     ended: OnceLock<Reason>,
 }
 
 impl Shared {
-    pub(crate) fn new(unacked_max: usize, outbox: Option<Arc<dyn Outbox>>, info: SessionInfo) -> Self {
+    pub(crate) fn new(unacked_max: usize, outbox: Option<Arc<dyn Outbox>>, info: SessionInfo, resume: Resume) -> Self {
         Self {
             ids: MessageIds::new(),
             unsettled: Unsettled::new(unacked_max, outbox),
             connected: AtomicBool::new(true),
             frame_bytes_max: AtomicU32::new(info.frame_bytes_max),
             info: Mutex::new(info),
+            ticket: Mutex::new(resume.token),
+            last_stamp: AtomicU64::new(resume.last_stamp),
             ended: OnceLock::new(),
         }
     }
@@ -72,6 +82,17 @@ impl Shared {
 
     pub(crate) fn info(&self) -> SessionInfo {
         self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the next login goes on with.
+    pub(crate) fn resume(&self) -> Resume {
+        let token = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Resume { token, last_stamp: self.last_stamp.load(Ordering::Relaxed) }
+    }
+
+    /// The application is done with the message at this position.
+    pub(crate) fn note_stamp(&self, stamp: u64) {
+        self.last_stamp.fetch_max(stamp, Ordering::Relaxed);
     }
 
     /// Why the task has ended.
@@ -120,6 +141,8 @@ pub(crate) struct State {
     pub(crate) taken: mpsc::Receiver<Taken>,
     pub(crate) outlet: Outlet,
     pub(crate) window: Window,
+    /// What this session was given and the application has not got.
+    pub(crate) recall: Recall,
     /// Tracked messages with smaller serials are no longer in the queue of commands: they are sent after each login.
     pub(crate) announced_below: u64,
     pub(crate) shared: Arc<Shared>,
@@ -135,7 +158,8 @@ impl State {
     ) -> Self {
         // What an outbox has kept was never in the queue.
         let announced_below = shared.unsettled.serial_next();
-        Self { _end: EndGuard(shared.clone()), commands, taken, outlet, window, announced_below, shared }
+        let (end, recall) = (EndGuard(shared.clone()), Recall::default());
+        Self { _end: end, commands, taken, outlet, window, recall, announced_below, shared }
     }
 
     /// A connection is lost.
@@ -143,8 +167,12 @@ impl State {
         self.shared.connected.store(false, Ordering::Relaxed);
     }
 
-    /// A connection is made: callers may send again, in frames of the size that this one takes.
-    pub(crate) fn go_online(&mut self, info: &SessionInfo) {
+    /// A connection is made: callers may send again, in frames of the size that this one takes. A login that the gateway
+    /// answered without its store has no ticket; then the one from before is kept.
+    pub(crate) fn go_online(&mut self, info: &SessionInfo, ticket: &[u8]) {
+        if !ticket.is_empty() {
+            *self.shared.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket.to_vec();
+        }
         self.shared.frame_bytes_max.store(info.frame_bytes_max, Ordering::Relaxed);
         *self.shared.info.lock().unwrap_or_else(PoisonError::into_inner) = info.clone();
         self.shared.connected.store(true, Ordering::Relaxed);
@@ -166,8 +194,25 @@ impl State {
         for event in dropped {
             if let Event::Message(message) = event {
                 self.window.forget((message.from, message.id));
+                // Without a listener it waits for one that logs in.
+                if message.wants_ack() && !self.outlet.is_abandoned() {
+                    self.recall.note(message.stamp);
+                }
             }
         }
+    }
+
+    /// The application is done with a message, or has given it back. Returns the stamp to acknowledge, if that is due.
+    pub(crate) fn settle_taken(&mut self, Taken { from, id, stamp, is_done }: Taken) -> Option<u64> {
+        if is_done {
+            self.shared.note_stamp(stamp);
+            // What is acknowledged already was so by the application itself, and is now for the second time.
+            return self.window.take((from, id), stamp);
+        }
+        if let Some(stamp) = self.window.put_back((from, id)) {
+            self.recall.note(stamp);
+        }
+        None
     }
 
     /// Serves the handles while there is no connection. Returns when the client is to end. Cancelling it loses nothing.
@@ -177,17 +222,14 @@ impl State {
                 command = self.commands.recv() => match command {
                     None | Some(Command::Close) => return,
                     Some(Command::Ping { answer }) => drop(answer.send(Err(Error::NotConnected))),
+                    Some(Command::History(ask)) => drop(ask.answer.send(Err(Error::NotConnected))),
                     Some(Command::SendTracked { serial }) => self.announced_below = serial + 1,
                     // At most once: it was queued before the connection broke and goes with it.
                     Some(Command::Send { .. }) => {}
                 },
-                Some(Taken { from, id, stamp, is_done }) = self.taken.recv() => {
-                    if is_done {
-                        // Acknowledged when the gateway delivers it again.
-                        self.window.take((from, id), stamp);
-                    } else {
-                        self.window.put_back((from, id));
-                    }
+                Some(taken) = self.taken.recv() => {
+                    // Acknowledged when the gateway delivers it again.
+                    self.settle_taken(taken);
                 }
                 dropped = self.outlet.settle() => self.forget(dropped),
             }
@@ -202,6 +244,7 @@ impl State {
         while let Some(command) = self.commands.recv().await {
             match command {
                 Command::Ping { answer } => drop(answer.send(Err(self.shared.closed()))),
+                Command::History(ask) => drop(ask.answer.send(Err(self.shared.closed()))),
                 Command::Send { .. } | Command::SendTracked { .. } | Command::Close => {}
             }
         }

@@ -44,6 +44,7 @@ struct Entry {
     payload: Payload,
     /// It may have gone out before: on an earlier connection, or from an earlier process.
     is_retry: bool,
+    no_store: bool,
     timeout: Duration,
     /// `None` for a time that is never over.
     deadline: Option<Instant>,
@@ -61,6 +62,7 @@ pub(crate) struct Next {
     pub(crate) to: u64,
     pub(crate) payload: Payload,
     pub(crate) is_retry: bool,
+    pub(crate) no_store: bool,
 }
 
 /// Why a message is not taken.
@@ -132,6 +134,7 @@ impl Unsettled {
                 to: message.to,
                 payload: message.payload,
                 is_retry: true,
+                no_store: message.no_store,
                 timeout,
                 deadline: Instant::now().checked_add(timeout),
                 fate: None,
@@ -167,8 +170,10 @@ impl Unsettled {
             }
             return Err(InsertError::NotTaken(why));
         }
-        let (to, payload, is_retry, fate) = (message.to, message.payload, message.retry, Some(fate));
-        let serial = messages.insert(Entry { id, to, payload, is_retry, timeout, deadline, fate, _permit: permit });
+        let Outgoing { to, payload, retry: is_retry, no_store, .. } = message;
+        let fate = Some(fate);
+        let entry = Entry { id, to, payload, is_retry, no_store, timeout, deadline, fate, _permit: permit };
+        let serial = messages.insert(entry);
         let is_earliest = deadline.is_some() && messages.deadlines.first() == deadline.map(|at| (at, serial)).as_ref();
         announce(serial);
         drop(messages);
@@ -214,7 +219,8 @@ impl Unsettled {
         let mut messages = self.lock();
         let (&serial, entry) = messages.by_serial.range_mut(serials).next()?;
         let is_retry = std::mem::replace(&mut entry.is_retry, true);
-        Some(Next { serial, id: entry.id, to: entry.to, payload: entry.payload.clone(), is_retry })
+        let (payload, no_store) = (entry.payload.clone(), entry.no_store);
+        Some(Next { serial, id: entry.id, to: entry.to, payload, is_retry, no_store })
     }
 
     /// The fate of the message with this id to this recipient is known; `fate` is asked for it if there is such a message.
@@ -284,6 +290,7 @@ impl Unsettled {
             id: Some(entry.id),
             timeout: Some(entry.timeout),
             retry: entry.is_retry,
+            no_store: entry.no_store,
         });
         list.collect()
     }

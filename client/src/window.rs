@@ -71,11 +71,11 @@ impl Window {
     }
 
     /// The application has had the message and could do nothing with it: its next delivery counts as new, unless it has
-    /// been acknowledged already.
-    pub(crate) fn put_back(&mut self, key: Key) {
-        if self.entries.get(&key).is_some_and(|entry| !entry.taken) {
-            self.entries.remove(&key);
-        }
+    /// been acknowledged already. Returns the stamp with which it was last delivered, if it was not.
+    pub(crate) fn put_back(&mut self, key: Key) -> Option<u64> {
+        let stamp = self.entries.get(&key).filter(|entry| !entry.taken)?.stamp;
+        self.entries.remove(&key);
+        Some(stamp)
     }
 
     fn forget_oldest(&mut self) {

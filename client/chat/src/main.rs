@@ -43,6 +43,7 @@ Examples:
   TRUNKLINE_TOKEN=eyJ… chat --user 1    log in where the gateway runs with --auth jwt
   chat --user 1 --token-file token      the same, from a file that is read again in time
   chat --user 1 --addr a:7700,b:7700    try b when a does not answer
+  chat --user 1 --device bot --ephemeral  take nothing that came before, and leave nothing behind
   chat --user 1 --tls-ca dev-cert.pem   over TLS, to a gateway with that certificate
 
 Lines:
@@ -98,6 +99,10 @@ struct Args {
     /// Name of this device; another login of the same user and device replaces this one
     #[arg(long, value_name = "NAME", default_value = "")]
     device: String,
+
+    /// Have nothing kept for this device while it is away; for scripts, that would otherwise take what a person has missed
+    #[arg(long)]
+    ephemeral: bool,
 
     /// Ask for an acknowledgement and print the fate of each message (the default)
     #[arg(long, overrides_with = "no_ack")]
@@ -157,6 +162,7 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         user: args.user,
         token,
         device: args.device.clone(),
+        ephemeral: args.ephemeral,
         device_class: "terminal".into(),
         agent: concat!("chat/", env!("CARGO_PKG_VERSION")).into(),
         acknowledge: Acknowledge::Manually,
@@ -174,7 +180,8 @@ async fn run(args: Args) -> Result<ExitCode, String> {
     })?;
     let (screen, mut input) = Screen::start(args.user, args.color);
     let (jobs, tally, circumstances) = (JoinSet::new(), Tally::default(), Circumstances::default());
-    let mut chat = Chat { args, client, screen, jobs, tally, circumstances };
+    let missed = Some(0);
+    let mut chat = Chat { args, client, screen, jobs, tally, circumstances, missed };
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
@@ -227,6 +234,8 @@ struct Chat {
     jobs: JoinSet<Report>,
     tally: Tally,
     circumstances: Circumstances,
+    /// Messages printed that came while nobody was here; `None` when that has been told.
+    missed: Option<usize>,
 }
 
 /// What a request ended in.
@@ -383,11 +392,26 @@ impl Chat {
         self.screen.line(tone, line).await;
     }
 
+    /// A message is about to be printed that was kept: the first one after a login has a line above it.
+    async fn miss(&mut self) {
+        if let Some(missed) = &mut self.missed {
+            *missed += 1;
+            if *missed == 1 {
+                self.screen.status("this came while you were away:".into()).await;
+            }
+        }
+    }
+
     /// Prints an event; an error ends the program.
     async fn tell(&mut self, event: Option<Event>) -> Result<(), String> {
         let printed = match event {
             Some(Event::Message(message)) => {
-                self.circumstances.seen.is_there(message.from);
+                if message.is_replay() {
+                    // It says nothing of where its sender is now.
+                    self.miss().await;
+                } else {
+                    self.circumstances.seen.is_there(message.from);
+                }
                 let printed = self.screen.message(text::incoming(&message), message.time_ms()).await;
                 if printed {
                     // After the end of the session it comes again with the next one.
@@ -412,7 +436,16 @@ impl Chat {
                 let wait_ms = retry_in.as_millis();
                 self.screen.status(format!("still disconnected: {why}; trying again in {wait_ms} ms")).await
             }
+            Some(Event::CaughtUp { .. }) => match self.missed.take() {
+                Some(1..) => self.screen.status("that was all of it".into()).await,
+                Some(0) | None => true,
+            },
+            Some(Event::Truncated { .. }) => {
+                let status = "messages for you are gone: they were too old or too many to be kept";
+                self.screen.status(status.into()).await
+            }
             Some(Event::Reconnected { .. }) => {
+                self.missed = Some(0);
                 self.circumstances.weather.back();
                 self.screen.connected.set(true);
                 self.screen.status("connected again".into()).await

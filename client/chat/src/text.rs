@@ -65,7 +65,7 @@ pub(crate) fn fate(me: u64, to: u64, text: &str, fate: &Result<Outcome, Error>) 
     let excerpt = excerpt(text);
     match fate {
         Ok(Outcome::Delivered) => (Tone::Good, format!("delivered to {to}: {excerpt}")),
-        Ok(Outcome::Stored) => (Tone::Good, format!("stored for {to}, who is offline: {excerpt}")),
+        Ok(Outcome::Stored) => (Tone::Good, format!("stored for {to}, who has not got it yet: {excerpt}")),
         Ok(Outcome::OfflineNotStored) if me == to => {
             // To oneself means to the other devices.
             (Tone::Bad, format!("you have no other device online that could get: {excerpt}"))

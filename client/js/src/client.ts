@@ -2,9 +2,11 @@
 
 import { Backoff } from "./backoff.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
-import { FLAG_ACK, FLAG_RETRY, FLAG_SELF, Kind, frames, long, short, type Frame } from "./frames.js";
+import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SELF, Kind, frames, long, short, type Frame } from "./frames.js";
 import { Outstanding, fateOf, type Fate, type Message as Waiting } from "./outstanding.js";
-import { decodeBye, decodeLoginOk, encodeLogin, type Bye } from "./proto.js";
+import { Pages } from "./pages.js";
+import { decodeBye, decodeLoginOk, decodeSyncOk, encodeLogin, encodeSync, type Bye, type SyncOk } from "./proto.js";
+import { packResume, unpackResume, type Resume } from "./resume.js";
 
 /** A user or a message: a bigint, a safe integer, or decimal digits. */
 export type Id = bigint | number | string;
@@ -34,6 +36,12 @@ export interface Options {
   device?: string;
   deviceClass?: string;
   agent?: string;
+  /** The gateway keeps nothing for this device once it has gone. */
+  ephemeral?: boolean;
+  /** `client.resume` of an earlier client of the same user and device. */
+  resume?: string;
+  /** Messages of the backlog that may be on their way at a time; the gateway decides where it is left out. */
+  window?: number;
   /** Wish for the time between heartbeats, seconds; the server decides. */
   heartbeatSecs?: number;
   /** In place of the global WebSocket: that of the package `ws`, in Node below 22. */
@@ -57,8 +65,40 @@ export interface Message {
   /** Its position in the inbox. */
   stamp: bigint;
   body: Uint8Array;
+  /** When the gateway took it, milliseconds since the epoch by its clock. */
+  timeMs: number;
   /** The user's own, sent from another device. */
   self: boolean;
+  /** It was kept by the gateway: what came while this device was away, or a message of `history`. It may come later than its place. */
+  replay: boolean;
+}
+
+/** What the gateway said of the inbox at the last login. */
+export interface Session {
+  /** The gateway keeps messages with ACK for this device while it is away. */
+  registered: boolean;
+  /** It went on from where this client had got to; otherwise look for what is missing. */
+  resumed: boolean;
+  /** Messages that waited. */
+  pending: number;
+  /** Messages for this device are gone. */
+  truncated: boolean;
+}
+
+/** A page of the inbox. Its messages are looked at, not delivered: none is acknowledged by it. */
+export interface Page {
+  /** By rising stamp. */
+  messages: Message[];
+  /** `after` of the next page. */
+  next: bigint;
+  /** Nothing is left behind this page. */
+  complete: boolean;
+  /** Messages behind the position or time asked for are gone. */
+  truncated: boolean;
+  /** Up to here the inbox holds nothing any more. */
+  floor: bigint;
+  /** Position of its newest message. */
+  last: bigint;
 }
 
 /** `ended` is for good. */
@@ -67,6 +107,10 @@ export type State = "idle" | "connecting" | "open" | "waiting" | "ended";
 interface Events {
   state: (state: State) => void;
   error: (error: Error) => void;
+  /** All messages that waited for this device have come. Only where the gateway keeps messages for it. */
+  caughtUp: () => void;
+  /** A gap: messages up to this position are gone, and this device has not had them. */
+  gap: (floor: bigint) => void;
 }
 
 const SUBPROTOCOL = "trunkline.v1";
@@ -84,6 +128,19 @@ export function toId(id: Id): bigint {
   if (value < 0n || value >= 1n << 64n) throw new RangeError(`${value} is no 64-bit number`);
   return value;
 }
+
+/** Errors that can be the answer to SYNC. */
+const PAGE_REFUSALS = [3, 11, 14, 18, 20, 21];
+
+const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
+  from: peer,
+  id,
+  stamp,
+  body: body.slice(),
+  timeMs: Number(stamp >> 20n),
+  self: (flags & FLAG_SELF) !== 0,
+  replay: (flags & FLAG_REPLAY) !== 0,
+});
 
 export class Client {
   #options: Options;
@@ -109,8 +166,16 @@ export class Client {
   #inbox: Message[] = [];
   #taker: { resolve: (result: IteratorResult<Message>) => void; reject: (error: Error) => void } | undefined;
   #seen = new Set<string>();
+  #resume: Resume;
+  #session: Session = { registered: false, resumed: false, pending: 0, truncated: false };
+  #caughtUp = false;
+  #pages = new Pages();
+  /** ACKs that are due when the frames that came together have been looked at. */
+  #acks: Frame[] = [];
+  /** One for all of them would be for others, too. */
+  #acksApart = false;
   #opened: { resolve: () => void; reject: (error: Error) => void; promise: Promise<void> } | undefined;
-  #listeners: { [name in keyof Events]: Set<Events[name]> } = { state: new Set(), error: new Set() };
+  #listeners: { [name in keyof Events]: Set<Events[name]> } = { state: new Set(), error: new Set(), caughtUp: new Set(), gap: new Set() };
   #stir = () => this.#onStir();
 
   constructor(options: Options) {
@@ -118,6 +183,7 @@ export class Client {
     this.#user = toId(options.user);
     if (this.#user === 0n) throw new RangeError("user 0 does not exist");
     this.#url = options.url;
+    this.#resume = unpackResume(options.resume);
     const { minMs, maxMs } = options.backoff ?? { minMs: 500, maxMs: 30_000 };
     this.#backoff = new Backoff(minMs, maxMs, Math.random);
     const { count, bytes } = options.outstanding ?? { count: 1_000, bytes: 4 << 20 };
@@ -126,6 +192,30 @@ export class Client {
 
   get state(): State {
     return this.#state;
+  }
+
+  /** What the gateway said of the inbox at the last login. */
+  get session(): Session {
+    return this.#session;
+  }
+
+  /** Where this device stands: `resume` of a later client, which may be that of another page or process. It is a secret. */
+  get resume(): string {
+    return packResume(this.#resume);
+  }
+
+  /**
+   * A page of what the gateway holds of this user's inbox, after a stamp or from a time on; the later of both counts. The next one is `{ after: page.next }`.
+   * It fails with NotConnectedError where there is no session, or none any more, and with TrunklineError (21) where the gateway keeps nothing.
+   */
+  async history({ after = 0n, sinceMs = 0, limit = 0 }: { after?: Id; sinceMs?: number; limit?: number } = {}): Promise<Page> {
+    if (this.#state !== "open") throw new NotConnectedError("there is no session at the moment");
+    const position = toId(after);
+    return new Promise<Page>((resolve, fail) => {
+      const answer = ({ frames, end }: { frames: Frame[]; end: SyncOk }) => resolve({ messages: frames.map(messageOf), ...end });
+      this.#pages.ask({ after: position, sinceMs, limit, answer, fail });
+      this.#askForPage();
+    });
   }
 
   /** Logs in, and comes back by itself from then on. Resolves with the first session; rejects when there will be none. */
@@ -145,16 +235,19 @@ export class Client {
     return this.#opened.promise;
   }
 
-  /** Sends a message. With `ack` its fate comes, over as many connections as it takes; without, it is sent once or not at all. */
-  send(to: Id, body: Uint8Array | string, options: { ack: true }): Promise<Fate>;
+  /**
+   * Sends a message. With `ack` its fate comes, over as many connections as it takes; without, it is sent once or not at all. With `noStore` no gateway keeps it for
+   * somebody who is offline.
+   */
+  send(to: Id, body: Uint8Array | string, options: { ack: true; noStore?: boolean }): Promise<Fate>;
   send(to: Id, body: Uint8Array | string, options?: { ack?: false }): Promise<undefined>;
-  async send(to: Id, body: Uint8Array | string, options?: { ack?: boolean }): Promise<Fate | undefined> {
+  async send(to: Id, body: Uint8Array | string, options?: { ack?: boolean; noStore?: boolean }): Promise<Fate | undefined> {
     if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
     const peer = toId(to);
     const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
     const id = ++this.#nextId;
     if (options?.ack) {
-      const { message, fate } = this.#outstanding.add(id, peer, bytes);
+      const { message, fate } = this.#outstanding.add(id, peer, bytes, options.noStore === true);
       if (this.#state === "open") this.#sendWaiting(message);
       return fate;
     }
@@ -192,6 +285,10 @@ export class Client {
     if (this.#state === "ended") return;
     if (this.#state === "open") this.#write(short(Kind.LOGOUT));
     this.#finish(undefined);
+  }
+
+  #tell<Name extends keyof Events>(name: Name, ...what: Parameters<Events[Name]>): void {
+    for (const listener of this.#listeners[name]) (listener as (...what: unknown[]) => void)(...what);
   }
 
   #debug(line: string): void {
@@ -257,8 +354,9 @@ export class Client {
   }
 
   #login(token: string): Uint8Array {
-    const { device = "", deviceClass = "", agent = "trunkline-js/0.1", heartbeatSecs = 0 } = this.#options;
-    return encodeLogin({ user: this.#user, token, device, deviceClass, agent, heartbeatSecs });
+    const { device = "", deviceClass = "", agent = "trunkline-js/0.1", heartbeatSecs = 0, window = 0, ephemeral = false } = this.#options;
+    const { token: resume, lastStamp } = this.#resume;
+    return encodeLogin({ user: this.#user, token, device, deviceClass, agent, resume, lastStamp, heartbeatSecs, window, ephemeral });
   }
 
   #onMessage(data: unknown): void {
@@ -267,6 +365,7 @@ export class Client {
     try {
       if (!(data instanceof ArrayBuffer)) throw new RangeError("a message of text");
       for (const frame of frames(data)) this.#onFrame(frame);
+      this.#acknowledge();
     } catch (error) {
       this.#report(new TrunklineError(`what came is no frame: ${String(error)}`));
       this.#abandon("what came is no frame");
@@ -279,7 +378,10 @@ export class Client {
       case Kind.LOGIN_OK:
         return this.#onLoginOk(frame);
       case Kind.DELIVER:
-        return this.#onDeliver(frame);
+        if (this.#pages.isRunning) this.#acksApart = true;
+        return this.#pages.isRunning && frame.flags & FLAG_REPLAY ? this.#pages.hold(frame) : this.#onDeliver(frame);
+      case Kind.SYNC_OK:
+        return this.#pages.isRunning && !frame.aux ? this.#pages.hold(frame) : this.#onSyncOk(frame);
       case Kind.SENT:
         return this.#outstanding.take(frame.id)?.settle(fateOf(frame.aux));
       case Kind.BYE:
@@ -288,13 +390,15 @@ export class Client {
       case Kind.ERROR: {
         const error = new TrunklineError(`error ${frame.aux}: ${new TextDecoder().decode(frame.body)}`);
         const message = this.#outstanding.take(frame.id);
-        return message ? message.fail(error) : this.#report(error);
+        if (message) return message.fail(error);
+        const held = frame.id || frame.peer || !PAGE_REFUSALS.includes(frame.aux) ? undefined : this.#pages.refused(error);
+        return held ? this.#release(held) : this.#report(error);
       }
     }
   }
 
   #onLoginOk({ body }: Frame): void {
-    const { heartbeatSecs, expiresMs } = decodeLoginOk(body);
+    const { heartbeatSecs, expiresMs, resume, resumed, pending, floor, truncated } = decodeLoginOk(body);
     this.#clearTimers();
     this.#refused = false;
     this.#heartbeatMs = heartbeatSecs * 1_000;
@@ -303,25 +407,75 @@ export class Client {
     // Also the answer to RENEW.
     if (this.#state === "open") return;
     this.#backoff.reset();
+    const registered = resume.length > 0;
+    this.#session = { registered, resumed, pending, truncated };
+    // A login that was answered without the store has none; then the one from before is kept.
+    if (registered) this.#resume = { ...this.#resume, token: resume };
+    this.#caughtUp = false;
+    this.#acks = [];
     this.#setState("open");
+    if (truncated) this.#tell("gap", floor);
     this.#opened?.resolve();
     this.#opened = undefined;
     for (const message of this.#outstanding.all()) this.#sendWaiting(message);
   }
 
-  #onDeliver({ flags, id, peer, stamp, body }: Frame): void {
+  /** SYNC_OK: the end of the backlog, or of a page. */
+  #onSyncOk({ aux, body }: Frame): void {
+    const end = decodeSyncOk(body);
+    if (aux) {
+      this.#acksApart = true;
+      return this.#release(this.#pages.over(aux, end));
+    }
+    if (end.truncated && (this.#caughtUp || !this.#session.truncated)) this.#tell("gap", end.floor);
+    if (this.#caughtUp) return;
+    this.#caughtUp = true;
+    this.#tell("caughtUp");
+  }
+
+  /** What was held while a page was on its way, and is not of it. */
+  #release(held: Frame[]): void {
+    for (const frame of held) {
+      // One before it may have ended the connection; then it comes again.
+      if (this.#state !== "open") return;
+      if (frame.kind === Kind.DELIVER) this.#onDeliver(frame);
+      else this.#onSyncOk(frame);
+    }
+    this.#askForPage();
+  }
+
+  #askForPage(): void {
+    const next = this.#pages.next();
+    if (!next) return;
+    const { after, sinceMs, limit } = next.question;
+    this.#write(short(Kind.SYNC, next.aux, encodeSync(after, sinceMs, limit)));
+  }
+
+  /** The ACKs that are due: one for all, where the gateway has a cursor for this device; another may take it for one of a single message. */
+  #acknowledge(): void {
+    const [acks, apart] = [this.#acks, this.#acksApart || !this.#session.registered];
+    this.#acks = [];
+    this.#acksApart = false;
+    const flags = apart || acks.length < 2 ? 0 : FLAG_CUMULATIVE;
+    for (const { id, peer, stamp } of flags ? acks.slice(-1) : acks) this.#write(long(Kind.ACK, flags, id, peer, stamp));
+  }
+
+  #onDeliver(frame: Frame): void {
+    const { flags, id, peer, stamp } = frame;
     const name = `${peer} ${id}`;
     const again = this.#seen.has(name);
     if (flags & FLAG_ACK && (again || this.#inbox.length < this.#inboxMax())) {
-      this.#write(long(Kind.ACK, 0, id, peer, stamp));
+      this.#acks.push(frame);
+      if (stamp > this.#resume.lastStamp) this.#resume = { ...this.#resume, lastStamp: stamp };
     }
     if (again) return;
     if (this.#inbox.length >= this.#inboxMax()) {
+      this.#acknowledge();
       this.#report(new FullError("nobody takes the messages that come"));
       return this.#abandon("nobody takes the messages that come");
     }
     this.#remember(name);
-    const message = { from: peer, id, stamp, body: body.slice(), self: (flags & FLAG_SELF) !== 0 };
+    const message = messageOf(frame);
     const taker = this.#taker;
     this.#taker = undefined;
     if (taker) taker.resolve({ value: message, done: false });
@@ -341,7 +495,7 @@ export class Client {
 
   #sendWaiting(message: Waiting): void {
     if (!this.#hasRoom()) return this.#later(50, () => this.#state === "open" && this.#sendWaiting(message));
-    const flags = FLAG_ACK | (message.sent ? FLAG_RETRY : 0);
+    const flags = FLAG_ACK | (message.sent ? FLAG_RETRY : 0) | (message.noStore ? FLAG_NO_STORE : 0);
     message.sent = true;
     this.#write(long(Kind.SEND, flags, message.id, message.to, 0n, message.body));
   }
@@ -403,6 +557,7 @@ export class Client {
 
   #drop(): void {
     this.#clearTimers();
+    this.#pages.end();
     this.#socket = undefined;
   }
 

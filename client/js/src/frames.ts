@@ -5,6 +5,7 @@ export const Kind = {
   PING: 0x02,
   SEND: 0x03,
   ACK: 0x06,
+  SYNC: 0x07,
   RENEW: 0x0e,
   LOGOUT: 0x0f,
   LOGIN_OK: 0x81,
@@ -12,11 +13,18 @@ export const Kind = {
   DELIVER: 0x83,
   SENT: 0x86,
   BYE: 0x88,
+  SYNC_OK: 0x89,
   ERROR: 0x8f,
 } as const;
 
 /** SEND: to be answered with SENT. DELIVER: to be answered with ACK. */
 export const FLAG_ACK = 0x01;
+/** SEND: never to a store. */
+export const FLAG_NO_STORE = 0x02;
+/** ACK: of this message and of all that came before it on the connection. */
+export const FLAG_CUMULATIVE = 0x01;
+/** DELIVER: from the store. */
+export const FLAG_REPLAY = 0x04;
 /** SEND: this id was sent before. */
 export const FLAG_RETRY = 0x04;
 /** DELIVER: the user's own message, sent from another of its devices. */
@@ -62,7 +70,7 @@ function put(kind: number, flags: number, aux: number, header: number, body: Uin
 
 /** Whether frames of this kind have the short header; kinds that nobody knows are skipped, so theirs does not matter. */
 function isShort(kind: number): boolean {
-  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === 0x89 || kind === 0x8a || kind === 0x8c;
+  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === Kind.SYNC_OK || kind === 0x8a || kind === 0x8c;
 }
 
 /** The frames of one message, which holds whole ones only. Throws a RangeError where it does not. */

@@ -22,6 +22,8 @@ export interface Message {
   id: bigint;
   to: bigint;
   body: Uint8Array;
+  /** Never to a store. */
+  noStore: boolean;
   /** It was written to a socket before, whose fate is not known. */
   sent: boolean;
   settle: (fate: Fate) => void;
@@ -37,13 +39,13 @@ export class Outstanding {
     private readonly bytesMax: number,
   ) {}
 
-  add(id: bigint, to: bigint, body: Uint8Array): { message: Message; fate: Promise<Fate> } {
+  add(id: bigint, to: bigint, body: Uint8Array, noStore: boolean): { message: Message; fate: Promise<Fate> } {
     if (this.#messages.size >= this.countMax || this.#bytes + body.length > this.bytesMax) {
       throw new FullError("too many messages wait for their fate");
     }
     this.#bytes += body.length;
     let message!: Message;
-    const fate = new Promise<Fate>((settle, fail) => (message = { id, to, body, sent: false, settle, fail }));
+    const fate = new Promise<Fate>((settle, fail) => (message = { id, to, body, noStore, sent: false, settle, fail }));
     this.#messages.set(id, message);
     return { message, fate };
   }

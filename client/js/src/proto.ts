@@ -10,14 +10,32 @@ export interface Login {
   device: string;
   deviceClass: string;
   agent: string;
+  resume: Uint8Array;
+  lastStamp: bigint;
   heartbeatSecs: number;
+  window: number;
+  ephemeral: boolean;
 }
 
 export interface LoginOk {
   session: bigint;
   node: string;
   heartbeatSecs: number;
+  resume: Uint8Array;
+  resumed: boolean;
+  pending: number;
+  floor: bigint;
+  last: bigint;
+  truncated: boolean;
   expiresMs: number;
+}
+
+export interface SyncOk {
+  next: bigint;
+  complete: boolean;
+  truncated: boolean;
+  floor: bigint;
+  last: bigint;
 }
 
 export interface Bye {
@@ -27,15 +45,15 @@ export interface Bye {
 }
 
 /** Numbers of fields and their values, those that are the default left out. */
-export function encode(fields: [number, bigint | number | string][]): Uint8Array {
+export function encode(fields: [number, bigint | number | string | Uint8Array][]): Uint8Array {
   const out: number[] = [];
   const varint = (value: bigint) => {
     for (; value > 127n; value >>= 7n) out.push(Number(value & 127n) | 128);
     out.push(Number(value));
   };
   for (const [field, value] of fields) {
-    if (typeof value === "string") {
-      const bytes = text.encode(value);
+    if (typeof value === "string" || value instanceof Uint8Array) {
+      const bytes = typeof value === "string" ? text.encode(value) : value;
       if (!bytes.length) continue;
       varint(BigInt(field * 8 + 2));
       varint(BigInt(bytes.length));
@@ -81,6 +99,27 @@ export function decode(bytes: Uint8Array): Map<number, bigint | Uint8Array> {
 const number = (value: bigint | Uint8Array | undefined) => (typeof value === "bigint" ? value : 0n);
 const string = (value: bigint | Uint8Array | undefined) => (value instanceof Uint8Array ? utf8.decode(value) : "");
 
+const bytes = (value: bigint | Uint8Array | undefined) => (value instanceof Uint8Array ? value.slice() : new Uint8Array());
+
+export function encodeSync(after: bigint, sinceMs: number, limit: number): Uint8Array {
+  return encode([
+    [1, after],
+    [2, sinceMs],
+    [3, limit],
+  ]);
+}
+
+export function decodeSyncOk(body: Uint8Array): SyncOk {
+  const fields = decode(body);
+  return {
+    next: number(fields.get(1)),
+    complete: number(fields.get(2)) !== 0n,
+    truncated: number(fields.get(3)) !== 0n,
+    floor: number(fields.get(5)),
+    last: number(fields.get(6)),
+  };
+}
+
 export function encodeLogin(login: Login): Uint8Array {
   return encode([
     [1, 1],
@@ -89,7 +128,11 @@ export function encodeLogin(login: Login): Uint8Array {
     [4, login.device],
     [5, login.deviceClass],
     [6, login.agent],
+    [7, login.resume],
+    [8, login.lastStamp],
     [9, login.heartbeatSecs],
+    [10, login.window],
+    [11, Number(login.ephemeral)],
   ]);
 }
 
@@ -99,6 +142,12 @@ export function decodeLoginOk(body: Uint8Array): LoginOk {
     session: number(fields.get(1)),
     node: string(fields.get(2)),
     heartbeatSecs: Number(number(fields.get(4))),
+    resume: bytes(fields.get(6)),
+    resumed: number(fields.get(7)) !== 0n,
+    pending: Number(number(fields.get(9))),
+    floor: number(fields.get(10)),
+    last: number(fields.get(11)),
+    truncated: number(fields.get(12)) !== 0n,
     expiresMs: Number(number(fields.get(13))),
   };
 }

@@ -1,6 +1,6 @@
 // A WebSocket of which a test is the other end.
 
-const SHORT = new Set([0x01, 0x02, 0x0e, 0x0f]);
+const SHORT = new Set([0x01, 0x02, 0x07, 0x0e, 0x0f]);
 
 export class FakeSocket {
   static all = [];
@@ -64,6 +64,13 @@ export function long(kind, { flags = 0, aux = 0, id = 0n, peer = 0n, stamp = 0n,
 
 /** LOGIN_OK with a heartbeat of 30 s: session 1, heartbeat_secs 30. */
 export const LOGIN_OK = short(0x81, 0, [0x08, 1, 0x20, 30]);
+
+/** The same for a device that the gateway keeps messages for: with a ticket, and what else is said of the inbox. */
+export const loginOk = (...fields) => short(0x81, 0, [0x08, 1, 0x20, 30, 0x32, 3, ..."tkt", ...fields].map((it) => (typeof it === "string" ? it.charCodeAt(0) : it)));
+
+/** SYNC_OK: the end of a page at a position, or of the backlog (aux 0). */
+export const syncOk = (aux, { next = 0, complete = false, truncated = false, floor = 0 } = {}) =>
+  short(0x89, aux, [0x08, next, 0x10, +complete, 0x18, +truncated, 0x28, floor]);
 
 /** A BYE with a text, and a redirect or a time. */
 export function bye(reason, { afterMs = 0, redirect = "", text = "" } = {}) {

@@ -4,6 +4,7 @@ mod acknowledge;
 mod attempts;
 mod delivery;
 mod fates;
+mod inbox;
 mod reconnect;
 mod resend;
 #[allow(dead_code, reason = "the tests of chat use the rest")]

@@ -26,6 +26,7 @@ mod doctor;
 mod drain;
 mod http;
 mod inbox;
+mod inbox_clients;
 mod inbox_kill;
 mod jwt;
 mod kinds;

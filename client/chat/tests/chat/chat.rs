@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
-use trunkline_proto::{Code, Header, Kind, encode, flags};
+use trunkline_proto::{Code, Header, Kind, SyncOk, encode, encode_message, flags};
 
 /// Ends a test that hangs; nothing is measured by it.
 const HANG: Duration = Duration::from_secs(60);
@@ -207,6 +207,40 @@ async fn what_another_device_has_sent_is_shown_with_its_recipient() {
     }
     assert_eq!(one.printed().await, r"[1 to 2, from another device] hello\n");
     assert_eq!(one.printed().await, "[1, from another device] →not;;a copy");
+}
+
+#[tokio::test]
+async fn what_was_missed_is_shown_in_order_and_told_from_what_comes_now() {
+    let mut gateway = Gateway::start("").await;
+    let mut one = Chat::login(&mut gateway, 1, &[]).await;
+    let deliver = |stamp: u64, from: u64, more: u8, body: &str| {
+        let flags = flags::ACK | more;
+        let header = Header { kind: Kind::Deliver, flags, aux: 0, id: stamp, peer: from, stamp };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &header, body.as_bytes());
+        gateway.raw(1, bytes);
+    };
+    let backlog_over = |truncated| {
+        let mut bytes = Vec::new();
+        encode_message(&mut bytes, Kind::SyncOk, 0, &SyncOk { complete: true, truncated, ..SyncOk::default() });
+        gateway.raw(1, bytes);
+    };
+    deliver(1, 2, flags::REPLAY, "are you there?");
+    deliver(2, 1, flags::REPLAY | flags::SELF, "→2;;not now");
+    backlog_over(true);
+    deliver(3, 2, 0, "welcome back");
+    // What was lost on its way and comes later is no news of an absence.
+    deliver(4, 2, flags::REPLAY, "late");
+    backlog_over(false);
+    for line in ["[2] are you there?", "[1 to 2, from another device] not now", "[2] welcome back", "[2] late"] {
+        assert_eq!(one.printed().await, line);
+    }
+    one.end_input();
+    let (status, _stdout, stderr) = one.finish().await;
+    assert!(status.success(), "{stderr}");
+    let told: Vec<&str> = stderr.lines().skip(1).collect();
+    let gone = "messages for you are gone: they were too old or too many to be kept";
+    assert_eq!(told, ["this came while you were away:", gone, "that was all of it"]);
 }
 
 #[tokio::test]

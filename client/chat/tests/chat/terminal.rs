@@ -13,7 +13,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use trunkline_client::{Client, Config, Event};
-use trunkline_proto::Code;
+use trunkline_proto::{Code, Header, Kind, encode, flags};
 
 /// Ends a test that hangs; nothing is measured by it.
 const HANG: Duration = Duration::from_secs(60);
@@ -152,6 +152,24 @@ async fn user(gateway: &Gateway, user: u64) -> Client {
     let (client, mut events) = Client::connect(config).await.expect("a session");
     tokio::spawn(async move { while events.next().await.is_some() {} });
     client
+}
+
+#[tokio::test]
+async fn what_was_missed_is_shown_with_the_time_at_which_it_was_sent() {
+    let mut gateway = Gateway::start("").await;
+    let mut chat = Chat::login(&mut gateway, 1).await;
+    let sent = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(3 * 24);
+    let stamp = (sent.as_millisecond() as u64) << 20;
+    let flags = flags::ACK | flags::REPLAY;
+    let header = Header { kind: Kind::Deliver, flags, aux: 0, id: 7, peer: 2, stamp };
+    let mut bytes = Vec::new();
+    encode(&mut bytes, &header, b"call me");
+    gateway.raw(1, bytes);
+    let time = jiff::tz::TimeZone::system().to_datetime(sent).strftime("%Y-%m-%d %H:%M").to_string();
+    chat.shows("this came while you were away:").await;
+    chat.shows(&format!("{time} [2] call me")).await;
+    chat.types("/quit\r");
+    assert!(timeout(HANG, chat.child.wait()).await.expect("an end").expect("a status").success());
 }
 
 #[tokio::test]
