@@ -328,8 +328,8 @@ fn read(options: &Options, store: &mut dyn Store) {
     println!("  read {:.0} messages/s", read as f64 / began.elapsed().as_secs_f64());
 }
 
-/// Opens a store whose log has that size. No table may be written before, so the limits are set accordingly, and the
-/// store is dropped without having been closed.
+/// Opens a store whose log has that size. No table may be written before, so the limits are set accordingly (by default
+/// a log can't become so large), and the store is dropped without having been closed.
 fn recovery(options: &Options) {
     let log_bytes = options.log_mib << 20;
     let limits = || Limits { log_bytes_max: log_bytes * 2, recent_bytes_max: log_bytes * 8, ..limits() };
@@ -346,7 +346,7 @@ fn recovery(options: &Options) {
     }
     drop(store);
     let began = Instant::now();
-    let store = options.open("recovery", Limits { store_bytes_max: 64 << 30, ..Limits::default() });
+    let store = options.open("recovery", limits());
     println!(
         "  {} MiB of log, {number} messages, recovered in {} ms; {} there, {} MB anonymous memory",
         options.log_mib,

@@ -8,8 +8,8 @@
 //! In memory stay 24 bytes for each user for whom messages wait, and two for each user of a table. Floors, devices and
 //! messages are read from the tables when somebody asks.
 //!
-//! When the store is opened the log is read back and made tables in the same way, while it is read. So neither the
-//! memory nor the time that this takes is more than when the log was written.
+//! When the store is opened, the log is read back into memory; if that is more than there is memory for, tables are
+//! made of it while it is read.
 
 mod recover;
 mod upkeep;
@@ -65,9 +65,6 @@ pub struct Embedded {
     frozen: Option<Frozen>,
     /// The log is read back. It has no end yet to which anything could be written.
     recovering: bool,
-    /// The recent changes were read back, and are to be made a table before anything is stored. Segments before this
-    /// one are not needed then.
-    read_back: Option<u64>,
     /// Oldest first.
     tables: Vec<Arc<Table>>,
     /// The highest generation that a table, whole or not, has had before this start.
@@ -107,9 +104,6 @@ struct Frozen {
     bytes: u64,
     /// Whether the job runs; otherwise it failed and will be tried again.
     running: bool,
-    /// They were read from a log whose pages may be in the memory of the kernel alone, because a sync of them has
-    /// failed before. Nothing is stored until the table is written.
-    suspect: bool,
 }
 
 /// What a request has come to before the commit.
@@ -205,7 +199,7 @@ impl Embedded {
         if record.payload.len() > self.limits.payload_bytes_max as usize {
             return Ok(self.refuse(Refusal::TooLong));
         }
-        if retry && self.is_suspect() {
+        if retry && self.log.is_unsure() {
             return Ok(self.refuse(Refusal::Unavailable));
         }
         if retry && let Some(stamp) = self.find(user, record.from, record.id)? {
@@ -295,11 +289,6 @@ impl Embedded {
         }
     }
 
-    /// Whether what was read from the log may be in the page cache alone: nobody may be told yet that it is stored.
-    fn is_suspect(&self) -> bool {
-        self.read_back.is_some() || self.frozen.as_ref().is_some_and(|frozen| frozen.suspect)
-    }
-
     /// Whether more comes than tables are written.
     fn is_overloaded(&self) -> bool {
         self.recent_bytes > self.limits.recent_bytes_max.saturating_mul(2)
@@ -361,12 +350,7 @@ impl Embedded {
 
     /// Tries again to begin a segment, if it is time.
     fn revive(&mut self) {
-        if self.closed
-            || self.recovering
-            || self.log.is_up()
-            || self.is_suspect()
-            || self.now_ms() < self.upkeep.retry_ms
-        {
+        if self.closed || self.recovering || self.log.is_up() || self.now_ms() < self.upkeep.retry_ms {
             return;
         }
         match self.log.begin_segment(self.high) {

@@ -8,6 +8,11 @@
 //! call the next sync a success, as PostgreSQL found in 2018 ("fsyncgate"). The next segment says from which batch on
 //! it holds the log, and with that takes back whatever the failed one left on disk. Batches are numbered, so that a
 //! missing one is noticed.
+//!
+//! A batch that is followed by another one in its segment was made durable, for its writer went on. So what is read
+//! back after a start is known to be on disk, except for the last batch: its sync may have failed, and the page cache
+//! may show what the disk does not have. It is written again as the first batch of the next segment, whose header says
+//! that it was not sure (`sure`), before anybody is told of it. Taking it twice does no harm.
 
 mod replay;
 
@@ -91,6 +96,15 @@ pub(crate) struct Log {
     batch: Vec<u8>,
     /// Sizes of the segments on disk, oldest first.
     sizes: Vec<(u64, u64)>,
+    /// The last batch that was read back, if it may be in the page cache alone.
+    unsure: Option<Unsure>,
+}
+
+/// A batch of which it is not known whether it is on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unsure {
+    number: u64,
+    body: Vec<u8>,
 }
 
 struct Segment {
@@ -102,14 +116,26 @@ struct Segment {
 impl Log {
     /// A log that goes on after others: it has no segment yet. `sizes` are those of the segments on disk.
     pub(crate) fn new(disk: Arc<dyn Disk>, store_epoch: u64, sizes: Vec<(u64, u64)>, next_segment: u64) -> Self {
-        let mut log = Log { disk, store_epoch, segment: None, next_segment, next_batch: 1, batch: Vec::new(), sizes };
+        let (batch, unsure) = (Vec::new(), None);
+        let mut log = Log { disk, store_epoch, segment: None, next_segment, next_batch: 1, batch, sizes, unsure };
         log.clear();
         log
     }
 
     /// Lets it go on with this batch, since that is what was found on disk.
-    pub(crate) fn go_on_with(&mut self, next_batch: u64) {
+    pub(crate) fn go_on_with(&mut self, next_batch: u64, unsure: Option<Unsure>) {
         self.next_batch = next_batch;
+        self.unsure = unsure;
+    }
+
+    /// Whether what was read back may be in the page cache alone: nobody may be told yet that it is stored.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.unsure.is_some()
+    }
+
+    /// What batches before this one say is on disk elsewhere.
+    pub(crate) fn sure_before(&mut self, batch: u64) {
+        self.unsure.take_if(|unsure| unsure.number < batch);
     }
 
     /// Whether a batch can be written.
@@ -142,13 +168,22 @@ impl Log {
         }
         result?;
         self.segment = Some(Segment { number, file, end: PAGE_BYTES as u64 });
+        if let Some(unsure) = self.unsure.take() {
+            self.clear();
+            self.batch.extend_from_slice(&unsure.body);
+            if let Err(error) = self.commit(high) {
+                self.unsure = Some(unsure);
+                return Err(error);
+            }
+        }
         Ok(number)
     }
 
     fn write_header(&self, file: &dyn File, number: u64, high: u64) -> io::Result<()> {
         let mut header = Vec::with_capacity(PAGE_BYTES);
         header.extend_from_slice(SEGMENT_MAGIC);
-        for value in [self.store_epoch, number, self.next_batch, high] {
+        let sure = self.unsure.as_ref().map_or(self.next_batch, |unsure| unsure.number);
+        for value in [self.store_epoch, number, self.next_batch, sure, high] {
             header.put_u64(value);
         }
         header.put_u32(crc32fast::hash(&header));

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 /// Requests of one batch at most; the rest is in the next. Bounds the time of a commit, and with it how long the others
 /// wait.
-const BATCH_REQUESTS_MAX: usize = 65_536;
+const BATCH_REQUESTS_MAX: usize = 16_384;
 /// About the bytes of one batch at most.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// The beginning of the names that damaged tables get, so that whoever wants to can look at them.
 const DAMAGED: &str = "damaged-";
+/// When there are more segments at a start, the log is cut soon.
+const SEGMENTS_MAX: usize = 8;
 
 /// The tables of a folder.
 #[derive(Default)]
@@ -52,7 +54,6 @@ impl Embedded {
             recent_bytes: 0,
             frozen: None,
             recovering: true,
-            read_back: None,
             high: footers().map(|footer| footer.high).max().unwrap_or(0),
             gap: footers().map(|footer| footer.gap).max().unwrap_or(0),
             gap_is_logged: true,
@@ -82,26 +83,23 @@ impl Embedded {
         store.high = store.high.max(replayed.high);
         damages.extend(replayed.damages);
         store.wait_for_tables();
-        store.log.go_on_with(replayed.next_batch);
+        store.log.go_on_with(replayed.next_batch, replayed.unsure);
         if !damages.is_empty() {
             store.own_up(&damages);
         }
-        store.upkeep.cut_ms = store.now_ms();
         store.recovering = false;
-        // The kernel may have in memory what a sync did not get to disk before the crash. In a new file it is on disk,
-        // or nothing is stored.
-        if store.frozen.is_some() {
-            // A part of it could not be written; that is tried again first.
-            store.read_back = Some(next_segment);
-        } else if !store.recents.is_empty() || !store.gap_is_logged {
-            store.freeze(next_segment, replayed.next_batch, true);
+        // Who starts again and again must not leave ever more segments.
+        store.upkeep.cut_ms = if found.len() > SEGMENTS_MAX { 0 } else { store.now_ms() };
+        if !store.gap_is_logged && store.frozen.is_none() {
+            // From now on what is damaged is known, and not read again.
+            store.freeze(next_segment, replayed.next_batch);
             store.wait_for_tables();
-        } else {
-            store.revive();
+            store.gap_is_logged = store.frozen.is_none();
+        }
+        store.revive();
+        if replayed.batches == 0 && store.log.is_up() {
             store.log.remove_before(next_segment);
         }
-        // Each table has it.
-        store.gap_is_logged = true;
         store.publish();
         Ok(store)
     }
@@ -136,13 +134,14 @@ impl Embedded {
     /// Begins a table of what has been read back so far, so that it is written while the rest is read, and memory stays
     /// bounded. `log_from` stays where it is: what is read next is in the same segments.
     fn spill(&mut self, log_from: u64, next_batch: u64) {
-        if self.recent_bytes < self.limits.recent_bytes_max {
+        // So much a store with these limits may have had in memory.
+        if self.recent_bytes < self.limits.recent_bytes_max.saturating_mul(4) {
             return;
         }
         self.wait_for_tables();
         // If the one before could not be written, the disk does not work, and the rest stays in memory.
         if self.frozen.is_none() {
-            self.freeze(log_from, next_batch, true);
+            self.freeze(log_from, next_batch);
         }
     }
 

@@ -91,7 +91,7 @@ impl Embedded {
         match self.log.begin_segment(self.high) {
             Ok(number) => {
                 self.upkeep.cut_ms = now_ms;
-                self.freeze(number, self.log.next_batch(), false);
+                self.freeze(number, self.log.next_batch());
             }
             // The file could not even be made. The segment at hand goes on.
             Err(error) if self.log.is_up() => self.table_failed(&error),
@@ -101,7 +101,7 @@ impl Embedded {
 
     /// Has a job make a table of the recent changes. Segments before `log_from`, and batches before `batch_from`, are
     /// not needed when that is written.
-    pub(super) fn freeze(&mut self, log_from: u64, batch_from: u64, suspect: bool) {
+    pub(super) fn freeze(&mut self, log_from: u64, batch_from: u64) {
         let newest = self.tables.last().map_or(0, |table| table.footer.last_generation);
         let generation = newest.max(self.generation_max) + 1;
         let footer = Footer { log_from, batch_from, ..self.footer(generation, generation) };
@@ -109,7 +109,7 @@ impl Embedded {
         let next = Recents::with_capacity(self.recents.len());
         let recents = Arc::new(std::mem::replace(&mut self.recents, next));
         let bytes = std::mem::take(&mut self.recent_bytes);
-        self.frozen = Some(Frozen { recents: recents.clone(), footer, bytes, running: true, suspect });
+        self.frozen = Some(Frozen { recents: recents.clone(), footer, bytes, running: true });
         self.executor.start(Job::Flush { footer, recents });
     }
 
@@ -140,6 +140,7 @@ impl Embedded {
         match done {
             Done::Flushed(Ok(table)) => {
                 self.written(&table);
+                self.log.sure_before(table.footer.batch_from);
                 self.log.remove_before(table.footer.log_from);
                 self.tables.push(Arc::new(table));
                 if let Some(frozen) = self.frozen.take() {
@@ -149,11 +150,8 @@ impl Embedded {
                 if self.log.is_up() {
                     self.stats.set_trouble(None);
                 }
-                match self.read_back.take() {
-                    Some(log_from) => self.freeze(log_from, self.log.next_batch(), true),
-                    // The log may have waited for it.
-                    None => self.revive(),
-                }
+                // The log may have waited for it.
+                self.revive();
             }
             Done::Flushed(Err(error)) => {
                 self.table_failed(&error);

@@ -1,6 +1,6 @@
 //! Reading the log back.
 
-use super::{BATCH_HEADER_BYTES, BATCH_MAGIC, Change, PAGE_BYTES, SEGMENT_MAGIC, segment_name, segment_number};
+use super::{BATCH_HEADER_BYTES, BATCH_MAGIC, Change, PAGE_BYTES, SEGMENT_MAGIC, Unsure, segment_name, segment_number};
 use crate::codec::Reader;
 use crate::disk::{Disk, File, Window};
 use std::io;
@@ -21,6 +21,8 @@ pub(crate) struct Found {
 struct Header {
     store_epoch: u64,
     first_batch: u64,
+    /// Whoever wrote the header knew that batches before this one were on disk.
+    sure: u64,
     high: u64,
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Replayed {
     pub(crate) batches: u64,
     /// Places where batches are missing that had been durable.
     pub(crate) damages: Vec<String>,
+    /// The last batch, if it may be in the page cache alone.
+    pub(crate) unsure: Option<Unsure>,
 }
 
 /// The segments on disk, oldest first.
@@ -62,7 +66,7 @@ pub(crate) fn store_epoch(found: &[Found]) -> Option<u64> {
 }
 
 fn read_header(file: &dyn File, number: u64) -> io::Result<Option<Header>> {
-    let mut bytes = [0; 8 + 4 * 8 + 4];
+    let mut bytes = [0; 8 + 5 * 8 + 4];
     match file.read_at(&mut bytes, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         result => result?,
@@ -77,8 +81,9 @@ fn read_header(file: &dyn File, number: u64) -> io::Result<Option<Header>> {
     }
     let mut reader = Reader(&head[8..]);
     let header = (|| {
-        let (store_epoch, own, first_batch, high) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
-        (own == number).then_some(Header { store_epoch, first_batch, high })
+        let (store_epoch, own) = (reader.u64()?, reader.u64()?);
+        let header = Header { store_epoch, first_batch: reader.u64()?, sure: reader.u64()?, high: reader.u64()? };
+        (own == number).then_some(header)
     })();
     Ok(header)
 }
@@ -99,17 +104,22 @@ pub(crate) fn replay(
     let mut replayed = Replayed::default();
     // None until something says at which batch the log begins.
     let mut expected: Option<u64> = None;
+    // What a table has is on disk, too.
+    let mut sure = batch_from;
+    let mut last = None;
     for (at, segment) in found.iter().enumerate() {
         if let Some(header) = segment.header {
             replayed.high = replayed.high.max(header.high);
+            sure = sure.max(header.sure);
             replayed.next_batch = replayed.next_batch.max(header.first_batch);
         }
         if segment.number < from {
             continue;
         }
         match segment.header {
-            Some(Header { first_batch, .. }) => {
-                if expected.is_some_and(|expected| expected < first_batch) {
+            Some(Header { first_batch, sure, .. }) => {
+                // Those from `sure` on are repeated here, if they were there.
+                if expected.is_some_and(|expected| expected < sure) {
                     replayed.damages.push(format!("{}: batches before it are missing", segment_name(segment.number)));
                 }
                 expected = Some(first_batch);
@@ -125,8 +135,9 @@ pub(crate) fn replay(
         let end = later.map(|header| header.first_batch).min().unwrap_or(u64::MAX);
         let file = disk.open(&segment_name(segment.number))?;
         let mut reading = Reading { file: &*file, segment, end, batch_from, window: Window::default() };
-        reading.batches(&mut expected, &mut replayed, take)?;
+        last = reading.batches(&mut expected, &mut replayed, take)?.or(last);
     }
+    replayed.unsure = last.filter(|unsure| unsure.number >= sure);
     // Numbers are not given out twice, even if all segments are lost.
     replayed.next_batch = replayed.next_batch.max(expected.unwrap_or(0)).max(batch_from).max(1);
     Ok(replayed)
@@ -143,10 +154,17 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn batches(&mut self, expected: &mut Option<u64>, replayed: &mut Replayed, take: &mut impl Take) -> io::Result<()> {
+    /// Tells of all batches. Returns the last one.
+    fn batches(
+        &mut self,
+        expected: &mut Option<u64>,
+        replayed: &mut Replayed,
+        take: &mut impl Take,
+    ) -> io::Result<Option<Unsure>> {
         let (segment, end, batch_from) = (self.segment, self.end, self.batch_from);
         let mut place = PAGE_BYTES as u64;
         let mut unreadable = None;
+        let mut last = None;
         while place < segment.bytes {
             let (batch, taken) = self.batch(place)?;
             let here = place;
@@ -174,9 +192,12 @@ impl Reading<'_> {
             *expected = Some(batch.number + 1);
             replayed.high = replayed.high.max(batch.high);
             replayed.batches += 1;
+            last = Some((batch.number, here));
             take.batch_end(batch.number + 1);
         }
-        Ok(())
+        let Some((number, place)) = last else { return Ok(None) };
+        let (batch, _) = self.batch(place)?;
+        Ok(batch.map(|batch| Unsure { number, body: batch.body.to_vec() }))
     }
 
     /// The batch at a place, if there is one that is whole, and the bytes to go on after. Where only the header can be

@@ -30,7 +30,7 @@ fn limits() -> Limits {
 
 /// Limits with which a log that is read back becomes several tables.
 fn tight(at: u64) -> Limits {
-    if at.is_multiple_of(2) { limits() } else { Limits { recent_bytes_max: 1 << 10, ..limits() } }
+    if at.is_multiple_of(2) { limits() } else { Limits { recent_bytes_max: 300, ..limits() } }
 }
 
 /// Lets some batches go to the store until the disk fails. Returns whether it did.

@@ -68,7 +68,7 @@ fn a_flipped_bit_anywhere_is_told_and_never_shown() {
         hands.pass(10);
         assert!(disk.damage(&name, offset));
         // With little memory the log that is read back becomes several tables.
-        let memory = if seed.is_multiple_of(2) { 2 << 10 } else { limits().recent_bytes_max };
+        let memory = if seed.is_multiple_of(2) { 500 } else { limits().recent_bytes_max };
         lost_ever += check(&disk, &Limits { recent_bytes_max: memory, ..limits() }, &hands, &promised);
         // The second start has got used to it.
         let mut again = open(&disk, &limits(), &hands);

@@ -188,6 +188,44 @@ fn what_only_the_page_cache_has_is_told_to_nobody_while_the_disk_fails() {
     assert_eq!(there.last().map(|record| (record.id, record.stamp)), Some((2, stamp)));
 }
 
+/// The same, and the process that starts again is killed or meets a failure at any operation of its start. Whatever the
+/// third one finds in the page cache, it makes it durable before it tells anybody.
+#[test]
+fn what_only_the_page_cache_has_is_not_trusted_because_a_start_went_on_after_it() {
+    for fault in [Fault::SyncFails, Fault::SyncDoubtful, Fault::Full] {
+        for at in 0..16 {
+            let (disk, hands) = (SimDisk::new(), Hands::new());
+            let mut store = open(&disk, &small(), &hands);
+            stored(&mut store, 1, record(now_stamp(&hands), 1, 50));
+            disk.set_fault(Some(Fault::SyncFails));
+            assert_eq!(append(&mut store, 1, record(now_stamp(&hands), 2, 50)), REFUSED);
+            drop(store);
+            disk.set_fault(None);
+            // The second process meets the fault and is killed at once, or a little later.
+            let begin = disk.operations() + at / 2;
+            disk.set_fault_at(begin..begin + 50, fault);
+            let mut store = open(&disk, &small(), &hands);
+            if at % 2 == 1 {
+                hands.pass(2_000);
+                store.tick();
+            }
+            drop(store);
+            disk.set_fault_at(0..0, fault);
+            let mut store = open(&disk, &small(), &hands);
+            let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: true, token: 1 };
+            let Some(Reply::Stored { stamp, .. }) = ask(&mut store, again) else { panic!("the disk works") };
+            drop(store);
+            disk.crash(at);
+            let mut store = open(&disk, &small(), &hands);
+            let there: Vec<(u64, u64)> =
+                everything(&mut store, 1).iter().map(|record| (record.id, record.stamp)).collect();
+            assert_eq!(there.len(), 2, "{fault:?} at {at}: {there:?}");
+            assert_eq!(there[1], (2, stamp), "{fault:?} at {at}");
+            assert_eq!(store.stats().damages.load(Ordering::Relaxed), 0, "{fault:?} at {at}");
+        }
+    }
+}
+
 /// Limits with which all of it is at work within some dozens of messages.
 fn busy() -> Limits {
     Limits { recent_bytes_max: 4 << 10, user_messages_max: 10_000, user_bytes_max: 1 << 30, ..small() }

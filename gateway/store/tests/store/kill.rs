@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use trunkline_store::{Clock, Embedded, Limits, Record, Reply, Request, Store, stamp_at};
+use trunkline_store::{Clock, Embedded, Limits, Record, Refusal, Reply, Request, Store, stamp_at};
 
 const FOLDER: &str = "TRUNKLINE_STORE_TEST_FOLDER";
 const USERS: u64 = 50;
@@ -46,6 +46,8 @@ fn child() {
             Reply::Stored { stamp, .. } => {
                 text += &format!("stored {} {} {stamp}\n", answer.token % USERS, answer.token)
             }
+            // On a busy machine more comes than tables are written.
+            Reply::Refused(Refusal::Unavailable) => {}
             other => panic!("{other:?}"),
         });
         store.tick();
