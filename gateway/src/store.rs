@@ -18,8 +18,8 @@ const DEVICES_LEAST: u16 = 32;
 
 /// Memory that the store takes for each user for whom messages wait: 25 B of a table that may be half empty.
 pub(crate) const STORE_USER_BYTES: u64 = 64;
-/// What one batch takes besides its payloads: 65,536 requests, what they came to, and the answers; and 8 MiB of
-/// payloads as they are written.
+/// What one batch takes: its requests, what they came to, the answers, and twice 8 MiB of payloads, the second time as
+/// they are written.
 const BATCH_BYTES: u64 = 48 << 20;
 /// Recent messages take so many times their setting at most. What came since the last table, and what the next one is
 /// being written of: of each the store refuses
