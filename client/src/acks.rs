@@ -83,7 +83,7 @@ mod tests {
 
     fn acks(ids: std::ops::RangeInclusive<u64>) -> Acks {
         let mut acks = Acks::new(true);
-        ids.for_each(|id| drop(acks.came((2, id), false)));
+        ids.for_each(|id| _ = acks.came((2, id), false));
         acks
     }
 
