@@ -6,6 +6,7 @@ use crate::support::gateway::{with_each_gateway, with_gateway};
 use crate::support::names::{limit_label, outcome_label, reason_label};
 use crate::support::wire::{self, Frame, HEADER_LONG, Login, code, flag, kind, outcome};
 use crate::support::{ONE_AND_MANY, PATIENCE, wait_for};
+use rustix::process::Signal;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -374,13 +375,15 @@ fn few_receive_buffers_delay_but_lose_nothing() {
         let mut bystanders = Bystanders::new(gateway);
         let mut senders: Vec<Client> = (1..=SENDERS).map(|user| Client::login(gateway, user)).collect();
         wait_for("a receive that finds no buffer", || {
-            // 10 KB from each at once, to the next one in the row.
+            // 10 KB from each at once, to the next one in the row: the gateway finds all of them when it goes on.
+            gateway.signal(Signal::STOP);
             for (sender, user) in senders.iter_mut().zip(1..) {
                 let segment: Vec<u8> = (1..=MESSAGES)
                     .flat_map(|id| wire::send(id, user % SENDERS + 1, 0, &[user as u8; 1_000]).encode())
                     .collect();
                 sender.write_bytes(&segment);
             }
+            gateway.signal(Signal::CONT);
             for (recipient, user) in senders.iter_mut().zip(1..) {
                 let from = if user == 1 { SENDERS } else { user - 1 };
                 for id in 1..=MESSAGES {
