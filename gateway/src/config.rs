@@ -34,7 +34,7 @@ pub use values::{
 };
 
 use resolve::{Judge, known};
-use tls::TLS_FILE_KEYS;
+pub(crate) use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::limits::Limits;
@@ -277,6 +277,12 @@ impl Config {
             }
         }
         files
+    }
+
+    /// Those of TLS among them.
+    pub fn tls_files(&self) -> Vec<PathBuf> {
+        let files = self.files().into_iter().filter(|(key, _)| TLS_FILE_KEYS.contains(key));
+        files.map(|(_, path)| path).collect()
     }
 
     /// Where the value of a key comes from.

@@ -4,13 +4,19 @@
 //! else is built into what was set up at the start, and a change of it is told to need a restart. All or nothing: a configuration that is refused
 //! changes nothing, and neither does one whose reloadable part does not go with the rest of the one in force.
 //!
+//! Certificates of TLS that change on disk are taken without a SIGHUP, and nothing else with them: see [`watch`].
+//!
 //! Files are read on a thread of their own, because a file may be a pipe nobody writes to or stand on a server that is gone, and nothing of the
 //! node may wait for it.
+
+mod watch;
 
 use crate::auth::{Auth, AuthSwitch};
 use crate::clock::wall_s;
 use crate::cluster::Secrets;
-use crate::config::{ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, TlsMaterial, read_key, to_table};
+use crate::config::{
+    ClusterSecret, Config, ConfigError, Host, Origin, SETTINGS, TLS_FILE_KEYS, TlsMaterial, read_key, to_table,
+};
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
@@ -18,9 +24,9 @@ use crate::transport::tls::TlsSwitch;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use trunkline_router::http::ApiKeys;
@@ -62,7 +68,16 @@ impl fmt::Display for Change {
 
 /// Asks a node to reload. A clone asks the same node.
 #[derive(Clone, Debug)]
-pub struct Reload(mpsc::Sender<oneshot::Sender<Result<Reloaded, String>>>);
+pub struct Reload(mpsc::Sender<Asked>);
+
+/// What is asked of a [`Reloader`].
+#[derive(Debug)]
+enum Asked {
+    /// To read everything.
+    All(oneshot::Sender<Result<Reloaded, String>>),
+    /// To read the files of TLS, which have changed.
+    Certificates,
+}
 
 impl Reload {
     /// Reloads, and waits until it is done.
@@ -72,7 +87,7 @@ impl Reload {
     pub async fn ask(&self) -> Result<Reloaded, String> {
         let ending = || "the node is ending".to_owned();
         let (answer, answered) = oneshot::channel();
-        self.0.send(answer).await.map_err(|_| ending())?;
+        self.0.send(Asked::All(answer)).await.map_err(|_| ending())?;
         answered.await.map_err(|_| ending())?
     }
 }
@@ -99,7 +114,10 @@ pub struct Targets {
 /// Carries reloads out, one after the other.
 pub struct Reloader {
     shared: Arc<Shared>,
-    asked: mpsc::Receiver<oneshot::Sender<Result<Reloaded, String>>>,
+    asked: mpsc::Receiver<Asked>,
+    asker: mpsc::WeakSender<Asked>,
+    /// Files of TLS, to be looked at.
+    watched: Arc<Mutex<Vec<PathBuf>>>,
     in_force: Arc<InForce>,
 }
 
@@ -139,12 +157,29 @@ impl Reloader {
         let (sender, asked) = mpsc::channel(REQUESTS_MAX);
         let marks = marks(&config);
         let shared = Arc::new(Shared { read, host });
-        (Reloader { shared, asked, in_force: Arc::new(InForce { config, marks }) }, Reload(sender))
+        let watched = Arc::new(Mutex::new(config.tls_files()));
+        let (asker, in_force) = (sender.downgrade(), Arc::new(InForce { config, marks }));
+        (Reloader { shared, asked, asker, watched, in_force }, Reload(sender))
     }
 
     /// Runs until nobody can ask any more. Logs what each reload did.
     pub async fn run(mut self, targets: Targets) {
-        while let Some(answer) = self.asked.recv().await {
+        if targets.tls.is_some() {
+            self.watch();
+        }
+        while let Some(asked) = self.asked.recv().await {
+            let answer = match asked {
+                Asked::All(answer) => answer,
+                Asked::Certificates => {
+                    match self.reload_certificates(&targets).await {
+                        Ok(()) => tracing::info!("the certificates have changed: the new ones are in force"),
+                        Err(error) => {
+                            tracing::error!("the certificates have changed, and those in force stay: {error}");
+                        }
+                    }
+                    continue;
+                }
+            };
             let outcome = self.reload(&targets).await;
             match &outcome {
                 Ok(done) => tell(done),
@@ -156,20 +191,8 @@ impl Reloader {
     }
 
     async fn reload(&mut self, targets: &Targets) -> Result<Reloaded, String> {
-        let (answer, answered) = oneshot::channel();
         let (shared, in_force) = (self.shared.clone(), self.in_force.clone());
-        let reading = std::thread::Builder::new().name("reload".to_owned());
-        reading
-            .spawn(move || {
-                // Nobody waits any more when it took too long.
-                let _ = answer.send(shared.look(&in_force));
-            })
-            .map_err(|error| format!("no thread to read the files with: {error}"))?;
-        let fresh = match tokio::time::timeout(READ_MAX, answered).await {
-            Ok(Ok(fresh)) => fresh.map_err(|error| error.to_string())?,
-            Ok(Err(_)) => return Err("reading the files has failed; the log has more".to_owned()),
-            Err(_) => return Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
-        };
+        let fresh = read_apart(move || shared.look(&in_force)).await?;
         if let (Some(switch), Some(material)) = (&targets.tls, fresh.tls) {
             // The one step that may still fail, so it is the first.
             switch.replace(material.certificates, material.client_ca.as_ref())?;
@@ -202,7 +225,62 @@ impl Reloader {
             place.weigh(weight).await;
         }
         self.in_force = Arc::new(fresh.in_force);
+        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = self.in_force.config.tls_files();
         Ok(fresh.reloaded)
+    }
+
+    /// Reads the files of TLS that the configuration in force names.
+    async fn reload_certificates(&mut self, targets: &Targets) -> Result<(), String> {
+        let in_force = self.in_force.clone();
+        let read = move || Ok((in_force.config.load_tls()?, marks(&in_force.config)));
+        let (material, marks) = read_apart(read).await?;
+        let (Some(switch), Some(material)) = (&targets.tls, material) else { return Ok(()) };
+        switch.replace(material.certificates, material.client_ca.as_ref())?;
+        switch.current().certificates().tell(wall_s());
+        // A reload of everything does not tell of them again.
+        let mut new = InForce { config: self.in_force.config.clone(), marks: self.in_force.marks.clone() };
+        new.marks.extend(marks.into_iter().filter(|((key, _), _)| TLS_FILE_KEYS.contains(key)));
+        self.in_force = Arc::new(new);
+        Ok(())
+    }
+
+    /// Looks at the files of TLS as long as somebody can ask for a reload. On a thread of its own, as all reading of files is.
+    fn watch(&self) {
+        let (watched, asker) = (self.watched.clone(), self.asker.clone());
+        let changes = asker.clone();
+        let paths = move || {
+            asker.upgrade()?;
+            Some(watched.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        };
+        let changed = move || {
+            if let Some(asker) = changes.upgrade() {
+                // One who has gone reads nothing any more.
+                let _ = asker.blocking_send(Asked::Certificates);
+            }
+        };
+        let thread = std::thread::Builder::new().name("tls-files".to_owned());
+        if let Err(error) = thread.spawn(move || watch::watch(paths, changed)) {
+            tracing::error!("certificates that change are taken with a reload only: no thread to watch them: {error}");
+        }
+    }
+}
+
+/// Reads files on a thread of its own, and waits for that, but not for ever.
+async fn read_apart<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ConfigError> + Send + 'static,
+) -> Result<T, String> {
+    let (answer, answered) = oneshot::channel();
+    let reading = std::thread::Builder::new().name("reload".to_owned());
+    reading
+        .spawn(move || {
+            // Nobody waits any more when it took too long.
+            let _ = answer.send(read());
+        })
+        .map_err(|error| format!("no thread to read the files with: {error}"))?;
+    match tokio::time::timeout(READ_MAX, answered).await {
+        Ok(Ok(read)) => read.map_err(|error| error.to_string()),
+        Ok(Err(_)) => Err("reading the files has failed; the log has more".to_owned()),
+        Err(_) => Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
     }
 }
 

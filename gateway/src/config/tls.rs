@@ -7,7 +7,7 @@ use crate::transport::tls::{Certificates, ClientCa, PairError};
 use std::path::{Path, PathBuf};
 
 /// Settings that name files of TLS.
-pub(super) const TLS_FILE_KEYS: [&str; 3] = ["tls_cert", "tls_key", "tls_client_ca"];
+pub(crate) const TLS_FILE_KEYS: [&str; 3] = ["tls_cert", "tls_key", "tls_client_ca"];
 
 /// Certificates a node may have.
 const PAIRS_MAX: usize = 256;

@@ -400,9 +400,15 @@ impl Links {
         }
         self.stats.frames_in.add(frames);
         let tick = self.tick;
+        self.slots.at(slot).alive_tick = tick;
+        self.spend_units(slot, units);
+    }
+
+    /// Counts units of the turn's budget for what is no frame, and no sign of life.
+    #[inline]
+    pub(crate) fn spend_units(&mut self, slot: u32, units: u32) {
         let conn = self.slots.at(slot);
-        conn.alive_tick = tick;
-        if conn.phase == Phase::Open {
+        if conn.phase == Phase::Open && units > 0 {
             if conn.spent() == 0 {
                 self.spenders.push(slot);
             }

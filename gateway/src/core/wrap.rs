@@ -4,6 +4,7 @@ use super::decode::Flow;
 use super::links::{Links, TICK_MS, ticks};
 use super::shard::Shard;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
+use crate::limits::UNIT_BYTES;
 use crate::reason::CloseReason;
 use crate::transport::outbound::put_raw;
 use crate::transport::tls::{End as TlsEnd, HANDSHAKE_BYTES, Handshake, Session};
@@ -385,6 +386,14 @@ impl Shard {
         }
         if controls > 0 {
             self.took_controls(slot, controls, &pongs);
+        }
+        // What stands between native frames takes its part of a turn too: else fragments without content would cost nothing.
+        let between = (bytes.len() - taken.native) / UNIT_BYTES;
+        if between > 0 {
+            self.links.spend_units(slot, between as u32);
+            if self.links.allowance(slot) == 0 {
+                self.links.fall_behind(slot, Flow::On);
+            }
         }
         if taken.native > 0 {
             self.take_in(slot, &bytes[..taken.native]);

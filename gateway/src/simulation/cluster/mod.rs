@@ -226,7 +226,7 @@ fn cluster_soak() {
 fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
     for (nodes, shards, protocol) in [(4, 2, 3), (4, 2, 2), (4, 4, 3), (4, 4, 2), (6, 3, 3), (8, 2, 3)] {
         let mut run = Run::quiet(nodes, shards, protocol);
-        run.run_for(20_000);
+        run.run_for(30_000);
         run.fleet.check_one_view();
         let before = run.fleet.settled_sent(nodes - 1);
         run.fleet.crash(nodes - 1);
