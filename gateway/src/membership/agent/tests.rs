@@ -173,6 +173,14 @@ impl Trial {
                         peer.heard(now_ms, MeshNews::Memo { node: name.to_owned(), life, body: body.into() });
                     }
                 }
+                Action::Call { node, .. } => {
+                    let life = agent.heart().life();
+                    let hears = self.linked(name, &node) && !self.paused.contains(&node);
+                    if let Some(peer) = self.agents.get_mut(&node).filter(|_| hears) {
+                        let links = vec![LinkNews::of(name, life, LinkWord::Heard)];
+                        peer.heard(now_ms, MeshNews::Links { shard: 0, all: false, links });
+                    }
+                }
                 Action::Probe { node, life, sent_ms, .. } => {
                     let refused = self.dead.contains(&node);
                     agent.probed(now_ms, &node, life, sent_ms, refused);
@@ -348,8 +356,39 @@ fn without_redis_a_majority_serves_for_as_long_as_it_takes() {
     trial.run(LEASE_MS + BEAT_MS);
     assert!(!trial.serves("a") && !trial.serves("b"), "one of three is no majority");
     (trial.out, trial.unlinked, trial.paused) = (false, BTreeSet::new(), BTreeSet::new());
+    // All begin a life, and come into the ring as nodes do that are started together.
+    trial.hands_over = true;
     trial.run(20_000);
     trial.check_all_serve(nodes);
+}
+
+/// One is paused until the other serves without Redis, alone; then Redis writes again.
+#[test]
+fn who_was_fenced_is_no_home_before_who_serves_without_redis_knows_of_it() {
+    let mut trial = Trial::of(&["a", "b"]);
+    trial.paused = set(&["b"]);
+    trial.run(LEASE_MS + 4 * BEAT_MS);
+    assert_eq!(trial.ring("a"), ["a"]);
+    trial.cut_off = set(&["a"]);
+    trial.unlinked = set(&["b"]);
+    trial.run(LEASE_MS + 2 * BEAT_MS);
+    assert!(trial.serves("a"), "nobody else is there");
+    // It reaches Redis, and in the first moments its calls do not reach the other.
+    trial.paused.clear();
+    trial.run(BEAT_MS);
+    assert!(!trial.serves("b") || trial.ring("b").is_empty(), "it calls and waits");
+    let why = trial.agents["b"].waits_to_return(trial.now_ms).expect("it waits");
+    assert!(why.contains("a had a lease"), "{why}");
+    trial.unlinked.clear();
+    trial.run(LEASE_MS - BEAT_MS);
+    assert!(trial.ring("b").is_empty(), "not before the other's lease is over");
+    trial.run(4 * BEAT_MS);
+    assert!(!trial.serves("a"), "it neither has Redis nor another who agrees");
+    assert_eq!(trial.ring("b"), ["b"]);
+    trial.cut_off.clear();
+    trial.hands_over = true;
+    trial.run(4 * LEASE_MS);
+    trial.check_all_serve(&["a", "b"]);
 }
 
 #[test]
@@ -378,6 +417,8 @@ fn of_two_without_redis_none_serves_when_the_other_may_unless_it_is_said() {
             assert_eq!(trial.ring("a"), ["a"]);
         }
         (trial.out, trial.paused) = (false, BTreeSet::new());
+        // Both begin a life, and come into the ring as nodes do that are started together.
+        trial.hands_over = true;
         trial.run(20_000);
         trial.check_all_serve(&["a", "b"]);
     }
