@@ -87,7 +87,6 @@ pub(crate) enum Action {
     StateUntold,
 }
 
-/// A node that was active while this one was joining.
 /// The part of one node in its cluster. Times are milliseconds of [`crate::clock`].
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -307,6 +306,12 @@ impl Agent {
     pub(crate) fn differs(&mut self, now_ms: u64) -> Option<(Vec<String>, u64, bool)> {
         let (digest, ..) = self.told?;
         let (view, lease_ms) = (self.heart.view(), self.heart.lease_ms());
+        // What the records say of the others' views is as old as the records. A peer that answers for Redis sends none of them while it works with
+        // the same view as this node.
+        if self.heart.polled_ms().is_none_or(|polled_ms| now_ms.saturating_sub(polled_ms) > lease_ms) {
+            self.sight.forget();
+            return None;
+        }
         self.sight.compare(now_ms, &self.record.name, digest, &view, lease_ms)
     }
 
