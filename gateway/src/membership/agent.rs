@@ -109,6 +109,7 @@ pub(crate) struct Agent {
     /// Shards that do not have it yet.
     untold: Vec<bool>,
     was_fenced: bool,
+    was_quarantined: bool,
     /// Members that are not heard, as of the last beat.
     silent: Vec<Reach>,
     /// It has been in the ring.
@@ -145,6 +146,7 @@ impl Agent {
             told: None,
             untold: Vec::new(),
             was_fenced: false,
+            was_quarantined: false,
             silent: Vec::new(),
             was_active: false,
             elders: Elders::default(),
@@ -190,6 +192,7 @@ impl Agent {
             // A node that is fenced begins a new life with the incarnation it asks for.
             life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
             state: self.heart.state(),
+            turns: self.heart.turns(),
             view: self.told.map_or(0, |(digest, ..)| digest),
             ..self.record.clone()
         }
@@ -726,6 +729,11 @@ impl Agent {
         }
         for (shard, untold) in self.untold.iter_mut().enumerate() {
             *untold = *untold && !tell(shard, &view, life);
+        }
+        // Out of the ring and in it again are two turns, so that the view behind them is not taken for the one before.
+        let quarantined = self.is_quarantined();
+        if std::mem::replace(&mut self.was_quarantined, quarantined) != quarantined {
+            self.heart.was_turned();
         }
         let own = view.member(&self.record.name).filter(|own| own.incarnation == incarnation);
         self.was_active |= own.is_some_and(|own| own.state == NodeState::Active);
