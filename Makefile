@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn test-proxies test-tls-scanners lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn test-upgrade test-proxies test-tls-scanners lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
@@ -39,6 +39,9 @@ test-browser: setup ## client/js and the page of --demo in Chromium, which it in
 test-autobahn: setup ## The cases of the Autobahn test suite against the WebSocket codec (half a minute)
 	$(CARGO) build --profile quick --locked --package trunkline-gateway --example websocket_echo
 	scripts/test-autobahn.sh
+
+test-upgrade: setup ## Nodes of another build (FROM=commit or tag) and of this one in one cluster, below traffic; builds both (twenty minutes)
+	scripts/test-upgrade.sh "$(FROM)"
 
 test-proxies: setup ## The configurations of docs/proxies.md with nginx and HAProxy, which it installs (a minute)
 	$(CARGO) build --profile quick --locked --bin gateway
