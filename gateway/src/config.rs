@@ -32,7 +32,8 @@ pub(crate) use text::to_table;
 pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
-    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
+    StoreKind,
 };
 
 use resolve::{Judge, known};

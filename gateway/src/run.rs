@@ -198,8 +198,10 @@ async fn control(
     tokio::spawn(serve(http_listener, routes, node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
-    let secrets = mesh.as_ref().map(|(secret, _)| Secrets::new(secret.all())).transpose();
-    let secrets = secrets.map_err(StartupError::Cluster)?;
+    let secrets = mesh.as_ref().zip(cluster_config.as_ref()).map(|((secret, _), cluster)| {
+        Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
+    });
+    let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
             joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,

@@ -1,7 +1,9 @@
 //! What a node needs to be one of several.
 
 use super::resolve::PRESENCE_QUEUE_MOST;
-use super::{ConfigError, Judge, Listen, Placement, RedisDown, Settings, known, read_key, without_newline};
+use super::{
+    ConfigError, Judge, Listen, MeshEncryptionKind, Placement, RedisDown, Settings, known, read_key, without_newline,
+};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
@@ -42,6 +44,8 @@ pub struct ClusterConfig {
     pub zone: String,
     /// Files with the secrets of the cluster, one or two; see [`ClusterConfig::load_secret`].
     pub secret_files: Vec<PathBuf>,
+    /// Whether what nodes say to each other is encrypted.
+    pub mesh_encryption: MeshEncryptionKind,
     /// What becomes of a login at a node that is not the user's home.
     pub placement: Placement,
     /// Time to live of the lease, milliseconds.
@@ -178,6 +182,7 @@ pub(super) fn cluster(
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
         zone: zone(all, judge)?,
         secret_files,
+        mesh_encryption: known(all.mesh_encryption),
         placement: known(all.placement),
         lease_ms,
         redis_down: known(all.redis_down),
@@ -203,6 +208,7 @@ fn alone(all: &Settings, defaults: &Settings, judge: &Judge) -> Result<(), Confi
         ("redis_ca_file", all.redis_ca_file.is_some()),
         ("redis_cert_file", all.redis_cert_file.is_some()),
         ("redis_key_file", all.redis_key_file.is_some()),
+        ("mesh_encryption", all.mesh_encryption != defaults.mesh_encryption),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
         ("redis_down", all.redis_down != defaults.redis_down),

@@ -1,7 +1,9 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::values::{AuthKind, InboxFull, KeyFile, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many};
+use super::values::{
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many,
+};
 use super::{Listen, LogFormat};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -243,6 +245,9 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
+    /// Whether what nodes say to each other is encrypted: with every node whose version can, only so, or never. Of two nodes with required
+    /// and off neither lets the other in.
+    mesh_encryption: [MeshEncryptionKind] "KIND" "TRUNKLINE_MESH_ENCRYPTION" Fixed("\"on\"");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
