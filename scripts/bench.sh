@@ -4,7 +4,7 @@
 #   messages idle rate transports handshakes   half an hour together
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
-#   million                        root, 15 GiB and 15 minutes (scripts/bench-million.sh); left out, and said so, where those are missing
+#   million                        root, 15 GiB and half an hour (scripts/bench-million.sh); left out, and said so, where those are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench=target/release/bench
