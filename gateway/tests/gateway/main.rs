@@ -33,6 +33,7 @@ mod inbox_kill;
 mod jwt;
 mod kinds;
 mod limits;
+mod listen;
 mod log_faults;
 mod login;
 mod many;

@@ -133,7 +133,8 @@ impl Gateway {
                 panic!("no line that says where it listens; it said\n{}", self.stderr.text());
             };
             if let Some(address) = line.strip_prefix(LISTENING_ON) {
-                client = Some(address.trim().parse().expect("the address clients connect to"));
+                // Places of other kinds than one address say more.
+                client = address.trim().parse().ok().or(client);
             } else if let Some(address) = line.strip_prefix(HTTP_ON) {
                 http = Some(address.trim().parse().expect("the address of the HTTP API"));
             }
