@@ -16,6 +16,7 @@ use crate::mesh::peers::{FarError, GivenBack, Mesh};
 use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
 use trunkline_proto::{Header, Kind, Outcome, flags};
 use trunkline_router::hash::home_shard;
+use trunkline_router::presence::Presence;
 
 /// Links a message may cross.
 pub(crate) const HOPS_MAX: u8 = 3;
@@ -468,6 +469,9 @@ impl Shard {
             FarRecord::Ack { user, .. } | FarRecord::Unregister { user, .. } | FarRecord::Gone { user, .. } => {
                 self.answer_far(back.node, user, &record);
             }
+            // From before this node was fenced: it has forgotten the session, and is asked again. Told late, it would be the answer to that.
+            FarRecord::Registered { user, session, .. }
+                if !self.presence.sessions(user).iter().any(|entry| entry.session == session) => {}
             FarRecord::Registered { seat, .. }
             | FarRecord::RegisterRefused { seat, .. }
             | FarRecord::Kick { seat, .. } => {
