@@ -237,18 +237,26 @@ def handshake_rows():
 HANDSHAKE_HEAD = ["logins over TLS: accept, handshake, LOGIN, end", "a second", "CPU of the gateway for one", "a second and core of that", "CPU of the bench", "command"]
 
 
+def handshakes():
+    rows = handshake_rows()
+    return table(HANDSHAKE_HEAD, rows) + handshake_note() if rows else "Not measured yet.\n"
+
+
 def handshake_note():
     report = result("handshakes")
     if not report:
         return ""
-    others, flood = report["others"], report["flood"]
+    others, flood = report["others"], report.get("flood")
     paced = others["paced"]["messages"]
     note = (
         f"\nOthers' p99 beside {others['paced_per_second']:,.0f} handshakes a second: {ms(paced['p99_us'])}, and {ms(others['before']['messages']['p99_us'])} before. "
+    )
+    if not flood:
+        return note + "\n"
+    return note + (
         f"Beside {flood['connections']:,} ClientHellos that go no further, sent within {flood['seconds']:.1f} s: {ms(flood['others']['messages']['p99_us'])}; "
         f"{flood['evicted']:,} of them gave way to later ones, and memory grew by {flood['peak_bytes_each']:,.0f} B for each at its peak.\n"
     )
-    return note
 
 
 # Situations
@@ -368,7 +376,7 @@ def blocks():
         "machine": machine(),
         "messages": table(MESSAGE_HEAD, messages_all()),
         "idle": table(IDLE_HEAD, idle_all()),
-        "handshakes": table(HANDSHAKE_HEAD, handshake_rows()) + handshake_note(),
+        "handshakes": handshakes(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),

@@ -408,7 +408,7 @@ fn beside_others(
         flood => Some(flood_with(&mut crowd, &mut fleet, server, client.hello()?, flood, &watch, progress)?),
     };
     crowd.settle(&mut fleet)?;
-    let [_, before, paced, flooded] = &crowd.stretches.take()[..] else { unreachable!("three were begun") };
+    let [_, before, paced, flooded, ..] = &crowd.stretches.take()[..] else { unreachable!("three were begun") };
     let before = Stretch::of(before, secs.as_secs_f64());
     let paced = Stretch::of(paced, paced_seconds);
     let others = Others {
@@ -502,6 +502,8 @@ fn flood_with(
     };
     let spent = watch.spent(from, Instant::now());
     let abandoned = grown.grown(&counters, ABANDONED);
+    // The others wait while this thread closes them all, which is no part of what a flood does to them.
+    crowd.begin_stretch();
     flood.close()?;
     let none = crate::latency::Latencies::new();
     Ok(Flood {
