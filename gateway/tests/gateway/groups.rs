@@ -24,7 +24,7 @@ fn with_store(shard_counts: &[u32], flags: &[&str], body: impl Fn(&Gateway)) {
 
 fn start(shards: u32, folder: &ScratchFolder, flags: &[&str]) -> Gateway {
     let often = ["--group-member-sends-per-sec", "0", "--group-sends-per-sec", "0"];
-    let often = if flags.contains(&often[0]) { &[] } else { &often[..] };
+    let often = if flags.contains(&often[0]) { &often[..0] } else { &often[..] };
     Gateway::start(shards, &[&["--data-dir", folder.path()], often, flags].concat())
 }
 
