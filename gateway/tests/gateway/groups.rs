@@ -252,6 +252,7 @@ fn what_counts_as_stored_and_who_is_a_member_survive_a_kill() {
     let mut gone = user(&gateway, 3);
     group_send(&mut gone, GROUP, 1, flag::ACK, b"?");
     gone.expect_sent(1, GROUP, outcome::DENIED);
+    drop((member, other, gone));
     gateway.audit();
     gateway.finish();
 }
