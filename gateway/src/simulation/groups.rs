@@ -613,7 +613,7 @@ impl Run {
                 let have = device.have.get(&group).unwrap_or(&none);
                 // Of its own it may have been told that the store is late.
                 let is_others = |id: &u64| self.messages[id].device != at;
-                for (id, stamp) in log.iter().filter(|(id, stamp)| *stamp > since && is_others(id)) {
+                for (id, stamp) in log.iter().filter(|&(id, stamp)| stamp > since && is_others(id)) {
                     assert!(have.contains(id), "{device:?} does not have {id} at {stamp} of {group}");
                 }
             }

@@ -24,7 +24,7 @@ fn with_store(shard_counts: &[u32], flags: &[&str], body: impl Fn(&Gateway)) {
 
 fn start(shards: u32, folder: &ScratchFolder, flags: &[&str]) -> Gateway {
     let often = ["--group-member-sends-per-sec", "0", "--group-sends-per-sec", "0"];
-    let often = if flags.contains(&often[0]) { &[] } else { &often[..] };
+    let often = if flags.contains(&often[0]) { &often[..0] } else { &often[..] };
     Gateway::start(shards, &[&["--data-dir", folder.path()], often, flags].concat())
 }
 
@@ -252,6 +252,7 @@ fn what_counts_as_stored_and_who_is_a_member_survive_a_kill() {
     let mut gone = user(&gateway, 3);
     group_send(&mut gone, GROUP, 1, flag::ACK, b"?");
     gone.expect_sent(1, GROUP, outcome::DENIED);
+    drop((member, other, gone));
     gateway.audit();
     gateway.finish();
 }

@@ -98,6 +98,7 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
     {
         request(&gateway, "GET", path, "", status);
     }
+    drop((one, two, three));
     gateway.audit();
     gateway.finish();
 }

@@ -516,9 +516,15 @@ impl<S: Store> Groups<S> {
             },
             Staged::Changed { from, to, reply } => {
                 let failed = replies[from..to].iter().find(|reply| matches!(reply, Some(Reply::Refused(_)) | None));
-                match failed {
-                    Some(failed) => return failed.clone().unwrap_or(refused),
-                    None => reply,
+                if let Some(failed) = failed {
+                    return failed.clone().unwrap_or(refused);
+                }
+                // Messages of the same batch came before it: who joins behind them does not get them.
+                let now = self.book.group(group).map_or(0, |known| known.last);
+                match reply {
+                    GroupReply::Joined { news, .. } => GroupReply::Joined { news, last: now },
+                    GroupReply::Left { news, .. } => GroupReply::Left { news, last: now },
+                    reply => reply,
                 }
             }
             Staged::Look(ask) => self.look(group, &ask),
