@@ -80,6 +80,12 @@ codes! {
     BadRequest = 20, "The request is not valid.";
     /// The kind exists, but this server does not serve it.
     Unsupported = 21, "This is not supported here.";
+    /// The service did not answer in its time. The call may have been carried out.
+    TimedOut = 24, "The service did not answer in time.";
+    /// The worker that had the call is gone. The call may have been carried out.
+    OutcomeUnknown = 25, "The service is gone; whether it did this is unknown.";
+    /// The credentials do not allow this.
+    NotAllowed = 26, "You are not allowed to do this.";
 }
 
 macro_rules! outcomes {
