@@ -38,6 +38,7 @@ pub mod presence_log;
 pub mod prometheus;
 pub mod reason;
 pub mod reload;
+pub mod services;
 pub mod shard;
 #[cfg(test)]
 mod simulation;

@@ -44,7 +44,11 @@ impl Shard {
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
             let in_clear = !conn.wire.has(Wire::TLS) && self.tls_required;
-            if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
+            let is_service = conn.flags.has(ConnFlags::SERVICE);
+            if bytes.first().is_some_and(|first| *first != 0 || (in_clear && !is_service)) {
+                if is_service {
+                    return self.close(slot, CloseReason::UnknownTransport);
+                }
                 return self.open_otherwise(slot, bytes);
             }
         }
@@ -113,7 +117,9 @@ impl Shard {
     /// took and what ended the batch; `None` when the connection ends by them.
     #[inline]
     fn take_batch_of_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<(usize, BatchEnd)> {
-        let open = self.links.slots.at(slot).phase == Phase::Open;
+        let conn = self.links.slots.at(slot);
+        let open = conn.phase == Phase::Open;
+        let is_service = conn.flags.has(ConnFlags::SERVICE);
         let max = self.frame_bytes_max(slot)?;
         let allowed = self.links.allowance(slot);
         let (mut used, mut units, mut frames) = (0, 0, 0);
@@ -130,7 +136,11 @@ impl Shard {
                     if open {
                         let kind = frame.known();
                         traffic |= !matches!(kind, None | Some(Kind::Ping | Kind::Renew));
-                        if self.session_frame(slot, kind, &frame) == Flow::Wait {
+                        let flow = match is_service {
+                            false => self.session_frame(slot, kind, &frame),
+                            true => self.service_frame(slot, kind, &frame),
+                        };
+                        if flow == Flow::Wait {
                             break BatchEnd::Behind(Flow::Wait);
                         }
                     } else {
@@ -256,8 +266,10 @@ impl Shard {
 
     /// The first whole frame of a connection.
     fn first_frame(&mut self, slot: u32, frame: &Frame<'_>) {
+        let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
         match frame.known() {
-            Some(Kind::Login) => self.login(slot, frame),
+            Some(Kind::Login) if !is_service => self.login(slot, frame),
+            Some(Kind::Serve) if is_service => self.serve(slot, frame),
             _ => self.close(slot, CloseReason::NotLoggedIn),
         }
     }
@@ -299,11 +311,14 @@ impl Shard {
             }
             Kind::Renew => self.renew(slot, frame),
             Kind::Sync => self.sync(slot, frame),
+            Kind::Call if self.services.is_some() => self.call(slot, frame),
             Kind::Logout => {
                 self.log_out(slot);
                 self.close(slot, CloseReason::Logout);
             }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
+            // Those are the services' port's.
+            Kind::Serve | Kind::Answer | Kind::PushTo | Kind::Window => self.links.error(slot, Code::UnknownKind, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),
         }

@@ -18,6 +18,7 @@ mod node;
 mod planted;
 mod proxy;
 mod scenario;
+mod services;
 mod session;
 mod tls;
 mod tokens;
@@ -93,6 +94,7 @@ impl Run {
             proxies: if scenario.proxied { Arc::new(proxy::all_clients()) } else { Arc::default() },
             cluster: None,
             store: None,
+            services: None,
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),
