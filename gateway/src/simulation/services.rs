@@ -456,7 +456,7 @@ fn frame(kind: Kind, id: u64) -> Header {
 }
 
 fn seeds() -> u64 {
-    std::env::var("TRUNKLINE_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(40)
+    std::env::var("TRUNKLINE_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(24)
 }
 
 #[test]
