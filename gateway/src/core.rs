@@ -36,6 +36,7 @@ pub(crate) mod tokens;
 mod trunk;
 pub(crate) mod wrap;
 
+use crate::conn::ConnFlags;
 use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
@@ -293,6 +294,9 @@ impl<I: Io> Core<I> {
             Ok(slot) => {
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
                 self.shard.accepted(slot, peer);
+                if self.shard.listeners_tls_only.get(usize::from(listener)) == Some(&true) {
+                    self.shard.links.slots.at(slot).flags.set(ConnFlags::TLS_ONLY);
+                }
             }
             Err(errno::ECANCELED) => {}
             Err(_) => {

@@ -358,6 +358,7 @@ shard_stats! {
     fenced: Counter "trunkline_fenced_total" "" "Messages, logins and registrations refused because the node had no lease.";
     mesh_links: Gauge "trunkline_mesh_links" "" "Links of this shard to other nodes.";
     mesh_links_up: Gauge "trunkline_mesh_links_up" "" "Links of this shard to other nodes that are connected.";
+    mesh_links_in_clear: Gauge "trunkline_mesh_links_in_clear" "" "Links of this shard to other nodes that are connected and not encrypted.";
     mesh_links_missing: Gauge "trunkline_mesh_links_missing" "" "Links to other nodes for which this shard has no places; anything but 0 means that nodes do not reach each other.";
     mesh_held_bytes: Gauge "trunkline_mesh_held_bytes" "" "Bytes held for other nodes until they confirm them.";
     mesh_bytes_in: Counter "trunkline_mesh_bytes_received_total" "" "Bytes received from other nodes.";

@@ -3,6 +3,7 @@
 use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
+use super::listen::{Endpoint, listen};
 use super::services::{call_limits, services};
 use super::settings::{fixed_defaults, flag};
 use super::store::{
@@ -189,6 +190,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let remedies = if total > memory_max { remedies(asked, &given, shards, host, judge) } else { Vec::new() };
 
     let listen = listen(&all, judge)?;
+    let reached: Vec<SocketAddr> = listen.iter().flat_map(Endpoint::addresses).collect();
     let http = known(all.http);
     let node = known(all.node.clone());
     if node.is_empty() || node.len() > NODE_NAME_CHARS_MAX || !node.chars().all(is_node_name_char) {
@@ -198,15 +200,15 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     if let Err(error) = judge_filter(&log) {
         return judge.refuse("log", format!("{log:?}"), error);
     }
-    let auth = auth(&all, &listen, judge)?;
-    let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
+    let auth = auth(&all, &reached, judge)?;
+    let cluster = cluster(&all, &fixed_defaults(), judge)?;
     let store = store(&all, judge)?;
     let services = services(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
-    apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
-    apart_from_workers(&listen, http, &cluster, services.as_ref(), judge)?;
+    apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
+    apart_from_workers(&reached, http, &cluster, services.as_ref(), judge)?;
     Ok(Config {
         auth,
         upgrade,
@@ -217,7 +219,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         services,
         listen,
         http_access: http_access(&all, http, judge)?,
-        demo: demo(&all, http, judge)?,
+        demo: demo(&all, http, &reached, judge)?,
         http,
         node,
         shards: shards as u16,
@@ -333,7 +335,7 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
-        all.advertise = Some(first.to_string());
+        all.advertise = Some(first.reached());
     }
     all.connections_max.get_or_insert_with(|| connections_default(nofile, room, shards));
     all.mesh_bytes_max
@@ -535,19 +537,6 @@ fn recv_buffers(bytes: Size, shards: u64, judge: &Judge) -> Result<u16, ConfigEr
     Ok(1 << (bytes.0 / unit).ilog2())
 }
 
-fn listen(all: &Settings, judge: &Judge) -> Result<Vec<SocketAddr>, ConfigError> {
-    let listen = known(all.listen.clone());
-    if listen.is_empty() {
-        return judge.refuse("listen", "[]", "it must name one address at least, such as 127.0.0.1:7700");
-    }
-    for (at, address) in listen.iter().enumerate() {
-        if address.port() != 0 && listen[..at].contains(address) {
-            return judge.refuse("listen", address, "it is named twice");
-        }
-    }
-    Ok(listen)
-}
-
 fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAccess, ConfigError> {
     let insecure_open = known(all.http_insecure_open);
     match &all.api_keys_file {
@@ -566,7 +555,10 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
     }
 }
 
-fn demo(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<bool, ConfigError> {
+fn demo(all: &Settings, http: SocketAddr, reached: &[SocketAddr], judge: &Judge) -> Result<bool, ConfigError> {
+    if known(all.demo) && reached.is_empty() {
+        return judge.refuse("demo", "true", "its page connects to a port, and listen names Unix sockets only");
+    }
     if known(all.demo) && !http.ip().is_loopback() && !known(all.http_insecure_open) {
         let allowed = format!(
             "http = {http} is not loopback, so the page would be served to whoever reaches it: \

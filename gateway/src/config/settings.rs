@@ -1,8 +1,10 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::LogFormat;
-use super::values::{AuthKind, InboxFull, KeyFile, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many};
+use super::values::{
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many,
+};
+use super::{Listen, LogFormat};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -124,12 +126,12 @@ macro_rules! settings {
 
 settings! {
     ["Addresses"]
-    /// Address and port for clients; may be given several times.
-    /// Shards listen on each of them, eight of a core at most, which accept for the others. Port 0 takes a free port, which is printed at start.
-    /// An IPv6 address takes IPv6 connections only.
+    /// Address and port for clients; may be given several times. Shards listen on each of them, eight of a core at most, which accept for the others.
+    /// Port 0 takes a free port, which is printed at start. An IPv6 address takes IPv6 connections only; :7700 is every address of both families; a name
+    /// is all its addresses as of the start; unix:/PATH is a Unix socket, whose folder decides who reaches it. With tls:// in front a place takes TLS only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
-    listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
-    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8. Whoever connects from there must begin with a PROXY header (version 1 or 2),
+    listen: [Vec<Listen>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
+    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8; unix is whoever connects by a Unix socket. Whoever connects from there must begin with a PROXY header (version 1 or 2),
     /// and is where that says; from elsewhere such a header is refused. May be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
@@ -243,6 +245,9 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
+    /// Whether what nodes say to each other is encrypted: with every node whose version can, only so, or never. Of two nodes with required
+    /// and off neither lets the other in.
+    mesh_encryption: [MeshEncryptionKind] "KIND" "TRUNKLINE_MESH_ENCRYPTION" Fixed("\"on\"");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.

@@ -123,7 +123,7 @@ impl Shard {
 
     /// A message for a user whose shard, if the user's home is this node, is this one.
     pub(crate) fn arrive(&mut self, message: &Routed<'_>, path: Path) {
-        if !self.serving {
+        if !self.serving || self.directory.departed.has(message.origin.node) {
             self.links.stats.fenced.add(1);
             return self.refuse(message);
         }

@@ -62,6 +62,8 @@ pub(crate) struct ShardConfig {
     pub(crate) tls: Option<Arc<TlsSwitch>>,
     /// Whether every connection has to begin with TLS.
     pub(crate) tls_required: bool,
+    /// The same for what comes from each listener for clients; empty is none.
+    pub(crate) listeners_tls_only: Arc<[bool]>,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
@@ -97,6 +99,8 @@ pub(crate) struct Shard {
     pub(crate) addresses: Addresses,
     pub(crate) tls: Option<TlsReader>,
     pub(crate) tls_required: bool,
+    /// The same for what comes from each listener.
+    pub(crate) listeners_tls_only: Arc<[bool]>,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
@@ -207,6 +211,7 @@ impl Shard {
             addresses: Addresses::new(config.proxies, config.address_book),
             tls: config.tls.map(|tls| tls.reader()),
             tls_required: config.tls_required,
+            listeners_tls_only: config.listeners_tls_only,
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -313,6 +318,11 @@ impl Shard {
         }
     }
 
+    /// Whether the connection has to begin with TLS.
+    pub(crate) fn needs_tls(&mut self, slot: u32) -> bool {
+        self.tls_required || self.links.slots.at(slot).flags.has(ConnFlags::TLS_ONLY)
+    }
+
     /// Ends a connection for which there was no room when it was accepted.
     pub(crate) fn turn_away(&mut self, slot: u32) {
         self.close(slot, if self.ends() { CloseReason::Draining } else { CloseReason::Overloaded });
@@ -375,7 +385,7 @@ impl Shard {
         let kind = wire.kind();
         // Where everything is to go over TLS nothing is said without it.
         let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
-        let in_clear = self.tls_required && !wire.has(Wire::TLS) && !is_service;
+        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS) && !is_service;
         if let Some(code) = reason.code()
             && kind != Wire::HTTP
             && !wire.is_shaking()

@@ -31,6 +31,7 @@ mod inbox_kill;
 mod jwt;
 mod kinds;
 mod limits;
+mod listen;
 mod log_faults;
 mod login;
 mod many;
