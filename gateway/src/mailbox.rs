@@ -12,6 +12,7 @@ use crate::core::Known;
 use crate::core::wrap::Wrapped;
 use crate::desk::Wish;
 use crate::directory::NodeKey;
+use crate::groups::mail::{GroupMail, HEAD_BYTES as GROUP_MAIL_BYTES};
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
@@ -113,6 +114,8 @@ pub(crate) enum Record<'a> {
     Fate { origin: ConnId, id: u64, peer: u64, outcome: Outcome, stamp: u64 },
     /// What another node sent for the receiving shard over a link of the sending one.
     Far { from: NodeKey, record: FarRecord<'a> },
+    /// A word about a group.
+    Group(GroupMail<'a>),
     /// Of calls to services.
     Service(ServiceRecord<'a>),
 }
@@ -121,12 +124,14 @@ const MESSAGE: u8 = 1;
 const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
 const FAR: u8 = 4;
+const GROUP: u8 = 5;
 const SERVICE: u8 = 9;
 const MESSAGE_HEADER_BYTES: usize = 40;
 /// A payload's length shares eight bytes with the further flags of its message.
 const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
+const GROUP_HEADER_BYTES: usize = 8;
 const SERVICE_HEADER_BYTES: usize = 8;
 
 fn word(bytes: &[u8], at: usize) -> u64 {
@@ -144,6 +149,7 @@ impl Record<'_> {
             Record::Message { payload, .. } => MESSAGE_HEADER_BYTES + payload.len(),
             Record::Fate { .. } => FATE_BYTES,
             Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
+            Record::Group(mail) => GROUP_HEADER_BYTES + mail.encoded_len(),
             Record::Service(record) => SERVICE_HEADER_BYTES + record.encoded_len(),
         }
     }
@@ -184,6 +190,11 @@ impl Record<'_> {
                 header[0..4].copy_from_slice(&head(SERVICE, 0));
                 out.extend_from_slice(&header);
                 record.encode(out);
+            }
+            Record::Group(ref mail) => {
+                out.extend_from_slice(&head(GROUP, 0));
+                out.extend_from_slice(&(mail.payload().len() as u32).to_ne_bytes());
+                mail.encode(out);
             }
         }
     }
@@ -237,6 +248,12 @@ impl<'a> Iterator for Records<'a> {
                 let (record, len) = ServiceRecord::decode(&bytes[SERVICE_HEADER_BYTES..]).expect("written by encode");
                 self.0 = &bytes[SERVICE_HEADER_BYTES + len..];
                 Some(Record::Service(record))
+            }
+            GROUP => {
+                let len = GROUP_HEADER_BYTES + GROUP_MAIL_BYTES + half(bytes, 4) as usize;
+                self.0 = &bytes[len..];
+                let mail = GroupMail::decode(&bytes[GROUP_HEADER_BYTES..len]);
+                Some(Record::Group(mail.expect("written by encode")))
             }
             kind => unreachable!("record kind {kind} is never written"),
         }
@@ -575,7 +592,9 @@ mod tests {
             while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
                 ids.extend(Records(&bytes).map(|record| match record {
                     Record::Fate { id, .. } => id,
-                    Record::Message { .. } | Record::Far { .. } | Record::Service(_) => panic!("only fates were put"),
+                    Record::Message { .. } | Record::Far { .. } | Record::Group(_) | Record::Service(_) => {
+                        panic!("only fates were put")
+                    }
                 }));
             }
             outgoing.post(|_| {});

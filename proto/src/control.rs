@@ -10,7 +10,9 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/trunkline.v1.rs"));
 }
 
-pub use generated::{Bye, CallHead, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch};
+pub use generated::{
+    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch,
+};
 
 // An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.
 const _: () = assert!(size_of::<UserState>() <= 48);

@@ -43,7 +43,9 @@ mod kind;
 pub mod websocket;
 
 pub use code::{Code, Outcome};
-pub use control::{Bye, CallHead, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch};
+pub use control::{
+    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch,
+};
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};
 pub use frame::{

@@ -318,6 +318,9 @@ impl Shard {
                 self.close(slot, CloseReason::Logout);
             }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
+            kind @ (Kind::GroupSend | Kind::GroupJoin | Kind::GroupLeave | Kind::Mark) => {
+                return self.group_frame(slot, kind, frame);
+            }
             // Those are the services' port's.
             Kind::Serve | Kind::Answer | Kind::PushTo | Kind::Window => self.links.error(slot, Code::UnknownKind, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),

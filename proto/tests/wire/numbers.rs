@@ -22,6 +22,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x0A, Kind::Watch, "WATCH", 8),
         (0x0B, Kind::Unwatch, "UNWATCH", 8),
         (0x0C, Kind::Claim, "CLAIM", 32),
+        (0x0D, Kind::Mark, "MARK", 32),
         (0x0E, Kind::Renew, "RENEW", 8),
         (0x0F, Kind::Logout, "LOGOUT", 8),
         (0x20, Kind::Serve, "SERVE", 8),
@@ -39,6 +40,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x89, Kind::SyncOk, "SYNC_OK", 8),
         (0x8A, Kind::Presence, "PRESENCE", 8),
         (0x8B, Kind::GroupOk, "GROUP_OK", 32),
+        (0x8C, Kind::Heads, "HEADS", 8),
         (0x8F, Kind::Error, "ERROR", 32),
         (0xA0, Kind::ServeOk, "SERVE_OK", 8),
         (0xA1, Kind::Request, "REQUEST", 32),
@@ -80,6 +82,8 @@ fn codes_have_the_numbers_of_the_protocol() {
         (19, Code::NotAMember),
         (20, Code::BadRequest),
         (21, Code::Unsupported),
+        (22, Code::LimitReached),
+        (23, Code::Muted),
         (24, Code::TimedOut),
         (25, Code::OutcomeUnknown),
         (26, Code::NotAllowed),
@@ -102,6 +106,7 @@ fn outcomes_have_the_numbers_of_the_protocol() {
         (3, Outcome::Overloaded),
         (4, Outcome::Denied),
         (5, Outcome::InboxFull),
+        (6, Outcome::Accepted),
     ];
     for (number, outcome) in table {
         assert_eq!(outcome.as_u16(), number);
