@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use trunkline_proto::Outcome;
 
+use crate::calls::{Call, CallRequest, Reply};
 use crate::events::Slot;
 use crate::outlet::Outlet;
 use crate::receipt::OnlyWaiter;
@@ -223,6 +224,29 @@ impl Client {
         }
         let slot = self.taken.clone().reserve_owned().await.map_err(|_closed| self.shared.closed())?;
         Ok(Guard::new(message, Some(slot)))
+    }
+
+    /// Calls a service, and waits for its answer. The gateway gives one in any case while the connection holds.
+    ///
+    /// # Errors
+    /// [`Error::Call`], also when the connection breaks meanwhile; [`Error::NotConnected`], [`Error::PayloadTooLarge`], [`Error::Closed`].
+    pub async fn call(&self, service: u16, payload: impl Into<Payload>) -> Result<Reply, Error> {
+        self.call_with(Call::new(service, payload)).await
+    }
+
+    /// [`Self::call`] with all there is to choose.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_with(&self, call: Call) -> Result<Reply, Error> {
+        self.shared.check_payload(call.payload.len())?;
+        let slot = self.slot().await?;
+        if !self.shared.is_connected() {
+            return Err(Error::NotConnected);
+        }
+        let (answer, reply) = oneshot::channel();
+        slot.send(Command::Call(CallRequest { id: self.shared.ids.next(), call, answer }));
+        reply.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
     }
 
     /// Sends a PING and returns how long its answer took, waiting in this process's queue included.

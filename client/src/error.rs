@@ -81,6 +81,14 @@ pub enum Error {
         /// The gateway's own words, possibly none.
         text: String,
     },
+    /// The call has no answer of the service. 11, 14, 17, 18, 20 and 21: it was not carried out. 24 and 25: it may have been, see
+    /// [`Error::may_be_done`].
+    Call {
+        /// Number of the status; [`Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words, possibly none.
+        text: String,
+    },
     /// The gateway reported a fate that this version does not know.
     UnknownOutcome(u16),
     /// The message was given up after the time for its fate, [`crate::Config::fate_timeout`]. It may have been delivered.
@@ -174,6 +182,7 @@ impl fmt::Display for Error {
             Self::Refused { code, text } => {
                 write!(f, "the gateway refused the message: {}", sentence(*code, text))
             }
+            Self::Call { code, text } => write!(f, "the call has no answer: {}", sentence(*code, text)),
             Self::UnknownOutcome(outcome) => {
                 write!(f, "the gateway reported outcome {outcome}, unknown to this version")
             }
@@ -181,6 +190,15 @@ impl fmt::Display for Error {
             Self::Cancelled => write!(f, "the message was given up"),
             Self::Closed(reason) => write!(f, "the connection has ended: {reason}"),
         }
+    }
+}
+
+impl Error {
+    /// Of a call that failed: whether the service may have carried it out all the same. Of anything else, false.
+    #[must_use]
+    pub fn may_be_done(&self) -> bool {
+        let may = |code| matches!(Code::from_u16(code), Some(Code::TimedOut | Code::OutcomeUnknown));
+        matches!(self, Self::Call { code, .. } if may(*code))
     }
 }
 

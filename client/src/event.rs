@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use trunkline_proto::flags;
+use trunkline_proto::{SERVICE_USERS, flags};
 
 use crate::Reason;
 
@@ -78,7 +78,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message {
-    /// The sending user; this user itself when [`Message::is_own`].
+    /// The sending user; this user itself when [`Message::is_own`]; no user when [`Message::service`].
     pub from: u64,
     /// The sender's id for it.
     pub id: u64,
@@ -95,6 +95,12 @@ impl Message {
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.body).ok()
+    }
+
+    /// The service that has pushed it; `None` for what a user has sent.
+    #[must_use]
+    pub fn service(&self) -> Option<u16> {
+        self.from.checked_sub(SERVICE_USERS).map(|service| service as u16)
     }
 
     /// The sender waits for an acknowledgement.

@@ -36,6 +36,12 @@
 //!   [`Guard`] for each message, which gives it back if the work on it fails. Until then the gateway will deliver it
 //!   again; such duplicates are removed here by (sender, id) within the last [`Config::dedup_window_len`] messages.
 //!
+//! # Services
+//!
+//! [`Client::call`] asks a service, and gets its answer or an [`Error::Call`], which says whether the call may have been carried out all the same. What a
+//! service pushes is an [`Event::Message`] of which [`Message::service`] says the number; it is acknowledged and kept like what users send. The other side,
+//! a worker that serves and pushes, is `service::Service`.
+//!
 //! # A gateway that keeps messages
 //!
 //! Where the gateway has a store ([`SessionInfo::registered`]), it keeps messages with acknowledgement for each device of a
@@ -79,6 +85,7 @@
 //! | events waiting for the application | [`Config::event_queue_len`], and as many read ahead, 256 and 1 MiB at most | the connection is not read for up to [`Config::event_wait`]; then events are dropped, messages unacknowledged, and [`Event::Lost`] tells how many |
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
 //! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
+//! | calls under way | 1,024, and what the gateway allows (32) | [`Error::Call`] with 11 |
 //! | time without a known fate | [`Config::fate_timeout`] | [`Error::NoFate`] |
 //! | messages of a backlog without an acknowledgement | [`Config::replay_window`], [`Config::event_queue_len`] | the rest waits at the gateway |
 //! | replayed while a page of history is on its way | 4,096 and 64 MiB | the connection ends with [`Reason::Protocol`] |
@@ -119,6 +126,7 @@
 mod acks;
 mod addrs;
 mod backoff;
+mod calls;
 mod client;
 mod config;
 mod dial;
@@ -141,6 +149,8 @@ mod recall;
 mod receipt;
 mod renewal;
 mod resume;
+#[cfg(feature = "tcp")]
+pub mod service;
 mod session;
 mod state;
 mod sync;
@@ -159,6 +169,7 @@ struct Readme;
 
 pub use backoff::Backoff;
 pub use bytes::Bytes;
+pub use calls::{Call, Reply};
 pub use client::{Client, SessionInfo};
 pub use config::{Acknowledge, Config, ConfigError};
 pub use dial::Dial;

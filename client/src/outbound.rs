@@ -3,9 +3,10 @@
 use std::io;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use trunkline_proto::{Header, Kind, Login, Sync, encode, encode_message, flags};
+use trunkline_proto::{Header, Kind, Login, Sync, call_flags, encode, encode_message, flags};
 
 use crate::acks::Due;
+use crate::calls::Call;
 
 /// Messages are appended while fewer bytes wait. What is appended at once is at most a frame, so messages fill the buffer up
 /// to this and one frame of the largest size.
@@ -58,6 +59,13 @@ impl Outbound {
     /// Appends a SEND.
     pub(crate) fn message(&mut self, flags: u8, id: u64, to: u64, payload: &[u8]) {
         self.append(Kind::Send, flags, 0, id, to, 0, payload);
+        self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
+    }
+
+    /// Appends a CALL.
+    pub(crate) fn call(&mut self, id: u64, call: &Call) {
+        let flags = if call.safe { call_flags::SAFE } else { 0 };
+        self.append(Kind::Call, flags, call.service, id, call.key, 0, &call.payload);
         self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
     }
 

@@ -8,9 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use trunkline_proto::prost::Message as _;
-use trunkline_proto::{Code, Frame, Kind, Login, LoginOk, Outcome, SyncOk, VERSION, flags};
+use trunkline_proto::{Code, Frame, Kind, Login, LoginOk, Outcome, SERVICE_USERS, SyncOk, VERSION, flags};
 
 use crate::acks::{Acks, Due};
+use crate::calls::{CallRequest, OpenCalls};
 use crate::login::{Advice, Link, read_bye, token_left};
 use crate::outbound::Outbound;
 use crate::renewal::Renewal;
@@ -71,6 +72,7 @@ struct Session<'a> {
     ping_aux: u16,
     acks: Acks,
     syncs: Syncs,
+    calls: OpenCalls,
     /// The gateway keeps what this device does not acknowledge, and gives it once.
     registered: bool,
     /// The end of the backlog has been told.
@@ -97,6 +99,7 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
         drop(ping.answer.send(Err(Error::NotConnected)));
     }
     session.syncs.end();
+    session.calls.end();
     if session.closing.is_some() {
         return Reason::LoggedOut.into();
     }
@@ -128,6 +131,7 @@ impl<'a> Session<'a> {
             ping_aux: HEARTBEAT_PING,
             acks: Acks::new(registered),
             syncs: Syncs::default(),
+            calls: OpenCalls::default(),
             registered,
             caught_up: false,
             resend_from: 0,
@@ -242,6 +246,7 @@ impl<'a> Session<'a> {
                 }
             }
             Command::Ping { answer } => self.ping(answer),
+            Command::Call(call) => self.call(call),
             Command::History(ask) => self.syncs.ask(ask),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
@@ -253,6 +258,20 @@ impl<'a> Session<'a> {
                 self.closing = Some(Instant::now() + LOGOUT_WAIT);
             }
         }
+    }
+
+    fn call(&mut self, request: CallRequest) {
+        if !self.calls.has_room() {
+            let (code, text) = (Code::RateLimited.as_u16(), "too many calls are under way".to_owned());
+            return request.refuse(Error::Call { code, text });
+        }
+        if let Err(error) = self.state.shared.check_payload(request.call.payload.len()) {
+            // It was queued for an earlier connection with larger frames.
+            return request.refuse(error);
+        }
+        let CallRequest { id, call, answer } = request;
+        self.out.call(id, &call);
+        self.calls.add(id, answer);
     }
 
     fn ping(&mut self, answer: oneshot::Sender<Result<Duration, Error>>) {
@@ -482,6 +501,12 @@ impl<'a> Session<'a> {
     fn handle(&mut self, frame: &Frame<'_>) -> Option<Ended> {
         match frame.known()? {
             Kind::Deliver => return self.handle_deliver(frame),
+            // From then on a service is a sender like others.
+            Kind::Push => {
+                let peer = SERVICE_USERS + u64::from(frame.aux);
+                return self.handle_deliver(&Frame { peer, ..*frame });
+            }
+            Kind::Reply => self.calls.replied(frame),
             Kind::SyncOk => return self.handle_sync_ok(frame),
             Kind::Sent => self.handle_sent(frame),
             Kind::Error => self.handle_error(frame),
@@ -493,7 +518,7 @@ impl<'a> Session<'a> {
             }
             Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
             // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
-            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::Presence | Kind::GroupOk | Kind::Heads => {}
+            Kind::GroupDeliver | Kind::Presence | Kind::GroupOk | Kind::Heads => {}
             unexpected => {
                 let what = format!("it sent {} after the login", unexpected.name());
                 return Some(Reason::Protocol(what).into());
@@ -550,6 +575,9 @@ impl<'a> Session<'a> {
     fn handle_error(&mut self, frame: &Frame<'_>) {
         let code = frame.aux;
         let text = String::from_utf8_lossy(frame.body).into_owned();
+        if self.calls.refused(frame.id, code, &text) {
+            return;
+        }
         if (frame.id, frame.peer) == (0, 0) {
             // RENEW is never unsupported where SYNC is known.
             let is_page = self.syncs.may_be_refused_with(code);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use trunkline_proto::HEADER_LONG;
 
+use crate::calls::CallRequest;
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
 use crate::recall::Recall;
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     SendTracked { serial: u64 },
     /// Measure the round trip.
     Ping { answer: oneshot::Sender<Result<Duration, Error>> },
+    /// Ask a service.
+    Call(CallRequest),
     /// A page of the inbox.
     History(Ask),
     /// Log out and end.
@@ -222,6 +225,7 @@ impl State {
                 command = self.commands.recv() => match command {
                     None | Some(Command::Close) => return,
                     Some(Command::Ping { answer }) => drop(answer.send(Err(Error::NotConnected))),
+                    Some(Command::Call(call)) => call.refuse(Error::NotConnected),
                     Some(Command::History(ask)) => drop(ask.answer.send(Err(Error::NotConnected))),
                     Some(Command::SendTracked { serial }) => self.announced_below = serial + 1,
                     // At most once: it was queued before the connection broke and goes with it.
@@ -244,6 +248,7 @@ impl State {
         while let Some(command) = self.commands.recv().await {
             match command {
                 Command::Ping { answer } => drop(answer.send(Err(self.shared.closed()))),
+                Command::Call(call) => call.refuse(self.shared.closed()),
                 Command::History(ask) => drop(ask.answer.send(Err(self.shared.closed()))),
                 Command::Send { .. } | Command::SendTracked { .. } | Command::Close => {}
             }

@@ -13,6 +13,7 @@ use crate::groups::MEMBERSHIP_BYTES;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
+use crate::services::CALL_BYTES;
 use crate::startup::StartupError;
 use crate::store::{STORE_USER_BYTES, StoreMemory};
 use crate::transport::tls::KEYS_BYTES_MAX;
@@ -243,6 +244,20 @@ impl Budget {
                     crate::addresses::ENTRY_BYTES
                 ),
                 flags: &["--connections-max"],
+            });
+        }
+        if limits.calls_max > 0 {
+            let calls = u64::from(limits.calls_max) * shards;
+            // At the caller's shard and at the worker's, each in tables that may be half empty.
+            let call_bytes = 2 * VEC_GROWTH * CALL_BYTES as u64;
+            terms.push(Term {
+                name: "calls",
+                bytes: calls.saturating_mul(call_bytes).saturating_add(node(limits.calls_kept_bytes_max, VEC_GROWTH)),
+                how: format!(
+                    "{calls} open, {call_bytes} B each, and {} kept to be sent, or sent again",
+                    size(node(limits.calls_kept_bytes_max, 1))
+                ),
+                flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],
             });
         }
         if limits.tls_handshakes_max > 0 {

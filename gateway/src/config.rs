@@ -11,6 +11,7 @@ mod names;
 #[cfg(test)]
 mod reference;
 mod resolve;
+mod services;
 mod settings;
 mod store;
 mod text;
@@ -27,6 +28,7 @@ pub use file::ConfigFile;
 pub use host::Host;
 pub use listen::{At, Endpoint, Listen, NoListen};
 pub use names::strange_variables;
+pub use services::ServicesConfig;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use store::StoreConfig;
 pub use text::default_config;
@@ -58,7 +60,7 @@ const NODE_NAME_CHARS_MAX: usize = 64;
 /// Longest key file read. Keys take some hundred bytes.
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 
-fn is_node_name_char(c: char) -> bool {
+pub(crate) fn is_node_name_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
@@ -93,6 +95,8 @@ pub struct Config {
     pub memory_max: u64,
     /// Memory there was to take when this was resolved, bytes.
     pub memory_available: u64,
+    /// How workers come to this node; `None` without services.
+    pub services: Option<ServicesConfig>,
     /// When the memory budget does not fit: flags and values, each of which makes it fit.
     pub remedies: Vec<String>,
     room: Room,

@@ -166,6 +166,10 @@ impl ConnFlags {
     pub(crate) const RESET: u16 = 4_096;
     /// It came from a listener where everything has to begin with TLS.
     pub(crate) const TLS_ONLY: u16 = 8_192;
+    /// It came to the services' port: a worker's link, or about to become one. It is nobody's session.
+    pub(crate) const SERVICE: u16 = 16_384;
+    /// It comes from this host.
+    pub(crate) const LOCAL: u16 = 32_768;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0

@@ -17,6 +17,7 @@
 //! `transport::outbound` (frames to bytes).
 
 mod addresses;
+mod calls;
 mod decode;
 mod far;
 mod flush;
@@ -30,6 +31,7 @@ mod moves;
 mod presence;
 mod reading;
 mod route;
+mod service_links;
 mod shard;
 mod tls;
 pub(crate) mod tokens;
@@ -92,6 +94,12 @@ pub(crate) struct Core<I: Io> {
     listening_to_nodes: bool,
     /// Accepts of other nodes that are armed.
     mesh_accepts: u32,
+    /// The listener behind the clients' is for other nodes.
+    has_mesh_listener: bool,
+    /// The listener for workers, behind all others.
+    services_listener: Option<u16>,
+    /// Accepts of workers that are armed.
+    service_accepts: u32,
     /// Other nodes are being told that this shard ends.
     leaving: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
@@ -119,6 +127,9 @@ impl<I: Io> Core<I> {
             due: Vec::new(),
             listening_to_nodes: false,
             mesh_accepts: 0,
+            has_mesh_listener: false,
+            services_listener: None,
+            service_accepts: 0,
             leaving: false,
             blocked: false,
             behind: false,
@@ -127,7 +138,12 @@ impl<I: Io> Core<I> {
         core.drive_accepts();
         if core.shard.cluster.as_ref().is_some_and(|cluster| cluster.listens) {
             core.listening_to_nodes = true;
+            core.has_mesh_listener = true;
             core.arm_mesh_accepts();
+        }
+        if core.shard.services.as_ref().is_some_and(|services| services.config.listens) {
+            core.services_listener = Some(listeners + u16::from(core.has_mesh_listener));
+            core.arm_service_accepts();
         }
         core
     }
@@ -161,6 +177,7 @@ impl<I: Io> Core<I> {
             self.shard.expire(&mut due);
             self.due = due;
             self.drive_accepts();
+            self.arm_service_accepts();
             self.tick_nodes();
             self.shard.set_tick_gauges();
         }
@@ -237,8 +254,13 @@ impl<I: Io> Core<I> {
             }
             Completion::Sent { conn, result, buf } => self.on_sent(conn, result, buf),
             Completion::Readable { conn, result } => self.on_readable(conn, result),
-            Completion::Accept { listener, result, peer, .. } if usize::from(listener) == self.listeners.len() => {
+            Completion::Accept { listener, result, peer, .. }
+                if self.has_mesh_listener && usize::from(listener) == self.listeners.len() =>
+            {
                 self.on_mesh_accept(result, peer);
+            }
+            Completion::Accept { listener, result, peer, .. } if Some(listener) == self.services_listener => {
+                self.on_service_accept(result, peer);
             }
             Completion::Accept { listener, result, more, peer } => self.on_accept(listener, result, more, peer),
             Completion::ShutDown { conn } => self.on_shut_down(conn),
@@ -452,6 +474,7 @@ impl<I: Io> Core<I> {
                         for listener in 0..self.listeners.len() {
                             self.io.stop_listening(listener as u16);
                         }
+                        self.stop_service_accepts();
                     }
                 }
                 Control::Resume => self.shard.call_off_drain(),

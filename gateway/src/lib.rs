@@ -39,6 +39,7 @@ pub mod presence_log;
 pub mod prometheus;
 pub mod reason;
 pub mod reload;
+pub mod services;
 pub mod shard;
 #[cfg(test)]
 mod simulation;

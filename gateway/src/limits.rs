@@ -127,6 +127,14 @@ pub struct Limits {
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
     pub tls_handshakes_per_turn: u32,
+    /// Calls of one session that have had no last REPLY; a further one gets REPLY 11. 0 without services.
+    pub calls_per_session_max: u32,
+    /// Calls that workers of this shard have, or that wait for them; a further one gets REPLY 14. 0 without services.
+    pub calls_max: u32,
+    /// Bytes of calls that wait for a worker or may have to be sent to another one; beyond it a call is not sent again, or gets REPLY 14.
+    pub calls_kept_bytes_max: usize,
+    /// Bytes queued for one link of a worker; beyond it calls wait, or go to another worker. 0 without services.
+    pub link_outbox_bytes_max: usize,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
@@ -252,6 +260,10 @@ impl Default for Limits {
             groups: GroupLimits::default(),
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,
+            calls_per_session_max: 0,
+            calls_max: 0,
+            calls_kept_bytes_max: 0,
+            link_outbox_bytes_max: 0,
         }
     }
 }

@@ -22,6 +22,9 @@ const BACKLOG: i32 = 65_535;
 /// Shards of a core that accept. Each holds the connections that have not logged in yet, beside its users.
 const ACCEPTING_PER_CORE: usize = 8;
 
+/// What the kernel takes for a worker before it can be on its way.
+const WORKER_UNSENT_BYTES_MAX: u32 = 256 << 10;
+
 /// How often, and how long apart, a port that is in use is tried again.
 const BIND_TRIES: u32 = 10;
 const BIND_PAUSE: Duration = Duration::from_millis(100);
@@ -151,6 +154,18 @@ pub fn listen_alone(address: SocketAddr) -> Result<TcpListener, StartupError> {
         Ok(socket.into())
     };
     patiently(listen).map_err(|error| StartupError::Listen(address, error))
+}
+
+/// Listens for workers, shared with nobody. The kernel holds as much for each of them as for anybody else of whom much is queued.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn listen_for_workers(address: SocketAddr) -> Result<TcpListener, StartupError> {
+    let listener = listen_alone(address)?;
+    let socket = socket2::SockRef::from(&listener);
+    // Inherited by accepted connections.
+    socket.set_tcp_notsent_lowat(WORKER_UNSENT_BYTES_MAX).map_err(|error| StartupError::Listen(address, error))?;
+    Ok(listener)
 }
 
 /// Tries for a while if somebody listens there: it may be the ring of a process that was killed a moment ago, which the kernel takes down behind

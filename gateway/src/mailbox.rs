@@ -17,11 +17,12 @@ use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::wire::{Record as FarRecord, record_len};
+use crate::services::ServiceRecord;
 use crate::wheel::ticks;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use trunkline_proto::Outcome;
+use trunkline_proto::{Outcome, Serve};
 
 const MAILBOX_WAIT_TICKS: u32 = ticks(MAILBOX_WAIT_MS);
 /// Letters a shard's mailbox holds for each shard that writes to it: some batches, and connections on their way.
@@ -73,6 +74,8 @@ pub(crate) struct Adoptee {
     pub(crate) wrapped: Option<Box<Wrapped>>,
     /// Where the client is, if that is known.
     pub(crate) known: Option<Known>,
+    /// It is no client but a worker, which asks to serve.
+    pub(crate) serve: Option<Box<Serve>>,
 }
 
 /// Why a connection was not taken by its home shard.
@@ -113,6 +116,8 @@ pub(crate) enum Record<'a> {
     Far { from: NodeKey, record: FarRecord<'a> },
     /// A word about a group.
     Group(GroupMail<'a>),
+    /// Of calls to services.
+    Service(ServiceRecord<'a>),
 }
 
 const MESSAGE: u8 = 1;
@@ -120,12 +125,14 @@ const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
 const FAR: u8 = 4;
 const GROUP: u8 = 5;
+const SERVICE: u8 = 9;
 const MESSAGE_HEADER_BYTES: usize = 40;
 /// A payload's length shares eight bytes with the further flags of its message.
 const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
 const GROUP_HEADER_BYTES: usize = 8;
+const SERVICE_HEADER_BYTES: usize = 8;
 
 fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
@@ -143,6 +150,7 @@ impl Record<'_> {
             Record::Fate { .. } => FATE_BYTES,
             Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
             Record::Group(mail) => GROUP_HEADER_BYTES + mail.encoded_len(),
+            Record::Service(record) => SERVICE_HEADER_BYTES + record.encoded_len(),
         }
     }
 
@@ -174,6 +182,12 @@ impl Record<'_> {
                 let mut header = [0; FAR_HEADER_BYTES];
                 header[0..4].copy_from_slice(&head(FAR, 0));
                 header[8..16].copy_from_slice(&from.0.to_ne_bytes());
+                out.extend_from_slice(&header);
+                record.encode(out);
+            }
+            Record::Service(ref record) => {
+                let mut header = [0; SERVICE_HEADER_BYTES];
+                header[0..4].copy_from_slice(&head(SERVICE, 0));
                 out.extend_from_slice(&header);
                 record.encode(out);
             }
@@ -229,6 +243,11 @@ impl<'a> Iterator for Records<'a> {
                 self.0 = &bytes[len..];
                 let record = FarRecord::decode(&bytes[FAR_HEADER_BYTES..len]).ok().flatten();
                 Some(Record::Far { from: NodeKey(word(bytes, 8)), record: record.expect("written by encode") })
+            }
+            SERVICE => {
+                let (record, len) = ServiceRecord::decode(&bytes[SERVICE_HEADER_BYTES..]).expect("written by encode");
+                self.0 = &bytes[SERVICE_HEADER_BYTES + len..];
+                Some(Record::Service(record))
             }
             GROUP => {
                 let len = GROUP_HEADER_BYTES + GROUP_MAIL_BYTES + half(bytes, 4) as usize;
@@ -573,7 +592,9 @@ mod tests {
             while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
                 ids.extend(Records(&bytes).map(|record| match record {
                     Record::Fate { id, .. } => id,
-                    Record::Message { .. } | Record::Far { .. } | Record::Group(_) => panic!("only fates were put"),
+                    Record::Message { .. } | Record::Far { .. } | Record::Group(_) | Record::Service(_) => {
+                        panic!("only fates were put")
+                    }
                 }));
             }
             outgoing.post(|_| {});
@@ -634,6 +655,7 @@ mod tests {
                 bytes: Vec::new(),
                 wrapped: None,
                 known: None,
+                serve: None,
             }))
         };
         let token = HandoverToken(1);

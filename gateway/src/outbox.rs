@@ -70,6 +70,11 @@ pub(crate) struct SealedMessages {
     pub(crate) messages: u32,
 }
 
+/// Whether a frame of this kind carries a message.
+pub(crate) const fn is_message(kind: u8) -> bool {
+    kind == Kind::Deliver as u8 || kind == Kind::Push as u8
+}
+
 /// As [`unsent_messages`], of what was sealed.
 pub(crate) fn unsent_in_records(sealed: &[SealedMessages], taken: usize) -> u64 {
     sealed.iter().filter(|record| record.end as usize > taken).map(|record| u64::from(record.messages)).sum()
@@ -81,7 +86,7 @@ pub(crate) fn unsent_messages(frames: &[u8], taken: usize) -> u64 {
     let mut end = 0;
     while let Ok(Some((Frame { kind, flags, .. }, len))) = decode(&frames[end..], u32::MAX) {
         end += len;
-        if end > taken && kind == Kind::Deliver as u8 && flags & flags::ACK == 0 {
+        if end > taken && is_message(kind) && flags & flags::ACK == 0 {
             lost += 1;
         }
     }

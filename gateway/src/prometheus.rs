@@ -6,6 +6,7 @@ use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::reason::CloseReason;
+use crate::services::{LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, RETRIES_PER_SEC, ServiceSpec};
 use crate::transport::tls::{Alert, Certificates, Suite, Version};
 use crate::transport::upgrade::Refusal as RequestRefusal;
 use std::fmt::{Display, Write};
@@ -236,7 +237,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 62] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 71] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -298,6 +299,15 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 62] {
         ("group_member_sends_per_sec", limits.groups.member_sends_per_sec.into()),
         ("group_memberships", limits.groups.memberships_max),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
+        ("calls_per_session", limits.calls_per_session_max.into()),
+        ("calls", limits.calls_max.into()),
+        ("call_queue", if limits.calls_max > 0 { ServiceSpec::of(1).queue.into() } else { 0 }),
+        ("call_time", if limits.calls_max > 0 { ServiceSpec::of(1).call_timeout_ms / 1_000 } else { 0 }),
+        ("call_more_time", if limits.calls_max > 0 { MORE_MS / 1_000 } else { 0 }),
+        ("call_retries", if limits.calls_max > 0 { RETRIES_PER_SEC } else { 0 }),
+        ("calls_kept_bytes", limits.calls_kept_bytes_max as u64),
+        ("link_outbox_bytes", limits.link_outbox_bytes_max as u64),
+        ("service_links", if limits.calls_max > 0 { SERVICE_LINKS_MAX as u64 } else { 0 }),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

@@ -21,10 +21,10 @@ use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
 use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
-use trunkline_gateway::listeners::{Listeners, listen_alone};
+use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
-use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig};
+use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_gateway::store::NodeStore;
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
@@ -79,6 +79,7 @@ struct Start {
     cluster: Option<ClusterConfig>,
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
     store: Option<NodeStore>,
+    services_listener: Option<std::net::TcpListener>,
 }
 
 impl Start {
@@ -114,7 +115,20 @@ impl Start {
         let listeners = Listeners::bind(&config.listen, config.shards, config.limits()).map_err(of("listen"))?;
         let mesh_listener =
             config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
-        Ok(Start { auth, tls, access, listeners, http_listener, cluster, mesh: secret.zip(mesh_listener), store })
+        let services = config.services.as_ref();
+        let services_listener =
+            services.map(|services| listen_for_workers(services.listen)).transpose().map_err(of("services_listen"))?;
+        Ok(Start {
+            services_listener,
+            auth,
+            tls,
+            access,
+            listeners,
+            http_listener,
+            cluster,
+            mesh: secret.zip(mesh_listener),
+            store,
+        })
     }
 }
 
@@ -172,7 +186,10 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh, store } = start;
+    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh, store, services_listener } =
+        start;
+    let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
+    let services_address = services_address.map_err(step("asking for the address for workers"))?;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
@@ -234,6 +251,11 @@ async fn control(
             ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
         }),
         store: store.as_ref().map(NodeStore::shards),
+        services: config.services.as_ref().zip(services_listener).map(|(services, listener)| ShardsServices {
+            specs: services.specs.clone(),
+            access: node.access().clone(),
+            listener,
+        }),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
@@ -270,7 +292,7 @@ async fn control(
         }
         node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
         if switch.wanted() == Wanted::Serve {
-            announce(config, &addresses, &places, http_address, demo.as_ref());
+            announce(config, &addresses, &places, http_address, services_address, demo.as_ref());
         }
         Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
@@ -372,6 +394,7 @@ fn announce(
     addresses: &[SocketAddr],
     places: &[String],
     http_address: SocketAddr,
+    services_address: Option<SocketAddr>,
     demo: Option<&Demo>,
 ) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
@@ -390,6 +413,7 @@ fn announce(
     }
     let mut text: String = places.iter().map(|place| format!("listening on {place}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
+    text.extend(services_address.map(|address| format!("services on {address}\n")));
     text.extend(demo.map(|demo| format!("{demo}\n")));
     if let Some(first) = addresses.first() {
         text.push_str(&next_step(config, *first, http_address));

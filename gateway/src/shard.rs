@@ -20,6 +20,7 @@ use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
 use crate::presence_log::PresenceLog;
+use crate::services::{ServiceSpec, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::{fmt, io};
 use tokio::sync::mpsc;
+use trunkline_router::http::Access;
 
 /// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to enter and leave.
 const RING_WAIT_MICROS: u32 = 1_000;
@@ -74,6 +76,19 @@ pub struct ShardsConfig {
     pub cluster: Option<ShardsCluster>,
     /// Where messages are kept for users who are offline; `None` without a store.
     pub store: Option<ShardStore>,
+    /// How workers come to this node; `None` without services.
+    pub services: Option<ShardsServices>,
+}
+
+/// What the shards of a node need to have clients call services.
+#[derive(Debug)]
+pub struct ShardsServices {
+    /// What was said of services beforehand.
+    pub specs: Arc<[ServiceSpec]>,
+    /// The keys of workers.
+    pub access: Arc<Access>,
+    /// Where workers connect.
+    pub listener: TcpListener,
 }
 
 /// What the shards of a node need to be some of a cluster's.
@@ -160,6 +175,12 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         }
         None => None,
     };
+    let (services, mut services_listener) = match config.services {
+        Some(ShardsServices { specs, access, listener }) => {
+            (Some(ServicesConfig { specs, access, listens: false }), Some(listener))
+        }
+        None => (None, None),
+    };
     let limits = config.limits.with_accepting(accepting, count);
     let address_book = AddressBook::new(PerAddress {
         open_max: limits.address_connections_max,
@@ -173,6 +194,11 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         if let (Some(cluster), Some(listener)) = (&mut cluster, mesh_listener.take()) {
             // One shard is enough: it hands each connection to the shard that has the link.
             cluster.listens = true;
+            listeners.push(listener.into());
+        }
+        let mut services = services.clone();
+        if let (Some(services), Some(listener)) = (&mut services, services_listener.take()) {
+            services.listens = true;
             listeners.push(listener.into());
         }
         let core = usize::from(shard) % executors;
@@ -206,6 +232,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 placement: config.placement,
                 cluster,
                 store: config.store.clone(),
+                services,
             },
         });
     }
@@ -442,6 +469,7 @@ mod tests {
             placement: crate::config::Placement::Accept,
             cluster: None,
             store: None,
+            services: None,
         })
         .unwrap();
         let panicking = count - 1;

@@ -84,6 +84,12 @@ codes! {
     LimitReached = 22, "A limit is reached; nothing more fits.";
     /// The member, or the whole group, may not send.
     Muted = 23, "You may not send to this group now.";
+    /// The service did not answer in its time. The call may have been carried out.
+    TimedOut = 24, "The service did not answer in time.";
+    /// The worker that had the call is gone. The call may have been carried out.
+    OutcomeUnknown = 25, "The service is gone; whether it did this is unknown.";
+    /// The credentials do not allow this.
+    NotAllowed = 26, "You are not allowed to do this.";
 }
 
 macro_rules! outcomes {

@@ -10,7 +10,9 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/trunkline.v1.rs"));
 }
 
-pub use generated::{Bye, Head, Heads, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
+pub use generated::{
+    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch,
+};
 
 // An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.
 const _: () = assert!(size_of::<UserState>() <= 48);
@@ -60,6 +62,21 @@ impl fmt::Debug for LoginOk {
             .field("last", &self.last)
             .field("truncated", &self.truncated)
             .field("expires_ms", &self.expires_ms)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Serve {
+    /// Hides the token, so that a log never holds one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve")
+            .field("version", &self.version)
+            .field("name", &self.name)
+            .field("token", &Secret(self.token.len()))
+            .field("offers", &self.offers)
+            .field("shard", &self.shard)
+            .field("window", &self.window)
+            .field("heads", &self.heads)
             .finish()
     }
 }

@@ -36,6 +36,29 @@ pub mod flags {
     pub const SELF: u8 = 0x08;
 }
 
+/// Bits of the flags byte of the kinds that carry calls.
+pub mod call_flags {
+    /// CALL: it may be carried out more than once.
+    pub const SAFE: u8 = 0x01;
+    /// CALL: nobody waits for a REPLY. REQUEST: the ANSWER is passed on to nobody; it only gives its place in the window back.
+    pub const NO_REPLY: u8 = 0x02;
+    /// CALL: the body starts with a trace id (16 bytes), a span id (8) and flags (1).
+    pub const TRACE: u8 = 0x04;
+    /// REPLY, ANSWER: another one follows.
+    pub const MORE: u8 = 0x01;
+    /// ANSWER: the worker has not begun, and will not.
+    pub const NOT_BEGUN: u8 = 0x02;
+    /// REQUEST: another worker may have carried it out.
+    pub const AGAIN: u8 = 0x01;
+    /// REQUEST: the body starts with a length (16 bits) and so many bytes of a [`CallHead`](crate::CallHead).
+    pub const HEAD: u8 = 0x04;
+    /// Bytes that [`TRACE`] puts before the body of a CALL.
+    pub const TRACE_BYTES: usize = 25;
+}
+
+/// Users from this id on do not log in: what service `n` pushes comes from user `SERVICE_USERS + n`.
+pub const SERVICE_USERS: u64 = u64::MAX - 0xFFFF;
+
 /// A frame borrowed from the receive buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {

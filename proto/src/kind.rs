@@ -74,6 +74,15 @@ kinds! {
     /// The server closes the connection; the session is not resumed.
     Logout = 0x0F, "LOGOUT", HEADER_SHORT;
 
+    /// Body [`Serve`](crate::Serve): the first frame of a worker on the services' port, once.
+    Serve = 0x20, "SERVE", HEADER_SHORT;
+    /// Worker to gateway: answers [`Kind::Request`] with the same `id`; `aux` is 0 or 256 and up.
+    Answer = 0x21, "ANSWER", HEADER_LONG;
+    /// Worker to gateway: a message for the user `peer` from the service `aux`; `id` is the service's own.
+    PushTo = 0x22, "PUSH_TO", HEADER_LONG;
+    /// Worker to gateway: `aux` is the number of requests that this link takes at once; 0 drains it.
+    Window = 0x23, "WINDOW", HEADER_SHORT;
+
     /// Body [`LoginOk`](crate::LoginOk).
     LoginOk = 0x81, "LOGIN_OK", HEADER_SHORT;
     /// Answer to [`Kind::Ping`] with the same `aux`.
@@ -103,6 +112,17 @@ kinds! {
     /// `aux` is a [`Code`](crate::Code), `id` and `peer` those of the frame that caused it or 0, the body is UTF-8 text
     /// for a person.
     Error = 0x8F, "ERROR", HEADER_LONG;
+
+    /// Body [`ServeOk`](crate::ServeOk): answers [`Kind::Serve`].
+    ServeOk = 0xA0, "SERVE_OK", HEADER_SHORT;
+    /// Gateway to worker: a [`Kind::Call`] of the user `peer` for the service `aux`; `id` names it on this link, `stamp` is
+    /// the `id` that the client gave it.
+    Request = 0xA1, "REQUEST", HEADER_LONG;
+    /// Gateway to worker: nobody waits for the answer to the request `id` any more. No body.
+    Cancel = 0xA2, "CANCEL", HEADER_LONG;
+    /// Gateway to worker: the fate of a [`Kind::PushTo`] that carried [`flags::ACK`](crate::flags::ACK): same `id` and `peer`,
+    /// `aux` is an [`Outcome`](crate::Outcome).
+    Pushed = 0xA3, "PUSHED", HEADER_LONG;
 }
 
 impl Kind {

@@ -43,11 +43,14 @@ mod kind;
 pub mod websocket;
 
 pub use code::{Code, Outcome};
-pub use control::{Bye, Head, Heads, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
+pub use control::{
+    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch,
+};
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};
 pub use frame::{
-    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG, HEADER_SHORT, flags,
+    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG, HEADER_SHORT,
+    SERVICE_USERS, call_flags, flags,
 };
 pub use kind::Kind;
 pub use prost;

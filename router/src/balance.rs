@@ -26,6 +26,7 @@ mod consistent_hash;
 mod error;
 mod health;
 mod least_conn;
+mod least_time;
 mod policy;
 mod random_two;
 mod round_robin;
@@ -270,6 +271,14 @@ impl Balancer {
     pub fn set_conns(&mut self, id: ServerId, conns: u32) {
         if let Some(index) = self.index_of(id) {
             self.slots[index].conns = conns;
+        }
+    }
+
+    /// An answer of this server took so long, in microseconds; a failure is to be told as the longest time it could have taken. It matters with
+    /// [`Policy::LeastTime`] only.
+    pub fn took(&mut self, id: ServerId, us: u64, now_ms: u64) {
+        if let Some(index) = self.index_of(id) {
+            self.slots[index].response_time.took(us, now_ms);
         }
     }
 

@@ -1,8 +1,9 @@
 /** A session that outlives its connections. */
 
 import { Backoff } from "./backoff.js";
+import { Calls, type Reply } from "./calls.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
-import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SELF, Kind, frames, long, short, type Frame } from "./frames.js";
+import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
 import { Outstanding, fateOf, type Fate, type Message as Waiting } from "./outstanding.js";
 import { Pages } from "./pages.js";
 import { decodeBye, decodeLoginOk, decodeSyncOk, encodeLogin, encodeSync, type Bye, type SyncOk } from "./proto.js";
@@ -61,6 +62,8 @@ export interface Options {
 /** A message to this user. */
 export interface Message {
   from: bigint;
+  /** The service that has pushed it; then `from` is no user. */
+  service?: number;
   id: bigint;
   /** Its position in the inbox. */
   stamp: bigint;
@@ -134,6 +137,7 @@ const PAGE_REFUSALS = [3, 11, 14, 18, 20, 21];
 
 const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
   from: peer,
+  ...(peer >= SERVICE_USERS ? { service: Number(peer - SERVICE_USERS) } : {}),
   id,
   stamp,
   body: body.slice(),
@@ -170,6 +174,7 @@ export class Client {
   #session: Session = { registered: false, resumed: false, pending: 0, truncated: false };
   #caughtUp = false;
   #pages = new Pages();
+  #calls = new Calls();
   /** ACKs that are due when the frames that came together have been looked at. */
   #acks: Frame[] = [];
   /** One for all of them would be for others, too. */
@@ -255,6 +260,21 @@ export class Client {
     if (!this.#hasRoom()) throw new FullError("too much waits in the socket");
     this.#write(long(Kind.SEND, 0, id, peer, 0n, bytes));
     return undefined;
+  }
+
+  /**
+   * Calls a service, 1 to 65,535, and waits for its answer. It fails with NotConnectedError where there is no session, and with CallError where the service has not
+   * answered; that says whether the call may have been carried out. With `safe` it may be carried out more than once.
+   */
+  async call(service: number, body: Uint8Array | string = "", { safe = false }: { safe?: boolean } = {}): Promise<Reply> {
+    if (!Number.isInteger(service) || service < 1 || service > 65_535) throw new RangeError(`${service} is no service`);
+    if (this.#state !== "open") throw new NotConnectedError("there is no session at the moment");
+    if (!this.#hasRoom()) throw new FullError("too much waits in the socket");
+    const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
+    const id = ++this.#nextId;
+    const reply = this.#calls.add(id);
+    this.#write(long(Kind.CALL, safe ? FLAG_SAFE : 0, id, 0n, 0n, bytes, service));
+    return reply;
   }
 
   /** Messages as they come, each once; one with ACK is acknowledged when it is kept for the taker. It ends with the client, and throws what that ended with. */
@@ -377,6 +397,11 @@ export class Client {
     switch (frame.kind) {
       case Kind.LOGIN_OK:
         return this.#onLoginOk(frame);
+      case Kind.REPLY:
+        return this.#calls.replied(frame);
+      case Kind.PUSH:
+        // From then on a service is a sender like others.
+        return this.#onFrame({ ...frame, kind: Kind.DELIVER, peer: SERVICE_USERS + BigInt(frame.aux) });
       case Kind.DELIVER:
         if (this.#pages.isRunning) this.#acksApart = true;
         return this.#pages.isRunning && frame.flags & FLAG_REPLAY ? this.#pages.hold(frame) : this.#onDeliver(frame);
@@ -388,7 +413,9 @@ export class Client {
         this.#bye = { reason: frame.aux, bye: decodeBye(frame.body) };
         return;
       case Kind.ERROR: {
-        const error = new TrunklineError(`error ${frame.aux}: ${new TextDecoder().decode(frame.body)}`);
+        const text = new TextDecoder().decode(frame.body);
+        if (this.#calls.refused(frame.id, frame.aux, text)) return;
+        const error = new TrunklineError(`error ${frame.aux}: ${text}`);
         const message = this.#outstanding.take(frame.id);
         if (message) return message.fail(error);
         const held = frame.id || frame.peer || !PAGE_REFUSALS.includes(frame.aux) ? undefined : this.#pages.refused(error);
@@ -558,6 +585,7 @@ export class Client {
   #drop(): void {
     this.#clearTimers();
     this.#pages.end();
+    this.#calls.end();
     this.#socket = undefined;
   }
 

@@ -36,3 +36,20 @@ export class NotConnectedError extends TrunklineError {
 export class FullError extends TrunklineError {
   override name = "FullError";
 }
+
+/** A call has no answer of its service. */
+export class CallError extends TrunklineError {
+  override name = "CallError";
+  constructor(
+    /** As in PROTOCOL.md: 11 too many calls, 14 overloaded, 17 unknown service, 18 unavailable, 24 timed out, 25 outcome unknown. */
+    readonly code: number,
+    text: string,
+  ) {
+    super(text || `the call ended with ${code}`);
+  }
+
+  /** The service may have carried it out all the same. */
+  get mayBeDone(): boolean {
+    return this.code === 24 || this.code === 25;
+  }
+}

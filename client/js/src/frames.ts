@@ -4,6 +4,7 @@ export const Kind = {
   LOGIN: 0x01,
   PING: 0x02,
   SEND: 0x03,
+  CALL: 0x05,
   ACK: 0x06,
   SYNC: 0x07,
   RENEW: 0x0e,
@@ -11,7 +12,9 @@ export const Kind = {
   LOGIN_OK: 0x81,
   PONG: 0x82,
   DELIVER: 0x83,
+  REPLY: 0x85,
   SENT: 0x86,
+  PUSH: 0x87,
   BYE: 0x88,
   SYNC_OK: 0x89,
   ERROR: 0x8f,
@@ -27,6 +30,12 @@ export const FLAG_CUMULATIVE = 0x01;
 export const FLAG_REPLAY = 0x04;
 /** SEND: this id was sent before. */
 export const FLAG_RETRY = 0x04;
+/** CALL: it may be carried out more than once. */
+export const FLAG_SAFE = 0x01;
+/** REPLY: another one follows. */
+export const FLAG_MORE = 0x01;
+/** What service n pushes comes from user SERVICE_USERS + n. */
+export const SERVICE_USERS = (1n << 64n) - 65_536n;
 /** DELIVER: the user's own message, sent from another of its devices. */
 export const FLAG_SELF = 0x08;
 
@@ -49,8 +58,8 @@ export function short(kind: number, aux = 0, body: Uint8Array = new Uint8Array()
 }
 
 /** A frame of a kind with the long header. */
-export function long(kind: number, flags: number, id: bigint, peer: bigint, stamp: bigint, body?: Uint8Array): Uint8Array {
-  const { bytes, view } = put(kind, flags, 0, LONG, body ?? new Uint8Array());
+export function long(kind: number, flags: number, id: bigint, peer: bigint, stamp: bigint, body?: Uint8Array, aux = 0): Uint8Array {
+  const { bytes, view } = put(kind, flags, aux, LONG, body ?? new Uint8Array());
   view.setBigUint64(8, id);
   view.setBigUint64(16, peer);
   view.setBigUint64(24, stamp);

@@ -5,6 +5,7 @@ use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::listen::{Endpoint, listen};
+use super::services::{call_limits, services};
 use super::settings::{fixed_defaults, flag};
 use super::store::{
     STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
@@ -12,13 +13,14 @@ use super::store::{
 use super::tls::tls;
 use super::websocket::upgrade;
 use super::{
-    AuthConfig, AuthKind, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins, SETTINGS,
-    Settings, Size, Sources, is_node_name_char,
+    AuthConfig, AuthKind, ClusterConfig, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins,
+    SETTINGS, ServicesConfig, Settings, Size, Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
 use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
+use crate::services::CALL_BYTES;
 use crate::shard::SHARDS_MAX;
 use crate::store::STORE_USER_BYTES;
 use std::net::SocketAddr;
@@ -58,6 +60,9 @@ const PRESENCE_QUEUE_LEAST: u64 = 4_096;
 pub(super) const PRESENCE_QUEUE_MOST: u64 = 1_000_000;
 /// Messages that other nodes are to answer, in each shard, by default: never fewer than this.
 const SENT_AWAY_LEAST: u64 = 1_024;
+/// Open calls of a shard, by default: as many as memory allows between these.
+const CALLS_LEAST: u64 = 1_024;
+const CALLS_MOST: u64 = 65_536;
 
 /// Settings being judged, and where they come from.
 pub(super) struct Judge {
@@ -99,7 +104,14 @@ impl Judge {
     }
 
     /// Shares a size of the node out to its shards; each needs `least`, for the reason given.
-    fn share(&self, key: &'static str, value: Size, shards: u64, least: u64, why: &str) -> Result<usize, ConfigError> {
+    pub(super) fn share(
+        &self,
+        key: &'static str,
+        value: Size,
+        shards: u64,
+        least: u64,
+        why: &str,
+    ) -> Result<usize, ConfigError> {
         let share = value.0 / shards;
         if share < least {
             let needed = Size(least.saturating_mul(shards));
@@ -192,10 +204,12 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let auth = auth(&all, &reached, judge)?;
     let cluster = cluster(&all, &fixed_defaults(), judge)?;
     let store = store(&all, judge)?;
+    let services = services(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
     apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
+    apart_from_workers(&reached, http, &cluster, services.as_ref(), judge)?;
     Ok(Config {
         auth,
         upgrade,
@@ -203,6 +217,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         tls,
         cluster,
         store,
+        services,
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, &reached, judge)?,
@@ -242,6 +257,29 @@ fn apart(listen: &[SocketAddr], http: SocketAddr, mesh: Option<SocketAddr>, judg
         taken("mesh", mesh, &[http], "http")?;
     }
     Ok(())
+}
+
+/// So do workers.
+fn apart_from_workers(
+    listen: &[SocketAddr],
+    http: SocketAddr,
+    cluster: &Option<ClusterConfig>,
+    services: Option<&ServicesConfig>,
+    judge: &Judge,
+) -> Result<(), ConfigError> {
+    let Some(services) = services else { return Ok(()) };
+    let mesh = cluster.as_ref().map(|cluster| cluster.mesh);
+    let mut taken = listen.iter().map(|address| ("listen", *address)).collect::<Vec<_>>();
+    taken.push(("http", http));
+    taken.extend(mesh.map(|mesh| ("mesh", mesh)));
+    match taken.into_iter().find(|(_, address)| overlap(services.listen, *address)) {
+        None => Ok(()),
+        Some((key, address)) => {
+            let origin = judge.origins.of(key);
+            let allowed = format!("that is where {key} = {address} ({origin}) listens: choose another port");
+            judge.refuse("services_listen", services.listen, allowed)
+        }
+    }
 }
 
 /// Whether the kernel would refuse the second of two sockets that listen on these.
@@ -326,6 +364,8 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
         let buffers = (each / RECV_BUFFER_BYTES).max(RECV_BUFFERS_MIN);
         Size((1 << buffers.ilog2()) * RECV_BUFFER_BYTES * shards)
     });
+    all.calls_kept_bytes_max.get_or_insert_with(|| share(64, 64 * MIB * shards, 2 * (frame + KIB)));
+    all.calls_max.get_or_insert_with(|| (room.bytes / 128 / shards / CALL_BYTES as u64).clamp(CALLS_LEAST, CALLS_MOST));
     let in_cluster = all.redis.is_some();
     all.presence_queue_max.get_or_insert_with(|| match in_cluster {
         true => (room.bytes / 16 / PRESENCE_WRITE_BYTES).clamp(PRESENCE_QUEUE_LEAST, PRESENCE_QUEUE_MOST),
@@ -475,6 +515,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()
     };
+    call_limits(&mut limits, all, shards, judge)?;
     per_address(&mut limits, all, shards, judge)?;
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
     limits.sent_away_max = sent_away_max(room, shards);

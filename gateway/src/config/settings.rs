@@ -314,6 +314,26 @@ settings! {
     /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too slow).
     @reloadable outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
 
+    ["Services"]
+    /// Address and port for workers, which serve what clients call and push to users. Without it there are no services. On an address that is not
+    /// loopback workers need a key of api_keys_file with the scope serve:<number>, and with api_keys_file everywhere.
+    services_listen: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_LISTEN" Unset("\"127.0.0.1:7791\"");
+    /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time | random-two | consistent-hash (of the
+    /// user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a worker with room), idempotent, max_fails=3, fail_timeout_secs=10,
+    /// slow_start_secs=0. May be given several times. A service of which nothing is said exists as soon as a worker serves it.
+    #[arg(action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    service: [Vec<String>] "SERVICE" "TRUNKLINE_SERVICE" Unset("[\"7:orders,policy=least-time,call_timeout_ms=5000\"]");
+    /// Open calls of one session, 1 to 4096. When hit: a further one gets REPLY 11 (rate limited).
+    calls_per_session_max: [u64] "N" "TRUNKLINE_CALLS_PER_SESSION_MAX" Fixed("32");
+    /// Calls of each shard that workers have or that wait for them, 1 to 4000000. When hit: a further one gets REPLY 14 (overloaded).
+    calls_max: [u64] "N" "TRUNKLINE_CALLS_MAX" Computed("65536, as far as a 128th of memory_max holds them");
+    /// Bytes of calls that wait for a worker, or may have to be sent to another one, for the node. When hit: a call is not sent again, and one that would have to
+    /// wait gets REPLY 14 (overloaded).
+    calls_kept_bytes_max: [Size] "SIZE" "TRUNKLINE_CALLS_KEPT_BYTES_MAX" Computed("a 64th of memory_max, 64MiB for each shard at most");
+    /// Bytes queued for one link of a worker, from one frame to 1GiB. When hit: calls go to other workers, or wait.
+    link_outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_LINK_OUTBOX_BYTES_MAX" Fixed("\"4MiB\"");
+
     ["Store"]
     /// What keeps messages with ACK for users who are offline, or do not acknowledge them. Not with redis yet.
     store: [StoreKind] "KIND" "TRUNKLINE_STORE" Computed("embedded with data_dir, off without");

@@ -44,8 +44,12 @@ impl Shard {
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
             let needs_tls = self.tls_required || conn.flags.has(ConnFlags::TLS_ONLY);
-            let in_clear = needs_tls && !conn.wire.has(Wire::TLS);
+            let is_service = conn.flags.has(ConnFlags::SERVICE);
+            let in_clear = needs_tls && !conn.wire.has(Wire::TLS) && !is_service;
             if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
+                if is_service {
+                    return self.close(slot, CloseReason::UnknownTransport);
+                }
                 return self.open_otherwise(slot, bytes);
             }
         }
@@ -114,7 +118,9 @@ impl Shard {
     /// took and what ended the batch; `None` when the connection ends by them.
     #[inline]
     fn take_batch_of_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<(usize, BatchEnd)> {
-        let open = self.links.slots.at(slot).phase == Phase::Open;
+        let conn = self.links.slots.at(slot);
+        let open = conn.phase == Phase::Open;
+        let is_service = conn.flags.has(ConnFlags::SERVICE);
         let max = self.frame_bytes_max(slot)?;
         let allowed = self.links.allowance(slot);
         let (mut used, mut units, mut frames) = (0, 0, 0);
@@ -131,7 +137,11 @@ impl Shard {
                     if open {
                         let kind = frame.known();
                         traffic |= !matches!(kind, None | Some(Kind::Ping | Kind::Renew));
-                        if self.session_frame(slot, kind, &frame) == Flow::Wait {
+                        let flow = match is_service {
+                            false => self.session_frame(slot, kind, &frame),
+                            true => self.service_frame(slot, kind, &frame),
+                        };
+                        if flow == Flow::Wait {
                             break BatchEnd::Behind(Flow::Wait);
                         }
                     } else {
@@ -257,8 +267,10 @@ impl Shard {
 
     /// The first whole frame of a connection.
     fn first_frame(&mut self, slot: u32, frame: &Frame<'_>) {
+        let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
         match frame.known() {
-            Some(Kind::Login) => self.login(slot, frame),
+            Some(Kind::Login) if !is_service => self.login(slot, frame),
+            Some(Kind::Serve) if is_service => self.serve(slot, frame),
             _ => self.close(slot, CloseReason::NotLoggedIn),
         }
     }
@@ -300,6 +312,7 @@ impl Shard {
             }
             Kind::Renew => self.renew(slot, frame),
             Kind::Sync => self.sync(slot, frame),
+            Kind::Call if self.services.is_some() => self.call(slot, frame),
             Kind::Logout => {
                 self.log_out(slot);
                 self.close(slot, CloseReason::Logout);
@@ -308,6 +321,8 @@ impl Shard {
             kind @ (Kind::GroupSend | Kind::GroupJoin | Kind::GroupLeave | Kind::Mark) => {
                 return self.group_frame(slot, kind, frame);
             }
+            // Those are the services' port's.
+            Kind::Serve | Kind::Answer | Kind::PushTo | Kind::Window => self.links.error(slot, Code::UnknownKind, 0, 0),
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),
         }

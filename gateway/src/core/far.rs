@@ -5,7 +5,7 @@
 //! ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
 use super::links::{Links, Queued, ticks};
-use super::route::Routed;
+use super::route::{Routed, delivery};
 use super::shard::Shard;
 use crate::cluster::MeshNews;
 use crate::conn::{Phase, Slots};
@@ -14,7 +14,7 @@ use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
 use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
-use trunkline_proto::{Header, Kind, Outcome, flags};
+use trunkline_proto::{Header, Outcome, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
 
@@ -300,7 +300,7 @@ impl Shard {
                 self.links.stats.copies_dropped.add(1);
             }
             FarRecord::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
-                let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
+                let header = delivery(flags, id, from, stamp);
                 match self.links.slots.get(seat.conn) {
                     Some(conn) if conn.phase == Phase::Open && conn.user == user => {
                         match self.links.queue_message(seat.conn.slot, &header, payload) {

@@ -131,6 +131,7 @@ impl Shard {
                         bytes,
                         wrapped,
                         known,
+                        serve: None,
                     };
                     self.open_here(slot, &adoptee);
                     self.go_on_reading(slot);

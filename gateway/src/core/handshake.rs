@@ -12,7 +12,7 @@ use crate::limits::CLASS_BYTES_MAX;
 use crate::mailbox::Adoptee;
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
-use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Login, VERSION};
+use trunkline_proto::{DEVICE_BYTES_MAX, Frame, Login, SERVICE_USERS, VERSION};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::{Entry, LoginOutcome, Presence};
 
@@ -48,7 +48,11 @@ impl Shard {
         if login.version != VERSION {
             return self.close(slot, CloseReason::UnsupportedVersion);
         }
-        if login.user == 0 || login.device.len() > DEVICE_BYTES_MAX || login.device_class.len() > CLASS_BYTES_MAX {
+        if login.user == 0
+            || login.user >= SERVICE_USERS
+            || login.device.len() > DEVICE_BYTES_MAX
+            || login.device_class.len() > CLASS_BYTES_MAX
+        {
             return self.close(slot, CloseReason::BadLogin);
         }
         let now_s = self.now.wall_ms / 1_000;
@@ -84,6 +88,7 @@ impl Shard {
             bytes: Vec::new(),
             wrapped: None,
             known: None,
+            serve: None,
         };
         if home == self.shard {
             return self.open_session(slot, &adoptee);
@@ -181,7 +186,10 @@ impl Shard {
             return self.close(slot, CloseReason::Overloaded);
         }
         let bytes = std::mem::take(&mut adoptee.bytes);
-        self.open_session(slot, &adoptee);
+        match adoptee.serve.take() {
+            Some(serve) => self.open_service_link(slot, &serve),
+            None => self.open_session(slot, &adoptee),
+        }
         match self.links.slots.get(id).map(|conn| conn.phase) {
             // They were counted when they came in.
             Some(Phase::Open) => {

@@ -12,13 +12,13 @@
 
 use super::far;
 use super::links::{Queued, ticks};
-use super::route::Routed;
+use super::route::{Routed, delivery};
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
 use crate::inbox::{Adopted, Keep, Seats, Unacked};
 use crate::limits::{STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
 use std::collections::VecDeque;
-use trunkline_proto::{Header, Kind, Outcome, flags};
+use trunkline_proto::{Outcome, flags};
 use trunkline_router::presence::Presence;
 use trunkline_store::{Record, Refusal, Reply, Request};
 
@@ -58,7 +58,7 @@ impl Shard {
         let stamp = self.next_stamp();
         let to_self = from == to;
         let flags = flags::ACK | if to_self { flags::SELF } else { 0 };
-        let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
+        let header = delivery(flags, id, from, stamp);
         let Some(desk) = &mut self.desk else { return };
         let owed_max = self.links.limits.unacked_per_user_max;
         let retry_tick = self.links.tick + ticks(RETRY_MS);

@@ -280,6 +280,24 @@ impl Links {
         self.slow.len()
     }
 
+    /// Whether a worker's link has room for a request of so many bytes, in its own queue and in that of all.
+    pub(crate) fn has_link_room(&mut self, slot: u32, bytes: usize) -> bool {
+        let queued = self.slots.at(slot).outbox_bytes() + bytes;
+        let fits = queued <= self.limits.link_outbox_bytes_max
+            && self.held_bytes() + bytes <= self.limits.outbox_total_bytes_max;
+        self.stats.limit_link_outbox.add(u64::from(!fits));
+        fits
+    }
+
+    /// Bytes that may be queued for a connection: a worker's link carries what is meant for many.
+    #[inline]
+    fn outbox_bytes_max(&mut self, slot: u32) -> usize {
+        match self.slots.at(slot).flags.has(ConnFlags::SERVICE) {
+            false => self.limits.outbox_bytes_max,
+            true => self.limits.link_outbox_bytes_max,
+        }
+    }
+
     /// Queues an answer to the connection's own frames. Answers may fill an outbox to twice its bound, because reading is paused when it is
     /// full, or to as much as a burst may; a connection that gets beyond is closed as too slow.
     pub(crate) fn reply(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
@@ -289,7 +307,7 @@ impl Links {
             return;
         }
         let queued = conn.outbox_bytes();
-        if queued > 2 * self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
+        if queued > 2 * self.outbox_bytes_max(slot) && !self.may_burst(slot, queued) {
             self.overflowed.push(slot);
             return;
         }
@@ -329,7 +347,7 @@ impl Links {
 
     /// After the kernel took bytes: an outbox below half its bound is no longer full, and below three quarters its connection is read again.
     pub(crate) fn note_drained(&mut self, slot: u32) {
-        let (tick, bytes_max) = (self.tick, self.limits.outbox_bytes_max);
+        let (tick, bytes_max) = (self.tick, self.outbox_bytes_max(slot));
         let conn = self.slots.at(slot);
         let bytes = conn.outbox_bytes();
         if let Some(outbox) = &mut conn.outbox {
@@ -354,11 +372,9 @@ impl Links {
 
     /// Stops reading from a connection that does not take its answers.
     pub(crate) fn pause_if_full(&mut self, slot: u32) {
+        let bytes_max = self.outbox_bytes_max(slot);
         let conn = self.slots.at(slot);
-        if conn.phase == Phase::Open
-            && !conn.flags.has(ConnFlags::PAUSED)
-            && conn.outbox_bytes() > self.limits.outbox_bytes_max
-        {
+        if conn.phase == Phase::Open && !conn.flags.has(ConnFlags::PAUSED) && conn.outbox_bytes() > bytes_max {
             conn.flags.set(ConnFlags::PAUSED);
             self.stats.reads_paused.add(1);
             self.mark_dirty(slot);
@@ -400,7 +416,7 @@ impl Links {
     /// Units that a connection may still bring in this turn; none while its own outbox is full. One that has not logged in brings its LOGIN.
     #[inline]
     pub(crate) fn allowance(&mut self, slot: u32) -> u32 {
-        let (units, outbox_max) = (self.turn_units, self.limits.outbox_bytes_max);
+        let (units, outbox_max) = (self.turn_units, self.outbox_bytes_max(slot));
         let conn = self.slots.at(slot);
         match conn.phase {
             Phase::Open if conn.outbox_bytes() > outbox_max => 0,
@@ -487,6 +503,13 @@ impl Links {
     pub(crate) fn may_be_multishot(&mut self, slot: u32) -> bool {
         let scarce = self.floods > FLOODS_HOT_MAX || self.partial_bytes > self.limits.partial_total_bytes_max / 2;
         !(scarce && self.slots.at(slot).flags.has(ConnFlags::FLOODS))
+    }
+
+    /// Takes what is queued and not under way.
+    pub(crate) fn take_pending(&mut self, slot: u32) -> Vec<u8> {
+        let Some(outbox) = &mut self.slots.at(slot).outbox else { return Vec::new() };
+        self.outbox_bytes -= outbox.pending.len();
+        std::mem::take(&mut outbox.pending)
     }
 
     /// Throws away what is queued and not under way, counting the messages among it.

@@ -5,6 +5,7 @@
 use super::handshake::Welcome;
 use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
+use super::route::delivery;
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin, Wish};
@@ -546,5 +547,5 @@ impl Shard {
 fn replayed(user: u64, record: &Record) -> Header {
     let own = if record.from == user { flags::SELF } else { 0 };
     let flags = flags::ACK | flags::REPLAY | own;
-    Header { kind: Kind::Deliver, flags, aux: 0, id: record.id, peer: record.from, stamp: record.stamp }
+    delivery(flags, record.id, record.from, record.stamp)
 }

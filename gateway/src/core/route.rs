@@ -5,13 +5,13 @@ use super::decode::Flow;
 use super::far::{self, Path};
 use super::links::{Queued, ticks};
 use super::shard::Shard;
-use crate::conn::Phase;
+use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
 use crate::directory::{EARLY_ACKS_MAX, Home, NodeKey};
 use crate::inbox::{Acked, InboxFull, Keep, Seats, Unacked};
 use crate::mailbox::{Origin, Record, Records, Room};
 use crate::mesh::wire::Record as FarRecord;
-use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
+use trunkline_proto::{Code, Frame, Header, Kind, Outcome, SERVICE_USERS, encode, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
 
@@ -49,21 +49,27 @@ impl Shard {
             extra: frame.flags & (flags::NO_STORE | flags::RETRY),
             payload: frame.body,
         };
+        self.dispatch(&message)
+    }
+
+    /// A message that has come in here, on its way to the home of its recipient.
+    #[inline]
+    pub(super) fn dispatch(&mut self, message: &Routed<'_>) -> Flow {
         if !self.serving {
             self.links.stats.messages_in.add(1);
             self.links.stats.fenced.add(1);
-            self.refuse(&message);
+            self.refuse(message);
             return Flow::On;
         }
-        match self.home(frame.peer) {
-            Home::Here => return self.send_home(&message),
+        match self.home(message.to) {
+            Home::Here => return self.send_home(message),
             Home::There { node, shard } => {
                 self.links.stats.messages_in.add(1);
-                self.send_away(&message, Path::OWN, node, shard);
+                self.send_away(message, Path::OWN, node, shard);
             }
             Home::Nowhere => {
                 self.links.stats.messages_in.add(1);
-                self.refuse(&message);
+                self.refuse(message);
             }
         }
         Flow::On
@@ -118,7 +124,7 @@ impl Shard {
         let stamp = self.next_stamp();
         let to_self = from == to;
         let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 };
-        let header = Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp };
+        let header = delivery(flags, id, from, stamp);
         let mut devices = 0;
         let mut queued_here = None;
         let mut queued_away = false;
@@ -273,7 +279,9 @@ impl Shard {
         }
         match self.links.slots.get(origin.conn) {
             Some(conn) if conn.phase == Phase::Open => {
-                let header = Header { kind: Kind::Sent, flags: 0, aux: outcome.as_u16(), id, peer, stamp };
+                let is_service = conn.flags.has(ConnFlags::SERVICE);
+                let kind = if is_service { Kind::Pushed } else { Kind::Sent };
+                let header = Header { kind, flags: 0, aux: outcome.as_u16(), id, peer, stamp };
                 self.links.reply(origin.conn.slot, |out| encode(out, &header, &[]));
             }
             _ => self.links.stats.sent_to_gone.add(1),
@@ -296,6 +304,7 @@ impl Shard {
                 }
                 Record::Group(mail) => self.take_group_mail(from_shard, &mail),
                 Record::Far { from, record } => self.far_here(from, record),
+                Record::Service(record) => self.service_record(from_shard, record),
             }
         }
         self.serving = serving;
@@ -449,5 +458,14 @@ impl Shard {
 fn again(message: &Unacked, user: u64) -> Header {
     let own = if message.from == user { flags::SELF } else { 0 };
     let flags = flags::ACK | flags::AGAIN | own;
-    Header { kind: Kind::Deliver, flags, aux: 0, id: message.id, peer: message.from, stamp: message.stamp }
+    delivery(flags, message.id, message.from, message.stamp)
+}
+
+/// The header of a message for its recipient: DELIVER from a user, PUSH from a service.
+#[inline]
+pub(super) fn delivery(flags: u8, id: u64, from: u64, stamp: u64) -> Header {
+    if from >= SERVICE_USERS {
+        return Header { kind: Kind::Push, flags, aux: from as u16, id, peer: 0, stamp };
+    }
+    Header { kind: Kind::Deliver, flags, aux: 0, id, peer: from, stamp }
 }

@@ -23,6 +23,7 @@ use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
+use crate::services::{Services, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::{TlsReader, TlsSwitch};
 use crate::transport::upgrade;
@@ -73,6 +74,8 @@ pub(crate) struct ShardConfig {
     pub(crate) cluster: Option<ShardCluster>,
     /// Where messages are kept for users who are offline; `None` without a store, and in a cluster.
     pub(crate) store: Option<ShardStore>,
+    /// How clients' calls come to services; `None` where there are none.
+    pub(crate) services: Option<ServicesConfig>,
 }
 
 /// What a shard needs to be one of several nodes'.
@@ -117,6 +120,8 @@ pub(crate) struct Shard {
     /// The store; `None` without one.
     pub(crate) desk: Option<Desk>,
     pub(crate) groups: Groups,
+    /// Calls to services, and the workers' links; `None` where there are none.
+    pub(crate) services: Option<Box<Services>>,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -183,6 +188,7 @@ impl Shard {
             kicks: Kicks::default(),
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
             desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key)),
+            services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
@@ -361,6 +367,9 @@ impl Shard {
             // It has not been sent off yet, and will not be: it is told so in the language it speaks.
             self.links.put_back_wrapped(slot, *wrapped);
         }
+        if phase == Phase::Open && self.services.is_some() {
+            self.calls_end(slot);
+        }
         let conn = self.links.slots.at(slot);
         conn.wire.clear(Wire::TURNED_AWAY);
         conn.reason = Some(reason);
@@ -378,7 +387,8 @@ impl Shard {
         let wire = self.links.slots.at(slot).wire;
         let kind = wire.kind();
         // Where everything is to go over TLS nothing is said without it.
-        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS);
+        let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
+        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS) && !is_service;
         if let Some(code) = reason.code()
             && kind != Wire::HTTP
             && !wire.is_shaking()
@@ -471,6 +481,9 @@ impl Shard {
             self.expire_kept();
         }
         self.expire_groups();
+        if self.services.is_some() {
+            self.expire_calls();
+        }
     }
 
     /// The same for what is not a connection's.
@@ -581,6 +594,8 @@ impl Shard {
         for slot in drain.cursor..end {
             let conn = self.links.slots.at(slot);
             match (conn.phase, conn.user) {
+                // Workers answer what is open until all sessions have gone.
+                (Phase::Open, _) if conn.flags.has(ConnFlags::SERVICE) => {}
                 (Phase::Open, user) => {
                     self.links.stats.sessions_drained.add(1);
                     self.dismiss(slot, user);
@@ -595,6 +610,9 @@ impl Shard {
             }
         }
         self.drain = Some(Drain { cursor: end, ..drain });
+        if self.services.is_some() && passed >= u64::from(drain.spread) {
+            self.dismiss_workers();
+        }
     }
 
     /// Ends a connection of a draining node: its user goes on at home, as the present view has it.
@@ -663,6 +681,12 @@ impl Shard {
         stats.outbox_bytes.set(self.links.outbox_bytes as u64);
         stats.partial_bytes.set(self.links.partial_bytes as u64);
         stats.websockets_within.set(self.links.wrappings.len() as u64);
+        if let Some(services) = &self.services {
+            stats.service_links.set(services.links.len() as u64);
+            stats.calls_open.set(services.callers.values().map(Vec::len).sum::<usize>() as u64);
+            stats.calls_waiting.set(services.queued as u64);
+            stats.calls_kept_bytes.set(services.kept_bytes as u64);
+        }
         if let Some(desk) = &self.desk {
             stats.store_asked.set(desk.asked() as u64);
             stats.storing.set(desk.appends() as u64);

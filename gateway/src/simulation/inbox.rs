@@ -265,6 +265,7 @@ impl Run {
             proxies: std::sync::Arc::default(),
             cluster: None,
             store: Some(store),
+            services: None,
         };
         self.node = Some(Node::new(config, &self.world));
     }

@@ -19,6 +19,7 @@ mod node;
 mod planted;
 mod proxy;
 mod scenario;
+mod services;
 mod session;
 mod tls;
 mod tokens;
@@ -94,6 +95,7 @@ impl Run {
             proxies: if scenario.proxied { Arc::new(proxy::all_clients()) } else { Arc::default() },
             cluster: None,
             store: None,
+            services: None,
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),

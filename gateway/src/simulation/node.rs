@@ -11,6 +11,7 @@ use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
+use crate::services::ServicesConfig;
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
@@ -63,6 +64,8 @@ pub(super) struct NodeConfig {
     pub(super) cluster: Option<ShardCluster>,
     /// Where it keeps messages.
     pub(super) store: Option<ShardStore>,
+    /// Workers come to its first shard, which has one listener more then.
+    pub(super) services: Option<ServicesConfig>,
 }
 
 pub(super) struct Node {
@@ -81,8 +84,20 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(config: NodeConfig, world: &SharedWorld) -> Self {
-        let NodeConfig { seed, name, first_ring, shards, listeners, limits, auth, tls, proxies, cluster, store } =
-            config;
+        let NodeConfig {
+            seed,
+            name,
+            first_ring,
+            shards,
+            listeners,
+            limits,
+            auth,
+            tls,
+            proxies,
+            cluster,
+            store,
+            services,
+        } = config;
         let mail = mailboxes(shards);
         // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and those of a cluster, have
         // none, and accept by multishot.
@@ -110,6 +125,7 @@ impl Node {
                 placement: Placement::Accept,
                 cluster: cluster.clone().map(|cluster| ShardCluster { listens: shard == 0, ..cluster }),
                 store: store.clone(),
+                services: services.clone().map(|services| ServicesConfig { listens: shard == 0, ..services }),
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);
@@ -249,6 +265,19 @@ impl Node {
             return pause_us;
         }
         self.rng.within(1, faults.stall_us_max)
+    }
+
+    /// Nothing is left of calls and workers that are gone.
+    pub(super) fn check_services_empty(&self) {
+        for (shard, seat) in self.seats.iter().enumerate() {
+            let Some(services) = &seat.core.shard.services else { continue };
+            let left = (services.calls.len(), services.links.len(), services.callers.len(), services.foreign.len());
+            assert_eq!(left, (0, 0, 0, 0), "shard {shard}: calls, links, callers, calls of other shards");
+            assert_eq!((services.kept_bytes, services.queued, services.heads), (0, 0, 0), "shard {shard}");
+            for pool in services.pools.values() {
+                assert_eq!((pool.waiting, pool.instances.len()), (0, 0), "shard {shard}: {}", pool.spec.service);
+            }
+        }
     }
 
     fn check_no_wake_was_lost(&self) {

@@ -27,6 +27,14 @@ pub(crate) enum Bug {
     EchoedToSender,
     /// A message to a group is given to its members before it is stored.
     FannedOutEarly,
+    /// A worker is given more calls than its window.
+    WindowIgnored,
+    /// A call that may have been carried out goes to another worker although that does harm.
+    LostRetried,
+    /// The worker of a call whose session has ended is not told.
+    CancelForgotten,
+    /// The caller of every tenth call does not get the last answer.
+    ReplyForgotten,
     /// The clock of a node stands still while its machine is suspended.
     ClockStandsStill,
 }

@@ -82,6 +82,7 @@ impl Run {
             proxies: std::sync::Arc::default(),
             cluster: None,
             store: None,
+            services: None,
         };
         let node = Node::new(node, &world);
         Run { world, node, rng, sessions: Vec::new(), by_socket: BTreeMap::new(), ended: 0 }

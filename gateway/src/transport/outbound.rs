@@ -4,7 +4,7 @@
 
 use super::tls::{Bounds, ContentType, View, seal_owed, seal_records, sealed_end};
 use crate::conn::Wire;
-use crate::outbox::SealedMessages;
+use crate::outbox::{SealedMessages, is_message};
 use trunkline_proto::websocket::{put_messages, seal as seal_messages, sealed_frames};
 use trunkline_proto::{Frame, HEADER_SHORT, Kind, decode, flags};
 
@@ -151,7 +151,7 @@ impl Sealing<'_, '_> {
         }
         let all = frames.len();
         let mut note = |frame: &Frame<'_>, end: usize| {
-            if frame.kind == Kind::Deliver as u8 && frame.flags & flags::ACK == 0 {
+            if is_message(frame.kind) && frame.flags & flags::ACK == 0 {
                 let end = (place + sealed_end(self.view, all, end)) as u32;
                 match self.sealed.last_mut().filter(|record| record.end == end) {
                     Some(record) => record.messages += 1,
@@ -185,9 +185,8 @@ fn head_bytes(sealed: &[u8]) -> usize {
 /// As [`unsent_messages`](crate::outbox::unsent_messages), of what [`seal`] has made.
 pub(crate) fn unsent_sealed_messages(sealed: &[u8], taken: usize) -> u64 {
     let head = head_bytes(sealed);
-    let lost = |frame: &Frame<'_>, end: usize| {
-        head + end > taken && frame.kind == Kind::Deliver as u8 && frame.flags & flags::ACK == 0
-    };
+    let lost =
+        |frame: &Frame<'_>, end: usize| head + end > taken && is_message(frame.kind) && frame.flags & flags::ACK == 0;
     sealed_frames(&sealed[head..]).filter(|(frame, end)| lost(frame, *end)).count() as u64
 }
 

@@ -43,6 +43,8 @@ mod nic_affinity;
 mod reload;
 mod schemathesis;
 mod seccomp;
+mod services;
+mod services_clients;
 mod shortage;
 mod shutdown;
 mod storm;

@@ -6,7 +6,8 @@ use trunkline_proto::prost::Message;
 use trunkline_proto::{FRAME_BYTES_MAX_DEFAULT, Header, Kind, decode, encode, encode_message, encoded_len, frame_len};
 
 use crate::samples::{
-    Sample, bye, every_kind, header, heads, login, login_ok, presence, renew, sync, sync_ok, unwatch, watch,
+    Sample, bye, every_kind, header, heads, login, login_ok, presence, renew, serve, serve_ok, sync, sync_ok, unwatch,
+    watch,
 };
 
 #[test]
@@ -58,6 +59,8 @@ fn every_control_message_has_its_golden_bytes() {
     assert_control(&samples, Kind::Unwatch, &unwatch());
     assert_control(&samples, Kind::Presence, &presence());
     assert_control(&samples, Kind::Heads, &heads());
+    assert_control(&samples, Kind::Serve, &serve());
+    assert_control(&samples, Kind::ServeOk, &serve_ok());
 }
 
 #[test]
@@ -93,6 +96,10 @@ fn debug_output_shows_no_secret() {
     assert!(text.contains("resume: <4 bytes>"), "{text}");
     assert!(text.contains("device: \"phone\""), "{text}");
     assert!(!text.contains("hush"), "{text}");
+
+    let mut serve = serve();
+    serve.token = "hush-hush".into();
+    assert!(!format!("{serve:?}").contains("hush"), "{serve:?}");
 
     let mut login_ok = login_ok();
     login_ok.resume = b"hush".to_vec();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use trunkline_proto::{
     Code, DEVICE_BYTES_MAX, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, HEADER_LONG,
-    HEADER_SHORT, Kind, Outcome, VERSION, flags,
+    HEADER_SHORT, Kind, Outcome, SERVICE_USERS, VERSION, call_flags, flags,
 };
 
 #[test]
@@ -25,6 +25,10 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x0D, Kind::Mark, "MARK", 32),
         (0x0E, Kind::Renew, "RENEW", 8),
         (0x0F, Kind::Logout, "LOGOUT", 8),
+        (0x20, Kind::Serve, "SERVE", 8),
+        (0x21, Kind::Answer, "ANSWER", 32),
+        (0x22, Kind::PushTo, "PUSH_TO", 32),
+        (0x23, Kind::Window, "WINDOW", 8),
         (0x81, Kind::LoginOk, "LOGIN_OK", 8),
         (0x82, Kind::Pong, "PONG", 8),
         (0x83, Kind::Deliver, "DELIVER", 32),
@@ -38,6 +42,10 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x8B, Kind::GroupOk, "GROUP_OK", 32),
         (0x8C, Kind::Heads, "HEADS", 8),
         (0x8F, Kind::Error, "ERROR", 32),
+        (0xA0, Kind::ServeOk, "SERVE_OK", 8),
+        (0xA1, Kind::Request, "REQUEST", 32),
+        (0xA2, Kind::Cancel, "CANCEL", 32),
+        (0xA3, Kind::Pushed, "PUSHED", 32),
     ];
     for (number, kind, name, header_len) in table {
         assert_eq!(kind as u8, number);
@@ -76,6 +84,9 @@ fn codes_have_the_numbers_of_the_protocol() {
         (21, Code::Unsupported),
         (22, Code::LimitReached),
         (23, Code::Muted),
+        (24, Code::TimedOut),
+        (25, Code::OutcomeUnknown),
+        (26, Code::NotAllowed),
     ];
     for (number, code) in table {
         assert_eq!(code.as_u16(), number);
@@ -121,6 +132,10 @@ fn flags_and_limits_have_the_values_of_the_protocol() {
     assert_eq!((flags::ACK, flags::NO_STORE, flags::RETRY), (0x01, 0x02, 0x04));
     assert_eq!(flags::CUMULATIVE, 0x01);
     assert_eq!((flags::AGAIN, flags::REPLAY, flags::SELF), (0x02, 0x04, 0x08));
+    assert_eq!((call_flags::SAFE, call_flags::NO_REPLY, call_flags::TRACE), (0x01, 0x02, 0x04));
+    assert_eq!((call_flags::MORE, call_flags::NOT_BEGUN), (0x01, 0x02));
+    assert_eq!((call_flags::AGAIN, call_flags::HEAD, call_flags::TRACE_BYTES), (0x01, 0x04, 25));
+    assert_eq!(SERVICE_USERS, 0xFFFF_FFFF_FFFF_0000);
     assert_eq!((VERSION, DEVICE_BYTES_MAX), (1, 64));
     assert_eq!((HEADER_SHORT, HEADER_LONG), (8, 32));
     assert_eq!(FRAME_BYTES_MAX_FLOOR, 1_024);

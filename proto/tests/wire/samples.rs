@@ -2,7 +2,8 @@
 
 use trunkline_proto::prost::Message;
 use trunkline_proto::{
-    Bye, Frame, Head, Header, Heads, Kind, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch, flags,
+    Bye, Frame, Head, Header, Heads, Kind, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState,
+    Watch, call_flags, flags,
 };
 
 /// A frame and what it is on the wire.
@@ -113,7 +114,25 @@ pub(crate) fn heads() -> Heads {
     Heads { heads: vec![Head { group: 7, stamp: 5, read: 3, seq: 300, unread: 2 }] }
 }
 
-/// What clients send, by rising number.
+pub(crate) fn serve() -> Serve {
+    let offers = vec![Offer { service: 7, weight: 3, backup: true }];
+    Serve { version: 1, name: "w1".into(), token: "tlk".into(), offers, shard: 2, window: 256, heads: true }
+}
+
+pub(crate) fn serve_ok() -> ServeOk {
+    ServeOk {
+        link: 5,
+        node: "n1".into(),
+        shard: 1,
+        shards: 2,
+        heartbeat_secs: 5,
+        max_frame: 65_536,
+        nodes: vec!["h".into()],
+        time_ms: 150,
+    }
+}
+
+/// What clients and workers send, by rising number.
 fn from_client() -> Vec<Sample> {
     vec![
         control(
@@ -175,6 +194,23 @@ fn from_client() -> Vec<Sample> {
         ),
         control(Kind::Renew, 0, &renew(), "00000011 0e 00 0000 0801 102a 1a03 6e3377"),
         sample(header(Kind::Logout), b"", "00000008 0f 00 0000"),
+        control(
+            Kind::Serve,
+            0,
+            &serve(),
+            "00000022 20 00 0000 0801 1202 7731 1a03 746c6b 2206 0807 1003 1801 2802 308002 3801",
+        ),
+        sample(
+            Header { flags: call_flags::MORE, aux: 500, id: 3 << 32 | 1, ..header(Kind::Answer) },
+            b"ok",
+            "00000022 21 01 01f4 0000000300000001 0000000000000000 0000000000000000 6f6b",
+        ),
+        sample(
+            Header { flags: flags::ACK, aux: 7, id: 9, peer: 42, ..header(Kind::PushTo) },
+            b"!",
+            "00000021 22 01 0007 0000000000000009 000000000000002a 0000000000000000 21",
+        ),
+        sample(Header { aux: 256, ..header(Kind::Window) }, b"", "00000008 23 00 0100"),
     ]
 }
 
@@ -244,6 +280,27 @@ fn from_server() -> Vec<Sample> {
             Header { aux: 21, id: 9, peer: 77, ..header(Kind::Error) },
             b"no",
             "00000022 8f 00 0015 0000000000000009 000000000000004d 0000000000000000 6e6f",
+        ),
+        control(
+            Kind::ServeOk,
+            0,
+            &serve_ok(),
+            "0000001e a0 00 0000 0805 1202 6e31 1801 2002 2805 30808004 3a01 68 409601",
+        ),
+        sample(
+            Header { flags: call_flags::AGAIN, aux: 7, id: 3 << 32 | 1, peer: 42, stamp: 10, ..header(Kind::Request) },
+            b"hi",
+            "00000022 a1 01 0007 0000000300000001 000000000000002a 000000000000000a 6869",
+        ),
+        sample(
+            Header { id: 3 << 32 | 1, ..header(Kind::Cancel) },
+            b"",
+            "00000020 a2 00 0000 0000000300000001 0000000000000000 0000000000000000",
+        ),
+        sample(
+            Header { aux: 2, id: 9, peer: 42, ..header(Kind::Pushed) },
+            b"",
+            "00000020 a3 00 0002 0000000000000009 000000000000002a 0000000000000000",
         ),
     ]
 }

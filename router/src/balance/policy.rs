@@ -15,11 +15,14 @@ pub enum Policy {
     ConsistentHash,
     /// The less loaded of two servers drawn by weight, nginx's `random two least_conn`.
     RandomTwo,
+    /// The least of response time × connections for each unit of weight, after nginx Plus's `least_time`.
+    LeastTime,
 }
 
 impl Policy {
     /// All policies, in the order in which they are documented.
-    pub const ALL: [Policy; 4] = [Policy::RoundRobin, Policy::LeastConn, Policy::ConsistentHash, Policy::RandomTwo];
+    pub const ALL: [Policy; 5] =
+        [Policy::RoundRobin, Policy::LeastConn, Policy::ConsistentHash, Policy::RandomTwo, Policy::LeastTime];
 
     /// The name that [`FromStr`] takes and [`fmt::Display`] writes.
     #[must_use]
@@ -29,12 +32,13 @@ impl Policy {
             Policy::LeastConn => "least-conn",
             Policy::ConsistentHash => "consistent-hash",
             Policy::RandomTwo => "random-two",
+            Policy::LeastTime => "least-time",
         }
     }
 
     /// Whether `slow_start` has an effect. As nginx documents: not with hash and random.
     pub(super) fn ramps(self) -> bool {
-        matches!(self, Policy::RoundRobin | Policy::LeastConn)
+        matches!(self, Policy::RoundRobin | Policy::LeastConn | Policy::LeastTime)
     }
 }
 

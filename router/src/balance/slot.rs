@@ -2,6 +2,7 @@
 
 use super::ServerId;
 use super::health::HealthRecord;
+use super::least_time::ResponseTime;
 use super::server::Server;
 
 /// Fractions of a unit of weight. A weight of 1 that climbs over `slow_start` needs steps in between; 2^16 of them keep
@@ -29,6 +30,8 @@ pub(super) struct Slot {
     ramp_from_ms: Option<u64>,
     /// Left out of the pick under way; see [`Balancer::pick_among`](super::Balancer::pick_among).
     pub(super) excluded: bool,
+    /// How long its answers take, as far as the caller tells.
+    pub(super) response_time: ResponseTime,
     /// How far the server is behind its share in the round robin (ahead of it if negative), in `UNIT`s of weight.
     pub(super) current: i64,
 }
@@ -44,6 +47,7 @@ impl Slot {
             effective_weight,
             ramp_from_ms: None,
             excluded: false,
+            response_time: ResponseTime::default(),
             current: 0,
         }
     }

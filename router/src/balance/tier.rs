@@ -6,7 +6,7 @@ use super::policy::Policy;
 use super::random_two::Line;
 use super::server::Server;
 use super::slot::Slot;
-use super::{least_conn, round_robin};
+use super::{least_conn, least_time, round_robin};
 use rand::Rng;
 
 #[derive(Debug, Clone)]
@@ -22,6 +22,7 @@ enum Method {
     /// `None` without servers: a ring has at least one.
     ConsistentHash(Option<Placement>),
     RandomTwo(Line),
+    LeastTime,
 }
 
 impl Tier {
@@ -46,6 +47,7 @@ impl Tier {
                 Method::ConsistentHash(Placement::new(&members(), before).map_err(BalanceError::Ring)?)
             }
             Policy::RandomTwo => Method::RandomTwo(Line::new(&members())),
+            Policy::LeastTime => Method::LeastTime,
         };
         Ok(Tier { backup: self.backup, method })
     }
@@ -66,6 +68,7 @@ impl Tier {
                 placement.as_ref().zip(key).and_then(|(placement, key)| placement.pick(slots, key, is_open))
             }
             Method::RandomTwo(line) => line.pick(slots, now_ms, is_open, rng),
+            Method::LeastTime => least_time::pick(slots, self.backup, now_ms),
         };
         // What a policy leaves open, as a hash without a key does, round robin decides.
         chosen.or_else(|| round_robin::pick(slots, now_ms, is_open))

@@ -153,6 +153,18 @@ enum Caller {
     Anybody,
 }
 
+/// A key that is in no file of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownKey;
+
+impl std::fmt::Display for UnknownKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("this key is not in the keys file")
+    }
+}
+
+impl std::error::Error for UnknownKey {}
+
 impl Access {
     /// Access with these keys; with none, for this host alone, or with `insecure_open` for whoever reaches the API.
     #[must_use]
@@ -168,6 +180,21 @@ impl Access {
     /// Takes these keys instead of those before, from the next request on.
     pub fn set_keys(&self, keys: ApiKeys) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
+    }
+
+    /// What the owner of a key may do, for those who do not come over HTTP: `None` without a keys file, an error for a key that is not in it.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn scopes(&self, key: &str) -> Result<Option<Vec<Scope>>, UnknownKey> {
+        let Some(keys) = self.keys() else { return Ok(None) };
+        keys.find(key).map(|(_, scopes)| Some(scopes.to_vec())).ok_or(UnknownKey)
+    }
+
+    /// Whether there is a keys file.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.keys().is_some()
     }
 
     fn keys(&self) -> Option<Arc<ApiKeys>> {

@@ -29,7 +29,7 @@ fn room_for(max_conns: u32) -> ServerOptions {
 
 #[test]
 fn a_policy_is_known_by_its_name() {
-    let names = ["weighted-round-robin", "least-conn", "consistent-hash", "random-two"];
+    let names = ["weighted-round-robin", "least-conn", "consistent-hash", "random-two", "least-time"];
     for (policy, name) in Policy::ALL.into_iter().zip(names) {
         assert_eq!(policy.to_string(), name);
         assert_eq!(name.parse(), Ok(policy));

@@ -3,6 +3,7 @@
 mod balance_failures;
 mod balance_hash;
 mod balance_least_conn;
+mod balance_least_time;
 mod balance_properties;
 mod balance_random_two;
 mod balance_round_robin;

@@ -394,6 +394,7 @@ impl Fleet {
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
             store: None,
+            services: None,
         };
         process.node = Some(Node::new(config, &self.world));
         process.pulse.serve(now_us, &self.redis.listed());

@@ -21,6 +21,7 @@ pub(crate) mod signing;
 pub(crate) mod tls;
 pub(crate) mod websocket;
 pub(crate) mod wire;
+pub(crate) mod worker;
 
 use std::time::{Duration, Instant};
 

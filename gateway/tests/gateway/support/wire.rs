@@ -32,6 +32,7 @@ pub(crate) mod kind {
     pub(crate) const PONG: u8 = 0x82;
     pub(crate) const DELIVER: u8 = 0x83;
     pub(crate) const GROUP_DELIVER: u8 = 0x84;
+    pub(crate) const REPLY: u8 = 0x85;
     pub(crate) const SENT: u8 = 0x86;
     pub(crate) const BYE: u8 = 0x88;
     pub(crate) const SYNC_OK: u8 = 0x89;

@@ -1,0 +1,705 @@
+//! The other side of calls: a worker that serves what clients call, and pushes to users.
+//!
+//! ```no_run
+//! use trunkline_client::service::{Answer, Request, Service};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let service = Service::connect("127.0.0.1:7791", "orders-1")
+//!     .serve(7, |request: Request| async move { Answer::ok(request.body) })
+//!     .start()
+//!     .await?;
+//! let outcome = service.push(7, 42, "your order is on its way").await?;
+//! println!("user 42: {outcome:?}");
+//! service.drain().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link that breaks is made again. A request
+//! whose caller is gone is given up: the future of its handler is dropped at the next await. One that runs when its link breaks goes on, and its answer finds
+//! nobody: its caller has been told that the outcome is unknown, or another worker has it by now.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+use trunkline_proto::prost::Message as _;
+use trunkline_proto::{
+    Bye, Frame, Header, Kind, Offer, Outcome, Serve, ServeOk, VERSION, call_flags, decode, encode, encode_message,
+    flags,
+};
+
+pub use trunkline_proto::CallHead;
+
+use crate::ids::MessageIds;
+use crate::{Backoff, Payload, random};
+
+/// Links of one worker.
+const LINKS_MAX: u32 = 16;
+/// Requests that a worker works on at a time, unless it says otherwise.
+const WINDOW: u32 = 256;
+/// Time for a connection and for SERVE_OK.
+const START_WAIT: Duration = Duration::from_secs(10);
+/// Answers and pushes that wait to be written on one link.
+const OUT_MAX: usize = 1_024;
+/// How much longer than what a worker may send a REQUEST can be.
+const HEAD_BYTES_MAX: u32 = 1_024;
+/// Number of the PING behind WINDOW 0; those that keep the link alive have 0.
+const DRAIN_PING: u16 = 1;
+/// Longest frame before the gateway has said what it sends.
+const FIRST_BYTES_MAX: u32 = 1 << 20;
+
+/// A call of a client.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Request {
+    /// The service that was called.
+    pub service: u16,
+    /// Who calls.
+    pub user: u64,
+    /// The caller's own id for it. With the user it names the call wherever it is sent again.
+    pub id: u64,
+    /// Another worker may have carried it out.
+    pub is_again: bool,
+    /// Device, session and time left of the caller, where [`ServiceBuilder::with_heads`] asks for them.
+    pub head: Option<CallHead>,
+    /// The payload.
+    pub body: Bytes,
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    status: u16,
+    flags: u8,
+    body: Bytes,
+}
+
+impl Answer {
+    /// Done: status 0.
+    #[must_use]
+    pub fn ok(body: impl Into<Payload>) -> Self {
+        Self { status: 0, flags: 0, body: body.into().into() }
+    }
+
+    /// A status of the service's own, 256 and more; what is less counts as 256.
+    #[must_use]
+    pub fn status(status: u16, body: impl Into<Payload>) -> Self {
+        Self { status: status.max(256), flags: 0, body: body.into().into() }
+    }
+
+    /// Nothing was begun: another worker may have the call, or the caller hears that it was not carried out.
+    #[must_use]
+    pub fn not_begun() -> Self {
+        Self { status: 0, flags: call_flags::NOT_BEGUN, body: Bytes::new() }
+    }
+}
+
+/// Why a worker does not serve.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// No connection could be made, or it broke.
+    Io(io::Error),
+    /// The gateway said BYE.
+    Refused {
+        /// Number of the reason; [`crate::Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words.
+        text: String,
+    },
+    /// The other side does not speak the protocol.
+    Protocol(String),
+    /// There is no link at the moment.
+    NotConnected,
+    /// The link broke before the fate of the push was known: it may have been delivered.
+    FateUnknown,
+    /// The payload does not fit into a frame of this gateway.
+    PayloadTooLarge,
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "the connection to the gateway: {error}"),
+            Self::Refused { code, text } => write!(f, "the gateway refused with {code}: {text}"),
+            Self::Protocol(what) => write!(f, "the other side is no gateway: {what}"),
+            Self::NotConnected => f.write_str("there is no connection to the gateway at the moment"),
+            Self::FateUnknown => f.write_str("the connection broke before the fate of the push was known"),
+            Self::PayloadTooLarge => f.write_str("the payload does not fit into a frame of this gateway"),
+        }
+    }
+}
+
+impl std::error::Error for ServiceError {}
+
+impl From<io::Error> for ServiceError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+
+/// A worker to be started.
+pub struct ServiceBuilder {
+    addr: String,
+    name: String,
+    token: String,
+    window: u32,
+    heads: bool,
+    weight: u32,
+    backup: bool,
+    backoff: Backoff,
+    handlers: HashMap<u16, Handler>,
+}
+
+impl fmt::Debug for ServiceBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceBuilder").field("addr", &self.addr).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl ServiceBuilder {
+    /// An API key with the scope `serve:<number>` of each service; needed where the gateway has a keys file.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// Calls that are worked on at a time, over all links; 256 unless it is said.
+    #[must_use]
+    pub fn window(mut self, window: u32) -> Self {
+        self.window = window.max(1);
+        self
+    }
+
+    /// This worker's share of the calls against the other workers'; 1 unless it is said.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// It is called only while no other worker can be.
+    #[must_use]
+    pub fn backup(mut self) -> Self {
+        self.backup = true;
+        self
+    }
+
+    /// Requests tell device, session, time left and trace: [`Request::head`].
+    #[must_use]
+    pub fn with_heads(mut self) -> Self {
+        self.heads = true;
+        self
+    }
+
+    /// Serves calls of this service, 1 … 65,535. The handler of a call runs as a task of its own.
+    #[must_use]
+    pub fn serve<H, F>(mut self, service: u16, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        self.handlers.insert(service, Arc::new(move |request| Box::pin(handler(request))));
+        self
+    }
+
+    /// Connects, with one link for each shard. The first attempt is made once, so that a wrong address or key is reported.
+    ///
+    /// Must be called within a tokio runtime, which then runs links and handlers.
+    ///
+    /// # Errors
+    /// [`ServiceError::Io`], [`ServiceError::Refused`], [`ServiceError::Protocol`].
+    pub async fn start(self) -> Result<Service, ServiceError> {
+        let (stop, stopped) = watch::channel(Stop::No);
+        let shared = Arc::new(Shared { ids: MessageIds::new(), links: Mutex::new(Vec::new()), stopped, builder: self });
+        // The first link says how many there are to be; its window is made smaller then.
+        let first = Link::connect(&shared, 1, shared.builder.window).await?;
+        let links = first.ok.shards.clamp(1, LINKS_MAX);
+        let window = shared.builder.window.div_ceil(links).min(u16::MAX.into());
+        let (ok, mut tasks) = (first.ok.clone(), Vec::new());
+        tasks.push(tokio::spawn(run_link(shared.clone(), 1, window, Some(first))));
+        for shard in 2..=links {
+            tasks.push(tokio::spawn(run_link(shared.clone(), shard, window, None)));
+        }
+        Ok(Service { shared, stop, node: ok.node, tasks })
+    }
+}
+
+/// A worker that serves.
+#[derive(Debug)]
+pub struct Service {
+    shared: Arc<Shared>,
+    stop: watch::Sender<Stop>,
+    node: String,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Service {
+    /// A worker called `name` at the services' port of a gateway.
+    pub fn connect(addr: impl Into<String>, name: impl Into<String>) -> ServiceBuilder {
+        ServiceBuilder {
+            addr: addr.into(),
+            name: name.into(),
+            token: String::new(),
+            window: WINDOW,
+            heads: false,
+            weight: 1,
+            backup: false,
+            backoff: Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5) },
+            handlers: HashMap::new(),
+        }
+    }
+
+    /// Name of the gateway's node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Links that are connected.
+    #[must_use]
+    pub fn links(&self) -> usize {
+        self.shared.links().len()
+    }
+
+    /// Pushes to a user, at least once, and waits for the fate. `service` is one that this worker serves.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`], [`ServiceError::Refused`],
+    /// [`ServiceError::FateUnknown`].
+    pub async fn push(&self, service: u16, user: u64, payload: impl Into<Payload>) -> Result<Outcome, ServiceError> {
+        self.push_as(self.shared.ids.next(), service, user, payload).await
+    }
+
+    /// [`Self::push`] with an id of the application's own, never 0: a user's device gets one that is pushed again under the same id once.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub async fn push_as(
+        &self,
+        id: u64,
+        service: u16,
+        user: u64,
+        payload: impl Into<Payload>,
+    ) -> Result<Outcome, ServiceError> {
+        let (fate, told) = oneshot::channel();
+        let push = Push { id, service, user, payload: payload.into().into(), fate: Some(fate) };
+        self.shared.queue_push(push).await?;
+        told.await.unwrap_or(Err(ServiceError::FateUnknown))
+    }
+
+    /// Pushes to a user at most once, and nothing is heard of it.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotConnected`], [`ServiceError::PayloadTooLarge`].
+    pub async fn push_unacked(&self, service: u16, user: u64, payload: impl Into<Payload>) -> Result<(), ServiceError> {
+        let id = self.shared.ids.next();
+        self.shared.queue_push(Push { id, service, user, payload: payload.into().into(), fate: None }).await
+    }
+
+    /// Takes no new calls, answers those it has, and ends. None is lost.
+    pub async fn drain(self) {
+        self.stop.send_replace(Stop::Drain);
+        for task in self.tasks {
+            // A task that panicked has ended as well.
+            drop(task.await);
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    No,
+    Drain,
+}
+
+#[derive(Debug)]
+struct Push {
+    id: u64,
+    service: u16,
+    user: u64,
+    payload: Bytes,
+    fate: Option<oneshot::Sender<Result<Outcome, ServiceError>>>,
+}
+
+/// What goes out on one link.
+#[derive(Debug)]
+enum Out {
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
+    /// A handler has panicked.
+    Gone {
+        id: u64,
+    },
+    Push(Push),
+}
+
+#[derive(Debug)]
+struct Shared {
+    builder: ServiceBuilder,
+    ids: MessageIds,
+    /// The connected links: the shard, room for what goes out there, and the longest payload.
+    links: Mutex<Vec<(u32, mpsc::Sender<Out>, usize)>>,
+    stopped: watch::Receiver<Stop>,
+}
+
+impl Shared {
+    fn links(&self) -> Vec<(u32, mpsc::Sender<Out>, usize)> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put_link(&self, shard: u32, out: mpsc::Sender<Out>, payload_max: usize) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|(other, ..)| *other != shard);
+        links.push((shard, out, payload_max));
+    }
+
+    fn drop_link(&self, shard: u32) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, ..)| *other != shard);
+    }
+
+    /// On one link after the other. Pushes of one user stay on one, so that they come in order.
+    async fn queue_push(&self, push: Push) -> Result<(), ServiceError> {
+        let mut links = self.links();
+        links.sort_by_key(|(shard, ..)| *shard);
+        if links.is_empty() {
+            return Err(ServiceError::NotConnected);
+        }
+        let at = usize::try_from(push.user % links.len() as u64).unwrap_or_default();
+        let (_, out, payload_max) = links.swap_remove(at);
+        if push.payload.len() > payload_max {
+            return Err(ServiceError::PayloadTooLarge);
+        }
+        out.send(Out::Push(push)).await.map_err(|_ended| ServiceError::NotConnected)
+    }
+}
+
+/// A connection on which SERVE was answered.
+#[derive(Debug)]
+struct Link {
+    stream: TcpStream,
+    inbound: Vec<u8>,
+    ok: ServeOk,
+}
+
+impl Link {
+    async fn connect(shared: &Shared, shard: u32, window: u32) -> Result<Self, ServiceError> {
+        let builder = &shared.builder;
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+        let begun = async {
+            let mut stream = TcpStream::connect(&builder.addr).await?;
+            stream.set_nodelay(true)?;
+            let mut services: Vec<u16> = builder.handlers.keys().copied().collect();
+            services.sort_unstable();
+            let offer =
+                |service: u16| Offer { service: service.into(), weight: builder.weight, backup: builder.backup };
+            let serve = Serve {
+                version: VERSION,
+                name: builder.name.clone(),
+                token: builder.token.clone(),
+                offers: services.into_iter().map(offer).collect(),
+                shard,
+                window,
+                heads: builder.heads,
+            };
+            let mut bytes = Vec::new();
+            encode_message(&mut bytes, Kind::Serve, 0, &serve);
+            stream.write_all(&bytes).await?;
+            let mut inbound = Vec::new();
+            loop {
+                let whole = decode(&inbound, FIRST_BYTES_MAX);
+                let whole = whole.map_err(|violation| ServiceError::Protocol(violation.to_string()))?;
+                if let Some((frame, len)) = whole {
+                    let ok = first_answer(&frame)?;
+                    inbound.drain(..len);
+                    return Ok(Link { stream, inbound, ok });
+                }
+                if stream.read_buf(&mut inbound).await? == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+            }
+        };
+        timeout(START_WAIT, begun).await.unwrap_or_else(|_elapsed| Err(late().into()))
+    }
+}
+
+fn first_answer(frame: &Frame<'_>) -> Result<ServeOk, ServiceError> {
+    let unreadable = |error: trunkline_proto::prost::DecodeError| ServiceError::Protocol(error.to_string());
+    match frame.known() {
+        Some(Kind::ServeOk) => ServeOk::decode(frame.body).map_err(unreadable),
+        Some(Kind::Bye) => {
+            let text = Bye::decode(frame.body).map_err(unreadable)?.text;
+            Err(ServiceError::Refused { code: frame.aux, text })
+        }
+        _ => Err(ServiceError::Protocol(format!("SERVE was answered with kind {}", frame.kind))),
+    }
+}
+
+/// Keeps one link until the worker is drained: made again whenever it breaks.
+async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Option<Link>) {
+    let mut stopped = shared.stopped.clone();
+    let mut attempt = 0;
+    while *stopped.borrow() == Stop::No {
+        let link = match first.take() {
+            Some(link) => Ok(link),
+            None => tokio::select! {
+                link = Link::connect(&shared, shard, window) => link,
+                _ = stopped.changed() => return,
+            },
+        };
+        if let Ok(link) = link {
+            let began = Instant::now();
+            drop(serve_link(&shared, shard, window, link).await);
+            shared.drop_link(shard);
+            if began.elapsed() > shared.builder.backoff.max {
+                attempt = 0;
+            }
+        }
+        let wait = shared.builder.backoff.delay(attempt, random::share());
+        attempt = attempt.saturating_add(1);
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = stopped.changed() => {}
+        }
+    }
+}
+
+/// One link, until it ends.
+async fn serve_link(shared: &Arc<Shared>, shard: u32, window: u32, link: Link) -> Result<(), ServiceError> {
+    let Link { stream, inbound, ok } = link;
+    let (reader, writer) = stream.into_split();
+    let (out, queue) = mpsc::channel(OUT_MAX);
+    let payload_max = (ok.max_frame as usize).saturating_sub(trunkline_proto::HEADER_LONG);
+    let mut session = LinkSession {
+        shared: shared.clone(),
+        out: out.downgrade(),
+        inbound,
+        max_frame: ok.max_frame.saturating_add(HEAD_BYTES_MAX),
+        running: HashMap::new(),
+        pushes: HashMap::new(),
+        outbound: Vec::new(),
+        drained: false,
+    };
+    session.put(Kind::Window, 0, window.min(u16::MAX.into()) as u16, 0, 0, &[]);
+    shared.put_link(shard, out.clone(), payload_max);
+    let heartbeat = Duration::from_secs(ok.heartbeat_secs.max(1).into());
+    let ended = session.run(reader, writer, queue, heartbeat).await;
+    for (_, fate) in session.pushes.drain() {
+        drop(fate.send(Err(ServiceError::FateUnknown)));
+    }
+    drop(out);
+    ended
+}
+
+/// One link that is connected.
+struct LinkSession {
+    shared: Arc<Shared>,
+    /// For the handlers of this link's requests; the link does not wait for itself.
+    out: mpsc::WeakSender<Out>,
+    inbound: Vec<u8>,
+    max_frame: u32,
+    /// Handlers, by the gateway's number of their call.
+    running: HashMap<u64, AbortHandle>,
+    pushes: HashMap<(u64, u64), oneshot::Sender<Result<Outcome, ServiceError>>>,
+    outbound: Vec<u8>,
+    /// No request comes any more.
+    drained: bool,
+}
+
+impl LinkSession {
+    async fn run(
+        &mut self,
+        mut reader: impl AsyncRead + Unpin,
+        mut writer: impl AsyncWrite + Unpin,
+        mut queue: mpsc::Receiver<Out>,
+        heartbeat: Duration,
+    ) -> Result<(), ServiceError> {
+        let mut stopped = self.shared.stopped.clone();
+        let mut drains = false;
+        let (mut heard, mut pinged) = (Instant::now(), Instant::now());
+        loop {
+            if *stopped.borrow() == Stop::Drain && !drains {
+                drains = true;
+                // Behind the answer to this PING no request comes any more.
+                self.put(Kind::Window, 0, 0, 0, 0, &[]);
+                self.put(Kind::Ping, 0, DRAIN_PING, 0, 0, &[]);
+            }
+            let is_idle = self.running.is_empty() && self.pushes.is_empty() && self.outbound.is_empty();
+            if self.drained && is_idle && queue.is_empty() {
+                self.put(Kind::Logout, 0, 0, 0, 0, &[]);
+                writer.write_all(&self.outbound).await?;
+                return Ok(());
+            }
+            let written = self.outbound.len();
+            tokio::select! {
+                read = reader.read_buf(&mut self.inbound) => {
+                    if read? == 0 {
+                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                    }
+                    heard = Instant::now();
+                    self.take_frames()?;
+                }
+                wrote = writer.write(&self.outbound), if written > 0 => {
+                    self.outbound.drain(..wrote?);
+                }
+                Some(out) = queue.recv(), if written < 64 << 10 => {
+                    self.send(out);
+                    // What has gathered goes in one write.
+                    while self.outbound.len() < 64 << 10 && let Ok(out) = queue.try_recv() {
+                        self.send(out);
+                    }
+                }
+                _ = stopped.changed(), if !drains => {}
+                () = sleep(heartbeat / 2) => {
+                    if heard.elapsed() > 2 * heartbeat {
+                        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                    }
+                }
+            }
+            if pinged.elapsed() >= heartbeat {
+                pinged = Instant::now();
+                self.put(Kind::Ping, 0, 0, 0, 0, &[]);
+            }
+        }
+    }
+
+    fn put(&mut self, kind: Kind, flags: u8, aux: u16, id: u64, peer: u64, body: &[u8]) {
+        encode(&mut self.outbound, &Header { kind, flags, aux, id, peer, stamp: 0 }, body);
+    }
+
+    fn send(&mut self, out: Out) {
+        match out {
+            Out::Answer { id, answer: Answer { status, flags, body } } => {
+                // What was cancelled meanwhile is nobody's.
+                if self.running.remove(&id).is_some() {
+                    let fits = body.len() + trunkline_proto::HEADER_LONG <= (self.max_frame - HEAD_BYTES_MAX) as usize;
+                    let body = if fits { &body[..] } else { &[] };
+                    self.put(Kind::Answer, flags, status, id, 0, body);
+                }
+            }
+            // Its call is left to the gateway's clock, which tells the truth: nobody knows what was done.
+            Out::Gone { id } => drop(self.running.remove(&id)),
+            Out::Push(Push { id, service, user, payload, fate }) => {
+                let acked = if fate.is_some() { flags::ACK } else { 0 };
+                self.put(Kind::PushTo, acked, service, id, user, &payload);
+                if let Some(fate) = fate {
+                    self.pushes.insert((id, user), fate);
+                }
+            }
+        }
+    }
+
+    fn take_frames(&mut self) -> Result<(), ServiceError> {
+        let inbound = std::mem::take(&mut self.inbound);
+        let mut at = 0;
+        loop {
+            let whole = decode(&inbound[at..], self.max_frame);
+            let whole = whole.map_err(|violation| ServiceError::Protocol(violation.to_string()))?;
+            let Some((frame, len)) = whole else { break };
+            at += len;
+            self.handle(&frame)?;
+        }
+        self.inbound = inbound;
+        self.inbound.drain(..at);
+        Ok(())
+    }
+
+    fn handle(&mut self, frame: &Frame<'_>) -> Result<(), ServiceError> {
+        match frame.known() {
+            Some(Kind::Request) => self.begin(frame),
+            Some(Kind::Cancel) => {
+                if let Some(handler) = self.running.remove(&frame.id) {
+                    handler.abort();
+                }
+            }
+            Some(Kind::Pushed) => {
+                if let Some(fate) = self.pushes.remove(&(frame.id, frame.peer)) {
+                    let outcome = Outcome::from_u16(frame.aux);
+                    let unknown = || ServiceError::Protocol(format!("fate {}", frame.aux));
+                    drop(fate.send(outcome.ok_or_else(unknown)));
+                }
+            }
+            Some(Kind::Error) => {
+                if let Some(fate) = self.pushes.remove(&(frame.id, frame.peer)) {
+                    let text = String::from_utf8_lossy(frame.body).into_owned();
+                    drop(fate.send(Err(ServiceError::Refused { code: frame.aux, text })));
+                }
+            }
+            Some(Kind::Pong) => self.drained |= frame.aux == DRAIN_PING,
+            Some(Kind::Bye) => {
+                let text = Bye::decode(frame.body).unwrap_or_default().text;
+                return Err(ServiceError::Refused { code: frame.aux, text });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, frame: &Frame<'_>) {
+        let (head, body) = match frame.flags & call_flags::HEAD {
+            0 => (None, frame.body),
+            _ => split_head(frame.body),
+        };
+        let request = Request {
+            service: frame.aux,
+            user: frame.peer,
+            id: frame.stamp,
+            is_again: frame.flags & call_flags::AGAIN != 0,
+            head,
+            body: Bytes::copy_from_slice(body),
+        };
+        let handler = self.shared.builder.handlers.get(&frame.aux).cloned();
+        let (Some(handler), Some(out)) = (handler, self.out.upgrade()) else {
+            return self.put(Kind::Answer, call_flags::NOT_BEGUN, 0, frame.id, 0, &[]);
+        };
+        let id = frame.id;
+        let task = tokio::spawn(async move {
+            let mut owed = Owed { id, out: Some(out) };
+            let answer = handler(request).await;
+            if let Some(out) = owed.out.take() {
+                // Without its link nobody waits for it.
+                drop(out.send(Out::Answer { id, answer }).await);
+            }
+        });
+        self.running.insert(id, task.abort_handle());
+    }
+}
+
+/// The answer that a handler owes.
+struct Owed {
+    id: u64,
+    out: Option<mpsc::Sender<Out>>,
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if let Some(out) = self.out.take() {
+            // A full queue is one of a link that is about to end.
+            drop(out.try_send(Out::Gone { id: self.id }));
+        }
+    }
+}
+
+fn split_head(body: &[u8]) -> (Option<CallHead>, &[u8]) {
+    let Some((len, rest)) = body.split_first_chunk::<2>() else { return (None, body) };
+    match rest.split_at_checked(u16::from_be_bytes(*len).into()) {
+        Some((head, payload)) => (CallHead::decode(head).ok(), payload),
+        None => (None, body),
+    }
+}

@@ -1,0 +1,74 @@
+//! Services: from the settings to where workers connect and what is said of services.
+
+use super::resolve::{Judge, known};
+use super::{ConfigError, Settings};
+use crate::limits::Limits;
+use crate::services::ServiceSpec;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+/// Most open calls of a session, and of a shard.
+const CALLS_PER_SESSION_MAX: u64 = 4_096;
+const CALLS_MAX: u64 = 4_000_000;
+/// Services of which something may be said.
+const SPECS_MAX: usize = 1_024;
+
+/// How workers come to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicesConfig {
+    /// Where they connect.
+    pub listen: SocketAddr,
+    /// What is said of services.
+    pub specs: Arc<[ServiceSpec]>,
+}
+
+/// Judges how workers come to the node; `None` for one without services.
+pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesConfig>, ConfigError> {
+    let texts = all.service.clone().unwrap_or_default();
+    let Some(listen) = all.services_listen else {
+        return match texts.first() {
+            None => Ok(None),
+            Some(text) => judge.refuse("service", text, "no worker could serve it: give --services-listen too"),
+        };
+    };
+    if !listen.ip().is_loopback() && all.api_keys_file.is_none() {
+        let allowed = "this is not loopback, and without keys nobody could serve from there: \
+                       give --api-keys-file FILE (gateway api-key --scope serve:7 makes a key)";
+        return judge.refuse("services_listen", listen, allowed);
+    }
+    let mut specs: Vec<ServiceSpec> = Vec::new();
+    for text in &texts {
+        let spec = match text.parse::<ServiceSpec>() {
+            Ok(spec) => spec,
+            Err(error) => return judge.refuse("service", format!("{text:?}"), error.to_string()),
+        };
+        if specs.iter().any(|other| other.service == spec.service) {
+            return judge.refuse("service", format!("{text:?}"), "something was said of this service before");
+        }
+        specs.push(spec);
+    }
+    if specs.len() > SPECS_MAX {
+        return judge.refuse("service", specs.len(), format!("at most {SPECS_MAX}"));
+    }
+    Ok(Some(ServicesConfig { listen, specs: specs.into() }))
+}
+
+/// Judges the limits of calls, and sets those of each shard; they stay 0 without services.
+pub(super) fn call_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
+    if all.services_listen.is_none() {
+        return Ok(());
+    }
+    let frame = u64::from(limits.frame_bytes_max);
+    let count = |key, value: Option<u64>, most| judge.count(key, known(value), 1..=most);
+    let per_session = count("calls_per_session_max", all.calls_per_session_max, CALLS_PER_SESSION_MAX)?;
+    limits.calls_per_session_max = per_session as u32;
+    limits.calls_max = count("calls_max", all.calls_max, CALLS_MAX)? as u32;
+    let link = judge.size("link_outbox_bytes_max", known(all.link_outbox_bytes_max), frame + KIB..=GIB)?;
+    limits.link_outbox_bytes_max = link as usize;
+    let kept = known(all.calls_kept_bytes_max);
+    let why = "each has room for the longest call (frame_bytes_max)";
+    limits.calls_kept_bytes_max = judge.share("calls_kept_bytes_max", kept, shards, frame + KIB, why)?;
+    Ok(())
+}
