@@ -84,7 +84,7 @@ bench-cluster: ## Messages across nodes beside those within one, and logins with
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench-cluster.sh
 
-bench-million: ## A million clients in one gateway, and a storm of 200,000 (root, 15 GiB, 15 minutes)
+bench-million: ## A million clients in one gateway, and a storm of 200,000 (root, 15 GiB, half an hour)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench-million.sh
 

@@ -5,6 +5,7 @@ Two gateways are looked at: one with a certificate of ECDSA and one with RSA, ne
 found wanting: findings about the chain are left out.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import re
@@ -16,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 GATEWAY, SSLYZE = sys.argv[1:]
-PATIENCE_S = 300
+PATIENCE_S = 900
 REQUEST = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # Of who signed a certificate, which is nobody here, and of names of hosts and headers of web sites.
 OF_THE_CHAIN = {"cert_chain_of_trust", "cert_revocation", "cert_ocspRevoked", "cert_trust"}
@@ -105,25 +106,34 @@ def key_updates(port, http, cert):
     return faults
 
 
-def main():
-    faults = []
+def certificate(folder, kind, key):
+    cert = folder / f"{kind}-cert.pem"
+    made = run(
+        "openssl", "req", "-x509", *key, "-nodes", "-keyout", folder / f"{kind}-key.pem", "-out", cert, "-days", "90",
+        "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-addext", "keyUsage=digitalSignature", "-addext", "extendedKeyUsage=serverAuth",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return cert
+
+
+def look(kind, key):
+    """All that is found with a certificate of one kind."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind, key in (("ecdsa", ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]), ("rsa", ["-newkey", "rsa:2048"])):
-            cert = folder / f"{kind}-cert.pem"
-            made = run(
-                "openssl", "req", "-x509", *key, "-nodes", "-keyout", folder / f"{kind}-key.pem", "-out", cert, "-days", "90",
-                "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-                "-addext", "keyUsage=digitalSignature", "-addext", "extendedKeyUsage=serverAuth",
-            )  # fmt: skip
-            assert made.returncode == 0, made.stderr
-            with gateway(folder, kind) as (port, http):
-                looks = [lambda: key_updates(port, http, cert), lambda: sslyze(port, folder, cert), lambda: testssl(port, folder, cert)]
-                for look in looks:
-                    found = look()
-                    faults += [f"{kind}: {fault}" for fault in found]
-            print(f"{kind}: testssl.sh, sslyze, and changes of keys by OpenSSL and GnuTLS: {'see below' if faults else 'nothing above low'}")
-    print(*faults, sep="\n", end="")
+        cert = certificate(folder, kind, key)
+        with gateway(folder, kind) as (port, http):
+            found = key_updates(port, http, cert) + sslyze(port, folder, cert) + testssl(port, folder, cert)
+    print(f"{kind}: testssl.sh, sslyze, changes of keys by OpenSSL and GnuTLS: {len(found)} faults", flush=True)
+    return [f"{kind}: {fault}" for fault in found]
+
+
+def main():
+    kinds = {"ecdsa": ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"], "rsa": ["-newkey", "rsa:2048"]}
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        faults = [fault for found in threads.map(look, kinds.keys(), kinds.values()) for fault in found]
+    for fault in faults:
+        print(fault)
     sys.exit(bool(faults))
 
 

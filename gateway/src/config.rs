@@ -4,6 +4,7 @@ mod addresses;
 mod cluster;
 mod file;
 mod fit;
+mod groups;
 mod host;
 mod listen;
 mod names;
@@ -18,6 +19,7 @@ mod values;
 mod websocket;
 
 pub(crate) use fit::Room;
+pub(crate) use groups::MEMBERSHIP_STORED_BYTES;
 pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
 
 pub use cluster::{ClusterConfig, ClusterSecret};

@@ -11,7 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use trunkline_store::{COMMIT_BUCKETS_US, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
+use trunkline_store::{
+    COMMIT_BUCKETS_US, Clock, Embedded, GroupLimits, GroupStats, Groups, Refusal, Stats, StoreMail, StoreThread,
+    WhenFull, WithGroups, group_store_limits,
+};
 
 /// Registered devices of a user that are remembered at least, also where fewer may be online.
 const DEVICES_LEAST: u16 = 32;
@@ -59,6 +62,19 @@ impl StoreMemory {
     }
 }
 
+impl StoreMemory {
+    /// What the logs of groups take, which have a part of what inboxes have.
+    pub(crate) fn of_groups(limits: &Limits) -> u64 {
+        let StoreMemory { recent, tables, .. } = StoreMemory::of(limits);
+        recent.saturating_add(tables) / GROUPS_PART
+    }
+}
+
+/// Groups have so much less disk and memory for what is recent than inboxes: each message is there once.
+const GROUPS_PART: u64 = 4;
+/// Folder of the logs of groups, in that of the store.
+const GROUPS_FOLDER: &str = "groups";
+
 /// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
@@ -98,9 +114,37 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
 /// # Errors
 /// When the folder cannot be used, or another process has it; the message names it.
 pub fn open(data_dir: &Path, limits: trunkline_store::Limits) -> Result<Embedded, StartupError> {
-    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    Embedded::open(data_dir, limits, Arc::new(clock))
+    Embedded::open(data_dir, limits, wall_clock())
         .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))
+}
+
+fn wall_clock() -> Clock {
+    Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
+}
+
+/// Opens what is kept of groups, in a folder of its own within that of the store.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_groups(config: &StoreConfig, limits: &Limits) -> Result<Groups<Embedded>, StartupError> {
+    let folder = config.data_dir.join(GROUPS_FOLDER);
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let of_inboxes = store_limits(config, limits);
+    let of_groups = trunkline_store::Limits {
+        store_bytes_max: of_inboxes.store_bytes_max / GROUPS_PART,
+        recent_bytes_max: of_inboxes.recent_bytes_max / GROUPS_PART,
+        ..of_inboxes
+    };
+    let most = &limits.groups;
+    let of_groups = group_store_limits(&of_groups, narrow(most.messages_max), most.age_secs.saturating_mul(1_000));
+    let logs = open(&folder, of_groups)?;
+    let of_members = GroupLimits {
+        members_max: narrow(most.members_max),
+        groups_per_user_max: narrow(most.per_user_max),
+        memberships_max: most.memberships_max,
+        groups_max: most.memberships_max / 8,
+    };
+    Groups::open(logs, of_members, wall_clock()).map_err(|error| StartupError::Store(folder, error.to_string()))
 }
 
 impl NodeStore {
@@ -111,7 +155,10 @@ impl NodeStore {
     pub fn start(config: &StoreConfig, limits: &Limits, shards: u16) -> Result<Self, StartupError> {
         let failed = |error: String| StartupError::Store(config.data_dir.clone(), error);
         let store = open(&config.data_dir, store_limits(config, limits))?;
-        let highest_stamp = store.high();
+        let groups = open_groups(config, limits)?;
+        let highest_stamp = store.high().max(groups.logs().high());
+        let group_stats = groups.stats().clone();
+        let store = WithGroups::new(store, Some(groups));
         let mut key = [0; 8];
         getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
         let mail = StoreMail::new(limits.store_mail_bytes_max as usize);
@@ -120,7 +167,8 @@ impl NodeStore {
         let thread = StoreThread::start(store, mail.clone(), move |source, batch| way_back.put(source, batch))
             .map_err(|error| failed(format!("starting its thread: {error}")))?;
         let (key, stats) = (u64::from_ne_bytes(key), thread.stats().clone());
-        let shards = ShardStore { mail, answers, highest_stamp, key, stats };
+        let groups = Some(group_stats);
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats, groups };
         let (bytes_max, frame_bytes_max) = (config.bytes_max, limits.frame_bytes_max.into());
         Ok(NodeStore { thread, shards, bytes_max, frame_bytes_max })
     }
@@ -132,8 +180,8 @@ impl NodeStore {
 
     /// How it is, for those who show it.
     pub fn watch(&self) -> StoreWatch {
-        let ShardStore { stats, mail, .. } = self.shards();
-        StoreWatch { stats, mail, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
+        let ShardStore { stats, mail, groups, .. } = self.shards();
+        StoreWatch { stats, mail, groups, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
     }
 
     /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
@@ -147,6 +195,7 @@ impl NodeStore {
 pub struct StoreWatch {
     stats: Arc<Stats>,
     mail: Arc<StoreMail>,
+    groups: Option<Arc<GroupStats>>,
     bytes_max: u64,
     frame_bytes_max: u64,
 }
@@ -162,6 +211,10 @@ impl StoreWatch {
             return Some(format!(
                 "the store cannot write{why}, so messages for users who are offline are refused with SENT 3"
             ));
+        }
+        if let Some(groups) = self.groups.as_ref().filter(|groups| !groups.store.is_available()) {
+            let why = groups.store.trouble().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+            return Some(format!("the store cannot write logs of groups{why}, so messages to groups get SENT 3"));
         }
         if silence >= SILENCE_MAX {
             return Some(format!(
@@ -300,6 +353,9 @@ impl StoreWatch {
             exposition.name(name, kind, help);
             exposition.sample(&[], value);
         }
+        if let Some(groups) = &self.groups {
+            write_groups(exposition, groups);
+        }
         exposition.name("trunkline_store_refused_total", StatType::Counter, "Requests refused, by why.");
         for refusal in Refusal::ALL {
             exposition.sample(&[("reason", &refusal.label())], of(&refused[refusal as usize]));
@@ -312,5 +368,48 @@ impl StoreWatch {
             &counts,
             of(commit_us_sum),
         );
+    }
+}
+
+fn write_groups(exposition: &mut Exposition, groups: &GroupStats) {
+    let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    for (name, kind, help, value) in [
+        ("trunkline_groups", StatType::Gauge, "Groups that are kept.", of(&groups.groups)),
+        ("trunkline_group_memberships", StatType::Gauge, "Memberships in them.", of(&groups.memberships)),
+        ("trunkline_group_appends_total", StatType::Counter, "Messages stored in logs of groups.", of(&groups.appends)),
+        ("trunkline_group_marks_stored_total", StatType::Counter, "Read marks that were news.", of(&groups.marks)),
+        (
+            "trunkline_group_books_begun_total",
+            StatType::Counter,
+            "Lists of members written anew because they had become long.",
+            of(&groups.books_begun),
+        ),
+        (
+            "trunkline_group_log_bytes",
+            StatType::Gauge,
+            "Bytes on disk of groups: logs, lists of members, and tables.",
+            of(&groups.store.log_bytes) + of(&groups.store.table_bytes),
+        ),
+        (
+            "trunkline_group_commit_failures_total",
+            StatType::Counter,
+            "Batches of groups that could not be made durable.",
+            of(&groups.store.commit_failures),
+        ),
+        (
+            "trunkline_group_damages_total",
+            StatType::Counter,
+            "Damaged places found on disk in what is kept of groups.",
+            of(&groups.store.damages),
+        ),
+        (
+            "trunkline_group_dropped_total",
+            StatType::Counter,
+            "Oldest messages of groups let go because their log was full, or because of their age.",
+            of(&groups.store.dropped_oldest) + of(&groups.store.expired),
+        ),
+    ] {
+        exposition.name(name, kind, help);
+        exposition.sample(&[], value);
     }
 }

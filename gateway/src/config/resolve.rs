@@ -3,6 +3,7 @@
 use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
+use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::listen::{Endpoint, listen};
 use super::settings::{fixed_defaults, flag};
 use super::store::{
@@ -295,6 +296,12 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
         .get_or_insert_with(|| (room.bytes / 32 / STORE_USER_BYTES).clamp(STORE_USERS_LEAST, STORE_USERS_MOST));
     all.store_bytes_max.get_or_insert_with(|| Size((room.bytes / MIB * MIB).clamp(STORE_BYTES_LEAST, 16 * GIB)));
     all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
+    all.group_memberships_max
+        .get_or_insert_with(|| (room.bytes / 32 / MEMBERSHIP_STORED_BYTES).clamp(MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST));
+    all.group_queue_bytes_max.get_or_insert_with(|| {
+        let each = ((room.bytes / 128).min(256 * MIB) / shards).min(4 * MIB) / KIB * KIB;
+        Size(each.max(2 * frame))
+    });
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.reached());
@@ -463,6 +470,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         store_bytes_max: store.store_bytes_max,
         store_users_max: store.users_max,
         store_recent_bytes_max: store.recent_bytes_max,
+        groups: group_limits(all, frame_bytes_max, judge)?,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()

@@ -333,8 +333,8 @@ settings! {
     device_age_secs: [u64] "SECS" "TRUNKLINE_DEVICE_AGE_SECS" Fixed("2592000");
     /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3 (overloaded).
     store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
-    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. When hit: the sender gets SENT 5
-    /// (inbox full).
+    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. Groups may take a quarter as much
+    /// besides. When hit: the sender gets SENT 5 (inbox full), of a message to a group SENT 3 (overloaded).
     store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Computed("as much as memory_max, 64MiB to 16GiB");
     /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
     /// sender gets SENT 5 (inbox full).
@@ -342,6 +342,26 @@ settings! {
     /// Memory at which stored messages leave it for a table on disk, 4MiB to 1GiB. Eight times as much is taken while
     /// the disk is slow; beyond that the sender gets SENT 3 (overloaded).
     store_recent_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_RECENT_BYTES_MAX" Computed("a 128th of memory_max, 4MiB to 64MiB");
+
+    ["Groups"]
+    /// Members of one group, 1 to 100000000. When hit: a further one gets ERROR 22 (limit reached).
+    group_members_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERS_MAX" Fixed("1000000");
+    /// Groups of one user, and live rooms of one session, 1 to 100000. When hit: a further one gets ERROR 22 (limit reached).
+    groups_per_user_max: [u64] "N" "TRUNKLINE_GROUPS_PER_USER_MAX" Fixed("1000");
+    /// Messages kept of one group, 1 to 1000000. When hit: the oldest go, and who asks for them is told so.
+    group_messages_max: [u64] "N" "TRUNKLINE_GROUP_MESSAGES_MAX" Fixed("10000");
+    /// Seconds a message of a group is kept, 1 to 315360000.
+    group_age_secs: [u64] "SECS" "TRUNKLINE_GROUP_AGE_SECS" Fixed("604800");
+    /// Messages to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets SENT 3 (overloaded).
+    @reloadable group_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_SENDS_PER_SEC" Fixed("200");
+    /// Messages of one member to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets ERROR 11 (rate limited).
+    @reloadable group_member_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_MEMBER_SENDS_PER_SEC" Fixed("10");
+    /// Memberships in all groups of the node, 1000 to 1000000000, and an eighth as many groups; each takes 128 B of memory where there is a store. When hit: a
+    /// further one gets ERROR 22 (limit reached). Each shard serves as many sessions in groups and rooms; beyond that a session is in none.
+    group_memberships_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERSHIPS_MAX" Computed("as many as take a thirty-second of memory_max");
+    /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit: members are told that there is something to
+    /// ask for.
+    group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.

@@ -305,6 +305,9 @@ impl Shard {
                 self.close(slot, CloseReason::Logout);
             }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
+            kind @ (Kind::GroupSend | Kind::GroupJoin | Kind::GroupLeave | Kind::Mark) => {
+                return self.group_frame(slot, kind, frame);
+            }
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),
         }

@@ -11,6 +11,7 @@ use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::desk::{Desk, ShardStore};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
+use crate::groups::Groups;
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now, Peer};
 use crate::limits::{Limits, MESH_LINK_SHARE};
@@ -115,6 +116,7 @@ pub(crate) struct Shard {
     pub(crate) kicks: Kicks,
     /// The store; `None` without one.
     pub(crate) desk: Option<Desk>,
+    pub(crate) groups: Groups,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -189,6 +191,7 @@ impl Shard {
                 user_bytes_max: limits.unacked_bytes_per_user_max,
                 bytes_max: limits.unacked_total_bytes_max,
             }),
+            groups: Groups::default(),
             inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -394,7 +397,10 @@ impl Shard {
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
         match phase {
-            Phase::Open => self.session_ended(slot, user),
+            Phase::Open => {
+                self.leave_parts(slot);
+                self.session_ended(slot, user);
+            }
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
             Phase::Registering => {
                 drop(self.directory.registrations.forget(slot));
@@ -464,6 +470,7 @@ impl Shard {
         if self.desk.is_some() {
             self.expire_kept();
         }
+        self.expire_groups();
     }
 
     /// The same for what is not a connection's.
@@ -663,6 +670,7 @@ impl Shard {
             stats.store_logins.set(desk.logins.len() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
+        self.set_group_gauges();
         stats.tls_connections.set(self.links.tls.sessions.len().into());
         stats.tls_shaking.set(self.links.tls.shaking().into());
     }

@@ -7,7 +7,7 @@ use crate::waker::Waker;
 use crossbeam_queue::SegQueue;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use trunkline_store::{Answer, MailSender, Request, Source, Stats, StoreMail};
+use trunkline_store::{Answer, GroupStats, MailSender, Request, Source, Stats, StoreMail};
 
 /// What the shards of a node need to reach its store.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct ShardStore {
     pub key: u64,
     /// The store's numbers.
     pub stats: Arc<Stats>,
+    /// Those of groups; `None` where it keeps none.
+    pub groups: Option<Arc<GroupStats>>,
 }
 
 /// Answers on their way to one shard.
@@ -62,8 +64,9 @@ impl StoreAnswers {
 impl ShardStore {
     /// A shard's end.
     pub(crate) fn port(&self, shard: u16) -> StorePort {
-        let ShardStore { mail, answers, stats, .. } = self;
-        StorePort { shard, answers: answers.clone(), sender: mail.sender(shard), stats: stats.clone() }
+        let ShardStore { mail, answers, stats, groups, .. } = self;
+        let (answers, stats, groups) = (answers.clone(), stats.clone(), groups.clone());
+        StorePort { shard, answers, sender: mail.sender(shard), stats, groups }
     }
 }
 
@@ -74,6 +77,7 @@ pub(crate) struct StorePort {
     answers: StoreAnswers,
     sender: MailSender,
     stats: Arc<Stats>,
+    groups: Option<Arc<GroupStats>>,
 }
 
 /// The part of the mailbox, as a divisor, that messages leave to everything else: while the store is late, devices
@@ -99,6 +103,11 @@ impl StorePort {
     /// Users for whom messages wait in the store, or lately did.
     pub(crate) fn users(&self) -> u64 {
         self.stats.users.load(Ordering::Relaxed)
+    }
+
+    /// Memberships in groups.
+    pub(crate) fn memberships(&self) -> u64 {
+        self.groups.as_ref().map_or(0, |groups| groups.memberships.load(Ordering::Relaxed))
     }
 
     /// The next batch of answers.

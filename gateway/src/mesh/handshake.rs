@@ -229,9 +229,10 @@ struct Machine {
     secret: ClusterSecret,
     me: Identity,
     transcript: Transcript,
+    /// Drawn with the Hello: who connects and says nothing costs no arithmetic.
     exchange: Exchange,
-    /// This side's, for its Hello.
-    nonce: [u8; NONCE_BYTES],
+    /// 32 bytes that were never used before.
+    random: [u8; NONCE_BYTES],
     /// The beginning of a frame; never more than [`HANDSHAKE_BYTES_MAX`].
     partial: Vec<u8>,
     deadline_ms: u64,
@@ -242,15 +243,18 @@ struct Machine {
 impl Machine {
     fn new(secret: ClusterSecret, me: Identity, random: &[u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
         let (transcript, partial) = (Transcript::default(), Vec::new());
-        let (exchange, nonce) = Exchange::new(me.versions, random);
+        let (exchange, random) = (Exchange::default(), *random);
         let deadline_ms = now_ms.saturating_add(patience_ms);
-        Machine { secret, me, transcript, exchange, nonce, partial, deadline_ms, patience_ms, hello_seen: false }
+        Machine { secret, me, transcript, exchange, random, partial, deadline_ms, patience_ms, hello_seen: false }
     }
 
-    fn hello(&self) -> Vec<u8> {
+    /// This side's Hello, where the version agreed on will be this one at most.
+    fn hello(&mut self, version: u16) -> Vec<u8> {
         let Versions { min, max } = self.me.versions;
         let mut hello = Vec::with_capacity(HANDSHAKE_BYTES_MAX);
-        let nonce = &self.nonce;
+        let nonce;
+        (self.exchange, nonce) = Exchange::new(version, &self.random);
+        let nonce = &nonce;
         HandshakeFrame::Hello { version_min: min, version_max: max, nonce, name: &self.me.name }.encode(&mut hello);
         hello
     }
@@ -385,7 +389,7 @@ impl Dialer {
         out: &mut Vec<u8>,
     ) -> Self {
         let mut machine = Machine::new(secret, me, random, now_ms, patience_ms);
-        machine.transcript.dialer_hello = machine.hello();
+        machine.transcript.dialer_hello = machine.hello(machine.me.versions.max);
         out.extend_from_slice(&machine.transcript.dialer_hello);
         Dialer { machine, dial, state: Dialing::Hello }
     }
@@ -651,7 +655,7 @@ impl Acceptor {
                     return Err(HandshakeError::WrongDirection { dialer: peer, acceptor: machine.me.name.clone() });
                 }
                 machine.transcript.dialer_hello = bytes.into();
-                machine.transcript.acceptor_hello = machine.hello();
+                machine.transcript.acceptor_hello = machine.hello(machine.transcript.version);
                 out.extend_from_slice(&machine.transcript.acceptor_hello);
                 *state = Accepting::Proof { peer };
                 Ok(None)

@@ -12,6 +12,7 @@
 
 mod cluster;
 mod crowd;
+mod groups;
 mod inbox;
 mod ledger;
 mod node;

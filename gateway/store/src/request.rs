@@ -1,5 +1,6 @@
 //! What a store is asked, and what it answers.
 
+use crate::{GroupAsk, GroupReply};
 use std::sync::Arc;
 
 /// Who asks: the number of a shard, or of another part of the node. Answers come back with it.
@@ -129,10 +130,19 @@ pub enum Request {
         /// Comes back in the answer.
         token: u64,
     },
+    /// About a group, its log or its members. Answered [`Reply::Group`] or [`Reply::Refused`].
+    Group {
+        /// The group; 0 where all groups of a user are asked for.
+        group: u64,
+        /// What is asked.
+        ask: Box<GroupAsk>,
+        /// Comes back in the answer; none if there is to be no answer.
+        token: Option<u64>,
+    },
 }
 
 impl Request {
-    /// The user asked about.
+    /// The user, or the group, asked about.
     pub fn user(&self) -> u64 {
         match *self {
             Request::Append { user, .. }
@@ -144,6 +154,7 @@ impl Request {
             | Request::Forget { user, .. }
             | Request::Delete { user, .. }
             | Request::Inspect { user, .. } => user,
+            Request::Group { group, .. } => group,
         }
     }
 
@@ -158,6 +169,7 @@ impl Request {
             | Request::Delete { token, .. }
             | Request::Inspect { token, .. } => Some(token),
             Request::Cursor { .. } | Request::Seen { .. } => None,
+            Request::Group { token, .. } => token,
         }
     }
 
@@ -166,6 +178,7 @@ impl Request {
         let held = match self {
             Request::Append { record, .. } => record.payload.len(),
             Request::Open { device, .. } => device.len(),
+            Request::Group { ask, .. } => ask.bytes(),
             _ => 0,
         };
         size_of::<Request>() + held
@@ -203,6 +216,8 @@ pub enum Reply {
     Inspected(Inbox),
     /// It is done, and on disk.
     Done,
+    /// What came of a request about a group.
+    Group(Box<GroupReply>),
 }
 
 /// Why nothing was done.

@@ -24,6 +24,8 @@ mod delivery;
 mod devices;
 mod doctor;
 mod drain;
+mod groups;
+mod groups_http;
 mod http;
 mod inbox;
 mod inbox_clients;

@@ -30,14 +30,15 @@ impl Versions {
     }
 }
 
-/// This side's half of the exchange; `None` for a side that speaks no version in which there is one.
+/// This side's half of the exchange; `None` where the version has none.
+#[derive(Default)]
 pub(super) struct Exchange(Option<PrivateKey>);
 
 impl Exchange {
     /// Draws a key pair from 32 random bytes that were never used before. Returns the nonce for this side's Hello as well: the public key, or,
     /// where there is none, those bytes.
-    pub(super) fn new(versions: Versions, random: &[u8; NONCE_BYTES]) -> (Self, [u8; NONCE_BYTES]) {
-        if versions.max < SEALED_SINCE {
+    pub(super) fn new(version: u16, random: &[u8; NONCE_BYTES]) -> (Self, [u8; NONCE_BYTES]) {
+        if version < SEALED_SINCE {
             return (Exchange(None), *random);
         }
         let private = PrivateKey::from_private_key(&X25519, random).expect("any 32 bytes are a key of X25519");

@@ -181,6 +181,11 @@ impl Gateway {
         http::post_json(self.http_address, path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
+    pub(crate) fn request_json(&self, method: &str, path: &str, body: &str) -> Response {
+        let answer = http::request_json(self.http_address, method, path, body);
+        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
     pub(crate) fn request(&self, method: &str, path: &str) -> Response {
         http::request(self.http_address, method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
