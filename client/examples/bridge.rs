@@ -52,7 +52,7 @@ impl Outbox for Told {
     fn settle(&self, id: u64, fate: &Result<Outcome, Error>) {
         match fate {
             Ok(Outcome::Delivered | Outcome::Stored) => {}
-            Ok(other) => eprintln!("message {id} did not arrive: {}", other.text()),
+            Ok(other) => eprintln!("message {id} did not arrive: {other:?}"),
             Err(error) => eprintln!("message {id}: {error}"),
         }
         self.0.settle(id, fate);

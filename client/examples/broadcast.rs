@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
             for (fate, count) in &fates {
                 println!("{count:8} {fate}");
             }
-            let is_good = |fate: &String| [Outcome::Delivered.text(), Outcome::Stored.text()].contains(&fate.as_str());
+            let is_good = |fate: &String| ["Delivered", "Stored"].contains(&fate.as_str());
             if fates.keys().all(is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
@@ -77,7 +77,7 @@ async fn run(
 
 fn report((to, fate): (u64, Result<Outcome, Error>), fates: &mut BTreeMap<String, u64>) {
     let words = match &fate {
-        Ok(outcome) => outcome.text().to_owned(),
+        Ok(outcome) => format!("{outcome:?}"),
         // Without its figure, which differs from message to message.
         Err(Error::NoFate { .. }) => "nothing was heard of it in time".to_owned(),
         Err(error) => error.to_string(),

@@ -71,6 +71,7 @@
 //! |---|---|---|
 //! | [`Outcome::Delivered`] | a device of the recipient has acknowledged it | nothing |
 //! | [`Outcome::Stored`] | it is on the gateway's disk, and comes with the recipient's next login | nothing |
+//! | [`Outcome::Accepted`] | a group has it, and nobody keeps it | nothing |
 //! | [`Outcome::OfflineNotStored`] | nobody was there and nobody keeps it | send it later, if it is still of use |
 //! | [`Outcome::Overloaded`] | a limit was hit | send it again after a while |
 //! | [`Outcome::InboxFull`] | more waits for the recipient than may | send it when the recipient was there |
