@@ -4,12 +4,14 @@
 //! `7;;add milk`.
 //!
 //! What it shows: a message is acknowledged when the next one is asked for, so one that the bot dies of is delivered again;
-//! answers go out at least once without holding up the others.
+//! then its answer has the same id as before, and whoever asked sees one answer. Answers are in an outbox before that, so none
+//! is lost, whenever the bot is killed. The list itself is in memory alone: a bot of yours has a database there.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use trunkline_client::{Client, Config, Error, Event, Message};
+use trunkline_client::{Client, Config, Durability, Error, Event, FileOutbox, Message, Outgoing};
 
 /// Items on the list: a bot, too, should be bounded.
 const ITEMS_MAX: usize = 1_000;
@@ -30,11 +32,15 @@ async fn main() -> ExitCode {
 }
 
 /// Serves until the session ends for good.
-async fn run(user: u64) -> Result<(), Error> {
+async fn run(user: u64) -> Result<(), Box<dyn std::error::Error>> {
+    let outbox = FileOutbox::open(std::env::temp_dir().join(format!("bot-{user}.outbox")), Durability::Process)?;
     let config = Config {
         user,
+        addrs: vec![std::env::var("TRUNKLINE_ADDR").unwrap_or("127.0.0.1:7700".into())],
         token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default().into(),
+        device: "bot".into(),
         device_class: "bot".into(),
+        outbox: Some(Arc::new(outbox)),
         ..Config::default()
     };
     let (client, mut events) = Client::connect(config).await?;
@@ -45,11 +51,7 @@ async fn run(user: u64) -> Result<(), Error> {
             // What this user says on another device is not addressed to the bot.
             Event::Message(message) if !message.is_own() => {
                 let answer = answer(&mut list, &message);
-                match client.send_tracked(message.from, answer).await {
-                    // Nobody waits for its fate: the next question does not depend on it.
-                    Ok(receipt) => receipt.detach(),
-                    Err(error) => eprintln!("no answer to {}: {error}", message.from),
-                }
+                send(&client, &message, answer).await?;
             }
             Event::Disconnected { reason, .. } => eprintln!("disconnected: {reason}"),
             Event::Reconnected { .. } => eprintln!("connected again"),
@@ -57,6 +59,39 @@ async fn run(user: u64) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Hands the answer over to the client, which has it in the outbox when this returns. An error ends the bot before the
+/// question is acknowledged, so that it comes again.
+async fn send(client: &Client, question: &Message, text: String) -> Result<(), Error> {
+    let id = id_of_answer(question);
+    let mut answer = Outgoing::new(question.from, text).with_id(id);
+    if question.is_again() || question.is_replay() {
+        answer = answer.as_retry();
+    }
+    match client.submit_when_room(answer.clone()).await {
+        // Nobody waits for its fate: the next question does not depend on it.
+        Ok(receipt) => receipt.detach(),
+        Err(Error::DuplicateId { .. }) => {
+            let is_same = |other: &Outgoing| other.id == Some(id) && other.to == question.from;
+            if !client.unsettled().iter().any(is_same) {
+                // Somebody else has made this id, by accident or to keep others from their answers.
+                answer.id = None;
+                client.submit_when_room(answer).await?.detach();
+            }
+        }
+        Err(error @ (Error::Closed(_) | Error::Outbox(_))) => return Err(error),
+        Err(error) => eprintln!("no answer to {}: {error}", question.from),
+    }
+    Ok(())
+}
+
+/// The same for the same question in every run, and hardly ever for two: (sender, id), mixed by the finalizer of splitmix64.
+fn id_of_answer(question: &Message) -> u64 {
+    let mut mixed = question.from.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ question.id;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)).max(1)
 }
 
 /// Each command has the same effect when it is obeyed twice, so that a message delivered again does no harm.

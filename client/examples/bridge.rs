@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
-use trunkline_client::{Acknowledge, Client, Config, Durability, Error, Event, Events, FileOutbox, Message};
+use trunkline_client::{
+    Acknowledge, Client, Config, Durability, Error, Event, Events, FileOutbox, Message, Outbox, Outcome, Outgoing,
+};
 
 /// Longest line; it must fit into a frame.
 const LINE_BYTES_MAX: u64 = 60_000;
@@ -35,17 +36,41 @@ async fn main() -> ExitCode {
     }
 }
 
+/// A file, and a word for each message that did not arrive: also for those of an earlier run.
+#[derive(Debug)]
+struct Told(FileOutbox);
+
+impl Outbox for Told {
+    fn load(&self) -> io::Result<Vec<Outgoing>> {
+        self.0.load()
+    }
+
+    fn put(&self, message: &Outgoing) -> io::Result<()> {
+        self.0.put(message)
+    }
+
+    fn settle(&self, id: u64, fate: &Result<Outcome, Error>) {
+        match fate {
+            Ok(Outcome::Delivered | Outcome::Stored) => {}
+            Ok(other) => eprintln!("message {id} did not arrive: {other:?}"),
+            Err(error) => eprintln!("message {id}: {error}"),
+        }
+        self.0.settle(id, fate);
+    }
+}
+
 /// Serves one peer after the other until the session ends for good.
 async fn run(user: u64, listen: &str) -> Result<(), Box<dyn std::error::Error>> {
     let outbox = FileOutbox::open(std::env::temp_dir().join(format!("bridge-{user}.outbox")), Durability::Process)?;
     let config = Config {
         user,
+        addrs: vec![std::env::var("TRUNKLINE_ADDR").unwrap_or("127.0.0.1:7700".into())],
         token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default().into(),
         device: "bridge".into(),
         acknowledge: Acknowledge::Manually,
         // While there is no peer, nothing is taken: the gateway keeps what is not acknowledged, or tells its sender.
         event_wait: Duration::MAX,
-        outbox: Some(Arc::new(outbox)),
+        outbox: Some(Arc::new(Told(outbox))),
         ..Config::default()
     };
     let (client, mut events) = Client::connect(config).await?;
@@ -121,19 +146,11 @@ async fn send(client: &Client, line: &str) -> Result<(), Error> {
         eprintln!("not `TO TEXT`: {line}");
         return Ok(());
     };
-    loop {
-        match client.send_tracked(to, text).await {
-            Ok(receipt) => {
-                receipt.detach();
-                return Ok(());
-            }
-            // The other side is not read until the gateway has settled some.
-            Err(Error::TooManyUnacked { .. }) => sleep(Duration::from_millis(100)).await,
-            Err(error @ (Error::Closed(_) | Error::Outbox(_))) => return Err(error),
-            Err(error) => {
-                eprintln!("not sent to {to}: {error}");
-                return Ok(());
-            }
-        }
+    // While as many are under way as may be, the other side is not read.
+    match client.submit_when_room(Outgoing::new(to, text)).await {
+        Ok(receipt) => receipt.detach(),
+        Err(error @ (Error::Closed(_) | Error::Outbox(_))) => return Err(error),
+        Err(error) => eprintln!("not sent to {to}: {error}"),
     }
+    Ok(())
 }

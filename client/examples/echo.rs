@@ -26,6 +26,7 @@ async fn main() -> ExitCode {
 async fn echo(user: u64) -> Result<(), Error> {
     let config = Config {
         user,
+        addrs: vec![std::env::var("TRUNKLINE_ADDR").unwrap_or("127.0.0.1:7700".into())],
         token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default().into(),
         device_class: "bot".into(),
         ..Config::default()

@@ -42,9 +42,12 @@ async fn notify(user: u64, notice: Outgoing) -> Result<Outcome, Box<dyn std::err
     let path = std::env::temp_dir().join(format!("notifier-{user}.outbox"));
     let config = Config {
         user,
+        addrs: vec![std::env::var("TRUNKLINE_ADDR").unwrap_or("127.0.0.1:7700".into())],
         token: std::env::var("TRUNKLINE_TOKEN").unwrap_or_default().into(),
         // Beside a phone of the same user, not in its place.
         device: "notifier".into(),
+        // It only sends: a gateway with a store should keep nothing for it.
+        ephemeral: true,
         outbox: Some(Arc::new(FileOutbox::open(path, Durability::Disk)?)),
         ..Config::default()
     };

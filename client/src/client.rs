@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use trunkline_proto::Outcome;
 
 use crate::calls::{Call, CallRequest, Reply};
@@ -162,20 +162,54 @@ impl Client {
     /// [`Self::send_tracked`] with all there is to choose: an id of the application's own, and how long the fate is waited
     /// for. After a crash the same message under the same id is recognised by its recipient.
     ///
+    /// With [`Config::outbox`] the message is kept over a crash from the moment on in which this returns. Then
+    /// [`Error::DuplicateId`] is good news to an application that does a piece of work again after a crash: the message is
+    /// under way already, if it is one of [`Self::unsettled`] to the same user.
+    ///
+    /// Every [`Outcome`] settles it, those that did not bring it to anybody, too; sending it again is up to the application.
+    ///
     /// # Errors
     /// As [`Self::send_tracked`], and [`Error::ZeroId`], [`Error::DuplicateId`].
     pub async fn submit(&self, message: Outgoing) -> Result<Receipt, Error> {
+        let permit = self.shared.unsettled.reserve().ok_or(Error::TooManyUnacked { max: self.unacked_max })?;
+        self.submit_with(permit, message).await
+    }
+
+    /// [`Self::submit`] that waits while [`Config::unacked_max`] messages have no known fate, where that fails. For whoever
+    /// has more to send than may be under way at a time: memory stays bounded, and the speed is that of the recipients.
+    /// When the future is dropped, the message has not been taken.
+    ///
+    /// ```no_run
+    /// # use trunkline_client::{Client, Error, Outgoing};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// for user in 1..=10_000 {
+    ///     client.submit_when_room(Outgoing::new(user, "maintenance at noon")).await?.detach();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::submit`], without [`Error::TooManyUnacked`].
+    pub async fn submit_when_room(&self, message: Outgoing) -> Result<Receipt, Error> {
+        let permit = tokio::select! {
+            permit = self.shared.unsettled.reserve_when_room() => permit,
+            // What is left when the client ends keeps its place, so that there may never be room again.
+            () = self.commands.closed() => None,
+        };
+        self.submit_with(permit.ok_or_else(|| self.shared.closed())?, message).await
+    }
+
+    async fn submit_with(&self, permit: OwnedSemaphorePermit, message: Outgoing) -> Result<Receipt, Error> {
         self.check(message.to, &message.payload)?;
         let id = match message.id {
             Some(0) => return Err(Error::ZeroId),
             Some(id) => id,
             None => self.shared.ids.next(),
         };
-        let unsettled = &self.shared.unsettled;
-        let permit = unsettled.reserve().ok_or(Error::TooManyUnacked { max: self.unacked_max })?;
         let slot = self.slot().await?;
         let announce = |serial| slot.send(Command::SendTracked { serial });
-        let taken = unsettled.insert(id, message, self.fate_timeout, permit, announce);
+        let taken = self.shared.unsettled.insert(id, message, self.fate_timeout, permit, announce);
         let (serial, answer) = taken.map_err(|error| match error {
             InsertError::NotTaken(NotTaken::Duplicate) => Error::DuplicateId { id },
             InsertError::NotTaken(NotTaken::Closed) => self.shared.closed(),

@@ -65,7 +65,8 @@ pub struct Config {
     /// which the gateway reads as `default`.
     pub device: String,
     /// The gateway keeps nothing for this device once it has gone: for a program that is only interested in what comes while it
-    /// runs. Otherwise a gateway with a store remembers the device by its name. Default false.
+    /// runs, or that only sends. Otherwise a gateway with a store remembers the device by its name, and what it never takes
+    /// fills the user's inbox. Default false.
     pub ephemeral: bool,
     /// Where an earlier process of the same user and device stood: [`crate::Client::resume`]. Default nothing.
     pub resume: Resume,

@@ -46,7 +46,7 @@ pub enum Error {
     Protocol(String),
     /// There is no connection at the moment; the client is reconnecting.
     NotConnected,
-    /// As many messages as are allowed have no known fate yet.
+    /// As many messages as are allowed have no known fate yet. [`crate::Client::submit_when_room`] waits instead.
     TooManyUnacked {
         /// [`crate::Config::unacked_max`].
         max: usize,
@@ -67,7 +67,8 @@ pub enum Error {
     NoSuchUser,
     /// The id given is 0, which no message may have.
     ZeroId,
-    /// A message with the id given is still under way.
+    /// A message with the id given is still under way: handed in before, or by an earlier process and kept in
+    /// [`crate::Config::outbox`]. [`crate::Client::receipt`] waits for its fate.
     DuplicateId {
         /// That id.
         id: u64,
@@ -167,7 +168,7 @@ impl fmt::Display for Error {
             Self::Protocol(what) => write!(f, "the other side is not a usable gateway: {what}"),
             Self::NotConnected => write!(f, "not connected at the moment; reconnecting"),
             Self::TooManyUnacked { max } => {
-                write!(f, "{max} messages still wait for their fate, which is the limit")
+                write!(f, "{max} messages still wait for their fate, which is the limit (unacked_max)")
             }
             Self::TooManyPings { max } => {
                 write!(f, "{max} pings are under way, which is the limit")

@@ -16,7 +16,9 @@ type Reserving = Pin<Box<dyn Future<Output = Option<OwnedPermit<Taken>>> + Send 
 
 /// The receiving side. With the feature `stream` (on by default) it is a [`futures_core::Stream`], too.
 ///
-/// When it is dropped, arriving messages are discarded without acknowledgement; sending goes on working.
+/// When it is dropped, arriving messages are discarded without acknowledgement; sending goes on working. A program that does
+/// this from the start should be [`crate::Config::ephemeral`]: otherwise a gateway with a store keeps for it what it never
+/// takes. To get messages and to send meanwhile, take events in one task and send with clones of [`Client`] in others.
 #[must_use = "messages that nobody takes are not acknowledged, and after a while dropped"]
 pub struct Events {
     pub(crate) queue: mpsc::Receiver<Event>,

@@ -71,6 +71,22 @@
 //! An application may give ids of its own, with [`Client::submit`]: then a message that it sends again after a crash is
 //! recognised by its recipient.
 //!
+//! # Fates
+//!
+//! | fate | what it means | what to do |
+//! |---|---|---|
+//! | [`Outcome::Delivered`] | a device of the recipient has acknowledged it | nothing |
+//! | [`Outcome::Stored`] | it is on the gateway's disk, and comes with the recipient's next login | nothing |
+//! | [`Outcome::Accepted`] | a group has it, and nobody keeps it | nothing |
+//! | [`Outcome::OfflineNotStored`] | nobody was there and nobody keeps it | send it later, if it is still of use |
+//! | [`Outcome::Overloaded`] | a limit was hit | send it again after a while |
+//! | [`Outcome::InboxFull`] | more waits for the recipient than may | send it when the recipient was there |
+//! | [`Outcome::Denied`], [`Error::Refused`] | the gateway does not want it | do not send it again |
+//! | [`Error::NoFate`] | the time is over; it may have been delivered | send it again, if it is still of use |
+//!
+//! Each of them is the end of the message for this client and for [`Config::outbox`]. To send it again without the
+//! recipient seeing it twice: [`Client::submit`] with [`Outgoing::with_id`] of the same id, and [`Outgoing::as_retry`].
+//!
 //! # Crashes
 //!
 //! Messages whose fate is not known end with the process, unless [`Config::outbox`] keeps them: with a [`FileOutbox`] the
@@ -78,13 +94,42 @@
 //! At the receiving end, a message is delivered again if the process died before it asked for the next event; an
 //! application that must not handle it twice remembers (sender, id) along with what it did.
 //!
+//! Where all it does is to send something, the id of that can do the remembering. This answers each message once, whenever
+//! the process is killed: the answer is in the outbox before the question is acknowledged, and a question that comes again
+//! gets an answer under the same id, which the asking client takes for the one it has.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use trunkline_client::{Client, Config, Durability, Error, Event, FileOutbox, Message, Outgoing};
+//! # fn id_of_answer(_question: &Message) -> u64 { 1 }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let outbox = Arc::new(FileOutbox::open("bot.outbox", Durability::Process)?);
+//! let (client, mut events) = Client::connect(Config { user: 7, outbox: Some(outbox), ..Config::default() }).await?;
+//! while let Some(event) = events.next().await {
+//!     let Event::Message(question) = event else { continue };
+//!     let mut answer = Outgoing::new(question.from, "thank you").with_id(id_of_answer(&question));
+//!     if question.is_again() || question.is_replay() {
+//!         answer = answer.as_retry();
+//!     }
+//!     match client.submit_when_room(answer).await {
+//!         Ok(receipt) => receipt.detach(),
+//!         Err(Error::DuplicateId { .. }) => {} // The process before has put it into the outbox.
+//!         Err(error) => return Err(error.into()), // Not acknowledged: it comes again.
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/bot.rs` has it all, with a way to make such ids.
+//!
 //! # Bounds
 //!
 //! | what | bound | when it is reached |
 //! |---|---|---|
 //! | events waiting for the application | [`Config::event_queue_len`], and as many read ahead, 256 and 1 MiB at most | the connection is not read for up to [`Config::event_wait`]; then events are dropped, messages unacknowledged, and [`Event::Lost`] tells how many |
 //! | commands waiting for the connection | [`Config::send_queue_len`] | sending waits |
-//! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`] |
+//! | messages without a known fate | [`Config::unacked_max`] | [`Error::TooManyUnacked`]; [`Client::submit_when_room`] waits |
 //! | calls under way | 1,024, and what the gateway allows (32) | [`Error::Call`] with 11 |
 //! | time without a known fate | [`Config::fate_timeout`] | [`Error::NoFate`] |
 //! | messages of a backlog without an acknowledgement | [`Config::replay_window`], [`Config::event_queue_len`] | the rest waits at the gateway |

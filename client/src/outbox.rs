@@ -14,6 +14,36 @@ use crate::{Error, Outgoing};
 /// should take no longer than a write to a local disk.
 ///
 /// One outbox serves one client at a time. Its messages are those of one user: they are sent as whoever logs in.
+///
+/// It hears of each fate once, also of messages that nobody waits for and of those of an earlier process. One around
+/// another one is therefore the place to count fates, or to tell somebody of what did not arrive:
+///
+/// ```
+/// use std::io;
+/// use trunkline_client::{Error, FileOutbox, Outbox, Outcome, Outgoing};
+///
+/// #[derive(Debug)]
+/// struct Telling(FileOutbox);
+///
+/// impl Outbox for Telling {
+///     fn load(&self) -> io::Result<Vec<Outgoing>> {
+///         self.0.load()
+///     }
+///
+///     fn put(&self, message: &Outgoing) -> io::Result<()> {
+///         self.0.put(message)
+///     }
+///
+///     fn settle(&self, id: u64, fate: &Result<Outcome, Error>) {
+///         match fate {
+///             Ok(Outcome::Delivered | Outcome::Stored) => {}
+///             Ok(other) => eprintln!("message {id} did not arrive: {other:?}"),
+///             Err(error) => eprintln!("message {id}: {error}"),
+///         }
+///         self.0.settle(id, fate);
+///     }
+/// }
+/// ```
 pub trait Outbox: Debug + Send + Sync + 'static {
     /// What was put and is not settled, in the order in which it was put. Called once by each
     /// [`crate::Client::connect`], which sends these messages before all others, with their old ids; [`crate::Client::receipt`]

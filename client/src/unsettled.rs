@@ -111,6 +111,12 @@ impl Unsettled {
         self.permits.clone().try_acquire_owned().ok()
     }
 
+    /// Room for one more message, as soon as there is some; callers are served in their order. `None` never comes while this
+    /// lives.
+    pub(crate) async fn reserve_when_room(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().acquire_owned().await.ok()
+    }
+
     /// Takes over what the outbox has kept from an earlier process.
     ///
     /// # Errors

@@ -223,7 +223,10 @@ export class Client {
     });
   }
 
-  /** Logs in, and comes back by itself from then on. Resolves with the first session; rejects when there will be none. */
+  /**
+   * Logs in, and comes back by itself from then on. Resolves with the first session; rejects when there will be none. An address where nobody answers is tried for ever: the
+   * event `error` tells of each attempt, and `close` ends it.
+   */
   connect(): Promise<void> {
     if (this.#state === "ended") return Promise.reject(this.#end ?? new ClosedError("the client was closed"));
     if (this.#state === "open") return Promise.resolve();
@@ -249,6 +252,7 @@ export class Client {
   async send(to: Id, body: Uint8Array | string, options?: { ack?: boolean; noStore?: boolean }): Promise<Fate | undefined> {
     if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
     const peer = toId(to);
+    if (peer === 0n) throw new RangeError("user 0 does not exist");
     const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
     const id = ++this.#nextId;
     if (options?.ack) {
@@ -602,6 +606,8 @@ export class Client {
       this.#refused = true;
     }
     if (bye?.redirect) this.#redirect(bye.redirect);
+    // Whoever waits for the first session should see that the address is wrong, or nobody there.
+    if (this.#opened && !this.#bye) this.#report(new TrunklineError(`no session at ${this.#url}: closed with ${code}`));
     this.#wait(bye?.redirect ? 0 : (bye?.reconnectAfterMs || this.#backoff.next()));
   }
 

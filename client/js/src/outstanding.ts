@@ -41,7 +41,7 @@ export class Outstanding {
 
   add(id: bigint, to: bigint, body: Uint8Array, noStore: boolean): { message: Message; fate: Promise<Fate> } {
     if (this.#messages.size >= this.countMax || this.#bytes + body.length > this.bytesMax) {
-      throw new FullError("too many messages wait for their fate");
+      throw new FullError(`${this.#messages.size} messages of ${this.#bytes} bytes wait for their fate, which is the limit (outstanding)`);
     }
     this.#bytes += body.length;
     let message!: Message;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::support::{config, pair};
-use trunkline_client::{Acknowledge, Client, Code, Config, Error, Event, Events, Message, Outcome, Reason};
+use tokio::time::timeout;
+use trunkline_client::{Acknowledge, Client, Code, Config, Error, Event, Events, Message, Outcome, Outgoing, Reason};
 use trunkline_proto::{Bye, Kind, flags};
 
 async fn message(events: &mut Events) -> Message {
@@ -210,6 +211,31 @@ async fn the_number_of_unacked_messages_is_bounded_and_a_fate_makes_room() {
     peer.sent(&frame, Outcome::Delivered).await;
     assert_eq!(first.outcome().await.expect("a fate"), Outcome::Delivered);
     client.send_tracked(2, "5").await.expect("room again").detach();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_room_gets_it_with_a_fate_and_hears_of_the_end() {
+    let (client, _events, mut peer, _board) = pair(Config { unacked_max: 1, ..config() }).await;
+    let submit = |body: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.submit_when_room(Outgoing::new(2, body)).await })
+    };
+    client.send_tracked(2, "1").await.expect("room").detach();
+    let frame = peer.expect_send("1").await;
+    let second = submit("2");
+    // One that gives up waiting is not sent, and takes nobody's place.
+    let gives_up = client.submit_when_room(Outgoing::new(2, "given up"));
+    assert!(timeout(Duration::from_secs(1), gives_up).await.is_err());
+    assert!(!second.is_finished());
+    peer.sent(&frame, Outcome::OfflineNotStored).await;
+    let second = second.await.expect("no panic").expect("room");
+    peer.expect_send("2").await;
+
+    let third = submit("3");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(client.close().await.len(), 1);
+    assert!(matches!(third.await.expect("no panic"), Err(Error::Closed(_))));
+    assert!(matches!(second.outcome().await, Err(Error::Closed(_))));
 }
 
 #[tokio::test(start_paused = true)]
