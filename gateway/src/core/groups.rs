@@ -140,7 +140,7 @@ impl Shard {
             return Flow::On;
         }
         let mail = GroupMail::Send { group, origin, from, id, flags: frame.flags, payload: body };
-        match self.mail_group_home(group, &mail) {
+        match self.send_group_home(group, &mail) {
             Room::Wait => return Flow::Wait,
             Room::Yes => self.links.stats.group_messages_in.add(1),
             Room::No => {
@@ -164,7 +164,7 @@ impl Shard {
                 return Flow::On;
             }
         }
-        match self.mail_group_home(group, &GroupMail::Join { group, origin, user, id, leave }) {
+        match self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave }) {
             Room::Wait => return Flow::Wait,
             Room::Yes => {}
             Room::No => self.links.error(slot, Code::Overloaded, id, group),
@@ -187,7 +187,7 @@ impl Shard {
     }
 
     /// Hands a word to the home of a group, by way of the mailbox if that is another shard.
-    fn mail_group_home(&mut self, group: u64, mail: &GroupMail<'_>) -> Room {
+    fn send_group_home(&mut self, group: u64, mail: &GroupMail<'_>) -> Room {
         let home = group_home(group, self.shards);
         if home == self.shard {
             self.take_group_mail(self.shard, mail);
@@ -510,10 +510,6 @@ impl Shard {
             } else {
                 // It is told how far the group is when there is room, and its sessions ask for the rest.
                 self.links.stats.limit_mailbox.add(1);
-                #[cfg(test)]
-                if crate::simulation::planted(crate::simulation::Bug::GroupHeadUntold) {
-                    continue;
-                }
                 if !self.groups.homes.owed.contains(&(*to, group)) {
                     self.groups.homes.owed.push((*to, group));
                 }
