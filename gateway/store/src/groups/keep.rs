@@ -2,7 +2,7 @@
 //! then it is answered.
 
 use super::ask::{GroupAsk, GroupDenial, GroupReply, JoinRule};
-use super::book::{Book, Op, Undo};
+use super::book::{Book, Group, Op, Undo};
 use super::page::{Line, PIECE};
 use crate::{Answer, Clock, Limits, Page, Payload, Record, Refusal, Reply, Request, Source, Stats, Store, WhenFull};
 use crate::{stamp_at, stamp_ms};
@@ -102,6 +102,8 @@ pub struct Groups<S> {
 enum Staged {
     /// It is known.
     Ready(GroupReply),
+    /// Not now.
+    Refused,
     /// What the log says.
     Log { at: usize, ttl_s: u32 },
     /// An operation: the requests to the log that have to be done, and what is answered then.
@@ -125,6 +127,8 @@ struct Changed {
 struct Draft {
     requests: Vec<(Source, Request)>,
     changes: Vec<Changed>,
+    /// Groups that end with this batch. Their logs are emptied behind it: what a store has deleted it does not take back.
+    ended: Vec<u64>,
 }
 
 impl Draft {
@@ -304,12 +308,17 @@ impl<S: Store> Groups<S> {
                 staged.push((source, group, token, outcome));
             }
         }
-        let Draft { mut requests, changes } = draft;
+        let Draft { mut requests, changes, ended } = draft;
         let mut replies: Vec<Option<Reply>> = vec![None; requests.len()];
         if !requests.is_empty() {
             self.logs.apply(&mut requests, &mut |_, answer| replies[answer.token as usize] = Some(answer.reply));
         }
         self.settle(changes, &replies);
+        for group in ended.into_iter().filter(|group| self.book.group(*group).is_none()).collect::<Vec<_>>() {
+            // What is left of them if that fails is deleted before there is such a group again.
+            let deletes = [group, BOOK | group].map(|user| (0, Request::Delete { user, token: 0 }));
+            self.logs.apply(&mut deletes.into(), &mut |_, _| {});
+        }
         self.publish();
         for (source, group, token, outcome) in staged {
             let reply = self.reply(group, outcome, &mut replies);
@@ -357,12 +366,14 @@ impl<S: Store> Groups<S> {
             Op::Deleted => {
                 self.group_ops += 1;
                 draft.line(0, &Line::Group(group, false), stamp);
-                draft.ask(|token| Request::Delete { user: group, token });
-                draft.ask(|token| Request::Delete { user: BOOK | group, token });
+                draft.ended.push(group);
             }
             _ => {
                 if !is_there {
                     self.group_ops += 1;
+                    // A crash may have left something of an earlier one.
+                    draft.ask(|token| Request::Delete { user: group, token });
+                    draft.ask(|token| Request::Delete { user: BOOK | group, token });
                     draft.line(0, &Line::Group(group, true), stamp);
                 }
                 draft.line(group, &Line::Op(op.clone()), stamp);
@@ -378,6 +389,8 @@ impl<S: Store> Groups<S> {
         let denied = |denial| Some(Staged::Ready(GroupReply::Denied(denial)));
         let now_s = self.now_ms() / 1_000;
         match ask {
+            // Its logs are emptied first.
+            GroupAsk::Join { .. } | GroupAsk::Put { .. } if draft.ended.contains(&group) => Some(Staged::Refused),
             GroupAsk::Append { record, retry } => {
                 if let Err(denial) = self.book.may_send(group, record.from, now_s) {
                     return denied(denial);
@@ -406,13 +419,10 @@ impl<S: Store> Groups<S> {
                 Some(Staged::Changed { from, to, reply: GroupReply::Joined { news: true, last } })
             }
             GroupAsk::Leave { user } => {
-                let Some(known) = self.book.group(group) else {
-                    return Some(Staged::Ready(GroupReply::Left { news: false, last: 0 }));
+                let Some(known) = self.book.group(group).filter(|known| known.members.contains_key(&user)) else {
+                    return Some(Staged::Look(Box::new(GroupAsk::Leave { user })));
                 };
                 let last = known.last;
-                if !known.members.contains_key(&user) {
-                    return Some(Staged::Ready(GroupReply::Left { news: false, last }));
-                }
                 let (from, to) = self.change(group, Op::Gone { user }, draft);
                 Some(Staged::Changed { from, to, reply: GroupReply::Left { news: true, last } })
             }
@@ -438,7 +448,7 @@ impl<S: Store> Groups<S> {
             }
             GroupAsk::Delete => {
                 let Some(known) = self.book.group(group) else {
-                    return Some(Staged::Ready(GroupReply::Deleted { news: false, members: 0 }));
+                    return Some(Staged::Look(Box::new(GroupAsk::Delete)));
                 };
                 let members = known.members.len() as u32;
                 let (from, to) = self.change(group, Op::Deleted, draft);
@@ -503,6 +513,7 @@ impl<S: Store> Groups<S> {
         let refused = Reply::Refused(Refusal::Unavailable);
         let reply = match staged {
             Staged::Ready(reply) => reply,
+            Staged::Refused => return refused,
             Staged::Log { at, ttl_s } => match replies[at].take() {
                 Some(Reply::Stored { stamp, duplicate }) => {
                     Stats::add(&self.stats.appends, u64::from(!duplicate));
@@ -527,7 +538,10 @@ impl<S: Store> Groups<S> {
                     reply => reply,
                 }
             }
-            Staged::Look(ask) => self.look(group, &ask),
+            Staged::Look(ask) => match self.look(group, &ask) {
+                Some(reply) => reply,
+                None => return refused,
+            },
         };
         Reply::Group(Box::new(reply))
     }
@@ -544,17 +558,26 @@ impl<S: Store> Groups<S> {
         GroupReply::Page { page, next }
     }
 
-    fn look(&self, group: u64, ask: &GroupAsk) -> GroupReply {
-        if let GroupAsk::Of { user } = *ask {
-            return GroupReply::Of(self.book.of(user));
-        }
-        let Some(known) = self.book.group(group) else { return GroupReply::Denied(GroupDenial::NoGroup) };
+    /// What there is after the commit. None if nothing was to be done because of what came before in the batch, and that
+    /// could not be made durable.
+    fn look(&self, group: u64, ask: &GroupAsk) -> Option<GroupReply> {
+        let known = self.book.group(group);
+        Some(match *ask {
+            GroupAsk::Of { user } => GroupReply::Of(self.book.of(user)),
+            GroupAsk::Join { user, .. } => {
+                let known = known.filter(|known| known.members.contains_key(&user))?;
+                GroupReply::Joined { news: false, last: known.last }
+            }
+            GroupAsk::Leave { user } if known.is_some_and(|known| known.members.contains_key(&user)) => return None,
+            GroupAsk::Leave { .. } => GroupReply::Left { news: false, last: known.map_or(0, |known| known.last) },
+            GroupAsk::Delete if known.is_some() => return None,
+            GroupAsk::Delete => GroupReply::Deleted { news: false, members: 0 },
+            _ => known.map_or(GroupReply::Denied(GroupDenial::NoGroup), |known| Self::look_at(known, ask)),
+        })
+    }
+
+    fn look_at(known: &Group, ask: &GroupAsk) -> GroupReply {
         match *ask {
-            GroupAsk::Join { user, .. } => match known.members.contains_key(&user) {
-                true => GroupReply::Joined { news: false, last: known.last },
-                // The join it came behind could not be made durable.
-                false => GroupReply::Denied(GroupDenial::NotAMember),
-            },
             GroupAsk::Members { after, limit } => {
                 let limit = limit.clamp(1, GroupAsk::MEMBERS_MAX) as usize;
                 let (members, more) = known.members(after, limit);
