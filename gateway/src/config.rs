@@ -24,13 +24,13 @@ pub use file::ConfigFile;
 pub use host::Host;
 pub use names::strange_variables;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
-pub use store::StoreConfig;
+pub use store::{StoreConfig, StorePlace};
 pub use text::default_config;
 pub(crate) use text::to_table;
 pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
-    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind, StoreSyncKind,
 };
 
 use resolve::{Judge, known};

@@ -29,6 +29,7 @@ mod presence;
 mod reading;
 mod route;
 mod shard;
+mod shared;
 mod tls;
 pub(crate) mod tokens;
 mod trunk;

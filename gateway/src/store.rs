@@ -1,6 +1,6 @@
 //! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is committed.
 
-use crate::config::{InboxFull, Size, StoreConfig};
+use crate::config::{ClusterConfig, InboxFull, Size, StoreConfig, StorePlace, StoreSyncKind};
 use crate::desk::{ShardStore, StoreAnswers};
 use crate::limits::{Limits, REPLAY_WINDOW_MAX, SYNC_PAGE_MAX};
 use crate::metrics::StatType;
@@ -11,7 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use trunkline_store::{COMMIT_BUCKETS_US, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
+use trunkline_redis_store::{RedisStore, Settings, StoreSync};
+pub use trunkline_redis_store::{Tool, ToolError};
+use trunkline_store::{COMMIT_BUCKETS_US, Clock, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
 
 /// Registered devices of a user that are remembered at least, also where fewer may be online.
 const DEVICES_LEAST: u16 = 32;
@@ -62,16 +64,23 @@ impl StoreMemory {
 /// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// The thread of a store.
+#[derive(Debug)]
+enum Running {
+    Embedded(StoreThread),
+    Redis(RedisStore),
+}
+
 /// A store in operation.
 #[derive(Debug)]
 pub struct NodeStore {
-    thread: StoreThread,
+    running: Running,
     shards: ShardStore,
     bytes_max: u64,
     frame_bytes_max: u64,
 }
 
-/// Bounds of the embedded store, from the configuration.
+/// Bounds of a store, from the configuration.
 pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::Limits {
     let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     trunkline_store::Limits {
@@ -98,9 +107,28 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
 /// # Errors
 /// When the folder cannot be used, or another process has it; the message names it.
 pub fn open(data_dir: &Path, limits: trunkline_store::Limits) -> Result<Embedded, StartupError> {
-    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    Embedded::open(data_dir, limits, Arc::new(clock))
+    Embedded::open(data_dir, limits, clock())
         .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))
+}
+
+/// The clock of a store.
+fn clock() -> Clock {
+    Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
+}
+
+/// What the store in the Redis Cluster of a node is made of.
+pub fn redis_settings(
+    config: &StoreConfig,
+    sync: Option<StoreSyncKind>,
+    limits: &Limits,
+    cluster: &ClusterConfig,
+) -> Settings {
+    let sync = sync.map(|sync| match sync {
+        StoreSyncKind::Replica => StoreSync::Replica,
+        StoreSyncKind::Aof => StoreSync::Aof,
+        StoreSyncKind::Master => StoreSync::Master,
+    });
+    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), clock: clock() }
 }
 
 impl NodeStore {
@@ -108,21 +136,46 @@ impl NodeStore {
     ///
     /// # Errors
     /// As [`open`], or when the system gives no thread or no random numbers.
-    pub fn start(config: &StoreConfig, limits: &Limits, shards: u16) -> Result<Self, StartupError> {
-        let failed = |error: String| StartupError::Store(config.data_dir.clone(), error);
-        let store = open(&config.data_dir, store_limits(config, limits))?;
-        let highest_stamp = store.high();
+    /// `cluster`: with TLS to Redis set up; only for a store there, which connects by itself.
+    pub fn start(
+        config: &StoreConfig,
+        limits: &Limits,
+        shards: u16,
+        cluster: Option<&ClusterConfig>,
+    ) -> Result<Self, StartupError> {
+        let folder = match &config.place {
+            StorePlace::Folder(folder) => folder.clone(),
+            StorePlace::Redis(_) => "Redis".into(),
+        };
+        let failed = |error: String| StartupError::Store(folder.clone(), error);
         let mut key = [0; 8];
         getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
         let mail = StoreMail::new(limits.store_mail_bytes_max as usize);
         let answers = StoreAnswers::new(shards);
         let way_back = answers.clone();
-        let thread = StoreThread::start(store, mail.clone(), move |source, batch| way_back.put(source, batch))
-            .map_err(|error| failed(format!("starting its thread: {error}")))?;
-        let (key, stats) = (u64::from_ne_bytes(key), thread.stats().clone());
-        let shards = ShardStore { mail, answers, highest_stamp, key, stats };
-        let (bytes_max, frame_bytes_max) = (config.bytes_max, limits.frame_bytes_max.into());
-        Ok(NodeStore { thread, shards, bytes_max, frame_bytes_max })
+        let give_back = move |source, batch| way_back.put(source, batch);
+        let no_thread = |error: std::io::Error| failed(format!("starting its thread: {error}"));
+        let (running, stats, highest_stamp, bytes_max) = match &config.place {
+            StorePlace::Folder(folder) => {
+                let store = open(folder, store_limits(config, limits))?;
+                let highest_stamp = store.high();
+                let thread = StoreThread::start(store, mail.clone(), give_back).map_err(no_thread)?;
+                let stats = thread.stats().clone();
+                (Running::Embedded(thread), stats, highest_stamp, config.bytes_max)
+            }
+            StorePlace::Redis(sync) => {
+                let cluster = cluster.ok_or_else(|| failed("no Redis Cluster is configured".to_owned()))?;
+                let settings = redis_settings(config, *sync, limits, cluster);
+                let store = RedisStore::start(settings, mail.clone(), give_back).map_err(no_thread)?;
+                let stats = store.stats().clone();
+                (Running::Redis(store), stats, 0, u64::MAX)
+            }
+        };
+        let key = u64::from_ne_bytes(key);
+        let shared = matches!(running, Running::Redis(_));
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats, shared };
+        let frame_bytes_max = limits.frame_bytes_max.into();
+        Ok(NodeStore { running, shards, bytes_max, frame_bytes_max })
     }
 
     /// What its shards need.
@@ -138,7 +191,10 @@ impl NodeStore {
 
     /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
     pub fn stop(self) -> bool {
-        self.thread.stop()
+        match self.running {
+            Running::Embedded(thread) => thread.stop(),
+            Running::Redis(store) => store.stop(),
+        }
     }
 }
 
@@ -171,7 +227,7 @@ impl StoreWatch {
         }
         let bytes = of(&self.stats.log_bytes) + of(&self.stats.table_bytes);
         // A short message may still fit.
-        if bytes + self.frame_bytes_max > self.bytes_max {
+        if bytes.saturating_add(self.frame_bytes_max) > self.bytes_max {
             return Some(format!(
                 "the store is full: {} of {} are used, so messages for users who are offline are refused with SENT 5",
                 Size(bytes).rounded(),

@@ -68,7 +68,7 @@ pub(crate) struct ShardConfig {
     pub(crate) placement: Placement,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub(crate) cluster: Option<ShardCluster>,
-    /// Where messages are kept for users who are offline; `None` without a store, and in a cluster.
+    /// Where messages are kept for users who are offline; `None` without a store.
     pub(crate) store: Option<ShardStore>,
 }
 
@@ -176,7 +176,7 @@ impl Shard {
             directory: Directory::new(limits, away_ticks),
             kicks: Kicks::default(),
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
-            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key)),
+            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,

@@ -13,6 +13,7 @@
 //! The crate knows nothing of shards, rings or sockets. It reads no clock but the one it is given.
 
 mod codec;
+mod copy;
 mod disk;
 mod embedded;
 mod jobs;
@@ -28,6 +29,7 @@ mod table;
 mod thread;
 mod tools;
 
+pub use copy::{CopyLine, UserCopy};
 pub use disk::{DirDisk, Disk, Fault, File, SimDisk};
 pub use embedded::Embedded;
 pub use limits::{Limits, WhenFull};

@@ -27,6 +27,7 @@ mod drain;
 mod http;
 mod inbox;
 mod inbox_clients;
+mod inbox_cluster;
 mod inbox_kill;
 mod jwt;
 mod kinds;

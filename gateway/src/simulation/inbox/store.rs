@@ -62,7 +62,7 @@ impl SimStore {
         self.commit_us = None;
         let highest_stamp = self.memory.high();
         let (mail, answers, stats) = (self.mail.clone(), self.answers.clone(), self.memory.stats().clone());
-        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats }
+        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats, shared: false }
     }
 
     /// Its node is killed: what was not committed is gone, and so are answers on their way.
