@@ -162,7 +162,7 @@ impl Shard {
         let user = self.links.slots.at(slot).user;
         let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
         let session = entry.map(|entry| entry.session);
-        if let (Some(entry), Some(desk)) = (entry, &self.desk) {
+        if let (Some(entry), Some(desk)) = (entry, self.desk.as_ref().filter(|desk| desk.shared)) {
             let request = Request::LogOut { user, device: entry.device().into() };
             // Without room the shard's own memory has to do.
             self.links.stats.limit_store_mail.add(u64::from(desk.port.send(request).is_err()));

@@ -184,13 +184,8 @@ impl Embedded {
                 let _ = self.acknowledge(user, device, 0);
                 return None;
             }
-            Request::LogOut { user, device } => {
-                // If nothing can be read now, the shard's memory of the LOGOUT is all there is.
-                let _ = self.log_out(user, &device);
-                return None;
-            }
-            // This store is one node's own.
-            Request::View { .. } | Request::Claim { .. } => return None,
+            // This store is one node's own, whose shards remember LOGOUTs.
+            Request::LogOut { .. } | Request::View { .. } | Request::Claim { .. } => return None,
             Request::Devices { user, .. } => self.devices(user),
             Request::Inspect { user, .. } => self.inspect(user),
             Request::Forget { .. } | Request::Delete { .. } if !self.can_write() => {

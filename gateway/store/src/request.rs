@@ -106,7 +106,7 @@ pub enum Request {
         token: u64,
     },
     /// A device has logged out: what it was given to resume its session with is good no more, because it gets another
-    /// [`Opened::device_epoch`]. Not answered.
+    /// [`Opened::device_epoch`]. Only for a store that several nodes share; others ignore it. Not answered.
     LogOut {
         /// Whose device.
         user: u64,

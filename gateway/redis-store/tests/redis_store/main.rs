@@ -173,10 +173,15 @@ fn redis_and_memory_answer_alike() {
             let request = request(&mut dice, now_ms, 1_000 * seed, &stamps);
             let mut expected = None;
             model.apply(&mut vec![(0, request.clone())], &mut |_, answer| expected = Some(answer.reply));
-            if request.token().is_none() {
+            let request = if request.token().is_none() {
+                // Both have to deal with it at the same time of the clock.
+                let look = Request::Inspect { user: request.user(), token: 1 };
                 running.send(0, request);
-                continue;
-            }
+                model.apply(&mut vec![(0, look.clone())], &mut |_, answer| expected = Some(answer.reply));
+                look
+            } else {
+                request
+            };
             let given = running.ask(0, request.clone());
             if let Reply::Stored { stamp, .. } = given {
                 stamps.push(stamp);

@@ -345,15 +345,6 @@ impl Embedded {
         })))
     }
 
-    pub(super) fn log_out(&mut self, user: u64, device: &str) -> io::Result<()> {
-        let mut at = self.locate(user)?;
-        let now_ms = self.now_ms();
-        if at.state.log_out(device, now_ms, &mut self.epochs).is_some() {
-            self.keep(user, &at);
-        }
-        Ok(())
-    }
-
     pub(super) fn forget(&mut self, user: u64, device: u16) -> io::Result<Staged> {
         let mut at = self.locate(user)?;
         if at.state.forget(device) {
