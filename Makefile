@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn test-proxies lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test test-browser test-autobahn test-upgrade test-proxies test-tls-scanners lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
 
 help: ## List the targets
@@ -40,9 +40,16 @@ test-autobahn: setup ## The cases of the Autobahn test suite against the WebSock
 	$(CARGO) build --profile quick --locked --package trunkline-gateway --example websocket_echo
 	scripts/test-autobahn.sh
 
+test-upgrade: setup ## Nodes of another build (FROM=commit or tag) and of this one in one cluster, below traffic; builds both (twenty minutes)
+	scripts/test-upgrade.sh "$(FROM)"
+
 test-proxies: setup ## The configurations of docs/proxies.md with nginx and HAProxy, which it installs (a minute)
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-proxies.sh
+
+test-tls-scanners: setup ## testssl.sh, sslyze, OpenSSL and GnuTLS against the port for clients; installs them (five minutes)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-tls.sh
 
 lint: setup ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) fmt --all --check
@@ -77,7 +84,7 @@ bench-cluster: ## Messages across nodes beside those within one, and logins with
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench-cluster.sh
 
-bench-million: ## A million clients in one gateway, and a storm of 200,000 (root, 15 GiB, 15 minutes)
+bench-million: ## A million clients in one gateway, and a storm of 200,000 (root, 15 GiB, half an hour)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench-million.sh
 

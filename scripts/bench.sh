@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Measures the figures of the README and of docs/figures.md, draws the pictures, and writes both anew. The machine should do nothing
 # else. Arguments: folder for the results [benches/results], and which parts [all]:
-#   messages idle rate websocket   a quarter of an hour together
+#   messages idle rate transports handshakes   half an hour together
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
-#   million                        root, 15 GiB and 15 minutes (scripts/bench-million.sh); left out, and said so, where those are missing
+#   million                        root, 15 GiB and half an hour (scripts/bench-million.sh); left out, and said so, where those are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bench=target/release/bench
 out=${1:-benches/results}
 [ $# -gt 0 ] && shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate websocket vs cluster million)
+[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes vs cluster million)
 mkdir -p "$out"
 
 run() { # name, arguments…
@@ -40,7 +40,7 @@ messages() {
 
 idle() {
   # With six runs the interval of the median is from the smallest to the largest.
-  run idle-15000 idle --conns 15000 --runs 6 --transport native,ws
+  run idle-15000 idle --conns 15000 --runs 6
   run idle-40000 idle --conns 40000 --shards 4 --runs 1 --exchange
 }
 
@@ -50,9 +50,19 @@ rate() {
   "$bench" plot "$out/rate-10000.json" --out "$out"
 }
 
-websocket() {
-  run pairs-ws-w1 pairs --transport native,ws --conns 100 --window 1 "${rounds[@]}"
-  run pairs-ws-w32 pairs --transport native,ws --conns 100 --window 32 "${rounds[@]}"
+transports() {
+  run pairs-transports-w1 pairs --transport native,ws,tls,wss --conns 100 --window 1 "${rounds[@]}"
+  run pairs-transports-w32 pairs --transport native,ws,tls,wss --conns 100 --window 32 "${rounds[@]}"
+  run idle-transports idle --transport native,ws,tls,wss --conns 15000 --runs 3
+  for cipher in chacha20 aes256; do
+    run idle-wss-$cipher idle --transport wss --tls-cipher $cipher --conns 15000 --runs 3
+  done
+}
+
+handshakes() {
+  run handshakes handshakes
+  # Their presence goes to Redis, which takes from both cores.
+  run handshakes-nodes handshakes --nodes 2
 }
 
 vs() {
@@ -75,9 +85,9 @@ million() {
 
 for part in "${parts[@]}"; do
   case $part in
-    messages | idle | rate | websocket | vs | cluster | million) "$part" ;;
+    messages | idle | rate | transports | handshakes | vs | cluster | million) "$part" ;;
     *)
-      echo "bench: there is no part $part: messages, idle, rate, websocket, vs, cluster and million" >&2
+      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, vs, cluster and million" >&2
       exit 2
       ;;
   esac

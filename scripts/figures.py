@@ -132,7 +132,7 @@ def messages_few():
 
 def messages_all():
     within, across = "gateway, within a shard", "gateway, across shards"
-    websocket = "gateway, WebSocket"
+    websocket, tls, wss = "gateway, WebSocket", "gateway, TLS", "gateway, WebSocket over TLS"
     return messages_few() + [
         pairs_row("the same, 32 in flight", "cluster-pairs-w32", "local", "across"),
         pairs_row("the same with ACK, 1 in flight", "cluster-pairs-w1-ack", "local", "across"),
@@ -142,9 +142,13 @@ def messages_all():
         pairs_row("the same, 32 in flight", "pairs-100-w32-saturation"),
         pairs_row("across two shards, over within one, 1 in flight", "pairs-2shards-w1", within, across),
         pairs_row("the same, 32 in flight", "pairs-2shards-w32", within, across),
-        pairs_row("WebSocket, over the floor of the same bytes, 1 in flight", "pairs-ws-w1", "floor, WebSocket", websocket),
-        pairs_row("WebSocket, over native, 1 in flight", "pairs-ws-w1", "gateway", websocket),
-        pairs_row("the same, 32 in flight", "pairs-ws-w32", "gateway", websocket),
+        pairs_row("WebSocket, over the floor of the same bytes, 1 in flight", "pairs-transports-w1", "floor, WebSocket", websocket),
+        pairs_row("WebSocket, over native, 1 in flight", "pairs-transports-w1", "gateway", websocket),
+        pairs_row("TLS, over native", "pairs-transports-w1", "gateway", tls),
+        pairs_row("WebSocket over TLS, over native", "pairs-transports-w1", "gateway", wss),
+        pairs_row("WebSocket, over native, 32 in flight", "pairs-transports-w32", "gateway", websocket),
+        pairs_row("TLS, over native", "pairs-transports-w32", "gateway", tls),
+        pairs_row("WebSocket over TLS, over native", "pairs-transports-w32", "gateway", wss),
     ]
 
 
@@ -202,12 +206,57 @@ def idle_few():
 def idle_all():
     return [
         idle_row("15,000 of them", "idle-15000", "gateway"),
-        idle_row("the same as WebSockets", "idle-15000", "websocket"),
+        idle_row("15,000 in another run", "idle-transports", "gateway"),
+        idle_row("as WebSockets", "idle-transports", "websocket"),
+        idle_row("over TLS, AES-128-GCM", "idle-transports", "tls"),
+        idle_row("as WebSockets over TLS, AES-128-GCM", "idle-transports", "wss"),
+        idle_row("ChaCha20-Poly1305", "idle-wss-chacha20", "wss"),
+        idle_row("AES-256-GCM", "idle-wss-aes256", "wss"),
         idle_row("40,000 on 4 shards under a limit of 20,000 descriptors", "idle-40000", "gateway"),
         hold_row("100,000 in one process", "hold-100000"),
         hold_row("333,333", "hold-333333"),
         hold_row("a million, held for 5 minutes with 30 s heartbeats", "hold-1000000"),
+        hold_row("100,000 WebSockets over TLS in one process", "hold-wss-100000"),
+        hold_row("a million WebSockets over TLS, held for a minute", "hold-wss-1000000"),
     ]
+
+
+# Handshakes
+
+
+def handshake_rows():
+    rows = []
+    for name in ("handshakes", "handshakes-nodes"):
+        report = result(name)
+        for case in (report or {"cases": []})["cases"]:
+            figures = (case["per_second"], case["server_cpu_us"], case["per_second_and_core"], case["bench_cpu_us"])
+            rows.append([case["name"], f"{figures[0]:,.0f}", f"{figures[1]:,.0f} µs", f"{figures[2]:,.0f}", f"{figures[3]:,.0f} µs", code(report)])
+    return rows
+
+
+HANDSHAKE_HEAD = ["logins over TLS: accept, handshake, LOGIN, end", "a second", "CPU of the gateway for one", "a second and core of that", "CPU of the bench", "command"]
+
+
+def handshakes():
+    rows = handshake_rows()
+    return table(HANDSHAKE_HEAD, rows) + handshake_note() if rows else "Not measured yet.\n"
+
+
+def handshake_note():
+    report = result("handshakes")
+    if not report:
+        return ""
+    others, flood = report["others"], report.get("flood")
+    paced = others["paced"]["messages"]
+    note = (
+        f"\nOthers' p99 beside {others['paced_per_second']:,.0f} handshakes a second: {ms(paced['p99_us'])}, and {ms(others['before']['messages']['p99_us'])} before. "
+    )
+    if not flood:
+        return note + "\n"
+    return note + (
+        f"Beside {flood['connections']:,} ClientHellos that go no further, sent within {flood['seconds']:.1f} s: {ms(flood['others']['messages']['p99_us'])}; "
+        f"{flood['evicted']:,} of them gave way to later ones, and memory grew by {flood['peak_bytes_each']:,.0f} B for each at its peak.\n"
+    )
 
 
 # Situations
@@ -327,6 +376,7 @@ def blocks():
         "machine": machine(),
         "messages": table(MESSAGE_HEAD, messages_all()),
         "idle": table(IDLE_HEAD, idle_all()),
+        "handshakes": handshakes(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),

@@ -404,6 +404,14 @@ impl Crowd {
         self.await_freed(fleet, cut, 0)
     }
 
+    /// Cuts off one that is in. [`Crowd::freed`] tells when its slot is free.
+    pub(crate) fn cut_one(&mut self, fleet: &mut Fleet, connection: u32) -> Result<(), Failure> {
+        let stage = std::mem::replace(&mut self.stages[connection as usize], Stage::Out);
+        assert!(matches!(stage, Stage::In | Stage::Asked), "only sessions are cut off");
+        self.tally.inside -= 1;
+        fleet.cut(connection)
+    }
+
     /// Steps on until at most `under_way` of the `cut` connections are still closing.
     fn await_freed(&mut self, fleet: &mut Fleet, cut: usize, under_way: usize) -> Result<(), Failure> {
         let mut last_progress = Instant::now();

@@ -5,12 +5,19 @@ use std::{
     io,
     net::SocketAddrV4,
     os::fd::AsRawFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use trunkline_proto::{
     FRAME_BYTES_MAX_LIMIT, Frame, decode,
     websocket::{Control, End as StreamEnd, Inbound, Opcode, Role, put_frame},
+};
+use trunkline_tls::{
+    open::{End as RecordsEnd, open_with},
+    record::{Bounds, ContentType},
+    seal::{seal_owed, seal_records},
+    sessions::Sessions,
 };
 
 use crate::{
@@ -20,7 +27,8 @@ use crate::{
     server::Server,
     sleeper::Sleeper,
     sockets::{self, INSTALL_BATCH, Manner},
-    transport::Wire,
+    tls::{Greeting, Handshake, Progress, TicketTaker, TlsClient, is_ticket},
+    transport::{Layers, Wire},
     websocket::{self, Masks},
 };
 
@@ -170,6 +178,16 @@ struct Connection {
     empty: bool,
     /// It is a WebSocket, and no more has to be asked for.
     upgraded: bool,
+    /// Over TLS: how many of this turn's bytes are those of its handshake, in front of what is to be sealed.
+    raw: u32,
+    /// Over TLS: its handshake, while that is under way.
+    shaking: Option<Box<Handshake>>,
+    /// Over TLS: what its server says before the handshake, until it has.
+    awaited: Option<Greeting>,
+    /// Over TLS: who takes the server's ticket, until that has come.
+    taker: Option<Box<TicketTaker>>,
+    /// Over TLS: a record of which only the beginning has come.
+    record: Vec<u8>,
     /// Where its messages stand, while one is halfway.
     inbound: Option<Box<Inbound>>,
     /// A frame of which only the beginning has come.
@@ -185,9 +203,17 @@ struct Lane {
     /// Slots with something to send.
     dirty: Vec<u32>,
     wire: Wire,
+    tls: Option<LaneTls>,
     masks: Masks,
     /// Bytes on their way into messages or out of them.
     scratch: Vec<u8>,
+}
+
+/// TLS of a lane's connections.
+struct LaneTls {
+    client: Arc<TlsClient>,
+    /// The keys of those whose handshake is over.
+    sessions: Sessions,
 }
 
 /// The connections of one load thread.
@@ -230,6 +256,7 @@ impl Fleet {
                 connections: Vec::new(),
                 dirty: Vec::new(),
                 wire: Wire::default(),
+                tls: None,
                 masks: Masks::new(lane.into()),
                 scratch: Vec::new(),
             });
@@ -246,8 +273,12 @@ impl Fleet {
     }
 
     /// Every connection speaks like this.
-    pub(crate) fn over(mut self, wire: Wire) -> Fleet {
-        self.lanes.iter_mut().for_each(|lane| lane.wire = wire);
+    pub(crate) fn over(mut self, layers: impl Into<Layers>) -> Fleet {
+        let Layers { wire, tls } = layers.into();
+        for lane in &mut self.lanes {
+            lane.wire = wire;
+            lane.tls = tls.clone().map(|client| LaneTls { client, sessions: Sessions::default() });
+        }
         self
     }
 
@@ -468,18 +499,10 @@ impl Lane {
         while let Some(completion) = self.ring.next() {
             match completion {
                 Completion::Connected { slot, .. } if self.connections[slot as usize].closed => {}
-                Completion::Connected { slot, errno: 0 } if self.wire == Wire::WebSocket => {
-                    let start = self.ring.staged().len();
-                    self.ring.staged().extend_from_slice(websocket::REQUEST);
-                    self.sealed_since(slot, start);
-                    self.arm(slot, Arm::OneFrame).map_err(ring_failed)?;
+                Completion::Connected { slot, errno: 0 } if self.tls.is_some() => {
+                    self.begin_handshake(base, slot, driver)?;
                 }
-                Completion::Connected { slot, errno: 0 } => {
-                    let start = self.ring.staged().len();
-                    let arm = driver.connected(base + slot, self.ring.staged())?;
-                    self.staged_since(slot, start);
-                    self.arm(slot, arm).map_err(ring_failed)?;
-                }
+                Completion::Connected { slot, errno: 0 } => self.begin(base, slot, driver)?,
                 Completion::Connected { slot, errno } => {
                     let error = io::Error::from_raw_os_error(errno);
                     let target = targets.of(base + slot);
@@ -488,11 +511,21 @@ impl Lane {
                 Completion::Received { slot, buffer, .. } if self.connections[slot as usize].closed => {
                     self.ring.recycle(buffer);
                 }
+                Completion::Received { slot, buffer, armed } if self.tls.is_some() => {
+                    let mut bytes = std::mem::take(&mut self.connections[slot as usize].record);
+                    bytes.extend_from_slice(self.ring.received(&buffer).0);
+                    self.ring.recycle(buffer);
+                    self.records_received(base, slot, bytes, armed, driver)?;
+                }
                 Completion::Received { slot, buffer, armed } if self.wire == Wire::Native => {
                     self.received(base, slot, buffer, armed, driver)?;
                 }
                 Completion::Received { slot, buffer, armed } => {
-                    self.messages_received(base, slot, buffer, armed, driver)?;
+                    let mut bytes = std::mem::take(&mut self.connections[slot as usize].partial);
+                    let begun = bytes.len();
+                    bytes.extend_from_slice(self.ring.received(&buffer).0);
+                    self.ring.recycle(buffer);
+                    self.messages_received(base, slot, bytes, begun, armed, driver)?;
                 }
                 Completion::ReceiveEnded { slot, .. } if self.connections[slot as usize].closed => {}
                 Completion::ReceiveEnded { slot, end } => match end {
@@ -547,6 +580,9 @@ impl Lane {
         }
         // Its place in `dirty` is kept; it has nothing to send any more.
         *connection = Connection { closed: true, unblocked: connection.unblocked, ..Connection::default() };
+        if let Some(tls) = &mut self.tls {
+            tls.sessions.remove(slot);
+        }
         self.ring.close(slot)
     }
 
@@ -572,32 +608,163 @@ impl Lane {
         };
         let taken = driver.received(base + slot, bytes, now_ns, staged)?;
         connection.partial = bytes[taken.bytes..].to_vec();
-        let go_on = !armed && (connection.always || taken.frames == 0);
-        let always = connection.always;
         self.ring.recycle(buffer);
         self.staged_since(slot, start);
-        match (go_on, always) {
+        self.receive_on(slot, armed, taken.frames)
+    }
+
+    /// Receives on, after so many frames, as a connection is armed.
+    fn receive_on(&mut self, slot: u32, armed: bool, frames: usize) -> Result<(), Failure> {
+        let connection = &self.connections[slot as usize];
+        let go_on = !armed && (connection.always || frames == 0);
+        match (go_on, connection.always) {
             (false, _) => Ok(()),
             (true, true) => self.ring.receive_many(slot).map_err(ring_failed),
             (true, false) => self.ring.receive_one(slot).map_err(ring_failed),
         }
     }
 
-    /// The same for bytes of WebSockets: what their messages hold is handed on.
+    /// Lets a connection say what lies above TCP and TLS.
+    fn begin(&mut self, base: u32, slot: u32, driver: &mut impl Driver) -> Result<(), Failure> {
+        let start = self.ring.staged().len();
+        let arm = if self.wire == Wire::WebSocket {
+            self.ring.staged().extend_from_slice(websocket::REQUEST);
+            self.sealed_since(slot, start);
+            Arm::OneFrame
+        } else {
+            let arm = driver.connected(base + slot, self.ring.staged())?;
+            self.staged_since(slot, start);
+            arm
+        };
+        self.arm(slot, arm).map_err(ring_failed)
+    }
+
+    /// A connection is there, and begins with a handshake of TLS.
+    fn begin_handshake(&mut self, base: u32, slot: u32, driver: &mut impl Driver) -> Result<(), Failure> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let greeting = tls.client.greeting();
+        let handshake = Handshake::new(&tls.client).map_err(Failure::Setup)?;
+        let connection = &mut self.connections[slot as usize];
+        connection.shaking = Some(Box::new(handshake));
+        connection.awaited = Some(greeting).filter(|greeting| *greeting != Greeting::None);
+        self.records_received(base, slot, Vec::new(), false, driver)
+    }
+
+    /// Bytes of TLS: those of a handshake, or records, and what was there of the first before. What records hold is
+    /// handed on.
+    fn records_received(
+        &mut self,
+        base: u32,
+        slot: u32,
+        mut bytes: Vec<u8>,
+        armed: bool,
+        driver: &mut impl Driver,
+    ) -> Result<(), Failure> {
+        if let Some(greeting) = self.connections[slot as usize].awaited {
+            let Some(behind) = greeting.behind(&bytes) else {
+                self.connections[slot as usize].record = bytes;
+                return self.ring.receive_one(slot).map_err(ring_failed);
+            };
+            bytes = behind.to_vec();
+            self.connections[slot as usize].awaited = None;
+        }
+        if let Some(handshake) = &mut self.connections[slot as usize].shaking {
+            let start = self.ring.staged().len();
+            let progress = handshake.step(&mut bytes, self.ring.staged());
+            self.sealed_since(slot, start);
+            let connection = &mut self.connections[slot as usize];
+            match progress {
+                Err(why) => return self.ended(base, slot, End::Broken(io::Error::other(why)), driver),
+                Ok(Progress::Waits) => {
+                    connection.record = bytes;
+                    return self.ring.receive_one(slot).map_err(ring_failed);
+                }
+                Ok(Progress::Done(session, taker)) => {
+                    connection.shaking = None;
+                    connection.taker = taker;
+                    // What was said so far is sent as it is, what follows is sealed.
+                    connection.raw = connection.len;
+                    if let Some(tls) = &mut self.tls {
+                        tls.sessions.put(slot, &session);
+                    }
+                    self.begin(base, slot, driver)?;
+                    // From here on it is armed.
+                    return if bytes.is_empty() {
+                        Ok(())
+                    } else {
+                        self.records_opened(base, slot, bytes, true, driver)
+                    };
+                }
+            }
+        }
+        self.records_opened(base, slot, bytes, armed, driver)
+    }
+
+    /// Opens records and hands on what they hold.
+    fn records_opened(
+        &mut self,
+        base: u32,
+        slot: u32,
+        mut bytes: Vec<u8>,
+        armed: bool,
+        driver: &mut impl Driver,
+    ) -> Result<(), Failure> {
+        const NS_PER_MINUTE: u64 = 60_000_000_000;
+        let minute = (now_ns() / NS_PER_MINUTE) as u32;
+        let connection = &mut self.connections[slot as usize];
+        let Some(mut view) = self.tls.as_mut().and_then(|tls| tls.sessions.view(slot)) else { return Ok(()) };
+        let taker = &mut connection.taker;
+        let opened = open_with(&mut view, &Bounds::STANDARD, &mut bytes, minute, |content| {
+            let is_ticket = is_ticket(content);
+            if let (true, Some(mut taker)) = (is_ticket, taker.take()) {
+                taker.take(content);
+            }
+            is_ticket
+        });
+        if opened.taken < bytes.len() {
+            connection.record = bytes[opened.taken..].to_vec();
+        }
+        bytes.truncate(opened.data);
+        let armed = armed || opened.end.is_some();
+        let begun = connection.partial.len();
+        let mut whole = std::mem::take(&mut connection.partial);
+        whole.append(&mut bytes);
+        match self.wire {
+            Wire::Native => {
+                let (now_ns, start) = (now_ns(), self.ring.staged().len());
+                let taken = driver.received(base + slot, &whole, now_ns, self.ring.staged())?;
+                self.staged_since(slot, start);
+                self.connections[slot as usize].partial = whole[taken.bytes..].to_vec();
+                self.receive_on(slot, armed, taken.frames)?;
+            }
+            Wire::WebSocket | Wire::WebSocketEcho => {
+                self.messages_received(base, slot, whole, begun, armed, driver)?;
+            }
+        }
+        match opened.end {
+            None => Ok(()),
+            Some(_) if self.connections[slot as usize].closed => Ok(()),
+            Some(RecordsEnd::Closed) => self.ended(base, slot, End::Closed, driver),
+            Some(end) => {
+                let error = io::Error::other(format!("its records ended: {end:?}"));
+                self.ended(base, slot, End::Broken(error), driver)
+            }
+        }
+    }
+
+    /// The same for bytes of WebSockets behind `begun` ones that were there before: what their messages hold is handed
+    /// on.
     fn messages_received(
         &mut self,
         base: u32,
         slot: u32,
-        buffer: Buffer,
-        armed: bool,
+        mut bytes: Vec<u8>,
+        begun: usize,
+        mut armed: bool,
         driver: &mut impl Driver,
     ) -> Result<(), Failure> {
         let now_ns = now_ns();
-        let mut bytes = std::mem::take(&mut self.connections[slot as usize].partial);
-        let begun = bytes.len();
-        bytes.extend_from_slice(self.ring.received(&buffer).0);
-        self.ring.recycle(buffer);
-        let (mut armed, mut wants_more) = (armed, true);
+        let mut wants_more = true;
         // Native frames of which only the beginning has come are parted from what is still in messages.
         let mut messages_at = begun;
         if self.wire == Wire::WebSocket && !self.connections[slot as usize].upgraded {
@@ -616,7 +783,7 @@ impl Lane {
                 }
                 Ok(None) => {
                     self.connections[slot as usize].partial = bytes;
-                    return self.ring.receive_one(slot).map_err(ring_failed);
+                    return if armed { Ok(()) } else { self.ring.receive_one(slot).map_err(ring_failed) };
                 }
                 Err(why) => return self.ended(base, slot, End::Broken(io::Error::other(why)), driver),
             }
@@ -648,16 +815,33 @@ impl Lane {
         if !bytes.is_empty() {
             connection.partial = bytes;
         }
-        let go_on = !armed && wants_more && (connection.always || taken.frames == 0);
-        match (go_on, connection.always) {
-            (false, _) => Ok(()),
-            (true, true) => self.ring.receive_many(slot).map_err(ring_failed),
-            (true, false) => self.ring.receive_one(slot).map_err(ring_failed),
+        self.receive_on(slot, armed || !wants_more, taken.frames)
+    }
+
+    /// Seals what the connections say in this turn: one record for each, unless it is long.
+    fn seal(&mut self) {
+        let Some(tls) = &mut self.tls else { return };
+        for &slot in &self.dirty {
+            let connection = &mut self.connections[slot as usize];
+            let (start, len) = (connection.start as usize, connection.len as usize);
+            // During the handshake there are no keys, and nothing is sealed.
+            let Some(mut view) = tls.sessions.view(slot).filter(|_| len > 0) else { continue };
+            let data = start + std::mem::take(&mut connection.raw) as usize;
+            let staged = self.ring.staged();
+            let sealed = staged.len();
+            staged.extend_from_within(start..data);
+            seal_owed(&mut view, &Bounds::STANDARD, staged);
+            let from = staged.len();
+            staged.extend_from_within(data..start + len);
+            seal_records(&mut view, ContentType::Data, staged, from);
+            connection.start = sealed as u32;
+            connection.len = (staged.len() - sealed) as u32;
         }
     }
 
     /// Queues one send for each connection that has bytes to send and a peer that takes them.
     fn flush(&mut self) -> io::Result<()> {
+        self.seal();
         for &slot in &self.dirty {
             let connection = &mut self.connections[slot as usize];
             connection.unblocked = false;

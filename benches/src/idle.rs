@@ -4,7 +4,7 @@
 //!
 //! 1. *Plain sockets*, see [`crate::plain`]: the share of a client's end, and the least a server's end can take.
 //! 2. *The floor*: a server on the leanest ring set-up that accepts and does nothing more; nothing is armed.
-//! 3. *The gateway*, every connection logged in; natively, over WebSockets, or both, each with a gateway of its own.
+//! 3. *The gateway*, every connection logged in; natively, over WebSockets, TLS or both, each with a gateway of its own.
 //!
 //! The server's kernel memory is the growth of the whole machine's kernel memory less the clients' share. A few
 //! connections are opened and closed before the first sample, so that what is made once is not counted for each.
@@ -32,7 +32,7 @@ use crate::{
     server::Server,
     sockets::tables_for,
     traffic::keep_quiet,
-    transport::{Transport, Transports, Wire},
+    transport::{Layers, Transport, Transports, Wire},
 };
 
 /// Arguments of `bench idle`.
@@ -109,13 +109,29 @@ struct Run {
     /// The gateway with WebSockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     websocket: Option<Footprint>,
+    /// The gateway with TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<Footprint>,
+    /// The gateway with WebSockets over TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wss: Option<Footprint>,
     exchanged: Vec<Exchanged>,
 }
 
 impl Run {
     fn settled(&self) -> bool {
-        let mut held = [&self.floor, &self.gateway, &self.websocket].into_iter().flatten();
+        let mut held = self.floor.iter().chain(Transport::ALL.iter().filter_map(|transport| self.held(*transport)));
         held.all(|footprint| footprint.kernel.settled) && self.plain.accepted.settled
+    }
+
+    /// The gateway with clients of a transport.
+    fn held(&self, transport: Transport) -> Option<&Footprint> {
+        match transport {
+            Transport::Native => self.gateway.as_ref(),
+            Transport::Ws => self.websocket.as_ref(),
+            Transport::Tls => self.tls.as_ref(),
+            Transport::Wss => self.wss.as_ref(),
+        }
     }
 }
 
@@ -132,6 +148,9 @@ struct Report<'a> {
 pub(crate) fn run(args: &IdleArgs) -> Result<(), Failure> {
     if !(0.0..=240.0).contains(&args.hold) {
         return Err(Failure::Setup("--hold takes 0 to 240 seconds".to_owned()));
+    }
+    if args.transports.any_tls() {
+        args.gateway.show_certificate()?;
     }
     let mut runs = Vec::new();
     for number in 1..=args.runs {
@@ -156,8 +175,9 @@ fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
     let floor_footprint = if tables_for(args.conns)?.0 == 1 {
         let mut server = Server::floor_unarmed(args.conns)?;
         let progress = title("floor");
-        let held =
-            on_load_core(|| hold(args, &server, Entrance::Connect, Wire::Native, &users, client, number, &progress));
+        let held = on_load_core(|| {
+            hold(args, &server, Entrance::Connect, Wire::Native.into(), &users, client, number, &progress)
+        });
         let (footprint, _) = held.map_err(|failure| server.explain(failure))?;
         server.stop()?;
         Some(footprint)
@@ -165,16 +185,26 @@ fn one_run(args: &IdleArgs, number: u32) -> Result<Run, Failure> {
         None
     };
 
-    let mut run = Run { plain, floor: floor_footprint, gateway: None, websocket: None, exchanged: Vec::new() };
+    let mut run = Run {
+        plain,
+        floor: floor_footprint,
+        gateway: None,
+        websocket: None,
+        tls: None,
+        wss: None,
+        exchanged: Vec::new(),
+    };
     for transport in args.transports.distinct() {
-        let mut server = args.gateway.start(args.conns)?;
-        let (progress, wire) = (title(&transport.label("gateway")), transport.wire());
-        let held = on_load_core(|| hold(args, &server, Entrance::Login, wire, &users, client, number, &progress));
+        let mut server = args.gateway.over(transport).start(args.conns)?;
+        let (progress, layers) = (title(&transport.label("gateway")), transport.layers(args.transports.tls));
+        let held = on_load_core(|| hold(args, &server, Entrance::Login, layers, &users, client, number, &progress));
         let (footprint, exchanged) = held.map_err(|failure| server.explain(failure))?;
         server.stop()?;
         match transport {
             Transport::Native => run.gateway = Some(footprint),
             Transport::Ws => run.websocket = Some(footprint),
+            Transport::Tls => run.tls = Some(footprint),
+            Transport::Wss => run.wss = Some(footprint),
         }
         run.exchanged.extend(exchanged);
     }
@@ -187,18 +217,18 @@ fn hold(
     args: &IdleArgs,
     server: &Server,
     entrance: Entrance,
-    wire: Wire,
+    layers: Layers,
     users: &[u64],
     client: Share,
     run_number: u32,
     progress: &Progress,
 ) -> Result<(Footprint, Option<Exchanged>), Failure> {
     let warm = WARMUP_CONNECTIONS.min(args.conns) as usize;
-    let mut fleet = Fleet::new(server.address(), warm as u32, 0)?.over(wire);
+    let mut fleet = Fleet::new(server.address(), warm as u32, 0)?.over(layers.clone());
     enter(&mut fleet, &users[..warm], entrance, Arm::Nothing, progress)?;
     fleet.close()?;
 
-    let mut fleet = Fleet::new(server.address(), args.conns, 0)?.over(wire);
+    let mut fleet = Fleet::new(server.address(), args.conns, 0)?.over(layers);
     let kernel_before = settled_kernel_memory(args.conns)?;
     let user_before = UserMemory::of(server.pid())?;
     let start = Instant::now();
@@ -254,8 +284,10 @@ fn print_summary(report: &Report<'_>) {
         plain_row("accepted socket, nothing armed", report, |run| run.plain.accepted),
     ];
     rows.extend(held_row("floor, nothing armed", report, |run| run.floor.as_ref()));
-    rows.extend(held_row("gateway, logged in", report, |run| run.gateway.as_ref()));
-    rows.extend(held_row("gateway, logged in, WebSocket", report, |run| run.websocket.as_ref()));
+    for transport in Transport::ALL {
+        let name = transport.label("gateway, logged in");
+        rows.extend(held_row(&name, report, |run| run.held(transport)));
+    }
     println!("{}", table(&COLUMNS, &rows));
     println!("{EXPLANATION}");
     if report.runs.iter().all(|run| run.floor.is_none()) {
@@ -271,7 +303,7 @@ fn print_summary(report: &Report<'_>) {
     }
     println!("{INTERVALS}");
     let last = &report.runs[report.runs.len() - 1];
-    let Some(gateway) = last.gateway.as_ref().or(last.websocket.as_ref()) else { return };
+    let Some(gateway) = Transport::ALL.iter().find_map(|transport| last.held(*transport)) else { return };
     println!("\nkernel objects with the gateway, both ends, last run, bytes for each connection");
     let top = gateway.caches.iter().take(TOP_CACHES);
     let caches: Vec<Vec<String>> = top.map(|(name, each)| vec![name.clone(), format!("{each:.0}")]).collect();
@@ -286,16 +318,15 @@ fn print_summary(report: &Report<'_>) {
 
 /// What an idle connection takes over the least that one can, an accepted socket on which nothing is armed, of the
 /// runs.
-fn ratios(report: &Report<'_>) -> Vec<(&'static str, Median)> {
-    let of = |footprint: fn(&Run) -> Option<&Footprint>| {
+fn ratios(report: &Report<'_>) -> Vec<(String, Median)> {
+    let of = |transport: Transport| {
         let ratios = report.runs.iter().filter_map(|run| {
-            let held = footprint(run)?;
+            let held = run.held(transport)?;
             Some((held.user_rss + held.kernel.in_use) / run.plain.accepted.in_use.max(1.0))
         });
-        ratios.collect::<Vec<f64>>()
+        (transport.label("gateway"), ratios.collect::<Vec<f64>>())
     };
-    let both = [("gateway", of(|run| run.gateway.as_ref())), ("gateway, WebSocket", of(|run| run.websocket.as_ref()))];
-    let measured = both.into_iter().filter(|(_, ratios)| !ratios.is_empty());
+    let measured = Transport::ALL.into_iter().map(of).filter(|(_, ratios)| !ratios.is_empty());
     measured.map(|(name, ratios)| (name, Median::of(ratios))).collect()
 }
 
@@ -307,7 +338,7 @@ fn plain_row(name: &str, report: &Report<'_>, share: fn(&Run) -> Share) -> Vec<S
     row
 }
 
-fn held_row(name: &str, report: &Report<'_>, footprint: fn(&Run) -> Option<&Footprint>) -> Option<Vec<String>> {
+fn held_row(name: &str, report: &Report<'_>, footprint: impl Fn(&Run) -> Option<&Footprint>) -> Option<Vec<String>> {
     let footprints: Vec<&Footprint> = report.runs.iter().filter_map(footprint).collect();
     if footprints.is_empty() {
         return None;

@@ -18,6 +18,7 @@ mod exchange;
 mod failure;
 mod fleet;
 mod floor;
+mod handshakes;
 mod heartbeat;
 mod hold;
 mod idle;
@@ -43,6 +44,7 @@ mod slow;
 mod sockets;
 mod storm;
 mod team;
+mod tls;
 mod traffic;
 mod transport;
 mod users;
@@ -68,7 +70,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   bench pairs --conns 100 --window 1            what a message costs, over the floor
-  bench pairs --transport native,ws             and over WebSockets
+  bench pairs --transport native,ws,tls,wss     and over WebSockets, TLS and both
+  bench handshakes                              what logins over TLS cost, and what others notice of them
   bench hold --conns 100000 --secs 60           log in 100,000 clients and keep them
   bench rate --conns 2000 --rate 10000,50000    latency at fixed rates
   bench pairs --nodes 2 --conns 100             a message across two nodes, over one within
@@ -100,6 +103,8 @@ enum Command {
     Slow(slow::SlowArgs),
     /// Clients connect, log in, send a few messages and leave, at a steady rate
     Churn(churn::ChurnArgs),
+    /// Logins over TLS: full, resumed, and at another node; what others notice of them, and of a flood
+    Handshakes(handshakes::HandshakesArgs),
     /// Floor, gateway and other servers side by side: CPU for a message, memory of idle connections, latency
     Vs(vs::VsArgs),
     /// Draw figures from JSON files of hold, rate and vs
@@ -135,6 +140,7 @@ fn main() -> ExitCode {
         Command::Storm(args) => storm::run(&args),
         Command::Slow(args) => slow::run(&args),
         Command::Churn(args) => churn::run(&args),
+        Command::Handshakes(args) => handshakes::run(&args),
         Command::Vs(args) => vs::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch, !args.unarmed),

@@ -3,6 +3,7 @@
 use std::{
     net::{SocketAddr, SocketAddrV4},
     path::PathBuf,
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -24,8 +25,9 @@ use crate::{
     server::{GatewayCommand, Server},
     site::{Crossings, NodesArgs, QUIET_MIN, RedisUse, Site},
     sockets::{self, descriptor_limit},
+    tls::{Identity, TlsArgs},
     traffic::{self, Measurement, Stretch},
-    transport::{Transport, Transports, Wire},
+    transport::{Layers, Transport, Transports},
     users::{Placement, Seats},
 };
 
@@ -104,6 +106,10 @@ pub(crate) struct GatewayArgs {
     /// One more argument for the gateway; may be given several times
     #[arg(long = "gateway-arg", value_name = "ARGUMENT", allow_hyphen_values = true)]
     gateway_arguments: Vec<String>,
+    /// What it shows to clients over TLS, where there are some.
+    #[arg(skip)]
+    #[serde(skip)]
+    identity: OnceLock<Arc<Identity>>,
 }
 
 impl GatewayArgs {
@@ -138,6 +144,35 @@ impl GatewayArgs {
         self.gateway.is_some()
     }
 
+    /// Gives gateways that are started a certificate from now on. One that runs already has its own.
+    pub(crate) fn show_certificate(&self) -> Result<(), Failure> {
+        if self.identity.get().is_none() && !self.runs_already() {
+            let identity = Arc::new(Identity::made_by(&self.binary()?)?);
+            self.identity.get_or_init(|| identity);
+        }
+        Ok(())
+    }
+
+    /// What it is given; see [`GatewayArgs::show_certificate`].
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.get().map(Arc::as_ref)
+    }
+
+    /// The same for clients of one transport: without a certificate where nobody wants one.
+    pub(crate) fn over(&self, transport: Transport) -> GatewayArgs {
+        let identity = if transport.is_tls() { self.identity.clone() } else { OnceLock::new() };
+        GatewayArgs { identity, ..self.clone() }
+    }
+
+    fn binary(&self) -> Result<PathBuf, Failure> {
+        if let Some(binary) = &self.gateway_bin {
+            return Ok(binary.clone());
+        }
+        let own = std::env::current_exe();
+        let own = own.map_err(|error| Failure::system("finding the bench's own program", error))?;
+        Ok(own.with_file_name("gateway"))
+    }
+
     /// Starts the gateway for so many connections, or finds the running one.
     pub(crate) fn start(&self, connections: u32) -> Result<Server, Failure> {
         self.start_on(connections, &[])
@@ -158,17 +193,17 @@ impl GatewayArgs {
 
     /// How a gateway for so many connections is started.
     pub(crate) fn command(&self, connections: u32, cores: &[usize]) -> Result<GatewayCommand, Failure> {
-        let binary = match &self.gateway_bin {
-            Some(binary) => binary.clone(),
-            None => std::env::current_exe()
-                .map_err(|error| Failure::system("finding the bench's own program", error))?
-                .with_file_name("gateway"),
-        };
+        let mut arguments = self.gateway_arguments.clone();
+        if let Some(identity) = self.identity() {
+            for (flag, file) in [("--tls-cert", identity.cert()), ("--tls-key", identity.key())] {
+                arguments.extend([flag.to_owned(), file.display().to_string()]);
+            }
+        }
         Ok(GatewayCommand {
-            binary,
+            binary: self.binary()?,
             shards: self.shards_for(connections)?,
             connections_max: self.connections_max,
-            arguments: self.gateway_arguments.clone(),
+            arguments,
             cores: cores.to_vec(),
         })
     }
@@ -222,6 +257,9 @@ struct Case {
     #[serde(skip)]
     what: &'static str,
     transport: Transport,
+    /// What its clients write and read.
+    #[serde(skip)]
+    layers: Layers,
     /// Messages per second it is held to.
     #[serde(skip)]
     pace: Option<f64>,
@@ -254,6 +292,7 @@ impl Case {
             route,
             what,
             transport: Transport::Native,
+            layers: Layers::default(),
             pace: None,
             median_cpu_us_per_message: 0.0,
             rounds: Vec::new(),
@@ -261,15 +300,14 @@ impl Case {
         }
     }
 
-    /// The same with frames that travel in something else.
-    fn over(&self, transport: Transport) -> Case {
+    /// The same with frames that travel in something else; `None` for an echo over TLS.
+    fn over(&self, transport: Transport, tls: TlsArgs) -> Option<Case> {
         let case = Case::new(self.what, self.site, self.route, self.placement);
-        Case { name: transport.label(self.what), transport, ..case }
-    }
-
-    /// What its clients write and read.
-    fn wire(&self) -> Wire {
-        if self.route == Route::Echo { self.transport.echo_wire() } else { self.transport.wire() }
+        let layers = match self.route {
+            Route::Echo => transport.echo_wire()?.into(),
+            Route::Deliver { .. } => transport.layers(tls),
+        };
+        Some(Case { name: transport.label(self.what), transport, layers, ..case })
     }
 }
 
@@ -349,6 +387,9 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
         return Err(Failure::Setup("--guests needs --nodes 2 or more: a guest's home is another node".to_owned()));
     }
     args.load.check()?;
+    if args.transports.any_tls() {
+        args.gateway.show_certificate()?;
+    }
     let route = Route::Deliver { ack: args.ack };
     let mut sites = Vec::new();
     let mut cases = Vec::new();
@@ -378,8 +419,9 @@ pub(crate) fn run(args: &PairsArgs) -> Result<(), Failure> {
             cases.push(Case::new("gateway, across shards", 0, route, Placement::Across));
         }
     }
-    let transports = args.transports.distinct();
-    let cases = transports.iter().flat_map(|transport| cases.iter().map(|case| case.over(*transport))).collect();
+    let (transports, tls) = (args.transports.distinct(), args.transports.tls);
+    let over = |transport: &Transport| cases.iter().filter_map(|case| case.over(*transport, tls)).collect::<Vec<_>>();
+    let cases = transports.iter().flat_map(over).collect();
     let cases = measure(&args.load, shards, &mut sites, cases)?;
     for site in sites {
         site.stop()?;
@@ -449,7 +491,7 @@ fn round_of(
     let ack_bytes = if route == (Route::Deliver { ack: true }) { 2 * encoded_len(Kind::Ack, 0) } else { 0 };
     let message_bytes = encoded_len(Kind::Send, load.payload as usize) + ack_bytes;
     let burst_bytes = (message_bytes as u64 * u64::from(load.window)).min(u64::from(u32::MAX >> 1)) as u32;
-    let mut fleet = Fleet::new(site.targets(seats), users.len() as u32, burst_bytes)?.over(case.wire());
+    let mut fleet = Fleet::new(site.targets(seats), users.len() as u32, burst_bytes)?.over(case.layers.clone());
     let entrance = if route == Route::Echo { Entrance::Connect } else { Entrance::Login };
     enter(&mut fleet, users, entrance, Arm::Always, progress)?;
     let length = Duration::from_secs_f64(load.secs);

@@ -13,6 +13,7 @@ use crate::{
     failure::Failure,
     ring::os,
     server::Server,
+    tls::{Greeting, Identity},
 };
 
 /// A server that is no part of this project.
@@ -27,8 +28,10 @@ pub(crate) struct Peer {
     pub(crate) dialect: &'static dyn Dialect,
     /// Prints its version.
     version: &'static [&'static str],
-    /// Writes its configuration into a folder of its own and says how to start it.
-    command: fn(&Path, SocketAddrV4) -> Result<Command, Failure>,
+    /// How it goes over TLS, if it does.
+    pub(crate) tls: Option<Greeting>,
+    /// Writes its configuration into a folder of its own and says how to start it; over TLS with a certificate.
+    command: fn(&Path, SocketAddrV4, Option<&Identity>) -> Result<Command, Failure>,
 }
 
 /// All that are known.
@@ -39,9 +42,13 @@ pub(crate) const PEERS: [Peer; 4] = [
         install: "apt-get install nats-server",
         dialect: &Nats,
         version: &["nats-server", "--version"],
-        command: |_, address| {
+        tls: Some(Greeting::Line),
+        command: |_, address, identity| {
             let mut command = Command::new("nats-server");
             command.args(["-a", &address.ip().to_string(), "-p", &address.port().to_string()]);
+            if let Some(identity) = identity {
+                command.arg("--tls").arg("--tlscert").arg(identity.cert()).arg("--tlskey").arg(identity.key());
+            }
             Ok(command)
         },
     },
@@ -51,10 +58,15 @@ pub(crate) const PEERS: [Peer; 4] = [
         install: "apt-get install mosquitto",
         dialect: &Mqtt,
         version: &["mosquitto", "-h"],
-        command: |folder, address| {
+        tls: Some(Greeting::None),
+        command: |folder, address, identity| {
             let (ip, port) = (address.ip(), address.port());
+            let tls = identity.map(|identity| {
+                format!("certfile {}\nkeyfile {}\n", identity.cert().display(), identity.key().display())
+            });
             let text = format!(
-                "listener {port} {ip}\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n"
+                "listener {port} {ip}\n{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
+                tls.unwrap_or_default()
             );
             let mut command = Command::new("mosquitto");
             command.arg("-c").arg(written(folder, "mosquitto.conf", &text)?);
@@ -67,9 +79,19 @@ pub(crate) const PEERS: [Peer; 4] = [
         install: "apt-get install redis-server",
         dialect: &Resp,
         version: &["redis-server", "--version"],
-        command: |folder, address| {
+        tls: Some(Greeting::None),
+        command: |folder, address, identity| {
             let mut command = Command::new("redis-server");
-            command.args(["--bind", &address.ip().to_string(), "--port", &address.port().to_string()]);
+            command.args(["--bind", &address.ip().to_string()]);
+            let port = address.port().to_string();
+            match identity {
+                None => command.args(["--port", &port]),
+                Some(identity) => command
+                    .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no", "--tls-cert-file"])
+                    .arg(identity.cert())
+                    .arg("--tls-key-file")
+                    .arg(identity.key()),
+            };
             command.args([
                 "--save",
                 "",
@@ -92,7 +114,8 @@ pub(crate) const PEERS: [Peer; 4] = [
         install: "cargo install rumqttd",
         dialect: &Mqtt,
         version: &["rumqttd", "--version"],
-        command: |folder, address| {
+        tls: None,
+        command: |folder, address, _| {
             let text = format!(
                 "id = 0\n[router]\nid = 0\nmax_connections = 18000\nmax_outgoing_packet_count = 200\nmax_segment_size = 104857600\nmax_segment_count = 10\n\
                  [v4.1]\nname = \"v4-1\"\nlisten = \"{address}\"\nnext_connection_delay_ms = 0\n[v4.1.connections]\nconnection_timeout_ms = 60000\n\
@@ -116,11 +139,11 @@ impl Peer {
     }
 
     /// Starts it on the servers' core, on a free port of loopback.
-    pub(crate) fn start(&self, folder: &Path) -> Result<Server, Failure> {
+    pub(crate) fn start(&self, folder: &Path, identity: Option<&Identity>) -> Result<Server, Failure> {
         let folder = folder.join(self.name);
         fs::create_dir_all(&folder).map_err(|error| Failure::system(&format!("making {}", folder.display()), error))?;
         let address = free_address()?;
-        let mut command = (self.command)(&folder, address)?;
+        let mut command = (self.command)(&folder, address, identity)?;
         command.stdin(Stdio::null()).current_dir(&folder);
         if let Some(core) = kernel_number(SERVER_CORE) {
             os::confine(&mut command, vec![core]);

@@ -24,6 +24,7 @@ use crate::{
     server::Server,
     site::{NodesArgs, Site},
     sockets::{Manner, can_open_fast},
+    tls::TlsArgs,
     transport::Transport,
 };
 
@@ -57,6 +58,9 @@ pub(crate) struct Clients {
     pub(crate) transport: Transport,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) tls: TlsArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) gateway: GatewayArgs,
     /// Write everything to this file as JSON
     #[arg(long, value_name = "FILE")]
@@ -64,10 +68,13 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Checks what clap cannot.
+    /// Checks what clap cannot, and gets a certificate where one is needed.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.login_rate.is_some_and(|rate| !(0.1..=10_000_000.0).contains(&rate)) {
             return Err(Failure::Setup("--login-rate takes 0.1 to 10000000 per second".to_owned()));
+        }
+        if self.transport.is_tls() {
+            self.gateway.show_certificate()?;
         }
         if self.fast_open { can_open_fast() } else { Ok(()) }
     }
@@ -103,7 +110,7 @@ impl Clients {
     pub(crate) fn fleet_of(&self, targets: impl Into<Targets>, connections: u32) -> Result<Fleet, Failure> {
         let manner = if self.fast_open { Manner::FastOpen } else { Manner::SpeaksFirst };
         let fleet = Fleet::new(targets, connections, 4 * (self.payload + 64))?;
-        Ok(fleet.in_manner(manner).over(self.transport.wire()))
+        Ok(fleet.in_manner(manner).over(self.transport.layers(self.tls)))
     }
 
     /// The plan of a ramp over connections `first` to `end`.

@@ -248,6 +248,11 @@ impl Site {
         }
     }
 
+    /// Its servers, in the order of the ring's nodes.
+    pub(crate) fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
     /// How many servers there are.
     pub(crate) fn nodes(&self) -> u32 {
         self.servers.len() as u32

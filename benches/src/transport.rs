@@ -1,7 +1,11 @@
 //! What the frames of clients travel in.
 
+use std::sync::Arc;
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+
+use crate::tls::{TlsArgs, TlsClient, Within};
 
 /// What a connection of a client is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -12,30 +16,48 @@ pub(crate) enum Transport {
     Native,
     /// Each frame in a binary message of a WebSocket, as a browser sends it
     Ws,
+    /// Frames within TLS: a record for what is sent at once
+    Tls,
+    /// WebSockets within TLS, alike
+    Wss,
 }
 
 impl Transport {
+    /// All of them.
+    pub(crate) const ALL: [Transport; 4] = [Transport::Native, Transport::Ws, Transport::Tls, Transport::Wss];
+
     /// A name with the transport behind it, unless that is the usual one.
     pub(crate) fn label(self, name: &str) -> String {
         match self {
             Transport::Native => name.to_owned(),
             Transport::Ws => format!("{name}, WebSocket"),
+            Transport::Tls => format!("{name}, TLS"),
+            Transport::Wss => format!("{name}, WebSocket over TLS"),
         }
+    }
+
+    /// Whether it goes over TLS.
+    pub(crate) fn is_tls(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
     }
 
     /// What a gateway's clients put their frames in.
-    pub(crate) fn wire(self) -> Wire {
+    pub(crate) fn layers(self, tls: TlsArgs) -> Layers {
         match self {
-            Transport::Native => Wire::Native,
-            Transport::Ws => Wire::WebSocket,
+            Transport::Native => Wire::Native.into(),
+            Transport::Ws => Wire::WebSocket.into(),
+            Transport::Tls => Layers { wire: Wire::Native, tls: Some(TlsClient::new(tls, Within::Frames)) },
+            Transport::Wss => Layers { wire: Wire::WebSocket, tls: Some(TlsClient::new(tls, Within::Http)) },
         }
     }
 
-    /// What an echo's clients do: it sends back the bytes that a gateway's clients would have sent.
-    pub(crate) fn echo_wire(self) -> Wire {
+    /// What an echo's clients do: it sends back the bytes that a gateway's clients would have sent. `None` over TLS, for
+    /// which an echo has no keys.
+    pub(crate) fn echo_wire(self) -> Option<Wire> {
         match self {
-            Transport::Native => Wire::Native,
-            Transport::Ws => Wire::WebSocketEcho,
+            Transport::Native => Some(Wire::Native),
+            Transport::Ws => Some(Wire::WebSocketEcho),
+            Transport::Tls | Transport::Wss => None,
         }
     }
 }
@@ -46,6 +68,9 @@ pub(crate) struct Transports {
     /// What the clients' frames travel in; several are compared in the same run
     #[arg(long, value_name = "TRANSPORT", value_delimiter = ',', default_values_t = [Transport::Native])]
     pub(crate) transport: Vec<Transport>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 impl Transports {
@@ -59,6 +84,11 @@ impl Transports {
         }
         distinct
     }
+
+    /// Whether any goes over TLS.
+    pub(crate) fn any_tls(&self) -> bool {
+        self.transport.iter().any(|transport| transport.is_tls())
+    }
 }
 
 impl std::fmt::Display for Transport {
@@ -66,6 +96,8 @@ impl std::fmt::Display for Transport {
         f.write_str(match self {
             Transport::Native => "native",
             Transport::Ws => "ws",
+            Transport::Tls => "tls",
+            Transport::Wss => "wss",
         })
     }
 }
@@ -80,4 +112,18 @@ pub(crate) enum Wire {
     WebSocket,
     /// The same without the request, and what comes back are the bytes that were sent.
     WebSocketEcho,
+}
+
+/// What lies between the frames of a fleet and its sockets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layers {
+    pub(crate) wire: Wire,
+    /// Below that.
+    pub(crate) tls: Option<Arc<TlsClient>>,
+}
+
+impl From<Wire> for Layers {
+    fn from(wire: Wire) -> Layers {
+        Layers { wire, tls: None }
+    }
 }

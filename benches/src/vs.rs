@@ -28,7 +28,8 @@ use crate::{
     report::{INTERVALS, Machine, Median, median, table, write_json},
     scenario::run_number,
     server::Server,
-    transport::{Transport, Transports, Wire},
+    tls::{Greeting, TlsClient, Within},
+    transport::{Layers, Transport, Transports, Wire},
 };
 
 /// Connections opened at the same time: fewer than any server's backlog.
@@ -78,26 +79,29 @@ pub(crate) struct VsArgs {
 enum Contestant {
     Floor(Transport),
     Gateway(Transport),
-    Peer(&'static Peer),
+    Peer(&'static Peer, Option<Greeting>),
 }
 
 impl Contestant {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> String {
         match self {
-            Contestant::Floor(Transport::Native) => "floor",
-            Contestant::Floor(Transport::Ws) => "floor, WebSocket",
-            Contestant::Gateway(Transport::Native) => "trunkline",
-            Contestant::Gateway(Transport::Ws) => "trunkline, WebSocket",
-            Contestant::Peer(peer) => peer.name,
+            Contestant::Floor(transport) => transport.label("floor"),
+            Contestant::Gateway(transport) => transport.label("trunkline"),
+            Contestant::Peer(peer, None) => peer.name.to_owned(),
+            Contestant::Peer(peer, Some(_)) => Transport::Tls.label(peer.name),
         }
     }
 
     /// What its clients write and read.
-    fn wire(&self) -> Wire {
+    fn layers(&self, args: &VsArgs) -> Layers {
         match self {
-            Contestant::Floor(transport) => transport.echo_wire(),
-            Contestant::Gateway(transport) => transport.wire(),
-            Contestant::Peer(_) => Wire::Native,
+            Contestant::Floor(transport) => transport.echo_wire().unwrap_or_default().into(),
+            Contestant::Gateway(transport) => transport.layers(args.transports.tls),
+            Contestant::Peer(_, None) => Wire::Native.into(),
+            Contestant::Peer(_, Some(greeting)) => {
+                let client = TlsClient::new(args.transports.tls, Within::Other(*greeting));
+                Layers { wire: Wire::Native, tls: Some(client) }
+            }
         }
     }
 
@@ -105,7 +109,7 @@ impl Contestant {
         match self {
             Contestant::Floor(_) => &Echo,
             Contestant::Gateway(_) => &Trunkline,
-            Contestant::Peer(peer) => peer.dialect,
+            Contestant::Peer(peer, _) => peer.dialect,
         }
     }
 
@@ -113,7 +117,7 @@ impl Contestant {
     fn start_idle(&self, args: &VsArgs, folder: &std::path::Path) -> Result<Server, Failure> {
         match self {
             Contestant::Floor(_) => Server::floor_unarmed(args.idle),
-            Contestant::Gateway(_) | Contestant::Peer(_) => self.start(args, folder),
+            Contestant::Gateway(_) | Contestant::Peer(..) => self.start(args, folder),
         }
     }
 
@@ -121,8 +125,8 @@ impl Contestant {
         let most = args.conns.max(args.idle);
         match self {
             Contestant::Floor(_) => Server::floor(most, floor::BATCH),
-            Contestant::Gateway(_) => args.gateway.start_on(most, &[SERVER_CORE]),
-            Contestant::Peer(peer) => peer.start(folder),
+            Contestant::Gateway(transport) => args.gateway.over(*transport).start_on(most, &[SERVER_CORE]),
+            Contestant::Peer(peer, tls) => peer.start(folder, args.gateway.identity().filter(|_| tls.is_some())),
         }
     }
 }
@@ -161,7 +165,7 @@ struct Idle {
 /// What was measured of one server.
 #[derive(Debug, Serialize)]
 struct Contest {
-    name: &'static str,
+    name: String,
     what: &'static str,
     version: String,
     idle: Option<Idle>,
@@ -175,8 +179,8 @@ impl Contest {
     fn keep<T>(&mut self, contestant: &Contestant, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match (result, contestant) {
             (Ok(value), _) => Ok(Some(value)),
-            (Err(failure), Contestant::Peer(peer)) => {
-                eprintln!("{} is left out from here on: {failure}", peer.name);
+            (Err(failure), Contestant::Peer(..)) => {
+                eprintln!("{} is left out from here on: {failure}", contestant.name());
                 self.failed = Some(failure.to_string());
                 Ok(None)
             }
@@ -209,8 +213,13 @@ pub(crate) fn run(args: &VsArgs) -> Result<(), Failure> {
         return Err(Failure::Setup(format!("--peer {unknown} is not known: {} are", known.join(", "))));
     }
     let mut contestants = Vec::new();
+    if args.transports.any_tls() {
+        args.gateway.show_certificate()?;
+    }
     for transport in args.transports.distinct() {
-        for contestant in [Contestant::Floor(transport), Contestant::Gateway(transport)] {
+        // An echo has no keys.
+        let floor = transport.echo_wire().map(|_| Contestant::Floor(transport));
+        for contestant in floor.into_iter().chain([Contestant::Gateway(transport)]) {
             contestants.push((contestant, env!("CARGO_PKG_VERSION").to_owned()));
         }
     }
@@ -220,7 +229,16 @@ pub(crate) fn run(args: &VsArgs) -> Result<(), Failure> {
             continue;
         }
         match peer.version() {
-            Some(version) => contestants.push((Contestant::Peer(peer), version)),
+            Some(version) => {
+                let transports = args.transports.distinct();
+                // Their WebSockets hold other things than frames, which the load does not speak.
+                if transports.iter().any(|transport| !transport.is_tls()) {
+                    contestants.push((Contestant::Peer(peer, None), version.clone()));
+                }
+                if let (true, Some(greeting)) = (transports.contains(&Transport::Tls), peer.tls) {
+                    contestants.push((Contestant::Peer(peer, Some(greeting)), version));
+                }
+            }
             None => {
                 eprintln!("{} is not installed and left out; to install it: {}", peer.name, peer.install);
                 skipped.push((peer.name, peer.install));
@@ -259,7 +277,7 @@ fn compare(
             what: match contestant {
                 Contestant::Floor(_) => "raw io_uring echo; idle: nothing armed",
                 Contestant::Gateway(_) => "SEND to DELIVER",
-                Contestant::Peer(peer) => peer.what,
+                Contestant::Peer(peer, _) => peer.what,
             },
             version: version.clone(),
             idle: None,
@@ -272,7 +290,7 @@ fn compare(
         let client = on_load_core(|| plain::measure(args.idle, &progress))?.connecting;
         for ((contestant, _), result) in contestants.iter().zip(&mut results) {
             let Some(mut server) = result.keep(contestant, contestant.start_idle(args, folder))? else { continue };
-            let idle = on_load_core(|| idle(args.idle, contestant, &server, client));
+            let idle = on_load_core(|| idle(args, contestant, &server, client));
             result.idle = result.keep(contestant, idle.map_err(|failure| server.explain(failure)))?;
             server.kill();
         }
@@ -305,7 +323,7 @@ fn compare(
 struct Clients<'a> {
     dialect: &'a dyn Dialect,
     run: u32,
-    name: &'static str,
+    name: &'a str,
     ready: Vec<bool>,
     ready_count: u32,
     /// Whether a message comes back to its sender.
@@ -324,7 +342,7 @@ fn user(connection: u32) -> u64 {
 }
 
 impl<'a> Clients<'a> {
-    fn new(dialect: &'a dyn Dialect, connections: u32, payload: u32, echo: bool, name: &'static str) -> Clients<'a> {
+    fn new(dialect: &'a dyn Dialect, connections: u32, payload: u32, echo: bool, name: &'a str) -> Clients<'a> {
         let count = connections as usize;
         Clients {
             dialect,
@@ -456,16 +474,17 @@ fn enter(fleet: &mut Fleet, clients: &mut Clients<'_>, connections: u32) -> Resu
     Ok(())
 }
 
-fn idle(connections: u32, contestant: &Contestant, server: &Server, client: Share) -> Result<Idle, Failure> {
-    let (dialect, name) = (contestant.dialect(), contestant.name());
+fn idle(args: &VsArgs, contestant: &Contestant, server: &Server, client: Share) -> Result<Idle, Failure> {
+    let (connections, dialect, name) = (args.idle, contestant.dialect(), contestant.name());
     // An echo is asked for nothing here, so its connections have no messages either.
-    let wire = if matches!(contestant, Contestant::Floor(_)) { Wire::Native } else { contestant.wire() };
+    let is_floor = matches!(contestant, Contestant::Floor(_));
+    let layers = if is_floor { Wire::Native.into() } else { contestant.layers(args) };
     let warm = WARMUP_CONNECTIONS.min(connections);
-    let mut fleet = Fleet::new(server.address(), warm, 0)?.over(wire);
-    enter(&mut fleet, &mut Clients::new(dialect, warm, PAYLOAD_BYTES_MIN as u32, true, name), warm)?;
+    let mut fleet = Fleet::new(server.address(), warm, 0)?.over(layers.clone());
+    enter(&mut fleet, &mut Clients::new(dialect, warm, PAYLOAD_BYTES_MIN as u32, true, &name), warm)?;
     fleet.close()?;
-    let mut fleet = Fleet::new(server.address(), connections, 0)?.over(wire);
-    let mut clients = Clients::new(dialect, connections, PAYLOAD_BYTES_MIN as u32, true, name);
+    let mut fleet = Fleet::new(server.address(), connections, 0)?.over(layers);
+    let mut clients = Clients::new(dialect, connections, PAYLOAD_BYTES_MIN as u32, true, &name);
     let kernel_before = settled_kernel_memory(connections)?;
     let user_before = UserMemory::of(server.pid())?;
     let cpu_before = CpuTime::of(server.pid())?;
@@ -503,8 +522,9 @@ fn exchange(
 ) -> Result<Round, Failure> {
     let echo = matches!(contestant, Contestant::Floor(_));
     let burst = (args.payload + 128).saturating_mul(window).min(1 << 17);
-    let mut fleet = Fleet::new(server.address(), args.conns, burst)?.over(contestant.wire());
-    let mut clients = Clients::new(contestant.dialect(), args.conns, args.payload, echo, contestant.name());
+    let mut fleet = Fleet::new(server.address(), args.conns, burst)?.over(contestant.layers(args));
+    let name = contestant.name();
+    let mut clients = Clients::new(contestant.dialect(), args.conns, args.payload, echo, &name);
     enter(&mut fleet, &mut clients, args.conns)?;
     let length = Duration::from_secs_f64(args.secs);
     let bar = progress.phase("seconds", length.as_secs());
@@ -605,7 +625,7 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
             .filter(|server| server.rounds.iter().any(|round| round.window == window))
             .map(|server| {
                 vec![
-                    server.name.to_owned(),
+                    server.name.clone(),
                     format!("{:.3}", of(server, |round| round.cpu_us_per_message)),
                     over(server, &servers[0], window).to_string(),
                     format!("{:.2}", of(server, |round| round.cores)),
@@ -633,7 +653,7 @@ fn print_summary(args: &VsArgs, servers: &[Contest]) {
                 idle.logins_per_second,
                 idle.server_cpu_us_per_login,
             ];
-            Some([server.name.to_owned()].into_iter().chain(cells.map(|cell| format!("{cell:.0}"))).collect())
+            Some([server.name.clone()].into_iter().chain(cells.map(|cell| format!("{cell:.0}"))).collect())
         })
         .collect();
     if !rows.is_empty() {

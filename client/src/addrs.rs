@@ -13,9 +13,36 @@ const REDIRECTS_MAX: u32 = 4;
 /// A DNS name has at most 253 bytes.
 const HOST_BYTES_MAX: usize = 253;
 
-/// Whether this is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port other than 0.
+/// How an address may say what is spoken there; without it that is up to who dials.
+const OVER_TCP: &str = "trunkline://";
+const OVER_TLS: &str = "trunkline+tls://";
+
+/// What an address says of how it is reached, and what is left of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// Nothing.
+    Any,
+    /// Over TCP, in clear.
+    Tcp,
+    /// Over TLS.
+    Tls,
+}
+
+impl Scheme {
+    /// Of an address.
+    pub(crate) fn of(addr: &str) -> (Scheme, &str) {
+        match (addr.strip_prefix(OVER_TLS), addr.strip_prefix(OVER_TCP)) {
+            (Some(rest), _) => (Scheme::Tls, rest),
+            (_, Some(rest)) => (Scheme::Tcp, rest),
+            _ => (Scheme::Any, addr),
+        }
+    }
+}
+
+/// Whether this is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port other than 0. In
+/// front of it there may be a scheme.
 pub(crate) fn is_address(addr: &str) -> bool {
-    let Some((host, port)) = addr.rsplit_once(':') else {
+    let Some((host, port)) = Scheme::of(addr).1.rsplit_once(':') else {
         return false;
     };
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -140,8 +167,15 @@ mod tests {
 
     #[test]
     fn names_and_addresses_with_a_port_are_taken_and_nothing_else() {
-        for good in ["localhost:7700", "a.example:1", "10.0.0.1:65535", "[::1]:7700", "[fe80::1%eth0]:7", "my_host:80"]
-        {
+        for good in [
+            "localhost:7700",
+            "a.example:1",
+            "10.0.0.1:65535",
+            "[::1]:7700",
+            "[fe80::1%eth0]:7",
+            "my_host:80",
+            "trunkline+tls://a:1",
+        ] {
             assert!(is_address(good), "{good}");
         }
         let long = format!("{}:1", "x".repeat(254));

@@ -493,7 +493,7 @@ impl<'a> Session<'a> {
             }
             Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
             // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
-            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::Presence | Kind::GroupOk => {}
+            Kind::GroupDeliver | Kind::Reply | Kind::Push | Kind::Presence | Kind::GroupOk | Kind::Heads => {}
             unexpected => {
                 let what = format!("it sent {} after the login", unexpected.name());
                 return Some(Reason::Protocol(what).into());

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Dial;
+use crate::addrs::Scheme;
 
 /// Addresses of one name that are tried; a name with more has the others in vain.
 const ADDRESSES_MAX: usize = 16;
@@ -29,6 +30,11 @@ impl Dial for Tcp {
     type Stream = TcpStream;
 
     async fn dial(&mut self, addr: &str) -> io::Result<TcpStream> {
+        let (scheme, addr) = Scheme::of(addr);
+        if scheme == Scheme::Tls {
+            let error = "trunkline+tls:// is an address for Tls, and this client was given none";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
         let addresses = in_alternation(lookup_host(addr).await?);
         let stream = first_to_connect(addresses, TcpStream::connect).await?;
         stream.set_nodelay(true)?;

@@ -12,19 +12,20 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::addrs::Scheme;
 use crate::{Dial, Tcp};
 
 /// The application protocol of native frames.
 const ALPN: &[u8] = b"trunkline/1";
 
 /// TLS over [`Tcp`]. The certificate of a gateway must be for the host of the address that is dialed, also of one that
-/// another gateway has named.
+/// another gateway has named. An address may say that it is one for TLS: `trunkline+tls://chat.example.com:7700`.
 ///
 /// ```no_run
 /// # use trunkline_client::{Client, Config, Tls};
 /// # async fn connect() -> Result<(), Box<dyn std::error::Error>> {
 /// let tls = Tls::trusting(&std::fs::read("ca.pem")?)?;
-/// let config = Config { addrs: vec!["chat.example.com:7700".into()], user: 1, ..Config::default() };
+/// let config = Config { addrs: vec!["trunkline+tls://chat.example.com:7700".into()], user: 1, ..Config::default() };
 /// let (client, events) = Client::connect_with(config, tls).await?;
 /// # Ok(())
 /// # }
@@ -95,6 +96,11 @@ impl Dial for Tls {
     type Stream = TlsStream<TcpStream>;
 
     async fn dial(&mut self, addr: &str) -> io::Result<Self::Stream> {
+        let (scheme, addr) = Scheme::of(addr);
+        if scheme == Scheme::Tcp {
+            let error = "trunkline:// is an address without TLS, and this client was given TLS for all";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
         let name = server_name(addr)?;
         let stream = self.tcp.dial(addr).await?;
         self.connector.connect(name, stream).await

@@ -3,12 +3,13 @@
 //! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that limit's policy and
 //! never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
 
-use crate::config::{Config, Size};
+use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
 use crate::conn::CONN_BYTES;
 use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
+use crate::groups::MEMBERSHIP_BYTES;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::presence_log::log_bytes;
@@ -320,6 +321,23 @@ impl Budget {
                 ],
             });
         }
+        // A frame is in the queue once, and in what is being walked.
+        let queues = (limits.groups.queue_bytes_max as u64).saturating_mul(2 * shards);
+        // Most sessions are in a few groups: so many memberships are counted in all as the node may keep.
+        let stored = if limits.store_after_ms > 0 { MEMBERSHIP_STORED_BYTES } else { 0 };
+        let each = MEMBERSHIP_BYTES + stored;
+        let logs = if limits.store_after_ms > 0 { StoreMemory::of_groups(limits) } else { 0 };
+        terms.push(Term {
+            name: "groups",
+            bytes: queues.saturating_add(limits.groups.memberships_max.saturating_mul(each)).saturating_add(logs),
+            how: format!(
+                "{} memberships with {each} B each, {} of frames, {} of logs",
+                limits.groups.memberships_max,
+                size(queues),
+                size(logs)
+            ),
+            flags: &["--group-memberships-max", "--group-queue-bytes-max"],
+        });
         Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }
     }
 

@@ -423,7 +423,7 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trunkline_gateway::config::StorePlace;
+    use trunkline_gateway::config::{Endpoint, StorePlace};
 
     fn host() -> Host {
         Host { cores: 4, nofile_hard: 20_000, memory_available: 16 << 30, name: "host-1".to_owned() }
@@ -542,7 +542,8 @@ mod tests {
             "gateway --listen 127.0.0.1:1 --listen 127.0.0.1:2,[::1]:3 --http 127.0.0.1:4 --frame-bytes-max 32KiB --read-mode hot --node n \
              --log-format json --insecure-open --heartbeat-secs=45",
         );
-        let addresses: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> =
+            config.listen.iter().flat_map(Endpoint::addresses).map(|a| a.to_string()).collect();
         assert_eq!(addresses, ["127.0.0.1:1", "127.0.0.1:2", "[::1]:3"]);
         assert_eq!((config.limits().frame_bytes_max, config.limits().heartbeat_secs), (32_768, 45));
         assert_eq!(config.effective().insecure_open, Some(true));

@@ -40,14 +40,14 @@ mod state;
 mod task;
 
 pub use crate::membership::{LinkNews, LinkWord, MeshNews};
-pub use crate::mesh::handshake::Secrets;
+pub use crate::mesh::handshake::{MeshEncryption, Secrets};
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
 pub use reader::ClusterReader;
 pub use state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused, fenced_word};
 
-use crate::config::{ClusterConfig, ClusterSecret, RedisDown};
+use crate::config::{ClusterConfig, ClusterSecret, MeshEncryptionKind, RedisDown};
 use crate::membership::Agent;
 use crate::presence_log::PresenceLog;
 use crate::startup::StartupError;
@@ -71,6 +71,16 @@ const ORDERS_MAX: usize = 4;
 const NEWS_MAX: usize = 4_096;
 /// How long what waits for Redis may take to be written when the node ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl From<MeshEncryptionKind> for MeshEncryption {
+    fn from(kind: MeshEncryptionKind) -> Self {
+        match kind {
+            MeshEncryptionKind::On => MeshEncryption::On,
+            MeshEncryptionKind::Required => MeshEncryption::Required,
+            MeshEncryptionKind::Off => MeshEncryption::Off,
+        }
+    }
+}
 
 /// The node's part in its cluster. Dropping it ends nothing.
 #[derive(Debug)]
@@ -124,7 +134,7 @@ impl Cluster {
             mesh: config.mesh.to_string(),
             advertise: config.advertise.clone(),
             http: advertised_http(http, &config.advertise),
-            protocol: MESH_PROTOCOL,
+            protocol: secrets.versions().max.into(),
             connections: 0,
             users: 0,
             started_ms,
@@ -132,9 +142,10 @@ impl Cluster {
             renewals: 0,
             secret_mark: secret.mark(),
             reach: None,
-            protocol_oldest: MESH_PROTOCOL_OLDEST,
+            protocol_oldest: secrets.versions().min.into(),
             zone: config.zone.clone(),
             mending: false,
+            turns: 0,
             view: 0,
         };
         let (sent_ms, incarnation) = joining.take_lease(&plane, &record, config.lease_ms).await?;

@@ -4,7 +4,9 @@ mod addresses;
 mod cluster;
 mod file;
 mod fit;
+mod groups;
 mod host;
+mod listen;
 mod names;
 #[cfg(test)]
 mod reference;
@@ -17,11 +19,13 @@ mod values;
 mod websocket;
 
 pub(crate) use fit::Room;
+pub(crate) use groups::MEMBERSHIP_STORED_BYTES;
 pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
 
 pub use cluster::{ClusterConfig, ClusterSecret};
 pub use file::ConfigFile;
 pub use host::Host;
+pub use listen::{At, Endpoint, Listen, NoListen};
 pub use names::strange_variables;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use store::{StoreConfig, StorePlace};
@@ -30,7 +34,8 @@ pub(crate) use text::to_table;
 pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
-    AuthKind, InboxFull, KeyFile, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size, StoreKind, StoreSyncKind,
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
+    StoreKind, StoreSyncKind,
 };
 
 use resolve::{Judge, known};
@@ -60,8 +65,8 @@ fn is_node_name_char(c: char) -> bool {
 /// The configuration of a node, every value judged and every default filled in.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Addresses for clients, without duplicates, at least one.
-    pub listen: Vec<SocketAddr>,
+    /// Where clients connect, without duplicates, at least one place.
+    pub listen: Vec<Endpoint>,
     /// Address of the HTTP API.
     pub http: SocketAddr,
     /// Who may use the HTTP API.

@@ -164,6 +164,8 @@ impl ConnFlags {
     pub(crate) const FLOODS: u16 = 2_048;
     /// Its end does not wait for what the peer has not taken.
     pub(crate) const RESET: u16 = 4_096;
+    /// It came from a listener where everything has to begin with TLS.
+    pub(crate) const TLS_ONLY: u16 = 8_192;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0

@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use trunkline_router::membership::View;
-use trunkline_store::{Reply, Request};
+use trunkline_store::{GroupAsk, Reply, Request};
 
 /// Requests the control thread may have waiting at one shard; beyond it the HTTP API answers 503.
 pub const CONTROL_QUEUE_LEN: usize = 256;
@@ -111,6 +111,15 @@ pub enum Control {
         /// The request, once it has a token.
         ask: fn(u64, u16, u64) -> Request,
         /// Receives the store's answer; nothing when its mailbox has no room.
+        answer: oneshot::Sender<Reply>,
+    },
+    /// Asks the store about a group whose home this shard is, or for the groups of a user.
+    Group {
+        /// The group; 0 where a user's groups are asked for.
+        group: u64,
+        /// What is asked.
+        ask: Box<GroupAsk>,
+        /// Receives the store's answer.
         answer: oneshot::Sender<Reply>,
     },
     /// Panics, to test what a panic costs the others. There is none of this in a release.

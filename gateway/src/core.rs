@@ -10,6 +10,7 @@
 //! (ending a user's sessions wherever they are).
 //!
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
+//! Groups: `groups` (from a frame to the home of a group, and from there to all sessions in it).
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
@@ -19,6 +20,7 @@ mod addresses;
 mod decode;
 mod far;
 mod flush;
+pub(crate) mod groups;
 mod guests;
 mod handshake;
 mod keep;
@@ -35,6 +37,7 @@ pub(crate) mod tokens;
 mod trunk;
 pub(crate) mod wrap;
 
+use crate::conn::ConnFlags;
 use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
@@ -172,12 +175,13 @@ impl<I: Io> Core<I> {
         let walks = self.shard.walk_on();
         self.shard.look_at_settling();
         self.shard.redeliver_where_room();
+        let fans_out = self.shard.walk_groups();
         self.flush();
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
-        self.behind = self.shard.outgoing.own().len() > 0 || behind;
+        self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out;
         let asked =
             shook || letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
@@ -272,6 +276,9 @@ impl<I: Io> Core<I> {
             Ok(slot) => {
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
                 self.shard.accepted(slot, peer);
+                if self.shard.listeners_tls_only.get(usize::from(listener)) == Some(&true) {
+                    self.shard.links.slots.at(slot).flags.set(ConnFlags::TLS_ONLY);
+                }
             }
             Err(errno::ECANCELED) => {}
             Err(_) => {
@@ -450,6 +457,7 @@ impl<I: Io> Core<I> {
                 }
                 Control::Resume => self.shard.call_off_drain(),
                 Control::Store { user, forgets, ask, answer } => self.shard.ask_for_control(user, forgets, ask, answer),
+                Control::Group { group, ask, answer } => self.shard.ask_group(group, *ask, answer),
                 Control::Reload { limits } => self.shard.links.limits.reload(&limits),
                 #[cfg(debug_assertions)]
                 Control::Panic => panic!("a test asked for it"),

@@ -24,6 +24,7 @@ pub(crate) use reader::{NextPage, Reader};
 pub(crate) use token::ResumeToken;
 
 use crate::auth::TokenEnd;
+use crate::core::groups::GroupAsked;
 use crate::directory::Redelivery;
 use crate::io::ConnId;
 use crate::limits::REPLAY_WINDOW_MAX;
@@ -53,12 +54,15 @@ pub(crate) struct Wish {
     pub(crate) window: u32,
     /// What resumes its session, or anything else.
     pub(crate) resume: Vec<u8>,
+    /// The highest stamp that the device has, of its inbox and groups alike.
+    pub(crate) last_stamp: u64,
 }
 
 impl Wish {
     /// Takes it from a LOGIN.
     pub(crate) fn of(login: &mut Login) -> Self {
-        Wish { ephemeral: login.ephemeral, window: login.window, resume: std::mem::take(&mut login.resume) }
+        let Login { ephemeral, window, last_stamp, .. } = *login;
+        Wish { ephemeral, window, resume: std::mem::take(&mut login.resume), last_stamp }
     }
 
     /// What the home of a guest has to know of it: the window in the low 15 bits, and whether it is ephemeral above.
@@ -70,7 +74,7 @@ impl Wish {
     /// What [`Wish::packed`] gave.
     pub(crate) fn unpacked(packed: u16) -> Self {
         let (ephemeral, window) = (packed & PACKED_EPHEMERAL != 0, u32::from(packed & !PACKED_EPHEMERAL));
-        Wish { ephemeral, window, resume: Vec::new() }
+        Wish { ephemeral, window, ..Wish::default() }
     }
 }
 
@@ -102,8 +106,17 @@ pub(crate) enum Asked {
     Page { user: u64, session: u64 },
     /// A page that a client asked for.
     Sync { conn: ConnId, aux: u16, after: u64 },
+    /// Something about a group.
+    Group(GroupAsked),
     /// A question of the control thread. `forgets`: the number of the device that is forgotten with it, 0 all of them.
     Control { user: u64, forgets: Option<u16>, answer: oneshot::Sender<Reply> },
+}
+
+impl Asked {
+    /// Whether it is a message that is owed to somebody.
+    fn is_message(&self) -> bool {
+        matches!(self, Asked::Append { .. } | Asked::Group(GroupAsked::Send(_)))
+    }
 }
 
 /// A user with sessions here.
@@ -202,9 +215,19 @@ impl Desk {
             self.heard_tick = tick;
         }
         self.last_token = token;
-        self.appends += usize::from(matches!(asked, Asked::Append { .. }));
+        self.appends += usize::from(asked.is_message());
         self.asked.insert(token, asked);
         Ok(())
+    }
+
+    /// As what the latest question was asked.
+    pub(crate) fn last_token(&self) -> u64 {
+        self.last_token
+    }
+
+    /// What was asked as that, if it is not answered.
+    pub(crate) fn asked_mut(&mut self, token: u64) -> Option<&mut Asked> {
+        self.asked.get_mut(&token)
     }
 
     /// The next answer of the store.
@@ -229,7 +252,7 @@ impl Desk {
     pub(crate) fn answered(&mut self, tick: u32, token: u64) -> Option<Asked> {
         self.heard_tick = tick;
         let asked = self.asked.remove(&token)?;
-        self.appends -= usize::from(matches!(asked, Asked::Append { .. }));
+        self.appends -= usize::from(asked.is_message());
         Some(asked)
     }
 

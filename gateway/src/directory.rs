@@ -13,6 +13,7 @@
 //! | `settling` | a new home shard | has every node told of all its sessions for this view? |
 //! | `redelivery` | the home shard | when are messages for users with remote sessions only sent again? |
 
+mod departed;
 mod parked;
 mod redelivery;
 mod registrations;
@@ -21,6 +22,7 @@ mod routing;
 mod sent_away;
 mod settling;
 
+pub(crate) use departed::Departed;
 pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
 pub(crate) use registrations::{Registration, Registrations};
@@ -119,6 +121,8 @@ pub(crate) struct Directory {
     /// Users for whom a former home has sent messages and whose sessions nobody has told of.
     pub(crate) orphans: HashSet<u64>,
     pub(crate) redelivery: Redelivery,
+    /// Lives of nodes that are over; what comes from them, or waits here for them, is refused.
+    pub(crate) departed: Departed,
     /// ACKs that came here before the message did, from its former home: user and stamp.
     pub(crate) early_acks: HashSet<(u64, u64)>,
 }
@@ -141,6 +145,7 @@ impl Directory {
             parked: Parked::new(limits.parked_bytes_max),
             orphans: HashSet::new(),
             redelivery: Redelivery::default(),
+            departed: Departed::default(),
             early_acks: HashSet::new(),
         }
     }

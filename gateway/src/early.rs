@@ -8,14 +8,15 @@ use crate::listeners::Listeners;
 use crate::transport::TLS_HANDSHAKE;
 use crate::transport::tls::Alert;
 use crate::transport::upgrade::{Refusal, put_health};
+use socket2::{Domain, SockRef};
 use std::convert::Infallible;
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -46,23 +47,56 @@ pub async fn turn_away(listeners: &Listeners, turned_away: Arc<AtomicU64>) -> io
     let mut accepting = JoinSet::new();
     for listener in listeners.by_shard.iter().flatten() {
         let listener = listener.try_clone()?;
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
+        let socket = SockRef::from(&listener);
+        socket.set_nonblocking(true)?;
+        let listener = if socket.domain()? == Domain::UNIX {
+            Listener::Unix(UnixListener::from_std(listener.into())?)
+        } else {
+            Listener::Tcp(TcpListener::from_std(listener.into())?)
+        };
         accepting.spawn(accept(listener, places.clone(), turned_away.clone()));
     }
     // The tasks end with this future, since the set does.
     pending().await
 }
 
-async fn accept(listener: TcpListener, places: Arc<Semaphore>, turned_away: Arc<AtomicU64>) {
+/// A socket to accept from, of either kind.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// The next connection.
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Accepted::Tcp(stream)),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
+}
+
+/// A connection of either kind.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn accept(listener: Listener, places: Arc<Semaphore>, turned_away: Arc<AtomicU64>) {
     // Never closed, so there is always another place.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 let number = turned_away.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
                     // A client that does not take its answer is closed all the same.
-                    let _ = timeout(ANSWER_TIMEOUT, answer(stream, number)).await;
+                    let _ = timeout(ANSWER_TIMEOUT, async {
+                        match stream {
+                            Accepted::Tcp(stream) => answer(stream, number).await,
+                            Accepted::Unix(stream) => answer(stream, number).await,
+                        }
+                    })
+                    .await;
                     drop(place);
                 });
             }
@@ -74,8 +108,8 @@ async fn accept(listener: TcpListener, places: Arc<Semaphore>, turned_away: Arc<
     }
 }
 
-async fn answer(mut stream: TcpStream, number: u64) -> io::Result<()> {
-    let answer = answer_to(&first_bytes(&stream).await?, number);
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, number: u64) -> io::Result<()> {
+    let answer = answer_to(&first_bytes(&mut stream).await?, number);
     stream.write_all(&answer).await?;
     stream.shutdown().await?;
     // A close with unread input would reset the connection, and the answer might be lost.
@@ -85,9 +119,9 @@ async fn answer(mut stream: TcpStream, number: u64) -> io::Result<()> {
 }
 
 /// What a client sends first, as far as it has come after a moment.
-async fn first_bytes(stream: &TcpStream) -> io::Result<Vec<u8>> {
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut first = [0; HEALTHZ.len()];
-    let looked = timeout(FIRST_BYTES_TIMEOUT, stream.peek(&mut first)).await.unwrap_or(Ok(0))?;
+    let looked = timeout(FIRST_BYTES_TIMEOUT, stream.read(&mut first)).await.unwrap_or(Ok(0))?;
     Ok(first[..looked].to_vec())
 }
 
@@ -125,7 +159,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn whoever_comes_early_gets_bye_14_and_a_time_and_is_counted() {
         let listeners =
-            Listeners::bind(&["127.0.0.1:0".parse().unwrap()], 2, &crate::limits::Limits::default()).unwrap();
+            Listeners::bind(&[crate::config::Endpoint::free()], 2, &crate::limits::Limits::default()).unwrap();
         let address = listeners.addresses[0];
         let counted = Arc::new(AtomicU64::new(0));
         let clients = tokio::task::spawn_blocking(move || {

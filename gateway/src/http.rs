@@ -14,6 +14,7 @@ mod api;
 mod cluster;
 pub mod demo;
 mod document;
+mod groups;
 mod inbox;
 mod pulse;
 mod source;

@@ -23,6 +23,7 @@ pub mod fuzz {
     pub use crate::transport::fuzz::*;
     pub use crate::transport::tls::fuzz::*;
 }
+mod groups;
 pub mod host_tree;
 pub mod http;
 mod inbox;

@@ -1,5 +1,7 @@
 //! The limits one shard works within. Each has a number here, a key in the configuration, a metric, and a policy when it is hit.
 
+pub use crate::groups::GroupLimits;
+
 /// How connections are read. `Auto` is what production uses; the others exist so that each mode can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadMode {
@@ -119,6 +121,8 @@ pub struct Limits {
     pub store_recent_bytes_max: u64,
     /// Messages of its backlog that a device may have unacknowledged at a time, unless its LOGIN says less.
     pub replay_window: u32,
+    /// Bounds of groups.
+    pub groups: GroupLimits,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
@@ -182,6 +186,8 @@ impl Limits {
         self.logins_per_sec = newer.logins_per_sec;
         self.hot_idle_ms = newer.hot_idle_ms;
         self.drain_ms = newer.drain_ms;
+        self.groups.sends_per_sec = newer.groups.sends_per_sec;
+        self.groups.member_sends_per_sec = newer.groups.member_sends_per_sec;
     }
 
     /// The limits of each shard when `accepting` of `shards` shards accept for all: those share what all may accept.
@@ -243,6 +249,7 @@ impl Default for Limits {
             store_users_max: 0,
             store_recent_bytes_max: 0,
             replay_window: REPLAY_WINDOW,
+            groups: GroupLimits::default(),
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,
         }

@@ -12,6 +12,7 @@ use crate::core::Known;
 use crate::core::wrap::Wrapped;
 use crate::desk::Wish;
 use crate::directory::NodeKey;
+use crate::groups::mail::{GroupMail, HEAD_BYTES as GROUP_MAIL_BYTES};
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
@@ -110,17 +111,21 @@ pub(crate) enum Record<'a> {
     Fate { origin: ConnId, id: u64, peer: u64, outcome: Outcome, stamp: u64 },
     /// What another node sent for the receiving shard over a link of the sending one.
     Far { from: NodeKey, record: FarRecord<'a> },
+    /// A word about a group.
+    Group(GroupMail<'a>),
 }
 
 const MESSAGE: u8 = 1;
 const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
 const FAR: u8 = 4;
+const GROUP: u8 = 5;
 const MESSAGE_HEADER_BYTES: usize = 40;
 /// A payload's length shares eight bytes with the further flags of its message.
 const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
+const GROUP_HEADER_BYTES: usize = 8;
 
 fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
@@ -137,6 +142,7 @@ impl Record<'_> {
             Record::Message { payload, .. } => MESSAGE_HEADER_BYTES + payload.len(),
             Record::Fate { .. } => FATE_BYTES,
             Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
+            Record::Group(mail) => GROUP_HEADER_BYTES + mail.encoded_len(),
         }
     }
 
@@ -170,6 +176,11 @@ impl Record<'_> {
                 header[8..16].copy_from_slice(&from.0.to_ne_bytes());
                 out.extend_from_slice(&header);
                 record.encode(out);
+            }
+            Record::Group(ref mail) => {
+                out.extend_from_slice(&head(GROUP, 0));
+                out.extend_from_slice(&(mail.payload().len() as u32).to_ne_bytes());
+                mail.encode(out);
             }
         }
     }
@@ -218,6 +229,12 @@ impl<'a> Iterator for Records<'a> {
                 self.0 = &bytes[len..];
                 let record = FarRecord::decode(&bytes[FAR_HEADER_BYTES..len]).ok().flatten();
                 Some(Record::Far { from: NodeKey(word(bytes, 8)), record: record.expect("written by encode") })
+            }
+            GROUP => {
+                let len = GROUP_HEADER_BYTES + GROUP_MAIL_BYTES + half(bytes, 4) as usize;
+                self.0 = &bytes[len..];
+                let mail = GroupMail::decode(&bytes[GROUP_HEADER_BYTES..len]);
+                Some(Record::Group(mail.expect("written by encode")))
             }
             kind => unreachable!("record kind {kind} is never written"),
         }
@@ -556,7 +573,7 @@ mod tests {
             while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
                 ids.extend(Records(&bytes).map(|record| match record {
                     Record::Fate { id, .. } => id,
-                    Record::Message { .. } | Record::Far { .. } => panic!("only fates were put"),
+                    Record::Message { .. } | Record::Far { .. } | Record::Group(_) => panic!("only fates were put"),
                 }));
             }
             outgoing.post(|_| {});

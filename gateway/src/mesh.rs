@@ -9,11 +9,13 @@
 //! - [`handshake`]: who the other side is, and where the stream goes on.
 //! - [`link`]: the stream of one link.
 //! - [`peers`]: the links of one shard, and their connections.
+//! - `seal`: what goes over them, encrypted.
 
 pub(crate) mod fuzz;
 pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod peers;
+mod seal;
 pub(crate) mod wire;
 
 pub(crate) use wire::node_key;

@@ -236,7 +236,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 }
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 54] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 62] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -290,6 +290,14 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 54] {
         ("replay_window", limits.replay_window.into()),
         ("syncs", PAGES_MAX as u64),
         ("messages_remembered", DUPLICATES_MAX as u64),
+        ("group_members", limits.groups.members_max),
+        ("groups_per_user", limits.groups.per_user_max),
+        ("group_messages", limits.groups.messages_max),
+        ("group_age_time", limits.groups.age_secs),
+        ("group_sends_per_sec", limits.groups.sends_per_sec.into()),
+        ("group_member_sends_per_sec", limits.groups.member_sends_per_sec.into()),
+        ("group_memberships", limits.groups.memberships_max),
+        ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

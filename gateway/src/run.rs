@@ -177,7 +177,7 @@ async fn control(
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
-    let addresses = listeners.addresses.clone();
+    let (addresses, places) = (listeners.addresses.clone(), listeners.places.clone());
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     node.set_reload(reload.clone());
@@ -189,7 +189,8 @@ async fn control(
     }
     tokio::spawn(reload_on_hangup(hangups, reload));
     let (mut routes, mut upgrade) = (http::router(node.clone()), config.upgrade.clone());
-    let demo = config.demo.then(|| Demo::new(addresses[0], http_address, config.auth != AuthConfig::Open));
+    let reached = addresses.first().filter(|_| config.demo);
+    let demo = reached.map(|first| Demo::new(*first, http_address, config.auth != AuthConfig::Open));
     if let Some(demo) = &demo {
         upgrade.origins.extend(demo.origins());
         routes = routes.merge(demo.clone().router());
@@ -198,8 +199,10 @@ async fn control(
     tokio::spawn(serve(http_listener, routes, node.places().clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
-    let secrets = mesh.as_ref().map(|(secret, _)| Secrets::new(secret.all())).transpose();
-    let secrets = secrets.map_err(StartupError::Cluster)?;
+    let secrets = mesh.as_ref().zip(cluster_config.as_ref()).map(|((secret, _), cluster)| {
+        Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
+    });
+    let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
             joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
@@ -226,6 +229,7 @@ async fn control(
         tls: tls.clone(),
         tls_required: config.tls.as_ref().is_some_and(|tls| tls.required),
         listeners: listeners.by_shard,
+        listeners_tls_only: listeners.tls_only.into(),
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
             ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
@@ -267,7 +271,7 @@ async fn control(
         }
         node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
         if switch.wanted() == Wanted::Serve {
-            announce(config, &addresses, http_address, demo.as_ref());
+            announce(config, &addresses, &places, http_address, demo.as_ref());
         }
         Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
@@ -364,7 +368,13 @@ async fn panic_when_asked(ports: Vec<ControlPort>) {
 }
 
 /// Says where the node is reached and what to try next.
-fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr, demo: Option<&Demo>) {
+fn announce(
+    config: &Config,
+    addresses: &[SocketAddr],
+    places: &[String],
+    http_address: SocketAddr,
+    demo: Option<&Demo>,
+) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
             "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
@@ -379,10 +389,12 @@ fn announce(config: &Config, addresses: &[SocketAddr], http_address: SocketAddr,
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
         tracing::warn!("whoever reaches this node may log in as anybody (insecure_open)");
     }
-    let mut text: String = addresses.iter().map(|address| format!("listening on {address}\n")).collect();
+    let mut text: String = places.iter().map(|place| format!("listening on {place}\n")).collect();
     text.push_str(&format!("http on {http_address}\n"));
     text.extend(demo.map(|demo| format!("{demo}\n")));
-    text.push_str(&next_step(config, addresses[0], http_address));
+    if let Some(first) = addresses.first() {
+        text.push_str(&next_step(config, *first, http_address));
+    }
     log::say(&text);
 }
 

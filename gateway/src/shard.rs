@@ -27,6 +27,7 @@ use crate::waker::{Nap, Waker};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use std::mem::ManuallyDrop;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
@@ -62,7 +63,9 @@ pub struct ShardsConfig {
     /// Whether every connection has to begin with TLS.
     pub tls_required: bool,
     /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
-    pub listeners: Vec<Vec<TcpListener>>,
+    pub listeners: Vec<Vec<OwnedFd>>,
+    /// For each of a shard's sockets whether every connection has to begin with TLS there.
+    pub listeners_tls_only: Arc<[bool]>,
     /// Where each shard tells of its sessions, by shard; empty when the node is alone.
     pub presence_logs: Vec<Arc<PresenceLog>>,
     /// What becomes of a login at a node that is not the user's home.
@@ -170,7 +173,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         if let (Some(cluster), Some(listener)) = (&mut cluster, mesh_listener.take()) {
             // One shard is enough: it hands each connection to the shard that has the link.
             cluster.listens = true;
-            listeners.push(listener);
+            listeners.push(listener.into());
         }
         let core = usize::from(shard) % executors;
         let stats = Arc::new(ShardStats::default());
@@ -196,6 +199,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 address_book: address_book.clone(),
                 tls: config.tls.clone(),
                 tls_required: config.tls_required,
+                listeners_tls_only: config.listeners_tls_only.clone(),
                 stats,
                 mailboxes: Mailboxes::clone(&mail),
                 presence_log: config.presence_logs.get(usize::from(shard)).cloned(),
@@ -267,7 +271,7 @@ impl Drop for EndSignal {
 struct Seat {
     config: ShardConfig,
     port: ControlPort,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<OwnedFd>,
     /// How many of them are for clients; what is behind them is for other nodes.
     client_listeners: u16,
     end: EndSignal,
@@ -423,7 +427,7 @@ mod tests {
     #[test]
     fn a_shard_that_panics_takes_no_other_with_it() {
         let count = 2 * core_affinity::get_core_ids().map_or(1, |cores| cores.len()) as u16;
-        let listeners = Listeners::bind(&["127.0.0.1:0".parse().unwrap()], count, &Limits::default()).unwrap();
+        let listeners = Listeners::bind(&[crate::config::Endpoint::free()], count, &Limits::default()).unwrap();
         let mut shards = start(ShardsConfig {
             node: "n".to_owned(),
             limits: Limits { connections_max: 64, drain_ms: 0, ..Limits::default() },
@@ -433,6 +437,7 @@ mod tests {
             tls: None,
             tls_required: false,
             listeners: listeners.by_shard,
+            listeners_tls_only: listeners.tls_only.into(),
             presence_logs: Vec::new(),
             placement: crate::config::Placement::Accept,
             cluster: None,

@@ -75,6 +75,8 @@ pub enum StartupError {
     },
     /// An address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// A Unix socket cannot be listened on.
+    ListenUnix(PathBuf, io::Error),
     /// The same, with the setting that names the address and where that comes from.
     ListenFor(SocketAddr, io::Error, String),
     /// The node could not join the cluster; holds why, and what to do.
@@ -157,6 +159,9 @@ impl fmt::Display for StartupError {
                 }
                 let or = if remedies.is_empty() { "raise --memory-max".to_owned() } else { remedies.join(", or ") };
                 write!(f, ": each of these makes it fit: {or}")
+            }
+            StartupError::ListenUnix(path, error) => {
+                write!(f, "cannot listen on unix:{} (--listen): {error}", path.display())
             }
             StartupError::Listen(address, error) => f.write_str(&listen_error(*address, error, "--listen or --http")),
             StartupError::ListenFor(address, error, setting) => f.write_str(&listen_error(*address, error, setting)),

@@ -13,7 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use trunkline_redis_store::{RedisStore, Settings, StoreSync};
 pub use trunkline_redis_store::{Tool, ToolError};
-use trunkline_store::{COMMIT_BUCKETS_US, Clock, Embedded, Refusal, Stats, StoreMail, StoreThread, WhenFull};
+use trunkline_store::{
+    COMMIT_BUCKETS_US, Clock, Embedded, GroupLimits, GroupStats, Groups, Refusal, Stats, StoreMail, StoreThread,
+    WhenFull, WithGroups, group_store_limits,
+};
 
 /// Registered devices of a user that are remembered at least, also where fewer may be online.
 const DEVICES_LEAST: u16 = 32;
@@ -61,6 +64,19 @@ impl StoreMemory {
     }
 }
 
+impl StoreMemory {
+    /// What the logs of groups take, which have a part of what inboxes have.
+    pub(crate) fn of_groups(limits: &Limits) -> u64 {
+        let StoreMemory { recent, tables, .. } = StoreMemory::of(limits);
+        recent.saturating_add(tables) / GROUPS_PART
+    }
+}
+
+/// Groups have so much less disk and memory for what is recent than inboxes: each message is there once.
+const GROUPS_PART: u64 = 4;
+/// Folder of the logs of groups, in that of the store.
+const GROUPS_FOLDER: &str = "groups";
+
 /// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
@@ -107,13 +123,37 @@ pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::L
 /// # Errors
 /// When the folder cannot be used, or another process has it; the message names it.
 pub fn open(data_dir: &Path, limits: trunkline_store::Limits) -> Result<Embedded, StartupError> {
-    Embedded::open(data_dir, limits, clock())
+    Embedded::open(data_dir, limits, wall_clock())
         .map_err(|error| StartupError::Store(data_dir.to_owned(), error.to_string()))
 }
 
-/// The clock of a store.
-fn clock() -> Clock {
+fn wall_clock() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
+}
+
+/// Opens what is kept of groups, in a folder of its own within that of the store.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_groups(data_dir: &Path, config: &StoreConfig, limits: &Limits) -> Result<Groups<Embedded>, StartupError> {
+    let folder = data_dir.join(GROUPS_FOLDER);
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let of_inboxes = store_limits(config, limits);
+    let of_groups = trunkline_store::Limits {
+        store_bytes_max: of_inboxes.store_bytes_max / GROUPS_PART,
+        recent_bytes_max: of_inboxes.recent_bytes_max / GROUPS_PART,
+        ..of_inboxes
+    };
+    let most = &limits.groups;
+    let of_groups = group_store_limits(&of_groups, narrow(most.messages_max), most.age_secs.saturating_mul(1_000));
+    let logs = open(&folder, of_groups)?;
+    let of_members = GroupLimits {
+        members_max: narrow(most.members_max),
+        groups_per_user_max: narrow(most.per_user_max),
+        memberships_max: most.memberships_max,
+        groups_max: most.memberships_max / 8,
+    };
+    Groups::open(logs, of_members, wall_clock()).map_err(|error| StartupError::Store(folder, error.to_string()))
 }
 
 /// What the store in the Redis Cluster of a node is made of.
@@ -128,7 +168,7 @@ pub fn redis_settings(
         StoreSyncKind::Aof => StoreSync::Aof,
         StoreSyncKind::Master => StoreSync::Master,
     });
-    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), clock: clock() }
+    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), clock: wall_clock() }
 }
 
 impl NodeStore {
@@ -155,10 +195,14 @@ impl NodeStore {
         let way_back = answers.clone();
         let give_back = move |source, batch| way_back.put(source, batch);
         let no_thread = |error: std::io::Error| failed(format!("starting its thread: {error}"));
+        let mut group_stats = None;
         let (running, stats, highest_stamp, bytes_max) = match &config.place {
             StorePlace::Folder(folder) => {
                 let store = open(folder, store_limits(config, limits))?;
-                let highest_stamp = store.high();
+                let groups = open_groups(folder, config, limits)?;
+                let highest_stamp = store.high().max(groups.logs().high());
+                group_stats = Some(groups.stats().clone());
+                let store = WithGroups::new(store, Some(groups));
                 let thread = StoreThread::start(store, mail.clone(), give_back).map_err(no_thread)?;
                 let stats = thread.stats().clone();
                 (Running::Embedded(thread), stats, highest_stamp, config.bytes_max)
@@ -173,7 +217,7 @@ impl NodeStore {
         };
         let key = u64::from_ne_bytes(key);
         let shared = matches!(running, Running::Redis(_));
-        let shards = ShardStore { mail, answers, highest_stamp, key, stats, shared };
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats, shared, groups: group_stats };
         let frame_bytes_max = limits.frame_bytes_max.into();
         Ok(NodeStore { running, shards, bytes_max, frame_bytes_max })
     }
@@ -185,8 +229,8 @@ impl NodeStore {
 
     /// How it is, for those who show it.
     pub fn watch(&self) -> StoreWatch {
-        let ShardStore { stats, mail, .. } = self.shards();
-        StoreWatch { stats, mail, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
+        let ShardStore { stats, mail, groups, .. } = self.shards();
+        StoreWatch { stats, mail, groups, bytes_max: self.bytes_max, frame_bytes_max: self.frame_bytes_max }
     }
 
     /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
@@ -203,6 +247,7 @@ impl NodeStore {
 pub struct StoreWatch {
     stats: Arc<Stats>,
     mail: Arc<StoreMail>,
+    groups: Option<Arc<GroupStats>>,
     bytes_max: u64,
     frame_bytes_max: u64,
 }
@@ -218,6 +263,10 @@ impl StoreWatch {
             return Some(format!(
                 "the store cannot write{why}, so messages for users who are offline are refused with SENT 3"
             ));
+        }
+        if let Some(groups) = self.groups.as_ref().filter(|groups| !groups.store.is_available()) {
+            let why = groups.store.trouble().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+            return Some(format!("the store cannot write logs of groups{why}, so messages to groups get SENT 3"));
         }
         if silence >= SILENCE_MAX {
             return Some(format!(
@@ -356,6 +405,9 @@ impl StoreWatch {
             exposition.name(name, kind, help);
             exposition.sample(&[], value);
         }
+        if let Some(groups) = &self.groups {
+            write_groups(exposition, groups);
+        }
         exposition.name("trunkline_store_refused_total", StatType::Counter, "Requests refused, by why.");
         for refusal in Refusal::ALL {
             exposition.sample(&[("reason", &refusal.label())], of(&refused[refusal as usize]));
@@ -368,5 +420,48 @@ impl StoreWatch {
             &counts,
             of(commit_us_sum),
         );
+    }
+}
+
+fn write_groups(exposition: &mut Exposition, groups: &GroupStats) {
+    let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    for (name, kind, help, value) in [
+        ("trunkline_groups", StatType::Gauge, "Groups that are kept.", of(&groups.groups)),
+        ("trunkline_group_memberships", StatType::Gauge, "Memberships in them.", of(&groups.memberships)),
+        ("trunkline_group_appends_total", StatType::Counter, "Messages stored in logs of groups.", of(&groups.appends)),
+        ("trunkline_group_marks_stored_total", StatType::Counter, "Read marks that were news.", of(&groups.marks)),
+        (
+            "trunkline_group_books_begun_total",
+            StatType::Counter,
+            "Lists of members written anew because they had become long.",
+            of(&groups.books_begun),
+        ),
+        (
+            "trunkline_group_log_bytes",
+            StatType::Gauge,
+            "Bytes on disk of groups: logs, lists of members, and tables.",
+            of(&groups.store.log_bytes) + of(&groups.store.table_bytes),
+        ),
+        (
+            "trunkline_group_commit_failures_total",
+            StatType::Counter,
+            "Batches of groups that could not be made durable.",
+            of(&groups.store.commit_failures),
+        ),
+        (
+            "trunkline_group_damages_total",
+            StatType::Counter,
+            "Damaged places found on disk in what is kept of groups.",
+            of(&groups.store.damages),
+        ),
+        (
+            "trunkline_group_dropped_total",
+            StatType::Counter,
+            "Oldest messages of groups let go because their log was full, or because of their age.",
+            of(&groups.store.dropped_oldest) + of(&groups.store.expired),
+        ),
+    ] {
+        exposition.name(name, kind, help);
+        exposition.sample(&[], value);
     }
 }

@@ -80,6 +80,10 @@ codes! {
     BadRequest = 20, "The request is not valid.";
     /// The kind exists, but this server does not serve it.
     Unsupported = 21, "This is not supported here.";
+    /// As many members, groups or rooms as there may be.
+    LimitReached = 22, "A limit is reached; nothing more fits.";
+    /// The member, or the whole group, may not send.
+    Muted = 23, "You may not send to this group now.";
 }
 
 macro_rules! outcomes {
@@ -125,4 +129,6 @@ outcomes! {
     Denied = 4;
     /// The recipient's inbox holds as much as it may.
     InboxFull = 5;
+    /// A message to a group was numbered and passed on, and is not kept.
+    Accepted = 6;
 }

@@ -10,7 +10,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/trunkline.v1.rs"));
 }
 
-pub use generated::{Bye, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
+pub use generated::{Bye, Head, Heads, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
 
 // An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.
 const _: () = assert!(size_of::<UserState>() <= 48);

@@ -53,9 +53,9 @@ kinds! {
     /// The client has the message with this `stamp`; `id` and `peer` as delivered. No body. With
     /// [`flags::CUMULATIVE`](crate::flags::CUMULATIVE) all before it too.
     Ack = 0x06, "ACK", HEADER_LONG;
-    /// Body [`Sync`](crate::Sync): replay the inbox from a position or a time.
+    /// Body [`Sync`](crate::Sync): replay the inbox, or a group, from a position or a time.
     Sync = 0x07, "SYNC", HEADER_SHORT;
-    /// Join the group `peer`. No body.
+    /// Join the group `peer`; `id` comes back in [`Kind::GroupOk`]. No body.
     GroupJoin = 0x08, "GROUP_JOIN", HEADER_LONG;
     /// Leave the group `peer`. No body.
     GroupLeave = 0x09, "GROUP_LEAVE", HEADER_LONG;
@@ -65,6 +65,8 @@ kinds! {
     Unwatch = 0x0B, "UNWATCH", HEADER_SHORT;
     /// Claim `aux` pieces of the item `peer`; `id` is the request id.
     Claim = 0x0C, "CLAIM", HEADER_LONG;
+    /// The user has read the group `peer` up to `stamp`. Cumulative, no answer, no body.
+    Mark = 0x0D, "MARK", HEADER_LONG;
     /// Body [`Login`](crate::Login) with a new token and the same user: the session lasts as long as that one. Answered
     /// with
     /// [`Kind::LoginOk`], or an error, and then the old token stands.
@@ -94,8 +96,10 @@ kinds! {
     SyncOk = 0x89, "SYNC_OK", HEADER_SHORT;
     /// Body [`Presence`](crate::Presence).
     Presence = 0x8A, "PRESENCE", HEADER_SHORT;
-    /// A join or leave took effect; `id` and `peer` as asked.
+    /// A join or leave took effect; `id` and `peer` as asked, `stamp` is that of the group's last message.
     GroupOk = 0x8B, "GROUP_OK", HEADER_LONG;
+    /// Body [`Heads`](crate::Heads): groups with news that was not sent.
+    Heads = 0x8C, "HEADS", HEADER_SHORT;
     /// `aux` is a [`Code`](crate::Code), `id` and `peer` those of the frame that caused it or 0, the body is UTF-8 text
     /// for a person.
     Error = 0x8F, "ERROR", HEADER_LONG;

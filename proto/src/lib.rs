@@ -43,7 +43,7 @@ mod kind;
 pub mod websocket;
 
 pub use code::{Code, Outcome};
-pub use control::{Bye, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
+pub use control::{Bye, Head, Heads, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch};
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};
 pub use frame::{

@@ -208,6 +208,61 @@ fn with_ack_and_large_payloads_websockets_account_for_every_message() {
 }
 
 #[test]
+fn pairs_over_tls_stand_beside_native_ones_without_a_floor_of_their_own() {
+    let arguments = ["--transport", "native,tls,wss", "--conns", "10", "--window", "3", "--secs", "0.3"];
+    let report = report("pairs", &[&arguments[..], &["--rounds", "1", "--tls-cipher", "chacha20"]].concat());
+    let cases = report["cases"].as_array().expect("cases");
+    let names: Vec<_> = cases.iter().filter_map(|case| case["name"].as_str()).collect();
+    assert_eq!(names, ["floor", "gateway", "gateway, TLS", "gateway, WebSocket over TLS"]);
+    for case in cases {
+        assert!(count(&case["rounds"][0]["checked"]) > 20, "{case}");
+    }
+    let over: Vec<_> = report["ratios"].as_array().expect("ratios").iter().map(|ratio| &ratio["over"]).collect();
+    assert_eq!(over, ["floor", "gateway", "gateway"]);
+}
+
+#[test]
+fn with_long_payloads_records_of_tls_are_put_together_again() {
+    let arguments = ["--transport", "wss", "--conns", "6", "--secs", "0.3", "--rounds", "1", "--window", "2"];
+    let report = report("pairs", &[&arguments[..], &["--payload", "65000", "--tls-group", "x25519"]].concat());
+    assert!(count(&report["cases"][0]["rounds"][0]["checked"]) > 10, "{report}");
+}
+
+#[test]
+fn scenarios_with_many_clients_run_over_tls() {
+    let wss = ["--transport", "wss", "--conns", "60", "--secs", "0.5", "--control", "20"];
+    let hold = report("hold", &wss);
+    assert_eq!((count(&hold["held_to_the_end"]), count(&hold["lost"])), (60, 0));
+    let storm = report("storm", &wss);
+    assert_eq!(count(&storm["cut"]), 40);
+    let all = ["--transport", "tls,wss", "--conns", "40", "--runs", "1", "--hold", "0.1", "--exchange"];
+    let idle = report("idle", &[&all[..], &["--tls-cipher", "aes256"]].concat());
+    let run = &idle["runs"][0];
+    assert!(run["tls"]["user_rss"].is_number() && run["wss"]["user_rss"].is_number(), "{run}");
+    assert_eq!(run["exchanged"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn handshakes_are_as_the_gateway_counts_them() {
+    let few = ["--secs", "0.3", "--under-way", "8", "--control", "10", "--rate", "50", "--paced", "20"];
+    let report = report("handshakes", &[&few[..], &["--flood", "100"]].concat());
+    let names: Vec<_> = report["cases"].as_array().expect("cases").iter().map(|case| &case["name"]).collect();
+    assert_eq!(names, ["without TLS", "full", "resumed"]);
+    assert!(report["others"]["paced_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{report}");
+    let flood = &report["flood"];
+    assert_eq!(count(&flood["abandoned"]) + count(&flood["not_begun"]), 100, "{flood}");
+    assert!(count(&flood["others"]["delivered"]) > 0, "{flood}");
+}
+
+#[test]
+fn a_ticket_of_one_node_resumes_at_another() {
+    let few = ["--secs", "0.3", "--under-way", "8", "--nodes", "2"];
+    let redis = redis_cluster::RedisCluster::start();
+    let report = report("handshakes", &[&few[..], &["--redis", &redis.url()]].concat());
+    assert!(count(&report["cases"][1]["logins"]) > 0, "{report}");
+}
+
+#[test]
 fn pairs_are_held_to_a_share_of_a_core() {
     let arguments = ["--saturation", "0.2", "--conns", "10", "--secs", "0.4", "--rounds", "2"];
     let report = report("pairs", &arguments);

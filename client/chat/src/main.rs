@@ -145,7 +145,9 @@ fn tls(args: &Args) -> Result<Option<Tls>, String> {
             let trusted = std::fs::read(path).and_then(|pem| Tls::trusting(&pem));
             trusted.map(Some).map_err(|error| format!("{}: {error}", path.display()))
         }
-        None if args.tls => Tls::of_system().map(Some).map_err(|error| error.to_string()),
+        None if args.tls || args.addr.iter().any(|addr| addr.starts_with("trunkline+tls://")) => {
+            Tls::of_system().map(Some).map_err(|error| error.to_string())
+        }
         None => Ok(None),
     }
 }

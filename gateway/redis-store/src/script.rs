@@ -103,8 +103,8 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
         Request::Forget { device, .. } => args.extend(["forget".into(), device.to_string().into()]),
         Request::Delete { .. } => args.push("delete".into()),
         Request::Inspect { .. } => args.push("inspect".into()),
-        // It is of no user.
-        Request::View { .. } => {}
+        // They are of no user.
+        Request::View { .. } | Request::Group { .. } => {}
     }
 }
 

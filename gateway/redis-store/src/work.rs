@@ -211,6 +211,10 @@ impl Work {
             self.views.insert(source, epoch);
             return;
         }
+        if let Request::Group { token, .. } = request {
+            // Groups are not kept here; nodes of a cluster do not ask.
+            return self.refuse(source, token, Refusal::Unavailable);
+        }
         if let Request::Append { record, token, .. } = &request
             && record.payload.len() > self.settings.limits.payload_bytes_max as usize
         {

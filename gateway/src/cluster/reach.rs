@@ -14,7 +14,7 @@
 //!   by those whose names sort before its own only, and that name sorts before all.
 
 use crate::clock::now_ms;
-use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets, Versions};
+use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets};
 use crate::mesh::peers::{CALLER_MARK, LINKS_MAX, links_needed};
 use crate::mesh::wire::NONCE_BYTES;
 use rustix::rand::GetRandomFlags;
@@ -128,7 +128,11 @@ impl Prober {
         if self.calls.len() >= REACH_MAX {
             return;
         }
-        let me = Identity { name: format!("{CALLER_MARK}{}", self.own), incarnation: life, versions: Versions::OWN };
+        let me = Identity {
+            name: format!("{CALLER_MARK}{}", self.own),
+            incarnation: life,
+            versions: self.secrets.versions(),
+        };
         let (secret, name, mesh) = (self.secrets.first(), name.to_owned(), mesh.to_owned());
         self.calls.spawn(async move {
             let called = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, true)).await;
@@ -154,7 +158,7 @@ impl Prober {
             let ok = found.filter(|found| found.incarnation == record.incarnation).and_then(|found| found.ok);
             let incarnation = record.incarnation;
             self.found.insert(record.name.clone(), Found { incarnation, ok, dialing: true });
-            let me = Identity { name: DIALER_NAME.to_owned(), incarnation: 0, versions: Versions::OWN };
+            let me = Identity { name: DIALER_NAME.to_owned(), incarnation: 0, versions: self.secrets.versions() };
             let (secret, name, mesh) = (self.secrets.first(), record.name.clone(), record.mesh.clone());
             self.dials.spawn(async move {
                 let dialed = timeout(DIAL_TIMEOUT, dial(secret, me, &name, &mesh, false)).await;
@@ -201,14 +205,14 @@ async fn dial(
     let failed = |error: io::Error| format!("{mesh}: {error}");
     let mut stream = TcpStream::connect(mesh).await.map_err(failed)?;
     let dial = Dial { peer: name.to_owned(), peer_incarnation_known: 0, link: 0, resume: ResumeState::default() };
-    let (mut out, mut nonce) = (Vec::new(), [0; NONCE_BYTES]);
+    let (mut out, mut random) = (Vec::new(), [0; NONCE_BYTES]);
     // So few bytes come whole, once the kernel's generator is seeded.
-    match rustix::rand::getrandom(&mut nonce, GetRandomFlags::empty()) {
+    match rustix::rand::getrandom(&mut random, GetRandomFlags::empty()) {
         Ok(NONCE_BYTES) => {}
         other => return Err(format!("no random numbers: {other:?}")),
     }
     let patience_ms = DIAL_TIMEOUT.as_millis() as u64;
-    let mut dialer = Dialer::new(secret, me, dial, &nonce, now_ms(), patience_ms, &mut out);
+    let mut dialer = Dialer::new(secret, me, dial, &random, now_ms(), patience_ms, &mut out);
     let mut bytes = [0; READ_BYTES];
     while !dialer.peer_has_proved() {
         stream.write_all(&out).await.map_err(failed)?;
@@ -252,6 +256,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            turns: 0,
             view: 0,
         }
     }

@@ -143,6 +143,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            turns: 0,
             view: 0,
         });
         let mut membership = Membership::new(Some("a"), 5_000);

@@ -5,6 +5,8 @@ use super::{ConfigError, Settings};
 use crate::limits::Limits;
 use crate::transport::networks::{Network, Proxies};
 
+/// Stands for whoever connects by a Unix socket, in `proxy_from`.
+const UNIX: &str = "unix";
 /// Addresses that are counted besides those with open connections: who has opened some lately and closed them.
 const RECENT_ADDRESSES_MAX: u64 = 65_536;
 
@@ -12,6 +14,10 @@ const RECENT_ADDRESSES_MAX: u64 = 65_536;
 pub(super) fn proxies(all: &Settings, judge: &Judge) -> Result<Proxies, ConfigError> {
     let mut proxies = Proxies::default();
     for text in all.proxy_from.iter().flatten() {
+        if text == UNIX {
+            proxies.unix = true;
+            continue;
+        }
         match text.parse::<Network>() {
             Ok(network) => proxies.networks.push(network),
             Err(error) => return judge.refuse("proxy_from", format!("{text:?}"), error.to_string()),

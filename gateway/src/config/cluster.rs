@@ -1,7 +1,9 @@
 //! What a node needs to be one of several.
 
 use super::resolve::PRESENCE_QUEUE_MOST;
-use super::{ConfigError, Judge, Placement, RedisDown, Settings, known, read_key, without_newline};
+use super::{
+    ConfigError, Judge, Listen, MeshEncryptionKind, Placement, RedisDown, Settings, known, read_key, without_newline,
+};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
@@ -42,6 +44,8 @@ pub struct ClusterConfig {
     pub zone: String,
     /// Files with the secrets of the cluster, one or two; see [`ClusterConfig::load_secret`].
     pub secret_files: Vec<PathBuf>,
+    /// Whether what nodes say to each other is encrypted.
+    pub mesh_encryption: MeshEncryptionKind,
     /// What becomes of a login at a node that is not the user's home.
     pub placement: Placement,
     /// Time to live of the lease, milliseconds.
@@ -141,11 +145,10 @@ fn load_secret(file: &Path) -> Result<Box<[u8]>, ConfigError> {
 pub(super) fn cluster(
     all: &Settings,
     defaults: &Settings,
-    listen: &[SocketAddr],
     judge: &Judge,
 ) -> Result<Option<ClusterConfig>, ConfigError> {
     let Some(url) = &all.redis else {
-        return alone(all, defaults, listen, judge).map(|()| None);
+        return alone(all, defaults, judge).map(|()| None);
     };
     let mut redis = match url.config() {
         Ok(redis) => redis,
@@ -175,10 +178,11 @@ pub(super) fn cluster(
             key: all.redis_key_file.clone(),
         },
         mesh: mesh(all, judge)?,
-        advertise: advertise(all, listen, judge)?,
+        advertise: advertise(all, judge)?,
         weight: judge.count("weight", known(all.weight), 1..=WEIGHT_MAX.into())? as u32,
         zone: zone(all, judge)?,
         secret_files,
+        mesh_encryption: known(all.mesh_encryption),
         placement: known(all.placement),
         lease_ms,
         redis_down: known(all.redis_down),
@@ -188,20 +192,23 @@ pub(super) fn cluster(
     }))
 }
 
+/// What clients are told where nobody says what they are to be told.
+fn first_listen(all: &Settings) -> Option<String> {
+    all.listen.as_ref()?.first().map(Listen::reached)
+}
+
 /// Whoever sets one of these means to have a cluster, and would have none.
-fn alone(all: &Settings, defaults: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<(), ConfigError> {
+fn alone(all: &Settings, defaults: &Settings, judge: &Judge) -> Result<(), ConfigError> {
     let changed = [
         ("mesh", all.mesh != defaults.mesh),
-        (
-            "advertise",
-            all.advertise.as_ref().is_some_and(|text| listen.first().map(ToString::to_string).as_ref() != Some(text)),
-        ),
+        ("advertise", all.advertise.as_ref().is_some_and(|text| first_listen(all).as_ref() != Some(text))),
         ("weight", all.weight != defaults.weight),
         ("zone", all.zone != defaults.zone),
         ("cluster_secret_file", all.cluster_secret_file.is_some()),
         ("redis_ca_file", all.redis_ca_file.is_some()),
         ("redis_cert_file", all.redis_cert_file.is_some()),
         ("redis_key_file", all.redis_key_file.is_some()),
+        ("mesh_encryption", all.mesh_encryption != defaults.mesh_encryption),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
         ("redis_down", all.redis_down != defaults.redis_down),
@@ -253,10 +260,10 @@ fn mesh(all: &Settings, judge: &Judge) -> Result<SocketAddr, ConfigError> {
     Ok(mesh)
 }
 
-fn advertise(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<String, ConfigError> {
+fn advertise(all: &Settings, judge: &Judge) -> Result<String, ConfigError> {
     let text = known(all.advertise.clone());
     let allowed = "clients dial this, so it must be host:port with a host they reach and a port that is not 0";
-    let computed = listen.first().map(ToString::to_string).as_ref() == Some(&text);
+    let computed = first_listen(all).as_ref() == Some(&text);
     let (host, port) = text.rsplit_once(':').unwrap_or((&text, ""));
     let unspecified = text.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
     let bad = host.is_empty()

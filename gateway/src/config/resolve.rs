@@ -3,6 +3,8 @@
 use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
+use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
+use super::listen::{Endpoint, listen};
 use super::settings::{fixed_defaults, flag};
 use super::store::{
     STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
@@ -177,6 +179,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let remedies = if total > memory_max { remedies(asked, &given, shards, host, judge) } else { Vec::new() };
 
     let listen = listen(&all, judge)?;
+    let reached: Vec<SocketAddr> = listen.iter().flat_map(Endpoint::addresses).collect();
     let http = known(all.http);
     let node = known(all.node.clone());
     if node.is_empty() || node.len() > NODE_NAME_CHARS_MAX || !node.chars().all(is_node_name_char) {
@@ -186,13 +189,13 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     if let Err(error) = judge_filter(&log) {
         return judge.refuse("log", format!("{log:?}"), error);
     }
-    let auth = auth(&all, &listen, judge)?;
-    let cluster = cluster(&all, &fixed_defaults(), &listen, judge)?;
+    let auth = auth(&all, &reached, judge)?;
+    let cluster = cluster(&all, &fixed_defaults(), judge)?;
     let store = store(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
-    apart(&listen, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
+    apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     Ok(Config {
         auth,
         upgrade,
@@ -202,7 +205,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         store,
         listen,
         http_access: http_access(&all, http, judge)?,
-        demo: demo(&all, http, judge)?,
+        demo: demo(&all, http, &reached, judge)?,
         http,
         node,
         shards: shards as u16,
@@ -293,9 +296,15 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
         .get_or_insert_with(|| (room.bytes / 32 / STORE_USER_BYTES).clamp(STORE_USERS_LEAST, STORE_USERS_MOST));
     all.store_bytes_max.get_or_insert_with(|| Size((room.bytes / MIB * MIB).clamp(STORE_BYTES_LEAST, 16 * GIB)));
     all.store_recent_bytes_max.get_or_insert_with(|| Size((room.bytes / 128).clamp(STORE_RECENT_LEAST, 64 * MIB)));
+    all.group_memberships_max
+        .get_or_insert_with(|| (room.bytes / 32 / MEMBERSHIP_STORED_BYTES).clamp(MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST));
+    all.group_queue_bytes_max.get_or_insert_with(|| {
+        let each = ((room.bytes / 128).min(256 * MIB) / shards).min(4 * MIB) / KIB * KIB;
+        Size(each.max(2 * frame))
+    });
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
-        all.advertise = Some(first.to_string());
+        all.advertise = Some(first.reached());
     }
     all.connections_max.get_or_insert_with(|| connections_default(nofile, room, shards));
     all.mesh_bytes_max
@@ -461,6 +470,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         store_bytes_max: store.store_bytes_max,
         store_users_max: store.users_max,
         store_recent_bytes_max: store.recent_bytes_max,
+        groups: group_limits(all, frame_bytes_max, judge)?,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()
@@ -494,19 +504,6 @@ fn recv_buffers(bytes: Size, shards: u64, judge: &Judge) -> Result<u16, ConfigEr
     Ok(1 << (bytes.0 / unit).ilog2())
 }
 
-fn listen(all: &Settings, judge: &Judge) -> Result<Vec<SocketAddr>, ConfigError> {
-    let listen = known(all.listen.clone());
-    if listen.is_empty() {
-        return judge.refuse("listen", "[]", "it must name one address at least, such as 127.0.0.1:7700");
-    }
-    for (at, address) in listen.iter().enumerate() {
-        if address.port() != 0 && listen[..at].contains(address) {
-            return judge.refuse("listen", address, "it is named twice");
-        }
-    }
-    Ok(listen)
-}
-
 fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAccess, ConfigError> {
     let insecure_open = known(all.http_insecure_open);
     match &all.api_keys_file {
@@ -525,7 +522,10 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
     }
 }
 
-fn demo(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<bool, ConfigError> {
+fn demo(all: &Settings, http: SocketAddr, reached: &[SocketAddr], judge: &Judge) -> Result<bool, ConfigError> {
+    if known(all.demo) && reached.is_empty() {
+        return judge.refuse("demo", "true", "its page connects to a port, and listen names Unix sockets only");
+    }
     if known(all.demo) && !http.ip().is_loopback() && !known(all.http_insecure_open) {
         let allowed = format!(
             "http = {http} is not loopback, so the page would be served to whoever reaches it: \

@@ -1,10 +1,11 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
 //! `default-config`, and the default.
 
-use super::LogFormat;
 use super::values::{
-    AuthKind, InboxFull, KeyFile, Placement, ReadModeKind, RedisDown, Size, StoreKind, StoreSyncKind, one_or_many,
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+    StoreSyncKind, one_or_many,
 };
+use super::{Listen, LogFormat};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -126,12 +127,12 @@ macro_rules! settings {
 
 settings! {
     ["Addresses"]
-    /// Address and port for clients; may be given several times.
-    /// Shards listen on each of them, eight of a core at most, which accept for the others. Port 0 takes a free port, which is printed at start.
-    /// An IPv6 address takes IPv6 connections only.
+    /// Address and port for clients; may be given several times. Shards listen on each of them, eight of a core at most, which accept for the others.
+    /// Port 0 takes a free port, which is printed at start. An IPv6 address takes IPv6 connections only; :7700 is every address of both families; a name
+    /// is all its addresses as of the start; unix:/PATH is a Unix socket, whose folder decides who reaches it. With tls:// in front a place takes TLS only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
-    listen: [Vec<SocketAddr>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
-    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8. Whoever connects from there must begin with a PROXY header (version 1 or 2),
+    listen: [Vec<Listen>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
+    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8; unix is whoever connects by a Unix socket. Whoever connects from there must begin with a PROXY header (version 1 or 2),
     /// and is where that says; from elsewhere such a header is refused. May be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
@@ -245,6 +246,9 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
+    /// Whether what nodes say to each other is encrypted: with every node whose version can, only so, or never. Of two nodes with required
+    /// and off neither lets the other in.
+    mesh_encryption: [MeshEncryptionKind] "KIND" "TRUNKLINE_MESH_ENCRYPTION" Fixed("\"on\"");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
@@ -332,8 +336,8 @@ settings! {
     device_age_secs: [u64] "SECS" "TRUNKLINE_DEVICE_AGE_SECS" Fixed("2592000");
     /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3 (overloaded).
     store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
-    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. When hit: the sender gets SENT 5
-    /// (inbox full).
+    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. Groups may take a quarter as much
+    /// besides. When hit: the sender gets SENT 5 (inbox full), of a message to a group SENT 3 (overloaded).
     store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Computed("as much as memory_max, 64MiB to 16GiB");
     /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
     /// sender gets SENT 5 (inbox full).
@@ -341,6 +345,26 @@ settings! {
     /// Memory at which stored messages leave it for a table on disk, 4MiB to 1GiB. Eight times as much is taken while
     /// the disk is slow; beyond that the sender gets SENT 3 (overloaded).
     store_recent_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_RECENT_BYTES_MAX" Computed("a 128th of memory_max, 4MiB to 64MiB");
+
+    ["Groups"]
+    /// Members of one group, 1 to 100000000. When hit: a further one gets ERROR 22 (limit reached).
+    group_members_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERS_MAX" Fixed("1000000");
+    /// Groups of one user, and live rooms of one session, 1 to 100000. When hit: a further one gets ERROR 22 (limit reached).
+    groups_per_user_max: [u64] "N" "TRUNKLINE_GROUPS_PER_USER_MAX" Fixed("1000");
+    /// Messages kept of one group, 1 to 1000000. When hit: the oldest go, and who asks for them is told so.
+    group_messages_max: [u64] "N" "TRUNKLINE_GROUP_MESSAGES_MAX" Fixed("10000");
+    /// Seconds a message of a group is kept, 1 to 315360000.
+    group_age_secs: [u64] "SECS" "TRUNKLINE_GROUP_AGE_SECS" Fixed("604800");
+    /// Messages to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets SENT 3 (overloaded).
+    @reloadable group_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_SENDS_PER_SEC" Fixed("200");
+    /// Messages of one member to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets ERROR 11 (rate limited).
+    @reloadable group_member_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_MEMBER_SENDS_PER_SEC" Fixed("10");
+    /// Memberships in all groups of the node, 1000 to 1000000000, and an eighth as many groups; each takes 128 B of memory where there is a store. When hit: a
+    /// further one gets ERROR 22 (limit reached). Each shard serves as many sessions in groups and rooms; beyond that a session is in none.
+    group_memberships_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERSHIPS_MAX" Computed("as many as take a thirty-second of memory_max");
+    /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit: members are told that there is something to
+    /// ask for.
+    group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.

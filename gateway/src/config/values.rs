@@ -220,6 +220,18 @@ pub enum RedisDown {
     Serve,
 }
 
+/// Whether what nodes say to each other is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MeshEncryptionKind {
+    /// With every node whose version can.
+    On,
+    /// Nodes that cannot are refused.
+    Required,
+    /// Never: for a network of their own that nobody else reads.
+    Off,
+}
+
 /// What keeps messages for users who are offline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

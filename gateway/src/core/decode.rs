@@ -43,7 +43,8 @@ impl Shard {
         // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
-            let in_clear = !conn.wire.has(Wire::TLS) && self.tls_required;
+            let needs_tls = self.tls_required || conn.flags.has(ConnFlags::TLS_ONLY);
+            let in_clear = needs_tls && !conn.wire.has(Wire::TLS);
             if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
                 return self.open_otherwise(slot, bytes);
             }
@@ -304,6 +305,9 @@ impl Shard {
                 self.close(slot, CloseReason::Logout);
             }
             Kind::Login => self.links.error(slot, Code::AlreadyLoggedIn, 0, 0),
+            kind @ (Kind::GroupSend | Kind::GroupJoin | Kind::GroupLeave | Kind::Mark) => {
+                return self.group_frame(slot, kind, frame);
+            }
             kind if kind.from_client() => self.links.error(slot, Code::Unsupported, frame.id, frame.peer),
             _ => self.links.error(slot, Code::UnknownKind, frame.id, frame.peer),
         }

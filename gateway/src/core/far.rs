@@ -16,6 +16,7 @@ use crate::mesh::peers::{FarError, GivenBack, Mesh};
 use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
 use trunkline_proto::{Header, Kind, Outcome, flags};
 use trunkline_router::hash::home_shard;
+use trunkline_router::presence::Presence;
 
 /// Links a message may cross.
 pub(crate) const HOPS_MAX: u8 = 3;
@@ -124,7 +125,7 @@ impl Shard {
 
     /// A message for a user whose shard, if the user's home is this node, is this one.
     pub(crate) fn arrive(&mut self, message: &Routed<'_>, path: Path) {
-        if !self.serving {
+        if !self.serving || self.directory.departed.has(message.origin.node) {
             self.links.stats.fenced.add(1);
             return self.refuse(message);
         }
@@ -499,6 +500,9 @@ impl Shard {
             | FarRecord::Held { user, .. } => {
                 self.answer_far(back.node, user, &record);
             }
+            // From before this node was fenced: it has forgotten the session, and is asked again. Told late, it would be the answer to that.
+            FarRecord::Registered { user, session, .. }
+                if !self.presence.sessions(user).iter().any(|entry| entry.session == session) => {}
             FarRecord::Registered { seat, .. }
             | FarRecord::RegisterRefused { seat, .. }
             | FarRecord::BacklogOver { seat, .. }

@@ -275,6 +275,7 @@ impl Shard {
             Asked::Where { user, session } => self.where_it_stands(user, session, reply),
             Asked::Page { user, session } => self.page_came(user, session, reply),
             Asked::Sync { conn, aux, after } => self.sync_page(conn, aux, after, reply),
+            Asked::Group(asked) => self.group_answered(asked, reply),
             Asked::Control { user, forgets, answer } => {
                 if reply == Reply::Done
                     && let Some(device) = forgets

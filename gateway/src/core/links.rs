@@ -143,6 +143,23 @@ impl Links {
         Queued::Yes
     }
 
+    /// Queues frames of a group for a session, all or none. The bounds of its outbox apply.
+    pub(crate) fn queue_frames(&mut self, slot: u32, frames: &[u8]) -> Queued {
+        let bytes = frames.len();
+        let held = self.held_bytes() + bytes;
+        let queued = self.slots.at(slot).outbox_bytes() + bytes;
+        let beyond = queued > self.limits.outbox_bytes_max || held > self.limits.outbox_total_bytes_max;
+        if beyond && !self.may_queue(slot, queued, bytes) {
+            return Queued::OutboxFull;
+        }
+        let conn = self.slots.at(slot);
+        let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
+        outbox.pending.extend_from_slice(frames);
+        self.outbox_bytes += bytes;
+        self.mark_dirty(slot);
+        Queued::Yes
+    }
+
     /// Whether a message of so many bytes may be queued although a bound is reached, `queued` being what the outbox would hold.
     #[cold]
     fn may_queue(&mut self, slot: u32, queued: usize, bytes: usize) -> bool {

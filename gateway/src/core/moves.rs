@@ -11,7 +11,7 @@ use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::{Away, Held, Home, Member, NodeKey, Routing, Walk, WalkStep};
+use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, Routing, Walk, WalkStep};
 use crate::inbox::{Keep, Unacked};
 use crate::mailbox::Origin;
 use crate::mesh::node_key;
@@ -63,10 +63,15 @@ impl Shard {
         let known = before.clone().filter(|_| !reborn && told);
         self.directory.walk = Some(Walk { before: known, step: WalkStep::Sessions { slot: 0 } });
         self.note_before(before.clone().filter(|_| !reborn), settled);
-        match &before {
-            Some(_) if reborn => self.forget_all(),
-            Some(before) => self.forget_lost(&before.lost_in(&next)),
-            None => {}
+        if let Some(before) = &before {
+            let lost = before.lost_in(&next);
+            let ended = lost.iter().filter(|member| member.state != NodeState::Draining).map(|member| member.key);
+            ended.chain(reborn.then(|| before.own())).for_each(|life| self.directory.departed.add(life));
+            self.directory.departed.are_back(next.others().map(|member| member.key));
+            match reborn {
+                true => self.forget_all(),
+                false => self.forget_lost(&lost),
+            }
         }
         self.ask_again();
         self.release_parked();
@@ -98,13 +103,14 @@ impl Shard {
             }
         }
         self.forget_readers();
-        self.refuse_strangers();
+        // What waits here and came from other nodes: they have told its senders that it failed.
+        self.refuse_waiting(self.inboxes.users(), |_, origin| origin.node != NodeKey::OWN);
     }
 
-    /// Refuses what waits here and came from other nodes: they have told its senders that it failed.
-    fn refuse_strangers(&mut self) {
-        for user in self.inboxes.users() {
-            for message in self.inboxes.take_if(user, |message| message.origin.node != NodeKey::OWN) {
+    /// Refuses what waits in the inboxes of `users`, and for views to agree, and has an origin for which `which` is true.
+    fn refuse_waiting(&mut self, users: Vec<u64>, which: impl Fn(&Directory, Origin) -> bool) {
+        for user in users {
+            for message in self.inboxes.take_if(user, |message| which(&self.directory, message.origin)) {
                 let Unacked { origin, from, id, ref payload, .. } = message;
                 self.refuse(&Routed { origin, from, to: user, id, acked: true, extra: 0, payload });
             }
@@ -113,7 +119,7 @@ impl Shard {
             for held in self.directory.parked.take(user) {
                 let Held { origin, from, id, acked, ref payload, .. } = held;
                 let bytes = payload.len();
-                if origin.node != NodeKey::OWN {
+                if which(&self.directory, origin) {
                     self.refuse(&Routed { origin, from, to: user, id, acked, extra: 0, payload });
                 } else if let Err(held) = self.directory.parked.park(user, held, bytes) {
                     self.refuse(&Routed { origin, from, to: user, id, acked, extra: 0, payload: &held.payload });
@@ -127,6 +133,11 @@ impl Shard {
         for member in lost.iter().filter(|member| member.state != NodeState::Draining) {
             let owed = self.directory.sent_away.take_of(member.key);
             self.give_up_away(owed);
+        }
+        if lost.iter().any(|member| self.directory.departed.has(member.key)) {
+            // Nothing of this has been delivered. If the node comes back in a new life it has told its senders that all of it failed.
+            let undelivered = self.directory.orphans.iter().copied().collect();
+            self.refuse_waiting(undelivered, |directory, origin| directory.departed.has(origin.node));
         }
     }
 
@@ -264,7 +275,7 @@ impl Shard {
         if told && (!self.serving || self.desk.is_none() || self.home(user) != Home::Here) {
             return self.links.stats.copies_given_up.add(1);
         }
-        if !self.serving {
+        if !self.serving || self.directory.departed.has(origin.node) {
             self.links.stats.fenced.add(1);
             return self.refuse(message);
         }

@@ -126,12 +126,16 @@ impl Shard {
             None => welcome,
         };
         let waited = self.links.slots.at(slot).phase == Phase::Registering;
+        let last_stamp = wish.last_stamp;
         let entry = self.new_entry(slot, user, &device, &class);
         self.open(slot, user, entry, heartbeat_secs, token_end, welcome);
         self.login_done(slot, began_us);
         if !claimed {
             // Its reader does not know yet.
             self.try_again(user);
+        }
+        if self.links.slots.at(slot).phase == Phase::Open {
+            self.begin_groups(self.links.slots.id(slot), user, last_stamp);
         }
         if waited {
             self.go_on_reading(slot);
@@ -532,17 +536,18 @@ impl Shard {
         let conn = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
         let Some(desk) = &mut self.desk else { return self.links.error(slot, Code::Unsupported, 0, 0) };
-        let Ok(Sync { after_stamp, since_ms, limit, group }) = Sync::decode(frame.body) else {
+        let Ok(sync) = Sync::decode(frame.body) else {
             return self.links.error(slot, Code::BadRequest, 0, 0);
         };
-        if group != 0 {
-            return self.links.error(slot, Code::Unsupported, 0, 0);
-        }
         if desk.syncs.contains(&conn) || desk.syncs.len() >= PAGES_MAX {
             self.links.stats.limit_syncs.add(1);
             let own = desk.syncs.contains(&conn);
             return self.links.error(slot, if own { Code::RateLimited } else { Code::Overloaded }, 0, 0);
         }
+        if sync.group != 0 {
+            return self.sync_group(slot, frame.aux, &sync);
+        }
+        let Sync { after_stamp, since_ms, limit, .. } = sync;
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
         let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));

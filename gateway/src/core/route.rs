@@ -300,6 +300,7 @@ impl Shard {
                 Record::Fate { origin, id, peer, outcome, stamp } => {
                     self.tell_fate(Origin::own(self.shard, origin), id, peer, outcome, stamp);
                 }
+                Record::Group(mail) => self.take_group_mail(from_shard, &mail),
                 Record::Far { from, record } => self.far_here(from, record),
             }
         }

@@ -11,6 +11,7 @@ use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::desk::{Desk, ShardStore};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
+use crate::groups::Groups;
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now, Peer};
 use crate::limits::{Limits, MESH_LINK_SHARE};
@@ -61,6 +62,8 @@ pub(crate) struct ShardConfig {
     pub(crate) tls: Option<Arc<TlsSwitch>>,
     /// Whether every connection has to begin with TLS.
     pub(crate) tls_required: bool,
+    /// The same for what comes from each listener for clients; empty is none.
+    pub(crate) listeners_tls_only: Arc<[bool]>,
     pub(crate) stats: Arc<ShardStats>,
     pub(crate) mailboxes: Mailboxes,
     /// Where sessions are told of; `None` when the node is alone.
@@ -94,6 +97,8 @@ pub(crate) struct Shard {
     pub(crate) addresses: Addresses,
     pub(crate) tls: Option<TlsReader>,
     pub(crate) tls_required: bool,
+    /// The same for what comes from each listener.
+    pub(crate) listeners_tls_only: Arc<[bool]>,
     pub(crate) links: Links,
     pub(crate) presence: Embedded,
     /// Tells the cluster of sessions; `None` when the node is alone.
@@ -111,6 +116,7 @@ pub(crate) struct Shard {
     pub(crate) kicks: Kicks,
     /// The store; `None` without one.
     pub(crate) desk: Option<Desk>,
+    pub(crate) groups: Groups,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -185,6 +191,7 @@ impl Shard {
                 user_bytes_max: limits.unacked_bytes_per_user_max,
                 bytes_max: limits.unacked_total_bytes_max,
             }),
+            groups: Groups::default(),
             inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -201,6 +208,7 @@ impl Shard {
             addresses: Addresses::new(config.proxies, config.address_book),
             tls: config.tls.map(|tls| tls.reader()),
             tls_required: config.tls_required,
+            listeners_tls_only: config.listeners_tls_only,
             links: Links::new(config.limits, config.stats),
         }
     }
@@ -307,6 +315,11 @@ impl Shard {
         }
     }
 
+    /// Whether the connection has to begin with TLS.
+    pub(crate) fn needs_tls(&mut self, slot: u32) -> bool {
+        self.tls_required || self.links.slots.at(slot).flags.has(ConnFlags::TLS_ONLY)
+    }
+
     /// Ends a connection for which there was no room when it was accepted.
     pub(crate) fn turn_away(&mut self, slot: u32) {
         self.close(slot, if self.ends() { CloseReason::Draining } else { CloseReason::Overloaded });
@@ -365,7 +378,7 @@ impl Shard {
         let wire = self.links.slots.at(slot).wire;
         let kind = wire.kind();
         // Where everything is to go over TLS nothing is said without it.
-        let in_clear = self.tls_required && !wire.has(Wire::TLS);
+        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS);
         if let Some(code) = reason.code()
             && kind != Wire::HTTP
             && !wire.is_shaking()
@@ -384,7 +397,10 @@ impl Shard {
         self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
         self.links.mark_dirty(slot);
         match phase {
-            Phase::Open => self.session_ended(slot, user),
+            Phase::Open => {
+                self.leave_parts(slot);
+                self.session_ended(slot, user);
+            }
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
             Phase::Registering => {
                 drop(self.directory.registrations.forget(slot));
@@ -454,6 +470,7 @@ impl Shard {
         if self.desk.is_some() {
             self.expire_kept();
         }
+        self.expire_groups();
     }
 
     /// The same for what is not a connection's.
@@ -653,6 +670,7 @@ impl Shard {
             stats.store_logins.set(desk.logins.len() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
+        self.set_group_gauges();
         stats.tls_connections.set(self.links.tls.sessions.len().into());
         stats.tls_shaking.set(self.links.tls.shaking().into());
     }

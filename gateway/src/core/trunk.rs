@@ -90,6 +90,11 @@ impl<I: Io> Core<I> {
         }
         shard.links.mark_dirty(slot);
         let Some(id) = mesh.link_of(slot).filter(|_| !bytes.is_empty()) else { return };
+        let Ok(opened) = mesh.open(slot, bytes) else {
+            let id = shard.links.slots.id(slot);
+            return self.node_broken(id);
+        };
+        let bytes = opened.as_deref().unwrap_or(bytes);
         let Some((_, link)) = mesh.link(id) else { return };
         let Some(mut inbound) = link.begin_receive(now_ms) else { return };
         let result = inbound.feed(bytes, |unit: Unit<'_>| {
@@ -101,6 +106,9 @@ impl<I: Io> Core<I> {
         });
         if let Some(mesh) = &mut shard.mesh {
             mesh.end_receive(slot, id, inbound, result);
+            if let Some(opened) = opened {
+                mesh.put_opened(opened);
+            }
         }
     }
 
@@ -274,6 +282,7 @@ impl super::shard::Shard {
         let link = mesh.stats();
         stats.mesh_links.set(links);
         stats.mesh_links_up.set(up);
+        stats.mesh_links_in_clear.set(mesh.links_in_clear() as u64);
         stats.mesh_links_missing.set(mesh.links_missing() as u64);
         stats.mesh_held_bytes.set(mesh.bytes() as u64);
         stats.mesh_records_out.set(link.records_out);

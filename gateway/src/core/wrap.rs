@@ -249,7 +249,7 @@ impl Shard {
         let native = within_tls && self.links.tls.sessions.view(slot).is_some_and(|view| view.facts.is_native());
         match opening(bytes) {
             Some(Opening::Tls) if !within_tls => self.open_tls(slot, bytes),
-            Some(Opening::Http) | None if !native && (within_tls || !self.tls_required) => {
+            Some(Opening::Http) | None if !native && (within_tls || !self.needs_tls(slot)) => {
                 self.links.slots.at(slot).wire.change_kind(Wire::HTTP);
                 self.received_head(slot, bytes);
             }
@@ -299,11 +299,11 @@ impl Shard {
     /// process is.
     fn received_without_room(&mut self, slot: u32, bytes: &[u8]) {
         match bytes.first() {
-            Some(b'G') if !self.tls_required => {
+            Some(b'G') if !self.needs_tls(slot) => {
                 self.links.slots.at(slot).wire = Wire::HTTP.and(Wire::TURNED_AWAY);
                 self.received_head(slot, bytes);
             }
-            Some(0) if !self.tls_required => self.turn_away(slot),
+            Some(0) if !self.needs_tls(slot) => self.turn_away(slot),
             Some(&TLS_HANDSHAKE) => self.turn_tls_away(slot),
             _ => self.close(slot, CloseReason::UnknownTransport),
         }

@@ -8,7 +8,7 @@ use crossbeam_queue::SegQueue;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use trunkline_store::{Answer, MailSender, Request, Source, Stats, StoreMail};
+use trunkline_store::{Answer, GroupStats, MailSender, Request, Source, Stats, StoreMail};
 
 /// What the shards of a node need to reach its store.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct ShardStore {
     pub stats: Arc<Stats>,
     /// The other nodes of the cluster have the same store.
     pub shared: bool,
+    /// Those of groups; `None` where it keeps none.
+    pub groups: Option<Arc<GroupStats>>,
 }
 
 /// Answers on their way to one shard.
@@ -65,9 +67,9 @@ impl StoreAnswers {
 impl ShardStore {
     /// A shard's end.
     pub(crate) fn port(&self, shard: u16) -> StorePort {
-        let ShardStore { mail, answers, stats, .. } = self;
-        let (sender, stats) = (mail.sender(shard), stats.clone());
-        StorePort { shard, answers: answers.clone(), sender, stats, view: 0, told_view: Cell::new(0) }
+        let ShardStore { mail, answers, stats, groups, .. } = self;
+        let (answers, stats, groups) = (answers.clone(), stats.clone(), groups.clone());
+        StorePort { shard, answers, sender: mail.sender(shard), stats, groups, view: 0, told_view: Cell::new(0) }
     }
 }
 
@@ -81,6 +83,7 @@ pub(crate) struct StorePort {
     /// The view of the cluster by which the shard decides, and the one the store knows of.
     view: u64,
     told_view: Cell<u64>,
+    groups: Option<Arc<GroupStats>>,
 }
 
 /// The part of the mailbox, as a divisor, that messages leave to everything else: while the store is late, devices
@@ -118,6 +121,11 @@ impl StorePort {
     /// Users for whom messages wait in the store, or lately did.
     pub(crate) fn users(&self) -> u64 {
         self.stats.users.load(Ordering::Relaxed)
+    }
+
+    /// Memberships in groups.
+    pub(crate) fn memberships(&self) -> u64 {
+        self.groups.as_ref().map_or(0, |groups| groups.memberships.load(Ordering::Relaxed))
     }
 
     /// The next batch of answers.

@@ -6,7 +6,7 @@ use super::facts::Facts;
 use super::predict::{Prediction, Term};
 use super::report::grouped;
 use crate::budget::Budget;
-use crate::config::{Config, RING_SLOTS_MAX, Size};
+use crate::config::{Config, Endpoint, RING_SLOTS_MAX, Size};
 use crate::host_tree::{Found, Root};
 use crate::limits::SLOTS_RESERVED;
 use crate::startup::{self, StartupError};
@@ -192,7 +192,8 @@ fn port_range(root: &Root, config: &Config) -> Check {
     let check =
         Check::ok(NETWORK, name, format!("{low} to {high}, {} outgoing connections to one address", grouped(count)));
     let reserved = root.text("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    let ports = config.listen.iter().chain([&config.http]).map(std::net::SocketAddr::port);
+    let clients = config.listen.iter().flat_map(Endpoint::addresses);
+    let ports = clients.chain([config.http]).map(|address| address.port());
     let taken: Vec<String> = ports
         .filter(|port| (low..=high).contains(port) && !is_reserved(&reserved, *port))
         .map(|port| port.to_string())

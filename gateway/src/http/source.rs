@@ -50,6 +50,7 @@ impl Node {
             protocol_oldest: MESH_PROTOCOL_OLDEST,
             zone: String::new(),
             mending: false,
+            turns: 0,
             view: 0,
         }))
     }

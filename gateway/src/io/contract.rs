@@ -168,7 +168,8 @@ impl Harness for RealRing {
             let address = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address");
             addresses.push(listeners.iter().map(address).collect());
             let waker = Arc::new(Waker::new().expect("an eventfd"));
-            Uring::new(ring as u16, &limits(), listeners, waker, ring_fds.clone()).expect("a ring")
+            Uring::new(ring as u16, &limits(), listeners.into_iter().map(Into::into).collect(), waker, ring_fds.clone())
+                .expect("a ring")
         });
         let rings = rings.collect();
         RealRing { rings, addresses, clients: Vec::new() }

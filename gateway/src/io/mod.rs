@@ -24,7 +24,7 @@ pub(crate) mod errno {
 }
 
 /// A connection: its slot in the ring's descriptor table, and which use of that slot it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ConnId {
     pub(crate) slot: u32,
     /// Counts the uses of the slot, modulo 2^24.

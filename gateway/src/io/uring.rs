@@ -15,8 +15,8 @@ use rustix::rand::GetRandomFlags;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -149,7 +149,7 @@ pub(crate) struct Uring {
     /// Accepts that tell who connected: some dozens at a time.
     accepts: Vec<Option<Box<Accepting>>>,
     /// `None` once closed.
-    listeners: Vec<Option<TcpListener>>,
+    listeners: Vec<Option<OwnedFd>>,
     /// Its eventfd is registered with the ring.
     _waker: Arc<Waker>,
     ring_fds: RingFds,
@@ -169,7 +169,7 @@ impl Uring {
     pub(crate) fn new(
         shard: u16,
         limits: &Limits,
-        listeners: Vec<TcpListener>,
+        listeners: Vec<OwnedFd>,
         waker: Arc<Waker>,
         ring_fds: RingFds,
     ) -> io::Result<Self> {

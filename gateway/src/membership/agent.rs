@@ -87,7 +87,6 @@ pub(crate) enum Action {
     StateUntold,
 }
 
-/// A node that was active while this one was joining.
 /// The part of one node in its cluster. Times are milliseconds of [`crate::clock`].
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -110,6 +109,7 @@ pub(crate) struct Agent {
     /// Shards that do not have it yet.
     untold: Vec<bool>,
     was_fenced: bool,
+    was_quarantined: bool,
     /// Members that are not heard, as of the last beat.
     silent: Vec<Reach>,
     /// It has been in the ring.
@@ -146,6 +146,7 @@ impl Agent {
             told: None,
             untold: Vec::new(),
             was_fenced: false,
+            was_quarantined: false,
             silent: Vec::new(),
             was_active: false,
             elders: Elders::default(),
@@ -191,6 +192,7 @@ impl Agent {
             // A node that is fenced begins a new life with the incarnation it asks for.
             life: if self.heart.fenced().is_some() { 0 } else { self.heart.life() },
             state: self.heart.state(),
+            turns: self.heart.turns(),
             view: self.told.map_or(0, |(digest, ..)| digest),
             ..self.record.clone()
         }
@@ -307,6 +309,12 @@ impl Agent {
     pub(crate) fn differs(&mut self, now_ms: u64) -> Option<(Vec<String>, u64, bool)> {
         let (digest, ..) = self.told?;
         let (view, lease_ms) = (self.heart.view(), self.heart.lease_ms());
+        // What the records say of the others' views is as old as the records. A peer that answers for Redis sends none of them while it works with
+        // the same view as this node.
+        if self.heart.polled_ms().is_none_or(|polled_ms| now_ms.saturating_sub(polled_ms) > lease_ms) {
+            self.sight.forget();
+            return None;
+        }
         self.sight.compare(now_ms, &self.record.name, digest, &view, lease_ms)
     }
 
@@ -721,6 +729,11 @@ impl Agent {
         }
         for (shard, untold) in self.untold.iter_mut().enumerate() {
             *untold = *untold && !tell(shard, &view, life);
+        }
+        // Out of the ring and in it again are two turns, so that the view behind them is not taken for the one before.
+        let quarantined = self.is_quarantined();
+        if std::mem::replace(&mut self.was_quarantined, quarantined) != quarantined {
+            self.heart.was_turned();
         }
         let own = view.member(&self.record.name).filter(|own| own.incarnation == incarnation);
         self.was_active |= own.is_some_and(|own| own.state == NodeState::Active);

@@ -29,6 +29,8 @@ pub(crate) struct Heart {
     lease: Lease,
     membership: Membership,
     state: NodeState,
+    /// How often that has changed.
+    turns: u64,
     /// Redis has no lease of this name: it lost its data, or the lease ran out there.
     gone: bool,
     /// What presence holds is not whole, and only a new incarnation mends that.
@@ -59,6 +61,7 @@ impl Heart {
             lease: Lease::new(),
             membership: Membership::new(Some(own), lease_ms),
             state: NodeState::Joining,
+            turns: 0,
             gone: false,
             torn: false,
             acquired_ms: 0,
@@ -288,7 +291,18 @@ impl Heart {
 
     /// The next step of its life, told with the next renewal.
     pub(crate) fn set_state(&mut self, state: NodeState) {
+        self.turns += u64::from(state != self.state);
         self.state = state;
+    }
+
+    /// The others had the node in another state than it was in.
+    pub(crate) fn was_turned(&mut self) {
+        self.turns += 1;
+    }
+
+    /// How often its state has changed.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns
     }
 
     /// The view now.

@@ -47,6 +47,11 @@ impl Sight {
         self.flaps
     }
 
+    /// What the others see is not known now.
+    pub(crate) fn forget(&mut self) {
+        self.differ.clear();
+    }
+
     /// Looks at what the other active nodes say that they see, where this node `own` sees the view `digest`. Returns, once they have differed for
     /// long, who differs, since when, and whether these are more than those that see the same, this node with them.
     pub(crate) fn compare(

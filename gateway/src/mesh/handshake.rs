@@ -17,19 +17,25 @@
 //!   sides' incarnation, link and place in the stream, as far as they have been told. So none can be reflected, replayed or moved.
 //! - Macs are compared in constant time.
 //!
+//! - From version 5 on the nonces are public keys of X25519, and what follows the handshake is sealed ([`exchange`], [`seal`](super::seal)).
+//!
 //! The machines do no I/O: bytes come in, bytes to be sent are appended to `out`. After an error `out` holds a refusal to be sent before the
 //! connection is closed. The layout of Hello and Refuse never changes, so that any two versions can tell each other apart.
 
 mod error;
+mod exchange;
 mod secrets;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use error::{HandshakeError, SecretError, refusal};
+pub use exchange::MeshEncryption;
 pub(crate) use secrets::Known;
 pub use secrets::Secrets;
 
+use super::seal::Sealing;
 use super::wire::{HANDSHAKE_BYTES_MAX, HELLO_BYTES_MAX, HandshakeFrame, MAC_BYTES, MeshViolation, NONCE_BYTES, Step};
+use exchange::Exchange;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::fmt;
@@ -122,7 +128,7 @@ pub(crate) struct Established {
 }
 
 /// Who speaks; part of every mac.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 enum Role {
     Dialer = 1,
@@ -135,6 +141,8 @@ enum Role {
 enum Phase {
     Proof = 1,
     Accept = 2,
+    /// It proves nothing: what comes of it is kept, and goes into the keys.
+    Keys = 3,
 }
 
 /// What both sides have said in the open.
@@ -168,6 +176,21 @@ impl Transcript {
         self.mac(secret, phase, role, accepts).finalize().into_bytes().into()
     }
 
+    /// What the keys of the connection are drawn with.
+    fn salt(&self, secret: &Hmac<Sha256>) -> [u8; MAC_BYTES] {
+        let secret = ClusterSecret(secret.clone());
+        self.sign(&secret, Phase::Keys, Role::Dialer, &[])
+    }
+
+    /// What the dialer's Hello has for a nonce.
+    fn dialer_nonce(&self) -> Option<[u8; NONCE_BYTES]> {
+        nonce_of(&self.dialer_hello)
+    }
+
+    fn acceptor_nonce(&self) -> Option<[u8; NONCE_BYTES]> {
+        nonce_of(&self.acceptor_hello)
+    }
+
     /// In constant time.
     fn verify(
         &self,
@@ -178,6 +201,13 @@ impl Transcript {
         mac: &[u8; MAC_BYTES],
     ) -> Result<(), HandshakeError> {
         self.mac(secret, phase, role, accepts).verify_slice(mac).map_err(|_| HandshakeError::WrongSecret)
+    }
+}
+
+fn nonce_of(hello: &[u8]) -> Option<[u8; NONCE_BYTES]> {
+    match parse(hello) {
+        Ok(HandshakeFrame::Hello { nonce, .. }) => Some(*nonce),
+        _ => None,
     }
 }
 
@@ -199,6 +229,10 @@ struct Machine {
     secret: ClusterSecret,
     me: Identity,
     transcript: Transcript,
+    /// Drawn with the Hello: who connects and says nothing costs no arithmetic.
+    exchange: Exchange,
+    /// 32 bytes that were never used before.
+    random: [u8; NONCE_BYTES],
     /// The beginning of a frame; never more than [`HANDSHAKE_BYTES_MAX`].
     partial: Vec<u8>,
     deadline_ms: u64,
@@ -207,17 +241,27 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(secret: ClusterSecret, me: Identity, now_ms: u64, patience_ms: u64) -> Self {
+    fn new(secret: ClusterSecret, me: Identity, random: &[u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
         let (transcript, partial) = (Transcript::default(), Vec::new());
+        let (exchange, random) = (Exchange::default(), *random);
         let deadline_ms = now_ms.saturating_add(patience_ms);
-        Machine { secret, me, transcript, partial, deadline_ms, patience_ms, hello_seen: false }
+        Machine { secret, me, transcript, exchange, random, partial, deadline_ms, patience_ms, hello_seen: false }
     }
 
-    fn hello(&self, nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
+    /// This side's Hello, where the version agreed on will be this one at most.
+    fn hello(&mut self, version: u16) -> Vec<u8> {
         let Versions { min, max } = self.me.versions;
         let mut hello = Vec::with_capacity(HANDSHAKE_BYTES_MAX);
+        let nonce;
+        (self.exchange, nonce) = Exchange::new(version, &self.random);
+        let nonce = &nonce;
         HandshakeFrame::Hello { version_min: min, version_max: max, nonce, name: &self.me.name }.encode(&mut hello);
         hello
+    }
+
+    /// The keys for what follows, once both sides have proved themselves.
+    fn sealing(&self, role: Role) -> Result<Option<Box<Sealing>>, HandshakeError> {
+        self.exchange.sealing(&self.transcript, &self.secret.0, role)
     }
 
     /// Moves bytes from `bytes` until a frame is whole, and returns it as bytes.
@@ -334,18 +378,18 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    /// Begins: appends the Hello to `out`. The nonce is 32 random bytes, never used before.
+    /// Begins: appends the Hello to `out`. `random` is 32 bytes that were never used before.
     pub(crate) fn new(
         secret: ClusterSecret,
         me: Identity,
         dial: Dial,
-        nonce: &[u8; NONCE_BYTES],
+        random: &[u8; NONCE_BYTES],
         now_ms: u64,
         patience_ms: u64,
         out: &mut Vec<u8>,
     ) -> Self {
-        let mut machine = Machine::new(secret, me, now_ms, patience_ms);
-        machine.transcript.dialer_hello = machine.hello(nonce);
+        let mut machine = Machine::new(secret, me, random, now_ms, patience_ms);
+        machine.transcript.dialer_hello = machine.hello(machine.me.versions.max);
         out.extend_from_slice(&machine.transcript.dialer_hello);
         Dialer { machine, dial, state: Dialing::Hello }
     }
@@ -353,6 +397,14 @@ impl Dialer {
     /// The error, once the deadline has passed.
     pub(crate) fn expired(&self, now_ms: u64) -> Option<HandshakeError> {
         self.machine.is_expired(now_ms)
+    }
+
+    /// The keys for what follows; `None` if that is in clear. To be asked for when the handshake is done.
+    ///
+    /// # Errors
+    /// What the other side said gives no key.
+    pub(crate) fn sealing(&self) -> Result<Option<Box<Sealing>>, HandshakeError> {
+        self.machine.sealing(Role::Dialer)
     }
 
     /// Whether the other side has proved that it is the node that was dialed.
@@ -473,18 +525,17 @@ pub(crate) struct Acceptor {
     machine: Machine,
     /// Those that the dialer may prove. The one it has proved is the machine's from then on.
     secrets: Arc<[ClusterSecret]>,
-    nonce: [u8; NONCE_BYTES],
     state: Accepting,
     /// When it was first asked for its time in the present state, and that state.
     step: (Progress, u64),
 }
 
 impl Acceptor {
-    /// Begins; says nothing before it has heard a Hello. The nonce is 32 random bytes, never used before.
-    pub(crate) fn new(known: Known, me: Identity, nonce: [u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
+    /// Begins; says nothing before it has heard a Hello. `random` is 32 bytes that were never used before.
+    pub(crate) fn new(known: Known, me: Identity, random: [u8; NONCE_BYTES], now_ms: u64, patience_ms: u64) -> Self {
         let Known { first, all: secrets } = known;
-        let machine = Machine::new(first, me, now_ms, patience_ms);
-        Acceptor { machine, secrets, nonce, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
+        let machine = Machine::new(first, me, &random, now_ms, patience_ms);
+        Acceptor { machine, secrets, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
     }
 
     /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again and again.
@@ -496,6 +547,14 @@ impl Acceptor {
         let stands = progress < Progress::Proved && now_ms >= self.step.1.saturating_add(STEP_MS_MAX);
         let silent = stands.then_some(HandshakeError::Silent { after_ms: STEP_MS_MAX });
         self.machine.is_expired(now_ms).or(silent)
+    }
+
+    /// The keys for what follows; `None` if that is in clear. To be asked for when the dialer has been admitted.
+    ///
+    /// # Errors
+    /// What the other side said gives no key.
+    pub(crate) fn sealing(&self) -> Result<Option<Box<Sealing>>, HandshakeError> {
+        self.machine.sealing(Role::Acceptor)
     }
 
     /// How far the peer has come.
@@ -587,7 +646,7 @@ impl Acceptor {
     }
 
     fn frame(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Option<Claim>, HandshakeError> {
-        let Acceptor { machine, secrets, nonce, state, .. } = self;
+        let Acceptor { machine, secrets, state, .. } = self;
         let frame = parse(bytes)?;
         match (&mut *state, &frame) {
             (Accepting::Hello, _) => {
@@ -596,7 +655,7 @@ impl Acceptor {
                     return Err(HandshakeError::WrongDirection { dialer: peer, acceptor: machine.me.name.clone() });
                 }
                 machine.transcript.dialer_hello = bytes.into();
-                machine.transcript.acceptor_hello = machine.hello(nonce);
+                machine.transcript.acceptor_hello = machine.hello(machine.transcript.version);
                 out.extend_from_slice(&machine.transcript.acceptor_hello);
                 *state = Accepting::Proof { peer };
                 Ok(None)

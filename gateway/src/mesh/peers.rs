@@ -21,8 +21,9 @@ mod strangers;
 #[cfg(test)]
 mod tests;
 
-use super::handshake::{Acceptor, Dialer, Identity, Secrets, Versions};
+use super::handshake::{Acceptor, Dialer, Identity, Secrets};
 use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing};
+use super::seal::{Forged, Sealing};
 use super::wire::{Record, goodbye};
 use crate::directory::NodeKey;
 use hashbrown::HashMap;
@@ -43,6 +44,8 @@ pub(crate) const LATER_MAX: usize = 64;
 /// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the node whose name sorts first,
 /// and no name begins with this.
 pub(crate) const CALLER_MARK: char = '!';
+/// What is sealed for one send at most, beside what its link holds for the peer.
+const SEALED_BYTES_MAX: usize = 128 << 10;
 /// A link that is down for so long takes no more messages.
 const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
 
@@ -187,9 +190,11 @@ enum Lent {
 #[derive(Debug)]
 struct Wire {
     stage: Stage,
-    /// Handshake frames to be sent, before anything of the link.
+    /// Handshake frames to be sent, before anything of the link; behind them, on a link that is sealed, what it says.
     out: Vec<u8>,
     lent: Lent,
+    /// The keys of a link that is up, unless it is in clear. What it sends goes through `out`.
+    sealing: Option<Box<Sealing>>,
     /// Who connected; `None` for what was dialed, or has come from another shard.
     from: Option<IpAddr>,
     /// Grows with each connection.
@@ -229,6 +234,8 @@ pub(crate) struct Mesh {
     /// Handshakes that failed, by what they failed with; and the numbers of links that are no more.
     failed: HashMap<&'static str, u64>,
     past: LinkStats,
+    /// Memory for what came sealed, while nothing does.
+    opened: Vec<u8>,
 }
 
 impl Mesh {
@@ -253,11 +260,12 @@ impl Mesh {
             told_ms: 0,
             failed: HashMap::new(),
             past: LinkStats::default(),
+            opened: Vec::new(),
         }
     }
 
     fn identity(&self) -> Identity {
-        Identity { name: self.config.node.clone(), incarnation: self.life, versions: Versions::OWN }
+        Identity { name: self.config.node.clone(), incarnation: self.life, versions: self.config.secrets.versions() }
     }
 
     /// The link whose connection this is, if it is up.
@@ -306,9 +314,50 @@ impl Mesh {
             return Some(Outgoing { buf: std::mem::take(&mut wire.out), offset: 0 });
         }
         let Stage::Up { link: id } = wire.stage else { return None };
-        let sending = self.links[id as usize].as_mut()?.link.take_send(now_ms)?;
-        wire.lent = Lent::Link(id);
-        Some(sending)
+        let link = &mut self.links[id as usize].as_mut()?.link;
+        let sending = link.take_send(now_ms)?;
+        let Some(sealing) = &mut wire.sealing else {
+            wire.lent = Lent::Link(id);
+            return Some(sending);
+        };
+        // The link keeps what it has said until the peer has confirmed it; what the kernel is given is a sealed copy.
+        let Outgoing { buf, offset } = sending;
+        let taken = (buf.len() - offset).min(SEALED_BYTES_MAX);
+        sealing.seal(&buf[offset..offset + taken], &mut wire.out);
+        wire.lent = Lent::Out;
+        let sealed = Outgoing { buf: std::mem::take(&mut wire.out), offset: 0 };
+        link.sent(buf, taken);
+        self.recount(id);
+        Some(sealed)
+    }
+
+    /// Opens what has come on the connection of a link that is up: `None` for one in clear, else what was in it. The memory goes back with
+    /// [`Mesh::put_opened`].
+    ///
+    /// # Errors
+    /// Somebody on the way has changed it. The connection is to be closed; the stream lives on.
+    pub(crate) fn open(&mut self, slot: u32, bytes: &[u8]) -> Result<Option<Vec<u8>>, Forged> {
+        let sealing = self.wires.get_mut(&slot).and_then(|wire| wire.sealing.as_mut());
+        let Some(sealing) = sealing else { return Ok(None) };
+        let mut opened = std::mem::take(&mut self.opened);
+        opened.clear();
+        match sealing.open(bytes, &mut opened) {
+            Ok(()) => Ok(Some(opened)),
+            Err(forged) => {
+                *self.failed.entry("forged").or_default() += 1;
+                tracing::warn!(
+                    "a link is closed: what came on it was not sealed by its peer, or was changed on the way"
+                );
+                Err(forged)
+            }
+        }
+    }
+
+    /// See [`Mesh::open`].
+    pub(crate) fn put_opened(&mut self, mut opened: Vec<u8>) {
+        opened.clear();
+        opened.shrink_to(SEALED_BYTES_MAX);
+        self.opened = opened;
     }
 
     /// Takes the buffer of a send back, of which the kernel took `taken` bytes from `offset` on.
@@ -475,7 +524,9 @@ impl Mesh {
 
     /// Whether goodbye has been said on all links that are up.
     pub(crate) fn has_left(&self) -> bool {
-        self.links.iter().flatten().all(|link| link.link.has_left())
+        let said = |wire: &Wire| wire.sealing.is_none() || (wire.out.is_empty() && wire.lent == Lent::Nothing);
+        let links = self.links.iter().flatten().all(|link| link.link.has_left());
+        links && self.wires.values().all(|wire| !matches!(wire.stage, Stage::Up { .. }) || said(wire))
     }
 
     /// Slots of all connections.

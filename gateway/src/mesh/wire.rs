@@ -11,6 +11,8 @@
 //! Goodbye    reason u16
 //! ```
 //!
+//! Since version 5 what comes behind the handshake is sealed, see the module [`seal`](super::seal).
+//!
 //! `ack` is the sequence number of the next record its sender expects. An unknown kind of frame is a violation; an unknown kind of record is
 //! counted and skipped, so that a newer version of a node can add some.
 
@@ -26,7 +28,9 @@ use trunkline_router::ring::NAME_BYTES_MAX;
 
 /// First version of the mesh protocol this code speaks, and the last.
 pub(crate) const VERSION_MIN: u16 = 2;
-pub(crate) const VERSION_MAX: u16 = 3;
+pub(crate) const VERSION_MAX: u16 = 5;
+/// Since this version what follows the handshake is sealed. The one before it is the same in clear.
+pub(crate) const SEALED_SINCE: u16 = 5;
 
 /// Bytes of a batch before its first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 21;

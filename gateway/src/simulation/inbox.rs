@@ -10,7 +10,7 @@
 //! 5. every message is counted once, and nothing is left of users who are gone.
 
 mod ledger;
-mod store;
+pub(super) mod store;
 
 use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};

@@ -12,6 +12,7 @@
 
 mod cluster;
 mod crowd;
+mod groups;
 mod inbox;
 mod ledger;
 mod node;
@@ -345,6 +346,17 @@ fn run_many(
 /// Replays the seed that the environment variable names, or tries the first 200, or as many as the variable with an S behind says. Panics if one
 /// does not hold, or if something that must occur did not.
 fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Sync, must_occur: &[&str]) {
+    try_so_many_seeds(variable, test, 200, run, must_occur);
+}
+
+/// The same with another number of seeds than 200.
+fn try_so_many_seeds(
+    variable: &str,
+    test: &str,
+    seeds: u64,
+    run: impl Fn(u64, bool) -> Report + Sync,
+    must_occur: &[&str],
+) {
     if let Some(seed) = number_from(variable) {
         // What the node logs is a part of what happens.
         let log = tracing_subscriber::fmt()
@@ -359,7 +371,7 @@ fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Syn
         }
         return;
     }
-    let seeds = number_from(&format!("{variable}S")).unwrap_or(200);
+    let seeds = number_from(&format!("{variable}S")).unwrap_or(seeds);
     let (counts, failures) = run_many(0..seeds, |seed| outcome(|| run(seed, false)));
     let lines: Vec<String> = failures.iter().map(|(seed, violation)| format!("seed {seed}: {violation}")).collect();
     if let Some((seed, _)) = failures.first() {

@@ -103,6 +103,7 @@ impl Node {
                 address_book: address_book.clone(),
                 tls: tls.clone(),
                 tls_required: false,
+                listeners_tls_only: Arc::default(),
                 stats: stats.clone(),
                 mailboxes: mail.clone(),
                 presence_log: None,

@@ -17,6 +17,16 @@ pub(crate) enum Bug {
     ToldTwice,
     /// A device's cursor passes what it has not acknowledged.
     CursorAhead,
+    /// A shard whose mailbox had no room for a message to a group is not told how far the group is.
+    GroupHeadUntold,
+    /// A session gets messages of a group that its user has left.
+    LeaveIgnored,
+    /// A session that was not given something of a group is not told.
+    HeadsForgotten,
+    /// A message to a group comes back to the session that sent it.
+    EchoedToSender,
+    /// A message to a group is given to its members before it is stored.
+    FannedOutEarly,
     /// The clock of a node stands still while its machine is suspended.
     ClockStandsStill,
 }

@@ -2,28 +2,24 @@
 //!
 //! The handshake is that of rustls, in [`handshake`] and nowhere else. When it is over, its keys are taken out and
 //! rustls is dropped: what a connection keeps then are 144 to 208 bytes ([`keys`]) in a table of its shard
-//! ([`sessions`]), and its records are opened ([`open`]) and sealed ([`seal`]) in place.
+//! ([`sessions`]), and its records are opened ([`open`](mod@open)) and sealed ([`seal`]) in place. That part is a crate of its
+//! own, which the bench's clients use as well.
 //!
 //! Nothing in here does I/O, and what it knows of the time it is told.
 
 mod acceptor;
-mod alert;
 mod certificates;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;
-mod keys;
 mod names;
-mod open;
-mod record;
-mod seal;
-mod sessions;
-mod suite;
 mod switch;
 mod tickets;
 #[cfg(test)]
 pub(crate) mod toy;
 mod validity;
+
+use trunkline_tls::{alert, keys, open, record, seal, secrets, sessions, suite};
 
 pub use acceptor::{Acceptor, ClientCa};
 pub use alert::{ALERTS, Alert};

@@ -193,6 +193,8 @@ impl Embedded {
             }
             Request::Forget { user, device, .. } => self.forget(user, device),
             Request::Delete { user, .. } => self.delete(user),
+            // Groups are kept by `Groups`, which keeps its logs in a store of its own.
+            Request::Group { .. } => Ok(self.refuse(Refusal::Unavailable)),
         };
         Some(staged.unwrap_or_else(|_| self.refuse(Refusal::Unavailable)))
     }
@@ -281,7 +283,7 @@ impl Embedded {
 
     /// Which bound of the user one more message would pass. One always may, however long it is.
     fn is_full(&self, user: u64, bytes: usize) -> Option<Refusal> {
-        let totals = self.totals.get(&user).filter(|totals| totals.messages > 0)?;
+        let totals = self.totals.get(&user).filter(|totals| totals.messages > 0 && !self.limits.is_book(user))?;
         if totals.messages >= self.limits.user_messages_max {
             Some(Refusal::UserMessages)
         } else if u64::from(totals.bytes) + bytes as u64 > u64::from(self.limits.user_bytes_max) {

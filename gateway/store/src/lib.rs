@@ -10,12 +10,16 @@
 //! which it has everything; what all registered devices have is dropped. The *floor* is the highest stamp of which
 //! something may be gone; who asks for what is after an older position is told `truncated`.
 //!
+//! [`Groups`] keeps groups: a log for each whatever its size, and its members. It is built on a store of its own, and
+//! [`WithGroups`] is both as one store.
+//!
 //! The crate knows nothing of shards, rings or sockets. It reads no clock but the one it is given.
 
 mod codec;
 mod copy;
 mod disk;
 mod embedded;
+mod groups;
 mod jobs;
 mod limits;
 mod log;
@@ -32,6 +36,10 @@ mod tools;
 pub use copy::{CopyLine, UserCopy};
 pub use disk::{DirDisk, Disk, Fault, File, SimDisk};
 pub use embedded::Embedded;
+pub use groups::{
+    GroupAsk, GroupDenial, GroupInfo, GroupLimits, GroupReply, GroupSettings, GroupStats, Groups, JoinRule, Member,
+    MemberChange, MemberInfo, Membership, Role, WithGroups, group_store_limits,
+};
 pub use limits::{Limits, WhenFull};
 pub use mail::{MailSender, StoreMail};
 pub use memory::Memory;

@@ -39,6 +39,9 @@ pub struct Limits {
     pub log_bytes_max: u64,
     /// Memory that recent messages may take, until they are moved into a table.
     pub recent_bytes_max: u64,
+    /// Logs from this key on are somebody's books: bound by neither number, nor bytes, nor age. None unless told
+    /// otherwise.
+    pub books_from: u64,
 }
 
 impl Default for Limits {
@@ -56,6 +59,7 @@ impl Default for Limits {
             page_max: 1_000,
             log_bytes_max: 64 << 20,
             recent_bytes_max: 64 << 20,
+            books_from: u64::MAX,
         }
     }
 }
@@ -63,6 +67,11 @@ impl Default for Limits {
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
 
 impl Limits {
+    /// Whether a log is bound by neither number, nor bytes, nor age.
+    pub(crate) fn is_book(&self, key: u64) -> bool {
+        key >= self.books_from
+    }
+
     /// What has to go from a full log of so many messages and bytes before another one of `more` bytes comes. A
     /// sixty-fourth of the limit goes besides, or each message to a full log would have to look for the oldest.
     pub(crate) fn excess(&self, messages: u64, bytes: u64, more: u64) -> Amount {

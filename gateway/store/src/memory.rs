@@ -109,7 +109,7 @@ impl Memory {
         Stats::add(&self.stats.devices_forgotten, found.state.forget_unseen(now_ms, &self.limits));
         let oldest = stamp_at(now_ms.saturating_sub(self.limits.message_age_ms_max));
         let expired = found.records.iter().take_while(|record| record.stamp < oldest).last();
-        let expired = expired.map_or(0, |record| record.stamp);
+        let expired = expired.filter(|_| !self.limits.is_book(user)).map_or(0, |record| record.stamp);
         Stats::add(&self.stats.expired, found.truncate(expired, &mut self.bytes));
         let least = found.state.least_cursor().unwrap_or(0);
         Stats::add(&self.stats.acknowledged, found.truncate(least, &mut self.bytes));
@@ -185,7 +185,7 @@ impl Memory {
 
     /// Which bound of the user one more message would pass. One always may, however long it is.
     fn full(&self, user: u64, bytes: u64) -> Option<Refusal> {
-        let found = self.users.get(&user).filter(|found| !found.records.is_empty())?;
+        let found = self.users.get(&user).filter(|found| !found.records.is_empty() && !self.limits.is_book(user))?;
         if found.records.len() >= self.limits.user_messages_max as usize {
             Some(Refusal::UserMessages)
         } else if found.bytes + bytes > u64::from(self.limits.user_bytes_max) {
@@ -303,6 +303,8 @@ impl Memory {
                 }
                 Reply::Done
             }
+            // Groups are kept by `Groups`, which keeps its logs in a store of its own.
+            Request::Group { .. } => self.refuse(Refusal::Unavailable),
         })
     }
 

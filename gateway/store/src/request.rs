@@ -1,5 +1,6 @@
 //! What a store is asked, and what it answers.
 
+use crate::{GroupAsk, GroupReply};
 use std::sync::Arc;
 
 /// Who asks: the number of a shard, or of another part of the node. Answers come back with it.
@@ -149,10 +150,19 @@ pub enum Request {
         /// Comes back in the answer.
         token: u64,
     },
+    /// About a group, its log or its members. Answered [`Reply::Group`] or [`Reply::Refused`].
+    Group {
+        /// The group; 0 where all groups of a user are asked for.
+        group: u64,
+        /// What is asked.
+        ask: Box<GroupAsk>,
+        /// Comes back in the answer; none if there is to be no answer.
+        token: Option<u64>,
+    },
 }
 
 impl Request {
-    /// The user asked about.
+    /// The user, or the group, asked about.
     pub fn user(&self) -> u64 {
         match *self {
             Request::Append { user, .. }
@@ -168,6 +178,7 @@ impl Request {
             | Request::Inspect { user, .. } => user,
             // Of no user.
             Request::View { .. } => 0,
+            Request::Group { group, .. } => group,
         }
     }
 
@@ -186,6 +197,7 @@ impl Request {
             | Request::LogOut { .. }
             | Request::View { .. }
             | Request::Claim { .. } => None,
+            Request::Group { token, .. } => token,
         }
     }
 
@@ -194,6 +206,7 @@ impl Request {
         let held = match self {
             Request::Append { record, .. } => record.payload.len(),
             Request::Open { device, .. } | Request::LogOut { device, .. } => device.len(),
+            Request::Group { ask, .. } => ask.bytes(),
             _ => 0,
         };
         size_of::<Request>() + held
@@ -231,6 +244,8 @@ pub enum Reply {
     Inspected(Inbox),
     /// It is done, and on disk.
     Done,
+    /// What came of a request about a group.
+    Group(Box<GroupReply>),
 }
 
 /// Why nothing was done.

@@ -5,6 +5,7 @@ use crate::cluster_support::redis_cluster::free_ports;
 use crate::support::random::Random;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,7 +33,7 @@ async fn receive(mut events: Events, books: Arc<Books>) {
                 *books.received.lock().unwrap().entry(number).or_default() += 1;
             }
             Event::Reconnected { .. } => _ = books.reconnects.fetch_add(1, Ordering::Relaxed),
-            Event::Disconnected { .. } => {}
+            Event::Disconnected { .. } | Event::ReconnectFailed { .. } => {}
             other => panic!("{other:?}"),
         }
     }
@@ -54,9 +55,22 @@ async fn send(client: Client, user: u64, books: Arc<Books>) {
 
 #[test]
 fn a_rolling_restart_loses_nothing_and_doubles_nothing() {
+    roll(None);
+}
+
+/// For `make test-upgrade`: one node after the other gives way to one of this build, and then back again, for an upgrade may have to be undone.
+#[test]
+fn nodes_of_two_builds_are_one_cluster_while_one_takes_the_place_of_the_other() {
+    if let Some(binary) = std::env::var_os("TRUNKLINE_OTHER_GATEWAY") {
+        roll(Some(binary.into()));
+    }
+}
+
+/// Restarts each node, with the binary of this build in place of the one given, and then with that one again.
+fn roll(other: Option<PathBuf>) {
     let ports = free_ports(3);
     let names = ["a", "b", "c"];
-    let mut fleet = Fleet::start_with(&names, |at| {
+    let mut fleet = Fleet::start_of(other.clone(), &names, |at| {
         let address = format!("127.0.0.1:{}", ports[at]);
         ["--listen", &address, "--advertise", &address, "--drain-secs", "1"].map(str::to_owned).to_vec()
     });
@@ -65,12 +79,12 @@ fn a_rolling_restart_loses_nothing_and_doubles_nothing() {
     let clients = Arc::clone(&books);
     let driver = std::thread::spawn(move || {
         runtime.block_on(async {
-            let mut tasks = tokio::task::JoinSet::new();
+            let (mut tasks, mut receivers) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
             for user in 1..=USERS {
                 let addr = format!("127.0.0.1:{}", ports[user as usize % 3]);
                 let config = Config { addrs: vec![addr], user, ..Config::default() };
                 let (client, events) = Client::connect(config).await.expect("a login");
-                tokio::spawn(receive(events, Arc::clone(&clients)));
+                receivers.spawn(receive(events, Arc::clone(&clients)));
                 tasks.spawn(send(client, user, Arc::clone(&clients)));
             }
             while let Some(ended) = tasks.join_next().await {
@@ -78,10 +92,16 @@ fn a_rolling_restart_loses_nothing_and_doubles_nothing() {
             }
             // The last copies are on their way.
             tokio::time::sleep(Duration::from_millis(300)).await;
+            while let Some(ended) = receivers.try_join_next() {
+                ended.expect("an application that takes every event");
+            }
         });
     });
     std::thread::sleep(Duration::from_secs(1));
-    for at in 0..names.len() {
+    let rounds = if other.is_some() { vec![None, other] } else { vec![None] };
+    let restarts = rounds.into_iter().flat_map(|binary| (0..names.len()).map(move |at| (at, binary.clone())));
+    for (at, binary) in restarts {
+        fleet.binary = binary;
         let mut node = fleet.nodes[at].take().expect("it runs");
         node.signal(Signal::TERM);
         assert!(node.wait_for_exit().success());

@@ -35,7 +35,7 @@ fn until_sync_ok(client: &mut Client, aux: u16) -> (Vec<Frame>, SyncOk) {
         let frame = client.recv();
         if frame.kind == kind::SYNC_OK {
             let sync_ok = SyncOk::parse(&frame);
-            assert_eq!(sync_ok.aux, aux);
+            assert_eq!((sync_ok.aux, sync_ok.group), (aux, 0), "the inbox is no group");
             return (frames, sync_ok);
         }
         assert_eq!(frame.kind, kind::DELIVER, "{frame:?}");

@@ -28,7 +28,8 @@ fn kinds_that_are_not_served_say_so_and_the_connection_goes_on() {
     with_each_gateway(ONE_AND_MANY, &[], |gateway| {
         let mut client = Client::login(gateway, 1);
         let mut peer = Client::login(gateway, 2);
-        let long = [kind::GROUP_SEND, kind::CALL, kind::GROUP_JOIN, kind::GROUP_LEAVE, kind::CLAIM];
+        // Groups that are kept need a store.
+        let long = [kind::GROUP_SEND, kind::CALL, kind::GROUP_JOIN, kind::GROUP_LEAVE, kind::CLAIM, kind::MARK];
         for (id, other) in (50..).zip(long) {
             let body = b"a body".to_vec();
             client.write(&Frame { kind: other, id, peer: 77, aux: 3, body, ..Frame::default() });
@@ -74,8 +75,8 @@ fn unknown_kinds_are_skipped_as_a_whole_with_an_error() {
     with_gateway(2, &[], |gateway| {
         let mut client = Client::login(gateway, 1);
         let mut peer = Client::login(gateway, 2);
-        let from_clients = 0x01..=0x0c;
-        let known = |other: &u8| from_clients.contains(other) || [kind::RENEW, kind::LOGOUT].contains(other);
+        let from_clients = kind::LOGIN..=kind::LOGOUT;
+        let known = |other: &u8| from_clients.contains(other);
         let unknown = (0..=u8::MAX).filter(|other| !known(other));
         for other in unknown {
             // A body that is itself a PING: it must not be read as a frame.

@@ -4,7 +4,7 @@ use crate::cluster_support::Fleet;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command, with_each_gateway, with_gateway};
 use crate::support::names::metric;
-use crate::support::scratch::ScratchFile;
+use crate::support::scratch::{ScratchFile, ScratchFolder};
 use crate::support::tls::{Identity, TlsClient, pem, stream};
 use crate::support::websocket::WebSocketClient;
 use crate::support::wire::{self, Login, code, flag, kind, outcome};
@@ -178,9 +178,13 @@ struct OpenSsl {
 
 impl OpenSsl {
     fn start(gateway: &Gateway, identity: &Identity, flags: &[&str]) -> Self {
+        OpenSsl::start_with(gateway, identity.cert.path(), flags)
+    }
+
+    fn start_with(gateway: &Gateway, cert: &str, flags: &[&str]) -> Self {
         let address = gateway.client_address().to_string();
         let mut child = Command::new("openssl")
-            .args(["s_client", "-connect", &address, "-CAfile", identity.cert.path(), "-verify_return_error"])
+            .args(["s_client", "-connect", &address, "-CAfile", cert, "-verify_return_error"])
             .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -249,6 +253,35 @@ fn openssl_changes_keys_both_ways_and_speaks_every_suite() {
         }
         let updates = |by: &str| gateway.metrics().sum("trunkline_tls_key_updates_total", &[("by", by)]);
         assert_eq!((updates("peer"), updates("node")), (12, 9));
+    });
+}
+
+#[test]
+fn a_certificate_of_rsa_is_shown_to_those_who_verify_no_other() {
+    let files = ScratchFolder::new("rsa");
+    fs::create_dir_all(files.path()).expect("a folder");
+    let (cert, key) = (format!("{}/cert.pem", files.path()), format!("{}/key.pem", files.path()));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", &key, "-out", &cert])
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let identity = Identity::new();
+    let flags = ["--tls-cert", &cert, "--tls-key", &key];
+    with_gateway(2, &[&identity.flags()[..], &flags].concat(), |gateway| {
+        let rsa = |flags: &[&str]| {
+            let mut client = OpenSsl::start_with(gateway, &cert, flags);
+            client.wait_for(b"Verify return code: 0 (ok)");
+            client.write(&Login::of(1).frame().encode());
+            gateway.wait_for_presence(1, true);
+            client.write(&wire::logout().encode());
+            assert!(client.child.wait().expect("the status of openssl").success(), "{flags:?}");
+        };
+        rsa(&["-tls1_3", "-sigalgs", "rsa_pss_rsae_sha256"]);
+        rsa(&["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"]);
+        // Whoever verifies ECDSA gets that.
+        TlsClient::login(gateway, &identity.any(), 2).ping();
     });
 }
 

@@ -6,7 +6,7 @@ use trunkline_proto::prost::Message;
 use trunkline_proto::{FRAME_BYTES_MAX_DEFAULT, Header, Kind, decode, encode, encode_message, encoded_len, frame_len};
 
 use crate::samples::{
-    Sample, bye, every_kind, header, login, login_ok, presence, renew, sync, sync_ok, unwatch, watch,
+    Sample, bye, every_kind, header, heads, login, login_ok, presence, renew, sync, sync_ok, unwatch, watch,
 };
 
 #[test]
@@ -57,6 +57,7 @@ fn every_control_message_has_its_golden_bytes() {
     assert_control(&samples, Kind::Watch, &watch());
     assert_control(&samples, Kind::Unwatch, &unwatch());
     assert_control(&samples, Kind::Presence, &presence());
+    assert_control(&samples, Kind::Heads, &heads());
 }
 
 #[test]

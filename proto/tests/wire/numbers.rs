@@ -22,6 +22,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x0A, Kind::Watch, "WATCH", 8),
         (0x0B, Kind::Unwatch, "UNWATCH", 8),
         (0x0C, Kind::Claim, "CLAIM", 32),
+        (0x0D, Kind::Mark, "MARK", 32),
         (0x0E, Kind::Renew, "RENEW", 8),
         (0x0F, Kind::Logout, "LOGOUT", 8),
         (0x81, Kind::LoginOk, "LOGIN_OK", 8),
@@ -35,6 +36,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0x89, Kind::SyncOk, "SYNC_OK", 8),
         (0x8A, Kind::Presence, "PRESENCE", 8),
         (0x8B, Kind::GroupOk, "GROUP_OK", 32),
+        (0x8C, Kind::Heads, "HEADS", 8),
         (0x8F, Kind::Error, "ERROR", 32),
     ];
     for (number, kind, name, header_len) in table {
@@ -72,6 +74,8 @@ fn codes_have_the_numbers_of_the_protocol() {
         (19, Code::NotAMember),
         (20, Code::BadRequest),
         (21, Code::Unsupported),
+        (22, Code::LimitReached),
+        (23, Code::Muted),
     ];
     for (number, code) in table {
         assert_eq!(code.as_u16(), number);
@@ -91,6 +95,7 @@ fn outcomes_have_the_numbers_of_the_protocol() {
         (3, Outcome::Overloaded),
         (4, Outcome::Denied),
         (5, Outcome::InboxFull),
+        (6, Outcome::Accepted),
     ];
     for (number, outcome) in table {
         assert_eq!(outcome.as_u16(), number);

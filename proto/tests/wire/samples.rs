@@ -1,7 +1,9 @@
 //! One frame of every kind with its bytes, written by hand from the protocol description.
 
 use trunkline_proto::prost::Message;
-use trunkline_proto::{Bye, Frame, Header, Kind, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch, flags};
+use trunkline_proto::{
+    Bye, Frame, Head, Header, Heads, Kind, Login, LoginOk, Presence, Sync, SyncOk, UserState, Watch, flags,
+};
 
 /// A frame and what it is on the wire.
 pub(crate) struct Sample {
@@ -107,6 +109,10 @@ pub(crate) fn presence() -> Presence {
     Presence { users: vec![here, away] }
 }
 
+pub(crate) fn heads() -> Heads {
+    Heads { heads: vec![Head { group: 7, stamp: 5, read: 3, seq: 300, unread: 2 }] }
+}
+
 /// What clients send, by rising number.
 fn from_client() -> Vec<Sample> {
     vec![
@@ -161,6 +167,11 @@ fn from_client() -> Vec<Sample> {
             Header { aux: 3, id: 13, peer: 500, ..header(Kind::Claim) },
             b"",
             "00000020 0c 00 0003 000000000000000d 00000000000001f4 0000000000000000",
+        ),
+        sample(
+            Header { peer: 77, stamp: 5, ..header(Kind::Mark) },
+            b"",
+            "00000020 0d 00 0000 0000000000000000 000000000000004d 0000000000000005",
         ),
         control(Kind::Renew, 0, &renew(), "00000011 0e 00 0000 0801 102a 1a03 6e3377"),
         sample(header(Kind::Logout), b"", "00000008 0f 00 0000"),
@@ -222,6 +233,12 @@ fn from_server() -> Vec<Sample> {
             Header { id: 11, peer: 77, ..header(Kind::GroupOk) },
             b"",
             "00000020 8b 00 0000 000000000000000b 000000000000004d 0000000000000000",
+        ),
+        control(
+            Kind::Heads,
+            0,
+            &heads(),
+            "0000002a 8c 00 0000 0a20 09 0700000000000000 11 0500000000000000 19 0300000000000000 20ac02 2802",
         ),
         sample(
             Header { aux: 21, id: 9, peer: 77, ..header(Kind::Error) },

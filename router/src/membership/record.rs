@@ -83,6 +83,9 @@ pub struct NodeRecord {
     /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mending: bool,
+    /// How often the node has changed its state in this life: a node that is in a state again has not been in it all the time.
+    #[serde(default)]
+    pub turns: u64,
     /// The digest of the view its shards were told of last, so that others see whether it sees what they do; 0 for a node that does not tell.
     #[serde(default, skip_serializing_if = "is_none")]
     pub view: u64,

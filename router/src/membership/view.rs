@@ -48,11 +48,19 @@ impl View {
     }
 }
 
+/// Nodes whose protocol is of this version or a later one write [`NodeRecord::turns`].
+const TURNS_SINCE: u32 = 4;
+
 /// FNV-1a, 64 bits (Fowler, Noll, Vo; offset basis and prime of RFC 9923), over every field that matters to routing, each
 /// text with its length in front.
 ///
 /// All nodes have to compute the same number, so a change here is a change of the protocol between nodes.
+///
+/// A view that is as an earlier one was has another digest than that: between the two a node was in another state, and what others said for the
+/// earlier one does not count for the later.
 pub(super) fn digest(members: &[NodeRecord]) -> u64 {
+    // Nodes of earlier versions neither write these nor read them, and have to find the same.
+    let turns = members.iter().all(|member| member.protocol >= TURNS_SINCE);
     let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
     for member in members {
         hash.text(&member.name);
@@ -69,6 +77,9 @@ pub(super) fn digest(members: &[NodeRecord]) -> u64 {
         hash.bytes(&member.shards.to_le_bytes());
         hash.text(&member.mesh);
         hash.text(&member.advertise);
+        if turns {
+            hash.bytes(&member.turns.to_le_bytes());
+        }
     }
     hash.0
 }

@@ -26,7 +26,7 @@ fn refusal_with_redis(more: &str) -> String {
 #[test]
 fn without_redis_a_node_is_alone() {
     assert!(config("").unwrap().cluster.is_none());
-    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nplacement = \"accept\"\n\
+    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nmesh_encryption = \"on\"\nplacement = \"accept\"\n\
                     lease_secs = 5\nredis_down = \"majority\"\npresence_queue_max = 1000000\n";
     assert!(config(defaults).unwrap().cluster.is_none());
     for (key, value) in [
@@ -36,6 +36,7 @@ fn without_redis_a_node_is_alone() {
         ("cluster_secret_file", "\"s\""),
         ("placement", "\"redirect\""),
         ("lease_secs", "6"),
+        ("mesh_encryption", "\"off\""),
         ("redis_down", "\"serve\""),
         ("presence_queue_max", "2000000"),
         ("presence_audit_secs", "60"),

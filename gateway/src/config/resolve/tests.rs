@@ -44,7 +44,7 @@ fn flags_override_the_environment_which_overrides_the_file_which_overrides_the_d
 #[test]
 fn the_defaults_are_those_of_the_documents() {
     let config = from_flags(Settings::default()).unwrap();
-    assert_eq!(config.listen, ["127.0.0.1:7700".parse().unwrap()]);
+    assert_eq!(config.listen[0].addresses(), ["127.0.0.1:7700".parse().unwrap()]);
     assert_eq!(config.http, "127.0.0.1:7780".parse().unwrap());
     assert_eq!((config.node.as_str(), config.shards, &config.auth), ("host-1", 4, &AuthConfig::Open));
     let (limits, model) = (config.limits(), Limits::default());

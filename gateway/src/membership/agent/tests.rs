@@ -31,6 +31,7 @@ fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        turns: 0,
         view: 0,
     }
 }
@@ -247,6 +248,27 @@ fn who_does_not_reach_redis_is_renewed_by_a_peer() {
         trial.run(5_000);
         trial.check_all_serve(nodes);
         assert!(trial.agents[cut[0]].writes_through(trial.now_ms).is_none());
+    }
+}
+
+#[test]
+fn what_the_others_saw_when_redis_was_lost_is_no_difference_for_ever() {
+    for after_ms in (200..3_000).step_by(200) {
+        let mut trial = Trial::of(&["a", "b", "c", "d"]);
+        trial.hands_over = true;
+        let now_ms = trial.now_ms;
+        trial.agents.get_mut("d").unwrap().set_state(now_ms, NodeState::Draining);
+        // The records that a and b have read last may be from before the others knew of it.
+        trial.run(after_ms);
+        trial.cut_off = set(&["a", "b"]);
+        for _ in 0..40 {
+            trial.run(1_000);
+            let now_ms = trial.now_ms;
+            for (name, agent) in &mut trial.agents {
+                assert_eq!(agent.differs(now_ms), None, "at {name}, cut {after_ms} ms after the change");
+            }
+        }
+        assert_eq!(trial.ring("a"), ["a", "b", "c"]);
     }
 }
 

@@ -1,11 +1,14 @@
 //! The secrets of the cluster, which others may take the place of while links are up.
 
-use super::{ClusterSecret, SecretError};
+use super::{ClusterSecret, MeshEncryption, SecretError, Versions};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Shared by all who dial or are dialed. A handshake goes on with what was in force when it began; links that are up are not asked.
 #[derive(Clone, Debug)]
-pub struct Secrets(Arc<Mutex<Known>>);
+pub struct Secrets {
+    known: Arc<Mutex<Known>>,
+    encryption: MeshEncryption,
+}
 
 /// Those in force at one moment.
 #[derive(Clone, Debug)]
@@ -25,13 +28,23 @@ impl Known {
 }
 
 impl Secrets {
-    /// The secrets of a cluster, first the one that is proved.
+    /// The secrets of a cluster, first the one that is proved, with encryption on.
     ///
     /// # Errors
     /// When there is none, or one is too short or too long.
     pub fn new<'a>(secrets: impl Iterator<Item = &'a [u8]>) -> Result<Self, String> {
         let known = Known::new(secrets).map_err(|error| error.to_string())?;
-        Ok(Secrets(Arc::new(Mutex::new(known))))
+        Ok(Secrets { known: Arc::new(Mutex::new(known)), encryption: MeshEncryption::On })
+    }
+
+    /// The same with another choice of encryption.
+    pub fn with_encryption(self, encryption: MeshEncryption) -> Self {
+        Secrets { encryption, ..self }
+    }
+
+    /// The versions of the protocol that follow from that choice.
+    pub(crate) fn versions(&self) -> Versions {
+        Versions::of(self.encryption)
     }
 
     /// Puts others in their place, for every handshake that begins from now on.
@@ -40,7 +53,7 @@ impl Secrets {
     /// As [`Secrets::new`]; those in force stay.
     pub fn replace<'a>(&self, secrets: impl Iterator<Item = &'a [u8]>) -> Result<(), String> {
         let known = Known::new(secrets).map_err(|error| error.to_string())?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(())
     }
 
@@ -51,6 +64,6 @@ impl Secrets {
 
     /// All of them.
     pub(crate) fn known(&self) -> Known {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -564,3 +564,33 @@ proptest! {
         crate::mesh::fuzz::handshake(&bytes);
     }
 }
+
+#[test]
+fn both_sides_have_the_same_keys_and_no_two_connections_do() {
+    let both = Versions::of(MeshEncryption::On);
+    let keys = |nonce: u8, secret: &'static [u8]| {
+        let identities =
+            [("alpha", 5), ("beta", 9)].map(|(name, life)| Identity { versions: both, ..identity(name, life) });
+        let [dialer, acceptor] = identities;
+        let setup = Setup { dialer, acceptor, dialer_secret: secret, acceptor_secret: secret, ..setup() };
+        let (mut to_acceptor, mut to_dialer) = (Vec::new(), Vec::new());
+        let mut dialer = setup.dialer(nonce, &mut to_acceptor);
+        let mut acceptor = setup.acceptor(nonce + 1);
+        for _ in 0..3 {
+            acceptor.received(&std::mem::take(&mut to_acceptor), &mut to_dialer).unwrap();
+            if acceptor.claim().is_some() {
+                acceptor.admit(0, setup.answer, &mut to_dialer).unwrap();
+            }
+            dialer.received(&std::mem::take(&mut to_dialer), &mut to_acceptor).unwrap();
+        }
+        let (mut dialed, mut accepted) = (dialer.sealing().unwrap().unwrap(), acceptor.sealing().unwrap().unwrap());
+        let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+        dialed.seal(b"a record", &mut sealed);
+        accepted.open(&sealed, &mut opened).unwrap();
+        assert_eq!(opened, b"a record");
+        sealed
+    };
+    let sealed = keys(1, SECRET);
+    assert_ne!(sealed, keys(5, SECRET), "with other key pairs");
+    assert_ne!(sealed, keys(1, b"another secret of enough bytes"));
+}

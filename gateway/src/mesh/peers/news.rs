@@ -1,5 +1,6 @@
 //! What the control thread and the metrics are told of links.
 
+use super::Stage;
 use super::{GivenWay, Mesh, UNREACHABLE_MS};
 use crate::membership::{LinkNews, LinkWord};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
@@ -66,6 +67,11 @@ impl Mesh {
         let links = self.links.iter().flatten().filter(|link| !link.dead);
         let up = links.clone().filter(|link| link.link.is_connected()).count();
         (links.count() as u64, up as u64)
+    }
+
+    /// Links that are up and not sealed.
+    pub(crate) fn links_in_clear(&self) -> usize {
+        self.wires.values().filter(|wire| matches!(wire.stage, Stage::Up { .. }) && wire.sealing.is_none()).count()
     }
 
     /// Nodes that were found in a later life than is known, or that nobody knows, and of which there was no room to tell; they come again.

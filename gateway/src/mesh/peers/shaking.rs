@@ -29,7 +29,7 @@ impl Mesh {
 
     fn add_wire(&mut self, slot: u32, stage: Stage, out: Vec<u8>, from: Option<IpAddr>) {
         self.came += 1;
-        self.wires.insert(slot, Wire { stage, out, lent: Lent::Nothing, from, came: self.came });
+        self.wires.insert(slot, Wire { stage, out, lent: Lent::Nothing, sealing: None, from, came: self.came });
     }
 
     /// What is to be dialed now, each with a token.
@@ -106,10 +106,14 @@ impl Mesh {
                 let id = *link;
                 match dialer.received(bytes, &mut wire.out) {
                     Ok(DialerStep::More) => Step::Wait,
-                    Ok(DialerStep::Done { established, consumed }) => match self.later_life(id, &established) {
-                        Some(error) => self.refused(slot, &error),
-                        None => self.up(slot, id, &established, now_ms, consumed),
-                    },
+                    Ok(DialerStep::Done { established, consumed }) => {
+                        let sealing = dialer.sealing();
+                        let sealed = sealing.map(|sealing| wire.sealing = sealing);
+                        match self.later_life(id, &established).map_or(sealed, Err) {
+                            Ok(()) => self.up(slot, id, &established, now_ms, consumed),
+                            Err(error) => self.refused(slot, &error),
+                        }
+                    }
                     Err(error) => self.refused(slot, &error),
                 }
             }
@@ -157,11 +161,16 @@ impl Mesh {
             }
         }
         link.state = LinkState::Down { retry_ms: u64::MAX };
-        let Some(Wire { stage: Stage::Accepting(acceptor), out, .. }) = self.wires.get_mut(&slot) else {
+        let Some(Wire { stage: Stage::Accepting(acceptor), out, sealing, .. }) = self.wires.get_mut(&slot) else {
             return Step::Refused;
         };
         let answer = link.link.answer(claim.resume, word(&random));
-        match acceptor.admit(peer.life, answer, out) {
+        // Where there are no keys nothing is admitted either.
+        let admitted = acceptor.sealing().and_then(|keys| {
+            *sealing = keys;
+            acceptor.admit(peer.life, answer, out)
+        });
+        match admitted {
             Ok(established) => self.up(slot, id, &established, now_ms, 0),
             Err(error) => self.refused(slot, &error),
         }

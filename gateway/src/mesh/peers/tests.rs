@@ -4,6 +4,7 @@ use super::*;
 use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
 use crate::membership::LinkWord;
+use crate::mesh::handshake::MeshEncryption;
 use crate::mesh::wire::{Record, Unit};
 use trunkline_router::NodeState::Active;
 
@@ -17,9 +18,13 @@ struct Side {
 }
 
 fn mesh(node: &str, shard: u16, shards: u16) -> Mesh {
+    mesh_with(MeshEncryption::On, node, shard, shards)
+}
+
+fn mesh_with(encryption: MeshEncryption, node: &str, shard: u16, shards: u16) -> Mesh {
     Mesh::new(MeshConfig {
         node: node.into(),
-        secrets: Secrets::new([&[7; 32][..]].into_iter()).unwrap(),
+        secrets: Secrets::new([&[7; 32][..]].into_iter()).unwrap().with_encryption(encryption),
         shard,
         shards,
         link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },
@@ -34,8 +39,12 @@ fn routing(own: &str, life: u64, nodes: &[(&str, u64)]) -> Routing {
 }
 
 fn side(node: &str, life: u64, nodes: &[(&str, u64)]) -> Side {
+    side_with(MeshEncryption::On, node, life, nodes)
+}
+
+fn side_with(encryption: MeshEncryption, node: &str, life: u64, nodes: &[(&str, u64)]) -> Side {
     // Four shards in each view; this is the first of them.
-    let mut mesh = mesh(node, 0, 4);
+    let mut mesh = mesh_with(encryption, node, 0, 4);
     mesh.set_view(life, &routing(node, life, nodes), 0);
     Side { mesh, got: Vec::new() }
 }
@@ -50,6 +59,8 @@ impl Side {
             }
         }
         let Some(id) = self.mesh.link_of(slot) else { return };
+        let Ok(opened) = self.mesh.open(slot, bytes) else { return self.mesh.broken(slot, now_ms, 0) };
+        let bytes = opened.as_deref().unwrap_or(bytes);
         let mut inbound = self.mesh.link(id).unwrap().1.begin_receive(now_ms).unwrap();
         let result = inbound.feed(bytes, |unit: Unit<'_>| {
             if let Some(Record::Gone { user, .. }) = self.mesh.link(id).unwrap().1.accept(unit, now_ms)? {
@@ -145,7 +156,8 @@ fn a_link_goes_on_over_a_new_connection_and_the_old_one_is_closed() {
 
 #[test]
 fn what_a_lost_node_never_confirmed_is_given_back() {
-    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    // In clear, where the ring has the very buffer that is given back.
+    let [mut a, mut b] = ["a", "b"].map(|name| side_with(MeshEncryption::Off, name, 1, BOTH));
     connect(&mut a, 10, &mut b, 20, 0);
     a.queue(("b", 1), 5).unwrap();
     let lent = a.mesh.take_send(10, 1).unwrap();
@@ -160,6 +172,60 @@ fn what_a_lost_node_never_confirmed_is_given_back() {
     assert_eq!(back, [true, false]);
     assert_eq!((a.mesh.bytes(), a.mesh.link_counts()), (0, (0, 0)));
     assert_eq!(a.queue(("b", 1), 7), Err(FarError::Unknown));
+}
+
+#[test]
+fn what_is_sealed_is_given_back_though_the_ring_has_its_copy() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    connect(&mut a, 10, &mut b, 20, 0);
+    a.queue(("b", 1), 5).unwrap();
+    let Outgoing { buf, offset } = a.mesh.take_send(10, 1).unwrap();
+    assert!(!buf.windows(8).any(|bytes| bytes == 5_u64.to_be_bytes()), "nobody reads it on the way");
+    a.mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 2);
+    let back: Vec<_> = a.mesh.take_given_back().into_iter().map(|back| back.maybe_received).collect();
+    assert_eq!((back, a.mesh.bytes()), (vec![true], 0));
+    a.mesh.sent(10, buf, offset, 0);
+    assert!(!a.mesh.has_ended());
+}
+
+#[test]
+fn what_is_changed_on_the_way_costs_the_connection_and_not_the_stream() {
+    let (mut a, mut b) = (side("a", 1, BOTH), side("b", 1, BOTH));
+    connect(&mut a, 10, &mut b, 20, 0);
+    a.queue(("b", 1), 5).unwrap();
+    let mut bytes = a.send(10, 1);
+    *bytes.last_mut().unwrap() ^= 1;
+    b.take(20, &bytes, 1);
+    assert_eq!((&b.got[..], b.mesh.failures(), b.mesh.link_counts()), (&[][..], 1, (1, 0)));
+    b.mesh.closed(20);
+    a.mesh.broken(10, 2, 0);
+    a.mesh.closed(10);
+    connect(&mut a, 11, &mut b, 21, 5_000);
+    assert_eq!(b.got, [5], "it is sent again");
+    assert!(a.mesh.take_restarted().is_empty() && b.mesh.take_restarted().is_empty());
+}
+
+#[test]
+fn encryption_is_agreed_on_or_refused() {
+    use MeshEncryption::{Off, On, Required};
+    for (one, other, clear) in [
+        (On, On, Some(0)),
+        (On, Required, Some(0)),
+        (Required, Required, Some(0)),
+        (On, Off, Some(1)),
+        (Off, Off, Some(1)),
+        (Required, Off, None),
+        (Off, Required, None),
+    ] {
+        let (mut a, mut b) = (side_with(one, "a", 1, BOTH), side_with(other, "b", 1, BOTH));
+        a.queue(("b", 1), 5).unwrap();
+        connect(&mut a, 10, &mut b, 20, 0);
+        let up = u64::from(clear.is_some());
+        assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, up), (1, up)), "{one:?} and {other:?}");
+        assert_eq!(b.got.len() as u64, up);
+        let clear = clear.unwrap_or(0);
+        assert_eq!((a.mesh.links_in_clear(), b.mesh.links_in_clear()), (clear, clear), "{one:?} and {other:?}");
+    }
 }
 
 #[test]

@@ -204,10 +204,11 @@ const MUST_OCCUR: &[&str] = &[
 ];
 
 #[test]
-fn cluster_holds_for_200_seeds() {
-    super::try_seeds(
+fn cluster_holds_for_500_seeds() {
+    super::try_so_many_seeds(
         "TRUNKLINE_CLUSTER_SEED",
         "cluster_holds",
+        500,
         |seed, print| Run::new(seed, print).whole(),
         MUST_OCCUR,
     );

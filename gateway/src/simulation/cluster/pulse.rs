@@ -6,6 +6,7 @@ use crate::cluster::{ClusterState, ClusterStatus, MeshNews};
 use crate::control::Control;
 use crate::io::sim::{Clock, Rng};
 use crate::membership::{Action, Agent, Heart, Question, Reply, Request};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use trunkline_router::membership::{NodeRecord, NodeState, Reach};
@@ -50,6 +51,8 @@ pub(super) struct Pulse {
     shards: usize,
     lease_ms: u64,
     clock: Clock,
+    /// What [`Pulse::look_us`] came to, and for which clock and time.
+    looks: Cell<((Clock, u64), u64)>,
     steps: BTreeMap<(u64, u64), Step>,
     step_count: u64,
     /// Something was told, and is to have its effect.
@@ -83,6 +86,7 @@ impl Pulse {
             shards,
             lease_ms,
             clock,
+            looks: Cell::default(),
             steps: BTreeMap::new(),
             step_count: 0,
             stirred: true,
@@ -124,11 +128,23 @@ impl Pulse {
         self.clock.at_ms(now_us)
     }
 
+    /// When its agent looks next. It is asked at every event of the run, and changes once a beat.
+    fn look_us(&self) -> u64 {
+        let key = (self.clock, self.agent.due_ms());
+        let (known, look_us) = self.looks.get();
+        if known == key {
+            return look_us;
+        }
+        let look_us = self.clock.when_us(key.1);
+        self.looks.set((key, look_us));
+        look_us
+    }
+
     /// When there is something to do next. While the process does not run, only Redis does something.
     pub(super) fn next_due_us(&self, paused: bool) -> u64 {
         let wanted = |step: &Step| !paused || matches!(step, Step::Question(..));
         let step_us = self.steps.iter().find(|(_, step)| wanted(step)).map_or(u64::MAX, |((due_us, _), _)| *due_us);
-        let look_us = self.clock.when_us(self.agent.due_ms());
+        let look_us = self.look_us();
         match (paused, self.stirred) {
             (true, _) => step_us,
             (false, true) => self.starts_us.min(step_us),

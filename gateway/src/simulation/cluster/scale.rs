@@ -75,6 +75,7 @@ fn record(number: usize) -> NodeRecord {
         protocol_oldest: MESH_PROTOCOL,
         zone: String::new(),
         mending: false,
+        turns: 0,
         view: 0,
         state: NodeState::Active,
         weight: 10,

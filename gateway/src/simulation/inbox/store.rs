@@ -5,7 +5,10 @@ use crate::desk::{ShardStore, StoreAnswers};
 use crate::io::sim::Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use trunkline_store::{Answer, DeviceInfo, Limits, Memory, Reply, Request, Source, Store, StoreMail};
+use trunkline_store::{
+    Answer, Clock, DeviceInfo, GroupAsk, GroupLimits, GroupReply, Groups, Limits, Memory, Reply, Request, Source,
+    Store, StoreMail, WithGroups, group_store_limits,
+};
 
 const REQUESTS_MAX: usize = 4_096;
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -14,8 +17,9 @@ const CHECKER: Source = Source::MAX;
 /// How long a commit takes that takes long.
 const SLOW_US: u64 = 5_000_000;
 
-pub(super) struct SimStore {
-    memory: Memory,
+pub(in crate::simulation) struct SimStore {
+    both: WithGroups<Memory, Memory>,
+    groups: Arc<trunkline_store::GroupStats>,
     clock: Arc<AtomicU64>,
     mail: Arc<StoreMail>,
     answers: StoreAnswers,
@@ -29,17 +33,20 @@ pub(super) struct SimStore {
     /// Commits that take long, of a thousand.
     slow: u32,
     mail_bytes_max: usize,
-    pub(super) failures: u64,
-    pub(super) slow_commits: u64,
+    pub(in crate::simulation) failures: u64,
+    pub(in crate::simulation) slow_commits: u64,
 }
 
 impl SimStore {
-    pub(super) fn new(seed: u64, limits: Limits, slow: u32, mail_bytes_max: usize) -> Self {
+    pub(in crate::simulation) fn new(seed: u64, limits: Limits, slow: u32, mail_bytes_max: usize) -> Self {
         let clock = Arc::new(AtomicU64::new(0));
         let time = Arc::clone(&clock);
-        let memory = Memory::new(limits, Arc::new(move || time.load(Ordering::Relaxed)), seed | 1);
+        let time: Clock = Arc::new(move || time.load(Ordering::Relaxed));
+        let logs = Memory::new(group_store_limits(&limits, 10_000, u64::MAX), time.clone(), seed | 1);
+        let groups = open(logs, &clock);
         SimStore {
-            memory,
+            groups: groups.stats().clone(),
+            both: WithGroups::new(Memory::new(limits, time, seed | 1), Some(groups)),
             clock,
             mail: StoreMail::new(mail_bytes_max),
             answers: StoreAnswers::new(0),
@@ -55,53 +62,69 @@ impl SimStore {
     }
 
     /// A node starts and has it from now on.
-    pub(super) fn serve(&mut self, shards: u16, wall_ms: u64) -> ShardStore {
+    pub(in crate::simulation) fn serve(&mut self, shards: u16, wall_ms: u64) -> ShardStore {
         self.clock.store(wall_ms, Ordering::Relaxed);
         self.mail = StoreMail::new(self.mail_bytes_max);
         self.answers = StoreAnswers::new(shards);
         self.commit_us = None;
-        let highest_stamp = self.memory.high();
-        let (mail, answers, stats) = (self.mail.clone(), self.answers.clone(), self.memory.stats().clone());
-        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats, shared: false }
+        let of_groups = self.both.groups().map_or(0, |groups| groups.logs().high());
+        let highest_stamp = self.both.inboxes().high().max(of_groups);
+        let (mail, answers, stats) = (self.mail.clone(), self.answers.clone(), self.both.stats().clone());
+        let groups = Some(self.groups.clone());
+        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats, groups, shared: false }
     }
 
     /// Its node is killed: what was not committed is gone, and so are answers on their way.
-    pub(super) fn crash(&mut self) {
-        self.memory.crash();
+    pub(in crate::simulation) fn crash(&mut self) {
+        self.both.inboxes().crash();
+        if let Some(groups) = self.both.take_groups() {
+            let mut logs = groups.into_logs();
+            logs.crash();
+            let groups = open(logs, &self.clock);
+            self.groups = groups.stats().clone();
+            self.both.set_groups(groups);
+        }
         self.commit_us = None;
         self.broken_until_us = 0;
     }
 
     /// It cannot write for a while.
-    pub(super) fn fail(&mut self, until_us: u64) {
+    pub(in crate::simulation) fn fail(&mut self, until_us: u64) {
         self.failures += 1;
         self.broken_until_us = until_us;
-        self.memory.set_available(false);
+        self.set_available(false);
+    }
+
+    fn set_available(&mut self, available: bool) {
+        self.both.inboxes().set_available(available);
+        if let Some(groups) = self.both.groups() {
+            groups.logs_mut().set_available(available);
+        }
     }
 
     /// It neither commits nor answers for a while.
-    pub(super) fn stall(&mut self, until_us: u64) {
+    pub(in crate::simulation) fn stall(&mut self, until_us: u64) {
         self.stalled_until_us = until_us;
     }
 
     /// From now on nothing goes wrong.
-    pub(super) fn mend(&mut self) {
+    pub(in crate::simulation) fn mend(&mut self) {
         self.slow = 0;
         self.broken_until_us = 0;
-        self.memory.set_available(true);
+        self.set_available(true);
     }
 
     /// When it has something to do.
-    pub(super) fn next_due_us(&self) -> u64 {
+    pub(in crate::simulation) fn next_due_us(&self) -> u64 {
         self.commit_us.map_or(u64::MAX, |commit_us| commit_us.max(self.stalled_until_us))
     }
 
     /// Commits what is due, and begins with what has come meanwhile.
-    pub(super) fn step(&mut self, now_us: u64, wall_ms: u64, node: &mut Node) {
+    pub(in crate::simulation) fn step(&mut self, now_us: u64, wall_ms: u64, node: &mut Node) {
         self.clock.store(wall_ms, Ordering::Relaxed);
         if self.broken_until_us != 0 && self.broken_until_us <= now_us {
             self.broken_until_us = 0;
-            self.memory.set_available(true);
+            self.set_available(true);
         }
         if now_us < self.stalled_until_us {
             return;
@@ -111,7 +134,7 @@ impl SimStore {
             let mut batch = Vec::new();
             self.mail.take(&mut batch, REQUESTS_MAX, BATCH_BYTES_MAX);
             let mut by_source: Vec<(Source, Vec<Answer>)> = Vec::new();
-            self.memory.apply(&mut batch, &mut |source, answer| match by_source
+            self.both.apply(&mut batch, &mut |source, answer| match by_source
                 .iter_mut()
                 .find(|(known, _)| *known == source)
             {
@@ -123,7 +146,7 @@ impl SimStore {
                 node.signal(usize::from(source));
             }
         }
-        self.memory.tick();
+        self.both.tick();
         if self.commit_us.is_none() && self.mail.bytes() > 0 {
             let slow = self.rng.chance(self.slow);
             self.slow_commits += u64::from(slow);
@@ -133,14 +156,54 @@ impl SimStore {
     }
 
     /// The devices of a user, as they would be after a crash now.
-    pub(super) fn devices(&mut self, user: u64) -> Vec<DeviceInfo> {
+    pub(in crate::simulation) fn devices(&mut self, user: u64) -> Vec<DeviceInfo> {
         let mut batch = vec![(CHECKER, Request::Devices { user, token: 0 })];
         let mut devices = Vec::new();
-        self.memory.apply(&mut batch, &mut |_, answer| {
+        self.both.apply(&mut batch, &mut |_, answer| {
             if let Reply::Devices(found) = answer.reply {
                 devices = found;
             }
         });
         devices
     }
+
+    fn of_group(&mut self, group: u64, ask: GroupAsk) -> Option<GroupReply> {
+        let mut batch = vec![(CHECKER, Request::Group { group, ask: Box::new(ask), token: Some(0) })];
+        let mut found = None;
+        self.both.apply(&mut batch, &mut |_, answer| {
+            if let Reply::Group(reply) = answer.reply {
+                found = Some(*reply);
+            }
+        });
+        found
+    }
+
+    /// Ids and stamps of the messages of a group.
+    pub(in crate::simulation) fn group_log(&mut self, group: u64) -> Vec<(u64, u64)> {
+        let mut log = Vec::new();
+        let mut after = 0;
+        loop {
+            let ask = GroupAsk::Read { user: None, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX };
+            let Some(GroupReply::Page { page, next }) = self.of_group(group, ask) else { return log };
+            log.extend(page.records.iter().map(|record| (record.id, record.stamp)));
+            if page.complete {
+                return log;
+            }
+            after = next;
+        }
+    }
+
+    /// The members of a group.
+    pub(in crate::simulation) fn group_members(&mut self, group: u64) -> Vec<u64> {
+        match self.of_group(group, GroupAsk::Members { after: 0, limit: 1_000 }) {
+            Some(GroupReply::Members { members, .. }) => members.iter().map(|member| member.user).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn open(logs: Memory, clock: &Arc<AtomicU64>) -> Groups<Memory> {
+    let time = Arc::clone(clock);
+    let time: Clock = Arc::new(move || time.load(Ordering::Relaxed));
+    Groups::open(logs, GroupLimits::default(), time).expect("memory can be read")
 }

@@ -6,21 +6,19 @@
 
 use super::acceptor::{ALPN_HTTP, ALPN_NATIVE, Acceptor};
 use super::alert::Alert;
-use super::keys::{Secrets, Session};
+use super::keys::Session;
 use super::record::{SEALED_MAX, whole_record};
-use super::suite::{IV_BYTES, KEY_BYTES_MAX, SECRET_BYTES_MAX, Suite, Version, expand_label};
+use super::secrets::{CLIENT_LABEL, SERVER_LABEL, Secret, secrets_of};
+use super::suite::{Suite, Version};
 use super::validity::Outline;
 use rustls::pki_types::UnixTime;
 use rustls::server::UnbufferedServerConnection;
 use rustls::time_provider::TimeProvider;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{
-    AlertDescription, ConnectionTrafficSecrets, Error, HandshakeKind, KeyLog, PeerIncompatible, ProtocolVersion,
-};
+use rustls::{AlertDescription, Error, HandshakeKind, KeyLog, PeerIncompatible, ProtocolVersion};
 use std::cell::RefCell;
 use std::fmt;
 use std::time::Duration;
-use zeroize::Zeroize;
 
 /// What a handshake takes of memory while it lasts, besides what has come of its records: measured at most 8.2 KB while
 /// a step is under way, and half of that between two of them.
@@ -88,39 +86,6 @@ impl fmt::Debug for Handshake {
     }
 }
 
-/// A traffic secret, or none.
-#[derive(Default)]
-struct Secret {
-    bytes: SecretBytes,
-    length: usize,
-}
-
-struct SecretBytes([u8; SECRET_BYTES_MAX]);
-
-impl Default for SecretBytes {
-    fn default() -> Self {
-        SecretBytes([0; SECRET_BYTES_MAX])
-    }
-}
-
-impl Secret {
-    fn put(&mut self, secret: &[u8]) {
-        let length = secret.len().min(SECRET_BYTES_MAX);
-        self.bytes.0[..length].copy_from_slice(&secret[..length]);
-        self.length = length;
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes.0[..self.length]
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.bytes.0.zeroize();
-    }
-}
-
 /// What rustls is told, and tells, beside its interface while it takes a step.
 #[derive(Default)]
 struct Step {
@@ -152,20 +117,17 @@ impl TimeProvider for StepClock {
 #[derive(Debug)]
 pub(super) struct CatchSecrets;
 
-const RX_LABEL: &str = "CLIENT_TRAFFIC_SECRET_0";
-const TX_LABEL: &str = "SERVER_TRAFFIC_SECRET_0";
-
 impl KeyLog for CatchSecrets {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
         STEP.with_borrow_mut(|step| match label {
-            RX_LABEL => step.rx_secret.put(secret),
-            TX_LABEL => step.tx_secret.put(secret),
+            CLIENT_LABEL => step.rx_secret.put(secret),
+            SERVER_LABEL => step.tx_secret.put(secret),
             _ => {}
         });
     }
 
     fn will_log(&self, label: &str) -> bool {
-        matches!(label, RX_LABEL | TX_LABEL)
+        matches!(label, CLIENT_LABEL | SERVER_LABEL)
     }
 }
 
@@ -381,40 +343,6 @@ fn encode<Data>(data: &mut rustls::unbuffered::EncodeTlsData<'_, Data>, out: &mu
         }
     }
     Ok(())
-}
-
-/// The secrets of one direction. `None` if the traffic secret caught is not the one the key comes from: then no later
-/// key would be right.
-fn secrets_of(
-    (sequence, extracted): (u64, ConnectionTrafficSecrets),
-    version: Version,
-    caught: &Secret,
-) -> Option<(Suite, Secrets)> {
-    let (suite, key, iv) = match &extracted {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Suite::Aes128, key, iv),
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Suite::Aes256, key, iv),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (Suite::ChaCha20, key, iv),
-        _ => return None,
-    };
-    let mut secrets =
-        Secrets { secret: [0; SECRET_BYTES_MAX], key: [0; KEY_BYTES_MAX], iv: iv.as_ref().try_into().ok()?, sequence };
-    secrets.key.get_mut(..suite.key_bytes())?.copy_from_slice(key.as_ref().get(..suite.key_bytes())?);
-    if version == Version::Tls13 {
-        let caught = caught.bytes();
-        if caught.len() != suite.secret_bytes() {
-            return None;
-        }
-        secrets.secret[..caught.len()].copy_from_slice(caught);
-        let mut key = [0; KEY_BYTES_MAX];
-        expand_label(suite, caught, "key", &mut key[..suite.key_bytes()]);
-        let same = key == secrets.key;
-        key.zeroize();
-        if !same {
-            return None;
-        }
-    }
-    const _: () = assert!(IV_BYTES == 12);
-    Some((suite, secrets))
 }
 
 /// The user a client's certificate names, and the last second in which it holds.

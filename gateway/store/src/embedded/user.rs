@@ -216,7 +216,7 @@ impl Embedded {
         Stats::add(&self.stats.devices_forgotten, forgotten);
         let mut changed = forgotten > 0;
         let oldest = stamp_at(now_ms.saturating_sub(self.limits.message_age_ms_max));
-        if at.totals.messages > 0 && self.may_have(user, at, oldest) {
+        if at.totals.messages > 0 && !self.limits.is_book(user) && self.may_have(user, at, oldest) {
             let (_, expired) = self.upto(user, at, oldest.saturating_sub(1))?;
             changed |= self.truncate(user, at, expired, |stats| &stats.expired)?;
         }

@@ -4,6 +4,7 @@ mod cuts;
 mod damage;
 mod devices;
 mod faults;
+mod groups;
 mod kill;
 mod model;
 mod stall;

@@ -6,10 +6,11 @@ pub(crate) mod certificates;
 pub(crate) mod redis_cluster;
 pub(crate) mod traffic;
 
-use crate::support::gateway::{Gateway, gateway_command};
+use crate::support::gateway::{Gateway, gateway_command, gateway_command_of};
 use crate::support::scratch::ScratchFile;
 use crate::support::wait_for;
 use redis_cluster::{RedisCluster, SERVERS, free_ports};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Lease of the nodes under test, seconds: the shortest there is.
@@ -40,7 +41,10 @@ impl Member {
 
     /// The command that starts it, with two shards and without addresses for clients and HTTP.
     pub(crate) fn command(&self, flags: &[&str]) -> Command {
-        let mut command = gateway_command();
+        self.complete(gateway_command(), flags)
+    }
+
+    fn complete(&self, mut command: Command, flags: &[&str]) -> Command {
         command.args(["--shards", "2", "--node", self.name, "--redis", &self.url, "--mesh", &self.mesh]);
         let lease_secs = LEASE_SECS.to_string();
         let defaults = [
@@ -61,7 +65,11 @@ impl Member {
 
     /// Starts it and waits until Redis has it as active.
     pub(crate) fn start(&self, cluster: &RedisCluster, flags: &[&str]) -> Gateway {
-        let gateway = Gateway::start_command(self.command(flags));
+        self.start_command(cluster, self.command(flags))
+    }
+
+    fn start_command(&self, cluster: &RedisCluster, command: Command) -> Gateway {
+        let gateway = Gateway::start_command(command);
         wait_for("the node is active", || {
             lease(cluster, self.name).filter(|lease| lease.record["state"] == "active").map(drop)
         });
@@ -157,6 +165,8 @@ pub(crate) struct Fleet {
     /// The nodes that run, in the order of `members`.
     pub(crate) nodes: Vec<Option<Gateway>>,
     flags: Vec<Vec<String>>,
+    /// What is started from now on, if it is not the binary of this build.
+    pub(crate) binary: Option<PathBuf>,
 }
 
 impl Fleet {
@@ -167,10 +177,19 @@ impl Fleet {
 
     /// The same, with flags for each node.
     pub(crate) fn start_with(names: &[&'static str], flags: impl Fn(usize) -> Vec<String>) -> Self {
+        Fleet::start_of(None, names, flags)
+    }
+
+    /// The same, with the binary of another build.
+    pub(crate) fn start_of(
+        binary: Option<PathBuf>,
+        names: &[&'static str],
+        flags: impl Fn(usize) -> Vec<String>,
+    ) -> Self {
         let redis = RedisCluster::start();
         let members = names.iter().map(|name| Member::new(&redis, name)).collect();
         let flags = (0..names.len()).map(flags).collect();
-        let mut fleet = Fleet { redis, members, nodes: names.iter().map(|_| None).collect(), flags };
+        let mut fleet = Fleet { redis, members, nodes: names.iter().map(|_| None).collect(), flags, binary };
         for at in 0..names.len() {
             fleet.start_node(at);
         }
@@ -181,7 +200,9 @@ impl Fleet {
     /// Starts a node, or starts it again.
     pub(crate) fn start_node(&mut self, at: usize) {
         let flags: Vec<&str> = self.flags[at].iter().map(String::as_str).collect();
-        self.nodes[at] = Some(self.members[at].start(&self.redis, &flags));
+        let (member, binary) = (&self.members[at], self.binary.as_deref());
+        let command = binary.map_or_else(gateway_command, gateway_command_of);
+        self.nodes[at] = Some(member.start_command(&self.redis, member.complete(command, &flags)));
     }
 
     pub(crate) fn node(&self, at: usize) -> &Gateway {

@@ -7,6 +7,7 @@ use super::{PATIENCE, wait_for};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -48,7 +49,12 @@ pub(crate) fn with_each_gateway(shard_counts: &[u32], flags: &[&str], body: impl
 
 /// The `gateway` binary with an environment that does not configure it.
 pub(crate) fn gateway_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+    gateway_command_of(Path::new(env!("CARGO_BIN_EXE_gateway")))
+}
+
+/// The same with the binary of another build.
+pub(crate) fn gateway_command_of(binary: &Path) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TRUNKLINE_") {
             command.env_remove(name);
@@ -133,7 +139,8 @@ impl Gateway {
                 panic!("no line that says where it listens; it said\n{}", self.stderr.text());
             };
             if let Some(address) = line.strip_prefix(LISTENING_ON) {
-                client = Some(address.trim().parse().expect("the address clients connect to"));
+                // Places of other kinds than one address say more.
+                client = address.trim().parse().ok().or(client);
             } else if let Some(address) = line.strip_prefix(HTTP_ON) {
                 http = Some(address.trim().parse().expect("the address of the HTTP API"));
             }
@@ -172,6 +179,11 @@ impl Gateway {
 
     pub(crate) fn post_json(&self, path: &str, body: &serde_json::Value) -> Response {
         http::post_json(self.http_address, path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    pub(crate) fn request_json(&self, method: &str, path: &str, body: &str) -> Response {
+        let answer = http::request_json(self.http_address, method, path, body);
+        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> Response {

@@ -39,6 +39,11 @@ pub(crate) fn post_json(address: SocketAddr, path: &str, body: &serde_json::Valu
     exchange(address, "POST", path, "", &body.to_string())
 }
 
+/// Sends a JSON body, or none if it is empty, and reads the whole answer.
+pub(crate) fn request_json(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<Response> {
+    exchange(address, method, path, "", body)
+}
+
 fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;

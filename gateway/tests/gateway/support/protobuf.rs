@@ -1,4 +1,4 @@
-//! As much of the protobuf wire format as the control messages need: varints and length-delimited fields.
+//! As much of the protobuf wire format as the control messages need: varints, fixed64 and length-delimited fields.
 
 /// A message under construction. Fields that hold their default are left out, as proto3 does.
 #[derive(Default)]
@@ -42,7 +42,7 @@ enum Value {
 }
 
 impl MessageFields {
-    /// Fails the test when the server sent something that is not a protobuf message of these two field types.
+    /// Fails the test when the server sent something that is not a protobuf message of these field types.
     pub(crate) fn parse(mut rest: &[u8]) -> Self {
         let mut fields = Vec::new();
         while !rest.is_empty() {
@@ -50,6 +50,11 @@ impl MessageFields {
             let field = (tag >> 3) as u32;
             let value = match tag & 7 {
                 0 => Value::Number(take_varint(&mut rest)),
+                1 => {
+                    let (bytes, after) = rest.split_first_chunk().expect("a fixed64 ends within its message");
+                    rest = after;
+                    Value::Number(u64::from_le_bytes(*bytes))
+                }
                 2 => {
                     let length = take_varint(&mut rest) as usize;
                     assert!(length <= rest.len(), "field {field} is longer than its message");
@@ -78,6 +83,16 @@ impl MessageFields {
             Some(Value::Bytes(bytes)) => bytes.clone(),
             Some(Value::Number(_)) => panic!("field {field} is not a string"),
         }
+    }
+
+    /// All values of a field that may occur more than once.
+    pub(crate) fn all_bytes(&self, field: u32) -> Vec<Vec<u8>> {
+        let of_field = self.0.iter().filter(|(number, _)| *number == field);
+        let bytes = of_field.map(|(_, value)| match value {
+            Value::Bytes(bytes) => bytes.clone(),
+            Value::Number(_) => panic!("field {field} is not a message"),
+        });
+        bytes.collect()
     }
 
     pub(crate) fn text(&self, field: u32) -> String {

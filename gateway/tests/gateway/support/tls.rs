@@ -100,8 +100,11 @@ pub(crate) struct TlsClient {
 
 impl TlsClient {
     pub(crate) fn connect(gateway: &Gateway, config: &Arc<ClientConfig>) -> Self {
-        let stream = stream(config, gateway.client_address());
-        TlsClient { stream, unread: Vec::new(), frames: VecDeque::new() }
+        TlsClient::connect_to(gateway.client_address(), config)
+    }
+
+    pub(crate) fn connect_to(address: SocketAddr, config: &Arc<ClientConfig>) -> Self {
+        TlsClient { stream: stream(config, address), unread: Vec::new(), frames: VecDeque::new() }
     }
 
     /// One that a proxy speaks for: what it writes first goes out with these bytes in front, all of it but for a pause after `split` bytes.

@@ -25,14 +25,18 @@ pub(crate) mod kind {
     pub(crate) const WATCH: u8 = 0x0a;
     pub(crate) const UNWATCH: u8 = 0x0b;
     pub(crate) const CLAIM: u8 = 0x0c;
+    pub(crate) const MARK: u8 = 0x0d;
     pub(crate) const RENEW: u8 = 0x0e;
     pub(crate) const LOGOUT: u8 = 0x0f;
     pub(crate) const LOGIN_OK: u8 = 0x81;
     pub(crate) const PONG: u8 = 0x82;
     pub(crate) const DELIVER: u8 = 0x83;
+    pub(crate) const GROUP_DELIVER: u8 = 0x84;
     pub(crate) const SENT: u8 = 0x86;
     pub(crate) const BYE: u8 = 0x88;
     pub(crate) const SYNC_OK: u8 = 0x89;
+    pub(crate) const GROUP_OK: u8 = 0x8b;
+    pub(crate) const HEADS: u8 = 0x8c;
     pub(crate) const ERROR: u8 = 0x8f;
 }
 
@@ -53,7 +57,9 @@ pub(crate) mod outcome {
     pub(crate) const STORED: u16 = 1;
     pub(crate) const OFFLINE_NOT_STORED: u16 = 2;
     pub(crate) const OVERLOADED: u16 = 3;
+    pub(crate) const DENIED: u16 = 4;
     pub(crate) const INBOX_FULL: u16 = 5;
+    pub(crate) const ACCEPTED: u16 = 6;
 }
 
 /// ERROR codes and BYE reasons.
@@ -73,8 +79,11 @@ pub(crate) mod code {
     pub(crate) const MOVED: u16 = 13;
     pub(crate) const OVERLOADED: u16 = 14;
     pub(crate) const KICKED: u16 = 15;
+    pub(crate) const NOT_A_MEMBER: u16 = 19;
     pub(crate) const BAD_REQUEST: u16 = 20;
     pub(crate) const UNSUPPORTED: u16 = 21;
+    pub(crate) const LIMIT_REACHED: u16 = 22;
+    pub(crate) const MUTED: u16 = 23;
 }
 
 /// One frame. The kinds marked (8) have no `id`, `peer` and `stamp`; they are 0 here.
@@ -94,7 +103,7 @@ pub(crate) fn header_len(frame_kind: u8) -> usize {
     match frame_kind {
         kind::LOGIN | kind::PING | kind::SYNC | kind::WATCH | kind::UNWATCH => HEADER_SHORT,
         kind::RENEW | kind::LOGOUT => HEADER_SHORT,
-        kind::LOGIN_OK | kind::PONG | kind::BYE | 0x89 | 0x8a => HEADER_SHORT,
+        kind::LOGIN_OK | kind::PONG | kind::BYE | kind::HEADS | 0x89 | 0x8a => HEADER_SHORT,
         _ => HEADER_LONG,
     }
 }
@@ -124,7 +133,7 @@ impl Frame {
         assert!((HEADER_SHORT..1 << 24).contains(&length), "the server sent a frame of length {length}");
         let frame = bytes.get(..length)?;
         let frame_kind = frame[4];
-        assert!(matches!(frame_kind, 0x81..=0x8b | 0x8f), "the server sent a frame of kind {frame_kind:#04x}");
+        assert!(matches!(frame_kind, 0x81..=0x8c | 0x8f), "the server sent a frame of kind {frame_kind:#04x}");
         let header = header_len(frame_kind);
         assert!(length >= header, "the server sent a frame shorter than its header: {frame:?}");
         let long = |at: usize| {
@@ -180,6 +189,7 @@ pub(crate) struct Login {
     pub(crate) heartbeat_secs: u32,
     pub(crate) window: u32,
     pub(crate) ephemeral: bool,
+    pub(crate) last_stamp: u64,
 }
 
 impl Login {
@@ -196,6 +206,7 @@ impl Login {
             heartbeat_secs: 0,
             window: 0,
             ephemeral: false,
+            last_stamp: 0,
         }
     }
 
@@ -229,6 +240,7 @@ impl Login {
         message.bytes(5, self.device_class.as_bytes());
         message.bytes(6, self.agent.as_bytes());
         message.bytes(7, &self.resume);
+        message.number(8, self.last_stamp);
         message.number(9, self.heartbeat_secs.into());
         message.number(10, self.window.into());
         message.number(11, self.ephemeral.into());
@@ -290,6 +302,35 @@ pub(crate) fn sync(aux: u16, after_stamp: u64, since_ms: u64, limit: u32) -> Fra
     Frame { kind: kind::SYNC, aux, body: message.finish(), ..Frame::default() }
 }
 
+/// A SYNC of a group.
+pub(crate) fn sync_group(aux: u16, group: u64, after_stamp: u64, limit: u32) -> Frame {
+    let mut message = MessageWriter::default();
+    message.number(1, after_stamp);
+    message.number(3, limit.into());
+    message.number(4, group);
+    Frame { kind: kind::SYNC, aux, body: message.finish(), ..Frame::default() }
+}
+
+/// One group of a HEADS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) group: u64,
+    pub(crate) stamp: u64,
+    pub(crate) read: u64,
+    pub(crate) seq: u64,
+}
+
+/// The groups of a HEADS.
+pub(crate) fn heads(frame: &Frame) -> Vec<Head> {
+    assert_eq!(frame.kind, kind::HEADS, "{frame:?}");
+    let heads = MessageFields::parse(&frame.body).all_bytes(1);
+    let head = |bytes: Vec<u8>| {
+        let fields = MessageFields::parse(&bytes);
+        Head { group: fields.number(1), stamp: fields.number(2), read: fields.number(3), seq: fields.number(4) }
+    };
+    heads.into_iter().map(head).collect()
+}
+
 /// The fields of SYNC_OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SyncOk {
@@ -297,6 +338,7 @@ pub(crate) struct SyncOk {
     pub(crate) next_stamp: u64,
     pub(crate) complete: bool,
     pub(crate) truncated: bool,
+    pub(crate) group: u64,
     pub(crate) floor: u64,
     pub(crate) last: u64,
 }
@@ -305,9 +347,9 @@ impl SyncOk {
     pub(crate) fn parse(frame: &Frame) -> Self {
         assert_eq!(frame.kind, kind::SYNC_OK, "{frame:?}");
         let fields = MessageFields::parse(&frame.body);
-        assert_eq!(fields.number(4), 0, "the inbox is no group");
         SyncOk {
             aux: frame.aux,
+            group: fields.number(4),
             next_stamp: fields.number(1),
             complete: fields.number(2) != 0,
             truncated: fields.number(3) != 0,

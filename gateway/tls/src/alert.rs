@@ -71,7 +71,7 @@ impl Alert {
     }
 
     /// Level and number, as they stand in a record.
-    pub(crate) fn body(self) -> [u8; 2] {
+    pub fn body(self) -> [u8; 2] {
         let level = match self {
             Alert::CloseNotify | Alert::NoRenegotiation | Alert::UserCanceled => WARNING,
             _ => FATAL,
@@ -80,7 +80,7 @@ impl Alert {
     }
 
     /// The whole record of an alert in clear, for a peer with whom no keys are agreed.
-    pub(crate) fn clear_record(self) -> [u8; 7] {
+    pub fn clear_record(self) -> [u8; 7] {
         let [level, number] = self.body();
         [21, 3, 3, 0, 2, level, number]
     }

@@ -1,10 +1,10 @@
 //! Sealing records: what is to be sent is encrypted where it lies.
 
-use super::alert::Alert;
-use super::keys::{Facts, View, nonce};
-use super::open::{EXPLICIT_NONCE_BYTES, explicit_nonce_bytes, tls12_aad};
-use super::record::{Bounds, ContentType, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_VERSION};
-use super::suite::{IV_BYTES, Suite, TAG_BYTES, Version};
+use crate::alert::Alert;
+use crate::keys::{Facts, View, nonce};
+use crate::open::{EXPLICIT_NONCE_BYTES, explicit_nonce_bytes, tls12_aad};
+use crate::record::{Bounds, ContentType, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_VERSION};
+use crate::suite::{IV_BYTES, Suite, TAG_BYTES, Version};
 use aws_lc_rs::aead::Aad;
 
 /// A KeyUpdate that asks for none in return.
@@ -21,14 +21,14 @@ fn around(version: Version, suite: Suite) -> (usize, usize) {
 
 /// Where the record ends that holds the byte before `end`, when data is sealed in which that is so many bytes from its
 /// beginning, and `all` is its length.
-pub(crate) fn sealed_end(view: &View<'_>, all: usize, end: usize) -> usize {
+pub fn sealed_end(view: &View<'_>, all: usize, end: usize) -> usize {
     let (front, back) = around(view.facts.version(), view.suite);
     let records = end.div_ceil(RECORD_BYTES_MAX);
     (records * RECORD_BYTES_MAX).min(all) + records * (front + back)
 }
 
 /// Makes records of the bytes behind `from`, in place. Nothing is made of nothing.
-pub(crate) fn seal_records(view: &mut View<'_>, kind: ContentType, out: &mut Vec<u8>, from: usize) {
+pub fn seal_records(view: &mut View<'_>, kind: ContentType, out: &mut Vec<u8>, from: usize) {
     let length = out.len() - from;
     if length == 0 {
         return;
@@ -75,22 +75,19 @@ pub(crate) fn seal_records(view: &mut View<'_>, kind: ContentType, out: &mut Vec
     }
 }
 
-#[cfg(test)]
 impl View<'_> {
     /// Whether this version has changes of keys.
-    pub(crate) fn may_update(&self) -> bool {
+    pub fn may_update(&self) -> bool {
         self.facts.version() == Version::Tls13
     }
 
     /// Goes on with the next own key.
-    pub(crate) fn update_own(&mut self) {
+    pub fn update_own(&mut self) {
         self.tx.update(self.suite);
     }
-}
 
-impl View<'_> {
     /// Whether something has to be sent before anything else.
-    pub(crate) fn owes(&self, bounds: &Bounds) -> bool {
+    pub fn owes(&self, bounds: &Bounds) -> bool {
         self.facts.owes() || self.is_worn(bounds)
     }
 
@@ -100,14 +97,14 @@ impl View<'_> {
     }
 
     /// Whether the own key has sealed as much as it may, and cannot be changed.
-    pub(crate) fn is_worn_out(&self, bounds: &Bounds) -> bool {
+    pub fn is_worn_out(&self, bounds: &Bounds) -> bool {
         self.facts.version() == Version::Tls12 && *self.tx.sequence >= bounds.tls12_records_max
     }
 }
 
 /// Appends what has to be sent before anything else: an answer to a KeyUpdate, a KeyUpdate because the key is worn, a
 /// word about renegotiation. Returns how many keys of this side have changed by it.
-pub(crate) fn seal_owed(view: &mut View<'_>, bounds: &Bounds, out: &mut Vec<u8>) -> u32 {
+pub fn seal_owed(view: &mut View<'_>, bounds: &Bounds, out: &mut Vec<u8>) -> u32 {
     if view.facts.has(Facts::OWES_WARNING) {
         view.facts.clear(Facts::OWES_WARNING);
         let from = out.len();

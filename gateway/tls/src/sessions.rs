@@ -1,6 +1,6 @@
 //! The keys of all connections of a shard: three tables, one for each size, and for each slot a place in one of them.
 
-use super::keys::{Aes128Keys, Aes256Keys, ChaCha20Keys, Keys, Session, View};
+use crate::keys::{Aes128Keys, Aes256Keys, ChaCha20Keys, Keys, Session, View};
 use std::fmt;
 use zeroize::Zeroize;
 
@@ -56,7 +56,7 @@ impl<const SECRET: usize, const KEY: usize> Table<SECRET, KEY> {
 }
 
 /// The keys of a shard's connections by their slots. Without TLS it takes no memory.
-pub(crate) struct Sessions {
+pub struct Sessions {
     /// For each slot 0, or table and place.
     places: Vec<u32>,
     count: u32,
@@ -83,12 +83,17 @@ impl fmt::Debug for Sessions {
 
 impl Sessions {
     /// Keys in it.
-    pub(crate) fn len(&self) -> u32 {
+    pub fn len(&self) -> u32 {
         self.count
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// Keeps the keys of a slot, in place of those it may have had.
-    pub(crate) fn put(&mut self, slot: u32, session: &Session) {
+    pub fn put(&mut self, slot: u32, session: &Session) {
         self.remove(slot);
         if self.places.len() <= slot as usize {
             self.places.resize(slot as usize + 1, 0);
@@ -107,7 +112,7 @@ impl Sessions {
     }
 
     /// The keys of a slot, to work with.
-    pub(crate) fn view(&mut self, slot: u32) -> Option<View<'_>> {
+    pub fn view(&mut self, slot: u32) -> Option<View<'_>> {
         match self.place(slot) {
             (AES128, place) => Some(self.aes128.at(place).of_aes128()),
             (CHACHA20, place) => Some(self.chacha20.at(place).of_chacha20()),
@@ -122,7 +127,7 @@ impl Sessions {
     }
 
     /// Takes the keys of a slot, to be sent to another shard.
-    pub(crate) fn take(&mut self, slot: u32) -> Option<Session> {
+    pub fn take(&mut self, slot: u32) -> Option<Session> {
         let session = match self.place(slot) {
             (AES128, place) => Session::Aes128(self.aes128.take(place)),
             (CHACHA20, place) => Session::ChaCha20(self.chacha20.take(place)),
@@ -134,7 +139,7 @@ impl Sessions {
     }
 
     /// Clears the keys of a slot, if it has any.
-    pub(crate) fn remove(&mut self, slot: u32) {
+    pub fn remove(&mut self, slot: u32) {
         match self.place(slot) {
             (AES128, place) => self.aes128.remove(place),
             (CHACHA20, place) => self.chacha20.remove(place),

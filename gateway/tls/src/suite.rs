@@ -37,12 +37,13 @@ pub enum Suite {
 /// Number of suites.
 pub const SUITES: usize = Suite::ALL.len();
 /// Bytes of an initialization vector, and of a nonce.
-pub(crate) const IV_BYTES: usize = 12;
+pub const IV_BYTES: usize = 12;
 /// Bytes by which a record is authenticated.
-pub(crate) const TAG_BYTES: usize = 16;
-/// Longest key and longest secret of any suite.
-pub(crate) const KEY_BYTES_MAX: usize = 32;
-pub(crate) const SECRET_BYTES_MAX: usize = 48;
+pub const TAG_BYTES: usize = 16;
+/// Bytes of the longest key of any suite.
+pub const KEY_BYTES_MAX: usize = 32;
+/// Bytes of the longest secret.
+pub const SECRET_BYTES_MAX: usize = 48;
 
 impl Suite {
     /// All of them.
@@ -57,7 +58,8 @@ impl Suite {
         }
     }
 
-    pub(crate) fn algorithm(self) -> &'static Algorithm {
+    /// Its cipher.
+    pub fn algorithm(self) -> &'static Algorithm {
         match self {
             Suite::Aes128 => &AES_128_GCM,
             Suite::Aes256 => &AES_256_GCM,
@@ -66,7 +68,7 @@ impl Suite {
     }
 
     /// Bytes of its key.
-    pub(crate) const fn key_bytes(self) -> usize {
+    pub const fn key_bytes(self) -> usize {
         match self {
             Suite::Aes128 => 16,
             Suite::Aes256 | Suite::ChaCha20 => 32,
@@ -74,7 +76,7 @@ impl Suite {
     }
 
     /// Bytes of a traffic secret of TLS 1.3: those of its hash.
-    pub(crate) const fn secret_bytes(self) -> usize {
+    pub const fn secret_bytes(self) -> usize {
         match self {
             Suite::Aes128 | Suite::ChaCha20 => 32,
             Suite::Aes256 => 48,
@@ -92,7 +94,7 @@ impl KeyType for Bytes {
 }
 
 /// HKDF-Expand-Label with an empty context. `secret` is a traffic secret of the suite; `out` has at most 255 bytes.
-pub(crate) fn expand_label(suite: Suite, secret: &[u8], label: &str, out: &mut [u8]) {
+pub fn expand_label(suite: Suite, secret: &[u8], label: &str, out: &mut [u8]) {
     const PREFIX: &[u8] = b"tls13 ";
     let hash = match suite {
         Suite::Aes128 | Suite::ChaCha20 => HKDF_SHA256,

@@ -1,13 +1,13 @@
 //! What a connection keeps of TLS once its handshake is over: for each direction a traffic secret, the key, the
 //! initialization vector and the number of the next record, and eight bytes of facts.
 
-use super::suite::{IV_BYTES, KEY_BYTES_MAX, SECRET_BYTES_MAX, Suite, Version, expand_label};
+use crate::suite::{IV_BYTES, KEY_BYTES_MAX, SECRET_BYTES_MAX, Suite, Version, expand_label};
 use aws_lc_rs::aead::{LessSafeKey, Nonce, UnboundKey};
 use std::fmt;
 use zeroize::Zeroize;
 
 /// Keys of both directions. With TLS 1.2 there are no secrets, and their place is empty.
-pub(crate) struct Keys<const SECRET: usize, const KEY: usize> {
+pub struct Keys<const SECRET: usize, const KEY: usize> {
     rx_secret: [u8; SECRET],
     tx_secret: [u8; SECRET],
     rx_key: [u8; KEY],
@@ -19,91 +19,100 @@ pub(crate) struct Keys<const SECRET: usize, const KEY: usize> {
     facts: Facts,
 }
 
-pub(crate) type Aes128Keys = Keys<32, 16>;
-pub(crate) type ChaCha20Keys = Keys<32, 32>;
-pub(crate) type Aes256Keys = Keys<48, 32>;
+/// With AES-128-GCM.
+pub type Aes128Keys = Keys<32, 16>;
+/// With ChaCha20-Poly1305.
+pub type ChaCha20Keys = Keys<32, 32>;
+/// With AES-256-GCM.
+pub type Aes256Keys = Keys<48, 32>;
 
 const _: () = assert!(size_of::<Aes128Keys>() == 144);
 const _: () = assert!(size_of::<ChaCha20Keys>() == 176);
 const _: () = assert!(size_of::<Aes256Keys>() == 208);
 
 /// Bytes that the keys of a connection take at most.
-pub(crate) const KEYS_BYTES_MAX: usize = size_of::<Aes256Keys>();
+pub const KEYS_BYTES_MAX: usize = size_of::<Aes256Keys>();
 
 /// Small facts about a connection's records.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Facts {
+pub struct Facts {
     flags: u8,
     /// Records without data that came one after the other.
-    pub(super) empties: u8,
+    pub empties: u8,
     /// Messages that cost something, KeyUpdate and attempts to renegotiate, that came in `minute`.
-    pub(super) updates: u8,
+    pub updates: u8,
     /// Bytes that have come of a KeyUpdate of which the rest has not.
-    pub(super) of_update: u8,
-    pub(super) minute: u32,
+    pub of_update: u8,
+    /// The minute in which they came, by any clock.
+    pub minute: u32,
 }
 
 impl Facts {
     /// The version is 1.2.
-    pub(super) const TLS12: u8 = 1;
+    pub const TLS12: u8 = 1;
     /// A KeyUpdate is to be sent before anything else.
-    pub(super) const OWES_UPDATE: u8 = 2;
+    pub const OWES_UPDATE: u8 = 2;
     /// A warning is to be sent that there is no renegotiation.
-    pub(super) const OWES_WARNING: u8 = 4;
+    pub const OWES_WARNING: u8 = 4;
     /// The application protocol agreed on is the native one.
-    pub(super) const NATIVE: u8 = 8;
+    pub const NATIVE: u8 = 8;
 
-    pub(super) fn has(self, flag: u8) -> bool {
+    /// Whether a flag is set.
+    pub fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
     }
-    pub(super) fn set(&mut self, flag: u8) {
+    /// Sets a flag.
+    pub fn set(&mut self, flag: u8) {
         self.flags |= flag;
     }
-    pub(super) fn clear(&mut self, flag: u8) {
+    /// Clears a flag.
+    pub fn clear(&mut self, flag: u8) {
         self.flags &= !flag;
     }
 
-    pub(super) fn version(self) -> Version {
+    /// The version.
+    pub fn version(self) -> Version {
         if self.has(Facts::TLS12) { Version::Tls12 } else { Version::Tls13 }
     }
 
     /// Whether something has to be sent that is in no outbox.
-    pub(crate) fn owes(self) -> bool {
+    pub fn owes(self) -> bool {
         self.has(Facts::OWES_UPDATE) || self.has(Facts::OWES_WARNING)
     }
 
     /// Whether both sides have agreed on native frames.
-    pub(crate) fn is_native(self) -> bool {
+    pub fn is_native(self) -> bool {
         self.has(Facts::NATIVE)
     }
 }
 
 /// One direction of a connection.
-pub(crate) struct Half<'a> {
+pub struct Half<'a> {
     secret: &'a mut [u8],
     key: &'a mut [u8],
-    pub(super) iv: &'a mut [u8; IV_BYTES],
+    /// Its initialization vector.
+    pub iv: &'a mut [u8; IV_BYTES],
     /// Number of the next record under this key.
-    pub(super) sequence: &'a mut u64,
+    pub sequence: &'a mut u64,
 }
 
 impl Half<'_> {
     /// The key as the cipher wants it. Expanding it takes 0.2 µs, less than it costs to keep it: on a quiet connection
     /// it would not be in any cache.
-    pub(super) fn cipher(&self, suite: Suite) -> LessSafeKey {
+    pub fn cipher(&self, suite: Suite) -> LessSafeKey {
         LessSafeKey::new(UnboundKey::new(suite.algorithm(), self.key).expect("a key has the length of its suite"))
     }
 
     /// The nonce of the next record: the initialization vector, and over its end the number of the record (RFC 8446,
     /// section 5.3).
-    pub(super) fn nonce(&self) -> [u8; IV_BYTES] {
+    pub fn nonce(&self) -> [u8; IV_BYTES] {
         let mut nonce = *self.iv;
         nonce.iter_mut().skip(IV_BYTES - 8).zip(self.sequence.to_be_bytes()).for_each(|(byte, number)| *byte ^= number);
         nonce
     }
 
     /// Goes on with the next generation of keys (RFC 8446, section 7.2).
-    pub(super) fn update(&mut self, suite: Suite) {
+    pub fn update(&mut self, suite: Suite) {
         let mut next = [0; SECRET_BYTES_MAX];
         let next_bytes = &mut next[..suite.secret_bytes()];
         expand_label(suite, self.secret, "traffic upd", next_bytes);
@@ -115,20 +124,26 @@ impl Half<'_> {
     }
 }
 
-pub(super) fn nonce(bytes: [u8; IV_BYTES]) -> Nonce {
+/// A nonce, which the caller never uses again with the same key.
+pub fn nonce(bytes: [u8; IV_BYTES]) -> Nonce {
     Nonce::assume_unique_for_key(bytes)
 }
 
 /// The keys of a connection, whatever its suite.
-pub(crate) struct View<'a> {
-    pub(crate) suite: Suite,
-    pub(super) rx: Half<'a>,
-    pub(super) tx: Half<'a>,
-    pub(crate) facts: &'a mut Facts,
+pub struct View<'a> {
+    /// Their suite.
+    pub suite: Suite,
+    /// What comes from the peer.
+    pub rx: Half<'a>,
+    /// What goes to it.
+    pub tx: Half<'a>,
+    /// Small facts.
+    pub facts: &'a mut Facts,
 }
 
 impl<const SECRET: usize, const KEY: usize> Keys<SECRET, KEY> {
-    pub(super) fn empty() -> Self {
+    /// Nothing but zeros.
+    pub fn empty() -> Self {
         Keys {
             rx_secret: [0; SECRET],
             tx_secret: [0; SECRET],
@@ -143,7 +158,7 @@ impl<const SECRET: usize, const KEY: usize> Keys<SECRET, KEY> {
     }
 
     /// Takes all that others say, field by field: no copy of a key stays on the stack.
-    pub(super) fn copy_from(&mut self, other: &Self) {
+    pub fn copy_from(&mut self, other: &Self) {
         self.rx_secret.copy_from_slice(&other.rx_secret);
         self.tx_secret.copy_from_slice(&other.tx_secret);
         self.rx_key.copy_from_slice(&other.rx_key);
@@ -176,19 +191,22 @@ impl<const SECRET: usize, const KEY: usize> Keys<SECRET, KEY> {
 }
 
 impl Aes128Keys {
-    pub(super) fn of_aes128(&mut self) -> View<'_> {
+    /// They, to work with.
+    pub fn of_aes128(&mut self) -> View<'_> {
         self.view(Suite::Aes128)
     }
 }
 
 impl ChaCha20Keys {
-    pub(super) fn of_chacha20(&mut self) -> View<'_> {
+    /// They, to work with.
+    pub fn of_chacha20(&mut self) -> View<'_> {
         self.view(Suite::ChaCha20)
     }
 }
 
 impl Aes256Keys {
-    pub(super) fn of_aes256(&mut self) -> View<'_> {
+    /// They, to work with.
+    pub fn of_aes256(&mut self) -> View<'_> {
         self.view(Suite::Aes256)
     }
 }
@@ -211,11 +229,15 @@ impl<const SECRET: usize, const KEY: usize> Drop for Keys<SECRET, KEY> {
 }
 
 /// What a handshake leaves for one direction.
-pub(super) struct Secrets {
-    pub(super) secret: [u8; SECRET_BYTES_MAX],
-    pub(super) key: [u8; KEY_BYTES_MAX],
-    pub(super) iv: [u8; IV_BYTES],
-    pub(super) sequence: u64,
+pub struct Secrets {
+    /// The traffic secret; zeros with TLS 1.2.
+    pub secret: [u8; SECRET_BYTES_MAX],
+    /// The key.
+    pub key: [u8; KEY_BYTES_MAX],
+    /// The initialization vector.
+    pub iv: [u8; IV_BYTES],
+    /// Number of the next record.
+    pub sequence: u64,
 }
 
 impl Drop for Secrets {
@@ -227,7 +249,7 @@ impl Drop for Secrets {
 }
 
 /// The keys of a connection on their own: as the handshake gives them, and on their way to another shard.
-pub(crate) enum Session {
+pub enum Session {
     /// Of a connection with AES-128-GCM.
     Aes128(Box<Aes128Keys>),
     /// With ChaCha20-Poly1305.
@@ -237,7 +259,8 @@ pub(crate) enum Session {
 }
 
 impl Session {
-    pub(super) fn new(version: Version, suite: Suite, native: bool, rx: &Secrets, tx: &Secrets) -> Self {
+    /// The keys of both directions. `native`: the application protocol agreed on is that of native frames.
+    pub fn new(version: Version, suite: Suite, native: bool, rx: &Secrets, tx: &Secrets) -> Self {
         let mut session = match suite {
             Suite::Aes128 => Session::Aes128(Box::new(Keys::empty())),
             Suite::ChaCha20 => Session::ChaCha20(Box::new(Keys::empty())),
@@ -260,7 +283,7 @@ impl Session {
     }
 
     /// Its keys, to work with.
-    pub(crate) fn view(&mut self) -> View<'_> {
+    pub fn view(&mut self) -> View<'_> {
         match self {
             Session::Aes128(keys) => keys.of_aes128(),
             Session::ChaCha20(keys) => keys.of_chacha20(),

@@ -1,14 +1,14 @@
 //! Opening records: what came is decrypted where it lies, and the data of all records moved together to the front.
 
-use super::alert::Alert;
-use super::keys::{Facts, View, nonce};
-use super::record::{Bounds, ContentType, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_VERSION, whole_record};
-use super::suite::{IV_BYTES, Suite, TAG_BYTES, Version};
+use crate::alert::Alert;
+use crate::keys::{Facts, View, nonce};
+use crate::record::{Bounds, ContentType, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_VERSION, whole_record};
+use crate::suite::{IV_BYTES, Suite, TAG_BYTES, Version};
 use aws_lc_rs::aead::{Aad, LessSafeKey};
 use std::ops::Range;
 
 /// Bytes of the nonce that stand in a record of TLS 1.2 with AES-GCM (RFC 5288, section 3).
-pub(super) const EXPLICIT_NONCE_BYTES: usize = 8;
+pub const EXPLICIT_NONCE_BYTES: usize = 8;
 /// A KeyUpdate up to its last byte, which says whether one is asked for in return: type and length.
 const UPDATE_HEAD: [u8; 4] = [24, 0, 0, 1];
 /// How a client of TLS 1.2 asks for another handshake.
@@ -17,20 +17,20 @@ const ALERT_WARNING: u8 = 1;
 
 /// What became of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Opened {
+pub struct Opened {
     /// Bytes of data, at the front now.
-    pub(crate) data: usize,
+    pub data: usize,
     /// Bytes that were taken; behind them stands a record of which the rest has not come. All, where it has ended.
-    pub(crate) taken: usize,
+    pub taken: usize,
     /// Keys the peer has changed.
-    pub(crate) updates: u32,
+    pub updates: u32,
     /// How it has ended, if it has.
-    pub(crate) end: Option<End>,
+    pub end: Option<End>,
 }
 
 /// How the records of a peer end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// It says that no more will come.
     Closed,
     /// It gives up, and says why.
@@ -42,7 +42,19 @@ pub(crate) enum End {
 }
 
 /// Opens all whole records that `bytes` begins with. `minute` is any clock's.
-pub(crate) fn open(view: &mut View<'_>, bounds: &Bounds, bytes: &mut [u8], minute: u32) -> Opened {
+pub fn open(view: &mut View<'_>, bounds: &Bounds, bytes: &mut [u8], minute: u32) -> Opened {
+    open_with(view, bounds, bytes, minute, |_| false)
+}
+
+/// The same. `other` gets what a record of a handshake holds after the handshake, before that is taken for a KeyUpdate,
+/// and tells whether it was something else that is welcome: to a client its server's tickets are, whole in one record.
+pub fn open_with(
+    view: &mut View<'_>,
+    bounds: &Bounds,
+    bytes: &mut [u8],
+    minute: u32,
+    mut other: impl FnMut(&[u8]) -> bool,
+) -> Opened {
     let mut opened = Opened { data: 0, taken: 0, updates: 0, end: None };
     let mut cipher = None;
     let end = loop {
@@ -68,6 +80,7 @@ pub(crate) fn open(view: &mut View<'_>, bounds: &Bounds, bytes: &mut [u8], minut
                 opened.data += content.len();
                 Ok(!empty)
             }
+            ContentType::Handshake if view.facts.of_update == 0 && other(&bytes[content.clone()]) => Ok(true),
             ContentType::Handshake => match handshake(view, bounds, &bytes[content], minute) {
                 Ok(true) => {
                     view.rx.update(view.suite);
@@ -152,7 +165,7 @@ fn open_record(
 }
 
 /// Bytes of a record's nonce that stand in the record.
-pub(super) fn explicit_nonce_bytes(suite: Suite) -> usize {
+pub fn explicit_nonce_bytes(suite: Suite) -> usize {
     match suite {
         Suite::Aes128 | Suite::Aes256 => EXPLICIT_NONCE_BYTES,
         Suite::ChaCha20 => 0,
@@ -160,7 +173,7 @@ pub(super) fn explicit_nonce_bytes(suite: Suite) -> usize {
 }
 
 /// What is authenticated with a record of TLS 1.2 (RFC 5246, section 6.2.3.3).
-pub(super) fn tls12_aad(sequence: u64, kind: ContentType, length: usize) -> [u8; 13] {
+pub fn tls12_aad(sequence: u64, kind: ContentType, length: usize) -> [u8; 13] {
     let mut aad = [0; 13];
     aad[..8].copy_from_slice(&sequence.to_be_bytes());
     aad[8] = kind as u8;

@@ -1,0 +1,36 @@
+//! The limits of groups: from the settings to what a shard works with.
+
+use super::resolve::{Judge, known};
+use super::{ConfigError, Settings};
+use crate::limits::GroupLimits;
+
+const GIB: u64 = 1 << 30;
+/// Longest time a message is kept: ten years, in seconds.
+const AGE_SECS_MAX: u64 = 10 * 365 * 24 * 3_600;
+/// Most messages in a second that a limit may be.
+const RATE_MAX: u64 = 1_000_000;
+/// Memberships at the least and at the most.
+pub(super) const MEMBERSHIPS_LEAST: u64 = 1_000;
+pub(super) const MEMBERSHIPS_MOST: u64 = 1_000_000_000;
+/// Memory that a membership takes where there is a store, and its part of a group: there may be an eighth as many groups.
+pub(crate) const MEMBERSHIP_STORED_BYTES: u64 = 128;
+
+/// Judges the limits of groups. `frame_bytes_max`: the longest frame.
+pub(super) fn group_limits(all: &Settings, frame_bytes_max: u64, judge: &Judge) -> Result<GroupLimits, ConfigError> {
+    let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX).map(|rate| rate as u32);
+    Ok(GroupLimits {
+        members_max: judge.count("group_members_max", known(all.group_members_max), 1..=100_000_000)?,
+        per_user_max: judge.count("groups_per_user_max", known(all.groups_per_user_max), 1..=100_000)?,
+        messages_max: judge.count("group_messages_max", known(all.group_messages_max), 1..=1_000_000)?,
+        age_secs: judge.count("group_age_secs", known(all.group_age_secs), 1..=AGE_SECS_MAX)?,
+        sends_per_sec: rate("group_sends_per_sec", all.group_sends_per_sec)?,
+        member_sends_per_sec: rate("group_member_sends_per_sec", all.group_member_sends_per_sec)?,
+        memberships_max: judge.count(
+            "group_memberships_max",
+            known(all.group_memberships_max),
+            MEMBERSHIPS_LEAST..=MEMBERSHIPS_MOST,
+        )?,
+        queue_bytes_max: judge.size("group_queue_bytes_max", known(all.group_queue_bytes_max), frame_bytes_max..=GIB)?
+            as usize,
+    })
+}

@@ -1,0 +1,964 @@
+//! Groups: from the frames of clients to the home of a group, from there to the store, and behind the commit to the parts of all shards and their sessions.
+//!
+//! What a session is told of a group is in the order in which the home has decided it: joins, messages and leaves go through the same mailboxes.
+
+use super::decode::Flow;
+use super::links::{Queued, TICK_MS, ticks};
+use super::shard::Shard;
+use crate::auth::Auth;
+use crate::conn::Phase;
+use crate::desk::Asked;
+use crate::groups::behind::Missed;
+use crate::groups::home::Rate;
+use crate::groups::mail::GroupMail;
+use crate::groups::part::{Run, Sink};
+use crate::groups::{Groups, ROOMS_FROM, group_home, wire_number};
+use crate::io::ConnId;
+use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
+use crate::mailbox::{Origin, Record, Room};
+use tokio::sync::oneshot;
+use trunkline_proto::{
+    Code, Frame, HEADER_LONG, Head, Header, Heads, Kind, Outcome, Sync, SyncOk, encode, encode_message, encoded_len,
+    flags,
+};
+use trunkline_router::hash::home_shard;
+use trunkline_router::presence::Presence;
+use trunkline_store::{
+    GroupAsk, GroupDenial, GroupReply, Member, Page, Payload, Record as Stored, Refusal, Reply, Request, stamp_at,
+};
+
+/// Sessions that frames of groups are given to in a turn, so that others do not feel it.
+const SESSIONS_PER_TURN: usize = 4_096;
+/// Sessions that are told in a tick what they have missed.
+const HEADS_PER_TICK: usize = 4_096;
+/// Bytes of the sender's id in front of a payload.
+const SENDER_BYTES: usize = 8;
+/// After LOGIN a session is told of what is newer than this before the last stamp that it says it has: stamps of different logs are not of one clock.
+const HEADS_SLACK: u64 = stamp_at(10_000);
+/// Groups of HEADS of one frame: it is some tens of bytes for each.
+const HEADS_MAX: usize = 1_000;
+
+/// What the store was asked about a group, and for whom.
+#[derive(Debug)]
+pub(crate) enum GroupAsked {
+    /// A message is stored, or may be sent without.
+    Send(Box<Sending>),
+    /// A user joins or leaves.
+    Join { group: u64, origin: Origin, user: u64, id: u64, leave: bool },
+    /// The groups of a user who has logged in.
+    Of { conn: ConnId, user: u64, last_stamp: u64 },
+    /// A page that a client asked for.
+    Sync { conn: ConnId, aux: u16, group: u64, after: u64 },
+    /// A question of the control thread.
+    Control { group: u64, effect: Effect, answer: oneshot::Sender<Reply> },
+}
+
+/// A message to a group that waits for the store.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    group: u64,
+    /// `None` for one that came over HTTP.
+    origin: Option<Origin>,
+    from: u64,
+    id: u64,
+    stamp: u64,
+    acked: bool,
+    payload: Payload,
+    /// Its sender was told that the store is late.
+    told: bool,
+    answer: Option<oneshot::Sender<Reply>>,
+}
+
+/// What follows from an answer for the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Nothing,
+    Joined(u64),
+    Left(u64),
+    Ended,
+}
+
+/// What a client is told of a refusal.
+fn code_of(denial: GroupDenial) -> Code {
+    match denial {
+        GroupDenial::NoGroup | GroupDenial::NotAMember | GroupDenial::NotOpen => Code::NotAMember,
+        GroupDenial::Muted => Code::Muted,
+        GroupDenial::Full | GroupDenial::TooManyGroups | GroupDenial::NodeFull => Code::LimitReached,
+    }
+}
+
+fn is_room(group: u64) -> bool {
+    group >= ROOMS_FROM
+}
+
+impl Shard {
+    /// GROUP_SEND, GROUP_JOIN, GROUP_LEAVE, MARK.
+    pub(super) fn group_frame(&mut self, slot: u32, kind: Kind, frame: &Frame<'_>) -> Flow {
+        // In a cluster a group's home may be another node, and there are no records for it yet.
+        if !self.alone || (!is_room(frame.peer) && self.desk.is_none()) {
+            self.links.error(slot, Code::Unsupported, frame.id, frame.peer);
+            return Flow::On;
+        }
+        if frame.peer == 0 {
+            self.links.error(slot, Code::BadRequest, frame.id, frame.peer);
+            return Flow::On;
+        }
+        match kind {
+            Kind::GroupSend => self.group_send(slot, frame),
+            Kind::GroupJoin if frame.aux != 0 => {
+                // Attention is what every member gives: there are no passive ones.
+                let conn = self.links.slots.id(slot);
+                if self.groups.parts.is_in(conn, frame.peer) {
+                    let stamp = self.groups.parts.get(frame.peer).map_or(0, |part| part.last);
+                    self.group_ok(conn, frame.id, frame.peer, stamp);
+                } else {
+                    self.links.error(slot, Code::NotAMember, frame.id, frame.peer);
+                }
+                Flow::On
+            }
+            Kind::GroupJoin => self.group_join(slot, frame, false),
+            Kind::GroupLeave => self.group_join(slot, frame, true),
+            _ => {
+                self.group_mark(slot, frame);
+                Flow::On
+            }
+        }
+    }
+
+    fn group_send(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
+        let Frame { id, peer: group, body, .. } = *frame;
+        // Whoever gets it gets the sender's id besides.
+        if id == 0 || HEADER_LONG + SENDER_BYTES + body.len() > self.links.limits.frame_bytes_max as usize {
+            self.links.error(slot, Code::BadRequest, id, group);
+            return Flow::On;
+        }
+        let origin = self.links.slots.id(slot);
+        let from = self.links.slots.at(slot).user;
+        if is_room(group) && !self.groups.parts.is_in(origin, group) {
+            self.links.stats.group_messages_in.add(1);
+            self.group_denied(Origin::own(self.shard, origin), id, group, frame.flags, Code::NotAMember);
+            return Flow::On;
+        }
+        let mail = GroupMail::Send { group, origin, from, id, flags: frame.flags, payload: body };
+        match self.to_group_home(group, &mail) {
+            Room::Wait => return Flow::Wait,
+            Room::Yes => self.links.stats.group_messages_in.add(1),
+            Room::No => {
+                self.links.stats.group_messages_in.add(1);
+                self.group_overloaded(Origin::own(self.shard, origin), id, group, frame.flags);
+            }
+        }
+        Flow::On
+    }
+
+    fn group_join(&mut self, slot: u32, frame: &Frame<'_>, leave: bool) -> Flow {
+        let (group, id) = (frame.peer, frame.id);
+        let origin = self.links.slots.id(slot);
+        let user = self.links.slots.at(slot).user;
+        let most = self.links.limits.groups;
+        if is_room(group) && !leave && !self.groups.parts.is_in(origin, group) {
+            let here = self.groups.parts.groups_of(slot).filter(|group| is_room(*group)).count() as u64;
+            if here >= most.per_user_max || self.groups.parts.memberships() as u64 >= most.memberships_max {
+                self.links.stats.limit_group_memberships.add(1);
+                self.links.error(slot, Code::LimitReached, id, group);
+                return Flow::On;
+            }
+        }
+        match self.to_group_home(group, &GroupMail::Join { group, origin, user, id, leave }) {
+            Room::Wait => return Flow::Wait,
+            Room::Yes => {}
+            Room::No => self.links.error(slot, Code::Overloaded, id, group),
+        }
+        Flow::On
+    }
+
+    fn group_mark(&mut self, slot: u32, frame: &Frame<'_>) {
+        let user = self.links.slots.at(slot).user;
+        let ask = Box::new(GroupAsk::Mark { user, stamp: frame.stamp });
+        let request = Request::Group { group: frame.peer, ask, token: None };
+        // Of a live room there is nothing to mark.
+        if let Some(desk) = self.desk.as_mut().filter(|_| !is_room(frame.peer)) {
+            match desk.port.send(request) {
+                Ok(()) => self.links.stats.group_marks.add(1),
+                // The next mark says as much.
+                Err(_) => self.links.stats.limit_store_mail.add(1),
+            }
+        }
+    }
+
+    /// Hands a word to the home of a group, by way of the mailbox if that is another shard.
+    fn to_group_home(&mut self, group: u64, mail: &GroupMail<'_>) -> Room {
+        let home = group_home(group, self.shards);
+        if home == self.shard {
+            self.take_group_mail(self.shard, mail);
+            return Room::Yes;
+        }
+        let record = Record::Group(*mail);
+        let room = self.outgoing.room(home, record.encoded_len(), self.links.tick);
+        match room {
+            Room::Yes => self.outgoing.put(home, &record),
+            Room::Wait => self.links.stats.mailbox_waits.add(1),
+            Room::No => self.links.stats.limit_mailbox.add(1),
+        }
+        room
+    }
+
+    /// Says something to a shard that must not get lost. Each such word answers one, or there is at most one for each part.
+    fn tell_group(&mut self, shard: u16, mail: &GroupMail<'_>) {
+        if shard == self.shard {
+            self.take_group_mail(shard, mail);
+        } else {
+            self.outgoing.put(shard, &Record::Group(*mail));
+        }
+    }
+
+    /// Takes a word about a group from a shard, perhaps this one.
+    pub(super) fn take_group_mail(&mut self, from_shard: u16, mail: &GroupMail<'_>) {
+        match *mail {
+            GroupMail::Send { group, origin, from, id, flags, payload } => {
+                let origin = Origin::own(from_shard, origin);
+                self.group_arrived(group, origin, from, id, flags, payload);
+            }
+            GroupMail::Join { group, origin, user, id, leave } => {
+                self.group_join_arrived(group, Origin::own(from_shard, origin), user, id, leave);
+            }
+            GroupMail::Watch { group, watch: true } => {
+                let home = self.groups.homes.watch(group, from_shard);
+                let head = GroupMail::Head { group, last: home.last, number: home.number };
+                self.tell_group(from_shard, &head);
+            }
+            GroupMail::Watch { group, watch: false } => self.groups.homes.unwatch(group, from_shard),
+            GroupMail::Copy { group, shard, origin, from, id, stamp, number, payload } => {
+                let origin = (shard == self.shard).then_some(origin);
+                self.group_copy(group, origin, from, id, stamp, number, payload);
+            }
+            GroupMail::Head { group, last, number } => self.group_head(group, last, number),
+            GroupMail::Member { group, user, joined, last, number, session } => {
+                self.group_member(group, user, joined, last, number, session);
+            }
+            GroupMail::Ok { group, conn, id, stamp } => self.group_ok(conn, id, group, stamp),
+            GroupMail::Refused { group, conn, id, code } => {
+                let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
+                if let Some(code) = Code::from_u16(code).filter(|_| open) {
+                    self.links.error(conn.slot, code, id, group);
+                }
+            }
+            GroupMail::Ended { group } => self.groups.parts.end(group),
+        }
+    }
+
+    fn group_ok(&mut self, conn: ConnId, id: u64, group: u64, stamp: u64) {
+        if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
+            let header = Header { kind: Kind::GroupOk, flags: 0, aux: 0, id, peer: group, stamp };
+            self.links.reply(conn.slot, |out| encode(out, &header, &[]));
+        }
+    }
+
+    /// A message of a session is refused: SENT 4 where that was asked for, else ERROR.
+    fn group_denied(&mut self, origin: Origin, id: u64, group: u64, of_message: u8, code: Code) {
+        self.links.stats.group_denied.add(1);
+        if of_message & flags::ACK != 0 {
+            return self.tell_fate(origin, id, group, Outcome::Denied, 0);
+        }
+        self.group_refuse(origin, id, group, code);
+    }
+
+    fn group_refuse(&mut self, origin: Origin, id: u64, group: u64, code: Code) {
+        let code = code.as_u16();
+        self.tell_group(origin.shard, &GroupMail::Refused { group, conn: origin.conn, id, code });
+    }
+
+    fn group_overloaded(&mut self, origin: Origin, id: u64, group: u64, of_message: u8) {
+        self.links.stats.group_overloaded.add(1);
+        if of_message & flags::ACK != 0 {
+            self.tell_fate(origin, id, group, Outcome::Overloaded, 0);
+        }
+    }
+
+    /// A message is at the home of its group.
+    fn group_arrived(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8, payload: &[u8]) {
+        let most = self.links.limits.groups;
+        match self.groups.homes.count(group, from, most.sends_per_sec, most.member_sends_per_sec) {
+            Rate::Within => {}
+            Rate::Group => {
+                self.links.stats.limit_group_sends.add(1);
+                return self.group_overloaded(origin, id, group, of_message);
+            }
+            Rate::Member => {
+                self.links.stats.limit_group_member_sends.add(1);
+                self.links.stats.group_rate_limited.add(1);
+                return self.group_refuse(origin, id, group, Code::RateLimited);
+            }
+        }
+        let acked = of_message & flags::ACK != 0;
+        if is_room(group) {
+            let stamp = self.next_stamp();
+            self.links.stats.group_accepted.add(1);
+            if acked {
+                self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
+            }
+            return self.group_fan_out(group, Some(origin), from, id, stamp, payload);
+        }
+        let (retry, no_store) = (of_message & flags::RETRY != 0, of_message & flags::NO_STORE != 0);
+        let stamp = self.next_stamp();
+        let payload = Payload::from(payload);
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::FannedOutEarly) {
+            self.group_fan_out(group, Some(origin), from, id, stamp, &payload);
+        }
+        let sending = Box::new(Sending {
+            group,
+            origin: Some(origin),
+            from,
+            id,
+            stamp,
+            acked,
+            payload: payload.clone(),
+            told: false,
+            answer: None,
+        });
+        if self.ask_to_send(sending, retry, no_store).is_err() {
+            self.group_overloaded(origin, id, group, of_message);
+        }
+    }
+
+    /// Asks the store to keep a message, or whether its sender may send.
+    fn ask_to_send(&mut self, sending: Box<Sending>, retry: bool, no_store: bool) -> Result<(), Box<Sending>> {
+        let Sending { group, from, id, stamp, .. } = *sending;
+        let ask = match no_store {
+            true => GroupAsk::Admit { from },
+            false => {
+                let record = Stored { stamp, from, id, flags: 0, payload: sending.payload.clone() };
+                GroupAsk::Append { record, retry }
+            }
+        };
+        let tick = self.links.tick;
+        let Some(desk) = &mut self.desk else { return Err(sending) };
+        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
+        match desk.ask(tick, Asked::Group(GroupAsked::Send(sending)), request) {
+            Ok(()) => {
+                self.groups.unanswered.push_back((tick, desk.last_token()));
+                self.groups.homes.at(group).asked += 1;
+                Ok(())
+            }
+            Err(Asked::Group(GroupAsked::Send(sending))) => {
+                self.links.stats.limit_store_mail.add(1);
+                Err(sending)
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn group_join_arrived(&mut self, group: u64, origin: Origin, user: u64, id: u64, leave: bool) {
+        if is_room(group) {
+            if leave {
+                self.links.stats.group_leaves.add(1);
+            } else {
+                self.links.stats.group_joins.add(1);
+                self.groups.homes.watch(group, origin.shard);
+            }
+            let (last, number) = self.groups.homes.get(group).map_or((0, 0), |home| (home.last, home.number));
+            let session = Some(origin.conn);
+            self.tell_group(origin.shard, &GroupMail::Member { group, user, joined: !leave, last, number, session });
+            return self.tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last });
+        }
+        let create = matches!(self.auth.get(), Auth::Open);
+        let ask = match leave {
+            true => GroupAsk::Leave { user },
+            false => GroupAsk::Join { user, member: Member::default(), added: false, create },
+        };
+        let asked = Asked::Group(GroupAsked::Join { group, origin, user, id, leave });
+        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
+        let tick = self.links.tick;
+        if self.desk.as_mut().is_none_or(|desk| desk.ask(tick, asked, request).is_err()) {
+            self.links.stats.limit_store_mail.add(1);
+            self.group_refuse(origin, id, group, Code::Overloaded);
+        }
+    }
+
+    /// What the store has answered about a group.
+    pub(super) fn group_answered(&mut self, asked: GroupAsked, reply: Reply) {
+        match asked {
+            GroupAsked::Send(sending) => self.group_sent(*sending, reply),
+            GroupAsked::Join { group, origin, user, id, leave } => {
+                let code = match group_reply(reply) {
+                    Ok(GroupReply::Joined { last, .. } | GroupReply::Left { last, .. }) => {
+                        self.group_changed(group, user, !leave, last);
+                        return self
+                            .tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last });
+                    }
+                    Ok(GroupReply::Denied(denial)) => {
+                        let code = code_of(denial);
+                        self.links.stats.limit_group_members.add(u64::from(code == Code::LimitReached));
+                        code
+                    }
+                    _ => Code::ServiceUnavailable,
+                };
+                self.group_refuse(origin, id, group, code);
+            }
+            GroupAsked::Of { conn, user, last_stamp } => self.groups_of_user(conn, user, last_stamp, reply),
+            GroupAsked::Sync { conn, aux, group, after } => self.group_page(conn, aux, group, after, reply),
+            GroupAsked::Control { group, effect, answer } => {
+                let done = match group_reply_of(&reply) {
+                    Some(GroupReply::Joined { last, .. } | GroupReply::Left { last, .. }) => Some(*last),
+                    Some(GroupReply::Deleted { news: true, .. }) => Some(0),
+                    _ => None,
+                };
+                match (effect, done) {
+                    (Effect::Joined(user), Some(last)) => self.group_changed(group, user, true, last),
+                    (Effect::Left(user), Some(last)) => self.group_changed(group, user, false, last),
+                    (Effect::Ended, Some(_)) => {
+                        for shard in self.groups.homes.end(group) {
+                            self.tell_group(shard, &GroupMail::Ended { group });
+                        }
+                        self.groups.homes.forget_if_idle(group);
+                    }
+                    _ => {}
+                }
+                // Who asked may have gone.
+                let _ = answer.send(reply);
+            }
+        }
+    }
+
+    /// A user has become a member of a durable group, or is none: its sessions are told.
+    fn group_changed(&mut self, group: u64, user: u64, joined: bool, last: u64) {
+        let shard = home_shard(user, u32::from(self.shards)) as u16;
+        let mut number = 0;
+        if joined {
+            self.links.stats.group_joins.add(1);
+            let home = self.groups.homes.watch(group, shard);
+            home.last = home.last.max(last);
+            number = home.number;
+        } else {
+            self.links.stats.group_leaves.add(1);
+        }
+        let last = self.groups.homes.get(group).map_or(last, |home| home.last.max(last));
+        self.tell_group(shard, &GroupMail::Member { group, user, joined, last, number, session: None });
+    }
+
+    /// The store has a message, or lets it pass, or does not: its sender is told, and all others get it.
+    fn group_sent(&mut self, sending: Sending, reply: Reply) {
+        let Sending { group, origin, from, id, stamp, acked, payload, told, answer } = sending;
+        self.groups.homes.answered(group);
+        if let (Some(answer), reply) = (answer, &reply) {
+            // Who asked may have gone.
+            let _ = answer.send(reply.clone());
+        }
+        let tells = acked && !told;
+        let of_message = if tells { flags::ACK } else { 0 };
+        match group_reply(reply) {
+            Ok(GroupReply::Stored { stamp, duplicate }) => {
+                self.follow_stamp(stamp);
+                match duplicate {
+                    true => self.links.stats.group_duplicates.add(1),
+                    false => self.links.stats.group_stored.add(1),
+                }
+                if let Some(origin) = origin.filter(|_| tells) {
+                    self.tell_fate(origin, id, group, Outcome::Stored, stamp);
+                }
+                #[cfg(test)]
+                let duplicate = duplicate || crate::simulation::planted(crate::simulation::Bug::FannedOutEarly);
+                if !duplicate {
+                    self.group_fan_out(group, origin, from, id, stamp, &payload);
+                }
+            }
+            Ok(GroupReply::Admitted) => {
+                self.links.stats.group_accepted.add(1);
+                let last = self.groups.homes.get(group).map_or(0, |home| home.last);
+                let stamp = stamp.max(last + 1);
+                self.follow_stamp(stamp);
+                if let Some(origin) = origin.filter(|_| tells) {
+                    self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
+                }
+                self.group_fan_out(group, origin, from, id, stamp, &payload);
+            }
+            Ok(GroupReply::Denied(denial)) if !told => match origin {
+                Some(origin) => self.group_denied(origin, id, group, of_message, code_of(denial)),
+                None => self.links.stats.group_denied.add(1),
+            },
+            Err(refusal) if !told => {
+                self.links.stats.limit_store_bytes.add(u64::from(refusal == Some(Refusal::StoreFull)));
+                match origin {
+                    Some(origin) => self.group_overloaded(origin, id, group, of_message),
+                    None => self.links.stats.group_overloaded.add(1),
+                }
+            }
+            _ => {}
+        }
+        self.groups.homes.forget_if_idle(group);
+    }
+
+    /// Gives a message to each shard that has sessions of members.
+    fn group_fan_out(&mut self, group: u64, origin: Option<Origin>, from: u64, id: u64, stamp: u64, payload: &[u8]) {
+        let home = self.groups.homes.at(group);
+        home.number += 1;
+        home.last = home.last.max(stamp);
+        let number = home.number;
+        let shards = std::mem::take(&mut home.shards);
+        let nobody = ConnId { slot: u32::MAX, generation: 0 };
+        let (shard, conn) = origin.map_or((u16::MAX, nobody), |origin| (origin.shard, origin.conn));
+        let copy = GroupMail::Copy { group, shard, origin: conn, from, id, stamp, number, payload };
+        for to in &shards {
+            if *to == self.shard {
+                self.take_group_mail(*to, &copy);
+                continue;
+            }
+            let record = Record::Group(copy);
+            if self.outgoing.has_room(*to, record.encoded_len()) {
+                self.outgoing.put(*to, &record);
+            } else {
+                // It is told how far the group is when there is room, and its sessions ask for the rest.
+                self.links.stats.limit_mailbox.add(1);
+                #[cfg(test)]
+                if crate::simulation::planted(crate::simulation::Bug::GroupHeadUntold) {
+                    continue;
+                }
+                if !self.groups.homes.owed.contains(&(*to, group)) {
+                    self.groups.homes.owed.push((*to, group));
+                }
+            }
+        }
+        self.groups.homes.at(group).shards = shards;
+    }
+
+    /// A message for the sessions of this shard.
+    #[allow(clippy::too_many_arguments)]
+    fn group_copy(
+        &mut self,
+        group: u64,
+        origin: Option<ConnId>,
+        from: u64,
+        id: u64,
+        stamp: u64,
+        number: u64,
+        payload: &[u8],
+    ) {
+        let bytes_max = self.links.limits.groups.queue_bytes_max;
+        let Groups { parts, .. } = &mut self.groups;
+        let Some(part) = parts.get_mut(group) else { return };
+        let gap = part.number != 0 && number != part.number + 1;
+        (part.last, part.number) = (part.last.max(stamp), number);
+        if gap {
+            self.links.stats.group_gaps.add(1);
+            parts.miss(group);
+        }
+        let header = Header { kind: Kind::GroupDeliver, flags: 0, aux: wire_number(number), id, peer: group, stamp };
+        let mut frame = Vec::with_capacity(encoded_len(Kind::GroupDeliver, SENDER_BYTES + payload.len()));
+        encode_delivery(&mut frame, &header, from, payload);
+        self.links.stats.group_encoded.add(1);
+        if !parts.push(group, from, origin, &frame, bytes_max) {
+            self.links.stats.limit_group_queue.add(1);
+        }
+    }
+
+    /// The home says how far a group is. Sessions here may have missed something if it is further than what came.
+    fn group_head(&mut self, group: u64, last: u64, number: u64) {
+        let parts = &mut self.groups.parts;
+        let Some(part) = parts.get_mut(group) else { return };
+        let news = last > part.last;
+        part.last = part.last.max(last);
+        part.number = part.number.max(number);
+        if news {
+            parts.miss(group);
+        }
+    }
+
+    /// A user of this shard is a member of a group from now on, or is none.
+    fn group_member(&mut self, group: u64, user: u64, joined: bool, last: u64, number: u64, session: Option<ConnId>) {
+        if let Some(asking) = self.groups.asking.get_mut(&user) {
+            asking.events.push((group, joined));
+        }
+        let conns: Vec<ConnId> = match session {
+            Some(conn) => vec![conn],
+            None => {
+                let slots = self.presence.sessions(user).iter().map(|entry| entry.slot);
+                slots.map(|slot| self.links.slots.id(slot)).collect()
+            }
+        };
+        let conns = conns.into_iter().filter(|conn| {
+            self.links.slots.get(*conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user)
+        });
+        for conn in conns.collect::<Vec<_>>() {
+            if joined {
+                self.enter_part(conn, group, last, number);
+            } else if self.leaves_part(conn, group) {
+                self.unwatch(group);
+            }
+        }
+        // The home has counted on this shard.
+        if joined && self.groups.parts.get(group).is_none() {
+            self.unwatch(group);
+        }
+    }
+
+    fn leaves_part(&mut self, conn: ConnId, group: u64) -> bool {
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::LeaveIgnored) {
+            return false;
+        }
+        self.groups.parts.leave(conn, group)
+    }
+
+    fn enter_part(&mut self, conn: ConnId, group: u64, last: u64, number: u64) {
+        let most = self.links.limits.groups.memberships_max;
+        if self.groups.parts.memberships() as u64 >= most {
+            return self.links.stats.limit_group_memberships.add(1);
+        }
+        if self.groups.parts.join(conn, group, last, number) {
+            let home = group_home(group, self.shards);
+            self.tell_group(home, &GroupMail::Watch { group, watch: true });
+        }
+    }
+
+    fn unwatch(&mut self, group: u64) {
+        let home = group_home(group, self.shards);
+        self.tell_group(home, &GroupMail::Watch { group, watch: false });
+    }
+
+    /// A session has begun: the store is asked for its groups.
+    pub(super) fn begin_groups(&mut self, conn: ConnId, user: u64, last_stamp: u64) {
+        let tick = self.links.tick;
+        let Some(desk) = &mut self.desk else { return };
+        if desk.port.memberships() == 0 {
+            return;
+        }
+        let ask = Box::new(GroupAsk::Of { user });
+        let request = |token| Request::Group { group: 0, ask, token: Some(token) };
+        if desk.ask(tick, Asked::Group(GroupAsked::Of { conn, user, last_stamp }), request).is_ok() {
+            self.groups.asking.entry(user).or_default().questions += 1;
+        } else {
+            self.links.stats.limit_store_mail.add(1);
+            self.groups.unasked.push_back((conn, user, last_stamp));
+        }
+    }
+
+    fn groups_of_user(&mut self, conn: ConnId, user: u64, last_stamp: u64, reply: Reply) {
+        let mut events = Vec::new();
+        if let Some(asking) = self.groups.asking.get_mut(&user) {
+            asking.questions -= 1;
+            events = asking.events.clone();
+            if asking.questions == 0 {
+                self.groups.asking.remove(&user);
+            }
+        }
+        let is_there = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user);
+        if !is_there {
+            return;
+        }
+        let Ok(GroupReply::Of(memberships)) = group_reply(reply) else {
+            return self.groups.unasked.push_back((conn, user, last_stamp));
+        };
+        let mut heads = Vec::new();
+        for membership in &memberships {
+            let group = membership.group;
+            self.enter_part(conn, group, membership.last, 0);
+            let (stamp, seq) =
+                self.groups.parts.get(group).map_or((membership.last, 0), |part| (part.last, part.number));
+            if stamp > 0 && stamp > last_stamp.saturating_sub(HEADS_SLACK) {
+                heads.push(Head { group, stamp, read: membership.read, seq, unread: 0 });
+            }
+        }
+        // They are newer than the answer, or say the same.
+        for (group, joined) in events {
+            if joined {
+                self.enter_part(conn, group, 0, 0);
+            } else if self.leaves_part(conn, group) {
+                self.unwatch(group);
+            }
+        }
+        self.send_heads(conn.slot, heads);
+    }
+
+    fn send_heads(&mut self, slot: u32, heads: Vec<Head>) {
+        for heads in heads.chunks(HEADS_MAX) {
+            self.links.stats.heads.add(1);
+            let heads = Heads { heads: heads.to_vec() };
+            self.links.reply(slot, |out| encode_message(out, Kind::Heads, 0, &heads));
+        }
+    }
+
+    /// The session of a connection has ended.
+    pub(super) fn leave_parts(&mut self, slot: u32) {
+        for group in self.groups.parts.leave_all(slot) {
+            self.unwatch(group);
+        }
+    }
+
+    /// Goes on with frames on their way through sessions. Returns whether there are more.
+    pub(crate) fn walk_groups(&mut self) -> bool {
+        if self.groups.parts.is_idle() {
+            return false;
+        }
+        let Groups { parts, behind, .. } = &mut self.groups;
+        let mut fan = Fan { links: &mut self.links, behind };
+        for group in parts.walk(SESSIONS_PER_TURN, &mut fan) {
+            self.unwatch(group);
+        }
+        !self.groups.parts.is_idle()
+    }
+
+    /// What is due about groups in this tick.
+    pub(super) fn expire_groups(&mut self) {
+        let tick = self.links.tick;
+        self.groups.homes.pass(tick);
+        for (shard, group) in std::mem::take(&mut self.groups.homes.owed) {
+            let Some(home) = self.groups.homes.get(group).filter(|home| home.shards.contains(&shard)) else { continue };
+            let head = GroupMail::Head { group, last: home.last, number: home.number };
+            if self.outgoing.has_room(shard, head.encoded_len()) {
+                self.tell_group(shard, &head);
+            } else {
+                self.groups.homes.owed.push((shard, group));
+            }
+        }
+        self.tell_those_behind();
+        self.tell_late_groups();
+        for _ in 0..self.groups.unasked.len() {
+            let Some((conn, user, last_stamp)) = self.groups.unasked.pop_front() else { break };
+            if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user) {
+                self.begin_groups(conn, user, last_stamp);
+            }
+        }
+    }
+
+    fn tell_those_behind(&mut self) {
+        for _ in 0..self.groups.behind.len().min(HEADS_PER_TICK) {
+            let Some(conn) = self.groups.behind.next() else { return };
+            let room = self.links.limits.outbox_bytes_max / 2;
+            let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else {
+                self.groups.behind.take(conn);
+                continue;
+            };
+            if known.outbox_bytes() >= room {
+                self.groups.behind.later(conn);
+                continue;
+            }
+            let groups = match self.groups.behind.take(conn) {
+                Some(Missed::Groups(groups)) => groups,
+                Some(Missed::All) => self.groups.parts.groups_of(conn.slot).collect(),
+                None => continue,
+            };
+            #[cfg(test)]
+            if crate::simulation::planted(crate::simulation::Bug::HeadsForgotten) {
+                continue;
+            }
+            let parts = &self.groups.parts;
+            // One that it has left meanwhile is no concern of it.
+            let groups = groups.into_iter().filter(|group| parts.is_in(conn, *group));
+            let heads = groups.filter_map(|group| {
+                let part = parts.get(group)?;
+                Some(Head { group, stamp: part.last, read: 0, seq: part.number, unread: 0 })
+            });
+            let heads = heads.collect();
+            self.send_heads(conn.slot, heads);
+        }
+    }
+
+    /// Senders of messages that the store has not answered for too long are told SENT 3. It may have them all the same.
+    fn tell_late_groups(&mut self) {
+        let tick = self.links.tick;
+        let answer = ticks(STORE_ANSWER_MS + self.links.limits.store_after_ms);
+        while let Some((asked_tick, token)) = self.groups.unanswered.front().copied() {
+            let Some(desk) = &mut self.desk else { return };
+            let sending = match desk.asked_mut(token) {
+                Some(Asked::Group(GroupAsked::Send(sending))) => Some(sending),
+                _ => None,
+            };
+            if sending.is_some() && asked_tick + answer > tick {
+                return;
+            }
+            self.groups.unanswered.pop_front();
+            let Some(sending) = sending else { continue };
+            let told = std::mem::replace(&mut sending.told, true);
+            let Sending { origin: Some(origin), id, group, acked: true, .. } = **sending else { continue };
+            if !told {
+                self.links.stats.limit_store_answer.add(1);
+                self.links.stats.group_overloaded.add(1);
+                self.tell_fate(origin, id, group, Outcome::Overloaded, 0);
+            }
+        }
+    }
+
+    /// SYNC of a group.
+    pub(super) fn sync_group(&mut self, slot: u32, aux: u16, sync: &Sync) {
+        let Sync { after_stamp, since_ms, limit, group } = *sync;
+        let conn = self.links.slots.id(slot);
+        let user = self.links.slots.at(slot).user;
+        if is_room(group) || !self.alone {
+            return self.links.error(slot, Code::Unsupported, 0, 0);
+        }
+        let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
+        let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
+        let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));
+        let ask = Box::new(GroupAsk::Read { user: Some(user), after: after_stamp, since_ms, limit, bytes_max });
+        let request = |token| Request::Group { group, ask, token: Some(token) };
+        let tick = self.links.tick;
+        let Some(desk) = &mut self.desk else { return };
+        match desk.ask(tick, Asked::Group(GroupAsked::Sync { conn, aux, group, after }), request) {
+            Ok(()) => drop(desk.syncs.insert(conn)),
+            Err(_) => {
+                self.links.stats.limit_store_mail.add(1);
+                self.links.error(slot, Code::Overloaded, 0, 0);
+            }
+        }
+    }
+
+    fn group_page(&mut self, conn: ConnId, aux: u16, group: u64, after: u64, reply: Reply) {
+        if let Some(desk) = &mut self.desk {
+            desk.syncs.remove(&conn);
+        }
+        let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else { return };
+        let (slot, user) = (conn.slot, known.user);
+        let (page, next) = match group_reply(reply) {
+            Ok(GroupReply::Page { page, next }) => (page, next),
+            Ok(GroupReply::Denied(_)) => return self.links.error(slot, Code::NotAMember, 0, 0),
+            _ => return self.links.error(slot, Code::ServiceUnavailable, 0, 0),
+        };
+        let Page { records, floor, last, complete, truncated } = page;
+        for record in &records {
+            let own = if record.from == user { flags::SELF } else { 0 };
+            let (id, stamp, flags) = (record.id, record.stamp, flags::REPLAY | own);
+            let header = Header { kind: Kind::GroupDeliver, flags, aux: 0, id, peer: group, stamp };
+            self.links.reply(slot, |out| encode_delivery(out, &header, record.from, &record.payload));
+        }
+        self.links.stats.group_replays.add(records.len() as u64);
+        let next_stamp = next.max(after);
+        let sync_ok = SyncOk { next_stamp, complete, truncated, group, floor, last };
+        self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, aux, &sync_ok));
+        self.links.pause_if_full(slot);
+    }
+
+    /// Asks about a group whose home this shard is, on behalf of the control thread.
+    pub(crate) fn ask_group(&mut self, group: u64, ask: GroupAsk, answer: oneshot::Sender<Reply>) {
+        let stamp = self.next_stamp();
+        let refused = Reply::Refused(Refusal::Unavailable);
+        if let GroupAsk::Append { record, retry } = ask {
+            let Stored { from, id, payload, .. } = record;
+            let (origin, acked, told, answer) = (None, false, false, Some(answer));
+            let sending = Box::new(Sending { group, origin, from, id, stamp, acked, payload, told, answer });
+            if let Err(sending) = self.ask_to_send(sending, retry, false)
+                && let Some(answer) = sending.answer
+            {
+                // Who asked may have gone.
+                let _ = answer.send(refused);
+            }
+            return;
+        }
+        let effect = match ask {
+            GroupAsk::Join { user, .. } => Effect::Joined(user),
+            GroupAsk::Leave { user } => Effect::Left(user),
+            GroupAsk::Delete => Effect::Ended,
+            _ => Effect::Nothing,
+        };
+        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
+        let asked = Asked::Group(GroupAsked::Control { group, effect, answer });
+        let tick = self.links.tick;
+        let Some(desk) = &mut self.desk else { return };
+        if let Err(Asked::Group(GroupAsked::Control { answer, .. })) = desk.ask(tick, asked, request) {
+            self.links.stats.limit_store_mail.add(1);
+            // Who asked may have gone.
+            let _ = answer.send(refused);
+        }
+    }
+
+    pub(super) fn set_group_gauges(&self) {
+        let (stats, groups) = (&self.links.stats, &self.groups);
+        stats.group_parts.set(groups.parts.len() as u64);
+        stats.group_sessions.set(groups.parts.memberships() as u64);
+        stats.group_homes.set(groups.homes.len() as u64);
+        stats.group_queue_bytes.set(groups.parts.queued_bytes() as u64);
+        stats.group_behind.set(groups.behind.len() as u64);
+    }
+}
+
+/// GROUP_DELIVER: in front of the payload is who sent it.
+fn encode_delivery(out: &mut Vec<u8>, header: &Header, from: u64, payload: &[u8]) {
+    let before = out.len();
+    encode(out, header, &from.to_be_bytes());
+    out.extend_from_slice(payload);
+    let length = (out.len() - before) as u32;
+    out[before..before + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// What came of a request about a group; the refusal if the store did nothing.
+fn group_reply(reply: Reply) -> Result<GroupReply, Option<Refusal>> {
+    match reply {
+        Reply::Group(reply) => Ok(*reply),
+        Reply::Refused(refusal) => Err(Some(refusal)),
+        _ => Err(None),
+    }
+}
+
+fn group_reply_of(reply: &Reply) -> Option<&GroupReply> {
+    match reply {
+        Reply::Group(reply) => Some(reply),
+        _ => None,
+    }
+}
+
+/// Gives frames to the sessions of this shard.
+struct Fan<'a> {
+    links: &'a mut super::links::Links,
+    behind: &'a mut crate::groups::behind::Behind,
+}
+
+impl Sink for Fan<'_> {
+    fn is_open(&mut self, conn: ConnId) -> bool {
+        self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open)
+    }
+
+    fn give(&mut self, slot: u32, group: u64, run: &Run) {
+        let user = self.links.slots.at(slot).user;
+        if run.frames.iter().all(|frame| frame.from != user) {
+            let frames = run.frames.len() as u64;
+            match self.links.queue_frames(slot, &run.bytes) {
+                Queued::Yes => self.links.stats.group_deliveries.add(frames),
+                Queued::OutboxFull => self.missed(slot, group, frames),
+            }
+            return;
+        }
+        // Some of it is the user's own: the session that sent it does not get it, the others learn that it is.
+        let conn = self.links.slots.id(slot);
+        let mut begin = 0;
+        let mut own = Vec::new();
+        for frame in &run.frames {
+            let bytes = &run.bytes[begin..frame.end];
+            begin = frame.end;
+            #[cfg(test)]
+            let echoes = crate::simulation::planted(crate::simulation::Bug::EchoedToSender);
+            #[cfg(not(test))]
+            let echoes = false;
+            if frame.from == user && frame.origin == Some(conn) && !echoes {
+                continue;
+            }
+            let bytes = if frame.from == user {
+                own.clear();
+                own.extend_from_slice(bytes);
+                own[FLAGS_AT] |= flags::SELF;
+                &own
+            } else {
+                bytes
+            };
+            match self.links.queue_frames(slot, bytes) {
+                Queued::Yes => self.links.stats.group_deliveries.add(1),
+                Queued::OutboxFull => self.missed(slot, group, 1),
+            }
+        }
+    }
+
+    fn miss(&mut self, slot: u32, group: u64) {
+        let conn = self.links.slots.id(slot);
+        self.behind.note(conn, group);
+    }
+}
+
+/// Where the flags of a frame are.
+const FLAGS_AT: usize = 5;
+const _: () = assert!(TICK_MS == 100);
+
+impl Fan<'_> {
+    fn missed(&mut self, slot: u32, group: u64, frames: u64) {
+        self.links.stats.group_copies_dropped.add(frames);
+        self.miss(slot, group);
+    }
+}

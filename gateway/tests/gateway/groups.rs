@@ -1,0 +1,405 @@
+//! Groups and live rooms: who is in gets each message once and in order, and what is told as stored is there after a kill.
+
+use crate::support::ONE_AND_MANY;
+use crate::support::client::{Client, Event};
+use crate::support::gateway::{Gateway, with_each_gateway};
+use crate::support::scratch::ScratchFolder;
+use crate::support::wire::{self, Frame, Head, Login, SyncOk, code, flag, kind, outcome};
+use std::time::Duration;
+
+const GROUP: u64 = 77;
+/// The first id of live rooms, and some more.
+const ROOM: u64 = (1 << 63) + 5;
+
+/// Runs `body` against gateways with a store, and balances the books afterwards.
+fn with_store(shard_counts: &[u32], flags: &[&str], body: impl Fn(&Gateway)) {
+    for &shards in shard_counts {
+        let folder = ScratchFolder::new("groups");
+        let gateway = start(shards, &folder, flags);
+        body(&gateway);
+        gateway.audit();
+        gateway.finish();
+    }
+}
+
+fn start(shards: u32, folder: &ScratchFolder, flags: &[&str]) -> Gateway {
+    let often = ["--group-member-sends-per-sec", "0", "--group-sends-per-sec", "0"];
+    let often = if flags.contains(&often[0]) { &often[..0] } else { &often[..] };
+    Gateway::start(shards, &[&["--data-dir", folder.path()], often, flags].concat())
+}
+
+/// Logs in and takes the end of the backlog.
+fn login(gateway: &Gateway, login: &Login) -> Client {
+    let (mut client, _) = Client::login_with(gateway, login);
+    client.recv_kind(kind::SYNC_OK);
+    client
+}
+
+fn user(gateway: &Gateway, user: u64) -> Client {
+    login(gateway, &Login::of(user))
+}
+
+fn frame(frame_kind: u8, group: u64, id: u64) -> Frame {
+    Frame { kind: frame_kind, id, peer: group, ..Frame::default() }
+}
+
+fn group_send(client: &mut Client, group: u64, id: u64, flags: u8, body: &[u8]) {
+    client.write(&Frame { flags, body: body.to_vec(), ..frame(kind::GROUP_SEND, group, id) });
+}
+
+/// Joins, and returns the position up to which the group was.
+fn join(client: &mut Client, group: u64) -> u64 {
+    client.write(&frame(kind::GROUP_JOIN, group, 900));
+    expect_ok(client, group, 900)
+}
+
+fn leave(client: &mut Client, group: u64) {
+    client.write(&frame(kind::GROUP_LEAVE, group, 901));
+    expect_ok(client, group, 901);
+}
+
+fn expect_ok(client: &mut Client, group: u64, id: u64) -> u64 {
+    let ok = client.recv_kind(kind::GROUP_OK);
+    assert_eq!((ok.id, ok.peer, ok.body.len()), (id, group, 0), "{ok:?}");
+    ok.stamp
+}
+
+/// The next frame, which must be a message to a group: sender and text.
+fn recv_group(client: &mut Client, group: u64) -> (Frame, u64, String) {
+    let frame = client.recv_kind(kind::GROUP_DELIVER);
+    let (from, text) = frame.body.split_first_chunk::<8>().expect("a sender stands before the payload");
+    assert_eq!((frame.peer, frame.flags & flag::ACK), (group, 0), "{frame:?}");
+    let text = String::from_utf8(text.to_vec()).expect("a text");
+    (frame.clone(), u64::from_be_bytes(*from), text)
+}
+
+/// Asks for a page of a group: texts and SYNC_OK.
+fn sync(client: &mut Client, group: u64, after: u64, limit: u32) -> (Vec<(Frame, String)>, SyncOk) {
+    client.write(&wire::sync_group(9, group, after, limit));
+    let mut frames = Vec::new();
+    loop {
+        let frame = client.recv();
+        if frame.kind == kind::SYNC_OK {
+            let sync_ok = SyncOk::parse(&frame);
+            assert_eq!((sync_ok.aux, sync_ok.group), (9, group));
+            return (frames, sync_ok);
+        }
+        assert_eq!((frame.kind, frame.aux, frame.flags & flag::REPLAY), (kind::GROUP_DELIVER, 0, flag::REPLAY));
+        let text = String::from_utf8(frame.body[8..].to_vec()).expect("a text");
+        frames.push((frame, text));
+    }
+}
+
+fn texts(frames: &[(Frame, String)]) -> Vec<&str> {
+    frames.iter().map(|(_, text)| text.as_str()).collect()
+}
+
+#[test]
+fn members_on_all_shards_get_each_message_once_in_order_and_numbered() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        let mut members: Vec<Client> = (1..=9).map(|id| user(gateway, id)).collect();
+        let mut stranger = user(gateway, 50);
+        members.iter_mut().for_each(|member| {
+            join(member, GROUP);
+        });
+        let mut last = 0;
+        for round in 0..20u64 {
+            let sender = (round % 9) as usize;
+            let text = format!("message {round}");
+            group_send(&mut members[sender], GROUP, round + 1, flag::ACK, text.as_bytes());
+            let sent = members[sender].recv_kind(kind::SENT);
+            assert_eq!((sent.id, sent.peer, sent.aux), (round + 1, GROUP, outcome::STORED));
+            assert!(sent.stamp > last, "positions rise");
+            last = sent.stamp;
+            for (at, member) in members.iter_mut().enumerate().filter(|(at, _)| *at != sender) {
+                let (frame, from, got) = recv_group(member, GROUP);
+                assert_eq!((from, got.as_str()), (sender as u64 + 1, text.as_str()), "member {at}");
+                assert_eq!((frame.id, frame.stamp, frame.flags), (round + 1, sent.stamp, 0));
+                assert_eq!(u64::from(frame.aux), round + 1, "numbers follow each other");
+            }
+        }
+        members.iter_mut().for_each(Client::ping);
+        stranger.ping();
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.sum("trunkline_group_deliveries_total", &[]), 20 * 8);
+        let shards = metrics.sum("trunkline_group_parts", &[]);
+        let encoded = metrics.sum("trunkline_group_messages_encoded_total", &[]);
+        assert_eq!(encoded, 20 * shards, "encoded once for each shard with members");
+    });
+}
+
+#[test]
+fn the_senders_other_devices_get_it_as_its_own_and_the_sending_session_does_not() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        let mut phone = login(gateway, &Login::of(1).device("phone"));
+        let mut desk = login(gateway, &Login::of(1).device("desk"));
+        let mut other = user(gateway, 2);
+        join(&mut phone, GROUP);
+        join(&mut other, GROUP);
+        group_send(&mut phone, GROUP, 5, 0, b"mine");
+        let (frame, from, text) = recv_group(&mut desk, GROUP);
+        assert_eq!((frame.flags, from, text.as_str()), (flag::SELF, 1, "mine"));
+        let (frame, ..) = recv_group(&mut other, GROUP);
+        assert_eq!(frame.flags, 0);
+        phone.ping();
+        // A device that comes later is in what its user is in.
+        let mut tablet =
+            login(gateway, &Login { last_stamp: frame.stamp + (20_000 << 20), ..Login::of(1).device("tablet") });
+        gateway.wait_for_metrics("all are in", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 4);
+        group_send(&mut other, GROUP, 6, 0, b"to all");
+        for client in [&mut phone, &mut desk, &mut tablet] {
+            assert_eq!(recv_group(client, GROUP).2, "to all");
+        }
+    });
+}
+
+#[test]
+fn who_is_no_member_can_neither_send_nor_read_and_who_has_left_gets_nothing() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        let (mut member, mut other) = (user(gateway, 1), user(gateway, 2));
+        join(&mut member, GROUP);
+        group_send(&mut other, GROUP, 1, flag::ACK, b"let me in");
+        other.expect_sent(1, GROUP, outcome::DENIED);
+        group_send(&mut other, GROUP, 2, 0, b"let me in");
+        other.expect_error(code::NOT_A_MEMBER, 2, GROUP);
+        other.write(&wire::sync_group(1, GROUP, 0, 0));
+        other.expect_error(code::NOT_A_MEMBER, 0, 0);
+        join(&mut other, GROUP);
+        join(&mut other, GROUP);
+        group_send(&mut other, GROUP, 3, flag::ACK, b"hello");
+        other.expect_sent(3, GROUP, outcome::STORED);
+        assert_eq!(recv_group(&mut member, GROUP).2, "hello");
+        leave(&mut other, GROUP);
+        leave(&mut other, GROUP);
+        group_send(&mut member, GROUP, 4, flag::ACK, b"gone?");
+        member.expect_sent(4, GROUP, outcome::STORED);
+        group_send(&mut other, GROUP, 5, flag::ACK, b"still here");
+        other.expect_sent(5, GROUP, outcome::DENIED);
+        other.ping();
+        member.ping();
+        for (bad, id) in [(0, 6), (GROUP, 0)] {
+            group_send(&mut member, bad, id, flag::ACK, b"");
+            member.expect_error(code::BAD_REQUEST, id, bad);
+        }
+        // What is delivered is eight bytes longer than what was sent.
+        let longest = wire::FRAME_BYTES_MAX - wire::HEADER_LONG - 8;
+        group_send(&mut member, GROUP, 7, flag::ACK, &vec![b'x'; longest + 1]);
+        member.expect_error(code::BAD_REQUEST, 7, GROUP);
+        group_send(&mut member, GROUP, 8, flag::ACK, &vec![b'x'; longest]);
+        member.expect_sent(8, GROUP, outcome::STORED);
+    });
+}
+
+#[test]
+fn a_group_is_read_by_pages_and_what_is_not_stored_is_not_there() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        let (mut member, mut other) = (user(gateway, 1), user(gateway, 2));
+        let begin = join(&mut member, GROUP);
+        join(&mut other, GROUP);
+        for id in 1..=5u64 {
+            let no_store = if id == 3 { flag::NO_STORE } else { 0 };
+            group_send(&mut member, GROUP, id, flag::ACK | no_store, format!("{id}").as_bytes());
+            member.expect_sent(id, GROUP, if id == 3 { outcome::ACCEPTED } else { outcome::STORED });
+            let (frame, ..) = recv_group(&mut other, GROUP);
+            assert_eq!(u64::from(frame.aux), id, "what is not stored is numbered too");
+        }
+        let (first, sync_ok) = sync(&mut other, GROUP, begin, 3);
+        assert_eq!((texts(&first), sync_ok.complete, sync_ok.truncated), (vec!["1", "2", "4"], false, false));
+        let (rest, sync_ok) = sync(&mut other, GROUP, sync_ok.next_stamp, 3);
+        assert_eq!((texts(&rest), sync_ok.complete), (vec!["5"], true));
+        assert_eq!((sync_ok.next_stamp, sync_ok.last), (rest[0].0.stamp, rest[0].0.stamp));
+        let (own, _) = sync(&mut member, GROUP, 0, 0);
+        assert!(own.iter().all(|(frame, _)| frame.flags == flag::REPLAY | flag::SELF));
+        // A message that is sent again is found, and not given to anybody twice.
+        group_send(&mut member, GROUP, 5, flag::ACK | flag::RETRY, b"5");
+        let sent = member.recv_kind(kind::SENT);
+        assert_eq!((sent.aux, sent.stamp), (outcome::STORED, rest[0].0.stamp));
+        other.ping();
+    });
+}
+
+#[test]
+fn what_counts_as_stored_and_who_is_a_member_survive_a_kill() {
+    let folder = ScratchFolder::new("groups");
+    let gateway = start(2, &folder, &[]);
+    let (mut member, mut other, mut gone) = (user(&gateway, 1), user(&gateway, 2), user(&gateway, 3));
+    for client in [&mut member, &mut other, &mut gone] {
+        join(client, GROUP);
+    }
+    leave(&mut gone, GROUP);
+    for id in 1..=3 {
+        group_send(&mut member, GROUP, id, flag::ACK, format!("{id}").as_bytes());
+        member.expect_sent(id, GROUP, outcome::STORED);
+    }
+    let seen = recv_group(&mut other, GROUP).0.stamp;
+    gateway.kill();
+
+    let gateway = start(2, &folder, &[]);
+    // Of what is newer than ten seconds before the last stamp a device is told, and it asks.
+    let mut other = login(&gateway, &Login { last_stamp: seen, ..Login::of(2) });
+    let heads = wire::heads(&other.recv_kind(kind::HEADS));
+    let (missed, sync_ok) = sync(&mut other, GROUP, seen, 0);
+    assert_eq!((texts(&missed), sync_ok.truncated), (vec!["2", "3"], false));
+    assert_eq!(heads, [Head { group: GROUP, stamp: sync_ok.last, read: 0, seq: 0 }]);
+    let mut member = user(&gateway, 1);
+    member.recv_kind(kind::HEADS);
+    group_send(&mut member, GROUP, 3, flag::ACK | flag::RETRY, b"3");
+    member.expect_sent(3, GROUP, outcome::STORED);
+    group_send(&mut member, GROUP, 4, flag::ACK, b"4");
+    let sent = member.recv_kind(kind::SENT);
+    assert!(sent.aux == outcome::STORED && sent.stamp > sync_ok.last, "positions go on behind those of before");
+    assert_eq!(recv_group(&mut other, GROUP).2, "4");
+    let mut gone = user(&gateway, 3);
+    group_send(&mut gone, GROUP, 1, flag::ACK, b"?");
+    gone.expect_sent(1, GROUP, outcome::DENIED);
+    drop((member, other, gone));
+    gateway.audit();
+    gateway.finish();
+}
+
+#[test]
+fn a_member_that_does_not_read_is_told_what_it_missed_and_gets_it() {
+    let flags = ["--outbox-bytes-max", "64KiB", "--outbox-burst-bytes-max", "64KiB", "--unsent-bytes-max", "4KiB"];
+    with_store(&[2], &flags, |gateway| {
+        let (mut sender, mut slow, mut quick) = (user(gateway, 1), user(gateway, 2), user(gateway, 3));
+        for client in [&mut sender, &mut slow, &mut quick] {
+            join(client, GROUP);
+        }
+        let mut sent = 0;
+        let body = vec![b'm'; 30_000];
+        // Until what the kernel holds for it and its outbox are full.
+        loop {
+            sent += 1;
+            assert!(sent < 2_000, "nothing was dropped");
+            group_send(&mut sender, GROUP, sent, flag::ACK, &body);
+            sender.expect_sent(sent, GROUP, outcome::STORED);
+            recv_group(&mut quick, GROUP);
+            if gateway.metrics().sum("trunkline_group_copies_dropped_total", &[]) > 2 {
+                break;
+            }
+        }
+        let mut live = 0;
+        let mut last = 0;
+        let head = loop {
+            let frame = slow.recv();
+            if frame.kind == kind::HEADS {
+                break wire::heads(&frame)[0];
+            }
+            live += 1;
+            last = frame.stamp;
+        };
+        assert!(live < sent && head.group == GROUP && head.stamp > last && head.seq == sent);
+        let mut missed = 0;
+        loop {
+            let (page, sync_ok) = sync(&mut slow, GROUP, last, 0);
+            missed += page.len() as u64;
+            last = sync_ok.next_stamp;
+            if sync_ok.complete {
+                break;
+            }
+        }
+        assert_eq!((live + missed, last), (sent, head.stamp), "each message once");
+    });
+}
+
+#[test]
+fn a_live_room_is_its_sessions_and_keeps_nothing() {
+    with_each_gateway(ONE_AND_MANY, &["--group-member-sends-per-sec", "0"], |gateway| {
+        let mut members: Vec<Client> = (1..=6).map(|id| Client::login(gateway, id)).collect();
+        members.iter_mut().for_each(|member| {
+            join(member, ROOM);
+        });
+        let mut second = Client::login_with(gateway, &Login::of(1).device("second")).0;
+        group_send(&mut second, ROOM, 1, flag::ACK, b"not in");
+        second.expect_sent(1, ROOM, outcome::DENIED);
+        for id in 1..=10 {
+            group_send(&mut members[0], ROOM, id, flag::ACK, b"goal!");
+            members[0].expect_sent(id, ROOM, outcome::ACCEPTED);
+        }
+        for member in &mut members[1..] {
+            for number in 1..=10 {
+                let (frame, from, text) = recv_group(member, ROOM);
+                assert_eq!((frame.aux, from, text.as_str()), (number, 1, "goal!"));
+            }
+        }
+        second.ping();
+        second.write(&wire::sync_group(1, ROOM, 0, 0));
+        second.expect_error(code::UNSUPPORTED, 0, 0);
+        leave(&mut members[1], ROOM);
+        group_send(&mut members[0], ROOM, 11, 0, b"again");
+        recv_group(&mut members[2], ROOM);
+        members[1].ping();
+        drop(members);
+        gateway.wait_for_metrics("the room has ended", |metrics| {
+            metrics.sum("trunkline_group_sessions", &[]) + metrics.sum("trunkline_group_homes", &[]) == 0
+        });
+    });
+}
+
+#[test]
+fn rates_and_numbers_of_groups_are_bound() {
+    let flags = ["--group-sends-per-sec", "4", "--group-member-sends-per-sec", "2", "--group-members-max", "3"];
+    with_store(&[2], &[&flags[..], &["--groups-per-user-max", "2"]].concat(), |gateway| {
+        let mut members: Vec<Client> = (1..=4).map(|id| user(gateway, id)).collect();
+        members[..3].iter_mut().for_each(|member| {
+            join(member, GROUP);
+        });
+        members[3].write(&frame(kind::GROUP_JOIN, GROUP, 5));
+        members[3].expect_error(code::LIMIT_REACHED, 5, GROUP);
+        join(&mut members[0], GROUP + 1);
+        members[0].write(&frame(kind::GROUP_JOIN, GROUP + 2, 6));
+        members[0].expect_error(code::LIMIT_REACHED, 6, GROUP + 2);
+        // More in a moment than both rates let pass, whenever the second begins.
+        let mut answers = [0; 2];
+        for id in 1..=9 {
+            group_send(&mut members[0], GROUP, id, flag::ACK, b"!");
+            let answer = members[0].recv();
+            answers[usize::from(answer.kind == kind::ERROR)] += 1;
+            assert!(answer.kind == kind::SENT || answer.aux == code::RATE_LIMITED, "{answer:?}");
+        }
+        assert!(answers[1] >= 1, "{answers:?}");
+        for id in 10..=30 {
+            for member in &mut members[1..3] {
+                group_send(member, GROUP, id, flag::ACK, b"!");
+            }
+        }
+        let is_refused = |frame: &Frame| match frame.kind {
+            kind::SENT => frame.aux == outcome::OVERLOADED,
+            _ => frame.kind == kind::ERROR && frame.aux == code::RATE_LIMITED,
+        };
+        for member in &mut members[1..3] {
+            assert!(member.recv_until_pong().iter().any(is_refused));
+        }
+        let metrics = gateway.metrics();
+        for limit in ["group_sends_per_sec", "group_member_sends_per_sec", "group_members"] {
+            assert!(metrics.sum("trunkline_limit_hits_total", &[("limit", limit)]) > 0, "{limit}");
+        }
+    });
+}
+
+#[test]
+fn one_group_with_many_members_does_not_hold_up_the_others() {
+    with_store(&[2], &[], |gateway| {
+        let mut members: Vec<Client> = (1..=60).map(|id| user(gateway, id)).collect();
+        members.iter_mut().for_each(|member| {
+            join(member, GROUP);
+        });
+        for id in 1..=50 {
+            group_send(&mut members[0], GROUP, id, 0, b"to sixty");
+        }
+        for member in &mut members[1..] {
+            for number in 1..=50 {
+                assert_eq!(recv_group(member, GROUP).0.aux, number);
+            }
+        }
+        // A session that has gone is in nothing, and its user still is.
+        let left = members.pop().expect("sixty");
+        drop(left);
+        gateway.wait_for_metrics("it is gone", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 59);
+        let mut again = login(gateway, &Login { last_stamp: u64::MAX, ..Login::of(60) });
+        gateway.wait_for_metrics("it is back", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 60);
+        group_send(&mut members[0], GROUP, 51, 0, b"all");
+        assert_eq!(recv_group(&mut again, GROUP).2, "all");
+        assert_eq!(again.read_event(Duration::from_millis(1)), Event::TimedOut);
+    });
+}
