@@ -423,7 +423,7 @@ fn with_defaults(mut command: clap::Command) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trunkline_gateway::config::Endpoint;
+    use trunkline_gateway::config::{Endpoint, StorePlace};
 
     fn host() -> Host {
         Host { cores: 4, nofile_hard: 20_000, memory_available: 16 << 30, name: "host-1".to_owned() }
@@ -484,7 +484,8 @@ mod tests {
             match parse_words(&format!("gateway store {word} --data-dir /d")) {
                 Ok(Command::Store(parsed, config)) => {
                     assert_eq!(parsed, action);
-                    assert_eq!(config.store.map(|store| store.data_dir), Some(PathBuf::from("/d")));
+                    let place = config.store.map(|store| store.place);
+                    assert_eq!(place, Some(StorePlace::Folder(PathBuf::from("/d"))));
                 }
                 other => panic!("{other:?}"),
             }

@@ -30,14 +30,14 @@ pub use listen::{At, Endpoint, Listen, NoListen};
 pub use names::strange_variables;
 pub use services::ServicesConfig;
 pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
-pub use store::StoreConfig;
+pub use store::{StoreConfig, StorePlace};
 pub use text::default_config;
 pub(crate) use text::to_table;
 pub use tls::{TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
-    StoreKind,
+    StoreKind, StoreSyncKind,
 };
 
 use resolve::{Judge, known};

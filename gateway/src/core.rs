@@ -33,6 +33,7 @@ mod reading;
 mod route;
 mod service_links;
 mod shard;
+mod shared;
 mod tls;
 pub(crate) mod tokens;
 mod trunk;

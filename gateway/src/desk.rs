@@ -27,6 +27,7 @@ use crate::auth::TokenEnd;
 use crate::core::groups::GroupAsked;
 use crate::directory::Redelivery;
 use crate::io::ConnId;
+use crate::limits::REPLAY_WINDOW_MAX;
 use hashbrown::{HashMap, HashSet};
 use std::collections::VecDeque;
 use tokio::sync::oneshot;
@@ -40,6 +41,9 @@ pub(crate) const READER_BYTES: u64 =
     2 * (size_of::<(u64, UserDesk)>() as u64 + 1) + size_of::<Reader>() as u64 + 2 * 8 * OWED_USUALLY;
 /// Messages that a device that reads and acknowledges owes at a time.
 const OWED_USUALLY: u64 = 16;
+
+const PACKED_EPHEMERAL: u16 = 1 << 15;
+const _: () = assert!(REPLAY_WINDOW_MAX < PACKED_EPHEMERAL as u32);
 
 /// What LOGIN says of the inbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,18 @@ impl Wish {
         let Login { ephemeral, window, last_stamp, .. } = *login;
         Wish { ephemeral, window, resume: std::mem::take(&mut login.resume), last_stamp }
     }
+
+    /// What the home of a guest has to know of it: the window in the low 15 bits, and whether it is ephemeral above.
+    pub(crate) fn packed(&self) -> u16 {
+        let window = self.window.min(REPLAY_WINDOW_MAX) as u16;
+        window | if self.ephemeral { PACKED_EPHEMERAL } else { 0 }
+    }
+
+    /// What [`Wish::packed`] gave.
+    pub(crate) fn unpacked(packed: u16) -> Self {
+        let (ephemeral, window) = (packed & PACKED_EPHEMERAL != 0, u32::from(packed & !PACKED_EPHEMERAL));
+        Wish { ephemeral, window, ..Wish::default() }
+    }
 }
 
 /// A login that waits for the store.
@@ -73,6 +89,8 @@ pub(crate) struct WaitingLogin {
     pub(crate) token_end: TokenEnd,
     pub(crate) began_us: u64,
     pub(crate) wish: Wish,
+    /// The store was told that this is the user's home: nobody else adds to the log since then.
+    pub(crate) claimed: bool,
 }
 
 /// A request that is to be answered, and for whom.
@@ -82,6 +100,8 @@ pub(crate) enum Asked {
     Append { user: u64, stamp: u64 },
     /// Where a device stands: for a login that waits, or a session that began without knowing it.
     Open { conn: ConnId, user: u64 },
+    /// Where the device of a session stands that began without knowing it, here or at another node.
+    Where { user: u64, session: u64 },
     /// A page of the backlog of a session.
     Page { user: u64, session: u64 },
     /// A page that a client asked for.
@@ -150,11 +170,16 @@ pub(crate) struct Desk {
     pages_waiting: VecDeque<(u64, u64, NextPage)>,
     pub(crate) duplicates: Duplicates,
     pub(crate) logouts: Logouts,
+    /// How sessions here read their inboxes that wish for something particular, by slot and its generation; for the next home
+    /// of a guest. At most one for each connection.
+    pub(crate) wishes: HashMap<u32, (u32, u16)>,
+    /// Other nodes have the same store.
+    pub(crate) shared: bool,
 }
 
 impl Desk {
-    /// A desk that has asked nothing. `key` is a secret of this life of the process.
-    pub(crate) fn new(port: StorePort, key: u64) -> Self {
+    /// A desk that has asked nothing. `key` is a secret of this life of the process; `shared`: other nodes have the same store.
+    pub(crate) fn new(port: StorePort, key: u64, shared: bool) -> Self {
         Desk {
             port,
             asked: HashMap::new(),
@@ -172,6 +197,8 @@ impl Desk {
             pages_waiting: VecDeque::new(),
             duplicates: Duplicates::new(key),
             logouts: Logouts::default(),
+            wishes: HashMap::new(),
+            shared,
         }
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct Held {
     pub(crate) via: NodeKey,
     pub(crate) deadline_tick: u32,
     pub(crate) payload: Box<[u8]>,
+    /// NO_STORE and RETRY.
+    pub(crate) extra: u8,
 }
 
 /// What a shard does, piece by piece, after a change of the view; see `core/moves.rs`.

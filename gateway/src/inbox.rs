@@ -451,6 +451,24 @@ impl Inboxes {
         }
     }
 
+    /// Takes out the oldest message of a user, told of or not.
+    pub(crate) fn pop_any(&mut self, user: u64) -> Option<Unacked> {
+        let message = self.by_user.get_mut(&user)?.messages.pop_front()?;
+        self.forget(user, &message);
+        Some(message)
+    }
+
+    /// A copy of a message has not reached a session after all.
+    pub(crate) fn bounced(&mut self, user: u64, session: u64, stamp: u64) {
+        if self.find(user, stamp).is_none() {
+            return;
+        }
+        let seat = self.seat(user, session);
+        if let Some(message) = self.find(user, stamp) {
+            message.queued.remove(seat);
+        }
+    }
+
     /// Takes out those of a user's messages for which `which` is true. Returns those that have not been told of.
     pub(crate) fn take_if(&mut self, user: u64, which: impl Fn(&Unacked) -> bool) -> VecDeque<Unacked> {
         let Some(inbox) = self.by_user.get_mut(&user) else { return VecDeque::new() };

@@ -10,11 +10,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use trunkline_gateway::budget::Budget;
-use trunkline_gateway::config::{Config, ConfigError, Host, default_config, strange_variables};
+use trunkline_gateway::config::{
+    Config, ConfigError, Host, StoreConfig, StorePlace, StoreSyncKind, default_config, strange_variables,
+};
 use trunkline_gateway::dev_cert;
 use trunkline_gateway::doctor::{self, Outcome, Status, apply, resolve_goal, rollback};
 use trunkline_gateway::startup::StartupError;
-use trunkline_gateway::store::{open, store_limits};
+use trunkline_gateway::store::{Tool, ToolError, open, redis_settings, store_limits};
 use trunkline_router::http::{NewKey, Scope};
 use trunkline_router::log;
 use trunkline_store::Store;
@@ -128,16 +130,22 @@ fn check_config(config: &Config) -> Result<(), Failure> {
 
 /// A store that no node has open: checked, written out or read in.
 fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
-    let Some(folder) = &config.store else {
-        let needed = "the folder of the store is needed: give --data-dir DIR, or the configuration of its node";
+    let Some(of_store) = &config.store else {
+        let needed = "the place of the store is needed: give --data-dir DIR, --store redis and --redis URL, or the \
+                      configuration of its node";
         return Err(ConfigError::Conflict(needed.to_owned()).into());
     };
-    let of_store = |error: io::Error| Failure::Other(format!("the store in {}: {error}", folder.data_dir.display()));
-    if action != StoreAction::Import && !folder.data_dir.is_dir() {
+    let folder = match &of_store.place {
+        StorePlace::Folder(folder) => folder,
+        StorePlace::Redis(sync) => return store_in_redis(action, config, of_store, *sync),
+    };
+    let limits = store_limits(of_store, config.limits());
+    let of_store = |error: io::Error| Failure::Other(format!("the store in {}: {error}", folder.display()));
+    if action != StoreAction::Import && !folder.is_dir() {
         // To open it would make an empty one.
         return Err(of_store(io::ErrorKind::NotFound.into()));
     }
-    let mut store = open(&folder.data_dir, store_limits(folder, config.limits()))?;
+    let mut store = open(folder, limits)?;
     match action {
         StoreAction::Check => {
             let checked = store.check().map_err(of_store)?;
@@ -158,6 +166,42 @@ fn store(action: StoreAction, config: &Config) -> Result<(), Failure> {
     }
     store.close();
     Ok(())
+}
+
+/// The store that the nodes of a cluster share, which they may go on using.
+fn store_in_redis(
+    action: StoreAction,
+    config: &Config,
+    store: &StoreConfig,
+    sync: Option<StoreSyncKind>,
+) -> Result<(), Failure> {
+    let Some(cluster) = config.load_cluster()? else {
+        return Err(ConfigError::Conflict("store = redis needs --redis".to_owned()).into());
+    };
+    let failed = |error: ToolError| Failure::Other(format!("the store in Redis: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let tool = Tool::connect(redis_settings(store, sync, config.limits(), &cluster)).await.map_err(failed)?;
+        match action {
+            StoreAction::Check => {
+                let checked = tool.check().await.map_err(failed)?;
+                print(&format!("{}\n", serde_json::to_string_pretty(&checked).map_err(io::Error::from)?))?;
+                if !checked.is_sound() {
+                    return Err(Failure::Other("what Redis has is not what it counts".to_owned()));
+                }
+            }
+            StoreAction::Export => {
+                let mut out = io::BufWriter::new(io::stdout());
+                tool.export(&mut out).await.map_err(failed)?;
+                out.flush()?;
+            }
+            StoreAction::Import => {
+                let imported = tool.import(&mut io::stdin().lock()).await.map_err(failed)?;
+                print(&format!("{}\n", serde_json::to_string_pretty(&imported).map_err(io::Error::from)?))?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// The key is shown here and nowhere else.

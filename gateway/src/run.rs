@@ -14,7 +14,8 @@ use trunkline_gateway::budget::Budget;
 use trunkline_gateway::clock::wall_s;
 use trunkline_gateway::cluster::{Cluster, Secrets};
 use trunkline_gateway::config::{
-    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, TlsMaterial, strange_variables,
+    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, StorePlace, TlsMaterial,
+    strange_variables,
 };
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
@@ -105,10 +106,10 @@ impl Start {
         if let Some(word) = budget.overcommitted() {
             tracing::warn!("{word}");
         }
-        let store =
-            config.store.as_ref().map(|store| NodeStore::start(store, config.limits(), config.shards)).transpose()?;
-        if let Some(store) = &config.store {
-            tracing::info!("messages for users who are offline are kept in {}", store.data_dir.display());
+        let start = |store| NodeStore::start(store, config.limits(), config.shards, cluster.as_ref());
+        let store = config.store.as_ref().map(start).transpose()?;
+        if let Some(StorePlace::Folder(folder)) = config.store.as_ref().map(|store| &store.place) {
+            tracing::info!("messages for users who are offline are kept in {}", folder.display());
         }
         let of = |key: &'static str| move |error: StartupError| listening(config, key, error);
         let http_listener = listen_alone(config.http).map_err(of("http"))?;

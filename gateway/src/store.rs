@@ -1,6 +1,6 @@
 //! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is committed.
 
-use crate::config::{InboxFull, Size, StoreConfig};
+use crate::config::{ClusterConfig, InboxFull, Size, StoreConfig, StorePlace, StoreSyncKind};
 use crate::desk::{ShardStore, StoreAnswers};
 use crate::limits::{Limits, REPLAY_WINDOW_MAX, SYNC_PAGE_MAX};
 use crate::metrics::StatType;
@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use trunkline_redis_store::{RedisStore, Settings, StoreSync};
+pub use trunkline_redis_store::{Tool, ToolError};
 use trunkline_store::{
     COMMIT_BUCKETS_US, Clock, Embedded, GroupLimits, GroupStats, Groups, Refusal, Stats, StoreMail, StoreThread,
     WhenFull, WithGroups, group_store_limits,
@@ -78,16 +80,23 @@ const GROUPS_FOLDER: &str = "groups";
 /// A store that has answered nothing for so long is late. A commit takes milliseconds on a disk that works.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// The thread of a store.
+#[derive(Debug)]
+enum Running {
+    Embedded(StoreThread),
+    Redis(RedisStore),
+}
+
 /// A store in operation.
 #[derive(Debug)]
 pub struct NodeStore {
-    thread: StoreThread,
+    running: Running,
     shards: ShardStore,
     bytes_max: u64,
     frame_bytes_max: u64,
 }
 
-/// Bounds of the embedded store, from the configuration.
+/// Bounds of a store, from the configuration.
 pub fn store_limits(config: &StoreConfig, limits: &Limits) -> trunkline_store::Limits {
     let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     trunkline_store::Limits {
@@ -126,8 +135,8 @@ fn wall_clock() -> Clock {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_groups(config: &StoreConfig, limits: &Limits) -> Result<Groups<Embedded>, StartupError> {
-    let folder = config.data_dir.join(GROUPS_FOLDER);
+pub fn open_groups(data_dir: &Path, config: &StoreConfig, limits: &Limits) -> Result<Groups<Embedded>, StartupError> {
+    let folder = data_dir.join(GROUPS_FOLDER);
     let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let of_inboxes = store_limits(config, limits);
     let of_groups = trunkline_store::Limits {
@@ -147,30 +156,70 @@ pub fn open_groups(config: &StoreConfig, limits: &Limits) -> Result<Groups<Embed
     Groups::open(logs, of_members, wall_clock()).map_err(|error| StartupError::Store(folder, error.to_string()))
 }
 
+/// What the store in the Redis Cluster of a node is made of.
+pub fn redis_settings(
+    config: &StoreConfig,
+    sync: Option<StoreSyncKind>,
+    limits: &Limits,
+    cluster: &ClusterConfig,
+) -> Settings {
+    let sync = sync.map(|sync| match sync {
+        StoreSyncKind::Replica => StoreSync::Replica,
+        StoreSyncKind::Aof => StoreSync::Aof,
+        StoreSyncKind::Master => StoreSync::Master,
+    });
+    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), clock: wall_clock() }
+}
+
 impl NodeStore {
     /// Opens the store and starts its thread.
     ///
     /// # Errors
     /// As [`open`], or when the system gives no thread or no random numbers.
-    pub fn start(config: &StoreConfig, limits: &Limits, shards: u16) -> Result<Self, StartupError> {
-        let failed = |error: String| StartupError::Store(config.data_dir.clone(), error);
-        let store = open(&config.data_dir, store_limits(config, limits))?;
-        let groups = open_groups(config, limits)?;
-        let highest_stamp = store.high().max(groups.logs().high());
-        let group_stats = groups.stats().clone();
-        let store = WithGroups::new(store, Some(groups));
+    /// `cluster`: with TLS to Redis set up; only for a store there, which connects by itself.
+    pub fn start(
+        config: &StoreConfig,
+        limits: &Limits,
+        shards: u16,
+        cluster: Option<&ClusterConfig>,
+    ) -> Result<Self, StartupError> {
+        let folder = match &config.place {
+            StorePlace::Folder(folder) => folder.clone(),
+            StorePlace::Redis(_) => "Redis".into(),
+        };
+        let failed = |error: String| StartupError::Store(folder.clone(), error);
         let mut key = [0; 8];
         getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
         let mail = StoreMail::new(limits.store_mail_bytes_max as usize);
         let answers = StoreAnswers::new(shards);
         let way_back = answers.clone();
-        let thread = StoreThread::start(store, mail.clone(), move |source, batch| way_back.put(source, batch))
-            .map_err(|error| failed(format!("starting its thread: {error}")))?;
-        let (key, stats) = (u64::from_ne_bytes(key), thread.stats().clone());
-        let groups = Some(group_stats);
-        let shards = ShardStore { mail, answers, highest_stamp, key, stats, groups };
-        let (bytes_max, frame_bytes_max) = (config.bytes_max, limits.frame_bytes_max.into());
-        Ok(NodeStore { thread, shards, bytes_max, frame_bytes_max })
+        let give_back = move |source, batch| way_back.put(source, batch);
+        let no_thread = |error: std::io::Error| failed(format!("starting its thread: {error}"));
+        let mut group_stats = None;
+        let (running, stats, highest_stamp, bytes_max) = match &config.place {
+            StorePlace::Folder(folder) => {
+                let store = open(folder, store_limits(config, limits))?;
+                let groups = open_groups(folder, config, limits)?;
+                let highest_stamp = store.high().max(groups.logs().high());
+                group_stats = Some(groups.stats().clone());
+                let store = WithGroups::new(store, Some(groups));
+                let thread = StoreThread::start(store, mail.clone(), give_back).map_err(no_thread)?;
+                let stats = thread.stats().clone();
+                (Running::Embedded(thread), stats, highest_stamp, config.bytes_max)
+            }
+            StorePlace::Redis(sync) => {
+                let cluster = cluster.ok_or_else(|| failed("no Redis Cluster is configured".to_owned()))?;
+                let settings = redis_settings(config, *sync, limits, cluster);
+                let store = RedisStore::start(settings, mail.clone(), give_back).map_err(no_thread)?;
+                let stats = store.stats().clone();
+                (Running::Redis(store), stats, 0, u64::MAX)
+            }
+        };
+        let key = u64::from_ne_bytes(key);
+        let shared = matches!(running, Running::Redis(_));
+        let shards = ShardStore { mail, answers, highest_stamp, key, stats, shared, groups: group_stats };
+        let frame_bytes_max = limits.frame_bytes_max.into();
+        Ok(NodeStore { running, shards, bytes_max, frame_bytes_max })
     }
 
     /// What its shards need.
@@ -186,7 +235,10 @@ impl NodeStore {
 
     /// Answers what it was asked, makes everything durable and ends. False if its thread had panicked.
     pub fn stop(self) -> bool {
-        self.thread.stop()
+        match self.running {
+            Running::Embedded(thread) => thread.stop(),
+            Running::Redis(store) => store.stop(),
+        }
     }
 }
 
@@ -224,7 +276,7 @@ impl StoreWatch {
         }
         let bytes = of(&self.stats.log_bytes) + of(&self.stats.table_bytes);
         // A short message may still fit.
-        if bytes + self.frame_bytes_max > self.bytes_max {
+        if bytes.saturating_add(self.frame_bytes_max) > self.bytes_max {
             return Some(format!(
                 "the store is full: {} of {} are used, so messages for users who are offline are refused with SENT 5",
                 Size(bytes).rounded(),

@@ -8,6 +8,8 @@
 //! | `tl:nodes` | sorted set of at most 2,048 node names by when their leases end, so that nothing has to scan |
 //! | `tl:view` | digest and epoch of the last view that somebody asked about |
 //! | `tl:user:{<user>}` | hash, one field for each device; runs out a `presence_ttl` after the last login |
+//! | `tl:inbox:{<user>}`, `tl:inbox:{<user>}:m` | messages of a user and how far its devices are, where `store = redis`; see `gateway/redis-store` |
+//! | `tl:store` | number of that store |
 //! | `tl:account:{<name>}` | the user of that name |
 //! | `tl:account-name:{<user>}` | the name of the account with that user id, so that no id is given twice |
 //!
@@ -23,6 +25,7 @@
 //! `cluster-require-full-coverage yes`, Redis's default, the others refuse commands while a failed master's slots have nobody:
 //! from the moment the cluster agrees that it has failed until its replica is promoted. `no` spares them that.
 
+mod batches;
 mod config;
 mod entry;
 mod error;
@@ -35,6 +38,7 @@ mod script;
 mod tls;
 pub mod write_behind;
 
+pub use batches::{Batches, Call, Outcome, StoreSync, Value};
 pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
 pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
 pub use error::{AccountError, AcquireError, PlaneError};

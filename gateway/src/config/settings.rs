@@ -2,7 +2,8 @@
 //! `default-config`, and the default.
 
 use super::values::{
-    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind, one_or_many,
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
+    StoreSyncKind, one_or_many,
 };
 use super::{Listen, LogFormat};
 use clap::Args;
@@ -335,8 +336,10 @@ settings! {
     link_outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_LINK_OUTBOX_BYTES_MAX" Fixed("\"4MiB\"");
 
     ["Store"]
-    /// What keeps messages with ACK for users who are offline, or do not acknowledge them. Not with redis yet.
+    /// What keeps messages with ACK for users who are offline, or do not acknowledge them. With redis: redis or off, the same at all nodes.
     store: [StoreKind] "KIND" "TRUNKLINE_STORE" Computed("embedded with data_dir, off without");
+    /// With store = redis: when a message counts as stored. Unset: replica where each master has a replica as the node starts, master otherwise.
+    store_sync: [StoreSyncKind] "WHEN" "TRUNKLINE_STORE_SYNC" Unset("\"replica\"");
     /// Folder of the embedded store, which is made if need be. One process has it at a time.
     data_dir: [PathBuf] "DIR" "TRUNKLINE_DATA_DIR" Unset("\"/var/lib/trunkline\"");
     /// Milliseconds without ACK after which a message is stored, 100 to 600000.

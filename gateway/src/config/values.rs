@@ -240,6 +240,20 @@ pub enum StoreKind {
     Off,
     /// Files in data_dir, written by this process.
     Embedded,
+    /// The Redis Cluster of redis, which all nodes share.
+    Redis,
+}
+
+/// When a message counts as stored in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreSyncKind {
+    /// When a replica has it too, or two where there are two.
+    Replica,
+    /// Likewise, and when it is in the append-only files of all of these; Redis 7.2.
+    Aof,
+    /// When the master has it. What is not replicated yet is lost with the master.
+    Master,
 }
 
 /// What becomes of a message for an inbox that is full.

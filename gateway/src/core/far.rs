@@ -9,7 +9,7 @@ use super::route::{Routed, delivery};
 use super::shard::Shard;
 use crate::cluster::MeshNews;
 use crate::conn::{Phase, Slots};
-use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSession};
+use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSession, is_remote};
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
@@ -33,6 +33,7 @@ struct Ack {
     peer: u64,
     stamp: u64,
     session: u64,
+    cumulative: bool,
 }
 
 /// A message at the home of its recipient, or on its way there: where it was before.
@@ -98,7 +99,7 @@ impl Shard {
             self.links.stats.limit_sent_away.add(1);
             return self.refuse(message);
         }
-        let flags = if acked { far_flags::ACK } else { 0 };
+        let flags = flags_of(acked, message.extra);
         let origin = self.address(origin);
         let record = FarRecord::Message { origin, from, to, id, hops: path.hops, flags, payload };
         if self.send_far(node, shard, &record).is_err() {
@@ -176,10 +177,19 @@ impl Shard {
 
     /// Lets a message wait until it is known where its recipient is.
     fn park(&mut self, message: &Routed<'_>, path: Path) {
-        let Routed { origin, from, to, id, acked, payload, .. } = *message;
+        let Routed { origin, from, to, id, acked, extra, payload } = *message;
         let deadline_tick = self.links.tick + ticks(PARK_MS);
-        let held =
-            Held { origin, from, id, acked, hops: path.hops, via: path.via, deadline_tick, payload: payload.into() };
+        let held = Held {
+            origin,
+            from,
+            id,
+            acked,
+            extra,
+            hops: path.hops,
+            via: path.via,
+            deadline_tick,
+            payload: payload.into(),
+        };
         if self.directory.parked.park(to, held, payload.len()).is_err() {
             self.links.stats.limit_parked.add(1);
             self.refuse(message);
@@ -195,8 +205,8 @@ impl Shard {
                 continue;
             }
             for held in self.directory.parked.take(user) {
-                let Held { origin, from, id, acked, hops, via, deadline_tick, ref payload } = held;
-                let message = Routed { origin, from, to: user, id, acked, extra: 0, payload };
+                let Held { origin, from, id, acked, extra, hops, via, deadline_tick, ref payload } = held;
+                let message = Routed { origin, from, to: user, id, acked, extra, payload };
                 let path = Path { via, hops };
                 // Those behind one that still waits wait too.
                 let waits = self.directory.parked.holds(user);
@@ -232,11 +242,13 @@ impl Shard {
             | FarRecord::Register { user, .. }
             | FarRecord::Unregister { user, .. }
             | FarRecord::Gone { user, .. }
+            | FarRecord::Held { user, .. }
             | FarRecord::Transfer { user, .. } => self.shard_of(user),
             FarRecord::Fate { origin, .. } => origin.seat.shard,
             FarRecord::Deliver { seat, .. }
             | FarRecord::Registered { seat, .. }
             | FarRecord::RegisterRefused { seat, .. }
+            | FarRecord::BacklogOver { seat, .. }
             | FarRecord::Kick { seat, .. } => seat.shard,
             FarRecord::KickUser { user, .. } => self.shard_of(user),
             FarRecord::KickDone { shard, .. } => shard,
@@ -287,7 +299,8 @@ impl Shard {
         match record {
             FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
                 let acked = flags & far_flags::ACK != 0;
-                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra: 0, payload };
+                let extra = extra_of(flags);
+                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
                 self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
             }
             FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
@@ -305,7 +318,12 @@ impl Shard {
                     Some(conn) if conn.phase == Phase::Open && conn.user == user => {
                         match self.links.queue_message(seat.conn.slot, &header, payload) {
                             Queued::Yes => self.links.stats.deliveries.add(1),
-                            Queued::OutboxFull => self.links.stats.copies_dropped.add(1),
+                            Queued::OutboxFull => {
+                                self.links.stats.copies_dropped.add(1);
+                                if self.desk.is_some() {
+                                    self.answer_far(node, user, &FarRecord::Held { user, session, stamp });
+                                }
+                            }
                         }
                     }
                     _ => {
@@ -314,12 +332,19 @@ impl Shard {
                     }
                 }
             }
-            FarRecord::Ack { user, id, peer, stamp, session, hops } => {
-                self.far_ack(node, Ack { user, id, peer, stamp, session }, hops);
+            FarRecord::Ack { user, id, peer, stamp, session, hops, cumulative } => {
+                self.far_ack(node, Ack { user, id, peer, stamp, session, cumulative }, hops);
             }
-            FarRecord::Register { user, seat, session, since_s, device, class, .. } => {
+            FarRecord::Held { user, session, stamp } => self.held_there(user, session, stamp),
+            FarRecord::BacklogOver { seat, user, next_stamp, truncated, floor, last } => {
+                let known = self.links.slots.get(seat.conn);
+                if known.is_some_and(|conn| conn.phase == Phase::Open && conn.user == user) {
+                    self.tell_backlog_over(seat.conn.slot, next_stamp, truncated, floor, last);
+                }
+            }
+            FarRecord::Register { user, seat, session, since_s, device, class, wish, .. } => {
                 let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session, told: 0 };
-                self.register_remote(at, since_s, device, class);
+                self.register_remote(at, since_s, device, class, wish);
             }
             FarRecord::Registered { seat, user, session, since_s, pending } => {
                 self.registered(node, seat.conn, user, session, since_s, pending);
@@ -345,10 +370,10 @@ impl Shard {
                     }
                 }
             }
-            FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
-                let origin = Self::origin_at(origin);
-                let message = Routed { origin, from, to: user, id, acked: true, extra: 0, payload };
-                self.take_transfer(&message, node, stamp, attempts);
+            FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
+                let (origin, extra) = (Self::origin_at(origin), extra_of(flags));
+                let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
+                self.take_transfer(&message, node, stamp, attempts, flags & far_flags::TOLD != 0);
             }
             FarRecord::Memo { body } => self.take_memo(node, body),
         }
@@ -435,15 +460,15 @@ impl Shard {
 
     /// A guest's ACK, at its home; or where that has moved from.
     fn far_ack(&mut self, node: NodeKey, ack: Ack, hops: u8) {
-        let Ack { user, id, peer, stamp, session } = ack;
+        let Ack { user, id, peer, stamp, session, cumulative } = ack;
         match self.home(user) {
             Home::There { node: home, shard } if home != node && hops < HOPS_MAX => {
-                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: hops + 1 };
+                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: hops + 1, cumulative };
                 if self.send_far(home, shard, &record).is_err() {
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
-            _ => self.acknowledged(user, session, stamp),
+            _ => self.acknowledged_by(user, session, stamp, cumulative),
         }
     }
 
@@ -454,11 +479,14 @@ impl Shard {
             // Should it have arrived, its fate finds nobody who waits for it. A message without ACK that may have arrived is not counted again.
             FarRecord::Message { flags, .. } if flags & far_flags::ACK == 0 && back.maybe_received => {}
             FarRecord::Message { .. } => self.lost_here(record),
-            FarRecord::Deliver { .. } => self.links.stats.copies_dropped.add(1),
-            FarRecord::Transfer { user, stamp, origin, from, id, attempts, payload, .. } => {
-                let origin = Self::origin_at(origin);
-                let message = Routed { origin, from, to: user, id, acked: true, extra: 0, payload };
-                self.take_transfer(&message, NodeKey::OWN, stamp, attempts);
+            FarRecord::Deliver { user, session, stamp, .. } => {
+                self.links.stats.copies_dropped.add(1);
+                self.held_there(user, session, stamp);
+            }
+            FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
+                let (origin, extra) = (Self::origin_at(origin), extra_of(flags));
+                let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
+                self.take_transfer(&message, NodeKey::OWN, stamp, attempts, flags & far_flags::TOLD != 0);
             }
             // The node lives on with a new stream: answers are told again. All that it has to know of sessions is too, by a walk.
             FarRecord::Fate { origin, .. } => {
@@ -466,7 +494,10 @@ impl Shard {
                     self.links.stats.sent_to_gone.add(1);
                 }
             }
-            FarRecord::Ack { user, .. } | FarRecord::Unregister { user, .. } | FarRecord::Gone { user, .. } => {
+            FarRecord::Ack { user, .. }
+            | FarRecord::Unregister { user, .. }
+            | FarRecord::Gone { user, .. }
+            | FarRecord::Held { user, .. } => {
                 self.answer_far(back.node, user, &record);
             }
             // From before this node was fenced: it has forgotten the session, and is asked again. Told late, it would be the answer to that.
@@ -474,6 +505,7 @@ impl Shard {
                 if !self.presence.sessions(user).iter().any(|entry| entry.session == session) => {}
             FarRecord::Registered { seat, .. }
             | FarRecord::RegisterRefused { seat, .. }
+            | FarRecord::BacklogOver { seat, .. }
             | FarRecord::Kick { seat, .. } => {
                 if self.send_far(back.node, seat.shard, &record).is_err() {
                     self.links.stats.mesh_answers_lost.add(1);
@@ -534,6 +566,37 @@ pub(crate) fn queue(
     result.map(drop)
 }
 
+/// The flags of a record with a message.
+pub(crate) fn flags_of(acked: bool, extra: u8) -> u8 {
+    let bit = |set: bool, flag: u8| if set { flag } else { 0 };
+    let extra = |flag: u8| extra & flag != 0;
+    bit(acked, far_flags::ACK)
+        | bit(extra(flags::RETRY), far_flags::RETRY)
+        | bit(extra(flags::NO_STORE), far_flags::NO_STORE)
+}
+
+/// What of the sender's flags such a record carries.
+pub(crate) fn extra_of(far: u8) -> u8 {
+    let bit = |is: u8, flag: u8| if far & is != 0 { flag } else { 0 };
+    bit(far_flags::RETRY, flags::RETRY) | bit(far_flags::NO_STORE, flags::NO_STORE)
+}
+
+/// Queues a copy of a message for a session in a slot of presence, here or on another node.
+pub(crate) fn give(
+    directory: &Directory,
+    mesh: &mut Option<Mesh>,
+    links: &mut Links,
+    slot: u32,
+    header: &Header,
+    payload: &[u8],
+) -> Queued {
+    match directory.remotes.get(slot) {
+        Some(remote) => queue_copy(mesh, links, remote, header, payload),
+        None if is_remote(slot) => Queued::OutboxFull,
+        None => links.queue_message(slot, header, payload),
+    }
+}
+
 /// Queues a copy of a message for a session on another node.
 pub(crate) fn queue_copy(
     mesh: &mut Option<Mesh>,
@@ -544,7 +607,7 @@ pub(crate) fn queue_copy(
 ) -> Queued {
     let RemoteSession { node, shard, conn, user, session, .. } = *remote;
     let Header { id, peer: from, stamp, .. } = *header;
-    let flags = header.flags & (flags::ACK | flags::AGAIN | flags::SELF);
+    let flags = header.flags & (flags::ACK | flags::AGAIN | flags::REPLAY | flags::SELF);
     let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
     match queue(mesh, links, node, shard, &record) {
         Ok(()) => Queued::Yes,

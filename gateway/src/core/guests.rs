@@ -30,7 +30,7 @@ impl Shard {
             return self.close(slot, CloseReason::Overloaded);
         }
         let home = self.home(adoptee.user);
-        if home == Home::Here {
+        if home == Home::Here || self.desk.is_some() {
             return self.open_here(slot, adoptee);
         }
         let registration = Registration {
@@ -43,15 +43,23 @@ impl Shard {
             began_us: adoptee.began_us,
             home: NodeKey::OWN,
             again_tick: None,
+            wish: adoptee.wish.clone(),
+            opened: None,
         };
+        self.register_guest(slot, registration);
+    }
+
+    /// Asks the home of a login's user for a session.
+    pub(super) fn register_guest(&mut self, slot: u32, registration: Registration) {
+        let user = registration.user;
         let deadline = self.links.tick + ticks(self.links.limits.login_timeout_ms);
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::Registering;
-        conn.user = adoptee.user;
+        conn.user = user;
         self.links.wheel.arm(slot, deadline);
         self.directory.registrations.add(slot, registration);
         // While no node is active, as when this one has just started, the login waits until one is.
-        if let Home::There { node, shard } = home {
+        if let Home::There { node, shard } = self.home(user) {
             self.ask_home(slot, node, shard);
         }
     }
@@ -89,9 +97,10 @@ impl Shard {
         let Some(waiting) = self.directory.registrations.at(slot) else { return };
         waiting.home = node;
         waiting.again_tick = None;
-        let Registration { user, device, class, .. } = &*waiting;
+        let Registration { user, device, class, wish, .. } = &*waiting;
+        let wish = wish.packed();
         let since_s = (self.now.wall_ms / 1_000) as u32;
-        let record = FarRecord::Register { user: *user, seat, session: 0, since_s, device, class, hops: 0 };
+        let record = FarRecord::Register { user: *user, seat, session: 0, since_s, device, class, hops: 0, wish };
         if far::queue(&mut self.mesh, &mut self.links, node, shard, &record).is_err() {
             waiting.again_tick = Some(tick + ticks(ASK_AGAIN_MS));
         }
@@ -118,8 +127,8 @@ impl Shard {
                 Home::There { node, shard } => self.ask_home(slot, node, shard),
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
-                    let Registration { user, device, class, heartbeat_secs, token_end, began_us, .. } = waiting;
-                    let (wish, bytes, wrapped, known) = (Wish::default(), Vec::new(), None, None);
+                    let Registration { user, device, class, heartbeat_secs, token_end, began_us, wish, .. } = waiting;
+                    let (bytes, wrapped, known) = (Vec::new(), None, None);
                     let adoptee = Adoptee {
                         user,
                         device,
@@ -168,7 +177,11 @@ impl Shard {
             && let Some(waiting) = self.directory.registrations.take(conn.slot, conn.generation, user)
         {
             let entry = Entry::new(session, conn.slot, since_s, &waiting.device, &waiting.class);
-            let welcome = Welcome { pending, ..Welcome::default() };
+            self.remember_wish(conn.slot, &waiting.wish);
+            let welcome = match &waiting.opened {
+                Some(opened) => self.standing(user, &waiting.wish, opened),
+                None => Welcome { pending, ..Welcome::default() },
+            };
             self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, welcome);
             self.login_done(conn.slot, waiting.began_us);
             return self.go_on_reading(conn.slot);
@@ -222,7 +235,7 @@ impl Shard {
     }
 
     /// Another node tells of a session of a user whose home this is; session 0 asks for a new one.
-    pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str) {
+    pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str, wish: u16) {
         let RemoteSession { node, shard, conn, user, session, .. } = at;
         let seat = Seat { shard, conn };
         if !self.serving {
@@ -280,12 +293,16 @@ impl Shard {
         if let Some(old) = &replaced {
             self.end_replaced(user, old);
         }
+        let carried = replaced.as_ref().and_then(|old| self.stop_reading(user, old.session));
         if let Some(old) = &replaced {
             self.inboxes.replace(user, old.session, session);
         }
+        let wish = Wish::unpacked(wish);
         if new && (first || replaced.is_some()) {
-            self.redeliver_to(user, slot, session, first, false);
+            let from_log = self.desk.is_some() && !wish.ephemeral;
+            self.redeliver_to(user, slot, session, first, from_log);
         }
+        self.read_for(user, session, slot, &wish, carried);
         self.look_after(user);
     }
 

@@ -15,6 +15,7 @@ use super::links::{Queued, ticks};
 use super::route::{Routed, delivery};
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
+use crate::directory::is_remote;
 use crate::inbox::{Adopted, Keep, Seats, Unacked};
 use crate::limits::{STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
 use std::collections::VecDeque;
@@ -76,12 +77,16 @@ impl Shard {
             devices += 1;
             let takes = reader.as_ref().is_none_or(|reader| reader.takes(owed_max));
             let queued = match takes {
-                true => self.links.queue_message(session.slot, &header, payload),
+                true => {
+                    let (directory, mesh) = (&self.directory, &mut self.mesh);
+                    far::give(directory, mesh, &mut self.links, session.slot, &header, payload)
+                }
                 false => Queued::OutboxFull,
             };
             match (queued, reader) {
                 (Queued::Yes, reader) => {
-                    self.links.stats.deliveries.add(1);
+                    // A copy for another node is counted there.
+                    self.links.stats.deliveries.add(u64::from(!is_remote(session.slot)));
                     let seat = self.inboxes.seat(to, session.session);
                     owed.add(seat);
                     copies.add(seat);
@@ -152,6 +157,9 @@ impl Shard {
 
     /// Asks the store to keep what waits for a user.
     pub(super) fn store_waiting(&mut self, user: u64, why: Store) {
+        if !self.may_store(user) {
+            return;
+        }
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
         let Some(desk) = &mut self.desk else { return };
@@ -167,7 +175,8 @@ impl Shard {
         let sessions: Vec<u64> = sessions.unwrap_or_default();
         sessions.iter().for_each(|session| readers.add(self.inboxes.seat(user, *session)));
         let (mut failed, mut over): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
-        let too_many = desk.port.users() >= self.links.limits.store_users_max;
+        let users_max = self.links.limits.store_users_max;
+        let too_many = users_max > 0 && desk.port.users() >= users_max;
         #[cfg(test)]
         let mut early = Vec::new();
         for message in self.inboxes.of(user).take_while(|message| message.stamp <= until) {
@@ -263,6 +272,7 @@ impl Shard {
                 _ => {}
             },
             Asked::Open { conn, user } => self.store_opened(conn, user, reply),
+            Asked::Where { user, session } => self.where_it_stands(user, session, reply),
             Asked::Page { user, session } => self.page_came(user, session, reply),
             Asked::Sync { conn, aux, after } => self.sync_page(conn, aux, after, reply),
             Asked::Group(asked) => self.group_answered(asked, reply),
@@ -290,6 +300,11 @@ impl Shard {
                 desk.cursors.note(user, self.links.tick + ticks(CURSOR_MS));
             }
         }
+        if confirmed != stamp {
+            // It is in the log where its devices do not expect it.
+            self.hold_before(user, confirmed);
+        }
+        let Some(desk) = &mut self.desk else { return };
         if let Some(message) = self.inboxes.take(user, stamp) {
             let Unacked { origin, from, id, told, .. } = message;
             if told && desk.duplicates.find(from, id, user) == Some((stamp, Known::Open)) {
@@ -320,9 +335,17 @@ impl Shard {
         // Behind one that the store has by now it would come out of order.
         let is_overtaken = self.inboxes.of(user).any(|message| message.stamp > stamp && message.keep == Keep::Storing);
         let Some(message) = self.inboxes.find(user, stamp) else { return };
-        let has_time = online && !is_overtaken && message.sent_tick + after > tick;
-        if refusal == Refusal::Unavailable && has_time {
+        let has_time = message.sent_tick + after > tick;
+        let waits_on = match refusal {
+            Refusal::Unavailable => online && !is_overtaken && has_time,
+            // Another node has become the home: with the next view the message goes there.
+            Refusal::Stale => has_time,
+            _ => false,
+        };
+        if waits_on {
             message.keep = Keep::Waiting;
+            // The store may have it all the same.
+            message.retry = true;
             let (queued, due) = (message.queued, message.sent_tick + after);
             self.hold_those_without(user, stamp, queued);
             if let Some(desk) = &mut self.desk {
@@ -339,7 +362,7 @@ impl Shard {
                 self.links.stats.limit_store_bytes.add(1);
                 Outcome::InboxFull
             }
-            Refusal::TooLong | Refusal::Unavailable => Outcome::Overloaded,
+            Refusal::TooLong | Refusal::Unavailable | Refusal::Stale => Outcome::Overloaded,
         };
         self.fail_kept(user, stamp, outcome);
         if !online {

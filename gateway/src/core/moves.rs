@@ -12,13 +12,13 @@ use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, Routing, Walk, WalkStep};
-use crate::inbox::Unacked;
+use crate::inbox::{Keep, Unacked};
 use crate::mailbox::Origin;
 use crate::mesh::node_key;
 use crate::mesh::peers::{FarError, Mesh};
 use crate::mesh::wire::{Record as FarRecord, SETTLED_SHARDS_SINCE, Seat, flags as far_flags, shards_of};
 use std::sync::Arc;
-use trunkline_proto::Outcome;
+use trunkline_proto::{Outcome, flags};
 use trunkline_router::membership::{NodeState, View, promise_ms};
 use trunkline_router::presence::Presence;
 
@@ -38,6 +38,9 @@ impl Shard {
         let before = self.directory.routing.clone();
         let next = Arc::new(Routing::new(own, &view, key_of));
         self.links.stats.view_epoch.set(view.epoch);
+        if let Some(desk) = &mut self.desk {
+            desk.port.set_view(view.epoch);
+        }
         self.life = life;
         let mono_ms = self.now.mono_ms;
         if let Some(mesh) = &mut self.mesh {
@@ -99,6 +102,7 @@ impl Shard {
                 self.remove_session(remote.user, remote.session);
             }
         }
+        self.forget_readers();
         // What waits here and came from other nodes: they have told its senders that it failed.
         self.refuse_waiting(self.inboxes.users(), |_, origin| origin.node != NodeKey::OWN);
     }
@@ -171,7 +175,11 @@ impl Shard {
                 continue;
             }
             let user = conn.user;
-            let Home::There { node, shard } = routing.home(user) else { continue };
+            let Home::There { node, shard } = routing.home(user) else {
+                self.read_again(user, slot, before);
+                continue;
+            };
+            self.leave_reading(user);
             #[cfg(test)]
             if user.is_multiple_of(3) && crate::simulation::planted(crate::simulation::Bug::SessionUntold) {
                 continue;
@@ -192,7 +200,8 @@ impl Shard {
             let seat = Seat { shard: self.shard, conn: self.links.slots.id(slot) };
             let (session, since_s) = (entry.session, entry.since_s);
             let (device, class) = (entry.device(), entry.class());
-            let record = FarRecord::Register { user, seat, session, since_s, device, class, hops: 0 };
+            let wish = self.wish_in(slot);
+            let record = FarRecord::Register { user, seat, session, since_s, device, class, hops: 0, wish };
             if far::queue(&mut self.mesh, &mut self.links, node, shard, &record).is_err() {
                 return Some(WalkStep::Sessions { slot });
             }
@@ -212,7 +221,8 @@ impl Shard {
                 // For a node that is not reached they are refused.
                 let goes = |mesh: &Mesh| mesh.is_easy(node) || mesh.is_unreachable(node, shard);
                 while budget > 0 && self.mesh.as_ref().is_none_or(goes) {
-                    let Some(message) = self.inboxes.pop(user) else { break };
+                    let next = if self.desk.is_some() { self.inboxes.pop_any(user) } else { self.inboxes.pop(user) };
+                    let Some(message) = next else { break };
                     self.transfer(user, message, node, shard);
                     budget -= 1;
                 }
@@ -231,18 +241,24 @@ impl Shard {
 
     /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home from now on.
     fn transfer(&mut self, user: u64, message: Unacked, node: NodeKey, shard: u16) {
-        let Unacked { stamp, from, id, origin, attempts, payload, .. } = message;
-        let routed = Routed { origin, from, to: user, id, acked: true, extra: 0, payload: &payload };
-        let owes = origin.node == NodeKey::OWN;
+        let Unacked { stamp, from, id, origin, attempts, told, keep, retry, payload, .. } = message;
+        let retry = if retry || keep == Keep::Storing { flags::RETRY } else { 0 };
+        let no_store = if keep == Keep::Never && self.desk.is_some() { flags::NO_STORE } else { 0 };
+        let extra = retry | no_store;
+        let routed = Routed { origin, from, to: user, id, acked: true, extra, payload: &payload };
+        let owes = origin.node == NodeKey::OWN && !told;
         if owes && !self.directory.sent_away.has_room() {
             self.links.stats.limit_sent_away.add(1);
             return self.refuse(&routed);
         }
         let holder = if owes { self.shard } else { origin.holder };
         let origin = self.address(Origin { holder, ..origin });
-        let flags = far_flags::ACK;
+        let flags = far::flags_of(true, extra) | if told { far_flags::TOLD } else { 0 };
         let record = FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload: &payload };
         if self.send_far(node, shard, &record).is_err() {
+            if told {
+                return self.links.stats.copies_given_up.add(1);
+            }
             return self.refuse(&routed);
         }
         self.links.stats.transferred.add(1);
@@ -253,8 +269,12 @@ impl Shard {
     }
 
     /// A message that waited at a former home comes to wait here.
-    pub(crate) fn take_transfer(&mut self, message: &Routed<'_>, via: NodeKey, stamp: u64, attempts: u8) {
-        let Routed { origin, from, to: user, id, payload, .. } = *message;
+    /// `told`: its sender knows, and it is for devices that have not acknowledged it.
+    pub(crate) fn take_transfer(&mut self, message: &Routed<'_>, via: NodeKey, stamp: u64, attempts: u8, told: bool) {
+        let Routed { origin, from, to: user, id, extra, payload, .. } = *message;
+        if told && (!self.serving || self.desk.is_none() || self.home(user) != Home::Here) {
+            return self.links.stats.copies_given_up.add(1);
+        }
         if !self.serving || self.directory.departed.has(origin.node) {
             self.links.stats.fenced.add(1);
             return self.refuse(message);
@@ -264,17 +284,26 @@ impl Shard {
             Home::There { node, shard } if node != via => {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
+                let retry = extra & flags::RETRY != 0;
+                let keep = if extra & flags::NO_STORE == 0 { Keep::Waiting } else { Keep::Never };
                 let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, attempts, payload);
+                let waiting = Unacked { retry, keep, ..waiting };
                 return self.transfer(user, waiting, node, shard);
             }
             Home::There { .. } | Home::Nowhere => return self.refuse(message),
         }
-        if self.directory.early_acks.remove(&(user, stamp)) {
+        if !told && self.directory.early_acks.remove(&(user, stamp)) {
             self.links.stats.out_acked.add(1);
             return self.tell_fate(origin, id, user, Outcome::Delivered, stamp);
         }
         if !self.admit(user, payload.len()) {
+            if told {
+                return self.links.stats.copies_given_up.add(1);
+            }
             return self.refuse(message);
+        }
+        if self.desk.is_some() && extra & flags::NO_STORE == 0 {
+            return self.keep_transferred(message, stamp, told);
         }
         let offline = self.presence.sessions(user).is_empty();
         if offline && !self.is_unsettled(user) {
@@ -321,6 +350,7 @@ impl Shard {
             if routing.home(remote.user) == Home::Here {
                 self.remove_session(remote.user, remote.session);
             } else {
+                self.leave_reading(remote.user);
                 // The user's new home has what waited here, or gets it.
                 self.presence_logout(remote.user, remote.session);
             }
@@ -399,7 +429,11 @@ impl Shard {
                 self.look_after(user);
                 continue;
             }
-            for message in self.inboxes.take_all(user) {
+            let left = match self.desk {
+                Some(_) => self.keep_what_waits(user),
+                None => self.inboxes.take_all(user),
+            };
+            for message in left {
                 self.links.stats.out_offline_refused.add(1);
                 self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);
             }

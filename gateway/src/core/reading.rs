@@ -2,6 +2,7 @@
 //!
 //! A login waits for the store for [`STORE_LOGIN_MS`] at most; then it is answered without, and the backlog follows when the store has said where the device stands.
 
+use super::far;
 use super::handshake::Welcome;
 use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
@@ -9,10 +10,12 @@ use super::route::delivery;
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin, Wish};
+use crate::directory::{Home, RemoteSession, is_remote};
 use crate::inbox::Keep;
 use crate::io::ConnId;
 use crate::limits::{REPLAY_WINDOW_MAX, STORE_LOGIN_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::Adoptee;
+use crate::mesh::wire::{Record as FarRecord, Seat};
 use tokio::sync::oneshot;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{Code, Frame, Header, Kind, Sync, SyncOk, encode, encode_message, flags};
@@ -20,18 +23,18 @@ use trunkline_router::presence::Presence;
 use trunkline_store::{Opened, Page, Record, Refusal, Reply, Request, stamp_at};
 
 /// How often the store is told that a device is connected, at the least; it writes down no more.
-const SEEN_MS: u64 = 3_600_000;
+pub(super) const SEEN_MS: u64 = 3_600_000;
 /// Where devices are forgotten sooner than in some hours: so many times before that.
-const SEEN_PART: u64 = 4;
+pub(super) const SEEN_PART: u64 = 4;
 
 /// How a session that begins reads its inbox.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     pub(super) ephemeral: bool,
     /// Messages of its backlog that it may owe at a time.
-    window: u32,
+    pub(super) window: u32,
     /// Where its device stands; `None` while the store has not said it.
-    opened: Option<Opened>,
+    pub(super) opened: Option<Opened>,
     /// The device whose session it replaces, and how far that one was: the store may have answered before it was told.
     pub(super) carried: Option<(u16, u64)>,
 }
@@ -52,15 +55,19 @@ impl Shard {
             token_end: *token_end,
             began_us: *began_us,
             wish: wish.clone(),
+            claimed: false,
         };
-        if !self.ask_where(conn, *user, device, wish.ephemeral) {
+        let claimed = self.claim(*user);
+        let login = WaitingLogin { claimed, ..login };
+        let (user, ephemeral) = (*user, wish.ephemeral);
+        if !self.ask_where(Asked::Open { conn, user }, user, device, ephemeral) {
             self.links.stats.logins_without_store.add(1);
             return self.finish_login(slot, login, None);
         }
         let deadline = self.links.tick + ticks(STORE_LOGIN_MS);
         let waiting = self.links.slots.at(slot);
         waiting.phase = Phase::Registering;
-        waiting.user = *user;
+        waiting.user = user;
         self.links.wheel.arm(slot, deadline);
         if let Some(desk) = &mut self.desk {
             desk.logins.insert(slot, login);
@@ -68,11 +75,11 @@ impl Shard {
     }
 
     /// Asks the store where a device stands. False if its mailbox has no room.
-    fn ask_where(&mut self, conn: ConnId, user: u64, device: &str, ephemeral: bool) -> bool {
+    pub(super) fn ask_where(&mut self, asked: Asked, user: u64, device: &str, ephemeral: bool) -> bool {
         let Some(desk) = &mut self.desk else { return false };
         let name = if device.is_empty() { trunkline_router::presence::DEFAULT_DEVICE } else { device };
         let ask = |token| Request::Open { user, device: name.into(), ephemeral, token };
-        let asked = desk.ask(self.links.tick, Asked::Open { conn, user }, ask).is_ok();
+        let asked = desk.ask(self.links.tick, asked, ask).is_ok();
         self.links.stats.limit_store_mail.add(u64::from(!asked));
         asked
     }
@@ -105,9 +112,14 @@ impl Shard {
     }
 
     fn finish_login(&mut self, slot: u32, login: WaitingLogin, opened: Option<Opened>) {
-        let WaitingLogin { user, device, class, heartbeat_secs, token_end, began_us, wish, .. } = login;
+        if !self.alone && self.home(login.user) != Home::Here {
+            return self.finish_login_of_guest(slot, login, opened);
+        }
+        let WaitingLogin { user, device, class, heartbeat_secs, token_end, began_us, wish, claimed, .. } = login;
+        self.remember_wish(slot, &wish);
         let (ephemeral, window, carried) = (wish.ephemeral, self.window(&wish), None);
-        let reading = Reading { ephemeral, window, opened, carried };
+        // What was asked when another node was the home may be out of date.
+        let reading = Reading { ephemeral, window, opened: opened.filter(|_| claimed), carried };
         let pending = self.inboxes.len(user) as u64;
         let welcome = Welcome { pending, reading: Some(reading), ..Welcome::default() };
         let welcome = match &opened {
@@ -119,6 +131,10 @@ impl Shard {
         let entry = self.new_entry(slot, user, &device, &class);
         self.open(slot, user, entry, heartbeat_secs, token_end, welcome);
         self.login_done(slot, began_us);
+        if !claimed {
+            // Its reader does not know yet.
+            self.try_again(user);
+        }
         if self.links.slots.at(slot).phase == Phase::Open {
             self.begin_groups(self.links.slots.id(slot), user, last_stamp);
         }
@@ -128,7 +144,7 @@ impl Shard {
     }
 
     /// What LOGIN_OK says of a device that stands there.
-    fn standing(&self, user: u64, wish: &Wish, opened: &Opened) -> Welcome {
+    pub(super) fn standing(&self, user: u64, wish: &Wish, opened: &Opened) -> Welcome {
         let Opened { known, device, device_epoch, store_epoch, cursor, floor, last, pending, .. } = *opened;
         let token = ResumeToken { user, device, device_epoch, issued: self.last_stamp };
         let registered = device != 0 && !wish.ephemeral;
@@ -140,7 +156,8 @@ impl Shard {
             resumed: registered && known && cursor >= floor && fits,
             floor,
             last,
-            truncated: known && cursor < floor,
+            // A device that the store knew and has lost is told likewise.
+            truncated: (known && cursor < floor) || self.was_lost(user, known, store_epoch, &wish.resume),
             reading: None,
         }
     }
@@ -148,7 +165,13 @@ impl Shard {
     /// A session logs out: what it was given to be resumed with is good no more.
     pub(super) fn log_out(&mut self, slot: u32) {
         let user = self.links.slots.at(slot).user;
-        let session = self.presence.sessions(user).iter().find(|entry| entry.slot == slot).map(|entry| entry.session);
+        let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
+        let session = entry.map(|entry| entry.session);
+        if let (Some(entry), Some(desk)) = (entry, self.desk.as_ref().filter(|desk| desk.shared)) {
+            let request = Request::LogOut { user, device: entry.device().into() };
+            // Without room the shard's own memory has to do.
+            self.links.stats.limit_store_mail.add(u64::from(desk.port.send(request).is_err()));
+        }
         let reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
         let Some(device) = reader.map(|reader| reader.device).filter(|device| *device != 0) else { return };
         let stamp = self.next_stamp();
@@ -157,7 +180,7 @@ impl Shard {
         }
     }
 
-    fn window(&self, wish: &Wish) -> u32 {
+    pub(super) fn window(&self, wish: &Wish) -> u32 {
         match wish.window {
             0 => self.links.limits.replay_window,
             window => window.min(REPLAY_WINDOW_MAX),
@@ -171,6 +194,7 @@ impl Shard {
         self.store_waiting(user, Store::CatchUp);
         let now = self.last_stamp;
         let tick = self.links.tick;
+        let view = self.directory.routing.as_ref().map_or(0, |routing| routing.digest());
         let Some(desk) = &mut self.desk else { return };
         let desk_of_user = desk.users.entry(user).or_default();
         if let Some(opened) = &opened {
@@ -181,10 +205,12 @@ impl Shard {
             return;
         }
         let mut reader = Reader::new(session, slot, window, now);
-        reader.seen_tick = tick;
-        if let Some(Opened { device, cursor, floor, known, .. }) = opened {
+        (reader.seen_tick, reader.view) = (tick, view);
+        let shared = desk.shared;
+        if let Some(Opened { device, cursor, floor, last, known, .. }) = opened {
+            let last = if shared { last } else { 0 };
             let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
-            reader.opened(device, cursor.max(carried), known && cursor < floor);
+            reader.opened(device, cursor.max(carried), last, known && cursor < floor);
         } else {
             desk.retries.note(user, tick + ticks(RETRY_MS));
         }
@@ -239,7 +265,8 @@ impl Shard {
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.slot == conn.slot && reader.device == 0) else { return };
         let session = reader.session;
-        reader.opened(opened.device, opened.cursor, opened.known && opened.cursor < opened.floor);
+        let last = if desk.shared { opened.last } else { 0 };
+        reader.opened(opened.device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
         self.go_on_with(user, session);
     }
 
@@ -267,10 +294,17 @@ impl Shard {
             return;
         }
         // A page is half an outbox at most.
-        if self.links.slots.at(slot).outbox_bytes() > self.links.limits.outbox_bytes_max / 2 {
-            return self.links.owe_redelivery(slot);
+        if !self.has_room_for_page(slot) {
+            let retry_tick = self.links.tick + ticks(RETRY_MS);
+            if let Some(desk) = self.desk.as_mut().filter(|_| is_remote(slot)) {
+                desk.retries.note(user, retry_tick);
+            } else {
+                self.links.owe_redelivery(slot);
+            }
+            return;
         }
-        if reader.may_resume(owed_max) {
+        let may_resume = |desk: &mut Desk| desk.reader(user, session).is_some_and(|reader| reader.may_resume(owed_max));
+        if self.desk.as_mut().is_some_and(may_resume) {
             self.store_waiting(user, Store::CatchUp);
             let missing = self.missing_in_log(user, session).is_some();
             let now = self.last_stamp;
@@ -348,7 +382,8 @@ impl Shard {
                 reader.passed_over(record.stamp);
                 continue;
             }
-            if self.links.queue_message(slot, &replayed(user, record), &record.payload) == Queued::OutboxFull {
+            let (directory, mesh, header) = (&self.directory, &mut self.mesh, replayed(user, record));
+            if far::give(directory, mesh, &mut self.links, slot, &header, &record.payload) == Queued::OutboxFull {
                 self.links.owe_redelivery(slot);
                 desk.retries.note(user, retry_tick);
                 complete = false;
@@ -368,6 +403,18 @@ impl Shard {
 
     /// SYNC_OK ends the backlog of a login; and what was lost is told, whenever that is found.
     fn end_backlog(&mut self, slot: u32, next_stamp: u64, truncated: bool, floor: u64, last: u64) {
+        let Some(remote) = self.directory.remotes.get(slot).copied() else {
+            return self.tell_backlog_over(slot, next_stamp, truncated, floor, last);
+        };
+        let RemoteSession { node, shard, conn, user, .. } = remote;
+        let over = FarRecord::BacklogOver { seat: Seat { shard, conn }, user, next_stamp, truncated, floor, last };
+        if self.send_far(node, shard, &over).is_err() {
+            self.links.stats.mesh_answers_lost.add(1);
+        }
+    }
+
+    /// The same, to a session here.
+    pub(super) fn tell_backlog_over(&mut self, slot: u32, next_stamp: u64, truncated: bool, floor: u64, last: u64) {
         let sync_ok = SyncOk { next_stamp, complete: true, truncated, group: 0, floor, last };
         self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, 0, &sync_ok));
     }
@@ -412,9 +459,10 @@ impl Shard {
     /// Looks again at the devices of a user that could not go on.
     pub(super) fn try_again(&mut self, user: u64) {
         let Some(desk_of_user) = self.desk.as_ref().and_then(|desk| desk.users.get(&user)) else { return };
-        let readers: Vec<(u64, u32, bool)> =
-            desk_of_user.readers.iter().map(|reader| (reader.session, reader.slot, reader.device == 0)).collect();
-        for (session, slot, is_unknown) in readers {
+        let readers: Vec<(u64, bool)> =
+            desk_of_user.readers.iter().map(|reader| (reader.session, reader.device == 0)).collect();
+        self.note_guests_seen(user);
+        for (session, is_unknown) in readers {
             if !is_unknown {
                 self.go_on_with(user, session);
                 if let Some(desk) = &mut self.desk
@@ -427,8 +475,7 @@ impl Shard {
             let sessions = self.presence.sessions(user).iter();
             let device =
                 sessions.filter(|entry| entry.session == session).map(|entry| entry.device().to_owned()).next();
-            let conn = self.links.slots.id(slot);
-            let asked = device.is_some_and(|device| self.ask_where(conn, user, &device, false));
+            let asked = device.is_some_and(|device| self.ask_again_where(user, session, &device, false));
             if let (false, Some(desk)) = (asked, &mut self.desk) {
                 desk.retries.note(user, self.links.tick + ticks(RETRY_MS));
             }

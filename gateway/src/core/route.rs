@@ -228,21 +228,27 @@ impl Shard {
         match self.home(user) {
             Home::There { node, shard } => {
                 let Frame { id, peer, stamp, .. } = *frame;
-                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: 0 };
+                let cumulative = frame.flags & flags::CUMULATIVE != 0;
+                let record = FarRecord::Ack { user, id, peer, stamp, session, hops: 0, cumulative };
                 if self.send_far(node, shard, &record).is_err() {
                     // The home sends the message again, and gets another ACK.
                     self.links.stats.mesh_answers_lost.add(1);
                 }
             }
             Home::Here | Home::Nowhere => {
-                if frame.flags & flags::CUMULATIVE != 0 {
-                    self.acknowledged_earlier(user, session, frame.stamp);
-                }
-                self.acknowledged(user, session, frame.stamp);
-                if self.desk.is_some() {
-                    self.device_acknowledged(user, session, frame.stamp);
-                }
+                self.acknowledged_by(user, session, frame.stamp, frame.flags & flags::CUMULATIVE != 0);
             }
+        }
+    }
+
+    /// An ACK of a session, at its user's home.
+    pub(crate) fn acknowledged_by(&mut self, user: u64, session: u64, stamp: u64, cumulative: bool) {
+        if cumulative {
+            self.acknowledged_earlier(user, session, stamp);
+        }
+        self.acknowledged(user, session, stamp);
+        if self.desk.is_some() {
+            self.device_acknowledged(user, session, stamp);
         }
     }
 

@@ -72,7 +72,7 @@ pub(crate) struct ShardConfig {
     pub(crate) placement: Placement,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub(crate) cluster: Option<ShardCluster>,
-    /// Where messages are kept for users who are offline; `None` without a store, and in a cluster.
+    /// Where messages are kept for users who are offline; `None` without a store.
     pub(crate) store: Option<ShardStore>,
     /// How clients' calls come to services; `None` where there are none.
     pub(crate) services: Option<ServicesConfig>,
@@ -187,7 +187,7 @@ impl Shard {
             directory: Directory::new(limits, away_ticks),
             kicks: Kicks::default(),
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
-            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key)),
+            desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
             services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),

@@ -5,6 +5,7 @@
 
 use crate::waker::Waker;
 use crossbeam_queue::SegQueue;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use trunkline_store::{Answer, GroupStats, MailSender, Request, Source, Stats, StoreMail};
@@ -22,6 +23,8 @@ pub struct ShardStore {
     pub key: u64,
     /// The store's numbers.
     pub stats: Arc<Stats>,
+    /// The other nodes of the cluster have the same store.
+    pub shared: bool,
     /// Those of groups; `None` where it keeps none.
     pub groups: Option<Arc<GroupStats>>,
 }
@@ -66,7 +69,7 @@ impl ShardStore {
     pub(crate) fn port(&self, shard: u16) -> StorePort {
         let ShardStore { mail, answers, stats, groups, .. } = self;
         let (answers, stats, groups) = (answers.clone(), stats.clone(), groups.clone());
-        StorePort { shard, answers, sender: mail.sender(shard), stats, groups }
+        StorePort { shard, answers, sender: mail.sender(shard), stats, groups, view: 0, told_view: Cell::new(0) }
     }
 }
 
@@ -77,6 +80,9 @@ pub(crate) struct StorePort {
     answers: StoreAnswers,
     sender: MailSender,
     stats: Arc<Stats>,
+    /// The view of the cluster by which the shard decides, and the one the store knows of.
+    view: u64,
+    told_view: Cell<u64>,
     groups: Option<Arc<GroupStats>>,
 }
 
@@ -90,6 +96,13 @@ impl StorePort {
     /// # Errors
     /// The request, when the mailbox is full or the store has ended.
     pub(crate) fn send(&self, request: Request) -> Result<(), Request> {
+        if self.told_view.get() != self.view {
+            // Before anything that was decided by it.
+            if self.sender.try_send(Request::View { epoch: self.view }).is_err() {
+                return Err(request);
+            }
+            self.told_view.set(self.view);
+        }
         let mail = self.sender.mail();
         let for_messages = mail.bytes_max() - mail.bytes_max() / OTHERS_SHARE;
         let pending = mail.bytes();
@@ -98,6 +111,11 @@ impl StorePort {
             return Err(request);
         }
         self.sender.try_send(request)
+    }
+
+    /// What is sent from now on is decided by this view.
+    pub(crate) fn set_view(&mut self, epoch: u64) {
+        self.view = epoch;
     }
 
     /// Users for whom messages wait in the store, or lately did.

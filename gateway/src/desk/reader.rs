@@ -41,6 +41,8 @@ pub(crate) struct Reader {
     pub(crate) device: u16,
     /// When the store was last told that it is connected, if only by its LOGIN.
     pub(crate) seen_tick: u32,
+    /// The view, by its digest, in which this was found to be the home.
+    pub(crate) view: u64,
     /// Messages of its backlog that it may owe at a time.
     window: u32,
     /// Positions given to it and not acknowledged, rising; each with its number among all that was given.
@@ -73,6 +75,7 @@ impl Reader {
             slot,
             device: 0,
             seen_tick: 0,
+            view: 0,
             window: window.max(1),
             owed: VecDeque::new(),
             numbered: 0,
@@ -88,11 +91,12 @@ impl Reader {
         }
     }
 
-    /// The store says where the device stands. What lies between that and the session's beginning is its backlog.
-    pub(crate) fn opened(&mut self, device: u16, cursor: u64, truncated: bool) {
+    /// The store says where the device stands. What lies between that and the session's beginning is its backlog; and what
+    /// others have added to the log until then, up to `last`.
+    pub(crate) fn opened(&mut self, device: u16, cursor: u64, last: u64, truncated: bool) {
         self.device = device;
         self.told = cursor;
-        let until = self.began.max(cursor);
+        let until = self.began.max(cursor).max(last);
         self.backlog = Some(Backlog { after: cursor, until, reading: false, announced: true, truncated });
         if let Some(held) = self.held_from.take() {
             self.hold(held.max(cursor));
@@ -150,6 +154,14 @@ impl Reader {
     /// Whether the device has said before that it has everything up to a position.
     pub(crate) fn has(&self, stamp: u64) -> bool {
         stamp <= self.told
+    }
+
+    /// What was given to it has not reached it: it gets that from the log, and what follows.
+    pub(crate) fn bounced(&mut self, stamp: u64) {
+        if let Ok(at) = self.find(stamp) {
+            self.owed.remove(at);
+        }
+        self.hold(stamp.saturating_sub(1));
     }
 
     pub(crate) fn is_held(&self) -> bool {
@@ -300,7 +312,7 @@ mod tests {
 
     fn reader(cursor: u64, began: u64) -> Reader {
         let mut reader = Reader::new(1, 1, 4, began);
-        reader.opened(7, cursor, false);
+        reader.opened(7, cursor, 0, false);
         reader
     }
 
@@ -437,7 +449,7 @@ mod tests {
     fn one_that_was_held_before_the_store_answered_gets_nothing_twice() {
         let mut reader = Reader::new(1, 1, 4, 20);
         reader.hold(14);
-        reader.opened(7, 10, true);
+        reader.opened(7, 10, 0, true);
         assert_eq!(reader.next_page(), Some(NextPage { after: 10, limit: 4 }));
         reader.replayed(12);
         let over = reader.page_over(true);

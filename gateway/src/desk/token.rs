@@ -36,6 +36,16 @@ impl ResumeToken {
         mac.chain_update(b"trunkline resume").chain_update(self.facts())
     }
 
+    /// Whether these bytes were given out by this store to a device of that user, whichever registration it had.
+    pub(crate) fn is_of(user: u64, store_epoch: u64, bytes: &[u8]) -> bool {
+        let Some((facts, _)) = bytes.split_at_checked(FACTS_BYTES) else { return false };
+        let word =
+            |at: usize, len: usize| facts[at..at + len].iter().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
+        let device = word(8, 2) as u16;
+        let shown = ResumeToken { user, device, device_epoch: word(10, 4) as u32, issued: 0 };
+        shown.issued(store_epoch, bytes).is_some()
+    }
+
     /// As it stands in LOGIN_OK. `store_epoch` is a number that only the store knows, another one for each store.
     pub(crate) fn seal(self, store_epoch: u64) -> Vec<u8> {
         let mac = self.mac(store_epoch).finalize().into_bytes();
@@ -74,6 +84,8 @@ mod tests {
         ] {
             assert_eq!((other.issued(55, &bytes), token.issued(55, &other.seal(55))), (None, None));
         }
+        assert!(ResumeToken::is_of(7, 55, &bytes) && !ResumeToken::is_of(8, 55, &bytes));
+        assert!(!ResumeToken::is_of(7, 56, &bytes) && !ResumeToken::is_of(7, 55, &bytes[1..]));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;

@@ -2,7 +2,9 @@
 
 use super::routing::NodeKey;
 use crate::auth::TokenEnd;
+use crate::desk::Wish;
 use hashbrown::HashMap;
+use trunkline_store::Opened;
 
 /// A login that waits.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +22,9 @@ pub(crate) struct Registration {
     pub(crate) home: NodeKey,
     /// The home cannot say now: when to ask again.
     pub(crate) again_tick: Option<u32>,
+    /// What LOGIN says of the inbox, and where its device stands there, if the store has said it.
+    pub(crate) wish: Wish,
+    pub(crate) opened: Option<Opened>,
 }
 
 /// All of them, by the slot of their connection; so there are never more than connections.
@@ -83,6 +88,8 @@ mod tests {
             began_us: 0,
             home: NodeKey(home),
             again_tick: None,
+            wish: Wish::default(),
+            opened: None,
         }
     }
 

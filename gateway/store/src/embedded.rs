@@ -184,6 +184,8 @@ impl Embedded {
                 let _ = self.acknowledge(user, device, 0);
                 return None;
             }
+            // This store is one node's own, whose shards remember LOGOUTs.
+            Request::LogOut { .. } | Request::View { .. } | Request::Claim { .. } => return None,
             Request::Devices { user, .. } => self.devices(user),
             Request::Inspect { user, .. } => self.inspect(user),
             Request::Forget { .. } | Request::Delete { .. } if !self.can_write() => {

@@ -16,6 +16,7 @@
 //! The crate knows nothing of shards, rings or sockets. It reads no clock but the one it is given.
 
 mod codec;
+mod copy;
 mod disk;
 mod embedded;
 mod groups;
@@ -32,6 +33,7 @@ mod table;
 mod thread;
 mod tools;
 
+pub use copy::{CopyLine, UserCopy};
 pub use disk::{DirDisk, Disk, Fault, File, SimDisk};
 pub use embedded::Embedded;
 pub use groups::{

@@ -5,11 +5,12 @@ use crossbeam_queue::SegQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::Thread;
+
+/// Wakes the one that reads a mailbox.
+type Wake = Box<dyn Fn() + Send>;
 
 /// Requests on their way to a store. Bounded by their bytes; who finds it full gets the request back at once. Senders
 /// wait for nobody: neither for the store nor for each other.
-#[derive(Debug)]
 pub struct StoreMail {
     requests: SegQueue<(Source, Request)>,
     bytes: AtomicUsize,
@@ -19,7 +20,7 @@ pub struct StoreMail {
     closed: AtomicBool,
     /// The store's thread sleeps, or is about to: whoever sends next wakes it.
     asleep: AtomicBool,
-    reader: Mutex<Option<Thread>>,
+    reader: Mutex<Option<Wake>>,
 }
 
 impl StoreMail {
@@ -60,24 +61,26 @@ impl StoreMail {
     }
 
     /// Lets nothing more in.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.wake();
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    /// Whether nothing more is let in.
+    pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
     /// Whether nothing waits and nobody is about to send, once it is closed.
-    pub(crate) fn is_drained(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         // Senders count their bytes before they look whether it is closed, so one that found it open has been counted
         // here.
         self.bytes.load(Ordering::SeqCst) == 0
     }
 
-    pub(crate) fn set_reader(&self, thread: Thread) {
-        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    /// How the reader is woken when it sleeps. It must not block.
+    pub fn set_reader(&self, wake: impl Fn() + Send + 'static) {
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(wake));
     }
 
     /// Moves what waits to `batch`, at most so many requests and about so many bytes.
@@ -98,7 +101,7 @@ impl StoreMail {
     ///
     /// This store and look at the queue are sequentially consistent with the push and the swap in `wake`: either the
     /// reader sees the request, or the sender sees that the reader sleeps.
-    pub(crate) fn may_sleep(&self) -> bool {
+    pub fn may_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
         if self.requests.is_empty() && !self.is_closed() {
             return true;
@@ -107,7 +110,8 @@ impl StoreMail {
         false
     }
 
-    pub(crate) fn awake(&self) {
+    /// The reader does not sleep any more.
+    pub fn awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
@@ -117,8 +121,14 @@ impl StoreMail {
         if self.asleep.swap(false, Ordering::SeqCst)
             && let Some(reader) = &*self.reader.lock().unwrap_or_else(PoisonError::into_inner)
         {
-            reader.unpark();
+            reader();
         }
+    }
+}
+
+impl std::fmt::Debug for StoreMail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreMail").field("bytes", &self.bytes()).field("bytes_max", &self.bytes_max).finish()
     }
 }
 

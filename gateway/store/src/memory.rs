@@ -27,6 +27,9 @@ pub struct Memory {
     bytes: u64,
     available: bool,
     closed: bool,
+    /// The view of each source, and that of the one that is asking.
+    views: BTreeMap<Source, u64>,
+    view: u64,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ struct User {
     records: VecDeque<Record>,
     bytes: u64,
     last: u64,
+    /// The latest view in which somebody was its home.
+    claimed: u64,
 }
 
 impl Memory {
@@ -54,6 +59,8 @@ impl Memory {
             bytes: 0,
             available: true,
             closed: false,
+            views: BTreeMap::new(),
+            view: 0,
         }
     }
 
@@ -79,6 +86,16 @@ impl Memory {
     /// The highest stamp of any user. Whoever gives out stamps begins above it, whatever the clock says.
     pub fn high(&self) -> u64 {
         self.users.values().map(|user| user.last).max().unwrap_or(0)
+    }
+
+    /// Whether the one that asks may be the home of a user; no earlier one is from then on.
+    fn claim(&mut self, user: u64) -> bool {
+        let found = self.users.entry(user).or_default();
+        if self.view < found.claimed {
+            return false;
+        }
+        found.claimed = self.view;
+        true
     }
 
     fn can_write(&self) -> bool {
@@ -125,6 +142,9 @@ impl Memory {
         }
         if !self.can_write() {
             return self.refuse(Refusal::Unavailable);
+        }
+        if !self.claim(user) {
+            return self.refuse(Refusal::Stale);
         }
         let bytes = record.bytes() as u64;
         if self.bytes + bytes > self.limits.store_bytes_max {
@@ -251,6 +271,18 @@ impl Memory {
                 self.cursor(user, device, 0);
                 return None;
             }
+            Request::LogOut { user, device } => {
+                let now_ms = (self.clock)();
+                if let Some(found) = self.users.get_mut(&user) {
+                    found.state.log_out(&device, now_ms, &mut self.epochs);
+                }
+                return None;
+            }
+            Request::View { .. } => return None,
+            Request::Claim { user } => {
+                self.claim(user);
+                return None;
+            }
             Request::Devices { user, .. } => {
                 self.tidy(user);
                 Reply::Devices(self.users.get(&user).map(|found| found.state.devices()).unwrap_or_default())
@@ -301,6 +333,11 @@ impl Store for Memory {
     fn apply(&mut self, batch: &mut Vec<(Source, Request)>, out: &mut dyn FnMut(Source, Answer)) {
         for (source, request) in batch.drain(..) {
             let token = request.token();
+            if let Request::View { epoch } = request {
+                self.views.insert(source, epoch);
+                continue;
+            }
+            self.view = self.views.get(&source).copied().unwrap_or(0);
             if token.is_some() {
                 // Whoever asks sees what came before.
                 self.make_cursors_durable();

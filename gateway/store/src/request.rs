@@ -106,6 +106,26 @@ pub enum Request {
         /// Comes back in the answer.
         token: u64,
     },
+    /// A device has logged out: what it was given to resume its session with is good no more, because it gets another
+    /// [`Opened::device_epoch`]. Only for a store that several nodes share; others ignore it. Not answered.
+    LogOut {
+        /// Whose device.
+        user: u64,
+        /// Its name. Unknown ones are ignored.
+        device: Box<str>,
+    },
+    /// Whoever asks decides about users from now on as of this view of the cluster; all its requests that follow are
+    /// of that view. Only for a store that several nodes share; others ignore it. Not answered.
+    View {
+        /// Numbers of views rise.
+        epoch: u64,
+    },
+    /// Whoever asks is the home of a user in its view: what homes of earlier views would append is refused as
+    /// [`Refusal::Stale`] from now on. An append claims too. Not answered.
+    Claim {
+        /// Whose home.
+        user: u64,
+    },
     /// Forget a device. Answered [`Reply::Done`], whether it was known or not.
     Forget {
         /// Whose.
@@ -151,9 +171,13 @@ impl Request {
             | Request::Cursor { user, .. }
             | Request::Seen { user, .. }
             | Request::Devices { user, .. }
+            | Request::LogOut { user, .. }
+            | Request::Claim { user }
             | Request::Forget { user, .. }
             | Request::Delete { user, .. }
             | Request::Inspect { user, .. } => user,
+            // Of no user.
+            Request::View { .. } => 0,
             Request::Group { group, .. } => group,
         }
     }
@@ -168,7 +192,11 @@ impl Request {
             | Request::Forget { token, .. }
             | Request::Delete { token, .. }
             | Request::Inspect { token, .. } => Some(token),
-            Request::Cursor { .. } | Request::Seen { .. } => None,
+            Request::Cursor { .. }
+            | Request::Seen { .. }
+            | Request::LogOut { .. }
+            | Request::View { .. }
+            | Request::Claim { .. } => None,
             Request::Group { token, .. } => token,
         }
     }
@@ -177,7 +205,7 @@ impl Request {
     pub fn bytes(&self) -> usize {
         let held = match self {
             Request::Append { record, .. } => record.payload.len(),
-            Request::Open { device, .. } => device.len(),
+            Request::Open { device, .. } | Request::LogOut { device, .. } => device.len(),
             Request::Group { ask, .. } => ask.bytes(),
             _ => 0,
         };
@@ -233,12 +261,20 @@ pub enum Refusal {
     TooLong,
     /// The disk is full, read-only, broken or too slow. Later it may go.
     Unavailable,
+    /// Another node has become the user's home since. Only of a store that several nodes share.
+    Stale,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Refusal; 5] =
-        [Refusal::UserMessages, Refusal::UserBytes, Refusal::StoreFull, Refusal::TooLong, Refusal::Unavailable];
+    pub const ALL: [Refusal; 6] = [
+        Refusal::UserMessages,
+        Refusal::UserBytes,
+        Refusal::StoreFull,
+        Refusal::TooLong,
+        Refusal::Unavailable,
+        Refusal::Stale,
+    ];
 
     /// Its name in metrics and logs.
     pub fn label(self) -> &'static str {
@@ -248,6 +284,7 @@ impl Refusal {
             Refusal::StoreFull => "store_full",
             Refusal::TooLong => "too_long",
             Refusal::Unavailable => "unavailable",
+            Refusal::Stale => "stale_home",
         }
     }
 }

@@ -119,6 +119,15 @@ impl State {
         device.seen(now_ms) || moved
     }
 
+    /// A device has logged out: from now on it counts as registered anew, though it stands where it stood. Returns
+    /// its number; none if it is not known.
+    pub(crate) fn log_out(&mut self, name: &str, now_ms: u64, epochs: &mut Epochs) -> Option<u16> {
+        let name = device_name(name);
+        let device = self.devices.iter_mut().find(|device| &*device.name == name)?;
+        device.epoch = epochs.next(now_ms);
+        Some(device.number)
+    }
+
     /// Forgets a device. False if it was not known.
     pub(crate) fn forget(&mut self, number: u16) -> bool {
         let before = self.devices.len();

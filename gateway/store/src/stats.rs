@@ -91,23 +91,28 @@ impl Stats {
         }
     }
 
-    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+    /// Notes what is wrong, or that nothing is.
+    pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    pub(crate) fn add(counter: &AtomicU64, by: u64) {
+    /// Counts.
+    pub fn add(counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
-    pub(crate) fn set(gauge: &AtomicU64, to: u64) {
+    /// Sets a gauge.
+    pub fn set(gauge: &AtomicU64, to: u64) {
         gauge.store(to, Ordering::Relaxed);
     }
 
-    pub(crate) fn refuse(&self, refusal: Refusal) {
+    /// Counts a refusal.
+    pub fn refuse(&self, refusal: Refusal) {
         Stats::add(&self.refused[refusal as usize], 1);
     }
 
-    pub(crate) fn committed(&self, us: u64) {
+    /// Counts a batch that was made durable within so many microseconds.
+    pub fn committed(&self, us: u64) {
         Stats::add(&self.commits, 1);
         Stats::add(&self.commit_us_sum, us);
         let bucket = COMMIT_BUCKETS_US.partition_point(|bound| *bound < us);

@@ -35,7 +35,8 @@ impl StoreThread {
         let stats = store.stats().clone();
         let inbox = mail.clone();
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || run(store, &inbox, answers))?;
-        mail.set_reader(thread.thread().clone());
+        let sleeper = thread.thread().clone();
+        mail.set_reader(move || sleeper.unpark());
         // The thread may have gone to sleep before anybody could wake it.
         thread.thread().unpark();
         Ok(StoreThread { mail, stats, thread: Some(thread) })

@@ -1,12 +1,11 @@
 //! What an operator does with a store that is not in use: check, export, import.
 
 use crate::codec::Amount;
+use crate::copy::{CopyLine, UserCopy};
 use crate::embedded::Embedded;
 use crate::state::{Device, State};
 use crate::{Record, Reply, Request, Store};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::io::{self, BufRead, Write};
 
 /// What a check found.
@@ -48,40 +47,6 @@ pub struct Imported {
     pub users: u64,
 }
 
-/// A line of an export. Numbers that may be larger than 2^53 are strings, as in the HTTP interface.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Message(MessageLine),
-    User(UserLine),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct MessageLine {
-    user: String,
-    stamp: String,
-    from: String,
-    id: String,
-    flags: u8,
-    payload: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct UserLine {
-    user: String,
-    floor: String,
-    devices: Vec<DeviceLine>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct DeviceLine {
-    device: u16,
-    epoch: u32,
-    name: String,
-    cursor: String,
-    seen_ms: u64,
-}
-
 /// Messages that are imported by one commit.
 const IMPORT_BATCH: usize = 8_192;
 
@@ -111,27 +76,11 @@ impl Embedded {
     pub fn export(&mut self, out: &mut dyn Write) -> io::Result<()> {
         for user in self.users()? {
             let (state, ..) = self.survey(user, |_| Ok(()))?;
-            let device = |device: &Device| DeviceLine {
-                device: device.number,
-                epoch: device.epoch,
-                name: device.name.to_string(),
-                cursor: device.cursor.to_string(),
-                seen_ms: device.seen_ms,
-            };
+            let device =
+                |device: &Device| (device.number, device.epoch, device.name.to_string(), device.cursor, device.seen_ms);
             let devices = state.devices.iter().map(device).collect();
-            let line = UserLine { user: user.to_string(), floor: state.floor.to_string(), devices };
-            write_line(out, &Line::User(line))?;
-            self.survey(user, |record| {
-                let line = MessageLine {
-                    user: user.to_string(),
-                    stamp: record.stamp.to_string(),
-                    from: record.from.to_string(),
-                    id: record.id.to_string(),
-                    flags: record.flags,
-                    payload: STANDARD.encode(&record.payload),
-                };
-                write_line(out, &Line::Message(line))
-            })?;
+            CopyLine::User(UserCopy { user, floor: state.floor, devices }).write(out)?;
+            self.survey(user, |record| CopyLine::Message(user, record).write(out))?;
         }
         out.flush()
     }
@@ -145,37 +94,21 @@ impl Embedded {
         let mut imported = Imported::default();
         let mut batch = Vec::new();
         for (at, line) in input.lines().enumerate() {
-            let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("line {}: {what}", at + 1));
-            let line: Line = serde_json::from_str(&line?).map_err(|error| wrong(error.to_string()))?;
-            let number = |text: &str| text.parse::<u64>().map_err(|_| wrong(format!("{text} is not a number")));
-            match line {
-                Line::Message(line) => {
-                    let payload = STANDARD.decode(&line.payload).map_err(|error| wrong(error.to_string()))?;
-                    let record = Record {
-                        stamp: number(&line.stamp)?,
-                        from: number(&line.from)?,
-                        id: number(&line.id)?,
-                        flags: line.flags,
-                        payload: payload.into(),
-                    };
-                    batch.push((0, Request::Append { user: number(&line.user)?, record, retry: true, token: 0 }));
+            match CopyLine::read(&line?, at + 1)? {
+                CopyLine::Message(user, record) => {
+                    batch.push((0, Request::Append { user, record, retry: true, token: 0 }));
                     if batch.len() >= IMPORT_BATCH {
                         self.import_batch(&mut batch, &mut imported)?;
                     }
                 }
-                Line::User(line) => {
+                CopyLine::User(copy) => {
                     self.import_batch(&mut batch, &mut imported)?;
-                    let mut state = State { floor: number(&line.floor)?, ..State::default() };
-                    for device in line.devices {
-                        state.devices.push(Device {
-                            number: device.device,
-                            epoch: device.epoch,
-                            cursor: number(&device.cursor)?,
-                            seen_ms: device.seen_ms,
-                            name: crate::state::device_name(&device.name).into(),
-                        });
+                    let mut state = State { floor: copy.floor, ..State::default() };
+                    for (number, epoch, name, cursor, seen_ms) in copy.devices {
+                        let name = crate::state::device_name(&name).into();
+                        state.devices.push(Device { number, epoch, cursor, seen_ms, name });
                     }
-                    imported.users += u64::from(self.adopt_state(number(&line.user)?, state)?);
+                    imported.users += u64::from(self.adopt_state(copy.user, state)?);
                 }
             }
         }
@@ -216,9 +149,4 @@ impl Embedded {
         result?;
         Ok((state, told, found))
     }
-}
-
-fn write_line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, line)?;
-    out.write_all(b"\n")
 }

@@ -29,6 +29,7 @@ mod groups_http;
 mod http;
 mod inbox;
 mod inbox_clients;
+mod inbox_cluster;
 mod inbox_kill;
 mod jwt;
 mod kinds;

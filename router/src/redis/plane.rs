@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 pub(super) mod cluster;
-mod connect;
+pub(super) mod connect;
 mod link;
 mod slots;
 
@@ -539,6 +539,6 @@ fn texts(answer: Value) -> Vec<Option<String>> {
 }
 
 /// `host:port` of each, for texts.
-fn hosts_text(hosts: &[(String, u16)]) -> String {
+pub(super) fn hosts_text(hosts: &[(String, u16)]) -> String {
     hosts.iter().map(|(host, port)| Server::new(host.as_str(), *port).to_string()).collect::<Vec<_>>().join(", ")
 }

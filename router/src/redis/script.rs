@@ -11,7 +11,7 @@ pub(super) struct Script {
 }
 
 impl Script {
-    fn new(source: &'static str) -> Self {
+    pub(super) fn new(source: &'static str) -> Self {
         Script { source, sha: fred::util::sha1_hash(source) }
     }
 

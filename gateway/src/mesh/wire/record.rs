@@ -28,6 +28,12 @@ pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
 pub(crate) mod flags {
     /// The message asks for the recipient's ACK.
     pub(crate) const ACK: u8 = 0x01;
+    /// Its sender has sent it before, or its former home may have stored it.
+    pub(crate) const RETRY: u8 = 0x02;
+    /// It is not to be stored.
+    pub(crate) const NO_STORE: u8 = 0x04;
+    /// Its sender has been told of it; it is for devices that have not acknowledged it.
+    pub(crate) const TOLD: u8 = 0x08;
 }
 
 /// What became of a KickUser.
@@ -54,6 +60,8 @@ const KICK_USER: u8 = 13;
 const KICK_DONE: u8 = 14;
 const MEMO: u8 = 15;
 const SETTLED_SHARDS: u8 = 16;
+const HELD: u8 = 40;
+const BACKLOG_OVER: u8 = 41;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -66,6 +74,8 @@ const REGISTER_REFUSED_BYTES: usize = 26;
 const UNREGISTER_BYTES: usize = 24;
 const KICK_BYTES: usize = 34;
 const GONE_BYTES: usize = 24;
+const HELD_BYTES: usize = 32;
+const BACKLOG_OVER_BYTES: usize = 50;
 const SETTLED_BYTES: usize = 18;
 const SETTLED_SHARDS_BYTES: usize = 16;
 const TRANSFER_BYTES: usize = 58;
@@ -102,9 +112,11 @@ pub(crate) enum Record<'a> {
     /// From the home to the node that holds a session of the user. `flags` are those of the client's frame.
     Deliver { seat: Seat, user: u64, session: u64, id: u64, from: u64, stamp: u64, flags: u8, payload: &'a [u8] },
     /// A guest's ACK, for its home, with the session that acknowledges.
-    Ack { user: u64, id: u64, peer: u64, stamp: u64, session: u64, hops: u8 },
-    /// A guest's session, for its home. Session 0 asks for a new one.
-    Register { user: u64, seat: Seat, session: u64, since_s: u32, device: &'a str, class: &'a str, hops: u8 },
+    /// `cumulative`: and for all that this session was given before.
+    Ack { user: u64, id: u64, peer: u64, stamp: u64, session: u64, hops: u8, cumulative: bool },
+    /// A guest's session, for its home. Session 0 asks for a new one. `wish` is how it reads its inbox, see
+    /// [`Wish::packed`](crate::desk::Wish::packed).
+    Register { user: u64, seat: Seat, session: u64, since_s: u32, device: &'a str, class: &'a str, hops: u8, wish: u16 },
     /// The home has the session; so many messages wait for the user.
     Registered { seat: Seat, user: u64, session: u64, since_s: u32, pending: u64 },
     /// The home does not take the session. `code` as in the client protocol.
@@ -115,6 +127,10 @@ pub(crate) enum Record<'a> {
     Kick { seat: Seat, user: u64, session: u64, code: u16 },
     /// A Deliver found no such session.
     Gone { user: u64, session: u64 },
+    /// A Deliver found no room: the session gets that message from the log, when there is some.
+    Held { user: u64, session: u64, stamp: u64 },
+    /// The session has all that waited for it, as SYNC_OK tells it.
+    BacklogOver { seat: Seat, user: u64, next_stamp: u64, truncated: bool, floor: u64, last: u64 },
     /// From shard `from` for shard `to`: all that moves between the two with the view of this digest has been sent.
     Settled { from: u16, to: u16, digest: u64 },
     /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands for shard `n`.
@@ -145,6 +161,8 @@ impl<'a> Record<'a> {
             Record::Unregister { .. } => UNREGISTER_BYTES,
             Record::Kick { .. } => KICK_BYTES,
             Record::Gone { .. } => GONE_BYTES,
+            Record::Held { .. } => HELD_BYTES,
+            Record::BacklogOver { .. } => BACKLOG_OVER_BYTES,
             Record::Settled { .. } => SETTLED_BYTES,
             Record::SettledShards { shards, .. } => SETTLED_SHARDS_BYTES + shards.len(),
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
@@ -203,13 +221,13 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(payload);
             }
-            Record::Ack { user, id, peer, stamp, session, hops } => {
-                let mut bytes = head::<ACK_BYTES>(len, ACK, hops, 0);
+            Record::Ack { user, id, peer, stamp, session, hops, cumulative } => {
+                let mut bytes = head::<ACK_BYTES>(len, ACK, hops, cumulative.into());
                 put_words(&mut bytes, 8, [user, id, peer, stamp, session]);
                 out.extend_from_slice(&bytes);
             }
-            Record::Register { user, seat, session, since_s, device, class, hops } => {
-                let mut bytes = head::<REGISTER_BYTES>(len, REGISTER, hops, 0);
+            Record::Register { user, seat, session, since_s, device, class, hops, wish } => {
+                let mut bytes = head::<REGISTER_BYTES>(len, REGISTER, hops, wish);
                 put_words(&mut bytes, 8, [user, session]);
                 put_seat(&mut bytes, 24, seat);
                 bytes[34..38].copy_from_slice(&since_s.to_be_bytes());
@@ -247,6 +265,17 @@ impl<'a> Record<'a> {
             Record::Gone { user, session } => {
                 let mut bytes = head::<GONE_BYTES>(len, GONE, 0, 0);
                 put_words(&mut bytes, 8, [user, session]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::Held { user, session, stamp } => {
+                let mut bytes = head::<HELD_BYTES>(len, HELD, 0, 0);
+                put_words(&mut bytes, 8, [user, session, stamp]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::BacklogOver { seat, user, next_stamp, truncated, floor, last } => {
+                let mut bytes = head::<BACKLOG_OVER_BYTES>(len, BACKLOG_OVER, 0, truncated.into());
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [user, next_stamp, floor, last]);
                 out.extend_from_slice(&bytes);
             }
             Record::Settled { from, to, digest } => {
@@ -315,7 +344,7 @@ impl<'a> Record<'a> {
             }
             ACK => {
                 let [user, id, peer, stamp, session] = words(exactly::<ACK_BYTES>("Ack", bytes)?, 8);
-                Record::Ack { user, id, peer, stamp, session, hops }
+                Record::Ack { user, id, peer, stamp, session, hops, cumulative: flags & 1 == 1 }
             }
             REGISTER => {
                 let (at, texts) = open::<REGISTER_BYTES>("Register", bytes)?;
@@ -329,7 +358,8 @@ impl<'a> Record<'a> {
                 }
                 let (device, class) = texts.split_at(device_len);
                 let (device, class) = (text("device", device)?, text("class", class)?);
-                Record::Register { user, seat: seat(at, 24), session, since_s: half(at, 34), device, class, hops }
+                let (seat, since_s) = (seat(at, 24), half(at, 34));
+                Record::Register { user, seat, session, since_s, device, class, hops, wish: aux }
             }
             REGISTERED => {
                 let at = exactly::<REGISTERED_BYTES>("Registered", bytes)?;
@@ -353,6 +383,16 @@ impl<'a> Record<'a> {
             GONE => {
                 let [user, session] = words(exactly::<GONE_BYTES>("Gone", bytes)?, 8);
                 Record::Gone { user, session }
+            }
+            HELD => {
+                let [user, session, stamp] = words(exactly::<HELD_BYTES>("Held", bytes)?, 8);
+                Record::Held { user, session, stamp }
+            }
+            BACKLOG_OVER => {
+                let at = exactly::<BACKLOG_OVER_BYTES>("BacklogOver", bytes)?;
+                let [user, next_stamp, floor, last] = words(at, 18);
+                let truncated = flags & 1 == 1;
+                Record::BacklogOver { seat: seat(at, 8), user, next_stamp, truncated, floor, last }
             }
             SETTLED_SHARDS => {
                 let (at, shards) = open::<SETTLED_SHARDS_BYTES>("SettledShards", bytes)?;

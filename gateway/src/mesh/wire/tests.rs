@@ -46,14 +46,23 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             ),
         ),
         (
-            Record::Ack { user: 5, id: 6, peer: 7, stamp: 8, session: 9, hops: 1 },
+            Record::Ack { user: 5, id: 6, peer: 7, stamp: 8, session: 9, hops: 1, cumulative: false },
             concat!(
                 "000000300401000000000000000000050000000000000006",
                 "000000000000000700000000000000080000000000000009"
             ),
         ),
         (
-            Record::Register { user: 5, seat: seat(), session: 0, since_s: 9, device: "phone", class: "mob", hops: 1 },
+            Record::Register {
+                user: 5,
+                seat: seat(),
+                session: 0,
+                since_s: 9,
+                device: "phone",
+                class: "mob",
+                hops: 1,
+                wish: 0,
+            },
             "0000003005010000000000000000000500000000000000000102030405060007080900000009050370686f6e656d6f62",
         ),
         (
@@ -324,7 +333,7 @@ fn a_bad_length_is_noticed_as_soon_as_it_is_there() {
 fn texts_are_bounded_utf8_that_fill_their_record() {
     let register = |device: &'static str, class: &'static str| {
         let (user, session, since_s, hops) = (1, 2, 3, 0);
-        Record::Register { user, seat: seat(), session, since_s, device, class, hops }
+        Record::Register { user, seat: seat(), session, since_s, device, class, hops, wish: 0 }
     };
     let longest: &'static str = "12345678123456781234567812345678123456781234567812345678123456Ä";
     assert_eq!(longest.len(), TEXT_BYTES_MAX);
@@ -427,8 +436,8 @@ impl Parts {
             0 => Record::Message { origin, from: a, to: b, id: c, hops, flags, payload },
             1 => Record::Fate { origin, id: a, peer: b, outcome: small, stamp: c },
             2 => Record::Deliver { seat, user: a, session: b, id: c, from: d, stamp: e, flags, payload },
-            3 => Record::Ack { user: a, id: b, peer: c, stamp: d, session: a ^ d, hops },
-            4 => Record::Register { user: a, seat, session: b, since_s, device, class, hops },
+            3 => Record::Ack { user: a, id: b, peer: c, stamp: d, session: a ^ d, hops, cumulative: flags & 1 == 1 },
+            4 => Record::Register { user: a, seat, session: b, since_s, device, class, hops, wish: a as u16 },
             5 => Record::Registered { seat, user: a, session: b, since_s, pending: c },
             6 => Record::RegisterRefused { seat, user: a, code: small },
             7 => Record::Unregister { user: a, session: b, hops },

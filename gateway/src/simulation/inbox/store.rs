@@ -71,7 +71,7 @@ impl SimStore {
         let highest_stamp = self.both.inboxes().high().max(of_groups);
         let (mail, answers, stats) = (self.mail.clone(), self.answers.clone(), self.both.stats().clone());
         let groups = Some(self.groups.clone());
-        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats, groups }
+        ShardStore { mail, answers, highest_stamp, key: self.rng.bits(), stats, groups, shared: false }
     }
 
     /// Its node is killed: what was not committed is gone, and so are answers on their way.

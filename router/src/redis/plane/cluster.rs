@@ -34,6 +34,10 @@ const REDIRECTIONS_MAX: usize = 3;
 /// The pause before a command that was not executed is sent again.
 const AGAIN: Duration = Duration::from_millis(25);
 
+mod batch;
+
+pub(in super::super) use batch::Confirm;
+
 /// A command for one slot.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Request {
@@ -46,7 +50,7 @@ pub(in super::super) struct Request {
 
 /// A connection to each master. Clones share them.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub(in super::super) struct Cluster {
     shared: Arc<Shared>,
     looking: Arc<OnceLock<Running<()>>>,
 }
@@ -63,6 +67,8 @@ struct Routes {
     owners: Vec<u16>,
     links: Vec<Arc<Link>>,
     replicas: Vec<Address>,
+    /// Replicas of each of `links`, as last heard.
+    followers: Vec<u8>,
     closed: bool,
 }
 
@@ -90,8 +96,14 @@ impl fmt::Debug for Cluster {
 
 impl Cluster {
     /// Without a connection yet; every request fails until [`Cluster::connect`] has worked.
-    pub(super) fn unconnected(config: Arc<RedisConfig>) -> Self {
-        let routes = Routes { owners: vec![NOBODY; SLOTS], links: Vec::new(), replicas: Vec::new(), closed: false };
+    pub(in super::super) fn unconnected(config: Arc<RedisConfig>) -> Self {
+        let routes = Routes {
+            owners: vec![NOBODY; SLOTS],
+            links: Vec::new(),
+            replicas: Vec::new(),
+            followers: Vec::new(),
+            closed: false,
+        };
         let shared = Arc::new(Shared { config, routes: RwLock::new(routes), changed: Arc::new(Notify::new()) });
         Cluster { shared, looking: Arc::new(OnceLock::new()) }
     }
@@ -117,7 +129,7 @@ impl Cluster {
     }
 
     /// Closes all connections. What is on its way fails.
-    pub(super) fn close(&self) {
+    pub(in super::super) fn close(&self) {
         if let Some(looking) = self.looking.get() {
             looking.0.abort();
         }
@@ -130,7 +142,7 @@ impl Cluster {
 
     /// The answer to one request. What was not executed, because a master is away, is tried again until `command_timeout` is
     /// over; so a caller that asks once a second is never without a request on its way.
-    pub(super) async fn request(&self, request: Request) -> Result<Value, PlaneError> {
+    pub(in super::super) async fn request(&self, request: Request) -> Result<Value, PlaneError> {
         let after = self.shared.config.command_timeout;
         let deadline = Instant::now() + after;
         let mut last = PlaneError::TimedOut { after };
@@ -149,7 +161,7 @@ impl Cluster {
     }
 
     /// The answer of each master to one command that is about no key.
-    pub(super) async fn ask_masters(
+    pub(in super::super) async fn ask_masters(
         &self,
         name: &'static str,
         args: Vec<Value>,
@@ -171,6 +183,22 @@ impl Cluster {
             }
         });
         join_all(asked).await
+    }
+
+    /// The answer of one server to a command that is about no key.
+    pub(in super::super) async fn ask_server(
+        &self,
+        address: &Address,
+        name: &'static str,
+        args: Vec<Value>,
+    ) -> Result<Value, PlaneError> {
+        let after = self.shared.config.command_timeout;
+        let link = self.shared.link_to(address.clone()).ok_or_else(|| nobody(0))?;
+        let answer = async {
+            let answer = link.connection().await?.send(vec![(name, args)]).await.pop();
+            answer.ok_or_else(|| PlaneError::answer(name))?.map_err(|error| PlaneError::from_fred(&error, after))
+        };
+        timeout(after, answer).await.unwrap_or(Err(PlaneError::TimedOut { after }))
     }
 
     /// The answers to many requests: one pipeline for each master. What fails is not tried again.
@@ -382,6 +410,7 @@ impl Shared {
             routes.links = links.collect();
             routes.owners = answer.map.owners;
             routes.replicas = answer.replicas;
+            routes.followers = answer.followers;
         });
     }
 

@@ -26,7 +26,7 @@ const FAULT_OF_TLS: &str = "InvalidData";
 const SLOTS: &str = "16384";
 
 /// Looks whether a cluster is there that works, and connects to it.
-pub(super) async fn connect(config: &RedisConfig, cluster: &Cluster) -> Result<(), PlaneError> {
+pub(in super::super) async fn connect(config: &RedisConfig, cluster: &Cluster) -> Result<(), PlaneError> {
     let connected = timeout(config.connect_timeout, async {
         probe_any(config).await?;
         cluster.connect().await

@@ -26,6 +26,8 @@ pub(super) struct SlotsAnswer {
     pub(super) map: SlotMap,
     /// The replicas, which can be asked when no master answers.
     pub(super) replicas: Vec<Address>,
+    /// Replicas of each of the masters, in their order.
+    pub(super) followers: Vec<u8>,
 }
 
 impl SlotsAnswer {
@@ -33,6 +35,7 @@ impl SlotsAnswer {
     /// slot.
     pub(super) fn parse(answer: Value, host: &str) -> Option<Self> {
         let mut named: Vec<Address> = Vec::new();
+        let mut followed: Vec<u8> = Vec::new();
         let mut replicas: Vec<Address> = Vec::new();
         let mut places = vec![NOBODY; SLOTS];
         for range in list(answer)? {
@@ -41,27 +44,34 @@ impl SlotsAnswer {
             let owner = address(parts.next()?, host)?;
             let place = named.iter().position(|known| *known == owner).unwrap_or_else(|| {
                 named.push(owner);
+                followed.push(0);
                 named.len() - 1
             });
             let place = u16::try_from(place).ok().filter(|&place| place != NOBODY)?;
             places.get_mut(first..=last)?.fill(place);
+            let mut followers = 0_u8;
             for replica in parts.filter_map(|part| address(part, host)) {
+                followers = followers.saturating_add(1);
                 if !replicas.contains(&replica) {
                     replicas.push(replica);
                 }
             }
+            // Each of its ranges names the same ones.
+            followed[usize::from(place)] = followed[usize::from(place)].max(followers);
         }
         let mut masters = Vec::with_capacity(named.len());
+        let mut followers = Vec::with_capacity(named.len());
         let mut renamed = vec![NOBODY; named.len()];
         for place in places.iter_mut().filter(|place| **place != NOBODY) {
             let new = &mut renamed[usize::from(*place)];
             if *new == NOBODY {
                 *new = masters.len() as u16;
                 masters.push(named[usize::from(*place)].clone());
+                followers.push(followed[usize::from(*place)]);
             }
             *place = *new;
         }
-        (!masters.is_empty()).then_some(SlotsAnswer { map: SlotMap { masters, owners: places }, replicas })
+        (!masters.is_empty()).then_some(SlotsAnswer { map: SlotMap { masters, owners: places }, replicas, followers })
     }
 }
 

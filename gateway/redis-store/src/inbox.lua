@@ -1,0 +1,382 @@
+-- Requests about one user, in their order. Nobody sees them half done, and a stale home does not get in between.
+--
+-- KEYS[1]  stream: the messages. An id is a stamp: milliseconds, and a counter below 2^20.
+--          m  sender and id, 8 bytes each, flags, payload
+--          s  how many messages came before it, and their bytes: so an inbox is counted without being read
+-- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
+--          device), d:<name> (number, epoch, cursor, when it was seen)
+-- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
+--          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
+--
+-- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten; an answer for each
+-- request.
+
+local S, M = KEYS[1], KEYS[2]
+local now = tonumber(ARGV[1])
+local messages_max, bytes_max, drops = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
+local age_ms, unseen_ms, devices_max = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local window, ttl_ms = tonumber(ARGV[8]), ARGV[9]
+
+local COUNTER = 1048576
+local AHEAD_MS, SEEN_GRAIN_MS = 86400000, 3600000
+local OVERHEAD = 48
+-- Entries that are read at a time: a payload may have a megabyte.
+local STEP = 32
+
+local wrote = 0
+local acknowledged, expired, dropped, forgotten = 0, 0, 0, 0
+
+local meta = {}
+local flat = redis.call('HGETALL', M)
+for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
+
+local function set(field, value)
+  meta[field] = value
+  redis.call('HSET', M, field, value)
+  wrote = 1
+end
+
+-- Whole numbers beyond 2^31 are not for tostring.
+local function text(number) return string.format('%.0f', number) end
+local function stamp(ms, seq) return text(ms) .. '-' .. text(seq) end
+local function parts(of)
+  local ms, seq = string.match(of, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function above(a, b)
+  local ams, aseq = parts(a)
+  local bms, bseq = parts(b)
+  return ams > bms or (ams == bms and aseq > bseq)
+end
+local function highest(a, b) if above(b, a) then return b end return a end
+local function after(of)
+  local ms, seq = parts(of)
+  if seq + 1 >= COUNTER then return stamp(ms + 1, 0) end
+  return stamp(ms, seq + 1)
+end
+
+if not meta.last then
+  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
+  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
+  meta.last = newest and newest[1] or '0-0'
+end
+meta.floor = meta.floor or '0-0'
+
+local function before(entry)
+  local n, t = string.match(entry[2][4], '^(%d+) (%d+)$')
+  return tonumber(n), tonumber(t)
+end
+
+-- What came before the oldest message: false if there is none, nil if that was not looked up.
+local first_n, first_t
+
+-- What the inbox has: messages and bytes.
+local function holds()
+  if first_n == nil then
+    local first = redis.call('XRANGE', S, '-', '+', 'COUNT', 1)[1]
+    first_n, first_t = false, false
+    if first then first_n, first_t = before(first) end
+  end
+  if not first_n then return 0, 0 end
+  return tonumber(meta.n) - first_n, tonumber(meta.t) - first_t
+end
+
+-- Drops the messages up to a stamp, which becomes the floor. Returns how many.
+local function truncate(upto)
+  if not above(upto, meta.floor) then return 0 end
+  set('floor', upto)
+  first_n = nil
+  local gone = redis.call('XTRIM', S, 'MINID', '=', after(upto))
+  if gone > 0 and redis.call('XLEN', S) == 0 then redis.call('DEL', S) end
+  return gone
+end
+
+local devices
+local function all_devices()
+  if devices then return devices end
+  devices = {}
+  for field, value in pairs(meta) do
+    if string.sub(field, 1, 2) == 'd:' then
+      local number, epoch, cursor, seen = string.match(value, '^(%d+) (%d+) (%d+%-%d+) (%d+)$')
+      if number then
+        devices[#devices + 1] = {
+          name = string.sub(field, 3), number = tonumber(number), epoch = epoch, cursor = cursor, seen = tonumber(seen)
+        }
+      end
+    end
+  end
+  table.sort(devices, function(a, b) return a.number < b.number end)
+  return devices
+end
+local function keep(device)
+  local words = { text(device.number), device.epoch, device.cursor, text(device.seen) }
+  set('d:' .. device.name, table.concat(words, ' '))
+end
+local function forget(at)
+  local device = table.remove(all_devices(), at)
+  meta['d:' .. device.name] = nil
+  redis.call('HDEL', M, 'd:' .. device.name)
+  wrote = 1
+end
+local function named(name)
+  for _, device in ipairs(all_devices()) do if device.name == name then return device end end
+end
+local function numbered(number)
+  for at, device in ipairs(all_devices()) do if device.number == number then return device, at end end
+end
+-- Notes a sign of life; true if it is worth writing down.
+local function seen(device)
+  if now < device.seen + SEEN_GRAIN_MS then return false end
+  device.seen = now
+  return true
+end
+local function next_epoch()
+  local epoch = now % 4294967296
+  local last = tonumber(meta.p or '0')
+  if epoch <= last and last - epoch < 2147483648 then epoch = (last + 1) % 4294967296 end
+  if epoch == 0 then epoch = 1 end
+  set('p', text(epoch))
+  return text(epoch)
+end
+
+-- Lets go what is too old and what all devices have, and forgets devices that stay away.
+local function tidy()
+  local all = all_devices()
+  for at = #all, 1, -1 do
+    if now - all[at].seen > unseen_ms then
+      forget(at)
+      forgotten = forgotten + 1
+    end
+  end
+  if now > age_ms then
+    local old = redis.call('XREVRANGE', S, '(' .. stamp(now - age_ms, 0), '-', 'COUNT', 1)[1]
+    if old then expired = expired + truncate(old[1]) end
+  end
+  local least
+  for _, device in ipairs(all) do
+    if not least or above(least, device.cursor) then least = device.cursor end
+  end
+  if least then acknowledged = acknowledged + truncate(least) end
+end
+
+-- Whether a home of that view may write: none of an earlier one does from then on.
+local function claim(view)
+  if view == 0 then
+    -- Nobody's: a look whether writing works.
+    set('last', meta.last)
+    return true
+  end
+  if view < tonumber(meta.e or '0') then return false end
+  if view > tonumber(meta.e or '0') then set('e', text(view)) end
+  return true
+end
+
+-- Which bound one more message would pass; one always may, however long it is.
+local function full(bytes)
+  local messages, held = holds()
+  if messages == 0 then return nil end
+  if messages >= messages_max then return 'messages', messages, held end
+  if held + bytes > bytes_max then return 'bytes', messages, held end
+end
+
+local appended = false
+local function append(view, proposed, retry, message)
+  if retry then
+    local looked, upper = 0, '+'
+    while looked < window do
+      local entries = redis.call('XREVRANGE', S, upper, '-', 'COUNT', math.min(STEP, window - looked))
+      for _, entry in ipairs(entries) do
+        if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
+          -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
+          set('last', meta.last)
+          return { 'stored', entry[1], 1 }
+        end
+      end
+      if #entries < STEP then break end
+      looked = looked + #entries
+      upper = '(' .. entries[#entries][1]
+    end
+  end
+  if not claim(view) then return { 'stale' } end
+  local bytes = #message - 17 + OVERHEAD
+  local why, messages, held = full(bytes)
+  if why then
+    tidy()
+    why, messages, held = full(bytes)
+  end
+  if why and drops then
+    -- A sixty-fourth goes besides, or each message to a full inbox would have to look for the oldest.
+    local over = math.max(0, messages + 1 - (messages_max - math.floor(messages_max / 64)))
+    local over_bytes = math.max(0, held + bytes - (bytes_max - math.floor(bytes_max / 64)))
+    local upto, lower = nil, '-'
+    local first_n, first_t = tonumber(meta.n) - messages, tonumber(meta.t) - held
+    local enough = false
+    while not enough do
+      local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', STEP)
+      for _, entry in ipairs(entries) do
+        local n, t = before(entry)
+        if n - first_n >= over and t - first_t >= over_bytes then
+          enough = true
+          break
+        end
+        upto = entry[1]
+      end
+      if #entries < STEP then break end
+      lower = '(' .. entries[#entries][1]
+    end
+    if upto then dropped = dropped + truncate(upto) end
+    why = full(bytes)
+  end
+  if why then return { why } end
+  -- Else one wrong clock would push the log to the end of all stamps.
+  local latest = stamp(now + AHEAD_MS, 0)
+  if above(proposed, latest) then proposed = latest end
+  local id = highest(proposed, after(meta.last))
+  local n, t = tonumber(meta.n or '0'), tonumber(meta.t or '0')
+  redis.call('XADD', S, id, 'm', message, 's', text(n) .. ' ' .. text(t))
+  if first_n == false then first_n, first_t = n, t end
+  meta.last, meta.n, meta.t = id, text(n + 1), text(t + bytes)
+  appended = true
+  return { 'stored', id, 0 }
+end
+
+local function open(name, ephemeral)
+  tidy()
+  local all = all_devices()
+  local device = named(name)
+  local known = device and 1 or 0
+  local number, epoch, cursor = 0, '0', meta.last
+  if device then
+    if seen(device) then keep(device) end
+  elseif not ephemeral then
+    if #all == 0 then cursor = meta.floor end
+    while #all >= devices_max do
+      local longest = 1
+      for at, other in ipairs(all) do if other.seen < all[longest].seen then longest = at end end
+      forget(longest)
+      forgotten = forgotten + 1
+    end
+    local free = 1
+    while numbered(free) do free = free + 1 end
+    device = { name = name, number = free, epoch = next_epoch(), cursor = cursor, seen = now }
+    all[#all + 1] = device
+    keep(device)
+  end
+  if device then number, epoch, cursor = device.number, device.epoch, device.cursor end
+  local pending = 0
+  local behind = redis.call('XRANGE', S, '(' .. cursor, '+', 'COUNT', 1)[1]
+  if behind then
+    local n = before(behind)
+    pending = tonumber(meta.n) - n
+  end
+  return { 'opened', known, number, epoch, cursor, meta.floor, meta.last, pending, #all }
+end
+
+local function read(from, limit, payload_max)
+  tidy()
+  local records, bytes, complete, lower = {}, 0, 1, '(' .. from
+  while true do
+    local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', STEP)
+    for _, entry in ipairs(entries) do
+      bytes = bytes + #entry[2][2] - 17
+      if #records >= limit or (#records > 0 and bytes > payload_max) then
+        complete = 0
+        break
+      end
+      records[#records + 1] = { entry[1], entry[2][2] }
+    end
+    if complete == 0 or #entries < STEP then break end
+    lower = '(' .. entries[#entries][1]
+  end
+  return { 'page', meta.floor, meta.last, complete, above(meta.floor, from) and 1 or 0, records }
+end
+
+local function cursor(number, upto)
+  local device = numbered(number)
+  if not device then return end
+  if above(upto, meta.last) then upto = meta.last end
+  local moved = above(upto, device.cursor)
+  if moved then device.cursor = upto end
+  if seen(device) or moved then keep(device) end
+end
+
+local answers = {}
+local at = 10
+local function word()
+  at = at + 1
+  return ARGV[at - 1]
+end
+while at <= #ARGV do
+  local what = word()
+  local answer = { 'none' }
+  if what == 'append' then
+    local view, proposed, retry = tonumber(word()), word(), word() == '1'
+    answer = append(view, proposed, retry, word())
+  elseif what == 'open' then
+    local name = word()
+    answer = open(name, word() == '1')
+  elseif what == 'read' then
+    local from, limit = word(), tonumber(word())
+    answer = read(from, limit, tonumber(word()))
+  elseif what == 'cursor' then
+    local number = tonumber(word())
+    cursor(number, word())
+    tidy()
+  elseif what == 'claim' then
+    claim(tonumber(word()))
+  elseif what == 'logout' then
+    local device = named(word())
+    if device then
+      device.epoch = next_epoch()
+      keep(device)
+    end
+  elseif what == 'devices' then
+    tidy()
+    local list = {}
+    for i, device in ipairs(all_devices()) do
+      list[i] = { device.number, device.name, device.cursor, text(device.seen), device.epoch }
+    end
+    answer = { 'devices', list }
+  elseif what == 'forget' then
+    local _, place = numbered(tonumber(word()))
+    if place then forget(place) end
+    tidy()
+    answer = { 'done' }
+  elseif what == 'delete' then
+    truncate(meta.last)
+    for place = #all_devices(), 1, -1 do forget(place) end
+    answer = { 'done' }
+  elseif what == 'inspect' then
+    tidy()
+    local messages, bytes = holds()
+    answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }
+  elseif what == 'adopt' then
+    -- An import: the floor and the devices of another store, where there are none.
+    local floor, count = word(), tonumber(word())
+    local empty = #all_devices() == 0
+    for _ = 1, count do
+      local name, number, epoch, position, when = word(), tonumber(word()), word(), word(), tonumber(word())
+      if empty then
+        local device = { name = name, number = number, epoch = epoch, cursor = position, seen = when }
+        keep(device)
+      end
+    end
+    devices = nil
+    if empty and above(floor, meta.floor) then
+      truncate(floor)
+      if above(floor, meta.last) then set('last', floor) end
+    end
+    answer = { empty and 'done' or 'none' }
+  end
+  answers[#answers + 1] = answer
+end
+
+if appended then
+  redis.call('HSET', M, 'last', meta.last, 'n', meta.n, 't', meta.t)
+  wrote = 1
+end
+if wrote == 1 then
+  redis.call('PEXPIRE', S, ttl_ms)
+  redis.call('PEXPIRE', M, ttl_ms)
+end
+return { wrote, acknowledged, expired, dropped, forgotten, answers }

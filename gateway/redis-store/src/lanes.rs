@@ -1,0 +1,185 @@
+//! What waits for each server of the cluster, in the order in which it came. No I/O.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use trunkline_store::{Request, Source};
+
+/// Bytes that may wait for one server. Beyond it messages are refused at once, so that a server that does not answer
+/// takes no room from the others'.
+const LANE_BYTES_MAX: usize = 8 << 20;
+/// Requests and bytes of one batch, about.
+const BATCH_REQUESTS_MAX: usize = 4_096;
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Requests of one call of the script, which holds up its server for as long.
+const CALL_REQUESTS_MAX: usize = 256;
+
+/// A server; `None` stands for users whom no server serves now.
+pub(crate) type Server = Option<(String, u16)>;
+
+/// A request that waits, and the view of who asks.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) source: Source,
+    pub(crate) view: u64,
+    pub(crate) request: Request,
+}
+
+/// What goes to one server.
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    busy: bool,
+}
+
+/// Requests by user, each user's in order.
+pub(crate) type Batch = Vec<(u64, Vec<Waiting>)>;
+
+/// All of them. A server that is known no more is forgotten when nothing waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    by_server: HashMap<Server, Lane>,
+    bytes: usize,
+}
+
+impl Lanes {
+    /// Adds a request for a server.
+    ///
+    /// # Errors
+    /// The request, if it is a message and too much waits there.
+    pub(crate) fn put(&mut self, server: Server, waiting: Waiting) -> Result<(), Waiting> {
+        let bytes = waiting.request.bytes();
+        let lane = self.by_server.entry(server).or_default();
+        if matches!(waiting.request, Request::Append { .. }) && lane.bytes > 0 && lane.bytes + bytes > LANE_BYTES_MAX {
+            return Err(waiting);
+        }
+        lane.bytes += bytes;
+        self.bytes += bytes;
+        lane.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// Servers with something to do and nothing under way.
+    pub(crate) fn ready(&self) -> Vec<Server> {
+        let ready = self.by_server.iter().filter(|(_, lane)| !lane.busy && !lane.waiting.is_empty());
+        ready.map(|(server, _)| server.clone()).collect()
+    }
+
+    /// The next batch for a server, which is busy from then on.
+    pub(crate) fn take(&mut self, server: &Server) -> Batch {
+        let Some(lane) = self.by_server.get_mut(server) else { return Vec::new() };
+        let mut batch: Batch = Vec::new();
+        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        let (mut requests, mut bytes) = (0, 0);
+        while requests < BATCH_REQUESTS_MAX
+            && bytes < BATCH_BYTES_MAX
+            && let Some(next) = lane.waiting.front()
+        {
+            let user = next.request.user();
+            let place = *places.entry(user).or_insert_with(|| {
+                batch.push((user, Vec::new()));
+                batch.len() - 1
+            });
+            // One user's next call waits for the one before, so that the order is kept whatever becomes of it.
+            if batch[place].1.len() >= CALL_REQUESTS_MAX {
+                break;
+            }
+            let Some(next) = lane.waiting.pop_front() else { break };
+            requests += 1;
+            bytes += next.request.bytes();
+            batch[place].1.push(next);
+        }
+        lane.busy = !batch.is_empty();
+        lane.bytes -= bytes;
+        self.bytes -= bytes;
+        batch
+    }
+
+    /// The batch of a server is over.
+    pub(crate) fn done(&mut self, server: &Server) {
+        if let Some(lane) = self.by_server.get_mut(server) {
+            lane.busy = false;
+            if lane.waiting.is_empty() {
+                self.by_server.remove(server);
+            }
+        }
+    }
+
+    /// Bytes that wait for all servers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing waits for a server, and nothing is under way to it.
+    pub(crate) fn is_idle(&self, server: &Server) -> bool {
+        self.by_server.get(server).is_none_or(|lane| !lane.busy && lane.waiting.is_empty())
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_server.values().all(|lane| lane.waiting.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use trunkline_store::Record;
+
+    fn append(user: u64, bytes: usize) -> Waiting {
+        let record = Record { stamp: 1, from: 1, id: 1, flags: 0, payload: Arc::from(vec![0; bytes]) };
+        Waiting { source: 0, view: 0, request: Request::Append { user, record, retry: false, token: 0 } }
+    }
+
+    fn seen(user: u64, device: u16) -> Waiting {
+        Waiting { source: 0, view: 0, request: Request::Seen { user, device } }
+    }
+
+    #[test]
+    fn a_batch_has_each_user_once_and_in_order() {
+        let mut lanes = Lanes::default();
+        let here: Server = Some(("h".to_owned(), 1));
+        for (user, device) in [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)] {
+            lanes.put(here.clone(), seen(user, device)).unwrap();
+        }
+        assert_eq!(lanes.ready(), std::slice::from_ref(&here));
+        let batch = lanes.take(&here);
+        let devices = |at: usize| -> Vec<u16> {
+            let device =
+                |waiting: &Waiting| if let Request::Seen { device, .. } = waiting.request { device } else { 0 };
+            batch[at].1.iter().map(device).collect()
+        };
+        assert_eq!((batch[0].0, devices(0), batch[1].0, devices(1)), (1, vec![1, 2, 3], 2, vec![1, 2]));
+        lanes.put(here.clone(), seen(1, 4)).unwrap();
+        assert!(lanes.ready().is_empty(), "one batch at a time");
+        lanes.done(&here);
+        assert_eq!(lanes.ready(), std::slice::from_ref(&here));
+        lanes.take(&here);
+        lanes.done(&here);
+        assert!(lanes.is_empty() && lanes.bytes() == 0 && lanes.by_server.is_empty());
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_takes_no_room_from_another() {
+        let mut lanes = Lanes::default();
+        let (dead, alive): (Server, Server) = (Some(("h".to_owned(), 1)), Some(("h".to_owned(), 2)));
+        let mut taken = 0;
+        while lanes.put(dead.clone(), append(1, 1 << 20)).is_ok() {
+            taken += 1;
+        }
+        assert!((1..=8).contains(&taken), "{taken}");
+        assert!(lanes.put(dead.clone(), seen(1, 1)).is_ok(), "what is no message has room");
+        assert!(lanes.put(alive, append(2, 1 << 20)).is_ok());
+    }
+
+    #[test]
+    fn one_user_has_no_more_than_so_many_requests_in_a_call() {
+        let mut lanes = Lanes::default();
+        for _ in 0..2 * CALL_REQUESTS_MAX {
+            lanes.put(None, seen(1, 1)).unwrap();
+        }
+        lanes.put(None, seen(2, 1)).unwrap();
+        let sizes: Vec<usize> = lanes.take(&None).iter().map(|(_, requests)| requests.len()).collect();
+        assert_eq!(sizes, [CALL_REQUESTS_MAX]);
+    }
+}

@@ -1,0 +1,415 @@
+//! The store's thread: takes mail, sends batches, gives answers. Nothing in here waits for one server while another
+//! could go on.
+
+use crate::lanes::{Batch, Lanes, Server, Waiting};
+use crate::{Settings, script};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, StoreSync, Value};
+use trunkline_store::{Answer, Refusal, Reply, Request, Source, Stats, StoreMail};
+
+/// Requests and bytes taken out of the mailbox at a time.
+const TAKE_REQUESTS_MAX: usize = 8_192;
+const TAKE_BYTES_MAX: usize = 4 << 20;
+/// Bytes that may wait for servers; beyond it the mailbox fills, which tells senders.
+const WAITING_BYTES_MAX: usize = 24 << 20;
+/// Positions of devices that are kept for when Redis is back.
+const OWED_MAX: usize = 65_536;
+/// How often a server that failed is tried, and what is owed to it is sent.
+const PROBE: Duration = Duration::from_secs(1);
+/// The key with the number of this store, so that what a client keeps of another one is not taken for this one's.
+const EPOCH_KEY: &str = "tl:store";
+
+/// Hands the answers for a source back.
+pub(crate) type Answers = Box<dyn FnMut(Source, Vec<Answer>) + Send>;
+
+/// A batch that is over: its server, its requests, their outcomes, and how long it took.
+type Done = (Server, Batch, Vec<Outcome>, Duration);
+
+/// What the thread works with.
+pub(crate) struct Work {
+    settings: Settings,
+    mail: Arc<StoreMail>,
+    stats: Arc<Stats>,
+    answers: Answers,
+    batches: Arc<Batches>,
+    sync: StoreSync,
+    /// Number of this store; 0 until Redis has said it.
+    epoch: u64,
+    lanes: Lanes,
+    /// The view of each source.
+    views: HashMap<Source, u64>,
+    running: JoinSet<Done>,
+    /// Servers that failed last, with one of their users, and what they said.
+    failing: HashMap<Server, (u64, String)>,
+    /// Positions of devices that Redis has not got, by user and device.
+    owed: BTreeMap<(u64, u16), u64>,
+    next_probe: Instant,
+    wake: Arc<Notify>,
+}
+
+impl Work {
+    pub(crate) fn new(settings: Settings, mail: Arc<StoreMail>, stats: Arc<Stats>, answers: Answers) -> Self {
+        let slow = settings.sync == Some(StoreSync::Aof);
+        let batches = Arc::new(Batches::unconnected(&settings.redis, script::SOURCE, slow));
+        Work {
+            sync: settings.sync.unwrap_or(StoreSync::Replica),
+            settings,
+            mail,
+            stats,
+            answers,
+            batches,
+            epoch: 0,
+            lanes: Lanes::default(),
+            views: HashMap::new(),
+            running: JoinSet::new(),
+            failing: HashMap::new(),
+            owed: BTreeMap::new(),
+            next_probe: Instant::now() + PROBE,
+            wake: Arc::new(Notify::new()),
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        let wake = self.wake.clone();
+        self.mail.set_reader(move || wake.notify_one());
+        self.connect().await;
+        let mut taken: Vec<(Source, Request)> = Vec::new();
+        loop {
+            if self.lanes.bytes() < WAITING_BYTES_MAX {
+                self.mail.take(&mut taken, TAKE_REQUESTS_MAX, TAKE_BYTES_MAX);
+            }
+            let took = !taken.is_empty();
+            for (source, request) in taken.drain(..) {
+                self.accept(source, request);
+            }
+            self.launch();
+            while let Some(done) = self.running.try_join_next() {
+                self.finish(done.ok());
+                self.launch();
+            }
+            if self.next_probe <= Instant::now() {
+                self.probe();
+            }
+            if self.mail.is_closed() && !took && self.running.is_empty() && self.lanes.is_empty() {
+                if self.mail.is_drained() {
+                    break;
+                }
+                // A sender is between counting its request and sending it.
+                tokio::task::yield_now().await;
+            }
+            self.rest().await;
+        }
+        self.stats.available.store(false, Ordering::Relaxed);
+        self.batches.close();
+    }
+
+    /// Waits until there is something to do, or lets the connections work if there is already.
+    async fn rest(&mut self) {
+        let full = self.lanes.bytes() >= WAITING_BYTES_MAX;
+        let sleeps = full || self.mail.may_sleep();
+        if !sleeps {
+            return tokio::task::yield_now().await;
+        }
+        let (wake, probe) = (self.wake.clone(), tokio::time::Instant::from_std(self.next_probe));
+        let done = tokio::select! {
+            done = self.running.join_next(), if !self.running.is_empty() => done,
+            () = wake.notified(), if !full => None,
+            () = tokio::time::sleep_until(probe) => None,
+        };
+        self.mail.awake();
+        if let Some(done) = done {
+            self.finish(done.ok());
+        }
+    }
+
+    /// Connects, and learns the store's number. Whoever asks meanwhile is refused.
+    async fn connect(&mut self) {
+        let batches = self.batches.clone();
+        let (stats, wanted) = (self.stats.clone(), self.settings.sync);
+        let connecting = async move {
+            loop {
+                batches.connect(|error| stats.set_trouble(Some(error.to_string()))).await;
+                let sync = wanted.unwrap_or(match batches.fewest_replicas() {
+                    0 => StoreSync::Master,
+                    _ => StoreSync::Replica,
+                });
+                match ready(&batches, sync).await {
+                    Ok(epoch) => return (sync, epoch),
+                    Err(why) => {
+                        stats.set_trouble(Some(why));
+                        tokio::time::sleep(PROBE).await;
+                    }
+                }
+            }
+        };
+        let mut connecting = std::pin::pin!(connecting);
+        let mut taken = Vec::new();
+        loop {
+            self.mail.take(&mut taken, TAKE_REQUESTS_MAX, TAKE_BYTES_MAX);
+            for (source, request) in taken.drain(..) {
+                self.turn_down(source, request);
+            }
+            if self.mail.is_closed() {
+                return;
+            }
+            let (wake, sleeps) = (self.wake.clone(), self.mail.may_sleep());
+            let mail_comes = async { if sleeps { wake.notified().await } else { tokio::task::yield_now().await } };
+            let connected = tokio::select! {
+                biased;
+                connected = &mut connecting => Some(connected),
+                () = mail_comes => None,
+            };
+            self.mail.awake();
+            if let Some((sync, epoch)) = connected {
+                (self.sync, self.epoch) = (sync, epoch);
+                self.stats.set_trouble(None);
+                self.stats.available.store(true, Ordering::Relaxed);
+                tracing::info!("messages for users who are offline are kept in Redis: {}", promise(sync));
+                return;
+            }
+        }
+    }
+
+    /// What came while there is no connection.
+    fn turn_down(&mut self, source: Source, request: Request) {
+        match request {
+            Request::View { epoch } => drop(self.views.insert(source, epoch)),
+            Request::Cursor { user, device, stamp } => self.owe(user, device, stamp),
+            request => {
+                let token = request.token();
+                self.refuse(source, token, Refusal::Unavailable);
+            }
+        }
+    }
+
+    fn refuse(&mut self, source: Source, token: Option<u64>, refusal: Refusal) {
+        self.stats.refuse(refusal);
+        if let Some(token) = token {
+            (self.answers)(source, vec![Answer { token, reply: Reply::Refused(refusal) }]);
+        }
+    }
+
+    fn owe(&mut self, user: u64, device: u16, stamp: u64) {
+        if self.owed.len() >= OWED_MAX && !self.owed.contains_key(&(user, device)) {
+            return Stats::add(&self.stats.cursors_dropped, 1);
+        }
+        let owed = self.owed.entry((user, device)).or_default();
+        *owed = (*owed).max(stamp);
+    }
+
+    fn server_of(&self, user: u64) -> Server {
+        self.batches.server_of(&script::keys(user)[0])
+    }
+
+    fn accept(&mut self, source: Source, request: Request) {
+        if let Request::View { epoch } = request {
+            self.views.insert(source, epoch);
+            return;
+        }
+        if let Request::Group { token, .. } = request {
+            // Groups are not kept here; nodes of a cluster do not ask.
+            return self.refuse(source, token, Refusal::Unavailable);
+        }
+        if let Request::Append { record, token, .. } = &request
+            && record.payload.len() > self.settings.limits.payload_bytes_max as usize
+        {
+            return self.refuse(source, Some(*token), Refusal::TooLong);
+        }
+        let view = self.views.get(&source).copied().unwrap_or(0);
+        let server = self.server_of(request.user());
+        if let Err(back) = self.lanes.put(server, Waiting { source, view, request }) {
+            self.refuse(source, back.request.token(), Refusal::Unavailable);
+        }
+    }
+
+    /// Sends a batch to every server that has none under way.
+    fn launch(&mut self) {
+        for server in self.lanes.ready() {
+            let batch = self.lanes.take(&server);
+            let limits = &self.settings.limits;
+            let preamble = script::preamble(limits, (self.settings.clock)());
+            let call = |(user, requests): &(u64, Vec<Waiting>)| -> Call {
+                let mut args: Vec<Value> = Vec::with_capacity(preamble.len() + 5 * requests.len());
+                args.extend(preamble.iter().cloned());
+                for waiting in requests {
+                    script::put(&mut args, &waiting.request, waiting.view, limits);
+                }
+                let [log, meta] = script::keys(*user);
+                self.batches.call([&log, &meta], args)
+            };
+            let calls: Vec<Call> = batch.iter().map(call).collect();
+            let (batches, sync) = (self.batches.clone(), self.sync);
+            self.running.spawn(async move {
+                let began = Instant::now();
+                let outcomes = batches.run(&calls, sync).await;
+                (server, batch, outcomes, began.elapsed())
+            });
+        }
+    }
+
+    /// A batch is over: its answers go back.
+    fn finish(&mut self, done: Option<Done>) {
+        let Some((server, batch, outcomes, took)) = done else { return };
+        self.lanes.done(&server);
+        let mut answers: BTreeMap<Source, Vec<Answer>> = BTreeMap::new();
+        let mut trouble: Option<(u64, String)> = None;
+        for ((user, requests), outcome) in batch.into_iter().zip(outcomes) {
+            let why = self.settle(user, requests, outcome, &mut answers);
+            if let Some(why) = why {
+                trouble.get_or_insert((user, why));
+            }
+        }
+        match trouble {
+            Some(trouble) => {
+                Stats::add(&self.stats.commit_failures, 1);
+                self.failing.insert(server, trouble);
+            }
+            None => {
+                self.stats.committed(took.as_micros() as u64);
+                self.failing.remove(&server);
+            }
+        }
+        self.tell_health();
+        for (source, batch) in answers {
+            (self.answers)(source, batch);
+        }
+    }
+
+    /// Answers the requests of one call. Returns what went wrong with it.
+    fn settle(
+        &mut self,
+        user: u64,
+        requests: Vec<Waiting>,
+        outcome: Outcome,
+        answers: &mut BTreeMap<Source, Vec<Answer>>,
+    ) -> Option<String> {
+        let (answered, confirmed, why) = match outcome {
+            Ok((value, confirmed)) => match script::read(value, self.epoch) {
+                Some(answered) if answered.replies.len() == requests.len() => {
+                    let unconfirmed = answered.wrote && !confirmed;
+                    let why = unconfirmed.then(|| "too few replicas have what was written".to_owned());
+                    (Some(answered), !unconfirmed, why)
+                }
+                _ => (None, false, Some("an answer that makes no sense".to_owned())),
+            },
+            Err(error) => (None, false, Some(error.to_string())),
+        };
+        // Redis refuses what needs memory before it has done anything.
+        let is_full = why.as_ref().is_some_and(|why| why.contains("OOM command not allowed"));
+        let refusal = if is_full { Refusal::StoreFull } else { Refusal::Unavailable };
+        if let Some(answered) = &answered {
+            let [acknowledged, expired, dropped, forgotten] = answered.counts;
+            Stats::add(&self.stats.acknowledged, acknowledged);
+            Stats::add(&self.stats.expired, expired);
+            Stats::add(&self.stats.dropped_oldest, dropped);
+            Stats::add(&self.stats.devices_forgotten, forgotten);
+        }
+        let mut replies = answered.map(|answered| answered.replies).unwrap_or_default().into_iter();
+        for Waiting { source, request, .. } in requests {
+            let reply = replies.next().flatten();
+            if let Request::Cursor { device, stamp, .. } = request
+                && why.is_some()
+            {
+                self.owe(user, device, stamp);
+            }
+            let Some(token) = request.token() else { continue };
+            let reply = self.judged(&request, reply, confirmed, refusal);
+            answers.entry(source).or_default().push(Answer { token, reply });
+        }
+        why
+    }
+
+    /// What a request comes to, and its count.
+    fn judged(&self, request: &Request, reply: Option<Reply>, confirmed: bool, refusal: Refusal) -> Reply {
+        let stats = &self.stats;
+        let reply = match reply {
+            // What was only looked at needs no replica.
+            Some(reply @ (Reply::Page(_) | Reply::Devices(_) | Reply::Inspected(_) | Reply::Refused(_))) => reply,
+            Some(Reply::Opened(opened)) if opened.known => Reply::Opened(opened),
+            Some(reply) if confirmed => reply,
+            _ => Reply::Refused(refusal),
+        };
+        match (&reply, request) {
+            (Reply::Stored { duplicate: true, .. }, _) => Stats::add(&stats.duplicates, 1),
+            (Reply::Stored { .. }, Request::Append { record, .. }) => {
+                Stats::add(&stats.appends, 1);
+                Stats::add(&stats.append_bytes, record.payload.len() as u64);
+            }
+            (Reply::Page(page), _) => Stats::add(&stats.read, page.records.len() as u64),
+            (Reply::Refused(refusal), _) => stats.refuse(*refusal),
+            _ => {}
+        }
+        reply
+    }
+
+    fn tell_health(&self) {
+        let trouble = self.failing.values().next().map(|(_, why)| why.clone());
+        self.stats.available.store(trouble.is_none(), Ordering::Relaxed);
+        self.stats.set_trouble(trouble);
+    }
+
+    /// Tries the servers that failed with something small, and sends the positions that are owed.
+    fn probe(&mut self) {
+        self.next_probe = Instant::now() + PROBE;
+        let failing: Vec<(Server, u64)> = self.failing.drain().map(|(server, (user, _))| (server, user)).collect();
+        for (_, user) in &failing {
+            // A claim of no view writes what is there already, so that replicas are asked for it.
+            let request = Request::Claim { user: *user };
+            let waiting = Waiting { source: Source::MAX, view: 0, request };
+            // It is no message, and always finds room.
+            let _ = self.lanes.put(self.server_of(*user), waiting);
+        }
+        for ((user, device), stamp) in std::mem::take(&mut self.owed) {
+            let request = Request::Cursor { user, device, stamp };
+            let _ = self.lanes.put(self.server_of(user), Waiting { source: Source::MAX, view: 0, request });
+        }
+        self.launch();
+        // Until the answer comes what was known holds.
+        for (server, user) in failing {
+            let why = self.stats.trouble().unwrap_or_default();
+            if !self.lanes.is_idle(&server) {
+                self.failing.insert(server, (user, why));
+            }
+        }
+        if self.failing.is_empty() && self.running.is_empty() {
+            self.tell_health();
+        }
+    }
+}
+
+/// Whether the cluster can do what is asked of it; then the number of the store.
+async fn ready(batches: &Batches, sync: StoreSync) -> Result<u64, String> {
+    if let Some(why) = batches.why_not(sync).await {
+        return Err(why);
+    }
+    let of_command = |error: PlaneError| error.to_string();
+    let drawn = rand::random_range(1..u64::MAX).to_string();
+    let args = vec![EPOCH_KEY.into(), drawn.into(), "NX".into()];
+    batches.command("SET", args).await.map_err(of_command)?;
+    let epoch = batches.command("GET", vec![EPOCH_KEY.into()]).await.map_err(of_command)?;
+    let epoch = epoch.as_string().and_then(|text| text.parse().ok());
+    epoch.ok_or_else(|| format!("{EPOCH_KEY} in Redis holds no number"))
+}
+
+/// What is promised, and what is lost all the same.
+fn promise(sync: StoreSync) -> &'static str {
+    match sync {
+        StoreSync::Master => {
+            "SENT 1 once the master has it (store_sync = master). What is not replicated yet is LOST with a master that \
+             ends; give each master a replica for store_sync = replica"
+        }
+        StoreSync::Replica => {
+            "SENT 1 once a replica has it too, or two where there are two (store_sync = replica). It is lost if the \
+             master and all of these end before one of them has written it to disk"
+        }
+        StoreSync::Aof => {
+            "SENT 1 once it is in the append-only files of the master and of a replica, or two where there are two \
+             (store_sync = aof). It is lost if all of these disks are"
+        }
+    }
+}

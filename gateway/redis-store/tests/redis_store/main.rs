@@ -1,0 +1,309 @@
+//! The store in a real Redis Cluster: it answers like the one in memory, and says what it cannot promise.
+
+#[path = "../../../../router/tests/router/support/redis_cluster.rs"]
+mod redis_cluster;
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use redis_cluster::{RedisCluster, wait_until};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use trunkline_redis_store::{RedisStore, Settings, StoreSync};
+use trunkline_router::redis::RedisConfig;
+use trunkline_store::{
+    Answer, Limits, Memory, Opened, Record, Refusal, Reply, Request, Source, Store, StoreMail, WhenFull, stamp_at,
+};
+
+const BEGIN_MS: u64 = 1_760_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One cluster for all tests, since each takes seconds to form; who kills servers has it alone.
+fn cluster() -> &'static Mutex<RedisCluster> {
+    static CLUSTER: OnceLock<Mutex<RedisCluster>> = OnceLock::new();
+    CLUSTER.get_or_init(|| Mutex::new(RedisCluster::start()))
+}
+
+struct Running {
+    store: Option<RedisStore>,
+    mail: Arc<StoreMail>,
+    answers: Receiver<(Source, Vec<Answer>)>,
+    clock_ms: Arc<AtomicU64>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        user_messages_max: 24,
+        user_bytes_max: 8_000,
+        payload_bytes_max: 2_000,
+        retry_window: 8,
+        page_max: 20,
+        devices_per_user_max: 3,
+        message_age_ms_max: 600_000,
+        device_unseen_ms_max: 2 * 3_600_000,
+        ..Limits::default()
+    }
+}
+
+impl Running {
+    fn start(redis: &RedisCluster, limits: Limits, sync: Option<StoreSync>) -> Self {
+        let clock_ms = Arc::new(AtomicU64::new(BEGIN_MS));
+        let time = clock_ms.clone();
+        let settings = Settings {
+            redis: RedisConfig::parse(&redis.url()).unwrap(),
+            sync,
+            limits,
+            clock: Arc::new(move || time.load(Ordering::Relaxed)),
+        };
+        let mail = StoreMail::new(StoreMail::BYTES_MAX);
+        let (sender, answers) = channel();
+        let give = move |source, batch| drop(sender.send((source, batch)));
+        let store = RedisStore::start(settings, mail.clone(), give).unwrap();
+        let running = Running { store: Some(store), mail, answers, clock_ms };
+        wait_until("the store is connected", || running.stats().is_available());
+        running
+    }
+
+    fn stats(&self) -> &Arc<trunkline_store::Stats> {
+        self.store.as_ref().expect("it runs").stats()
+    }
+
+    fn send(&self, source: Source, request: Request) {
+        self.mail.sender(source).try_send(request).unwrap();
+    }
+
+    fn ask(&self, source: Source, request: Request) -> Reply {
+        self.send(source, request);
+        let (of, mut answers) = self.answers.recv_timeout(PATIENCE).expect("an answer");
+        assert_eq!((of, answers.len()), (source, 1));
+        answers.remove(0).reply
+    }
+
+    fn append(&self, source: Source, user: u64, id: u64, retry: bool) -> Reply {
+        let stamp = stamp_at(self.clock_ms.load(Ordering::Relaxed));
+        self.ask(source, Request::Append { user, record: record(stamp, id, 10), retry, token: id })
+    }
+
+    fn read(&self, user: u64) -> Vec<u64> {
+        let read = Request::Read { user, after: 0, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 1 };
+        match self.ask(0, read) {
+            Reply::Page(page) => page.records.iter().map(|record| record.id).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn record(stamp: u64, id: u64, bytes: usize) -> Record {
+    Record { stamp, from: 1 + id % 3, id, flags: 0, payload: Arc::from(vec![id as u8; bytes]) }
+}
+
+fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Request {
+    let user = users + dice.random_range(0..4_u64);
+    let token = dice.random();
+    let device = dice.random_range(1..5_u16);
+    let stamp = match stamps.len() {
+        0 => 0,
+        len => stamps[len - 1 - dice.random_range(0..len.min(40))] + dice.random_range(0..3) - 1,
+    };
+    match dice.random_range(0..100) {
+        0..55 => {
+            let proposed = match dice.random_range(0..20) {
+                0 => stamp,
+                1 => 0,
+                2 => stamp_at(now_ms + dice.random_range(0..50)),
+                3 => stamp_at(now_ms + 30 * 3_600_000) + 5,
+                _ => stamp_at(now_ms) + dice.random_range(0..1_000),
+            };
+            let bytes = if dice.random_range(0..30) == 0 { 2_100 } else { dice.random_range(0..600) };
+            let record = record(proposed, dice.random_range(0..200), bytes);
+            Request::Append { user, record, retry: dice.random_range(0..4) == 0, token }
+        }
+        55..67 => {
+            let device = format!("device {}", dice.random_range(0..5)).into();
+            Request::Open { user, device, ephemeral: dice.random_range(0..5) == 0, token }
+        }
+        67..80 => Request::Read {
+            user,
+            after: if dice.random_range(0..3) == 0 { 0 } else { stamp },
+            since_ms: if dice.random_range(0..4) == 0 { now_ms - dice.random_range(0..100_000) } else { 0 },
+            limit: dice.random_range(0..30),
+            bytes_max: 1 << dice.random_range(0..14),
+            token,
+        },
+        80..91 => Request::Cursor { user, device, stamp },
+        91 => Request::Seen { user, device },
+        92..94 => Request::Devices { user, token },
+        94 => Request::Forget { user, device, token },
+        95 => Request::LogOut { user, device: format!("device {}", dice.random_range(0..5)).into() },
+        96 if dice.random_range(0..4) == 0 => Request::Delete { user, token },
+        _ => Request::Inspect { user, token },
+    }
+}
+
+/// An answer without what each store numbers in its own way.
+fn comparable(reply: Reply) -> Reply {
+    match reply {
+        Reply::Opened(opened) => Reply::Opened(Opened { store_epoch: 0, device_epoch: 0, ..opened }),
+        Reply::Devices(mut devices) => {
+            devices.sort_by_key(|device| device.device);
+            Reply::Devices(devices)
+        }
+        other => other,
+    }
+}
+
+#[test]
+fn redis_and_memory_answer_alike() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    for (seed, when_full) in [(1, WhenFull::Refuse), (2, WhenFull::DropOldest), (3, WhenFull::Refuse)] {
+        let limits = Limits { when_full, ..limits() };
+        let running = Running::start(&redis, limits.clone(), None);
+        let time = running.clock_ms.clone();
+        let mut model = Memory::new(limits, Arc::new(move || time.load(Ordering::Relaxed)), 7);
+        let mut dice = SmallRng::seed_from_u64(seed);
+        let mut stamps = Vec::new();
+        for step in 0..700 {
+            let passed = match dice.random_range(0..60) {
+                0 => 400_000,
+                1 => 30_000,
+                _ => dice.random_range(0..40),
+            };
+            let now_ms = running.clock_ms.fetch_add(passed, Ordering::Relaxed) + passed;
+            let request = request(&mut dice, now_ms, 1_000 * seed, &stamps);
+            let mut expected = None;
+            model.apply(&mut vec![(0, request.clone())], &mut |_, answer| expected = Some(answer.reply));
+            let request = if request.token().is_none() {
+                // Both have to deal with it at the same time of the clock.
+                let look = Request::Inspect { user: request.user(), token: 1 };
+                running.send(0, request);
+                model.apply(&mut vec![(0, look.clone())], &mut |_, answer| expected = Some(answer.reply));
+                look
+            } else {
+                request
+            };
+            let given = running.ask(0, request.clone());
+            if let Reply::Stored { stamp, .. } = given {
+                stamps.push(stamp);
+            }
+            assert_eq!(Some(comparable(given)), expected.map(comparable), "seed {seed}, step {step}: {request:?}");
+        }
+        assert!(running.store.unwrap().stop());
+    }
+}
+
+#[test]
+fn a_home_of_an_earlier_view_appends_nothing_once_a_later_one_has_claimed() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, limits(), None);
+    let (old, new) = (1, 2);
+    running.send(old, Request::View { epoch: 5 });
+    running.send(new, Request::View { epoch: 6 });
+    assert!(matches!(running.append(old, 50, 1, false), Reply::Stored { .. }));
+    running.send(new, Request::Claim { user: 50 });
+    let open = Request::Open { user: 50, device: "phone".into(), ephemeral: false, token: 9 };
+    let Reply::Opened(opened) = running.ask(new, open) else { panic!("not opened") };
+    assert_eq!(running.append(old, 50, 2, false), Reply::Refused(Refusal::Stale));
+    let Reply::Stored { stamp, .. } = running.append(new, 50, 3, false) else { panic!("not stored") };
+    assert!(stamp > opened.last, "positions never go back");
+    assert_eq!(running.read(50), [1, 3]);
+    // What was stored before is found by whoever is the home now.
+    assert!(matches!(running.append(new, 50, 1, true), Reply::Stored { duplicate: true, .. }));
+    assert_eq!(running.append(old, 51, 4, false).clone(), running.append(old, 51, 4, true).clone_as_first());
+}
+
+/// A reply to a retry, as the first one was.
+trait AsFirst {
+    fn clone_as_first(&self) -> Reply;
+}
+
+impl AsFirst for Reply {
+    fn clone_as_first(&self) -> Reply {
+        match *self {
+            Reply::Stored { stamp, duplicate: true } => Reply::Stored { stamp, duplicate: false },
+            ref other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, limits(), None);
+    let open = || match running.ask(0, Request::Open { user: 60, device: "p".into(), ephemeral: false, token: 1 }) {
+        Reply::Opened(opened) => opened,
+        other => panic!("{other:?}"),
+    };
+    let first = open();
+    assert_eq!(open().device_epoch, first.device_epoch);
+    running.send(0, Request::LogOut { user: 60, device: "p".into() });
+    let after = open();
+    assert_ne!(after.device_epoch, first.device_epoch);
+    assert_eq!((after.known, after.device, after.cursor), (true, first.device, first.cursor));
+    assert_ne!(first.store_epoch, 0);
+}
+
+#[test]
+fn many_users_are_served_in_few_batches() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, Limits::default(), None);
+    let waits = redis.calls_of("wait");
+    const MESSAGES: u64 = 5_000;
+    for id in 0..MESSAGES {
+        let record = record(stamp_at(BEGIN_MS) + id, id, 64);
+        running.send(0, Request::Append { user: 10_000 + id % 500, record, retry: false, token: id });
+    }
+    let mut stored = BTreeMap::new();
+    while stored.len() < MESSAGES as usize {
+        for answer in running.answers.recv_timeout(PATIENCE).expect("answers").1 {
+            assert!(matches!(answer.reply, Reply::Stored { .. }), "{answer:?}");
+            assert!(stored.insert(answer.token, ()).is_none(), "answered twice");
+        }
+    }
+    let waits = redis.calls_of("wait") - waits;
+    assert!(waits < MESSAGES / 20, "{waits} WAITs for {MESSAGES} messages");
+    assert_eq!(running.read(10_000).len() as u64, MESSAGES / 500);
+}
+
+#[test]
+fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwards() {
+    let mut redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, limits(), Some(StoreSync::Replica));
+    let user = 70;
+    let master = redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}")));
+    assert!(matches!(running.append(0, user, 1, false), Reply::Stored { .. }));
+    // Its replica does not acknowledge: what is written is on one machine.
+    let replica = (0..redis_cluster::SERVERS).find(|&server| {
+        let role = redis.ask(server, &["ROLE"]).unwrap_or_default();
+        role.starts_with("slave") && role.contains(&redis.port(master).to_string())
+    });
+    let replica = replica.expect("the master has a replica");
+    redis.pause(replica);
+    assert_eq!(running.append(0, user, 2, false), Reply::Refused(Refusal::Unavailable));
+    assert!(!running.stats().is_available() && running.stats().trouble().is_some());
+    let other = (100..).find(|user| redis.master_of_slot(redis.slot_of(&format!("tl:inbox:{{{user}}}"))) != master);
+    let other = other.expect("some user is elsewhere");
+    assert!(matches!(running.append(0, other, 3, false), Reply::Stored { .. }), "another master is well");
+    redis.resume(replica);
+    redis.wait_ok();
+    redis.wait_replicated();
+    wait_until("the store is well again", || running.stats().is_available());
+    assert!(matches!(running.append(0, user, 2, true), Reply::Stored { duplicate: true, .. }));
+    assert_eq!(running.read(user), [1, 2]);
+
+    // A failover: nothing that was confirmed is lost.
+    let slot = redis.slot_of(&format!("tl:inbox:{{{user}}}"));
+    redis.kill(master);
+    wait_until("a replica is promoted", || redis.master_of_slot_after(master, slot));
+    assert!(matches!(running.append(0, other, 4, false), Reply::Stored { .. } | Reply::Refused(_)));
+    wait_until("what is stored can be read", || {
+        let read = Request::Read { user, after: 0, since_ms: 0, limit: 10, bytes_max: 9_999, token: 1 };
+        matches!(running.ask(0, read), Reply::Page(page) if page.records.len() == 2)
+    });
+    redis.restart(master);
+    redis.wait_ok();
+    redis.wait_replicated();
+    wait_until("messages are stored again", || matches!(running.append(0, user, 5, true), Reply::Stored { .. }));
+    assert_eq!(running.read(user), [1, 2, 5]);
+    assert!(running.store.unwrap().stop());
+}
