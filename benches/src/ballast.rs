@@ -1,10 +1,11 @@
 //! Memory that is touched before a ramp and given back during it.
 //!
 //! The memory of a virtual machine may be there only once it is touched: the first touch of a page is a fault of the
-//! hypervisor, several times as slow as one of the kernel (measured: 13 µs beside 2.5 µs, where a connection takes two pages). A
-//! gateway would be charged for what its host has not been given yet. Free memory may also be taken back within a second, and what is free when a
-//! ramp begins is in part reserved by earlier runs for the kernel, which uses that first. So all but a remainder is touched and held,
-//! and released in small steps, just as free memory becomes less: then the kernel has no other to give the connections.
+//! hypervisor, several times as slow as one of the kernel (measured: 13 µs beside 2.5 µs, where a connection takes two
+//! pages). A gateway would be charged for what its host has not been given yet. Free memory may also be taken back
+//! within a second, and what is free when a ramp begins is in part reserved by earlier runs for the kernel, which uses
+//! that first. So all but a remainder is touched and held, and released in small steps, just as free memory becomes
+//! less: then the kernel has no other to give the connections.
 
 use crate::{failure::Failure, process::free_memory, progress::Progress, ring::os::Anonymous};
 
@@ -22,7 +23,8 @@ pub(crate) struct Ballast {
 }
 
 impl Ballast {
-    /// Touches so many bytes, rounded up to whole chunks, or what is free but for a remainder. What is free then shall stay free.
+    /// Touches so many bytes, rounded up to whole chunks, or what is free but for a remainder. What is free then shall
+    /// stay free.
     pub(crate) fn touch(bytes: u64, progress: &Progress) -> Result<Ballast, Failure> {
         let bytes = bytes.min(free_memory().saturating_sub(REMAINDER_BYTES)) as usize;
         let all = bytes.div_ceil(CHUNK_BYTES);

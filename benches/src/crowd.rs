@@ -27,7 +27,8 @@ use crate::{
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Messages written before the fleet is turned again, so that a late bench catches up without a pause.
 const BURST_MAX: u64 = 2_048;
-/// PINGs that are due written before the fleet is turned again: a wave of them must not hold up the messages that are measured.
+/// PINGs that are due written before the fleet is turned again: a wave of them must not hold up the messages that are
+/// measured.
 const PINGS_PER_STEP: u32 = 32;
 
 /// Connections opened or cut before the fleet is turned again, so that nobody else waits for long.
@@ -117,8 +118,8 @@ impl Schedule {
 /// Clients, one for each connection of a fleet.
 pub(crate) struct Crowd {
     stages: Vec<Stage>,
-    /// When each client was last heard to begin something, an open, a login or a PING, in microseconds of the load's clock; wraps
-    /// after 71 minutes.
+    /// When each client was last heard to begin something, an open, a login or a PING, in microseconds of the load's
+    /// clock; wraps after 71 minutes.
     began_us: Vec<u32>,
     /// Connections below this one receive all the time, the others only what they wait for.
     attentive: u32,
@@ -269,7 +270,8 @@ impl Crowd {
         }
     }
 
-    /// From now on each client that logs in sends a PING about an interval after that and after each PING; `None` ends that.
+    /// From now on each client that logs in sends a PING about an interval after that and after each PING; `None` ends
+    /// that.
     pub(crate) fn ping_every(&mut self, interval: Option<Duration>) {
         self.heartbeats = interval.map(|interval| Heartbeats::new(interval.as_micros() as u64, now_us()));
     }

@@ -225,7 +225,8 @@ pub(crate) struct Fleet {
     sleeper: Option<Sleeper>,
     opened: u32,
     manner: Manner,
-    /// The number its first connection has among those of all fleets of the run, which source address and port follow from.
+    /// The number its first connection has among those of all fleets of the run, which source address and port follow
+    /// from.
     first: u32,
 }
 

@@ -101,8 +101,8 @@ impl Floor {
             let sent = !self.echoes.is_empty();
             self.flush()?;
             self.turn = self.turn.wrapping_add(1);
-            // After sends look once more before sleeping: a peer that answers at once saves both sides a sleep and a wake-up, which
-            // cost as much as the echo itself.
+            // After sends look once more before sleeping: a peer that answers at once saves both sides a sleep and a
+            // wake-up, which cost as much as the echo itself.
             let wait = if sent || !self.late.is_empty() {
                 Wait::No
             } else if batch > 0 && taken >= BUSY_COMPLETIONS {

@@ -1,5 +1,5 @@
-//! `bench handshakes`: what a login over TLS costs a gateway, full, resumed, and resumed at another node; and what others
-//! notice of many handshakes, and of a flood of beginnings that go no further.
+//! `bench handshakes`: what a login over TLS costs a gateway, full, resumed, and resumed at another node; and what
+//! others notice of many handshakes, and of a flood of beginnings that go no further.
 
 use std::{
     path::PathBuf,
@@ -88,7 +88,8 @@ struct Logins {
     name: &'static str,
     logins: u64,
     per_second: f64,
-    /// CPU time of the gateway for one, with the kernel's part: accept, handshake, LOGIN, and the end of the connection.
+    /// CPU time of the gateway for one, with the kernel's part: accept, handshake, LOGIN, and the end of the
+    /// connection.
     server_cpu_us: f64,
     /// Logins a second that a whole core of the gateway's CPU time makes.
     per_second_and_core: f64,

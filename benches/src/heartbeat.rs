@@ -7,7 +7,8 @@ use trunkline_router::hash::user_hash;
 /// More slots than this are not needed: those of longer intervals are wider.
 const SLOTS_MAX: u64 = 1 << 15;
 const SLOT_US_MIN: u64 = 1_000;
-/// A PING comes up to this part of the interval early or late, so that clients who logged in together do not go on in step.
+/// A PING comes up to this part of the interval early or late, so that clients who logged in together do not go on in
+/// step.
 const APART: u64 = 20;
 
 /// A PING that is due, unless `since_us` is no longer what the client was last heard to begin.

@@ -4,7 +4,8 @@
 //!
 //! 1. *Plain sockets*, see [`crate::plain`]: the share of a client's end, and the least a server's end can take.
 //! 2. *The floor*: a server on the leanest ring set-up that accepts and does nothing more; nothing is armed.
-//! 3. *The gateway*, every connection logged in; natively, over WebSockets, TLS or both, each with a gateway of its own.
+//! 3. *The gateway*, every connection logged in; natively, over WebSockets, TLS or both, each with a gateway of its
+//!    own.
 //!
 //! The server's kernel memory is the growth of the whole machine's kernel memory less the clients' share. A few
 //! connections are opened and closed before the first sample, so that what is made once is not counted for each.

@@ -320,7 +320,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Adds what another ledger with the same flows knows of their messages: one may have sent what the other has received.
+    /// Adds what another ledger with the same flows knows of their messages: one may have sent what the other has
+    /// received.
     pub(crate) fn add(&mut self, other: &Ledger) {
         assert_eq!((self.flows.len(), self.run), (other.flows.len(), other.run), "ledgers of the same run");
         for (flow, others) in self.flows.iter_mut().zip(&other.flows) {

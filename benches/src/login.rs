@@ -27,8 +27,8 @@ pub(crate) enum Entrance {
     Login,
 }
 
-/// Opens one connection for each of `users`, in order, and logs it in when told so. Afterwards every connection is armed
-/// as `arm` says. Returns the shortest heartbeat granted, in seconds.
+/// Opens one connection for each of `users`, in order, and logs it in when told so. Afterwards every connection is
+/// armed as `arm` says. Returns the shortest heartbeat granted, in seconds.
 pub(crate) fn enter(
     fleet: &mut Fleet,
     users: &[u64],

@@ -1,9 +1,10 @@
 //! `bench`: what a gateway costs, measured beside the floor and beside other servers.
 //!
-//! `floor`, `pairs` and `idle` measure a message and an idle connection next to a raw echo on the leanest ring set-up; `hold`,
-//! `rate`, `storm`, `slow` and `churn` drive many clients ([`crowd`]) through one situation each, `hold` and `storm` on several threads
-//! if asked to ([`team`]); `vs` lets the same load engine speak the protocols of other servers. Every message is accounted for: a run
-//! whose messages do not add up ends with exit status 1 and names the first one that does not.
+//! `floor`, `pairs` and `idle` measure a message and an idle connection next to a raw echo on the leanest ring set-up;
+//! `hold`, `rate`, `storm`, `slow` and `churn` drive many clients ([`crowd`]) through one situation each, `hold` and
+//! `storm` on several threads if asked to ([`team`]); `vs` lets the same load engine speak the protocols of other
+//! servers. Every message is accounted for: a run whose messages do not add up ends with exit status 1 and names the
+//! first one that does not.
 
 mod affinity;
 mod ballast;

@@ -477,8 +477,8 @@ fn measure(load: &Load, shards: u32, sites: &mut [Site], mut cases: Vec<Case>) -
     Ok(cases)
 }
 
-/// Connects, logs in, exchanges messages, accounts for them, and disconnects. Also tells, once for each case, what Redis has to do while
-/// nothing is sent.
+/// Connects, logs in, exchanges messages, accounts for them, and disconnects. Also tells, once for each case, what
+/// Redis has to do while nothing is sent.
 fn round_of(
     load: &Load,
     case: &Case,

@@ -1,8 +1,8 @@
 //! Plain sockets: what both ends of a connection take in the kernel when nothing is armed on either.
 //!
-//! The bench connects to itself. Both ends are alike, except that a connecting socket also has the entry of its port; what
-//! that takes is measured apart, as the difference between sockets with and without one. (Slab caches of the same object
-//! size are merged under one name, so it cannot be read from the list of caches.)
+//! The bench connects to itself. Both ends are alike, except that a connecting socket also has the entry of its port;
+//! what that takes is measured apart, as the difference between sockets with and without one. (Slab caches of the same
+//! object size are merged under one name, so it cannot be read from the list of caches.)
 
 use std::{
     io,

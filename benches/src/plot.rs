@@ -25,8 +25,8 @@ const COLOURS: [RGBColor; 6] = [
 /// Arguments of `bench plot`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlotArgs {
-    /// JSON files written by hold (memory against connections), rate (latency against rate), vs (CPU and memory by server) and
-    /// pairs with several nodes (CPU by the way messages take)
+    /// JSON files written by hold (memory against connections), rate (latency against rate), vs (CPU and memory by
+    /// server) and pairs with several nodes (CPU by the way messages take)
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder for the figures

@@ -54,7 +54,8 @@ impl CpuTime {
             alive += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The command's name may contain spaces; it ends at the last parenthesis. Fields 14 and 15 count from the first.
+        // The command's name may contain spaces; it ends at the last parenthesis. Fields 14 and 15 count from the
+        // first.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse().ok());
         Ok(CpuTime {
@@ -91,7 +92,8 @@ pub(crate) fn own_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// CPU time that the host has taken away from this virtual machine since it booted, all cores together; zero on bare metal.
+/// CPU time that the host has taken away from this virtual machine since it booted, all cores together; zero on bare
+/// metal.
 pub(crate) fn stolen() -> Result<Duration, Failure> {
     let stat = fs::read_to_string("/proc/stat").map_err(|error| Failure::system("reading /proc/stat", error))?;
     // cpu user nice system idle iowait irq softirq steal …
@@ -157,8 +159,8 @@ impl UserMemory {
 /// Memory the kernel has in use for itself, machine-wide, in bytes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct KernelMemory {
-    /// Pages of all slab caches (`Slab` in `/proc/meminfo`). Room left over from earlier objects is used up first, so this
-    /// grows by more or less than the objects do.
+    /// Pages of all slab caches (`Slab` in `/proc/meminfo`). Room left over from earlier objects is used up first, so
+    /// this grows by more or less than the objects do.
     pub(crate) slab_pages: i64,
     /// Objects in use in all slab caches (`/proc/slabinfo`).
     pub(crate) slab_objects: i64,

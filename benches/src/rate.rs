@@ -1,5 +1,5 @@
-//! `bench rate`: messages at fixed rates, whatever becomes of those before, and how long each takes from the time it was
-//! to be sent.
+//! `bench rate`: messages at fixed rates, whatever becomes of those before, and how long each takes from the time it
+//! was to be sent.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! The Redis Cluster below the nodes: six servers of the bench's own or one that runs already, and what its masters count.
+//! The Redis Cluster below the nodes: six servers of the bench's own or one that runs already, and what its masters
+//! count.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,8 @@ const SLOTS: u32 = 16_384;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that is silent for so long is failing, in milliseconds. Nothing fails here, and both cores are busy: much longer than a pause.
+/// A server that is silent for so long is failing, in milliseconds. Nothing fails here, and both cores are busy: much
+/// longer than a pause.
 const NODE_TIMEOUT_MS: &str = "15000";
 /// Largest answer read: INFO and CLUSTER NODES take some kilobytes.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
@@ -164,7 +166,8 @@ impl Redis {
     pub(crate) fn commands(&self) -> Result<Commands, Failure> {
         let mut commands = Commands::default();
         for master in &self.masters {
-            // One INFO with everything: older versions take one section at a time only, and two would not be of one moment.
+            // One INFO with everything: older versions take one section at a time only, and two would not be of one
+            // moment.
             let info = self.ask(*master, &["INFO", "all"]).map_err(|error| asked(*master, error))?;
             commands.add(&info);
         }
@@ -303,7 +306,8 @@ pub(crate) fn free_ports(count: usize) -> Vec<u16> {
     ports
 }
 
-/// A temporary folder. It goes when this is dropped, and also with the bench however it ends: a shell holds the other end of a pipe.
+/// A temporary folder. It goes when this is dropped, and also with the bench however it ends: a shell holds the other
+/// end of a pipe.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,

@@ -28,7 +28,8 @@ use crate::{
     transport::Transport,
 };
 
-/// A bench whose own lateness is this much of a latency is the bottleneck; a sleep over many rings is exact to a millisecond only.
+/// A bench whose own lateness is this much of a latency is the bottleneck; a sleep over many rings is exact to a
+/// millisecond only.
 const LATENESS_SHARE_MAX: f64 = 0.5;
 const LATENESS_US_MIN: f64 = 2_000.0;
 
@@ -44,7 +45,8 @@ pub(crate) struct Clients {
     /// Logins under way at the same time
     #[arg(long, default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) opening: u32,
-    /// Send LOGIN along with the SYN, as clients do that were there before (TCP Fast Open). The sysctl net.ipv4.tcp_fastopen has to allow it
+    /// Send LOGIN along with the SYN, as clients do that were there before (TCP Fast Open). The sysctl
+    /// net.ipv4.tcp_fastopen has to allow it
     #[arg(long)]
     pub(crate) fast_open: bool,
     /// Heartbeat of each client in seconds: how often it sends PING
@@ -89,7 +91,8 @@ impl Clients {
         Site::start(nodes, &self.gateway, self.conns, cores)
     }
 
-    /// A crowd whose users are numbered from 1, with these flows between them; the first `attentive` receive all the time.
+    /// A crowd whose users are numbered from 1, with these flows between them; the first `attentive` receive all the
+    /// time.
     pub(crate) fn crowd(&self, flows: Vec<Flow>, attentive: u32) -> Crowd {
         self.crowd_of((1..=u64::from(self.conns)).collect(), flows, attentive)
     }

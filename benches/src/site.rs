@@ -38,12 +38,14 @@ pub(crate) struct NodesArgs {
     /// node, and the CPU of all nodes counts
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=9))]
     pub(crate) nodes: u32,
-    /// Redis Cluster of the nodes: redis-cluster://HOST:PORT for one that runs; without a URL, and always with 2 nodes or more,
-    /// six redis-server processes that end with the bench. With one node: a cluster of one, which writes presence
+    /// Redis Cluster of the nodes: redis-cluster://HOST:PORT for one that runs; without a URL, and always with 2 nodes
+    /// or more, six redis-server processes that end with the bench. With one node: a cluster of one, which writes
+    /// presence
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     #[serde(skip)]
     redis: Option<String>,
-    /// Cores of the nodes, in turn; the load is on core 1. On one core nodes share its caches and its time, as shards do
+    /// Cores of the nodes, in turn; the load is on core 1. On one core nodes share its caches and its time, as shards
+    /// do
     #[arg(long, value_name = "CORES", value_delimiter = ',', default_values_t = [SERVER_CORE])]
     node_cores: Vec<usize>,
 }
@@ -127,7 +129,8 @@ impl RedisUse {
         self.commands.total as f64 / self.seconds.max(1e-9)
     }
 
-    /// Commands for a message beyond those of a quiet time: what leases and polls of the view cost goes on without messages.
+    /// Commands for a message beyond those of a quiet time: what leases and polls of the view cost goes on without
+    /// messages.
     pub(crate) fn per_message(&self, quiet: &RedisUse) -> f64 {
         (self.commands.total as f64 - quiet.rate() * self.seconds) / self.messages.max(1) as f64
     }
@@ -198,7 +201,8 @@ impl Site {
         for ((name, port), core) in names.iter().zip(free_ports(names.len())).zip(cores) {
             let mut command = gateway.command(connections, &[core])?;
             let (mesh, secret) = (format!("127.0.0.1:{port}"), secret.display().to_string());
-            // Nobody is sent anywhere by its address for clients, which a port chosen by the system is not known in advance for.
+            // Nobody is sent anywhere by its address for clients, which a port chosen by the system is not known in
+            // advance for.
             let own = ["--node", name, "--redis", redis.url(), "--mesh", &mesh, "--cluster-secret-file", &secret];
             let common = ["--advertise", "127.0.0.1:7700", "--placement", "accept", "--weight", "1"];
             command.arguments.splice(0..0, own.iter().chain(&common).map(|&argument| argument.to_owned()));
@@ -211,7 +215,8 @@ impl Site {
         }
     }
 
-    /// Waits until all nodes see each other and no one else, all links are up, and all have told each other of their sessions.
+    /// Waits until all nodes see each other and no one else, all links are up, and all have told each other of their
+    /// sessions.
     fn wait_joined(&self) -> Result<(), Failure> {
         let nodes = self.servers.len() as u64;
         let deadline = Instant::now() + PATIENCE;
@@ -327,8 +332,8 @@ impl Site {
         }))
     }
 
-    /// Waits until Redis has all presence, letting `meanwhile` go on between two looks. Returns how long that took: until the first
-    /// look that saw nothing waiting, confirmed by the next one.
+    /// Waits until Redis has all presence, letting `meanwhile` go on between two looks. Returns how long that took:
+    /// until the first look that saw nothing waiting, confirmed by the next one.
     pub(crate) fn await_presence(
         &self,
         mut meanwhile: impl FnMut(Duration) -> Result<(), Failure>,

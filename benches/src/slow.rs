@@ -86,8 +86,8 @@ struct Findings {
     spent_with: Spent,
     /// Messages to slow readers.
     lossy: Lossy,
-    /// Messages to the others that did not arrive. They read all the time; more than none means that this machine was too busy for them to keep
-    /// up with what the gateway keeps for one connection.
+    /// Messages to the others that did not arrive. They read all the time; more than none means that this machine was
+    /// too busy for them to keep up with what the gateway keeps for one connection.
     missed: u64,
     dropped: Dropped,
     messages: u64,
@@ -104,7 +104,8 @@ pub(crate) fn run(args: &SlowArgs) -> Result<(), Failure> {
     let mut clients = args.clients.clone();
     clients.conns &= !1;
     clients.heartbeat = HEARTBEAT_SECS;
-    // A connection that stays full for long is ended by the gateway; here it shall stay, so that what is dropped can be counted exactly.
+    // A connection that stays full for long is ended by the gateway; here it shall stay, so that what is dropped can be
+    // counted exactly.
     let longer = (2.0 * args.secs) as u64 + 60;
     clients.gateway.also(&["--outbox-full-secs", &longer.to_string()]);
     let slow = ((f64::from(clients.conns) * args.share) as u32).clamp(1, clients.conns / 2);

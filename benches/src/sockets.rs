@@ -99,7 +99,8 @@ pub(crate) fn can_open_fast() -> Result<(), Failure> {
     )))
 }
 
-/// Binds to a port that is the connection's own, so that connecting need not look for one; or, if somebody has that, to one found by connecting.
+/// Binds to a port that is the connection's own, so that connecting need not look for one; or, if somebody has that, to
+/// one found by connecting.
 fn bind(socket: &Socket, index: u32) -> io::Result<()> {
     let mut address = source(index);
     address.set_port(FIRST_PORT + (index % CONNECTIONS_PER_SOURCE) as u16);

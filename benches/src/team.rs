@@ -1,5 +1,5 @@
-//! The threads of a load, each with clients of its own on rings of its own. Between two jobs each goes on turning its rings, so that its clients'
-//! heartbeats and messages go on, while the one who gives the jobs measures.
+//! The threads of a load, each with clients of its own on rings of its own. Between two jobs each goes on turning its
+//! rings, so that its clients' heartbeats and messages go on, while the one who gives the jobs measures.
 
 use std::{
     sync::{
@@ -35,9 +35,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Which cores the two ends of a connection are on.
 #[derive(Clone, Copy, Debug, Args, Serialize)]
 pub(crate) struct CoresArgs {
-    /// Run the gateway on the first N cores, and on each of them a thread of the load with the clients whose users live on that
-    /// core: both ends of a connection share a core's caches, as where a network card steers a connection to the core that serves
-    /// it [default: the gateway on one core, all of the load on another]
+    /// Run the gateway on the first N cores, and on each of them a thread of the load with the clients whose users live
+    /// on that core: both ends of a connection share a core's caches, as where a network card steers a connection to
+    /// the core that serves it [default: the gateway on one core, all of the load on another]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub(crate) shared_cores: Option<u32>,
 }
@@ -148,7 +148,8 @@ impl Worker {
 
     fn go_on(&mut self) {
         match self.with(|crowd, fleet, _| crowd.step(fleet, IDLE_PATIENCE)) {
-            // A gateway on the same core answers now: both would have work for whole time slices otherwise, and messages wait for those.
+            // A gateway on the same core answers now: both would have work for whole time slices otherwise, and
+            // messages wait for those.
             Ok(_) => thread::yield_now(),
             Err(failure) => {
                 self.failure = Some(failure);
@@ -194,7 +195,8 @@ struct Member {
     thread: JoinHandle<Result<Option<Crowd>, Failure>>,
 }
 
-/// The threads of a load. Those of a team that is dropped and not closed end by themselves, and leave their connections to the kernel.
+/// The threads of a load. Those of a team that is dropped and not closed end by themselves, and leave their connections
+/// to the kernel.
 pub(crate) struct Team {
     members: Vec<Member>,
 }
@@ -253,7 +255,8 @@ impl Team {
         })
     }
 
-    /// Lets each thread do a job, and waits for all. `tick` is told how far they are meanwhile. Errors: the first thread that fails.
+    /// Lets each thread do a job, and waits for all. `tick` is told how far they are meanwhile. Errors: the first
+    /// thread that fails.
     pub(crate) fn each<R: Send + 'static>(
         &mut self,
         job: impl Fn(&mut Worker) -> Result<R, Failure> + Clone + Send + 'static,
@@ -436,7 +439,8 @@ impl Team {
         Ok(())
     }
 
-    /// Closes every connection with a reset and returns what has become of all clients. Errors: also messages that do not add up.
+    /// Closes every connection with a reset and returns what has become of all clients. Errors: also messages that do
+    /// not add up.
     pub(crate) fn close(self) -> Result<Crowd, Failure> {
         for member in &self.members {
             // A thread that has ended without an order says why below.

@@ -1,4 +1,5 @@
-//! Traffic of known size: each flow keeps a number of messages in flight for a while, and every message is accounted for.
+//! Traffic of known size: each flow keeps a number of messages in flight for a while, and every message is accounted
+//! for.
 
 use std::{
     collections::VecDeque,
@@ -36,7 +37,8 @@ pub(crate) struct Measurement {
     pub(crate) seconds: f64,
     /// Messages per second.
     pub(crate) rate: f64,
-    /// CPU time of the server's process, or of all nodes' together, user and system, all threads, for each message delivered.
+    /// CPU time of the server's process, or of all nodes' together, user and system, all threads, for each message
+    /// delivered.
     pub(crate) cpu_us_per_message: f64,
     /// The share of it spent in user mode, sampled by the kernel at each tick.
     pub(crate) cpu_user_share: f64,
@@ -96,8 +98,8 @@ impl Pace {
 
 /// Keeps the window of each flow full: a message that has been delivered lets its sender send the next.
 ///
-/// Answering on the connection that received would be simpler, but then the messages of a pair clump: those under way in both directions
-/// end up travelling together, two to a segment, and a message seems to cost half of what it does.
+/// Answering on the connection that received would be simpler, but then the messages of a pair clump: those under way
+/// in both directions end up travelling together, two to a segment, and a message seems to cost half of what it does.
 struct Exchange<'a> {
     ledger: &'a mut Ledger,
     latencies: Option<ClosedLoop>,

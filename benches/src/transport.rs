@@ -51,8 +51,8 @@ impl Transport {
         }
     }
 
-    /// What an echo's clients do: it sends back the bytes that a gateway's clients would have sent. `None` over TLS, for
-    /// which an echo has no keys.
+    /// What an echo's clients do: it sends back the bytes that a gateway's clients would have sent. `None` over TLS,
+    /// for which an echo has no keys.
     pub(crate) fn echo_wire(self) -> Option<Wire> {
         match self {
             Transport::Native => Some(Wire::Native),

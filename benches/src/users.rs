@@ -52,7 +52,8 @@ impl Seats {
         Seats { nodes: vec![0; users.len()], users }
     }
 
-    /// Pairs at the nodes of a ring, as many at each. `connections` is even; the ring has 2 nodes or more for what is not local, and 3 for
+    /// Pairs at the nodes of a ring, as many at each. `connections` is even; the ring has 2 nodes or more for what is
+    /// not local, and 3 for
     /// [`Placement::GuestsApart`].
     pub(crate) fn at_nodes(connections: u32, ring: &Ring, placement: Placement) -> Seats {
         let count = ring.nodes().len();
@@ -121,8 +122,8 @@ pub(crate) struct Share {
     pub(crate) control: u32,
     /// Users of the whole control group, whose flows go between them.
     pub(crate) group: Vec<u64>,
-    /// Senders and recipients of all flows, in the same order in each share: below the number of `users` one of them, from there on one of
-    /// `group`, who is with another share.
+    /// Senders and recipients of all flows, in the same order in each share: below the number of `users` one of them,
+    /// from there on one of `group`, who is with another share.
     pub(crate) flows: Vec<(u32, u32)>,
 }
 
@@ -144,8 +145,9 @@ impl Share {
         (user(from), user(to))
     }
 
-    /// So many clients on a thread for each of `cores` cores: each on the core of its user's shard, and as many on each. Of the pairs that exchange
-    /// messages as many are on one core as by chance. `control` is even and at most `connections`; `shards` is a multiple of `cores`.
+    /// So many clients on a thread for each of `cores` cores: each on the core of its user's shard, and as many on
+    /// each. Of the pairs that exchange messages as many are on one core as by chance. `control` is even and at most
+    /// `connections`; `shards` is a multiple of `cores`.
     pub(crate) fn of_cores(connections: u32, control: u32, shards: u32, cores: usize) -> Vec<Share> {
         let mut homes = Homes::new(cores, |user| home_shard(user, shards) as usize % cores);
         let mut users: Vec<Vec<u64>> = vec![Vec::new(); cores];
@@ -178,8 +180,8 @@ impl Share {
     }
 }
 
-/// Users for `connections` connections, of which numbers 2k and 2k + 1 are a pair. `connections` is even, and `shards` at
-/// least 2 for [`Placement::Across`].
+/// Users for `connections` connections, of which numbers 2k and 2k + 1 are a pair. `connections` is even, and `shards`
+/// at least 2 for [`Placement::Across`].
 pub(crate) fn pairs(connections: u32, shards: u32, placement: Placement) -> Vec<u64> {
     if placement == Placement::Any {
         return (1..=u64::from(connections)).collect();

@@ -50,7 +50,8 @@ pub(crate) struct Spent {
     pub(crate) cores: f64,
     /// Cores in use in the busiest interval of 200 ms or more.
     pub(crate) cores_peak: f64,
-    /// CPU time that the host of a virtual machine took away from it, in milliseconds over all cores: time in which nobody here ran.
+    /// CPU time that the host of a virtual machine took away from it, in milliseconds over all cores: time in which
+    /// nobody here ran.
     pub(crate) stolen_ms: f64,
     /// Most resident bytes.
     pub(crate) rss_peak: u64,

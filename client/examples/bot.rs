@@ -1,11 +1,12 @@
 //! A bot that keeps a shared shopping list: `add milk`, `done milk`, `list`.
 //!
-//! `cargo run -p trunkline-client --example bot -- 7` logs in as user 7; then talk to it with `chat --user 1` and the line
-//! `7;;add milk`.
+//! `cargo run -p trunkline-client --example bot -- 7` logs in as user 7; then talk to it with `chat --user 1` and the
+//! line `7;;add milk`.
 //!
-//! What it shows: a message is acknowledged when the next one is asked for, so one that the bot dies of is delivered again;
-//! then its answer has the same id as before, and whoever asked sees one answer. Answers are in an outbox before that, so none
-//! is lost, whenever the bot is killed. The list itself is in memory alone: a bot of yours has a database there.
+//! What it shows: a message is acknowledged when the next one is asked for, so one that the bot dies of is delivered
+//! again; then its answer has the same id as before, and whoever asked sees one answer. Answers are in an outbox before
+//! that, so none is lost, whenever the bot is killed. The list itself is in memory alone: a bot of yours has a database
+//! there.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -86,7 +87,8 @@ async fn send(client: &Client, question: &Message, text: String) -> Result<(), E
     Ok(())
 }
 
-/// The same for the same question in every run, and hardly ever for two: (sender, id), mixed by the finalizer of splitmix64.
+/// The same for the same question in every run, and hardly ever for two: (sender, id), mixed by the finalizer of
+/// splitmix64.
 fn id_of_answer(question: &Message) -> u64 {
     let mut mixed = question.from.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ question.id;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

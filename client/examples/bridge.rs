@@ -1,10 +1,10 @@
 //! A bridge to anything that reads and writes lines over TCP: `nc`, a script, another chat system.
 //!
-//! `cargo run -p trunkline-client --example bridge -- 9 127.0.0.1:7788` logs in as user 9 and listens; then `nc 127.0.0.1 7788`
-//! gets a line `FROM TEXT` for each message to user 9, and sends one for each line `TO TEXT`.
+//! `cargo run -p trunkline-client --example bridge -- 9 127.0.0.1:7788` logs in as user 9 and listens; then `nc
+//! 127.0.0.1 7788` gets a line `FROM TEXT` for each message to user 9, and sends one for each line `TO TEXT`.
 //!
-//! What it shows: messages are acknowledged one by one, after they have been passed on; an outbox keeps what came from the
-//! other side until its fate is known, over a crash of the bridge, too; a full queue holds the other side up.
+//! What it shows: messages are acknowledged one by one, after they have been passed on; an outbox keeps what came from
+//! the other side until its fate is known, over a crash of the bridge, too; a full queue holds the other side up.
 
 use std::io;
 use std::process::ExitCode;

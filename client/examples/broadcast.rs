@@ -1,10 +1,11 @@
 //! Tells many users the same, and what became of it.
 //!
-//! `cargo run -p trunkline-client --example broadcast -- 1 1000 11000 60 "maintenance at noon"` sends, as user 1, to the users
-//! 1000 to 10999, and waits for 60 s at most. Its exit status is 0 when everybody has the message or it is stored for them.
+//! `cargo run -p trunkline-client --example broadcast -- 1 1000 11000 60 "maintenance at noon"` sends, as user 1, to
+//! the users 1000 to 10999, and waits for 60 s at most. Its exit status is 0 when everybody has the message or it is
+//! stored for them.
 //!
-//! What it shows: as many messages are under way as the client may have, and no more memory is used, however many there are;
-//! one deadline for all of them; each fate is reported.
+//! What it shows: as many messages are under way as the client may have, and no more memory is used, however many there
+//! are; one deadline for all of them; each fate is reported.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

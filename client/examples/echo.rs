@@ -1,7 +1,7 @@
 //! A bot that answers every message with the same words.
 //!
-//! `cargo run -p trunkline-client --example echo -- 7` logs in as user 7; then talk to it with `chat --user 1` and the line
-//! `7;;hello`.
+//! `cargo run -p trunkline-client --example echo -- 7` logs in as user 7; then talk to it with `chat --user 1` and the
+//! line `7;;hello`.
 
 use std::process::ExitCode;
 

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use crate::window::Key;
 
-/// Messages that may owe an ACK before each is acknowledged on its own. A gateway gives a device 1,024 unacknowledged ones at most.
+/// Messages that may owe an ACK before each is acknowledged on its own. A gateway gives a device 1,024 unacknowledged
+/// ones at most.
 const OWED_MAX: usize = 8_192;
 
 /// An ACK that is due.
@@ -26,13 +27,14 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    /// `cumulative`: the gateway has a cursor for this device. Others may take a cumulative ACK for one of a single message.
+    /// `cumulative`: the gateway has a cursor for this device. Others may take a cumulative ACK for one of a single
+    /// message.
     pub(crate) fn new(cumulative: bool) -> Self {
         Self { cumulative, owed: VecDeque::new(), in_order: None }
     }
 
-    /// A message that wants an ACK has come. `again`: it may have come before on this connection. Returns whether it is owed
-    /// only since now.
+    /// A message that wants an ACK has come. `again`: it may have come before on this connection. Returns whether it is
+    /// owed only since now.
     pub(crate) fn came(&mut self, key: Key, again: bool) -> bool {
         if !self.cumulative || again && self.owed.contains(&key) {
             return false;

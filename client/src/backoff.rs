@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 /// Exponential back-off with "equal jitter" (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015):
-/// a wait is between half and all of a ceiling that doubles with each failed attempt. The random half spreads clients that
-/// lost the same server; the fixed half keeps a single client from hammering it.
+/// a wait is between half and all of a ceiling that doubles with each failed attempt. The random half spreads clients
+/// that lost the same server; the fixed half keeps a single client from hammering it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// Ceiling of the first wait.

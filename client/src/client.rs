@@ -17,8 +17,8 @@ use crate::unsettled::{InsertError, NotTaken};
 use crate::window::Window;
 use crate::{Config, Dial, Error, Events, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, driver};
 
-/// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no connection
-/// never has to wait.
+/// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no
+/// connection never has to wait.
 const TAKEN_SPARE: usize = 16;
 
 /// What the gateway said at the last login.
@@ -41,10 +41,11 @@ pub struct SessionInfo {
     /// clock; 0 never.
     pub expires_ms: u64,
     /// The gateway keeps messages with acknowledgement for this device while it is away. False without a store, for an
-    /// [`Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all the same).
+    /// [`Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all the
+    /// same).
     pub registered: bool,
-    /// The gateway went on from where this client had got to. Otherwise the device was new to it or forgotten, or the store
-    /// is another one: an application with a history of its own should look for what is missing.
+    /// The gateway went on from where this client had got to. Otherwise the device was new to it or forgotten, or the
+    /// store is another one: an application with a history of its own should look for what is missing.
     pub resumed: bool,
     /// Messages that waited for this device.
     pub pending: u64,
@@ -57,7 +58,8 @@ pub struct SessionInfo {
     pub truncated: bool,
 }
 
-/// The sending side. Clones share the connection; when the last of them and [`Events`] are dropped, the client logs out.
+/// The sending side. Clones share the connection; when the last of them and [`Events`] are dropped, the client logs
+/// out.
 #[derive(Clone, Debug)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
@@ -118,8 +120,9 @@ impl Client {
         Ok((client, events_handle))
     }
 
-    /// Queues a message to user `to`, delivered at most once, and returns its id. Waits while the queue is full. The gateway
-    /// reports nothing about it but what [`crate::Event::ServerError`] carries; a recipient who is offline never gets it.
+    /// Queues a message to user `to`, delivered at most once, and returns its id. Waits while the queue is full. The
+    /// gateway reports nothing about it but what [`crate::Event::ServerError`] carries; a recipient who is offline
+    /// never gets it.
     ///
     /// # Errors
     /// [`Error::NotConnected`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Closed`].
@@ -149,8 +152,8 @@ impl Client {
         (&mut waiter.0).await
     }
 
-    /// The first half of [`Self::send_acked`]: returns as soon as the message is queued. Messages are sent in the order of
-    /// these calls, and their fates can be awaited in any order, or not at all.
+    /// The first half of [`Self::send_acked`]: returns as soon as the message is queued. Messages are sent in the order
+    /// of these calls, and their fates can be awaited in any order, or not at all.
     ///
     /// # Errors
     /// [`Error::TooManyUnacked`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Outbox`],
@@ -159,14 +162,15 @@ impl Client {
         self.submit(Outgoing::new(to, payload)).await
     }
 
-    /// [`Self::send_tracked`] with all there is to choose: an id of the application's own, and how long the fate is waited
-    /// for. After a crash the same message under the same id is recognised by its recipient.
+    /// [`Self::send_tracked`] with all there is to choose: an id of the application's own, and how long the fate is
+    /// waited for. After a crash the same message under the same id is recognised by its recipient.
     ///
     /// With [`Config::outbox`] the message is kept over a crash from the moment on in which this returns. Then
-    /// [`Error::DuplicateId`] is good news to an application that does a piece of work again after a crash: the message is
-    /// under way already, if it is one of [`Self::unsettled`] to the same user.
+    /// [`Error::DuplicateId`] is good news to an application that does a piece of work again after a crash: the message
+    /// is under way already, if it is one of [`Self::unsettled`] to the same user.
     ///
-    /// Every [`Outcome`] settles it, those that did not bring it to anybody, too; sending it again is up to the application.
+    /// Every [`Outcome`] settles it, those that did not bring it to anybody, too; sending it again is up to the
+    /// application.
     ///
     /// # Errors
     /// As [`Self::send_tracked`], and [`Error::ZeroId`], [`Error::DuplicateId`].
@@ -175,9 +179,9 @@ impl Client {
         self.submit_with(permit, message).await
     }
 
-    /// [`Self::submit`] that waits while [`Config::unacked_max`] messages have no known fate, where that fails. For whoever
-    /// has more to send than may be under way at a time: memory stays bounded, and the speed is that of the recipients.
-    /// When the future is dropped, the message has not been taken.
+    /// [`Self::submit`] that waits while [`Config::unacked_max`] messages have no known fate, where that fails. For
+    /// whoever has more to send than may be under way at a time: memory stays bounded, and the speed is that of the
+    /// recipients. When the future is dropped, the message has not been taken.
     ///
     /// ```no_run
     /// # use trunkline_client::{Client, Error, Outgoing};
@@ -219,8 +223,8 @@ impl Client {
         Ok(Receipt { id, serial, answer, shared })
     }
 
-    /// The messages whose fate is not known, in the order of sending. After the end of the client: those that were left, for
-    /// another client to send with their ids, or for the application to keep.
+    /// The messages whose fate is not known, in the order of sending. After the end of the client: those that were
+    /// left, for another client to send with their ids, or for the application to keep.
     #[must_use]
     pub fn unsettled(&self) -> Vec<Outgoing> {
         self.shared.unsettled.list()
@@ -234,8 +238,8 @@ impl Client {
         Some(Receipt { id, serial, answer, shared: self.shared.clone() })
     }
 
-    /// Acknowledges a message, where [`Config::acknowledge`] leaves that to the application. Nothing happens for a message
-    /// that wants no acknowledgement. It may be called on another connection than the one the message came on.
+    /// Acknowledges a message, where [`Config::acknowledge`] leaves that to the application. Nothing happens for a
+    /// message that wants no acknowledgement. It may be called on another connection than the one the message came on.
     ///
     /// # Errors
     /// [`Error::Closed`].
@@ -263,7 +267,8 @@ impl Client {
     /// Calls a service, and waits for its answer. The gateway gives one in any case while the connection holds.
     ///
     /// # Errors
-    /// [`Error::Call`], also when the connection breaks meanwhile; [`Error::NotConnected`], [`Error::PayloadTooLarge`], [`Error::Closed`].
+    /// [`Error::Call`], also when the connection breaks meanwhile; [`Error::NotConnected`], [`Error::PayloadTooLarge`],
+    /// [`Error::Closed`].
     pub async fn call(&self, service: u16, payload: impl Into<Payload>) -> Result<Reply, Error> {
         self.call_with(Call::new(service, payload)).await
     }
@@ -293,9 +298,9 @@ impl Client {
         round_trip.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
     }
 
-    /// A page of what the gateway holds of this user's inbox: messages that some registered device has not acknowledged yet.
-    /// Pages are got one after the other, whoever asks; the events should be taken meanwhile, since the page comes behind
-    /// those that are on their way.
+    /// A page of what the gateway holds of this user's inbox: messages that some registered device has not acknowledged
+    /// yet. Pages are got one after the other, whoever asks; the events should be taken meanwhile, since the page comes
+    /// behind those that are on their way.
     ///
     /// ```no_run
     /// # use trunkline_client::{Client, Error, History};
@@ -316,8 +321,8 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotConnected`], also when the connection breaks meanwhile; [`Error::Refused`], with 21 where the gateway keeps
-    /// nothing; [`Error::Closed`].
+    /// [`Error::NotConnected`], also when the connection breaks meanwhile; [`Error::Refused`], with 21 where the
+    /// gateway keeps nothing; [`Error::Closed`].
     pub async fn history(&self, history: History) -> Result<Page, Error> {
         let (answer, page) = oneshot::channel();
         self.slot().await?.send(Command::History(Ask { history, answer }));

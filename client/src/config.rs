@@ -15,8 +15,8 @@ const ADDRS_MAX: usize = 64;
 /// Longest queue that can be asked for; it bounds what a wrong unit in a configuration can cost.
 const QUEUE_LEN_MAX: usize = 1_000_000;
 
-/// Shortest and longest ceiling of a wait before a reconnect: below, a client would hammer a gateway that is down, and above
-/// it would not notice on the same day that it is back.
+/// Shortest and longest ceiling of a wait before a reconnect: below, a client would hammer a gateway that is down, and
+/// above it would not notice on the same day that it is back.
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3_600);
 
@@ -27,8 +27,9 @@ const REPLAY_WINDOW_MAX: u32 = 1_024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Acknowledge {
-    /// When the application asks [`crate::Events`] for the next event: then it is done with this one. What it is at when it
-    /// crashes is delivered again. The last message before the events are dropped is not acknowledged either, unless by
+    /// When the application asks [`crate::Events`] for the next event: then it is done with this one. What it is at
+    /// when it crashes is delivered again. The last message before the events are dropped is not acknowledged either,
+    /// unless by
     /// [`crate::Client::ack`]. The default.
     #[default]
     OnNext,
@@ -61,12 +62,12 @@ pub struct Config {
     /// Proof of being that user: a JWT, or somebody to ask for one; empty where the gateway's authentication is open.
     /// Default empty.
     pub token: Token,
-    /// Name of this device, at most 64 bytes. A second login of the same user and device replaces the first. Default empty,
-    /// which the gateway reads as `default`.
+    /// Name of this device, at most 64 bytes. A second login of the same user and device replaces the first. Default
+    /// empty, which the gateway reads as `default`.
     pub device: String,
-    /// The gateway keeps nothing for this device once it has gone: for a program that is only interested in what comes while it
-    /// runs, or that only sends. Otherwise a gateway with a store remembers the device by its name, and what it never takes
-    /// fills the user's inbox. Default false.
+    /// The gateway keeps nothing for this device once it has gone: for a program that is only interested in what comes
+    /// while it runs, or that only sends. Otherwise a gateway with a store remembers the device by its name, and what
+    /// it never takes fills the user's inbox. Default false.
     pub ephemeral: bool,
     /// Where an earlier process of the same user and device stood: [`crate::Client::resume`]. Default nothing.
     pub resume: Resume,
@@ -83,10 +84,11 @@ pub struct Config {
     pub acknowledge: Acknowledge,
     /// Events that may wait for the application, 1 … 1,000,000. Default 1,024.
     pub event_queue_len: usize,
-    /// How long the connection is left unread for an application that does not take its events, before events are dropped;
-    /// [`Duration::MAX`] for ever. Before that, as many events as the queue is long (256 and 1 MiB at most) are read ahead,
-    /// and fates and PONGs among them are heard at once. It keeps a burst whole and still cannot lock up an application
-    /// that waits for a fate before it takes the next event, unless it is for ever. Default 1 s.
+    /// How long the connection is left unread for an application that does not take its events, before events are
+    /// dropped;
+    /// [`Duration::MAX`] for ever. Before that, as many events as the queue is long (256 and 1 MiB at most) are read
+    /// ahead, and fates and PONGs among them are heard at once. It keeps a burst whole and still cannot lock up an
+    /// application that waits for a fate before it takes the next event, unless it is for ever. Default 1 s.
     pub event_wait: Duration,
     /// Commands that may wait for the connection, 1 … 1,000,000. Default 1,024.
     pub send_queue_len: usize,
@@ -194,8 +196,8 @@ pub enum ConfigError {
         /// Its value.
         len: u32,
     },
-    /// `dedup_window_len` is below `event_queue_len`: messages would be forgotten while they wait in the queue, and those
-    /// that are delivered again would come twice.
+    /// `dedup_window_len` is below `event_queue_len`: messages would be forgotten while they wait in the queue, and
+    /// those that are delivered again would come twice.
     DedupWindow {
         /// `dedup_window_len`.
         len: usize,

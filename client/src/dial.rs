@@ -5,7 +5,8 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Makes byte streams to a gateway. `Tcp`, with the feature `tcp`, is the usual one; implement it to go through TLS, a proxy, or memory in a test.
+/// Makes byte streams to a gateway. `Tcp`, with the feature `tcp`, is the usual one; implement it to go through TLS, a
+/// proxy, or memory in a test.
 pub trait Dial: Send + 'static {
     /// The stream of bytes in both directions.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;

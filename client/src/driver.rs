@@ -11,8 +11,8 @@ use crate::state::State;
 use crate::token::Credentials;
 use crate::{Config, Dial, Error, Event, Reason, random};
 
-/// A session this long proves that the gateway is well, and the waits begin from the shortest again. A gateway that accepts
-/// every login and drops it at once is not met with a storm.
+/// A session this long proves that the gateway is well, and the waits begin from the shortest again. A gateway that
+/// accepts every login and drops it at once is not met with a storm.
 const STABLE: Duration = Duration::from_secs(10);
 
 /// How often a provider may give the token that was just refused, before the client ends: with the usual waits for half

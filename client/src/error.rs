@@ -82,7 +82,8 @@ pub enum Error {
         /// The gateway's own words, possibly none.
         text: String,
     },
-    /// The call has no answer of the service. 11, 14, 17, 18, 20 and 21: it was not carried out. 24 and 25: it may have been, see
+    /// The call has no answer of the service. 11, 14, 17, 18, 20 and 21: it was not carried out. 24 and 25: it may have
+    /// been, see
     /// [`Error::may_be_done`].
     Call {
         /// Number of the status; [`Code::from_u16`] names it.
@@ -92,7 +93,8 @@ pub enum Error {
     },
     /// The gateway reported a fate that this version does not know.
     UnknownOutcome(u16),
-    /// The message was given up after the time for its fate, [`crate::Config::fate_timeout`]. It may have been delivered.
+    /// The message was given up after the time for its fate, [`crate::Config::fate_timeout`]. It may have been
+    /// delivered.
     NoFate {
         /// That time.
         waited: Duration,
@@ -132,7 +134,8 @@ pub enum Reason {
     Aborted,
 }
 
-/// An error code or BYE reason in words, with its number, and with the gateway's own words behind it where those say more.
+/// An error code or BYE reason in words, with its number, and with the gateway's own words behind it where those say
+/// more.
 ///
 /// ```
 /// use trunkline_client::sentence;

@@ -20,8 +20,8 @@ pub enum Event {
         /// When the next attempt to connect begins; `None` when there will be none. Then this is the last event.
         retry_in: Option<Duration>,
     },
-    /// An attempt to connect again did not work. Told only while at least half of the event queue is free: an application
-    /// that is away meanwhile finds [`Event::Reconnected`] or the end, and no list of failures.
+    /// An attempt to connect again did not work. Told only while at least half of the event queue is free: an
+    /// application that is away meanwhile finds [`Event::Reconnected`] or the end, and no list of failures.
     ReconnectFailed {
         /// Number of attempts since the connection was lost, from 1.
         attempt: u32,
@@ -35,14 +35,14 @@ pub enum Event {
         /// The gateway went on with the old session.
         resumed: bool,
     },
-    /// All messages that waited for this device when the session began have come; those since then may be among them. Only
-    /// where the gateway keeps messages for it.
+    /// All messages that waited for this device when the session began have come; those since then may be among them.
+    /// Only where the gateway keeps messages for it.
     CaughtUp {
         /// Position of the newest stored message.
         last: u64,
     },
-    /// A gap: messages for this device are gone without it having acknowledged them, because of their age or number, or since
-    /// the store was damaged. An application with a history of its own should look for them there.
+    /// A gap: messages for this device are gone without it having acknowledged them, because of their age or number, or
+    /// since the store was damaged. An application with a history of its own should look for them there.
     Truncated {
         /// They had this position or a lower one.
         floor: u64,
@@ -66,8 +66,8 @@ pub enum Event {
         /// Recipient of that message, or 0.
         peer: u64,
     },
-    /// The application left its events in the queue for too long, and the next ones were dropped. Messages among them were
-    /// not acknowledged: those with acknowledgement come again, later than their place.
+    /// The application left its events in the queue for too long, and the next ones were dropped. Messages among them
+    /// were not acknowledged: those with acknowledgement come again, later than their place.
     Lost {
         /// How many events, 1 or more.
         count: u64,
@@ -115,8 +115,8 @@ impl Message {
         self.flags & flags::AGAIN != 0
     }
 
-    /// It was kept by the gateway and not sent as it came: the backlog after a login, or a page of the history. Such a message
-    /// may come later than its place; [`Message::stamp`] tells it.
+    /// It was kept by the gateway and not sent as it came: the backlog after a login, or a page of the history. Such a
+    /// message may come later than its place; [`Message::stamp`] tells it.
     #[must_use]
     pub fn is_replay(&self) -> bool {
         self.flags & flags::REPLAY != 0

@@ -16,9 +16,10 @@ type Reserving = Pin<Box<dyn Future<Output = Option<OwnedPermit<Taken>>> + Send 
 
 /// The receiving side. With the feature `stream` (on by default) it is a [`futures_core::Stream`], too.
 ///
-/// When it is dropped, arriving messages are discarded without acknowledgement; sending goes on working. A program that does
-/// this from the start should be [`crate::Config::ephemeral`]: otherwise a gateway with a store keeps for it what it never
-/// takes. To get messages and to send meanwhile, take events in one task and send with clones of [`Client`] in others.
+/// When it is dropped, arriving messages are discarded without acknowledgement; sending goes on working. A program that
+/// does this from the start should be [`crate::Config::ephemeral`]: otherwise a gateway with a store keeps for it what
+/// it never takes. To get messages and to send meanwhile, take events in one task and send with clones of [`Client`] in
+/// others.
 #[must_use = "messages that nobody takes are not acknowledged, and after a while dropped"]
 pub struct Events {
     pub(crate) queue: mpsc::Receiver<Event>,
@@ -42,8 +43,8 @@ impl std::fmt::Debug for Events {
 impl Events {
     /// The next event; `None` after the last, which is always [`Event::Disconnected`] with no `retry_in`.
     ///
-    /// With [`Acknowledge::OnNext`], the message before it is acknowledged by this call; with [`Acknowledge::OnTake`], the
-    /// message it returns.
+    /// With [`Acknowledge::OnNext`], the message before it is acknowledged by this call; with [`Acknowledge::OnTake`],
+    /// the message it returns.
     ///
     /// Cancelling it loses nothing.
     pub async fn next(&mut self) -> Option<Event> {

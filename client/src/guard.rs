@@ -8,8 +8,8 @@ use crate::Message;
 use crate::state::Taken;
 
 /// A message that is acknowledged by what becomes of its guard: [`Guard::ack`] when the work on it is done. A guard
-/// that is dropped before, with the task that held it or by a panic, gives the message back: it is delivered again after
-/// some seconds, or after the next login, and then it is an event as the first time.
+/// that is dropped before, with the task that held it or by a panic, gives the message back: it is delivered again
+/// after some seconds, or after the next login, and then it is an event as the first time.
 ///
 /// It is made by [`crate::Client::guard`], and is for applications that work on several messages at a time
 /// ([`crate::Acknowledge::Manually`]); it may be sent to another task or thread.

@@ -59,8 +59,8 @@ impl History {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
-    /// Its messages, by rising stamp. They are looked at, not delivered: none of them is acknowledged by it, and one that
-    /// this device has not acknowledged is an event, too.
+    /// Its messages, by rising stamp. They are looked at, not delivered: none of them is acknowledged by it, and one
+    /// that this device has not acknowledged is an event, too.
     pub messages: Vec<Message>,
     /// Where the next page begins: [`History::after`].
     pub next: u64,

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::random;
 
-/// Counts up from a random base. The base leaves the upper half of the id space free, so ids grow for the life of a client
-/// and their order is the order of sending.
+/// Counts up from a random base. The base leaves the upper half of the id space free, so ids grow for the life of a
+/// client and their order is the order of sending.
 #[derive(Debug)]
 pub(crate) struct MessageIds {
     next: AtomicU64,

@@ -37,8 +37,8 @@ impl Inbound {
         }
     }
 
-    /// Reads once; 0 means the other side has closed. To be called when [`Self::next`] has nothing left, so what is moved to
-    /// the front is less than a frame. Cancelling it loses nothing.
+    /// Reads once; 0 means the other side has closed. To be called when [`Self::next`] has nothing left, so what is
+    /// moved to the front is less than a frame. Cancelling it loses nothing.
     pub(crate) async fn fill(&mut self, reader: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         self.bytes.drain(..self.start);
         self.start = 0;

@@ -1,7 +1,8 @@
 //! A client for the Trunkline gateway, on tokio.
 //!
-//! [`Client::connect`] logs in and returns two halves: a [`Client`] to send with, which may be cloned, and the [`Events`]
-//! that arrive. One background task owns the connection; it keeps the heartbeat, notices a dead server and reconnects.
+//! [`Client::connect`] logs in and returns two halves: a [`Client`] to send with, which may be cloned, and the
+//! [`Events`] that arrive. One background task owns the connection; it keeps the heartbeat, notices a dead server and
+//! reconnects.
 //!
 //! ```no_run
 //! use trunkline_client::{Client, Config, Event, Outcome};
@@ -28,9 +29,10 @@
 //!
 //! - [`Client::send`] is at most once: it fails while there is no connection, and a message that was queued when the
 //!   connection broke is lost.
-//! - [`Client::send_acked`] is at least once: the message is kept until the gateway reports its fate, and sent again, under
-//!   the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in order: its
-//!   [`Receipt`] can be awaited, left alone ([`Receipt::detach`], or dropped) or given up ([`Receipt::cancel`]).
+//! - [`Client::send_acked`] is at least once: the message is kept until the gateway reports its fate, and sent again,
+//!   under the same id, after every reconnect. [`Client::send_tracked`] is the same in two steps, for pipelining in
+//!   order: its [`Receipt`] can be awaited, left alone ([`Receipt::detach`], or dropped) or given up
+//!   ([`Receipt::cancel`]).
 //! - A received message that wants an acknowledgement is acknowledged when the application asks for the next event, so
 //!   that a crash while it works on a message loses nothing; [`Config::acknowledge`] has other ways, among them a
 //!   [`Guard`] for each message, which gives it back if the work on it fails. Until then the gateway will deliver it
@@ -38,34 +40,35 @@
 //!
 //! # Services
 //!
-//! [`Client::call`] asks a service, and gets its answer or an [`Error::Call`], which says whether the call may have been carried out all the same. What a
-//! service pushes is an [`Event::Message`] of which [`Message::service`] says the number; it is acknowledged and kept like what users send. The other side,
-//! a worker that serves and pushes, is `service::Service`.
+//! [`Client::call`] asks a service, and gets its answer or an [`Error::Call`], which says whether the call may have
+//! been carried out all the same. What a service pushes is an [`Event::Message`] of which [`Message::service`] says the
+//! number; it is acknowledged and kept like what users send. The other side, a worker that serves and pushes, is
+//! `service::Service`.
 //!
 //! # A gateway that keeps messages
 //!
-//! Where the gateway has a store ([`SessionInfo::registered`]), it keeps messages with acknowledgement for each device of a
-//! user, known by its name, until that device acknowledges them. Then:
+//! Where the gateway has a store ([`SessionInfo::registered`]), it keeps messages with acknowledgement for each device
+//! of a user, known by its name, until that device acknowledges them. Then:
 //!
-//! - [`Outcome::Stored`] says that the message is on the gateway's disk: it survives the gateway's crash and comes after
-//!   the recipient's next login. [`Outgoing::without_store`] is for what is of no use later.
-//! - After each login what was missed comes first and in order, as [`Event::Message`]s of which [`Message::is_replay`] is
-//!   true; what is sent meanwhile comes beside it. [`Event::CaughtUp`] is the end. At most [`Config::replay_window`] of them
-//!   are unacknowledged at a time, so that an application is given them as fast as it takes them.
-//! - Each message is an event once in the life of a client, over reconnects and crashes of the gateway. What was dropped
-//!   ([`Event::Lost`]) or given back by a [`Guard`] is fetched again after 5 s. Many messages that were taken in order are
-//!   acknowledged with one frame.
+//! - [`Outcome::Stored`] says that the message is on the gateway's disk: it survives the gateway's crash and comes
+//!   after the recipient's next login. [`Outgoing::without_store`] is for what is of no use later.
+//! - After each login what was missed comes first and in order, as [`Event::Message`]s of which [`Message::is_replay`]
+//!   is true; what is sent meanwhile comes beside it. [`Event::CaughtUp`] is the end. At most [`Config::replay_window`]
+//!   of them are unacknowledged at a time, so that an application is given them as fast as it takes them.
+//! - Each message is an event once in the life of a client, over reconnects and crashes of the gateway. What was
+//!   dropped ([`Event::Lost`]) or given back by a [`Guard`] is fetched again after 5 s. Many messages that were taken
+//!   in order are acknowledged with one frame.
 //! - A gap is always told: [`Event::Truncated`].
 //! - [`Client::history`] looks at what is held, page by page, without taking it.
-//! - [`Client::resume`] and [`Config::resume`] let a later process tell whether the gateway goes on from where the earlier
-//!   one was; the position itself is kept by the gateway. A crash may cost the last 200 ms of it: an application that must
-//!   not handle a message twice remembers (sender, id).
+//! - [`Client::resume`] and [`Config::resume`] let a later process tell whether the gateway goes on from where the
+//!   earlier one was; the position itself is kept by the gateway. A crash may cost the last 200 ms of it: an
+//!   application that must not handle a message twice remembers (sender, id).
 //! - A device with [`Config::ephemeral`] gets what comes while it is connected, and nothing is kept for it.
 //!
 //! # Message ids
 //!
-//! An id must never be 0 and must be unique for its sender, over restarts and over all devices of that user. Ids count up
-//! from a base drawn at random from 2⁶³ values for each client. Two runs that send `n` messages each overlap with a
+//! An id must never be 0 and must be unique for its sender, over restarts and over all devices of that user. Ids count
+//! up from a base drawn at random from 2⁶³ values for each client. Two runs that send `n` messages each overlap with a
 //! probability of about `n / 2⁶²`; no clock and no file is needed.
 //!
 //! An application may give ids of its own, with [`Client::submit`]: then a message that it sends again after a crash is
@@ -89,14 +92,14 @@
 //!
 //! # Crashes
 //!
-//! Messages whose fate is not known end with the process, unless [`Config::outbox`] keeps them: with a [`FileOutbox`] the
-//! next process sends them first, under their old ids. [`Client::close`] returns them, and [`Client::unsettled`] lists them.
-//! At the receiving end, a message is delivered again if the process died before it asked for the next event; an
-//! application that must not handle it twice remembers (sender, id) along with what it did.
+//! Messages whose fate is not known end with the process, unless [`Config::outbox`] keeps them: with a [`FileOutbox`]
+//! the next process sends them first, under their old ids. [`Client::close`] returns them, and [`Client::unsettled`]
+//! lists them. At the receiving end, a message is delivered again if the process died before it asked for the next
+//! event; an application that must not handle it twice remembers (sender, id) along with what it did.
 //!
-//! Where all it does is to send something, the id of that can do the remembering. This answers each message once, whenever
-//! the process is killed: the answer is in the outbox before the question is acknowledged, and a question that comes again
-//! gets an answer under the same id, which the asking client takes for the one it has.
+//! Where all it does is to send something, the id of that can do the remembering. This answers each message once,
+//! whenever the process is killed: the answer is in the outbox before the question is acknowledged, and a question that
+//! comes again gets an answer under the same id, which the asking client takes for the one it has.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -142,22 +145,23 @@
 //!
 //! # Reconnecting
 //!
-//! After a broken connection ([`Event::Disconnected`]) the client waits (see [`Backoff`]) and logs in again: at the address the gateway named, if it
-//! named one, then where the last login worked, then at [`Config::addrs`] in their order and at up to 16 addresses learnt
-//! from gateways, one for each attempt, until one takes it; [`Event::ReconnectFailed`] tells of
-//! those that do not. Each name is resolved anew for each attempt. After four
+//! After a broken connection ([`Event::Disconnected`]) the client waits (see [`Backoff`]) and logs in again: at the
+//! address the gateway named, if it named one, then where the last login worked, then at [`Config::addrs`] in their
+//! order and at up to 16 addresses learnt from gateways, one for each attempt, until one takes it;
+//! [`Event::ReconnectFailed`] tells of those that do not. Each name is resolved anew for each attempt. After four
 //! redirections in a row, without a session of 10 s in between, the next one is ignored.
 //!
-//! It does not come back after the reasons 6 bad credentials, 7 unsupported version, 8 replaced by a newer login, 15 kicked
-//! by an operator and 20 bad request: there the same attempt would fail again or, worse, throw out the newer login. The one
-//! exception: after 6 [`Token::provider`] is asked for another token, up to eight times for about a minute, and that one is
-//! tried once.
+//! It does not come back after the reasons 6 bad credentials, 7 unsupported version, 8 replaced by a newer login, 15
+//! kicked by an operator and 20 bad request: there the same attempt would fail again or, worse, throw out the newer
+//! login. The one exception: after 6 [`Token::provider`] is asked for another token, up to eight times for about a
+//! minute, and that one is tried once.
 //!
 //! # Tokens
 //!
-//! A session ends with its token. With [`Token::provider`] the client asks for a new one when 60 to 80 % of the time are
-//! over, at random, so that clients that came together do not renew together, and gives it to the session (RENEW). If there
-//! is none, or the gateway does not take it, [`Event::TokenNotRenewed`] says so and the client tries again, until the end:
+//! A session ends with its token. With [`Token::provider`] the client asks for a new one when 60 to 80 % of the time
+//! are over, at random, so that clients that came together do not renew together, and gives it to the session (RENEW).
+//! If there is none, or the gateway does not take it, [`Event::TokenNotRenewed`] says so and the client tries again,
+//! until the end:
 //! [`Event::Disconnected`] with reason 6, "the token has expired".
 //!
 //! # Features

@@ -54,8 +54,8 @@ impl Advice {
     }
 }
 
-/// Reads a BYE: its number, the gateway's words, its advice. A body that cannot be read costs the latter two only: the number
-/// in the header says the most.
+/// Reads a BYE: its number, the gateway's words, its advice. A body that cannot be read costs the latter two only: the
+/// number in the header says the most.
 pub(crate) fn read_bye(frame: &Frame<'_>) -> (u16, String, Advice) {
     let bye = Bye::decode(frame.body).unwrap_or_default();
     let advice = Advice::of(&bye);
@@ -109,8 +109,8 @@ where
     let cut = |_io_error| Error::LoginCut { addr: addr.to_owned() };
 
     let mut request = Vec::new();
-    // `last_stamp` does not say what is missing: what was delivered but not acknowledged lies anywhere below it. The gateway
-    // has a cursor of its own for each device, and the window removes what comes twice.
+    // `last_stamp` does not say what is missing: what was delivered but not acknowledged lies anywhere below it. The
+    // gateway has a cursor of its own for each device, and the window removes what comes twice.
     let login = Login {
         version: VERSION,
         user: config.user,

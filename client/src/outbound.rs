@@ -8,12 +8,12 @@ use trunkline_proto::{Header, Kind, Login, Sync, call_flags, encode, encode_mess
 use crate::acks::Due;
 use crate::calls::Call;
 
-/// Messages are appended while fewer bytes wait. What is appended at once is at most a frame, so messages fill the buffer up
-/// to this and one frame of the largest size.
+/// Messages are appended while fewer bytes wait. What is appended at once is at most a frame, so messages fill the
+/// buffer up to this and one frame of the largest size.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Room for answers (ACK, PING, SYNC, RENEW) beyond what messages fill, 2,048 ACKs. Messages cannot take it: the connection is
-/// read on however much waits to be sent.
+/// Room for answers (ACK, PING, SYNC, RENEW) beyond what messages fill, 2,048 ACKs. Messages cannot take it: the
+/// connection is read on however much waits to be sent.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The send buffer of one connection.

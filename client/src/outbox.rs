@@ -7,11 +7,11 @@ use trunkline_proto::Outcome;
 
 use crate::{Error, Outgoing};
 
-/// Keeps the messages of [`crate::Client::submit`] and its likes until their fate is known, so that a crash of the process
-/// loses none of them: [`crate::Config::outbox`]. [`crate::FileOutbox`] is one; a database is another.
+/// Keeps the messages of [`crate::Client::submit`] and its likes until their fate is known, so that a crash of the
+/// process loses none of them: [`crate::Config::outbox`]. [`crate::FileOutbox`] is one; a database is another.
 ///
-/// The calls are made within the asynchronous tasks of the application and of the client, and sending waits for them: they
-/// should take no longer than a write to a local disk.
+/// The calls are made within the asynchronous tasks of the application and of the client, and sending waits for them:
+/// they should take no longer than a write to a local disk.
 ///
 /// One outbox serves one client at a time. Its messages are those of one user: they are sent as whoever logs in.
 ///
@@ -46,8 +46,8 @@ use crate::{Error, Outgoing};
 /// ```
 pub trait Outbox: Debug + Send + Sync + 'static {
     /// What was put and is not settled, in the order in which it was put. Called once by each
-    /// [`crate::Client::connect`], which sends these messages before all others, with their old ids; [`crate::Client::receipt`]
-    /// waits for their fates. They may be as many as [`crate::Config::unacked_max`].
+    /// [`crate::Client::connect`], which sends these messages before all others, with their old ids;
+    /// [`crate::Client::receipt`] waits for their fates. They may be as many as [`crate::Config::unacked_max`].
     ///
     /// # Errors
     /// Whatever keeps them from being read; the connect fails with it.
@@ -60,7 +60,8 @@ pub trait Outbox: Debug + Send + Sync + 'static {
     /// Whatever keeps it from being kept; the message is not sent then, and the caller gets [`Error::Outbox`].
     fn put(&self, message: &Outgoing) -> io::Result<()>;
 
-    /// The fate of a message is known, or it was given up: it must not be loaded again. An outbox that cannot write this
-    /// down should say so at the next [`Self::put`]; the message is then sent once more after a restart, under its old id.
+    /// The fate of a message is known, or it was given up: it must not be loaded again. An outbox that cannot write
+    /// this down should say so at the next [`Self::put`]; the message is then sent once more after a restart, under its
+    /// old id.
     fn settle(&self, id: u64, fate: &Result<Outcome, Error>);
 }

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::Event;
 
-/// Events read ahead of a full queue at most, so that fates and PONGs behind them are heard. A shorter queue has as many
-/// as it is long.
+/// Events read ahead of a full queue at most, so that fates and PONGs behind them are heard. A shorter queue has as
+/// many as it is long.
 const AHEAD_LEN_MAX: usize = 256;
 
 /// Payload bytes of those after which no more are read.
@@ -20,9 +20,9 @@ const AHEAD_BYTES_MAX: usize = 1024 * 1024;
 /// Events held back beyond those: lost and regained connections are told whatever is read ahead.
 const SPARE_LEN: usize = 8;
 
-/// Four states: *open* (nothing is held back), *late* (events are held back and more are read ahead), *blocked* (as many are
-/// held back as may be; the connection is not read, until the deadline at most) and *lossy* (further events are dropped and
-/// counted, until what is held back has gone and the number has been told).
+/// Four states: *open* (nothing is held back), *late* (events are held back and more are read ahead), *blocked* (as
+/// many are held back as may be; the connection is not read, until the deadline at most) and *lossy* (further events
+/// are dropped and counted, until what is held back has gone and the number has been told).
 #[derive(Debug)]
 pub(crate) struct Outlet {
     queue: mpsc::Sender<Event>,
@@ -105,8 +105,8 @@ impl Outlet {
         }
     }
 
-    /// Waits until something held back can go on, or its time is over; returns the events that were dropped. Never returns
-    /// while there is nothing to do. Cancelling it loses nothing.
+    /// Waits until something held back can go on, or its time is over; returns the events that were dropped. Never
+    /// returns while there is nothing to do. Cancelling it loses nothing.
     pub(crate) async fn settle(&mut self) -> VecDeque<Event> {
         if self.held.is_empty() && self.lost == 0 {
             self.lossy = false;

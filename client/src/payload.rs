@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// The bytes of a message. It is made of whatever holds bytes; from [`Bytes`], a vector or a string without a copy. Clones
-/// share the bytes.
+/// The bytes of a message. It is made of whatever holds bytes; from [`Bytes`], a vector or a string without a copy.
+/// Clones share the bytes.
 ///
 /// ```
 /// use trunkline_client::Payload;
@@ -117,8 +117,8 @@ impl Outgoing {
         Self { to, payload: payload.into(), id: None, timeout: None, retry: false, no_store: false }
     }
 
-    /// The same with an id of the application's: the recipient takes two messages with one id for one, so that it can be
-    /// sent again after a crash without doubt.
+    /// The same with an id of the application's: the recipient takes two messages with one id for one, so that it can
+    /// be sent again after a crash without doubt.
     #[must_use]
     pub fn with_id(self, id: u64) -> Self {
         Self { id: Some(id), ..self }
@@ -130,8 +130,8 @@ impl Outgoing {
         Self { retry: true, ..self }
     }
 
-    /// The same for a message that is of no use later, as that somebody types: a gateway that keeps messages for users who are
-    /// offline does not keep this one, and its outcome is [`crate::Outcome::OfflineNotStored`] there.
+    /// The same for a message that is of no use later, as that somebody types: a gateway that keeps messages for users
+    /// who are offline does not keep this one, and its outcome is [`crate::Outcome::OfflineNotStored`] there.
     #[must_use]
     pub fn without_store(self) -> Self {
         Self { no_store: true, ..self }

@@ -1,8 +1,8 @@
 //! Messages that the gateway has given and the application has not got: they are asked for again.
 //!
-//! A gateway that keeps messages for this device gives each once for each login, and then waits for its ACK. A message that
-//! was dropped on its way, because the application was too slow, or that came back from a guard, would come with the next
-//! login only; until then SYNC gets it.
+//! A gateway that keeps messages for this device gives each once for each login, and then waits for its ACK. A message
+//! that was dropped on its way, because the application was too slow, or that came back from a guard, would come with
+//! the next login only; until then SYNC gets it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::History;
 /// Positions remembered; those beyond come with the next login.
 const STAMPS_MAX: usize = 4_096;
 
-/// How long after the first is asked: by then what is not acknowledged is in the store (2 s by default), and an application
-/// that gives a message back gets it no faster.
+/// How long after the first is asked: by then what is not acknowledged is in the store (2 s by default), and an
+/// application that gives a message back gets it no faster.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Most messages of a page.
@@ -64,7 +64,8 @@ impl Recall {
         Some(History::after(first - 1).with_limit(limit))
     }
 
-    /// A page has come that ends at `next`, and none behind it if `complete`. What was asked for and is not in it is gone.
+    /// A page has come that ends at `next`, and none behind it if `complete`. What was asked for and is not in it is
+    /// gone.
     pub(crate) fn page_over(&mut self, next: u64, complete: bool) {
         self.stamps = if complete { BTreeSet::new() } else { self.stamps.split_off(&(next + 1)) };
         self.due = (!self.stamps.is_empty()).then(Instant::now);

@@ -12,8 +12,8 @@ use crate::Error;
 use crate::state::Shared;
 use crate::unsettled::Fate;
 
-/// A message on its way. It is a future, too: `tokio::time::timeout(limit, &mut receipt)` waits for a while and leaves the
-/// message alone.
+/// A message on its way. It is a future, too: `tokio::time::timeout(limit, &mut receipt)` waits for a while and leaves
+/// the message alone.
 ///
 /// Dropping it changes nothing about the message, as [`Receipt::detach`]; only [`Receipt::cancel`] gives it up.
 #[derive(Debug)]
@@ -32,11 +32,12 @@ impl Receipt {
         self.id
     }
 
-    /// Waits for the message's fate, over reconnects if need be. When the future is dropped, the message goes on without
-    /// anybody waiting.
+    /// Waits for the message's fate, over reconnects if need be. When the future is dropped, the message goes on
+    /// without anybody waiting.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::PayloadTooLarge`] if a later gateway takes smaller frames, [`Error::UnknownOutcome`],
+    /// [`Error::Refused`], [`Error::PayloadTooLarge`] if a later gateway takes smaller frames,
+    /// [`Error::UnknownOutcome`],
     /// [`Error::NoFate`] after [`crate::Config::fate_timeout`], [`Error::Closed`].
     pub async fn outcome(self) -> Result<Outcome, Error> {
         self.await

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-/// Where a device stands: [`crate::Client::resume`] gives it, and [`crate::Config::resume`] takes it in a later process of the
-/// same user and device. The gateway knows by itself what the device has acknowledged; with this it can also tell whether that
-/// is what *this* client has worked from (`resumed` in [`crate::SessionInfo`] and [`crate::Event::Reconnected`]).
+/// Where a device stands: [`crate::Client::resume`] gives it, and [`crate::Config::resume`] takes it in a later process
+/// of the same user and device. The gateway knows by itself what the device has acknowledged; with this it can also
+/// tell whether that is what *this* client has worked from (`resumed` in [`crate::SessionInfo`] and
+/// [`crate::Event::Reconnected`]).
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Resume {
     /// The gateway's ticket, a secret; empty where nothing is kept for this device.

@@ -15,9 +15,10 @@
 //! # }
 //! ```
 //!
-//! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link that breaks is made again. A request
-//! whose caller is gone is given up: the future of its handler is dropped at the next await. One that runs when its link breaks goes on, and its answer finds
-//! nobody: its caller has been told that the outcome is unknown, or another worker has it by now.
+//! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link
+//! that breaks is made again. A request whose caller is gone is given up: the future of its handler is dropped at the
+//! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
+//! the outcome is unknown, or another worker has it by now.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -217,7 +218,8 @@ impl ServiceBuilder {
         self
     }
 
-    /// Connects, with one link for each shard. The first attempt is made once, so that a wrong address or key is reported.
+    /// Connects, with one link for each shard. The first attempt is made once, so that a wrong address or key is
+    /// reported.
     ///
     /// Must be called within a tokio runtime, which then runs links and handlers.
     ///
@@ -285,7 +287,8 @@ impl Service {
         self.push_as(self.shared.ids.next(), service, user, payload).await
     }
 
-    /// [`Self::push`] with an id of the application's own, never 0: a user's device gets one that is pushed again under the same id once.
+    /// [`Self::push`] with an id of the application's own, never 0: a user's device gets one that is pushed again under
+    /// the same id once.
     ///
     /// # Errors
     /// As [`Self::push`].

@@ -208,9 +208,9 @@ impl<'a> Session<'a> {
         reason.into()
     }
 
-    /// A frame may cause an answer and an event, so it is handled only when there is room for both. Messages that wait to be
-    /// sent don't count: the fates that make room for more come this way. While logging out the application is not waited
-    /// for.
+    /// A frame may cause an answer and an event, so it is handled only when there is room for both. Messages that wait
+    /// to be sent don't count: the fates that make room for more come this way. While logging out the application is
+    /// not waited for.
     fn may_receive(&self) -> bool {
         self.out.has_room_for_answers() && (self.closing.is_some() || !self.state.outlet.is_blocked())
     }
@@ -424,8 +424,8 @@ impl<'a> Session<'a> {
         self.resend_from < self.resend_below
     }
 
-    /// As much as fits into the send buffer now: all of it may be far more than the buffer should hold, and the connection is
-    /// read in between.
+    /// As much as fits into the send buffer now: all of it may be far more than the buffer should hold, and the
+    /// connection is read in between.
     fn resend_some(&mut self) {
         while self.is_resending() && self.out.has_room() {
             match self.state.shared.unsettled.take_first(self.resend_from..self.resend_below) {
@@ -454,8 +454,8 @@ impl<'a> Session<'a> {
 
     // Timers
 
-    /// A PING is due when for one heartbeat nothing went (the gateway would think this client dead) or nothing came (this
-    /// client would think the gateway dead).
+    /// A PING is due when for one heartbeat nothing went (the gateway would think this client dead) or nothing came
+    /// (this client would think the gateway dead).
     fn ping_due(&self) -> Instant {
         self.sent.min(self.received).max(self.pinged) + self.heartbeat
     }

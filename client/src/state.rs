@@ -170,8 +170,8 @@ impl State {
         self.shared.connected.store(false, Ordering::Relaxed);
     }
 
-    /// A connection is made: callers may send again, in frames of the size that this one takes. A login that the gateway
-    /// answered without its store has no ticket; then the one from before is kept.
+    /// A connection is made: callers may send again, in frames of the size that this one takes. A login that the
+    /// gateway answered without its store has no ticket; then the one from before is kept.
     pub(crate) fn go_online(&mut self, info: &SessionInfo, ticket: &[u8]) {
         if !ticket.is_empty() {
             *self.shared.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket.to_vec();

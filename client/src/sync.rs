@@ -1,8 +1,8 @@
 //! Questions for pages of the inbox: one at a time on a connection.
 //!
-//! The messages of a page look like those of the backlog, and both may come at the same time: what is replayed while a page is
-//! on its way is held until its SYNC_OK. Then the page is what lies between the position asked for and the one that SYNC_OK
-//! names, each once; the rest, and what came twice, was the backlog.
+//! The messages of a page look like those of the backlog, and both may come at the same time: what is replayed while a
+//! page is on its way is held until its SYNC_OK. Then the page is what lies between the position asked for and the one
+//! that SYNC_OK names, each once; the rest, and what came twice, was the backlog.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -12,7 +12,8 @@ use trunkline_proto::{Code, Sync, SyncOk};
 use crate::window::Key;
 use crate::{Error, History, Message, Page};
 
-/// Messages held at most: a page of the longest kind (1,000), and a backlog of as much as a device may owe (1,024) beside it.
+/// Messages held at most: a page of the longest kind (1,000), and a backlog of as much as a device may owe (1,024)
+/// beside it.
 const HELD_LEN_MAX: usize = 4_096;
 
 /// Their bytes at most; a page takes half an outbox of the gateway.

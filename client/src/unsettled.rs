@@ -15,7 +15,8 @@ use crate::{Error, Outbox, Outgoing, Payload, Reason};
 
 pub(crate) type Fate = Result<Outcome, Error>;
 
-/// Shared by the handles, which put messages in and give them up, and the task that sends them and hears of their fates.
+/// Shared by the handles, which put messages in and give them up, and the task that sends them and hears of their
+/// fates.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
     messages: Mutex<Messages>,
@@ -111,8 +112,8 @@ impl Unsettled {
         self.permits.clone().try_acquire_owned().ok()
     }
 
-    /// Room for one more message, as soon as there is some; callers are served in their order. `None` never comes while this
-    /// lives.
+    /// Room for one more message, as soon as there is some; callers are served in their order. `None` never comes while
+    /// this lives.
     pub(crate) async fn reserve_when_room(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().acquire_owned().await.ok()
     }
@@ -128,7 +129,8 @@ impl Unsettled {
         let kept = outbox.load().map_err(Error::Outbox)?;
         let mut messages = self.lock();
         for message in kept {
-            // An outbox gives back what it was given: with an id, and each once. What has none cannot have come from here.
+            // An outbox gives back what it was given: with an id, and each once. What has none cannot have come from
+            // here.
             let Some(id) = message.id.filter(|id| *id != 0 && !messages.serials.contains_key(id)) else {
                 let unusable = "it gave back a message without an id, or two with the same";
                 return Err(Error::Outbox(std::io::Error::new(std::io::ErrorKind::InvalidData, unusable)));
@@ -150,8 +152,8 @@ impl Unsettled {
         Ok(())
     }
 
-    /// Keeps a message, in the outbox first if there is one; `announce` is called with its serial while no other message
-    /// can come between.
+    /// Keeps a message, in the outbox first if there is one; `announce` is called with its serial while no other
+    /// message can come between.
     pub(crate) fn insert(
         &self,
         id: u64,
@@ -229,7 +231,8 @@ impl Unsettled {
         Some(Next { serial, id: entry.id, to: entry.to, payload, is_retry, no_store })
     }
 
-    /// The fate of the message with this id to this recipient is known; `fate` is asked for it if there is such a message.
+    /// The fate of the message with this id to this recipient is known; `fate` is asked for it if there is such a
+    /// message.
     pub(crate) fn settle_id(&self, id: u64, to: u64, fate: impl FnOnce() -> Fate) -> bool {
         let mut messages = self.lock();
         let serial = messages.serials.get(&id).copied();

@@ -1,7 +1,9 @@
-//! A WebSocket server that sends back what it is sent, over the gateway's own codec: what test suites of the protocol ask for, since the gateway
-//! itself takes no text and no messages that are no frames. `make test-autobahn` runs the cases of the Autobahn test suite against it.
+//! A WebSocket server that sends back what it is sent, over the gateway's own codec: what test suites of the protocol
+//! ask for, since the gateway itself takes no text and no messages that are no frames. `make test-autobahn` runs the
+//! cases of the Autobahn test suite against it.
 //!
-//! `websocket_echo ADDR:PORT` says where it listens and serves until it is killed; each connection has a thread and plain, blocking sockets.
+//! `websocket_echo ADDR:PORT` says where it listens and serves until it is killed; each connection has a thread and
+//! plain, blocking sockets.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

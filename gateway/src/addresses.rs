@@ -1,8 +1,9 @@
-//! Limits by the address of clients: how many connections one may have, and how many it may open in a second. Off unless asked for.
+//! Limits by the address of clients: how many connections one may have, and how many it may open in a second. Off
+//! unless asked for.
 //!
-//! An IPv4 address counts by itself, an IPv6 address with its /64, which is what one customer of a provider has at least. The kernel spreads the
-//! connections of an address over all shards, so their count is shared: one table for the node, in stripes with a lock each, touched once when a
-//! connection begins and once when it ends.
+//! An IPv4 address counts by itself, an IPv6 address with its /64, which is what one customer of a provider has at
+//! least. The kernel spreads the connections of an address over all shards, so their count is shared: one table for the
+//! node, in stripes with a lock each, touched once when a connection begins and once when it ends.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -92,7 +93,8 @@ impl AddressBook {
         })
     }
 
-    /// Enters another connection of an address, at a time in milliseconds that never goes back. [`AddressBook::leave`] has to follow when that ends.
+    /// Enters another connection of an address, at a time in milliseconds that never goes back. [`AddressBook::leave`]
+    /// has to follow when that ends.
     ///
     /// # Errors
     /// When the address may not have it; then nothing has changed.

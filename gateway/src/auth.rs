@@ -314,7 +314,8 @@ impl Auth {
     }
 }
 
-/// The `kid` a token names, for the log: cut to what a key's id may have, since whoever sent it may write what they like.
+/// The `kid` a token names, for the log: cut to what a key's id may have, since whoever sent it may write what they
+/// like.
 pub fn key_id(token: &str) -> Option<String> {
     let token = Some(token).filter(|token| token.len() <= TOKEN_BYTES_MAX)?;
     let id = decode_header(token).ok()?.kid?;

@@ -1,7 +1,7 @@
 //! The memory budget: what the process can come to need when every limit is reached at once.
 //!
-//! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that limit's policy and
-//! never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
+//! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that
+//! limit's policy and never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
 
 use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
 use crate::conn::CONN_BYTES;
@@ -24,8 +24,8 @@ use trunkline_router::presence::Embedded;
 
 /// A Vec that grows doubles, so it may hold twice the bytes that are counted.
 const VEC_GROWTH: u64 = 2;
-/// A slot's places in the lists of a shard: once in dirty, due, overflowed, waiting, flights, spenders, behind and redeliverable, up to twice in slow and in
-/// holders (four bytes each), and up to twice in strangers (eight).
+/// A slot's places in the lists of a shard: once in dirty, due, overflowed, waiting, flights, spenders, behind and
+/// redeliverable, up to twice in slow and in holders (four bytes each), and up to twice in strangers (eight).
 const LIST_BYTES: u64 = ((8 + 2 * 2) * 4 + 2 * 8) * VEC_GROWTH;
 /// A send under way: its connection, its buffer's handle, its place in the list of free ones.
 const SEND_BYTES: u64 = (32 + 4) * VEC_GROWTH;
@@ -35,12 +35,14 @@ const ANSWERS_DENOMINATOR: u64 = 4;
 /// Queue of a mailbox: letters for each sending shard, and the size of one.
 const MAILBOX_LETTERS: u64 = 64;
 const LETTER_BYTES: u64 = 48;
-/// Queues of a data ring (1,024 submissions of 64 bytes, 16,384 completions of 16) and the batch the completions are taken to.
+/// Queues of a data ring (1,024 submissions of 64 bytes, 16,384 completions of 16) and the batch the completions are
+/// taken to.
 const RING_BYTES: u64 = 1_024 * 64 + 3 * 16_384 * 16;
 /// Entry of the provided-buffer ring.
 const RING_ENTRY_BYTES: u64 = 16;
-/// An executor with its three small rings and the touched part of its stack, and a shard's batches and outboxes kept for reuse (2 MiB) and counters. Shards
-/// that share a core share an executor too: then the sum is above what they need.
+/// An executor with its three small rings and the touched part of its stack, and a shard's batches and outboxes kept
+/// for reuse (2 MiB) and counters. Shards that share a core share an executor too: then the sum is above what they
+/// need.
 const EXECUTOR_BYTES: u64 = (3 << 20) + (512 << 10);
 /// Program, runtime of the control thread, and what the allocator keeps back.
 const PROCESS_BYTES: u64 = 24 << 20;
@@ -49,7 +51,8 @@ const LOG_BYTES: u64 = 2 * trunkline_router::log::BYTES_MAX as u64;
 /// Header, body and answer of one HTTP connection, and one rendering of the metrics of a shard.
 const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
-/// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a time.
+/// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a
+/// time.
 const PREVIEW_BYTES_PER_WEIGHT: u64 = 2_500;
 /// What the kernel holds for an idle connection: its TCP socket, inode and file (3.6 to 3.9 KB), and the armed poll.
 pub(crate) const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
@@ -137,7 +140,8 @@ impl Budget {
         }
     }
 
-    /// The budget of `shards` shards with these limits each; a node of a cluster has a queue of presence writes of this length.
+    /// The budget of `shards` shards with these limits each; a node of a cluster has a queue of presence writes of this
+    /// length.
     pub(crate) fn of_limits(limits: &Limits, shards: u16, presence_queue: Option<u64>, memory_max: u64) -> Self {
         let shards = u64::from(shards);
         let each = u64::from(limits.connections_max);
@@ -385,13 +389,14 @@ impl Budget {
         self.terms.iter().fold(0, |sum, term| sum.saturating_add(term.bytes))
     }
 
-    /// What the kernel holds for the connections besides, roughly. It is not part of the sum, because it is not this process's memory.
+    /// What the kernel holds for the connections besides, roughly. It is not part of the sum, because it is not this
+    /// process's memory.
     pub fn kernel_bytes(&self) -> u64 {
         self.connections * KERNEL_BYTES_PER_CONNECTION
     }
 
-    /// What to say when sum and kernel together are more than there is: then the machine, or the control group, runs out of memory before
-    /// the limits are reached.
+    /// What to say when sum and kernel together are more than there is: then the machine, or the control group, runs
+    /// out of memory before the limits are reached.
     pub fn overcommitted(&self) -> Option<String> {
         let needed = self.total().saturating_add(self.kernel_bytes());
         if self.memory_available == 0 || needed <= self.memory_available {

@@ -17,9 +17,9 @@ use trunkline_router::http::Scope;
 
 /// Carries messages between the clients connected to it.
 ///
-/// Clients connect by TCP and speak the Trunkline protocol; the command chat is one. Everything below has a default, so gateway alone
-/// starts a node on this machine. Each flag is also a key of the configuration file (with _ for -) and an environment variable; flags
-/// override the environment, which overrides the file.
+/// Clients connect by TCP and speak the Trunkline protocol; the command chat is one. Everything below has a default, so
+/// gateway alone starts a node on this machine. Each flag is also a key of the configuration file (with _ for -) and an
+/// environment variable; flags override the environment, which overrides the file.
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version, args_conflicts_with_subcommands = true, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
 struct Cli {
@@ -111,9 +111,9 @@ enum Verb {
     },
     /// Check whether this host is ready, and say how many connections it will hold.
     ///
-    /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the limit that binds
-    /// first. It looks from where it runs: run it with the user, the limits and the control group the gateway will have. What runs now
-    /// keeps what it has, a gateway included. Nothing is changed without --apply.
+    /// Looks at what a node with this configuration needs, compares the kernel's settings with a profile, and names the
+    /// limit that binds first. It looks from where it runs: run it with the user, the limits and the control group the
+    /// gateway will have. What runs now keeps what it has, a gateway included. Nothing is changed without --apply.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(DoctorFlags),
     /// Check the store of a node that does not run, or copy all that is in it.
@@ -179,15 +179,16 @@ Exit status:
 
 #[derive(Debug, Args)]
 struct DoctorFlags {
-    /// Profile to compare with: sysctl settings for 100,000, 1,000,000 or 10,000,000 connections. [default: the smallest that covers --conns]
+    /// Profile to compare with: sysctl settings for 100,000, 1,000,000 or 10,000,000 connections. [default: the
+    /// smallest that covers --conns]
     #[arg(long)]
     profile: Option<Profile>,
     /// Connections this host should hold: 250000, 250_000, 250k or 1m. [default: those of the profile]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     conns: Option<u64>,
-    /// Write what the kernel lacks of the profile, for now (/proc/sys) and for good (/etc/sysctl.d/90-trunkline.conf). What was there is
-    /// remembered in /var/lib/trunkline. A setting that is better already stays. Limits of processes, huge pages and the governor are not
-    /// touched: their fix is printed.
+    /// Write what the kernel lacks of the profile, for now (/proc/sys) and for good (/etc/sysctl.d/90-trunkline.conf).
+    /// What was there is remembered in /var/lib/trunkline. A setting that is better already stays. Limits of processes,
+    /// huge pages and the governor are not touched: their fix is printed.
     #[arg(long)]
     apply: bool,
     /// Restore what was there before the first --apply.
@@ -335,7 +336,8 @@ pub(crate) fn parse(
     })
 }
 
-/// What the command line and the environment say, and what of the environment is refused. A flag that is refused is an error.
+/// What the command line and the environment say, and what of the environment is refused. A flag that is refused is an
+/// error.
 fn matches(words: &[OsString]) -> Result<(ArgMatches, Vec<ConfigError>), clap::Error> {
     let mut command = without_empty_variables(command());
     let mut faults = Vec::new();
@@ -387,7 +389,8 @@ fn from_environment(matches: &ArgMatches) -> Vec<&'static str> {
     .collect()
 }
 
-/// The command with the defaults of the settings in its help. They cannot be clap's own, because the file stands between flags and defaults.
+/// The command with the defaults of the settings in its help. They cannot be clap's own, because the file stands
+/// between flags and defaults.
 fn command() -> clap::Command {
     let mut command = with_defaults(Cli::command());
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();

@@ -1,7 +1,8 @@
-//! The one clock of the process. Shards and control thread compare times with each other, so they count from one moment.
+//! The one clock of the process. Shards and control thread compare times with each other, so they count from one
+//! moment.
 //!
-//! It is CLOCK_BOOTTIME, which goes on while the machine is suspended. CLOCK_MONOTONIC, and with it `Instant`, stands still then: a node that
-//! woke up would take a lease that ran out hours ago for its own, while others serve its users.
+//! It is CLOCK_BOOTTIME, which goes on while the machine is suspended. CLOCK_MONOTONIC, and with it `Instant`, stands
+//! still then: a node that woke up would take a lease that ran out hours ago for its own, while others serve its users.
 //!
 //! And the wall clock, for certificates.
 
@@ -20,7 +21,8 @@ fn passed() -> Duration {
     boottime().saturating_sub(*EPOCH.get_or_init(boottime))
 }
 
-/// Milliseconds since the clock was first looked at; never goes back, and counts the time for which the machine was suspended.
+/// Milliseconds since the clock was first looked at; never goes back, and counts the time for which the machine was
+/// suspended.
 pub fn now_ms() -> u64 {
     passed().as_millis() as u64
 }

@@ -1,4 +1,5 @@
-//! The node as one of several: its lease, its view of the others, and the presence of its users in Redis. All of it on the control thread.
+//! The node as one of several: its lease, its view of the others, and the presence of its users in Redis. All of it on
+//! the control thread.
 //!
 //! What is decided is decided in [`crate::membership`]; this is what carries it out.
 //!
@@ -16,14 +17,16 @@
 //! | `reader.rs` | what questions about the cluster are answered from |
 //! | `exposition.rs` | the same as metrics |
 //!
-//! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when they run. Each beat
-//! renews it and asks for the view. It becomes active when most of those that came before it say that they can dial it. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced by the
-//! first look at the clock, whoever looks, and no slow answer of Redis can delay that.
+//! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when
+//! they run. Each beat renews it and asks for the view. It becomes active when most of those that came before it say
+//! that they can dial it. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced
+//! by the first look at the clock, whoever looks, and no slow answer of Redis can delay that.
 //!
-//! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way that cannot be
-//! mended write by write, the node takes a new incarnation and writes all its sessions again under it: after a fence, when Redis came
-//! back without the lease, and when a queue of presence writes overflowed. To the other nodes' shards that is the same *life* of this node, unless
-//! it was fenced: only then do its links, the sessions registered with it and the messages under way count no more.
+//! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way
+//! that cannot be mended write by write, the node takes a new incarnation and writes all its sessions again under it:
+//! after a fence, when Redis came back without the lease, and when a queue of presence writes overflowed. To the other
+//! nodes' shards that is the same *life* of this node, unless it was fenced: only then do its links, the sessions
+//! registered with it and the messages under way count no more.
 //!
 //! Architecture Invariant: nothing here is waited for by a shard, and every wait for Redis has a bound.
 
@@ -61,13 +64,15 @@ use tokio::task::JoinHandle;
 use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::{Master, Plane};
 
-/// The newest version of the protocol between nodes that this node speaks, and the oldest; the handshake of a link agrees on one.
+/// The newest version of the protocol between nodes that this node speaks, and the oldest; the handshake of a link
+/// agrees on one.
 pub const MESH_PROTOCOL: u32 = crate::mesh::wire::VERSION_MAX as u32;
 /// See [`MESH_PROTOCOL`].
 pub const MESH_PROTOCOL_OLDEST: u32 = crate::mesh::wire::VERSION_MIN as u32;
 /// Steps of a node's life that wait for the task: running, active, draining, leaving.
 const ORDERS_MAX: usize = 4;
-/// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next heartbeat.
+/// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next
+/// heartbeat.
 const NEWS_MAX: usize = 4_096;
 /// How long what waits for Redis may take to be written when the node ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,7 +98,8 @@ pub struct Cluster {
     round_trip_max: Duration,
 }
 
-/// Where others reach an HTTP API that listens on `http`: one that listens everywhere is told with the host that clients are told.
+/// Where others reach an HTTP API that listens on `http`: one that listens everywhere is told with the host that
+/// clients are told.
 fn advertised_http(http: SocketAddr, advertise: &str) -> String {
     match advertise.rsplit_once(':') {
         Some((host, _)) if http.ip().is_unspecified() => format!("{host}:{}", http.port()),
@@ -102,15 +108,16 @@ fn advertised_http(http: SocketAddr, advertise: &str) -> String {
 }
 
 impl Cluster {
-    /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on. `http` is where its HTTP API
-    /// listens.
+    /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
+    /// `http` is where its HTTP API listens.
     ///
-    /// What may pass by itself is waited for, however long it takes: a Redis that is not there yet or refuses the password, and the lease of
-    /// an earlier life of this node that has not run out. `waits` is told for what, about once a second.
+    /// What may pass by itself is waited for, however long it takes: a Redis that is not there yet or refuses the
+    /// password, and the lease of an earlier life of this node that has not run out. `waits` is told for what, about
+    /// once a second.
     ///
     /// # Errors
-    /// What only somebody can mend: the Redis is no cluster, a node that lives has this name, or other nodes have another secret; the
-    /// message says what to do.
+    /// What only somebody can mend: the Redis is no cluster, a node that lives has this name, or other nodes have
+    /// another secret; the message says what to do.
     pub async fn join(
         config: &ClusterConfig,
         secret: &ClusterSecret,
@@ -198,7 +205,8 @@ impl Cluster {
     }
 }
 
-/// Says what of the masters puts presence at risk. Whoever cannot be asked, or does not tell, is no reason not to serve.
+/// Says what of the masters puts presence at risk. Whoever cannot be asked, or does not tell, is no reason not to
+/// serve.
 async fn warn_of_risks(plane: Plane) {
     match plane.masters().await {
         Ok(masters) => {

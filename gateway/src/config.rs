@@ -205,7 +205,8 @@ impl Config {
     /// Loads the keys of [`AuthConfig::load`].
     ///
     /// # Errors
-    /// When a file cannot be read or holds no usable key; the message names the setting, where it comes from, and the file.
+    /// When a file cannot be read or holds no usable key; the message names the setting, where it comes from, and the
+    /// file.
     pub fn load_auth(&self) -> Result<Auth, ConfigError> {
         self.auth.load().map_err(|error| self.named(error))
     }
@@ -399,7 +400,8 @@ impl Origins {
     }
 }
 
-/// A configuration that is refused. Each message is one sentence that says where and what is allowed; several stand in lines of their own.
+/// A configuration that is refused. Each message is one sentence that says where and what is allowed; several stand in
+/// lines of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// A file that cannot be read or used.

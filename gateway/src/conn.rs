@@ -14,7 +14,8 @@ pub(crate) enum Phase {
     Handshake,
     /// Logged in, on its way to its home shard; nothing is under way on it here but the hand-over.
     HandingOver,
-    /// Logged in at a node that is not its user's home, which has been asked for the session; nothing is read meanwhile.
+    /// Logged in at a node that is not its user's home, which has been asked for the session; nothing is read
+    /// meanwhile.
     Registering,
     /// A session.
     Open,
@@ -28,7 +29,8 @@ pub(crate) enum Phase {
     Closed,
 }
 
-/// What lies between the bytes of a connection and its frames, and small facts about that. What has to be remembered of it besides is in
+/// What lies between the bytes of a connection and its frames, and small facts about that. What has to be remembered of
+/// it besides is in
 /// [`Wrappings`](crate::core::wrap::Wrappings), which native connections have no part in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wire(u8);
@@ -40,7 +42,8 @@ impl Wire {
     pub(crate) const HTTP: Wire = Wire(1);
     /// Messages of a WebSocket.
     pub(crate) const WEBSOCKET: Wire = Wire(2);
-    /// A PROXY header has to come first; what follows it is not known yet. Never with [`Wire::TLS`], which comes behind it.
+    /// A PROXY header has to come first; what follows it is not known yet. Never with [`Wire::TLS`], which comes behind
+    /// it.
     pub(crate) const PROXIED: Wire = Wire(3);
     /// A handshake of TLS; what lies above it is not known yet. Always with [`Wire::TLS`].
     pub(crate) const SHAKING: Wire = Wire(3 | Wire::TLS);
@@ -100,8 +103,8 @@ impl Wire {
     }
 }
 
-/// A connection slot. Idle connections are what a gateway holds by the million, so everything a quiet one does not need is behind
-/// a pointer that is then empty.
+/// A connection slot. Idle connections are what a gateway holds by the million, so everything a quiet one does not need
+/// is behind a pointer that is then empty.
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) user: u64,
@@ -119,7 +122,8 @@ pub(crate) struct Conn {
     pub(crate) rate_milliframes: u32,
     pub(crate) rate_ms: u32,
     pub(crate) heartbeat_secs: u16,
-    /// The home shard while the connection is handed over; of a session, what it has brought in this turn, see [`Conn::spend`].
+    /// The home shard while the connection is handed over; of a session, what it has brought in this turn, see
+    /// [`Conn::spend`].
     home_or_spent: u16,
     pub(crate) phase: Phase,
     pub(crate) read: ReadOp,

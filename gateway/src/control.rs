@@ -57,8 +57,8 @@ pub enum Control {
         /// Receives where the page ended.
         answer: oneshot::Sender<SessionsPage>,
     },
-    /// Lists sessions, to be compared with what is stored of them. What a list says is of the past when it is read: nothing may be
-    /// written that it says.
+    /// Lists sessions, to be compared with what is stored of them. What a list says is of the past when it is read:
+    /// nothing may be written that it says.
     List {
         /// The first slot to look at.
         from_slot: u32,
@@ -72,8 +72,8 @@ pub enum Control {
         /// User and session ids.
         sessions: Vec<(u64, u64)>,
     },
-    /// Ends one session. The home shard decides which of two logins of a device stays; this is the fallback when two nodes took one each
-    /// and only the presence store has seen both.
+    /// Ends one session. The home shard decides which of two logins of a device stays; this is the fallback when two
+    /// nodes took one each and only the presence store has seen both.
     End {
         /// User id.
         user: u64,
@@ -91,10 +91,11 @@ pub enum Control {
         /// The version stored.
         above: u64,
     },
-    /// Ends every session with BYE 12 and the address of its user's home, paced over `drain_ms`; who logs in meanwhile is sent away alike.
+    /// Ends every session with BYE 12 and the address of its user's home, paced over `drain_ms`; who logs in meanwhile
+    /// is sent away alike.
     Drain {
-        /// Whether the shard stops accepting, ends connections without a session too, and its loop returns then. Otherwise it goes on
-        /// without sessions until [`Control::Resume`]; one that ends stays so.
+        /// Whether the shard stops accepting, ends connections without a session too, and its loop returns then.
+        /// Otherwise it goes on without sessions until [`Control::Resume`]; one that ends stays so.
         ends: bool,
     },
     /// Works with other limits from now on. Sessions keep what they have agreed on, such as their heartbeat.
@@ -125,7 +126,8 @@ pub enum Control {
     /// Panics, to test what a panic costs the others. There is none of this in a release.
     #[cfg(debug_assertions)]
     Panic,
-    /// Calls a drain off: those who are still there stay, and logins are served again. Without effect on a drain that ends the shard.
+    /// Calls a drain off: those who are still there stay, and logins are served again. Without effect on a drain that
+    /// ends the shard.
     Resume,
 }
 

@@ -1,13 +1,13 @@
-//! The loop of a shard: one turn takes what the ring reports, what other shards and the control thread sent, and what timers ran out; handles it;
-//! and hands everything it caused back to the ring.
+//! The loop of a shard: one turn takes what the ring reports, what other shards and the control thread sent, and what
+//! timers ran out; handles it; and hands everything it caused back to the ring.
 //!
-//! The steps of the data path are in the files below, in the order a message meets them: `handshake` (LOGIN, the move to the home shard),
-//! `decode` (bytes to frames), `route` (to the recipient's shard and outboxes, and the fate back), `flush` (outboxes to the ring, reads armed,
-//! connections closed). `shard` and `links` hold the state they work on.
+//! The steps of the data path are in the files below, in the order a message meets them: `handshake` (LOGIN, the move
+//! to the home shard), `decode` (bytes to frames), `route` (to the recipient's shard and outboxes, and the fate back),
+//! `flush` (outboxes to the ring, reads armed, connections closed). `shard` and `links` hold the state they work on.
 //!
-//! In a cluster there are besides: `far` (a message's way over other nodes), `guests` (sessions whose home is another node), `moves` (what
-//! follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the control thread asks of sessions), `kicks`
-//! (ending a user's sessions wherever they are).
+//! In a cluster there are besides: `far` (a message's way over other nodes), `guests` (sessions whose home is another
+//! node), `moves` (what follows from a change of the view), `trunk` (connections to other nodes), `presence` (what the
+//! control thread asks of sessions), `kicks` (ending a user's sessions wherever they are).
 //!
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //! Groups: `groups` (from a frame to the home of a group, and from there to all sessions in it).
@@ -55,8 +55,9 @@ use trunkline_router::presence::Presence;
 const ACCEPTS_MAX: u32 = 32;
 /// Accepts of other nodes armed at a time. A multishot accept would not tell who connects.
 const MESH_ACCEPTS_MAX: u32 = 8;
-/// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot is closed without a word. So it is armed
-/// only while there are more free slots than that; single accepts take the rest.
+/// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot
+/// is closed without a word. So it is armed only while there are more free slots than that; single accepts take the
+/// rest.
 const MULTISHOT_SLOTS_MIN: u32 = 8_192;
 /// Slots kept free of new connections, for those another shard hands over and for accepts already under way.
 const SLOTS_SPARE: u32 = 16;
@@ -111,7 +112,8 @@ pub(crate) struct Core<I: Io> {
 }
 
 impl<I: Io> Core<I> {
-    /// A shard that accepts from `listeners` listeners; one more, behind them, is for other nodes if `config` says so. The first turn starts it.
+    /// A shard that accepts from `listeners` listeners; one more, behind them, is for other nodes if `config` says so.
+    /// The first turn starts it.
     pub(crate) fn new(mut io: I, config: ShardConfig, control: ControlPort, listeners: u16) -> Self {
         let mut shard = Shard::new(config);
         shard.set_now(io.now());
@@ -149,7 +151,8 @@ impl<I: Io> Core<I> {
         core
     }
 
-    /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to do.
+    /// One turn: wait, take completions, mail and requests, expire timers, flush. Returns whether there was anything to
+    /// do.
     pub(crate) fn turn(&mut self, wait_micros: u32) -> bool {
         // What gets rid of a jam in this turn queues operations too, so such a turn must be followed by another.
         let (was_blocked, was_behind) = (self.blocked, self.behind);
@@ -215,8 +218,8 @@ impl<I: Io> Core<I> {
         worked
     }
 
-    /// Looks at clock and lease. A node that was paused since the last look, and has lost its lease meanwhile, must not send what it was about to: others
-    /// have its users by now. Returns whether a tick has passed.
+    /// Looks at clock and lease. A node that was paused since the last look, and has lost its lease meanwhile, must not
+    /// send what it was about to: others have its users by now. Returns whether a tick has passed.
     fn look(&mut self) -> bool {
         let (looked_ms, served, now) = (self.shard.now.mono_ms, self.shard.serving, self.io.now());
         let ticked = self.shard.set_now(now);
@@ -231,13 +234,15 @@ impl<I: Io> Core<I> {
         self.only_waits
     }
 
-    /// Whether a turn is due although nothing has come from the ring: another shard or the control thread asks, or something could not be handed on.
+    /// Whether a turn is due although nothing has come from the ring: another shard or the control thread asks, or
+    /// something could not be handed on.
     pub(crate) fn is_due(&self) -> bool {
         let asked = self.control.is_asked() || self.shard.has_answers();
         self.blocked || self.behind || asked || self.shard.outgoing.own().len() > 0
     }
 
-    /// To be called before waiting for anything: from then on other shards wake this one. Returns whether they have left nothing for it.
+    /// To be called before waiting for anything: from then on other shards wake this one. Returns whether they have
+    /// left nothing for it.
     pub(crate) fn may_wait(&self) -> bool {
         self.shard.outgoing.own().may_wait()
     }
@@ -339,7 +344,8 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Arms or cancels accepts, so that connections beyond a limit wait in the backlog rather than being taken and dropped.
+    /// Arms or cancels accepts, so that connections beyond a limit wait in the backlog rather than being taken and
+    /// dropped.
     fn drive_accepts(&mut self) {
         let limits = &self.shard.links.limits;
         // Other nodes have slots of their own.

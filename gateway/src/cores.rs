@@ -1,8 +1,8 @@
 //! Which cores the shards run on: of those that the process may use, those that no other gateway on the host has.
 //!
-//! Two gateways under one quota, or on one host without any, would otherwise pin their shards to the same first cores and leave the others idle. A claim is an
-//! abstract Unix socket with the core's number in its name: the kernel lets one process have it, and takes it back however that process ends. Network namespaces
-//! have claims of their own.
+//! Two gateways under one quota, or on one host without any, would otherwise pin their shards to the same first cores
+//! and leave the others idle. A claim is an abstract Unix socket with the core's number in its name: the kernel lets
+//! one process have it, and takes it back however that process ends. Network namespaces have claims of their own.
 
 use core_affinity::CoreId;
 use std::os::linux::net::SocketAddrExt;
@@ -18,7 +18,8 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// Claims up to `count` of the cores that this process may use. Where others have claimed too many of them, some are shared.
+    /// Claims up to `count` of the cores that this process may use. Where others have claimed too many of them, some
+    /// are shared.
     pub(crate) fn claim(count: usize) -> Self {
         Cores::claim_of(core_affinity::get_core_ids().unwrap_or_default(), count, "trunkline-core")
     }

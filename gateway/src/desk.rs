@@ -1,4 +1,5 @@
-//! What a shard knows of the store: the way there and back, what it has asked, and where the devices of its users stand. No I/O and no clock.
+//! What a shard knows of the store: the way there and back, what it has asked, and where the devices of its users
+//! stand. No I/O and no clock.
 //!
 //! | file | what |
 //! |---|---|
@@ -36,7 +37,8 @@ use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
 pub(crate) const PAGES_MAX: usize = 64;
-/// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it usually owes.
+/// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it
+/// usually owes.
 pub(crate) const READER_BYTES: u64 =
     2 * (size_of::<(u64, UserDesk)>() as u64 + 1) + size_of::<Reader>() as u64 + 2 * 8 * OWED_USUALLY;
 /// Messages that a device that reads and acknowledges owes at a time.
@@ -170,15 +172,16 @@ pub(crate) struct Desk {
     pages_waiting: VecDeque<(u64, u64, NextPage)>,
     pub(crate) duplicates: Duplicates,
     pub(crate) logouts: Logouts,
-    /// How sessions here read their inboxes that wish for something particular, by slot and its generation; for the next home
-    /// of a guest. At most one for each connection.
+    /// How sessions here read their inboxes that wish for something particular, by slot and its generation; for the
+    /// next home of a guest. At most one for each connection.
     pub(crate) wishes: HashMap<u32, (u32, u16)>,
     /// Other nodes have the same store.
     pub(crate) shared: bool,
 }
 
 impl Desk {
-    /// A desk that has asked nothing. `key` is a secret of this life of the process; `shared`: other nodes have the same store.
+    /// A desk that has asked nothing. `key` is a secret of this life of the process; `shared`: other nodes have the
+    /// same store.
     pub(crate) fn new(port: StorePort, key: u64, shared: bool) -> Self {
         Desk {
             port,

@@ -1,7 +1,9 @@
-//! What a shard knows about users whose home and sessions are on different nodes. No I/O and no clock: times are ticks of the shard.
+//! What a shard knows about users whose home and sessions are on different nodes. No I/O and no clock: times are ticks
+//! of the shard.
 //!
-//! A user's *home shard*, found by the ring of the present view, decides about the user's sessions wherever they are. A session on another node
-//! than its user's home is a *guest* there; the home has a *remote session* for it. One view and six tables, each bounded:
+//! A user's *home shard*, found by the ring of the present view, decides about the user's sessions wherever they are. A
+//! session on another node than its user's home is a *guest* there; the home has a *remote session* for it. One view
+//! and six tables, each bounded:
 //!
 //! | file | at | question it answers |
 //! |---|---|---|
@@ -37,8 +39,8 @@ use crate::mailbox::Origin;
 use hashbrown::HashSet;
 use std::sync::Arc;
 
-/// How long a message with ACK may be another node's, in ticks of 100 ms behind the time in which its home gives it up: so long it may have
-/// waited for a home to be known.
+/// How long a message with ACK may be another node's, in ticks of 100 ms behind the time in which its home gives it up:
+/// so long it may have waited for a home to be known.
 pub(crate) const AWAY_SLACK_TICKS: u32 = 100;
 
 /// ACKs kept that came before their message. One that finds no place costs a redelivery.
@@ -75,7 +77,8 @@ pub(crate) enum WalkStep {
     Sessions { slot: u32 },
     /// What waits for the ACK of these users goes to their new homes.
     Inboxes { users: Vec<u64> },
-    /// Remote sessions of users whose home is elsewhere now, and of nodes that are gone, are forgotten, from this place on.
+    /// Remote sessions of users whose home is elsewhere now, and of nodes that are gone, are forgotten, from this place
+    /// on.
     Remotes { from: usize },
     /// These nodes are told that this was all.
     Settled { nodes: Vec<NodeKey> },
@@ -101,12 +104,13 @@ impl WalkStep {
 pub(crate) struct Directory {
     /// `None` when the node is alone, or has just started.
     pub(crate) routing: Option<Arc<Routing>>,
-    /// While new homes are settling: the last view that has settled, and those between it and the present one; empty when nobody's sessions are
-    /// known to be here.
+    /// While new homes are settling: the last view that has settled, and those between it and the present one; empty
+    /// when nobody's sessions are known to be here.
     pub(crate) before: Vec<Arc<Routing>>,
     pub(crate) walk: Option<Walk>,
     pub(crate) settling: Settling,
-    /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's sessions.
+    /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's
+    /// sessions.
     pub(crate) telling_since_us: Option<u64>,
     /// The same until all have told of theirs.
     pub(crate) settling_since_us: Option<u64>,

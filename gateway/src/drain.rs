@@ -1,7 +1,9 @@
-//! Draining a node: out of the ring first, so that nobody is sent here who would have to go again; then its sessions are moved, at a pace.
+//! Draining a node: out of the ring first, so that nobody is sent here who would have to go again; then its sessions
+//! are moved, at a pace.
 //!
-//! [`DrainSwitch`] holds what is wanted: HTTP and signals set it, and everybody may read it. [`Drainer`] carries it out. A drain asked for over
-//! HTTP leaves the node up without sessions until it is called off or the process is ended; one that a signal asked for ends the shards.
+//! [`DrainSwitch`] holds what is wanted: HTTP and signals set it, and everybody may read it. [`Drainer`] carries it
+//! out. A drain asked for over HTTP leaves the node up without sessions until it is called off or the process is ended;
+//! one that a signal asked for ends the shards.
 
 use crate::clock::now_ms;
 use crate::cluster::Place;
@@ -193,7 +195,8 @@ impl Drainer {
         }
     }
 
-    /// A full queue empties with the shard's next turn, and a shard that has no turns any more ends the process otherwise.
+    /// A full queue empties with the shard's next turn, and a shard that has no turns any more ends the process
+    /// otherwise.
     async fn tell_all(&self, control: impl Fn() -> Control) {
         for port in &self.ports {
             while port.send(control()).is_err() {

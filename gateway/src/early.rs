@@ -1,8 +1,9 @@
 //! Connections that come before the node serves, because it waits to join its cluster.
 //!
-//! They are accepted and get BYE 14 with a time to come back, or 503 where they ask by HTTP, rather than being refused or left to wait: the ports are held from the start on,
-//! so nobody else can take them meanwhile; a client is told that this node will serve, by the frame it understands anyway; and clients
-//! come back spread over some seconds, not all at the moment the node joins. A load balancer goes by `/readyz`.
+//! They are accepted and get BYE 14 with a time to come back, or 503 where they ask by HTTP, rather than being refused
+//! or left to wait: the ports are held from the start on, so nobody else can take them meanwhile; a client is told that
+//! this node will serve, by the frame it understands anyway; and clients come back spread over some seconds, not all at
+//! the moment the node joins. A load balancer goes by `/readyz`.
 
 use crate::listeners::Listeners;
 use crate::transport::TLS_HANDSHAKE;
@@ -38,7 +39,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// When clients are to come back: at this time at the earliest, and spread over as much again.
 const RECONNECT_MS: u64 = 2_000;
 
-/// Answers whoever connects, until it is dropped; then [`Listeners::set_blocking`] has to be called before a shard accepts.
+/// Answers whoever connects, until it is dropped; then [`Listeners::set_blocking`] has to be called before a shard
+/// accepts.
 ///
 /// # Errors
 /// When the sockets cannot be set up for it.

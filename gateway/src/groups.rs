@@ -1,11 +1,12 @@
 //! Groups and live rooms, as a shard sees them. No I/O and no clock.
 //!
-//! A group has a home shard, a pure function of its id, through which all of its messages go: there they are numbered, and from there each shard with sessions of
-//! members gets one record. A shard has a *part* of the group: its own sessions that are in it. A message is encoded once for a part and walked through it, so many
-//! sessions a turn, so that others do not feel it.
+//! A group has a home shard, a pure function of its id, through which all of its messages go: there they are numbered,
+//! and from there each shard with sessions of members gets one record. A shard has a *part* of the group: its own
+//! sessions that are in it. A message is encoded once for a part and walked through it, so many sessions a turn, so
+//! that others do not feel it.
 //!
-//! Who is a member of a durable group is known to the store's thread, which decides about each message as it stores it. Of a live room (ids from 2^63 on) sessions
-//! are members, and nothing is stored.
+//! Who is a member of a durable group is known to the store's thread, which decides about each message as it stores it.
+//! Of a live room (ids from 2^63 on) sessions are members, and nothing is stored.
 //!
 //! | file | what |
 //! |---|---|
@@ -52,7 +53,8 @@ pub struct GroupLimits {
     pub sends_per_sec: u32,
     /// Messages of one member to one group in a second, 0 = off; beyond it the sender gets ERROR 11.
     pub member_sends_per_sec: u32,
-    /// Memberships that the node keeps; a further one gets ERROR 22. Sessions in groups are bounded likewise, at each shard.
+    /// Memberships that the node keeps; a further one gets ERROR 22. Sessions in groups are bounded likewise, at each
+    /// shard.
     pub memberships_max: u64,
     /// Bytes of frames on their way through the shard's own sessions; beyond it those are told by HEADS.
     pub queue_bytes_max: usize,

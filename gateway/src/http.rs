@@ -1,4 +1,5 @@
-//! The HTTP API of the control thread: health, metrics, the node, and the questions about nodes and users that a router answers too.
+//! The HTTP API of the control thread: health, metrics, the node, and the questions about nodes and users that a router
+//! answers too.
 //!
 //! | part | what it is |
 //! |---|---|
@@ -37,10 +38,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trunkline_router::http::{Access, Places};
 
-/// Connections served at a time; a further one gets the place of one without a request. Each has its place in the memory budget.
+/// Connections served at a time; a further one gets the place of one without a request. Each has its place in the
+/// memory budget.
 pub const CONNECTIONS_MAX: u32 = 64;
 
-/// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the memory budget.
+/// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the
+/// memory budget.
 pub const PREVIEW_WEIGHT_MAX: u32 = 1_024;
 
 /// Version of the gateway.
@@ -105,8 +108,8 @@ impl NodeState {
 }
 
 impl Node {
-    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be one of several,
-    /// `access` who may ask what.
+    /// A node that is starting. `listen` and `http` are the addresses it is bound to; `joins` says whether it is to be
+    /// one of several, `access` who may ask what.
     pub fn new(
         name: String,
         limits: Limits,

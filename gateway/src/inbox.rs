@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 
 /// What a waiting message takes besides its payload, for the byte bound.
 pub(crate) const OVERHEAD_BYTES: usize = size_of::<Unacked>();
-/// Users for whom so much waits, or a sixteenth of all that may, are the ones that give way when the bound of all is reached. Few enough can have as much, so
-/// they are kept in a list.
+/// Users for whom so much waits, or a sixteenth of all that may, are the ones that give way when the bound of all is
+/// reached. Few enough can have as much, so they are kept in a list.
 const HEAVY_BYTES: usize = 16 << 10;
 
 /// A message that waits for its ACKs. The shard owns a copy of it until then.
@@ -24,12 +24,14 @@ pub(crate) struct Unacked {
     pub(crate) attempts: u8,
     /// Its fate has been told: a device has acknowledged it, and it waits for others that have not.
     pub(crate) told: bool,
-    /// Sessions that have not acknowledged it, by their seats in the inbox; none of them means all sessions that the user has.
+    /// Sessions that have not acknowledged it, by their seats in the inbox; none of them means all sessions that the
+    /// user has.
     pub(crate) owed: Seats,
     /// Those of them for which a copy has been queued.
     pub(crate) queued: Seats,
     pub(crate) keep: Keep,
-    /// A registered device that is not online, or could not be given it, owes its ACK too: the message goes to the store, whoever acknowledges it.
+    /// A registered device that is not online, or could not be given it, owes its ACK too: the message goes to the
+    /// store, whoever acknowledges it.
     pub(crate) absent: bool,
     /// Its sender says that it has sent it before.
     pub(crate) retry: bool,
@@ -209,9 +211,9 @@ impl Inboxes {
         self.bytes + OVERHEAD_BYTES + payload_bytes <= self.limits.bytes_max / 2
     }
 
-    /// Makes room for a message of `user` at the bound of all: the users for whom most waits lose their oldest messages, those first who have acknowledged
-    /// nothing for a while. Returns the lost ones with their users, told of or not; none if `user` has most itself, or
-    /// nobody much.
+    /// Makes room for a message of `user` at the bound of all: the users for whom most waits lose their oldest
+    /// messages, those first who have acknowledged nothing for a while. Returns the lost ones with their users, told of
+    /// or not; none if `user` has most itself, or nobody much.
     pub(crate) fn make_room(&mut self, user: u64, tick: u32, quiet_ticks: u32) -> Vec<(u64, Unacked)> {
         let by_user = &self.by_user;
         let waiting = |user: &u64| by_user.get(user).map_or(0, |inbox| inbox.bytes);
@@ -283,7 +285,8 @@ impl Inboxes {
         }
     }
 
-    /// A session of the user has acknowledged a message; 0 where it is not known which. The message goes when nobody is left that it is owed to.
+    /// A session of the user has acknowledged a message; 0 where it is not known which. The message goes when nobody is
+    /// left that it is owed to.
     pub(crate) fn ack(&mut self, user: u64, session: u64, stamp: u64, tick: u32) -> Acked {
         let Some(inbox) = self.by_user.get_mut(&user) else { return Acked::Unknown };
         // Most ACKs are for the oldest message.
@@ -418,7 +421,8 @@ impl Inboxes {
         inbox.messages
     }
 
-    /// Adds a message of another home, with the stamp it has there, at its place. False, and nothing done, if a message has that stamp.
+    /// Adds a message of another home, with the stamp it has there, at its place. False, and nothing done, if a message
+    /// has that stamp.
     pub(crate) fn insert(&mut self, user: u64, message: Unacked) -> bool {
         let inbox = self.by_user.entry(user).or_default();
         let Err(at) = inbox.messages.binary_search_by_key(&message.stamp, |known| known.stamp) else { return false };
@@ -498,7 +502,8 @@ impl Inboxes {
         self.by_user.get_mut(&user).into_iter().flat_map(|inbox| &mut inbox.messages)
     }
 
-    /// Takes out the user's messages that were sent again too often. Returns those that have not been told of, and how many others there were.
+    /// Takes out the user's messages that were sent again too often. Returns those that have not been told of, and how
+    /// many others there were.
     pub(crate) fn take_exhausted(
         &mut self,
         user: u64,
@@ -512,8 +517,8 @@ impl Inboxes {
         (self.take_if(user, exhausted), told)
     }
 
-    /// Tick of the oldest latest delivery among those of a user's messages that are sent again on a timer. An inbox found empty is dropped here rather than at its last ACK,
-    /// because the next message usually comes soon.
+    /// Tick of the oldest latest delivery among those of a user's messages that are sent again on a timer. An inbox
+    /// found empty is dropped here rather than at its last ACK, because the next message usually comes soon.
     pub(crate) fn oldest_sent(&mut self, user: u64) -> Option<u32> {
         let inbox = self.by_user.get(&user)?;
         let on_timer = inbox.messages.iter().filter(|message| message.keep == Keep::Never);

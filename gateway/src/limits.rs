@@ -1,4 +1,5 @@
-//! The limits one shard works within. Each has a number here, a key in the configuration, a metric, and a policy when it is hit.
+//! The limits one shard works within. Each has a number here, a key in the configuration, a metric, and a policy when
+//! it is hit.
 
 pub use crate::groups::GroupLimits;
 
@@ -13,8 +14,8 @@ pub enum ReadMode {
     Hot,
 }
 
-/// Kicks that wait for other nodes, at each shard: those asked of homes, and those that a home has not seen confirmed. Beyond it they are
-/// refused.
+/// Kicks that wait for other nodes, at each shard: those asked of homes, and those that a home has not seen confirmed.
+/// Beyond it they are refused.
 pub const KICKS_MAX: usize = 256;
 
 /// Limits of one shard, resolved from the configuration. Times are milliseconds, sizes are bytes.
@@ -32,28 +33,33 @@ pub struct Limits {
     pub heartbeat_secs: u32,
     /// Longest frame accepted, header included; longer ones end the connection with BYE 2.
     pub frame_bytes_max: u32,
-    /// Bytes queued for one connection; beyond it messages without ACK are dropped and counted, messages with ACK get SENT 3.
+    /// Bytes queued for one connection; beyond it messages without ACK are dropped and counted, messages with ACK get
+    /// SENT 3.
     pub outbox_bytes_max: usize,
-    /// Bytes queued for one connection in a burst: for as long as [`BURST_MS`] an outbox may hold this much, for a reader that had no time to read yet.
+    /// Bytes queued for one connection in a burst: for as long as [`BURST_MS`] an outbox may hold this much, for a
+    /// reader that had no time to read yet.
     pub outbox_burst_bytes_max: usize,
     /// How long an outbox may stay full, or take nothing of what is sent, before BYE 10.
     pub outbox_full_ms_max: u64,
-    /// Bytes queued for all connections of the shard; beyond it the connections that take nothing are closed, the one that holds most first, and until there is
-    /// room every outbox counts as full.
+    /// Bytes queued for all connections of the shard; beyond it the connections that take nothing are closed, the one
+    /// that holds most first, and until there is room every outbox counts as full.
     pub outbox_total_bytes_max: usize,
-    /// Bytes one shard may have under way to another; beyond it messages without ACK are dropped and counted, others get SENT 3.
+    /// Bytes one shard may have under way to another; beyond it messages without ACK are dropped and counted, others
+    /// get SENT 3.
     pub mailbox_bytes_max: usize,
     /// Messages waiting for the ACK of one recipient; further ones get SENT 3.
     pub unacked_per_user_max: usize,
     /// Bytes of messages waiting for the ACK of one recipient; further ones get SENT 3.
     pub unacked_bytes_per_user_max: usize,
-    /// Bytes of unacknowledged messages in the shard; beyond it the users for whom most waits lose theirs with SENT 3, then further ones get SENT 3.
+    /// Bytes of unacknowledged messages in the shard; beyond it the users for whom most waits lose theirs with SENT 3,
+    /// then further ones get SENT 3.
     pub unacked_total_bytes_max: usize,
     /// Time without an ACK after which a message is sent again with AGAIN.
     pub redeliver_ms: u64,
     /// How often a message is sent again before it is given up with SENT 2.
     pub redeliver_attempts_max: u8,
-    /// Frames per second and connection, 0 = off; the excess gets ERROR 11. ACKs of what was delivered and LOGOUT do not count.
+    /// Frames per second and connection, 0 = off; the excess gets ERROR 11. ACKs of what was delivered and LOGOUT do
+    /// not count.
     pub frames_per_sec: u32,
     /// Connections accepted per second, 0 = off; the excess waits in the accept backlog.
     pub logins_per_sec: u32,
@@ -66,11 +72,11 @@ pub struct Limits {
     pub recv_buffers: u16,
     /// Size of one receive buffer.
     pub recv_buffer_bytes: u32,
-    /// What one connection may bring in a turn, in units of a frame; a frame of more than [`UNIT_BYTES`] counts once for each of them. The rest waits, and
-    /// the connection is not read meanwhile.
+    /// What one connection may bring in a turn, in units of a frame; a frame of more than [`UNIT_BYTES`] counts once
+    /// for each of them. The rest waits, and the connection is not read meanwhile.
     pub turn_units_max: u16,
-    /// Bytes received and not handled yet in the shard: half-received frames and what waits for its turn. Beyond it the oldest connection without LOGIN
-    /// gets BYE 14, then the one that holds most.
+    /// Bytes received and not handled yet in the shard: half-received frames and what waits for its turn. Beyond it the
+    /// oldest connection without LOGIN gets BYE 14, then the one that holds most.
     pub partial_total_bytes_max: usize,
     /// How connections are read.
     pub read_mode: ReadMode,
@@ -78,32 +84,38 @@ pub struct Limits {
     pub hot_idle_ms: u64,
     /// Time over which a drain spreads its BYEs.
     pub drain_ms: u64,
-    /// Bytes held for other nodes on all links of the shard, of which one link holds a share, see [`MESH_LINK_SHARE`]; beyond it messages without ACK are
-    /// dropped and counted, others get SENT 3.
+    /// Bytes held for other nodes on all links of the shard, of which one link holds a share, see [`MESH_LINK_SHARE`];
+    /// beyond it messages without ACK are dropped and counted, others get SENT 3.
     pub mesh_bytes_max: usize,
     /// Messages with ACK that other nodes are to answer; further ones get SENT 3.
     pub sent_away_max: usize,
-    /// Bytes of messages that wait until it is known where their recipient is; further ones are refused like those for a full link.
+    /// Bytes of messages that wait until it is known where their recipient is; further ones are refused like those for
+    /// a full link.
     pub parked_bytes_max: usize,
     /// Sessions on other nodes of users whose home this shard is; a further login there gets BYE 14.
     pub remote_sessions_max: u32,
-    /// Bytes the kernel takes for a connection before they can be on their way (`TCP_NOTSENT_LOWAT`); the rest waits in the outbox, where it is counted.
+    /// Bytes the kernel takes for a connection before they can be on their way (`TCP_NOTSENT_LOWAT`); the rest waits in
+    /// the outbox, where it is counted.
     pub unsent_bytes_max: u32,
-    /// How long the kernel waits for a peer to acknowledge bytes before it gives the connection up (`TCP_USER_TIMEOUT`).
+    /// How long the kernel waits for a peer to acknowledge bytes before it gives the connection up
+    /// (`TCP_USER_TIMEOUT`).
     pub tcp_user_timeout_ms: u64,
     /// Slots for connections to other nodes; 0 when the node is alone.
     pub mesh_slots: u32,
-    /// Open connections of one address, of the whole node, 0 = off; a further one is closed. An IPv6 address counts with its /64.
+    /// Open connections of one address, of the whole node, 0 = off; a further one is closed. An IPv6 address counts
+    /// with its /64.
     pub address_connections_max: u32,
     /// Connections that one address may open in a second, at the whole node, 0 = off; a further one is closed.
     pub address_connections_per_sec: u32,
-    /// Addresses whose connections are counted at a time, of the whole node; 0 when none are. Further ones are not limited.
+    /// Addresses whose connections are counted at a time, of the whole node; 0 when none are. Further ones are not
+    /// limited.
     pub addresses_max: u32,
     /// Whether it is known of each connection where its client is.
     pub addresses_known: bool,
     /// Time without ACK after which a message is stored; 0 where there is no store.
     pub store_after_ms: u64,
-    /// Messages the inbox of one user holds; 0 where there is no store. Beyond it the sender gets SENT 5, or the oldest give way.
+    /// Messages the inbox of one user holds; 0 where there is no store. Beyond it the sender gets SENT 5, or the oldest
+    /// give way.
     pub inbox_messages_max: u64,
     /// Bytes the inbox of one user holds, likewise.
     pub inbox_bytes_max: u64,
@@ -131,19 +143,22 @@ pub struct Limits {
     pub calls_per_session_max: u32,
     /// Calls that workers of this shard have, or that wait for them; a further one gets REPLY 14. 0 without services.
     pub calls_max: u32,
-    /// Bytes of calls that wait for a worker or may have to be sent to another one; beyond it a call is not sent again, or gets REPLY 14.
+    /// Bytes of calls that wait for a worker or may have to be sent to another one; beyond it a call is not sent again,
+    /// or gets REPLY 14.
     pub calls_kept_bytes_max: usize,
     /// Bytes queued for one link of a worker; beyond it calls wait, or go to another worker. 0 without services.
     pub link_outbox_bytes_max: usize,
 }
 
-/// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores are busy with other work.
+/// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores
+/// are busy with other work.
 pub const BURST_MS: u64 = 1_000;
 /// Longest frame accepted before LOGIN is through, bytes: a stranger is not to hold more.
 pub const LOGIN_FRAME_BYTES_MAX: u32 = 8_192;
 /// Bytes of a frame that count as one unit of a turn's budget, see [`Limits::turn_units_max`].
 pub const UNIT_BYTES: usize = 64;
-/// Units that a turn is shared out among the connections that have more for it than their part, while there are few enough of them.
+/// Units that a turn is shared out among the connections that have more for it than their part, while there are few
+/// enough of them.
 pub const TURN_UNITS: u32 = 2_048;
 /// The least that a connection may bring in a turn.
 pub const TURN_UNITS_FLOOR: u16 = 64;
@@ -170,11 +185,14 @@ pub const DUPLICATES_MAX: usize = 262_144;
 pub const DUPLICATES_MS: u64 = 120_000;
 /// How long a sender waits for room in the mailbox of another shard, whose thread then has not run for that long.
 pub const MAILBOX_WAIT_MS: u64 = 1_000;
-/// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it lives.
+/// Longest device class accepted, bytes. The protocol sets no limit, and a session keeps its class for as long as it
+/// lives.
 pub const CLASS_BYTES_MAX: usize = 64;
-/// One link to another node holds this part, as a divisor, of what all of its shard may hold: a slow node leaves room for the others.
+/// One link to another node holds this part, as a divisor, of what all of its shard may hold: a slow node leaves room
+/// for the others.
 pub const MESH_LINK_SHARE: usize = 4;
-/// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still needs one.
+/// Ring slots beyond `connections_max`: a connection that is refused, or that lingers until its BYE is read, still
+/// needs one.
 pub const SLOTS_RESERVED: u32 = 64;
 
 impl Limits {

@@ -1,7 +1,9 @@
-//! The listening sockets: one for each accepting shard and address, which share a port by SO_REUSEPORT, so that the kernel spreads connections.
+//! The listening sockets: one for each accepting shard and address, which share a port by SO_REUSEPORT, so that the
+//! kernel spreads connections.
 //!
-//! Where a core has many shards, some of them accept for all. A connection goes on to its user's shard after LOGIN anyway, and what arrives at few
-//! sockets is accepted many at a time: 54 shards on one core spent a tenth less on a login than when each of them listened.
+//! Where a core has many shards, some of them accept for all. A connection goes on to its user's shard after LOGIN
+//! anyway, and what arrives at few sockets is accepted many at a time: 54 shards on one core spent a tenth less on a
+//! login than when each of them listened.
 
 use crate::config::{At, Endpoint};
 use crate::limits::Limits;
@@ -43,10 +45,12 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens in every place for those of `shards` shards that accept. Connections inherit from `limits` what the kernel holds for them.
+    /// Listens in every place for those of `shards` shards that accept. Connections inherit from `limits` what the
+    /// kernel holds for them.
     ///
     /// # Errors
-    /// The first place that cannot be listened on. One where another process listens is among those, even if that would share it.
+    /// The first place that cannot be listened on. One where another process listens is among those, even if that would
+    /// share it.
     pub fn bind(endpoints: &[Endpoint], shards: u16, limits: &Limits) -> Result<Self, StartupError> {
         let by_shard = (0..shards).map(|_| Vec::new()).collect();
         let mut listeners = Listeners { by_shard, tls_only: Vec::new(), places: Vec::new(), addresses: Vec::new() };
@@ -111,8 +115,8 @@ impl Listeners {
     }
 
     fn bind_address(&mut self, address: SocketAddr, both: bool, limits: &Limits) -> io::Result<SocketAddr> {
-        // The first socket is bound alone, which fails if anybody listens there, and opens the port to the others only then. A first one
-        // that shared would silently take a part of another gateway's connections.
+        // The first socket is bound alone, which fails if anybody listens there, and opens the port to the others only
+        // then. A first one that shared would silently take a part of another gateway's connections.
         let first = socket(address, both)?;
         first.bind(&address.into())?;
         first.set_reuse_port(true)?;
@@ -126,8 +130,9 @@ impl Listeners {
             sockets.push(next);
         }
         for (shard, socket) in self.by_shard.iter_mut().zip(sockets) {
-            // Inherited by accepted connections. Without the first a peer that never reads pins megabytes in the kernel, beyond every bound of this process;
-            // without the second the kernel goes on for a quarter of an hour with a peer that acknowledges nothing, after the close too.
+            // Inherited by accepted connections. Without the first a peer that never reads pins megabytes in the
+            // kernel, beyond every bound of this process; without the second the kernel goes on for a quarter of an
+            // hour with a peer that acknowledges nothing, after the close too.
             socket.set_tcp_notsent_lowat(limits.unsent_bytes_max)?;
             socket.set_tcp_user_timeout(Some(Duration::from_millis(limits.tcp_user_timeout_ms)))?;
             socket.listen(BACKLOG)?;
@@ -156,7 +161,8 @@ pub fn listen_alone(address: SocketAddr) -> Result<TcpListener, StartupError> {
     patiently(listen).map_err(|error| StartupError::Listen(address, error))
 }
 
-/// Listens for workers, shared with nobody. The kernel holds as much for each of them as for anybody else of whom much is queued.
+/// Listens for workers, shared with nobody. The kernel holds as much for each of them as for anybody else of whom much
+/// is queued.
 ///
 /// # Errors
 /// When the address cannot be listened on.
@@ -168,8 +174,8 @@ pub fn listen_for_workers(address: SocketAddr) -> Result<TcpListener, StartupErr
     Ok(listener)
 }
 
-/// Tries for a while if somebody listens there: it may be the ring of a process that was killed a moment ago, which the kernel takes down behind
-/// the process.
+/// Tries for a while if somebody listens there: it may be the ring of a process that was killed a moment ago, which the
+/// kernel takes down behind the process.
 fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..BIND_TRIES {
         match bind() {

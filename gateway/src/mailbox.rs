@@ -1,11 +1,13 @@
 //! Mailboxes between the shards of a node.
 //!
-//! What one shard has for another during a turn is gathered in one batch of bytes, pushed once at the end of the turn, and wakes the other
-//! shard at most once until it looks. So a message across shards costs two copies of its bytes and a share of one push.
+//! What one shard has for another during a turn is gathered in one batch of bytes, pushed once at the end of the turn,
+//! and wakes the other shard at most once until it looks. So a message across shards costs two copies of its bytes and
+//! a share of one push.
 //!
-//! Bounds: the bytes a shard has under way to another are counted. A message beyond `mailbox_bytes_max` waits with its sender, who is not read meanwhile;
-//! it is refused when the other shard has taken nothing for [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused: each answers a record that was let in. A full queue keeps the batch with
-//! its sender until the next turn.
+//! Bounds: the bytes a shard has under way to another are counted. A message beyond `mailbox_bytes_max` waits with its
+//! sender, who is not read meanwhile; it is refused when the other shard has taken nothing for
+//! [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused:
+//! each answers a record that was let in. A full queue keeps the batch with its sender until the next turn.
 
 use crate::auth::TokenEnd;
 use crate::core::Known;
@@ -30,7 +32,8 @@ const LETTERS_PER_SENDER: usize = 64;
 /// Empty batch buffers kept for reuse, and the largest kept: 256 KiB in all.
 const SPARES_MAX: usize = 16;
 const SPARE_BYTES_MAX: usize = 16 << 10;
-/// A batch that has grown to this is pushed before the turn's end, so that the other shard's turn is not bound to take more at once.
+/// A batch that has grown to this is pushed before the turn's end, so that the other shard's turn is not bound to take
+/// more at once.
 const BATCH_BYTES_MAX: usize = 128 << 10;
 /// Bit of `Mailbox::adoptees` that says no more are taken.
 const CLOSED: u32 = 1 << 31;
@@ -93,7 +96,8 @@ pub(crate) struct Origin {
     /// [`NodeKey::OWN`] for a session of this node.
     pub(crate) node: NodeKey,
     pub(crate) shard: u16,
-    /// The shard of that node to which the fate is told: its own, or the one that sent the message to another node on its behalf.
+    /// The shard of that node to which the fate is told: its own, or the one that sent the message to another node on
+    /// its behalf.
     pub(crate) holder: u16,
     pub(crate) conn: ConnId,
 }
@@ -268,7 +272,8 @@ pub(crate) struct Mailbox {
     woken: AtomicBool,
     /// Bytes in the queue, by sending shard.
     bytes_from: Box<[AtomicUsize]>,
-    /// Connections in the queue, and [`CLOSED`]: the shard that stops sees the last of them, and whoever comes later sees that it has stopped.
+    /// Connections in the queue, and [`CLOSED`]: the shard that stops sees the last of them, and whoever comes later
+    /// sees that it has stopped.
     adoptees: AtomicU32,
     /// The owner has nothing more to do for itself.
     drained: AtomicBool,
@@ -291,7 +296,8 @@ impl Mailbox {
         self.letters.len()
     }
 
-    /// Called by the owner before it waits for anything: whoever pushes from now on wakes it. Returns whether it may wait, because there are no letters.
+    /// Called by the owner before it waits for anything: whoever pushes from now on wakes it. Returns whether it may
+    /// wait, because there are no letters.
     pub(crate) fn may_wait(&self) -> bool {
         self.woken.store(false, Ordering::SeqCst);
         self.letters.is_empty()
@@ -386,7 +392,8 @@ impl Outgoing {
         &self.mailboxes[usize::from(self.shard)]
     }
 
-    /// Says which life of the node the shard works for in this turn: a shard that is in another one by the time it reads what is put now refuses it.
+    /// Says which life of the node the shard works for in this turn: a shard that is in another one by the time it
+    /// reads what is put now refuses it.
     pub(crate) fn set_life(&mut self, life: u64) {
         self.life = life;
     }
@@ -490,8 +497,8 @@ impl Outgoing {
         }
     }
 
-    /// Pushes the batches of this turn. Calls `wake` for each shard that has to be woken. A batch that finds its mailbox full stays, and
-    /// true is returned: come again soon.
+    /// Pushes the batches of this turn. Calls `wake` for each shard that has to be woken. A batch that finds its
+    /// mailbox full stays, and true is returned: come again soon.
     pub(crate) fn post(&mut self, mut wake: impl FnMut(u16)) -> bool {
         let mut kept = 0;
         for at in 0..self.touched.len() {
@@ -530,8 +537,8 @@ impl Outgoing {
 }
 
 impl Mailbox {
-    /// The queue's push and this swap are sequentially consistent with the store and the look at the queue in the owner's `may_wait`: either the owner
-    /// sees the letter, or this sees `woken` cleared.
+    /// The queue's push and this swap are sequentially consistent with the store and the look at the queue in the
+    /// owner's `may_wait`: either the owner sees the letter, or this sees `woken` cleared.
     fn must_wake(&self) -> bool {
         !self.woken.swap(true, Ordering::SeqCst)
     }

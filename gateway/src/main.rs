@@ -1,4 +1,5 @@
-//! The `gateway` command: reads the configuration, checks the machine, starts the shards and serves HTTP until a signal ends it.
+//! The `gateway` command: reads the configuration, checks the machine, starts the shards and serves HTTP until a signal
+//! ends it.
 
 mod cli;
 mod run;
@@ -55,8 +56,8 @@ impl From<io::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    // A connection's state is some hundred bytes here and there: with huge pages each of those would make two megabytes resident. Where the
-    // kernel knows no such setting there are no huge pages either.
+    // A connection's state is some hundred bytes here and there: with huge pages each of those would make two megabytes
+    // resident. Where the kernel knows no such setting there are no huge pages either.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     let host = Host::read();
     let outcome = match cli::parse(std::env::args_os(), &host) {
@@ -88,7 +89,8 @@ fn follow(command: Command, host: &Host) -> Result<(), Failure> {
         Command::Store(action, config) => store(action, &config),
         Command::Run(config) => {
             let facts = host.clone();
-            // With the facts of the start: a default computed from the memory that is free now would be another one each time.
+            // With the facts of the start: a default computed from the memory that is free now would be another one
+            // each time.
             let read = move || match cli::parse(std::env::args_os(), &facts) {
                 Ok(Command::Run(config)) => Ok(*config),
                 Err(CliError::Config(error)) => Err(error),

@@ -1,5 +1,5 @@
-//! What the control thread of a node decides about its part in the cluster: pure, without I/O, clock or threads. One copy, driven by
-//! `crate::cluster` on tokio and by the simulator of several nodes in virtual time.
+//! What the control thread of a node decides about its part in the cluster: pure, without I/O, clock or threads. One
+//! copy, driven by `crate::cluster` on tokio and by the simulator of several nodes in virtual time.
 //!
 //! | file | question it answers |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | `sight.rs` | does it see what the others do? |
 //! | `walk.rs` | how fast are sessions written again, and which shard is next? |
 //!
-//! The driver tells the [`Agent`] what happened and when, then lets it [look](Agent::look) and carries out its [`Action`]s. Each question that
-//! it asks is answered exactly once; the driver bounds the time that takes.
+//! The driver tells the [`Agent`] what happened and when, then lets it [look](Agent::look) and carries out its
+//! [`Action`]s. Each question that it asks is answered exactly once; the driver bounds the time that takes.
 
 mod agent;
 mod elders;

@@ -1,8 +1,9 @@
-//! The mesh: links between the shards of every two nodes, on which messages, their fates and the directory's records travel.
+//! The mesh: links between the shards of every two nodes, on which messages, their fates and the directory's records
+//! travel.
 //!
-//! Two nodes keep as many links as the one with more shards has shards; link k joins shard k mod S of either side, and the node whose name
-//! sorts first dials. A link is a stream of records, in order and without loss or doubles, that outlives its TCP connections for as long
-//! as both nodes live.
+//! Two nodes keep as many links as the one with more shards has shards; link k joins shard k mod S of either side, and
+//! the node whose name sorts first dials. A link is a stream of records, in order and without loss or doubles, that
+//! outlives its TCP connections for as long as both nodes live.
 //!
 //! Nothing here does I/O or reads a clock: bytes and the time come in, bytes and records go out.
 //! - [`wire`]: frames and records as bytes.

@@ -48,7 +48,8 @@ pub enum StatType {
 
 /// Number of bounds of a [`Histogram`].
 pub const BOUNDS: usize = 19;
-/// The bounds of every histogram, microseconds: a turn is at the lower end, a login or a delivery between nodes at the upper.
+/// The bounds of every histogram, microseconds: a turn is at the lower end, a login or a delivery between nodes at the
+/// upper.
 pub const BOUNDS_US: [u64; BOUNDS] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,

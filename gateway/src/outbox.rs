@@ -80,7 +80,8 @@ pub(crate) fn unsent_in_records(sealed: &[SealedMessages], taken: usize) -> u64 
     sealed.iter().filter(|record| record.end as usize > taken).map(|record| u64::from(record.messages)).sum()
 }
 
-/// Messages without ACK whose frame ends beyond `taken` in a run of whole frames: what a closing connection leaves undelivered.
+/// Messages without ACK whose frame ends beyond `taken` in a run of whole frames: what a closing connection leaves
+/// undelivered.
 pub(crate) fn unsent_messages(frames: &[u8], taken: usize) -> u64 {
     let mut lost = 0;
     let mut end = 0;

@@ -1,11 +1,11 @@
 //! How a shard tells the control thread of its sessions: a bounded queue for each shard.
 //!
-//! Architecture Invariant: all that is said of a shard's sessions goes through its one queue, what happens and what is asked for
-//! again ([`Control::Sessions`](crate::control::Control::Sessions)) alike. So a session that has ended is never told of again behind
-//! its end.
+//! Architecture Invariant: all that is said of a shard's sessions goes through its one queue, what happens and what is
+//! asked for again ([`Control::Sessions`](crate::control::Control::Sessions)) alike. So a session that has ended is
+//! never told of again behind its end.
 //!
-//! Nobody is woken by a push: the control thread looks every 20 ms. A shard pays no system call for a login, a burst is taken as one
-//! batch, and what comes behind, a round trip to Redis, takes a good part of that time anyway.
+//! Nobody is woken by a push: the control thread looks every 20 ms. A shard pays no system call for a login, a burst is
+//! taken as one batch, and what comes behind, a round trip to Redis, takes a good part of that time anyway.
 
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ pub const PRESENCE_LOG_LEN: usize = 8_192;
 const PLACES_KEPT: usize = PRESENCE_LOG_LEN / 2;
 /// Bits of a version below its milliseconds.
 const VERSION_COUNTER_BITS: u32 = 20;
-/// A version that lies further ahead than this is no clock that is a little fast, but garbage: one day, in milliseconds.
+/// A version that lies further ahead than this is no clock that is a little fast, but garbage: one day, in
+/// milliseconds.
 const VERSION_AHEAD_MS_MAX: u64 = 24 * 3_600 * 1_000;
 
 /// A session that began, ended, or is told of again.
@@ -40,7 +41,8 @@ pub struct PresenceEvent {
     pub class: Box<str>,
 }
 
-/// Bytes of the queue of one shard and of the longest texts of its events, and of the versions of so many slots. For the memory budget.
+/// Bytes of the queue of one shard and of the longest texts of its events, and of the versions of so many slots. For
+/// the memory budget.
 pub(crate) const fn log_bytes(slots: u64, text_bytes_max: usize) -> u64 {
     // A place of the queue has a stamp besides the event.
     let place = size_of::<PresenceEvent>() + 8 + text_bytes_max;
@@ -113,10 +115,11 @@ impl PresenceLog {
 
 /// The shard's end of its queue, and the versions of its sessions.
 ///
-/// The version of a session is its id, which the user's home gave it: milliseconds since the Unix epoch, shifted left by 20 bits, and a counter,
-/// above the id of whatever session the device had. So versions order the logins of a device in the whole cluster; only homes that
-/// could not know of each other, while the cluster was cut, can get it wrong, by as much as their clocks differ. A session that has to
-/// outbid a stored one that does not count gets a version above that.
+/// The version of a session is its id, which the user's home gave it: milliseconds since the Unix epoch, shifted left
+/// by 20 bits, and a counter, above the id of whatever session the device had. So versions order the logins of a device
+/// in the whole cluster; only homes that could not know of each other, while the cluster was cut, can get it wrong, by
+/// as much as their clocks differ. A session that has to outbid a stored one that does not count gets a version above
+/// that.
 #[derive(Debug)]
 pub(crate) struct PresenceWriter {
     log: Arc<PresenceLog>,
@@ -142,7 +145,8 @@ impl PresenceWriter {
         self.log.push(self.event(true, user, entry));
     }
 
-    /// A session has been removed. One that was replaced by another login of its device is not told of: that login takes its place.
+    /// A session has been removed. One that was replaced by another login of its device is not told of: that login
+    /// takes its place.
     pub(crate) fn ended(&mut self, user: u64, entry: &Entry) {
         self.log.push(self.event(false, user, entry));
     }
@@ -161,8 +165,8 @@ impl PresenceWriter {
         self.event(true, user, entry)
     }
 
-    /// Gives a session a version above this one, and tells of it again: something that does not count holds its place. False if `above`
-    /// is too far ahead of the clock to be a version.
+    /// Gives a session a version above this one, and tells of it again: something that does not count holds its place.
+    /// False if `above` is too far ahead of the clock to be a version.
     pub(crate) fn outbid(&mut self, wall_ms: u64, user: u64, entry: &Entry, above: u64) -> bool {
         if above >> VERSION_COUNTER_BITS > wall_ms.saturating_add(VERSION_AHEAD_MS_MAX) {
             return false;

@@ -59,7 +59,8 @@ impl Exposition {
         self.part("", "_count", &[], count);
     }
 
-    /// All series of a histogram that is counted elsewhere: its bounds and its sum in microseconds, and what fell into each place between them and above.
+    /// All series of a histogram that is counted elsewhere: its bounds and its sum in microseconds, and what fell into
+    /// each place between them and above.
     pub fn buckets(&mut self, name: &'static str, help: &str, bounds_us: &[u64], counts: &[u64], sum_us: u64) {
         self.name(name, StatType::Histogram, help);
         let mut below = 0;
@@ -236,7 +237,8 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
     }
 }
 
-/// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a count; 0 is off.
+/// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
+/// count; 0 is off.
 pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 71] {
     [
         ("connections", limits.connections_max.into()),

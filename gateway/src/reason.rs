@@ -1,4 +1,5 @@
-//! Why a connection ended. A closed set: every accepted connection ends with exactly one of these, and each is a metric label.
+//! Why a connection ended. A closed set: every accepted connection ends with exactly one of these, and each is a metric
+//! label.
 
 use trunkline_proto::Code;
 
@@ -35,7 +36,8 @@ close_reasons! {
     Logout => "logout", None;
     /// The first byte belongs to a transport that this listener does not speak.
     UnknownTransport => "unknown_transport", None;
-    /// A PROXY header that was missing or wrong, or came from somebody who is no trusted proxy: see the metric of refused headers.
+    /// A PROXY header that was missing or wrong, or came from somebody who is no trusted proxy: see the metric of
+    /// refused headers.
     ProxyRefused => "proxy_refused", None;
     /// Its address has as many connections as it may, or opened too many in this second.
     AddressLimit => "address_limit", None;

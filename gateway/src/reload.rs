@@ -1,13 +1,14 @@
 //! SIGHUP: the configuration and the files it names are read again, and a running node takes what it can.
 //!
-//! What it takes is marked `reloadable` in the table of settings: keys, the secrets of the cluster, the log level, and limits that are plain numbers read at each use. Everything
-//! else is built into what was set up at the start, and a change of it is told to need a restart. All or nothing: a configuration that is refused
-//! changes nothing, and neither does one whose reloadable part does not go with the rest of the one in force.
+//! What it takes is marked `reloadable` in the table of settings: keys, the secrets of the cluster, the log level, and
+//! limits that are plain numbers read at each use. Everything else is built into what was set up at the start, and a
+//! change of it is told to need a restart. All or nothing: a configuration that is refused changes nothing, and neither
+//! does one whose reloadable part does not go with the rest of the one in force.
 //!
 //! Certificates of TLS that change on disk are taken without a SIGHUP, and nothing else with them: see [`watch`].
 //!
-//! Files are read on a thread of their own, because a file may be a pipe nobody writes to or stand on a server that is gone, and nothing of the
-//! node may wait for it.
+//! Files are read on a thread of their own, because a file may be a pipe nobody writes to or stand on a server that is
+//! gone, and nothing of the node may wait for it.
 
 mod watch;
 
@@ -244,7 +245,8 @@ impl Reloader {
         Ok(())
     }
 
-    /// Looks at the files of TLS as long as somebody can ask for a reload. On a thread of its own, as all reading of files is.
+    /// Looks at the files of TLS as long as somebody can ask for a reload. On a thread of its own, as all reading of
+    /// files is.
     fn watch(&self) {
         let (watched, asker) = (self.watched.clone(), self.asker.clone());
         let changes = asker.clone();
@@ -284,7 +286,8 @@ async fn read_apart<T: Send + 'static>(
     }
 }
 
-/// A full queue empties with the shard's next turn. One that has none any more is given up: the process is about to end.
+/// A full queue empties with the shard's next turn. One that has none any more is given up: the process is about to
+/// end.
 async fn give(port: &ControlPort, limits: &Arc<Limits>) {
     let give = async {
         while port.send(Control::Reload { limits: limits.clone() }).is_err() {

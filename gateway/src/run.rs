@@ -33,7 +33,8 @@ use trunkline_router::command::{Hangups, Signals, near};
 use trunkline_router::http::{Access, serve};
 use trunkline_router::log;
 
-/// What a node that ends because of a bug may take beyond its drain: connections linger for two seconds, and the machine may be busy.
+/// What a node that ends because of a bug may take beyond its drain: connections linger for two seconds, and the
+/// machine may be busy.
 const DRAIN_SLACK: Duration = Duration::from_secs(10);
 /// How long giving up the lease may take then; it runs out by itself.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
@@ -133,8 +134,9 @@ impl Start {
     }
 }
 
-/// TLS with these certificates. Tickets follow from the first secret of the cluster as of the start, so that they are good at each of its nodes;
-/// while the secret is being changed a client that comes with the other kind has a full handshake.
+/// TLS with these certificates. Tickets follow from the first secret of the cluster as of the start, so that they are
+/// good at each of its nodes; while the secret is being changed a client that comes with the other kind has a full
+/// handshake.
 fn begin_tls(material: &TlsMaterial, secret: Option<&ClusterSecret>) -> Result<Arc<TlsSwitch>, Failure> {
     let tickets = match secret {
         Some(secret) => secret.all().next().map(TicketSecret::shared),
@@ -372,8 +374,8 @@ async fn panic_when_asked(_: Vec<ControlPort>) {
     pending().await
 }
 
-/// For ever, but in a test: then the part named by the variable panics as soon as the file named behind it exists, so that the test sees what a
-/// panic costs the others.
+/// For ever, but in a test: then the part named by the variable panics as soon as the file named behind it exists, so
+/// that the test sees what a panic costs the others.
 #[cfg(debug_assertions)]
 async fn panic_when_asked(ports: Vec<ControlPort>) {
     let Ok(trap) = std::env::var("TRUNKLINE_DEBUG_PANIC") else { return pending().await };

@@ -1,10 +1,10 @@
-//! Calls of clients to services, as far as one shard has to do with them: which workers there are ([`Pool`]), which calls are open ([`Calls`]), and
-//! what the shards of a node tell each other of them ([`ServiceRecord`]). No I/O and no clock; what happens on connections is in `core::calls`
-//! and `core::service_links`.
+//! Calls of clients to services, as far as one shard has to do with them: which workers there are ([`Pool`]), which
+//! calls are open ([`Calls`]), and what the shards of a node tell each other of them ([`ServiceRecord`]). No I/O and no
+//! clock; what happens on connections is in `core::calls` and `core::service_links`.
 //!
-//! A call is held in two places, which may be on two shards. The shard of the caller's session counts it and remembers where it went; it gives exactly one last
-//! REPLY, unless the session ends first. The shard of the worker's link picks the worker, keeps the window and the time, and gives exactly one last
-//! answer to the caller's shard.
+//! A call is held in two places, which may be on two shards. The shard of the caller's session counts it and remembers
+//! where it went; it gives exactly one last REPLY, unless the session ends first. The shard of the worker's link picks
+//! the worker, keeps the window and the time, and gives exactly one last answer to the caller's shard.
 
 mod budget;
 mod calls;

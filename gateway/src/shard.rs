@@ -1,12 +1,13 @@
 //! Starts the shards: a pinned glommio executor on each core, hosting the data rings of its shards.
 //!
-//! While there is work, a shard alone on its core waits in its data ring itself, so that a turn costs one system call. Shards that share a core
-//! take turns on its one thread: those with nothing to do are skipped without a system call, nobody switches threads, and what arrives
-//! for a shard while another has its turn is handled together. Only when all rings of a core have been quiet for `RING_WAIT_MICROS` does the thread
-//! sleep in the executor, on the eventfd that rings and control thread signal.
+//! While there is work, a shard alone on its core waits in its data ring itself, so that a turn costs one system call.
+//! Shards that share a core take turns on its one thread: those with nothing to do are skipped without a system call,
+//! nobody switches threads, and what arrives for a shard while another has its turn is handled together. Only when all
+//! rings of a core have been quiet for `RING_WAIT_MICROS` does the thread sleep in the executor, on the eventfd that
+//! rings and control thread signal.
 //!
-//! A shard that panics ends alone: the panic is caught around its turn, the other shards go on and tell their clients to go elsewhere, and only then
-//! does the process end.
+//! A shard that panics ends alone: the panic is caught around its turn, the other shards go on and tell their clients
+//! to go elsewhere, and only then does the process end.
 
 use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
@@ -36,11 +37,13 @@ use std::{fmt, io};
 use tokio::sync::mpsc;
 use trunkline_router::http::Access;
 
-/// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to enter and leave.
+/// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to
+/// enter and leave.
 const RING_WAIT_MICROS: u32 = 1_000;
 /// A busy core lets the executor's other tasks run after this many turns.
 const TURNS_PER_YIELD: u32 = 64;
-/// glommio's own rings carry one read of an eventfd; its defaults (128 entries, 10 MiB of buffers for each core) are made for files.
+/// glommio's own rings carry one read of an eventfd; its defaults (128 entries, 10 MiB of buffers for each core) are
+/// made for files.
 const EXECUTOR_RING_ENTRIES: usize = 8;
 const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
@@ -64,7 +67,8 @@ pub struct ShardsConfig {
     pub tls: Option<Arc<TlsSwitch>>,
     /// Whether every connection has to begin with TLS.
     pub tls_required: bool,
-    /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards (1 to [`SHARDS_MAX`]).
+    /// Bound and listening sockets, by shard; a shard without any accepts nothing. Their number is the number of shards
+    /// (1 to [`SHARDS_MAX`]).
     pub listeners: Vec<Vec<OwnedFd>>,
     /// For each of a shard's sockets whether every connection has to begin with TLS there.
     pub listeners_tls_only: Arc<[bool]>,
@@ -306,8 +310,9 @@ struct Seat {
 
 /// A shard in operation.
 struct Running {
-    /// Never dropped: other shards may still send to this ring, and the kernel may still read and write what a connection that did not close had
-    /// under way. All of it stays until the process ends, which is next, however the shard ends.
+    /// Never dropped: other shards may still send to this ring, and the kernel may still read and write what a
+    /// connection that did not close had under way. All of it stays until the process ends, which is next, however the
+    /// shard ends.
     core: ManuallyDrop<Core<Uring>>,
     stats: Arc<ShardStats>,
     end: EndSignal,
@@ -337,7 +342,8 @@ impl Running {
     }
 }
 
-/// The thread of a core: sets up its shards and turns them until all are drained. A panic in it that is not a shard's own ends all its shards.
+/// The thread of a core: sets up its shards and turns them until all are drained. A panic in it that is not a shard's
+/// own ends all its shards.
 async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: Arc<Gate>) -> Result<(), ShardFailure> {
     let first = seats.first().map_or(0, |seat| seat.config.shard);
     let panicked = move || ShardFailure { shard: first, error: "its thread panicked; the log has more".to_owned() };
@@ -374,8 +380,8 @@ async fn run_core(seats: Vec<Seat>, waker: Arc<Waker>, ring_fds: RingFds, gate: 
             }
             continue;
         }
-        // A ring signals only while its core is about to sleep: signals nobody waits for took 2 to 3 % of the time of a login. The same holds for
-        // other shards that wake one of these; `has_work` looks at the mailboxes after it.
+        // A ring signals only while its core is about to sleep: signals nobody waits for took 2 to 3 % of the time of a
+        // login. The same holds for other shards that wake one of these; `has_work` looks at the mailboxes after it.
         shards.iter_mut().for_each(|shard| {
             shard.core.io.signal(true);
             shard.core.may_wait();

@@ -1,4 +1,5 @@
-//! Start-up checks: what the machine must offer, judged before anything starts, so that a failure is one sentence that names the fix.
+//! Start-up checks: what the machine must offer, judged before anything starts, so that a failure is one sentence that
+//! names the fix.
 
 use crate::config::{Config, Size};
 use crate::io::buffers::BufferRing;
@@ -187,8 +188,8 @@ pub struct Check {
     pub outcome: Result<String, StartupError>,
 }
 
-/// Raises the soft limits of this process and looks at everything the data path needs, in the order in which later checks rely on
-/// earlier ones.
+/// Raises the soft limits of this process and looks at everything the data path needs, in the order in which later
+/// checks rely on earlier ones.
 pub fn checks(config: &Config) -> Vec<Check> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
@@ -219,8 +220,8 @@ pub(crate) fn judge_kernel(release: &str) -> Result<(), StartupError> {
     }
 }
 
-/// Value 2 forbids io_uring to all, 1 to those without privileges or membership in a group; whether that hits this process the ring shows.
-/// Kernels before 6.6 have no such sysctl.
+/// Value 2 forbids io_uring to all, 1 to those without privileges or membership in a group; whether that hits this
+/// process the ring shows. Kernels before 6.6 have no such sysctl.
 pub(crate) fn judge_disabled(sysctl: Option<&str>) -> Result<(), StartupError> {
     match sysctl.map(|value| value.trim().parse::<u32>()) {
         Some(Ok(value)) if value >= 2 => Err(StartupError::IoUringDisabled(value)),
@@ -289,8 +290,8 @@ fn raise(resource: Resource) -> io::Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
-/// The operations the data ring submits, by name. What a probe cannot tell, such as multishot receive or passing a descriptor, came before
-/// the oldest kernel allowed.
+/// The operations the data ring submits, by name. What a probe cannot tell, such as multishot receive or passing a
+/// descriptor, came before the oldest kernel allowed.
 const OPERATIONS: [(&str, u8); 13] = [
     ("accept", opcode::AcceptMulti::CODE),
     ("receive", opcode::RecvMulti::CODE),

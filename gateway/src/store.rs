@@ -1,4 +1,5 @@
-//! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is committed.
+//! The store of a node: opened at start, on a thread of its own, and ended behind the shards, so that what is owed is
+//! committed.
 
 use crate::config::{ClusterConfig, InboxFull, Size, StoreConfig, StorePlace, StoreSyncKind};
 use crate::desk::{ShardStore, StoreAnswers};
@@ -30,12 +31,12 @@ const BATCH_BYTES: u64 = 48 << 20;
 /// being written of: of each the store refuses
 /// messages at twice that, and at four times the cursors of devices too.
 const RECENT_FACTOR: u64 = 2 * 4;
-/// A table has a place of 24 B in its list for each block of entries of 4 KiB, and 12 bits in its filter for each of the
-/// 58 users that a block has at most. Where tables are merged, those of the old ones and of the new one are there.
+/// A table has a place of 24 B in its list for each block of entries of 4 KiB, and 12 bits in its filter for each of
+/// the 58 users that a block has at most. Where tables are merged, those of the old ones and of the new one are there.
 const BLOCK_BYTES: u64 = 4 << 10;
 const LISTED_BYTES: u64 = 2 * (24 + 58 * 12 / 8);
-/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: more than senders
-/// usually have under way to one recipient. A look may read them all from a table, on the thread that commits.
+/// Messages at the end of an inbox among which one that is sent again looks for itself after a restart: more than
+/// senders usually have under way to one recipient. A look may read them all from a table, on the thread that commits.
 const RETRY_WINDOW: u32 = 256;
 
 /// Memory that the store takes at its limits, bytes. What it gives out of the log is counted with those who asked.

@@ -1,4 +1,5 @@
-//! What a connection is made of below its frames: which transport a peer speaks, and the beginnings of those that are not native.
+//! What a connection is made of below its frames: which transport a peer speaks, and the beginnings of those that are
+//! not native.
 //!
 //! Everything in here works on bytes alone: it does no I/O and reads no clock.
 

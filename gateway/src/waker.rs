@@ -49,7 +49,8 @@ impl Nap {
         Ok(Nap { epoll })
     }
 
-    /// Sleeps until the waker has been signalled since the last nap, or the time is over. Returns whether it was signalled.
+    /// Sleeps until the waker has been signalled since the last nap, or the time is over. Returns whether it was
+    /// signalled.
     ///
     /// # Errors
     /// Those of epoll_wait, which only a broken process sees.

@@ -1,8 +1,8 @@
 //! Hierarchical timer wheel: one deadline for each slot, in ticks.
 //!
-//! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 7 with two levels of 256 buckets. Arming, moving and
-//! disarming cost O(1); an entry moves down a level at most once. The entries are linked through a table indexed by slot, so an armed
-//! timer allocates nothing.
+//! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 7 with two levels of 256 buckets. Arming,
+//! moving and disarming cost O(1); an entry moves down a level at most once. The entries are linked through a table
+//! indexed by slot, so an armed timer allocates nothing.
 
 /// Length of a tick. All deadlines are whole ticks: the shortest, two seconds, is then off by 5 % at most.
 pub(crate) const TICK_MS: u64 = 100;
@@ -15,8 +15,8 @@ pub(crate) const fn ticks(ms: u64) -> u32 {
 
 const BUCKETS: u32 = 256;
 const NONE: u32 = u32::MAX;
-/// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. An entry keeps the low 30 bits of its tick; the rest follows from the
-/// wheel's own time, since no deadline is further away than that.
+/// Set in `Entry::tagged_deadline` of an armed timer, and for the upper level a second bit. An entry keeps the low 30
+/// bits of its tick; the rest follows from the wheel's own time, since no deadline is further away than that.
 const LINKED: u32 = 1 << 31;
 const UPPER: u32 = 1 << 30;
 const TICK_MASK: u32 = UPPER - 1;
@@ -64,8 +64,8 @@ impl TimerWheel {
         }
     }
 
-    /// Sets the slot's deadline, replacing an earlier one. A deadline that has passed fires at the next tick; one further away than
-    /// 65,280 ticks fires then.
+    /// Sets the slot's deadline, replacing an earlier one. A deadline that has passed fires at the next tick; one
+    /// further away than 65,280 ticks fires then.
     pub fn arm(&mut self, slot: u32, deadline: u32) {
         if self.entries.len() <= slot as usize {
             self.entries.resize(slot as usize + 1, Entry::UNARMED);

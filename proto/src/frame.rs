@@ -40,7 +40,8 @@ pub mod flags {
 pub mod call_flags {
     /// CALL: it may be carried out more than once.
     pub const SAFE: u8 = 0x01;
-    /// CALL: nobody waits for a REPLY. REQUEST: the ANSWER is passed on to nobody; it only gives its place in the window back.
+    /// CALL: nobody waits for a REPLY. REQUEST: the ANSWER is passed on to nobody; it only gives its place in the
+    /// window back.
     pub const NO_REPLY: u8 = 0x02;
     /// CALL: the body starts with a trace id (16 bytes), a span id (8) and flags (1).
     pub const TRACE: u8 = 0x04;

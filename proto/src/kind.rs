@@ -115,13 +115,13 @@ kinds! {
 
     /// Body [`ServeOk`](crate::ServeOk): answers [`Kind::Serve`].
     ServeOk = 0xA0, "SERVE_OK", HEADER_SHORT;
-    /// Gateway to worker: a [`Kind::Call`] of the user `peer` for the service `aux`; `id` names it on this link, `stamp` is
-    /// the `id` that the client gave it.
+    /// Gateway to worker: a [`Kind::Call`] of the user `peer` for the service `aux`; `id` names it on this link,
+    /// `stamp` is the `id` that the client gave it.
     Request = 0xA1, "REQUEST", HEADER_LONG;
     /// Gateway to worker: nobody waits for the answer to the request `id` any more. No body.
     Cancel = 0xA2, "CANCEL", HEADER_LONG;
-    /// Gateway to worker: the fate of a [`Kind::PushTo`] that carried [`flags::ACK`](crate::flags::ACK): same `id` and `peer`,
-    /// `aux` is an [`Outcome`](crate::Outcome).
+    /// Gateway to worker: the fate of a [`Kind::PushTo`] that carried [`flags::ACK`](crate::flags::ACK): same `id` and
+    /// `peer`, `aux` is an [`Outcome`](crate::Outcome).
     Pushed = 0xA3, "PUSHED", HEADER_LONG;
 }
 

@@ -1,12 +1,13 @@
 //! The answers of the HTTP API, computed from a view.
 //!
-//! Pure: a [`View`] and what the presence store said go in, a structure that serialises to the JSON of the answer comes out.
-//! So the `router` binary and every gateway give the same answers; [`http`](crate::http) puts them on the wire, and
-//! `GET /v1/openapi.json` describes them field by field.
+//! Pure: a [`View`] and what the presence store said go in, a structure that serialises to the JSON of the answer comes
+//! out. So the `router` binary and every gateway give the same answers; [`http`](crate::http) puts them on the wire,
+//! and `GET /v1/openapi.json` describes them field by field.
 //!
-//! **Numbers.** Users, sessions, incarnations and hashes have 64 bits and stand in JSON as strings of decimal digits: many JSON libraries
-//! (that of JavaScript among them) read numbers as doubles, which lose the last digits beyond 2^53. In a request a user may be
-//! either. What is counted or measured is a number. The digest of a view is a string of 16 hexadecimal digits.
+//! **Numbers.** Users, sessions, incarnations and hashes have 64 bits and stand in JSON as strings of decimal digits:
+//! many JSON libraries (that of JavaScript among them) read numbers as doubles, which lose the last digits beyond 2^53.
+//! In a request a user may be either. What is counted or measured is a number. The digest of a view is a string of 16
+//! hexadecimal digits.
 
 mod explain;
 mod overview;
@@ -89,7 +90,8 @@ pub fn digits<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Er
     serializer.collect_str(number)
 }
 
-/// The whole number that 5.0 is, as JSON Schema has it; `None` for what is none, and beyond 2^53, where a double may have lost digits.
+/// The whole number that 5.0 is, as JSON Schema has it; `None` for what is none, and beyond 2^53, where a double may
+/// have lost digits.
 fn whole(number: f64) -> Option<u64> {
     (number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&number)).then_some(number as u64)
 }
@@ -194,7 +196,8 @@ pub struct NodeAnswer {
     pub life: u64,
     /// Whether its lease lives.
     pub lease: LeaseState,
-    /// Whether the asked process has a link to it, as a node has to itself; `null` from one that has no links, such as a router.
+    /// Whether the asked process has a link to it, as a node has to itself; `null` from one that has no links, such as
+    /// a router.
     pub reachable: Option<bool>,
     /// Whether users may have their home there: it is active, and the ring can hold it.
     pub in_ring: bool,
@@ -298,7 +301,8 @@ pub enum Known {
     Online,
     /// No session counts, and nothing says that one may be missing.
     Offline,
-    /// No session counts, but one may be missing: Redis does not answer, no node is known, or a node is writing its sessions again.
+    /// No session counts, but one may be missing: Redis does not answer, no node is known, or a node is writing its
+    /// sessions again.
     Unknown,
 }
 

@@ -3,24 +3,26 @@
 //! The policies and options are those nginx documents for its upstreams. What they mean, and what is decided here where
 //! nginx says nothing or cannot be followed:
 //!
-//! - **Tiers.** Backups are picked only while every other server is unavailable: down, draining, failed or full. That holds
-//!   for all policies, while nginx has no backups with hash and random. Each tier goes by the policy for itself.
-//! - **Failures.** See [`Health`]. If all servers have failed, a pick fails with [`Unavailable::AllFailed`], which tells
-//!   when the first of them is probed; none is brought back early, because a server that has just failed would
+//! - **Tiers.** Backups are picked only while every other server is unavailable: down, draining, failed or full. That
+//!   holds for all policies, while nginx has no backups with hash and random. Each tier goes by the policy for itself.
+//! - **Failures.** See [`Health`]. If all servers have failed, a pick fails with [`Unavailable::AllFailed`], which
+//!   tells when the first of them is probed; none is brought back early, because a server that has just failed would
 //!   only fail again, and slowly.
 //! - **A set of one server** ignores `max_fails`, `fail_timeout` and `slow_start`, as nginx documents: without an
 //!   alternative it is better to try. What counts is the length of the list, backups and servers marked down included;
 //!   `down`, `drain` and `max_conns` still hold.
-//! - **Slow start.** The weight climbs in proportion to the time from 1/65,536 of itself to all of it: after a probe that
-//!   succeeded, after `down` was taken back, and when the server joins a set that has others. The servers a balancer starts
-//!   with do not climb. With hash and random it has no effect, as nginx documents.
-//! - **Drain.** A draining server is picked only by [`Balancer::pick_bound`] for what the caller says is bound to it. To
-//!   own a key on the ring is not to be bound: nobody can tell a new key from an old one there. Its connections stay counted.
+//! - **Slow start.** The weight climbs in proportion to the time from 1/65,536 of itself to all of it: after a probe
+//!   that succeeded, after `down` was taken back, and when the server joins a set that has others. The servers a
+//!   balancer starts with do not climb. With hash and random it has no effect, as nginx documents.
+//! - **Drain.** A draining server is picked only by [`Balancer::pick_bound`] for what the caller says is bound to it.
+//!   To own a key on the ring is not to be bound: nobody can tell a new key from an old one there. Its connections stay
+//!   counted.
 //! - **Connections** are those the caller reports: [`Balancer::connected`] and [`Balancer::released`] for its own, or
 //!   [`Balancer::set_conns`] for a count learned from elsewhere. A pick alone counts for nothing.
 //! - **Without a key** (or with an empty one) consistent hash is weighted round robin.
 //!
-//! All times are monotonic milliseconds from any origin; periods are half open, so what lasts 10 s from 5,000 is over at 15,000.
+//! All times are monotonic milliseconds from any origin; periods are half open, so what lasts 10 s from 5,000 is over
+//! at 15,000.
 
 mod consistent_hash;
 mod error;
@@ -45,8 +47,8 @@ use rand::Rng;
 use slot::{Obstacle, Slot, UNIT};
 use tier::Tier;
 
-/// A server of one balancer. It stays the same as long as the server stays in the set, and is never given to another, so that
-/// a report about a server that is gone reaches nobody else.
+/// A server of one balancer. It stays the same as long as the server stays in the set, and is never given to another,
+/// so that a report about a server that is gone reaches nobody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(u32);
 
@@ -61,7 +63,8 @@ pub struct ServerState<'b> {
     pub conns: u32,
     /// Failures that count: those younger than `fail_timeout`.
     pub fails: u32,
-    /// What the weight is worth in the round robin, 0.0 … `weight`: less what failures took, and as far as it has climbed.
+    /// What the weight is worth in the round robin, 0.0 … `weight`: less what failures took, and as far as it has
+    /// climbed.
     pub effective_weight: f64,
     /// Whether failures keep it from being picked, and until when.
     pub health: Health,
@@ -111,8 +114,8 @@ impl Balancer {
         self.policy
     }
 
-    /// Makes `servers` the set. A server whose name was in it before keeps id, connections, failures and its place in the
-    /// round robin; the rest of it is as the new options say. If the set is refused, nothing changes.
+    /// Makes `servers` the set. A server whose name was in it before keeps id, connections, failures and its place in
+    /// the round robin; the rest of it is as the new options say. If the set is refused, nothing changes.
     ///
     /// Takes time in proportion to the number of servers, and with [`Policy::ConsistentHash`], if names, weights
     /// or backups have changed, to the sum of the weights.
@@ -176,9 +179,9 @@ impl Balancer {
         self.slots = slots;
     }
 
-    /// The server for something new. `key` matters with [`Policy::ConsistentHash`] and `rng` with [`Policy::RandomTwo`] only.
-    /// Allocates nothing. O(n) with round robin and least-conn, O(log n) with the other two as long as the servers they
-    /// meet first are available.
+    /// The server for something new. `key` matters with [`Policy::ConsistentHash`] and `rng` with [`Policy::RandomTwo`]
+    /// only. Allocates nothing. O(n) with round robin and least-conn, O(log n) with the other two as long as the
+    /// servers they meet first are available.
     ///
     /// # Errors
     /// [`Unavailable`] if there is no server to pick.
@@ -196,8 +199,8 @@ impl Balancer {
         Err(self.why_unavailable(now_ms))
     }
 
-    /// As [`Balancer::pick`], among those servers alone of whose places in the order given `allowed` is true. The others keep their places in
-    /// the round robin. O(n).
+    /// As [`Balancer::pick`], among those servers alone of whose places in the order given `allowed` is true. The
+    /// others keep their places in the round robin. O(n).
     ///
     /// # Errors
     /// [`Unavailable`] if none of them can be picked; [`Unavailable::NoServers`] also if only others could.
@@ -214,8 +217,8 @@ impl Balancer {
         picked
     }
 
-    /// The server for something that is bound to `bound`, such as a session that was there before: that server, even while it
-    /// drains and even if it is a backup, unless it is gone, down, failed or full; then as [`Balancer::pick`].
+    /// The server for something that is bound to `bound`, such as a session that was there before: that server, even
+    /// while it drains and even if it is a backup, unless it is gone, down, failed or full; then as [`Balancer::pick`].
     /// A pick of the bound server does not count in the round robin.
     ///
     /// # Errors
@@ -274,7 +277,8 @@ impl Balancer {
         }
     }
 
-    /// An answer of this server took so long, in microseconds; a failure is to be told as the longest time it could have taken. It matters with
+    /// An answer of this server took so long, in microseconds; a failure is to be told as the longest time it could
+    /// have taken. It matters with
     /// [`Policy::LeastTime`] only.
     pub fn took(&mut self, id: ServerId, us: u64, now_ms: u64) {
         if let Some(index) = self.index_of(id) {

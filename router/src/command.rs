@@ -1,4 +1,5 @@
-//! What the commands of this project do alike: signals, variables, and words about the addresses they listen on. Their log is [`crate::log`].
+//! What the commands of this project do alike: signals, variables, and words about the addresses they listen on. Their
+//! log is [`crate::log`].
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
@@ -8,9 +9,9 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Signals that end a process unless it takes them over, and that say nothing to this one. `kill -USR1`, the end of an alarm, or a file that has
-/// reached its limit (SIGXFSZ, from writing the log) must not cost it its clients. SIGQUIT stays: it asks for a core dump. SIGPIPE is ignored by
-/// Rust's runtime already.
+/// Signals that end a process unless it takes them over, and that say nothing to this one. `kill -USR1`, the end of an
+/// alarm, or a file that has reached its limit (SIGXFSZ, from writing the log) must not cost it its clients. SIGQUIT
+/// stays: it asks for a core dump. SIGPIPE is ignored by Rust's runtime already.
 const IGNORED: [i32; 8] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ, SIGPWR];
 /// Linux has the same numbers on every architecture this project runs on: x86-64 and 64-bit ARM.
 const SIGUSR1: i32 = 10;
@@ -32,7 +33,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes them over: from now on they end nothing by themselves, and neither does a signal that means nothing here. SIGHUP is taken over by
+    /// Takes them over: from now on they end nothing by themselves, and neither does a signal that means nothing here.
+    /// SIGHUP is taken over by
     /// [`Hangups`]. Needs a tokio runtime.
     ///
     /// # Errors
@@ -76,7 +78,8 @@ impl Hangups {
     }
 }
 
-/// A command line in which an environment variable that is set to nothing is not set: in files of variables, that is how one says so.
+/// A command line in which an environment variable that is set to nothing is not set: in files of variables, that is
+/// how one says so.
 #[must_use]
 pub fn without_empty_variables(mut command: Command) -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
@@ -92,8 +95,8 @@ pub fn without_empty_variables(mut command: Command) -> Command {
     command
 }
 
-/// The argument of `command` whose value `error` refuses, and its environment variable, if that is where the value comes from: it is set, and none of
-/// `words` is the flag.
+/// The argument of `command` whose value `error` refuses, and its environment variable, if that is where the value
+/// comes from: it is set, and none of `words` is the flag.
 #[must_use]
 pub fn refused_variable(error: &clap::Error, command: &Command, words: &[OsString]) -> Option<(Id, String)> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };

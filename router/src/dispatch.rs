@@ -1,16 +1,16 @@
 //! Which node a user should connect to: the strategies of `POST /v1/login`.
 //!
-//! Pure: views go in with the time, nodes come out. The balancers are kept across views, so a round robin goes on where it
-//! was. Load is what the nodes say in their records, plus what this process has sent to them and cannot be in the records
-//! yet: without that all logins of a second would go to the node that was the least loaded at its beginning.
+//! Pure: views go in with the time, nodes come out. The balancers are kept across views, so a round robin goes on where
+//! it was. Load is what the nodes say in their records, plus what this process has sent to them and cannot be in the
+//! records yet: without that all logins of a second would go to the node that was the least loaded at its beginning.
 //!
-//! - **New nodes.** The weight of a node that comes climbs over `slow_start`, and by least-conn no node gets more than twice its share of the
-//!   logins of a router.
-//! - **Failures.** A client that could not reach a node says so with its next login. It gets another one, also where the home
-//!   is the strategy: a home that it cannot reach is of no use to it. Three such reports of different users within 10 s take a node out for 10 s; then one login
-//!   tries it. Reports never take more than half of the nodes out.
-//! - **Zones.** A login from a zone goes to a node of that zone, as long as there is one and its nodes are not loaded by a quarter more than all
-//!   are on average; else to any. The home of a user is where it is.
+//! - **New nodes.** The weight of a node that comes climbs over `slow_start`, and by least-conn no node gets more than
+//!   twice its share of the logins of a router.
+//! - **Failures.** A client that could not reach a node says so with its next login. It gets another one, also where
+//!   the home is the strategy: a home that it cannot reach is of no use to it. Three such reports of different users
+//!   within 10 s take a node out for 10 s; then one login tries it. Reports never take more than half of the nodes out.
+//! - **Zones.** A login from a zone goes to a node of that zone, as long as there is one and its nodes are not loaded
+//!   by a quarter more than all are on average; else to any. The home of a user is where it is.
 
 mod pace;
 mod reports;
@@ -45,7 +45,8 @@ impl Error for NoNode {}
 struct Sent {
     /// Since the last poll.
     now: u32,
-    /// Between the last two polls. A node writes its record each second and it is read each second, so what is older is in it.
+    /// Between the last two polls. A node writes its record each second and it is read each second, so what is older is
+    /// in it.
     before: u32,
 }
 
@@ -73,7 +74,8 @@ pub struct Wish<'a> {
 pub struct DispatchStats {
     /// Reports of nodes that could not be reached which counted.
     pub reports_counted: u64,
-    /// Reports that did not: of a user who had just reported, of nobody's node, or because half of the nodes were out already.
+    /// Reports that did not: of a user who had just reported, of nobody's node, or because half of the nodes were out
+    /// already.
     pub reports_ignored: u64,
     /// Logins from a zone that went to another.
     pub spilled: u64,
@@ -221,8 +223,8 @@ impl Dispatch {
         Ok(record)
     }
 
-    /// The place of the node that a balancer picks: of the zone if that has room, of those that the client could reach, at a bearable pace. What
-    /// cannot be had is given up in that order.
+    /// The place of the node that a balancer picks: of the zone if that has room, of those that the client could reach,
+    /// at a bearable pace. What cannot be had is given up in that order.
     fn pick_from(&mut self, now_ms: u64, balancer: usize, wish: Wish<'_>, rng: &mut impl Rng) -> Option<usize> {
         let zone = Some(wish.zone).filter(|zone| !zone.is_empty() && self.has_room(now_ms, zone));
         let in_zone = |node: &Known| zone.is_none_or(|zone| *node.zone == *zone);
@@ -329,7 +331,8 @@ impl Dispatch {
 
 /// How much more than all nodes those of a zone may be loaded before logins of the zone go elsewhere too.
 const SPILL: f64 = 1.25;
-/// Connections for each unit of weight that do not count as load of a zone: with a handful of them chance decides who has more.
+/// Connections for each unit of weight that do not count as load of a zone: with a handful of them chance decides who
+/// has more.
 const SPARE: f64 = 16.0;
 
 fn is_in_ring(view: &View, record: &NodeRecord) -> bool {

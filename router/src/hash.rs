@@ -1,7 +1,7 @@
 //! From a user to its home shard.
 //!
-//! Every node has to compute the same shard for the same user, so the functions here are part of the protocol between nodes:
-//! changing a result is a change of that protocol. `tests/router/hash.rs` pins them.
+//! Every node has to compute the same shard for the same user, so the functions here are part of the protocol between
+//! nodes: changing a result is a change of that protocol. `tests/router/hash.rs` pins them.
 
 /// The increment between two states of SplitMix64: 2^64 divided by the golden ratio, made odd.
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -13,8 +13,8 @@ const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Stafford's "Mix13" (2011), as in Vigna's reference `splitmix64.c` and in `java.util.SplittableRandom`, whose
 /// `new SplittableRandom(user).nextLong()` gives the same number.
 ///
-/// A bijection: two users never share a hash. It is not keyed, so whoever may choose user ids freely can choose them for one
-/// shard; the limits of the shard bound what that does.
+/// A bijection: two users never share a hash. It is not keyed, so whoever may choose user ids freely can choose them
+/// for one shard; the limits of the shard bound what that does.
 #[inline]
 #[must_use]
 pub const fn user_hash(user: u64) -> u64 {
@@ -26,11 +26,12 @@ pub const fn user_hash(user: u64) -> u64 {
 
 /// Jump consistent hash: a bucket below `buckets` for `hash`.
 ///
-/// When `buckets` grows from n to n + 1, each hash keeps its bucket or moves to the new one; 1 / (n + 1) of them move. Takes
-/// ln(`buckets`) + 1 rounds on average. With 0 buckets there is nothing to choose from and the answer is 0, as with 1.
+/// When `buckets` grows from n to n + 1, each hash keeps its bucket or moves to the new one; 1 / (n + 1) of them move.
+/// Takes ln(`buckets`) + 1 rounds on average. With 0 buckets there is nothing to choose from and the answer is 0, as
+/// with 1.
 ///
-/// Lamping, Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm", 2014. The comparison is made before the truncation to
-/// an integer, which changes no result since `buckets` is a whole number.
+/// Lamping, Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm", 2014. The comparison is made before the
+/// truncation to an integer, which changes no result since `buckets` is a whole number.
 #[inline]
 #[must_use]
 pub fn jump(hash: u64, buckets: u32) -> u32 {

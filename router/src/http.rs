@@ -8,8 +8,9 @@
 //! | [`Access`] | who may ask what: keys with scopes, no web pages, an audit log |
 //! | [`serve`](fn@serve) | the server below: places, time-outs, an orderly end |
 //!
-//! Every answer is computed from the view at hand; only users and accounts are asked for in Redis. The answers themselves are
-//! in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says what to do.
+//! Every answer is computed from the view at hand; only users and accounts are asked for in Redis. The answers
+//! themselves are in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says
+//! what to do.
 
 mod access;
 mod body;

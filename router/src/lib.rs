@@ -14,15 +14,17 @@
 //! | [`command`] | signals, words about addresses | the commands `router` and `gateway` |
 //! | [`log`] | how does what a process says get out, without ever holding it up? | the commands `router` and `gateway` |
 //!
-//! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other; their
-//! results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each shard owns a
+//! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other;
+//! their results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each
+//! shard owns a
 //! [`presence::Embedded`] of its own, whoever balances a [`balance::Balancer`], and shares it with nobody.
 //!
-//! Architecture Invariant: outside [`redis`], [`http`], [`command`] and [`log`] nothing in this crate does I/O, reads a clock, takes a lock or spawns anything.
-//! Times and sources of randomness are arguments. No part of the data path waits for [`redis`].
+//! Architecture Invariant: outside [`redis`], [`http`], [`command`] and [`log`] nothing in this crate does I/O, reads a
+//! clock, takes a lock or spawns anything. Times and sources of randomness are arguments. No part of the data path
+//! waits for [`redis`].
 //!
-//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and the
-//! picks of a balancer allocate nothing and panic on no input.
+//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and
+//! the picks of a balancer allocate nothing and panic on no input.
 
 #![forbid(unsafe_code)]
 

@@ -7,8 +7,8 @@
 //! | `panics.rs` | a panic of any thread or task: a line of the log, a count, and the reason for an orderly end |
 //! | `filter.rs` | what may be written for a log filter |
 //!
-//! Architecture Invariant: a disk that is full, a pipe that is closed and a reader that has stopped cost lines of the log and nothing else. No
-//! thread but those of the sinks writes to stdout or stderr once [`init`] was called.
+//! Architecture Invariant: a disk that is full, a pipe that is closed and a reader that has stopped cost lines of the
+//! log and nothing else. No thread but those of the sinks writes to stdout or stderr once [`init`] was called.
 
 mod filter;
 mod panics;
@@ -65,8 +65,9 @@ struct Log {
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Sends the log of this process to stderr and what it says otherwise to stdout, each through a [`Sink`], and reports panics there. What of `filter`
-/// cannot be read is left out, so it should have been judged before, see [`judge_filter`].
+/// Sends the log of this process to stderr and what it says otherwise to stdout, each through a [`Sink`], and reports
+/// panics there. What of `filter` cannot be read is left out, so it should have been judged before, see
+/// [`judge_filter`].
 ///
 /// # Errors
 /// When the system gives no thread.
@@ -78,7 +79,8 @@ pub fn init(filter: &str, format: LogFormat) -> io::Result<()> {
     let stderr = Sink::start("log", Stream::Stderr, keeper(rate.clone(), format))?;
     let stdout = Sink::start("stdout", Stream::Stdout, |_| None)?;
     let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(filter));
-    // The writer takes every line; whatever else fails in there must not be printed by the library, which panics when that fails.
+    // The writer takes every line; whatever else fails in there must not be printed by the library, which panics when
+    // that fails.
     let lines = tracing_subscriber::fmt::layer().with_writer(LogLines(stderr.clone())).log_internal_errors(false);
     let lines: Box<dyn Layer<_> + Send + Sync> = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),

@@ -1,7 +1,7 @@
 //! Which nodes there are, and whether this one may serve.
 //!
-//! Pure: what Redis and the mesh said goes in with the time at which it was heard, views come out. Times called `now_ms` are
-//! milliseconds of one monotonic clock of this process; they never go backwards.
+//! Pure: what Redis and the mesh said goes in with the time at which it was heard, views come out. Times called
+//! `now_ms` are milliseconds of one monotonic clock of this process; they never go backwards.
 //!
 //! | part | question it answers |
 //! |---|---|

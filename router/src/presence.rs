@@ -180,9 +180,9 @@ impl Sessions {
 
 /// The directory in memory: complete for a node that works alone, and the default.
 ///
-/// The table has room for all users from the start: growing would move every entry at once, in the middle of a login. Its
-/// pages are touched as users come. Its hasher is seeded at random for each directory, so that user ids that collide in it
-/// are not known from outside.
+/// The table has room for all users from the start: growing would move every entry at once, in the middle of a login.
+/// Its pages are touched as users come. Its hasher is seeded at random for each directory, so that user ids that
+/// collide in it are not known from outside.
 #[derive(Debug)]
 pub struct Embedded {
     users: HashMap<u64, Sessions>,
@@ -194,8 +194,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// An empty directory for up to `users_max` users with up to `devices_per_user_max` (1 … [`DEVICES_PER_USER_LIMIT`])
-    /// devices each.
+    /// An empty directory for up to `users_max` users with up to `devices_per_user_max` (1 …
+    /// [`DEVICES_PER_USER_LIMIT`]) devices each.
     ///
     /// # Panics
     /// If `devices_per_user_max` is out of range: the configuration has to be judged before.
@@ -238,8 +238,8 @@ impl Embedded {
         let table = buckets.saturating_mul(SLOT_BYTES + 1).saturating_add(32);
         // While it doubles, the table of half the size is still there.
         let tables = table.saturating_add(table / 2).saturating_add(32);
-        // A session beyond the user's first moves all of that user's to a vector, and a vector that grows or shrinks may
-        // be there twice for a moment.
+        // A session beyond the user's first moves all of that user's to a vector, and a vector that grows or shrinks
+        // may be there twice for a moment.
         let moving = 2 * DEVICES_PER_USER_LIMIT * size_of::<Entry>();
         let session = (size_of::<Entry>() + size_of::<Label>()).saturating_add(text_bytes_max);
         tables.saturating_add(sessions_max.saturating_mul(session)).saturating_add(moving)

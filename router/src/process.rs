@@ -81,7 +81,8 @@ struct Stat {
 }
 
 impl Stat {
-    /// The name of the program stands in parentheses and may hold anything, so the fields are counted behind the last one.
+    /// The name of the program stands in parentheses and may hold anything, so the fields are counted behind the last
+    /// one.
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         // The first behind it is number 3.

@@ -18,12 +18,13 @@
 //! Architecture Invariant: presence is written by compare-and-set and compare-and-delete only, and every write is
 //! idempotent, so that a write whose answer was lost can be written again.
 //!
-//! Redis replicates asynchronously: a master that dies within the moment between its answer and its replica's copy takes
-//! what it had answered with it. Sessions are therefore written again at half of `presence_ttl`, and leases every second.
+//! Redis replicates asynchronously: a master that dies within the moment between its answer and its replica's copy
+//! takes what it had answered with it. Sessions are therefore written again at half of `presence_ttl`, and leases every
+//! second.
 //!
 //! Each master has a connection of its own, so that one that dies or is silent does not hold up the others. With
-//! `cluster-require-full-coverage yes`, Redis's default, the others refuse commands while a failed master's slots have nobody:
-//! from the moment the cluster agrees that it has failed until its replica is promoted. `no` spares them that.
+//! `cluster-require-full-coverage yes`, Redis's default, the others refuse commands while a failed master's slots have
+//! nobody: from the moment the cluster agrees that it has failed until its replica is promoted. `no` spares them that.
 
 mod batches;
 mod config;

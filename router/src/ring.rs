@@ -8,8 +8,8 @@
 //!   little-endian bytes of the node's previous point, where the first follows 0;
 //! - a key belongs to the first point that is not below the key's CRC-32, and after the last point to the first.
 //!
-//! One case is decided here and left open there: a point claimed by several nodes goes to the one whose name sorts first.
-//! So the ring does not depend on the order in which the nodes are given.
+//! One case is decided here and left open there: a point claimed by several nodes goes to the one whose name sorts
+//! first. So the ring does not depend on the order in which the nodes are given.
 
 use std::error::Error;
 use std::fmt;
@@ -23,8 +23,8 @@ pub const NODES_MAX: usize = 1_024;
 /// The largest weight of one node.
 pub const WEIGHT_MAX: u32 = 65_535;
 
-/// The weight of a node that nobody has given another. The more points, the more even the shares: the fullest of a hundred equal nodes has a
-/// fifth more than its share with a weight of 1, and some 6 % with 10.
+/// The weight of a node that nobody has given another. The more points, the more even the shares: the fullest of a
+/// hundred equal nodes has a fifth more than its share with a weight of 1, and some 6 % with 10.
 pub const WEIGHT_DEFAULT: u32 = 10;
 
 /// The largest sum of weights of a ring: 10.5 million points, 63 MB. Weights count against each other only, so a
@@ -117,8 +117,8 @@ pub enum RingError {
         /// Their sum.
         total: u32,
     },
-    /// Two nodes have the same points, so that one of them would own nothing: their names are equal, mean the same host and
-    /// port, or happen to share a CRC-32.
+    /// Two nodes have the same points, so that one of them would own nothing: their names are equal, mean the same host
+    /// and port, or happen to share a CRC-32.
     SamePlacement {
         /// One of the names.
         first: Box<str>,
@@ -164,8 +164,9 @@ pub struct Ring {
     points: Box<[u32]>,
     /// Index into `nodes` of the owner of each point.
     owners: Box<[u16]>,
-    /// Where a search begins and ends: the ring is cut into equal parts, about as many as there are points, and this has the index of the
-    /// first point of each part and of the end. A binary search over all points would be a chain of ten loads, each waiting for the one before.
+    /// Where a search begins and ends: the ring is cut into equal parts, about as many as there are points, and this
+    /// has the index of the first point of each part and of the end. A binary search over all points would be a chain
+    /// of ten loads, each waiting for the one before.
     parts: Box<[u32]>,
     /// What of a place is below the number of its part, in bits.
     part_shift: u32,
@@ -251,7 +252,8 @@ impl Ring {
         usize::from(self.owners[at])
     }
 
-    /// The owners of all points, once around the ring from the owner of a key's hash on, as indices into [`Ring::nodes`].
+    /// The owners of all points, once around the ring from the owner of a key's hash on, as indices into
+    /// [`Ring::nodes`].
     pub(crate) fn owners_from(&self, hash: u32) -> impl Iterator<Item = usize> {
         let (behind, ahead) = self.owners.split_at(self.first_point(hash));
         ahead.iter().chain(behind).map(|&owner| usize::from(owner))

@@ -40,7 +40,8 @@ pub(crate) trait Dialect: Sync {
     /// A message to a user.
     fn send(&self, to: u64, payload: &[u8], out: &mut Vec<u8>);
 
-    /// The first thing in `bytes`, and how many bytes it takes; `None` when it is not whole. Errors: the bytes are not of this protocol.
+    /// The first thing in `bytes`, and how many bytes it takes; `None` when it is not whole. Errors: the bytes are not
+    /// of this protocol.
     fn next<'a>(&self, bytes: &'a [u8]) -> Result<Option<(Event<'a>, usize)>, String>;
 }
 

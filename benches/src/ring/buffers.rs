@@ -76,8 +76,9 @@ impl BufferPool {
     }
 
     pub(super) fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        // SAFETY: the pool owns the memory until it is dropped; the kernel gave this buffer up when it reported it and gets
-        // it back only through `recycle`, which consumes the `Buffer` borrowed here. `taken` checked id and length.
+        // SAFETY: the pool owns the memory until it is dropped; the kernel gave this buffer up when it reported it and
+        // gets it back only through `recycle`, which consumes the `Buffer` borrowed here. `taken` checked id and
+        // length.
         unsafe { slice::from_raw_parts(self.start(buffer.id).as_ptr(), buffer.len as usize) }
     }
 
@@ -94,8 +95,8 @@ impl BufferPool {
     fn write_entry(&mut self, id: u16) {
         let address = self.start(id).as_ptr() as u64;
         let index = self.tail & (self.count - 1);
-        // SAFETY: the masked index lies inside the entries the pool owns until it is dropped. The kernel reads only entries
-        // before the published tail, and this one is not: at most `count` buffers exist.
+        // SAFETY: the masked index lies inside the entries the pool owns until it is dropped. The kernel reads only
+        // entries before the published tail, and this one is not: at most `count` buffers exist.
         let entry = unsafe { self.entries.add(usize::from(index)).as_mut() };
         entry.set_addr(address);
         entry.set_len(self.buffer_bytes);
@@ -105,8 +106,8 @@ impl BufferPool {
 
     /// Shows the kernel every entry written so far.
     pub(super) fn publish(&mut self) {
-        // SAFETY: the tail lies in the first entry, inside the memory the pool owns until it is dropped; both sides access it
-        // atomically (entry fields written above never cover it).
+        // SAFETY: the tail lies in the first entry, inside the memory the pool owns until it is dropped; both sides
+        // access it atomically (entry fields written above never cover it).
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
@@ -114,8 +115,8 @@ impl BufferPool {
 
 impl Drop for BufferPool {
     fn drop(&mut self) {
-        // SAFETY: both were allocated in `new` with these layouts; the ring that knew them is closed before (field order of
-        // its owner), and no `Buffer` can be read without the pool.
+        // SAFETY: both were allocated in `new` with these layouts; the ring that knew them is closed before (field
+        // order of its owner), and no `Buffer` can be read without the pool.
         unsafe {
             alloc::dealloc(self.entries.as_ptr().cast(), Self::entries_layout(self.count));
             alloc::dealloc(self.bytes.as_ptr(), Self::bytes_layout(self.count, self.buffer_bytes));

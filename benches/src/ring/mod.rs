@@ -230,7 +230,8 @@ impl Ring {
             completions.disable_eventfd();
         }
         drop(completions);
-        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees the other.
+        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees
+        // the other.
         fence(Ordering::SeqCst);
     }
 
@@ -374,9 +375,9 @@ impl Ring {
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: the addresses an entry carries point into `targets` (each boxed, never replaced), into `sending`, which
-            // stays untouched from `begin_sends` to the next one, or into the pool; all three are owned by this ring
-            // and outlive the submission. Receives write to pool buffers the kernel owns until it reports them.
+            // SAFETY: the addresses an entry carries point into `targets` (each boxed, never replaced), into `sending`,
+            // which stays untouched from `begin_sends` to the next one, or into the pool; all three are owned by this
+            // ring and outlive the submission. Receives write to pool buffers the kernel owns until it reports them.
             if unsafe { self.io.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -390,7 +391,8 @@ impl Ring {
             if self.io.submission().is_empty() {
                 return Ok(());
             }
-            // Without it a receive that is armed again and again in one turn would never see the buffers given back since.
+            // Without it a receive that is armed again and again in one turn would never see the buffers given back
+            // since.
             self.pool.publish();
             self.enter(Wait::No)?;
             self.take_completions();
@@ -413,8 +415,8 @@ impl Ring {
         self.counters.enters += 1;
         let to_submit = self.io.submission().len() as u32;
         let flags = EnterFlags::GETEVENTS.bits();
-        // SAFETY: `to_submit` counts entries pushed through `push`; the argument of an extended enter lives on this stack
-        // frame for the whole call.
+        // SAFETY: `to_submit` counts entries pushed through `push`; the argument of an extended enter lives on this
+        // stack frame for the whole call.
         let result = unsafe {
             match wait {
                 Wait::No => self.io.submitter().enter::<libc::sigset_t>(to_submit, 0, flags, None),

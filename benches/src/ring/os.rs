@@ -61,8 +61,8 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 
 /// Lets the child run on these cores only, which it then takes for the whole machine.
 pub(crate) fn confine(command: &mut Command, cores: Vec<usize>) {
-    // SAFETY: the closure runs between fork and exec; sched_setaffinity is async-signal-safe, and the set lives on the closure's stack
-    // for the whole call; nothing is allocated. CPU_SET checks the number against the size of the set.
+    // SAFETY: the closure runs between fork and exec; sched_setaffinity is async-signal-safe, and the set lives on the
+    // closure's stack for the whole call; nothing is allocated. CPU_SET checks the number against the size of the set.
     unsafe {
         command.pre_exec(move || {
             let mut set: libc::cpu_set_t = mem::zeroed();
@@ -72,12 +72,14 @@ pub(crate) fn confine(command: &mut Command, cores: Vec<usize>) {
     }
 }
 
-/// Sends the acknowledgement of the connection's beginning together with the first bytes, as clients that speak first do.
+/// Sends the acknowledgement of the connection's beginning together with the first bytes, as clients that speak first
+/// do.
 pub(crate) fn delay_first_ack(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)
 }
 
-/// Connecting costs nothing by itself: it is done by the first send, whose bytes travel with the SYN where both ends allow it.
+/// Connecting costs nothing by itself: it is done by the first send, whose bytes travel with the SYN where both ends
+/// allow it.
 pub(crate) fn fast_open(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
 }
@@ -106,7 +108,8 @@ impl Anonymous {
         }
         let address = ptr::NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?;
         let mapped = Anonymous { address, len };
-        // SAFETY: the mapping is `mapped`'s own until it is dropped. Without huge pages it takes longer and does the same.
+        // SAFETY: the mapping is `mapped`'s own until it is dropped. Without huge pages it takes longer and does the
+        // same.
         unsafe { libc::madvise(address.as_ptr(), len, libc::MADV_HUGEPAGE) };
         // SAFETY: as above; the kernel writes nothing but the page tables.
         checked(unsafe { libc::madvise(address.as_ptr(), len, libc::MADV_POPULATE_WRITE) })?;
@@ -116,7 +119,8 @@ impl Anonymous {
 
 impl Drop for Anonymous {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, nothing refers to it, and it is unmapped once. That cannot fail for a whole mapping.
+        // SAFETY: the mapping is this value's own, nothing refers to it, and it is unmapped once. That cannot fail for
+        // a whole mapping.
         unsafe { libc::munmap(self.address.as_ptr(), self.len) };
     }
 }

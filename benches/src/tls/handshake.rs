@@ -121,8 +121,8 @@ impl Handshake {
         self.finish().ok_or_else(|| "the handshake left no keys".to_owned())
     }
 
-    /// Feeds rustls one record after the other: a ticket in the same step as the server's Finished would be taken by it,
-    /// and then its keys would be ahead of the records. Returns whether the handshake is over.
+    /// Feeds rustls one record after the other: a ticket in the same step as the server's Finished would be taken by
+    /// it, and then its keys would be ahead of the records. Returns whether the handshake is over.
     fn advance(&mut self, input: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<bool, String> {
         loop {
             let conn = self.conn.as_mut().ok_or("the handshake has ended")?;

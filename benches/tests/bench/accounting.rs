@@ -1,5 +1,5 @@
-//! The load client against a gateway of a few lines, first a correct one, then ones with a planted fault: each fault ends
-//! the bench with exit status 1 and a sentence that names the message.
+//! The load client against a gateway of a few lines, first a correct one, then ones with a planted fault: each fault
+//! ends the bench with exit status 1 and a sentence that names the message.
 
 use std::{
     collections::HashMap,
@@ -173,7 +173,8 @@ fn bench(address: SocketAddr, more: &[&str]) -> Output {
 
 /// What the bench says about a gateway with this fault. Messages are counted from 0, each connection keeps 3 in flight.
 fn complaint(fault: Fault, more: &[&str]) -> String {
-    // Long enough for any machine to come to the faulty message, where the bench ends. With two shards it starts no floor.
+    // Long enough for any machine to come to the faulty message, where the bench ends. With two shards it starts no
+    // floor.
     let output = bench(gateway(fault), &[&["--secs", "60", "--shards", "2", "--within"], more].concat());
     let stderr = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(1), "{fault:?}: {stderr}");

@@ -114,7 +114,8 @@ fn on_shared_cores_clients_of_several_threads_talk_to_each_other() {
     assert_eq!(logins, Some(401), "the threads' latencies together");
 }
 
-/// Runs `hold --fast-open` in a network of its own where `net.ipv4.tcp_fastopen` has a value, and prints the kernel's counters after it.
+/// Runs `hold --fast-open` in a network of its own where `net.ipv4.tcp_fastopen` has a value, and prints the kernel's
+/// counters after it.
 fn hold_with_fast_open(value: &str) -> Output {
     let script =
         r#"ip link set lo up && sysctl -qw net.ipv4.tcp_fastopen="$0" && timeout 120 "$@" && cat /proc/net/netstat"#;

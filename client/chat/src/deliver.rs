@@ -8,12 +8,12 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::time::{Instant, sleep};
 use trunkline_client::{Client, Error, Outcome, Outgoing, Receipt};
 
-/// How long after a lost connection somebody who is offline may only not be back yet: clients wait for up to half a minute
-/// between two attempts.
+/// How long after a lost connection somebody who is offline may only not be back yet: clients wait for up to half a
+/// minute between two attempts.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
-/// How long somebody who was there before may be gone before oneself is: a gateway that is about to restart says goodbye to
-/// one after the other.
+/// How long somebody who was there before may be gone before oneself is: a gateway that is about to restart says
+/// goodbye to one after the other.
 const LEAVES_WITHIN: Duration = Duration::from_secs(15);
 
 /// Users remembered to have been there; a person talks to fewer.
@@ -118,9 +118,10 @@ pub(crate) struct Circumstances {
     pub(crate) lanes: Lanes,
 }
 
-/// Waits for the fate of a message; without a receipt it is sent once those before it are settled. A gateway that is about
-/// to restart may take leave of the recipient before it does of the sender, and when it starts again the sender may be back
-/// before the recipient: until everybody has had the time to come back, "offline" is asked again, under the same id.
+/// Waits for the fate of a message; without a receipt it is sent once those before it are settled. A gateway that is
+/// about to restart may take leave of the recipient before it does of the sender, and when it starts again the sender
+/// may be back before the recipient: until everybody has had the time to come back, "offline" is asked again, under the
+/// same id.
 pub(crate) async fn fate(
     client: &Client,
     Circumstances { weather, seen, lanes }: &Circumstances,

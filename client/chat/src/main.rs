@@ -60,8 +60,8 @@ const NOT_ALL_DELIVERED: u8 = 3;
 
 /// Talk to other users of a Trunkline gateway.
 ///
-/// Type a line to send it; messages for you appear above the line you type. When standard input is not a terminal, lines are
-/// read plainly, and chat leaves at the end of the input, after the fate of every message is known.
+/// Type a line to send it; messages for you appear above the line you type. When standard input is not a terminal,
+/// lines are read plainly, and chat leaves at the end of the input, after the fate of every message is known.
 #[derive(Debug, Parser)]
 #[command(name = "chat", version, after_help = EXAMPLES, after_long_help = EXAMPLES)]
 struct Args {
@@ -78,8 +78,8 @@ struct Args {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7780")]
     http: String,
 
-    /// Token that proves who you are, where the gateway wants one; better given in the environment, where other users of
-    /// this machine do not see it
+    /// Token that proves who you are, where the gateway wants one; better given in the environment, where other users
+    /// of this machine do not see it
     #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true)]
     token: Option<String>,
 
@@ -100,7 +100,8 @@ struct Args {
     #[arg(long, value_name = "NAME", default_value = "")]
     device: String,
 
-    /// Have nothing kept for this device while it is away; for scripts, that would otherwise take what a person has missed
+    /// Have nothing kept for this device while it is away; for scripts, that would otherwise take what a person has
+    /// missed
     #[arg(long)]
     ephemeral: bool,
 
@@ -187,8 +188,8 @@ async fn run(args: Args) -> Result<ExitCode, String> {
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
-        // Around everything: the conversation may be waiting for a pipe that nobody reads. On a terminal the line editor
-        // sees Ctrl-C as a key.
+        // Around everything: the conversation may be waiting for a pipe that nobody reads. On a terminal the line
+        // editor sees Ctrl-C as a key.
         result = signalled(), if !interactive => result,
     };
     if let (Ok(()), 1..) = (&result, chat.tally.open) {
@@ -362,8 +363,8 @@ impl Chat {
         });
     }
 
-    /// Shows the sender's other devices what was sent: as a message to oneself, which goes to them alone. Nobody waits for
-    /// its fate, which is "offline" where there is no other device.
+    /// Shows the sender's other devices what was sent: as a message to oneself, which goes to them alone. Nobody waits
+    /// for its fate, which is "offline" where there is no other device.
     async fn copy_to_own_devices(&self, to: u64, text: &str) {
         let me = self.args.user;
         if !self.screen.interactive || self.args.no_copy || to == me {

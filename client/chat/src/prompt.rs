@@ -24,8 +24,8 @@ impl Connected {
     }
 }
 
-/// The prompt of one line. The editor measures it once, so what it says may change under the user's hands, but not how wide
-/// it is: a connection that is lost turns `1> ` into `1! `, and the next prompt says `1 (disconnected)> `.
+/// The prompt of one line. The editor measures it once, so what it says may change under the user's hands, but not how
+/// wide it is: a connection that is lost turns `1> ` into `1! `, and the next prompt says `1 (disconnected)> `.
 #[derive(Debug)]
 pub(crate) struct LivePrompt {
     connected: Connected,

@@ -56,8 +56,8 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// Takes over standard input and output for user `me`. Both get a thread of their own, as both block; the one that reads
-    /// may be left behind at exit.
+    /// Takes over standard input and output for user `me`. Both get a thread of their own, as both block; the one that
+    /// reads may be left behind at exit.
     pub(crate) fn start(me: u64, colour: When) -> (Self, mpsc::Receiver<Input>) {
         let (input, input_queue) = mpsc::channel(QUEUE_LEN);
         let (output, output_queue) = mpsc::channel(QUEUE_LEN);
@@ -98,8 +98,8 @@ impl Screen {
         self.line(Tone::Status, text).await
     }
 
-    /// Takes leave with `sentence` while a line may be under the user's hands: the terminal belongs to the editor, which puts
-    /// it back in order when that line ends.
+    /// Takes leave with `sentence` while a line may be under the user's hands: the terminal belongs to the editor,
+    /// which puts it back in order when that line ends.
     pub(crate) async fn release(&self, sentence: &str, input: &mut mpsc::Receiver<Input>) {
         if !self.interactive || input.is_closed() {
             return;
@@ -111,7 +111,8 @@ impl Screen {
         }
     }
 
-    /// Waits until everything is printed, but not for ever: on a terminal the printer hangs if the editor has just left.
+    /// Waits until everything is printed, but not for ever: on a terminal the printer hangs if the editor has just
+    /// left.
     pub(crate) async fn flush(self) {
         drop(self.output);
         // Neither a printer that failed nor one that hangs leaves anything to be done here.

@@ -21,8 +21,8 @@ hello        send hello to the user of the last /to
 /help        this list
 /quit        leave (or Ctrl-D, or Ctrl-C)";
 
-/// A peer's bytes made safe to print: no control character reaches the terminal, where it could move the cursor, change the
-/// title or fake another line, and no invisible character that turns the direction of text.
+/// A peer's bytes made safe to print: no control character reaches the terminal, where it could move the cursor, change
+/// the title or fake another line, and no invisible character that turns the direction of text.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut safe = String::with_capacity(text.len());

@@ -82,8 +82,8 @@ async fn get(addr: &str, path: &str) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// The body of a 200 answer (RFC 9112). The gateway states the length of its short answers; a chunked one, which it never
-/// sends, is refused and not misread.
+/// The body of a 200 answer (RFC 9112). The gateway states the length of its short answers; a chunked one, which it
+/// never sends, is refused and not misread.
 fn body_of(answer: &[u8]) -> Result<&[u8], WhoError> {
     if answer.len() as u64 > ANSWER_BYTES_MAX {
         return Err(WhoError::TooLong);

@@ -170,8 +170,8 @@ async fn events_are_a_stream() {
 /// What an application keeps on its disk: the messages that it has worked on.
 type Disk = Arc<Mutex<Vec<(u64, u64)>>>;
 
-/// Runs an application until it dies after so many steps, or until it has nothing to do; `unacknowledged` are delivered to
-/// it first. Returns what is still unacknowledged then.
+/// Runs an application until it dies after so many steps, or until it has nothing to do; `unacknowledged` are delivered
+/// to it first. Returns what is still unacknowledged then.
 fn run_and_die(disk: &Disk, steps: usize, unacknowledged: &[u64]) -> Vec<u64> {
     let (disk, mut left) = (disk.clone(), unacknowledged.to_vec());
     let mut builder = tokio::runtime::Builder::new_current_thread();

@@ -261,7 +261,8 @@ async fn a_gateway_that_sends_and_never_reads_cannot_grow_the_send_buffer() {
     let (_client, mut events, mut peer, _board) = pair(config()).await;
     peer.deliver(2, 7, 1, "").await;
     assert_eq!(message(&mut events).await.id, 7);
-    // Each of these calls for an ACK of the same size. 64 KiB fit on the way in either direction, 64 KiB in the send buffer.
+    // Each of these calls for an ACK of the same size. 64 KiB fit on the way in either direction, 64 KiB in the send
+    // buffer.
     let mut taken = 0_u64;
     let patience = Duration::from_secs(1);
     while tokio::time::timeout(patience, peer.deliver_again(2, 7, taken, "")).await.is_ok() {

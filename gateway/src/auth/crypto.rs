@@ -1,5 +1,6 @@
-//! The two algorithms tokens are signed with, for the library that reads tokens. Its own sets of algorithms bring RSA and two curves, which
-//! no configuration takes: two dozen crates, one of them with an open advisory (RUSTSEC-2023-0071).
+//! The two algorithms tokens are signed with, for the library that reads tokens. Its own sets of algorithms bring RSA
+//! and two curves, which no configuration takes: two dozen crates, one of them with an open advisory
+//! (RUSTSEC-2023-0071).
 
 use ed25519_dalek::{Signature, SignatureError, Verifier, VerifyingKey};
 use hmac::{Hmac, Mac};

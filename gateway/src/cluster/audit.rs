@@ -1,11 +1,13 @@
 //! Presence in Redis compared with the truth, over and over: what Redis has lost is written again.
 //!
-//! Redis loses writes it has answered: in a failover, by eviction, by DEL. A session whose entry is lost would be offline for others until it
-//! is written again for its time to live, half a day. So all sessions are compared within `presence_audit_secs`, by reads, pipelined: a
-//! million within five minutes are 3,300 HGET a second, in seven pipelines for each master.
+//! Redis loses writes it has answered: in a failover, by eviction, by DEL. A session whose entry is lost would be
+//! offline for others until it is written again for its time to live, half a day. So all sessions are compared within
+//! `presence_audit_secs`, by reads, pipelined: a million within five minutes are 3,300 HGET a second, in seven
+//! pipelines for each master.
 //!
-//! Comparing decides nothing: what differs is told of again by its shard, through its one presence log, if it is still there. So a session
-//! that has ended meanwhile is not written behind its end, and one of an incarnation before not under the next.
+//! Comparing decides nothing: what differs is told of again by its shard, through its one presence log, if it is still
+//! there. So a session that has ended meanwhile is not written behind its end, and one of an incarnation before not
+//! under the next.
 
 use crate::membership::{Page, Walk};
 use crate::presence_log::PresenceEvent;
@@ -25,7 +27,8 @@ pub struct AuditStatus {
     pub mended: u64,
     /// Sessions that could not be compared because Redis did not answer.
     pub failed: u64,
-    /// When all had been compared last, or the node began to: milliseconds of [`crate::clock`]; `None` before its shards run.
+    /// When all had been compared last, or the node began to: milliseconds of [`crate::clock`]; `None` before its
+    /// shards run.
     pub since_ms: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! What a node waits for before it has its first lease, and what it does not wait for.
 //!
-//! A node that is started while Redis is away, or before the lease of its last life has run out, waits: whoever starts it again would only
-//! do the same, and gives up at some time. What only somebody can mend ends the start.
+//! A node that is started while Redis is away, or before the lease of its last life has run out, waits: whoever starts
+//! it again would only do the same, and gives up at some time. What only somebody can mend ends the start.
 
 use crate::clock::now_ms;
 use crate::config::ClusterSecret;
@@ -14,15 +14,17 @@ use trunkline_router::redis::{AcquireError, Patience, Plane, PlaneError};
 
 /// The pause between two attempts to get the lease.
 const LEASE_PAUSE: Duration = Duration::from_millis(500);
-/// By how much more time a lease must have than it had before, less what has passed, to have been renewed. Redis's clock counts whole
-/// milliseconds.
+/// By how much more time a lease must have than it had before, less what has passed, to have been renewed. Redis's
+/// clock counts whole milliseconds.
 const RENEWED_MS_MIN: u64 = 20;
 
-/// How often a lease must have been renewed for its holder to live. One may have been on its way to Redis when the holder was killed, or come from
-/// another clock, where a replica has taken over; a holder that lives renews it each second.
+/// How often a lease must have been renewed for its holder to live. One may have been on its way to Redis when the
+/// holder was killed, or come from another clock, where a replica has taken over; a holder that lives renews it each
+/// second.
 const RENEWALS_MIN: u32 = 2;
 
-/// The lease of this node's name as it was last found new: how long it had, when that was heard, and how often it has been renewed since the first.
+/// The lease of this node's name as it was last found new: how long it had, when that was heard, and how often it has
+/// been renewed since the first.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     ttl_ms: u64,
@@ -183,7 +185,8 @@ fn stranger<'a>(members: &'a [NodeRecord], own: &ClusterSecret) -> Option<&'a st
     stranger.map(|stranger| stranger.name.as_str())
 }
 
-/// A node that has no version of the mesh protocol in common with this one. The last life of this node may be of any version.
+/// A node that has no version of the mesh protocol in common with this one. The last life of this node may be of any
+/// version.
 fn foreign<'a>(members: &'a [NodeRecord], own: &NodeRecord) -> Option<&'a NodeRecord> {
     members.iter().find(|member| member.name != own.name && !member.speaks_with(own))
 }

@@ -1,4 +1,5 @@
-//! The node's place in the ring: taken when its shards run, given up before it drains, and taken again if that is called off.
+//! The node's place in the ring: taken when its shards run, given up before it drains, and taken again if that is
+//! called off.
 
 use super::task::Order;
 use crate::control::ControlPort;
@@ -24,7 +25,8 @@ impl Place {
         Place { orders, round_trip_max }
     }
 
-    /// Another weight in the ring, 1 to 65535, told to the others with the next renewal; it lasts as long as the process, or until the next.
+    /// Another weight in the ring, 1 to 65535, told to the others with the next renewal; it lasts as long as the
+    /// process, or until the next.
     pub async fn weigh(&self, weight: u32) {
         self.order(Order::Weigh { weight }).await;
     }
@@ -34,14 +36,16 @@ impl Place {
         self.order(Order::Remark { mark }).await;
     }
 
-    /// The shards run: into the ring, as soon as other nodes can dial this one. See [`Place::take`] for when this returns.
+    /// The shards run: into the ring, as soon as other nodes can dial this one. See [`Place::take`] for when this
+    /// returns.
     pub async fn serve(&self, ports: Vec<ControlPort>, stats: Vec<Arc<ShardStats>>) {
         self.order(Order::Serve { ports, stats }).await;
         self.take().await;
     }
 
-    /// Into the ring. Returns when every shard has been told a view in which this node is active, so that it knows the homes of users; or
-    /// after as long as that may take. It goes on being tried then. For a node that others cannot dial it does not return.
+    /// Into the ring. Returns when every shard has been told a view in which this node is active, so that it knows the
+    /// homes of users; or after as long as that may take. It goes on being tried then. For a node that others cannot
+    /// dial it does not return.
     pub async fn take(&self) {
         // The sender is dropped when the node leaves, or when somebody else asks.
         let (done, admitted) = oneshot::channel();
@@ -54,8 +58,8 @@ impl Place {
         }
     }
 
-    /// Out of the ring. Returns when every shard has been told a view in which this node is draining, so that it knows the next homes of its
-    /// users; or when Redis fails, or after as long as that may take.
+    /// Out of the ring. Returns when every shard has been told a view in which this node is draining, so that it knows
+    /// the next homes of its users; or when Redis fails, or after as long as that may take.
     pub async fn give_up(&self) {
         if !self.becomes(NodeState::Draining).await {
             tracing::warn!(

@@ -1,17 +1,18 @@
 //! Can the others dial this node, and can this one dial those that join?
 //!
-//! A node that its peers cannot dial would take its place in the ring and be the home of users whom nobody reaches. It cannot find that
-//! out by itself: 127.0.0.1 is reached from everywhere, and is each time another node. So every node dials those that join, up to the proof
-//! that it is that very node, and says in its own record what it found; a node that joins waits until most of those that were there before
-//! it have found it.
+//! A node that its peers cannot dial would take its place in the ring and be the home of users whom nobody reaches. It
+//! cannot find that out by itself: 127.0.0.1 is reached from everywhere, and is each time another node. So every node
+//! dials those that join, up to the proof that it is that very node, and says in its own record what it found; a node
+//! that joins waits until most of those that were there before it have found it.
 //!
-//! - Who was there before: the active nodes. While there are none, those that joined earlier, by incarnation and name; so of nodes that are
-//!   started together one has nobody before it and begins.
-//! - Most, not one: the one may be its neighbour on the same host, for whom a loopback address works. Not all: one node that cannot dial
-//!   anybody must not keep others from joining.
-//! - A node that has crashed says nothing, and counts until its lease is over. One of a version that does not dial has no say.
-//! - Nothing new is on the wire: it is the handshake of a link, ended before it claims one, under a name that no node has. A node is dialed
-//!   by those whose names sort before its own only, and that name sorts before all.
+//! - Who was there before: the active nodes. While there are none, those that joined earlier, by incarnation and name;
+//!   so of nodes that are started together one has nobody before it and begins.
+//! - Most, not one: the one may be its neighbour on the same host, for whom a loopback address works. Not all: one node
+//!   that cannot dial anybody must not keep others from joining.
+//! - A node that has crashed says nothing, and counts until its lease is over. One of a version that does not dial has
+//!   no say.
+//! - Nothing new is on the wire: it is the handshake of a link, ended before it claims one, under a name that no node
+//!   has. A node is dialed by those whose names sort before its own only, and that name sorts before all.
 
 use crate::clock::now_ms;
 use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets};
@@ -43,7 +44,8 @@ pub(crate) enum Admission {
     Waits(String),
     /// Not as long as the others cannot dial it; holds who says so and what to do.
     Unreachable(String),
-    /// Not with so many nodes and shards: the links between them would be more than there are places for. Holds where, and what to do.
+    /// Not with so many nodes and shards: the links between them would be more than there are places for. Holds where,
+    /// and what to do.
     NoPlaces(String),
 }
 
@@ -121,8 +123,8 @@ impl Prober {
         Prober { secrets, own: own.to_owned(), found, dials, calls }
     }
 
-    /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the call, since it has no link for
-    /// it; what it was called by is proved then.
+    /// Calls at the node `name` at its mesh address, so that it knows of this one in the life `life`. It refuses the
+    /// call, since it has no link for it; what it was called by is proved then.
     pub(super) fn call(&mut self, life: u64, name: &str, mesh: &str) {
         while self.calls.try_join_next().is_some() {}
         if self.calls.len() >= REACH_MAX {
@@ -194,7 +196,8 @@ impl Prober {
     }
 }
 
-/// Connects, and goes through the handshake as far as the proof of the node's name; or one step on, to where it is told who calls.
+/// Connects, and goes through the handshake as far as the proof of the node's name; or one step on, to where it is told
+/// who calls.
 async fn dial(
     secret: handshake::ClusterSecret,
     me: Identity,

@@ -67,7 +67,8 @@ pub(super) struct Relayed {
 }
 
 impl Relayed {
-    /// The memo that asks for a pipeline to be written. One that is too long for a memo is dropped, and its writer told at once.
+    /// The memo that asks for a pipeline to be written. One that is too long for a memo is dropped, and its writer told
+    /// at once.
     pub(super) fn ask(&mut self, through: Through, now: Instant) -> Option<Vec<u8>> {
         self.waiting.retain(|_, (asked, _)| now.duration_since(*asked) < WRITE_TIMEOUT);
         self.number += 1;

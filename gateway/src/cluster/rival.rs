@@ -1,7 +1,7 @@
 //! A login that lost against what Redis holds: which of the two is right?
 //!
-//! Versions are times of different clocks, so the one with the higher version need not be the later login, and need not even count any
-//! more. What counts is whether it lives.
+//! Versions are times of different clocks, so the one with the higher version need not be the later login, and need not
+//! even count any more. What counts is whether it lives.
 
 use crate::control::{Control, ControlPort};
 use crate::reason::CloseReason;
@@ -15,7 +15,8 @@ use trunkline_router::redis::{Plane, PresenceEntry};
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 /// How often that is tried; a shard has a turn within far less.
 const RETRIES_MAX: u32 = 200;
-/// Losers that are looked into together: one pipeline for each master of Redis, so a hundred thousand take seconds and not minutes.
+/// Losers that are looked into together: one pipeline for each master of Redis, so a hundred thousand take seconds and
+/// not minutes.
 const BATCH: usize = 512;
 /// Of that many losers of a batch each has a line of its own in the log.
 const NAMED_MAX: usize = 5;
@@ -53,8 +54,8 @@ fn verdict(loser: &Loser, stored: Option<&PresenceEntry>, view: &View) -> Verdic
     }
 }
 
-/// Settles the losers in batches, for ever or until nobody can send any more. A loser that cannot be settled is found again when its session is
-/// compared or written the next time.
+/// Settles the losers in batches, for ever or until nobody can send any more. A loser that cannot be settled is found
+/// again when its session is compared or written the next time.
 pub(super) async fn settle(
     plane: Plane,
     ports: Vec<ControlPort>,

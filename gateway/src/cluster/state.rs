@@ -11,7 +11,8 @@ use trunkline_router::api::PeerLinks;
 use trunkline_router::membership::Fenced;
 use trunkline_router::redis::{Metrics, MetricsSnapshot};
 
-/// Bytes of memos of other nodes that may wait for the control thread. It takes them at once; what does not fit is asked again.
+/// Bytes of memos of other nodes that may wait for the control thread. It takes them at once; what does not fit is
+/// asked again.
 const MEMOS_BYTES_MAX: usize = 16 << 20;
 
 /// Shared by all threads. The numbers are read without a lock.
@@ -61,8 +62,8 @@ pub struct ClusterStatus {
     pub quarantined: bool,
     /// Members whose host refuses connections to their mesh address while Redis fails.
     pub dead: Vec<String>,
-    /// Active nodes that have worked with another view than this node for long, since when they differ, milliseconds of [`crate::clock`], and
-    /// whether they are most of all.
+    /// Active nodes that have worked with another view than this node for long, since when they differ, milliseconds of
+    /// [`crate::clock`], and whether they are most of all.
     pub differs: Option<Differs>,
     /// How often a node was back in the view in the life in which it had gone from it.
     pub flaps: u64,
@@ -141,8 +142,8 @@ impl ClusterState {
         self.lease_ms
     }
 
-    /// Until when, exclusive, the node may serve if nothing more is heard: milliseconds of [`crate::clock`], which is the shards' own.
-    /// 0 while it is fenced.
+    /// Until when, exclusive, the node may serve if nothing more is heard: milliseconds of [`crate::clock`], which is
+    /// the shards' own. 0 while it is fenced.
     #[inline]
     pub fn serve_until_ms(&self) -> u64 {
         self.serve_until_ms.load(Ordering::Acquire)

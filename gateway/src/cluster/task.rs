@@ -1,4 +1,5 @@
-//! The task that asks Redis and shards, and tells them. What they are asked and told is decided by the [`Agent`] and the [`Walk`].
+//! The task that asks Redis and shards, and tells them. What they are asked and told is decided by the [`Agent`] and
+//! the [`Walk`].
 
 use super::audit::{Audit, Compared, compare};
 use super::reach::{Admission, Prober, admission};
@@ -34,7 +35,8 @@ const LOG_PERIOD: Duration = Duration::from_millis(20);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Logins that lost and wait to be looked into. What does not fit is found again when it is written the next time.
 const LOSERS_MAX: usize = 16_384;
-/// While a write has waited for Redis for longer than this nothing is compared: what it would find missing is only late.
+/// While a write has waited for Redis for longer than this nothing is compared: what it would find missing is only
+/// late.
 const AUDIT_QUEUE_AGE_MS: u64 = 10_000;
 /// How often a node that waits to be let in asks what the others have found.
 const ADMISSION_POLL_PERIOD: Duration = Duration::from_millis(250);
@@ -142,7 +144,8 @@ pub(super) struct Task {
     asks_admission: Option<oneshot::Sender<()>>,
     admitted: bool,
     waits: Option<String>,
-    /// Whether it is known which nodes were there within the hour when this one asked to be let in, and whether they were asked for.
+    /// Whether it is known which nodes were there within the hour when this one asked to be let in, and whether they
+    /// were asked for.
     listed: bool,
     listing: bool,
     patience: Patience,
@@ -338,8 +341,8 @@ impl Task {
         self.agent.look(now_ms);
     }
 
-    /// Finds out whether all shards turn. A quiet one has a turn every 100 ms too. Beats are counted and not time, which runs on while the
-    /// process is paused.
+    /// Finds out whether all shards turn. A quiet one has a turn every 100 ms too. Beats are counted and not time,
+    /// which runs on while the process is paused.
     fn look_at_turns(&mut self) {
         // Beats that were hurried on are none.
         if self.turns_seen.elapsed() < TURNS_PERIOD {
@@ -406,7 +409,8 @@ impl Task {
         self.agent.heard(now_ms(), news);
     }
 
-    /// Finds out whether anything accepts connections at an address. Only a host that refuses says that there is nobody.
+    /// Finds out whether anything accepts connections at an address. Only a host that refuses says that there is
+    /// nobody.
     fn probe(&mut self, node: String, life: u64, mesh: String, sent_ms: u64) {
         if self.probes >= PROBES_MAX {
             self.refused.probes += 1;
@@ -446,7 +450,8 @@ impl Task {
                     timeout(round_trip_max, renewal).await.map(|done| done.map(Reply::Renewed))
                 }
                 Request::Acquire(record) => {
-                    // Should Redis still have the lease of the incarnation before, the new one takes its place in one step.
+                    // Should Redis still have the lease of the incarnation before, the new one takes its place in one
+                    // step.
                     timeout(round_trip_max, plane.acquire(record, lease_ms)).await.map(|done| match done {
                         Ok(incarnation) => Ok(Reply::Acquired(incarnation)),
                         Err(AcquireError::NameTaken { advertise, mesh, .. }) => {
@@ -522,7 +527,8 @@ impl Task {
         tracing::warn!("this node is incarnation {incarnation} now and writes all its sessions again");
         self.holder = None;
         self.resyncs += 1;
-        // What the logs hold is about sessions that the walk tells of too, or that have ended: it is written under the new incarnation.
+        // What the logs hold is about sessions that the walk tells of too, or that have ended: it is written under the
+        // new incarnation.
         self.queue.resync_began();
         self.page = None;
         self.walk.resync();
@@ -590,8 +596,8 @@ impl Task {
         self.waits = Some(why);
     }
 
-    /// Lets a lease time pass before this node is anybody's home if nodes were here of which Redis has no lease: they may not reach Redis and
-    /// serve on, until they learn that this process has begun. They are called at until then.
+    /// Lets a lease time pass before this node is anybody's home if nodes were here of which Redis has no lease: they
+    /// may not reach Redis and serve on, until they learn that this process has begun. They are called at until then.
     fn ghosts(&mut self, records: &[NodeRecord]) -> Admission {
         if !self.listed {
             if !std::mem::replace(&mut self.listing, true) {
@@ -653,7 +659,8 @@ impl Task {
             for _ in 0..log.len() {
                 let Some(event) = log.take() else { break };
                 if serves {
-                    // What is refused because the queue is full is told by `overflowed`; a text that cannot be written is counted.
+                    // What is refused because the queue is full is told by `overflowed`; a text that cannot be written
+                    // is counted.
                     self.queue.push(write_of(event, &self.node, incarnation, shard));
                 }
             }

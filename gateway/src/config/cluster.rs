@@ -58,7 +58,8 @@ pub struct ClusterConfig {
     pub presence_audit_ms: u64,
 }
 
-/// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes; while it is being changed a second one beside it.
+/// What all nodes of a cluster know and nobody else does, 16 to 1024 bytes; while it is being changed a second one
+/// beside it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClusterSecret {
     /// What this node proves that it knows.
@@ -68,7 +69,8 @@ pub struct ClusterSecret {
 }
 
 impl ClusterSecret {
-    /// What tells the first secret from others and does not give it away: the first 8 bytes of HMAC-SHA256 over a label, in hexadecimal digits.
+    /// What tells the first secret from others and does not give it away: the first 8 bytes of HMAC-SHA256 over a
+    /// label, in hexadecimal digits.
     pub fn mark(&self) -> String {
         mark(&self.first)
     }

@@ -46,7 +46,8 @@ impl ConfigFile {
     /// Reads the text of a file called `path`.
     ///
     /// # Errors
-    /// When it is no TOML, has an unknown key or a value of the wrong type: all of these. Messages name the file and the line.
+    /// When it is no TOML, has an unknown key or a value of the wrong type: all of these. Messages name the file and
+    /// the line.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let mut file = Self::look_at(path, text);
         let faults = std::mem::take(&mut file.faults);

@@ -1,8 +1,8 @@
 //! Defaults that fit: how much there is to share out, and what helps when even the least does not fit.
 //!
-//! What a setting that nobody set comes to follows from the bytes that are shared out, its [`Room`]. That begins with all of memory_max and
-//! is taken back until the sum of the budget fits, so a new term of the budget, fixed or growing with anything, never makes the defaults
-//! contradict it.
+//! What a setting that nobody set comes to follows from the bytes that are shared out, its [`Room`]. That begins with
+//! all of memory_max and is taken back until the sum of the budget fits, so a new term of the budget, fixed or growing
+//! with anything, never makes the defaults contradict it.
 
 use super::resolve::{Judge, computed_defaults, known, limits, memory_max_default};
 use super::{ConfigError, Host, Settings, Size};
@@ -104,7 +104,8 @@ const LOWERED: [Lowered; 16] = [
     ("--shards", |all| all.shards.as_mut()),
 ];
 
-/// What helps when the budget of `given` does not fit: flags and values, each of which is enough by itself and was tried here.
+/// What helps when the budget of `given` does not fit: flags and values, each of which is enough by itself and was
+/// tried here.
 pub(super) fn remedies(asked: &Settings, given: &Settings, shards: u64, host: &Host, judge: &Judge) -> Vec<String> {
     let fits = |given: &Settings| {
         let shards = match given.shards {

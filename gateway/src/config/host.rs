@@ -10,7 +10,8 @@ pub struct Host {
     pub cores: u64,
     /// Hard limit on open files (RLIMIT_NOFILE); `u64::MAX` when there is none.
     pub nofile_hard: u64,
-    /// Memory that may be taken without swapping, bytes: the machine's, or what the control group has left when that is less.
+    /// Memory that may be taken without swapping, bytes: the machine's, or what the control group has left when that is
+    /// less.
     pub memory_available: u64,
     /// Host name.
     pub name: String,
@@ -25,7 +26,8 @@ impl Host {
         Host::below(&Root::system())
     }
 
-    /// The facts a tree of /proc and /sys tells; what it does not tell, and this machine is asked for, comes from system calls.
+    /// The facts a tree of /proc and /sys tells; what it does not tell, and this machine is asked for, comes from
+    /// system calls.
     pub fn below(root: &Root) -> Self {
         let machine = root.memory_available().unwrap_or(MEMORY_UNKNOWN);
         let group = root.memory_groups().iter().map(MemoryGroup::left).min();

@@ -26,8 +26,9 @@ pub(super) fn nearest_key(name: &str) -> Option<&'static str> {
     (likeness >= LIKENESS_MIN).then_some(key)
 }
 
-/// What to say of variables that look like those of settings and are none: whoever set one believes that it counts. They are no error,
-/// because other programs may have some of that kind, and a newer version a setting that this one lacks.
+/// What to say of variables that look like those of settings and are none: whoever set one believes that it counts.
+/// They are no error, because other programs may have some of that kind, and a newer version a setting that this one
+/// lacks.
 pub fn strange_variables(names: impl Iterator<Item = String>) -> Vec<String> {
     let is_strange = |name: &String| {
         name.starts_with(PREFIX)

@@ -169,7 +169,8 @@ fn refused(error: &ConfigError, given: &Settings) -> Vec<&'static str> {
     let keys = given.keys();
     match error {
         ConfigError::Value { key, .. } => keys.into_iter().filter(|given| given == key).collect(),
-        // Conflicts name both sides. With Redis in it, it is about having a cluster or none, on which all the rest depends.
+        // Conflicts name both sides. With Redis in it, it is about having a cluster or none, on which all the rest
+        // depends.
         ConfigError::Conflict(message) => {
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
             let words: Vec<&str> = message.split(|c| !is_word(c)).collect();
@@ -313,7 +314,8 @@ pub(super) fn memory_max_default(host: &Host) -> u64 {
     (available / 4 * 3).max((available / 8 * 7).min(SMALL_MEMORY_MAX))
 }
 
-/// Fills in what nobody set and what depends on the machine or on other settings, such that the node shares out `room` bytes.
+/// Fills in what nobody set and what depends on the machine or on other settings, such that the node shares out `room`
+/// bytes.
 pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room: Room) -> Settings {
     let mut all = given;
     all.memory_max.get_or_insert_with(|| Size(memory_max_default(host)));

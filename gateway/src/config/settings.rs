@@ -1,5 +1,5 @@
-//! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help and
-//! `default-config`, and the default.
+//! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help
+//! and `default-config`, and the default.
 
 use super::values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
@@ -127,26 +127,31 @@ macro_rules! settings {
 
 settings! {
     ["Addresses"]
-    /// Address and port for clients; may be given several times. Shards listen on each of them, eight of a core at most, which accept for the others.
-    /// Port 0 takes a free port, which is printed at start. An IPv6 address takes IPv6 connections only; :7700 is every address of both families; a name
-    /// is all its addresses as of the start; unix:/PATH is a Unix socket, whose folder decides who reaches it. With tls:// in front a place takes TLS only.
+    /// Address and port for clients; may be given several times. Shards listen on each of them, eight of a core at
+    /// most, which accept for the others. Port 0 takes a free port, which is printed at start. An IPv6 address takes
+    /// IPv6 connections only; :7700 is every address of both families; a name is all its addresses as of the start;
+    /// unix:/PATH is a Unix socket, whose folder decides who reaches it. With tls:// in front a place takes TLS only.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     listen: [Vec<Listen>] "ADDR:PORT" "TRUNKLINE_LISTEN" Fixed("[\"127.0.0.1:7700\"]");
-    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8; unix is whoever connects by a Unix socket. Whoever connects from there must begin with a PROXY header (version 1 or 2),
-    /// and is where that says; from elsewhere such a header is refused. May be given several times.
+    /// Networks of proxies in front of this node: 10.0.0.0/8, 192.0.2.7, fd00::/8; unix is whoever connects by a Unix
+    /// socket. Whoever connects from there must begin with a PROXY header (version 1 or 2), and is where that says;
+    /// from elsewhere such a header is refused. May be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     proxy_from: [Vec<String>] "NETWORK" "TRUNKLINE_PROXY_FROM" Unset("[\"10.0.0.0/8\"]");
-    /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1. One that is not loopback needs api_keys_file.
+    /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1. One that is not loopback needs
+    /// api_keys_file.
     http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");
     /// File of the keys that may use the HTTP API; gateway api-key makes one and prints its line.
-    /// With it, changes need a key, and from other hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
+    /// With it, changes need a key, and from other hosts everything but /healthz and /readyz does. Without it the API
+    /// is for this host alone.
     @reloadable api_keys_file: [PathBuf] "FILE" "TRUNKLINE_API_KEYS_FILE" Unset("\"/path/to/file\"");
-    /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain the node.
+    /// Allow an HTTP API on an address that is not loopback without keys: whoever reaches it may end sessions and drain
+    /// the node.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     http_insecure_open: [bool] "BOOL" "TRUNKLINE_HTTP_INSECURE_OPEN" Fixed("false");
-    /// Serve a chat page at /demo of the HTTP API, for trying this node in a browser. It may connect as a page of ws_origin may.
-    /// On an address that is not loopback only with http_insecure_open.
+    /// Serve a chat page at /demo of the HTTP API, for trying this node in a browser. It may connect as a page of
+    /// ws_origin may. On an address that is not loopback only with http_insecure_open.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     demo: [bool] "BOOL" "TRUNKLINE_DEMO" Fixed("false");
     /// Name of this node, told to clients and shown in metrics: 1 to 64 letters, digits, '.', '_' or '-'.
@@ -154,7 +159,8 @@ settings! {
 
     ["Shards"]
     /// Number of shards, 1 to 1024: threads that each own a part of users and connections.
-    /// More than there are cores is of use where the descriptor limit is low, because the limit on connections counts for each shard.
+    /// More than there are cores is of use where the descriptor limit is low, because the limit on connections counts
+    /// for each shard.
     shards: [u64] "N" "TRUNKLINE_SHARDS" Computed("one for each core, as far as memory_max holds what they need");
     /// How connections are read. auto is right; the others are there to be measured.
     read_mode: [ReadModeKind] "MODE" "TRUNKLINE_READ_MODE" Fixed("\"auto\"");
@@ -164,13 +170,14 @@ settings! {
     ["Authentication"]
     /// Who may log in.
     auth: [AuthKind] "KIND" "TRUNKLINE_AUTH" Fixed("\"open\"");
-    /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count. May be given several times,
-    /// and as KID=FILE: tokens whose header names that kid are then tried with no other key.
+    /// With auth jwt: file with the secret of HS256 tokens, at least 32 bytes. One newline at the end does not count.
+    /// May be given several times, and as KID=FILE: tokens whose header names that kid are then tried with no other
+    /// key.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable jwt_hs256_secret_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_HS256_SECRET_FILE" Unset("[\"2026-a=/path/to/file\"]");
-    /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. May be given several times and as KID=FILE, and beside secrets:
-    /// 16 keys in all.
+    /// With auth jwt: file with the public key of EdDSA tokens, Ed25519 in PEM. May be given several times and as
+    /// KID=FILE, and beside secrets: 16 keys in all.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable jwt_ed25519_public_key_file: [Vec<KeyFile>] "[KID=]FILE" "TRUNKLINE_JWT_ED25519_PUBLIC_KEY_FILE" Unset("[\"2026-b=/path/to/file\"]");
@@ -182,11 +189,11 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable jwt_audience: [Vec<String>] "AUD" "TRUNKLINE_JWT_AUDIENCE" Unset("[\"chat\"]");
-    /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its end (exp) has no
-    /// leeway: a session ends with its token.
+    /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its
+    /// end (exp) has no leeway: a session ends with its token.
     @reloadable jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
-    /// Origin of web pages that may connect besides those of the host they connect to: https://example.com, null, or * for all of them.
-    /// May be given several times.
+    /// Origin of web pages that may connect besides those of the host they connect to: https://example.com, null, or *
+    /// for all of them. May be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     ws_origin: [Vec<String>] "ORIGIN" "TRUNKLINE_WS_ORIGIN" Unset("[\"https://example.com\"]");
@@ -197,10 +204,10 @@ settings! {
     insecure_open: [bool] "BOOL" "TRUNKLINE_INSECURE_OPEN" Fixed("false");
 
     ["TLS"]
-    /// File with a certificate (PEM) of this node and, behind it, those that signed it up to the one that clients trust.
-    /// With it clients may use TLS, on the same ports. May be given several times, each with its tls_key: a client gets
-    /// the one for the name it asks for (*.example.com is one label), else the first. ECDSA (P-256) is best: a
-    /// handshake with RSA costs five times as much.
+    /// File with a certificate (PEM) of this node and, behind it, those that signed it up to the one that clients
+    /// trust. With it clients may use TLS, on the same ports. May be given several times, each with its tls_key: a
+    /// client gets the one for the name it asks for (*.example.com is one label), else the first. ECDSA (P-256) is
+    /// best: a handshake with RSA costs five times as much.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable tls_cert: [Vec<PathBuf>] "FILE" "TRUNKLINE_TLS_CERT" Unset("[\"/path/to/fullchain.pem\"]");
@@ -225,7 +232,8 @@ settings! {
     /// or rediss-cluster://… for TLS. Without it this node is alone, and the settings below have no meaning.
     /// Flags are seen by others on this machine: a password belongs in the environment or in the file.
     redis: [RedisUrl] "URL" "TRUNKLINE_REDIS" Unset("\"redis-cluster://10.0.0.1:7000,10.0.0.2:7000\"");
-    /// With rediss-cluster://: file with the certificates (PEM) of those who sign for Redis. Without it, those that this system trusts.
+    /// With rediss-cluster://: file with the certificates (PEM) of those who sign for Redis. Without it, those that
+    /// this system trusts.
     redis_ca_file: [PathBuf] "FILE" "TRUNKLINE_REDIS_CA_FILE" Unset("\"/path/to/file\"");
     /// File with the certificate (PEM) to show to a Redis that asks for one, as it does by default.
     redis_cert_file: [PathBuf] "FILE" "TRUNKLINE_REDIS_CERT_FILE" Unset("\"/path/to/file\"");
@@ -235,31 +243,34 @@ settings! {
     mesh: [SocketAddr] "ADDR:PORT" "TRUNKLINE_MESH" Fixed("\"127.0.0.1:7790\"");
     /// Host and port at which clients reach this node, told to other nodes.
     advertise: [String] "HOST:PORT" "TRUNKLINE_ADVERTISE" Computed("the first address of listen");
-    /// Share of the users this node is the home of, against the weights of the others, 1 to 65535. With 10 the shares of a hundred
-    /// equal nodes differ by a few percent, with 1 by a fifth.
+    /// Share of the users this node is the home of, against the weights of the others, 1 to 65535. With 10 the shares
+    /// of a hundred equal nodes differ by a few percent, with 1 by a fifth.
     @reloadable weight: [u64] "N" "TRUNKLINE_WEIGHT" Fixed("10");
-    /// Where this node stands, such as a data centre; a router sends clients of a zone to nodes of that zone as long as they have room. At most
-    /// 64 characters.
+    /// Where this node stands, such as a data centre; a router sends clients of a zone to nodes of that zone as long as
+    /// they have room. At most 64 characters.
     zone: [String] "NAME" "TRUNKLINE_ZONE" Fixed("\"\"");
-    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not count. May be given twice: the
-    /// first is the one this node proves, and both are accepted, so that a secret can be changed without a stop.
+    /// File with the secret that all nodes of the cluster share, 16 to 1024 bytes. One newline at the end does not
+    /// count. May be given twice: the first is the one this node proves, and both are accepted, so that a secret can be
+    /// changed without a stop.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable cluster_secret_file: [Vec<PathBuf>] "FILE" "TRUNKLINE_CLUSTER_SECRET_FILE" Unset("[\"/path/to/file\"]");
-    /// Whether what nodes say to each other is encrypted: with every node whose version can, only so, or never. Of two nodes with required
-    /// and off neither lets the other in.
+    /// Whether what nodes say to each other is encrypted: with every node whose version can, only so, or never. Of two
+    /// nodes with required and off neither lets the other in.
     mesh_encryption: [MeshEncryptionKind] "KIND" "TRUNKLINE_MESH_ENCRYPTION" Fixed("\"on\"");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.
     lease_secs: [u64] "SECS" "TRUNKLINE_LEASE_SECS" Fixed("5");
-    /// Who serves while no node reaches Redis: a majority of the nodes that were there last (of two both, unless the other has ended), or
-    /// every node for itself, so that nodes that are cut off from each other may serve one user twice.
+    /// Who serves while no node reaches Redis: a majority of the nodes that were there last (of two both, unless the
+    /// other has ended), or every node for itself, so that nodes that are cut off from each other may serve one user
+    /// twice.
     redis_down: [RedisDown] "WHO" "TRUNKLINE_REDIS_DOWN" Fixed("\"majority\"");
-    /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again once Redis works.
+    /// Logins and logouts that wait to be written to Redis, 1000 to 100000000. When hit: all sessions are written again
+    /// once Redis works.
     presence_queue_max: [u64] "N" "TRUNKLINE_PRESENCE_QUEUE_MAX" Computed("1000000, as far as a sixteenth of memory_max holds them at 512 B each");
-    /// Seconds in which all sessions are compared with what Redis holds of them, 1 to 86400, by 5,120 a second at most. What Redis has lost
-    /// is written again.
+    /// Seconds in which all sessions are compared with what Redis holds of them, 1 to 86400, by 5,120 a second at most.
+    /// What Redis has lost is written again.
     presence_audit_secs: [u64] "SECS" "TRUNKLINE_PRESENCE_AUDIT_SECS" Fixed("300");
 
     ["Connections"]
@@ -267,14 +278,17 @@ settings! {
     connections_max: [u64] "N" "TRUNKLINE_CONNECTIONS_MAX" Computed("the hard limit on open files less 64, as far as a quarter of memory_max holds them");
     /// Seconds a connection has for its LOGIN, 1 to 3600. When hit: BYE 9 (idle).
     @reloadable login_timeout_secs: [u64] "SECS" "TRUNKLINE_LOGIN_TIMEOUT_SECS" Fixed("10");
-    /// Connections accepted in a second for each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the backlog.
+    /// Connections accepted in a second for each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the
+    /// backlog.
     @reloadable logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
     /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
     devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");
-    /// Open connections that one client address may have at this node, 0 to 1000000; 0 is off. An IPv6 address counts with its /64, and behind a proxy of
-    /// proxy_from the address that this tells. When hit: a further one is closed at once.
+    /// Open connections that one client address may have at this node, 0 to 1000000; 0 is off. An IPv6 address counts
+    /// with its /64, and behind a proxy of proxy_from the address that this tells. When hit: a further one is closed at
+    /// once.
     address_connections_max: [u64] "N" "TRUNKLINE_ADDRESS_CONNECTIONS_MAX" Fixed("0");
-    /// Connections that one client address may open in a second at this node, 0 to 1000000; 0 is off. When hit: a further one is closed at once.
+    /// Connections that one client address may open in a second at this node, 0 to 1000000; 0 is off. When hit: a
+    /// further one is closed at once.
     address_connections_per_sec: [u64] "N" "TRUNKLINE_ADDRESS_CONNECTIONS_PER_SEC" Fixed("0");
     /// Seconds between heartbeats for a client that names no wish. When it is silent for twice as long: BYE 9 (idle).
     @reloadable heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
@@ -282,63 +296,73 @@ settings! {
     @reloadable heartbeat_secs_min: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MIN" Fixed("5");
     /// Longest heartbeat a client gets, 1 to 3600. A longer wish is lowered to it.
     @reloadable heartbeat_secs_max: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS_MAX" Fixed("600");
-    /// Seconds over which a drain or a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come back at once.
+    /// Seconds over which a drain or a shutdown spreads its BYE 12 (draining), 0 to 3600, so that not all clients come
+    /// back at once.
     @reloadable drain_secs: [u64] "SECS" "TRUNKLINE_DRAIN_SECS" Fixed("2");
 
     ["Messages"]
     /// Longest frame, its header included, 1KiB to 16777215 bytes. When hit: BYE 2 (frame too large).
     frame_bytes_max: [Size] "SIZE" "TRUNKLINE_FRAME_BYTES_MAX" Fixed("\"64KiB\"");
-    /// Frames of one connection in a second, up to 1000000; 0 is no limit. When hit: the excess gets ERROR 11 (rate limited).
-    /// ACKs of what was delivered and LOGOUT do not count: they are not the client's choice.
+    /// Frames of one connection in a second, up to 1000000; 0 is no limit. When hit: the excess gets ERROR 11 (rate
+    /// limited). ACKs of what was delivered and LOGOUT do not count: they are not the client's choice.
     @reloadable frames_per_sec: [u64] "N" "TRUNKLINE_FRAMES_PER_SEC" Fixed("0");
-    /// Frames one connection may bring in a turn of its shard, 64 to 32768; each 64 bytes of a longer frame count as one. When hit: the rest waits for the
-    /// next turn, and the connection is not read meanwhile.
+    /// Frames one connection may bring in a turn of its shard, 64 to 32768; each 64 bytes of a longer frame count as
+    /// one. When hit: the rest waits for the next turn, and the connection is not read meanwhile.
     frames_per_turn: [u64] "N" "TRUNKLINE_FRAMES_PER_TURN" Fixed("1024");
     /// Messages to one user that wait for the ACK, 1 to 65536. When hit: the sender gets SENT 3 (overloaded).
     unacked_max: [u64] "N" "TRUNKLINE_UNACKED_MAX" Fixed("1024");
-    /// Bytes of messages to one user that wait for the ACK, one message at least. When hit: the sender gets SENT 3 (overloaded).
+    /// Bytes of messages to one user that wait for the ACK, one message at least. When hit: the sender gets SENT 3
+    /// (overloaded).
     unacked_bytes_max: [Size] "SIZE" "TRUNKLINE_UNACKED_BYTES_MAX" Computed("an eighth of each shard's share of unacked_total_bytes_max");
     /// Seconds without ACK after which a message is delivered again, 1 to 3600.
     redeliver_secs: [u64] "SECS" "TRUNKLINE_REDELIVER_SECS" Fixed("15");
     /// How often a message is delivered again, 0 to 255. When hit: the sender gets SENT 2 (not stored).
     redeliver_attempts_max: [u64] "N" "TRUNKLINE_REDELIVER_ATTEMPTS_MAX" Fixed("3");
-    /// Bytes queued for one connection, from frame_bytes_max to 1GiB. When hit: messages without ACK are dropped and counted, those with
-    /// ACK get SENT 3 (overloaded).
+    /// Bytes queued for one connection, from frame_bytes_max to 1GiB. When hit: messages without ACK are dropped and
+    /// counted, those with ACK get SENT 3 (overloaded).
     outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_BYTES_MAX" Fixed("\"256KiB\"");
-    /// Bytes queued for one connection for up to a second, from outbox_bytes_max to 1GiB: a burst to a reader that had no time to read yet. When hit: as
-    /// outbox_bytes_max.
+    /// Bytes queued for one connection for up to a second, from outbox_bytes_max to 1GiB: a burst to a reader that had
+    /// no time to read yet. When hit: as outbox_bytes_max.
     outbox_burst_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_BURST_BYTES_MAX" Computed("a quarter of each shard's share of outbox_total_bytes_max, 4MiB at most");
-    /// Bytes the kernel takes for a connection before they can be sent (TCP_NOTSENT_LOWAT), 4KiB to 16MiB; the rest waits in the connection's queue.
+    /// Bytes the kernel takes for a connection before they can be sent (TCP_NOTSENT_LOWAT), 4KiB to 16MiB; the rest
+    /// waits in the connection's queue.
     unsent_bytes_max: [Size] "SIZE" "TRUNKLINE_UNSENT_BYTES_MAX" Fixed("\"32KiB\"");
-    /// Seconds after which the kernel gives up a connection that acknowledges nothing of what was sent (TCP_USER_TIMEOUT), 1 to 3600.
+    /// Seconds after which the kernel gives up a connection that acknowledges nothing of what was sent
+    /// (TCP_USER_TIMEOUT), 1 to 3600.
     tcp_user_timeout_secs: [u64] "SECS" "TRUNKLINE_TCP_USER_TIMEOUT_SECS" Fixed("60");
-    /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too slow).
+    /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too
+    /// slow).
     @reloadable outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
 
     ["Services"]
-    /// Address and port for workers, which serve what clients call and push to users. Without it there are no services. On an address that is not
-    /// loopback workers need a key of api_keys_file with the scope serve:<number>, and with api_keys_file everywhere.
+    /// Address and port for workers, which serve what clients call and push to users. Without it there are no services.
+    /// On an address that is not loopback workers need a key of api_keys_file with the scope serve:<number>, and with
+    /// api_keys_file everywhere.
     services_listen: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_LISTEN" Unset("\"127.0.0.1:7791\"");
-    /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time | random-two | consistent-hash (of the
-    /// user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a worker with room), idempotent, max_fails=3, fail_timeout_secs=10,
-    /// slow_start_secs=0. May be given several times. A service of which nothing is said exists as soon as a worker serves it.
+    /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time
+    /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
+    /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
+    /// A service of which nothing is said exists as soon as a worker serves it.
     #[arg(action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     service: [Vec<String>] "SERVICE" "TRUNKLINE_SERVICE" Unset("[\"7:orders,policy=least-time,call_timeout_ms=5000\"]");
     /// Open calls of one session, 1 to 4096. When hit: a further one gets REPLY 11 (rate limited).
     calls_per_session_max: [u64] "N" "TRUNKLINE_CALLS_PER_SESSION_MAX" Fixed("32");
-    /// Calls of each shard that workers have or that wait for them, 1 to 4000000. When hit: a further one gets REPLY 14 (overloaded).
+    /// Calls of each shard that workers have or that wait for them, 1 to 4000000. When hit: a further one gets REPLY 14
+    /// (overloaded).
     calls_max: [u64] "N" "TRUNKLINE_CALLS_MAX" Computed("65536, as far as a 128th of memory_max holds them");
-    /// Bytes of calls that wait for a worker, or may have to be sent to another one, for the node. When hit: a call is not sent again, and one that would have to
-    /// wait gets REPLY 14 (overloaded).
+    /// Bytes of calls that wait for a worker, or may have to be sent to another one, for the node. When hit: a call is
+    /// not sent again, and one that would have to wait gets REPLY 14 (overloaded).
     calls_kept_bytes_max: [Size] "SIZE" "TRUNKLINE_CALLS_KEPT_BYTES_MAX" Computed("a 64th of memory_max, 64MiB for each shard at most");
     /// Bytes queued for one link of a worker, from one frame to 1GiB. When hit: calls go to other workers, or wait.
     link_outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_LINK_OUTBOX_BYTES_MAX" Fixed("\"4MiB\"");
 
     ["Store"]
-    /// What keeps messages with ACK for users who are offline, or do not acknowledge them. With redis: redis or off, the same at all nodes.
+    /// What keeps messages with ACK for users who are offline, or do not acknowledge them. With redis: redis or off,
+    /// the same at all nodes.
     store: [StoreKind] "KIND" "TRUNKLINE_STORE" Computed("embedded with data_dir, off without");
-    /// With store = redis: when a message counts as stored. Unset: replica where each master has a replica as the node starts, master otherwise.
+    /// With store = redis: when a message counts as stored. Unset: replica where each master has a replica as the node
+    /// starts, master otherwise.
     store_sync: [StoreSyncKind] "WHEN" "TRUNKLINE_STORE_SYNC" Unset("\"replica\"");
     /// Folder of the embedded store, which is made if need be. One process has it at a time.
     data_dir: [PathBuf] "DIR" "TRUNKLINE_DATA_DIR" Unset("\"/var/lib/trunkline\"");
@@ -354,10 +378,11 @@ settings! {
     inbox_age_secs: [u64] "SECS" "TRUNKLINE_INBOX_AGE_SECS" Fixed("2592000");
     /// Seconds after which a device that was not seen is forgotten, 1 to 315360000: nothing is kept for it any more.
     device_age_secs: [u64] "SECS" "TRUNKLINE_DEVICE_AGE_SECS" Fixed("2592000");
-    /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3 (overloaded).
+    /// Bytes on their way to the store, for the node, from four messages to 1GiB. When hit: the sender gets SENT 3
+    /// (overloaded).
     store_mail_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_MAIL_BYTES_MAX" Computed("32MiB, four messages at least");
-    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. Groups may take a quarter as much
-    /// besides. When hit: the sender gets SENT 5 (inbox full), of a message to a group SENT 3 (overloaded).
+    /// Bytes of all inboxes on disk, 64MiB to 64TiB; each GiB may take 56MiB of memory. Groups may take a quarter as
+    /// much besides. When hit: the sender gets SENT 5 (inbox full), of a message to a group SENT 3 (overloaded).
     store_bytes_max: [Size] "SIZE" "TRUNKLINE_STORE_BYTES_MAX" Computed("as much as memory_max, 64MiB to 16GiB");
     /// Users for whom messages wait in the store, 1000 to 1000000000; each takes 64 B of memory. When hit: the
     /// sender gets SENT 5 (inbox full).
@@ -369,7 +394,8 @@ settings! {
     ["Groups"]
     /// Members of one group, 1 to 100000000. When hit: a further one gets ERROR 22 (limit reached).
     group_members_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERS_MAX" Fixed("1000000");
-    /// Groups of one user, and live rooms of one session, 1 to 100000. When hit: a further one gets ERROR 22 (limit reached).
+    /// Groups of one user, and live rooms of one session, 1 to 100000. When hit: a further one gets ERROR 22 (limit
+    /// reached).
     groups_per_user_max: [u64] "N" "TRUNKLINE_GROUPS_PER_USER_MAX" Fixed("1000");
     /// Messages kept of one group, 1 to 1000000. When hit: the oldest go, and who asks for them is told so.
     group_messages_max: [u64] "N" "TRUNKLINE_GROUP_MESSAGES_MAX" Fixed("10000");
@@ -377,35 +403,39 @@ settings! {
     group_age_secs: [u64] "SECS" "TRUNKLINE_GROUP_AGE_SECS" Fixed("604800");
     /// Messages to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets SENT 3 (overloaded).
     @reloadable group_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_SENDS_PER_SEC" Fixed("200");
-    /// Messages of one member to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets ERROR 11 (rate limited).
+    /// Messages of one member to one group in a second, up to 1000000; 0 is no limit. When hit: the sender gets ERROR
+    /// 11 (rate limited).
     @reloadable group_member_sends_per_sec: [u64] "N" "TRUNKLINE_GROUP_MEMBER_SENDS_PER_SEC" Fixed("10");
-    /// Memberships in all groups of the node, 1000 to 1000000000, and an eighth as many groups; each takes 128 B of memory where there is a store. When hit: a
-    /// further one gets ERROR 22 (limit reached). Each shard serves as many sessions in groups and rooms; beyond that a session is in none.
+    /// Memberships in all groups of the node, 1000 to 1000000000, and an eighth as many groups; each takes 128 B of
+    /// memory where there is a store. When hit: a further one gets ERROR 22 (limit reached). Each shard serves as many
+    /// sessions in groups and rooms; beyond that a session is in none.
     group_memberships_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERSHIPS_MAX" Computed("as many as take a thirty-second of memory_max");
-    /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit: members are told that there is something to
-    /// ask for.
+    /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit:
+    /// members are told that there is something to ask for.
     group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.
     memory_max: [Size] "SIZE" "TRUNKLINE_MEMORY_MAX" Computed("three quarters of what is available, seven eighths of up to 109MiB");
-    /// Bytes queued for all connections of the node, and what the kernel holds for those that do not read. When hit: connections that take nothing are closed
-    /// with BYE 10 (too slow), the largest queue first; where none is, every queue counts as full.
+    /// Bytes queued for all connections of the node, and what the kernel holds for those that do not read. When hit:
+    /// connections that take nothing are closed with BYE 10 (too slow), the largest queue first; where none is, every
+    /// queue counts as full.
     outbox_total_bytes_max: [Size] "SIZE" "TRUNKLINE_OUTBOX_TOTAL_BYTES_MAX" Computed("an eighth of memory_max, 1GiB at most");
-    /// Bytes of messages that wait for an ACK, for the node. When hit: users for whom most waits and who acknowledge nothing lose their oldest, the senders get
-    /// SENT 3 (overloaded); where none is, the sender of a further one does.
+    /// Bytes of messages that wait for an ACK, for the node. When hit: users for whom most waits and who acknowledge
+    /// nothing lose their oldest, the senders get SENT 3 (overloaded); where none is, the sender of a further one does.
     unacked_total_bytes_max: [Size] "SIZE" "TRUNKLINE_UNACKED_TOTAL_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
-    /// Bytes received and not handled yet, for the node: frames of which only a part has come, and what waits for its turn. When hit: the oldest connection
-    /// that has not logged in gets BYE 14 (overloaded); where none is, the one that holds most.
+    /// Bytes received and not handled yet, for the node: frames of which only a part has come, and what waits for its
+    /// turn. When hit: the oldest connection that has not logged in gets BYE 14 (overloaded); where none is, the one
+    /// that holds most.
     partial_bytes_max: [Size] "SIZE" "TRUNKLINE_PARTIAL_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most");
-    /// Bytes under way from one shard to another, for each pair. When hit: senders wait; when the other shard takes nothing for a second, messages without ACK
-    /// are dropped and counted, those with ACK get SENT 3 (overloaded).
+    /// Bytes under way from one shard to another, for each pair. When hit: senders wait; when the other shard takes
+    /// nothing for a second, messages without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
     mailbox_bytes_max: [Size] "SIZE" "TRUNKLINE_MAILBOX_BYTES_MAX" Computed("a thirty-second of memory_max, 256MiB at most, shared by all pairs, 4MiB each at most, one frame at least");
-    /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share. When hit: messages
-    /// without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
+    /// Bytes held for other nodes until they confirm them, for the node; one link holds a quarter of its shard's share.
+    /// When hit: messages without ACK are dropped and counted, those with ACK get SENT 3 (overloaded).
     mesh_bytes_max: [Size] "SIZE" "TRUNKLINE_MESH_BYTES_MAX" Computed("a sixteenth of memory_max, 512MiB at most");
-    /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each. When there is none free:
-    /// the connection is read a moment later.
+    /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each.
+    /// When there is none free: the connection is read a moment later.
     recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB and a sixteenth of memory_max at most");
 
     ["Log"]

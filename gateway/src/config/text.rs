@@ -1,5 +1,5 @@
-//! Configurations as text: the commented default, and the one in force. Both are TOML that is accepted as it stands, but for the login of Redis,
-//! which is shown to nobody.
+//! Configurations as text: the commented default, and the one in force. Both are TOML that is accepted as it stands,
+//! but for the login of Redis, which is shown to nobody.
 
 use super::{Config, DefaultValue, Host, Origin, SETTINGS, Settings, Sources};
 use std::fmt::Write;
@@ -8,7 +8,8 @@ use trunkline_router::redis::RedisUrl;
 /// Widest line of comments.
 const WIDTH: usize = 100;
 
-/// The default configuration with every setting explained. What is computed or has no default is commented out, with this host's value.
+/// The default configuration with every setting explained. What is computed or has no default is commented out, with
+/// this host's value.
 pub fn default_config(host: &Host) -> String {
     let here = Config::resolve(Sources::default(), host).map(|config| config.effective).unwrap_or_default();
     let here = to_table(&here);

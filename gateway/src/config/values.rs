@@ -10,7 +10,8 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A number of bytes, written as a number with an optional unit: `65536`, `64KiB`, `256M`, `2 GiB`. Units are powers of 1024.
+/// A number of bytes, written as a number with an optional unit: `65536`, `64KiB`, `256M`, `2 GiB`. Units are powers of
+/// 1024.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -196,7 +197,8 @@ where
 pub enum AuthKind {
     /// Everybody is who they say; on loopback addresses only, unless insecure_open is set.
     Open,
-    /// The token of LOGIN is a JWT, signed with HS256 or EdDSA, whose sub is the user id and whose exp is in the future.
+    /// The token of LOGIN is a JWT, signed with HS256 or EdDSA, whose sub is the user id and whose exp is in the
+    /// future.
     Jwt,
 }
 

@@ -101,7 +101,8 @@ impl Shard {
         }
     }
 
-    /// Enters a client's connection, or ends it: without a word, since it has not said in which language. Returns whether it goes on.
+    /// Enters a client's connection, or ends it: without a word, since it has not said in which language. Returns
+    /// whether it goes on.
     fn count_address(&mut self, slot: u32, address: SocketAddr) -> bool {
         let stats = &self.links.stats;
         match self.addresses.enter(slot, address, self.now.mono_ms) {
@@ -117,7 +118,8 @@ impl Shard {
         false
     }
 
-    /// Bytes of a connection that a proxy has to open with a header. What comes behind that is taken as if it were the first.
+    /// Bytes of a connection that a proxy has to open with a header. What comes behind that is taken as if it were the
+    /// first.
     pub(super) fn received_header(&mut self, slot: u32, bytes: &mut [u8]) {
         if self.links.slots.at(slot).phase != Phase::Handshake {
             return;
@@ -149,7 +151,8 @@ impl Shard {
         self.links.slots.at(slot).wire.change_kind(Wire::NATIVE);
         let goes_on = match header {
             Header::Client { source, .. } => self.count_address(slot, source),
-            // The proxy itself, which looks whether there is anybody, or a client of whom it does not tell. It is not limited.
+            // The proxy itself, which looks whether there is anybody, or a client of whom it does not tell. It is not
+            // limited.
             Header::Own => true,
         };
         if goes_on && !behind.is_empty() {

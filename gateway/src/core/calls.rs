@@ -1,7 +1,8 @@
 //! Calls: from a client's CALL to a worker's REQUEST, and from its ANSWER to the REPLY.
 //!
-//! Every CALL without NO_REPLY gets exactly one last REPLY unless its session ends first. A call is given to a second worker only if the first one cannot have
-//! carried it out, or if that does no harm; what may have been carried out and is not known to be ends in 25, and never runs twice.
+//! Every CALL without NO_REPLY gets exactly one last REPLY unless its session ends first. A call is given to a second
+//! worker only if the first one cannot have carried it out, or if that does no harm; what may have been carried out and
+//! is not known to be ends in 25, and never runs twice.
 
 use super::links::ticks;
 use super::shard::Shard;
@@ -244,7 +245,8 @@ impl Shard {
         if link.heads {
             let timeout_ms = call.deadline_tick.saturating_sub(tick).saturating_mul(super::links::TICK_MS as u32);
             let time_left = CallHead { timeout_ms, ..CallHead::default() };
-            // Of a field that comes twice the later one counts, so the time left may follow what the caller's shard has put in.
+            // Of a field that comes twice the later one counts, so the time left may follow what the caller's shard has
+            // put in.
             let len = head.len() + time_left.encoded_len();
             scratch.clear();
             scratch.extend_from_slice(&(len as u16).to_be_bytes());
@@ -372,8 +374,8 @@ impl Shard {
         }
     }
 
-    /// A call leaves its worker without an answer: it goes to another one if it may, else it ends. `place`: where it waits, if it has to, since it came before
-    /// those that wait.
+    /// A call leaves its worker without an answer: it goes to another one if it may, else it ends. `place`: where it
+    /// waits, if it has to, since it came before those that wait.
     fn call_left(&mut self, key: CallKey, left: Left, place: &mut usize) {
         let (now_ms, tick) = (self.now.mono_ms, self.links.tick);
         let Some(services) = &mut self.services else { return };
@@ -549,7 +551,8 @@ impl Shard {
         self.end_call(key, Code::TimedOut);
     }
 
-    /// The calls of a link that ends, in the order in which they came. `pending`: frames of which the kernel has no byte.
+    /// The calls of a link that ends, in the order in which they came. `pending`: frames of which the kernel has no
+    /// byte.
     pub(super) fn calls_of_link_end(&mut self, slot: u32, link: &ServiceLink, pending: &[u8]) {
         let Some(services) = &mut self.services else { return };
         let is_there = |(key, call): (CallKey, &Call)| match call.at {

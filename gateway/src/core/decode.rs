@@ -30,8 +30,8 @@ enum BatchEnd {
 }
 
 impl Shard {
-    /// Bytes came in. Whole frames are handled in place, as many as the turn's budget allows; the rest is kept, and the connection is not read until that has
-    /// had its turn.
+    /// Bytes came in. Whole frames are handled in place, as many as the turn's budget allows; the rest is kept, and the
+    /// connection is not read until that has had its turn.
     pub(crate) fn received(&mut self, slot: u32, bytes: &[u8]) {
         self.links.stats.bytes_in.add(bytes.len() as u64);
         self.take_in(slot, bytes);
@@ -91,8 +91,8 @@ impl Shard {
         self.links.mark_dirty(slot);
     }
 
-    /// Handles whole frames while the connection wants them and the turn's budget lasts. Returns the bytes they took; `None` when the connection ends by them.
-    /// What is left of whole frames makes the connection wait for its turn.
+    /// Handles whole frames while the connection wants them and the turn's budget lasts. Returns the bytes they took;
+    /// `None` when the connection ends by them. What is left of whole frames makes the connection wait for its turn.
     fn take_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<usize> {
         let mut taken = 0;
         while self.wants_frames(slot) {
@@ -114,8 +114,9 @@ impl Shard {
         matches!(phase, Phase::Handshake | Phase::HandingOver | Phase::Registering | Phase::Open).then_some(taken)
     }
 
-    /// Handles some whole frames, and counts them together: what is counted once for sixteen frames is counted at a sixteenth of the cost. Returns the bytes they
-    /// took and what ended the batch; `None` when the connection ends by them.
+    /// Handles some whole frames, and counts them together: what is counted once for sixteen frames is counted at a
+    /// sixteenth of the cost. Returns the bytes they took and what ended the batch; `None` when the connection ends by
+    /// them.
     #[inline]
     fn take_batch_of_frames(&mut self, slot: u32, bytes: &[u8]) -> Option<(usize, BatchEnd)> {
         let conn = self.links.slots.at(slot);
@@ -209,7 +210,8 @@ impl Shard {
         }
     }
 
-    /// Adds to a frame begun earlier and handles it when it is whole. Returns what is left, or `None` when there is nothing more to do.
+    /// Adds to a frame begun earlier and handles it when it is whole. Returns what is left, or `None` when there is
+    /// nothing more to do.
     fn complete_partial<'a>(&mut self, slot: u32, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let max = self.frame_bytes_max(slot)?;
         let mut partial = self.links.take_partial(slot)?;
@@ -281,7 +283,8 @@ impl Shard {
         if self.links.limits.frames_per_sec == 0 {
             return self.open_frame(slot, kind, frame);
         }
-        // The LOGOUT that spares the server a timeout is no client's choice, and neither is an ACK, for which the delivery has put a frame into the bucket.
+        // The LOGOUT that spares the server a timeout is no client's choice, and neither is an ACK, for which the
+        // delivery has put a frame into the bucket.
         let limited = kind != Some(Kind::Logout);
         if limited && !self.frame_allowed(slot) {
             self.links.stats.limit_frames.add(1);
@@ -353,7 +356,8 @@ impl Shard {
         }
     }
 
-    /// Takes one frame out of the connection's token bucket, which holds what one second allows. Each delivery that asks for an ACK puts one in besides, see
+    /// Takes one frame out of the connection's token bucket, which holds what one second allows. Each delivery that
+    /// asks for an ACK puts one in besides, see
     /// [`Links::grant_frame`](super::links::Links::grant_frame).
     fn frame_allowed(&mut self, slot: u32) -> bool {
         let per_sec = self.links.limits.frames_per_sec;

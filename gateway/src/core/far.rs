@@ -1,8 +1,9 @@
-//! What goes to other nodes and comes from them: the way of a message across the mesh, its copies to sessions there, and its fate back.
+//! What goes to other nodes and comes from them: the way of a message across the mesh, its copies to sessions there,
+//! and its fate back.
 //!
-//! A message crosses each node at most once on its way in: from the sender's node to the recipient's home, and on to another node only if
-//! views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`] links at most. What must not go on waits
-//! ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
+//! A message crosses each node at most once on its way in: from the sender's node to the recipient's home, and on to
+//! another node only if views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`]
+//! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
 use super::links::{Links, Queued, ticks};
 use super::route::{Routed, delivery};
@@ -22,7 +23,8 @@ use trunkline_router::presence::Presence;
 pub(crate) const HOPS_MAX: u8 = 3;
 /// How long a message waits for views to agree.
 pub(crate) const PARK_MS: u64 = 2_000;
-/// Slots are below 2^20, so a connection's number has room for its shard; see [`HandoverToken`](crate::io::HandoverToken).
+/// Slots are below 2^20, so a connection's number has room for its shard; see
+/// [`HandoverToken`](crate::io::HandoverToken).
 const SLOT_BITS: u32 = 20;
 
 /// An ACK that a guest's node has sent on to the user's home.
@@ -87,7 +89,8 @@ impl Shard {
         queue(&mut self.mesh, &mut self.links, node, shard, record)
     }
 
-    /// Sends a message of this node towards the home of its recipient. With ACK the answer is owed by that node from now on.
+    /// Sends a message of this node towards the home of its recipient. With ACK the answer is owed by that node from
+    /// now on.
     pub(crate) fn send_away(&mut self, message: &Routed<'_>, path: Path, node: NodeKey, shard: u16) {
         let Routed { from, to, id, acked, payload, .. } = *message;
         let mut origin = message.origin;
@@ -156,8 +159,8 @@ impl Shard {
         true
     }
 
-    /// Whether this node became the home of a user with the present view or one shortly before, and not all that matters to the user has been
-    /// told since.
+    /// Whether this node became the home of a user with the present view or one shortly before, and not all that
+    /// matters to the user has been told since.
     pub(crate) fn is_unsettled(&self, user: u64) -> bool {
         let Directory { settling, before, .. } = &self.directory;
         if settling.is_settled() {
@@ -196,7 +199,8 @@ impl Shard {
         }
     }
 
-    /// Lets every message go that waits no longer: its recipient's sessions are known, its way is open, or its time is over.
+    /// Lets every message go that waits no longer: its recipient's sessions are known, its way is open, or its time is
+    /// over.
     pub(crate) fn release_parked(&mut self) {
         let tick = self.links.tick;
         for user in self.directory.parked.users() {
@@ -234,7 +238,8 @@ impl Shard {
         }
     }
 
-    /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard of its user.
+    /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard
+    /// of its user.
     pub(crate) fn far_record(&mut self, from: NodeKey, record: FarRecord<'_>) {
         let shard = match record {
             FarRecord::Message { to, .. } => self.shard_of(to),
@@ -307,7 +312,8 @@ impl Shard {
                 Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
                 None => self.links.stats.mesh_misrouted.add(1),
             },
-            // A copy that waited here while this node was cut off or paused: its sender may have been told that it failed.
+            // A copy that waited here while this node was cut off or paused: its sender may have been told that it
+            // failed.
             FarRecord::Deliver { .. } if !self.serving => {
                 self.links.stats.fenced.add(1);
                 self.links.stats.copies_dropped.add(1);
@@ -413,9 +419,11 @@ impl Shard {
         self.links.stats.memos_dropped.add(u64::from(!sent));
     }
 
-    /// Answers another node about a user. An answer that finds no room is counted; the other side asks or is told again.
+    /// Answers another node about a user. An answer that finds no room is counted; the other side asks or is told
+    /// again.
     pub(crate) fn answer_far(&mut self, node: NodeKey, user: u64, record: &FarRecord<'_>) {
-        // Where the user's shard is over there only the other node knows for sure; any shard of it passes the record on.
+        // Where the user's shard is over there only the other node knows for sure; any shard of it passes the record
+        // on.
         let shards =
             self.directory.routing.as_ref().and_then(|routing| routing.member(node)).map_or(1, |node| node.shards);
         let shard = home_shard(user, shards.max(1)) as u16;
@@ -476,7 +484,8 @@ impl Shard {
     pub(crate) fn given_back(&mut self, back: &GivenBack) {
         let Ok(Some(record)) = FarRecord::decode(&back.bytes) else { return };
         match record {
-            // Should it have arrived, its fate finds nobody who waits for it. A message without ACK that may have arrived is not counted again.
+            // Should it have arrived, its fate finds nobody who waits for it. A message without ACK that may have
+            // arrived is not counted again.
             FarRecord::Message { flags, .. } if flags & far_flags::ACK == 0 && back.maybe_received => {}
             FarRecord::Message { .. } => self.lost_here(record),
             FarRecord::Deliver { user, session, stamp, .. } => {
@@ -488,7 +497,8 @@ impl Shard {
                 let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
                 self.take_transfer(&message, NodeKey::OWN, stamp, attempts, flags & far_flags::TOLD != 0);
             }
-            // The node lives on with a new stream: answers are told again. All that it has to know of sessions is too, by a walk.
+            // The node lives on with a new stream: answers are told again. All that it has to know of sessions is too,
+            // by a walk.
             FarRecord::Fate { origin, .. } => {
                 if self.send_far(back.node, origin.seat.shard, &record).is_err() {
                     self.links.stats.sent_to_gone.add(1);
@@ -500,7 +510,8 @@ impl Shard {
             | FarRecord::Held { user, .. } => {
                 self.answer_far(back.node, user, &record);
             }
-            // From before this node was fenced: it has forgotten the session, and is asked again. Told late, it would be the answer to that.
+            // From before this node was fenced: it has forgotten the session, and is asked again. Told late, it would
+            // be the answer to that.
             FarRecord::Registered { user, session, .. }
                 if !self.presence.sessions(user).iter().any(|entry| entry.session == session) => {}
             FarRecord::Registered { seat, .. }
@@ -514,7 +525,8 @@ impl Shard {
             FarRecord::Register { user, seat, session, .. } => {
                 let is_home = matches!(self.home(user), Home::There { node, .. } if node == back.node);
                 let waits = session == 0 && self.is_asked(back.node, seat.conn, user);
-                // Who is not the home any more must not learn of it now: behind what it was told last, it would keep the session.
+                // Who is not the home any more must not learn of it now: behind what it was told last, it would keep
+                // the session.
                 if waits || (session != 0 && is_home) {
                     self.answer_far(back.node, user, &record);
                 }
@@ -534,8 +546,8 @@ impl Shard {
 
 /// Whether the session in a slot of presence may be where a message of its own user came from.
 ///
-/// A node that was fenced comes back in a new life with the sessions it had: what its earlier life had sent names none of them any more. Its
-/// sender has been told that it failed, so it is kept from all that may have been it.
+/// A node that was fenced comes back in a new life with the sessions it had: what its earlier life had sent names none
+/// of them any more. Its sender has been told that it failed, so it is kept from all that may have been it.
 pub(crate) fn may_be_origin(directory: &Directory, slots: &Slots, own_shard: u16, slot: u32, origin: &Origin) -> bool {
     let Origin { node, shard, conn, .. } = *origin;
     let routing = directory.routing.as_ref();

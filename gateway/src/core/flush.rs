@@ -1,5 +1,6 @@
-//! Completions of a connection's own operations, and the end of the turn, where each connection that something happened to is brought in line: what
-//! is queued is sent, a read is armed, or the connection goes one step further towards its close.
+//! Completions of a connection's own operations, and the end of the turn, where each connection that something happened
+//! to is brought in line: what is queued is sent, a read is armed, or the connection goes one step further towards its
+//! close.
 
 use super::Core;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
@@ -110,8 +111,8 @@ impl<I: Io> Core<I> {
         self.shard.links.mark_dirty(id.slot);
     }
 
-    /// Sends nothing of what is queued: neither what the next enter would hand over, nor what clients would get behind a send under way. The
-    /// connections end.
+    /// Sends nothing of what is queued: neither what the next enter would hand over, nor what clients would get behind
+    /// a send under way. The connections end.
     pub(super) fn withdraw(&mut self) {
         self.io.withdraw_sends();
         for slot in 0..self.shard.links.slots.high_water() {
@@ -191,7 +192,8 @@ impl<I: Io> Core<I> {
     fn flush_conn(&mut self, slot: u32) {
         match self.shard.links.slots.at(slot).phase {
             Phase::Free | Phase::Closed => {}
-            // Its LOGIN may have come with the request by which it became a WebSocket, and the answer to that need not wait for another node's.
+            // Its LOGIN may have come with the request by which it became a WebSocket, and the answer to that need not
+            // wait for another node's.
             Phase::Registering => self.flush_outbox(slot),
             Phase::Mesh => self.drive_node(slot),
             Phase::Handshake | Phase::Open => {
@@ -323,8 +325,9 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// After the last byte of a connection that got a BYE, the write side is shut and what still comes in is thrown away until the peer has
-    /// closed too: a close with unread bytes would reset the connection, and the BYE might never be read.
+    /// After the last byte of a connection that got a BYE, the write side is shut and what still comes in is thrown
+    /// away until the peer has closed too: a close with unread bytes would reset the connection, and the BYE might
+    /// never be read.
     fn drive_closing(&mut self, slot: u32) {
         let links = &mut self.shard.links;
         let id = links.slots.id(slot);

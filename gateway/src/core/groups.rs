@@ -1,6 +1,8 @@
-//! Groups: from the frames of clients to the home of a group, from there to the store, and behind the commit to the parts of all shards and their sessions.
+//! Groups: from the frames of clients to the home of a group, from there to the store, and behind the commit to the
+//! parts of all shards and their sessions.
 //!
-//! What a session is told of a group is in the order in which the home has decided it: joins, messages and leaves go through the same mailboxes.
+//! What a session is told of a group is in the order in which the home has decided it: joins, messages and leaves go
+//! through the same mailboxes.
 
 use super::decode::Flow;
 use super::links::{Queued, TICK_MS, ticks};
@@ -33,7 +35,8 @@ const SESSIONS_PER_TURN: usize = 4_096;
 const HEADS_PER_TICK: usize = 4_096;
 /// Bytes of the sender's id in front of a payload.
 const SENDER_BYTES: usize = 8;
-/// After LOGIN a session is told of what is newer than this before the last stamp that it says it has: stamps of different logs are not of one clock.
+/// After LOGIN a session is told of what is newer than this before the last stamp that it says it has: stamps of
+/// different logs are not of one clock.
 const HEADS_SLACK: u64 = stamp_at(10_000);
 /// Groups of HEADS of one frame: it is some tens of bytes for each.
 const HEADS_MAX: usize = 1_000;
@@ -203,7 +206,8 @@ impl Shard {
         room
     }
 
-    /// Says something to a shard that must not get lost. Each such word answers one, or there is at most one for each part.
+    /// Says something to a shard that must not get lost. Each such word answers one, or there is at most one for each
+    /// part.
     fn tell_group(&mut self, shard: u16, mail: &GroupMail<'_>) {
         if shard == self.shard {
             self.take_group_mail(shard, mail);

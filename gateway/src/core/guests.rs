@@ -1,8 +1,8 @@
-//! Sessions and the homes of their users: a login whose home is another node asks that home; a home keeps the sessions that others have told
-//! it of beside its own, and decides which of two sessions of a device stays.
+//! Sessions and the homes of their users: a login whose home is another node asks that home; a home keeps the sessions
+//! that others have told it of beside its own, and decides which of two sessions of a device stays.
 //!
-//! A home takes every session that it is told of, also of a user whose home it is not (yet): views differ for a while, and what should be
-//! somewhere else is forgotten, and told of there, with the next view.
+//! A home takes every session that it is told of, also of a user whose home it is not (yet): views differ for a while,
+//! and what should be somewhere else is forgotten, and told of there, with the next view.
 
 use super::far;
 use super::handshake::Welcome;
@@ -23,7 +23,8 @@ use trunkline_router::presence::{Entry, LoginOutcome, Presence};
 const ASK_AGAIN_MS: u64 = 300;
 
 impl Shard {
-    /// A logged-in connection, at the shard of this node that its user has: a session if the user's home is here, else its home is asked.
+    /// A logged-in connection, at the shard of this node that its user has: a session if the user's home is here, else
+    /// its home is asked.
     pub(crate) fn open_session(&mut self, slot: u32, adoptee: &Adoptee) {
         if !self.serving {
             self.links.stats.fenced.add(1);
@@ -204,7 +205,8 @@ impl Shard {
     pub(crate) fn register_refused(&mut self, node: NodeKey, conn: ConnId, user: u64, code: u16) {
         let asked = self.is_asked(node, conn, user);
         if code == Code::ServiceUnavailable.as_u16() {
-            // It has no place in the cluster at the moment; a login waits, and a session is told of again with the next view.
+            // It has no place in the cluster at the moment; a login waits, and a session is told of again with the next
+            // view.
             let again_tick = self.links.tick + ticks(ASK_AGAIN_MS);
             if let Some(waiting) = self.directory.registrations.at(conn.slot).filter(|_| asked) {
                 waiting.again_tick = Some(again_tick);
@@ -244,7 +246,8 @@ impl Shard {
             return self.answer_at(node, shard, &FarRecord::RegisterRefused { seat, user, code });
         }
         let new = session == 0;
-        // A login that was asked for here before, when this was its home too: it has a session then, or was opened elsewhere meanwhile.
+        // A login that was asked for here before, when this was its home too: it has a session then, or was opened
+        // elsewhere meanwhile.
         let before = self.session_at(user, node, seat);
         if let Some(before) = before.filter(|before| !new && *before != session) {
             self.presence_logout(user, before);
@@ -376,7 +379,8 @@ impl Shard {
         self.directory.remote_only_users -= usize::from(before);
     }
 
-    /// Removes a session. With the last one gone, what waits for the user's ACK is given up; with one left, what that one sent.
+    /// Removes a session. With the last one gone, what waits for the user's ACK is given up; with one left, what that
+    /// one sent.
     pub(crate) fn remove_session(&mut self, user: u64, session: u64) -> Option<Entry> {
         let ended = self.presence_logout(user, session)?;
         if self.desk.is_some() {
@@ -404,8 +408,8 @@ impl Shard {
         Some(ended)
     }
 
-    /// Sees to it that what waits for a user is sent again in time: by the timer of a session here, or, if there is none, by the queue for
-    /// users with remote sessions.
+    /// Sees to it that what waits for a user is sent again in time: by the timer of a session here, or, if there is
+    /// none, by the queue for users with remote sessions.
     pub(crate) fn look_after(&mut self, user: u64) {
         if self.inboxes.len(user) == 0 {
             return;

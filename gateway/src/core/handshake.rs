@@ -159,7 +159,8 @@ impl Shard {
         Some((home, HandoverToken::new(self.shard, conn)))
     }
 
-    /// A connection from another shard has arrived in a slot. Its particulars always come first; without them there is nobody to serve.
+    /// A connection from another shard has arrived in a slot. Its particulars always come first; without them there is
+    /// nobody to serve.
     pub(crate) fn adopted(&mut self, slot: u32, adoptee: Option<Box<Adoptee>>) {
         let Some(id) = self.links.slots.occupy(slot, Phase::Handshake) else {
             self.links.stats.ring_stale.add(1);
@@ -261,7 +262,8 @@ impl Shard {
             self.inboxes.replace(user, old.session, session);
         }
         if replaced.is_some() || first {
-            // What the old session did not acknowledge may never have reached the device; and a former home may have sent what waited there.
+            // What the old session did not acknowledge may never have reached the device; and a former home may have
+            // sent what waited there.
             let from_log = welcome.reading.is_some_and(|reading| !reading.ephemeral);
             self.redeliver_to(user, slot, session, first, from_log);
         }

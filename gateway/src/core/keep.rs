@@ -1,4 +1,5 @@
-//! Messages with ACK where there is a store: given to the devices that are online, and brought to the store for those that are not or do not acknowledge.
+//! Messages with ACK where there is a store: given to the devices that are online, and brought to the store for those
+//! that are not or do not acknowledge.
 //!
 //! | a message | goes to the store |
 //! |---|---|
@@ -7,8 +8,8 @@
 //! | that was acknowledged, and owed to a registered device that is offline or has not acknowledged | likewise; its sender has been told |
 //! | of a user one of whose devices logs in | at once, so that all the device has to catch up on is in the log |
 //!
-//! All older ones of the user go with it, so that the log has them in order. What the store refuses because it is out of order waits on while there is hope for an
-//! ACK; then its sender gets SENT 3.
+//! All older ones of the user go with it, so that the log has them in order. What the store refuses because it is out
+//! of order waits on while there is hope for an ACK; then its sender gets SENT 3.
 
 use super::far;
 use super::links::{Queued, ticks};
@@ -127,7 +128,8 @@ impl Shard {
         }
     }
 
-    /// A message that its sender says it has sent before: whether it is known, and then its fate is told, or will be, to the session that has sent it now.
+    /// A message that its sender says it has sent before: whether it is known, and then its fate is told, or will be,
+    /// to the session that has sent it now.
     pub(super) fn is_known(&mut self, message: &Routed<'_>) -> bool {
         let Routed { origin, from, to, id, .. } = *message;
         let Some((stamp, known)) = self.desk.as_ref().and_then(|desk| desk.duplicates.find(from, id, to)) else {
@@ -327,7 +329,8 @@ impl Shard {
         }
     }
 
-    /// The store does not take a message. Where it is out of order, the message waits on for those to whom it was given, until its time is over.
+    /// The store does not take a message. Where it is out of order, the message waits on for those to whom it was
+    /// given, until its time is over.
     fn store_refused(&mut self, user: u64, stamp: u64, refusal: Refusal) {
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
@@ -386,7 +389,8 @@ impl Shard {
         }
     }
 
-    /// Holds those readers of a user to whom the message at a position was not given, since it is not in the log either.
+    /// Holds those readers of a user to whom the message at a position was not given, since it is not in the log
+    /// either.
     fn hold_those_without(&mut self, user: u64, stamp: u64, queued: Seats) {
         let retry_tick = self.links.tick + ticks(RETRY_MS);
         let Some(desk) = &mut self.desk else { return };

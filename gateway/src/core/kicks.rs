@@ -1,7 +1,8 @@
 //! Ending the sessions of a user at the wish of an operator, wherever in the cluster they are.
 //!
-//! The shard that is asked asks the user's home, if that is not itself. The home ends its own sessions, has the other nodes end theirs, and
-//! answers when those are gone. Whoever asked can so be told how many sessions ended, and whether any may be left.
+//! The shard that is asked asks the user's home, if that is not itself. The home ends its own sessions, has the other
+//! nodes end theirs, and answers when those are gone. Whoever asked can so be told how many sessions ended, and whether
+//! any may be left.
 //!
 //! | table | bound | when it is full | for how long |
 //! |---|---|---|---|

@@ -38,9 +38,11 @@ pub(crate) struct Links {
     pub(crate) spares: SpareOutboxes,
     /// Connections to flush at the end of the turn.
     pub(crate) dirty: Vec<u32>,
-    /// Connections that are closed at the end of the turn as too slow: their replies no longer fit, or they hold what others need.
+    /// Connections that are closed at the end of the turn as too slow: their replies no longer fit, or they hold what
+    /// others need.
     pub(crate) overflowed: Vec<u32>,
-    /// Connections whose send was handed over in this turn; at the next one's beginning it is seen which of them are slow.
+    /// Connections whose send was handed over in this turn; at the next one's beginning it is seen which of them are
+    /// slow.
     pub(crate) flights: Vec<u32>,
     /// Connections with a slow outbox, and some that were.
     slow: Vec<u32>,
@@ -75,7 +77,8 @@ pub(crate) struct Links {
 const PARTIAL_MUCH_BYTES: usize = 4_096;
 /// An outbox of which nothing was taken for this long gives way when the total of all is reached.
 const STALLED_TICKS: u32 = 10;
-/// Sessions that flood may be read by multishot receives while they are no more than these: each takes up to 32 receive buffers at once.
+/// Sessions that flood may be read by multishot receives while they are no more than these: each takes up to 32 receive
+/// buffers at once.
 const FLOODS_HOT_MAX: u32 = 4;
 
 impl Links {
@@ -160,7 +163,8 @@ impl Links {
         Queued::Yes
     }
 
-    /// Whether a message of so many bytes may be queued although a bound is reached, `queued` being what the outbox would hold.
+    /// Whether a message of so many bytes may be queued although a bound is reached, `queued` being what the outbox
+    /// would hold.
     #[cold]
     fn may_queue(&mut self, slot: u32, queued: usize, bytes: usize) -> bool {
         if queued > self.limits.outbox_bytes_max && !self.may_burst(slot, queued) {
@@ -174,8 +178,8 @@ impl Links {
         true
     }
 
-    /// Whether an outbox may hold so much although it is more than its steady bound: for a while it may, since a reader that reads must have had the time to.
-    /// What a turn brings for it is less than that.
+    /// Whether an outbox may hold so much although it is more than its steady bound: for a while it may, since a reader
+    /// that reads must have had the time to. What a turn brings for it is less than that.
     fn may_burst(&mut self, slot: u32, bytes: usize) -> bool {
         let tick = self.tick;
         let since = match &mut self.slots.at(slot).outbox {
@@ -191,8 +195,9 @@ impl Links {
         fits
     }
 
-    /// At the total of all outboxes: those that take nothing give way, the one that holds most first; where all take something, those that have not been
-    /// empty for as long as an outbox may be full. Returns whether there is room for `bytes` now.
+    /// At the total of all outboxes: those that take nothing give way, the one that holds most first; where all take
+    /// something, those that have not been empty for as long as an outbox may be full. Returns whether there is room
+    /// for `bytes` now.
     fn make_outbox_room(&mut self, bytes: usize) -> bool {
         let total_max = self.limits.outbox_total_bytes_max;
         if self.outbox_room_tick.replace(self.tick) == Some(self.tick) {
@@ -235,13 +240,14 @@ impl Links {
         self.held_bytes() + bytes <= total_max
     }
 
-    /// Bytes queued for all connections, and about as many as the kernel holds for those that have not taken theirs: it takes so many before they can be on
-    /// their way.
+    /// Bytes queued for all connections, and about as many as the kernel holds for those that have not taken theirs: it
+    /// takes so many before they can be on their way.
     fn held_bytes(&self) -> usize {
         self.outbox_bytes + self.slow.len() * self.limits.unsent_bytes_max as usize
     }
 
-    /// Looks at the sends of the turn before: a peer that has not taken them by now is slow, and a clock runs until it takes more.
+    /// Looks at the sends of the turn before: a peer that has not taken them by now is slow, and a clock runs until it
+    /// takes more.
     pub(crate) fn look_at_flights(&mut self) {
         let tick = self.tick;
         let mut flights = std::mem::take(&mut self.flights);
@@ -298,8 +304,8 @@ impl Links {
         }
     }
 
-    /// Queues an answer to the connection's own frames. Answers may fill an outbox to twice its bound, because reading is paused when it is
-    /// full, or to as much as a burst may; a connection that gets beyond is closed as too slow.
+    /// Queues an answer to the connection's own frames. Answers may fill an outbox to twice its bound, because reading
+    /// is paused when it is full, or to as much as a burst may; a connection that gets beyond is closed as too slow.
     pub(crate) fn reply(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
         let total_max = self.limits.outbox_total_bytes_max + self.limits.outbox_total_bytes_max / 4;
         let conn = self.slots.at(slot);
@@ -345,7 +351,8 @@ impl Links {
         }
     }
 
-    /// After the kernel took bytes: an outbox below half its bound is no longer full, and below three quarters its connection is read again.
+    /// After the kernel took bytes: an outbox below half its bound is no longer full, and below three quarters its
+    /// connection is read again.
     pub(crate) fn note_drained(&mut self, slot: u32) {
         let (tick, bytes_max) = (self.tick, self.outbox_bytes_max(slot));
         let conn = self.slots.at(slot);
@@ -381,7 +388,8 @@ impl Links {
         }
     }
 
-    /// Begins a turn's budgets: the more connections had more than their part for the turn before, the less each may bring.
+    /// Begins a turn's budgets: the more connections had more than their part for the turn before, the less each may
+    /// bring.
     pub(crate) fn begin_budgets(&mut self) {
         for slot in self.spenders.drain(..) {
             let conn = self.slots.at(slot);
@@ -407,13 +415,15 @@ impl Links {
         }
     }
 
-    /// Whether what was queued for a session since that tick may still be in its outbox, because it has not been empty since.
+    /// Whether what was queued for a session since that tick may still be in its outbox, because it has not been empty
+    /// since.
     pub(crate) fn may_hold_since(&mut self, slot: u32, tick: u32) -> bool {
         let outbox = self.slots.at(slot).outbox.as_ref();
         outbox.and_then(|outbox| outbox.slow_since).is_some_and(|since| since <= tick)
     }
 
-    /// Units that a connection may still bring in this turn; none while its own outbox is full. One that has not logged in brings its LOGIN.
+    /// Units that a connection may still bring in this turn; none while its own outbox is full. One that has not logged
+    /// in brings its LOGIN.
     #[inline]
     pub(crate) fn allowance(&mut self, slot: u32) -> u32 {
         let (units, outbox_max) = (self.turn_units, self.outbox_bytes_max(slot));
@@ -425,7 +435,8 @@ impl Links {
         }
     }
 
-    /// Counts frames that a connection has brought, and the units they take of the turn's budget. They are a sign of life.
+    /// Counts frames that a connection has brought, and the units they take of the turn's budget. They are a sign of
+    /// life.
     #[inline]
     pub(crate) fn spend(&mut self, slot: u32, units: u32, frames: u64) {
         if frames == 0 {
@@ -449,7 +460,8 @@ impl Links {
         }
     }
 
-    /// Lets a session wait for a later turn with what it has brought, because it has had its part of this one, or because of where that goes ([`Flow::Wait`]).
+    /// Lets a session wait for a later turn with what it has brought, because it has had its part of this one, or
+    /// because of where that goes ([`Flow::Wait`]).
     pub(crate) fn fall_behind(&mut self, slot: u32, flow: Flow) {
         let (units, tick) = (self.turn_units, self.tick);
         let conn = self.slots.at(slot);
@@ -499,7 +511,8 @@ impl Links {
         }
     }
 
-    /// Whether a hot session may be read by a multishot receive, which takes many receive buffers at once from one that floods.
+    /// Whether a hot session may be read by a multishot receive, which takes many receive buffers at once from one that
+    /// floods.
     pub(crate) fn may_be_multishot(&mut self, slot: u32) -> bool {
         let scarce = self.floods > FLOODS_HOT_MAX || self.partial_bytes > self.limits.partial_total_bytes_max / 2;
         !(scarce && self.slots.at(slot).flags.has(ConnFlags::FLOODS))
@@ -521,7 +534,8 @@ impl Links {
         }
     }
 
-    /// Keeps bytes until the rest of their frame comes, or their turn. At the bound of all, others give way, see [`Links::partial_victim`].
+    /// Keeps bytes until the rest of their frame comes, or their turn. At the bound of all, others give way, see
+    /// [`Links::partial_victim`].
     pub(crate) fn keep_partial(&mut self, slot: u32, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -580,7 +594,8 @@ impl Links {
         self.partial_bytes > self.limits.partial_total_bytes_max
     }
 
-    /// Who gives way when more is kept than the shard may keep: the oldest connection without LOGIN, else the one that holds most, else `asker`.
+    /// Who gives way when more is kept than the shard may keep: the oldest connection without LOGIN, else the one that
+    /// holds most, else `asker`.
     pub(crate) fn partial_victim(&mut self, asker: u32) -> u32 {
         while let Some(id) = self.strangers.pop_front() {
             if self.slots.get(id).is_some_and(holds_as_stranger) {

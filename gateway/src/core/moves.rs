@@ -1,9 +1,11 @@
-//! A change of the view: who is lost, whose home is another one now, and the walk that tells the new homes, piece by piece.
+//! A change of the view: who is lost, whose home is another one now, and the walk that tells the new homes, piece by
+//! piece.
 //!
 //! With each view a shard
 //! - answers for what lost nodes owe, and closes the links to them;
-//! - registers its sessions with homes that do not know them, sends the messages that wait for their users after them, forgets what other
-//!   nodes had told it and is not its to know any more, and then says that this was all ([`WalkStep`]);
+//! - registers its sessions with homes that do not know them, sends the messages that wait for their users after them,
+//!   forgets what other nodes had told it and is not its to know any more, and then says that this was all
+//!   ([`WalkStep`]);
 //! - as a new home, lets messages wait until every other node has said that ([`Settling`](crate::directory::Settling)).
 
 use super::far;
@@ -22,8 +24,8 @@ use trunkline_proto::{Outcome, flags};
 use trunkline_router::membership::{NodeState, View, promise_ms};
 use trunkline_router::presence::Presence;
 
-/// How long a new home waits for the others at most; or for a lease time, if that is longer: until then a former home that is not reached may
-/// still have the view before.
+/// How long a new home waits for the others at most; or for a lease time, if that is longer: until then a former home
+/// that is not reached may still have the view before.
 const SETTLE_MS: u64 = 5_000;
 /// Views that may follow each other without one settling before all users wait.
 const VIEWS_MAX: usize = 16;
@@ -107,7 +109,8 @@ impl Shard {
         self.refuse_waiting(self.inboxes.users(), |_, origin| origin.node != NodeKey::OWN);
     }
 
-    /// Refuses what waits in the inboxes of `users`, and for views to agree, and has an origin for which `which` is true.
+    /// Refuses what waits in the inboxes of `users`, and for views to agree, and has an origin for which `which` is
+    /// true.
     fn refuse_waiting(&mut self, users: Vec<u64>, which: impl Fn(&Directory, Origin) -> bool) {
         for user in users {
             for message in self.inboxes.take_if(user, |message| which(&self.directory, message.origin)) {
@@ -135,7 +138,8 @@ impl Shard {
             self.give_up_away(owed);
         }
         if lost.iter().any(|member| self.directory.departed.has(member.key)) {
-            // Nothing of this has been delivered. If the node comes back in a new life it has told its senders that all of it failed.
+            // Nothing of this has been delivered. If the node comes back in a new life it has told its senders that all
+            // of it failed.
             let undelivered = self.directory.orphans.iter().copied().collect();
             self.refuse_waiting(undelivered, |directory, origin| directory.departed.has(origin.node));
         }
@@ -239,7 +243,8 @@ impl Shard {
         Some(WalkStep::Remotes { from: 0 })
     }
 
-    /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home from now on.
+    /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home
+    /// from now on.
     fn transfer(&mut self, user: u64, message: Unacked, node: NodeKey, shard: u16) {
         let Unacked { stamp, from, id, origin, attempts, told, keep, retry, payload, .. } = message;
         let retry = if retry || keep == Keep::Storing { flags::RETRY } else { 0 };
@@ -334,9 +339,11 @@ impl Shard {
         WalkStep::Settled { nodes: routing.others().map(|member| member.key).collect() }
     }
 
-    /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone. Returns where to go on.
+    /// Forgets remote sessions that are not this home's to know any more, and those of nodes that are gone. Returns
+    /// where to go on.
     ///
-    /// A node that is ahead of this one tells of sessions for a view that comes here later: those have to be kept, or nobody will know them.
+    /// A node that is ahead of this one tells of sessions for a view that comes here later: those have to be kept, or
+    /// nobody will know them.
     fn forget_some(&mut self, routing: &Routing, from: usize) -> Option<usize> {
         let mut slots = Vec::new();
         let settling = &self.directory.settling;
@@ -374,8 +381,8 @@ impl Shard {
         self.directory.settling.is_settled().then_some(WalkStep::Sweep { from: 0 })
     }
 
-    /// One record for each link to the node, or for each of its shards if its version knows no other. Those that were told before an error are told
-    /// again, which does no harm.
+    /// One record for each link to the node, or for each of its shards if its version knows no other. Those that were
+    /// told before an error are told again, which does no harm.
     fn say_settled_to(&mut self, member: &Member, digest: u64) -> Result<(), FarError> {
         let (node, from) = (member.key, self.shard);
         let sets = self.mesh.as_ref().map(|mesh| mesh.shard_sets(node)).unwrap_or_default();

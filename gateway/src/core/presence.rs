@@ -53,7 +53,8 @@ impl Shard {
         SessionsPage { sessions, next_slot: (end < high_water).then_some(end) }
     }
 
-    /// Tells of these sessions again, as far as they are still there. What does not fit the queue is found missing again.
+    /// Tells of these sessions again, as far as they are still there. What does not fit the queue is found missing
+    /// again.
     pub(crate) fn tell_again(&mut self, sessions: &[(u64, u64)]) {
         let Some(log) = &mut self.presence_log else { return };
         for (user, session) in sessions {

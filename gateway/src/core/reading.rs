@@ -1,6 +1,8 @@
-//! From the store to devices: where a device stands is asked for with its LOGIN, its backlog follows LOGIN_OK page by page, and SYNC asks for pages of its own.
+//! From the store to devices: where a device stands is asked for with its LOGIN, its backlog follows LOGIN_OK page by
+//! page, and SYNC asks for pages of its own.
 //!
-//! A login waits for the store for [`STORE_LOGIN_MS`] at most; then it is answered without, and the backlog follows when the store has said where the device stands.
+//! A login waits for the store for [`STORE_LOGIN_MS`] at most; then it is answered without, and the backlog follows
+//! when the store has said where the device stands.
 
 use super::far;
 use super::handshake::Welcome;
@@ -40,7 +42,8 @@ pub(crate) struct Reading {
 }
 
 impl Shard {
-    /// A login at its home: the store is asked where the device stands, with all that the device has acknowledged and all that waits for its user before the question.
+    /// A login at its home: the store is asked where the device stands, with all that the device has acknowledged and
+    /// all that waits for its user before the question.
     pub(super) fn ask_store(&mut self, slot: u32, adoptee: &Adoptee) {
         let Adoptee { user, device, class, heartbeat_secs, wish, token_end, began_us, .. } = adoptee;
         self.tell_cursors(*user);
@@ -270,8 +273,8 @@ impl Shard {
         self.go_on_with(user, session);
     }
 
-    /// A session has ended, or its device has another one: the store is told how far it got, and keeps what it was owed.
-    /// Returns the device and its cursor, if it is registered.
+    /// A session has ended, or its device has another one: the store is told how far it got, and keeps what it was
+    /// owed. Returns the device and its cursor, if it is registered.
     pub(super) fn stop_reading(&mut self, user: u64, session: u64) -> Option<(u16, u64)> {
         self.tell_cursors(user);
         let desk = self.desk.as_mut()?;
@@ -482,7 +485,8 @@ impl Shard {
         }
     }
 
-    /// A device of a user, or all of them (0), is forgotten: nothing is kept for it from now on. One that is online stays so.
+    /// A device of a user, or all of them (0), is forgotten: nothing is kept for it from now on. One that is online
+    /// stays so.
     pub(super) fn forgotten(&mut self, user: u64, device: u16) {
         let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) else { return };
         desk_of_user.readers.retain(|reader| device != 0 && reader.device != device);

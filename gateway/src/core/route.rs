@@ -1,5 +1,5 @@
-//! A message's way: from the sender's frame to the home shard of the recipient, into the outboxes of the recipient's devices, and its fate
-//! back to the sender. What of it leads to another node is in `far`.
+//! A message's way: from the sender's frame to the home shard of the recipient, into the outboxes of the recipient's
+//! devices, and its fate back to the sender. What of it leads to another node is in `far`.
 
 use super::decode::Flow;
 use super::far::{self, Path};
@@ -33,7 +33,8 @@ pub(crate) struct Routed<'a> {
 }
 
 impl Shard {
-    /// SEND: to this shard's own users at once, to others through the mailbox of their shard. While that has no room the sender waits.
+    /// SEND: to this shard's own users at once, to others through the mailbox of their shard. While that has no room
+    /// the sender waits.
     #[inline]
     pub(crate) fn send(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         if frame.id == 0 || frame.peer == 0 {
@@ -294,8 +295,8 @@ impl Shard {
         }
     }
 
-    /// Records from another shard, which took them in during that life of the node. Another life serves nothing of it: the shard may have been paused in between,
-    /// and others have told the senders that it failed.
+    /// Records from another shard, which took them in during that life of the node. Another life serves nothing of it:
+    /// the shard may have been paused in between, and others have told the senders that it failed.
     pub(crate) fn take_batch(&mut self, from_shard: u16, life: u64, bytes: &[u8]) {
         let serving = self.serving;
         self.serving &= life == self.life;
@@ -316,8 +317,8 @@ impl Shard {
         self.serving = serving;
     }
 
-    /// Sends what waits for the user's ACK to a session that has just begun: all of it to the first one of the user, and what was owed to the one whose place it
-    /// took otherwise. What finds no room follows when there is some.
+    /// Sends what waits for the user's ACK to a session that has just begun: all of it to the first one of the user,
+    /// and what was owed to the one whose place it took otherwise. What finds no room follows when there is some.
     /// `from_log`: what is kept is not among it, since the session gets that from the store.
     pub(crate) fn redeliver_to(&mut self, user: u64, slot: u32, session: u64, first: bool, from_log: bool) {
         if self.inboxes.len(user) == 0 {
@@ -392,10 +393,11 @@ impl Shard {
         self.home(user) == Home::Here
     }
 
-    /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often. A node without a lease sends
-    /// nothing again: the user may have another home by now.
+    /// Sends again what has waited too long for the user's ACK, and gives up what was sent again too often. A node
+    /// without a lease sends nothing again: the user may have another home by now.
     ///
-    /// Only what was queued counts as an attempt: what finds no room, or may still be in the queue of a slow reader, is sent when that has drained.
+    /// Only what was queued counts as an attempt: what finds no room, or may still be in the queue of a slow reader, is
+    /// sent when that has drained.
     pub(crate) fn redeliver_due(&mut self, user: u64) {
         if !self.serving {
             return;

@@ -1,7 +1,8 @@
-//! Workers' links: the services' port, SERVE, WINDOW, pushes, and the end of a link. What becomes of calls is in `calls`.
+//! Workers' links: the services' port, SERVE, WINDOW, pushes, and the end of a link. What becomes of calls is in
+//! `calls`.
 //!
-//! A link is a connection like a client's, with the same clocks, bounds and ends, but with a role of its own: it is no session, its frames are those of the
-//! services' port, and it may have more queued.
+//! A link is a connection like a client's, with the same clocks, bounds and ends, but with a role of its own: it is no
+//! session, its frames are those of the services' port, and it may have more queued.
 
 use super::Core;
 use super::decode::Flow;
@@ -131,7 +132,8 @@ impl Shard {
         self.links.mark_dirty(slot);
     }
 
-    /// Who may serve: whoever has a key with the scope of each service; without a keys file, everybody on this host and nobody else.
+    /// Who may serve: whoever has a key with the scope of each service; without a keys file, everybody on this host and
+    /// nobody else.
     fn may_serve(&mut self, slot: u32, serve: &Serve) -> Result<(), &'static str> {
         let is_local = self.links.slots.at(slot).flags.has(ConnFlags::LOCAL);
         let Some(services) = &self.services else { return Err("there are no services here") };
@@ -305,8 +307,8 @@ impl Shard {
         flow
     }
 
-    /// A worker's link is about to end. What it was to get and no byte of which the kernel has goes to another worker, whatever it is; of the rest what may be
-    /// carried out twice.
+    /// A worker's link is about to end. What it was to get and no byte of which the kernel has goes to another worker,
+    /// whatever it is; of the rest what may be carried out twice.
     pub(super) fn worker_ends(&mut self, slot: u32) {
         let now_ms = self.now.mono_ms;
         let Some(services) = &mut self.services else { return };

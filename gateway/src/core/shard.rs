@@ -1,5 +1,5 @@
-//! The state of one shard: its connections, users and messages. No I/O and no clock in here or in the steps built on it; [`super::Core`] feeds it
-//! completions and carries out what its connections are marked for.
+//! The state of one shard: its connections, users and messages. No I/O and no clock in here or in the steps built on
+//! it; [`super::Core`] feeds it completions and carries out what its connections are marked for.
 
 use super::addresses::Addresses;
 use super::kicks::Kicks;
@@ -36,7 +36,8 @@ use trunkline_router::presence::{DEFAULT_DEVICE, Embedded, Presence};
 
 /// How long a connection whose end is decided may take to read its last frames.
 const LINGER_MS: u64 = 2_000;
-/// The shard has not run for a while when so many ticks have passed since its latest turn. Each of them begins with a tick that was asked for.
+/// The shard has not run for a while when so many ticks have passed since its latest turn. Each of them begins with a
+/// tick that was asked for.
 const JUMP_TICKS: u64 = 10;
 /// A position this far ahead of the clock, in milliseconds, is not one to follow.
 const STAMP_AHEAD_MS_MAX: u64 = 60_000;
@@ -224,7 +225,8 @@ impl Shard {
         self.now = now;
         self.links.tokens.set_now(now.wall_ms);
         if let Some(cluster) = &self.cluster {
-            // With a new life comes a new view. Before that, what came over the links of the life before must not be served.
+            // With a new life comes a new view. Before that, what came over the links of the life before must not be
+            // served.
             let may_serve = cluster.state.may_serve(now.mono_ms);
             self.serving = may_serve && (self.directory.routing.is_none() || cluster.state.life() == self.life);
             self.outgoing.set_life(self.life);
@@ -232,8 +234,9 @@ impl Shard {
         self.pass(now.mono_ms / TICK_MS)
     }
 
-    /// Lets the shard's clock pass to this tick of the monotonic one. Time in which the shard did not run, because the process was stopped or had no core, is not
-    /// counted: what its connections sent meanwhile waits in their sockets, and no timer of theirs may run out before that is read. Returns whether a tick has passed.
+    /// Lets the shard's clock pass to this tick of the monotonic one. Time in which the shard did not run, because the
+    /// process was stopped or had no core, is not counted: what its connections sent meanwhile waits in their sockets,
+    /// and no timer of theirs may run out before that is read. Returns whether a tick has passed.
     fn pass(&mut self, mono_tick: u64) -> bool {
         let passed = mono_tick.saturating_sub(self.mono_tick);
         if passed == 0 {
@@ -246,11 +249,11 @@ impl Shard {
         true
     }
 
-    /// The next position in the inboxes of this shard's users: milliseconds since the epoch in the high 44 bits, a counter in the low 20,
-    /// strictly increasing even if the wall clock goes back.
+    /// The next position in the inboxes of this shard's users: milliseconds since the epoch in the high 44 bits, a
+    /// counter in the low 20, strictly increasing even if the wall clock goes back.
     pub(crate) fn next_stamp(&mut self) -> u64 {
-        // Each home of a cluster begins at a place of its own in a millisecond, so that what moves from one to another hardly ever meets its own
-        // stamp there.
+        // Each home of a cluster begins at a place of its own in a millisecond, so that what moves from one to another
+        // hardly ever meets its own stamp there.
         let floor = self.now.wall_ms << 20 | self.salt() << 10;
         self.last_stamp = floor.max(self.last_stamp + 1);
         self.last_stamp
@@ -264,7 +267,8 @@ impl Shard {
         }
     }
 
-    /// Lets the positions given out from now on be above what the store holds, which was given out here, whatever the clock says now.
+    /// Lets the positions given out from now on be above what the store holds, which was given out here, whatever the
+    /// clock says now.
     pub(super) fn follow_stamp(&mut self, stamp: u64) {
         self.last_stamp = self.last_stamp.max(stamp);
     }
@@ -277,10 +281,11 @@ impl Shard {
         user_hash(self.own_key().0 ^ u64::from(self.shard)) & 0x3FF
     }
 
-    /// The next session id for a device. When the node is alone they begin at the second of the shard's first login, in the upper half, and go
-    /// up by the number of shards: unique on the node, over restarts too, unless its clock is set back by more than it was up. In a cluster
-    /// they are milliseconds since the epoch and a counter, above that of the session that the device has anywhere, so that they order
-    /// the sessions of a device whichever home gave them; the low bits tell homes apart.
+    /// The next session id for a device. When the node is alone they begin at the second of the shard's first login, in
+    /// the upper half, and go up by the number of shards: unique on the node, over restarts too, unless its clock is
+    /// set back by more than it was up. In a cluster they are milliseconds since the epoch and a counter, above that of
+    /// the session that the device has anywhere, so that they order the sessions of a device whichever home gave them;
+    /// the low bits tell homes apart.
     pub(crate) fn next_session(&mut self, user: u64, device: &str) -> u64 {
         if self.alone {
             if self.last_session == 0 {
@@ -331,8 +336,8 @@ impl Shard {
         self.close(slot, if self.ends() { CloseReason::Draining } else { CloseReason::Overloaded });
     }
 
-    /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a connection whose end is
-    /// decided already keeps its first reason.
+    /// Decides and counts the end of a connection. What is queued for it is still sent, then the reason's BYE; a
+    /// connection whose end is decided already keeps its first reason.
     pub(crate) fn close(&mut self, slot: u32, reason: CloseReason) {
         self.close_towards(slot, reason, String::new());
     }
@@ -549,7 +554,8 @@ impl Shard {
                 self.links.wheel.arm(slot, tick + ticks(LINGER_MS));
                 self.links.mark_dirty(slot);
             }
-            // Its operations have not ended although they were cancelled: a cancel that came before its operation was known to the kernel did nothing.
+            // Its operations have not ended although they were cancelled: a cancel that came before its operation was
+            // known to the kernel did nothing.
             Phase::Finishing => {
                 conn.flags.clear(ConnFlags::READ_CANCELLED);
                 conn.flags.clear(ConnFlags::SEND_CANCELLED);
@@ -626,7 +632,8 @@ impl Shard {
         self.drain.is_some_and(|drain| drain.ends)
     }
 
-    /// Whether a drain that ends the shard has come to its end: here, and at the other shards, which may still send on to this one what other nodes send to them.
+    /// Whether a drain that ends the shard has come to its end: here, and at the other shards, which may still send on
+    /// to this one what other nodes send to them.
     pub(crate) fn drained(&self) -> bool {
         let Some(drain) = self.drain.filter(|drain| drain.ends) else { return false };
         if self.links.tick >= drain.deadline_tick {

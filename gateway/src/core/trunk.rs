@@ -1,8 +1,8 @@
-//! Connections to other nodes: dialed, accepted, handed over to the shard that has the link, read, written and closed. What goes over them is in
-//! `far`, what they are is in [`mesh`](crate::mesh).
+//! Connections to other nodes: dialed, accepted, handed over to the shard that has the link, read, written and closed.
+//! What goes over them is in `far`, what they are is in [`mesh`](crate::mesh).
 //!
-//! They have slots of the same table as the clients, in [`Phase::Mesh`], and go through the same end of a turn: all that a turn has for one
-//! node is one send.
+//! They have slots of the same table as the clients, in [`Phase::Mesh`], and go through the same end of a turn: all
+//! that a turn has for one node is one send.
 
 use super::Core;
 use crate::cluster::MeshNews;
@@ -71,7 +71,8 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Bytes of another node. They are the kernel's buffer: nothing of them is kept but the beginning of a record whose rest has not come.
+    /// Bytes of another node. They are the kernel's buffer: nothing of them is kept but the beginning of a record whose
+    /// rest has not come.
     pub(super) fn on_node_bytes(&mut self, slot: u32, buf: crate::io::BufId, len: usize) {
         let now_ms = self.shard.now.mono_ms;
         let random = match self.shard.mesh.as_ref().is_some_and(|mesh| mesh.link_of(slot).is_some()) {
@@ -157,7 +158,8 @@ impl<I: Io> Core<I> {
             return self.drive_finishing(slot);
         }
         if mesh.is_claimed(slot) {
-            // Even while an answer is on its way out: a read that began now would not end, for the peer waits, and keep the connection here.
+            // Even while an answer is on its way out: a read that began now would not end, for the peer waits, and keep
+            // the connection here.
             return self.hand_node_over(slot);
         }
         // A connection that may be handed over must not have a read that goes on by itself.

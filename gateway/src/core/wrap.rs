@@ -1,4 +1,5 @@
-//! Connections that are not native: the request by which one becomes a WebSocket, messages into frames, and the ends that each transport has of its own.
+//! Connections that are not native: the request by which one becomes a WebSocket, messages into frames, and the ends
+//! that each transport has of its own.
 
 use super::decode::Flow;
 use super::links::{Links, TICK_MS, ticks};
@@ -16,7 +17,8 @@ use trunkline_proto::websocket::{
     CONTROL_BYTES_MAX, Control, End, Inbound, Opcode, Role, close_code, put_close, put_control,
 };
 
-/// What has to be remembered of connections that are not native, by slot. A quiet one has no entry: it costs no more than a native one.
+/// What has to be remembered of connections that are not native, by slot. A quiet one has no entry: it costs no more
+/// than a native one.
 #[derive(Debug, Default)]
 pub(crate) struct Wrappings(HashMap<u32, Box<Wrapping>>);
 
@@ -188,7 +190,8 @@ impl Links {
         certified
     }
 
-    /// Takes what lies between the bytes and the frames of a connection that goes to another shard; `None` where nothing does.
+    /// Takes what lies between the bytes and the frames of a connection that goes to another shard; `None` where
+    /// nothing does.
     pub(crate) fn take_wrapped(&mut self, slot: u32) -> Option<Box<Wrapped>> {
         let wire = self.slots.at(slot).wire.layers();
         (!wire.is_native()).then(|| {
@@ -224,15 +227,16 @@ impl Links {
         self.take_wrapping(slot);
     }
 
-    /// Queues bytes that are no frame, whatever the outbox holds: for the last words of a connection, and the answer to its request.
+    /// Queues bytes that are no frame, whatever the outbox holds: for the last words of a connection, and the answer to
+    /// its request.
     fn append_raw(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
         self.slots.at(slot).wire.set(Wire::RAW);
         self.append(slot, |out| put_raw(out, write));
     }
 }
 
-/// Tick at which a session over a WebSocket that has been silent for one and a half heartbeats gets a Ping, unless it got one: a browser answers it without
-/// the page, whose timers may run once a minute only.
+/// Tick at which a session over a WebSocket that has been silent for one and a half heartbeats gets a Ping, unless it
+/// got one: a browser answers it without the page, whose timers may run once a minute only.
 pub(crate) fn ping_tick(conn: &Conn) -> Option<u32> {
     let asked = conn.wire.has(Wire::PINGED);
     let websocket = conn.wire.kind() == Wire::WEBSOCKET;
@@ -295,8 +299,8 @@ impl Shard {
         }
     }
 
-    /// The first bytes of a connection for which there is no room: they say how it is told. A request is read all the same, since a balancer may ask how this
-    /// process is.
+    /// The first bytes of a connection for which there is no room: they say how it is told. A request is read all the
+    /// same, since a balancer may ask how this process is.
     fn received_without_room(&mut self, slot: u32, bytes: &[u8]) {
         match bytes.first() {
             Some(b'G') if !self.needs_tls(slot) => {
@@ -362,7 +366,8 @@ impl Shard {
         self.close(slot, CloseReason::HttpRefused);
     }
 
-    /// Bytes of a WebSocket: the frames in its messages are handled like those of a native connection, control frames are answered.
+    /// Bytes of a WebSocket: the frames in its messages are handled like those of a native connection, control frames
+    /// are answered.
     pub(crate) fn received_messages(&mut self, slot: u32, bytes: &mut [u8]) {
         // Where nothing is remembered and nothing will have to be, nothing is allocated.
         let mut fresh = Inbound::default();
@@ -387,7 +392,8 @@ impl Shard {
         if controls > 0 {
             self.took_controls(slot, controls, &pongs);
         }
-        // What stands between native frames takes its part of a turn too: else fragments without content would cost nothing.
+        // What stands between native frames takes its part of a turn too: else fragments without content would cost
+        // nothing.
         let between = (bytes.len() - taken.native) / UNIT_BYTES;
         if between > 0 {
             self.links.spend_units(slot, between as u32);
@@ -403,8 +409,9 @@ impl Shard {
         }
     }
 
-    /// Control frames are life, and take their part of the turn and of the rate as frames do. Each Ping is answered though, whatever the rate: a client may take a
-    /// Ping that is not for a broken connection. What does not fit the outbox ends the connection as too slow.
+    /// Control frames are life, and take their part of the turn and of the rate as frames do. Each Ping is answered
+    /// though, whatever the rate: a client may take a Ping that is not for a broken connection. What does not fit the
+    /// outbox ends the connection as too slow.
     fn took_controls(&mut self, slot: u32, controls: u32, pongs: &[u8]) {
         self.links.spend(slot, controls, controls.into());
         if self.links.limits.frames_per_sec != 0 {

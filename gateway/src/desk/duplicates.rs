@@ -1,8 +1,9 @@
 //! What became of messages that were sent lately, so that one that is sent again is not taken for another.
 //!
-//! A message is known by a keyed 64-bit fingerprint of its sender, id and recipient; two of its bits hold what became of it. There are two generations: a new one
-//! begins when the present one is half of the time old or holds half of the number, and the one before is forgotten. So a message is remembered for half of the
-//! time at least, unless there are too many, and a shard pays for one insertion a message.
+//! A message is known by a keyed 64-bit fingerprint of its sender, id and recipient; two of its bits hold what became
+//! of it. There are two generations: a new one begins when the present one is half of the time old or holds half of the
+//! number, and the one before is forgotten. So a message is remembered for half of the time at least, unless there are
+//! too many, and a shard pays for one insertion a message.
 
 use crate::limits::{DUPLICATES_MAX, DUPLICATES_MS};
 use crate::wheel::ticks;
@@ -12,7 +13,8 @@ use trunkline_router::hash::user_hash;
 /// Entries of one generation.
 const GENERATION_MAX: usize = DUPLICATES_MAX / 2;
 const GENERATION_TICKS: u32 = ticks(DUPLICATES_MS / 2);
-/// Bytes that a shard's duplicates take at most: a table is up to twice as large as what it holds, with 17 bytes for each place.
+/// Bytes that a shard's duplicates take at most: a table is up to twice as large as what it holds, with 17 bytes for
+/// each place.
 pub(crate) const DUPLICATES_BYTES: u64 = 2 * 2 * GENERATION_MAX as u64 * 17;
 /// Bits of a fingerprint that hold its state.
 const STATE: u64 = 3;

@@ -1,7 +1,7 @@
 //! The way from a shard to the store's thread and back.
 //!
-//! There: the store's bounded mailbox, which wakes its thread when that sleeps. Back: a queue for each shard, as long as what it has asked; the store's thread wakes
-//! the shard's core through its eventfd, once a batch.
+//! There: the store's bounded mailbox, which wakes its thread when that sleeps. Back: a queue for each shard, as long
+//! as what it has asked; the store's thread wakes the shard's core through its eventfd, once a batch.
 
 use crate::waker::Waker;
 use crossbeam_queue::SegQueue;

@@ -1,9 +1,11 @@
-//! What one registered device that is online has of its user's inbox: what it owes an ACK for, and how far it is in the log.
+//! What one registered device that is online has of its user's inbox: what it owes an ACK for, and how far it is in the
+//! log.
 //!
-//! Two ways lead to a device. What comes while it is online is *given* to it at once. What came before is its *backlog*: the part of the log from its cursor to the
-//! position at its LOGIN, read page by page. Where a message cannot be given, because there is no room or too much waits for ACKs already, the reader is *held*:
-//! from that position on nothing is given, and when there is room again that part of the log becomes its backlog. So no position reaches a device both ways, and
-//! none neither.
+//! Two ways lead to a device. What comes while it is online is *given* to it at once. What came before is its
+//! *backlog*: the part of the log from its cursor to the position at its LOGIN, read page by page. Where a message
+//! cannot be given, because there is no room or too much waits for ACKs already, the reader is *held*: from that
+//! position on nothing is given, and when there is room again that part of the log becomes its backlog. So no position
+//! reaches a device both ways, and none neither.
 
 use std::collections::VecDeque;
 
@@ -91,8 +93,8 @@ impl Reader {
         }
     }
 
-    /// The store says where the device stands. What lies between that and the session's beginning is its backlog; and what
-    /// others have added to the log until then, up to `last`.
+    /// The store says where the device stands. What lies between that and the session's beginning is its backlog; and
+    /// what others have added to the log until then, up to `last`.
     pub(crate) fn opened(&mut self, device: u16, cursor: u64, last: u64, truncated: bool) {
         self.device = device;
         self.told = cursor;
@@ -173,7 +175,8 @@ impl Reader {
         self.held_from.is_some() && self.device != 0 && self.backlog.is_none() && self.owed.len() <= owed_max / 2
     }
 
-    /// Goes on from where it was held: what lies between there and `now` is in the log, and what comes later is given again.
+    /// Goes on from where it was held: what lies between there and `now` is in the log, and what comes later is given
+    /// again.
     pub(crate) fn resume(&mut self, now: u64) {
         let Some(after) = self.held_from.take() else { return };
         let until = now.max(after);
@@ -219,7 +222,8 @@ impl Reader {
         }
     }
 
-    /// A page has been dealt with. `complete`: nothing is left of the log behind it. Returns the backlog if it is over with that.
+    /// A page has been dealt with. `complete`: nothing is left of the log behind it. Returns the backlog if it is over
+    /// with that.
     pub(crate) fn page_over(&mut self, complete: bool) -> Option<Backlog> {
         let backlog = self.backlog.as_mut()?;
         backlog.reading = false;
@@ -244,8 +248,8 @@ impl Reader {
         self.find(stamp).is_ok_and(|at| self.owed.remove(at).is_some())
     }
 
-    /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes beside live messages, so what lies before it
-    /// may be on its way yet. Returns the positions.
+    /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes
+    /// beside live messages, so what lies before it may be on its way yet. Returns the positions.
     pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
         let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
         let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
@@ -268,7 +272,8 @@ impl Reader {
         [owed, backlog, self.held_from].into_iter().flatten().min().unwrap_or(self.given)
     }
 
-    /// The cursor, if the store, whose log ends at `last`, does not know that it has got further. It counts as told then.
+    /// The cursor, if the store, whose log ends at `last`, does not know that it has got further. It counts as told
+    /// then.
     pub(crate) fn take_news(&mut self, last: u64) -> Option<u64> {
         let news = self.has_news(last).then(|| self.cursor().min(last))?;
         self.told_before = std::mem::replace(&mut self.told, news);

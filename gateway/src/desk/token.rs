@@ -1,7 +1,9 @@
-//! What a device shows to resume its session: which registration of which user it is, under a MAC with the store's secret.
+//! What a device shows to resume its session: which registration of which user it is, under a MAC with the store's
+//! secret.
 //!
-//! It is no credential: LOGIN is checked as ever. It says that the device's position in the store is the one that this very client has worked from, which a name
-//! alone does not: a device may have been forgotten and registered anew, or the store replaced by an empty one.
+//! It is no credential: LOGIN is checked as ever. It says that the device's position in the store is the one that this
+//! very client has worked from, which a name alone does not: a device may have been forgotten and registered anew, or
+//! the store replaced by an empty one.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;

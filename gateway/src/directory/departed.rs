@@ -1,13 +1,15 @@
 //! Lives of nodes that are over: what they had under way must not arrive any more.
 //!
-//! A node that was fenced tells its senders that what others owe it has failed, and comes back in a new life. Of the life before others may still
-//! hold messages that wait for views to agree; passed on after that, they would be delivered though they were told to have failed.
+//! A node that was fenced tells its senders that what others owe it has failed, and comes back in a new life. Of the
+//! life before others may still hold messages that wait for views to agree; passed on after that, they would be
+//! delivered though they were told to have failed.
 
 use super::NodeKey;
 use hashbrown::HashSet;
 use std::collections::VecDeque;
 
-/// Lives that are remembered. What waits does so for seconds; a cluster that loses more in that time has other troubles.
+/// Lives that are remembered. What waits does so for seconds; a cluster that loses more in that time has other
+/// troubles.
 const LIVES_MAX: usize = 256;
 
 /// The latest lives that have gone from the view without having drained.

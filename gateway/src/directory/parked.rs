@@ -1,5 +1,5 @@
-//! Messages at a new home shard for users whose sessions it does not know yet: they wait until the sessions are registered or every node has
-//! said that it has no more to register.
+//! Messages at a new home shard for users whose sessions it does not know yet: they wait until the sessions are
+//! registered or every node has said that it has no more to register.
 
 use hashbrown::HashMap;
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! When to send messages again to users of this home shard who have no session on it: those with one are looked at by that session's timer.
+//! When to send messages again to users of this home shard who have no session on it: those with one are looked at by
+//! that session's timer.
 
 use hashbrown::HashMap;
 use std::collections::BTreeSet;

@@ -3,8 +3,8 @@
 use super::routing::NodeKey;
 use crate::io::ConnId;
 
-/// Set in the slot number of an entry of presence whose session is on another node; the rest is an index into [`RemoteSessions`]. Slots of
-/// connections are below 2^20.
+/// Set in the slot number of an entry of presence whose session is on another node; the rest is an index into
+/// [`RemoteSessions`]. Slots of connections are below 2^20.
 const REMOTE: u32 = 1 << 31;
 
 /// Whether a slot number of presence stands for a session on another node.
@@ -82,8 +82,8 @@ impl RemoteSessions {
         Some(session)
     }
 
-    /// Slot numbers of all sessions for which `wanted` holds, looked for among `count` places from `from` on. Returns where to go on, or
-    /// `None` at the end: a table of a million is not walked in one turn.
+    /// Slot numbers of all sessions for which `wanted` holds, looked for among `count` places from `from` on. Returns
+    /// where to go on, or `None` at the end: a table of a million is not walked in one turn.
     pub(crate) fn find(
         &self,
         from: usize,
@@ -100,7 +100,8 @@ impl RemoteSessions {
         (end < self.sessions.len()).then_some(end)
     }
 
-    /// How many sessions have been added, modulo 2^32: those with a lower [`RemoteSession::told`] came before this moment.
+    /// How many sessions have been added, modulo 2^32: those with a lower [`RemoteSession::told`] came before this
+    /// moment.
     pub(crate) fn told(&self) -> u32 {
         self.told
     }

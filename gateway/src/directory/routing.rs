@@ -4,8 +4,8 @@ use std::sync::Arc;
 use trunkline_router::hash::home_shard;
 use trunkline_router::{NodeState, Ring, View};
 
-/// Names a node and one life of it, from its start or a fence to its end or the next one; what is known about an earlier one does not count for
-/// a later one.
+/// Names a node and one life of it, from its start or a fence to its end or the next one; what is known about an
+/// earlier one does not count for a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeKey(pub(crate) u64);
 
@@ -117,8 +117,8 @@ impl Routing {
         self.others().filter(|member| next.member(member.key).is_none()).cloned().collect()
     }
 
-    /// Whether sessions of `user` on this node have to be registered (again) when `next` takes the place of this view: its home is on
-    /// another node, and is not the one that knew them.
+    /// Whether sessions of `user` on this node have to be registered (again) when `next` takes the place of this view:
+    /// its home is on another node, and is not the one that knew them.
     pub(crate) fn must_register(&self, next: &Routing, user: u64) -> bool {
         let home = next.home(user);
         matches!(home, Home::There { .. }) && (self.own != next.own || self.home(user) != home)

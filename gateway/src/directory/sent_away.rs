@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 /// A message that was handed to another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Away {
-    /// The sender's connection, and its shard: this one, unless the message waited here for a recipient whose home has moved away since.
+    /// The sender's connection, and its shard: this one, unless the message waited here for a recipient whose home has
+    /// moved away since.
     pub(crate) shard: u16,
     pub(crate) conn: ConnId,
     pub(crate) id: u64,
@@ -24,12 +25,13 @@ struct Owed {
 
 /// All messages a shard has sent away that another node is to answer.
 ///
-/// A deadline ends the wait for a node that lives and does not answer: it may have forwarded the message to one that then died. It lies behind
-/// the last redelivery that the home tries, so that a slow recipient does not run into it.
+/// A deadline ends the wait for a node that lives and does not answer: it may have forwarded the message to one that
+/// then died. It lies behind the last redelivery that the home tries, so that a slow recipient does not run into it.
 #[derive(Debug)]
 pub(crate) struct SentAway {
     owed: HashMap<Away, Owed>,
-    /// In the order of their deadlines, which are all equally far ahead. Those answered meanwhile, or sent again under their id, are skipped.
+    /// In the order of their deadlines, which are all equally far ahead. Those answered meanwhile, or sent again under
+    /// their id, are skipped.
     by_deadline: VecDeque<(u32, Away)>,
     messages_max: usize,
     wait_ticks: u32,
@@ -46,7 +48,8 @@ impl SentAway {
         self.owed.len() < self.messages_max
     }
 
-    /// Notes a message that `node` is to answer. A sender that uses an id again while the first is under way gets one answer for both.
+    /// Notes a message that `node` is to answer. A sender that uses an id again while the first is under way gets one
+    /// answer for both.
     pub(crate) fn add(&mut self, away: Away, node: NodeKey, tick: u32) {
         let deadline_tick = tick + self.wait_ticks;
         self.owed.insert(away, Owed { node, deadline_tick });

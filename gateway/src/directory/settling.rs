@@ -1,5 +1,6 @@
-//! After a change of the view a new home shard waits for the others: each shard of each other node says when it has registered all of its
-//! sessions whose home moved. Then a user who is unknown here is offline; before that nobody can tell.
+//! After a change of the view a new home shard waits for the others: each shard of each other node says when it has
+//! registered all of its sessions whose home moved. Then a user who is unknown here is offline; before that nobody can
+//! tell.
 
 use super::remote::RemoteSession;
 use super::routing::{NodeKey, Routing};
@@ -74,12 +75,14 @@ impl Settling {
         self.silent.as_deref()
     }
 
-    /// A shard of another node has registered everything for the view with this digest; `told` as of [`RemoteSessions::told`]. Whether the wait
-    /// is over, so that there may be something to forget: with this word, or before it, when it came late.
+    /// A shard of another node has registered everything for the view with this digest; `told` as of
+    /// [`RemoteSessions::told`]. Whether the wait is over, so that there may be something to forget: with this word, or
+    /// before it, when it came late.
     ///
     /// [`RemoteSessions::told`]: super::RemoteSessions::told
     pub(crate) fn said(&mut self, node: NodeKey, shard: u16, digest: u64, told: u32) -> bool {
-        // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's next view brings another.
+        // From a node that is no member, or a shard it does not have, there can be no word worth memory; a member's
+        // next view brings another.
         let Some(node) = self.nodes.get_mut(&node) else { return false };
         let Some(word) = node.shards.get_mut(usize::from(shard)) else { return false };
         let had = is_of(word, self.digest);
@@ -106,8 +109,8 @@ impl Settling {
         self.settled
     }
 
-    /// Whether a session was told of before its shard had the present view. If this node is not its home in that view, it is not its to know.
-    /// One told of since may belong to a view that has not come here.
+    /// Whether a session was told of before its shard had the present view. If this node is not its home in that view,
+    /// it is not its to know. One told of since may belong to a view that has not come here.
     pub(crate) fn is_past(&self, session: &RemoteSession) -> bool {
         let word = self.nodes.get(&session.node).and_then(|node| *node.shards.get(usize::from(session.shard))?);
         word.is_some_and(|Word { digest, told }| {

@@ -1,7 +1,7 @@
 //! `--apply` and `--rollback`: writes a profile to the kernel and to /etc, and undoes it.
 //!
-//! The record of what was there is on disk before anything is changed, and an entry in it is never replaced: whatever happens in between,
-//! a rollback leads to the state before the first apply.
+//! The record of what was there is on disk before anything is changed, and an entry in it is never replaced: whatever
+//! happens in between, a rollback leads to the state before the first apply.
 
 use super::profile::{Difference, Profile, Standing, compare, fields, sysctl_file};
 use crate::host_tree::{Found, Root};
@@ -69,7 +69,8 @@ impl Outcome {
 /// Writes what the host lacks of a profile. A setting that is better than the profile stays.
 ///
 /// # Errors
-/// When the record cannot be read or written; then nothing was changed. A single write that fails is part of the outcome.
+/// When the record cannot be read or written; then nothing was changed. A single write that fails is part of the
+/// outcome.
 pub fn apply(root: &Root, profile: Profile) -> Result<Outcome, String> {
     let differences = compare(root, profile);
     let lacking: Vec<&Difference> = differences.iter().filter(|one| one.standing == Standing::Differs).collect();
@@ -107,7 +108,8 @@ pub fn apply(root: &Root, profile: Profile) -> Result<Outcome, String> {
 /// Restores what the record says and removes it.
 ///
 /// # Errors
-/// When there is no record, or it cannot be read. A single write that fails is part of the outcome, and then the record stays.
+/// When there is no record, or it cannot be read. A single write that fails is part of the outcome, and then the record
+/// stays.
 pub fn rollback(root: &Root) -> Result<Outcome, String> {
     let Some(record) = read_record(root)? else {
         return Err(format!("there is nothing to roll back: {RECORD_FILE} is not there, so --apply changed nothing"));

@@ -83,7 +83,8 @@ pub(super) fn all(root: &Root, facts: &Facts, config: &Config, prediction: &Pred
     checks
 }
 
-/// What the gateway checks before it starts. The live probes are about this process, so a made-up tree is judged from its files alone.
+/// What the gateway checks before it starts. The live probes are about this process, so a made-up tree is judged from
+/// its files alone.
 fn start_up(root: &Root, facts: &Facts, config: &Config) -> Vec<Check> {
     let outcomes = if root.is_system() {
         startup::checks(config).into_iter().map(|check| (check.name, check.outcome)).collect()
@@ -303,8 +304,8 @@ fn clock_source(root: &Root) -> Check {
     }
 }
 
-/// Chains of the table in which the kernel finds a packet's socket. A network namespace without a table of its own shows the shared one's as
-/// a negative number.
+/// Chains of the table in which the kernel finds a packet's socket. A network namespace without a table of its own
+/// shows the shared one's as a negative number.
 fn established_table(root: &Root, target: u64) -> Check {
     const NAME: &str = "table of established connections";
     let found = root.look("/proc/sys/net/ipv4/tcp_ehash_entries");

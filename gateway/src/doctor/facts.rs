@@ -4,8 +4,8 @@ use crate::host_tree::{MemoryGroup, Root, Version};
 
 /// Bit of CAP_SYS_ADMIN in a mask of capabilities.
 const CAP_SYS_ADMIN: u32 = 21;
-/// From this kernel on a socket is charged to the control group that accepts it; before, its largest part stayed with nobody because it is
-/// made while no process runs.
+/// From this kernel on a socket is charged to the control group that accepts it; before, its largest part stayed with
+/// nobody because it is made while no process runs.
 const SOCKETS_CHARGED: (u64, u64) = (6, 12);
 
 /// Facts about a host that several checks and the prediction rest on. `None` is what it does not tell.

@@ -8,15 +8,16 @@ use crate::limits::SLOTS_RESERVED;
 use crate::shard::SHARDS_MAX;
 use serde::Serialize;
 
-/// What the kernel takes for an idle connection, measured 3,973 to 4,100 B: the budget takes the most, a prediction what is usual.
+/// What the kernel takes for an idle connection, measured 3,973 to 4,100 B: the budget takes the most, a prediction
+/// what is usual.
 const KERNEL_BYTES: u64 = 4_000;
 /// What the process takes for one, measured 140 to 200 B: slot, timer, user, and the allocator's share.
 const PROCESS_BYTES: u64 = 170;
-/// The socket proper, which kernels and groups that charge sockets to nobody leave out of a group's account: 1,638 B a connection were
-/// measured in a group of version 1.
+/// The socket proper, which kernels and groups that charge sockets to nobody leave out of a group's account: 1,638 B a
+/// connection were measured in a group of version 1.
 const SOCKET_BYTES: u64 = 2_368;
-/// What the process takes before the first connection, and each of its shards besides receive buffers, rings in the kernel included.
-/// Measured with 1 to 8 shards: 14, 18, 28 and 47 MiB with 4 MiB of buffers in each.
+/// What the process takes before the first connection, and each of its shards besides receive buffers, rings in the
+/// kernel included. Measured with 1 to 8 shards: 14, 18, 28 and 47 MiB with 4 MiB of buffers in each.
 const IDLE_PROCESS_BYTES: u64 = (9 << 20) + (512 << 10);
 const IDLE_SHARD_BYTES: u64 = 1 << 20;
 /// From here on the limit on open files of the system is none; systemd sets it to the largest number there is.
@@ -48,7 +49,8 @@ pub struct Prediction {
     pub terms: Vec<Term>,
 }
 
-/// Predicts from what the host tells and what the configuration came to. The target is only for the advice how to raise each limit.
+/// Predicts from what the host tells and what the configuration came to. The target is only for the advice how to raise
+/// each limit.
 pub fn predict(facts: &Facts, config: &Config, target: u64) -> Prediction {
     let mut terms = vec![ring_table(config, target), open_files(facts, config, target), budget(config)];
     terms.push(if config.origin("connections_max") == Origin::Default {
@@ -207,7 +209,8 @@ fn group_memory(facts: &Facts, config: &Config, target: u64) -> Option<Term> {
     Some(memory_term("the memory of the control group", group.left() + facts.own_bytes, each, config, raise))
 }
 
-/// The module may be loaded and track nothing: rules make it track. Then no connection is counted, however many there are.
+/// The module may be loaded and track nothing: rules make it track. Then no connection is counted, however many there
+/// are.
 fn conntrack(facts: &Facts, target: u64) -> Option<Term> {
     let (max, count) = facts.conntrack.filter(|(_, count)| *count > 0)?;
     Some(Term {

@@ -1,4 +1,5 @@
-//! Sessions that were not given something of a group: they are told so by HEADS as soon as their outbox has room, and ask for it with SYNC.
+//! Sessions that were not given something of a group: they are told so by HEADS as soon as their outbox has room, and
+//! ask for it with SYNC.
 
 use crate::io::ConnId;
 use hashbrown::HashMap;

@@ -1,4 +1,5 @@
-//! What the home shard of a group knows of it while it has sessions anywhere on the node, or messages on their way to the store.
+//! What the home shard of a group knows of it while it has sessions anywhere on the node, or messages on their way to
+//! the store.
 
 use hashbrown::HashMap;
 

@@ -11,7 +11,8 @@ pub(crate) enum GroupMail<'a> {
     Join { group: u64, origin: ConnId, user: u64, id: u64, leave: bool },
     /// To the home: the shard has a part of the group from now on, or none.
     Watch { group: u64, watch: bool },
-    /// From the home: a message for the part. `origin` is the session that sent it, if `shard` is the one that gets this.
+    /// From the home: a message for the part. `origin` is the session that sent it, if `shard` is the one that gets
+    /// this.
     Copy { group: u64, shard: u16, origin: ConnId, from: u64, id: u64, stamp: u64, number: u64, payload: &'a [u8] },
     /// From the home: how far the group is.
     Head { group: u64, last: u64, number: u64 },
@@ -35,7 +36,8 @@ const OK: u8 = 7;
 const REFUSED: u8 = 8;
 const ENDED: u8 = 9;
 
-/// All words have the same head: kind, a small number, a shard or code, the generation and slot of a connection, and six numbers.
+/// All words have the same head: kind, a small number, a shard or code, the generation and slot of a connection, and
+/// six numbers.
 pub(crate) const HEAD_BYTES: usize = 16 + 6 * 8;
 
 const NOBODY: ConnId = ConnId { slot: u32::MAX, generation: 0 };

@@ -1,9 +1,11 @@
 //! A shard's own sessions in each group, and frames on their way through them.
 //!
-//! What a part is to do stands in a queue: give frames to all, take a session in, tell all that something is missing. It is done in order, so a session gets what
-//! was sent after it came in and nothing from before, and the walk of a large group is spread over turns, by turns with other groups.
+//! What a part is to do stands in a queue: give frames to all, take a session in, tell all that something is missing.
+//! It is done in order, so a session gets what was sent after it came in and nothing from before, and the walk of a
+//! large group is spread over turns, by turns with other groups.
 //!
-//! A session that is in no group costs nothing but 4 B for its slot, once there are groups at all. A membership takes an entry of 12 B and 4 B in the part.
+//! A session that is in no group costs nothing but 4 B for its slot, once there are groups at all. A membership takes
+//! an entry of 12 B and 4 B in the part.
 
 use crate::io::ConnId;
 use hashbrown::HashMap;
@@ -361,7 +363,8 @@ impl Parts {
         }
     }
 
-    /// Goes on with what is on its way, for so many sessions. Returns the groups of which the shard has no part any more.
+    /// Goes on with what is on its way, for so many sessions. Returns the groups of which the shard has no part any
+    /// more.
     pub(crate) fn walk(&mut self, sessions_max: usize, sink: &mut impl Sink) -> Vec<u64> {
         let mut ended = Vec::new();
         let mut left = sessions_max;

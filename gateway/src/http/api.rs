@@ -159,7 +159,8 @@ struct DrainDescription {
     sessions_left: u64,
     /// Sessions sent away so far.
     moved: u64,
-    /// Time until all are, and when that is in seconds since the Unix epoch; absent while the node leaves the ring, before any is.
+    /// Time until all are, and when that is in seconds since the Unix epoch; absent while the node leaves the ring,
+    /// before any is.
     #[serde(skip_serializing_if = "Option::is_none")]
     ms_left: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
-//! The page for trying a node in a browser: `gateway --demo`. Its files are in the binary, and it loads nothing from elsewhere.
+//! The page for trying a node in a browser: `gateway --demo`. Its files are in the binary, and it loads nothing from
+//! elsewhere.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -55,7 +56,8 @@ impl Demo {
 
     /// Origins of the page: the names by which a browser on this host reaches the HTTP API, and its address.
     ///
-    /// An API that listens everywhere has more names than are known here; such a page connects where `--ws-origin` lists its origin.
+    /// An API that listens everywhere has more names than are known here; such a page connects where `--ws-origin`
+    /// lists its origin.
     pub fn origins(&self) -> Vec<String> {
         let http = near(self.http);
         let mut origins = vec![format!("http://{http}")];
@@ -65,7 +67,8 @@ impl Demo {
         origins
     }
 
-    /// The routes: static files for whoever reaches the API, which need no right. What the page shows of users it asks the API for.
+    /// The routes: static files for whoever reaches the API, which need no right. What the page shows of users it asks
+    /// the API for.
     pub fn router(self) -> Router {
         let page = self.clone();
         let mut router = Router::new()
@@ -96,7 +99,8 @@ impl Demo {
         ([(CACHE_CONTROL, "no-store")], Json(PageConfig { url, token: self.token })).into_response()
     }
 
-    /// Where the page's WebSocket connects, without a path. A content security policy knows no IPv6 addresses, so that of loopback is named.
+    /// Where the page's WebSocket connects, without a path. A content security policy knows no IPv6 addresses, so that
+    /// of loopback is named.
     fn websocket(&self, headers: &HeaderMap) -> String {
         let port = self.listen.port();
         match self.listen.ip() {

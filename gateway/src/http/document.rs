@@ -1,4 +1,5 @@
-//! The OpenAPI document: what is this node's own stands in `openapi.json`, and what a router answers too in that of the router.
+//! The OpenAPI document: what is this node's own stands in `openapi.json`, and what a router answers too in that of the
+//! router.
 
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;

@@ -1,15 +1,16 @@
-//! Whether the shards turn. A quiet shard has a turn every 100 ms too, so one that has had none for a while does not work any more.
+//! Whether the shards turn. A quiet shard has a turn every 100 ms too, so one that has had none for a while does not
+//! work any more.
 //!
-//! It is looked at in regular samples, and samples are what is counted: after the whole process was paused, all clocks have run on, and no
-//! shard has had its turn yet.
+//! It is looked at in regular samples, and samples are what is counted: after the whole process was paused, all clocks
+//! have run on, and no shard has had its turn yet.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Time between two samples.
 pub(super) const SAMPLE_PERIOD: Duration = Duration::from_millis(500);
-/// Samples without a turn between them after which a shard counts as stuck: 3 s, far more than the longest turn, and less than a load
-/// balancer waits before it believes a probe.
+/// Samples without a turn between them after which a shard counts as stuck: 3 s, far more than the longest turn, and
+/// less than a load balancer waits before it believes a probe.
 const STUCK_SAMPLES: u32 = 6;
 
 /// What the samples have shown, by shard.

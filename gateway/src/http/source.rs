@@ -1,4 +1,5 @@
-//! Where the answers come from that every router gives too: from the cluster, or from the shards of a node that is alone.
+//! Where the answers come from that every router gives too: from the cluster, or from the shards of a node that is
+//! alone.
 
 use super::api::ask;
 use super::{Node, NodeState, PREVIEW_WEIGHT_MAX};

@@ -1,7 +1,7 @@
 //! The receive buffers the kernel picks from: io_uring's provided-buffer ring.
 //!
-//! All memory is one page-aligned allocation, the ring's entries first, the buffers behind them. It is touched once at start, so that its
-//! size is known from the beginning and no page fault falls on the data path.
+//! All memory is one page-aligned allocation, the ring's entries first, the buffers behind them. It is touched once at
+//! start, so that its size is known from the beginning and no page fault falls on the data path.
 
 #![allow(unsafe_code)]
 
@@ -45,8 +45,9 @@ impl BufferRing {
             unsafe { memory.as_ptr().add(page).write_volatile(0) };
         }
         let mut buffers = BufferRing { memory, layout, entries, buffer_bytes, tail: 0 };
-        // SAFETY: the entries lie at the page-aligned start of `memory`, which this BufferRing owns. Its owner drops the ring, and with it
-        // the registration, before the BufferRing (field order in `Uring`), so the kernel never sees freed memory.
+        // SAFETY: the entries lie at the page-aligned start of `memory`, which this BufferRing owns. Its owner drops
+        // the ring, and with it the registration, before the BufferRing (field order in `Uring`), so the kernel never
+        // sees freed memory.
         unsafe { ring.submitter().register_buf_ring_with_flags(memory.as_ptr() as u64, entries, BUFFER_GROUP, 0)? };
         for id in 0..entries {
             buffers.release(BufId(id));
@@ -58,16 +59,18 @@ impl BufferRing {
     /// The first `len` bytes of a buffer that a completion has named and that has not been released since.
     pub(crate) fn bytes(&self, buf: BufId, len: usize) -> &[u8] {
         assert!(buf.0 < self.entries && len <= self.buffer_bytes as usize);
-        // SAFETY: in range by the assert, initialised at allocation. The kernel does not write to it: it gave the buffer away with the
-        // completion and gets it back with `release`, which needs `&mut self` and so cannot happen while the slice lives.
+        // SAFETY: in range by the assert, initialised at allocation. The kernel does not write to it: it gave the
+        // buffer away with the completion and gets it back with `release`, which needs `&mut self` and so cannot happen
+        // while the slice lives.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(self.offset(buf)), len) }
     }
 
     /// The same bytes, to be changed where they lie.
     pub(crate) fn bytes_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
         assert!(buf.0 < self.entries && len <= self.buffer_bytes as usize);
-        // SAFETY: in range by the assert, initialised at allocation. The kernel neither writes to it nor reads it: it gave the buffer away
-        // with the completion and gets it back with `release`. No other slice lives, since this borrows the whole BufferRing.
+        // SAFETY: in range by the assert, initialised at allocation. The kernel neither writes to it nor reads it: it
+        // gave the buffer away with the completion and gets it back with `release`. No other slice lives, since this
+        // borrows the whole BufferRing.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr().add(self.offset(buf)), len) }
     }
 
@@ -75,8 +78,9 @@ impl BufferRing {
     pub(crate) fn release(&mut self, buf: BufId) {
         assert!(buf.0 < self.entries);
         let index = usize::from(self.tail & (self.entries - 1));
-        // SAFETY: the index is below `entries`, so the entry lies within the allocation. The kernel reads entries below the published tail
-        // only, and this one is above it. The entry is written field by field because its last field in entry 0 is the shared tail.
+        // SAFETY: the index is below `entries`, so the entry lies within the allocation. The kernel reads entries below
+        // the published tail only, and this one is above it. The entry is written field by field because its last field
+        // in entry 0 is the shared tail.
         unsafe {
             let entry = &mut *self.memory.as_ptr().cast::<BufRingEntry>().add(index);
             entry.set_addr(self.memory.as_ptr().add(self.offset(buf)) as u64);
@@ -88,8 +92,8 @@ impl BufferRing {
 
     /// Shows the kernel what was released since the last call.
     pub(crate) fn publish(&mut self) {
-        // SAFETY: the tail lies in the first entry, at the page-aligned start of the allocation, and is two-byte aligned; the kernel only
-        // reads it. Release order makes the entries visible before the tail.
+        // SAFETY: the tail lies in the first entry, at the page-aligned start of the allocation, and is two-byte
+        // aligned; the kernel only reads it. Release order makes the entries visible before the tail.
         unsafe {
             let tail = BufRingEntry::tail(self.memory.as_ptr().cast::<BufRingEntry>()) as *mut u16;
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
@@ -104,7 +108,8 @@ impl BufferRing {
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `register`; the ring that knew the memory is gone by now (field order in `Uring`).
+        // SAFETY: allocated with this layout in `register`; the ring that knew the memory is gone by now (field order
+        // in `Uring`).
         unsafe { dealloc(self.memory.as_ptr(), self.layout) };
     }
 }

@@ -1,5 +1,5 @@
-//! The contract of [`Io`], tested on the real ring with real sockets and on the simulator alike, so that what the simulator proves of the data
-//! path holds on the kernel too.
+//! The contract of [`Io`], tested on the real ring with real sockets and on the simulator alike, so that what the
+//! simulator proves of the data path holds on the kernel too.
 
 use super::sim::{Faults, SharedWorld, SimIo, World};
 use super::uring::{RingFds, Uring};
@@ -17,8 +17,8 @@ use std::time::Duration;
 /// Rings of a rig, and listeners of each.
 const RINGS: usize = 2;
 const LISTENERS: u16 = 2;
-/// Rounds of waiting before something is given up that has to come: half a minute on the real ring, where each takes up to a millisecond a
-/// ring and a pause as long.
+/// Rounds of waiting before something is given up that has to come: half a minute on the real ring, where each takes up
+/// to a millisecond a ring and a pause as long.
 const ROUNDS_MAX: usize = 10_000;
 /// Rounds in which something that must not come would show.
 const ROUNDS_QUIET: usize = 20;
@@ -581,7 +581,8 @@ fn a_dialed_connection_is_reset_like_any_other<H: Harness>(mut rig: Rig<H>) {
 fn a_dial_nobody_listens_for_is_refused<H: Harness>(mut rig: Rig<H>) {
     rig.io(1).stop_listening(0);
     let address = rig.harness.address(1, 0);
-    // Somebody else might listen there, or a dial from the very same port connect to itself. A simulated address may be nobody's here.
+    // Somebody else might listen there, or a dial from the very same port connect to itself. A simulated address may be
+    // nobody's here.
     let held = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).ok();
     let _held = held.filter(|socket| socket.bind(&address.into()).is_ok());
     // More than the table has slots, two at a time.

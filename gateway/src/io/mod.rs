@@ -1,8 +1,10 @@
-//! What a shard asks of the operating system. `Core` is generic over [`Io`]; the real ring is [`uring`], the simulator is `sim`.
+//! What a shard asks of the operating system. `Core` is generic over [`Io`]; the real ring is [`uring`], the simulator
+//! is `sim`.
 //!
 //! The contract, the same for every implementation:
 //! - One operation of a kind at a time for each connection: one read, one send. The core keeps to that.
-//! - Every operation ends with exactly one final completion, a cancelled one too. `close` is asked for when none is left.
+//! - Every operation ends with exactly one final completion, a cancelled one too. `close` is asked for when none is
+//!   left.
 //! - A slot is given out again only after its `Closed` completion.
 //! - Nothing blocks except [`Io::enter`], and that at most as long as it was told.
 
@@ -51,7 +53,8 @@ impl HandoverToken {
     /// Bits of the whole token; what is left of 64 bits tags the completion.
     pub(crate) const BITS: u32 = 12 + Self::SLOT_BITS + GENERATION_BITS;
 
-    /// Slots are below 2^20 (the kernel's bound for a descriptor table), shards below 2^12 (checked with the configuration).
+    /// Slots are below 2^20 (the kernel's bound for a descriptor table), shards below 2^12 (checked with the
+    /// configuration).
     pub(crate) fn new(shard: u16, conn: ConnId) -> Self {
         HandoverToken(
             (u64::from(shard) << (Self::SLOT_BITS + GENERATION_BITS))
@@ -80,11 +83,13 @@ pub(crate) enum Peer {
 /// What the ring reports.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again. Who connected is told where that was asked.
+    /// A connection was accepted into `slot`. Without `more` the accept has ended and must be asked for again. Who
+    /// connected is told where that was asked.
     Accept { listener: u16, result: OpResult<u32>, more: bool, peer: Option<Peer> },
     /// A poll has ended: there is something to read, or an error to fetch.
     Readable { conn: ConnId, result: OpResult<()> },
-    /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended. `nonempty`: there was more to read; without it there may be.
+    /// Bytes came; 0 bytes are the end of the stream. Without `more` the read has ended. `nonempty`: there was more to
+    /// read; without it there may be.
     Recv { conn: ConnId, result: OpResult<usize>, buf: Option<BufId>, more: bool, nonempty: bool },
     /// The kernel took that many bytes of `buf`, counted from the offset the send was given.
     Sent { conn: ConnId, result: OpResult<usize>, buf: Vec<u8> },
@@ -128,7 +133,8 @@ pub(crate) struct IoStats {
 
 /// The operating system, seen from one shard.
 pub(crate) trait Io {
-    /// Hands over what was queued, then waits for a completion, at most `wait_micros` (below a second). Returns how many there are to take with
+    /// Hands over what was queued, then waits for a completion, at most `wait_micros` (below a second). Returns how
+    /// many there are to take with
     /// [`Io::next`].
     fn enter(&mut self, wait_micros: u32) -> usize;
     /// The next completion of this turn.
@@ -138,14 +144,16 @@ pub(crate) trait Io {
 
     /// Accepts from a listener: many connections, or one.
     fn accept(&mut self, listener: u16, multishot: bool);
-    /// Accepts one connection from a listener, and tells who that is. It costs a little more than [`Io::accept`], which cannot tell.
+    /// Accepts one connection from a listener, and tells who that is. It costs a little more than [`Io::accept`], which
+    /// cannot tell.
     fn accept_with_peer(&mut self, listener: u16);
     /// Ends the accepts of a listener.
     fn accept_cancel(&mut self, listener: u16);
-    /// Closes a listener, unless it is closed; the kernel refuses new connections from then on. Its accepts are cancelled first.
+    /// Closes a listener, unless it is closed; the kernel refuses new connections from then on. Its accepts are
+    /// cancelled first.
     fn stop_listening(&mut self, listener: u16);
-    /// Connects to an address. Ends with one [`Completion::Dialed`] with the same token, after [`DIAL_TIMEOUT_MS`] at most, a little more under
-    /// load. Tokens of dials under way are unique.
+    /// Connects to an address. Ends with one [`Completion::Dialed`] with the same token, after [`DIAL_TIMEOUT_MS`] at
+    /// most, a little more under load. Tokens of dials under way are unique.
     fn dial(&mut self, token: u32, address: SocketAddr);
     /// Waits until there is something to read.
     fn poll(&mut self, conn: ConnId);
@@ -157,15 +165,15 @@ pub(crate) trait Io {
     fn read_cancel(&mut self, conn: ConnId, read: ReadOp);
     /// Sends `buf[offset..]`; the buffer comes back with the completion.
     fn send(&mut self, conn: ConnId, buf: Vec<u8>, offset: usize) -> SendId;
-    /// Ends the sends that the next [`Io::enter`] would hand over: they complete with `ECANCELED`, and none of their bytes is sent. One that was handed over
-    /// early goes on.
+    /// Ends the sends that the next [`Io::enter`] would hand over: they complete with `ECANCELED`, and none of their
+    /// bytes is sent. One that was handed over early goes on.
     fn withdraw_sends(&mut self);
     /// Ends a send; its completion follows.
     fn send_cancel(&mut self, send: SendId);
     /// Shuts the write side: the peer sees the end of the stream after the last byte.
     fn shutdown(&mut self, conn: ConnId);
-    /// Closes the connection and frees its slot. With `reset` the kernel drops what the peer has not taken and resets the connection: otherwise it keeps those
-    /// bytes for minutes after the close, for a peer that may never read them.
+    /// Closes the connection and frees its slot. With `reset` the kernel drops what the peer has not taken and resets
+    /// the connection: otherwise it keeps those bytes for minutes after the close, for a peer that may never read them.
     fn close(&mut self, slot: u32, reset: bool);
     /// Moves the connection's descriptor to another shard's table.
     fn hand_over(&mut self, conn: ConnId, shard: u16, token: HandoverToken);

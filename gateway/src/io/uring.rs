@@ -25,8 +25,8 @@ const SQ_ENTRIES: u32 = 1_024;
 /// Completions the kernel can queue; a burst beyond it is kept in kernel memory, at a cost.
 const CQ_ENTRIES: u32 = 16_384;
 
-/// Enters of one turn that only take more completions: the kernel hands over about 20 at a time (since Linux 6.13), and what is handled in one turn
-/// shares its sends.
+/// Enters of one turn that only take more completions: the kernel hands over about 20 at a time (since Linux 6.13), and
+/// what is handled in one turn shares its sends.
 const MORE_ENTERS_MAX: u32 = 16;
 
 /// How long to leave the kernel alone that took nothing of what was submitted.
@@ -38,7 +38,8 @@ static RESET_ON_CLOSE: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
 /// Asks `IORING_OP_FILES_UPDATE` for any free slot (`IORING_FILE_INDEX_ALLOC`, since Linux 6.0).
 const ANY_SLOT: i32 = -1;
 
-/// What an operation was, in the top 8 bits of its user data. The rest names the connection, the send, the listener or the token.
+/// What an operation was, in the top 8 bits of its user data. The rest names the connection, the send, the listener or
+/// the token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Tag {
@@ -134,7 +135,8 @@ struct Accepting {
 /// Ring descriptors of all shards of the process, by shard; filled while they start.
 pub(crate) type RingFds = Arc<Vec<OnceLock<RawFd>>>;
 
-/// The data ring of one shard. Fields are dropped in this order: the ring first, then the memory the kernel knew through it.
+/// The data ring of one shard. Fields are dropped in this order: the ring first, then the memory the kernel knew
+/// through it.
 pub(crate) struct Uring {
     ring: IoUring,
     buffers: BufferRing,
@@ -211,8 +213,8 @@ impl Uring {
     /// Queues one submission.
     ///
     /// # Safety
-    /// Whatever the entry points to must stay valid until its completion (or, for data the kernel copies at submission, until the next
-    /// enter).
+    /// Whatever the entry points to must stay valid until its completion (or, for data the kernel copies at submission,
+    /// until the next enter).
     unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the caller keeps what the entry points to alive.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
@@ -242,8 +244,8 @@ impl Uring {
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             Err(error) => panic!("io_uring_enter failed, the ring is unusable: {error}"),
         }
-        // What was submitted may have completed at once. More of that than the kernel's queue holds goes through a list in kernel memory, and is lost
-        // when there is none; taken here, it never comes to that.
+        // What was submitted may have completed at once. More of that than the kernel's queue holds goes through a list
+        // in kernel memory, and is lost when there is none; taken here, it never comes to that.
         self.take_completions();
     }
 
@@ -256,7 +258,8 @@ impl Uring {
         waiting || sends || !self.batch.is_empty() || !self.ring.completion().is_empty()
     }
 
-    /// Whether what happens in the ring shall signal the eventfd: only who is about to sleep needs it. Look for work after switching it on.
+    /// Whether what happens in the ring shall signal the eventfd: only who is about to sleep needs it. Look for work
+    /// after switching it on.
     pub(crate) fn signal(&mut self, on: bool) {
         let completions = self.ring.completion();
         if on {
@@ -265,7 +268,8 @@ impl Uring {
             completions.disable_eventfd();
         }
         drop(completions);
-        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees the other.
+        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees
+        // the other.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
 
@@ -355,8 +359,9 @@ impl Uring {
                 .flags(libc::MSG_NOSIGNAL)
                 .build()
                 .user_data(Tag::Send.with(index.into()));
-            // SAFETY: the bytes are the heap memory of `buf`, which `sends` owns, untouched and unmoved, until the completion of this very
-            // send takes it out in `sent`. A ring that is dropped first (field order) has no operation left.
+            // SAFETY: the bytes are the heap memory of `buf`, which `sends` owns, untouched and unmoved, until the
+            // completion of this very send takes it out in `sent`. A ring that is dropped first (field order) has no
+            // operation left.
             unsafe { self.push(&entry) };
         }
         self.sends_next.clear();
@@ -372,7 +377,8 @@ impl Uring {
     /// Puts the connected socket of a dial into the descriptor table. Returns the dial's end if that cannot be.
     fn install(&mut self, index: u32) -> Option<Completion> {
         let dial = self.dials[index as usize].as_mut().expect("a dial ends with its last step");
-        // It was for the dial. From here on it would also break a connection whose peer lives and does not read for that long.
+        // It was for the dial. From here on it would also break a connection whose peer lives and does not read for
+        // that long.
         if let Err(error) = dial.socket.set_tcp_user_timeout(None) {
             return Some(self.dial_failed(index, error.raw_os_error().unwrap_or(libc::EIO)));
         }
@@ -380,8 +386,9 @@ impl Uring {
             .offset(ANY_SLOT)
             .build()
             .user_data(Tag::Install.with(index.into()));
-        // SAFETY: the kernel reads and writes `place` of a boxed dial that `dials` owns, unmoved and untouched until the completion of this
-        // very operation takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
+        // SAFETY: the kernel reads and writes `place` of a boxed dial that `dials` owns, unmoved and untouched until
+        // the completion of this very operation takes it out in `decode`. A ring that is dropped first (field order)
+        // has no operation left.
         unsafe { self.push(&entry) };
         None
     }
@@ -398,7 +405,8 @@ impl Uring {
 impl Accepting {
     /// Who connected. To be called when the kernel has written that.
     fn peer(self) -> Peer {
-        // SAFETY: the kernel has written a socket's address of `len` bytes, or left the zeroes it found; both are valid for the storage.
+        // SAFETY: the kernel has written a socket's address of `len` bytes, or left the zeroes it found; both are valid
+        // for the storage.
         let address = unsafe { SockAddr::new(self.address, self.len) };
         address.as_socket().map_or(Peer::Unix, Peer::Address)
     }
@@ -470,8 +478,9 @@ impl Io for Uring {
             .file_index(Some(DestinationSlot::auto_target()))
             .build()
             .user_data(Tag::AcceptWithPeer.with(index as u64));
-        // SAFETY: the kernel writes address and length of a boxed accept that `accepts` owns, unmoved and untouched until the completion of this very
-        // operation takes it out in `decode`. A ring that is dropped first (field order) has no operation left.
+        // SAFETY: the kernel writes address and length of a boxed accept that `accepts` owns, unmoved and untouched
+        // until the completion of this very operation takes it out in `decode`. A ring that is dropped first (field
+        // order) has no operation left.
         unsafe { self.push(&entry) };
     }
 
@@ -510,8 +519,9 @@ impl Io for Uring {
         let entry = opcode::Connect::new(Fd(place), dial.address.as_ptr().cast(), dial.address.len())
             .build()
             .user_data(Tag::Connect.with(index as u64));
-        // SAFETY: the kernel reads the address of a boxed dial that `dials` owns, unmoved until the completion of the dial's last step takes
-        // it out in `decode`, which is not before that of this one. A ring that is dropped first (field order) has no operation left.
+        // SAFETY: the kernel reads the address of a boxed dial that `dials` owns, unmoved until the completion of the
+        // dial's last step takes it out in `decode`, which is not before that of this one. A ring that is dropped first
+        // (field order) has no operation left.
         unsafe { self.push(&entry) };
     }
 
@@ -575,8 +585,8 @@ impl Io for Uring {
             let len = size_of::<libc::linger>() as u32;
             let level = (libc::SOL_SOCKET as u32, libc::SO_LINGER as u32);
             let entry = opcode::SetSockOpt::new(Fixed(slot), level.0, level.1, linger, len).build();
-            // Linked so that the close comes after it, and hard, so that the close comes too where the kernel does not know this operation (before 6.7): that
-            // closes without a reset.
+            // Linked so that the close comes after it, and hard, so that the close comes too where the kernel does not
+            // know this operation (before 6.7): that closes without a reset.
             let entry = entry.flags(squeue::Flags::IO_HARDLINK).user_data(Tag::Ignore.with(0));
             // Both in one submission: a link ends where a submission does.
             while self.submissions_free() < 2 {
@@ -610,8 +620,8 @@ impl Io for Uring {
     fn tick_after(&mut self, ms: u32) {
         *self.tick = Timespec::new().sec(u64::from(ms / 1_000)).nsec(ms % 1_000 * 1_000_000);
         let entry = opcode::Timeout::new(&*self.tick).flags(TimeoutFlags::empty()).build().user_data(Tag::Tick.with(0));
-        // SAFETY: the kernel copies the time when the entry is submitted; `tick` is boxed, lives as long as the ring, and is written again
-        // only after the tick's completion, which comes after the submission.
+        // SAFETY: the kernel copies the time when the entry is submitted; `tick` is boxed, lives as long as the ring,
+        // and is written again only after the tick's completion, which comes after the submission.
         unsafe { self.push(&entry) };
     }
 

@@ -1,4 +1,5 @@
-//! The one decision maker: when the lease is renewed and the view asked for, what follows from the answers, and what the shards are told.
+//! The one decision maker: when the lease is renewed and the view asked for, what follows from the answers, and what
+//! the shards are told.
 
 use super::elders::Elders;
 use super::heart::{Ask, Heart};
@@ -78,8 +79,8 @@ pub(crate) enum Action {
     Call { node: String, mesh: String },
     /// The node has a new incarnation: what was written to presence before does not count any more.
     Reincarnated(u64),
-    /// Redis has the lease again that it had lost. What else it has lost is not known: all of presence is written again, and what is there
-    /// counts on.
+    /// Redis has the lease again that it had lost. What else it has lost is not known: all of presence is written
+    /// again, and what is there counts on.
     Restored,
     /// Every shard knows a view in which the node is in the state set last.
     StateKnown,
@@ -116,7 +117,8 @@ pub(crate) struct Agent {
     was_active: bool,
     /// Those it waits for until then.
     elders: Elders,
-    /// It was fenced while it was in the ring, and is to be active again when those that may have taken over know of it.
+    /// It was fenced while it was in the ring, and is to be active again when those that may have taken over know of
+    /// it.
     returns: bool,
     /// A shard does not turn: the lease is let go, so that others take over.
     stands: bool,
@@ -160,7 +162,8 @@ impl Agent {
         }
     }
 
-    /// When Redis fails the node serves on, whether a majority of the nodes agrees or not, and takes over from those that the mesh loses.
+    /// When Redis fails the node serves on, whether a majority of the nodes agrees or not, and takes over from those
+    /// that the mesh loses.
     pub(crate) fn serve_alone(&mut self) {
         self.serves_alone = true;
         self.heart.set_outage(Outage::MeshDecides);
@@ -221,7 +224,8 @@ impl Agent {
         if self.was_active { None } else { self.elders.waits(now_ms, self.heart.lease_ms(), self.beat_ms) }
     }
 
-    /// Nodes that were here and have no lease any more, by name and mesh address, or an empty text where that is not known.
+    /// Nodes that were here and have no lease any more, by name and mesh address, or an empty text where that is not
+    /// known.
     pub(crate) fn note_ghosts(&mut self, now_ms: u64, ghosts: &[(String, String)]) {
         for (name, mesh) in ghosts.iter().filter(|(name, _)| *name != self.record.name) {
             self.elders.add(now_ms, name, mesh);
@@ -244,7 +248,8 @@ impl Agent {
         }
     }
 
-    /// A life begins after a fence. Others may have taken over, and those among them that do not reach Redis cannot know that this node is back.
+    /// A life begins after a fence. Others may have taken over, and those among them that do not reach Redis cannot
+    /// know that this node is back.
     fn begin_again(&mut self, now_ms: u64) {
         self.was_active = false;
         let view = self.heart.view();
@@ -288,7 +293,8 @@ impl Agent {
         self.next_beat_ms = now_ms;
     }
 
-    /// Whether a shard does not turn. Then the lease is not renewed, by no way: its users are better off with another node.
+    /// Whether a shard does not turn. Then the lease is not renewed, by no way: its users are better off with another
+    /// node.
     pub(crate) fn set_stands(&mut self, stands: bool) {
         if stands && !self.stands {
             tracing::error!("a shard does not turn: this node lets its lease go until it does");
@@ -305,12 +311,13 @@ impl Agent {
             && own.is_some_and(|own| own.state == NodeState::Joining)
     }
 
-    /// Active nodes that have told of another view than this node works with for long: who, since when, and whether they are most.
+    /// Active nodes that have told of another view than this node works with for long: who, since when, and whether
+    /// they are most.
     pub(crate) fn differs(&mut self, now_ms: u64) -> Option<(Vec<String>, u64, bool)> {
         let (digest, ..) = self.told?;
         let (view, lease_ms) = (self.heart.view(), self.heart.lease_ms());
-        // What the records say of the others' views is as old as the records. A peer that answers for Redis sends none of them while it works with
-        // the same view as this node.
+        // What the records say of the others' views is as old as the records. A peer that answers for Redis sends none
+        // of them while it works with the same view as this node.
         if self.heart.polled_ms().is_none_or(|polled_ms| now_ms.saturating_sub(polled_ms) > lease_ms) {
             self.sight.forget();
             return None;
@@ -356,7 +363,8 @@ impl Agent {
         self.heart.found_dead(now_ms, node, life, refused.then_some(sent_ms));
     }
 
-    /// Lets time pass and what has happened have its effect. To be called after everything that is told, and when it is due.
+    /// Lets time pass and what has happened have its effect. To be called after everything that is told, and when it is
+    /// due.
     pub(crate) fn look(&mut self, now_ms: u64) {
         if self.lacks_redis(now_ms) && !self.stands {
             self.prove(now_ms);
@@ -368,7 +376,8 @@ impl Agent {
         self.was_fenced = fenced;
         self.come_back(now_ms);
         if now_ms >= self.next_beat_ms {
-            // A beat that was missed is not made up for. What is under way from the last one is left alone: it has a bound of its own.
+            // A beat that was missed is not made up for. What is under way from the last one is left alone: it has a
+            // bound of its own.
             self.next_beat_ms = now_ms + self.beat_ms;
             self.silent = self.heart.silent(now_ms);
             if !self.stands {
@@ -425,7 +434,8 @@ impl Agent {
         }
     }
 
-    /// Finds out whether members that the mesh does not hear have ended; again and again, for another process may take their place.
+    /// Finds out whether members that the mesh does not hear have ended; again and again, for another process may take
+    /// their place.
     fn probe_the_silent(&mut self, now_ms: u64) {
         for (node, life, mesh) in self.heart.unheard() {
             self.actions.push_back(Action::Probe { node, life, mesh, sent_ms: now_ms });
@@ -513,8 +523,8 @@ impl Agent {
         }
     }
 
-    /// The view that this node was told of and its digest, for one that was told of the view with the digest `theirs`. However old it is: where
-    /// nobody has Redis, the latest view that anybody was told of is that of all.
+    /// The view that this node was told of and its digest, for one that was told of the view with the digest `theirs`.
+    /// However old it is: where nobody has Redis, the latest view that anybody was told of is that of all.
     fn seen(&self, now_ms: u64, theirs: u64) -> (u64, Seen) {
         let age_ms = now_ms.saturating_sub(self.heart.viewed_ms());
         let (digest, members) = self.heart.told(now_ms);
@@ -522,12 +532,14 @@ impl Agent {
         (digest, Seen { age_ms, digest, members })
     }
 
-    /// Keeps a peer in the view for a lease time, for it could not renew, and says so. `refused`: Redis would not renew for this node either.
+    /// Keeps a peer in the view for a lease time, for it could not renew, and says so. `refused`: Redis would not renew
+    /// for this node either.
     fn vouch(&mut self, now_ms: u64, favour: &Favour, refused: bool) {
         let Favour { life, number, digest, record, .. } = favour;
         let without = self.lacks_redis(now_ms);
-        // Others that have Redis drop whoever has no lease there, so that to promise anew to keep it would go on for ever. Unless Redis takes the
-        // lease from nobody, for where it belongs nothing is written: then none of the others drops it as long as all of them are asked.
+        // Others that have Redis drop whoever has no lease there, so that to promise anew to keep it would go on for
+        // ever. Unless Redis takes the lease from nobody, for where it belongs nothing is written: then none of the
+        // others drops it as long as all of them are asked.
         if !refused && !self.heart.has_lease(&record.name) {
             return;
         }
@@ -711,8 +723,8 @@ impl Agent {
         }
     }
 
-    /// Tells the shards of a view that differs in what matters: `tell` is given shard, view and life, and says whether there was
-    /// room. A shard whose queue is full is told the next time.
+    /// Tells the shards of a view that differs in what matters: `tell` is given shard, view and life, and says whether
+    /// there was room. A shard whose queue is full is told the next time.
     pub(crate) fn tell_shards(&mut self, mut tell: impl FnMut(usize, &Arc<View>, u64) -> bool) {
         let view = self.heart.view();
         let (incarnation, life) = (self.heart.incarnation(), self.heart.life());

@@ -1,9 +1,10 @@
 //! Who was here before, and may serve on without Redis while this node begins a life?
 //!
-//! A node that does not reach Redis serves on as long as those it knows of agree, or if it knows of nobody: it cannot learn from Redis that
-//! another has begun. So whoever begins a life, as a new process or because it was fenced, is nobody's home at first. It calls at those that
-//! were active until then, so that they stop proving themselves to themselves, and lets a lease time pass; unless Redis shows that another
-//! active node has its lease, which then knows of this one and vouches for nobody who does not.
+//! A node that does not reach Redis serves on as long as those it knows of agree, or if it knows of nobody: it cannot
+//! learn from Redis that another has begun. So whoever begins a life, as a new process or because it was fenced, is
+//! nobody's home at first. It calls at those that were active until then, so that they stop proving themselves to
+//! themselves, and lets a lease time pass; unless Redis shows that another active node has its lease, which then knows
+//! of this one and vouches for nobody who does not.
 
 use std::collections::BTreeMap;
 use trunkline_router::membership::{NodeRecord, NodeState, promise_ms};
@@ -13,7 +14,8 @@ use trunkline_router::membership::{NodeRecord, NodeState, promise_ms};
 struct Elder {
     /// Where it is called at; empty if that is not known.
     mesh: String,
-    /// When Redis last had a lease of it, or when it was first called at, if that was later. Milliseconds of [`crate::clock`], like all times here.
+    /// When Redis last had a lease of it, or when it was first called at, if that was later. Milliseconds of
+    /// [`crate::clock`], like all times here.
     leased_ms: u64,
 }
 
@@ -40,8 +42,8 @@ impl Elders {
         self.nodes.entry(name.to_owned()).or_insert_with(|| Elder { mesh: mesh.to_owned(), leased_ms: now_ms });
     }
 
-    /// Takes note of who is active by what Redis says while the node `own` is not. Those that are called at for the first time, with their
-    /// addresses.
+    /// Takes note of who is active by what Redis says while the node `own` is not. Those that are called at for the
+    /// first time, with their addresses.
     pub(super) fn note(&mut self, now_ms: u64, own: &str, records: &[NodeRecord]) -> Vec<(String, String)> {
         let mut new = Vec::new();
         (self.lead, self.polled) = (false, true);
@@ -71,9 +73,11 @@ impl Elders {
         self.nodes.clear();
     }
 
-    /// Why the node, should no other be active by what Redis says, may not be so yet; `None` if it may. `beat_ms` is the time between calls.
+    /// Why the node, should no other be active by what Redis says, may not be so yet; `None` if it may. `beat_ms` is
+    /// the time between calls.
     ///
-    /// Where nobody was here Redis may just have lost its data: the others write their leases again with their next beats.
+    /// Where nobody was here Redis may just have lost its data: the others write their leases again with their next
+    /// beats.
     pub(super) fn waits(&self, now_ms: u64, lease_ms: u64, beat_ms: u64) -> Option<String> {
         if self.lead {
             return None;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use trunkline_router::membership::{Fenced, Lease, Membership, NodeRecord, NodeState, Outage, Reach, View};
 use trunkline_router::redis::Renewal;
 
-/// The least time between two incarnations that mend presence: each costs every session a write, and 100,000 of them take as long.
+/// The least time between two incarnations that mend presence: each costs every session a write, and 100,000 of them
+/// take as long.
 const MEND_PAUSE_MS: u64 = 5_000;
 
 /// What to ask of Redis for the lease.
@@ -41,7 +42,8 @@ pub(crate) struct Heart {
     renew_failing_ms: Option<u64>,
     poll_failing_ms: Option<u64>,
     polled_ms: Option<u64>,
-    /// When the latest renewal that the node asked Redis for itself, and that worked, was sent; and the latest poll that counts.
+    /// When the latest renewal that the node asked Redis for itself, and that worked, was sent; and the latest poll
+    /// that counts.
     renewed_sent_ms: u64,
     polled_sent_ms: u64,
     /// When the latest renewal that worked was sent, by whatever way.
@@ -125,8 +127,8 @@ impl Heart {
         self.lease.lost(now_ms);
     }
 
-    /// Redis answered a renewal that this node sent at `sent_ms`. Whether it has the lease again that it had lost, so that it may have lost
-    /// more.
+    /// Redis answered a renewal that this node sent at `sent_ms`. Whether it has the lease again that it had lost, so
+    /// that it may have lost more.
     pub(crate) fn renewed(&mut self, sent_ms: u64, now_ms: u64, renewal: Renewal) -> bool {
         self.look(now_ms);
         self.renew_failing_ms = None;
@@ -150,7 +152,8 @@ impl Heart {
                 self.held_sent_ms = self.held_sent_ms.max(sent_ms);
                 self.lease.renewed(sent_ms, self.lease_ms);
             }
-            // Nobody holds the name, so nobody took over; how long the node may serve still follows from what it knew before.
+            // Nobody holds the name, so nobody took over; how long the node may serve still follows from what it knew
+            // before.
             Renewal::LostToNobody => self.gone = true,
             Renewal::LostToAnother => self.lease.lost(now_ms),
         }
@@ -164,11 +167,11 @@ impl Heart {
         self.lease.renew_failed(now_ms);
     }
 
-    /// The nodes that have a lease, as asked for at `sent_ms`. Whether the view changed in what matters, as for [`Heart::poll_failed`]
-    /// and the news of the mesh.
+    /// The nodes that have a lease, as asked for at `sent_ms`. Whether the view changed in what matters, as for
+    /// [`Heart::poll_failed`] and the news of the mesh.
     ///
-    /// What a node reads that cannot renew says nothing: a Redis that refuses writes forgets all leases in time, and nobody has died of it.
-    /// Neither does what lacks the node itself while it may serve: Redis has lost data then.
+    /// What a node reads that cannot renew says nothing: a Redis that refuses writes forgets all leases in time, and
+    /// nobody has died of it. Neither does what lacks the node itself while it may serve: Redis has lost data then.
     pub(crate) fn polled(&mut self, sent_ms: u64, now_ms: u64, records: Vec<NodeRecord>) -> bool {
         let serves = self.look(now_ms);
         self.poll_failing_ms = None;
@@ -183,7 +186,8 @@ impl Heart {
         self.membership.polled(now_ms, records)
     }
 
-    /// The nodes of a view that a peer had from Redis, as it was at `at_ms` or later. An older one than this node has says nothing.
+    /// The nodes of a view that a peer had from Redis, as it was at `at_ms` or later. An older one than this node has
+    /// says nothing.
     pub(crate) fn viewed(&mut self, at_ms: u64, now_ms: u64, records: Vec<NodeRecord>) -> bool {
         self.look(now_ms);
         let incarnation = self.lease.incarnation();
@@ -215,7 +219,8 @@ impl Heart {
         self.membership.poll_failed(now_ms)
     }
 
-    /// Peers have promised to keep this node in their views for a lease time, to a question of `sent_ms`; or nobody is there to take over.
+    /// Peers have promised to keep this node in their views for a lease time, to a question of `sent_ms`; or nobody is
+    /// there to take over.
     pub(crate) fn vouched(&mut self, sent_ms: u64, now_ms: u64) {
         if self.look(now_ms) {
             self.lease.vouched(sent_ms);
@@ -315,7 +320,8 @@ impl Heart {
         self.membership.is_reachable(node)
     }
 
-    /// The nodes that are known and that the mesh does not hear: name, life and address. Those that have ended are among them.
+    /// The nodes that are known and that the mesh does not hear: name, life and address. Those that have ended are
+    /// among them.
     pub(crate) fn unheard(&self) -> Vec<(String, u64, String)> {
         self.membership.unheard().map(|record| (record.name.clone(), record.life(), record.mesh.clone())).collect()
     }
@@ -337,7 +343,8 @@ impl Heart {
         self.polled_ms
     }
 
-    /// Since when this node has had no word of its own from Redis that counts: neither could it renew nor read the nodes later.
+    /// Since when this node has had no word of its own from Redis that counts: neither could it renew nor read the
+    /// nodes later.
     pub(crate) fn alone_since_ms(&self) -> u64 {
         self.renewed_sent_ms.min(self.polled_sent_ms)
     }
@@ -387,7 +394,8 @@ impl Heart {
         self.lease.incarnation()
     }
 
-    /// The incarnation since which this node has not been fenced; 0 before the first. What others know of it counts for one life.
+    /// The incarnation since which this node has not been fenced; 0 before the first. What others know of it counts for
+    /// one life.
     pub(crate) fn life(&self) -> u64 {
         self.life
     }

@@ -1,15 +1,18 @@
 //! What a node that has no Redis of its own asks its peers for, and what their answers prove.
 //!
-//! A peer that has Redis renews for it. Peers that cannot renew *vouch*: they promise to keep the node in their views for a lease time. What that
-//! proves is a time, that of the question, by these rules:
+//! A peer that has Redis renews for it. Peers that cannot renew *vouch*: they promise to keep the node in their views
+//! for a lease time. What that proves is a time, that of the question, by these rules:
 //!
-//! - every other member of the view has to have answered since the node last had Redis, by whatever way: one that never did may have Redis, and
-//!   drop this node. Members whose process has ended do not count, as of the time when that was last found: another may have taken its place;
-//! - an answer counts as long as both have been told of the same view: with another one the peer may take itself for the home of users that this
-//!   node has. Views pass from one to the other with the answers, the later one stays;
-//! - a member that has Redis and could not renew for this node has to have vouched itself, for only its promise keeps it from dropping the node;
-//! - of the members that have no Redis either, those that vouched and the node itself have to be more than half of the view. The others cannot
-//!   drop the node as long as they have no Redis, and when they have it again they do not drop a majority that is missing.
+//! - every other member of the view has to have answered since the node last had Redis, by whatever way: one that never
+//!   did may have Redis, and drop this node. Members whose process has ended do not count, as of the time when that was
+//!   last found: another may have taken its place;
+//! - an answer counts as long as both have been told of the same view: with another one the peer may take itself for
+//!   the home of users that this node has. Views pass from one to the other with the answers, the later one stays;
+//! - a member that has Redis and could not renew for this node has to have vouched itself, for only its promise keeps
+//!   it from dropping the node;
+//! - of the members that have no Redis either, those that vouched and the node itself have to be more than half of the
+//!   view. The others cannot drop the node as long as they have no Redis, and when they have it again they do not drop
+//!   a majority that is missing.
 //!
 //! So a view is changed by Redis alone, and served without Redis by a majority of it.
 
@@ -79,8 +82,8 @@ impl Peers {
         self.vouched.retain(|node, _| view.member(node).is_some());
     }
 
-    /// The time that is proved by what the members of `view` answered since `since_ms`, when this node last had Redis. `digest` is that of the view
-    /// it was told of.
+    /// The time that is proved by what the members of `view` answered since `since_ms`, when this node last had Redis.
+    /// `digest` is that of the view it was told of.
     pub(crate) fn proof(
         &self,
         own: &str,

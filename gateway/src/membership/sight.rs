@@ -5,7 +5,8 @@ use trunkline_router::membership::{NodeRecord, NodeState, View};
 
 /// Nodes that have gone from the view and are remembered.
 const GONE_MAX: usize = 256;
-/// Views that differ for so many lease times differ for long: a change has reached all by then, and so has Redis what they say of it.
+/// Views that differ for so many lease times differ for long: a change has reached all by then, and so has Redis what
+/// they say of it.
 const LEASES: u64 = 3;
 
 /// What a node remembers of the views before.
@@ -16,7 +17,8 @@ pub(crate) struct Sight {
     /// Nodes that have gone, in which life.
     gone: BTreeMap<String, u64>,
     flaps: u64,
-    /// The digest of the view of this node, and of active nodes that tell of another one which, and since when: none of them has changed since.
+    /// The digest of the view of this node, and of active nodes that tell of another one which, and since when: none of
+    /// them has changed since.
     digest: u64,
     differ: BTreeMap<String, (u64, u64)>,
 }
@@ -52,8 +54,9 @@ impl Sight {
         self.differ.clear();
     }
 
-    /// Looks at what the other active nodes say that they see, where this node `own` sees the view `digest`. Returns, once they have differed for
-    /// long, who differs, since when, and whether these are more than those that see the same, this node with them.
+    /// Looks at what the other active nodes say that they see, where this node `own` sees the view `digest`. Returns,
+    /// once they have differed for long, who differs, since when, and whether these are more than those that see the
+    /// same, this node with them.
     pub(crate) fn compare(
         &mut self,
         now_ms: u64,

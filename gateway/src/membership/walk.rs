@@ -2,7 +2,8 @@
 
 use crate::control::SessionsPage;
 
-/// Sessions written again in a second after an incarnation is new: a million take 50 s, and Redis has room for what else happens.
+/// Sessions written again in a second after an incarnation is new: a million take 50 s, and Redis has room for what
+/// else happens.
 const RESYNC_PER_SEC: u64 = 20_000;
 /// Most sessions of one page: what a shard tells of within some hundred microseconds.
 const PAGE_MAX: u64 = 512;
@@ -19,8 +20,8 @@ pub(crate) struct Page {
     pub(crate) max: usize,
 }
 
-/// A walk through the sessions of all shards, over and over. In a hurry after an incarnation is new; otherwise such that one round takes
-/// half of the time after which Redis drops an entry that was not written again.
+/// A walk through the sessions of all shards, over and over. In a hurry after an incarnation is new; otherwise such
+/// that one round takes half of the time after which Redis drops an entry that was not written again.
 #[derive(Debug)]
 pub(crate) struct Walk {
     shards: usize,

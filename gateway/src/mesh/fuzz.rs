@@ -16,8 +16,8 @@ struct Decoded {
     violation: Option<MeshViolation>,
 }
 
-/// Byte 0 says how the pieces begin, the rest is a stream from a peer: it comes to the same in one piece and in many, and what a record
-/// encodes to is what it was read from.
+/// Byte 0 says how the pieces begin, the rest is a stream from a peer: it comes to the same in one piece and in many,
+/// and what a record encodes to is what it was read from.
 pub fn wire_stream(data: &[u8]) {
     let Some((&pieces, stream)) = data.split_first() else { return };
     let whole = decode(std::iter::once(stream));
@@ -70,8 +70,8 @@ fn identity(name: &str) -> Identity {
     Identity { name: name.into(), incarnation: 1, versions: Versions::OWN }
 }
 
-/// Byte 0 picks the machine and how far it has come with an honest peer, the rest is what comes then: it never authenticates anybody, and an
-/// end is final.
+/// Byte 0 picks the machine and how far it has come with an honest peer, the rest is what comes then: it never
+/// authenticates anybody, and an end is final.
 pub fn handshake(data: &[u8]) {
     let Some((&pick, bytes)) = data.split_first() else { return };
     let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("long enough");

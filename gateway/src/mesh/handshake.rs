@@ -1,4 +1,5 @@
-//! The handshake of a mesh connection: each side proves that it knows the cluster's secret, and both agree where the stream goes on.
+//! The handshake of a mesh connection: each side proves that it knows the cluster's secret, and both agree where the
+//! stream goes on.
 //!
 //! ```text
 //! dialer                                   acceptor
@@ -12,15 +13,19 @@
 //! ```
 //!
 //! Invariants:
-//! - Before the other side has proved itself, a side tells its name, its versions and its nonce, and nothing else. A refusal tells no more.
-//! - Every mac covers a label, the phase, the role of its sender, the version chosen and both Hellos whole; that of an Accept also both
-//!   sides' incarnation, link and place in the stream, as far as they have been told. So none can be reflected, replayed or moved.
+//! - Before the other side has proved itself, a side tells its name, its versions and its nonce, and nothing else. A
+//!   refusal tells no more.
+//! - Every mac covers a label, the phase, the role of its sender, the version chosen and both Hellos whole; that of an
+//!   Accept also both sides' incarnation, link and place in the stream, as far as they have been told. So none can be
+//!   reflected, replayed or moved.
 //! - Macs are compared in constant time.
 //!
-//! - From version 5 on the nonces are public keys of X25519, and what follows the handshake is sealed ([`exchange`], [`seal`](super::seal)).
+//! - From version 5 on the nonces are public keys of X25519, and what follows the handshake is sealed ([`exchange`],
+//!   [`seal`](super::seal)).
 //!
-//! The machines do no I/O: bytes come in, bytes to be sent are appended to `out`. After an error `out` holds a refusal to be sent before the
-//! connection is closed. The layout of Hello and Refuse never changes, so that any two versions can tell each other apart.
+//! The machines do no I/O: bytes come in, bytes to be sent are appended to `out`. After an error `out` holds a refusal
+//! to be sent before the connection is closed. The layout of Hello and Refuse never changes, so that any two versions
+//! can tell each other apart.
 
 mod error;
 mod exchange;
@@ -47,7 +52,8 @@ pub(crate) const DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// How long each step of it may take on the side that is dialed: whoever dials has nothing to wait for.
 pub(crate) const STEP_MS_MAX: u64 = 2_000;
 
-/// Shortest secret: half the output of SHA-256, below which guessing the secret is easier than forging a mac of half length.
+/// Shortest secret: half the output of SHA-256, below which guessing the secret is easier than forging a mac of half
+/// length.
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
 /// Longest secret, so that a wrong file is noticed.
 pub(crate) const SECRET_BYTES_MAX: usize = 1_024;
@@ -515,7 +521,8 @@ pub(crate) struct Claim {
 pub(crate) enum AcceptorStep {
     /// More bytes are needed.
     More,
-    /// The dialer has proved itself: to be answered by [`Acceptor::admit`] or [`Acceptor::refuse`], on the shard that has the link.
+    /// The dialer has proved itself: to be answered by [`Acceptor::admit`] or [`Acceptor::refuse`], on the shard that
+    /// has the link.
     Claimed(Claim),
 }
 
@@ -538,7 +545,8 @@ impl Acceptor {
         Acceptor { machine, secrets, state: Accepting::Hello, step: (Progress::Nothing, now_ms) }
     }
 
-    /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again and again.
+    /// The error, once the deadline has passed, or the peer has not gone on for [`STEP_MS_MAX`]. To be asked for again
+    /// and again.
     pub(crate) fn expired(&mut self, now_ms: u64) -> Option<HandshakeError> {
         let progress = self.progress();
         if self.step.0 != progress {
@@ -579,11 +587,12 @@ impl Acceptor {
         result
     }
 
-    /// Answers a claim: with the place in the stream that [`Link::answer`](super::link::Link::answer) gives, if the dialer's incarnation is
-    /// not older than the highest one known of that node (0 for none).
+    /// Answers a claim: with the place in the stream that [`Link::answer`](super::link::Link::answer) gives, if the
+    /// dialer's incarnation is not older than the highest one known of that node (0 for none).
     ///
     /// # Errors
-    /// [`HandshakeError::StaleIncarnation`], or [`HandshakeError::OutOfTurn`] without a claim; a refusal for the peer is in `out` then.
+    /// [`HandshakeError::StaleIncarnation`], or [`HandshakeError::OutOfTurn`] without a claim; a refusal for the peer
+    /// is in `out` then.
     pub(crate) fn admit(
         &mut self,
         incarnation_known: u64,
@@ -612,7 +621,8 @@ impl Acceptor {
         })
     }
 
-    /// Turns the dialer away, as for a name or a link that this node does not know: appends the refusal, and gives the error back.
+    /// Turns the dialer away, as for a name or a link that this node does not know: appends the refusal, and gives the
+    /// error back.
     pub(crate) fn refuse(&mut self, error: HandshakeError, out: &mut Vec<u8>) -> HandshakeError {
         self.state = Accepting::Ended;
         refusal(&error, out);

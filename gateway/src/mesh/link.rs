@@ -2,23 +2,25 @@
 //!
 //! # What is kept, and who owns it
 //!
-//! Records are encoded once, into the chunk they are sent with; a chunk is one batch frame in one buffer, and that buffer is also what is sent
-//! again. [`Link::take_send`] lends it to the ring and [`Link::sent`] takes it back; meanwhile the ring owns it alone, and the link touches
-//! neither its bytes nor its memory. The chunk keeps the buffer until the peer has confirmed every record in it. One buffer is lent at a
-//! time, so a connection has one send under way, and what is queued meanwhile shares the next one.
+//! Records are encoded once, into the chunk they are sent with; a chunk is one batch frame in one buffer, and that
+//! buffer is also what is sent again. [`Link::take_send`] lends it to the ring and [`Link::sent`] takes it back;
+//! meanwhile the ring owns it alone, and the link touches neither its bytes nor its memory. The chunk keeps the buffer
+//! until the peer has confirmed every record in it. One buffer is lent at a time, so a connection has one send under
+//! way, and what is queued meanwhile shares the next one.
 //!
 //! # Streams
 //!
-//! A stream has an id and numbers its records from 0, each direction for itself. It goes on over a reconnect when both sides still have it;
-//! then chunks are sent again from the record the peer expects. It ends when either side has lost it (its node was started anew), after a
-//! violation, or by [`Link::end_stream`]: then every record that was not confirmed is given back by [`Link::take_unconfirmed`]. The one case in
-//! which a record is both received and given back: the peer had it and its confirmation had not come when the stream ended.
+//! A stream has an id and numbers its records from 0, each direction for itself. It goes on over a reconnect when both
+//! sides still have it; then chunks are sent again from the record the peer expects. It ends when either side has lost
+//! it (its node was started anew), after a violation, or by [`Link::end_stream`]: then every record that was not
+//! confirmed is given back by [`Link::take_unconfirmed`]. The one case in which a record is both received and given
+//! back: the peer had it and its confirmation had not come when the stream ended.
 //!
 //! # Bounds
 //!
-//! Records are refused beyond `bytes_max`, control records beyond `bytes_max + reserve_bytes`. What counts is all the link holds: queued, lent,
-//! sent and not confirmed, and ended but not yet given back. Buffers may be larger than what they hold, by at most as much again and
-//! 128 KiB in all.
+//! Records are refused beyond `bytes_max`, control records beyond `bytes_max + reserve_bytes`. What counts is all the
+//! link holds: queued, lent, sent and not confirmed, and ended but not yet given back. Buffers may be larger than what
+//! they hold, by at most as much again and 128 KiB in all.
 
 mod chunk;
 #[cfg(test)]
@@ -30,7 +32,8 @@ use crate::metrics::Times;
 use chunk::Chunk;
 use std::collections::VecDeque;
 
-/// A heartbeat goes out this long after the one before. It does so under load too: only heartbeats measure the round trip.
+/// A heartbeat goes out this long after the one before. It does so under load too: only heartbeats measure the round
+/// trip.
 pub(crate) const HEARTBEAT_MS: u64 = 500;
 /// A peer from which no byte came for so long is dead: five heartbeats lost, with one to spare.
 pub(crate) const DEAD_AFTER_MS: u64 = 3_000;
@@ -243,8 +246,8 @@ impl Link {
         Ok(())
     }
 
-    /// The next send: what was queued as one batch, or a confirmation or heartbeat that is due. `None` while the ring has a buffer, also
-    /// one of the connection before, and when there is nothing to say.
+    /// The next send: what was queued as one batch, or a confirmation or heartbeat that is due. `None` while the ring
+    /// has a buffer, also one of the connection before, and when there is nothing to say.
     pub(crate) fn take_send(&mut self, now_ms: u64) -> Option<Outgoing> {
         if self.lent != Lent::Nothing || self.connection.is_none() {
             return None;
@@ -297,7 +300,8 @@ impl Link {
         self.ack_bytes = 0;
     }
 
-    /// Takes the buffer of a send back, of which the connection took `taken` bytes (0 if it failed). What is left comes again from
+    /// Takes the buffer of a send back, of which the connection took `taken` bytes (0 if it failed). What is left comes
+    /// again from
     /// [`Link::take_send`].
     pub(crate) fn sent(&mut self, buf: Vec<u8>, taken: usize) {
         let (offset, of_chunk) = match std::mem::replace(&mut self.lent, Lent::Nothing) {
@@ -359,8 +363,9 @@ impl Link {
         result
     }
 
-    /// The beginning of [`Link::received`] for a caller whose handling of a record may queue others on this very link: hands out what is to be
-    /// fed with the bytes; each unit goes to [`Link::accept`], and [`Link::end_receive`] ends it. `None` when there is no connection.
+    /// The beginning of [`Link::received`] for a caller whose handling of a record may queue others on this very link:
+    /// hands out what is to be fed with the bytes; each unit goes to [`Link::accept`], and [`Link::end_receive`] ends
+    /// it. `None` when there is no connection.
     pub(crate) fn begin_receive(&mut self, now_ms: u64) -> Option<Inbound> {
         self.connection.as_mut()?.heard_ms = now_ms;
         self.attempts = 0;
@@ -451,12 +456,14 @@ impl Link {
         self.stats.rtt_us = if before == 0 { sample_us } else { before - before / 8 + sample_us / 8 };
     }
 
-    /// Where this side is in the stream: for the dialer's part of a handshake. To be asked for once the former connection has ended.
+    /// Where this side is in the stream: for the dialer's part of a handshake. To be asked for once the former
+    /// connection has ended.
     pub(crate) fn resume_state(&self) -> ResumeState {
         ResumeState { stream: self.stream, expected: self.expected }
     }
 
-    /// The acceptor's answer to a dialer: the stream goes on if both are in the same one, else a new one begins with the random id `fresh`.
+    /// The acceptor's answer to a dialer: the stream goes on if both are in the same one, else a new one begins with
+    /// the random id `fresh`.
     pub(crate) fn answer(&self, claim: ResumeState, fresh: u64) -> ResumeState {
         if claim.stream != 0 && claim.stream == self.stream && claim.expected <= self.sent_end {
             return self.resume_state();
@@ -506,8 +513,8 @@ impl Link {
         self.handed_out = 0;
     }
 
-    /// Ends the stream and the connection: the peer has a new incarnation, or is no longer a member. What was not confirmed is given back;
-    /// what is queued from now on belongs to the next stream.
+    /// Ends the stream and the connection: the peer has a new incarnation, or is no longer a member. What was not
+    /// confirmed is given back; what is queued from now on belongs to the next stream.
     pub(crate) fn end_stream(&mut self) {
         self.disconnected();
         let confirmed = self.confirmed;
@@ -520,8 +527,8 @@ impl Link {
         self.batch_seq = 0;
     }
 
-    /// Takes back what no connection has been given so far: it will not be sent, and goes to [`Link::take_unconfirmed`]. For a link that is
-    /// down; the stream goes on with what the peer may have.
+    /// Takes back what no connection has been given so far: it will not be sent, and goes to
+    /// [`Link::take_unconfirmed`]. For a link that is down; the stream goes on with what the peer may have.
     pub(crate) fn withdraw_unsent(&mut self) {
         let Some(at) = self.chunks.iter().position(|chunk| !chunk.sent) else { return };
         let unsent = self.chunks.split_off(at);
@@ -533,8 +540,9 @@ impl Link {
         self.handed_out = self.handed_out.min(self.chunks.len());
     }
 
-    /// Gives back the records of ended streams that were not confirmed, in order, each with whether the peer may have received it all the
-    /// same. A buffer that the ring still has, and all behind it, waits for the next call after [`Link::sent`].
+    /// Gives back the records of ended streams that were not confirmed, in order, each with whether the peer may have
+    /// received it all the same. A buffer that the ring still has, and all behind it, waits for the next call after
+    /// [`Link::sent`].
     pub(crate) fn take_unconfirmed(&mut self, mut each: impl FnMut(Record<'_>, bool)) {
         while let Some(chunk) = self.ended.pop_front_if(|chunk| !chunk.is_lent()) {
             self.bytes -= chunk.cost();
@@ -600,8 +608,8 @@ impl Link {
         Some(deadline.max(now_ms))
     }
 
-    /// Milliseconds to wait before the next attempt to connect: a random point of the upper half of a range that doubles with each attempt
-    /// until bytes come, within [`RECONNECT_MS_MIN`] and [`RECONNECT_MS_MAX`].
+    /// Milliseconds to wait before the next attempt to connect: a random point of the upper half of a range that
+    /// doubles with each attempt until bytes come, within [`RECONNECT_MS_MIN`] and [`RECONNECT_MS_MAX`].
     pub(crate) fn reconnect_delay_ms(&mut self, random: u64) -> u64 {
         let most = ((2 * RECONNECT_MS_MIN) << self.attempts.min(16)).min(RECONNECT_MS_MAX);
         self.attempts = self.attempts.saturating_add(1);

@@ -1,10 +1,11 @@
 //! The links of one shard: to which nodes, over which connections, and what is due on each.
 //!
-//! The shard's loop tells what becomes of connections, by slot, and asks what to send; nothing here touches a socket or reads a clock.
+//! The shard's loop tells what becomes of connections, by slot, and asks what to send; nothing here touches a socket or
+//! reads a clock.
 //!
-//! A node is *known* while it is in the view. What ends a link for good is that its node is known no more, or known under another incarnation:
-//! then what was queued for it and not confirmed is given back ([`Mesh::take_given_back`]), and so it is when a node that lives on has lost the
-//! stream.
+//! A node is *known* while it is in the view. What ends a link for good is that its node is known no more, or known
+//! under another incarnation: then what was queued for it and not confirmed is given back ([`Mesh::take_given_back`]),
+//! and so it is when a node that lives on has lost the stream.
 //!
 //! | file | what |
 //! |---|---|
@@ -36,13 +37,13 @@ pub(crate) use strangers::{GivenWay, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 
 /// Links of a shard to other nodes. Nodes to which there would be more of them are left without.
 pub(crate) const LINKS_MAX: usize = 256;
-/// Connections of the mesh a shard has slots for: links, strangers, and as many more for what has proved itself and waits for its link's shard, for
-/// what takes the place of a link's connection, and for what is being closed.
+/// Connections of the mesh a shard has slots for: links, strangers, and as many more for what has proved itself and
+/// waits for its link's shard, for what takes the place of a link's connection, and for what is being closed.
 pub(crate) const CONNECTIONS_MAX: u32 = (LINKS_MAX + 2 * STRANGERS_MAX) as u32;
 /// Nodes of which no view has told that wait to be told of. They come again.
 pub(crate) const LATER_MAX: usize = 64;
-/// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the node whose name sorts first,
-/// and no name begins with this.
+/// What a node that joins puts before its name when it calls at one that may not know of it. A link is dialed by the
+/// node whose name sorts first, and no name begins with this.
 pub(crate) const CALLER_MARK: char = '!';
 /// What is sealed for one send at most, beside what its link holds for the peer.
 const SEALED_BYTES_MAX: usize = 128 << 10;
@@ -57,10 +58,11 @@ pub(crate) struct MeshConfig {
     pub(crate) shard: u16,
     pub(crate) shards: u16,
     pub(crate) link: LinkLimits,
-    /// Bytes all links of the shard may hold, beyond which messages are refused. Half of them is for whoever needs them, the other half in
-    /// equal parts for each link: others that are slow or dead take nothing of that.
+    /// Bytes all links of the shard may hold, beyond which messages are refused. Half of them is for whoever needs
+    /// them, the other half in equal parts for each link: others that are slow or dead take nothing of that.
     pub(crate) bytes_max: usize,
-    /// After this time a peer that has been paused for all of it serves nobody any more, so that what it has received it does not deliver.
+    /// After this time a peer that has been paused for all of it serves nobody any more, so that what it has received
+    /// it does not deliver.
     pub(crate) lease_ms: u64,
 }
 
@@ -331,7 +333,8 @@ impl Mesh {
         Some(sealed)
     }
 
-    /// Opens what has come on the connection of a link that is up: `None` for one in clear, else what was in it. The memory goes back with
+    /// Opens what has come on the connection of a link that is up: `None` for one in clear, else what was in it. The
+    /// memory goes back with
     /// [`Mesh::put_opened`].
     ///
     /// # Errors
@@ -449,7 +452,8 @@ impl Mesh {
         }
     }
 
-    /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be slowed.
+    /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be
+    /// slowed.
     pub(crate) fn is_easy(&self, node: NodeKey) -> bool {
         let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
         let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());

@@ -1,16 +1,18 @@
 //! What two nodes say to each other once a handshake is over, sealed: nobody on the way reads it or changes it.
 //!
-//! Each side draws a key pair of X25519 for the connection; the public halves are the nonces of the two Hellos, which every mac of the handshake
-//! covers. What both then know, mixed with the cluster's secret, gives a key for each direction. So whoever learns the secret later does not read
-//! what was recorded before, and whoever breaks X25519 still lacks the secret.
+//! Each side draws a key pair of X25519 for the connection; the public halves are the nonces of the two Hellos, which
+//! every mac of the handshake covers. What both then know, mixed with the cluster's secret, gives a key for each
+//! direction. So whoever learns the secret later does not read what was recorded before, and whoever breaks X25519
+//! still lacks the secret.
 //!
 //! ```text
 //! record  length u16 (what follows, tag included), ciphertext, tag [16]
 //! ```
 //!
-//! AES-256-GCM; the nonce is the direction's initialization vector, and over its end the number of the record; the length is authenticated with
-//! it. After [`RECORDS_PER_KEY`] records the direction goes on with the next key, which both sides derive from the one before: at 2^24.5 full
-//! records AES-GCM begins to give something away (RFC 8446, section 5.5).
+//! AES-256-GCM; the nonce is the direction's initialization vector, and over its end the number of the record; the
+//! length is authenticated with it. After [`RECORDS_PER_KEY`] records the direction goes on with the next key, which
+//! both sides derive from the one before: at 2^24.5 full records AES-GCM begins to give something away (RFC 8446,
+//! section 5.5).
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use hmac::{Hmac, Mac};

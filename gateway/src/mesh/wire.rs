@@ -13,8 +13,8 @@
 //!
 //! Since version 5 what comes behind the handshake is sealed, see the module [`seal`](super::seal).
 //!
-//! `ack` is the sequence number of the next record its sender expects. An unknown kind of frame is a violation; an unknown kind of record is
-//! counted and skipped, so that a newer version of a node can add some.
+//! `ack` is the sequence number of the next record its sender expects. An unknown kind of frame is a violation; an
+//! unknown kind of record is counted and skipped, so that a newer version of a node can add some.
 
 mod record;
 #[cfg(test)]
@@ -34,7 +34,8 @@ pub(crate) const SEALED_SINCE: u16 = 5;
 
 /// Bytes of a batch before its first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 21;
-/// A batch takes no further record beyond this: what one send carries, and what has to be sent again at most for one lost byte.
+/// A batch takes no further record beyond this: what one send carries, and what has to be sent again at most for one
+/// lost byte.
 pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Longest frame: a batch of one record of the greatest length.
 pub(crate) const FRAME_BYTES_MAX: usize = BATCH_HEADER_BYTES + RECORD_BYTES_MAX;
@@ -148,8 +149,8 @@ impl fmt::Display for MeshViolation {
 
 impl std::error::Error for MeshViolation {}
 
-/// A number for a node's life: the first 8 bytes, big-endian, of SHA-256 over `"trunkline node\0"`, the incarnation in 8 big-endian bytes
-/// and the name. Part of the protocol between nodes: a change of it is a change of that.
+/// A number for a node's life: the first 8 bytes, big-endian, of SHA-256 over `"trunkline node\0"`, the incarnation in
+/// 8 big-endian bytes and the name. Part of the protocol between nodes: a change of it is a change of that.
 pub(crate) fn node_key(name: &str, incarnation: u64) -> u64 {
     let hash =
         Sha256::new().chain_update(b"trunkline node\0").chain_update(incarnation.to_be_bytes()).chain_update(name);
@@ -391,8 +392,8 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
-/// The receiving end of a connection's bytes: units out of pieces. Only a unit that is split between pieces is copied, so at most one record
-/// is kept.
+/// The receiving end of a connection's bytes: units out of pieces. Only a unit that is split between pieces is copied,
+/// so at most one record is kept.
 #[derive(Debug, Default)]
 pub(crate) struct Inbound {
     /// The beginning of a unit.

@@ -1,15 +1,18 @@
 //! Certificates that change on disk are noticed without anybody's asking: programs that renew them only write files.
 //!
-//! The files are looked at from time to time. That works on every file system, for files that are replaced and for links that lead elsewhere from then on.
+//! The files are looked at from time to time. That works on every file system, for files that are replaced and for
+//! links that lead elsewhere from then on.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Pause between two looks. A certificate and its key are written one after the other, so a change counts when the next look has seen no other.
+/// Pause between two looks. A certificate and its key are written one after the other, so a change counts when the next
+/// look has seen no other.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What shows that a file was written, or that another is in its place: inode, seconds and nanoseconds of the last change, length. `None` where there is none.
+/// What shows that a file was written, or that another is in its place: inode, seconds and nanoseconds of the last
+/// change, length. `None` where there is none.
 type Stamp = Option<(u64, i64, i64, u64)>;
 
 /// What was seen in one look.
@@ -46,7 +49,8 @@ impl Watch {
     }
 }
 
-/// Looks at the files that `paths` names until it names none any more, and calls `changed` when they have changed and lie still again. Blocks.
+/// Looks at the files that `paths` names until it names none any more, and calls `changed` when they have changed and
+/// lie still again. Blocks.
 pub(super) fn watch(mut paths: impl FnMut() -> Option<Vec<PathBuf>>, mut changed: impl FnMut()) {
     let mut watch = Watch::default();
     while let Some(paths) = paths() {
@@ -67,7 +71,8 @@ mod tests {
         std::fs::create_dir_all(&folder).expect("a folder");
         let paths = ["cert", "key"].map(|name| folder.join(name)).to_vec();
         let write = |at: usize, text: &str| {
-            // In its place rather than over it: two writes within one tick of the file system's clock differ by the inode.
+            // In its place rather than over it: two writes within one tick of the file system's clock differ by the
+            // inode.
             let new = folder.join("new");
             std::fs::write(&new, text).expect("a file");
             std::fs::rename(&new, &paths[at]).expect("a rename");

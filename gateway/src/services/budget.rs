@@ -1,4 +1,5 @@
-//! How many calls may be sent again: a fifth of those that come, and ten a second besides, so that retries never double the load of workers in trouble.
+//! How many calls may be sent again: a fifth of those that come, and ten a second besides, so that retries never double
+//! the load of workers in trouble.
 
 /// Thousandths of a retry that each call brings, and each millisecond.
 const PER_CALL: u64 = 200;

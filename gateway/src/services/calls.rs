@@ -1,7 +1,7 @@
 //! Open calls at the shard of the worker's link, in the order in which their time ends.
 //!
-//! A service has one time-out, so the calls of a service end in the order in which they came: a list through the table, from which each call leaves at once
-//! when it is answered. Nothing has to be searched for, and nothing is left behind.
+//! A service has one time-out, so the calls of a service end in the order in which they came: a list through the table,
+//! from which each call leaves at once when it is answered. Nothing has to be searched for, and nothing is left behind.
 
 use crate::io::ConnId;
 use trunkline_router::balance::ServerId;

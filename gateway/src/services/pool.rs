@@ -71,7 +71,8 @@ impl Pool {
         self.instances.iter().filter(|instance| instance.window > 0).count().try_into().unwrap_or(u16::MAX)
     }
 
-    /// A link of an instance: the first, or one more. What the newest says of weight and backup holds for all. False if the balancer takes no more.
+    /// A link of an instance: the first, or one more. What the newest says of weight and backup holds for all. False if
+    /// the balancer takes no more.
     pub(crate) fn add_link(&mut self, name: &str, slot: u32, weight: u32, backup: bool, now_ms: u64) -> bool {
         match self.instances.iter_mut().find(|instance| *instance.name == *name) {
             Some(instance) => {

@@ -1,4 +1,5 @@
-//! What is said of a service beforehand. A service of which nothing is said has the defaults, and exists as soon as a worker serves it.
+//! What is said of a service beforehand. A service of which nothing is said has the defaults, and exists as soon as a
+//! worker serves it.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,14 +1,17 @@
-//! Groups on simulated I/O: members come, go, send and stop reading, the store is late or fails, and the node is killed and starts again.
+//! Groups on simulated I/O: members come, go, send and stop reading, the store is late or fails, and the node is killed
+//! and starts again.
 //!
 //! `TRUNKLINE_SIM_GROUPS_SEED=7 cargo test -p trunkline-gateway --lib every_member -- --nocapture` replays run 7.
 //!
 //! Properties:
-//! 1. what counts as stored is in the group's log by the end, and so is what any member was given, unless it is never stored;
+//! 1. what counts as stored is in the group's log by the end, and so is what any member was given, unless it is never
+//!    stored;
 //! 2. on a session stamps of a group rise, and its numbers follow each other unless something is missing;
 //! 3. a message never comes back to the session that sent it, and SELF stands on the user's own and on nothing else;
 //! 4. who has left gets nothing, until it joins again;
 //! 5. a message is answered once at most on a session, and by the end once;
-//! 6. at rest every device of a member has all that was stored since its user joined: what it was not given it was told of, and has asked for.
+//! 6. at rest every device of a member has all that was stored since its user joined: what it was not given it was told
+//!    of, and has asked for.
 
 use super::inbox::store::SimStore;
 use super::node::{Node, NodeConfig};

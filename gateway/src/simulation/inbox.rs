@@ -1,9 +1,12 @@
-//! Inboxes on simulated I/O: devices that come, go and acknowledge as they like, a store that is late or out of order, and a node that is killed and starts again.
+//! Inboxes on simulated I/O: devices that come, go and acknowledge as they like, a store that is late or out of order,
+//! and a node that is killed and starts again.
 //!
-//! `TRUNKLINE_SIM_INBOX_SEED=7 cargo test -p trunkline-gateway --lib nothing_acknowledged -- --nocapture` replays run 7.
+//! `TRUNKLINE_SIM_INBOX_SEED=7 cargo test -p trunkline-gateway --lib nothing_acknowledged -- --nocapture` replays run
+//! 7.
 //!
 //! Properties:
-//! 1. what counts as stored reaches every device that was registered when it was sent, or the device is told that something is gone;
+//! 1. what counts as stored reaches every device that was registered when it was sent, or the device is told that
+//!    something is gone;
 //! 2. a message that is sent once on a session is answered there once at most, and by the end once;
 //! 3. no cursor in the store passes a message that its device has not acknowledged;
 //! 4. of a backlog no more is unacknowledged at a time than LOGIN asked for, and it comes in order;
@@ -537,7 +540,8 @@ impl Run {
                 self.ledger.delivered(id, frame.id, frame.peer);
                 let replay = frame.flags & flags::REPLAY != 0;
                 let session = &mut self.sessions[index];
-                // What was refused may have been given before that; and which of two connections is read first is not known.
+                // What was refused may have been given before that; and which of two connections is read first is not
+                // known.
                 if !replay && frame.flags & flags::AGAIN == 0 && self.calm && self.writes[&frame.id] == 1 {
                     assert!(session.fresh.insert(frame.id), "{} came twice, and not again: {frame:?}", frame.id);
                 }

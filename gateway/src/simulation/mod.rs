@@ -1,12 +1,13 @@
 //! The gateway's data path on simulated I/O: random clients, random faults, and properties that hold whatever happens.
 //!
-//! A seed decides everything about a run: `TRUNKLINE_SIM_SEED=7 cargo test -p trunkline-gateway --lib simulation_holds -- --nocapture`
-//! replays run 7 and prints all that happens in it. `TRUNKLINE_SIM_SEEDS=5000` tries that many.
+//! A seed decides everything about a run: `TRUNKLINE_SIM_SEED=7 cargo test -p trunkline-gateway --lib simulation_holds
+//! -- --nocapture` replays run 7 and prints all that happens in it. `TRUNKLINE_SIM_SEEDS=5000` tries that many.
 //!
 //! Properties, next to what [`SimIo`](crate::io::sim::SimIo) asserts of the shards' use of the ring:
-//! - each client gets only what the protocol allows where it stands, undamaged, meant for the user it logged in as, and in order (`session`);
-//! - a message with ACK is answered once, to the session that sent it; with no limit low, each message between sessions that last
-//!   arrives (`ledger`, `crowd`);
+//! - each client gets only what the protocol allows where it stands, undamaged, meant for the user it logged in as, and
+//!   in order (`session`);
+//! - a message with ACK is answered once, to the session that sent it; with no limit low, each message between sessions
+//!   that last arrives (`ledger`, `crowd`);
 //! - no shard sleeps while there is something for it to do; nothing is left of connections that are gone (`node`);
 //! - every connection and every message is counted once (here).
 
@@ -180,7 +181,8 @@ impl Run {
         }
     }
 
-    /// A drain that is called off; the shards hear of both one after the other. One in the middle of the traffic may last until the end.
+    /// A drain that is called off; the shards hear of both one after the other. One in the middle of the traffic may
+    /// last until the end.
     fn drain_for_a_while(&mut self) {
         const APART_MS_MAX: u64 = 40;
         self.crowd.draining = true;
@@ -345,8 +347,8 @@ fn run_many(
     (counts.into_inner().unwrap(), failures)
 }
 
-/// Replays the seed that the environment variable names, or tries the first 200, or as many as the variable with an S behind says. Panics if one
-/// does not hold, or if something that must occur did not.
+/// Replays the seed that the environment variable names, or tries the first 200, or as many as the variable with an S
+/// behind says. Panics if one does not hold, or if something that must occur did not.
 fn try_seeds(variable: &str, test: &str, run: impl Fn(u64, bool) -> Report + Sync, must_occur: &[&str]) {
     try_so_many_seeds(variable, test, 200, run, must_occur);
 }

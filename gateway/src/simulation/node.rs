@@ -99,8 +99,8 @@ impl Node {
             services,
         } = config;
         let mail = mailboxes(shards);
-        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and those of a cluster, have
-        // none, and accept by multishot.
+        // Nobody is turned away by it; that every connection leaves it is checked at the end. Every other node, and
+        // those of a cluster, have none, and accept by multishot.
         let limits_of_addresses = PerAddress { open_max: u32::MAX, per_sec: 0, addresses_max: u32::MAX };
         let address_book =
             if seed % 2 == 0 && cluster.is_none() { AddressBook::new(limits_of_addresses).map(Arc::new) } else { None };
@@ -181,7 +181,8 @@ impl Node {
         sessions.map(|entry| (entry.device().to_owned(), entry.session))
     }
 
-    /// Whether a shard acts as the home of a user whenever the node may serve: it would deliver what comes for the user.
+    /// Whether a shard acts as the home of a user whenever the node may serve: it would deliver what comes for the
+    /// user.
     pub(super) fn is_home(&self, user: u64) -> bool {
         let shard = trunkline_router::hash::home_shard(user, self.seats.len() as u32) as usize;
         let shard = &self.seats[shard].core.shard;
@@ -292,7 +293,8 @@ impl Node {
         }
     }
 
-    /// Panics unless every shard is as empty as it began. `stopped`: the shards were drained, and letters to one that had stopped stay.
+    /// Panics unless every shard is as empty as it began. `stopped`: the shards were drained, and letters to one that
+    /// had stopped stay.
     pub(super) fn check_empty(&self, stopped: bool) {
         for (shard, seat) in self.seats.iter().enumerate() {
             let Seat { core, stats, .. } = seat;

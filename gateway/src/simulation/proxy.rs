@@ -3,7 +3,8 @@
 use crate::io::sim::Rng;
 use crate::transport::networks::Proxies;
 
-/// The proxies of a node all of whose simulated clients come through one, see [`World::client_address`](crate::io::sim::World::client_address).
+/// The proxies of a node all of whose simulated clients come through one, see
+/// [`World::client_address`](crate::io::sim::World::client_address).
 pub(super) fn all_clients() -> Proxies {
     Proxies { networks: vec!["11.0.0.0/8".parse().expect("a network")], unix: false }
 }

@@ -103,8 +103,9 @@ impl Scenario {
         }
     }
 
-    /// Time after which everything under way has come to an end, faults being over: redelivery until it is given up, full outboxes,
-    /// lingering closes, some ticks, and at most `logins` in the accept backlog, those of clients that have gone included.
+    /// Time after which everything under way has come to an end, faults being over: redelivery until it is given up,
+    /// full outboxes, lingering closes, some ticks, and at most `logins` in the accept backlog, those of clients that
+    /// have gone included.
     pub(super) fn settle_ms(&self, logins: u64) -> u64 {
         let attempts = u64::from(self.limits.redeliver_attempts_max) + 2;
         let redelivery = attempts * (self.limits.redeliver_ms + 200);

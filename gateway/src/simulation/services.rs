@@ -1,9 +1,10 @@
-//! Calls and workers on simulated I/O: workers that answer late, in parts or not at all, refuse, drain, shrink away and break off; callers that leave; connections
-//! that break by themselves.
+//! Calls and workers on simulated I/O: workers that answer late, in parts or not at all, refuse, drain, shrink away and
+//! break off; callers that leave; connections that break by themselves.
 //!
 //! Properties:
 //! - a call gets exactly one last REPLY while its session lasts;
-//! - a status that says that nothing was carried out is true, and what is not SAFE reaches a worker that begins it once, what is SAFE twice at most;
+//! - a status that says that nothing was carried out is true, and what is not SAFE reaches a worker that begins it
+//!   once, what is SAFE twice at most;
 //! - a worker never has more requests than its window, and hears of each whose caller is gone or whose time is over;
 //! - nothing is left of it when all have gone, and every call is counted once.
 

@@ -53,12 +53,14 @@ pub(super) struct Session {
     pub(super) stage: Stage,
     pub(super) opened_us: u64,
     pub(super) wrote_us: u64,
-    /// The longest time it wrote nothing. A client that reads slowly may write again before it finds the BYE it got for that.
+    /// The longest time it wrote nothing. A client that reads slowly may write again before it finds the BYE it got for
+    /// that.
     pub(super) silence_us: u64,
     pub(super) next_seq: u64,
     /// Reads what comes.
     pub(super) reading: bool,
-    /// It did not read for a while, or its window is small: it may not get the last frames in the time a closing connection has.
+    /// It did not read for a while, or its window is small: it may not get the last frames in the time a closing
+    /// connection has.
     pub(super) slow: bool,
     /// It has not read for a while.
     pub(super) stopped: bool,

@@ -58,7 +58,8 @@ impl WebSocketEnd {
         (WebSocketEnd { asked: true, left: true, ..WebSocketEnd::new() }, OTHER_REQUEST)
     }
 
-    /// Makes a message of `frames`, in fragments with Pings between, behind the request if that was not sent. `quiet` sends no Pings.
+    /// Makes a message of `frames`, in fragments with Pings between, behind the request if that was not sent. `quiet`
+    /// sends no Pings.
     pub(super) fn wrap(&mut self, frames: &[u8], rng: &mut Rng, quiet: bool) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.left {
@@ -170,7 +171,8 @@ impl WebSocketEnd {
         }
     }
 
-    /// Panics unless a connection that has come to its end was closed as it should be. `bye` is the reason that was told before.
+    /// Panics unless a connection that has come to its end was closed as it should be. `bye` is the reason that was
+    /// told before.
     pub(super) fn check_close(&self, bye: Option<Code>) {
         if let (Some(code), Some(bye)) = (self.close, bye) {
             assert_eq!(code, Some(close_code::BYE_BASE + bye.as_u16()));

@@ -1,5 +1,5 @@
-//! The corpus of the fuzz targets for transports, replayed. Its seeds are written by this file: after a change to them run
-//! `cargo test -p trunkline-gateway --lib -- --ignored write_the_seeds_of_transports`.
+//! The corpus of the fuzz targets for transports, replayed. Its seeds are written by this file: after a change to them
+//! run `cargo test -p trunkline-gateway --lib -- --ignored write_the_seeds_of_transports`.
 
 use super::fuzz;
 use super::proxy::V2_SIGN;

@@ -1,4 +1,5 @@
-//! The bodies of the fuzz targets for transports, beside the code they attack. Tests run them over random bytes and their corpus.
+//! The bodies of the fuzz targets for transports, beside the code they attack. Tests run them over random bytes and
+//! their corpus.
 
 use super::upgrade::{FIELDS_MAX, HEAD_BYTES_MAX, Refusal, Request, Rules};
 use super::{Opening, opening, proxy, upgrade};
@@ -24,7 +25,8 @@ pub fn proxy_header(bytes: &[u8]) {
     }
 }
 
-/// Byte 0 picks the pieces, the rest is a request: it is answered alike in one piece and in many, and every answer is HTTP.
+/// Byte 0 picks the pieces, the rest is a request: it is answered alike in one piece and in many, and every answer is
+/// HTTP.
 pub fn upgrade_head(data: &[u8]) {
     let Some((&first, bytes)) = data.split_first() else { return };
     let cookie = Some("token".to_owned());

@@ -75,7 +75,8 @@ fn wide_mask(bits: u8) -> u128 {
 }
 
 impl Network {
-    /// Whether the address is of this network. An IPv4 address in the form of an IPv6 one (`::ffff:192.0.2.7`) counts as what it is.
+    /// Whether the address is of this network. An IPv4 address in the form of an IPv6 one (`::ffff:192.0.2.7`) counts
+    /// as what it is.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let own = self.address.to_canonical();

@@ -1,6 +1,6 @@
 //! From an outbox to what is sent. An outbox holds native frames, whatever the transport, so that what it holds is
-//! counted and bounded alike; here, once for each send, they become what the transport carries: messages of a WebSocket,
-//! and of either the records of TLS.
+//! counted and bounded alike; here, once for each send, they become what the transport carries: messages of a
+//! WebSocket, and of either the records of TLS.
 
 use super::tls::{Bounds, ContentType, View, seal_owed, seal_records, sealed_end};
 use crate::conn::Wire;
@@ -8,7 +8,8 @@ use crate::outbox::{SealedMessages, is_message};
 use trunkline_proto::websocket::{put_messages, seal as seal_messages, sealed_frames};
 use trunkline_proto::{Frame, HEADER_SHORT, Kind, decode, flags};
 
-/// Kind of a frame that stands in an outbox only: its body is sent as it is, between messages. No kind of the protocol has the number 0.
+/// Kind of a frame that stands in an outbox only: its body is sent as it is, between messages. No kind of the protocol
+/// has the number 0.
 const RAW: u8 = 0;
 const _: () = assert!(Kind::from_u8(RAW).is_none());
 /// Kind of another such frame: the first byte of its body says in which records of TLS the rest is sent, or that it is
@@ -17,7 +18,8 @@ const LAYER: u8 = 0xFF;
 const _: () = assert!(Kind::from_u8(LAYER).is_none());
 const IN_CLEAR: u8 = 0;
 
-/// Queues bytes that are no frame: an answer of HTTP, a control frame of a WebSocket. [`Wire::RAW`] has to be set with it.
+/// Queues bytes that are no frame: an answer of HTTP, a control frame of a WebSocket. [`Wire::RAW`] has to be set with
+/// it.
 pub(crate) fn put_raw(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     put_own(out, RAW, write);
 }

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: what a balancer says about the client before the client's first byte. HAProxy's
-//! `proxy-protocol.txt` of 2020 is the specification.
+//! The PROXY protocol, versions 1 and 2: what a balancer says about the client before the client's first byte.
+//! HAProxy's `proxy-protocol.txt` of 2020 is the specification.
 
 mod crc32c;
 #[cfg(test)]
@@ -14,7 +14,8 @@ use std::net::SocketAddr;
 pub const V1_SIGN: &[u8] = b"PROXY ";
 /// With this a header of version 2 begins.
 pub const V2_SIGN: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Longest header that is read, in bytes. The specification allows 64 KiB in version 2, of which only certificates' particulars make use.
+/// Longest header that is read, in bytes. The specification allows 64 KiB in version 2, of which only certificates'
+/// particulars make use.
 pub const HEADER_BYTES_MAX: usize = 4_096;
 
 /// What a header says.

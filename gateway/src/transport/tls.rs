@@ -2,8 +2,8 @@
 //!
 //! The handshake is that of rustls, in [`handshake`] and nowhere else. When it is over, its keys are taken out and
 //! rustls is dropped: what a connection keeps then are 144 to 208 bytes ([`keys`]) in a table of its shard
-//! ([`sessions`]), and its records are opened ([`open`](mod@open)) and sealed ([`seal`]) in place. That part is a crate of its
-//! own, which the bench's clients use as well.
+//! ([`sessions`]), and its records are opened ([`open`](mod@open)) and sealed ([`seal`]) in place. That part is a crate
+//! of its own, which the bench's clients use as well.
 //!
 //! Nothing in here does I/O, and what it knows of the time it is told.
 

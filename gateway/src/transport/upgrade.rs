@@ -1,4 +1,5 @@
-//! A request to become a WebSocket (RFC 6455, section 4), or one for health: from the bytes of its head to what it is answered with.
+//! A request to become a WebSocket (RFC 6455, section 4), or one for health: from the bytes of its head to what it is
+//! answered with.
 
 mod fields;
 mod origin;
@@ -35,7 +36,8 @@ pub struct Rules {
     pub head_bytes_max: usize,
     /// Most fields of a head, at most [`FIELDS_MAX`].
     pub fields_max: usize,
-    /// Origins of pages that are served, besides those whose host is the one asked: `https://example.com`, `null`, or `*` for all.
+    /// Origins of pages that are served, besides those whose host is the one asked: `https://example.com`, `null`, or
+    /// `*` for all.
     pub origins: Vec<String>,
     /// The cookie whose value is the token where there is no `Authorization`.
     pub cookie: Option<String>,
@@ -97,8 +99,9 @@ pub fn put_health(well: bool, out: &mut Vec<u8>) {
     refusal::put_answer(out, status, refusal::CLOSE, text);
 }
 
-/// Reads the request at the front of `bytes`, and the bytes its head takes up; `None` while that is not whole. `looked` is how many of the bytes
-/// were there the last time, so that none is looked at again and again while a head comes in small pieces.
+/// Reads the request at the front of `bytes`, and the bytes its head takes up; `None` while that is not whole. `looked`
+/// is how many of the bytes were there the last time, so that none is looked at again and again while a head comes in
+/// small pieces.
 ///
 /// # Errors
 ///

@@ -4,7 +4,8 @@
 //! ids are below 2^63. The key of its *book* is the group with the highest bit set: operations on settings, members and
 //! read marks, each of which says how things are from then on, so that playing one twice does no harm. The book of
 //! group 0, which does not exist, says which groups there are. Books are not bound by number or age
-//! ([`Limits::books_from`](crate::Limits::books_from)); one that has become much longer than what it says is begun anew.
+//! ([`Limits::books_from`](crate::Limits::books_from)); one that has become much longer than what it says is begun
+//! anew.
 //!
 //! Members are in memory, as the books say at the start: about 50 bytes a membership, whoever is online.
 //!

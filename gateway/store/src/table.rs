@@ -2,8 +2,8 @@
 //!
 //! A table is written once and never changed. It has the messages of some users, those of a user together in the order
 //! of their stamps, then a block with one entry for each of these users, and so on; then a list of the blocks, and a
-//! footer. In memory are the list of blocks, the footer and a filter of the users, so a table costs two bytes of memory for
-//! a user.
+//! footer. In memory are the list of blocks, the footer and a filter of the users, so a table costs two bytes of memory
+//! for a user.
 //!
 //! Tables are numbered by the generations of the log that they hold. Stamps of a user rise, so a user's messages in one
 //! table all come before those in the next: a user's log is read table by table, and merging tables is putting ranges

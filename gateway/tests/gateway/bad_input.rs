@@ -163,8 +163,8 @@ fn random_bytes_after_login_end_the_connection() {
 
 #[test]
 fn random_frames_are_answered_frame_by_frame() {
-    // Well-formed lengths around random kinds, flags, ids and bodies: each is understood, refused or skipped, and none ends the
-    // connection but those the protocol says.
+    // Well-formed lengths around random kinds, flags, ids and bodies: each is understood, refused or skipped, and none
+    // ends the connection but those the protocol says.
     with_each_gateway(ONE_AND_MANY, &[], |gateway| {
         let mut random = Random::seeded(9);
         let mut bystanders = Bystanders::new(gateway);

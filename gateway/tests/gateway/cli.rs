@@ -270,7 +270,8 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn a_second_gateway_does_not_share_the_port_of_the_first() {
-    // The shards of one gateway share a port; the kernel would let another process of the same user join them unnoticed.
+    // The shards of one gateway share a port; the kernel would let another process of the same user join them
+    // unnoticed.
     with_gateway(2, &[], |first| {
         let address = first.client_address().to_string();
         let message = assert_refused(&["--listen", &address, "--http", "127.0.0.1:0"]);

@@ -1,4 +1,5 @@
-//! What must not get into a cluster, and must not harm it: garbage on the mesh port, other versions, strangers, another secret.
+//! What must not get into a cluster, and must not harm it: garbage on the mesh port, other versions, strangers, another
+//! secret.
 
 use crate::cluster_support::{Fleet, Member};
 use crate::support::client::Client;

@@ -1,7 +1,7 @@
 //! Nodes that join a cluster through a real Redis Cluster, leave it, die and are paused.
 //!
-//! The tests take turns on one Redis Cluster: nodes of two tests at the same time would be one cluster, and users of one test at home on a
-//! node that the other kills.
+//! The tests take turns on one Redis Cluster: nodes of two tests at the same time would be one cluster, and users of
+//! one test at home on a node that the other kills.
 
 use crate::cluster_support::redis_cluster::{RedisAlone, RedisCluster};
 use crate::cluster_support::{LEASE_SECS, Member, lease, live, redis, stored, user_key, wait_live};

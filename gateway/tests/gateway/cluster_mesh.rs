@@ -9,7 +9,8 @@ use std::time::Instant;
 #[test]
 fn users_on_different_nodes_reach_each_other() {
     let fleet = Fleet::start(&["a", "b", "c"], &[]);
-    // Every pair of nodes, and homes on all of them: users 1 to 30, three on each of... the home of a user is the ring's affair.
+    // Every pair of nodes, and homes on all of them: users 1 to 30, three on each of... the home of a user is the
+    // ring's affair.
     let mut clients: Vec<(u64, Client)> =
         (1..=30).map(|user| (user, Client::login(fleet.node(user as usize % 3), user))).collect();
     let [a, b, c] = [0, 1, 2].map(|node| fleet.node(node).metrics().sum("trunkline_remote_sessions", &[]));

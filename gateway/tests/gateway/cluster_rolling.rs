@@ -1,4 +1,5 @@
-//! A rolling restart of every node below the client library's traffic: nothing with ACK is lost, nothing reaches an application twice.
+//! A rolling restart of every node below the client library's traffic: nothing with ACK is lost, nothing reaches an
+//! application twice.
 
 use crate::cluster_support::Fleet;
 use crate::cluster_support::redis_cluster::free_ports;
@@ -58,7 +59,8 @@ fn a_rolling_restart_loses_nothing_and_doubles_nothing() {
     roll(None);
 }
 
-/// For `make test-upgrade`: one node after the other gives way to one of this build, and then back again, for an upgrade may have to be undone.
+/// For `make test-upgrade`: one node after the other gives way to one of this build, and then back again, for an
+/// upgrade may have to be undone.
 #[test]
 fn nodes_of_two_builds_are_one_cluster_while_one_takes_the_place_of_the_other() {
     if let Some(binary) = std::env::var_os("TRUNKLINE_OTHER_GATEWAY") {

@@ -1,4 +1,5 @@
-//! `scripts/cluster.sh`, which `make cluster` runs: it starts a whole cluster on loopback and leaves nothing behind, however it ends.
+//! `scripts/cluster.sh`, which `make cluster` runs: it starts a whole cluster on loopback and leaves nothing behind,
+//! however it ends.
 
 use crate::support::http;
 use crate::support::wait_for;
@@ -54,7 +55,8 @@ impl Script {
         let folder =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-script-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for what it leaves");
-        // Whoever runs the tests in the background may have had SIGINT ignored, which children inherit and a shell cannot undo.
+        // Whoever runs the tests in the background may have had SIGINT ignored, which children inherit and a shell
+        // cannot undo.
         let mut command = Command::new("env");
         command.arg("--default-signal=INT");
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster.sh"));

@@ -62,7 +62,8 @@ fn a_secret_is_changed_while_all_nodes_run_and_no_link_is_lost() {
         }
     }
     drop(clients);
-    // Links that are made in the middle of a change, too: back again, and at each step another node restarts while the others are a step behind.
+    // Links that are made in the middle of a change, too: back again, and at each step another node restarts while the
+    // others are a step behind.
     for (step, secrets) in [[NEW, OLD], [OLD, NEW], [OLD, OLD]].into_iter().enumerate() {
         files[step].write(secrets);
         let mut node = fleet.nodes[step].take().expect("it runs");

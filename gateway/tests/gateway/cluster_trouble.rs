@@ -1,6 +1,8 @@
-//! Nodes that die, sleep, are cut off and lose their Redis below traffic: nothing is lost in silence, nobody is online twice, all heals.
+//! Nodes that die, sleep, are cut off and lose their Redis below traffic: nothing is lost in silence, nobody is online
+//! twice, all heals.
 //!
-//! The times are shorter than those of an operator's worst day; `TRUNKLINE_TROUBLE_SECS` makes them longer (`make soak-cluster`).
+//! The times are shorter than those of an operator's worst day; `TRUNKLINE_TROUBLE_SECS` makes them longer (`make
+//! soak-cluster`).
 
 use crate::cluster_support::traffic::{Traffic, Wander};
 use crate::cluster_support::{Fleet, LEASE_SECS, lease, live};
@@ -84,7 +86,8 @@ fn a_node_that_was_paused_comes_back_as_another_and_serves_nobody_meanwhile() {
     fleet.node(2).signal(Signal::STOP);
     let stopped = Instant::now();
     traffic.run(&fleet, Duration::from_secs(LEASE_SECS + 2));
-    // Some of its users do not wait for it. Their connections there are left open, as by a phone that has changed its network.
+    // Some of its users do not wait for it. Their connections there are left open, as by a phone that has changed its
+    // network.
     let users = traffic.users_of(2);
     let (moved, _) = users.split_at(users.len() / 2);
     let left = traffic.move_users(&fleet, moved, 0);
@@ -209,7 +212,8 @@ fn the_mesh_between_two_nodes_is_cut() {
         ip(&format!("rule add pref 50 ipproto tcp {side} {port} blackhole"));
     }
     traffic.run(&fleet, Duration::from_secs(5));
-    // Now both know. What c is the home of, and all that goes by c, goes on; the rest is refused at once, and nobody is let in twice.
+    // Now both know. What c is the home of, and all that goes by c, goes on; the rest is refused at once, and nobody is
+    // let in twice.
     let (refused, delivered) = (traffic.outcomes.get(&outcome::OVERLOADED).copied().unwrap_or(0), traffic.delivered);
     traffic.run(&fleet, trouble());
     assert!(

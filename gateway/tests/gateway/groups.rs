@@ -1,4 +1,5 @@
-//! Groups and live rooms: who is in gets each message once and in order, and what is told as stored is there after a kill.
+//! Groups and live rooms: who is in gets each message once and in order, and what is told as stored is there after a
+//! kill.
 
 use crate::support::ONE_AND_MANY;
 use crate::support::client::{Client, Event};

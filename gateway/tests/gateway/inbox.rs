@@ -1,4 +1,5 @@
-//! The store: what was acknowledged to a sender reaches the recipient's devices, whatever becomes of connections and the process meanwhile.
+//! The store: what was acknowledged to a sender reaches the recipient's devices, whatever becomes of connections and
+//! the process meanwhile.
 
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command};

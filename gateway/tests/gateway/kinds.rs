@@ -1,4 +1,5 @@
-//! Every frame kind but the delivery of messages: PING, the kinds this gateway does not serve, and the kinds nobody knows.
+//! Every frame kind but the delivery of messages: PING, the kinds this gateway does not serve, and the kinds nobody
+//! knows.
 
 use crate::support::ONE_AND_MANY;
 use crate::support::client::Client;

@@ -414,9 +414,9 @@ const FLOOD_FLAGS: [&str; 8] = [
     "--recv-buffer-bytes",
     "1048576",
 ];
-/// What the gateway may grow by: with four shards 12 mailboxes of 512 KiB and as much again while they grow, four times 1 MiB of
-/// receive buffers, 17 MiB of rings and executors of which a quiet shard has touched little, outboxes of 128 KiB for the victim and of
-/// 4 KiB for the 200 others. That is 36 MiB; the rest is the allocator's.
+/// What the gateway may grow by: with four shards 12 mailboxes of 512 KiB and as much again while they grow, four times
+/// 1 MiB of receive buffers, 17 MiB of rings and executors of which a quiet shard has touched little, outboxes of 128
+/// KiB for the victim and of 4 KiB for the 200 others. That is 36 MiB; the rest is the allocator's.
 const FLOOD_GROWTH_BYTES_MAX: u64 = 64 << 20;
 
 #[test]
@@ -440,8 +440,8 @@ fn a_reader_that_never_reads_harms_only_itself() {
                             sender.write_bytes(&segment);
                             flooded.fetch_add(16, Ordering::Relaxed);
                         }
-                        // Some hundred thousand messages a second, and some of the machine left for the others: what is shown is that
-                        // the gateway stays fair, not how a machine without a free core behaves.
+                        // Some hundred thousand messages a second, and some of the machine left for the others: what is
+                        // shown is that the gateway stays fair, not how a machine without a free core behaves.
                         std::thread::sleep(Duration::from_millis(1));
                     }
                 });
@@ -486,7 +486,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// What the slow reader finds when it does read: messages in order, possibly BYE 10, and the end, which may cut the last frame.
+/// What the slow reader finds when it does read: messages in order, possibly BYE 10, and the end, which may cut the
+/// last frame.
 fn assert_reads_whole_frames_then_the_end(client: Client) {
     let mut stream = client.stream();
     stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");

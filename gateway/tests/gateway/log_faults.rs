@@ -40,7 +40,8 @@ fn dropped(gateway: &Gateway, reason: &str) -> u64 {
     gateway.metrics().sum(metric::LOG_DROPPED, &[("reason", reason)])
 }
 
-/// Everybody is served, HTTP answers, and SIGTERM ends it in an orderly way, while it has something to log all the time.
+/// Everybody is served, HTTP answers, and SIGTERM ends it in an orderly way, while it has something to log all the
+/// time.
 fn assert_unharmed(mut gateway: Gateway) {
     let mut bystanders = Bystanders::new(&gateway);
     for _ in 0..10 {

@@ -1,4 +1,5 @@
-//! Many connections at once. The figures with 40,000 and a million are the benches' matter; this is about every path between shards.
+//! Many connections at once. The figures with 40,000 and a million are the benches' matter; this is about every path
+//! between shards.
 
 use crate::support::client::Client;
 use crate::support::gateway::with_gateway;

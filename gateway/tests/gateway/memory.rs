@@ -1,4 +1,5 @@
-//! The defaults on little memory, with a real process: in a control group where this machine lets a test make one, and by flags.
+//! The defaults on little memory, with a real process: in a control group where this machine lets a test make one, and
+//! by flags.
 
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command};

@@ -1,4 +1,5 @@
-//! SIGHUP: what a running gateway takes of a changed configuration, what it says, and that a broken one changes nothing.
+//! SIGHUP: what a running gateway takes of a changed configuration, what it says, and that a broken one changes
+//! nothing.
 
 use crate::support::client::{Client, Event};
 use crate::support::gateway::{Gateway, gateway_command};

@@ -1,4 +1,5 @@
-//! The client library at both ends of a call; and workers that are processes of their own, killed, stopped and drained under load.
+//! The client library at both ends of a call; and workers that are processes of their own, killed, stopped and drained
+//! under load.
 
 use crate::support::client::{Client as RawClient, Event as RawEvent};
 use crate::support::gateway::{Gateway, with_gateway};

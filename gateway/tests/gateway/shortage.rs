@@ -1,4 +1,5 @@
-//! Who causes a shortage pays for it, and a turn is fair: bursts, floods, readers that never read, users who never acknowledge, strangers who never finish.
+//! Who causes a shortage pays for it, and a turn is fair: bursts, floods, readers that never read, users who never
+//! acknowledge, strangers who never finish.
 
 use crate::support::bystanders::Bystanders;
 use crate::support::client::{Client, Event};
@@ -11,7 +12,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// Writes these bytes on a thread of its own while `read` is called with the client, so that neither waits for the other.
+/// Writes these bytes on a thread of its own while `read` is called with the client, so that neither waits for the
+/// other.
 fn write_and_read<T>(client: &mut Client, bytes: &[u8], read: impl FnOnce(&mut Client) -> T) -> T {
     let mut writer = client.stream().try_clone().expect("a second handle of the connection");
     std::thread::scope(|scope| {
@@ -92,7 +94,8 @@ fn what_a_client_sent_before_it_closed_is_handled_before_the_end() {
     });
 }
 
-/// Bytes that the kernel holds to be sent on each connection of this port, whatever its state: what it has not sent, and what is not acknowledged.
+/// Bytes that the kernel holds to be sent on each connection of this port, whatever its state: what it has not sent,
+/// and what is not acknowledged.
 fn kernel_send_queues(port: u16) -> Vec<usize> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table of connections");
     let local = format!("0100007F:{port:04X}");

@@ -1,5 +1,6 @@
-//! Everything at once, at random: users write to each other, acknowledge late, leave in every way and come back. What must hold then for
-//! every session: each of its messages with ACK has exactly one SENT, and what one session wrote to one recipient arrives in order.
+//! Everything at once, at random: users write to each other, acknowledge late, leave in every way and come back. What
+//! must hold then for every session: each of its messages with ACK has exactly one SENT, and what one session wrote to
+//! one recipient arrives in order.
 
 use crate::support::PATIENCE;
 use crate::support::client::{Client, Event};

@@ -29,8 +29,8 @@ fn pieces(stream: &[u8], first: u8) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// Bytes 0 and 1 pick the rules and the pieces; the rest is a stream from a peer. It comes to the same messages, control
-/// frames and violation in one piece and in many, and its native frames to the same.
+/// Bytes 0 and 1 pick the rules and the pieces; the rest is a stream from a peer. It comes to the same messages,
+/// control frames and violation in one piece and in many, and its native frames to the same.
 pub fn websocket_stream(data: &[u8]) {
     let Some((&[pick, first], stream)) = data.split_first_chunk() else {
         return;

@@ -51,14 +51,14 @@ impl Close {
     }
 }
 
-/// Whether a code may stand in a Close. 1004 to 1006 and 1015 are for local use or reserved; of those below 3000 only the
-/// registered ones count (IANA's registry as of 2024).
+/// Whether a code may stand in a Close. 1004 to 1006 and 1015 are for local use or reserved; of those below 3000 only
+/// the registered ones count (IANA's registry as of 2024).
 const fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
-/// Appends a server's Close. A reason longer than [`CLOSE_REASON_BYTES_MAX`] is cut between two characters. Without code
-/// there is no reason either.
+/// Appends a server's Close. A reason longer than [`CLOSE_REASON_BYTES_MAX`] is cut between two characters. Without
+/// code there is no reason either.
 pub fn put_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
     let mut payload = [0; super::CONTROL_BYTES_MAX];
     let mut len = 0;

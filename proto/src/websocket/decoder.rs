@@ -1,5 +1,5 @@
-//! From a stream of bytes to the parts of WebSocket frames. Nothing is copied but the bytes of a split header, and nothing
-//! is allocated: a part is a range of the buffer it came in.
+//! From a stream of bytes to the parts of WebSocket frames. Nothing is copied but the bytes of a split header, and
+//! nothing is allocated: a part is a range of the buffer it came in.
 
 use super::header::Header;
 use super::utf8::Utf8;

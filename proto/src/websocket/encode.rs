@@ -3,8 +3,8 @@
 use super::header::{FIN, LENGTH_16, LENGTH_64, MASKED};
 use super::{CONTROL_BYTES_MAX, HEADER_BYTES_MAX, Opcode, mask};
 
-/// Native frames are put into one message up to this many bytes; a longer frame is a message by itself. Clients bound what
-/// they take: the smallest bound of a common library is 1 MiB (Python's `websockets`).
+/// Native frames are put into one message up to this many bytes; a longer frame is a message by itself. Clients bound
+/// what they take: the smallest bound of a common library is 1 MiB (Python's `websockets`).
 pub const MESSAGE_BYTES_MAX: usize = 65_536;
 
 /// A header as it is sent.
@@ -78,8 +78,8 @@ pub fn put_messages(out: &mut Vec<u8>, frames: &[u8]) {
     }
 }
 
-/// Makes a server's binary messages of `frames`, a run of whole native frames, where they lie unless they are more than one
-/// message.
+/// Makes a server's binary messages of `frames`, a run of whole native frames, where they lie unless they are more than
+/// one message.
 pub fn seal(frames: &mut Vec<u8>) {
     if frames.len() > MESSAGE_BYTES_MAX {
         let mut sealed = Vec::with_capacity(frames.len() + (frames.len() / MESSAGE_BYTES_MAX + 1) * HEADER_BYTES_MAX);

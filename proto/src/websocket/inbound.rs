@@ -3,8 +3,8 @@
 use super::bounds::Bounds;
 use super::{CONTROL_BYTES_MAX, Close, Decoder, Opcode, Part, Role, Rules, Violation};
 
-/// Longest binary message that is read, in bytes. Native frames are handled as they come, so this bounds no memory: it is
-/// there because some bound has to be.
+/// Longest binary message that is read, in bytes. Native frames are handled as they come, so this bounds no memory: it
+/// is there because some bound has to be.
 pub const MESSAGE_BYTES_IN_MAX: u32 = 1 << 30;
 
 /// A control frame that does not end the connection.
@@ -62,8 +62,8 @@ impl Inbound {
         self.end
     }
 
-    /// Takes all of `bytes`: native frames come to lie at its front, one behind the other, wherever messages and buffers
-    /// were parted. `on_control` hears of Pings and Pongs.
+    /// Takes all of `bytes`: native frames come to lie at its front, one behind the other, wherever messages and
+    /// buffers were parted. `on_control` hears of Pings and Pongs.
     pub fn take(&mut self, role: Role, bytes: &mut [u8], mut on_control: impl FnMut(Control<'_>)) -> Taken {
         let rules = Rules { role, text: false, message_bytes_max: MESSAGE_BYTES_IN_MAX };
         let (mut at, mut native) = (0, 0);

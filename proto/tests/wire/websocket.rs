@@ -77,7 +77,8 @@ pub(crate) fn masked(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Fragmented messages of both kinds, with control frames between the fragments, lengths of all three forms, empty frames.
+/// Fragmented messages of both kinds, with control frames between the fragments, lengths of all three forms, empty
+/// frames.
 pub(crate) fn mixed() -> (Vec<u8>, Vec<Whole>) {
     let long = vec![0xa5; 300];
     let longer: Vec<u8> = (0..70_000u32).map(|at| at as u8).collect();

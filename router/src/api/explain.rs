@@ -118,8 +118,8 @@ pub struct Delivery {
     pub session: u64,
 }
 
-/// Explains `user`. `entries` is what the presence store holds of it; `None` if it could not be asked. `from` is the node at
-/// which a sender is connected.
+/// Explains `user`. `entries` is what the presence store holds of it; `None` if it could not be asked. `from` is the
+/// node at which a sender is connected.
 ///
 /// # Errors
 /// If `from` is not in the view. The text says which nodes are.

@@ -38,7 +38,8 @@ pub struct PreviewRequest {
 pub struct WeightedName {
     /// Its name.
     pub name: String,
-    /// Its weight; if it is missing, the one that most nodes of the ring have, or [`WEIGHT_DEFAULT`] for the first node of all.
+    /// Its weight; if it is missing, the one that most nodes of the ring have, or [`WEIGHT_DEFAULT`] for the first node
+    /// of all.
     #[serde(default, deserialize_with = "present_whole")]
     pub weight: Option<u32>,
 }
@@ -68,8 +69,9 @@ pub struct Preview {
     pub sample: u32,
     /// The share of them whose home node changes, 0.0 … 1.0.
     pub moved_share: f64,
-    /// The least share that has to move for every node to have its weight's part before and after. A ring comes close to it
-    /// when nodes are only added, only removed or only re-weighted; one that takes the place of another moves more.
+    /// The least share that has to move for every node to have its weight's part before and after. A ring comes close
+    /// to it when nodes are only added, only removed or only re-weighted; one that takes the place of another moves
+    /// more.
     pub ideal_share: f64,
     /// Every node of either ring, in the order of their names.
     pub nodes: Vec<PreviewNode>,
@@ -167,8 +169,8 @@ impl PreviewError {
     }
 }
 
-/// Compares the ring of the view with the one asked for. Takes time in proportion to the weights and to the sample: up to a
-/// second or two at the limits of both, so not to be called where others wait.
+/// Compares the ring of the view with the one asked for. Takes time in proportion to the weights and to the sample: up
+/// to a second or two at the limits of both, so not to be called where others wait.
 ///
 /// # Errors
 /// [`PreviewError`]; [`PreviewError::TooHeavy`] for a ring whose weights come to more than `weight_max`.

@@ -1,10 +1,10 @@
 //! The owner of a key on the ring, nginx's `hash KEY consistent`.
 //!
-//! When the owner is unavailable the pick goes on around the ring, point by point, to the first server that is available.
-//! That is the server which would own the key if those unavailable had no points: their keys spread over all the others, by
-//! weight, no other key moves, and every key is back with its owner as soon as the owner is. nginx goes on in the same
-//! way, but after 20 points turns to round robin, which sends one key to many servers; here it ends where it
-//! must. Servers that are down, drain or are full keep their points for the same reason.
+//! When the owner is unavailable the pick goes on around the ring, point by point, to the first server that is
+//! available. That is the server which would own the key if those unavailable had no points: their keys spread over all
+//! the others, by weight, no other key moves, and every key is back with its owner as soon as the owner is. nginx goes
+//! on in the same way, but after 20 points turns to round robin, which sends one key to many servers; here it ends
+//! where it must. Servers that are down, drain or are full keep their points for the same reason.
 
 use super::server::Server;
 use super::slot::Slot;

@@ -5,7 +5,8 @@ use crate::ring::{NAME_BYTES_MAX, NODES_MAX, RingError, WEIGHT_MAX};
 use std::error::Error;
 use std::fmt;
 
-/// Why a server or a set of servers is refused. All are mistakes in the configuration, and the text says what is allowed.
+/// Why a server or a set of servers is refused. All are mistakes in the configuration, and the text says what is
+/// allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BalanceError {
     /// A name that is empty, too long or has a control character.
@@ -93,7 +94,8 @@ impl Error for BalanceError {
 ///
 /// Servers may be unavailable for different reasons, and one may have several. What counts of a server is the first of
 /// down, draining, failed, full; what is told is the last of these that any server has, because it is the one that
-/// passes soonest: `AllFailed` thus means that each server has failed, drains or is down, and that at least one has failed.
+/// passes soonest: `AllFailed` thus means that each server has failed, drains or is down, and that at least one has
+/// failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unavailable {
     /// There are no servers.

@@ -1,9 +1,9 @@
 //! Failures of one server, and when it may be picked again.
 //!
 //! The rule is nginx's documented one for `max_fails` and `fail_timeout`, to the millisecond: that many failures within
-//! that time make the server unavailable for that time. When it has passed, the server is probed with a live pick: the first
-//! pick goes through, further ones wait for its outcome, at most another `fail_timeout`. A success makes it available
-//! again, a failure suspends it anew.
+//! that time make the server unavailable for that time. When it has passed, the server is probed with a live pick: the
+//! first pick goes through, further ones wait for its outcome, at most another `fail_timeout`. A success makes it
+//! available again, a failure suspends it anew.
 
 use super::server::ServerOptions;
 use std::collections::VecDeque;
@@ -29,8 +29,8 @@ pub enum Health {
 #[derive(Debug, Clone)]
 pub(super) struct HealthRecord {
     health: Health,
-    /// When the last failures were, oldest first, at most `max_fails` of them. All of them have to be kept: a count with the
-    /// time of the first one would miss failures that come close together across the end of its period.
+    /// When the last failures were, oldest first, at most `max_fails` of them. All of them have to be kept: a count
+    /// with the time of the first one would miss failures that come close together across the end of its period.
     failed_at_ms: VecDeque<u64>,
 }
 
@@ -93,8 +93,8 @@ impl HealthRecord {
         recovered
     }
 
-    /// Takes new options over. A suspension stays, unless failures no longer count at all; a failure that has expired stays so,
-    /// even if the new `fail_timeout` is longer.
+    /// Takes new options over. A suspension stays, unless failures no longer count at all; a failure that has expired
+    /// stays so, even if the new `fail_timeout` is longer.
     pub(super) fn update(&mut self, now_ms: u64, old: &ServerOptions, new: &ServerOptions) {
         if new.max_fails == 0 {
             *self = HealthRecord::new();

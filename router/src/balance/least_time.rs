@@ -1,8 +1,11 @@
-//! The least expected wait: response time × (connections + 1) for each unit of weight; among equals, weighted round robin.
+//! The least expected wait: response time × (connections + 1) for each unit of weight; among equals, weighted round
+//! robin.
 //!
-//! The response time is a peak EWMA (Finagle's `PeakEwma`): a longer time counts at once, a shorter one as the average decays, by 1/e in
-//! [`DECAY_MS`]. So a server that becomes slow is left alone at once, and is believed again only after it has been fast for a while. A failure
-//! has to be told as a long time by the caller, or a server that refuses at once would draw all calls.
+//! The response time is a peak EWMA (Finagle's `PeakEwma`): a longer time counts at once, a shorter one as the average
+//! decays, by 1/e in
+//! [`DECAY_MS`]. So a server that becomes slow is left alone at once, and is believed again only after it has been fast
+//! for a while. A failure has to be told as a long time by the caller, or a server that refuses at once would draw all
+//! calls.
 
 use super::round_robin;
 use super::slot::Slot;
@@ -39,8 +42,8 @@ pub(super) fn pick(slots: &mut [Slot], backup: bool, now_ms: u64) -> Option<usiz
     round_robin::pick(slots, now_ms, |slot| slot.is_open(backup, now_ms) && cost(slot, now_ms) <= least)
 }
 
-/// What a call to this server costs now. Of one that has never answered nothing is known but that it has not answered: it gets one call, and
-/// further ones only where there is nobody else.
+/// What a call to this server costs now. Of one that has never answered nothing is known but that it has not answered:
+/// it gets one call, and further ones only where there is nobody else.
 fn cost(slot: &Slot, now_ms: u64) -> f64 {
     let conns = f64::from(slot.conns);
     let weight = slot.load_units(now_ms) as f64;

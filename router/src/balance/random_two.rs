@@ -6,8 +6,8 @@ use super::slot::Slot;
 use rand::{Rng, RngExt};
 use std::cmp::Ordering;
 
-/// Draws that may meet a server that is unavailable or already drawn, before round robin takes over, as in nginx. With half
-/// of many servers unavailable that is once in some 100,000 picks.
+/// Draws that may meet a server that is unavailable or already drawn, before round robin takes over, as in nginx. With
+/// half of many servers unavailable that is once in some 100,000 picks.
 pub(super) const MISSES_MAX: u32 = 20;
 
 /// The servers of one tier on a line, each as long as its weight.
@@ -30,9 +30,9 @@ impl Line {
         Line { ends: ends.collect(), slots: tier.iter().map(|(slot, _)| *slot).collect() }
     }
 
-    /// The one of two available servers, drawn by weight and without repetition, that has fewer connections for each unit
-    /// of weight, by index. Equals: the first drawn, whose chance is exactly its share of the weight.
-    /// `None` when there are not two, or they are not met in time. O(log n).
+    /// The one of two available servers, drawn by weight and without repetition, that has fewer connections for each
+    /// unit of weight, by index. Equals: the first drawn, whose chance is exactly its share of the weight. `None` when
+    /// there are not two, or they are not met in time. O(log n).
     pub(super) fn pick(
         &self,
         slots: &[Slot],

@@ -1,8 +1,8 @@
 //! Smooth weighted round robin, the algorithm of nginx.
 //!
 //! On every pick each server that takes part gains its effective weight; the one with the most is picked, the first of
-//! several, and loses what all have gained together. So over any period of as many picks as the weights add up to, each is
-//! picked as often as its weight says, and the picks of a heavy one are spread: weights 5, 1, 1 give a a b a c a a.
+//! several, and loses what all have gained together. So over any period of as many picks as the weights add up to, each
+//! is picked as often as its weight says, and the picks of a heavy one are spread: weights 5, 1, 1 give a a b a c a a.
 
 use super::slot::{Slot, UNIT};
 
@@ -25,9 +25,10 @@ pub(super) fn pick(slots: &mut [Slot], now_ms: u64, takes_part: impl Fn(&Slot) -
     Some(index)
 }
 
-/// After servers came, went or changed their weights: brings those that were there before back to 0 in their mean, where
-/// picks keep them, so that one that comes starts level with them; and lets nobody be further ahead or behind than one round
-/// of the new weights, else a heavy server made light would be left out, or picked alone, for a round of the old ones.
+/// After servers came, went or changed their weights: brings those that were there before back to 0 in their mean,
+/// where picks keep them, so that one that comes starts level with them; and lets nobody be further ahead or behind
+/// than one round of the new weights, else a heavy server made light would be left out, or picked alone, for a round of
+/// the old ones.
 pub(super) fn settle(slots: &mut [Slot], backup: bool, is_new: impl Fn(&Slot) -> bool) {
     let in_tier = |slot: &&mut Slot| slot.server.options().backup == backup;
     let (mut kept, mut sum, mut round) = (0, 0, 0);

@@ -107,7 +107,8 @@ impl Slot {
         }
     }
 
-    /// A failure costs `weight / max_fails`, rounded down, as in nginx: after `max_fails` of them (nearly) all of it is gone.
+    /// A failure costs `weight / max_fails`, rounded down, as in nginx: after `max_fails` of them (nearly) all of it is
+    /// gone.
     pub(super) fn failed(&mut self, now_ms: u64) {
         let options = self.server.options();
         if let Some(cost) = options.weight.checked_div(options.max_fails) {

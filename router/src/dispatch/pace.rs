@@ -1,8 +1,8 @@
 //! No node gets more than twice its share of the logins, however empty it is.
 //!
-//! By the fewest connections alone, a node that has just come would get every login of every router until it has as many as the others: a
-//! storm of logins on a machine with cold caches, and nothing for those that are warm. Each router paces its own picks, so together they
-//! keep to the same bound without knowing of each other.
+//! By the fewest connections alone, a node that has just come would get every login of every router until it has as
+//! many as the others: a storm of logins on a machine with cold caches, and nothing for those that are warm. Each
+//! router paces its own picks, so together they keep to the same bound without knowing of each other.
 
 /// A node earns so many times its share of each pick.
 const SHARES: u64 = 2;

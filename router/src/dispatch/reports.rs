@@ -1,7 +1,7 @@
 //! What clients say of nodes that they could not reach.
 //!
-//! A report costs nobody anything but the one who is told of it, so it is believed with care: failures of different users count, each of them
-//! once in a while, and reports never take more than half of the nodes out.
+//! A report costs nobody anything but the one who is told of it, so it is believed with care: failures of different
+//! users count, each of them once in a while, and reports never take more than half of the nodes out.
 
 /// Failures of different users within [`FAIL_TIMEOUT_MS`] that take a node out for as long.
 pub(super) const MAX_FAILS: u32 = 3;

@@ -315,7 +315,8 @@ fn a_node_that_comes_is_not_flooded_by_any_number_of_routers() {
             assert!(got <= ROUTERS * LOGINS * 2 / (NODES + 1) + ROUTERS, "{got} in the first second");
         }
     }
-    // Twice its share of 600 logins a second, and what each router's pace rounds up to; without a bound it would be all 600.
+    // Twice its share of 600 logins a second, and what each router's pace rounds up to; without a bound it would be all
+    // 600.
     assert!(most <= ROUTERS * LOGINS * 2 / (NODES + 1) + ROUTERS * 8, "{most} in a second");
     assert!(total > ROUTERS * LOGINS * 60 / (NODES + 1), "it fills all the same: {total}");
 }

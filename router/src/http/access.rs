@@ -5,9 +5,9 @@
 //! | from this host | questions are answered, changes need a key | all is answered |
 //! | from elsewhere | everything but health needs a key | nothing but health is answered, unless `--http-insecure-open` |
 //!
-//! A web page is kept out everywhere: browsers say in `Origin` or `Sec-Fetch-Site` that another site's page asks, and in `Host` whom the page
-//! believes to ask. So on this host `Host` has to be a name of loopback, which no name that a stranger points here is. What a reverse
-//! proxy passes on does not come from this host, whatever its address.
+//! A web page is kept out everywhere: browsers say in `Origin` or `Sec-Fetch-Site` that another site's page asks, and
+//! in `Host` whom the page believes to ask. So on this host `Host` has to be a name of loopback, which no name that a
+//! stranger points here is. What a reverse proxy passes on does not come from this host, whatever its address.
 
 use super::keys::{ApiKeys, Scope};
 use super::problem::Problem;
@@ -182,7 +182,8 @@ impl Access {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
     }
 
-    /// What the owner of a key may do, for those who do not come over HTTP: `None` without a keys file, an error for a key that is not in it.
+    /// What the owner of a key may do, for those who do not come over HTTP: `None` without a keys file, an error for a
+    /// key that is not in it.
     ///
     /// # Errors
     /// [`UnknownKey`].
@@ -252,7 +253,8 @@ impl Access {
             (true, _) if all_hosts(uri, headers, is_loopback_name) => Ok(Caller::Anybody),
             (true, _) => Err(Refusal::Host),
             (false, _) if !self.insecure_open => Err(Refusal::Closed),
-            // Whoever reaches it may do everything, but not be made to by a page: an address is no name that can be pointed here.
+            // Whoever reaches it may do everything, but not be made to by a page: an address is no name that can be
+            // pointed here.
             (false, _) if is_change && !all_hosts(uri, headers, is_address_or_localhost) => Err(Refusal::Host),
             (false, _) => Ok(Caller::Anybody),
         }
@@ -321,7 +323,8 @@ fn bearer(credential: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
-/// Whether everything in a request that says whom it asks says what is allowed. Browsers always say it; who says nothing is no page.
+/// Whether everything in a request that says whom it asks says what is allowed. Browsers always say it; who says
+/// nothing is no page.
 fn all_hosts(uri: &Uri, headers: &HeaderMap, allowed: impl Fn(&str) -> bool) -> bool {
     let stated =
         headers.get_all(header::HOST).iter().all(|host| host.to_str().is_ok_and(|host| allowed(without_port(host))));

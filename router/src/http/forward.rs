@@ -1,8 +1,9 @@
 //! What a router asks of a node over HTTP: to end the sessions of a user.
 //!
-//! A router has no link to the nodes' shards, and no secret of the cluster. It finds the nodes' HTTP addresses in their leases, and any of
-//! them ends the sessions of a user everywhere. A node on another host, and one that has a keys file, wants a key with the scope `kick`:
-//! that of `--node-key-file`. It is sent to whatever address a lease names, so it should have that scope alone.
+//! A router has no link to the nodes' shards, and no secret of the cluster. It finds the nodes' HTTP addresses in their
+//! leases, and any of them ends the sessions of a user everywhere. A node on another host, and one that has a keys
+//! file, wants a key with the scope `kick`: that of `--node-key-file`. It is sent to whatever address a lease names, so
+//! it should have that scope alone.
 
 use super::access::AuditNote;
 use axum::Extension;

@@ -1,6 +1,7 @@
 //! Keys of the HTTP API: who may do what.
 //!
-//! A key is `tlk_<id>_<64 hexadecimal digits>`, of which the file holds the SHA-256 alone. The file is TOML with one line for each key:
+//! A key is `tlk_<id>_<64 hexadecimal digits>`, of which the file holds the SHA-256 alone. The file is TOML with one
+//! line for each key:
 //!
 //! ```toml
 //! ops = { sha256 = "…", scopes = ["kick", "drain", "users:read"] }
@@ -222,8 +223,8 @@ impl ApiKeys {
         self.0.is_empty()
     }
 
-    /// The id of the key that this is, and what it may do; `None` for what is no key of these. It takes as long for an id that nobody has,
-    /// and for a secret that is wrong in its last digit.
+    /// The id of the key that this is, and what it may do; `None` for what is no key of these. It takes as long for an
+    /// id that nobody has, and for a secret that is wrong in its last digit.
     pub(super) fn find(&self, key: &str) -> Option<(&str, &[Scope])> {
         let (id, _) = key.strip_prefix(PREFIX)?.rsplit_once('_')?;
         let sha256: [u8; 32] = Sha256::digest(key.as_bytes()).into();

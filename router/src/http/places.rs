@@ -1,8 +1,9 @@
 //! The places of an HTTP server: who has one, and who gives it up when all are taken.
 //!
-//! A place is a connection. When all are taken and another connection comes, the one that has been without a request for longest is ended
-//! for it, if that is [`GRACE`] ago. Requests other than for health are under way in all places but [`HEALTH_PLACES`] at most, so there is
-//! always a place that can be had, and health is answered whatever strangers do.
+//! A place is a connection. When all are taken and another connection comes, the one that has been without a request
+//! for longest is ended for it, if that is [`GRACE`] ago. Requests other than for health are under way in all places
+//! but [`HEALTH_PLACES`] at most, so there is always a place that can be had, and health is answered whatever strangers
+//! do.
 
 use super::stats::HttpMetric;
 use std::collections::HashMap;

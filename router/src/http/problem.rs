@@ -69,7 +69,8 @@ impl From<AccountError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        // RFC 9457 section 4.2.1: without a type of its own a problem is "about:blank", and its title the phrase of its status.
+        // RFC 9457 section 4.2.1: without a type of its own a problem is "about:blank", and its title the phrase of its
+        // status.
         let body =
             json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail });
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];

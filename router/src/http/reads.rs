@@ -18,14 +18,16 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-/// Previews at a time, in the whole process. Each may take a second of one core and 150 MB at the limits of weight and sample.
+/// Previews at a time, in the whole process. Each may take a second of one core and 150 MB at the limits of weight and
+/// sample.
 static PREVIEWS: Semaphore = Semaphore::const_new(1);
 
 /// How long a preview waits for the one before.
 const PREVIEW_WAIT: Duration = Duration::from_secs(3);
 
 impl<S: Source> Routes<S> {
-    /// Adds the questions: `GET /v1/cluster`, `/v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`, and `POST /v1/ring/preview`.
+    /// Adds the questions: `GET /v1/cluster`, `/v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`,
+    /// and `POST /v1/ring/preview`.
     #[must_use]
     pub fn reads(self) -> Self {
         self.get("/v1/nodes", Needs::Read(Scope::NodesRead), nodes::<S>)
@@ -56,7 +58,8 @@ async fn cluster<S: Source>(State(source): State<Arc<S>>, headers: HeaderMap) ->
     })
 }
 
-/// Whether `Accept` (RFC 9110, section 12.5.1) wants text/plain more than application/json. Without it, or where both are as good, no.
+/// Whether `Accept` (RFC 9110, section 12.5.1) wants text/plain more than application/json. Without it, or where both
+/// are as good, no.
 fn prefers_text(headers: &HeaderMap) -> bool {
     let quality = |wanted: &str| {
         let ranges = headers

@@ -94,8 +94,9 @@ impl<S: Send + Sync + 'static> Routes<S> {
         &self.listed
     }
 
-    /// The routes as they are served: with bounds of body and time, and problems for all else. `hint` says where to look for what there
-    /// is; it ends the sentence of those problems, and may be empty. `access` says who may use them.
+    /// The routes as they are served: with bounds of body and time, and problems for all else. `hint` says where to
+    /// look for what there is; it ends the sentence of those problems, and may be empty. `access` says who may use
+    /// them.
     pub fn into_router(self, hint: &'static str, access: Arc<Access>) -> Router<Arc<S>> {
         let not_found = async move |uri: Uri| Problem::not_found(format!("there is nothing at {}{hint}", uri.path()));
         let not_allowed = async move |method: Method, uri: Uri| {

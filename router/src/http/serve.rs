@@ -22,7 +22,8 @@ use tokio::time::{sleep, timeout};
 const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How long a request header may take to arrive, an idle connection's next one included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection lives; then it is closed behind the answer under way. So one that reads nothing cannot stay for ever.
+/// How long a connection lives; then it is closed behind the answer under way. So one that reads nothing cannot stay
+/// for ever.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
 /// How long the last answer may take after that.
 const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
@@ -38,8 +39,8 @@ struct Bounds {
 
 const BOUNDS: Bounds = Bounds { lifetime: CONNECTION_LIFETIME, last_answer: LAST_ANSWER_TIMEOUT };
 
-/// Serves until `end` is ready, then finishes the answers under way. When all places are taken, a further connection gets that of the one
-/// that has been without a request for longest.
+/// Serves until `end` is ready, then finishes the answers under way. When all places are taken, a further connection
+/// gets that of the one that has been without a request for longest.
 pub async fn serve(listener: TcpListener, router: Router, places: Arc<Places>, end: impl Future<Output = ()>) {
     serve_within(listener, router, places, BOUNDS, end).await;
 }

@@ -251,8 +251,8 @@ impl Service {
         })
     }
 
-    /// Ends the sessions of a user by asking a node to. Any node does: it asks the user's home, which knows all sessions. The home itself
-    /// is asked first, because it needs nobody else.
+    /// Ends the sessions of a user by asking a node to. Any node does: it asks the user's home, which knows all
+    /// sessions. The home itself is asked first, because it needs nobody else.
     pub(super) async fn kick(&self, user: u64, device: Option<&str>) -> Response {
         let view = match self.picture() {
             Ok(picture) => picture.view,

@@ -110,7 +110,8 @@ pub(super) struct Login {
     pub(super) address: String,
     /// Where that node stands; may be empty.
     pub(super) zone: String,
-    /// For how long the address may be used for new connections, in seconds: what a node may be gone without anybody noticing.
+    /// For how long the address may be used for new connections, in seconds: what a node may be gone without anybody
+    /// noticing.
     pub(super) ttl_secs: u64,
     pub(super) strategy: Strategy,
     pub(super) epoch: u64,

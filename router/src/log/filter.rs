@@ -6,8 +6,8 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Judges a log filter: a level, or `TARGET=LEVEL`, or several of these with commas between.
 ///
-/// The library takes a lone word that is no level for the name of a target and logs nothing else; here that is refused, because it is a
-/// misspelt level nearly always. `TARGET=trace` says the same.
+/// The library takes a lone word that is no level for the name of a target and logs nothing else; here that is refused,
+/// because it is a misspelt level nearly always. `TARGET=trace` says the same.
 ///
 /// # Errors
 /// What is wrong, and what to write instead.

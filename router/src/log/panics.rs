@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::Level;
 
-/// How long a panicking thread waits for its last words to be written: where a second panic follows, the process is gone at once.
+/// How long a panicking thread waits for its last words to be written: where a second panic follows, the process is
+/// gone at once.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -32,8 +33,8 @@ pub(super) fn install() {
     std::panic::set_hook(Box::new(report));
 }
 
-/// Runs in the thread that panics, in whatever state that is: it takes no lock of this project, calls nothing of the log's library, and nothing in
-/// here panics.
+/// Runs in the thread that panics, in whatever state that is: it takes no lock of this project, calls nothing of the
+/// log's library, and nothing in here panics.
 fn report(info: &PanicHookInfo<'_>) {
     PANICS.fetch_add(1, Ordering::AcqRel);
     let thread = thread::current();

@@ -1,7 +1,8 @@
 //! A bound on how many lines each kind of message may write, so that strangers who cause it cannot fill a disk.
 //!
-//! A kind is a place in the source that logs. Each has a bucket of its own (GCRA, ITU-T I.371): [`BURST`] lines at once, [`PER_SEC`] a second for
-//! good. What is left out is counted, and the log says how much that was at most once in [`SUMMARY_PERIOD`].
+//! A kind is a place in the source that logs. Each has a bucket of its own (GCRA, ITU-T I.371): [`BURST`] lines at
+//! once, [`PER_SEC`] a second for good. What is left out is counted, and the log says how much that was at most once in
+//! [`SUMMARY_PERIOD`].
 
 use std::fmt::{self, Write};
 use std::sync::OnceLock;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata};
 
-/// Lines of one kind that may come at once: more than there are nodes in most clusters, so that a view change is logged in full.
+/// Lines of one kind that may come at once: more than there are nodes in most clusters, so that a view change is logged
+/// in full.
 pub const BURST: u64 = 100;
 /// Lines of one kind in a second, for good: some 40 MB a day at the most.
 pub const PER_SEC: u64 = 5;

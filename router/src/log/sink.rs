@@ -1,6 +1,7 @@
 //! A bounded queue of lines before a file descriptor, and the one thread that writes them.
 //!
-//! Whoever has a line puts it into the queue or drops and counts it: no caller ever waits for a disk, a terminal or the reader of a pipe.
+//! Whoever has a line puts it into the queue or drops and counts it: no caller ever waits for a disk, a terminal or the
+//! reader of a pipe.
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -48,8 +49,8 @@ impl fmt::Debug for Sink {
 }
 
 impl Sink {
-    /// Starts the thread that writes to `out`. Each time it has written everything it calls `idle`, which may put further lines, and sleeps until
-    /// there is a line, or for as long as `idle` says at most.
+    /// Starts the thread that writes to `out`. Each time it has written everything it calls `idle`, which may put
+    /// further lines, and sleeps until there is a line, or for as long as `idle` says at most.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -189,8 +190,8 @@ impl<W: Write> Out<W> {
     }
 }
 
-/// A standard stream, written without the buffer and without the lock of the standard library: a thread that is held up in here must not hold up
-/// whoever else prints or ends the process.
+/// A standard stream, written without the buffer and without the lock of the standard library: a thread that is held up
+/// in here must not hold up whoever else prints or ends the process.
 #[derive(Clone, Copy, Debug)]
 pub enum Stream {
     /// Descriptor 1.

@@ -1,10 +1,10 @@
 //! The node's own lease: may it serve?
 //!
 //! Others take over what a node had as soon as they see it gone, so it must stop before that, without being told. It
-//! cannot know whether it was paused; it can know how old the last proof is that it still counts. A proof is the time at
-//! which something was *asked* that was answered well, and lasts for one lease time from then. When the proofs have run
-//! out, the node is fenced until it has a new incarnation, however good the news that come later: they may have waited in
-//! a socket while it slept.
+//! cannot know whether it was paused; it can know how old the last proof is that it still counts. A proof is the time
+//! at which something was *asked* that was answered well, and lasts for one lease time from then. When the proofs have
+//! run out, the node is fenced until it has a new incarnation, however good the news that come later: they may have
+//! waited in a socket while it slept.
 
 /// Of this part of a lease the node makes no use, so that a clock that runs slow by as much as this does no harm: fifty
 /// times what NTP bends a clock by at most.
@@ -40,9 +40,9 @@ pub const fn promise_ms(ttl_ms: u64) -> u64 {
 /// - that the name is this node's: Redis renewed its lease, asked by the node itself or by a peer for it;
 /// - that its view is that of the others: Redis gave the nodes, or a peer that Redis gave them to did.
 ///
-/// Both at once are proved by peers that vouch for this node: they have promised to keep it in their views for a lease time.
-/// Every method that takes the present time fences first if the time has run out by then, so the order in which things are
-/// noticed after a pause does not matter.
+/// Both at once are proved by peers that vouch for this node: they have promised to keep it in their views for a lease
+/// time. Every method that takes the present time fences first if the time has run out by then, so the order in which
+/// things are noticed after a pause does not matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     incarnation: u64,
@@ -73,8 +73,8 @@ impl Lease {
         }
     }
 
-    /// Redis granted `incarnation` for `ttl_ms` to a request sent at `sent_at_ms`. Lifts the fence; the view has a lease time
-    /// from then to come. Without effect, and `false`, unless the incarnation is higher than the one before.
+    /// Redis granted `incarnation` for `ttl_ms` to a request sent at `sent_at_ms`. Lifts the fence; the view has a
+    /// lease time from then to come. Without effect, and `false`, unless the incarnation is higher than the one before.
     pub fn acquired(&mut self, sent_at_ms: u64, incarnation: u64, ttl_ms: u64) -> bool {
         if incarnation <= self.incarnation {
             return false;
@@ -104,8 +104,8 @@ impl Lease {
         }
     }
 
-    /// Peers that were asked at `sent_at_ms` have promised to keep this node in their views for a lease time, or there are none
-    /// who could take over from it.
+    /// Peers that were asked at `sent_at_ms` have promised to keep this node in their views for a lease time, or there
+    /// are none who could take over from it.
     pub fn vouched(&mut self, sent_at_ms: u64) {
         if !self.runs_out(sent_at_ms) {
             self.held_ms = self.held_ms.max(sent_at_ms);

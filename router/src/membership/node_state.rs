@@ -4,8 +4,8 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::{Serialize, Serializer};
 use std::fmt;
 
-/// The longest word for a state, in bytes. Versions to come keep to it: a longer one is cut where it is read, and then two versions may
-/// have different digests of one view.
+/// The longest word for a state, in bytes. Versions to come keep to it: a longer one is cut where it is read, and then
+/// two versions may have different digests of one view.
 pub const STATE_BYTES_MAX: usize = 23;
 
 /// Where a node is in its life.
@@ -69,8 +69,8 @@ impl NodeState {
         }
     }
 
-    /// A number for this state that never changes: part of the view's digest. States that come later get none: their words are digested,
-    /// since only those are known to versions that do not know the state.
+    /// A number for this state that never changes: part of the view's digest. States that come later get none: their
+    /// words are digested, since only those are known to versions that do not know the state.
     pub(super) const fn code(self) -> Option<u8> {
         match self {
             NodeState::Joining => Some(1),

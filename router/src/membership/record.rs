@@ -7,7 +7,8 @@ use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// The largest record, in bytes of JSON. Ours take about 1 KiB at their worst; the rest is room for fields of newer nodes.
+/// The largest record, in bytes of JSON. Ours take about 1 KiB at their worst; the rest is room for fields of newer
+/// nodes.
 pub const RECORD_BYTES_MAX: usize = 4_096;
 
 /// The most shards a node may have: what fits the 16 bits in which a session names its shard.
@@ -33,10 +34,12 @@ pub struct Reach {
     pub ok: bool,
 }
 
-/// One node, as its lease in Redis describes it. Fields that are not known here are skipped: a newer node may have more.
+/// One node, as its lease in Redis describes it. Fields that are not known here are skipped: a newer node may have
+/// more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
-    /// The node's name: unique, valid for [`Node::new`], and without braces, which would move its keys to other hash slots.
+    /// The node's name: unique, valid for [`Node::new`], and without braces, which would move its keys to other hash
+    /// slots.
     pub name: String,
     /// Grows with every start of this node and every new lease; entries of presence count for one incarnation only.
     pub incarnation: u64,
@@ -64,17 +67,21 @@ pub struct NodeRecord {
     pub users: u64,
     /// When it started, in milliseconds since the Unix epoch.
     pub started_ms: u64,
-    /// The incarnation in which the node last began to serve: at its start, or after it was fenced. Later ones that only mend what the
-    /// store of presence holds are the same life, and links and directories go on. 0 stands for the present incarnation.
+    /// The incarnation in which the node last began to serve: at its start, or after it was fenced. Later ones that
+    /// only mend what the store of presence holds are the same life, and links and directories go on. 0 stands for the
+    /// present incarnation.
     #[serde(default)]
     pub life: u64,
-    /// Grows with each renewal of the lease, so that others know since when it is as old as it is. 0 for a version that does not count them.
+    /// Grows with each renewal of the lease, so that others know since when it is as old as it is. 0 for a version that
+    /// does not count them.
     #[serde(default)]
     pub renewals: u64,
-    /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link up. May be empty.
+    /// What tells the secret of its cluster from others, and is not the secret: nodes with different ones cannot link
+    /// up. May be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub secret_mark: String,
-    /// What it found when it dialed nodes that join, [`REACH_MAX`] at most; `None` for a version that does not dial them.
+    /// What it found when it dialed nodes that join, [`REACH_MAX`] at most; `None` for a version that does not dial
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<Vec<Reach>>,
     /// Where it stands, such as a rack or a data centre; see [`dispatch`](crate::dispatch). May be empty.
@@ -83,10 +90,12 @@ pub struct NodeRecord {
     /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mending: bool,
-    /// How often the node has changed its state in this life: a node that is in a state again has not been in it all the time.
+    /// How often the node has changed its state in this life: a node that is in a state again has not been in it all
+    /// the time.
     #[serde(default)]
     pub turns: u64,
-    /// The digest of the view its shards were told of last, so that others see whether it sees what they do; 0 for a node that does not tell.
+    /// The digest of the view its shards were told of last, so that others see whether it sees what they do; 0 for a
+    /// node that does not tell.
     #[serde(default, skip_serializing_if = "is_none")]
     pub view: u64,
 }
@@ -107,8 +116,8 @@ impl NodeRecord {
     /// Reads a record that somebody else has written.
     ///
     /// # Errors
-    /// [`RecordError::TooLarge`] for more than [`RECORD_BYTES_MAX`] bytes, [`RecordError::Syntax`] for what is no record, and
-    /// those of [`NodeRecord::check`].
+    /// [`RecordError::TooLarge`] for more than [`RECORD_BYTES_MAX`] bytes, [`RecordError::Syntax`] for what is no
+    /// record, and those of [`NodeRecord::check`].
     pub fn parse(json: &[u8]) -> Result<Self, RecordError> {
         if json.len() > RECORD_BYTES_MAX {
             return Err(RecordError::TooLarge { bytes: json.len() });
@@ -124,8 +133,8 @@ impl NodeRecord {
         if self.life == 0 { self.incarnation } else { self.life }
     }
 
-    /// The versions of the mesh protocol it speaks, from the oldest to the newest; `None` if it does not tell, and then only the handshake
-    /// of a link does.
+    /// The versions of the mesh protocol it speaks, from the oldest to the newest; `None` if it does not tell, and then
+    /// only the handshake of a link does.
     #[must_use]
     pub const fn protocols(&self) -> Option<RangeInclusive<u32>> {
         if self.protocol_oldest == 0 { None } else { Some(self.protocol_oldest..=self.protocol) }
@@ -209,7 +218,8 @@ fn is_address(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
-/// Whether `zone` can be the zone of a node: at most [`ZONE_CHARS_MAX`] characters, none of them a control character, possibly none.
+/// Whether `zone` can be the zone of a node: at most [`ZONE_CHARS_MAX`] characters, none of them a control character,
+/// possibly none.
 #[must_use]
 pub fn is_zone(zone: &str) -> bool {
     zone.chars().count() <= ZONE_CHARS_MAX && !zone.chars().any(char::is_control)

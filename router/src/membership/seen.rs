@@ -1,14 +1,14 @@
 //! Which incarnation of each name is the latest?
 //!
-//! A record with a lower incarnation than one heard of before is old data: a replica that has taken over may still have a lease that its
-//! master had replaced. Such a lease only runs out. One that is still there after more than the time of a lease has been renewed, so its holder
-//! lives: Redis had lost its data, and its clock had been ahead when it gave the higher number. Without that, nodes that start again would
-//! be ignored for as long as the clock was ahead.
+//! A record with a lower incarnation than one heard of before is old data: a replica that has taken over may still have
+//! a lease that its master had replaced. Such a lease only runs out. One that is still there after more than the time
+//! of a lease has been renewed, so its holder lives: Redis had lost its data, and its clock had been ahead when it gave
+//! the higher number. Without that, nodes that start again would be ignored for as long as the clock was ahead.
 
 use std::collections::HashMap;
 
-/// For how many lease times a lower incarnation has to be found until it counts. One is what an old lease can last; the other is for clocks
-/// of Redis servers that differ.
+/// For how many lease times a lower incarnation has to be found until it counts. One is what an old lease can last; the
+/// other is for clocks of Redis servers that differ.
 const LEASES: u64 = 2;
 
 /// The incarnations heard of. Times are as in [`Membership`](super::Membership).

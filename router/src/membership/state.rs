@@ -23,27 +23,31 @@ pub enum Outage {
 
 /// One node's picture of the cluster. The rules:
 ///
-/// - **Redis answers** (the last good poll is not older than the lease time): it is the authority. Who has a lease is in, even
-///   when its mesh is silent, and is then marked unreachable. Who has none is out at once, unless one of the next rules keeps it.
-/// - **Heard**: a member that is heard over the mesh stays for a lease time after its lease was first missed: a failover of Redis
-///   loses writes, and the member writes its lease again.
-/// - **Lost**: an active member whose lease is missing before it can have run out has lost it to Redis, and has a lease time to write it again
-///   whether it is heard or not. It may serve for that long.
-/// - **Promised**: a member that could not renew, and that this node has vouched for, stays for as long as was promised.
-/// - **Redis forgot**: a poll that lacks this node itself, or is empty while the view was not, means that Redis came back
-///   without its data (or that this node is fenced anyway). Members that are missing in such a poll stay for one lease time
-///   if the mesh has not lost them, so that they can write their leases again before the ring changes.
-/// - **Back from an outage**: when this node has vouched for others because it had no Redis itself, they may have become a majority
-///   that serves without Redis. As long as most members are missing and nothing is known of them, they stay.
+/// - **Redis answers** (the last good poll is not older than the lease time): it is the authority. Who has a lease is
+///   in, even when its mesh is silent, and is then marked unreachable. Who has none is out at once, unless one of the
+///   next rules keeps it.
+/// - **Heard**: a member that is heard over the mesh stays for a lease time after its lease was first missed: a
+///   failover of Redis loses writes, and the member writes its lease again.
+/// - **Lost**: an active member whose lease is missing before it can have run out has lost it to Redis, and has a lease
+///   time to write it again whether it is heard or not. It may serve for that long.
+/// - **Promised**: a member that could not renew, and that this node has vouched for, stays for as long as was
+///   promised.
+/// - **Redis forgot**: a poll that lacks this node itself, or is empty while the view was not, means that Redis came
+///   back without its data (or that this node is fenced anyway). Members that are missing in such a poll stay for one
+///   lease time if the mesh has not lost them, so that they can write their leases again before the ring changes.
+/// - **Back from an outage**: when this node has vouched for others because it had no Redis itself, they may have
+///   become a majority that serves without Redis. As long as most members are missing and nothing is known of them,
+///   they stay.
 /// - **Redis does not answer**: see [`Outage`].
-/// - For a process that only watches, an empty poll after one that was not is no view: it cannot tell an empty cluster from a Redis that
-///   refuses writes.
-/// - A record with a lower incarnation than one seen before under that name is old data, and is ignored; unless polls find it for longer than
-///   old data can last.
-/// - **Quarantine**: an active member of which most of the other active ones say that they do not reach it is none of the ring until that has
-///   changed, as if it had not become active yet. Two have to say so, and less than half of the ring can be out at a time.
-/// - A node that the ring cannot hold beside the others is left out of it, the one with the highest incarnation first; so are active
-///   nodes that cannot speak with most of the others, since a home has to be reached by all.
+/// - For a process that only watches, an empty poll after one that was not is no view: it cannot tell an empty cluster
+///   from a Redis that refuses writes.
+/// - A record with a lower incarnation than one seen before under that name is old data, and is ignored; unless polls
+///   find it for longer than old data can last.
+/// - **Quarantine**: an active member of which most of the other active ones say that they do not reach it is none of
+///   the ring until that has changed, as if it had not become active yet. Two have to say so, and less than half of the
+///   ring can be out at a time.
+/// - A node that the ring cannot hold beside the others is left out of it, the one with the highest incarnation first;
+///   so are active nodes that cannot speak with most of the others, since a home has to be reached by all.
 #[derive(Debug)]
 pub struct Membership {
     own: Option<Box<str>>,
@@ -74,7 +78,8 @@ struct Known {
     dead_ms: Option<u64>,
     /// When this life was first seen.
     since_ms: u64,
-    /// When Redis was asked for the nodes the last time before it showed this renewal of the lease: no later than the renewal.
+    /// When Redis was asked for the nodes the last time before it showed this renewal of the lease: no later than the
+    /// renewal.
     renewed_ms: u64,
     /// When its lease was found missing before it can have run out: Redis has lost it.
     lost_ms: Option<u64>,
@@ -130,7 +135,8 @@ impl Membership {
         self.good_poll_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) > self.lease_ms)
     }
 
-    /// Whether `name` is this node, or is a member that the mesh has heard in its present incarnation and not lost since.
+    /// Whether `name` is this node, or is a member that the mesh has heard in its present incarnation and not lost
+    /// since.
     #[must_use]
     pub fn is_reachable(&self, name: &str) -> bool {
         if self.own.as_deref() == Some(name) {
@@ -142,7 +148,8 @@ impl Membership {
         }
     }
 
-    /// Active members that the mesh has not heard for `ms`, with their incarnations: for what this node says of them, see [`NodeRecord::reach`].
+    /// Active members that the mesh has not heard for `ms`, with their incarnations: for what this node says of them,
+    /// see [`NodeRecord::reach`].
     #[must_use]
     pub fn silent(&self, now_ms: u64, ms: u64) -> Vec<Reach> {
         let silent = self.known.values().filter(|known| {
@@ -160,16 +167,17 @@ impl Membership {
         reach.collect()
     }
 
-    /// The members as Redis told of them, those whose process was found to have ended among them, and the digest of that: nodes that serve
-    /// without Redis have to agree on this. Who has ended each finds out by itself, and a bit later than another; only users of nodes that
-    /// have ended have other homes by that.
+    /// The members as Redis told of them, those whose process was found to have ended among them, and the digest of
+    /// that: nodes that serve without Redis have to agree on this. Who has ended each finds out by itself, and a bit
+    /// later than another; only users of nodes that have ended have other homes by that.
     #[must_use]
     pub fn told(&self, now_ms: u64) -> (u64, Vec<NodeRecord>) {
         let members = self.members(now_ms, true);
         (view::digest(&members), members)
     }
 
-    /// Whether the mesh has heard a node since `since_ms` of which nothing is known: one that has begun after what the view is from.
+    /// Whether the mesh has heard a node since `since_ms` of which nothing is known: one that has begun after what the
+    /// view is from.
     #[must_use]
     pub fn hears_stranger(&self, since_ms: u64) -> bool {
         let is_stranger = |name: &str| self.own.as_deref() != Some(name) && !self.known.contains_key(name);
@@ -187,7 +195,8 @@ impl Membership {
         self.known.get(name)?.dead_ms
     }
 
-    /// Of the nodes that have ended and whose lease is remembered, when that was last found of the one of which it is longest ago.
+    /// Of the nodes that have ended and whose lease is remembered, when that was last found of the one of which it is
+    /// longest ago.
     #[must_use]
     pub fn oldest_dead_ms(&self) -> Option<u64> {
         self.known.values().filter_map(|known| known.dead_ms).min()
@@ -207,7 +216,8 @@ impl Membership {
             if record.check().is_err() || !self.seen.polled(now_ms, &record.name, record.incarnation, self.lease_ms) {
                 continue;
             }
-            // A lower incarnation that has turned out to be the latest: what the mesh said of the higher one is of no node that is.
+            // A lower incarnation that has turned out to be the latest: what the mesh said of the higher one is of no
+            // node that is.
             if self.links.get(record.name.as_str()).is_some_and(|link| link.incarnation > record.incarnation) {
                 self.links.remove(record.name.as_str());
             }
@@ -271,7 +281,8 @@ impl Membership {
         self.rebuild(now_ms)
     }
 
-    /// What the mesh knows of nodes: name, incarnation, and whether it hears the node; see [`Membership::mesh_heard`] and
+    /// What the mesh knows of nodes: name, incarnation, and whether it hears the node; see [`Membership::mesh_heard`]
+    /// and
     /// [`Membership::mesh_lost`]. The view is looked at once for all of them.
     pub fn mesh_told<'a>(&mut self, now_ms: u64, told: impl Iterator<Item = (&'a str, u64, bool)>) -> bool {
         for (node, incarnation, hears) in told {
@@ -284,8 +295,8 @@ impl Membership {
         self.rebuild(now_ms)
     }
 
-    /// The mesh has a working link to `node`, which says that it is `incarnation`. To be told when a link comes up; repeating
-    /// it with each heartbeat does no harm.
+    /// The mesh has a working link to `node`, which says that it is `incarnation`. To be told when a link comes up;
+    /// repeating it with each heartbeat does no harm.
     pub fn mesh_heard(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
         self.note_heard(now_ms, node, incarnation);
         self.rebuild(now_ms)
@@ -317,7 +328,8 @@ impl Membership {
         }
     }
 
-    /// The mesh has lost its link to `node` of that incarnation. News of an older link than the last one heard are ignored.
+    /// The mesh has lost its link to `node` of that incarnation. News of an older link than the last one heard are
+    /// ignored.
     pub fn mesh_lost(&mut self, now_ms: u64, node: &str, incarnation: u64) -> bool {
         self.note_lost(now_ms, node, incarnation);
         self.rebuild(now_ms)
@@ -342,8 +354,8 @@ impl Membership {
         self.known.get(node).is_some_and(|known| known.absent_ms.is_none())
     }
 
-    /// This node vouches for the member `node` in this life: it stays in the view for a lease time, by this node's clock with a margin.
-    /// `without`: for want of Redis. `false`, and without effect, unless it is a member.
+    /// This node vouches for the member `node` in this life: it stays in the view for a lease time, by this node's
+    /// clock with a margin. `without`: for want of Redis. `false`, and without effect, unless it is a member.
     pub fn vouch(&mut self, now_ms: u64, node: &str, life: u64, without: bool) -> bool {
         let Some(member) = self.view.member(node).filter(|member| member.life() == life) else { return false };
         let Some(known) = self.known.get_mut(member.name.as_str()) else { return false };
@@ -354,8 +366,8 @@ impl Membership {
         true
     }
 
-    /// The host of the member `node` refused a connection, asked for at `sent_ms`, to where its mesh listened: the process of this life has
-    /// ended. `None`: it did not refuse, so that another process may be there by now.
+    /// The host of the member `node` refused a connection, asked for at `sent_ms`, to where its mesh listened: the
+    /// process of this life has ended. `None`: it did not refuse, so that another process may be there by now.
     pub fn found_dead(&mut self, now_ms: u64, node: &str, life: u64, sent_ms: Option<u64>) -> bool {
         match self.known.get_mut(node) {
             Some(known) if known.record.life() == life => known.dead_ms = sent_ms,
@@ -394,7 +406,8 @@ impl Membership {
         self.vouched_ms.is_some() && 2 * missing > alive
     }
 
-    /// When the mesh lost a node that it had heard in its present incarnation; `Ok` with whether it hears it, otherwise.
+    /// When the mesh lost a node that it had heard in its present incarnation; `Ok` with whether it hears it,
+    /// otherwise.
     fn lost_ms(&self, known: &Known) -> Result<bool, u64> {
         if self.own.as_deref() == Some(known.record.name.as_str()) {
             return Ok(true);
@@ -451,7 +464,8 @@ impl Membership {
         counts.map(|known| &known.record).collect()
     }
 
-    /// Whether these are the members of the present view. Asked for with everything that happens, so nothing is copied for it.
+    /// Whether these are the members of the present view. Asked for with everything that happens, so nothing is copied
+    /// for it.
     fn is_view(&self, counted: &[&NodeRecord]) -> bool {
         let (cut, members) = (quarantined(counted), &self.view.members);
         let same = |(record, member): (&&NodeRecord, &NodeRecord)| *record == member;

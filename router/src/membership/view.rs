@@ -16,7 +16,8 @@ pub struct View {
     pub members: Vec<NodeRecord>,
     /// The ring of the active members; `None` if there are none.
     pub ring: Option<Arc<Ring>>,
-    /// Active members that the ring cannot hold; see [`Membership`](super::Membership). Empty unless somebody made a mistake.
+    /// Active members that the ring cannot hold; see [`Membership`](super::Membership). Empty unless somebody made a
+    /// mistake.
     pub left_out: Vec<String>,
 }
 
@@ -51,13 +52,13 @@ impl View {
 /// Nodes whose protocol is of this version or a later one write [`NodeRecord::turns`].
 const TURNS_SINCE: u32 = 4;
 
-/// FNV-1a, 64 bits (Fowler, Noll, Vo; offset basis and prime of RFC 9923), over every field that matters to routing, each
-/// text with its length in front.
+/// FNV-1a, 64 bits (Fowler, Noll, Vo; offset basis and prime of RFC 9923), over every field that matters to routing,
+/// each text with its length in front.
 ///
 /// All nodes have to compute the same number, so a change here is a change of the protocol between nodes.
 ///
-/// A view that is as an earlier one was has another digest than that: between the two a node was in another state, and what others said for the
-/// earlier one does not count for the later.
+/// A view that is as an earlier one was has another digest than that: between the two a node was in another state, and
+/// what others said for the earlier one does not count for the later.
 pub(super) fn digest(members: &[NodeRecord]) -> u64 {
     // Nodes of earlier versions neither write these nor read them, and have to find the same.
     let turns = members.iter().all(|member| member.protocol >= TURNS_SINCE);
@@ -137,10 +138,12 @@ pub(super) fn ring(members: &[NodeRecord], known: Option<&Arc<Ring>>) -> (Option
     }
 }
 
-/// Those of `active` that speak the version of the mesh protocol that most of them speak, the lowest of several, and the names of the others.
+/// Those of `active` that speak the version of the mesh protocol that most of them speak, the lowest of several, and
+/// the names of the others.
 ///
-/// Who cannot speak with the others refuses to join, so this is for what came about in spite of that: two that joined at once, or a node of
-/// a version that did not look. Ranges that meet in pairs have a version in common, so nobody is left out unless two cannot speak.
+/// Who cannot speak with the others refuses to join, so this is for what came about in spite of that: two that joined
+/// at once, or a node of a version that did not look. Ranges that meet in pairs have a version in common, so nobody is
+/// left out unless two cannot speak.
 fn of_one_protocol(active: Vec<&NodeRecord>) -> (Vec<&NodeRecord>, Vec<String>) {
     let speaks = |member: &NodeRecord, version| member.protocols().is_none_or(|range| range.contains(&version));
     // One of the oldest versions is in as many ranges as any version is.

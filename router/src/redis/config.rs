@@ -27,20 +27,21 @@ pub struct RedisConfig {
     pub wants_tls: bool,
     /// TLS as [`RedisConfig::load_tls`] has set it up; `None` without it.
     pub tls: Option<Tls>,
-    /// The longest that [`Plane::connect`](super::Plane::connect) takes. Default 5 s: long enough for a lost SYN to be sent
-    /// again twice, short enough for somebody at a terminal.
+    /// The longest that [`Plane::connect`](super::Plane::connect) takes. Default 5 s: long enough for a lost SYN to be
+    /// sent again twice, short enough for somebody at a terminal.
     pub connect_timeout: Duration,
     /// The longest that one command takes. Default 1 s: a fifth of the default lease, so a renewal that fails can be
     /// tried three times more before the lease ends.
     pub command_timeout: Duration,
-    /// How long a user's entries stay without being written again. Default 24 h. Sessions are written again at half of it.
+    /// How long a user's entries stay without being written again. Default 24 h. Sessions are written again at half of
+    /// it.
     pub presence_ttl: Duration,
 }
 
 impl RedisConfig {
-    /// Reads `redis-cluster://[user:password@]host:port[,host:port…]`, or `rediss-cluster://…` for TLS, which [`RedisConfig::load_tls`] has to
-    /// set up before anything connects. An IPv6 address stands in brackets; characters of user
-    /// and password that have a meaning in a URL are written as `%` and two hexadecimal digits.
+    /// Reads `redis-cluster://[user:password@]host:port[,host:port…]`, or `rediss-cluster://…` for TLS, which
+    /// [`RedisConfig::load_tls`] has to set up before anything connects. An IPv6 address stands in brackets; characters
+    /// of user and password that have a meaning in a URL are written as `%` and two hexadecimal digits.
     ///
     /// # Errors
     /// [`UrlError`], which names what to correct.
@@ -99,7 +100,8 @@ impl RedisConfig {
     }
 }
 
-/// The URL of a Redis Cluster as somebody gave it, possibly with a password, which is shown by nothing but [`RedisUrl::exposed`].
+/// The URL of a Redis Cluster as somebody gave it, possibly with a password, which is shown by nothing but
+/// [`RedisUrl::exposed`].
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct RedisUrl(String);
@@ -159,8 +161,8 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-/// A text, such as a line of a file, with what stands before the last `@` of a URL in it left out: user and password. A password may hold an `@` by
-/// mistake, and the URL need not be whole.
+/// A text, such as a line of a file, with what stands before the last `@` of a URL in it left out: user and password. A
+/// password may hold an `@` by mistake, and the URL need not be whole.
 #[must_use]
 pub fn without_login(text: &str) -> Cow<'_, str> {
     let Some(at) = text.rfind('@') else { return text.into() };

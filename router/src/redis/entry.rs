@@ -51,8 +51,8 @@ pub enum PresenceWrite {
         session: u64,
         /// The version of its login.
         version: u64,
-        /// Leave a mark that keeps this login out, because it may still be on its way to Redis. The write-behind queue sets
-        /// it after a login whose outcome is not known; elsewhere it is `false`.
+        /// Leave a mark that keeps this login out, because it may still be on its way to Redis. The write-behind queue
+        /// sets it after a login whose outcome is not known; elsewhere it is `false`.
         fence: bool,
     },
 }
@@ -164,8 +164,8 @@ pub(super) enum Stored {
     Garbage,
 }
 
-/// Reads a field: version, incarnation, session, node, shard, since, class, with a tab between each two. No text in it has
-/// a tab, since control characters are refused.
+/// Reads a field: version, incarnation, session, node, shard, since, class, with a tab between each two. No text in it
+/// has a tab, since control characters are refused.
 pub(super) fn parse(device: &str, value: &str) -> Stored {
     let mut parts = value.split('\t');
     let mut next = || parts.next();

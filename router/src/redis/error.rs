@@ -72,8 +72,8 @@ impl PlaneError {
         }
     }
 
-    /// Whether it may pass without a change of the configuration. A password that is refused may: where passwords are changed while all
-    /// runs, a process that starts in between must not be lost for it.
+    /// Whether it may pass without a change of the configuration. A password that is refused may: where passwords are
+    /// changed while all runs, a process that starts in between must not be lost for it.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         !matches!(self, PlaneError::NotACluster { .. } | PlaneError::Invalid { .. })

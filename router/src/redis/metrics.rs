@@ -47,7 +47,8 @@ metrics! {
     oldest_age_ms,
     /// Node records and presence entries found in Redis that cannot be read.
     garbage,
-    /// Names on the list of nodes at the last poll, [`NAMES_MAX`](super::NAMES_MAX) at most: nodes that live, and those that ended within a minute.
+    /// Names on the list of nodes at the last poll, [`NAMES_MAX`](super::NAMES_MAX) at most: nodes that live, and those
+    /// that ended within a minute.
     names,
     /// Names taken off the list of nodes because it was full.
     names_dropped,

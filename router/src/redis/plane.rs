@@ -23,12 +23,13 @@ pub(super) mod connect;
 mod link;
 mod slots;
 
-/// How long a node's name stays on the list after its lease has ended: a minute. Each name costs every node one GET a second, and a lease that
-/// has ended is as good as none; the minute is for clocks of Redis servers that differ when a replica takes over.
+/// How long a node's name stays on the list after its lease has ended: a minute. Each name costs every node one GET a
+/// second, and a lease that has ended is as good as none; the minute is for clocks of Redis servers that differ when a
+/// replica takes over.
 const NAME_KEPT_MS: u64 = 60_000;
 
-/// The most names on the list: as many again as a ring may have, for those that have ended within the minute. Those whose leases end first
-/// have to go, so nodes that live stay, whatever else has been on the list.
+/// The most names on the list: as many again as a ring may have, for those that have ended within the minute. Those
+/// whose leases end first have to go, so nodes that live stay, whatever else has been on the list.
 pub const NAMES_MAX: usize = 2 * NODES_MAX;
 
 /// The longest lease, as `--lease-secs` takes it.
@@ -40,11 +41,12 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// The longest name of an account, in characters.
 const ACCOUNT_CHARS_MAX: usize = 64;
 
-/// The ids that accounts get. They fit the signed numbers of SQL and Java. Those below 2^40 are left to users that are numbered in another
-/// way, such as by a database, or by an earlier version of this, which counted from 1.
+/// The ids that accounts get. They fit the signed numbers of SQL and Java. Those below 2^40 are left to users that are
+/// numbered in another way, such as by a database, or by an earlier version of this, which counted from 1.
 pub const ACCOUNT_IDS: std::ops::Range<u64> = 1 << 40..1 << 63;
 
-/// How often an id is drawn for one account. With a billion accounts one draw in nine billion meets an id that is taken.
+/// How often an id is drawn for one account. With a billion accounts one draw in nine billion meets an id that is
+/// taken.
 const ID_DRAWS_MAX: u32 = 4;
 
 /// What became of a renewal.
@@ -58,8 +60,8 @@ pub enum Renewal {
     LostToAnother,
 }
 
-/// A connection to the cluster. Clones share it. Needs a tokio runtime; every method ends within `command_timeout` (those
-/// with several steps within that for each).
+/// A connection to the cluster. Clones share it. Needs a tokio runtime; every method ends within `command_timeout`
+/// (those with several steps within that for each).
 #[derive(Debug, Clone)]
 pub struct Plane {
     cluster: Cluster,
@@ -95,8 +97,8 @@ impl Plane {
         connect::connect(&self.config, &self.cluster).await
     }
 
-    /// Connects, and waits for a cluster that is not there yet, is being set up, loads its data or refuses the password: all that may
-    /// pass by itself. `waits` is told why after each attempt that failed, about once a second.
+    /// Connects, and waits for a cluster that is not there yet, is being set up, loads its data or refuses the
+    /// password: all that may pass by itself. `waits` is told why after each attempt that failed, about once a second.
     ///
     /// # Errors
     /// What only a change of the configuration mends; see [`PlaneError::may_pass`].
@@ -127,9 +129,10 @@ impl Plane {
         &self.config
     }
 
-    /// Takes the lease of `record.name` for `ttl_ms`, with a new incarnation, and puts the name on the list. `record.incarnation` is the one
-    /// the caller had before, or 0: the new one is higher, and if Redis still has the lease of the one before it takes its place in the
-    /// same step, so that nobody sees the name without a lease. Otherwise the lease holds `record` as it is.
+    /// Takes the lease of `record.name` for `ttl_ms`, with a new incarnation, and puts the name on the list.
+    /// `record.incarnation` is the one the caller had before, or 0: the new one is higher, and if Redis still has the
+    /// lease of the one before it takes its place in the same step, so that nobody sees the name without a lease.
+    /// Otherwise the lease holds `record` as it is.
     ///
     /// # Errors
     /// [`AcquireError::NameTaken`] while another incarnation lives.
@@ -170,8 +173,9 @@ impl Plane {
         self.renewal(&record.name, ttl_ms, answer, "renew").await
     }
 
-    /// Writes the lease of `record.name` and `record.incarnation` again for `ttl_ms` if Redis has lost it, and renews it otherwise. Only for
-    /// a node that may still serve: whoever sees its lease goes on with what it knew of this incarnation.
+    /// Writes the lease of `record.name` and `record.incarnation` again for `ttl_ms` if Redis has lost it, and renews
+    /// it otherwise. Only for a node that may still serve: whoever sees its lease goes on with what it knew of this
+    /// incarnation.
     ///
     /// # Errors
     /// If Redis did not work; the lease may or may not have been written.
@@ -246,8 +250,8 @@ impl Plane {
         Ok(records)
     }
 
-    /// The names on the list of nodes, of those with a lease, and of those that had one within the hour and have not given it up; and the mesh
-    /// address that each had, or an empty text where Redis does not know it.
+    /// The names on the list of nodes, of those with a lease, and of those that had one within the hour and have not
+    /// given it up; and the mesh address that each had, or an empty text where Redis does not know it.
     ///
     /// # Errors
     /// If Redis did not work.
@@ -263,8 +267,8 @@ impl Plane {
         join_all(meshes).await.into_iter().collect()
     }
 
-    /// The epoch that the cluster has agreed on for the view with this digest, where `known` is the caller's own. Never below
-    /// `known`. To be asked after every poll: another node may have raised it.
+    /// The epoch that the cluster has agreed on for the view with this digest, where `known` is the caller's own. Never
+    /// below `known`. To be asked after every poll: another node may have raised it.
     ///
     /// # Errors
     /// If Redis did not work.
@@ -295,8 +299,8 @@ impl Plane {
     }
 
     /// Writes all of `writes` at once: they go out together, one pipeline for each master, and have no order among
-    /// themselves. One result for each, in the order given. After an error it is not known whether the write was done. What
-    /// is for a master that is away fails at once and does not delay the rest.
+    /// themselves. One result for each, in the order given. After an error it is not known whether the write was done.
+    /// What is for a master that is away fails at once and does not delay the rest.
     pub async fn write(&self, writes: &[PresenceWrite]) -> Vec<Result<WriteOutcome, PlaneError>> {
         let invalid = |write: &PresenceWrite| PlaneError::Invalid {
             detail: format!("a session of user {} with a bad text", write.user()),
@@ -337,8 +341,9 @@ impl Plane {
         script.request([key.as_str()], args)
     }
 
-    /// What is stored of each of these devices, in the order given: one HGET for each in a pipeline for each master. `None` is no entry, the
-    /// mark of a logout, or what cannot be read. What is for a master that is away fails at once.
+    /// What is stored of each of these devices, in the order given: one HGET for each in a pipeline for each master.
+    /// `None` is no entry, the mark of a logout, or what cannot be read. What is for a master that is away fails at
+    /// once.
     pub async fn stored(&self, devices: &[(u64, &str)]) -> Vec<Result<Option<PresenceEntry>, PlaneError>> {
         let requests = devices.iter().map(|(user, device)| {
             let key = user_key(*user);
@@ -375,12 +380,13 @@ impl Plane {
 
     /// Makes a user with a name that nobody has, and returns the user's id.
     ///
-    /// The id is drawn at random from [`ACCOUNT_IDS`], and set aside under a key of its own before the name gets it. So no loss of Redis gives
-    /// an id twice: a counter that a failover or FLUSHALL sets back does, and one id in 2^63 is not drawn again by chance. The key guards the
-    /// rest: of two accounts that draw the same id one draws again.
+    /// The id is drawn at random from [`ACCOUNT_IDS`], and set aside under a key of its own before the name gets it. So
+    /// no loss of Redis gives an id twice: a counter that a failover or FLUSHALL sets back does, and one id in 2^63 is
+    /// not drawn again by chance. The key guards the rest: of two accounts that draw the same id one draws again.
     ///
     /// # Errors
-    /// [`AccountError::NameTaken`], [`AccountError::BadName`]. After another error the name may have been given to the new user.
+    /// [`AccountError::NameTaken`], [`AccountError::BadName`]. After another error the name may have been given to the
+    /// new user.
     pub async fn create_account(&self, name: &str) -> Result<u64, AccountError> {
         if let Some(user) = self.account(name).await? {
             return Err(AccountError::NameTaken { user });
@@ -414,8 +420,8 @@ impl Plane {
         Err(PlaneError::Redis { detail: format!("{ID_DRAWS_MAX} user ids drawn at random were all taken") })
     }
 
-    /// Removes the account `name` and returns the user it was of; `None` if there is none. Its id is not given again. Removing it twice, or
-    /// after an error, does no harm.
+    /// Removes the account `name` and returns the user it was of; `None` if there is none. Its id is not given again.
+    /// Removing it twice, or after an error, does no harm.
     ///
     /// # Errors
     /// [`AccountError::BadName`], or if Redis did not work; then the account may be gone or not.
@@ -444,7 +450,8 @@ impl Plane {
         Ok(self.command("GET", vec![account_key(name).into()]).await?.as_u64())
     }
 
-    /// Puts the name on the list, for a lease of `ttl_ms`. Failing is no harm to the lease, and the next renewal does it again.
+    /// Puts the name on the list, for a lease of `ttl_ms`. Failing is no harm to the lease, and the next renewal does
+    /// it again.
     async fn register(&self, name: &str, ttl_ms: u64) {
         let numbers = [ttl_ms, NAME_KEPT_MS, NAMES_MAX as u64, LEASE_MS_MAX];
         let args = std::iter::once(name.into()).chain(numbers.map(|number| number.to_string().into()));
@@ -521,8 +528,8 @@ fn account_name_key(user: u64) -> String {
     format!("tl:account-name:{{{user}}}")
 }
 
-/// The record in a lease: incarnation, token and JSON in a line each. The first line counts, since it is what the scripts
-/// compare.
+/// The record in a lease: incarnation, token and JSON in a line each. The first line counts, since it is what the
+/// scripts compare.
 fn record_of_lease(name: &str, lease: &str) -> Option<NodeRecord> {
     let mut lines = lease.splitn(3, '\n');
     let incarnation = entry::number(lines.next()?)?;

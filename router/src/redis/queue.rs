@@ -1,15 +1,16 @@
 //! The presence writes that wait for Redis: bounded, coalescing, never reordering the writes of one device.
 //!
-//! The writes of one (user, device) wait as a short list. A write is left out of it only where the store ends up the same
-//! without it, whatever it holds now, given compare-and-set and compare-and-delete:
+//! The writes of one (user, device) wait as a short list. A write is left out of it only where the store ends up the
+//! same without it, whatever it holds now, given compare-and-set and compare-and-delete:
 //!
 //! - a login, then a login that beats it: the second alone;
 //! - a login, then one of a lower version: the first alone, since the second would be refused;
-//! - a logout, then a login of a higher version, or of the same session: the login alone, since it takes the place of what
-//!   the logout would have removed;
-//! - a login, then the logout of another session of a lower version: the login alone, since it took that session's place;
-//! - a login, then its own logout: **both**. The logout alone would leave an older session standing that the login would
-//!   have replaced.
+//! - a logout, then a login of a higher version, or of the same session: the login alone, since it takes the place of
+//!   what the logout would have removed;
+//! - a login, then the logout of another session of a lower version: the login alone, since it took that session's
+//!   place;
+//! - a login, then its own logout: **both**. The logout alone would leave an older session standing that the login
+//!   would have replaced.
 //!
 //! At most one write of a device is on its way at any time, so writes of one device cannot overtake each other.
 
@@ -23,8 +24,8 @@ pub const ENTRIES_MAX: usize = 1_000_000;
 /// The default of the most memory for them, in bytes: 512 for each.
 pub const BYTES_MAX: usize = 512 << 20;
 
-/// The most writes that wait for one device. Coalescing leaves up to three in practice; the rest is for logouts of sessions
-/// of which nothing else is known.
+/// The most writes that wait for one device. Coalescing leaves up to three in practice; the rest is for logouts of
+/// sessions of which nothing else is known.
 const LIST_MAX: usize = 8;
 
 /// What one write costs, texts apart: itself, and its share of the table, the order and the list.
@@ -112,7 +113,8 @@ impl WriteQueue {
         while taken.len() < count
             && let Some(key) = self.ready.pop_front()
         {
-            // A key is in `ready` only with a waiting write; the checks keep a mistake from being more than a lost turn.
+            // A key is in `ready` only with a waiting write; the checks keep a mistake from being more than a lost
+            // turn.
             let Some(slot) = self.slots.get_mut(&key) else {
                 continue;
             };
@@ -136,8 +138,8 @@ impl WriteQueue {
         self.settle(now_ms, write);
     }
 
-    /// It is not known whether Redis has executed `write`, which was taken. It is queued again, before the later writes of its
-    /// device but behind other devices: they may have another master, one that works. Unless it was given up by
+    /// It is not known whether Redis has executed `write`, which was taken. It is queued again, before the later writes
+    /// of its device but behind other devices: they may have another master, one that works. Unless it was given up by
     /// [`WriteQueue::resync_began`]; whether it was queued.
     pub fn failed(&mut self, now_ms: u64, write: PresenceWrite) -> bool {
         let key = (write.user(), Box::from(write.device()));
@@ -188,7 +190,8 @@ impl WriteQueue {
         self.bytes
     }
 
-    /// How long the longest waiting device has waited; 0 if none waits. Writes on their way for the first time are left out.
+    /// How long the longest waiting device has waited; 0 if none waits. Writes on their way for the first time are left
+    /// out.
     #[must_use]
     pub fn oldest_age_ms(&self, now_ms: u64) -> u64 {
         let first = self.ready.front().and_then(|key| self.slots.get(key)).map(|slot| slot.queued_ms);
@@ -196,15 +199,15 @@ impl WriteQueue {
         oldest_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms))
     }
 
-    /// Whether a write was refused since the last [`WriteQueue::resync_began`]. The store then misses something, a logout
-    /// perhaps, and only a new incarnation with all sessions written again makes it whole.
+    /// Whether a write was refused since the last [`WriteQueue::resync_began`]. The store then misses something, a
+    /// logout perhaps, and only a new incarnation with all sessions written again makes it whole.
     #[must_use]
     pub fn overflowed(&self) -> bool {
         self.overflowed
     }
 
-    /// The owner has a new incarnation and begins to write all its sessions again. What waits is dropped: it is about the
-    /// incarnation before, whose entries do not count any more.
+    /// The owner has a new incarnation and begins to write all its sessions again. What waits is dropped: it is about
+    /// the incarnation before, whose entries do not count any more.
     pub fn resync_began(&mut self) {
         self.overflowed = false;
         self.ready.clear();

@@ -15,9 +15,9 @@ impl Script {
         Script { source, sha: fred::util::sha1_hash(source) }
     }
 
-    /// The call of it on `keys`, of which there is at least one. A master that does not know it, because it is new or has
-    /// just been promoted, is told the source and asked again; the call then comes later than others sent at the same time,
-    /// so callers that need an order wait for one before the next.
+    /// The call of it on `keys`, of which there is at least one. A master that does not know it, because it is new or
+    /// has just been promoted, is told the source and asked again; the call then comes later than others sent at the
+    /// same time, so callers that need an order wait for one before the next.
     pub(super) fn request<const K: usize>(&self, keys: [&str; K], args: Vec<Value>) -> Request {
         const { assert!(K > 0) };
         let mut call: Vec<Value> = Vec::with_capacity(2 + K + args.len());

@@ -1,7 +1,7 @@
 //! Redis over TLS: whom to trust, and who to be.
 //!
-//! The provider of the cryptography is named and not the process's default, so that another library in the process with another provider
-//! changes nothing here.
+//! The provider of the cryptography is named and not the process's default, so that another library in the process with
+//! another provider changes nothing here.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,7 +16,8 @@ use std::sync::Arc;
 pub struct TlsFiles {
     /// Certificates of those who sign for Redis servers; without it those that this system trusts.
     pub ca: Option<PathBuf>,
-    /// The certificate to show, for a Redis that asks for one (`tls-auth-clients yes`, its default), with those of its signers behind it.
+    /// The certificate to show, for a Redis that asks for one (`tls-auth-clients yes`, its default), with those of its
+    /// signers behind it.
     pub cert: Option<PathBuf>,
     /// The key of that certificate.
     pub key: Option<PathBuf>,

@@ -110,11 +110,11 @@ impl Writer for Plane {
     }
 }
 
-/// Drains `queue` into `plane`, for ever or until [`WriteBehind::close`] and the queue is empty. Dropping it is safe: what was
-/// on its way is not put back, so the queue has to go with it.
+/// Drains `queue` into `plane`, for ever or until [`WriteBehind::close`] and the queue is empty. Dropping it is safe:
+/// what was on its way is not put back, so the queue has to go with it.
 ///
-/// `on_stale` is called with each login that lost, and the version that beat it. Its owner may have been replaced elsewhere,
-/// or its version is too low because clocks differ; then a login with a higher version than that settles it.
+/// `on_stale` is called with each login that lost, and the version that beat it. Its owner may have been replaced
+/// elsewhere, or its version is too low because clocks differ; then a login with a higher version than that settles it.
 pub async fn run<W: Writer>(plane: W, queue: Arc<WriteBehind>, mut on_stale: impl FnMut(&PresenceWrite, u64)) {
     let mut pipelines: JoinSet<Vec<(PresenceWrite, Result<WriteOutcome, PlaneError>)>> = JoinSet::new();
     let mut backoff = BACKOFF_MIN;

@@ -1,4 +1,5 @@
-//! `max_fails` and `fail_timeout`: when failures suspend a server, and the millisecond from which it may be picked again.
+//! `max_fails` and `fail_timeout`: when failures suspend a server, and the millisecond from which it may be picked
+//! again.
 
 use crate::balance_support::{Group, lettered, of_weights, weighing};
 use trunkline_router::balance::{Health, Unavailable};

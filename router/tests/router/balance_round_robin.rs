@@ -1,4 +1,5 @@
-//! Smooth weighted round robin: sequences worked out elsewhere, exact shares, and what failures and slow start do to them.
+//! Smooth weighted round robin: sequences worked out elsewhere, exact shares, and what failures and slow start do to
+//! them.
 
 use crate::balance_support::{Group, lettered, of_weights, server, weighing};
 use proptest::prelude::*;
@@ -15,7 +16,8 @@ fn equal_weights_alternate_in_the_order_given() {
     assert_eq!(of_weights(Policy::RoundRobin, &[7, 7, 7]).picks(0, 6), "abcabc");
 }
 
-/// Worked out by a separate program from the formulas: weights, `max_fails`, picks before the failure of a, picks after it.
+/// Worked out by a separate program from the formulas: weights, `max_fails`, picks before the failure of a, picks after
+/// it.
 #[test]
 fn a_failure_costs_weight_by_max_fails_and_one_comes_back_with_each_pick() {
     let vectors: [(&[u32], u32, &str, &str); 3] = [

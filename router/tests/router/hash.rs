@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use std::collections::HashSet;
 use trunkline_router::{home_shard, jump, user_hash};
 
-/// user, `user_hash`, `home_shard` of 1, 2, 4 and 56 shards. Computed outside this crate from the published definitions.
-/// Part of the protocol between nodes: a change here is a change of that protocol.
+/// user, `user_hash`, `home_shard` of 1, 2, 4 and 56 shards. Computed outside this crate from the published
+/// definitions. Part of the protocol between nodes: a change here is a change of that protocol.
 const VECTORS: [(u64, u64, [u32; 4]); 18] = [
     (1, 0x910a_2dec_8902_5cc1, [0, 0, 3, 50]),
     (2, 0x9758_35de_1c97_56ce, [0, 0, 0, 19]),

@@ -101,7 +101,8 @@ fn versions_of_the_mesh_protocol_are_compared_as_ranges() {
 }
 
 proptest! {
-    /// Whoever is in the ring can speak with everybody else in it; nobody is left out while all can; and the order does not matter.
+    /// Whoever is in the ring can speak with everybody else in it; nobody is left out while all can; and the order does
+    /// not matter.
     #[test]
     fn all_homes_speak_with_each_other(ranges in prop::collection::vec((0_u32..6, 0_u32..3), 1..9)) {
         let records: Vec<NodeRecord> = ranges
@@ -387,7 +388,8 @@ fn old_incarnations_are_ignored() {
     assert!(membership.view().is_live("b", 9));
 }
 
-/// The clock of Redis was ahead, then Redis lost its data: a node that starts again gets a lower incarnation than before.
+/// The clock of Redis was ahead, then Redis lost its data: a node that starts again gets a lower incarnation than
+/// before.
 #[test]
 fn a_lower_incarnation_that_lasts_is_no_old_data() {
     let mut membership = of_a_b_c();
@@ -606,7 +608,8 @@ proptest! {
             for member in &view.members {
                 let at = usize::from(member.name.as_bytes()[0] - b'a');
                 if member.incarnation < shown[at] {
-                    // It has been found for longer than a lease that is replaced can last, and nobody has told of the higher one since.
+                    // It has been found for longer than a lease that is replaced can last, and nobody has told of the
+                    // higher one since.
                     prop_assert!(matches!(news, News::Polled(_)) && now_ms - before_told[at].1 > 2 * LEASE_MS);
                     told[at] = (member.incarnation, now_ms);
                 }

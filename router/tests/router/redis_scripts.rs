@@ -1,5 +1,5 @@
-//! What each script and each method of the plane guarantees, on a real cluster that is well. The tests share it, and keep
-//! apart by their names and user ids.
+//! What each script and each method of the plane guarantees, on a real cluster that is well. The tests share it, and
+//! keep apart by their names and user ids.
 
 use crate::support::plane::{record, wait_for};
 use crate::support::redis_cluster::RedisCluster;

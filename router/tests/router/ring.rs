@@ -81,8 +81,8 @@ fn the_points_of_a_node_are_pinned() {
     }
 }
 
-/// Computed with zlib. The users 398 and 1029 hash above the highest point and so wrap to the lowest; user 10298998 hashes
-/// to a point of the first node, and the next point is of the second.
+/// Computed with zlib. The users 398 and 1029 hash above the highest point and so wrap to the lowest; user 10298998
+/// hashes to a point of the first node, and the next point is of the second.
 #[test]
 fn the_owners_in_a_weighted_ring_are_pinned() {
     const A: &str = "10.0.0.1:7790";

@@ -32,7 +32,8 @@ fn the_router_is_as_its_document_says() {
     nodes.join(&NodeRecord { http: node(), ..record("a") });
     nodes.join(&record("b"));
     let router = Router::start(&cluster.url(), &[]);
-    // The preview of a ring with any weight takes seconds where the machine is busy; that of a gateway, of the same code, is bounded.
+    // The preview of a ring with any weight takes seconds where the machine is busy; that of a gateway, of the same
+    // code, is bounded.
     assert_conforms(router.address(), &["--exclude-path", "/v1/ring/preview"]);
     router.finish();
 }

@@ -193,7 +193,8 @@ async fn a_message_does_not_tear_the_line_being_typed() {
     chat.shows("half").await;
     other.send(1, "in between").await.expect("sent");
     let shown = chat.shows("in between").await + &chat.shows("half").await;
-    // The message on a line of its own, then the prompt and what was typed so far: in one piece, or after it if the editor had not yet read it.
+    // The message on a line of its own, then the prompt and what was typed so far: in one piece, or after it if the
+    // editor had not yet read it.
     let (_, after) = shown.split_once("[2] in between\r\n").expect("a whole line");
     let (_, typed) = after.split_once("1> ").expect("a prompt");
     assert!(typed.contains("2;;half"), "{shown:?}");

@@ -59,7 +59,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 
-    /// The next frame, over a link that carries so many bytes a second: bytes come in pieces of a hundredth of a second.
+    /// The next frame, over a link that carries so many bytes a second: bytes come in pieces of a hundredth of a
+    /// second.
     pub(crate) async fn frame_at(&mut self, bytes_per_sec: usize) -> Option<OwnedFrame> {
         loop {
             if let Some(frame) = self.whole_frame() {

@@ -4,8 +4,8 @@ use super::{Check, PROCESSOR, Status};
 use crate::host_tree::Root;
 use std::collections::BTreeSet;
 
-/// Parts of the names under which drivers request the interrupts of their queues, besides the interface's own name: virtio, Mellanox, and
-/// those that say which direction.
+/// Parts of the names under which drivers request the interrupts of their queues, besides the interface's own name:
+/// virtio, Mellanox, and those that say which direction.
 const QUEUE_NAMES: [&str; 6] = ["-input.", "-output.", "TxRx", "mlx5_comp", "-rx-", "-tx-"];
 
 /// The interrupt of one queue: where it went so far.

@@ -1,7 +1,7 @@
 //! The simulator: a deterministic [`Io`] on a [`World`] of sockets that all shards of a simulated node share.
 //!
-//! Everything random comes from one seed, and time is virtual, so a seed names a run. Besides playing the kernel, each `SimIo` holds the
-//! shard to its side of the contract in `io/mod.rs` and panics when it is broken.
+//! Everything random comes from one seed, and time is virtual, so a seed names a run. Besides playing the kernel, each
+//! `SimIo` holds the shard to its side of the contract in `io/mod.rs` and panics when it is broken.
 
 mod clock;
 mod faults;

@@ -33,7 +33,8 @@ impl World {
         SocketAddr::from((0x0B00_0000_u32.wrapping_add(socket as u32).to_be_bytes(), 40_000))
     }
 
-    /// Where the other end of a connection is, as its acceptor sees it: a client, or another ring at the address of its host.
+    /// Where the other end of a connection is, as its acceptor sees it: a client, or another ring at the address of its
+    /// host.
     pub(crate) fn peer_address(&self, socket: usize) -> SocketAddr {
         match &self.sockets[socket].peer {
             Some(peer) => SocketAddr::new(host_address(peer.host), 40_000),

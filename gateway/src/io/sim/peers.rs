@@ -1,7 +1,7 @@
 //! Connections between rings: dialing, the network between hosts with its cuts, and processes and hosts that are gone.
 //!
-//! A connection between two rings is two sockets, each the client of the other: what one ring sends travels as towards any client, and
-//! arrives as from any client. The window of the one is emptied by the reads of the other.
+//! A connection between two rings is two sockets, each the client of the other: what one ring sends travels as towards
+//! any client, and arrives as from any client. The window of the one is emptied by the reads of the other.
 
 use super::clock::Clock;
 use super::socket::{Peer, Segment, Socket};
@@ -40,7 +40,8 @@ impl World {
         self.places.push(Place { address, ring, listener: listener.into() });
     }
 
-    /// A simulated client connects to an address. `None` when it is refused at once; a host without power never answers.
+    /// A simulated client connects to an address. `None` when it is refused at once; a host without power never
+    /// answers.
     pub(crate) fn connect_at(&mut self, address: SocketAddr, window: usize) -> Option<usize> {
         let places = self.places.iter().filter(|place| place.address == address).copied();
         let (open, closed): (Vec<Place>, Vec<Place>) =

@@ -183,7 +183,8 @@ impl World {
         if self.trace.print {
             println!("{:>10}.{:03} {what} {a} {b}", self.now_us / 1_000, self.now_us % 1_000);
         }
-        // A word at a time: this is called for all that happens. The rotation lets high bits reach low ones, which multiplying alone does not.
+        // A word at a time: this is called for all that happens. The rotation lets high bits reach low ones, which
+        // multiplying alone does not.
         for word in what.bytes().map(u64::from).chain([self.now_us, a, b]) {
             self.trace.hash = (self.trace.hash ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
         }

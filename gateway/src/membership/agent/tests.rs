@@ -52,8 +52,8 @@ struct Trial {
     unlinked: BTreeSet<String>,
     paused: BTreeSet<String>,
     dead: BTreeSet<String>,
-    /// A node comes into the ring or leaves it in order: while the others learn of it, messages wait (see `core/moves.rs`), and two views are no
-    /// two homes.
+    /// A node comes into the ring or leaves it in order: while the others learn of it, messages wait (see
+    /// `core/moves.rs`), and two views are no two homes.
     hands_over: bool,
 }
 

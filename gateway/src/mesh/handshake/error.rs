@@ -195,7 +195,8 @@ impl fmt::Display for HandshakeError {
 
 impl std::error::Error for HandshakeError {}
 
-/// Appends the refusal that answers an error; nothing where the other side has refused itself or speaks another protocol.
+/// Appends the refusal that answers an error; nothing where the other side has refused itself or speaks another
+/// protocol.
 pub(crate) fn refusal(error: &HandshakeError, out: &mut Vec<u8>) {
     if matches!(error, HandshakeError::Refused { .. } | HandshakeError::NotMesh) {
         return;

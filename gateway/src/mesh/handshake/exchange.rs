@@ -35,8 +35,8 @@ impl Versions {
 pub(super) struct Exchange(Option<PrivateKey>);
 
 impl Exchange {
-    /// Draws a key pair from 32 random bytes that were never used before. Returns the nonce for this side's Hello as well: the public key, or,
-    /// where there is none, those bytes.
+    /// Draws a key pair from 32 random bytes that were never used before. Returns the nonce for this side's Hello as
+    /// well: the public key, or, where there is none, those bytes.
     pub(super) fn new(version: u16, random: &[u8; NONCE_BYTES]) -> (Self, [u8; NONCE_BYTES]) {
         if version < SEALED_SINCE {
             return (Exchange(None), *random);
@@ -48,7 +48,8 @@ impl Exchange {
         (Exchange(Some(private)), nonce)
     }
 
-    /// The keys for what follows the handshake; `None` if the version agreed on has none. To be asked once both sides have proved themselves.
+    /// The keys for what follows the handshake; `None` if the version agreed on has none. To be asked once both sides
+    /// have proved themselves.
     ///
     /// # Errors
     /// The other side's nonce is no public key that this side may agree with: both would know a secret that is none.

@@ -3,7 +3,8 @@
 use super::{ClusterSecret, MeshEncryption, SecretError, Versions};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Shared by all who dial or are dialed. A handshake goes on with what was in force when it began; links that are up are not asked.
+/// Shared by all who dial or are dialed. A handshake goes on with what was in force when it began; links that are up
+/// are not asked.
 #[derive(Clone, Debug)]
 pub struct Secrets {
     known: Arc<Mutex<Known>>,

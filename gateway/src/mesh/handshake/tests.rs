@@ -433,8 +433,8 @@ fn a_mac_cannot_be_reflected() {
     assert_eq!(dialer.received(&honest[4], &mut out), Err(HandshakeError::WrongSecret));
 }
 
-/// A node in the middle that wants in without the secret: it shows the proofs of two honest nodes to each other, which joins those two and
-/// nobody else; any byte it changes is noticed.
+/// A node in the middle that wants in without the secret: it shows the proofs of two honest nodes to each other, which
+/// joins those two and nobody else; any byte it changes is noticed.
 #[test]
 fn a_changed_byte_anywhere_joins_nobody() {
     let honest = run(&setup(), usize::MAX).said;

@@ -66,7 +66,8 @@ impl Chunk {
         self.lent
     }
 
-    /// Lends the buffer to the ring as a batch of the records from `confirmed` on; returns it and where the frame begins.
+    /// Lends the buffer to the ring as a batch of the records from `confirmed` on; returns it and where the frame
+    /// begins.
     pub(super) fn lend(&mut self, confirmed: u64, ack: u64) -> (Vec<u8>, usize) {
         self.cut(confirmed);
         put_batch_header(&mut self.buf[self.start..], self.first, ack);
@@ -85,8 +86,8 @@ impl Chunk {
         Chunk { confirmed, ..self }
     }
 
-    /// Takes confirmed records off the front. Their bytes stay in the buffer: the header moves over them, which it can because a record and
-    /// the former header are longer than it.
+    /// Takes confirmed records off the front. Their bytes stay in the buffer: the header moves over them, which it can
+    /// because a record and the former header are longer than it.
     fn cut(&mut self, confirmed: u64) {
         while self.first < confirmed && self.records > 0 {
             self.start += len_at(&self.buf, self.start + BATCH_HEADER_BYTES);

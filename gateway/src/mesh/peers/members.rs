@@ -6,8 +6,8 @@ use crate::mesh::link::Link;
 use std::net::SocketAddr;
 
 impl Mesh {
-    /// There is a new view, in which this node has that life: links to nodes that are known no more end, those to new ones
-    /// begin.
+    /// There is a new view, in which this node has that life: links to nodes that are known no more end, those to new
+    /// ones begin.
     pub(crate) fn set_view(&mut self, life: u64, routing: &Routing, now_ms: u64) {
         let reborn = std::mem::replace(&mut self.life, life) != life;
         for mut peer in std::mem::take(&mut self.peers) {
@@ -23,7 +23,8 @@ impl Mesh {
         }
         let left_out_before = std::mem::take(&mut self.left_out);
         for member in routing.others() {
-            // A record under this node's own name is an earlier incarnation of it, or a thief that the lease deals with.
+            // A record under this node's own name is an earlier incarnation of it, or a thief that the lease deals
+            // with.
             if *member.name != *self.config.node && !self.peers.iter().any(|peer| peer.key == member.key) {
                 let was_left_out = left_out_before.iter().any(|(before, _)| *before == member.key);
                 self.add_peer(member, was_left_out, now_ms);
@@ -151,7 +152,8 @@ fn links_between(own_shards: u32, shards: u32) -> usize {
     own_shards.max(shards).div_ceil(own_shards.max(1)) as usize
 }
 
-/// Of nodes with so many shards, the links that a shard of a node with `own_shards` would have to all of them; `Err` if it has not so many places.
+/// Of nodes with so many shards, the links that a shard of a node with `own_shards` would have to all of them; `Err` if
+/// it has not so many places.
 pub(crate) fn links_needed(own_shards: u32, others: impl Iterator<Item = u32>) -> Result<usize, usize> {
     let needed = others.map(|shards| links_between(own_shards, shards)).sum();
     if needed <= LINKS_MAX { Ok(needed) } else { Err(needed) }

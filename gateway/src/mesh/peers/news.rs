@@ -6,7 +6,8 @@ use crate::membership::{LinkNews, LinkWord};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
 
 impl Mesh {
-    /// What the control thread should know: of all nodes each half a second, and of those in between of which it has changed; the flag tells which. Finds out which links are down for long.
+    /// What the control thread should know: of all nodes each half a second, and of those in between of which it has
+    /// changed; the flag tells which. Finds out which links are down for long.
     pub(crate) fn news(&mut self, now_ms: u64) -> (bool, Vec<LinkNews>) {
         for (id, link) in self.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
@@ -23,7 +24,8 @@ impl Mesh {
                 self.ended.push_back(id as u32);
             }
             if given_up && !std::mem::replace(&mut link.given_up, given_up) && link.link.has_streamed() {
-                // The peer has had the rest, or never will: it may not come again when its senders have been told that it failed.
+                // The peer has had the rest, or never will: it may not come again when its senders have been told that
+                // it failed.
                 link.link.end_stream();
                 self.ended.push_back(id as u32);
             }
@@ -74,7 +76,8 @@ impl Mesh {
         self.wires.values().filter(|wire| matches!(wire.stage, Stage::Up { .. }) && wire.sealing.is_none()).count()
     }
 
-    /// Nodes that were found in a later life than is known, or that nobody knows, and of which there was no room to tell; they come again.
+    /// Nodes that were found in a later life than is known, or that nobody knows, and of which there was no room to
+    /// tell; they come again.
     pub(crate) fn later_dropped(&self) -> u64 {
         self.later_dropped
     }

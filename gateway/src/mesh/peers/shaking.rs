@@ -176,8 +176,8 @@ impl Mesh {
         }
     }
 
-    /// Whether the node that was dialed is in a later life than the one its link is for. What the two would tell each other belongs to
-    /// different nodes then; the control thread hears of it, and a new view brings a new link.
+    /// Whether the node that was dialed is in a later life than the one its link is for. What the two would tell each
+    /// other belongs to different nodes then; the control thread hears of it, and a new view brings a new link.
     fn later_life(&mut self, id: u32, established: &Established) -> Option<HandshakeError> {
         let node = self.links[id as usize].as_ref()?.peer;
         let peer = self.peers.iter().find(|peer| peer.key == node)?;
@@ -263,7 +263,8 @@ impl Mesh {
                     tracing::warn!("no link to node {} at {}: {error}", peer.name, peer.address);
                 }
             }
-            // A node that starts is refused until the view has it: no word for each try. Nor for each stranger that says nothing.
+            // A node that starts is refused until the view has it: no word for each try. Nor for each stranger that
+            // says nothing.
             None if matches!(
                 error,
                 HandshakeError::UnknownName { .. } | HandshakeError::Silent { .. } | HandshakeError::GaveWay

@@ -1,16 +1,18 @@
 //! Who may have a place for a handshake, and who gives way when places are short.
 //!
-//! Whoever reaches the mesh port can connect, and needs no secret to say nothing. A connection is a *stranger* until its peer has proved that it
-//! knows the secret. Places for strangers are few, so
+//! Whoever reaches the mesh port can connect, and needs no secret to say nothing. A connection is a *stranger* until
+//! its peer has proved that it knows the secret. Places for strangers are few, so
 //!
-//! - a connection that does not go on to the next step of its handshake is ended soon ([`STEP_MS_MAX`](crate::mesh::handshake::STEP_MS_MAX));
-//! - strangers of one address have a quarter of the places; a further one takes the place of the oldest of that address. An address where a
-//!   member's mesh listens may have all of them;
-//! - when all places are taken the newcomer gets that of a stranger that has got least far, the oldest of those: first of one whose address is no
-//!   member's. A newcomer from elsewhere never takes the place of one from a member's address.
+//! - a connection that does not go on to the next step of its handshake is ended soon
+//!   ([`STEP_MS_MAX`](crate::mesh::handshake::STEP_MS_MAX));
+//! - strangers of one address have a quarter of the places; a further one takes the place of the oldest of that
+//!   address. An address where a member's mesh listens may have all of them;
+//! - when all places are taken the newcomer gets that of a stranger that has got least far, the oldest of those: first
+//!   of one whose address is no member's. A newcomer from elsewhere never takes the place of one from a member's
+//!   address.
 //!
-//! A node that dials says its Hello at once and is no stranger a round trip later, so it comes through unless as many strangers as there are places
-//! come within that time.
+//! A node that dials says its Hello at once and is no stranger a round trip later, so it comes through unless as many
+//! strangers as there are places come within that time.
 
 use super::{Mesh, Stage, Wire};
 use crate::mesh::handshake::{HandshakeError, Progress};

@@ -15,7 +15,8 @@ use crate::io::ConnId;
 
 /// Bytes every record begins with; also the length of the shortest record.
 pub(crate) const RECORD_HEAD_BYTES: usize = 8;
-/// Longest record: room for the longest client frame a sane node is configured for, and short enough to be read into one buffer.
+/// Longest record: room for the longest client frame a sane node is configured for, and short enough to be read into
+/// one buffer.
 pub(crate) const RECORD_BYTES_MAX: usize = 4 << 20;
 /// Longest device and longest class of a session, as in the client protocol.
 pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
@@ -40,7 +41,8 @@ pub(crate) mod flags {
 pub(crate) mod kick_status {
     /// All sessions were asked to end; those that are left have not been heard of since.
     pub(crate) const DONE: u8 = 0;
-    /// The node does not know all sessions of the user now: another may be the home, or every node has to tell of its sessions first.
+    /// The node does not know all sessions of the user now: another may be the home, or every node has to tell of its
+    /// sessions first.
     pub(crate) const UNSETTLED: u8 = 1;
 }
 
@@ -133,12 +135,13 @@ pub(crate) enum Record<'a> {
     BacklogOver { seat: Seat, user: u64, next_stamp: u64, truncated: bool, floor: u64, last: u64 },
     /// From shard `from` for shard `to`: all that moves between the two with the view of this digest has been sent.
     Settled { from: u16, to: u16, digest: u64 },
-    /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands for shard `n`.
+    /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands
+    /// for shard `n`.
     SettledShards { from: u16, digest: u64, shards: &'a [u8] },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
-    /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a KickDone of the same
-    /// number.
+    /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a
+    /// KickDone of the same number.
     KickUser { user: u64, shard: u16, ask: u64, device: Option<&'a str> },
     /// What became of it: sessions ended, and those that may be left.
     KickDone { shard: u16, ask: u64, ended: u32, left: u32, status: u8 },
@@ -184,7 +187,8 @@ impl<'a> Record<'a> {
         texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
     }
 
-    /// Whether the record carries no message: an answer, or an entry of the directory. These pass when messages are refused.
+    /// Whether the record carries no message: an answer, or an entry of the directory. These pass when messages are
+    /// refused.
     #[inline]
     pub(crate) fn is_control(&self) -> bool {
         !matches!(self, Record::Message { .. } | Record::Deliver { .. } | Record::Transfer { .. })
@@ -318,7 +322,8 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Reads one whole record, of exactly the length its first 4 bytes tell. `None` for a kind this version does not know.
+    /// Reads one whole record, of exactly the length its first 4 bytes tell. `None` for a kind this version does not
+    /// know.
     #[inline]
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Option<Record<'a>>, MeshViolation> {
         let Some(&[_, _, _, _, kind, hops, aux_high, aux_low]) = bytes.first_chunk() else {

@@ -1,4 +1,5 @@
-//! The clients: devices that log in at any node, talk, wander off to another node and come back when their connection dies.
+//! The clients: devices that log in at any node, talk, wander off to another node and come back when their connection
+//! dies.
 
 use super::client::{Circumstances, Client, Delivered, Stage};
 use super::ledger::{Ledger, NewMessage};
@@ -346,7 +347,8 @@ impl Crowd {
         }
     }
 
-    /// Panics unless each message written in calm by a session that lasted has reached every session that lasted. Returns how many had to.
+    /// Panics unless each message written in calm by a session that lasted has reached every session that lasted.
+    /// Returns how many had to.
     pub(super) fn check_calm(&self, calm: impl Fn(u64) -> bool) -> u64 {
         let mut checked = 0;
         for (id, message) in self.ledger.iter() {

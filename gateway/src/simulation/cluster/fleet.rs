@@ -204,7 +204,8 @@ impl Fleet {
         }
     }
 
-    /// A node that joins calls at others, so that they know of it. Who is paused, or has no shards yet, does not hear it.
+    /// A node that joins calls at others, so that they know of it. Who is paused, or has no shards yet, does not hear
+    /// it.
     fn make_calls(&mut self, number: usize, now_us: u64) {
         let Some(process) = &mut self.seats[number].process else { return };
         let (calls, incarnation) = (process.pulse.take_calls(), process.pulse.heart().life());

@@ -1,10 +1,12 @@
-//! What the clients have sent, and what may become of it in a cluster: a model that knows the protocol and nothing of nodes.
+//! What the clients have sent, and what may become of it in a cluster: a model that knows the protocol and nothing of
+//! nodes.
 
 use crate::simulation::ledger::{check_payload, payload};
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::{Frame, Outcome, flags};
 
-/// What was delivered before its sender was told that it failed may reach the recipient so much later than the sender's answer.
+/// What was delivered before its sender was told that it failed may reach the recipient so much later than the sender's
+/// answer.
 const UNDER_WAY_US: u64 = 2_000_000;
 
 /// A message some client has written.

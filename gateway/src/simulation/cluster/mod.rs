@@ -1,16 +1,19 @@
-//! A cluster of gateways on simulated I/O, with a simulated Redis: nodes crash, pause, leave and come back, the network between them is cut, and
-//! clients log in anywhere and talk on.
+//! A cluster of gateways on simulated I/O, with a simulated Redis: nodes crash, pause, leave and come back, the network
+//! between them is cut, and clients log in anywhere and talk on.
 //!
-//! `TRUNKLINE_CLUSTER_SEED=7 cargo test -p trunkline-gateway --lib cluster_holds -- --nocapture` replays run 7 and prints all that happens in it.
-//! `TRUNKLINE_CLUSTER_SEEDS=5000` tries that many.
+//! `TRUNKLINE_CLUSTER_SEED=7 cargo test -p trunkline-gateway --lib cluster_holds -- --nocapture` replays run 7 and
+//! prints all that happens in it. `TRUNKLINE_CLUSTER_SEEDS=5000` tries that many.
 //!
 //! Properties:
-//! - at any time: no user has two homes, nodes that may serve and would deliver what comes for the user (`fleet`); no message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK from one
-//!   session to another keep their order while no user's home moves; a message with ACK has one SENT at most (`client`, `ledger`);
-//! - while nothing happens to the cluster, no message is lost, whatever the network below does to single connections (`crowd`);
-//! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the user's home knows it; each
-//!   message with ACK of a session that lasted has its SENT; every message that is written then arrives at every session of its recipient
-//!   (`crowd`, here);
+//! - at any time: no user has two homes, nodes that may serve and would deliver what comes for the user (`fleet`); no
+//!   message reaches a session twice without AGAIN, and none without ACK reaches a device twice; messages without ACK
+//!   from one session to another keep their order while no user's home moves; a message with ACK has one SENT at most
+//!   (`client`, `ledger`);
+//! - while nothing happens to the cluster, no message is lost, whatever the network below does to single connections
+//!   (`crowd`);
+//! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the
+//!   user's home knows it; each message with ACK of a session that lasted has its SENT; every message that is written
+//!   then arrives at every session of its recipient (`crowd`, here);
 //! - when the clients have gone: nothing is left in any table (here, `node`).
 
 mod client;
@@ -222,7 +225,8 @@ fn cluster_soak() {
     }
 }
 
-/// One record for each link. Towards nodes of version 2 it is one for each two shards, and with that the square of their number.
+/// One record for each link. Towards nodes of version 2 it is one for each two shards, and with that the square of
+/// their number.
 #[test]
 fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
     for (nodes, shards, protocol) in [(4, 2, 3), (4, 2, 2), (4, 4, 3), (4, 4, 2), (6, 3, 3), (8, 2, 3)] {

@@ -1,4 +1,5 @@
-//! A node's control thread, as far as the cluster goes: the [`Agent`] of `crate::cluster` in virtual time, with a Redis that is slow at times.
+//! A node's control thread, as far as the cluster goes: the [`Agent`] of `crate::cluster` in virtual time, with a Redis
+//! that is slow at times.
 
 use super::redis::Redis;
 use crate::cluster::reach::{Admission, admission};

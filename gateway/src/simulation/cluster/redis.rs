@@ -1,5 +1,5 @@
-//! What a cluster of nodes keeps in Redis, as the scripts in `router/src/redis/scripts` treat it: leases, incarnations, and the number of the
-//! view. Presence is absent: no shard reads it.
+//! What a cluster of nodes keeps in Redis, as the scripts in `router/src/redis/scripts` treat it: leases, incarnations,
+//! and the number of the view. Presence is absent: no shard reads it.
 
 use crate::io::sim::Rng;
 use crate::membership::Request;

@@ -1,7 +1,8 @@
-//! A hundred nodes of 64 shards in virtual time: what one of them decides, counts and says, without sockets. The others are their leases, their
-//! links, and the word of each of their shards after a change of the view.
+//! A hundred nodes of 64 shards in virtual time: what one of them decides, counts and says, without sockets. The others
+//! are their leases, their links, and the word of each of their shards after a change of the view.
 //!
-//! `TRUNKLINE_SCALE=1`, as `make sim-scale` sets it, adds a rolling restart of all others and prints what everything took.
+//! `TRUNKLINE_SCALE=1`, as `make sim-scale` sets it, adds a rolling restart of all others and prints what everything
+//! took.
 
 use super::redis::Redis;
 use crate::cluster::MESH_PROTOCOL;

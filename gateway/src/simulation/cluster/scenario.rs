@@ -5,7 +5,8 @@ use crate::io::sim::{Clock, Faults, Rng};
 use crate::limits::{Limits, ReadMode};
 use std::collections::BTreeSet;
 
-/// By how much a clock runs fast or slow at most, in millionths: twenty times what NTP bends one by, and below the margins of a lease.
+/// By how much a clock runs fast or slow at most, in millionths: twenty times what NTP bends one by, and below the
+/// margins of a lease.
 const FAST_PPM_MAX: u64 = 10_000;
 
 /// What happens to the cluster.
@@ -33,7 +34,8 @@ pub(super) enum Trouble {
     CutOneWay { from: usize, to: usize, ms: u64 },
     /// The mesh of a node is dead, towards all others or from them as well, while it reaches Redis.
     Gray { node: usize, both: bool, ms: u64 },
-    /// The machine of a node is suspended: nothing runs, its network is gone, and a clock that does not count that stands still.
+    /// The machine of a node is suspended: nothing runs, its network is gone, and a clock that does not count that
+    /// stands still.
     Suspend { node: usize, ms: u64 },
     /// Redis refuses writes at the masters that have the leases of a node, or of two.
     RedisReadOnlyFor { node: usize, other: Option<usize>, ms: u64 },
@@ -172,8 +174,8 @@ impl Scenario {
         self.faults.dial_refused + self.faults.dial_late + self.faults.dial_timeout > 0
     }
 
-    /// Time after which everything has come to an end, all troubles being over: nodes that were taken for dead are back, links are up, users
-    /// registered, messages redelivered or given up.
+    /// Time after which everything has come to an end, all troubles being over: nodes that were taken for dead are
+    /// back, links are up, users registered, messages redelivered or given up.
     pub(super) fn settle_ms(&self) -> u64 {
         let redelivery = (u64::from(self.limits.redeliver_attempts_max) + 2) * (self.limits.redeliver_ms + 200);
         let membership = 3 * self.lease_ms + 4_000;

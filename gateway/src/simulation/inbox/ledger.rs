@@ -1,4 +1,5 @@
-//! What was sent, what its senders were told, and who has got it: a model that knows the protocol and nothing of the gateway.
+//! What was sent, what its senders were told, and who has got it: a model that knows the protocol and nothing of the
+//! gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,8 +112,8 @@ impl Ledger {
         assert!(owed.is_empty(), "the cursor {cursor} of {device:?} has passed {owed:?}");
     }
 
-    /// Every message that counts as stored has reached the devices it is for, or they were told that something is gone. With `all`, so has every other that was
-    /// acknowledged.
+    /// Every message that counts as stored has reached the devices it is for, or they were told that something is gone.
+    /// With `all`, so has every other that was acknowledged.
     pub(super) fn check_complete(&self, all: bool) {
         for (id, message) in &self.messages {
             let counts =

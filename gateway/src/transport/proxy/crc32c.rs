@@ -1,4 +1,5 @@
-//! CRC-32C (Castagnoli), as RFC 4960, appendix B, describes it. Headers are short and come once a connection, so a small table will do.
+//! CRC-32C (Castagnoli), as RFC 4960, appendix B, describes it. Headers are short and come once a connection, so a
+//! small table will do.
 
 /// The polynomial 0x1EDC6F41, bits reversed.
 const POLYNOMIAL: u32 = 0x82F6_3B78;

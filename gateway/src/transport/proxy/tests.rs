@@ -209,7 +209,8 @@ proptest! {
         fuzz::proxy_header(&[V2_SIGN, b"\x21\x11\0\x40", &bytes[..]].concat());
     }
 
-    /// The library's author has not read this code. It is more lenient in some places, so only what both take is compared.
+    /// The library's author has not read this code. It is more lenient in some places, so only what both take is
+    /// compared.
     #[test]
     fn a_header_of_another_author_is_read_as_it_was_meant(source in any::<SocketAddr>(), destination in any::<SocketAddr>()) {
         use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};

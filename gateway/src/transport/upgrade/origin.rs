@@ -1,14 +1,16 @@
-//! Which pages may connect. A browser says in `Origin` where a page is from (RFC 6454); without this check any page that a
-//! user opens could talk, as that user, to a gateway that the browser can reach, one on the user's own machine among them.
+//! Which pages may connect. A browser says in `Origin` where a page is from (RFC 6454); without this check any page
+//! that a user opens could talk, as that user, to a gateway that the browser can reach, one on the user's own machine
+//! among them.
 
-/// Whether pages of `origin` are served by who was asked as `host`: they are its own, or are listed. Programs send no `Origin`, or
-/// whatever they like; tokens are what keeps them out.
+/// Whether pages of `origin` are served by who was asked as `host`: they are its own, or are listed. Programs send no
+/// `Origin`, or whatever they like; tokens are what keeps them out.
 pub(super) fn is_served(origin: &[u8], host: &[u8], listed: &[String]) -> bool {
     let named = |listed: &String| listed == "*" || listed.as_bytes().eq_ignore_ascii_case(origin);
     is_own(origin, host) || listed.iter().any(named)
 }
 
-/// Whether the page is of the host that was asked. The scheme is not compared: what ends TLS in front of a gateway changes it.
+/// Whether the page is of the host that was asked. The scheme is not compared: what ends TLS in front of a gateway
+/// changes it.
 fn is_own(origin: &[u8], host: &[u8]) -> bool {
     let (page, port) = if let Some(page) = strip_prefix(origin, b"https://") {
         (page, &b":443"[..])

@@ -127,7 +127,8 @@ struct Changed {
 struct Draft {
     requests: Vec<(Source, Request)>,
     changes: Vec<Changed>,
-    /// Groups that end with this batch. Their logs are emptied behind it: what a store has deleted it does not take back.
+    /// Groups that end with this batch. Their logs are emptied behind it: what a store has deleted it does not take
+    /// back.
     ended: Vec<u64>,
 }
 
@@ -558,8 +559,8 @@ impl<S: Store> Groups<S> {
         GroupReply::Page { page, next }
     }
 
-    /// What there is after the commit. None if nothing was to be done because of what came before in the batch, and that
-    /// could not be made durable.
+    /// What there is after the commit. None if nothing was to be done because of what came before in the batch, and
+    /// that could not be made durable.
     fn look(&self, group: u64, ask: &GroupAsk) -> Option<GroupReply> {
         let known = self.book.group(group);
         Some(match *ask {

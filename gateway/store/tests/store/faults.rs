@@ -66,9 +66,9 @@ fn after_a_failed_sync_the_same_file_is_never_trusted_again() {
     }
 }
 
-/// A sync that failed may have got the batch to disk all the same. Its sender was told that it is not stored, so it must
-/// not come to light: neither after a kill, where the page cache has all of it, nor after a power failure, where the
-/// disk has any part of it.
+/// A sync that failed may have got the batch to disk all the same. Its sender was told that it is not stored, so it
+/// must not come to light: neither after a kill, where the page cache has all of it, nor after a power failure, where
+/// the disk has any part of it.
 #[test]
 fn what_was_refused_does_not_come_to_light() {
     for fault in [Fault::SyncFails, Fault::SyncDoubtful] {

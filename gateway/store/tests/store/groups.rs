@@ -147,7 +147,8 @@ fn what_was_answered_is_there_after_a_crash_and_what_was_refused_never_happened(
         let mut store = begin(&disk, &hands, GroupLimits::default());
         let mut model: BTreeMap<u64, (BTreeSet<u64>, Vec<u64>)> = BTreeMap::new();
         let mut id = 0;
-        // A batch that failed may be on disk all the same, until a later one takes it back: a crash may bring it to light.
+        // A batch that failed may be on disk all the same, until a later one takes it back: a crash may bring it to
+        // light.
         let mut doubtful = false;
         for _ in 0..120 {
             let (of, user) = (1 + dice.below(3), 1 + dice.below(5));

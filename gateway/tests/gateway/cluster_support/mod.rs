@@ -219,7 +219,8 @@ impl Fleet {
         self.running().map(|node| node.metrics().sum(name, labels)).sum()
     }
 
-    /// Waits until the nodes that run see each other and no one else, are linked, and have told each other of their sessions.
+    /// Waits until the nodes that run see each other and no one else, are linked, and have told each other of their
+    /// sessions.
     pub(crate) fn wait_joined(&self) {
         let running = self.running().count() as u64;
         wait_for("all nodes have one view and all links", || {

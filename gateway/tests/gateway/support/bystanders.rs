@@ -31,8 +31,8 @@ impl Bystanders {
         bystanders
     }
 
-    /// Each sends the next a message with and one without ACK; all must arrive, and nothing else. Returns how long the slowest
-    /// exchange took.
+    /// Each sends the next a message with and one without ACK; all must arrive, and nothing else. Returns how long the
+    /// slowest exchange took.
     pub(crate) fn talk(&mut self) -> Duration {
         let mut slowest = Duration::ZERO;
         for sender in 0..self.clients.len() {

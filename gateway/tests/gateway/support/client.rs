@@ -234,7 +234,8 @@ impl Client {
         }
     }
 
-    /// Sends a PING and expects nothing before its PONG: so the server has read all that was sent, and had nothing to say about it.
+    /// Sends a PING and expects nothing before its PONG: so the server has read all that was sent, and had nothing to
+    /// say about it.
     pub(crate) fn ping(&mut self) {
         let before = self.recv_until_pong();
         assert!(before.is_empty(), "before the PONG came {before:?}");
@@ -255,7 +256,8 @@ impl Client {
         }
     }
 
-    /// Sends a message without ACK to `peer`, which must receive it next. What was sent to `peer` on the same way has arrived before.
+    /// Sends a message without ACK to `peer`, which must receive it next. What was sent to `peer` on the same way has
+    /// arrived before.
     pub(crate) fn send_barrier(&mut self, peer: &mut Client, user: u64) {
         let id = self.send(user, 0, b"barrier");
         let deliver = peer.recv_deliver();

@@ -31,8 +31,8 @@ struct Output {
     reader: Option<JoinHandle<()>>,
 }
 
-/// Runs `body` against a gateway with this many shards and these further flags. Afterwards the gateway must still run, the books must
-/// balance once everybody has gone, no fault may be counted, and SIGTERM must end it with status 0.
+/// Runs `body` against a gateway with this many shards and these further flags. Afterwards the gateway must still run,
+/// the books must balance once everybody has gone, no fault may be counted, and SIGTERM must end it with status 0.
 pub(crate) fn with_gateway(shards: u32, flags: &[&str], body: impl FnOnce(&Gateway)) {
     let gateway = Gateway::start(shards, flags);
     body(&gateway);
@@ -306,7 +306,8 @@ impl Gateway {
 }
 
 impl Drop for Gateway {
-    /// Reached with the process running only when a test has failed: says what the gateway said, and leaves nothing behind.
+    /// Reached with the process running only when a test has failed: says what the gateway said, and leaves nothing
+    /// behind.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("gateway {}", self.arguments.join(" "));

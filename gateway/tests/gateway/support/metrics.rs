@@ -15,8 +15,8 @@ struct Sample {
 }
 
 impl Metrics {
-    /// Parses a reading and checks its form: HELP and TYPE once for each name and before its samples, the samples of a name together,
-    /// no series twice.
+    /// Parses a reading and checks its form: HELP and TYPE once for each name and before its samples, the samples of a
+    /// name together, no series twice.
     pub(crate) fn parse(text: &str) -> Self {
         let mut samples: Vec<Sample> = Vec::new();
         let mut helped = BTreeSet::new();
@@ -58,7 +58,8 @@ impl Metrics {
         Metrics { samples }
     }
 
-    /// Sum of all series of a name whose labels include these. Fails when there is none, so that a renamed metric cannot read as 0.
+    /// Sum of all series of a name whose labels include these. Fails when there is none, so that a renamed metric
+    /// cannot read as 0.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let mut found = false;
         let mut sum = 0u64;
@@ -88,8 +89,9 @@ impl Metrics {
         self.sum(metric::LIMIT_HITS, &[("limit", limit)])
     }
 
-    /// What does not add up, in words; `None` when the books balance: every connection is open or closed with one reason, on every
-    /// shard for itself once hand-overs are counted, and every message has one fate or waits for its ACK.
+    /// What does not add up, in words; `None` when the books balance: every connection is open or closed with one
+    /// reason, on every shard for itself once hand-overs are counted, and every message has one fate or waits for its
+    /// ACK.
     pub(crate) fn imbalance(&self) -> Option<String> {
         let shards = self.label_values(metric::ACCEPTED, "shard");
         for shard in &shards {

@@ -1,4 +1,5 @@
-//! What every test of this folder stands on: a client written from PROTOCOL.md alone, and a harness around the real `gateway` process.
+//! What every test of this folder stands on: a client written from PROTOCOL.md alone, and a harness around the real
+//! `gateway` process.
 //!
 //! Nothing here uses `trunkline-proto` or the gateway's own code: a mistake in them must not cancel itself out.
 
@@ -28,7 +29,8 @@ use std::time::{Duration, Instant};
 /// How long anything that must happen may take. Far above what it takes, so that only a fault reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Shard counts of the tests that must hold for every way a user may be placed: one, fewer, more, and far more shards than cores.
+/// Shard counts of the tests that must hold for every way a user may be placed: one, fewer, more, and far more shards
+/// than cores.
 pub(crate) const SHARD_COUNTS: &[u32] = &[1, 2, 4, 56];
 
 /// Shard counts of the tests where only the hand-over between shards may make a difference.

@@ -107,7 +107,8 @@ impl TlsClient {
         TlsClient { stream: stream(config, address), unread: Vec::new(), frames: VecDeque::new() }
     }
 
-    /// One that a proxy speaks for: what it writes first goes out with these bytes in front, all of it but for a pause after `split` bytes.
+    /// One that a proxy speaks for: what it writes first goes out with these bytes in front, all of it but for a pause
+    /// after `split` bytes.
     pub(crate) fn connect_behind(gateway: &Gateway, config: &Arc<ClientConfig>, header: &[u8], split: usize) -> Self {
         let mut client = TlsClient::connect(gateway, config);
         let mut bytes = header.to_vec();

@@ -127,8 +127,8 @@ impl Frame {
         bytes
     }
 
-    /// The first frame of `bytes` and its length, or `None` while it is not whole. Fails the test on a frame the protocol does not
-    /// allow the server to send.
+    /// The first frame of `bytes` and its length, or `None` while it is not whole. Fails the test on a frame the
+    /// protocol does not allow the server to send.
     pub(crate) fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
         let length = u32::from_be_bytes(*bytes.first_chunk::<4>()?) as usize;
         assert!((HEADER_SHORT..1 << 24).contains(&length), "the server sent a frame of length {length}");

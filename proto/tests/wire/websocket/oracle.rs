@@ -108,9 +108,9 @@ proptest! {
         }
     }
 
-    /// Of damaged streams both read the same messages up to the damage, and both find fault or neither does; except where
-    /// tungstenite is more lenient than the RFC, with lengths that could be shorter, and where it waits for the rest of a
-    /// frame of which the decoder has seen enough.
+    /// Of damaged streams both read the same messages up to the damage, and both find fault or neither does; except
+    /// where tungstenite is more lenient than the RFC, with lengths that could be shorter, and where it waits for the
+    /// rest of a frame of which the decoder has seen enough.
     #[test]
     fn damage_is_judged_as_tungstenite_judges_it(
         wholes in vec(any_whole(), 1..6),

@@ -4,7 +4,8 @@ use super::{CLIENT, MASK, Reader, SERVER, masked, read};
 use crate::samples::hex;
 use trunkline_proto::websocket::{Opcode, Rules, Violation, close_code, put_frame};
 
-/// The stream is refused with its last byte and not before, in one piece and byte by byte; nothing behind it changes that.
+/// The stream is refused with its last byte and not before, in one piece and byte by byte; nothing behind it changes
+/// that.
 fn assert_refused_with_last_byte(rules: Rules, stream: &[u8], violation: Violation) {
     assert_eq!(read(rules, &stream[..stream.len() - 1]).err(), None, "{violation:?} comes too early");
     for more in [&b""[..], b"\x00", &[0xff; 40]] {

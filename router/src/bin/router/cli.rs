@@ -15,9 +15,9 @@ use trunkline_router::redis::RedisUrl;
 
 /// Tells clients which gateway to connect to, makes accounts, and answers questions about nodes and users over HTTP.
 ///
-/// A router holds nothing: it reads the nodes from the Redis Cluster that the gateways share, once a second, and computes the rest.
-/// So any number of routers may run side by side. While Redis does not answer it goes on with what it knows. Each flag is also an
-/// environment variable; flags override the environment.
+/// A router holds nothing: it reads the nodes from the Redis Cluster that the gateways share, once a second, and
+/// computes the rest. So any number of routers may run side by side. While Redis does not answer it goes on with what
+/// it knows. Each flag is also an environment variable; flags override the environment.
 #[derive(Debug, Parser)]
 #[command(name = "router", version, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -30,22 +30,25 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) http: SocketAddr,
-    /// File of the keys that may use the API; gateway api-key makes one and prints its line. With it, changes need a key, and from other
-    /// hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
+    /// File of the keys that may use the API; gateway api-key makes one and prints its line. With it, changes need a
+    /// key, and from other hosts everything but /healthz and /readyz does. Without it the API is for this host alone.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_API_KEYS_FILE", hide_env_values = true)]
     pub(crate) api_keys_file: Option<PathBuf>,
-    /// Allow an --http that is not loopback without keys: whoever reaches it may make accounts, end sessions and ask where users are.
+    /// Allow an --http that is not loopback without keys: whoever reaches it may make accounts, end sessions and ask
+    /// where users are.
     #[arg(long, env = "TRUNKLINE_ROUTER_HTTP_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true",
         default_value_t = false, require_equals = true, action = clap::ArgAction::Set, hide_env_values = true)]
     pub(crate) http_insecure_open: bool,
-    /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in their keys files.
+    /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in
+    /// their keys files.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
     pub(crate) node_key_file: Option<PathBuf>,
     /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…], or
     /// rediss-cluster://… for TLS. Some of its nodes are enough.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = redis_url)]
     pub(crate) redis: RedisUrl,
-    /// File with the certificates (PEM) of those who sign for Redis, with rediss-cluster://. Without it, those that this system trusts.
+    /// File with the certificates (PEM) of those who sign for Redis, with rediss-cluster://. Without it, those that
+    /// this system trusts.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_REDIS_CA_FILE", hide_env_values = true)]
     pub(crate) redis_ca_file: Option<PathBuf>,
     /// File with the certificate (PEM) to show to a Redis that asks for one, as it does by default.
@@ -61,8 +64,8 @@ pub(crate) struct Cli {
     /// How a node is chosen for a login that does not say how: home, weighted-round-robin, least-conn or random-two.
     #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_STRATEGY", default_value_t = Strategy::Home, hide_env_values = true)]
     pub(crate) strategy: Strategy,
-    /// Zone of the clients of this router, such as a data centre: logins that do not name one go to nodes whose --zone is the same, as long as
-    /// these have room.
+    /// Zone of the clients of this router, such as a data centre: logins that do not name one go to nodes whose --zone
+    /// is the same, as long as these have room.
     #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_ZONE", default_value = "", hide_env_values = true, hide_default_value = true,
         value_parser = zone)]
     pub(crate) zone: String,

@@ -15,7 +15,8 @@ use trunkline_router::http::{self, Access, ApiKeys, Places, Service, ServiceConf
 use trunkline_router::log;
 use trunkline_router::redis::{Plane, TlsFiles};
 
-/// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process may have by default.
+/// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process
+/// may have by default.
 const CONNECTIONS_MAX: u32 = 512;
 
 /// How long reading the file of keys again may take.
@@ -113,8 +114,8 @@ fn bug() -> String {
     "a bug has ended it; the line of the log that says panicked has more".to_owned()
 }
 
-/// SIGHUP: the file of keys is read again, on a thread of its own, because a file may take as long as it likes. Everything else a router is told is
-/// fixed when it starts.
+/// SIGHUP: the file of keys is read again, on a thread of its own, because a file may take as long as it likes.
+/// Everything else a router is told is fixed when it starts.
 async fn reload_on_hangup(mut hangups: Hangups, file: Option<PathBuf>, access: Arc<Access>) {
     loop {
         hangups.next().await;

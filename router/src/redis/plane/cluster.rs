@@ -1,7 +1,7 @@
 //! All masters of the cluster: each command goes to the one that serves its slot.
 //!
-//! One task keeps the map of slots. While a master is missing it asks the others ten times a second who serves what, so a
-//! replica is used within a fraction of a second of its promotion. Otherwise it waits for a MOVED.
+//! One task keeps the map of slots. While a master is missing it asks the others ten times a second who serves what, so
+//! a replica is used within a fraction of a second of its promotion. Otherwise it waits for a MOVED.
 
 use super::super::config::RedisConfig;
 use super::super::error::PlaneError;
@@ -27,8 +27,8 @@ const LOOK_PAUSE_MIN: Duration = Duration::from_millis(20);
 /// How long masters may take to say who serves what. Those that are silent must not delay what the others say.
 const LOOK_TIME_MAX: Duration = Duration::from_millis(300);
 
-/// How often one command follows MOVED or ASK. During a failover or a resharding one or two are the rule; more is a cluster
-/// whose servers disagree, and then a pause is better than a loop.
+/// How often one command follows MOVED or ASK. During a failover or a resharding one or two are the rule; more is a
+/// cluster whose servers disagree, and then a pause is better than a loop.
 const REDIRECTIONS_MAX: usize = 3;
 
 /// The pause before a command that was not executed is sent again.
@@ -140,8 +140,8 @@ impl Cluster {
         });
     }
 
-    /// The answer to one request. What was not executed, because a master is away, is tried again until `command_timeout` is
-    /// over; so a caller that asks once a second is never without a request on its way.
+    /// The answer to one request. What was not executed, because a master is away, is tried again until
+    /// `command_timeout` is over; so a caller that asks once a second is never without a request on its way.
     pub(in super::super) async fn request(&self, request: Request) -> Result<Value, PlaneError> {
         let after = self.shared.config.command_timeout;
         let deadline = Instant::now() + after;

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// The most pipelines and commands that wait to be written to one socket: a poll of 2,048 nodes fits four times. What comes
-/// on top fails at once instead of growing in memory while Redis is slow.
+/// The most pipelines and commands that wait to be written to one socket: a poll of 2,048 nodes fits four times. What
+/// comes on top fails at once instead of growing in memory while Redis is slow.
 const COMMANDS_WAITING_MAX: usize = 8_192;
 
 /// What TLS finds wrong comes as an I/O error of this kind, and the library passes on its text alone.
@@ -34,8 +34,8 @@ pub(in super::super) async fn connect(config: &RedisConfig, cluster: &Cluster) -
     connected.await.unwrap_or(Err(PlaneError::TimedOut { after: config.connect_timeout }))
 }
 
-/// Connects to one server, and logs in, within `time_max`. The task is the connection: it ends when that breaks, and ends it
-/// when dropped.
+/// Connects to one server, and logs in, within `time_max`. The task is the connection: it ends when that breaks, and
+/// ends it when dropped.
 pub(super) async fn one(
     config: &RedisConfig,
     (host, port): &Address,
@@ -75,8 +75,8 @@ pub(super) fn slots_command() -> Command {
     ("CLUSTER", vec!["SLOTS".into()])
 }
 
-/// Asks all hosts at once for the state of the cluster. One that is well is enough; if there is none, the error is the one
-/// that tells most.
+/// Asks all hosts at once for the state of the cluster. One that is well is enough; if there is none, the error is the
+/// one that tells most.
 async fn probe_any(config: &RedisConfig) -> Result<(), PlaneError> {
     let mut probes = JoinSet::new();
     for (host, port) in &config.hosts {

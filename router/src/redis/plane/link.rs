@@ -1,10 +1,11 @@
-//! The connection to one server of the cluster: made by itself, made anew when it breaks, and torn down when it is silent.
+//! The connection to one server of the cluster: made by itself, made anew when it breaks, and torn down when it is
+//! silent.
 //!
 //! Each server has a client of its own. The library's client for a whole cluster stops sending to all masters while it
 //! reconnects to one of them, which takes until the failover has ended.
 //!
-//! Architecture Invariant: nothing is sent twice here. What was on its way when a connection broke fails, and its owner,
-//! who knows whether it may be repeated, is told.
+//! Architecture Invariant: nothing is sent twice here. What was on its way when a connection broke fails, and its
+//! owner, who knows whether it may be repeated, is told.
 
 use super::super::config::RedisConfig;
 use super::super::error::PlaneError;
@@ -22,8 +23,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// The longest time for making a connection, login included. A server that is well takes milliseconds; one that drops packets
-/// must not keep the first callers longer than half of a command's time.
+/// The longest time for making a connection, login included. A server that is well takes milliseconds; one that drops
+/// packets must not keep the first callers longer than half of a command's time.
 const CONNECT_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// The first and the longest pause before connecting again. The longest is a fraction of a lease's renewal period, so a
@@ -125,7 +126,8 @@ impl Connection {
         let sent_ms = self.age_ms();
         let pipeline = self.client.pipeline();
         for (name, args) in commands {
-            // Of a custom command only the name and the arguments matter on a connection to one server. It is only queued.
+            // Of a custom command only the name and the arguments matter on a connection to one server. It is only
+            // queued.
             let command = CustomCommand::new_static(name, ClusterHash::FirstKey, false);
             if let Err(error) = pipeline.custom::<Value, _>(command, args).await {
                 return vec![Err(error); count];

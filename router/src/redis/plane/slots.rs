@@ -31,8 +31,8 @@ pub(super) struct SlotsAnswer {
 }
 
 impl SlotsAnswer {
-    /// Reads the answer of the server at `host`, which may leave its own name out. `None` if it makes no sense or names no
-    /// slot.
+    /// Reads the answer of the server at `host`, which may leave its own name out. `None` if it makes no sense or names
+    /// no slot.
     pub(super) fn parse(answer: Value, host: &str) -> Option<Self> {
         let mut named: Vec<Address> = Vec::new();
         let mut followed: Vec<u8> = Vec::new();
@@ -75,8 +75,8 @@ impl SlotsAnswer {
     }
 }
 
-/// The map that most of `answers` agree on; the first of those that are equally frequent. A master that has just come back
-/// still believes in its slots, so one answer alone is not to be followed while others differ.
+/// The map that most of `answers` agree on; the first of those that are equally frequent. A master that has just come
+/// back still believes in its slots, so one answer alone is not to be followed while others differ.
 pub(super) fn most_agreed(answers: Vec<SlotsAnswer>) -> Option<SlotsAnswer> {
     let votes = |map: &SlotMap| answers.iter().filter(|answer| answer.map == *map).count();
     let most = answers.iter().map(|answer| votes(&answer.map)).max()?;

@@ -1,4 +1,5 @@
-//! What the tests of the balancer share: a balancer that speaks of servers by name and has a seeded source of randomness.
+//! What the tests of the balancer share: a balancer that speaks of servers by name and has a seeded source of
+//! randomness.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -1,4 +1,5 @@
-//! Parts of `docs/` that are made from the tables of the code. They stand between `<!-- made: NAME -->` and `<!-- end: NAME -->`.
+//! Parts of `docs/` that are made from the tables of the code. They stand between `<!-- made: NAME -->` and `<!-- end:
+//! NAME -->`.
 //!
 //! Only the standard library, so that other crates can include this file with `#[path]`.
 

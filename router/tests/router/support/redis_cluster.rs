@@ -1,8 +1,8 @@
 //! A real Redis Cluster for tests: three masters and three replicas on loopback, in a folder of their own.
 //!
 //! Only the standard library, so that other crates can include this file with `#[path]`. The servers end with the
-//! [`RedisCluster`], and also with the test process however it ends: a shell holds the other end of a pipe and kills what is
-//! left when the pipe closes. So a cluster in a `static` needs no drop.
+//! [`RedisCluster`], and also with the test process however it ends: a shell holds the other end of a pipe and kills
+//! what is left when the pipe closes. So a cluster in a `static` needs no drop.
 
 #![allow(dead_code, reason = "each crate uses a part of it")]
 

@@ -1,13 +1,16 @@
-//! Schemathesis against a served API: does it take what its document allows, refuse what it does not, and answer as it says?
+//! Schemathesis against a served API: does it take what its document allows, refuse what it does not, and answer as it
+//! says?
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-/// Requests made up for each operation and phase. They are the same in each run: made deterministically, and nothing of a run before is used.
+/// Requests made up for each operation and phase. They are the same in each run: made deterministically, and nothing of
+/// a run before is used.
 const EXAMPLES: &str = "40";
 
-/// Fails the test with what Schemathesis says if the API at `address` is not as its document has it. `flags` select operations.
+/// Fails the test with what Schemathesis says if the API at `address` is not as its document has it. `flags` select
+/// operations.
 pub(crate) fn assert_conforms(address: SocketAddr, flags: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the workspace");
     let program = root.join("target/schemathesis/bin/schemathesis");

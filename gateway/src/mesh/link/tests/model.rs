@@ -1,7 +1,8 @@
 //! Two links on a simulated TCP that splits, delays and cuts, against a model that knows what was queued.
 //!
-//! Records carry numbers that rise in each direction. What has to hold: they arrive in order and at most once; at the end each has arrived or
-//! was given back; both only if it may have arrived unconfirmed; and the bytes held stay within the bound.
+//! Records carry numbers that rise in each direction. What has to hold: they arrive in order and at most once; at the
+//! end each has arrived or was given back; both only if it may have arrived unconfirmed; and the bytes held stay within
+//! the bound.
 
 use super::*;
 use proptest::collection::vec;
@@ -294,7 +295,8 @@ impl World {
     }
 }
 
-/// Runs a history; returns how many records came again and how many were given back, so that a test can see that these happen.
+/// Runs a history; returns how many records came again and how many were given back, so that a test can see that these
+/// happen.
 fn run(ops: &[Op]) -> (u64, u64) {
     let mut world = World::new();
     ops.iter().for_each(|op| world.apply(op));
