@@ -368,8 +368,11 @@ fn rates_and_numbers_of_groups_are_bound() {
             kind::SENT => frame.aux == outcome::OVERLOADED,
             _ => frame.kind == kind::ERROR && frame.aux == code::RATE_LIMITED,
         };
+        // The answers come from the home of the group, and nothing that this shard says is behind them.
         for member in &mut members[1..3] {
-            assert!(member.recv_until_pong().iter().any(is_refused));
+            let answers = std::iter::repeat_with(|| member.recv()).filter(|frame| frame.kind != kind::GROUP_DELIVER);
+            let refused = answers.take(21).filter(|frame| is_refused(frame)).count();
+            assert!(refused > 0, "all 21 went through");
         }
         let metrics = gateway.metrics();
         for limit in ["group_sends_per_sec", "group_member_sends_per_sec", "group_members"] {
