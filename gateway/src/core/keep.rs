@@ -302,8 +302,9 @@ impl Shard {
                 desk.cursors.note(user, self.links.tick + ticks(CURSOR_MS));
             }
         }
-        if confirmed != stamp {
-            // It is in the log where its devices do not expect it.
+        if confirmed != stamp && desk.shared {
+            // Another node has added to the log, so it is where its devices do not expect it. Where nobody else does, it was
+            // there before, for one that was sent again, and they have got it or get it with their backlog.
             self.hold_before(user, confirmed);
         }
         let Some(desk) = &mut self.desk else { return };
