@@ -50,8 +50,13 @@ pub(super) fn add(routes: Routes<Node>) -> Routes<Node> {
 
 /// A group whose messages are kept.
 fn group_id(text: &str) -> Result<u64, Problem> {
-    let group = text.parse().ok().filter(|group| (1..ROOMS_FROM).contains(group) && !text.starts_with('+'));
-    group.ok_or_else(|| Problem::bad_request("a group is a number from 1 to 9223372036854775807"))
+    let group = text.parse().ok().filter(|group| *group != 0 && !text.starts_with('+'));
+    let group = group.ok_or_else(|| Problem::bad_request("a group is a number from 1 to 18446744073709551615"))?;
+    // Of a live room nothing is kept that could be shown or changed here.
+    let is_kept = group < ROOMS_FROM;
+    is_kept
+        .then_some(group)
+        .ok_or_else(|| Problem::not_found("groups have ids up to 9223372036854775807: this is a room"))
 }
 
 fn user_id(text: &str) -> Result<u64, Problem> {
@@ -159,12 +164,23 @@ impl From<RoleWord> for Role {
     }
 }
 
+/// A whole number, however JSON writes it: `171.0` is one too.
+fn whole<'de, D: serde::Deserializer<'de>>(number: D) -> Result<Option<u32>, D::Error> {
+    let Some(number) = Option::<f64>::deserialize(number)? else { return Ok(None) };
+    if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) {
+        return Ok(Some(number as u32));
+    }
+    Err(serde::de::Error::custom(format!("{number} is no whole number from 0 to {}", u32::MAX)))
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     join: Option<JoinWord>,
+    #[serde(default, deserialize_with = "whole")]
     max: Option<u32>,
     muted: Option<bool>,
+    #[serde(default, deserialize_with = "whole")]
     ttl: Option<u32>,
 }
 
@@ -354,6 +370,7 @@ async fn add_members(
 #[serde(deny_unknown_fields)]
 struct Change {
     role: Option<RoleWord>,
+    #[serde(default, deserialize_with = "whole")]
     muted_until: Option<u32>,
     notify: Option<bool>,
 }

@@ -94,7 +94,7 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
     gateway.wait_for_metrics("nobody is in it", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 0);
     three.ping();
     for (path, status) in
-        [("/v1/groups/0", 400), ("/v1/groups/9223372036854775808", 400), ("/v1/groups/x/members", 400)]
+        [("/v1/groups/0", 400), ("/v1/groups/9223372036854775808", 404), ("/v1/groups/x/members", 400)]
     {
         request(&gateway, "GET", path, "", status);
     }

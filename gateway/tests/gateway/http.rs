@@ -5,7 +5,7 @@ use crate::support::client::Client;
 use crate::support::gateway::{with_each_gateway, with_gateway};
 use crate::support::names::{json, metric, outcome_label, reason_label};
 use crate::support::scratch::ScratchFile;
-use crate::support::wire::{Login, code, flag, outcome};
+use crate::support::wire::{Login, USER_MAX, code, flag, outcome};
 use crate::support::{ONE_AND_MANY, SHARD_COUNTS, http, wait_for};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ fn the_node_describes_itself() {
 #[test]
 fn a_user_is_shown_with_its_shard_and_devices() {
     with_each_gateway(SHARD_COUNTS, &[], |gateway| {
-        for user in [1, 2, 3, u64::MAX] {
+        for user in [1, 2, 3, USER_MAX] {
             let path = format!("/v1/users/{user}");
             let login = Login {
                 device_class: "mobile".to_owned(),

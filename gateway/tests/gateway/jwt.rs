@@ -6,7 +6,7 @@ use crate::support::gateway::{Gateway, with_each_gateway, with_gateway};
 use crate::support::names::{limit_label, metric, reason_label};
 use crate::support::scratch::ScratchFile;
 use crate::support::signing::encode;
-use crate::support::wire::{self, Login, LoginOk, code, kind};
+use crate::support::wire::{self, Login, LoginOk, USER_MAX, code, kind};
 use crate::support::{ONE_AND_MANY, PATIENCE, wait_for};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, get_current_timestamp};
 use serde::Serialize;
@@ -131,7 +131,7 @@ fn expect_end_of_token(client: &mut Client, exp: u64) {
 #[test]
 fn a_good_hs256_token_opens_a_session() {
     with_hs256(|gateway| {
-        for user in [1, 2, 3, u64::MAX] {
+        for user in [1, 2, 3, USER_MAX] {
             assert_accepted(gateway, user, &Claims::of(user).hs256(SECRET));
         }
         Bystanders::with_token(gateway, |user| Claims::of(user).hs256(SECRET));
@@ -141,7 +141,7 @@ fn a_good_hs256_token_opens_a_session() {
 #[test]
 fn a_good_ed25519_token_opens_a_session() {
     with_ed25519(|gateway| {
-        for user in [1, 2, 3, u64::MAX] {
+        for user in [1, 2, 3, USER_MAX] {
             assert_accepted(gateway, user, &Claims::of(user).ed25519());
         }
     });

@@ -4,7 +4,7 @@ use crate::support::bystanders::Bystanders;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_each_gateway, with_gateway};
 use crate::support::names::reason_label;
-use crate::support::wire::{self, FRAME_BYTES_MAX, Frame, Login, LoginOk, code, flag, kind};
+use crate::support::wire::{self, FRAME_BYTES_MAX, Frame, Login, LoginOk, USER_MAX, code, flag, kind};
 use crate::support::{ONE_AND_MANY, SHARD_COUNTS};
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -234,8 +234,8 @@ fn a_login_with_a_field_out_of_range_is_refused() {
 fn fields_at_the_edge_of_their_range_are_accepted() {
     with_each_gateway(ONE_AND_MANY, &[], |gateway| {
         let mut longest_device = Client::login_with(gateway, &Login::of(1).device(&"d".repeat(64))).0;
-        let mut largest_user = Client::login(gateway, u64::MAX);
-        longest_device.exchange(&mut largest_user, u64::MAX, b"edge to edge");
+        let mut largest_user = Client::login(gateway, USER_MAX);
+        longest_device.exchange(&mut largest_user, USER_MAX, b"edge to edge");
         largest_user.exchange(&mut longest_device, 1, b"and back");
     });
 }

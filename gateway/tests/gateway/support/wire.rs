@@ -11,6 +11,9 @@ pub(crate) const HEADER_SHORT: usize = 8;
 /// Header of the kinds marked (32).
 pub(crate) const HEADER_LONG: usize = 32;
 
+/// The largest id that a user may have; those above it are services.
+pub(crate) const USER_MAX: u64 = u64::MAX - 65_536;
+
 /// Frame kinds.
 pub(crate) mod kind {
     pub(crate) const LOGIN: u8 = 0x01;
