@@ -1,7 +1,10 @@
 //! A receive buffer full of WebSocket frames becomes, in place, the native frames they hold.
 
 use super::bounds::Bounds;
-use super::{CONTROL_BYTES_MAX, Close, Decoder, Opcode, Part, Role, Rules, Violation};
+use super::header::{FIN, LENGTH_16, LENGTH_64, MASKED};
+use super::{CONTROL_BYTES_MAX, Close, Decoder, Opcode, Part, Role, Rules, Violation, mask};
+use crate::HEADER_SHORT;
+use std::ops::Range;
 
 /// Longest binary message that is read, in bytes. Native frames are handled as they come, so this bounds no memory: it
 /// is there because some bound has to be.
@@ -68,6 +71,12 @@ impl Inbound {
         let rules = Rules { role, text: false, message_bytes_max: MESSAGE_BYTES_IN_MAX };
         let (mut at, mut native) = (0, 0);
         while at < bytes.len() && self.end.is_none() {
+            if role == Role::Server && self.is_idle() {
+                (at, native) = take_lone_frames(bytes, at, native);
+                if at == bytes.len() {
+                    break;
+                }
+            }
             let step = match self.decoder.step(&rules, &mut bytes[at..]) {
                 Ok(step) => step,
                 Err(violation) => {
@@ -130,4 +139,48 @@ impl Inbound {
             }
         }
     }
+}
+
+/// The way of nearly all that a client sends: from `at` on, takes messages that are whole, of one masked frame, and hold
+/// one native frame each, as long as such follow each other. Between them [`Inbound`] is idle. The general way, which
+/// judges everything else, takes each of them for just the same. Returns how far it came in `bytes` and in native frames.
+fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usize, usize) {
+    while let Some((mask, payload)) = lone_payload(&bytes[at..]) {
+        let payload = at + payload.start..at + payload.end;
+        let length = bytes[payload.clone()].first_chunk().map(|field| {
+            let field: [u8; 4] = std::array::from_fn(|at| field[at] ^ mask[at]);
+            u32::from_be_bytes(field) as usize
+        });
+        if length != Some(payload.len()) {
+            break;
+        }
+        mask::apply(mask, &mut bytes[payload.clone()]);
+        at = payload.end;
+        let len = payload.len();
+        bytes.copy_within(payload, native);
+        native += len;
+    }
+    (at, native)
+}
+
+/// The mask of the whole message of one frame at the front of `bytes`, and where its payload lies, if that may be a
+/// native frame; `None` for whatever else there is.
+#[inline]
+fn lone_payload(bytes: &[u8]) -> Option<([u8; 4], Range<usize>)> {
+    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    if first != FIN | Opcode::Binary as u8 || second & MASKED == 0 {
+        return None;
+    }
+    let (len, rest) = match second & !MASKED {
+        LENGTH_64 => return None,
+        LENGTH_16 => {
+            let (field, rest) = rest.split_first_chunk()?;
+            let len = u16::from_be_bytes(*field);
+            (usize::from(len), (len >= LENGTH_16.into()).then_some(rest)?)
+        }
+        short => (usize::from(short), rest),
+    };
+    let (mask, rest) = rest.split_first_chunk()?;
+    let begin = bytes.len() - rest.len();
+    (len >= HEADER_SHORT && len <= rest.len()).then_some((*mask, begin..begin + len))
 }
