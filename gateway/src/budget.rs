@@ -50,6 +50,8 @@ const PROCESS_BYTES: u64 = 24 << 20;
 const LOG_BYTES: u64 = 2 * trunkline_router::log::BYTES_MAX as u64;
 /// Header, body and answer of one HTTP connection, and one rendering of the metrics of a shard.
 const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
+/// What TLS adds to one: a record each way, and what is half received or not yet sent.
+const HTTP_TLS_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
 /// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a
 /// time.
@@ -133,11 +135,21 @@ impl Budget {
     /// The budget of a configuration.
     pub fn of(config: &Config) -> Self {
         let queue = config.cluster.as_ref().map(|cluster| cluster.presence_queue_max as u64);
-        Budget {
+        let mut budget = Budget {
             memory_available: config.memory_available,
             remedies: config.remedies.clone(),
             ..Budget::of_limits(config.limits(), config.shards, queue, config.memory_max)
+        };
+        if config.http_tls.is_some() {
+            let connections = u64::from(crate::http::CONNECTIONS_MAX);
+            budget.terms.push(Term {
+                name: "TLS of HTTP",
+                bytes: connections * HTTP_TLS_BYTES,
+                how: format!("{connections} HTTP connections with records both ways"),
+                flags: &["--http-tls-cert"],
+            });
         }
+        budget
     }
 
     /// The budget of `shards` shards with these limits each; a node of a cluster has a queue of presence writes of this

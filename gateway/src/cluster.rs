@@ -98,6 +98,15 @@ pub struct Cluster {
     round_trip_max: Duration,
 }
 
+/// Where the HTTP API of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpPlace {
+    /// The address it listens on.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+}
+
 /// Where others reach an HTTP API that listens on `http`: one that listens everywhere is told with the host that
 /// clients are told.
 fn advertised_http(http: SocketAddr, advertise: &str) -> String {
@@ -109,7 +118,7 @@ fn advertised_http(http: SocketAddr, advertise: &str) -> String {
 
 impl Cluster {
     /// Connects to Redis, takes the lease of the name `node` as a node that is joining, and keeps it from then on.
-    /// `http` is where its HTTP API listens.
+    /// `http` is where its HTTP API is.
     ///
     /// What may pass by itself is waited for, however long it takes: a Redis that is not there yet or refuses the
     /// password, and the lease of an earlier life of this node that has not run out. `waits` is told for what, about
@@ -124,7 +133,7 @@ impl Cluster {
         secrets: Secrets,
         node: &str,
         shards: u16,
-        http: SocketAddr,
+        http: HttpPlace,
         waits: impl Fn(String),
     ) -> Result<Self, StartupError> {
         let failed = |error: &dyn std::fmt::Display| StartupError::Cluster(error.to_string());
@@ -140,7 +149,7 @@ impl Cluster {
             shards: shards.into(),
             mesh: config.mesh.to_string(),
             advertise: config.advertise.clone(),
-            http: advertised_http(http, &config.advertise),
+            http: advertised_http(http.address, &config.advertise),
             protocol: secrets.versions().max.into(),
             connections: 0,
             users: 0,
@@ -152,6 +161,7 @@ impl Cluster {
             protocol_oldest: secrets.versions().min.into(),
             zone: config.zone.clone(),
             mending: false,
+            https: http.tls,
             turns: 0,
             view: 0,
         };

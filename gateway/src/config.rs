@@ -33,7 +33,7 @@ pub use settings::{DefaultValue, SETTINGS, Setting, Settings};
 pub use store::{StoreConfig, StorePlace};
 pub use text::default_config;
 pub(crate) use text::to_table;
-pub use tls::{TlsConfig, TlsMaterial};
+pub use tls::{HttpTlsConfig, TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
@@ -53,7 +53,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use trunkline_router::http::{Access, ApiKeys};
+use trunkline_router::http::{Access, ApiKeys, HttpIdentity};
 
 /// Longest name of a node; it travels in every LOGIN_OK.
 const NODE_NAME_CHARS_MAX: usize = 64;
@@ -87,6 +87,8 @@ pub struct Config {
     pub proxies: Proxies,
     /// TLS for clients; `None` without.
     pub tls: Option<TlsConfig>,
+    /// TLS for the HTTP API; `None` for one in clear.
+    pub http_tls: Option<HttpTlsConfig>,
     /// How the node takes part in a cluster; `None` when it is alone.
     pub cluster: Option<ClusterConfig>,
     /// Where messages are kept for users who are offline; `None` without a store.
@@ -247,6 +249,14 @@ impl Config {
             }
             error => self.named(error),
         })
+    }
+
+    /// Reads and checks the certificate of the HTTP API; `None` for one in clear.
+    ///
+    /// # Errors
+    /// As [`HttpTlsConfig::load`]; the message names the setting and where it comes from too.
+    pub fn load_http_tls(&self) -> Result<Option<HttpIdentity>, ConfigError> {
+        self.http_tls.as_ref().map(HttpTlsConfig::load).transpose().map_err(|error| self.named(error))
     }
 
     /// How the node takes part in its cluster, TLS to Redis set up; `None` for a node that is alone.

@@ -74,6 +74,7 @@ pub struct Node {
     turned_away: Arc<AtomicU64>,
     reload: OnceLock<Reload>,
     tls: OnceLock<Arc<TlsSwitch>>,
+    https: OnceLock<()>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -138,6 +139,7 @@ impl Node {
             turned_away: Arc::default(),
             reload: OnceLock::new(),
             tls: OnceLock::new(),
+            https: OnceLock::new(),
         }
     }
 
@@ -175,6 +177,11 @@ impl Node {
     /// When it is said twice.
     pub fn set_tls(&self, tls: Arc<TlsSwitch>) {
         assert!(self.tls.set(tls).is_ok(), "a node begins TLS once");
+    }
+
+    /// The API itself is reached over TLS.
+    pub fn set_https(&self) {
+        self.https.get_or_init(|| ());
     }
 
     /// The node waits for this before it joins its cluster.

@@ -126,6 +126,7 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     faults.extend(config.load_secret().err());
     faults.extend(config.load_cluster().err());
     faults.extend(config.load_tls().err());
+    faults.extend(config.load_http_tls().err());
     faults.extend(budget.check().err().map(|error| ConfigError::Conflict(error.to_string())));
     Ok(ConfigError::unless_none(faults)?)
 }
@@ -232,6 +233,7 @@ fn doctor(asked: &Doctor) -> Result<(), Failure> {
     }
     asked.config.load_auth()?;
     asked.config.load_tls()?;
+    asked.config.load_http_tls()?;
     let examine = || doctor::examine(&asked.root, &asked.host, &asked.config, asked.goal);
     let mut report = examine();
     if asked.action == Action::Apply {

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use trunkline_router::http::ApiKeys;
+use trunkline_router::http::{ApiKeys, HttpIdentity, HttpTls};
 use trunkline_router::log;
 
 /// How long reading the files may take.
@@ -108,6 +108,8 @@ pub struct Targets {
     pub secrets: Option<Secrets>,
     /// The certificates; `None` without TLS.
     pub tls: Option<Arc<TlsSwitch>>,
+    /// The certificate of the HTTP API; `None` for one in clear.
+    pub http_tls: Option<Arc<HttpTls>>,
     /// What the API shows.
     pub node: Arc<Node>,
 }
@@ -143,6 +145,7 @@ struct Fresh {
     secret: Option<ClusterSecret>,
     api_keys: Option<ApiKeys>,
     tls: Option<TlsMaterial>,
+    http_tls: Option<HttpIdentity>,
     reloaded: Reloaded,
 }
 
@@ -165,7 +168,7 @@ impl Reloader {
 
     /// Runs until nobody can ask any more. Logs what each reload did.
     pub async fn run(mut self, targets: Targets) {
-        if targets.tls.is_some() {
+        if targets.tls.is_some() || targets.http_tls.is_some() {
             self.watch();
         }
         while let Some(asked) = self.asked.recv().await {
@@ -198,6 +201,9 @@ impl Reloader {
             // The one step that may still fail, so it is the first.
             switch.replace(material.certificates, material.client_ca.as_ref())?;
             switch.current().certificates().tell(wall_s());
+        }
+        if let (Some(tls), Some(identity)) = (&targets.http_tls, fresh.http_tls) {
+            tls.replace(identity);
         }
         log::set_filter(&fresh.in_force.config.log)?;
         let limits = fresh.in_force.config.limits().clone();
@@ -233,11 +239,18 @@ impl Reloader {
     /// Reads the files of TLS that the configuration in force names.
     async fn reload_certificates(&mut self, targets: &Targets) -> Result<(), String> {
         let in_force = self.in_force.clone();
-        let read = move || Ok((in_force.config.load_tls()?, marks(&in_force.config)));
-        let (material, marks) = read_apart(read).await?;
-        let (Some(switch), Some(material)) = (&targets.tls, material) else { return Ok(()) };
-        switch.replace(material.certificates, material.client_ca.as_ref())?;
-        switch.current().certificates().tell(wall_s());
+        let read = move || {
+            let config = &in_force.config;
+            Ok((config.load_tls()?, config.load_http_tls()?, marks(config)))
+        };
+        let (material, identity, marks) = read_apart(read).await?;
+        if let (Some(switch), Some(material)) = (&targets.tls, material) {
+            switch.replace(material.certificates, material.client_ca.as_ref())?;
+            switch.current().certificates().tell(wall_s());
+        }
+        if let (Some(tls), Some(identity)) = (&targets.http_tls, identity) {
+            tls.replace(identity);
+        }
         // A reload of everything does not tell of them again.
         let mut new = InForce { config: self.in_force.config.clone(), marks: self.in_force.marks.clone() };
         new.marks.extend(marks.into_iter().filter(|((key, _), _)| TLS_FILE_KEYS.contains(key)));
@@ -325,6 +338,7 @@ impl Shared {
             new.load_secret().err(),
             new.load_cluster().err(),
             new.load_tls().err(),
+            new.load_http_tls().err(),
         ];
         ConfigError::unless_none(new_files_are_good.into_iter().flatten().collect())?;
         let config = Config::merged(&old.config, &new, &self.host).map_err(|error| {
@@ -344,13 +358,18 @@ impl Shared {
             let words = "tls_cert is set or gone, and TLS begins or ends with a restart only".to_owned();
             return Err(ConfigError::Conflict(words));
         }
+        let http_tls = config.load_http_tls()?;
+        if http_tls.is_some() != old.config.http_tls.is_some() {
+            let words = "http_tls_cert is set or gone, and TLS of the HTTP API begins or ends with a restart only";
+            return Err(ConfigError::Conflict(words.to_owned()));
+        }
         let new_marks = marks(&new);
         let reloaded = compare(old, &new, &new_marks);
         // What needs a restart is told again by the next reload.
         let mut marks = old.marks.clone();
         marks.retain(|(key, _), _| !is_reloadable(key));
         marks.extend(new_marks.into_iter().filter(|((key, _), _)| is_reloadable(key)));
-        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, tls, reloaded })
+        Ok(Fresh { in_force: InForce { config, marks }, auth, secret, api_keys, tls, http_tls, reloaded })
     }
 }
 

@@ -12,10 +12,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use trunkline_gateway::auth::AuthSwitch;
 use trunkline_gateway::budget::Budget;
 use trunkline_gateway::clock::wall_s;
-use trunkline_gateway::cluster::{Cluster, Secrets};
+use trunkline_gateway::cluster::{Cluster, HttpPlace, Secrets};
 use trunkline_gateway::config::{
-    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, Origin, Placement, SETTINGS, StorePlace, TlsMaterial,
-    strange_variables,
+    AuthConfig, ClusterConfig, ClusterSecret, Config, Host, MeshEncryptionKind, Origin, Placement, SETTINGS,
+    StorePlace, TlsMaterial, strange_variables,
 };
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
@@ -30,7 +30,7 @@ use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_gateway::store::NodeStore;
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
-use trunkline_router::http::{Access, serve};
+use trunkline_router::http::{Access, HttpTls, serve};
 use trunkline_router::log;
 
 /// What a node that ends because of a bug may take beyond its drain: connections linger for two seconds, and the
@@ -74,6 +74,8 @@ struct Start {
     auth: Arc<AuthSwitch>,
     /// `None` without TLS.
     tls: Option<Arc<TlsSwitch>>,
+    /// `None` for an HTTP API in clear.
+    http_tls: Option<Arc<HttpTls>>,
     access: Access,
     listeners: Listeners,
     http_listener: std::net::TcpListener,
@@ -91,6 +93,7 @@ impl Start {
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
         let tls = config.load_tls()?;
+        let http_tls = config.load_http_tls()?.map(HttpTls::new);
         tracing::info!("Trunkline gateway {VERSION}, node {}, {} shards, auth {auth}", config.node, config.shards);
         for word in strange_variables(variable_names()) {
             tracing::warn!("{word}");
@@ -124,6 +127,7 @@ impl Start {
             services_listener,
             auth,
             tls,
+            http_tls,
             access,
             listeners,
             http_listener,
@@ -189,8 +193,18 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, tls, access, listeners, http_listener, cluster: cluster_config, mesh, store, services_listener } =
-        start;
+    let Start {
+        auth,
+        tls,
+        http_tls,
+        access,
+        listeners,
+        http_listener,
+        cluster: cluster_config,
+        mesh,
+        store,
+        services_listener,
+    } = start;
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
@@ -200,6 +214,9 @@ async fn control(
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     node.set_reload(reload.clone());
+    if http_tls.is_some() {
+        node.set_https();
+    }
     if let Some(store) = &store {
         node.set_store(store.watch());
     }
@@ -215,16 +232,17 @@ async fn control(
         routes = routes.merge(demo.clone().router());
     }
     // It ends with the process, so that metrics and progress are shown to the last.
-    tokio::spawn(serve(http_listener, routes, node.places().clone(), pending()));
+    tokio::spawn(serve(http_listener, routes, node.places().clone(), http_tls.clone(), pending()));
     tokio::spawn(node.clone().watch_shards());
 
+    let http_place = HttpPlace { address: http_address, tls: http_tls.is_some() };
     let secrets = mesh.as_ref().zip(cluster_config.as_ref()).map(|((secret, _), cluster)| {
         Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
     });
     let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_address, |reason| node.set_waiting(reason)) => joined?,
+            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
@@ -280,6 +298,7 @@ async fn control(
         auth,
         secrets,
         tls,
+        http_tls,
         node: node.clone(),
     }));
     let place = cluster.as_ref().map(|cluster| cluster.place().clone());
@@ -406,16 +425,23 @@ fn announce(
         );
     }
     if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.mesh.ip().is_loopback()) {
-        tracing::warn!(
-            "links to other nodes ({}) are authenticated and not encrypted: they belong on a network of your own",
-            cluster.mesh
-        );
+        let word = match cluster.mesh_encryption {
+            MeshEncryptionKind::Off => Some("are authenticated and not encrypted (mesh_encryption = off)"),
+            MeshEncryptionKind::On => Some(
+                "are encrypted unless the other node is of a version that cannot; --mesh-encryption required refuses that",
+            ),
+            MeshEncryptionKind::Required => None,
+        };
+        if let Some(word) = word {
+            tracing::warn!("links to other nodes ({}) {word}", cluster.mesh);
+        }
     }
     if config.auth == AuthConfig::Open && addresses.iter().any(|address| !address.ip().is_loopback()) {
         tracing::warn!("whoever reaches this node may log in as anybody (insecure_open)");
     }
     let mut text: String = places.iter().map(|place| format!("listening on {place}\n")).collect();
-    text.push_str(&format!("http on {http_address}\n"));
+    let scheme = if config.http_tls.is_some() { "https" } else { "http" };
+    text.push_str(&format!("{scheme} on {http_address}\n"));
     text.extend(services_address.map(|address| format!("services on {address}\n")));
     text.extend(demo.map(|demo| format!("{demo}\n")));
     if let Some(first) = addresses.first() {
@@ -430,7 +456,7 @@ fn next_step(config: &Config, address: SocketAddr, http_address: SocketAddr) -> 
     if near(address).to_string() != "127.0.0.1:7700" {
         flags.push_str(&format!(" --addr {}", near(address)));
     }
-    if near(http_address).to_string() != "127.0.0.1:7780" {
+    if config.http_tls.is_none() && near(http_address).to_string() != "127.0.0.1:7780" {
         flags.push_str(&format!(" --http {}", near(http_address)));
     }
     match config.auth {

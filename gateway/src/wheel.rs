@@ -184,6 +184,9 @@ mod tests {
     }
 
     proptest! {
+        // Each goes through up to a million ticks.
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
         #[test]
         fn every_timer_fires_once_at_its_tick(steps in prop::collection::vec(step(), 1..120)) {
             let mut wheel = TimerWheel::new(40);

@@ -181,6 +181,8 @@ pub struct NodeAnswer {
     pub protocol_oldest: u32,
     /// Where it stands; may be empty.
     pub zone: String,
+    /// Its HTTP API speaks TLS.
+    pub https: bool,
     /// It is writing all its sessions to the presence store again.
     pub mending: bool,
     /// The digest of the view it works with, as that of the answer; empty if it does not tell.
@@ -223,6 +225,7 @@ pub fn nodes(picture: &Picture, reachable: impl Fn(&str) -> Option<bool>) -> Nod
         protocol: record.protocol,
         protocol_oldest: record.protocol_oldest,
         zone: record.zone.clone(),
+        https: record.https,
         mending: record.mending,
         view: if record.view == 0 { String::new() } else { format!("{:016x}", record.view) },
         connections: record.connections,

@@ -7,6 +7,7 @@
 //! | [`router`](fn@router) | all routes of the `router` binary |
 //! | [`Access`] | who may ask what: keys with scopes, no web pages, an audit log |
 //! | [`serve`](fn@serve) | the server below: places, time-outs, an orderly end |
+//! | [`HttpTls`] | its certificate, if it speaks TLS |
 //!
 //! Every answer is computed from the view at hand; only users and accounts are asked for in Redis. The answers
 //! themselves are in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says
@@ -25,6 +26,7 @@ mod routes;
 mod serve;
 mod service;
 mod stats;
+mod tls;
 mod writes;
 
 pub use access::{Access, AuditNote, Needs, Peer, UnknownKey};
@@ -37,6 +39,7 @@ pub use routes::{Route, Routes};
 pub use serve::serve;
 pub use service::{POLL_PERIOD, Service, ServiceConfig};
 pub use stats::HttpMetric;
+pub use tls::{HttpIdentity, HttpTls};
 
 use crate::api::{PeerLinks, Picture};
 use crate::redis::PresenceEntry;

@@ -144,6 +144,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            https: false,
             turns: 0,
             view: 0,
         });

@@ -10,7 +10,7 @@ use super::settings::{fixed_defaults, flag};
 use super::store::{
     STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
 };
-use super::tls::tls;
+use super::tls::{http_tls, tls};
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, ClusterConfig, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins,
@@ -209,6 +209,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
+    let http_tls = http_tls(&all, judge)?;
     apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     apart_from_workers(&reached, http, &cluster, services.as_ref(), judge)?;
     Ok(Config {
@@ -216,6 +217,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         upgrade,
         proxies,
         tls,
+        http_tls,
         cluster,
         store,
         services,
@@ -574,6 +576,11 @@ fn demo(all: &Settings, http: SocketAddr, reached: &[SocketAddr], judge: &Judge)
             "http = {http} is not loopback, so the page would be served to whoever reaches it: \
              leave it out, or say --http-insecure-open, without keys, if that is what you want"
         );
+        return judge.refuse("demo", "true", allowed);
+    }
+    if known(all.demo) && all.http_tls_cert.is_some() {
+        let allowed = "http_tls_cert is set, and a browser lets no page that came over https connect with ws://: \
+                       leave one of them out";
         return judge.refuse("demo", "true", allowed);
     }
     Ok(known(all.demo))

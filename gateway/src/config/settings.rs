@@ -218,6 +218,11 @@ settings! {
     /// File with the certificates (PEM) of those who sign clients' certificates. A client may then show one, and if it
     /// names a user (subjectAltName URI:urn:trunkline:user:42), with auth jwt a LOGIN of that user needs no token.
     @reloadable tls_client_ca: [PathBuf] "FILE" "TRUNKLINE_TLS_CLIENT_CA" Unset("\"/path/to/file\"");
+    /// File with a certificate (PEM) for the HTTP API and, behind it, those that signed it: with it that API speaks TLS
+    /// and nothing else.
+    @reloadable http_tls_cert: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_CERT" Unset("\"/path/to/fullchain.pem\"");
+    /// File with the key (PEM) of that certificate.
+    @reloadable http_tls_key: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_KEY" Unset("\"/path/to/privkey.pem\"");
     /// Close connections that do not begin with TLS, requests of balancers included: those have the HTTP API.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     tls_required: [bool] "BOOL" "TRUNKLINE_TLS_REQUIRED" Fixed("false");

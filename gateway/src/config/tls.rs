@@ -5,9 +5,10 @@ use super::{ConfigError, Settings, read_key};
 use crate::clock::wall_s;
 use crate::transport::tls::{Certificates, ClientCa, PairError};
 use std::path::{Path, PathBuf};
+use trunkline_router::http::HttpIdentity;
 
 /// Settings that name files of TLS.
-pub(crate) const TLS_FILE_KEYS: [&str; 3] = ["tls_cert", "tls_key", "tls_client_ca"];
+pub(crate) const TLS_FILE_KEYS: [&str; 5] = ["tls_cert", "tls_key", "tls_client_ca", "http_tls_cert", "http_tls_key"];
 
 /// Certificates a node may have.
 const PAIRS_MAX: usize = 256;
@@ -58,6 +59,45 @@ impl TlsConfig {
         let client_ca = client_ca.transpose().map_err(|error| faults.push(error)).ok().flatten();
         ConfigError::unless_none(faults)?;
         Ok(TlsMaterial { certificates, client_ca })
+    }
+}
+
+/// The certificate of the HTTP API, before files are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTlsConfig {
+    /// File with the certificate.
+    pub cert: PathBuf,
+    /// File with its key.
+    pub key: PathBuf,
+}
+
+impl HttpTlsConfig {
+    /// Reads and checks both files.
+    ///
+    /// # Errors
+    /// The file that cannot be used, and why.
+    pub fn load(&self) -> Result<HttpIdentity, ConfigError> {
+        let (cert, key) = (read_key(&self.cert)?, read_key(&self.key)?);
+        let unusable = |error| ConfigError::File { path: self.cert.clone(), error };
+        HttpIdentity::parse(&cert, &key).map_err(unusable)
+    }
+}
+
+/// Judges the settings of TLS for the HTTP API; `None` for one in clear.
+pub(super) fn http_tls(all: &Settings, judge: &Judge) -> Result<Option<HttpTlsConfig>, ConfigError> {
+    match (&all.http_tls_cert, &all.http_tls_key) {
+        (None, None) => Ok(None),
+        (Some(cert), Some(key)) => Ok(Some(HttpTlsConfig { cert: cert.clone(), key: key.clone() })),
+        (cert, _) => {
+            let (given, missing) = match cert {
+                Some(_) => ("http_tls_cert", "http_tls_key"),
+                None => ("http_tls_key", "http_tls_cert"),
+            };
+            Err(ConfigError::Conflict(format!(
+                "{given} ({}) is given without {missing}: a certificate and its key belong together",
+                judge.origins.of(given)
+            )))
+        }
     }
 }
 

@@ -156,6 +156,7 @@ pub(crate) mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            https: false,
             turns: 0,
             view: 0,
         });

@@ -69,7 +69,7 @@ impl Api {
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                serve(listener, routes, places, std::future::pending()).await;
+                serve(listener, routes, places, None, std::future::pending()).await;
             });
         });
         Api { address }

@@ -6,6 +6,7 @@ use crate::support::gateway::Gateway;
 use crate::support::http::{self, Response};
 use crate::support::names::reason_label;
 use crate::support::scratch::ScratchFile;
+use crate::support::tls::Identity;
 use crate::support::wait_for;
 use crate::support::wire::{Login, code};
 use rustix::process::Signal;
@@ -14,10 +15,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use trunkline_router::dispatch::Strategy;
 use trunkline_router::http::{Access, ApiKeys, NewKey, Places, Scope, Service, ServiceConfig};
-use trunkline_router::redis::{Plane, RedisConfig};
+use trunkline_router::redis::{Plane, RedisConfig, Tls, TlsFiles};
 
 /// The API of a router on a thread of its own, until the end of the test's process.
 fn router(redis_url: &str, access: Access, node_key: Option<String>) -> SocketAddr {
+    router_with(redis_url, access, node_key, Err("this test has none".to_owned()))
+}
+
+/// The same, with TLS to nodes.
+fn router_with(redis_url: &str, access: Access, node_key: Option<String>, node_tls: Result<Tls, String>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("its address");
     listener.set_nonblocking(true).expect("a socket for tokio");
@@ -35,12 +41,13 @@ fn router(redis_url: &str, access: Access, node_key: Option<String>) -> SocketAd
                 access,
                 places: places.clone(),
                 node_key,
+                node_tls,
             };
             let service = Arc::new(Service::new(plane, config).expect("a router"));
             tokio::spawn(service.clone().watch());
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             let routes = trunkline_router::http::router(service);
-            trunkline_router::http::serve(listener, routes, places, std::future::pending()).await;
+            trunkline_router::http::serve(listener, routes, places, None, std::future::pending()).await;
         });
     });
     wait_for("the router knows the nodes", || {
@@ -143,5 +150,30 @@ fn a_router_shows_nodes_its_key() {
     let mut client = Client::login(fleet.node(1), 7);
     assert_eq!(kicked(&with(router, &ops.key)), json!({"kicked": 1}));
     client.expect_bye(code::KICKED);
+    fleet.finish();
+}
+
+#[test]
+fn a_router_asks_over_tls_where_nodes_speak_it() {
+    let identity = Identity::new();
+    let flags = ["--http-tls-cert", identity.cert.path(), "--http-tls-key", identity.key.path()].map(str::to_owned);
+    let fleet = Fleet::start_with(&["a"], |_| flags.to_vec());
+    let open = || Access::new(None, false);
+    let without = router(&fleet.redis.url(), open(), None);
+    let refused = kick(without, 7, "");
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert!(refused.body.contains("this test has none"), "{}", refused.body);
+    let strangers = Identity::new();
+    for (trusted, status) in [(&strangers, 503), (&identity, 200)] {
+        let mut client = Client::login(fleet.node(0), 7);
+        let files = TlsFiles { ca: Some(trusted.cert.path().into()), ..TlsFiles::default() };
+        let tls = Tls::load(&files).map_err(|error| error.to_string());
+        let answer = kick(router_with(&fleet.redis.url(), open(), None, tls), 7, "");
+        assert_eq!(answer.status, status, "{}", answer.body);
+        match status {
+            200 => client.expect_bye(code::KICKED),
+            _ => assert!(answer.body.contains("--node-ca-file"), "{}", answer.body),
+        }
+    }
     fleet.finish();
 }

@@ -3,9 +3,10 @@
 use crate::cluster_support::Fleet;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command, with_each_gateway, with_gateway};
+use crate::support::http;
 use crate::support::names::metric;
 use crate::support::scratch::{ScratchFile, ScratchFolder};
-use crate::support::tls::{Identity, TlsClient, pem, stream};
+use crate::support::tls::{Identity, TlsClient, pem, stream, trusting};
 use crate::support::websocket::WebSocketClient;
 use crate::support::wire::{self, Login, code, flag, kind, outcome};
 use crate::support::{ONE_AND_MANY, PATIENCE, SHARD_COUNTS, wait_for};
@@ -621,5 +622,41 @@ fn a_connection_that_is_reset_within_a_record_leaves_nothing_behind() {
             gateway.wait_for_presence(user, false);
             gateway.wait_for_metrics("nothing is held", |metrics| metrics.sum(metric::PARTIAL_BYTES, &[]) == 0);
         }
+    });
+}
+
+#[test]
+fn the_http_api_speaks_tls_and_takes_another_certificate() {
+    let (first, second) = (Identity::new(), Identity::new());
+    let flags = ["--http-tls-cert", first.cert.path(), "--http-tls-key", first.key.path()];
+    with_gateway(1, &flags, |gateway| {
+        assert!(gateway.stdout().contains("https on "), "{}", gateway.stdout());
+        let plain = http::request(gateway.http_address(), "GET", "/healthz").expect("an answer");
+        assert_eq!(plain.status, 400);
+        assert!(plain.body.contains("https://"), "{}", plain.body);
+        let refused = gateway.metrics().sum("trunkline_http_tls_handshakes_failed_total", &[]);
+        assert_eq!(refused, 1, "who does not speak TLS is counted");
+
+        let with = |identity: &Identity| {
+            let config = trusting(identity.cert.path(), rustls::ALL_VERSIONS, &[]);
+            http::request_over_tls(&config, gateway.http_address(), "GET", "/healthz", "").map(|answer| answer.status)
+        };
+        let kept = [first.cert.path(), first.key.path()].map(|path| std::fs::read(path).expect("a file"));
+        let fresh = [second.cert.path(), second.key.path()].map(|path| std::fs::read(path).expect("a file"));
+        let write = |[cert, key]: [&[u8]; 2]| {
+            std::fs::write(first.cert.path(), cert).expect("a file");
+            std::fs::write(first.key.path(), key).expect("a file");
+        };
+        let old = trusting(first.cert.path(), rustls::ALL_VERSIONS, &[]);
+        let with_old = || http::request_over_tls(&old, gateway.http_address(), "GET", "/healthz", "");
+        // A key that is not the certificate's changes nothing.
+        write([&kept[0], &fresh[1]]);
+        wait_for("the pair is refused", || gateway.log().contains("cannot be used together").then_some(()));
+        assert_eq!(with_old().expect("an answer").status, 200);
+        write([&fresh[0], &fresh[1]]);
+        wait_for("the new certificate is shown", || (with(&second).ok()? == 200).then_some(()));
+        assert!(with_old().is_err(), "the old one is shown no more");
+        write([&kept[0], &kept[1]]);
+        wait_for("the first one is shown again", || (with_old().ok()?.status == 200).then_some(()));
     });
 }

@@ -147,7 +147,7 @@ impl Inbound {
 fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usize, usize) {
     while let Some((mask, payload)) = lone_payload(&bytes[at..]) {
         let payload = at + payload.start..at + payload.end;
-        let length = bytes[payload.clone()].first_chunk().map(|field| {
+        let length = bytes[payload.clone()].first_chunk::<4>().map(|field| {
             let field: [u8; 4] = std::array::from_fn(|at| field[at] ^ mask[at]);
             u32::from_be_bytes(field) as usize
         });
@@ -167,20 +167,20 @@ fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usiz
 /// native frame; `None` for whatever else there is.
 #[inline]
 fn lone_payload(bytes: &[u8]) -> Option<([u8; 4], Range<usize>)> {
-    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
     if first != FIN | Opcode::Binary as u8 || second & MASKED == 0 {
         return None;
     }
     let (len, rest) = match second & !MASKED {
         LENGTH_64 => return None,
         LENGTH_16 => {
-            let (field, rest) = rest.split_first_chunk()?;
+            let (field, rest) = rest.split_first_chunk::<2>()?;
             let len = u16::from_be_bytes(*field);
             (usize::from(len), (len >= LENGTH_16.into()).then_some(rest)?)
         }
         short => (usize::from(short), rest),
     };
-    let (mask, rest) = rest.split_first_chunk()?;
+    let (mask, rest) = rest.split_first_chunk::<4>()?;
     let begin = bytes.len() - rest.len();
     (len >= HEADER_SHORT && len <= rest.len()).then_some((*mask, begin..begin + len))
 }

@@ -3,18 +3,23 @@
 //! A router has no link to the nodes' shards, and no secret of the cluster. It finds the nodes' HTTP addresses in their
 //! leases, and any of them ends the sessions of a user everywhere. A node on another host, and one that has a keys
 //! file, wants a key with the scope `kick`: that of `--node-key-file`. It is sent to whatever address a lease names, so
-//! it should have that scope alone.
+//! it should have that scope alone. A node whose record says that it speaks TLS is asked over TLS, and has to show a
+//! certificate for the name or address that it has in its record.
 
 use super::access::AuditNote;
+use crate::redis::Tls;
 use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 /// Nodes that are asked one after the other when one does not answer.
 pub(super) const NODES_ASKED_MAX: usize = 3;
@@ -33,15 +38,42 @@ pub(super) enum Asked {
     Failed(String),
 }
 
-/// Asks the node at `address` to end the sessions of a user.
-pub(super) async fn kick(address: &str, key: Option<&str>, user: u64, device: Option<&str>) -> Asked {
+/// What nodes are asked with.
+#[derive(Debug)]
+pub(super) struct Credentials<'a> {
+    /// A key of theirs.
+    pub(super) key: Option<&'a str>,
+    /// TLS to those that speak it, or why it cannot be spoken.
+    pub(super) tls: &'a Result<Tls, String>,
+}
+
+/// Asks the node at `address` to end the sessions of a user, over TLS if it speaks that.
+pub(super) async fn kick(
+    address: &str,
+    https: bool,
+    credentials: &Credentials<'_>,
+    user: u64,
+    device: Option<&str>,
+) -> Asked {
+    let key = credentials.key;
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Asked::Failed(error.to_string()),
         Err(_) => return Asked::Failed(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
     };
-    match timeout(ANSWER_TIMEOUT, exchange(stream, address, key, user, device)).await {
+    let asked = async {
+        if !https {
+            return exchange(stream, address, key, user, device).await;
+        }
+        let tls = credentials.tls.as_ref().map_err(Clone::clone)?;
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+        let stream = TlsConnector::from(tls.shared()).connect(name, stream).await;
+        let stream = stream.map_err(|error| format!("TLS: {error}; --node-ca-file says whose certificates count"))?;
+        exchange(stream, address, key, user, device).await
+    };
+    match timeout(ANSWER_TIMEOUT, asked).await {
         Ok(Ok((status, body))) => judge(status, body, key.is_some()),
         Ok(Err(error)) => Asked::Failed(error),
         Err(_) => Asked::Failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
@@ -68,7 +100,7 @@ fn judge(status: StatusCode, body: Vec<u8>, has_key: bool) -> Asked {
 }
 
 async fn exchange(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     address: &str,
     key: Option<&str>,
     user: u64,

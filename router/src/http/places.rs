@@ -29,6 +29,7 @@ pub struct Places {
     accepted: AtomicU64,
     evicted: AtomicU64,
     refused: AtomicU64,
+    failed_handshakes: AtomicU64,
 }
 
 /// The connections without a request under way.
@@ -51,6 +52,7 @@ impl Places {
             accepted: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            failed_handshakes: AtomicU64::new(0),
         })
     }
 
@@ -105,6 +107,11 @@ impl Places {
         permit
     }
 
+    /// A connection has ended in its handshake of TLS.
+    pub(super) fn count_failed_handshake(&self) {
+        self.failed_handshakes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits until all connections have ended.
     pub(super) async fn all_left(&self) {
         // Never closed.
@@ -141,6 +148,12 @@ impl Places {
                 true,
                 "HTTP requests answered 503 because as many were under way as may be beside health.",
                 count(&self.refused),
+            ),
+            HttpMetric::plain(
+                "trunkline_http_tls_handshakes_failed_total",
+                true,
+                "HTTP connections that ended in their handshake of TLS, or did not begin with one where they have to.",
+                count(&self.failed_handshakes),
             ),
         ]
     }

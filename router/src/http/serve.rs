@@ -2,6 +2,7 @@
 
 use super::access::Peer;
 use super::places::{Place, Places};
+use super::tls::HttpTls;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -40,21 +42,34 @@ struct Bounds {
 const BOUNDS: Bounds = Bounds { lifetime: CONNECTION_LIFETIME, last_answer: LAST_ANSWER_TIMEOUT };
 
 /// Serves until `end` is ready, then finishes the answers under way. When all places are taken, a further connection
-/// gets that of the one that has been without a request for longest.
-pub async fn serve(listener: TcpListener, router: Router, places: Arc<Places>, end: impl Future<Output = ()>) {
-    serve_within(listener, router, places, BOUNDS, end).await;
+/// gets that of the one that has been without a request for longest. With `tls` all of them have to speak it.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    places: Arc<Places>,
+    tls: Option<Arc<HttpTls>>,
+    end: impl Future<Output = ()>,
+) {
+    serve_within(listener, Served { router, tls }, places, BOUNDS, end).await;
+}
+
+/// What all connections of a server have in common.
+#[derive(Clone)]
+struct Served {
+    router: Router,
+    tls: Option<Arc<HttpTls>>,
 }
 
 async fn serve_within(
     listener: TcpListener,
-    router: Router,
+    served: Served,
     places: Arc<Places>,
     bounds: Bounds,
     end: impl Future<Output = ()>,
 ) {
     let (ending, ended) = watch::channel(false);
     tokio::select! {
-        () = accept(&listener, &router, &places, bounds, &ended) => {}
+        () = accept(&listener, &served, &places, bounds, &ended) => {}
         () = end => {}
     }
     // Nobody is let in any more, not even from the backlog.
@@ -67,7 +82,7 @@ async fn serve_within(
 
 async fn accept(
     listener: &TcpListener,
-    router: &Router,
+    served: &Served,
     places: &Arc<Places>,
     bounds: Bounds,
     ended: &watch::Receiver<bool>,
@@ -76,7 +91,7 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let place = places.take().await;
-                tokio::spawn(serve_connection(stream, peer, router.clone(), bounds, ended.clone(), place));
+                tokio::spawn(serve_connection(stream, peer, served.clone(), bounds, ended.clone(), place));
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting an HTTP connection failed");
@@ -90,13 +105,38 @@ async fn accept(
 async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
+    served: Served,
+    bounds: Bounds,
+    ended: watch::Receiver<bool>,
+    place: Place,
+) {
+    // An answer is written at once and whole; waiting to fill a packet would only delay it.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = served.tls else {
+        return serve_stream(stream, peer, served.router, bounds, ended, place).await;
+    };
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        () = place.evicted() => return,
+    };
+    match accepted {
+        Ok(stream) => serve_stream(stream, peer, served.router, bounds, ended, place).await,
+        Err(error) => {
+            place.places().count_failed_handshake();
+            tracing::debug!(%error, "a handshake of TLS failed on the HTTP API");
+        }
+    }
+}
+
+/// The same, of what requests and answers go over.
+async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
     router: Router,
     bounds: Bounds,
     mut ended: watch::Receiver<bool>,
     place: Place,
 ) {
-    // An answer is written at once and whole; waiting to fill a packet would only delay it.
-    let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(Body::new);
@@ -161,7 +201,7 @@ mod tests {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 let end = async move { drop(ended.wait_for(|ended| *ended).await) };
-                serve_within(listener, router, Places::new(places), bounds, end).await;
+                serve_within(listener, Served { router, tls: None }, Places::new(places), bounds, end).await;
             });
         });
         (address, end, thread)

@@ -2,7 +2,7 @@
 
 use super::Source;
 use super::access::Access;
-use super::forward::{self, Asked};
+use super::forward::{self, Asked, Credentials};
 use super::metrics::RequestCounts;
 use super::places::Places;
 use super::problem::Problem;
@@ -11,7 +11,7 @@ use crate::api::{Picture, home};
 use crate::balance::BalanceError;
 use crate::dispatch::{Dispatch, DispatchStats, NoNode, Strategy, Wish};
 use crate::membership::{Membership, NodeState, View};
-use crate::redis::{Patience, Plane, PlaneError, PresenceEntry};
+use crate::redis::{Patience, Plane, PlaneError, PresenceEntry, Tls};
 use axum::response::{IntoResponse, Response};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +39,8 @@ pub struct ServiceConfig {
     pub places: Arc<Places>,
     /// The key with which it asks nodes to end sessions; `None` for nodes on this host that have no keys.
     pub node_key: Option<String>,
+    /// TLS to nodes whose HTTP API speaks it, or why it cannot be spoken.
+    pub node_tls: Result<Tls, String>,
 }
 
 /// A router without the server: stateless but for what the next poll gives again, so any number of them may run.
@@ -259,19 +261,20 @@ impl Service {
             Err(error) => return Problem::unavailable(error).into_response(),
         };
         let home = home(&view, user).map(|(record, _)| record.name.clone());
-        let mut nodes: Vec<(&str, &str)> = Vec::new();
+        let mut nodes: Vec<(&str, &str, bool)> = Vec::new();
         for member in view.members.iter().filter(|member| member.state != NodeState::Joining && !member.http.is_empty())
         {
             let at = if Some(&member.name) == home.as_ref() { 0 } else { nodes.len() };
-            nodes.insert(at, (&member.name, &member.http));
+            nodes.insert(at, (&member.name, &member.http, member.https));
         }
         if nodes.is_empty() {
             let detail = "no node is known that could end sessions; GET /v1/nodes shows those there are";
             return Problem::unavailable(detail).into_response();
         }
         let mut failures = Vec::new();
-        for (name, address) in nodes.into_iter().take(forward::NODES_ASKED_MAX) {
-            match forward::kick(address, self.config.node_key.as_deref(), user, device).await {
+        let credentials = Credentials { key: self.config.node_key.as_deref(), tls: &self.config.node_tls };
+        for (name, address, https) in nodes.into_iter().take(forward::NODES_ASKED_MAX) {
+            match forward::kick(address, https, &credentials, user, device).await {
                 Asked::Answered(response) => return response,
                 Asked::Failed(error) => failures.push(format!("node {name} at {address}: {error}")),
             }

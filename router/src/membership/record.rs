@@ -87,6 +87,9 @@ pub struct NodeRecord {
     /// Where it stands, such as a rack or a data centre; see [`dispatch`](crate::dispatch). May be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub zone: String,
+    /// Its HTTP API speaks TLS.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub https: bool,
     /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mending: bool,

@@ -82,6 +82,11 @@ impl Tls {
     pub(super) fn config(&self) -> ClientConfig {
         (*self.0).clone()
     }
+
+    /// The same, shared.
+    pub(crate) fn shared(&self) -> Arc<ClientConfig> {
+        self.0.clone()
+    }
 }
 
 fn roots_of(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -98,7 +103,10 @@ fn roots_of_the_system() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let (added, _) = roots.add_parsable_certificates(found.certs);
     match added {
-        0 => Err(TlsError::new(None, "this system trusts no signer that could be read: give --redis-ca-file FILE")),
+        0 => Err(TlsError::new(
+            None,
+            "this system trusts no signer that could be read: give a file of them (--redis-ca-file for Redis, --node-ca-file for nodes)",
+        )),
         _ => Ok(roots),
     }
 }

@@ -39,7 +39,8 @@ fn assert_fits(config: &Config, host: &Host) {
 fn the_defaults_fit_from_64_mib_to_16_gib_on_1_to_64_cores() {
     for cluster in ["", CLUSTER] {
         for mib in [64, 80, 96, 109, 128, 192, 224, 256, 384, 512, 768, 1_024, 2_048, 4_096, 8_192, 16_384] {
-            for cores in 1..=64 {
+            // Few of them all, and of the many those on both sides of where something changes.
+            for cores in [1, 2, 3, 4, 6, 8, 15, 16, 17, 32, 33, 63, 64] {
                 for nofile_hard in [1_024, 20_000, 1 << 20, u64::MAX] {
                     let host = host(cores, nofile_hard, mib << 20);
                     assert_fits(&resolved(cluster, &host), &host);

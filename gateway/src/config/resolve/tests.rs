@@ -425,3 +425,12 @@ fn what_a_running_node_takes_is_taken_and_the_rest_stays() {
     assert_eq!((merged.shards, merged.heartbeat_secs, merged.log.as_deref()), (Some(2), Some(50), Some("debug")));
     assert_eq!(old.effective().differing(&merged), ["heartbeat_secs", "log"]);
 }
+
+#[test]
+fn a_certificate_of_the_http_api_comes_with_its_key_and_without_the_demo() {
+    let with = |more: &str| from_file(&format!("http_tls_cert = \"/c\"\n{more}"));
+    assert!(with("").unwrap_err().to_string().contains("without http_tls_key"));
+    assert!(from_file("http_tls_key = \"/k\"\n").unwrap_err().to_string().contains("without http_tls_cert"));
+    assert!(with("http_tls_key = \"/k\"\n").unwrap().http_tls.is_some());
+    assert!(with("http_tls_key = \"/k\"\ndemo = true\n").unwrap_err().to_string().contains("ws://"));
+}

@@ -346,6 +346,7 @@ impl Fleet {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            https: false,
             turns: 0,
             view: 0,
             state: NodeState::Joining,

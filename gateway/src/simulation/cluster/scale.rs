@@ -76,6 +76,7 @@ fn record(number: usize) -> NodeRecord {
         protocol_oldest: MESH_PROTOCOL,
         zone: String::new(),
         mending: false,
+        https: false,
         turns: 0,
         view: 0,
         state: NodeState::Active,

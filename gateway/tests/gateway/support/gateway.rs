@@ -2,9 +2,11 @@
 
 use super::http::{self, Response};
 use super::metrics::Metrics;
-use super::names::{HTTP_ON, LISTENING_ON, json, metric};
+use super::names::{HTTP_ON, HTTPS_ON, LISTENING_ON, json, metric};
+use super::tls::trusting;
 use super::{PATIENCE, wait_for};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustls::ClientConfig;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -20,6 +22,8 @@ pub(crate) struct Gateway {
     arguments: Vec<String>,
     client_address: SocketAddr,
     http_address: SocketAddr,
+    /// For an HTTP API that speaks TLS.
+    https: Option<Arc<ClientConfig>>,
     stdout: Output,
     stderr: Output,
     ended: bool,
@@ -103,7 +107,8 @@ impl Gateway {
         // The command holds the other end of a pipe as long as it lives.
         drop(command);
         let (stdout, stderr) = (Output::unheard(), Output::unheard());
-        let gateway = Gateway { child, arguments, client_address, http_address, stdout, stderr, ended: false };
+        let gateway =
+            Gateway { child, arguments, client_address, http_address, https: None, stdout, stderr, ended: false };
         gateway.wait_until_ready();
         gateway
     }
@@ -127,8 +132,16 @@ impl Gateway {
         let (stdout, lines) = Output::read_lines(child.stdout.take().expect("stdout is piped"));
         let (stderr, _) = Output::read_lines(child.stderr.take().expect("stderr is piped"));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let gateway =
-            Gateway { child, arguments, client_address: unknown, http_address: unknown, stdout, stderr, ended: false };
+        let gateway = Gateway {
+            child,
+            arguments,
+            client_address: unknown,
+            http_address: unknown,
+            https: None,
+            stdout,
+            stderr,
+            ended: false,
+        };
         (gateway, lines)
     }
 
@@ -143,6 +156,11 @@ impl Gateway {
                 client = address.trim().parse().ok().or(client);
             } else if let Some(address) = line.strip_prefix(HTTP_ON) {
                 http = Some(address.trim().parse().expect("the address of the HTTP API"));
+            } else if let Some(address) = line.strip_prefix(HTTPS_ON) {
+                http = Some(address.trim().parse().expect("the address of the HTTP API"));
+                let at =
+                    self.arguments.iter().position(|argument| argument == "--http-tls-cert").expect("a certificate");
+                self.https = Some(trusting(&self.arguments[at + 1], rustls::ALL_VERSIONS, &["http/1.1"]));
             }
         }
         self.client_address = client.expect("read above");
@@ -178,21 +196,27 @@ impl Gateway {
     }
 
     pub(crate) fn post_json(&self, path: &str, body: &serde_json::Value) -> Response {
-        http::post_json(self.http_address, path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
+        self.request_json("POST", path, &body.to_string())
     }
 
     pub(crate) fn request_json(&self, method: &str, path: &str, body: &str) -> Response {
-        let answer = http::request_json(self.http_address, method, path, body);
-        answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        self.exchange(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &str) -> std::io::Result<Response> {
+        match &self.https {
+            None => http::request_json(self.http_address, method, path, body),
+            Some(config) => http::request_over_tls(config, self.http_address, method, path, body),
+        }
     }
 
     pub(crate) fn request(&self, method: &str, path: &str) -> Response {
-        http::request(self.http_address, method, path).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        self.request_json(method, path, "")
     }
 
     /// Whether the HTTP API still takes connections.
     pub(crate) fn answers_http(&self, path: &str) -> Option<u16> {
-        http::request(self.http_address, "GET", path).ok().map(|response| response.status)
+        self.exchange("GET", path, "").ok().map(|response| response.status)
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

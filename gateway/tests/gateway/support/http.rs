@@ -1,8 +1,10 @@
 //! HTTP/1.1 requests, one connection each.
 
 use super::PATIENCE;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 /// An answer of the HTTP API.
 #[derive(Debug)]
@@ -44,10 +46,38 @@ pub(crate) fn request_json(address: SocketAddr, method: &str, path: &str, body: 
     exchange(address, method, path, "", body)
 }
 
-fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+/// The same as [`request_json`] over TLS, on a connection of its own.
+pub(crate) fn request_over_tls(
+    config: &Arc<ClientConfig>,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<Response> {
+    let name = "localhost".try_into().expect("a name");
+    let connection = ClientConnection::new(config.clone(), name).map_err(std::io::Error::other)?;
+    exchange_over(StreamOwned::new(connection, connect(address)?), address, method, path, "", body)
+}
+
+fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
+    exchange_over(connect(address)?, address, method, path, headers, body)
+}
+
+fn exchange_over(
+    mut stream: impl Read + Write,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<Response> {
     let (length, json) = (body.len(), if body.is_empty() { "" } else { "Content-Type: application/json\r\n" });
     write!(
         stream,

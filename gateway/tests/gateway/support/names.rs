@@ -4,6 +4,8 @@
 pub(crate) const LISTENING_ON: &str = "listening on ";
 /// Stdout line that says where the HTTP API is, before the address.
 pub(crate) const HTTP_ON: &str = "http on ";
+/// The same of one that speaks TLS.
+pub(crate) const HTTPS_ON: &str = "https on ";
 
 /// Metric names. Each has the label `shard`.
 pub(crate) mod metric {

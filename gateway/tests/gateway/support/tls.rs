@@ -51,16 +51,7 @@ impl Identity {
 
     /// A client that trusts it.
     pub(crate) fn config(&self, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.cert.path()).expect("a certificate")).expect("one to trust");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Arc::new(config)
+        trusting(self.cert.path(), versions, alpn)
     }
 
     /// The same, of HTTP.
@@ -72,6 +63,20 @@ impl Identity {
     pub(crate) fn any(&self) -> Arc<ClientConfig> {
         self.config(rustls::ALL_VERSIONS, &["trunkline/1"])
     }
+}
+
+/// A client that trusts the certificate in a file.
+pub(crate) fn trusting(path: &str, versions: &[&'static SupportedProtocolVersion], alpn: &[&str]) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(path).expect("a certificate")).expect("one to trust");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
 }
 
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {

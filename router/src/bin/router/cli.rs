@@ -39,10 +39,32 @@ pub(crate) struct Cli {
     #[arg(long, env = "TRUNKLINE_ROUTER_HTTP_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true",
         default_value_t = false, require_equals = true, action = clap::ArgAction::Set, hide_env_values = true)]
     pub(crate) http_insecure_open: bool,
+    /// File with a certificate (PEM) of this router and, behind it, those that signed it: with it the API speaks TLS.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TRUNKLINE_ROUTER_HTTP_TLS_CERT",
+        requires = "http_tls_key",
+        hide_env_values = true
+    )]
+    pub(crate) http_tls_cert: Option<PathBuf>,
+    /// File with the key (PEM) of that certificate.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TRUNKLINE_ROUTER_HTTP_TLS_KEY",
+        requires = "http_tls_cert",
+        hide_env_values = true
+    )]
+    pub(crate) http_tls_key: Option<PathBuf>,
     /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in
     /// their keys files.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
     pub(crate) node_key_file: Option<PathBuf>,
+    /// File with the certificates (PEM) of those who sign for nodes whose HTTP API speaks TLS. Without it, those that
+    /// this system trusts.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_CA_FILE", hide_env_values = true)]
+    pub(crate) node_ca_file: Option<PathBuf>,
     /// The Redis Cluster of the gateways: redis-cluster://[user:password@]host:port[,host:port…], or
     /// rediss-cluster://… for TLS. Some of its nodes are enough.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_ROUTER_REDIS", hide_env_values = true, value_parser = redis_url)]
@@ -159,7 +181,8 @@ Strategies:
 
 Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
-  SIGHUP: --api-keys-file is read again; one that cannot be used changes nothing. All else needs a restart.
+  SIGHUP: --api-keys-file, --http-tls-cert and --http-tls-key are read again; files that cannot be used change
+  nothing. All else needs a restart.
   SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
 
 Log:

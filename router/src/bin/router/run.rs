@@ -11,19 +11,22 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use trunkline_router::command::{Hangups, Signals, listen_error, near};
-use trunkline_router::http::{self, Access, ApiKeys, Places, Service, ServiceConfig};
+use trunkline_router::http::{self, Access, ApiKeys, HttpIdentity, HttpTls, Places, Service, ServiceConfig};
 use trunkline_router::log;
-use trunkline_router::redis::{Plane, TlsFiles};
+use trunkline_router::redis::{Plane, Tls, TlsFiles};
 
 /// HTTP connections served at a time. With the sockets to Redis that is well below the 1,024 descriptors that a process
 /// may have by default.
 const CONNECTIONS_MAX: u32 = 512;
 
-/// How long reading the file of keys again may take.
+/// How long reading files again may take.
 const READ_MAX: Duration = Duration::from_secs(10);
 
 /// Of the file of a key, so many bytes are read: more than any key has.
 const NODE_KEY_BYTES_MAX: u64 = 256;
+
+/// Of a certificate with its signers, and of its key, so many bytes are read.
+const IDENTITY_BYTES_MAX: u64 = 1 << 20;
 
 /// Runs until a signal. The error is a sentence that says what to do.
 pub(crate) fn run(cli: &Cli) -> Result<(), String> {
@@ -49,7 +52,14 @@ async fn serve(
     access: Arc<Access>,
     node_key: Option<String>,
 ) -> Result<(), String> {
-    tokio::spawn(reload_on_hangup(hangups, cli.api_keys_file.clone(), Arc::clone(&access)));
+    let tls = identity(cli)?.map(HttpTls::new);
+    let files = Reloadable { keys: cli.api_keys_file.clone(), identity: identity_files(cli) };
+    tokio::spawn(reload_on_hangup(hangups, files, Arc::clone(&access), tls.clone()));
+    let node_tls = Tls::load(&TlsFiles { ca: cli.node_ca_file.clone(), ..TlsFiles::default() });
+    let node_tls = match (node_tls, &cli.node_ca_file) {
+        (Err(error), Some(_)) => return Err(format!("--node-ca-file: {error}")),
+        (node_tls, _) => node_tls.map_err(|error| error.to_string()),
+    };
     let mut redis = cli.redis.config().map_err(|error| error.to_string())?;
     redis.load_tls(&tls_files(cli)).map_err(|error| format!("TLS to Redis: {error}"))?;
     let hosts: Vec<String> = redis.hosts.iter().map(|(host, port)| host_and_port(host, *port)).collect();
@@ -73,6 +83,7 @@ async fn serve(
         access,
         places: Arc::clone(&places),
         node_key,
+        node_tls,
     };
     let service = Service::new(plane.clone(), config).map_err(|error| error.to_string())?;
     let service = Arc::new(service);
@@ -81,7 +92,8 @@ async fn serve(
 
     let (tell, told) = oneshot::channel::<()>();
     // A sender that is dropped tells as well.
-    let serving = http::serve(listener, http::router(Arc::clone(&service)), places, async move { drop(told.await) });
+    let end = async move { drop(told.await) };
+    let serving = http::serve(listener, http::router(Arc::clone(&service)), places, tls, end);
     let mut serving = pin!(serving);
     let (why, outcome) = tokio::select! {
         () = serving.as_mut() => return Err("the HTTP API ended by itself; what it said last stands above".to_owned()),
@@ -114,43 +126,87 @@ fn bug() -> String {
     "a bug has ended it; the line of the log that says panicked has more".to_owned()
 }
 
-/// SIGHUP: the file of keys is read again, on a thread of its own, because a file may take as long as it likes.
+/// Files that are read again when somebody asks for it.
+#[derive(Clone)]
+struct Reloadable {
+    keys: Option<PathBuf>,
+    identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// What they held.
+type Reread = (Option<ApiKeys>, Option<HttpIdentity>);
+
+/// SIGHUP: keys and certificate are read again, on a thread of its own, because a file may take as long as it likes.
 /// Everything else a router is told is fixed when it starts.
-async fn reload_on_hangup(mut hangups: Hangups, file: Option<PathBuf>, access: Arc<Access>) {
+async fn reload_on_hangup(mut hangups: Hangups, files: Reloadable, access: Arc<Access>, tls: Option<Arc<HttpTls>>) {
     loop {
         hangups.next().await;
-        let Some(file) = &file else {
+        if files.keys.is_none() && files.identity.is_none() {
             tracing::warn!(
                 "SIGHUP: nothing to reload, because all settings are flags and variables: start the router again to change one"
             );
             continue;
-        };
-        match read_keys(file.clone()).await {
-            Ok(keys) => {
-                access.set_keys(keys);
-                tracing::info!("SIGHUP: the keys of {} are in force; other settings need a restart", file.display());
+        }
+        match reread(files.clone()).await {
+            Ok((keys, identity)) => {
+                if let (Some(keys), Some(file)) = (keys, &files.keys) {
+                    access.set_keys(keys);
+                    tracing::info!(
+                        "SIGHUP: the keys of {} are in force; other settings need a restart",
+                        file.display()
+                    );
+                }
+                if let (Some(identity), Some(tls), Some((file, _))) = (identity, &tls, &files.identity) {
+                    tls.replace(identity);
+                    tracing::info!("SIGHUP: the certificate of {} is in force", file.display());
+                }
             }
-            Err(error) => {
-                tracing::error!("SIGHUP: the keys in force stay: --api-keys-file {}: {error}", file.display());
-            }
+            Err(error) => tracing::error!("SIGHUP: what is in force stays: {error}"),
         }
     }
 }
 
-async fn read_keys(file: PathBuf) -> Result<ApiKeys, String> {
+async fn reread(files: Reloadable) -> Result<Reread, String> {
     let (answer, answered) = oneshot::channel();
     let reading = std::thread::Builder::new().name("reload".to_owned());
+    let read = move || {
+        let keys = files
+            .keys
+            .as_deref()
+            .map(|file| ApiKeys::load(file).map_err(|error| format!("--api-keys-file {}: {error}", file.display())));
+        let identity = files.identity.as_ref().map(|(cert, key)| read_identity(cert, key));
+        Ok((keys.transpose()?, identity.transpose()?))
+    };
     reading
         .spawn(move || {
             // Nobody waits any more when it took too long.
-            let _ = answer.send(ApiKeys::load(&file).map_err(|error| error.to_string()));
+            let _ = answer.send(read());
         })
-        .map_err(|error| format!("no thread to read it with: {error}"))?;
+        .map_err(|error| format!("no thread to read the files with: {error}"))?;
     match tokio::time::timeout(READ_MAX, answered).await {
-        Ok(Ok(keys)) => keys,
-        Ok(Err(_)) => Err("reading it has failed; the log has more".to_owned()),
-        Err(_) => Err(format!("it could not be read within {} s", READ_MAX.as_secs())),
+        Ok(Ok(read)) => read,
+        Ok(Err(_)) => Err("reading the files has failed; the log has more".to_owned()),
+        Err(_) => Err(format!("the files could not be read within {} s", READ_MAX.as_secs())),
     }
+}
+
+fn identity_files(cli: &Cli) -> Option<(PathBuf, PathBuf)> {
+    cli.http_tls_cert.clone().zip(cli.http_tls_key.clone())
+}
+
+fn identity(cli: &Cli) -> Result<Option<HttpIdentity>, String> {
+    identity_files(cli).map(|(cert, key)| read_identity(&cert, &key)).transpose()
+}
+
+fn read_identity(cert: &Path, key: &Path) -> Result<HttpIdentity, String> {
+    let read = |flag: &str, path: &Path| {
+        let mut bytes = Vec::new();
+        let file = File::open(path).and_then(|file| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes));
+        file.map(|_| bytes).map_err(|error| format!("{flag} {}: {error}", path.display()))
+    };
+    let (chain, secret) = (read("--http-tls-cert", cert)?, read("--http-tls-key", key)?);
+    HttpIdentity::parse(&chain, &secret)
+        .map_err(|error| format!("--http-tls-cert {} with --http-tls-key {}: {error}", cert.display(), key.display()))
 }
 
 /// Who may use the API. Without keys it is for this host alone, unless it is said that it is not.
@@ -199,9 +255,9 @@ fn announce(cli: &Cli, address: SocketAddr) {
             "whoever reaches the HTTP API on {address} may make accounts, end sessions and ask where users are (http_insecure_open)"
         );
     }
-    let near = near(address);
+    let (near, scheme) = (near(address), if cli.http_tls_cert.is_some() { "https" } else { "http" });
     log::say(&format!(
-        "http on {address}\nnext: curl http://{near}/v1/nodes   or curl http://{near}/v1/login --json '{{\"user\":1}}'\n"
+        "{scheme} on {address}\nnext: curl {scheme}://{near}/v1/nodes   or curl {scheme}://{near}/v1/login --json '{{\"user\":1}}'\n"
     ));
 }
 
