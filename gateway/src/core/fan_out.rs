@@ -49,7 +49,7 @@ impl Shard {
         payload: &[u8],
     ) {
         let home = self.groups.homes.at(group);
-        home.number += 1;
+        home.number = home.number.saturating_add(1);
         home.last = home.last.max(stamp);
         let message = Numbered { group, origin, from, id, stamp, number: home.number, payload };
         if !self.alone {
@@ -100,7 +100,7 @@ impl Shard {
         let bytes_max = self.links.limits.groups.queue_bytes_max;
         let Groups { parts, .. } = &mut self.groups;
         let Some(part) = parts.get_mut(group) else { return };
-        let gap = part.number != 0 && number != part.number + 1;
+        let gap = part.number != 0 && number != part.number.wrapping_add(1);
         (part.last, part.number) = (part.last.max(stamp), number);
         if gap {
             self.links.stats.group_gaps.add(1);

@@ -340,7 +340,7 @@ impl Shard {
     pub(super) fn pass_on(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8, payload: &[u8]) {
         // What another home has passed on may be of a clock that is ahead.
         let last = self.groups.homes.get(group).map_or(0, |home| home.last);
-        let stamp = self.next_stamp().max(last + 1);
+        let stamp = self.next_stamp().max(last.saturating_add(1));
         self.links.stats.group_accepted.add(1);
         if of_message & flags::ACK != 0 {
             self.tell_fate(origin, id, group, Outcome::Accepted, stamp);

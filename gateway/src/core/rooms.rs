@@ -327,6 +327,9 @@ impl Shard {
         for group in groups {
             self.place_room(group, reborn);
         }
+        if reborn {
+            self.groups.interests.all_were_lost();
+        }
         self.tell_interests();
     }
 
@@ -382,6 +385,13 @@ impl Shard {
     /// A record about a room from another node.
     pub(super) fn room_record(&mut self, node: NodeKey, record: &FarRecord<'_>) {
         match *record {
+            FarRecord::GroupSend { group, .. }
+            | FarRecord::GroupCopy { group, .. }
+            | FarRecord::GroupWatch { group, .. }
+                if !is_room(group) =>
+            {
+                self.links.stats.mesh_misrouted.add(1);
+            }
             FarRecord::GroupSend { origin, from, group, id, hops, flags, payload } => {
                 let (origin, path) = (Self::origin_at(origin), Path { via: node, hops: hops.saturating_add(1) });
                 self.room_message(&ToRoom { group, origin, from, id, flags, path, payload });

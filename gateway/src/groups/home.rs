@@ -93,7 +93,8 @@ impl Home {
         if crate::simulation::planted(crate::simulation::Bug::NoneLeftOut) {
             return;
         }
-        self.number += 1;
+        // A peer may say any number.
+        self.number = self.number.saturating_add(1);
     }
 
     /// Another node is the home and says how far it is.
@@ -246,6 +247,9 @@ mod tests {
         home.follow(seen(81, 30));
         home.follow(seen(82, 25));
         assert_eq!(home.seen(), seen(82, 30), "numbers never go back");
+        home.register(NodeKey(3), seen(9, u64::MAX / 10).with_last(u64::MAX), 90);
+        home.register(NodeKey(3), Seen { reign: 10, number: u64::MAX, last: u64::MAX }, 90);
+        assert_eq!(home.seen().number, u64::MAX, "whatever a peer says");
         let mut fresh = Home::default();
         fresh.begin_reign(1);
         assert_eq!(fresh.number, 0, "the first message is number 1");

@@ -200,7 +200,16 @@ impl Interests {
 
     /// Nodes have lost what was told to them: those of them that are homes are asked again.
     pub(crate) fn were_lost(&mut self, nodes: &[NodeKey]) {
-        let is_of = |room: &Interest| room.home.is_some_and(|(home, _)| nodes.contains(&home));
+        self.ask_again_if(|home| nodes.contains(&home));
+    }
+
+    /// This node counts as another one from now on, of which no home knows.
+    pub(crate) fn all_were_lost(&mut self) {
+        self.ask_again_if(|_| true);
+    }
+
+    fn ask_again_if(&mut self, which: impl Fn(NodeKey) -> bool) {
+        let is_of = |room: &Interest| room.home.is_some_and(|(home, _)| which(home));
         let mut groups: Vec<u64> = self.rooms.iter().filter(|(_, room)| is_of(room)).map(|(group, _)| *group).collect();
         // Not in the order of a table.
         groups.sort_unstable();
@@ -336,6 +345,8 @@ mod tests {
         assert!(interests.takes_from(7, A));
         interests.were_lost(&[A, B]);
         assert!(!interests.takes_from(7, A), "what comes now may lie behind what was lost");
+        assert_eq!(asks(&mut interests, 1).len(), 1);
+        interests.all_were_lost();
         assert_eq!(asks(&mut interests, 1).len(), 1);
         interests.want(7, None);
         assert_eq!(asks(&mut interests, 2), [], "there is nobody to ask");
