@@ -10,7 +10,8 @@
 //! control thread asks of sessions), `kicks` (ending a user's sessions wherever they are).
 //!
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
-//! Groups: `groups` (from a frame to the home of a group, and from there to all sessions in it).
+//! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
+//! rooms over the nodes of a cluster).
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
@@ -19,6 +20,7 @@
 mod addresses;
 mod calls;
 mod decode;
+mod fan_out;
 mod far;
 mod flush;
 pub(crate) mod groups;
@@ -30,6 +32,7 @@ mod links;
 mod moves;
 mod presence;
 mod reading;
+mod rooms;
 mod route;
 mod service_links;
 mod shard;

@@ -12,19 +12,23 @@
 //! |---|---|
 //! | `part` | a shard's own sessions in each group, and frames on their way through them |
 //! | `home` | what the home of a group knows: the number, who is to get copies, rates |
+//! | `interest` | in a cluster: live rooms of which this node has sessions and another node is the home |
 //! | `behind` | sessions that were not given something, and are told so |
 //! | `mail` | what shards say to each other about groups |
 //!
-//! `core/groups.rs` brings them together with frames, mailboxes and the store.
+//! `core/groups.rs` brings them together with frames, mailboxes and the store, `core/fan_out.rs` with sessions,
+//! `core/rooms.rs` with other nodes.
 
 pub(crate) mod behind;
 pub(crate) mod home;
+pub(crate) mod interest;
 pub(crate) mod mail;
 pub(crate) mod part;
 
 use behind::Behind;
 use hashbrown::HashMap;
 use home::Homes;
+use interest::Interests;
 use part::Parts;
 use std::collections::VecDeque;
 use trunkline_router::hash::home_shard;
@@ -34,7 +38,7 @@ pub(crate) const ROOMS_FROM: u64 = 1 << 63;
 /// Numbers of messages on the wire go up to here, then begin again with 1.
 const NUMBERS: u64 = 65_535;
 /// What group ids are mixed with before they are placed, so that a group does not follow the user of the same number.
-const PLACE: u64 = 0xA5A5_5A5A_C3C3_3C3C;
+pub(crate) const PLACE: u64 = 0xA5A5_5A5A_C3C3_3C3C;
 /// What a session's membership takes: its entry, its place in the part, and as much again while both grow.
 pub(crate) const MEMBERSHIP_BYTES: u64 = 2 * (12 + 4);
 
@@ -75,6 +79,11 @@ impl Default for GroupLimits {
     }
 }
 
+/// Whether a group is a live room.
+pub(crate) fn is_room(group: u64) -> bool {
+    group >= ROOMS_FROM
+}
+
 /// The home shard of a group, of so many.
 pub(crate) fn group_home(group: u64, shards: u16) -> u16 {
     home_shard(group ^ PLACE, u32::from(shards)) as u16
@@ -99,6 +108,7 @@ pub(crate) struct Asking {
 pub(crate) struct Groups {
     pub(crate) parts: Parts,
     pub(crate) homes: Homes,
+    pub(crate) interests: Interests,
     pub(crate) behind: Behind,
     pub(crate) asking: HashMap<u64, Asking>,
     /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.

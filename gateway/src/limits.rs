@@ -168,6 +168,8 @@ pub const MAIL_TURN_BYTES: usize = 512 << 10;
 pub const REPLAY_WINDOW: u32 = 256;
 /// Most that a LOGIN may ask for instead.
 pub const REPLAY_WINDOW_MAX: u32 = 1_024;
+/// Joins of live rooms that wait at a shard for the room's home on another node; a further one gets ERROR 14.
+pub const ROOM_JOINS_WAITING_MAX: usize = 16_384;
 /// Messages of a page of SYNC where that does not say.
 pub const SYNC_PAGE: u32 = 256;
 /// Most messages of a page of SYNC.

@@ -321,6 +321,7 @@ shard_stats! {
     limit_group_memberships: Counter "trunkline_limit_hits_total" "limit=\"group_memberships\"" "How often each limit was hit.";
     limit_group_sends: Counter "trunkline_limit_hits_total" "limit=\"group_sends_per_sec\"" "How often each limit was hit.";
     limit_group_member_sends: Counter "trunkline_limit_hits_total" "limit=\"group_member_sends_per_sec\"" "How often each limit was hit.";
+    limit_group_joins: Counter "trunkline_limit_hits_total" "limit=\"room_joins_waiting\"" "How often each limit was hit.";
     limit_group_queue: Counter "trunkline_limit_hits_total" "limit=\"group_queue_bytes\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";
@@ -348,11 +349,18 @@ shard_stats! {
     group_replays: Counter "trunkline_group_replays_total" "" "Messages of groups given out for SYNC.";
     group_joins: Counter "trunkline_group_joins_total" "" "Joins of groups and rooms that took effect.";
     group_leaves: Counter "trunkline_group_leaves_total" "" "Leaves of groups and rooms that took effect.";
+    group_messages_away: Counter "trunkline_group_messages_away_total" "" "Messages to live rooms sent on to the node that is the home of the room.";
+    group_relay_copies: Counter "trunkline_group_relay_copies_sent_total" "" "Copies of messages to live rooms queued for other nodes: one for each node with sessions in the room, whatever their number.";
+    group_relay_copies_in: Counter "trunkline_group_relay_copies_received_total" "" "Copies of messages to live rooms that came from the home of the room for the sessions of this node.";
+    group_relay_dropped: Counter "trunkline_group_relay_copies_dropped_total" "" "Copies of messages to live rooms for which the link to a node, or a mailbox there, had no room; the numbers show it.";
+    group_relay_stale: Counter "trunkline_group_relay_copies_stale_total" "" "Copies of messages to live rooms that were not passed on: nobody is in the room any more, or another node is its home by now.";
     group_marks: Counter "trunkline_group_marks_total" "" "Read marks that clients sent.";
     heads: Counter "trunkline_group_heads_total" "" "HEADS sent: to sessions that were not given something, and after LOGIN.";
     group_parts: Gauge "trunkline_group_parts" "" "Groups and rooms with sessions on this shard.";
     group_sessions: Gauge "trunkline_group_sessions" "" "Sessions in groups and rooms, counted once for each.";
     group_homes: Gauge "trunkline_group_homes" "" "Groups and rooms in use whose home this shard is.";
+    group_relays: Gauge "trunkline_group_relays" "" "Live rooms with sessions on this node whose home is another one.";
+    group_joins_waiting: Gauge "trunkline_group_joins_waiting" "" "Joins of live rooms that wait for the room's home on another node.";
     group_queue_bytes: Gauge "trunkline_group_queue_bytes" "" "Bytes of frames on their way through the sessions of groups.";
     group_behind: Gauge "trunkline_group_sessions_behind" "" "Sessions that are to be told by HEADS that they were not given something.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";

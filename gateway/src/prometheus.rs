@@ -2,7 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::desk::PAGES_MAX;
-use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, STORE_ANSWER_MS};
+use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::reason::CloseReason;
@@ -239,7 +239,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 71] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 72] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -300,6 +300,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 71] {
         ("group_sends_per_sec", limits.groups.sends_per_sec.into()),
         ("group_member_sends_per_sec", limits.groups.member_sends_per_sec.into()),
         ("group_memberships", limits.groups.memberships_max),
+        ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
         ("calls_per_session", limits.calls_per_session_max.into()),
         ("calls", limits.calls_max.into()),

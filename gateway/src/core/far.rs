@@ -11,6 +11,7 @@ use super::shard::Shard;
 use crate::cluster::MeshNews;
 use crate::conn::{Phase, Slots};
 use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSession, is_remote};
+use crate::groups::group_home;
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
@@ -77,7 +78,7 @@ impl Shard {
     }
 
     /// An origin as it was told.
-    fn origin_at(address: Address) -> Origin {
+    pub(super) fn origin_at(address: Address) -> Origin {
         let Seat { shard: holder, conn } = address.seat;
         let slot = conn.slot & ((1 << SLOT_BITS) - 1);
         let shard = (conn.slot >> SLOT_BITS) as u16;
@@ -258,6 +259,11 @@ impl Shard {
             FarRecord::KickUser { user, .. } => self.shard_of(user),
             FarRecord::KickDone { shard, .. } => shard,
             FarRecord::Settled { to, .. } => to,
+            FarRecord::GroupSend { group, .. }
+            | FarRecord::GroupCopy { group, .. }
+            | FarRecord::GroupWatch { group, .. }
+            | FarRecord::GroupHead { group, .. } => group_home(group, self.shards),
+            FarRecord::GroupRefused { origin, .. } => origin.seat.shard,
             // Whichever shard it comes to tells the control thread, or the other shards.
             FarRecord::Memo { .. } | FarRecord::SettledShards { .. } => self.shard,
         };
@@ -293,6 +299,7 @@ impl Shard {
                 let origin = Self::origin_at(origin);
                 self.refuse(&Routed { origin, from, to: user, id, acked: true, extra: 0, payload });
             }
+            record if record.is_of_room() => self.room_record_lost(&record),
             // The home sends it again if it asked for an ACK.
             _ => self.links.stats.copies_dropped.add(1),
         }
@@ -382,6 +389,11 @@ impl Shard {
                 self.take_transfer(&message, node, stamp, attempts, flags & far_flags::TOLD != 0);
             }
             FarRecord::Memo { body } => self.take_memo(node, body),
+            FarRecord::GroupSend { .. }
+            | FarRecord::GroupCopy { .. }
+            | FarRecord::GroupWatch { .. }
+            | FarRecord::GroupHead { .. }
+            | FarRecord::GroupRefused { .. } => self.room_record(node, &record),
         }
     }
 
@@ -538,6 +550,11 @@ impl Shard {
                     mesh.pass_over(back.node);
                 }
             }
+            FarRecord::GroupSend { .. }
+            | FarRecord::GroupCopy { .. }
+            | FarRecord::GroupWatch { .. }
+            | FarRecord::GroupHead { .. }
+            | FarRecord::GroupRefused { .. } => self.room_record_back(back, &record),
             // Who asked hears in time that there was no answer.
             FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }

@@ -1,27 +1,29 @@
-//! Groups: from the frames of clients to the home of a group, from there to the store, and behind the commit to the
-//! parts of all shards and their sessions.
+//! Groups: from the frames of clients to the home of a group, and from there to the store. How what it has taken comes
+//! to sessions is in `fan_out`, what a cluster adds in `rooms`.
 //!
 //! What a session is told of a group is in the order in which the home has decided it: joins, messages and leaves go
 //! through the same mailboxes.
 
 use super::decode::Flow;
-use super::links::{Queued, TICK_MS, ticks};
+use super::fan_out::{SENDER_BYTES, encode_delivery};
+use super::far::Path;
+use super::links::{TICK_MS, ticks};
+use super::rooms::ToRoom;
 use super::shard::Shard;
 use crate::auth::Auth;
 use crate::conn::Phase;
 use crate::desk::Asked;
-use crate::groups::behind::Missed;
+use crate::directory::NodeKey;
 use crate::groups::home::Rate;
+use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
-use crate::groups::part::{Run, Sink};
-use crate::groups::{Groups, ROOMS_FROM, group_home, wire_number};
+use crate::groups::{group_home, is_room};
 use crate::io::ConnId;
 use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::{Origin, Record, Room};
 use tokio::sync::oneshot;
 use trunkline_proto::{
-    Code, Frame, HEADER_LONG, Head, Header, Heads, Kind, Outcome, Sync, SyncOk, encode, encode_message, encoded_len,
-    flags,
+    Code, Frame, HEADER_LONG, Head, Header, Kind, Outcome, Sync, SyncOk, encode, encode_message, flags,
 };
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
@@ -29,17 +31,10 @@ use trunkline_store::{
     GroupAsk, GroupDenial, GroupReply, Member, Page, Payload, Record as Stored, Refusal, Reply, Request, stamp_at,
 };
 
-/// Sessions that frames of groups are given to in a turn, so that others do not feel it.
-const SESSIONS_PER_TURN: usize = 4_096;
-/// Sessions that are told in a tick what they have missed.
-const HEADS_PER_TICK: usize = 4_096;
-/// Bytes of the sender's id in front of a payload.
-const SENDER_BYTES: usize = 8;
 /// After LOGIN a session is told of what is newer than this before the last stamp that it says it has: stamps of
 /// different logs are not of one clock.
 const HEADS_SLACK: u64 = stamp_at(10_000);
-/// Groups of HEADS of one frame: it is some tens of bytes for each.
-const HEADS_MAX: usize = 1_000;
+const _: () = assert!(TICK_MS == 100);
 
 /// What the store was asked about a group, and for whom.
 #[derive(Debug)]
@@ -90,15 +85,15 @@ fn code_of(denial: GroupDenial) -> Code {
     }
 }
 
-fn is_room(group: u64) -> bool {
-    group >= ROOMS_FROM
-}
-
 impl Shard {
     /// GROUP_SEND, GROUP_JOIN, GROUP_LEAVE, MARK.
     pub(super) fn group_frame(&mut self, slot: u32, kind: Kind, frame: &Frame<'_>) -> Flow {
-        // In a cluster a group's home may be another node, and there are no records for it yet.
-        if !self.alone || (!is_room(frame.peer) && self.desk.is_none()) {
+        // In a cluster the home of a durable group may be another node, and there are no records for it yet.
+        let served = match is_room(frame.peer) {
+            true => self.speaks_rooms(),
+            false => self.alone && self.desk.is_some(),
+        };
+        if !served {
             self.links.error(slot, Code::Unsupported, frame.id, frame.peer);
             return Flow::On;
         }
@@ -208,7 +203,7 @@ impl Shard {
 
     /// Says something to a shard that must not get lost. Each such word answers one, or there is at most one for each
     /// part.
-    fn tell_group(&mut self, shard: u16, mail: &GroupMail<'_>) {
+    pub(super) fn tell_group(&mut self, shard: u16, mail: &GroupMail<'_>) {
         if shard == self.shard {
             self.take_group_mail(shard, mail);
         } else {
@@ -230,8 +225,12 @@ impl Shard {
                 let home = self.groups.homes.watch(group, from_shard);
                 let head = GroupMail::Head { group, last: home.last, number: home.number };
                 self.tell_group(from_shard, &head);
+                self.room_watched(group);
             }
-            GroupMail::Watch { group, watch: false } => self.groups.homes.unwatch(group, from_shard),
+            GroupMail::Watch { group, watch: false } => {
+                self.groups.homes.unwatch(group, from_shard);
+                self.room_unwatched(group);
+            }
             GroupMail::Copy { group, shard, origin, from, id, stamp, number, payload } => {
                 let origin = (shard == self.shard).then_some(origin);
                 self.group_copy(group, origin, from, id, stamp, number, payload);
@@ -267,42 +266,35 @@ impl Shard {
         self.group_refuse(origin, id, group, code);
     }
 
-    fn group_refuse(&mut self, origin: Origin, id: u64, group: u64, code: Code) {
+    /// ERROR for a session, wherever it is.
+    pub(super) fn group_refuse(&mut self, origin: Origin, id: u64, group: u64, code: Code) {
+        if origin.node != NodeKey::OWN {
+            return self.refuse_away(origin, id, group, code);
+        }
         let code = code.as_u16();
         self.tell_group(origin.shard, &GroupMail::Refused { group, conn: origin.conn, id, code });
     }
 
-    fn group_overloaded(&mut self, origin: Origin, id: u64, group: u64, of_message: u8) {
+    pub(super) fn group_overloaded(&mut self, origin: Origin, id: u64, group: u64, of_message: u8) {
         self.links.stats.group_overloaded.add(1);
         if of_message & flags::ACK != 0 {
             self.tell_fate(origin, id, group, Outcome::Overloaded, 0);
         }
     }
 
-    /// A message is at the home of its group.
+    /// A message is at the shard that is the home of its group, if that is this node.
     fn group_arrived(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8, payload: &[u8]) {
-        let most = self.links.limits.groups;
-        match self.groups.homes.count(group, from, most.sends_per_sec, most.member_sends_per_sec) {
-            Rate::Within => {}
-            Rate::Group => {
-                self.links.stats.limit_group_sends.add(1);
-                return self.group_overloaded(origin, id, group, of_message);
-            }
-            Rate::Member => {
-                self.links.stats.limit_group_member_sends.add(1);
-                self.links.stats.group_rate_limited.add(1);
-                return self.group_refuse(origin, id, group, Code::RateLimited);
-            }
+        if !self.alone {
+            let path = Path::OWN;
+            return self.room_message(&ToRoom { group, origin, from, id, flags: of_message, path, payload });
+        }
+        if !self.is_within_rates(group, origin, from, id, of_message) {
+            return;
+        }
+        if is_room(group) {
+            return self.pass_on(group, origin, from, id, of_message, payload);
         }
         let acked = of_message & flags::ACK != 0;
-        if is_room(group) {
-            let stamp = self.next_stamp();
-            self.links.stats.group_accepted.add(1);
-            if acked {
-                self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
-            }
-            return self.group_fan_out(group, Some(origin), from, id, stamp, payload);
-        }
         let (retry, no_store) = (of_message & flags::RETRY != 0, of_message & flags::NO_STORE != 0);
         let stamp = self.next_stamp();
         let payload = Payload::from(payload);
@@ -324,6 +316,36 @@ impl Shard {
         if self.ask_to_send(sending, retry, no_store).is_err() {
             self.group_overloaded(origin, id, group, of_message);
         }
+    }
+
+    /// Whether a message may be taken in this second; its sender is told if not.
+    pub(super) fn is_within_rates(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8) -> bool {
+        let most = self.links.limits.groups;
+        match self.groups.homes.count(group, from, most.sends_per_sec, most.member_sends_per_sec) {
+            Rate::Within => return true,
+            Rate::Group => {
+                self.links.stats.limit_group_sends.add(1);
+                self.group_overloaded(origin, id, group, of_message);
+            }
+            Rate::Member => {
+                self.links.stats.limit_group_member_sends.add(1);
+                self.links.stats.group_rate_limited.add(1);
+                self.group_refuse(origin, id, group, Code::RateLimited);
+            }
+        }
+        false
+    }
+
+    /// A message to a live room gets its place in it and goes to all who are in.
+    pub(super) fn pass_on(&mut self, group: u64, origin: Origin, from: u64, id: u64, of_message: u8, payload: &[u8]) {
+        // What another home has passed on may be of a clock that is ahead.
+        let last = self.groups.homes.get(group).map_or(0, |home| home.last);
+        let stamp = self.next_stamp().max(last.saturating_add(1));
+        self.links.stats.group_accepted.add(1);
+        if of_message & flags::ACK != 0 {
+            self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
+        }
+        self.group_fan_out(group, Some(origin), from, id, stamp, payload);
     }
 
     /// Asks the store to keep a message, or whether its sender may send.
@@ -355,16 +377,7 @@ impl Shard {
 
     fn group_join_arrived(&mut self, group: u64, origin: Origin, user: u64, id: u64, leave: bool) {
         if is_room(group) {
-            if leave {
-                self.links.stats.group_leaves.add(1);
-            } else {
-                self.links.stats.group_joins.add(1);
-                self.groups.homes.watch(group, origin.shard);
-            }
-            let (last, number) = self.groups.homes.get(group).map_or((0, 0), |home| (home.last, home.number));
-            let session = Some(origin.conn);
-            self.tell_group(origin.shard, &GroupMail::Member { group, user, joined: !leave, last, number, session });
-            return self.tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last });
+            return self.room_join_arrived(group, Joining { origin, user, id }, leave);
         }
         let create = matches!(self.auth.get(), Auth::Open);
         let ask = match leave {
@@ -493,77 +506,6 @@ impl Shard {
         self.groups.homes.forget_if_idle(group);
     }
 
-    /// Gives a message to each shard that has sessions of members.
-    fn group_fan_out(&mut self, group: u64, origin: Option<Origin>, from: u64, id: u64, stamp: u64, payload: &[u8]) {
-        let home = self.groups.homes.at(group);
-        home.number += 1;
-        home.last = home.last.max(stamp);
-        let number = home.number;
-        let shards = std::mem::take(&mut home.shards);
-        let nobody = ConnId { slot: u32::MAX, generation: 0 };
-        let (shard, conn) = origin.map_or((u16::MAX, nobody), |origin| (origin.shard, origin.conn));
-        let copy = GroupMail::Copy { group, shard, origin: conn, from, id, stamp, number, payload };
-        for to in &shards {
-            if *to == self.shard {
-                self.take_group_mail(*to, &copy);
-                continue;
-            }
-            let record = Record::Group(copy);
-            if self.outgoing.has_room(*to, record.encoded_len()) {
-                self.outgoing.put(*to, &record);
-            } else {
-                // It is told how far the group is when there is room, and its sessions ask for the rest.
-                self.links.stats.limit_mailbox.add(1);
-                if !self.groups.homes.owed.contains(&(*to, group)) {
-                    self.groups.homes.owed.push((*to, group));
-                }
-            }
-        }
-        self.groups.homes.at(group).shards = shards;
-    }
-
-    /// A message for the sessions of this shard.
-    #[allow(clippy::too_many_arguments)]
-    fn group_copy(
-        &mut self,
-        group: u64,
-        origin: Option<ConnId>,
-        from: u64,
-        id: u64,
-        stamp: u64,
-        number: u64,
-        payload: &[u8],
-    ) {
-        let bytes_max = self.links.limits.groups.queue_bytes_max;
-        let Groups { parts, .. } = &mut self.groups;
-        let Some(part) = parts.get_mut(group) else { return };
-        let gap = part.number != 0 && number != part.number + 1;
-        (part.last, part.number) = (part.last.max(stamp), number);
-        if gap {
-            self.links.stats.group_gaps.add(1);
-            parts.miss(group);
-        }
-        let header = Header { kind: Kind::GroupDeliver, flags: 0, aux: wire_number(number), id, peer: group, stamp };
-        let mut frame = Vec::with_capacity(encoded_len(Kind::GroupDeliver, SENDER_BYTES + payload.len()));
-        encode_delivery(&mut frame, &header, from, payload);
-        self.links.stats.group_encoded.add(1);
-        if !parts.push(group, from, origin, &frame, bytes_max) {
-            self.links.stats.limit_group_queue.add(1);
-        }
-    }
-
-    /// The home says how far a group is. Sessions here may have missed something if it is further than what came.
-    fn group_head(&mut self, group: u64, last: u64, number: u64) {
-        let parts = &mut self.groups.parts;
-        let Some(part) = parts.get_mut(group) else { return };
-        let news = last > part.last;
-        part.last = part.last.max(last);
-        part.number = part.number.max(number);
-        if news {
-            parts.miss(group);
-        }
-    }
-
     /// A user of this shard is a member of a group from now on, or is none.
     fn group_member(&mut self, group: u64, user: u64, joined: bool, last: u64, number: u64, session: Option<ConnId>) {
         if let Some(asking) = self.groups.asking.get_mut(&user) {
@@ -611,7 +553,7 @@ impl Shard {
         }
     }
 
-    fn unwatch(&mut self, group: u64) {
+    pub(super) fn unwatch(&mut self, group: u64) {
         let home = group_home(group, self.shards);
         self.tell_group(home, &GroupMail::Watch { group, watch: false });
     }
@@ -670,32 +612,11 @@ impl Shard {
         self.send_heads(conn.slot, heads);
     }
 
-    fn send_heads(&mut self, slot: u32, heads: Vec<Head>) {
-        for heads in heads.chunks(HEADS_MAX) {
-            self.links.stats.heads.add(1);
-            let heads = Heads { heads: heads.to_vec() };
-            self.links.reply(slot, |out| encode_message(out, Kind::Heads, 0, &heads));
-        }
-    }
-
     /// The session of a connection has ended.
     pub(super) fn leave_parts(&mut self, slot: u32) {
         for group in self.groups.parts.leave_all(slot) {
             self.unwatch(group);
         }
-    }
-
-    /// Goes on with frames on their way through sessions. Returns whether there are more.
-    pub(crate) fn walk_groups(&mut self) -> bool {
-        if self.groups.parts.is_idle() {
-            return false;
-        }
-        let Groups { parts, behind, .. } = &mut self.groups;
-        let mut fan = Fan { links: &mut self.links, behind };
-        for group in parts.walk(SESSIONS_PER_TURN, &mut fan) {
-            self.unwatch(group);
-        }
-        !self.groups.parts.is_idle()
     }
 
     /// What is due about groups in this tick.
@@ -711,6 +632,7 @@ impl Shard {
                 self.groups.homes.owed.push((shard, group));
             }
         }
+        self.expire_rooms();
         self.tell_those_behind();
         self.tell_late_groups();
         for _ in 0..self.groups.unasked.len() {
@@ -718,39 +640,6 @@ impl Shard {
             if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user) {
                 self.begin_groups(conn, user, last_stamp);
             }
-        }
-    }
-
-    fn tell_those_behind(&mut self) {
-        for _ in 0..self.groups.behind.len().min(HEADS_PER_TICK) {
-            let Some(conn) = self.groups.behind.next() else { return };
-            let room = self.links.limits.outbox_bytes_max / 2;
-            let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else {
-                self.groups.behind.take(conn);
-                continue;
-            };
-            if known.outbox_bytes() >= room {
-                self.groups.behind.later(conn);
-                continue;
-            }
-            let groups = match self.groups.behind.take(conn) {
-                Some(Missed::Groups(groups)) => groups,
-                Some(Missed::All) => self.groups.parts.groups_of(conn.slot).collect(),
-                None => continue,
-            };
-            #[cfg(test)]
-            if crate::simulation::planted(crate::simulation::Bug::HeadsForgotten) {
-                continue;
-            }
-            let parts = &self.groups.parts;
-            // One that it has left meanwhile is no concern of it.
-            let groups = groups.into_iter().filter(|group| parts.is_in(conn, *group));
-            let heads = groups.filter_map(|group| {
-                let part = parts.get(group)?;
-                Some(Head { group, stamp: part.last, read: 0, seq: part.number, unread: 0 })
-            });
-            let heads = heads.collect();
-            self.send_heads(conn.slot, heads);
         }
     }
 
@@ -868,16 +757,9 @@ impl Shard {
         stats.group_homes.set(groups.homes.len() as u64);
         stats.group_queue_bytes.set(groups.parts.queued_bytes() as u64);
         stats.group_behind.set(groups.behind.len() as u64);
+        stats.group_relays.set(groups.interests.len() as u64);
+        stats.group_joins_waiting.set(groups.interests.waiting() as u64);
     }
-}
-
-/// GROUP_DELIVER: in front of the payload is who sent it.
-fn encode_delivery(out: &mut Vec<u8>, header: &Header, from: u64, payload: &[u8]) {
-    let before = out.len();
-    encode(out, header, &from.to_be_bytes());
-    out.extend_from_slice(payload);
-    let length = (out.len() - before) as u32;
-    out[before..before + 4].copy_from_slice(&length.to_be_bytes());
 }
 
 /// What came of a request about a group; the refusal if the store did nothing.
@@ -893,72 +775,5 @@ fn group_reply_of(reply: &Reply) -> Option<&GroupReply> {
     match reply {
         Reply::Group(reply) => Some(reply),
         _ => None,
-    }
-}
-
-/// Gives frames to the sessions of this shard.
-struct Fan<'a> {
-    links: &'a mut super::links::Links,
-    behind: &'a mut crate::groups::behind::Behind,
-}
-
-impl Sink for Fan<'_> {
-    fn is_open(&mut self, conn: ConnId) -> bool {
-        self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open)
-    }
-
-    fn give(&mut self, slot: u32, group: u64, run: &Run) {
-        let user = self.links.slots.at(slot).user;
-        if run.frames.iter().all(|frame| frame.from != user) {
-            let frames = run.frames.len() as u64;
-            match self.links.queue_frames(slot, &run.bytes) {
-                Queued::Yes => self.links.stats.group_deliveries.add(frames),
-                Queued::OutboxFull => self.missed(slot, group, frames),
-            }
-            return;
-        }
-        // Some of it is the user's own: the session that sent it does not get it, the others learn that it is.
-        let conn = self.links.slots.id(slot);
-        let mut begin = 0;
-        let mut own = Vec::new();
-        for frame in &run.frames {
-            let bytes = &run.bytes[begin..frame.end];
-            begin = frame.end;
-            #[cfg(test)]
-            let echoes = crate::simulation::planted(crate::simulation::Bug::EchoedToSender);
-            #[cfg(not(test))]
-            let echoes = false;
-            if frame.from == user && frame.origin == Some(conn) && !echoes {
-                continue;
-            }
-            let bytes = if frame.from == user {
-                own.clear();
-                own.extend_from_slice(bytes);
-                own[FLAGS_AT] |= flags::SELF;
-                &own
-            } else {
-                bytes
-            };
-            match self.links.queue_frames(slot, bytes) {
-                Queued::Yes => self.links.stats.group_deliveries.add(1),
-                Queued::OutboxFull => self.missed(slot, group, 1),
-            }
-        }
-    }
-
-    fn miss(&mut self, slot: u32, group: u64) {
-        let conn = self.links.slots.id(slot);
-        self.behind.note(conn, group);
-    }
-}
-
-/// Where the flags of a frame are.
-const FLAGS_AT: usize = 5;
-const _: () = assert!(TICK_MS == 100);
-
-impl Fan<'_> {
-    fn missed(&mut self, slot: u32, group: u64, frames: u64) {
-        self.links.stats.group_copies_dropped.add(frames);
-        self.miss(slot, group);
     }
 }

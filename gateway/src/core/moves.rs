@@ -75,6 +75,7 @@ impl Shard {
                 false => self.forget_lost(&lost),
             }
         }
+        self.rooms_moved(reborn);
         self.ask_again();
         self.release_parked();
     }

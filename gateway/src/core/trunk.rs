@@ -252,7 +252,7 @@ impl<I: Io> Core<I> {
     pub(super) fn follow_links(&mut self) {
         let Some(mesh) = &mut self.shard.mesh else { return };
         let closing = mesh.take_closing();
-        let restarted = !mesh.take_restarted().is_empty();
+        let restarted = mesh.take_restarted();
         let given_back = if mesh.has_ended() { mesh.take_given_back() } else { Vec::new() };
         for slot in closing {
             let id = self.shard.links.slots.id(slot);
@@ -260,8 +260,9 @@ impl<I: Io> Core<I> {
                 self.node_broken(id);
             }
         }
-        if restarted {
+        if !restarted.is_empty() {
             self.shard.walk_again();
+            self.shard.rooms_again(&restarted);
         }
         for back in &given_back {
             self.shard.given_back(back);

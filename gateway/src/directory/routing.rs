@@ -50,6 +50,8 @@ pub(crate) struct Routing {
     digest: u64,
     /// In the order of their names.
     members: Box<[Member]>,
+    /// The oldest of the newest versions of the mesh protocol that the members speak.
+    protocol_least: u32,
     ring: Option<Arc<Ring>>,
     /// Index into `members` of each node of the ring.
     ring_members: Box<[u16]>,
@@ -77,7 +79,9 @@ impl Routing {
         let index = |name: &str| members.binary_search_by(|member| (*member.name).cmp(name)).ok();
         let ring_members =
             view.ring.iter().flat_map(|ring| ring.nodes()).filter_map(|node| index(node.name())).map(|at| at as u16);
-        Routing { own, digest: view.digest, ring_members: ring_members.collect(), ring: view.ring.clone(), members }
+        let ring_members = ring_members.collect();
+        let protocol_least = members.iter().map(|member| member.protocol).min().unwrap_or(0);
+        Routing { own, digest: view.digest, protocol_least, ring_members, ring: view.ring.clone(), members }
     }
 
     /// This node.
@@ -88,6 +92,11 @@ impl Routing {
     /// Equal on nodes that have the same view.
     pub(crate) fn digest(&self) -> u64 {
         self.digest
+    }
+
+    /// The oldest of the newest versions of the mesh protocol that the members speak: all know records of that version.
+    pub(crate) fn protocol_least(&self) -> u32 {
+        self.protocol_least
     }
 
     /// The home of a user.

@@ -1,6 +1,7 @@
 //! What the home shard of a group knows of it while it has sessions anywhere on the node, or messages on their way to
 //! the store.
 
+use crate::directory::NodeKey;
 use hashbrown::HashMap;
 
 /// A second, in which rates are counted.
@@ -16,7 +17,22 @@ pub(crate) enum Rate {
     Member,
 }
 
-/// One group at its home.
+/// How far a live room is, as a node has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Under which home the number was counted; 0 is none that another node knows of.
+    pub(crate) reign: u64,
+    /// Number and stamp of the last message; 0 before the first.
+    pub(crate) number: u64,
+    pub(crate) last: u64,
+}
+
+impl Seen {
+    /// Nobody here was in the room before.
+    pub(crate) const NOTHING: Seen = Seen { reign: 0, number: 0, last: 0 };
+}
+
+/// One group at its home; in a cluster also at the shard of each other node that takes copies of a live room.
 #[derive(Debug, Default)]
 pub(crate) struct Home {
     /// The number of the last message that was passed on; they begin with 1 when the first session comes.
@@ -25,10 +41,72 @@ pub(crate) struct Home {
     pub(crate) last: u64,
     /// Shards that have a part of it.
     pub(crate) shards: Vec<u16>,
+    /// Other nodes that get copies of a live room, while this one is its home.
+    pub(crate) nodes: Vec<NodeKey>,
+    /// Under which home the number of a live room is counted, see [`Seen`].
+    reign: u64,
+    /// This node has been the home since that began.
+    pub(crate) reigns: bool,
     /// Messages that the store has not answered.
     pub(crate) asked: u32,
     /// Messages in this second.
     sent: u32,
+}
+
+impl Home {
+    /// How far the room is.
+    pub(crate) fn seen(&self) -> Seen {
+        Seen { reign: self.reign, number: self.number, last: self.last }
+    }
+
+    /// Another node wants copies from now on, and has seen so much of the room. `reign` names this home if it has had
+    /// no name so far. Returns how far the room is: the next message that this node gets has a higher number.
+    ///
+    /// What was counted under another home is not known here to the end. So a number is left out: whoever missed
+    /// something sees that.
+    pub(crate) fn register(&mut self, node: NodeKey, seen: Seen, reign: u64) -> Seen {
+        if !self.reigns {
+            self.begin_reign(reign);
+        }
+        if !self.nodes.contains(&node) {
+            self.nodes.push(node);
+        }
+        let is_strange = seen.number > 0 && seen.reign != self.reign;
+        self.number = self.number.max(seen.number);
+        if is_strange {
+            self.leave_one_out();
+        }
+        self.last = self.last.max(seen.last);
+        self.seen()
+    }
+
+    /// This node is the home from now on, and was not before.
+    pub(crate) fn begin_reign(&mut self, reign: u64) {
+        (self.reign, self.reigns) = (reign, true);
+        if self.number > 0 {
+            self.leave_one_out();
+        }
+    }
+
+    fn leave_one_out(&mut self) {
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::NoneLeftOut) {
+            return;
+        }
+        // A peer may say any number.
+        self.number = self.number.saturating_add(1);
+    }
+
+    /// Another node is the home and says how far it is.
+    pub(crate) fn follow(&mut self, seen: Seen) {
+        self.reign = seen.reign;
+        self.number = self.number.max(seen.number);
+        self.last = self.last.max(seen.last);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.shards.is_empty() && self.nodes.is_empty() && self.asked == 0
+    }
 }
 
 /// The groups whose home a shard is.
@@ -50,6 +128,15 @@ impl Homes {
 
     pub(crate) fn get(&self, group: u64) -> Option<&Home> {
         self.homes.get(&group)
+    }
+
+    pub(crate) fn get_mut(&mut self, group: u64) -> Option<&mut Home> {
+        self.homes.get_mut(&group)
+    }
+
+    /// The groups, in no order.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = u64> {
+        self.homes.keys().copied()
     }
 
     /// A shard has a part of the group.
@@ -78,7 +165,7 @@ impl Homes {
 
     /// Nobody has to be remembered of a group without sessions.
     pub(crate) fn forget_if_idle(&mut self, group: u64) {
-        let idle = |home: &Home| home.shards.is_empty() && home.asked == 0 && home.sent == 0;
+        let idle = |home: &Home| home.is_idle() && home.sent == 0;
         if self.homes.get(&group).is_some_and(idle) {
             self.homes.remove(&group);
         }
@@ -116,7 +203,7 @@ impl Homes {
         self.members.shrink_to(1_024);
         self.homes.retain(|_, home| {
             home.sent = 0;
-            !home.shards.is_empty() || home.asked > 0
+            !home.is_idle()
         });
     }
 
@@ -138,6 +225,40 @@ mod tests {
         homes.pass(WINDOW_TICKS);
         assert_eq!(send(&mut homes, 1), Rate::Within);
         assert!((0..100).all(|_| homes.count(8, 1, 0, 0) == Rate::Within), "0 is off");
+    }
+
+    #[test]
+    fn a_home_leaves_a_number_out_when_it_does_not_know_what_another_has_passed_on() {
+        let seen = |reign, number| Seen { reign, number, last: 10 * number };
+        let mut home = Home::default();
+        assert_eq!(home.register(NodeKey(1), Seen::NOTHING, 77), seen(77, 0), "nothing can be missing");
+        assert!(home.reigns);
+        home.number = 5;
+        assert_eq!(
+            home.register(NodeKey(1), seen(77, 3), 78).number,
+            5,
+            "of its own it knows that 4 and 5 are missing"
+        );
+        assert_eq!(home.register(NodeKey(2), seen(9, 5), 78).number, 6, "another 5 than this one, perhaps");
+        assert_eq!(home.register(NodeKey(2), seen(9, 20), 78), seen(77, 21).with_last(200));
+        assert_eq!(home.nodes, [NodeKey(1), NodeKey(2)]);
+        home.begin_reign(80);
+        assert_eq!(home.seen(), seen(80, 22).with_last(200));
+        home.follow(seen(81, 30));
+        home.follow(seen(82, 25));
+        assert_eq!(home.seen(), seen(82, 30), "numbers never go back");
+        home.register(NodeKey(3), seen(9, u64::MAX / 10).with_last(u64::MAX), 90);
+        home.register(NodeKey(3), Seen { reign: 10, number: u64::MAX, last: u64::MAX }, 90);
+        assert_eq!(home.seen().number, u64::MAX, "whatever a peer says");
+        let mut fresh = Home::default();
+        fresh.begin_reign(1);
+        assert_eq!(fresh.number, 0, "the first message is number 1");
+    }
+
+    impl Seen {
+        fn with_last(self, last: u64) -> Self {
+            Seen { last, ..self }
+        }
     }
 
     #[test]

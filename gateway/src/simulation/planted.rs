@@ -25,6 +25,14 @@ pub(crate) enum Bug {
     EchoedToSender,
     /// A message to a group is given to its members before it is stored.
     FannedOutEarly,
+    /// The home of a live room sends two copies to each node.
+    CopiedTwice,
+    /// A node takes copies of a live room that do not count: of a former home, or from before a confirmation.
+    StaleCopyTaken,
+    /// The new home of some live rooms is not asked for copies.
+    InterestUntold,
+    /// The new home of a live room goes on with the next number, though it does not know what was passed on before.
+    NoneLeftOut,
     /// A worker is given more calls than its window.
     WindowIgnored,
     /// A call that may have been carried out goes to another worker although that does harm.

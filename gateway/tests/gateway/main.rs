@@ -14,6 +14,7 @@ mod cluster_late;
 mod cluster_mesh;
 mod cluster_reach;
 mod cluster_rolling;
+mod cluster_rooms;
 mod cluster_script;
 mod cluster_secrets;
 mod cluster_strangers;

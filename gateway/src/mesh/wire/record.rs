@@ -24,6 +24,8 @@ pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
 pub(crate) const SHARD_SET_BYTES_MAX: usize = (crate::shard::SHARDS_MAX as usize).div_ceil(8);
 /// The first version of the protocol in which [`Record::SettledShards`] is understood.
 pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
+/// The first version in which the records about live rooms are understood.
+pub(crate) const ROOMS_SINCE: u32 = 6;
 
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
@@ -64,6 +66,11 @@ const MEMO: u8 = 15;
 const SETTLED_SHARDS: u8 = 16;
 const HELD: u8 = 40;
 const BACKLOG_OVER: u8 = 41;
+const GROUP_SEND: u8 = 50;
+const GROUP_COPY: u8 = 51;
+const GROUP_WATCH: u8 = 52;
+const GROUP_HEAD: u8 = 53;
+const GROUP_REFUSED: u8 = 54;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -83,6 +90,11 @@ const SETTLED_SHARDS_BYTES: usize = 16;
 const TRANSFER_BYTES: usize = 58;
 const KICK_USER_BYTES: usize = 25;
 const KICK_DONE_BYTES: usize = 24;
+const GROUP_SEND_BYTES: usize = 50;
+const GROUP_COPY_BYTES: usize = 66;
+const GROUP_WATCH_BYTES: usize = 48;
+const GROUP_HEAD_BYTES: usize = 48;
+const GROUP_REFUSED_BYTES: usize = 42;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,6 +159,17 @@ pub(crate) enum Record<'a> {
     KickDone { shard: u16, ask: u64, ended: u32, left: u32, status: u8 },
     /// From one control thread to the other, see `crate::membership`.
     Memo { body: &'a [u8] },
+    /// A GROUP_SEND on its way to the home of a live room. `flags` are those of the client's frame.
+    GroupSend { origin: Address, from: u64, group: u64, id: u64, hops: u8, flags: u8, payload: &'a [u8] },
+    /// From the home of a live room: the copy for all sessions of a node that are in it.
+    GroupCopy { group: u64, origin: Address, from: u64, id: u64, stamp: u64, number: u64, payload: &'a [u8] },
+    /// For the home of a live room: the node wants copies from now on, or none. It has seen the room up to this number
+    /// and stamp, counted under the home that this reign names.
+    GroupWatch { group: u64, token: u64, reign: u64, number: u64, last: u64, watch: bool },
+    /// From the home of a live room, in answer to a GroupWatch with that token: copies come, and so far the room is.
+    GroupHead { group: u64, token: u64, reign: u64, number: u64, last: u64 },
+    /// A message to a live room, or a join, was refused. `code` as in the client protocol.
+    GroupRefused { origin: Address, group: u64, id: u64, code: u16 },
 }
 
 impl<'a> Record<'a> {
@@ -172,6 +195,11 @@ impl<'a> Record<'a> {
             Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
             Record::KickDone { .. } => KICK_DONE_BYTES,
             Record::Memo { body } => RECORD_HEAD_BYTES + body.len(),
+            Record::GroupSend { payload, .. } => GROUP_SEND_BYTES + payload.len(),
+            Record::GroupCopy { payload, .. } => GROUP_COPY_BYTES + payload.len(),
+            Record::GroupWatch { .. } => GROUP_WATCH_BYTES,
+            Record::GroupHead { .. } => GROUP_HEAD_BYTES,
+            Record::GroupRefused { .. } => GROUP_REFUSED_BYTES,
         }
     }
 
@@ -191,7 +219,26 @@ impl<'a> Record<'a> {
     /// refused.
     #[inline]
     pub(crate) fn is_control(&self) -> bool {
-        !matches!(self, Record::Message { .. } | Record::Deliver { .. } | Record::Transfer { .. })
+        !matches!(
+            self,
+            Record::Message { .. }
+                | Record::Deliver { .. }
+                | Record::Transfer { .. }
+                | Record::GroupSend { .. }
+                | Record::GroupCopy { .. }
+        )
+    }
+
+    /// Whether the record is about a live room.
+    pub(crate) fn is_of_room(&self) -> bool {
+        matches!(
+            self,
+            Record::GroupSend { .. }
+                | Record::GroupCopy { .. }
+                | Record::GroupWatch { .. }
+                | Record::GroupHead { .. }
+                | Record::GroupRefused { .. }
+        )
     }
 
     /// Appends the record.
@@ -319,6 +366,38 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&head::<RECORD_HEAD_BYTES>(len, MEMO, 0, 0));
                 out.extend_from_slice(body);
             }
+            Record::GroupSend { origin, from, group, id, hops, flags, payload } => {
+                let mut bytes = head::<GROUP_SEND_BYTES>(len, GROUP_SEND, hops, flags.into());
+                put_address(&mut bytes, 8, origin);
+                put_words(&mut bytes, 26, [from, group, id]);
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(payload);
+            }
+            Record::GroupCopy { group, origin, from, id, stamp, number, payload } => {
+                let mut bytes = head::<GROUP_COPY_BYTES>(len, GROUP_COPY, 0, 0);
+                put_address(&mut bytes, 8, origin);
+                put_words(&mut bytes, 26, [group, from, id, stamp, number]);
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(payload);
+            }
+            Record::GroupWatch { group, token, reign, number, last, watch } => {
+                let mut bytes = head::<GROUP_WATCH_BYTES>(len, GROUP_WATCH, 0, watch.into());
+                put_words(&mut bytes, 8, [group, token, reign, number, last]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::GroupHead { group, token, reign, number, last } => {
+                let mut bytes = head::<GROUP_HEAD_BYTES>(len, GROUP_HEAD, 0, 0);
+                put_words(&mut bytes, 8, [group, token, reign, number, last]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::GroupRefused { origin, group, id, code } => {
+                let mut bytes = head::<GROUP_REFUSED_BYTES>(len, GROUP_REFUSED, 0, code);
+                put_address(&mut bytes, 8, origin);
+                put_words(&mut bytes, 26, [group, id]);
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 
@@ -438,6 +517,29 @@ impl<'a> Record<'a> {
                 Record::KickDone { shard: aux, ask, ended, left, status: hops }
             }
             MEMO => Record::Memo { body: &bytes[RECORD_HEAD_BYTES..] },
+            GROUP_SEND => {
+                let (at, payload) = open::<GROUP_SEND_BYTES>("GroupSend", bytes)?;
+                let [from, group, id] = words(at, 26);
+                Record::GroupSend { origin: address(at, 8), from, group, id, hops, flags, payload }
+            }
+            GROUP_COPY => {
+                let (at, payload) = open::<GROUP_COPY_BYTES>("GroupCopy", bytes)?;
+                let [group, from, id, stamp, number] = words(at, 26);
+                Record::GroupCopy { group, origin: address(at, 8), from, id, stamp, number, payload }
+            }
+            GROUP_WATCH => {
+                let [group, token, reign, number, last] = words(exactly::<GROUP_WATCH_BYTES>("GroupWatch", bytes)?, 8);
+                Record::GroupWatch { group, token, reign, number, last, watch: flags & 1 == 1 }
+            }
+            GROUP_HEAD => {
+                let [group, token, reign, number, last] = words(exactly::<GROUP_HEAD_BYTES>("GroupHead", bytes)?, 8);
+                Record::GroupHead { group, token, reign, number, last }
+            }
+            GROUP_REFUSED => {
+                let at = exactly::<GROUP_REFUSED_BYTES>("GroupRefused", bytes)?;
+                let [group, id] = words(at, 26);
+                Record::GroupRefused { origin: address(at, 8), group, id, code: aux }
+            }
             _ => return Ok(None),
         };
         Ok(Some(record))

@@ -113,6 +113,38 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             "000000180e01000300000000000000070000000200000001",
         ),
         (Record::Memo { body: b"word" }, "0000000c0f000000776f7264"),
+        (
+            Record::GroupSend { origin: address(), from: 1, group: 2, id: 3, hops: 2, flags: 1, payload: b"hi" },
+            concat!(
+                "000000343202000111223344556677880102030405060007080900000000000000010000000000000002000000000000",
+                "00036869"
+            ),
+        ),
+        (
+            Record::GroupCopy { group: 2, origin: address(), from: 1, id: 3, stamp: 4, number: 5, payload: b"hi" },
+            concat!(
+                "000000443300000011223344556677880102030405060007080900000000000000020000000000000001000000000000",
+                "0003000000000000000400000000000000056869"
+            ),
+        ),
+        (
+            Record::GroupWatch { group: 2, token: 3, reign: 4, number: 5, last: 6, watch: true },
+            concat!(
+                "000000303400000100000000000000020000000000000003",
+                "000000000000000400000000000000050000000000000006"
+            ),
+        ),
+        (
+            Record::GroupHead { group: 2, token: 3, reign: 4, number: 5, last: 6 },
+            concat!(
+                "000000303500000000000000000000020000000000000003",
+                "000000000000000400000000000000050000000000000006"
+            ),
+        ),
+        (
+            Record::GroupRefused { origin: address(), group: 2, id: 3, code: 11 },
+            "0000002a3600000b11223344556677880102030405060007080900000000000000020000000000000003",
+        ),
     ]
 }
 
@@ -219,14 +251,14 @@ fn stream() -> Vec<u8> {
     let mut records: Vec<u8> = golden_records().iter().flat_map(|(record, _)| encoded(record)).collect();
     records.extend_from_slice(&[0, 0, 0, 11, 200, 0, 0, 0, 1, 2, 3]);
     let settled = encoded(&Record::Settled { from: 3, to: 2, digest: 1 });
-    [batch(0, 0, &records), heartbeat_frame(1, 2, 3), batch(17, 1, &settled), goodbye_frame(9)].concat()
+    [batch(0, 0, &records), heartbeat_frame(1, 2, 3), batch(22, 1, &settled), goodbye_frame(9)].concat()
 }
 
 #[test]
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 17 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 22 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -307,7 +339,8 @@ fn a_length_that_lies_is_a_violation() {
             let decoded = Record::decode(&bytes[..len]);
             // What a record with a payload has to have is everything before that.
             let fixed = match record {
-                Record::Message { .. } => 50,
+                Record::Message { .. } | Record::GroupSend { .. } => 50,
+                Record::GroupCopy { .. } => 66,
                 Record::Memo { .. } => 8,
                 Record::SettledShards { .. } => 16,
                 _ => 58,

@@ -1,6 +1,7 @@
 //! A client's end of one connection.
 
 use super::ledger::Ledger;
+use super::rooms::{Memberships, ROOMS};
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, FRAME_BYTES_MAX_LIMIT, Frame, Kind, LoginOk, decode, flags};
@@ -54,6 +55,7 @@ pub(super) struct Client {
     /// Messages delivered here, and those delivered without AGAIN.
     pub(super) got: BTreeSet<u64>,
     firsts: BTreeSet<u64>,
+    pub(super) rooms: Memberships,
 }
 
 impl Client {
@@ -75,6 +77,7 @@ impl Client {
             last: BTreeMap::new(),
             got: BTreeSet::new(),
             firsts: BTreeSet::new(),
+            rooms: Memberships::default(),
         }
     }
 
@@ -117,6 +120,10 @@ impl Client {
             }
             (Stage::Open, Kind::Pong) => {}
             (Stage::Open, Kind::Deliver) => return self.delivered(frame, ledger, around),
+            (Stage::Open, Kind::Sent) if ROOMS.contains(&frame.peer) => ledger.rooms.answered(self.index, frame),
+            (Stage::Open, Kind::GroupOk | Kind::GroupDeliver | Kind::Heads | Kind::Error) => {
+                self.rooms.frame(self.index, self.user, kind, frame, &mut ledger.rooms);
+            }
             (Stage::Open, Kind::Sent) => ledger.answered(self.index, frame, around.now_us),
             (stage, kind) => panic!("client {}: {} in stage {stage:?}", self.index, kind.name()),
         }

@@ -3,6 +3,7 @@
 
 use super::client::{Circumstances, Client, Delivered, Stage};
 use super::ledger::{Ledger, NewMessage};
+use super::rooms::{NewRoomMessage, ROOMS};
 use super::scenario::Scenario;
 use crate::io::sim::{Rng, SharedWorld};
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,6 +195,7 @@ impl Crowd {
                 }
             }
             (Some(client), Mood::Busy) if self.clients[client].live() => self.be_busy(device, client),
+            (Some(client), Mood::Quiet) if self.clients[client].live() => self.be_in_a_room(client),
             (Some(_), _) => {}
         }
     }
@@ -217,9 +219,13 @@ impl Crowd {
     }
 
     fn be_busy(&mut self, device: usize, client: usize) {
+        if self.scenario.rooms_only {
+            return self.frequent(client);
+        }
         match self.rng.below(100) {
-            0..70 => self.talk(client),
-            70..85 => {}
+            0..55 => self.talk(client),
+            55..75 => self.frequent(client),
+            75..85 => {}
             // The connection before stays open, as that of a telephone that has changed its network.
             85..92 => self.log_in(device),
             _ => self.leave(client),
@@ -249,6 +255,88 @@ impl Crowd {
             bytes.extend(self.messages(index));
         }
         self.write(index, &bytes);
+    }
+
+    /// A session that is in no room joins one.
+    fn be_in_a_room(&mut self, index: usize) {
+        let rooms = &self.clients[index].rooms;
+        let is_in = ROOMS.iter().any(|room| rooms.is_in(*room) || !rooms.is_quiet(*room));
+        if !is_in && !rooms.unsupported {
+            let (mut bytes, room) = (Vec::new(), *self.rng.pick(&ROOMS));
+            self.clients[index].rooms.ask(&mut bytes, room, true);
+            self.write(index, &bytes);
+        }
+    }
+
+    /// The client does something in a room.
+    fn frequent(&mut self, index: usize) {
+        let room = *self.rng.pick(&ROOMS);
+        let mut bytes = Vec::new();
+        let rooms = &mut self.clients[index].rooms;
+        match (rooms.is_in(room), self.rng.below(100)) {
+            (true, 0..75) => {
+                for _ in 0..self.rng.within(1, 3) {
+                    let acked = self.rng.chance(self.scenario.acked.max(200));
+                    self.room_message(&mut bytes, index, room, acked, None);
+                }
+            }
+            (true, 75..90) => rooms.ask(&mut bytes, room, false),
+            // Without waiting for the answers.
+            (true, _) => [false, true].into_iter().for_each(|join| rooms.ask(&mut bytes, room, join)),
+            (false, 0..10) => [true, false].into_iter().for_each(|join| rooms.ask(&mut bytes, room, join)),
+            (false, 10..90) => rooms.ask(&mut bytes, room, true),
+            (false, _) => rooms.ask(&mut bytes, room, false),
+        }
+        self.write(index, &bytes);
+    }
+
+    fn room_message(&mut self, out: &mut Vec<u8>, index: usize, room: u64, acked: bool, proves: Option<Vec<usize>>) {
+        let from = self.clients[index].user;
+        let message = NewRoomMessage { room, from, sender: index, acked, proves_for: proves };
+        self.ledger.rooms.write(out, message);
+    }
+
+    /// Each session writes to each room that it is in, now that all is well.
+    pub(super) fn prove_rooms(&mut self) {
+        for index in 0..self.clients.len() {
+            if !self.clients[index].live() {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            for room in self.clients[index].rooms.rooms().collect::<Vec<_>>() {
+                let others = self.clients.iter().filter(|other| other.live() && other.index != index);
+                let members = others.filter(|other| other.rooms.is_in(room)).map(|other| other.index).collect();
+                self.room_message(&mut bytes, index, room, true, Some(members));
+            }
+            self.write(index, &bytes);
+        }
+    }
+
+    /// Panics unless all that was written since `prove_rooms` was accepted and has arrived. Returns how many copies
+    /// had to.
+    pub(super) fn check_rooms_proof(&self) -> u64 {
+        let mut copies = 0;
+        for (id, message) in &self.ledger.rooms.messages {
+            let Some(members) = &message.proves_for else { continue };
+            assert_eq!(message.outcome, Some(Outcome::Accepted), "room message {id}: {message:?}");
+            for member in members {
+                let got = self.clients[*member].rooms.has(*id);
+                assert!(got, "room message {id} never reached client {member}: {message:?}");
+                copies += 1;
+            }
+        }
+        copies
+    }
+
+    /// For each room the nodes that have sessions in it.
+    pub(super) fn nodes_of_rooms(&self) -> BTreeMap<u64, BTreeSet<&str>> {
+        let mut nodes: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+        for client in self.clients.iter().filter(|client| client.live()) {
+            for room in client.rooms.rooms() {
+                nodes.entry(room).or_default().insert(&client.node);
+            }
+        }
+        nodes
     }
 
     fn talk(&mut self, index: usize) {
@@ -344,6 +432,15 @@ impl Crowd {
             if message.acked && self.clients[message.sender].live() {
                 assert!(message.outcome.is_some(), "message {id} got no SENT: {message:?}");
             }
+        }
+        for (id, message) in &self.ledger.rooms.messages {
+            if message.acked && self.clients[message.sender].live() {
+                assert!(message.is_answered(), "room message {id} got no answer: {message:?}");
+            }
+        }
+        for client in self.clients.iter().filter(|client| client.live()) {
+            let waits = ROOMS.iter().filter(|room| !client.rooms.is_quiet(**room)).count();
+            assert_eq!(waits, 0, "client {}: a join or a leave was not answered: {client:?}", client.index);
         }
     }
 

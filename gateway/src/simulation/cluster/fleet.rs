@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
 use crate::mesh::handshake::Secrets;
+use crate::metrics::ShardStats;
 use crate::simulation::node::{Node, NodeConfig};
 use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -684,6 +685,18 @@ impl Fleet {
         let (name, node) = self.nodes().find(|(name, _)| *name == home).expect("a node of the ring runs");
         let shard = home_shard(user, node.shards() as u32) as usize;
         (name, shard, node.sessions(shard, user).collect())
+    }
+
+    /// The node that is the home of a live room.
+    pub(super) fn home_of_room(&self, room: u64) -> String {
+        let process = self.seats[0].process.as_ref().expect("asked for when all is well");
+        let view = process.pulse.heart().view();
+        view.ring.as_ref().expect("asked for when all is well").owner(room ^ crate::groups::PLACE).name().to_owned()
+    }
+
+    /// The sum of a metric over the shards of all nodes that run.
+    pub(super) fn sum(&self, stat: impl Fn(&ShardStats) -> u64) -> u64 {
+        self.nodes().flat_map(|(_, node)| node.stats()).map(stat).sum()
     }
 
     /// How often the first so many nodes have said that all is told.

@@ -1,6 +1,7 @@
 //! What the clients have sent, and what may become of it in a cluster: a model that knows the protocol and nothing of
 //! nodes.
 
+use super::rooms::Rooms;
 use crate::simulation::ledger::{check_payload, payload};
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::{Frame, Outcome, flags};
@@ -35,6 +36,7 @@ pub(super) struct Message {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     messages: BTreeMap<u64, Message>,
+    pub(super) rooms: Rooms,
 }
 
 impl Ledger {

@@ -14,6 +14,8 @@
 //! - when all troubles are over: all nodes have one view; each device has one session in the whole cluster, and the
 //!   user's home knows it; each message with ACK of a session that lasted has its SENT; every message that is written
 //!   then arrives at every session of its recipient (`crowd`, here);
+//! - in live rooms, see `rooms`: numbers rise, nothing comes twice or after a leave, who missed something sees it, and
+//!   at rest everybody who is in gets the next message;
 //! - when the clients have gone: nothing is left in any table (here, `node`).
 
 mod client;
@@ -22,11 +24,14 @@ mod fleet;
 mod ledger;
 mod pulse;
 mod redis;
+mod rooms;
 mod scale;
 mod scenario;
 
-use super::Bug;
+use super::{Bug, with_planted};
+use crate::cluster::MESH_PROTOCOL;
 use crate::io::sim::{Faults, SharedWorld, World};
+use crate::mesh::wire::ROOMS_SINCE;
 use crowd::{Crowd, Mood};
 use fleet::Fleet;
 use scenario::Scenario;
@@ -51,6 +56,8 @@ struct Run {
     crowd: Crowd,
     /// Messages that had to arrive.
     calm: u64,
+    /// Copies of messages to live rooms that had to, when all was well.
+    proven: u64,
     steps: u64,
 }
 
@@ -60,11 +67,16 @@ impl Run {
         if print {
             println!("{scenario:#?}");
         }
+        Run::of(scenario, print)
+    }
+
+    fn of(scenario: Scenario, print: bool) -> Self {
+        let seed = scenario.seed;
         let world = World::new(seed, scenario.faults.clone(), 0, 0, &scenario.limits, print);
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
-        Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, calm: 0, proven: 0, steps: 0 }
     }
 
     /// Nodes of so many shards each that speak this version, with nothing that goes wrong and nobody who talks.
@@ -75,7 +87,7 @@ impl Run {
         let fleet = Fleet::new(&scenario, &world);
         let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
         crowd.mood = Mood::Leaving;
-        Run { scenario, world, fleet, crowd, calm: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, calm: 0, proven: 0, steps: 0 }
     }
 
     fn now_us(&self) -> u64 {
@@ -125,8 +137,10 @@ impl Run {
         }
 
         self.crowd.prove();
+        self.crowd.prove_rooms();
         self.run_for(PROOF_MS);
         self.crowd.check_proof();
+        self.proven = self.crowd.check_rooms_proof();
         self.crowd.check_one_session_each();
 
         self.crowd.leave_all();
@@ -171,9 +185,11 @@ impl Run {
             ("resets", tally.resets),
             ("clock set back", tally.clock_set_back),
             ("messages in calm", self.calm),
+            ("copies in rooms proven", self.proven),
         ];
         let mut counts: BTreeMap<String, u64> = tallied.map(|(name, count)| (name.to_owned(), count)).into();
-        counts.extend(self.fleet.counts.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+        let facts = self.fleet.counts.iter().chain(&self.crowd.ledger.rooms.counts);
+        counts.extend(facts.map(|(name, count)| ((*name).to_owned(), *count)));
         super::Report { trace_hash: world.trace_hash(), counts }
     }
 }
@@ -186,6 +202,7 @@ const MUST_OCCUR: &[&str] = &[
     "Redis refused writes",
     "answers of Redis lost",
     "clock set back",
+    "copies in rooms proven",
     "cut",
     "cut off from Redis",
     "cut one way",
@@ -193,14 +210,19 @@ const MUST_OCCUR: &[&str] = &[
     "fenced",
     "found dead",
     "gray",
+    "joins of rooms refused",
     "killed",
     "lease refused",
     "left",
     "messages in calm",
+    "numbers of rooms left out",
     "paused",
     "power lost",
     "resets",
     "rested",
+    "room messages accepted",
+    "room messages delivered",
+    "room messages failed",
     "segments held back",
     "suspended",
     "views differed",
@@ -241,6 +263,101 @@ fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
         let expected = (nodes - 1) * (nodes - 2) * words;
         assert_eq!(records as usize, expected, "{nodes} nodes of {shards} shards, version {protocol}");
     }
+}
+
+/// Clients at all nodes in live rooms, to which nothing happens.
+fn quiet_rooms(nodes: usize, shards: u16, protocols: &[u32]) -> Run {
+    let mut scenario = Scenario::quiet(nodes, shards, MESH_PROTOCOL);
+    scenario.users = (1..=16).collect();
+    for (node, protocol) in scenario.nodes.iter_mut().zip(protocols) {
+        node.protocol = *protocol;
+    }
+    let mut run = Run::of(scenario, false);
+    run.crowd.mood = Mood::Quiet;
+    run.run_for(40_000);
+    run.fleet.check_one_view();
+    run
+}
+
+/// Counters show it: one copy for each node with members but the home of the room, whatever the members and shards.
+fn copies_cross_each_link_once() -> super::Report {
+    let mut copies = 0;
+    for (nodes, shards) in [(2, 1), (3, 2), (4, 3)] {
+        let mut run = quiet_rooms(nodes, shards, &[]);
+        for _ in 0..3 {
+            run.crowd.prove_rooms();
+            run.run_for(2_000);
+        }
+        run.proven = run.crowd.check_rooms_proof();
+        assert!(run.proven > 0, "nobody is in a room with somebody else");
+        let nodes_of = run.crowd.nodes_of_rooms();
+        let copies_of = run.crowd.ledger.rooms.messages.values().map(|message| {
+            let home = run.fleet.home_of_room(message.room);
+            nodes_of[&message.room].iter().filter(|node| **node != home).count() as u64
+        });
+        let expected: u64 = copies_of.sum();
+        let sent = run.fleet.sum(|stats| stats.group_relay_copies.get());
+        assert_eq!(sent, expected, "{nodes} nodes of {shards} shards");
+        assert_eq!(run.fleet.sum(|stats| stats.group_relay_copies_in.get()), sent);
+        let lost = run.fleet.sum(|stats| stats.group_relay_dropped.get() + stats.group_relay_stale.get());
+        assert_eq!(lost, 0, "{nodes} nodes of {shards} shards");
+        copies += sent;
+    }
+    super::Report { trace_hash: copies, counts: BTreeMap::new() }
+}
+
+#[test]
+fn a_message_to_a_room_crosses_each_link_once() {
+    assert!(copies_cross_each_link_once().trace_hash > 0, "no message went to another node");
+}
+
+#[test]
+fn a_second_copy_for_a_node_is_caught() {
+    let caught = with_planted(Bug::CopiedTwice, || super::outcome(copies_cross_each_link_once));
+    assert!(caught.is_err());
+}
+
+#[test]
+fn a_cluster_with_a_node_of_an_older_version_serves_no_rooms() {
+    let run = quiet_rooms(3, 2, &[MESH_PROTOCOL, MESH_PROTOCOL, ROOMS_SINCE - 1]);
+    assert!(run.crowd.clients.iter().all(|client| !client.live() || client.rooms.unsupported));
+    assert!(run.crowd.nodes_of_rooms().is_empty());
+    let told = |stats: &crate::metrics::ShardStats| stats.group_relays.get() + stats.group_joins.get();
+    assert_eq!(run.fleet.sum(told), 0);
+}
+
+/// Whether runs with live rooms alone show a planted bug.
+fn rooms_show(bug: Bug) -> bool {
+    super::seed_that_catches(bug, |seed| Run::of(Scenario::rooms(seed), false).whole()).is_some()
+}
+
+#[test]
+fn rooms_hold_while_nodes_come_and_go() {
+    for seed in 0..20 {
+        let report = super::outcome(|| Run::of(Scenario::rooms(seed), false).whole());
+        let report = report.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        assert!(report.counts["room messages delivered"] > 100, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_former_home_is_caught() {
+    assert!(rooms_show(Bug::StaleCopyTaken));
+}
+
+#[test]
+fn a_home_that_is_not_asked_for_copies_is_caught() {
+    assert!(rooms_show(Bug::InterestUntold));
+}
+
+#[test]
+fn a_number_that_hides_what_was_missed_is_caught() {
+    assert!(rooms_show(Bug::NoneLeftOut));
+}
+
+#[test]
+fn a_leave_of_a_room_that_is_ignored_is_caught() {
+    assert!(rooms_show(Bug::LeaveIgnored));
 }
 
 #[test]

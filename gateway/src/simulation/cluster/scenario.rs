@@ -74,6 +74,8 @@ pub(super) struct Scenario {
     pub(super) active_ms: u64,
     /// A device does something once in this time, on average.
     pub(super) pace_ms: u64,
+    /// Clients are in live rooms and do nothing else.
+    pub(super) rooms_only: bool,
     /// Troubles, by the time at which they begin.
     pub(super) troubles: Vec<(u64, Trouble)>,
 }
@@ -149,7 +151,39 @@ impl Scenario {
             acked: *rng.pick(&[0, 300, 500, 1_000]),
             active_ms,
             pace_ms: rng.within(60, 400),
+            rooms_only: false,
             troubles,
+        }
+    }
+
+    /// Clients in live rooms on nodes that come and go and lose each other, with nothing that goes wrong below that.
+    pub(super) fn rooms(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0200_0055);
+        let quiet = Scenario::quiet(3, rng.within(1, 2) as u16, MESH_PROTOCOL);
+        let mut troubles = Vec::new();
+        for at_ms in [4_000, 7_000, 10_000] {
+            let node = rng.below(3) as usize;
+            let (other, away_ms) = ((node + 1) % 3, rng.within(500, 4_000));
+            let ms = rng.within(500, 5_000);
+            troubles.push((
+                at_ms + rng.below(1_000),
+                match rng.below(4) {
+                    0 => Trouble::Crash { node, power_lost: false, away_ms },
+                    1 => Trouble::Leave { node, away_ms },
+                    2 => Trouble::Rest { node, ms },
+                    _ => Trouble::Cut { node, other, ms },
+                },
+            ));
+        }
+        Scenario {
+            seed,
+            users: (1..=8).collect(),
+            acked: 500,
+            active_ms: 14_000,
+            pace_ms: 80,
+            rooms_only: true,
+            troubles,
+            ..quiet
         }
     }
 

@@ -1,0 +1,255 @@
+//! A message to a group on its way from the group's home to the sessions: one record for each shard that has a part of
+//! the group, encoded once there, and so many sessions a turn. Who could not be given it is told by HEADS.
+
+use super::links::{Links, Queued};
+use super::shard::Shard;
+use crate::conn::Phase;
+use crate::directory::NodeKey;
+use crate::groups::behind::{Behind, Missed};
+use crate::groups::mail::GroupMail;
+use crate::groups::part::{Run, Sink};
+use crate::groups::{Groups, wire_number};
+use crate::io::ConnId;
+use crate::mailbox::{Origin, Record};
+use trunkline_proto::{Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
+
+/// Sessions that frames of groups are given to in a turn, so that others do not feel it.
+const SESSIONS_PER_TURN: usize = 4_096;
+/// Sessions that are told in a tick what they have missed.
+const HEADS_PER_TICK: usize = 4_096;
+/// Bytes of the sender's id in front of a payload.
+pub(super) const SENDER_BYTES: usize = 8;
+/// Groups of HEADS of one frame: it is some tens of bytes for each.
+const HEADS_MAX: usize = 1_000;
+/// Where the flags of a frame are.
+const FLAGS_AT: usize = 5;
+
+/// A message to a group that has its place in it, on its way to members.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbered<'a> {
+    pub(super) group: u64,
+    /// The session that sent it; `None` for one that came over HTTP.
+    pub(super) origin: Option<Origin>,
+    pub(super) from: u64,
+    pub(super) id: u64,
+    pub(super) stamp: u64,
+    pub(super) number: u64,
+    pub(super) payload: &'a [u8],
+}
+
+impl Shard {
+    /// Gives a message its number in the group, and itself to each node and each shard that has sessions of members.
+    pub(super) fn group_fan_out(
+        &mut self,
+        group: u64,
+        origin: Option<Origin>,
+        from: u64,
+        id: u64,
+        stamp: u64,
+        payload: &[u8],
+    ) {
+        let home = self.groups.homes.at(group);
+        home.number = home.number.saturating_add(1);
+        home.last = home.last.max(stamp);
+        let message = Numbered { group, origin, from, id, stamp, number: home.number, payload };
+        if !self.alone {
+            self.copy_to_nodes(&message);
+        }
+        self.copy_to_shards(&message);
+    }
+
+    /// Gives a message to each shard of this node that has sessions of members.
+    pub(super) fn copy_to_shards(&mut self, message: &Numbered<'_>) {
+        let Numbered { group, origin, from, id, stamp, number, payload } = *message;
+        let shards = std::mem::take(&mut self.groups.homes.at(group).shards);
+        let nobody = ConnId { slot: u32::MAX, generation: 0 };
+        let here = origin.filter(|origin| origin.node == NodeKey::OWN);
+        let (shard, conn) = here.map_or((u16::MAX, nobody), |origin| (origin.shard, origin.conn));
+        let copy = GroupMail::Copy { group, shard, origin: conn, from, id, stamp, number, payload };
+        for to in &shards {
+            if *to == self.shard {
+                self.take_group_mail(*to, &copy);
+                continue;
+            }
+            let record = Record::Group(copy);
+            if self.outgoing.has_room(*to, record.encoded_len()) {
+                self.outgoing.put(*to, &record);
+            } else {
+                // It is told how far the group is when there is room, and its sessions ask for the rest.
+                self.links.stats.limit_mailbox.add(1);
+                if !self.groups.homes.owed.contains(&(*to, group)) {
+                    self.groups.homes.owed.push((*to, group));
+                }
+            }
+        }
+        self.groups.homes.at(group).shards = shards;
+    }
+
+    /// A message for the sessions of this shard.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn group_copy(
+        &mut self,
+        group: u64,
+        origin: Option<ConnId>,
+        from: u64,
+        id: u64,
+        stamp: u64,
+        number: u64,
+        payload: &[u8],
+    ) {
+        let bytes_max = self.links.limits.groups.queue_bytes_max;
+        let Groups { parts, .. } = &mut self.groups;
+        let Some(part) = parts.get_mut(group) else { return };
+        let gap = part.number != 0 && number != part.number.wrapping_add(1);
+        (part.last, part.number) = (part.last.max(stamp), number);
+        if gap {
+            self.links.stats.group_gaps.add(1);
+            parts.miss(group);
+        }
+        let header = Header { kind: Kind::GroupDeliver, flags: 0, aux: wire_number(number), id, peer: group, stamp };
+        let mut frame = Vec::with_capacity(encoded_len(Kind::GroupDeliver, SENDER_BYTES + payload.len()));
+        encode_delivery(&mut frame, &header, from, payload);
+        self.links.stats.group_encoded.add(1);
+        if !parts.push(group, from, origin, &frame, bytes_max) {
+            self.links.stats.limit_group_queue.add(1);
+        }
+    }
+
+    /// The home says how far a group is. Sessions here may have missed something if it is further than what came.
+    pub(super) fn group_head(&mut self, group: u64, last: u64, number: u64) {
+        let parts = &mut self.groups.parts;
+        let Some(part) = parts.get_mut(group) else { return };
+        let news = last > part.last;
+        part.last = part.last.max(last);
+        part.number = part.number.max(number);
+        if news {
+            parts.miss(group);
+        }
+    }
+
+    /// Goes on with frames on their way through sessions. Returns whether there are more.
+    pub(crate) fn walk_groups(&mut self) -> bool {
+        if self.groups.parts.is_idle() {
+            return false;
+        }
+        let Groups { parts, behind, .. } = &mut self.groups;
+        let mut fan = Fan { links: &mut self.links, behind };
+        for group in parts.walk(SESSIONS_PER_TURN, &mut fan) {
+            self.unwatch(group);
+        }
+        !self.groups.parts.is_idle()
+    }
+
+    pub(super) fn tell_those_behind(&mut self) {
+        for _ in 0..self.groups.behind.len().min(HEADS_PER_TICK) {
+            let Some(conn) = self.groups.behind.next() else { return };
+            let room = self.links.limits.outbox_bytes_max / 2;
+            let Some(known) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open) else {
+                self.groups.behind.take(conn);
+                continue;
+            };
+            if known.outbox_bytes() >= room {
+                self.groups.behind.later(conn);
+                continue;
+            }
+            let groups = match self.groups.behind.take(conn) {
+                Some(Missed::Groups(groups)) => groups,
+                Some(Missed::All) => self.groups.parts.groups_of(conn.slot).collect(),
+                None => continue,
+            };
+            #[cfg(test)]
+            if crate::simulation::planted(crate::simulation::Bug::HeadsForgotten) {
+                continue;
+            }
+            let parts = &self.groups.parts;
+            // One that it has left meanwhile is no concern of it.
+            let groups = groups.into_iter().filter(|group| parts.is_in(conn, *group));
+            let heads = groups.filter_map(|group| {
+                let part = parts.get(group)?;
+                Some(Head { group, stamp: part.last, read: 0, seq: part.number, unread: 0 })
+            });
+            let heads = heads.collect();
+            self.send_heads(conn.slot, heads);
+        }
+    }
+
+    pub(super) fn send_heads(&mut self, slot: u32, heads: Vec<Head>) {
+        for heads in heads.chunks(HEADS_MAX) {
+            self.links.stats.heads.add(1);
+            let heads = Heads { heads: heads.to_vec() };
+            self.links.reply(slot, |out| encode_message(out, Kind::Heads, 0, &heads));
+        }
+    }
+}
+
+/// GROUP_DELIVER: in front of the payload is who sent it.
+pub(super) fn encode_delivery(out: &mut Vec<u8>, header: &Header, from: u64, payload: &[u8]) {
+    let before = out.len();
+    encode(out, header, &from.to_be_bytes());
+    out.extend_from_slice(payload);
+    let length = (out.len() - before) as u32;
+    out[before..before + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Gives frames to the sessions of this shard.
+struct Fan<'a> {
+    links: &'a mut Links,
+    behind: &'a mut Behind,
+}
+
+impl Sink for Fan<'_> {
+    fn is_open(&mut self, conn: ConnId) -> bool {
+        self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open)
+    }
+
+    fn give(&mut self, slot: u32, group: u64, run: &Run) {
+        let user = self.links.slots.at(slot).user;
+        if run.frames.iter().all(|frame| frame.from != user) {
+            let frames = run.frames.len() as u64;
+            match self.links.queue_frames(slot, &run.bytes) {
+                Queued::Yes => self.links.stats.group_deliveries.add(frames),
+                Queued::OutboxFull => self.missed(slot, group, frames),
+            }
+            return;
+        }
+        // Some of it is the user's own: the session that sent it does not get it, the others learn that it is.
+        let conn = self.links.slots.id(slot);
+        let mut begin = 0;
+        let mut own = Vec::new();
+        for frame in &run.frames {
+            let bytes = &run.bytes[begin..frame.end];
+            begin = frame.end;
+            #[cfg(test)]
+            let echoes = crate::simulation::planted(crate::simulation::Bug::EchoedToSender);
+            #[cfg(not(test))]
+            let echoes = false;
+            if frame.from == user && frame.origin == Some(conn) && !echoes {
+                continue;
+            }
+            let bytes = if frame.from == user {
+                own.clear();
+                own.extend_from_slice(bytes);
+                own[FLAGS_AT] |= flags::SELF;
+                &own
+            } else {
+                bytes
+            };
+            match self.links.queue_frames(slot, bytes) {
+                Queued::Yes => self.links.stats.group_deliveries.add(1),
+                Queued::OutboxFull => self.missed(slot, group, 1),
+            }
+        }
+    }
+
+    fn miss(&mut self, slot: u32, group: u64) {
+        let conn = self.links.slots.id(slot);
+        self.behind.note(conn, group);
+    }
+}
+
+impl Fan<'_> {
+    fn missed(&mut self, slot: u32, group: u64, frames: u64) {
+        self.links.stats.group_copies_dropped.add(frames);
+        self.miss(slot, group);
+    }
+}
