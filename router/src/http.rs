@@ -27,7 +27,7 @@ mod service;
 mod stats;
 mod writes;
 
-pub use access::{Access, AuditNote, Needs, Peer, UnknownKey};
+pub use access::{Access, AuditNote, CallerKey, Needs, Peer, UnknownKey};
 pub use body::{BODY_BYTES_MAX, Body as JsonBody, NameInPath, Parameters, UserInPath};
 pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
