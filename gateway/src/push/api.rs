@@ -32,7 +32,7 @@ pub(crate) const LINES_MAX: usize = 1_000;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a request takes: its body, and as long as a caller may wait for outcomes.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 /// Longest Idempotency-Key, bytes.
 const KEY_BYTES_MAX: usize = 255;
 

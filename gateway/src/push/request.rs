@@ -12,7 +12,7 @@ use trunkline_router::api::UserId;
 pub(super) const USERS_MAX: usize = 1_000;
 /// How long a caller waits for outcomes where it does not say, and at most, milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
-pub(super) const TIMEOUT_MS_MAX: u64 = 10_000;
+pub(super) const TIMEOUT_MS_MAX: u64 = 30_000;
 
 /// A push to one or several users, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ mod tests {
             (with(r#"{"where":{}}"#, ""), "to.where is not served"),
             (with(r#"{"device":{"user":1,"device":"d"}}"#, ""), "to.device is not served"),
             (with(user, ",\"ttl_secs\":5"), "ttl_secs is not served"),
-            (with(user, ",\"timeout_ms\":10001"), "0 to 10000"),
+            (with(user, ",\"timeout_ms\":30001"), "0 to 30000"),
             (with(user, ",\"timeout_ms\":0.5"), "whole number"),
             (with(user, ",\"wait\":\"long\""), "no push"),
             (r#"{"to":{"user":1},"service":0,"payload":""}"#.to_owned(), "1 to 65535"),
