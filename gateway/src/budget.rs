@@ -12,8 +12,12 @@ use crate::directory::RemoteSessions;
 use crate::groups::MEMBERSHIP_BYTES;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
+use crate::portal::FATE_BYTES;
 use crate::presence_log::log_bytes;
+use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX, LINES_MAX};
+use crate::push::{OPEN_BYTES, RATES_BYTES, WINDOW_BYTES};
 use crate::services::CALL_BYTES;
+use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX};
 use crate::startup::StartupError;
 use crate::store::{STORE_USER_BYTES, StoreMemory};
 use crate::transport::tls::KEYS_BYTES_MAX;
@@ -53,6 +57,8 @@ const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
 /// What TLS adds to one: a record each way, and what is half received or not yet sent.
 const HTTP_TLS_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
+/// A line of a batch of pushes while its outcome is waited for, and its answer.
+const BATCH_LINE_BYTES: u64 = 512;
 /// What a preview of the ring takes for each unit of weight, both rings and the sample together; there is one at a
 /// time.
 const PREVIEW_BYTES_PER_WEIGHT: u64 = 2_500;
@@ -141,7 +147,8 @@ impl Budget {
             ..Budget::of_limits(config.limits(), config.shards, queue, config.memory_max)
         };
         if config.http_tls.is_some() {
-            let connections = u64::from(crate::http::CONNECTIONS_MAX);
+            let of_services = config.services_http.map_or(0, |_| crate::services_thread::CONNECTIONS_MAX);
+            let connections = u64::from(crate::http::CONNECTIONS_MAX + of_services);
             budget.terms.push(Term {
                 name: "TLS of HTTP",
                 bytes: connections * HTTP_TLS_BYTES,
@@ -274,6 +281,28 @@ impl Budget {
                     size(node(limits.calls_kept_bytes_max, 1))
                 ),
                 flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],
+            });
+        }
+        if limits.portal_bytes_max > 0 {
+            let open = u64::from(limits.pushes_open_max);
+            let each = OPEN_BYTES + VEC_GROWTH * FATE_BYTES as u64;
+            // A body, what is read of it, and the payload.
+            let bodies = 3 * BODIES_BYTES_MAX as u64;
+            let connections = u64::from(SERVICES_CONNECTIONS_MAX) * CONNECTION_BYTES
+                + (BATCHES_MAX * LINES_MAX) as u64 * BATCH_LINE_BYTES;
+            terms.push(Term {
+                name: "pushes by HTTP",
+                bytes: node(limits.portal_bytes_max, VEC_GROWTH)
+                    .saturating_add(open.saturating_mul(each))
+                    .saturating_add(bodies + connections + WINDOW_BYTES + RATES_BYTES),
+                how: format!(
+                    "{} in portals, and growth, {open} open, {each} B each, {} of bodies, {} of connections, {} of keys and rates",
+                    size(node(limits.portal_bytes_max, 1)),
+                    size(bodies),
+                    size(connections),
+                    size(WINDOW_BYTES + RATES_BYTES)
+                ),
+                flags: &["--portal-bytes-max", "--pushes-open-max", "--shards"],
             });
         }
         if limits.tls_handshakes_max > 0 {

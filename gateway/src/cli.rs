@@ -131,12 +131,13 @@ enum Verb {
 
 const API_KEY_EXAMPLES: &str = "\
 Scopes:
-  users:read kick drain metrics:read nodes:read accounts:write login
-  and, for services to come: push:user push:group push:all call serve:<number> items:read items:write services:write
+  users:read kick drain reload metrics:read nodes:read accounts:write login push:user push:group serve:<number>
+  and, for what is to come: push:all call items:read items:write services:write
 
 Examples:
   gateway api-key prometheus --scope metrics:read
-  gateway api-key ops --scope kick,drain,users:read,nodes:read";
+  gateway api-key ops --scope kick,drain,users:read,nodes:read
+  gateway api-key shop --scope push:user";
 
 const STORE_EXAMPLES: &str = "\
 Examples:

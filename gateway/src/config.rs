@@ -99,6 +99,8 @@ pub struct Config {
     pub memory_available: u64,
     /// How workers come to this node; `None` without services.
     pub services: Option<ServicesConfig>,
+    /// Address of the HTTP API for back-ends; `None` without one.
+    pub services_http: Option<SocketAddr>,
     /// When the memory budget does not fit: flags and values, each of which makes it fit.
     pub remedies: Vec<String>,
     room: Room,

@@ -12,6 +12,7 @@
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
 //! rooms over the nodes of a cluster).
+//! Pushes by HTTP come and go by `portal`.
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
@@ -30,6 +31,7 @@ mod keep;
 mod kicks;
 mod links;
 mod moves;
+mod portal;
 mod presence;
 mod reading;
 mod rooms;
@@ -179,6 +181,7 @@ impl<I: Io> Core<I> {
         let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
+        let pushes = self.shard.take_pushes();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
             self.shard.expire(&mut due);
@@ -204,9 +207,12 @@ impl<I: Io> Core<I> {
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
-        self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out;
-        let asked =
-            shook || letters > 0 || requests > 0 || begins_to_leave || (waited && !self.shard.links.anybody_waits());
+        self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || self.shard.has_pushes();
+        let asked = shook
+            || letters > 0
+            || requests + pushes > 0
+            || begins_to_leave
+            || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
         self.only_waits = !acted && self.blocked;
         let worked = acted || was_blocked || self.blocked;
@@ -501,6 +507,9 @@ impl<I: Io> Core<I> {
     /// Hands the turn's records to the other shards, and whatever waited for room in a mailbox.
     fn post(&mut self) {
         let Core { io, shard, withdrawals, .. } = self;
+        if let Some(portal) = &mut shard.portal {
+            portal.post();
+        }
         let outgoing = &mut shard.outgoing;
         let mut blocked = outgoing.post(|to| io.wake(to));
         withdrawals.retain(|(to, token)| {

@@ -75,6 +75,7 @@ pub struct Node {
     reload: OnceLock<Reload>,
     tls: OnceLock<Arc<TlsSwitch>>,
     https: OnceLock<()>,
+    services_places: OnceLock<Arc<Places>>,
 }
 
 /// The control thread's ends of all shards, by shard; both lists have the same length.
@@ -140,6 +141,7 @@ impl Node {
             reload: OnceLock::new(),
             tls: OnceLock::new(),
             https: OnceLock::new(),
+            services_places: OnceLock::new(),
         }
     }
 
@@ -231,6 +233,24 @@ impl Node {
     /// Its place in the ring; `None` before it has joined, and alone.
     pub fn place(&self) -> Option<&Place> {
         self.place.get()
+    }
+
+    /// The places of the server for back-ends; `None` without one.
+    fn services_places(&self) -> Option<&Places> {
+        self.services_places.get().map(|places| &**places)
+    }
+
+    /// The node has a server for back-ends.
+    ///
+    /// # Panics
+    /// When it is said twice.
+    pub fn set_services_places(&self, places: Arc<Places>) {
+        assert!(self.services_places.set(places).is_ok(), "a node has one services thread");
+    }
+
+    /// When the process began, milliseconds since the Unix epoch.
+    pub fn started_ms(&self) -> u64 {
+        self.started_ms
     }
 
     /// Whether it serves, drains or ends.

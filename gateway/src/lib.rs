@@ -35,11 +35,14 @@ mod membership;
 mod mesh;
 pub mod metrics;
 mod outbox;
+pub mod portal;
 pub mod presence_log;
 pub mod prometheus;
+mod push;
 pub mod reason;
 pub mod reload;
 pub mod services;
+pub mod services_thread;
 pub mod shard;
 #[cfg(test)]
 mod simulation;

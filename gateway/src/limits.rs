@@ -148,6 +148,14 @@ pub struct Limits {
     pub calls_kept_bytes_max: usize,
     /// Bytes queued for one link of a worker; beyond it calls wait, or go to another worker. 0 without services.
     pub link_outbox_bytes_max: usize,
+    /// Bytes of pushes by HTTP on their way to the shard; beyond it they end as overloaded. 0 without services_http.
+    pub portal_bytes_max: usize,
+    /// Users of pushes by HTTP whose outcome is not known, of the whole node; a further push gets 503.
+    pub pushes_open_max: u32,
+    /// Pushes by HTTP to one user in a second, at the whole node, 0 = off; a further one ends as overloaded.
+    pub pushes_per_user_per_sec: u32,
+    /// Pushes by HTTP with one key in a second, at the whole node, 0 = off; a further request gets 429.
+    pub pushes_per_key_per_sec: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores
@@ -284,6 +292,10 @@ impl Default for Limits {
             calls_max: 0,
             calls_kept_bytes_max: 0,
             link_outbox_bytes_max: 0,
+            portal_bytes_max: 0,
+            pushes_open_max: 0,
+            pushes_per_user_per_sec: 0,
+            pushes_per_key_per_sec: 0,
         }
     }
 }

@@ -5,6 +5,8 @@ use crate::desk::PAGES_MAX;
 use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
+use crate::push::KEYS_MAX as PUSH_KEYS_MAX;
+use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX};
 use crate::reason::CloseReason;
 use crate::services::{LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, RETRIES_PER_SEC, ServiceSpec};
 use crate::transport::tls::{Alert, Certificates, Suite, Version};
@@ -239,7 +241,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 72] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 79] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -311,6 +313,13 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 72] {
         ("calls_kept_bytes", limits.calls_kept_bytes_max as u64),
         ("link_outbox_bytes", limits.link_outbox_bytes_max as u64),
         ("service_links", if limits.calls_max > 0 { SERVICE_LINKS_MAX as u64 } else { 0 }),
+        ("portal_bytes", limits.portal_bytes_max as u64),
+        ("pushes_open", limits.pushes_open_max.into()),
+        ("pushes_per_user_per_sec", limits.pushes_per_user_per_sec.into()),
+        ("pushes_per_key_per_sec", limits.pushes_per_key_per_sec.into()),
+        ("push_bodies_bytes", if limits.portal_bytes_max > 0 { BODIES_BYTES_MAX as u64 } else { 0 }),
+        ("push_batches", if limits.portal_bytes_max > 0 { BATCHES_MAX as u64 } else { 0 }),
+        ("push_keys_remembered", if limits.portal_bytes_max > 0 { PUSH_KEYS_MAX as u64 } else { 0 }),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

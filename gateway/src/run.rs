@@ -24,13 +24,17 @@ use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
+use trunkline_gateway::portal::Portals;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
+use trunkline_gateway::services_thread::{
+    CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, ServicesThread, ServicesThreadConfig,
+};
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks};
 use trunkline_gateway::store::NodeStore;
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
-use trunkline_router::http::{Access, HttpTls, serve};
+use trunkline_router::http::{Access, HttpTls, Places, serve};
 use trunkline_router::log;
 
 /// What a node that ends because of a bug may take beyond its drain: connections linger for two seconds, and the
@@ -84,6 +88,7 @@ struct Start {
     mesh: Option<(ClusterSecret, std::net::TcpListener)>,
     store: Option<NodeStore>,
     services_listener: Option<std::net::TcpListener>,
+    services_http: Option<std::net::TcpListener>,
 }
 
 impl Start {
@@ -123,8 +128,10 @@ impl Start {
         let services = config.services.as_ref();
         let services_listener =
             services.map(|services| listen_for_workers(services.listen)).transpose().map_err(of("services_listen"))?;
+        let services_http = config.services_http.map(listen_alone).transpose().map_err(of("services_http"))?;
         Ok(Start {
             services_listener,
+            services_http,
             auth,
             tls,
             http_tls,
@@ -193,18 +200,12 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start {
-        auth,
-        tls,
-        http_tls,
-        access,
-        listeners,
-        http_listener,
-        cluster: cluster_config,
-        mesh,
-        store,
-        services_listener,
-    } = start;
+    let Start { auth, tls, http_tls, access, listeners, http_listener, cluster: cluster_config, mesh, store, .. } =
+        start;
+    let (services_listener, services_http) = (start.services_listener, start.services_http);
+    let services_http_address = services_http.as_ref().map(std::net::TcpListener::local_addr).transpose();
+    let services_http_address = services_http_address.map_err(step("asking for the address of services_http"))?;
+    let portals = services_http.as_ref().map(|_| Portals::new(config.shards));
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
@@ -277,6 +278,7 @@ async fn control(
             access: node.access().clone(),
             listener,
         }),
+        portals: portals.clone(),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
@@ -288,6 +290,25 @@ async fn control(
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
     let (ports, stats) = (shards.ports.clone(), shards.stats.clone());
+    let services_thread = match services_http.zip(portals) {
+        Some((listener, portals)) => {
+            let places = Places::new(SERVICES_CONNECTIONS_MAX);
+            node.set_services_places(places.clone());
+            let config = ServicesThreadConfig {
+                listener,
+                portals,
+                stats: stats.clone(),
+                limits: config.limits().clone(),
+                access: node.access().clone(),
+                places,
+                tls: http_tls.clone(),
+                shard_cores: shards.core_ids(),
+                seed: node.started_ms(),
+            };
+            Some(ServicesThread::start(config).map_err(step("starting the services thread"))?)
+        }
+        None => None,
+    };
     // Nobody else sets it.
     let _ = rescue.0.set((ports.clone(), stats.clone(), config.limits().drain_ms));
     let drain_ms = Arc::new(config.limits().drain_ms.into());
@@ -314,7 +335,8 @@ async fn control(
         }
         node.set_running(ShardHandles { ports: ports.clone(), stats: stats.clone() });
         if switch.wanted() == Wanted::Serve {
-            announce(config, &addresses, &places, http_address, services_address, demo.as_ref());
+            let of_services = [("services", services_address), ("services http", services_http_address)];
+            announce(config, &addresses, &places, http_address, of_services, demo.as_ref());
         }
         Drainer { switch, place, ports, drain_ms: Arc::clone(&drain_ms) }.run().await
     };
@@ -331,6 +353,10 @@ async fn control(
         () = trap => ("a test", None),
     };
     tracing::info!("{why}: draining, then the end; a second signal ends it at once");
+    if let Some(services) = &services_thread {
+        // Before the shards: what comes later is refused, and not lost.
+        services.end();
+    }
     node.drain().end(&shards.stats);
     let slack = Duration::from_millis(drain_ms.load(std::sync::atomic::Ordering::Relaxed)) + DRAIN_SLACK;
     // A shard that hangs because another has failed must not keep the process from ending.
@@ -352,6 +378,11 @@ async fn control(
             |failed: Result<_, shard::ShardFailure>| failed.map_err(|error| Failure::Other(error.to_string()));
         failure = failure.or(joined.and_then(of_shards).err());
         tracing::info!("all connections have ended");
+        if let Some(services) = services_thread {
+            let joined = tokio::task::spawn_blocking(move || services.join()).await;
+            let joined = joined.map_err(|error| Failure::Other(format!("ending the services thread: {error}")));
+            failure = failure.or(joined.err());
+        }
     }
     if let Some(store) = store {
         let stopped = tokio::task::spawn_blocking(move || store.stop()).await;
@@ -416,7 +447,7 @@ fn announce(
     addresses: &[SocketAddr],
     places: &[String],
     http_address: SocketAddr,
-    services_address: Option<SocketAddr>,
+    of_services: [(&str, Option<SocketAddr>); 2],
     demo: Option<&Demo>,
 ) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
@@ -442,7 +473,9 @@ fn announce(
     let mut text: String = places.iter().map(|place| format!("listening on {place}\n")).collect();
     let scheme = if config.http_tls.is_some() { "https" } else { "http" };
     text.push_str(&format!("{scheme} on {http_address}\n"));
-    text.extend(services_address.map(|address| format!("services on {address}\n")));
+    for (what, address) in of_services {
+        text.extend(address.map(|address| format!("{what} on {address}\n")));
+    }
     text.extend(demo.map(|demo| format!("{demo}\n")));
     if let Some(first) = addresses.first() {
         text.push_str(&next_step(config, *first, http_address));

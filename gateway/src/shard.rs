@@ -20,6 +20,7 @@ use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
+use crate::portal::Portals;
 use crate::presence_log::PresenceLog;
 use crate::services::{ServiceSpec, ServicesConfig};
 use crate::transport::networks::Proxies;
@@ -82,6 +83,8 @@ pub struct ShardsConfig {
     pub store: Option<ShardStore>,
     /// How workers come to this node; `None` without services.
     pub services: Option<ShardsServices>,
+    /// The ways to the services thread; `None` where there is none.
+    pub portals: Option<Portals>,
 }
 
 /// What the shards of a node need to have clients call services.
@@ -211,6 +214,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         if let Some(store) = &config.store {
             store.answers.set_waker(shard, wakers[core].clone());
         }
+        if let Some(portals) = &config.portals {
+            portals.set_waker(shard, wakers[core].clone());
+        }
         shards.ports.push(port.clone());
         shards.stats.push(stats.clone());
         seats[core].push(Seat {
@@ -237,6 +243,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 cluster,
                 store: config.store.clone(),
                 services,
+                portals: config.portals.clone(),
             },
         });
     }
@@ -262,6 +269,11 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
 }
 
 impl Shards {
+    /// The cores that the shards run on; none where the system does not tell.
+    pub fn core_ids(&self) -> Vec<usize> {
+        self.cores.ids.iter().map(|core| core.id).collect()
+    }
+
     /// Waits until every shard has ended.
     ///
     /// # Errors
@@ -476,6 +488,7 @@ mod tests {
             cluster: None,
             store: None,
             services: None,
+            portals: None,
         })
         .unwrap();
         let panicking = count - 1;

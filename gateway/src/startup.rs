@@ -243,7 +243,7 @@ fn judge_refusal(error: io::Error, sysctl: Option<&str>) -> StartupError {
 pub(crate) fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, StartupError> {
     let limits = config.limits();
     let addresses = config.listen.len();
-    let needed = descriptors(config.shards, addresses);
+    let needed = descriptors(config.shards, addresses) + of_services_thread(config);
     // Both read the same limit, so what is named must be enough for both.
     let slots = u64::from(limits.slots());
     let both = slots.max(needed);
@@ -255,7 +255,7 @@ pub(crate) fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, Start
     }
     if needed > hard {
         let each = descriptors(1, addresses) - descriptors(0, addresses);
-        let fitting = hard.saturating_sub(descriptors(0, addresses)) / each;
+        let fitting = hard.saturating_sub(descriptors(0, addresses) + of_services_thread(config)) / each;
         return Err(StartupError::Descriptors { hard, needed: both, shards: config.shards, fitting });
     }
     Ok(hard)
@@ -264,6 +264,12 @@ pub(crate) fn judge_descriptors(hard: u64, config: &Config) -> Result<u64, Start
 /// Ordinary descriptors the process needs. Connections of clients take none: they live in the rings' own tables.
 fn descriptors(shards: u16, addresses: usize) -> u64 {
     DESCRIPTORS_PROCESS + u64::from(shards) * (DESCRIPTORS_PER_SHARD + addresses as u64)
+}
+
+/// Those of the services thread: its runtime, its listener and its connections.
+fn of_services_thread(config: &Config) -> u64 {
+    let connections = u64::from(crate::services_thread::CONNECTIONS_MAX);
+    if config.services_http.is_some() { 8 + connections } else { 0 }
 }
 
 pub(crate) fn judge_memlock(hard: u64) -> Result<String, StartupError> {

@@ -29,7 +29,7 @@ mod stats;
 mod tls;
 mod writes;
 
-pub use access::{Access, AuditNote, Needs, Peer, UnknownKey};
+pub use access::{Access, AuditNote, CallerKey, Needs, Peer, UnknownKey};
 pub use body::{BODY_BYTES_MAX, Body as JsonBody, NameInPath, Parameters, UserInPath};
 pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;

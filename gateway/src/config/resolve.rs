@@ -5,7 +5,9 @@ use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::listen::{Endpoint, listen};
-use super::services::{call_limits, services};
+use super::services::{
+    PUSHES_OPEN, PUSHES_OPEN_LEAST, call_limits, portal_bytes_least, push_limits, services, services_http,
+};
 use super::settings::{fixed_defaults, flag};
 use super::store::{
     STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
@@ -14,12 +16,13 @@ use super::tls::{http_tls, tls};
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, ClusterConfig, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins,
-    SETTINGS, ServicesConfig, Settings, Size, Sources, is_node_name_char,
+    SETTINGS, Settings, Size, Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
 use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
 use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
+use crate::push::OPEN_BYTES;
 use crate::services::CALL_BYTES;
 use crate::shard::SHARDS_MAX;
 use crate::store::STORE_USER_BYTES;
@@ -206,12 +209,15 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let cluster = cluster(&all, &fixed_defaults(), judge)?;
     let store = store(&all, judge)?;
     let services = services(&all, judge)?;
+    let services_http = services_http(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
     let http_tls = http_tls(&all, judge)?;
     apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
-    apart_from_workers(&reached, http, &cluster, services.as_ref(), judge)?;
+    let of_services =
+        [("services_listen", services.as_ref().map(|services| services.listen)), ("services_http", services_http)];
+    apart_from_services(&reached, http, &cluster, of_services, judge)?;
     Ok(Config {
         auth,
         upgrade,
@@ -221,6 +227,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         cluster,
         store,
         services,
+        services_http,
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, &reached, judge)?,
@@ -262,27 +269,28 @@ fn apart(listen: &[SocketAddr], http: SocketAddr, mesh: Option<SocketAddr>, judg
     Ok(())
 }
 
-/// So do workers.
-fn apart_from_workers(
+/// So do workers, and the back-ends that push.
+fn apart_from_services(
     listen: &[SocketAddr],
     http: SocketAddr,
     cluster: &Option<ClusterConfig>,
-    services: Option<&ServicesConfig>,
+    of_services: [(&'static str, Option<SocketAddr>); 2],
     judge: &Judge,
 ) -> Result<(), ConfigError> {
-    let Some(services) = services else { return Ok(()) };
     let mesh = cluster.as_ref().map(|cluster| cluster.mesh);
     let mut taken = listen.iter().map(|address| ("listen", *address)).collect::<Vec<_>>();
     taken.push(("http", http));
     taken.extend(mesh.map(|mesh| ("mesh", mesh)));
-    match taken.into_iter().find(|(_, address)| overlap(services.listen, *address)) {
-        None => Ok(()),
-        Some((key, address)) => {
+    for (of_services, address) in of_services {
+        let Some(own) = address else { continue };
+        if let Some((key, address)) = taken.iter().find(|(_, address)| overlap(own, *address)) {
             let origin = judge.origins.of(key);
             let allowed = format!("that is where {key} = {address} ({origin}) listens: choose another port");
-            judge.refuse("services_listen", services.listen, allowed)
+            return judge.refuse(of_services, own, allowed);
         }
+        taken.push((of_services, own));
     }
+    Ok(())
 }
 
 /// Whether the kernel would refuse the second of two sockets that listen on these.
@@ -370,6 +378,8 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     });
     all.calls_kept_bytes_max.get_or_insert_with(|| share(64, 64 * MIB * shards, 2 * (frame + KIB)));
     all.calls_max.get_or_insert_with(|| (room.bytes / 128 / shards / CALL_BYTES as u64).clamp(CALLS_LEAST, CALLS_MOST));
+    all.portal_bytes_max.get_or_insert_with(|| share(64, 4 * MIB * shards, portal_bytes_least(frame)));
+    all.pushes_open_max.get_or_insert_with(|| (room.bytes / 64 / OPEN_BYTES).clamp(PUSHES_OPEN_LEAST, PUSHES_OPEN));
     let in_cluster = all.redis.is_some();
     all.presence_queue_max.get_or_insert_with(|| match in_cluster {
         true => (room.bytes / 16 / PRESENCE_WRITE_BYTES).clamp(PRESENCE_QUEUE_LEAST, PRESENCE_QUEUE_MOST),
@@ -520,6 +530,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         ..Limits::default()
     };
     call_limits(&mut limits, all, shards, judge)?;
+    push_limits(&mut limits, all, shards, judge)?;
     per_address(&mut limits, all, shards, judge)?;
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
     limits.sent_away_max = sent_away_max(room, shards);

@@ -1,8 +1,9 @@
 //! Services: from the settings to where workers connect and what is said of services.
 
-use super::resolve::{Judge, known};
+use super::resolve::{Judge, RATE_MAX, known};
 use super::{ConfigError, Settings};
 use crate::limits::Limits;
+use crate::push::api::BODY_BYTES_MAX;
 use crate::services::ServiceSpec;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +13,10 @@ const GIB: u64 = 1 << 30;
 /// Most open calls of a session, and of a shard.
 const CALLS_PER_SESSION_MAX: u64 = 4_096;
 const CALLS_MAX: u64 = 4_000_000;
+/// Most users of pushes by HTTP whose outcome is not known; by default, and at least.
+const PUSHES_OPEN_MAX: u64 = 4_000_000;
+pub(super) const PUSHES_OPEN: u64 = 65_536;
+pub(super) const PUSHES_OPEN_LEAST: u64 = 1_000;
 /// Services of which something may be said.
 const SPECS_MAX: usize = 1_024;
 
@@ -70,5 +75,39 @@ pub(super) fn call_limits(limits: &mut Limits, all: &Settings, shards: u64, judg
     let kept = known(all.calls_kept_bytes_max);
     let why = "each has room for the longest call (frame_bytes_max)";
     limits.calls_kept_bytes_max = judge.share("calls_kept_bytes_max", kept, shards, frame + KIB, why)?;
+    Ok(())
+}
+
+/// Judges where back-ends reach the node by HTTP; `None` for one that has no such place.
+pub(super) fn services_http(all: &Settings, judge: &Judge) -> Result<Option<SocketAddr>, ConfigError> {
+    match all.services_http {
+        Some(address) if !address.ip().is_loopback() && all.api_keys_file.is_none() => {
+            let allowed = "this is not loopback, and without keys nobody could push from there: \
+                           give --api-keys-file FILE (gateway api-key --scope push:user makes a key)";
+            judge.refuse("services_http", address, allowed)
+        }
+        address => Ok(address),
+    }
+}
+
+/// What each portal has to have room for: two pushes with the longest payload that a frame, or a request, can hold.
+pub(super) fn portal_bytes_least(frame: u64) -> u64 {
+    2 * (frame.min(BODY_BYTES_MAX as u64) + 16 * KIB)
+}
+
+/// Judges the limits of pushes by HTTP, and sets those of the node and of each shard; they stay 0 without such pushes.
+pub(super) fn push_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
+    if all.services_http.is_none() {
+        return Ok(());
+    }
+    let frame = u64::from(limits.frame_bytes_max);
+    let why = "each portal has room for two pushes (frame_bytes_max)";
+    let portals = known(all.portal_bytes_max);
+    limits.portal_bytes_max = judge.share("portal_bytes_max", portals, shards, portal_bytes_least(frame), why)?;
+    let open = judge.count("pushes_open_max", known(all.pushes_open_max), PUSHES_OPEN_LEAST..=PUSHES_OPEN_MAX)?;
+    limits.pushes_open_max = open as u32;
+    let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX).map(|rate| rate as u32);
+    limits.pushes_per_user_per_sec = rate("pushes_per_user_per_sec", all.pushes_per_user_per_sec)?;
+    limits.pushes_per_key_per_sec = rate("pushes_per_key_per_sec", all.pushes_per_key_per_sec)?;
     Ok(())
 }

@@ -218,8 +218,8 @@ settings! {
     /// File with the certificates (PEM) of those who sign clients' certificates. A client may then show one, and if it
     /// names a user (subjectAltName URI:urn:trunkline:user:42), with auth jwt a LOGIN of that user needs no token.
     @reloadable tls_client_ca: [PathBuf] "FILE" "TRUNKLINE_TLS_CLIENT_CA" Unset("\"/path/to/file\"");
-    /// File with a certificate (PEM) for the HTTP API and, behind it, those that signed it: with it that API speaks TLS
-    /// and nothing else.
+    /// File with a certificate (PEM) for the HTTP API and, behind it, those that signed it: with it that API, and
+    /// that of services_http, speaks TLS and nothing else.
     @reloadable http_tls_cert: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_CERT" Unset("\"/path/to/fullchain.pem\"");
     /// File with the key (PEM) of that certificate.
     @reloadable http_tls_key: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_KEY" Unset("\"/path/to/privkey.pem\"");
@@ -361,6 +361,22 @@ settings! {
     calls_kept_bytes_max: [Size] "SIZE" "TRUNKLINE_CALLS_KEPT_BYTES_MAX" Computed("a 64th of memory_max, 64MiB for each shard at most");
     /// Bytes queued for one link of a worker, from one frame to 1GiB. When hit: calls go to other workers, or wait.
     link_outbox_bytes_max: [Size] "SIZE" "TRUNKLINE_LINK_OUTBOX_BYTES_MAX" Fixed("\"4MiB\"");
+    /// Address and port of the HTTP API by which back-ends push to users: /v1/push, /v1/push/batch. Without it there is
+    /// none: whoever reaches it may push to everybody. With api_keys_file each request needs a key with the scope
+    /// push:user, and on an address that is not loopback that file is needed.
+    services_http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_HTTP" Unset("\"127.0.0.1:7782\"");
+    /// Bytes of pushes by HTTP on their way to the shards, for the node. When hit: they end as overloaded, and a request
+    /// of which nothing finds room gets 503.
+    portal_bytes_max: [Size] "SIZE" "TRUNKLINE_PORTAL_BYTES_MAX" Computed("4MiB for each shard, a 64th of memory_max at most, two pushes at least");
+    /// Pushes by HTTP whose outcome is not known, one for each user, at this node, 1000 to 4000000. When hit: a further
+    /// request gets 503.
+    pushes_open_max: [u64] "N" "TRUNKLINE_PUSHES_OPEN_MAX" Computed("65536, as far as a 64th of memory_max holds them");
+    /// Pushes by HTTP to one user in a second, at this node, up to 1000000; 0 is no limit. When hit: a further one ends
+    /// as overloaded.
+    pushes_per_user_per_sec: [u64] "N" "TRUNKLINE_PUSHES_PER_USER_PER_SEC" Fixed("50");
+    /// Pushes by HTTP with one key in a second, one for each user, at this node, up to 1000000; 0 is no limit. When hit:
+    /// a further request gets 429 until the average is below it.
+    pushes_per_key_per_sec: [u64] "N" "TRUNKLINE_PUSHES_PER_KEY_PER_SEC" Fixed("1000");
 
     ["Store"]
     /// What keeps messages with ACK for users who are offline, or do not acknowledge them. With redis: redis or off,

@@ -6,7 +6,8 @@
 //! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
 use super::links::{Links, Queued, ticks};
-use super::route::{Routed, delivery};
+use super::portal::PORTAL_SLOT;
+use super::route::{Routed, delivery, sender};
 use super::shard::Shard;
 use crate::cluster::MeshNews;
 use crate::conn::{Phase, Slots};
@@ -26,7 +27,9 @@ pub(crate) const HOPS_MAX: u8 = 3;
 pub(crate) const PARK_MS: u64 = 2_000;
 /// Slots are below 2^20, so a connection's number has room for its shard; see
 /// [`HandoverToken`](crate::io::HandoverToken).
-const SLOT_BITS: u32 = 20;
+pub(super) const SLOT_BITS: u32 = 20;
+/// Shards are below 2^10, so a number has room for one bit more: it names no connection but the portal of its shard.
+const PORTAL_BIT: u32 = 1 << 30;
 
 /// An ACK that a guest's node has sent on to the user's home.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +75,11 @@ impl Shard {
     /// An origin as other nodes are told it.
     pub(crate) fn address(&self, origin: Origin) -> Address {
         let node = if origin.node == NodeKey::OWN { self.own_key() } else { origin.node };
-        let slot = origin.conn.slot | u32::from(origin.shard) << SLOT_BITS;
+        let slot = match origin.conn.slot {
+            PORTAL_SLOT => PORTAL_BIT,
+            slot => slot,
+        };
+        let slot = slot | u32::from(origin.shard) << SLOT_BITS;
         let conn = ConnId { slot, generation: origin.conn.generation };
         Address { node: node.0, seat: Seat { shard: origin.holder, conn } }
     }
@@ -80,8 +87,9 @@ impl Shard {
     /// An origin as it was told.
     pub(super) fn origin_at(address: Address) -> Origin {
         let Seat { shard: holder, conn } = address.seat;
-        let slot = conn.slot & ((1 << SLOT_BITS) - 1);
-        let shard = (conn.slot >> SLOT_BITS) as u16;
+        let is_portal = conn.slot & PORTAL_BIT != 0;
+        let slot = if is_portal { PORTAL_SLOT } else { conn.slot & ((1 << SLOT_BITS) - 1) };
+        let shard = ((conn.slot & !PORTAL_BIT) >> SLOT_BITS) as u16;
         Origin { node: NodeKey(address.node), shard, holder, conn: ConnId { slot, generation: conn.generation } }
     }
 
@@ -635,7 +643,7 @@ pub(crate) fn queue_copy(
     payload: &[u8],
 ) -> Queued {
     let RemoteSession { node, shard, conn, user, session, .. } = *remote;
-    let Header { id, peer: from, stamp, .. } = *header;
+    let (Header { id, stamp, .. }, from) = (*header, sender(header));
     let flags = header.flags & (flags::ACK | flags::AGAIN | flags::REPLAY | flags::SELF);
     let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
     match queue(mesh, links, node, shard, &record) {

@@ -531,9 +531,9 @@ impl Shard {
         }
     }
 
-    /// Whether the store has answered something.
+    /// Whether the store has answered something, or pushes wait.
     pub(crate) fn has_answers(&self) -> bool {
-        self.desk.as_ref().is_some_and(Desk::has_answers)
+        self.desk.as_ref().is_some_and(Desk::has_answers) || self.has_pushes()
     }
 
     /// SYNC: a page of the inbox, from a position or a time.

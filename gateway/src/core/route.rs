@@ -4,6 +4,7 @@
 use super::decode::Flow;
 use super::far::{self, Path};
 use super::links::{Queued, ticks};
+use super::portal::PORTAL_SLOT;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
@@ -284,6 +285,9 @@ impl Shard {
             let record = Record::Fate { origin: origin.conn, id, peer, outcome, stamp };
             return self.outgoing.put(origin.shard, &record);
         }
+        if origin.conn.slot == PORTAL_SLOT {
+            return self.tell_portal(origin.conn.generation, id, peer, outcome);
+        }
         match self.links.slots.get(origin.conn) {
             Some(conn) if conn.phase == Phase::Open => {
                 let is_service = conn.flags.has(ConnFlags::SERVICE);
@@ -467,6 +471,12 @@ fn again(message: &Unacked, user: u64) -> Header {
     let own = if message.from == user { flags::SELF } else { 0 };
     let flags = flags::ACK | flags::AGAIN | own;
     delivery(flags, message.id, message.from, message.stamp)
+}
+
+/// Whom such a header says it is from, as other nodes and inboxes have it.
+#[inline]
+pub(super) fn sender(header: &Header) -> u64 {
+    if header.kind == Kind::Push { SERVICE_USERS + u64::from(header.aux) } else { header.peer }
 }
 
 /// The header of a message for its recipient: DELIVER from a user, PUSH from a service.

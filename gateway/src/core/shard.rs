@@ -21,6 +21,7 @@ use crate::mesh::link::LinkLimits;
 use crate::mesh::peers::{Mesh, MeshConfig};
 use crate::mesh::wire::Record as FarRecord;
 use crate::metrics::ShardStats;
+use crate::portal::{InnerEnd, Portals};
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
 use crate::services::{Services, ServicesConfig};
@@ -77,6 +78,8 @@ pub(crate) struct ShardConfig {
     pub(crate) store: Option<ShardStore>,
     /// How clients' calls come to services; `None` where there are none.
     pub(crate) services: Option<ServicesConfig>,
+    /// The ways to the services thread; `None` where there is none.
+    pub(crate) portals: Option<Portals>,
 }
 
 /// What a shard needs to be one of several nodes'.
@@ -123,6 +126,8 @@ pub(crate) struct Shard {
     pub(crate) groups: Groups,
     /// Calls to services, and the workers' links; `None` where there are none.
     pub(crate) services: Option<Box<Services>>,
+    /// The way to the services thread; `None` where there is none.
+    pub(crate) portal: Option<Box<InnerEnd>>,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -189,6 +194,7 @@ impl Shard {
             kicks: Kicks::default(),
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
             desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
+            portal: config.portals.map(|portals| Box::new(portals.inner(config.shard))),
             services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
@@ -646,7 +652,7 @@ impl Shard {
         let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
         let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
         // What is owed is committed before the end.
-        let stored = self.desk.as_ref().is_none_or(Desk::is_idle);
+        let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes();
         empty && told && stored && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
     }
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use trunkline_proto::DEVICE_BYTES_MAX;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
+use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Places, Problem, Routes, Scope, UserInPath};
 use trunkline_router::process::Process;
 use trunkline_router::ring::WEIGHT_MAX;
 use trunkline_store::{Reply, Request};
@@ -116,6 +116,9 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
             exposition.sample(if metric.label.is_empty() { &[] } else { labels }, number);
         }
     }
+    if let Some(places) = node.services_places() {
+        write_services_places(&mut exposition, places);
+    }
     write_limits(&mut exposition, &node.limits());
     if let Some(tls) = node.tls() {
         write_certificates(&mut exposition, tls.current().certificates());
@@ -129,6 +132,38 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
     }
     write_shards(&mut exposition, node.stats());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition.finish()).into_response()
+}
+
+/// The numbers of the server for back-ends, under names of their own.
+fn write_services_places(exposition: &mut Exposition, places: &Places) {
+    const NAMES: [(&str, &str, &str); 5] = [
+        ("trunkline_http_places", "trunkline_services_http_places", "Connections of back-ends served at a time."),
+        (
+            "trunkline_http_connections_open",
+            "trunkline_services_http_connections_open",
+            "Connections of back-ends that have a place.",
+        ),
+        (
+            "trunkline_http_connections_accepted_total",
+            "trunkline_services_http_connections_accepted_total",
+            "Connections of back-ends accepted.",
+        ),
+        (
+            "trunkline_http_connections_evicted_total",
+            "trunkline_services_http_connections_evicted_total",
+            "Connections of back-ends without a request that were ended because all places were taken.",
+        ),
+        (
+            "trunkline_http_requests_refused_total",
+            "trunkline_services_http_requests_refused_total",
+            "Requests of back-ends answered 503 because as many were under way as may be.",
+        ),
+    ];
+    for metric in places.metrics() {
+        let Some((_, name, help)) = NAMES.iter().find(|(of_api, ..)| *of_api == metric.name) else { continue };
+        exposition.name(name, if metric.is_counter { StatType::Counter } else { StatType::Gauge }, help);
+        exposition.sample(&[], metric.samples[0].1);
+    }
 }
 
 #[derive(Serialize)]

@@ -19,6 +19,7 @@ mod ledger;
 mod node;
 mod planted;
 mod proxy;
+mod pushes;
 mod scenario;
 mod services;
 mod session;

@@ -11,6 +11,7 @@ use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, Outgoing, mailboxes};
 use crate::metrics::ShardStats;
+use crate::portal::Portals;
 use crate::services::ServicesConfig;
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
@@ -126,6 +127,7 @@ impl Node {
                 cluster: cluster.clone().map(|cluster| ShardCluster { listens: shard == 0, ..cluster }),
                 store: store.clone(),
                 services: services.clone().map(|services| ServicesConfig { listens: shard == 0, ..services }),
+                portals: None,
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);
@@ -162,6 +164,13 @@ impl Node {
         let taken = seat.port.send(request).is_ok();
         seat.signalled |= taken;
         taken
+    }
+
+    /// Gives each shard a portal.
+    pub(super) fn give_portals(&mut self, portals: &Portals) {
+        for (seat, shard) in self.seats.iter_mut().zip(0..) {
+            seat.core.shard.portal = Some(Box::new(portals.inner(shard)));
+        }
     }
 
     /// Wakes a shard, as the store's thread does.

@@ -42,6 +42,7 @@ mod many;
 mod memory;
 mod metrics_lint;
 mod nic_affinity;
+mod push_http;
 mod reload;
 mod schemathesis;
 mod seccomp;

@@ -1,6 +1,7 @@
 //! The metrics of real nodes, alone and in a cluster, as Prometheus's own tool judges them.
 
 use crate::cluster_support::Fleet;
+use crate::push_http::WITH_PUSHES;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_gateway};
 use crate::support::generated::{assert_documented, metrics_table};
@@ -79,6 +80,19 @@ fn the_metrics_are_clean_and_whole_with_a_store() {
         };
         let lines: Vec<&str> = body.lines().filter(of_store).collect();
         assert_documented("metrics.md", "store", &metrics_table(&lines.join("\n")));
+    });
+}
+
+#[test]
+fn the_metrics_are_clean_and_whole_with_pushes_by_http() {
+    with_gateway(1, &WITH_PUSHES, |gateway| {
+        let body = lint(gateway);
+        assert_eq!(value(&body, "trunkline_limit{limit=\"pushes_open\"}"), 65_536.0);
+        let of_services = |line: &&str| {
+            line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ").starts_with("trunkline_services_http_")
+        };
+        let lines: Vec<&str> = body.lines().filter(of_services).collect();
+        assert_documented("metrics.md", "services http", &metrics_table(&lines.join("\n")));
     });
 }
 

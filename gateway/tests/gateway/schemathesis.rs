@@ -1,5 +1,6 @@
 //! The gateway's API against its own document, with made-up requests of all kinds.
 
+use crate::push_http::{WITH_PUSHES, push_address};
 use crate::support::client::Client;
 use crate::support::gateway::with_gateway;
 use crate::support::schemathesis::assert_conforms;
@@ -13,5 +14,14 @@ fn the_gateway_is_as_its_document_says() {
         assert_conforms(gateway.http_address(), &["--exclude-path", "/v1/node/drain"]);
         assert_conforms(gateway.http_address(), &["--include-path", "/v1/node/drain"]);
         assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
+    });
+}
+
+#[test]
+fn the_push_api_is_as_its_document_says() {
+    let rates = [["--pushes-per-user-per-sec", "0"], ["--pushes-per-key-per-sec", "0"]];
+    with_gateway(2, &[WITH_PUSHES, rates[0], rates[1]].concat(), |gateway| {
+        // It does not make lines of JSON.
+        assert_conforms(push_address(gateway), &["--exclude-path", "/v1/push/batch"]);
     });
 }

@@ -46,6 +46,11 @@ pub enum Needs {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
+/// The id of the key that a request came with, for its handler; empty for one without. It is in the extensions of each
+/// request that was let through to a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerKey(pub String);
+
 /// What a handler has to say about a change, for the audit log; it goes into the extensions of the response.
 #[derive(Debug, Clone)]
 pub struct AuditNote(pub String);
@@ -278,7 +283,7 @@ impl Access {
 }
 
 /// Lets a request through to its handler, or not.
-pub(super) async fn guard(needs: Needs, request: Request, next: Next) -> Response {
+pub(super) async fn guard(needs: Needs, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let Some(Extension(access)) = request.extensions().get::<Arc<Access>>().cloned().map(Extension) else {
         return Problem::unavailable("this API was set up without a list of who may use it").into_response();
@@ -290,6 +295,11 @@ pub(super) async fn guard(needs: Needs, request: Request, next: Next) -> Respons
         Err(refusal) => access.refuse(refusal, peer, &what),
         Ok(_) if !is_change => next.run(request).await,
         Ok(caller) => {
+            let key = match &caller {
+                Caller::Key(id) => id.clone(),
+                Caller::Anybody => String::new(),
+            };
+            request.extensions_mut().insert(CallerKey(key));
             let response = next.run(request).await;
             audit(&caller, peer, &what, &response);
             response

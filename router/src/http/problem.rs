@@ -25,6 +25,12 @@ impl Problem {
         Problem { status, detail: detail.into() }
     }
 
+    /// Its status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// What was wrong, and what to do.
     #[must_use]
     pub fn detail(&self) -> &str {
@@ -75,7 +81,7 @@ impl IntoResponse for Problem {
             json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail });
         let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
         let mut response = (self.status, content_type, body.to_string()).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS);
         }
         if self.status == StatusCode::UNAUTHORIZED {

@@ -34,11 +34,13 @@ pub struct Route {
 pub struct Routes<S> {
     router: Router<Arc<S>>,
     listed: Vec<Route>,
+    body_bytes_max: usize,
+    timeout: Duration,
 }
 
 impl<S: Send + Sync + 'static> Default for Routes<S> {
     fn default() -> Self {
-        Routes { router: Router::new(), listed: Vec::new() }
+        Routes { router: Router::new(), listed: Vec::new(), body_bytes_max: BODY_BYTES_MAX, timeout: REQUEST_TIMEOUT }
     }
 }
 
@@ -47,6 +49,13 @@ impl<S: Send + Sync + 'static> Routes<S> {
     #[must_use]
     pub fn new() -> Self {
         Routes::default()
+    }
+
+    /// With other bounds than those of questions and changes: bodies up to so many bytes, and requests that take so
+    /// long at most.
+    #[must_use]
+    pub fn bounded(self, body_bytes_max: usize, timeout: Duration) -> Self {
+        Routes { body_bytes_max, timeout, ..self }
     }
 
     /// Adds a question.
@@ -103,21 +112,22 @@ impl<S: Send + Sync + 'static> Routes<S> {
             let detail = format!("{} does not take {method}{hint}", uri.path());
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
         };
+        let limit = self.timeout;
         self.router
-            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(DefaultBodyLimit::max(self.body_bytes_max))
             .fallback(not_found)
             .method_not_allowed_fallback(not_allowed)
-            .layer(from_fn(bounded))
+            .layer(from_fn(move |request: Request, next: Next| bounded(limit, request, next)))
             .layer(Extension(access))
     }
 }
 
 /// Ends the request when it takes too long.
-async fn bounded(request: Request, next: Next) -> Response {
-    match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+async fn bounded(limit: Duration, request: Request, next: Next) -> Response {
+    match timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let detail = format!("there was no answer within {} s; try again later", REQUEST_TIMEOUT.as_secs());
+            let detail = format!("there was no answer within {} s; try again later", limit.as_secs());
             Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
         }
     }

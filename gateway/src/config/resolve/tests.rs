@@ -205,6 +205,22 @@ fn the_demo_beyond_loopback_needs_a_word() {
 }
 
 #[test]
+fn pushes_by_http_beyond_loopback_need_keys_and_have_a_port_of_their_own() {
+    let message = refusal("services_http = \"0.0.0.0:7782\"\n");
+    assert!(message.contains("--api-keys-file") && message.contains("push:user"), "{message}");
+    from_file("services_http = \"0.0.0.0:7782\"\napi_keys_file = \"k\"\n").unwrap();
+    assert!(refusal("services_http = \"127.0.0.1:7780\"\n").contains("http = 127.0.0.1:7780 (the default) listens"));
+    let message = refusal("services_listen = \"127.0.0.1:7791\"\nservices_http = \"127.0.0.1:7791\"\n");
+    assert!(message.contains("services_listen = 127.0.0.1:7791"), "{message}");
+    let limits = from_file("shards = 2\nservices_http = \"127.0.0.1:7782\"\n").unwrap().limits().clone();
+    assert_eq!((limits.portal_bytes_max, limits.pushes_open_max), (4 << 20, 65_536));
+    assert_eq!((limits.pushes_per_user_per_sec, limits.pushes_per_key_per_sec), (50, 1_000));
+    assert_eq!(from_file("").unwrap().limits().portal_bytes_max, 0, "nothing is kept for what is not there");
+    let small = "services_http = \"127.0.0.1:7782\"\nshards = 2\nportal_bytes_max = \"100KiB\"\n";
+    assert!(refusal(small).contains("320KiB or more"));
+}
+
+#[test]
 fn addresses_are_named_once_and_port_0_any_number_of_times() {
     assert!(refusal("listen = []\n").contains("one address at least"));
     assert!(

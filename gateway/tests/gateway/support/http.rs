@@ -41,6 +41,11 @@ pub(crate) fn post_json(address: SocketAddr, path: &str, body: &serde_json::Valu
     exchange(address, "POST", path, "", &body.to_string())
 }
 
+/// Posts a body, JSON unless the further header lines say something else, and reads the whole answer.
+pub(crate) fn post_with(address: SocketAddr, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
+    exchange(address, "POST", path, headers, body)
+}
+
 /// Sends a JSON body, or none if it is empty, and reads the whole answer.
 pub(crate) fn request_json(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<Response> {
     exchange(address, method, path, "", body)
@@ -78,7 +83,8 @@ fn exchange_over(
     headers: &str,
     body: &str,
 ) -> std::io::Result<Response> {
-    let (length, json) = (body.len(), if body.is_empty() { "" } else { "Content-Type: application/json\r\n" });
+    let has_type = body.is_empty() || headers.contains("Content-Type");
+    let (length, json) = (body.len(), if has_type { "" } else { "Content-Type: application/json\r\n" });
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}{headers}Connection: close\r\n\r\n{body}"

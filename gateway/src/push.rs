@@ -1,0 +1,25 @@
+//! Pushes by HTTP: from a back-end's request to the shards of its users, and what became of each back to the request.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `request.rs` | the JSON of a push, judged |
+//! | `desk.rs` | what begins a push and ends it: to the portals, from the fates |
+//! | `ledger.rs` | pushes whose outcome is not known yet |
+//! | `rates.rs` | pushes in a second, by key and by user |
+//! | `window.rs` | Idempotency-Keys of the last minutes |
+//! | `api.rs` | routes, statuses, answers |
+//! | `document.rs` | the OpenAPI document |
+//!
+//! All of it is done on the services thread ([`crate::services_thread`]).
+
+pub(crate) mod api;
+pub(crate) mod desk;
+mod document;
+mod ledger;
+mod rates;
+mod request;
+mod window;
+
+pub(crate) use ledger::OPEN_BYTES;
+pub(crate) use rates::RATES_BYTES;
+pub(crate) use window::{KEYS_MAX, WINDOW_BYTES};

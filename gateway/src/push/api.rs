@@ -1,0 +1,411 @@
+//! The HTTP side of pushes: routes, bodies, statuses, and the answers when outcomes are known.
+
+use super::desk::{Desk, Refused};
+use super::document::DOCUMENT;
+use super::ledger::Standing;
+use super::request::Push;
+use super::window::At;
+use crate::clock::now_ms;
+use crate::limits::Limits;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json, Router};
+use serde::Serialize;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use trunkline_proto::Outcome;
+use trunkline_router::http::{Access, AuditNote, CallerKey, Needs, Problem, Routes, Scope};
+
+/// The largest body: a full batch.
+pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
+/// Bodies that are being received and read, all together.
+pub(crate) const BODIES_BYTES_MAX: usize = 4 << 20;
+/// Batches that are under way at a time.
+pub(crate) const BATCHES_MAX: usize = 32;
+/// Lines of a batch.
+pub(crate) const LINES_MAX: usize = 1_000;
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a request takes: its body, and as long as a caller may wait for outcomes.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
+/// Longest Idempotency-Key, bytes.
+const KEY_BYTES_MAX: usize = 255;
+
+const BUSY_BODIES: &str = "the bodies of other requests take all the room there is; try again in a moment";
+
+/// What the API is served from.
+#[derive(Debug)]
+pub(crate) struct PushApi {
+    desk: Mutex<Desk>,
+    /// Room for bodies, bytes.
+    bodies: Semaphore,
+    batches: Semaphore,
+    /// Rung when the desk has something for the shards.
+    bell: Arc<Notify>,
+    frame_bytes_max: usize,
+}
+
+/// The API of pushes.
+pub(crate) fn router(api: Arc<PushApi>, access: Arc<Access>) -> Router {
+    routes().into_router("; see /v1/openapi.json for what there is", access).with_state(api)
+}
+
+pub(super) fn routes() -> Routes<PushApi> {
+    Routes::new()
+        .bounded(BODY_BYTES_MAX, REQUEST_TIMEOUT)
+        .get("/healthz", Needs::Nothing, async || "ok\n")
+        .post("/v1/push", Needs::Change(Scope::PushUser), push)
+        .post("/v1/push/batch", Needs::Change(Scope::PushUser), push_batch)
+        .get("/v1/openapi.json", Needs::AnyKey, async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT))
+}
+
+impl PushApi {
+    pub(crate) fn new(desk: Desk, bell: Arc<Notify>, limits: &Limits) -> Self {
+        let frame_bytes_max = limits.frame_bytes_max as usize;
+        let (bodies, batches) = (Semaphore::new(BODIES_BYTES_MAX), Semaphore::new(BATCHES_MAX));
+        PushApi { desk: Mutex::new(desk), bodies, batches, bell, frame_bytes_max }
+    }
+
+    /// The desk, for as long as nothing is awaited.
+    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A body, and the room that it takes.
+    async fn body(&self, request: Request) -> Result<(Bytes, SemaphorePermit<'_>), Problem> {
+        let too_large = || {
+            let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+        };
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        // Without a length it may be as long as any.
+        let bytes = length.unwrap_or(BODY_BYTES_MAX);
+        if bytes > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        let Ok(room) = self.bodies.try_acquire_many(bytes as u32) else {
+            self.desk().body_refused();
+            return Err(Problem::unavailable(BUSY_BODIES));
+        };
+        match timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await {
+            Ok(Ok(body)) => Ok((body, room)),
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+            Ok(Err(rejection)) => Err(Problem::bad_request(rejection.body_text())),
+            Err(_) => {
+                let detail = format!("the body took longer than {} s; send it faster", BODY_TIMEOUT.as_secs());
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
+            }
+        }
+    }
+
+    /// Begins a push.
+    fn begin(&self, push: Push, caller: &str, key: Option<&str>) -> Result<Begun, Problem> {
+        let wait = push.wait;
+        let mut desk = self.desk();
+        let token = match desk.begin(push, caller, key, now_ms()).map_err(refused)? {
+            At::Over(standing) => return Ok(Begun::Known(standing)),
+            At::Open(token) => token,
+        };
+        self.bell.notify_one();
+        match wait.filter(|wait| !wait.is_zero()) {
+            None => Ok(Begun::Known(desk.standing(token).unwrap_or_default())),
+            Some(wait) => {
+                let (waiter, told) = oneshot::channel();
+                // It is open, as begin has just said.
+                desk.wait(token, waiter);
+                Ok(Begun::Waits { token, told, until: Instant::now() + wait })
+            }
+        }
+    }
+
+    /// Where a push stands when it is over, or the caller has waited long enough.
+    async fn outcome(&self, begun: Begun) -> Standing {
+        match begun {
+            Begun::Known(standing) => standing,
+            Begun::Waits { token, mut told, until } => match timeout_at(until, &mut told).await {
+                Ok(Ok(standing)) => standing,
+                // Told while others were waited for, or still open.
+                _ => told.try_recv().ok().or_else(|| self.desk().standing(token)).unwrap_or_default(),
+            },
+        }
+    }
+}
+
+/// A push that was begun.
+enum Begun {
+    /// Nobody waits for more.
+    Known(Standing),
+    Waits {
+        token: u32,
+        told: oneshot::Receiver<Standing>,
+        until: Instant,
+    },
+}
+
+fn refused(why: Refused) -> Problem {
+    match why {
+        Refused::Open => Problem::unavailable(
+            "as many pushes are open as may be (pushes_open_max): their recipients have not acknowledged them yet; \
+             try again in a moment",
+        ),
+        Refused::Portal => Problem::unavailable(
+            "the shards of these users take no more pushes just now (portal_bytes_max); try again in a moment",
+        ),
+        Refused::Ending => Problem::unavailable("the node is shutting down; try another one"),
+        Refused::OtherPush => Problem::new(
+            StatusCode::CONFLICT,
+            "this Idempotency-Key was used for another push within the last five minutes; take a new one",
+        ),
+    }
+}
+
+/// Where a push stands, as it is answered.
+#[derive(Serialize)]
+struct Answer {
+    id: String,
+    delivered: u16,
+    stored: u16,
+    offline: u16,
+    overloaded: u16,
+    denied: u16,
+    inbox_full: u16,
+    accepted: u16,
+    pending: u16,
+}
+
+impl Answer {
+    fn of(standing: &Standing) -> Self {
+        let of = |outcome| standing.counts.of(outcome);
+        Answer {
+            id: standing.id.to_string(),
+            delivered: of(Outcome::Delivered),
+            stored: of(Outcome::Stored),
+            offline: of(Outcome::OfflineNotStored),
+            overloaded: of(Outcome::Overloaded),
+            denied: of(Outcome::Denied),
+            inbox_full: of(Outcome::InboxFull),
+            accepted: of(Outcome::Accepted),
+            pending: standing.pending,
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            ("delivered", self.delivered),
+            ("stored", self.stored),
+            ("offline", self.offline),
+            ("overloaded", self.overloaded),
+            ("denied", self.denied),
+            ("inbox full", self.inbox_full),
+            ("accepted", self.accepted),
+            ("pending", self.pending),
+        ];
+        write!(f, "id {}", self.id)?;
+        counts.iter().filter(|(_, count)| *count > 0).try_for_each(|(word, count)| write!(f, ", {count} {word}"))
+    }
+}
+
+/// Says so when a caller leaves before its answer: what it has pushed is on its way all the same.
+struct Leaves<'a> {
+    api: &'a PushApi,
+    caller: &'a str,
+    what: &'static str,
+    answered: bool,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.api.desk().caller_left();
+            let (key, what) = (if self.caller.is_empty() { "nobody" } else { self.caller }, self.what);
+            tracing::info!(target: "audit", key, what, "a caller left before its answer; what it pushed is on its way");
+        }
+    }
+}
+
+impl<'a> Leaves<'a> {
+    /// The answer of `work`; if that is never known, it is told.
+    async fn watch<T>(api: &'a PushApi, caller: &'a str, what: &'static str, work: impl Future<Output = T>) -> T {
+        let mut leaves = Leaves { api, caller, what, answered: false };
+        let answer = work.await;
+        leaves.answered = true;
+        answer
+    }
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let (Some(key), more) = (keys.next(), keys.next()) else { return Ok(None) };
+    match key.to_str() {
+        Ok(key) if more.is_none() && (1..=KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => {
+            let detail = format!("an Idempotency-Key is given once and has 1 to {KEY_BYTES_MAX} visible characters");
+            Err(Problem::bad_request(detail))
+        }
+    }
+}
+
+fn too_many() -> Problem {
+    Problem::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "this key has pushed as much as it may for now (pushes_per_key_per_sec); try again in a moment",
+    )
+}
+
+async fn push(
+    State(api): State<Arc<PushApi>>,
+    Extension(CallerKey(caller)): Extension<CallerKey>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    Leaves::watch(&api, &caller, "POST /v1/push", push_one(&api, &caller, &headers, request)).await
+}
+
+async fn push_one(api: &PushApi, caller: &str, headers: &HeaderMap, request: Request) -> Result<Response, Problem> {
+    if media_type(headers) != "application/json" {
+        let detail = "the body has to be JSON: send it with Content-Type: application/json (curl: --json '{…}')";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let key = idempotency_key(headers)?;
+    let (body, room) = api.body(request).await?;
+    let push = Push::parse(&body, api.frame_bytes_max).map_err(Problem::bad_request)?;
+    drop((body, room));
+    if !api.desk().take_for_key(caller, push.users.len(), now_ms()) {
+        return Err(too_many());
+    }
+    let (service, users, waits) = (push.service, push.users.len(), push.wait.is_some());
+    let begun = api.begin(push, caller, key.as_deref())?;
+    let answer = Answer::of(&api.outcome(begun).await);
+    let note = AuditNote(format!("service {service}, {users} users, {answer}"));
+    let status = if waits { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Extension(note), Json(answer)).into_response())
+}
+
+/// The result of one line of a batch.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum LineResult {
+    Pushed(Answer),
+    Refused { error: LineError },
+}
+
+#[derive(Serialize)]
+struct LineError {
+    status: u16,
+    detail: String,
+}
+
+async fn push_batch(
+    State(api): State<Arc<PushApi>>,
+    Extension(CallerKey(caller)): Extension<CallerKey>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
+    Leaves::watch(&api, &caller, "POST /v1/push/batch", push_lines(&api, &caller, &headers, request)).await
+}
+
+async fn push_lines(api: &PushApi, caller: &str, headers: &HeaderMap, request: Request) -> Result<Response, Problem> {
+    if !["application/x-ndjson", "application/ndjson", "application/jsonl"].contains(&media_type(headers).as_str()) {
+        let detail = "the body has to be a push a line: send it with Content-Type: application/x-ndjson";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let key = idempotency_key(headers)?;
+    let Ok(_place) = api.batches.try_acquire() else {
+        api.desk().batch_refused();
+        return Err(Problem::unavailable("as many batches are under way as may be; try again in a moment"));
+    };
+    let (body, room) = api.body(request).await?;
+    let lines = lines(&body);
+    if lines.len() > LINES_MAX {
+        let detail = format!("a batch has {LINES_MAX} lines at most, and this one {}; send less at once", lines.len());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let pushes: Vec<Result<Push, String>> =
+        lines.into_iter().map(|line| Push::parse(line, api.frame_bytes_max)).collect();
+    drop((body, room));
+    let users: usize = pushes.iter().flatten().map(|push| push.users.len()).sum();
+    if !api.desk().take_for_key(caller, users, now_ms()) {
+        return Err(too_many());
+    }
+    // All are begun before any is waited for, in their order.
+    let begun: Vec<Result<Begun, Problem>> = (1..)
+        .zip(pushes)
+        .map(|(line, push)| {
+            let push = push.map_err(Problem::bad_request)?;
+            let key = key.as_ref().map(|key| format!("{key}/{line}"));
+            api.begin(push, caller, key.as_deref())
+        })
+        .collect();
+    let (mut text, mut good, all) = (Vec::new(), 0, begun.len());
+    for begun in begun {
+        let result = match begun {
+            Ok(begun) => {
+                good += 1;
+                LineResult::Pushed(Answer::of(&api.outcome(begun).await))
+            }
+            Err(problem) => {
+                let (status, detail) = (problem.status().as_u16(), problem.detail().to_owned());
+                LineResult::Refused { error: LineError { status, detail } }
+            }
+        };
+        // Writing to a Vec does not fail, and these have no keys but words.
+        let _ = serde_json::to_writer(&mut text, &result);
+        text.push(b'\n');
+    }
+    let note = AuditNote(format!("{all} lines, {} refused, {users} users", all - good));
+    Ok((Extension(note), [(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
+}
+
+/// The lines of a batch; the last one may end or not.
+fn lines(body: &[u8]) -> Vec<&[u8]> {
+    let body = body.strip_suffix(b"\n").unwrap_or(body);
+    if body.is_empty() {
+        return Vec::new();
+    }
+    body.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_its_lines() {
+        let none: [&[u8]; 0] = [];
+        assert_eq!(lines(b""), none);
+        assert_eq!(lines(b"\n"), none);
+        assert_eq!(lines(b"a"), [b"a"]);
+        assert_eq!(lines(b"a\r\nb\n"), [b"a", b"b"]);
+        assert_eq!(lines(b"a\n\nb"), [b"a".as_slice(), b"", b"b"]);
+    }
+
+    #[test]
+    fn an_idempotency_key_is_one() {
+        let parse = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("idempotency-key", axum::http::HeaderValue::from_str(value).unwrap());
+            }
+            idempotency_key(&headers).map_err(|problem| problem.detail().to_owned())
+        };
+        assert_eq!(parse(&[]), Ok(None));
+        assert_eq!(parse(&["order 7"]), Ok(Some("order 7".to_owned())));
+        let long = "x".repeat(256);
+        for wrong in [&["a", "b"][..], &[""], &[&long], &["ä"]] {
+            assert!(parse(wrong).is_err_and(|detail| detail.contains("1 to 255")), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! From a push that was judged to the shards of its users, and from their fates to who waits. No I/O and no clock.
+//!
+//! Each user of a push that was begun ends in exactly one result, which is counted at the user's shard: its fate; or
+//! overloaded at once, where the user has had all pushes of this second or the portal of the shard is full; or unknown,
+//! when the shards have ended.
+
+use super::ledger::{Ledger, Settled, Standing};
+use super::rates::Rates;
+use super::request::Push;
+use super::window::{At, Found, Window};
+use crate::limits::Limits;
+use crate::metrics::{ShardStats, Stat};
+use crate::portal::{OuterEnd, Push as Carried};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use trunkline_proto::{Outcome, flags};
+use trunkline_router::hash::home_shard;
+
+/// Who waits for the end of a push.
+pub(super) type Waiter = oneshot::Sender<Standing>;
+
+/// Why a push, or a request with several, was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// As many pushes are open as may be.
+    Open,
+    /// No shard of its users takes one more now.
+    Portal,
+    /// The node is about to end.
+    Ending,
+    /// The Idempotency-Key was used for another push.
+    OtherPush,
+}
+
+/// The pushes of a node.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    out: OuterEnd,
+    ledger: Ledger<Waiter>,
+    rates: Rates,
+    window: Window,
+    /// The numbers of each shard, of which those of pushes by HTTP are written here alone.
+    stats: Vec<Arc<ShardStats>>,
+    /// Gives ids to pushes without one.
+    ids: SmallRng,
+    ends: bool,
+}
+
+impl Desk {
+    /// A desk for the shards behind `out`.
+    pub(crate) fn new(out: OuterEnd, stats: Vec<Arc<ShardStats>>, limits: &Limits, seed: u64) -> Self {
+        Desk {
+            out,
+            ledger: Ledger::new(limits.pushes_open_max as usize),
+            rates: Rates::new(limits.pushes_per_user_per_sec, limits.pushes_per_key_per_sec),
+            window: Window::default(),
+            stats,
+            // An id is a name and no secret.
+            ids: SmallRng::seed_from_u64(seed),
+            ends: false,
+        }
+    }
+
+    /// Takes so many pushes from what the caller's key may have. False if it has had too many.
+    pub(super) fn take_for_key(&mut self, caller: &str, pushes: usize, now_ms: u64) -> bool {
+        let may = self.rates.take_for_key(caller, pushes, now_ms);
+        if !may {
+            self.stats[0].limit_pushes_key.add(1);
+        }
+        may
+    }
+
+    /// Begins a push, or finds the one that was begun under that key before.
+    ///
+    /// # Errors
+    /// Why it was not begun.
+    pub(super) fn begin(&mut self, push: Push, caller: &str, key: Option<&str>, now_ms: u64) -> Result<At, Refused> {
+        let said = said(&push);
+        let name = key.map(|key| digest([caller.as_bytes(), b"\0", key.as_bytes()]));
+        if let Some(name) = &name {
+            match self.window.find(name, &said, now_ms) {
+                Found::New => {}
+                Found::Again(at) => {
+                    self.stats[0].pushes_http_repeated.add(1);
+                    return Ok(at);
+                }
+                Found::Other => return Err(Refused::OtherPush),
+            }
+        }
+        if self.ends {
+            return Err(Refused::Ending);
+        }
+        let Push { users, service, id, payload, ack, store, retry, .. } = push;
+        if !self.ledger.has_room(users.len()) {
+            self.stats[0].limit_pushes_open.add(1);
+            return Err(Refused::Open);
+        }
+        let id = match (id, &name) {
+            (Some(id), _) => id,
+            // The same at each node, so that the recipient's home knows it again.
+            (None, Some(name)) => id_of(&digest([name.as_slice(), &service.to_be_bytes()])),
+            (None, None) => self.ids.next_u64().max(1),
+        };
+        let no_store = if store { 0 } else { flags::NO_STORE };
+        let again = if retry || name.is_some() { flags::RETRY } else { 0 };
+        let token = self.ledger.begin(id, users.clone());
+        let carried = Carried { token, service, acked: ack, extra: no_store | again, id, payload: &payload };
+        let (mut standing, total) = (None, users.len());
+        let mut unplaced = 0;
+        for (shard, users) in self.by_shard(users) {
+            let stats = &self.stats[shard];
+            stats.pushes_http_in.add(users.len() as u64);
+            stats.pushes_http_open.add(users.len() as u64);
+            let (taken, limited): (Vec<u64>, Vec<u64>) =
+                users.into_iter().partition(|user| self.rates.take_for_user(*user, now_ms));
+            stats.limit_pushes_user.add(limited.len() as u64);
+            let has_room = self.out.put(shard, &carried, &taken);
+            if !has_room {
+                stats.limit_portal.add(1);
+                unplaced += taken.len();
+            }
+            let refused = limited.into_iter().chain(if has_room { Vec::new() } else { taken });
+            for user in refused {
+                if let Settled::Last(last, _) = settle(&mut self.ledger, stats, token, id, user, Outcome::Overloaded) {
+                    standing = Some(last);
+                }
+            }
+        }
+        if unplaced == total {
+            return Err(Refused::Portal);
+        }
+        let at = standing.map_or(At::Open(token), At::Over);
+        if let Some(name) = name
+            && self.window.note(name, said, at, now_ms)
+        {
+            self.stats[0].limit_push_keys.add(1);
+        }
+        Ok(at)
+    }
+
+    /// The users of each shard.
+    fn by_shard(&self, users: Vec<u64>) -> Vec<(usize, Vec<u64>)> {
+        let mut by_shard: Vec<(usize, Vec<u64>)> = Vec::new();
+        for user in users {
+            let shard = home_shard(user, self.out.shards()) as usize;
+            match by_shard.iter_mut().find(|(known, _)| *known == shard) {
+                Some((_, users)) => users.push(user),
+                None => by_shard.push((shard, vec![user])),
+            }
+        }
+        by_shard
+    }
+
+    /// Lets somebody wait for the end of a push. False if it has ended.
+    pub(super) fn wait(&mut self, token: u32, waiter: Waiter) -> bool {
+        self.ledger.wait(token, waiter, |other| !other.is_closed())
+    }
+
+    /// Where an open push stands.
+    pub(super) fn standing(&self, token: u32) -> Option<Standing> {
+        self.ledger.standing(token)
+    }
+
+    /// Hands over to the shards what has been begun, and takes what they have told.
+    pub(crate) fn turn(&mut self) {
+        let Desk { out, ledger, window, stats, .. } = self;
+        out.post();
+        let shards = out.shards();
+        out.take_fates(|fate| {
+            let stats = &stats[home_shard(fate.user, shards) as usize];
+            match settle(ledger, stats, fate.token, fate.id, fate.user, fate.outcome) {
+                Settled::Late => stats.push_fates_late.add(1),
+                Settled::Counted => {}
+                Settled::Last(standing, waiters) => {
+                    window.ended(fate.token, standing);
+                    tell(waiters, standing);
+                }
+            }
+        });
+        for (shard, stats) in stats.iter().enumerate() {
+            stats.portal_bytes.set(out.bytes(shard) as u64);
+        }
+    }
+
+    /// Begins no more pushes from now on.
+    pub(crate) fn end(&mut self) {
+        self.ends = true;
+    }
+
+    /// The shards have ended: nothing more is heard of what is open.
+    pub(crate) fn give_up(&mut self) {
+        self.turn();
+        self.end();
+        for (standing, waiters, users) in self.ledger.give_up() {
+            for user in users {
+                let stats = &self.stats[home_shard(user, self.out.shards()) as usize];
+                stats.pushes_http_open.sub(1);
+                stats.pushes_http_unknown.add(1);
+            }
+            tell(waiters, standing);
+        }
+    }
+
+    /// Users of open pushes.
+    #[cfg(test)]
+    pub(super) fn open_users(&self) -> usize {
+        self.ledger.users()
+    }
+
+    /// The caller of a request left before its answer.
+    pub(super) fn caller_left(&self) {
+        self.stats[0].push_callers_gone.add(1);
+    }
+
+    /// As many batches were under way as may be.
+    pub(super) fn batch_refused(&self) {
+        self.stats[0].limit_push_batches.add(1);
+    }
+
+    /// There was no room for the body of a request.
+    pub(super) fn body_refused(&self) {
+        self.stats[0].limit_push_bodies.add(1);
+    }
+}
+
+fn tell(waiters: Vec<Waiter>, standing: Standing) {
+    for waiter in waiters {
+        // It may have gone, or have waited long enough.
+        let _ = waiter.send(standing);
+    }
+}
+
+/// Gives a user of a push its result, once, and counts it.
+fn settle(
+    ledger: &mut Ledger<Waiter>,
+    stats: &ShardStats,
+    token: u32,
+    id: u64,
+    user: u64,
+    outcome: Outcome,
+) -> Settled<Waiter> {
+    let settled = ledger.settle(token, id, user, outcome);
+    if !matches!(settled, Settled::Late) {
+        stats.pushes_http_open.sub(1);
+        counter(stats, outcome).add(1);
+    }
+    settled
+}
+
+fn counter(stats: &ShardStats, outcome: Outcome) -> &Stat {
+    match outcome {
+        Outcome::Delivered => &stats.pushes_http_delivered,
+        Outcome::Stored => &stats.pushes_http_stored,
+        Outcome::OfflineNotStored => &stats.pushes_http_offline,
+        Outcome::Overloaded => &stats.pushes_http_overloaded,
+        Outcome::Denied => &stats.pushes_http_denied,
+        Outcome::InboxFull => &stats.pushes_http_inbox_full,
+        Outcome::Accepted => &stats.pushes_http_accepted,
+    }
+}
+
+/// What a repetition has to agree with.
+fn said(push: &Push) -> [u8; 16] {
+    let users: Vec<u8> = push.users.iter().flat_map(|user| user.to_be_bytes()).collect();
+    let head = [push.service.to_be_bytes().as_slice(), &push.id.unwrap_or(0).to_be_bytes()].concat();
+    digest([head.as_slice(), &(push.users.len() as u32).to_be_bytes(), &users].into_iter().chain(push.said()))
+}
+
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
+    let mut sha256 = Sha256::new();
+    parts.into_iter().for_each(|part| sha256.update(part));
+    let mut first = [0; 16];
+    first.copy_from_slice(&sha256.finalize()[..16]);
+    first
+}
+
+/// An id, which is not 0.
+fn id_of(digest: &[u8; 16]) -> u64 {
+    let (first, _) = digest.split_first_chunk::<8>().expect("sixteen bytes");
+    u64::from_be_bytes(*first).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::portal::{Fate, InnerEnd, Portals};
+
+    struct World {
+        desk: Desk,
+        shards: Vec<InnerEnd>,
+        stats: Vec<Arc<ShardStats>>,
+    }
+
+    fn world(limits: Limits) -> World {
+        let portals = Portals::new(2);
+        let stats: Vec<Arc<ShardStats>> = (0..2).map(|_| Arc::default()).collect();
+        let desk = Desk::new(portals.outer(limits.portal_bytes_max), stats.clone(), &limits, 1);
+        World { desk, shards: (0..2).map(|shard| portals.inner(shard)).collect(), stats }
+    }
+
+    fn limits() -> Limits {
+        Limits { portal_bytes_max: 4_096, pushes_open_max: 100, ..Limits::default() }
+    }
+
+    impl World {
+        /// The shards give every push that has come this outcome; gives whom they got, with id and flags.
+        fn settle_all(&mut self, outcome: Outcome) -> Vec<(u64, u64, u8)> {
+            self.desk.turn();
+            let mut seen = Vec::new();
+            for shard in &mut self.shards {
+                while let Some(mut batch) = shard.take() {
+                    while let Some((user, push)) = batch.next() {
+                        seen.push((user, push.id, push.extra));
+                        let fate = Fate { token: push.token, id: push.id, user, outcome };
+                        shard.tell(&fate);
+                    }
+                }
+                shard.post();
+            }
+            self.desk.turn();
+            seen.sort_unstable();
+            seen
+        }
+
+        fn sum(&self, number: fn(&ShardStats) -> &Stat) -> u64 {
+            self.stats.iter().map(|stats| number(stats).get()).sum()
+        }
+
+        /// Every push that was begun has one result, or is open.
+        fn assert_books(&self) {
+            let mut results = self.sum(|stats| &stats.pushes_http_unknown);
+            for outcome in Outcome::ALL {
+                results += self.stats.iter().map(|stats| counter(stats, *outcome).get()).sum::<u64>();
+            }
+            let open = self.sum(|stats| &stats.pushes_http_open);
+            assert_eq!(self.sum(|stats| &stats.pushes_http_in), results + open);
+            assert_eq!(open, self.desk.open_users() as u64);
+        }
+    }
+
+    fn push(users: &[u64]) -> Push {
+        Push {
+            users: users.to_vec(),
+            service: 7,
+            id: None,
+            payload: vec![1; 100],
+            ack: true,
+            store: true,
+            retry: false,
+            wait: None,
+        }
+    }
+
+    fn open(at: Result<At, Refused>) -> u32 {
+        match at {
+            Ok(At::Open(token)) => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_when_all_users_of_all_shards_have_a_result() {
+        let mut world = world(limits());
+        let users: Vec<u64> = (1..=10).collect();
+        let token = open(world.desk.begin(push(&users), "", None, 0));
+        let (waiter, mut told) = oneshot::channel();
+        assert!(world.desk.wait(token, waiter));
+        assert!(told.try_recv().is_err());
+        assert_eq!(world.settle_all(Outcome::Stored).len(), 10);
+        let standing = told.try_recv().expect("it is over");
+        assert_eq!((standing.pending, standing.counts.of(Outcome::Stored)), (0, 10));
+        assert_eq!(world.sum(|stats| &stats.pushes_http_stored), 10);
+        assert!(world.stats.iter().all(|stats| stats.pushes_http_stored.get() > 0), "of both shards");
+        world.assert_books();
+    }
+
+    #[test]
+    fn a_push_that_is_sent_again_is_the_same_push() {
+        let mut world = world(limits());
+        let token = open(world.desk.begin(push(&[1]), "a", Some("key"), 0));
+        assert_eq!(world.desk.begin(push(&[1]), "a", Some("key"), 1), Ok(At::Open(token)));
+        assert_eq!(world.desk.begin(push(&[2]), "a", Some("key"), 1), Err(Refused::OtherPush));
+        let seen = world.settle_all(Outcome::Delivered);
+        assert_eq!((seen.len(), seen[0].2), (1, flags::RETRY), "its home looks whether another node had it");
+        let Ok(At::Over(standing)) = world.desk.begin(push(&[1]), "a", Some("key"), 1) else { panic!("it is over") };
+        assert_eq!((standing.counts.of(Outcome::Delivered), standing.id), (1, seen[0].1));
+        // The key of another caller is another key; and at another node the same key gives the same id.
+        open(world.desk.begin(push(&[1]), "b", Some("key"), 1));
+        assert_ne!(world.settle_all(Outcome::Delivered)[0].1, seen[0].1);
+        let mut elsewhere = self::world(limits());
+        open(elsewhere.desk.begin(push(&[1]), "a", Some("key"), 9));
+        assert_eq!(elsewhere.settle_all(Outcome::Delivered), seen);
+        assert_eq!(world.sum(|stats| &stats.pushes_http_repeated), 2);
+        world.assert_books();
+    }
+
+    #[test]
+    fn what_finds_no_room_in_a_portal_is_overloaded_and_a_push_for_which_there_is_none_is_refused() {
+        let mut world = world(Limits { portal_bytes_max: 300, ..limits() });
+        let of_shard = |shard| (1..).filter(|user| home_shard(*user, 2) == shard).take(3).collect::<Vec<u64>>();
+        let (here, there) = (of_shard(0), of_shard(1));
+        for _ in 0..2 {
+            open(world.desk.begin(push(&here[..1]), "", None, 0));
+        }
+        assert_eq!(world.desk.begin(push(&here[..1]), "", Some("key"), 0), Err(Refused::Portal));
+        assert_eq!(world.sum(|stats| &stats.limit_portal), 1);
+        let mut both = [here[1], there[0]];
+        both.sort_unstable();
+        let token = open(world.desk.begin(push(&both), "", None, 0));
+        let standing = world.desk.standing(token).expect("it is open");
+        assert_eq!((standing.counts.of(Outcome::Overloaded), standing.pending), (1, 1));
+        world.assert_books();
+        assert_eq!(world.settle_all(Outcome::Delivered).len(), 3);
+        open(world.desk.begin(push(&here[..1]), "", Some("key"), 0));
+        world.assert_books();
+    }
+
+    #[test]
+    fn limits_hold() {
+        let limits = Limits { pushes_open_max: 3, pushes_per_user_per_sec: 2, pushes_per_key_per_sec: 5, ..limits() };
+        let mut world = world(limits);
+        open(world.desk.begin(push(&[1, 2]), "", None, 0));
+        assert_eq!(world.desk.begin(push(&[3, 4]), "", None, 0), Err(Refused::Open));
+        open(world.desk.begin(push(&[1]), "", None, 0));
+        world.settle_all(Outcome::Delivered);
+        // User 1 has had its two of this second.
+        let Ok(At::Over(standing)) = world.desk.begin(push(&[1]), "", None, 999) else { panic!("refused at once") };
+        assert_eq!((standing.counts.of(Outcome::Overloaded), standing.pending), (1, 0));
+        open(world.desk.begin(push(&[1]), "", None, 1_000));
+        assert!(world.desk.take_for_key("a", 100, 0) && !world.desk.take_for_key("a", 1, 0));
+        assert_eq!(world.sum(|stats| &stats.limit_pushes_open), 1);
+        assert_eq!(world.sum(|stats| &stats.limit_pushes_user), 1);
+        assert_eq!(world.sum(|stats| &stats.limit_pushes_key), 1);
+        world.assert_books();
+    }
+
+    #[test]
+    fn at_the_end_all_that_is_open_is_told_and_nothing_new_begins() {
+        let mut world = world(limits());
+        let token = open(world.desk.begin(push(&[1, 2]), "", Some("key"), 0));
+        let (waiter, mut told) = oneshot::channel();
+        assert!(world.desk.wait(token, waiter));
+        world.desk.end();
+        assert_eq!(world.desk.begin(push(&[1]), "", None, 0), Err(Refused::Ending));
+        assert_eq!(
+            world.desk.begin(push(&[1, 2]), "", Some("key"), 0),
+            Ok(At::Open(token)),
+            "it may still be asked for"
+        );
+        world.desk.give_up();
+        assert_eq!(told.try_recv().map(|standing| standing.pending), Ok(2));
+        assert_eq!(world.sum(|stats| &stats.pushes_http_unknown), 2);
+        world.assert_books();
+    }
+}
