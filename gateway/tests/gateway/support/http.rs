@@ -36,11 +36,6 @@ pub(crate) fn request_with(address: SocketAddr, method: &str, path: &str, header
     exchange(address, method, path, headers, "")
 }
 
-/// Posts a JSON body and reads the whole answer.
-pub(crate) fn post_json(address: SocketAddr, path: &str, body: &serde_json::Value) -> std::io::Result<Response> {
-    exchange(address, "POST", path, "", &body.to_string())
-}
-
 /// Posts a body, JSON unless the further header lines say something else, and reads the whole answer.
 pub(crate) fn post_with(address: SocketAddr, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
     exchange(address, "POST", path, headers, body)
