@@ -12,8 +12,8 @@
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
 //! rooms over the nodes of a cluster).
-//! Pushes by HTTP come and go by `portal`.
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
+//! Pushes by HTTP come and go by `portal`.
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
 //! `transport::outbound` (frames to bytes).

@@ -1,6 +1,7 @@
 //! The nodes: hosts, the processes on them, and what happens to both.
 
 use super::pulse::{Life, Pulse};
+use super::pushes::Pushers;
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
 use crate::auth::{Auth, AuthSwitch};
@@ -15,6 +16,7 @@ use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
+use trunkline_proto::Outcome;
 use trunkline_router::hash::home_shard;
 use trunkline_router::membership::{NodeRecord, NodeState};
 
@@ -109,6 +111,8 @@ pub(super) struct Fleet {
     /// When a trouble began or ended.
     troubled_us: Vec<u64>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// Pushes by HTTP at each node, where there are some.
+    pub(super) pushers: Option<Pushers>,
 }
 
 impl Fleet {
@@ -144,6 +148,7 @@ impl Fleet {
             cut_us: Vec::new(),
             troubled_us: Vec::new(),
             counts: BTreeMap::new(),
+            pushers: None,
         }
     }
 
@@ -183,10 +188,23 @@ impl Fleet {
         }
         for number in 0..self.seats.len() {
             self.step_process(number, now_us);
+            self.step_pusher(number, now_us);
         }
         if now_us >= self.looks_us {
             self.looks_us = now_us + HOMES_LOOKED_AT_US;
             self.check_one_home_each(now_us);
+        }
+    }
+
+    fn step_pusher(&mut self, number: usize, now_us: u64) {
+        let (Some(pushers), Some(process)) = (&mut self.pushers, &mut self.seats[number].process) else { return };
+        let Some(node) = process.node.as_mut().filter(|_| !process.paused) else { return };
+        for outcome in pushers.step(number, node, now_us) {
+            self.count(match outcome {
+                Outcome::OfflineNotStored => "pushes offline",
+                Outcome::Overloaded => "pushes overloaded",
+                other => panic!("nobody is there, and nothing is kept: {other:?}"),
+            });
         }
     }
 
@@ -399,7 +417,11 @@ impl Fleet {
             store: None,
             services: None,
         };
-        process.node = Some(Node::new(config, &self.world));
+        let mut node = Node::new(config, &self.world);
+        if let Some(pushers) = &mut self.pushers {
+            pushers.begin(number, &mut node);
+        }
+        process.node = Some(node);
         process.pulse.serve(now_us, &self.redis.listed());
     }
 
@@ -407,6 +429,9 @@ impl Fleet {
     fn stop(&mut self, number: usize, power_lost: bool) {
         let seat = &mut self.seats[number];
         let Some(process) = seat.process.take() else { return };
+        if let Some(pushers) = &mut self.pushers {
+            pushers.end(number);
+        }
         let rings = process.first_ring..process.first_ring + usize::from(seat.scenario.shards);
         self.world.borrow_mut().kill(rings, power_lost);
     }

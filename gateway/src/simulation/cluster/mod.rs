@@ -16,13 +16,15 @@
 //!   then arrives at every session of its recipient (`crowd`, here);
 //! - in live rooms, see `rooms`: numbers rise, nothing comes twice or after a leave, who missed something sees it, and
 //!   at rest everybody who is in gets the next message;
-//! - when the clients have gone: nothing is left in any table (here, `node`).
+//! - when the clients have gone: nothing is left in any table (here, `node`);
+//! - each user of a push by HTTP has one fate at the node that was asked, while that lives (`pushes`).
 
 mod client;
 mod crowd;
 mod fleet;
 mod ledger;
 mod pulse;
+mod pushes;
 mod redis;
 mod rooms;
 mod scale;
@@ -34,6 +36,7 @@ use crate::io::sim::{Faults, SharedWorld, World};
 use crate::mesh::wire::ROOMS_SINCE;
 use crowd::{Crowd, Mood};
 use fleet::Fleet;
+use pushes::Pushers;
 use scenario::Scenario;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -77,6 +80,13 @@ impl Run {
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
         Run { scenario, world, fleet, crowd, calm: 0, proven: 0, steps: 0 }
+    }
+
+    /// The same, with pushes by HTTP at all nodes.
+    fn with_pushes(seed: u64, print: bool) -> Self {
+        let mut run = Run::new(seed, print);
+        run.fleet.pushers = Some(Pushers::new(seed));
+        run
     }
 
     /// Nodes of so many shards each that speak this version, with nothing that goes wrong and nobody who talks.
@@ -144,6 +154,9 @@ impl Run {
         self.crowd.check_one_session_each();
 
         self.crowd.leave_all();
+        if let Some(pushers) = &mut self.fleet.pushers {
+            pushers.stop();
+        }
         self.fleet.calm_redis();
         self.run_for(AFTERMATH_MS);
         self.crowd.hang_up_all();
@@ -170,6 +183,9 @@ impl Run {
     }
 
     fn check_empty(&self) {
+        if let Some(pushers) = &self.fleet.pushers {
+            pushers.check_answered();
+        }
         for (_, node) in self.fleet.nodes() {
             node.check_empty(false);
         }
@@ -236,6 +252,17 @@ fn cluster_holds_for_500_seeds() {
         500,
         |seed, print| Run::new(seed, print).whole(),
         MUST_OCCUR,
+    );
+}
+
+#[test]
+fn pushes_have_one_fate_each_whatever_happens_to_homes() {
+    super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_PUSH_SEED",
+        "pushes_have_one_fate",
+        20,
+        |seed, print| Run::with_pushes(seed, print).whole(),
+        &["fenced", "killed", "suspended", "pushes offline", "pushes overloaded"],
     );
 }
 
