@@ -9,13 +9,17 @@ use trunkline_proto::Outcome;
 
 use crate::calls::{Call, CallRequest, Reply};
 use crate::events::Slot;
+use crate::group_asks::{GroupAsk, PageAsk};
 use crate::outlet::Outlet;
 use crate::receipt::OnlyWaiter;
 use crate::state::{Command, Shared, State, Taken};
 use crate::sync::Ask;
 use crate::unsettled::{InsertError, NotTaken};
 use crate::window::Window;
-use crate::{Config, Dial, Error, Events, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, driver};
+use crate::{
+    Config, Dial, Error, Events, GroupPage, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, driver,
+    is_live_room,
+};
 
 /// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no
 /// connection never has to wait.
@@ -110,6 +114,7 @@ impl Client {
             shared: shared.clone(),
             acknowledge: config.acknowledge,
             at_work: None,
+            group_at_work: None,
             slot: Slot::default(),
             ended: false,
         };
@@ -127,14 +132,17 @@ impl Client {
     /// # Errors
     /// [`Error::NotConnected`], [`Error::NoSuchUser`], [`Error::PayloadTooLarge`], [`Error::Closed`].
     pub async fn send(&self, to: u64, payload: impl Into<Payload>) -> Result<u64, Error> {
-        let payload = Bytes::from(payload.into());
-        self.check(to, &payload)?;
+        self.send_once(to, false, Bytes::from(payload.into())).await
+    }
+
+    async fn send_once(&self, to: u64, group: bool, payload: Bytes) -> Result<u64, Error> {
+        self.check(to, group, &payload)?;
         let slot = self.slot().await?;
         if !self.shared.is_connected() {
             return Err(Error::NotConnected);
         }
         let id = self.shared.ids.next();
-        slot.send(Command::Send { id, to, payload });
+        slot.send(Command::Send { id, to, group, payload });
         Ok(id)
     }
 
@@ -205,7 +213,7 @@ impl Client {
     }
 
     async fn submit_with(&self, permit: OwnedSemaphorePermit, message: Outgoing) -> Result<Receipt, Error> {
-        self.check(message.to, &message.payload)?;
+        self.check(message.to, message.group, &message.payload)?;
         let id = match message.id {
             Some(0) => return Err(Error::ZeroId),
             Some(id) => id,
@@ -329,6 +337,102 @@ impl Client {
         page.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
     }
 
+    /// Joins a group, or this session a live room (ids from 2^63 on, see [`is_live_room`]), and returns the position of
+    /// its last message: what comes as an event lies behind it. It changes nothing for a member. A membership of a group
+    /// is the user's, on all devices, until [`Self::leave_group`]; one of a live room is this client's, which joins the
+    /// room again after each reconnect.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`], also when the connection breaks meanwhile: the join may have taken effect then, and
+    /// asking again does no harm. [`Error::Refused`], with 19 where this user cannot join by itself, 22 at a limit, and
+    /// 21 where the gateway keeps no groups. [`Error::NoSuchUser`] for group 0; [`Error::Closed`].
+    pub async fn join_group(&self, group: u64) -> Result<u64, Error> {
+        self.ask_group(group, false).await
+    }
+
+    /// Leaves a group or a live room: no message of it comes once this has returned. It changes nothing for one who is
+    /// not in it.
+    ///
+    /// # Errors
+    /// As [`Self::join_group`]; without a connection a live room is left already.
+    pub async fn leave_group(&self, group: u64) -> Result<(), Error> {
+        self.ask_group(group, true).await.map(|_stamp| ())
+    }
+
+    async fn ask_group(&self, group: u64, leave: bool) -> Result<u64, Error> {
+        self.check(group, true, &[])?;
+        let (answer, done) = oneshot::channel();
+        let slot = self.slot().await?;
+        slot.send(Command::Group(GroupAsk { group, id: self.shared.ids.next(), leave, answer }));
+        done.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
+    }
+
+    /// Queues a message to a group or live room, sent at most once, and returns its id: [`Self::send`] to a group.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_to_group(&self, group: u64, payload: impl Into<Payload>) -> Result<u64, Error> {
+        self.send_once(group, true, Bytes::from(payload.into())).await
+    }
+
+    /// Sends a message to a group or live room and waits for its fate: [`Outcome::Stored`] in a group, where it is on
+    /// the gateway's disk before a member sees it, [`Outcome::Accepted`] in a live room; [`Outcome::Denied`] to one who
+    /// is not in it or is muted, and [`Outcome::Overloaded`] where the group has had its messages of this second. It is
+    /// sent again after a reconnect, and is in the group once. [`Self::submit`] with [`Outgoing::to_group`] has all
+    /// there is to choose.
+    ///
+    /// The own message does not come back as an event; the user's other devices get it
+    /// ([`crate::GroupMessage::is_own`]).
+    ///
+    /// # Errors
+    /// As [`Self::send_acked`]; [`Error::Refused`] with 11 for more messages than a member may send in a second.
+    pub async fn send_to_group_acked(&self, group: u64, payload: impl Into<Payload>) -> Result<Outcome, Error> {
+        let mut waiter = OnlyWaiter(self.submit(Outgoing::to_group(group, payload)).await?);
+        (&mut waiter.0).await
+    }
+
+    /// Fetches what a group has behind a position, as [`crate::Event::GroupMessage`]s, and goes on from there: for an
+    /// application that has a history of its own, or that wants more than what comes from now on after
+    /// [`crate::Event::GroupHeads`]. Not needed where [`Config::resume`] says where the groups stand. Without effect for
+    /// a live room.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn follow_group(&self, group: u64, after_stamp: u64) -> Result<(), Error> {
+        self.slot().await?.send(Command::Follow { group, after: after_stamp });
+        Ok(())
+    }
+
+    /// Marks a group as read by this user up to a position, [`crate::GroupMessage::stamp`]. It never goes back; others
+    /// see it with `GET /v1/groups/{id}/reads`. Nothing is answered. Without effect for a live room.
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`], [`Error::NoSuchUser`] for group 0, [`Error::Closed`].
+    pub async fn mark_read(&self, group: u64, stamp: u64) -> Result<(), Error> {
+        self.check(group, true, &[])?;
+        let slot = self.slot().await?;
+        if !self.shared.is_connected() {
+            return Err(Error::NotConnected);
+        }
+        if !is_live_room(group) {
+            slot.send(Command::Mark { group, stamp });
+        }
+        Ok(())
+    }
+
+    /// A page of what the gateway holds of a group, without any effect on what comes as an event: for looking back. The
+    /// next page is [`History::after`] of [`GroupPage::next`], until [`GroupPage::complete`].
+    ///
+    /// # Errors
+    /// As [`Self::history`]; [`Error::Refused`] with 19 for one who is no member, and with 21 for a live room.
+    pub async fn group_history(&self, group: u64, history: History) -> Result<GroupPage, Error> {
+        // Group 0 would be the inbox.
+        self.check(group, true, &[])?;
+        let (answer, page) = oneshot::channel();
+        self.slot().await?.send(Command::GroupPage(PageAsk { group, history, answer }));
+        page.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
+    }
+
     /// Where this device stands, for [`Config::resume`] of a later process.
     #[must_use]
     pub fn resume(&self) -> Resume {
@@ -358,11 +462,11 @@ impl Client {
         self.shared.info()
     }
 
-    fn check(&self, to: u64, payload: &[u8]) -> Result<(), Error> {
+    fn check(&self, to: u64, group: bool, payload: &[u8]) -> Result<(), Error> {
         if to == 0 {
             return Err(Error::NoSuchUser);
         }
-        self.shared.check_payload(payload.len())
+        self.shared.check_payload_to(group, payload.len())
     }
 
     async fn slot(&self) -> Result<mpsc::Permit<'_, Command>, Error> {

@@ -63,7 +63,7 @@ pub enum Error {
         /// What fits.
         bytes_max: usize,
     },
-    /// The recipient is user 0.
+    /// The recipient is user 0 or group 0.
     NoSuchUser,
     /// The id given is 0, which no message may have.
     ZeroId,
@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// [`crate::Config::outbox`] failed; the message was not sent.
     Outbox(io::Error),
-    /// The gateway refused this message.
+    /// The gateway refused this message, join, leave or page.
     Refused {
         /// Number of the error; [`Code::from_u16`] names it.
         code: u16,
@@ -179,12 +179,12 @@ impl fmt::Display for Error {
             Self::PayloadTooLarge { bytes, bytes_max } => {
                 write!(f, "the payload has {bytes} bytes, this gateway takes {bytes_max}")
             }
-            Self::NoSuchUser => write!(f, "user 0 does not exist"),
+            Self::NoSuchUser => write!(f, "there is no user or group 0"),
             Self::ZeroId => write!(f, "a message cannot have the id 0"),
             Self::DuplicateId { id } => write!(f, "a message with the id {id} is still under way"),
             Self::Outbox(error) => write!(f, "the outbox failed: {error}"),
             Self::Refused { code, text } => {
-                write!(f, "the gateway refused the message: {}", sentence(*code, text))
+                write!(f, "the gateway refused it: {}", sentence(*code, text))
             }
             Self::Call { code, text } => write!(f, "the call has no answer: {}", sentence(*code, text)),
             Self::UnknownOutcome(outcome) => {

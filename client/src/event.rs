@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use trunkline_proto::{SERVICE_USERS, flags};
 
-use crate::Reason;
+use crate::{GroupHead, GroupMessage, Reason};
 
 /// One thing that happened on the connection, in the order it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,39 @@ use crate::Reason;
 pub enum Event {
     /// A message for this user.
     Message(Message),
+    /// A message to a group or live room that this user, or this session, is in. Those of a group come each once and in
+    /// order, whatever happens to the connection: what was missed is fetched and comes first.
+    GroupMessage(GroupMessage),
+    /// Messages of a group or live room were not given to this session. Those of a group that the gateway keeps come
+    /// next, in order; those of a live room, and those that were sent with [`crate::Outgoing::without_store`], are
+    /// gone.
+    GroupGap {
+        /// The group or live room.
+        group: u64,
+        /// How many; 0 where it is not known.
+        missed: u64,
+    },
+    /// A gap in a group that was away for long: messages are gone from its log that this client has not had.
+    GroupTruncated {
+        /// The group.
+        group: u64,
+        /// They had this position or a lower one.
+        floor: u64,
+    },
+    /// This user is in groups of which this client has no position, and this is how far they are: what comes from now
+    /// on is told. [`crate::Client::follow_group`] fetches what lies behind an earlier position, and
+    /// [`crate::Client::group_history`] looks at it.
+    GroupHeads(Vec<GroupHead>),
+    /// The client is not in this group or live room any more, or its messages cannot be had: a live room could not be
+    /// joined again after a reconnect, or this user was removed.
+    GroupLost {
+        /// The group or live room.
+        group: u64,
+        /// Why, as a number; [`crate::Code::from_u16`] names it.
+        code: u16,
+        /// The gateway's own words.
+        text: String,
+    },
     /// The connection is gone.
     Disconnected {
         /// Why.

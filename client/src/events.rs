@@ -10,7 +10,7 @@ use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::state::{Shared, Taken};
-use crate::{Acknowledge, Client, Event};
+use crate::{Acknowledge, Client, Event, is_live_room};
 
 type Reserving = Pin<Box<dyn Future<Output = Option<OwnedPermit<Taken>>> + Send + Sync>>;
 
@@ -29,6 +29,8 @@ pub struct Events {
     pub(crate) acknowledge: Acknowledge,
     /// The application works on this message; it is acknowledged when the next event is asked for.
     pub(crate) at_work: Option<Taken>,
+    /// The application works on a message of this group, at this position.
+    pub(crate) group_at_work: Option<(u64, u64)>,
     pub(crate) slot: Slot,
     /// The last event has been returned.
     pub(crate) ended: bool,
@@ -59,6 +61,9 @@ impl Events {
             }
             self.at_work = None;
         }
+        if let Some((group, stamp)) = self.group_at_work.take() {
+            self.shared.note_group(group, stamp);
+        }
         if self.acknowledge == Acknowledge::OnTake {
             // Held before the event is taken, so that there is no point in between where cancelling could lose either.
             ready!(self.slot.poll_held(&self.client, cx));
@@ -71,6 +76,15 @@ impl Events {
                 Acknowledge::OnNext => self.at_work = Some(Taken::of(message)),
                 Acknowledge::OnTake => self.slot.send(Taken::of(message)),
                 Acknowledge::Manually => {}
+            }
+        }
+        if let Some(Event::GroupMessage(message)) = &event
+            && !is_live_room(message.group)
+        {
+            let place = (message.group, message.stamp);
+            match self.acknowledge {
+                Acknowledge::OnTake => self.shared.note_group(place.0, place.1),
+                Acknowledge::OnNext | Acknowledge::Manually => self.group_at_work = Some(place),
             }
         }
         self.ended |= matches!(event, Some(Event::Disconnected { retry_in: None, .. }));

@@ -25,6 +25,9 @@ const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 const PUT: u8 = b'P';
 /// A message that is not to be stored by a gateway.
 const PUT_WITHOUT_STORE: u8 = b'N';
+/// A message to a group, and one that is not to be stored.
+const PUT_GROUP: u8 = b'G';
+const PUT_GROUP_WITHOUT_STORE: u8 = b'H';
 const SETTLED: u8 = b'S';
 
 /// What a message survives once [`crate::Client::submit`] has returned.
@@ -229,7 +232,12 @@ impl Record {
     fn bytes(&self) -> Vec<u8> {
         let (kind, id, to, payload) = match self {
             Self::Put(id, message) => {
-                let kind = if message.no_store { PUT_WITHOUT_STORE } else { PUT };
+                let kind = match (message.group, message.no_store) {
+                    (false, false) => PUT,
+                    (false, true) => PUT_WITHOUT_STORE,
+                    (true, false) => PUT_GROUP,
+                    (true, true) => PUT_GROUP_WITHOUT_STORE,
+                };
                 (kind, *id, message.to, &message.payload[..])
             }
             Self::Settled(id) => (SETTLED, *id, 0, &[][..]),
@@ -260,9 +268,11 @@ impl Record {
         }
         let (id, to) = (u64::from_be_bytes(*id), u64::from_be_bytes(*to));
         match kind {
-            PUT | PUT_WITHOUT_STORE => {
+            PUT | PUT_WITHOUT_STORE | PUT_GROUP | PUT_GROUP_WITHOUT_STORE => {
+                let no_store = matches!(kind, PUT_WITHOUT_STORE | PUT_GROUP_WITHOUT_STORE);
+                let group = matches!(kind, PUT_GROUP | PUT_GROUP_WITHOUT_STORE);
                 let message = Outgoing::new(to, Payload::from(payload)).with_id(id);
-                Some((Self::Put(id, Outgoing { no_store: kind == PUT_WITHOUT_STORE, ..message }), len))
+                Some((Self::Put(id, Outgoing { group, no_store, ..message }), len))
             }
             SETTLED => Some((Self::Settled(id), len)),
             _ => None,

@@ -45,6 +45,42 @@
 //! number; it is acknowledged and kept like what users send. The other side, a worker that serves and pushes, is
 //! `service::Service`.
 //!
+//! # Groups and live rooms
+//!
+//! A group has members and a log at the gateway; a live room (ids from 2⁶³ on, [`is_live_room`]) is for those who are
+//! there, and nothing is kept of it. [`Client::join_group`] and [`Client::leave_group`] change who is in;
+//! [`Client::send_to_group_acked`] and [`Outgoing::to_group`] send; messages come as [`Event::GroupMessage`].
+//!
+//! - Messages of a group are events each once and in order. What the session was not given, because it was away, its
+//!   connection was full, or the application was too slow, is fetched from the log and comes first; meanwhile what
+//!   comes waits. [`Event::GroupGap`] tells of it, and [`Event::GroupTruncated`] when the log has it no more.
+//! - There is one exception to the order: of the first messages of a connection one may be lost at the gateway, unseen
+//!   until the gateway says so. It then comes late; its [`GroupMessage::stamp`] has its place.
+//! - A membership of a group is the user's. Groups of which this client has no position yet are told with
+//!   [`Event::GroupHeads`]; [`Client::follow_group`] fetches what lies behind a position, [`Client::group_history`]
+//!   looks at it. [`Resume::groups`] lets a later process go on: a position is passed when the application asks for the
+//!   next event, or, with [`Acknowledge::OnTake`], when it takes the message.
+//! - A live room is the session's: the client joins it again after each reconnect, before anything else is sent.
+//!   [`Event::GroupGap`] tells how many messages were missed, with 0 after a reconnect, when that is not known.
+//! - Own messages do not come back, and do not count as missed. One without an acknowledgement has a number that the
+//!   client does not know; a message of a live room that is missed just then may be taken for it.
+//! - Messages with [`Outgoing::without_store`] that a session was not given are gone; [`Event::GroupGap`] counts them.
+//!
+//! ```no_run
+//! # use trunkline_client::{Client, Config, Error, Event};
+//! # async fn example() -> Result<(), Error> {
+//! let (client, mut events) = Client::connect(Config { user: 1, ..Config::default() }).await?;
+//! client.join_group(77).await?;
+//! client.send_to_group_acked(77, "hello all").await?;
+//! while let Some(event) = events.next().await {
+//!     if let Event::GroupMessage(message) = event {
+//!         println!("{} in {}: {:?}", message.from, message.group, message.text());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # A gateway that keeps messages
 //!
 //! Where the gateway has a store ([`SessionInfo::registered`]), it keeps messages with acknowledgement for each device
@@ -138,6 +174,10 @@
 //! | messages of a backlog without an acknowledgement | [`Config::replay_window`], [`Config::event_queue_len`] | the rest waits at the gateway |
 //! | replayed while a page of history is on its way | 4,096 and 64 MiB | the connection ends with [`Reason::Protocol`] |
 //! | dropped messages to be fetched again | 4,096 | those beyond come after the next login |
+//! | groups and live rooms | 4,096 | what comes of further groups is passed on as it comes; a further room is [`Error::Refused`] with 22 |
+//! | messages held while others of their group are fetched | 256 and 4 MiB | those beyond are fetched in their turn |
+//! | joins and leaves under way | 1,024 | [`Error::Refused`] with 11 |
+//! | messages of groups remembered to remove duplicates | 8,192 | the oldest are forgotten |
 //! | guards at a time | [`Config::event_queue_len`] and 16 | [`Client::guard`] waits |
 //! | one frame | the gateway's `max_frame` | [`Error::PayloadTooLarge`] |
 //! | addresses learnt from gateways | 16 | the one not used for longest is forgotten |
@@ -184,6 +224,9 @@ mod error;
 mod event;
 mod events;
 mod file_outbox;
+mod follow;
+mod group;
+mod group_asks;
 mod guard;
 mod history;
 mod ids;
@@ -216,6 +259,11 @@ mod window;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// So are those for developers of applications with groups.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/groups.md")]
+struct GroupsDocument;
+
 pub use backoff::Backoff;
 pub use bytes::Bytes;
 pub use calls::{Call, Reply};
@@ -226,6 +274,7 @@ pub use error::{Error, Reason, sentence};
 pub use event::{Event, Message};
 pub use events::Events;
 pub use file_outbox::{Durability, FileOutbox};
+pub use group::{GroupHead, GroupMessage, GroupPage, is_live_room};
 pub use guard::Guard;
 pub use history::{History, Page};
 pub use outbox::Outbox;

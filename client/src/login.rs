@@ -110,7 +110,7 @@ where
 
     let mut request = Vec::new();
     // `last_stamp` does not say what is missing: what was delivered but not acknowledged lies anywhere below it. The
-    // gateway has a cursor of its own for each device, and the window removes what comes twice.
+    // gateway has a cursor of its own for each device, and the window removes what comes twice. It is for the groups.
     let login = Login {
         version: VERSION,
         user: config.user,
@@ -119,7 +119,7 @@ where
         device_class: config.device_class.clone(),
         agent: config.agent.clone(),
         resume: resume.token.clone(),
-        last_stamp: resume.last_stamp,
+        last_stamp: resume.login_stamp(),
         heartbeat_secs: config.heartbeat_secs,
         window: config.window(),
         ephemeral: config.ephemeral,

@@ -62,6 +62,18 @@ impl Outbound {
         self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
     }
 
+    /// Appends a GROUP_SEND.
+    pub(crate) fn group_message(&mut self, flags: u8, id: u64, group: u64, payload: &[u8]) {
+        self.append(Kind::GroupSend, flags, 0, id, group, 0, payload);
+        self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
+    }
+
+    /// Appends a GROUP_JOIN, GROUP_LEAVE or MARK: frames about a group that have no body.
+    pub(crate) fn about_group(&mut self, kind: Kind, id: u64, group: u64, stamp: u64) {
+        self.append(kind, 0, 0, id, group, stamp, &[]);
+        self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
+    }
+
     /// Appends a CALL.
     pub(crate) fn call(&mut self, id: u64, call: &Call) {
         let flags = if call.safe { call_flags::SAFE } else { 0 };

@@ -163,6 +163,7 @@ impl Outlet {
 fn payload_bytes(event: &Event) -> usize {
     match event {
         Event::Message(message) => message.body.len(),
+        Event::GroupMessage(message) => message.body.len(),
         _ => 0,
     }
 }

@@ -97,6 +97,8 @@ impl<const LEN: usize> From<[u8; LEN]> for Payload {
 pub struct Outgoing {
     /// The recipient; never 0.
     pub to: u64,
+    /// The recipient is a group or live room.
+    pub group: bool,
     /// What it carries.
     pub payload: Payload,
     /// Its id; never 0, and unique for the sending user. `None` lets the client draw one. A message that was handed in
@@ -114,7 +116,13 @@ pub struct Outgoing {
 impl Outgoing {
     /// A message to user `to`, with an id of the client's and the usual time.
     pub fn new(to: u64, payload: impl Into<Payload>) -> Self {
-        Self { to, payload: payload.into(), id: None, timeout: None, retry: false, no_store: false }
+        Self { to, group: false, payload: payload.into(), id: None, timeout: None, retry: false, no_store: false }
+    }
+
+    /// A message to a group or live room. It ends as [`crate::Outcome::Stored`]; as [`crate::Outcome::Accepted`] in a
+    /// live room and [`Self::without_store`]; as [`crate::Outcome::Denied`] or [`crate::Outcome::Overloaded`].
+    pub fn to_group(group: u64, payload: impl Into<Payload>) -> Self {
+        Self { group: true, ..Self::new(group, payload) }
     }
 
     /// The same with an id of the application's: the recipient takes two messages with one id for one, so that it can

@@ -1,5 +1,7 @@
 //! One logged-in connection, from LOGIN_OK to its end.
 
+mod groups;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use trunkline_proto::{Code, Frame, Kind, Login, LoginOk, Outcome, SERVICE_USERS,
 
 use crate::acks::{Acks, Due};
 use crate::calls::{CallRequest, OpenCalls};
+use crate::group_asks::{GroupAsks, may_refuse_page};
 use crate::login::{Advice, Link, read_bye, token_left};
 use crate::outbound::Outbound;
 use crate::renewal::Renewal;
@@ -73,6 +76,9 @@ struct Session<'a> {
     acks: Acks,
     syncs: Syncs,
     calls: OpenCalls,
+    group_asks: GroupAsks,
+    /// Messages wait until then for live rooms to be joined again.
+    rejoined_by: Instant,
     /// The gateway keeps what this device does not acknowledge, and gives it once.
     registered: bool,
     /// The end of the backlog has been told.
@@ -93,6 +99,7 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
     state: &mut State,
 ) -> Ended {
     let mut session = Session::new(&link, user, credentials, state);
+    session.begin_groups();
     let ended = session.run(&mut link).await;
     for ping in session.pings {
         // A caller that no longer waits has no interest in the answer.
@@ -100,6 +107,7 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
     }
     session.syncs.end();
     session.calls.end();
+    session.group_asks.end();
     if session.closing.is_some() {
         return Reason::LoggedOut.into();
     }
@@ -132,6 +140,8 @@ impl<'a> Session<'a> {
             acks: Acks::new(registered),
             syncs: Syncs::default(),
             calls: OpenCalls::default(),
+            group_asks: GroupAsks::default(),
+            rejoined_by: now,
             registered,
             caught_up: false,
             resend_from: 0,
@@ -217,7 +227,7 @@ impl<'a> Session<'a> {
 
     /// Nothing overtakes what has to be sent again, and nothing follows LOGOUT.
     fn takes_commands(&self) -> bool {
-        self.out.has_room() && !self.is_resending() && self.closing.is_none()
+        self.out.has_room() && !self.is_resending() && !self.waits_for_rooms() && self.closing.is_none()
     }
 
     // Commands
@@ -232,10 +242,10 @@ impl<'a> Session<'a> {
 
     fn take_command(&mut self, command: Command) {
         match command {
-            Command::Send { id, to, payload } => {
+            Command::Send { id, to, group, payload } => {
                 // Too large only if it was queued for an earlier connection with larger frames; lost with that one.
-                if self.state.shared.check_payload(payload.len()).is_ok() {
-                    self.out.message(0, id, to, &payload);
+                if self.state.shared.check_payload_to(group, payload.len()).is_ok() {
+                    self.send(0, id, to, group, &payload);
                 }
             }
             Command::SendTracked { serial } => {
@@ -248,6 +258,10 @@ impl<'a> Session<'a> {
             Command::Ping { answer } => self.ping(answer),
             Command::Call(call) => self.call(call),
             Command::History(ask) => self.syncs.ask(ask),
+            Command::Group(ask) => self.ask_group(ask),
+            Command::GroupPage(ask) => self.group_asks.ask_page(ask),
+            Command::Follow { group, after } => self.state.follow(group, after),
+            Command::Mark { group, stamp } => self.out.about_group(Kind::Mark, 0, group, stamp),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
                 while let Ok(taken) = self.state.taken.try_recv() {
@@ -315,7 +329,8 @@ impl<'a> Session<'a> {
 
     /// Asks for the next page that somebody waits for, or for messages that were lost on their way to the application.
     fn ask_for_pages(&mut self) {
-        if self.closing.is_some() || !self.out.has_room_for_answers() || self.syncs.is_running() {
+        let is_running = self.syncs.is_running() || self.is_group_page_running();
+        if self.closing.is_some() || !self.out.has_room_for_answers() || is_running {
             return;
         }
         let question = self.syncs.next().or_else(|| {
@@ -323,8 +338,9 @@ impl<'a> Session<'a> {
             let history = if self.registered { self.state.recall.request(room) } else { None };
             history.map(|history| self.syncs.recall(history))
         });
-        if let Some((aux, sync)) = question {
-            self.out.sync(aux, &sync);
+        match question {
+            Some((aux, sync)) => self.out.sync(aux, &sync),
+            None => self.ask_for_group_page(),
         }
     }
 
@@ -333,6 +349,10 @@ impl<'a> Session<'a> {
             Ok(sync_ok) => sync_ok,
             Err(error) => return Some(Reason::Protocol(format!("its SYNC_OK cannot be read: {error}")).into()),
         };
+        if sync_ok.group != 0 {
+            self.group_page_over(&sync_ok);
+            return None;
+        }
         if frame.aux == BACKLOG {
             if self.syncs.is_running() {
                 return self.hold(Held::BacklogOver(sync_ok));
@@ -427,6 +447,9 @@ impl<'a> Session<'a> {
     /// As much as fits into the send buffer now: all of it may be far more than the buffer should hold, and the
     /// connection is read in between.
     fn resend_some(&mut self) {
+        if self.waits_for_rooms() {
+            return;
+        }
         while self.is_resending() && self.out.has_room() {
             match self.state.shared.unsettled.take_first(self.resend_from..self.resend_below) {
                 Some(message) => {
@@ -440,16 +463,25 @@ impl<'a> Session<'a> {
 
     /// Too large only if it was put in during an earlier connection with larger frames.
     fn send_tracked(&mut self, message: Next) {
-        match self.state.shared.check_payload(message.payload.len()) {
+        match self.state.shared.check_payload_to(message.group, message.payload.len()) {
             Ok(()) => {
                 let retry = if message.is_retry { flags::RETRY } else { 0 };
                 let no_store = if message.no_store { flags::NO_STORE } else { 0 };
-                self.out.message(flags::ACK | retry | no_store, message.id, message.to, &message.payload);
+                self.send(flags::ACK | retry | no_store, message.id, message.to, message.group, &message.payload);
             }
             Err(too_large) => {
                 self.state.shared.unsettled.settle(message.serial, Err(too_large));
             }
         }
+    }
+
+    fn send(&mut self, of_message: u8, id: u64, to: u64, group: bool, payload: &[u8]) {
+        if !group {
+            return self.out.message(of_message, id, to, payload);
+        }
+        let (acked, is_retry) = (of_message & flags::ACK != 0, of_message & flags::RETRY != 0);
+        self.state.groups.sending(to, self.user, id, acked, is_retry);
+        self.out.group_message(of_message, id, to, payload);
     }
 
     // Timers
@@ -469,7 +501,14 @@ impl<'a> Session<'a> {
         if let Some(renewal) = self.renewal.due() {
             due = due.min(renewal);
         }
-        let may_recall = self.registered && !self.syncs.is_running() && self.out.has_room_for_answers();
+        let may_ask = !self.syncs.is_running() && !self.is_group_page_running() && self.out.has_room_for_answers();
+        if let Some(pull) = self.state.groups.pull_due().filter(|_| may_ask && self.pulls_groups()) {
+            due = due.min(pull);
+        }
+        if self.waits_for_rooms() {
+            due = due.min(self.rejoined_by);
+        }
+        let may_recall = self.registered && may_ask;
         if let Some(recall) = self.state.recall.due().filter(|_| may_recall) {
             due = due.min(recall);
         }
@@ -509,6 +548,9 @@ impl<'a> Session<'a> {
             Kind::Reply => self.calls.replied(frame),
             Kind::SyncOk => return self.handle_sync_ok(frame),
             Kind::Sent => self.handle_sent(frame),
+            Kind::GroupDeliver => return self.handle_group_deliver(frame),
+            Kind::GroupOk => self.handle_group_ok(frame),
+            Kind::Heads => return self.handle_heads(frame),
             Kind::Error => self.handle_error(frame),
             Kind::Pong => self.handle_pong(frame.aux),
             Kind::Bye => {
@@ -518,7 +560,7 @@ impl<'a> Session<'a> {
             }
             Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
             // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
-            Kind::GroupDeliver | Kind::Presence | Kind::GroupOk | Kind::Heads => {}
+            Kind::Presence => {}
             unexpected => {
                 let what = format!("it sent {} after the login", unexpected.name());
                 return Some(Reason::Protocol(what).into());
@@ -568,6 +610,7 @@ impl<'a> Session<'a> {
 
     /// A SENT that matches nothing answers a message that was sent twice and is settled, or one that was given up.
     fn handle_sent(&mut self, frame: &Frame<'_>) {
+        self.note_own_group_message(frame);
         let fate = || Outcome::from_u16(frame.aux).ok_or(Error::UnknownOutcome(frame.aux));
         self.state.shared.unsettled.settle_id(frame.id, frame.peer, fate);
     }
@@ -578,11 +621,18 @@ impl<'a> Session<'a> {
         if self.calls.refused(frame.id, code, &text) {
             return;
         }
+        if self.is_group_ask_refused(frame, code, &text) {
+            return;
+        }
         if (frame.id, frame.peer) == (0, 0) {
             // RENEW is never unsupported where SYNC is known.
-            let is_page = self.syncs.may_be_refused_with(code);
+            let is_group_page = self.is_group_page_running() && may_refuse_page(code);
+            let is_page = is_group_page || self.syncs.may_be_refused_with(code);
             if self.renewal.may_be_refused_with(code) && !(is_page && code == Code::Unsupported.as_u16()) {
                 return self.not_renewed(sentence(code, &text));
+            }
+            if is_group_page {
+                return self.group_page_refused(code, text);
             }
             if is_page {
                 let (held, was_recall) = self.syncs.refused(code, text);

@@ -1,7 +1,8 @@
 //! What outlives a connection, and what happens to it while there is none.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,19 +10,21 @@ use tokio::sync::{mpsc, oneshot};
 use trunkline_proto::HEADER_LONG;
 
 use crate::calls::CallRequest;
+use crate::follow::Follows;
+use crate::group_asks::{GroupAsk, PageAsk};
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
 use crate::recall::Recall;
 use crate::sync::Ask;
 use crate::unsettled::Unsettled;
 use crate::window::Window;
-use crate::{Error, Event, Message, Outbox, Reason, Resume, SessionInfo};
+use crate::{Error, Event, Message, Outbox, Reason, Resume, SessionInfo, is_live_room};
 
 /// What the handles ask of the task that owns the connection.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// At most once.
-    Send { id: u64, to: u64, payload: Bytes },
+    /// At most once; to a user, or to a group.
+    Send { id: u64, to: u64, group: bool, payload: Bytes },
     /// At least once: the message with this serial, if it has not been given up meanwhile.
     SendTracked { serial: u64 },
     /// Measure the round trip.
@@ -30,6 +33,14 @@ pub(crate) enum Command {
     Call(CallRequest),
     /// A page of the inbox.
     History(Ask),
+    /// Join or leave a group.
+    Group(GroupAsk),
+    /// A page of a group.
+    GroupPage(PageAsk),
+    /// The application has a group up to there, and wants what lies behind.
+    Follow { group: u64, after: u64 },
+    /// This user has read a group up to there.
+    Mark { group: u64, stamp: u64 },
     /// Log out and end.
     Close,
 }
@@ -62,6 +73,8 @@ pub(crate) struct Shared {
     ticket: Mutex<Vec<u8>>,
     /// Highest stamp that the application is done with.
     last_stamp: AtomicU64,
+    /// The same for each group: as many as [`Follows`] keeps account of.
+    group_stamps: Mutex<BTreeMap<u64, u64>>,
     ended: OnceLock<Reason>,
 }
 
@@ -75,6 +88,7 @@ impl Shared {
             info: Mutex::new(info),
             ticket: Mutex::new(resume.token),
             last_stamp: AtomicU64::new(resume.last_stamp),
+            group_stamps: Mutex::new(resume.groups.into_iter().collect()),
             ended: OnceLock::new(),
         }
     }
@@ -90,7 +104,30 @@ impl Shared {
     /// What the next login goes on with.
     pub(crate) fn resume(&self) -> Resume {
         let token = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Resume { token, last_stamp: self.last_stamp.load(Ordering::Relaxed) }
+        let groups = self.lock_groups().iter().map(|(group, stamp)| (*group, *stamp)).collect();
+        Resume { token, last_stamp: self.last_stamp.load(Ordering::Relaxed), groups }
+    }
+
+    fn lock_groups(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.group_stamps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The application is done with the messages of a group up to there, if that group is kept account of.
+    pub(crate) fn note_group(&self, group: u64, stamp: u64) {
+        self.note_stamp(stamp);
+        if let Some(known) = self.lock_groups().get_mut(&group) {
+            *known = stamp.max(*known);
+        }
+    }
+
+    /// A group is kept account of from this position on, or again from there.
+    pub(crate) fn begin_group(&self, group: u64, stamp: u64) {
+        self.lock_groups().insert(group, stamp);
+    }
+
+    /// A group is no longer kept account of.
+    pub(crate) fn end_group(&self, group: u64) {
+        self.lock_groups().remove(&group);
     }
 
     /// The application is done with the message at this position.
@@ -125,6 +162,19 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The same for a message to a user or to a group; a group's members get the sender's id in front of it.
+    pub(crate) fn check_payload_to(&self, group: bool, bytes: usize) -> Result<(), Error> {
+        let spare = if group { size_of::<u64>() } else { 0 };
+        self.check_payload(bytes + spare).map_err(|error| match error {
+            Error::PayloadTooLarge { bytes, bytes_max } => {
+                Error::PayloadTooLarge { bytes: bytes - spare, bytes_max: bytes_max.saturating_sub(spare) }
+            }
+            other => other,
+        })
+    }
+}
+
 /// Ends what is shared when the task is torn down, by a panic or with its runtime, before it could do so itself.
 #[derive(Debug)]
 struct EndGuard(Arc<Shared>);
@@ -146,6 +196,8 @@ pub(crate) struct State {
     pub(crate) window: Window,
     /// What this session was given and the application has not got.
     pub(crate) recall: Recall,
+    /// What this client has of its groups.
+    pub(crate) groups: Follows,
     /// Tracked messages with smaller serials are no longer in the queue of commands: they are sent after each login.
     pub(crate) announced_below: u64,
     pub(crate) shared: Arc<Shared>,
@@ -162,7 +214,8 @@ impl State {
         // What an outbox has kept was never in the queue.
         let announced_below = shared.unsettled.serial_next();
         let (end, recall) = (EndGuard(shared.clone()), Recall::default());
-        Self { _end: end, commands, taken, outlet, window, recall, announced_below, shared }
+        let groups = Follows::new(&shared.resume().groups);
+        Self { _end: end, commands, taken, outlet, window, recall, groups, announced_below, shared }
     }
 
     /// A connection is lost.
@@ -195,12 +248,16 @@ impl State {
 
     pub(crate) fn forget(&mut self, dropped: impl IntoIterator<Item = Event>) {
         for event in dropped {
-            if let Event::Message(message) = event {
-                self.window.forget((message.from, message.id));
-                // Without a listener it waits for one that logs in.
-                if message.wants_ack() && !self.outlet.is_abandoned() {
-                    self.recall.note(message.stamp);
+            match event {
+                Event::Message(message) => {
+                    self.window.forget((message.from, message.id));
+                    // Without a listener it waits for one that logs in.
+                    if message.wants_ack() && !self.outlet.is_abandoned() {
+                        self.recall.note(message.stamp);
+                    }
                 }
+                Event::GroupMessage(message) if !self.outlet.is_abandoned() => self.groups.dropped(&message),
+                _ => {}
             }
         }
     }
@@ -227,9 +284,12 @@ impl State {
                     Some(Command::Ping { answer }) => drop(answer.send(Err(Error::NotConnected))),
                     Some(Command::Call(call)) => call.refuse(Error::NotConnected),
                     Some(Command::History(ask)) => drop(ask.answer.send(Err(Error::NotConnected))),
+                    Some(Command::Group(ask)) => self.ask_group_offline(ask),
+                    Some(Command::GroupPage(ask)) => drop(ask.answer.send(Err(Error::NotConnected))),
+                    Some(Command::Follow { group, after }) => self.follow(group, after),
                     Some(Command::SendTracked { serial }) => self.announced_below = serial + 1,
                     // At most once: it was queued before the connection broke and goes with it.
-                    Some(Command::Send { .. }) => {}
+                    Some(Command::Send { .. } | Command::Mark { .. }) => {}
                 },
                 Some(taken) = self.taken.recv() => {
                     // Acknowledged when the gateway delivers it again.
@@ -237,6 +297,23 @@ impl State {
                 }
                 dropped = self.outlet.settle() => self.forget(dropped),
             }
+        }
+    }
+
+    /// A session is in a live room, so that without one this client has left.
+    fn ask_group_offline(&mut self, GroupAsk { group, leave, answer, .. }: GroupAsk) {
+        let has_left = leave && is_live_room(group);
+        if has_left {
+            self.groups.left(group);
+        }
+        // A caller that no longer waits has no interest in the answer.
+        drop(answer.send(if has_left { Ok(0) } else { Err(Error::NotConnected) }));
+    }
+
+    /// The application has a group up to there, and wants what lies behind.
+    pub(crate) fn follow(&mut self, group: u64, after: u64) {
+        if self.groups.follow(group, after) {
+            self.shared.begin_group(group, after);
         }
     }
 
@@ -250,7 +327,13 @@ impl State {
                 Command::Ping { answer } => drop(answer.send(Err(self.shared.closed()))),
                 Command::Call(call) => call.refuse(self.shared.closed()),
                 Command::History(ask) => drop(ask.answer.send(Err(self.shared.closed()))),
-                Command::Send { .. } | Command::SendTracked { .. } | Command::Close => {}
+                Command::Group(ask) => drop(ask.answer.send(Err(self.shared.closed()))),
+                Command::GroupPage(ask) => drop(ask.answer.send(Err(self.shared.closed()))),
+                Command::Send { .. }
+                | Command::SendTracked { .. }
+                | Command::Follow { .. }
+                | Command::Mark { .. }
+                | Command::Close => {}
             }
         }
         let retry_in = None;

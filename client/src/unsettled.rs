@@ -42,6 +42,7 @@ struct Messages {
 struct Entry {
     id: u64,
     to: u64,
+    group: bool,
     payload: Payload,
     /// It may have gone out before: on an earlier connection, or from an earlier process.
     is_retry: bool,
@@ -61,6 +62,7 @@ pub(crate) struct Next {
     pub(crate) serial: u64,
     pub(crate) id: u64,
     pub(crate) to: u64,
+    pub(crate) group: bool,
     pub(crate) payload: Payload,
     pub(crate) is_retry: bool,
     pub(crate) no_store: bool,
@@ -140,6 +142,7 @@ impl Unsettled {
             messages.insert(Entry {
                 id,
                 to: message.to,
+                group: message.group,
                 payload: message.payload,
                 is_retry: true,
                 no_store: message.no_store,
@@ -178,9 +181,9 @@ impl Unsettled {
             }
             return Err(InsertError::NotTaken(why));
         }
-        let Outgoing { to, payload, retry: is_retry, no_store, .. } = message;
+        let Outgoing { to, group, payload, retry: is_retry, no_store, .. } = message;
         let fate = Some(fate);
-        let entry = Entry { id, to, payload, is_retry, no_store, timeout, deadline, fate, _permit: permit };
+        let entry = Entry { id, to, group, payload, is_retry, no_store, timeout, deadline, fate, _permit: permit };
         let serial = messages.insert(entry);
         let is_earliest = deadline.is_some() && messages.deadlines.first() == deadline.map(|at| (at, serial)).as_ref();
         announce(serial);
@@ -228,7 +231,7 @@ impl Unsettled {
         let (&serial, entry) = messages.by_serial.range_mut(serials).next()?;
         let is_retry = std::mem::replace(&mut entry.is_retry, true);
         let (payload, no_store) = (entry.payload.clone(), entry.no_store);
-        Some(Next { serial, id: entry.id, to: entry.to, payload, is_retry, no_store })
+        Some(Next { serial, id: entry.id, to: entry.to, group: entry.group, payload, is_retry, no_store })
     }
 
     /// The fate of the message with this id to this recipient is known; `fate` is asked for it if there is such a
@@ -295,6 +298,7 @@ impl Unsettled {
         let messages = self.lock();
         let list = messages.by_serial.values().map(|entry| Outgoing {
             to: entry.to,
+            group: entry.group,
             payload: entry.payload.clone(),
             id: Some(entry.id),
             timeout: Some(entry.timeout),

@@ -12,6 +12,23 @@ pub(crate) enum Command {
     Who {
         user: u64,
     },
+    Join {
+        group: u64,
+    },
+    Leave {
+        group: u64,
+    },
+    /// A message to a group.
+    Say {
+        group: u64,
+        text: String,
+    },
+    Members {
+        group: u64,
+    },
+    History {
+        group: u64,
+    },
     Ping,
     Help,
     Quit,
@@ -84,6 +101,21 @@ impl Conversation {
                 Ok(user) => Command::Who { user },
                 Err(wrong) => Command::Wrong(wrong),
             },
+            ("g", say) => {
+                let (which, text) = say.split_once(char::is_whitespace).unwrap_or((say, ""));
+                match (group(name, which), text.trim()) {
+                    (Err(wrong), _) => Command::Wrong(wrong),
+                    (Ok(_), "") => Command::Wrong("/g needs a group and a text, for example `/g 77 hello`".into()),
+                    (Ok(group), text) => Command::Say { group, text: text.to_owned() },
+                }
+            }
+            ("join" | "leave" | "members" | "history", which) => match (name, group(name, which)) {
+                (_, Err(wrong)) => Command::Wrong(wrong),
+                ("join", Ok(group)) => Command::Join { group },
+                ("leave", Ok(group)) => Command::Leave { group },
+                ("members", Ok(group)) => Command::Members { group },
+                (_, Ok(group)) => Command::History { group },
+            },
             ("ping", "") => Command::Ping,
             ("help" | "?", "") => Command::Help,
             ("quit" | "exit", "") => Command::Quit,
@@ -104,6 +136,21 @@ fn message(to: u64, text: &str) -> Command {
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The number of a group behind the command `name`.
+fn group(name: &str, text: &str) -> Result<u64, String> {
+    if text.is_empty() {
+        return Err(format!("/{name} needs the number of a group, for example `/{name} 77`"));
+    }
+    if !is_number(text) {
+        return Err(format!("`{text}` is not a group number"));
+    }
+    match text.parse() {
+        Ok(0) => Err("group 0 does not exist".into()),
+        Ok(group) => Ok(group),
+        Err(_too_large) => Err(format!("{text} is too large for a group number")),
+    }
 }
 
 fn user(text: &str) -> Result<u64, String> {
@@ -183,6 +230,24 @@ mod tests {
         assert_eq!(talk.read("/who 2"), Command::Who { user: 2 });
         talk.read("/to 5");
         assert_eq!(talk.read("/who"), Command::Who { user: 5 });
+        assert_eq!(talk.read("/join 77"), Command::Join { group: 77 });
+        assert_eq!(talk.read("/leave 77"), Command::Leave { group: 77 });
+        assert_eq!(talk.read("/members  77 "), Command::Members { group: 77 });
+        assert_eq!(talk.read("/history 18446744073709551615"), Command::History { group: u64::MAX });
+        assert_eq!(talk.read("/g 77  to all "), Command::Say { group: 77, text: "to all".into() });
+        let groups = [
+            "/join",
+            "/join 77 78",
+            "/leave x",
+            "/history 0",
+            "/members 18446744073709551616",
+            "/g",
+            "/g 77",
+            "/g x y",
+        ];
+        for line in groups {
+            assert!(is_wrong(&talk.read(line)), "{line}");
+        }
         assert_eq!(talk.read("/ping"), Command::Ping);
         assert_eq!(talk.read("/help"), Command::Help);
         assert_eq!(talk.read("/quit"), Command::Quit);

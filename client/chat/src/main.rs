@@ -1,6 +1,8 @@
 //! `chat`: talk to other users of a Trunkline gateway from a terminal or a script.
 
+mod complete;
 mod deliver;
+mod groups;
 mod line;
 mod prompt;
 mod screen;
@@ -19,9 +21,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use trunkline_client::{Acknowledge, Client, Config, Error, Event, Events, Outcome, Receipt, Tls};
+use trunkline_client::{
+    Acknowledge, Client, Config, Error, Event, Events, GroupMessage, Outcome, Outgoing, Receipt, Tls, is_live_room,
+};
 
 use crate::deliver::{Circumstances, Tally};
+use crate::groups::KnownGroups;
 use crate::line::Command;
 use crate::screen::{Input, Screen};
 use crate::style::{Tone, When};
@@ -44,12 +49,16 @@ Examples:
   chat --user 1 --token-file token      the same, from a file that is read again in time
   chat --user 1 --addr a:7700,b:7700    try b when a does not answer
   chat --user 1 --device bot --ephemeral  take nothing that came before, and leave nothing behind
+  printf '/join 77\\n/g 77 hi\\n' | chat --user 1   join a group (the gateway needs --data-dir) and say hi
   chat --user 1 --tls-ca dev-cert.pem   over TLS, to a gateway with that certificate
 
 Lines:
   2;;hello   send hello to user 2          /who 2   is user 2 online
   /to 2      lines go to user 2 from now   /ping    round trip to the gateway
   hello      send to the user of /to       /quit    leave (or Ctrl-D)
+  /join 77   join group 77                 /leave 77    leave it
+  /g 77 hi   send hi to group 77           /members 77  who is in it
+                                           /history 77  what was said in it
 
 Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
 messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood, not sent,
@@ -181,10 +190,11 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         }
         other => text::printable(other.to_string().as_bytes()),
     })?;
-    let (screen, mut input) = Screen::start(args.user, args.color);
+    let known = KnownGroups::default();
+    let (screen, mut input) = Screen::start(args.user, args.color, known.clone());
     let (jobs, tally, circumstances) = (JoinSet::new(), Tally::default(), Circumstances::default());
     let missed = Some(0);
-    let mut chat = Chat { args, client, screen, jobs, tally, circumstances, missed };
+    let mut chat = Chat { args, client, screen, jobs, known, changing: 0, tally, circumstances, missed };
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
@@ -235,6 +245,9 @@ struct Chat {
     screen: Screen,
     /// Requests under way; each ends in a line to print.
     jobs: JoinSet<Report>,
+    known: KnownGroups,
+    /// Joins and leaves under way: the lines behind them may depend on them.
+    changing: usize,
     tally: Tally,
     circumstances: Circumstances,
     /// Messages printed that came while nobody was here; `None` when that has been told.
@@ -246,6 +259,14 @@ struct Chat {
 enum Report {
     /// The fate of a message.
     Fate { to: u64, text: String, fate: Result<Outcome, Error> },
+    /// The fate of a message to a group.
+    GroupFate { group: u64, text: String, fate: Result<Outcome, Error> },
+    /// A join or leave has taken effect, or not.
+    Changed(Result<String, String>),
+    /// What was said in a group.
+    History { group: u64, messages: Result<Vec<GroupMessage>, String> },
+    /// The answer to a command that could not be had counts as a line that was not obeyed.
+    Checked(Result<String, String>),
     /// The answer to a command.
     Answer(String),
 }
@@ -268,7 +289,7 @@ impl Chat {
             if leave_at.is_some() && self.jobs.is_empty() {
                 return Ok(());
             }
-            let reading = leave_at.is_none() && self.jobs.len() < JOBS_MAX;
+            let reading = leave_at.is_none() && self.jobs.len() < JOBS_MAX && self.changing == 0;
             let deadline = leave_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 next = input.recv(), if reading => {
@@ -304,6 +325,35 @@ impl Chat {
                 let addr = self.args.http.clone();
                 self.jobs.spawn(async move {
                     Report::Answer(who::who(&addr, user).await.unwrap_or_else(|error| error.to_string()))
+                });
+            }
+            Command::Join { group } => {
+                self.known.add(group);
+                self.changing += 1;
+                let client = self.client.clone();
+                self.jobs.spawn(async move { Report::Changed(groups::join(&client, group).await) });
+            }
+            Command::Leave { group } => {
+                self.known.remove(group);
+                self.changing += 1;
+                let client = self.client.clone();
+                self.jobs.spawn(async move { Report::Changed(groups::leave(&client, group).await) });
+            }
+            Command::Say { group, text } => self.say(group, text).await,
+            Command::Members { group } => {
+                let addr = self.args.http.clone();
+                self.jobs.spawn(async move {
+                    Report::Checked(match is_live_room(group) {
+                        true => Err("the gateway has no list of who is in a live room".into()),
+                        false => who::members(&addr, group).await.map_err(|error| error.to_string()),
+                    })
+                });
+            }
+            Command::History { group } => {
+                let client = self.client.clone();
+                self.jobs.spawn(async move {
+                    let messages = groups::history(&client, group).await;
+                    Report::History { group, messages }
                 });
             }
             Command::Ping => {
@@ -350,6 +400,28 @@ impl Chat {
         }
     }
 
+    /// The same for a message to a group, which its members' and the sender's other devices get anyway.
+    async fn say(&mut self, group: u64, text: String) {
+        self.known.add(group);
+        let queued = if self.args.no_ack && !self.args.ack {
+            self.client.send_to_group(group, text.as_str()).await.map(|_id| None)
+        } else {
+            self.client.submit(Outgoing::to_group(group, text.as_str())).await.map(Some)
+        };
+        match queued {
+            Ok(Some(receipt)) => {
+                self.tally.open += 1;
+                self.jobs.spawn(async move { Report::GroupFate { group, text, fate: receipt.outcome().await } });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.tally.failed += 1;
+                let (group, text) = (text::group(group), text::excerpt(&text));
+                self.screen.line(Tone::Bad, format!("not sent to {group}: {text} ({error})")).await;
+            }
+        }
+    }
+
     async fn wait_for_fate(&mut self, to: u64, text: String, receipt: Option<Receipt>) {
         if self.screen.interactive && !self.client.is_connected() {
             let excerpt = text::excerpt(&text);
@@ -390,9 +462,42 @@ impl Chat {
                 }
                 text::fate(self.args.user, to, &text, &fate)
             }
+            Report::GroupFate { group, text, fate } => {
+                self.tally.open -= 1;
+                let arrived = matches!(fate, Ok(Outcome::Stored | Outcome::Accepted));
+                self.tally.failed += usize::from(!arrived);
+                text::group_fate(group, &text, &fate)
+            }
+            Report::Changed(answer) => {
+                self.changing -= 1;
+                self.checked(answer)
+            }
+            Report::History { group, messages: Ok(messages) } if !messages.is_empty() => {
+                let count = messages.len();
+                for message in messages {
+                    self.screen.message(text::of_group(&message), message.time_ms()).await;
+                }
+                let status = format!("these are the last {count} messages of {} that are kept", text::group(group));
+                self.screen.status(status).await;
+                return;
+            }
+            Report::History { group, messages } => {
+                self.checked(messages.map(|_none| format!("nothing is kept of {}", text::group(group))))
+            }
+            Report::Checked(answer) => self.checked(answer),
             Report::Answer(line) => (Tone::Plain, line),
         };
         self.screen.line(tone, line).await;
+    }
+
+    fn checked(&mut self, answer: Result<String, String>) -> (Tone, String) {
+        match answer {
+            Ok(line) => (Tone::Plain, line),
+            Err(sentence) => {
+                self.tally.failed += 1;
+                (Tone::Bad, sentence)
+            }
+        }
     }
 
     /// A message is about to be printed that was kept: the first one after a login has a line above it.
@@ -421,6 +526,35 @@ impl Chat {
                     drop(self.client.ack(&message).await);
                 }
                 printed
+            }
+            Some(Event::GroupMessage(message)) => {
+                self.known.add(message.group);
+                if message.is_replay() {
+                    self.miss().await;
+                }
+                self.screen.message(text::of_group(&message), message.time_ms()).await
+            }
+            Some(Event::GroupGap { group, missed }) if is_live_room(group) => {
+                let missed = if missed == 0 { "some".into() } else { missed.to_string() };
+                let status = format!("{missed} messages of {} did not get here", text::group(group));
+                self.screen.status(status).await
+            }
+            // They come next.
+            Some(Event::GroupGap { .. }) => true,
+            Some(Event::GroupTruncated { group, .. }) => {
+                let status = format!("messages of {} are gone: they were too old or too many", text::group(group));
+                self.screen.status(status).await
+            }
+            Some(Event::GroupHeads(heads)) => {
+                let groups: Vec<u64> = heads.iter().map(|head| head.group).collect();
+                groups.iter().for_each(|group| self.known.add(*group));
+                let status = format!("you are in groups with messages: {}; see /history", text::groups(&groups));
+                self.screen.status(status).await
+            }
+            Some(Event::GroupLost { group, code, text }) => {
+                self.known.remove(group);
+                let words = text::printable(trunkline_client::sentence(code, &text).as_bytes());
+                self.screen.status(format!("you are not in {} any more: {words}", text::group(group))).await
             }
             Some(Event::Disconnected { reason, retry_in: Some(wait) }) => {
                 self.circumstances.weather.lost();

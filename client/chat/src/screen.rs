@@ -7,10 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use rustyline::error::ReadlineError;
-use rustyline::{DefaultEditor, ExternalPrinter};
+use rustyline::history::DefaultHistory;
+use rustyline::{CompletionType, Editor, ExternalPrinter};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::complete::Completion;
+use crate::groups::KnownGroups;
 use crate::line::{Command, Conversation};
 use crate::prompt::{Connected, LivePrompt};
 use crate::style::{Style, Tone, When};
@@ -58,13 +61,13 @@ pub(crate) struct Screen {
 impl Screen {
     /// Takes over standard input and output for user `me`. Both get a thread of their own, as both block; the one that
     /// reads may be left behind at exit.
-    pub(crate) fn start(me: u64, colour: When) -> (Self, mpsc::Receiver<Input>) {
+    pub(crate) fn start(me: u64, colour: When, groups: KnownGroups) -> (Self, mpsc::Receiver<Input>) {
         let (input, input_queue) = mpsc::channel(QUEUE_LEN);
         let (output, output_queue) = mpsc::channel(QUEUE_LEN);
         let (flush, flushed) = oneshot::channel();
         let leaving = Arc::new(AtomicBool::new(false));
         let connected = Connected::new();
-        let interactive = match line_editor() {
+        let interactive = match line_editor(groups) {
             Some((editor, printer)) => {
                 let (last, connected) = (leaving.clone(), connected.clone());
                 let style = Style::new(colour, true);
@@ -120,18 +123,22 @@ impl Screen {
     }
 }
 
+type LineEditor = Editor<Completion, DefaultHistory>;
+
 /// A line editor, where there is a terminal that can carry one.
-fn line_editor() -> Option<(DefaultEditor, impl ExternalPrinter + Send + 'static)> {
+fn line_editor(groups: KnownGroups) -> Option<(LineEditor, impl ExternalPrinter + Send + 'static)> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return None;
     }
-    let mut editor = DefaultEditor::new().ok()?;
+    let config = rustyline::Config::builder().completion_type(CompletionType::List).build();
+    let mut editor = LineEditor::with_config(config).ok()?;
+    editor.set_helper(Some(Completion(groups)));
     let printer = editor.create_external_printer().ok()?;
     Some((editor, printer))
 }
 
 fn edit_lines(
-    mut editor: DefaultEditor,
+    mut editor: LineEditor,
     me: u64,
     input: &mpsc::Sender<Input>,
     connected: &Connected,

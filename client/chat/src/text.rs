@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline_client::{Error, Message, Outcome, sentence};
+use trunkline_client::{Error, GroupMessage, Message, Outcome, is_live_room, sentence};
 
 use crate::deliver;
 use crate::style::Tone;
@@ -17,6 +17,12 @@ pub(crate) const HELP: &str = "\
 hello        send hello to the user of the last /to
 //hello      send /hello
 /who 2       is user 2 online, and where (without a number: the user of the last /to)
+/join 77     join group 77, and make it if need be; from 9223372036854775808 on it is
+             a live room, of which nothing is kept
+/leave 77    leave it
+/g 77 hello  send hello to group 77
+/members 77  who is in group 77
+/history 77  what was said in group 77
 /ping        time of a round trip to the gateway
 /help        this list
 /quit        leave (or Ctrl-D, or Ctrl-C)";
@@ -49,6 +55,44 @@ pub(crate) fn incoming(message: &Message) -> String {
         Some((to, text)) => format!("[{} to {to}, from another device] {}", message.from, printable(text.as_bytes())),
         None => format!("[{}, from another device] {text}", message.from),
     }
+}
+
+/// A group by its name.
+pub(crate) fn group(group: u64) -> String {
+    let what = if is_live_room(group) { "live room" } else { "group" };
+    format!("{what} {group}")
+}
+
+/// One line for a message to a group.
+pub(crate) fn of_group(message: &GroupMessage) -> String {
+    // One from the log may have been sent from here.
+    let own = if message.is_own() && !message.is_replay() { ", from another device" } else { "" };
+    format!("[{} in {}{own}] {}", message.from, message.group, printable(&message.body))
+}
+
+/// One line for the fate of a message to a group.
+pub(crate) fn group_fate(to: u64, text: &str, fate: &Result<Outcome, Error>) -> (Tone, String) {
+    let (excerpt, to) = (excerpt(text), group(to));
+    match fate {
+        Ok(Outcome::Stored) => (Tone::Good, format!("stored in {to}: {excerpt}")),
+        Ok(Outcome::Accepted) => (Tone::Good, format!("passed on to {to}: {excerpt}")),
+        Ok(Outcome::Denied) => (Tone::Bad, format!("denied: you are not in {to}, or muted: {excerpt}")),
+        Ok(_) => (Tone::Bad, format!("overloaded: {to} did not get, try again: {excerpt}")),
+        Err(error) => {
+            let error = printable(error.to_string().as_bytes());
+            (Tone::Bad, format!("failed: {to} may not have got: {excerpt} ({error})"))
+        }
+    }
+}
+
+/// Some groups by number, not all of them if they are many.
+pub(crate) fn groups(groups: &[u64]) -> String {
+    const SHOWN_MAX: usize = 8;
+    let mut shown: Vec<String> = groups.iter().take(SHOWN_MAX).map(u64::to_string).collect();
+    if groups.len() > SHOWN_MAX {
+        shown.push(format!("and {} more", groups.len() - SHOWN_MAX));
+    }
+    shown.join(", ")
 }
 
 /// The beginning of a message, for what is said about it.
@@ -119,6 +163,12 @@ mod tests {
     fn a_long_message_is_cut_in_its_report_at_a_character() {
         let (_tone, report) = fate(1, 2, &"ü".repeat(41), &Ok(Outcome::Delivered));
         assert_eq!(report, format!("delivered to 2: {}…", "ü".repeat(40)));
+    }
+
+    #[test]
+    fn many_groups_are_counted_and_not_listed() {
+        assert_eq!(groups(&[7, 77]), "7, 77");
+        assert_eq!(groups(&(1..=10).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8, and 2 more");
     }
 
     #[test]

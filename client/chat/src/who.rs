@@ -1,10 +1,11 @@
-//! `/who`: one request to the gateway's HTTP interface.
+//! `/who` and `/members`: requests to the gateway's HTTP interface.
 
 use std::fmt;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -36,6 +37,28 @@ struct Device {
     since: u64,
 }
 
+/// Members listed at most.
+const MEMBERS_MAX: usize = 1_000;
+
+/// Members of a page: their descriptions fit into an answer.
+const MEMBERS_PAGE: usize = 200;
+
+/// A page of the members of a group.
+#[derive(Debug, Deserialize)]
+struct Members {
+    members: Vec<Member>,
+    next: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    user: String,
+    #[serde(default)]
+    role: String,
+    #[serde(default)]
+    muted_until: u64,
+}
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum WhoError {
@@ -55,20 +78,64 @@ impl fmt::Display for WhoError {
             Self::TooLong => write!(f, "the answer is longer than {ANSWER_BYTES_MAX} bytes"),
             Self::NotHttp => write!(f, "the answer is not a whole HTTP answer"),
             Self::Status { status, body } => write!(f, "the gateway answered {status}: {body}"),
-            Self::NotUser(error) => write!(f, "the answer does not describe a user: {error}"),
+            Self::NotUser(error) => write!(f, "the answer is not what was asked for: {error}"),
         }
     }
 }
 
 /// Asks the gateway at `addr` about a user; the answer as lines to print.
 pub(crate) async fn who(addr: &str, user: u64) -> Result<String, WhoError> {
-    let answer = timeout(TIME_MAX, get(addr, &format!("/v1/users/{user}")))
+    let seen: User = ask(addr, &format!("/v1/users/{user}")).await?;
+    Ok(describe(user, &seen, now_secs()))
+}
+
+/// Asks the gateway at `addr` who is in a group; the answer as a line to print.
+pub(crate) async fn members(addr: &str, group: u64) -> Result<String, WhoError> {
+    let (mut all, mut after) = (Vec::new(), "0".to_owned());
+    loop {
+        let path = format!("/v1/groups/{group}/members?after={after}&limit={MEMBERS_PAGE}");
+        let Members { members, next } = ask(addr, &path).await?;
+        all.extend(members);
+        match next {
+            // What stands in a path comes from the gateway.
+            Some(next) if all.len() < MEMBERS_MAX && next.bytes().all(|byte| byte.is_ascii_digit()) => after = next,
+            next => return Ok(describe_members(group, &all, next.is_some(), now_secs())),
+        }
+    }
+}
+
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+async fn ask<T: DeserializeOwned>(addr: &str, path: &str) -> Result<T, WhoError> {
+    let answer = timeout(TIME_MAX, get(addr, path))
         .await
         .map_err(|_elapsed| WhoError::Slow { addr: addr.to_owned() })?
         .map_err(|source| WhoError::Io { addr: addr.to_owned(), source })?;
-    let seen: User = serde_json::from_slice(body_of(&answer)?).map_err(WhoError::NotUser)?;
-    let now_secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok(describe(user, &seen, now_secs))
+    serde_json::from_slice(body_of(&answer)?).map_err(WhoError::NotUser)
+}
+
+fn describe_members(group: u64, members: &[Member], more: bool, now_secs: u64) -> String {
+    let described = members.iter().map(|member| {
+        let mut about = Vec::new();
+        if member.role != "member" && !member.role.is_empty() {
+            about.push(printable(member.role.as_bytes()));
+        }
+        if member.muted_until > now_secs {
+            about.push(format!("muted for {}", span(Duration::from_secs(member.muted_until - now_secs))));
+        }
+        let user = printable(member.user.as_bytes());
+        if about.is_empty() { user } else { format!("{user} ({})", about.join(", ")) }
+    });
+    let mut described: Vec<String> = described.collect();
+    if described.is_empty() {
+        return format!("nobody is in group {group}");
+    }
+    if more {
+        described.push("and more".into());
+    }
+    format!("in group {group}: {}", described.join(", "))
 }
 
 /// A GET that lets the server close the connection; at most one byte more than is allowed comes back.
@@ -156,6 +223,20 @@ mod tests {
         let user: User = serde_json::from_str(r#"{"user":"3","online":false,"home":null,"shard":null,"devices":[]}"#)
             .expect("valid");
         assert_eq!(describe(3, &user, 0), "user 3 is offline");
+    }
+
+    #[test]
+    fn members_are_named_with_what_is_special_about_them() {
+        let json = r#"{"members":[{"user":"1","role":"owner","muted_until":0,"notify":true,"read":"0"},
+            {"user":"2","role":"member","muted_until":120,"notify":true,"read":"0"},{"user":"3"}],"next":"3"}"#;
+        let Members { members, next } = serde_json::from_str(json).expect("valid");
+        assert_eq!(next.as_deref(), Some("3"));
+        assert_eq!(
+            describe_members(77, &members, true, 60),
+            "in group 77: 1 (owner), 2 (muted for 1 min 0 s), 3, and more"
+        );
+        assert_eq!(describe_members(77, &members[2..], false, 60), "in group 77: 3");
+        assert_eq!(describe_members(77, &[], false, 60), "nobody is in group 77");
     }
 
     #[test]

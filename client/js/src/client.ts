@@ -5,7 +5,7 @@ import { Calls, type Reply } from "./calls.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
 import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
 import { Outstanding, fateOf, type Fate, type Message as Waiting } from "./outstanding.js";
-import { Pages } from "./pages.js";
+import { Pages, type Question } from "./pages.js";
 import { decodeBye, decodeLoginOk, decodeSyncOk, encodeLogin, encodeSync, type Bye, type SyncOk } from "./proto.js";
 import { packResume, unpackResume, type Resume } from "./resume.js";
 
@@ -132,8 +132,40 @@ export function toId(id: Id): bigint {
   return value;
 }
 
-/** Errors that can be the answer to SYNC. */
-const PAGE_REFUSALS = [3, 11, 14, 18, 20, 21];
+/** Errors that can be the answer to SYNC; 19 to that of a group. */
+const PAGE_REFUSALS = [3, 11, 14, 18, 19, 20, 21];
+
+/** A part of the client that is a module of its own, so that it costs nothing where it is not imported. */
+export interface Extension {
+  /** The stamp for LOGIN. */
+  loginStamp(lastStamp: bigint): bigint;
+  /** There is a session. */
+  opened(): void;
+  /** There is none any more. `error`: and none will be. */
+  lost(error?: Error): void;
+  /** A frame has come; whether that was for it alone. */
+  frame(frame: Frame): boolean;
+}
+
+/** What the client does for an extension. */
+export interface Port {
+  readonly user: bigint;
+  readonly inboxMax: number;
+  nextId(): bigint;
+  /** Writes a frame. Throws where there is no session, or too much waits. */
+  write(frame: Uint8Array): void;
+  /** Keeps a message with ACK until its fate is known; `post` is to be called to send it, now and after each login. */
+  keep(id: bigint, kind: number, to: bigint, body: Uint8Array, noStore: boolean): { message: Waiting; fate: Promise<Fate> };
+  post(message: Waiting): void;
+  /** The messages of this kind whose fate is not known. */
+  waiting(kind: number): Waiting[];
+  ask(question: Question): void;
+}
+
+/** For modules of this package. */
+export const EXTEND = Symbol("extend");
+
+export const toBytes = (body: Uint8Array | string) => (typeof body === "string" ? new TextEncoder().encode(body) : body);
 
 const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
   from: peer,
@@ -175,6 +207,7 @@ export class Client {
   #caughtUp = false;
   #pages = new Pages();
   #calls = new Calls();
+  #extension: Extension | undefined;
   /** ACKs that are due when the frames that came together have been looked at. */
   #acks: Frame[] = [];
   /** One for all of them would be for others, too. */
@@ -218,7 +251,7 @@ export class Client {
     const position = toId(after);
     return new Promise<Page>((resolve, fail) => {
       const answer = ({ frames, end }: { frames: Frame[]; end: SyncOk }) => resolve({ messages: frames.map(messageOf), ...end });
-      this.#pages.ask({ after: position, sinceMs, limit, answer, fail });
+      this.#pages.ask({ group: 0n, after: position, sinceMs, limit, answer, fail });
       this.#askForPage();
     });
   }
@@ -253,17 +286,49 @@ export class Client {
     if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
     const peer = toId(to);
     if (peer === 0n) throw new RangeError("user 0 does not exist");
-    const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
+    const bytes = toBytes(body);
     const id = ++this.#nextId;
     if (options?.ack) {
-      const { message, fate } = this.#outstanding.add(id, peer, bytes, options.noStore === true);
-      if (this.#state === "open") this.#sendWaiting(message);
+      const { message, fate } = this.#outstanding.add(id, Kind.SEND, peer, bytes, options.noStore === true);
+      this.#post(message);
       return fate;
     }
+    this.#writeOnce(long(Kind.SEND, 0, id, peer, 0n, bytes));
+    return undefined;
+  }
+
+  /** For what is sent once, or not at all. */
+  #writeOnce(frame: Uint8Array): void {
     if (this.#state !== "open") throw new NotConnectedError("there is no session at the moment");
     if (!this.#hasRoom()) throw new FullError("too much waits in the socket");
-    this.#write(long(Kind.SEND, 0, id, peer, 0n, bytes));
-    return undefined;
+    this.#write(frame);
+  }
+
+  #post(message: Waiting): void {
+    if (this.#state === "open") this.#sendWaiting(message);
+  }
+
+  /** @internal */
+  [EXTEND](extension: Extension): Port {
+    if (this.#extension || this.#state !== "idle") throw new TrunklineError("to be given to a client once, before it connects");
+    this.#extension = extension;
+    return {
+      user: this.#user,
+      inboxMax: this.#inboxMax(),
+      nextId: () => ++this.#nextId,
+      write: (frame) => this.#writeOnce(frame),
+      keep: (...message) => {
+        if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
+        return this.#outstanding.add(...message);
+      },
+      post: (message) => this.#post(message),
+      waiting: (kind) => this.#outstanding.all().filter((message) => message.kind === kind),
+      ask: (question) => {
+        if (this.#state !== "open") throw new NotConnectedError("there is no session at the moment");
+        this.#pages.ask(question);
+        this.#askForPage();
+      },
+    };
   }
 
   /**
@@ -274,7 +339,7 @@ export class Client {
     if (!Number.isInteger(service) || service < 1 || service > 65_535) throw new RangeError(`${service} is no service`);
     if (this.#state !== "open") throw new NotConnectedError("there is no session at the moment");
     if (!this.#hasRoom()) throw new FullError("too much waits in the socket");
-    const bytes = typeof body === "string" ? new TextEncoder().encode(body) : body;
+    const bytes = toBytes(body);
     const id = ++this.#nextId;
     const reply = this.#calls.add(id);
     this.#write(long(Kind.CALL, safe ? FLAG_SAFE : 0, id, 0n, 0n, bytes, service));
@@ -379,7 +444,8 @@ export class Client {
 
   #login(token: string): Uint8Array {
     const { device = "", deviceClass = "", agent = "trunkline-js/0.1", heartbeatSecs = 0, window = 0, ephemeral = false } = this.#options;
-    const { token: resume, lastStamp } = this.#resume;
+    const { token: resume, lastStamp: highest } = this.#resume;
+    const lastStamp = this.#extension?.loginStamp(highest) ?? highest;
     return encodeLogin({ user: this.#user, token, device, deviceClass, agent, resume, lastStamp, heartbeatSecs, window, ephemeral });
   }
 
@@ -398,6 +464,7 @@ export class Client {
 
   #onFrame(frame: Frame): void {
     this.#debug(`< kind 0x${frame.kind.toString(16)} aux ${frame.aux} id ${frame.id} of ${frame.body.length} bytes`);
+    if (this.#extension?.frame(frame)) return;
     switch (frame.kind) {
       case Kind.LOGIN_OK:
         return this.#onLoginOk(frame);
@@ -407,10 +474,12 @@ export class Client {
         // From then on a service is a sender like others.
         return this.#onFrame({ ...frame, kind: Kind.DELIVER, peer: SERVICE_USERS + BigInt(frame.aux) });
       case Kind.DELIVER:
-        if (this.#pages.isRunning) this.#acksApart = true;
-        return this.#pages.isRunning && frame.flags & FLAG_REPLAY ? this.#pages.hold(frame) : this.#onDeliver(frame);
+        if (this.#pages.isRunning()) this.#acksApart = true;
+        return this.#pages.isRunning() && frame.flags & FLAG_REPLAY ? this.#pages.hold(frame) : this.#onDeliver(frame);
+      case Kind.GROUP_DELIVER:
+        return frame.flags & FLAG_REPLAY && this.#pages.isRunning(frame.peer) ? this.#pages.hold(frame) : undefined;
       case Kind.SYNC_OK:
-        return this.#pages.isRunning && !frame.aux ? this.#pages.hold(frame) : this.#onSyncOk(frame);
+        return this.#pages.isRunning() && !frame.aux ? this.#pages.hold(frame) : this.#onSyncOk(frame);
       case Kind.SENT:
         return this.#outstanding.take(frame.id)?.settle(fateOf(frame.aux));
       case Kind.BYE:
@@ -419,7 +488,7 @@ export class Client {
       case Kind.ERROR: {
         const text = new TextDecoder().decode(frame.body);
         if (this.#calls.refused(frame.id, frame.aux, text)) return;
-        const error = new TrunklineError(`error ${frame.aux}: ${text}`);
+        const error = new TrunklineError(`error ${frame.aux}: ${text}`, frame.aux);
         const message = this.#outstanding.take(frame.id);
         if (message) return message.fail(error);
         const held = frame.id || frame.peer || !PAGE_REFUSALS.includes(frame.aux) ? undefined : this.#pages.refused(error);
@@ -448,7 +517,8 @@ export class Client {
     if (truncated) this.#tell("gap", floor);
     this.#opened?.resolve();
     this.#opened = undefined;
-    for (const message of this.#outstanding.all()) this.#sendWaiting(message);
+    for (const message of this.#outstanding.all()) if (message.kind === Kind.SEND) this.#sendWaiting(message);
+    this.#extension?.opened();
   }
 
   /** SYNC_OK: the end of the backlog, or of a page. */
@@ -478,8 +548,8 @@ export class Client {
   #askForPage(): void {
     const next = this.#pages.next();
     if (!next) return;
-    const { after, sinceMs, limit } = next.question;
-    this.#write(short(Kind.SYNC, next.aux, encodeSync(after, sinceMs, limit)));
+    const { group, after, sinceMs, limit } = next.question;
+    this.#write(short(Kind.SYNC, next.aux, encodeSync(after, sinceMs, limit, group)));
   }
 
   /** The ACKs that are due: one for all, where the gateway has a cursor for this device; another may take it for one of a single message. */
@@ -528,7 +598,7 @@ export class Client {
     if (!this.#hasRoom()) return this.#later(50, () => this.#state === "open" && this.#sendWaiting(message));
     const flags = FLAG_ACK | (message.sent ? FLAG_RETRY : 0) | (message.noStore ? FLAG_NO_STORE : 0);
     message.sent = true;
-    this.#write(long(Kind.SEND, flags, message.id, message.to, 0n, message.body));
+    this.#write(long(message.kind, flags, message.id, message.to, 0n, message.body));
   }
 
   #hasRoom(): boolean {
@@ -590,6 +660,7 @@ export class Client {
     this.#clearTimers();
     this.#pages.end();
     this.#calls.end();
+    this.#extension?.lost();
     this.#socket = undefined;
   }
 
@@ -657,6 +728,7 @@ export class Client {
     globalThis.document?.removeEventListener("visibilitychange", this.#stir);
     const told = error ?? new ClosedError("the client was closed");
     this.#outstanding.fail(told);
+    this.#extension?.lost(told);
     this.#opened?.promise.catch(() => {});
     this.#opened?.reject(told);
     const taker = this.#taker;

@@ -3,6 +3,13 @@
 /** The common ancestor of all errors of this library. */
 export class TrunklineError extends Error {
   override name = "TrunklineError";
+  constructor(
+    text: string,
+    /** Number of the gateway's error, as in PROTOCOL.md; 0 where it has none. */
+    readonly code = 0,
+  ) {
+    super(text);
+  }
 }
 
 /** The credentials are not accepted, or the token callback says so by throwing it. Final: the client does not come back by itself. */
@@ -40,12 +47,9 @@ export class FullError extends TrunklineError {
 /** A call has no answer of its service. */
 export class CallError extends TrunklineError {
   override name = "CallError";
-  constructor(
-    /** As in PROTOCOL.md: 11 too many calls, 14 overloaded, 17 unknown service, 18 unavailable, 24 timed out, 25 outcome unknown. */
-    readonly code: number,
-    text: string,
-  ) {
-    super(text || `the call ended with ${code}`);
+  /** `code` as in PROTOCOL.md: 11 too many calls, 14 overloaded, 17 unknown service, 18 unavailable, 24 timed out, 25 outcome unknown. */
+  constructor(code: number, text: string) {
+    super(text || `the call ended with ${code}`, code);
   }
 
   /** The service may have carried it out all the same. */

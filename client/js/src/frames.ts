@@ -4,19 +4,26 @@ export const Kind = {
   LOGIN: 0x01,
   PING: 0x02,
   SEND: 0x03,
+  GROUP_SEND: 0x04,
   CALL: 0x05,
   ACK: 0x06,
   SYNC: 0x07,
+  GROUP_JOIN: 0x08,
+  GROUP_LEAVE: 0x09,
+  MARK: 0x0d,
   RENEW: 0x0e,
   LOGOUT: 0x0f,
   LOGIN_OK: 0x81,
   PONG: 0x82,
   DELIVER: 0x83,
+  GROUP_DELIVER: 0x84,
   REPLY: 0x85,
   SENT: 0x86,
   PUSH: 0x87,
   BYE: 0x88,
   SYNC_OK: 0x89,
+  GROUP_OK: 0x8b,
+  HEADS: 0x8c,
   ERROR: 0x8f,
 } as const;
 
@@ -79,7 +86,7 @@ function put(kind: number, flags: number, aux: number, header: number, body: Uin
 
 /** Whether frames of this kind have the short header; kinds that nobody knows are skipped, so theirs does not matter. */
 function isShort(kind: number): boolean {
-  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === Kind.SYNC_OK || kind === 0x8a || kind === 0x8c;
+  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === Kind.SYNC_OK || kind === 0x8a || kind === Kind.HEADS;
 }
 
 /** The frames of one message, which holds whole ones only. Throws a RangeError where it does not. */

@@ -20,6 +20,8 @@ export const fateOf = (outcome: number): Fate => FATES[outcome] ?? "unknown";
 
 export interface Message {
   id: bigint;
+  /** SEND or GROUP_SEND. */
+  kind: number;
   to: bigint;
   body: Uint8Array;
   /** Never to a store. */
@@ -39,13 +41,13 @@ export class Outstanding {
     private readonly bytesMax: number,
   ) {}
 
-  add(id: bigint, to: bigint, body: Uint8Array, noStore: boolean): { message: Message; fate: Promise<Fate> } {
+  add(id: bigint, kind: number, to: bigint, body: Uint8Array, noStore: boolean): { message: Message; fate: Promise<Fate> } {
     if (this.#messages.size >= this.countMax || this.#bytes + body.length > this.bytesMax) {
       throw new FullError(`${this.#messages.size} messages of ${this.#bytes} bytes wait for their fate, which is the limit (outstanding)`);
     }
     this.#bytes += body.length;
     let message!: Message;
-    const fate = new Promise<Fate>((settle, fail) => (message = { id, to, body, noStore, sent: false, settle, fail }));
+    const fate = new Promise<Fate>((settle, fail) => (message = { id, kind, to, body, noStore, sent: false, settle, fail }));
     this.#messages.set(id, message);
     return { message, fate };
   }

@@ -1,5 +1,5 @@
 /**
- * Questions for pages of the inbox: one at a time on a connection.
+ * Questions for pages of the inbox, or of a group: one at a time on a connection.
  *
  * The messages of a page look like those of the backlog, and both may come at the same time: what is replayed while a page is on its way is held until its SYNC_OK.
  * Then the page is what lies between the position asked for and the one that SYNC_OK names, each once; the rest, and what came twice, was the backlog.
@@ -15,6 +15,8 @@ const HELD_MAX = 4_096;
 const ASKED_MAX = 32;
 
 export interface Question {
+  /** 0 for the inbox. */
+  group: bigint;
   after: bigint;
   sinceMs: number;
   limit: number;
@@ -32,9 +34,9 @@ export class Pages {
     this.#waiting.push(question);
   }
 
-  /** What is replayed now has to be held. */
-  get isRunning(): boolean {
-    return this.#running !== undefined;
+  /** What is replayed of this group now, or of the inbox (0), has to be held. */
+  isRunning(group = 0n): boolean {
+    return this.#running?.question.group === group;
   }
 
   /** The next question and its number; none while one is on its way. */

@@ -101,11 +101,12 @@ const string = (value: bigint | Uint8Array | undefined) => (value instanceof Uin
 
 const bytes = (value: bigint | Uint8Array | undefined) => (value instanceof Uint8Array ? value.slice() : new Uint8Array());
 
-export function encodeSync(after: bigint, sinceMs: number, limit: number): Uint8Array {
+export function encodeSync(after: bigint, sinceMs: number, limit: number, group: bigint): Uint8Array {
   return encode([
     [1, after],
     [2, sinceMs],
     [3, limit],
+    [4, group],
   ]);
 }
 

@@ -222,6 +222,40 @@ test("a hidden tab, whose timers run once a minute, is held", async (context) =>
   }
 });
 
+test("the demo: everybody is in a group whose messages are kept, or else in a live room", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "trunkline-browser-"));
+  for (const flags of [["--data-dir", folder], []]) {
+    const gateway = await start("--demo", ...flags);
+    const enter = async (user) => {
+      const page = await (await browser.newContext()).newPage();
+      await page.goto(`${gateway.http}/demo`);
+      await has(page, () => document.getElementById("user").value !== "");
+      await page.fill("#user", user);
+      await page.click("#enter");
+      await page.click("#list button[data-id=everybody]");
+      return page;
+    };
+    const say = async (page, text, fate) => {
+      await page.fill("#text", text);
+      await page.press("#text", "Enter");
+      await has(page, (fate) => [...document.querySelectorAll(".mine .good")].at(-1)?.textContent === fate, fate);
+    };
+    const [one, two] = [await enter("1"), await enter("2")];
+    const fate = flags.length ? "✓ stored" : "✓ accepted";
+    await say(one, "<b>hello all</b>", fate);
+    await has(two, () => document.querySelector(".message p")?.textContent === "<b>hello all</b>");
+    assert.equal(await two.textContent(".message .sender"), "User 1");
+    await say(two, "hello one", fate);
+    await has(one, () => document.querySelectorAll(".message p").length === 2);
+    // Who comes later sees what was said, where it is kept.
+    const three = await enter("3");
+    if (flags.length) await has(three, () => document.querySelectorAll(".message p").length === 2);
+    else assert.equal(await three.locator(".message").count(), 0);
+    for (const page of [one, two, three]) await page.context().close();
+  }
+  rmSync(folder, { recursive: true, force: true });
+});
+
 test("the demo: two tabs talk, see each other come and go, and the newer one of two with one name stays", async () => {
   const gateway = await start("--demo");
   for (const host of ["127.0.0.1", "localhost"]) {

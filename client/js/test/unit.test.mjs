@@ -38,7 +38,7 @@ beforeEach(() => (FakeSocket.all = []));
 
 test("the demo of the gateway has the client of this source: npm run demo puts it there", () => {
   const read = (path) => readFileSync(new URL(path, import.meta.url), "utf8");
-  assert.equal(read("../../../gateway/src/http/demo/trunkline.js"), read("../dist/trunkline.iife.js"));
+  assert.equal(read("../../../gateway/src/http/demo/trunkline.js"), read("../dist/trunkline.full.iife.js"));
 });
 
 test("login is the first frame, with all that the options say", async () => {

@@ -68,7 +68,7 @@ async fn expect_sync(peer: &mut Peer<DuplexStream>) -> (u16, Sync) {
 
 #[tokio::test(start_paused = true)]
 async fn a_login_tells_where_the_device_stands() {
-    let resume = Resume { token: b"ticket 0".to_vec(), last_stamp: 40 };
+    let resume = Resume { token: b"ticket 0".to_vec(), last_stamp: 40, ..Resume::default() };
     let first = Config { resume, ephemeral: true, replay_window: 64, event_queue_len: 32, ..config() };
     let (dial, mut board) = Switchboard::new();
     let admitted = async {
@@ -81,7 +81,7 @@ async fn a_login_tells_where_the_device_stands() {
     let (connected, mut peer) = tokio::join!(Client::connect_with(first, dial), admitted);
     let (client, mut events) = connected.expect("logged in");
     assert!(client.session().registered && !client.session().resumed);
-    assert_eq!(client.resume(), Resume { token: b"ticket 1".to_vec(), last_stamp: 40 });
+    assert_eq!(client.resume(), Resume { token: b"ticket 1".to_vec(), last_stamp: 40, ..Resume::default() });
     peer.deliver(2, 1, 50, "hello").await;
     assert_eq!(message(&mut events).await.stamp, 50);
     peer.expect(Kind::Ack).await;

@@ -4,6 +4,7 @@ mod acknowledge;
 mod attempts;
 mod delivery;
 mod fates;
+mod groups;
 mod inbox;
 mod reconnect;
 mod resend;

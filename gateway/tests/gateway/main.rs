@@ -26,6 +26,7 @@ mod devices;
 mod doctor;
 mod drain;
 mod groups;
+mod groups_clients;
 mod groups_http;
 mod http;
 mod inbox;

@@ -3,7 +3,7 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use crate::support::gateway::{Gateway, Seen};
+use crate::support::gateway::{CLOSED_GROUP, Gateway, Seen};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -134,6 +134,56 @@ async fn the_exit_status_of_a_script_tells_whether_every_line_got_through() {
         }
         gateway.expect_seen(Seen::Logout(1)).await;
     }
+}
+
+#[tokio::test]
+async fn members_of_a_group_talk_and_a_script_hears_what_became_of_each_line() {
+    let mut gateway = Gateway::start("").await;
+    let mut two = Chat::login(&mut gateway, 2, &[]).await;
+    two.type_line("/join 77").await;
+    assert_eq!(two.printed().await, "you are in group 77; `/g 77 hello` says hello there");
+    let room = "9223372036854775813";
+    for (lines, code, printed) in [
+        // Lines behind a join wait for it.
+        (
+            vec!["/join 77".into(), "/g 77 hello all".into(), format!("/join {room}"), "/leave 77".into()],
+            0,
+            vec![
+                "you are in group 77; `/g 77 hello` says hello there".into(),
+                "stored in group 77: hello all".into(),
+                format!("you are in live room {room}; `/g {room} hello` says hello there"),
+                "you are not in group 77 any more".into(),
+            ],
+        ),
+        (vec!["/g 77 and now?".into()], 3, vec!["denied: you are not in group 77, or muted: and now?".into()]),
+        (vec!["/history 77".into()], 0, vec!["[1 in 77] hello all".into()]),
+        (vec!["/history 78".into()], 0, vec!["nothing is kept of group 78".into()]),
+        (
+            vec![format!("/join {CLOSED_GROUP}"), format!("/history {room}"), format!("/members {room}")],
+            3,
+            vec![
+                "not joined: the gateway refused it: You are not a member of this group (code 19)".into(),
+                "nothing is kept of a live room".into(),
+                "the gateway has no list of who is in a live room".into(),
+            ],
+        ),
+    ] {
+        let mut one = Chat::login(&mut gateway, 1, &[]).await;
+        for line in &lines {
+            one.type_line(line).await;
+        }
+        one.end_input();
+        let (status, stdout, stderr) = one.finish().await;
+        assert_eq!(status.code(), Some(code), "{lines:?}: {stdout}{stderr}");
+        let (mut said, mut expected): (Vec<&str>, Vec<String>) = (stdout.lines().collect(), printed);
+        said.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(said, expected, "{lines:?}: {stderr}");
+        gateway.expect_seen(Seen::Logout(1)).await;
+    }
+    assert_eq!(two.printed().await, "[1 in 77] hello all");
+    two.end_input();
+    assert!(two.finish().await.0.success());
 }
 
 #[tokio::test]

@@ -173,6 +173,27 @@ async fn what_was_missed_is_shown_with_the_time_at_which_it_was_sent() {
 }
 
 #[tokio::test]
+async fn a_group_is_joined_and_talked_to_with_the_help_of_tab() {
+    let mut gateway = Gateway::start("").await;
+    let mut chat = Chat::login(&mut gateway, 1).await;
+    let other = user(&gateway, 2).await;
+    other.join_group(7_777).await.expect("joined");
+    chat.types("/jo\t7777\r");
+    chat.comes_to_read("you are in group 7777; `/g 7777 hello` says hello there").await;
+    other
+        .send_to_group_acked(7_777, "welcome to a group whose lines are longer than it is wide")
+        .await
+        .expect("a fate");
+    chat.comes_to_read("[2 in 7777] welcome to a group whose lines are longer than it is wide").await;
+    chat.types("/g 7\tthank you\r");
+    chat.comes_to_read("stored in group 7777: thank you").await;
+    chat.types("/his\t7\t\r");
+    chat.comes_to_read("[1 in 7777] thank you").await;
+    chat.comes_to_read("these are the last 2 messages of group 7777 that are kept").await;
+    chat.leaves().await;
+}
+
+#[tokio::test]
 async fn lines_typed_ahead_are_all_read() {
     let mut gateway = Gateway::start("").await;
     let mut chat = Chat::login(&mut gateway, 1).await;

@@ -1,6 +1,6 @@
 //! A small gateway on TCP: it routes messages between its users, for tests that run whole programs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use trunkline_proto::prost::Message as _;
-use trunkline_proto::{Bye, Code, Header, Kind, Login, LoginOk, Outcome, encode, encode_message, flags};
+use trunkline_proto::{Bye, Code, Header, Kind, Login, LoginOk, Outcome, Sync, SyncOk, encode, encode_message, flags};
 
 use super::{OwnedFrame, Peer};
 
@@ -28,7 +28,18 @@ pub(crate) enum Seen {
 struct Users {
     online: HashMap<u64, mpsc::UnboundedSender<Vec<u8>>>,
     stamp: u64,
+    groups: HashMap<u64, Group>,
 }
+
+/// A group: who is in, and the frames of its log, as replayed.
+#[derive(Debug, Default)]
+struct Group {
+    members: BTreeSet<u64>,
+    log: Vec<Vec<u8>>,
+}
+
+/// The group that nobody can join.
+pub(crate) const CLOSED_GROUP: u64 = 13;
 
 /// A running gateway; it ends with the test's runtime.
 #[derive(Debug)]
@@ -170,6 +181,57 @@ fn route(users: &Mutex<Users>, user: u64, frame: &OwnedFrame) {
         Kind::Ack => {
             put(frame.peer, Kind::Sent, 0, Outcome::Delivered.as_u16(), &[]);
         }
+        Kind::GroupJoin | Kind::GroupLeave | Kind::GroupSend | Kind::Sync => route_about_group(&mut users, user, frame),
+        Kind::Mark => {}
         other => panic!("a client sent {other:?}"),
+    }
+}
+
+/// Joins, leaves and messages of groups, and pages of one whose log fits into one.
+fn route_about_group(users: &mut Users, user: u64, frame: &OwnedFrame) {
+    let stamp = users.stamp;
+    let (id, peer) = (frame.id, frame.peer);
+    let online = &users.online;
+    let put = |to: u64, kind: Kind, flags: u8, aux: u16, body: &[u8]| {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &Header { kind, flags, aux, id, peer, stamp }, body);
+        let _ = online.get(&to).map(|outbox| outbox.send(bytes));
+    };
+    match frame.kind {
+        Kind::GroupJoin if peer == CLOSED_GROUP => put(user, Kind::Error, 0, Code::NotAMember.as_u16(), b""),
+        Kind::GroupJoin => {
+            users.groups.entry(peer).or_default().members.insert(user);
+            put(user, Kind::GroupOk, 0, 0, &[]);
+        }
+        Kind::GroupLeave => {
+            users.groups.entry(peer).or_default().members.remove(&user);
+            put(user, Kind::GroupOk, 0, 0, &[]);
+        }
+        Kind::GroupSend => {
+            let group = users.groups.entry(peer).or_default();
+            let is_in = group.members.contains(&user);
+            if frame.flags & flags::ACK != 0 {
+                let outcome = if is_in { Outcome::Stored } else { Outcome::Denied };
+                put(user, Kind::Sent, 0, outcome.as_u16(), &[]);
+            }
+            if is_in {
+                let body = [&user.to_be_bytes()[..], &frame.body].concat();
+                group.members.iter().filter(|to| **to != user).for_each(|to| {
+                    put(*to, Kind::GroupDeliver, 0, 0, &body);
+                });
+                let mut kept = Vec::new();
+                let header = Header { kind: Kind::GroupDeliver, flags: flags::REPLAY, aux: 0, id, peer, stamp };
+                encode(&mut kept, &header, &body);
+                group.log.push(kept);
+            }
+        }
+        _ => {
+            let Sync { group, .. } = Sync::decode(&frame.body[..]).expect("a Sync");
+            let Some(outbox) = users.online.get(&user) else { return };
+            let mut bytes = users.groups.entry(group).or_default().log.concat();
+            let sync_ok = SyncOk { next_stamp: stamp, complete: true, group, ..SyncOk::default() };
+            encode_message(&mut bytes, Kind::SyncOk, frame.aux, &sync_ok);
+            let _ = outbox.send(bytes);
+        }
     }
 }

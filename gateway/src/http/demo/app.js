@@ -1,4 +1,4 @@
-// The page of `gateway --demo`: one conversation at a time, over the client of client/js.
+// The page of `gateway --demo`: one conversation at a time, with somebody or with everybody, over the client of client/js.
 "use strict";
 
 (() => {
@@ -10,6 +10,15 @@
   /** Messages kept of one conversation, and conversations in all: the page holds no more than somebody looks at. */
   const MESSAGES_MAX = 500;
   const PEOPLE_MAX = 100;
+  /** Where everybody is: a group where the gateway keeps messages, else a live room. */
+  const GROUP = 1n;
+  const ROOM = (1n << 63n) + GROUP;
+  /** The key of that conversation, which is no id of a user. */
+  const EVERYBODY = "everybody";
+  /** How far back it is shown when one comes. */
+  const BACK_MS = 3_600_000;
+  /** Errors after which the live room is tried: the user may not join by itself, or there are no groups here. */
+  const NO_GROUP = [19, 21];
   const STATES = { idle: "not connected", connecting: "connecting…", open: "connected", waiting: "coming back…", ended: "ended" };
   const FATES = {
     sending: ["", "sending…"],
@@ -23,7 +32,9 @@
     expired: ["bad", "not delivered: expired"],
   };
 
-  let config, client, me;
+  let config, client, groups, me;
+  /** The group or room that everybody is in; undefined where this gateway has neither. */
+  let everybody;
   /** Id → { messages, unread, online, devices }. */
   const people = new Map();
   let current;
@@ -56,7 +67,9 @@
     return people.get(id);
   };
 
-  const nameOf = (id) => (id === me ? `User ${id} (you)` : `User ${id}`);
+  const nameOf = (id) => (id === EVERYBODY ? "Everybody" : id === me ? `User ${id} (you)` : `User ${id}`);
+
+  const aboutEverybody = () => (everybody === ROOM ? "nothing is kept" : "messages are kept");
 
   const presenceOf = ({ online, devices }) => {
     if (online === undefined) return "presence not known";
@@ -74,26 +87,35 @@
 
   const shownPeople = () =>
     [...people]
-      .filter(([id, { named, online }]) => named || (online && id !== me))
+      .filter(([id, { named, online }]) => id !== EVERYBODY && (named || (online && id !== me)))
       .sort(([a], [b]) => (BigInt(a) < BigInt(b) ? -1 : 1));
 
   const lastOf = ({ messages }) => messages.at(-1)?.text.slice(0, 80);
 
+  const aboutOf = (id, who) => (id === EVERYBODY ? aboutEverybody() : presenceOf(who));
+
   let drawn = "";
   const drawPeople = () => {
-    const shown = shownPeople();
+    const others = shownPeople();
+    const shown = everybody ? [[EVERYBODY, person(EVERYBODY)], ...others] : others;
     // The list is made anew only where it differs, so that focus and a pointer on it are left alone.
-    const now = JSON.stringify([current, shown.map(([id, who]) => [id, who.unread, presenceOf(who), lastOf(who)])]);
+    const now = JSON.stringify([current, shown.map(([id, who]) => [id, who.unread, aboutOf(id, who), lastOf(who)])]);
     if (now === drawn) return;
     drawn = now;
     const focused = document.activeElement?.dataset?.id;
     el("list").replaceChildren(
       ...shown.map(([id, who]) => {
-        const face = make("span", { className: "face" }, id.slice(-3), dot(who.online));
+        const face = make("span", { className: "face" });
+        if (id === EVERYBODY) {
+          face.append("#");
+          face.classList.add("group");
+        } else {
+          face.append(id.slice(-3), dot(who.online));
+          face.style.setProperty("--hue", String(Number((BigInt(id) * 137n) % 360n)));
+        }
         face.setAttribute("aria-hidden", "true");
-        face.style.setProperty("--hue", String(Number((BigInt(id) * 137n) % 360n)));
         const name = make("span", { className: "name" }, make("span", { textContent: nameOf(id) }));
-        name.append(make("span", { className: "hint", textContent: [presenceOf(who), lastOf(who)].filter(Boolean).join(" · ") }));
+        name.append(make("span", { className: "hint", textContent: [aboutOf(id, who), lastOf(who)].filter(Boolean).join(" · ") }));
         const button = make("button", { type: "button", onclick: () => open(id) }, face, name);
         button.dataset.id = id;
         if (who.unread) {
@@ -106,12 +128,12 @@
       }),
     );
     if (focused) el("list").querySelector(`[data-id="${focused}"]`)?.focus();
-    el("nobody").hidden = shown.length > 0;
+    el("nobody").hidden = others.length > 0;
     const unread = shown.reduce((sum, [, who]) => sum + who.unread, 0);
     document.title = unread ? `(${unread}) Trunkline demo` : "Trunkline demo";
     if (current) {
       el("talk-title").textContent = nameOf(current);
-      const presence = presenceOf(person(current));
+      const presence = aboutOf(current, person(current));
       if (el("talk-presence").textContent !== presence) el("talk-presence").textContent = presence;
     }
   };
@@ -119,17 +141,18 @@
   // ---- A conversation
 
   const drawMessage = (message) => {
-    const { text, mine, at } = message;
+    const { text, mine, at, from } = message;
     const time = make("time", { textContent: at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }), dateTime: at.toISOString() });
     message.fateNode = make("span");
     const about = make("small", {}, time);
-    if (mine) about.append(" · ", message.fateNode);
+    if (mine && message.fate) about.append(" · ", message.fateNode);
     showFate(message);
-    return make("li", { className: mine ? "message mine" : "message" }, make("p", { textContent: text }), about);
+    const sender = from === undefined || mine ? [] : [make("small", { className: "sender", textContent: nameOf(from) })];
+    return make("li", { className: mine ? "message mine" : "message" }, ...sender, make("p", { textContent: text }), about);
   };
 
   const showFate = (message) => {
-    if (!message.fateNode) return;
+    if (!message.fateNode || !message.fate) return;
     const [className, words] = FATES[message.fate] ?? ["bad", message.fate];
     Object.assign(message.fateNode, { className, textContent: words });
   };
@@ -151,7 +174,8 @@
     const { messages } = person(current);
     log.replaceChildren(...messages.map(drawMessage));
     if (!messages.length) {
-      drawEmpty(current === me ? "What you write here reaches your other tabs with this id." : "No messages yet.");
+      const own = current === me ? "What you write here reaches your other tabs with this id." : "No messages yet.";
+      drawEmpty(current === EVERYBODY ? "What you write here reaches everybody who has this page open." : own);
     }
     log.scrollTop = log.scrollHeight;
   };
@@ -163,9 +187,9 @@
     if (!message.mine) who.online = true;
     who.messages.push(message);
     if (who.messages.length > MESSAGES_MAX) who.messages.shift();
-    if (id !== current && !current && isWide()) return open(id, false);
+    if (id !== current && !current && isWide() && id !== EVERYBODY) return open(id, false);
     if (id !== current) {
-      who.unread += 1;
+      if (!message.mine) who.unread += 1;
     } else {
       const log = el("log");
       const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
@@ -199,7 +223,8 @@
     const message = { text, mine: true, at: new Date(), fate: "sending" };
     add(to, message);
     try {
-      message.fate = await client.send(to, text, { ack: true });
+      const fate = to === EVERYBODY ? groups.send(everybody, text, { ack: true }) : client.send(to, text, { ack: true });
+      message.fate = await fate;
     } catch (error) {
       message.fate = `failed: ${error.message}`;
     }
@@ -222,7 +247,7 @@
   const askPresence = async () => {
     if (asking || document.hidden || !me) return;
     asking = true;
-    const ids = [...new Set([...NEARBY, ...[...people].filter(([, who]) => who.named).map(([id]) => id)])];
+    const ids = [...new Set([...NEARBY, ...[...people].filter(([id, who]) => who.named && id !== EVERYBODY).map(([id]) => id)])];
     for (const id of ids) {
       const answer = await askOne(id);
       Object.assign(person(id), { online: answer?.online, devices: answer?.devices?.length ?? 0 });
@@ -258,10 +283,38 @@
     }
   };
 
+  /** What is said to everybody. Own messages come from other tabs, and with what was said before. */
+  const listenToEverybody = async (mine) => {
+    try {
+      for await (const { from, body, timeMs, self } of mine) {
+        if (mine !== groups) return;
+        add(EVERYBODY, { text: utf8.from.decode(body), mine: self, from: String(from), at: new Date(timeMs) });
+      }
+    } catch {} // The other one has told of it.
+  };
+
+  /** Joins the group, or else the live room, or neither: that is up to the gateway. */
+  const joinEverybody = async (mine, before) => {
+    for (const id of [GROUP, ROOM]) {
+      try {
+        await mine.join(id);
+        if (mine !== groups) return;
+        everybody = id;
+        if (id === GROUP && !before) mine.follow(id, BigInt(Date.now() - BACK_MS) << 20n);
+        return drawPeople();
+      } catch (error) {
+        if (!NO_GROUP.includes(error.code)) return console.warn(error);
+      }
+    }
+  };
+
   const login = async (user, token) => {
+    const before = user === me ? groups?.positions : "";
     client?.close();
     const mine = new trunkline.Client({ url: config.url, user, token, device: device(), deviceClass: "web", agent: "trunkline-demo" });
     client = mine;
+    const ours = new trunkline.Groups(mine, { positions: before });
+    groups = ours;
     mine.on("state", (state) => mine === client && showState(state));
     mine.on("error", (error) => console.warn(error));
     banner();
@@ -277,6 +330,8 @@
       view("people");
     }
     void listen(mine);
+    void listenToEverybody(ours);
+    void joinEverybody(ours, before);
     await askPresence();
     // The first one who is here is who one has come to talk to.
     const [first] = shownPeople();
@@ -285,7 +340,7 @@
 
   const leave = async () => {
     await client?.close();
-    client = me = undefined;
+    client = groups = me = everybody = undefined;
     people.clear();
     close();
     banner();
