@@ -49,20 +49,19 @@ Examples:
   chat --user 1 --token-file token      the same, from a file that is read again in time
   chat --user 1 --addr a:7700,b:7700    try b when a does not answer
   chat --user 1 --device bot --ephemeral  take nothing that came before, and leave nothing behind
-  printf '/join 77\\n/g 77 hi\\n' | chat --user 1   join a group (the gateway needs --data-dir) and say hi
+  printf '/join 77\\n/g 77 hi\\n' | chat --user 1   join a group, say hi
   chat --user 1 --tls-ca dev-cert.pem   over TLS, to a gateway with that certificate
 
 Lines:
-  2;;hello   send hello to user 2          /who 2   is user 2 online
-  /to 2      lines go to user 2 from now   /ping    round trip to the gateway
-  hello      send to the user of /to       /quit    leave (or Ctrl-D)
-  /join 77   join group 77                 /leave 77    leave it
-  /g 77 hi   send hi to group 77           /members 77  who is in it
-                                           /history 77  what was said in it
+  2;;hello   send hello to user 2          /who 2       is user 2 online
+  /to 2      lines go to user 2 from now   /members 77  who is in group 77
+  hello      send to the user of /to       /history 77  what was said in it
+  /join 77   join group 77 (or /leave)     /ping        round trip to the gateway
+  /g 77 hi   send hi to group 77           /quit        leave (or Ctrl-D)
 
 Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
 messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood, not sent,
-or neither delivered nor stored.";
+or neither delivered, stored nor passed on.";
 
 /// Exit status of a script that did not get all of its lines through.
 const NOT_ALL_DELIVERED: u8 = 3;
