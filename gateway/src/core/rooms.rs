@@ -424,7 +424,11 @@ impl Shard {
     /// ERROR for a session of another node.
     pub(super) fn refuse_away(&mut self, origin: Origin, id: u64, group: u64, code: Code) {
         let record = FarRecord::GroupRefused { origin: self.address(origin), group, id, code: code.as_u16() };
-        if self.send_far(origin.node, origin.holder, &record).is_err() {
+        self.send_refusal(origin.node, origin.holder, &record);
+    }
+
+    fn send_refusal(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) {
+        if self.send_far(node, shard, record).is_err() {
             self.links.stats.sent_to_gone.add(1);
         }
     }
@@ -453,11 +457,7 @@ impl Shard {
                     self.groups.interests.say_goodbye(Word { group, node: back.node, shard, token });
                 }
             }
-            FarRecord::GroupRefused { origin, .. } => {
-                if self.send_far(back.node, origin.seat.shard, record).is_err() {
-                    self.links.stats.sent_to_gone.add(1);
-                }
-            }
+            FarRecord::GroupRefused { origin, .. } => self.send_refusal(back.node, origin.seat.shard, record),
             // Whoever waits for a confirmation asks again.
             _ => {}
         }
