@@ -193,7 +193,7 @@ async fn run(args: Args) -> Result<ExitCode, String> {
     let (screen, mut input) = Screen::start(args.user, args.color, known.clone());
     let (jobs, tally, circumstances) = (JoinSet::new(), Tally::default(), Circumstances::default());
     let missed = Some(0);
-    let mut chat = Chat { args, client, screen, jobs, known, changing: 0, tally, circumstances, missed };
+    let mut chat = Chat { args, client, screen, jobs, known, waited_for: 0, tally, circumstances, missed };
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
@@ -245,8 +245,8 @@ struct Chat {
     /// Requests under way; each ends in a line to print.
     jobs: JoinSet<Report>,
     known: KnownGroups,
-    /// Joins and leaves under way: the lines behind them may depend on them.
-    changing: usize,
+    /// Commands about groups under way: the lines behind them wait, since they may depend on them, or undo them.
+    waited_for: usize,
     tally: Tally,
     circumstances: Circumstances,
     /// Messages printed that came while nobody was here; `None` when that has been told.
@@ -260,12 +260,10 @@ enum Report {
     Fate { to: u64, text: String, fate: Result<Outcome, Error> },
     /// The fate of a message to a group.
     GroupFate { group: u64, text: String, fate: Result<Outcome, Error> },
-    /// A join or leave has taken effect, or not.
-    Changed(Result<String, String>),
+    /// The answer to a command about a group; one that could not be had counts as a line that was not obeyed.
+    OfGroup(Result<String, String>),
     /// What was said in a group.
     History { group: u64, messages: Result<Vec<GroupMessage>, String> },
-    /// The answer to a command that could not be had counts as a line that was not obeyed.
-    Checked(Result<String, String>),
     /// The answer to a command.
     Answer(String),
 }
@@ -288,7 +286,7 @@ impl Chat {
             if leave_at.is_some() && self.jobs.is_empty() {
                 return Ok(());
             }
-            let reading = leave_at.is_none() && self.jobs.len() < JOBS_MAX && self.changing == 0;
+            let reading = leave_at.is_none() && self.jobs.len() < JOBS_MAX && self.waited_for == 0;
             let deadline = leave_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 next = input.recv(), if reading => {
@@ -328,27 +326,29 @@ impl Chat {
             }
             Command::Join { group } => {
                 self.known.add(group);
-                self.changing += 1;
+                self.waited_for += 1;
                 let client = self.client.clone();
-                self.jobs.spawn(async move { Report::Changed(groups::join(&client, group).await) });
+                self.jobs.spawn(async move { Report::OfGroup(groups::join(&client, group).await) });
             }
             Command::Leave { group } => {
                 self.known.remove(group);
-                self.changing += 1;
+                self.waited_for += 1;
                 let client = self.client.clone();
-                self.jobs.spawn(async move { Report::Changed(groups::leave(&client, group).await) });
+                self.jobs.spawn(async move { Report::OfGroup(groups::leave(&client, group).await) });
             }
             Command::Say { group, text } => self.say(group, text).await,
             Command::Members { group } => {
+                self.waited_for += 1;
                 let addr = self.args.http.clone();
                 self.jobs.spawn(async move {
-                    Report::Checked(match is_live_room(group) {
+                    Report::OfGroup(match is_live_room(group) {
                         true => Err("the gateway has no list of who is in a live room".into()),
                         false => who::members(&addr, group).await.map_err(|error| error.to_string()),
                     })
                 });
             }
             Command::History { group } => {
+                self.waited_for += 1;
                 let client = self.client.clone();
                 self.jobs.spawn(async move {
                     let messages = groups::history(&client, group).await;
@@ -467,11 +467,12 @@ impl Chat {
                 self.tally.failed += usize::from(!arrived);
                 text::group_fate(group, &text, &fate)
             }
-            Report::Changed(answer) => {
-                self.changing -= 1;
+            Report::OfGroup(answer) => {
+                self.waited_for -= 1;
                 self.checked(answer)
             }
             Report::History { group, messages: Ok(messages) } if !messages.is_empty() => {
+                self.waited_for -= 1;
                 let count = messages.len();
                 for message in messages {
                     self.screen.message(text::of_group(&message), message.time_ms()).await;
@@ -481,9 +482,9 @@ impl Chat {
                 return;
             }
             Report::History { group, messages } => {
+                self.waited_for -= 1;
                 self.checked(messages.map(|_none| format!("nothing is kept of {}", text::group(group))))
             }
-            Report::Checked(answer) => self.checked(answer),
             Report::Answer(line) => (Tone::Plain, line),
         };
         self.screen.line(tone, line).await;

@@ -87,6 +87,8 @@ assert.deepEqual(got, all);
 assert.equal(await stays.groups.send(ROOM, "back", { ack: true }), "accepted");
 assert.equal(await sender.groups.send(ROOM, "after", { ack: true }), "accepted");
 assert.equal((await take(stays, ROOM, 1)).length, 1);
+// It may have had everything before the kill, and not be back yet.
+while (back.client.state !== "open") await new Promise((done) => setTimeout(done, 5));
 const kept = [];
 for (let after = 0n, complete = false; !complete; ) {
   const page = await back.groups.history(GROUP, { after, limit: 64 });

@@ -144,7 +144,7 @@ async fn members_of_a_group_talk_and_a_script_hears_what_became_of_each_line() {
     assert_eq!(two.printed().await, "you are in group 77; `/g 77 hello` says hello there");
     let room = "9223372036854775813";
     for (lines, code, printed) in [
-        // Lines behind a join wait for it.
+        // Lines behind a command about groups wait for it.
         (
             vec!["/join 77".into(), "/g 77 hello all".into(), format!("/join {room}"), "/leave 77".into()],
             0,
@@ -156,7 +156,11 @@ async fn members_of_a_group_talk_and_a_script_hears_what_became_of_each_line() {
             ],
         ),
         (vec!["/g 77 and now?".into()], 3, vec!["denied: you are not in group 77, or muted: and now?".into()]),
-        (vec!["/history 77".into()], 0, vec!["[1 in 77] hello all".into()]),
+        (
+            vec!["/history 77".into(), "/leave 77".into()],
+            0,
+            vec!["[1 in 77] hello all".into(), "you are not in group 77 any more".into()],
+        ),
         (vec!["/history 78".into()], 0, vec!["nothing is kept of group 78".into()]),
         (
             vec![format!("/join {CLOSED_GROUP}"), format!("/history {room}"), format!("/members {room}")],
