@@ -4,6 +4,7 @@
 use crate::cluster_support::Fleet;
 use crate::cluster_support::redis_cluster::free_ports;
 use crate::support::random::Random;
+use crate::support::wait_for;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ const USERS: u64 = 30;
 #[derive(Default)]
 struct Books {
     stop: AtomicBool,
+    logged_in: AtomicU64,
     next: AtomicU64,
     /// How often the application of the recipient got each message.
     received: Mutex<BTreeMap<u64, u32>>,
@@ -86,6 +88,7 @@ fn roll(other: Option<PathBuf>) {
                 let addr = format!("127.0.0.1:{}", ports[user as usize % 3]);
                 let config = Config { addrs: vec![addr], user, ..Config::default() };
                 let (client, events) = Client::connect(config).await.expect("a login");
+                clients.logged_in.fetch_add(1, Ordering::Relaxed);
                 receivers.spawn(receive(events, Arc::clone(&clients)));
                 tasks.spawn(send(client, user, Arc::clone(&clients)));
             }
@@ -99,6 +102,7 @@ fn roll(other: Option<PathBuf>) {
             }
         });
     });
+    wait_for("all have logged in", || (books.logged_in.load(Ordering::Relaxed) == USERS).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
     let rounds = if other.is_some() { vec![None, other] } else { vec![None] };
     let restarts = rounds.into_iter().flat_map(|binary| (0..names.len()).map(move |at| (at, binary.clone())));

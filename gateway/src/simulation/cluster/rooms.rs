@@ -95,8 +95,8 @@ struct Membership {
     leave_id: u64,
     /// The latest request that was answered with GROUP_OK.
     answered_id: u64,
-    /// Requests without an answer.
-    open: BTreeSet<u64>,
+    /// Requests without an answer, and whether they are to join.
+    open: BTreeMap<u64, bool>,
     /// Number, position and id of the latest message.
     last: Option<(u16, u64, u64)>,
 }
@@ -147,7 +147,7 @@ impl Memberships {
         self.next_id += 1;
         let id = self.next_id;
         let membership = self.rooms.entry(room).or_default();
-        membership.open.insert(id);
+        membership.open.insert(id, join);
         let kind = if join { Kind::GroupJoin } else { Kind::GroupLeave };
         *(if join { &mut membership.join_id } else { &mut membership.leave_id }) = id;
         encode(out, &Header { kind, flags: 0, aux: 0, id, peer: room, stamp: 0 }, &[]);
@@ -166,12 +166,14 @@ impl Memberships {
 
     fn joined_or_left(&mut self, client: usize, frame: &Frame<'_>) {
         let membership = self.rooms.get_mut(&frame.peer).expect("GROUP_OK of a room that was asked for");
-        assert!(membership.open.remove(&frame.id), "client {client}: GROUP_OK {} twice, or unasked", frame.id);
+        let asked = membership.open.remove(&frame.id);
+        let joined = asked.unwrap_or_else(|| panic!("client {client}: GROUP_OK {} twice, or unasked", frame.id));
         let is_later = frame.id > membership.answered_id;
         assert!(is_later, "client {client}: GROUP_OK {} behind {}", frame.id, membership.answered_id);
         membership.answered_id = frame.id;
-        if membership.is_out() {
-            // With the last member a room ends, and begins anew with number 1.
+        if !joined {
+            // With the last member a room ends, and begins anew with number 1: also when a request to join again is
+            // under way.
             membership.last = None;
         }
     }
@@ -187,7 +189,8 @@ impl Memberships {
             }
             Code::Overloaded | Code::Unsupported => {
                 let membership = self.rooms.get_mut(&frame.peer).expect("a room that was asked for");
-                assert!(membership.open.remove(&frame.id), "client {client}: request {} was refused twice", frame.id);
+                let asked = membership.open.remove(&frame.id);
+                assert!(asked.is_some(), "client {client}: request {} was refused twice", frame.id);
                 self.unsupported |= code == Code::Unsupported;
                 ledger.count("joins of rooms refused");
             }
