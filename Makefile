@@ -26,8 +26,8 @@ cluster: setup ## Three gateways, a router and a Redis Cluster on loopback, unti
 	$(CARGO) build --profile quick --locked --bin gateway --bin router --bin chat
 	scripts/cluster.sh
 
-# Most tests wait for processes they have started: with twice as many as cores at a time, the cores did nothing for two thirds of it.
-test: export RUST_TEST_THREADS ?= $(shell echo $$((4 * $$(nproc) + 1)))
+# Most tests wait for processes they have started: with twice as many as cores at a time, the cores did nothing for much of it.
+test: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc) + 1)))
 test: setup lint ## Everything that must pass before a commit
 	$(CARGO) test --workspace --locked
 	npm test --silent --prefix client/js
