@@ -150,8 +150,6 @@ impl Shard {
         let group = message.group;
         let is_next = self.groups.homes.get(group).is_some_and(|home| message.number > home.number);
         let takes = self.serving && is_next && self.groups.interests.takes_from(group, node);
-        #[cfg(test)]
-        let takes = takes || crate::simulation::planted(crate::simulation::Bug::StaleCopyTaken);
         if !takes {
             self.links.stats.group_relay_stale.add(1);
             // Whoever sends what nobody wants has not been told so, or that was lost.

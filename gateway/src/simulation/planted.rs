@@ -27,8 +27,6 @@ pub(crate) enum Bug {
     FannedOutEarly,
     /// The home of a live room sends two copies to each node.
     CopiedTwice,
-    /// A node takes copies of a live room that do not count: of a former home, or from before a confirmation.
-    StaleCopyTaken,
     /// The new home of some live rooms is not asked for copies.
     InterestUntold,
     /// The new home of a live room goes on with the next number, though it does not know what was passed on before.

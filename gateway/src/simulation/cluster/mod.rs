@@ -368,11 +368,6 @@ fn rooms_hold_while_nodes_come_and_go() {
 }
 
 #[test]
-fn a_copy_of_a_former_home_is_caught() {
-    assert!(rooms_show(Bug::StaleCopyTaken));
-}
-
-#[test]
 fn a_home_that_is_not_asked_for_copies_is_caught() {
     assert!(rooms_show(Bug::InterestUntold));
 }
