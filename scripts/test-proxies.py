@@ -90,7 +90,7 @@ def login(user):
 class Client:
     """A client at an address of this host, over TLS if asked, native or through a WebSocket."""
 
-    def __init__(self, port, tls=False, web=False, at="127.0.0.1"):
+    def __init__(self, port, tls=False, web=False, at="127.0.0.1", fields=()):
         self.web = web
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(at, 0))
         if tls:
@@ -100,7 +100,7 @@ class Client:
         if web:
             key = base64.b64encode(os.urandom(16)).decode()
             host = f"chat.example.com:{port}"
-            fields = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+            fields = [*fields, "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
             fields += [f"Host: {host}", f"Origin: {'https' if tls else 'http'}://{host}"]
             self.socket.sendall(("GET /ws HTTP/1.1\r\n" + "\r\n".join(fields) + "\r\n\r\n").encode())
             head = b""
@@ -251,10 +251,20 @@ def main():
                     missing = node.metric("trunkline_proxy_refused_total", 'reason="missing"')
                     assert missing == 0, f"{missing} checks or clients came without a header"
                 print(f"ok: {name}, {what}, {'WebSocket' if is_web else 'native'}")
-        with gateway() as node:
+        with gateway("--forwarded-from", PROXY, "--address-connections-max", "2") as node:
             port = proxies.start("nginx", site, node)
-            ready(lambda: Client(port, tls=True, web=True).talks(1))
-            print("ok: nginx, WebSocket of a site over TLS")
+            # What a client says of itself counts for nothing.
+            made_up = ["X-Forwarded-For: 203.0.113.9", "Forwarded: for=203.0.113.9"]
+            connect = lambda at, user: Client(port, tls=True, web=True, at=at, fields=made_up).talks(user)
+            inside = [ready(lambda: connect("127.0.0.11", 1)), connect("127.0.0.11", 2), connect("127.0.0.12", 3)]
+            with contextlib.suppress(ConnectionError, AssertionError):
+                connect("127.0.0.11", 4)
+                raise SystemExit("a third connection of one address stays")
+            inside.append(connect("127.0.0.12", 5))
+            assert node.metric("trunkline_requests_refused_total", 'reason="address"') == 1
+            for client in inside:
+                client.socket.close()
+            print("ok: nginx, WebSocket of a site over TLS, each client told apart by X-Forwarded-For")
         with gateway("--proxy-from", PROXY) as node:
             port = proxies.start("nginx", site, node)
             with contextlib.suppress(ConnectionError, AssertionError):

@@ -81,12 +81,16 @@ impl FileOutbox {
     ///
     /// # Errors
     /// Those of the file system; [`io::ErrorKind::WouldBlock`] when another process has it;
-    /// [`io::ErrorKind::InvalidData`] when it is no outbox.
+    /// [`io::ErrorKind::InvalidData`] when it is no outbox. Each names the file.
     pub fn open(path: impl AsRef<Path>, durability: Durability) -> io::Result<Self> {
-        let path = path.as_ref().to_owned();
+        let path = path.as_ref();
+        Self::open_at(path.to_owned(), durability).map_err(|error| naming(path, &error))
+    }
+
+    fn open_at(path: PathBuf, durability: Durability) -> io::Result<Self> {
         let mut file = private(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&path)?;
         file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+            TryLockError::WouldBlock => io::Error::new(io::ErrorKind::WouldBlock, "another process has it open"),
             TryLockError::Error(error) => error,
         })?;
         let mut bytes = Vec::new();
@@ -98,7 +102,7 @@ impl FileOutbox {
             bytes = MAGIC.to_vec();
         }
         let Some(mut records) = bytes.strip_prefix(MAGIC) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is no outbox"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no outbox"));
         };
         let (kept, places) = (BTreeMap::new(), HashMap::new());
         let bytes = MAGIC.len() as u64;
@@ -123,6 +127,19 @@ impl FileOutbox {
             Durability::Process => Ok(()),
             Durability::Disk => file.sync_data(),
         }
+    }
+
+    fn put_down(&self, message: &Outgoing) -> io::Result<()> {
+        let mut journal = self.lock();
+        if let Some(failed) = journal.failed.take() {
+            return Err(failed);
+        }
+        if message.id.is_none() || message.payload.len() > PAYLOAD_BYTES_MAX {
+            let reason = format!("a message needs an id and at most {PAYLOAD_BYTES_MAX} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        self.write_down(&mut journal, Record::put(message))?;
+        self.sync(&journal.file)
     }
 
     fn write_down(&self, journal: &mut Journal, record: Record) -> io::Result<()> {
@@ -171,15 +188,7 @@ impl Outbox for FileOutbox {
     }
 
     fn put(&self, message: &Outgoing) -> io::Result<()> {
-        let mut journal = self.lock();
-        if let Some(failed) = journal.failed.take() {
-            return Err(failed);
-        }
-        if message.id.is_none() || message.payload.len() > PAYLOAD_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.write_down(&mut journal, Record::put(message))?;
-        self.sync(&journal.file)
+        self.put_down(message).map_err(|error| naming(&self.path, &error))
     }
 
     fn settle(&self, id: u64, _fate: &Result<Outcome, Error>) {
@@ -212,6 +221,11 @@ impl Journal {
             self.kept_bytes -= record_bytes(&message);
         }
     }
+}
+
+/// The same error, with the file that it is about.
+fn naming(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("outbox {}: {error}", path.display()))
 }
 
 fn record_bytes(message: &Outgoing) -> u64 {
@@ -386,7 +400,10 @@ mod tests {
         let path = scratch("lock");
         let outbox = FileOutbox::open(&path, Durability::Process).expect("opened");
         let second = FileOutbox::open(&path, Durability::Process);
-        assert_eq!(second.expect_err("locked").kind(), io::ErrorKind::WouldBlock);
+        let error = second.expect_err("locked");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let words = error.to_string();
+        assert!(words.contains(&path.display().to_string()) && words.contains("another process"), "{words}");
         drop(outbox);
         FileOutbox::open(&path, Durability::Process).expect("opened");
         std::fs::write(&path, "somebody's letter").expect("written");

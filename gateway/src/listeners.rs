@@ -13,9 +13,9 @@ use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Connections that may wait to be accepted. The kernel lowers it to `net.core.somaxconn`.
@@ -42,6 +42,38 @@ pub struct Listeners {
     pub places: Vec<String>,
     /// Their addresses, with the port that was taken where 0 was asked for; Unix sockets have none.
     pub addresses: Vec<SocketAddr>,
+    /// The files of Unix sockets, to be kept for as long as they are listened on.
+    pub files: Vec<SocketFile>,
+}
+
+/// The file of a Unix socket. It is removed with this, unless another process has made one of its own there.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and number of the file.
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(SocketFile { path: path.to_owned(), id: id(path)? })
+    }
+}
+
+/// Device and number of the file at `path`.
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if id(&self.path).is_ok_and(|there| there == self.id)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a Unix socket's file stays behind");
+        }
+    }
 }
 
 impl Listeners {
@@ -53,7 +85,8 @@ impl Listeners {
     /// share it.
     pub fn bind(endpoints: &[Endpoint], shards: u16, limits: &Limits) -> Result<Self, StartupError> {
         let by_shard = (0..shards).map(|_| Vec::new()).collect();
-        let mut listeners = Listeners { by_shard, tls_only: Vec::new(), places: Vec::new(), addresses: Vec::new() };
+        let (places, addresses, files) = (Vec::new(), Vec::new(), Vec::new());
+        let mut listeners = Listeners { by_shard, tls_only: Vec::new(), places, addresses, files };
         for Endpoint { at, tls_only } in endpoints {
             let both = matches!(at, At::BothFamilies(_));
             let place = match at {
@@ -106,6 +139,7 @@ impl Listeners {
             }
             bound => bound?,
         }
+        self.files.push(SocketFile::of(path)?);
         socket.listen(BACKLOG)?;
         let accepting = self.accepting();
         for shard in self.by_shard.iter_mut().take(accepting) {
@@ -296,8 +330,17 @@ mod tests {
         let error = bind().unwrap_err().to_string();
         assert!(error.contains("in use") && error.contains("socket"), "{error}");
         drop(first);
-        drop(bind().unwrap());
+        assert!(!fs::exists(&path).unwrap(), "it goes with its listeners");
+        // As a process that was killed leaves it behind.
+        let mut killed = bind().unwrap();
+        std::mem::take(&mut killed.files).into_iter().for_each(std::mem::forget);
+        drop(killed);
+        let next = bind().unwrap();
+        // Somebody else's file is not touched.
         fs::remove_file(&path).unwrap();
+        fs::write(&path, "not a socket").unwrap();
+        drop(next);
+        assert_eq!(fs::read(&path).unwrap(), b"not a socket");
         fs::write(&path, "not a socket").unwrap();
         assert!(bind().is_err());
         assert_eq!(fs::read(&path).unwrap(), b"not a socket");

@@ -200,8 +200,9 @@ async fn control(
     rescue: &Rescue,
 ) -> Result<(), Failure> {
     let step = |what: &'static str| move |error: io::Error| Failure::Other(format!("{what}: {error}"));
-    let Start { auth, tls, http_tls, access, listeners, http_listener, cluster: cluster_config, mesh, store, .. } =
-        start;
+    let Start {
+        auth, tls, http_tls, access, mut listeners, http_listener, cluster: cluster_config, mesh, store, ..
+    } = start;
     let (services_listener, services_http) = (start.services_listener, start.services_http);
     let services_http_address = services_http.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_http_address = services_http_address.map_err(step("asking for the address of services_http"))?;
@@ -212,6 +213,8 @@ async fn control(
     http_listener.set_nonblocking(true).map_err(step("setting up HTTP"))?;
     let http_listener = tokio::net::TcpListener::from_std(http_listener).map_err(step("setting up HTTP"))?;
     let (addresses, places) = (listeners.addresses.clone(), listeners.places.clone());
+    // Removed when this node has ended.
+    let _socket_files = std::mem::take(&mut listeners.files);
     let (name, limits, joins) = (config.node.clone(), config.limits().clone(), config.cluster.is_some());
     let node = Arc::new(Node::new(name, limits, addresses.clone(), http_address, joins, access));
     node.set_reload(reload.clone());

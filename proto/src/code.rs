@@ -93,7 +93,7 @@ codes! {
 }
 
 macro_rules! outcomes {
-    ($($(#[$doc:meta])* $outcome:ident = $number:literal;)*) => {
+    ($($(#[$doc:meta])* $outcome:ident = $number:literal, $text:literal;)*) => {
         /// What became of a message that asked for an answer: `aux` of SENT.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u16)]
@@ -118,23 +118,36 @@ macro_rules! outcomes {
             pub const fn as_u16(self) -> u16 {
                 self as u16
             }
+
+            /// What it says to a person, in a few words.
+            pub const fn text(self) -> &'static str {
+                match self {
+                    $(Outcome::$outcome => $text,)*
+                }
+            }
+        }
+
+        impl std::fmt::Display for Outcome {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.text())
+            }
         }
     };
 }
 
 outcomes! {
     /// The recipient acknowledged it.
-    Delivered = 0;
+    Delivered = 0, "delivered";
     /// The offline store has it.
-    Stored = 1;
+    Stored = 1, "stored";
     /// The recipient is offline and the message was not kept.
-    OfflineNotStored = 2;
+    OfflineNotStored = 2, "offline, not stored";
     /// A limit was hit; try again.
-    Overloaded = 3;
+    Overloaded = 3, "overloaded";
     /// The sender may not send this to this recipient.
-    Denied = 4;
+    Denied = 4, "denied";
     /// The recipient's inbox holds as much as it may.
-    InboxFull = 5;
+    InboxFull = 5, "inbox full";
     /// A message to a group was numbered and passed on, and is not kept.
-    Accepted = 6;
+    Accepted = 6, "accepted";
 }

@@ -4,7 +4,7 @@ import { Backoff } from "./backoff.js";
 import { Calls, type Reply } from "./calls.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
 import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
-import { Outstanding, fateOf, type Fate, type Message as Waiting } from "./outstanding.js";
+import { Outstanding, fateOf, type Fate, type Message as Waiting, type SendOptions, type Unsettled } from "./outstanding.js";
 import { Pages, type Question } from "./pages.js";
 import { decodeBye, decodeLoginOk, decodeSyncOk, encodeLogin, encodeSync, type Bye, type SyncOk } from "./proto.js";
 import { packResume, unpackResume, type Resume } from "./resume.js";
@@ -122,8 +122,8 @@ const TIMER_MS_MAX = 2 ** 31 - 1;
 /** Messages whose id is remembered, to know one that comes again. */
 const SEEN_MAX = 1024;
 const BYE_UNAUTHORIZED = 6;
-/** After these a client does not come back by itself: version, replaced, kicked. 6 is looked at apart. */
-const BYE_FINAL = [7, 8, 15];
+/** After these a client does not come back by itself: version, replaced, kicked, bad request. 6 is looked at apart. */
+const BYE_FINAL = [7, 8, 15, 20];
 
 export function toId(id: Id): bigint {
   if (typeof id === "number" && !Number.isSafeInteger(id)) throw new TypeError(`${id} is no safe integer`);
@@ -151,11 +151,11 @@ export interface Extension {
 export interface Port {
   readonly user: bigint;
   readonly inboxMax: number;
-  nextId(): bigint;
+  idOf(id?: Id): bigint;
   /** Writes a frame. Throws where there is no session, or too much waits. */
   write(frame: Uint8Array): void;
   /** Keeps a message with ACK until its fate is known; `post` is to be called to send it, now and after each login. */
-  keep(id: bigint, kind: number, to: bigint, body: Uint8Array, noStore: boolean): { message: Waiting; fate: Promise<Fate> };
+  keep(id: bigint, kind: number, to: bigint, body: Uint8Array, options: SendOptions): { message: Waiting; fate: Promise<Fate> };
   post(message: Waiting): void;
   /** The messages of this kind whose fate is not known. */
   waiting(kind: number): Waiting[];
@@ -188,6 +188,8 @@ export class Client {
   #bye: { reason: number; bye: Bye } | undefined;
   #backoff: Backoff;
   #outstanding: Outstanding;
+  /** What had no fate when the client ended. */
+  #left: Unsettled[] | undefined;
   #nextId = BigInt(Date.now()) << 20n;
   #token: Promise<string> | undefined;
   /** The last token was refused, and another has not been tried. */
@@ -237,6 +239,14 @@ export class Client {
     return this.#session;
   }
 
+  /**
+   * Messages with ACK whose fate is not known, in the order in which they were sent; of a client that has ended, those that had none then. An application that keeps them over its own end
+   * sends each again with its `id` and `retry`, and the gateway and the recipient know those that had arrived.
+   */
+  get unsettled(): Unsettled[] {
+    return this.#left ?? this.#outstanding.unsettled();
+  }
+
   /** Where this device stands: `resume` of a later client, which may be that of another page or process. It is a secret. */
   get resume(): string {
     return packResume(this.#resume);
@@ -278,23 +288,30 @@ export class Client {
 
   /**
    * Sends a message. With `ack` its fate comes, over as many connections as it takes; without, it is sent once or not at all. With `noStore` no gateway keeps it for
-   * somebody who is offline.
+   * somebody who is offline. An `id` of your own, not 0, lets you tell it from others after a restart; `retry` says that it may have been sent before.
    */
-  send(to: Id, body: Uint8Array | string, options: { ack: true; noStore?: boolean }): Promise<Fate>;
-  send(to: Id, body: Uint8Array | string, options?: { ack?: false }): Promise<undefined>;
-  async send(to: Id, body: Uint8Array | string, options?: { ack?: boolean; noStore?: boolean }): Promise<Fate | undefined> {
+  send(to: Id, body: Uint8Array | string, options: SendOptions & { ack: true }): Promise<Fate>;
+  send(to: Id, body: Uint8Array | string, options?: { ack?: false; id?: Id }): Promise<undefined>;
+  async send(to: Id, body: Uint8Array | string, options: SendOptions = {}): Promise<Fate | undefined> {
     if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
     const peer = toId(to);
     if (peer === 0n) throw new RangeError("user 0 does not exist");
     const bytes = toBytes(body);
-    const id = ++this.#nextId;
-    if (options?.ack) {
-      const { message, fate } = this.#outstanding.add(id, Kind.SEND, peer, bytes, options.noStore === true);
+    const id = this.#idOf(options.id);
+    if (options.ack) {
+      const { message, fate } = this.#outstanding.add(id, Kind.SEND, peer, bytes, options);
       this.#post(message);
       return fate;
     }
     this.#writeOnce(long(Kind.SEND, 0, id, peer, 0n, bytes));
     return undefined;
+  }
+
+  /** The id that was given, or a new one. */
+  #idOf(id?: Id): bigint {
+    const given = id === undefined ? ++this.#nextId : toId(id);
+    if (given === 0n) throw new RangeError("no message has the id 0");
+    return given;
   }
 
   /** For what is sent once, or not at all. */
@@ -315,7 +332,7 @@ export class Client {
     return {
       user: this.#user,
       inboxMax: this.#inboxMax(),
-      nextId: () => ++this.#nextId,
+      idOf: (id) => this.#idOf(id),
       write: (frame) => this.#writeOnce(frame),
       keep: (...message) => {
         if (this.#state === "ended") throw this.#end ?? new ClosedError("the client was closed");
@@ -369,7 +386,7 @@ export class Client {
     return () => void this.#listeners[name].delete(listener);
   }
 
-  /** Logs out, for good. What has no fate by then fails. */
+  /** Logs out, for good. What has no fate by then fails, and is in `unsettled`. */
   async close(): Promise<void> {
     if (this.#state === "ended") return;
     if (this.#state === "open") this.#write(short(Kind.LOGOUT));
@@ -727,6 +744,7 @@ export class Client {
     globalThis.removeEventListener?.("online", this.#stir);
     globalThis.document?.removeEventListener("visibilitychange", this.#stir);
     const told = error ?? new ClosedError("the client was closed");
+    this.#left = this.#outstanding.unsettled();
     this.#outstanding.fail(told);
     this.#extension?.lost(told);
     this.#opened?.promise.catch(() => {});

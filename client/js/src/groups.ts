@@ -9,7 +9,7 @@
 import { EXTEND, toBytes, toId, type Client, type Extension, type Id, type Port } from "./client.js";
 import { FullError, NotConnectedError, TrunklineError } from "./errors.js";
 import { FLAG_REPLAY, FLAG_SELF, Kind, long, type Frame } from "./frames.js";
-import type { Fate, Message as Waiting } from "./outstanding.js";
+import type { Fate, Message as Waiting, SendOptions } from "./outstanding.js";
 import { decodeHeads } from "./heads.js";
 import type { SyncOk } from "./proto.js";
 
@@ -181,19 +181,19 @@ export class Groups {
    * Sends to a group or room. With `ack` its fate comes, over as many connections as it takes: "stored", in a room or with `noStore` "accepted", "denied", "overloaded"; it
    * fails with TrunklineError (11) for more than a member may send in a second. Without, it is sent once or not at all. The own message does not come back.
    */
-  send(group: Id, body: Uint8Array | string, options: { ack: true; noStore?: boolean }): Promise<Fate>;
-  send(group: Id, body: Uint8Array | string, options?: { ack?: false }): Promise<undefined>;
-  async send(group: Id, body: Uint8Array | string, options?: { ack?: boolean; noStore?: boolean }): Promise<Fate | undefined> {
+  send(group: Id, body: Uint8Array | string, options: SendOptions & { ack: true }): Promise<Fate>;
+  send(group: Id, body: Uint8Array | string, options?: { ack?: false; id?: Id }): Promise<undefined>;
+  async send(group: Id, body: Uint8Array | string, options: SendOptions = {}): Promise<Fate | undefined> {
     const peer = toGroup(group);
-    const [id, bytes] = [this.#port.nextId(), toBytes(body)];
-    if (!options?.ack) {
+    const [id, bytes] = [this.#port.idOf(options.id), toBytes(body)];
+    if (!options.ack) {
       this.#port.write(long(Kind.GROUP_SEND, 0, id, peer, 0n, bytes));
       const track = this.#tracks.get(peer);
       if (track) track.unacked++;
     }
     this.#remember(`${peer} ${this.#port.user} ${id}`);
-    if (!options?.ack) return undefined;
-    const { message, fate } = this.#port.keep(id, Kind.GROUP_SEND, peer, bytes, options.noStore === true);
+    if (!options.ack) return undefined;
+    const { message, fate } = this.#port.keep(id, Kind.GROUP_SEND, peer, bytes, options);
     if (this.#isOpen && !this.#rejoining.has(peer)) this.#post(message);
     return fate;
   }
@@ -261,7 +261,7 @@ export class Groups {
     return new Promise((resolve, fail) => {
       if (this.#asked.size >= ASKS_MAX) throw new FullError("too many joins and leaves are under way");
       if (!leave && isLiveRoom(group) && this.#tracks.size >= GROUPS_MAX) throw new FullError("in as many groups as can be");
-      const id = this.#port.nextId();
+      const id = this.#port.idOf();
       this.#port.write(long(leave ? Kind.GROUP_LEAVE : Kind.GROUP_JOIN, 0, id, group, 0n));
       this.#asked.set(id, { group, leave, resolve, fail });
     });

@@ -105,6 +105,27 @@ test("a message with ACK outlives its connection, one without does not", async (
   await subject.close();
 });
 
+test("what had no fate is there at the end, and a later client sends it again under the same id", async () => {
+  const { subject, socket } = await open();
+  const settled = subject.send(7n, "a", { ack: true, id: 5n });
+  socket.receive(long(SENT, { aux: 0, id: 5n, peer: 7n }));
+  assert.equal(await settled, "delivered");
+  const fates = [subject.send(7n, "b", { ack: true, id: "6" }), subject.send(8n, "c", { ack: true, noStore: true })];
+  await assert.rejects(subject.send(9n, "d", { ack: true, id: 6 }), /6 waits for its fate/);
+  await assert.rejects(subject.send(9n, "d", { ack: true, id: 0n }), RangeError);
+  await subject.close();
+  for (const fate of fates) await assert.rejects(fate, ClosedError);
+  const left = subject.unsettled;
+  assert.deepEqual(left.map(({ to, group, body, noStore }) => [to, group, String.fromCharCode(...body), noStore]), [[7n, false, "b", false], [8n, false, "c", true]]);
+  assert.equal(left[0].id, 6n);
+  const { subject: later, socket: another } = await open();
+  for (const { id, to, body, noStore } of left) void later.send(to, body, { ack: true, id, noStore, retry: true }).catch(() => {});
+  const [b, c] = another.written.filter(({ kind }) => kind === SEND);
+  const [ACK_FLAG, NO_STORE, RETRY] = [1, 2, 4];
+  assert.deepEqual([b.id, b.flags & (ACK_FLAG | RETRY), c.id, c.flags & NO_STORE], [6n, ACK_FLAG | RETRY, left[1].id, NO_STORE]);
+  await later.close();
+});
+
 test("what waits is bounded in count and bytes, and what lies in the socket too", async () => {
   const subject = client({ outstanding: { count: 2, bytes: 100 } });
   const waiting = [subject.send(7n, new Uint8Array(60), { ack: true })];
@@ -164,7 +185,7 @@ test("messages that nobody takes end the connection and come again", async () =>
 });
 
 test("some reasons are final, others are not", async () => {
-  for (const reason of [7, 8, 15]) {
+  for (const reason of [7, 8, 15, 20]) {
     const { subject, socket } = await open();
     socket.receive(bye(reason, { text: "enough" }));
     socket.end(4000 + reason);

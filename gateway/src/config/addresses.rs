@@ -3,27 +3,37 @@
 use super::resolve::{Judge, RATE_MAX, known};
 use super::{ConfigError, Settings};
 use crate::limits::Limits;
-use crate::transport::networks::{Network, Proxies};
+use crate::transport::networks::{Network, NoNetwork, Proxies};
+use crate::transport::upgrade::Forwarding;
 
-/// Stands for whoever connects by a Unix socket, in `proxy_from`.
+/// Stands for whoever connects by a Unix socket.
 const UNIX: &str = "unix";
 /// Addresses that are counted besides those with open connections: who has opened some lately and closed them.
 const RECENT_ADDRESSES_MAX: u64 = 65_536;
 
 /// Judges `proxy_from`.
 pub(super) fn proxies(all: &Settings, judge: &Judge) -> Result<Proxies, ConfigError> {
-    let mut proxies = Proxies::default();
-    for text in all.proxy_from.iter().flatten() {
-        if text == UNIX {
-            proxies.unix = true;
-            continue;
-        }
-        match text.parse::<Network>() {
-            Ok(network) => proxies.networks.push(network),
-            Err(error) => return judge.refuse("proxy_from", format!("{text:?}"), error.to_string()),
+    let (networks, unix) = networks("proxy_from", all.proxy_from.as_deref(), judge)?;
+    Ok(Proxies { networks, unix })
+}
+
+/// Judges `forwarded_from` and `forwarded_field`.
+pub(super) fn forwarding(all: &Settings, judge: &Judge) -> Result<Forwarding, ConfigError> {
+    let (networks, unix) = networks("forwarded_from", all.forwarded_from.as_deref(), judge)?;
+    Ok(Forwarding { networks, unix, field: known(all.forwarded_field) })
+}
+
+/// The networks, and whether Unix sockets are among them.
+fn networks(key: &'static str, texts: Option<&[String]>, judge: &Judge) -> Result<(Vec<Network>, bool), ConfigError> {
+    let (mut networks, mut unix) = (Vec::new(), false);
+    for text in texts.unwrap_or_default() {
+        match text.parse() {
+            _ if text == UNIX => unix = true,
+            Ok(network) => networks.push(network),
+            Err(error) => return judge.refuse(key, format!("{text:?}"), NoNetwork::to_string(&error)),
         }
     }
-    Ok(proxies)
+    Ok((networks, unix))
 }
 
 /// Judges the limits of each address. They are the whole node's, whatever its shards.
@@ -34,6 +44,7 @@ pub(super) fn per_address(limits: &mut Limits, all: &Settings, shards: u64, judg
     let limited = limits.address_connections_max > 0 || limits.address_connections_per_sec > 0;
     let addresses = u64::from(limits.slots()).saturating_mul(shards) + RECENT_ADDRESSES_MAX;
     limits.addresses_max = if limited { u32::try_from(addresses).unwrap_or(u32::MAX) } else { 0 };
-    limits.addresses_known = limited || all.proxy_from.as_ref().is_some_and(|from| !from.is_empty());
+    let told = [&all.proxy_from, &all.forwarded_from];
+    limits.addresses_known = limited || told.into_iter().flatten().any(|from| !from.is_empty());
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::values::{
     StoreSyncKind, one_or_many,
 };
 use super::{Listen, LogFormat};
+use crate::transport::upgrade::ForwardedField;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -139,6 +140,15 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     proxy_from: [Vec<String>] "NETWORK" "TRUNKLINE_PROXY_FROM" Unset("[\"10.0.0.0/8\"]");
+    /// Networks of proxies in front of this node that pass on requests for WebSockets: like proxy_from. Where their
+    /// requests have the field forwarded_field, the client is where that says; from elsewhere it is ignored. May be
+    /// given several times.
+    #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "one_or_many")]
+    forwarded_from: [Vec<String>] "NETWORK" "TRUNKLINE_FORWARDED_FROM" Unset("[\"10.0.0.0/8\"]");
+    /// Field in which the proxies of forwarded_from tell the client's address. The other one is not read: they pass on
+    /// what a client has written there.
+    forwarded_field: [ForwardedField] "FIELD" "TRUNKLINE_FORWARDED_FIELD" Fixed("\"x-forwarded-for\"");
     /// Address and port of the HTTP API: /healthz, /readyz, /metrics, /v1. One that is not loopback needs
     /// api_keys_file.
     http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_HTTP" Fixed("\"127.0.0.1:7780\"");

@@ -1,10 +1,11 @@
 //! Which requests become WebSockets: from the settings to the rules.
 
+use super::addresses::forwarding;
 use super::resolve::Judge;
 use super::{ConfigError, Settings};
 use crate::transport::upgrade::Rules;
 
-/// Judges `ws_origin` and `ws_cookie`.
+/// Judges `ws_origin` and `ws_cookie`, and whose word on a client's address is taken.
 pub(super) fn upgrade(all: &Settings, judge: &Judge) -> Result<Rules, ConfigError> {
     let origins = all.ws_origin.clone().unwrap_or_default();
     if let Some(origin) = origins.iter().find(|origin| !is_origin(origin)) {
@@ -23,7 +24,7 @@ pub(super) fn upgrade(all: &Settings, judge: &Judge) -> Result<Rules, ConfigErro
             return judge.refuse("ws_cookie", format!("{name:?}"), allowed);
         }
     }
-    Ok(Rules { origins, cookie, ..Rules::default() })
+    Ok(Rules { origins, cookie, forwarding: forwarding(all, judge)?, ..Rules::default() })
 }
 
 /// Whether the text is as browsers send it (RFC 6454, section 6.2), or stands for all.

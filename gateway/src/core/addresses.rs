@@ -7,6 +7,7 @@ use crate::io::Peer;
 use crate::reason::CloseReason;
 use crate::transport::networks::Proxies;
 use crate::transport::proxy::{self, Header, Violation};
+use crate::transport::upgrade::{Refusal, Rules, Told};
 use hashbrown::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,18 +28,19 @@ pub(crate) struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {
     proxies: Arc<Proxies>,
+    rules: Arc<Rules>,
     book: Option<Arc<AddressBook>>,
     known: HashMap<u32, Known>,
 }
 
 impl Addresses {
-    pub(crate) fn new(proxies: Arc<Proxies>, book: Option<Arc<AddressBook>>) -> Self {
-        Addresses { proxies, book, known: HashMap::new() }
+    pub(crate) fn new(proxies: Arc<Proxies>, rules: Arc<Rules>, book: Option<Arc<AddressBook>>) -> Self {
+        Addresses { proxies, rules, book, known: HashMap::new() }
     }
 
     /// Whether accepts have to tell who connects.
     pub(crate) fn are_needed(&self) -> bool {
-        self.book.is_some() || !self.proxies.is_empty()
+        self.book.is_some() || !self.proxies.is_empty() || !self.rules.forwarding.is_empty()
     }
 
     /// Where the client of a connection is, if that is known.
@@ -69,6 +71,12 @@ impl Addresses {
         }
     }
 
+    /// Whether the word of a connection's other end is taken on where the client of its request is.
+    fn forwards(&self, slot: u32) -> bool {
+        let known = self.known.get(&slot).filter(|known| !known.counted);
+        known.is_some_and(|known| self.rules.forwarding.trusts(known.address.map(|address| address.ip())))
+    }
+
     /// Notes where a client is, and enters it.
     fn enter(&mut self, slot: u32, address: SocketAddr, now_ms: u64) -> Result<(), TooMany> {
         let entered = self.book.as_ref().map_or(Ok(()), |book| book.enter(address.ip(), now_ms));
@@ -96,14 +104,34 @@ impl Shard {
                 Peer::Unix => None,
             };
             self.addresses.known.insert(slot, Known { address, counted: false });
-        } else if let Peer::Address(address) = peer {
-            self.count_address(slot, address);
+        } else {
+            match peer {
+                Peer::Address(address) => _ = self.count_address(slot, address),
+                Peer::Unix if self.addresses.rules.forwarding.trusts(None) => {
+                    self.addresses.known.insert(slot, Known { address: None, counted: false });
+                }
+                Peer::Unix => {}
+            }
         }
     }
 
     /// Enters a client's connection, or ends it: without a word, since it has not said in which language. Returns
     /// whether it goes on.
     fn count_address(&mut self, slot: u32, address: SocketAddr) -> bool {
+        if self.addresses.rules.forwarding.trusts(Some(address.ip())) {
+            // It is not one client, and its requests will say for whom they are.
+            self.addresses.known.insert(slot, Known { address: Some(address), counted: false });
+            return true;
+        }
+        if self.enter_address(slot, address) {
+            return true;
+        }
+        self.close(slot, CloseReason::AddressLimit);
+        false
+    }
+
+    /// Enters a client's connection; whether it may stay.
+    fn enter_address(&mut self, slot: u32, address: SocketAddr) -> bool {
         let stats = &self.links.stats;
         match self.addresses.enter(slot, address, self.now.mono_ms) {
             Ok(()) => return true,
@@ -114,8 +142,26 @@ impl Shard {
             Err(TooMany::Open) => stats.limit_address_open.add(1),
             Err(TooMany::PerSec) => stats.limit_address_per_sec.add(1),
         }
-        self.close(slot, CloseReason::AddressLimit);
         false
+    }
+
+    /// A request has come, and says where its client is: enters that where the other end is one whose word is taken.
+    ///
+    /// # Errors
+    /// What the request is to be refused with.
+    pub(super) fn forwarded(&mut self, slot: u32, told: Told) -> Result<(), Refusal> {
+        if !self.addresses.forwards(slot) {
+            return Ok(());
+        }
+        match told {
+            Told::Nothing => Ok(()),
+            Told::Unreadable => Err(Refusal::Forwarded),
+            Told::At(address) => {
+                // Ports are not told.
+                let entered = self.enter_address(slot, SocketAddr::new(address, 0));
+                if entered { Ok(()) } else { Err(Refusal::Address) }
+            }
+        }
     }
 
     /// Bytes of a connection that a proxy has to open with a header. What comes behind that is taken as if it were the

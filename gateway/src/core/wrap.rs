@@ -339,6 +339,9 @@ impl Shard {
                 if self.ends() || !room {
                     return self.refuse_request(slot, Refusal::Unavailable);
                 }
+                if let Err(refusal) = self.forwarded(slot, upgrade.told) {
+                    return self.refuse_request(slot, refusal);
+                }
                 self.links.stats.websockets.add(1);
                 self.links.append_raw(slot, |out| upgrade.put_response(out));
                 self.links.slots.at(slot).wire.change_kind(Wire::WEBSOCKET);

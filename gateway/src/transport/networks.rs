@@ -95,6 +95,11 @@ impl fmt::Display for Network {
     }
 }
 
+/// Whether an address is of one of these networks.
+pub fn trusted(networks: &[Network], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(address))
+}
+
 /// Whose word on a client's address is taken: the proxies in front of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxies {
@@ -112,7 +117,7 @@ impl Proxies {
 
     /// Whether one may be at this address.
     pub fn trust(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(address))
+        trusted(&self.networks, address)
     }
 
     /// Whether those behind Unix sockets are.

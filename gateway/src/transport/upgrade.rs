@@ -2,11 +2,13 @@
 //! answered with.
 
 mod fields;
+mod forwarded;
 mod origin;
 mod refusal;
 #[cfg(test)]
 mod tests;
 
+pub use forwarded::{ForwardedField, Forwarding, Told};
 pub use refusal::{REFUSALS, Refusal};
 
 use base64::Engine;
@@ -41,11 +43,19 @@ pub struct Rules {
     pub origins: Vec<String>,
     /// The cookie whose value is the token where there is no `Authorization`.
     pub cookie: Option<String>,
+    /// Whose word is taken on where the client is.
+    pub forwarding: Forwarding,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Rules { head_bytes_max: HEAD_BYTES_MAX, fields_max: FIELDS_MAX, origins: Vec::new(), cookie: None }
+        Rules {
+            head_bytes_max: HEAD_BYTES_MAX,
+            fields_max: FIELDS_MAX,
+            origins: Vec::new(),
+            cookie: None,
+            forwarding: Forwarding::default(),
+        }
     }
 }
 
@@ -68,14 +78,17 @@ pub struct Upgrade {
     subprotocol: bool,
     /// The token of `Authorization: Bearer`, or of the cookie: what counts where LOGIN has none.
     pub token: Option<String>,
+    /// Where the client is by what the request says: for a peer whose word is taken.
+    pub told: Told,
 }
 
 impl std::fmt::Debug for Upgrade {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Upgrade { accept, subprotocol, token } = self;
+        let Upgrade { accept, subprotocol, token, told } = self;
         // A token is a secret.
         let token = token.as_ref().map(|token| token.len());
-        write!(f, "Upgrade {{ accept: {accept:?}, subprotocol: {subprotocol}, token of bytes: {token:?} }}")
+        let head = format_args!("accept: {accept:?}, subprotocol: {subprotocol}, told: {told:?}");
+        write!(f, "Upgrade {{ {head}, token of bytes: {token:?} }}")
     }
 }
 
@@ -176,7 +189,8 @@ fn upgrade(rules: &Rules, fields: &Fields<'_>, http_1_1: bool) -> Result<Upgrade
     }
     let cookie = || rules.cookie.as_ref().and_then(|name| fields.cookie(name));
     let token = fields.bearer().or_else(cookie);
-    Ok(Upgrade { accept: accept(key), subprotocol, token: token.map(str::to_owned) })
+    let told = if rules.forwarding.is_empty() { Told::Nothing } else { rules.forwarding.told(fields) };
+    Ok(Upgrade { accept: accept(key), subprotocol, token: token.map(str::to_owned), told })
 }
 
 /// Whether a key is 16 bytes in base64.

@@ -245,3 +245,51 @@ fn behind_a_proxy_each_client_has_its_own_limit() {
         assert_eq!(gateway.metrics().limit_hits("address_connections"), 2);
     });
 }
+
+/// The status of the answer to a request for a WebSocket with this field, and the connection.
+fn upgrade_with(gateway: &Gateway, field: &str) -> (String, TcpStream) {
+    let mut stream = TcpStream::connect_timeout(&gateway.client_address(), PATIENCE).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: chat.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{field}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("write to the gateway");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("the head of an answer");
+        head.extend(byte);
+    }
+    let head = String::from_utf8(head).expect("text");
+    (head.split(' ').nth(1).expect("a status").to_owned(), stream)
+}
+
+#[test]
+fn a_client_is_where_the_request_says_that_a_trusted_proxy_has_passed_on() {
+    let flags = ["--forwarded-from", "127.0.0.1,10.0.0.0/8", "--address-connections-max", "2"];
+    with_gateway(2, &flags, |gateway| {
+        let ask = |list: &str| upgrade_with(gateway, &format!("X-Forwarded-For: {list}"));
+        // What stands in front of it the client may have made up; what stands behind it is of a proxy.
+        let inside = ["198.51.100.1", "203.0.113.1, 198.51.100.1, 10.0.0.9", "198.51.100.2"].map(ask);
+        assert_eq!(inside.each_ref().map(|(status, _)| status.as_str()), ["101"; 3]);
+        assert_eq!(ask("203.0.113.2, 198.51.100.1").0, "429");
+        assert_eq!(ask("198.51.100.1, unknown").0, "400");
+        // The other field is the client's own, and the proxy itself is not counted.
+        let own = [(); 4].map(|()| upgrade_with(gateway, "Forwarded: for=198.51.100.1").0);
+        assert_eq!(own, ["101"; 4]);
+        let refused = |reason| gateway.metrics().sum("trunkline_requests_refused_total", &[("reason", reason)]);
+        assert_eq!((refused("address"), refused("forwarded")), (1, 1));
+        assert_eq!(gateway.metrics().limit_hits("address_connections"), 1);
+        // Who leaves makes room.
+        drop(inside);
+        wait_for("a place is free again", || (ask("198.51.100.1").0 == "101").then_some(()));
+    });
+    with_gateway(1, &["--address-connections-max", "2"], |gateway| {
+        let ask = |list: &str| upgrade_with(gateway, &format!("X-Forwarded-For: {list}"));
+        let inside = ["198.51.100.1", "198.51.100.2"].map(ask);
+        assert_eq!(inside.each_ref().map(|(status, _)| status.as_str()), ["101"; 2]);
+        // Nobody's word is taken, so all of them are at one address.
+        Client::connect(gateway).expect_closed();
+    });
+}

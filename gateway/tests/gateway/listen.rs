@@ -82,7 +82,7 @@ fn a_name_and_both_families_lead_to_one_gateway() {
 }
 
 #[test]
-fn clients_connect_by_a_unix_socket_which_the_next_gateway_takes_over() {
+fn clients_connect_by_a_unix_socket_which_goes_with_the_gateway_or_the_next_one_takes_over() {
     let folder = ScratchFolder::new("unix-socket");
     fs::create_dir_all(folder.path()).expect("a folder");
     let path = format!("{}/clients.sock", folder.path());
@@ -104,7 +104,10 @@ fn clients_connect_by_a_unix_socket_which_the_next_gateway_takes_over() {
             }
             assert!(answer(unix(&path), b"GET /readyz HTTP/1.0\r\n\r\n").starts_with(b"HTTP/1.1 200"));
         });
+        assert!(!fs::exists(&path).expect("a folder"), "the socket outlives its gateway");
     }
+    Gateway::start(1, &["--listen", &place]).kill();
+    assert!(fs::exists(&path).expect("a folder"), "somebody has removed what a killed one leaves");
     let first = Gateway::start(1, &["--listen", &place]);
     let second = gateway_command().args(["--listen", &place, "--http", "127.0.0.1:0"]).output().expect("it runs");
     let words = String::from_utf8_lossy(&second.stderr).into_owned();

@@ -115,9 +115,12 @@ async fn serve_connection(
     let Some(tls) = served.tls else {
         return serve_stream(stream, peer, served.router, bounds, ended, place).await;
     };
+    let mut over = ended.clone();
     let accepted = tokio::select! {
         accepted = tls.accept(stream) => accepted,
         () = place.evicted() => return,
+        // Nothing has been asked yet, so there is nothing to answer. An error is the end of the server, too.
+        _ = over.wait_for(|ended| *ended) => return,
     };
     match accepted {
         Ok(stream) => serve_stream(stream, peer, served.router, bounds, ended, place).await,

@@ -13,6 +13,7 @@ mod hash;
 mod http_api;
 mod http_faults;
 mod http_support;
+mod http_tls;
 mod log_faults;
 mod membership;
 mod presence;

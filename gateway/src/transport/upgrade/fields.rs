@@ -13,7 +13,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The values of all fields of this name, without blanks around them.
-    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let fields = self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
         fields.map(|field| field.value.trim_ascii())
     }
@@ -44,7 +44,8 @@ impl<'a> Fields<'a> {
         self.items(name).any(|listed| listed == item.as_bytes())
     }
 
-    fn items(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    /// The items of all lists of this name.
+    pub(super) fn items(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.all(name).flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
     }
 

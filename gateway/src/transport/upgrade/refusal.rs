@@ -52,6 +52,8 @@ refusals! {
     Key => "400 Bad Request", "key", CLOSE, "Sec-WebSocket-Key must be 16 bytes in base64.\n";
     /// Subprotocols are offered and `trunkline.v1` is not among them.
     Subprotocol => "400 Bad Request", "subprotocol", CLOSE, "The subprotocol is trunkline.v1.\n";
+    /// A trusted proxy says where the client is, in a form that is no address.
+    Forwarded => "400 Bad Request", "forwarded", CLOSE, "The proxy in front does not tell the client's address.\n";
     /// The page is from elsewhere.
     Origin => "403 Forbidden", "origin", CLOSE, "Pages of this origin are not served here.\n";
     /// Nothing is there.
@@ -64,6 +66,9 @@ refusals! {
     /// Another version of the WebSocket protocol than 13, or none.
     WebSocketVersion => "426 Upgrade Required", "version", VERSION_FIELDS,
         "Version 13 of the WebSocket protocol is spoken here.\n";
+    /// There are as many connections from the client's address as there may be, or they come too fast.
+    Address => "429 Too Many Requests", "address", RETRY_FIELDS,
+        "Too many connections come from this address.\n";
     /// The head is too long.
     TooLarge => "431 Request Header Fields Too Large", "too_large", CLOSE, "The head of the request is too large.\n";
     /// The head has too many fields.

@@ -54,7 +54,8 @@ impl Router {
         let said = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("a line that says where it listens").unwrap();
-        let address = first.strip_prefix("http on ").unwrap_or_else(|| panic!("{first}")).parse().unwrap();
+        let place = first.strip_prefix("http on ").or_else(|| first.strip_prefix("https on "));
+        let address = place.unwrap_or_else(|| panic!("{first}")).parse().unwrap();
         let mut readers = vec![collect(Arc::clone(&said), lines)];
         readers.push(collect(Arc::clone(&said), BufReader::new(child.stderr.take().unwrap()).lines()));
         Router { child, address, said, readers }
@@ -163,7 +164,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) fn read(stream: &mut impl Read) -> Self {
         let mut bytes = Vec::new();
         // A server that answers before it has read all closes with a reset, behind its answer.
         if let Err(error) = stream.read_to_end(&mut bytes) {
