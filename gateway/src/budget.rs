@@ -21,6 +21,7 @@ use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNE
 use crate::startup::StartupError;
 use crate::store::{STORE_USER_BYTES, StoreMemory};
 use crate::transport::tls::KEYS_BYTES_MAX;
+use crate::upstream::CONN_BYTES as UPSTREAM_CONN_BYTES;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
 use trunkline_proto::DEVICE_BYTES_MAX;
@@ -283,7 +284,23 @@ impl Budget {
                 flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],
             });
         }
-        if limits.portal_bytes_max > 0 {
+        if limits.upstream_bytes_max > 0 {
+            let (bytes, conns) = (limits.upstream_bytes_max as u64, u64::from(limits.upstream_conns_max));
+            // Calls one way, answers the other; what the thread has is in none of them.
+            let portals = node(limits.portal_bytes_max, VEC_GROWTH);
+            terms.push(Term {
+                name: "HTTP servers of services",
+                bytes: (VEC_GROWTH * bytes).saturating_add(portals).saturating_add(conns * UPSTREAM_CONN_BYTES),
+                how: format!(
+                    "{} of calls and answers, {} in portals, and growth, {conns} connections, {} each",
+                    size(bytes),
+                    size(node(limits.portal_bytes_max, 1)),
+                    size(UPSTREAM_CONN_BYTES)
+                ),
+                flags: &["--upstream-bytes-max", "--upstream-conns-max", "--portal-bytes-max", "--shards"],
+            });
+        }
+        if limits.pushes_open_max > 0 {
             let open = u64::from(limits.pushes_open_max);
             let each = OPEN_BYTES + VEC_GROWTH * FATE_BYTES as u64;
             // A body, what is read of it, and the payload.

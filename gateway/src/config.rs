@@ -11,6 +11,7 @@ mod names;
 #[cfg(test)]
 mod reference;
 mod resolve;
+mod service_tables;
 mod services;
 mod settings;
 mod store;

@@ -13,7 +13,7 @@
 //! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
 //! rooms over the nodes of a cluster).
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
-//! Pushes by HTTP come and go by `portal`.
+//! Pushes by HTTP come and go by `portal`, calls to HTTP servers by `upstream_calls`.
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
 //! `transport::outbound` (frames to bytes).
@@ -42,6 +42,7 @@ mod shared;
 mod tls;
 pub(crate) mod tokens;
 mod trunk;
+mod upstream_calls;
 pub(crate) mod wrap;
 
 use crate::conn::ConnFlags;
@@ -181,7 +182,7 @@ impl<I: Io> Core<I> {
         let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
-        let pushes = self.shard.take_pushes();
+        let pushes = self.shard.take_pushes() + self.shard.take_upstream_answers();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
             self.shard.expire(&mut due);
@@ -207,7 +208,8 @@ impl<I: Io> Core<I> {
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
-        self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || self.shard.has_pushes();
+        let brought = self.shard.has_pushes() || self.shard.has_upstream_answers();
+        self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || brought;
         let asked = shook
             || letters > 0
             || requests + pushes > 0
@@ -510,6 +512,7 @@ impl<I: Io> Core<I> {
         if let Some(portal) = &mut shard.portal {
             portal.post();
         }
+        shard.post_upstream_calls();
         let outgoing = &mut shard.outgoing;
         let mut blocked = outgoing.post(|to| io.wake(to));
         withdrawals.retain(|(to, token)| {

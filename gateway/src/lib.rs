@@ -49,5 +49,6 @@ mod simulation;
 pub mod startup;
 pub mod store;
 pub mod transport;
+pub(crate) mod upstream;
 pub mod waker;
 pub mod wheel;

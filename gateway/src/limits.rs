@@ -148,8 +148,14 @@ pub struct Limits {
     pub calls_kept_bytes_max: usize,
     /// Bytes queued for one link of a worker; beyond it calls wait, or go to another worker. 0 without services.
     pub link_outbox_bytes_max: usize,
-    /// Bytes of pushes by HTTP on their way to the shard; beyond it they end as overloaded. 0 without services_http.
+    /// Bytes of pushes by HTTP on their way to the shard, and of calls on their way from it to HTTP servers; beyond it
+    /// pushes end as overloaded, and a call gets REPLY 14. 0 without either.
     pub portal_bytes_max: usize,
+    /// Bytes of calls that HTTP servers have or that wait for them, and of answers, of the whole node; beyond it a call
+    /// gets REPLY 14, and an answer is lost. 0 without HTTP servers.
+    pub upstream_bytes_max: usize,
+    /// Connections to HTTP servers, of the whole node; beyond it calls wait. 0 without HTTP servers.
+    pub upstream_conns_max: u32,
     /// Users of pushes by HTTP whose outcome is not known, of the whole node; a further push gets 503.
     pub pushes_open_max: u32,
     /// Pushes by HTTP to one user in a second, at the whole node, 0 = off; a further one ends as overloaded.
@@ -293,6 +299,8 @@ impl Default for Limits {
             calls_kept_bytes_max: 0,
             link_outbox_bytes_max: 0,
             portal_bytes_max: 0,
+            upstream_bytes_max: 0,
+            upstream_conns_max: 0,
             pushes_open_max: 0,
             pushes_per_user_per_sec: 0,
             pushes_per_key_per_sec: 0,

@@ -11,6 +11,7 @@ use crate::reason::CloseReason;
 use crate::services::{LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, RETRIES_PER_SEC, ServiceSpec};
 use crate::transport::tls::{Alert, Certificates, Suite, Version};
 use crate::transport::upgrade::Refusal as RequestRefusal;
+use crate::upstream::answer_bytes_max;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 use trunkline_router::log;
@@ -241,7 +242,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 79] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 86] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -313,13 +314,20 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 79] {
         ("calls_kept_bytes", limits.calls_kept_bytes_max as u64),
         ("link_outbox_bytes", limits.link_outbox_bytes_max as u64),
         ("service_links", if limits.calls_max > 0 { SERVICE_LINKS_MAX as u64 } else { 0 }),
+        ("call_portal_bytes", if limits.upstream_bytes_max > 0 { limits.portal_bytes_max as u64 } else { 0 }),
+        ("upstream_bytes", limits.upstream_bytes_max as u64),
+        ("upstream_answer_bytes", if limits.upstream_bytes_max > 0 { answer_bytes_max(limits) as u64 } else { 0 }),
+        ("upstream_queue", if limits.upstream_bytes_max > 0 { ServiceSpec::of(1).queue.into() } else { 0 }),
+        ("upstream_time", if limits.upstream_bytes_max > 0 { ServiceSpec::of(1).call_timeout_ms / 1_000 } else { 0 }),
+        ("upstream_retries", if limits.upstream_bytes_max > 0 { RETRIES_PER_SEC } else { 0 }),
+        ("upstream_conns", limits.upstream_conns_max.into()),
         ("portal_bytes", limits.portal_bytes_max as u64),
         ("pushes_open", limits.pushes_open_max.into()),
         ("pushes_per_user_per_sec", limits.pushes_per_user_per_sec.into()),
         ("pushes_per_key_per_sec", limits.pushes_per_key_per_sec.into()),
-        ("push_bodies_bytes", if limits.portal_bytes_max > 0 { BODIES_BYTES_MAX as u64 } else { 0 }),
-        ("push_batches", if limits.portal_bytes_max > 0 { BATCHES_MAX as u64 } else { 0 }),
-        ("push_keys_remembered", if limits.portal_bytes_max > 0 { PUSH_KEYS_MAX as u64 } else { 0 }),
+        ("push_bodies_bytes", if limits.pushes_open_max > 0 { BODIES_BYTES_MAX as u64 } else { 0 }),
+        ("push_batches", if limits.pushes_open_max > 0 { BATCHES_MAX as u64 } else { 0 }),
+        ("push_keys_remembered", if limits.pushes_open_max > 0 { PUSH_KEYS_MAX as u64 } else { 0 }),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

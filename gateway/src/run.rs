@@ -26,8 +26,9 @@ use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::portal::Portals;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
+use trunkline_gateway::services::CallPortals;
 use trunkline_gateway::services_thread::{
-    CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, ServicesThread, ServicesThreadConfig,
+    CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, PushConfig, ServicesThread, ServicesThreadConfig,
 };
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks};
@@ -126,8 +127,11 @@ impl Start {
         let mesh_listener =
             config.cluster.as_ref().map(|cluster| listen_alone(cluster.mesh)).transpose().map_err(of("mesh"))?;
         let services = config.services.as_ref();
-        let services_listener =
-            services.map(|services| listen_for_workers(services.listen)).transpose().map_err(of("services_listen"))?;
+        let services_listener = services
+            .and_then(|services| services.listen)
+            .map(listen_for_workers)
+            .transpose()
+            .map_err(of("services_listen"))?;
         let services_http = config.services_http.map(listen_alone).transpose().map_err(of("services_http"))?;
         Ok(Start {
             services_listener,
@@ -207,6 +211,8 @@ async fn control(
     let services_http_address = services_http.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_http_address = services_http_address.map_err(step("asking for the address of services_http"))?;
     let portals = services_http.as_ref().map(|_| Portals::new(config.shards));
+    let upstreams = config.services.as_ref().filter(|services| services.has_upstreams());
+    let call_portals = upstreams.map(|_| CallPortals::new(config.shards));
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
     let http_address = http_listener.local_addr().map_err(step("asking for the HTTP address"))?;
@@ -276,10 +282,11 @@ async fn control(
             ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
         }),
         store: store.as_ref().map(NodeStore::shards),
-        services: config.services.as_ref().zip(services_listener).map(|(services, listener)| ShardsServices {
+        services: config.services.as_ref().map(|services| ShardsServices {
             specs: services.specs.clone(),
             access: node.access().clone(),
-            listener,
+            listener: services_listener,
+            portals: call_portals.clone(),
         }),
         portals: portals.clone(),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
@@ -293,24 +300,26 @@ async fn control(
         .map_err(|error| Failure::Other(format!("starting the shards: {error}")))?
         .map_err(|failure| StartupError::Shard(failure.to_string()))?;
     let (ports, stats) = (shards.ports.clone(), shards.stats.clone());
-    let services_thread = match services_http.zip(portals) {
-        Some((listener, portals)) => {
-            let places = Places::new(SERVICES_CONNECTIONS_MAX);
-            node.set_services_places(places.clone());
+    let pushes = services_http.zip(portals).map(|(listener, portals)| {
+        let places = Places::new(SERVICES_CONNECTIONS_MAX);
+        node.set_services_places(places.clone());
+        PushConfig { listener, portals, access: node.access().clone(), places, tls: http_tls.clone() }
+    });
+    let calls = upstreams.zip(call_portals);
+    let calls = calls.map(|(services, portals)| CallsConfig { specs: services.specs.clone(), portals });
+    let services_thread = match pushes.is_some() || calls.is_some() {
+        true => {
             let config = ServicesThreadConfig {
-                listener,
-                portals,
+                pushes,
+                calls,
                 stats: stats.clone(),
                 limits: config.limits().clone(),
-                access: node.access().clone(),
-                places,
-                tls: http_tls.clone(),
                 shard_cores: shards.core_ids(),
                 seed: node.started_ms(),
             };
             Some(ServicesThread::start(config).map_err(step("starting the services thread"))?)
         }
-        None => None,
+        false => None,
     };
     // Nobody else sets it.
     let _ = rescue.0.set((ports.clone(), stats.clone(), config.limits().drain_ms));

@@ -7,20 +7,25 @@
 //! the worker, keeps the window and the time, and gives exactly one last answer to the caller's shard.
 
 mod budget;
+mod call_portal;
 mod calls;
+mod http_spec;
 mod pool;
 mod record;
 mod spec;
 
 pub use budget::RETRIES_PER_SEC;
 pub(crate) use budget::RetryBudget;
+pub use call_portal::CallPortals;
+pub(crate) use call_portal::{CallsInner, CallsOuter};
 pub(crate) use calls::{At, CALL_BYTES, Call, CallKey, Caller, Calls, Fifo, Kept};
+pub use http_spec::{HashKey, HealthSpec, HttpServer, HttpSpec, Target};
 pub(crate) use pool::{Pool, Room};
 pub(crate) use record::ServiceRecord;
 pub use spec::{ServiceSpec, SpecError};
 
 use crate::io::ConnId;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::sync::Arc;
@@ -48,6 +53,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) access: Arc<Access>,
     /// Whether this shard has the workers' listener, the last of its listeners.
     pub(crate) listens: bool,
+    /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
+    pub(crate) portals: Option<CallPortals>,
 }
 
 /// A worker's link to this shard.
@@ -89,6 +96,8 @@ pub(crate) struct OpenCall {
 pub(crate) enum Place {
     Here(CallKey),
     Shard(u16),
+    /// The services thread, for an HTTP server.
+    Upstream,
 }
 
 /// What one shard knows of services.
@@ -119,15 +128,26 @@ pub(crate) struct Services {
     pub(crate) heads: usize,
     /// Room for one request's head and body.
     pub(crate) scratch: Vec<u8>,
+    /// Services whose calls go to HTTP servers, and the way there.
+    upstreams: HashSet<u16>,
+    pub(crate) portal: Option<CallsInner>,
 }
 
 impl Services {
     pub(crate) fn new(config: ServicesConfig, shard: u16) -> Self {
         let mut pools = HashMap::new();
+        let mut upstreams = HashSet::new();
         for spec in config.specs.iter() {
+            if spec.http.is_some() {
+                upstreams.insert(spec.service);
+                continue;
+            }
             pools.insert(spec.service, Pool::new(spec.clone()));
         }
+        let portal = config.portals.as_ref().map(|portals| portals.inner(shard));
         Services {
+            upstreams,
+            portal,
             config,
             pools,
             calls: Calls::default(),
@@ -150,6 +170,12 @@ impl Services {
     /// Whether anybody has ever served it, here or at another shard, or it is configured.
     pub(crate) fn is_known(&self, service: u16) -> bool {
         self.pools.contains_key(&service) || self.elsewhere.contains_key(&service)
+    }
+
+    /// Whether the calls of a service go to HTTP servers. A worker that serves such a service may push, and gets no
+    /// calls.
+    pub(crate) fn is_upstream(&self, service: u16) -> bool {
+        self.upstreams.contains(&service)
     }
 
     /// Another shard says how many of its instances take calls of a service.

@@ -1,14 +1,16 @@
-//! The services thread: what back-ends ask by HTTP, off the shards and off the control thread, so that a burst of
-//! requests delays no message and no renewal of the lease.
+//! The services thread: what back-ends ask by HTTP, and calls to back-ends by HTTP, off the shards and off the control
+//! thread, so that a burst of requests, or a back-end that hangs, delays no message and no renewal of the lease.
 //!
 //! It runs on the cores that no shard has, and where there are none with a lower priority. It reaches the shards by
-//! their portals ([`crate::portal`]) alone, and never the mesh.
+//! their portals ([`crate::portal`], [`CallPortals`]) alone, and never the mesh.
 
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::portal::Portals;
 use crate::push::api::{PushApi, router};
 use crate::push::desk::Desk;
+use crate::services::{CallPortals, ServiceSpec};
+use crate::upstream::{Driver, DriverConfig};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::future::pending;
 use std::net::TcpListener;
@@ -27,27 +29,48 @@ pub(crate) const CONNECTION_BYTES: u64 = 24 << 10;
 /// How much it yields to shards of its core, where it has none for itself.
 const NICE: i32 = 5;
 
-/// What the thread needs of its node.
+/// Threads for look-ups of names, which wait for others.
+const LOOKUP_THREADS_MAX: usize = 4;
+
+/// What the thread needs of its node. One of `pushes` and `calls` at least.
 #[derive(Debug)]
 pub struct ServicesThreadConfig {
-    /// Where back-ends connect.
-    pub listener: TcpListener,
-    /// The ways to the shards.
-    pub portals: Portals,
+    /// Pushes by HTTP; `None` where nobody pushes so.
+    pub pushes: Option<PushConfig>,
+    /// Calls to HTTP servers; `None` where no service has some.
+    pub calls: Option<CallsConfig>,
     /// The numbers of each shard, by shard.
     pub stats: Vec<Arc<ShardStats>>,
     /// The limits of the node.
     pub limits: Limits,
+    /// The cores that the shards run on.
+    pub shard_cores: Vec<usize>,
+    /// For what is to differ from run to run.
+    pub seed: u64,
+}
+
+/// What pushes by HTTP need of their node.
+#[derive(Debug)]
+pub struct PushConfig {
+    /// Where back-ends connect.
+    pub listener: TcpListener,
+    /// The ways to the shards.
+    pub portals: Portals,
     /// Who may ask for what.
     pub access: Arc<Access>,
     /// Who has a connection.
     pub places: Arc<Places>,
     /// The certificate it shows, that of the HTTP API; `None` where that is in clear.
     pub tls: Option<Arc<HttpTls>>,
-    /// The cores that the shards run on.
-    pub shard_cores: Vec<usize>,
-    /// For what is to differ from run to run.
-    pub seed: u64,
+}
+
+/// What calls to HTTP servers need of their node.
+#[derive(Debug)]
+pub struct CallsConfig {
+    /// What is said of services.
+    pub specs: Arc<[ServiceSpec]>,
+    /// The ways to the shards.
+    pub portals: CallPortals,
 }
 
 /// How far the node is with its end.
@@ -64,7 +87,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct ServicesThread {
     phase: watch::Sender<Phase>,
-    api: Arc<PushApi>,
+    api: Option<Arc<PushApi>>,
     thread: JoinHandle<()>,
 }
 
@@ -72,44 +95,52 @@ impl ServicesThread {
     /// Starts it.
     ///
     /// # Errors
-    /// When the system has no thread for it, or what a runtime needs.
+    /// When the system has no thread for it, or what a runtime needs; or when a file that it needs cannot be read.
     pub fn start(config: ServicesThreadConfig) -> io::Result<Self> {
-        let ServicesThreadConfig { listener, portals, stats, limits, access, places, tls, shard_cores, seed } = config;
-        listener.set_nonblocking(true)?;
-        let bell = portals.bell().clone();
-        let desk = Desk::new(portals.outer(limits.portal_bytes_max), stats, &limits, seed);
-        let api = Arc::new(PushApi::new(desk, bell.clone(), &limits));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (phase, mut phases) = watch::channel(Phase::Serving);
-        let served = api.clone();
+        let ServicesThreadConfig { pushes, calls, stats, limits, shard_cores, seed } = config;
+        let driver = calls.map(|calls| {
+            let CallsConfig { specs, portals } = calls;
+            Driver::new(DriverConfig { specs, portals, stats: stats[0].clone(), limits: limits.clone(), seed })
+        });
+        let driver = driver.transpose()?;
+        let pushes = match pushes {
+            Some(pushes) => {
+                pushes.listener.set_nonblocking(true)?;
+                let outer = pushes.portals.outer(limits.portal_bytes_max);
+                let desk = Desk::new(outer, stats, &limits, seed);
+                let api = Arc::new(PushApi::new(desk, pushes.portals.bell().clone(), &limits));
+                Some((pushes, api))
+            }
+            None => None,
+        };
+        let api = pushes.as_ref().map(|(_, api)| api.clone());
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_blocking_threads(LOOKUP_THREADS_MAX).build()?;
+        let (phase, phases) = watch::channel(Phase::Serving);
         let run = move || {
             place(&shard_cores);
             runtime.block_on(async {
-                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                    return tracing::error!("the listener of services_http cannot be used by the services thread");
-                };
-                let mut ends = phases.clone();
-                let routes = router(served.clone(), access);
-                let serving = serve(listener, routes, places, tls, async move {
-                    drop(ends.wait_for(|at| *at >= Phase::Ending).await)
-                });
-                let turns = async {
-                    loop {
-                        bell.notified().await;
-                        served.desk().turn();
+                let pushing = async {
+                    if let Some((pushes, api)) = pushes {
+                        serve_pushes(pushes, api, phases.clone()).await;
                     }
                 };
-                let end = async {
-                    drop(phases.wait_for(|at| *at == Phase::Alone).await);
-                    served.desk().give_up();
-                    pending::<()>().await;
+                let calling = async {
+                    match driver {
+                        Some(driver) => driver.run().await,
+                        None => pending().await,
+                    }
                 };
+                // Sessions are told to go while their calls go on; so calls end with the shards.
+                let mut ends = phases.clone();
+                let alone = async { drop(ends.wait_for(|at| *at == Phase::Alone).await) };
                 tokio::select! {
-                    () = serving => {}
-                    () = turns => {}
-                    () = end => {}
+                    _ = async { tokio::join!(pushing, alone) } => {}
+                    () = calling => {}
                 }
             });
+            // A look-up of a name that still waits keeps nobody from ending.
+            runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name("services".to_owned()).spawn(run)?;
         Ok(ServicesThread { phase, api, thread })
@@ -117,7 +148,9 @@ impl ServicesThread {
 
     /// Lets nobody in any more. Requests under way go on.
     pub fn end(&self) {
-        self.api.desk().end();
+        if let Some(api) = &self.api {
+            api.desk().end();
+        }
         self.phase.send_replace(Phase::Ending);
     }
 
@@ -126,6 +159,34 @@ impl ServicesThread {
         self.phase.send_replace(Phase::Alone);
         // Its panic is in the log, and has ended the node.
         let _ = self.thread.join();
+    }
+}
+
+/// Serves those who push, until nobody is let in any more and all have their answers.
+async fn serve_pushes(pushes: PushConfig, api: Arc<PushApi>, mut phases: watch::Receiver<Phase>) {
+    let PushConfig { listener, portals, access, places, tls } = pushes;
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return tracing::error!("the listener of services_http cannot be used by the services thread");
+    };
+    let mut ends = phases.clone();
+    let routes = router(api.clone(), access);
+    let serving =
+        serve(listener, routes, places, tls, async move { drop(ends.wait_for(|at| *at >= Phase::Ending).await) });
+    let turns = async {
+        loop {
+            portals.bell().notified().await;
+            api.desk().turn();
+        }
+    };
+    let end = async {
+        drop(phases.wait_for(|at| *at == Phase::Alone).await);
+        api.desk().give_up();
+        pending::<()>().await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = turns => {}
+        () = end => {}
     }
 }
 

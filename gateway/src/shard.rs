@@ -22,7 +22,7 @@ use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
 use crate::portal::Portals;
 use crate::presence_log::PresenceLog;
-use crate::services::{ServiceSpec, ServicesConfig};
+use crate::services::{CallPortals, ServiceSpec, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
@@ -94,8 +94,10 @@ pub struct ShardsServices {
     pub specs: Arc<[ServiceSpec]>,
     /// The keys of workers.
     pub access: Arc<Access>,
-    /// Where workers connect.
-    pub listener: TcpListener,
+    /// Where workers connect; `None` where all services have HTTP servers.
+    pub listener: Option<TcpListener>,
+    /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
+    pub portals: Option<CallPortals>,
 }
 
 /// What the shards of a node need to be some of a cluster's.
@@ -183,8 +185,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let (services, mut services_listener) = match config.services {
-        Some(ShardsServices { specs, access, listener }) => {
-            (Some(ServicesConfig { specs, access, listens: false }), Some(listener))
+        Some(ShardsServices { specs, access, listener, portals }) => {
+            (Some(ServicesConfig { specs, access, listens: false, portals }), listener)
         }
         None => (None, None),
     };
@@ -215,6 +217,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
             store.answers.set_waker(shard, wakers[core].clone());
         }
         if let Some(portals) = &config.portals {
+            portals.set_waker(shard, wakers[core].clone());
+        }
+        if let Some(portals) = services.as_ref().and_then(|services| services.portals.as_ref()) {
             portals.set_waker(shard, wakers[core].clone());
         }
         shards.ports.push(port.clone());

@@ -266,10 +266,14 @@ fn descriptors(shards: u16, addresses: usize) -> u64 {
     DESCRIPTORS_PROCESS + u64::from(shards) * (DESCRIPTORS_PER_SHARD + addresses as u64)
 }
 
-/// Those of the services thread: its runtime, its listener and its connections.
+/// Those of the services thread: its runtime, its listener and its connections, both ways.
 fn of_services_thread(config: &Config) -> u64 {
     let connections = u64::from(crate::services_thread::CONNECTIONS_MAX);
-    if config.services_http.is_some() { 8 + connections } else { 0 }
+    let limits = config.limits();
+    let of_http = if config.services_http.is_some() { connections } else { 0 };
+    // A look-up of a name, or a check, has one besides.
+    let of_upstreams = u64::from(limits.upstream_conns_max) + if limits.upstream_conns_max > 0 { 64 } else { 0 };
+    if of_http + of_upstreams > 0 { 8 + of_http + of_upstreams } else { 0 }
 }
 
 pub(crate) fn judge_memlock(hard: u64) -> Result<String, StartupError> {

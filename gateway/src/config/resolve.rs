@@ -216,7 +216,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let http_tls = http_tls(&all, judge)?;
     apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     let of_services =
-        [("services_listen", services.as_ref().map(|services| services.listen)), ("services_http", services_http)];
+        [("services_listen", services.as_ref().and_then(|services| services.listen)), ("services_http", services_http)];
     apart_from_services(&reached, http, &cluster, of_services, judge)?;
     Ok(Config {
         auth,
@@ -379,6 +379,8 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     all.calls_kept_bytes_max.get_or_insert_with(|| share(64, 64 * MIB * shards, 2 * (frame + KIB)));
     all.calls_max.get_or_insert_with(|| (room.bytes / 128 / shards / CALL_BYTES as u64).clamp(CALLS_LEAST, CALLS_MOST));
     all.portal_bytes_max.get_or_insert_with(|| share(64, 4 * MIB * shards, portal_bytes_least(frame)));
+    let upstream = (room.bytes / 64).min(64 * MIB).max(4 * (frame + KIB));
+    all.upstream_bytes_max.get_or_insert_with(|| Size(upstream / KIB * KIB));
     all.pushes_open_max.get_or_insert_with(|| (room.bytes / 64 / OPEN_BYTES).clamp(PUSHES_OPEN_LEAST, PUSHES_OPEN));
     let in_cluster = all.redis.is_some();
     all.presence_queue_max.get_or_insert_with(|| match in_cluster {

@@ -17,14 +17,16 @@ const CALLS_MAX: u64 = 4_000_000;
 const PUSHES_OPEN_MAX: u64 = 4_000_000;
 pub(super) const PUSHES_OPEN: u64 = 65_536;
 pub(super) const PUSHES_OPEN_LEAST: u64 = 1_000;
+/// Most connections to HTTP servers.
+const UPSTREAM_CONNS_MAX: u64 = 65_536;
 /// Services of which something may be said.
 const SPECS_MAX: usize = 1_024;
 
 /// How workers come to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicesConfig {
-    /// Where they connect.
-    pub listen: SocketAddr,
+    /// Where they connect; `None` where all services of which something is said have HTTP servers.
+    pub listen: Option<SocketAddr>,
     /// What is said of services.
     pub specs: Arc<[ServiceSpec]>,
 }
@@ -32,13 +34,9 @@ pub struct ServicesConfig {
 /// Judges how workers come to the node; `None` for one without services.
 pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesConfig>, ConfigError> {
     let texts = all.service.clone().unwrap_or_default();
-    let Some(listen) = all.services_listen else {
-        return match texts.first() {
-            None => Ok(None),
-            Some(text) => judge.refuse("service", text, "no worker could serve it: give --services-listen too"),
-        };
-    };
-    if !listen.ip().is_loopback() && all.api_keys_file.is_none() {
+    if let Some(listen) = all.services_listen.filter(|listen| !listen.ip().is_loopback())
+        && all.api_keys_file.is_none()
+    {
         let allowed = "this is not loopback, and without keys nobody could serve from there: \
                        give --api-keys-file FILE (gateway api-key --scope serve:7 makes a key)";
         return judge.refuse("services_listen", listen, allowed);
@@ -52,20 +50,47 @@ pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesC
         if specs.iter().any(|other| other.service == spec.service) {
             return judge.refuse("service", format!("{text:?}"), "something was said of this service before");
         }
+        if all.services_listen.is_none() && spec.http.is_none() {
+            let allowed = "no worker could serve it: give --services-listen too, or transport=http and servers";
+            return judge.refuse("service", format!("{text:?}"), allowed);
+        }
         specs.push(spec);
     }
     if specs.len() > SPECS_MAX {
         return judge.refuse("service", specs.len(), format!("at most {SPECS_MAX}"));
     }
-    Ok(Some(ServicesConfig { listen, specs: specs.into() }))
+    let listen = all.services_listen;
+    let is_some = listen.is_some() || !specs.is_empty();
+    Ok(is_some.then(|| ServicesConfig { listen, specs: specs.into() }))
+}
+
+/// Whether calls of some service go to HTTP servers. What is wrong with services is told by [`services`].
+pub(super) fn has_upstreams(all: &Settings) -> bool {
+    let is_http = |text: &String| text.parse::<ServiceSpec>().is_ok_and(|spec| spec.http.is_some());
+    all.service.as_ref().is_some_and(|texts| texts.iter().any(is_http))
+}
+
+impl ServicesConfig {
+    /// Whether calls of some service go to HTTP servers.
+    #[must_use]
+    pub fn has_upstreams(&self) -> bool {
+        self.specs.iter().any(|spec| spec.http.is_some())
+    }
 }
 
 /// Judges the limits of calls, and sets those of each shard; they stay 0 without services.
 pub(super) fn call_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
-    if all.services_listen.is_none() {
+    let upstreams = has_upstreams(all);
+    if all.services_listen.is_none() && !upstreams {
         return Ok(());
     }
     let frame = u64::from(limits.frame_bytes_max);
+    if upstreams {
+        let bytes = known(all.upstream_bytes_max);
+        limits.upstream_bytes_max = judge.size("upstream_bytes_max", bytes, 4 * (frame + KIB)..=64 * GIB)? as usize;
+        let conns = judge.count("upstream_conns_max", known(all.upstream_conns_max), 1..=UPSTREAM_CONNS_MAX)?;
+        limits.upstream_conns_max = conns as u32;
+    }
     let count = |key, value: Option<u64>, most| judge.count(key, known(value), 1..=most);
     let per_session = count("calls_per_session_max", all.calls_per_session_max, CALLS_PER_SESSION_MAX)?;
     limits.calls_per_session_max = per_session as u32;
@@ -95,15 +120,19 @@ pub(super) fn portal_bytes_least(frame: u64) -> u64 {
     2 * (frame.min(BODY_BYTES_MAX as u64) + 16 * KIB)
 }
 
-/// Judges the limits of pushes by HTTP, and sets those of the node and of each shard; they stay 0 without such pushes.
+/// Judges the limits of pushes by HTTP, and sets those of the node and of each shard; they stay 0 without such
+/// pushes, and but for the portals where there are only calls to HTTP servers.
 pub(super) fn push_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
-    if all.services_http.is_none() {
+    if all.services_http.is_none() && !has_upstreams(all) {
         return Ok(());
     }
     let frame = u64::from(limits.frame_bytes_max);
-    let why = "each portal has room for two pushes (frame_bytes_max)";
+    let why = "each portal has room for two pushes or calls (frame_bytes_max)";
     let portals = known(all.portal_bytes_max);
     limits.portal_bytes_max = judge.share("portal_bytes_max", portals, shards, portal_bytes_least(frame), why)?;
+    if all.services_http.is_none() {
+        return Ok(());
+    }
     let open = judge.count("pushes_open_max", known(all.pushes_open_max), PUSHES_OPEN_LEAST..=PUSHES_OPEN_MAX)?;
     limits.pushes_open_max = open as u32;
     let rate = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX).map(|rate| rate as u32);

@@ -1,6 +1,7 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help
 //! and `default-config`, and the default.
 
+use super::service_tables::services;
 use super::values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
     StoreSyncKind, one_or_many,
@@ -357,9 +358,14 @@ settings! {
     /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time
     /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
     /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
-    /// A service of which nothing is said exists as soon as a worker serves it.
+    /// A service of which nothing is said exists as soon as a worker serves it. With transport=http its calls are posted
+    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, max_conns=128,
+    /// max_fails=3, fail_timeout_secs=10, slow_start_secs=0, resolve (the name again and again); and for all of them
+    /// key=user | peer (of the hash), connect_timeout_ms=1000, keepalive_secs=4, ca_file=FILE (for https),
+    /// health_interval_secs=5, health_path=/. In the file a service may be a table [[service]] with number, name and
+    /// these, and tables [[service.server]] with address, and [service.health]; such tables stand behind all settings.
     #[arg(action = clap::ArgAction::Append)]
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "services")]
     service: [Vec<String>] "SERVICE" "TRUNKLINE_SERVICE" Unset("[\"7:orders,policy=least-time,call_timeout_ms=5000\"]");
     /// Open calls of one session, 1 to 4096. When hit: a further one gets REPLY 11 (rate limited).
     calls_per_session_max: [u64] "N" "TRUNKLINE_CALLS_PER_SESSION_MAX" Fixed("32");
@@ -375,9 +381,17 @@ settings! {
     /// none: whoever reaches it may push to everybody. With api_keys_file each request needs a key with the scope
     /// push:user, and on an address that is not loopback that file is needed.
     services_http: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_HTTP" Unset("\"127.0.0.1:7782\"");
-    /// Bytes of pushes by HTTP on their way to the shards, for the node. When hit: they end as overloaded, and a request
-    /// of which nothing finds room gets 503.
+    /// Bytes of pushes by HTTP on their way to the shards, for the node, and as many of calls on their way to HTTP
+    /// servers. When hit: pushes end as overloaded, and a request of which nothing finds room gets 503; a call gets
+    /// REPLY 14 (overloaded).
     portal_bytes_max: [Size] "SIZE" "TRUNKLINE_PORTAL_BYTES_MAX" Computed("4MiB for each shard, a 64th of memory_max at most, two pushes at least");
+    /// Bytes of calls that HTTP servers have or that wait for them, and of their answers, for the node. When hit: a
+    /// further call gets REPLY 14 (overloaded), and an answer for which there is no room is lost: REPLY 25 (outcome
+    /// unknown).
+    upstream_bytes_max: [Size] "SIZE" "TRUNKLINE_UPSTREAM_BYTES_MAX" Computed("a 64th of memory_max, 64MiB at most, four frames at least");
+    /// Connections to HTTP servers of services, idle ones included, of the node, 1 to 65536. When hit: calls wait in the
+    /// queue of their service.
+    upstream_conns_max: [u64] "N" "TRUNKLINE_UPSTREAM_CONNS_MAX" Fixed("512");
     /// Pushes by HTTP whose outcome is not known, one for each user, at this node, 1000 to 4000000. When hit: a further
     /// request gets 503.
     pushes_open_max: [u64] "N" "TRUNKLINE_PUSHES_OPEN_MAX" Computed("65536, as far as a 64th of memory_max holds them");

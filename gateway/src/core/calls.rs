@@ -71,6 +71,11 @@ impl Shard {
         let (Some((trace, body)), None) = (parts, refused) else {
             return self.refuse_call(slot, id, peer, no_reply, refused.unwrap_or(Code::BadRequest));
         };
+        if services.is_upstream(service) {
+            let head = self.head_bytes(HeadOf::Session { slot, peer, trace });
+            let record = ServiceRecord::Call { conn, service, flags, id, user, head: &head, body };
+            return self.call_upstream(slot, OpenCall { id, peer, no_reply, place: Place::Upstream }, &record);
+        }
         let serves_here = services.pools.get(&service).is_some_and(|pool| pool.told > 0);
         if serves_here {
             if services.calls.len() >= self.links.limits.calls_max as usize {
@@ -97,14 +102,14 @@ impl Shard {
         self.note_open(slot, OpenCall { id, peer, no_reply, place: Place::Shard(shard) });
     }
 
-    fn note_open(&mut self, slot: u32, call: OpenCall) {
+    pub(super) fn note_open(&mut self, slot: u32, call: OpenCall) {
         if let Some(services) = &mut self.services {
             services.callers.entry(slot).or_default().push(call);
         }
     }
 
     /// A CALL that goes nowhere.
-    fn refuse_call(&mut self, slot: u32, id: u64, peer: u64, no_reply: bool, code: Code) {
+    pub(super) fn refuse_call(&mut self, slot: u32, id: u64, peer: u64, no_reply: bool, code: Code) {
         self.count_reply(code.as_u16());
         if !no_reply {
             let header = Header { kind: Kind::Reply, flags: 0, aux: code.as_u16(), id, peer, stamp: 0 };
@@ -452,7 +457,7 @@ impl Shard {
     }
 
     /// An answer for a caller of this shard.
-    fn reply_to(&mut self, conn: ConnId, id: u64, status: u16, flags: u8, body: &[u8]) {
+    pub(super) fn reply_to(&mut self, conn: ConnId, id: u64, status: u16, flags: u8, body: &[u8]) {
         let is_there = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
         let Some(services) = &mut self.services else { return };
         let open = services.callers.get_mut(&conn.slot).filter(|_| is_there);
@@ -491,6 +496,7 @@ impl Shard {
                     let record = ServiceRecord::Cancel { conn, id: call.id };
                     self.outgoing.put(shard, &Record::Service(record));
                 }
+                Place::Upstream => self.cancel_upstream(conn, call.id),
             }
         }
     }

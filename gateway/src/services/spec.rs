@@ -1,6 +1,7 @@
 //! What is said of a service beforehand. A service of which nothing is said has the defaults, and exists as soon as a
 //! worker serves it.
 
+use super::http_spec::{HTTP_OPTIONS, HttpSpec, number, truth};
 use std::fmt;
 use std::str::FromStr;
 use trunkline_router::Policy;
@@ -34,6 +35,8 @@ pub struct ServiceSpec {
     pub fail_timeout_ms: u64,
     /// As of nginx's `server`, milliseconds.
     pub slow_start_ms: u64,
+    /// The HTTP servers that its calls go to; `None` for one that workers serve.
+    pub http: Option<HttpSpec>,
 }
 
 impl ServiceSpec {
@@ -49,6 +52,7 @@ impl ServiceSpec {
             max_fails: 3,
             fail_timeout_ms: 10_000,
             slow_start_ms: 0,
+            http: None,
         }
     }
 }
@@ -81,32 +85,61 @@ impl FromStr for ServiceSpec {
             )));
         }
         let mut spec = ServiceSpec { name: name.to_owned(), ..ServiceSpec::of(service) };
-        for option in rest.split(',').filter(|option| !option.is_empty()) {
+        let mut http = HttpSpec::new();
+        let (mut is_http, mut said) = (false, None);
+        for option in rest.split(',').map(str::trim).filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, "true"));
-            let number = |least: u64, most: u64| match value.parse::<u64>() {
-                Ok(number) if (least..=most).contains(&number) => Ok(number),
-                _ => Err(SpecError(format!("{key}={value}: it must be {least} to {most}"))),
-            };
-            match key {
-                "policy" => spec.policy = value.parse().map_err(|error| SpecError(format!("{error}")))?,
-                "call_timeout_ms" => spec.call_timeout_ms = number(100, CALL_TIMEOUT_MS_MAX)?,
-                "queue" => spec.queue = number(0, QUEUE_MAX)? as u32,
-                "idempotent" => {
-                    spec.idempotent = value.parse().map_err(|_| SpecError(format!("{key}={value}: true or false")))?;
-                }
-                "max_fails" => spec.max_fails = number(0, MAX_FAILS_LIMIT.into())? as u32,
-                "fail_timeout_secs" => spec.fail_timeout_ms = number(1, PERIOD_MS_MAX / 1_000)? * 1_000,
-                "slow_start_secs" => spec.slow_start_ms = number(0, PERIOD_MS_MAX / 1_000)? * 1_000,
-                _ => {
-                    let known =
-                        "policy, call_timeout_ms, queue, idempotent, max_fails, fail_timeout_secs, slow_start_secs";
-                    return Err(SpecError(format!(
-                        "{key:?} is nothing that can be said of a service; there are {known}"
-                    )));
-                }
+            if key == "transport" {
+                is_http = match value {
+                    "native" => false,
+                    "http" => true,
+                    _ => return Err(SpecError(format!("transport={value}: native or http"))),
+                };
+            } else if http.take(key, value).map_err(SpecError)? {
+                said.get_or_insert(key);
+            } else {
+                spec.take(key, value).map_err(SpecError)?;
             }
         }
+        let of_workers = ["max_fails", "fail_timeout_secs", "slow_start_secs"];
+        let is_said = |key: &&str| rest.split(',').any(|option| option.trim().split('=').next() == Some(*key));
+        match said {
+            Some(key) if !is_http => {
+                return Err(SpecError(format!("{key}= is said of HTTP servers only: add transport=http")));
+            }
+            _ if is_http => {
+                if let Some(key) = of_workers.iter().find(|key| is_said(key)) {
+                    let error = format!("{key}= of HTTP servers stands behind the address of a server");
+                    return Err(SpecError(error));
+                }
+                http.judge().map_err(SpecError)?;
+                spec.http = Some(http);
+            }
+            _ => {}
+        }
         Ok(spec)
+    }
+}
+
+impl ServiceSpec {
+    /// Takes one of the options that every service has.
+    fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "policy" => self.policy = value.parse().map_err(|error| format!("{error}"))?,
+            "call_timeout_ms" => self.call_timeout_ms = number(key, value, 100, CALL_TIMEOUT_MS_MAX)?,
+            "queue" => self.queue = number(key, value, 0, QUEUE_MAX)? as u32,
+            "idempotent" => self.idempotent = truth(key, value)?,
+            "max_fails" => self.max_fails = number(key, value, 0, MAX_FAILS_LIMIT.into())? as u32,
+            "fail_timeout_secs" => self.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
+            "slow_start_secs" => self.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
+            _ => {
+                let known = "transport, policy, call_timeout_ms, queue, idempotent, max_fails, fail_timeout_secs, slow_start_secs";
+                return Err(format!(
+                    "{key:?} is nothing that can be said of a service; there are {known}, and for HTTP {HTTP_OPTIONS}"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -25,6 +25,7 @@ mod services;
 mod session;
 mod tls;
 mod tokens;
+mod upstreams;
 mod websocket;
 
 pub(crate) use planted::{Bug, planted};

@@ -1,5 +1,6 @@
 //! Calls and workers on simulated I/O: workers that answer late, in parts or not at all, refuse, drain, shrink away and
-//! break off; callers that leave; connections that break by themselves.
+//! break off; callers that leave; connections that break by themselves. A service has HTTP servers instead, see
+//! `upstreams`.
 //!
 //! Properties:
 //! - a call gets exactly one last REPLY while its session lasts;
@@ -10,6 +11,7 @@
 
 use super::node::{Node, NodeConfig};
 use super::planted::with_planted;
+use super::upstreams::{SPEC, UPSTREAM, Upstreams};
 use super::{Bug, SharedWorld, World};
 use crate::auth::{Auth, AuthSwitch};
 use crate::control::Control;
@@ -76,6 +78,7 @@ struct Run {
     rng: Rng,
     shards: u16,
     token: String,
+    upstreams: Upstreams,
     callers: Vec<Caller>,
     workers: Vec<Worker>,
     next_user: u64,
@@ -99,6 +102,7 @@ impl Run {
             calls_max: rng.within(8, 64) as u32,
             calls_kept_bytes_max: rng.within(200, 4_000) as usize,
             link_outbox_bytes_max: rng.within(200, 4_000) as usize,
+            portal_bytes_max: rng.within(150, 2_000) as usize,
             ..Limits::default()
         };
         let mut faults = Faults::random(&mut rng);
@@ -111,6 +115,7 @@ impl Run {
         let spec = "7:simulated,call_timeout_ms=700,queue=6,max_fails=3,fail_timeout_secs=1";
         let policies = ["weighted-round-robin", "least-conn", "least-time", "random-two", "consistent-hash"];
         let spec = format!("{spec},policy={}", rng.pick(&policies));
+        let upstreams = Upstreams::new(shards, seed);
         let node = NodeConfig {
             // Odd: connections of addresses are counted elsewhere.
             seed: seed | 1,
@@ -125,9 +130,10 @@ impl Run {
             cluster: None,
             store: None,
             services: Some(ServicesConfig {
-                specs: Arc::new([spec.parse().expect("a service")]),
+                specs: Arc::new([spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"))),
                 access: Arc::new(Access::new(Some(keys), false)),
                 listens: false,
+                portals: Some(upstreams.portals.clone()),
             }),
         };
         Run {
@@ -136,6 +142,7 @@ impl Run {
             rng,
             shards,
             token: made.key,
+            upstreams,
             callers: Vec::new(),
             workers: Vec::new(),
             next_user: 1,
@@ -357,7 +364,8 @@ impl Run {
                 if !no_reply {
                     caller.open.insert(id);
                 }
-                let header = Header { kind: Kind::Call, flags, aux: SERVICE, id, peer: 0, stamp: 0 };
+                let aux = if self.rng.chance(300) { UPSTREAM } else { SERVICE };
+                let header = Header { kind: Kind::Call, flags, aux, id, peer: 0, stamp: 0 };
                 encode(&mut bytes, &header, &body_of(caller.user, id));
             }
             let socket = caller.socket;
@@ -401,6 +409,20 @@ impl Run {
         }
     }
 
+    fn turn_of_services_thread(&mut self) {
+        let now_us = self.now_us();
+        for begun in self.upstreams.turn(&mut self.node, &mut self.rng, now_us) {
+            let key = (begun.user, begun.id);
+            assert_eq!(begun.body, body_of(begun.user, begun.id), "what was called for has changed");
+            if begun.carries_out {
+                let times = self.begun.entry(key).or_insert(0);
+                *times += 1;
+                let most = if self.safe.contains(&key) { 2 } else { 1 };
+                assert!(*times <= most, "{key:?} was carried out {times} times");
+            }
+        }
+    }
+
     fn whole(mut self) -> BTreeMap<u16, u64> {
         const STEP_US: u64 = 20_000;
         for end_us in (STEP_US..=TRAFFIC_US).step_by(STEP_US as usize) {
@@ -412,10 +434,12 @@ impl Run {
             }
             self.run_until(end_us);
             self.act(true);
+            self.turn_of_services_thread();
         }
         for end_us in (TRAFFIC_US + STEP_US..=TRAFFIC_US + QUIET_US).step_by(STEP_US as usize) {
             self.run_until(end_us);
             self.act(false);
+            self.turn_of_services_thread();
         }
         for caller in self.callers.iter().filter(|caller| !caller.over) {
             assert!(caller.open.is_empty(), "calls without a last REPLY: {caller:?}");
@@ -444,6 +468,7 @@ impl Run {
             assert_eq!(stats.calls_in.get(), ended, "calls are counted once");
         }
         self.node.check_services_empty();
+        self.upstreams.check_empty();
         self.statuses
     }
 }
@@ -469,7 +494,7 @@ fn calls_hold_whatever_happens() {
         statuses.into_iter().for_each(|(status, count)| *all.entry(status).or_insert(0) += count);
     }
     // Whatever can come of a call has come.
-    for status in [300, 11, 14, 18, 24, 25] {
+    for status in [0, 300, 11, 14, 18, 20, 24, 25] {
         assert!(all.get(&status).is_some_and(|count| *count > 0), "{all:?}");
     }
 }

@@ -54,4 +54,5 @@ mod shutdown;
 mod storm;
 mod support;
 mod tls;
+mod upstreams;
 mod websocket;

@@ -83,8 +83,9 @@ impl Tls {
         (*self.0).clone()
     }
 
-    /// The same, shared.
-    pub(crate) fn shared(&self) -> Arc<ClientConfig> {
+    /// The configuration of rustls that it is.
+    #[must_use]
+    pub fn shared(&self) -> Arc<ClientConfig> {
         self.0.clone()
     }
 }
