@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the figures of the README and of docs/figures.md, draws the pictures, and writes both anew. The machine should do nothing
 # else. Arguments: folder for the results [benches/results], and which parts [all]:
-#   messages idle rate transports handshakes   half an hour together
+#   messages idle rate transports handshakes fanout   half an hour together
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
 #   million                        root, 15 GiB and half an hour (scripts/bench-million.sh); left out, and said so, where those are missing
@@ -11,7 +11,7 @@ bench=target/release/bench
 out=${1:-benches/results}
 [ $# -gt 0 ] && shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes vs cluster million)
+[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout vs cluster million)
 mkdir -p "$out"
 
 run() { # name, arguments…
@@ -25,6 +25,8 @@ run() { # name, arguments…
 # Single rounds differ by a quarter on a virtual machine, so many short ones that take turns; with nine of them the interval of the median
 # is that from the second to the eighth.
 rounds=(--rounds 9 --secs 4)
+
+casts=(--rounds 6 --secs 3)
 
 messages() {
   run pairs-100-w1 pairs --conns 100 --window 1 "${rounds[@]}"
@@ -65,6 +67,15 @@ handshakes() {
   run handshakes-nodes handshakes --nodes 2
 }
 
+fanout() {
+  run fanout-15000 fanout --members 15000 "${casts[@]}"
+  run fanout-15000-burst4 fanout --members 15000 --burst 4 "${casts[@]}"
+  run fanout-15000-burst16 fanout --members 15000 --burst 16 "${casts[@]}"
+  # More than a ring holds under a limit of 20,000 descriptors, so without the floor.
+  run fanout-100000 fanout --members 100000 "${casts[@]}"
+  run fanout-100000-burst4 fanout --members 100000 --burst 4 "${casts[@]}"
+}
+
 vs() {
   scripts/bench-vs.sh "$out"
 }
@@ -85,9 +96,9 @@ million() {
 
 for part in "${parts[@]}"; do
   case $part in
-    messages | idle | rate | transports | handshakes | vs | cluster | million) "$part" ;;
+    messages | idle | rate | transports | handshakes | fanout | vs | cluster | million) "$part" ;;
     *)
-      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, vs, cluster and million" >&2
+      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, fanout, vs, cluster and million" >&2
       exit 2
       ;;
   esac

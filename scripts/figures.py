@@ -259,6 +259,42 @@ def handshake_note():
     )
 
 
+# Fan-out
+
+
+def fanout_row(label, name):
+    report = result(name)
+    if not report:
+        return None
+    middle = lambda field: statistics.median(one[field] for one in report["gateway"])
+    base = [one["cpu_us"] for one in report["floor"]]
+    return [
+        label,
+        f"{number(statistics.median(base))} µs" if base else NONE,
+        f"{number(middle('cpu_us'))} µs",
+        ratio([mine["cpu_us"] / theirs for mine, theirs in zip(report["gateway"], base)]),
+        f"{1e6 / middle('cpu_us'):,.0f}",
+        f"{middle('first_ms'):.1f} ms, {middle('last_ms'):,.0f} ms",
+        f"{middle('server_cores'):.2f} + {middle('bench_cores'):.2f}",
+        code(report),
+    ]
+
+
+def fanout():
+    rows = [
+        fanout_row("15,000 in a room, one message at a time", "fanout-15000"),
+        fanout_row("4 at a time", "fanout-15000-burst4"),
+        fanout_row("16 at a time", "fanout-15000-burst16"),
+        fanout_row("100,000 in a room, one at a time", "fanout-100000"),
+        fanout_row("4 at a time", "fanout-100000-burst4"),
+        fanout_row("a million in a room, one at a time", "fanout-1000000"),
+    ]
+    return table(FANOUT_HEAD, rows) if any(rows) else "Not measured yet.\n"
+
+
+FANOUT_HEAD = ["", "CPU for a raw send", "CPU for a delivery", "ratio (interval)", "deliveries a second and core", "first, last member", "cores: server + bench", "command"]
+
+
 # Situations
 
 
@@ -377,6 +413,7 @@ def blocks():
         "messages": table(MESSAGE_HEAD, messages_all()),
         "idle": table(IDLE_HEAD, idle_all()),
         "handshakes": handshakes(),
+        "fanout": fanout(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),

@@ -31,9 +31,22 @@ const BUSY_COMPLETIONS: usize = 16;
 /// A peer that lets this much pile up is not reading any more and is closed.
 const BACKLOG_BYTES_MAX: usize = 4 << 20;
 
+/// What the server does with connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It sends back what arrives.
+    Echo,
+    /// It accepts them, and nothing is armed: an accepted socket is the least that an idle connection can be.
+    Accept,
+    /// It sends what arrives on one of them on all others: the least that a message to many can be.
+    FanOut,
+}
+
 /// What the server keeps for a connection.
 #[derive(Default)]
 struct Peer {
+    /// It is there.
+    open: bool,
     /// The turn of its last echo: a second one in the same turn waits for the next.
     echoed_in: u32,
     /// The peer takes no more for now.
@@ -47,17 +60,18 @@ struct Floor {
     listener: TcpListener,
     peers: Vec<Peer>,
     turn: u32,
-    /// Whether connections are received from at all.
-    armed: bool,
+    manner: Manner,
+    /// What has arrived in this turn and goes to all but the peer that it came from.
+    cast: Vec<u8>,
+    caster: u32,
     /// Echoes of this turn.
     echoes: Vec<(u32, Buffer)>,
     /// Slots whose backlog may go out now.
     late: Vec<u32>,
 }
 
-/// Serves until standard input ends. Without `armed` it accepts and does nothing more: an accepted socket is the least
-/// that an idle connection can be.
-pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32, armed: bool) -> Result<(), Failure> {
+/// Serves until standard input ends.
+pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32, manner: Manner) -> Result<(), Failure> {
     affinity::pin(core)?;
     let limit = os::raise_descriptor_limit().map_err(|error| Failure::system("reading the descriptor limit", error))?;
     let listener = bind(listen).map_err(|error| Failure::system(&format!("listening on {listen}"), error))?;
@@ -72,7 +86,9 @@ pub(crate) fn serve(listen: SocketAddr, core: usize, batch: u32, armed: bool) ->
         listener,
         peers: (0..slots).map(|_| Peer::default()).collect(),
         turn: 0,
-        armed,
+        manner,
+        cast: Vec::new(),
+        caster: 0,
         echoes: Vec::new(),
         late: Vec::new(),
     };
@@ -98,7 +114,7 @@ impl Floor {
         self.ring.accept_many(self.listener.as_fd())?;
         let mut taken = 0;
         loop {
-            let sent = !self.echoes.is_empty();
+            let sent = !self.echoes.is_empty() || !self.cast.is_empty();
             self.flush()?;
             self.turn = self.turn.wrapping_add(1);
             // After sends look once more before sleeping: a peer that answers at once saves both sides a sleep and a
@@ -114,8 +130,8 @@ impl Floor {
             while let Some(completion) = self.ring.next() {
                 match completion {
                     Completion::Accepted { slot } => {
-                        self.peers[slot as usize] = Peer::default();
-                        if self.armed {
+                        self.peers[slot as usize] = Peer { open: true, ..Peer::default() };
+                        if self.manner != Manner::Accept {
                             self.ring.receive_many(slot)?;
                         }
                     }
@@ -125,7 +141,10 @@ impl Floor {
                     Completion::AcceptEnded { errno } => return Err(io::Error::from_raw_os_error(errno)),
                     Completion::Received { slot, buffer, armed } => self.received(slot, buffer, armed)?,
                     Completion::ReceiveEnded { slot, end: ReceiveEnd::OutOfBuffers } => self.ring.receive_many(slot)?,
-                    Completion::ReceiveEnded { slot, .. } => self.ring.close(slot)?,
+                    Completion::ReceiveEnded { slot, .. } => {
+                        self.peers[slot as usize].open = false;
+                        self.ring.close(slot)?;
+                    }
                     Completion::SendStopped { slot, errno: 0, rest } => {
                         let peer = &mut self.peers[slot as usize];
                         peer.blocked = true;
@@ -149,6 +168,12 @@ impl Floor {
         if !armed {
             self.ring.receive_many(slot)?;
         }
+        if self.manner == Manner::FanOut {
+            self.cast.extend_from_slice(self.ring.received(&buffer).0);
+            self.caster = slot;
+            self.ring.recycle(buffer);
+            return Ok(());
+        }
         let peer = &mut self.peers[slot as usize];
         if peer.echoed_in == self.turn || peer.blocked || !peer.backlog.is_empty() {
             peer.backlog.extend_from_slice(self.ring.received(&buffer).0);
@@ -161,6 +186,24 @@ impl Floor {
         }
         peer.echoed_in = self.turn;
         self.echoes.push((slot, buffer));
+        Ok(())
+    }
+
+    /// Queues one send of the same bytes for each connection but the one they came from.
+    fn cast_to_all(&mut self, start: usize, len: usize) -> io::Result<()> {
+        for (slot, peer) in (0..).zip(&mut self.peers) {
+            if !peer.open || slot == self.caster {
+                continue;
+            }
+            // Its backlog goes first, and may be on its way in this turn.
+            if peer.blocked || !peer.backlog.is_empty() || peer.echoed_in == self.turn {
+                peer.backlog.extend_from_slice(&self.cast);
+                self.late.push(slot);
+                continue;
+            }
+            self.ring.send_staged(slot, start, len)?;
+        }
+        self.cast.clear();
         Ok(())
     }
 
@@ -183,7 +226,12 @@ impl Floor {
             staged.append(&mut peer.backlog);
         }
         self.late = parked;
+        let (start, len) = (self.ring.staged().len(), self.cast.len());
+        self.ring.staged().extend_from_slice(&self.cast);
         self.ring.begin_sends();
+        if len > 0 {
+            self.cast_to_all(start, len)?;
+        }
         for (slot, start, len) in ready {
             self.ring.send_staged(slot, start, len)?;
         }

@@ -17,6 +17,7 @@ mod dialect;
 mod discrepancy;
 mod exchange;
 mod failure;
+mod fanout;
 mod fleet;
 mod floor;
 mod handshakes;
@@ -79,6 +80,7 @@ Examples:
   bench pairs --nodes 3 --guests                and to users who are not at their home node
   bench hold --redis --conns 100000             logins with presence written to Redis
   bench storm --conns 50000                     all are cut off at once and come back
+  bench fanout --members 15000                  one message to everybody in a room, beside a raw send to each
   bench vs --json vs.json                       beside every other server that is installed
   bench plot vs.json --out figures              and as pictures
 
@@ -102,6 +104,8 @@ enum Command {
     Storm(storm::StormArgs),
     /// A share of the clients stops reading: what the others notice, and what is dropped
     Slow(slow::SlowArgs),
+    /// One message to everybody in a live room: CPU for a delivery beside a raw send to each, first to last
+    Fanout(fanout::FanoutArgs),
     /// Clients connect, log in, send a few messages and leave, at a steady rate
     Churn(churn::ChurnArgs),
     /// Logins over TLS: full, resumed, and at another node; what others notice of them, and of a flood
@@ -127,8 +131,11 @@ struct FloorServerArgs {
     #[arg(long, default_value_t = floor::BATCH)]
     batch: u32,
     /// Accept connections, and neither receive nor answer anything: what is idle then is a socket and no more
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fan_out")]
     unarmed: bool,
+    /// Send what arrives on one connection on all others, instead of back
+    #[arg(long)]
+    fan_out: bool,
 }
 
 fn main() -> ExitCode {
@@ -140,11 +147,19 @@ fn main() -> ExitCode {
         Command::Rate(args) => rate::run(&args),
         Command::Storm(args) => storm::run(&args),
         Command::Slow(args) => slow::run(&args),
+        Command::Fanout(args) => fanout::run(&args),
         Command::Churn(args) => churn::run(&args),
         Command::Handshakes(args) => handshakes::run(&args),
         Command::Vs(args) => vs::run(&args),
         Command::Plot(args) => plot::run(&args),
-        Command::FloorServer(args) => floor::serve(args.listen, args.core, args.batch, !args.unarmed),
+        Command::FloorServer(args) => {
+            let manner = match (args.unarmed, args.fan_out) {
+                (true, _) => floor::Manner::Accept,
+                (_, true) => floor::Manner::FanOut,
+                _ => floor::Manner::Echo,
+            };
+            floor::serve(args.listen, args.core, args.batch, manner)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -69,6 +69,11 @@ impl Server {
         Server::floor_with(connections, &["--unarmed"])
     }
 
+    /// The floor of a message to many: it sends what arrives on one connection on all others.
+    pub(crate) fn floor_fan_out(connections: u32) -> Result<Server, Failure> {
+        Server::floor_with(connections, &["--fan-out"])
+    }
+
     fn floor_with(connections: u32, arguments: &[&str]) -> Result<Server, Failure> {
         let (tables, _) = tables_for(connections)?;
         if tables > 1 {

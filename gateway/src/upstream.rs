@@ -1,7 +1,7 @@
 //! Calls to HTTP servers: services whose transport is `http`. All of it runs on the services thread.
 //!
 //! - [`desk`] decides: which server gets a call, which waits, which is given to another one, what its caller is told.
-//!   No I/O and no clock.
+//!   No I/O and no clock. `service` is what it knows of one service's servers.
 //! - `answer` says what an HTTP answer means for a call, `request` what a call is as an HTTP request.
 //! - `connections` makes connections, keeps idle ones, and carries out one request on one of them.
 //! - `driver` is the loop between the portals, the desk and the connections; `watch` looks up names and checks servers.
@@ -14,6 +14,7 @@ mod connections;
 mod desk;
 mod driver;
 mod request;
+mod service;
 mod watch;
 
 pub(crate) use answer::answer_bytes_max;

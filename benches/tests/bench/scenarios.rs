@@ -333,6 +333,19 @@ fn a_floor_for_idle_connections_accepts_and_nothing_more() {
 }
 
 #[test]
+fn a_message_to_a_room_comes_to_everybody_from_floor_and_gateway_alike() {
+    let flags = ["--members", "40", "--burst", "3", "--shards", "2", "--rounds", "1", "--secs", "0.2"];
+    let report = report("fanout", &flags);
+    for server in ["floor", "gateway"] {
+        let round = &report[server][0];
+        assert_eq!(count(&round["deliveries"]), count(&round["casts"]) * 3 * 39, "{server}: {round}");
+        assert!(round["cpu_us"].as_f64().expect("a number") > 0.0, "{server}: {round}");
+        assert!(round["first_ms"].as_f64() <= round["last_ms"].as_f64(), "{server}: {round}");
+    }
+    assert!(report["over_floor"]["median"].as_f64().expect("a ratio") > 0.0, "{report}");
+}
+
+#[test]
 fn pairs_across_nodes_cross_as_many_links_as_they_should_and_redis_sees_none_of_it() {
     let report = report("pairs", &["--nodes", "3", "--guests", "--conns", "24", "--secs", "0.5", "--rounds", "1"]);
     let cases = report["cases"].as_array().expect("cases");

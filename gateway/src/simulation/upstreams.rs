@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub(super) const UPSTREAM: u16 = 8;
 /// It, as it is configured.
 pub(super) const SPEC: &str = "8:servers,transport=http,call_timeout_ms=700,queue=4,server=127.0.0.1:9000 max_conns=2 \
-                               fail_timeout_secs=1,server=127.0.0.1:9001 max_conns=1 weight=2,server=127.0.0.1:9002 backup";
+                               fail_timeout_secs=1,server=127.0.0.1:9001 max_conns=1 weight=2,\
+                               server=127.0.0.1:9002 backup";
 /// Connections in all: fewer than the servers would take together.
 const CONNS_MAX: u32 = 4;
 

@@ -383,8 +383,8 @@ async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static)
     Ok(Connection { sender, task })
 }
 
-/// How long a connection may be idle: as long as it may by the configuration, but not until its server closes it, as far
-/// as that says when.
+/// How long a connection may be idle: as long as it may by the configuration, but not until its server closes it, as
+/// far as that says when.
 fn keeps(keepalive_ms: u64, headers: &HeaderMap) -> Duration {
     let ours = Duration::from_millis(keepalive_ms);
     let said = headers.get("keep-alive").and_then(|value| value.to_str().ok());

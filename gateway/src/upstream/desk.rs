@@ -6,11 +6,10 @@
 
 use super::answer::{Meaning, meaning};
 use super::request::Letter;
+use super::service::Service;
 use crate::io::ConnId;
 use crate::metrics::{ShardStats, Stat};
-use crate::services::{
-    Caller, HashKey, HttpServer, HttpSpec, RetryBudget, ServiceRecord, ServiceSpec, TRIES_MAX, Target,
-};
+use crate::services::{Caller, HashKey, ServiceRecord, ServiceSpec, TRIES_MAX, Target};
 use axum::body::Bytes;
 use hashbrown::HashMap;
 use rand::SeedableRng;
@@ -20,15 +19,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{CallHead, Code, call_flags};
-use trunkline_router::balance::{Health, Key, ServerId};
-use trunkline_router::{Balancer, Server, ServerOptions};
+use trunkline_router::balance::{Key, ServerId};
 
-/// Addresses of one name that are used.
-pub(super) const ADDRESSES_MAX: usize = 16;
 /// What a call takes besides its body and the texts of its head.
 const CALL_BYTES: usize = 1 << 10;
-/// Checks in succession that take a server out.
-const CHECKS_FAILED_MAX: u8 = 2;
 
 /// A call that has come from a shard.
 #[derive(Clone, Debug)]
@@ -115,31 +109,6 @@ struct Call {
     bytes: usize,
 }
 
-/// One address of a server.
-#[derive(Clone, Debug)]
-struct Place {
-    name: Box<str>,
-    address: SocketAddr,
-    /// Which of the configured servers.
-    server: usize,
-    id: Option<ServerId>,
-    checks_failed: u8,
-}
-
-#[derive(Debug)]
-struct Service {
-    spec: ServiceSpec,
-    http: HttpSpec,
-    targets: Vec<Arc<Target>>,
-    balancer: Balancer,
-    /// In the order of the balancer's servers.
-    places: Vec<Place>,
-    /// Calls that wait, and some that have ended meanwhile.
-    queue: VecDeque<u64>,
-    waiting: usize,
-    retries: RetryBudget,
-}
-
 /// What became of the search for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Room {
@@ -169,23 +138,8 @@ pub(crate) struct Desk {
 impl Desk {
     /// A desk for those of these services whose transport is HTTP. No address of any server is known yet.
     pub(crate) fn new(specs: &[ServiceSpec], conns_max: u32, stats: Arc<ShardStats>, seed: u64) -> Self {
-        let of = |spec: &ServiceSpec| {
-            let http = spec.http.clone()?;
-            let targets = http.servers.iter().map(|server| Arc::new(server.target.clone())).collect();
-            let service = Service {
-                balancer: Balancer::new(spec.policy, Vec::new()).expect("no server breaks no rule"),
-                spec: spec.clone(),
-                http,
-                targets,
-                places: Vec::new(),
-                queue: VecDeque::new(),
-                waiting: 0,
-                retries: RetryBudget::default(),
-            };
-            Some((spec.service, service))
-        };
         Desk {
-            services: specs.iter().filter_map(of).collect(),
+            services: specs.iter().filter_map(|spec| Some((spec.service, Service::new(spec)?))).collect(),
             calls: HashMap::new(),
             by_caller: HashMap::new(),
             next_token: 1,
@@ -524,19 +478,7 @@ impl Desk {
     /// A name stands for these addresses now. Those that it had before and has no more get no more calls.
     pub(crate) fn resolved(&mut self, number: u16, server: usize, addresses: &[SocketAddr], now_ms: u64) {
         let Some(service) = self.services.get_mut(&number) else { return };
-        let mut places: Vec<Place> = service.places.iter().filter(|place| place.server != server).cloned().collect();
-        for address in addresses.iter().take(ADDRESSES_MAX) {
-            // Two names may stand for one address: then the first one has it.
-            if places.iter().any(|place| place.address == *address) {
-                continue;
-            }
-            let before = service.places.iter().find(|place| place.server == server && place.address == *address);
-            let name = address.to_string().into();
-            let new = Place { name, address: *address, server, id: None, checks_failed: 0 };
-            places.push(before.cloned().unwrap_or(new));
-        }
-        places.sort_by_key(|place| place.server);
-        service.update(places, now_ms);
+        service.resolved(server, addresses, now_ms);
         self.drain(number, now_ms);
     }
 
@@ -550,68 +492,8 @@ impl Desk {
     pub(crate) fn checked(&mut self, number: u16, address: SocketAddr, is_well: bool, now_ms: u64) {
         self.stats.upstream_checks_failed.add(u64::from(!is_well));
         let Some(service) = self.services.get_mut(&number) else { return };
-        let mut places = service.places.clone();
-        let Some(place) = places.iter_mut().find(|place| place.address == address) else { return };
-        let was_down = place.is_down();
-        place.checks_failed = if is_well { 0 } else { place.checks_failed.saturating_add(1) };
-        let is_down = place.is_down();
-        if was_down != is_down {
-            let service = if service.spec.name.is_empty() { number.to_string() } else { service.spec.name.clone() };
-            if is_down {
-                tracing::warn!(service, server = %address, "an HTTP server fails its checks: it gets no calls");
-            } else {
-                tracing::info!(service, server = %address, "an HTTP server is well again");
-            }
-        }
-        service.update(places, now_ms);
+        service.checked(address, is_well, now_ms);
         self.drain(number, now_ms);
-    }
-}
-
-impl Place {
-    fn is_down(&self) -> bool {
-        self.checks_failed >= CHECKS_FAILED_MAX
-    }
-}
-
-impl Service {
-    /// Whether some server that is up and not among `tried` may get calls, even if it has as many as it takes at once.
-    fn may_have(&self, now_ms: u64, tried: &[ServerId]) -> bool {
-        self.balancer.servers(now_ms).any(|state| {
-            let is_up = match state.health {
-                Health::Up => true,
-                Health::Failed { until_ms } | Health::Probing { until_ms } => until_ms <= now_ms,
-            };
-            is_up && !state.server.options().down && !tried.contains(&state.id)
-        })
-    }
-
-    fn update(&mut self, mut places: Vec<Place>, now_ms: u64) {
-        let server = |place: &Place| {
-            let HttpServer { weight, backup, max_conns, max_fails, fail_timeout_ms, slow_start_ms, .. } =
-                self.http.servers[place.server];
-            let down = place.is_down();
-            let options = ServerOptions {
-                weight,
-                max_conns,
-                max_fails,
-                fail_timeout_ms,
-                slow_start_ms,
-                backup,
-                down,
-                drain: false,
-            };
-            Server::new(&place.name, options)
-        };
-        let servers = places.iter().map(server).collect::<Result<Vec<Server>, _>>();
-        if let Err(error) = servers.and_then(|servers| self.balancer.update(now_ms, servers)) {
-            // The addresses of names are not ours to choose: with too many of them those of before stay.
-            return tracing::warn!(%error, service = self.spec.service, "the addresses of its HTTP servers stay as they were");
-        }
-        for place in &mut places {
-            place.id = self.balancer.id_of(&place.name);
-        }
-        self.places = places;
     }
 }
 
