@@ -11,6 +11,7 @@ use crate::calls::{Call, CallRequest, Reply};
 use crate::events::Slot;
 use crate::group_asks::{GroupAsk, PageAsk};
 use crate::outlet::Outlet;
+use crate::presence::{WatchAsk, checked};
 use crate::receipt::OnlyWaiter;
 use crate::state::{Command, Shared, State, Taken};
 use crate::sync::Ask;
@@ -400,6 +401,54 @@ impl Client {
     /// [`Error::Closed`].
     pub async fn follow_group(&self, group: u64, after_stamp: u64) -> Result<(), Error> {
         self.slot().await?.send(Command::Follow { group, after: after_stamp });
+        Ok(())
+    }
+
+    /// Watches whether these users are online: the gateway tells of each with [`crate::Event::Presence`], and of every
+    /// change from then on. It tells that a user has come at once, that one has gone after ten seconds, and of no user
+    /// more often than every five. After a reconnect they are watched again. A gateway allows a session 1,000 users if
+    /// it is not told otherwise; beyond that it takes none of them and says so with [`crate::Event::ServerError`] 22,
+    /// and with 21 where nobody may be watched.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchUser`] if user 0 is among them, [`Error::Closed`].
+    pub async fn watch(&self, users: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        self.ask_watch(WatchAsk::Follow(checked(users)?)).await
+    }
+
+    /// Asks once whether these users are online; the answer is an [`crate::Event::Presence`].
+    ///
+    /// # Errors
+    /// [`Error::NotConnected`]; [`Error::NoSuchUser`] if user 0 is among them; [`Error::Closed`].
+    pub async fn ask_presence(&self, users: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        if !self.shared.is_connected() {
+            return Err(Error::NotConnected);
+        }
+        self.ask_watch(WatchAsk::Once(checked(users)?)).await
+    }
+
+    /// Watches these users no more.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchUser`] if user 0 is among them, [`Error::Closed`].
+    pub async fn unwatch(&self, users: impl IntoIterator<Item = u64>) -> Result<(), Error> {
+        let users = checked(users)?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        self.ask_watch(WatchAsk::Stop(users)).await
+    }
+
+    /// Watches nobody any more.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn unwatch_all(&self) -> Result<(), Error> {
+        self.ask_watch(WatchAsk::Stop(Vec::new())).await
+    }
+
+    async fn ask_watch(&self, ask: WatchAsk) -> Result<(), Error> {
+        self.slot().await?.send(Command::Watch(ask));
         Ok(())
     }
 

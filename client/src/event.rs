@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use trunkline_proto::{SERVICE_USERS, flags};
 
-use crate::{GroupHead, GroupMessage, Reason};
+use crate::{GroupHead, GroupMessage, Reason, UserPresence};
 
 /// One thing that happened on the connection, in the order it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub enum Event {
         /// The gateway's own words.
         text: String,
     },
+    /// What is so of users whom this client watches ([`crate::Client::watch`]): first of each, then of those for whom it
+    /// has changed, and of all again after a reconnect. The latest counts.
+    Presence(Vec<UserPresence>),
     /// The connection is gone.
     Disconnected {
         /// Why.

@@ -236,6 +236,7 @@ mod outbound;
 mod outbox;
 mod outlet;
 mod payload;
+mod presence;
 mod random;
 mod recall;
 mod receipt;
@@ -279,6 +280,7 @@ pub use guard::Guard;
 pub use history::{History, Page};
 pub use outbox::Outbox;
 pub use payload::{Outgoing, Payload};
+pub use presence::{Online, UserPresence};
 pub use receipt::Receipt;
 pub use resume::Resume;
 #[cfg(feature = "tcp")]

@@ -3,7 +3,7 @@
 use std::io;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use trunkline_proto::{Header, Kind, Login, Sync, call_flags, encode, encode_message, flags};
+use trunkline_proto::{Header, Kind, Login, Sync, Watch, call_flags, encode, encode_message, flags};
 
 use crate::acks::Due;
 use crate::calls::Call;
@@ -91,6 +91,13 @@ impl Outbound {
     pub(crate) fn sync(&mut self, aux: u16, sync: &Sync) {
         self.make_room();
         encode_message(&mut self.bytes, Kind::Sync, aux, sync);
+    }
+
+    /// Appends a WATCH or UNWATCH.
+    pub(crate) fn watch(&mut self, kind: Kind, watch: &Watch) {
+        self.make_room();
+        encode_message(&mut self.bytes, kind, 0, watch);
+        self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
     }
 
     /// Appends a PING.

@@ -1,6 +1,7 @@
 //! One logged-in connection, from LOGIN_OK to its end.
 
 mod groups;
+mod presence;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -100,6 +101,7 @@ pub(crate) async fn run_session<S: AsyncRead + AsyncWrite>(
 ) -> Ended {
     let mut session = Session::new(&link, user, credentials, state);
     session.begin_groups();
+    session.begin_watching();
     let ended = session.run(&mut link).await;
     for ping in session.pings {
         // A caller that no longer waits has no interest in the answer.
@@ -261,6 +263,7 @@ impl<'a> Session<'a> {
             Command::Group(ask) => self.ask_group(ask),
             Command::GroupPage(ask) => self.group_asks.ask_page(ask),
             Command::Follow { group, after } => self.state.follow(group, after),
+            Command::Watch(ask) => self.watch(&ask),
             Command::Mark { group, stamp } => self.out.about_group(Kind::Mark, 0, group, stamp),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
@@ -551,6 +554,7 @@ impl<'a> Session<'a> {
             Kind::GroupDeliver => return self.handle_group_deliver(frame),
             Kind::GroupOk => self.handle_group_ok(frame),
             Kind::Heads => return self.handle_heads(frame),
+            Kind::Presence => return self.handle_presence(frame),
             Kind::Error => self.handle_error(frame),
             Kind::Pong => self.handle_pong(frame.aux),
             Kind::Bye => {
@@ -559,8 +563,6 @@ impl<'a> Session<'a> {
                 return Some(Ended { reason, advice });
             }
             Kind::LoginOk if self.renewal.may_be_confirmed() => return self.handle_renewed(frame),
-            // Answers to requests that this library does not make. What wants an ACK among them stays with the gateway.
-            Kind::Presence => {}
             unexpected => {
                 let what = format!("it sent {} after the login", unexpected.name());
                 return Some(Reason::Protocol(what).into());

@@ -14,6 +14,7 @@ use crate::follow::Follows;
 use crate::group_asks::{GroupAsk, PageAsk};
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
+use crate::presence::{WatchAsk, Watched};
 use crate::recall::Recall;
 use crate::sync::Ask;
 use crate::unsettled::Unsettled;
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Follow { group: u64, after: u64 },
     /// This user has read a group up to there.
     Mark { group: u64, stamp: u64 },
+    /// Watch who is online, or no more.
+    Watch(WatchAsk),
     /// Log out and end.
     Close,
 }
@@ -198,6 +201,8 @@ pub(crate) struct State {
     pub(crate) recall: Recall,
     /// What this client has of its groups.
     pub(crate) groups: Follows,
+    /// Who is watched.
+    pub(crate) watched: Watched,
     /// Tracked messages with smaller serials are no longer in the queue of commands: they are sent after each login.
     pub(crate) announced_below: u64,
     pub(crate) shared: Arc<Shared>,
@@ -215,7 +220,8 @@ impl State {
         let announced_below = shared.unsettled.serial_next();
         let (end, recall) = (EndGuard(shared.clone()), Recall::default());
         let groups = Follows::new(&shared.resume().groups);
-        Self { _end: end, commands, taken, outlet, window, recall, groups, announced_below, shared }
+        let watched = Watched::default();
+        Self { _end: end, commands, taken, outlet, window, recall, groups, watched, announced_below, shared }
     }
 
     /// A connection is lost.
@@ -287,6 +293,7 @@ impl State {
                     Some(Command::Group(ask)) => self.ask_group_offline(ask),
                     Some(Command::GroupPage(ask)) => drop(ask.answer.send(Err(Error::NotConnected))),
                     Some(Command::Follow { group, after }) => self.follow(group, after),
+                    Some(Command::Watch(ask)) => self.watched.note(&ask),
                     Some(Command::SendTracked { serial }) => self.announced_below = serial + 1,
                     // At most once: it was queued before the connection broke and goes with it.
                     Some(Command::Send { .. } | Command::Mark { .. }) => {}
@@ -333,6 +340,7 @@ impl State {
                 | Command::SendTracked { .. }
                 | Command::Follow { .. }
                 | Command::Mark { .. }
+                | Command::Watch(_)
                 | Command::Close => {}
             }
         }

@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::Value;
 use std::fmt;
+use std::sync::Arc;
 
 /// Longest token looked at, bytes. A token with the two claims needed has some 150.
 const TOKEN_BYTES_MAX: usize = 4_096;
@@ -132,6 +133,67 @@ impl TokenEnd {
     }
 }
 
+/// Whom the holder of a token may watch, where that is for tokens to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WatchClaim {
+    /// Nobody: the token does not say.
+    #[default]
+    Nobody,
+    /// Everybody.
+    Everybody,
+    /// These users, in order.
+    Users(Arc<[u64]>),
+}
+
+impl WatchClaim {
+    /// Of the claim `watch`: `"all"`, or a list of user ids, as numbers or in decimal. Anything else is nobody.
+    fn of(claim: Option<&Value>) -> Self {
+        match claim {
+            Some(Value::String(all)) if all == "all" => WatchClaim::Everybody,
+            Some(Value::Array(ids)) => {
+                let id = |id: &Value| id.as_u64().or_else(|| id.as_str()?.parse().ok());
+                let mut users: Vec<u64> = ids.iter().filter_map(id).filter(|user| *user != 0).collect();
+                users.sort_unstable();
+                users.dedup();
+                if users.is_empty() { WatchClaim::Nobody } else { WatchClaim::Users(users.into()) }
+            }
+            _ => WatchClaim::Nobody,
+        }
+    }
+
+    /// Bytes it takes for the session that has it.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            WatchClaim::Nobody | WatchClaim::Everybody => 0,
+            WatchClaim::Users(users) => size_of_val(&**users),
+        }
+    }
+
+    /// Whether this user may be watched.
+    pub fn covers(&self, user: u64) -> bool {
+        match self {
+            WatchClaim::Nobody => false,
+            WatchClaim::Everybody => true,
+            WatchClaim::Users(users) => users.binary_search(&user).is_ok(),
+        }
+    }
+}
+
+/// What a LOGIN or RENEW is granted by its token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// When the session ends with the token.
+    pub end: TokenEnd,
+    /// Whom it may watch.
+    pub watch: WatchClaim,
+}
+
+impl From<TokenEnd> for Granted {
+    fn from(end: TokenEnd) -> Self {
+        Granted { end, watch: WatchClaim::Nobody }
+    }
+}
+
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
@@ -141,6 +203,7 @@ struct Claims {
     // Of any type, because they matter only where one is demanded.
     iss: Option<Value>,
     aud: Option<Value>,
+    watch: Option<Value>,
 }
 
 impl Auth {
@@ -156,13 +219,13 @@ impl Auth {
         now_s: u64,
         certified: u64,
         until_s: u64,
-    ) -> Result<TokenEnd, Refusal> {
+    ) -> Result<Granted, Refusal> {
         match self {
             Auth::Jwt(_) if token.is_empty() && certified != user => Err(Refusal::WrongSubject),
             Auth::Jwt(_) if token.is_empty() && until_s < now_s => Err(Refusal::Expired),
             // It holds to the end of that second.
-            Auth::Jwt(_) if token.is_empty() => Ok(TokenEnd::of(until_s.saturating_add(1) as f64)),
-            Auth::Open | Auth::Jwt(_) => self.check(user, token, now_s),
+            Auth::Jwt(_) if token.is_empty() => Ok(TokenEnd::of(until_s.saturating_add(1) as f64).into()),
+            Auth::Open | Auth::Jwt(_) => self.grant(user, token, now_s),
         }
     }
 }
@@ -255,7 +318,7 @@ impl JwtKeys {
         Err(refusal)
     }
 
-    fn check(&self, user: u64, token: &str, now_s: u64) -> Result<TokenEnd, Refusal> {
+    fn check(&self, user: u64, token: &str, now_s: u64) -> Result<Granted, Refusal> {
         if token.is_empty() {
             return Err(Refusal::Missing);
         }
@@ -285,7 +348,7 @@ impl JwtKeys {
         if claims.nbf.is_some_and(|nbf| nbf > now_s.saturating_add(self.leeway_s) as f64) {
             return Err(Refusal::NotYetValid);
         }
-        Ok(TokenEnd::of(claims.exp))
+        Ok(Granted { end: TokenEnd::of(claims.exp), watch: WatchClaim::of(claims.watch.as_ref()) })
     }
 }
 
@@ -307,8 +370,16 @@ impl Auth {
     /// # Errors
     /// What is wrong with the token.
     pub fn check(&self, user: u64, token: &str, now_s: u64) -> Result<TokenEnd, Refusal> {
+        self.grant(user, token, now_s).map(|granted| granted.end)
+    }
+
+    /// What this token grants `user`, at `now_s` seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// What is wrong with the token.
+    pub fn grant(&self, user: u64, token: &str, now_s: u64) -> Result<Granted, Refusal> {
         match self {
-            Auth::Open => Ok(TokenEnd::NEVER),
+            Auth::Open => Ok(Granted::default()),
             Auth::Jwt(keys) => keys.check(user, token, now_s),
         }
     }

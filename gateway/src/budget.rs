@@ -415,6 +415,17 @@ impl Budget {
             ),
             flags: &["--group-memberships-max", "--group-queue-bytes-max"],
         });
+        // While a table grows, what it was is still there.
+        let watches = (limits.watch.bytes_max as u64).saturating_mul(shards);
+        terms.push(Term {
+            name: "watches",
+            bytes: watches.saturating_mul(3) / 2,
+            how: format!(
+                "{shards} × {} of tables, half as much again while they grow",
+                size(limits.watch.bytes_max as u64)
+            ),
+            flags: &["--watch-bytes-max"],
+        });
         Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }
     }
 

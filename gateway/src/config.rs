@@ -18,6 +18,7 @@ mod store;
 mod text;
 mod tls;
 mod values;
+mod watch;
 mod websocket;
 
 pub(crate) use fit::Room;

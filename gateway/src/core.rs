@@ -12,6 +12,7 @@
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
 //! rooms over the nodes of a cluster).
+//! Who watches whose presence: `watch`.
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //! Pushes by HTTP come and go by `portal`, calls to HTTP servers by `upstream_calls`.
 //!
@@ -43,6 +44,7 @@ mod tls;
 pub(crate) mod tokens;
 mod trunk;
 mod upstream_calls;
+mod watch;
 pub(crate) mod wrap;
 
 use crate::conn::ConnFlags;

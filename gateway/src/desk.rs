@@ -24,7 +24,7 @@ pub use port::{ShardStore, StoreAnswers};
 pub(crate) use reader::{NextPage, Reader};
 pub(crate) use token::ResumeToken;
 
-use crate::auth::TokenEnd;
+use crate::auth::Granted;
 use crate::core::groups::GroupAsked;
 use crate::directory::Redelivery;
 use crate::io::ConnId;
@@ -88,7 +88,7 @@ pub(crate) struct WaitingLogin {
     pub(crate) device: String,
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
-    pub(crate) token_end: TokenEnd,
+    pub(crate) granted: Granted,
     pub(crate) began_us: u64,
     pub(crate) wish: Wish,
     /// The store was told that this is the user's home: nobody else adds to the log since then.

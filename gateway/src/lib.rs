@@ -51,4 +51,5 @@ pub mod store;
 pub mod transport;
 pub(crate) mod upstream;
 pub mod waker;
+mod watch;
 pub mod wheel;

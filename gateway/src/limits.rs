@@ -2,6 +2,7 @@
 //! it is hit.
 
 pub use crate::groups::GroupLimits;
+pub use crate::watch::{WatchLimits, WatchPolicy};
 
 /// How connections are read. `Auto` is what production uses; the others exist so that each mode can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,8 @@ pub struct Limits {
     pub replay_window: u32,
     /// Bounds of groups.
     pub groups: GroupLimits,
+    /// Who may watch whom, and how much of it there may be.
+    pub watch: WatchLimits,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
@@ -292,6 +295,7 @@ impl Default for Limits {
             store_recent_bytes_max: 0,
             replay_window: REPLAY_WINDOW,
             groups: GroupLimits::default(),
+            watch: WatchLimits::default(),
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,
             calls_per_session_max: 0,

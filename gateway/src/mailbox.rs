@@ -9,7 +9,7 @@
 //! [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused:
 //! each answers a record that was let in. A full queue keeps the batch with its sender until the next turn.
 
-use crate::auth::TokenEnd;
+use crate::auth::Granted;
 use crate::core::Known;
 use crate::core::wrap::Wrapped;
 use crate::desk::Wish;
@@ -20,6 +20,7 @@ use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::wire::{Record as FarRecord, record_len};
 use crate::services::ServiceRecord;
+use crate::watch::mail::WatchMail;
 use crate::wheel::ticks;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub(crate) struct Adoptee {
     /// What LOGIN says of the inbox.
     pub(crate) wish: Wish,
     /// When the session ends with its token.
-    pub(crate) token_end: TokenEnd,
+    pub(crate) granted: Granted,
     /// When LOGIN came, microseconds of the monotonic clock, to measure with.
     pub(crate) began_us: u64,
     /// What came behind LOGIN, as frames.
@@ -120,6 +121,8 @@ pub(crate) enum Record<'a> {
     Far { from: NodeKey, record: FarRecord<'a> },
     /// A word about a group.
     Group(GroupMail<'a>),
+    /// A word about a user who is watched.
+    Watch(WatchMail<'a>),
     /// Of calls to services.
     Service(ServiceRecord<'a>),
 }
@@ -129,6 +132,7 @@ const MESSAGE_ACKED: u8 = 2;
 const FATE: u8 = 3;
 const FAR: u8 = 4;
 const GROUP: u8 = 5;
+const WATCH: u8 = 6;
 const SERVICE: u8 = 9;
 const MESSAGE_HEADER_BYTES: usize = 40;
 /// A payload's length shares eight bytes with the further flags of its message.
@@ -136,6 +140,7 @@ const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
 const GROUP_HEADER_BYTES: usize = 8;
+const WATCH_HEADER_BYTES: usize = 8;
 const SERVICE_HEADER_BYTES: usize = 8;
 
 fn word(bytes: &[u8], at: usize) -> u64 {
@@ -154,6 +159,7 @@ impl Record<'_> {
             Record::Fate { .. } => FATE_BYTES,
             Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
             Record::Group(mail) => GROUP_HEADER_BYTES + mail.encoded_len(),
+            Record::Watch(mail) => WATCH_HEADER_BYTES + mail.encoded_len(),
             Record::Service(record) => SERVICE_HEADER_BYTES + record.encoded_len(),
         }
     }
@@ -198,6 +204,11 @@ impl Record<'_> {
             Record::Group(ref mail) => {
                 out.extend_from_slice(&head(GROUP, 0));
                 out.extend_from_slice(&(mail.payload().len() as u32).to_ne_bytes());
+                mail.encode(out);
+            }
+            Record::Watch(ref mail) => {
+                out.extend_from_slice(&head(WATCH, 0));
+                out.extend_from_slice(&(mail.encoded_len() as u32).to_ne_bytes());
                 mail.encode(out);
             }
         }
@@ -258,6 +269,12 @@ impl<'a> Iterator for Records<'a> {
                 self.0 = &bytes[len..];
                 let mail = GroupMail::decode(&bytes[GROUP_HEADER_BYTES..len]);
                 Some(Record::Group(mail.expect("written by encode")))
+            }
+            WATCH => {
+                let len = WATCH_HEADER_BYTES + half(bytes, 4) as usize;
+                self.0 = &bytes[len..];
+                let mail = WatchMail::decode(&bytes[WATCH_HEADER_BYTES..len]);
+                Some(Record::Watch(mail.expect("written by encode")))
             }
             kind => unreachable!("record kind {kind} is never written"),
         }
@@ -599,7 +616,11 @@ mod tests {
             while let Some(Letter::Batch { bytes, .. }) = mailboxes[1].take() {
                 ids.extend(Records(&bytes).map(|record| match record {
                     Record::Fate { id, .. } => id,
-                    Record::Message { .. } | Record::Far { .. } | Record::Group(_) | Record::Service(_) => {
+                    Record::Message { .. }
+                    | Record::Far { .. }
+                    | Record::Group(_)
+                    | Record::Watch(_)
+                    | Record::Service(_) => {
                         panic!("only fates were put")
                     }
                 }));
@@ -650,14 +671,14 @@ mod tests {
         let mut outgoing = Outgoing::new(0, mailboxes.clone(), 0);
         let client = || {
             let (device, class) = (String::new(), String::new());
-            let token_end = TokenEnd::NEVER;
+            let granted = Granted::default();
             Arrival::Client(Box::new(Adoptee {
                 user: 1,
                 device,
                 class,
                 heartbeat_secs: 1,
                 wish: Wish::default(),
-                token_end,
+                granted,
                 began_us: 0,
                 bytes: Vec::new(),
                 wrapped: None,

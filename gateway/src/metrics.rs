@@ -356,6 +356,8 @@ shard_stats! {
     limit_group_member_sends: Counter "trunkline_limit_hits_total" "limit=\"group_member_sends_per_sec\"" "How often each limit was hit.";
     limit_group_joins: Counter "trunkline_limit_hits_total" "limit=\"room_joins_waiting\"" "How often each limit was hit.";
     limit_group_queue: Counter "trunkline_limit_hits_total" "limit=\"group_queue_bytes\"" "How often each limit was hit.";
+    limit_watches_session: Counter "trunkline_limit_hits_total" "limit=\"watches_per_session\"" "How often each limit was hit.";
+    limit_watch_bytes: Counter "trunkline_limit_hits_total" "limit=\"watch_bytes\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";
     limit_tls_steps: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes_per_turn\"" "How often each limit was hit.";
@@ -410,6 +412,13 @@ shard_stats! {
     group_joins_waiting: Gauge "trunkline_group_joins_waiting" "" "Joins of live rooms that wait for the room's home on another node.";
     group_queue_bytes: Gauge "trunkline_group_queue_bytes" "" "Bytes of frames on their way through the sessions of groups.";
     group_behind: Gauge "trunkline_group_sessions_behind" "" "Sessions that are to be told by HEADS that they were not given something.";
+    watch_frames: Counter "trunkline_watch_frames_total" "" "PRESENCE frames queued for sessions.";
+    watch_states: Counter "trunkline_watch_states_total" "" "States of users in PRESENCE frames.";
+    watch_changes: Counter "trunkline_watch_changes_total" "" "Changes of users that their home has told of, however many watch; at most one for a user and 5 s.";
+    watch_owed: Counter "trunkline_watch_owed_total" "" "Times the link to a node had no room for a state of a user; it is told later.";
+    watches: Gauge "trunkline_watches" "" "Watches of sessions: one for each session and user.";
+    watched: Gauge "trunkline_watched_users" "" "Users whose home this shard is and whom somebody watches.";
+    watch_bytes: Gauge "trunkline_watch_bytes" "" "Memory of the tables of watches.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_partial: Counter "trunkline_evictions_total" "of=\"partial\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_handshakes: Counter "trunkline_evictions_total" "of=\"tls_handshake\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";

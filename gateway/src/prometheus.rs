@@ -242,7 +242,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 86] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 88] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -305,6 +305,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 86] {
         ("group_memberships", limits.groups.memberships_max),
         ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
+        ("watches_per_session", limits.watch.per_session_max.into()),
+        ("watch_bytes", limits.watch.bytes_max as u64),
         ("calls_per_session", limits.calls_per_session_max.into()),
         ("calls", limits.calls_max.into()),
         ("call_queue", if limits.calls_max > 0 { ServiceSpec::of(1).queue.into() } else { 0 }),

@@ -9,8 +9,21 @@ use rustyline::{Context, Helper};
 use crate::groups::KnownGroups;
 
 /// Commands that Tab completes, each with what is typed behind it.
-const COMMANDS: [&str; 11] =
-    ["/g ", "/help", "/history ", "/join ", "/leave ", "/members ", "/ping", "/quit", "/to ", "/who ", "//"];
+const COMMANDS: [&str; 13] = [
+    "/g ",
+    "/help",
+    "/history ",
+    "/join ",
+    "/leave ",
+    "/members ",
+    "/ping",
+    "/quit",
+    "/to ",
+    "/unwatch ",
+    "/watch ",
+    "/who ",
+    "//",
+];
 
 /// Commands that a group stands behind.
 const OF_GROUPS: [&str; 5] = ["/g", "/history", "/join", "/leave", "/members"];
@@ -65,6 +78,7 @@ mod tests {
         for (typed, at, candidates) in [
             ("/h", 0, &["/help", "/history "][..]),
             ("/g", 0, &["/g "]),
+            ("/w", 0, &["/watch ", "/who "]),
             ("/join 7", 6, &["7", "77"]),
             ("/g 7", 3, &["7 ", "77 "]),
             ("/members ", 9, &["7", "8", "77"]),

@@ -29,6 +29,14 @@ pub(crate) enum Command {
     History {
         group: u64,
     },
+    /// Tell whether these users are online, now and when it changes.
+    Watch {
+        users: Vec<u64>,
+    },
+    /// Tell of these users no more; of nobody if there are none.
+    Unwatch {
+        users: Vec<u64>,
+    },
     Ping,
     Help,
     Quit,
@@ -116,6 +124,18 @@ impl Conversation {
                 ("members", Ok(group)) => Command::Members { group },
                 (_, Ok(group)) => Command::History { group },
             },
+            ("watch", "") => match self.recipient {
+                Some(user) => Command::Watch { users: vec![user] },
+                None => Command::Wrong("/watch needs user numbers, for example `/watch 2 3`".into()),
+            },
+            ("watch" | "unwatch", which) => {
+                let users = which.split_whitespace().map(user).collect::<Result<Vec<u64>, String>>();
+                match (name, users) {
+                    (_, Err(wrong)) => Command::Wrong(wrong),
+                    ("watch", Ok(users)) => Command::Watch { users },
+                    (_, Ok(users)) => Command::Unwatch { users },
+                }
+            }
             ("ping", "") => Command::Ping,
             ("help" | "?", "") => Command::Help,
             ("quit" | "exit", "") => Command::Quit,
@@ -248,6 +268,11 @@ mod tests {
         for line in groups {
             assert!(is_wrong(&talk.read(line)), "{line}");
         }
+        assert_eq!(talk.read("/watch 2  3"), Command::Watch { users: vec![2, 3] });
+        assert_eq!(talk.read("/watch"), Command::Watch { users: vec![5] });
+        assert_eq!(talk.read("/unwatch 2"), Command::Unwatch { users: vec![2] });
+        assert_eq!(talk.read("/unwatch"), Command::Unwatch { users: vec![] });
+        assert!(is_wrong(&talk.read("/watch 2 x")) && is_wrong(&talk.read("/unwatch 0")));
         assert_eq!(talk.read("/ping"), Command::Ping);
         assert_eq!(talk.read("/help"), Command::Help);
         assert_eq!(talk.read("/quit"), Command::Quit);

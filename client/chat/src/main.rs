@@ -9,6 +9,7 @@ mod screen;
 mod style;
 mod text;
 mod token;
+mod watch;
 mod who;
 
 use std::ffi::OsString;
@@ -30,6 +31,7 @@ use crate::groups::KnownGroups;
 use crate::line::Command;
 use crate::screen::{Input, Screen};
 use crate::style::{Tone, When};
+use crate::watch::Watching;
 
 /// Requests under way; while there are so many, no line is read. Below the library's own limit for messages, so that a
 /// script that sends faster than the gateway answers is slowed down and not refused.
@@ -57,7 +59,8 @@ Lines:
   /to 2      lines go to user 2 from now   /members 77  who is in group 77
   hello      send to the user of /to       /history 77  what was said in it
   /join 77   join group 77 (or /leave)     /ping        round trip to the gateway
-  /g 77 hi   send hi to group 77           /quit        leave (or Ctrl-D)
+  /g 77 hi   send hi to group 77           /watch 2 3   say when users 2 and 3 come and go
+  /quit      leave (or Ctrl-D)             /unwatch 2   say it no more
 
 Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
 messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood, not sent,
@@ -193,7 +196,18 @@ async fn run(args: Args) -> Result<ExitCode, String> {
     let (screen, mut input) = Screen::start(args.user, args.color, known.clone());
     let (jobs, tally, circumstances) = (JoinSet::new(), Tally::default(), Circumstances::default());
     let missed = Some(0);
-    let mut chat = Chat { args, client, screen, jobs, known, waited_for: 0, tally, circumstances, missed };
+    let mut chat = Chat {
+        args,
+        client,
+        screen,
+        jobs,
+        known,
+        waited_for: 0,
+        watching: Watching::default(),
+        tally,
+        circumstances,
+        missed,
+    };
     let interactive = chat.screen.interactive;
     let mut result = tokio::select! {
         result = chat.talk(events, &mut input) => result,
@@ -247,6 +261,8 @@ struct Chat {
     known: KnownGroups,
     /// Commands about groups under way: the lines behind them wait, since they may depend on them, or undo them.
     waited_for: usize,
+    /// Lines that wait for the first word about the users they name.
+    watching: Watching,
     tally: Tally,
     circumstances: Circumstances,
     /// Messages printed that came while nobody was here; `None` when that has been told.
@@ -262,6 +278,8 @@ enum Report {
     GroupFate { group: u64, text: String, fate: Result<Outcome, Error> },
     /// The answer to a command about a group; one that could not be had counts as a line that was not obeyed.
     OfGroup(Result<String, String>),
+    /// All that a `/watch` asked for is on the screen; or the sentence that says why not.
+    Watched(Result<String, String>),
     /// What was said in a group.
     History { group: u64, messages: Result<Vec<GroupMessage>, String> },
     /// The answer to a command.
@@ -354,6 +372,20 @@ impl Chat {
                     let messages = groups::history(&client, group).await;
                     Report::History { group, messages }
                 });
+            }
+            Command::Watch { users } => {
+                let told = self.watching.wait(self.client.clone(), users);
+                self.jobs.spawn(async move { Report::Watched(told.await) });
+            }
+            Command::Unwatch { users } => {
+                let ended = match users.is_empty() {
+                    true => self.client.unwatch_all().await,
+                    false => self.client.unwatch(users).await,
+                };
+                if let Err(error) = ended {
+                    self.tally.failed += 1;
+                    self.screen.line(Tone::Bad, text::printable(error.to_string().as_bytes())).await;
+                }
             }
             Command::Ping => {
                 let client = self.client.clone();
@@ -471,6 +503,9 @@ impl Chat {
                 self.waited_for -= 1;
                 self.checked(answer)
             }
+            // The users are on the screen already.
+            Report::Watched(Ok(_)) => return,
+            Report::Watched(answer) => self.checked(answer),
             Report::History { group, messages: Ok(messages) } if !messages.is_empty() => {
                 self.waited_for -= 1;
                 let count = messages.len();
@@ -550,6 +585,14 @@ impl Chat {
                 groups.iter().for_each(|group| self.known.add(*group));
                 let status = format!("you are in groups with messages: {}; see /history", text::groups(&groups));
                 self.screen.status(status).await
+            }
+            Some(Event::Presence(users)) => {
+                let mut printed = true;
+                for presence in &users {
+                    printed &= self.screen.line(Tone::Plain, watch::line(presence)).await;
+                }
+                self.watching.told(&users);
+                printed
             }
             Some(Event::GroupLost { group, code, text }) => {
                 self.known.remove(group);

@@ -17,6 +17,8 @@ pub(crate) const HELP: &str = "\
 hello        send hello to the user of the last /to
 //hello      send /hello
 /who 2       is user 2 online, and where (without a number: the user of the last /to)
+/watch 2 3   say whether users 2 and 3 are online, now and whenever it changes
+/unwatch 2   say it no more (without a number: of nobody)
 /join 77     join group 77, and make it if need be; from 9223372036854775808 on it is
              a live room, of which nothing is kept
 /leave 77    leave it

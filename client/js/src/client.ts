@@ -209,7 +209,7 @@ export class Client {
   #caughtUp = false;
   #pages = new Pages();
   #calls = new Calls();
-  #extension: Extension | undefined;
+  #extensions: Extension[] = [];
   /** ACKs that are due when the frames that came together have been looked at. */
   #acks: Frame[] = [];
   /** One for all of them would be for others, too. */
@@ -327,8 +327,8 @@ export class Client {
 
   /** @internal */
   [EXTEND](extension: Extension): Port {
-    if (this.#extension || this.#state !== "idle") throw new TrunklineError("to be given to a client once, before it connects");
-    this.#extension = extension;
+    if (this.#state !== "idle") throw new TrunklineError("to be given to a client before it connects");
+    this.#extensions.push(extension);
     return {
       user: this.#user,
       inboxMax: this.#inboxMax(),
@@ -462,7 +462,7 @@ export class Client {
   #login(token: string): Uint8Array {
     const { device = "", deviceClass = "", agent = "trunkline-js/0.1", heartbeatSecs = 0, window = 0, ephemeral = false } = this.#options;
     const { token: resume, lastStamp: highest } = this.#resume;
-    const lastStamp = this.#extension?.loginStamp(highest) ?? highest;
+    const lastStamp = this.#extensions.reduce((stamp, it) => it.loginStamp(stamp), highest);
     return encodeLogin({ user: this.#user, token, device, deviceClass, agent, resume, lastStamp, heartbeatSecs, window, ephemeral });
   }
 
@@ -481,7 +481,7 @@ export class Client {
 
   #onFrame(frame: Frame): void {
     this.#debug(`< kind 0x${frame.kind.toString(16)} aux ${frame.aux} id ${frame.id} of ${frame.body.length} bytes`);
-    if (this.#extension?.frame(frame)) return;
+    if (this.#extensions.some((it) => it.frame(frame))) return;
     switch (frame.kind) {
       case Kind.LOGIN_OK:
         return this.#onLoginOk(frame);
@@ -535,7 +535,7 @@ export class Client {
     this.#opened?.resolve();
     this.#opened = undefined;
     for (const message of this.#outstanding.all()) if (message.kind === Kind.SEND) this.#sendWaiting(message);
-    this.#extension?.opened();
+    for (const it of this.#extensions) it.opened();
   }
 
   /** SYNC_OK: the end of the backlog, or of a page. */
@@ -677,7 +677,7 @@ export class Client {
     this.#clearTimers();
     this.#pages.end();
     this.#calls.end();
-    this.#extension?.lost();
+    for (const it of this.#extensions) it.lost();
     this.#socket = undefined;
   }
 
@@ -746,7 +746,7 @@ export class Client {
     const told = error ?? new ClosedError("the client was closed");
     this.#left = this.#outstanding.unsettled();
     this.#outstanding.fail(told);
-    this.#extension?.lost(told);
+    for (const it of this.#extensions) it.lost(told);
     this.#opened?.promise.catch(() => {});
     this.#opened?.reject(told);
     const taker = this.#taker;

@@ -10,6 +10,8 @@ export const Kind = {
   SYNC: 0x07,
   GROUP_JOIN: 0x08,
   GROUP_LEAVE: 0x09,
+  WATCH: 0x0a,
+  UNWATCH: 0x0b,
   MARK: 0x0d,
   RENEW: 0x0e,
   LOGOUT: 0x0f,
@@ -22,6 +24,7 @@ export const Kind = {
   PUSH: 0x87,
   BYE: 0x88,
   SYNC_OK: 0x89,
+  PRESENCE: 0x8a,
   GROUP_OK: 0x8b,
   HEADS: 0x8c,
   ERROR: 0x8f,
@@ -86,7 +89,7 @@ function put(kind: number, flags: number, aux: number, header: number, body: Uin
 
 /** Whether frames of this kind have the short header; kinds that nobody knows are skipped, so theirs does not matter. */
 function isShort(kind: number): boolean {
-  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === Kind.SYNC_OK || kind === 0x8a || kind === Kind.HEADS;
+  return kind === Kind.LOGIN_OK || kind === Kind.PONG || kind === Kind.BYE || kind === Kind.SYNC_OK || kind === Kind.PRESENCE || kind === Kind.HEADS;
 }
 
 /** The frames of one message, which holds whole ones only. Throws a RangeError where it does not. */

@@ -1,2 +1,3 @@
 export * from "./index.js";
 export * from "./groups.js";
+export * from "./presence.js";

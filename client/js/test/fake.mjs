@@ -1,6 +1,6 @@
 // A WebSocket of which a test is the other end.
 
-const SHORT = new Set([0x01, 0x02, 0x07, 0x0e, 0x0f]);
+const SHORT = new Set([0x01, 0x02, 0x07, 0x0a, 0x0b, 0x0e, 0x0f]);
 
 export class FakeSocket {
   static all = [];

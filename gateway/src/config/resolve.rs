@@ -13,6 +13,7 @@ use super::store::{
     STORE_BYTES_LEAST, STORE_RECENT_LEAST, STORE_USERS_LEAST, STORE_USERS_MOST, store, store_kind, store_limits,
 };
 use super::tls::{http_tls, tls};
+use super::watch::{WATCH_BYTES_LEAST, watch_default, watch_limits};
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, ClusterConfig, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins,
@@ -352,6 +353,8 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
         let each = ((room.bytes / 128).min(256 * MIB) / shards).min(4 * MIB) / KIB * KIB;
         Size(each.max(2 * frame))
     });
+    all.watch.get_or_insert_with(|| watch_default(all.auth));
+    all.watch_bytes_max.get_or_insert_with(|| share(64, GIB, WATCH_BYTES_LEAST));
     all.node.get_or_insert_with(|| host.name.clone());
     if let (None, Some(first)) = (&all.advertise, all.listen.as_ref().and_then(|listen| listen.first())) {
         all.advertise = Some(first.reached());
@@ -527,6 +530,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         store_users_max: store.users_max,
         store_recent_bytes_max: store.recent_bytes_max,
         groups: group_limits(all, frame_bytes_max, judge)?,
+        watch: watch_limits(all, shards, judge)?,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,
         ..Limits::default()

@@ -4,7 +4,7 @@
 use super::service_tables::services;
 use super::values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
-    StoreSyncKind, one_or_many,
+    StoreSyncKind, WatchKind, one_or_many,
 };
 use super::{Listen, LogFormat};
 use crate::transport::upgrade::ForwardedField;
@@ -458,6 +458,17 @@ settings! {
     /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit:
     /// members are told that there is something to ask for.
     group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");
+
+    ["Presence"]
+    /// Who may watch whether others are online. open: everybody. claim: whoever the claim `watch` of the token names,
+    /// which is "all" or a list of user ids; others look offline. off: nobody, WATCH is answered with ERROR 21.
+    watch: [WatchKind] "POLICY" "TRUNKLINE_WATCH" Computed("claim with auth = \"jwt\", otherwise open");
+    /// Users that one session may watch, 1 to 10000. When hit: ERROR 22 (limit reached).
+    watches_per_session_max: [u64] "N" "TRUNKLINE_WATCHES_PER_SESSION_MAX" Fixed("1000");
+    /// Bytes of all tables of watches, shared by all shards, 256KiB to 4GiB each. A watch takes about 13 B, and each user
+    /// who is watched about 60 B for each shard that has watchers and for the home. When hit: ERROR 22 (limit reached),
+    /// or the state of a user is unknown.
+    watch_bytes_max: [Size] "SIZE" "TRUNKLINE_WATCH_BYTES_MAX" Computed("a 64th of memory_max, 1GiB at most");
 
     ["Memory"]
     /// Memory this process may need at its limits. When the sum of its budget is more, it does not start.

@@ -258,6 +258,18 @@ pub enum StoreSyncKind {
     Master,
 }
 
+/// Who may be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WatchKind {
+    /// Everybody, by everybody.
+    Open,
+    /// Whoever the token of the watcher names.
+    Claim,
+    /// Nobody.
+    Off,
+}
+
 /// What becomes of a message for an inbox that is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]

@@ -315,6 +315,7 @@ impl Shard {
             }
             Kind::Renew => self.renew(slot, frame),
             Kind::Sync => self.sync(slot, frame),
+            kind @ (Kind::Watch | Kind::Unwatch) => self.watch_frame(slot, kind, frame),
             Kind::Call if self.services.is_some() => self.call(slot, frame),
             Kind::Logout => {
                 self.log_out(slot);

@@ -272,6 +272,8 @@ impl Shard {
             | FarRecord::GroupWatch { group, .. }
             | FarRecord::GroupHead { group, .. } => group_home(group, self.shards),
             FarRecord::GroupRefused { origin, .. } => origin.seat.shard,
+            FarRecord::UserWatch { user, .. } => self.shard_of(user),
+            FarRecord::UserTold { to, .. } => to,
             // Whichever shard it comes to tells the control thread, or the other shards.
             FarRecord::Memo { .. } | FarRecord::SettledShards { .. } => self.shard,
         };
@@ -402,6 +404,10 @@ impl Shard {
             | FarRecord::GroupWatch { .. }
             | FarRecord::GroupHead { .. }
             | FarRecord::GroupRefused { .. } => self.room_record(node, &record),
+            FarRecord::UserWatch { user, from, bits } => self.watch_asked_far(node, user, from, bits),
+            FarRecord::UserTold { user, status, since_s, classes, .. } => {
+                self.watch_told_far(node, user, status, since_s, classes);
+            }
         }
     }
 
@@ -563,6 +569,8 @@ impl Shard {
             | FarRecord::GroupWatch { .. }
             | FarRecord::GroupHead { .. }
             | FarRecord::GroupRefused { .. } => self.room_record_back(back, &record),
+            FarRecord::UserWatch { user, bits, .. } => self.watch_back(back.node, user, bits),
+            FarRecord::UserTold { user, to, .. } => self.told_back(back.node, user, to),
             // Who asked hears in time that there was no answer.
             FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }

@@ -40,7 +40,7 @@ impl Shard {
             device: adoptee.device.clone(),
             class: adoptee.class.clone(),
             heartbeat_secs: adoptee.heartbeat_secs,
-            token_end: adoptee.token_end,
+            granted: adoptee.granted.clone(),
             began_us: adoptee.began_us,
             home: NodeKey::OWN,
             again_tick: None,
@@ -75,9 +75,9 @@ impl Shard {
             return self.ask_store(slot, adoptee);
         }
         let pending = self.inboxes.len(adoptee.user) as u64;
-        let Adoptee { user, device, class, heartbeat_secs, token_end, .. } = adoptee;
+        let Adoptee { user, device, class, heartbeat_secs, granted, .. } = adoptee;
         let entry = self.new_entry(slot, *user, device, class);
-        self.open(slot, *user, entry, *heartbeat_secs, *token_end, Welcome { pending, ..Welcome::default() });
+        self.open(slot, *user, entry, *heartbeat_secs, granted.clone(), Welcome { pending, ..Welcome::default() });
         self.login_done(slot, adoptee.began_us);
     }
 
@@ -128,7 +128,7 @@ impl Shard {
                 Home::There { node, shard } => self.ask_home(slot, node, shard),
                 Home::Here => {
                     let Some(waiting) = self.directory.registrations.forget(slot) else { continue };
-                    let Registration { user, device, class, heartbeat_secs, token_end, began_us, wish, .. } = waiting;
+                    let Registration { user, device, class, heartbeat_secs, granted, began_us, wish, .. } = waiting;
                     let (bytes, wrapped, known) = (Vec::new(), None, None);
                     let adoptee = Adoptee {
                         user,
@@ -136,7 +136,7 @@ impl Shard {
                         class,
                         heartbeat_secs,
                         wish,
-                        token_end,
+                        granted,
                         began_us,
                         bytes,
                         wrapped,
@@ -183,7 +183,7 @@ impl Shard {
                 Some(opened) => self.standing(user, &waiting.wish, opened),
                 None => Welcome { pending, ..Welcome::default() },
             };
-            self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.token_end, welcome);
+            self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.granted, welcome);
             self.login_done(conn.slot, waiting.began_us);
             return self.go_on_reading(conn.slot);
         }
@@ -356,6 +356,7 @@ impl Shard {
         let before = self.is_remote_only(user);
         let outcome = self.presence.login(user, entry);
         self.count_remote_only(user, before);
+        self.note_presence(user);
         outcome
     }
 
@@ -365,6 +366,7 @@ impl Shard {
         let ended = self.presence.logout(user, session)?;
         self.directory.remotes.remove(ended.slot);
         self.count_remote_only(user, before);
+        self.note_presence(user);
         Some(ended)
     }
 

@@ -2,7 +2,7 @@
 
 use super::reading::Reading;
 use super::shard::Shard;
-use crate::auth::TokenEnd;
+use crate::auth::Granted;
 use crate::config::Placement;
 use crate::conn::{Conn, ConnFlags, Phase};
 use crate::desk::Wish;
@@ -58,10 +58,10 @@ impl Shard {
         let now_s = self.now.wall_ms / 1_000;
         let checked = match certified {
             Some((user, until_s)) => self.auth.get().check_certified(login.user, &login.token, now_s, user, until_s),
-            None => self.auth.get().check(login.user, &login.token, now_s),
+            None => self.auth.get().grant(login.user, &login.token, now_s),
         };
-        let token_end = match checked {
-            Ok(token_end) => token_end,
+        let granted = match checked {
+            Ok(granted) => granted,
             Err(refusal) => return self.refuse_login(slot, login.user, &login.token, refusal),
         };
         if self.drain.is_some() {
@@ -83,7 +83,7 @@ impl Shard {
             class: login.device_class,
             heartbeat_secs: heartbeat_secs as u16,
             wish,
-            token_end,
+            granted,
             began_us: self.now.mono_us,
             bytes: Vec::new(),
             wrapped: None,
@@ -216,7 +216,7 @@ impl Shard {
         user: u64,
         entry: Entry,
         heartbeat_secs: u16,
-        token_end: TokenEnd,
+        granted: Granted,
         welcome: Welcome,
     ) {
         let session = entry.session;
@@ -254,7 +254,7 @@ impl Shard {
         if let Some(old) = &replaced {
             self.end_replaced(user, old);
         }
-        self.begin_token(slot, token_end);
+        self.begin_token(slot, granted);
         self.send_login_ok(slot, session, heartbeat_secs, &welcome);
         let mut carried = None;
         if let Some(old) = &replaced {

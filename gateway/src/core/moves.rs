@@ -76,6 +76,7 @@ impl Shard {
             }
         }
         self.rooms_moved(reborn);
+        self.watches_moved(reborn);
         self.ask_again();
         self.release_parked();
     }
@@ -427,6 +428,7 @@ impl Shard {
             self.links.stats.settling_time.observe(self.now.mono_us.saturating_sub(since_us));
         }
         self.directory.before.clear();
+        self.watches.homes.begin_walk();
         let told = self.directory.walk.as_ref().is_none_or(|walk| matches!(walk.step, WalkStep::Sweep { .. }));
         if told && self.directory.routing.is_some() {
             self.directory.walk = Some(Walk { before: None, step: WalkStep::Sweep { from: 0 } });

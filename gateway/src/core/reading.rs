@@ -45,7 +45,7 @@ impl Shard {
     /// A login at its home: the store is asked where the device stands, with all that the device has acknowledged and
     /// all that waits for its user before the question.
     pub(super) fn ask_store(&mut self, slot: u32, adoptee: &Adoptee) {
-        let Adoptee { user, device, class, heartbeat_secs, wish, token_end, began_us, .. } = adoptee;
+        let Adoptee { user, device, class, heartbeat_secs, wish, granted, began_us, .. } = adoptee;
         self.tell_cursors(*user);
         self.store_waiting(*user, Store::CatchUp);
         let conn = self.links.slots.id(slot);
@@ -55,7 +55,7 @@ impl Shard {
             device: device.clone(),
             class: class.clone(),
             heartbeat_secs: *heartbeat_secs,
-            token_end: *token_end,
+            granted: granted.clone(),
             began_us: *began_us,
             wish: wish.clone(),
             claimed: false,
@@ -118,7 +118,7 @@ impl Shard {
         if !self.alone && self.home(login.user) != Home::Here {
             return self.finish_login_of_guest(slot, login, opened);
         }
-        let WaitingLogin { user, device, class, heartbeat_secs, token_end, began_us, wish, claimed, .. } = login;
+        let WaitingLogin { user, device, class, heartbeat_secs, granted, began_us, wish, claimed, .. } = login;
         self.remember_wish(slot, &wish);
         let (ephemeral, window, carried) = (wish.ephemeral, self.window(&wish), None);
         // What was asked when another node was the home may be out of date.
@@ -132,7 +132,7 @@ impl Shard {
         let waited = self.links.slots.at(slot).phase == Phase::Registering;
         let last_stamp = wish.last_stamp;
         let entry = self.new_entry(slot, user, &device, &class);
-        self.open(slot, user, entry, heartbeat_secs, token_end, welcome);
+        self.open(slot, user, entry, heartbeat_secs, granted, welcome);
         self.login_done(slot, began_us);
         if !claimed {
             // Its reader does not know yet.

@@ -314,6 +314,7 @@ impl Shard {
                     self.tell_fate(Origin::own(self.shard, origin), id, peer, outcome, stamp);
                 }
                 Record::Group(mail) => self.take_group_mail(from_shard, &mail),
+                Record::Watch(mail) => self.take_watch_mail(from_shard, &mail),
                 Record::Far { from, record } => self.far_here(from, record),
                 Record::Service(record) => self.service_record(from_shard, record),
             }

@@ -8,7 +8,7 @@ use super::Core;
 use super::decode::Flow;
 use super::route::Routed;
 use super::shard::Shard;
-use crate::auth::TokenEnd;
+use crate::auth::Granted;
 use crate::config::is_node_name_char;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Wish;
@@ -120,7 +120,7 @@ impl Shard {
             class: String::new(),
             heartbeat_secs: 0,
             wish: Wish::default(),
-            token_end: TokenEnd::NEVER,
+            granted: Granted::default(),
             began_us: self.now.mono_us,
             bytes: Vec::new(),
             wrapped: None,
@@ -199,7 +199,7 @@ impl Shard {
         conn.alive_tick = tick;
         self.links.stats.service_links_opened.add(1);
         // Whoever had the slot before may have had a token.
-        self.begin_token(slot, TokenEnd::NEVER);
+        self.begin_token(slot, Granted::default());
         let ok = ServeOk {
             link: HandoverToken::new(self.shard, id).0,
             node: self.node.clone(),

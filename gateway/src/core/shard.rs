@@ -28,6 +28,7 @@ use crate::services::{Services, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::{TlsReader, TlsSwitch};
 use crate::transport::upgrade;
+use crate::watch::Watches;
 use hashbrown::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -124,6 +125,7 @@ pub(crate) struct Shard {
     /// The store; `None` without one.
     pub(crate) desk: Option<Desk>,
     pub(crate) groups: Groups,
+    pub(crate) watches: Watches,
     /// Calls to services, and the workers' links; `None` where there are none.
     pub(crate) services: Option<Box<Services>>,
     /// The way to the services thread; `None` where there is none.
@@ -205,6 +207,7 @@ impl Shard {
                 bytes_max: limits.unacked_total_bytes_max,
             }),
             groups: Groups::default(),
+            watches: Watches::default(),
             inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -420,6 +423,7 @@ impl Shard {
         match phase {
             Phase::Open => {
                 self.leave_parts(slot);
+                self.watches_end(slot);
                 self.session_ended(slot, user);
             }
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
@@ -492,6 +496,7 @@ impl Shard {
             self.expire_kept();
         }
         self.expire_groups();
+        self.expire_watches();
         if self.services.is_some() {
             self.expire_calls();
         }
@@ -708,6 +713,7 @@ impl Shard {
             stats.duplicates_known.set(desk.duplicates.len() as u64);
         }
         self.set_group_gauges();
+        self.set_watch_gauges();
         stats.tls_connections.set(self.links.tls.sessions.len().into());
         stats.tls_shaking.set(self.links.tls.shaking().into());
     }

@@ -107,7 +107,7 @@ impl Shard {
 
     /// The store has answered a login whose home is another node, which is asked for the session now.
     pub(super) fn finish_login_of_guest(&mut self, slot: u32, login: WaitingLogin, opened: Option<Opened>) {
-        let WaitingLogin { generation, user, device, class, heartbeat_secs, token_end, began_us, wish, .. } = login;
+        let WaitingLogin { generation, user, device, class, heartbeat_secs, granted, began_us, wish, .. } = login;
         self.register_guest(
             slot,
             Registration {
@@ -116,7 +116,7 @@ impl Shard {
                 device,
                 class,
                 heartbeat_secs,
-                token_end,
+                granted,
                 began_us,
                 home: NodeKey::OWN,
                 again_tick: None,

@@ -8,7 +8,7 @@
 use super::handshake::Welcome;
 use super::links::ticks;
 use super::shard::Shard;
-use crate::auth::{Auth, Refusal, TokenEnd, key_id};
+use crate::auth::{Auth, Granted, Refusal, TokenEnd, key_id};
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{Code, Frame, Header, Kind, Login, LoginOk, VERSION, encode, encode_message};
@@ -109,9 +109,10 @@ impl Shard {
         self.close_with(slot, CloseReason::BadCredentials, String::new(), refusal.text());
     }
 
-    /// A session begins whose token ends then.
-    pub(crate) fn begin_token(&mut self, slot: u32, end: TokenEnd) {
-        self.links.tokens.begin(slot, end);
+    /// A session begins whose token grants this.
+    pub(crate) fn begin_token(&mut self, slot: u32, granted: Granted) {
+        self.links.tokens.begin(slot, granted.end);
+        self.keep_claim(slot, granted.watch);
     }
 
     /// RENEW: the session lasts as long as the new token. One that is refused changes nothing.
@@ -130,12 +131,13 @@ impl Shard {
         }
         let now_s = self.now.wall_ms / 1_000;
         let checked = match login.user == user {
-            true => self.auth.get().check(user, &login.token, now_s),
+            true => self.auth.get().grant(user, &login.token, now_s),
             false => Err(Refusal::WrongSubject),
         };
         match checked {
-            Ok(end) => {
-                self.links.tokens.renew(slot, end);
+            Ok(granted) => {
+                self.links.tokens.renew(slot, granted.end);
+                self.renew_claim(slot, granted.watch);
                 self.links.stats.renewals.add(1);
                 self.confirm_renewal(slot, user);
                 if let Some(look) = self.links.tokens.look_tick(slot, tick) {

@@ -263,6 +263,7 @@ impl<I: Io> Core<I> {
         if !restarted.is_empty() {
             self.shard.walk_again();
             self.shard.rooms_again(&restarted);
+            self.shard.watches_again(&restarted);
         }
         for back in &given_back {
             self.shard.given_back(back);

@@ -1,7 +1,7 @@
 //! Logins of guests that wait for the answer of their user's home.
 
 use super::routing::NodeKey;
-use crate::auth::TokenEnd;
+use crate::auth::Granted;
 use crate::desk::Wish;
 use hashbrown::HashMap;
 use trunkline_store::Opened;
@@ -15,7 +15,7 @@ pub(crate) struct Registration {
     pub(crate) device: String,
     pub(crate) class: String,
     pub(crate) heartbeat_secs: u16,
-    pub(crate) token_end: TokenEnd,
+    pub(crate) granted: Granted,
     /// When LOGIN came, microseconds of the monotonic clock, to measure with.
     pub(crate) began_us: u64,
     /// The home that was asked.
@@ -84,7 +84,7 @@ mod tests {
             device,
             class,
             heartbeat_secs: 30,
-            token_end: TokenEnd::NEVER,
+            granted: Granted::default(),
             began_us: 0,
             home: NodeKey(home),
             again_tick: None,

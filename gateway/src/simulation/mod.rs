@@ -26,6 +26,8 @@ mod session;
 mod tls;
 mod tokens;
 mod upstreams;
+mod watch;
+mod watching;
 mod websocket;
 
 pub(crate) use planted::{Bug, planted};

@@ -39,6 +39,12 @@ pub(crate) enum Bug {
     CancelForgotten,
     /// The caller of every tenth call does not get the last answer.
     ReplyForgotten,
+    /// Watchers are told of a user's every coming online.
+    PresenceTooOften,
+    /// Watchers are not told of a change whose time has come.
+    PresenceUntold,
+    /// The new home of a user is not asked by those who watch.
+    WatchUnasked,
     /// The clock of a node stands still while its machine is suspended.
     ClockStandsStill,
 }

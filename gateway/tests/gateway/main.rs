@@ -55,4 +55,5 @@ mod storm;
 mod support;
 mod tls;
 mod upstreams;
+mod watch;
 mod websocket;

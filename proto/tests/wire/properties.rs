@@ -80,10 +80,10 @@ prop_compose! {
 
 prop_compose! {
     fn any_user_state()(
-        (user, online, since_ms) in any::<(u64, bool, u64)>(),
+        (user, online, since_ms, unknown) in any::<(u64, bool, u64, bool)>(),
         device_classes in vec(any::<String>(), 0..5),
     ) -> UserState {
-        UserState { user, online, device_classes, since_ms }
+        UserState { user, online, device_classes, since_ms, unknown }
     }
 }
 

@@ -105,7 +105,8 @@ pub(crate) fn unwatch() -> Watch {
 }
 
 pub(crate) fn presence() -> Presence {
-    let here = UserState { user: 1, online: true, device_classes: vec!["a".into(), "bc".into()], since_ms: 150 };
+    let device_classes = vec!["a".into(), "bc".into()];
+    let here = UserState { user: 1, online: true, device_classes, since_ms: 150, unknown: false };
     let away = UserState { user: 2, ..UserState::default() };
     Presence { users: vec![here, away] }
 }

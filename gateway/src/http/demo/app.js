@@ -6,7 +6,6 @@
   const utf8 = { to: new TextEncoder(), from: new TextDecoder() };
   /** Ids of the first visitors, whose presence is asked for though nobody has named them. */
   const NEARBY = Array.from({ length: 8 }, (_, at) => String(at + 1));
-  const PRESENCE_MS = 3_000;
   /** Messages kept of one conversation, and conversations in all: the page holds no more than somebody looks at. */
   const MESSAGES_MAX = 500;
   const PEOPLE_MAX = 100;
@@ -32,7 +31,7 @@
     expired: ["bad", "not delivered: expired"],
   };
 
-  let config, client, groups, me;
+  let config, client, groups, presence, me;
   /** The group or room that everybody is in; undefined where this gateway has neither. */
   let everybody;
   /** Id → { messages, unread, online, devices }. */
@@ -182,8 +181,9 @@
 
   const add = (id, message) => {
     const who = person(id);
+    if (!who.named) watch(id);
     who.named = true;
-    // Who writes is there, whenever presence is asked for next.
+    // Who writes is there.
     if (!message.mine) who.online = true;
     who.messages.push(message);
     if (who.messages.length > MESSAGES_MAX) who.messages.shift();
@@ -215,7 +215,7 @@
     view("talk");
     el("compose").hidden = false;
     if (focus) el("text").focus();
-    void askPresence();
+    watch(id);
   };
 
   const send = async (text) => {
@@ -231,8 +231,18 @@
     showFate(message);
   };
 
-  // ---- Presence, over the HTTP API
+  // ---- Presence: who is watched is told of by the gateway, whenever it changes
 
+  const watch = (id) => id !== EVERYBODY && presence?.watch(id);
+
+  const showPresence = (users) => {
+    for (const { user, online, deviceClasses } of users) {
+      Object.assign(person(String(user)), { online, devices: online ? Math.max(1, deviceClasses.length) : 0 });
+    }
+    drawPeople();
+  };
+
+  /** Over the HTTP API, for who has not logged in yet. */
   const askOne = async (id) => {
     try {
       const answer = await fetch(`/v1/users/${id}`);
@@ -241,19 +251,6 @@
     } catch {
       return undefined;
     }
-  };
-
-  let asking = false;
-  const askPresence = async () => {
-    if (asking || document.hidden || !me) return;
-    asking = true;
-    const ids = [...new Set([...NEARBY, ...[...people].filter(([id, who]) => who.named && id !== EVERYBODY).map(([id]) => id)])];
-    for (const id of ids) {
-      const answer = await askOne(id);
-      Object.assign(person(id), { online: answer?.online, devices: answer?.devices?.length ?? 0 });
-    }
-    asking = false;
-    drawPeople();
   };
 
   // ---- The session
@@ -315,6 +312,15 @@
     client = mine;
     const ours = new trunkline.Groups(mine, { positions: before });
     groups = ours;
+    const watching = new trunkline.Presence(mine);
+    presence = watching;
+    let told;
+    const known = new Promise((done) => (told = done));
+    watching.on("presence", (users) => {
+      if (watching === presence) showPresence(users);
+      told();
+    });
+    watching.watch(...NEARBY, ...[...people].filter(([id, who]) => who.named && id !== EVERYBODY).map(([id]) => id));
     mine.on("state", (state) => mine === client && showState(state));
     mine.on("error", (error) => console.warn(error));
     banner();
@@ -332,7 +338,8 @@
     void listen(mine);
     void listenToEverybody(ours);
     void joinEverybody(ours, before);
-    await askPresence();
+    // A gateway that tells nobody of others says nothing.
+    await Promise.race([known, new Promise((done) => setTimeout(done, 1_000))]);
     // The first one who is here is who one has come to talk to.
     const [first] = shownPeople();
     if (!current && first && isWide()) open(first[0]);
@@ -340,7 +347,7 @@
 
   const leave = async () => {
     await client?.close();
-    client = groups = me = everybody = undefined;
+    client = groups = presence = me = everybody = undefined;
     people.clear();
     close();
     banner();
@@ -397,8 +404,6 @@
     view("people");
     el("list").querySelector(`[data-id="${id}"]`)?.focus();
   };
-  document.addEventListener("visibilitychange", askPresence);
-  setInterval(askPresence, PRESENCE_MS);
 
   (async () => {
     close();

@@ -4,7 +4,8 @@
 //! offset  size  field
 //! 0       4     length   of the whole record, these 4 bytes included
 //! 4       1     kind
-//! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status in a KickDone
+//! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status in a KickDone or
+//!                        UserTold, bits in a UserWatch
 //! 6       2     aux      flags, outcome or code, by kind
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 use super::MeshViolation;
 use crate::io::ConnId;
+use crate::watch::CLASSES_BYTES_MAX;
 
 /// Bytes every record begins with; also the length of the shortest record.
 pub(crate) const RECORD_HEAD_BYTES: usize = 8;
@@ -26,6 +28,8 @@ pub(crate) const SHARD_SET_BYTES_MAX: usize = (crate::shard::SHARDS_MAX as usize
 pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
 /// The first version in which the records about live rooms are understood.
 pub(crate) const ROOMS_SINCE: u32 = 6;
+/// The first version in which the records about users who are watched are understood.
+pub(crate) const WATCH_SINCE: u32 = 7;
 
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
@@ -38,6 +42,17 @@ pub(crate) mod flags {
     /// Its sender has been told of it; it is for devices that have not acknowledged it.
     pub(crate) const TOLD: u8 = 0x08;
 }
+
+/// Bits of what a UserWatch says.
+pub(crate) mod watch_bits {
+    /// The home is to tell of the user from now on; without it, no more.
+    pub(crate) const WATCH: u8 = 0x01;
+    /// From this bit on, in two bits, what the watchers were told before: a [`Status`](crate::watch::Status).
+    pub(crate) const KNOWN_SHIFT: u32 = 1;
+}
+
+/// What a UserTold says where it is no [`Status`](crate::watch::Status): the home has no room for the watch.
+pub(crate) const WATCH_FULL: u8 = 3;
 
 /// What became of a KickUser.
 pub(crate) mod kick_status {
@@ -71,6 +86,8 @@ const GROUP_COPY: u8 = 51;
 const GROUP_WATCH: u8 = 52;
 const GROUP_HEAD: u8 = 53;
 const GROUP_REFUSED: u8 = 54;
+const USER_WATCH: u8 = 60;
+const USER_TOLD: u8 = 61;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -95,6 +112,8 @@ const GROUP_COPY_BYTES: usize = 66;
 const GROUP_WATCH_BYTES: usize = 48;
 const GROUP_HEAD_BYTES: usize = 48;
 const GROUP_REFUSED_BYTES: usize = 42;
+const USER_WATCH_BYTES: usize = 16;
+const USER_TOLD_BYTES: usize = 20;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,6 +189,11 @@ pub(crate) enum Record<'a> {
     GroupHead { group: u64, token: u64, reign: u64, number: u64, last: u64 },
     /// A message to a live room, or a join, was refused. `code` as in the client protocol.
     GroupRefused { origin: Address, group: u64, id: u64, code: u16 },
+    /// For the home of a user: shard `from` wants to hear of the user from now on, or no more, see [`watch_bits`].
+    UserWatch { user: u64, from: u16, bits: u8 },
+    /// From the home of a user, for shard `to`: what is so of the user by now, or [`WATCH_FULL`]. `classes` as
+    /// [`push_class`](crate::watch::push_class) makes them.
+    UserTold { user: u64, to: u16, status: u8, since_s: u32, classes: &'a [u8] },
 }
 
 impl<'a> Record<'a> {
@@ -200,6 +224,8 @@ impl<'a> Record<'a> {
             Record::GroupWatch { .. } => GROUP_WATCH_BYTES,
             Record::GroupHead { .. } => GROUP_HEAD_BYTES,
             Record::GroupRefused { .. } => GROUP_REFUSED_BYTES,
+            Record::UserWatch { .. } => USER_WATCH_BYTES,
+            Record::UserTold { classes, .. } => USER_TOLD_BYTES + classes.len(),
         }
     }
 
@@ -211,6 +237,9 @@ impl<'a> Record<'a> {
             Record::KickUser { device, .. } => device.map_or(0, str::len),
             _ => 0,
         };
+        if let Record::UserTold { classes, .. } = self {
+            return classes.len() <= CLASSES_BYTES_MAX;
+        }
         let set = if let Record::SettledShards { shards, .. } = self { shards.len() } else { 0 };
         texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
     }
@@ -398,6 +427,18 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 26, [group, id]);
                 out.extend_from_slice(&bytes);
             }
+            Record::UserWatch { user, from, bits } => {
+                let mut bytes = head::<USER_WATCH_BYTES>(len, USER_WATCH, bits, from);
+                put_words(&mut bytes, 8, [user]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::UserTold { user, to, status, since_s, classes } => {
+                let mut bytes = head::<USER_TOLD_BYTES>(len, USER_TOLD, status, to);
+                put_words(&mut bytes, 8, [user]);
+                bytes[16..20].copy_from_slice(&since_s.to_be_bytes());
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(classes);
+            }
         }
     }
 
@@ -539,6 +580,18 @@ impl<'a> Record<'a> {
                 let at = exactly::<GROUP_REFUSED_BYTES>("GroupRefused", bytes)?;
                 let [group, id] = words(at, 26);
                 Record::GroupRefused { origin: address(at, 8), group, id, code: aux }
+            }
+            USER_WATCH => {
+                let [user] = words(exactly::<USER_WATCH_BYTES>("UserWatch", bytes)?, 8);
+                Record::UserWatch { user, from: aux, bits: hops }
+            }
+            USER_TOLD => {
+                let (at, classes) = open::<USER_TOLD_BYTES>("UserTold", bytes)?;
+                if classes.len() > CLASSES_BYTES_MAX {
+                    return Err(MeshViolation::RecordLength { record: "UserTold", length: bytes.len() as u32 });
+                }
+                let [user] = words(at, 8);
+                Record::UserTold { user, to: aux, status: hops, since_s: half(at, 16), classes }
             }
             _ => return Ok(None),
         };

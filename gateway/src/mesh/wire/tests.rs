@@ -145,6 +145,11 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             Record::GroupRefused { origin: address(), group: 2, id: 3, code: 11 },
             "0000002a3600000b11223344556677880102030405060007080900000000000000020000000000000003",
         ),
+        (Record::UserWatch { user: 5, from: 2, bits: 3 }, "000000103c0300020000000000000005"),
+        (
+            Record::UserTold { user: 5, to: 2, status: 2, since_s: 7, classes: b"\x01a" },
+            "000000163d0200020000000000000005000000070161",
+        ),
     ]
 }
 
@@ -258,7 +263,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 22 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 24 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -329,7 +334,8 @@ fn a_length_that_lies_is_a_violation() {
         let bytes = encoded(&record);
         let mut longer = [&bytes[..], b"x"].concat();
         longer[0..4].copy_from_slice(&(bytes.len() as u32 + 1).to_be_bytes());
-        let open = !record.is_control() || matches!(record, Record::Memo { .. } | Record::SettledShards { .. });
+        let open = !record.is_control()
+            || matches!(record, Record::Memo { .. } | Record::SettledShards { .. } | Record::UserTold { .. });
         match Record::decode(&longer) {
             Ok(Some(_)) => assert!(open, "{record:?}"),
             Err(MeshViolation::RecordLength { .. }) => assert!(!open, "{record:?}"),
@@ -342,6 +348,7 @@ fn a_length_that_lies_is_a_violation() {
                 Record::Message { .. } | Record::GroupSend { .. } => 50,
                 Record::GroupCopy { .. } => 66,
                 Record::Memo { .. } => 8,
+                Record::UserTold { .. } => 20,
                 Record::SettledShards { .. } => 16,
                 _ => 58,
             };

@@ -1,5 +1,6 @@
 //! A client's end of one connection.
 
+use super::super::watching::Watching;
 use super::ledger::Ledger;
 use super::rooms::{Memberships, ROOMS};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +57,7 @@ pub(super) struct Client {
     pub(super) got: BTreeSet<u64>,
     firsts: BTreeSet<u64>,
     pub(super) rooms: Memberships,
+    pub(super) watching: Watching,
 }
 
 impl Client {
@@ -78,6 +80,7 @@ impl Client {
             got: BTreeSet::new(),
             firsts: BTreeSet::new(),
             rooms: Memberships::default(),
+            watching: Watching::over_links(),
         }
     }
 
@@ -119,6 +122,7 @@ impl Client {
                 self.stage = Stage::Open;
             }
             (Stage::Open, Kind::Pong) => {}
+            (Stage::Open, Kind::Presence) => self.watching.frame(frame, around.now_us),
             (Stage::Open, Kind::Deliver) => return self.delivered(frame, ledger, around),
             (Stage::Open, Kind::Sent) if ROOMS.contains(&frame.peer) => ledger.rooms.answered(self.index, frame),
             (Stage::Open, Kind::GroupOk | Kind::GroupDeliver | Kind::Heads | Kind::Error) => {

@@ -195,7 +195,9 @@ impl Crowd {
                 }
             }
             (Some(client), Mood::Busy) if self.clients[client].live() => self.be_busy(device, client),
-            (Some(client), Mood::Quiet) if self.clients[client].live() => self.be_in_a_room(client),
+            (Some(client), Mood::Quiet) if self.clients[client].live() && !self.scenario.watches => {
+                self.be_in_a_room(client);
+            }
             (Some(_), _) => {}
         }
     }
@@ -219,6 +221,9 @@ impl Crowd {
     }
 
     fn be_busy(&mut self, device: usize, client: usize) {
+        if self.scenario.watches {
+            return self.observe(device, client);
+        }
         if self.scenario.rooms_only {
             return self.frequent(client);
         }
@@ -229,6 +234,51 @@ impl Crowd {
             // The connection before stays open, as that of a telephone that has changed its network.
             85..92 => self.log_in(device),
             _ => self.leave(client),
+        }
+    }
+
+    /// The client watches others, or goes for a while.
+    fn observe(&mut self, device: usize, index: usize) {
+        let others = self.scenario.users.iter().copied().chain([NOBODY]);
+        let users: Vec<u64> = others.filter(|_| self.rng.chance(400)).collect();
+        let mut bytes = Vec::new();
+        let watching = &mut self.clients[index].watching;
+        match self.rng.below(100) {
+            0..25 => watching.watch(&mut bytes, &users, true),
+            25..32 => watching.watch(&mut bytes, &users, false),
+            32..37 if !users.is_empty() => watching.unwatch(&mut bytes, &users),
+            37..50 => {
+                match self.rng.chance(500) {
+                    true => self.leave(index),
+                    false => self.reset(index),
+                }
+                // Back so soon that nobody is told, or when that has just been told, or later.
+                let away_us = *self.rng.pick(&[2_000_000, 14_000_000, 14_000_000, 25_000_000]);
+                self.devices[device].next_us = self.now_us() + self.rng.within(away_us / 2, away_us);
+                return;
+            }
+            _ => return,
+        }
+        self.write(index, &bytes);
+    }
+
+    /// Panics unless each session was told last what is so of everybody whom it follows. Returns how many states that
+    /// are.
+    pub(super) fn check_watches(&self) -> u64 {
+        let is_online = |user| self.clients.iter().any(|client| client.live() && client.user == user);
+        let live = self.clients.iter().filter(|client| client.live());
+        live.map(|client| client.watching.check(&format!("client {} at {}", client.index, client.node), is_online))
+            .sum()
+    }
+
+    /// Everybody who is there follows everybody from now on.
+    pub(super) fn watch_all(&mut self) {
+        for index in 0..self.clients.len() {
+            if self.clients[index].live() {
+                let (mut bytes, users) = (Vec::new(), self.scenario.users.clone());
+                self.clients[index].watching.watch(&mut bytes, &users, true);
+                self.write(index, &bytes);
+            }
         }
     }
 

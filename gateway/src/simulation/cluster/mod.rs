@@ -33,7 +33,7 @@ mod scenario;
 use super::{Bug, with_planted};
 use crate::cluster::MESH_PROTOCOL;
 use crate::io::sim::{Faults, SharedWorld, World};
-use crate::mesh::wire::ROOMS_SINCE;
+use crate::mesh::wire::{ROOMS_SINCE, WATCH_SINCE};
 use crowd::{Crowd, Mood};
 use fleet::Fleet;
 use pushes::Pushers;
@@ -47,6 +47,11 @@ const STEPS_MAX: u64 = 20_000_000;
 /// A message is written in calm if nothing has happened to the cluster for so long before, and does for so long after.
 const CALM_BEFORE_US: u64 = 8_000_000;
 const CALM_AFTER_US: u64 = 2_000_000;
+/// How long it has to be quiet before watchers know: ten seconds until somebody counts as offline, five between two
+/// changes, and some frames.
+const QUIET_MS: u64 = 18_000;
+/// Runs of clients who watch each other.
+const WATCH_SEEDS: u64 = 12;
 /// Time in which what is written when all is well arrives, ACKs that are late included.
 const PROOF_MS: u64 = 4_000;
 /// Time after the clients have gone, within which nothing may be left of them.
@@ -168,6 +173,32 @@ impl Run {
         self.run_until(end_us, |run| run.fleet.is_over());
         assert!(self.fleet.is_over(), "a node that was told to leave runs on");
         self.report()
+    }
+
+    /// Of clients who watch each other: when it has been quiet for a while, what each was told last is true.
+    fn watched(mut self) -> super::Report {
+        self.run_for(self.scenario.active_ms);
+        let troubles_end_us = self.now_us() + 120_000_000;
+        self.run_until(troubles_end_us, |run| run.fleet.is_well());
+        assert!(self.fleet.is_well(), "a node does not come back");
+        self.crowd.mood = Mood::Leaving;
+        self.run_for(self.scenario.settle_ms().max(QUIET_MS));
+        self.fleet.check_one_view();
+        let states = self.crowd.check_watches();
+        self.crowd.leave_all();
+        self.run_for(AFTERMATH_MS);
+        self.crowd.hang_up_all();
+        self.run_for(AFTERMATH_MS);
+        let left = self.fleet.sum(|stats| stats.watches.get() + stats.watched.get());
+        assert_eq!(left, 0, "watches are left of sessions that have gone");
+        let mut counts: BTreeMap<String, u64> = [("states proven".to_owned(), states)].into();
+        for client in &self.crowd.clients {
+            for (name, count) in &client.watching.counts {
+                *counts.entry((*name).to_owned()).or_default() += count;
+            }
+        }
+        let trace_hash = self.world.borrow().trace_hash();
+        super::Report { trace_hash, counts }
     }
 
     /// The home of each user knows the sessions its devices have, and no other.
@@ -380,6 +411,60 @@ fn a_number_that_hides_what_was_missed_is_caught() {
 #[test]
 fn a_leave_of_a_room_that_is_ignored_is_caught() {
     assert!(rooms_show(Bug::LeaveIgnored));
+}
+
+#[test]
+fn watchers_know_who_is_online_while_nodes_come_and_go() {
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 0..WATCH_SEEDS {
+        let report = super::outcome(|| Run::of(Scenario::watches(seed), false).watched());
+        let report = report.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        report.counts.into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count);
+    }
+    println!("{sums:?}");
+    assert!(sums["states proven"] > 50 && sums["told offline"] > 50 && sums["told online"] > 100, "{sums:?}");
+}
+
+#[test]
+fn a_home_that_is_not_asked_for_a_user_is_caught() {
+    let show = |seed| Run::of(Scenario::watches(seed), false).watched();
+    assert!(super::seed_that_catches(Bug::WatchUnasked, show).is_some());
+}
+
+/// Clients at all nodes who follow each other, and to whom nothing happens.
+fn quiet_watchers(protocols: &[u32]) -> Run {
+    let mut scenario = Scenario::quiet(3, 2, MESH_PROTOCOL);
+    (scenario.users, scenario.watches) = ((1..=16).collect(), true);
+    for (node, protocol) in scenario.nodes.iter_mut().zip(protocols) {
+        node.protocol = *protocol;
+    }
+    let mut run = Run::of(scenario, false);
+    run.crowd.mood = Mood::Quiet;
+    run.run_for(40_000);
+    run.fleet.check_one_view();
+    run.crowd.watch_all();
+    run.run_for(6_000);
+    run
+}
+
+#[test]
+fn users_of_a_lost_node_are_told_offline_within_the_lease_and_twelve_seconds() {
+    let mut run = quiet_watchers(&[]);
+    assert_eq!(run.crowd.check_watches(), 16 * 16);
+    run.crowd.mood = Mood::Leaving;
+    let lease_ms = run.scenario.lease_ms;
+    run.fleet.crash(2);
+    run.run_for(lease_ms + 12_000);
+    let left = run.crowd.check_watches();
+    assert!((16..16 * 16).contains(&left) && left.is_multiple_of(16), "some are lost, and some are there: {left}");
+}
+
+#[test]
+fn of_users_whose_home_is_a_node_of_an_older_version_nobody_says_that_they_are_offline() {
+    let run = quiet_watchers(&[MESH_PROTOCOL, MESH_PROTOCOL, WATCH_SINCE - 1]);
+    let count = |what| run.crowd.clients.iter().filter_map(|client| client.watching.counts.get(what)).sum::<u64>();
+    assert_eq!(count("told offline"), 0, "all are there");
+    assert!(count("told online") > 0 && count("told unknown") > 0);
 }
 
 #[test]

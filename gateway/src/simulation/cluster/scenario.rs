@@ -76,6 +76,8 @@ pub(super) struct Scenario {
     pub(super) pace_ms: u64,
     /// Clients are in live rooms and do nothing else.
     pub(super) rooms_only: bool,
+    /// Clients watch who is online, come and go, and do nothing else.
+    pub(super) watches: bool,
     /// Troubles, by the time at which they begin.
     pub(super) troubles: Vec<(u64, Trouble)>,
 }
@@ -152,6 +154,7 @@ impl Scenario {
             active_ms,
             pace_ms: rng.within(60, 400),
             rooms_only: false,
+            watches: false,
             troubles,
         }
     }
@@ -184,6 +187,24 @@ impl Scenario {
             rooms_only: true,
             troubles,
             ..quiet
+        }
+    }
+
+    /// Clients who watch each other on nodes that come and go and lose each other, with nothing that goes wrong below
+    /// that.
+    pub(super) fn watches(seed: u64) -> Self {
+        let rooms = Scenario::rooms(seed ^ 0x0077_6174_6368);
+        // The last one comes while what the first ones have changed is still on its way.
+        let troubles = rooms.troubles.into_iter().map(|(at_ms, trouble)| (2 * at_ms, trouble)).collect();
+        Scenario {
+            seed,
+            users: (1..=10).collect(),
+            active_ms: 40_000,
+            pace_ms: 700,
+            rooms_only: false,
+            watches: true,
+            troubles,
+            ..rooms
         }
     }
 

@@ -39,6 +39,7 @@ pub(crate) mod kind {
     pub(crate) const SENT: u8 = 0x86;
     pub(crate) const BYE: u8 = 0x88;
     pub(crate) const SYNC_OK: u8 = 0x89;
+    pub(crate) const PRESENCE: u8 = 0x8a;
     pub(crate) const GROUP_OK: u8 = 0x8b;
     pub(crate) const HEADS: u8 = 0x8c;
     pub(crate) const ERROR: u8 = 0x8f;

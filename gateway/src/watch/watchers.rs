@@ -1,0 +1,657 @@
+//! A shard's own sessions that watch users: which session watches whom, what was last heard of each user, and what each
+//! session is still to be told.
+//!
+//! A watch is an edge between a session and a user. The session's list of edges is in the order of the users' places,
+//! and each edge knows its place in the user's list of sessions, so both ends of a watch are found without a search
+//! through the crowd that watches a popular user.
+
+use super::table::{Entry, Table};
+use super::{AGAIN_TICKS, FRAME_TICKS, FRAME_USERS_MAX, FRESH_TICKS, FULL_TICKS, HOLD_TICKS, STALE_TICKS};
+use super::{Place, Places, State, Status};
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+/// The number of no home.
+const NO_HOME: u16 = u16::MAX;
+
+/// The session is to be told of the user.
+const DIRTY: u32 = 1 << 31;
+/// The watch ends with the first answer.
+const ONCE: u32 = 1 << 30;
+/// The watcher may not watch the user, who looks offline to it.
+const REFUSED: u32 = 1 << 29;
+const PLACE: u32 = (1 << 29) - 1;
+
+/// A watch, at its session.
+#[derive(Clone, Copy, Debug)]
+struct Edge {
+    /// Place of the user, and bits.
+    target: u32,
+    /// Where in the user's list the session is.
+    position: u32,
+}
+
+impl Edge {
+    fn place(self) -> u32 {
+        self.target & PLACE
+    }
+
+    fn has(self, bit: u32) -> bool {
+        self.target & bit != 0
+    }
+}
+
+/// A session with watches.
+#[derive(Debug, Default)]
+struct Session {
+    /// In the order of the users' places.
+    edges: Vec<Edge>,
+    /// Edges that are dirty.
+    dirty: u32,
+    /// Not before this tick comes the next frame.
+    next_tick: u32,
+    /// Until this tick an answer waits for users of whom nothing is known.
+    hold_tick: u32,
+    /// It is among those to be told something.
+    listed: bool,
+}
+
+impl Session {
+    fn find(&self, place: u32) -> Result<usize, usize> {
+        self.edges.binary_search_by_key(&place, |edge| edge.place())
+    }
+}
+
+/// A user who is watched.
+#[derive(Debug, Default)]
+struct Target {
+    user: u64,
+    /// Slots of the sessions that watch.
+    watchers: Vec<u32>,
+    classes: Option<Box<Box<[u8]>>>,
+    since_s: u32,
+    /// Number of the home that was asked.
+    home: u16,
+    /// Bits, and in the two highest the status.
+    bits: u8,
+    /// The low bits of the tick at which the state becomes unknown, if it is late.
+    late: u8,
+}
+
+const _: () = assert!(size_of::<Target>() == 48);
+
+/// Watchers may be told of the user: something is known, or has not become known in time.
+const SHOWN: u8 = 1;
+/// What is known comes from the present home.
+const CURRENT: u8 = 2;
+/// The home has been asked, and that was not lost.
+const ASKED: u8 = 4;
+/// It is known when the state becomes unknown.
+const LATE: u8 = 8;
+const STATUS_SHIFT: u32 = 6;
+
+impl Entry for Target {
+    fn user(&self) -> u64 {
+        self.user
+    }
+}
+
+impl Target {
+    fn status(&self) -> Status {
+        Status::from_u8(self.bits >> STATUS_SHIFT).unwrap_or(Status::Unknown)
+    }
+
+    fn set_status(&mut self, status: Status) {
+        self.bits = self.bits & ((1 << STATUS_SHIFT) - 1) | (status as u8) << STATUS_SHIFT;
+    }
+
+    fn has(&self, bit: u8) -> bool {
+        self.bits & bit != 0
+    }
+
+    fn classes(&self) -> &[u8] {
+        self.classes.as_ref().map_or(&[], |classes| classes)
+    }
+}
+
+/// Why a WATCH is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// The session would watch more users than it may.
+    Session,
+    /// The table has no room.
+    Table,
+}
+
+/// What a home is to be told of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Ask the present home. `home` is the number of the one that was asked before, `known` what watchers were told.
+    Ask { user: u64, known: Status },
+    /// Nobody here watches any more, or another home is asked.
+    Forget { user: u64, place: Place },
+}
+
+/// A user whom a session is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shown<'a> {
+    pub(crate) user: u64,
+    pub(crate) state: State<'a>,
+}
+
+/// All of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    targets: Table<Target>,
+    /// The homes of users who are watched.
+    places: Places,
+    sessions: HashMap<u32, Session>,
+    /// Slots of sessions that are to be told something, each once.
+    listed: VecDeque<u32>,
+    /// What homes are to be told.
+    words: VecDeque<Word>,
+    /// Users whose home did not get the question, or had no room, and when it is asked again.
+    again: VecDeque<(u32, u64)>,
+    full: VecDeque<(u32, u64)>,
+    /// Users of whom nothing is known, and those whose state is no home's any more, by when that is told.
+    fresh: VecDeque<(u32, u64)>,
+    stale: VecDeque<(u32, u64)>,
+    /// Watches.
+    edges: usize,
+    /// Bytes of lists and classes outside the tables.
+    list_bytes: usize,
+    /// Where the walk is that looks for homes again.
+    walk: Option<u32>,
+}
+
+const EDGE_BYTES: usize = size_of::<Edge>();
+/// What one more watch may take: its edge, its user, and the place in the index of users.
+const WATCH_BYTES_MOST: usize = EDGE_BYTES + 4 + size_of::<Target>() + 16;
+
+impl Watchers {
+    /// Watches.
+    pub(crate) fn len(&self) -> usize {
+        self.edges
+    }
+
+    /// Users who are watched.
+    #[cfg(test)]
+    pub(crate) fn users(&self) -> usize {
+        self.targets.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.words.is_empty()
+    }
+
+    /// Memory held, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let queues = self.again.capacity() + self.full.capacity() + self.fresh.capacity() + self.stale.capacity();
+        self.targets.bytes()
+            + self.sessions.allocation_size()
+            + self.list_bytes
+            + queues * size_of::<(u32, u64)>()
+            + self.words.capacity() * size_of::<Word>()
+            + self.listed.capacity() * 4
+    }
+
+    /// A session asks for these users: to be told of each change from now on, or once. `may_watch` says who does not
+    /// look offline to it. All are taken, or none.
+    pub(crate) fn watch(
+        &mut self,
+        slot: u32,
+        users: &[u64],
+        follow: bool,
+        tick: u32,
+        (per_session_max, bytes_max): (u32, usize),
+        may_watch: impl Fn(u64) -> bool,
+    ) -> Result<(), Denied> {
+        let known = self.sessions.get(&slot);
+        let is_new = |user: &&u64| {
+            let place = self.targets.find(**user);
+            place.is_none_or(|place| known.is_none_or(|session| session.find(place).is_err()))
+        };
+        let new = users.iter().filter(is_new).count();
+        if known.map_or(0, |session| session.edges.len()) + new > per_session_max as usize {
+            return Err(Denied::Session);
+        }
+        if self.bytes() + new * WATCH_BYTES_MOST + size_of::<Session>() > bytes_max {
+            return Err(Denied::Table);
+        }
+        let mut session = self.sessions.remove(&slot).unwrap_or_default();
+        let before = session.edges.capacity();
+        session.edges.reserve_exact(new);
+        self.list_bytes += (session.edges.capacity() - before) * EDGE_BYTES;
+        session.hold_tick = tick + HOLD_TICKS;
+        for user in users {
+            self.watch_one(slot, &mut session, *user, follow, tick, may_watch(*user));
+        }
+        self.put(slot, session);
+        Ok(())
+    }
+
+    fn watch_one(&mut self, slot: u32, session: &mut Session, user: u64, follow: bool, tick: u32, allowed: bool) {
+        let place = match self.targets.find(user) {
+            Some(place) => place,
+            None => {
+                let due = tick + FRESH_TICKS;
+                let target = Target { user, home: NO_HOME, bits: LATE, late: due as u8, ..Target::default() };
+                // The bound on bytes comes long before that on places.
+                let Some(place) = self.targets.add(target) else { return };
+                self.words.push_back(Word::Ask { user, known: Status::Unknown });
+                self.fresh.push_back((due, user));
+                place
+            }
+        };
+        let Some(target) = self.targets.at(place) else { return };
+        let tells = target.has(SHOWN) || !allowed;
+        match session.find(place) {
+            Ok(at) => {
+                let edge = &mut session.edges[at];
+                if follow {
+                    edge.target &= !ONCE;
+                }
+                // Asked again, it is answered again.
+                if tells && !edge.has(DIRTY) {
+                    edge.target |= DIRTY;
+                    session.dirty += 1;
+                }
+            }
+            Err(at) => {
+                if target.watchers.len() == target.watchers.capacity() {
+                    let before = target.watchers.capacity();
+                    target.watchers.reserve_exact(before / 8 + 1);
+                    self.list_bytes += (target.watchers.capacity() - before) * 4;
+                }
+                let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+                let bits = bit(!follow, ONCE) | bit(!allowed, REFUSED) | bit(tells, DIRTY);
+                session.edges.insert(at, Edge { target: place | bits, position: target.watchers.len() as u32 });
+                target.watchers.push(slot);
+                session.dirty += u32::from(tells);
+                self.edges += 1;
+            }
+        }
+    }
+
+    /// Puts a session back into the table, and on the list if it is to be told something.
+    fn put(&mut self, slot: u32, mut session: Session) {
+        if session.dirty > 0 && !session.listed {
+            session.listed = true;
+            self.listed.push_back(slot);
+        }
+        if session.edges.is_empty() {
+            self.list_bytes -= session.edges.capacity() * EDGE_BYTES;
+            // A frame that it has had keeps the next one away, also for watches to come.
+            session.edges = Vec::new();
+        }
+        self.sessions.insert(slot, session);
+    }
+
+    /// A session watches these users no more; none of them means all.
+    pub(crate) fn unwatch(&mut self, slot: u32, users: &[u64]) {
+        let Some(mut session) = self.sessions.remove(&slot) else { return };
+        if users.is_empty() {
+            self.let_go(&mut session);
+        } else {
+            for user in users {
+                let place = self.targets.find(*user);
+                let Some(at) = place.and_then(|place| session.find(place).ok()) else { continue };
+                let edge = session.edges.remove(at);
+                session.dirty -= u32::from(edge.has(DIRTY));
+                self.cut(edge, &mut session);
+            }
+        }
+        self.put(slot, session);
+    }
+
+    /// The session in a slot has ended.
+    pub(crate) fn session_ended(&mut self, slot: u32) {
+        let Some(mut session) = self.sessions.remove(&slot) else { return };
+        self.let_go(&mut session);
+        self.list_bytes -= session.edges.capacity() * EDGE_BYTES;
+    }
+
+    fn let_go(&mut self, session: &mut Session) {
+        while let Some(edge) = session.edges.pop() {
+            self.cut(edge, session);
+        }
+        session.dirty = 0;
+    }
+
+    /// Takes a watch that its session has let go off the user's list. `session` is not in the table meanwhile.
+    fn cut(&mut self, edge: Edge, session: &mut Session) {
+        self.edges -= 1;
+        let place = edge.place();
+        let Some(target) = self.targets.at(place) else { return };
+        target.watchers.swap_remove(edge.position as usize);
+        if let Some(moved) = target.watchers.get(edge.position as usize) {
+            // It has the place of the one that went. A session is on the list once, so it is another one.
+            if let Some(other) = self.sessions.get_mut(moved)
+                && let Ok(at) = other.find(place)
+            {
+                other.edges[at].position = edge.position;
+            }
+        }
+        debug_assert!(session.find(place).is_err());
+        if target.watchers.is_empty() {
+            let (user, home) = (target.user, target.home);
+            self.list_bytes -= target.watchers.capacity() * 4 + held_by(target.classes());
+            self.targets.remove(place);
+            if let Some(place) = self.places.at(home) {
+                self.words.push_back(Word::Forget { user, place });
+            }
+        }
+    }
+
+    /// Whom a session may watch has changed, by its token.
+    pub(crate) fn allow(&mut self, slot: u32, may_watch: impl Fn(u64) -> bool) {
+        let Some(mut session) = self.sessions.remove(&slot) else { return };
+        for edge in &mut session.edges {
+            let Some(target) = self.targets.look(edge.place()) else { continue };
+            let refused = !may_watch(target.user);
+            if refused == edge.has(REFUSED) {
+                continue;
+            }
+            edge.target ^= REFUSED;
+            if (refused || target.has(SHOWN)) && !edge.has(DIRTY) {
+                edge.target |= DIRTY;
+                session.dirty += 1;
+            }
+        }
+        self.put(slot, session);
+    }
+
+    /// The next word for a home. Of an Ask [`Watchers::asked`] is told, unless it cannot be asked now.
+    pub(crate) fn next_word(&mut self) -> Option<Word> {
+        while let Some(word) = self.words.pop_front() {
+            match word {
+                Word::Ask { user, .. } => {
+                    let Some(place) = self.targets.find(user) else { continue };
+                    let Some(target) = self.targets.look(place) else { continue };
+                    return Some(Word::Ask { user, known: target.status() });
+                }
+                // Who is watched again by now, at the same home, would be forgotten there behind the question.
+                Word::Forget { user, place } if self.home_of(user) != Some(place) => return Some(word),
+                Word::Forget { .. } => {}
+            }
+        }
+        None
+    }
+
+    /// A home is to be told later that nobody watches a user: it has no room for the word now.
+    pub(crate) fn forget_later(&mut self, user: u64, place: Place) {
+        self.words.push_back(Word::Forget { user, place });
+    }
+
+    /// This home is asked for a user. False if it cannot be: it has no number.
+    pub(crate) fn asked(&mut self, user: u64, home: Place) -> bool {
+        let Some(number) = self.places.number(home) else { return false };
+        if let Some(target) = self.targets.find(user).and_then(|place| self.targets.at(place)) {
+            target.home = number;
+            target.bits |= ASKED;
+        }
+        true
+    }
+
+    /// The home of a user cannot be asked now.
+    pub(crate) fn ask_again(&mut self, user: u64, tick: u32) {
+        if let Some(target) = self.targets.find(user).and_then(|place| self.targets.at(place)) {
+            target.bits &= !ASKED;
+            self.again.push_back((tick + AGAIN_TICKS, user));
+        }
+    }
+
+    /// The home that was asked for a user; `None` if nobody watches the user, or none could be asked.
+    pub(crate) fn home_of(&self, user: u64) -> Option<Place> {
+        let target = self.targets.find(user).and_then(|place| self.targets.look(place))?;
+        self.places.at(target.home)
+    }
+
+    /// The home of a user has said what is so. *Unknown* says that it has the question, and tells when it knows.
+    pub(crate) fn told(&mut self, user: u64, state: State<'_>, tick: u32) {
+        let Some(place) = self.targets.find(user) else { return };
+        let Some(target) = self.targets.at(place) else { return };
+        if state.status == Status::Unknown {
+            return self.not_current(place, tick);
+        }
+        target.bits |= CURRENT | SHOWN;
+        target.bits &= !LATE;
+        let same = target.status() == state.status;
+        // A new home may know that a user is online, or offline, and not since when.
+        let (since_s, classes) = match same && state.since_s == 0 {
+            true => (target.since_s, None),
+            false => (state.since_s, Some(state.classes)),
+        };
+        let news = !same || target.since_s != since_s || classes.is_some_and(|new| new != target.classes());
+        target.set_status(state.status);
+        target.since_s = since_s;
+        if let Some(classes) = classes {
+            self.set_classes(place, classes);
+        }
+        if news {
+            self.mark(place);
+        }
+    }
+
+    /// The home of a user has no room for the watch.
+    pub(crate) fn home_is_full(&mut self, user: u64, tick: u32) {
+        let Some(place) = self.targets.find(user) else { return };
+        if let Some(target) = self.targets.at(place) {
+            target.bits &= !ASKED;
+            self.full.push_back((tick + FULL_TICKS, user));
+        }
+        self.show_unknown(place);
+    }
+
+    fn set_classes(&mut self, place: u32, classes: &[u8]) {
+        let Some(target) = self.targets.at(place).filter(|target| target.classes() != classes) else { return };
+        self.list_bytes -= held_by(target.classes());
+        target.classes = (!classes.is_empty()).then(|| Box::new(classes.into()));
+        self.list_bytes += held_by(classes);
+    }
+
+    /// What is known of a user is no home's any more. It counts for a while, until a home says something.
+    fn not_current(&mut self, place: u32, tick: u32) {
+        let Some(target) = self.targets.at(place) else { return };
+        target.bits &= !CURRENT;
+        if target.has(LATE) || target.has(SHOWN) && target.status() == Status::Unknown {
+            return;
+        }
+        let (user, due) = (target.user, tick + STALE_TICKS);
+        target.bits |= LATE;
+        target.late = due as u8;
+        self.stale.push_back((due, user));
+    }
+
+    fn show_unknown(&mut self, place: u32) {
+        let Some(target) = self.targets.at(place) else { return };
+        target.bits &= !(CURRENT | LATE);
+        let news = !target.has(SHOWN) || target.status() != Status::Unknown;
+        target.bits |= SHOWN;
+        target.set_status(Status::Unknown);
+        target.since_s = 0;
+        self.set_classes(place, &[]);
+        if news {
+            self.mark(place);
+        }
+    }
+
+    /// Everybody who watches a user is to be told.
+    fn mark(&mut self, place: u32) {
+        let Some(target) = self.targets.at(place) else { return };
+        for slot in &target.watchers {
+            let Some(session) = self.sessions.get_mut(slot) else { continue };
+            let Ok(at) = session.find(place) else { continue };
+            let edge = &mut session.edges[at];
+            if edge.has(DIRTY | REFUSED) {
+                continue;
+            }
+            edge.target |= DIRTY;
+            session.dirty += 1;
+            if !session.listed {
+                session.listed = true;
+                self.listed.push_back(*slot);
+            }
+        }
+    }
+
+    /// Lets time pass: homes are asked again, and what nobody has confirmed becomes unknown.
+    pub(crate) fn expire(&mut self, tick: u32) {
+        let due = |queue: &mut VecDeque<(u32, u64)>| queue.pop_front_if(|(due, _)| *due <= tick);
+        while let Some((_, user)) = due(&mut self.again).or_else(|| due(&mut self.full)) {
+            let unasked = |target: &Target| !target.has(ASKED);
+            if self.targets.find(user).and_then(|place| self.targets.look(place)).is_some_and(unasked) {
+                self.words.push_back(Word::Ask { user, known: Status::Unknown });
+            }
+        }
+        while let Some((due, user)) = due(&mut self.fresh).or_else(|| due(&mut self.stale)) {
+            let Some(place) = self.targets.find(user) else { continue };
+            // It may be known since, and late again by another tick.
+            if self.targets.look(place).is_some_and(|target| target.has(LATE) && target.late == due as u8) {
+                self.show_unknown(place);
+            }
+        }
+        for queue in [&mut self.again, &mut self.full, &mut self.fresh, &mut self.stale] {
+            if queue.is_empty() {
+                // What a rush took is given back.
+                *queue = VecDeque::new();
+            }
+        }
+    }
+
+    /// Begins to look for the homes of all users again.
+    pub(crate) fn begin_walk(&mut self) {
+        self.walk = Some(0);
+    }
+
+    /// Whether a walk is under way.
+    pub(crate) fn walks(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Goes on with a walk, for `most` places. `is_home` says whether the home that was asked is the user's. Those for
+    /// whom it is not are asked for again, and the home of before is told. At the end homes are forgotten for which
+    /// `keeps` is false.
+    pub(crate) fn walk_on(
+        &mut self,
+        most: usize,
+        tick: u32,
+        is_home: impl Fn(u64, Place) -> bool,
+        keeps: impl Fn(Place) -> bool,
+    ) {
+        let Some(from) = self.walk else { return };
+        let end = self.targets.places().min(from as usize + most) as u32;
+        for place in from..end {
+            let Some(target) = self.targets.at(place) else { continue };
+            let (user, home) = (target.user, self.places.at(target.home));
+            let Some(home) = home.filter(|home| !is_home(user, *home)) else { continue };
+            target.home = NO_HOME;
+            target.bits &= !ASKED;
+            self.words.push_back(Word::Forget { user, place: home });
+            self.words.push_back(Word::Ask { user, known: Status::Unknown });
+            self.not_current(place, tick);
+        }
+        self.walk = ((end as usize) < self.targets.places()).then_some(end);
+        if self.walk.is_none() {
+            // Nobody refers to the others any more.
+            self.places.retain(keeps);
+        }
+    }
+
+    /// The question for a user was lost on its way to the home.
+    pub(crate) fn ask_was_lost(&mut self, user: u64, tick: u32) {
+        let Some(place) = self.targets.find(user) else { return };
+        self.ask_again(user, tick);
+        self.not_current(place, tick);
+    }
+
+    /// Homes have lost what was told to them, or are not reached any more: what is known of their users counts for a
+    /// while, and they are asked again.
+    pub(crate) fn homes_lost(&mut self, which: impl Fn(Place) -> bool, tick: u32) {
+        let homes = self.places.numbers(which);
+        if homes.is_empty() {
+            return;
+        }
+        for place in 0..self.targets.places() as u32 {
+            let Some(target) = self.targets.at(place).filter(|target| homes.contains(&target.home)) else { continue };
+            let user = target.user;
+            target.bits &= !ASKED;
+            self.words.push_back(Word::Ask { user, known: Status::Unknown });
+            self.not_current(place, tick);
+        }
+    }
+
+    /// Sessions that are to be told something.
+    pub(crate) fn listed(&self) -> usize {
+        self.listed.len()
+    }
+
+    /// The next session that is to be told something; it goes to the end of the list by [`Watchers::later`].
+    pub(crate) fn next_listed(&mut self, tick: u32) -> Option<(u32, bool)> {
+        while let Some(slot) = self.listed.pop_front() {
+            let Some(session) = self.sessions.get_mut(&slot) else { continue };
+            // A session of before may have been on the list in the same slot.
+            if session.dirty == 0 {
+                session.listed = false;
+                continue;
+            }
+            let waits = tick < session.next_tick || (tick < session.hold_tick && self.is_pending(slot));
+            return Some((slot, !waits));
+        }
+        None
+    }
+
+    /// Whether nothing is known yet of somebody whom the session watches.
+    fn is_pending(&self, slot: u32) -> bool {
+        let Some(session) = self.sessions.get(&slot) else { return false };
+        session.edges.iter().any(|edge| self.targets.look(edge.place()).is_some_and(|target| !target.has(SHOWN)))
+    }
+
+    /// Puts a session back at the end of the list.
+    pub(crate) fn later(&mut self, slot: u32) {
+        self.listed.push_back(slot);
+    }
+
+    /// Gives `each` the users that a session is told of in its next frame, until that says that there is no room for
+    /// one more. Watches for one answer end with it. The session goes back to the list if there is more.
+    pub(crate) fn tell(&mut self, slot: u32, tick: u32, mut each: impl FnMut(Shown<'_>) -> bool) {
+        let Some(mut session) = self.sessions.remove(&slot) else { return };
+        session.listed = false;
+        session.next_tick = tick + FRAME_TICKS;
+        let (mut told, mut over) = (0, Vec::new());
+        for edge in &mut session.edges {
+            if !edge.has(DIRTY) {
+                continue;
+            }
+            let Some(target) = self.targets.look(edge.place()) else { continue };
+            let state = match edge.has(REFUSED) {
+                true => State { status: Status::Offline, since_s: 0, classes: &[] },
+                false => State { status: target.status(), since_s: target.since_s, classes: target.classes() },
+            };
+            if told == FRAME_USERS_MAX || !each(Shown { user: target.user, state }) {
+                break;
+            }
+            told += 1;
+            edge.target &= !DIRTY;
+            session.dirty -= 1;
+            if edge.has(ONCE) {
+                over.push(edge.place());
+            }
+        }
+        for place in over {
+            if let Ok(at) = session.find(place) {
+                let edge = session.edges.remove(at);
+                self.cut(edge, &mut session);
+            }
+        }
+        self.put(slot, session);
+    }
+}
+
+/// Bytes of the boxes around a list of classes.
+fn held_by(classes: &[u8]) -> usize {
+    if classes.is_empty() { 0 } else { size_of::<Box<[u8]>>() + classes.len() }
+}
+
+#[cfg(test)]
+mod tests;
