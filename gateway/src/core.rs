@@ -40,6 +40,7 @@ mod route;
 mod service_links;
 mod shard;
 mod shared;
+pub(crate) mod shared_groups;
 mod tls;
 pub(crate) mod tokens;
 mod trunk;

@@ -12,19 +12,24 @@
 //! |---|---|
 //! | `part` | a shard's own sessions in each group, and frames on their way through them |
 //! | `home` | what the home of a group knows: the number, who is to get copies, rates |
-//! | `interest` | in a cluster: live rooms of which this node has sessions and another node is the home |
+//! | `interest` | in a cluster: groups and live rooms of which this node has sessions and another node is the home |
 //! | `behind` | sessions that were not given something, and are told so |
 //! | `mail` | what shards say to each other about groups |
+//! | `ask` | in a cluster: what is asked of the home of a durable group, as bytes |
+//! | `away` | such questions under way, and what a home owes to other nodes |
 //!
 //! `core/groups.rs` brings them together with frames, mailboxes and the store, `core/fan_out.rs` with sessions,
-//! `core/rooms.rs` with other nodes.
+//! `core/rooms.rs` and `core/shared_groups.rs` with other nodes.
 
+pub(crate) mod ask;
+pub(crate) mod away;
 pub(crate) mod behind;
 pub(crate) mod home;
 pub(crate) mod interest;
 pub(crate) mod mail;
 pub(crate) mod part;
 
+use away::Away;
 use behind::Behind;
 use hashbrown::HashMap;
 use home::Homes;
@@ -113,6 +118,14 @@ pub(crate) struct Groups {
     pub(crate) asking: HashMap<u64, Asking>,
     /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.
     pub(crate) unasked: VecDeque<(crate::io::ConnId, u64, u64)>,
+    /// Of durable groups in a cluster: questions to other homes, and what is owed to other nodes.
+    pub(crate) away: Away,
+    /// Durable groups whose home this is, and that the store could not be told so.
+    pub(crate) unclaimed: Vec<u64>,
+    /// The slot from which on sessions are looked at whose groups are asked for again.
+    pub(crate) look_again: Option<u32>,
+    /// And all of them once more behind that.
+    pub(crate) look_once_more: bool,
     /// Messages that the store has not answered, the oldest first: since when, and as what they were asked.
     pub(crate) unanswered: VecDeque<(u32, u64)>,
 }

@@ -408,8 +408,9 @@ shard_stats! {
     group_parts: Gauge "trunkline_group_parts" "" "Groups and rooms with sessions on this shard.";
     group_sessions: Gauge "trunkline_group_sessions" "" "Sessions in groups and rooms, counted once for each.";
     group_homes: Gauge "trunkline_group_homes" "" "Groups and rooms in use whose home this shard is.";
-    group_relays: Gauge "trunkline_group_relays" "" "Live rooms with sessions on this node whose home is another one.";
-    group_joins_waiting: Gauge "trunkline_group_joins_waiting" "" "Joins of live rooms that wait for the room's home on another node.";
+    group_relays: Gauge "trunkline_group_relays" "" "Groups and live rooms with sessions on this node whose home is another one.";
+    group_joins_waiting: Gauge "trunkline_group_joins_waiting" "" "Joins, and other questions about groups, that wait for a home on another node.";
+    group_news_owed: Gauge "trunkline_group_member_news_waiting" "" "Changes of memberships of groups that could not be told to another node yet.";
     group_queue_bytes: Gauge "trunkline_group_queue_bytes" "" "Bytes of frames on their way through the sessions of groups.";
     group_behind: Gauge "trunkline_group_sessions_behind" "" "Sessions that are to be told by HEADS that they were not given something.";
     watch_frames: Counter "trunkline_watch_frames_total" "" "PRESENCE frames queued for sessions.";

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use trunkline_redis_store::{RedisStore, Settings, StoreSync};
+use trunkline_redis_store::{GroupBounds, RedisStore, Settings, StoreSync};
 pub use trunkline_redis_store::{Tool, ToolError};
 use trunkline_store::{
     COMMIT_BUCKETS_US, Clock, Embedded, GroupLimits, GroupStats, Groups, Refusal, Stats, StoreMail, StoreThread,
@@ -169,7 +169,15 @@ pub fn redis_settings(
         StoreSyncKind::Aof => StoreSync::Aof,
         StoreSyncKind::Master => StoreSync::Master,
     });
-    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), clock: wall_clock() }
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let most = &limits.groups;
+    let groups = GroupBounds {
+        messages_max: narrow(most.messages_max),
+        age_ms_max: most.age_secs.saturating_mul(1_000),
+        members_max: narrow(most.members_max),
+        groups_per_user_max: narrow(most.per_user_max),
+    };
+    Settings { redis: cluster.redis.clone(), sync, limits: store_limits(config, limits), groups, clock: wall_clock() }
 }
 
 impl NodeStore {

@@ -39,7 +39,7 @@ mod script;
 mod tls;
 pub mod write_behind;
 
-pub use batches::{Batches, Call, Outcome, StoreSync, Value};
+pub use batches::{Batches, Call, Outcome, Program, StoreSync, Value};
 pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
 pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
 pub use error::{AccountError, AcquireError, PlaneError};

@@ -1,7 +1,7 @@
 //! What waits for each server of the cluster, in the order in which it came. No I/O.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use trunkline_store::{Request, Source};
+use trunkline_store::{GroupAsk, Request, Source};
 
 /// Bytes that may wait for one server. Beyond it messages are refused at once, so that a server that does not answer
 /// takes no room from the others'.
@@ -31,8 +31,33 @@ struct Lane {
     busy: bool,
 }
 
-/// Requests by user, each user's in order.
-pub(crate) type Batch = Vec<(u64, Vec<Waiting>)>;
+/// Whose keys a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
+    User(u64),
+    Group(u64),
+}
+
+impl Subject {
+    pub(crate) fn of(request: &Request) -> Self {
+        match request {
+            Request::Group { group, .. } => Subject::Group(*group),
+            request => Subject::User(request.user()),
+        }
+    }
+}
+
+/// Requests by user or group, each one's in order.
+pub(crate) type Batch = Vec<(Subject, Vec<Waiting>)>;
+
+/// Whether it is a message, which is refused where too much waits.
+fn is_message(request: &Request) -> bool {
+    match request {
+        Request::Append { .. } => true,
+        Request::Group { ask, .. } => matches!(**ask, GroupAsk::Append { .. }),
+        _ => false,
+    }
+}
 
 /// All of them. A server that is known no more is forgotten when nothing waits for it.
 #[derive(Debug, Default)]
@@ -49,7 +74,7 @@ impl Lanes {
     pub(crate) fn put(&mut self, server: Server, waiting: Waiting) -> Result<(), Waiting> {
         let bytes = waiting.request.bytes();
         let lane = self.by_server.entry(server).or_default();
-        if matches!(waiting.request, Request::Append { .. }) && lane.bytes > 0 && lane.bytes + bytes > LANE_BYTES_MAX {
+        if is_message(&waiting.request) && lane.bytes > 0 && lane.bytes + bytes > LANE_BYTES_MAX {
             return Err(waiting);
         }
         lane.bytes += bytes;
@@ -68,15 +93,15 @@ impl Lanes {
     pub(crate) fn take(&mut self, server: &Server) -> Batch {
         let Some(lane) = self.by_server.get_mut(server) else { return Vec::new() };
         let mut batch: Batch = Vec::new();
-        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut places: BTreeMap<Subject, usize> = BTreeMap::new();
         let (mut requests, mut bytes) = (0, 0);
         while requests < BATCH_REQUESTS_MAX
             && bytes < BATCH_BYTES_MAX
             && let Some(next) = lane.waiting.front()
         {
-            let user = next.request.user();
-            let place = *places.entry(user).or_insert_with(|| {
-                batch.push((user, Vec::new()));
+            let subject = Subject::of(&next.request);
+            let place = *places.entry(subject).or_insert_with(|| {
+                batch.push((subject, Vec::new()));
                 batch.len() - 1
             });
             // One user's next call waits for the one before, so that the order is kept whatever becomes of it.
@@ -149,7 +174,10 @@ mod tests {
                 |waiting: &Waiting| if let Request::Seen { device, .. } = waiting.request { device } else { 0 };
             batch[at].1.iter().map(device).collect()
         };
-        assert_eq!((batch[0].0, devices(0), batch[1].0, devices(1)), (1, vec![1, 2, 3], 2, vec![1, 2]));
+        assert_eq!(
+            (batch[0].0, devices(0), batch[1].0, devices(1)),
+            (Subject::User(1), vec![1, 2, 3], Subject::User(2), vec![1, 2])
+        );
         lanes.put(here.clone(), seen(1, 4)).unwrap();
         assert!(lanes.ready().is_empty(), "one batch at a time");
         lanes.done(&here);

@@ -5,6 +5,10 @@
 //! |---|---|
 //! | `inbox.lua` | everything that is done to an inbox, on the two keys of its user |
 //! | `script` | requests for it, and its answers |
+//! | `group.lua` | everything that is done to a group, on the five keys of it |
+//! | `group` | requests for it, and its answers |
+//! | `of_user.lua` | the list of a user's groups |
+//! | `journey` | joins, leaves and the groups of a user, which are in two hash slots |
 //! | `lanes` | what waits for each server, in batches by user |
 //! | `work` | the thread: mail, batches under way, what is tried again |
 //! | `tools` | an operator's export and import |
@@ -17,6 +21,8 @@
 //! has confirmed what [`StoreSync`](trunkline_router::redis::StoreSync) asks for. One that was refused as unavailable
 //! may be in the log all the same; who asks again says `retry`.
 
+mod group;
+mod journey;
 mod lanes;
 mod script;
 mod tools;
@@ -41,8 +47,34 @@ pub struct Settings {
     pub sync: Option<StoreSync>,
     /// Bounds of inboxes. Those of files and memory do not matter here.
     pub limits: Limits,
+    /// Bounds of groups.
+    pub groups: GroupBounds,
     /// Milliseconds since 1970.
     pub clock: Clock,
+}
+
+/// Bounds of groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupBounds {
+    /// Messages in the log of a group; beyond it the oldest go.
+    pub messages_max: u32,
+    /// How long they are kept, milliseconds.
+    pub age_ms_max: u64,
+    /// Members of a group.
+    pub members_max: u32,
+    /// Groups of a user.
+    pub groups_per_user_max: u32,
+}
+
+impl Default for GroupBounds {
+    fn default() -> Self {
+        GroupBounds {
+            messages_max: 10_000,
+            age_ms_max: 7 * 24 * 3_600 * 1_000,
+            members_max: 1_000_000,
+            groups_per_user_max: 1_000,
+        }
+    }
 }
 
 impl std::fmt::Debug for Settings {

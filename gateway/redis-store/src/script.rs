@@ -57,7 +57,7 @@ pub(crate) fn device_name(name: &str) -> &str {
     &name[..name.floor_char_boundary(DEVICE_NAME_BYTES_MAX)]
 }
 
-fn bit(set: bool) -> Value {
+pub(crate) fn bit(set: bool) -> Value {
     if set { "1" } else { "0" }.into()
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn read(answer: Value, store_epoch: u64) -> Option<Answered> {
     Some(Answered { wrote, counts, replies: replies.collect::<Option<_>>()? })
 }
 
-fn list(value: Value) -> Option<Vec<Value>> {
+pub(crate) fn list(value: Value) -> Option<Vec<Value>> {
     match value {
         Value::Array(values) => Some(values),
         _ => None,

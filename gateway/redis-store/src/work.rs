@@ -1,16 +1,17 @@
 //! The store's thread: takes mail, sends batches, gives answers. Nothing in here waits for one server while another
 //! could go on.
 
-use crate::lanes::{Batch, Lanes, Server, Waiting};
-use crate::{Settings, script};
-use std::collections::{BTreeMap, HashMap};
+use crate::journey::Road;
+use crate::lanes::{Batch, Lanes, Server, Subject, Waiting};
+use crate::{Settings, group, script};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, StoreSync, Value};
-use trunkline_store::{Answer, Refusal, Reply, Request, Source, Stats, StoreMail};
+use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
+use trunkline_store::{Answer, GroupAsk, GroupReply, Refusal, Reply, Request, Source, Stats, StoreMail};
 
 /// Requests and bytes taken out of the mailbox at a time.
 const TAKE_REQUESTS_MAX: usize = 8_192;
@@ -19,6 +20,8 @@ const TAKE_BYTES_MAX: usize = 4 << 20;
 const WAITING_BYTES_MAX: usize = 24 << 20;
 /// Positions of devices that are kept for when Redis is back.
 const OWED_MAX: usize = 65_536;
+/// Joins, leaves and questions for the groups of a user that are under way or wait; further ones are refused.
+const JOURNEYS_MAX: usize = 16_384;
 /// How often a server that failed is tried, and what is owed to it is sent.
 const PROBE: Duration = Duration::from_secs(1);
 /// The key with the number of this store, so that what a client keeps of another one is not taken for this one's.
@@ -29,6 +32,18 @@ pub(crate) type Answers = Box<dyn FnMut(Source, Vec<Answer>) + Send>;
 
 /// A batch that is over: its server, its requests, their outcomes, and how long it took.
 type Done = (Server, Batch, Vec<Outcome>, Duration);
+
+/// Something about a group and a user that waits for the one before it about both.
+struct Journey {
+    source: Source,
+    view: u64,
+    group: u64,
+    ask: Box<GroupAsk>,
+    token: Option<u64>,
+}
+
+/// One that is over: whose it was, what it was about, its answer, and what went wrong.
+type Arrived = (Source, (u64, u64), Option<u64>, Reply, Option<String>);
 
 /// What the thread works with.
 pub(crate) struct Work {
@@ -44,8 +59,13 @@ pub(crate) struct Work {
     /// The view of each source.
     views: HashMap<Source, u64>,
     running: JoinSet<Done>,
+    road: Arc<Road>,
+    travelling: JoinSet<Arrived>,
+    /// What waits for one that is under way, by group and user.
+    journeys: HashMap<(u64, u64), VecDeque<Journey>>,
+    journeys_waiting: usize,
     /// Servers that failed last, with one of their users, and what they said.
-    failing: HashMap<Server, (u64, String)>,
+    failing: HashMap<Server, (Subject, String)>,
     /// Positions of devices that Redis has not got, by user and device.
     owed: BTreeMap<(u64, u16), u64>,
     next_probe: Instant,
@@ -56,6 +76,14 @@ impl Work {
     pub(crate) fn new(settings: Settings, mail: Arc<StoreMail>, stats: Arc<Stats>, answers: Answers) -> Self {
         let slow = settings.sync == Some(StoreSync::Aof);
         let batches = Arc::new(Batches::unconnected(&settings.redis, script::SOURCE, slow));
+        let road = Arc::new(Road {
+            batches: batches.clone(),
+            of_group: Program::new(group::SOURCE),
+            of_user: Program::new(group::OF_USER_SOURCE),
+            limits: settings.limits.clone(),
+            bounds: settings.groups,
+            clock: settings.clock.clone(),
+        });
         Work {
             sync: settings.sync.unwrap_or(StoreSync::Replica),
             settings,
@@ -67,6 +95,10 @@ impl Work {
             lanes: Lanes::default(),
             views: HashMap::new(),
             running: JoinSet::new(),
+            road,
+            travelling: JoinSet::new(),
+            journeys: HashMap::new(),
+            journeys_waiting: 0,
             failing: HashMap::new(),
             owed: BTreeMap::new(),
             next_probe: Instant::now() + PROBE,
@@ -92,10 +124,14 @@ impl Work {
                 self.finish(done.ok());
                 self.launch();
             }
+            while let Some(arrived) = self.travelling.try_join_next() {
+                self.arrive(arrived.ok());
+            }
             if self.next_probe <= Instant::now() {
                 self.probe();
             }
-            if self.mail.is_closed() && !took && self.running.is_empty() && self.lanes.is_empty() {
+            let rests = self.running.is_empty() && self.travelling.is_empty() && self.lanes.is_empty();
+            if self.mail.is_closed() && !took && rests {
                 if self.mail.is_drained() {
                     break;
                 }
@@ -116,14 +152,18 @@ impl Work {
             return tokio::task::yield_now().await;
         }
         let (wake, probe) = (self.wake.clone(), tokio::time::Instant::from_std(self.next_probe));
-        let done = tokio::select! {
-            done = self.running.join_next(), if !self.running.is_empty() => done,
-            () = wake.notified(), if !full => None,
-            () = tokio::time::sleep_until(probe) => None,
+        let (done, arrived) = tokio::select! {
+            done = self.running.join_next(), if !self.running.is_empty() => (done, None),
+            arrived = self.travelling.join_next(), if !self.travelling.is_empty() => (None, arrived),
+            () = wake.notified(), if !full => (None, None),
+            () = tokio::time::sleep_until(probe) => (None, None),
         };
         self.mail.awake();
         if let Some(done) = done {
             self.finish(done.ok());
+        }
+        if let Some(arrived) = arrived {
+            self.arrive(arrived.ok());
         }
     }
 
@@ -202,8 +242,63 @@ impl Work {
         *owed = (*owed).max(stamp);
     }
 
-    fn server_of(&self, user: u64) -> Server {
-        self.batches.server_of(&script::keys(user)[0])
+    fn server_of(&self, subject: Subject) -> Server {
+        match subject {
+            Subject::User(user) => self.batches.server_of(&script::keys(user)[0]),
+            Subject::Group(group) => self.batches.server_of(&group::keys(group)[0]),
+        }
+    }
+
+    /// What is about a group and the list of a user's groups. It waits for what is under way about both.
+    fn set_out(&mut self, journey: Journey) {
+        if self.journeys_waiting + self.travelling.len() >= JOURNEYS_MAX {
+            return self.refuse(journey.source, journey.token, Refusal::Unavailable);
+        }
+        let user = match *journey.ask {
+            GroupAsk::Join { user, .. } | GroupAsk::Leave { user } | GroupAsk::Of { user } => user,
+            _ => 0,
+        };
+        let key = (journey.group, user);
+        match self.journeys.get_mut(&key) {
+            Some(waiting) => {
+                waiting.push_back(journey);
+                self.journeys_waiting += 1;
+            }
+            None => {
+                self.journeys.insert(key, VecDeque::new());
+                self.travel(key, journey);
+            }
+        }
+    }
+
+    fn travel(&mut self, key: (u64, u64), journey: Journey) {
+        let (road, sync) = (self.road.clone(), self.sync);
+        self.travelling.spawn(async move {
+            let Journey { source, view, group, ask, token } = journey;
+            let (reply, trouble) = road.travel(group, &ask, view, sync).await;
+            (source, key, token, reply, trouble)
+        });
+    }
+
+    /// Something about a group and a user is over: its answer goes back, and the next one about both begins.
+    fn arrive(&mut self, arrived: Option<Arrived>) {
+        let Some((source, key, token, reply, trouble)) = arrived else { return };
+        if trouble.is_some() {
+            Stats::add(&self.stats.commit_failures, 1);
+        }
+        if let Reply::Refused(refusal) = &reply {
+            self.stats.refuse(*refusal);
+        }
+        if let Some(token) = token {
+            (self.answers)(source, vec![Answer { token, reply }]);
+        }
+        match self.journeys.get_mut(&key).and_then(VecDeque::pop_front) {
+            Some(next) => {
+                self.journeys_waiting -= 1;
+                self.travel(key, next);
+            }
+            None => drop(self.journeys.remove(&key)),
+        }
     }
 
     fn accept(&mut self, source: Source, request: Request) {
@@ -211,17 +306,24 @@ impl Work {
             self.views.insert(source, epoch);
             return;
         }
-        if let Request::Group { token, .. } = request {
-            // Groups are not kept here; nodes of a cluster do not ask.
-            return self.refuse(source, token, Refusal::Unavailable);
-        }
-        if let Request::Append { record, token, .. } = &request
-            && record.payload.len() > self.settings.limits.payload_bytes_max as usize
-        {
-            return self.refuse(source, Some(*token), Refusal::TooLong);
-        }
         let view = self.views.get(&source).copied().unwrap_or(0);
-        let server = self.server_of(request.user());
+        let payload = match &request {
+            Request::Append { record, .. } => record.payload.len(),
+            Request::Group { ask, .. } if let GroupAsk::Append { record, .. } = &**ask => record.payload.len(),
+            _ => 0,
+        };
+        if payload > self.settings.limits.payload_bytes_max as usize {
+            return self.refuse(source, request.token(), Refusal::TooLong);
+        }
+        let request = match request {
+            Request::Group { group, ask, token }
+                if matches!(*ask, GroupAsk::Join { .. } | GroupAsk::Leave { .. } | GroupAsk::Of { .. }) =>
+            {
+                return self.set_out(Journey { source, view, group, ask, token });
+            }
+            request => request,
+        };
+        let server = self.server_of(Subject::of(&request));
         if let Err(back) = self.lanes.put(server, Waiting { source, view, request }) {
             self.refuse(source, back.request.token(), Refusal::Unavailable);
         }
@@ -233,7 +335,11 @@ impl Work {
             let batch = self.lanes.take(&server);
             let limits = &self.settings.limits;
             let preamble = script::preamble(limits, (self.settings.clock)());
-            let call = |(user, requests): &(u64, Vec<Waiting>)| -> Call {
+            let call = |(subject, requests): &(Subject, Vec<Waiting>)| -> Call {
+                let user = match subject {
+                    Subject::User(user) => user,
+                    Subject::Group(group) => return self.group_call(*group, requests),
+                };
                 let mut args: Vec<Value> = Vec::with_capacity(preamble.len() + 5 * requests.len());
                 args.extend(preamble.iter().cloned());
                 for waiting in requests {
@@ -252,16 +358,24 @@ impl Work {
         }
     }
 
+    fn group_call(&self, group: u64, requests: &[Waiting]) -> Call {
+        let asks = requests.iter().filter_map(|waiting| match &waiting.request {
+            Request::Group { ask, .. } => Some((waiting.view, &**ask)),
+            _ => None,
+        });
+        self.road.group_call(group, asks)
+    }
+
     /// A batch is over: its answers go back.
     fn finish(&mut self, done: Option<Done>) {
         let Some((server, batch, outcomes, took)) = done else { return };
         self.lanes.done(&server);
         let mut answers: BTreeMap<Source, Vec<Answer>> = BTreeMap::new();
-        let mut trouble: Option<(u64, String)> = None;
-        for ((user, requests), outcome) in batch.into_iter().zip(outcomes) {
-            let why = self.settle(user, requests, outcome, &mut answers);
+        let mut trouble: Option<(Subject, String)> = None;
+        for ((subject, requests), outcome) in batch.into_iter().zip(outcomes) {
+            let why = self.settle(subject, requests, outcome, &mut answers);
             if let Some(why) = why {
-                trouble.get_or_insert((user, why));
+                trouble.get_or_insert((subject, why));
             }
         }
         match trouble {
@@ -283,13 +397,13 @@ impl Work {
     /// Answers the requests of one call. Returns what went wrong with it.
     fn settle(
         &mut self,
-        user: u64,
+        subject: Subject,
         requests: Vec<Waiting>,
         outcome: Outcome,
         answers: &mut BTreeMap<Source, Vec<Answer>>,
     ) -> Option<String> {
         let (answered, confirmed, why) = match outcome {
-            Ok((value, confirmed)) => match script::read(value, self.epoch) {
+            Ok((value, confirmed)) => match self.read(subject, value) {
                 Some(answered) if answered.replies.len() == requests.len() => {
                     let unconfirmed = answered.wrote && !confirmed;
                     let why = unconfirmed.then(|| "too few replicas have what was written".to_owned());
@@ -312,7 +426,7 @@ impl Work {
         let mut replies = answered.map(|answered| answered.replies).unwrap_or_default().into_iter();
         for Waiting { source, request, .. } in requests {
             let reply = replies.next().flatten();
-            if let Request::Cursor { device, stamp, .. } = request
+            if let Request::Cursor { user, device, stamp } = request
                 && why.is_some()
             {
                 self.owe(user, device, stamp);
@@ -324,6 +438,18 @@ impl Work {
         why
     }
 
+    /// Reads the answer to a call.
+    fn read(&self, subject: Subject, value: Value) -> Option<script::Answered> {
+        match subject {
+            Subject::User(_) => script::read(value, self.epoch),
+            Subject::Group(group) => {
+                let group::Answered { wrote, counts: [expired, dropped], replies } =
+                    group::read(value, group, (self.settings.clock)())?;
+                Some(script::Answered { wrote, counts: [0, expired, dropped, 0], replies })
+            }
+        }
+    }
+
     /// What a request comes to, and its count.
     fn judged(&self, request: &Request, reply: Option<Reply>, confirmed: bool, refusal: Refusal) -> Reply {
         let stats = &self.stats;
@@ -331,6 +457,7 @@ impl Work {
             // What was only looked at needs no replica.
             Some(reply @ (Reply::Page(_) | Reply::Devices(_) | Reply::Inspected(_) | Reply::Refused(_))) => reply,
             Some(Reply::Opened(opened)) if opened.known => Reply::Opened(opened),
+            Some(Reply::Group(reply)) if is_look(&reply) => Reply::Group(reply),
             Some(reply) if confirmed => reply,
             _ => Reply::Refused(refusal),
         };
@@ -356,30 +483,49 @@ impl Work {
     /// Tries the servers that failed with something small, and sends the positions that are owed.
     fn probe(&mut self) {
         self.next_probe = Instant::now() + PROBE;
-        let failing: Vec<(Server, u64)> = self.failing.drain().map(|(server, (user, _))| (server, user)).collect();
-        for (_, user) in &failing {
+        let failing: Vec<(Server, Subject)> =
+            self.failing.drain().map(|(server, (subject, _))| (server, subject)).collect();
+        for (_, subject) in &failing {
             // A claim of no view writes what is there already, so that replicas are asked for it.
-            let request = Request::Claim { user: *user };
+            let request = match *subject {
+                Subject::User(user) => Request::Claim { user },
+                Subject::Group(group) => Request::Group { group, ask: Box::new(GroupAsk::Claim), token: None },
+            };
             let waiting = Waiting { source: Source::MAX, view: 0, request };
             // It is no message, and always finds room.
-            let _ = self.lanes.put(self.server_of(*user), waiting);
+            let _ = self.lanes.put(self.server_of(*subject), waiting);
         }
         for ((user, device), stamp) in std::mem::take(&mut self.owed) {
             let request = Request::Cursor { user, device, stamp };
-            let _ = self.lanes.put(self.server_of(user), Waiting { source: Source::MAX, view: 0, request });
+            let server = self.server_of(Subject::User(user));
+            let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
         }
         self.launch();
         // Until the answer comes what was known holds.
-        for (server, user) in failing {
+        for (server, subject) in failing {
             let why = self.stats.trouble().unwrap_or_default();
             if !self.lanes.is_idle(&server) {
-                self.failing.insert(server, (user, why));
+                self.failing.insert(server, (subject, why));
             }
         }
         if self.failing.is_empty() && self.running.is_empty() {
             self.tell_health();
         }
     }
+}
+
+/// Whether nothing was written for it, so that it needs no replica.
+fn is_look(reply: &GroupReply) -> bool {
+    matches!(
+        reply,
+        GroupReply::Admitted
+            | GroupReply::Denied(_)
+            | GroupReply::Info(_)
+            | GroupReply::Members { .. }
+            | GroupReply::Page { .. }
+            | GroupReply::Reads { .. }
+            | GroupReply::Of(_)
+    )
 }
 
 /// Whether the cluster can do what is asked of it; then the number of the store.

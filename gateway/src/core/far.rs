@@ -270,7 +270,10 @@ impl Shard {
             FarRecord::GroupSend { group, .. }
             | FarRecord::GroupCopy { group, .. }
             | FarRecord::GroupWatch { group, .. }
-            | FarRecord::GroupHead { group, .. } => group_home(group, self.shards),
+            | FarRecord::GroupHead { group, .. }
+            | FarRecord::GroupAsk { group, .. }
+            | FarRecord::GroupMember { group, .. } => group_home(group, self.shards),
+            FarRecord::GroupAnswer { shard, .. } => shard,
             FarRecord::GroupRefused { origin, .. } => origin.seat.shard,
             FarRecord::UserWatch { user, .. } => self.shard_of(user),
             FarRecord::UserTold { to, .. } => to,
@@ -407,6 +410,9 @@ impl Shard {
             FarRecord::UserWatch { user, from, bits } => self.watch_asked_far(node, user, from, bits),
             FarRecord::UserTold { user, status, since_s, classes, .. } => {
                 self.watch_told_far(node, user, status, since_s, classes);
+            }
+            FarRecord::GroupAsk { .. } | FarRecord::GroupAnswer { .. } | FarRecord::GroupMember { .. } => {
+                self.shared_group_record(node, &record);
             }
         }
     }
@@ -571,6 +577,9 @@ impl Shard {
             | FarRecord::GroupRefused { .. } => self.room_record_back(back, &record),
             FarRecord::UserWatch { user, bits, .. } => self.watch_back(back.node, user, bits),
             FarRecord::UserTold { user, to, .. } => self.told_back(back.node, user, to),
+            FarRecord::GroupAsk { .. } | FarRecord::GroupAnswer { .. } | FarRecord::GroupMember { .. } => {
+                self.shared_group_record_back(back, &record);
+            }
             // Who asked hears in time that there was no answer.
             FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }

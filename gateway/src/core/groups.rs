@@ -10,10 +10,11 @@ use super::far::Path;
 use super::links::{TICK_MS, ticks};
 use super::rooms::ToRoom;
 use super::shard::Shard;
+use super::shared_groups::Asker;
 use crate::auth::Auth;
 use crate::conn::Phase;
 use crate::desk::Asked;
-use crate::directory::NodeKey;
+use crate::directory::{NodeKey, is_remote};
 use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
@@ -21,6 +22,7 @@ use crate::groups::{group_home, is_room};
 use crate::io::ConnId;
 use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::{Origin, Record, Room};
+use crate::mesh::wire::member_change;
 use tokio::sync::oneshot;
 use trunkline_proto::{
     Code, Frame, HEADER_LONG, Head, Header, Kind, Outcome, Sync, SyncOk, encode, encode_message, flags,
@@ -34,6 +36,8 @@ use trunkline_store::{
 /// After LOGIN a session is told of what is newer than this before the last stamp that it says it has: stamps of
 /// different logs are not of one clock.
 const HEADS_SLACK: u64 = stamp_at(10_000);
+/// Sessions whose groups are asked for again in a tick, because the store did not say.
+const ASKED_AGAIN_PER_TICK: usize = 1_024;
 const _: () = assert!(TICK_MS == 100);
 
 /// What the store was asked about a group, and for whom.
@@ -41,33 +45,34 @@ const _: () = assert!(TICK_MS == 100);
 pub(crate) enum GroupAsked {
     /// A message is stored, or may be sent without.
     Send(Box<Sending>),
-    /// A user joins or leaves.
-    Join { group: u64, origin: Origin, user: u64, id: u64, leave: bool },
+    /// What the home of a group decides, or a question to it.
+    Home { group: u64, effect: Effect, asker: Asker },
+    /// This is the home of the group from now on.
+    Claim { group: u64 },
     /// The groups of a user who has logged in.
-    Of { conn: ConnId, user: u64, last_stamp: u64 },
+    Of { conn: ConnId, user: u64, last_stamp: Option<u64> },
     /// A page that a client asked for.
     Sync { conn: ConnId, aux: u16, group: u64, after: u64 },
-    /// A question of the control thread.
-    Control { group: u64, effect: Effect, answer: oneshot::Sender<Reply> },
 }
 
 /// A message to a group that waits for the store.
 #[derive(Debug)]
 pub(crate) struct Sending {
-    group: u64,
+    pub(super) group: u64,
     /// `None` for one that came over HTTP.
-    origin: Option<Origin>,
-    from: u64,
-    id: u64,
-    stamp: u64,
-    acked: bool,
-    payload: Payload,
+    pub(super) origin: Option<Origin>,
+    pub(super) from: u64,
+    pub(super) id: u64,
+    pub(super) stamp: u64,
+    pub(super) acked: bool,
+    pub(super) payload: Payload,
     /// Its sender was told that the store is late.
-    told: bool,
-    answer: Option<oneshot::Sender<Reply>>,
+    pub(super) told: bool,
+    /// Who asked for it, if no session of this node or another.
+    pub(super) answer: Option<Asker>,
 }
 
-/// What follows from an answer for the control thread.
+/// What follows from an answer of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     Nothing,
@@ -77,7 +82,7 @@ pub(crate) enum Effect {
 }
 
 /// What a client is told of a refusal.
-fn code_of(denial: GroupDenial) -> Code {
+pub(super) fn code_of(denial: GroupDenial) -> Code {
     match denial {
         GroupDenial::NoGroup | GroupDenial::NotAMember | GroupDenial::NotOpen => Code::NotAMember,
         GroupDenial::Muted => Code::Muted,
@@ -88,11 +93,7 @@ fn code_of(denial: GroupDenial) -> Code {
 impl Shard {
     /// GROUP_SEND, GROUP_JOIN, GROUP_LEAVE, MARK.
     pub(super) fn group_frame(&mut self, slot: u32, kind: Kind, frame: &Frame<'_>) -> Flow {
-        // In a cluster the home of a durable group may be another node, and there are no records for it yet.
-        let served = match is_room(frame.peer) {
-            true => self.speaks_rooms(),
-            false => self.alone && self.desk.is_some(),
-        };
+        let served = if is_room(frame.peer) { self.speaks_rooms() } else { self.serves_groups() };
         if !served {
             self.links.error(slot, Code::Unsupported, frame.id, frame.peer);
             return Flow::On;
@@ -247,6 +248,7 @@ impl Shard {
                 }
             }
             GroupMail::Ended { group } => self.groups.parts.end(group),
+            GroupMail::Missed => self.look_again_at_groups(),
         }
     }
 
@@ -254,6 +256,11 @@ impl Shard {
         if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
             let header = Header { kind: Kind::GroupOk, flags: 0, aux: 0, id, peer: group, stamp };
             self.links.reply(conn.slot, |out| encode(out, &header, &[]));
+            // What was passed on before the store had answered the join did not come to the session.
+            let missed = !is_room(group) && self.groups.parts.get(group).is_some_and(|part| part.last > stamp);
+            if missed && self.groups.parts.is_in(conn, group) {
+                self.groups.behind.note(conn, group);
+            }
         }
     }
 
@@ -291,8 +298,24 @@ impl Shard {
         if !self.is_within_rates(group, origin, from, id, of_message) {
             return;
         }
+        self.take_as_home(group, origin, from, id, of_message, payload);
+    }
+
+    /// A message is at the home of its group, and within the rates.
+    pub(super) fn take_as_home(
+        &mut self,
+        group: u64,
+        origin: Origin,
+        from: u64,
+        id: u64,
+        of_message: u8,
+        payload: &[u8],
+    ) {
         if is_room(group) {
             return self.pass_on(group, origin, from, id, of_message, payload);
+        }
+        if !self.alone && !self.reign_over_log(group) {
+            return self.group_overloaded(origin, id, group, of_message);
         }
         let acked = of_message & flags::ACK != 0;
         let (retry, no_store) = (of_message & flags::RETRY != 0, of_message & flags::NO_STORE != 0);
@@ -349,7 +372,12 @@ impl Shard {
     }
 
     /// Asks the store to keep a message, or whether its sender may send.
-    fn ask_to_send(&mut self, sending: Box<Sending>, retry: bool, no_store: bool) -> Result<(), Box<Sending>> {
+    pub(super) fn ask_to_send(
+        &mut self,
+        sending: Box<Sending>,
+        retry: bool,
+        no_store: bool,
+    ) -> Result<(), Box<Sending>> {
         let Sending { group, from, id, stamp, .. } = *sending;
         let ask = match no_store {
             true => GroupAsk::Admit { from },
@@ -384,38 +412,15 @@ impl Shard {
             true => GroupAsk::Leave { user },
             false => GroupAsk::Join { user, member: Member::default(), added: false, create },
         };
-        let asked = Asked::Group(GroupAsked::Join { group, origin, user, id, leave });
-        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
-        let tick = self.links.tick;
-        if self.desk.as_mut().is_none_or(|desk| desk.ask(tick, asked, request).is_err()) {
-            self.links.stats.limit_store_mail.add(1);
-            self.group_refuse(origin, id, group, Code::Overloaded);
-        }
+        let asker = Asker::Session { origin, id };
+        self.ask_group_home(group, ask, asker);
     }
 
     /// What the store has answered about a group.
     pub(super) fn group_answered(&mut self, asked: GroupAsked, reply: Reply) {
         match asked {
             GroupAsked::Send(sending) => self.group_sent(*sending, reply),
-            GroupAsked::Join { group, origin, user, id, leave } => {
-                let code = match group_reply(reply) {
-                    Ok(GroupReply::Joined { last, .. } | GroupReply::Left { last, .. }) => {
-                        self.group_changed(group, user, !leave, last);
-                        return self
-                            .tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last });
-                    }
-                    Ok(GroupReply::Denied(denial)) => {
-                        let code = code_of(denial);
-                        self.links.stats.limit_group_members.add(u64::from(code == Code::LimitReached));
-                        code
-                    }
-                    _ => Code::ServiceUnavailable,
-                };
-                self.group_refuse(origin, id, group, code);
-            }
-            GroupAsked::Of { conn, user, last_stamp } => self.groups_of_user(conn, user, last_stamp, reply),
-            GroupAsked::Sync { conn, aux, group, after } => self.group_page(conn, aux, group, after, reply),
-            GroupAsked::Control { group, effect, answer } => {
+            GroupAsked::Home { group, effect, asker } => {
                 let done = match group_reply_of(&reply) {
                     Some(GroupReply::Joined { last, .. } | GroupReply::Left { last, .. }) => Some(*last),
                     Some(GroupReply::Deleted { news: true, .. }) => Some(0),
@@ -428,13 +433,16 @@ impl Shard {
                         for shard in self.groups.homes.end(group) {
                             self.tell_group(shard, &GroupMail::Ended { group });
                         }
+                        self.tell_nodes_of_member(group, 0, 0, member_change::ENDED);
                         self.groups.homes.forget_if_idle(group);
                     }
                     _ => {}
                 }
-                // Who asked may have gone.
-                let _ = answer.send(reply);
+                self.answer_asker(group, asker, reply);
             }
+            GroupAsked::Claim { group } => self.group_claimed(group, reply),
+            GroupAsked::Of { conn, user, last_stamp } => self.groups_of_user(conn, user, last_stamp, reply),
+            GroupAsked::Sync { conn, aux, group, after } => self.group_page(conn, aux, group, after, reply),
         }
     }
 
@@ -452,15 +460,16 @@ impl Shard {
         }
         let last = self.groups.homes.get(group).map_or(last, |home| home.last.max(last));
         self.tell_group(shard, &GroupMail::Member { group, user, joined, last, number, session: None });
+        let change = if joined { member_change::JOINED } else { member_change::LEFT };
+        self.tell_nodes_of_member(group, user, last, change);
     }
 
     /// The store has a message, or lets it pass, or does not: its sender is told, and all others get it.
     fn group_sent(&mut self, sending: Sending, reply: Reply) {
         let Sending { group, origin, from, id, stamp, acked, payload, told, answer } = sending;
         self.groups.homes.answered(group);
-        if let (Some(answer), reply) = (answer, &reply) {
-            // Who asked may have gone.
-            let _ = answer.send(reply.clone());
+        if let Some(asker) = answer {
+            self.answer_asker(group, asker, reply.clone());
         }
         let tells = acked && !told;
         let of_message = if tells { flags::ACK } else { 0 };
@@ -476,10 +485,20 @@ impl Shard {
                 }
                 #[cfg(test)]
                 let duplicate = duplicate || crate::simulation::planted(crate::simulation::Bug::FannedOutEarly);
-                if !duplicate {
-                    self.group_fan_out(group, origin, from, id, stamp, &payload);
+                // What an earlier home has stored is in the end of the log that the present one is told.
+                match !duplicate && self.numbers_group(group) {
+                    true if self.alone || self.serving => {
+                        self.group_fan_out(group, origin, from, id, stamp, &payload);
+                    }
+                    true => self.pass_over(group, stamp),
+                    false => {}
                 }
             }
+            // Its home is another node by now, which knows nothing of it.
+            Ok(GroupReply::Admitted) if !(self.alone || self.serving && self.numbers_group(group)) => match origin {
+                Some(origin) => self.group_overloaded(origin, id, group, of_message),
+                None => self.links.stats.group_overloaded.add(1),
+            },
             Ok(GroupReply::Admitted) => {
                 self.links.stats.group_accepted.add(1);
                 let last = self.groups.homes.get(group).map_or(0, |home| home.last);
@@ -494,7 +513,13 @@ impl Shard {
                 Some(origin) => self.group_denied(origin, id, group, of_message, code_of(denial)),
                 None => self.links.stats.group_denied.add(1),
             },
-            Err(refusal) if !told => {
+            Err(refusal) => {
+                if refusal.is_none_or(|refusal| refusal == Refusal::Unavailable) {
+                    self.log_unknown(group);
+                }
+                if told {
+                    return self.groups.homes.forget_if_idle(group);
+                }
                 self.links.stats.limit_store_bytes.add(u64::from(refusal == Some(Refusal::StoreFull)));
                 match origin {
                     Some(origin) => self.group_overloaded(origin, id, group, of_message),
@@ -515,6 +540,7 @@ impl Shard {
             Some(conn) => vec![conn],
             None => {
                 let slots = self.presence.sessions(user).iter().map(|entry| entry.slot);
+                let slots = slots.filter(|slot| !is_remote(*slot));
                 slots.map(|slot| self.links.slots.id(slot)).collect()
             }
         };
@@ -558,11 +584,16 @@ impl Shard {
         self.tell_group(home, &GroupMail::Watch { group, watch: false });
     }
 
-    /// A session has begun: the store is asked for its groups.
-    pub(super) fn begin_groups(&mut self, conn: ConnId, user: u64, last_stamp: u64) {
+    /// A session has begun, and said up to where it has everything: the store is asked for its groups. Without that they
+    /// are looked at again, and it is told of what is news.
+    pub(super) fn begin_groups(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>) {
+        if !self.serves_groups() {
+            return;
+        }
         let tick = self.links.tick;
         let Some(desk) = &mut self.desk else { return };
-        if desk.port.memberships() == 0 {
+        // A store that others have too does not know how many there are.
+        if !desk.shared && desk.port.memberships() == 0 {
             return;
         }
         let ask = Box::new(GroupAsk::Of { user });
@@ -571,11 +602,19 @@ impl Shard {
             self.groups.asking.entry(user).or_default().questions += 1;
         } else {
             self.links.stats.limit_store_mail.add(1);
-            self.groups.unasked.push_back((conn, user, last_stamp));
+            self.ask_for_groups_later(conn, user, last_stamp);
         }
     }
 
-    fn groups_of_user(&mut self, conn: ConnId, user: u64, last_stamp: u64, reply: Reply) {
+    fn ask_for_groups_later(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>) {
+        if let Some(last_stamp) = last_stamp {
+            self.groups.unasked.push_back((conn, user, last_stamp));
+        } else {
+            self.groups.look_again = Some(self.groups.look_again.unwrap_or(u32::MAX).min(conn.slot));
+        }
+    }
+
+    fn groups_of_user(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>, reply: Reply) {
         let mut events = Vec::new();
         if let Some(asking) = self.groups.asking.get_mut(&user) {
             asking.questions -= 1;
@@ -589,16 +628,37 @@ impl Shard {
             return;
         }
         let Ok(GroupReply::Of(memberships)) = group_reply(reply) else {
-            return self.groups.unasked.push_back((conn, user, last_stamp));
+            return self.ask_for_groups_later(conn, user, last_stamp);
         };
         let mut heads = Vec::new();
         for membership in &memberships {
             let group = membership.group;
+            if last_stamp.is_none() {
+                if self.groups.parts.is_in(conn, group) {
+                    // Whoever was told less has missed something.
+                    self.group_head(group, membership.last, 0);
+                    continue;
+                }
+                if membership.last > 0 {
+                    let (stamp, read) = (membership.last, membership.read);
+                    heads.push(Head { group, stamp, read, seq: 0, unread: 0 });
+                }
+            }
             self.enter_part(conn, group, membership.last, 0);
             let (stamp, seq) =
                 self.groups.parts.get(group).map_or((membership.last, 0), |part| (part.last, part.number));
-            if stamp > 0 && stamp > last_stamp.saturating_sub(HEADS_SLACK) {
+            if stamp > 0 && last_stamp.is_some_and(|last| stamp > last.saturating_sub(HEADS_SLACK)) {
                 heads.push(Head { group, stamp, read: membership.read, seq, unread: 0 });
+            }
+        }
+        let is_in = |group: u64| {
+            memberships.binary_search_by_key(&group, |membership| membership.group).is_ok()
+                || events.iter().any(|(joined, is_member)| *joined == group && *is_member)
+        };
+        let others = self.groups.parts.groups_of(conn.slot).filter(|group| !is_room(*group) && !is_in(*group));
+        for group in others.collect::<Vec<_>>() {
+            if self.leaves_part(conn, group) {
+                self.unwatch(group);
             }
         }
         // They are newer than the answer, or say the same.
@@ -633,12 +693,13 @@ impl Shard {
             }
         }
         self.expire_rooms();
+        self.expire_shared_groups();
         self.tell_those_behind();
         self.tell_late_groups();
-        for _ in 0..self.groups.unasked.len() {
+        for _ in 0..self.groups.unasked.len().min(ASKED_AGAIN_PER_TICK) {
             let Some((conn, user, last_stamp)) = self.groups.unasked.pop_front() else { break };
             if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user) {
-                self.begin_groups(conn, user, last_stamp);
+                self.begin_groups(conn, user, Some(last_stamp));
             }
         }
     }
@@ -673,7 +734,7 @@ impl Shard {
         let Sync { after_stamp, since_ms, limit, group } = *sync;
         let conn = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
-        if is_room(group) || !self.alone {
+        if is_room(group) || !self.serves_groups() {
             return self.links.error(slot, Code::Unsupported, 0, 0);
         }
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
@@ -719,34 +780,9 @@ impl Shard {
 
     /// Asks about a group whose home this shard is, on behalf of the control thread.
     pub(crate) fn ask_group(&mut self, group: u64, ask: GroupAsk, answer: oneshot::Sender<Reply>) {
-        let stamp = self.next_stamp();
-        let refused = Reply::Refused(Refusal::Unavailable);
-        if let GroupAsk::Append { record, retry } = ask {
-            let Stored { from, id, payload, .. } = record;
-            let (origin, acked, told, answer) = (None, false, false, Some(answer));
-            let sending = Box::new(Sending { group, origin, from, id, stamp, acked, payload, told, answer });
-            if let Err(sending) = self.ask_to_send(sending, retry, false)
-                && let Some(answer) = sending.answer
-            {
-                // Who asked may have gone.
-                let _ = answer.send(refused);
-            }
-            return;
-        }
-        let effect = match ask {
-            GroupAsk::Join { user, .. } => Effect::Joined(user),
-            GroupAsk::Leave { user } => Effect::Left(user),
-            GroupAsk::Delete => Effect::Ended,
-            _ => Effect::Nothing,
-        };
-        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
-        let asked = Asked::Group(GroupAsked::Control { group, effect, answer });
-        let tick = self.links.tick;
-        let Some(desk) = &mut self.desk else { return };
-        if let Err(Asked::Group(GroupAsked::Control { answer, .. })) = desk.ask(tick, asked, request) {
-            self.links.stats.limit_store_mail.add(1);
-            // Who asked may have gone.
-            let _ = answer.send(refused);
+        match self.alone {
+            true => self.ask_as_home(group, ask, Asker::Control(answer)),
+            false => self.ask_group_of_cluster(group, ask, answer),
         }
     }
 
@@ -758,7 +794,8 @@ impl Shard {
         stats.group_queue_bytes.set(groups.parts.queued_bytes() as u64);
         stats.group_behind.set(groups.behind.len() as u64);
         stats.group_relays.set(groups.interests.len() as u64);
-        stats.group_joins_waiting.set(groups.interests.waiting() as u64);
+        stats.group_news_owed.set(groups.away.owed() as u64);
+        stats.group_joins_waiting.set((groups.interests.waiting() + groups.away.waiting()) as u64);
     }
 }
 

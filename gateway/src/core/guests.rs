@@ -185,6 +185,9 @@ impl Shard {
             };
             self.open(conn.slot, user, entry, waiting.heartbeat_secs, waiting.granted, welcome);
             self.login_done(conn.slot, waiting.began_us);
+            if self.links.slots.at(conn.slot).phase == Phase::Open {
+                self.begin_groups(conn, user, Some(waiting.wish.last_stamp));
+            }
             return self.go_on_reading(conn.slot);
         }
         let known =

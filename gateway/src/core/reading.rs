@@ -139,7 +139,7 @@ impl Shard {
             self.try_again(user);
         }
         if self.links.slots.at(slot).phase == Phase::Open {
-            self.begin_groups(self.links.slots.id(slot), user, last_stamp);
+            self.begin_groups(self.links.slots.id(slot), user, Some(last_stamp));
         }
         if waited {
             self.go_on_reading(slot);

@@ -1,12 +1,12 @@
-//! Live rooms in a cluster: which node is the home of a room, how messages come to it, and one copy of each from there
-//! to every node with sessions in the room.
+//! Live rooms and durable groups in a cluster: which node is the home of a room, how messages come to it, and one copy
+//! of each from there to every node with sessions in the room. What a durable group has besides is in `shared_groups`.
 //!
 //! The home of a room is a pure function of the view. On each other node one shard stands for the room, its *relay*:
 //! the shard that would be the home if the node were alone. Joins, leaves and messages of the node's sessions go there;
 //! it has told the home that copies are wanted, takes the one for its node, and gives it to the node's shards. So a
 //! message crosses a link once, whatever the members behind it.
 //!
-//! Nothing is stored, so nothing is made up for. What a change of the view, a crash or a full link costs is visible in
+//! Of a room nothing is stored, so nothing is made up for. What a change of the view, a crash or a full link costs is visible in
 //! the numbers: a home counts on from the highest number that any relay has seen from another home, and leaves one out
 //! whenever it cannot know what that one has passed on. A *reign* is the time in which one home counts, and names it.
 
@@ -14,7 +14,7 @@ use super::fan_out::Numbered;
 use super::far::{HOPS_MAX, Path};
 use super::shard::Shard;
 use crate::directory::{Away, Home, NodeKey};
-use crate::groups::home::Seen;
+use crate::groups::home::{Claim, Seen};
 use crate::groups::interest::{Joining, Word};
 use crate::groups::mail::GroupMail;
 use crate::groups::{PLACE, group_home, is_room};
@@ -47,15 +47,16 @@ impl Shard {
     }
 
     /// Whose home a room is.
-    fn room_home(&self, group: u64) -> Home {
+    pub(super) fn room_home(&self, group: u64) -> Home {
         match &self.directory.routing {
-            Some(routing) if routing.protocol_least() >= ROOMS_SINCE => routing.home(group ^ PLACE),
+            Some(routing) if is_room(group) && routing.protocol_least() >= ROOMS_SINCE => routing.home(group ^ PLACE),
+            Some(routing) if !is_room(group) && self.serves_groups() => routing.home(group ^ PLACE),
             _ => Home::Nowhere,
         }
     }
 
     /// The shard of another node that takes copies of a room there, or is its home.
-    fn relay_of(&self, node: NodeKey, group: u64) -> Option<u16> {
+    pub(super) fn relay_of(&self, node: NodeKey, group: u64) -> Option<u16> {
         let member = self.directory.routing.as_ref()?.member(node)?;
         Some(group_home(group, u16::try_from(member.shards.max(1)).unwrap_or(u16::MAX)))
     }
@@ -66,11 +67,20 @@ impl Shard {
     }
 
     /// This node is the home of a room, perhaps a new one.
-    fn reign(&mut self, group: u64) {
+    pub(super) fn reign(&mut self, group: u64) {
         if !self.alone && !self.groups.homes.at(group).reigns {
             let reign = self.new_reign();
             self.groups.homes.at(group).begin_reign(reign);
         }
+    }
+
+    /// The same, and of a durable group the store is told.
+    fn reign_as_home(&mut self, group: u64) {
+        if is_room(group) {
+            return self.reign(group);
+        }
+        // It is tried again if it cannot be told now.
+        self.reign_over_log(group);
     }
 
     /// A message to a room, at this node's shard for it.
@@ -83,7 +93,7 @@ impl Shard {
         match self.room_home(group) {
             Home::Here => {
                 if self.is_within_rates(group, origin, from, id, of_message) {
-                    self.pass_on(group, origin, from, id, of_message, payload);
+                    self.take_as_home(group, origin, from, id, of_message, payload);
                 }
             }
             // Views differ: it does not go back to where it was.
@@ -121,8 +131,8 @@ impl Shard {
 
     /// One copy of a message to each node that wants some.
     pub(super) fn copy_to_nodes(&mut self, message: &Numbered<'_>) {
-        let Numbered { group, origin, from, id, stamp, number, payload } = *message;
-        let Some(origin) = origin else { return };
+        let Numbered { group, from, id, stamp, number, payload, .. } = *message;
+        let origin = self.origin_for_nodes(message);
         let nodes = std::mem::take(&mut self.groups.homes.at(group).nodes);
         let origin = self.address(origin);
         let record = FarRecord::GroupCopy { group, origin, from, id, stamp, number, payload };
@@ -141,7 +151,10 @@ impl Shard {
         match sent {
             true => self.links.stats.group_relay_copies.add(1),
             // The next one shows by its number that this one is missing.
-            false => self.links.stats.group_relay_dropped.add(1),
+            false => {
+                self.links.stats.group_relay_dropped.add(1);
+                self.copy_lost(node, group);
+            }
         }
     }
 
@@ -152,6 +165,9 @@ impl Shard {
         let takes = self.serving && is_next && self.groups.interests.takes_from(group, node);
         if !takes {
             self.links.stats.group_relay_stale.add(1);
+            if !is_room(group) && !self.serving {
+                self.look_again_at_groups();
+            }
             // Whoever sends what nobody wants has not been told so, or that was lost.
             let is_wanted = self.groups.interests.is_home(group, node);
             if let Some(shard) = self.relay_of(node, group).filter(|_| !is_wanted) {
@@ -215,11 +231,11 @@ impl Shard {
 
     /// A shard of this node has a part of a room: copies are wanted, if they come from another node.
     pub(super) fn room_watched(&mut self, group: u64) {
-        if self.alone || !is_room(group) {
+        if self.alone {
             return;
         }
         match self.room_home(group) {
-            Home::Here => self.reign(group),
+            Home::Here => self.reign_as_home(group),
             Home::There { node, shard } => self.groups.interests.want(group, Some((node, shard))),
             Home::Nowhere => self.groups.interests.want(group, None),
         }
@@ -228,7 +244,7 @@ impl Shard {
 
     /// A shard of this node has no part of a room any more, or a join of one has come to nothing.
     pub(super) fn room_unwatched(&mut self, group: u64) {
-        if self.alone || !is_room(group) {
+        if self.alone {
             return;
         }
         if self.groups.homes.get(group).is_none_or(|home| home.shards.is_empty())
@@ -277,7 +293,7 @@ impl Shard {
     }
 
     /// Another node wants copies of a room, or none any more.
-    fn room_wanted(&mut self, node: NodeKey, group: u64, token: u64, seen: Option<Seen>) {
+    pub(super) fn room_wanted(&mut self, node: NodeKey, group: u64, token: u64, seen: Option<Seen>) {
         let Some(seen) = seen else {
             if let Some(home) = self.groups.homes.get_mut(group) {
                 home.nodes.retain(|known| *known != node);
@@ -293,6 +309,12 @@ impl Shard {
         if !is_known && self.groups.homes.len() as u64 >= self.links.limits.groups.memberships_max {
             return self.links.stats.limit_group_memberships.add(1);
         }
+        if !is_room(group) {
+            let claimed = self.reign_over_log(group) && self.groups.homes.at(group).claim == Claim::Done;
+            if !claimed {
+                return self.groups.homes.at(group).wait(node, token, seen);
+            }
+        }
         let reign = self.new_reign();
         let Seen { reign, number, last } = self.groups.homes.at(group).register(node, seen, reign);
         if self.send_far(node, shard, &FarRecord::GroupHead { group, token, reign, number, last }).is_err() {
@@ -302,7 +324,13 @@ impl Shard {
 
     /// The home of a room has confirmed that copies come from now on.
     fn room_confirmed(&mut self, node: NodeKey, group: u64, token: u64, seen: Seen) {
-        let Some(joins) = self.groups.interests.confirm(group, node, token) else { return };
+        // Unasked: the home has learned that it is further than it knew.
+        let is_word_of_home = token == 0 && self.groups.interests.takes_from(group, node);
+        let joins = match self.groups.interests.confirm(group, node, token) {
+            Some(joins) => joins,
+            None if is_word_of_home => Vec::new(),
+            None => return,
+        };
         let home = self.groups.homes.at(group);
         home.follow(seen);
         let (last, number, shards) = (home.last, home.number, home.shards.clone());
@@ -318,7 +346,7 @@ impl Shard {
     /// There is a new view: finds the homes of all rooms again. `reborn`: this node counts as another one.
     pub(super) fn rooms_moved(&mut self, reborn: bool) {
         let known = self.groups.homes.groups().chain(self.groups.interests.rooms());
-        let mut groups: Vec<u64> = known.filter(|group| is_room(*group)).collect();
+        let mut groups: Vec<u64> = known.collect();
         // Not in the order of a table.
         groups.sort_unstable();
         groups.dedup();
@@ -329,6 +357,7 @@ impl Shard {
             self.groups.interests.all_were_lost();
         }
         self.tell_interests();
+        self.look_again_at_groups();
     }
 
     fn place_room(&mut self, group: u64, reborn: bool) {
@@ -340,6 +369,7 @@ impl Shard {
         self.forget_lost_nodes(group, reborn);
         let has_parts = self.groups.homes.get_mut(group).is_some_and(|home| {
             home.reigns = false;
+            home.unclaim();
             !home.shards.is_empty()
         });
         #[cfg(test)]
@@ -359,7 +389,11 @@ impl Shard {
         if reborn {
             self.groups.homes.at(group).reigns = false;
         }
-        self.reign(group);
+        if let Some(home) = self.groups.homes.get_mut(group) {
+            // Another may have been the home in a view that this node has not had.
+            home.unclaim();
+        }
+        self.reign_as_home(group);
         for join in joins.unwrap_or_default() {
             self.room_joined(group, join);
         }
@@ -386,7 +420,7 @@ impl Shard {
             FarRecord::GroupSend { group, .. }
             | FarRecord::GroupCopy { group, .. }
             | FarRecord::GroupWatch { group, .. }
-                if !is_room(group) =>
+                if !is_room(group) && (group == 0 || !self.serves_groups()) =>
             {
                 self.links.stats.mesh_misrouted.add(1);
             }
@@ -437,7 +471,12 @@ impl Shard {
             FarRecord::GroupSend { origin, group, id, flags, .. } => {
                 self.group_overloaded(Self::origin_at(origin), id, group, flags);
             }
-            FarRecord::GroupCopy { .. } => self.links.stats.group_relay_dropped.add(1),
+            FarRecord::GroupCopy { group, .. } => {
+                self.links.stats.group_relay_dropped.add(1);
+                if !is_room(group) {
+                    self.all_look_again();
+                }
+            }
             _ => {}
         }
     }
@@ -447,8 +486,11 @@ impl Shard {
         match *record {
             // Of one without ACK that may have arrived nobody is told, and it is not counted again.
             FarRecord::GroupSend { flags: of_message, .. } if of_message & flags::ACK == 0 && back.maybe_received => {}
-            FarRecord::GroupCopy { .. } if back.maybe_received => {}
-            FarRecord::GroupSend { .. } | FarRecord::GroupCopy { .. } => self.room_record_lost(record),
+            FarRecord::GroupCopy { group, .. } => {
+                self.links.stats.group_relay_dropped.add(u64::from(!back.maybe_received));
+                self.copy_lost(back.node, group);
+            }
+            FarRecord::GroupSend { .. } => self.room_record_lost(record),
             FarRecord::GroupWatch { group, token, watch: true, .. } => self.groups.interests.was_lost(group, token),
             FarRecord::GroupWatch { group, token, watch: false, .. } => {
                 if let Some(shard) = self.relay_of(back.node, group) {

@@ -32,6 +32,18 @@ impl Seen {
     pub(crate) const NOTHING: Seen = Seen { reign: 0, number: 0, last: 0 };
 }
 
+/// Whether the home of a durable group in a cluster has told the store that it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// It has not.
+    #[default]
+    Untold,
+    /// The store has not answered.
+    Asked,
+    /// Nobody else adds to the log unnoticed, and this home knows its end.
+    Done,
+}
+
 /// One group at its home; in a cluster also at the shard of each other node that takes copies of a live room.
 #[derive(Debug, Default)]
 pub(crate) struct Home {
@@ -47,6 +59,11 @@ pub(crate) struct Home {
     reign: u64,
     /// This node has been the home since that began.
     pub(crate) reigns: bool,
+    /// Of a durable group, while this node is its home.
+    pub(crate) claim: Claim,
+    /// Nodes that want copies of a durable group and wait for the store to answer the claim, each with its token and
+    /// what it has seen: at most one for each node.
+    pub(crate) waiting: Vec<(NodeKey, u64, Seen)>,
     /// Messages that the store has not answered.
     pub(crate) asked: u32,
     /// Messages in this second.
@@ -86,6 +103,38 @@ impl Home {
         if self.number > 0 {
             self.leave_one_out();
         }
+    }
+
+    /// The store says where the log ends. Returns whether that is behind what this home knew: it leaves a number out
+    /// then.
+    pub(crate) fn claimed(&mut self, last: u64) -> bool {
+        self.claim = Claim::Done;
+        let is_news = last > self.last;
+        if is_news {
+            self.last = last;
+            if self.number > 0 {
+                self.leave_one_out();
+            }
+        }
+        is_news
+    }
+
+    /// Something is in the log, or may be, that was not passed on: a number is left out.
+    pub(crate) fn passed_over(&mut self, stamp: u64) {
+        self.last = self.last.max(stamp);
+        self.leave_one_out();
+    }
+
+    /// A node waits for the claim; a later word of it counts for the one before.
+    pub(crate) fn wait(&mut self, node: NodeKey, token: u64, seen: Seen) {
+        self.waiting.retain(|(waiting, ..)| *waiting != node);
+        self.waiting.push((node, token, seen));
+    }
+
+    /// This node is not the home, or has to claim the log again.
+    pub(crate) fn unclaim(&mut self) {
+        self.claim = Claim::Untold;
+        self.waiting.clear();
     }
 
     fn leave_one_out(&mut self) {

@@ -24,6 +24,8 @@ pub(crate) enum GroupMail<'a> {
     Refused { group: u64, conn: ConnId, id: u64, code: u16 },
     /// From the home: there is no such group any more.
     Ended { group: u64 },
+    /// Changes of memberships may have been missed: what the store says of all sessions counts.
+    Missed,
 }
 
 const SEND: u8 = 1;
@@ -35,6 +37,7 @@ const MEMBER: u8 = 6;
 const OK: u8 = 7;
 const REFUSED: u8 = 8;
 const ENDED: u8 = 9;
+const MISSED: u8 = 10;
 
 /// All words have the same head: kind, a small number, a shard or code, the generation and slot of a connection, and
 /// six numbers.
@@ -74,6 +77,7 @@ impl<'a> GroupMail<'a> {
             GroupMail::Ok { group, conn, id, stamp } => (OK, 0, 0, conn, [group, id, stamp, 0, 0, 0]),
             GroupMail::Refused { group, conn, id, code } => (REFUSED, 0, code, conn, [group, id, 0, 0, 0, 0]),
             GroupMail::Ended { group } => (ENDED, 0, 0, NOBODY, [group, 0, 0, 0, 0, 0]),
+            GroupMail::Missed => (MISSED, 0, 0, NOBODY, [0; 6]),
         };
         let mut head = [0; HEAD_BYTES];
         (head[0], head[1]) = (kind, small);
@@ -111,6 +115,7 @@ impl<'a> GroupMail<'a> {
             OK => GroupMail::Ok { group, conn, id: word(1), stamp: word(2) },
             REFUSED => GroupMail::Refused { group, conn, id: word(1), code: half },
             ENDED => GroupMail::Ended { group },
+            MISSED => GroupMail::Missed,
             _ => return None,
         })
     }
@@ -135,6 +140,7 @@ mod tests {
             GroupMail::Ok { group, conn, id, stamp },
             GroupMail::Refused { group, conn, id, code: 19 },
             GroupMail::Ended { group },
+            GroupMail::Missed,
         ] {
             let mut bytes = Vec::new();
             mail.encode(&mut bytes);

@@ -174,7 +174,7 @@ impl Node {
     }
 
     /// Wakes a shard, as the store's thread does.
-    pub(super) fn signal(&mut self, shard: usize) {
+    pub(in crate::simulation) fn signal(&mut self, shard: usize) {
         if let Some(seat) = self.seats.get_mut(shard) {
             seat.signalled = true;
         }

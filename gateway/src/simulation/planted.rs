@@ -29,6 +29,8 @@ pub(crate) enum Bug {
     CopiedTwice,
     /// The new home of some live rooms is not asked for copies.
     InterestUntold,
+    /// Nodes are not told of members of durable groups who leave.
+    MemberUntold,
     /// The new home of a live room goes on with the next number, though it does not know what was passed on before.
     NoneLeftOut,
     /// A worker is given more calls than its window.

@@ -8,6 +8,7 @@ mod cluster_audit;
 mod cluster_bad_input;
 mod cluster_drain;
 mod cluster_faults;
+mod cluster_groups;
 mod cluster_join;
 mod cluster_kick;
 mod cluster_late;

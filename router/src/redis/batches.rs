@@ -36,6 +36,18 @@ pub enum StoreSync {
 #[derive(Debug, Clone)]
 pub struct Call(Request);
 
+/// A script besides the one of a [`Batches`], on keys of one hash slot as well.
+#[derive(Debug)]
+pub struct Program(Script);
+
+impl Program {
+    /// Of this source.
+    #[must_use]
+    pub fn new(source: &'static str) -> Self {
+        Program(Script::new(source))
+    }
+}
+
 /// The answer to a call, and whether what [`StoreSync`] asks for holds for it: if not, it was executed and may be
 /// lost with the master. After an error it may have been executed, or not.
 pub type Outcome = Result<(Value, bool), PlaneError>;
@@ -89,6 +101,12 @@ impl Batches {
     #[must_use]
     pub fn call<const K: usize>(&self, keys: [&str; K], args: Vec<Value>) -> Call {
         Call(self.script.request(keys, args))
+    }
+
+    /// A call of another script on keys, of which there is at least one.
+    #[must_use]
+    pub fn call_of<const K: usize>(&self, program: &Program, keys: [&str; K], args: Vec<Value>) -> Call {
+        Call(program.0.request(keys, args))
     }
 
     /// The server that would execute a call for this key now, for those who keep apart what may wait for another.

@@ -1,5 +1,7 @@
 //! The store in a real Redis Cluster: it answers like the one in memory, and says what it cannot promise.
 
+mod groups;
+
 #[path = "../../../../router/tests/router/support/redis_cluster.rs"]
 mod redis_cluster;
 
@@ -54,6 +56,7 @@ impl Running {
             redis: RedisConfig::parse(&redis.url()).unwrap(),
             sync,
             limits,
+            groups: groups::bounds(),
             clock: Arc::new(move || time.load(Ordering::Relaxed)),
         };
         let mail = StoreMail::new(StoreMail::BYTES_MAX);

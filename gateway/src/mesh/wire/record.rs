@@ -31,6 +31,10 @@ pub(crate) const ROOMS_SINCE: u32 = 6;
 /// The first version in which the records about users who are watched are understood.
 pub(crate) const WATCH_SINCE: u32 = 7;
 
+/// The first version in which the records about durable groups are understood, and those about live rooms may be about
+/// such a group.
+pub(crate) const GROUPS_SINCE: u32 = 8;
+
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
     /// The message asks for the recipient's ACK.
@@ -88,6 +92,9 @@ const GROUP_HEAD: u8 = 53;
 const GROUP_REFUSED: u8 = 54;
 const USER_WATCH: u8 = 60;
 const USER_TOLD: u8 = 61;
+const GROUP_ASK: u8 = 55;
+const GROUP_ANSWER: u8 = 56;
+const GROUP_MEMBER: u8 = 57;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -114,6 +121,9 @@ const GROUP_HEAD_BYTES: usize = 48;
 const GROUP_REFUSED_BYTES: usize = 42;
 const USER_WATCH_BYTES: usize = 16;
 const USER_TOLD_BYTES: usize = 20;
+const GROUP_ASK_BYTES: usize = 24;
+const GROUP_ANSWER_BYTES: usize = 24;
+const GROUP_MEMBER_BYTES: usize = 32;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,6 +204,25 @@ pub(crate) enum Record<'a> {
     /// From the home of a user, for shard `to`: what is so of the user by now, or [`WATCH_FULL`]. `classes` as
     /// [`push_class`](crate::watch::push_class) makes them.
     UserTold { user: u64, to: u16, status: u8, since_s: u32, classes: &'a [u8] },
+    /// Something is asked of the home of a durable group, for shard `shard`; see `crate::groups::ask`.
+    GroupAsk { group: u64, shard: u16, ask: u64, body: &'a [u8] },
+    /// Its answer.
+    GroupAnswer { group: u64, shard: u16, ask: u64, body: &'a [u8] },
+    /// From the home of a durable group: what has become of the membership of a user. Without a group and a user: the
+    /// node has missed some of it.
+    GroupMember { group: u64, user: u64, last: u64, change: u16 },
+}
+
+/// The change of a [`Record::GroupMember`].
+pub(crate) mod member_change {
+    /// The user is no member any more.
+    pub(crate) const LEFT: u16 = 0;
+    /// The user is a member.
+    pub(crate) const JOINED: u16 = 1;
+    /// There is no such group any more.
+    pub(crate) const ENDED: u16 = 2;
+    /// What the store says of all users counts; some changes could not be told.
+    pub(crate) const MISSED: u16 = 3;
 }
 
 impl<'a> Record<'a> {
@@ -226,6 +255,9 @@ impl<'a> Record<'a> {
             Record::GroupRefused { .. } => GROUP_REFUSED_BYTES,
             Record::UserWatch { .. } => USER_WATCH_BYTES,
             Record::UserTold { classes, .. } => USER_TOLD_BYTES + classes.len(),
+            Record::GroupAsk { body, .. } => GROUP_ASK_BYTES + body.len(),
+            Record::GroupAnswer { body, .. } => GROUP_ANSWER_BYTES + body.len(),
+            Record::GroupMember { .. } => GROUP_MEMBER_BYTES,
         }
     }
 
@@ -255,10 +287,11 @@ impl<'a> Record<'a> {
                 | Record::Transfer { .. }
                 | Record::GroupSend { .. }
                 | Record::GroupCopy { .. }
+                | Record::GroupAsk { .. }
         )
     }
 
-    /// Whether the record is about a live room.
+    /// Whether the record is about a group or a live room.
     pub(crate) fn is_of_room(&self) -> bool {
         matches!(
             self,
@@ -267,6 +300,9 @@ impl<'a> Record<'a> {
                 | Record::GroupWatch { .. }
                 | Record::GroupHead { .. }
                 | Record::GroupRefused { .. }
+                | Record::GroupAsk { .. }
+                | Record::GroupAnswer { .. }
+                | Record::GroupMember { .. }
         )
     }
 
@@ -439,6 +475,23 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(classes);
             }
+            Record::GroupAsk { group, shard, ask, body } => {
+                let mut bytes = head::<GROUP_ASK_BYTES>(len, GROUP_ASK, 0, shard);
+                put_words(&mut bytes, 8, [group, ask]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(body);
+            }
+            Record::GroupAnswer { group, shard, ask, body } => {
+                let mut bytes = head::<GROUP_ANSWER_BYTES>(len, GROUP_ANSWER, 0, shard);
+                put_words(&mut bytes, 8, [group, ask]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(body);
+            }
+            Record::GroupMember { group, user, last, change } => {
+                let mut bytes = head::<GROUP_MEMBER_BYTES>(len, GROUP_MEMBER, 0, change);
+                put_words(&mut bytes, 8, [group, user, last]);
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 
@@ -592,6 +645,20 @@ impl<'a> Record<'a> {
                 }
                 let [user] = words(at, 8);
                 Record::UserTold { user, to: aux, status: hops, since_s: half(at, 16), classes }
+            }
+            GROUP_ASK => {
+                let (at, body) = open::<GROUP_ASK_BYTES>("GroupAsk", bytes)?;
+                let [group, ask] = words(at, 8);
+                Record::GroupAsk { group, shard: aux, ask, body }
+            }
+            GROUP_ANSWER => {
+                let (at, body) = open::<GROUP_ANSWER_BYTES>("GroupAnswer", bytes)?;
+                let [group, ask] = words(at, 8);
+                Record::GroupAnswer { group, shard: aux, ask, body }
+            }
+            GROUP_MEMBER => {
+                let [group, user, last] = words(exactly::<GROUP_MEMBER_BYTES>("GroupMember", bytes)?, 8);
+                Record::GroupMember { group, user, last, change: aux }
             }
             _ => return Ok(None),
         };

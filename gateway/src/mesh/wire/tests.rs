@@ -150,6 +150,18 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             Record::UserTold { user: 5, to: 2, status: 2, since_s: 7, classes: b"\x01a" },
             "000000163d0200020000000000000005000000070161",
         ),
+        (
+            Record::GroupAsk { group: 2, shard: 3, ask: 4, body: b"ask" },
+            "0000001b370000030000000000000002000000000000000461736b",
+        ),
+        (
+            Record::GroupAnswer { group: 2, shard: 3, ask: 4, body: b"" },
+            "000000183800000300000000000000020000000000000004",
+        ),
+        (
+            Record::GroupMember { group: 2, user: 3, last: 4, change: 1 },
+            "0000002039000001000000000000000200000000000000030000000000000004",
+        ),
     ]
 }
 
@@ -263,7 +275,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 24 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 27 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -335,7 +347,13 @@ fn a_length_that_lies_is_a_violation() {
         let mut longer = [&bytes[..], b"x"].concat();
         longer[0..4].copy_from_slice(&(bytes.len() as u32 + 1).to_be_bytes());
         let open = !record.is_control()
-            || matches!(record, Record::Memo { .. } | Record::SettledShards { .. } | Record::UserTold { .. });
+            || matches!(
+                record,
+                Record::Memo { .. }
+                    | Record::SettledShards { .. }
+                    | Record::UserTold { .. }
+                    | Record::GroupAnswer { .. }
+            );
         match Record::decode(&longer) {
             Ok(Some(_)) => assert!(open, "{record:?}"),
             Err(MeshViolation::RecordLength { .. }) => assert!(!open, "{record:?}"),
@@ -350,6 +368,7 @@ fn a_length_that_lies_is_a_violation() {
                 Record::Memo { .. } => 8,
                 Record::UserTold { .. } => 20,
                 Record::SettledShards { .. } => 16,
+                Record::GroupAsk { .. } | Record::GroupAnswer { .. } => 24,
                 _ => 58,
             };
             let bare = open && len >= fixed;

@@ -4,6 +4,7 @@ use super::pulse::{Life, Pulse};
 use super::pushes::Pushers;
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
+use super::shared_store::SharedStore;
 use crate::auth::{Auth, AuthSwitch};
 use crate::cluster::{LinkNews, LinkWord, MeshNews};
 use crate::control::Control;
@@ -113,6 +114,8 @@ pub(super) struct Fleet {
     pub(super) counts: BTreeMap<&'static str, u64>,
     /// Pushes by HTTP at each node, where there are some.
     pub(super) pushers: Option<Pushers>,
+    /// The store that the nodes share, where they have one.
+    pub(super) store: Option<SharedStore>,
 }
 
 impl Fleet {
@@ -149,6 +152,7 @@ impl Fleet {
             troubled_us: Vec::new(),
             counts: BTreeMap::new(),
             pushers: None,
+            store: None,
         }
     }
 
@@ -171,7 +175,8 @@ impl Fleet {
             let turn = process.node.as_ref().filter(|_| !process.paused).and_then(Node::next_turn_us);
             pulse_us.min(turn.unwrap_or(u64::MAX))
         });
-        process.min().unwrap_or(u64::MAX).min(trouble).min(relief)
+        let store = self.store.as_ref().map_or(u64::MAX, SharedStore::next_due_us);
+        process.min().unwrap_or(u64::MAX).min(trouble).min(relief).min(store)
     }
 
     /// Lets what is due happen.
@@ -189,10 +194,18 @@ impl Fleet {
         for number in 0..self.seats.len() {
             self.step_process(number, now_us);
             self.step_pusher(number, now_us);
+            self.step_store(number, now_us);
         }
         if now_us >= self.looks_us {
             self.looks_us = now_us + HOMES_LOOKED_AT_US;
             self.check_one_home_each(now_us);
+        }
+    }
+
+    fn step_store(&mut self, number: usize, now_us: u64) {
+        let node = self.seats[number].process.as_mut().and_then(|process| process.node.as_mut());
+        if let (Some(store), Some(node)) = (&mut self.store, node) {
+            store.step(now_us, number, node);
         }
     }
 
@@ -414,7 +427,7 @@ impl Fleet {
             tls: None,
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
-            store: None,
+            store: self.store.as_mut().map(|store| store.serve(number, shards)),
             services: None,
         };
         let mut node = Node::new(config, &self.world);
@@ -431,6 +444,9 @@ impl Fleet {
         let Some(process) = seat.process.take() else { return };
         if let Some(pushers) = &mut self.pushers {
             pushers.end(number);
+        }
+        if let Some(store) = &mut self.store {
+            store.end(number);
         }
         let rings = process.first_ring..process.first_ring + usize::from(seat.scenario.shards);
         self.world.borrow_mut().kill(rings, power_lost);

@@ -16,12 +16,14 @@
 //!   then arrives at every session of its recipient (`crowd`, here);
 //! - in live rooms, see `rooms`: numbers rise, nothing comes twice or after a leave, who missed something sees it, and
 //!   at rest everybody who is in gets the next message;
+//! - in durable groups, see `groups`: each member has each message once and in order, or is told of a gap and pulls it;
 //! - when the clients have gone: nothing is left in any table (here, `node`);
 //! - each user of a push by HTTP has one fate at the node that was asked, while that lives (`pushes`).
 
 mod client;
 mod crowd;
 mod fleet;
+mod groups;
 mod ledger;
 mod pulse;
 mod pushes;
@@ -29,6 +31,7 @@ mod redis;
 mod rooms;
 mod scale;
 mod scenario;
+mod shared_store;
 
 use super::{Bug, with_planted};
 use crate::cluster::MESH_PROTOCOL;
@@ -62,6 +65,8 @@ struct Run {
     world: SharedWorld,
     fleet: Fleet,
     crowd: Crowd,
+    /// Clients in durable groups, where there are some.
+    members: Option<groups::Members>,
     /// Messages that had to arrive.
     calm: u64,
     /// Copies of messages to live rooms that had to, when all was well.
@@ -84,7 +89,7 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
-        Run { scenario, world, fleet, crowd, calm: 0, proven: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, members: None, calm: 0, proven: 0, steps: 0 }
     }
 
     /// The same, with pushes by HTTP at all nodes.
@@ -102,7 +107,7 @@ impl Run {
         let fleet = Fleet::new(&scenario, &world);
         let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
         crowd.mood = Mood::Leaving;
-        Run { scenario, world, fleet, crowd, calm: 0, proven: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, members: None, calm: 0, proven: 0, steps: 0 }
     }
 
     fn now_us(&self) -> u64 {
@@ -114,7 +119,11 @@ impl Run {
         while !done(self) {
             let now_us = self.now_us();
             let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(self.fleet.next_due_us()).min(self.crowd.next_due_us()).max(now_us);
+            let clients_us = match &self.members {
+                Some(members) => members.next_due_us(),
+                None => self.crowd.next_due_us(),
+            };
+            let next_us = event_us.min(self.fleet.next_due_us()).min(clients_us).max(now_us);
             if next_us > end_us {
                 self.world.borrow_mut().advance(end_us);
                 return;
@@ -122,7 +131,10 @@ impl Run {
             self.world.borrow_mut().advance(next_us);
             self.fleet.step();
             self.crowd.homes_since_us = self.fleet.homes_since_us();
-            self.crowd.step();
+            match &mut self.members {
+                Some(members) => members.step(),
+                None => self.crowd.step(),
+            }
             self.steps += 1;
             assert!(self.steps < STEPS_MAX, "the run does not come to an end");
         }

@@ -117,6 +117,10 @@ pub enum GroupAsk {
     },
     /// The group ends: members and messages are gone. Answered [`GroupReply::Deleted`].
     Delete,
+    /// Whoever asks is the home of the group in its view: what homes of earlier views would append or change is refused
+    /// as [`Refusal::Stale`](crate::Refusal::Stale) from now on, where several nodes share the store. An append, a
+    /// join and a leave claim too. Answered [`GroupReply::Claimed`].
+    Claim,
     /// How the group is. Answered [`GroupReply::Info`] or [`GroupReply::Denied`].
     Get,
     /// Members in the order of their ids. Answered [`GroupReply::Members`] or [`GroupReply::Denied`].
@@ -270,6 +274,11 @@ pub enum GroupReply {
         news: bool,
         /// How many members it had.
         members: u32,
+    },
+    /// Nobody else adds to the log of the group unnoticed.
+    Claimed {
+        /// The last stamp of the log; 0 if there never was a message.
+        last: u64,
     },
     /// How the group is.
     Info(GroupInfo),

@@ -476,9 +476,11 @@ impl<S: Store> Groups<S> {
                 }
                 None
             }
-            look @ (GroupAsk::Get | GroupAsk::Members { .. } | GroupAsk::Reads { .. } | GroupAsk::Of { .. }) => {
-                Some(Staged::Look(Box::new(look)))
-            }
+            look @ (GroupAsk::Get
+            | GroupAsk::Claim
+            | GroupAsk::Members { .. }
+            | GroupAsk::Reads { .. }
+            | GroupAsk::Of { .. }) => Some(Staged::Look(Box::new(look))),
         }
     }
 
@@ -571,6 +573,7 @@ impl<S: Store> Groups<S> {
             }
             GroupAsk::Leave { user } if known.is_some_and(|known| known.members.contains_key(&user)) => return None,
             GroupAsk::Leave { .. } => GroupReply::Left { news: false, last: known.map_or(0, |known| known.last) },
+            GroupAsk::Claim => GroupReply::Claimed { last: known.map_or(0, |known| known.last) },
             GroupAsk::Delete if known.is_some() => return None,
             GroupAsk::Delete => GroupReply::Deleted { news: false, members: 0 },
             _ => known.map_or(GroupReply::Denied(GroupDenial::NoGroup), |known| Self::look_at(known, ask)),

@@ -1,0 +1,356 @@
+-- Requests about one group, in their order. Nobody sees them half done, and a stale home does not get in between.
+--
+-- KEYS[1]  hash: s (settings: join rule, members at most, muted, time to live; none: there is no such group), last and
+--          floor (stamps), b (last when the group was made), e (view of the home)
+-- KEYS[2]  stream: the messages. An id is a stamp; m: sender and id, 8 bytes each, flags, payload
+-- KEYS[3]  hash: members. User -> role, notify, muted until, read up to
+-- KEYS[4]  sorted set: the members by their ids, for pages
+-- KEYS[5]  sorted set: stamp and user of each read mark, for counts
+-- ARGV     now, messages a log may have, age of a message, members at most, window of retries, time for which what is
+--          left of a group that is gone is kept; then the requests. Users are 16 hexadecimal digits.
+--
+-- Answer: 1 if something was written; messages expired and dropped; an answer for each request.
+
+local G, S, M, I, R = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local now = tonumber(ARGV[1])
+local messages_max, age_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
+local members_max, window, gone_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+
+local COUNTER = 1048576
+local AHEAD_MS = 86400000
+-- Entries that are read at a time: a payload may have a megabyte.
+local STEP = 32
+
+local wrote, expired, dropped = 0, 0, 0
+
+local meta = {}
+local flat = redis.call('HGETALL', G)
+for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
+
+local function set(field, value)
+  meta[field] = value
+  redis.call('HSET', G, field, value)
+  wrote = 1
+end
+
+-- Whole numbers beyond 2^31 are not for tostring.
+local function text(number) return string.format('%.0f', number) end
+local function stamp(ms, seq) return text(ms) .. '-' .. text(seq) end
+local function parts(of)
+  local ms, seq = string.match(of, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function above(a, b)
+  local ams, aseq = parts(a)
+  local bms, bseq = parts(b)
+  return ams > bms or (ams == bms and aseq > bseq)
+end
+local function after(of)
+  local ms, seq = parts(of)
+  if seq + 1 >= COUNTER then return stamp(ms + 1, 0) end
+  return stamp(ms, seq + 1)
+end
+-- In the order of which stamps are: 44 bits of milliseconds, 20 bits of a counter.
+local function digits(of)
+  local ms, seq = parts(of)
+  return string.format('%011x%05x', ms, seq)
+end
+
+if not meta.last then
+  -- The hash may be lost alone, by somebody's hand; ids of the stream never go back.
+  local newest = redis.call('XREVRANGE', S, '+', '-', 'COUNT', 1)[1]
+  meta.last = newest and newest[1] or '0-0'
+end
+meta.floor = meta.floor or '0-0'
+
+local settings
+local function read_settings()
+  settings = nil
+  if not meta.s then return end
+  local join, max, muted, ttl = string.match(meta.s, '^(%d+) (%d+) (%d+) (%d+)$')
+  settings = { join = join or '1', max = tonumber(max or '0'), muted = muted ~= '0', ttl = ttl or '0' }
+end
+read_settings()
+
+-- Drops the messages up to a stamp, which becomes the floor. Returns how many.
+local function truncate(upto)
+  if not above(upto, meta.floor) then return 0 end
+  set('floor', upto)
+  local gone = redis.call('XTRIM', S, 'MINID', '=', after(upto))
+  if gone > 0 and redis.call('XLEN', S) == 0 then redis.call('DEL', S) end
+  return gone
+end
+
+-- Lets go what is too old.
+local function tidy()
+  if now <= age_ms then return end
+  local old = redis.call('XREVRANGE', S, '(' .. stamp(now - age_ms, 0), '-', 'COUNT', 1)[1]
+  if old then expired = expired + truncate(old[1]) end
+end
+
+-- Whether a home of that view may write: none of an earlier one does from then on. View 0 is nobody's.
+local function claim(view)
+  if view == 0 then
+    -- A look whether writing works.
+    if settings then set('last', meta.last) end
+    return true
+  end
+  if view < tonumber(meta.e or '0') then return false end
+  if view > tonumber(meta.e or '0') then
+    set('e', text(view))
+    if not settings then
+      set('last', meta.last)
+      redis.call('PEXPIRE', G, gone_ms)
+    end
+  end
+  return true
+end
+
+-- The last stamp, as far as this group goes: one of the same id before it has had its own.
+local function last()
+  if not settings or meta.last == meta.b then return '0-0' end
+  return meta.last
+end
+
+local function begin(words)
+  if not settings then set('b', meta.last) end
+  set('s', words)
+  set('last', meta.last)
+  read_settings()
+  redis.call('PERSIST', G)
+end
+
+local function member(user)
+  local value = redis.call('HGET', M, user)
+  if not value then return end
+  local role, notify, muted, read = string.match(value, '^(%d+) (%d+) (%d+) (%d+%-%d+)$')
+  if not role then return end
+  return { role = role, notify = notify, muted = muted, read = read }
+end
+local function keep(user, of)
+  redis.call('HSET', M, user, table.concat({ of.role, of.notify, of.muted, of.read }, ' '))
+  wrote = 1
+end
+
+-- Why a user may not send; nil if it may.
+local function why_not(user)
+  local of = settings and member(user)
+  if not of then return 'not_a_member' end
+  if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end
+end
+
+local function append(view, proposed, retry, user, message)
+  local denial = why_not(user)
+  if denial then return { 'denied', denial } end
+  if retry then
+    local looked, upper = 0, '+'
+    while looked < window do
+      local entries = redis.call('XREVRANGE', S, upper, '-', 'COUNT', math.min(STEP, window - looked))
+      for _, entry in ipairs(entries) do
+        if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
+          -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
+          set('last', meta.last)
+          return { 'stored', entry[1], 1 }
+        end
+      end
+      if #entries < STEP then break end
+      looked = looked + #entries
+      upper = '(' .. entries[#entries][1]
+    end
+  end
+  if not claim(view) then return { 'stale' } end
+  if redis.call('XLEN', S) >= messages_max then
+    tidy()
+    local left = redis.call('XLEN', S)
+    if left >= messages_max then
+      -- A sixty-fourth goes besides, or each message to a full log would have to look for the oldest.
+      local over = math.max(1, left + 1 - (messages_max - math.floor(messages_max / 64)))
+      local upto, lower = nil, '-'
+      while over > 0 do
+        local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', math.min(STEP, over))
+        if #entries == 0 then break end
+        over = over - #entries
+        upto = entries[#entries][1]
+        lower = '(' .. upto
+      end
+      if upto then dropped = dropped + truncate(upto) end
+    end
+  end
+  -- Else one wrong clock would push the log to the end of all stamps.
+  local latest = stamp(now + AHEAD_MS, 0)
+  if above(proposed, latest) then proposed = latest end
+  local id = after(meta.last)
+  if above(proposed, id) then id = proposed end
+  redis.call('XADD', S, id, 'm', message)
+  set('last', id)
+  return { 'stored', id, 0 }
+end
+
+local function join(view, user, words, added, create)
+  local of = settings and member(user)
+  if of then
+    set('last', meta.last)
+    return { 'joined', 0, last() }
+  end
+  if not settings and not create then return { 'denied', 'no_group' } end
+  if settings and settings.join ~= '0' and not added then return { 'denied', 'not_open' } end
+  local most = members_max
+  if settings and settings.max > 0 and settings.max < most then most = settings.max end
+  if redis.call('HLEN', M) >= most then return { 'denied', 'full' } end
+  if not claim(view) then return { 'stale' } end
+  if not settings then begin('0 0 0 0') end
+  redis.call('HSET', M, user, words .. ' 0-0')
+  redis.call('ZADD', I, 0, user)
+  set('last', meta.last)
+  return { 'joined', 1, last() }
+end
+
+local function leave(view, user)
+  if not claim(view) then return { 'stale' } end
+  local of = settings and member(user)
+  if settings then set('last', meta.last) end
+  if not of then return { 'left', 0, last() } end
+  redis.call('HDEL', M, user)
+  redis.call('ZREM', I, user)
+  redis.call('ZREM', R, digits(of.read) .. user)
+  return { 'left', 1, last() }
+end
+
+local function info(kind, created)
+  return { kind, created, meta.s, redis.call('HLEN', M), last() }
+end
+
+local function delete(view)
+  if not claim(view) then return { 'stale' } end
+  if not settings then return { 'deleted', 0, 0 } end
+  local members = redis.call('HLEN', M)
+  redis.call('UNLINK', S, M, I, R)
+  redis.call('HDEL', G, 's')
+  -- Positions of a group that is made anew lie behind those of this one.
+  set('last', meta.last)
+  set('floor', meta.last)
+  meta.s = nil
+  read_settings()
+  redis.call('PEXPIRE', G, gone_ms)
+  return { 'deleted', 1, members }
+end
+
+local function read(user, from, limit, payload_max)
+  if not settings then return { 'denied', user == '' and 'no_group' or 'not_a_member' } end
+  if user ~= '' and not member(user) then return { 'denied', 'not_a_member' } end
+  tidy()
+  local records, bytes, complete, lower = {}, 0, 1, '(' .. from
+  while true do
+    local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', STEP)
+    for _, entry in ipairs(entries) do
+      bytes = bytes + #entry[2][2] - 17
+      if #records >= limit or (#records > 0 and bytes > payload_max) then
+        complete = 0
+        break
+      end
+      records[#records + 1] = { entry[1], entry[2][2] }
+    end
+    if complete == 0 or #entries < STEP then break end
+    lower = '(' .. entries[#entries][1]
+  end
+  local truncated = above(meta.floor, from) and 1 or 0
+  return { 'page', settings.ttl, meta.floor, meta.last, complete, truncated, records }
+end
+
+local function mark(user, upto)
+  local of = settings and member(user)
+  if not of then return end
+  if above(upto, last()) then upto = last() end
+  if not above(upto, of.read) then return end
+  redis.call('ZREM', R, digits(of.read) .. user)
+  of.read = upto
+  keep(user, of)
+  redis.call('ZADD', R, 0, digits(upto) .. user)
+end
+
+local answers = {}
+local at = 7
+local function word()
+  at = at + 1
+  return ARGV[at - 1]
+end
+while at <= #ARGV do
+  local what = word()
+  local answer = { 'none' }
+  if what == 'append' then
+    local view, proposed, retry, user = tonumber(word()), word(), word() == '1', word()
+    answer = append(view, proposed, retry, user, word())
+  elseif what == 'admit' then
+    local denial = why_not(word())
+    answer = denial and { 'denied', denial } or { 'admitted' }
+  elseif what == 'join' then
+    local view, user, words, added = tonumber(word()), word(), word(), word() == '1'
+    answer = join(view, user, words, added, word() == '1')
+  elseif what == 'leave' then
+    local view = tonumber(word())
+    answer = leave(view, word())
+  elseif what == 'change' then
+    local user, role, muted, notify = word(), word(), word(), word()
+    local of = settings and member(user)
+    if not settings then
+      answer = { 'denied', 'no_group' }
+    elseif not of then
+      answer = { 'denied', 'not_a_member' }
+    else
+      if role ~= '' then of.role = role end
+      if muted ~= '' then of.muted = muted end
+      if notify ~= '' then of.notify = notify end
+      keep(user, of)
+      answer = { 'member', of.role, of.notify, of.muted }
+    end
+  elseif what == 'put' then
+    local created = settings and 0 or 1
+    begin(word())
+    answer = info('put', created)
+  elseif what == 'delete' then
+    answer = delete(tonumber(word()))
+  elseif what == 'get' then
+    answer = settings and info('info', 0) or { 'denied', 'no_group' }
+  elseif what == 'claim' then
+    answer = claim(tonumber(word())) and { 'claimed', last() } or { 'stale' }
+  elseif what == 'members' then
+    local from, limit = word(), tonumber(word())
+    if settings then
+      local users = redis.call('ZRANGEBYLEX', I, '(' .. from, '+', 'LIMIT', 0, limit + 1)
+      local list, more = {}, 0
+      for i, user in ipairs(users) do
+        if i > limit then
+          more = 1
+          break
+        end
+        local of = member(user)
+        if of then list[#list + 1] = { user, of.role, of.notify, of.muted, of.read } end
+      end
+      answer = { 'members', more, list }
+    else
+      answer = { 'denied', 'no_group' }
+    end
+  elseif what == 'read' then
+    local user, from, limit = word(), word(), tonumber(word())
+    answer = read(user, from, limit, tonumber(word()))
+  elseif what == 'mark' then
+    local user = word()
+    mark(user, word())
+  elseif what == 'reads' then
+    local upto = word()
+    if not settings then
+      answer = { 'denied', 'no_group' }
+    else
+      local members = redis.call('HLEN', M)
+      local read = members
+      if upto ~= '0-0' then read = redis.call('ZLEXCOUNT', R, '[' .. digits(upto), '+') end
+      answer = { 'reads', read, members }
+    end
+  elseif what == 'look' then
+    local of = settings and member(word())
+    if of then answer = { 'membership', of.role, of.notify, of.muted, of.read, last() } end
+  end
+  answers[#answers + 1] = answer
+end
+
+return { wrote, expired, dropped, answers }

@@ -1,0 +1,173 @@
+//! The store that the simulated nodes share: in memory, with a fence for each group, late at each node by itself, and
+//! cut off from a node by its crash, so that what a node asked may be done without anybody hearing of it.
+
+use super::super::node::Node;
+use crate::desk::{ShardStore, StoreAnswers};
+use crate::io::sim::Rng;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use trunkline_store::{
+    Answer, Clock, GroupAsk, GroupLimits, GroupReply, Groups, Limits, Memory, Refusal, Reply, Request, Source, Store,
+    StoreMail, WithGroups, group_store_limits,
+};
+
+/// Sources of one node.
+const SOURCES: Source = 100;
+/// Asks for itself, and for no shard.
+const CHECKER: Source = Source::MAX;
+
+/// A node's way to it.
+struct Way {
+    mail: Arc<StoreMail>,
+    answers: StoreAnswers,
+    /// When the requests that wait are carried out.
+    commit_us: Option<u64>,
+    /// Answers on their way, and when they arrive: in order, as from one server.
+    under_way: Vec<(u64, Source, Vec<Answer>)>,
+}
+
+pub(super) struct SharedStore {
+    both: WithGroups<Memory, Memory>,
+    clock: Arc<AtomicU64>,
+    ways: BTreeMap<usize, Way>,
+    /// The view of each source, and the latest in which each group had a home.
+    views: BTreeMap<Source, u64>,
+    claimed: BTreeMap<u64, u64>,
+    rng: Rng,
+    pub(super) stale: u64,
+}
+
+impl SharedStore {
+    pub(super) fn new(seed: u64) -> Self {
+        let clock = Arc::new(AtomicU64::new(0));
+        let time = Arc::clone(&clock);
+        let time: Clock = Arc::new(move || time.load(Ordering::Relaxed));
+        let limits = Limits::default();
+        let logs = Memory::new(group_store_limits(&limits, 100_000, u64::MAX), time.clone(), seed | 1);
+        let groups = Groups::open(logs, GroupLimits::default(), time.clone()).expect("memory can be read");
+        SharedStore {
+            both: WithGroups::new(Memory::new(limits, time, seed | 1), Some(groups)),
+            clock,
+            ways: BTreeMap::new(),
+            views: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            rng: Rng::new(seed ^ 0x005A_4ED5),
+            stale: 0,
+        }
+    }
+
+    /// A process of that node begins.
+    pub(super) fn serve(&mut self, node: usize, shards: u16) -> ShardStore {
+        let (mail, answers) = (StoreMail::new(StoreMail::BYTES_MAX), StoreAnswers::new(shards));
+        let way = Way { mail: mail.clone(), answers: answers.clone(), commit_us: None, under_way: Vec::new() };
+        self.ways.insert(node, way);
+        let base = node as Source * SOURCES;
+        self.views.retain(|source, _| !(base..base + SOURCES).contains(source));
+        let stats = self.both.stats().clone();
+        ShardStore { mail, answers, highest_stamp: 0, key: self.rng.bits(), stats, groups: None, shared: true }
+    }
+
+    /// The process is gone: so is what it has not asked to the end, and what it has not heard.
+    pub(super) fn end(&mut self, node: usize) {
+        self.ways.remove(&node);
+    }
+
+    pub(super) fn next_due_us(&self) -> u64 {
+        let of_way = |way: &Way| {
+            let answers = way.under_way.iter().map(|(due_us, ..)| *due_us).min().unwrap_or(u64::MAX);
+            way.commit_us.unwrap_or(u64::MAX).min(answers)
+        };
+        self.ways.values().map(of_way).min().unwrap_or(u64::MAX)
+    }
+
+    /// Carries out what is due of a node, and hands it answers.
+    pub(super) fn step(&mut self, now_us: u64, number: usize, node: &mut Node) {
+        // As most clocks of this world.
+        self.clock.store(now_us / 1_000, Ordering::Relaxed);
+        let Some(way) = self.ways.get_mut(&number) else { return };
+        let mut batch = Vec::new();
+        if way.commit_us.is_some_and(|commit_us| commit_us <= now_us) {
+            way.commit_us = None;
+            way.mail.take(&mut batch, 4_096, 1 << 20);
+        }
+        let base = number as Source * SOURCES;
+        let mut given: Vec<(Source, Vec<Answer>)> = Vec::new();
+        for (source, request) in batch {
+            self.carry_out(base + source, request, &mut |source, answer| given.push((source - base, vec![answer])));
+        }
+        self.both.tick();
+        let after_us = self.rng.within(100, 8_000);
+        let Some(way) = self.ways.get_mut(&number) else { return };
+        let due_us = way.under_way.last().map_or(0, |(due_us, ..)| *due_us).max(now_us + after_us);
+        way.under_way.extend(given.into_iter().map(|(source, answers)| (due_us, source, answers)));
+        for (_, source, answers) in way.under_way.extract_if(.., |(due_us, ..)| *due_us <= now_us) {
+            way.answers.put(source, answers);
+            node.signal(usize::from(source));
+        }
+        if way.commit_us.is_none() && way.mail.bytes() > 0 {
+            way.commit_us = Some(now_us + self.rng.within(100, 8_000));
+        }
+    }
+
+    fn carry_out(&mut self, source: Source, request: Request, out: &mut dyn FnMut(Source, Answer)) {
+        if let Request::View { epoch } = request {
+            self.views.insert(source, epoch);
+        }
+        if let Request::Group { group, ask, token } = &request
+            && matches!(
+                **ask,
+                GroupAsk::Append { .. }
+                    | GroupAsk::Join { .. }
+                    | GroupAsk::Leave { .. }
+                    | GroupAsk::Delete
+                    | GroupAsk::Claim
+            )
+        {
+            let view = self.views.get(&source).copied().unwrap_or(0);
+            let claimed = self.claimed.entry(*group).or_default();
+            if view < *claimed {
+                self.stale += 1;
+                if let Some(token) = *token {
+                    out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
+                }
+                return;
+            }
+            *claimed = view;
+        }
+        self.both.apply(&mut vec![(source, request)], out);
+    }
+
+    fn of_group(&mut self, group: u64, ask: GroupAsk) -> Option<GroupReply> {
+        let mut found = None;
+        let request = Request::Group { group, ask: Box::new(ask), token: Some(0) };
+        self.both.apply(&mut vec![(CHECKER, request)], &mut |_, answer| {
+            if let Reply::Group(reply) = answer.reply {
+                found = Some(*reply);
+            }
+        });
+        found
+    }
+
+    /// Senders, ids and stamps of the messages of a group.
+    pub(super) fn log(&mut self, group: u64) -> Vec<(u64, u64, u64)> {
+        let (mut log, mut after) = (Vec::new(), 0);
+        loop {
+            let ask = GroupAsk::Read { user: None, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX };
+            let Some(GroupReply::Page { page, next }) = self.of_group(group, ask) else { return log };
+            log.extend(page.records.iter().map(|record| (record.from, record.id, record.stamp)));
+            if page.complete {
+                return log;
+            }
+            after = next;
+        }
+    }
+
+    /// The members of a group.
+    pub(super) fn members(&mut self, group: u64) -> Vec<u64> {
+        match self.of_group(group, GroupAsk::Members { after: 0, limit: 1_000 }) {
+            Some(GroupReply::Members { members, .. }) => members.iter().map(|member| member.user).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
