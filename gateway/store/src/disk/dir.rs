@@ -15,7 +15,16 @@ const LOCK: &str = "lock";
 pub struct DirDisk {
     dir: PathBuf,
     /// Holds the lock until it is dropped, or the process ends in whatever way.
-    _lock: fs::File,
+    lock: fs::File,
+}
+
+impl Drop for DirDisk {
+    /// Closing the file is not enough: a child that this process is just starting has it too, until it runs a program of
+    /// its own.
+    fn drop(&mut self) {
+        // The next one to open the folder is told if it is locked still.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl DirDisk {
@@ -32,7 +41,7 @@ impl DirDisk {
             }
             fs::TryLockError::Error(error) => error,
         })?;
-        Ok(DirDisk { dir: dir.to_owned(), _lock: lock })
+        Ok(DirDisk { dir: dir.to_owned(), lock })
     }
 }
 
