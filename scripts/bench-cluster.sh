@@ -16,7 +16,7 @@ run() { # name, arguments…
   "$bench" "$@" --json "$out/$name.json"
 }
 
-rounds=(--rounds 9 --secs 3)
+rounds=(--rounds 9 --secs 2)
 run cluster-pairs-w1 pairs --nodes 2 --conns 100 --window 1 "${rounds[@]}"
 run cluster-pairs-w32 pairs --nodes 2 --conns 100 --window 32 "${rounds[@]}"
 run cluster-pairs-w1-ack pairs --nodes 2 --conns 100 --window 1 --ack "${rounds[@]}"

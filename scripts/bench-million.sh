@@ -48,6 +48,7 @@ run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)
 for count in $((conns / 10)) "$conns"; do
   run "hold-wss-$count" hold --transport wss --conns "$count" --secs 60 --control $((count / 100)) --fast-open "${cores[@]}" "${warm[@]}"
 done
+run "fanout-$conns" fanout --members "$conns" --rounds 3 --secs 3
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"
 if [ "$out" = benches/results ]; then scripts/figures.py; fi

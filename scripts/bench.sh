@@ -24,7 +24,7 @@ run() { # name, arguments…
 
 # Single rounds differ by a quarter on a virtual machine, so many short ones that take turns; with nine of them the interval of the median
 # is that from the second to the eighth.
-rounds=(--rounds 9 --secs 4)
+rounds=(--rounds 9 --secs 2)
 
 casts=(--rounds 6 --secs 3)
 
