@@ -80,12 +80,18 @@ fn exchange_over(
 ) -> std::io::Result<Response> {
     let has_type = body.is_empty() || headers.contains("Content-Type");
     let (length, json) = (body.len(), if has_type { "" } else { "Content-Type: application/json\r\n" });
-    write!(
-        stream,
+    let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}{headers}Connection: close\r\n\r\n{body}"
-    )?;
+    );
+    // A server that refuses a request by its head answers and closes, maybe before the rest is written or read: then
+    // its answer is there all the same.
+    let written = stream.write_all(request.as_bytes());
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    let read = stream.read_to_end(&mut answer);
+    if answer.is_empty() {
+        written?;
+        read?;
+    }
     Ok(parse(&answer))
 }
 
