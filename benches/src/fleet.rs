@@ -11,7 +11,7 @@ use std::{
 
 use trunkline_proto::{
     FRAME_BYTES_MAX_LIMIT, Frame, decode,
-    websocket::{Control, End as StreamEnd, Inbound, Opcode, Role, put_frame},
+    websocket::{Control, Decoder, End as StreamEnd, Inbound, Opcode, Role, put_frame},
 };
 use trunkline_tls::{
     open::{End as RecordsEnd, open_with},
@@ -190,6 +190,8 @@ struct Connection {
     record: Vec<u8>,
     /// Where its messages stand, while one is halfway.
     inbound: Option<Box<Inbound>>,
+    /// The same of another server's WebSocket.
+    decoder: Option<Box<Decoder>>,
     /// A frame of which only the beginning has come.
     partial: Vec<u8>,
     /// Bytes the peer did not take yet.
@@ -459,7 +461,10 @@ impl Lane {
             let staged = self.ring.staged();
             self.scratch.clear();
             self.scratch.extend(staged.drain(start..));
-            self.masks.put_each(&self.scratch, staged);
+            match self.wire {
+                Wire::OtherWebSocket(_) => self.masks.put_whole(&self.scratch, staged),
+                _ => self.masks.put_each(&self.scratch, staged),
+            }
         }
         self.sealed_since(slot, start);
     }
@@ -628,8 +633,8 @@ impl Lane {
     /// Lets a connection say what lies above TCP and TLS.
     fn begin(&mut self, base: u32, slot: u32, driver: &mut impl Driver) -> Result<(), Failure> {
         let start = self.ring.staged().len();
-        let arm = if self.wire == Wire::WebSocket {
-            self.ring.staged().extend_from_slice(websocket::REQUEST);
+        let arm = if let Some(subprotocol) = self.wire.subprotocol() {
+            websocket::put_request(subprotocol, self.ring.staged());
             self.sealed_since(slot, start);
             Arm::OneFrame
         } else {
@@ -738,7 +743,7 @@ impl Lane {
                 self.connections[slot as usize].partial = whole[taken.bytes..].to_vec();
                 self.receive_on(slot, armed, taken.frames)?;
             }
-            Wire::WebSocket | Wire::WebSocketEcho => {
+            Wire::WebSocket | Wire::WebSocketEcho | Wire::OtherWebSocket(_) => {
                 self.messages_received(base, slot, whole, begun, armed, driver)?;
             }
         }
@@ -768,7 +773,7 @@ impl Lane {
         let mut wants_more = true;
         // Native frames of which only the beginning has come are parted from what is still in messages.
         let mut messages_at = begun;
-        if self.wire == Wire::WebSocket && !self.connections[slot as usize].upgraded {
+        if self.wire.subprotocol().is_some() && !self.connections[slot as usize].upgraded {
             match websocket::accepted(&bytes) {
                 Ok(Some(length)) => {
                     bytes.drain(..length);
@@ -789,25 +794,15 @@ impl Lane {
                 Err(why) => return self.ended(base, slot, End::Broken(io::Error::other(why)), driver),
             }
         }
-        let role = if self.wire == Wire::WebSocketEcho { Role::Server } else { Role::Client };
-        let mut inbound =
-            self.connections[slot as usize].inbound.take().map_or_else(Inbound::default, |inbound| *inbound);
-        let pongs_at = self.ring.staged().len();
-        let (staged, masks) = (self.ring.staged(), &mut self.masks);
-        let unsealed = inbound.take(role, &mut bytes[messages_at..], |control| {
-            if let Control::Ping(payload) = control {
-                put_frame(staged, Opcode::Pong, true, Some(masks.next()), payload);
-            }
-        });
-        self.sealed_since(slot, pongs_at);
-        if !inbound.is_idle() {
-            self.connections[slot as usize].inbound = Some(Box::new(inbound));
-        }
-        if let Some(StreamEnd::Violated(_) | StreamEnd::FrameUnfinished) = unsealed.end {
-            let error = io::Error::other(format!("the server's WebSocket is none: {:?}", unsealed.end));
-            return self.ended(base, slot, End::Broken(error), driver);
-        }
-        bytes.truncate(messages_at + unsealed.native);
+        let native = match self.wire {
+            Wire::OtherWebSocket(_) => self.take_other_messages(slot, &mut bytes[messages_at..]),
+            _ => self.take_messages(slot, &mut bytes[messages_at..]),
+        };
+        let native = match native {
+            Ok(native) => native,
+            Err(why) => return self.ended(base, slot, End::Broken(io::Error::other(why)), driver),
+        };
+        bytes.truncate(messages_at + native);
         let start = self.ring.staged().len();
         let taken = driver.received(base + slot, &bytes, now_ns, self.ring.staged())?;
         self.staged_since(slot, start);
@@ -817,6 +812,48 @@ impl Lane {
             connection.partial = bytes;
         }
         self.receive_on(slot, armed || !wants_more, taken.frames)
+    }
+
+    /// Takes native frames out of messages, to the front of `bytes`, and answers Pings. Returns their bytes, or why the
+    /// connection is to end.
+    fn take_messages(&mut self, slot: u32, bytes: &mut [u8]) -> Result<usize, String> {
+        let role = if self.wire == Wire::WebSocketEcho { Role::Server } else { Role::Client };
+        let mut inbound =
+            self.connections[slot as usize].inbound.take().map_or_else(Inbound::default, |inbound| *inbound);
+        let pongs_at = self.ring.staged().len();
+        let (staged, masks) = (self.ring.staged(), &mut self.masks);
+        let unsealed = inbound.take(role, bytes, |control| {
+            if let Control::Ping(payload) = control {
+                put_frame(staged, Opcode::Pong, true, Some(masks.next()), payload);
+            }
+        });
+        self.sealed_since(slot, pongs_at);
+        if !inbound.is_idle() {
+            self.connections[slot as usize].inbound = Some(Box::new(inbound));
+        }
+        match unsealed.end {
+            Some(StreamEnd::Violated(_) | StreamEnd::FrameUnfinished) => {
+                Err(format!("the server's WebSocket is none: {:?}", unsealed.end))
+            }
+            Some(StreamEnd::Closed(_)) | None => Ok(unsealed.native),
+        }
+    }
+
+    /// The same of another server, whose messages hold something else.
+    fn take_other_messages(&mut self, slot: u32, bytes: &mut [u8]) -> Result<usize, String> {
+        let mut decoder = self.connections[slot as usize].decoder.take().unwrap_or_default();
+        let pongs_at = self.ring.staged().len();
+        let (staged, masks) = (self.ring.staged(), &mut self.masks);
+        let taken = websocket::take_other(&mut decoder, bytes, |control| {
+            if let Control::Ping(payload) = control {
+                put_frame(staged, Opcode::Pong, true, Some(masks.next()), payload);
+            }
+        });
+        self.sealed_since(slot, pongs_at);
+        if !decoder.is_idle() {
+            self.connections[slot as usize].decoder = Some(decoder);
+        }
+        taken
     }
 
     /// Seals what the connections say in this turn: one record for each, unless it is long.

@@ -13,7 +13,8 @@ use crate::{
     failure::Failure,
     ring::os,
     server::Server,
-    tls::{Greeting, Identity},
+    tls::{Greeting, Identity, TlsArgs, TlsClient, Within},
+    transport::{Layers, Transport, Wire},
 };
 
 /// A server that is no part of this project.
@@ -30,8 +31,19 @@ pub(crate) struct Peer {
     version: &'static [&'static str],
     /// How it goes over TLS, if it does.
     pub(crate) tls: Option<Greeting>,
-    /// Writes its configuration into a folder of its own and says how to start it; over TLS with a certificate.
-    command: fn(&Path, SocketAddrV4, Option<&Identity>) -> Result<Command, Failure>,
+    /// The subprotocol of its WebSockets, if it has some; empty where it asks for none.
+    pub(crate) websocket: Option<&'static str>,
+    /// Writes its configuration into a folder of its own and says how to start it.
+    command: fn(&Path, SocketAddrV4, Layered<'_>) -> Result<Command, Failure>,
+}
+
+/// What lies between a peer's protocol and TCP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layered<'a> {
+    /// WebSockets.
+    pub(crate) websocket: bool,
+    /// TLS, with this certificate.
+    pub(crate) tls: Option<&'a Identity>,
 }
 
 /// All that are known.
@@ -43,10 +55,26 @@ pub(crate) const PEERS: [Peer; 4] = [
         dialect: &Nats,
         version: &["nats-server", "--version"],
         tls: Some(Greeting::Line),
-        command: |_, address, identity| {
+        websocket: Some(""),
+        command: |folder, address, layered| {
             let mut command = Command::new("nats-server");
-            command.args(["-a", &address.ip().to_string(), "-p", &address.port().to_string()]);
-            if let Some(identity) = identity {
+            let (ip, port) = (address.ip(), address.port());
+            if layered.websocket {
+                let tls = match layered.tls {
+                    None => "no_tls: true".to_owned(),
+                    Some(identity) => format!(
+                        "tls {{ cert_file: \"{}\", key_file: \"{}\" }}",
+                        identity.cert().display(),
+                        identity.key().display()
+                    ),
+                };
+                // It has to listen for its own protocol as well: somewhere.
+                let text = format!("listen: \"{ip}:-1\"\nwebsocket {{ listen: \"{ip}:{port}\", {tls} }}\n");
+                command.arg("-c").arg(written(folder, "nats.conf", &text)?);
+                return Ok(command);
+            }
+            command.args(["-a", &ip.to_string(), "-p", &port.to_string()]);
+            if let Some(identity) = layered.tls {
                 command.arg("--tls").arg("--tlscert").arg(identity.cert()).arg("--tlskey").arg(identity.key());
             }
             Ok(command)
@@ -59,13 +87,15 @@ pub(crate) const PEERS: [Peer; 4] = [
         dialect: &Mqtt,
         version: &["mosquitto", "-h"],
         tls: Some(Greeting::None),
-        command: |folder, address, identity| {
+        websocket: Some("mqtt"),
+        command: |folder, address, layered| {
             let (ip, port) = (address.ip(), address.port());
-            let tls = identity.map(|identity| {
+            let protocol = if layered.websocket { "protocol websockets\n" } else { "" };
+            let tls = layered.tls.map(|identity| {
                 format!("certfile {}\nkeyfile {}\n", identity.cert().display(), identity.key().display())
             });
             let text = format!(
-                "listener {port} {ip}\n{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
+                "listener {port} {ip}\nsocket_domain ipv4\n{protocol}{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
                 tls.unwrap_or_default()
             );
             let mut command = Command::new("mosquitto");
@@ -80,11 +110,12 @@ pub(crate) const PEERS: [Peer; 4] = [
         dialect: &Resp,
         version: &["redis-server", "--version"],
         tls: Some(Greeting::None),
-        command: |folder, address, identity| {
+        websocket: None,
+        command: |folder, address, layered| {
             let mut command = Command::new("redis-server");
             command.args(["--bind", &address.ip().to_string()]);
             let port = address.port().to_string();
-            match identity {
+            match layered.tls {
                 None => command.args(["--port", &port]),
                 Some(identity) => command
                     .args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no", "--tls-cert-file"])
@@ -115,6 +146,7 @@ pub(crate) const PEERS: [Peer; 4] = [
         dialect: &Mqtt,
         version: &["rumqttd", "--version"],
         tls: None,
+        websocket: None,
         command: |folder, address, _| {
             let text = format!(
                 "id = 0\n[router]\nid = 0\nmax_connections = 18000\nmax_outgoing_packet_count = 200\nmax_segment_size = 104857600\nmax_segment_count = 10\n\
@@ -129,6 +161,23 @@ pub(crate) const PEERS: [Peer; 4] = [
 ];
 
 impl Peer {
+    /// What its clients do over a transport; `None` where it does not speak that.
+    pub(crate) fn layers(&self, transport: Transport, tls: TlsArgs) -> Option<Layers> {
+        let websocket = Wire::OtherWebSocket(self.websocket.unwrap_or_default());
+        Some(match transport {
+            Transport::Native => Wire::Native.into(),
+            Transport::Ws => self.websocket.map(|_| websocket.into())?,
+            Transport::Tls => {
+                let client = TlsClient::new(tls, Within::Other(self.tls?));
+                Layers { wire: Wire::Native, tls: Some(client) }
+            }
+            Transport::Wss => {
+                let client = TlsClient::new(tls, Within::Other(Greeting::None));
+                self.tls.and(self.websocket).map(|_| Layers { wire: websocket, tls: Some(client) })?
+            }
+        })
+    }
+
     /// What it says of its version, or `None` when it is not installed.
     pub(crate) fn version(&self) -> Option<String> {
         let output = Command::new(self.version[0]).args(&self.version[1..]).stdin(Stdio::null()).output().ok()?;
@@ -139,11 +188,11 @@ impl Peer {
     }
 
     /// Starts it on the servers' core, on a free port of loopback.
-    pub(crate) fn start(&self, folder: &Path, identity: Option<&Identity>) -> Result<Server, Failure> {
+    pub(crate) fn start(&self, folder: &Path, layered: Layered<'_>) -> Result<Server, Failure> {
         let folder = folder.join(self.name);
         fs::create_dir_all(&folder).map_err(|error| Failure::system(&format!("making {}", folder.display()), error))?;
         let address = free_address()?;
-        let mut command = (self.command)(&folder, address, identity)?;
+        let mut command = (self.command)(&folder, address, layered)?;
         command.stdin(Stdio::null()).current_dir(&folder);
         if let Some(core) = kernel_number(SERVER_CORE) {
             os::confine(&mut command, vec![core]);

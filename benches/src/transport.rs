@@ -112,6 +112,20 @@ pub(crate) enum Wire {
     WebSocket,
     /// The same without the request, and what comes back are the bytes that were sent.
     WebSocketEcho,
+    /// A request for this subprotocol, then what is said at once in a masked binary message; in what comes back
+    /// messages begin and end anywhere.
+    OtherWebSocket(&'static str),
+}
+
+impl Wire {
+    /// The subprotocol that a request asks for; `None` where there is no request.
+    pub(crate) fn subprotocol(self) -> Option<&'static str> {
+        match self {
+            Wire::WebSocket => Some("trunkline.v1"),
+            Wire::OtherWebSocket(subprotocol) => Some(subprotocol),
+            Wire::Native | Wire::WebSocketEcho => None,
+        }
+    }
 }
 
 /// What lies between the frames of a fleet and its sockets.

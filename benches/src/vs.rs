@@ -21,14 +21,13 @@ use crate::{
     latency::{ClosedLoop, Percentiles},
     pairs::{CORRECTED, GatewayArgs, SILENCE_MS_MAX},
     payload::{Label, PAYLOAD_BYTES_MIN},
-    peers::{PEERS, Peer},
+    peers::{Layered, PEERS, Peer},
     plain::{self, Share, settled_kernel_memory},
     process::{CpuTime, UserMemory, own_cpu},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
     scenario::run_number,
     server::Server,
-    tls::{Greeting, TlsClient, Within},
     transport::{Layers, Transport, Transports, Wire},
 };
 
@@ -79,7 +78,7 @@ pub(crate) struct VsArgs {
 enum Contestant {
     Floor(Transport),
     Gateway(Transport),
-    Peer(&'static Peer, Option<Greeting>),
+    Peer(&'static Peer, Transport),
 }
 
 impl Contestant {
@@ -87,8 +86,7 @@ impl Contestant {
         match self {
             Contestant::Floor(transport) => transport.label("floor"),
             Contestant::Gateway(transport) => transport.label("trunkline"),
-            Contestant::Peer(peer, None) => peer.name.to_owned(),
-            Contestant::Peer(peer, Some(_)) => Transport::Tls.label(peer.name),
+            Contestant::Peer(peer, transport) => transport.label(peer.name),
         }
     }
 
@@ -97,11 +95,7 @@ impl Contestant {
         match self {
             Contestant::Floor(transport) => transport.echo_wire().unwrap_or_default().into(),
             Contestant::Gateway(transport) => transport.layers(args.transports.tls),
-            Contestant::Peer(_, None) => Wire::Native.into(),
-            Contestant::Peer(_, Some(greeting)) => {
-                let client = TlsClient::new(args.transports.tls, Within::Other(*greeting));
-                Layers { wire: Wire::Native, tls: Some(client) }
-            }
+            Contestant::Peer(peer, transport) => peer.layers(*transport, args.transports.tls).unwrap_or_default(),
         }
     }
 
@@ -126,7 +120,11 @@ impl Contestant {
         match self {
             Contestant::Floor(_) => Server::floor(most, floor::BATCH),
             Contestant::Gateway(transport) => args.gateway.over(*transport).start_on(most, &[SERVER_CORE]),
-            Contestant::Peer(peer, tls) => peer.start(folder, args.gateway.identity().filter(|_| tls.is_some())),
+            Contestant::Peer(peer, transport) => {
+                let websocket = matches!(transport, Transport::Ws | Transport::Wss);
+                let tls = args.gateway.identity().filter(|_| transport.is_tls());
+                peer.start(folder, Layered { websocket, tls })
+            }
         }
     }
 }
@@ -230,13 +228,9 @@ pub(crate) fn run(args: &VsArgs) -> Result<(), Failure> {
         }
         match peer.version() {
             Some(version) => {
-                let transports = args.transports.distinct();
-                // Their WebSockets hold other things than frames, which the load does not speak.
-                if transports.iter().any(|transport| !transport.is_tls()) {
-                    contestants.push((Contestant::Peer(peer, None), version.clone()));
-                }
-                if let (true, Some(greeting)) = (transports.contains(&Transport::Tls), peer.tls) {
-                    contestants.push((Contestant::Peer(peer, Some(greeting)), version));
+                let spoken = |transport: &Transport| peer.layers(*transport, args.transports.tls).is_some();
+                for transport in args.transports.distinct().into_iter().filter(spoken) {
+                    contestants.push((Contestant::Peer(peer, transport), version.clone()));
                 }
             }
             None => {

@@ -2,14 +2,21 @@
 
 use trunkline_proto::{
     FRAME_BYTES_MAX_LIMIT, frame_len,
-    websocket::{Opcode, put_frame},
+    websocket::{Control, Decoder, Opcode, Part, Role, Rules, put_frame},
 };
 
-/// The request of every client. The key need not be secret or random: it keeps caches from answering, of which there
-/// are none here.
-pub(crate) const REQUEST: &[u8] = b"GET /ws HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-    Sec-WebSocket-Protocol: trunkline.v1\r\n\r\n";
+/// Appends the request of a client. The key need not be secret or random: it keeps caches from answering, of which
+/// there are none here.
+pub(crate) fn put_request(subprotocol: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(
+        b"GET /ws HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    );
+    if !subprotocol.is_empty() {
+        out.extend_from_slice(format!("Sec-WebSocket-Protocol: {subprotocol}\r\n").as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
 
 /// The answer to that key: RFC 6455, section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -61,6 +68,13 @@ impl Masks {
         ((word >> 32) as u32).to_be_bytes()
     }
 
+    /// Appends what is said at once as one message.
+    pub(crate) fn put_whole(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        if !bytes.is_empty() {
+            put_frame(out, Opcode::Binary, true, Some(self.next()), bytes);
+        }
+    }
+
     /// Appends each of some whole frames as a message of its own.
     pub(crate) fn put_each(&mut self, mut frames: &[u8], out: &mut Vec<u8>) {
         while !frames.is_empty() {
@@ -73,13 +87,75 @@ impl Masks {
     }
 }
 
+/// Takes the messages of another server's WebSocket out of `bytes`: what they hold comes to lie at its front. Returns
+/// how many bytes that are.
+///
+/// # Errors
+///
+/// The server has closed it, or it is no WebSocket: a sentence for a person.
+pub(crate) fn take_other(
+    decoder: &mut Decoder,
+    bytes: &mut [u8],
+    mut on_control: impl FnMut(Control<'_>),
+) -> Result<usize, String> {
+    const RULES: Rules = Rules { role: Role::Client, text: false, message_bytes_max: FRAME_BYTES_MAX_LIMIT };
+    let (mut at, mut taken) = (0, 0);
+    while at < bytes.len() {
+        let step = decoder.step(&RULES, &mut bytes[at..]).map_err(|why| format!("its WebSocket is none: {why:?}"))?;
+        match step.part {
+            Some(Part::Data { range, .. }) => {
+                bytes.copy_within(at + range.start..at + range.end, taken);
+                taken += range.len();
+            }
+            Some(Part::Control { opcode: Opcode::Ping, range, before: 0, end: true }) => {
+                on_control(Control::Ping(&bytes[at + range.start..at + range.end]));
+            }
+            Some(Part::Control { opcode: Opcode::Pong, .. }) | None => {}
+            Some(Part::Control { opcode, .. }) => {
+                return Err(format!("it sent a {opcode:?} that is not expected here"));
+            }
+        }
+        at += step.consumed;
+    }
+    Ok(taken)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use trunkline_proto::{
-        Header, Kind, encode,
-        websocket::{Inbound, Role},
-    };
+    use trunkline_proto::{Header, Kind, encode, websocket::Inbound};
+
+    #[test]
+    fn messages_of_other_servers_may_be_cut_anywhere() {
+        let mut bytes = Vec::new();
+        put_frame(&mut bytes, Opcode::Binary, false, None, b"MSG u.7 ");
+        put_frame(&mut bytes, Opcode::Ping, true, None, b"?");
+        put_frame(&mut bytes, Opcode::Continuation, true, None, b"1 5");
+        put_frame(&mut bytes, Opcode::Binary, true, None, &[b'x'; 200]);
+        for cut in 0..=bytes.len() {
+            let (mut decoder, mut heard, mut pings) = (Decoder::default(), Vec::new(), 0);
+            for piece in [&bytes[..cut], &bytes[cut..]] {
+                let mut piece = piece.to_vec();
+                let taken = take_other(&mut decoder, &mut piece, |_| pings += 1).expect("valid");
+                heard.extend_from_slice(&piece[..taken]);
+            }
+            assert_eq!((heard, pings), ([&b"MSG u.7 1 5"[..], &[b'x'; 200]].concat(), 1), "cut at {cut}");
+        }
+        let mut close = Vec::new();
+        put_frame(&mut close, Opcode::Close, true, None, b"");
+        assert!(take_other(&mut Decoder::default(), &mut close, |_| ()).is_err());
+    }
+
+    #[test]
+    fn a_request_names_a_subprotocol_if_there_is_one() {
+        let of = |subprotocol| {
+            let mut request = Vec::new();
+            put_request(subprotocol, &mut request);
+            String::from_utf8(request).expect("ASCII")
+        };
+        assert!(of("mqtt").ends_with("\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"));
+        assert!(!of("").contains("Protocol") && of("").ends_with("==\r\n\r\n"));
+    }
 
     #[test]
     fn the_answer_is_found_wherever_it_is_cut() {

@@ -60,8 +60,10 @@ use shard::Shard;
 pub(crate) use shard::{ShardCluster, ShardConfig};
 use trunkline_router::presence::Presence;
 
-/// Single accepts of a listener armed at a time, while logins are limited or slots are few.
+/// Single accepts of a listener armed at a time, while logins are limited, slots are few, or connections come in a flood.
 const ACCEPTS_MAX: u32 = 32;
+/// How long connections are accepted singly after a turn that brought more than it may.
+const FLOOD_MS: u64 = 1_000;
 /// Accepts of other nodes armed at a time. A multishot accept would not tell who connects.
 const MESH_ACCEPTS_MAX: u32 = 8;
 /// A multishot accept takes a whole backlog at once (`net.core.somaxconn` is 4,096 by default), and what finds no slot
@@ -96,6 +98,10 @@ pub(crate) struct Core<I: Io> {
     /// Connections that may be accepted now, in thousandths; used while logins are limited.
     login_allowance: u64,
     login_allowance_ms: u64,
+    /// Connections that this turn has brought, and until when they are accepted singly. A multishot accept takes all
+    /// that wait, and while it is at it no session is served: each turn of a flood would be longer than the one before.
+    accepts: u32,
+    flood_until_ms: u64,
     /// Departing connections whose mailbox was full.
     waiting: Vec<u32>,
     /// Withdrawn hand-overs whose mailbox was full.
@@ -134,6 +140,8 @@ impl<I: Io> Core<I> {
             listeners: vec![Accepting::default(); usize::from(listeners)],
             login_allowance: 0,
             login_allowance_ms: 0,
+            accepts: 0,
+            flood_until_ms: 0,
             waiting: Vec::new(),
             withdrawals: Vec::new(),
             due: Vec::new(),
@@ -176,9 +184,11 @@ impl<I: Io> Core<I> {
         self.shard.outgoing.own().awake();
         ticked |= self.look();
         self.shard.links.begin_budgets();
+        self.accepts = 0;
         while let Some(completion) = self.io.next() {
             self.dispatch(completion);
         }
+        self.look_for_flood();
         self.shard.links.look_at_flights();
         // What has just come was read first: who waits for a turn has more than one turn's worth.
         let waited = self.catch_up();
@@ -315,6 +325,7 @@ impl<I: Io> Core<I> {
         }
         match result {
             Ok(slot) => {
+                self.accepts += 1;
                 self.login_allowance = self.login_allowance.saturating_sub(1_000);
                 self.shard.accepted(slot, peer);
                 if self.shard.listeners_tls_only.get(usize::from(listener)) == Some(&true) {
@@ -328,6 +339,19 @@ impl<I: Io> Core<I> {
             }
         }
         if !more {
+            self.drive_accepts();
+        }
+    }
+
+    /// Has connections accepted singly when this turn has brought more than it may, and for as long as that many come.
+    fn look_for_flood(&mut self) {
+        let (now_ms, most) = (self.shard.now.mono_ms, self.shard.links.limits.accepts_per_turn);
+        let in_flood = now_ms < self.flood_until_ms;
+        if in_flood && self.accepts >= most.min(ACCEPTS_MAX) {
+            self.flood_until_ms = now_ms + FLOOD_MS;
+        } else if !in_flood && self.accepts > most {
+            self.shard.links.stats.limit_accepts.add(1);
+            self.flood_until_ms = now_ms + FLOOD_MS;
             self.drive_accepts();
         }
     }
@@ -375,10 +399,11 @@ impl<I: Io> Core<I> {
         self.login_allowance = (self.login_allowance + earned).min(logins_per_sec * TICK_MS + 999);
         // A multishot accept cannot tell who connects.
         let with_peer = self.shard.addresses.are_needed();
-        let multishot = logins_per_sec == 0 && many && !with_peer;
+        let multishot = logins_per_sec == 0 && many && !with_peer && now_ms >= self.flood_until_ms;
+        let most = limits.accepts_per_turn.min(ACCEPTS_MAX);
         let singles = match logins_per_sec {
-            0 => ACCEPTS_MAX,
-            _ => ((self.login_allowance / 1_000) as u32).min(ACCEPTS_MAX),
+            0 => most,
+            _ => ((self.login_allowance / 1_000) as u32).min(most),
         };
         let mut limited = false;
         // Each accept that is armed may take a slot.

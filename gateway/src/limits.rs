@@ -64,6 +64,8 @@ pub struct Limits {
     pub frames_per_sec: u32,
     /// Connections accepted per second, 0 = off; the excess waits in the accept backlog.
     pub logins_per_sec: u32,
+    /// Connections that one turn may bring before they are accepted a few at a time.
+    pub accepts_per_turn: u32,
     /// Time between two RENEWs of a connection that are looked at, because a signature costs far more than other frames
     /// do; one that comes sooner gets ERROR 11.
     pub renew_ms: u64,
@@ -264,6 +266,7 @@ impl Default for Limits {
             redeliver_attempts_max: 3,
             frames_per_sec: 0,
             logins_per_sec: 0,
+            accepts_per_turn: 64,
             renew_ms: 1_000,
             devices_per_user_max: 16,
             recv_buffers: 1_024,

@@ -330,6 +330,7 @@ shard_stats! {
     limit_unacked_bytes: Counter "trunkline_limit_hits_total" "limit=\"unacked_total_bytes\"" "How often each limit was hit.";
     limit_frames: Counter "trunkline_limit_hits_total" "limit=\"frames_per_sec\"" "How often each limit was hit.";
     limit_turn: Counter "trunkline_limit_hits_total" "limit=\"turn_units\"" "How often each limit was hit.";
+    limit_accepts: Counter "trunkline_limit_hits_total" "limit=\"accepts_per_turn\"" "How often each limit was hit.";
     limit_logins: Counter "trunkline_limit_hits_total" "limit=\"logins_per_sec\"" "How often each limit was hit.";
     limit_renew: Counter "trunkline_limit_hits_total" "limit=\"renew\"" "How often each limit was hit.";
     limit_devices: Counter "trunkline_limit_hits_total" "limit=\"devices_per_user\"" "How often each limit was hit.";

@@ -242,11 +242,12 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 88] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 89] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
         ("logins_per_sec", limits.logins_per_sec.into()),
+        ("accepts_per_turn", limits.accepts_per_turn.into()),
         ("renew", limits.renew_ms / 1_000),
         ("devices_per_user", limits.devices_per_user_max as u64),
         ("heartbeat", limits.heartbeat_secs.into()),

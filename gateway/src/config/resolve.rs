@@ -498,6 +498,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
             as u8,
         frames_per_sec: rate("frames_per_sec", all.frames_per_sec)? as u32,
         logins_per_sec: rate("logins_per_sec", all.logins_per_sec)? as u32,
+        accepts_per_turn: judge.count("accepts_per_turn", known(all.accepts_per_turn), 1..=4_096)? as u32,
         devices_per_user_max: judge.count("devices_max", known(all.devices_max), 1..=DEVICES_PER_USER_LIMIT as u64)?
             as usize,
         recv_buffers: recv_buffers(known(all.recv_buffer_bytes), shards, judge)?,

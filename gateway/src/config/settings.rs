@@ -297,6 +297,9 @@ settings! {
     /// Connections accepted in a second for each shard, up to 1000000; 0 is no limit. When hit: the excess waits in the
     /// backlog.
     @reloadable logins_per_sec: [u64] "N" "TRUNKLINE_LOGINS_PER_SEC" Fixed("0");
+    /// Connections that one turn of a shard may bring, 1 to 4096. When hit: they are accepted 32 at a time for the next
+    /// second, so that a flood of them does not hold up messages.
+    accepts_per_turn: [u64] "N" "TRUNKLINE_ACCEPTS_PER_TURN" Fixed("64");
     /// Devices of one user, 1 to 64. When hit: a further one gets BYE 14 (overloaded).
     devices_max: [u64] "N" "TRUNKLINE_DEVICES_MAX" Fixed("16");
     /// Open connections that one client address may have at this node, 0 to 1000000; 0 is off. An IPv6 address counts

@@ -465,6 +465,7 @@ const MUST_OCCUR: &[&str] = &[
     "trunkline_limit_hits_total{limit=\"frames_per_sec\"}",
     "trunkline_limit_hits_total{limit=\"heartbeat\"}",
     "trunkline_limit_hits_total{limit=\"login_timeout\"}",
+    "trunkline_limit_hits_total{limit=\"accepts_per_turn\"}",
     "trunkline_limit_hits_total{limit=\"logins_per_sec\"}",
     "trunkline_limit_hits_total{limit=\"mailbox\"}",
     "trunkline_limit_hits_total{limit=\"outbox_bytes\"}",

@@ -67,6 +67,7 @@ impl Scenario {
             // Nothing is lost by it, so it is low in half of all runs.
             // With so few slots connections are accepted one by one.
             connections_max: if Rng::new(seed ^ 0xACCE).chance(200) { 9_000 } else { 1_000 },
+            accepts_per_turn: if Rng::new(seed ^ 0xF100D).chance(500) { 2 } else { 64 },
             turn_units_max: if Rng::new(seed ^ 0x7A12).chance(500) { 3 } else { Limits::default().turn_units_max },
             tls_handshakes_max: if Rng::new(seed ^ 0x0015_0715).chance(600) { 5 } else { 0 },
             tls_handshakes_per_turn: 2,

@@ -154,10 +154,9 @@ fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usiz
         if length != Some(payload.len()) {
             break;
         }
-        mask::apply(mask, &mut bytes[payload.clone()]);
         at = payload.end;
         let len = payload.len();
-        bytes.copy_within(payload, native);
+        mask::move_unmasked(mask, bytes, payload, native);
         native += len;
     }
     (at, native)
