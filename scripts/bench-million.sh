@@ -44,11 +44,12 @@ for fewer in $((conns / 10)) $((conns / 3)); do
 done
 run "hold-$conns-three-steps" hold --conns "$conns" --secs 20 --control $((conns / 100)) "${cores[@]}" "${warm[@]}"
 run "hold-$conns" hold --conns "$conns" --secs "$secs" --control $((conns / 100)) --fast-open "${cores[@]}" "${warm[@]}"
+run "hold-ws-$((conns / 10))" hold --transport ws --conns $((conns / 10)) --secs 60 --control $((conns / 1000)) --fast-open "${cores[@]}" "${warm[@]}"
 # Over WebSockets and TLS the handshakes of both ends keep both cores full for minutes.
 for count in $((conns / 10)) "$conns"; do
   run "hold-wss-$count" hold --transport wss --conns "$count" --secs 60 --control $((count / 100)) --fast-open "${cores[@]}" "${warm[@]}"
 done
-run "fanout-$conns" fanout --members "$conns" --rounds 3 --secs 3
+run "fanout-$conns" fanout --members "$conns" --rounds 3 --secs 3 "${cores[@]}"
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"
 if [ "$out" = benches/results ]; then scripts/figures.py; fi

@@ -217,6 +217,7 @@ def idle_all():
         hold_row("100,000 in one process", "hold-100000"),
         hold_row("333,333", "hold-333333"),
         hold_row("a million, held for 5 minutes with 30 s heartbeats", "hold-1000000"),
+        hold_row("100,000 WebSockets in one process", "hold-ws-100000"),
         hold_row("100,000 WebSockets over TLS in one process", "hold-wss-100000"),
         hold_row("a million WebSockets over TLS, held for a minute", "hold-wss-1000000"),
     ]

@@ -9,7 +9,13 @@
 //! the run.
 
 use std::{
+    net::SocketAddrV4,
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -18,7 +24,7 @@ use serde::Serialize;
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
 
 use crate::{
-    affinity::on_load_core,
+    affinity::{on_load_core, pin},
     clock::now_ns,
     discrepancy::{Discrepancy, describe},
     failure::Failure,
@@ -31,6 +37,8 @@ use crate::{
     scenario::seconds,
     server::Server,
     sockets::tables_for,
+    team::CoresArgs,
+    users::Share,
 };
 
 /// The room: ids from 2^63 on are live rooms.
@@ -66,6 +74,9 @@ pub(crate) struct FanoutArgs {
     /// Seconds of a round for each of them; at least one cast is made
     #[arg(long, default_value_t = 3.0)]
     secs: f64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    cores: CoresArgs,
     #[command(flatten)]
     #[serde(flatten)]
     gateway: GatewayArgs,
@@ -105,7 +116,8 @@ struct Report<'a> {
 /// Runs `bench fanout`.
 pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
     let length = seconds("--secs", args.secs)?;
-    let with_floor = tables_for(args.members)?.0 == 1;
+    // The floor has one core, and so no part in a comparison of several.
+    let with_floor = args.cores.shared_cores.is_none() && tables_for(args.members)?.0 == 1;
     let mut gateway = args.gateway.clone();
     if args.burst * (args.payload + 64) > CAST_BYTES_MAX {
         return Err(Failure::Setup(format!(
@@ -114,15 +126,19 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
         )));
     }
     gateway.also(&["--group-sends-per-sec", SENDS_PER_SEC, "--group-member-sends-per-sec", SENDS_PER_SEC]);
+    let shares = args.cores.shares_of(&mut gateway, args.members)?;
     let (mut floor_rounds, mut gateway_rounds) = (Vec::new(), Vec::new());
     let mut floor = with_floor.then(|| Server::floor_fan_out(args.members)).transpose()?;
-    let mut server = gateway.start(args.members)?;
-    let outcome = on_load_core(|| {
+    let mut server = match args.cores.shared_cores {
+        Some(_) => gateway.start_on(args.members, &args.cores.of_server())?,
+        None => gateway.start(args.members)?,
+    };
+    let load = || {
         let mut floor_room = match &floor {
-            Some(floor) => Some(Room::enter(args, floor, Entrance::Connect)?),
+            Some(floor) => Some(Room::enter(args, floor, shares.clone(), Entrance::Connect)?),
             None => None,
         };
-        let mut room = Room::enter(args, &server, Entrance::Login)?;
+        let mut room = Room::enter(args, &server, shares, Entrance::Login)?;
         for number in 1..=args.rounds {
             let progress = Progress::new(format!("fanout {number}/{}", args.rounds));
             for (room, server, rounds) in [
@@ -135,10 +151,20 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
             }
         }
         if let Some(room) = floor_room {
-            room.fleet.close()?;
+            room.close()?;
         }
-        room.fleet.close()
-    });
+        room.close()
+    };
+    let outcome = match args.cores.shared_cores {
+        Some(_) => thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                pin(args.cores.of_load(0))?;
+                load()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        }),
+        None => on_load_core(load),
+    };
     outcome.map_err(|failure| server.explain(failure))?;
     server.stop()?;
     if let Some(floor) = floor.take() {
@@ -163,17 +189,45 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
     }
 }
 
-/// The clients of one server, all in the room.
+/// The clients of one server, all in the room: those of this thread, the sender among them, and those of others.
 struct Room {
+    clients: Clients,
+    parts: Vec<Arc<Part>>,
+    others: Vec<JoinHandle<Result<(), Failure>>>,
+    /// All of them.
+    count: u64,
+}
+
+/// The clients of one thread.
+struct Clients {
     fleet: Fleet,
     members: Members,
+    part: Arc<Part>,
+}
+
+/// How far the clients of one thread are, for others to read.
+#[derive(Debug, Default)]
+struct Part {
+    entered: AtomicBool,
+    joined: AtomicU64,
+    /// Messages, of all casts.
+    arrived: AtomicU64,
+    /// When the first and the last message of this cast came, in nanoseconds of the load's clock.
+    first_ns: AtomicU64,
+    last_ns: AtomicU64,
+    /// Its thread is to end, or has.
+    ends: AtomicBool,
 }
 
 /// What has come to whom.
 struct Members {
+    /// The user of each connection.
+    users: Vec<u64>,
     /// For each connection how many messages have come; the sender's own do not.
     seen: Vec<u32>,
     payload: Vec<u8>,
+    /// The first connection sends.
+    has_sender: bool,
     /// It is the floor, which answers nothing.
     is_floor: bool,
     burst: u32,
@@ -181,35 +235,48 @@ struct Members {
     joined: u32,
     settled: u32,
     arrived: u64,
-    /// Of this cast, nanoseconds of the load's clock.
+    /// Messages of which the first copy was seen.
+    begun: u32,
     first_ns: u64,
     last_ns: u64,
 }
 
-impl Room {
-    fn enter(args: &FanoutArgs, server: &Server, entrance: Entrance) -> Result<Room, Failure> {
-        let users: Vec<u64> = (1..=u64::from(args.members)).collect();
-        let progress = Progress::new(if entrance == Entrance::Login { "gateway" } else { "floor" }.to_owned());
+impl Clients {
+    /// Connects them, and lets them join if it is to a gateway.
+    fn enter(
+        args: &FanoutArgs,
+        target: SocketAddrV4,
+        (thread, first): (usize, u32),
+        users: Vec<u64>,
+        entrance: Entrance,
+        part: Arc<Part>,
+    ) -> Result<Clients, Failure> {
+        let name = if entrance == Entrance::Login { "gateway" } else { "floor" };
+        let progress = if thread == 0 { Progress::new(name.to_owned()) } else { Progress::silent() };
         let burst_bytes = args.burst * (args.payload + 64);
-        let mut fleet = Fleet::new(server.address(), args.members, burst_bytes)?;
+        let mut fleet = Fleet::new(target, users.len() as u32, burst_bytes)?.numbered_from(first);
         enter(&mut fleet, &users, entrance, Arm::Always, &progress)?;
         let members = Members {
             seen: vec![0; users.len()],
+            users,
             payload: vec![0; SENDER_BYTES + args.payload as usize],
+            has_sender: thread == 0,
             is_floor: entrance == Entrance::Connect,
             burst: args.burst,
             sent: 0,
             joined: 0,
             settled: 0,
             arrived: 0,
+            begun: 0,
             first_ns: 0,
             last_ns: 0,
         };
-        let mut room = Room { fleet, members };
-        if !room.members.is_floor {
-            room.join(&progress)?;
+        let mut clients = Clients { fleet, members, part };
+        if !clients.members.is_floor {
+            clients.join(&progress)?;
         }
-        Ok(room)
+        clients.part.entered.store(true, Ordering::Release);
+        Ok(clients)
     }
 
     fn join(&mut self, progress: &Progress) -> Result<(), Failure> {
@@ -225,7 +292,7 @@ impl Room {
                 asked += 1;
             }
             let before = self.members.joined;
-            self.fleet.turn(&mut self.members, Duration::from_millis(100))?;
+            self.turn(Duration::from_millis(100))?;
             bar.set(self.members.joined.into());
             if self.members.joined > before {
                 last_progress = Instant::now();
@@ -233,6 +300,92 @@ impl Room {
                 let waiting_for = format!("GROUP_OK; {} of {count} are there", self.members.joined);
                 return Err(Failure::Stalled { waiting_for, after: PATIENCE });
             }
+        }
+        Ok(())
+    }
+
+    /// Takes what has come, and tells others how far these are.
+    fn turn(&mut self, wait: Duration) -> Result<(), Failure> {
+        self.fleet.turn(&mut self.members, wait)?;
+        let (members, part) = (&self.members, &self.part);
+        part.joined.store(members.joined.into(), Ordering::Relaxed);
+        part.first_ns.store(members.first_ns, Ordering::Relaxed);
+        part.last_ns.store(members.last_ns, Ordering::Relaxed);
+        // Whoever sees that all have come sees also when.
+        part.arrived.store(members.arrived, Ordering::Release);
+        Ok(())
+    }
+
+    /// The life of a thread beside the sender's.
+    fn receive(mut self) -> Result<(), Failure> {
+        while !self.part.ends.load(Ordering::Relaxed) {
+            self.turn(Duration::from_millis(20))?;
+            // A gateway on the same core goes on now: both would have work for whole time slices otherwise.
+            thread::yield_now();
+        }
+        self.fleet.close()
+    }
+}
+
+impl Room {
+    /// Everybody comes in: a thread for each share of them.
+    fn enter(args: &FanoutArgs, server: &Server, shares: Vec<Share>, entrance: Entrance) -> Result<Room, Failure> {
+        let count = shares.iter().map(|share| share.users.len() as u64).sum();
+        let parts: Vec<Arc<Part>> = shares.iter().map(|_| Arc::default()).collect();
+        let (mut others, mut first, mut own) = (Vec::new(), 0, Vec::new());
+        for (number, share) in shares.into_iter().enumerate() {
+            let (place, part) = ((number, first), Arc::clone(&parts[number]));
+            first += share.users.len() as u32;
+            if number == 0 {
+                own = share.users;
+                continue;
+            }
+            let (args, target, core) = (args.clone(), server.address(), args.cores.of_load(number));
+            let work = move || {
+                let ends = Arc::clone(&part);
+                let entered =
+                    pin(core).and_then(|()| Clients::enter(&args, target, place, share.users, entrance, part));
+                let outcome = entered.and_then(Clients::receive);
+                ends.ends.store(true, Ordering::Release);
+                outcome
+            };
+            let thread = thread::Builder::new().name(format!("load-{number}")).spawn(work);
+            others.push(thread.map_err(|error| Failure::system("starting a thread", error))?);
+        }
+        let clients = Clients::enter(args, server.address(), (0, 0), own, entrance, Arc::clone(&parts[0]))?;
+        let mut room = Room { clients, parts, others, count };
+        while !room.parts.iter().all(|part| part.entered.load(Ordering::Acquire)) {
+            room.turn()?;
+        }
+        Ok(room)
+    }
+
+    /// Lets the clients of this thread go on, and looks whether those of the others do.
+    fn turn(&mut self) -> Result<(), Failure> {
+        self.clients.turn(Duration::from_millis(if self.others.is_empty() { 100 } else { 1 }))?;
+        if !self.others.is_empty() {
+            thread::yield_now();
+        }
+        match self.parts.iter().skip(1).position(|part| part.ends.load(Ordering::Acquire)) {
+            None => Ok(()),
+            Some(ended) => {
+                let outcome = self.others.remove(ended).join();
+                let outcome = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                Err(outcome.err().unwrap_or_else(|| unreachable!("a thread of the load ends when it is told to")))
+            }
+        }
+    }
+
+    /// Messages that have come to anybody, in all casts.
+    fn arrived(&self) -> u64 {
+        self.parts.iter().map(|part| part.arrived.load(Ordering::Acquire)).sum()
+    }
+
+    fn close(self) -> Result<(), Failure> {
+        self.parts.iter().for_each(|part| part.ends.store(true, Ordering::Release));
+        self.clients.fleet.close()?;
+        for other in self.others {
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         Ok(())
     }
@@ -251,7 +404,7 @@ impl Room {
         let took = began.elapsed();
         let spent = CpuTime::of(server.pid())?.since(&cpu).0;
         let casts = lasts.len() as u64;
-        let deliveries = casts * u64::from(self.members.burst) * (self.members.seen.len() as u64 - 1);
+        let deliveries = casts * u64::from(self.clients.members.burst) * (self.count - 1);
         Ok(Round {
             casts,
             deliveries,
@@ -267,25 +420,32 @@ impl Room {
     /// Sends some messages at once and waits until everybody has them: how long until the first one came, and the last
     /// one, in milliseconds.
     fn cast(&mut self) -> Result<(f64, f64), Failure> {
-        let members = &mut self.members;
-        (members.arrived, members.settled, members.first_ns) = (0, 0, 0);
-        let wanted = u64::from(members.burst) * (members.seen.len() as u64 - 1);
+        let Clients { fleet, members, .. } = &mut self.clients;
+        members.settled = 0;
         let answers = if members.is_floor { 0 } else { members.burst };
-        self.fleet.stage(0, |out| (0..members.burst).for_each(|_| members.put(out)));
-        let sent_ns = now_ns();
-        let mut last_progress = Instant::now();
-        while self.members.arrived < wanted || self.members.settled < answers {
-            let before = (self.members.arrived, self.members.settled);
-            self.fleet.turn(&mut self.members, Duration::from_millis(100))?;
-            if (self.members.arrived, self.members.settled) != before {
-                last_progress = Instant::now();
+        let wanted = u64::from(members.burst) * (self.count - 1);
+        fleet.stage(0, |out| (0..members.burst).for_each(|_| members.put(out)));
+        let (sent_ns, before) = (now_ns(), self.arrived());
+        let (mut last, mut last_progress) = ((0, 0), Instant::now());
+        loop {
+            let now = (self.arrived() - before, self.clients.members.settled);
+            if now == (wanted, answers) {
+                break;
+            }
+            if now != last {
+                (last, last_progress) = (now, Instant::now());
             } else if last_progress.elapsed() > PATIENCE {
-                let waiting_for = format!("messages; {} of {wanted} have come", self.members.arrived);
+                let waiting_for = format!("messages; {} of {wanted} have come", now.0);
                 return Err(Failure::Stalled { waiting_for, after: PATIENCE });
             }
+            self.turn()?;
         }
+        // Where a thread has one member, and that is the sender, nothing ever comes to it.
+        let times = |of: fn(&Part) -> &AtomicU64| self.parts.iter().map(move |part| of(part).load(Ordering::Relaxed));
+        let first = times(|part| &part.first_ns).filter(|ns| *ns > 0).min().unwrap_or(sent_ns);
+        let last = times(|part| &part.last_ns).max().unwrap_or(sent_ns);
         let since = |ns: u64| ns.saturating_sub(sent_ns) as f64 / 1e6;
-        Ok((since(self.members.first_ns), since(self.members.last_ns)))
+        Ok((since(first), since(last)))
     }
 }
 
@@ -302,18 +462,23 @@ impl Members {
     }
 
     fn delivered(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64) -> Result<(), Failure> {
-        let user = u64::from(connection) + 1;
+        let user = self.users[connection as usize];
+        let is_sender = self.has_sender && connection == 0;
         let unexpected = |frame: String| Failure::from(Discrepancy::Unexpected { user, frame });
         let seen = &mut self.seen[connection as usize];
         let number = frame.body.get(SENDER_BYTES..SENDER_BYTES + NUMBER_BYTES).and_then(|bytes| bytes.try_into().ok());
         let wanted = u64::from(*seen) + 1;
-        if frame.body.len() != self.payload.len() || number.map(u64::from_be_bytes) != Some(wanted) || connection == 0 {
+        if frame.body.len() != self.payload.len() || number.map(u64::from_be_bytes) != Some(wanted) || is_sender {
             return Err(unexpected(format!("{} in place of message {wanted}: {:?}", describe(frame), number)));
         }
         *seen += 1;
         self.arrived += 1;
-        if self.first_ns == 0 {
-            self.first_ns = now_ns;
+        if *seen > self.begun {
+            // The first of a cast, and not only of a message.
+            if (*seen - 1).is_multiple_of(self.burst) {
+                self.first_ns = now_ns;
+            }
+            self.begun = *seen;
         }
         self.last_ns = now_ns;
         Ok(())
@@ -332,21 +497,23 @@ impl Driver for Members {
                 self.joined += 1;
                 Ok(())
             }
-            Some(Kind::Sent) if connection == 0 && Outcome::from_u16(frame.aux) == Some(Outcome::Accepted) => {
+            Some(Kind::Sent)
+                if self.has_sender && connection == 0 && Outcome::from_u16(frame.aux) == Some(Outcome::Accepted) =>
+            {
                 self.settled += 1;
                 Ok(())
             }
             Some(Kind::Error) => {
                 let text = Code::from_u16(frame.aux).map_or("unknown", Code::text);
                 let frame = format!("{}: {text}", describe(frame));
-                Err(Discrepancy::Unexpected { user: u64::from(connection) + 1, frame }.into())
+                Err(Discrepancy::Unexpected { user: self.users[connection as usize], frame }.into())
             }
-            _ => Err(Discrepancy::unexpected(u64::from(connection) + 1, frame).into()),
+            _ => Err(Discrepancy::unexpected(self.users[connection as usize], frame).into()),
         }
     }
 
     fn lost(&mut self, connection: u32, how: &str) -> Failure {
-        Failure::ServerGone(format!("the connection of user {} was lost: {how}", u64::from(connection) + 1))
+        Failure::ServerGone(format!("the connection of user {} was lost: {how}", self.users[connection as usize]))
     }
 }
 

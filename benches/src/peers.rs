@@ -90,12 +90,16 @@ pub(crate) const PEERS: [Peer; 4] = [
         websocket: Some("mqtt"),
         command: |folder, address, layered| {
             let (ip, port) = (address.ip(), address.port());
-            let protocol = if layered.websocket { "protocol websockets\n" } else { "" };
+            // Version 2.0.11 ends where all it listens for are WebSockets.
+            let (besides, protocol) = match layered.websocket {
+                true => (format!("listener 0 {}\n", folder.join("mqtt.sock").display()), "protocol websockets\n"),
+                false => (String::new(), ""),
+            };
             let tls = layered.tls.map(|identity| {
                 format!("certfile {}\nkeyfile {}\n", identity.cert().display(), identity.key().display())
             });
             let text = format!(
-                "listener {port} {ip}\nsocket_domain ipv4\n{protocol}{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
+                "{besides}listener {port} {ip}\n{protocol}{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
                 tls.unwrap_or_default()
             );
             let mut command = Command::new("mosquitto");

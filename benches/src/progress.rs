@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -15,6 +15,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     title: String,
+    silent: bool,
 }
 
 /// The bar of one phase; it disappears when this is dropped.
@@ -31,7 +32,12 @@ pub(crate) struct Phase {
 impl Progress {
     /// `title` says what the phases belong to, for example `gateway, round 2 of 3`.
     pub(crate) fn new(title: String) -> Progress {
-        Progress { title }
+        Progress { title, silent: false }
+    }
+
+    /// Draws nothing: for a thread beside one that does.
+    pub(crate) fn silent() -> Progress {
+        Progress { title: String::new(), silent: true }
     }
 
     /// Starts a phase of `length` steps.
@@ -40,7 +46,10 @@ impl Progress {
             .expect("the template is constant")
             .progress_chars("=> ");
         let bar = ProgressBar::new(length).with_style(style).with_prefix(self.title.clone()).with_message(name);
-        let line = (!stderr().is_terminal()).then(|| Cell::new(Instant::now()));
+        if self.silent {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let line = (!self.silent && !stderr().is_terminal()).then(|| Cell::new(Instant::now()));
         Phase { bar, name, title: self.title.clone(), figures: RefCell::default(), line }
     }
 }

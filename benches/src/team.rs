@@ -21,6 +21,7 @@ use crate::{
     fleet::{Fleet, Targets},
     latency::Latencies,
     ledger::{Flow, Ledger, Route},
+    pairs::GatewayArgs,
     process::CpuTime,
     progress::Phase,
     scenario::{Clients, Pace, Ramp, RampPart, run_number},
@@ -46,13 +47,28 @@ impl CoresArgs {
     /// Gives a gateway on shared cores as many shards on each; checks that the machine has them.
     pub(crate) fn spread(self, clients: &mut Clients) -> Result<(), Failure> {
         let Some(cores) = self.shared_cores else { return Ok(()) };
-        let there = core_affinity::get_core_ids().map_or(1, |cores| cores.len());
-        if cores as usize > there {
-            return Err(Failure::Setup(format!(
-                "--shared-cores {cores}: this process may use {there} cores; lower it, or allow more with taskset"
-            )));
-        }
+        self.check()?;
         clients.gateway.spread_over(cores, clients.conns)
+    }
+
+    fn check(self) -> Result<(), Failure> {
+        let there = core_affinity::get_core_ids().map_or(1, |cores| cores.len());
+        match self.shared_cores.filter(|cores| *cores as usize > there) {
+            None => Ok(()),
+            Some(cores) => Err(Failure::Setup(format!(
+                "--shared-cores {cores}: this process may use {there} cores; lower it, or allow more with taskset"
+            ))),
+        }
+    }
+
+    /// The clients of each thread of the load of a gateway that is not started yet, and is given shards for it.
+    pub(crate) fn shares_of(self, gateway: &mut GatewayArgs, connections: u32) -> Result<Vec<Share>, Failure> {
+        let Some(cores) = self.shared_cores else {
+            return Ok(vec![Share::of_one((1..=u64::from(connections)).collect(), 0)]);
+        };
+        self.check()?;
+        gateway.spread_over(cores, connections)?;
+        Ok(Share::of_cores(connections, 0, gateway.shards_for(connections)?, cores as usize))
     }
 
     /// The clients of each thread of the load. `users` is whom they are when they need not be on a certain core.
@@ -68,7 +84,7 @@ impl CoresArgs {
     }
 
     /// The core of a thread of the load.
-    fn of_load(self, thread: usize) -> usize {
+    pub(crate) fn of_load(self, thread: usize) -> usize {
         if self.shared_cores.is_some() { thread } else { LOAD_CORE }
     }
 }

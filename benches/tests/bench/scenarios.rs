@@ -346,6 +346,17 @@ fn a_message_to_a_room_comes_to_everybody_from_floor_and_gateway_alike() {
 }
 
 #[test]
+fn members_of_a_room_are_on_several_threads_on_shared_cores() {
+    let cores = shared_cores();
+    let flags = ["--members", "40", "--burst", "3", "--rounds", "1", "--secs", "0.2", "--shared-cores", &cores];
+    let report = report("fanout", &flags);
+    let round = &report["gateway"][0];
+    assert_eq!(count(&round["deliveries"]), count(&round["casts"]) * 3 * 39, "{round}");
+    assert!(round["first_ms"].as_f64() <= round["last_ms"].as_f64(), "{round}");
+    assert!(report["floor"].as_array().is_some_and(Vec::is_empty), "the floor has one core: {report}");
+}
+
+#[test]
 fn pairs_across_nodes_cross_as_many_links_as_they_should_and_redis_sees_none_of_it() {
     let report = report("pairs", &["--nodes", "3", "--guests", "--conns", "24", "--secs", "0.5", "--rounds", "1"]);
     let cases = report["cases"].as_array().expect("cases");
