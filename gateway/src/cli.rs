@@ -132,7 +132,8 @@ enum Verb {
 const API_KEY_EXAMPLES: &str = "\
 Scopes:
   users:read kick drain reload metrics:read nodes:read accounts:write login push:user push:group serve:<number>
-  and, for what is to come: push:all call items:read items:write services:write
+  services:write
+  and, for what is to come: push:all call items:read items:write
 
 Examples:
   gateway api-key prometheus --scope metrics:read

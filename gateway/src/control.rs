@@ -3,6 +3,7 @@
 use crate::limits::Limits;
 use crate::presence_log::PresenceEvent;
 use crate::reason::CloseReason;
+use crate::services::{InstanceChange, ServiceSeen};
 use crossbeam_queue::ArrayQueue;
 use serde::Serialize;
 use std::sync::Arc;
@@ -122,6 +123,22 @@ pub enum Control {
         ask: Box<GroupAsk>,
         /// Receives the store's answer.
         answer: oneshot::Sender<Reply>,
+    },
+    /// What the shard knows of services and their workers.
+    Services {
+        /// Receives it; `None` where there are no services.
+        answer: oneshot::Sender<Option<Vec<ServiceSeen>>>,
+    },
+    /// An operator says something of a worker.
+    Instance {
+        /// The service.
+        service: u16,
+        /// The worker's name.
+        name: String,
+        /// What is to be so of it.
+        change: InstanceChange,
+        /// Receives whether the shard has a link to it.
+        answer: oneshot::Sender<bool>,
     },
     /// Panics, to test what a panic costs the others. There is none of this in a release.
     #[cfg(debug_assertions)]

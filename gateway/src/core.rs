@@ -24,6 +24,7 @@ mod calls;
 mod decode;
 mod fan_out;
 mod far;
+mod far_calls;
 mod flush;
 pub(crate) mod groups;
 mod guests;
@@ -38,6 +39,7 @@ mod reading;
 mod rooms;
 mod route;
 mod service_links;
+mod services_seen;
 mod shard;
 mod shared;
 pub(crate) mod shared_groups;
@@ -526,6 +528,10 @@ impl<I: Io> Core<I> {
                 Control::Resume => self.shard.call_off_drain(),
                 Control::Store { user, forgets, ask, answer } => self.shard.ask_for_control(user, forgets, ask, answer),
                 Control::Group { group, ask, answer } => self.shard.ask_group(group, *ask, answer),
+                Control::Services { answer } => drop(answer.send(self.shard.services_seen())),
+                Control::Instance { service, name, change, answer } => {
+                    let _ = answer.send(self.shard.change_instance(service, &name, change));
+                }
                 Control::Reload { limits } => self.shard.links.limits.reload(&limits),
                 #[cfg(debug_assertions)]
                 Control::Panic => panic!("a test asked for it"),

@@ -18,6 +18,7 @@ mod document;
 mod groups;
 mod inbox;
 mod pulse;
+mod services;
 mod source;
 
 pub use api::router;

@@ -262,10 +262,14 @@ shard_stats! {
     calls_kept_bytes: Gauge "trunkline_calls_kept_bytes" "" "Bytes of calls that wait for a worker, or may have to be sent to another one.";
     requests_out: Counter "trunkline_requests_sent_total" "" "REQUEST frames queued for workers.";
     call_retries: Counter "trunkline_call_retries_total" "" "Calls given to a second worker, because the first one had not begun or was lost.";
+    calls_to_nodes: Counter "trunkline_calls_handed_to_nodes_total" "" "Calls handed to other nodes; one that comes back is counted each time.";
+    calls_from_nodes: Counter "trunkline_calls_handed_by_nodes_total" "" "Calls that other nodes have handed to this shard.";
+    calls_back_from_nodes: Counter "trunkline_calls_given_back_by_nodes_total" "" "Calls that no worker of the node they were handed to has had.";
     cancels_out: Counter "trunkline_cancels_sent_total" "" "CANCEL frames queued for workers: calls that timed out, or whose session ended.";
     answers_late: Counter "trunkline_answers_late_total" "" "ANSWER frames for calls that had ended.";
     answers_to_gone: Counter "trunkline_answers_to_gone_caller_total" "" "Answers whose caller's session had ended.";
     service_links: Gauge "trunkline_service_links" "" "Links of workers to this shard.";
+    service_places: Gauge "trunkline_service_places" "" "Shards of other nodes with workers that take calls, for each service, as this shard knows them.";
     service_links_opened: Counter "trunkline_service_links_opened_total" "" "Links of workers that SERVE_OK was sent on.";
     upstream_requests: Counter "trunkline_upstream_requests_total" "" "Requests to HTTP servers of services that were begun; their ends are in trunkline_upstream_ends_total.";
     upstream_done: Counter "trunkline_upstream_ends_total" "end=\"2xx\"" "End of each request to an HTTP server of a service: the class of its status, or what else became of it.";
@@ -371,6 +375,7 @@ shard_stats! {
     limit_calls_kept: Counter "trunkline_limit_hits_total" "limit=\"calls_kept_bytes\"" "How often each limit was hit.";
     limit_link_outbox: Counter "trunkline_limit_hits_total" "limit=\"link_outbox_bytes\"" "How often each limit was hit.";
     limit_service_links: Counter "trunkline_limit_hits_total" "limit=\"service_links\"" "How often each limit was hit.";
+    limit_service_places: Counter "trunkline_limit_hits_total" "limit=\"service_places\"" "How often each limit was hit.";
     limit_call_portal: Counter "trunkline_limit_hits_total" "limit=\"call_portal_bytes\"" "How often each limit was hit.";
     limit_upstream_bytes: Counter "trunkline_limit_hits_total" "limit=\"upstream_bytes\"" "How often each limit was hit.";
     limit_upstream_answer: Counter "trunkline_limit_hits_total" "limit=\"upstream_answer_bytes\"" "How often each limit was hit.";

@@ -10,8 +10,10 @@ mod budget;
 mod call_portal;
 mod calls;
 mod http_spec;
+mod nodes;
 mod pool;
 mod record;
+mod seen;
 mod spec;
 
 pub use budget::RETRIES_PER_SEC;
@@ -20,10 +22,14 @@ pub use call_portal::CallPortals;
 pub(crate) use call_portal::{CallsInner, CallsOuter};
 pub(crate) use calls::{At, CALL_BYTES, Call, CallKey, Caller, Calls, Fifo, Kept};
 pub use http_spec::{HashKey, HealthSpec, HttpServer, HttpSpec, Target};
-pub(crate) use pool::{Pool, Room};
+pub(crate) use nodes::Nodes;
+pub use nodes::PLACES_MAX;
+pub(crate) use pool::{Instance, Pool, Room};
 pub(crate) use record::ServiceRecord;
+pub use seen::{InstanceChange, InstanceSeen, ServiceSeen};
 pub use spec::{ServiceSpec, SpecError};
 
+use crate::directory::NodeKey;
 use crate::io::ConnId;
 use hashbrown::{HashMap, HashSet};
 use rand::SeedableRng;
@@ -110,8 +116,10 @@ pub(crate) struct Services {
     pub(crate) links: HashMap<u32, ServiceLink>,
     /// Open calls of sessions, by slot. A session without any is not in it.
     pub(crate) callers: HashMap<u32, Vec<OpenCall>>,
-    /// Calls that came from other shards, by caller.
-    pub(crate) foreign: HashMap<(u16, ConnId, u64), CallKey>,
+    /// Calls that came from other shards, of this node or others, by caller.
+    pub(crate) foreign: HashMap<(NodeKey, u16, ConnId, u64), CallKey>,
+    /// Where other nodes have workers.
+    pub(crate) nodes: Nodes,
     /// Instances that take calls at other shards, by service: the shards that have some, with their number.
     elsewhere: HashMap<u16, Vec<(u16, u16)>>,
     /// Calls that have had an answer with MORE.
@@ -154,6 +162,7 @@ impl Services {
             links: HashMap::new(),
             callers: HashMap::new(),
             foreign: HashMap::new(),
+            nodes: Nodes::default(),
             elsewhere: HashMap::new(),
             streams: Fifo::default(),
             turn: 0,
@@ -169,7 +178,7 @@ impl Services {
 
     /// Whether anybody has ever served it, here or at another shard, or it is configured.
     pub(crate) fn is_known(&self, service: u16) -> bool {
-        self.pools.contains_key(&service) || self.elsewhere.contains_key(&service)
+        self.pools.contains_key(&service) || self.elsewhere.contains_key(&service) || self.nodes.is_known(service)
     }
 
     /// Whether the calls of a service go to HTTP servers. A worker that serves such a service may push, and gets no
@@ -197,6 +206,10 @@ impl Services {
     /// Whether a call may be carried out more than once, so that it is kept for another worker.
     pub(crate) fn keeps(&mut self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else { return false };
+        if call.caller.is_far() {
+            // That is decided at the caller's node.
+            return false;
+        }
         let idempotent = self.pools.get(&call.service).is_some_and(|pool| pool.spec.idempotent);
         (idempotent || call.flags & call_flags::SAFE != 0) && !call.has_begun
     }
@@ -204,6 +217,9 @@ impl Services {
     /// A call leaves the worker that has it; returns which that was.
     pub(crate) fn leave_link(&mut self, key: CallKey) -> Option<ServerId> {
         let call = self.calls.get(key)?;
+        if let At::Node { .. } = call.at {
+            call.at = At::Nowhere;
+        }
         let At::Link { slot, server } = call.at else { return None };
         call.at = At::Nowhere;
         if let Some(link) = self.links.get_mut(&slot) {
@@ -233,8 +249,9 @@ impl Services {
         if let Some(kept) = call.kept.take() {
             self.kept_bytes -= kept.bytes();
         }
-        if call.caller.shard != own {
-            self.foreign.remove(&(call.caller.shard, call.caller.conn, call.id));
+        let Caller { node, shard, conn } = call.caller;
+        if call.caller.is_far() || shard != own {
+            self.foreign.remove(&(node, shard, conn, call.id));
         }
         Some(call)
     }

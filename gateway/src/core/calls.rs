@@ -7,10 +7,12 @@
 use super::links::ticks;
 use super::shard::Shard;
 use crate::conn::Phase;
+use crate::directory::NodeKey;
 use crate::io::ConnId;
 use crate::mailbox::Record;
 use crate::services::{
-    At, Call, CallKey, Caller, Kept, MORE_MS, OpenCall, Place, Room, ServiceLink, ServiceRecord, Services, TRIES_MAX,
+    At, Call, CallKey, Caller, Kept, MORE_MS, OpenCall, Place, Pool, Room, ServiceLink, ServiceRecord, ServiceSpec,
+    Services, TRIES_MAX,
 };
 #[cfg(test)]
 use crate::simulation::{Bug, planted};
@@ -26,7 +28,7 @@ const HEAD_EXTRA_BYTES: usize = 2 + 6;
 
 /// Where the head of a call comes from, if it is needed.
 #[derive(Clone, Copy, Debug)]
-enum HeadOf<'a> {
+pub(super) enum HeadOf<'a> {
     /// The session in this slot, with the routing key and the trace of its CALL.
     Session { slot: u32, peer: u64, trace: &'a [u8] },
     /// The shard of the session has made it.
@@ -35,17 +37,19 @@ enum HeadOf<'a> {
 
 /// Why a call leaves its worker unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+pub(super) enum Left {
     /// The worker says that it has not begun.
     NotBegun,
     /// The link ended before a byte of the request was handed to the kernel.
     NeverSent,
-    /// The link ended.
+    /// The link ended, or the node is lost that had it.
     Lost,
+    /// No worker had it at the node that it was handed to.
+    Refused(Code),
 }
 
 impl Shard {
-    /// CALL: to a worker of this shard, else to another shard that has one.
+    /// CALL: to a worker of this shard, else to another shard that has one, else to another node.
     pub(super) fn call(&mut self, slot: u32, frame: &Frame<'_>) {
         let Frame { id, peer, aux: service, flags, .. } = *frame;
         if id == 0 {
@@ -77,17 +81,20 @@ impl Shard {
             return self.call_upstream(slot, OpenCall { id, peer, no_reply, place: Place::Upstream }, &record);
         }
         let serves_here = services.pools.get(&service).is_some_and(|pool| pool.told > 0);
-        if serves_here {
+        let other_shard = if serves_here { None } else { services.other_shard(service) };
+        let goes_far = !serves_here && other_shard.is_none() && services.nodes.serve(service);
+        if serves_here || goes_far {
+            services.pools.entry(service).or_insert_with(|| Pool::new(ServiceSpec::of(service)));
             if services.calls.len() >= self.links.limits.calls_max as usize {
                 self.links.stats.limit_calls.add(1);
                 return self.refuse_call(slot, id, peer, no_reply, Code::Overloaded);
             }
-            let caller = Caller { shard: self.shard, conn };
+            let caller = Caller::own(self.shard, conn);
             let Some(key) = self.add_call(caller, id, user, service, flags) else { return };
             self.note_open(slot, OpenCall { id, peer, no_reply, place: Place::Here(key) });
             return self.place_call(key, HeadOf::Session { slot, peer, trace }, body);
         }
-        let Some(shard) = services.other_shard(service) else {
+        let Some(shard) = other_shard else {
             let code = if services.is_known(service) { Code::ServiceUnavailable } else { Code::UnknownService };
             return self.refuse_call(slot, id, peer, no_reply, code);
         };
@@ -133,11 +140,13 @@ impl Shard {
     }
 
     /// Notes a call that a worker of this shard is to have.
-    fn add_call(&mut self, caller: Caller, id: u64, user: u64, service: u16, flags: u8) -> Option<CallKey> {
+    pub(super) fn add_call(&mut self, caller: Caller, id: u64, user: u64, service: u16, flags: u8) -> Option<CallKey> {
         let tick = self.links.tick;
         let services = self.services.as_mut()?;
         let pool = services.pools.get_mut(&service)?;
         pool.retries.note_call();
+        // A tick more: the one that runs has begun already.
+        let deadline_tick = tick + ticks(pool.spec.call_timeout_ms) + 1;
         let call = Call {
             caller,
             id,
@@ -145,10 +154,13 @@ impl Shard {
             service,
             flags,
             tries: 0,
+            far_tries: 0,
+            again: false,
+            may_wait: true,
             may_be_done: false,
             has_begun: false,
-            // A tick more: the one that runs has begun already.
-            deadline_tick: tick + ticks(pool.spec.call_timeout_ms) + 1,
+            deadline_tick,
+            ends_tick: deadline_tick,
             sent_us: 0,
             at: At::Nowhere,
             kept: None,
@@ -157,7 +169,7 @@ impl Shard {
     }
 
     /// Gives a new call to a worker, or lets it wait for one.
-    fn place_call(&mut self, key: CallKey, head_of: HeadOf<'_>, body: &[u8]) {
+    pub(super) fn place_call(&mut self, key: CallKey, head_of: HeadOf<'_>, body: &[u8]) {
         let Some(services) = &mut self.services else { return };
         let Some(call) = services.calls.get(key) else { return };
         let service = call.service;
@@ -176,25 +188,39 @@ impl Shard {
                 }
             }
             Room::At(_) => {}
+            Room::Full | Room::Nobody if self.may_go_far(key) => {
+                let head = head.unwrap_or_else(|| self.head_bytes(head_of));
+                self.place_call_far(key, room, head, body);
+            }
             Room::Full => {
                 let head = head.unwrap_or_else(|| self.head_bytes(head_of));
-                let has_place = self.services.as_ref().and_then(|services| services.pools.get(&service));
-                if has_place.is_none_or(|pool| pool.waiting >= pool.spec.queue as usize) {
-                    self.links.stats.limit_call_queue.add(1);
-                    self.end_call(key, Code::Overloaded);
-                } else if self.keep_call(key, Kept { head: head.into(), body: body.into() }) {
-                    self.queue_call(key, None);
-                } else {
-                    self.links.stats.limit_calls_kept.add(1);
-                    self.end_call(key, Code::Overloaded);
-                }
+                self.wait_for_room(key, head, body);
             }
             Room::Nobody => self.end_call(key, Code::ServiceUnavailable),
         }
     }
 
+    /// Lets a new call wait for a worker, if there is room for that.
+    pub(super) fn wait_for_room(&mut self, key: CallKey, head: Vec<u8>, body: &[u8]) {
+        let Some(services) = &mut self.services else { return };
+        let Some(call) = services.calls.get(key) else { return };
+        if !call.may_wait {
+            return self.end_call(key, Code::Overloaded);
+        }
+        let has_place = services.pools.get(&call.service);
+        if has_place.is_none_or(|pool| pool.waiting >= pool.spec.queue as usize) {
+            self.links.stats.limit_call_queue.add(1);
+            self.end_call(key, Code::Overloaded);
+        } else if self.keep_call(key, Kept { head: head.into(), body: body.into() }) {
+            self.queue_call(key, None);
+        } else {
+            self.links.stats.limit_calls_kept.add(1);
+            self.end_call(key, Code::Overloaded);
+        }
+    }
+
     /// Keeps what a worker may have to get later. False if there is no room for it.
-    fn keep_call(&mut self, key: CallKey, kept: Kept) -> bool {
+    pub(super) fn keep_call(&mut self, key: CallKey, kept: Kept) -> bool {
         let Some(services) = &mut self.services else { return false };
         let bytes = services.kept_bytes + kept.bytes();
         if bytes > self.links.limits.calls_kept_bytes_max {
@@ -237,7 +263,7 @@ impl Shard {
         let chosen = with_room.min_by_key(|slot| links.get(slot).map_or(u32::MAX, |link| link.in_flight));
         let (Some(slot), Some(server)) = (chosen, instance.id) else { return Room::Nobody };
         let Some(link) = links.get_mut(&slot) else { return Room::Nobody };
-        let again = if call.tries > 0 { call_flags::AGAIN } else { 0 };
+        let again = if call.tries > 0 || call.again { call_flags::AGAIN } else { 0 };
         let with_head = if link.heads { call_flags::HEAD } else { 0 };
         let header = Header {
             kind: Kind::Request,
@@ -248,7 +274,7 @@ impl Shard {
             stamp: call.id,
         };
         if link.heads {
-            let timeout_ms = call.deadline_tick.saturating_sub(tick).saturating_mul(super::links::TICK_MS as u32);
+            let timeout_ms = call.ends_tick.saturating_sub(tick).saturating_mul(super::links::TICK_MS as u32);
             let time_left = CallHead { timeout_ms, ..CallHead::default() };
             // Of a field that comes twice the later one counts, so the time left may follow what the caller's shard has
             // put in.
@@ -310,14 +336,16 @@ impl Shard {
                 continue;
             };
             let room = self.give(key, &kept.head, &kept.body, None);
+            // A node has it only while nobody is left here.
+            let is_far = room == Room::Nobody && self.give_far(key, &kept.head, &kept.body, true, None);
             let Some(services) = &mut self.services else { return };
-            if let Room::At(_) = room {
+            if is_far || matches!(room, Room::At(_)) {
                 services.queued -= 1;
                 if let Some(pool) = services.pools.get_mut(&service) {
                     pool.queue.pop_front();
                     pool.waiting -= 1;
                 }
-                if !services.keeps(key) {
+                if !is_far && !services.keeps(key) {
                     services.kept_bytes -= kept.bytes();
                     continue;
                 }
@@ -328,6 +356,7 @@ impl Shard {
             match room {
                 Room::At(_) => {}
                 Room::Full => return,
+                Room::Nobody if is_far => {}
                 Room::Nobody => self.end_call(key, Code::ServiceUnavailable),
             }
         }
@@ -335,7 +364,7 @@ impl Shard {
 
     /// ANSWER of a worker.
     pub(super) fn answer(&mut self, slot: u32, frame: &Frame<'_>) {
-        let (now, tick) = (self.now, self.links.tick);
+        let now = self.now;
         let key = CallKey::from_wire(frame.id);
         let Some(services) = &mut self.services else { return };
         let Some(call) = services.calls.get(key) else { return self.links.stats.answers_late.add(1) };
@@ -354,20 +383,31 @@ impl Shard {
             self.links.error(slot, Code::BadRequest, frame.id, 0);
             self.end_call(key, Code::OutcomeUnknown);
         } else if frame.flags & call_flags::MORE != 0 {
-            if !call.has_begun {
-                call.has_begun = true;
-                call.deadline_tick = tick + ticks(MORE_MS) + 1;
-                if let Some(kept) = call.kept.take() {
-                    services.kept_bytes -= kept.bytes();
-                }
-                services.calls.transfer(&mut pool.fifo, &mut services.streams, key);
+            self.begin_answer(key);
+            if !self.answer_caller(caller, id, frame.aux, call_flags::MORE, frame.body) {
+                self.cancel_call(key);
             }
-            self.answer_caller(caller, id, frame.aux, call_flags::MORE, frame.body);
         } else {
             pool.answered(server, now.mono_us.saturating_sub(call.sent_us), now.mono_ms);
             self.finish_call(key, frame.aux, frame.body);
         }
         self.drain_queues_of(slot);
+    }
+
+    /// The first part of an answer has come: from now on the call has another time, and nobody else can go on with it.
+    pub(super) fn begin_answer(&mut self, key: CallKey) {
+        let tick = self.links.tick;
+        let Some(services) = &mut self.services else { return };
+        let Services { calls, pools, streams, kept_bytes, .. } = &mut **services;
+        let Some(call) = calls.get(key).filter(|call| !call.has_begun) else { return };
+        call.has_begun = true;
+        call.deadline_tick = tick + ticks(MORE_MS) + 1;
+        if let Some(kept) = call.kept.take() {
+            *kept_bytes -= kept.bytes();
+        }
+        if let Some(pool) = pools.get_mut(&call.service) {
+            calls.transfer(&mut pool.fifo, streams, key);
+        }
     }
 
     /// A link has room: for whatever waits of its services.
@@ -381,9 +421,13 @@ impl Shard {
 
     /// A call leaves its worker without an answer: it goes to another one if it may, else it ends. `place`: where it
     /// waits, if it has to, since it came before those that wait.
-    fn call_left(&mut self, key: CallKey, left: Left, place: &mut usize) {
+    pub(super) fn call_left(&mut self, key: CallKey, left: Left, place: &mut usize) {
         let (now_ms, tick) = (self.now.mono_ms, self.links.tick);
         let Some(services) = &mut self.services else { return };
+        let node = services.calls.get(key).and_then(|call| match call.at {
+            At::Node { node, .. } => Some(node),
+            _ => None,
+        });
         let server = services.leave_link(key);
         let keeps = services.keeps(key);
         let Some(call) = services.calls.get(key) else { return };
@@ -391,14 +435,16 @@ impl Shard {
             Left::NotBegun => Code::Overloaded,
             Left::NeverSent => Code::ServiceUnavailable,
             Left::Lost => Code::OutcomeUnknown,
+            Left::Refused(code) => code,
         };
         call.may_be_done |= left == Left::Lost;
+        let is_far = call.caller.is_far();
         let Some(pool) = services.pools.get_mut(&call.service) else { return };
         let has_time = call.deadline_tick > tick && !call.has_begun && call.kept.is_some();
         let may = match left {
-            Left::NeverSent => has_time,
+            Left::NeverSent | Left::Refused(_) => has_time,
             Left::NotBegun | Left::Lost => {
-                let may = has_time && call.tries < TRIES_MAX && (keeps || left == Left::NotBegun);
+                let may = has_time && !is_far && call.tries < TRIES_MAX && (keeps || left == Left::NotBegun);
                 #[cfg(test)]
                 let may = may || (has_time && planted(Bug::LostRetried));
                 let in_budget = may && pool.retries.take(now_ms);
@@ -410,14 +456,34 @@ impl Shard {
         // It was tried there. What was never sent may go to another link of the same instance.
         let except = if left == Left::NeverSent { None } else { server };
         let room = self.give(key, &kept.head, &kept.body, except);
+        let is_far = match room {
+            Room::At(_) => false,
+            Room::Full => self.give_far(key, &kept.head, &kept.body, false, node),
+            // A node that has other workers may have it again, if there is no other one.
+            Room::Nobody => {
+                let same = matches!(left, Left::NotBegun | Left::Lost) && node.is_some();
+                self.give_far(key, &kept.head, &kept.body, true, node)
+                    || (same && self.give_far(key, &kept.head, &kept.body, true, None))
+            }
+        };
         let Some(services) = &mut self.services else { return };
-        let keeps = room == Room::Full || services.keeps(key);
+        let keeps = room == Room::Full || is_far || services.keeps(key);
+        let pool = services.calls.get(key).and_then(|call| services.pools.get(&call.service));
+        let queue_is_full = pool.is_none_or(|pool| pool.waiting >= pool.spec.queue as usize);
         match services.calls.get(key) {
             Some(call) if keeps => call.kept = Some(kept),
             _ => services.kept_bytes -= kept.bytes(),
         }
         match room {
-            Room::At(_) => self.links.stats.call_retries.add(u64::from(left != Left::NeverSent)),
+            _ if is_far || matches!(room, Room::At(_)) => {
+                let is_retry = matches!(left, Left::NotBegun | Left::Lost);
+                self.links.stats.call_retries.add(u64::from(is_retry));
+            }
+            Room::At(_) => {}
+            Room::Full if matches!(left, Left::Refused(_)) && queue_is_full => {
+                self.links.stats.limit_call_queue.add(1);
+                self.end_call(key, Code::Overloaded);
+            }
             Room::Full => {
                 self.queue_call(key, Some(*place));
                 *place += 1;
@@ -427,7 +493,7 @@ impl Shard {
     }
 
     /// Ends a call with a status of the gateway's: one that says that nothing was done, unless something may have been.
-    fn end_call(&mut self, key: CallKey, code: Code) {
+    pub(super) fn end_call(&mut self, key: CallKey, code: Code) {
         let call = self.services.as_mut().and_then(|services| services.calls.get(key));
         let code = match call.is_some_and(|call| call.may_be_done) && code != Code::TimedOut {
             true => Code::OutcomeUnknown,
@@ -437,23 +503,30 @@ impl Shard {
     }
 
     /// Ends a call: its caller gets the last answer.
-    fn finish_call(&mut self, key: CallKey, status: u16, body: &[u8]) {
+    pub(super) fn finish_call(&mut self, key: CallKey, status: u16, body: &[u8]) {
         let Some(call) = self.services.as_mut().and_then(|services| services.take_out(key, self.shard)) else { return };
         #[cfg(test)]
         if call.id.is_multiple_of(10) && planted(Bug::ReplyForgotten) {
             return;
         }
-        self.answer_caller(call.caller, call.id, status, 0, body);
+        let flags = if call.caller.is_far() { super::far_calls::fate_flags(&call, status) } else { 0 };
+        self.answer_caller(call.caller, call.id, status, flags, body);
     }
 
-    /// An answer for a caller, wherever its session is.
-    fn answer_caller(&mut self, caller: Caller, id: u64, status: u16, flags: u8, body: &[u8]) {
-        let Caller { shard, conn } = caller;
+    /// An answer for a caller, wherever its session is. False if there is no room for it: its caller has been told
+    /// something else then, and gets no more.
+    pub(super) fn answer_caller(&mut self, caller: Caller, id: u64, status: u16, flags: u8, body: &[u8]) -> bool {
+        let Caller { node, shard, conn } = caller;
+        if node != NodeKey::OWN {
+            return self.answer_node(caller, id, status, flags, body);
+        }
         if shard == self.shard {
-            return self.reply_to(conn, id, status, flags, body);
+            self.reply_to(conn, id, status, flags, body);
+            return true;
         }
         let record = ServiceRecord::Answer { conn, id, status, flags, body };
         self.outgoing.put(shard, &Record::Service(record));
+        true
     }
 
     /// An answer for a caller of this shard.
@@ -502,12 +575,14 @@ impl Shard {
     }
 
     /// Nobody waits for a call any more.
-    fn cancel_call(&mut self, key: CallKey) {
+    pub(super) fn cancel_call(&mut self, key: CallKey) {
         let Some(call) = self.services.as_mut().and_then(|services| services.take_out(key, self.shard)) else { return };
         #[cfg(test)]
         let call = if planted(Bug::CancelForgotten) { Call { at: At::Nowhere, ..call } } else { call };
-        if let At::Link { slot, .. } = call.at {
-            self.send_cancel(slot, key);
+        match call.at {
+            At::Link { slot, .. } => self.send_cancel(slot, key),
+            At::Node { node, shard } => self.cancel_far(key, call.id, node, shard),
+            At::Nowhere | At::Queue => {}
         }
         self.drain_queue(call.service);
     }
@@ -522,6 +597,7 @@ impl Shard {
     /// Ends the calls whose time is over, and looks for room for those that wait.
     pub(super) fn expire_calls(&mut self) {
         let tick = self.links.tick;
+        self.expire_far_calls();
         let Some(services) = &self.services else { return };
         let pools: Vec<u16> = services.pools.keys().copied().collect();
         for service in pools {
@@ -545,11 +621,16 @@ impl Shard {
         let now_ms = self.now.mono_ms;
         let Some(services) = &mut self.services else { return };
         let Some(call) = services.calls.get(key) else { return };
-        let At::Link { slot, server } = call.at else {
+        let (service, id) = (call.service, call.id);
+        let (slot, server) = match call.at {
+            At::Link { slot, server } => (slot, server),
+            At::Node { node, shard } => {
+                self.cancel_far(key, id, node, shard);
+                return self.end_call(key, Code::TimedOut);
+            }
             // Those that had it have not begun, or nobody knows.
-            return self.end_call(key, Code::Overloaded);
+            At::Queue | At::Nowhere => return self.end_call(key, Code::Overloaded),
         };
-        let service = call.service;
         if let Some(pool) = services.pools.get_mut(&service) {
             pool.failed(server, now_ms);
         }
@@ -594,7 +675,7 @@ impl Shard {
         let Some(services) = &mut self.services else { return };
         match record {
             ServiceRecord::Call { conn, service, flags, id, user, head, body } => {
-                let caller = Caller { shard: from, conn };
+                let caller = Caller::own(from, conn);
                 let full = services.calls.len() >= self.links.limits.calls_max as usize;
                 let serves = services.pools.get(&service).is_some_and(|pool| pool.told > 0);
                 let refused = match (serves, full) {
@@ -604,21 +685,25 @@ impl Shard {
                 };
                 if let Some(code) = refused {
                     self.links.stats.limit_calls.add(u64::from(code == Code::Overloaded));
-                    return self.answer_caller(caller, id, code.as_u16(), 0, code.text().as_bytes());
+                    self.answer_caller(caller, id, code.as_u16(), 0, code.text().as_bytes());
+                    return;
                 }
                 let Some(key) = self.add_call(caller, id, user, service, flags) else { return };
                 if let Some(services) = &mut self.services {
-                    services.foreign.insert((from, conn, id), key);
+                    services.foreign.insert((NodeKey::OWN, from, conn, id), key);
                 }
                 self.place_call(key, HeadOf::Given(head), body);
             }
             ServiceRecord::Answer { conn, id, status, flags, body } => self.reply_to(conn, id, status, flags, body),
             ServiceRecord::Cancel { conn, id } => {
-                if let Some(key) = services.foreign.get(&(from, conn, id)).copied() {
+                if let Some(key) = services.foreign.get(&(NodeKey::OWN, from, conn, id)).copied() {
                     self.cancel_call(key);
                 }
             }
             ServiceRecord::Serves { service, instances } => services.serves(from, service, instances),
+            ServiceRecord::NodeServes { node, shard, service, weight } => {
+                self.node_serves(node, shard, service, weight);
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
 use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
-use trunkline_proto::{Header, Outcome, flags};
+use trunkline_proto::{Code, Header, Outcome, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
 
@@ -276,9 +276,10 @@ impl Shard {
             FarRecord::GroupAnswer { shard, .. } => shard,
             FarRecord::GroupRefused { origin, .. } => origin.seat.shard,
             FarRecord::UserWatch { user, .. } => self.shard_of(user),
-            FarRecord::UserTold { to, .. } => to,
+            FarRecord::UserTold { to, .. } | FarRecord::Call { to, .. } | FarRecord::CallCancel { to, .. } => to,
+            FarRecord::Answer { seat, .. } => seat.shard,
             // Whichever shard it comes to tells the control thread, or the other shards.
-            FarRecord::Memo { .. } | FarRecord::SettledShards { .. } => self.shard,
+            FarRecord::Memo { .. } | FarRecord::SettledShards { .. } | FarRecord::ServiceHere { .. } => self.shard,
         };
         if shard == self.shard {
             return self.far_here(from, record);
@@ -286,14 +287,19 @@ impl Shard {
         if shard >= self.shards {
             return self.links.stats.mesh_misrouted.add(1);
         }
-        let is_control = record.is_control();
+        // An answer to a call answers a record that was let in.
+        let is_control = record.is_control() || matches!(record, FarRecord::Answer { .. });
         let record = Record::Far { from, record };
         if is_control || self.outgoing.has_room(shard, record.encoded_len()) {
             return self.outgoing.put(shard, &record);
         }
         self.links.stats.limit_mailbox.add(1);
-        if let Record::Far { record, .. } = record {
-            self.lost_here(record);
+        match record {
+            Record::Far { record: FarRecord::Call { seat, call, .. }, .. } => {
+                self.refuse_far_call(from, seat, call.id, Code::Overloaded);
+            }
+            Record::Far { record, .. } => self.lost_here(record),
+            _ => {}
         }
     }
 
@@ -414,6 +420,10 @@ impl Shard {
             FarRecord::GroupAsk { .. } | FarRecord::GroupAnswer { .. } | FarRecord::GroupMember { .. } => {
                 self.shared_group_record(node, &record);
             }
+            FarRecord::Call { .. }
+            | FarRecord::Answer { .. }
+            | FarRecord::CallCancel { .. }
+            | FarRecord::ServiceHere { .. } => self.call_record(node, &record),
         }
     }
 
@@ -580,6 +590,10 @@ impl Shard {
             FarRecord::GroupAsk { .. } | FarRecord::GroupAnswer { .. } | FarRecord::GroupMember { .. } => {
                 self.shared_group_record_back(back, &record);
             }
+            FarRecord::Call { .. }
+            | FarRecord::Answer { .. }
+            | FarRecord::CallCancel { .. }
+            | FarRecord::ServiceHere { .. } => self.call_record_back(back, &record),
             // Who asked hears in time that there was no answer.
             FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }

@@ -77,6 +77,7 @@ impl Shard {
         }
         self.rooms_moved(reborn);
         self.watches_moved(reborn);
+        self.calls_moved(reborn);
         self.ask_again();
         self.release_parked();
     }

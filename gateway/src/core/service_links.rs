@@ -200,6 +200,7 @@ impl Shard {
         self.links.stats.service_links_opened.add(1);
         // Whoever had the slot before may have had a token.
         self.begin_token(slot, Granted::default());
+        let nodes = self.names_of_nodes_that_hand_calls_on();
         let ok = ServeOk {
             link: HandoverToken::new(self.shard, id).0,
             node: self.node.clone(),
@@ -207,7 +208,7 @@ impl Shard {
             shards: self.shards.into(),
             heartbeat_secs,
             max_frame: self.links.limits.frame_bytes_max,
-            nodes: Vec::new(),
+            nodes,
             time_ms: self.now.wall_ms,
         };
         self.links.reply(slot, |out| encode_message(out, Kind::ServeOk, 0, &ok));
@@ -235,8 +236,10 @@ impl Shard {
     }
 
     /// Tells the other shards how many instances take calls of a service here, if that has changed.
-    fn tell_serving(&mut self, service: u16) {
-        let Some(pool) = self.services.as_mut().and_then(|services| services.pools.get_mut(&service)) else { return };
+    pub(super) fn tell_serving(&mut self, service: u16) {
+        let Some(services) = &mut self.services else { return };
+        services.nodes.is_news = true;
+        let Some(pool) = services.pools.get_mut(&service) else { return };
         let instances = pool.serving();
         if std::mem::replace(&mut pool.told, instances) == instances {
             return;

@@ -627,7 +627,9 @@ impl Shard {
             }
         }
         self.drain = Some(Drain { cursor: end, ..drain });
-        if self.services.is_some() && passed >= u64::from(drain.spread) {
+        // Calls of other nodes are answered as long as there is time.
+        let in_time = self.links.tick + ticks(LINGER_MS) < drain.deadline_tick;
+        if self.services.is_some() && passed >= u64::from(drain.spread) && !(in_time && self.has_far_calls()) {
             self.dismiss_workers();
         }
     }
@@ -704,6 +706,7 @@ impl Shard {
             stats.calls_open.set(services.callers.values().map(Vec::len).sum::<usize>() as u64);
             stats.calls_waiting.set(services.queued as u64);
             stats.calls_kept_bytes.set(services.kept_bytes as u64);
+            stats.service_places.set(services.nodes.len() as u64);
         }
         if let Some(desk) = &self.desk {
             stats.store_asked.set(desk.asked() as u64);

@@ -264,6 +264,7 @@ impl<I: Io> Core<I> {
             self.shard.walk_again();
             self.shard.rooms_again(&restarted);
             self.shard.watches_again(&restarted);
+            self.shard.services_again(&restarted);
         }
         for back in &given_back {
             self.shard.given_back(back);

@@ -2,7 +2,7 @@
 
 use super::cluster::{ClusterDescription, describe_cluster};
 use super::document::DOCUMENT;
-use super::{Node, NodeState, VERSION, groups, inbox};
+use super::{Node, NodeState, VERSION, groups, inbox, services};
 use crate::clock::now_ms;
 use crate::cluster::write_cluster;
 use crate::control::{Control, Kicked, Rest};
@@ -46,7 +46,7 @@ pub fn router(node: Arc<Node>) -> Router {
 }
 
 pub(super) fn routes() -> Routes<Node> {
-    groups::add(Routes::new())
+    services::add(groups::add(Routes::new()))
         .reads()
         .get("/healthz", Needs::Nothing, async || "ok\n")
         .get("/readyz", Needs::Nothing, ready)

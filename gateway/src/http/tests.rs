@@ -660,3 +660,89 @@ fn the_demo_loads_what_is_there_and_nothing_from_elsewhere() {
     let without = Api::serve(node);
     assert_eq!(without.get(demo::PATH).status, 404);
 }
+
+#[test]
+fn services_are_shown_and_workers_changed_with_the_scope_alone() {
+    use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
+    let seen = |drained, weight| ServiceSeen {
+        service: 7,
+        name: "orders".to_owned(),
+        policy: trunkline_router::Policy::LeastTime,
+        is_http: false,
+        waiting: 1,
+        instances: vec![InstanceSeen {
+            name: "w-1".to_owned(),
+            weight,
+            backup: false,
+            links: 1,
+            window: 4,
+            calls: 2,
+            drained,
+            failed: false,
+        }],
+        nodes: vec![("node-2".to_owned(), 9)],
+    };
+    let made = NewKey::make("ops", &[Scope::NodesRead]).unwrap();
+    let other = NewKey::make("shop", &[Scope::ServicesWrite]).unwrap();
+    let keys = ApiKeys::parse(&format!("{}\n{}", made.line, other.line)).unwrap();
+    let node = node_with(false, Access::new(Some(keys), false));
+    let handles = handles();
+    let ports = handles.ports.clone();
+    node.set_running(handles);
+    let api = Api::serve(node);
+    let with_key = |method: &str, path: &str, key: &str, body: &str| {
+        let headers = format!("Authorization: Bearer {key}\r\nContent-Type: application/json\r\n");
+        api.request_with(method, path, &headers, body)
+    };
+    let path = "/v1/services/7/instances/w-1";
+    let drain = r#"{"state":"drain","weight":5}"#;
+    assert!(with_key("GET", "/v1/services", &other.key, "").assert_problem(403).contains("nodes:read"));
+    assert!(with_key("PATCH", path, &made.key, drain).assert_problem(403).contains("services:write"));
+    api.request_with("PATCH", path, "Content-Type: application/json\r\n", drain).assert_problem(401);
+    for (path, body) in [
+        ("/v1/services/0/instances/w", drain),
+        ("/v1/services/x/instances/w", drain),
+        (path, "{}"),
+        (path, r#"{"weight":0}"#),
+        (path, r#"{"weight":65536}"#),
+        (path, r#"{"state":"gone"}"#),
+        (path, r#"{"down":true}"#),
+    ] {
+        let answer = with_key("PATCH", path, &other.key, body);
+        assert!((400..=422).contains(&answer.status), "{path} {body}: {answer:?}");
+    }
+    let answered = |changes: usize, known: bool| -> Vec<std::thread::JoinHandle<()>> {
+        let shards = ports.iter().cloned().enumerate();
+        let each = move |shard: usize| {
+            move |request| match request {
+                Control::Services { answer } => {
+                    let (drained, weight) = if changes > 0 { (true, 5) } else { (false, 1) };
+                    answer.send(Some(if shard == 1 { vec![seen(drained, weight)] } else { Vec::new() })).unwrap();
+                }
+                Control::Instance { service: 7, name, change, answer } => {
+                    let expected = InstanceChange { drained: Some(true), weight: Some(5) };
+                    assert_eq!((name.as_str(), change), ("w-1", expected));
+                    answer.send(known && shard == 1).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let requests = if changes == 0 { 1 } else { changes };
+        shards.map(|(shard, port)| answer(port, requests, each(shard))).collect()
+    };
+    let threads = answered(0, true);
+    let shown = with_key("GET", "/v1/services", &made.key, "").json();
+    assert_is("Services", &shown);
+    let of = &shown["services"][0];
+    assert_eq!((&of["service"], &of["policy"], &of["waiting"]), (&7.into(), &"least-time".into(), &1.into()));
+    assert_eq!(of["instances"][0]["state"], "active");
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let threads = answered(2, true);
+    let changed = with_key("PATCH", path, &other.key, drain).json();
+    assert_is("ServiceInstance", &changed);
+    assert_eq!((&changed["state"], &changed["weight"]), (&"drain".into(), &5.into()));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let threads = answered(1, false);
+    assert!(with_key("PATCH", path, &other.key, drain).assert_problem(404).contains("w-1"));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}

@@ -3,6 +3,7 @@
 //! A service has one time-out, so the calls of a service end in the order in which they came: a list through the table,
 //! from which each call leaves at once when it is answered. Nothing has to be searched for, and nothing is left behind.
 
+use crate::directory::NodeKey;
 use crate::io::ConnId;
 use trunkline_router::balance::ServerId;
 
@@ -25,14 +26,39 @@ impl CallKey {
     pub(crate) fn from_wire(id: u64) -> Self {
         CallKey { index: id as u32, generation: (id >> 32) as u32 }
     }
+
+    /// As other nodes are told it, in the place of a connection.
+    pub(crate) fn to_conn(self) -> ConnId {
+        ConnId { slot: self.index, generation: self.generation }
+    }
+
+    /// What another node says; it may name nothing.
+    pub(crate) fn from_conn(conn: ConnId) -> Self {
+        CallKey { index: conn.slot, generation: conn.generation }
+    }
 }
 
 /// Whose call it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// The shard of the session.
+    /// [`NodeKey::OWN`] for a session of this node.
+    pub(crate) node: NodeKey,
+    /// The shard of the session, or the one of another node that has the call.
     pub(crate) shard: u16,
+    /// The connection, or the key of the call at that node.
     pub(crate) conn: ConnId,
+}
+
+impl Caller {
+    /// A session of this node.
+    pub(crate) const fn own(shard: u16, conn: ConnId) -> Self {
+        Caller { node: NodeKey::OWN, shard, conn }
+    }
+
+    /// Whether another node has handed the call on.
+    pub(crate) fn is_far(&self) -> bool {
+        self.node != NodeKey::OWN
+    }
 }
 
 /// What is kept of a call that may have to be sent, or sent again.
@@ -58,6 +84,8 @@ pub(crate) enum At {
     Queue,
     /// A worker has it.
     Link { slot: u32, server: ServerId },
+    /// That shard of another node has it.
+    Node { node: NodeKey, shard: u16 },
 }
 
 /// An open call.
@@ -72,11 +100,19 @@ pub(crate) struct Call {
     pub(crate) flags: u8,
     /// How often it was given to a worker.
     pub(crate) tries: u8,
+    /// How often it was handed to another node.
+    pub(crate) far_tries: u8,
+    /// Another worker may have had it before it came to this node.
+    pub(crate) again: bool,
+    /// It waits for a worker with room.
+    pub(crate) may_wait: bool,
     /// A worker that had it was lost: it may have been carried out, whatever becomes of it now.
     pub(crate) may_be_done: bool,
     /// An answer with MORE has come: nobody else can go on with it.
     pub(crate) has_begun: bool,
     pub(crate) deadline_tick: u32,
+    /// When nobody waits for it any more, as its worker is told; that may be before the deadline.
+    pub(crate) ends_tick: u32,
     /// When it was given to its worker, microseconds.
     pub(crate) sent_us: u64,
     pub(crate) at: At,
@@ -208,15 +244,19 @@ mod tests {
 
     fn call(id: u64, deadline_tick: u32) -> Call {
         Call {
-            caller: Caller { shard: 0, conn: ConnId { slot: 1, generation: 1 } },
+            caller: Caller::own(0, ConnId { slot: 1, generation: 1 }),
             id,
             user: 1,
             service: 7,
             flags: 0,
             tries: 0,
+            far_tries: 0,
+            again: false,
+            may_wait: true,
             may_be_done: false,
             has_begun: false,
             deadline_tick,
+            ends_tick: deadline_tick,
             sent_us: 0,
             at: At::Queue,
             kept: None,

@@ -1,6 +1,6 @@
 //! The instances of one service at one shard, and which of them takes the next call.
 
-use super::{CallKey, Fifo, RetryBudget, ServiceSpec};
+use super::{CallKey, Fifo, InstanceChange, RetryBudget, ServiceSpec};
 use rand::Rng;
 use std::collections::VecDeque;
 use trunkline_router::balance::{Health, Key, ServerId};
@@ -11,12 +11,29 @@ use trunkline_router::{Balancer, Policy, Server, ServerOptions};
 pub(crate) struct Instance {
     pub(crate) name: Box<str>,
     pub(crate) id: Option<ServerId>,
+    /// As it says itself.
     weight: u32,
-    backup: bool,
+    /// As an operator says, instead.
+    set_weight: Option<u32>,
+    pub(crate) backup: bool,
+    /// An operator has said that it gets no more calls.
+    pub(crate) drained: bool,
     /// Slots of its links.
     pub(crate) links: Vec<u32>,
     /// The sum of their windows; 0 while it drains.
     window: u32,
+}
+
+impl Instance {
+    /// The weight by which it is picked.
+    pub(crate) fn weight(&self) -> u32 {
+        self.set_weight.unwrap_or(self.weight)
+    }
+
+    /// Whether it takes calls.
+    fn takes(&self) -> bool {
+        self.window > 0 && !self.drained
+    }
 }
 
 /// What became of the search for an instance.
@@ -68,7 +85,16 @@ impl Pool {
 
     /// Instances that take calls.
     pub(crate) fn serving(&self) -> u16 {
-        self.instances.iter().filter(|instance| instance.window > 0).count().try_into().unwrap_or(u16::MAX)
+        self.instances.iter().filter(|instance| instance.takes()).count().try_into().unwrap_or(u16::MAX)
+    }
+
+    /// What the instances that take calls weigh together; backup ones only where there are no others.
+    pub(crate) fn weight(&self) -> u32 {
+        let of = |backup: bool| {
+            let instances = self.instances.iter().filter(|instance| instance.takes() && instance.backup == backup);
+            instances.map(|instance| u64::from(instance.weight())).sum::<u64>().min(u64::from(u32::MAX - 1)) as u32
+        };
+        if of(false) > 0 { of(false) } else { of(true) }
     }
 
     /// A link of an instance: the first, or one more. What the newest says of weight and backup holds for all. False if
@@ -83,7 +109,9 @@ impl Pool {
                 name: name.into(),
                 id: None,
                 weight,
+                set_weight: None,
                 backup,
+                drained: false,
                 links: vec![slot],
                 window: 1,
             }),
@@ -114,11 +142,39 @@ impl Pool {
         }
     }
 
+    /// What an operator says of an instance. False if there is none of that name, or the balancer does not take it.
+    pub(crate) fn change(&mut self, name: &str, change: InstanceChange, now_ms: u64) -> bool {
+        let Some(at) = self.instances.iter().position(|instance| *instance.name == *name) else { return false };
+        let instance = &mut self.instances[at];
+        let before = (instance.drained, instance.set_weight);
+        instance.drained = change.drained.unwrap_or(instance.drained);
+        instance.set_weight = change.weight.or(instance.set_weight);
+        let taken = self.update(now_ms);
+        if !taken {
+            // The weights would add up to more than a ring holds.
+            let instance = &mut self.instances[at];
+            (instance.drained, instance.set_weight) = before;
+            self.update(now_ms);
+        }
+        taken
+    }
+
+    /// Calls that an instance has.
+    pub(crate) fn calls_of(&self, instance: &Instance, now_ms: u64) -> u32 {
+        instance.id.and_then(|id| self.balancer.server(id, now_ms)).map_or(0, |state| state.conns)
+    }
+
+    /// Whether an instance is left alone because it has failed.
+    pub(crate) fn has_failed(&self, instance: &Instance, now_ms: u64) -> bool {
+        let health = instance.id.and_then(|id| self.balancer.server(id, now_ms)).map(|state| state.health);
+        health.is_some_and(|health| health != Health::Up)
+    }
+
     fn update(&mut self, now_ms: u64) -> bool {
         let spec = &self.spec;
         let server = |instance: &Instance| {
             let options = ServerOptions {
-                weight: instance.weight,
+                weight: instance.weight(),
                 // Windows are kept link by link, see `pick`.
                 max_conns: 0,
                 max_fails: spec.max_fails,
@@ -126,7 +182,7 @@ impl Pool {
                 slow_start_ms: spec.slow_start_ms,
                 backup: instance.backup,
                 down: false,
-                drain: instance.window == 0,
+                drain: !instance.takes(),
             };
             Server::new(&instance.name, options)
         };
@@ -167,7 +223,7 @@ impl Pool {
                 Health::Failed { until_ms } | Health::Probing { until_ms } => until_ms <= now_ms,
             };
             let health = instance.id.and_then(|id| self.balancer.server(id, now_ms)).map(|state| state.health);
-            instance.window > 0 && (except.is_none() || instance.id != except) && health.is_some_and(is_up)
+            instance.takes() && (except.is_none() || instance.id != except) && health.is_some_and(is_up)
         };
         if self.instances.iter().any(could) { Room::Full } else { Room::Nobody }
     }
@@ -266,6 +322,26 @@ mod tests {
         assert_eq!(pool.serving(), 0);
         pool.set_window("a", 8, 0);
         assert_eq!(pool.pick(0, 1, &mut rng, None, |_| true), Room::At(0));
+    }
+
+    #[test]
+    fn an_operator_drains_an_instance_and_gives_it_another_weight() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        let drain = |drained| InstanceChange { drained: Some(drained), weight: None };
+        assert!(pool.change("a", drain(true), 0) && !pool.change("c", drain(true), 0));
+        assert_eq!((pool.serving(), pool.weight()), (1, 1));
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        // Whatever it says itself.
+        assert!(pool.add_link("a", 9, 1, false, 0));
+        pool.set_window("a", 8, 0);
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        assert!(pool.change("a", InstanceChange { drained: Some(false), weight: Some(3) }, 0));
+        assert_eq!((pool.serving(), pool.weight()), (2, 4));
+        let picks: Vec<String> = (0..400).map(|_| next(&mut pool, &mut rng, 1)).collect();
+        assert_eq!(picks.iter().filter(|picked| *picked == "a").count(), 300);
+        let too_much = InstanceChange { drained: None, weight: Some(u32::MAX) };
+        assert!(!pool.change("a", too_much, 0));
+        assert_eq!(pool.weight(), 4, "all is as it was");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What shards tell each other of calls. The bytes are this process's own.
 
+use crate::directory::NodeKey;
 use crate::io::ConnId;
 
 /// One entry of a batch between shards.
@@ -13,12 +14,15 @@ pub(crate) enum ServiceRecord<'a> {
     Cancel { conn: ConnId, id: u64 },
     /// So many instances of a service take calls at the sending shard.
     Serves { service: u16, instances: u16 },
+    /// A shard of another node has told the sending shard what its workers of a service weigh.
+    NodeServes { node: NodeKey, shard: u16, service: u16, weight: u32 },
 }
 
 const CALL: u8 = 1;
 const ANSWER: u8 = 2;
 const CANCEL: u8 = 3;
 const SERVES: u8 = 4;
+const NODE_SERVES: u8 = 5;
 
 /// Kind, flags, two small numbers, slot, generation, lengths of head and body, and three words.
 const FIXED_BYTES: usize = 8 + 8 + 8 + 24;
@@ -30,7 +34,7 @@ impl<'a> ServiceRecord<'a> {
             + match self {
                 ServiceRecord::Call { head, body, .. } => head.len() + body.len(),
                 ServiceRecord::Answer { body, .. } => body.len(),
-                ServiceRecord::Cancel { .. } | ServiceRecord::Serves { .. } => 0,
+                ServiceRecord::Cancel { .. } | ServiceRecord::Serves { .. } | ServiceRecord::NodeServes { .. } => 0,
             }
     }
 
@@ -47,6 +51,9 @@ impl<'a> ServiceRecord<'a> {
             }
             ServiceRecord::Cancel { conn, id } => (CANCEL, 0, 0, 0, conn, [id, 0, 0], none, none),
             ServiceRecord::Serves { service, instances } => (SERVES, 0, service, instances, nobody, [0; 3], none, none),
+            ServiceRecord::NodeServes { node, shard, service, weight } => {
+                (NODE_SERVES, 0, service, shard, nobody, [node.0, weight.into(), 0], none, none)
+            }
         };
         out.extend_from_slice(&[kind, flags]);
         out.extend_from_slice(&small.to_ne_bytes());
@@ -77,6 +84,12 @@ impl<'a> ServiceRecord<'a> {
             ANSWER => ServiceRecord::Answer { conn, id, status: small(2), flags, body },
             CANCEL => ServiceRecord::Cancel { conn, id },
             SERVES => ServiceRecord::Serves { service: small(2), instances: small(4) },
+            NODE_SERVES => ServiceRecord::NodeServes {
+                node: NodeKey(word(24)),
+                shard: small(4),
+                service: small(2),
+                weight: word(32) as u32,
+            },
             _ => return None,
         };
         Some((record, len))
@@ -95,6 +108,7 @@ mod tests {
             ServiceRecord::Answer { conn, id: 4, status: 500, flags: 1, body: b"" },
             ServiceRecord::Cancel { conn, id: 5 },
             ServiceRecord::Serves { service: 65_535, instances: 3 },
+            ServiceRecord::NodeServes { node: NodeKey(9), shard: 2, service: 7, weight: u32::MAX },
         ];
         let mut bytes = Vec::new();
         for record in &records {

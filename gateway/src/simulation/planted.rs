@@ -39,6 +39,8 @@ pub(crate) enum Bug {
     LostRetried,
     /// The worker of a call whose session has ended is not told.
     CancelForgotten,
+    /// The node that has a call whose session has ended is not told.
+    FarCancelForgotten,
     /// The caller of every tenth call does not get the last answer.
     ReplyForgotten,
     /// Watchers are told of a user's every coming online.

@@ -184,11 +184,11 @@ impl Desk {
                     // The shard has written it.
                     let head = CallHead::decode(head).unwrap_or_default();
                     let letter = Letter { service, user, id, head, body: Bytes::copy_from_slice(body), again: false };
-                    self.call(NewCall { caller: Caller { shard, conn }, flags, letter }, free(self.bytes), now_ms);
+                    self.call(NewCall { caller: Caller::own(shard, conn), flags, letter }, free(self.bytes), now_ms);
                 }
-                ServiceRecord::Cancel { conn, id } => self.cancel(Caller { shard, conn }, id, now_ms),
+                ServiceRecord::Cancel { conn, id } => self.cancel(Caller::own(shard, conn), id, now_ms),
                 // Those go the other way, or between shards.
-                ServiceRecord::Answer { .. } | ServiceRecord::Serves { .. } => {}
+                ServiceRecord::Answer { .. } | ServiceRecord::Serves { .. } | ServiceRecord::NodeServes { .. } => {}
             }
         }
     }
@@ -457,7 +457,7 @@ impl Desk {
     fn take_out(&mut self, token: u64) -> Option<Call> {
         let call = self.calls.remove(&token)?;
         self.bytes -= call.bytes;
-        let Caller { shard, conn } = call.new.caller;
+        let Caller { shard, conn, .. } = call.new.caller;
         let name = (shard, conn, call.new.letter.id);
         if self.by_caller.get(&name) == Some(&token) {
             self.by_caller.remove(&name);

@@ -6,6 +6,7 @@ mod cli;
 mod cluster_api;
 mod cluster_audit;
 mod cluster_bad_input;
+mod cluster_calls;
 mod cluster_drain;
 mod cluster_faults;
 mod cluster_groups;

@@ -23,7 +23,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Route {
     /// What it needs.
     pub needs: Needs,
-    /// `get`, `post`, `put` or `delete`, as in an OpenAPI document.
+    /// `get`, `post`, `put`, `patch` or `delete`, as in an OpenAPI document.
     pub method: &'static str,
     /// The path, with `{…}` for what varies.
     pub path: &'static str,
@@ -74,6 +74,12 @@ impl<S: Send + Sync + 'static> Routes<S> {
     #[must_use]
     pub fn put<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
         self.add("put", path, needs, routing::put(handler))
+    }
+
+    /// Adds a request that says how a part of something is to be from then on.
+    #[must_use]
+    pub fn patch<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
+        self.add("patch", path, needs, routing::patch(handler))
     }
 
     /// Adds a request that takes something back.

@@ -5,7 +5,7 @@
 //! 0       4     length   of the whole record, these 4 bytes included
 //! 4       1     kind
 //! 5       1     hops     nodes it has crossed; attempts in a Transfer, whether there is a device in a KickUser, status in a KickDone or
-//!                        UserTold, bits in a UserWatch
+//!                        UserTold, bits in a UserWatch, flags in a Call or Answer
 //! 6       2     aux      flags, outcome or code, by kind
 //! ```
 //!
@@ -34,6 +34,10 @@ pub(crate) const WATCH_SINCE: u32 = 7;
 /// The first version in which the records about durable groups are understood, and those about live rooms may be about
 /// such a group.
 pub(crate) const GROUPS_SINCE: u32 = 8;
+/// The first version in which the records about calls to services are understood.
+pub(crate) const CALLS_SINCE: u32 = 9;
+/// An Answer with a body up to this is never refused for want of room: it may be the last one that its caller gets.
+const SHORT_ANSWER_BYTES: usize = 256;
 
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
@@ -53,6 +57,24 @@ pub(crate) mod watch_bits {
     pub(crate) const WATCH: u8 = 0x01;
     /// From this bit on, in two bits, what the watchers were told before: a [`Status`](crate::watch::Status).
     pub(crate) const KNOWN_SHIFT: u32 = 1;
+}
+
+/// Bits of a Call's flags beside those of the client's frame.
+pub(crate) mod far_call_flags {
+    /// Another worker may have had it.
+    pub(crate) const AGAIN: u8 = 0x40;
+    /// It does not wait there for a worker with room, for it may elsewhere.
+    pub(crate) const NO_WAIT: u8 = 0x80;
+}
+
+/// Bits of an Answer's flags.
+pub(crate) mod answer_flags {
+    /// Another one follows.
+    pub(crate) const MORE: u8 = 0x01;
+    /// A worker had it and has not begun.
+    pub(crate) const NOT_BEGUN: u8 = 0x02;
+    /// No worker had it.
+    pub(crate) const UNTRIED: u8 = 0x04;
 }
 
 /// What a UserTold says where it is no [`Status`](crate::watch::Status): the home has no room for the watch.
@@ -95,6 +117,10 @@ const USER_TOLD: u8 = 61;
 const GROUP_ASK: u8 = 55;
 const GROUP_ANSWER: u8 = 56;
 const GROUP_MEMBER: u8 = 57;
+const CALL: u8 = 62;
+const ANSWER: u8 = 63;
+const CALL_CANCEL: u8 = 64;
+const SERVICE_HERE: u8 = 65;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -124,6 +150,10 @@ const USER_TOLD_BYTES: usize = 20;
 const GROUP_ASK_BYTES: usize = 24;
 const GROUP_ANSWER_BYTES: usize = 24;
 const GROUP_MEMBER_BYTES: usize = 32;
+const CALL_BYTES: usize = 44;
+const ANSWER_BYTES: usize = 26;
+const CALL_CANCEL_BYTES: usize = 26;
+const SERVICE_HERE_BYTES: usize = 16;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -211,6 +241,27 @@ pub(crate) enum Record<'a> {
     /// From the home of a durable group: what has become of the membership of a user. Without a group and a user: the
     /// node has missed some of it.
     GroupMember { group: u64, user: u64, last: u64, change: u16 },
+    /// A CALL for a worker of shard `to`, see [`FarCall`].
+    Call { to: u16, seat: Seat, call: FarCall<'a> },
+    /// An answer to the Call of that seat; `status` as in REPLY, `flags` see [`answer_flags`].
+    Answer { seat: Seat, id: u64, status: u16, flags: u8, body: &'a [u8] },
+    /// Nobody waits any more for the answer to the Call of that seat, at shard `to`.
+    CallCancel { to: u16, seat: Seat, id: u64 },
+    /// The workers of a service at shard `shard` of the sending node have this weight together; 0: there are none.
+    ServiceHere { service: u16, shard: u16, weight: u32 },
+}
+
+/// What a [`Record::Call`] carries. `flags` are those of the client's frame and [`far_call_flags`], `id` is its id; so
+/// much time is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FarCall<'a> {
+    pub(crate) service: u16,
+    pub(crate) flags: u8,
+    pub(crate) id: u64,
+    pub(crate) user: u64,
+    pub(crate) timeout_ms: u32,
+    pub(crate) head: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The change of a [`Record::GroupMember`].
@@ -258,6 +309,10 @@ impl<'a> Record<'a> {
             Record::GroupAsk { body, .. } => GROUP_ASK_BYTES + body.len(),
             Record::GroupAnswer { body, .. } => GROUP_ANSWER_BYTES + body.len(),
             Record::GroupMember { .. } => GROUP_MEMBER_BYTES,
+            Record::Call { call, .. } => CALL_BYTES + call.head.len() + call.body.len(),
+            Record::Answer { body, .. } => ANSWER_BYTES + body.len(),
+            Record::CallCancel { .. } => CALL_CANCEL_BYTES,
+            Record::ServiceHere { .. } => SERVICE_HERE_BYTES,
         }
     }
 
@@ -280,6 +335,9 @@ impl<'a> Record<'a> {
     /// refused.
     #[inline]
     pub(crate) fn is_control(&self) -> bool {
+        if let Record::Answer { body, .. } = self {
+            return body.len() <= SHORT_ANSWER_BYTES;
+        }
         !matches!(
             self,
             Record::Message { .. }
@@ -288,6 +346,7 @@ impl<'a> Record<'a> {
                 | Record::GroupSend { .. }
                 | Record::GroupCopy { .. }
                 | Record::GroupAsk { .. }
+                | Record::Call { .. }
         )
     }
 
@@ -492,6 +551,36 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [group, user, last]);
                 out.extend_from_slice(&bytes);
             }
+            Record::Call { to, seat, call } => {
+                let mut bytes = head::<CALL_BYTES>(len, CALL, call.flags, call.service);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [call.id, call.user]);
+                bytes[34..38].copy_from_slice(&call.timeout_ms.to_be_bytes());
+                bytes[38..42].copy_from_slice(&(call.head.len() as u32).to_be_bytes());
+                bytes[42..44].copy_from_slice(&to.to_be_bytes());
+                out.reserve(len);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(call.head);
+                out.extend_from_slice(call.body);
+            }
+            Record::Answer { seat, id, status, flags, body } => {
+                let mut bytes = head::<ANSWER_BYTES>(len, ANSWER, flags, status);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [id]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(body);
+            }
+            Record::CallCancel { to, seat, id } => {
+                let mut bytes = head::<CALL_CANCEL_BYTES>(len, CALL_CANCEL, 0, to);
+                put_seat(&mut bytes, 8, seat);
+                put_words(&mut bytes, 18, [id]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::ServiceHere { service, shard, weight } => {
+                let mut bytes = head::<SERVICE_HERE_BYTES>(len, SERVICE_HERE, 0, service);
+                put_words(&mut bytes, 8, [u64::from(shard) << 32 | u64::from(weight)]);
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 
@@ -659,6 +748,31 @@ impl<'a> Record<'a> {
             GROUP_MEMBER => {
                 let [group, user, last] = words(exactly::<GROUP_MEMBER_BYTES>("GroupMember", bytes)?, 8);
                 Record::GroupMember { group, user, last, change: aux }
+            }
+            CALL => {
+                let (at, rest) = open::<CALL_BYTES>("Call", bytes)?;
+                let [id, user] = words(at, 18);
+                let Some((head, body)) = rest.split_at_checked(half(at, 38) as usize) else {
+                    return Err(MeshViolation::RecordLength { record: "Call", length: bytes.len() as u32 });
+                };
+                let to = u16::from_be_bytes([at[42], at[43]]);
+                let call = FarCall { service: aux, flags: hops, id, user, timeout_ms: half(at, 34), head, body };
+                Record::Call { to, seat: seat(at, 8), call }
+            }
+            ANSWER => {
+                let (at, body) = open::<ANSWER_BYTES>("Answer", bytes)?;
+                let [id] = words(at, 18);
+                Record::Answer { seat: seat(at, 8), id, status: aux, flags: hops, body }
+            }
+            CALL_CANCEL => {
+                let at = exactly::<CALL_CANCEL_BYTES>("CallCancel", bytes)?;
+                let [id] = words(at, 18);
+                Record::CallCancel { to: aux, seat: seat(at, 8), id }
+            }
+            SERVICE_HERE => {
+                let [word] = words(exactly::<SERVICE_HERE_BYTES>("ServiceHere", bytes)?, 8);
+                let (shard, weight) = ((word >> 32) as u16, word as u32);
+                Record::ServiceHere { service: aux, shard, weight }
             }
             _ => return Ok(None),
         };

@@ -162,6 +162,23 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             Record::GroupMember { group: 2, user: 3, last: 4, change: 1 },
             "0000002039000001000000000000000200000000000000030000000000000004",
         ),
+        (
+            Record::Call {
+                to: 3,
+                seat: seat(),
+                call: FarCall { service: 7, flags: 0x41, id: 3, user: 2, timeout_ms: 1_000, head: b"h", body: b"hi" },
+            },
+            concat!(
+                "0000002f3e4100070102030405060007080900000000000000030000000000000002000003e8",
+                "000000010003686869"
+            ),
+        ),
+        (
+            Record::Answer { seat: seat(), id: 3, status: 300, flags: 1, body: b"ok" },
+            "0000001c3f01012c0102030405060007080900000000000000036f6b",
+        ),
+        (Record::CallCancel { to: 2, seat: seat(), id: 3 }, "0000001a40000002010203040506000708090000000000000003"),
+        (Record::ServiceHere { service: 7, shard: 2, weight: 9 }, "00000010410000070000000200000009"),
     ]
 }
 
@@ -275,7 +292,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 27 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 31 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -353,6 +370,7 @@ fn a_length_that_lies_is_a_violation() {
                     | Record::SettledShards { .. }
                     | Record::UserTold { .. }
                     | Record::GroupAnswer { .. }
+                    | Record::Answer { .. }
             );
         match Record::decode(&longer) {
             Ok(Some(_)) => assert!(open, "{record:?}"),
@@ -369,6 +387,9 @@ fn a_length_that_lies_is_a_violation() {
                 Record::UserTold { .. } => 20,
                 Record::SettledShards { .. } => 16,
                 Record::GroupAsk { .. } | Record::GroupAnswer { .. } => 24,
+                // And the head that it tells of.
+                Record::Call { call, .. } => 44 + call.head.len(),
+                Record::Answer { .. } => 26,
                 _ => 58,
             };
             let bare = open && len >= fixed;

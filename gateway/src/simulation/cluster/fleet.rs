@@ -12,6 +12,7 @@ use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
 use crate::mesh::handshake::Secrets;
 use crate::metrics::ShardStats;
+use crate::services::ServicesConfig;
 use crate::simulation::node::{Node, NodeConfig};
 use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +28,7 @@ const NEWS_MAX: usize = 4_096;
 const HOMES_LOOKED_AT_US: u64 = 5_000;
 const CLIENT_PORT: u16 = 7_700;
 const MESH_PORT: u16 = 7_790;
+const SERVICES_PORT: u16 = 7_791;
 
 /// A process: a node from its start to its end.
 struct Process {
@@ -116,6 +118,8 @@ pub(super) struct Fleet {
     pub(super) pushers: Option<Pushers>,
     /// The store that the nodes share, where they have one.
     pub(super) store: Option<SharedStore>,
+    /// How the nodes take part in services, where they do.
+    pub(super) services: Option<ServicesConfig>,
 }
 
 impl Fleet {
@@ -153,12 +157,18 @@ impl Fleet {
             counts: BTreeMap::new(),
             pushers: None,
             store: None,
+            services: None,
         }
     }
 
     /// Where each node accepts clients.
     pub(super) fn doors(&self) -> Vec<SocketAddr> {
         (0..self.seats.len()).map(|node| address(node, CLIENT_PORT)).collect()
+    }
+
+    /// Where each node accepts workers, if it does.
+    pub(super) fn workers_doors(&self) -> Vec<SocketAddr> {
+        (0..self.seats.len()).map(|node| address(node, SERVICES_PORT)).collect()
     }
 
     fn now_us(&self) -> u64 {
@@ -367,7 +377,7 @@ impl Fleet {
         let NodeScenario { shards, listeners, weight, protocol, .. } = seat.scenario;
         let mut world = self.world.borrow_mut();
         world.note("start", number as u64, seat.starts);
-        let first_ring = world.add_rings(seat.host, shards, listeners + 1, &self.scenario.limits);
+        let first_ring = world.add_rings(seat.host, shards, listeners + 2, &self.scenario.limits);
         let record = NodeRecord {
             name: seat.name.clone(),
             incarnation: 0,
@@ -411,6 +421,9 @@ impl Fleet {
                 }
             }
             world.listen(address(number, MESH_PORT), process.first_ring, listeners);
+            if self.services.is_some() {
+                world.listen(address(number, SERVICES_PORT), process.first_ring, listeners + 1);
+            }
         }
         let (sender, news) = mpsc::channel(NEWS_MAX);
         process.news = Some(news);
@@ -428,7 +441,7 @@ impl Fleet {
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
             store: self.store.as_mut().map(|store| store.serve(number, shards)),
-            services: None,
+            services: self.services.clone(),
         };
         let mut node = Node::new(config, &self.world);
         if let Some(pushers) = &mut self.pushers {

@@ -18,8 +18,10 @@
 //!   at rest everybody who is in gets the next message;
 //! - in durable groups, see `groups`: each member has each message once and in order, or is told of a gap and pulls it;
 //! - when the clients have gone: nothing is left in any table (here, `node`);
+//! - each call has one last answer while its session and node last, see `calls`;
 //! - each user of a push by HTTP has one fate at the node that was asked, while that lives (`pushes`).
 
+mod calls;
 mod client;
 mod crowd;
 mod fleet;
@@ -67,6 +69,8 @@ struct Run {
     crowd: Crowd,
     /// Clients in durable groups, where there are some.
     members: Option<groups::Members>,
+    /// Callers and workers, where there are some.
+    calls: Option<calls::Parties>,
     /// Messages that had to arrive.
     calm: u64,
     /// Copies of messages to live rooms that had to, when all was well.
@@ -89,7 +93,7 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
-        Run { scenario, world, fleet, crowd, members: None, calm: 0, proven: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, members: None, calls: None, calm: 0, proven: 0, steps: 0 }
     }
 
     /// The same, with pushes by HTTP at all nodes.
@@ -107,7 +111,7 @@ impl Run {
         let fleet = Fleet::new(&scenario, &world);
         let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
         crowd.mood = Mood::Leaving;
-        Run { scenario, world, fleet, crowd, members: None, calm: 0, proven: 0, steps: 0 }
+        Run { scenario, world, fleet, crowd, members: None, calls: None, calm: 0, proven: 0, steps: 0 }
     }
 
     fn now_us(&self) -> u64 {
@@ -119,9 +123,10 @@ impl Run {
         while !done(self) {
             let now_us = self.now_us();
             let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let clients_us = match &self.members {
-                Some(members) => members.next_due_us(),
-                None => self.crowd.next_due_us(),
+            let clients_us = match (&self.members, &self.calls) {
+                (Some(members), _) => members.next_due_us(),
+                (_, Some(parties)) => parties.next_due_us(),
+                _ => self.crowd.next_due_us(),
             };
             let next_us = event_us.min(self.fleet.next_due_us()).min(clients_us).max(now_us);
             if next_us > end_us {
@@ -131,9 +136,10 @@ impl Run {
             self.world.borrow_mut().advance(next_us);
             self.fleet.step();
             self.crowd.homes_since_us = self.fleet.homes_since_us();
-            match &mut self.members {
-                Some(members) => members.step(),
-                None => self.crowd.step(),
+            match (&mut self.members, &mut self.calls) {
+                (Some(members), _) => members.step(),
+                (_, Some(parties)) => parties.step(),
+                _ => self.crowd.step(),
             }
             self.steps += 1;
             assert!(self.steps < STEPS_MAX, "the run does not come to an end");

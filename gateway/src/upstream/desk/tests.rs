@@ -1,7 +1,7 @@
 use super::*;
 use rand::{Rng, RngExt};
 
-const CALLER: Caller = Caller { shard: 0, conn: ConnId { slot: 1, generation: 1 } };
+const CALLER: Caller = Caller::own(0, ConnId { slot: 1, generation: 1 });
 
 /// A desk, and servers that do as the test says.
 struct World {

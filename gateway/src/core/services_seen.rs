@@ -1,0 +1,91 @@
+//! What an operator asks of services, and says of workers.
+
+use super::shard::Shard;
+use crate::services::{InstanceChange, InstanceSeen, Pool, ServiceSeen, Services};
+use std::collections::BTreeMap;
+
+impl Shard {
+    /// The services that this shard knows, by number; `None` where there are none.
+    pub(super) fn services_seen(&self) -> Option<Vec<ServiceSeen>> {
+        let services = self.services.as_ref()?;
+        let mut seen: BTreeMap<u16, ServiceSeen> = BTreeMap::new();
+        for pool in services.pools.values() {
+            let spec = &pool.spec;
+            let of_pool = ServiceSeen {
+                service: spec.service,
+                name: spec.name.clone(),
+                policy: spec.policy,
+                is_http: services.is_upstream(spec.service),
+                waiting: pool.waiting,
+                instances: self.instances_seen(services, pool),
+                nodes: self.nodes_seen(services, spec.service),
+            };
+            seen.insert(spec.service, of_pool);
+        }
+        for spec in services.config.specs.iter().filter(|spec| spec.http.is_some()) {
+            let of_spec = seen.entry(spec.service).or_insert_with(|| ServiceSeen {
+                service: spec.service,
+                name: String::new(),
+                policy: spec.policy,
+                is_http: true,
+                waiting: 0,
+                instances: Vec::new(),
+                nodes: Vec::new(),
+            });
+            (of_spec.name, of_spec.policy) = (spec.name.clone(), spec.policy);
+        }
+        for service in services.nodes.services() {
+            let spec = crate::services::ServiceSpec::of(service);
+            seen.entry(service).or_insert_with(|| ServiceSeen {
+                service,
+                name: spec.name,
+                policy: spec.policy,
+                is_http: false,
+                waiting: 0,
+                instances: Vec::new(),
+                nodes: self.nodes_seen(services, service),
+            });
+        }
+        Some(seen.into_values().collect())
+    }
+
+    fn instances_seen(&self, services: &Services, pool: &Pool) -> Vec<InstanceSeen> {
+        let seen = |instance: &crate::services::Instance| {
+            let links = instance.links.iter().filter_map(|slot| services.links.get(slot));
+            InstanceSeen {
+                name: instance.name.to_string(),
+                weight: instance.weight(),
+                backup: instance.backup,
+                links: instance.links.len(),
+                window: links.map(|link| link.window).sum(),
+                calls: pool.calls_of(instance, self.now.mono_ms),
+                drained: instance.drained,
+                failed: pool.has_failed(instance, self.now.mono_ms),
+            }
+        };
+        pool.instances.iter().map(seen).collect()
+    }
+
+    fn nodes_seen(&self, services: &Services, service: u16) -> Vec<(String, u64)> {
+        let mut weights: BTreeMap<String, u64> = BTreeMap::new();
+        for (node, weight) in services.nodes.weights(service) {
+            let member = self.directory.routing.as_ref().and_then(|routing| routing.member(node));
+            if let Some(member) = member {
+                *weights.entry(member.name.to_string()).or_default() += u64::from(weight);
+            }
+        }
+        weights.into_iter().collect()
+    }
+
+    /// An operator says something of a worker. False if this shard has no link to it.
+    pub(super) fn change_instance(&mut self, service: u16, name: &str, change: InstanceChange) -> bool {
+        let now_ms = self.now.mono_ms;
+        let pool = self.services.as_mut().and_then(|services| services.pools.get_mut(&service));
+        if !pool.is_some_and(|pool| pool.change(name, change, now_ms)) {
+            return false;
+        }
+        self.tell_serving(service);
+        self.drain_queue(service);
+        true
+    }
+}
