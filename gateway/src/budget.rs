@@ -9,6 +9,7 @@ use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
+use crate::events::{LANE_BYTES, LANES, SHARD_BYTES as EVENT_SHARD_BYTES};
 use crate::groups::MEMBERSHIP_BYTES;
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
@@ -320,6 +321,21 @@ impl Budget {
                     size(WINDOW_BYTES + RATES_BYTES)
                 ),
                 flags: &["--portal-bytes-max", "--pushes-open-max", "--shards"],
+            });
+        }
+        if limits.webhooks > 0 {
+            let (bytes, lanes) = (limits.webhook_bytes_max as u64, u64::from(limits.webhooks) * LANES as u64);
+            terms.push(Term {
+                name: "events",
+                // What waits is written anew to the log at times, all of it at once.
+                bytes: bytes.saturating_mul(3).saturating_add(EVENT_SHARD_BYTES * shards + lanes * LANE_BYTES),
+                how: format!(
+                    "{} that wait for webhooks, and what is written of them, {} in each shard, {lanes} requests, {} each",
+                    size(bytes),
+                    size(EVENT_SHARD_BYTES),
+                    size(LANE_BYTES)
+                ),
+                flags: &["--webhook-bytes-max", "--webhook", "--shards"],
             });
         }
         if limits.tls_handshakes_max > 0 {

@@ -34,5 +34,10 @@ pub fn now_us() -> u64 {
 
 /// Seconds since the Unix epoch by the wall clock, which may go back.
 pub fn wall_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    wall_ms() / 1_000
+}
+
+/// The same in milliseconds.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -19,6 +19,7 @@ mod text;
 mod tls;
 mod values;
 mod watch;
+mod webhooks;
 mod websocket;
 
 pub(crate) use fit::Room;
@@ -41,6 +42,7 @@ pub use values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
     StoreKind, StoreSyncKind,
 };
+pub use webhooks::WebhooksConfig;
 
 use resolve::{Judge, known};
 pub(crate) use tls::TLS_FILE_KEYS;
@@ -103,6 +105,8 @@ pub struct Config {
     pub services: Option<ServicesConfig>,
     /// Address of the HTTP API for back-ends; `None` without one.
     pub services_http: Option<SocketAddr>,
+    /// Who is told of what happens; `None` without webhooks.
+    pub webhooks: Option<WebhooksConfig>,
     /// When the memory budget does not fit: flags and values, each of which makes it fit.
     pub remedies: Vec<String>,
     room: Room,
@@ -354,7 +358,7 @@ pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
 }
 
 /// Reads a file that may turn out to be a device without an end. A pipe within the bound is fine.
-fn read_bounded(path: &Path, bytes_max: u64, what: &str) -> Result<Vec<u8>, ConfigError> {
+pub(crate) fn read_bounded(path: &Path, bytes_max: u64, what: &str) -> Result<Vec<u8>, ConfigError> {
     let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
     let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
     let mut bytes = Vec::new();

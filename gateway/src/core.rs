@@ -14,7 +14,7 @@
 //! rooms over the nodes of a cluster).
 //! Who watches whose presence: `watch`.
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
-//! Pushes by HTTP come and go by `portal`, calls to HTTP servers by `upstream_calls`.
+//! Pushes by HTTP come and go by `portal`, calls to HTTP servers by `upstream_calls`; `events` tells webhooks.
 //!
 //! Connections that are not native have a step more on either side: `wrap` and `tls` (bytes to frames),
 //! `transport::outbound` (frames to bytes).
@@ -22,6 +22,7 @@
 mod addresses;
 mod calls;
 mod decode;
+mod events;
 mod fan_out;
 mod far;
 mod far_calls;
@@ -197,7 +198,7 @@ impl<I: Io> Core<I> {
         let shook = self.shard.step_handshakes();
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
-        let pushes = self.shard.take_pushes() + self.shard.take_upstream_answers();
+        let pushes = self.shard.take_pushes() + self.shard.take_upstream_answers() + self.shard.take_kept();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
             self.shard.expire(&mut due);
@@ -223,7 +224,7 @@ impl<I: Io> Core<I> {
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
         self.blocked |= walks || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
-        let brought = self.shard.has_pushes() || self.shard.has_upstream_answers();
+        let brought = self.shard.has_pushes() || self.shard.has_upstream_answers() || self.shard.has_kept();
         self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || brought;
         let asked = shook
             || letters > 0
@@ -547,6 +548,7 @@ impl<I: Io> Core<I> {
             portal.post();
         }
         shard.post_upstream_calls();
+        shard.post_events();
         let outgoing = &mut shard.outgoing;
         let mut blocked = outgoing.post(|to| io.wake(to));
         withdrawals.retain(|(to, token)| {

@@ -16,6 +16,7 @@ mod directory;
 pub mod doctor;
 pub mod drain;
 pub mod early;
+pub mod events;
 #[doc(hidden)]
 pub mod fuzz {
     //! The bodies of all fuzz targets.

@@ -167,6 +167,10 @@ pub struct Limits {
     pub pushes_per_user_per_sec: u32,
     /// Pushes by HTTP with one key in a second, at the whole node, 0 = off; a further request gets 429.
     pub pushes_per_key_per_sec: u32,
+    /// Bytes of events that wait for webhooks, of the whole node; further ones become gaps. 0 without webhooks.
+    pub webhook_bytes_max: usize,
+    /// Webhooks of the node.
+    pub webhooks: u32,
 }
 
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores
@@ -311,6 +315,8 @@ impl Default for Limits {
             pushes_open_max: 0,
             pushes_per_user_per_sec: 0,
             pushes_per_key_per_sec: 0,
+            webhook_bytes_max: 0,
+            webhooks: 0,
         }
     }
 }

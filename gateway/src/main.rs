@@ -123,6 +123,7 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     let mut faults: Vec<ConfigError> = Vec::new();
     faults.extend(config.load_auth().err());
     faults.extend(config.load_access().err());
+    faults.extend(config.check_webhooks().err());
     faults.extend(config.load_secret().err());
     faults.extend(config.load_cluster().err());
     faults.extend(config.load_tls().err());

@@ -2,6 +2,7 @@
 
 use crate::auth::Refusal;
 use crate::desk::PAGES_MAX;
+use crate::events::{AGE_MS_MAX, GOING_MAX, HELD_MAX, KEPT_MS, PORTAL_BYTES as EVENT_PORTAL_BYTES, log_bytes_max};
 use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
@@ -244,7 +245,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 90] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 97] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -334,6 +335,13 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 90] {
         ("push_bodies_bytes", if limits.pushes_open_max > 0 { BODIES_BYTES_MAX as u64 } else { 0 }),
         ("push_batches", if limits.pushes_open_max > 0 { BATCHES_MAX as u64 } else { 0 }),
         ("push_keys_remembered", if limits.pushes_open_max > 0 { PUSH_KEYS_MAX as u64 } else { 0 }),
+        ("webhook_bytes", limits.webhook_bytes_max as u64),
+        ("webhook_age_time", if limits.webhooks > 0 { AGE_MS_MAX / 1_000 } else { 0 }),
+        ("event_portal_bytes", if limits.webhooks > 0 { EVENT_PORTAL_BYTES as u64 } else { 0 }),
+        ("event_log_bytes", if limits.webhooks > 0 { log_bytes_max(limits.webhook_bytes_max as u64) } else { 0 }),
+        ("event_kept_time", if limits.webhooks > 0 { KEPT_MS / 1_000 } else { 0 }),
+        ("events_held", if limits.webhooks > 0 { HELD_MAX as u64 } else { 0 }),
+        ("users_going", if limits.webhooks > 0 { GOING_MAX as u64 } else { 0 }),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

@@ -20,6 +20,7 @@ use trunkline_gateway::config::{
 use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
+use trunkline_gateway::events::{EventPortals, Wants};
 use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
@@ -29,6 +30,7 @@ use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::services::CallPortals;
 use trunkline_gateway::services_thread::{
     CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, PushConfig, ServicesThread, ServicesThreadConfig,
+    WebhooksPart,
 };
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks};
@@ -96,6 +98,7 @@ impl Start {
     fn new(config: &Config) -> Result<Self, Failure> {
         let auth = config.load_auth()?;
         let access = config.load_access()?;
+        config.check_webhooks()?;
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
         let tls = config.load_tls()?;
@@ -212,6 +215,10 @@ async fn control(
     let services_http_address = services_http_address.map_err(step("asking for the address of services_http"))?;
     let portals = services_http.as_ref().map(|_| Portals::new(config.shards));
     let upstreams = config.services.as_ref().filter(|services| services.has_upstreams());
+    let event_portals = config.webhooks.as_ref().map(|webhooks| {
+        let wants = webhooks.specs.iter().fold(Wants::default(), |all, spec| all.or(spec.wants));
+        EventPortals::new(config.shards, wants, webhooks.folder.is_some())
+    });
     let call_portals = upstreams.map(|_| CallPortals::new(config.shards));
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
@@ -289,6 +296,7 @@ async fn control(
             portals: call_portals.clone(),
         }),
         portals: portals.clone(),
+        events: event_portals.clone(),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
@@ -307,11 +315,18 @@ async fn control(
     });
     let calls = upstreams.zip(call_portals);
     let calls = calls.map(|(services, portals)| CallsConfig { specs: services.specs.clone(), portals });
-    let services_thread = match pushes.is_some() || calls.is_some() {
+    let webhooks = config.webhooks.as_ref().zip(event_portals).map(|(webhooks, portals)| WebhooksPart {
+        specs: webhooks.specs.clone(),
+        portals,
+        folder: webhooks.folder.clone(),
+        node: config.node.clone(),
+    });
+    let services_thread = match pushes.is_some() || calls.is_some() || webhooks.is_some() {
         true => {
             let config = ServicesThreadConfig {
                 pushes,
                 calls,
+                webhooks,
                 stats: stats.clone(),
                 limits: config.limits().clone(),
                 shard_cores: shards.core_ids(),

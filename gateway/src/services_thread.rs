@@ -4,6 +4,7 @@
 //! It runs on the cores that no shard has, and where there are none with a lower priority. It reaches the shards by
 //! their portals ([`crate::portal`], [`CallPortals`]) alone, and never the mesh.
 
+use crate::events::{EventPortals, WebhookDriver, WebhookDriverConfig, WebhookSpec};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::portal::Portals;
@@ -14,6 +15,7 @@ use crate::upstream::{Driver, DriverConfig};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::future::pending;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::{io, thread};
@@ -32,13 +34,15 @@ const NICE: i32 = 5;
 /// Threads for look-ups of names, which wait for others.
 const LOOKUP_THREADS_MAX: usize = 4;
 
-/// What the thread needs of its node. One of `pushes` and `calls` at least.
+/// What the thread needs of its node. One of `pushes`, `calls` and `webhooks` at least.
 #[derive(Debug)]
 pub struct ServicesThreadConfig {
     /// Pushes by HTTP; `None` where nobody pushes so.
     pub pushes: Option<PushConfig>,
     /// Calls to HTTP servers; `None` where no service has some.
     pub calls: Option<CallsConfig>,
+    /// Events to webhooks; `None` without any.
+    pub webhooks: Option<WebhooksPart>,
     /// The numbers of each shard, by shard.
     pub stats: Vec<Arc<ShardStats>>,
     /// The limits of the node.
@@ -73,6 +77,19 @@ pub struct CallsConfig {
     pub portals: CallPortals,
 }
 
+/// What webhooks need of their node.
+#[derive(Debug)]
+pub struct WebhooksPart {
+    /// Who is told of what.
+    pub specs: Arc<[WebhookSpec]>,
+    /// The ways from the shards.
+    pub portals: EventPortals,
+    /// Where events are kept; `None` for memory alone.
+    pub folder: Option<PathBuf>,
+    /// The node's name.
+    pub node: String,
+}
+
 /// How far the node is with its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Phase {
@@ -97,7 +114,12 @@ impl ServicesThread {
     /// # Errors
     /// When the system has no thread for it, or what a runtime needs; or when a file that it needs cannot be read.
     pub fn start(config: ServicesThreadConfig) -> io::Result<Self> {
-        let ServicesThreadConfig { pushes, calls, stats, limits, shard_cores, seed } = config;
+        let ServicesThreadConfig { pushes, calls, webhooks, stats, limits, shard_cores, seed } = config;
+        let webhooks = webhooks.map(|WebhooksPart { specs, portals, folder, node }| {
+            let (stats, limits) = (stats[0].clone(), limits.clone());
+            WebhookDriver::new(WebhookDriverConfig { specs, portals, folder, stats, limits, node, seed })
+        });
+        let webhooks = webhooks.transpose()?;
         let driver = calls.map(|calls| {
             let CallsConfig { specs, portals } = calls;
             Driver::new(DriverConfig { specs, portals, stats: stats[0].clone(), limits: limits.clone(), seed })
@@ -134,8 +156,15 @@ impl ServicesThread {
                 // Sessions are told to go while their calls go on; so calls end with the shards.
                 let mut ends = phases.clone();
                 let alone = async { drop(ends.wait_for(|at| *at == Phase::Alone).await) };
+                let mut events_end = phases.clone();
+                let telling = async {
+                    if let Some(webhooks) = webhooks {
+                        let end = async { drop(events_end.wait_for(|at| *at == Phase::Alone).await) };
+                        webhooks.run(end).await;
+                    }
+                };
                 tokio::select! {
-                    _ = async { tokio::join!(pushing, alone) } => {}
+                    _ = async { tokio::join!(pushing, telling, alone) } => {}
                     () = calling => {}
                 }
             });

@@ -16,6 +16,7 @@ use crate::control::ControlPort;
 use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
 use crate::desk::ShardStore;
+use crate::events::EventPortals;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
@@ -85,6 +86,8 @@ pub struct ShardsConfig {
     pub services: Option<ShardsServices>,
     /// The ways to the services thread; `None` where there is none.
     pub portals: Option<Portals>,
+    /// The ways of events to webhooks; `None` where there are none.
+    pub events: Option<EventPortals>,
 }
 
 /// What the shards of a node need to have clients call services.
@@ -219,6 +222,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         if let Some(portals) = &config.portals {
             portals.set_waker(shard, wakers[core].clone());
         }
+        if let Some(events) = &config.events {
+            events.set_waker(shard, wakers[core].clone());
+        }
         if let Some(portals) = services.as_ref().and_then(|services| services.portals.as_ref()) {
             portals.set_waker(shard, wakers[core].clone());
         }
@@ -249,6 +255,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 store: config.store.clone(),
                 services,
                 portals: config.portals.clone(),
+                events: config.events.clone(),
             },
         });
     }
@@ -494,6 +501,7 @@ mod tests {
             store: None,
             services: None,
             portals: None,
+            events: None,
         })
         .unwrap();
         let panicking = count - 1;

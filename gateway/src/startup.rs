@@ -2,6 +2,7 @@
 //! names the fix.
 
 use crate::config::{Config, Size};
+use crate::events::LANES;
 use crate::io::buffers::BufferRing;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode};
@@ -273,7 +274,10 @@ fn of_services_thread(config: &Config) -> u64 {
     let of_http = if config.services_http.is_some() { connections } else { 0 };
     // A look-up of a name, or a check, has one besides.
     let of_upstreams = u64::from(limits.upstream_conns_max) + if limits.upstream_conns_max > 0 { 64 } else { 0 };
-    if of_http + of_upstreams > 0 { 8 + of_http + of_upstreams } else { 0 }
+    // A connection for each lane, and the files of the log.
+    let of_webhooks = u64::from(limits.webhooks) * LANES as u64 + if limits.webhooks > 0 { 4 } else { 0 };
+    let all = of_http + of_upstreams + of_webhooks;
+    if all > 0 { 8 + all } else { 0 }
 }
 
 pub(crate) fn judge_memlock(hard: u64) -> Result<String, StartupError> {

@@ -85,7 +85,7 @@ pub(super) fn shards_default(given: &Settings, host: &Host, judge: &Judge) -> Re
 type Lowered = (&'static str, fn(&mut Settings) -> Option<&mut u64>);
 
 /// Settings that make the budget smaller when they are lowered.
-const LOWERED: [Lowered; 21] = [
+const LOWERED: [Lowered; 22] = [
     ("--connections-max", |all| all.connections_max.as_mut()),
     ("--outbox-total-bytes-max", |all| all.outbox_total_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--outbox-bytes-max", |all| all.outbox_bytes_max.as_mut().map(|size| &mut size.0)),
@@ -105,6 +105,7 @@ const LOWERED: [Lowered; 21] = [
     ("--portal-bytes-max", |all| all.portal_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--upstream-bytes-max", |all| all.upstream_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--upstream-conns-max", |all| all.upstream_conns_max.as_mut()),
+    ("--webhook-bytes-max", |all| all.webhook_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--pushes-open-max", |all| all.pushes_open_max.as_mut()),
     ("--shards", |all| all.shards.as_mut()),
 ];

@@ -14,6 +14,7 @@ use super::store::{
 };
 use super::tls::{http_tls, tls};
 use super::watch::{WATCH_BYTES_LEAST, watch_default, watch_limits};
+use super::webhooks::{WEBHOOK_BYTES, WEBHOOK_BYTES_LEAST, webhook_limits, webhooks};
 use super::websocket::upgrade;
 use super::{
     AuthConfig, AuthKind, ClusterConfig, Config, ConfigError, Host, HttpAccess, NODE_NAME_CHARS_MAX, Origin, Origins,
@@ -211,6 +212,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let store = store(&all, judge)?;
     let services = services(&all, judge)?;
     let services_http = services_http(&all, judge)?;
+    let webhooks = webhooks(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
@@ -229,6 +231,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         store,
         services,
         services_http,
+        webhooks,
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, &reached, judge)?,
@@ -384,6 +387,9 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
     all.portal_bytes_max.get_or_insert_with(|| share(64, 4 * MIB * shards, portal_bytes_least(frame)));
     let upstream = (room.bytes / 64).min(64 * MIB).max(4 * (frame + KIB));
     all.upstream_bytes_max.get_or_insert_with(|| Size(upstream / KIB * KIB));
+    let webhooks = all.webhook.as_ref().map_or(1, Vec::len).max(1) as u64;
+    let waiting = (room.bytes / 64).min(WEBHOOK_BYTES).max(WEBHOOK_BYTES_LEAST * webhooks);
+    all.webhook_bytes_max.get_or_insert_with(|| Size(waiting / KIB * KIB));
     all.pushes_open_max.get_or_insert_with(|| (room.bytes / 64 / OPEN_BYTES).clamp(PUSHES_OPEN_LEAST, PUSHES_OPEN));
     let in_cluster = all.redis.is_some();
     all.presence_queue_max.get_or_insert_with(|| match in_cluster {
@@ -538,6 +544,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
     };
     call_limits(&mut limits, all, shards, judge)?;
     push_limits(&mut limits, all, shards, judge)?;
+    webhook_limits(&mut limits, all, judge)?;
     per_address(&mut limits, all, shards, judge)?;
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
     limits.sent_away_max = sent_away_max(room, shards);

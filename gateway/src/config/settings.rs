@@ -6,6 +6,7 @@ use super::values::{
     AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
     StoreSyncKind, WatchKind, one_or_many,
 };
+use super::webhooks::{from_tables, without_secrets};
 use super::{Listen, LogFormat};
 use crate::transport::upgrade::ForwardedField;
 use clap::Args;
@@ -404,6 +405,22 @@ settings! {
     /// Pushes by HTTP with one key in a second, one for each user, at this node, up to 1000000; 0 is no limit. When hit:
     /// a further request gets 429 until the average is below it.
     pushes_per_key_per_sec: [u64] "N" "TRUNKLINE_PUSHES_PER_KEY_PER_SEC" Fixed("1000");
+
+    /// Who is told of what happens, by HTTP: URL,secret_file=FILE,events=user.* message.stored and, after further
+    /// commas, timeout_ms=10000, batch_max=100 (events of a request), ca_file=FILE (for https). Events are user.online,
+    /// user.offline, session.login, session.logout, message.sent, message.stored, push.outcome, node.lost, node.started;
+    /// * is all of them. The file holds one secret that signs requests, or two while it is being changed, as lines
+    /// whsec_BASE64. May be given several times, up to 16. In the file a webhook may be a table [[webhook]] with url and
+    /// these, and events a list; such tables stand behind all settings.
+    #[arg(action = clap::ArgAction::Append)]
+    #[serde(deserialize_with = "from_tables", serialize_with = "without_secrets")]
+    webhook: [Vec<String>] "WEBHOOK" "TRUNKLINE_WEBHOOK" Unset("[\"https://app.example.com/hook,secret_file=hook.key,events=user.* message.stored\"]");
+    /// Bytes of events that wait for webhooks, shared by them, 1MiB to 64GiB. When hit: further events are dropped, and
+    /// the webhook gets an event events.gap that counts them.
+    webhook_bytes_max: [Size] "SIZE" "TRUNKLINE_WEBHOOK_BYTES_MAX" Computed("a 64th of memory_max, 64MiB at most, 1MiB for each webhook at least");
+    /// Folder in which events are kept that wait for webhooks, which is made if need be; one process has it at a time.
+    /// Without it that is the folder events in data_dir, if there is one; else they are lost when the process ends.
+    events_dir: [PathBuf] "DIR" "TRUNKLINE_EVENTS_DIR" Unset("\"/var/lib/trunkline/events\"");
 
     ["Store"]
     /// What keeps messages with ACK for users who are offline, or do not acknowledge them. With redis: redis or off,

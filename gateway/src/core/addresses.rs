@@ -24,6 +24,13 @@ pub(crate) struct Known {
     counted: bool,
 }
 
+impl Known {
+    /// The address alone.
+    pub(crate) fn client(&self) -> Option<std::net::IpAddr> {
+        self.address.map(|address| address.ip().to_canonical())
+    }
+}
+
 /// The other ends of the connections of a shard, by slot. Empty, and never looked at, where nobody asks for addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Addresses {

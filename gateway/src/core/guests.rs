@@ -294,6 +294,10 @@ impl Shard {
             }
         };
         self.links.stats.registrations.add(1);
+        // A session that is told of again was online before.
+        if new && first {
+            self.tell_online(user);
+        }
         let pending = self.inboxes.len(user) as u64;
         self.answer_at(node, shard, &FarRecord::Registered { seat, user, session, since_s, pending });
         if let Some(old) = &replaced {
@@ -333,6 +337,7 @@ impl Shard {
             self.kick_remote(old.slot, user, old.session, Code::Replaced);
             self.directory.remotes.remove(old.slot);
         } else {
+            self.tell_logout(user, old, CloseReason::Replaced);
             self.close(old.slot, CloseReason::Replaced);
         }
     }
@@ -370,6 +375,9 @@ impl Shard {
         self.directory.remotes.remove(ended.slot);
         self.count_remote_only(user, before);
         self.note_presence(user);
+        if self.events.is_some() && self.presence.sessions(user).is_empty() {
+            self.tell_offline(user);
+        }
         Some(ended)
     }
 

@@ -251,6 +251,10 @@ impl Shard {
         conn.rate_milliframes = rate_milliframes;
         conn.rate_ms = rate_ms;
         self.links.stats.logins.add(1);
+        if first {
+            self.tell_online(user);
+        }
+        self.tell_login(slot, user, session);
         if let Some(old) = &replaced {
             self.end_replaced(user, old);
         }

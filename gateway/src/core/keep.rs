@@ -310,6 +310,7 @@ impl Shard {
         let Some(desk) = &mut self.desk else { return };
         if let Some(message) = self.inboxes.take(user, stamp) {
             let Unacked { origin, from, id, told, .. } = message;
+            let bytes = message.payload.len();
             if told && desk.duplicates.find(from, id, user) == Some((stamp, Known::Open)) {
                 // Its sender was told that the store is late, and may ask again.
                 desk.duplicates.note(from, id, user, confirmed, Known::Stored);
@@ -322,7 +323,11 @@ impl Shard {
                     true => self.links.stats.out_duplicate.add(1),
                     false => self.links.stats.out_stored.add(1),
                 }
-                self.tell_fate(origin, id, user, Outcome::Stored, confirmed);
+            }
+            // One that was stored before is told of again: the node may have ended before it was kept.
+            let event = self.tell_stored(user, from, id, confirmed, bytes);
+            if !told {
+                self.tell_stored_fate(event, origin, id, user, confirmed);
             }
         }
         if self.presence.sessions(user).is_empty() {

@@ -67,6 +67,9 @@ impl Shard {
         self.note_before(before.clone().filter(|_| !reborn), settled);
         if let Some(before) = &before {
             let lost = before.lost_in(&next);
+            if !reborn {
+                self.tell_lost(&lost, &next);
+            }
             let ended = lost.iter().filter(|member| member.state != NodeState::Draining).map(|member| member.key);
             ended.chain(reborn.then(|| before.own())).for_each(|life| self.directory.departed.add(life));
             self.directory.departed.are_back(next.others().map(|member| member.key));

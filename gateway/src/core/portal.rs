@@ -57,6 +57,7 @@ impl Shard {
 
     /// What became of a push that this shard took in.
     pub(super) fn tell_portal(&mut self, token: u32, id: u64, user: u64, outcome: Outcome) {
+        self.tell_outcome(id, user, outcome);
         match &mut self.portal {
             Some(portal) => portal.tell(&Fate { token, id, user, outcome }),
             // From an earlier run of this node that had one.

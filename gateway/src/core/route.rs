@@ -9,6 +9,7 @@ use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
 use crate::directory::{EARLY_ACKS_MAX, Home, NodeKey};
+use crate::events::EventKind;
 use crate::inbox::{Acked, InboxFull, Keep, Seats, Unacked};
 use crate::mailbox::{Origin, Record, Records, Room};
 use crate::mesh::wire::Record as FarRecord;
@@ -51,7 +52,12 @@ impl Shard {
             extra: frame.flags & (flags::NO_STORE | flags::RETRY),
             payload: frame.body,
         };
-        self.dispatch(&message)
+        let flow = self.dispatch(&message);
+        // While it waits it comes again.
+        if flow != Flow::Wait && self.tells(EventKind::MessageSent) {
+            self.tell_sent(message.from, message.to, message.id, message.payload.len(), message.acked);
+        }
+        flow
     }
 
     /// A message that has come in here, on its way to the home of its recipient.

@@ -11,6 +11,7 @@ use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::desk::{Desk, ShardStore};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
+use crate::events::{EventPortals, EventsInner};
 use crate::groups::Groups;
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now, Peer};
@@ -81,6 +82,8 @@ pub(crate) struct ShardConfig {
     pub(crate) services: Option<ServicesConfig>,
     /// The ways to the services thread; `None` where there is none.
     pub(crate) portals: Option<Portals>,
+    /// The ways of events to webhooks; `None` where there are none.
+    pub(crate) events: Option<EventPortals>,
 }
 
 /// What a shard needs to be one of several nodes'.
@@ -130,6 +133,8 @@ pub(crate) struct Shard {
     pub(crate) services: Option<Box<Services>>,
     /// The way to the services thread; `None` where there is none.
     pub(crate) portal: Option<Box<InnerEnd>>,
+    /// What is told to webhooks; `None` where there are none.
+    pub(crate) events: Option<Box<EventsInner>>,
     pub(crate) inboxes: Inboxes,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
@@ -197,6 +202,7 @@ impl Shard {
             last_stamp: config.store.as_ref().map_or(0, |store| store.highest_stamp),
             desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
             portal: config.portals.map(|portals| Box::new(portals.inner(config.shard))),
+            events: config.events.map(|events| Box::new(events.inner(config.shard))),
             services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
@@ -424,7 +430,7 @@ impl Shard {
             Phase::Open => {
                 self.leave_parts(slot);
                 self.watches_end(slot);
-                self.session_ended(slot, user);
+                self.session_ended(slot, user, reason);
             }
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
             Phase::Registering => {
@@ -450,7 +456,7 @@ impl Shard {
     }
 
     /// The session of a connection of this shard has ended.
-    fn session_ended(&mut self, slot: u32, user: u64) {
+    fn session_ended(&mut self, slot: u32, user: u64, reason: CloseReason) {
         let mut sessions = self.presence.sessions(user).iter();
         let Some(session) = sessions.find(|entry| entry.slot == slot).map(|entry| entry.session) else {
             // A newer session of the device took its place; whatever waits, waits for that one.
@@ -459,6 +465,9 @@ impl Shard {
         let ended = self.remove_session(user, session);
         if let (Some(log), Some(entry)) = (&mut self.presence_log, &ended) {
             log.ended(user, entry);
+        }
+        if let Some(entry) = &ended {
+            self.tell_logout(user, entry, reason);
         }
         if let Home::There { node, shard } = self.home(user)
             && self.send_far(node, shard, &FarRecord::Unregister { user, session, hops: 0 }).is_err()
@@ -499,6 +508,9 @@ impl Shard {
         self.expire_watches();
         if self.services.is_some() {
             self.expire_calls();
+        }
+        if self.events.is_some() {
+            self.expire_events();
         }
     }
 
@@ -659,7 +671,7 @@ impl Shard {
         let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
         let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
         // What is owed is committed before the end.
-        let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes();
+        let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
         empty && told && stored && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
     }
 
@@ -714,6 +726,9 @@ impl Shard {
             stats.store_silence_us.set(u64::from(desk.silent_ticks(self.links.tick)) * TICK_MS * 1_000);
             stats.store_logins.set(desk.logins.len() as u64);
             stats.duplicates_known.set(desk.duplicates.len() as u64);
+        }
+        if let Some(events) = &self.events {
+            stats.events_held.set(events.held.len() as u64);
         }
         self.set_group_gauges();
         self.set_watch_gauges();

@@ -13,6 +13,7 @@
 
 mod cluster;
 mod crowd;
+mod events;
 mod groups;
 mod inbox;
 mod ledger;

@@ -6,6 +6,7 @@ use crate::config::Placement;
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, ShardCluster, ShardConfig};
 use crate::desk::ShardStore;
+use crate::events::EventPortals;
 use crate::io::HandoverToken;
 use crate::io::sim::{Rng, SharedWorld, SimIo};
 use crate::limits::Limits;
@@ -128,6 +129,7 @@ impl Node {
                 store: store.clone(),
                 services: services.clone().map(|services| ServicesConfig { listens: shard == 0, ..services }),
                 portals: None,
+                events: None,
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);
@@ -170,6 +172,13 @@ impl Node {
     pub(super) fn give_portals(&mut self, portals: &Portals) {
         for (seat, shard) in self.seats.iter_mut().zip(0..) {
             seat.core.shard.portal = Some(Box::new(portals.inner(shard)));
+        }
+    }
+
+    /// Has each shard tell of what happens.
+    pub(super) fn give_events(&mut self, portals: &EventPortals) {
+        for (seat, shard) in self.seats.iter_mut().zip(0..) {
+            seat.core.shard.events = Some(Box::new(portals.inner(shard)));
         }
     }
 

@@ -58,4 +58,5 @@ mod support;
 mod tls;
 mod upstreams;
 mod watch;
+mod webhooks;
 mod websocket;

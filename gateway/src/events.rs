@@ -1,0 +1,65 @@
+//! What happens at a node, told to webhooks: users who come and go, sessions, messages, nodes that are lost.
+//!
+//! A shard gathers what happens in a turn and hands it over at the end of the turn; the services thread numbers it,
+//! keeps it, and posts it to whoever wants to know. Neither shards nor the control thread ever wait for that.
+//!
+//! | file | what |
+//! |---|---|
+//! | `event` | an event: its types, its bytes, its JSON |
+//! | `portal` | the way from a shard to the services thread, and back word of what is kept |
+//! | `grace` | users who have just gone, and may be back in a moment |
+//! | `spec` | what the configuration says of a webhook |
+//! | `hub` | which event waits for which webhook, what is sent next, what an answer means. No I/O and no clock |
+//! | `log` | a log in files, so that events outlive the process; `writer` is its thread |
+//! | `sign` | secrets and signatures |
+//! | `client` | one HTTP request |
+//! | `driver` | the loop between all of these, on the services thread |
+//!
+//! In each of [`LANES`] lanes of a webhook one request is under way at a time, and a user's events are all in one lane:
+//! so they arrive in order.
+
+mod client;
+mod driver;
+mod event;
+mod grace;
+mod hub;
+mod log;
+mod portal;
+mod sign;
+mod spec;
+mod writer;
+
+pub(crate) use driver::{WebhookDriver, WebhookDriverConfig};
+pub(crate) use event::Event;
+pub use event::{EventKind, Wants};
+pub(crate) use grace::GOING_MAX;
+pub use portal::EventPortals;
+pub(crate) use portal::{EventsInner, HeldFate};
+pub(crate) use sign::Secrets;
+pub use spec::WebhookSpec;
+pub(crate) use spec::shown;
+
+/// Lanes of a webhook. A user's events go by one of them.
+pub(crate) const LANES: usize = 16;
+/// Webhooks of a node.
+pub(crate) const WEBHOOKS_MAX: usize = 16;
+/// Bytes of events on their way from one shard to the services thread.
+pub(crate) const PORTAL_BYTES: usize = 2 << 20;
+/// How long a sender waits at most for its message's event to be kept, beyond which it is told SENT 1 all the same.
+pub(crate) const KEPT_MS: u64 = 2_000;
+/// Senders of one shard that wait for that.
+pub(crate) const HELD_MAX: usize = 65_536;
+/// An event that could not be delivered for so long is given up.
+pub(crate) const AGE_MS_MAX: u64 = 24 * 3_600 * 1_000;
+
+/// Bytes of events that a node takes besides those that wait: in portals, in what is being written, in users who have
+/// just gone and senders who wait, of each shard.
+pub(crate) const SHARD_BYTES: u64 =
+    (3 * PORTAL_BYTES + HELD_MAX * size_of::<HeldFate>() + grace::GOING_MAX * grace::GOING_BYTES) as u64;
+/// What a connection of a webhook and its request take.
+pub(crate) const LANE_BYTES: u64 = (64 << 10) + 2 * hub::BATCH_JSON_BYTES as u64;
+
+/// Bytes that the files of events may take where so much may wait.
+pub(crate) const fn log_bytes_max(waiting_bytes_max: u64) -> u64 {
+    4 * waiting_bytes_max + 4 * log::SEGMENT_BYTES
+}
