@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-tls-scanners lint docs fmt fuzz
-.PHONY: sim-scale soak-cluster-sim soak-cluster bench bench-cluster bench-million bench-vs bench-micro clean
+.PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,23 @@ soak-cluster-sim: setup ## The simulator of several nodes for an hour (SECS=3600
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
 	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1
 
+# What is killed, and when, follows from the seed and from how fast messages are settled.
+soak-kill soak-kill-cluster: export TRUNKLINE_SOAK_MESSAGES = $(MESSAGES)
+soak-kill soak-kill-cluster: export TRUNKLINE_SOAK_KILLS = $(KILLS)
+soak-kill soak-kill-cluster: export TRUNKLINE_SOAK_SEED = $(or $(SEED),$(shell date +%s))
+
+soak-kill: MESSAGES ?= 1000000
+soak-kill: KILLS ?= 200
+soak-kill: setup ## A million messages answered for under 200 kills of a gateway with --data-dir (MESSAGES=, KILLS=, SEED=)
+	$(CARGO) test --locked -p trunkline-gateway --test gateway soak_kill::what_was_answered_for_comes_once_however_often_the_gateway \
+		-- --ignored --nocapture
+
+soak-kill-cluster: MESSAGES ?= 100000
+soak-kill-cluster: KILLS ?= 40
+soak-kill-cluster: setup ## The same with three nodes and a Redis Cluster, kills of nodes and of masters (MESSAGES=, KILLS=, SEED=)
+	$(CARGO) test --locked -p trunkline-gateway --test gateway soak_kill::what_was_answered_for_comes_once_however_often_nodes \
+		-- --ignored --nocapture
+
 bench: ## All figures of the README and of docs/figures.md, which it writes anew (an hour, a quiet machine)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench.sh
@@ -98,6 +115,10 @@ bench-million: ## A million clients in one gateway, and a storm of 200,000 (root
 bench-vs: ## Floor, gateway and every other server that is installed, side by side (some minutes)
 	$(CARGO) build --release --locked --bin gateway --bin bench
 	scripts/bench-vs.sh
+
+bench-store: ## Messages for users who are not there: kept beside JetStream and Redis, read back, and after a storm (some minutes)
+	$(CARGO) build --release --locked --bin gateway --bin bench
+	scripts/bench.sh benches/results store
 
 bench-micro: ## Micro-benchmarks: decode, encode, routing, timer wheel
 	$(CARGO) bench --workspace --locked

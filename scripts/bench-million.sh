@@ -51,5 +51,6 @@ for count in $((conns / 10)) "$conns"; do
 done
 run "fanout-$conns" fanout --members "$conns" --rounds 3 --secs 3 "${cores[@]}"
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
+run "storm-$((conns / 5))-backlog" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 --backlog 5 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"
 if [ "$out" = benches/results ]; then scripts/figures.py; fi

@@ -297,6 +297,99 @@ def fanout():
 FANOUT_HEAD = ["", "CPU for a raw send", "CPU for a delivery", "ratio (interval)", "deliveries a second and core", "first, last member", "cores: server + bench", "command"]
 
 
+# What is kept for users who are away
+
+
+def kept(server, in_flight=None):
+    """The measurements of one server with so many in flight, or of the burst."""
+    return [round for round in server["rounds"] if (round["burst"] if in_flight is None else not round["burst"] and round["in_flight"] == in_flight)]
+
+
+def kept_cells(rounds):
+    if not rounds:
+        return [NONE, NONE]
+    middle = lambda field: statistics.median(round[field] for round in rounds)
+    return [f"{middle('rate'):,.0f}", f"{middle('cpu_us_per_message'):.2f} µs"]
+
+
+def waited(rounds):
+    if not rounds:
+        return NONE
+    of = lambda field, which: statistics.median(round[field][which] for round in rounds) / 1e3
+    return f"{of('latency', 'p50_us'):,.2f} ms, {of('latency_corrected', 'p99_us'):,.2f} ms"
+
+
+def store_rows():
+    rows = []
+    for name in ("store", "store-redis"):
+        report = result(name)
+        for server in (report or {"servers": []})["servers"]:
+            if not server["rounds"]:
+                continue
+            disk = [round["disk_bytes_per_message"] for round in kept(server, 256) if round["disk_bytes_per_message"] is not None]
+            cells = kept_cells(kept(server)) + kept_cells(kept(server, 256)) + [waited(kept(server, 256)), waited(kept(server, 1))]
+            cells.append(f"{statistics.median(disk):,.0f} B" if disk and server["what"].find("memory of") < 0 else NONE)
+            rows.append([f"{server['name']}: {server['what']}"] + cells)
+    return rows
+
+
+STORE_HEAD = ["", "burst: kept a second", "CPU for one", "256 in flight: kept a second", "CPU for one", "p50, p99", "1 in flight: p50, p99", "written for one of 256"]
+
+
+def store_note():
+    report = result("store")
+    if not report:
+        return ""
+    servers = {server["name"]: server for server in report["servers"]}
+    own = servers.get("trunkline")
+    notes = []
+    if own and "floor" in servers:
+        both = list(zip(kept(own, 256), kept(servers["floor"], 256)))
+        over = lambda field: ratio([mine["latency"][field] / least["latency"][field] for mine, least in both])
+        notes.append(f"with 256 in flight over the floor: p50 {over('p50_us')}, p99 {over('p99_us')}")
+    for name, server in servers.items():
+        both = list(zip(kept(own, 256), kept(server, 256))) if own and name not in ("trunkline", "floor") else []
+        if both:
+            notes.append(f"kept a second with 256 in flight over {name}: {ratio([mine['rate'] / theirs['rate'] for mine, theirs in both])}")
+    versions = [f"{name}: {server['version']}" for name, server in servers.items() if name not in ("trunkline", "floor")]
+    skipped = [f"{name} is left out: {why}" for name, why in report["skipped"]]
+    return "\n" + "; ".join([code(report)] + notes + versions + skipped) + ".\n"
+
+
+def replay_rows():
+    rows = []
+    for name, what in (("replay", ""), ("replay-restart", ", the gateway started again before they come")):
+        report = result(name)
+        if not report:
+            continue
+        middle = lambda field: statistics.median(round[field] for round in report["rounds"])
+        given = report["arguments"]
+        rows.append([
+            f"{given['users']:,} users take {given['messages']:,} messages each{what}: a second; a second and core; all have all after",
+            f"{middle('rate'):,.0f}; {middle('per_second_and_core'):,.0f}; {middle('seconds'):.1f} s",
+            code(report),
+        ])
+    for name in ("storm-50000", "storm-200000"):
+        report, plain = result(f"{name}-backlog"), result(name)
+        if not report or not plain:
+            continue
+        backlog, during = report["backlog"], report["during"]["messages"]
+        times = backlog["seconds_until_all"] / plain["seconds_until_back"]
+        rows += [
+            [f"{report['cut']:,} clients come back to {report['arguments']['backlog']} messages each: all have all after, over the storm without",
+             f"{backlog['seconds_until_all']:.1f} s; {times:.2f} ×", code(report)],
+            [f"{report['control']:,} others meanwhile: p99, max", f"{ms(during['p99_us'])}, {ms(during['max_us'])}", "the same"],
+        ]
+    return rows
+
+
+def store():
+    rows, more = store_rows(), replay_rows()
+    if not rows and not more:
+        return "Not measured yet.\n"
+    return (table(STORE_HEAD, rows) + store_note() if rows else "") + ("\n" + table(["", "", "command"], more) if more else "")
+
+
 # Situations
 
 
@@ -425,6 +518,7 @@ def blocks():
         "idle": table(IDLE_HEAD, idle_all()),
         "handshakes": handshakes(),
         "fanout": fanout(),
+        "store": store(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
         "peers": table(PEER_HEAD, peer_rows()) + peer_note(),

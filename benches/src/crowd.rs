@@ -10,10 +10,11 @@ use std::{
 
 use hdrhistogram::Histogram;
 use trunkline_proto::{
-    Code, Frame, Header, Kind, Login, LoginOk, VERSION, encode, encode_message, prost::Message as _,
+    Code, Frame, Header, Kind, Login, LoginOk, VERSION, encode, encode_message, flags, prost::Message as _,
 };
 
 use crate::{
+    backlog::Backlog,
     clock::now_ns,
     discrepancy::Discrepancy,
     failure::Failure,
@@ -141,6 +142,8 @@ pub(crate) struct Crowd {
     pub(crate) freed: Vec<u32>,
     /// Clients that have logged in since they were last asked for, when they are to be reported.
     entries: Option<Vec<u32>>,
+    /// With a gateway that keeps messages: what each client is to get after its login. All receive all the time then.
+    backlog: Option<Backlog>,
 }
 
 /// A range of connections that are being opened.
@@ -201,7 +204,41 @@ impl Crowd {
             doomed: Vec::new(),
             freed: Vec::new(),
             entries: None,
+            backlog: None,
         }
+    }
+
+    /// The gateway keeps messages, and these are what each client gets after its next login.
+    pub(crate) fn expect(&mut self, backlog: Backlog) {
+        self.backlog = Some(backlog);
+    }
+
+    /// Steps on until each client has what was kept for it, and has been told that this is all.
+    pub(crate) fn catch_up(&mut self, fleet: &mut Fleet, mut tick: impl FnMut(&Crowd)) -> Result<(), Failure> {
+        let mut last_progress = (u64::MAX, Instant::now());
+        loop {
+            let Some(backlog) = self.backlog.as_ref().filter(|backlog| backlog.open() > 0) else { return Ok(()) };
+            let done = backlog.messages() + u64::from(u32::MAX - backlog.open());
+            if done != last_progress.0 {
+                last_progress = (done, Instant::now());
+            } else if last_progress.1.elapsed() > PATIENCE {
+                let waiting_for = format!("the end of {} backlogs", backlog.open());
+                let stalled = Failure::Stalled { waiting_for, after: PATIENCE };
+                return Err(backlog.missing().map_or(stalled, Failure::from));
+            }
+            self.step(fleet, Duration::from_millis(5))?;
+            tick(self);
+        }
+    }
+
+    /// Messages of backlogs that have come.
+    pub(crate) fn caught_up(&self) -> u64 {
+        self.backlog.as_ref().map_or(0, Backlog::messages)
+    }
+
+    /// Whether a client receives all the time.
+    fn always_receives(&self, connection: u32) -> bool {
+        connection < self.attentive || self.backlog.is_some()
     }
 
     /// From now on [`Crowd::take_entries`] tells who has logged in.
@@ -446,7 +483,7 @@ impl Crowd {
         self.tally.leaving += 1;
         let header = Header { kind: Kind::Logout, flags: 0, aux: 0, id: 0, peer: 0, stamp: 0 };
         fleet.stage(connection, |out| encode(out, &header, &[]));
-        if connection >= self.attentive {
+        if !self.always_receives(connection) {
             fleet.arm(connection, Arm::OneFrame)?;
         }
         Ok(())
@@ -556,7 +593,7 @@ impl Crowd {
         self.alive(connection, now_us());
         let header = Header { kind: Kind::Ping, flags: 0, aux: connection as u16, id: 0, peer: 0, stamp: 0 };
         fleet.stage(connection, |out| encode(out, &header, &[]));
-        if connection >= self.attentive {
+        if !self.always_receives(connection) {
             fleet.arm(connection, Arm::OneFrame)?;
         }
         Ok(())
@@ -637,12 +674,19 @@ impl Driver for Crowd {
             ..Login::default()
         };
         encode_message(out, Kind::Login, 0, &login);
-        Ok(if connection < self.attentive { Arm::Always } else { Arm::OneFrame })
+        Ok(if self.always_receives(connection) { Arm::Always } else { Arm::OneFrame })
     }
 
-    fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, _: &mut Vec<u8>) -> Result<(), Failure> {
+    fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
         let stage = self.stages[connection as usize];
         match (frame.known(), stage) {
+            (Some(Kind::Deliver), _) if frame.flags & flags::ACK != 0 && self.backlog.is_some() => {
+                let backlog = self.backlog.as_mut().expect("looked at above");
+                Ok(backlog.received(connection, frame, out)?)
+            }
+            (Some(Kind::SyncOk), Stage::In | Stage::Asked) if self.backlog.is_some() => {
+                Ok(self.backlog.as_mut().expect("looked at above").over(connection)?)
+            }
             (Some(Kind::Deliver), _) => {
                 let delivery = self.ledger.received(connection, frame, now_ns)?;
                 if !delivery.lossy {

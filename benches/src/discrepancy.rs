@@ -42,6 +42,12 @@ pub(crate) enum Discrepancy {
     ConfirmedTwice(Message),
     /// Its sender was told that it was not delivered.
     Refused { message: Message, outcome: u16 },
+    /// The server never said that it keeps it.
+    Unanswered(Message),
+    /// The server said that it does not keep it, and why.
+    NotKept { message: Message, why: String },
+    /// The backlog was said to be over before it came.
+    NotInBacklog(Message),
     /// A message arrived that no flow of this run contains.
     Foreign { user: u64, what: &'static str },
     /// The server sent something else than a message.
@@ -75,6 +81,13 @@ impl fmt::Display for Discrepancy {
                 Some(known) => write!(f, "{message} got SENT with outcome {outcome} ({known:?})"),
                 None => write!(f, "{message} got SENT with the unknown outcome {outcome}"),
             },
+            Discrepancy::Unanswered(message) => {
+                write!(f, "{message} was sent, but the server never said that it has it")
+            }
+            Discrepancy::NotKept { message, why } => write!(f, "{message} was not kept: {why}"),
+            Discrepancy::NotInBacklog(message) => {
+                write!(f, "{message} was kept, but the backlog was said to be over without it")
+            }
             Discrepancy::Foreign { user, what } => write!(f, "user {user} received {what}"),
             Discrepancy::Unexpected { user, frame } => write!(f, "user {user} received {frame}"),
         }

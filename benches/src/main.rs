@@ -7,6 +7,7 @@
 //! first one that does not.
 
 mod affinity;
+mod backlog;
 mod ballast;
 mod churn;
 mod clock;
@@ -15,6 +16,7 @@ mod counters;
 mod crowd;
 mod dialect;
 mod discrepancy;
+mod disk;
 mod exchange;
 mod failure;
 mod fanout;
@@ -24,6 +26,8 @@ mod handshakes;
 mod heartbeat;
 mod hold;
 mod idle;
+mod keepers;
+mod keeping;
 mod latency;
 mod ledger;
 mod login;
@@ -35,7 +39,9 @@ mod plot;
 mod process;
 mod progress;
 mod rate;
+mod reading;
 mod redis;
+mod replay;
 mod report;
 mod ring;
 mod scenario;
@@ -44,6 +50,7 @@ mod site;
 mod sleeper;
 mod slow;
 mod sockets;
+mod store;
 mod storm;
 mod team;
 mod tls;
@@ -81,6 +88,8 @@ Examples:
   bench hold --redis --conns 100000             logins with presence written to Redis
   bench storm --conns 50000                     all are cut off at once and come back
   bench fanout --members 15000                  one message to everybody in a room, beside a raw send to each
+  bench store --burst 1000000                   messages for users who are not there, beside bare appends and JetStream
+  bench replay --users 10000 --messages 100     they come, and take what was kept for them
   bench vs --json vs.json                       beside every other server that is installed
   bench plot vs.json --out figures              and as pictures
 
@@ -112,6 +121,10 @@ enum Command {
     Handshakes(handshakes::HandshakesArgs),
     /// Floor, gateway and other servers side by side: CPU for a message, memory of idle connections, latency
     Vs(vs::VsArgs),
+    /// Messages for users who are not there: kept a second, CPU, SEND to SENT 1; beside bare appends and other servers
+    Store(store::StoreArgs),
+    /// Users come for whom messages were kept: messages a second and core until all have all
+    Replay(replay::ReplayArgs),
     /// Draw figures from JSON files of hold, rate and vs
     Plot(plot::PlotArgs),
     /// The echo that the others start
@@ -151,6 +164,8 @@ fn main() -> ExitCode {
         Command::Churn(args) => churn::run(&args),
         Command::Handshakes(args) => handshakes::run(&args),
         Command::Vs(args) => vs::run(&args),
+        Command::Store(args) => store::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Plot(args) => plot::run(&args),
         Command::FloorServer(args) => {
             let manner = match (args.unarmed, args.fan_out) {

@@ -184,25 +184,38 @@ impl Peer {
 
     /// What it says of its version, or `None` when it is not installed.
     pub(crate) fn version(&self) -> Option<String> {
-        let output = Command::new(self.version[0]).args(&self.version[1..]).stdin(Stdio::null()).output().ok()?;
-        // Some print their version with their help, and end with another status than 0.
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        let line = text.lines().find(|line| line.chars().any(|character| character.is_ascii_digit()))?;
-        Some(line.trim().to_owned())
+        version_of(Path::new(self.version[0]), &self.version[1..])
     }
 
     /// Starts it on the servers' core, on a free port of loopback.
     pub(crate) fn start(&self, folder: &Path, layered: Layered<'_>) -> Result<Server, Failure> {
-        let folder = folder.join(self.name);
-        fs::create_dir_all(&folder).map_err(|error| Failure::system(&format!("making {}", folder.display()), error))?;
-        let address = free_address()?;
-        let mut command = (self.command)(&folder, address, layered)?;
-        command.stdin(Stdio::null()).current_dir(&folder);
-        if let Some(core) = kernel_number(SERVER_CORE) {
-            os::confine(&mut command, vec![core]);
-        }
-        Server::start_at(self.name, command, address)
+        start_in(self.name, &folder.join(self.name), |folder, address| (self.command)(folder, address, layered))
     }
+}
+
+/// Starts a server on the servers' core, on a free port of loopback; `command` says how, for a folder of its own.
+pub(crate) fn start_in(
+    name: &'static str,
+    folder: &Path,
+    command: impl FnOnce(&Path, SocketAddrV4) -> Result<Command, Failure>,
+) -> Result<Server, Failure> {
+    fs::create_dir_all(folder).map_err(|error| Failure::system(&format!("making {}", folder.display()), error))?;
+    let address = free_address()?;
+    let mut command = command(folder, address)?;
+    command.stdin(Stdio::null()).current_dir(folder);
+    if let Some(core) = kernel_number(SERVER_CORE) {
+        os::confine(&mut command, vec![core]);
+    }
+    Server::start_at(name, command, address)
+}
+
+/// What a program says of its version, or `None` when there is no such program.
+pub(crate) fn version_of(program: &Path, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+    // Some print their version with their help, and end with another status than 0.
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find(|line| line.chars().any(|character| character.is_ascii_digit()))?;
+    Some(line.trim().to_owned())
 }
 
 fn free_address() -> Result<SocketAddrV4, Failure> {
@@ -211,7 +224,7 @@ fn free_address() -> Result<SocketAddrV4, Failure> {
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().map_err(failed)?.port()))
 }
 
-fn written(folder: &Path, name: &str, text: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn written(folder: &Path, name: &str, text: &str) -> Result<PathBuf, Failure> {
     let path = folder.join(name);
     fs::write(&path, text).map_err(|error| Failure::system(&format!("writing {}", path.display()), error))?;
     Ok(path)

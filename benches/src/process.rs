@@ -86,6 +86,16 @@ impl CpuTime {
     }
 }
 
+/// Bytes that processes have made the kernel write to disks so far; `None` where it does not tell, as of processes of
+/// somebody else.
+pub(crate) fn written_bytes(pids: &[u32]) -> Option<u64> {
+    let of = |pid: &u32| {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.trim().parse::<u64>().ok()
+    };
+    pids.iter().map(of).sum()
+}
+
 /// CPU time of the calling thread.
 pub(crate) fn own_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

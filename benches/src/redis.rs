@@ -157,6 +157,11 @@ impl Redis {
         &self.url
     }
 
+    /// The processes of servers of its own.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.servers.iter().map(Server::pid).collect()
+    }
+
     /// Whether no node but those of the bench can be there.
     pub(crate) fn is_own(&self) -> bool {
         !self.servers.is_empty()
@@ -316,7 +321,12 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(name: &str) -> Result<Scratch, Failure> {
-        let path = std::env::temp_dir().join(format!("trunkline-bench-{name}-{}", std::process::id()));
+        Scratch::below(&std::env::temp_dir(), name)
+    }
+
+    /// The same in another folder than that for temporary files.
+    pub(crate) fn below(parent: &Path, name: &str) -> Result<Scratch, Failure> {
+        let path = parent.join(format!("trunkline-bench-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).map_err(|error| Failure::system(&format!("making {}", path.display()), error))?;
         // Servers that end with a bench that is killed may still write something.
         let script = r#"trap '' INT TERM HUP; read _ || sleep 1; rm -rf "$0""#;

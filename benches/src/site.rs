@@ -268,6 +268,11 @@ impl Site {
         self.servers.iter().map(Server::pid).collect()
     }
 
+    /// The Redis servers that are the bench's own.
+    pub(crate) fn redis_pids(&self) -> Vec<u32> {
+        self.cluster.as_ref().map_or(Vec::new(), |cluster| cluster.redis.pids())
+    }
+
     /// Users and the nodes they log in at. `shards` is what a single server has.
     pub(crate) fn seats(&self, connections: u32, shards: u32, placement: Placement) -> Seats {
         match &self.cluster {
@@ -362,6 +367,11 @@ impl Site {
     /// Puts the fate of a server's process into a failure that its end explains.
     pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
         self.servers.iter_mut().fold(failure, |failure, server| server.explain(failure))
+    }
+
+    /// Ends all servers at once, whatever they think of it: for those that are not this project's.
+    pub(crate) fn kill(self) {
+        self.servers.into_iter().for_each(Server::kill);
     }
 
     /// Asks all servers to end and waits for them; Redis ends after them.

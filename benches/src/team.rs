@@ -2,6 +2,7 @@
 //! rings, so that its clients' heartbeats and messages go on, while the one who gives the jobs measures.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,9 +17,11 @@ use serde::Serialize;
 
 use crate::{
     affinity::{LOAD_CORE, SERVER_CORE, pin},
+    backlog::Backlog,
     crowd::{Crowd, PATIENCE, Tally},
     failure::Failure,
     fleet::{Fleet, Targets},
+    keeping::Plan,
     latency::Latencies,
     ledger::{Flow, Ledger, Route},
     pairs::GatewayArgs,
@@ -101,6 +104,8 @@ pub(crate) struct Totals {
     /// Due, and not sent yet.
     pub(crate) owed: u64,
     pub(crate) delivered: u64,
+    /// Messages of backlogs that have come.
+    pub(crate) caught_up: u64,
 }
 
 /// How far the clients of one thread are, for others to read.
@@ -113,6 +118,7 @@ struct Published {
     sent: AtomicU64,
     owed: AtomicU64,
     delivered: AtomicU64,
+    caught_up: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -127,6 +133,7 @@ impl Published {
             (&self.sent, crowd.ledger.sent()),
             (&self.owed, crowd.owed()),
             (&self.delivered, crowd.ledger.delivered()),
+            (&self.caught_up, crowd.caught_up()),
         ];
         figures.into_iter().for_each(|(published, figure)| published.store(figure, Ordering::Relaxed));
     }
@@ -141,6 +148,7 @@ impl Published {
             sent: figure(&self.sent),
             owed: figure(&self.owed),
             delivered: figure(&self.delivered),
+            caught_up: figure(&self.caught_up),
         }
     }
 }
@@ -268,6 +276,7 @@ impl Team {
             sent: sum.sent + part.sent,
             owed: sum.owed + part.owed,
             delivered: sum.delivered + part.delivered,
+            caught_up: sum.caught_up + part.caught_up,
         })
     }
 
@@ -375,6 +384,30 @@ impl Team {
         self.each(spread, |_| ())?;
         let (server_cpu, _) = CpuTime::of_all(pids)?.since(&cpu_before);
         Ok(Ramp::of(&parts, seconds, server_cpu))
+    }
+
+    /// The gateway keeps messages: so many of each of the plan's recipients are what it gets after its next login, and
+    /// nothing of everybody else.
+    pub(crate) fn expect(&mut self, plan: &Plan, each: u64) -> Result<(), Failure> {
+        let numbers = plan.recipients.iter().copied().zip(0_u32..).collect::<HashMap<u64, u32>>();
+        let (numbers, plan) = (Arc::new(numbers), Arc::new(plan.clone()));
+        let expect = move |worker: &mut Worker| {
+            let users = (0..worker.crowd.connections()).map(|connection| worker.crowd.ledger.user(connection));
+            let users: Vec<u64> = users.collect();
+            let backlog = Backlog::of_users(plan.as_ref().clone(), users, |user| numbers.get(&user).copied(), each);
+            worker.crowd.expect(backlog);
+            Ok(())
+        };
+        self.each(expect, |_| ()).map(drop)
+    }
+
+    /// Waits until each client has what was kept for it.
+    pub(crate) fn catch_up(&mut self, bar: &Phase) -> Result<(), Failure> {
+        self.each(
+            |worker| worker.with(|crowd, fleet, publish| crowd.catch_up(fleet, |crowd| publish(crowd))),
+            |totals| bar.set(totals.caught_up),
+        )
+        .map(drop)
     }
 
     /// Cuts connections off, as if their network were gone, and waits until their slots are free.

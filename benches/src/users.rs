@@ -78,6 +78,12 @@ impl Seats {
         seats
     }
 
+    /// These users, at each of so many nodes in turn, wherever their homes are.
+    pub(crate) fn in_turn(users: Vec<u64>, nodes: u32) -> Seats {
+        let nodes = (0..users.len()).map(|number| (number % nodes as usize) as u8).collect();
+        Seats { users, nodes }
+    }
+
     /// Adds users who are not there yet, each at its home.
     pub(crate) fn add_at_home(&mut self, count: u32, ring: Option<&Ring>) {
         let first = self.users.iter().copied().max().unwrap_or(0) + 1;

@@ -1,15 +1,19 @@
 //! What the load engine says to each server: one file for each protocol.
 
 mod floor;
+mod jetstream;
 mod mqtt;
 mod nats;
 mod resp;
+mod streams;
 mod trunkline;
 
 pub(crate) use floor::Echo;
+pub(crate) use jetstream::JetStream;
 pub(crate) use mqtt::Mqtt;
 pub(crate) use nats::Nats;
 pub(crate) use resp::Resp;
+pub(crate) use streams::Streams;
 pub(crate) use trunkline::Trunkline;
 
 /// Something a server has said.
@@ -45,6 +49,38 @@ pub(crate) trait Dialect: Sync {
     fn next<'a>(&self, bytes: &'a [u8]) -> Result<Option<(Event<'a>, usize)>, String>;
 }
 
+/// Something a server has said that is to keep messages.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// The client is in and may send.
+    Ready,
+    /// The server has the message with this id, as safe as it is set to make it; without one the oldest message of the
+    /// connection that it has not answered for.
+    Kept(Option<u64>),
+    /// It does not keep that message.
+    NotKept(Option<u64>, String),
+    /// It wants to hear these bytes.
+    Answer(&'static [u8]),
+    /// Nothing that matters here.
+    Nothing,
+    /// It refuses the client or what it said.
+    Refused(String),
+}
+
+/// A protocol, as far as a client needs it that gives messages to a server to keep them for users who are not there,
+/// and waits for the server's word for each.
+pub(crate) trait Keeper: Sync {
+    /// What a client says first; `connection` is its number.
+    fn enter(&self, connection: u32, user: u64, out: &mut Vec<u8>);
+
+    /// A message from a user to another one, with an id that is unique for the connection and never 0.
+    fn put(&self, connection: u32, from: u64, to: u64, id: u64, payload: &[u8], out: &mut Vec<u8>);
+
+    /// The first thing in `bytes`, and how many bytes it takes; `None` when it is not whole. Errors: the bytes are not
+    /// of this protocol.
+    fn next(&self, bytes: &[u8]) -> Result<Option<(Word, usize)>, String>;
+}
+
 /// The first line of `bytes` without its end, and the length with it.
 fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
@@ -76,4 +112,23 @@ fn assert_splits(dialect: &dyn Dialect, bytes: &[u8]) {
         }
         assert_eq!(seen, whole, "cut at {cut}");
     }
+}
+
+/// However the bytes are cut in two, nothing is taken before it is whole, and then the same comes of it. Returns that.
+#[cfg(test)]
+fn words(keeper: &dyn Keeper, bytes: &[u8]) -> Vec<Word> {
+    let heard = |cut: usize| {
+        let (mut words, mut at) = (Vec::new(), 0);
+        for end in [cut, bytes.len()] {
+            while let Some((word, taken)) = keeper.next(&bytes[at..end]).expect("valid") {
+                words.push(word);
+                at += taken;
+            }
+        }
+        assert_eq!(at, bytes.len(), "left over");
+        words
+    };
+    let whole = heard(bytes.len());
+    (0..bytes.len()).for_each(|cut| assert_eq!(heard(cut), whole, "cut at {cut}"));
+    whole
 }

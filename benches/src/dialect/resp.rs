@@ -46,7 +46,7 @@ fn number(head: &[u8]) -> Result<usize, String> {
 }
 
 /// Bytes of the value that `bytes` begin with; `None` when it is not whole.
-fn value_len(bytes: &[u8], depth: u32) -> Result<Option<usize>, String> {
+pub(super) fn value_len(bytes: &[u8], depth: u32) -> Result<Option<usize>, String> {
     if depth > DEPTH_MAX {
         return Err("values too deep inside each other".to_owned());
     }

@@ -494,6 +494,45 @@ fn storm_brings_everybody_back_and_no_message_is_missing() {
 }
 
 #[test]
+fn after_a_storm_everybody_gets_what_was_kept_meanwhile() {
+    let storm = ["--conns", "200", "--secs", "0.5", "--control", "20", "--rate", "200", "--backlog", "3"];
+    let report = report("storm", &storm);
+    assert_eq!((count(&report["cut"]), count(&report["backlog"]["messages"])), (180, 540));
+    assert_eq!(count(&report["backlog"]["kept"]["messages"]), 540);
+    let seconds = |field: &Value| field.as_f64().expect("seconds");
+    assert!(seconds(&report["backlog"]["seconds_until_all"]) >= seconds(&report["seconds_until_back"]), "{report}");
+}
+
+#[test]
+fn what_is_kept_for_users_who_are_away_is_answered_once_and_read_back() {
+    let few = ["--senders", "4", "--recipients", "90", "--secs", "0.2", "--rounds", "1", "--burst", "700"];
+    let only = ["--in-flight", "1,24", "--burst-window", "100", "--only", "floor,trunkline,redis-always,jetstream"];
+    let report = report("store", &[&few[..], &only].concat());
+    let servers = report["servers"].as_array().expect("servers");
+    let names: Vec<_> = servers.iter().map(|server| server["name"].as_str().expect("a name")).collect();
+    assert_eq!(names[..2], ["floor", "trunkline"], "the others where they are installed");
+    for server in servers {
+        assert!(server["failed"].is_null(), "{server}");
+        let rounds = server["rounds"].as_array().expect("rounds");
+        assert_eq!(rounds.iter().map(|round| round["burst"] == true).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(count(&rounds[2]["messages"]), 700, "{server}");
+        assert!(count(&server["answered"]) > 700 && count(&rounds[0]["latency"]["count"]) > 0, "{server}");
+    }
+    assert_eq!(servers[1]["read_back"], servers[1]["answered"], "each user is one of those looked at");
+}
+
+#[test]
+fn who_comes_for_what_was_kept_gets_all_of_it_and_then_nothing_more() {
+    let few = ["--senders", "3", "--users", "50", "--messages", "70", "--in-flight", "500", "--rounds", "2"];
+    for more in [&["--restart"][..], &["--window", "8", "--payload", "300"]] {
+        let report = report("replay", &[&few[..], more].concat());
+        let rounds = report["rounds"].as_array().expect("rounds");
+        assert_eq!(rounds.iter().map(|round| count(&round["messages"])).collect::<Vec<_>>(), [3_500, 3_500]);
+        assert!(rounds[0]["seconds_until_let_go"].is_number() && rounds[0]["rate"].is_number(), "{report}");
+    }
+}
+
+#[test]
 fn slow_accounts_for_every_message_that_was_dropped() {
     let report = report(
         "slow",

@@ -53,6 +53,7 @@ mod services;
 mod services_clients;
 mod shortage;
 mod shutdown;
+mod soak_kill;
 mod storm;
 mod support;
 mod tls;
