@@ -3,6 +3,7 @@
 //! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that
 //! limit's policy and never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
 
+use crate::broadcast;
 use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
 use crate::conn::CONN_BYTES;
 use crate::core::PEER_BYTES;
@@ -336,6 +337,15 @@ impl Budget {
                     size(LANE_BYTES)
                 ),
                 flags: &["--webhook-bytes-max", "--webhook", "--shards"],
+            });
+        }
+        if limits.pushes_open_max > 0 || presence_queue.is_some() {
+            let bytes = broadcast::bytes_of(shards, limits.frame_bytes_max.into());
+            terms.push(Term {
+                name: "pushes to all",
+                bytes,
+                how: format!("{} of payloads at once, at each shard for this node and for others", size(bytes)),
+                flags: &["--frame-bytes-max", "--shards"],
             });
         }
         if limits.tls_handshakes_max > 0 {

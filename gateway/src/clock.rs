@@ -4,7 +4,7 @@
 //! It is CLOCK_BOOTTIME, which goes on while the machine is suspended. CLOCK_MONOTONIC, and with it `Instant`, stands
 //! still then: a node that woke up would take a lease that ran out hours ago for its own, while others serve its users.
 //!
-//! And the wall clock, for certificates.
+//! And the wall clock, for certificates and for what ends at a time.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::OnceLock;
@@ -32,12 +32,12 @@ pub fn now_us() -> u64 {
     passed().as_micros() as u64
 }
 
+/// Milliseconds since the Unix epoch by the wall clock, which may go back.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
 /// Seconds since the Unix epoch by the wall clock, which may go back.
 pub fn wall_s() -> u64 {
     wall_ms() / 1_000
-}
-
-/// The same in milliseconds.
-pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

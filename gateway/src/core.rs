@@ -20,8 +20,10 @@
 //! `transport::outbound` (frames to bytes).
 
 mod addresses;
+mod broadcast;
 mod calls;
 mod decode;
+mod ends;
 mod events;
 mod fan_out;
 mod far;
@@ -30,6 +32,7 @@ mod flush;
 pub(crate) mod groups;
 mod guests;
 mod handshake;
+pub(crate) mod head;
 mod keep;
 mod kicks;
 mod links;
@@ -218,7 +221,7 @@ impl<I: Io> Core<I> {
         let walks = self.shard.walk_on();
         self.shard.look_at_settling();
         self.shard.redeliver_where_room();
-        let fans_out = self.shard.walk_groups();
+        let fans_out = self.shard.walk_groups() | self.shard.walk_broadcasts();
         self.flush();
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.

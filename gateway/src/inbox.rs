@@ -35,6 +35,10 @@ pub(crate) struct Unacked {
     pub(crate) absent: bool,
     /// Its sender says that it has sent it before.
     pub(crate) retry: bool,
+    /// It is for the sessions that it is owed to, and for no other.
+    pub(crate) bound: bool,
+    /// When it is over, in seconds since the Unix epoch; 0 for never.
+    pub(crate) until_s: u32,
     pub(crate) payload: Box<[u8]>,
 }
 
@@ -61,8 +65,28 @@ impl Unacked {
         payload: Box<[u8]>,
     ) -> Self {
         let (owed, queued) = (Seats::default(), Seats::default());
-        let (told, keep, absent, retry) = (false, Keep::Never, false, false);
-        Unacked { stamp, from, id, origin, sent_tick, attempts, told, owed, queued, keep, absent, retry, payload }
+        Unacked {
+            stamp,
+            from,
+            id,
+            origin,
+            sent_tick,
+            attempts,
+            told: false,
+            owed,
+            queued,
+            keep: Keep::Never,
+            absent: false,
+            retry: false,
+            bound: false,
+            until_s: 0,
+            payload,
+        }
+    }
+
+    /// Whether nobody is left of those it is bound to.
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.bound && self.owed.is_empty()
     }
 
     fn bytes(&self) -> usize {
@@ -578,6 +602,8 @@ mod tests {
             keep: Keep::Never,
             absent: false,
             retry: false,
+            bound: false,
+            until_s: 0,
             payload: Box::new([0; 10]),
         }
     }

@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod auth;
+mod broadcast;
 pub mod budget;
 pub mod clock;
 pub mod cluster;

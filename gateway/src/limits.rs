@@ -171,8 +171,12 @@ pub struct Limits {
     pub webhook_bytes_max: usize,
     /// Webhooks of the node.
     pub webhooks: u32,
+    /// Sessions of a shard that pushes to all are given to in a second.
+    pub broadcast_per_sec: u32,
 }
 
+/// Sessions of a shard that pushes to all are given to in a second, where nothing is set.
+pub const BROADCAST_PER_SEC: u32 = 200_000;
 /// How long an outbox may hold more than [`Limits::outbox_bytes_max`]: long enough for a reader on a host whose cores
 /// are busy with other work.
 pub const BURST_MS: u64 = 1_000;
@@ -317,6 +321,7 @@ impl Default for Limits {
             pushes_per_key_per_sec: 0,
             webhook_bytes_max: 0,
             webhooks: 0,
+            broadcast_per_sec: BROADCAST_PER_SEC,
         }
     }
 }

@@ -224,6 +224,7 @@ shard_stats! {
     out_stored: Counter "trunkline_messages_total" "outcome=\"stored\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_inbox_full: Counter "trunkline_messages_total" "outcome=\"inbox_full_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_duplicate: Counter "trunkline_messages_total" "outcome=\"duplicate\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_expired: Counter "trunkline_messages_total" "outcome=\"expired\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     messages_away: Counter "trunkline_messages_away_total" "" "Messages sent on to the node that is the recipient's home.";
     messages_forwarded: Counter "trunkline_messages_forwarded_total" "" "Messages of other nodes sent on to a third, because views differed.";
     messages_owed: Gauge "trunkline_messages_owed" "" "Messages with ACK that other nodes are to answer.";
@@ -236,6 +237,7 @@ shard_stats! {
     copies_given_up: Counter "trunkline_delivery_copies_given_up_total" "" "Messages with ACK that one device acknowledged and another did not, however often they were sent to it.";
     redeliveries: Counter "trunkline_redeliveries_total" "" "DELIVER frames queued again with AGAIN.";
     replays: Counter "trunkline_replays_total" "" "DELIVER frames queued with REPLAY: backlogs and pages of SYNC.";
+    replays_expired: Counter "trunkline_replays_expired_total" "" "Stored messages left out of a backlog or a page of SYNC because their time was over.";
     backlogs_truncated: Counter "trunkline_backlogs_truncated_total" "" "Backlogs of which something was gone, which the device was told.";
     readers_held: Counter "trunkline_readers_held_total" "" "Times a device could not be given a message with ACK and got it and what followed from the store.";
     stored: Counter "trunkline_stored_total" "" "Messages that the store has taken, also for devices that had not acknowledged what another one had.";
@@ -300,11 +302,17 @@ shard_stats! {
     pushes_http_denied: Counter "trunkline_http_pushes_total" "outcome=\"denied\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_inbox_full: Counter "trunkline_http_pushes_total" "outcome=\"inbox_full\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_accepted: Counter "trunkline_http_pushes_total" "outcome=\"accepted\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
+    pushes_http_expired: Counter "trunkline_http_pushes_total" "outcome=\"expired\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_unknown: Counter "trunkline_http_pushes_total" "outcome=\"unknown\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_open: Gauge "trunkline_http_pushes_open" "" "Pushes by HTTP, one for each user, whose outcome is not known yet.";
     pushes_http_repeated: Counter "trunkline_http_pushes_repeated_total" "" "Requests with an Idempotency-Key that had been carried out before.";
     push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP that were not open.";
     push_callers_gone: Counter "trunkline_http_push_callers_gone_total" "" "Callers that left before the answer about their pushes.";
+    broadcasts_begun: Counter "trunkline_broadcasts_total" "" "Pushes to all sessions that were begun at this node.";
+    broadcasts_open: Gauge "trunkline_broadcasts_open" "" "Pushes to all sessions begun at this node of which not all shards of all nodes have ended.";
+    broadcast_walks: Gauge "trunkline_broadcast_walks" "" "Pushes to all sessions, of this node and others, that the shard has not ended.";
+    broadcast_delivered: Counter "trunkline_broadcast_copies_total" "outcome=\"delivered\"" "Sessions of this shard that pushes to all have met: copies queued, and those for which an outbox had no room.";
+    broadcast_overloaded: Counter "trunkline_broadcast_copies_total" "outcome=\"overloaded\"" "Sessions of this shard that pushes to all have met: copies queued, and those for which an outbox had no room.";
     portal_bytes: Gauge "trunkline_portal_bytes" "" "Bytes of pushes by HTTP on their way to the shard.";
     errors_sent: Counter "trunkline_errors_sent_total" "" "ERROR frames sent.";
     proxy_headers: Counter "trunkline_proxy_headers_total" "" "Connections that a trusted proxy opened with a PROXY header.";
@@ -387,6 +395,7 @@ shard_stats! {
     limit_pushes_open: Counter "trunkline_limit_hits_total" "limit=\"pushes_open\"" "How often each limit was hit.";
     limit_pushes_user: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_user_per_sec\"" "How often each limit was hit.";
     limit_pushes_key: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_key_per_sec\"" "How often each limit was hit.";
+    limit_broadcasts: Counter "trunkline_limit_hits_total" "limit=\"broadcasts\"" "How often each limit was hit.";
     limit_push_bodies: Counter "trunkline_limit_hits_total" "limit=\"push_bodies_bytes\"" "How often each limit was hit.";
     limit_push_batches: Counter "trunkline_limit_hits_total" "limit=\"push_batches\"" "How often each limit was hit.";
     limit_push_keys: Counter "trunkline_limit_hits_total" "limit=\"push_keys_remembered\"" "How often each limit was hit.";

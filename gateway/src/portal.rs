@@ -7,6 +7,7 @@
 //! Bounds: the bytes under way to a shard are counted, and what finds no room is refused there and then. A fate answers
 //! a push that was let in, so fates are bounded by the pushes that are open and never refused.
 
+use crate::broadcast::{News, Word};
 use crate::waker::Waker;
 use crossbeam_queue::SegQueue;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,11 @@ pub(crate) const PUSH_USER_BYTES: usize = 8;
 /// Bytes of a fate.
 pub(crate) const FATE_BYTES: usize = 24;
 
-/// One payload for users whose shard is the receiving one.
+/// Bits of a push.
+const ACKED: u8 = 0x01;
+const TO_GROUPS: u8 = 0x02;
+
+/// One payload for users, or groups, whose shard is the receiving one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Push<'a> {
     /// The number by which the services thread knows it, below 2^24.
@@ -28,7 +33,10 @@ pub(crate) struct Push<'a> {
     pub(crate) service: u16,
     /// The sender wants to know what becomes of it.
     pub(crate) acked: bool,
-    /// Those of [`flags`](trunkline_proto::flags) that a message takes along: NO_STORE, RETRY.
+    /// In place of users there are groups, whose home shard is the receiving one.
+    pub(crate) to_groups: bool,
+    /// Those of [`flags`](trunkline_proto::flags) that a message takes along: NO_STORE, RETRY; and for users
+    /// [`HEADED`](crate::core::head::HEADED).
     pub(crate) extra: u8,
     /// The message's id, not 0.
     pub(crate) id: u64,
@@ -44,7 +52,8 @@ impl Push<'_> {
     fn encode(&self, users: &[u64], out: &mut Vec<u8>) {
         out.extend_from_slice(&self.token.to_ne_bytes());
         out.extend_from_slice(&self.service.to_ne_bytes());
-        out.extend_from_slice(&[self.acked.into(), self.extra]);
+        let bit = |is: bool, bit: u8| if is { bit } else { 0 };
+        out.extend_from_slice(&[bit(self.acked, ACKED) | bit(self.to_groups, TO_GROUPS), self.extra]);
         out.extend_from_slice(&self.id.to_ne_bytes());
         out.extend_from_slice(&(users.len() as u32).to_ne_bytes());
         out.extend_from_slice(&(self.payload.len() as u32).to_ne_bytes());
@@ -99,7 +108,8 @@ impl Batch {
         let decoded = Push {
             token: half(push, 0),
             service: u16::from_ne_bytes([push[4], push[5]]),
-            acked: push[6] != 0,
+            acked: push[6] & ACKED != 0,
+            to_groups: push[6] & TO_GROUPS != 0,
             extra: push[7],
             id: word(push, 8),
             payload: &push[payload_at..payload_at + len],
@@ -144,6 +154,12 @@ impl Lane {
 struct Portal {
     pushes: Lane,
     fates: Lane,
+    /// Words about pushes to all, of which there are [`BROADCASTS_MAX`] at a time, and what the shard says of them: a
+    /// few words a second for each.
+    ///
+    /// [`BROADCASTS_MAX`]: crate::broadcast::BROADCASTS_MAX
+    words: SegQueue<Word>,
+    news: SegQueue<News>,
     waker: OnceLock<Arc<Waker>>,
 }
 
@@ -203,7 +219,19 @@ impl InnerEnd {
 
     /// Whether pushes wait.
     pub(crate) fn has_pushes(&self) -> bool {
-        self.at_hand.is_some() || !self.portal().pushes.batches.is_empty()
+        let portal = self.portal();
+        self.at_hand.is_some() || !portal.pushes.batches.is_empty() || !portal.words.is_empty()
+    }
+
+    /// The next word about a push to all.
+    pub(crate) fn next_word(&mut self) -> Option<Word> {
+        self.portal().words.pop()
+    }
+
+    /// Tells how far a push to all is.
+    pub(crate) fn tell_news(&mut self, news: News) {
+        self.portal().news.push(news);
+        self.portals.bell.notify_one();
     }
 
     /// What to go on with. What is left of it is given back by [`InnerEnd::put_back`].
@@ -264,6 +292,25 @@ impl OuterEnd {
         true
     }
 
+    /// Tells all shards something about a push to all.
+    pub(crate) fn tell_all(&mut self, word: &Word) {
+        for portal in self.portals.by_shard.iter() {
+            portal.words.push(word.clone());
+            if let Some(waker) = portal.waker.get() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Takes all that shards have said of pushes to all.
+    pub(crate) fn take_news(&mut self, mut each: impl FnMut(News)) {
+        for portal in self.portals.by_shard.iter() {
+            while let Some(news) = portal.news.pop() {
+                each(news);
+            }
+        }
+    }
+
     /// Hands over what was gathered, and wakes those it is for, each once.
     pub(crate) fn post(&mut self) {
         for (portal, gathered) in self.portals.by_shard.iter().zip(&mut self.gathered) {
@@ -295,7 +342,15 @@ mod tests {
     use super::*;
 
     fn push(token: u32, payload: &[u8]) -> Push<'_> {
-        Push { token, service: 7, acked: true, extra: 0x41, id: u64::MAX - u64::from(token), payload }
+        Push {
+            token,
+            service: 7,
+            acked: true,
+            to_groups: token == 2,
+            extra: 0x41,
+            id: u64::MAX - u64::from(token),
+            payload,
+        }
     }
 
     #[test]
@@ -316,6 +371,7 @@ mod tests {
             let (user, push) = batch.next().expect("a batch is not empty");
             seen.push((user, push.token, push.payload.to_vec()));
             assert_eq!((push.service, push.acked, push.extra), (7, true, 0x41));
+            assert_eq!(push.to_groups, push.token == 2);
             assert_eq!(push.id, u64::MAX - u64::from(push.token));
             inner.put_back(batch);
         }

@@ -1,6 +1,7 @@
 //! The Prometheus text exposition format, version 0.0.4.
 
 use crate::auth::Refusal;
+use crate::broadcast::BROADCASTS_MAX;
 use crate::desk::PAGES_MAX;
 use crate::events::{AGE_MS_MAX, GOING_MAX, HELD_MAX, KEPT_MS, PORTAL_BYTES as EVENT_PORTAL_BYTES, log_bytes_max};
 use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS};
@@ -245,7 +246,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 97] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 99] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -332,6 +333,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 97] {
         ("pushes_open", limits.pushes_open_max.into()),
         ("pushes_per_user_per_sec", limits.pushes_per_user_per_sec.into()),
         ("pushes_per_key_per_sec", limits.pushes_per_key_per_sec.into()),
+        ("broadcast_per_sec", limits.broadcast_per_sec.into()),
+        ("broadcasts", if limits.pushes_open_max > 0 { BROADCASTS_MAX as u64 } else { 0 }),
         ("push_bodies_bytes", if limits.pushes_open_max > 0 { BODIES_BYTES_MAX as u64 } else { 0 }),
         ("push_batches", if limits.pushes_open_max > 0 { BATCHES_MAX as u64 } else { 0 }),
         ("push_keys_remembered", if limits.pushes_open_max > 0 { PUSH_KEYS_MAX as u64 } else { 0 }),

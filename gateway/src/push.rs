@@ -6,6 +6,7 @@
 //! | `desk.rs` | what begins a push and ends it: to the portals, from the fates |
 //! | `ledger.rs` | pushes whose outcome is not known yet |
 //! | `rates.rs` | pushes in a second, by key and by user |
+//! | `broadcasts.rs` | pushes to all sessions: which are under way, and how far they are |
 //! | `window.rs` | Idempotency-Keys of the last minutes |
 //! | `api.rs` | routes, statuses, answers |
 //! | `document.rs` | the OpenAPI document |
@@ -13,6 +14,7 @@
 //! All of it is done on the services thread ([`crate::services_thread`]).
 
 pub(crate) mod api;
+mod broadcasts;
 pub(crate) mod desk;
 mod document;
 mod ledger;

@@ -204,7 +204,7 @@ async fn serve_pushes(pushes: PushConfig, api: Arc<PushApi>, mut phases: watch::
     let turns = async {
         loop {
             portals.bell().notified().await;
-            api.desk().turn();
+            api.turn();
         }
     };
     let end = async {

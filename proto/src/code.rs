@@ -150,4 +150,6 @@ outcomes! {
     InboxFull = 5, "inbox full";
     /// A message to a group was numbered and passed on, and is not kept.
     Accepted = 6, "accepted";
+    /// Its time was over before anybody had it: a push with a time to live.
+    Expired = 7, "expired";
 }

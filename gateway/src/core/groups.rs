@@ -25,7 +25,7 @@ use crate::mailbox::{Origin, Record, Room};
 use crate::mesh::wire::member_change;
 use tokio::sync::oneshot;
 use trunkline_proto::{
-    Code, Frame, HEADER_LONG, Head, Header, Kind, Outcome, Sync, SyncOk, encode, encode_message, flags,
+    Code, Frame, HEADER_LONG, Head, Header, Kind, Outcome, SERVICE_USERS, Sync, SyncOk, encode, encode_message, flags,
 };
 use trunkline_router::hash::home_shard;
 use trunkline_router::presence::Presence;
@@ -265,7 +265,7 @@ impl Shard {
     }
 
     /// A message of a session is refused: SENT 4 where that was asked for, else ERROR.
-    fn group_denied(&mut self, origin: Origin, id: u64, group: u64, of_message: u8, code: Code) {
+    pub(super) fn group_denied(&mut self, origin: Origin, id: u64, group: u64, of_message: u8, code: Code) {
         self.links.stats.group_denied.add(1);
         if of_message & flags::ACK != 0 {
             return self.tell_fate(origin, id, group, Outcome::Denied, 0);
@@ -348,6 +348,11 @@ impl Shard {
             Rate::Within => return true,
             Rate::Group => {
                 self.links.stats.limit_group_sends.add(1);
+                self.group_overloaded(origin, id, group, of_message);
+            }
+            // Nobody is told but by an outcome.
+            Rate::Member if from >= SERVICE_USERS => {
+                self.links.stats.limit_group_member_sends.add(1);
                 self.group_overloaded(origin, id, group, of_message);
             }
             Rate::Member => {

@@ -11,6 +11,7 @@ use super::shard::Shard;
 use crate::conn::Phase;
 use crate::desk::Wish;
 use crate::directory::{Home, NodeKey, Registration, RemoteSession, is_remote};
+use crate::inbox::Unacked;
 use crate::io::ConnId;
 use crate::mailbox::{Adoptee, Origin};
 use crate::mesh::wire::{Record as FarRecord, Seat};
@@ -400,7 +401,7 @@ impl Shard {
             self.stop_reading(user, session);
         }
         self.inboxes.leave(user, session);
-        let left = match self.presence.sessions(user) {
+        let mut left = match self.presence.sessions(user) {
             [] if self.desk.is_some() => self.keep_what_waits(user),
             [] => self.inboxes.take_all(user),
             [last] => {
@@ -413,6 +414,7 @@ impl Shard {
             }
             _ => VecDeque::new(),
         };
+        left.extend(self.inboxes.take_if(user, Unacked::is_stranded));
         self.look_after(user);
         for message in left {
             self.links.stats.out_offline_refused.add(1);

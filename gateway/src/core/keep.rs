@@ -12,6 +12,7 @@
 //! of order waits on while there is hope for an ACK; then its sender gets SENT 3.
 
 use super::far;
+use super::head::to_store;
 use super::links::{Queued, ticks};
 use super::route::{Routed, delivery};
 use super::shard::Shard;
@@ -44,7 +45,7 @@ pub(super) enum Store {
 
 impl Shard {
     /// Queues a message that is kept for all devices of its recipient.
-    pub(super) fn deliver_kept(&mut self, message: &Routed<'_>) {
+    pub(super) fn deliver_kept(&mut self, message: &Routed<'_>, until_s: u32) {
         let Routed { origin, from, to, id, extra, payload, .. } = *message;
         let retry = extra & flags::RETRY != 0;
         let is_offline = self.presence.sessions(to).is_empty();
@@ -121,8 +122,9 @@ impl Shard {
         let sent_tick = self.links.tick;
         desk.due.note(to, sent_tick + ticks(self.links.limits.store_after_ms));
         let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload.into());
-        let kept = Unacked { owed, queued: copies, keep: Keep::Waiting, absent, retry, ..waiting };
+        let kept = Unacked { owed, queued: copies, keep: Keep::Waiting, absent, retry, until_s, ..waiting };
         self.inboxes.push(to, kept);
+        self.note_end(to, until_s);
         if devices == 0 {
             self.store_waiting(to, Store::Offline);
         }
@@ -164,6 +166,7 @@ impl Shard {
         }
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
+        let stores_ends = self.stores_ends();
         let Some(desk) = &mut self.desk else { return };
         // Those before the last one that is due go too: the log is in the order of positions.
         let is_due =
@@ -190,8 +193,9 @@ impl Shard {
                 over.extend(is_due(message).then_some(message.stamp));
                 continue;
             }
-            let Unacked { stamp, from, id, retry, .. } = *message;
-            let record = Record { stamp, from, id, flags: 0, payload: (*message.payload).into() };
+            let Unacked { stamp, from, id, retry, until_s, .. } = *message;
+            let (flags, payload) = to_store(if stores_ends { until_s } else { 0 }, &message.payload);
+            let record = Record { stamp, from, id, flags, payload };
             let ask = |token| Request::Append { user, record, retry, token };
             // What comes behind one that found no room must not come before it in the log.
             if !too_many && failed.is_empty() && desk.ask(tick, Asked::Append { user, stamp }, ask).is_ok() {
@@ -229,7 +233,7 @@ impl Shard {
     }
 
     /// A message that waits cannot be stored, and is given up.
-    fn fail_kept(&mut self, user: u64, stamp: u64, outcome: Outcome) {
+    pub(super) fn fail_kept(&mut self, user: u64, stamp: u64, outcome: Outcome) {
         let Some(message) = self.inboxes.take(user, stamp) else { return };
         let Unacked { origin, from, id, told, .. } = message;
         if told {
@@ -240,6 +244,7 @@ impl Shard {
         }
         match outcome {
             Outcome::InboxFull => self.links.stats.out_inbox_full.add(1),
+            Outcome::Expired => self.links.stats.out_expired.add(1),
             _ => self.links.stats.out_overloaded.add(1),
         }
         self.tell_fate(origin, id, user, outcome, 0);
@@ -355,7 +360,8 @@ impl Shard {
             message.keep = Keep::Waiting;
             // The store may have it all the same.
             message.retry = true;
-            let (queued, due) = (message.queued, message.sent_tick + after);
+            let (queued, due, until_s) = (message.queued, message.sent_tick + after, message.until_s);
+            self.note_end(user, until_s);
             self.hold_those_without(user, stamp, queued);
             if let Some(desk) = &mut self.desk {
                 desk.due.note(user, due);

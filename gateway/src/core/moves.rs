@@ -9,6 +9,7 @@
 //! - as a new home, lets messages wait until every other node has said that ([`Settling`](crate::directory::Settling)).
 
 use super::far;
+use super::head::{HEADED, MessageHead};
 use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
@@ -252,11 +253,22 @@ impl Shard {
     /// Sends one message that waits for its ACK to the user's new home. A sender on this node is answered by that home
     /// from now on.
     fn transfer(&mut self, user: u64, message: Unacked, node: NodeKey, shard: u16) {
-        let Unacked { stamp, from, id, origin, attempts, told, keep, retry, payload, .. } = message;
+        let Unacked { stamp, from, id, origin, attempts, told, keep, retry, bound, until_s, payload, .. } = message;
         let retry = if retry || keep == Keep::Storing { flags::RETRY } else { 0 };
         let no_store = if keep == Keep::Never && self.desk.is_some() { flags::NO_STORE } else { 0 };
-        let extra = retry | no_store;
+        let head = MessageHead { until_s, device: None };
+        // Where it ends is not told to a node that would not know what that is.
+        let headed = !head.is_empty() && self.speaks_pushes(node);
+        let payload = if headed { head.before(&payload) } else { payload.into() };
+        let extra = retry | no_store | if headed { HEADED } else { 0 };
         let routed = Routed { origin, from, to: user, id, acked: true, extra, payload: &payload };
+        if bound {
+            // The new home cannot know which session it was given to. Its sender is told that nobody knows.
+            return match told {
+                true => self.links.stats.copies_given_up.add(1),
+                false => self.refuse(&routed),
+            };
+        }
         let owes = origin.node == NodeKey::OWN && !told;
         if owes && !self.directory.sent_away.has_room() {
             self.links.stats.limit_sent_away.add(1);
@@ -282,6 +294,15 @@ impl Shard {
     /// A message that waited at a former home comes to wait here.
     /// `told`: its sender knows, and it is for devices that have not acknowledged it.
     pub(crate) fn take_transfer(&mut self, message: &Routed<'_>, via: NodeKey, stamp: u64, attempts: u8, told: bool) {
+        let (until_s, payload) = match message.extra & HEADED {
+            0 => (0, message.payload),
+            _ => match MessageHead::split(message.payload) {
+                Some((head, payload)) => (head.until_s, payload),
+                None if told => return self.links.stats.copies_given_up.add(1),
+                None => return self.refuse(message),
+            },
+        };
+        let message = &Routed { extra: message.extra & !HEADED, payload, ..*message };
         let Routed { origin, from, to: user, id, extra, payload, .. } = *message;
         if told && (!self.serving || self.desk.is_none() || self.home(user) != Home::Here) {
             return self.links.stats.copies_given_up.add(1);
@@ -298,7 +319,7 @@ impl Shard {
                 let retry = extra & flags::RETRY != 0;
                 let keep = if extra & flags::NO_STORE == 0 { Keep::Waiting } else { Keep::Never };
                 let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, attempts, payload);
-                let waiting = Unacked { retry, keep, ..waiting };
+                let waiting = Unacked { retry, keep, until_s, ..waiting };
                 return self.transfer(user, waiting, node, shard);
             }
             Home::There { .. } | Home::Nowhere => return self.refuse(message),
@@ -314,7 +335,7 @@ impl Shard {
             return self.refuse(message);
         }
         if self.desk.is_some() && extra & flags::NO_STORE == 0 {
-            return self.keep_transferred(message, stamp, told);
+            return self.keep_transferred(message, stamp, told, until_s);
         }
         let offline = self.presence.sessions(user).is_empty();
         if offline && !self.is_unsettled(user) {
@@ -325,10 +346,11 @@ impl Shard {
         let payload = payload.into();
         // It waits for whoever is there, or comes.
         let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, attempts, payload);
-        if !self.inboxes.insert(user, waiting) {
+        if !self.inboxes.insert(user, Unacked { until_s, ..waiting }) {
             // It came twice, or another message has its very stamp: the sender is told to try again.
             return self.refuse(message);
         }
+        self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
         self.stamp_above(stamp);
         if offline {

@@ -6,6 +6,7 @@
 
 use super::far;
 use super::handshake::Welcome;
+use super::head::stored_payload;
 use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
 use super::route::delivery;
@@ -385,8 +386,13 @@ impl Shard {
                 reader.passed_over(record.stamp);
                 continue;
             }
+            let Some(payload) = stored_payload(record, self.now.wall_ms) else {
+                self.links.stats.replays_expired.add(1);
+                reader.passed_over(record.stamp);
+                continue;
+            };
             let (directory, mesh, header) = (&self.directory, &mut self.mesh, replayed(user, record));
-            if far::give(directory, mesh, &mut self.links, slot, &header, &record.payload) == Queued::OutboxFull {
+            if far::give(directory, mesh, &mut self.links, slot, &header, payload) == Queued::OutboxFull {
                 self.links.owe_redelivery(slot);
                 desk.retries.note(user, retry_tick);
                 complete = false;
@@ -579,14 +585,21 @@ impl Shard {
         let sessions = self.presence.sessions(user).iter();
         let session = sessions.filter(|entry| entry.slot == slot).map(|entry| entry.session).next();
         let mut reader = session.and_then(|session| self.desk.as_mut()?.reader(user, session));
+        let now_ms = self.now.wall_ms;
+        let mut given = 0;
         for record in &records {
+            let Some(payload) = stored_payload(record, now_ms) else {
+                self.links.stats.replays_expired.add(1);
+                continue;
+            };
+            given += 1;
             let header = replayed(user, record);
-            self.links.reply(slot, |out| encode(out, &header, &record.payload));
+            self.links.reply(slot, |out| encode(out, &header, payload));
             if let Some(reader) = &mut reader {
                 reader.gave_page(record.stamp);
             }
         }
-        self.links.stats.replays.add(records.len() as u64);
+        self.links.stats.replays.add(given);
         let next_stamp = records.last().map_or(after, |record| record.stamp);
         let sync_ok = SyncOk { next_stamp, complete, truncated, group: 0, floor, last };
         self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, aux, &sync_ok));

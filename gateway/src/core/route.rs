@@ -3,6 +3,7 @@
 
 use super::decode::Flow;
 use super::far::{self, Path};
+use super::head::{HEADED, MessageHead, device_name, is_over};
 use super::links::{Queued, ticks};
 use super::portal::PORTAL_SLOT;
 use super::shard::Shard;
@@ -29,7 +30,7 @@ pub(crate) struct Routed<'a> {
     /// The sender's id for it.
     pub(crate) id: u64,
     pub(crate) acked: bool,
-    /// NO_STORE and RETRY, as far as the sender has set them.
+    /// NO_STORE and RETRY, as far as the sender has set them, and [`HEADED`].
     pub(crate) extra: u8,
     pub(crate) payload: &'a [u8],
 }
@@ -114,15 +115,30 @@ impl Shard {
         Flow::On
     }
 
-    /// Queues a message for all devices of its recipient, whose home this shard is.
+    /// Queues a message for the devices of its recipient, whose home this shard is.
     pub(crate) fn deliver(&mut self, message: &Routed<'_>) {
+        if message.extra & HEADED == 0 {
+            return self.deliver_to(message, MessageHead::default());
+        }
+        let Some((head, payload)) = MessageHead::split(message.payload) else { return self.refuse(message) };
+        if is_over(head.until_s, self.now.wall_ms) {
+            return self.expired_before(message);
+        }
+        self.deliver_to(&Routed { extra: message.extra & !HEADED, payload, ..*message }, head);
+    }
+
+    /// The same for a message whose head has been taken off.
+    fn deliver_to(&mut self, message: &Routed<'_>, head: MessageHead<'_>) {
         let Routed { origin, from, to, id, acked, extra, payload } = *message;
+        let MessageHead { until_s, device: only } = head;
+        let only = only.map(device_name);
         if acked && self.desk.is_some() {
             if extra & flags::RETRY != 0 && self.is_known(message) {
                 return;
             }
-            if extra & flags::NO_STORE == 0 {
-                return self.deliver_kept(message);
+            // Nothing is kept for one device alone: the log is all devices'.
+            if extra & flags::NO_STORE == 0 && only.is_none() {
+                return self.deliver_kept(message, until_s);
             }
         }
         if acked && !self.admit(to, payload.len()) {
@@ -138,6 +154,9 @@ impl Shard {
         let mut queued_away = false;
         let (mut owed, mut copies) = (Seats::default(), Seats::default());
         for session in self.presence.sessions(to) {
+            if only.is_some_and(|only| session.device() != only) {
+                continue;
+            }
             if to_self && far::may_be_origin(&self.directory, &self.links.slots, self.shard, session.slot, &origin) {
                 continue;
             }
@@ -180,7 +199,9 @@ impl Shard {
                 let sent_tick = self.links.tick;
                 let payload = payload.into();
                 let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload);
-                self.inboxes.push(to, Unacked { owed, queued: copies, ..waiting });
+                let bound = only.is_some();
+                self.inboxes.push(to, Unacked { owed, queued: copies, bound, until_s, ..waiting });
+                self.note_end(to, until_s);
                 if let Some(desk) = &mut self.desk {
                     desk.duplicates.note(from, id, to, stamp, Known::Open);
                 }
@@ -337,7 +358,8 @@ impl Shard {
         }
         if first {
             let seat = self.inboxes.seat(user, session);
-            let waiting = self.inboxes.of(user).filter(|message| !from_log || message.keep == Keep::Never);
+            let goes = |message: &&mut Unacked| !message.bound && (!from_log || message.keep == Keep::Never);
+            let waiting = self.inboxes.of(user).filter(goes);
             waiting.for_each(|message| message.owed.add(seat));
         }
         self.redeliver_owed(user, slot, session, from_log);
@@ -416,8 +438,10 @@ impl Shard {
         let tick = self.links.tick;
         let limits = &self.links.limits;
         let Some(sent_before) = tick.checked_sub(ticks(limits.redeliver_ms)) else { return };
-        let (given_up, further) = self.inboxes.take_exhausted(user, limits.redeliver_attempts_max, sent_before);
+        let (mut given_up, further) = self.inboxes.take_exhausted(user, limits.redeliver_attempts_max, sent_before);
         self.links.stats.copies_given_up.add(further as u64);
+        // The device that it was for has left.
+        given_up.extend(self.inboxes.take_if(user, Unacked::is_stranded));
         for message in given_up {
             self.links.stats.out_offline_refused.add(1);
             self.tell_fate(message.origin, message.id, user, Outcome::OfflineNotStored, 0);

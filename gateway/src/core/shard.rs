@@ -2,6 +2,7 @@
 //! it; [`super::Core`] feeds it completions and carries out what its connections are marked for.
 
 use super::addresses::Addresses;
+use super::broadcast::Broadcasts;
 use super::kicks::Kicks;
 use super::links::{Links, TICK_MS, ticks};
 use crate::addresses::AddressBook;
@@ -10,7 +11,7 @@ use crate::cluster::{ClusterState, MeshNews};
 use crate::config::Placement;
 use crate::conn::{ConnFlags, Phase, Wire};
 use crate::desk::{Desk, ShardStore};
-use crate::directory::{AWAY_SLACK_TICKS, Directory, Home};
+use crate::directory::{AWAY_SLACK_TICKS, Directory, Home, Redelivery};
 use crate::events::{EventPortals, EventsInner};
 use crate::groups::Groups;
 use crate::inbox::{InboxLimits, Inboxes};
@@ -136,6 +137,10 @@ pub(crate) struct Shard {
     /// What is told to webhooks; `None` where there are none.
     pub(crate) events: Option<Box<EventsInner>>,
     pub(crate) inboxes: Inboxes,
+    /// Pushes to all sessions that go through those of this shard.
+    pub(crate) broadcasts: Broadcasts,
+    /// When messages of a user may be over.
+    pub(crate) ends: Redelivery,
     /// Tick at which room was last made among them.
     pub(crate) inbox_room_tick: Option<u32>,
     pub(crate) outgoing: Outgoing,
@@ -212,6 +217,8 @@ impl Shard {
                 user_bytes_max: limits.unacked_bytes_per_user_max,
                 bytes_max: limits.unacked_total_bytes_max,
             }),
+            broadcasts: Broadcasts::default(),
+            ends: Redelivery::default(),
             groups: Groups::default(),
             watches: Watches::default(),
             inbox_room_tick: None,
@@ -504,6 +511,8 @@ impl Shard {
         if self.desk.is_some() {
             self.expire_kept();
         }
+        self.expire_ends();
+        self.expire_broadcasts();
         self.expire_groups();
         self.expire_watches();
         if self.services.is_some() {
@@ -691,6 +700,7 @@ impl Shard {
     pub(crate) fn set_tick_gauges(&mut self) {
         let slow = self.links.sweep_slow();
         let stats = &self.links.stats;
+        stats.broadcast_walks.set(self.broadcast_walks() as u64);
         stats.slow_outboxes.set(slow as u64);
         stats.unsent_bytes.set(slow as u64 * u64::from(self.links.limits.unsent_bytes_max));
         stats.mailbox_pending_bytes.set(self.outgoing.pending_bytes() as u64);

@@ -245,12 +245,12 @@ impl Shard {
 
     /// A message that waited at a former home, which may have stored it: it goes to the log, and from there to those
     /// who read it. Others get it at once.
-    pub(super) fn keep_transferred(&mut self, message: &Routed<'_>, stamp: u64, told: bool) {
+    pub(super) fn keep_transferred(&mut self, message: &Routed<'_>, stamp: u64, told: bool, until_s: u32) {
         let Routed { origin, from, to: user, id, extra, payload, .. } = *message;
         let tick = self.links.tick;
         let waiting = Unacked::waiting(stamp, from, id, origin, tick, 0, payload.into());
         let retry = extra & flags::RETRY != 0;
-        let kept = Unacked { keep: Keep::Waiting, absent: true, retry, told, ..waiting };
+        let kept = Unacked { keep: Keep::Waiting, absent: true, retry, told, until_s, ..waiting };
         if !self.inboxes.insert(user, kept) {
             // It came twice, or another message has its very stamp: the sender is told to try again.
             if told {
@@ -258,6 +258,7 @@ impl Shard {
             }
             return self.refuse(message);
         }
+        self.note_end(user, until_s);
         // Positions given out from now on lie behind those of the former home.
         self.stamp_above(stamp);
         let due = tick + ticks(self.links.limits.store_after_ms);

@@ -165,7 +165,7 @@ impl From<RoleWord> for Role {
 }
 
 /// A whole number, however JSON writes it: `171.0` is one too.
-fn whole<'de, D: serde::Deserializer<'de>>(number: D) -> Result<Option<u32>, D::Error> {
+pub(super) fn whole<'de, D: serde::Deserializer<'de>>(number: D) -> Result<Option<u32>, D::Error> {
     let Some(number) = Option::<f64>::deserialize(number)? else { return Ok(None) };
     if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) {
         return Ok(Some(number as u32));

@@ -2,6 +2,7 @@
 //! another part of them.
 
 use super::Node;
+use super::groups::whole;
 use crate::control::Control;
 use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
 use axum::extract::{Path, State};
@@ -186,6 +187,7 @@ enum StateWord {
 #[serde(deny_unknown_fields)]
 struct Change {
     state: Option<StateWord>,
+    #[serde(default, deserialize_with = "whole")]
     weight: Option<u32>,
 }
 

@@ -1,14 +1,16 @@
 //! The HTTP side of pushes: routes, bodies, statuses, and the answers when outcomes are known.
 
+use super::broadcasts::Progress;
 use super::desk::{Desk, Refused};
 use super::document::DOCUMENT;
 use super::ledger::Standing;
-use super::request::Push;
+use super::request::{Push, Target};
 use super::window::At;
-use crate::clock::now_ms;
+use crate::broadcast::{BROADCAST_BYTES_MAX, BROADCASTS_MAX, Tally};
+use crate::clock::{now_ms, wall_ms};
 use crate::limits::Limits;
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
@@ -19,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use trunkline_proto::Outcome;
+use trunkline_router::api::UserId;
 use trunkline_router::http::{Access, AuditNote, CallerKey, Needs, Problem, Routes, Scope};
 
 /// The largest body: a full batch.
@@ -35,6 +38,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 /// Longest Idempotency-Key, bytes.
 const KEY_BYTES_MAX: usize = 255;
+
+/// One of these is needed to push at all; which one depends on whom a push is for.
+const PUSH_SCOPES: &[Scope] = &[Scope::PushUser, Scope::PushGroup, Scope::PushAll];
 
 const BUSY_BODIES: &str = "the bodies of other requests take all the room there is; try again in a moment";
 
@@ -59,8 +65,10 @@ pub(super) fn routes() -> Routes<PushApi> {
     Routes::new()
         .bounded(BODY_BYTES_MAX, REQUEST_TIMEOUT)
         .get("/healthz", Needs::Nothing, async || "ok\n")
-        .post("/v1/push", Needs::Change(Scope::PushUser), push)
-        .post("/v1/push/batch", Needs::Change(Scope::PushUser), push_batch)
+        .post("/v1/push", Needs::ChangeOfOne(PUSH_SCOPES), push)
+        .post("/v1/push/batch", Needs::ChangeOfOne(PUSH_SCOPES), push_batch)
+        .get("/v1/pushes/{id}", Needs::Read(Scope::PushAll), progress)
+        .delete("/v1/pushes/{id}", Needs::Change(Scope::PushAll), stop)
         .get("/v1/openapi.json", Needs::AnyKey, async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT))
 }
 
@@ -74,6 +82,14 @@ impl PushApi {
     /// The desk, for as long as nothing is awaited.
     pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is to do for the desk when its bell was rung.
+    pub(crate) fn turn(&self) {
+        for progress in self.desk().turn() {
+            let told = ProgressAnswer::of(&progress);
+            tracing::info!(target: "audit", "a push to all is over: {told}");
+        }
     }
 
     /// A body, and the room that it takes.
@@ -106,6 +122,7 @@ impl PushApi {
 
     /// Begins a push.
     fn begin(&self, push: Push, caller: &str, key: Option<&str>) -> Result<Begun, Problem> {
+        let push = push.from(wall_ms());
         let wait = push.wait;
         let mut desk = self.desk();
         let token = match desk.begin(push, caller, key, now_ms()).map_err(refused)? {
@@ -157,6 +174,10 @@ fn refused(why: Refused) -> Problem {
         Refused::Portal => Problem::unavailable(
             "the shards of these users take no more pushes just now (portal_bytes_max); try again in a moment",
         ),
+        Refused::Broadcasts => Problem::unavailable(format!(
+            "{BROADCASTS_MAX} pushes to all are under way, or {BROADCAST_BYTES_MAX} bytes of them; try again when one \
+             is over, or stop one",
+        )),
         Refused::Ending => Problem::unavailable("the node is shutting down; try another one"),
         Refused::OtherPush => Problem::new(
             StatusCode::CONFLICT,
@@ -176,6 +197,7 @@ struct Answer {
     denied: u16,
     inbox_full: u16,
     accepted: u16,
+    expired: u16,
     pending: u16,
 }
 
@@ -191,6 +213,7 @@ impl Answer {
             denied: of(Outcome::Denied),
             inbox_full: of(Outcome::InboxFull),
             accepted: of(Outcome::Accepted),
+            expired: of(Outcome::Expired),
             pending: standing.pending,
         }
     }
@@ -206,6 +229,7 @@ impl fmt::Display for Answer {
             ("denied", self.denied),
             ("inbox full", self.inbox_full),
             ("accepted", self.accepted),
+            ("expired", self.expired),
             ("pending", self.pending),
         ];
         write!(f, "id {}", self.id)?;
@@ -267,14 +291,31 @@ fn too_many() -> Problem {
 
 async fn push(
     State(api): State<Arc<PushApi>>,
-    Extension(CallerKey(caller)): Extension<CallerKey>,
+    Extension(caller): Extension<CallerKey>,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    Leaves::watch(&api, &caller, "POST /v1/push", push_one(&api, &caller, &headers, request)).await
+    Leaves::watch(&api, &caller.id, "POST /v1/push", push_one(&api, &caller, &headers, request)).await
 }
 
-async fn push_one(api: &PushApi, caller: &str, headers: &HeaderMap, request: Request) -> Result<Response, Problem> {
+/// Whether a caller may push to whom the push is for.
+fn may_push(caller: &CallerKey, push: &Push) -> Result<(), Problem> {
+    let scope = push.scope();
+    match caller.has(scope) {
+        true => Ok(()),
+        false => {
+            let detail = format!("this key does not have the scope {scope}, which a push to these needs");
+            Err(Problem::new(StatusCode::FORBIDDEN, detail))
+        }
+    }
+}
+
+async fn push_one(
+    api: &PushApi,
+    caller: &CallerKey,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
     if media_type(headers) != "application/json" {
         let detail = "the body has to be JSON: send it with Content-Type: application/json (curl: --json '{…}')";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
@@ -283,15 +324,83 @@ async fn push_one(api: &PushApi, caller: &str, headers: &HeaderMap, request: Req
     let (body, room) = api.body(request).await?;
     let push = Push::parse(&body, api.frame_bytes_max).map_err(Problem::bad_request)?;
     drop((body, room));
-    if !api.desk().take_for_key(caller, push.users.len(), now_ms()) {
+    may_push(caller, &push)?;
+    if !api.desk().take_for_key(&caller.id, push.recipients(), now_ms()) {
         return Err(too_many());
     }
-    let (service, users, waits) = (push.service, push.users.len(), push.wait.is_some());
-    let begun = api.begin(push, caller, key.as_deref())?;
+    if matches!(push.to, Target::Sessions(_)) {
+        return broadcast(api, push, &caller.id, key.as_deref());
+    }
+    let (service, whom, waits) = (push.service, push.to.to_string(), push.wait.is_some());
+    let begun = api.begin(push, &caller.id, key.as_deref())?;
     let answer = Answer::of(&api.outcome(begun).await);
-    let note = AuditNote(format!("service {service}, {users} users, {answer}"));
+    let note = AuditNote(format!("service {service}, {whom}, {answer}"));
     let status = if waits { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Extension(note), Json(answer)).into_response())
+}
+
+/// How far a push to all is, as it is answered.
+#[derive(Serialize)]
+struct ProgressAnswer {
+    id: String,
+    /// `running`, `stopping`, `stopped` or `done`.
+    state: &'static str,
+    delivered: u64,
+    overloaded: u64,
+    shards: u32,
+    shards_done: u32,
+    shards_lost: u32,
+}
+
+impl ProgressAnswer {
+    fn of(progress: &Progress) -> Self {
+        let Progress { id, tally: Tally { delivered, overloaded }, shards, done, lost, stopped, over } = *progress;
+        let state = match (over, stopped) {
+            (false, false) => "running",
+            (false, true) => "stopping",
+            (true, false) => "done",
+            (true, true) => "stopped",
+        };
+        let (shards_done, shards_lost) = (done, lost);
+        ProgressAnswer { id: id.to_string(), state, delivered, overloaded, shards, shards_done, shards_lost }
+    }
+}
+
+impl fmt::Display for ProgressAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProgressAnswer { id, state, delivered, overloaded, shards, shards_done, shards_lost } = self;
+        write!(f, "id {id}, {state}, {delivered} delivered, {overloaded} overloaded, ")?;
+        write!(f, "{shards_done} of {shards} shards done, {shards_lost} lost")
+    }
+}
+
+/// Begins a push to all.
+fn broadcast(api: &PushApi, push: Push, caller: &str, key: Option<&str>) -> Result<Response, Problem> {
+    let (service, whom) = (push.service, push.to.to_string());
+    let progress = api.desk().broadcast(push, caller, key).map_err(refused)?;
+    let answer = ProgressAnswer::of(&progress);
+    let note = AuditNote(format!("service {service}, {whom}, {answer}"));
+    Ok((StatusCode::ACCEPTED, Extension(note), Json(answer)).into_response())
+}
+
+fn push_id(text: &str) -> Result<u64, Problem> {
+    let id = UserId::parse(text).map(|id| id.0).filter(|id| *id != 0);
+    id.ok_or_else(|| Problem::bad_request("the id of a push is a number from 1 to 18446744073709551615"))
+}
+
+fn no_push() -> Problem {
+    Problem::not_found("this node knows of no push to all with this id: it was another node's, or is long over")
+}
+
+async fn progress(State(api): State<Arc<PushApi>>, Path(id): Path<String>) -> Result<Json<ProgressAnswer>, Problem> {
+    let progress = api.desk().progress(push_id(&id)?).ok_or_else(no_push)?;
+    Ok(Json(ProgressAnswer::of(&progress)))
+}
+
+async fn stop(State(api): State<Arc<PushApi>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let progress = api.desk().stop_broadcast(push_id(&id)?).ok_or_else(no_push)?;
+    let answer = ProgressAnswer::of(&progress);
+    Ok((Extension(AuditNote(answer.to_string())), Json(answer)).into_response())
 }
 
 /// The result of one line of a batch.
@@ -310,14 +419,29 @@ struct LineError {
 
 async fn push_batch(
     State(api): State<Arc<PushApi>>,
-    Extension(CallerKey(caller)): Extension<CallerKey>,
+    Extension(caller): Extension<CallerKey>,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    Leaves::watch(&api, &caller, "POST /v1/push/batch", push_lines(&api, &caller, &headers, request)).await
+    Leaves::watch(&api, &caller.id, "POST /v1/push/batch", push_lines(&api, &caller, &headers, request)).await
 }
 
-async fn push_lines(api: &PushApi, caller: &str, headers: &HeaderMap, request: Request) -> Result<Response, Problem> {
+/// One push of a batch.
+fn line_of_batch(line: &[u8], caller: &CallerKey, frame_bytes_max: usize) -> Result<Push, Problem> {
+    let push = Push::parse(line, frame_bytes_max).map_err(Problem::bad_request)?;
+    may_push(caller, &push)?;
+    match push.to {
+        Target::Sessions(_) => Err(Problem::bad_request("a push to all is no line of a batch: POST /v1/push it")),
+        _ => Ok(push),
+    }
+}
+
+async fn push_lines(
+    api: &PushApi,
+    caller: &CallerKey,
+    headers: &HeaderMap,
+    request: Request,
+) -> Result<Response, Problem> {
     if !["application/x-ndjson", "application/ndjson", "application/jsonl"].contains(&media_type(headers).as_str()) {
         let detail = "the body has to be a push a line: send it with Content-Type: application/x-ndjson";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
@@ -333,20 +457,19 @@ async fn push_lines(api: &PushApi, caller: &str, headers: &HeaderMap, request: R
         let detail = format!("a batch has {LINES_MAX} lines at most, and this one {}; send less at once", lines.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
-    let pushes: Vec<Result<Push, String>> =
-        lines.into_iter().map(|line| Push::parse(line, api.frame_bytes_max)).collect();
+    let pushes: Vec<Result<Push, Problem>> =
+        lines.into_iter().map(|line| line_of_batch(line, caller, api.frame_bytes_max)).collect();
     drop((body, room));
-    let users: usize = pushes.iter().flatten().map(|push| push.users.len()).sum();
-    if !api.desk().take_for_key(caller, users, now_ms()) {
+    let recipients: usize = pushes.iter().flatten().map(Push::recipients).sum();
+    if !api.desk().take_for_key(&caller.id, recipients, now_ms()) {
         return Err(too_many());
     }
     // All are begun before any is waited for, in their order.
     let begun: Vec<Result<Begun, Problem>> = (1..)
         .zip(pushes)
         .map(|(line, push)| {
-            let push = push.map_err(Problem::bad_request)?;
             let key = key.as_ref().map(|key| format!("{key}/{line}"));
-            api.begin(push, caller, key.as_deref())
+            api.begin(push?, &caller.id, key.as_deref())
         })
         .collect();
     let (mut text, mut good, all) = (Vec::new(), 0, begun.len());
@@ -365,7 +488,7 @@ async fn push_lines(api: &PushApi, caller: &str, headers: &HeaderMap, request: R
         let _ = serde_json::to_writer(&mut text, &result);
         text.push(b'\n');
     }
-    let note = AuditNote(format!("{all} lines, {} refused, {users} users", all - good));
+    let note = AuditNote(format!("{all} lines, {} refused, {recipients} recipients", all - good));
     Ok((Extension(note), [(header::CONTENT_TYPE, "application/x-ndjson")], text).into_response())
 }
 

@@ -4,10 +4,14 @@
 //! overloaded at once, where the user has had all pushes of this second or the portal of the shard is full; or unknown,
 //! when the shards have ended.
 
+use super::broadcasts::{Begun as BroadcastBegun, Broadcasts, NotBegun, Progress};
 use super::ledger::{Ledger, Settled, Standing};
 use super::rates::Rates;
-use super::request::Push;
-use super::window::{At, Found, Window};
+use super::request::{Push, Target};
+use super::window::{At, Found, Name, Window};
+use crate::broadcast::{Spec, Word};
+use crate::core::head::{HEADED, MessageHead};
+use crate::groups::group_home;
 use crate::limits::Limits;
 use crate::metrics::{ShardStats, Stat};
 use crate::portal::{OuterEnd, Push as Carried};
@@ -29,6 +33,8 @@ pub(super) enum Refused {
     Open,
     /// No shard of its users takes one more now.
     Portal,
+    /// As many pushes to all are under way as may be.
+    Broadcasts,
     /// The node is about to end.
     Ending,
     /// The Idempotency-Key was used for another push.
@@ -42,6 +48,7 @@ pub(crate) struct Desk {
     ledger: Ledger<Waiter>,
     rates: Rates,
     window: Window,
+    broadcasts: Broadcasts,
     /// The numbers of each shard, of which those of pushes by HTTP are written here alone.
     stats: Vec<Arc<ShardStats>>,
     /// Gives ids to pushes without one.
@@ -57,6 +64,7 @@ impl Desk {
             ledger: Ledger::new(limits.pushes_open_max as usize),
             rates: Rates::new(limits.pushes_per_user_per_sec, limits.pushes_per_key_per_sec),
             window: Window::default(),
+            broadcasts: Broadcasts::default(),
             stats,
             // An id is a name and no secret.
             ids: SmallRng::seed_from_u64(seed),
@@ -78,7 +86,7 @@ impl Desk {
     /// # Errors
     /// Why it was not begun.
     pub(super) fn begin(&mut self, push: Push, caller: &str, key: Option<&str>, now_ms: u64) -> Result<At, Refused> {
-        let said = said(&push);
+        let said = digest([push.said().as_slice()]);
         let name = key.map(|key| digest([caller.as_bytes(), b"\0", key.as_bytes()]));
         if let Some(name) = &name {
             match self.window.find(name, &said, now_ms) {
@@ -93,29 +101,37 @@ impl Desk {
         if self.ends {
             return Err(Refused::Ending);
         }
-        let Push { users, service, id, payload, ack, store, retry, .. } = push;
-        if !self.ledger.has_room(users.len()) {
+        let recipients = push.recipients();
+        if !self.ledger.has_room(recipients) {
             self.stats[0].limit_pushes_open.add(1);
             return Err(Refused::Open);
         }
-        let id = match (id, &name) {
-            (Some(id), _) => id,
-            // The same at each node, so that the recipient's home knows it again.
-            (None, Some(name)) => id_of(&digest([name.as_slice(), &service.to_be_bytes()])),
-            (None, None) => self.ids.next_u64().max(1),
+        let id = self.id_of_push(push.id, name.as_ref(), push.service);
+        let Push { to, service, payload, ack, store, retry, until_s, .. } = push;
+        let (users, device, to_groups) = match to {
+            Target::Users(users) => (users, None, false),
+            Target::Device { user, device } => (vec![user], Some(device), false),
+            Target::Group(group) => (vec![group], None, true),
+            Target::Sessions(_) => return Err(Refused::Open),
         };
+        let head = MessageHead { until_s, device: device.as_deref() };
+        let headed = if head.is_empty() { 0 } else { HEADED };
+        let payload = if head.is_empty() { payload } else { head.before(&payload) };
         let no_store = if store { 0 } else { flags::NO_STORE };
         let again = if retry || name.is_some() { flags::RETRY } else { 0 };
         let token = self.ledger.begin(id, users.clone());
-        let carried = Carried { token, service, acked: ack, extra: no_store | again, id, payload: &payload };
-        let (mut standing, total) = (None, users.len());
-        let mut unplaced = 0;
-        for (shard, users) in self.by_shard(users) {
-            let stats = &self.stats[shard];
+        let extra = no_store | again | headed;
+        let carried = Carried { token, service, acked: ack, to_groups, extra, id, payload: &payload };
+        let (mut standing, mut unplaced) = (None, 0);
+        let shards = self.out.shards();
+        let at = |recipient: u64| counted_at(recipient, shards);
+        for (shard, users) in self.by_shard(users, to_groups) {
+            // Those of one shard are counted in one place.
+            let stats = &self.stats[at(users.first().copied().unwrap_or_default())];
             stats.pushes_http_in.add(users.len() as u64);
             stats.pushes_http_open.add(users.len() as u64);
             let (taken, limited): (Vec<u64>, Vec<u64>) =
-                users.into_iter().partition(|user| self.rates.take_for_user(*user, now_ms));
+                users.into_iter().partition(|user| to_groups || self.rates.take_for_user(*user, now_ms));
             stats.limit_pushes_user.add(limited.len() as u64);
             let has_room = self.out.put(shard, &carried, &taken);
             if !has_room {
@@ -129,7 +145,7 @@ impl Desk {
                 }
             }
         }
-        if unplaced == total {
+        if unplaced == recipients {
             return Err(Refused::Portal);
         }
         let at = standing.map_or(At::Open(token), At::Over);
@@ -141,11 +157,67 @@ impl Desk {
         Ok(at)
     }
 
-    /// The users of each shard.
-    fn by_shard(&self, users: Vec<u64>) -> Vec<(usize, Vec<u64>)> {
+    /// The id of a push that has been given that one, or none.
+    fn id_of_push(&mut self, given: Option<u64>, name: Option<&Name>, service: u16) -> u64 {
+        match (given, name) {
+            (Some(id), _) => id,
+            // The same at each node, so that the recipient's home knows it again.
+            (None, Some(name)) => id_of(&digest([name.as_slice(), &service.to_be_bytes()])),
+            (None, None) => self.ids.next_u64().max(1),
+        }
+    }
+
+    /// Begins a push to all sessions for which its condition holds, or finds the one that was begun under its id before.
+    ///
+    /// # Errors
+    /// Why it was not begun.
+    pub(super) fn broadcast(&mut self, push: Push, caller: &str, key: Option<&str>) -> Result<Progress, Refused> {
+        let said = digest([push.said().as_slice()]);
+        let name = key.map(|key| digest([caller.as_bytes(), b"\0", key.as_bytes()]));
+        let id = self.id_of_push(push.id, name.as_ref(), push.service);
+        let Push { to: Target::Sessions(condition), service, payload, .. } = push else { return Err(Refused::Open) };
+        if self.ends && self.broadcasts.progress(id).is_none() {
+            return Err(Refused::Ending);
+        }
+        match self.broadcasts.begin(id, said, payload.len(), self.out.shards()) {
+            Ok(BroadcastBegun::New(token)) => {
+                let spec = Spec { token, service, id, condition, payload: payload.into() };
+                self.out.tell_all(&Word::Begin(Arc::new(spec)));
+                self.stats[0].broadcasts_begun.add(1);
+            }
+            Ok(BroadcastBegun::Known(_)) => self.stats[0].pushes_http_repeated.add(1),
+            Err(NotBegun::OtherPush) => return Err(Refused::OtherPush),
+            Err(NotBegun::Full) => {
+                self.stats[0].limit_broadcasts.add(1);
+                return Err(Refused::Broadcasts);
+            }
+        }
+        self.stats[0].broadcasts_open.set(self.broadcasts.len() as u64);
+        Ok(self.broadcasts.progress(id).unwrap_or_default())
+    }
+
+    /// How far a push to all is; `None` if nobody knows of it.
+    pub(super) fn progress(&self, id: u64) -> Option<Progress> {
+        self.broadcasts.progress(id)
+    }
+
+    /// Stops a push to all. Returns how far it was; `None` if nobody knows of it.
+    pub(super) fn stop_broadcast(&mut self, id: u64) -> Option<Progress> {
+        let (progress, news) = self.broadcasts.stop(id)?;
+        if let Some(token) = news {
+            self.out.tell_all(&Word::Stop(token));
+        }
+        Some(progress)
+    }
+
+    /// The users, or groups, of each shard.
+    fn by_shard(&self, recipients: Vec<u64>, groups: bool) -> Vec<(usize, Vec<u64>)> {
         let mut by_shard: Vec<(usize, Vec<u64>)> = Vec::new();
-        for user in users {
-            let shard = home_shard(user, self.out.shards()) as usize;
+        for user in recipients {
+            let shard = match groups {
+                true => usize::from(group_home(user, self.out.shards() as u16)),
+                false => home_shard(user, self.out.shards()) as usize,
+            };
             match by_shard.iter_mut().find(|(known, _)| *known == shard) {
                 Some((_, users)) => users.push(user),
                 None => by_shard.push((shard, vec![user])),
@@ -164,13 +236,14 @@ impl Desk {
         self.ledger.standing(token)
     }
 
-    /// Hands over to the shards what has been begun, and takes what they have told.
-    pub(crate) fn turn(&mut self) {
-        let Desk { out, ledger, window, stats, .. } = self;
+    /// Hands over to the shards what has been begun, and takes what they have told. Returns the pushes to all that are
+    /// over with that.
+    pub(super) fn turn(&mut self) -> Vec<Progress> {
+        let Desk { out, ledger, window, stats, broadcasts, .. } = self;
         out.post();
         let shards = out.shards();
         out.take_fates(|fate| {
-            let stats = &stats[home_shard(fate.user, shards) as usize];
+            let stats = &stats[counted_at(fate.user, shards)];
             match settle(ledger, stats, fate.token, fate.id, fate.user, fate.outcome) {
                 Settled::Late => stats.push_fates_late.add(1),
                 Settled::Counted => {}
@@ -183,6 +256,10 @@ impl Desk {
         for (shard, stats) in stats.iter().enumerate() {
             stats.portal_bytes.set(out.bytes(shard) as u64);
         }
+        let mut over = Vec::new();
+        out.take_news(|news| over.extend(broadcasts.hear(news)));
+        stats[0].broadcasts_open.set(broadcasts.len() as u64);
+        over
     }
 
     /// Begins no more pushes from now on.
@@ -192,11 +269,12 @@ impl Desk {
 
     /// The shards have ended: nothing more is heard of what is open.
     pub(crate) fn give_up(&mut self) {
-        self.turn();
+        // Nobody is left to hear of pushes to all.
+        drop(self.turn());
         self.end();
         for (standing, waiters, users) in self.ledger.give_up() {
             for user in users {
-                let stats = &self.stats[home_shard(user, self.out.shards()) as usize];
+                let stats = &self.stats[counted_at(user, self.out.shards())];
                 stats.pushes_http_open.sub(1);
                 stats.pushes_http_unknown.add(1);
             }
@@ -224,6 +302,11 @@ impl Desk {
     pub(super) fn body_refused(&self) {
         self.stats[0].limit_push_bodies.add(1);
     }
+}
+
+/// The shard in whose numbers a push to a user, or a group, is counted.
+fn counted_at(recipient: u64, shards: u32) -> usize {
+    home_shard(recipient, shards) as usize
 }
 
 fn tell(waiters: Vec<Waiter>, standing: Standing) {
@@ -259,14 +342,8 @@ fn counter(stats: &ShardStats, outcome: Outcome) -> &Stat {
         Outcome::Denied => &stats.pushes_http_denied,
         Outcome::InboxFull => &stats.pushes_http_inbox_full,
         Outcome::Accepted => &stats.pushes_http_accepted,
+        Outcome::Expired => &stats.pushes_http_expired,
     }
-}
-
-/// What a repetition has to agree with.
-fn said(push: &Push) -> [u8; 16] {
-    let users: Vec<u8> = push.users.iter().flat_map(|user| user.to_be_bytes()).collect();
-    let head = [push.service.to_be_bytes().as_slice(), &push.id.unwrap_or(0).to_be_bytes()].concat();
-    digest([head.as_slice(), &(push.users.len() as u32).to_be_bytes(), &users].into_iter().chain(push.said()))
 }
 
 fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
@@ -308,7 +385,7 @@ mod tests {
     impl World {
         /// The shards give every push that has come this outcome; gives whom they got, with id and flags.
         fn settle_all(&mut self, outcome: Outcome) -> Vec<(u64, u64, u8)> {
-            self.desk.turn();
+            drop(self.desk.turn());
             let mut seen = Vec::new();
             for shard in &mut self.shards {
                 while let Some(mut batch) = shard.take() {
@@ -320,7 +397,7 @@ mod tests {
                 }
                 shard.post();
             }
-            self.desk.turn();
+            drop(self.desk.turn());
             seen.sort_unstable();
             seen
         }
@@ -343,13 +420,15 @@ mod tests {
 
     fn push(users: &[u64]) -> Push {
         Push {
-            users: users.to_vec(),
+            to: Target::Users(users.to_vec()),
             service: 7,
             id: None,
             payload: vec![1; 100],
             ack: true,
             store: true,
             retry: false,
+            ttl_secs: 0,
+            until_s: 0,
             wait: None,
         }
     }
@@ -453,6 +532,48 @@ mod tests {
         world.desk.give_up();
         assert_eq!(told.try_recv().map(|standing| standing.pending), Ok(2));
         assert_eq!(world.sum(|stats| &stats.pushes_http_unknown), 2);
+        world.assert_books();
+    }
+
+    #[test]
+    fn a_push_to_a_device_or_with_an_end_has_a_head_and_one_to_a_group_none() {
+        let mut world = world(limits());
+        let begin = |world: &mut World, push: Push| open(world.desk.begin(push, "", None, 0));
+        let device = Target::Device { user: 1, device: "phone".into() };
+        begin(&mut world, Push { to: device, store: false, ..push(&[]) });
+        begin(&mut world, Push { until_s: 77, ..push(&[2]) });
+        begin(&mut world, Push { to: Target::Group(3), ..push(&[]) });
+        drop(world.desk.turn());
+        let mut seen = Vec::new();
+        for shard in &mut world.shards {
+            while let Some(mut batch) = shard.take() {
+                while let Some((to, push)) = batch.next() {
+                    let head = (push.extra & HEADED != 0).then(|| MessageHead::split(push.payload).expect("a head"));
+                    let (head, payload) = head.unwrap_or((MessageHead::default(), push.payload));
+                    assert_eq!(payload, [1; 100]);
+                    seen.push((to, push.to_groups, head.until_s, head.device.map(str::to_owned)));
+                }
+            }
+        }
+        seen.sort();
+        let expected = [(1, false, 0, Some("phone".to_owned())), (2, false, 77, None), (3, true, 0, None)];
+        assert_eq!(seen, expected);
+        world.assert_books();
+    }
+
+    #[test]
+    fn a_push_to_a_group_goes_to_the_home_of_the_group_and_has_one_result() {
+        let mut world = world(limits());
+        for group in 1..=8 {
+            let token = open(world.desk.begin(Push { to: Target::Group(group), ..push(&[]) }, "", None, 0));
+            drop(world.desk.turn());
+            let home = usize::from(group_home(group, 2));
+            assert!(world.shards[home].has_pushes() && !world.shards[1 - home].has_pushes());
+            assert_eq!(world.settle_all(Outcome::Stored).len(), 1);
+            assert_eq!(world.desk.standing(token), None);
+        }
+        assert_eq!(world.sum(|stats| &stats.pushes_http_stored), 8);
+        assert_eq!(world.sum(|stats| &stats.limit_pushes_user), 0, "a group has rates of its own");
         world.assert_books();
     }
 }

@@ -6,8 +6,10 @@ pub(super) const DOCUMENT: &str = include_str!("openapi.json");
 #[cfg(test)]
 mod tests {
     use super::super::api::{BODY_BYTES_MAX, LINES_MAX, routes};
-    use super::super::request::{TIMEOUT_MS_MAX, USERS_MAX};
+    use super::super::broadcasts::ENDED_MAX;
+    use super::super::request::{TIMEOUT_MS_MAX, TTL_SECS_MAX, USERS_MAX};
     use super::*;
+    use crate::broadcast::CLASSES_MAX;
     use serde_json::Value;
     use std::collections::BTreeSet;
 
@@ -27,8 +29,17 @@ mod tests {
     #[test]
     fn the_document_tells_the_limits_that_hold() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
-        let push = &document["components"]["schemas"]["Push"]["properties"];
-        assert_eq!(push["timeout_ms"]["maximum"], TIMEOUT_MS_MAX);
+        let schemas = &document["components"]["schemas"];
+        for kind in ["Users", "Device", "Group", "Sessions"] {
+            let push = &schemas[format!("PushTo{kind}")]["properties"];
+            assert_eq!(push["timeout_ms"]["maximum"], TIMEOUT_MS_MAX);
+            assert_eq!(push.get("ttl_secs").is_some(), ["Users", "Device"].contains(&kind));
+        }
+        assert_eq!(schemas["PushToUsers"]["properties"]["ttl_secs"]["maximum"], TTL_SECS_MAX);
+        let condition = &schemas["ToWhere"]["properties"]["where"]["properties"];
+        assert_eq!(condition["class"]["maxItems"], CLASSES_MAX);
+        let unknown = document["paths"]["/v1/pushes/{id}"]["get"]["responses"]["404"]["description"].as_str().unwrap();
+        assert!(unknown.contains(&format!("and {ENDED_MAX} others after it")), "{unknown}");
         let users = &document["components"]["schemas"]["ToUsers"]["properties"]["users"];
         assert_eq!(users["maxItems"], USERS_MAX);
         let batch = document["paths"]["/v1/push/batch"]["post"]["description"].as_str().unwrap();

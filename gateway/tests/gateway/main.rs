@@ -46,6 +46,7 @@ mod memory;
 mod metrics_lint;
 mod nic_affinity;
 mod push_http;
+mod push_targets;
 mod reload;
 mod schemathesis;
 mod seccomp;

@@ -1,11 +1,12 @@
 //! Pushes by HTTP: a back-end of this test at the services' API of a real gateway.
 
 use crate::cluster_support::Fleet;
+use crate::push_targets::wait_for_end;
 use crate::support::client::Client;
 use crate::support::gateway::{Gateway, gateway_command, with_each_gateway, with_gateway};
 use crate::support::http::{self, Response};
 use crate::support::scratch::{ScratchFile, ScratchFolder};
-use crate::support::wire::{Frame, code, flag, logout};
+use crate::support::wire::{Frame, code, flag, kind, logout};
 use crate::support::{PATIENCE, wait_for};
 use rustix::process::Signal;
 use std::io::{Read, Write};
@@ -16,7 +17,7 @@ use trunkline_router::http::{NewKey, Scope};
 pub(crate) const WITH_PUSHES: [&str; 2] = ["--services-http", "127.0.0.1:0"];
 /// The kind of a frame that a service has pushed.
 const PUSH: u8 = 0x87;
-const SERVICE: u16 = 7;
+pub(crate) const SERVICE: u16 = 7;
 
 /// Where back-ends push.
 pub(crate) fn push_address(gateway: &Gateway) -> SocketAddr {
@@ -33,24 +34,24 @@ fn patient(push: &str) -> String {
     if says { push.to_owned() } else { push.replacen('{', "{\"timeout_ms\":20000,", 1) }
 }
 
-fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Response {
+pub(crate) fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Response {
     let body = body.split_inclusive('\n').map(patient).collect::<String>();
     http::post_with(address, path, headers, &body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
 }
 
 /// Pushes while the test goes on.
-fn begin(gateway: &Gateway, headers: &str, body: &str) -> JoinHandle<Response> {
+pub(crate) fn begin(gateway: &Gateway, headers: &str, body: &str) -> JoinHandle<Response> {
     let (address, headers, body) = (push_address(gateway), headers.to_owned(), body.to_owned());
     std::thread::spawn(move || post(address, "/v1/push", &headers, &body))
 }
 
-fn push(gateway: &Gateway, body: &str) -> Response {
+pub(crate) fn push(gateway: &Gateway, body: &str) -> Response {
     post(push_address(gateway), "/v1/push", "", body)
 }
 
 /// The counts of an answer that are not 0.
 #[track_caller]
-fn assert_counts(response: &Response, status: u16, counts: &[(&str, u64)]) {
+pub(crate) fn assert_counts(response: &Response, status: u16, counts: &[(&str, u64)]) {
     assert_eq!(response.status, status, "{}", response.body);
     assert_line(&response.json(), counts);
 }
@@ -71,14 +72,14 @@ fn assert_line(line: &serde_json::Value, counts: &[(&str, u64)]) {
     assert!(fields["id"].as_str().is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id > 0)), "{line}");
 }
 
-fn recv_push(client: &mut Client) -> Frame {
+pub(crate) fn recv_push(client: &mut Client) -> Frame {
     let frame = client.recv();
     assert_eq!((frame.kind, frame.aux), (PUSH, SERVICE), "{frame:?}");
     frame
 }
 
 /// Every push that was begun has ended in one way.
-fn assert_books(gateway: &Gateway) {
+pub(crate) fn assert_books(gateway: &Gateway) {
     gateway.wait_for_metrics("pushes are accounted for", |metrics| {
         let of = |name: &str| metrics.sum(name, &[]);
         of("trunkline_http_pushes_open") == 0
@@ -162,7 +163,7 @@ fn a_batch_comes_in_order_and_has_a_result_for_each_line() {
         let mut body = String::new();
         for id in 1..=300 {
             body += &match id {
-                100 => "{\"to\":{\"group\":\"1\"},\"service\":7,\"payload\":\"\"}\r\n".to_owned(),
+                100 => "{\"to\":{\"all\":true},\"service\":7,\"payload\":\"\"}\r\n".to_owned(),
                 200 => format!("{{\"to\":{{\"user\":\"2\"}},\"service\":7,\"id\":\"{id}\",\"payload\":\"\"}}\n"),
                 _ => format!(
                     "{{\"to\":{{\"user\":\"1\"}},\"service\":7,\"id\":{id},\"payload\":\"\",\"ack\":{}}}\n",
@@ -189,7 +190,9 @@ fn a_batch_comes_in_order_and_has_a_result_for_each_line() {
             match id {
                 100 => {
                     assert_eq!(line["error"]["status"], 400, "{line}");
-                    assert!(line["error"]["detail"].as_str().is_some_and(|detail| detail.contains("to.group")));
+                    assert!(
+                        line["error"]["detail"].as_str().is_some_and(|detail| detail.contains("no line of a batch"))
+                    );
                 }
                 200 => assert_line(line, &[("offline", 1)]),
                 300 => assert_line(line, &[("delivered", 1)]),
@@ -382,6 +385,38 @@ fn a_push_at_one_node_reaches_users_of_all_and_their_outcome_comes_back() {
         assert_books(fleet.node(node));
     }
     assert!(fleet.sum("trunkline_messages_away_total", &[]) > 0, "some crossed the mesh");
+    // All sessions of all nodes, once, whichever node is asked.
+    for node in 0..2 {
+        let answer = push(fleet.node(node), r#"{"to":{"all":true},"service":7,"payload":"aGk="}"#);
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        let id = answer.json()["id"].as_str().expect("an id").to_owned();
+        for client in &mut clients {
+            assert_eq!(recv_push(client).id.to_string(), id);
+        }
+        let progress = wait_for_end(fleet.node(node), &id);
+        let numbers = ["delivered", "overloaded", "shards_lost"].map(|name| progress[name].as_u64());
+        assert_eq!((&progress["state"], numbers), (&"done".into(), [Some(12), Some(0), Some(0)]), "{progress}");
+        clients.iter_mut().for_each(|client| assert!(client.recv_until_pong().is_empty()));
+    }
+    // A room whose home is one of the nodes.
+    let room = (1 << 63) + 9;
+    clients[0].write(&Frame { kind: kind::GROUP_JOIN, id: 3, peer: room, ..Frame::default() });
+    clients[0].recv_kind(kind::GROUP_OK);
+    for node in 0..2 {
+        let answer = push(fleet.node(node), &format!(r#"{{"to":{{"group":"{room}"}},"service":7,"payload":"aGk="}}"#));
+        assert_counts(&answer, 200, &[("accepted", 1)]);
+        assert_eq!(clients[0].recv_kind(kind::GROUP_DELIVER).peer, room);
+    }
+    // One device of a user whose home may be the other node.
+    let to = |user: usize| {
+        format!(r#"{{"to":{{"device":{{"user":"{user}","device":"default"}}}},"service":7,"payload":""}}"#)
+    };
+    for user in 1..=2 {
+        let answer = begin(fleet.node(0), "", &to(user));
+        let frame = recv_push(&mut clients[user - 1]);
+        clients[user - 1].ack(&frame);
+        assert_counts(&answer.join().expect("an answer"), 200, &[("delivered", 1)]);
+    }
     drop(clients);
     fleet.finish();
 }

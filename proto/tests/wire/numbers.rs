@@ -107,6 +107,7 @@ fn outcomes_have_the_numbers_of_the_protocol() {
         (4, Outcome::Denied),
         (5, Outcome::InboxFull),
         (6, Outcome::Accepted),
+        (7, Outcome::Expired),
     ];
     for (number, outcome) in table {
         assert_eq!(outcome.as_u16(), number);

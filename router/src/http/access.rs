@@ -18,6 +18,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::{IpAddr, SocketAddr};
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -40,16 +41,32 @@ pub enum Needs {
     Read(Scope),
     /// A key with this scope, where one is needed for changes. The request goes into the audit log.
     Change(Scope),
+    /// The same with a key that has one of these scopes; which one it has to be is for the handler to say, by
+    /// [`CallerKey::has`].
+    ChangeOfOne(&'static [Scope]),
 }
 
 /// The other end of a connection, put into each of its requests by the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// The id of the key that a request came with, for its handler; empty for one without. It is in the extensions of each
-/// request that was let through to a change.
+/// The key that a request came with, for its handler. It is in the extensions of each request that was let through to a
+/// change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallerKey(pub String);
+pub struct CallerKey {
+    /// Its id; empty for a request without one.
+    pub id: String,
+    /// What it may do; `None` for a request that needed no key, and may do everything.
+    pub scopes: Option<Vec<Scope>>,
+}
+
+impl CallerKey {
+    /// Whether the caller may do what needs this scope.
+    #[must_use]
+    pub fn has(&self, scope: Scope) -> bool {
+        self.scopes.as_ref().is_none_or(|scopes| scopes.contains(&scope))
+    }
+}
 
 /// What a handler has to say about a change, for the audit log; it goes into the extensions of the response.
 #[derive(Debug, Clone)]
@@ -152,8 +169,8 @@ impl Refusal {
 /// Who asks, for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Caller {
-    /// The holder of the key with this id.
-    Key(String),
+    /// The holder of the key with this id, and its scopes.
+    Key(String, Vec<Scope>),
     /// Somebody without a key.
     Anybody,
 }
@@ -233,11 +250,12 @@ impl Access {
     }
 
     fn judge(&self, needs: Needs, peer: Option<IpAddr>, uri: &Uri, headers: &HeaderMap) -> Result<Caller, Refusal> {
-        let (scope, is_change) = match needs {
+        let (needed, is_change) = match &needs {
             Needs::Nothing => return Ok(Caller::Anybody),
-            Needs::AnyKey => (None, false),
-            Needs::Read(scope) => (Some(scope), false),
-            Needs::Change(scope) => (Some(scope), true),
+            Needs::AnyKey => (&[][..], false),
+            Needs::Read(scope) => (slice::from_ref(scope), false),
+            Needs::Change(scope) => (slice::from_ref(scope), true),
+            Needs::ChangeOfOne(scopes) => (*scopes, true),
         };
         if is_from_a_page(headers) {
             return Err(Refusal::Origin);
@@ -246,9 +264,10 @@ impl Access {
         // Without a keys file a key says nothing: a program that has one may be used with a node that asks for none.
         if let Some((keys, credential)) = keys.as_ref().zip(headers.get(header::AUTHORIZATION)) {
             let (id, scopes) = bearer(credential).and_then(|key| keys.find(key)).ok_or(Refusal::Unknown)?;
-            return match scope.filter(|scope| !scopes.contains(scope)) {
-                Some(scope) => Err(Refusal::Scope(scope)),
-                None => Ok(Caller::Key(id.to_owned())),
+            let has_one = needed.iter().any(|scope| scopes.contains(scope));
+            return match needed.first().filter(|_| !has_one) {
+                Some(scope) => Err(Refusal::Scope(*scope)),
+                None => Ok(Caller::Key(id.to_owned(), scopes.to_vec())),
             };
         }
         let is_here = peer.is_some_and(|peer| peer.to_canonical().is_loopback())
@@ -289,17 +308,17 @@ pub(super) async fn guard(needs: Needs, mut request: Request, next: Next) -> Res
         return Problem::unavailable("this API was set up without a list of who may use it").into_response();
     };
     let judged = access.judge(needs, peer.map(|peer| peer.ip()), request.uri(), request.headers());
-    let is_change = matches!(needs, Needs::Change(_));
+    let is_change = matches!(needs, Needs::Change(_) | Needs::ChangeOfOne(_));
     let what = if is_change || judged.is_err() { what_is_asked(&request) } else { String::new() };
     match judged {
         Err(refusal) => access.refuse(refusal, peer, &what),
         Ok(_) if !is_change => next.run(request).await,
         Ok(caller) => {
             let key = match &caller {
-                Caller::Key(id) => id.clone(),
-                Caller::Anybody => String::new(),
+                Caller::Key(id, scopes) => CallerKey { id: id.clone(), scopes: Some(scopes.clone()) },
+                Caller::Anybody => CallerKey { id: String::new(), scopes: None },
             };
-            request.extensions_mut().insert(CallerKey(key));
+            request.extensions_mut().insert(key);
             let response = next.run(request).await;
             audit(&caller, peer, &what, &response);
             response
@@ -315,7 +334,7 @@ fn what_is_asked(request: &Request) -> String {
 
 fn audit(caller: &Caller, peer: Option<SocketAddr>, what: &str, response: &Response) {
     let who = match caller {
-        Caller::Key(id) => id.as_str(),
+        Caller::Key(id, _) => id.as_str(),
         Caller::Anybody => "nobody",
     };
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
@@ -453,10 +472,13 @@ mod tests {
         }
         let with =
             |needs, credential: &str| asked(needs, ELSEWHERE, &[("host", "gate"), ("authorization", credential)]);
-        let ops = Ok(Caller::Key("ops".to_owned()));
+        let ops = Ok(Caller::Key("ops".to_owned(), vec![Scope::Kick]));
         assert_eq!(judge(&access, &with(CHANGE, &credential)), ops);
         assert_eq!(judge(&access, &with(Needs::AnyKey, &credential)), ops);
         assert_eq!(judge(&access, &with(READ, &credential)), Err("scope"));
+        assert_eq!(judge(&access, &with(Needs::ChangeOfOne(&[Scope::Login, Scope::Kick]), &credential)), ops);
+        assert_eq!(judge(&access, &with(Needs::ChangeOfOne(&[Scope::Login]), &credential)), Err("scope"));
+        assert_eq!(judge(&access, &asked(Needs::ChangeOfOne(&[Scope::Kick]), HERE, &[LOCAL])), Err("no_key"));
         assert_eq!(judge(&access, &with(CHANGE, &credential.replace("Bearer", "bearer"))), ops);
         for wrong in ["", "Bearer", "Bearer tlk_ops_00", &credential[7..], &credential.replace("Bearer", "Basic")] {
             assert_eq!(judge(&access, &with(CHANGE, wrong)), Err("unknown_key"), "{wrong}");

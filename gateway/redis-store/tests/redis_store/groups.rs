@@ -23,6 +23,8 @@ fn ask_of(dice: &mut SmallRng, now_ms: u64, stamps: &[u64]) -> GroupAsk {
     let role = [Role::Member, Role::Admin, Role::Owner][dice.random_range(0..3)];
     let muted_until_s = if dice.random_range(0..6) == 0 { (now_ms / 1_000) as u32 + 30 } else { 0 };
     let notify = dice.random_range(0..2) == 0;
+    // Services send too, and are members of nothing.
+    let sender = if dice.random_range(0..8) == 0 { u64::MAX - 0xFFFF * dice.random_range(0..2) } else { user };
     match dice.random_range(0..100) {
         0..45 => {
             let proposed = match dice.random_range(0..20) {
@@ -32,10 +34,10 @@ fn ask_of(dice: &mut SmallRng, now_ms: u64, stamps: &[u64]) -> GroupAsk {
                 _ => stamp_at(now_ms) + dice.random_range(0..1_000),
             };
             let (id, bytes) = (dice.random_range(0..200), dice.random_range(0..600));
-            let record = trunkline_store::Record { from: user, ..record(proposed, id, bytes) };
+            let record = trunkline_store::Record { from: sender, ..record(proposed, id, bytes) };
             GroupAsk::Append { record, retry: dice.random_range(0..4) == 0 }
         }
-        45..48 => GroupAsk::Admit { from: user },
+        45..48 => GroupAsk::Admit { from: sender },
         48..62 => {
             let member = Member { role, muted_until_s, notify };
             GroupAsk::Join { user, member, added: notify, create: dice.random_range(0..2) == 0 }
@@ -129,14 +131,15 @@ fn redis_and_the_embedded_store_answer_alike_about_groups() {
     }
 }
 
-/// The same for other users.
+/// The same for other users; services stay services.
 fn shifted(ask: GroupAsk, by: u64) -> GroupAsk {
+    let sender = |from: u64| from.checked_add(by).unwrap_or(from);
     match ask {
         GroupAsk::Append { record, retry } => {
-            let record = trunkline_store::Record { from: record.from + by, ..record };
+            let record = trunkline_store::Record { from: sender(record.from), ..record };
             GroupAsk::Append { record, retry }
         }
-        GroupAsk::Admit { from } => GroupAsk::Admit { from: from + by },
+        GroupAsk::Admit { from } => GroupAsk::Admit { from: sender(from) },
         GroupAsk::Join { user, member, added, create } => GroupAsk::Join { user: user + by, member, added, create },
         GroupAsk::Leave { user } => GroupAsk::Leave { user: user + by },
         GroupAsk::Change { user, change } => GroupAsk::Change { user: user + by, change },

@@ -215,6 +215,8 @@ fn pushes_by_http_beyond_loopback_need_keys_and_have_a_port_of_their_own() {
     let limits = from_file("shards = 2\nservices_http = \"127.0.0.1:7782\"\n").unwrap().limits().clone();
     assert_eq!((limits.portal_bytes_max, limits.pushes_open_max), (4 << 20, 65_536));
     assert_eq!((limits.pushes_per_user_per_sec, limits.pushes_per_key_per_sec), (50, 1_000));
+    assert_eq!(from_file("broadcast_per_sec = 10\n").unwrap().limits().broadcast_per_sec, 10);
+    assert!(refusal("broadcast_per_sec = 9\n").contains("10"));
     assert_eq!(from_file("").unwrap().limits().portal_bytes_max, 0, "nothing is kept for what is not there");
     let small = "services_http = \"127.0.0.1:7782\"\nshards = 2\nportal_bytes_max = \"100KiB\"\n";
     assert!(refusal(small).contains("320KiB or more"));

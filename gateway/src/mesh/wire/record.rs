@@ -12,6 +12,7 @@
 //! What follows has a fixed length for each kind, except that payloads and texts end the record.
 
 use super::MeshViolation;
+use crate::broadcast::CLASSES_BYTES_MAX as BROADCAST_CLASSES_BYTES_MAX;
 use crate::io::ConnId;
 use crate::watch::CLASSES_BYTES_MAX;
 
@@ -39,6 +40,10 @@ pub(crate) const CALLS_SINCE: u32 = 9;
 /// An Answer with a body up to this is never refused for want of room: it may be the last one that its caller gets.
 const SHORT_ANSWER_BYTES: usize = 256;
 
+/// The first version in which messages have a head (a device, an end), and the records about pushes to all sessions
+/// are understood.
+pub(crate) const PUSH_SINCE: u32 = 9;
+
 /// Bits of `flags`. Unknown ones are ignored.
 pub(crate) mod flags {
     /// The message asks for the recipient's ACK.
@@ -49,6 +54,10 @@ pub(crate) mod flags {
     pub(crate) const NO_STORE: u8 = 0x04;
     /// Its sender has been told of it; it is for devices that have not acknowledged it.
     pub(crate) const TOLD: u8 = 0x08;
+    /// Its payload begins with a [`MessageHead`](crate::core::head::MessageHead). Not before [`PUSH_SINCE`].
+    ///
+    /// [`PUSH_SINCE`]: super::PUSH_SINCE
+    pub(crate) const HEADED: u8 = 0x10;
 }
 
 /// Bits of what a UserWatch says.
@@ -121,6 +130,9 @@ const CALL: u8 = 62;
 const ANSWER: u8 = 63;
 const CALL_CANCEL: u8 = 64;
 const SERVICE_HERE: u8 = 65;
+const BROADCAST_BEGIN: u8 = 70;
+const BROADCAST_TOLD: u8 = 71;
+const BROADCAST_STOP: u8 = 72;
 
 // Bytes of the fixed part of each kind, head included.
 const MESSAGE_BYTES: usize = 50;
@@ -154,6 +166,9 @@ const CALL_BYTES: usize = 44;
 const ANSWER_BYTES: usize = 26;
 const CALL_CANCEL_BYTES: usize = 26;
 const SERVICE_HERE_BYTES: usize = 16;
+const BROADCAST_BEGIN_BYTES: usize = 34;
+const BROADCAST_TOLD_BYTES: usize = 30;
+const BROADCAST_STOP_BYTES: usize = 14;
 
 /// A connection of a node, as that node counts it. What a peer sends is looked up, never taken for an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -249,6 +264,24 @@ pub(crate) enum Record<'a> {
     CallCancel { to: u16, seat: Seat, id: u64 },
     /// The workers of a service at shard `shard` of the sending node have this weight together; 0: there are none.
     ServiceHere { service: u16, shard: u16, weight: u32 },
+    /// For shard `to`: push this to the sessions there, and tell shard `from` how far that is. `percent`, `group` and
+    /// `classes` are a [`Condition`](crate::broadcast::Condition)'s.
+    BroadcastBegin {
+        to: u16,
+        from: u16,
+        token: u32,
+        service: u16,
+        id: u64,
+        percent: u8,
+        group: u64,
+        classes: &'a [u8],
+        payload: &'a [u8],
+    },
+    /// For shard `to`, which has asked for that: how far shard `from` is, and whether it has ended, see
+    /// [`End`](crate::broadcast::End).
+    BroadcastTold { to: u16, from: u16, token: u32, delivered: u64, overloaded: u64, end: u8 },
+    /// For shard `to`: stop what shard `from` has asked for.
+    BroadcastStop { to: u16, from: u16, token: u32 },
 }
 
 /// What a [`Record::Call`] carries. `flags` are those of the client's frame and [`far_call_flags`], `id` is its id; so
@@ -313,6 +346,9 @@ impl<'a> Record<'a> {
             Record::Answer { body, .. } => ANSWER_BYTES + body.len(),
             Record::CallCancel { .. } => CALL_CANCEL_BYTES,
             Record::ServiceHere { .. } => SERVICE_HERE_BYTES,
+            Record::BroadcastBegin { classes, payload, .. } => BROADCAST_BEGIN_BYTES + classes.len() + payload.len(),
+            Record::BroadcastTold { .. } => BROADCAST_TOLD_BYTES,
+            Record::BroadcastStop { .. } => BROADCAST_STOP_BYTES,
         }
     }
 
@@ -326,6 +362,11 @@ impl<'a> Record<'a> {
         };
         if let Record::UserTold { classes, .. } = self {
             return classes.len() <= CLASSES_BYTES_MAX;
+        }
+        if let Record::BroadcastBegin { classes, .. } = self
+            && classes.len() > BROADCAST_CLASSES_BYTES_MAX
+        {
+            return false;
         }
         let set = if let Record::SettledShards { shards, .. } = self { shards.len() } else { 0 };
         texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
@@ -347,6 +388,7 @@ impl<'a> Record<'a> {
                 | Record::GroupCopy { .. }
                 | Record::GroupAsk { .. }
                 | Record::Call { .. }
+                | Record::BroadcastBegin { .. }
         )
     }
 
@@ -581,6 +623,30 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [u64::from(shard) << 32 | u64::from(weight)]);
                 out.extend_from_slice(&bytes);
             }
+            Record::BroadcastBegin { to, from, token, service, id, percent, group, classes, payload } => {
+                let mut bytes = head::<BROADCAST_BEGIN_BYTES>(len, BROADCAST_BEGIN, percent, to);
+                bytes[8..12].copy_from_slice(&token.to_be_bytes());
+                bytes[12..14].copy_from_slice(&from.to_be_bytes());
+                bytes[14..16].copy_from_slice(&service.to_be_bytes());
+                put_words(&mut bytes, 16, [id, group]);
+                bytes[32..34].copy_from_slice(&(classes.len() as u16).to_be_bytes());
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(classes);
+                out.extend_from_slice(payload);
+            }
+            Record::BroadcastTold { to, from, token, delivered, overloaded, end } => {
+                let mut bytes = head::<BROADCAST_TOLD_BYTES>(len, BROADCAST_TOLD, end, to);
+                bytes[8..12].copy_from_slice(&token.to_be_bytes());
+                bytes[12..14].copy_from_slice(&from.to_be_bytes());
+                put_words(&mut bytes, 14, [delivered, overloaded]);
+                out.extend_from_slice(&bytes);
+            }
+            Record::BroadcastStop { to, from, token } => {
+                let mut bytes = head::<BROADCAST_STOP_BYTES>(len, BROADCAST_STOP, 0, to);
+                bytes[8..12].copy_from_slice(&token.to_be_bytes());
+                bytes[12..14].copy_from_slice(&from.to_be_bytes());
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 
@@ -774,6 +840,28 @@ impl<'a> Record<'a> {
                 let (shard, weight) = ((word >> 32) as u16, word as u32);
                 Record::ServiceHere { service: aux, shard, weight }
             }
+            BROADCAST_BEGIN => {
+                let (at, rest) = open::<BROADCAST_BEGIN_BYTES>("BroadcastBegin", bytes)?;
+                let wrong = MeshViolation::RecordLength { record: "BroadcastBegin", length: bytes.len() as u32 };
+                let classes_len = usize::from(short(at, 32));
+                if classes_len > BROADCAST_CLASSES_BYTES_MAX {
+                    return Err(wrong);
+                }
+                let (classes, payload) = rest.split_at_checked(classes_len).ok_or(wrong)?;
+                let (token, from, service) = (half(at, 8), short(at, 12), short(at, 14));
+                let [id, group] = words(at, 16);
+                Record::BroadcastBegin { to: aux, from, token, service, id, percent: hops, group, classes, payload }
+            }
+            BROADCAST_TOLD => {
+                let at = exactly::<BROADCAST_TOLD_BYTES>("BroadcastTold", bytes)?;
+                let [delivered, overloaded] = words(at, 14);
+                let (token, from) = (half(at, 8), short(at, 12));
+                Record::BroadcastTold { to: aux, from, token, delivered, overloaded, end: hops }
+            }
+            BROADCAST_STOP => {
+                let at = exactly::<BROADCAST_STOP_BYTES>("BroadcastStop", bytes)?;
+                Record::BroadcastStop { to: aux, from: short(at, 12), token: half(at, 8) }
+            }
             _ => return Ok(None),
         };
         Ok(Some(record))
@@ -828,6 +916,11 @@ fn put_address<const N: usize>(bytes: &mut [u8; N], at: usize, address: Address)
 #[inline]
 fn half<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[inline]
+fn short<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
 #[inline]

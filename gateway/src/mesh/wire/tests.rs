@@ -179,6 +179,25 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
         ),
         (Record::CallCancel { to: 2, seat: seat(), id: 3 }, "0000001a40000002010203040506000708090000000000000003"),
         (Record::ServiceHere { service: 7, shard: 2, weight: 9 }, "00000010410000070000000200000009"),
+        (
+            Record::BroadcastBegin {
+                to: 2,
+                from: 3,
+                token: 0x0405_0607,
+                service: 7,
+                id: 5,
+                percent: 50,
+                group: 6,
+                classes: b"\x02tv",
+                payload: b"hi",
+            },
+            "000000274632000204050607000300070000000000000005000000000000000600030274766869",
+        ),
+        (
+            Record::BroadcastTold { to: 2, from: 3, token: 0x0405_0607, delivered: 8, overloaded: 1, end: 1 },
+            "0000001e4701000204050607000300000000000000080000000000000001",
+        ),
+        (Record::BroadcastStop { to: 2, from: 3, token: 0x0405_0607 }, "0000000e48000002040506070003"),
     ]
 }
 
@@ -292,7 +311,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 31 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 34 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -390,6 +409,8 @@ fn a_length_that_lies_is_a_violation() {
                 // And the head that it tells of.
                 Record::Call { call, .. } => 44 + call.head.len(),
                 Record::Answer { .. } => 26,
+                // Behind the fixed part and its classes.
+                Record::BroadcastBegin { .. } => 37,
                 _ => 58,
             };
             let bare = open && len >= fixed;

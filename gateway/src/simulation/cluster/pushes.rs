@@ -65,7 +65,7 @@ impl Pushers {
             *next_us = now_us + PERIOD_US;
             *last_token += 1;
             let (token, id) = (*last_token, u64::from(*last_token));
-            let push = Push { token, service: 7, acked: true, extra: 0, id, payload: b"push" };
+            let push = Push { token, service: 7, acked: true, to_groups: false, extra: 0, id, payload: b"push" };
             let users: BTreeSet<u64> = (0..rng.within(1, 4)).map(|_| USERS_FROM + rng.below(USERS)).collect();
             for user in users {
                 if outer.put(home_shard(user, node.shards() as u32) as usize, &push, &[user]) {

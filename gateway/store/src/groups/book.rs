@@ -5,6 +5,9 @@ use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
+/// Users from this id on are services, see `SERVICE_USERS` of the protocol: the node has judged whether one may send.
+const SERVICES_FROM: u64 = u64::MAX - 0xFFFF;
+
 /// A change of a group: how something is from then on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Op {
@@ -147,9 +150,12 @@ impl Book {
         }
     }
 
-    /// Whether a user may send to a group at this time, seconds since 1970.
+    /// Whether a user may send to a group at this time, seconds since 1970. A service need not be a member.
     pub(super) fn may_send(&self, group: u64, user: u64, now_s: u64) -> Result<(), GroupDenial> {
         let known = self.groups.get(&group).ok_or(GroupDenial::NotAMember)?;
+        if user >= SERVICES_FROM {
+            return Ok(());
+        }
         let member = known.members.get(&user).ok_or(GroupDenial::NotAMember)?;
         let muted = u64::from(member.muted_until_s) > now_s || (known.settings.muted && member.role == Role::Member);
         if muted { Err(GroupDenial::Muted) } else { Ok(()) }

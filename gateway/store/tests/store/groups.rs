@@ -59,6 +59,10 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     let mut store = begin(&disk, &hands, GroupLimits { members_max: 2, ..GroupLimits::default() });
     let denied = |denial| GroupReply::Denied(denial);
     assert_eq!(group(&mut store, 7, append(1, 1, false)), denied(GroupDenial::NotAMember));
+    // Users from there on are services, which need no membership; but there has to be a group.
+    let service = u64::MAX - 0xFFFF + 7;
+    assert_eq!(group(&mut store, 7, append(service, 1, false)), denied(GroupDenial::NotAMember));
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), denied(GroupDenial::NotAMember));
     let join_only = GroupAsk::Join { user: 1, member: Member::default(), added: false, create: false };
     assert_eq!(group(&mut store, 7, join_only.clone()), denied(GroupDenial::NoGroup));
     assert!(matches!(join(&mut store, 7, 1), GroupReply::Joined { news: true, .. }));
@@ -68,6 +72,8 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     let GroupReply::Stored { stamp, duplicate: false } = group(&mut store, 7, append(1, 1, false)) else { panic!() };
     assert_eq!(group(&mut store, 7, append(1, 1, true)), GroupReply::Stored { stamp, duplicate: true });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2 }), GroupReply::Admitted);
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), GroupReply::Admitted);
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service - 8 }), denied(GroupDenial::NotAMember));
 
     assert_eq!(ask(&mut store, mark(7, 2, u64::MAX)), None);
     assert_eq!(ask(&mut store, mark(7, 9, u64::MAX)), None, "of one who is no member nothing is kept");
