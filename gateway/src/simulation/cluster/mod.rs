@@ -17,6 +17,7 @@
 //! - in live rooms, see `rooms`: numbers rise, nothing comes twice or after a leave, who missed something sees it, and
 //!   at rest everybody who is in gets the next message;
 //! - in durable groups, see `groups`: each member has each message once and in order, or is told of a gap and pulls it;
+//! - in inboxes, see `inboxes`: what is stored comes to each device, and is there once;
 //! - when the clients have gone: nothing is left in any table (here, `node`);
 //! - each call has one last answer while its session and node last, see `calls`;
 //! - each user of a push by HTTP has one fate at the node that was asked, while that lives (`pushes`).
@@ -26,6 +27,7 @@ mod client;
 mod crowd;
 mod fleet;
 mod groups;
+mod inboxes;
 mod ledger;
 mod pulse;
 mod pushes;
@@ -71,6 +73,8 @@ struct Run {
     members: Option<groups::Members>,
     /// Callers and workers, where there are some.
     calls: Option<calls::Parties>,
+    /// Clients whose messages are kept, where there are some.
+    correspondents: Option<inboxes::Correspondents>,
     /// Messages that had to arrive.
     calm: u64,
     /// Copies of messages to live rooms that had to, when all was well.
@@ -93,7 +97,8 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
         let crowd = Crowd::new(&scenario, &world, fleet.doors());
-        Run { scenario, world, fleet, crowd, members: None, calls: None, calm: 0, proven: 0, steps: 0 }
+        let (members, correspondents, calls) = (None, None, None);
+        Run { scenario, world, fleet, crowd, members, correspondents, calls, calm: 0, proven: 0, steps: 0 }
     }
 
     /// The same, with pushes by HTTP at all nodes.
@@ -111,7 +116,8 @@ impl Run {
         let fleet = Fleet::new(&scenario, &world);
         let mut crowd = Crowd::new(&scenario, &world, fleet.doors());
         crowd.mood = Mood::Leaving;
-        Run { scenario, world, fleet, crowd, members: None, calls: None, calm: 0, proven: 0, steps: 0 }
+        let (members, correspondents, calls) = (None, None, None);
+        Run { scenario, world, fleet, crowd, members, correspondents, calls, calm: 0, proven: 0, steps: 0 }
     }
 
     fn now_us(&self) -> u64 {
@@ -123,9 +129,10 @@ impl Run {
         while !done(self) {
             let now_us = self.now_us();
             let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let clients_us = match (&self.members, &self.calls) {
-                (Some(members), _) => members.next_due_us(),
-                (_, Some(parties)) => parties.next_due_us(),
+            let clients_us = match (&self.members, &self.correspondents, &self.calls) {
+                (Some(members), ..) => members.next_due_us(),
+                (_, Some(correspondents), _) => correspondents.next_due_us(),
+                (.., Some(parties)) => parties.next_due_us(),
                 _ => self.crowd.next_due_us(),
             };
             let next_us = event_us.min(self.fleet.next_due_us()).min(clients_us).max(now_us);
@@ -136,9 +143,10 @@ impl Run {
             self.world.borrow_mut().advance(next_us);
             self.fleet.step();
             self.crowd.homes_since_us = self.fleet.homes_since_us();
-            match (&mut self.members, &mut self.calls) {
-                (Some(members), _) => members.step(),
-                (_, Some(parties)) => parties.step(),
+            match (&mut self.members, &mut self.correspondents, &mut self.calls) {
+                (Some(members), ..) => members.step(),
+                (_, Some(correspondents), _) => correspondents.step(),
+                (.., Some(parties)) => parties.step(),
                 _ => self.crowd.step(),
             }
             self.steps += 1;

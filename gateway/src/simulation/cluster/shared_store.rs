@@ -1,4 +1,4 @@
-//! The store that the simulated nodes share: in memory, with a fence for each group, late at each node by itself, and
+//! The store that the simulated nodes share: in memory, with a fence for each group and each inbox, late at each node by itself, and
 //! cut off from a node by its crash, so that what a node asked may be done without anybody hearing of it.
 
 use super::super::node::Node;
@@ -34,6 +34,8 @@ pub(super) struct SharedStore {
     /// The view of each source, and the latest in which each group had a home.
     views: BTreeMap<Source, u64>,
     claimed: BTreeMap<u64, u64>,
+    /// The latest view in which each user had a home.
+    homes: BTreeMap<u64, u64>,
     rng: Rng,
     pub(super) stale: u64,
 }
@@ -52,6 +54,7 @@ impl SharedStore {
             ways: BTreeMap::new(),
             views: BTreeMap::new(),
             claimed: BTreeMap::new(),
+            homes: BTreeMap::new(),
             rng: Rng::new(seed ^ 0x005A_4ED5),
             stale: 0,
         }
@@ -135,7 +138,36 @@ impl SharedStore {
             }
             *claimed = view;
         }
+        if let Request::Append { user, .. } | Request::Claim { user } = &request {
+            let view = self.views.get(&source).copied().unwrap_or(0);
+            let home = self.homes.entry(*user).or_default();
+            if view < *home {
+                self.stale += 1;
+                if let Request::Append { token, .. } = request {
+                    out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
+                }
+                return;
+            }
+            *home = view;
+        }
         self.both.apply(&mut vec![(source, request)], out);
+    }
+
+    /// Senders, ids and positions of the messages in a user's inbox.
+    pub(super) fn inbox(&mut self, user: u64) -> Vec<(u64, u64, u64)> {
+        let (mut inbox, mut after) = (Vec::new(), 0);
+        loop {
+            let mut page = None;
+            let request = Request::Read { user, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 0 };
+            self.both.apply(&mut vec![(CHECKER, request)], &mut |_, answer| match answer.reply {
+                Reply::Page(read) => page = Some(read),
+                other => panic!("a page of user {user}: {other:?}"),
+            });
+            let records = page.map_or(Vec::new(), |page| page.records);
+            let Some(last) = records.last() else { return inbox };
+            after = last.stamp;
+            inbox.extend(records.iter().map(|record| (record.from, record.id, record.stamp)));
+        }
     }
 
     fn of_group(&mut self, group: u64, ask: GroupAsk) -> Option<GroupReply> {
