@@ -316,9 +316,10 @@ impl<'a> Session<'a> {
     fn acknowledge(&mut self, taken: Taken) {
         if let Some(stamp) = self.state.settle_taken(taken)
             && self.closing.is_none()
-            && let Some(due) = self.acks.done((taken.from, taken.id), stamp)
         {
-            self.out.ack(due);
+            for due in self.acks.done((taken.from, taken.id), stamp) {
+                self.out.ack(due);
+            }
         }
     }
 
@@ -582,7 +583,7 @@ impl<'a> Session<'a> {
         if is_held {
             // It takes its place among what is owed now: an ACK for all before a later one would be for it, too.
             let key = (message.from, message.id);
-            let tentative = message.wants_ack() && self.acks.came(key, true);
+            let tentative = message.wants_ack() && self.acks.came(key, message.stamp, true);
             return self.hold(Held::Message { message, tentative });
         }
         self.state.tell(Event::Message(message));
@@ -599,7 +600,7 @@ impl<'a> Session<'a> {
         if message.wants_ack() {
             match seen {
                 Seen::New | Seen::Waiting => {
-                    self.acks.came(key, sent_before || seen == Seen::Waiting);
+                    self.acks.came(key, message.stamp, sent_before || seen == Seen::Waiting);
                 }
                 Seen::Taken => {
                     self.acks.leave_out(key);

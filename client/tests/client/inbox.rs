@@ -122,6 +122,41 @@ async fn a_backlog_is_told_from_what_comes_now_and_its_end_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_that_comes_twice_is_not_the_ack_of_what_came_between() {
+    let (client, mut events, mut peer, _board) =
+        pair_with(Config { acknowledge: Acknowledge::OnNext, ..config() }, registered).await;
+    // The second one is in the store, and its sender, who does not know, sends it again after others.
+    replay(&mut peer, 1).await;
+    replay(&mut peer, 2).await;
+    sync_ok(&mut peer, 0, ends_at(2, true)).await;
+    peer.deliver(2, 7, 21, "not taken").await;
+    peer.deliver(2, 2, 22, "kept").await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!((message(&mut events).await.id, message(&mut events).await.id), (1, 2));
+    assert_eq!(events.next().await, Some(Event::CaughtUp { last: 99 }));
+    let closed = tokio::spawn(async move { client.close().await });
+    // By what the gateway knows: one ACK may be for all that it gave before the position it names.
+    let (given, mut done) = ([1, 2, 21, 22], Vec::new());
+    loop {
+        let frame = peer.frame().await.expect("LOGOUT at the end");
+        match frame.kind {
+            Kind::Ack if frame.flags & flags::CUMULATIVE != 0 => {
+                done.extend(given.iter().take_while(|stamp| **stamp != frame.stamp));
+                done.push(frame.stamp);
+            }
+            Kind::Ack => done.push(frame.stamp),
+            Kind::Logout => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    done.sort_unstable();
+    done.dedup();
+    assert_eq!(done, [1, 2, 22], "the application has not had the one at 21");
+    drop(peer);
+    closed.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_message_reaches_the_application_once_however_often_the_connection_breaks() {
     let (_client, mut events, mut peer, mut board) =
         pair_with(Config { acknowledge: Acknowledge::OnNext, ..config() }, registered).await;
