@@ -14,7 +14,7 @@
 use super::far;
 use super::head::to_store;
 use super::links::{Queued, ticks};
-use super::route::{Routed, delivery};
+use super::route::{Routed, again_if, delivery};
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
 use crate::directory::is_remote;
@@ -60,7 +60,7 @@ impl Shard {
         }
         let stamp = self.next_stamp();
         let to_self = from == to;
-        let flags = flags::ACK | if to_self { flags::SELF } else { 0 };
+        let flags = flags::ACK | if to_self { flags::SELF } else { 0 } | again_if(retry);
         let header = delivery(flags, id, from, stamp);
         let Some(desk) = &mut self.desk else { return };
         let owed_max = self.links.limits.unacked_per_user_max;

@@ -147,7 +147,8 @@ impl Shard {
         }
         let stamp = self.next_stamp();
         let to_self = from == to;
-        let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 };
+        let again = again_if(extra & flags::RETRY != 0);
+        let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 } | again;
         let header = delivery(flags, id, from, stamp);
         let mut devices = 0;
         let mut queued_here = None;
@@ -496,6 +497,12 @@ impl Shard {
             }
         }
     }
+}
+
+/// AGAIN, for a message that its sender says it has sent before: a home that is gone, or an earlier life of this one, may
+/// have given it to devices, and nobody knows.
+pub(super) fn again_if(retry: bool) -> u8 {
+    if retry { flags::AGAIN } else { 0 }
 }
 
 fn again(message: &Unacked, user: u64) -> Header {

@@ -5,8 +5,7 @@
 //!    whatever becomes of the recipient's home.
 //! 2. On a connection each message has one answer.
 //! 3. Positions of an inbox rise, and no message is in it twice.
-//! 4. A session gets a message that was sent once but once without AGAIN and REPLAY, and nothing that is for somebody
-//!    else. What was sent again may have been given by a home that is gone, which nobody knows.
+//! 4. A session gets a message but once without AGAIN and REPLAY, and nothing that is for somebody else.
 //! 5. When all is well, each message comes to an end, however often it was refused.
 
 use super::Run;
@@ -263,7 +262,7 @@ impl Correspondents {
         assert_eq!((said.from, said.to), (peer, user), "message {id} came to user {user}");
         if of_frame & (flags::AGAIN | flags::REPLAY) == 0 {
             let once = self.sessions[at].live.insert(id);
-            assert!(once || said.retried, "user {user} got message {id} twice in a session");
+            assert!(once, "user {user} got message {id} twice in a session: {said:?}");
         }
         self.replayed += u64::from(of_frame & flags::REPLAY != 0);
         let device = device.expect("nobody writes to senders");
