@@ -52,6 +52,9 @@ impl Condition {
         let mut condition = Condition { classes: Vec::new(), percent: percent.clamp(1, 100), group };
         while let Some((len, rest)) = classes.split_first() {
             let (class, rest) = rest.split_at_checked((*len).into())?;
+            if condition.classes.len() == CLASSES_MAX {
+                return None;
+            }
             condition.classes.push(std::str::from_utf8(class).ok()?.into());
             classes = rest;
         }

@@ -41,6 +41,8 @@ enum Asker {
 #[derive(Debug)]
 struct Walk {
     asker: Asker,
+    /// This node, as others knew it when the walk began.
+    own: NodeKey,
     token: u32,
     /// The message's id.
     id: u64,
@@ -112,7 +114,8 @@ impl Shard {
     fn begin_walk(&mut self, asker: Asker, token: u32, id: u64, condition: Condition, frame: Box<[u8]>) {
         let slots = self.links.slots.high_water();
         let (tally, told) = (Tally::default(), Tally::default());
-        let walk = Walk { asker, token, id, condition, frame, slot: 0, slots, tally, told, end: None };
+        let own = self.own_key();
+        let walk = Walk { asker, own, token, id, condition, frame, slot: 0, slots, tally, told, end: None };
         if asker != Asker::Here {
             self.broadcasts.bytes_for_others += walk.frame.len();
         }
@@ -131,11 +134,11 @@ impl Shard {
         }
     }
 
-    fn stop_walk(&mut self, asker: Asker, token: u32) {
+    /// Whether there is such a walk, which ends with that.
+    fn stop_walk(&mut self, asker: Asker, token: u32) -> bool {
         let mut walks = self.broadcasts.walks.iter_mut();
-        if let Some(walk) = walks.find(|walk| (walk.asker, walk.token) == (asker, token)) {
-            walk.end.get_or_insert(End::Stopped);
-        }
+        let walk = walks.find(|walk| (walk.asker, walk.token) == (asker, token));
+        walk.map(|walk| walk.end.get_or_insert(End::Stopped)).is_some()
     }
 
     /// Goes on with walks. Returns whether there is more to do in the next turn at once. A node without a lease gives
@@ -269,6 +272,11 @@ impl Shard {
     pub(super) fn broadcast_record(&mut self, node: NodeKey, record: &FarRecord<'_>) {
         match *record {
             FarRecord::BroadcastBegin { from: shard, token, service, id, percent, group, classes, payload, .. } => {
+                if !self.serving || self.directory.departed.has(node) {
+                    // Who asked counts this part as lost; the next life of this node is not to begin it.
+                    self.links.stats.fenced.add(1);
+                    return self.refuse_walk(node, shard, token);
+                }
                 let frame_bytes = encoded_len(Kind::Push, payload.len());
                 let held = self.broadcasts.bytes_for_others;
                 let few = self.broadcasts.walks.len() < WALKS_FOR_OTHERS_MAX;
@@ -280,9 +288,7 @@ impl Shard {
                 let frame = self.frame_of_broadcast(service, id, payload);
                 self.begin_walk(Asker::There { node, shard }, token, id, condition, frame);
             }
-            FarRecord::BroadcastStop { from: shard, token, .. } => {
-                self.stop_walk(Asker::There { node, shard }, token);
-            }
+            FarRecord::BroadcastStop { from: shard, token, .. } => self.stop_for(node, shard, token),
             FarRecord::BroadcastTold { from, token, delivered, overloaded, end, .. } => {
                 let end = End::from_u8(end);
                 let part = (node, from);
@@ -299,6 +305,14 @@ impl Shard {
                 self.tell_broadcast(part, token, Tally { delivered, overloaded }, end);
             }
             _ => {}
+        }
+    }
+
+    /// A shard of another node wants what it has asked for to stop.
+    fn stop_for(&mut self, node: NodeKey, shard: u16, token: u32) {
+        if !self.stop_walk(Asker::There { node, shard }, token) {
+            // What has ended, or never began, is told again: the answer before may not have got there.
+            self.refuse_walk(node, shard, token);
         }
     }
 
@@ -354,15 +368,17 @@ impl Shard {
         self.broadcasts.walks = walks;
     }
 
-    /// Nothing more is heard of nodes that have left, nor by them.
+    /// Nothing more is heard of nodes that have left, nor by them, and nobody waits for those that are not reached.
     fn forget_gone_nodes(&mut self) {
         let (routing, own) = (self.directory.routing.clone(), self.own_key());
         let is_there = |node: NodeKey| routing.as_ref().is_some_and(|routing| routing.member(node).is_some());
+        let mesh = self.mesh.as_ref();
+        let is_silent = |node: NodeKey| mesh.is_some_and(|mesh| mesh.is_silent(node));
         let mut lost = Vec::new();
         for lead in &mut self.broadcasts.leads {
             // In a new life of this node the others have dropped what the earlier one had asked for.
             let is_same = lead.own == own;
-            let gone = lead.waits_for.extract_if(.., |(node, _)| !is_same || !is_there(*node));
+            let gone = lead.waits_for.extract_if(.., |(node, _)| !is_same || !is_there(*node) || is_silent(*node));
             lost.extend(gone.map(|(node, shard)| (node, shard, lead.token)));
         }
         self.broadcasts.leads.retain(|lead| !lead.waits_for.is_empty());
@@ -373,7 +389,8 @@ impl Shard {
         walks.retain(|walk| {
             let stays = match walk.asker {
                 Asker::Here => true,
-                Asker::There { node, .. } => is_there(node),
+                // To the others an earlier life of this node has left, and its walks are lost.
+                Asker::There { node, .. } => walk.own == own && is_there(node),
             };
             if !stays {
                 *bytes_for_others -= walk.frame.len();

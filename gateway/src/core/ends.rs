@@ -11,6 +11,9 @@ use trunkline_router::presence::Presence;
 
 /// Users whose messages are looked at in one tick because one of them may be over.
 const USERS_PER_TICK: usize = 1_024;
+/// A user with a message that ends later is looked at after this time, and forgotten if nothing of the kind waits any
+/// more: most messages are acknowledged long before their end.
+const LOOK_AGAIN_MS: u64 = 60_000;
 
 impl Shard {
     /// A message whose time was over when it came to its home.
@@ -25,9 +28,9 @@ impl Shard {
     /// A message that ends then waits for a user; 0 is one without an end.
     pub(super) fn note_end(&mut self, user: u64, until_s: u32) {
         if until_s != 0 {
-            let left_ms = (u64::from(until_s) * 1_000).saturating_sub(self.now.wall_ms);
+            let left_ms = (u64::from(until_s) * 1_000).saturating_sub(self.now.wall_ms).min(LOOK_AGAIN_MS);
             // Ticks are of another clock, which may be a little ahead.
-            let tick = self.links.tick.saturating_add(ticks(left_ms.min(u32::MAX.into()))).saturating_add(1);
+            let tick = self.links.tick.saturating_add(ticks(left_ms)).saturating_add(1);
             self.ends.note(user, tick);
         }
     }

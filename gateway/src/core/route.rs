@@ -359,7 +359,11 @@ impl Shard {
         }
         if first {
             let seat = self.inboxes.seat(user, session);
-            let goes = |message: &&mut Unacked| !message.bound && (!from_log || message.keep == Keep::Never);
+            let now_ms = self.now.wall_ms;
+            let goes = |message: &&mut Unacked| {
+                let is_open = !message.bound && !is_over(message.until_s, now_ms);
+                is_open && (!from_log || message.keep == Keep::Never)
+            };
             let waiting = self.inboxes.of(user).filter(goes);
             waiting.for_each(|message| message.owed.add(seat));
         }
@@ -388,10 +392,14 @@ impl Shard {
 
     /// Queues what is owed to a session and has not been queued for it, in order, until there is no room.
     fn redeliver_owed(&mut self, user: u64, slot: u32, session: u64, from_log: bool) {
-        let tick = self.links.tick;
+        let (tick, now_ms) = (self.links.tick, self.now.wall_ms);
         let seat = self.inboxes.seat(user, session);
         let mut full = false;
         for message in self.inboxes.of(user) {
+            // What is over has its fate from its end, which may be late.
+            if is_over(message.until_s, now_ms) {
+                continue;
+            }
             if !message.owed.has(seat) || message.queued.has(seat) || (from_log && message.keep != Keep::Never) {
                 continue;
             }
@@ -456,8 +464,10 @@ impl Shard {
             .iter()
             .map(|entry| (entry.slot, entry.session, self.inboxes.seat(user, entry.session)))
             .collect();
+        let now_ms = self.now.wall_ms;
         for message in self.inboxes.of(user) {
-            if message.sent_tick > sent_before || message.keep != Keep::Never {
+            let is_over = is_over(message.until_s, now_ms);
+            if message.sent_tick > sent_before || message.keep != Keep::Never || is_over {
                 continue;
             }
             let since = message.sent_tick;

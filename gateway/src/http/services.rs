@@ -208,7 +208,12 @@ async fn change(
     let drained = state.map(|state| matches!(state, StateWord::Drain));
     let change = InstanceChange { drained, weight };
     let found = ask_all(&node, |answer| Control::Instance { service, name: name.clone(), change, answer }).await?;
-    let nobody = || Problem::not_found(format!("no worker {name:?} of service {service} has a link to this node"));
+    let nobody = || {
+        Problem::not_found(format!(
+            "no worker {name:?} of service {service} has a link to this node, or with that weight those of its workers \
+             would add up to more than can be balanced"
+        ))
+    };
     if !found.contains(&true) {
         return Err(nobody());
     }

@@ -377,7 +377,7 @@ impl fmt::Display for ProgressAnswer {
 /// Begins a push to all.
 fn broadcast(api: &PushApi, push: Push, caller: &str, key: Option<&str>) -> Result<Response, Problem> {
     let (service, whom) = (push.service, push.to.to_string());
-    let progress = api.desk().broadcast(push, caller, key).map_err(refused)?;
+    let progress = api.desk().broadcast(push, caller, key, now_ms()).map_err(refused)?;
     let answer = ProgressAnswer::of(&progress);
     let note = AuditNote(format!("service {service}, {whom}, {answer}"));
     Ok((StatusCode::ACCEPTED, Extension(note), Json(answer)).into_response())

@@ -74,8 +74,9 @@ impl Broadcast {
         progress.tally = Tally::default();
         (progress.done, progress.lost) = (0, 0);
         for (tally, end) in parts.values() {
-            progress.tally.delivered += tally.delivered;
-            progress.tally.overloaded += tally.overloaded;
+            // What other nodes say may be anything.
+            progress.tally.delivered = progress.tally.delivered.saturating_add(tally.delivered);
+            progress.tally.overloaded = progress.tally.overloaded.saturating_add(tally.overloaded);
             progress.done += u32::from(matches!(end, Some(End::Done | End::Stopped)));
             progress.lost += u32::from(matches!(end, Some(End::Lost)));
         }
@@ -156,7 +157,9 @@ impl Broadcasts {
     /// Somebody stops one. Returns how far it is, and its number if the shards are to be told.
     pub(super) fn stop(&mut self, id: u64) -> Option<(Progress, Option<u32>)> {
         let broadcast = self.by_id.get_mut(&id)?;
-        let news = !broadcast.progress.over && !std::mem::replace(&mut broadcast.progress.stopped, true);
+        // Each time anew: what other nodes were told before may not have got there.
+        let news = !broadcast.progress.over;
+        broadcast.progress.stopped |= news;
         Some((broadcast.progress, news.then_some(broadcast.token)))
     }
 
@@ -215,7 +218,7 @@ mod tests {
         broadcasts.hear(News::Asked { token, parts: 0 });
         assert_eq!(broadcasts.stop(6), None);
         assert_eq!(broadcasts.stop(5).unwrap().1, Some(token));
-        assert_eq!(broadcasts.stop(5).unwrap().1, None);
+        assert_eq!(broadcasts.stop(5).unwrap().1, Some(token), "it may not have got there");
         broadcasts.hear(told(token, part(0, 0), 3, 0, Some(End::Stopped)));
         let over = broadcasts.hear(told(token, part(0, 1), 4, 0, Some(End::Done))).unwrap();
         assert_eq!((over.tally.delivered, over.stopped, over.done), (7, true, 2));

@@ -171,9 +171,20 @@ impl Desk {
     ///
     /// # Errors
     /// Why it was not begun.
-    pub(super) fn broadcast(&mut self, push: Push, caller: &str, key: Option<&str>) -> Result<Progress, Refused> {
+    pub(super) fn broadcast(
+        &mut self,
+        push: Push,
+        caller: &str,
+        key: Option<&str>,
+        now_ms: u64,
+    ) -> Result<Progress, Refused> {
         let said = digest([push.said().as_slice()]);
         let name = key.map(|key| digest([caller.as_bytes(), b"\0", key.as_bytes()]));
+        if let Some(name) = &name
+            && !matches!(self.window.find(name, &said, now_ms), Found::New)
+        {
+            return Err(Refused::OtherPush);
+        }
         let id = self.id_of_push(push.id, name.as_ref(), push.service);
         let Push { to: Target::Sessions(condition), service, payload, .. } = push else { return Err(Refused::Open) };
         if self.ends && self.broadcasts.progress(id).is_none() {

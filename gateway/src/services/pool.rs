@@ -146,17 +146,16 @@ impl Pool {
     pub(crate) fn change(&mut self, name: &str, change: InstanceChange, now_ms: u64) -> bool {
         let Some(at) = self.instances.iter().position(|instance| *instance.name == *name) else { return false };
         let instance = &mut self.instances[at];
-        let before = (instance.drained, instance.set_weight);
+        let before = instance.set_weight;
         instance.drained = change.drained.unwrap_or(instance.drained);
         instance.set_weight = change.weight.or(instance.set_weight);
         let taken = self.update(now_ms);
         if !taken {
-            // The weights would add up to more than a ring holds.
-            let instance = &mut self.instances[at];
-            (instance.drained, instance.set_weight) = before;
+            // The weights would add up to more than a ring holds. Whatever becomes of them, a drain holds.
+            self.instances[at].set_weight = before;
             self.update(now_ms);
         }
-        taken
+        taken || change.drained.is_some()
     }
 
     /// Calls that an instance has.
