@@ -12,6 +12,7 @@ use super::{LANES, log_bytes_max};
 use crate::clock::{now_ms, wall_ms};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
+use rustix::rand::{GetRandomFlags, getrandom};
 use sha2::{Digest, Sha256};
 use std::fs::Metadata;
 use std::future::{Future, pending};
@@ -29,8 +30,9 @@ const TICK: Duration = Duration::from_millis(100);
 const TAKE_BYTES: usize = 1 << 20;
 /// Ticks from one look at files of secrets to the next: 10 s.
 const SECRETS_TICKS: u64 = 100;
-/// A log that cannot be written is tried again after this time.
+/// A log that cannot be written is tried again after this time, then after twice as long, and so on up to the longest.
 const LOG_RETRY_MS: u64 = 1_000;
+const LOG_RETRY_MS_MAX: u64 = 60_000;
 /// How long requests are gone on with after the shards have ended: without a log as long as events wait, with one
 /// while a request is under way.
 const END_MS: u64 = 5_000;
@@ -96,6 +98,8 @@ pub(crate) struct WebhookDriver {
     anew: bool,
     /// The log could not be written, and is not tried again before that.
     failing_until_ms: Option<u64>,
+    /// Writes of the log that failed one after the other.
+    log_failures: u32,
     log_bytes_max: u64,
     stats: Arc<ShardStats>,
     node: Arc<str>,
@@ -107,6 +111,12 @@ pub(crate) struct WebhookDriver {
 /// When a file was changed; `None` for what is no file, as a pipe, which is not to be read twice.
 fn changed(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).ok().filter(Metadata::is_file)?.modified().ok()
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// What a receiver is known by over restarts.
@@ -139,11 +149,12 @@ impl WebhookDriver {
         let keys: Vec<u64> = specs.iter().map(key).collect();
         let known: Vec<_> = specs.iter().zip(&keys).map(|(spec, key)| (*key, spec.wants, spec.batch_max)).collect();
         let bytes_max = limits.webhook_bytes_max;
-        let (mut epoch, mut recovered, mut writer) = (seed, None, None);
+        // Not the time: two nodes may start at the same one.
+        let (mut epoch, mut recovered, mut writer) = (random()? ^ seed, None, None);
         if let Some(folder) = &folder {
             let of = |error: io::Error| io::Error::other(format!("the log of events in {}: {error}", folder.display()));
             let (log, held) = EventLog::open(folder, &keys).map_err(of)?;
-            epoch = held.epoch.unwrap_or(seed);
+            epoch = held.epoch.unwrap_or(epoch);
             if held.torn > 0 {
                 tracing::info!("the log of events ended within a record, which nobody had relied on");
             }
@@ -155,7 +166,8 @@ impl WebhookDriver {
             if !recovered.waiting.is_empty() {
                 tracing::info!("{} events of the last run wait for webhooks", recovered.waiting.len());
             }
-            hub.go_on_at(recovered.last_seq);
+            // The last run may have sent events that its log does not know, because it could not be written.
+            hub.go_on_at(recovered.last_seq.saturating_add(1 + (random()? >> 24)));
             recovered.waiting.into_iter().for_each(|(hook, lane, item)| hub.restore(hook, lane, item));
         }
         let mut started = Vec::new();
@@ -170,6 +182,7 @@ impl WebhookDriver {
             writer,
             writing: None,
             failing_until_ms: None,
+            log_failures: 0,
             log_bytes_max: log_bytes_max(bytes_max as u64),
             stats,
             node: node.into(),
@@ -271,6 +284,7 @@ impl WebhookDriver {
         let Some(Writing { seq, until, .. }) = self.writing.take() else { return };
         match written {
             Ok(bytes) => {
+                self.log_failures = 0;
                 if self.failing_until_ms.take().is_some() {
                     tracing::info!("the log of events can be written again");
                 }
@@ -286,7 +300,9 @@ impl WebhookDriver {
                 if self.failing_until_ms.is_none() {
                     tracing::error!(%error, "the log of events cannot be written: events are kept in memory alone");
                 }
-                self.failing_until_ms = Some(now_ms() + LOG_RETRY_MS);
+                let wait_ms = (LOG_RETRY_MS << self.log_failures.min(6)).min(LOG_RETRY_MS_MAX);
+                self.log_failures = self.log_failures.saturating_add(1);
+                self.failing_until_ms = Some(now_ms() + wait_ms);
                 self.anew = true;
             }
         }

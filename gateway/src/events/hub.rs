@@ -449,13 +449,17 @@ impl Hub {
             End::Failed { after_ms } => {
                 of_lane.failures = of_lane.failures.saturating_add(1);
                 let doubled = BACKOFF_MS << (of_lane.failures - 1).min(16);
-                let wait = after_ms.unwrap_or(0).max(doubled).min(BACKOFF_MS_MAX);
-                // Half of it, and up to as much again, so that lanes and nodes do not all come at once.
+                let wait = doubled.min(BACKOFF_MS_MAX);
+                let asked = after_ms.unwrap_or(0).min(BACKOFF_MS_MAX);
+                // Half of it, and up to as much again, so that lanes and nodes do not all come at once; and never
+                // before the receiver wants it.
                 self.seed = user_hash(self.seed.wrapping_add(1));
-                of_lane.retry_ms = now_ms + wait / 2 + self.seed % (wait / 2 + 1);
+                of_lane.retry_ms = now_ms + asked.max(wait / 2) + self.seed % (wait / 2 + 1);
                 self.counts.retries += 1;
+                // A gap is as old as what it counts, and has to be told all the same.
                 let is_old = |item: &&Item| {
-                    item.event(lane).is_some_and(|event| event.time_ms.saturating_add(AGE_MS_MAX) <= wall_ms)
+                    let event = item.event(lane).filter(|_| matches!(item.body, Body::Event(_)));
+                    event.is_some_and(|event| event.time_ms.saturating_add(AGE_MS_MAX) <= wall_ms)
                 };
                 let old = of_lane.queue.iter().take(count).take_while(is_old).count();
                 if old > 0 {

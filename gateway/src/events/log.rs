@@ -13,7 +13,7 @@ use super::event::{EVENT_BYTES_MAX, Event, EventKind};
 use super::hub::{Body, Gap, Item};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// A file of this length is closed.
@@ -336,28 +336,63 @@ impl EventLog {
         self.written + self.closed.iter().map(|closed| closed.bytes).sum::<u64>()
     }
 
-    /// Writes. After an error the next job has to be [`Job::anew`].
+    /// Writes. After an error the next job has to be [`Job::anew`]; nothing of the one that failed is left.
     ///
     /// # Errors
     /// Those of the file system.
     pub(super) fn write(&mut self, job: &Job) -> io::Result<()> {
-        if job.anew || self.written >= SEGMENT_BYTES || self.file.is_none() {
+        // First, because a disk that is full may have room then.
+        self.remove_done(job.done_below);
+        let is_fresh = job.anew || self.written >= SEGMENT_BYTES || self.file.is_none();
+        if is_fresh {
             self.begin_file(&job.snapshot)?;
         }
-        let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
-        file.write_all(&job.bytes)?;
-        if job.sync || job.anew {
-            file.sync_data()?;
+        if let Err(error) = self.append(job) {
+            self.take_back(is_fresh);
+            return Err(error);
         }
         self.written += job.bytes.len() as u64;
         self.last_seq = job.last_seq;
-        // In their order: what a later file says of an earlier one holds for as long as that is there.
-        while self.closed.front().is_some_and(|closed| job.anew || closed.last_seq <= job.done_below) {
-            if let Some(closed) = self.closed.pop_front() {
-                fs::remove_file(&closed.path)?;
-            }
+        if job.anew {
+            self.closed.iter_mut().for_each(|closed| closed.last_seq = 0);
+            self.remove_done(job.done_below);
         }
         Ok(())
+    }
+
+    fn append(&mut self, job: &Job) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
+        file.write_all(&job.bytes)?;
+        if job.sync || job.anew { file.sync_data() } else { Ok(()) }
+    }
+
+    /// Takes back what a write has left that failed. Where that fails too, what is left is a file more to be removed.
+    fn take_back(&mut self, is_fresh: bool) {
+        if !is_fresh {
+            let Some(file) = &mut self.file else { return };
+            let cut = file.set_len(self.written).and_then(|()| file.seek(SeekFrom::Start(self.written)));
+            if let Err(error) = cut {
+                tracing::warn!(%error, "what was not written whole stays in the log of events");
+            }
+            return;
+        }
+        self.file = None;
+        let closed = Closed { path: std::mem::take(&mut self.path), bytes: self.written, last_seq: u64::MAX };
+        self.written = 0;
+        if !is_removed(&closed.path) {
+            self.closed.push_back(closed);
+        }
+    }
+
+    /// Removes files of which nothing waits, in their order: what a later one says of an earlier one holds for as long
+    /// as that is there. One that cannot be removed is tried again with the next job.
+    fn remove_done(&mut self, done_below: u64) {
+        while let Some(closed) = self.closed.front()
+            && closed.last_seq <= done_below
+            && is_removed(&closed.path)
+        {
+            self.closed.pop_front();
+        }
     }
 
     fn begin_file(&mut self, snapshot: &[u8]) -> io::Result<()> {
@@ -369,14 +404,38 @@ impl EventLog {
         }
         self.number += 1;
         let path = self.folder.join(format!("{:020}{SUFFIX}", self.number));
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        file.write_all(MAGIC)?;
-        file.write_all(snapshot)?;
-        file.sync_all()?;
-        File::open(&self.folder)?.sync_all()?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        self.path = path;
         self.written = (MAGIC.len() + snapshot.len()) as u64;
-        (self.file, self.path) = (Some(file), path);
-        Ok(())
+        let begin = |mut file: File| {
+            file.write_all(MAGIC)?;
+            file.write_all(snapshot)?;
+            file.sync_all()?;
+            File::open(&self.folder)?.sync_all()?;
+            Ok(file)
+        };
+        let begun = begin(file);
+        match begun {
+            Ok(file) => {
+                self.file = Some(file);
+                Ok(())
+            }
+            Err(error) => {
+                self.take_back(true);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Removes a file; whether it is not there any more.
+fn is_removed(path: &Path) -> bool {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::debug!(%error, "a file of the log of events cannot be removed");
+            false
+        }
+        _ => true,
     }
 }
 

@@ -100,6 +100,12 @@ fn what_is_a_day_old_is_given_up_and_counted_in_a_gap() {
     let gap = Gap { kind: EventKind::MessageSent, count: 2, from_ms: WALL_MS, to_ms: WALL_MS };
     let bodies: Vec<bool> = request.items.iter().map(|item| item.body == Body::Gap(gap)).collect();
     assert_eq!((bodies, hub.counts().old), (vec![false, true], 2));
+    // The gap is as old by now as what it counts, and is told all the same.
+    hub.ended(1, lane, End::Failed { after_ms: None }, BACKOFF_MS_MAX, WALL_MS + 2 * AGE_MS_MAX);
+    hub.keep_until(hub.last_seq());
+    let request = hub.next(2 * BACKOFF_MS_MAX).expect("the gaps");
+    assert_eq!((request.items.len(), hub.counts().old), (2, 3));
+    assert_eq!(request.items[0].body, Body::Gap(gap));
 }
 
 #[test]
