@@ -332,7 +332,10 @@ async fn control(
                 shard_cores: shards.core_ids(),
                 seed: node.started_ms(),
             };
-            Some(ServicesThread::start(config).map_err(step("starting the services thread"))?)
+            // It may have to read a log of events, and a lease is to be renewed meanwhile.
+            let starting = tokio::task::spawn_blocking(move || ServicesThread::start(config));
+            let started = starting.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            Some(started.map_err(step("starting the services thread"))?)
         }
         false => None,
     };

@@ -147,7 +147,7 @@ impl Shard {
         }
         let stamp = self.next_stamp();
         let to_self = from == to;
-        let again = again_if(extra & flags::RETRY != 0);
+        let again = again_if(acked && extra & flags::RETRY != 0);
         let flags = if acked { flags::ACK } else { 0 } | if to_self { flags::SELF } else { 0 } | again;
         let header = delivery(flags, id, from, stamp);
         let mut devices = 0;

@@ -86,12 +86,18 @@ fn number(key: &str, value: &str, least: u64, most: u64) -> Result<u64, String> 
     }
 }
 
-/// A webhook's text as it may be shown: what stands behind the path of its URL may be a secret.
+/// A webhook's text as it may be shown: what stands behind the path of its URL may be a secret, and a login is one.
 pub(crate) fn shown(text: &str) -> String {
     let (url, rest) = text.split_once(',').map_or((text, None), |(url, rest)| (url, Some(rest)));
     let url = match url.split_once('?') {
         Some((path, _)) => format!("{path}?…"),
         None => url.to_owned(),
+    };
+    let (scheme, place) = url.split_once("://").unwrap_or(("", &url));
+    let host_end = place.find('/').unwrap_or(place.len());
+    let url = match place[..host_end].rfind('@') {
+        Some(at) => format!("{scheme}://…@{}", &place[at + 1..]),
+        None => url,
     };
     rest.map_or(url.clone(), |rest| format!("{url},{rest}"))
 }
@@ -133,6 +139,12 @@ mod tests {
         ] {
             let error = bad.parse::<WebhookSpec>().expect_err(bad);
             assert!(error.contains(why) && !error.contains("pw@"), "{bad}: {error}");
+        }
+        for (text, told) in [
+            ("https://me:p@w@h/hook?token=x,events=*", "https://…@h/hook?…,events=*"),
+            ("https://h/a@b,events=*", "https://h/a@b,events=*"),
+        ] {
+            assert_eq!(shown(text), told);
         }
     }
 }

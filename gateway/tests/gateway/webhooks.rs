@@ -133,7 +133,16 @@ fn events_outlive_a_receiver_that_is_down_and_a_process_that_is_killed_meanwhile
     let mut client = login(&gateway);
     store_some(&mut client, &mut stored);
     receiver.is_down.store(false, Ordering::SeqCst);
-    wait_for("all events to come", || (receiver.of("message.stored", "id").len() >= 20).then_some(()));
+    // Each lane has its own time to try again.
+    let all = [
+        ("message.stored", "id", 20),
+        ("message.sent", "from", 20),
+        ("user.online", "user", 2),
+        ("node.started", "node", 2),
+    ];
+    wait_for("all events to come", || {
+        all.iter().all(|(kind, field, count)| receiver.of(kind, field).len() >= *count).then_some(())
+    });
     for (to, ids) in &stored {
         let events = receiver.events.lock().expect("the events");
         let to = to.to_string();
