@@ -20,13 +20,17 @@ struct Member {
     got: Vec<(u64, String)>,
     /// Answers to its messages: id and outcome.
     answers: Vec<(u64, u16)>,
+    /// A group of which HEADS named news that was not sent.
+    news: Option<u64>,
+    /// The log of that group, as it was asked for.
+    fetched: Vec<(u64, String)>,
 }
 
 impl Member {
     fn new(fleet: &Fleet, node: usize, user: u64) -> Self {
         let mut client = Client::login(fleet.node(node), user);
         client.recv_kind(kind::SYNC_OK);
-        Member { user, client, got: Vec::new(), answers: Vec::new() }
+        Member { user, client, got: Vec::new(), answers: Vec::new(), news: None, fetched: Vec::new() }
     }
 
     fn ask(&mut self, frame_kind: u8, group: u64) -> u64 {
@@ -57,7 +61,7 @@ impl Member {
                 assert!(self.answers.iter().all(|(id, _)| *id != frame.id), "{frame:?} is a second answer");
                 self.answers.push((frame.id, frame.aux));
             }
-            kind::HEADS => {}
+            kind::HEADS => self.news = wire::heads(frame).first().map(|head| head.group),
             _ => panic!("{frame:?}"),
         }
     }
@@ -75,8 +79,16 @@ impl Member {
         })
     }
 
+    /// Asks for what it was only told of: a message that was stored while its groups were looked up after LOGIN, or
+    /// while its node missed some, is named in HEADS and not sent.
+    fn fetch_news(&mut self) {
+        if let Some(group) = self.news.take() {
+            self.fetched = self.history(group, 0);
+        }
+    }
+
     fn has(&self, text: &str) -> bool {
-        self.got.iter().any(|(_, known)| known == text)
+        self.got.iter().chain(&self.fetched).any(|(_, known)| known == text)
     }
 
     /// All of the log from a position on.
@@ -107,7 +119,10 @@ impl Member {
 fn all_have(members: &mut [Member], sender: usize, text: &str, within: Duration) -> bool {
     let end = Instant::now() + within;
     loop {
-        members.iter_mut().for_each(Member::read);
+        for member in members.iter_mut() {
+            member.read();
+            member.fetch_news();
+        }
         if members.iter().enumerate().all(|(at, member)| at == sender || member.has(text)) {
             return true;
         }
