@@ -94,11 +94,9 @@ fn a_drain_keeps_its_pace_and_who_is_left_stays_when_it_is_called_off() {
     let begun = Instant::now();
     let drain = wait_for("ten have been moved", || {
         let drain = drain_of(&gateway);
-        assert_eq!(
-            drain["sessions_left"].as_u64().zip(drain["moved"].as_u64()).map(|(left, moved)| left + moved),
-            Some(100)
-        );
-        (drain["moved"].as_u64()? >= 10).then_some(drain)
+        // The two figures are of one turn of a shard or of the next: asked for in between they are one too many.
+        let is_whole = drain["sessions_left"].as_u64()? + drain["moved"].as_u64()? == CLIENTS as u64;
+        (is_whole && drain["moved"].as_u64()? >= 10).then_some(drain)
     });
     assert!(begun.elapsed() > Duration::from_millis(500), "a tenth of them within {:?}", begun.elapsed());
     let ms_left = drain["ms_left"].as_u64().expect("it is out of the ring at once");
