@@ -235,6 +235,9 @@ settings! {
     @reloadable http_tls_cert: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_CERT" Unset("\"/path/to/fullchain.pem\"");
     /// File with the key (PEM) of that certificate.
     @reloadable http_tls_key: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_KEY" Unset("\"/path/to/privkey.pem\"");
+    /// File with the certificates (PEM) of those who sign for callers of the HTTP API. A caller may then show one, and
+    /// if it names a key (subjectAltName URI:urn:trunkline:key:ID) it has the scopes of that line of the keys file.
+    @reloadable http_tls_client_ca: [PathBuf] "FILE" "TRUNKLINE_HTTP_TLS_CLIENT_CA" Unset("\"/path/to/file\"");
     /// Close connections that do not begin with TLS, requests of balancers included: those have the HTTP API.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     tls_required: [bool] "BOOL" "TRUNKLINE_TLS_REQUIRED" Fixed("false");

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use trunkline_router::http::HttpIdentity;
 
 /// Settings that name files of TLS.
-pub(crate) const TLS_FILE_KEYS: [&str; 5] = ["tls_cert", "tls_key", "tls_client_ca", "http_tls_cert", "http_tls_key"];
+pub(crate) const TLS_FILE_KEYS: [&str; 6] =
+    ["tls_cert", "tls_key", "tls_client_ca", "http_tls_cert", "http_tls_key", "http_tls_client_ca"];
 
 /// Certificates a node may have.
 const PAIRS_MAX: usize = 256;
@@ -69,25 +70,35 @@ pub struct HttpTlsConfig {
     pub cert: PathBuf,
     /// File with its key.
     pub key: PathBuf,
+    /// File with the certificates of those who sign for callers.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl HttpTlsConfig {
-    /// Reads and checks both files.
+    /// Reads and checks the files.
     ///
     /// # Errors
     /// The file that cannot be used, and why.
     pub fn load(&self) -> Result<HttpIdentity, ConfigError> {
         let (cert, key) = (read_key(&self.cert)?, read_key(&self.key)?);
+        let client_ca = self.client_ca.as_deref().map(read_key).transpose()?;
         let unusable = |error| ConfigError::File { path: self.cert.clone(), error };
-        HttpIdentity::parse(&cert, &key).map_err(unusable)
+        HttpIdentity::parse(&cert, &key, client_ca.as_deref()).map_err(unusable)
     }
 }
 
 /// Judges the settings of TLS for the HTTP API; `None` for one in clear.
 pub(super) fn http_tls(all: &Settings, judge: &Judge) -> Result<Option<HttpTlsConfig>, ConfigError> {
     match (&all.http_tls_cert, &all.http_tls_key) {
+        (None, None) if all.http_tls_client_ca.is_some() => Err(ConfigError::Conflict(format!(
+            "http_tls_client_ca ({}) has a meaning with TLS only: give http_tls_cert and http_tls_key, or leave it out",
+            judge.origins.of("http_tls_client_ca")
+        ))),
         (None, None) => Ok(None),
-        (Some(cert), Some(key)) => Ok(Some(HttpTlsConfig { cert: cert.clone(), key: key.clone() })),
+        (Some(cert), Some(key)) => {
+            let client_ca = all.http_tls_client_ca.clone();
+            Ok(Some(HttpTlsConfig { cert: cert.clone(), key: key.clone(), client_ca }))
+        }
         (cert, _) => {
             let (given, missing) = match cert {
                 Some(_) => ("http_tls_cert", "http_tls_key"),

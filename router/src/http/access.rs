@@ -8,10 +8,15 @@
 //! A web page is kept out everywhere: browsers say in `Origin` or `Sec-Fetch-Site` that another site's page asks, and
 //! in `Host` whom the page believes to ask. So on this host `Host` has to be a name of loopback, which no name that a
 //! stranger points here is. What a reverse proxy passes on does not come from this host, whatever its address.
+//!
+//! A key is one in the request, or the one that the certificate names which the caller has shown on this connection; one
+//! in the request is the one that counts. A browser shows a certificate for any page that asks it to, which is why pages
+//! are kept out before keys are looked at.
 
 use super::keys::{ApiKeys, Scope};
 use super::problem::Problem;
 use super::stats::HttpMetric;
+use super::tls::CertifiedKey;
 use axum::Extension;
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
@@ -152,7 +157,8 @@ impl Refusal {
             ),
             Refusal::Unknown => Problem::new(
                 StatusCode::UNAUTHORIZED,
-                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…",
+                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…; of a caller with a \
+                 certificate, the key that it names (URI:urn:trunkline:key:ID)",
             ),
             Refusal::Scope(scope) => {
                 let detail = format!("this key does not have the scope {scope}; add it to its line in the keys file");
@@ -249,7 +255,13 @@ impl Access {
         ]
     }
 
-    fn judge(&self, needs: Needs, peer: Option<IpAddr>, uri: &Uri, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    fn judge(
+        &self,
+        needs: Needs,
+        (peer, certified): (Option<IpAddr>, Option<&CertifiedKey>),
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Caller, Refusal> {
         let (needed, is_change) = match &needs {
             Needs::Nothing => return Ok(Caller::Anybody),
             Needs::AnyKey => (&[][..], false),
@@ -262,8 +274,13 @@ impl Access {
         }
         let keys = self.keys();
         // Without a keys file a key says nothing: a program that has one may be used with a node that asks for none.
-        if let Some((keys, credential)) = keys.as_ref().zip(headers.get(header::AUTHORIZATION)) {
-            let (id, scopes) = bearer(credential).and_then(|key| keys.find(key)).ok_or(Refusal::Unknown)?;
+        let credential = headers.get(header::AUTHORIZATION);
+        if let Some(keys) = keys.as_ref().filter(|_| credential.is_some() || certified.is_some()) {
+            let found = match (credential, certified) {
+                (Some(credential), _) => bearer(credential).and_then(|key| keys.find(key)),
+                (None, certified) => certified.and_then(|CertifiedKey(id)| keys.of_certificate(id)),
+            };
+            let (id, scopes) = found.ok_or(Refusal::Unknown)?;
             let has_one = needed.iter().any(|scope| scopes.contains(scope));
             return match needed.first().filter(|_| !has_one) {
                 Some(scope) => Err(Refusal::Scope(*scope)),
@@ -307,7 +324,8 @@ pub(super) async fn guard(needs: Needs, mut request: Request, next: Next) -> Res
     let Some(Extension(access)) = request.extensions().get::<Arc<Access>>().cloned().map(Extension) else {
         return Problem::unavailable("this API was set up without a list of who may use it").into_response();
     };
-    let judged = access.judge(needs, peer.map(|peer| peer.ip()), request.uri(), request.headers());
+    let caller = (peer.map(|peer| peer.ip()), request.extensions().get::<CertifiedKey>());
+    let judged = access.judge(needs, caller, request.uri(), request.headers());
     let is_change = matches!(needs, Needs::Change(_) | Needs::ChangeOfOne(_));
     let what = if is_change || judged.is_err() { what_is_asked(&request) } else { String::new() };
     match judged {
@@ -393,10 +411,12 @@ mod tests {
         needs: Needs,
         peer: &'static str,
         headers: Vec<(&'static str, String)>,
+        certified: Option<&'static str>,
     }
 
     fn asked(needs: Needs, peer: &'static str, headers: &[(&'static str, &str)]) -> Asked {
-        Asked { needs, peer, headers: headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect() }
+        let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        Asked { needs, peer, headers, certified: None }
     }
 
     fn judge(access: &Access, asked: &Asked) -> Result<Caller, &'static str> {
@@ -405,7 +425,9 @@ mod tests {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
         let uri = Uri::from_static("/v1/node/drain");
-        access.judge(asked.needs, asked.peer.parse().ok(), &uri, &headers).map_err(Refusal::label)
+        let certified = asked.certified.map(|id| CertifiedKey(id.into()));
+        let caller = (asked.peer.parse().ok(), certified.as_ref());
+        access.judge(asked.needs, caller, &uri, &headers).map_err(Refusal::label)
     }
 
     const READ: Needs = Needs::Read(Scope::UsersRead);
@@ -457,7 +479,7 @@ mod tests {
         let access = Access::new(None, false);
         assert_eq!(judge(&access, &asked(CHANGE, HERE, &[("host", "evil.example:7780")])), Err("host"));
         let absolute = Uri::from_static("http://evil.example/v1/node/drain");
-        let judged = access.judge(CHANGE, HERE.parse().ok(), &absolute, &HeaderMap::new());
+        let judged = access.judge(CHANGE, (HERE.parse().ok(), None), &absolute, &HeaderMap::new());
         assert_eq!(judged, Err(Refusal::Host));
     }
 
@@ -519,5 +541,28 @@ mod tests {
         assert!(metrics[0].samples.iter().all(|(_, count)| *count == 1), "{metrics:?}");
         assert_eq!(metrics[0].samples.len(), Refusal::ALL.len());
         assert_eq!(access.logged.lock().unwrap().since, Refusal::ALL.len() as u64 - 1);
+    }
+
+    #[test]
+    fn a_certificate_stands_for_the_key_that_it_names_and_a_key_in_the_request_goes_before_it() {
+        let (bearer, _) = key(&[Scope::Kick]);
+        let line = NewKey::make("other", &[Scope::Kick]).unwrap().line;
+        let access = |text: &str| Access::new(Some(ApiKeys::parse(text).unwrap()), false);
+        let by_name = access("ops = { scopes = [\"kick\"] }");
+        let ask = |access: &Access, certified, headers: &[(&'static str, &str)]| {
+            judge(access, &Asked { certified, ..asked(CHANGE, ELSEWHERE, headers) })
+        };
+        assert!(matches!(ask(&by_name, Some("ops"), &[]), Ok(Caller::Key(id, _)) if id == "ops"));
+        assert_eq!(ask(&by_name, Some("nobody"), &[]), Err("unknown_key"));
+        assert_eq!(ask(&by_name, None, &[]), Err("no_key"));
+        assert_eq!(ask(&access("ops = { scopes = [\"drain\"] }"), Some("ops"), &[]), Err("scope"));
+        assert_eq!(ask(&by_name, Some("ops"), &[("origin", "https://a.example")]), Err("origin"));
+        assert_eq!(ask(&by_name, Some("ops"), &[("authorization", &bearer)]), Err("unknown_key"));
+        assert_eq!(ask(&access(&line), Some("ops"), &[]), Err("unknown_key"), "another key has no such name");
+        assert_eq!(
+            ask(&Access::new(None, false), Some("ops"), &[]),
+            Err("no_keys_file"),
+            "without keys it says nothing"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::access::Peer;
 use super::places::{Place, Places};
-use super::tls::HttpTls;
+use super::tls::{CertifiedKey, HttpTls, certified_key};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -113,7 +113,7 @@ async fn serve_connection(
     // An answer is written at once and whole; waiting to fill a packet would only delay it.
     let _ = stream.set_nodelay(true);
     let Some(tls) = served.tls else {
-        return serve_stream(stream, peer, served.router, bounds, ended, place).await;
+        return serve_stream(stream, (peer, None), served.router, bounds, ended, place).await;
     };
     let mut over = ended.clone();
     let accepted = tokio::select! {
@@ -123,7 +123,10 @@ async fn serve_connection(
         _ = over.wait_for(|ended| *ended) => return,
     };
     match accepted {
-        Ok(stream) => serve_stream(stream, peer, served.router, bounds, ended, place).await,
+        Ok(stream) => {
+            let caller = (peer, certified_key(&stream));
+            serve_stream(stream, caller, served.router, bounds, ended, place).await;
+        }
         Err(error) => {
             place.places().count_failed_handshake();
             tracing::debug!(%error, "a handshake of TLS failed on the HTTP API");
@@ -134,7 +137,7 @@ async fn serve_connection(
 /// The same, of what requests and answers go over.
 async fn serve_stream(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
+    (peer, certified): (SocketAddr, Option<CertifiedKey>),
     router: Router,
     bounds: Bounds,
     mut ended: watch::Receiver<bool>,
@@ -144,6 +147,9 @@ async fn serve_stream(
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
+        if let Some(certified) = &certified {
+            request.extensions_mut().insert(certified.clone());
+        }
         request.extensions_mut().insert(Arc::clone(place.places()));
         let (router, place) = (router.clone(), &place);
         async move {

@@ -450,5 +450,8 @@ fn a_certificate_of_the_http_api_comes_with_its_key_and_without_the_demo() {
     assert!(with("").unwrap_err().to_string().contains("without http_tls_key"));
     assert!(from_file("http_tls_key = \"/k\"\n").unwrap_err().to_string().contains("without http_tls_cert"));
     assert!(with("http_tls_key = \"/k\"\n").unwrap().http_tls.is_some());
+    let ca = "http_tls_client_ca = \"/ca\"\n";
+    assert!(from_file(ca).unwrap_err().to_string().contains("has a meaning with TLS only"));
+    assert!(with(&format!("http_tls_key = \"/k\"\n{ca}")).unwrap().http_tls.unwrap().client_ca.is_some());
     assert!(with("http_tls_key = \"/k\"\ndemo = true\n").unwrap_err().to_string().contains("ws://"));
 }

@@ -57,6 +57,16 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) http_tls_key: Option<PathBuf>,
+    /// File with the certificates (PEM) of those who sign for callers. A caller may then show one, and if it names a key
+    /// (subjectAltName URI:urn:trunkline:key:ID) it has the scopes of that line of the keys file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TRUNKLINE_ROUTER_HTTP_TLS_CLIENT_CA",
+        requires = "http_tls_cert",
+        hide_env_values = true
+    )]
+    pub(crate) http_tls_client_ca: Option<PathBuf>,
     /// File with the key that this router shows to nodes when it has them end sessions: one with the scope kick in
     /// their keys files.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ROUTER_NODE_KEY_FILE", hide_env_values = true)]
@@ -181,8 +191,8 @@ Strategies:
 
 Signals:
   SIGTERM or SIGINT: no new connections, the answers under way are finished, exit status 0. A second one: at once.
-  SIGHUP: --api-keys-file, --http-tls-cert and --http-tls-key are read again; files that cannot be used change
-  nothing. All else needs a restart.
+  SIGHUP: --api-keys-file, --http-tls-cert, --http-tls-key and --http-tls-client-ca are read again; files that
+  cannot be used change nothing. All else needs a restart.
   SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
 
 Log:

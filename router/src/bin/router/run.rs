@@ -130,7 +130,7 @@ fn bug() -> String {
 #[derive(Clone)]
 struct Reloadable {
     keys: Option<PathBuf>,
-    identity: Option<(PathBuf, PathBuf)>,
+    identity: Option<IdentityFiles>,
 }
 
 /// What they held.
@@ -156,7 +156,9 @@ async fn reload_on_hangup(mut hangups: Hangups, files: Reloadable, access: Arc<A
                         file.display()
                     );
                 }
-                if let (Some(identity), Some(tls), Some((file, _))) = (identity, &tls, &files.identity) {
+                if let (Some(identity), Some(tls), Some(IdentityFiles { cert: file, .. })) =
+                    (identity, &tls, &files.identity)
+                {
                     tls.replace(identity);
                     tracing::info!("SIGHUP: the certificate of {} is in force", file.display());
                 }
@@ -174,7 +176,7 @@ async fn reread(files: Reloadable) -> Result<Reread, String> {
             .keys
             .as_deref()
             .map(|file| ApiKeys::load(file).map_err(|error| format!("--api-keys-file {}: {error}", file.display())));
-        let identity = files.identity.as_ref().map(|(cert, key)| read_identity(cert, key));
+        let identity = files.identity.as_ref().map(read_identity);
         Ok((keys.transpose()?, identity.transpose()?))
     };
     reading
@@ -190,22 +192,32 @@ async fn reread(files: Reloadable) -> Result<Reread, String> {
     }
 }
 
-fn identity_files(cli: &Cli) -> Option<(PathBuf, PathBuf)> {
-    cli.http_tls_cert.clone().zip(cli.http_tls_key.clone())
+/// The files of TLS.
+#[derive(Clone)]
+struct IdentityFiles {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+}
+
+fn identity_files(cli: &Cli) -> Option<IdentityFiles> {
+    let (cert, key) = cli.http_tls_cert.clone().zip(cli.http_tls_key.clone())?;
+    Some(IdentityFiles { cert, key, client_ca: cli.http_tls_client_ca.clone() })
 }
 
 fn identity(cli: &Cli) -> Result<Option<HttpIdentity>, String> {
-    identity_files(cli).map(|(cert, key)| read_identity(&cert, &key)).transpose()
+    identity_files(cli).map(|files| read_identity(&files)).transpose()
 }
 
-fn read_identity(cert: &Path, key: &Path) -> Result<HttpIdentity, String> {
+fn read_identity(IdentityFiles { cert, key, client_ca }: &IdentityFiles) -> Result<HttpIdentity, String> {
     let read = |flag: &str, path: &Path| {
         let mut bytes = Vec::new();
         let file = File::open(path).and_then(|file| file.take(IDENTITY_BYTES_MAX).read_to_end(&mut bytes));
         file.map(|_| bytes).map_err(|error| format!("{flag} {}: {error}", path.display()))
     };
     let (chain, secret) = (read("--http-tls-cert", cert)?, read("--http-tls-key", key)?);
-    HttpIdentity::parse(&chain, &secret)
+    let client_ca = client_ca.as_ref().map(|path| read("--http-tls-client-ca", path)).transpose()?;
+    HttpIdentity::parse(&chain, &secret, client_ca.as_deref())
         .map_err(|error| format!("--http-tls-cert {} with --http-tls-key {}: {error}", cert.display(), key.display()))
 }
 
