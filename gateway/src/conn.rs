@@ -139,49 +139,51 @@ pub(crate) const CONN_BYTES: usize = size_of::<Conn>();
 
 /// Small facts about a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ConnFlags(u16);
+pub(crate) struct ConnFlags(u32);
 
 impl ConnFlags {
     /// It is in the list of connections to flush at the end of the turn.
-    pub(crate) const DIRTY: u16 = 1;
+    pub(crate) const DIRTY: u32 = 1;
     /// Its read is being cancelled.
-    pub(crate) const READ_CANCELLED: u16 = 2;
+    pub(crate) const READ_CANCELLED: u32 = 2;
     /// It is not read until its outbox has drained.
-    pub(crate) const PAUSED: u16 = 4;
+    pub(crate) const PAUSED: u32 = 4;
     /// It had traffic lately, so it is to be read by a multishot receive.
-    pub(crate) const HOT: u16 = 8;
+    pub(crate) const HOT: u32 = 8;
     /// There is something to read: receive instead of polling again.
-    pub(crate) const READABLE: u16 = 16;
+    pub(crate) const READABLE: u32 = 16;
     /// The write side is being shut, or is.
-    pub(crate) const SHUT_ASKED: u16 = 32;
+    pub(crate) const SHUT_ASKED: u32 = 32;
     /// The shutdown, or the hand-over, has not completed.
-    pub(crate) const OP_PENDING: u16 = 64;
+    pub(crate) const OP_PENDING: u32 = 64;
     /// Its send is being cancelled.
-    pub(crate) const SEND_CANCELLED: u16 = 128;
+    pub(crate) const SEND_CANCELLED: u32 = 128;
     /// The peer has closed its side; nothing more will come.
-    pub(crate) const EOF: u16 = 256;
+    pub(crate) const EOF: u32 = 256;
     /// It leads to another node, or did until it began to be closed.
-    pub(crate) const MESH: u16 = 512;
+    pub(crate) const MESH: u32 = 512;
     /// Whole frames wait in `partial` for a later turn; it is not read meanwhile.
-    pub(crate) const BEHIND: u16 = 1_024;
+    pub(crate) const BEHIND: u32 = 1_024;
     /// It has brought more than a turn's budget since it became hot.
-    pub(crate) const FLOODS: u16 = 2_048;
+    pub(crate) const FLOODS: u32 = 2_048;
     /// Its end does not wait for what the peer has not taken.
-    pub(crate) const RESET: u16 = 4_096;
+    pub(crate) const RESET: u32 = 4_096;
     /// It came from a listener where everything has to begin with TLS.
-    pub(crate) const TLS_ONLY: u16 = 8_192;
+    pub(crate) const TLS_ONLY: u32 = 8_192;
     /// It came to the services' port: a worker's link, or about to become one. It is nobody's session.
-    pub(crate) const SERVICE: u16 = 16_384;
+    pub(crate) const SERVICE: u32 = 16_384;
     /// It comes from this host.
-    pub(crate) const LOCAL: u16 = 32_768;
+    pub(crate) const LOCAL: u32 = 32_768;
+    /// The end of its backlog was told; once in a session, whatever becomes of its home.
+    pub(crate) const BACKLOG_TOLD: u32 = 65_536;
 
-    pub(crate) fn has(self, flag: u16) -> bool {
+    pub(crate) fn has(self, flag: u32) -> bool {
         self.0 & flag != 0
     }
-    pub(crate) fn set(&mut self, flag: u16) {
+    pub(crate) fn set(&mut self, flag: u32) {
         self.0 |= flag;
     }
-    pub(crate) fn clear(&mut self, flag: u16) {
+    pub(crate) fn clear(&mut self, flag: u32) {
         self.0 &= !flag;
     }
 }

@@ -106,6 +106,8 @@ pub(crate) enum Asked {
     Where { user: u64, session: u64 },
     /// A page of the backlog of a session.
     Page { user: u64, session: u64 },
+    /// Where the log of a user ends, who was in doubt since change `doubts` of the view at the latest.
+    Look { user: u64, doubts: u32 },
     /// A page that a client asked for.
     Sync { conn: ConnId, aux: u16, after: u64 },
     /// Something about a group.
@@ -130,6 +132,8 @@ pub(crate) struct UserDesk {
     pub(crate) registered: Option<u32>,
     /// The last position of the log.
     pub(crate) last: u64,
+    /// Another node may have been the user's home meanwhile and have added to the log: the store is to be asked.
+    pub(crate) in_doubt: bool,
 }
 
 impl UserDesk {
@@ -177,6 +181,12 @@ pub(crate) struct Desk {
     pub(crate) wishes: HashMap<u32, (u32, u16)>,
     /// Other nodes have the same store.
     pub(crate) shared: bool,
+    /// Changes of the view after which others may have been homes of users here meanwhile, counted; and the users who
+    /// are still to be looked at because of the last one.
+    pub(crate) doubts: u32,
+    pub(crate) doubted: Vec<u64>,
+    /// What was asked as this, or before, was asked in another view.
+    pub(crate) before_view: u64,
 }
 
 impl Desk {
@@ -202,7 +212,18 @@ impl Desk {
             logouts: Logouts::default(),
             wishes: HashMap::new(),
             shared,
+            doubts: 0,
+            doubted: Vec::new(),
+            before_view: 0,
         }
+    }
+
+    /// Others may have been homes of any user here, who is looked at again.
+    pub(crate) fn doubt_all(&mut self) {
+        self.doubts = self.doubts.wrapping_add(1);
+        self.doubted = self.users.keys().copied().collect();
+        // Not in the order of a table.
+        self.doubted.sort_unstable();
     }
 
     /// Asks the store something that is answered.

@@ -239,6 +239,7 @@ shard_stats! {
     replays: Counter "trunkline_replays_total" "" "DELIVER frames queued with REPLAY: backlogs and pages of SYNC.";
     replays_expired: Counter "trunkline_replays_expired_total" "" "Stored messages left out of a backlog or a page of SYNC because their time was over.";
     backlogs_truncated: Counter "trunkline_backlogs_truncated_total" "" "Backlogs of which something was gone, which the device was told.";
+    logs_missed: Counter "trunkline_logs_missed_total" "" "Times a device had to get from the store what another home of its user had added unseen by this one.";
     readers_held: Counter "trunkline_readers_held_total" "" "Times a device could not be given a message with ACK and got it and what followed from the store.";
     stored: Counter "trunkline_stored_total" "" "Messages that the store has taken, also for devices that had not acknowledged what another one had.";
     storing: Gauge "trunkline_messages_storing" "" "Messages on their way to the store.";

@@ -189,7 +189,7 @@ local function append(view, proposed, retry, message)
         if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
           -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
           set('last', meta.last)
-          return { 'stored', entry[1], 1 }
+          return { 'stored', entry[1], 1, meta.last }
         end
       end
       if #entries < STEP then break end
@@ -235,9 +235,10 @@ local function append(view, proposed, retry, message)
   local n, t = tonumber(meta.n or '0'), tonumber(meta.t or '0')
   redis.call('XADD', S, id, 'm', message, 's', text(n) .. ' ' .. text(t))
   if first_n == false then first_n, first_t = n, t end
+  local last = meta.last
   meta.last, meta.n, meta.t = id, text(n + 1), text(t + bytes)
   appended = true
-  return { 'stored', id, 0 }
+  return { 'stored', id, 0, last }
 end
 
 local function open(name, ephemeral)

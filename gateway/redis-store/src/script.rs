@@ -150,7 +150,9 @@ fn reply(answer: Value, store_epoch: u64) -> Option<Option<Reply>> {
         "stale" => Reply::Refused(Refusal::Stale),
         "messages" => Reply::Refused(Refusal::UserMessages),
         "bytes" => Reply::Refused(Refusal::UserBytes),
-        "stored" => Reply::Stored { stamp: position(next()?)?, duplicate: next()?.as_u64()? == 1 },
+        "stored" => {
+            Reply::Stored { stamp: position(next()?)?, duplicate: next()?.as_u64()? == 1, before: position(next()?)? }
+        }
         "opened" => Reply::Opened(Opened {
             known: next()?.as_u64()? == 1,
             device: u16::try_from(next()?.as_u64()?).ok()?,

@@ -391,8 +391,8 @@ impl Shard {
                 }
             }
             FarRecord::Register { user, seat, session, since_s, device, class, wish, .. } => {
-                let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session, told: 0 };
-                self.register_remote(at, since_s, device, class, wish);
+                let at = RemoteSession { node, shard: seat.shard, conn: seat.conn, user, session, wish, told: 0 };
+                self.register_remote(at, since_s, device, class);
             }
             FarRecord::Registered { seat, user, session, since_s, pending } => {
                 self.registered(node, seat.conn, user, session, since_s, pending);

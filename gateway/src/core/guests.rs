@@ -241,8 +241,8 @@ impl Shard {
     }
 
     /// Another node tells of a session of a user whose home this is; session 0 asks for a new one.
-    pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str, wish: u16) {
-        let RemoteSession { node, shard, conn, user, session, .. } = at;
+    pub(crate) fn register_remote(&mut self, at: RemoteSession, since_s: u32, device: &str, class: &str) {
+        let RemoteSession { node, shard, conn, user, session, wish, .. } = at;
         let seat = Seat { shard, conn };
         if !self.serving {
             self.links.stats.fenced.add(1);
@@ -312,6 +312,10 @@ impl Shard {
         if new && (first || replaced.is_some()) {
             let from_log = self.desk.is_some() && !wish.ephemeral;
             self.redeliver_to(user, slot, session, first, from_log);
+        }
+        if known.is_some() {
+            // Its node took another one for the home meanwhile, which may have given messages to it and taken ACKs.
+            self.end_reading(user, session);
         }
         self.read_for(user, session, slot, &wish, carried);
         self.look_after(user);

@@ -264,8 +264,17 @@ impl Shard {
         for answers in 0..STORE_ANSWERS_PER_TURN {
             let Some(desk) = &mut self.desk else { return answers };
             let Some(answer) = desk.next_answer() else { return answers };
+            let is_old = desk.shared && answer.token <= desk.before_view;
             if let Some(asked) = desk.answered(tick, answer.token) {
+                let opened = match asked {
+                    Asked::Open { user, .. } | Asked::Where { user, .. } if is_old => Some(user),
+                    _ => None,
+                };
                 self.answered(asked, answer.reply);
+                if let Some(user) = opened {
+                    // Others may have added to the log between the answer and this view.
+                    self.doubt(user);
+                }
             }
         }
         STORE_ANSWERS_PER_TURN
@@ -274,12 +283,16 @@ impl Shard {
     fn answered(&mut self, asked: Asked, reply: Reply) {
         match asked {
             Asked::Append { user, stamp } => match reply {
-                Reply::Stored { stamp: confirmed, duplicate } => self.stored(user, stamp, confirmed, duplicate),
+                Reply::Stored { stamp: confirmed, duplicate, before } => {
+                    self.account_for(user, stamp, confirmed, duplicate, before);
+                    self.stored(user, stamp, confirmed, duplicate);
+                }
                 Reply::Refused(refusal) => self.store_refused(user, stamp, refusal),
                 _ => {}
             },
             Asked::Open { conn, user } => self.store_opened(conn, user, reply),
             Asked::Where { user, session } => self.where_it_stands(user, session, reply),
+            Asked::Look { user, doubts } => self.log_ends(user, doubts, &reply),
             Asked::Page { user, session } => self.page_came(user, session, reply),
             Asked::Sync { conn, aux, after } => self.sync_page(conn, aux, after, reply),
             Asked::Group(asked) => self.group_answered(asked, reply),
@@ -307,12 +320,6 @@ impl Shard {
                 desk.cursors.note(user, self.links.tick + ticks(CURSOR_MS));
             }
         }
-        if confirmed != stamp && desk.shared {
-            // Another node has added to the log, so it is where its devices do not expect it. Where nobody else does, it was
-            // there before, for one that was sent again, and they have got it or get it with their backlog.
-            self.hold_before(user, confirmed);
-        }
-        let Some(desk) = &mut self.desk else { return };
         if let Some(message) = self.inboxes.take(user, stamp) {
             let Unacked { origin, from, id, told, .. } = message;
             let bytes = message.payload.len();
@@ -356,6 +363,10 @@ impl Shard {
             Refusal::Stale => has_time,
             _ => false,
         };
+        if refusal == Refusal::Stale {
+            self.doubt(user);
+        }
+        let Some(message) = self.inboxes.find(user, stamp) else { return };
         if waits_on {
             message.keep = Keep::Waiting;
             // The store may have it all the same.
@@ -438,6 +449,7 @@ impl Shard {
         while let Some(user) = self.desk.as_mut().and_then(|desk| desk.cursors.take_due(tick)) {
             self.tell_cursors(user);
         }
+        self.look_at_doubted();
         for _ in 0..RETRIES_MAX {
             let Some(user) = self.desk.as_mut().and_then(|desk| desk.retries.take_due(tick)) else { break };
             self.try_again(user);

@@ -39,10 +39,19 @@ impl Shard {
         let key_of = |name: &str, life| NodeKey(node_key(name, life));
         let own = key_of(&self.node, life);
         let before = self.directory.routing.clone();
+        // Between views that do not follow each other other nodes may have been homes of users here; and where the last
+        // change is not told of to the end, those who have a home here again may still be read for.
+        let in_doubt = self.directory.walk.is_some() || !self.directory.settling.is_settled();
         let next = Arc::new(Routing::new(own, &view, key_of));
         self.links.stats.view_epoch.set(view.epoch);
         if let Some(desk) = &mut self.desk {
+            let known = desk.port.view();
             desk.port.set_view(view.epoch);
+            let is_other = known != view.epoch || before.as_ref().is_none_or(|before| before.digest() != next.digest());
+            if desk.shared && is_other && (in_doubt || view.epoch > known + 1) {
+                desk.doubt_all();
+            }
+            desk.before_view = desk.last_token();
         }
         self.life = life;
         let mono_ms = self.now.mono_ms;
@@ -375,14 +384,20 @@ impl Shard {
     fn forget_some(&mut self, routing: &Routing, from: usize) -> Option<usize> {
         let mut slots = Vec::new();
         let settling = &self.directory.settling;
+        let shared = self.desk.as_ref().is_some_and(|desk| desk.shared);
         let wanted = |remote: &crate::directory::RemoteSession| {
             routing.member(remote.node).is_none()
-                || (routing.home(remote.user) != Home::Here && settling.is_past(remote))
+                || match routing.home(remote.user) {
+                    Home::Here => shared,
+                    _ => settling.is_past(remote),
+                }
         };
         let next = self.directory.remotes.find(from, WALK_STEPS as usize, wanted, &mut slots);
         for slot in slots {
             let Some(remote) = self.directory.remotes.get(slot).copied() else { continue };
-            if routing.home(remote.user) == Home::Here {
+            if routing.member(remote.node).is_some() && routing.home(remote.user) == Home::Here {
+                self.read_for_guest(slot);
+            } else if routing.home(remote.user) == Home::Here {
                 self.remove_session(remote.user, remote.session);
             } else {
                 self.leave_reading(remote.user);

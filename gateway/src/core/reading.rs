@@ -11,7 +11,7 @@ use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
 use super::route::delivery;
 use super::shard::Shard;
-use crate::conn::Phase;
+use crate::conn::{ConnFlags, Phase};
 use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin, Wish};
 use crate::directory::{Home, RemoteSession, is_remote};
 use crate::inbox::Keep;
@@ -212,6 +212,9 @@ impl Shard {
         (reader.seen_tick, reader.view) = (tick, view);
         let shared = desk.shared;
         if let Some(Opened { device, cursor, floor, last, known, .. }) = opened {
+            if shared {
+                reader.knows(last);
+            }
             let last = if shared { last } else { 0 };
             let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
             reader.opened(device, cursor.max(carried), last, known && cursor < floor);
@@ -270,6 +273,9 @@ impl Shard {
         let Some(reader) = readers.find(|reader| reader.slot == conn.slot && reader.device == 0) else { return };
         let session = reader.session;
         let last = if desk.shared { opened.last } else { 0 };
+        if desk.shared {
+            reader.knows(last);
+        }
         reader.opened(opened.device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
         self.go_on_with(user, session);
     }
@@ -294,6 +300,7 @@ impl Shard {
         let owed_max = self.links.limits.unacked_per_user_max;
         let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) else { return };
         let slot = reader.slot;
+        reader.read_missed();
         if reader.backlog.is_none() && !reader.is_held() {
             return;
         }
@@ -424,6 +431,12 @@ impl Shard {
 
     /// The same, to a session here.
     pub(super) fn tell_backlog_over(&mut self, slot: u32, next_stamp: u64, truncated: bool, floor: u64, last: u64) {
+        let flags = &mut self.links.slots.at(slot).flags;
+        if flags.has(ConnFlags::BACKLOG_TOLD) && !truncated {
+            // Another home has told it, and this one went on from where the device stood.
+            return;
+        }
+        flags.set(ConnFlags::BACKLOG_TOLD);
         let sync_ok = SyncOk { next_stamp, complete: true, truncated, group: 0, floor, last };
         self.links.reply(slot, |out| encode_message(out, Kind::SyncOk, 0, &sync_ok));
     }
@@ -467,6 +480,7 @@ impl Shard {
 
     /// Looks again at the devices of a user that could not go on.
     pub(super) fn try_again(&mut self, user: u64) {
+        self.look_where_log_ends(user);
         let Some(desk_of_user) = self.desk.as_ref().and_then(|desk| desk.users.get(&user)) else { return };
         let readers: Vec<(u64, bool)> =
             desk_of_user.readers.iter().map(|reader| (reader.session, reader.device == 0)).collect();
@@ -475,7 +489,7 @@ impl Shard {
             if !is_unknown {
                 self.go_on_with(user, session);
                 if let Some(desk) = &mut self.desk
-                    && desk.reader(user, session).is_some_and(|reader| reader.is_held() || reader.backlog.is_some())
+                    && desk.reader(user, session).is_some_and(|reader| reader.is_behind())
                 {
                     desk.retries.note(user, self.links.tick + ticks(RETRY_MS));
                 }

@@ -21,6 +21,9 @@ use trunkline_proto::flags;
 use trunkline_router::presence::Presence;
 use trunkline_store::{Opened, Reply, Request};
 
+/// Users looked at in a tick because others may have been their homes meanwhile: each is a request to the store.
+const DOUBTED_PER_TICK: usize = 1_024;
+
 impl Shard {
     /// Whether this shard may add to the log of a user now.
     pub(super) fn may_store(&self, user: u64) -> bool {
@@ -46,14 +49,102 @@ impl Shard {
         self.directory.routing.as_ref().map_or(0, |routing| routing.digest())
     }
 
-    /// A message came into the log at another position than its devices know: they get what follows from the log.
-    pub(super) fn hold_before(&mut self, user: u64, confirmed: u64) {
+    /// A message of this home is in the log, which ended at `before` then. What lies there unknown is another home's,
+    /// and devices get it from the log; so do those the message itself that were not given it, where it is at another
+    /// position than was proposed.
+    pub(super) fn account_for(&mut self, user: u64, stamp: u64, confirmed: u64, duplicate: bool, before: u64) {
+        if !self.has_shared_store() {
+            return;
+        }
+        self.follow_stamp(before);
+        let queued = self.inboxes.find(user, stamp).map(|message| message.queued).unwrap_or_default();
         let soon = self.links.tick + 1;
         let Some(desk) = &mut self.desk else { return };
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
-        for reader in desk_of_user.readers.iter_mut().filter(|reader| !reader.has(confirmed)) {
-            reader.hold(confirmed - 1);
-            desk.retries.note(user, soon);
+        for reader in &mut desk_of_user.readers {
+            let mut behind = false;
+            match (duplicate, confirmed == stamp) {
+                (false, _) => behind |= reader.log_ended(before),
+                // It is where this home wanted it, and its answer was lost.
+                (true, true) => behind |= reader.log_ended(confirmed - 1),
+                (true, false) => {}
+            }
+            if confirmed == stamp {
+                reader.added(confirmed);
+            } else if !duplicate && stamp < confirmed && queued.has(self.inboxes.seat(user, reader.session)) {
+                // While it owes the ACK of that copy its cursor stays before both positions.
+                reader.added(confirmed);
+                reader.pass(confirmed);
+            } else {
+                behind |= reader.log_ended(confirmed);
+            }
+            if duplicate {
+                behind |= reader.log_ended(before);
+            }
+            if behind {
+                self.links.stats.logs_missed.add(1);
+                desk.retries.note(user, soon);
+            }
+        }
+    }
+
+    /// Another node may have been the home of a user meanwhile, and have added to the log behind this one's back: it is
+    /// looked at.
+    pub(super) fn doubt(&mut self, user: u64) {
+        let retry_tick = self.links.tick + 1;
+        let Some(desk) = self.desk.as_mut().filter(|desk| desk.shared) else { return };
+        if let Some(desk_of_user) = desk.users.get_mut(&user) {
+            desk_of_user.in_doubt = true;
+            desk.retries.note(user, retry_tick);
+        }
+    }
+
+    /// Goes on with those who are to be looked at since the view has changed.
+    pub(super) fn look_at_doubted(&mut self) {
+        for _ in 0..DOUBTED_PER_TICK {
+            let Some(user) = self.desk.as_mut().and_then(|desk| desk.doubted.pop()) else { return };
+            self.doubt(user);
+        }
+    }
+
+    /// Asks the store where the log of a user ends, if that is in doubt.
+    pub(super) fn look_where_log_ends(&mut self, user: u64) {
+        let in_doubt = |desk: &Desk| desk.users.get(&user).is_some_and(|user| user.in_doubt);
+        if !self.desk.as_ref().is_some_and(in_doubt) {
+            return;
+        }
+        // From now on nobody of an earlier view adds to it.
+        let claimed = self.claim(user);
+        let (tick, retry_tick) = (self.links.tick, self.links.tick + ticks(RETRY_MS));
+        let Some(desk) = &mut self.desk else { return };
+        let look = Asked::Look { user, doubts: desk.doubts };
+        let asked = claimed && desk.ask(tick, look, |token| Request::Inspect { user, token }).is_ok();
+        if !asked {
+            desk.retries.note(user, retry_tick);
+        }
+    }
+
+    /// The store has said where the log of a user ends.
+    pub(super) fn log_ends(&mut self, user: u64, doubts: u32, reply: &Reply) {
+        let (soon, retry_tick) = (self.links.tick + 1, self.links.tick + ticks(RETRY_MS));
+        // What is on its way there may have come in already, and its answer tells what it lies behind.
+        let adds = self.inboxes.of(user).any(|message| message.keep == Keep::Storing);
+        if let Reply::Inspected(inbox) = reply {
+            self.follow_stamp(inbox.last);
+        }
+        let Some(desk) = &mut self.desk else { return };
+        let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
+        let Reply::Inspected(inbox) = reply else { return desk.retries.note(user, retry_tick) };
+        if adds {
+            return desk.retries.note(user, retry_tick);
+        }
+        desk_of_user.in_doubt &= doubts != desk.doubts;
+        desk_of_user.last = desk_of_user.last.max(inbox.last);
+        for reader in &mut desk_of_user.readers {
+            if reader.log_ended(inbox.last) {
+                self.links.stats.logs_missed.add(1);
+                desk.retries.note(user, soon);
+            }
         }
     }
 
@@ -101,6 +192,9 @@ impl Shard {
         let mut readers = desk_of_user.readers.iter_mut();
         let Some(reader) = readers.find(|reader| reader.session == session && reader.device == 0) else { return };
         let last = if shared { opened.last } else { 0 };
+        if shared {
+            reader.knows(last);
+        }
         reader.opened(opened.device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
         self.go_on_with(user, session);
     }
@@ -181,6 +275,26 @@ impl Shard {
         let entry = self.presence.sessions(user).iter().find(|entry| entry.session == session);
         let Some(device) = entry.map(|entry| entry.device().to_owned()) else { return };
         self.ask_again_where(user, session, &device, wish.ephemeral);
+    }
+
+    /// What is known of the device of a session is out of date.
+    pub(super) fn end_reading(&mut self, user: u64, session: u64) {
+        if self.has_shared_store() {
+            self.end_reader(user, session);
+        }
+    }
+
+    /// With a new view: the home of a session at another node is here, and nobody reads for it. Another node was the
+    /// home for so short a time that the session's own node did not see it.
+    pub(super) fn read_for_guest(&mut self, slot: u32) {
+        let Some(remote) = self.directory.remotes.get(slot).copied().filter(|_| self.has_shared_store()) else {
+            return;
+        };
+        let wish = Wish::unpacked(remote.wish);
+        let reads = self.desk.as_mut().is_some_and(|desk| desk.reader(remote.user, remote.session).is_some());
+        if !reads && !wish.ephemeral {
+            self.read_for(remote.user, remote.session, slot, &wish, None);
+        }
     }
 
     fn end_reader(&mut self, user: u64, session: u64) {

@@ -113,6 +113,11 @@ impl StorePort {
         self.sender.try_send(request)
     }
 
+    /// The view by which the shard decides.
+    pub(crate) fn view(&self) -> u64 {
+        self.view
+    }
+
     /// What is sent from now on is decided by this view.
     pub(crate) fn set_view(&mut self, epoch: u64) {
         self.view = epoch;

@@ -6,11 +6,19 @@
 //! cannot be given, because there is no room or too much waits for ACKs already, the reader is *held*: from that
 //! position on nothing is given, and when there is room again that part of the log becomes its backlog. So no position
 //! reaches a device both ways, and none neither.
+//!
+//! Where nodes share the store, another one may have been the home in a view that this one has missed, and have added
+//! to the log. So a reader knows up to where the log is accounted for ([`Reader::knows`]), and what turns out to lie
+//! between that and the end of the log as the store tells it is *missed* ([`Reader::log_ended`]): it is read like a
+//! backlog, and until then the cursor stays before it.
 
 use std::collections::VecDeque;
 
 /// Messages that are not kept of which it is remembered when they were given.
 const UNKEPT_MAX: usize = 64;
+/// Parts of the log that were missed and are not read yet. Further ones become one with the last, so that something
+/// between them may come twice.
+const MISSED_MAX: usize = 16;
 
 /// A part of the log that a device is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +59,9 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
-    /// be for all before it.
+    /// The latest copies that ask for an ACK beside those in `owed`: of messages that are not kept, and further ones.
+    /// Positions and numbers, which rise. An ACK of one may be for all before it: for those before the first copy whose
+    /// ACK has not come, since who has several with one stamp acknowledges them alone.
     unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
@@ -64,6 +73,11 @@ pub(crate) struct Reader {
     pub(crate) backlog: Option<Backlog>,
     /// Nothing behind this position is given.
     held_from: Option<u64>,
+    /// Up to here all of the log was given to it, is not for it, or lies in what is still to be read. Above all
+    /// positions where nobody else adds to the log.
+    sure: u64,
+    /// What others have added unseen, and was not read yet: behind the first and up to the second position. Rising.
+    missed: Vec<(u64, u64)>,
     /// The end of the backlog of its LOGIN is told with that of the next one, and that something of it is gone.
     announces: bool,
     truncates: bool,
@@ -88,9 +102,67 @@ impl Reader {
             began: now,
             backlog: None,
             held_from: None,
+            sure: u64::MAX,
+            missed: Vec::new(),
             announces: false,
             truncates: false,
         }
+    }
+
+    /// The log ended at `last` when the store said where the device stands, and others may add to it.
+    pub(crate) fn knows(&mut self, last: u64) {
+        self.sure = last;
+    }
+
+    /// This home has added a message, of which the device knows, behind all else that the log had.
+    pub(crate) fn added(&mut self, stamp: u64) {
+        self.sure = self.sure.max(stamp);
+    }
+
+    /// The log ended at `last`, when all that this home had added until then was told by [`Reader::added`]: the rest is
+    /// another home's. Returns whether there is something to be read now.
+    pub(crate) fn log_ended(&mut self, last: u64) -> bool {
+        if last <= self.sure {
+            return false;
+        }
+        let after = std::mem::replace(&mut self.sure, last);
+        match self.backlog.filter(|backlog| !backlog.reading) {
+            // What lies in there is read anyway.
+            Some(backlog) => {
+                self.miss(after, last.min(backlog.after));
+                self.miss(after.max(backlog.until), last);
+            }
+            // A page that is on its way may have been read before that was added.
+            None => self.miss(after, last),
+        }
+        !self.missed.is_empty()
+    }
+
+    fn miss(&mut self, after: u64, until: u64) {
+        // The rest comes with what it is held before.
+        let until = until.min(self.held_from.unwrap_or(u64::MAX));
+        if after >= until {
+            return;
+        }
+        let is_full = self.missed.len() >= MISSED_MAX;
+        match self.missed.last_mut() {
+            Some((_, end)) if is_full || *end >= after => *end = until.max(*end),
+            _ => self.missed.push((after, until)),
+        }
+    }
+
+    /// Whether something is to be read that others have added.
+    pub(crate) fn has_missed(&self) -> bool {
+        !self.missed.is_empty()
+    }
+
+    /// Begins to read what others have added, unless something else is being read. Nobody is told of its end.
+    pub(crate) fn read_missed(&mut self) {
+        if self.backlog.is_some() || self.missed.is_empty() {
+            return;
+        }
+        let (after, until) = self.missed.remove(0);
+        self.backlog = Some(Backlog { after, until, reading: false, announced: false, truncated: false });
     }
 
     /// The store says where the device stands. What lies between that and the session's beginning is its backlog; and
@@ -119,8 +191,6 @@ impl Reader {
     /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
     pub(crate) fn gave_unkept(&mut self, stamp: u64) {
         self.numbered = self.numbered.wrapping_add(1);
-        // An ACK of it is for all before its latest copy.
-        self.unkept.retain(|(unkept, _)| *unkept != stamp);
         if self.unkept.len() >= UNKEPT_MAX {
             self.unkept.pop_front();
         }
@@ -129,13 +199,8 @@ impl Reader {
 
     /// A message of the log was given to it because it asked for a page. It may owe it already.
     pub(crate) fn gave_page(&mut self, stamp: u64) {
-        match self.find(stamp) {
-            Ok(at) => {
-                self.numbered = self.numbered.wrapping_add(1);
-                self.owed[at].1 = self.numbered;
-            }
-            Err(_) => self.gave_unkept(stamp),
-        }
+        // An ACK that is on its way is of the copy before: what came between them has not come there yet.
+        self.gave_unkept(stamp);
     }
 
     /// A message that came is not for this device.
@@ -146,6 +211,10 @@ impl Reader {
     /// Nothing behind this position is given from now on.
     pub(crate) fn hold(&mut self, after: u64) {
         self.held_from = Some(self.held_from.map_or(after, |held| held.min(after)));
+        self.missed.retain_mut(|(begin, end)| {
+            *end = (*end).min(after);
+            *begin < *end
+        });
         if let Some(backlog) = self.backlog.as_mut().filter(|backlog| backlog.after <= after && after < backlog.until) {
             // What lies behind comes with the rest, in order, and the end is told then.
             backlog.until = after;
@@ -168,6 +237,11 @@ impl Reader {
 
     pub(crate) fn is_held(&self) -> bool {
         self.held_from.is_some()
+    }
+
+    /// Whether there is something of the log that it has to get.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.is_held() || self.backlog.is_some() || self.has_missed()
     }
 
     /// Whether a held device can go on: what it got before is over, and not much of it is owed.
@@ -218,6 +292,9 @@ impl Reader {
     /// Its backlog is read up to this position.
     pub(crate) fn passed_over(&mut self, stamp: u64) {
         if let Some(backlog) = &mut self.backlog {
+            if backlog.after <= self.sure {
+                self.sure = self.sure.max(stamp);
+            }
             backlog.after = backlog.after.max(stamp);
         }
     }
@@ -245,7 +322,14 @@ impl Reader {
             self.owed.pop_front();
             return true;
         }
-        self.find(stamp).is_ok_and(|at| self.owed.remove(at).is_some())
+        if let Ok(at) = self.find(stamp) {
+            return self.owed.remove(at).is_some();
+        }
+        if let Some(at) = self.unkept.iter().position(|(unkept, _)| *unkept == stamp) {
+            // The next ACK of it is of the next copy.
+            self.unkept.remove(at);
+        }
+        false
     }
 
     /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes
@@ -269,15 +353,22 @@ impl Reader {
         #[cfg(test)]
         let owed = owed.filter(|_| !crate::simulation::planted(crate::simulation::Bug::CursorAhead));
         let backlog = self.backlog.map(|backlog| backlog.after);
-        [owed, backlog, self.held_from].into_iter().flatten().min().unwrap_or(self.given)
+        let missed = self.missed.first().map(|(after, _)| *after);
+        [owed, backlog, missed, self.held_from].into_iter().flatten().min().unwrap_or(self.given)
     }
 
     /// The cursor, if the store, whose log ends at `last`, does not know that it has got further. It counts as told
     /// then.
     pub(crate) fn take_news(&mut self, last: u64) -> Option<u64> {
-        let news = self.has_news(last).then(|| self.cursor().min(last))?;
+        let news = self.news(last)?;
         self.told_before = std::mem::replace(&mut self.told, news);
         Some(news)
+    }
+
+    fn news(&self, last: u64) -> Option<u64> {
+        // What others may have added is not skipped.
+        let cursor = self.cursor().min(last).min(self.sure);
+        (self.device != 0 && cursor > self.told).then_some(cursor)
     }
 
     /// The store could not be told what [`Reader::take_news`] gave.
@@ -287,7 +378,7 @@ impl Reader {
 
     /// Whether [`Reader::take_news`] would give anything. What is not in the log is of no interest there.
     pub(crate) fn has_news(&self, last: u64) -> bool {
-        self.device != 0 && self.cursor().min(last) > self.told
+        self.news(last).is_some()
     }
 
     /// Positions that it owes an ACK for.
@@ -326,14 +417,16 @@ mod tests {
         let Some(NextPage { after, limit }) = reader.next_page() else { return Vec::new() };
         let behind: Vec<u64> = log.iter().copied().filter(|stamp| *stamp > after).collect();
         let page: Vec<u64> = behind.iter().copied().take(limit as usize).collect();
-        for stamp in &page {
+        let until = reader.backlog.map_or(0, |backlog| backlog.until);
+        for stamp in page.iter().take_while(|stamp| **stamp <= until) {
             if reader.wants(*stamp) {
                 reader.replayed(*stamp);
             } else {
                 reader.passed_over(*stamp);
             }
         }
-        reader.page_over(page.len() == behind.len());
+        let is_beyond = page.last().is_some_and(|last| *last > until);
+        reader.page_over(is_beyond || page.len() == behind.len());
         page
     }
 
@@ -438,16 +531,31 @@ mod tests {
         assert_eq!(reader.ack_earlier(22), [21]);
         assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
         reader.gave_unkept(22);
-        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
-        reader.gave(24);
-        reader.gave(25);
-        // A page has one that is owed, and one that is not.
-        reader.gave_page(24);
-        reader.gave_page(23);
-        assert_eq!(reader.ack_earlier(24), [25]);
-        assert_eq!(reader.ack_earlier(23), [24]);
+        assert!(reader.ack_earlier(22).is_empty(), "23 may not have come there when the first copy had");
+        assert!(!reader.ack(22));
+        assert_eq!(reader.ack_earlier(22), [23], "its second copy came behind that one");
+        reader.ack(22);
         (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp));
         assert_eq!(reader.unkept.len(), UNKEPT_MAX);
+    }
+
+    #[test]
+    fn an_ack_that_crosses_a_second_copy_is_for_what_came_before_the_first() {
+        let mut reader = reader(10, 20);
+        reader.next_page();
+        reader.page_over(true);
+        for stamp in [21, 22, 23] {
+            reader.gave(stamp);
+        }
+        // A page has one that is owed. The device has 21 and 22, and says so, before that and 23 come.
+        reader.gave_page(22);
+        assert_eq!(reader.ack_earlier(22), [21]);
+        assert!(reader.ack(22));
+        assert_eq!((stamps(&reader), reader.cursor()), (vec![23], 22), "23 may never come there");
+        // Then it says that it has the second copy, too.
+        assert_eq!(reader.ack_earlier(22), [23]);
+        assert!(!reader.ack(22));
+        assert_eq!(reader.cursor(), 23);
     }
 
     #[test]
@@ -462,6 +570,69 @@ mod tests {
         reader.resume(25);
         let rest = reader.backlog.map(|backlog| (backlog.after, backlog.until, backlog.announced, backlog.truncated));
         assert_eq!(rest, Some((14, 25, true, true)), "both are told with the end");
+    }
+
+    /// A device that has all up to 20, where others may add to the log.
+    fn shared() -> Reader {
+        let mut reader = Reader::new(1, 1, 4, 20);
+        reader.knows(20);
+        reader.opened(7, 20, 20, false);
+        reader.next_page();
+        reader.page_over(true);
+        reader
+    }
+
+    #[test]
+    fn what_another_home_has_added_unseen_is_read_once_and_the_cursor_waits_for_it() {
+        let mut reader = shared();
+        reader.gave(25);
+        reader.gave(26);
+        reader.ack(25);
+        assert_eq!(reader.take_news(30), None, "others may have added something before 25");
+        assert!(reader.log_ended(23) && !reader.log_ended(23));
+        reader.added(25);
+        reader.read_missed();
+        assert_eq!((reader.cursor(), reader.backlog.map(|backlog| backlog.until)), (20, Some(23)));
+        assert_eq!(read(&mut reader, &[20, 21, 23, 25, 26]), [21, 23, 25, 26]);
+        assert_eq!(stamps(&reader), [21, 23, 26]);
+        assert!(!reader.is_behind());
+        for stamp in [21, 23, 26] {
+            reader.ack(stamp);
+        }
+        assert_eq!(reader.take_news(30), Some(25), "26 is not known to be in the log");
+    }
+
+    #[test]
+    fn what_is_read_anyway_is_not_read_twice_because_it_was_missed() {
+        let mut reader = shared();
+        reader.hold(22);
+        // Nothing is given behind 22: that comes with the rest.
+        assert!(reader.log_ended(30));
+        assert_eq!(reader.missed, [(20, 22)]);
+        reader.hold(21);
+        assert_eq!((reader.missed.clone(), reader.cursor()), (vec![(20, 21)], 20));
+        reader.read_missed();
+        assert_eq!(read(&mut reader, &[21, 23, 30]), [21, 23, 30]);
+        assert_eq!((stamps(&reader), reader.is_held()), (vec![21], true));
+        reader.resume(30);
+        assert!(reader.log_ended(31));
+        assert_eq!(reader.missed, [(30, 31)]);
+        assert_eq!(read(&mut reader, &[21, 23, 30, 31]), [23, 30, 31]);
+        assert!(reader.ack(21) && reader.ack(23));
+        reader.read_missed();
+        assert_eq!(read(&mut reader, &[21, 23, 30, 31]), [31]);
+        assert_eq!(stamps(&reader), [30, 31]);
+    }
+
+    #[test]
+    fn parts_that_were_missed_are_bounded_and_none_is_left_out() {
+        let mut reader = shared();
+        for gap in 1..100 {
+            reader.log_ended(20 + 3 * gap - 2);
+            reader.added(20 + 3 * gap);
+        }
+        assert_eq!(reader.missed.len(), MISSED_MAX);
+        assert_eq!((reader.missed[0], reader.missed[MISSED_MAX - 1].1), ((20, 21), 20 + 3 * 99 - 2));
     }
 
     #[test]

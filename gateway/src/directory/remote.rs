@@ -21,6 +21,8 @@ pub(crate) struct RemoteSession {
     pub(crate) conn: ConnId,
     pub(crate) user: u64,
     pub(crate) session: u64,
+    /// How its device reads its inbox, see [`Wish::packed`](crate::desk::Wish::packed).
+    pub(crate) wish: u16,
     /// Its place among all that this shard was told of, modulo 2^32; given by [`RemoteSessions::add`].
     pub(crate) told: u32,
 }
@@ -130,6 +132,7 @@ mod tests {
             conn: ConnId { slot: 7, generation: 1 },
             user,
             session: user * 10,
+            wish: 0,
             told: 0,
         }
     }

@@ -163,7 +163,8 @@ mod tests {
         let mut settling = Settling::new();
         settling.begin(&routing, 100);
         let conn = crate::io::ConnId { slot: 1, generation: 1 };
-        let session = |shard, told| RemoteSession { node: key_of("b", 1), shard, conn, user: 1, session: 1, told };
+        let session =
+            |shard, told| RemoteSession { node: key_of("b", 1), shard, conn, user: 1, session: 1, wish: 0, told };
         assert!(!settling.is_past(&session(2, 0)), "nothing was said");
         settling.said(key_of("b", 1), 2, routing.digest(), 7);
         assert!(settling.is_past(&session(2, 6)) && settling.is_past(&session(2, u32::MAX)));

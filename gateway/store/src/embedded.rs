@@ -208,7 +208,7 @@ impl Embedded {
         }
         if retry && let Some(stamp) = self.find(user, record.from, record.id)? {
             Stats::add(&self.stats.duplicates, 1);
-            let reply = Reply::Stored { stamp, duplicate: true };
+            let reply = Reply::Stored { stamp, duplicate: true, before: 0 };
             // It may be of this very batch.
             return Ok(if self.puts.is_empty() { Staged::Ready(reply) } else { Staged::Durable(reply) });
         }
@@ -242,7 +242,7 @@ impl Embedded {
         self.log.put(user, &record);
         self.puts.push((user, stamp));
         self.insert(user, record);
-        Ok(Staged::Durable(Reply::Stored { stamp, duplicate: false }))
+        Ok(Staged::Durable(Reply::Stored { stamp, duplicate: false, before: 0 }))
     }
 
     /// Adds a message that is, or will be, in the log.

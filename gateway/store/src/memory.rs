@@ -138,7 +138,7 @@ impl Memory {
                 found.records.iter().rev().take(window).find(|at| (at.from, at.id) == (record.from, record.id))
         {
             Stats::add(&self.stats.duplicates, 1);
-            return Reply::Stored { stamp: stored.stamp, duplicate: true };
+            return Reply::Stored { stamp: stored.stamp, duplicate: true, before: found.last };
         }
         if !self.can_write() {
             return self.refuse(Refusal::Unavailable);
@@ -174,13 +174,13 @@ impl Memory {
         let found = self.users.entry(user).or_default();
         record.stamp = confirmed_stamp(record.stamp, found.last, (self.clock)());
         let stamp = record.stamp;
-        found.last = stamp;
+        let before = std::mem::replace(&mut found.last, stamp);
         found.bytes += bytes;
         self.bytes += bytes;
         Stats::add(&self.stats.appends, 1);
         Stats::add(&self.stats.append_bytes, record.payload.len() as u64);
         found.records.push_back(record);
-        Reply::Stored { stamp, duplicate: false }
+        Reply::Stored { stamp, duplicate: false, before }
     }
 
     /// Which bound of the user one more message would pass. One always may, however long it is.

@@ -231,6 +231,9 @@ pub enum Reply {
         stamp: u64,
         /// It had been stored before, and this is where.
         duplicate: bool,
+        /// The last position of the log before this request, 0 if there was none: one that the asker does not know of
+        /// is another home's. Only of a store that several nodes share; others may say 0.
+        before: u64,
     },
     /// Nothing was done.
     Refused(Refusal),

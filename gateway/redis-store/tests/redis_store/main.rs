@@ -223,7 +223,10 @@ trait AsFirst {
 impl AsFirst for Reply {
     fn clone_as_first(&self) -> Reply {
         match *self {
-            Reply::Stored { stamp, duplicate: true } => Reply::Stored { stamp, duplicate: false },
+            Reply::Stored { stamp, duplicate: true, before } => {
+                assert_eq!(before, stamp, "nothing was added since");
+                Reply::Stored { stamp, duplicate: false, before: 0 }
+            }
             ref other => panic!("{other:?}"),
         }
     }

@@ -15,7 +15,7 @@ mod world;
 pub(crate) use clock::Clock;
 pub(crate) use faults::{Faults, Rng};
 pub(crate) use peers::Host;
-pub(crate) use world::World;
+pub(crate) use world::{WALL_MS, World};
 
 use super::{BufId, Completion, ConnId, HandoverToken, Io, IoStats, Now, ReadOp, SendId};
 use ring::Submission;

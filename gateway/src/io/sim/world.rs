@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 /// The wall clock when a run begins, milliseconds since the Unix epoch: some day in 2026.
-const WALL_MS: i64 = 1_780_000_000_000;
+pub(crate) const WALL_MS: i64 = 1_780_000_000_000;
 
 /// Something that will happen.
 #[derive(Debug)]

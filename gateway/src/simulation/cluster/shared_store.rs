@@ -38,6 +38,8 @@ pub(super) struct SharedStore {
     homes: BTreeMap<u64, u64>,
     rng: Rng,
     pub(super) stale: u64,
+    /// What its clock shows when a run begins, milliseconds since the Unix epoch.
+    pub(super) begins_ms: u64,
 }
 
 impl SharedStore {
@@ -57,6 +59,7 @@ impl SharedStore {
             homes: BTreeMap::new(),
             rng: Rng::new(seed ^ 0x005A_4ED5),
             stale: 0,
+            begins_ms: 0,
         }
     }
 
@@ -86,8 +89,7 @@ impl SharedStore {
 
     /// Carries out what is due of a node, and hands it answers.
     pub(super) fn step(&mut self, now_us: u64, number: usize, node: &mut Node) {
-        // As most clocks of this world.
-        self.clock.store(now_us / 1_000, Ordering::Relaxed);
+        self.clock.store(self.begins_ms + now_us / 1_000, Ordering::Relaxed);
         let Some(way) = self.ways.get_mut(&number) else { return };
         let mut batch = Vec::new();
         if way.commit_us.is_some_and(|commit_us| commit_us <= now_us) {

@@ -518,7 +518,7 @@ impl<S: Store> Groups<S> {
             Staged::Ready(reply) => reply,
             Staged::Refused => return refused,
             Staged::Log { at, ttl_s } => match replies[at].take() {
-                Some(Reply::Stored { stamp, duplicate }) => {
+                Some(Reply::Stored { stamp, duplicate, .. }) => {
                     Stats::add(&self.stats.appends, u64::from(!duplicate));
                     if let Some(known) = self.book.group_mut(group) {
                         known.last = known.last.max(stamp);
