@@ -7,8 +7,10 @@
 //! first one that does not.
 
 mod affinity;
+mod backend;
 mod backlog;
 mod ballast;
+mod calls;
 mod churn;
 mod clock;
 mod cores;
@@ -88,6 +90,7 @@ Examples:
   bench hold --redis --conns 100000             logins with presence written to Redis
   bench storm --conns 50000                     all are cut off at once and come back
   bench fanout --members 15000                  one message to everybody in a room, beside a raw send to each
+  bench calls --conns 100                       CALL and REPLY, beside nats-server, nginx and HAProxy
   bench store --burst 1000000                   messages for users who are not there, beside bare appends and JetStream
   bench replay --users 10000 --messages 100     they come, and take what was kept for them
   bench vs --json vs.json                       beside every other server that is installed
@@ -121,6 +124,8 @@ enum Command {
     Handshakes(handshakes::HandshakesArgs),
     /// Floor, gateway and other servers side by side: CPU for a message, memory of idle connections, latency
     Vs(vs::VsArgs),
+    /// Calls and their answers, by a worker and by HTTP: CPU for a call, beside an echo and other servers
+    Calls(calls::CallsArgs),
     /// Messages for users who are not there: kept a second, CPU, SEND to SENT 1; beside bare appends and other servers
     Store(store::StoreArgs),
     /// Users come for whom messages were kept: messages a second and core until all have all
@@ -164,6 +169,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => churn::run(&args),
         Command::Handshakes(args) => handshakes::run(&args),
         Command::Vs(args) => vs::run(&args),
+        Command::Calls(args) => calls::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Plot(args) => plot::run(&args),

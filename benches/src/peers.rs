@@ -218,7 +218,8 @@ pub(crate) fn version_of(program: &Path, arguments: &[&str]) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
-fn free_address() -> Result<SocketAddrV4, Failure> {
+/// A port of loopback on which nobody listens.
+pub(crate) fn free_address() -> Result<SocketAddrV4, Failure> {
     let failed = |error| Failure::system("finding a free port", error);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
     Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().map_err(failed)?.port()))

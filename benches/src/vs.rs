@@ -131,22 +131,37 @@ impl Contestant {
 
 /// One measurement of messages.
 #[derive(Clone, Debug, Serialize)]
-struct Round {
+pub(crate) struct Round {
     window: u32,
-    messages: u64,
-    rate: f64,
-    cpu_us_per_message: f64,
+    pub(crate) messages: u64,
+    pub(crate) rate: f64,
+    pub(crate) cpu_us_per_message: f64,
     /// The saturation of the server, and of the bench.
-    cores: f64,
-    bench_cores: f64,
+    pub(crate) cores: f64,
+    pub(crate) bench_cores: f64,
     /// What the core of the servers did.
     server_core: CoreUse,
     /// Of the messages under way in the measurement, whenever they arrived.
-    latency: Percentiles,
+    pub(crate) latency: Percentiles,
     /// As clients would see it that do not wait for the message before; see [`ClosedLoop::corrected`].
-    latency_corrected: Percentiles,
+    pub(crate) latency_corrected: Percentiles,
     /// The longest time in which none of them arrived, in milliseconds.
-    silence_ms: f64,
+    pub(crate) silence_ms: f64,
+}
+
+/// Clients that keep so many messages in flight each.
+pub(crate) struct Exchange<'a> {
+    pub(crate) conns: u32,
+    pub(crate) payload: u32,
+    pub(crate) secs: f64,
+    pub(crate) window: u32,
+    pub(crate) dialect: &'a dyn Dialect,
+    /// What they write and read.
+    pub(crate) layers: Layers,
+    /// A message comes back to its sender, instead of going to the other one of a pair.
+    pub(crate) echo: bool,
+    /// Of the server, for what is said of it.
+    pub(crate) name: &'a str,
 }
 
 /// Memory of idle connections.
@@ -301,7 +316,17 @@ fn compare(
             let Some(mut server) = result.keep(contestant, contestant.start(args, folder))? else { continue };
             for &window in &args.window {
                 let progress = Progress::new(format!("{} {round}/{}, window {window}", contestant.name(), args.rounds));
-                let measured = on_load_core(|| exchange(args, window, contestant, &server, &progress));
+                let of = Exchange {
+                    conns: args.conns,
+                    payload: args.payload,
+                    secs: args.secs,
+                    window,
+                    dialect: contestant.dialect(),
+                    layers: contestant.layers(args),
+                    echo: matches!(contestant, Contestant::Floor(_)),
+                    name: &contestant.name(),
+                };
+                let measured = on_load_core(|| exchange(&of, &server, &progress));
                 match result.keep(contestant, measured.map_err(|failure| server.explain(failure)))? {
                     Some(round) => result.rounds.push(round),
                     None => break,
@@ -507,22 +532,16 @@ fn idle(args: &VsArgs, contestant: &Contestant, server: &Server, client: Share) 
     })
 }
 
-fn exchange(
-    args: &VsArgs,
-    window: u32,
-    contestant: &Contestant,
-    server: &Server,
-    progress: &Progress,
-) -> Result<Round, Failure> {
-    let echo = matches!(contestant, Contestant::Floor(_));
-    let burst = (args.payload + 128).saturating_mul(window).min(1 << 17);
-    let mut fleet = Fleet::new(server.address(), args.conns, burst)?.over(contestant.layers(args));
-    let name = contestant.name();
-    let mut clients = Clients::new(contestant.dialect(), args.conns, args.payload, echo, &name);
-    enter(&mut fleet, &mut clients, args.conns)?;
-    let length = Duration::from_secs_f64(args.secs);
+/// Measures them at one server: they come in, exchange messages, and account for each.
+pub(crate) fn exchange(of: &Exchange<'_>, server: &Server, progress: &Progress) -> Result<Round, Failure> {
+    let Exchange { conns, payload, secs, window, dialect, ref layers, echo, name } = *of;
+    let burst = (payload + 128).saturating_mul(window).min(1 << 17);
+    let mut fleet = Fleet::new(server.address(), conns, burst)?.over(layers.clone());
+    let mut clients = Clients::new(dialect, conns, payload, echo, name);
+    enter(&mut fleet, &mut clients, conns)?;
+    let length = Duration::from_secs_f64(secs);
     let bar = progress.phase("seconds", length.as_secs());
-    for from in 0..args.conns {
+    for from in 0..conns {
         (0..window).for_each(|_| clients.send(&mut fleet, from));
     }
     run_until(&mut fleet, &mut clients, Instant::now() + WARMUP)?;

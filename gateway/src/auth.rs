@@ -111,7 +111,7 @@ impl TokenEnd {
     /// The session does not end with its token.
     pub const NEVER: TokenEnd = TokenEnd(0);
 
-    fn of(exp: f64) -> Self {
+    pub(crate) fn of(exp: f64) -> Self {
         // The cast cuts what is out of range to the ends of it.
         TokenEnd(exp.ceil().max(1.0) as u32)
     }
@@ -120,6 +120,14 @@ impl TokenEnd {
     #[cfg(test)]
     pub(crate) fn at_s(exp_s: u64) -> Self {
         TokenEnd::of(exp_s as f64)
+    }
+
+    /// Whichever comes first.
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        match (self, other) {
+            (TokenEnd::NEVER, end) | (end, TokenEnd::NEVER) => end,
+            (one, other) => TokenEnd(one.0.min(other.0)),
+        }
     }
 
     /// Milliseconds since the Unix epoch; 0 never.
@@ -147,7 +155,7 @@ pub enum WatchClaim {
 
 impl WatchClaim {
     /// Of the claim `watch`: `"all"`, or a list of user ids, as numbers or in decimal. Anything else is nobody.
-    fn of(claim: Option<&Value>) -> Self {
+    pub(crate) fn of(claim: Option<&Value>) -> Self {
         match claim {
             Some(Value::String(all)) if all == "all" => WatchClaim::Everybody,
             Some(Value::Array(ids)) => {

@@ -12,6 +12,7 @@ use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
 use crate::events::{LANE_BYTES, LANES, SHARD_BYTES as EVENT_SHARD_BYTES};
 use crate::groups::MEMBERSHIP_BYTES;
+use crate::hook::{REQUEST_BYTES, WAITING_BYTES};
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
 use crate::outbox::Outbox;
 use crate::portal::FATE_BYTES;
@@ -337,6 +338,22 @@ impl Budget {
                     size(LANE_BYTES)
                 ),
                 flags: &["--webhook-bytes-max", "--webhook", "--shards"],
+            });
+        }
+        if limits.hook_requests_max > 0 {
+            let waiting = u64::from(limits.hook_waiting_max) * WAITING_BYTES;
+            let requests = u64::from(limits.hook_requests_max) * REQUEST_BYTES;
+            let cache = limits.hook_cache_bytes_max as u64;
+            terms.push(Term {
+                name: "connect hook",
+                bytes: waiting + requests + cache,
+                how: format!(
+                    "{} of logins that wait, {} of requests, {} of answers that still count",
+                    size(waiting),
+                    size(requests),
+                    size(cache)
+                ),
+                flags: &["--connect-hook-waiting-max", "--connect-hook-requests-max", "--connect-hook-cache-bytes-max"],
             });
         }
         if limits.pushes_open_max > 0 || presence_queue.is_some() {

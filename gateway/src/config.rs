@@ -5,6 +5,7 @@ mod cluster;
 mod file;
 mod fit;
 mod groups;
+mod hook;
 mod host;
 mod listen;
 mod names;
@@ -48,6 +49,7 @@ use resolve::{Judge, known};
 pub(crate) use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
+use crate::hook::HookSpec;
 use crate::limits::Limits;
 use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
@@ -105,6 +107,8 @@ pub struct Config {
     pub services: Option<ServicesConfig>,
     /// Address of the HTTP API for back-ends; `None` without one.
     pub services_http: Option<SocketAddr>,
+    /// Who is asked about logins; `None` without a connect-time hook.
+    pub connect_hook: Option<HookSpec>,
     /// Who is told of what happens; `None` without webhooks.
     pub webhooks: Option<WebhooksConfig>,
     /// When the memory budget does not fit: flags and values, each of which makes it fit.

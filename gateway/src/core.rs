@@ -33,6 +33,7 @@ pub(crate) mod groups;
 mod guests;
 mod handshake;
 pub(crate) mod head;
+mod hook;
 mod keep;
 mod kicks;
 mod links;
@@ -202,6 +203,7 @@ impl<I: Io> Core<I> {
         let letters = self.drain_mailbox(MAIL_TURN_BYTES);
         let requests = self.drain_control() + if self.shard.desk.is_some() { self.shard.take_answers() } else { 0 };
         let pushes = self.shard.take_pushes() + self.shard.take_upstream_answers() + self.shard.take_kept();
+        let verdicts = self.shard.take_verdicts();
         if ticked {
             let mut due = std::mem::take(&mut self.due);
             self.shard.expire(&mut due);
@@ -228,10 +230,11 @@ impl<I: Io> Core<I> {
         self.blocked |= walks || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
         let brought = self.shard.has_pushes() || self.shard.has_upstream_answers() || self.shard.has_kept();
+        let brought = brought || self.shard.has_verdicts();
         self.behind = self.shard.outgoing.own().len() > 0 || behind || fans_out || brought;
         let asked = shook
             || letters > 0
-            || requests + pushes > 0
+            || requests + pushes + verdicts > 0
             || begins_to_leave
             || (waited && !self.shard.links.anybody_waits());
         let acted = completions > 0 || asked || ticked || self.behind;
@@ -552,6 +555,7 @@ impl<I: Io> Core<I> {
         }
         shard.post_upstream_calls();
         shard.post_events();
+        shard.post_questions();
         let outgoing = &mut shard.outgoing;
         let mut blocked = outgoing.post(|to| io.wake(to));
         withdrawals.retain(|(to, token)| {

@@ -18,7 +18,7 @@
 //! In each of [`LANES`] lanes of a webhook one request is under way at a time, and a user's events are all in one lane:
 //! so they arrive in order.
 
-mod client;
+pub(crate) mod client;
 mod driver;
 mod event;
 mod grace;
@@ -29,7 +29,7 @@ mod sign;
 mod spec;
 mod writer;
 
-pub(crate) use driver::{WebhookDriver, WebhookDriverConfig};
+pub(crate) use driver::{WebhookDriver, WebhookDriverConfig, changed};
 pub(crate) use event::Event;
 pub use event::{EventKind, Wants};
 pub(crate) use grace::GOING_MAX;

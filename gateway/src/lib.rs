@@ -26,6 +26,7 @@ pub mod fuzz {
     pub use crate::transport::tls::fuzz::*;
 }
 mod groups;
+pub mod hook;
 pub mod host_tree;
 pub mod http;
 mod inbox;

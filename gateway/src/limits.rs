@@ -171,6 +171,12 @@ pub struct Limits {
     pub webhook_bytes_max: usize,
     /// Webhooks of the node.
     pub webhooks: u32,
+    /// Requests to the connect-time hook under way, of the whole node; further questions wait. 0 without a hook.
+    pub hook_requests_max: u32,
+    /// Logins and renewals that wait for the hook, of the whole node; a further one ends as overloaded. 0 without one.
+    pub hook_waiting_max: u32,
+    /// Bytes of the hook's answers that still count, of the whole node; those that end first give way.
+    pub hook_cache_bytes_max: usize,
     /// Sessions of a shard that pushes to all are given to in a second.
     pub broadcast_per_sec: u32,
 }
@@ -321,6 +327,9 @@ impl Default for Limits {
             pushes_per_key_per_sec: 0,
             webhook_bytes_max: 0,
             webhooks: 0,
+            hook_requests_max: 0,
+            hook_waiting_max: 0,
+            hook_cache_bytes_max: 0,
             broadcast_per_sec: BROADCAST_PER_SEC,
         }
     }

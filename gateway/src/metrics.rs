@@ -178,6 +178,8 @@ macro_rules! shard_stats {
             pub turn_time: Histogram,
             /// Time from LOGIN to LOGIN_OK, a hand-over to another shard and the question to another node included.
             pub login_time: Histogram,
+            /// Time from a question to the connect-time hook to its answer, or to its failure.
+            pub hook_time: Histogram,
             /// Time from the sending of records to another node to their confirmation.
             pub mesh_time: Histogram,
             /// Time from a change of the view to when all other nodes had been told of this shard's sessions.
@@ -407,6 +409,8 @@ shard_stats! {
     limit_event_kept: Counter "trunkline_limit_hits_total" "limit=\"event_kept_time\"" "How often each limit was hit.";
     limit_events_held: Counter "trunkline_limit_hits_total" "limit=\"events_held\"" "How often each limit was hit.";
     limit_events_going: Counter "trunkline_limit_hits_total" "limit=\"users_going\"" "How often each limit was hit.";
+    limit_hook_waiting: Counter "trunkline_limit_hits_total" "limit=\"connect_hook_waiting\"" "How often each limit was hit.";
+    limit_hook_cache: Counter "trunkline_limit_hits_total" "limit=\"connect_hook_cache_bytes\"" "How often each limit was hit.";
     events_online: Counter "trunkline_events_total" "type=\"user.online\"" "Events that some webhook wants, each counted once.";
     events_offline: Counter "trunkline_events_total" "type=\"user.offline\"" "Events that some webhook wants, each counted once.";
     events_login: Counter "trunkline_events_total" "type=\"session.login\"" "Events that some webhook wants, each counted once.";
@@ -431,6 +435,18 @@ shard_stats! {
     event_log_bytes: Gauge "trunkline_event_log_bytes" "" "Bytes of the files in which events are kept.";
     event_log_errors: Counter "trunkline_event_log_errors_total" "" "Times events could not be written to their files; they go on from memory then.";
     events_held: Gauge "trunkline_events_held" "" "Senders that are told SENT 1 as soon as the event of their stored message is kept.";
+    hook_asked: Counter "trunkline_connect_hook_requests_total" "" "Requests to the connect-time hook.";
+    hook_accepted: Counter "trunkline_connect_hook_answers_total" "end=\"accepted\"" "Answers of the connect-time hook, by what became of them: accepted, refused, failed where there was none that says either.";
+    hook_refused: Counter "trunkline_connect_hook_answers_total" "end=\"refused\"" "Answers of the connect-time hook, by what became of them: accepted, refused, failed where there was none that says either.";
+    hook_failed: Counter "trunkline_connect_hook_answers_total" "end=\"failed\"" "Answers of the connect-time hook, by what became of them: accepted, refused, failed where there was none that says either.";
+    hook_cached: Counter "trunkline_connect_hook_saved_total" "by=\"cache\"" "Logins and renewals for which no request was made: the answer was known, an equal question was open, or the hook is left in peace.";
+    hook_shared: Counter "trunkline_connect_hook_saved_total" "by=\"equal\"" "Logins and renewals for which no request was made: the answer was known, an equal question was open, or the hook is left in peace.";
+    hook_cut: Counter "trunkline_connect_hook_saved_total" "by=\"circuit\"" "Logins and renewals for which no request was made: the answer was known, an equal question was open, or the hook is left in peace.";
+    hook_allowed: Counter "trunkline_connect_hook_allowed_total" "" "Logins let in without an answer, as connect_hook_failure = \"allow\" has it.";
+    hook_waiting: Gauge "trunkline_connect_hook_waiting" "" "Logins and renewals that wait for the connect-time hook.";
+    hook_under_way: Gauge "trunkline_connect_hook_under_way" "" "Requests to the connect-time hook that are under way.";
+    hook_cache_bytes: Gauge "trunkline_connect_hook_cache_bytes" "" "Bytes of answers of the connect-time hook that still count.";
+    hook_is_cut: Gauge "trunkline_connect_hook_circuit_open" "" "1 while the connect-time hook is asked hardly anything, since it gave no answers.";
     group_messages_in: Counter "trunkline_group_messages_received_total" "" "Messages to groups that clients sent.";
     group_stored: Counter "trunkline_group_messages_total" "outcome=\"stored\"" "Messages to groups, by what became of them.";
     group_accepted: Counter "trunkline_group_messages_total" "outcome=\"accepted\"" "Messages to groups, by what became of them.";

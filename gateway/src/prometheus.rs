@@ -174,6 +174,11 @@ fn write_times(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
         &all(|stats| &stats.login_time),
     );
     exposition.histogram(
+        "trunkline_connect_hook_duration_seconds",
+        "Time from a request to the connect-time hook to its answer, or to its failure.",
+        &all(|stats| &stats.hook_time),
+    );
+    exposition.histogram(
         "trunkline_mesh_delivery_duration_seconds",
         "Time from the sending of records to another node to their confirmation, in steps of a millisecond.",
         &all(|stats| &stats.mesh_time),
@@ -246,7 +251,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 99] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 101] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -345,6 +350,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 99] {
         ("event_kept_time", if limits.webhooks > 0 { KEPT_MS / 1_000 } else { 0 }),
         ("events_held", if limits.webhooks > 0 { HELD_MAX as u64 } else { 0 }),
         ("users_going", if limits.webhooks > 0 { GOING_MAX as u64 } else { 0 }),
+        ("connect_hook_waiting", limits.hook_waiting_max.into()),
+        ("connect_hook_cache_bytes", limits.hook_cache_bytes_max as u64),
         ("tls_handshakes", limits.tls_handshakes_max.into()),
         ("tls_handshakes_per_turn", limits.tls_handshakes_per_turn.into()),
     ]

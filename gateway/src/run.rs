@@ -21,6 +21,7 @@ use trunkline_gateway::control::{Control, ControlPort};
 use trunkline_gateway::drain::{Drainer, Wanted};
 use trunkline_gateway::early::turn_away;
 use trunkline_gateway::events::{EventPortals, Wants};
+use trunkline_gateway::hook::HookPortals;
 use trunkline_gateway::http::demo::Demo;
 use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
@@ -29,8 +30,8 @@ use trunkline_gateway::portal::Portals;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::services::CallPortals;
 use trunkline_gateway::services_thread::{
-    CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, PushConfig, ServicesThread, ServicesThreadConfig,
-    WebhooksPart,
+    CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, HookPart, PushConfig, ServicesThread,
+    ServicesThreadConfig, WebhooksPart,
 };
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
 use trunkline_gateway::startup::{StartupError, checks};
@@ -99,6 +100,7 @@ impl Start {
         let auth = config.load_auth()?;
         let access = config.load_access()?;
         config.check_webhooks()?;
+        config.check_connect_hook()?;
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
         let tls = config.load_tls()?;
@@ -219,6 +221,7 @@ async fn control(
         let wants = webhooks.specs.iter().fold(Wants::default(), |all, spec| all.or(spec.wants));
         EventPortals::new(config.shards, wants, webhooks.folder.is_some())
     });
+    let hook_portals = config.connect_hook.as_ref().map(|_| HookPortals::new(config.shards));
     let call_portals = upstreams.map(|_| CallPortals::new(config.shards));
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
@@ -297,6 +300,7 @@ async fn control(
         }),
         portals: portals.clone(),
         events: event_portals.clone(),
+        hook: hook_portals.clone(),
         presence_logs: cluster.as_ref().map(|cluster| cluster.logs().to_vec()).unwrap_or_default(),
     };
     let starting = tokio::task::spawn_blocking(move || shard::start(shards_config));
@@ -321,12 +325,15 @@ async fn control(
         folder: webhooks.folder.clone(),
         node: config.node.clone(),
     });
-    let services_thread = match pushes.is_some() || calls.is_some() || webhooks.is_some() {
+    let hook = config.connect_hook.clone().zip(hook_portals);
+    let hook = hook.map(|(spec, portals)| HookPart { spec, portals, node: config.node.clone() });
+    let services_thread = match pushes.is_some() || calls.is_some() || webhooks.is_some() || hook.is_some() {
         true => {
             let config = ServicesThreadConfig {
                 pushes,
                 calls,
                 webhooks,
+                hook,
                 stats: stats.clone(),
                 limits: config.limits().clone(),
                 shard_cores: shards.core_ids(),

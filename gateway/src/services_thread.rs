@@ -5,6 +5,7 @@
 //! their portals ([`crate::portal`], [`CallPortals`]) alone, and never the mesh.
 
 use crate::events::{EventPortals, WebhookDriver, WebhookDriverConfig, WebhookSpec};
+use crate::hook::{HookDriver, HookDriverConfig, HookPortals, HookSpec};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
 use crate::portal::Portals;
@@ -34,7 +35,7 @@ const NICE: i32 = 5;
 /// Threads for look-ups of names, which wait for others.
 const LOOKUP_THREADS_MAX: usize = 4;
 
-/// What the thread needs of its node. One of `pushes`, `calls` and `webhooks` at least.
+/// What the thread needs of its node. One of `pushes`, `calls`, `webhooks` and `hook` at least.
 #[derive(Debug)]
 pub struct ServicesThreadConfig {
     /// Pushes by HTTP; `None` where nobody pushes so.
@@ -43,6 +44,8 @@ pub struct ServicesThreadConfig {
     pub calls: Option<CallsConfig>,
     /// Events to webhooks; `None` without any.
     pub webhooks: Option<WebhooksPart>,
+    /// Questions about logins; `None` without a connect-time hook.
+    pub hook: Option<HookPart>,
     /// The numbers of each shard, by shard.
     pub stats: Vec<Arc<ShardStats>>,
     /// The limits of the node.
@@ -90,6 +93,17 @@ pub struct WebhooksPart {
     pub node: String,
 }
 
+/// What the connect-time hook needs of its node.
+#[derive(Debug)]
+pub struct HookPart {
+    /// Who is asked.
+    pub spec: HookSpec,
+    /// The ways from the shards.
+    pub portals: HookPortals,
+    /// The node's name.
+    pub node: String,
+}
+
 /// How far the node is with its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Phase {
@@ -114,12 +128,16 @@ impl ServicesThread {
     /// # Errors
     /// When the system has no thread for it, or what a runtime needs; or when a file that it needs cannot be read.
     pub fn start(config: ServicesThreadConfig) -> io::Result<Self> {
-        let ServicesThreadConfig { pushes, calls, webhooks, stats, limits, shard_cores, seed } = config;
+        let ServicesThreadConfig { pushes, calls, webhooks, hook, stats, limits, shard_cores, seed } = config;
         let webhooks = webhooks.map(|WebhooksPart { specs, portals, folder, node }| {
             let (stats, limits) = (stats[0].clone(), limits.clone());
             WebhookDriver::new(WebhookDriverConfig { specs, portals, folder, stats, limits, node, seed })
         });
         let webhooks = webhooks.transpose()?;
+        let hook = hook.map(|HookPart { spec, portals, node }| {
+            HookDriver::new(HookDriverConfig { spec, portals, stats: stats[0].clone(), limits: limits.clone(), node })
+        });
+        let hook = hook.transpose()?;
         let driver = calls.map(|calls| {
             let CallsConfig { specs, portals } = calls;
             Driver::new(DriverConfig { specs, portals, stats: stats[0].clone(), limits: limits.clone(), seed })
@@ -153,6 +171,12 @@ impl ServicesThread {
                         None => pending().await,
                     }
                 };
+                let asking = async {
+                    match hook {
+                        Some(hook) => hook.run().await,
+                        None => pending().await,
+                    }
+                };
                 // Sessions are told to go while their calls go on; so calls end with the shards.
                 let mut ends = phases.clone();
                 let alone = async { drop(ends.wait_for(|at| *at == Phase::Alone).await) };
@@ -166,6 +190,7 @@ impl ServicesThread {
                 tokio::select! {
                     _ = async { tokio::join!(pushing, telling, alone) } => {}
                     () = calling => {}
+                    () = asking => {}
                 }
             });
             // A look-up of a name that still waits keeps nobody from ending.

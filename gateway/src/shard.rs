@@ -17,6 +17,7 @@ use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
 use crate::desk::ShardStore;
 use crate::events::EventPortals;
+use crate::hook::HookPortals;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
@@ -88,6 +89,8 @@ pub struct ShardsConfig {
     pub portals: Option<Portals>,
     /// The ways of events to webhooks; `None` where there are none.
     pub events: Option<EventPortals>,
+    /// The ways to the connect-time hook; `None` without one.
+    pub hook: Option<HookPortals>,
 }
 
 /// What the shards of a node need to have clients call services.
@@ -225,6 +228,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         if let Some(events) = &config.events {
             events.set_waker(shard, wakers[core].clone());
         }
+        if let Some(hook) = &config.hook {
+            hook.set_waker(shard, wakers[core].clone());
+        }
         if let Some(portals) = services.as_ref().and_then(|services| services.portals.as_ref()) {
             portals.set_waker(shard, wakers[core].clone());
         }
@@ -256,6 +262,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
                 services,
                 portals: config.portals.clone(),
                 events: config.events.clone(),
+                hook: config.hook.clone(),
             },
         });
     }
@@ -502,6 +509,7 @@ mod tests {
             services: None,
             portals: None,
             events: None,
+            hook: None,
         })
         .unwrap();
         let panicking = count - 1;

@@ -276,7 +276,8 @@ fn of_services_thread(config: &Config) -> u64 {
     let of_upstreams = u64::from(limits.upstream_conns_max) + if limits.upstream_conns_max > 0 { 64 } else { 0 };
     // A connection for each lane, and the files of the log.
     let of_webhooks = u64::from(limits.webhooks) * LANES as u64 + if limits.webhooks > 0 { 4 } else { 0 };
-    let all = of_http + of_upstreams + of_webhooks;
+    let of_hook = u64::from(limits.hook_requests_max) + if limits.hook_requests_max > 0 { 4 } else { 0 };
+    let all = of_http + of_upstreams + of_webhooks + of_hook;
     if all > 0 { 8 + all } else { 0 }
 }
 

@@ -1,5 +1,6 @@
 //! What the load engine says to each server: one file for each protocol.
 
+mod calls;
 mod floor;
 mod jetstream;
 mod mqtt;
@@ -8,6 +9,7 @@ mod resp;
 mod streams;
 mod trunkline;
 
+pub(crate) use calls::{Calls, NatsRequests};
 pub(crate) use floor::Echo;
 pub(crate) use jetstream::JetStream;
 pub(crate) use mqtt::Mqtt;

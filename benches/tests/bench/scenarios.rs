@@ -628,6 +628,22 @@ fn vs_measures_floor_and_gateway_and_plot_draws_what_was_measured() {
     fs::remove_dir_all(&folder).expect("there");
 }
 
+#[test]
+fn calls_are_answered_by_a_worker_and_by_an_http_server_and_others_are_measured_beside() {
+    let few = ["--conns", "10", "--secs", "0.3", "--rounds", "1"];
+    let calls = report("calls", &few);
+    let cases = calls["cases"].as_array().expect("cases");
+    let named = |name: &str| cases.iter().find(|case| case["name"] == name).expect("a case");
+    for name in ["floor", "gateway, worker", "gateway, HTTP"] {
+        assert!(named(name)["rounds"][0]["messages"].as_u64().is_some_and(|calls| calls > 0), "{name}");
+    }
+    let skipped = calls["skipped"].as_array().expect("those that are not installed");
+    assert_eq!(cases.len() + skipped.len(), 6);
+    assert!(cases.iter().all(|case| case["failed"].is_null()), "{cases:?}");
+    assert!(calls["ratios"].as_array().is_some_and(|ratios| ratios.iter().any(|ratio| ratio["over"] == "floor")));
+    complaint(&["calls", "--peer", "apache"], 1, &["apache", "haproxy"]);
+}
+
 /// What a run says that must fail, and how.
 #[track_caller]
 fn complaint(arguments: &[&str], status: i32, parts: &[&str]) {

@@ -85,7 +85,7 @@ pub(super) fn shards_default(given: &Settings, host: &Host, judge: &Judge) -> Re
 type Lowered = (&'static str, fn(&mut Settings) -> Option<&mut u64>);
 
 /// Settings that make the budget smaller when they are lowered.
-const LOWERED: [Lowered; 22] = [
+const LOWERED: [Lowered; 25] = [
     ("--connections-max", |all| all.connections_max.as_mut()),
     ("--outbox-total-bytes-max", |all| all.outbox_total_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--outbox-bytes-max", |all| all.outbox_bytes_max.as_mut().map(|size| &mut size.0)),
@@ -106,6 +106,9 @@ const LOWERED: [Lowered; 22] = [
     ("--upstream-bytes-max", |all| all.upstream_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--upstream-conns-max", |all| all.upstream_conns_max.as_mut()),
     ("--webhook-bytes-max", |all| all.webhook_bytes_max.as_mut().map(|size| &mut size.0)),
+    ("--connect-hook-waiting-max", |all| all.connect_hook_waiting_max.as_mut()),
+    ("--connect-hook-requests-max", |all| all.connect_hook_requests_max.as_mut()),
+    ("--connect-hook-cache-bytes-max", |all| all.connect_hook_cache_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--pushes-open-max", |all| all.pushes_open_max.as_mut()),
     ("--shards", |all| all.shards.as_mut()),
 ];

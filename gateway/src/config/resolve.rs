@@ -4,6 +4,7 @@ use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
+use super::hook::{connect_hook, hook_limits};
 use super::listen::{Endpoint, listen};
 use super::services::{
     PUSHES_OPEN, PUSHES_OPEN_LEAST, call_limits, portal_bytes_least, push_limits, services, services_http,
@@ -213,6 +214,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let services = services(&all, judge)?;
     let services_http = services_http(&all, judge)?;
     let webhooks = webhooks(&all, judge)?;
+    let connect_hook = connect_hook(&all, judge)?;
     let upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
     let tls = tls(&all, judge)?;
@@ -232,6 +234,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         services,
         services_http,
         webhooks,
+        connect_hook,
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, &reached, judge)?,
@@ -545,6 +548,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
     call_limits(&mut limits, all, shards, judge)?;
     push_limits(&mut limits, all, shards, judge)?;
     webhook_limits(&mut limits, all, judge)?;
+    hook_limits(&mut limits, all, judge)?;
     per_address(&mut limits, all, shards, judge)?;
     limits.parked_bytes_max = parked_bytes_max(room, shards, message_bytes_max);
     limits.sent_away_max = sent_away_max(room, shards);

@@ -1,10 +1,11 @@
 //! The table of all settings: one row gives the key of the file, the flag, the environment variable, the text of help
 //! and `default-config`, and the default.
 
+use super::hook::without_secrets as hook_without_secrets;
 use super::service_tables::services;
 use super::values::{
-    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size, StoreKind,
-    StoreSyncKind, WatchKind, one_or_many,
+    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size,
+    StoreKind, StoreSyncKind, WatchKind, one_or_many,
 };
 use super::webhooks::{from_tables, without_secrets};
 use super::{Listen, LogFormat};
@@ -204,6 +205,22 @@ settings! {
     /// With auth jwt: seconds by which the beginning of a token (nbf) may lie ahead of this node's clock, 0 to 300. Its
     /// end (exp) has no leeway: a session ends with its token.
     @reloadable jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
+    /// Ask the application by HTTP about each LOGIN and RENEW that auth has let in: URL and, after commas,
+    /// secret_file=FILE (signs requests, as for a webhook), timeout_ms=2000, ca_file=FILE (for https). Its answer lets in
+    /// or refuses, and may say whose session it is, when it ends, whom it may watch, and its heartbeat.
+    #[serde(serialize_with = "hook_without_secrets")]
+    connect_hook: [String] "URL" "TRUNKLINE_CONNECT_HOOK" Unset("\"https://app.example.com/login,secret_file=hook.key\"");
+    /// Who is let in while the connect hook gives no answer: refuse (nobody; clients are told to come again), or allow
+    /// (whoever auth lets in).
+    connect_hook_failure: [HookFailureKind] "POLICY" "TRUNKLINE_CONNECT_HOOK_FAILURE" Fixed("\"refuse\"");
+    /// Requests to the connect hook under way at a time, 1 to 1024. When hit: further logins wait.
+    connect_hook_requests_max: [u64] "N" "TRUNKLINE_CONNECT_HOOK_REQUESTS_MAX" Fixed("64");
+    /// Logins and renewals that wait for the connect hook, 16 to 65536. When hit: a further one is told that the node is
+    /// overloaded.
+    connect_hook_waiting_max: [u64] "N" "TRUNKLINE_CONNECT_HOOK_WAITING_MAX" Fixed("4096");
+    /// Bytes of answers of the connect hook that still count (cache_secs), 0 to 4GiB. When hit: those that end first are
+    /// forgotten.
+    connect_hook_cache_bytes_max: [Size] "SIZE" "TRUNKLINE_CONNECT_HOOK_CACHE_BYTES_MAX" Fixed("\"16MiB\"");
     /// Origin of web pages that may connect besides those of the host they connect to: https://example.com, null, or *
     /// for all of them. May be given several times.
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]

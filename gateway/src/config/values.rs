@@ -222,6 +222,16 @@ pub enum RedisDown {
     Serve,
 }
 
+/// Who is let in while the connect-time hook gives no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HookFailureKind {
+    /// Nobody; clients are told to come again.
+    Refuse,
+    /// Whoever `auth` lets in.
+    Allow,
+}
+
 /// Whether what nodes say to each other is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

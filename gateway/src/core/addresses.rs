@@ -38,16 +38,23 @@ pub(crate) struct Addresses {
     rules: Arc<Rules>,
     book: Option<Arc<AddressBook>>,
     known: HashMap<u32, Known>,
+    /// The application is told where clients are that log in.
+    told: bool,
 }
 
 impl Addresses {
     pub(crate) fn new(proxies: Arc<Proxies>, rules: Arc<Rules>, book: Option<Arc<AddressBook>>) -> Self {
-        Addresses { proxies, rules, book, known: HashMap::new() }
+        Addresses { proxies, rules, book, known: HashMap::new(), told: false }
+    }
+
+    /// The same where the application is told of addresses.
+    pub(crate) fn for_hook(self, told: bool) -> Self {
+        Addresses { told, ..self }
     }
 
     /// Whether accepts have to tell who connects.
     pub(crate) fn are_needed(&self) -> bool {
-        self.book.is_some() || !self.proxies.is_empty() || !self.rules.forwarding.is_empty()
+        self.told || self.book.is_some() || !self.proxies.is_empty() || !self.rules.forwarding.is_empty()
     }
 
     /// Where the client of a connection is, if that is known.

@@ -194,7 +194,10 @@ impl<I: Io> Core<I> {
             Phase::Free | Phase::Closed => {}
             // Its LOGIN may have come with the request by which it became a WebSocket, and the answer to that need not
             // wait for another node's.
-            Phase::Registering => self.flush_outbox(slot),
+            Phase::Registering => {
+                self.flush_outbox(slot);
+                self.drive_read_of_waiting(slot);
+            }
             Phase::Mesh => self.drive_node(slot),
             Phase::Handshake | Phase::Open => {
                 self.flush_outbox(slot);
@@ -302,10 +305,23 @@ impl<I: Io> Core<I> {
         }
     }
 
+    /// A login that the application is asked about is looked at for its end, which gives its place to another, until
+    /// something has come behind it.
+    fn drive_read_of_waiting(&mut self, slot: u32) {
+        if self.shard.waits_for_hook(slot) && self.shard.links.slots.at(slot).partial.is_none() {
+            self.drive_read(slot);
+        }
+    }
+
     /// Sends a departing connection off to its home shard: first its particulars, then its descriptor.
     fn drive_hand_over(&mut self, slot: u32) {
         let id = self.shard.links.slots.id(slot);
         let conn = self.shard.links.slots.at(slot);
+        if conn.read != ReadOp::None && !conn.flags.has(ConnFlags::READ_CANCELLED) {
+            // It was looked at while it waited for the application.
+            conn.flags.set(ConnFlags::READ_CANCELLED);
+            self.io.read_cancel(id, conn.read);
+        }
         if conn.busy() || conn.outbox.is_some() {
             return;
         }

@@ -48,7 +48,8 @@ impl Shard {
         if login.version != VERSION {
             return self.close(slot, CloseReason::UnsupportedVersion);
         }
-        if login.user == 0
+        // Who it is may be for the hook to say.
+        if (login.user == 0 && self.hook.is_none())
             || login.user >= SERVICE_USERS
             || login.device.len() > DEVICE_BYTES_MAX
             || login.device_class.len() > CLASS_BYTES_MAX
@@ -64,20 +65,13 @@ impl Shard {
             Ok(granted) => granted,
             Err(refusal) => return self.refuse_login(slot, login.user, &login.token, refusal),
         };
-        if self.drain.is_some() {
-            return self.dismiss(slot, login.user);
-        }
-        if let Some(address) = self.home_elsewhere(login.user) {
-            return self.close_towards(slot, CloseReason::Moved, address);
-        }
         let limits = &self.links.limits;
         let heartbeat_secs = match login.heartbeat_secs {
             0 => limits.heartbeat_secs,
             wish => wish.clamp(limits.heartbeat_secs_min, limits.heartbeat_secs_max),
         };
-        let home = home_shard(login.user, u32::from(self.shards)) as u16;
         let wish = Wish::of(&mut login);
-        let adoptee = Adoptee {
+        let adoptee = Box::new(Adoptee {
             user: login.user,
             device: login.device,
             class: login.device_class,
@@ -89,7 +83,22 @@ impl Shard {
             wrapped: None,
             known: None,
             serve: None,
-        };
+        });
+        match self.hook.is_some() && self.drain.is_none() {
+            true => self.ask_hook(slot, login.token, adoptee),
+            false => self.let_in(slot, adoptee),
+        }
+    }
+
+    /// A login that may go on: to the home shard of its user, unless that is this one, or another node's.
+    pub(super) fn let_in(&mut self, slot: u32, adoptee: Box<Adoptee>) {
+        if self.drain.is_some() {
+            return self.dismiss(slot, adoptee.user);
+        }
+        if let Some(address) = self.home_elsewhere(adoptee.user) {
+            return self.close_towards(slot, CloseReason::Moved, address);
+        }
+        let home = home_shard(adoptee.user, u32::from(self.shards)) as u16;
         if home == self.shard {
             return self.open_session(slot, &adoptee);
         }
@@ -99,7 +108,7 @@ impl Shard {
         if conn.outbox.is_none() {
             self.links.wheel.disarm(slot);
         }
-        self.departing.insert(slot, Box::new(adoptee));
+        self.departing.insert(slot, adoptee);
         self.links.mark_dirty(slot);
     }
 

@@ -14,6 +14,7 @@ use crate::desk::{Desk, ShardStore};
 use crate::directory::{AWAY_SLACK_TICKS, Directory, Home, Redelivery};
 use crate::events::{EventPortals, EventsInner};
 use crate::groups::Groups;
+use crate::hook::{HookInner, HookPortals};
 use crate::inbox::{InboxLimits, Inboxes};
 use crate::io::{HandoverToken, Now, Peer};
 use crate::limits::{Limits, MESH_LINK_SHARE};
@@ -85,6 +86,8 @@ pub(crate) struct ShardConfig {
     pub(crate) portals: Option<Portals>,
     /// The ways of events to webhooks; `None` where there are none.
     pub(crate) events: Option<EventPortals>,
+    /// The ways to the connect-time hook; `None` without one.
+    pub(crate) hook: Option<HookPortals>,
 }
 
 /// What a shard needs to be one of several nodes'.
@@ -136,6 +139,8 @@ pub(crate) struct Shard {
     pub(crate) portal: Option<Box<InnerEnd>>,
     /// What is told to webhooks; `None` where there are none.
     pub(crate) events: Option<Box<EventsInner>>,
+    /// Logins that the application is asked about; `None` where it is not.
+    pub(crate) hook: Option<Box<HookInner>>,
     pub(crate) inboxes: Inboxes,
     /// Pushes to all sessions that go through those of this shard.
     pub(crate) broadcasts: Broadcasts,
@@ -208,6 +213,9 @@ impl Shard {
             desk: config.store.map(|store| Desk::new(store.port(config.shard), store.key, store.shared)),
             portal: config.portals.map(|portals| Box::new(portals.inner(config.shard))),
             events: config.events.map(|events| Box::new(events.inner(config.shard))),
+            addresses: Addresses::new(config.proxies, config.upgrade.clone(), config.address_book)
+                .for_hook(config.hook.is_some()),
+            hook: config.hook.map(|hook| Box::new(hook.inner(config.shard))),
             services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
@@ -233,8 +241,7 @@ impl Shard {
             shards: config.shards,
             node: config.node,
             auth: config.auth.reader(),
-            upgrade: config.upgrade.clone(),
-            addresses: Addresses::new(config.proxies, config.upgrade, config.address_book),
+            upgrade: config.upgrade,
             tls: config.tls.map(|tls| tls.reader()),
             tls_required: config.tls_required,
             listeners_tls_only: config.listeners_tls_only,
@@ -375,7 +382,7 @@ impl Shard {
     }
 
     /// The same, with words of its own.
-    pub(crate) fn close_with(&mut self, slot: u32, reason: CloseReason, redirect: String, text: &'static str) {
+    pub(crate) fn close_with(&mut self, slot: u32, reason: CloseReason, redirect: String, text: &str) {
         let tick = self.links.tick;
         let conn = self.links.slots.at(slot);
         let phase = conn.phase;
@@ -397,6 +404,7 @@ impl Shard {
         if phase == Phase::Open && self.services.is_some() {
             self.calls_end(slot);
         }
+        self.forget_hook(slot);
         let conn = self.links.slots.at(slot);
         conn.wire.clear(Wire::TURNED_AWAY);
         conn.reason = Some(reason);

@@ -124,7 +124,7 @@ impl Shard {
             _ => return self.links.error(slot, Code::BadRequest, 0, 0),
         };
         // Looking at a signature costs far more than other frames do; with open authentication there is none.
-        let checks = matches!(self.auth.get(), Auth::Jwt(_));
+        let checks = matches!(self.auth.get(), Auth::Jwt(_)) || self.hook.is_some();
         if checks && !self.links.tokens.may_renew(slot, tick, ticks(self.links.limits.renew_ms)) {
             self.links.stats.limit_renew.add(1);
             return self.links.error(slot, Code::RateLimited, 0, 0);
@@ -135,23 +135,30 @@ impl Shard {
             false => Err(Refusal::WrongSubject),
         };
         match checked {
-            Ok(granted) => {
-                self.links.tokens.renew(slot, granted.end);
-                self.renew_claim(slot, granted.watch);
-                self.links.stats.renewals.add(1);
-                self.confirm_renewal(slot, user);
-                if let Some(look) = self.links.tokens.look_tick(slot, tick) {
-                    self.links.wheel.arm_earlier(slot, look);
-                }
-            }
-            Err(refusal) => {
-                self.note_refusal(slot, "renewal", user, &login.token, refusal);
-                self.links.stats.errors_sent.add(1);
-                let aux = Code::BadCredentials.as_u16();
-                let header = Header { kind: Kind::Error, flags: 0, aux, id: 0, peer: 0, stamp: 0 };
-                self.links.reply(slot, |out| encode(out, &header, refusal.text().as_bytes()));
-            }
+            Ok(granted) if self.hook.is_some() => self.ask_hook_to_renew(slot, login.token, granted),
+            Ok(granted) => self.renewed(slot, user, granted),
+            Err(refusal) => self.refuse_renewal(slot, user, &login.token, refusal),
         }
+    }
+
+    /// A session goes on with this.
+    pub(super) fn renewed(&mut self, slot: u32, user: u64, granted: Granted) {
+        self.links.tokens.renew(slot, granted.end);
+        self.renew_claim(slot, granted.watch);
+        self.links.stats.renewals.add(1);
+        self.confirm_renewal(slot, user);
+        if let Some(look) = self.links.tokens.look_tick(slot, self.links.tick) {
+            self.links.wheel.arm_earlier(slot, look);
+        }
+    }
+
+    /// A session goes on as it was.
+    pub(super) fn refuse_renewal(&mut self, slot: u32, user: u64, token: &str, refusal: Refusal) {
+        self.note_refusal(slot, "renewal", user, token, refusal);
+        self.links.stats.errors_sent.add(1);
+        let aux = Code::BadCredentials.as_u16();
+        let header = Header { kind: Kind::Error, flags: 0, aux, id: 0, peer: 0, stamp: 0 };
+        self.links.reply(slot, |out| encode(out, &header, refusal.text().as_bytes()));
     }
 
     fn confirm_renewal(&mut self, slot: u32, user: u64) {
@@ -183,7 +190,7 @@ impl Shard {
         self.links.reply(slot, |out| encode_message(out, Kind::LoginOk, 0, &login_ok));
     }
 
-    fn note_refusal(&self, slot: u32, what: &'static str, user: u64, token: &str, refusal: Refusal) {
+    pub(super) fn note_refusal(&self, slot: u32, what: &'static str, user: u64, token: &str, refusal: Refusal) {
         self.links.stats.count_refusal(refusal);
         let Some(suppressed) = self.auth.may_log(self.now.mono_ms) else { return };
         // Which key it was is what an operator needs to know; with quotes and escapes, as it is a stranger's text.

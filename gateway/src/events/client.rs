@@ -1,6 +1,6 @@
-//! One HTTP request to a webhook's receiver.
+//! One HTTP request to a webhook's receiver, or to the application's connect-time hook.
 
-use super::spec::WebhookSpec;
+use crate::services::Target;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use axum::http::uri::PathAndQuery;
@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use std::future::poll_fn;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,16 +28,23 @@ use trunkline_router::redis::{Tls, TlsFiles};
 const FIELDS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 << 10;
 /// A connection whose answer is longer is not used again.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// How long a connection may be idle: less than receivers allow by default.
 const KEEP: Duration = Duration::from_secs(4);
 
 /// A connection. Its task reads and writes, and ends with it.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Body>,
     task: JoinHandle<()>,
     until: Instant,
+}
+
+impl Connection {
+    /// Whether it may still be used.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.until > Instant::now() && !self.sender.is_closed()
+    }
 }
 
 impl Drop for Connection {
@@ -45,25 +53,44 @@ impl Drop for Connection {
     }
 }
 
-/// What an answer says: its status, and for how many seconds the receiver wants to hear nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) retry_after_s: Option<u64>,
+/// What an answer says: its status, for how many seconds the receiver wants to hear nothing, and its body where that is
+/// wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) retry_after_s: Option<u64>,
+    /// `None` if it is longer than 64 KiB, or broke off; empty if it is not wanted.
+    pub(crate) body: Option<Vec<u8>>,
 }
 
 /// What is posted.
 #[derive(Clone, Debug)]
-pub(super) struct Letter {
-    pub(super) id: String,
-    pub(super) timestamp_s: u64,
-    pub(super) signature: String,
-    pub(super) body: Bytes,
+pub(crate) struct Letter {
+    pub(crate) id: String,
+    pub(crate) timestamp_s: u64,
+    /// Empty without a secret.
+    pub(crate) signature: String,
+    pub(crate) body: Bytes,
+}
+
+/// To whom is posted, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Receiver {
+    pub(crate) target: Target,
+    /// Who signs for it over TLS; without it those whom this system trusts.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Time for one request, connecting included.
+    pub(crate) timeout_ms: u64,
+    pub(crate) content_type: &'static str,
+    /// Whether the bodies of its answers are wanted.
+    pub(crate) wants_bodies: bool,
+    /// What errors name.
+    pub(crate) name: String,
 }
 
 /// Who posts to one receiver.
-pub(super) struct Client {
-    spec: WebhookSpec,
+pub(crate) struct Client {
+    receiver: Receiver,
     path: PathAndQuery,
     tls: Option<TlsConnector>,
     /// A look-up takes a thread for as long as it lasts; all webhooks together have one.
@@ -72,44 +99,44 @@ pub(super) struct Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Client({})", self.spec)
+        write!(f, "Client({})", self.receiver.name)
     }
 }
 
 impl Client {
     /// # Errors
     /// When the certificates of those who sign for the receiver cannot be read.
-    pub(super) fn new(spec: WebhookSpec, lookups: Arc<Semaphore>) -> io::Result<Self> {
-        let said = |error: String| io::Error::other(format!("webhook {spec}: {error}"));
-        let tls = spec.target.tls.then(|| {
-            let files = TlsFiles { ca: spec.ca_file.clone(), ..TlsFiles::default() };
+    pub(crate) fn new(receiver: Receiver, lookups: Arc<Semaphore>) -> io::Result<Self> {
+        let said = |error: String| io::Error::other(format!("{}: {error}", receiver.name));
+        let tls = receiver.target.tls.then(|| {
+            let files = TlsFiles { ca: receiver.ca_file.clone(), ..TlsFiles::default() };
             Tls::load(&files).map(|tls| TlsConnector::from(tls.shared()))
         });
         let tls = tls.transpose().map_err(|error| said(format!("ca_file: {error}")))?;
-        let path = spec.target.path.parse().map_err(|error| said(format!("its path: {error}")))?;
-        Ok(Client { spec, path, tls, lookups })
+        let path = receiver.target.path.parse().map_err(|error| said(format!("its path: {error}")))?;
+        Ok(Client { receiver, path, tls, lookups })
     }
 
     /// Posts, by a connection that is idle or a new one. The connection comes back if it can be used again.
     ///
     /// # Errors
     /// Why there was no answer in time.
-    pub(super) async fn post(
+    pub(crate) async fn post(
         &self,
         letter: &Letter,
         idle: Option<Connection>,
     ) -> (Result<Answer, String>, Option<Connection>) {
-        let within = Duration::from_millis(self.spec.timeout_ms);
+        let within = Duration::from_millis(self.receiver.timeout_ms);
         match timeout(within, self.exchange(letter, idle)).await {
             Ok(Ok((answer, connection))) => (Ok(answer), connection),
             Ok(Err(error)) => (Err(error.to_string()), None),
-            Err(_) => (Err(format!("no answer within {} ms", self.spec.timeout_ms)), None),
+            Err(_) => (Err(format!("no answer within {} ms", self.receiver.timeout_ms)), None),
         }
     }
 
     async fn exchange(&self, letter: &Letter, idle: Option<Connection>) -> io::Result<(Answer, Option<Connection>)> {
         // The receiver may close an idle connection just now; whoever is sent something twice knows it by its id.
-        if let Some(idle) = idle.filter(|idle| idle.until > Instant::now() && !idle.sender.is_closed())
+        if let Some(idle) = idle.filter(Connection::is_fresh)
             && let Ok(done) = self.exchange_by(letter, idle).await
         {
             return Ok(done);
@@ -119,27 +146,31 @@ impl Client {
 
     async fn exchange_by(&self, letter: &Letter, mut by: Connection) -> io::Result<(Answer, Option<Connection>)> {
         by.sender.ready().await.map_err(io::Error::other)?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(Uri::from(self.path.clone()))
-            .header(HOST, self.spec.target.authority())
+            .header(HOST, self.receiver.target.authority())
             .header(USER_AGENT, concat!("trunkline/", env!("CARGO_PKG_VERSION")))
-            .header(CONTENT_TYPE, "application/cloudevents-batch+json")
+            .header(CONTENT_TYPE, self.receiver.content_type)
             .header("webhook-id", &letter.id)
-            .header("webhook-timestamp", letter.timestamp_s)
-            .header("webhook-signature", &letter.signature)
-            .body(Body::from(letter.body.clone()));
+            .header("webhook-timestamp", letter.timestamp_s);
+        if !letter.signature.is_empty() {
+            request = request.header("webhook-signature", &letter.signature);
+        }
+        let request = request.body(Body::from(letter.body.clone()));
         let response = by.sender.send_request(request.map_err(io::Error::other)?).await.map_err(io::Error::other)?;
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after_s = after.and_then(|after| after.trim().parse().ok());
-        let answer = Answer { status: response.status().as_u16(), retry_after_s };
-        let is_read = read(response.into_body()).await;
+        let status = response.status().as_u16();
+        let body = read(response.into_body(), self.receiver.wants_bodies).await;
+        let is_read = body.is_some();
+        let answer = Answer { status, retry_after_s, body };
         by.until = Instant::now() + KEEP;
         Ok((answer, Some(by).filter(|by| is_read && !by.sender.is_closed())))
     }
 
     async fn dial(&self) -> io::Result<Connection> {
-        let target = &self.spec.target;
+        let target = &self.receiver.target;
         let mut refused = io::Error::from(io::ErrorKind::NotFound);
         for address in self.addresses().await? {
             match TcpStream::connect(address).await {
@@ -156,7 +187,7 @@ impl Client {
     }
 
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let (host, port) = (self.spec.target.host.clone(), self.spec.target.port);
+        let (host, port) = (self.receiver.target.host.clone(), self.receiver.target.port);
         if let Ok(ip) = host.parse() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
@@ -170,17 +201,21 @@ impl Client {
     }
 }
 
-/// Reads an answer to its end, of which nothing is wanted. False if it is too long, or broke off.
-async fn read(mut body: Incoming) -> bool {
-    let mut seen = 0;
+/// Reads an answer to its end, and keeps it if it is wanted. `None` if it is too long, or broke off.
+async fn read(mut body: Incoming, is_wanted: bool) -> Option<Vec<u8>> {
+    let (mut seen, mut kept) = (0, Vec::new());
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let Ok(frame) = frame else { return false };
-        seen += frame.data_ref().map_or(0, Bytes::len);
+        let frame = frame.ok()?;
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
         if seen > ANSWER_BYTES_MAX {
-            return false;
+            return None;
+        }
+        if is_wanted {
+            kept.extend_from_slice(data);
         }
     }
-    true
+    Some(kept)
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Connection> {

@@ -1,6 +1,6 @@
 //! Between portals, hub, log and receivers: the loop of the services thread for webhooks.
 
-use super::client::{Answer, Client, Connection, Letter};
+use super::client::{Answer, Client, Connection, Letter, Receiver};
 use super::event::{Event, EventKind};
 use super::hub::{End, Hub, Request};
 use super::log::{EventLog, Job};
@@ -109,7 +109,7 @@ pub(crate) struct WebhookDriver {
 }
 
 /// When a file was changed; `None` for what is no file, as a pipe, which is not to be read twice.
-fn changed(path: &Path) -> Option<SystemTime> {
+pub(crate) fn changed(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).ok().filter(Metadata::is_file)?.modified().ok()
 }
 
@@ -136,7 +136,15 @@ impl WebhookDriver {
         let mut hooks = Vec::new();
         for spec in specs.iter() {
             let secrets = Secrets::read(&spec.secret_file).map_err(io::Error::other)?;
-            let client = Arc::new(Client::new(spec.clone(), lookups.clone())?);
+            let receiver = Receiver {
+                target: spec.target.clone(),
+                ca_file: spec.ca_file.clone(),
+                timeout_ms: spec.timeout_ms,
+                content_type: "application/cloudevents-batch+json",
+                wants_bodies: false,
+                name: format!("webhook {spec}"),
+            };
+            let client = Arc::new(Client::new(receiver, lookups.clone())?);
             hooks.push(Hook {
                 spec: spec.clone(),
                 client,
@@ -350,7 +358,7 @@ impl WebhookDriver {
         };
         requests.add(1);
         let end = match &answer {
-            Ok(Answer { status, retry_after_s }) => End::of_status(*status, *retry_after_s),
+            Ok(Answer { status, retry_after_s, .. }) => End::of_status(*status, *retry_after_s),
             Err(_) => End::Failed { after_ms: None },
         };
         self.note(hook, end, &answer);

@@ -130,6 +130,7 @@ impl Node {
                 services: services.clone().map(|services| ServicesConfig { listens: shard == 0, ..services }),
                 portals: None,
                 events: None,
+                hook: None,
             };
             let io = SimIo::new(world.clone(), first_ring, shard);
             let core = Core::new(io, config, port.clone(), listeners);

@@ -23,6 +23,7 @@ mod cluster_strangers;
 mod cluster_support;
 mod cluster_tls;
 mod cluster_trouble;
+mod connect_hook;
 mod delivery;
 mod devices;
 mod doctor;
