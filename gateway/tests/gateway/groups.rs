@@ -407,3 +407,49 @@ fn one_group_with_many_members_does_not_hold_up_the_others() {
         assert_eq!(again.read_event(Duration::from_millis(1)), Event::TimedOut);
     });
 }
+
+#[test]
+fn a_large_group_is_told_by_heads_but_to_those_who_pay_attention() {
+    with_store(&[2], &["--group-passive-above", "2"], |gateway| {
+        let [mut sender, mut attentive, mut passive] = [1, 2, 3].map(|id| user(gateway, id));
+        for client in [&mut sender, &mut attentive, &mut passive] {
+            join(client, GROUP);
+        }
+        let attention = |client: &mut Client, frame_kind| {
+            client.write(&Frame { aux: 1, ..frame(frame_kind, GROUP, 902) });
+            expect_ok(client, GROUP, 902)
+        };
+        assert_eq!(attention(&mut attentive, kind::GROUP_JOIN), 0, "there is nothing yet");
+        passive.write(&Frame { aux: 1, ..frame(kind::GROUP_JOIN, GROUP + 1, 903) });
+        passive.expect_error(code::NOT_A_MEMBER, 903);
+        let mut send = |id: u64| {
+            group_send(&mut sender, GROUP, id, flag::ACK, format!("message {id}").as_bytes());
+            sender.recv_kind(kind::SENT).stamp
+        };
+        let stamps = [1, 2, 3].map(&mut send);
+        for (at, stamp) in stamps.iter().enumerate() {
+            let (frame, _, text) = recv_group(&mut attentive, GROUP);
+            assert_eq!((frame.stamp, text), (*stamp, format!("message {}", at + 1)));
+        }
+        let head = wire::heads(&passive.recv_kind(kind::HEADS))[0].clone();
+        assert_eq!((head.group, head.stamp, head.seq), (GROUP, stamps[2], 3));
+        assert_eq!(texts(&sync(&mut passive, GROUP, 0, 0).0), ["message 1", "message 2", "message 3"]);
+        // What comes from now on is given to it, and to the other one no more.
+        assert_eq!(attention(&mut passive, kind::GROUP_JOIN), stamps[2]);
+        assert_eq!(attention(&mut attentive, kind::GROUP_LEAVE), stamps[2]);
+        let last = send(4);
+        let (frame, _, text) = recv_group(&mut passive, GROUP);
+        assert_eq!((frame.stamp, frame.aux, text.as_str()), (last, 4, "message 4"));
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.sum("trunkline_group_attentive_sessions", &[]), 1);
+        assert_eq!(metrics.sum("trunkline_group_passive_sessions", &[]), 2);
+        // The third time its user is not a member any more, and all are given everything.
+        leave(&mut attentive, GROUP);
+        let last = send(5);
+        assert_eq!(recv_group(&mut passive, GROUP).0.stamp, last);
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.sum("trunkline_group_passive_sessions", &[]), 0);
+        assert!(metrics.sum("trunkline_group_passive_heads_total", &[]) >= 1);
+        assert_eq!(metrics.sum("trunkline_group_copies_spared_total", &[]), 3 * 2 + 2);
+    });
+}
