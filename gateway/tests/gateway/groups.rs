@@ -421,7 +421,7 @@ fn a_large_group_is_told_by_heads_but_to_those_who_pay_attention() {
         };
         assert_eq!(attention(&mut attentive, kind::GROUP_JOIN), 0, "there is nothing yet");
         passive.write(&Frame { aux: 1, ..frame(kind::GROUP_JOIN, GROUP + 1, 903) });
-        passive.expect_error(code::NOT_A_MEMBER, 903);
+        passive.expect_error(code::NOT_A_MEMBER, 903, GROUP + 1);
         let mut send = |id: u64| {
             group_send(&mut sender, GROUP, id, flag::ACK, format!("message {id}").as_bytes());
             sender.recv_kind(kind::SENT).stamp
@@ -431,7 +431,7 @@ fn a_large_group_is_told_by_heads_but_to_those_who_pay_attention() {
             let (frame, _, text) = recv_group(&mut attentive, GROUP);
             assert_eq!((frame.stamp, text), (*stamp, format!("message {}", at + 1)));
         }
-        let head = wire::heads(&passive.recv_kind(kind::HEADS))[0].clone();
+        let head = wire::heads(&passive.recv_kind(kind::HEADS))[0];
         assert_eq!((head.group, head.stamp, head.seq), (GROUP, stamps[2], 3));
         assert_eq!(texts(&sync(&mut passive, GROUP, 0, 0).0), ["message 1", "message 2", "message 3"]);
         // What comes from now on is given to it, and to the other one no more.
