@@ -13,6 +13,7 @@
 //! | `part` | a shard's own sessions in each group, and frames on their way through them |
 //! | `home` | what the home of a group knows: the number, who is to get copies, rates |
 //! | `interest` | in a cluster: groups and live rooms of which this node has sessions and another node is the home |
+//! | `joins` | joins of live rooms that are not answered |
 //! | `behind` | sessions that were not given something, and are told so |
 //! | `mail` | what shards say to each other about groups |
 //! | `ask` | in a cluster: what is asked of the home of a durable group, as bytes |
@@ -26,6 +27,7 @@ pub(crate) mod away;
 pub(crate) mod behind;
 pub(crate) mod home;
 pub(crate) mod interest;
+pub(crate) mod joins;
 pub(crate) mod mail;
 pub(crate) mod part;
 
@@ -34,6 +36,7 @@ use behind::Behind;
 use hashbrown::HashMap;
 use home::Homes;
 use interest::Interests;
+use joins::Joins;
 use part::Parts;
 use std::collections::VecDeque;
 use trunkline_router::hash::home_shard;
@@ -155,6 +158,7 @@ pub(crate) struct Groups {
     pub(crate) homes: Homes,
     pub(crate) interests: Interests,
     pub(crate) behind: Behind,
+    pub(crate) joins: Joins,
     pub(crate) asking: HashMap<u64, Asking>,
     /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.
     pub(crate) unasked: VecDeque<(crate::io::ConnId, u64, u64)>,

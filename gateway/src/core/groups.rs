@@ -19,7 +19,7 @@ use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
 use crate::groups::part::Moved;
-use crate::groups::{Manner, group_home, is_room};
+use crate::groups::{Groups, Manner, group_home, is_room};
 use crate::io::ConnId;
 use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::{Origin, Record, Room};
@@ -154,7 +154,9 @@ impl Shard {
         }
         let origin = self.links.slots.id(slot);
         let from = self.links.slots.at(slot).user;
-        if is_room(group) && !self.groups.parts.is_in(origin, group) {
+        // Behind its join it goes the way that went, and gets there later.
+        let is_in = |groups: &Groups| groups.parts.is_in(origin, group) || groups.joins.has(slot, group);
+        if is_room(group) && !is_in(&self.groups) {
             self.links.stats.group_messages_in.add(1);
             self.group_denied(Origin::own(self.shard, origin), id, group, frame.flags, Code::NotAMember);
             return Flow::On;
@@ -184,7 +186,17 @@ impl Shard {
                 return Flow::On;
             }
         }
-        match self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave }) {
+        if is_room(group) && !leave {
+            self.groups.joins.begin(slot, group, id);
+        }
+        let sent = self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave });
+        match sent {
+            Room::Yes if leave => self.groups.joins.leave(slot, group),
+            Room::Yes => {}
+            Room::Wait | Room::No if !leave => self.groups.joins.over(slot, group, id),
+            Room::Wait | Room::No => {}
+        }
+        match sent {
             Room::Wait => return Flow::Wait,
             Room::Yes => {}
             Room::No => self.links.error(slot, Code::Overloaded, id, group),
@@ -265,6 +277,7 @@ impl Shard {
             GroupMail::Refused { group, conn, id, code } => {
                 let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
                 if let Some(code) = Code::from_u16(code).filter(|_| open) {
+                    self.groups.joins.over(conn.slot, group, id);
                     self.links.error(conn.slot, code, id, group);
                 }
             }
@@ -275,6 +288,7 @@ impl Shard {
 
     fn group_ok(&mut self, conn: ConnId, id: u64, group: u64, stamp: u64) {
         if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
+            self.groups.joins.over(conn.slot, group, id);
             let header = Header { kind: Kind::GroupOk, flags: 0, aux: 0, id, peer: group, stamp };
             self.links.reply(conn.slot, |out| encode(out, &header, &[]));
             // What was passed on before the store had answered the join did not come to the session.
@@ -728,6 +742,7 @@ impl Shard {
 
     /// The session of a connection has ended.
     pub(super) fn leave_parts(&mut self, slot: u32) {
+        self.groups.joins.end(slot);
         for group in self.groups.parts.leave_all(slot) {
             self.unwatch(group);
         }
