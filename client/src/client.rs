@@ -9,7 +9,7 @@ use trunkline_proto::Outcome;
 
 use crate::calls::{Call, CallRequest, Reply};
 use crate::events::Slot;
-use crate::group_asks::{GroupAsk, PageAsk};
+use crate::group_asks::{Act, GroupAsk, PageAsk};
 use crate::outlet::Outlet;
 use crate::presence::{WatchAsk, checked};
 use crate::receipt::OnlyWaiter;
@@ -348,7 +348,7 @@ impl Client {
     /// asking again does no harm. [`Error::Refused`], with 19 where this user cannot join by itself, 22 at a limit, and
     /// 21 where the gateway keeps no groups. [`Error::NoSuchUser`] for group 0; [`Error::Closed`].
     pub async fn join_group(&self, group: u64) -> Result<u64, Error> {
-        self.ask_group(group, false).await
+        self.ask_group(group, Act::Join).await
     }
 
     /// Leaves a group or a live room: no message of it comes once this has returned. It changes nothing for one who is
@@ -357,14 +357,40 @@ impl Client {
     /// # Errors
     /// As [`Self::join_group`]; without a connection a live room is left already.
     pub async fn leave_group(&self, group: u64) -> Result<(), Error> {
-        self.ask_group(group, true).await.map(|_stamp| ())
+        self.ask_group(group, Act::Leave).await.map(|_stamp| ())
     }
 
-    async fn ask_group(&self, group: u64, leave: bool) -> Result<u64, Error> {
+    /// Opens a group whose messages are to come as they are sent, however large it is: in a group with more members than
+    /// the gateway is set to (10,000) a session is told otherwise only now and then, within 5 s, that there are some, and
+    /// fetches them then; [`crate::Event::GroupGap`] says so. What came before is fetched. It holds over reconnects, until
+    /// [`Self::close_group`] or [`Self::leave_group`], and changes nothing for a small group or a live room.
+    ///
+    /// # Errors
+    /// As [`Self::join_group`]: [`Error::Refused`] with 19 for one who is no member.
+    pub async fn open_group(&self, group: u64) -> Result<(), Error> {
+        self.attend(group, Act::Open).await
+    }
+
+    /// The opposite of [`Self::open_group`].
+    ///
+    /// # Errors
+    /// As [`Self::open_group`].
+    pub async fn close_group(&self, group: u64) -> Result<(), Error> {
+        self.attend(group, Act::Close).await
+    }
+
+    async fn attend(&self, group: u64, act: Act) -> Result<(), Error> {
+        if is_live_room(group) {
+            return Ok(());
+        }
+        self.ask_group(group, act).await.map(|_stamp| ())
+    }
+
+    async fn ask_group(&self, group: u64, act: Act) -> Result<u64, Error> {
         self.check(group, true, &[])?;
         let (answer, done) = oneshot::channel();
         let slot = self.slot().await?;
-        slot.send(Command::Group(GroupAsk { group, id: self.shared.ids.next(), leave, answer }));
+        slot.send(Command::Group(GroupAsk { group, id: self.shared.ids.next(), act, answer }));
         done.await.unwrap_or_else(|_ended| Err(self.shared.closed()))
     }
 

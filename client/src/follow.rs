@@ -119,6 +119,8 @@ struct Track {
     behind: Option<u64>,
     /// Where the next page begins, while it is behind.
     cursor: u64,
+    /// The session is to get its messages however large it is.
+    open: bool,
     /// What came meanwhile, by position, sender and id.
     held: BTreeMap<(u64, u64, u64), GroupMessage>,
 }
@@ -297,6 +299,21 @@ impl Follows {
             self.fall_behind(group, stamp);
         }
         is_new && !is_live_room(group)
+    }
+
+    /// The groups that are open.
+    pub(crate) fn open_groups(&self) -> Vec<u64> {
+        let open = self.tracks.iter().filter(|(_, track)| track.open);
+        let mut groups: Vec<u64> = open.map(|(group, _)| *group).collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// A group is open, or is not.
+    pub(crate) fn set_open(&mut self, group: u64, open: bool) {
+        if let Some(track) = self.tracks.get_mut(&group) {
+            track.open = open;
+        }
     }
 
     /// The client is not in this group any more.

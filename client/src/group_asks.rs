@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::oneshot;
-use trunkline_proto::{Code, Sync, SyncOk};
+use trunkline_proto::{Code, Kind, Sync, SyncOk};
 
 use crate::{Error, GroupMessage, GroupPage, History};
 
@@ -23,14 +23,29 @@ pub(crate) enum Act {
     Leave,
     /// A live room that an earlier connection was in.
     Rejoin,
+    /// This session pays attention to the group, or none any more.
+    Open,
+    Close,
 }
 
-/// Somebody wants to join or leave.
+impl Act {
+    /// The kind of its frame, and what `aux` says in it.
+    pub(crate) fn frame(self) -> (Kind, u16) {
+        match self {
+            Act::Join | Act::Rejoin => (Kind::GroupJoin, 0),
+            Act::Leave => (Kind::GroupLeave, 0),
+            Act::Open => (Kind::GroupJoin, 1),
+            Act::Close => (Kind::GroupLeave, 1),
+        }
+    }
+}
+
+/// Somebody wants to join or leave, or to pay attention.
 #[derive(Debug)]
 pub(crate) struct GroupAsk {
     pub(crate) group: u64,
     pub(crate) id: u64,
-    pub(crate) leave: bool,
+    pub(crate) act: Act,
     /// Gets the position of the group's last message.
     pub(crate) answer: Answer<u64>,
 }

@@ -69,8 +69,8 @@ impl Outbound {
     }
 
     /// Appends a GROUP_JOIN, GROUP_LEAVE or MARK: frames about a group that have no body.
-    pub(crate) fn about_group(&mut self, kind: Kind, id: u64, group: u64, stamp: u64) {
-        self.append(kind, 0, 0, id, group, stamp, &[]);
+    pub(crate) fn about_group(&mut self, kind: Kind, aux: u16, id: u64, group: u64, stamp: u64) {
+        self.append(kind, 0, aux, id, group, stamp, &[]);
         self.answers_below = self.waiting().max(MESSAGE_BYTES_MAX) + ANSWER_BYTES;
     }
 

@@ -264,7 +264,7 @@ impl<'a> Session<'a> {
             Command::GroupPage(ask) => self.group_asks.ask_page(ask),
             Command::Follow { group, after } => self.state.follow(group, after),
             Command::Watch(ask) => self.watch(&ask),
-            Command::Mark { group, stamp } => self.out.about_group(Kind::Mark, 0, group, stamp),
+            Command::Mark { group, stamp } => self.out.about_group(Kind::Mark, 0, 0, group, stamp),
             Command::Close => {
                 // What the application has taken would otherwise count as not delivered. Bounded by that queue.
                 while let Ok(taken) = self.state.taken.try_recv() {

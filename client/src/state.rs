@@ -11,7 +11,7 @@ use trunkline_proto::HEADER_LONG;
 
 use crate::calls::CallRequest;
 use crate::follow::Follows;
-use crate::group_asks::{GroupAsk, PageAsk};
+use crate::group_asks::{Act, GroupAsk, PageAsk};
 use crate::ids::MessageIds;
 use crate::outlet::Outlet;
 use crate::presence::{WatchAsk, Watched};
@@ -308,8 +308,8 @@ impl State {
     }
 
     /// A session is in a live room, so that without one this client has left.
-    fn ask_group_offline(&mut self, GroupAsk { group, leave, answer, .. }: GroupAsk) {
-        let has_left = leave && is_live_room(group);
+    fn ask_group_offline(&mut self, GroupAsk { group, act, answer, .. }: GroupAsk) {
+        let has_left = act == Act::Leave && is_live_room(group);
         if has_left {
             self.groups.left(group);
         }

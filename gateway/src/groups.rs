@@ -13,6 +13,7 @@
 //! | `part` | a shard's own sessions in each group, and frames on their way through them |
 //! | `home` | what the home of a group knows: the number, who is to get copies, rates |
 //! | `interest` | in a cluster: groups and live rooms of which this node has sessions and another node is the home |
+//! | `joins` | joins of live rooms that are not answered |
 //! | `behind` | sessions that were not given something, and are told so |
 //! | `mail` | what shards say to each other about groups |
 //! | `ask` | in a cluster: what is asked of the home of a durable group, as bytes |
@@ -26,6 +27,7 @@ pub(crate) mod away;
 pub(crate) mod behind;
 pub(crate) mod home;
 pub(crate) mod interest;
+pub(crate) mod joins;
 pub(crate) mod mail;
 pub(crate) mod part;
 
@@ -34,6 +36,7 @@ use behind::Behind;
 use hashbrown::HashMap;
 use home::Homes;
 use interest::Interests;
+use joins::Joins;
 use part::Parts;
 use std::collections::VecDeque;
 use trunkline_router::hash::home_shard;
@@ -46,6 +49,26 @@ const NUMBERS: u64 = 65_535;
 pub(crate) const PLACE: u64 = 0xA5A5_5A5A_C3C3_3C3C;
 /// What a session's membership takes: its entry, its place in the part, and as much again while both grow.
 pub(crate) const MEMBERSHIP_BYTES: u64 = 2 * (12 + 4);
+
+/// How a message goes to the members of a group, as its home says with each copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// The group is large: sessions that pay no attention are told by HEADS that there is something.
+    pub(crate) passive: bool,
+    /// It is not in the log, so there is nothing to ask for.
+    pub(crate) unkept: bool,
+}
+
+impl Manner {
+    /// As on the way to shards and nodes. A node that does not know a bit gives the message to all.
+    pub(crate) fn bits(self) -> u8 {
+        u8::from(self.passive) | u8::from(self.unkept) << 1
+    }
+
+    pub(crate) fn from_bits(bits: u8) -> Self {
+        Manner { passive: bits & 1 != 0, unkept: bits & 2 != 0 }
+    }
+}
 
 /// Bounds of groups, of one shard unless they say otherwise. Sizes are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +88,9 @@ pub struct GroupLimits {
     /// Memberships that the node keeps; a further one gets ERROR 22. Sessions in groups are bounded likewise, at each
     /// shard.
     pub memberships_max: u64,
+    /// Members above which a group is large: its sessions are told by HEADS that there are messages, but for those that
+    /// pay attention. 0 = no group is.
+    pub passive_above: u64,
     /// Bytes of frames on their way through the shard's own sessions; beyond it those are told by HEADS.
     pub queue_bytes_max: usize,
 }
@@ -79,6 +105,7 @@ impl Default for GroupLimits {
             sends_per_sec: 200,
             member_sends_per_sec: 10,
             memberships_max: 2_000_000,
+            passive_above: 10_000,
             queue_bytes_max: 4 << 20,
         }
     }
@@ -106,6 +133,22 @@ pub(crate) struct Asking {
     pub(crate) questions: u32,
     /// What has become of its memberships meanwhile: the answer may be older.
     pub(crate) events: Vec<(u64, bool)>,
+    /// Sessions that want to pay attention to a group, with the id of the frame: the answer says whether they are in it.
+    pub(crate) wishes: Vec<(crate::io::ConnId, u64, u64)>,
+}
+
+impl Asking {
+    /// Wishes of a user that wait at most.
+    const WISHES_MAX: usize = 256;
+
+    /// A wish waits for the answer. False if too many do.
+    pub(crate) fn wish(&mut self, conn: crate::io::ConnId, group: u64, id: u64) -> bool {
+        let has_room = self.wishes.len() < Self::WISHES_MAX;
+        if has_room {
+            self.wishes.push((conn, group, id));
+        }
+        has_room
+    }
 }
 
 /// What a shard knows of groups.
@@ -115,6 +158,7 @@ pub(crate) struct Groups {
     pub(crate) homes: Homes,
     pub(crate) interests: Interests,
     pub(crate) behind: Behind,
+    pub(crate) joins: Joins,
     pub(crate) asking: HashMap<u64, Asking>,
     /// Sessions whose groups the store could not be asked for: connection, user, and what its LOGIN says it has.
     pub(crate) unasked: VecDeque<(crate::io::ConnId, u64, u64)>,

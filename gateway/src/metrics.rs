@@ -468,8 +468,13 @@ shard_stats! {
     group_relay_stale: Counter "trunkline_group_relay_copies_stale_total" "" "Copies of messages to live rooms that were not passed on: nobody is in the room any more, or another node is its home by now.";
     group_marks: Counter "trunkline_group_marks_total" "" "Read marks that clients sent.";
     heads: Counter "trunkline_group_heads_total" "" "HEADS sent: to sessions that were not given something, and after LOGIN.";
+    group_passive_heads: Counter "trunkline_group_passive_heads_total" "" "HEADS sent to sessions that are not given the messages of large groups: at most one in 5 s each.";
+    group_spared: Counter "trunkline_group_copies_spared_total" "kept=\"yes\"" "Copies of messages that sessions were not given because the group is large and they pay no attention, by whether the message is in the log; of those that are they are told by HEADS.";
+    group_unkept_spared: Counter "trunkline_group_copies_spared_total" "kept=\"no\"" "Copies of messages that sessions were not given because the group is large and they pay no attention, by whether the message is in the log; of those that are they are told by HEADS.";
     group_parts: Gauge "trunkline_group_parts" "" "Groups and rooms with sessions on this shard.";
     group_sessions: Gauge "trunkline_group_sessions" "" "Sessions in groups and rooms, counted once for each.";
+    group_passive: Gauge "trunkline_group_passive_sessions" "" "Sessions in large groups that pay no attention and are told by HEADS, counted once for each.";
+    group_attentive: Gauge "trunkline_group_attentive_sessions" "" "Sessions that pay attention to a group, whatever its size, counted once for each.";
     group_homes: Gauge "trunkline_group_homes" "" "Groups and rooms in use whose home this shard is.";
     group_relays: Gauge "trunkline_group_relays" "" "Groups and live rooms with sessions on this node whose home is another one.";
     group_joins_waiting: Gauge "trunkline_group_joins_waiting" "" "Joins, and other questions about groups, that wait for a home on another node.";

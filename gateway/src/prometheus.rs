@@ -251,7 +251,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 101] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -314,6 +314,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 101] {
         ("group_member_sends_per_sec", limits.groups.member_sends_per_sec.into()),
         ("group_memberships", limits.groups.memberships_max),
         ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
+        ("group_passive_above", limits.groups.passive_above),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
         ("watches_per_session", limits.watch.per_session_max.into()),
         ("watch_bytes", limits.watch.bytes_max as u64),

@@ -101,11 +101,15 @@ interface Track {
   behind?: bigint | undefined;
   cursor: bigint;
   held: GroupMessage[];
+  /** The session is to get its messages however large it is. */
+  open?: boolean;
 }
 
 interface Asked {
   group: bigint;
   leave: boolean;
+  /** It is about attention alone. */
+  open?: boolean | undefined;
   resolve: (stamp: bigint) => void;
   fail: (error: Error) => void;
 }
@@ -175,6 +179,19 @@ export class Groups {
     // A session is in a room, and without one nobody is.
     if (isLiveRoom(peer)) this.#forget(peer);
     if (this.#isOpen || !isLiveRoom(peer)) await this.#ask(peer, true);
+  }
+
+  /**
+   * Opens a group whose messages are to come as they are sent, however large it is: in one with more members than the gateway is set to (10,000) a session is told otherwise
+   * within 5 s that there are some, and fetches them then, after `gap`. It holds over reconnects, until `close` or `leave`, and changes nothing for a small group or a room.
+   */
+  async open(group: Id): Promise<void> {
+    if (!isLiveRoom(toGroup(group))) await this.#ask(group, false, true);
+  }
+
+  /** The opposite of `open`. */
+  async close(group: Id): Promise<void> {
+    if (!isLiveRoom(toGroup(group))) await this.#ask(group, true, false);
   }
 
   /**
@@ -256,14 +273,14 @@ export class Groups {
     for (const listener of this.#listeners[name]) (listener as (...what: unknown[]) => void)(...what);
   }
 
-  #ask(to: Id, leave: boolean): Promise<bigint> {
+  #ask(to: Id, leave: boolean, open?: boolean): Promise<bigint> {
     const group = toGroup(to);
     return new Promise((resolve, fail) => {
       if (this.#asked.size >= ASKS_MAX) throw new FullError("too many joins and leaves are under way");
       if (!leave && isLiveRoom(group) && this.#tracks.size >= GROUPS_MAX) throw new FullError("in as many groups as can be");
       const id = this.#port.idOf();
-      this.#port.write(long(leave ? Kind.GROUP_LEAVE : Kind.GROUP_JOIN, 0, id, group, 0n));
-      this.#asked.set(id, { group, leave, resolve, fail });
+      this.#port.write(long(leave ? Kind.GROUP_LEAVE : Kind.GROUP_JOIN, 0, id, group, 0n, undefined, open === undefined ? 0 : 1));
+      this.#asked.set(id, { group, leave, open, resolve, fail });
     });
   }
 
@@ -276,6 +293,8 @@ export class Groups {
       track.own = [];
       track.unacked = 0;
       if (isLiveRoom(group)) this.#rejoin(group, track);
+      // Attention ends with a session. What it is refused for, HEADS tells.
+      if (track.open) this.#ask(group, false, true).catch(() => undefined);
     }
     for (const message of this.#port.waiting(Kind.GROUP_SEND)) if (!this.#rejoining.has(message.to)) this.#post(message);
     this.#next();
@@ -350,8 +369,10 @@ export class Groups {
         this.#asked.delete(id);
         if (kind === Kind.ERROR) asked.fail(new TrunklineError(`error ${aux}: ${new TextDecoder().decode(body)}`, aux));
         else {
-          if (asked.leave) this.#forget(peer);
+          if (asked.leave && asked.open === undefined) this.#forget(peer);
           else this.#joined(peer, stamp);
+          const track = this.#tracks.get(peer);
+          if (track && asked.open !== undefined) track.open = asked.open;
           asked.resolve(stamp);
         }
         return true;

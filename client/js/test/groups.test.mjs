@@ -293,3 +293,32 @@ test("frames that are none end the connection, and joins are bounded", async () 
   assert.ok(socket.closed);
   await client.close();
 });
+
+test("a group that is open is opened again after a reconnect, until it is closed", async () => {
+  const { client, groups, socket, told } = await open();
+  await joined(groups, socket, GROUP, 10);
+  const opened = groups.open(GROUP);
+  assert.equal(of(socket, JOIN).at(-1).aux, 1);
+  ok(socket, 12);
+  await opened;
+  page(socket, 10, [11, 12], true);
+  assert.deepEqual(await taken(groups, 2), [11, 12], "what was before it was opened is fetched");
+  await groups.open(ROOM);
+  assert.equal(of(socket, JOIN).length, 2, "a room is open");
+  socket.end();
+  const next = await again();
+  await settle();
+  assert.deepEqual(of(next, JOIN).map(({ peer, aux }) => [peer, aux]), [[GROUP, 1]]);
+  ok(next, 12);
+  const closed = groups.close(GROUP);
+  assert.equal(of(next, LEAVE).at(-1).aux, 1);
+  ok(next, 12);
+  await closed;
+  next.receive(live(GROUP, 9, 13));
+  assert.deepEqual(await taken(groups, 1), [13], "it is a member still");
+  next.end();
+  const last = await again();
+  await settle();
+  assert.deepEqual([of(last, JOIN), told], [[], []]);
+  await client.close();
+});

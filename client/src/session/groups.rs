@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use trunkline_proto::prost::Message as _;
-use trunkline_proto::{Code, Frame, Heads, Kind, Outcome, SyncOk, flags};
+use trunkline_proto::{Code, Frame, Heads, Outcome, SyncOk, flags};
 
 use super::{Ended, Session};
-use crate::group_asks::{Act, GroupAsk};
+use crate::group_asks::{Act, Answer, GroupAsk};
 use crate::{Error, Event, GroupMessage, Reason, is_live_room};
 
 /// How long messages wait for live rooms to be joined again. Answers come at once; without one they are sent all the
@@ -24,8 +24,12 @@ impl Session<'_> {
         self.rejoined_by = Instant::now() + REJOIN_WAIT;
         for group in self.state.groups.rooms() {
             let id = self.state.shared.ids.next();
-            self.group_asks.ask(id, group, Act::Rejoin, None);
-            self.out.about_group(Kind::GroupJoin, id, group, 0);
+            self.ask_about_group(id, group, Act::Rejoin, None);
+        }
+        // Attention ends with a session too. What it is refused for, HEADS tells.
+        for group in self.state.groups.open_groups() {
+            let id = self.state.shared.ids.next();
+            self.ask_about_group(id, group, Act::Open, None);
         }
     }
 
@@ -34,8 +38,14 @@ impl Session<'_> {
         self.group_asks.is_rejoining() && Instant::now() < self.rejoined_by
     }
 
-    pub(super) fn ask_group(&mut self, GroupAsk { group, id, leave, answer }: GroupAsk) {
-        let is_too_many = !leave && is_live_room(group) && !self.state.groups.has_room();
+    fn ask_about_group(&mut self, id: u64, group: u64, act: Act, answer: Option<Answer<u64>>) {
+        let (kind, aux) = act.frame();
+        self.group_asks.ask(id, group, act, answer);
+        self.out.about_group(kind, aux, id, group, 0);
+    }
+
+    pub(super) fn ask_group(&mut self, GroupAsk { group, id, act, answer }: GroupAsk) {
+        let is_too_many = act == Act::Join && is_live_room(group) && !self.state.groups.has_room();
         let refusal = match () {
             () if !self.group_asks.has_room() => Some((Code::RateLimited, "too many joins and leaves are under way")),
             () if is_too_many => Some((Code::LimitReached, "this client is in as many groups as it can be")),
@@ -46,13 +56,11 @@ impl Session<'_> {
             drop(answer.send(Err(Error::Refused { code: code.as_u16(), text: text.into() })));
             return;
         }
-        let (act, kind) = if leave { (Act::Leave, Kind::GroupLeave) } else { (Act::Join, Kind::GroupJoin) };
-        if leave && is_live_room(group) {
+        if act == Act::Leave && is_live_room(group) {
             // Even if the answer does not come: the next connection is not in it.
             self.state.groups.left(group);
         }
-        self.group_asks.ask(id, group, act, Some(answer));
-        self.out.about_group(kind, id, group, 0);
+        self.ask_about_group(id, group, act, Some(answer));
     }
 
     pub(super) fn handle_group_ok(&mut self, frame: &Frame<'_>) {
@@ -64,6 +72,9 @@ impl Session<'_> {
             self.state.shared.end_group(group);
         } else if self.state.groups.joined(group, stamp, asked.act == Act::Rejoin, &mut events) {
             self.state.shared.begin_group(group, stamp);
+        }
+        if matches!(asked.act, Act::Open | Act::Close) {
+            self.state.groups.set_open(group, asked.act == Act::Open);
         }
         asked.settle(Ok(stamp));
         self.tell_all(events);

@@ -370,3 +370,37 @@ async fn an_outbox_keeps_what_is_for_a_group() {
     assert_eq!(receipt.outcome().await.expect("a fate"), Outcome::Stored);
     drop(std::fs::remove_file(&path));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_is_open_is_opened_again_after_a_reconnect_until_it_is_closed() {
+    let (client, mut events, mut peer, mut board) = pair(config()).await;
+    join(&client, &mut peer, GROUP, 10).await;
+    let opened = async {
+        let asked = peer.expect(Kind::GroupJoin).await;
+        assert_eq!((asked.peer, asked.aux), (GROUP, 1));
+        ok(&mut peer, &asked, 12).await;
+        answer_sync(&mut peer, 10, &[11, 12], true).await;
+    };
+    tokio::join!(client.open_group(GROUP), opened).0.expect("open");
+    assert_eq!((group_message(&mut events).await.stamp, group_message(&mut events).await.stamp), (11, 12));
+    client.open_group(ROOM).await.expect("it is open to all who are in");
+    drop(peer);
+    lost(&mut events).await;
+    let mut peer = board.admitted().await;
+    let asked = peer.expect(Kind::GroupJoin).await;
+    assert_eq!((asked.peer, asked.aux), (GROUP, 1));
+    ok(&mut peer, &asked, 12).await;
+    let closed = async {
+        let asked = peer.expect(Kind::GroupLeave).await;
+        assert_eq!((asked.peer, asked.aux), (GROUP, 1));
+        ok(&mut peer, &asked, 12).await;
+    };
+    tokio::join!(client.close_group(GROUP), closed).0.expect("closed");
+    deliver(&mut peer, GROUP, 0, 9, 13).await;
+    assert_eq!(group_message(&mut events).await.stamp, 13, "it is a member still");
+    drop(peer);
+    lost(&mut events).await;
+    let mut peer = board.admitted().await;
+    client.mark_read(GROUP, 13).await.expect("connected");
+    assert_eq!(peer.expect(Kind::Mark).await.stamp, 13, "and nothing was asked before");
+}

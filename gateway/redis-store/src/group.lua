@@ -152,7 +152,7 @@ local function append(view, proposed, retry, user, message)
         if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
           -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
           set('last', meta.last)
-          return { 'stored', entry[1], 1 }
+          return { 'stored', entry[1], 1, redis.call('HLEN', M) }
         end
       end
       if #entries < STEP then break end
@@ -185,7 +185,7 @@ local function append(view, proposed, retry, user, message)
   if above(proposed, id) then id = proposed end
   redis.call('XADD', S, id, 'm', message)
   set('last', id)
-  return { 'stored', id, 0 }
+  return { 'stored', id, 0, redis.call('HLEN', M) }
 end
 
 local function join(view, user, words, added, create)
@@ -284,7 +284,7 @@ while at <= #ARGV do
     answer = append(view, proposed, retry, user, word())
   elseif what == 'admit' then
     local denial = why_not(word())
-    answer = denial and { 'denied', denial } or { 'admitted' }
+    answer = denial and { 'denied', denial } or { 'admitted', redis.call('HLEN', M) }
   elseif what == 'join' then
     local view, user, words, added = tonumber(word()), word(), word(), word() == '1'
     answer = join(view, user, words, added, word() == '1')

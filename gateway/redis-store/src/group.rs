@@ -180,8 +180,10 @@ fn reply(answer: Value, group: u64, now_ms: u64) -> Option<Option<Reply>> {
         "none" => return Some(None),
         "stale" => return Some(Some(Reply::Refused(Refusal::Stale))),
         "denied" => GroupReply::Denied(denial(&next()?.as_string()?)?),
-        "stored" => GroupReply::Stored { stamp: position(next()?)?, duplicate: word(next()?)? == 1 },
-        "admitted" => GroupReply::Admitted,
+        "stored" => {
+            GroupReply::Stored { stamp: position(next()?)?, duplicate: word(next()?)? == 1, members: small(next()?)? }
+        }
+        "admitted" => GroupReply::Admitted { members: small(next()?)? },
         "joined" => GroupReply::Joined { news: word(next()?)? == 1, last: position(next()?)? },
         "left" => GroupReply::Left { news: word(next()?)? == 1, last: position(next()?)? },
         "member" => GroupReply::Member(member(&mut next)?),

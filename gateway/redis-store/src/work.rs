@@ -518,7 +518,7 @@ impl Work {
 fn is_look(reply: &GroupReply) -> bool {
     matches!(
         reply,
-        GroupReply::Admitted
+        GroupReply::Admitted { .. }
             | GroupReply::Denied(_)
             | GroupReply::Info(_)
             | GroupReply::Members { .. }

@@ -31,6 +31,7 @@ pub(super) fn group_limits(all: &Settings, frame_bytes_max: u64, judge: &Judge) 
             known(all.group_memberships_max),
             MEMBERSHIPS_LEAST..=MEMBERSHIPS_MOST,
         )?,
+        passive_above: judge.count("group_passive_above", known(all.group_passive_above), 0..=100_000_000)?,
         queue_bytes_max: judge.size("group_queue_bytes_max", known(all.group_queue_bytes_max), frame_bytes_max..=GIB)?
             as usize,
     })

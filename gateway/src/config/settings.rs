@@ -498,6 +498,11 @@ settings! {
     /// memory where there is a store. When hit: a further one gets ERROR 22 (limit reached). Each shard serves as many
     /// sessions in groups and rooms; beyond that a session is in none.
     group_memberships_max: [u64] "N" "TRUNKLINE_GROUP_MEMBERSHIPS_MAX" Computed("as many as take a thirty-second of memory_max");
+    /// Members above which a group is large, up to 100000000; 0: no group is. Sessions in a large group are told by
+    /// HEADS, at most once in 5 s for all their groups together, that there are messages, and are given them only while
+    /// they pay attention (GROUP_JOIN with aux 1). With a tenth fewer members it is not large any more. In a cluster
+    /// the setting of the node counts that is the home of the group.
+    @reloadable group_passive_above: [u64] "N" "TRUNKLINE_GROUP_PASSIVE_ABOVE" Fixed("10000");
     /// Bytes of frames on their way through the members of groups, for each shard, from one frame to 1GiB. When hit:
     /// members are told that there is something to ask for.
     group_queue_bytes_max: [Size] "SIZE" "TRUNKLINE_GROUP_QUEUE_BYTES_MAX" Computed("a 128th of memory_max, 256MiB at most, shared by all shards, 4MiB each at most, two frames at least");

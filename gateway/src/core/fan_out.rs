@@ -7,8 +7,8 @@ use crate::conn::Phase;
 use crate::directory::NodeKey;
 use crate::groups::behind::{Behind, Missed};
 use crate::groups::mail::GroupMail;
-use crate::groups::part::{Run, Sink};
-use crate::groups::{Groups, wire_number};
+use crate::groups::part::{News, Run, Sink};
+use crate::groups::{Groups, Manner, wire_number};
 use crate::io::ConnId;
 use crate::mailbox::{Origin, Record};
 use trunkline_proto::{Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
@@ -33,25 +33,19 @@ pub(super) struct Numbered<'a> {
     pub(super) from: u64,
     pub(super) id: u64,
     pub(super) stamp: u64,
+    /// The home gives it.
     pub(super) number: u64,
+    pub(super) manner: Manner,
     pub(super) payload: &'a [u8],
 }
 
 impl Shard {
     /// Gives a message its number in the group, and itself to each node and each shard that has sessions of members.
-    pub(super) fn group_fan_out(
-        &mut self,
-        group: u64,
-        origin: Option<Origin>,
-        from: u64,
-        id: u64,
-        stamp: u64,
-        payload: &[u8],
-    ) {
-        let home = self.groups.homes.at(group);
+    pub(super) fn group_fan_out(&mut self, message: Numbered<'_>) {
+        let home = self.groups.homes.at(message.group);
         home.number = home.number.saturating_add(1);
-        home.last = home.last.max(stamp);
-        let message = Numbered { group, origin, from, id, stamp, number: home.number, payload };
+        home.last = home.last.max(message.stamp);
+        let message = Numbered { number: home.number, ..message };
         if !self.alone {
             self.copy_to_nodes(&message);
         }
@@ -60,12 +54,12 @@ impl Shard {
 
     /// Gives a message to each shard of this node that has sessions of members.
     pub(super) fn copy_to_shards(&mut self, message: &Numbered<'_>) {
-        let Numbered { group, origin, from, id, stamp, number, payload } = *message;
+        let Numbered { group, origin, from, id, stamp, number, manner, payload } = *message;
         let shards = std::mem::take(&mut self.groups.homes.at(group).shards);
         let nobody = ConnId { slot: u32::MAX, generation: 0 };
         let here = origin.filter(|origin| origin.node == NodeKey::OWN);
         let (shard, conn) = here.map_or((u16::MAX, nobody), |origin| (origin.shard, origin.conn));
-        let copy = GroupMail::Copy { group, shard, origin: conn, from, id, stamp, number, payload };
+        let copy = GroupMail::Copy { group, shard, origin: conn, from, id, stamp, number, manner, payload };
         for to in &shards {
             if *to == self.shard {
                 self.take_group_mail(*to, &copy);
@@ -95,6 +89,7 @@ impl Shard {
         id: u64,
         stamp: u64,
         number: u64,
+        manner: Manner,
         payload: &[u8],
     ) {
         let bytes_max = self.links.limits.groups.queue_bytes_max;
@@ -102,9 +97,23 @@ impl Shard {
         let Some(part) = parts.get_mut(group) else { return };
         let gap = part.number != 0 && number != part.number.wrapping_add(1);
         (part.last, part.number) = (part.last.max(stamp), number);
+        parts.set_passive(group, manner.passive);
         if gap {
             self.links.stats.group_gaps.add(1);
             parts.miss(group);
+        }
+        if manner.passive {
+            let spared = parts.get(group).map_or(0, |part| part.inattentive() as u64);
+            match manner.unkept {
+                true => self.links.stats.group_unkept_spared.add(spared),
+                false => {
+                    self.links.stats.group_spared.add(spared);
+                    parts.note_news(group);
+                }
+            }
+            if !parts.gets_frames(group) {
+                return;
+            }
         }
         let header = Header { kind: Kind::GroupDeliver, flags: 0, aux: wire_number(number), id, peer: group, stamp };
         let mut frame = Vec::with_capacity(encoded_len(Kind::GroupDeliver, SENDER_BYTES + payload.len()));
@@ -170,6 +179,30 @@ impl Shard {
             });
             let heads = heads.collect();
             self.send_heads(conn.slot, heads);
+        }
+    }
+
+    /// Tells the sessions whose turn it is how far their large groups are.
+    pub(super) fn tell_passive(&mut self) {
+        let room = self.links.limits.outbox_bytes_max / 2;
+        for (slot, news) in self.groups.parts.next_step() {
+            let conn = self.links.slots.at(slot);
+            if conn.phase != Phase::Open {
+                continue;
+            }
+            if conn.outbox_bytes() >= room {
+                // As soon as there is room.
+                let conn = self.links.slots.id(slot);
+                news.iter().for_each(|news| self.groups.behind.note(conn, news.group));
+                continue;
+            }
+            #[cfg(test)]
+            if crate::simulation::planted(crate::simulation::Bug::PassiveUntold) {
+                continue;
+            }
+            let head = |news: News| Head { group: news.group, stamp: news.stamp, read: 0, seq: news.number, unread: 0 };
+            self.links.stats.group_passive_heads.add(1);
+            self.send_heads(slot, news.into_iter().map(head).collect());
         }
     }
 

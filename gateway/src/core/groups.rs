@@ -5,7 +5,7 @@
 //! through the same mailboxes.
 
 use super::decode::Flow;
-use super::fan_out::{SENDER_BYTES, encode_delivery};
+use super::fan_out::{Numbered, SENDER_BYTES, encode_delivery};
 use super::far::Path;
 use super::links::{TICK_MS, ticks};
 use super::rooms::ToRoom;
@@ -18,7 +18,8 @@ use crate::directory::{NodeKey, is_remote};
 use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
-use crate::groups::{group_home, is_room};
+use crate::groups::part::Moved;
+use crate::groups::{Groups, Manner, group_home, is_room};
 use crate::io::ConnId;
 use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
 use crate::mailbox::{Origin, Record, Room};
@@ -104,15 +105,9 @@ impl Shard {
         }
         match kind {
             Kind::GroupSend => self.group_send(slot, frame),
-            Kind::GroupJoin if frame.aux != 0 => {
-                // Attention is what every member gives: there are no passive ones.
+            Kind::GroupJoin | Kind::GroupLeave if frame.aux != 0 => {
                 let conn = self.links.slots.id(slot);
-                if self.groups.parts.is_in(conn, frame.peer) {
-                    let stamp = self.groups.parts.get(frame.peer).map_or(0, |part| part.last);
-                    self.group_ok(conn, frame.id, frame.peer, stamp);
-                } else {
-                    self.links.error(slot, Code::NotAMember, frame.id, frame.peer);
-                }
+                self.group_attention(conn, frame.id, frame.peer, kind == Kind::GroupJoin);
                 Flow::On
             }
             Kind::GroupJoin => self.group_join(slot, frame, false),
@@ -124,6 +119,32 @@ impl Shard {
         }
     }
 
+    /// A session wants to get the messages of a group however large it is, or does not any more.
+    fn group_attention(&mut self, conn: ConnId, id: u64, group: u64, attends: bool) {
+        // A live room has no passive sessions.
+        let moved = match is_room(group) && self.groups.parts.is_in(conn, group) {
+            true => Moved::Yes,
+            false => self.groups.parts.attend(conn, group, attends),
+        };
+        if moved == Moved::NotIn {
+            // It may be, and the store has not said so since its LOGIN.
+            let user = self.links.slots.at(conn.slot).user;
+            let asking = self.groups.asking.get_mut(&user).filter(|_| attends);
+            let code = match asking.map(|asking| asking.wish(conn, group, id)) {
+                Some(true) => return,
+                Some(false) => Code::Overloaded,
+                None if self.groups.unasked.iter().any(|(unasked, ..)| *unasked == conn) => Code::Overloaded,
+                None => Code::NotAMember,
+            };
+            return self.links.error(conn.slot, code, id, group);
+        }
+        if moved == Moved::Missed {
+            self.groups.behind.note(conn, group);
+        }
+        let stamp = self.groups.parts.get(group).map_or(0, |part| part.last);
+        self.group_ok(conn, id, group, stamp);
+    }
+
     fn group_send(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         let Frame { id, peer: group, body, .. } = *frame;
         // Whoever gets it gets the sender's id besides.
@@ -133,7 +154,9 @@ impl Shard {
         }
         let origin = self.links.slots.id(slot);
         let from = self.links.slots.at(slot).user;
-        if is_room(group) && !self.groups.parts.is_in(origin, group) {
+        // Behind its join it goes the way that went, and gets there later.
+        let is_in = |groups: &Groups| groups.parts.is_in(origin, group) || groups.joins.has(slot, group);
+        if is_room(group) && !is_in(&self.groups) {
             self.links.stats.group_messages_in.add(1);
             self.group_denied(Origin::own(self.shard, origin), id, group, frame.flags, Code::NotAMember);
             return Flow::On;
@@ -163,7 +186,17 @@ impl Shard {
                 return Flow::On;
             }
         }
-        match self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave }) {
+        if is_room(group) && !leave {
+            self.groups.joins.begin(slot, group, id);
+        }
+        let sent = self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave });
+        match sent {
+            Room::Yes if leave => self.groups.joins.leave(slot, group),
+            Room::Yes => {}
+            Room::Wait | Room::No if !leave => self.groups.joins.over(slot, group, id),
+            Room::Wait | Room::No => {}
+        }
+        match sent {
             Room::Wait => return Flow::Wait,
             Room::Yes => {}
             Room::No => self.links.error(slot, Code::Overloaded, id, group),
@@ -232,9 +265,9 @@ impl Shard {
                 self.groups.homes.unwatch(group, from_shard);
                 self.room_unwatched(group);
             }
-            GroupMail::Copy { group, shard, origin, from, id, stamp, number, payload } => {
+            GroupMail::Copy { group, shard, origin, from, id, stamp, number, manner, payload } => {
                 let origin = (shard == self.shard).then_some(origin);
-                self.group_copy(group, origin, from, id, stamp, number, payload);
+                self.group_copy(group, origin, from, id, stamp, number, manner, payload);
             }
             GroupMail::Head { group, last, number } => self.group_head(group, last, number),
             GroupMail::Member { group, user, joined, last, number, session } => {
@@ -244,6 +277,7 @@ impl Shard {
             GroupMail::Refused { group, conn, id, code } => {
                 let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
                 if let Some(code) = Code::from_u16(code).filter(|_| open) {
+                    self.groups.joins.over(conn.slot, group, id);
                     self.links.error(conn.slot, code, id, group);
                 }
             }
@@ -254,6 +288,7 @@ impl Shard {
 
     fn group_ok(&mut self, conn: ConnId, id: u64, group: u64, stamp: u64) {
         if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
+            self.groups.joins.over(conn.slot, group, id);
             let header = Header { kind: Kind::GroupOk, flags: 0, aux: 0, id, peer: group, stamp };
             self.links.reply(conn.slot, |out| encode(out, &header, &[]));
             // What was passed on before the store had answered the join did not come to the session.
@@ -323,7 +358,8 @@ impl Shard {
         let payload = Payload::from(payload);
         #[cfg(test)]
         if crate::simulation::planted(crate::simulation::Bug::FannedOutEarly) {
-            self.group_fan_out(group, Some(origin), from, id, stamp, &payload);
+            let (origin, manner) = (Some(origin), Manner::default());
+            self.group_fan_out(Numbered { group, origin, from, id, stamp, number: 0, manner, payload: &payload });
         }
         let sending = Box::new(Sending {
             group,
@@ -373,7 +409,8 @@ impl Shard {
         if of_message & flags::ACK != 0 {
             self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
         }
-        self.group_fan_out(group, Some(origin), from, id, stamp, payload);
+        let (origin, manner) = (Some(origin), Manner::default());
+        self.group_fan_out(Numbered { group, origin, from, id, stamp, number: 0, manner, payload });
     }
 
     /// Asks the store to keep a message, or whether its sender may send.
@@ -479,7 +516,7 @@ impl Shard {
         let tells = acked && !told;
         let of_message = if tells { flags::ACK } else { 0 };
         match group_reply(reply) {
-            Ok(GroupReply::Stored { stamp, duplicate }) => {
+            Ok(GroupReply::Stored { stamp, duplicate, members }) => {
                 self.follow_stamp(stamp);
                 match duplicate {
                     true => self.links.stats.group_duplicates.add(1),
@@ -493,18 +530,22 @@ impl Shard {
                 // What an earlier home has stored is in the end of the log that the present one is told.
                 match !duplicate && self.numbers_group(group) {
                     true if self.alone || self.serving => {
-                        self.group_fan_out(group, origin, from, id, stamp, &payload);
+                        let manner = Manner { passive: self.is_large(group, members), unkept: false };
+                        let payload = &payload;
+                        self.group_fan_out(Numbered { group, origin, from, id, stamp, number: 0, manner, payload });
                     }
                     true => self.pass_over(group, stamp),
                     false => {}
                 }
             }
             // Its home is another node by now, which knows nothing of it.
-            Ok(GroupReply::Admitted) if !(self.alone || self.serving && self.numbers_group(group)) => match origin {
-                Some(origin) => self.group_overloaded(origin, id, group, of_message),
-                None => self.links.stats.group_overloaded.add(1),
-            },
-            Ok(GroupReply::Admitted) => {
+            Ok(GroupReply::Admitted { .. }) if !(self.alone || self.serving && self.numbers_group(group)) => {
+                match origin {
+                    Some(origin) => self.group_overloaded(origin, id, group, of_message),
+                    None => self.links.stats.group_overloaded.add(1),
+                }
+            }
+            Ok(GroupReply::Admitted { members }) => {
                 self.links.stats.group_accepted.add(1);
                 let last = self.groups.homes.get(group).map_or(0, |home| home.last);
                 let stamp = stamp.max(last + 1);
@@ -512,7 +553,8 @@ impl Shard {
                 if let Some(origin) = origin.filter(|_| tells) {
                     self.tell_fate(origin, id, group, Outcome::Accepted, stamp);
                 }
-                self.group_fan_out(group, origin, from, id, stamp, &payload);
+                let manner = Manner { passive: self.is_large(group, members), unkept: true };
+                self.group_fan_out(Numbered { group, origin, from, id, stamp, number: 0, manner, payload: &payload });
             }
             Ok(GroupReply::Denied(denial)) if !told => match origin {
                 Some(origin) => self.group_denied(origin, id, group, of_message, code_of(denial)),
@@ -534,6 +576,11 @@ impl Shard {
             _ => {}
         }
         self.groups.homes.forget_if_idle(group);
+    }
+
+    /// Whether sessions of a group with so many members are told by HEADS alone.
+    fn is_large(&mut self, group: u64, members: u32) -> bool {
+        self.groups.homes.at(group).is_large(members, self.links.limits.groups.passive_above)
     }
 
     /// A user of this shard is a member of a group from now on, or is none.
@@ -620,14 +667,30 @@ impl Shard {
     }
 
     fn groups_of_user(&mut self, conn: ConnId, user: u64, last_stamp: Option<u64>, reply: Reply) {
-        let mut events = Vec::new();
+        let (mut events, mut wishes) = (Vec::new(), Vec::new());
         if let Some(asking) = self.groups.asking.get_mut(&user) {
             asking.questions -= 1;
             events = asking.events.clone();
             if asking.questions == 0 {
-                self.groups.asking.remove(&user);
+                wishes = self.groups.asking.remove(&user).map_or(Vec::new(), |asking| asking.wishes);
             }
         }
+        self.groups_looked_up(conn, user, last_stamp, reply, events);
+        for (conn, group, id) in wishes {
+            if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
+                self.group_attention(conn, id, group, true);
+            }
+        }
+    }
+
+    fn groups_looked_up(
+        &mut self,
+        conn: ConnId,
+        user: u64,
+        last_stamp: Option<u64>,
+        reply: Reply,
+        events: Vec<(u64, bool)>,
+    ) {
         let is_there = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open && conn.user == user);
         if !is_there {
             return;
@@ -679,6 +742,7 @@ impl Shard {
 
     /// The session of a connection has ended.
     pub(super) fn leave_parts(&mut self, slot: u32) {
+        self.groups.joins.end(slot);
         for group in self.groups.parts.leave_all(slot) {
             self.unwatch(group);
         }
@@ -700,6 +764,7 @@ impl Shard {
         self.expire_rooms();
         self.expire_shared_groups();
         self.tell_those_behind();
+        self.tell_passive();
         self.tell_late_groups();
         for _ in 0..self.groups.unasked.len().min(ASKED_AGAIN_PER_TICK) {
             let Some((conn, user, last_stamp)) = self.groups.unasked.pop_front() else { break };
@@ -797,6 +862,8 @@ impl Shard {
         stats.group_sessions.set(groups.parts.memberships() as u64);
         stats.group_homes.set(groups.homes.len() as u64);
         stats.group_queue_bytes.set(groups.parts.queued_bytes() as u64);
+        stats.group_passive.set(groups.parts.passive() as u64);
+        stats.group_attentive.set(groups.parts.attentive() as u64);
         stats.group_behind.set(groups.behind.len() as u64);
         stats.group_relays.set(groups.interests.len() as u64);
         stats.group_news_owed.set(groups.away.owed() as u64);

@@ -17,7 +17,7 @@ use crate::directory::{Away, Home, NodeKey};
 use crate::groups::home::{Claim, Seen};
 use crate::groups::interest::{Joining, Word};
 use crate::groups::mail::GroupMail;
-use crate::groups::{PLACE, group_home, is_room};
+use crate::groups::{Manner, PLACE, group_home, is_room};
 use crate::mailbox::Origin;
 use crate::mesh::peers::GivenBack;
 use crate::mesh::wire::{ROOMS_SINCE, Record as FarRecord};
@@ -131,11 +131,12 @@ impl Shard {
 
     /// One copy of a message to each node that wants some.
     pub(super) fn copy_to_nodes(&mut self, message: &Numbered<'_>) {
-        let Numbered { group, from, id, stamp, number, payload, .. } = *message;
+        let Numbered { group, from, id, stamp, number, manner, payload, .. } = *message;
         let origin = self.origin_for_nodes(message);
         let nodes = std::mem::take(&mut self.groups.homes.at(group).nodes);
         let origin = self.address(origin);
-        let record = FarRecord::GroupCopy { group, origin, from, id, stamp, number, payload };
+        let manner = manner.bits();
+        let record = FarRecord::GroupCopy { group, origin, from, id, stamp, number, manner, payload };
         for node in &nodes {
             #[cfg(test)]
             if crate::simulation::planted(crate::simulation::Bug::CopiedTwice) {
@@ -428,12 +429,13 @@ impl Shard {
                 let (origin, path) = (Self::origin_at(origin), Path { via: node, hops: hops.saturating_add(1) });
                 self.room_message(&ToRoom { group, origin, from, id, flags, path, payload });
             }
-            FarRecord::GroupCopy { group, origin, from, id, stamp, number, payload } => {
+            FarRecord::GroupCopy { group, origin, from, id, stamp, number, manner, payload } => {
                 let mut origin = Self::origin_at(origin);
                 if origin.node == self.own_key() {
                     origin.node = NodeKey::OWN;
                 }
-                self.room_copy(node, &Numbered { group, origin: Some(origin), from, id, stamp, number, payload });
+                let (origin, manner) = (Some(origin), Manner::from_bits(manner));
+                self.room_copy(node, &Numbered { group, origin, from, id, stamp, number, manner, payload });
             }
             FarRecord::GroupWatch { group, token, reign, number, last, watch } => {
                 self.room_wanted(node, group, token, watch.then_some(Seen { reign, number, last }));

@@ -116,7 +116,7 @@ pub(crate) fn encode_reply(reply: &Reply) -> Vec<u8> {
             GroupReply::Joined { news, last } => (JOINED, u8::from(news), last),
             GroupReply::Left { news, last } => (LEFT, u8::from(news), last),
             GroupReply::Deleted { news, members } => (DELETED, u8::from(news), members.into()),
-            GroupReply::Stored { stamp, duplicate } => (STORED, u8::from(duplicate), stamp),
+            GroupReply::Stored { stamp, duplicate, .. } => (STORED, u8::from(duplicate), stamp),
             GroupReply::Denied(denial) => {
                 let at = DENIALS.iter().position(|known| *known == denial).unwrap_or(0);
                 (DENIED, at as u8, 0)
@@ -140,7 +140,8 @@ pub(crate) fn decode_reply(bytes: &[u8]) -> Option<Reply> {
         JOINED => GroupReply::Joined { news: flag, last: number },
         LEFT => GroupReply::Left { news: flag, last: number },
         DELETED => GroupReply::Deleted { news: flag, members: u32::try_from(number).ok()? },
-        STORED => GroupReply::Stored { stamp: number, duplicate: flag },
+        // Who asks from afar gives the message to nobody.
+        STORED => GroupReply::Stored { stamp: number, duplicate: flag, members: 0 },
         DENIED => GroupReply::Denied(*DENIALS.get(usize::from(head[1]))?),
         REFUSED => return Some(Reply::Refused(*Refusal::ALL.get(usize::from(head[1]))?)),
         _ => return None,
@@ -171,7 +172,7 @@ mod tests {
             GroupReply::Joined { news: true, last: 9 },
             GroupReply::Left { news: false, last: u64::MAX },
             GroupReply::Deleted { news: true, members: 8 },
-            GroupReply::Stored { stamp: 7, duplicate: true },
+            GroupReply::Stored { stamp: 7, duplicate: true, members: 0 },
         ];
         let denials = DENIALS.map(GroupReply::Denied);
         let replies = replies.into_iter().chain(denials).map(|reply| Reply::Group(Box::new(reply)));

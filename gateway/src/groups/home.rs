@@ -68,9 +68,19 @@ pub(crate) struct Home {
     pub(crate) asked: u32,
     /// Messages in this second.
     sent: u32,
+    /// It is large.
+    passive: bool,
 }
 
 impl Home {
+    /// The group has so many members. Returns whether it is large: with more than `above` (0 is never), and then until
+    /// there are a tenth fewer.
+    pub(crate) fn is_large(&mut self, members: u32, above: u64) -> bool {
+        let members = u64::from(members);
+        self.passive = above > 0 && (members > above || (self.passive && members > above - above / 10));
+        self.passive
+    }
+
     /// How far the room is.
     pub(crate) fn seen(&self) -> Seen {
         Seen { reign: self.reign, number: self.number, last: self.last }
@@ -274,6 +284,17 @@ mod tests {
         homes.pass(WINDOW_TICKS);
         assert_eq!(send(&mut homes, 1), Rate::Within);
         assert!((0..100).all(|_| homes.count(8, 1, 0, 0) == Rate::Within), "0 is off");
+    }
+
+    #[test]
+    fn a_group_is_large_above_a_limit_and_until_a_tenth_of_it_is_gone() {
+        let mut home = Home::default();
+        let sizes = [100, 101, 100, 91, 90, 91, 100, 101];
+        let large = sizes.map(|members| home.is_large(members, 100));
+        assert_eq!(large, [false, true, true, true, false, false, false, true]);
+        assert!(!home.is_large(u32::MAX, 0), "0 is never");
+        let mut home = Home::default();
+        assert_eq!([1, 2, 1].map(|members| home.is_large(members, 1)), [false, true, false]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the shards of a node say to each other about groups. The bytes are this process's own.
 
+use crate::groups::Manner;
 use crate::io::ConnId;
 
 /// One word about a group.
@@ -13,7 +14,17 @@ pub(crate) enum GroupMail<'a> {
     Watch { group: u64, watch: bool },
     /// From the home: a message for the part. `origin` is the session that sent it, if `shard` is the one that gets
     /// this.
-    Copy { group: u64, shard: u16, origin: ConnId, from: u64, id: u64, stamp: u64, number: u64, payload: &'a [u8] },
+    Copy {
+        group: u64,
+        shard: u16,
+        origin: ConnId,
+        from: u64,
+        id: u64,
+        stamp: u64,
+        number: u64,
+        manner: Manner,
+        payload: &'a [u8],
+    },
     /// From the home: how far the group is.
     Head { group: u64, last: u64, number: u64 },
     /// From the home: a user is a member, or is none. `session` is the only one that it concerns, of a live room.
@@ -66,8 +77,8 @@ impl<'a> GroupMail<'a> {
                 (JOIN, u8::from(leave), 0, origin, [group, user, id, 0, 0, 0])
             }
             GroupMail::Watch { group, watch } => (WATCH, u8::from(watch), 0, NOBODY, [group, 0, 0, 0, 0, 0]),
-            GroupMail::Copy { group, shard, origin, from, id, stamp, number, .. } => {
-                (COPY, 0, shard, origin, [group, from, id, stamp, number, 0])
+            GroupMail::Copy { group, shard, origin, from, id, stamp, number, manner, .. } => {
+                (COPY, manner.bits(), shard, origin, [group, from, id, stamp, number, 0])
             }
             GroupMail::Head { group, last, number } => (HEAD, 0, 0, NOBODY, [group, last, number, 0, 0, 0]),
             GroupMail::Member { group, user, joined, last, number, session } => {
@@ -104,7 +115,8 @@ impl<'a> GroupMail<'a> {
             WATCH => GroupMail::Watch { group, watch: small != 0 },
             COPY => {
                 let (from, id, stamp, number) = (word(1), word(2), word(3), word(4));
-                GroupMail::Copy { group, shard: half, origin: conn, from, id, stamp, number, payload }
+                let manner = Manner::from_bits(small);
+                GroupMail::Copy { group, shard: half, origin: conn, from, id, stamp, number, manner, payload }
             }
             HEAD => GroupMail::Head { group, last: word(1), number: word(2) },
             MEMBER => {
@@ -133,7 +145,17 @@ mod tests {
             GroupMail::Send { group, origin: conn, from, id, flags: 7, payload: b"a payload" },
             GroupMail::Join { group, origin: conn, user: 2, id, leave: true },
             GroupMail::Watch { group, watch: true },
-            GroupMail::Copy { group, shard: 11, origin: conn, from, id, stamp, number, payload: b"" },
+            GroupMail::Copy {
+                group,
+                shard: 11,
+                origin: conn,
+                from,
+                id,
+                stamp,
+                number,
+                manner: Manner { passive: true, unkept: true },
+                payload: b"",
+            },
             GroupMail::Head { group, last: 2, number },
             GroupMail::Member { group, user: 1, joined: true, last: 2, number, session: Some(conn) },
             GroupMail::Member { group, user: 1, joined: false, last: 2, number, session: None },

@@ -6,9 +6,17 @@
 //!
 //! A session that is in no group costs nothing but 4 B for its slot, once there are groups at all. A membership takes
 //! an entry of 12 B and 4 B in the part.
+//!
+//! Of a large group only those sessions get frames that pay attention. They are in a part of their own beside the
+//! group's, its *attention*, whatever the size of the group, and a session is in one of the two. What the others are
+//! told is in `passive`.
+
+mod passive;
 
 use crate::io::ConnId;
 use hashbrown::HashMap;
+pub(crate) use passive::News;
+use passive::{Place, Rounds};
 use std::collections::VecDeque;
 
 /// No entry.
@@ -69,6 +77,60 @@ pub(crate) struct Part {
     cursor: usize,
     /// It is on the list of those with something to do.
     active: bool,
+    /// The group is large: frames go to those only that pay attention.
+    pub(crate) passive: bool,
+    /// Where in the rounds of HEADS the latest message came that the sessions were not given, and how far that was.
+    news: Place,
+    news_stamp: u64,
+    news_number: u64,
+    /// The part of those that pay attention.
+    attention: Option<u32>,
+    /// This is that part, of the group's other one.
+    of: Option<u32>,
+}
+
+impl Part {
+    fn new(group: u64, last: u64, number: u64, of: Option<u32>) -> Self {
+        Part {
+            group,
+            last,
+            number,
+            live: Vec::new(),
+            queue: VecDeque::new(),
+            cursor: 0,
+            active: false,
+            passive: false,
+            news: Place::default(),
+            news_stamp: 0,
+            news_number: 0,
+            attention: None,
+            of,
+        }
+    }
+
+    /// Sessions that pay no attention.
+    pub(crate) fn inattentive(&self) -> usize {
+        self.live.len()
+    }
+
+    fn waits(&self, conn: ConnId) -> bool {
+        self.queue.iter().any(|item| matches!(item, Item::Add(waiting) if *waiting == conn))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.live.is_empty() && !self.queue.iter().any(|item| matches!(item, Item::Add(_)))
+    }
+}
+
+/// What has come of a session's wish to pay attention, or none any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// It is not in the group.
+    NotIn,
+    /// It is as it was, or has missed nothing by it.
+    Yes,
+    /// What was on its way to it does not come.
+    Missed,
 }
 
 /// Where frames go, and what else a walk has to do with sessions.
@@ -94,6 +156,10 @@ pub(crate) struct Parts {
     in_use: usize,
     active: VecDeque<u32>,
     queued_bytes: usize,
+    /// Sessions in large groups that pay no attention, and those that pay attention to any, one for each of both.
+    passive: usize,
+    attentive: usize,
+    rounds: Rounds,
 }
 
 impl Parts {
@@ -115,6 +181,16 @@ impl Parts {
         self.queued_bytes
     }
 
+    /// Sessions that pay attention, one for each of their groups.
+    pub(crate) fn attentive(&self) -> usize {
+        self.attentive
+    }
+
+    /// Whether anybody gets frames of a group.
+    pub(crate) fn gets_frames(&self, group: u64) -> bool {
+        self.get(group).is_some_and(|part| !part.passive || part.attention.is_some())
+    }
+
     pub(crate) fn get(&self, group: u64) -> Option<&Part> {
         self.parts[*self.by_group.get(&group)? as usize].as_ref()
     }
@@ -126,9 +202,15 @@ impl Parts {
     /// Whether a session is in a group, or about to be.
     pub(crate) fn is_in(&self, conn: ConnId, group: u64) -> bool {
         let Some(at) = self.by_group.get(&group).copied() else { return false };
-        let waits = |item: &Item| matches!(item, Item::Add(waiting) if *waiting == conn);
-        self.find(conn.slot, at).is_some()
-            || self.parts[at as usize].as_ref().is_some_and(|part| part.queue.iter().any(waits))
+        self.is_at(conn, at) || self.attention(at).is_some_and(|attention| self.is_at(conn, attention))
+    }
+
+    fn is_at(&self, conn: ConnId, at: u32) -> bool {
+        self.find(conn.slot, at).is_some() || self.parts[at as usize].as_ref().is_some_and(|part| part.waits(conn))
+    }
+
+    fn attention(&self, at: u32) -> Option<u32> {
+        self.parts[at as usize].as_ref()?.attention
     }
 
     /// Groups that a session is in.
@@ -144,31 +226,62 @@ impl Parts {
     /// Takes a session into a group. Returns whether the shard had no part of it.
     pub(crate) fn join(&mut self, conn: ConnId, group: u64, last: u64, number: u64) -> bool {
         let known = self.by_group.get(&group).copied();
-        let at = known.unwrap_or_else(|| self.begin(group, last, number));
-        let Some(part) = &mut self.parts[at as usize] else { return false };
+        let at = known.unwrap_or_else(|| {
+            let at = self.begin(Part::new(group, last, number, None));
+            self.by_group.insert(group, at);
+            at
+        });
+        let is_attentive = self.attention(at).is_some_and(|attention| self.is_at(conn, attention));
+        if !is_attentive {
+            self.take_in(at, conn);
+        }
+        known.is_none()
+    }
+
+    fn begin(&mut self, part: Part) -> u32 {
+        match self.free_parts.pop() {
+            Some(at) => {
+                self.parts[at as usize] = Some(part);
+                at
+            }
+            None => {
+                self.parts.push(Some(part));
+                self.parts.len() as u32 - 1
+            }
+        }
+    }
+
+    /// A session is in a part, from behind what is on its way there.
+    fn take_in(&mut self, at: u32, conn: ConnId) {
+        let Some(part) = &mut self.parts[at as usize] else { return };
         if part.queue.is_empty() {
             self.attach(at, conn.slot);
         } else {
             part.queue.push_back(Item::Add(conn));
         }
-        known.is_none()
     }
 
-    fn begin(&mut self, group: u64, last: u64, number: u64) -> u32 {
-        let (live, queue) = (Vec::new(), VecDeque::new());
-        let part = Some(Part { group, last, number, live, queue, cursor: 0, active: false });
-        let at = match self.free_parts.pop() {
-            Some(at) => {
-                self.parts[at as usize] = part;
-                at
+    /// A session is to get the messages of a group however large it is, or is not.
+    pub(crate) fn attend(&mut self, conn: ConnId, group: u64, attends: bool) -> Moved {
+        let Some(at) = self.by_group.get(&group).copied() else { return Moved::NotIn };
+        let attention = self.attention(at);
+        let (from, to) = if attends { (Some(at), attention) } else { (attention, Some(at)) };
+        if to.is_some_and(|to| self.is_at(conn, to)) {
+            return Moved::Yes;
+        }
+        let Some(from) = from.filter(|from| self.is_at(conn, *from)) else { return Moved::NotIn };
+        let to = to.unwrap_or_else(|| {
+            let attention = self.begin(Part::new(group, 0, 0, Some(at)));
+            if let Some(part) = &mut self.parts[at as usize] {
+                part.attention = Some(attention);
             }
-            None => {
-                self.parts.push(part);
-                self.parts.len() as u32 - 1
-            }
-        };
-        self.by_group.insert(group, at);
-        at
+            attention
+        });
+        let missed = self.parts[from as usize].as_ref().is_some_and(|part| !part.queue.is_empty());
+        self.take_out(from, conn);
+        self.take_in(to, conn);
+        self.end_if_empty(from);
+        if missed { Moved::Missed } else { Moved::Yes }
     }
 
     fn head(&self, slot: u32) -> u32 {
@@ -212,6 +325,8 @@ impl Parts {
         };
         self.heads[slot as usize] = place;
         self.in_use += 1;
+        self.passive += usize::from(part.passive);
+        self.attentive += usize::from(part.of.is_some());
     }
 
     /// Takes a session's entry out of its part. The entry is out of the session's list already.
@@ -221,6 +336,8 @@ impl Parts {
         self.free_entry = Some(place);
         self.in_use -= 1;
         let Some(part) = &mut self.parts[at as usize] else { return at };
+        self.passive -= usize::from(part.passive);
+        self.attentive -= usize::from(part.of.is_some());
         let mut hole = position as usize;
         let last = part.live.len() - 1;
         let mut moved = Vec::with_capacity(2);
@@ -246,15 +363,15 @@ impl Parts {
         at
     }
 
-    /// Ends a part that nobody is in any more and nobody waits to be. Returns its group.
+    /// Ends a part that nobody is in any more and nobody waits to be. Returns its group if the shard has no part of it
+    /// then.
     fn end_if_empty(&mut self, at: u32) -> Option<u64> {
         let part = self.parts[at as usize].as_ref()?;
-        if !part.live.is_empty() || part.queue.iter().any(|item| matches!(item, Item::Add(_))) {
+        if !part.is_empty() || part.attention.is_some() {
             return None;
         }
         let part = self.parts[at as usize].take()?;
         self.queued_bytes -= part.queue.iter().map(Item::bytes).sum::<usize>();
-        self.by_group.remove(&part.group);
         // One that is on the list of active ones is free when it comes off.
         if !part.active {
             self.free_parts.push(at);
@@ -262,12 +379,30 @@ impl Parts {
             self.active.retain(|active| *active != at);
             self.free_parts.push(at);
         }
+        if let Some(of) = part.of {
+            if let Some(part) = &mut self.parts[of as usize] {
+                part.attention = None;
+            }
+            return self.end_if_empty(of);
+        }
+        self.by_group.remove(&part.group);
         Some(part.group)
     }
 
     /// Takes a session out of a group. Returns whether the shard has no part of it any more.
     pub(crate) fn leave(&mut self, conn: ConnId, group: u64) -> bool {
         let Some(at) = self.by_group.get(&group).copied() else { return false };
+        if let Some(attention) = self.attention(at) {
+            self.take_out(attention, conn);
+            if let Some(group_ended) = self.end_if_empty(attention) {
+                return group_ended == group;
+            }
+        }
+        self.take_out(at, conn);
+        self.end_if_empty(at).is_some()
+    }
+
+    fn take_out(&mut self, at: u32, conn: ConnId) {
         if let Some(part) = &mut self.parts[at as usize] {
             // The first of the queue may be walked already, and is no one to come in then.
             part.queue.retain(|item| !matches!(item, Item::Add(waiting) if *waiting == conn));
@@ -280,7 +415,6 @@ impl Parts {
             }
             self.detach(place);
         }
-        self.end_if_empty(at).is_some()
     }
 
     /// The session in a slot has ended. Returns the groups of which the shard has no part any more.
@@ -303,16 +437,28 @@ impl Parts {
     /// All sessions are out of a group, which has ended.
     pub(crate) fn end(&mut self, group: u64) {
         let Some(at) = self.by_group.get(&group).copied() else { return };
+        if let Some(attention) = self.attention(at) {
+            self.empty(attention);
+            self.end_if_empty(attention);
+        }
+        // That was all, if nobody else was in.
+        if self.by_group.contains_key(&group) {
+            self.empty(at);
+            self.end_if_empty(at);
+        }
+    }
+
+    fn empty(&mut self, at: u32) {
         while let Some(slot) = self.parts[at as usize].as_ref().and_then(|part| part.live.last().copied()) {
-            self.leave(ConnId { slot, generation: 0 }, group);
+            self.take_out(at, ConnId { slot, generation: 0 });
         }
         if let Some(part) = &mut self.parts[at as usize] {
             part.queue.retain(|item| !matches!(item, Item::Add(_)));
         }
-        self.end_if_empty(at);
     }
 
-    /// A frame for all sessions of a group. False if there was no room for it: they are told that something is missing.
+    /// A frame for the sessions of a group: all of them, or those that pay attention if it is large. False if there was
+    /// no room for it: they are told that something is missing.
     pub(crate) fn push(
         &mut self,
         group: u64,
@@ -322,11 +468,21 @@ impl Parts {
         bytes_max: usize,
     ) -> bool {
         let Some(at) = self.by_group.get(&group).copied() else { return true };
-        if self.queued_bytes > 0 && self.queued_bytes + bytes.len() > bytes_max {
+        let attention = self.attention(at);
+        let all = self.parts[at as usize].as_ref().filter(|part| !part.passive && !part.is_empty()).map(|_| at);
+        let queued = bytes.len() * (usize::from(all.is_some()) + usize::from(attention.is_some()));
+        if self.queued_bytes > 0 && self.queued_bytes + queued > bytes_max {
             self.miss(group);
             return false;
         }
-        let Some(part) = &mut self.parts[at as usize] else { return true };
+        for at in all.into_iter().chain(attention) {
+            self.push_to(at, from, origin, bytes);
+        }
+        true
+    }
+
+    fn push_to(&mut self, at: u32, from: u64, origin: Option<ConnId>, bytes: &[u8]) {
+        let Some(part) = &mut self.parts[at as usize] else { return };
         self.queued_bytes += bytes.len();
         let untouched = part.queue.len() > 1 || part.cursor == 0;
         match part.queue.back_mut() {
@@ -340,12 +496,23 @@ impl Parts {
             }
         }
         self.activate(at);
-        true
     }
 
-    /// All sessions of a group are to be told that something is missing, behind what is on its way to them.
+    /// All sessions of a group are to be told that something is missing, behind what is on its way to them; of a large
+    /// one those in their turn that pay no attention.
     pub(crate) fn miss(&mut self, group: u64) {
         let Some(at) = self.by_group.get(&group).copied() else { return };
+        if self.parts[at as usize].as_ref().is_some_and(|part| part.passive) {
+            self.note_news(group);
+        } else {
+            self.miss_at(at);
+        }
+        if let Some(attention) = self.attention(at) {
+            self.miss_at(attention);
+        }
+    }
+
+    fn miss_at(&mut self, at: u32) {
         let Some(part) = &mut self.parts[at as usize] else { return };
         let untouched = part.queue.len() > 1 || part.cursor == 0;
         if !(untouched && matches!(part.queue.back(), Some(Item::News))) {
@@ -395,6 +562,7 @@ impl Parts {
                 walked += 1;
                 if sink.is_open(conn) {
                     self.attach(at, conn.slot);
+                    self.renew_news(at);
                 }
                 continue;
             }

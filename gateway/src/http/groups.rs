@@ -508,7 +508,7 @@ async fn post_message(
     let payload = STANDARD.decode(&payload).map_err(|_| Problem::bad_request("payload is not base64"))?;
     let record = Record { stamp: 0, from, id, flags: 0, payload: Payload::from(payload) };
     match ask(&node, group, GroupAsk::Append { record, retry: retry.unwrap_or(false) }).await? {
-        GroupReply::Stored { stamp, duplicate } => Ok(Json(Posted { stamp: stamp.to_string(), duplicate })),
+        GroupReply::Stored { stamp, duplicate, .. } => Ok(Json(Posted { stamp: stamp.to_string(), duplicate })),
         reply => Err(denied(reply)),
     }
 }

@@ -348,7 +348,7 @@ impl Node {
                 assert!(desk.is_idle() && desk.users.is_empty(), "shard {shard}: about the store: {desk:?}");
             }
             let groups = &state.groups;
-            let left = (groups.homes.len(), groups.interests.len(), groups.parts.len());
+            let left = (groups.homes.len(), groups.interests.len(), groups.parts.len() + groups.joins.len());
             assert_eq!(left, (0, 0, 0), "{} shard {shard}: homes, interests, parts of groups", state.node);
             assert_eq!(state.departing.len(), 0, "shard {shard}: departing connections");
             assert!(

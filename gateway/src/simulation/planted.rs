@@ -21,6 +21,8 @@ pub(crate) enum Bug {
     LeaveIgnored,
     /// A session that was not given something of a group is not told.
     HeadsForgotten,
+    /// A session of a large group that pays no attention is not told what there is.
+    PassiveUntold,
     /// A message to a group comes back to the session that sent it.
     EchoedToSender,
     /// A message to a group is given to its members before it is stored.

@@ -407,3 +407,70 @@ fn one_group_with_many_members_does_not_hold_up_the_others() {
         assert_eq!(again.read_event(Duration::from_millis(1)), Event::TimedOut);
     });
 }
+
+#[test]
+fn a_large_group_is_told_by_heads_but_to_those_who_pay_attention() {
+    with_store(&[2], &["--group-passive-above", "2"], |gateway| {
+        let [mut sender, mut attentive, mut passive] = [1, 2, 3].map(|id| user(gateway, id));
+        for client in [&mut sender, &mut attentive, &mut passive] {
+            join(client, GROUP);
+        }
+        // HEADS may come before the answer.
+        let ask = |client: &mut Client, frame_kind, aux| {
+            client.write(&Frame { aux, ..frame(frame_kind, GROUP, 902) });
+            let ok = std::iter::repeat_with(|| client.recv()).find(|frame| frame.kind != kind::HEADS).expect("one");
+            assert_eq!((ok.kind, ok.id, ok.peer), (kind::GROUP_OK, 902, GROUP), "{ok:?}");
+            ok.stamp
+        };
+        for client in [&mut sender, &mut attentive] {
+            assert_eq!(ask(client, kind::GROUP_JOIN, 1), 0, "there is nothing yet");
+        }
+        passive.write(&Frame { aux: 1, ..frame(kind::GROUP_JOIN, GROUP + 1, 903) });
+        passive.expect_error(code::NOT_A_MEMBER, 903, GROUP + 1);
+        let mut send = |id: u64| {
+            group_send(&mut sender, GROUP, id, flag::ACK, format!("message {id}").as_bytes());
+            sender.recv_kind(kind::SENT).stamp
+        };
+        let stamps = [1, 2, 3].map(&mut send);
+        for (at, stamp) in stamps.iter().enumerate() {
+            let (frame, _, text) = recv_group(&mut attentive, GROUP);
+            assert_eq!((frame.stamp, text), (*stamp, format!("message {}", at + 1)));
+        }
+        // It may be told before the last one was sent, and is told again then.
+        let mut heads = std::iter::repeat_with(|| wire::heads(&passive.recv_kind(kind::HEADS))[0]);
+        let head = heads.find(|head| head.stamp == stamps[2]).expect("it is told the last state");
+        assert_eq!((head.group, head.seq), (GROUP, 3));
+        assert_eq!(texts(&sync(&mut passive, GROUP, 0, 0).0), ["message 1", "message 2", "message 3"]);
+        // What comes from now on is given to it, and to the other one no more.
+        assert_eq!(ask(&mut passive, kind::GROUP_JOIN, 1), stamps[2]);
+        assert_eq!(ask(&mut attentive, kind::GROUP_LEAVE, 1), stamps[2]);
+        let last = send(4);
+        let (frame, _, text) = recv_group(&mut passive, GROUP);
+        assert_eq!((frame.stamp, frame.aux, text.as_str()), (last, 4, "message 4"));
+        let metrics = gateway.metrics();
+        assert!(metrics.sum("trunkline_group_passive_heads_total", &[]) >= 1);
+        assert_eq!(metrics.sum("trunkline_group_copies_spared_total", &[]), 3 + 1);
+        // Two members are not so many.
+        ask(&mut passive, kind::GROUP_LEAVE, 1);
+        ask(&mut attentive, kind::GROUP_LEAVE, 0);
+        let last = send(5);
+        assert_eq!(recv_group(&mut passive, GROUP).0.stamp, last);
+    });
+}
+
+#[test]
+fn what_is_said_right_behind_a_join_is_in_the_group() {
+    with_store(ONE_AND_MANY, &[], |gateway| {
+        for group in [GROUP, ROOM] {
+            let (mut hearer, mut sayer) = (user(gateway, 1), user(gateway, 2));
+            join(&mut hearer, group);
+            sayer.write(&frame(kind::GROUP_JOIN, group, 900));
+            group_send(&mut sayer, group, 1, flag::ACK, b"hello");
+            assert_eq!(recv_group(&mut hearer, group).2, "hello");
+            let fate = if group == ROOM { outcome::ACCEPTED } else { outcome::STORED };
+            let mut answers = [0; 2].map(|_| sayer.recv()).map(|frame| (frame.kind, frame.id, frame.aux));
+            answers.sort_unstable();
+            assert_eq!(answers, [(kind::SENT, 1, fate), (kind::GROUP_OK, 900, 0)]);
+        }
+    });
+}

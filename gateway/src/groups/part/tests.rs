@@ -149,3 +149,153 @@ fn frames_beyond_the_bound_are_told_as_missing_and_nothing_is_kept_of_those_who_
     parts.walk(100, &mut got);
     assert!(got.frames.values().all(|frames| frames.len() == 100) && parts.is_idle());
 }
+
+/// A step of the rounds, in which who is told of what is noted: the sessions with the stamps, by group.
+fn step(parts: &mut Parts, got: &Got, told: &mut BTreeMap<(ConnId, u64), u64>) -> Vec<u32> {
+    let step = parts.next_step();
+    for (slot, news) in &step {
+        assert!(!news.is_empty());
+        for news in news {
+            assert_eq!(news.number, news.stamp / 10);
+            told.insert((got.conn(*slot), news.group), news.stamp);
+        }
+    }
+    step.into_iter().map(|(slot, _)| slot).collect()
+}
+
+#[test]
+fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_state_once_in_a_round() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let (mut parts, mut got) = (Parts::default(), Got::default());
+        // Who is in which group, and whether it pays attention.
+        let mut members: BTreeMap<u64, BTreeMap<ConnId, bool>> = BTreeMap::new();
+        let mut large: BTreeMap<u64, bool> = BTreeMap::new();
+        let mut due: BTreeMap<(ConnId, u64), Vec<u8>> = BTreeMap::new();
+        // What has to be told, and was.
+        let (mut owed, mut told) = (BTreeMap::new(), BTreeMap::new());
+        let mut looked_at: BTreeMap<u32, u64> = BTreeMap::new();
+        // Far apart, so that they are looked at in different steps.
+        let slots: Vec<u32> = (0..8).map(|at| at * 700 + rng.below(64) as u32).collect();
+        let mut ticks = 0;
+        for at in 1..=rng.within(50, 600) {
+            let slot = *rng.pick(&slots);
+            let group = rng.within(1, 3);
+            let conn = got.conn(slot);
+            let of = members.entry(group).or_default();
+            match rng.below(12) {
+                0..3 => {
+                    parts.join(conn, group, 0, 0);
+                    of.entry(conn).or_insert(false);
+                }
+                3 => {
+                    parts.leave(conn, group);
+                    of.remove(&conn);
+                    owed.remove(&(conn, group));
+                    due.remove(&(conn, group));
+                    got.frames.remove(&(conn, group));
+                }
+                4 => {
+                    parts.leave_all(slot);
+                    for of in members.values_mut() {
+                        of.remove(&conn);
+                    }
+                    owed.retain(|(gone, _), _| *gone != conn);
+                    due.retain(|(gone, _), _| *gone != conn);
+                    *got.generations.entry(slot).or_default() += 1;
+                }
+                5..7 => {
+                    let attends = rng.chance(500);
+                    let moved = parts.attend(conn, group, attends);
+                    let known = of.get_mut(&conn);
+                    assert_eq!(moved == Moved::NotIn, known.is_none(), "seed {seed}");
+                    if let Some(known) = known {
+                        *known = attends;
+                    }
+                    // It is told of it in the answer.
+                    owed.remove(&(conn, group));
+                    if moved == Moved::Missed {
+                        due.remove(&(conn, group));
+                        got.frames.remove(&(conn, group));
+                    }
+                }
+                7..10 => {
+                    let passive = *large.entry(group).or_insert(false) != rng.chance(100);
+                    large.insert(group, passive);
+                    let Some(part) = parts.get_mut(group) else { continue };
+                    (part.last, part.number) = (10 * at, at);
+                    parts.set_passive(group, passive);
+                    if passive {
+                        parts.note_news(group);
+                    }
+                    assert_eq!(parts.gets_frames(group), !passive || of.values().any(|attends| *attends));
+                    assert!(parts.push(group, 1, None, &[at as u8], 1 << 20));
+                    for (conn, attends) in of {
+                        if *attends || !passive {
+                            due.entry((*conn, group)).or_default().push(at as u8);
+                        } else {
+                            owed.insert((*conn, group), 10 * at);
+                        }
+                    }
+                    // As a turn does.
+                    parts.walk(if rng.chance(800) { usize::MAX } else { 2 }, &mut got);
+                }
+                _ => {
+                    for _ in 0..rng.within(1, 30) {
+                        ticks += 1;
+                        for slot in step(&mut parts, &got, &mut told) {
+                            let before = looked_at.insert(slot, ticks);
+                            assert!(before.is_none_or(|before| ticks - before >= ROUND), "seed {seed}: {slot}");
+                        }
+                    }
+                }
+            }
+            let attentive = members.values().flat_map(BTreeMap::values).filter(|attends| **attends).count();
+            assert!(parts.attentive() <= attentive, "seed {seed}");
+        }
+        parts.walk(usize::MAX, &mut got);
+        // What could not be told in a round because frames were on their way is told in the next one.
+        (0..2 * ROUND).for_each(|_| drop(step(&mut parts, &got, &mut told)));
+        for (who, stamp) in owed {
+            assert!(told.get(&who).is_some_and(|told| *told >= stamp), "seed {seed}: {who:?} was not told of {stamp}");
+        }
+        for (who, frames) in due {
+            assert_eq!(got.frames.get(&who), Some(&frames), "seed {seed}: {who:?}");
+        }
+        let count = |wanted: bool| members.values().flat_map(BTreeMap::values).filter(|is| **is == wanted).count();
+        assert_eq!((parts.attentive(), parts.memberships()), (count(true), count(true) + count(false)), "seed {seed}");
+        assert!((0..2 * ROUND).all(|_| parts.next_step().is_empty()), "seed {seed}: told twice");
+        (1..=3).for_each(|group| parts.end(group));
+        assert_eq!((parts.len(), parts.memberships(), parts.passive(), parts.attentive()), (0, 0, 0, 0), "seed {seed}");
+    }
+}
+
+/// Ticks between two HEADS of large groups.
+const ROUND: u64 = passive::ROUND_STEPS;
+
+#[test]
+fn a_tick_looks_at_so_many_sessions_and_every_one_is_told_all_the_same() {
+    let (mut parts, mut got) = (Parts::default(), Got::default());
+    // More in one step than may be told in a tick.
+    let slots: Vec<u32> = (0..80).flat_map(|block| (0..64).map(move |at| block * 64 * ROUND as u32 + at)).collect();
+    for slot in &slots {
+        parts.join(got.conn(*slot), 7, 0, 0);
+    }
+    parts.set_passive(7, true);
+    assert_eq!(parts.passive(), slots.len());
+    let mut times: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for tick in 1..=4 * ROUND {
+        let part = parts.get_mut(7).unwrap();
+        (part.last, part.number) = (10 * tick, tick);
+        parts.note_news(7);
+        let told = step(&mut parts, &got, &mut BTreeMap::new());
+        assert!(told.len() <= 4_096, "{} in a tick", told.len());
+        told.into_iter().for_each(|slot| times.entry(slot).or_default().push(tick));
+    }
+    assert_eq!(times.len(), slots.len());
+    for times in times.values() {
+        assert!(times.len() >= 3 && times.windows(2).all(|pair| pair[1] - pair[0] >= ROUND), "{times:?}");
+    }
+    parts.walk(usize::MAX, &mut got);
+    assert!(got.frames.is_empty());
+}

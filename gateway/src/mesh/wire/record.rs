@@ -235,8 +235,18 @@ pub(crate) enum Record<'a> {
     Memo { body: &'a [u8] },
     /// A GROUP_SEND on its way to the home of a live room. `flags` are those of the client's frame.
     GroupSend { origin: Address, from: u64, group: u64, id: u64, hops: u8, flags: u8, payload: &'a [u8] },
-    /// From the home of a live room: the copy for all sessions of a node that are in it.
-    GroupCopy { group: u64, origin: Address, from: u64, id: u64, stamp: u64, number: u64, payload: &'a [u8] },
+    /// From the home of a live room: the copy for all sessions of a node that are in it. `manner` are the bits of
+    /// [`Manner`](crate::groups::Manner); nodes that do not know them take them for 0.
+    GroupCopy {
+        group: u64,
+        origin: Address,
+        from: u64,
+        id: u64,
+        stamp: u64,
+        number: u64,
+        manner: u8,
+        payload: &'a [u8],
+    },
     /// For the home of a live room: the node wants copies from now on, or none. It has seen the room up to this number
     /// and stamp, counted under the home that this reign names.
     GroupWatch { group: u64, token: u64, reign: u64, number: u64, last: u64, watch: bool },
@@ -540,8 +550,8 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(payload);
             }
-            Record::GroupCopy { group, origin, from, id, stamp, number, payload } => {
-                let mut bytes = head::<GROUP_COPY_BYTES>(len, GROUP_COPY, 0, 0);
+            Record::GroupCopy { group, origin, from, id, stamp, number, manner, payload } => {
+                let mut bytes = head::<GROUP_COPY_BYTES>(len, GROUP_COPY, manner, 0);
                 put_address(&mut bytes, 8, origin);
                 put_words(&mut bytes, 26, [group, from, id, stamp, number]);
                 out.reserve(len);
@@ -774,7 +784,7 @@ impl<'a> Record<'a> {
             GROUP_COPY => {
                 let (at, payload) = open::<GROUP_COPY_BYTES>("GroupCopy", bytes)?;
                 let [group, from, id, stamp, number] = words(at, 26);
-                Record::GroupCopy { group, origin: address(at, 8), from, id, stamp, number, payload }
+                Record::GroupCopy { group, origin: address(at, 8), from, id, stamp, number, manner: hops, payload }
             }
             GROUP_WATCH => {
                 let [group, token, reign, number, last] = words(exactly::<GROUP_WATCH_BYTES>("GroupWatch", bytes)?, 8);

@@ -121,9 +121,18 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             ),
         ),
         (
-            Record::GroupCopy { group: 2, origin: address(), from: 1, id: 3, stamp: 4, number: 5, payload: b"hi" },
+            Record::GroupCopy {
+                group: 2,
+                origin: address(),
+                from: 1,
+                id: 3,
+                stamp: 4,
+                number: 5,
+                manner: 3,
+                payload: b"hi",
+            },
             concat!(
-                "000000443300000011223344556677880102030405060007080900000000000000020000000000000001000000000000",
+                "000000443303000011223344556677880102030405060007080900000000000000020000000000000001000000000000",
                 "0003000000000000000400000000000000056869"
             ),
         ),

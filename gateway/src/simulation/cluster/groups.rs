@@ -50,6 +50,8 @@ struct Standing {
     live: BTreeMap<u64, u64>,
     /// The request without an answer: its id, and whether it is to join.
     open: Option<(u64, bool)>,
+    /// The id of a request about attention without an answer.
+    asks_attention: Option<u64>,
     /// It was told that it has left.
     is_out: bool,
 }
@@ -214,6 +216,12 @@ impl Members {
                 }
             } else if standing.knows && dice < 60 {
                 self.say(&mut bytes, group, false);
+            } else if standing.knows && dice < 70 && standing.asks_attention.is_none() {
+                self.next_id += 1;
+                standing.asks_attention = Some(self.next_id);
+                let kind = if dice < 66 { Kind::GroupJoin } else { Kind::GroupLeave };
+                let header = Header { kind, flags: 0, aux: 1, id: self.next_id, peer: group, stamp: 0 };
+                encode(&mut bytes, &header, &[]);
             }
         }
         self.write(at, &bytes);
@@ -289,7 +297,9 @@ impl Members {
             Kind::Error => {
                 let code = Code::from_u16(frame.aux).expect("a known code");
                 let standing = self.sessions[at].groups.entry(frame.peer).or_default();
-                if standing.open.is_some_and(|(id, _)| id == frame.id) {
+                if standing.asks_attention.take_if(|id| *id == frame.id).is_some() {
+                    assert!(matches!(code, Code::NotAMember | Code::Overloaded), "{code:?} for attention");
+                } else if standing.open.is_some_and(|(id, _)| id == frame.id) {
                     // It may have taken effect all the same.
                     assert_eq!(code, Code::Overloaded, "a join or leave");
                     standing.open = None;
@@ -311,6 +321,11 @@ impl Members {
 
     fn joined_or_left(&mut self, at: usize, frame: &Frame<'_>) {
         let standing = self.sessions[at].groups.entry(frame.peer).or_default();
+        if standing.asks_attention.take_if(|id| *id == frame.id).is_some() {
+            // What was before is not given to it.
+            standing.head = standing.head.max(frame.stamp);
+            return;
+        }
         let (id, join) = standing.open.take().expect("something was asked");
         assert_eq!(id, frame.id);
         if !join {
@@ -408,7 +423,12 @@ impl Members {
 
 fn scenario(seed: u64) -> Scenario {
     // Nodes come and go as in those of rooms.
-    Scenario::rooms(seed)
+    let mut scenario = Scenario::rooms(seed);
+    if seed % 2 == 1 {
+        // Groups are large, and now and then not.
+        scenario.limits.groups.passive_above = 2;
+    }
+    scenario
 }
 
 /// A whole run. Returns how many messages sessions had to have, and what happened.
@@ -431,7 +451,8 @@ fn run(scenario: Scenario) -> super::super::Report {
     let mut looked_for = members.check(run.fleet.store.as_mut().expect("one"), false);
     members.prove(run.fleet.store.as_mut().expect("one"));
     run.members = Some(members);
-    run.run_for(4_000);
+    // Those who pay no attention are told in 5 s.
+    run.run_for(8_000);
     let members = run.members.take().expect("some");
     looked_for += members.check(run.fleet.store.as_mut().expect("one"), true);
     let outcomes = |outcome| members.said.values().filter(|said| said.outcome == Some(outcome)).count() as u64;

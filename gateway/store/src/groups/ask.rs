@@ -240,9 +240,14 @@ pub enum GroupReply {
         stamp: u64,
         /// It had been stored before, and this is where.
         duplicate: bool,
+        /// How many members the group has.
+        members: u32,
     },
     /// The member may send.
-    Admitted,
+    Admitted {
+        /// How many members the group has.
+        members: u32,
+    },
     /// The group does not let it.
     Denied(GroupDenial),
     /// The user is a member.

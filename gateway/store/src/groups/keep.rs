@@ -400,7 +400,10 @@ impl<S: Store> Groups<S> {
                 Some(Staged::Log { at, ttl_s: 0 })
             }
             GroupAsk::Admit { from } => match self.book.may_send(group, from, now_s) {
-                Ok(()) => Some(Staged::Ready(GroupReply::Admitted)),
+                Ok(()) => {
+                    let members = self.book.group(group).map_or(0, |known| known.members.len() as u32);
+                    Some(Staged::Ready(GroupReply::Admitted { members }))
+                }
                 Err(denial) => denied(denial),
             },
             GroupAsk::Join { user, member, added, create } => {
@@ -520,10 +523,12 @@ impl<S: Store> Groups<S> {
             Staged::Log { at, ttl_s } => match replies[at].take() {
                 Some(Reply::Stored { stamp, duplicate, .. }) => {
                     Stats::add(&self.stats.appends, u64::from(!duplicate));
+                    let mut members = 0;
                     if let Some(known) = self.book.group_mut(group) {
                         known.last = known.last.max(stamp);
+                        members = known.members.len() as u32;
                     }
-                    GroupReply::Stored { stamp, duplicate }
+                    GroupReply::Stored { stamp, duplicate, members }
                 }
                 Some(Reply::Page(page)) => self.page(page, ttl_s),
                 other => return other.unwrap_or(refused),

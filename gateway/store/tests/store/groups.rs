@@ -69,10 +69,12 @@ fn members_send_read_and_mark_and_nobody_else_does() {
     assert!(matches!(join(&mut store, 7, 1), GroupReply::Joined { news: false, .. }));
     assert!(matches!(join(&mut store, 7, 2), GroupReply::Joined { news: true, .. }));
     assert_eq!(join(&mut store, 7, 3), denied(GroupDenial::Full));
-    let GroupReply::Stored { stamp, duplicate: false } = group(&mut store, 7, append(1, 1, false)) else { panic!() };
-    assert_eq!(group(&mut store, 7, append(1, 1, true)), GroupReply::Stored { stamp, duplicate: true });
-    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2 }), GroupReply::Admitted);
-    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), GroupReply::Admitted);
+    let GroupReply::Stored { stamp, duplicate: false, members: 2 } = group(&mut store, 7, append(1, 1, false)) else {
+        panic!()
+    };
+    assert_eq!(group(&mut store, 7, append(1, 1, true)), GroupReply::Stored { stamp, duplicate: true, members: 2 });
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: 2 }), GroupReply::Admitted { members: 2 });
+    assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service }), GroupReply::Admitted { members: 2 });
     assert_eq!(group(&mut store, 7, GroupAsk::Admit { from: service - 8 }), denied(GroupDenial::NotAMember));
 
     assert_eq!(ask(&mut store, mark(7, 2, u64::MAX)), None);
