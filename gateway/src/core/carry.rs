@@ -55,6 +55,10 @@ impl Shard {
     /// Carries what another shard of this node has for a node to which this one has the link. That shard worked for the
     /// node's life `life`.
     pub(super) fn carry(&mut self, node: NodeKey, record: &FarRecord<'_>, life: u64) {
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::CarriedTwice) {
+            let _ = self.send_far(node, 0, record);
+        }
         let in_touch = || self.mesh.as_ref().is_some_and(|mesh| mesh.shard_in_touch(node).is_some());
         let placed = match record {
             _ if life != self.life => Err(FarError::Unknown),

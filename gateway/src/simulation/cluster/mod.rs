@@ -502,6 +502,11 @@ fn a_lost_fate_is_caught() {
 }
 
 #[test]
+fn a_record_that_is_carried_twice_is_caught() {
+    assert!(super::seed_that_catches(Bug::CarriedTwice, |seed| Run::new(seed, false).whole()).is_some());
+}
+
+#[test]
 fn a_session_its_new_home_is_not_told_of_is_caught() {
     assert!(super::seed_that_catches(Bug::SessionUntold, |seed| Run::new(seed, false).whole()).is_some());
 }
