@@ -161,6 +161,7 @@ impl Cluster {
             protocol_oldest: secrets.versions().min.into(),
             zone: config.zone.clone(),
             mending: false,
+            mesh_links: config.mesh_links.into(),
             https: http.tls,
             turns: 0,
             view: 0,

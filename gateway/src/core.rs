@@ -22,6 +22,7 @@
 mod addresses;
 mod broadcast;
 mod calls;
+mod carry;
 mod decode;
 mod ends;
 mod events;

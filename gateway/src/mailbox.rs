@@ -125,6 +125,14 @@ pub(crate) enum Record<'a> {
     Watch(WatchMail<'a>),
     /// Of calls to services.
     Service(ServiceRecord<'a>),
+    /// What the sending shard has for another node, to which the receiving one has the link.
+    Carry { to: NodeKey, record: FarRecord<'a> },
+    /// A record that the sending shard was to carry, or has carried, and that will not arrive, or may not have.
+    /// `refused`: it was never on a link.
+    Back { node: NodeKey, record: FarRecord<'a>, refused: bool, maybe_received: bool },
+    /// Of the link to a node that one of the two shards has and the other shares, see
+    /// [`word`](crate::mesh::peers::word).
+    LinkWord { node: NodeKey, bits: u8 },
 }
 
 const MESSAGE: u8 = 1;
@@ -134,6 +142,9 @@ const FAR: u8 = 4;
 const GROUP: u8 = 5;
 const WATCH: u8 = 6;
 const SERVICE: u8 = 9;
+const CARRY: u8 = 10;
+const BACK: u8 = 11;
+const LINK_WORD: u8 = 12;
 const MESSAGE_HEADER_BYTES: usize = 40;
 /// A payload's length shares eight bytes with the further flags of its message.
 const LENGTH_BITS: u32 = 56;
@@ -151,13 +162,25 @@ fn half(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
+/// The head of what is about another node.
+fn far_header(kind: u8, bits: u8, node: NodeKey) -> [u8; FAR_HEADER_BYTES] {
+    let mut header = [0; FAR_HEADER_BYTES];
+    header[0..4].copy_from_slice(&(u32::from(kind) << 24).to_ne_bytes());
+    header[4..8].copy_from_slice(&u32::from(bits).to_ne_bytes());
+    header[8..16].copy_from_slice(&node.0.to_ne_bytes());
+    header
+}
+
 impl Record<'_> {
     /// Bytes the record takes in a batch.
     pub(crate) fn encoded_len(&self) -> usize {
         match self {
             Record::Message { payload, .. } => MESSAGE_HEADER_BYTES + payload.len(),
             Record::Fate { .. } => FATE_BYTES,
-            Record::Far { record, .. } => FAR_HEADER_BYTES + record.encoded_len(),
+            Record::Far { record, .. } | Record::Carry { record, .. } | Record::Back { record, .. } => {
+                FAR_HEADER_BYTES + record.encoded_len()
+            }
+            Record::LinkWord { .. } => FAR_HEADER_BYTES,
             Record::Group(mail) => GROUP_HEADER_BYTES + mail.encoded_len(),
             Record::Watch(mail) => WATCH_HEADER_BYTES + mail.encoded_len(),
             Record::Service(record) => SERVICE_HEADER_BYTES + record.encoded_len(),
@@ -189,12 +212,19 @@ impl Record<'_> {
                 out.extend_from_slice(&record);
             }
             Record::Far { from, ref record } => {
-                let mut header = [0; FAR_HEADER_BYTES];
-                header[0..4].copy_from_slice(&head(FAR, 0));
-                header[8..16].copy_from_slice(&from.0.to_ne_bytes());
-                out.extend_from_slice(&header);
+                out.extend_from_slice(&far_header(FAR, 0, from));
                 record.encode(out);
             }
+            Record::Carry { to, ref record } => {
+                out.extend_from_slice(&far_header(CARRY, 0, to));
+                record.encode(out);
+            }
+            Record::Back { node, ref record, refused, maybe_received } => {
+                let bits = u8::from(maybe_received) | u8::from(refused) << 1;
+                out.extend_from_slice(&far_header(BACK, bits, node));
+                record.encode(out);
+            }
+            Record::LinkWord { node, bits } => out.extend_from_slice(&far_header(LINK_WORD, bits, node)),
             Record::Service(ref record) => {
                 let mut header = [0; SERVICE_HEADER_BYTES];
                 header[0..4].copy_from_slice(&head(SERVICE, 0));
@@ -253,11 +283,23 @@ impl<'a> Iterator for Records<'a> {
                     outcome: Outcome::from_u16(word(bytes, 32) as u16).expect("written by encode"),
                 })
             }
-            FAR => {
+            kind @ (FAR | CARRY | BACK) => {
                 let len = FAR_HEADER_BYTES + record_len(&bytes[FAR_HEADER_BYTES..]);
                 self.0 = &bytes[len..];
                 let record = FarRecord::decode(&bytes[FAR_HEADER_BYTES..len]).ok().flatten();
-                Some(Record::Far { from: NodeKey(word(bytes, 8)), record: record.expect("written by encode") })
+                let (node, record) = (NodeKey(word(bytes, 8)), record.expect("written by encode"));
+                Some(match kind {
+                    FAR => Record::Far { from: node, record },
+                    CARRY => Record::Carry { to: node, record },
+                    _ => {
+                        let bits = half(bytes, 4);
+                        Record::Back { node, record, refused: bits & 2 != 0, maybe_received: bits & 1 != 0 }
+                    }
+                })
+            }
+            LINK_WORD => {
+                self.0 = &bytes[FAR_HEADER_BYTES..];
+                Some(Record::LinkWord { node: NodeKey(word(bytes, 8)), bits: half(bytes, 4) as u8 })
             }
             SERVICE => {
                 let (record, len) = ServiceRecord::decode(&bytes[SERVICE_HEADER_BYTES..]).expect("written by encode");
@@ -427,6 +469,16 @@ impl Outgoing {
         under_way + self.batches[usize::from(to)].bytes.len() + bytes <= self.bytes_max
     }
 
+    /// Whether less than half of what may be is under way to a shard.
+    pub(crate) fn is_easy(&self, to: u16) -> bool {
+        self.has_room(to, self.bytes_max / 2)
+    }
+
+    /// Whether the shard has said before that it has nothing more to do for itself.
+    pub(crate) fn has_drained(&self) -> bool {
+        self.own().drained.load(Ordering::Relaxed)
+    }
+
     /// Whether a message of so many bytes may be put, or its sender waits, or it is refused.
     pub(crate) fn room(&mut self, to: u16, bytes: usize, tick: u32) -> Room {
         if self.has_room(to, bytes) {
@@ -590,6 +642,14 @@ mod tests {
                     payload: b"far",
                 },
             },
+            Record::Carry { to: NodeKey(8), record: FarRecord::Memo { body: b"carried" } },
+            Record::Back {
+                node: NodeKey(9),
+                record: FarRecord::Gone { user: 5, session: 6 },
+                refused: true,
+                maybe_received: false,
+            },
+            Record::LinkWord { node: NodeKey(u64::MAX), bits: 0x95 },
         ];
         let mut bytes = Vec::new();
         for record in &records {
@@ -620,7 +680,10 @@ mod tests {
                     | Record::Far { .. }
                     | Record::Group(_)
                     | Record::Watch(_)
-                    | Record::Service(_) => {
+                    | Record::Service(_)
+                    | Record::Carry { .. }
+                    | Record::Back { .. }
+                    | Record::LinkWord { .. } => {
                         panic!("only fates were put")
                     }
                 }));

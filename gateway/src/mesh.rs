@@ -1,14 +1,15 @@
 //! The mesh: links between the shards of every two nodes, on which messages, their fates and the directory's records
 //! travel.
 //!
-//! Two nodes keep as many links as the one with more shards has shards; link k joins shard k mod S of either side, and
-//! the node whose name sorts first dials. A link is a stream of records, in order and without loss or doubles, that
+//! How many links two nodes keep, and which shards have them, is in [`spread`]: one for each shard, or a few that the
+//! shards share. The node whose name sorts first dials. A link is a stream of records, in order and without loss or doubles, that
 //! outlives its TCP connections for as long as both nodes live.
 //!
 //! Nothing here does I/O or reads a clock: bytes and the time come in, bytes and records go out.
 //! - [`wire`]: frames and records as bytes.
 //! - [`handshake`]: who the other side is, and where the stream goes on.
 //! - [`link`]: the stream of one link.
+//! - [`spread`]: how many links two nodes have, and on which shards.
 //! - [`peers`]: the links of one shard, and their connections.
 //! - `seal`: what goes over them, encrypted.
 
@@ -17,6 +18,7 @@ pub(crate) mod handshake;
 pub(crate) mod link;
 pub(crate) mod peers;
 mod seal;
+pub(crate) mod spread;
 pub(crate) mod wire;
 
 pub(crate) use wire::node_key;

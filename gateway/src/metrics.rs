@@ -530,6 +530,8 @@ shard_stats! {
     mesh_unreachable: Counter "trunkline_mesh_unreachable_total" "" "Messages not queued for another node because its link had been down for 3 s.";
     mesh_duplicates: Counter "trunkline_mesh_records_duplicate_total" "" "Records that came again and were dropped.";
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
+    mesh_carried: Counter "trunkline_mesh_records_carried_total" "" "Records for other nodes handed to the shard that has the link.";
+    mesh_carries_refused: Counter "trunkline_mesh_carries_refused_total" "" "Records another shard handed on that found no room on the link.";
     mesh_given_back: Counter "trunkline_mesh_records_given_back_total" "" "Records not confirmed when their stream ended.";
     mesh_reconnects: Counter "trunkline_mesh_reconnects_total" "" "Connections of links after the first.";
     mesh_failures: Counter "trunkline_mesh_failures_total" "" "Handshakes that failed, peers that could not be reached, and links that were closed for silence or a violation.";

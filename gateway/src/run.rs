@@ -289,7 +289,9 @@ async fn control(
         listeners_tls_only: listeners.tls_only.into(),
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
-            ShardsCluster { state: cluster.reader().state().clone(), news: cluster.news(), secrets, listener }
+            let links_max = cluster_config.as_ref().map_or(0, |config| config.mesh_links);
+            let state = cluster.reader().state().clone();
+            ShardsCluster { state, news: cluster.news(), secrets, links_max, listener }
         }),
         store: store.as_ref().map(NodeStore::shards),
         services: config.services.as_ref().map(|services| ShardsServices {

@@ -115,6 +115,8 @@ pub struct ShardsCluster {
     pub news: mpsc::Sender<MeshNews>,
     /// What the nodes of the cluster know and nobody else does.
     pub secrets: Secrets,
+    /// Most links to another node, 1 to 64.
+    pub links_max: u16,
     /// Where other nodes connect.
     pub listener: TcpListener,
 }
@@ -184,9 +186,9 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let mut seats: Vec<Vec<Seat>> = wakers.iter().map(|_| Vec::new()).collect();
     let mut mesh_listener = None;
     let cluster = match config.cluster {
-        Some(ShardsCluster { state, news, secrets, listener }) => {
+        Some(ShardsCluster { state, news, secrets, links_max, listener }) => {
             mesh_listener = Some(listener);
-            Some(ShardCluster { state, news, secrets, listens: false })
+            Some(ShardCluster { state, news, secrets, links_max, listens: false })
         }
         None => None,
     };

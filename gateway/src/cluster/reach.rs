@@ -15,8 +15,11 @@
 //!   has. A node is dialed by those whose names sort before its own only, and that name sorts before all.
 
 use crate::clock::now_ms;
+use crate::directory::NodeKey;
 use crate::mesh::handshake::{self, Dial, Dialer, Identity, ResumeState, Secrets};
-use crate::mesh::peers::{CALLER_MARK, LINKS_MAX, links_needed};
+use crate::mesh::node_key;
+use crate::mesh::peers::{CALLER_MARK, Counted, LINKS_MAX, links_needed};
+use crate::mesh::spread::Side;
 use crate::mesh::wire::NONCE_BYTES;
 use rustix::rand::GetRandomFlags;
 use std::collections::BTreeMap;
@@ -84,16 +87,24 @@ pub(crate) fn admission(own: &NodeRecord, records: &[NodeRecord]) -> Admission {
     ))
 }
 
+fn side(record: &NodeRecord) -> Side {
+    Side { shards: record.shards, links_max: record.mesh_links.min(u16::MAX.into()) as u16 }
+}
+
 /// Where there would be more links than places with this node in the ring.
 fn no_places(own: &NodeRecord, records: &[NodeRecord]) -> Option<String> {
     let others = || records.iter().filter(|record| record.name != own.name && record.state != NodeState::Gone);
     let active = others().filter(|record| record.state == NodeState::Active);
     std::iter::once(own).chain(active).find_map(|at| {
         let peers = others().chain(std::iter::once(own)).filter(|record| record.name != at.name);
-        let needed = links_needed(at.shards, peers.map(|record| record.shards)).err()?;
+        let peers = peers.map(|record| Counted {
+            key: NodeKey(node_key(&record.name, record.life())),
+            side: side(record),
+        });
+        let needed = links_needed(side(at), peers).err()?;
         Some(format!(
-            "this node does not become active: each shard of node {} would have {needed} mesh links, and has places for {LINKS_MAX}; \
-             give all nodes about as many --shards, or have fewer nodes",
+            "this node does not become active: a shard of node {} would have {needed} mesh links, and has places for {LINKS_MAX}; \
+             give all nodes about as many --shards, fewer --mesh-links, or have fewer nodes",
             at.name
         ))
     })
@@ -259,6 +270,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            mesh_links: 0,
             https: false,
             turns: 0,
             view: 0,
@@ -320,6 +332,22 @@ mod tests {
         grown.truncate(8);
         grown.push(NodeRecord { shards: 2, ..record("old", 3, NodeState::Active, yes.clone()) });
         assert_eq!(judged(&own, &grown), Admission::Open, "nine times 28 find places");
+    }
+
+    #[test]
+    fn a_few_links_for_each_two_nodes_leave_places_for_many_nodes_of_many_shards() {
+        let (yes, own) = (says(true), record("x", 50, NodeState::Joining, Some(Vec::new())));
+        let others = |mesh_links: u32| -> Vec<NodeRecord> {
+            let other = |at| {
+                let record = record(&format!("n{at}"), 3, NodeState::Active, yes.clone());
+                NodeRecord { shards: 64, mesh_links, ..record }
+            };
+            (0..300).map(other).collect()
+        };
+        let own = |mesh_links| NodeRecord { shards: 64, mesh_links, ..own.clone() };
+        assert_eq!(admission(&own(4), &others(4)), Admission::Open, "some 19 links a shard");
+        assert!(matches!(admission(&own(4), &others(0)), Admission::NoPlaces(_)), "300 links a shard");
+        assert!(matches!(admission(&own(0), &others(4)), Admission::NoPlaces(_)));
     }
 
     #[test]

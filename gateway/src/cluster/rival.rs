@@ -144,6 +144,7 @@ mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            mesh_links: 0,
             https: false,
             turns: 0,
             view: 0,

@@ -24,6 +24,8 @@ const NO_SECRET: &str = "give --cluster-secret-file FILE, with the secret that a
 const LEASE_PARTS: u64 = 5;
 /// A lease is renewed each second, or more often where a fifth of it is less.
 const BEAT_MAX: Duration = Duration::from_secs(1);
+/// Most links to another node: one for each shard of a node with as many cores as nodes are made for.
+const MESH_LINKS_MAX: u16 = 64;
 /// Longest advertised address: the longest DNS name, a colon and a port.
 const ADVERTISE_BYTES_MAX: usize = 259;
 
@@ -46,6 +48,8 @@ pub struct ClusterConfig {
     pub secret_files: Vec<PathBuf>,
     /// Whether what nodes say to each other is encrypted.
     pub mesh_encryption: MeshEncryptionKind,
+    /// Most links to another node, 1 to 64.
+    pub mesh_links: u16,
     /// What becomes of a login at a node that is not the user's home.
     pub placement: Placement,
     /// Time to live of the lease, milliseconds.
@@ -185,6 +189,7 @@ pub(super) fn cluster(
         zone: zone(all, judge)?,
         secret_files,
         mesh_encryption: known(all.mesh_encryption),
+        mesh_links: judge.count("mesh_links", known(all.mesh_links), 1..=MESH_LINKS_MAX.into())? as u16,
         placement: known(all.placement),
         lease_ms,
         redis_down: known(all.redis_down),
@@ -211,6 +216,7 @@ fn alone(all: &Settings, defaults: &Settings, judge: &Judge) -> Result<(), Confi
         ("redis_cert_file", all.redis_cert_file.is_some()),
         ("redis_key_file", all.redis_key_file.is_some()),
         ("mesh_encryption", all.mesh_encryption != defaults.mesh_encryption),
+        ("mesh_links", all.mesh_links != defaults.mesh_links),
         ("placement", all.placement != defaults.placement),
         ("lease_secs", all.lease_secs != defaults.lease_secs),
         ("redis_down", all.redis_down != defaults.redis_down),

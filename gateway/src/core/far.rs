@@ -5,6 +5,7 @@
 //! another node only if views differ, never back to where it came from nor to where it began, and over [`HOPS_MAX`]
 //! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
+use super::carry::hand_on;
 use super::head::HEADED;
 use super::links::{Links, Queued, ticks};
 use super::portal::PORTAL_SLOT;
@@ -15,8 +16,8 @@ use crate::conn::{Phase, Slots};
 use crate::directory::{Away, Directory, Held, Home, Member, NodeKey, RemoteSession, is_remote};
 use crate::groups::group_home;
 use crate::io::ConnId;
-use crate::mailbox::{Origin, Record};
-use crate::mesh::peers::{FarError, GivenBack, Mesh};
+use crate::mailbox::{Origin, Outgoing, Record};
+use crate::mesh::peers::{FarError, GivenBack, Mesh, Placed};
 use crate::mesh::wire::{Address, PUSH_SINCE, Record as FarRecord, Seat, flags as far_flags, shards_of};
 use trunkline_proto::{Code, Header, Outcome, flags};
 use trunkline_router::hash::home_shard;
@@ -102,7 +103,7 @@ impl Shard {
 
     /// Queues a record for a shard of another node.
     pub(crate) fn send_far(&mut self, node: NodeKey, shard: u16, record: &FarRecord<'_>) -> Result<(), FarError> {
-        queue(&mut self.mesh, &mut self.links, node, shard, record)
+        queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, shard, record)
     }
 
     /// Sends a message of this node towards the home of its recipient. With ACK the answer is owed by that node from
@@ -324,7 +325,7 @@ impl Shard {
     }
 
     /// A record with a message that finds no room on this node.
-    fn lost_here(&mut self, record: FarRecord<'_>) {
+    pub(super) fn lost_here(&mut self, record: FarRecord<'_>) {
         match record {
             FarRecord::Message { origin, from, to, id, flags, payload, .. } => {
                 let acked = flags & far_flags::ACK != 0;
@@ -637,18 +638,23 @@ pub(crate) fn may_be_origin(directory: &Directory, slots: &Slots, own_shard: u16
     }
 }
 
-/// Queues a record for a shard of another node, and its connection to be flushed.
+/// Queues a record for a shard of another node, and its connection to be flushed; or hands it to the shard that has the
+/// link.
 pub(crate) fn queue(
     mesh: &mut Option<Mesh>,
     links: &mut Links,
+    outgoing: &mut Outgoing,
     node: NodeKey,
     shard: u16,
     record: &FarRecord<'_>,
 ) -> Result<(), FarError> {
-    let result = mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record);
+    let result = match mesh.as_mut().ok_or(FarError::Unknown)?.queue(node, shard, record) {
+        Ok(Placed::Carried(carrier)) => hand_on(links, outgoing, carrier, node, record).map(|()| Placed::Waits),
+        result => result,
+    };
     match result {
-        Ok(Some(slot)) => links.mark_dirty(slot),
-        Ok(None) => {}
+        Ok(Placed::Wired(slot)) => links.mark_dirty(slot),
+        Ok(Placed::Waits | Placed::Carried(_)) => {}
         Err(FarError::Full) => links.stats.limit_mesh.add(1),
         Err(FarError::Unreachable) => links.stats.mesh_unreachable.add(1),
         Err(FarError::Unknown | FarError::TooLong) => {}
@@ -677,12 +683,13 @@ pub(crate) fn give(
     directory: &Directory,
     mesh: &mut Option<Mesh>,
     links: &mut Links,
+    outgoing: &mut Outgoing,
     slot: u32,
     header: &Header,
     payload: &[u8],
 ) -> Queued {
     match directory.remotes.get(slot) {
-        Some(remote) => queue_copy(mesh, links, remote, header, payload),
+        Some(remote) => queue_copy(mesh, links, outgoing, remote, header, payload),
         None if is_remote(slot) => Queued::OutboxFull,
         None => links.queue_message(slot, header, payload),
     }
@@ -692,6 +699,7 @@ pub(crate) fn give(
 pub(crate) fn queue_copy(
     mesh: &mut Option<Mesh>,
     links: &mut Links,
+    outgoing: &mut Outgoing,
     remote: &RemoteSession,
     header: &Header,
     payload: &[u8],
@@ -700,7 +708,7 @@ pub(crate) fn queue_copy(
     let (Header { id, stamp, .. }, from) = (*header, sender(header));
     let flags = header.flags & (flags::ACK | flags::AGAIN | flags::REPLAY | flags::SELF);
     let record = FarRecord::Deliver { seat: Seat { shard, conn }, user, session, id, from, stamp, flags, payload };
-    match queue(mesh, links, node, shard, &record) {
+    match queue(mesh, links, outgoing, node, shard, &record) {
         Ok(()) => Queued::Yes,
         Err(_) => Queued::OutboxFull,
     }

@@ -89,6 +89,14 @@ impl Shard {
         Entry::new(session, slot, since_s, device, class)
     }
 
+    /// The home of a login that waits in a slot is asked again after a while.
+    pub(super) fn ask_home_later(&mut self, slot: u32) {
+        let again_tick = self.links.tick + ticks(ASK_AGAIN_MS);
+        if let Some(waiting) = self.directory.registrations.at(slot) {
+            waiting.again_tick = Some(again_tick);
+        }
+    }
+
     /// Asks the home for the session of a login that waits in a slot.
     fn ask_home(&mut self, slot: u32, node: NodeKey, shard: u16) {
         if self.is_cut_off_from(node, shard) {
@@ -103,7 +111,7 @@ impl Shard {
         let wish = wish.packed();
         let since_s = (self.now.wall_ms / 1_000) as u32;
         let record = FarRecord::Register { user: *user, seat, session: 0, since_s, device, class, hops: 0, wish };
-        if far::queue(&mut self.mesh, &mut self.links, node, shard, &record).is_err() {
+        if far::queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, shard, &record).is_err() {
             waiting.again_tick = Some(tick + ticks(ASK_AGAIN_MS));
         }
     }

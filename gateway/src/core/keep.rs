@@ -81,7 +81,7 @@ impl Shard {
             let queued = match takes {
                 true => {
                     let (directory, mesh) = (&self.directory, &mut self.mesh);
-                    far::give(directory, mesh, &mut self.links, session.slot, &header, payload)
+                    far::give(directory, mesh, &mut self.links, &mut self.outgoing, session.slot, &header, payload)
                 }
                 false => Queued::OutboxFull,
             };

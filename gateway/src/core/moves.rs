@@ -8,6 +8,7 @@
 //!   ([`WalkStep`]);
 //! - as a new home, lets messages wait until every other node has said that ([`Settling`](crate::directory::Settling)).
 
+use super::carry::is_easy;
 use super::far;
 use super::head::{HEADED, MessageHead};
 use super::links::ticks;
@@ -212,7 +213,7 @@ impl Shard {
                     mesh.pass_over(node);
                     continue;
                 }
-                if !mesh.is_easy(node) {
+                if !is_easy(mesh, &self.outgoing, node) {
                     return Some(WalkStep::Sessions { slot });
                 }
             }
@@ -222,7 +223,7 @@ impl Shard {
             let (device, class) = (entry.device(), entry.class());
             let wish = self.wish_in(slot);
             let record = FarRecord::Register { user, seat, session, since_s, device, class, hops: 0, wish };
-            if far::queue(&mut self.mesh, &mut self.links, node, shard, &record).is_err() {
+            if far::queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, shard, &record).is_err() {
                 return Some(WalkStep::Sessions { slot });
             }
             self.links.stats.registered_again.add(1);
@@ -239,8 +240,12 @@ impl Shard {
         while let Some(user) = users.last().copied() {
             if let Home::There { node, shard } = self.home(user) {
                 // For a node that is not reached they are refused.
-                let goes = |mesh: &Mesh| mesh.is_easy(node) || mesh.is_unreachable(node, shard);
-                while budget > 0 && self.mesh.as_ref().is_none_or(goes) {
+                let goes = |shard_here: &Shard| {
+                    let way =
+                        |mesh: &Mesh| is_easy(mesh, &shard_here.outgoing, node) || mesh.is_unreachable(node, shard);
+                    shard_here.mesh.as_ref().is_none_or(way)
+                };
+                while budget > 0 && goes(self) {
                     let next = if self.desk.is_some() { self.inboxes.pop_any(user) } else { self.inboxes.pop(user) };
                     let Some(message) = next else { break };
                     self.transfer(user, message, node, shard);
@@ -436,6 +441,11 @@ impl Shard {
             {
                 mesh.pass_over(node);
                 continue;
+            }
+            // What a carrier has to refuse has to be told from the beginning.
+            let mesh = self.mesh.as_ref().filter(|mesh| mesh.carrier_of(node).is_some());
+            if mesh.is_some_and(|mesh| !is_easy(mesh, &self.outgoing, node)) {
+                return Err(FarError::Full);
             }
             if member.protocol >= SETTLED_SHARDS_SINCE {
                 self.send_settled(node, first, &FarRecord::SettledShards { from, digest, shards: &set })?;

@@ -399,7 +399,9 @@ impl Shard {
                 continue;
             };
             let (directory, mesh, header) = (&self.directory, &mut self.mesh, replayed(user, record));
-            if far::give(directory, mesh, &mut self.links, slot, &header, payload) == Queued::OutboxFull {
+            if far::give(directory, mesh, &mut self.links, &mut self.outgoing, slot, &header, payload)
+                == Queued::OutboxFull
+            {
                 self.links.owe_redelivery(slot);
                 desk.retries.note(user, retry_tick);
                 complete = false;

@@ -172,7 +172,8 @@ impl Shard {
                     queued
                 }
                 Some(remote) => {
-                    let queued = far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, payload);
+                    let queued =
+                        far::queue_copy(&mut self.mesh, &mut self.links, &mut self.outgoing, remote, &header, payload);
                     queued_away |= queued == Queued::Yes;
                     queued
                 }
@@ -345,6 +346,11 @@ impl Shard {
                 Record::Watch(mail) => self.take_watch_mail(from_shard, &mail),
                 Record::Far { from, record } => self.far_here(from, record),
                 Record::Service(record) => self.service_record(from_shard, record),
+                Record::Carry { to, record } => self.carry(to, &record, life),
+                Record::Back { node, record, refused, maybe_received } => {
+                    self.take_back(node, &record, refused, maybe_received);
+                }
+                Record::LinkWord { node, bits } => self.take_link_word(from_shard, node, bits, life),
             }
         }
         self.serving = serving;
@@ -406,7 +412,14 @@ impl Shard {
             let header = again(message, user);
             let queued = match self.directory.remotes.get(slot) {
                 None => self.links.queue_message(slot, &header, &message.payload),
-                Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
+                Some(remote) => far::queue_copy(
+                    &mut self.mesh,
+                    &mut self.links,
+                    &mut self.outgoing,
+                    remote,
+                    &header,
+                    &message.payload,
+                ),
             };
             if queued == Queued::OutboxFull {
                 full = true;
@@ -489,7 +502,14 @@ impl Shard {
                 let queued = match self.directory.remotes.get(slot) {
                     None if self.links.may_hold_since(slot, since) => Queued::OutboxFull,
                     None => self.links.queue_message(slot, &header, &message.payload),
-                    Some(remote) => far::queue_copy(&mut self.mesh, &mut self.links, remote, &header, &message.payload),
+                    Some(remote) => far::queue_copy(
+                        &mut self.mesh,
+                        &mut self.links,
+                        &mut self.outgoing,
+                        remote,
+                        &header,
+                        &message.payload,
+                    ),
                 };
                 if queued == Queued::Yes {
                     queued_some = true;

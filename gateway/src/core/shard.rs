@@ -98,6 +98,8 @@ pub(crate) struct ShardCluster {
     /// Where to tell what is heard of other nodes.
     pub(crate) news: mpsc::Sender<MeshNews>,
     pub(crate) secrets: Secrets,
+    /// Most links to another node; 0 for one for each shard.
+    pub(crate) links_max: u16,
     /// Whether this shard has the listener for other nodes, as the one behind those for clients.
     pub(crate) listens: bool,
 }
@@ -193,6 +195,7 @@ impl Shard {
                 secrets: cluster.secrets.clone(),
                 shard: config.shard,
                 shards: config.shards,
+                links_max: cluster.links_max,
                 link: LinkLimits {
                     bytes_max: limits.mesh_bytes_max / MESH_LINK_SHARE,
                     reserve_bytes: limits.mesh_bytes_max / MESH_LINK_SHARE / 4,
@@ -689,7 +692,15 @@ impl Shard {
         let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
-        empty && told && stored && confirmed && self.outgoing.own().close_to_adoptees() && self.outgoing.all_drained()
+        // What was handed to others for other nodes is on its way before this shard says that it has nothing more.
+        let taken = self.alone || self.outgoing.has_drained() || self.outgoing.pending_bytes() == 0;
+        empty
+            && told
+            && stored
+            && confirmed
+            && taken
+            && self.outgoing.own().close_to_adoptees()
+            && self.outgoing.all_drained()
     }
 
     /// Whether a drain has taken as long as it may.

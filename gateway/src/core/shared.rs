@@ -8,6 +8,7 @@
 //!
 //! A guest's own node asks the store as well, for LOGIN_OK; and for SYNC, which needs no home.
 
+use super::carry::is_easy;
 use super::far;
 use super::keep::{RETRY_MS, Store};
 use super::links::ticks;
@@ -223,7 +224,7 @@ impl Shard {
     /// Whether a page may be asked for a session: it is at most half an outbox.
     pub(super) fn has_room_for_page(&mut self, slot: u32) -> bool {
         match self.directory.remotes.get(slot) {
-            Some(remote) => self.mesh.as_ref().is_some_and(|mesh| mesh.is_easy(remote.node)),
+            Some(remote) => self.mesh.as_ref().is_some_and(|mesh| is_easy(mesh, &self.outgoing, remote.node)),
             None if is_remote(slot) => false,
             None => self.links.slots.at(slot).outbox_bytes() <= self.links.limits.outbox_bytes_max / 2,
         }

@@ -267,8 +267,9 @@ impl<I: Io> Core<I> {
             self.shard.services_again(&restarted);
         }
         for back in &given_back {
-            self.shard.given_back(back);
+            self.shard.give_back(back);
         }
+        self.shard.tell_sharers();
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Member {
     pub(crate) shards: u32,
     /// The newest version of the mesh protocol that it speaks; 0 if it does not tell.
     pub(crate) protocol: u32,
+    /// Most links it keeps to another node; 0 if it does not tell, and keeps one for each shard.
+    pub(crate) mesh_links: u16,
     pub(crate) state: NodeState,
 }
 
@@ -72,6 +74,7 @@ impl Routing {
                 advertise: record.advertise.as_str().into(),
                 shards: record.shards,
                 protocol: record.protocol,
+                mesh_links: record.mesh_links.min(u16::MAX.into()) as u16,
                 state: record.state,
             })
             .collect();
@@ -165,6 +168,7 @@ pub(crate) mod tests {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            mesh_links: 0,
             https: false,
             turns: 0,
             view: 0,

@@ -51,6 +51,7 @@ impl Node {
             protocol_oldest: MESH_PROTOCOL_OLDEST,
             zone: String::new(),
             mending: false,
+            mesh_links: 0,
             https: self.https.get().is_some(),
             turns: 0,
             view: 0,

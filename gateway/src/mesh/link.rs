@@ -570,6 +570,11 @@ impl Link {
         self.bytes
     }
 
+    /// Whether it holds less than half of what it may, so that the pace of what can wait need not be slowed.
+    pub(crate) fn is_easy(&self) -> bool {
+        self.bytes <= self.limits.bytes_max / 2
+    }
+
     /// Whether a connection is up.
     pub(crate) fn is_connected(&self) -> bool {
         self.connection.is_some()

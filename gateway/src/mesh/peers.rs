@@ -11,10 +11,12 @@
 //! |---|---|
 //! | `peers.rs` | what is queued, sent, received and given back on the links there are |
 //! | `members.rs` | which nodes there are links to |
+//! | `carrier.rs` | nodes to which another shard of this node has the link: what is known of that |
 //! | `shaking.rs` | connections from their dial or accept to a link that is up, and to their end |
 //! | `strangers.rs` | who may have a place for a handshake, and who gives way when places are short |
 //! | `news.rs` | what the control thread and the metrics are told of links |
 
+mod carrier;
 mod members;
 mod news;
 mod shaking;
@@ -25,10 +27,13 @@ mod tests;
 use super::handshake::{Acceptor, Dialer, Identity, Secrets};
 use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing};
 use super::seal::{Forged, Sealing};
+use super::spread::Spread;
 use super::wire::{Record, goodbye};
 use crate::directory::NodeKey;
+use carrier::Carrier;
+pub(crate) use carrier::{Placed, word};
 use hashbrown::HashMap;
-pub(crate) use members::links_needed;
+pub(crate) use members::{Counted, links_needed};
 use news::add_stats;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -57,9 +62,13 @@ pub(crate) struct MeshConfig {
     pub(crate) secrets: Secrets,
     pub(crate) shard: u16,
     pub(crate) shards: u16,
+    /// Most links to another node, however many shards the two have; 0 for one for each shard.
+    pub(crate) links_max: u16,
+    /// Of a link that one shard has for itself; one that several share may hold as much as theirs might together.
     pub(crate) link: LinkLimits,
     /// Bytes all links of the shard may hold, beyond which messages are refused. Half of them is for whoever needs
-    /// them, the other half in equal parts for each link: others that are slow or dead take nothing of that.
+    /// them, the other half in equal parts for each link: others that are slow or dead take nothing of that. Where
+    /// shards share links, what all shards may hold is for the links there are.
     pub(crate) bytes_max: usize,
     /// After this time a peer that has been paused for all of it serves nobody any more, so that what it has received
     /// it does not deliver.
@@ -115,6 +124,11 @@ struct Peer {
     /// `None` when the address cannot be dialed, and when it is the other side that dials.
     dial: Option<SocketAddr>,
     shards: u32,
+    spread: Spread,
+    /// The shard that has the link, where this one has none.
+    carrier: Option<Carrier>,
+    /// What the shards that share this one's link were told of it; `None` before the first word.
+    told: Option<u8>,
     links: Vec<u32>,
     /// Index into `links` for each shard of the peer: one that ends there, if there is one.
     by_shard: Vec<u16>,
@@ -157,6 +171,8 @@ struct PeerLink {
     unreachable: bool,
     /// It has been down for so long that its stream has been given up.
     given_up: bool,
+    /// Its stream has begun anew, of which the shards that share it are to be told.
+    anew: bool,
 }
 
 /// How far a connection is.
@@ -221,8 +237,18 @@ pub(crate) struct Mesh {
     next_token: u32,
     /// What all links hold.
     bytes: usize,
+    /// What they may hold.
+    budget: usize,
     /// Links with records to give back.
     ended: VecDeque<u32>,
+    /// Whether other shards share some of this one's links.
+    carries: bool,
+    /// What they are to be told beside what becomes of links.
+    words: Vec<(NodeKey, u8)>,
+    /// Shards that are to tell of their links to nodes that are new here.
+    asks: Vec<(u16, NodeKey)>,
+    /// What waited for word of another shard's link that does not come.
+    held_back: Vec<GivenBack>,
     /// Connections to be closed.
     closing: Vec<u32>,
     /// Nodes that live on and have lost a stream.
@@ -243,6 +269,7 @@ pub(crate) struct Mesh {
 impl Mesh {
     pub(crate) fn new(config: MeshConfig) -> Self {
         Mesh {
+            budget: config.bytes_max,
             config,
             life: 0,
             peers: Vec::new(),
@@ -255,6 +282,10 @@ impl Mesh {
             next_token: 0,
             bytes: 0,
             ended: VecDeque::new(),
+            carries: false,
+            words: Vec::new(),
+            asks: Vec::new(),
+            held_back: Vec::new(),
             closing: Vec::new(),
             restarted: Vec::new(),
             later: Vec::new(),
@@ -386,14 +417,17 @@ impl Mesh {
         }
     }
 
-    /// Queues a record for a shard of another node. Returns the connection that will carry it, if there is one.
+    /// Queues a record for a shard of another node, or says which shard of this node has the link to it.
     ///
     /// # Errors
     /// [`FarError`]; what becomes of the record is the caller's to decide and to count.
     #[inline]
-    pub(crate) fn queue(&mut self, node: NodeKey, shard: u16, record: &Record<'_>) -> Result<Option<u32>, FarError> {
-        let peer = self.peers.iter().find(|peer| peer.key == node).ok_or(FarError::Unknown)?;
+    pub(crate) fn queue(&mut self, node: NodeKey, shard: u16, record: &Record<'_>) -> Result<Placed, FarError> {
+        let peer = self.peers.iter_mut().find(|peer| peer.key == node).ok_or(FarError::Unknown)?;
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
+        if let Some(carrier) = &mut peer.carrier {
+            return carrier.place(record, &self.config.link);
+        }
         let id = peer.links[usize::from(*at)];
         let places = self.links.len().max(1);
         let link = self.links[id as usize].as_mut().ok_or(FarError::Unknown)?;
@@ -402,7 +436,7 @@ impl Mesh {
                 return Err(FarError::Unreachable);
             }
             let len = record.encoded_len();
-            let half = self.config.bytes_max / 2;
+            let half = self.budget / 2;
             if self.bytes + len > half && link.link.bytes() + len > half / places {
                 return Err(FarError::Full);
             }
@@ -415,14 +449,17 @@ impl Mesh {
         self.bytes = self.bytes + held - link.counted;
         link.counted = held;
         Ok(match link.state {
-            LinkState::Wired { slot } => Some(slot),
-            LinkState::Down { .. } | LinkState::Dialing => None,
+            LinkState::Wired { slot } => Placed::Wired(slot),
+            LinkState::Down { .. } | LinkState::Dialing => Placed::Waits,
         })
     }
 
     /// A shard of a node to which there is a connection now.
     pub(crate) fn shard_in_touch(&self, node: NodeKey) -> Option<u16> {
         let peer = self.peers.iter().find(|peer| peer.key == node)?;
+        if let Some(carrier) = &peer.carrier {
+            return carrier.is_up().then_some(0);
+        }
         let is_wired = |at: &u16| {
             let link = self.links[peer.links[usize::from(*at)] as usize].as_ref();
             link.is_some_and(|link| link.link.is_connected())
@@ -433,6 +470,9 @@ impl Mesh {
     /// Whether the link to a shard of a node has been down for long.
     pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
         let peer = self.peers.iter().find(|peer| peer.key == node);
+        if let Some(carrier) = peer.and_then(|peer| peer.carrier.as_ref()) {
+            return carrier.is_unreachable();
+        }
         let at = peer.and_then(|peer| Some(peer.links[usize::from(*peer.by_shard.get(usize::from(shard))?)]));
         let link = at.and_then(|id| self.links[id as usize].as_ref());
         link.map_or_else(|| self.is_left_out(node), |link| link.unreachable)
@@ -441,6 +481,9 @@ impl Mesh {
     /// Whether no shard of a node has been reached for long.
     pub(crate) fn is_silent(&self, node: NodeKey) -> bool {
         let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
+        if let Some(carrier) = &peer.carrier {
+            return carrier.is_unreachable();
+        }
         let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
         links.all(|link| link.unreachable)
     }
@@ -456,8 +499,11 @@ impl Mesh {
     /// slowed.
     pub(crate) fn is_easy(&self, node: NodeKey) -> bool {
         let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
+        if let Some(carrier) = &peer.carrier {
+            return carrier.is_easy();
+        }
         let mut links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
-        links.all(|link| link.link.bytes() <= self.config.link.bytes_max / 2)
+        links.all(|link| link.link.is_easy())
     }
 
     fn recount(&mut self, id: u32) {
@@ -491,7 +537,7 @@ impl Mesh {
 
     /// Records that were queued for a node and will not be confirmed, oldest first.
     pub(crate) fn take_given_back(&mut self) -> Vec<GivenBack> {
-        let mut back = Vec::new();
+        let mut back = std::mem::take(&mut self.held_back);
         for id in std::mem::take(&mut self.ended) {
             let Some(link) = self.links[id as usize].as_mut() else { continue };
             let node = link.peer;
@@ -516,7 +562,7 @@ impl Mesh {
     /// Whether [`Mesh::take_given_back`] may have something.
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        !self.ended.is_empty()
+        !self.ended.is_empty() || !self.held_back.is_empty()
     }
 
     /// Says goodbye on all links once everything queued has been sent.

@@ -29,6 +29,8 @@ pub(crate) enum Bug {
     FannedOutEarly,
     /// The home of a live room sends two copies to each node.
     CopiedTwice,
+    /// What a shard has for a node to which another one has the link is sent twice.
+    CarriedTwice,
     /// The new home of some live rooms is not asked for copies.
     InterestUntold,
     /// Nodes are not told of members of durable groups who leave.

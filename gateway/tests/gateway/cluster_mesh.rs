@@ -46,9 +46,24 @@ fn take(client: &mut Client) -> Vec<Frame> {
 
 #[test]
 fn a_hundred_thousand_random_messages_arrive_once_and_in_order() {
-    const USERS: u64 = 60;
-    const MESSAGES: u64 = 100_000;
     let fleet = Fleet::start(&["a", "b", "c"], &["--unacked-max", "65536", "--outbox-bytes-max", "16MiB"]);
+    random_messages_arrive_once_and_in_order(fleet, 100_000);
+}
+
+/// Four shards that share two links to each other node: what two of them have for it goes by those that have one.
+#[test]
+fn random_messages_arrive_once_and_in_order_over_links_that_shards_share() {
+    let most = ["--unacked-max", "65536", "--outbox-bytes-max", "16MiB"];
+    let fleet = Fleet::start(&["a", "b", "c"], &[&most[..], &["--shards", "4", "--mesh-links", "2"]].concat());
+    for node in 0..3 {
+        let metrics = fleet.node(node).metrics();
+        assert_eq!(metrics.sum("trunkline_mesh_links_up", &[]), 4, "two to each other node");
+    }
+    random_messages_arrive_once_and_in_order(fleet, 20_000);
+}
+
+fn random_messages_arrive_once_and_in_order(fleet: Fleet, messages: u64) {
+    const USERS: u64 = 60;
     let mut rng = crate::support::random::Random::seeded(7);
     let mut devices: Vec<(u64, Client)> = Vec::new();
     for user in 1..=USERS {
@@ -68,8 +83,8 @@ fn a_hundred_thousand_random_messages_arrive_once_and_in_order() {
     let (mut delivered, mut expected, mut settled) = (0_u64, 0_u64, 0_u64);
     let mut sent = 0;
     let (begun, commands) = (Instant::now(), fleet.redis.commands_processed());
-    while sent < MESSAGES || !unsettled.is_empty() || delivered < expected {
-        for _ in 0..200.min(MESSAGES - sent) {
+    while sent < messages || !unsettled.is_empty() || delivered < expected {
+        for _ in 0..200.min(messages - sent) {
             let from = rng.below(devices.len());
             let to = 1 + rng.below(USERS as usize) as u64;
             let acked = rng.below(2) == 0 || by_user[&to].iter().all(|at| *at == from);
@@ -116,7 +131,7 @@ fn a_hundred_thousand_random_messages_arrive_once_and_in_order() {
     // Leases, polls and heartbeats of presence go on, the more the longer it takes; messages are none of Redis' business.
     let (commands, secs) = (fleet.redis.commands_processed() - commands, begun.elapsed().as_secs());
     assert!(commands < sent / 10 + 200 * secs, "{commands} commands in {secs} s, with {sent} messages");
-    assert!(settled > MESSAGES / 3);
+    assert!(settled > messages / 3);
     assert!(due.values().all(|due| due.is_empty()));
     let sum = |name| -> u64 { (0..3).map(|node| fleet.node(node).metrics().sum(name, &[])).sum() };
     assert_eq!(sum("trunkline_delivery_copies_dropped_total"), 0);

@@ -28,6 +28,7 @@ fn record(name: &str, state: NodeState, weight: u32, connections: u64) -> NodeRe
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        mesh_links: 0,
         https: false,
         turns: 0,
         view: 0,

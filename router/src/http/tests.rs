@@ -90,6 +90,7 @@ fn record(name: &str, state: NodeState) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        mesh_links: 0,
         https: false,
         turns: 0,
         view: 0,

@@ -93,6 +93,10 @@ pub struct NodeRecord {
     /// It is writing all its sessions to the presence store again, so what the store holds of them is not all.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mending: bool,
+    /// Most mesh links it keeps to another node, however many shards the two have; 0 for a version that keeps one for
+    /// each shard. Of two nodes that tell, the smaller number counts for both.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mesh_links: u32,
     /// How often the node has changed its state in this life: a node that is in a state again has not been in it all
     /// the time.
     #[serde(default)]

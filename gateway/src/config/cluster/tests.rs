@@ -26,7 +26,7 @@ fn refusal_with_redis(more: &str) -> String {
 #[test]
 fn without_redis_a_node_is_alone() {
     assert!(config("").unwrap().cluster.is_none());
-    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nmesh_encryption = \"on\"\nplacement = \"accept\"\n\
+    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nmesh_encryption = \"on\"\nmesh_links = 4\nplacement = \"accept\"\n\
                     lease_secs = 5\nredis_down = \"majority\"\npresence_queue_max = 1000000\n";
     assert!(config(defaults).unwrap().cluster.is_none());
     for (key, value) in [
@@ -37,6 +37,7 @@ fn without_redis_a_node_is_alone() {
         ("placement", "\"redirect\""),
         ("lease_secs", "6"),
         ("mesh_encryption", "\"off\""),
+        ("mesh_links", "2"),
         ("redis_down", "\"serve\""),
         ("presence_queue_max", "2000000"),
         ("presence_audit_secs", "60"),
@@ -82,6 +83,7 @@ fn a_url_that_is_refused_is_shown_without_its_password() {
 fn every_range_has_both_ends() {
     for (key, inside, outside) in [
         ("weight", ["1", "65535"], ["0", "65536"]),
+        ("mesh_links", ["1", "64"], ["0", "65"]),
         ("lease_secs", ["2", "60"], ["1", "61"]),
         ("presence_queue_max", ["1000", "100000000"], ["999", "100000001"]),
         ("presence_audit_secs", ["1", "86400"], ["0", "86401"]),

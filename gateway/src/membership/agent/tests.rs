@@ -31,6 +31,7 @@ fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        mesh_links: 0,
         https: false,
         turns: 0,
         view: 0,

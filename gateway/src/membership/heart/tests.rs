@@ -27,6 +27,7 @@ fn record(name: &str, incarnation: u64) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        mesh_links: 0,
         https: false,
         turns: 0,
         view: 0,

@@ -1,8 +1,10 @@
 //! Which nodes there are links to: what a view begins and ends.
 
+use super::carrier::{Carrier, word};
 use super::{LINKS_MAX, LinkState, Mesh, Peer, PeerLink};
 use crate::directory::{Member, NodeKey, Routing};
-use crate::mesh::link::Link;
+use crate::mesh::link::{Link, LinkLimits};
+use crate::mesh::spread::{Side, Spread};
 use std::net::SocketAddr;
 
 impl Mesh {
@@ -19,6 +21,9 @@ impl Mesh {
                 self.peers.push(peer);
             } else {
                 peer.links.iter().for_each(|id| self.end_link(*id));
+                if let Some(carrier) = peer.carrier {
+                    carrier.end(peer.key, &mut self.held_back);
+                }
             }
         }
         let left_out_before = std::mem::take(&mut self.left_out);
@@ -30,6 +35,7 @@ impl Mesh {
                 self.add_peer(member, was_left_out, now_ms);
             }
         }
+        self.reckon_budget();
         for (key, links) in &self.left_out {
             let Some(member) =
                 routing.member(*key).filter(|_| !left_out_before.iter().any(|(before, _)| before == key))
@@ -49,7 +55,9 @@ impl Mesh {
     /// [`Record::SettledShards`](crate::mesh::wire::Record::SettledShards).
     pub(crate) fn shard_sets(&self, node: NodeKey) -> Vec<Vec<u8>> {
         let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return Vec::new() };
-        let mut sets = vec![vec![0; peer.by_shard.len().div_ceil(8)]; peer.links.len()];
+        // A carrier's link leads to all of them.
+        let links = peer.links.len().max(usize::from(peer.carrier.is_some()));
+        let mut sets = vec![vec![0; peer.by_shard.len().div_ceil(8)]; links];
         for (shard, link) in peer.by_shard.iter().enumerate() {
             sets[usize::from(*link)][shard / 8] |= 1 << (shard % 8);
         }
@@ -67,18 +75,24 @@ impl Mesh {
     }
 
     fn add_peer(&mut self, member: &Member, was_left_out: bool, now_ms: u64) {
-        let (own_shards, shards) = (u32::from(self.config.shards), member.shards);
-        let needed = links_between(own_shards, shards);
+        let (shard, own_shards, shards) = (self.config.shard, self.config.shards, member.shards);
+        let own = Side { shards: own_shards.into(), links_max: self.config.links_max };
+        let spread = Spread::between(own, Side { shards, links_max: member.mesh_links });
+        let mut links = Vec::new();
+        let numbers: Vec<u16> = spread.numbers(shard, own_shards, member.key).collect();
+        let needed = numbers.len();
         if self.links.iter().flatten().filter(|link| !link.dead).count() + needed > LINKS_MAX {
+            if matches!(spread, Spread::Few { .. }) {
+                self.words.push((member.key, word::NO_PLACE));
+            }
             return self.left_out.push((member.key, needed));
         }
-        let mut links = Vec::new();
-        let mut numbers = Vec::new();
-        for number in (u32::from(self.config.shard)..own_shards.max(shards)).step_by(own_shards as usize) {
+        let limits = self.link_limits(spread);
+        for number in numbers.iter().copied() {
             let link = PeerLink {
                 peer: member.key,
-                number: number as u16,
-                link: Link::new(self.config.link),
+                number,
+                link: Link::new(limits),
                 state: LinkState::Down { retry_ms: now_ms },
                 counted: 0,
                 retry_ms: now_ms,
@@ -86,6 +100,7 @@ impl Mesh {
                 down_ms: Some(now_ms),
                 unreachable: false,
                 given_up: false,
+                anew: false,
             };
             let id = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.links.push(None);
@@ -93,12 +108,17 @@ impl Mesh {
             });
             self.links[id] = Some(link);
             links.push(id as u32);
-            numbers.push(number);
         }
+        // A shard with a link of a few says all over that one.
         let by_shard = (0..shards).map(|shard| {
-            let ends_there = numbers.iter().position(|number| number % shards == shard);
-            ends_there.unwrap_or(shard as usize % numbers.len()) as u16
+            let ends_there = numbers.iter().position(|number| u32::from(*number) % shards == shard);
+            ends_there.unwrap_or(shard as usize % numbers.len().max(1)) as u16
         });
+        let carrier = spread.carrier(shard, own_shards, member.key).map(Carrier::new);
+        if let Some(carrier) = &carrier {
+            // It may know of that node already, and have told of it before this shard could understand.
+            self.asks.push((carrier.shard(), member.key));
+        }
         let dials = *self.config.node < *member.name;
         let address: Result<SocketAddr, _> = member.mesh.parse();
         let host = address.as_ref().ok().map(|address| address.ip().to_canonical());
@@ -123,6 +143,9 @@ impl Mesh {
             host,
             dial,
             shards,
+            spread,
+            carrier,
+            told: None,
             by_shard: by_shard.collect(),
             links,
             was_up: false,
@@ -131,6 +154,27 @@ impl Mesh {
             passed_over: was_left_out,
             failing: None,
         });
+    }
+
+    /// What a link may hold: one that several shards share as much as they might with one each.
+    fn link_limits(&self, spread: Spread) -> LinkLimits {
+        let LinkLimits { bytes_max, reserve_bytes } = self.config.link;
+        let Spread::Few { links } = spread else { return self.config.link };
+        let sharers = usize::from((self.config.shards / links.max(1)).max(1));
+        LinkLimits { bytes_max: bytes_max * sharers, reserve_bytes: reserve_bytes * sharers }
+    }
+
+    /// Where shards share links, those that have some of them may hold what the others do not need.
+    fn reckon_budget(&mut self) {
+        self.carries = self.peers.iter().any(Peer::is_shared);
+        let shared = self.peers.iter().any(|peer| matches!(peer.spread, Spread::Few { .. }));
+        let all: usize = self.peers.iter().map(|peer| peer.spread.links() as usize).sum();
+        let own: usize = self.peers.iter().map(|peer| peer.links.len()).sum();
+        let node = self.config.bytes_max as u128 * u128::from(self.config.shards);
+        self.budget = match shared {
+            true => (node * own as u128 / all.max(1) as u128) as usize,
+            false => self.config.bytes_max,
+        };
     }
 
     /// The peer of a link is known no more.
@@ -147,14 +191,29 @@ impl Mesh {
     }
 }
 
-/// How many links a shard of a node has to another node.
-fn links_between(own_shards: u32, shards: u32) -> usize {
-    own_shards.max(shards).div_ceil(own_shards.max(1)) as usize
+/// A node, as far as it matters for how many links there are to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted {
+    pub(crate) key: NodeKey,
+    pub(crate) side: Side,
 }
 
-/// Of nodes with so many shards, the links that a shard of a node with `own_shards` would have to all of them; `Err` if
-/// it has not so many places.
-pub(crate) fn links_needed(own_shards: u32, others: impl Iterator<Item = u32>) -> Result<usize, usize> {
-    let needed = others.map(|shards| links_between(own_shards, shards)).sum();
+/// The most links that a shard of `at` would have to all `others`; `Err` if it has not so many places.
+pub(crate) fn links_needed(at: Side, others: impl Iterator<Item = Counted>) -> Result<usize, usize> {
+    let shards = at.shards.clamp(1, u16::MAX.into()) as u16;
+    let mut counts = vec![0; usize::from(shards)];
+    for Counted { key, side } in others {
+        let spread = Spread::between(at, side);
+        match spread {
+            // Shard 0 has at least as many of them as any other.
+            Spread::Each { links } => counts.iter_mut().zip(0..).for_each(|(count, shard)| {
+                *count += (links.saturating_sub(shard) as usize).div_ceil(usize::from(shards));
+            }),
+            Spread::Few { links } => (0..links)
+                .filter_map(|number| spread.shard_of(number, shards, key))
+                .for_each(|shard| counts[usize::from(shard)] += 1),
+        }
+    }
+    let needed = counts.into_iter().max().unwrap_or(0);
     if needed <= LINKS_MAX { Ok(needed) } else { Err(needed) }
 }

@@ -30,6 +30,7 @@ impl Mesh {
                 self.ended.push_back(id as u32);
             }
         }
+        self.ask_again();
         let later = self.later.drain(..);
         let mut news: Vec<LinkNews> =
             later.map(|(node, incarnation)| LinkNews::of(&node, incarnation, LinkWord::Heard)).collect();
@@ -37,7 +38,7 @@ impl Mesh {
         if all {
             self.told_ms = now_ms;
         }
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut().filter(|peer| peer.carrier.is_none()) {
             let links = peer.links.iter().filter_map(|id| self.links[*id as usize].as_ref());
             let up = links.clone().filter(|link| link.link.is_connected()).count() as u32;
             let came_up = std::mem::take(&mut peer.came_up) && up > 0;

@@ -1,8 +1,8 @@
 //! Connections from their dial or accept to a link that is up, and to their end.
 
-use super::{CALLER_MARK, CONNECTIONS_MAX, LATER_MAX, Lent, LinkState, Mesh, Stage, Step, Wire};
+use super::{CALLER_MARK, CONNECTIONS_MAX, LATER_MAX, Lent, LinkState, Mesh, MeshConfig, Peer, Stage, Step, Wire};
 use crate::mesh::handshake::{
-    Acceptor, AcceptorStep, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
+    Acceptor, AcceptorStep, Claim, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
 };
 use crate::mesh::link::{RECONNECT_MS_MAX, Resumed};
 use crate::mesh::wire::NONCE_BYTES;
@@ -89,7 +89,7 @@ impl Mesh {
             Stage::Accepting(acceptor) => match acceptor.received(bytes, &mut wire.out) {
                 Ok(AcceptorStep::More) => Step::Wait,
                 Ok(AcceptorStep::Claimed(claim)) => {
-                    let shard = claim.link % self.config.shards;
+                    let shard = shard_for(&self.peers, &self.config, &claim).unwrap_or(claim.link % self.config.shards);
                     if shard == self.config.shard {
                         let step = self.admit(slot, now_ms, random);
                         // A dialer says no more until it is answered: these bytes were all the handshake's.
@@ -144,10 +144,19 @@ impl Mesh {
             self.note_later(&name, claim.incarnation);
             return self.refused(slot, &error);
         };
+        let target = peer.spread.shard_of(claim.link, self.config.shards, peer.key);
+        if let Some(shard) = target.filter(|shard| *shard != self.config.shard) {
+            // The shard that accepted it did not know that node, and could not tell where the link is.
+            let Some(wire) = self.wires.get_mut(&slot) else { return Step::Refused };
+            if let Stage::Accepting(acceptor) = std::mem::replace(&mut wire.stage, Stage::Ended) {
+                wire.stage = Stage::Claimed { acceptor, shard };
+            }
+            return Step::HandOver { shard };
+        }
         let links = &self.links;
         let number = |id: &&u32| links[**id as usize].as_ref().is_some_and(|link| link.number == claim.link);
         let Some(id) = peer.links.iter().find(number).copied() else {
-            let links = peer.shards.max(self.config.shards.into()) as u16;
+            let links = peer.spread.links() as u16;
             let error = acceptor.refuse(HandshakeError::UnknownLink { link: claim.link, links }, out);
             return self.refused(slot, &error);
         };
@@ -221,6 +230,7 @@ impl Mesh {
                         "link {number} to node {} begins anew: what was under way is sent again",
                         established.peer
                     );
+                    link.anew = true;
                     self.restarted.push(node);
                     self.ended.push_back(id);
                 }
@@ -393,6 +403,12 @@ impl Mesh {
         expired.sort_unstable();
         expired
     }
+}
+
+/// The shard that has the link a dialer asks for, if this one knows that node and link.
+fn shard_for(peers: &[Peer], config: &MeshConfig, claim: &Claim) -> Option<u16> {
+    let peer = peers.iter().find(|peer| *peer.name == *claim.peer && peer.life >= claim.incarnation)?;
+    peer.spread.shard_of(claim.link, config.shards, peer.key)
 }
 
 /// The first eight of some random bytes.

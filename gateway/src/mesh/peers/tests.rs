@@ -27,6 +27,7 @@ fn mesh_with(encryption: MeshEncryption, node: &str, shard: u16, shards: u16) ->
         secrets: Secrets::new([&[7; 32][..]].into_iter()).unwrap().with_encryption(encryption),
         shard,
         shards,
+        links_max: 0,
         link: LinkLimits { bytes_max: 20_000, reserve_bytes: 2_000 },
         bytes_max: 60_000,
         lease_ms: 5_000,
@@ -82,7 +83,7 @@ impl Side {
         bytes
     }
 
-    fn queue(&mut self, node: (&str, u64), user: u64) -> Result<Option<Slot>, FarError> {
+    fn queue(&mut self, node: (&str, u64), user: u64) -> Result<Placed, FarError> {
         self.mesh.queue(key_of(node.0, node.1), 0, &Record::Gone { user, session: 1 })
     }
 }
@@ -129,8 +130,8 @@ fn the_node_whose_name_sorts_first_dials_and_both_come_up() {
     a.queue(("b", 1), 5).unwrap();
     connect(&mut a, 10, &mut b, 20, 0);
     assert_eq!((a.mesh.link_counts(), b.mesh.link_counts()), ((1, 1), (1, 1)));
-    assert_eq!(a.queue(("b", 1), 6), Ok(Some(10)));
-    assert_eq!(b.queue(("a", 1), 7), Ok(Some(20)));
+    assert_eq!(a.queue(("b", 1), 6), Ok(Placed::Wired(10)));
+    assert_eq!(b.queue(("a", 1), 7), Ok(Placed::Wired(20)));
     talk(&mut a, 10, &mut b, 20, 1);
     assert_eq!((&b.got[..], &a.got[..]), (&[5, 6][..], &[7][..]));
     assert_eq!(a.queue(("c", 1), 8), Err(FarError::Unknown));
@@ -411,4 +412,91 @@ fn nodes_beyond_the_places_for_links_are_left_out_and_told_of_all_when_there_is_
     assert!(b.mesh.is_unreachable(last, 0) && b.mesh.is_silent(last), "walks pass over it");
     b.mesh.set_view(1, &routing(LINKS_MAX), 1);
     assert_eq!(b.mesh.links_missing(), 0);
+}
+
+/// Shard `shard` of node a, one of four, which keeps one link to b.
+fn sharer(shard: u16) -> Mesh {
+    let mut a = mesh("a", shard, 4);
+    a.config.links_max = 1;
+    a.set_view(1, &few(), 0);
+    a
+}
+
+fn few() -> Routing {
+    let mut view = trunkline_router::View::clone(&view(&[("a", 1, Active), ("b", 1, Active)]));
+    view.members.iter_mut().for_each(|member| member.mesh_links = 1);
+    Routing::new(key_of("a", 1), &view, key_of)
+}
+
+#[test]
+fn a_shard_without_a_link_holds_what_it_has_until_the_one_with_it_is_heard() {
+    let b = key_of("b", 1);
+    let carrier = (0..4).find(|shard| sharer(*shard).link_counts().0 == 1).unwrap();
+    let other = (carrier + 1) % 4;
+    let (mut with, mut without) = (sharer(carrier), sharer(other));
+    assert_eq!((with.carrier_of(b), without.carrier_of(b)), (None, Some(carrier)));
+    assert_eq!(without.shard_sets(b), with.shard_sets(b), "one link for all shards");
+    assert_eq!(without.take_asks(), [(carrier, b)]);
+    let gone = Record::Gone { user: 5, session: 1 };
+    assert_eq!(without.queue(b, 3, &gone), Ok(Placed::Waits), "it may not know b yet");
+    assert_eq!(without.queue(b, 4, &gone), Err(FarError::Unknown), "no such shard");
+    assert_eq!(with.word_on(b), None, "what was never told is told to all");
+    assert_eq!(with.take_words(), [(b, word::EASY)]);
+    assert_eq!((with.take_words(), with.word_on(b)), (vec![], Some(word::EASY)));
+    assert!(without.take_word((other + 1) % 4, b, word::UP).is_empty(), "not its carrier");
+    let mut encoded = Vec::new();
+    gone.encode(&mut encoded);
+    assert_eq!(without.take_word(carrier, b, word::EASY), encoded);
+    assert_eq!(without.queue(b, 3, &gone), Ok(Placed::Carried(carrier)));
+    assert_eq!((without.shard_in_touch(b), without.is_unreachable(b, 0), without.is_silent(b)), (None, false, false));
+    // Down for long.
+    with.news(3_000);
+    assert_eq!(with.take_words(), [(b, word::EASY | word::UNREACHABLE)]);
+    assert!(without.take_word(carrier, b, word::EASY | word::UNREACHABLE).is_empty());
+    let conn = crate::io::ConnId { slot: 1, generation: 1 };
+    let origin = crate::mesh::wire::Address { node: 1, seat: crate::mesh::wire::Seat { shard: 0, conn } };
+    let message = Record::Message { origin, from: 1, to: 2, id: 3, hops: 0, flags: 0, payload: b"" };
+    assert_eq!(without.queue(b, 0, &message), Err(FarError::Unreachable));
+    assert_eq!(without.queue(b, 0, &gone), Ok(Placed::Carried(carrier)), "answers pass");
+    assert!(without.is_silent(b) && without.is_unreachable(b, 2));
+    // A walk has passed over it, so it is told all when the link is up.
+    without.pass_over(b);
+    without.take_word(carrier, b, word::EASY | word::UP);
+    assert_eq!((without.take_restarted(), without.shard_in_touch(b)), (vec![b], Some(0)));
+    without.take_word(carrier, b, word::EASY | word::UP);
+    assert_eq!(without.take_restarted(), [], "once");
+    without.take_word(carrier, b, word::EASY | word::UP | word::ANEW);
+    assert_eq!(without.take_restarted(), [b], "b has lost the stream");
+    without.take_word(carrier, b, word::NO_PLACE);
+    assert_eq!(without.queue(b, 0, &gone), Err(FarError::Unknown));
+    assert!(without.news(9_000).1.is_empty(), "the control thread hears it from the shard with the link");
+}
+
+#[test]
+fn what_waits_for_word_of_a_node_that_leaves_is_given_back() {
+    let b = key_of("b", 1);
+    let without = |shard: &u16| sharer(*shard).carrier_of(b).is_some();
+    let mut without = sharer((0..4).find(without).unwrap());
+    (1..4).for_each(|user| assert!(without.queue(b, 0, &Record::Gone { user, session: 1 }).is_ok()));
+    without.set_view(1, &routing("a", 1, &[("a", 1)]), 1);
+    assert!(without.has_ended());
+    let back: Vec<u64> = without
+        .take_given_back()
+        .iter()
+        .map(|back| {
+            assert!(!back.maybe_received);
+            match Record::decode(&back.bytes) {
+                Ok(Some(Record::Gone { user, .. })) => user,
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    assert_eq!(back, [1, 2, 3]);
+}
+
+#[test]
+fn those_with_links_may_hold_what_the_others_do_not_need() {
+    let budgets: usize = (0..4).map(|shard| sharer(shard).budget).sum();
+    assert_eq!(budgets, 4 * 60_000);
+    assert_eq!(mesh("a", 0, 4).budget, 60_000);
 }

@@ -388,6 +388,7 @@ impl Fleet {
             protocol_oldest: 0,
             zone: String::new(),
             mending: false,
+            mesh_links: seat.scenario.mesh_links.into(),
             https: false,
             turns: 0,
             view: 0,
@@ -428,7 +429,9 @@ impl Fleet {
         let (sender, news) = mpsc::channel(NEWS_MAX);
         process.news = Some(news);
         let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("a secret of fair length");
-        let cluster = ShardCluster { state: process.pulse.state().clone(), news: sender, secrets, listens: false };
+        let links_max = seat.scenario.mesh_links;
+        let cluster =
+            ShardCluster { state: process.pulse.state().clone(), news: sender, secrets, links_max, listens: false };
         let config = NodeConfig {
             seed: process_seed(&self.scenario, number, seat.starts),
             name: seat.name.clone(),

@@ -109,8 +109,9 @@ impl Run {
     }
 
     /// Nodes of so many shards each that speak this version, with nothing that goes wrong and nobody who talks.
-    fn quiet(nodes: usize, shards: u16, protocol: u32) -> Self {
-        let scenario = Scenario::quiet(nodes, shards, protocol);
+    fn quiet(nodes: usize, shards: u16, protocol: u32, mesh_links: u16) -> Self {
+        let mut scenario = Scenario::quiet(nodes, shards, protocol);
+        scenario.nodes.iter_mut().for_each(|node| node.mesh_links = mesh_links);
         let world = World::new(scenario.seed, scenario.faults.clone(), 0, 0, &scenario.limits, false);
         let world = Rc::new(RefCell::new(world));
         let fleet = Fleet::new(&scenario, &world);
@@ -335,8 +336,10 @@ fn cluster_soak() {
 /// their number.
 #[test]
 fn that_all_is_told_after_a_change_of_the_view_is_said_once_on_each_link() {
-    for (nodes, shards, protocol) in [(4, 2, 3), (4, 2, 2), (4, 4, 3), (4, 4, 2), (6, 3, 3), (8, 2, 3)] {
-        let mut run = Run::quiet(nodes, shards, protocol);
+    for (nodes, shards, protocol, links) in
+        [(4, 2, 3, 0), (4, 2, 2, 0), (4, 4, 3, 0), (4, 4, 2, 1), (6, 3, 3, 4), (4, 4, 3, 2), (8, 2, 3, 1)]
+    {
+        let mut run = Run::quiet(nodes, shards, protocol, links);
         run.run_for(30_000);
         run.fleet.check_one_view();
         let before = run.fleet.settled_sent(nodes - 1);
@@ -496,6 +499,11 @@ fn of_users_whose_home_is_a_node_of_an_older_version_nobody_says_that_they_are_o
 #[test]
 fn a_lost_fate_is_caught() {
     assert!(super::seed_that_catches(Bug::FateLost, |seed| Run::new(seed, false).whole()).is_some());
+}
+
+#[test]
+fn a_record_that_is_carried_twice_is_caught() {
+    assert!(super::seed_that_catches(Bug::CarriedTwice, |seed| Run::new(seed, false).whole()).is_some());
 }
 
 #[test]

@@ -19,6 +19,8 @@ use trunkline_router::membership::{NodeRecord, NodeState, View};
 
 const NODES: usize = 100;
 const SHARDS: u16 = 64;
+/// The default of `mesh_links`.
+const LINKS: u16 = 4;
 const LEASE_MS: u64 = 5_000;
 const BEAT_MS: u64 = 1_000;
 const STEP_MS: u64 = 100;
@@ -33,6 +35,8 @@ struct Tally {
     bytes: u64,
     /// Records of others passed on between shards.
     letters: u64,
+    /// Entries of what shards tell the control thread of their links.
+    news: u64,
     control: Duration,
     /// Of all shards together.
     shards: Duration,
@@ -46,6 +50,7 @@ impl Tally {
             records: self.records - before.records,
             bytes: self.bytes - before.bytes,
             letters: self.letters - before.letters,
+            news: self.news - before.news,
             control: self.control - before.control,
             shards: self.shards - before.shards,
             ms: self.ms - before.ms,
@@ -59,13 +64,14 @@ struct Scale {
     agent: Agent,
     /// The leases of the others; `None` for one that is not there.
     others: Vec<Option<NodeRecord>>,
+    links_max: u16,
     names: Vec<Arc<str>>,
     meshes: Vec<Mesh>,
     settlings: Vec<Settling>,
     tally: Tally,
 }
 
-fn record(number: usize) -> NodeRecord {
+fn record(number: usize, links_max: u16) -> NodeRecord {
     NodeRecord {
         name: format!("node-{number:03}"),
         incarnation: 0,
@@ -76,6 +82,7 @@ fn record(number: usize) -> NodeRecord {
         protocol_oldest: MESH_PROTOCOL,
         zone: String::new(),
         mending: false,
+        mesh_links: links_max.into(),
         https: false,
         turns: 0,
         view: 0,
@@ -97,7 +104,8 @@ fn key_of(name: &str, life: u64) -> NodeKey {
 }
 
 impl Scale {
-    fn new() -> Self {
+    /// Nodes with so many links for each two of them; 0 for one for each shard.
+    fn new(links_max: u16) -> Self {
         let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("a secret of fair length");
         let link = LinkLimits { bytes_max: 1 << 20, reserve_bytes: 1 << 20 };
         let mesh = |shard| MeshConfig {
@@ -105,18 +113,20 @@ impl Scale {
             secrets: secrets.clone(),
             shard,
             shards: SHARDS,
+            links_max,
             link,
             bytes_max: 32 << 20,
             lease_ms: LEASE_MS,
         };
-        let mut agent = Agent::new(record(0), LEASE_MS, BEAT_MS);
+        let mut agent = Agent::new(record(0, links_max), LEASE_MS, BEAT_MS);
         agent.serve(1);
         let mut scale = Scale {
             now_ms: 1_000,
             redis: Redis::default(),
             agent,
             others: vec![None; NODES],
-            names: (0..NODES).map(|number| record(number).name.into()).collect(),
+            links_max,
+            names: (0..NODES).map(|number| record(number, 0).name.into()).collect(),
             meshes: (0..SHARDS).map(|shard| Mesh::new(mesh(shard))).collect(),
             settlings: (0..SHARDS).map(|_| Settling::new()).collect(),
             tally: Tally::default(),
@@ -128,7 +138,7 @@ impl Scale {
 
     /// A node takes its lease.
     fn join(&mut self, number: usize, state: NodeState) {
-        let record = NodeRecord { state, ..record(number) };
+        let record = NodeRecord { state, ..record(number, self.links_max) };
         let incarnation = self.redis.acquire(self.now_ms * 1_000, record.clone(), LEASE_MS).expect("its name is free");
         self.others[number] = Some(NodeRecord { incarnation, ..record });
     }
@@ -155,10 +165,14 @@ impl Scale {
                     self.redis.renew(self.now_ms * 1_000, record.clone(), LEASE_MS);
                 }
             }
-            let news = self.now_ms.is_multiple_of(NEWS_MS).then(|| self.news());
+            let news: Vec<Vec<LinkNews>> = match self.now_ms.is_multiple_of(NEWS_MS) {
+                true => (0..SHARDS).map(|shard| self.news(shard)).collect(),
+                false => Vec::new(),
+            };
+            self.tally.news += news.iter().map(|links| links.len() as u64).sum::<u64>();
             let begun = Instant::now();
-            for (shard, links) in (0..SHARDS).flat_map(|shard| news.iter().map(move |links| (shard, links))) {
-                self.agent.heard(self.now_ms, MeshNews::Links { shard, all: true, links: links.clone() });
+            for (shard, links) in (0..).zip(news) {
+                self.agent.heard(self.now_ms, MeshNews::Links { shard, all: true, links });
             }
             let told = self.control();
             self.tally.control += begun.elapsed();
@@ -168,8 +182,12 @@ impl Scale {
         }
     }
 
-    fn news(&self) -> Vec<LinkNews> {
+    /// What a shard tells of its links, all of which are up.
+    fn news(&self, shard: u16) -> Vec<LinkNews> {
+        let mesh = &self.meshes[usize::from(shard)];
+        let has_link = |other: &NodeRecord| mesh.carrier_of(key_of(&other.name, other.life())).is_none();
         let others = self.others.iter().zip(&self.names).filter_map(|(other, name)| Some((other.as_ref()?, name)));
+        let others = others.filter(|(other, _)| has_link(other));
         let news = others.map(|(other, name)| LinkNews {
             node: name.clone(),
             links: 1,
@@ -220,6 +238,8 @@ impl Scale {
         let (routing, digest) = (&routings[0], view.digest);
         for (from, mesh) in (0..SHARDS).zip(&self.meshes) {
             for member in routing.others() {
+                // To the shard that has the link, where this one has none.
+                self.tally.letters += u64::from(mesh.carrier_of(member.key).is_some());
                 for set in mesh.shard_sets(member.key) {
                     assert!(shards_of(&set).next().is_some(), "a link that leads nowhere");
                     self.tally.records += 1;
@@ -242,6 +262,12 @@ impl Scale {
         assert!(self.settlings.iter().all(Settling::is_settled), "all have said so");
     }
 
+    /// Links of the node, and of the shard that has most of them.
+    fn links(&self) -> (u64, u64) {
+        let counts = self.meshes.iter().map(|mesh| mesh.link_counts().0);
+        (counts.clone().sum(), counts.max().unwrap_or(0))
+    }
+
     fn members(&self) -> usize {
         self.agent.heart().view().members.len()
     }
@@ -250,10 +276,10 @@ impl Scale {
     fn measure(&mut self, what: &str, body: impl FnOnce(&mut Scale)) -> Tally {
         let before = self.tally;
         body(self);
-        let Tally { views, records, bytes, letters, control, shards, ms } = self.tally.since(before);
+        let Tally { views, records, bytes, letters, news, control, shards, ms } = self.tally.since(before);
         println!(
             "{what:<16} {views:>4} views, of one node: {records:>7} records of {bytes:>9} B, {letters:>9} letters between shards, \
-             control thread {:>5.2} % of a core, {:>6.2} ms a shard and view",
+             {news:>8} words of links, control thread {:>5.2} % of a core, {:>6.2} ms a shard and view",
             control.as_secs_f64() * 1e5 / ms as f64,
             shards.as_secs_f64() * 1e3 / f64::from(SHARDS) / views.max(1) as f64,
         );
@@ -263,9 +289,21 @@ impl Scale {
 
 #[test]
 fn a_hundred_nodes_of_64_shards_say_of_a_change_what_their_links_are() {
-    let mut scale = Scale::new();
+    for links_max in [0, LINKS] {
+        let mut scale = Scale::new(links_max);
+        println!("{NODES} nodes of {SHARDS} shards, mesh_links {links_max}");
+        a_cluster_changes(&mut scale);
+    }
+}
+
+fn a_cluster_changes(scale: &mut Scale) {
     scale.measure("start", |scale| scale.run(10_000));
     assert_eq!(scale.members(), NODES);
+    let (links, most) = scale.links();
+    println!("{links} connections of one node, {most} at the shard that has most");
+    let each = if scale.links_max == 0 { u64::from(SHARDS) } else { scale.links_max.into() };
+    assert_eq!(links, (NODES as u64 - 1) * each);
+    assert!(most <= 99, "{most}");
     let others = NODES as u64 - 1;
     let crash = scale.measure("a crash", |scale| {
         scale.end(7, false);

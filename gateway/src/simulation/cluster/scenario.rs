@@ -48,6 +48,8 @@ pub(super) enum Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct NodeScenario {
     pub(super) shards: u16,
+    /// Most links to another node; 0 for a version that has one for each shard.
+    pub(super) mesh_links: u16,
     pub(super) listeners: u16,
     pub(super) weight: u32,
     /// When it is started for the first time.
@@ -109,6 +111,7 @@ impl Scenario {
         let mut nodes: Vec<NodeScenario> = (0..count)
             .map(|_| NodeScenario {
                 shards: rng.within(1, 3) as u16,
+                mesh_links: 0,
                 listeners: rng.within(1, 2) as u16,
                 // Small, since each change of a ring of many points takes longer than all else.
                 weight: *rng.pick(&[1, 1, 1, 2, 3]),
@@ -126,6 +129,9 @@ impl Scenario {
                 wall_offset_ms: if rng.chance(300) { rng.within(0, 4_000) as i64 - 2_000 } else { 0 },
             })
             .collect();
+        // What the choice of one number does not change for the others' sake.
+        let mut links_rng = Rng::new(seed ^ 0x0011_4E55);
+        nodes.iter_mut().for_each(|node| node.mesh_links = *links_rng.pick(&[0, 1, 1, 1, 2, 2, 4]));
         let active_ms = rng.within(6_000, 14_000);
         // A node that joins later; the first one is there from the beginning.
         if rng.chance(300) {
@@ -212,7 +218,16 @@ impl Scenario {
     pub(super) fn quiet(nodes: usize, shards: u16, protocol: u32) -> Self {
         let any = Scenario::new(0);
         let clock = Clock::default();
-        let node = NodeScenario { protocol, shards, listeners: 1, weight: 1, starts_ms: 0, clock, wall_offset_ms: 0 };
+        let node = NodeScenario {
+            protocol,
+            shards,
+            mesh_links: 0,
+            listeners: 1,
+            weight: 1,
+            starts_ms: 0,
+            clock,
+            wall_offset_ms: 0,
+        };
         Scenario {
             nodes: vec![node; nodes],
             lease_ms: 5_000,

@@ -39,15 +39,16 @@ impl Member {
         self.secret.path()
     }
 
-    /// The command that starts it, with two shards and without addresses for clients and HTTP.
+    /// The command that starts it, with two shards if `flags` say nothing else, and without addresses for clients and HTTP.
     pub(crate) fn command(&self, flags: &[&str]) -> Command {
         self.complete(gateway_command(), flags)
     }
 
     fn complete(&self, mut command: Command, flags: &[&str]) -> Command {
-        command.args(["--shards", "2", "--node", self.name, "--redis", &self.url, "--mesh", &self.mesh]);
+        command.args(["--node", self.name, "--redis", &self.url, "--mesh", &self.mesh]);
         let lease_secs = LEASE_SECS.to_string();
         let defaults = [
+            ("--shards", "2"),
             ("--cluster-secret-file", self.secret.path()),
             ("--advertise", "gate.example.org:7700"),
             ("--presence-queue-max", "100000"),

@@ -29,6 +29,7 @@ pub(crate) fn record(name: &str) -> NodeRecord {
         protocol_oldest: 0,
         zone: String::new(),
         mending: false,
+        mesh_links: 0,
         https: false,
         turns: 0,
         view: 0,
