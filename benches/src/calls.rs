@@ -25,11 +25,6 @@ use crate::{
 };
 
 /// Arguments of `bench calls`.
-///
-/// Each client has one call in flight, and a back-end of the bench, on the load's core, sends back what it is given.
-/// Counted is the CPU time of the server in between, user and system, all its threads: of the gateway with a worker
-/// (native) and with an HTTP server behind it, and of nats-server (request/reply), nginx (stream) and HAProxy (TCP),
-/// where they are installed. The floor is a raw echo that answers by itself, so it receives and sends half as often.
 #[derive(Clone, Debug, Args, Serialize)]
 pub(crate) struct CallsArgs {
     /// Clients, each with one call in flight
