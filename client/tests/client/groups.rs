@@ -397,6 +397,7 @@ async fn a_group_that_is_open_is_opened_again_after_a_reconnect_until_it_is_clos
     };
     tokio::join!(client.close_group(GROUP), closed).0.expect("closed");
     deliver(&mut peer, GROUP, 0, 9, 13).await;
+    assert!(matches!(events.next().await, Some(Event::Reconnected { .. })));
     assert_eq!(group_message(&mut events).await.stamp, 13, "it is a member still");
     drop(peer);
     lost(&mut events).await;

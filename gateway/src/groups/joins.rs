@@ -52,6 +52,7 @@ impl Joins {
     }
 
     /// Joins without an answer.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.count
     }

@@ -461,8 +461,9 @@ fn a_large_group_is_told_by_heads_but_to_those_who_pay_attention() {
 #[test]
 fn what_is_said_right_behind_a_join_is_in_the_group() {
     with_store(ONE_AND_MANY, &[], |gateway| {
-        for group in [GROUP, ROOM] {
-            let (mut hearer, mut sayer) = (user(gateway, 1), user(gateway, 2));
+        // Users of their own, who are told of no other group.
+        for (group, first) in [(GROUP, 1), (ROOM, 3)] {
+            let (mut hearer, mut sayer) = (user(gateway, first), user(gateway, first + 1));
             join(&mut hearer, group);
             sayer.write(&frame(kind::GROUP_JOIN, group, 900));
             group_send(&mut sayer, group, 1, flag::ACK, b"hello");
