@@ -2,8 +2,8 @@
 //! travel.
 //!
 //! How many links two nodes keep, and which shards have them, is in [`spread`]: one for each shard, or a few that the
-//! shards share. The node whose name sorts first dials. A link is a stream of records, in order and without loss or doubles, that
-//! outlives its TCP connections for as long as both nodes live.
+//! shards share. The node whose name sorts first dials. A link is a stream of records, in order and without loss or
+//! doubles, that outlives its TCP connections for as long as both nodes live.
 //!
 //! Nothing here does I/O or reads a clock: bytes and the time come in, bytes and records go out.
 //! - [`wire`]: frames and records as bytes.

@@ -39,7 +39,8 @@ impl Member {
         self.secret.path()
     }
 
-    /// The command that starts it, with two shards if `flags` say nothing else, and without addresses for clients and HTTP.
+    /// The command that starts it, with two shards if `flags` say nothing else, and without addresses for clients and
+    /// HTTP.
     pub(crate) fn command(&self, flags: &[&str]) -> Command {
         self.complete(gateway_command(), flags)
     }
