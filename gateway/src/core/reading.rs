@@ -609,11 +609,11 @@ impl Shard {
                 continue;
             };
             given += 1;
-            let header = replayed(user, record);
-            self.links.reply(slot, |out| encode(out, &header, payload));
-            if let Some(reader) = &mut reader {
-                reader.gave_page(record.stamp);
+            let mut header = replayed(user, record);
+            if reader.as_mut().is_some_and(|reader| !reader.gives_page(record.stamp)) {
+                header.flags &= !flags::ACK;
             }
+            self.links.reply(slot, |out| encode(out, &header, payload));
         }
         self.links.stats.replays.add(given);
         let next_stamp = records.last().map_or(after, |record| record.stamp);
