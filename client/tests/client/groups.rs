@@ -402,6 +402,7 @@ async fn a_group_that_is_open_is_opened_again_after_a_reconnect_until_it_is_clos
     drop(peer);
     lost(&mut events).await;
     let mut peer = board.admitted().await;
+    assert!(matches!(events.next().await, Some(Event::Reconnected { .. })));
     client.mark_read(GROUP, 13).await.expect("connected");
     assert_eq!(peer.expect(Kind::Mark).await.stamp, 13, "and nothing was asked before");
 }
