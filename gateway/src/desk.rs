@@ -185,6 +185,8 @@ pub(crate) struct Desk {
     /// are still to be looked at because of the last one.
     pub(crate) doubts: u32,
     pub(crate) doubted: Vec<u64>,
+    /// Questions to the store where the log of a user ends, without an answer.
+    pub(crate) looks: usize,
     /// What was asked as this, or before, was asked in another view.
     pub(crate) before_view: u64,
 }
@@ -214,6 +216,7 @@ impl Desk {
             shared,
             doubts: 0,
             doubted: Vec::new(),
+            looks: 0,
             before_view: 0,
         }
     }

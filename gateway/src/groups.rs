@@ -149,6 +149,14 @@ impl Asking {
         }
         has_room
     }
+
+    /// A session wants it no more. Returns the ids of the frames that asked for it.
+    pub(crate) fn withdraw(&mut self, conn: crate::io::ConnId, group: u64) -> Vec<u64> {
+        let (mut ids, is_it) = (Vec::new(), |(of, wished, _): &(_, u64, u64)| *of == conn && *wished == group);
+        ids.extend(self.wishes.iter().filter(|wish| is_it(wish)).map(|(.., id)| *id));
+        self.wishes.retain(|wish| !is_it(wish));
+        ids
+    }
 }
 
 /// What a shard knows of groups.

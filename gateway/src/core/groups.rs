@@ -129,11 +129,25 @@ impl Shard {
         if moved == Moved::NotIn {
             // It may be, and the store has not said so since its LOGIN.
             let user = self.links.slots.at(conn.slot).user;
-            let asking = self.groups.asking.get_mut(&user).filter(|_| attends);
-            let code = match asking.map(|asking| asking.wish(conn, group, id)) {
-                Some(true) => return,
-                Some(false) => Code::Overloaded,
-                None if self.groups.unasked.iter().any(|(unasked, ..)| *unasked == conn) => Code::Overloaded,
+            let code = match self.groups.asking.get_mut(&user) {
+                Some(asking) if attends => match asking.wish(conn, group, id) {
+                    true => return,
+                    false => Code::Overloaded,
+                },
+                Some(asking) => {
+                    let withdrawn = asking.withdraw(conn, group);
+                    if !withdrawn.is_empty() {
+                        // It is as passive as it was, and as it wants to be from now on.
+                        for wish in withdrawn {
+                            self.links.error(conn.slot, Code::Overloaded, wish, group);
+                        }
+                        return self.group_ok(conn, id, group, 0);
+                    }
+                    Code::Overloaded
+                }
+                // Perhaps its own groups are among those that the store was not asked for yet; to look for it among
+                // all who log in at once would take longer than to ask it to try again.
+                None if !self.groups.unasked.is_empty() => Code::Overloaded,
                 None => Code::NotAMember,
             };
             return self.links.error(conn.slot, code, id, group);

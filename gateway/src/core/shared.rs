@@ -22,8 +22,9 @@ use trunkline_proto::flags;
 use trunkline_router::presence::Presence;
 use trunkline_store::{Opened, Reply, Request};
 
-/// Users looked at in a tick because others may have been their homes meanwhile: each is a request to the store.
-const DOUBTED_PER_TICK: usize = 1_024;
+/// Users about whom the store is asked at the same time because others may have been their homes meanwhile. All nodes
+/// ask at once when they have missed a view, and what is sent meanwhile has to be stored as well.
+const LOOKS_MAX: usize = 128;
 
 impl Shard {
     /// Whether this shard may add to the log of a user now.
@@ -100,11 +101,16 @@ impl Shard {
         }
     }
 
-    /// Goes on with those who are to be looked at since the view has changed.
+    /// Goes on with those who are to be looked at since the view has changed. They do not stand in the way of those who
+    /// wait for what they know to be in their logs.
     pub(super) fn look_at_doubted(&mut self) {
-        for _ in 0..DOUBTED_PER_TICK {
-            let Some(user) = self.desk.as_mut().and_then(|desk| desk.doubted.pop()) else { return };
-            self.doubt(user);
+        for _ in 0..LOOKS_MAX {
+            let next = |desk: &mut Desk| if desk.looks < LOOKS_MAX { desk.doubted.pop() } else { None };
+            let Some(user) = self.desk.as_mut().and_then(next) else { return };
+            if let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) {
+                desk_of_user.in_doubt = true;
+                self.look_where_log_ends(user);
+            }
         }
     }
 
@@ -119,9 +125,9 @@ impl Shard {
         let (tick, retry_tick) = (self.links.tick, self.links.tick + ticks(RETRY_MS));
         let Some(desk) = &mut self.desk else { return };
         let look = Asked::Look { user, doubts: desk.doubts };
-        let asked = claimed && desk.ask(tick, look, |token| Request::Inspect { user, token }).is_ok();
-        if !asked {
-            desk.retries.note(user, retry_tick);
+        match claimed && desk.ask(tick, look, |token| Request::Inspect { user, token }).is_ok() {
+            true => desk.looks += 1,
+            false => desk.retries.note(user, retry_tick),
         }
     }
 
@@ -134,6 +140,7 @@ impl Shard {
             self.follow_stamp(inbox.last);
         }
         let Some(desk) = &mut self.desk else { return };
+        desk.looks -= 1;
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Reply::Inspected(inbox) = reply else { return desk.retries.note(user, retry_tick) };
         if adds {
