@@ -99,8 +99,9 @@ pub(super) fn meaning(answer: &Answer, wall_ms: u64) -> End {
 }
 
 fn let_in(body: &[u8], wall_ms: u64) -> Result<End, String> {
-    let In { user, claims, limits, cache_secs } =
-        serde_json::from_slice(body).map_err(|error| format!("its answer cannot be read: {error}"))?;
+    let unreadable = |error| format!("its answer cannot be read: {error}");
+    says_what_it_says(&serde_json::from_slice(body).map_err(unreadable)?)?;
+    let In { user, claims, limits, cache_secs } = serde_json::from_slice(body).map_err(unreadable)?;
     let user = user.map(|user| user_of(&user).ok_or("its answer has a user that is no id of a user")).transpose()?;
     let end = match claims.exp {
         Some(exp) => TokenEnd::of(exp),
@@ -114,6 +115,22 @@ fn let_in(body: &[u8], wall_ms: u64) -> Result<End, String> {
     }
     let heartbeat_secs = limits.heartbeat_secs.filter(|secs| *secs > 0);
     Ok(End::In { grant: Arc::new(Grant { user, end, watch, heartbeat_secs }), cache_ms })
+}
+
+/// An answer that lets in is an object, and so are its parts; what it does not say it leaves out. A null, or a list that
+/// would stand for an object without fields, is a mistake of the application: it meant to name a user, or an end, and
+/// the client must not be let in without it.
+fn says_what_it_says(answer: &Value) -> Result<(), &'static str> {
+    let Value::Object(fields) = answer else { return Err("its answer, or a part of it, is no JSON object") };
+    for (name, value) in fields {
+        if value.is_null() {
+            return Err("its answer has a null: it must leave out what it does not say");
+        }
+        if name == "claims" || name == "limits" {
+            says_what_it_says(value)?;
+        }
+    }
+    Ok(())
 }
 
 /// An id of a user: a text in decimal, or a number, which is exact below 2^53 alone in most languages.
@@ -167,7 +184,7 @@ mod tests {
         for (status, body) in [(200, "{}"), (204, ""), (200, r#"{"claims":{},"limits":{"heartbeat_secs":0}}"#)] {
             assert_eq!(of(status, body), End::In { grant: Arc::default(), cache_ms: 0 }, "{body}");
         }
-        let End::In { grant, cache_ms } = of(200, r#"{"user":5,"claims":{"watch":null},"cache_secs":99999999}"#) else {
+        let End::In { grant, cache_ms } = of(200, r#"{"user":5,"claims":{},"cache_secs":99999999}"#) else {
             panic!("it lets in");
         };
         assert_eq!((grant.user, &grant.watch, cache_ms), (Some(5), &None, 86_400_000));
@@ -188,6 +205,19 @@ mod tests {
         assert_eq!(words.len(), WORDS_BYTES_MAX);
         for (status, body) in [
             (200, "ok"),
+            (200, "null"),
+            (200, "[]"),
+            (200, r#"["7"]"#),
+            (200, r#"{"user":null}"#),
+            (200, r#"{"claims":null}"#),
+            (200, r#"{"claims":[]}"#),
+            (200, r#"{"claims":{"exp":null}}"#),
+            (200, r#"{"claims":{"watch":null}}"#),
+            (200, r#"{"limits":null}"#),
+            (200, r#"{"limits":[]}"#),
+            (200, r#"{"limits":{"heartbeat_secs":null}}"#),
+            (200, r#"{"cache_secs":null}"#),
+            (200, r#"{"user":7,"user":8}"#),
             (200, r#"{"user":0}"#),
             (200, r#"{"user":"-1"}"#),
             (200, r#"{"user":1.5}"#),
