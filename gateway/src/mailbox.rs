@@ -336,6 +336,11 @@ pub(crate) struct Mailbox {
     adoptees: AtomicU32,
     /// The owner has nothing more to do for itself.
     drained: AtomicBool,
+    /// Batches for the owner with something that it is to carry to another node, or that comes back, until it has
+    /// placed that.
+    carries: AtomicUsize,
+    /// Bytes that the owner's links to other nodes held when it looked last.
+    mesh_bytes: AtomicUsize,
 }
 
 impl Mailbox {
@@ -347,6 +352,8 @@ impl Mailbox {
             bytes_from: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
             adoptees: AtomicU32::new(0),
             drained: AtomicBool::new(false),
+            carries: AtomicUsize::new(0),
+            mesh_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -405,6 +412,8 @@ struct Batch {
     bytes: Vec<u8>,
     /// It is on the list of those to be pushed at the end of the turn.
     touched: bool,
+    /// It is counted in `Mailbox::carries`.
+    carries: bool,
     /// Tick since which the mailbox has had no room for a message, and what was under way then.
     full_since: Option<(u32, usize)>,
 }
@@ -457,16 +466,41 @@ impl Outgoing {
         self.life = life;
     }
 
-    /// Says that this shard has nothing more to do for itself, and tells whether that is true of all.
+    /// Says that this shard has nothing more to do for itself, and tells whether that is true of all, and what they
+    /// have handed to each other for other nodes is confirmed.
     pub(crate) fn all_drained(&self) -> bool {
         self.own().drained.store(true, Ordering::Relaxed);
+        let none = |count: fn(&Mailbox) -> &AtomicUsize| {
+            self.mailboxes.iter().all(|mailbox| count(mailbox).load(Ordering::SeqCst) == 0)
+        };
+        // What is carried is counted on a link before it leaves the count of batches, and what comes back the other way
+        // round: so the batches are looked at twice.
         self.mailboxes.iter().all(|mailbox| mailbox.drained.load(Ordering::Relaxed))
+            && none(|mailbox| &mailbox.carries)
+            && none(|mailbox| &mailbox.mesh_bytes)
+            && none(|mailbox| &mailbox.carries)
+    }
+
+    /// Says how much this shard's links to other nodes hold.
+    pub(crate) fn set_mesh_bytes(&self, bytes: usize) {
+        self.own().mesh_bytes.store(bytes, Ordering::SeqCst);
+    }
+
+    /// This shard has placed all that was to be carried, or came back, in a batch; its links hold so much now.
+    pub(crate) fn has_carried(&self, bytes: usize) {
+        self.set_mesh_bytes(bytes);
+        self.own().carries.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Whether `bytes` more may be under way to a shard.
     pub(crate) fn has_room(&self, to: u16, bytes: usize) -> bool {
         let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
         under_way + self.batches[usize::from(to)].bytes.len() + bytes <= self.bytes_max
+    }
+
+    /// Whether `bytes` more of what answers may be under way to a shard: it may take as much again as messages may.
+    pub(crate) fn has_reserve(&self, to: u16, bytes: usize) -> bool {
+        self.has_room(to, bytes.saturating_sub(self.bytes_max))
     }
 
     /// Whether less than half of what may be is under way to a shard.
@@ -510,6 +544,10 @@ impl Outgoing {
             }
         }
         record.encode(&mut batch.bytes);
+        let carries = matches!(record, Record::Carry { .. } | Record::Back { .. });
+        if carries && !std::mem::replace(&mut batch.carries, true) {
+            self.mailboxes[usize::from(to)].carries.fetch_add(1, Ordering::SeqCst);
+        }
         if batch.bytes.len() >= BATCH_BYTES_MAX {
             // Whoever has to be woken for it is woken at the end of the turn, by `post`.
             self.push_batch(to);
@@ -525,7 +563,10 @@ impl Outgoing {
         let under_way = &mailbox.bytes_from[usize::from(self.shard)];
         under_way.fetch_add(len, Ordering::Relaxed);
         match mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes }) {
-            Ok(()) => true,
+            Ok(()) => {
+                batch.carries = false;
+                true
+            }
             Err(letter) => {
                 under_way.fetch_sub(len, Ordering::Relaxed);
                 if let Letter::Batch { bytes, .. } = letter {
@@ -726,6 +767,31 @@ mod tests {
         assert!(!outgoing.has_room(1, message.encoded_len()));
         assert!(mailboxes[1].take().is_some());
         assert!(outgoing.has_room(1, message.encoded_len()));
+    }
+
+    #[test]
+    fn what_answers_has_as_much_room_again() {
+        let outgoing = Outgoing::new(0, mailboxes(2), 100);
+        assert_eq!([100, 101].map(|bytes| outgoing.has_room(1, bytes)), [true, false]);
+        assert_eq!([100, 200, 201].map(|bytes| outgoing.has_reserve(1, bytes)), [true, true, false]);
+    }
+
+    #[test]
+    fn a_shard_ends_when_what_was_carried_for_it_is_confirmed() {
+        let mailboxes = mailboxes(2);
+        let mut sharer = Outgoing::new(0, mailboxes.clone(), 1 << 20);
+        let carrier = Outgoing::new(1, mailboxes.clone(), 1 << 20);
+        assert!(!carrier.all_drained() && sharer.all_drained());
+        sharer.put(1, &Record::Carry { to: NodeKey(8), record: FarRecord::Gone { user: 5, session: 6 } });
+        assert!(!sharer.all_drained(), "gathered");
+        sharer.post(|_| {});
+        assert!(!sharer.all_drained(), "under way");
+        assert!(mailboxes[1].take().is_some());
+        assert!(!sharer.all_drained(), "taken, and not placed yet");
+        carrier.has_carried(40);
+        assert!(!sharer.all_drained() && !carrier.all_drained(), "on the link");
+        carrier.set_mesh_bytes(0);
+        assert!(sharer.all_drained() && carrier.all_drained());
     }
 
     #[test]

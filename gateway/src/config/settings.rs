@@ -297,7 +297,7 @@ settings! {
     mesh_encryption: [MeshEncryptionKind] "KIND" "TRUNKLINE_MESH_ENCRYPTION" Fixed("\"on\"");
     /// Links to each other node, 1 to 64, where either of the two has more shards than that: what their shards have for
     /// each other shares them. Of two nodes with different values the smaller one counts.
-    mesh_links: [u64] "N" "TRUNKLINE_MESH_LINKS" Fixed("4");
+    mesh_links: [u64] "N" "TRUNKLINE_MESH_LINKS" Fixed("16");
     /// What becomes of a login at a node that is not the user's home.
     placement: [Placement] "KIND" "TRUNKLINE_PLACEMENT" Fixed("\"accept\"");
     /// Seconds without a word from this node, 2 to 60, after which the others take its users for offline.

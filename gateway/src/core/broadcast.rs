@@ -58,6 +58,18 @@ struct Walk {
     end: Option<End>,
 }
 
+/// What another node is still to be told of a walk that has ended.
+#[derive(Debug)]
+struct Untold {
+    node: NodeKey,
+    shard: u16,
+    /// This node, as others knew it then.
+    own: NodeKey,
+    token: u32,
+    tally: Tally,
+    end: u8,
+}
+
 /// What the first shard knows of the shards of other nodes that it has asked.
 #[derive(Debug)]
 struct Lead {
@@ -72,6 +84,8 @@ struct Lead {
 #[derive(Debug, Default)]
 pub(crate) struct Broadcasts {
     walks: VecDeque<Walk>,
+    /// Ends of walks for other nodes that found no room on their way: they are told again with the next tick.
+    untold: Vec<Untold>,
     leads: Vec<Lead>,
     /// Bytes of frames of walks that other nodes have asked for.
     bytes_for_others: usize,
@@ -231,6 +245,34 @@ impl Shard {
         true
     }
 
+    /// The shard that has the link had no room for what was told of a walk. How far it was then is told anew when it
+    /// has gone on; how it ended is told again with the next tick.
+    pub(super) fn tell_walk_later(&mut self, node: NodeKey, shard: u16, token: u32, tally: Tally, end: u8) {
+        if end == 0 {
+            return;
+        }
+        if self.broadcasts.untold.len() >= WALKS_FOR_OTHERS_MAX {
+            // Who asked finds out when it has waited long enough.
+            return self.links.stats.mesh_answers_lost.add(1);
+        }
+        self.broadcasts.untold.push(Untold { node, shard, own: self.own_key(), token, tally, end });
+    }
+
+    fn tell_walks_again(&mut self) {
+        let own = self.own_key();
+        for untold in std::mem::take(&mut self.broadcasts.untold) {
+            // To the others an earlier life of this node has left.
+            if untold.own != own {
+                continue;
+            }
+            let Untold { node, shard: to, token, tally: Tally { delivered, overloaded }, end, .. } = untold;
+            let told = FarRecord::BroadcastTold { to, from: self.shard, token, delivered, overloaded, end };
+            if self.send_far(node, to, &told) == Err(FarError::Full) {
+                self.broadcasts.untold.push(untold);
+            }
+        }
+    }
+
     fn tell_broadcast(&mut self, part: Part, token: u32, tally: Tally, end: Option<End>) {
         if let Some(portal) = &mut self.portal {
             portal.tell_news(News::Told { token, part, tally, end });
@@ -348,6 +390,7 @@ impl Shard {
     pub(super) fn expire_broadcasts(&mut self) {
         let tick = self.links.tick;
         self.broadcasts.allowance = (self.links.limits.broadcast_per_sec / TICKS_PER_SEC).max(1);
+        self.tell_walks_again();
         if self.broadcasts.walks.is_empty() && self.broadcasts.leads.is_empty() {
             return;
         }

@@ -13,15 +13,17 @@
 //!   what a link that ends gives back, goes to the shard that has to answer for it; a message's sender is told by
 //!   whoever finds out.
 //! - What was handed on in another life of the node is not carried.
+//! - What answers has a reserve in the mailbox, as it has on a link; beyond that it is lost and counted.
 
 use super::far;
 use super::links::Links;
 use super::shard::Shard;
+use crate::broadcast::Tally;
 use crate::directory::NodeKey;
 use crate::groups::group_home;
 use crate::mailbox::{Outgoing, Record};
 use crate::mesh::peers::{FarError, GivenBack, Mesh, word};
-use crate::mesh::wire::{Record as FarRecord, flags as far_flags};
+use crate::mesh::wire::{Record as FarRecord, answer_flags, flags as far_flags};
 use crate::services::Caller;
 use trunkline_proto::Code;
 use trunkline_router::hash::home_shard;
@@ -36,7 +38,10 @@ pub(super) fn hand_on(
 ) -> Result<(), FarError> {
     let record = Record::Carry { to: node, record: *record };
     let is_control = matches!(&record, Record::Carry { record, .. } if record.is_control());
-    if !is_control && !outgoing.has_room(carrier, record.encoded_len()) {
+    let len = record.encoded_len();
+    // What answers has a reserve, as on a link.
+    let has_room = if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len) };
+    if !has_room {
         links.stats.limit_mailbox.add(1);
         return Err(FarError::Full);
     }
@@ -54,7 +59,7 @@ pub(super) fn is_easy(mesh: &Mesh, outgoing: &Outgoing, node: NodeKey) -> bool {
 impl Shard {
     /// Carries what another shard of this node has for a node to which this one has the link. That shard worked for the
     /// node's life `life`.
-    pub(super) fn carry(&mut self, node: NodeKey, record: &FarRecord<'_>, life: u64) {
+    pub(super) fn carry(&mut self, from: u16, node: NodeKey, record: &FarRecord<'_>, life: u64) {
         #[cfg(test)]
         if crate::simulation::planted(crate::simulation::Bug::CarriedTwice) {
             let _ = self.send_far(node, 0, record);
@@ -68,12 +73,12 @@ impl Shard {
         };
         if let Err(error) = placed {
             self.links.stats.mesh_carries_refused.add(1);
-            self.not_carried(node, record, error);
+            self.not_carried(from, node, record, error);
         }
     }
 
-    /// There is no room for such a record after all.
-    fn not_carried(&mut self, node: NodeKey, record: &FarRecord<'_>, error: FarError) {
+    /// There is no room for such a record of shard `from` after all.
+    fn not_carried(&mut self, from: u16, node: NodeKey, record: &FarRecord<'_>, error: FarError) {
         match *record {
             FarRecord::Message { .. } => self.lost_here(*record),
             FarRecord::Transfer { flags, .. } if flags & far_flags::TOLD != 0 => {
@@ -81,10 +86,15 @@ impl Shard {
             }
             FarRecord::Transfer { .. } => self.lost_here(*record),
             // A short one may find room yet: who called hears that nobody knows.
-            FarRecord::Answer { seat, id, .. } => {
+            FarRecord::Answer { seat, id, status, flags, .. } => {
                 let code = Code::OutcomeUnknown;
                 let caller = Caller { node, shard: seat.shard, conn: seat.conn };
                 self.answer_node(caller, id, code.as_u16(), 0, code.text().as_bytes());
+                if flags & answer_flags::MORE != 0 {
+                    // The shard that has the call ends it.
+                    let part = FarRecord::Answer { seat, id, status, flags, body: &[] };
+                    self.send_back(from, node, &part, true, false);
+                }
             }
             FarRecord::Memo { .. } => self.links.stats.memos_dropped.add(1),
             FarRecord::Fate { .. } => self.links.stats.sent_to_gone.add(1),
@@ -111,12 +121,16 @@ impl Shard {
             FarRecord::Settled { from, .. }
             | FarRecord::SettledShards { from, .. }
             | FarRecord::UserWatch { from, .. }
-            | FarRecord::BroadcastBegin { from, .. } => from,
+            | FarRecord::BroadcastBegin { from, .. }
+            | FarRecord::BroadcastTold { from, .. }
+            | FarRecord::BroadcastStop { from, .. } => from,
             FarRecord::GroupSend { group, .. }
             | FarRecord::GroupCopy { group, .. }
             | FarRecord::GroupWatch { group, .. }
             | FarRecord::GroupMember { group, .. } => group_home(group, shards),
-            FarRecord::GroupAsk { shard, .. } | FarRecord::ServiceHere { shard, .. } => shard,
+            FarRecord::GroupAsk { shard, .. }
+            | FarRecord::ServiceHere { shard, .. }
+            | FarRecord::KickUser { shard, .. } => shard,
             _ => return None,
         };
         (owner < shards).then_some(owner)
@@ -133,6 +147,17 @@ impl Shard {
     /// A record that a link has given back goes to the shard that has to answer for it.
     pub(super) fn give_back(&mut self, back: &GivenBack) {
         let Ok(Some(record)) = FarRecord::decode(&back.bytes) else { return };
+        if let FarRecord::Answer { seat, id, status, flags, .. } = record
+            && flags & answer_flags::MORE != 0
+            && self.mesh.as_ref().is_some_and(|mesh| mesh.is_shared(back.node))
+        {
+            // It does not say which shard has the call: that one ends it, and to the others it says nothing.
+            let part = FarRecord::Answer { seat, id, status, flags, body: &[] };
+            let own = self.shard;
+            for to in (0..self.shards).filter(|to| *to != own) {
+                self.send_back(to, back.node, &part, true, false);
+            }
+        }
         match self.owner(&record).filter(|owner| *owner != self.shard) {
             Some(owner) => self.send_back(owner, back.node, &record, false, back.maybe_received),
             None => self.given_back(back),
@@ -147,6 +172,17 @@ impl Shard {
                     self.ask_home_later(seat.conn.slot);
                 }
             }
+            // Told again at once, it would be refused again and go round between the two shards. Who waits for it asks
+            // again.
+            FarRecord::Registered { .. } if refused => self.links.stats.mesh_answers_lost.add(1),
+            // Should it not come there, the walk goes on to its end.
+            FarRecord::BroadcastStop { .. } if refused => self.links.stats.mesh_answers_lost.add(1),
+            FarRecord::BroadcastTold { to, token, delivered, overloaded, end, .. } if refused => {
+                self.tell_walk_later(node, to, token, Tally { delivered, overloaded }, end);
+            }
+            FarRecord::KickUser { ask, .. } if refused => self.kick_not_asked(ask),
+            // Its node has been told that nobody knows, and parts of it are missing: nothing can follow them.
+            FarRecord::Answer { seat, id, .. } if refused => self.cancel_foreign(node, seat, id),
             // The walk waits for the link to be easy, and begins again.
             FarRecord::Register { .. } | FarRecord::Settled { .. } | FarRecord::SettledShards { .. } if refused => {
                 self.walk_again();
@@ -188,7 +224,7 @@ impl Shard {
             rest = behind;
             let Ok(Some(record)) = FarRecord::decode(bytes) else { continue };
             if let Err(error) = far::queue(&mut self.mesh, &mut self.links, &mut self.outgoing, node, 0, &record) {
-                self.not_carried(node, &record, error);
+                self.not_carried(self.shard, node, &record, error);
             }
         }
     }

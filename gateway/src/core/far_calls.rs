@@ -160,11 +160,7 @@ impl Shard {
                 self.far_answer(node, CallKey::from_conn(seat.conn), status, flags, body);
             }
             FarRecord::CallCancel { seat, id, .. } => {
-                let caller = (node, seat.shard, seat.conn, id);
-                let key = self.services.as_ref().and_then(|services| services.foreign.get(&caller).copied());
-                if let Some(key) = key {
-                    self.cancel_call(key);
-                }
+                self.cancel_foreign(node, seat, id);
             }
             FarRecord::ServiceHere { service, shard, weight } => {
                 let news = Record::Service(ServiceRecord::NodeServes { node, shard, service, weight });
@@ -174,6 +170,15 @@ impl Shard {
                 self.node_serves(node, shard, service, weight);
             }
             _ => {}
+        }
+    }
+
+    /// Nobody waits any more for a call of another node, if this shard has it.
+    pub(super) fn cancel_foreign(&mut self, node: NodeKey, seat: Seat, id: u64) {
+        let caller = (node, seat.shard, seat.conn, id);
+        let key = self.services.as_ref().and_then(|services| services.foreign.get(&caller).copied());
+        if let Some(key) = key {
+            self.cancel_call(key);
         }
     }
 
@@ -306,11 +311,7 @@ impl Shard {
                 let caller = Caller { node: back.node, shard: seat.shard, conn: seat.conn };
                 let code = Code::OutcomeUnknown;
                 self.answer_node(caller, id, code.as_u16(), 0, code.text().as_bytes());
-                let caller = (back.node, seat.shard, seat.conn, id);
-                let key = self.services.as_ref().and_then(|services| services.foreign.get(&caller).copied());
-                if let Some(key) = key {
-                    self.cancel_call(key);
-                }
+                self.cancel_foreign(back.node, seat, id);
             }
             // Should it have arrived, the call has ended there, and this finds nothing.
             FarRecord::Answer { seat, id, status, flags, body } => {

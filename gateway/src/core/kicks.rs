@@ -129,6 +129,13 @@ impl Shard {
         wanted.map(|entry| (entry.slot, entry.session)).collect()
     }
 
+    /// A request has found no room on its way to the home.
+    pub(super) fn kick_not_asked(&mut self, ask: u64) {
+        if let Some(asked) = self.kicks.asked.remove(&ask) {
+            self.kick_without_home(asked);
+        }
+    }
+
     /// The home cannot be asked: at least the sessions here end.
     fn kick_without_home(&mut self, asked: Asked) {
         let own = self.sessions_of(asked.user, asked.device.as_deref());

@@ -333,7 +333,9 @@ impl Shard {
     pub(crate) fn take_batch(&mut self, from_shard: u16, life: u64, bytes: &[u8]) {
         let serving = self.serving;
         self.serving &= life == self.life;
+        let mut carries = false;
         for record in Records(bytes) {
+            carries |= matches!(record, Record::Carry { .. } | Record::Back { .. });
             match record {
                 Record::Message { origin, from, to, id, acked, extra, payload } => {
                     let origin = Origin::own(from_shard, origin);
@@ -346,12 +348,15 @@ impl Shard {
                 Record::Watch(mail) => self.take_watch_mail(from_shard, &mail),
                 Record::Far { from, record } => self.far_here(from, record),
                 Record::Service(record) => self.service_record(from_shard, record),
-                Record::Carry { to, record } => self.carry(to, &record, life),
+                Record::Carry { to, record } => self.carry(from_shard, to, &record, life),
                 Record::Back { node, record, refused, maybe_received } => {
                     self.take_back(node, &record, refused, maybe_received);
                 }
                 Record::LinkWord { node, bits } => self.take_link_word(from_shard, node, bits, life),
             }
+        }
+        if carries {
+            self.outgoing.has_carried(self.mesh_bytes());
         }
         self.serving = serving;
     }

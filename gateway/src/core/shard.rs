@@ -677,6 +677,11 @@ impl Shard {
         self.drain.is_some_and(|drain| drain.ends)
     }
 
+    /// Bytes that this shard holds for other nodes.
+    pub(super) fn mesh_bytes(&self) -> usize {
+        self.mesh.as_ref().map_or(0, Mesh::bytes)
+    }
+
     /// Whether a drain that ends the shard has come to its end: here, and at the other shards, which may still send on
     /// to this one what other nodes send to them.
     pub(crate) fn drained(&self) -> bool {
@@ -684,12 +689,14 @@ impl Shard {
         if self.links.tick >= drain.deadline_tick {
             return true;
         }
+        let mesh_bytes = self.mesh_bytes();
+        self.outgoing.set_mesh_bytes(mesh_bytes);
         let nodes = self.mesh.as_ref().map_or(0, |mesh| mesh.connections());
         let empty = self.links.slots.in_use() == nodes && self.arriving.is_empty();
         // The others know the view in which this node is no home, and have confirmed what was sent on to them.
         let directory = &self.directory;
         let told = directory.walk.is_none() && directory.settling.is_settled() && directory.parked.bytes() == 0;
-        let confirmed = self.mesh.as_ref().is_none_or(|mesh| mesh.bytes() == 0);
+        let confirmed = mesh_bytes == 0;
         // What is owed is committed before the end.
         let stored = self.desk.as_ref().is_none_or(Desk::is_idle) && !self.has_pushes() && !self.holds_fates();
         // What was handed to others for other nodes is on its way before this shard says that it has nothing more.

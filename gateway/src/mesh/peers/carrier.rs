@@ -53,6 +53,11 @@ impl Carrier {
         Carrier { shard, told: None, held: Vec::new() }
     }
 
+    /// Bytes that wait for the first word.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held.len()
+    }
+
     pub(super) fn shard(&self) -> u16 {
         self.shard
     }
@@ -148,6 +153,11 @@ impl Mesh {
     /// The shard that carries what this one has for a node; `None` if this one has a link.
     pub(crate) fn carrier_of(&self, node: NodeKey) -> Option<u16> {
         self.peers.iter().find(|peer| peer.key == node)?.carrier.as_ref().map(|carrier| carrier.shard)
+    }
+
+    /// Whether other shards share this one's link to a node.
+    pub(crate) fn is_shared(&self, node: NodeKey) -> bool {
+        self.peers.iter().any(|peer| peer.key == node && peer.is_shared())
     }
 
     /// Asks again for the words that have not come: what a shard says in another life of the node than the one that

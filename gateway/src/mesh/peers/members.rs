@@ -160,7 +160,7 @@ impl Mesh {
     fn link_limits(&self, spread: Spread) -> LinkLimits {
         let LinkLimits { bytes_max, reserve_bytes } = self.config.link;
         let Spread::Few { links } = spread else { return self.config.link };
-        let sharers = usize::from((self.config.shards / links.max(1)).max(1));
+        let sharers = usize::from(self.config.shards.max(1).div_ceil(links.max(1)));
         LinkLimits { bytes_max: bytes_max * sharers, reserve_bytes: reserve_bytes * sharers }
     }
 

@@ -88,9 +88,10 @@ impl Mesh {
         self.given_way
     }
 
-    /// Bytes all links hold.
+    /// Bytes all links hold, and those that wait for word of another shard's.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        let carriers = self.peers.iter().filter_map(|peer| peer.carrier.as_ref());
+        self.bytes + carriers.map(|carrier| carrier.held_bytes()).sum::<usize>()
     }
 
     /// Handshakes and links that failed.

@@ -440,6 +440,7 @@ fn a_shard_without_a_link_holds_what_it_has_until_the_one_with_it_is_heard() {
     let gone = Record::Gone { user: 5, session: 1 };
     assert_eq!(without.queue(b, 3, &gone), Ok(Placed::Waits), "it may not know b yet");
     assert_eq!(without.queue(b, 4, &gone), Err(FarError::Unknown), "no such shard");
+    assert_eq!(without.bytes(), gone.encoded_len(), "what waits counts");
     assert_eq!(with.word_on(b), None, "what was never told is told to all");
     assert_eq!(with.take_words(), [(b, word::EASY)]);
     assert_eq!((with.take_words(), with.word_on(b)), (vec![], Some(word::EASY)));
@@ -447,6 +448,7 @@ fn a_shard_without_a_link_holds_what_it_has_until_the_one_with_it_is_heard() {
     let mut encoded = Vec::new();
     gone.encode(&mut encoded);
     assert_eq!(without.take_word(carrier, b, word::EASY), encoded);
+    assert_eq!(without.bytes(), 0);
     assert_eq!(without.queue(b, 3, &gone), Ok(Placed::Carried(carrier)));
     assert_eq!((without.shard_in_touch(b), without.is_unreachable(b, 0), without.is_silent(b)), (None, false, false));
     // Down for long.

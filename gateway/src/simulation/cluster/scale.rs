@@ -19,7 +19,7 @@ use trunkline_router::membership::{NodeRecord, NodeState, View};
 
 const NODES: usize = 100;
 const SHARDS: u16 = 64;
-/// The default of `mesh_links`.
+/// Fewer links than the default of `mesh_links`, so that many shards share each.
 const LINKS: u16 = 4;
 const LEASE_MS: u64 = 5_000;
 const BEAT_MS: u64 = 1_000;
