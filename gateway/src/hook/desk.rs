@@ -172,9 +172,13 @@ impl Desk {
                 self.counts.refused += 1;
                 (Decision::Refused(words), cache_ms)
             }
-            End::Failed { .. } => {
+            End::Failed { .. } | End::Erred { .. } => {
                 self.counts.failed += 1;
                 (Decision::of_failure(self.policy), 0)
+            }
+            End::Busy { .. } => {
+                self.counts.failed += 1;
+                (Decision::Down, 0)
             }
         };
         self.counts.evicted += self.cache.put(key, decision.clone(), now_ms.saturating_add(cache_ms), now_ms);

@@ -129,6 +129,23 @@ fn while_the_hook_is_dead_everybody_is_answered_at_once_and_one_in_a_while_finds
     }
 }
 
+#[test]
+fn what_the_application_answers_to_one_login_cuts_off_nobody_else() {
+    let (erred, busy) = (End::Erred { why: String::new() }, End::Busy { why: String::new() });
+    for (policy, of_failure) in [(FailurePolicy::Refuse, Decision::Down), (FailurePolicy::Allow, Decision::Allowed)] {
+        for (end, decision) in [(&erred, &of_failure), (&busy, &Decision::Down)] {
+            let mut desk = Desk::new(2, 1 << 20, policy);
+            for slot in 0..3 * FAILURES {
+                asks(&mut desk, slot, "a", 0);
+                let (started, _) = deeds(&mut desk);
+                desk.ended(started[0], end.clone(), 0);
+                assert_eq!(deeds(&mut desk).1, [(slot, decision.clone())]);
+            }
+            assert_eq!((desk.is_cut(), desk.counts.failed, desk.counts.cut), (false, u64::from(3 * FAILURES), 0));
+        }
+    }
+}
+
 /// Whatever happens in whatever order: each question has exactly one verdict, and never more are asked than may be.
 #[test]
 fn each_question_has_one_verdict_whatever_happens() {
