@@ -105,7 +105,8 @@ impl Shard {
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::HandingOver;
         conn.set_home_shard(home);
-        if conn.outbox.is_none() {
+        // One that has waited for the hook may have a read under way; its time goes on until that has ended.
+        if conn.outbox.is_none() && !conn.busy() {
             self.links.wheel.disarm(slot);
         }
         self.departing.insert(slot, adoptee);

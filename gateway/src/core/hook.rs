@@ -31,8 +31,9 @@ impl Shard {
         self.links.mark_dirty(slot);
     }
 
-    /// Asks about a RENEW whose token grants this. The session goes on as it was until the verdict comes.
-    pub(super) fn ask_hook_to_renew(&mut self, slot: u32, token: String, granted: Granted) {
+    /// Asks about a RENEW that names this user, and whose token grants this. The session goes on as it was until the
+    /// verdict comes.
+    pub(super) fn ask_hook_to_renew(&mut self, slot: u32, asked: u64, token: String, granted: Granted) {
         let user = self.links.slots.at(slot).user;
         if token.len() > TOKEN_BYTES_MAX {
             return self.refuse_renewal(slot, user, &token, Refusal::TooLong);
@@ -43,8 +44,8 @@ impl Shard {
         let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
         let named = entry.map(|entry| (entry.device().to_owned(), entry.class().to_owned()));
         let (device, class) = named.unwrap_or_default();
-        let ask = self.question(slot, true, token, (&device, &class), user);
-        if !self.put_question(ask, Waiting::Renew(granted)) {
+        let ask = self.question(slot, true, token, (&device, &class), asked);
+        if !self.put_question(ask, Waiting::Renew { asked, granted }) {
             self.links.error(slot, Code::Overloaded, 0, 0);
         }
     }
@@ -94,7 +95,7 @@ impl Shard {
             taken += 1;
             match who {
                 Some(Waiting::Login(adoptee)) => self.login_judged(conn, adoptee, &decision),
-                Some(Waiting::Renew(granted)) => self.renewal_judged(conn, granted, &decision),
+                Some(Waiting::Renew { asked, granted }) => self.renewal_judged(conn, asked, granted, &decision),
                 None => {}
             }
         }
@@ -152,14 +153,14 @@ impl Shard {
         }
     }
 
-    fn renewal_judged(&mut self, conn: ConnId, granted: Granted, decision: &Decision) {
+    fn renewal_judged(&mut self, conn: ConnId, asked: u64, granted: Granted, decision: &Decision) {
         let slot = conn.slot;
         let Some(user) = self.links.slots.get(conn).filter(|conn| conn.phase == Phase::Open).map(|conn| conn.user)
         else {
             return;
         };
         let granted = match decision {
-            Decision::In(grant) if grant.user.is_some_and(|other| other != user) => {
+            Decision::In(grant) if !is_of(user, asked, grant) => {
                 return self.refuse_renewal(slot, user, "", Refusal::WrongSubject);
             }
             Decision::In(grant) => together(&granted, grant.end, grant.watch.as_ref()),
@@ -176,8 +177,29 @@ impl Shard {
     }
 }
 
+/// Whether a RENEW that names `asked` and is let in with this is one of the user's session. The client may name the id
+/// that it logged in with, also 0: then the hook has to say again whose session it is.
+fn is_of(user: u64, asked: u64, grant: &Grant) -> bool {
+    grant.user.unwrap_or(asked) == user
+}
+
 /// What token and hook grant together: the session lasts as long as both let it, and whom it may watch is the hook's
 /// to say where it does.
 fn together(granted: &Granted, end: TokenEnd, watch: Option<&WatchClaim>) -> Granted {
     Granted { end: granted.end.earlier(end), watch: watch.unwrap_or(&granted.watch).clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_renewed_by_the_id_that_logged_in_if_the_hook_names_its_user_again() {
+        let names = |user| Grant { user, ..Grant::default() };
+        for asked in [0, 5, 42] {
+            assert!(is_of(42, asked, &names(Some(42))), "{asked}");
+            assert!(!is_of(42, asked, &names(Some(5))), "{asked}");
+            assert_eq!(is_of(42, asked, &names(None)), asked == 42, "nobody but the hook says that 5 is 42");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::shard::Shard;
 use crate::auth::{Auth, Granted, Refusal, TokenEnd, key_id};
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
-use trunkline_proto::{Code, Frame, Header, Kind, Login, LoginOk, VERSION, encode, encode_message};
+use trunkline_proto::{Code, Frame, Header, Kind, Login, LoginOk, SERVICE_USERS, VERSION, encode, encode_message};
 use trunkline_router::presence::Presence;
 
 /// Longest time between two looks at a session whose token ends. A session's timer runs out about as often anyway, for
@@ -130,12 +130,14 @@ impl Shard {
             return self.links.error(slot, Code::RateLimited, 0, 0);
         }
         let now_s = self.now.wall_ms / 1_000;
-        let checked = match login.user == user {
-            true => self.auth.get().grant(user, &login.token, now_s),
+        // Where a hook says whose session a login becomes, it says so again.
+        let may_name = login.user == user || (self.hook.is_some() && login.user < SERVICE_USERS);
+        let checked = match may_name {
+            true => self.auth.get().grant(login.user, &login.token, now_s),
             false => Err(Refusal::WrongSubject),
         };
         match checked {
-            Ok(granted) if self.hook.is_some() => self.ask_hook_to_renew(slot, login.token, granted),
+            Ok(granted) if self.hook.is_some() => self.ask_hook_to_renew(slot, login.user, login.token, granted),
             Ok(granted) => self.renewed(slot, user, granted),
             Err(refusal) => self.refuse_renewal(slot, user, &login.token, refusal),
         }

@@ -42,8 +42,12 @@ pub(super) enum End {
     In { grant: Arc<Grant>, cache_ms: u64 },
     /// It is refused, with these words.
     Refused { words: Arc<str>, cache_ms: u64 },
-    /// There is no answer that says either.
+    /// There is no answer that says either, nor a sign of the application.
     Failed { why: String },
+    /// The application could not say for this one, which tells nothing of others.
+    Erred { why: String },
+    /// The application has no time for this one: it is to come again.
+    Busy { why: String },
 }
 
 /// An answer that lets in.
@@ -91,10 +95,12 @@ pub(super) fn meaning(answer: &Answer, wall_ms: u64) -> End {
             None => End::Failed { why: "its answer is longer than 64 KiB, or broke off".to_owned() },
         },
         204 => End::In { grant: Arc::default(), cache_ms: 0 },
-        // It has no time for this one, which says nothing of the login.
-        408 | 429 => End::Failed { why: format!("it answered {}", answer.status) },
+        // That says nothing of the login, so nobody is let in by it. A single client may bring it about.
+        408 | 429 => End::Busy { why: format!("it answered {}", answer.status) },
         400..=499 => refused(answer.body.as_deref().unwrap_or_default()),
-        status => End::Failed { why: format!("it answered {status}") },
+        // A proxy's word that the application is not there.
+        502..=504 => End::Failed { why: format!("it answered {}", answer.status) },
+        status => End::Erred { why: format!("it answered {status}") },
     }
 }
 
@@ -224,15 +230,16 @@ mod tests {
             (200, r#"{"user":"18446744073709551615"}"#),
             (200, r#"{"groups":[1]}"#),
             (200, r#"{"claims":{"admin":true}}"#),
-            (201, "{}"),
-            (302, ""),
-            (408, ""),
-            (429, ""),
-            (500, "{}"),
+            (502, ""),
             (503, ""),
+            (504, "{}"),
         ] {
             assert!(matches!(of(status, body), End::Failed { .. }), "{status} {body}");
         }
+        for (status, body) in [(201, "{}"), (302, ""), (500, "{}"), (501, ""), (505, "")] {
+            assert!(matches!(of(status, body), End::Erred { .. }), "{status} {body}");
+        }
+        assert!([408, 429].into_iter().all(|status| matches!(of(status, "{}"), End::Busy { .. })));
         let long = Answer { status: 200, retry_after_s: None, body: None };
         assert!(matches!(meaning(&long, 0), End::Failed { why } if why.contains("64 KiB")));
     }

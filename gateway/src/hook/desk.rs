@@ -13,8 +13,9 @@ use crate::io::ConnId;
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
-/// What a question is known by: the hash of its token and of whom it is about.
+/// What a question is known by: the hash of all that the hook is told.
 pub(super) type Key = [u8; 32];
 
 /// Whose question it is.
@@ -88,8 +89,20 @@ pub(super) fn key(ask: &Ask) -> Key {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     }
+    // An application may let in from some addresses only: what it has said of one is not said of another.
+    match ask.address.map(|address| address.to_canonical()) {
+        None => hash.update([0]),
+        Some(IpAddr::V4(address)) => {
+            hash.update([4]);
+            hash.update(address.octets());
+        }
+        Some(IpAddr::V6(address)) => {
+            hash.update([6]);
+            hash.update(address.octets());
+        }
+    }
     hash.update(ask.user.to_le_bytes());
-    hash.update([u8::from(ask.renews)]);
+    hash.update([ask.renews, ask.websocket, ask.tls].map(u8::from));
     hash.finalize().into()
 }
 
@@ -159,9 +172,13 @@ impl Desk {
                 self.counts.refused += 1;
                 (Decision::Refused(words), cache_ms)
             }
-            End::Failed { .. } => {
+            End::Failed { .. } | End::Erred { .. } => {
                 self.counts.failed += 1;
                 (Decision::of_failure(self.policy), 0)
+            }
+            End::Busy { .. } => {
+                self.counts.failed += 1;
+                (Decision::Down, 0)
             }
         };
         self.counts.evicted += self.cache.put(key, decision.clone(), now_ms.saturating_add(cache_ms), now_ms);

@@ -195,7 +195,7 @@ impl HookDriver {
             Err(why) => End::Failed { why },
         };
         match &end {
-            End::Failed { why } if !self.is_failing => {
+            End::Failed { why } | End::Erred { why } | End::Busy { why } if !self.is_failing => {
                 self.is_failing = true;
                 tracing::warn!(connect_hook = %self.spec, "logins cannot be asked about: {why}");
             }

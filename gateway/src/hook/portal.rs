@@ -138,8 +138,9 @@ impl HookPortals {
 pub(crate) enum Waiting {
     /// A connection that has sent LOGIN.
     Login(Box<Adoptee>),
-    /// A session that has sent RENEW, whose token grants this.
-    Renew(Granted),
+    /// A session that has sent RENEW: the user that it named, which need not be the session's, and what its token
+    /// grants.
+    Renew { asked: u64, granted: Granted },
 }
 
 /// A shard's end of its portal, and who waits there.
@@ -265,7 +266,7 @@ pub(super) mod tests {
     }
 
     fn renew() -> Waiting {
-        Waiting::Renew(Granted::default())
+        Waiting::Renew { asked: 7, granted: Granted::default() }
     }
 
     #[test]

@@ -65,19 +65,24 @@ fn equal_questions_are_asked_once_and_what_was_answered_counts_for_its_time() {
 }
 
 #[test]
-fn another_user_device_class_or_kind_of_question_is_another_question() {
+fn questions_are_equal_if_the_hook_is_told_the_same() {
     let base = ask(1, 1, "token");
     let others = [
         Ask { user: 8, ..base.clone() },
         Ask { device: "a".into(), ..base.clone() },
         Ask { class: "a".into(), ..base.clone() },
         Ask { renews: true, ..base.clone() },
+        Ask { websocket: true, ..base.clone() },
+        Ask { tls: true, ..base.clone() },
+        Ask { address: Some([192, 0, 2, 7].into()), ..base.clone() },
+        Ask { address: Some([192, 0, 2, 8].into()), ..base.clone() },
+        Ask { address: Some([0, 0, 0, 0, 0, 0, 0, 1].into()), ..base.clone() },
         Ask { token: "toke".into(), device: "n".into(), ..base.clone() },
         Ask { token: "".into(), device: "token".into(), ..base.clone() },
     ];
     let keys: HashSet<Key> = others.iter().chain([&base]).map(key).collect();
     assert_eq!(keys.len(), others.len() + 1);
-    assert_eq!(key(&base), key(&Ask { conn: conn(9), websocket: true, ..base.clone() }));
+    assert_eq!(key(&base), key(&Ask { conn: conn(9), ..base.clone() }));
 }
 
 #[test]
@@ -121,6 +126,23 @@ fn while_the_hook_is_dead_everybody_is_answered_at_once_and_one_in_a_while_finds
         asks(&mut desk, 102, "other", OPEN_MS);
         assert_eq!((deeds(&mut desk).0.len(), desk.is_cut()), (1, false));
         assert_eq!((desk.counts.failed, desk.counts.cut), (u64::from(FAILURES), 90));
+    }
+}
+
+#[test]
+fn what_the_application_answers_to_one_login_cuts_off_nobody_else() {
+    let (erred, busy) = (End::Erred { why: String::new() }, End::Busy { why: String::new() });
+    for (policy, of_failure) in [(FailurePolicy::Refuse, Decision::Down), (FailurePolicy::Allow, Decision::Allowed)] {
+        for (end, decision) in [(&erred, &of_failure), (&busy, &Decision::Down)] {
+            let mut desk = Desk::new(2, 1 << 20, policy);
+            for slot in 0..3 * FAILURES {
+                asks(&mut desk, slot, "a", 0);
+                let (started, _) = deeds(&mut desk);
+                desk.ended(started[0], end.clone(), 0);
+                assert_eq!(deeds(&mut desk).1, [(slot, decision.clone())]);
+            }
+            assert_eq!((desk.is_cut(), desk.counts.failed, desk.counts.cut), (false, u64::from(3 * FAILURES), 0));
+        }
     }
 }
 
