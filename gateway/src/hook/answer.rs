@@ -123,8 +123,8 @@ fn let_in(body: &[u8], wall_ms: u64) -> Result<End, String> {
     Ok(End::In { grant: Arc::new(Grant { user, end, watch, heartbeat_secs }), cache_ms })
 }
 
-/// An answer that lets in is an object, and so are its parts; what it does not say it leaves out. A null, or a list that
-/// would stand for an object without fields, is a mistake of the application: it meant to name a user, or an end, and
+/// An answer that lets in is an object, and so are its parts; what it does not say it leaves out. A null, or a list
+/// that stands for an object without fields, is a mistake of the application: it meant to name a user, or an end, and
 /// the client must not be let in without it.
 fn says_what_it_says(answer: &Value) -> Result<(), &'static str> {
     let Value::Object(fields) = answer else { return Err("its answer, or a part of it, is no JSON object") };
