@@ -79,10 +79,10 @@ fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
 	scripts/fuzz.sh 60
 
 sim-scale: setup ## A hundred nodes of 64 shards in virtual time: records, bytes and time of a crash, a join and a rolling restart
-	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-gateway --lib a_hundred_nodes -- --nocapture
+	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-core --lib a_hundred_nodes -- --nocapture
 
 soak-cluster-sim: setup ## The simulator of several nodes for an hour (SECS=3600), a new seed each time; prints the seeds
-	TRUNKLINE_CLUSTER_SOAK_SECS=$(or $(SECS),3600) $(CARGO) test --locked -p trunkline-gateway --lib cluster_soak -- --nocapture
+	TRUNKLINE_CLUSTER_SOAK_SECS=$(or $(SECS),3600) $(CARGO) test --locked -p trunkline-core --lib cluster_soak -- --nocapture
 
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
 	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1

@@ -4,11 +4,11 @@
 use super::hook::without_secrets as hook_without_secrets;
 use super::service_tables::services;
 use super::values::{
-    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size,
-    StoreKind, StoreSyncKind, WatchKind, one_or_many,
+    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, ReadModeKind, RedisDown, Size, StoreKind,
+    StoreSyncKind, WatchKind, one_or_many,
 };
 use super::webhooks::{from_tables, without_secrets};
-use super::{Listen, LogFormat};
+use super::{Listen, LogFormat, Placement};
 use crate::transport::upgrade::ForwardedField;
 use clap::Args;
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,7 @@ use super::document::DOCUMENT;
 use super::ledger::Standing;
 use super::request::{Push, Target};
 use super::window::At;
+use crate::bell::Bell;
 use crate::broadcast::{BROADCAST_BYTES_MAX, BROADCASTS_MAX, Tally};
 use crate::clock::{now_ms, wall_ms};
 use crate::limits::Limits;
@@ -18,7 +19,7 @@ use serde::Serialize;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use trunkline_proto::Outcome;
 use trunkline_router::api::UserId;
@@ -52,7 +53,7 @@ pub(crate) struct PushApi {
     bodies: Semaphore,
     batches: Semaphore,
     /// Rung when the desk has something for the shards.
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
     frame_bytes_max: usize,
 }
 
@@ -73,7 +74,7 @@ pub(super) fn routes() -> Routes<PushApi> {
 }
 
 impl PushApi {
-    pub(crate) fn new(desk: Desk, bell: Arc<Notify>, limits: &Limits) -> Self {
+    pub(crate) fn new(desk: Desk, bell: Arc<Bell>, limits: &Limits) -> Self {
         let frame_bytes_max = limits.frame_bytes_max as usize;
         let (bodies, batches) = (Semaphore::new(BODIES_BYTES_MAX), Semaphore::new(BATCHES_MAX));
         PushApi { desk: Mutex::new(desk), bodies, batches, bell, frame_bytes_max }
@@ -129,7 +130,7 @@ impl PushApi {
             At::Over(standing) => return Ok(Begun::Known(standing)),
             At::Open(token) => token,
         };
-        self.bell.notify_one();
+        self.bell.ring();
         match wait.filter(|wait| !wait.is_zero()) {
             None => Ok(Begun::Known(desk.standing(token).unwrap_or_default())),
             Some(wait) => {
