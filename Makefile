@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-tls-scanners test-cert-swap lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -51,6 +51,10 @@ test-upgrade: setup ## Nodes of another build (FROM=commit or tag) and of this o
 test-proxies: setup ## The configurations of docs/proxies.md with nginx and HAProxy, which it installs (a minute)
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-proxies.sh
+
+test-nginx-parity: setup ## The same calls over the same servers by nginx and by the gateway: picks and failures side by side (a minute)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-nginx-parity.py target/quick/gateway
 
 test-tls-scanners: setup ## testssl.sh, sslyze, OpenSSL and GnuTLS against the port for clients; installs them (five minutes)
 	$(CARGO) build --profile quick --locked --bin gateway

@@ -386,7 +386,7 @@ settings! {
     /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
     /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
     /// A service of which nothing is said exists as soon as a worker serves it. With transport=http its calls are posted
-    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, max_conns=128,
+    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, down, max_conns=128,
     /// max_fails=3, fail_timeout_secs=10, slow_start_secs=0, resolve (the name again and again); and for all of them
     /// key=user | peer (of the hash), connect_timeout_ms=1000, keepalive_secs=4, ca_file=FILE (for https),
     /// health_interval_secs=5, health_path=/. In the file a service may be a table [[service]] with number, name and

@@ -68,6 +68,8 @@ pub struct HttpServer {
     pub weight: u32,
     /// It gets calls only while all others are unavailable.
     pub backup: bool,
+    /// It gets no calls, and keeps its place among the others.
+    pub down: bool,
     /// Connections to each of its addresses, idle ones included.
     pub max_conns: u32,
     /// As of nginx's `server`.
@@ -197,6 +199,7 @@ impl std::str::FromStr for HttpServer {
             target: words.next().unwrap_or("").parse()?,
             weight: 1,
             backup: false,
+            down: false,
             max_conns: CONNS_DEFAULT,
             max_fails: 3,
             fail_timeout_ms: 10_000,
@@ -208,13 +211,15 @@ impl std::str::FromStr for HttpServer {
             match key {
                 "weight" => server.weight = number(key, value, 1, WEIGHT_MAX.into())? as u32,
                 "backup" => server.backup = truth(key, value)?,
+                "down" => server.down = truth(key, value)?,
                 "max_conns" => server.max_conns = number(key, value, 1, CONNS_MAX)? as u32,
                 "max_fails" => server.max_fails = number(key, value, 0, MAX_FAILS_LIMIT.into())? as u32,
                 "fail_timeout_secs" => server.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
                 "slow_start_secs" => server.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
                 "resolve" => server.resolve = truth(key, value)?,
                 _ => {
-                    let known = "weight, backup, max_conns, max_fails, fail_timeout_secs, slow_start_secs, resolve";
+                    let known =
+                        "weight, backup, down, max_conns, max_fails, fail_timeout_secs, slow_start_secs, resolve";
                     return Err(format!("{key:?} is nothing that can be said of a server; there are {known}"));
                 }
             }
@@ -263,7 +268,7 @@ mod tests {
     fn a_service_over_http_is_its_servers_and_what_is_said_of_each() {
         let text = "7:orders,transport=http,policy=least-conn,key=peer,connect_timeout_ms=200,keepalive_secs=0,\
                     server=https://Orders.internal/calls?v=2 weight=5 max_conns=9 max_fails=1 fail_timeout_secs=2 \
-                    slow_start_secs=3 resolve,server=[::1]:9000 backup,health_interval_secs=2,health_path=/up";
+                    slow_start_secs=3 resolve,server=[::1]:9000 backup down,health_interval_secs=2,health_path=/up";
         let spec: ServiceSpec = text.parse().unwrap();
         assert_eq!((spec.policy, spec.queue), (Policy::LeastConn, 1_024));
         let http = spec.http.expect("a service over HTTP");
@@ -274,6 +279,7 @@ mod tests {
         assert_eq!((first.weight, first.max_conns, first.max_fails), (5, 9, 1));
         assert_eq!((first.fail_timeout_ms, first.slow_start_ms, first.resolve), (2_000, 3_000, true));
         assert_eq!((second.target.to_string(), second.backup), ("http://[::1]:9000/".to_owned(), true));
+        assert_eq!((first.down, second.down), (false, true));
         assert_eq!((second.max_conns, second.max_fails, second.resolve), (128, 3, false));
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Service {
     pub(super) balancer: Balancer,
     /// In the order of the balancer's servers.
     pub(super) places: Vec<Place>,
+    /// Which of the configured servers have been found before: the weight of an address that comes to those climbs.
+    found: Vec<bool>,
     /// Calls that wait, and some that have ended meanwhile.
     pub(super) queue: VecDeque<u64>,
     pub(super) waiting: usize,
@@ -49,12 +51,14 @@ impl Service {
     pub(super) fn new(spec: &ServiceSpec) -> Option<Self> {
         let http = spec.http.clone()?;
         let targets = http.servers.iter().map(|server| Arc::new(server.target.clone())).collect();
+        let found = vec![false; http.servers.len()];
         Some(Service {
             balancer: Balancer::new(spec.policy, Vec::new()).expect("no server breaks no rule"),
             spec: spec.clone(),
             http,
             targets,
             places: Vec::new(),
+            found,
             queue: VecDeque::new(),
             waiting: 0,
             retries: RetryBudget::default(),
@@ -76,6 +80,10 @@ impl Service {
         }
         places.sort_by_key(|place| place.server);
         self.update(places, now_ms);
+        if !addresses.is_empty() && !std::mem::replace(&mut self.found[server], true) {
+            // It has joined the others without a climb; from now on it has its slow_start.
+            self.update(self.places.clone(), now_ms);
+        }
     }
 
     /// What a check of an address has shown.
@@ -110,9 +118,11 @@ impl Service {
 
     fn update(&mut self, mut places: Vec<Place>, now_ms: u64) {
         let server = |place: &Place| {
-            let HttpServer { weight, backup, max_conns, max_fails, fail_timeout_ms, slow_start_ms, .. } =
+            let HttpServer { weight, backup, down, max_conns, max_fails, fail_timeout_ms, slow_start_ms, .. } =
                 self.http.servers[place.server];
-            let down = place.is_down();
+            let down = down || place.is_down();
+            // As in nginx, servers that are there from the start do not climb, though they are found one by one.
+            let slow_start_ms = if self.found[place.server] { slow_start_ms } else { 0 };
             let options = ServerOptions {
                 weight,
                 max_conns,

@@ -264,6 +264,33 @@ fn a_name_that_stands_for_other_addresses_moves_calls_and_one_that_stands_for_no
 }
 
 #[test]
+fn servers_that_are_there_from_the_start_have_their_whole_weight_and_one_that_comes_climbs() {
+    let slow = "slow_start_secs=60";
+    let servers =
+        format!("server=127.0.0.1:9000 {slow},server=127.0.0.1:9001 {slow},server=orders:9000 {slow} resolve");
+    let mut world = world(&format!("7,transport=http,{servers}"), 3);
+    (1..=6).for_each(|id| world.call(id, 0));
+    assert_eq!(world.ports(), [0, 1, 2, 0, 1, 2]);
+    world.desk.resolved(7, 2, &[address(2), address(3)], 0);
+    (7..=15).for_each(|id| world.call(id, 0));
+    assert!(!world.ports().contains(&3), "{:?}", world.ports());
+    world.now_ms = 60_000;
+    (16..=19).for_each(|id| world.call(id, 0));
+    assert!(world.ports().contains(&3), "{:?}", world.ports());
+}
+
+#[test]
+fn a_server_that_is_down_gets_no_calls_and_none_are_left_if_all_are() {
+    let mut world = world("7,transport=http,server=127.0.0.1:9000 down,server=127.0.0.1:9001", 2);
+    (1..=3).for_each(|id| world.call(id, 0));
+    assert_eq!(world.ports(), [1, 1, 1]);
+    let mut world = self::world("7,transport=http,server=127.0.0.1:9000 down", 1);
+    world.call(1, 0);
+    assert_eq!(world.told, [(1, 18)]);
+    world.assert_empty();
+}
+
+#[test]
 fn a_hash_keeps_the_calls_of_one_key_with_one_server() {
     for (option, by_peer) in [("key=peer", true), ("key=user", false)] {
         let servers = "server=127.0.0.1:9000,server=127.0.0.1:9001,server=127.0.0.1:9002";
