@@ -2,6 +2,7 @@
 # Measures the figures of the README and of docs/figures.md, draws the pictures, and writes both anew. The machine should do nothing
 # else. Arguments: folder for the results [benches/results], and which parts [all]:
 #   messages idle rate transports handshakes fanout   half an hour together
+#   calls                          calls beside other servers, two minutes
 #   store                          what is kept for users who are away, ten minutes; NATS_SERVER names a nats-server from 2.10 on
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
@@ -12,7 +13,7 @@ bench=target/release/bench
 out=${1:-benches/results}
 [ $# -gt 0 ] && shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout store vs cluster million)
+[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout calls store vs cluster million)
 mkdir -p "$out"
 
 run() { # name, arguments…
@@ -77,6 +78,10 @@ fanout() {
   run fanout-100000-burst4 fanout --members 100000 --burst 4 "${casts[@]}"
 }
 
+calls() {
+  run calls calls --rounds 7 --secs 2
+}
+
 store() {
   # One before 2.10 cannot be told to sync always, and is left out with the way to have a later one.
   local nats=(--nats-server "${NATS_SERVER:-nats-server}")
@@ -109,9 +114,9 @@ million() {
 
 for part in "${parts[@]}"; do
   case $part in
-    messages | idle | rate | transports | handshakes | fanout | store | vs | cluster | million) "$part" ;;
+    messages | idle | rate | transports | handshakes | fanout | calls | store | vs | cluster | million) "$part" ;;
     *)
-      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, fanout, store, vs, cluster and million" >&2
+      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, fanout, calls, store, vs, cluster and million" >&2
       exit 2
       ;;
   esac

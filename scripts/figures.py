@@ -18,6 +18,7 @@ DOCUMENTS = ["README.md", "docs/figures.md"]
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 CONFIDENCE_MIN = 0.95
 NONE = "–"
+MISSING = "Not measured yet.\n"
 
 
 def result(name):
@@ -27,7 +28,8 @@ def result(name):
 
 def command(report):
     """What was typed, without the file it was written to."""
-    words = report.get("command", [])[1:]
+    # Where a program lies is of that machine alone.
+    words = [Path(word).name if word.startswith("/") else word for word in report.get("command", [])[1:]]
     if words:
         at = words.index("--json") if "--json" in words else len(words)
         return "bench " + " ".join(words[:at] + words[at + 2 :])
@@ -77,6 +79,24 @@ def ratio(values):
     if confidence == 0:
         return f"{statistics.median(values):.2f}"
     return f"{statistics.median(values):.2f} ({low:.2f} to {high:.2f}, {confidence:.0%})".replace("%)", " %)")
+
+
+def bounded(told):
+    """A ratio as a report of the bench has it."""
+    if not told:
+        return NONE
+    if told["confidence"] == 0:
+        return f"{told['median']:.2f}"
+    return f"{told['median']:.2f} ({told['low']:.2f} to {told['high']:.2f}, {told['confidence']:.0%})".replace("%)", " %)")
+
+
+def note(report, servers, own):
+    """Command, versions of others, and who was left out or broke."""
+    others = [server for server in servers if not server["name"].startswith(own)]
+    versions = [f"{server['name']}: {server['version']}" for server in others if server["rounds"]]
+    failed = [f"{server['name']} is left out: {server['failed']}" for server in others if server.get("failed")]
+    skipped = [f"{name} was not there" for name, _ in report.get("skipped", [])]
+    return "\n" + "; ".join([code(report)] + versions + failed + skipped) + ".\n"
 
 
 def table(head, rows):
@@ -295,6 +315,38 @@ def fanout():
 
 
 FANOUT_HEAD = ["", "CPU for a raw send", "CPU for a delivery", "ratio (interval)", "deliveries a second and core", "first, last member", "cores: server + bench", "command"]
+
+
+# Calls
+
+
+CALLS_HEAD = ["a call and its answer", "CPU of the server in between", "over the floor (interval)",
+              "of the gateway with a worker, over it", "calls a second", "p50, p99", "cores: server + bench"]
+
+
+def calls_row(case, ratios):
+    rounds = case["rounds"]
+    if not rounds:
+        return None
+    middle = lambda of: statistics.median(of(round) for round in rounds)
+    return [
+        case["name"] if case["name"] == "floor" else f"{case['name']}: {case['what']}",
+        f"{number(middle(lambda round: round['cpu_us_per_message']))} µs",
+        bounded(ratios.get((case["name"], "floor"))),
+        bounded(ratios.get(("gateway, worker", case["name"]))) if case["name"] != "floor" else NONE,
+        f"{middle(lambda round: round['rate']):,.0f}",
+        f"{ms(middle(lambda round: round['latency']['p50_us']))}, {ms(middle(lambda round: round['latency_corrected']['p99_us']))}",
+        f"{middle(lambda round: round['cores']):.2f} + {middle(lambda round: round['bench_cores']):.2f}",
+    ]
+
+
+def calls():
+    report = result("calls")
+    if not report:
+        return MISSING
+    ratios = {(one["case"], one["over"]): one for one in report["ratios"]}
+    rows = [calls_row(case, ratios) for case in report["cases"]]
+    return table(CALLS_HEAD, rows) + note(report, report["cases"], ("floor", "gateway"))
 
 
 # What is kept for users who are away
@@ -518,6 +570,7 @@ def blocks():
         "idle": table(IDLE_HEAD, idle_all()),
         "handshakes": handshakes(),
         "fanout": fanout(),
+        "calls": calls(),
         "store": store(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),
