@@ -89,8 +89,11 @@ push() {
 }
 
 watch() {
-  run watch-100000 watch --watches 100000 --users 10000 --changes 1000 --secs 20
-  run watch-1000000 watch --watches 1000000 --users 100000 --changes 20000 --secs 30
+  # Each user stays, in or out, for half a minute on the average; then for less than a second, so that hardly anything is told before
+  # the end; then on several shards, each of which has a place for each user.
+  run watch-100000 watch --watches 100000 --users 10000 --changes 300 --secs 60
+  run watch-1000000 watch --watches 1000000 --users 15000 --changes 20000 --secs 30
+  run watch-1000000-users-100000 watch --watches 1000000 --users 100000 --changes 20000 --secs 30
 }
 
 store() {

@@ -430,19 +430,24 @@ WATCH_HEAD = ["", "states told a second", "memory of a watch: tables, process", 
               "cores: server + bench", "command"]
 
 
+def plural(count, what):
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def watch_row(name):
     report = result(name)
     if not report:
         return None
     given, told, memory = report["arguments"], report["told"], report["memory"]
     both = lambda lag: f"{ms(lag['p50_us'])}, {ms(lag['p99_us'])}" if lag["count"] else NONE
+    late = lambda lag: ms(lag["p99_us"]) if lag["count"] else NONE
     return [
-        f"{given['watches']:,} watches of {given['users']:,} users, {report['changes_per_second']:,.0f} changes a second",
+        f"{given['watches']:,} watches of {given['users']:,} users on {plural(report['shards'], 'shard')}, {report['changes_per_second']:,.0f} changes a second",
         f"{told['states_per_second']:,.0f}",
         f"{memory['tables_per_watch']:.1f} B, {memory['rss_per_watch']:.1f} B",
         both(report["lag_online"]),
         both(report["lag_offline"]),
-        f"{ms(report['last_online']['p99_us'])}; {ms(report['last_offline']['p99_us'])}",
+        f"{late(report['last_online'])}; {late(report['last_offline'])}",
         f"{report['all_true_secs']:.1f} s",
         f"{told['most_of_one']}; {told['most_of_one_allowed']}",
         f"{memory['peak_ratio']:.2f}",
@@ -452,7 +457,7 @@ def watch_row(name):
 
 
 def watch():
-    rows = [watch_row("watch-100000"), watch_row("watch-1000000")]
+    rows = [watch_row(name) for name in ("watch-100000", "watch-1000000", "watch-1000000-users-100000")]
     return table(WATCH_HEAD, rows) if any(rows) else MISSING
 
 

@@ -459,7 +459,7 @@ fn print_summary(args: &PushArgs, report: &Report<'_>) {
     let PushArgs { users, payload, rounds, secs, .. } = args;
     println!("{}", report.machine);
     println!("{users} users, payload {payload} B, {rounds} rounds of {secs} s; medians");
-    let head = ["", "CPU µs/push", "services µs", "cores", "bench cores", "pushes/s", "p50 µs", "p99 µs", "p99.9 µs"];
+    let head = ["", "CPU µs each", "services µs", "cores", "bench cores", "a second", "p50 µs", "p99 µs", "p99.9 µs"];
     let rows: Vec<Vec<String>> = report
         .cases
         .iter()

@@ -77,7 +77,7 @@ pub(crate) struct WatchArgs {
     #[arg(long, default_value_t = 1_000.0)]
     changes: f64,
     /// How long, in seconds, 600 at most
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 30.0)]
     secs: f64,
     /// Seed of the random choices [default: another one each time; it is printed]
     #[arg(long)]
@@ -481,7 +481,7 @@ impl Watching {
                 return Ok(outcome);
             }
             for _ in 0..due.saturating_sub(begun).min(BURST_MAX) {
-                let intended = Duration::from_secs_f64(begun as f64 / rate);
+                let intended = Duration::from_secs_f64((begun + 1) as f64 / rate);
                 outcome.late += u64::from(from.elapsed().saturating_sub(intended) > LATE);
                 let first = random.below(self.users);
                 let found = (0..LOOK_MAX.min(self.users)).map(|step| (first + step) % self.users);
@@ -714,7 +714,10 @@ fn print_summary(report: &Report<'_>) {
     );
     let ms = |lag: &Percentiles| {
         let Percentiles { count, p50_us, p99_us, max_us, .. } = lag;
-        format!("{:.0} / {:.0} / {:.0} of {count}", p50_us / 1e3, p99_us / 1e3, max_us / 1e3)
+        match count {
+            0 => "none was to be told".to_owned(),
+            _ => format!("{:.0} / {:.0} / {:.0} of {count}", p50_us / 1e3, p99_us / 1e3, max_us / 1e3),
+        }
     };
     let row = |what: &str, figure: String| vec![what.to_owned(), figure];
     let rows = vec![
