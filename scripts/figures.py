@@ -403,22 +403,23 @@ def cast_note(report):
         return ""
     middle = lambda field: statistics.median(cast[field] for cast in casts)
     return (
-        f"One push to all, {len(casts)} times: {middle('sessions'):,.0f} sessions of {report['arguments']['users']:,} each time, "
+        f"One push to all, {plural(len(casts), 'time')}: {middle('sessions'):,.0f} sessions of {report['arguments']['users']:,} each time, "
         f"{middle('per_second'):,.0f} a second with {middle('per_second_max'):,.0f} allowed, the first after {middle('first_ms'):.1f} ms and "
         f"the last after {middle('last_ms'):,.0f} ms; {number(middle('cpu_us'))} µs of CPU for each ({code(report)}).\n"
     )
 
 
 def push():
-    report, everybody = result("push"), result("push-all")
-    if not report and not everybody:
+    report = result("push")
+    all_of_them = [found for found in (report, result("push-all"), result("push-1000000")) if found]
+    if not all_of_them:
         return MISSING
     text = ""
     if report:
         ratios = {one["case"]: one for one in report["ratios"]}
         text = table(PUSH_HEAD, [push_row(case, ratios) for case in report["cases"]])
         text += f"\n{report['arguments']['users']:,} users who are there; {code(report)}.\n"
-    casts = [cast_note(report) for report in (report, everybody) if report]
+    casts = [cast_note(found) for found in all_of_them]
     return text + "".join(f"\n{cast}" for cast in casts if cast)
 
 
