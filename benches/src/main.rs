@@ -126,8 +126,8 @@ enum Command {
     /// One message to everybody in a live room: CPU for a delivery beside a raw send to each, and other servers
     ///
     /// The floor sends what arrives on one connection on all others, one send each. nats-server, redis-server and
-    /// mosquitto, where they are installed, give it to as many subscribers of one subject. Counted is the CPU time of each
-    /// server, user and system, of all its threads, and how long it takes until the first and the last have it.
+    /// mosquitto, where they are installed, give it to as many subscribers of one subject. Counted is the CPU time of
+    /// each server, user and system, of all its threads, and how long it takes until the first and the last have it.
     Fanout(fanout::FanoutArgs),
     /// Clients connect, log in, send a few messages and leave, at a steady rate
     Churn(churn::ChurnArgs),
@@ -145,19 +145,19 @@ enum Command {
     Calls(calls::CallsArgs),
     /// Pushes to users who are there, by a worker and by HTTP: CPU for one, beside messages; and one push to all
     ///
-    /// The users log in and get what is pushed; all cases are measured at one gateway. A worker pushes over one link as
-    /// much as it keeps in flight, with and without asking for fates, and beside it the same users send to each other in
-    /// pairs, with and without ACK. By HTTP pushes are posted one by one and in batches, each answered with its fate; of
-    /// these the CPU time of the gateway's services thread is shown by itself, since that thread has a core of its own
-    /// where there is one, and here shares that of the shard. The push to all goes at the pace that is set, and ends with
-    /// the exact number of sessions.
+    /// The users log in and get what is pushed; all cases are measured at one gateway. A worker pushes over one link
+    /// as much as it keeps in flight, with and without asking for fates, and beside it the same users send to each
+    /// other in pairs, with and without ACK. By HTTP pushes are posted one by one and in batches, each answered with
+    /// its fate; of these the CPU time of the gateway's services thread is shown by itself, since that thread has a
+    /// core of its own where there is one, and here shares that of the shard. The push to all goes at the pace that
+    /// is set, and ends with the exact number of sessions.
     Push(push::PushArgs),
     /// Watches over users who log in and out: states told, memory of a watch, how late; all true at the end
     ///
-    /// The users log in, and some sessions watch them. Then users are chosen at random, so many a second: who is in logs
-    /// out, who is out logs in. Each watcher is to be told of each user at most one change in five seconds, that one has
-    /// gone 10 s later, and in any case the last state: once the changes have an end, the run waits until all of that has
-    /// come and is true.
+    /// The users log in, and some sessions watch them. Then users are chosen at random, so many a second: who is in
+    /// logs out, who is out logs in. Each watcher is to be told of each user at most one change in five seconds, that
+    /// one has gone 10 s later, and in any case the last state: once the changes have an end, the run waits until all
+    /// of that has come and is true.
     Watch(watches::WatchArgs),
     /// Messages for users who are not there: kept a second, CPU, SEND to SENT 1; beside bare appends and other servers
     Store(store::StoreArgs),

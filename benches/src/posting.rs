@@ -1,5 +1,5 @@
-//! Pushes by HTTP to users who are there: each of some connections posts one, or a batch of them, and the next when that
-//! is answered.
+//! Pushes by HTTP to users who are there: each of some connections posts one, or a batch of them, and the next when
+//! that is answered.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ pub(crate) fn line_bytes_max(payload: usize) -> usize {
     payload.div_ceil(3) * 4 + LINE_BYTES
 }
 
-/// What an answer says of one push, or, with 202 and a state, of one to all.
+/// What an answer says of one push.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
 struct Counts {

@@ -282,7 +282,8 @@ pub(crate) fn run(args: &PushArgs) -> Result<(), Failure> {
     let body_bytes = args.lines as usize * posting::line_bytes_max(args.payload as usize);
     if kinds.contains(&Kinds::Batches) && body_bytes > BODY_BYTES_MAX {
         return Err(Failure::Setup(format!(
-            "a batch of {} pushes of {} B has up to {body_bytes} B, and {BODY_BYTES_MAX} are the most: lower --lines or --payload",
+            "a batch of {} pushes of {} B has up to {body_bytes} B, and {BODY_BYTES_MAX} are the most: lower --lines \
+             or --payload",
             args.lines, args.payload
         )));
     }

@@ -1,8 +1,8 @@
 //! `bench watch`: some watch whether others are online, while those log in and out all the time.
 //!
 //! Whom a watcher is told of, and what, is held against what the bench itself has done: nobody is told of who is not
-//! watched; of no user more than one change in five seconds; what the gateway says it has told is what has come; and once
-//! the changes have an end, the last thing that every watcher was told of every user is true.
+//! watched; of no user more than one change in five seconds; what the gateway says it has told is what has come; and
+//! once the changes have an end, the last thing that every watcher was told of every user is true.
 
 use std::{
     path::PathBuf,
@@ -745,13 +745,15 @@ fn print_summary(report: &Report<'_>) {
     ];
     println!("{}", table(&["", "figure"], &rows));
     println!(
-        "{} states told in {} frames, as many as the gateway counts; each watcher knows the last state of each of its users",
+        "{} states told in {} frames, as many as the gateway counts; each watcher knows the last state of each of \
+         its users",
         told.states, told.frames
     );
     report.spent.note_if_stolen("the changes");
     if report.late > 0 || report.skipped > 0 {
         println!(
-            "warning: {} changes began late and {} never: the gateway or the bench is slower than --changes, or --users is too small",
+            "warning: {} changes began late and {} never: the gateway or the bench is slower than --changes, or \
+             --users is too small",
             report.late, report.skipped
         );
     }
