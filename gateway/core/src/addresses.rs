@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 /// Parts of the table with a lock each: so many that shards seldom meet.
@@ -72,6 +72,22 @@ struct Stripe {
     usages: HashMap<Prefix, Usage>,
     /// When it was last swept.
     swept_ms: u64,
+}
+
+/// What is known of the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Where it is; `None` behind a Unix socket whose proxy did not say.
+    pub(crate) address: Option<SocketAddr>,
+    /// It is entered in the book of addresses.
+    pub(crate) counted: bool,
+}
+
+impl Known {
+    /// The address alone.
+    pub(crate) fn client(&self) -> Option<std::net::IpAddr> {
+        self.address.map(|address| address.ip().to_canonical())
+    }
 }
 
 /// The connections of each address, of the whole node.

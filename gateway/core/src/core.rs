@@ -61,7 +61,7 @@ use crate::control::{Control, ControlPort, SessionInfo};
 use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
-pub use addresses::{Known, PEER_BYTES};
+pub use addresses::PEER_BYTES;
 use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;

@@ -25,14 +25,13 @@ pub(crate) use reader::{NextPage, Reader};
 pub(crate) use token::ResumeToken;
 
 use crate::auth::Granted;
-use crate::core::groups::GroupAsked;
 use crate::directory::Redelivery;
+use crate::groups::asked::GroupAsked;
 use crate::io::ConnId;
-use crate::limits::REPLAY_WINDOW_MAX;
+use crate::wish::Wish;
 use futures_channel::oneshot;
 use hashbrown::{HashMap, HashSet};
 use std::collections::VecDeque;
-use trunkline_proto::Login;
 use trunkline_store::{Answer, Reply, Request};
 
 /// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
@@ -43,42 +42,6 @@ pub const READER_BYTES: u64 =
     2 * (size_of::<(u64, UserDesk)>() as u64 + 1) + size_of::<Reader>() as u64 + 2 * 8 * OWED_USUALLY;
 /// Messages that a device that reads and acknowledges owes at a time.
 const OWED_USUALLY: u64 = 16;
-
-const PACKED_EPHEMERAL: u16 = 1 << 15;
-const _: () = assert!(REPLAY_WINDOW_MAX < PACKED_EPHEMERAL as u32);
-
-/// What LOGIN says of the inbox.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wish {
-    /// Nothing is kept for the device.
-    pub(crate) ephemeral: bool,
-    /// Messages of its backlog that it may owe at a time; 0 leaves it to the server.
-    pub(crate) window: u32,
-    /// What resumes its session, or anything else.
-    pub(crate) resume: Vec<u8>,
-    /// The highest stamp that the device has, of its inbox and groups alike.
-    pub(crate) last_stamp: u64,
-}
-
-impl Wish {
-    /// Takes it from a LOGIN.
-    pub(crate) fn of(login: &mut Login) -> Self {
-        let Login { ephemeral, window, last_stamp, .. } = *login;
-        Wish { ephemeral, window, resume: std::mem::take(&mut login.resume), last_stamp }
-    }
-
-    /// What the home of a guest has to know of it: the window in the low 15 bits, and whether it is ephemeral above.
-    pub(crate) fn packed(&self) -> u16 {
-        let window = self.window.min(REPLAY_WINDOW_MAX) as u16;
-        window | if self.ephemeral { PACKED_EPHEMERAL } else { 0 }
-    }
-
-    /// What [`Wish::packed`] gave.
-    pub(crate) fn unpacked(packed: u16) -> Self {
-        let (ephemeral, window) = (packed & PACKED_EPHEMERAL != 0, u32::from(packed & !PACKED_EPHEMERAL));
-        Wish { ephemeral, window, ..Wish::default() }
-    }
-}
 
 /// A login that waits for the store.
 #[derive(Debug)]

@@ -31,11 +31,11 @@ pub(crate) use registrations::{Registration, Registrations};
 pub use remote::{RemoteSession, RemoteSessions, is_remote};
 #[cfg(test)]
 pub(crate) use routing::tests as test_views;
-pub(crate) use routing::{Home, Member, NodeKey, Routing};
+pub(crate) use routing::{Home, Member, Routing};
 pub(crate) use sent_away::{Away, SentAway};
 pub(crate) use settling::Settling;
 
-use crate::mailbox::Origin;
+use crate::ids::{NodeKey, Origin};
 use hashbrown::HashSet;
 use std::sync::Arc;
 

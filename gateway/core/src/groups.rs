@@ -23,6 +23,7 @@
 //! `core/rooms.rs` and `core/shared_groups.rs` with other nodes.
 
 pub(crate) mod ask;
+pub(crate) mod asked;
 pub(crate) mod away;
 pub(crate) mod behind;
 pub(crate) mod home;
@@ -67,47 +68,6 @@ impl Manner {
 
     pub(crate) fn from_bits(bits: u8) -> Self {
         Manner { passive: bits & 1 != 0, unkept: bits & 2 != 0 }
-    }
-}
-
-/// Bounds of groups, of one shard unless they say otherwise. Sizes are bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupLimits {
-    /// Members of one group; a further one gets ERROR 22.
-    pub members_max: u64,
-    /// Groups of one user, and rooms of one session; a further one gets ERROR 22.
-    pub per_user_max: u64,
-    /// Messages in the log of one group; beyond it the oldest go, which raises its floor.
-    pub messages_max: u64,
-    /// How long they are kept, seconds.
-    pub age_secs: u64,
-    /// Messages of one group in a second, 0 = off; beyond it the sender gets SENT 3.
-    pub sends_per_sec: u32,
-    /// Messages of one member to one group in a second, 0 = off; beyond it the sender gets ERROR 11.
-    pub member_sends_per_sec: u32,
-    /// Memberships that the node keeps; a further one gets ERROR 22. Sessions in groups are bounded likewise, at each
-    /// shard.
-    pub memberships_max: u64,
-    /// Members above which a group is large: its sessions are told by HEADS that there are messages, but for those that
-    /// pay attention. 0 = no group is.
-    pub passive_above: u64,
-    /// Bytes of frames on their way through the shard's own sessions; beyond it those are told by HEADS.
-    pub queue_bytes_max: usize,
-}
-
-impl Default for GroupLimits {
-    fn default() -> Self {
-        GroupLimits {
-            members_max: 1_000_000,
-            per_user_max: 1_000,
-            messages_max: 10_000,
-            age_secs: 7 * 24 * 3_600,
-            sends_per_sec: 200,
-            member_sends_per_sec: 10,
-            memberships_max: 2_000_000,
-            passive_above: 10_000,
-            queue_bytes_max: 4 << 20,
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Messages with ACK that were delivered to a user of this shard and wait for the recipient's ACK.
 
-use crate::mailbox::Origin;
+use crate::ids::Origin;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 

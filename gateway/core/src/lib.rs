@@ -29,6 +29,7 @@ pub mod fuzz {
 }
 pub mod groups;
 pub mod hook;
+pub mod ids;
 mod inbox;
 pub mod io;
 pub mod limits;
@@ -49,3 +50,5 @@ pub mod upstream;
 pub mod waker;
 pub mod watch;
 pub mod wheel;
+mod wish;
+mod wrappings;

@@ -1,8 +1,11 @@
 //! The limits one shard works within. Each has a number here, a key in the configuration, a metric, and a policy when
 //! it is hit.
 
-pub use crate::groups::GroupLimits;
-pub use crate::watch::{WatchLimits, WatchPolicy};
+mod groups;
+mod watch;
+
+pub use groups::GroupLimits;
+pub use watch::{WatchLimits, WatchPolicy};
 
 /// How connections are read. `Auto` is what production uses; the others exist so that each mode can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

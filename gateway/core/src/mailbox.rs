@@ -9,12 +9,10 @@
 //! [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused:
 //! each answers a record that was let in. A full queue keeps the batch with its sender until the next turn.
 
+use crate::addresses::Known;
 use crate::auth::Granted;
-use crate::core::Known;
-use crate::core::wrap::Wrapped;
-use crate::desk::Wish;
-use crate::directory::NodeKey;
 use crate::groups::mail::{GroupMail, HEAD_BYTES as GROUP_MAIL_BYTES};
+use crate::ids::NodeKey;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
@@ -22,6 +20,8 @@ use crate::mesh::wire::{Record as FarRecord, record_len};
 use crate::services::ServiceRecord;
 use crate::watch::mail::WatchMail;
 use crate::wheel::ticks;
+use crate::wish::Wish;
+use crate::wrappings::Wrapped;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -89,25 +89,6 @@ pub(crate) enum NotTaken {
     Full(Arrival),
     /// The shard was drained and has stopped.
     Stopped,
-}
-
-/// Where a message came from, so that its fate can be told to the sender's session and to no later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// [`NodeKey::OWN`] for a session of this node.
-    pub(crate) node: NodeKey,
-    pub(crate) shard: u16,
-    /// The shard of that node to which the fate is told: its own, or the one that sent the message to another node on
-    /// its behalf.
-    pub(crate) holder: u16,
-    pub(crate) conn: ConnId,
-}
-
-impl Origin {
-    /// A session of this node.
-    pub(crate) const fn own(shard: u16, conn: ConnId) -> Self {
-        Origin { node: NodeKey::OWN, shard, holder: shard, conn }
-    }
 }
 
 /// One entry of a batch.

@@ -29,7 +29,7 @@ pub use record::ServiceRecord;
 pub use seen::{InstanceChange, InstanceSeen, ServiceSeen};
 pub use spec::{ServiceSpec, SpecError};
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 use hashbrown::{HashMap, HashSet};
 use rand::SeedableRng;

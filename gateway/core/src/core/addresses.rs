@@ -1,7 +1,7 @@
 //! Where clients are, on shards that have to know: which of them a proxy speaks for, and how many one address may have.
 
 use super::shard::Shard;
-use crate::addresses::{AddressBook, TooMany};
+use crate::addresses::{AddressBook, Known, TooMany};
 use crate::conn::{Phase, Wire};
 use crate::io::Peer;
 use crate::reason::CloseReason;
@@ -14,22 +14,6 @@ use std::sync::Arc;
 
 /// Bytes for one connection whose address is known, free room of the table included.
 pub const PEER_BYTES: u64 = 2 * (size_of::<(u32, Known)>() + 1) as u64;
-
-/// What is known of the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Where it is; `None` behind a Unix socket whose proxy did not say.
-    address: Option<SocketAddr>,
-    /// It is entered in the book of addresses.
-    counted: bool,
-}
-
-impl Known {
-    /// The address alone.
-    pub(crate) fn client(&self) -> Option<std::net::IpAddr> {
-        self.address.map(|address| address.ip().to_canonical())
-    }
-}
 
 /// The other ends of the connections of a shard, by slot. Empty, and never looked at, where nobody asks for addresses.
 #[derive(Debug, Default)]

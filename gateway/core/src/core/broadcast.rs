@@ -8,7 +8,7 @@ use super::links::{Queued, ticks};
 use super::shard::Shard;
 use crate::broadcast::{BROADCAST_BYTES_MAX, BROADCASTS_MAX, Condition, End, News, Part, Spec, Tally, Word};
 use crate::conn::{ConnFlags, Phase};
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::mesh::peers::FarError;
 use crate::mesh::wire::Record as FarRecord;
 use std::collections::VecDeque;

@@ -7,7 +7,7 @@
 use super::links::ticks;
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 use crate::mailbox::Record;
 use crate::services::{

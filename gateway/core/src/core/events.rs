@@ -5,7 +5,7 @@ use super::links::ticks;
 use super::shard::Shard;
 use crate::directory::{Home, Member, Routing};
 use crate::events::{Event, EventKind, HELD_MAX, HeldFate, KEPT_MS};
-use crate::mailbox::Origin;
+use crate::ids::Origin;
 use crate::reason::CloseReason;
 use trunkline_proto::Outcome;
 use trunkline_router_core::membership::NodeState;

@@ -4,13 +4,14 @@
 use super::links::{Links, Queued};
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::directory::NodeKey;
 use crate::groups::behind::{Behind, Missed};
 use crate::groups::mail::GroupMail;
 use crate::groups::part::{News, Run, Sink};
 use crate::groups::{Groups, Manner, wire_number};
+use crate::ids::NodeKey;
+use crate::ids::Origin;
 use crate::io::ConnId;
-use crate::mailbox::{Origin, Record};
+use crate::mailbox::Record;
 use trunkline_proto::{Head, Header, Heads, Kind, encode, encode_message, encoded_len, flags};
 
 /// Sessions that frames of groups are given to in a turn, so that others do not feel it.

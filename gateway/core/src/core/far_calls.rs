@@ -10,7 +10,7 @@
 use super::calls::{HeadOf, Left};
 use super::links::{TICK_MS, ticks};
 use super::shard::Shard;
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::mailbox::Record;
 use crate::mesh::peers::{FarError, GivenBack};
 use crate::mesh::wire::{CALLS_SINCE, FarCall, Record as FarRecord, Seat, answer_flags, far_call_flags};

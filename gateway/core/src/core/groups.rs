@@ -10,19 +10,21 @@ use super::far::Path;
 use super::links::{TICK_MS, ticks};
 use super::rooms::ToRoom;
 use super::shard::Shard;
-use super::shared_groups::Asker;
 use crate::auth::Auth;
 use crate::conn::Phase;
 use crate::desk::Asked;
-use crate::directory::{NodeKey, is_remote};
+use crate::directory::is_remote;
+use crate::groups::asked::{Asker, Effect, GroupAsked, Sending};
 use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
 use crate::groups::part::Moved;
 use crate::groups::{Groups, Manner, group_home, is_room};
+use crate::ids::NodeKey;
+use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::limits::{STORE_ANSWER_MS, SYNC_PAGE, SYNC_PAGE_MAX};
-use crate::mailbox::{Origin, Record, Room};
+use crate::mailbox::{Record, Room};
 use crate::mesh::wire::member_change;
 use futures_channel::oneshot;
 use trunkline_proto::{
@@ -40,47 +42,6 @@ const HEADS_SLACK: u64 = stamp_at(10_000);
 /// Sessions whose groups are asked for again in a tick, because the store did not say.
 const ASKED_AGAIN_PER_TICK: usize = 1_024;
 const _: () = assert!(TICK_MS == 100);
-
-/// What the store was asked about a group, and for whom.
-#[derive(Debug)]
-pub(crate) enum GroupAsked {
-    /// A message is stored, or may be sent without.
-    Send(Box<Sending>),
-    /// What the home of a group decides, or a question to it.
-    Home { group: u64, effect: Effect, asker: Asker },
-    /// This is the home of the group from now on.
-    Claim { group: u64 },
-    /// The groups of a user who has logged in.
-    Of { conn: ConnId, user: u64, last_stamp: Option<u64> },
-    /// A page that a client asked for.
-    Sync { conn: ConnId, aux: u16, group: u64, after: u64 },
-}
-
-/// A message to a group that waits for the store.
-#[derive(Debug)]
-pub(crate) struct Sending {
-    pub(super) group: u64,
-    /// `None` for one that came over HTTP.
-    pub(super) origin: Option<Origin>,
-    pub(super) from: u64,
-    pub(super) id: u64,
-    pub(super) stamp: u64,
-    pub(super) acked: bool,
-    pub(super) payload: Payload,
-    /// Its sender was told that the store is late.
-    pub(super) told: bool,
-    /// Who asked for it, if no session of this node or another.
-    pub(super) answer: Option<Asker>,
-}
-
-/// What follows from an answer of the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Nothing,
-    Joined(u64),
-    Left(u64),
-    Ended,
-}
 
 /// What a client is told of a refusal.
 pub(super) fn code_of(denial: GroupDenial) -> Code {

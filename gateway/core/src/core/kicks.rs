@@ -12,7 +12,8 @@
 use super::links::ticks;
 use super::shard::Shard;
 use crate::control::{Kicked, Rest};
-use crate::directory::{Home, NodeKey, is_remote};
+use crate::directory::{Home, is_remote};
+use crate::ids::NodeKey;
 use crate::limits::KICKS_MAX;
 use crate::mesh::wire::{Record as FarRecord, kick_status};
 use crate::reason::CloseReason;

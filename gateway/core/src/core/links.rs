@@ -3,7 +3,7 @@
 use super::decode::Flow;
 use super::tls::TlsLinks;
 use super::tokens::Tokens;
-use super::wrap::{Wrappings, ping_tick};
+use super::wrap::ping_tick;
 use crate::conn::{Conn, ConnFlags, Phase, Slots, Wire};
 use crate::directory::is_remote;
 use crate::inbox::Inboxes;
@@ -13,6 +13,7 @@ use crate::metrics::ShardStats;
 use crate::outbox::{SpareOutboxes, unsent_messages};
 use crate::wheel::TimerWheel;
 pub(crate) use crate::wheel::{TICK_MS, ticks};
+use crate::wrappings::Wrappings;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use trunkline_proto::{Code, Header, Kind, encode, encoded_len, flags};

@@ -9,9 +9,9 @@ use super::route::Routed;
 use super::shard::Shard;
 use crate::groups::is_room;
 use crate::groups::mail::GroupMail;
+use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::limits::MAIL_TURN_BYTES;
-use crate::mailbox::Origin;
 use crate::portal::{Fate, Push};
 use trunkline_proto::{Code, Outcome, SERVICE_USERS, flags};
 

@@ -13,12 +13,13 @@
 use super::fan_out::Numbered;
 use super::far::{HOPS_MAX, Path};
 use super::shard::Shard;
-use crate::directory::{Away, Home, NodeKey};
+use crate::directory::{Away, Home};
 use crate::groups::home::{Claim, Seen};
 use crate::groups::interest::{Joining, Word};
 use crate::groups::mail::GroupMail;
 use crate::groups::{Manner, PLACE, group_home, is_room};
-use crate::mailbox::Origin;
+use crate::ids::NodeKey;
+use crate::ids::Origin;
 use crate::mesh::peers::GivenBack;
 use crate::mesh::wire::{ROOMS_SINCE, Record as FarRecord};
 use trunkline_proto::{Code, flags};

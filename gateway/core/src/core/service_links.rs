@@ -10,12 +10,12 @@ use super::route::Routed;
 use super::shard::Shard;
 use crate::auth::Granted;
 use crate::conn::{ConnFlags, Phase};
-use crate::desk::Wish;
 use crate::io::{HandoverToken, Io, Peer, errno};
 use crate::mailbox::{Adoptee, Record};
 use crate::reason::CloseReason;
 use crate::services::is_node_name_char;
 use crate::services::{LINKS_MAX, OFFERS_MAX, Pool, ServiceLink, ServiceRecord, ServiceSpec, WINDOW_DEFAULT};
+use crate::wish::Wish;
 use std::collections::HashSet;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{

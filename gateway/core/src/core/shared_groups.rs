@@ -12,17 +12,20 @@
 //! sessions again: at each change of the view, and when a node is told that it has missed something.
 
 use super::fan_out::Numbered;
-use super::groups::{Effect, GroupAsked, Sending};
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Asked;
-use crate::directory::{Home, NodeKey};
+use crate::directory::Home;
 use crate::groups::ask::{decode_ask, decode_reply, encode_ask, encode_reply, is_for_home};
+use crate::groups::asked::GroupAsked;
+use crate::groups::asked::Sending;
+use crate::groups::asked::{Asker, Effect};
 use crate::groups::away::MemberNews;
 use crate::groups::home::{Claim, Seen};
 use crate::groups::is_room;
 use crate::groups::mail::GroupMail;
-use crate::mailbox::Origin;
+use crate::ids::NodeKey;
+use crate::ids::Origin;
 use crate::mesh::peers::GivenBack;
 use crate::mesh::wire::{GROUPS_SINCE, Record as FarRecord, member_change};
 use futures_channel::oneshot;
@@ -32,17 +35,6 @@ use trunkline_store::{GroupAsk, GroupReply, Record as Stored, Refusal, Reply, Re
 
 /// Slots that are looked through in a tick for sessions whose groups are asked for again.
 const LOOKS_PER_TICK: u32 = 256;
-
-/// Who asked the home of a group.
-#[derive(Debug)]
-pub(crate) enum Asker {
-    /// A session of this node, to join or to leave.
-    Session { origin: Origin, id: u64 },
-    /// The control thread.
-    Control(oneshot::Sender<Reply>),
-    /// A shard of another node, under a number of its own.
-    Node { node: NodeKey, shard: u16, ask: u64 },
-}
 
 impl Shard {
     /// Whether durable groups can be served: there is a store, and in a cluster all nodes have it and know the records.

@@ -4,7 +4,7 @@
 //! life before others may still hold messages that wait for views to agree; passed on after that, they would be
 //! delivered though they were told to have failed.
 
-use super::NodeKey;
+use crate::ids::NodeKey;
 use hashbrown::HashSet;
 use std::collections::VecDeque;
 

@@ -1,8 +1,8 @@
 //! Logins of guests that wait for the answer of their user's home.
 
-use super::routing::NodeKey;
 use crate::auth::Granted;
-use crate::desk::Wish;
+use crate::ids::NodeKey;
+use crate::wish::Wish;
 use hashbrown::HashMap;
 use trunkline_store::Opened;
 

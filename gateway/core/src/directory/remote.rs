@@ -1,6 +1,6 @@
 //! Sessions of a home shard's users that other nodes hold.
 
-use super::routing::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 
 /// Set in the slot number of an entry of presence whose session is on another node; the rest is an index into
@@ -21,7 +21,7 @@ pub struct RemoteSession {
     pub(crate) conn: ConnId,
     pub(crate) user: u64,
     pub(crate) session: u64,
-    /// How its device reads its inbox, see [`Wish::packed`](crate::desk::Wish::packed).
+    /// How its device reads its inbox, see [`Wish::packed`](crate::wish::Wish::packed).
     pub(crate) wish: u16,
     /// Its place among all that this shard was told of, modulo 2^32; given by [`RemoteSessions::add`].
     pub(crate) told: u32,

@@ -1,18 +1,9 @@
 //! The view of the cluster as a shard uses it: whose home a user is, at the price of one look-up in the ring.
 
+use crate::ids::NodeKey;
 use std::sync::Arc;
 use trunkline_router_core::hash::home_shard;
 use trunkline_router_core::{NodeState, Ring, View};
-
-/// Names a node and one life of it, from its start or a fence to its end or the next one; what is known about an
-/// earlier one does not count for a later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeKey(pub(crate) u64);
-
-impl NodeKey {
-    /// Stands for this node, whatever its incarnation, in what never leaves it.
-    pub(crate) const OWN: NodeKey = NodeKey(0);
-}
 
 /// A member of the view.
 #[derive(Clone, Debug, PartialEq, Eq)]

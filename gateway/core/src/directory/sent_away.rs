@@ -1,6 +1,6 @@
 //! Messages with ACK whose answer another node owes: so that each gets exactly one, also when that node dies.
 
-use super::routing::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 use hashbrown::HashMap;
 use std::collections::VecDeque;

@@ -3,7 +3,8 @@
 //! tell.
 
 use super::remote::RemoteSession;
-use super::routing::{NodeKey, Routing};
+use super::routing::Routing;
+use crate::ids::NodeKey;
 use hashbrown::HashMap;
 
 /// Who has said so, for which view.

@@ -8,7 +8,7 @@ use super::event::{Event, EventKind, KINDS, Wants};
 use super::grace::Grace;
 use super::{LANES, PORTAL_BYTES};
 use crate::bell::Bell;
-use crate::mailbox::Origin;
+use crate::ids::Origin;
 use crate::waker::Waker;
 use crossbeam_queue::SegQueue;
 use std::collections::VecDeque;

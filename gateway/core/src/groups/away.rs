@@ -1,8 +1,8 @@
 //! What a shard has asked homes of durable groups on other nodes, and what it owes to other nodes as such a home. No
 //! I/O; times are ticks of the shard.
 
-use crate::core::shared_groups::Asker;
-use crate::directory::NodeKey;
+use crate::groups::asked::Asker;
+use crate::ids::NodeKey;
 use crate::limits::ROOM_JOINS_WAITING_MAX;
 use crate::mesh::wire::member_change;
 use hashbrown::{HashMap, HashSet};

@@ -1,7 +1,7 @@
 //! What the home shard of a group knows of it while it has sessions anywhere on the node, or messages on their way to
 //! the store.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use hashbrown::HashMap;
 
 /// A second, in which rates are counted.

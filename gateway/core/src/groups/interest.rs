@@ -9,10 +9,10 @@
 //! or this one sent before it lost its stream, is not taken: numbers would go back. Each interest in a home has a token
 //! of its own, so that a late confirmation does not count for the next one.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
+use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::limits::ROOM_JOINS_WAITING_MAX;
-use crate::mailbox::Origin;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 

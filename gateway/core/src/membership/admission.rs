@@ -1,7 +1,7 @@
 //! Whether a node that joins may become active: what the others say of it in their records, and whether there are
 //! places for the links that it would bring.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::mesh::node_key;
 use crate::mesh::peers::{Counted, LINKS_MAX, links_needed};
 use crate::mesh::spread::Side;

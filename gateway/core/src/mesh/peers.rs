@@ -29,7 +29,7 @@ use super::link::{DEAD_AFTER_MS, Link, LinkFull, LinkLimits, LinkStats, Outgoing
 use super::seal::{Forged, Sealing};
 use super::spread::Spread;
 use super::wire::{Record, goodbye};
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use carrier::Carrier;
 pub(crate) use carrier::{Placed, word};
 use hashbrown::HashMap;

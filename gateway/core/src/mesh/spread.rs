@@ -10,7 +10,7 @@
 //!   same link, so the order between any two shards is that of the link; a shard that has none hands what it has to the
 //!   one that has it, its *carrier*.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 
 /// What a node's record says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! A service has one time-out, so the calls of a service end in the order in which they came: a list through the table,
 //! from which each call leaves at once when it is answered. Nothing has to be searched for, and nothing is left behind.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 use trunkline_router_core::balance::ServerId;
 

@@ -4,7 +4,7 @@
 //! one. So a node knows *places*, shards of other nodes with their weights, and picks one for a call that none of its
 //! own workers takes.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use hashbrown::HashMap;
 use rand::{Rng, RngExt};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! What shards tell each other of calls. The bytes are this process's own.
 
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::io::ConnId;
 
 /// One entry of a batch between shards.

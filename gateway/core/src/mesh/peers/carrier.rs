@@ -6,7 +6,7 @@
 //! until the first word comes.
 
 use super::{FarError, GivenBack, Mesh, Peer, PeerLink};
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use crate::mesh::link::LinkLimits;
 use crate::mesh::spread::Spread;
 use crate::mesh::wire::{Record, record_len};

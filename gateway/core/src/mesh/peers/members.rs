@@ -2,7 +2,8 @@
 
 use super::carrier::{Carrier, word};
 use super::{LINKS_MAX, LinkState, Mesh, Peer, PeerLink};
-use crate::directory::{Member, NodeKey, Routing};
+use crate::directory::{Member, Routing};
+use crate::ids::NodeKey;
 use crate::mesh::link::{Link, LinkLimits};
 use crate::mesh::spread::{Side, Spread};
 use std::net::SocketAddr;

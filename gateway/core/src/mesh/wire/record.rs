@@ -203,7 +203,7 @@ pub(crate) enum Record<'a> {
     /// `cumulative`: and for all that this session was given before.
     Ack { user: u64, id: u64, peer: u64, stamp: u64, session: u64, hops: u8, cumulative: bool },
     /// A guest's session, for its home. Session 0 asks for a new one. `wish` is how it reads its inbox, see
-    /// [`Wish::packed`](crate::desk::Wish::packed).
+    /// [`Wish::packed`](crate::wish::Wish::packed).
     Register { user: u64, seat: Seat, session: u64, since_s: u32, device: &'a str, class: &'a str, hops: u8, wish: u16 },
     /// The home has the session; so many messages wait for the user.
     Registered { seat: Seat, user: u64, session: u64, since_s: u32, pending: u64 },

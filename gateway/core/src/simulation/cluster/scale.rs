@@ -5,7 +5,8 @@
 //! took.
 
 use super::redis::Redis;
-use crate::directory::{NodeKey, Routing, Settling};
+use crate::directory::{Routing, Settling};
+use crate::ids::NodeKey;
 use crate::membership::{Agent, LinkNews, LinkWord, MeshNews, Reply, Request};
 use crate::mesh::MESH_PROTOCOL;
 use crate::mesh::handshake::Secrets;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 use std::collections::BTreeMap;
 
 const A: Place = Place { node: NodeKey::OWN, shard: 0 };

@@ -1,7 +1,7 @@
 use super::super::homes::{Actual, Homes, Moment};
 use super::super::{Place, push_class};
 use super::*;
-use crate::directory::NodeKey;
+use crate::ids::NodeKey;
 
 const HOME: Place = Place { node: NodeKey(1), shard: 0 };
 const BOUNDS: (u32, usize) = (1_000, usize::MAX);
