@@ -67,6 +67,7 @@ test-cert-swap: setup ## Certificates exchanged below 10,000 clients over WSS: n
 style: setup # Formatting and documents
 	$(CARGO) fmt --all --check
 	scripts/check-docs.py
+	scripts/check-circles.py
 	scripts/figures.py --check
 
 lint: style ## Formatting, documents and clippy, warnings as errors

@@ -42,10 +42,10 @@ mod rival;
 mod state;
 mod task;
 
-pub use crate::membership::{LinkNews, LinkWord, MeshNews};
 pub use crate::mesh::handshake::{MeshEncryption, Secrets};
 pub use crate::mesh::{MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
 pub use crate::mesh_news::MeshNewsQueue;
+pub use crate::mesh_news::{LinkNews, LinkWord, MeshNews};
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;

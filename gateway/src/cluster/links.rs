@@ -1,6 +1,6 @@
 //! What the shards know of their links to other nodes, put together for people and metrics.
 
-use crate::membership::LinkNews;
+use crate::mesh_news::LinkNews;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use trunkline_router::api::PeerLinks;
@@ -47,7 +47,7 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::membership::LinkWord;
+    use crate::mesh_news::LinkWord;
 
     fn news(node: &str, up: u32, down_since_ms: Option<u64>) -> LinkNews {
         let word = if up > 0 { LinkWord::Heard } else { LinkWord::Silent };

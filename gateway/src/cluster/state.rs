@@ -3,8 +3,8 @@
 use super::audit::AuditStatus;
 use super::links::Links;
 use crate::fence::Fence;
-use crate::membership::LinkNews;
 use crate::mesh::peers::LINKS_MAX;
+use crate::mesh_news::LinkNews;
 use crate::presence_log::PresenceLog;
 use std::sync::{Arc, Mutex, PoisonError};
 use trunkline_router::api::PeerLinks;

@@ -8,12 +8,12 @@ use super::Core;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken, Io, OpResult, ReadOp, SendId};
 use crate::mailbox::{Arrival, NotTaken};
-use crate::membership::LinkNews;
-use crate::membership::MeshNews;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::link::Outgoing;
 use crate::mesh::peers::Step;
 use crate::mesh::wire::Unit;
+use crate::mesh_news::LinkNews;
+use crate::mesh_news::MeshNews;
 use crate::outbox::Outbox;
 use std::net::IpAddr;
 

@@ -1,6 +1,6 @@
 //! May this node serve, and what has to be asked of Redis next?
 
-use super::{LinkNews, LinkWord};
+use crate::mesh_news::{LinkNews, LinkWord};
 use std::sync::Arc;
 use trunkline_router_core::membership::Renewal;
 use trunkline_router_core::membership::{Fenced, Lease, Membership, NodeRecord, NodeState, Outage, Reach, View};

@@ -1,7 +1,7 @@
 //! Several agents, a Redis that works in part, and a mesh that may be cut, in steps of virtual time.
 
 use super::*;
-use crate::membership::LinkNews;
+use crate::mesh_news::LinkNews;
 use std::collections::{BTreeMap, BTreeSet};
 
 const LEASE_MS: u64 = 5_000;

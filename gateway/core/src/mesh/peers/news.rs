@@ -2,8 +2,8 @@
 
 use super::Stage;
 use super::{GivenWay, Mesh, UNREACHABLE_MS};
-use crate::membership::{LinkNews, LinkWord};
 use crate::mesh::link::{HEARTBEAT_MS, LinkStats};
+use crate::mesh_news::{LinkNews, LinkWord};
 
 impl Mesh {
     /// What the control thread should know: of all nodes each half a second, and of those in between of which it has

@@ -3,9 +3,9 @@
 use super::*;
 use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
-use crate::membership::LinkWord;
 use crate::mesh::handshake::MeshEncryption;
 use crate::mesh::wire::{Record, Unit};
+use crate::mesh_news::LinkWord;
 use trunkline_router_core::NodeState::Active;
 
 /// A slot of a node's table, and what is on the way to it.

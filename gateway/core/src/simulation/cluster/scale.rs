@@ -7,13 +7,14 @@
 use super::redis::Redis;
 use crate::directory::{Routing, Settling};
 use crate::ids::NodeKey;
-use crate::membership::{Agent, LinkNews, LinkWord, MeshNews, Reply, Request};
+use crate::membership::{Agent, Reply, Request};
 use crate::mesh::MESH_PROTOCOL;
 use crate::mesh::handshake::Secrets;
 use crate::mesh::link::LinkLimits;
 use crate::mesh::node_key;
 use crate::mesh::peers::{Mesh, MeshConfig};
 use crate::mesh::wire::{Record, shards_of};
+use crate::mesh_news::{LinkNews, LinkWord, MeshNews};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trunkline_router_core::membership::{NodeRecord, NodeState, View};
