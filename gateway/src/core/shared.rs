@@ -15,7 +15,7 @@ use super::links::ticks;
 use super::reading::{Reading, SEEN_MS, SEEN_PART};
 use super::route::Routed;
 use super::shard::Shard;
-use crate::desk::{Asked, Desk, Known, ResumeToken, WaitingLogin, Wish};
+use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin, Wish};
 use crate::directory::{Home, NodeKey, Registration, Routing, is_remote};
 use crate::inbox::{Keep, Unacked};
 use trunkline_proto::flags;
@@ -386,7 +386,7 @@ impl Shard {
         let due = tick + ticks(self.links.limits.store_after_ms);
         let Some(desk) = &mut self.desk else { return };
         if !told {
-            desk.duplicates.note(from, id, user, stamp, Known::Open);
+            desk.duplicates.note_new(from, id, user, stamp, retry);
         }
         desk.due.note(user, due);
         let sessions: Vec<(u64, u32)> =

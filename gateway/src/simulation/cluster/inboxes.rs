@@ -323,6 +323,7 @@ fn run(scenario: Scenario, print: bool) -> super::super::Report {
     let mut store = SharedStore::new(seed);
     // Mostly as most clocks of this world: what is stored is where its home wanted it. Else it is far before that.
     store.begins_ms = if seed.is_multiple_of(4) { 0 } else { WALL_MS as u64 };
+    store.unheard_permille = if seed % 5 == 4 { 30 } else { 0 };
     run.fleet.store = Some(store);
     run.correspondents = Some(Correspondents::new(seed, &run.world, run.fleet.doors()));
     run.run_for(active_ms);
@@ -343,7 +344,9 @@ fn run(scenario: Scenario, print: bool) -> super::super::Report {
         ("delivered", outcomes(Outcome::Delivered)),
         ("refused", correspondents.refused),
         ("replayed", correspondents.replayed),
+        ("overtaken", run.fleet.sum(|stats| stats.overtaken.get())),
         ("stale", run.fleet.store.as_ref().map_or(0, |store| store.stale)),
+        ("answers of the store lost", run.fleet.store.as_ref().map_or(0, |store| store.unheard)),
     ];
     let counts = counts.map(|(name, count)| (name.to_owned(), count)).into();
     super::super::Report { trace_hash: looked_for, counts }
@@ -358,6 +361,23 @@ fn what_is_stored_comes_to_each_device_while_nodes_come_and_go() {
         |seed, print| run(Scenario::rooms(seed), print),
         &["looked for", "refused", "replayed", "delivered"],
     );
+}
+
+#[test]
+fn a_message_that_its_retry_has_overtaken_is_in_the_inbox_once() {
+    super::super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_OVERTAKEN_SEED",
+        "that_its_retry_has_overtaken",
+        2,
+        |seed, print| run(Scenario::overtaken(seed), print),
+        &["looked for", "overtaken"],
+    );
+}
+
+#[test]
+fn a_late_message_that_is_taken_anew_is_caught() {
+    let caught = super::super::seed_that_catches(Bug::LateTakenAnew, |seed| run(Scenario::overtaken(seed), false));
+    assert!(caught.is_some());
 }
 
 #[test]
