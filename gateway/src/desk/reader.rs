@@ -40,6 +40,8 @@ pub(crate) struct Backlog {
 /// A page to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NextPage {
+    /// The number of the device in the store.
+    pub(crate) device: u16,
     pub(crate) after: u64,
     pub(crate) limit: u32,
 }
@@ -288,7 +290,7 @@ impl Reader {
             return None;
         }
         backlog.reading = true;
-        Some(NextPage { after: backlog.after, limit: window - owed })
+        Some(NextPage { device: self.device, after: backlog.after, limit: window - owed })
     }
 
     /// No page comes for what was asked; it may be asked for again.
@@ -440,7 +442,7 @@ mod tests {
 
     /// Gives the reader what it wants of a log, as a page does.
     fn read(reader: &mut Reader, log: &[u64]) -> Vec<u64> {
-        let Some(NextPage { after, limit }) = reader.next_page() else { return Vec::new() };
+        let Some(NextPage { after, limit, .. }) = reader.next_page() else { return Vec::new() };
         let behind: Vec<u64> = log.iter().copied().filter(|stamp| *stamp > after).collect();
         let page: Vec<u64> = behind.iter().copied().take(limit as usize).collect();
         let until = reader.backlog.map_or(0, |backlog| backlog.until);
@@ -574,7 +576,7 @@ mod tests {
         let mut reader = Reader::new(1, 1, 4, 20);
         reader.hold(14);
         reader.opened(7, 10, 0, true);
-        assert_eq!(reader.next_page(), Some(NextPage { after: 10, limit: 4 }));
+        assert_eq!(reader.next_page(), Some(NextPage { device: 7, after: 10, limit: 4 }));
         reader.replayed(12);
         let over = reader.page_over(true);
         assert_eq!(over.map(|backlog| (backlog.until, backlog.announced, backlog.truncated)), Some((14, false, false)));
