@@ -3,7 +3,7 @@
 //!
 //! A user's *home shard*, found by the ring of the present view, decides about the user's sessions wherever they are. A
 //! session on another node than its user's home is a *guest* there; the home has a *remote session* for it. One view
-//! and six tables, each bounded:
+//! and seven tables, each bounded:
 //!
 //! | file | at | question it answers |
 //! |---|---|---|
@@ -13,9 +13,11 @@
 //! | `sent_away` | the sender's shard | which messages with ACK are another node's to answer? |
 //! | `parked` | a new home shard | which messages wait until the user's sessions are known here? |
 //! | `settling` | a new home shard | has every node told of all its sessions for this view? |
+//! | `former` | a new home shard | was another node the home of this user a moment ago? |
 //! | `redelivery` | the home shard | when are messages for users with remote sessions only sent again? |
 
 mod departed;
+mod former;
 mod parked;
 mod redelivery;
 mod registrations;
@@ -25,6 +27,7 @@ mod sent_away;
 mod settling;
 
 pub(crate) use departed::Departed;
+pub(crate) use former::FormerViews;
 pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
 pub(crate) use registrations::{Registration, Registrations};
@@ -107,6 +110,8 @@ pub(crate) struct Directory {
     /// While new homes are settling: the last view that has settled, and those between it and the present one; empty
     /// when nobody's sessions are known to be here.
     pub(crate) before: Vec<Arc<Routing>>,
+    /// The views that have ended lately, where nodes share a store.
+    pub(crate) former: FormerViews,
     pub(crate) walk: Option<Walk>,
     pub(crate) settling: Settling,
     /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's
@@ -137,6 +142,7 @@ impl Directory {
         Directory {
             routing: None,
             before: Vec::new(),
+            former: FormerViews::default(),
             walk: None,
             settling: Settling::new(),
             telling_since_us: None,

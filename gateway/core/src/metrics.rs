@@ -229,6 +229,7 @@ shard_stats! {
     out_expired: Counter "trunkline_messages_total" "outcome=\"expired\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     messages_away: Counter "trunkline_messages_away_total" "" "Messages sent on to the node that is the recipient's home.";
     messages_forwarded: Counter "trunkline_messages_forwarded_total" "" "Messages of other nodes sent on to a third, because views differed.";
+    overtaken: Counter "trunkline_messages_overtaken_total" "" "Messages that came without RETRY when their sender had sent them again with RETRY before; taken for the same.";
     messages_owed: Gauge "trunkline_messages_owed" "" "Messages with ACK that other nodes are to answer.";
     away_given_up: Counter "trunkline_messages_away_given_up_total" "" "Messages with ACK that another node did not answer, because it was lost or in time; answered with SENT 3.";
     fates_late: Counter "trunkline_fates_late_total" "" "Answers of other nodes for messages that had been answered before.";

@@ -273,8 +273,11 @@ local function open(name, ephemeral)
   return { 'opened', known, number, epoch, cursor, meta.floor, meta.last, pending, #all }
 end
 
-local function read(from, limit, payload_max)
+local function read(number, from, limit, payload_max)
   tidy()
+  -- What a device has is not given to it, and is no gap to it.
+  local device = numbered(number)
+  if device then from = highest(from, device.cursor) end
   local records, bytes, complete, lower = {}, 0, 1, '(' .. from
   while true do
     local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', STEP)
@@ -317,8 +320,8 @@ while at <= #ARGV do
     local name = word()
     answer = open(name, word() == '1')
   elseif what == 'read' then
-    local from, limit = word(), tonumber(word())
-    answer = read(from, limit, tonumber(word()))
+    local number, from, limit = tonumber(word()), word(), tonumber(word())
+    answer = read(number, from, limit, tonumber(word()))
   elseif what == 'cursor' then
     local number = tonumber(word())
     cursor(number, word())

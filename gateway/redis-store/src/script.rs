@@ -88,10 +88,11 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
         Request::Open { device, ephemeral, .. } => {
             args.extend(["open".into(), device_name(device).into(), bit(*ephemeral)]);
         }
-        Request::Read { after, since_ms, limit, bytes_max, .. } => {
+        Request::Read { device, after, since_ms, limit, bytes_max, .. } => {
             let after = (*after).max(stamp_at(*since_ms).saturating_sub(1));
             let limit = (*limit).clamp(1, limits.page_max);
-            args.extend(["read".into(), id(after).into(), limit.to_string().into(), bytes_max.to_string().into()]);
+            args.extend(["read".into(), device.to_string().into(), id(after).into()]);
+            args.extend([limit.to_string().into(), bytes_max.to_string().into()]);
         }
         Request::Cursor { device, stamp, .. } => {
             args.extend(["cursor".into(), device.to_string().into(), id(*stamp).into()]);

@@ -319,7 +319,8 @@ fn read(options: &Options, store: &mut dyn Store) {
     let began = Instant::now();
     let mut read = 0;
     for user in 0..options.users / 4 {
-        let request = Request::Read { user, after: 0, since_ms: 0, limit: 256, bytes_max: 1 << 20, token: 1 };
+        let request =
+            Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 256, bytes_max: 1 << 20, token: 1 };
         store.apply(&mut vec![(0, request)], &mut |_, answer| match answer.reply {
             Reply::Page(page) => read += page.records.len(),
             other => panic!("{other:?}"),

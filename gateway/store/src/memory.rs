@@ -216,10 +216,10 @@ impl Memory {
         Reply::Opened(Opened { store_epoch: self.epoch, floor, last: found.last, pending, devices, ..login.opened })
     }
 
-    fn read(&mut self, user: u64, after: u64, since_ms: u64, limit: u32, bytes_max: u32) -> Reply {
+    fn read(&mut self, user: u64, device: u16, after: u64, limit: u32, bytes_max: u32) -> Reply {
         self.tidy(user);
-        let after = after.max(stamp_at(since_ms).saturating_sub(1));
         let Some(found) = self.users.get(&user) else { return Reply::Page(Page { complete: true, ..Page::default() }) };
+        let after = after.max(found.state.cursor(device));
         let floor = found.state.floor.max(found.state.gap);
         let mut page = Page { records: Vec::new(), floor, last: found.last, complete: true, truncated: after < floor };
         let limit = limit.clamp(1, self.limits.page_max) as usize;
@@ -260,8 +260,9 @@ impl Memory {
         Some(match request {
             Request::Append { user, record, retry, .. } => self.append(user, record, retry),
             Request::Open { user, device, ephemeral, .. } => self.open(user, &device, ephemeral),
-            Request::Read { user, after, since_ms, limit, bytes_max, .. } => {
-                self.read(user, after, since_ms, limit, bytes_max)
+            Request::Read { user, device, after, since_ms, limit, bytes_max, .. } => {
+                let after = after.max(stamp_at(since_ms).saturating_sub(1));
+                self.read(user, device, after, limit, bytes_max)
             }
             Request::Cursor { user, device, stamp } => {
                 self.cursor(user, device, stamp);

@@ -68,6 +68,10 @@ pub enum Request {
     Read {
         /// Whose log.
         user: u64,
+        /// For which registered device; 0 for whoever asks. What the store knows the device to have is not given to it,
+        /// and is no gap to it. Only for a store that several nodes share, where another one may have told it; others
+        /// ignore it.
+        device: u16,
         /// Only stamps above this one.
         after: u64,
         /// Only messages stamped at this time or later, milliseconds since 1970; 0 for all. The later of both counts.

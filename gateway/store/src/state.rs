@@ -142,6 +142,11 @@ impl State {
         (before - self.devices.len()) as u64
     }
 
+    /// What a device has; 0 if it is not known.
+    pub(crate) fn cursor(&self, number: u16) -> u64 {
+        self.devices.iter().find(|device| device.number == number).map_or(0, |device| device.cursor)
+    }
+
     /// What all registered devices have; none if there is no device.
     pub(crate) fn least_cursor(&self) -> Option<u64> {
         self.devices.iter().map(|device| device.cursor).min()

@@ -557,7 +557,9 @@ impl Shard {
                 self.held_there(user, session, stamp);
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
-                let (origin, extra) = (Self::origin_at(origin), extra_of(flags));
+                // The other side may have stored it.
+                let retry = if back.maybe_received { flags::RETRY } else { 0 };
+                let (origin, extra) = (Self::origin_at(origin), extra_of(flags) | retry);
                 let message = Routed { origin, from, to: user, id, acked: true, extra, payload };
                 self.take_transfer(&message, NodeKey::OWN, stamp, attempts, flags & far_flags::TOLD != 0);
             }

@@ -118,7 +118,7 @@ impl Shard {
         if desk.duplicates.turn_over(self.links.tick) {
             self.links.stats.limit_duplicates.add(1);
         }
-        desk.duplicates.note(from, id, to, stamp, Known::Open);
+        desk.duplicates.note_new(from, id, to, stamp, retry);
         let sent_tick = self.links.tick;
         desk.due.note(to, sent_tick + ticks(self.links.limits.store_after_ms));
         let waiting = Unacked::waiting(stamp, from, id, origin, sent_tick, 0, payload.into());
@@ -159,6 +159,44 @@ impl Shard {
         true
     }
 
+    /// A message that does not say that it was sent before: whether one that did has overtaken it, over another node or
+    /// after its sender was told that this one had failed. It is the same message then. Who sent it last waits for the
+    /// answer, and this sender, who has gone or has been told that it failed, is told that, unless the fate is known.
+    #[inline]
+    pub(super) fn is_late(&mut self, message: &Routed<'_>) -> bool {
+        let Routed { from, to, id, .. } = *message;
+        match self.desk.as_ref().and_then(|desk| desk.duplicates.find_retried(from, id, to)) {
+            Some((stamp, known)) => self.comes_late(message, stamp, known),
+            None => false,
+        }
+    }
+
+    #[cold]
+    fn comes_late(&mut self, message: &Routed<'_>, stamp: u64, known: Known) -> bool {
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::LateTakenAnew) {
+            return false;
+        }
+        let Routed { origin, to, id, .. } = *message;
+        let (outcome, stamp) = match known {
+            Known::Delivered => (Some(Outcome::Delivered), stamp),
+            Known::Stored => (Some(Outcome::Stored), stamp),
+            Known::Open => match self.inboxes.find(to, stamp) {
+                // It went to another home meanwhile, or was given up.
+                None => return false,
+                // The answer for both.
+                Some(waiting) if !waiting.told && waiting.origin == origin => (None, 0),
+                Some(_) => (Some(Outcome::Overloaded), 0),
+            },
+        };
+        self.links.stats.out_duplicate.add(1);
+        self.links.stats.overtaken.add(1);
+        if let Some(outcome) = outcome {
+            self.tell_fate(origin, id, to, outcome, stamp);
+        }
+        true
+    }
+
     /// Asks the store to keep what waits for a user.
     pub(super) fn store_waiting(&mut self, user: u64, why: Store) {
         if !self.may_store(user) {
@@ -167,6 +205,8 @@ impl Shard {
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
         let stores_ends = self.stores_ends();
+        // The home before may have stored the RETRY of what comes here late.
+        let had_other_home = self.directory.former.had_other_home(user, tick);
         let Some(desk) = &mut self.desk else { return };
         // Those before the last one that is due go too: the log is in the order of positions.
         let is_due =
@@ -196,6 +236,7 @@ impl Shard {
             let Unacked { stamp, from, id, retry, until_s, .. } = *message;
             let (flags, payload) = to_store(if stores_ends { until_s } else { 0 }, &message.payload);
             let record = Record { stamp, from, id, flags, payload };
+            let retry = retry || had_other_home;
             let ask = |token| Request::Append { user, record, retry, token };
             // What comes behind one that found no room must not come before it in the log.
             if !too_many && failed.is_empty() && desk.ask(tick, Asked::Append { user, stamp }, ask).is_ok() {
@@ -379,6 +420,10 @@ impl Shard {
             }
             return;
         }
+        if refusal == Refusal::Unavailable {
+            let queued = message.queued;
+            self.may_be_in_log(user, stamp, queued);
+        }
         let outcome = match refusal {
             Refusal::UserMessages | Refusal::UserBytes => {
                 self.links.stats.limit_inbox.add(1);
@@ -393,6 +438,18 @@ impl Shard {
         self.fail_kept(user, stamp, outcome);
         if !online {
             self.inboxes.drop_empty(user);
+        }
+    }
+
+    /// What is given up because the store did not answer for it may be in the log all the same: those who were given it
+    /// do not need it from there.
+    fn may_be_in_log(&mut self, user: u64, stamp: u64, queued: Seats) {
+        let Some(desk) = self.desk.as_mut().filter(|desk| desk.shared) else { return };
+        let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
+        for reader in &mut desk_of_user.readers {
+            if queued.has(self.inboxes.seat(user, reader.session)) {
+                reader.may_be_in_log(stamp);
+            }
         }
     }
 
@@ -429,6 +486,7 @@ impl Shard {
     /// What is due about the store in this tick.
     pub(super) fn expire_kept(&mut self) {
         let tick = self.links.tick;
+        self.directory.former.expire(tick);
         if let Some(desk) = &mut self.desk {
             self.links.stats.limit_duplicates.add(u64::from(desk.duplicates.turn_over(tick)));
         }

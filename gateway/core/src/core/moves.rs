@@ -19,6 +19,7 @@ use crate::directory::{Away, Directory, Held, Home, Member, Routing, Walk, WalkS
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::inbox::{Keep, Unacked};
+use crate::limits::DUPLICATES_MS;
 use crate::mesh::node_key;
 use crate::mesh::peers::{FarError, Mesh};
 use crate::mesh::wire::{Record as FarRecord, SETTLED_SHARDS_SINCE, Seat, flags as far_flags, shards_of};
@@ -49,9 +50,16 @@ impl Shard {
         if let Some(desk) = &mut self.desk {
             let known = desk.port.view();
             desk.port.set_view(view.epoch);
-            let is_other = known != view.epoch || before.as_ref().is_none_or(|before| before.digest() != next.digest());
-            if desk.shared && is_other && (in_doubt || view.epoch > known + 1) {
+            let moves = before.as_ref().is_none_or(|before| before.digest() != next.digest());
+            let (is_other, skipped) = (known != view.epoch || moves, view.epoch > known + 1);
+            if desk.shared && is_other && (in_doubt || skipped) {
                 desk.doubt_all();
+            }
+            if desk.shared && (moves || skipped) {
+                // For as long as the home before remembers what has come, and may have stored it.
+                let until_tick = self.links.tick + ticks(DUPLICATES_MS / 2);
+                let ended = before.clone().filter(|before| before.own() == own && !skipped);
+                self.directory.former.ended(ended, until_tick);
             }
             desk.before_view = desk.last_token();
         }

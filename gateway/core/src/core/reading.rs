@@ -339,12 +339,12 @@ impl Shard {
 
     /// Asks for a page for which there is a place.
     fn ask_page(&mut self, user: u64, session: u64, page: NextPage) {
-        let NextPage { after, limit } = page;
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
         let retry_tick = self.links.tick + ticks(RETRY_MS);
-        let mut next = Some((user, session, after, limit));
-        while let (Some((user, session, after, limit)), Some(desk)) = (next.take(), &mut self.desk) {
-            let ask = |token| Request::Read { user, after, since_ms: 0, limit, bytes_max, token };
+        let mut next = Some((user, session, page));
+        while let (Some((user, session, page)), Some(desk)) = (next.take(), &mut self.desk) {
+            let NextPage { device, after, limit } = page;
+            let ask = |token| Request::Read { user, device, after, since_ms: 0, limit, bytes_max, token };
             if desk.ask(self.links.tick, Asked::Page { user, session }, ask).is_ok() {
                 return;
             }
@@ -353,7 +353,7 @@ impl Shard {
                 reader.no_page();
                 desk.retries.note(user, retry_tick);
             }
-            next = desk.page_came().map(|(user, session, page)| (user, session, page.after, page.limit));
+            next = desk.page_came();
             // The place of the one that failed is the next one's.
             if next.is_some() {
                 desk.retake_page_place();
@@ -375,14 +375,14 @@ impl Shard {
         let Some(desk) = &mut self.desk else { return };
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         let Some(reader) = desk_of_user.readers.iter_mut().find(|reader| reader.session == session) else { return };
-        let Reply::Page(Page { records, floor, last, complete, .. }) = reply else {
+        let Reply::Page(Page { records, floor, last, complete, truncated }) = reply else {
             reader.no_page();
             return desk.retries.note(user, retry_tick);
         };
         desk_of_user.last = desk_of_user.last.max(last);
         let slot = reader.slot;
         if let Some(backlog) = &mut reader.backlog {
-            backlog.truncated |= backlog.after < floor;
+            backlog.truncated |= truncated;
         }
         let mut complete = complete;
         for record in &records {
@@ -579,7 +579,7 @@ impl Shard {
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
         let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));
-        let ask = |token| Request::Read { user, after: after_stamp, since_ms, limit, bytes_max, token };
+        let ask = |token| Request::Read { user, device: 0, after: after_stamp, since_ms, limit, bytes_max, token };
         match desk.ask(self.links.tick, Asked::Sync { conn, aux: frame.aux, after }, ask) {
             Ok(()) => drop(desk.syncs.insert(conn)),
             Err(_) => {

@@ -135,7 +135,8 @@ impl Shard {
         let MessageHead { until_s, device: only } = head;
         let only = only.map(device_name);
         if acked && self.desk.is_some() {
-            if extra & flags::RETRY != 0 && self.is_known(message) {
+            let known = if extra & flags::RETRY != 0 { self.is_known(message) } else { self.is_late(message) };
+            if known {
                 return;
             }
             // Nothing is kept for one device alone: the log is all devices'.
@@ -207,7 +208,7 @@ impl Shard {
                 self.inboxes.push(to, Unacked { owed, queued: copies, bound, until_s, ..waiting });
                 self.note_end(to, until_s);
                 if let Some(desk) = &mut self.desk {
-                    desk.duplicates.note(from, id, to, stamp, Known::Open);
+                    desk.duplicates.note_new(from, id, to, stamp, extra & flags::RETRY != 0);
                 }
                 let again = sent_tick + ticks(self.links.limits.redeliver_ms);
                 match queued_here {

@@ -15,7 +15,7 @@ use super::links::ticks;
 use super::reading::{Reading, SEEN_MS, SEEN_PART};
 use super::route::Routed;
 use super::shard::Shard;
-use crate::desk::{Asked, Desk, Known, ResumeToken, WaitingLogin};
+use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin};
 use crate::directory::{Home, Registration, Routing, is_remote};
 use crate::ids::NodeKey;
 use crate::inbox::{Keep, Unacked};
@@ -388,7 +388,7 @@ impl Shard {
         let due = tick + ticks(self.links.limits.store_after_ms);
         let Some(desk) = &mut self.desk else { return };
         if !told {
-            desk.duplicates.note(from, id, user, stamp, Known::Open);
+            desk.duplicates.note_new(from, id, user, stamp, retry);
         }
         desk.due.note(user, due);
         let sessions: Vec<(u64, u32)> =

@@ -19,6 +19,8 @@ const UNKEPT_MAX: usize = 64;
 /// Parts of the log that were missed and are not read yet. Further ones become one with the last, so that something
 /// between them may come twice.
 const MISSED_MAX: usize = 16;
+/// Positions remembered that were given to it and that the log may have. Of older ones it may get a second copy.
+const UNSURE_MAX: usize = 64;
 
 /// A part of the log that a device is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub(crate) struct Backlog {
 /// A page to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NextPage {
+    /// The number of the device in the store.
+    pub(crate) device: u16,
     pub(crate) after: u64,
     pub(crate) limit: u32,
 }
@@ -59,8 +63,9 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
-    /// be for all before it.
+    /// The latest copies of messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of
+    /// one may be for all before it. Which of several copies it is for nobody says: the first ACK is for the first copy,
+    /// or for a later one, and the next ACK for the next.
     unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
@@ -77,6 +82,8 @@ pub(crate) struct Reader {
     sure: u64,
     /// What others have added unseen, and was not read yet: behind the first and up to the second position. Rising.
     missed: Vec<(u64, u64)>,
+    /// Positions that were given to it, for which the store has not said whether the log has them. Rising.
+    unsure: VecDeque<u64>,
     /// The end of the backlog of its LOGIN is told with that of the next one, and that something of it is gone.
     announces: bool,
     truncates: bool,
@@ -103,6 +110,7 @@ impl Reader {
             held_from: None,
             sure: u64::MAX,
             missed: Vec::new(),
+            unsure: VecDeque::new(),
             announces: false,
             truncates: false,
         }
@@ -135,6 +143,16 @@ impl Reader {
             None => self.miss(after, last),
         }
         !self.missed.is_empty()
+    }
+
+    /// The store was asked to keep a message that was given to the device, and nobody knows whether it has it. If so, it
+    /// comes to light when the log turns out to be longer, and the device needs no copy of it.
+    pub(crate) fn may_be_in_log(&mut self, stamp: u64) {
+        self.unsure.retain(|unsure| *unsure > self.sure);
+        if self.unsure.len() >= UNSURE_MAX {
+            self.unsure.pop_front();
+        }
+        self.unsure.push_back(stamp);
     }
 
     fn miss(&mut self, after: u64, until: u64) {
@@ -190,8 +208,6 @@ impl Reader {
     /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
     pub(crate) fn gave_unkept(&mut self, stamp: u64) {
         self.numbered = self.numbered.wrapping_add(1);
-        // An ACK of it is for all before its latest copy.
-        self.unkept.retain(|(unkept, _)| *unkept != stamp);
         if self.unkept.len() >= UNKEPT_MAX {
             self.unkept.pop_front();
         }
@@ -238,6 +254,7 @@ impl Reader {
         if let Ok(at) = self.find(stamp) {
             self.owed.remove(at);
         }
+        self.unsure.retain(|unsure| *unsure != stamp);
         self.hold(stamp.saturating_sub(1));
     }
 
@@ -273,7 +290,7 @@ impl Reader {
             return None;
         }
         backlog.reading = true;
-        Some(NextPage { after: backlog.after, limit: window - owed })
+        Some(NextPage { device: self.device, after: backlog.after, limit: window - owed })
     }
 
     /// No page comes for what was asked; it may be asked for again.
@@ -283,10 +300,10 @@ impl Reader {
         }
     }
 
-    /// Whether a message of a page is to be given: it is in the backlog, and not owed already.
+    /// Whether a message of a page is to be given: it is in the backlog, and was not given already.
     pub(crate) fn wants(&self, stamp: u64) -> bool {
         let in_backlog = self.backlog.is_some_and(|backlog| backlog.after < stamp && stamp <= backlog.until);
-        in_backlog && self.find(stamp).is_err()
+        in_backlog && self.find(stamp).is_err() && !self.unsure.contains(&stamp)
     }
 
     /// A message of its backlog was given to it.
@@ -334,12 +351,24 @@ impl Reader {
     /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes
     /// beside live messages, so what lies before it may be on its way yet. Returns the positions.
     pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
-        let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
-        let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
+        let owed = self.find(stamp).ok().map(|at| self.owed[at].1);
+        let Some(number) = owed.or_else(|| self.acked_unkept(stamp)) else { return Vec::new() };
         let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
         let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
         self.owed.retain(|(_, given)| !is_earlier(*given));
         earlier
+    }
+
+    /// The number of the copy that an ACK of a message that is not kept is for. The last copy is remembered: it may be
+    /// acknowledged again, for more.
+    fn acked_unkept(&mut self, stamp: u64) -> Option<u32> {
+        let mut copies = (0..self.unkept.len()).filter(|at| self.unkept[*at].0 == stamp);
+        let (first, next) = (copies.next()?, copies.next());
+        let (_, number) = self.unkept[first];
+        if next.is_some() {
+            self.unkept.remove(first);
+        }
+        Some(number)
     }
 
     fn find(&self, stamp: u64) -> Result<usize, usize> {
@@ -413,7 +442,7 @@ mod tests {
 
     /// Gives the reader what it wants of a log, as a page does.
     fn read(reader: &mut Reader, log: &[u64]) -> Vec<u64> {
-        let Some(NextPage { after, limit }) = reader.next_page() else { return Vec::new() };
+        let Some(NextPage { after, limit, .. }) = reader.next_page() else { return Vec::new() };
         let behind: Vec<u64> = log.iter().copied().filter(|stamp| *stamp > after).collect();
         let page: Vec<u64> = behind.iter().copied().take(limit as usize).collect();
         let until = reader.backlog.map_or(0, |backlog| backlog.until);
@@ -530,7 +559,8 @@ mod tests {
         assert_eq!(reader.ack_earlier(22), [21]);
         assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
         reader.gave_unkept(22);
-        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
+        assert!(reader.ack_earlier(22).is_empty(), "it may be for the first copy, with which 23 had not come");
+        assert_eq!(reader.ack_earlier(22), [23], "its next copy came behind that one");
         reader.gave(24);
         reader.gave(25);
         // A page has one that is owed, and one that is not.
@@ -546,7 +576,7 @@ mod tests {
         let mut reader = Reader::new(1, 1, 4, 20);
         reader.hold(14);
         reader.opened(7, 10, 0, true);
-        assert_eq!(reader.next_page(), Some(NextPage { after: 10, limit: 4 }));
+        assert_eq!(reader.next_page(), Some(NextPage { device: 7, after: 10, limit: 4 }));
         reader.replayed(12);
         let over = reader.page_over(true);
         assert_eq!(over.map(|backlog| (backlog.until, backlog.announced, backlog.truncated)), Some((14, false, false)));
@@ -583,6 +613,27 @@ mod tests {
             reader.ack(stamp);
         }
         assert_eq!(reader.take_news(30), Some(25), "26 is not known to be in the log");
+    }
+
+    #[test]
+    fn what_was_given_and_is_in_the_log_though_the_store_did_not_say_so_is_not_given_again() {
+        let mut reader = shared();
+        for stamp in [22, 23, 24] {
+            reader.gave(stamp);
+            reader.may_be_in_log(stamp);
+        }
+        assert!(reader.ack(22) && reader.ack(24));
+        reader.bounced(24);
+        assert!(reader.log_ended(30));
+        reader.read_missed();
+        // 21 is another home's, 23 is owed, 24 has not got there.
+        assert_eq!(read(&mut reader, &[21, 22, 23, 24]), [21, 22, 23]);
+        assert_eq!((stamps(&reader), reader.cursor()), (vec![21, 23], 20));
+        reader.resume(30);
+        assert_eq!(read(&mut reader, &[21, 22, 23, 24]), [24]);
+        assert_eq!(stamps(&reader), [21, 23, 24]);
+        (100..1_000).for_each(|stamp| reader.may_be_in_log(stamp));
+        assert_eq!(reader.unsure.len(), UNSURE_MAX);
     }
 
     #[test]

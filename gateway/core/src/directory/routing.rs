@@ -169,7 +169,7 @@ pub(crate) mod tests {
         membership.view()
     }
 
-    fn routing(own: (&str, u64), nodes: &[(&str, u64, NodeState)]) -> Routing {
+    pub(crate) fn routing(own: (&str, u64), nodes: &[(&str, u64, NodeState)]) -> Routing {
         Routing::new(key_of(own.0, own.1), &view(nodes), key_of)
     }
 

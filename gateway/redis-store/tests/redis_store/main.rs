@@ -89,7 +89,8 @@ impl Running {
     }
 
     fn read(&self, user: u64) -> Vec<u64> {
-        let read = Request::Read { user, after: 0, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 1 };
+        let read =
+            Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 1 };
         match self.ask(0, read) {
             Reply::Page(page) => page.records.iter().map(|record| record.id).collect(),
             other => panic!("{other:?}"),
@@ -128,6 +129,7 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         }
         67..80 => Request::Read {
             user,
+            device: if dice.random() { device } else { 0 },
             after: if dice.random_range(0..3) == 0 { 0 } else { stamp },
             since_ms: if dice.random_range(0..4) == 0 { now_ms - dice.random_range(0..100_000) } else { 0 },
             limit: dice.random_range(0..30),
@@ -303,7 +305,7 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     wait_until("a replica is promoted", || redis.master_of_slot_after(master, slot));
     assert!(matches!(running.append(0, other, 4, false), Reply::Stored { .. } | Reply::Refused(_)));
     wait_until("what is stored can be read", || {
-        let read = Request::Read { user, after: 0, since_ms: 0, limit: 10, bytes_max: 9_999, token: 1 };
+        let read = Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 10, bytes_max: 9_999, token: 1 };
         matches!(running.ask(0, read), Reply::Page(page) if page.records.len() == 2)
     });
     redis.restart(master);

@@ -231,7 +231,7 @@ impl<S: Store> Groups<S> {
         let mut after = 0;
         loop {
             let (limit, bytes_max) = (BOOK_PAGE, BOOK_PAGE_BYTES);
-            let read = Request::Read { user: BOOK | group, after, since_ms: 0, limit, bytes_max, token: 0 };
+            let read = Request::Read { user: BOOK | group, device: 0, after, since_ms: 0, limit, bytes_max, token: 0 };
             let Reply::Page(Page { records, complete, .. }) = self.ask(read) else {
                 return Err(io::Error::other(format!("the members of group {group} cannot be read")));
             };
@@ -284,7 +284,8 @@ impl<S: Store> Groups<S> {
                 Line::Group(..) | Line::Groups(_) | Line::End(_) => {}
             }
         }
-        let read = Request::Read { user: group, after: u64::MAX, since_ms: 0, limit: 1, bytes_max: 0, token: 0 };
+        let read =
+            Request::Read { user: group, device: 0, after: u64::MAX, since_ms: 0, limit: 1, bytes_max: 0, token: 0 };
         let last = match self.ask(read) {
             Reply::Page(page) => page.last,
             _ => return Err(io::Error::other(format!("the log of group {group} cannot be read"))),
@@ -466,7 +467,7 @@ impl<S: Store> Groups<S> {
                     return denied(GroupDenial::NotAMember);
                 }
                 let ttl_s = known.settings.ttl_s;
-                let read = |token| Request::Read { user: group, after, since_ms, limit, bytes_max, token };
+                let read = |token| Request::Read { user: group, device: 0, after, since_ms, limit, bytes_max, token };
                 Some(Staged::Log { at: draft.ask(read), ttl_s })
             }
             GroupAsk::Mark { user, stamp } => {

@@ -54,6 +54,30 @@ fn a_device_that_is_connected_is_not_forgotten() {
 }
 
 #[test]
+fn what_a_device_has_told_another_node_is_no_gap_to_it() {
+    let hands = Hands::new();
+    let mut store = Memory::new(limits(), hands.clock(), 7);
+    let phone = open_device(&mut store, 1, "phone");
+    let stamps: Vec<u64> = (1..=4).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
+    ask(&mut store, Request::Cursor { user: 1, device: phone.device, stamp: stamps[1] });
+    let mut page = |device, after| {
+        let read = Request::Read { user: 1, device, after, since_ms: 0, limit: 9, bytes_max: 9_999, token: 1 };
+        match ask(&mut store, read) {
+            Some(Reply::Page(page)) => {
+                let found: Vec<u64> = page.records.iter().map(|record| record.stamp).collect();
+                (page.truncated, page.floor, found)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // Another home asks that has not heard of the ACKs; and somebody who has only the first.
+    assert_eq!(page(phone.device, stamps[0]), (false, stamps[1], stamps[2..].to_vec()));
+    assert_eq!(page(0, stamps[0]), (true, stamps[1], stamps[2..].to_vec()));
+    assert_eq!(page(phone.device, stamps[2]), (false, stamps[1], stamps[3..].to_vec()));
+    assert!(page(phone.device + 1, 0).0, "a device that is not known has nothing");
+}
+
+#[test]
 fn a_device_that_is_connected_is_not_forgotten_in_memory() {
     let hands = Hands::new();
     stay(Memory::new(limits(), hands.clock(), 7), &hands, |mut store| {

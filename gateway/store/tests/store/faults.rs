@@ -301,7 +301,7 @@ fn tables_that_cannot_be_read_are_not_taken_for_empty() {
     let mut store = open(&disk, &busy(), &hands);
     let expected = run(&mut store, &hands);
     disk.set_fault(Some(Fault::Broken));
-    let read = || Request::Read { user: 1, after: 0, since_ms: 0, limit: 5, bytes_max: 1 << 20, token: 1 };
+    let read = || Request::Read { user: 1, device: 0, after: 0, since_ms: 0, limit: 5, bytes_max: 1 << 20, token: 1 };
     assert_eq!(ask(&mut store, read()), Some(REFUSED));
     let retry = Request::Append { user: 1, record: record(now_stamp(&hands), 0, 400), retry: true, token: 1 };
     assert_eq!(ask(&mut store, retry), Some(REFUSED));

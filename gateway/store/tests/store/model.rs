@@ -32,6 +32,7 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
         }
         70..82 => Request::Read {
             user,
+            device: 0,
             after: if dice.below(3) == 0 { 0 } else { stamp },
             since_ms: if dice.below(4) == 0 { hands.now_ms() - dice.below(100_000) } else { 0 },
             limit: dice.below(30) as u32,

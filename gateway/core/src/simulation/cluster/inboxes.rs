@@ -7,7 +7,7 @@
 //! 3. Positions of an inbox rise, and no message is in it twice.
 //! 4. A session gets a message but once without AGAIN and REPLAY, and nothing that is for somebody else.
 //! 5. When all is well, each message comes to an end, however often it was refused.
-//! 6. The end of the backlog is told but once in a session.
+//! 6. The end of the backlog is told but once in a session, and never that something of it was lost, since nothing is.
 //!
 //! `TRUNKLINE_CLUSTER_INBOX_SEED=7 cargo test -p trunkline-core --lib what_is_stored_comes -- --nocapture` replays
 //! run 7 and prints all that happens in it. `TRUNKLINE_CLUSTER_INBOX_SEEDS=500` tries that many.
@@ -90,7 +90,8 @@ pub(super) struct Correspondents {
 }
 
 impl Correspondents {
-    pub(super) fn new(seed: u64, world: &SharedWorld, doors: Vec<SocketAddr>) -> Self {
+    /// They come at `begin_us`.
+    fn new(seed: u64, world: &SharedWorld, doors: Vec<SocketAddr>, begin_us: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x001B_0CE5);
         let devices = RECIPIENTS.flat_map(|user| (0..DEVICES).map(move |device| (user, Some(device))));
         let clients: Vec<_> = devices.chain(SENDERS.map(|user| (user, None))).collect();
@@ -101,7 +102,7 @@ impl Correspondents {
             is_open: false,
             backlog_over: false,
             input: Vec::new(),
-            next_us: 3_000_000 + rng.below(500_000),
+            next_us: begin_us + rng.below(500_000),
             heard_us: 0,
             live: BTreeSet::new(),
             unanswered: BTreeSet::new(),
@@ -246,10 +247,8 @@ impl Correspondents {
                 let Session { user, device, .. } = self.sessions[at];
                 let is_first = !std::mem::replace(&mut self.sessions[at].backlog_over, true);
                 let sync_ok = SyncOk::decode(frame.body).expect("a body");
-                assert!(
-                    is_first || sync_ok.truncated,
-                    "the end of a backlog is told twice in a session of user {user}"
-                );
+                assert!(!sync_ok.truncated, "nothing is dropped, and user {user} is told so");
+                assert!(is_first, "the end of a backlog is told twice in a session of user {user}");
                 if let Some(device) = device {
                     self.devices.entry((user, device)).or_default().registered_us.get_or_insert(now_us);
                 }
@@ -316,6 +315,11 @@ impl Correspondents {
 
 /// A whole run. Returns how many messages devices had to have, and what happened.
 fn run(scenario: Scenario, print: bool) -> super::super::Report {
+    run_from(scenario, 3_000_000, print)
+}
+
+/// The same with clients who come later.
+fn run_from(scenario: Scenario, begin_us: u64, print: bool) -> super::super::Report {
     let seed = scenario.seed;
     let (active_ms, settle_ms) = (scenario.active_ms, scenario.settle_ms());
     let mut run = Run::of(scenario, print);
@@ -323,8 +327,9 @@ fn run(scenario: Scenario, print: bool) -> super::super::Report {
     let mut store = SharedStore::new(seed);
     // Mostly as most clocks of this world: what is stored is where its home wanted it. Else it is far before that.
     store.begins_ms = if seed.is_multiple_of(4) { 0 } else { WALL_MS as u64 };
+    store.unheard_permille = if seed % 5 == 4 { 30 } else { 0 };
     run.fleet.store = Some(store);
-    run.correspondents = Some(Correspondents::new(seed, &run.world, run.fleet.doors()));
+    run.correspondents = Some(Correspondents::new(seed, &run.world, run.fleet.doors(), begin_us));
     run.run_for(active_ms);
     let troubles_end_us = run.now_us() + 120_000_000;
     run.run_until(troubles_end_us, |run| run.fleet.is_well());
@@ -343,7 +348,9 @@ fn run(scenario: Scenario, print: bool) -> super::super::Report {
         ("delivered", outcomes(Outcome::Delivered)),
         ("refused", correspondents.refused),
         ("replayed", correspondents.replayed),
+        ("overtaken", run.fleet.sum(|stats| stats.overtaken.get())),
         ("stale", run.fleet.store.as_ref().map_or(0, |store| store.stale)),
+        ("answers of the store lost", run.fleet.store.as_ref().map_or(0, |store| store.unheard)),
     ];
     let counts = counts.map(|(name, count)| (name.to_owned(), count)).into();
     super::super::Report { trace_hash: looked_for, counts }
@@ -358,6 +365,28 @@ fn what_is_stored_comes_to_each_device_while_nodes_come_and_go() {
         |seed, print| run(Scenario::rooms(seed), print),
         &["looked for", "refused", "replayed", "delivered"],
     );
+}
+
+/// When clients come to see messages overtaken: no home is new then.
+const OVERTAKEN_US: u64 = 65_000_000;
+
+#[test]
+fn a_message_that_its_retry_has_overtaken_is_in_the_inbox_once() {
+    super::super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_OVERTAKEN_SEED",
+        "that_its_retry_has_overtaken",
+        2,
+        |seed, print| run_from(Scenario::overtaken(seed), OVERTAKEN_US, print),
+        &["looked for", "overtaken"],
+    );
+}
+
+#[test]
+fn a_late_message_that_is_taken_anew_is_caught() {
+    let caught = super::super::seed_that_catches(Bug::LateTakenAnew, |seed| {
+        run_from(Scenario::overtaken(seed), OVERTAKEN_US, false)
+    });
+    assert!(caught.is_some());
 }
 
 #[test]

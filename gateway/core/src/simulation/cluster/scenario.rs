@@ -196,6 +196,22 @@ impl Scenario {
         }
     }
 
+    /// Senders that leave a node for another one while what they have sent waits on a link of it that is cut: it comes to
+    /// its home when they have sent it again from there.
+    pub(super) fn overtaken(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x006F_7665_7274);
+        let rooms = Scenario::rooms(seed);
+        let mut troubles = Vec::new();
+        for at_ms in [67_000, 73_000, 79_000] {
+            let node = rng.below(3) as usize;
+            let other = (node + 1 + rng.below(2) as usize) % 3;
+            // Shorter than what a link may be down for before nothing is queued for it any more.
+            troubles.push((at_ms, Trouble::Cut { node, other, ms: rng.within(2_000, 2_900) }));
+            troubles.push((at_ms + rng.within(300, 900), Trouble::Rest { node, ms: rng.within(2_500, 4_000) }));
+        }
+        Scenario { active_ms: 84_000, troubles, ..rooms }
+    }
+
     /// Clients who watch each other on nodes that come and go and lose each other, with nothing that goes wrong below
     /// that.
     pub(super) fn watches(seed: u64) -> Self {

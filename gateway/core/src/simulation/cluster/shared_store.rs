@@ -40,6 +40,9 @@ pub(super) struct SharedStore {
     pub(super) stale: u64,
     /// What its clock shows when a run begins, milliseconds since the Unix epoch.
     pub(super) begins_ms: u64,
+    /// Of a thousand messages that it stores, how many it seems to have refused: the answer was lost with a connection.
+    pub(super) unheard_permille: u32,
+    pub(super) unheard: u64,
 }
 
 impl SharedStore {
@@ -60,6 +63,8 @@ impl SharedStore {
             rng: Rng::new(seed ^ 0x005A_4ED5),
             stale: 0,
             begins_ms: 0,
+            unheard_permille: 0,
+            unheard: 0,
         }
     }
 
@@ -151,6 +156,13 @@ impl SharedStore {
                 return;
             }
             *home = view;
+            if matches!(request, Request::Append { .. }) && self.rng.chance(self.unheard_permille) {
+                self.unheard += 1;
+                let mut lost = |source, answer: Answer| {
+                    out(source, Answer { token: answer.token, reply: Reply::Refused(Refusal::Unavailable) });
+                };
+                return self.both.apply(&mut vec![(source, request)], &mut lost);
+            }
         }
         self.both.apply(&mut vec![(source, request)], out);
     }
@@ -160,7 +172,8 @@ impl SharedStore {
         let (mut inbox, mut after) = (Vec::new(), 0);
         loop {
             let mut page = None;
-            let request = Request::Read { user, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 0 };
+            let request =
+                Request::Read { user, device: 0, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 0 };
             self.both.apply(&mut vec![(CHECKER, request)], &mut |_, answer| match answer.reply {
                 Reply::Page(read) => page = Some(read),
                 other => panic!("a page of user {user}: {other:?}"),
