@@ -53,7 +53,7 @@ impl FormerViews {
 mod tests {
     use super::super::routing::tests::routing;
     use super::*;
-    use trunkline_router::NodeState;
+    use trunkline_router_core::NodeState;
 
     const A: (&str, u64, NodeState) = ("a", 1, NodeState::Active);
     const B: (&str, u64, NodeState) = ("b", 1, NodeState::Active);
