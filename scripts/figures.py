@@ -486,7 +486,7 @@ def waited(rounds):
 
 def store_rows():
     rows = []
-    for name in ("store", "store-redis"):
+    for name in ("store", "store-million", "store-redis"):
         report = result(name)
         for server in (report or {"servers": []})["servers"]:
             if not server["rounds"]:
@@ -494,7 +494,8 @@ def store_rows():
             disk = [round["disk_bytes_per_message"] for round in kept(server, 256) if round["disk_bytes_per_message"] is not None]
             cells = kept_cells(kept(server)) + kept_cells(kept(server, 256)) + [waited(kept(server, 256)), waited(kept(server, 1))]
             cells.append(f"{statistics.median(disk):,.0f} B" if disk and server["what"].find("memory of") < 0 else NONE)
-            rows.append([f"{server['name']}: {server['what']}"] + cells)
+            burst = f", a burst of {report['arguments']['burst']:,}" if name == "store-million" else ""
+            rows.append([f"{server['name']}: {server['what']}{burst}"] + cells)
     return rows
 
 
