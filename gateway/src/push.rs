@@ -9,6 +9,7 @@
 //! | `broadcasts.rs` | pushes to all sessions: which are under way, and how far they are |
 //! | `window.rs` | Idempotency-Keys of the last minutes |
 //! | `api.rs` | routes, statuses, answers |
+//! | `frames.rs` | pushes as frames, and their answers |
 //! | `document.rs` | the OpenAPI document |
 //!
 //! All of it is done on the services thread ([`crate::services_thread`]).
@@ -17,6 +18,7 @@ pub(crate) mod api;
 mod broadcasts;
 pub(crate) mod desk;
 mod document;
+mod frames;
 mod ledger;
 mod rates;
 mod request;

@@ -15,7 +15,7 @@ use trunkline_router::http::Scope;
 /// Users that one push may name.
 pub(super) const USERS_MAX: usize = 1_000;
 /// How long a caller waits for outcomes where it does not say, and at most, milliseconds.
-const TIMEOUT_MS: u64 = 5_000;
+pub(super) const TIMEOUT_MS_DEFAULT: u64 = 5_000;
 pub(super) const TIMEOUT_MS_MAX: u64 = 30_000;
 /// The longest time to live, seconds: 30 days.
 pub(super) const TTL_SECS_MAX: u32 = 30 * 24 * 3_600;
@@ -174,7 +174,7 @@ impl Push {
             let len = payload.len();
             return Err(format!("payload has {len} bytes, and a frame holds {longest} at most (frame_bytes_max)"));
         }
-        let timeout_ms = body.timeout_ms.map_or(TIMEOUT_MS, |whole| whole.0);
+        let timeout_ms = body.timeout_ms.map_or(TIMEOUT_MS_DEFAULT, |whole| whole.0);
         if timeout_ms > TIMEOUT_MS_MAX {
             return Err(format!("timeout_ms has to be 0 to {TIMEOUT_MS_MAX}"));
         }

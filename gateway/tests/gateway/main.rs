@@ -46,6 +46,7 @@ mod many;
 mod memory;
 mod metrics_lint;
 mod nic_affinity;
+mod push_frames;
 mod push_http;
 mod push_targets;
 mod reload;
