@@ -54,6 +54,7 @@ pub(crate) mod tokens;
 mod trunk;
 mod upstream_calls;
 mod watch;
+mod worker_pushes;
 pub(crate) mod wrap;
 
 use crate::conn::ConnFlags;

@@ -9,6 +9,7 @@
 //! | `broadcasts.rs` | pushes to all sessions: which are under way, and how far they are |
 //! | `window.rs` | Idempotency-Keys of the last minutes |
 //! | `api.rs` | routes, statuses, answers |
+//! | `push_to.rs` | a PUSH_TO frame, judged; workers' links use it too |
 //! | `frames.rs` | pushes as frames, and their answers |
 //! | `document.rs` | the OpenAPI document |
 //!
@@ -20,10 +21,12 @@ pub(crate) mod desk;
 mod document;
 mod frames;
 mod ledger;
+pub(crate) mod push_to;
 mod rates;
 mod request;
 mod window;
 
-pub(crate) use ledger::OPEN_BYTES;
+pub(crate) use ledger::{Counts, Ledger, OPEN_BYTES, Settled, TOKENS};
 pub(crate) use rates::RATES_BYTES;
+pub(crate) use request::{OnItsWay, Push, Target};
 pub(crate) use window::{KEYS_MAX, WINDOW_BYTES};

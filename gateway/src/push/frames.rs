@@ -3,7 +3,8 @@
 
 use super::api::{Leaves, PushApi, batch_too_long, idempotency_key, may_push, media_type};
 use super::ledger::Standing;
-use super::request::{Push, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, Target};
+use super::push_to::{Refused, encode_report, has_head, push_of};
+use super::request::{Push, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -11,9 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
-use trunkline_proto::{
-    Code, Decoder, Frame, HEADER_LONG, Header, Kind, Outcome, SERVICE_USERS, call_flags, encode, flags,
-};
+use trunkline_proto::{Code, Decoder, Frame, HEADER_LONG, Header, Kind, Outcome, encode};
 use trunkline_router::http::{AuditNote, CallerKey, Parameters, Problem};
 
 /// What such bodies are announced as.
@@ -24,13 +23,6 @@ pub(super) const MEDIA_TYPE: &str = "application/vnd.trunkline.frames";
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
     timeout_ms: Option<u64>,
-}
-
-/// Why a frame has an ERROR for an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Refused {
-    code: Code,
-    text: String,
 }
 
 impl From<Problem> for Refused {
@@ -47,42 +39,30 @@ impl From<Problem> for Refused {
 /// A frame of a request: what its answer is for, and the push that it is.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
-    id: u64,
-    peer: u64,
+    to: Answered,
     push: Result<Push, Refused>,
 }
 
-impl Asked {
-    fn of(frame: &Frame<'_>, wait: Duration) -> Asked {
-        let Frame { id, peer, .. } = *frame;
-        Asked { id, peer, push: push_of(frame, wait) }
-    }
+/// What an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answered {
+    id: u64,
+    peer: u64,
+    /// Whom it was for stood in its body, so that the answer has counts.
+    headed: bool,
 }
 
-fn push_of(frame: &Frame<'_>, wait: Duration) -> Result<Push, Refused> {
-    let refused = |code: Code, text: &str| Err(Refused { code, text: text.to_owned() });
-    let Frame { id, peer, aux: service, body: payload, .. } = *frame;
-    if frame.known() != Some(Kind::PushTo) {
-        return refused(Code::UnknownKind, "PUSH_TO is the only frame that is taken here");
+impl Asked {
+    fn of(frame: &Frame<'_>, wait: Duration, frame_bytes_max: usize) -> Asked {
+        let is_push = frame.known() == Some(Kind::PushTo);
+        let to = Answered { id: frame.id, peer: frame.peer, headed: is_push && has_head(frame) };
+        let text = || "PUSH_TO is the only frame that is taken here".to_owned();
+        let push = match is_push {
+            true => push_of(frame, Some(wait), frame_bytes_max),
+            false => Err(Refused { code: Code::UnknownKind, text: text() }),
+        };
+        Asked { to, push }
     }
-    if frame.flags & call_flags::HEAD != 0 {
-        return refused(Code::Unsupported, "HEAD is not supported: POST /v1/push has more targets than one user");
-    }
-    if id == 0 || service == 0 || peer == 0 || peer >= SERVICE_USERS {
-        return refused(Code::BadRequest, "a PUSH_TO has a service in aux, an id that is not 0, and a user in peer");
-    }
-    Ok(Push {
-        to: Target::Users(vec![peer]),
-        service,
-        id: Some(id),
-        payload: payload.to_vec(),
-        ack: frame.flags & flags::ACK != 0,
-        store: frame.flags & flags::NO_STORE == 0,
-        retry: false,
-        ttl_secs: 0,
-        until_s: 0,
-        wait: Some(wait),
-    })
 }
 
 /// The frames of a body. What cannot be followed to its end is refused as a whole.
@@ -104,21 +84,24 @@ fn frames(body: &[u8], frames_max: usize, frame_bytes_max: usize) -> Result<Vec<
 }
 
 /// Appends the answer to a frame whose push was begun.
-fn tell(out: &mut Vec<u8>, id: u64, peer: u64, standing: &Standing) {
+fn tell(out: &mut Vec<u8>, to: Answered, standing: &Standing) {
+    let Answered { id, peer, headed } = to;
     let outcome = Outcome::ALL.iter().find(|outcome| standing.counts.of(**outcome) > 0);
-    match outcome {
+    match outcome.filter(|_| standing.pending == 0) {
+        Some(_) if headed => encode_report(out, id, &standing.counts),
         Some(outcome) => {
             let header = Header { kind: Kind::Pushed, flags: 0, aux: outcome.as_u16(), id, peer, stamp: 0 };
             encode(out, &header, &[]);
         }
         None => {
             let text = "no outcome yet; the push goes on: ask again with the same Idempotency-Key".to_owned();
-            refuse(out, id, peer, &Refused { code: Code::OutcomeUnknown, text });
+            refuse(out, to, &Refused { code: Code::OutcomeUnknown, text });
         }
     }
 }
 
-fn refuse(out: &mut Vec<u8>, id: u64, peer: u64, refused: &Refused) {
+fn refuse(out: &mut Vec<u8>, to: Answered, refused: &Refused) {
+    let Answered { id, peer, .. } = to;
     let header = Header { kind: Kind::Error, flags: 0, aux: refused.code.as_u16(), id, peer, stamp: 0 };
     encode(out, &header, refused.text.as_bytes());
 }
@@ -154,22 +137,22 @@ async fn push_all(
     let (body, room) = api.body(request).await?;
     let wait = Duration::from_millis(timeout_ms);
     let asked = frames(&body, super::api::LINES_MAX, api.frame_bytes_max())?;
-    let asked: Vec<Asked> = asked.iter().map(|frame| Asked::of(frame, wait)).collect();
+    let asked: Vec<Asked> = asked.iter().map(|frame| Asked::of(frame, wait, api.frame_bytes_max())).collect();
     drop((body, room));
     let (mut names, mut pushes) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
-    for Asked { id, peer, push } in asked {
-        names.push((id, peer));
+    for Asked { to, push } in asked {
+        names.push(to);
         pushes.push(push.and_then(|push| may_push(caller, &push).map(|()| push).map_err(Refused::from)));
     }
     let (begun, recipients) = api.begin_batch(pushes, &caller.id, key.as_deref())?;
     let (mut out, mut good, all) = (Vec::with_capacity(all_bytes(names.len())), 0, names.len());
-    for ((id, peer), begun) in names.into_iter().zip(begun) {
+    for (to, begun) in names.into_iter().zip(begun) {
         match begun {
             Ok(begun) => {
                 good += 1;
-                tell(&mut out, id, peer, &api.outcome(begun).await);
+                tell(&mut out, to, &api.outcome(begun).await);
             }
-            Err(refused) => refuse(&mut out, id, peer, &refused),
+            Err(refused) => refuse(&mut out, to, &refused),
         }
     }
     let note = AuditNote(format!("{all} frames, {} refused, {recipients} recipients", all - good));
@@ -184,10 +167,13 @@ const fn all_bytes(frames: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::push::push_to::encode_push_to;
     use proptest::prelude::*;
+    use trunkline_proto::{PushHead, SERVICE_USERS, flags};
 
     const WAIT: Duration = Duration::from_secs(5);
     const ALL: u8 = flags::ACK | flags::NO_STORE;
+    const TO: Answered = Answered { id: 9, peer: 42, headed: false };
 
     fn push_to(flags: u8, service: u16, id: u64, peer: u64, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -197,7 +183,7 @@ mod tests {
 
     fn asked(body: &[u8]) -> Vec<Asked> {
         let frames = frames(body, 1_000, 1_024).unwrap();
-        frames.iter().map(|frame| Asked::of(frame, WAIT)).collect()
+        frames.iter().map(|frame| Asked::of(frame, WAIT, 1_024)).collect()
     }
 
     fn answers(out: &[u8]) -> Vec<(Option<Kind>, u16, u64, u64)> {
@@ -217,7 +203,7 @@ mod tests {
             let json = json.replace("ACK", ack).replace("STORE", store);
             let expected = Push::parse(json.as_bytes(), 1_024).unwrap();
             let frames = asked(&push_to(flags, 7, 9, 42, b"hi"));
-            assert_eq!(frames, [Asked { id: 9, peer: 42, push: Ok(expected) }]);
+            assert_eq!(frames, [Asked { to: TO, push: Ok(expected) }]);
         }
     }
 
@@ -232,18 +218,29 @@ mod tests {
             push_to(ALL, 7, 0, 42, b""),
             push_to(ALL, 7, 3, 0, b""),
             push_to(ALL, 7, 4, SERVICE_USERS, b""),
-            push_to(ALL | call_flags::HEAD, 7, 5, 42, &[0, 0]),
+            encode_push_to(ALL, 7, 5, &PushHead { all: true, ..PushHead::default() }, b""),
+            encode_push_to(ALL, 7, 6, &PushHead { users: vec![1, 2], ..PushHead::default() }, b""),
             push_to(ALL, u16::MAX, u64::MAX, SERVICE_USERS - 1, b""),
         ];
         let codes: Vec<(u64, Option<Code>)> = asked(&body.concat())
             .iter()
-            .map(|asked| (asked.id, asked.push.as_ref().err().map(|refused| refused.code)))
+            .map(|asked| (asked.to.id, asked.push.as_ref().err().map(|refused| refused.code)))
             .collect();
         let bad = Some(Code::BadRequest);
         let (unknown, unsupported) = (Some(Code::UnknownKind), Some(Code::Unsupported));
         assert_eq!(
             codes,
-            [(1, None), (0, unknown), (2, bad), (0, bad), (3, bad), (4, bad), (5, unsupported), (u64::MAX, None)]
+            [
+                (1, None),
+                (0, unknown),
+                (2, bad),
+                (0, bad),
+                (3, bad),
+                (4, bad),
+                (5, unsupported),
+                (6, None),
+                (u64::MAX, None)
+            ]
         );
     }
 
@@ -272,9 +269,14 @@ mod tests {
         for outcome in Outcome::ALL {
             let mut standing = Standing::default();
             standing.counts.add(*outcome);
-            tell(&mut out, 9, 42, &standing);
+            tell(&mut out, TO, &standing);
         }
-        tell(&mut out, 9, 42, &Standing { pending: 1, ..Standing::default() });
+        let mut half = Standing { pending: 1, ..Standing::default() };
+        half.counts.add(Outcome::Stored);
+        tell(&mut out, TO, &half);
+        let headed = Answered { peer: 0, headed: true, ..TO };
+        tell(&mut out, headed, &half);
+        tell(&mut out, headed, &Standing { pending: 0, ..half });
         for (problem, code) in [
             (Problem::unavailable(""), Code::Overloaded),
             (Problem::new(StatusCode::FORBIDDEN, ""), Code::NotAllowed),
@@ -286,7 +288,10 @@ mod tests {
         }
         let mut expected: Vec<(Option<Kind>, u16, u64, u64)> =
             Outcome::ALL.iter().map(|outcome| (Some(Kind::Pushed), outcome.as_u16(), 9, 42)).collect();
-        expected.push((Some(Kind::Error), Code::OutcomeUnknown.as_u16(), 9, 42));
+        let unknown = Code::OutcomeUnknown.as_u16();
+        expected.push((Some(Kind::Error), unknown, 9, 42));
+        expected.push((Some(Kind::Error), unknown, 9, 0));
+        expected.push((Some(Kind::Pushed), 0, 9, 0));
         assert_eq!(answers(&out), expected);
     }
 
@@ -295,7 +300,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(frames) = frames(&bytes, 1_000, 1_024) {
                 for frame in frames {
-                    let _ = Asked::of(&frame, WAIT);
+                    let _ = Asked::of(&frame, WAIT, 1_024);
                 }
             }
         }

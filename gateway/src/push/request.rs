@@ -1,15 +1,15 @@
 //! What a push asks for: from the JSON of a request to a [`Push`]. No I/O.
 
 use crate::broadcast::{CLASSES_MAX, Condition};
-use crate::core::head::{UNTIL_BYTES, until};
+use crate::core::head::{HEADED, MessageHead, UNTIL_BYTES, until};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::time::Duration;
-use trunkline_proto::{DEVICE_BYTES_MAX, HEADER_LONG, SERVICE_USERS};
-use trunkline_router::api::UserId;
+use trunkline_proto::{DEVICE_BYTES_MAX, HEADER_LONG, PushHead, SERVICE_USERS, flags};
+use trunkline_router::api::{NO_USER, UserId};
 use trunkline_router::http::Scope;
 
 /// Users that one push may name.
@@ -24,7 +24,7 @@ const SENDER_BYTES: usize = 8;
 
 /// Whom a push is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// Ascending, each once.
     Users(Vec<u64>),
     /// One device of a user, and no other.
@@ -56,24 +56,36 @@ impl fmt::Display for Target {
 
 /// A push, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Push {
-    pub(super) to: Target,
-    pub(super) service: u16,
+pub(crate) struct Push {
+    pub(crate) to: Target,
+    pub(crate) service: u16,
     /// The sender's id for it; `None` leaves it to the gateway.
-    pub(super) id: Option<u64>,
-    pub(super) payload: Vec<u8>,
+    pub(crate) id: Option<u64>,
+    pub(crate) payload: Vec<u8>,
     /// Its fate is to be known.
-    pub(super) ack: bool,
+    pub(crate) ack: bool,
     /// It may be kept for users who are offline.
-    pub(super) store: bool,
+    pub(crate) store: bool,
     /// It may have been sent before under its id.
     pub(super) retry: bool,
     /// After so many seconds nobody gets it any more; 0 for no such end.
     pub(super) ttl_secs: u32,
     /// When that is, seconds since the Unix epoch; 0 for never, or while nobody has said when it began.
-    pub(super) until_s: u32,
+    pub(crate) until_s: u32,
     /// How long the caller waits for the outcome; `None` is not at all.
     pub(super) wait: Option<Duration>,
+}
+
+/// A push as it goes to the homes of its recipients.
+#[derive(Debug)]
+pub(crate) struct OnItsWay {
+    /// Users, or one group.
+    pub(crate) recipients: Vec<u64>,
+    pub(crate) to_groups: bool,
+    /// Flags of the message besides ACK.
+    pub(crate) extra: u8,
+    /// What it says besides its payload goes before that.
+    pub(crate) payload: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -164,16 +176,7 @@ impl Push {
             },
         };
         let payload = STANDARD.decode(&body.payload).map_err(|error| format!("payload is not base64: {error}"))?;
-        let besides = match &to {
-            Target::Group(_) => SENDER_BYTES,
-            _ if ttl_secs > 0 => UNTIL_BYTES,
-            _ => 0,
-        };
-        let longest = frame_bytes_max.saturating_sub(HEADER_LONG + besides);
-        if payload.len() > longest {
-            let len = payload.len();
-            return Err(format!("payload has {len} bytes, and a frame holds {longest} at most (frame_bytes_max)"));
-        }
+        has_room(&to, ttl_secs, payload.len(), frame_bytes_max)?;
         let timeout_ms = body.timeout_ms.map_or(TIMEOUT_MS_DEFAULT, |whole| whole.0);
         if timeout_ms > TIMEOUT_MS_MAX {
             return Err(format!("timeout_ms has to be 0 to {TIMEOUT_MS_MAX}"));
@@ -195,18 +198,57 @@ impl Push {
         })
     }
 
+    /// The push that a PUSH_TO with a head is: `said` has what the frame says, and nobody to go to yet.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub(crate) fn with_head(head: PushHead, said: Push, frame_bytes_max: usize) -> Result<Push, String> {
+        let PushHead { users: named, device, group, ttl_secs, .. } = head;
+        if named.contains(&0) {
+            return Err(NO_USER.to_owned());
+        }
+        let to = match (named.len(), device.is_empty(), group) {
+            (1, false, 0) => Target::Device { user: users(named)?[0], device: named_device(device)? },
+            (1.., true, 0) => Target::Users(users(named)?),
+            (0, true, 1..) => Target::Group(group),
+            _ => return Err("a head has users, or one user and a device, or a group".to_owned()),
+        };
+        if ttl_secs > TTL_SECS_MAX {
+            return Err(format!("ttl_secs has to be 0 to {TTL_SECS_MAX}"));
+        }
+        let store = said.store && !matches!(to, Target::Device { .. });
+        fits(&to, Some(said.ack), Some(store), None, ttl_secs > 0, None)?;
+        has_room(&to, ttl_secs, said.payload.len(), frame_bytes_max)?;
+        Ok(Push { to, store, ttl_secs, ..said })
+    }
+
     /// The same, begun at this time of the wall clock.
-    pub(super) fn from(self, now_ms: u64) -> Push {
+    pub(crate) fn from(self, now_ms: u64) -> Push {
         let until_s = if self.ttl_secs > 0 { until(self.ttl_secs, now_ms) } else { 0 };
         Push { until_s, ..self }
     }
 
     /// How many have a result of their own: users, or the group.
-    pub(super) fn recipients(&self) -> usize {
+    pub(crate) fn recipients(&self) -> usize {
         match &self.to {
             Target::Users(users) => users.len(),
             Target::Device { .. } | Target::Group(_) | Target::Sessions(_) => 1,
         }
+    }
+
+    /// What goes to the homes of its recipients; `None` for a push to all sessions, which have none.
+    pub(crate) fn on_its_way(self) -> Option<OnItsWay> {
+        let (recipients, device, to_groups) = match self.to {
+            Target::Users(users) => (users, None, false),
+            Target::Device { user, device } => (vec![user], Some(device), false),
+            Target::Group(group) => (vec![group], None, true),
+            Target::Sessions(_) => return None,
+        };
+        let head = MessageHead { until_s: self.until_s, device: device.as_deref() };
+        let headed = if head.is_empty() { 0 } else { HEADED };
+        let payload = if head.is_empty() { self.payload } else { head.before(&self.payload) };
+        let no_store = if self.store { 0 } else { flags::NO_STORE };
+        Some(OnItsWay { recipients, to_groups, extra: no_store | headed, payload })
     }
 
     /// What a key has to have for it.
@@ -305,11 +347,7 @@ fn target(to: To) -> Result<Target, String> {
         }
         To { user: None, users: None, device: Some(named), group: None, all: None, condition: None } => {
             users(vec![named.user.0])?;
-            // Every session has a device: without a name it is the default one, which has this name here.
-            if named.device.is_empty() || named.device.len() > DEVICE_BYTES_MAX {
-                return Err(format!("to.device.device has to have 1 to {DEVICE_BYTES_MAX} bytes"));
-            }
-            Ok(Target::Device { user: named.user.0, device: named.device.into() })
+            Ok(Target::Device { user: named.user.0, device: named_device(named.device)? })
         }
         To { user: None, users: None, device: None, group: Some(group), all: None, condition: None } => {
             Ok(Target::Group(group.0))
@@ -322,6 +360,28 @@ fn target(to: To) -> Result<Target, String> {
             sessions(condition).map(Target::Sessions)
         }
         _ => Err(ONE_OF.to_owned()),
+    }
+}
+
+/// The name of a device. Every session has one: without a name it is the default one, which has this name here.
+fn named_device(device: String) -> Result<Box<str>, String> {
+    match device.len() {
+        1..=DEVICE_BYTES_MAX => Ok(device.into()),
+        _ => Err(format!("to.device.device has to have 1 to {DEVICE_BYTES_MAX} bytes")),
+    }
+}
+
+/// Whether a frame holds a payload of so many bytes with what goes before it on its way.
+fn has_room(to: &Target, ttl_secs: u32, payload: usize, frame_bytes_max: usize) -> Result<(), String> {
+    let besides = match to {
+        Target::Group(_) => SENDER_BYTES,
+        _ if ttl_secs > 0 => UNTIL_BYTES,
+        _ => 0,
+    };
+    let longest = frame_bytes_max.saturating_sub(HEADER_LONG + besides);
+    match payload <= longest {
+        true => Ok(()),
+        false => Err(format!("payload has {payload} bytes, and a frame holds {longest} at most (frame_bytes_max)")),
     }
 }
 

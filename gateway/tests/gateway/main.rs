@@ -64,3 +64,4 @@ mod upstreams;
 mod watch;
 mod webhooks;
 mod websocket;
+mod worker_pushes;
