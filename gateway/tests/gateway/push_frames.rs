@@ -8,6 +8,8 @@ use crate::support::scratch::ScratchFile;
 use crate::support::wire::{Frame, code, flag, outcome};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use trunkline_proto::prost::Message;
+use trunkline_proto::{PushHead, PushReport, call_flags};
 use trunkline_router::http::{NewKey, Scope};
 
 const PUSH_TO: u8 = 0x22;
@@ -84,6 +86,22 @@ fn each_frame_is_pushed_in_order_and_answered_once() {
         let (_, over) = post(address, "", &headers, &body);
         assert_eq!(answers(&over), with_last(PUSHED, outcome::DELIVERED));
         client.ping();
+
+        // One frame for several users has one answer, with the count of each outcome.
+        let head = PushHead { users: vec![1, 2], ..PushHead::default() }.encode_to_vec();
+        let body = [&(head.len() as u16).to_be_bytes()[..], &head, b"both"].concat();
+        let body = push_to(SERVICE, 7, 0, flag::ACK | call_flags::HEAD, &body);
+        let both = {
+            let (headers, body) = (shop.clone(), body.clone());
+            std::thread::spawn(move || post(address, "?timeout_ms=20000", &headers, &body))
+        };
+        let frame = recv_push(&mut client);
+        assert_eq!((frame.id, &frame.body[..]), (7, &b"both"[..]));
+        client.ack(&frame);
+        let (status, answer) = both.join().expect("an answer");
+        assert_eq!((status, answers(&answer)), (200, vec![(PUSHED, 0, 7, 0)]));
+        let expected = PushReport { delivered: 1, offline: 1, ..PushReport::default() };
+        assert_eq!(PushReport::decode(&answer[32..]), Ok(expected));
 
         // Who may push to groups alone may push none of these.
         let (status, denied) = post(address, "", &groups, &acked(4, 1));
