@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-tls-scanners test-cert-swap lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -52,6 +52,10 @@ test-proxies: setup ## The configurations of docs/proxies.md with nginx and HAPr
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-proxies.sh
 
+test-nginx-parity: setup ## The same calls over the same servers by nginx and by the gateway: picks and failures side by side (a minute)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-nginx-parity.py target/quick/gateway
+
 test-tls-scanners: setup ## testssl.sh, sslyze, OpenSSL and GnuTLS against the port for clients; installs them (five minutes)
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-tls.sh
@@ -79,10 +83,10 @@ fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
 	scripts/fuzz.sh 60
 
 sim-scale: setup ## A hundred nodes of 64 shards in virtual time: records, bytes and time of a crash, a join and a rolling restart
-	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-gateway --lib a_hundred_nodes -- --nocapture
+	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-core --lib a_hundred_nodes -- --nocapture
 
 soak-cluster-sim: setup ## The simulator of several nodes for an hour (SECS=3600), a new seed each time; prints the seeds
-	TRUNKLINE_CLUSTER_SOAK_SECS=$(or $(SECS),3600) $(CARGO) test --locked -p trunkline-gateway --lib cluster_soak -- --nocapture
+	TRUNKLINE_CLUSTER_SOAK_SECS=$(or $(SECS),3600) $(CARGO) test --locked -p trunkline-core --lib cluster_soak -- --nocapture
 
 soak-cluster: setup ## Nodes paused, cut off and without Redis for a minute each, below traffic (ten minutes)
 	TRUNKLINE_TROUBLE_SECS=60 $(CARGO) test --locked -p trunkline-gateway --test gateway cluster_trouble:: -- --test-threads 1

@@ -50,6 +50,8 @@ for count in $((conns / 10)) "$conns"; do
   run "hold-wss-$count" hold --transport wss --conns "$count" --secs 60 --control $((count / 100)) --fast-open "${cores[@]}" "${warm[@]}"
 done
 run "fanout-$conns" fanout --members "$conns" --rounds 3 --secs 3 "${cores[@]}"
+# The pace is that of each shard, of which there are some fifty where a process may have 20,000 descriptors.
+run "push-$conns" push --only all --users "$conns" --broadcast-per-sec 2000 --rounds 1
 run "storm-$((conns / 5))" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 "${cores[@]}"
 run "storm-$((conns / 5))-backlog" storm --conns $((conns / 5)) --secs 20 --control 2000 --rate 2000 --backlog 5 "${cores[@]}"
 target/release/bench plot "$out"/hold-*[0-9].json --out "$out"

@@ -2,6 +2,7 @@
 # Measures the figures of the README and of docs/figures.md, draws the pictures, and writes both anew. The machine should do nothing
 # else. Arguments: folder for the results [benches/results], and which parts [all]:
 #   messages idle rate transports handshakes fanout   half an hour together
+#   calls push watch               calls beside other servers, pushes beside messages, who is online; ten minutes together
 #   store                          what is kept for users who are away, ten minutes; NATS_SERVER names a nats-server from 2.10 on
 #   vs                             beside other servers that are installed, some minutes (scripts/bench-vs.sh)
 #   cluster                        nodes and Redis, some minutes (scripts/bench-cluster.sh)
@@ -12,7 +13,7 @@ bench=target/release/bench
 out=${1:-benches/results}
 [ $# -gt 0 ] && shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout store vs cluster million)
+[ ${#parts[@]} -gt 0 ] || parts=(messages idle rate transports handshakes fanout calls push watch store vs cluster million)
 mkdir -p "$out"
 
 run() { # name, arguments…
@@ -77,6 +78,24 @@ fanout() {
   run fanout-100000-burst4 fanout --members 100000 --burst 4 "${casts[@]}"
 }
 
+calls() {
+  run calls calls --rounds 7 --secs 2
+}
+
+push() {
+  run push push --rounds 7 --secs 2
+  # More than a ring holds, on several shards; the pace is that of each.
+  run push-all push --only all --users 100000 --broadcast-per-sec 5000 --rounds 3
+}
+
+watch() {
+  # Each user stays, in or out, for half a minute on the average; then for less than a second, so that hardly anything is told before
+  # the end; then on several shards, each of which has a place for each user.
+  run watch-100000 watch --watches 100000 --users 10000 --changes 300 --secs 60
+  run watch-1000000 watch --watches 1000000 --users 15000 --changes 20000 --secs 30
+  run watch-1000000-users-100000 watch --watches 1000000 --users 100000 --changes 20000 --secs 30
+}
+
 store() {
   # One before 2.10 cannot be told to sync always, and is left out with the way to have a later one.
   local nats=(--nats-server "${NATS_SERVER:-nats-server}")
@@ -109,9 +128,9 @@ million() {
 
 for part in "${parts[@]}"; do
   case $part in
-    messages | idle | rate | transports | handshakes | fanout | store | vs | cluster | million) "$part" ;;
+    messages | idle | rate | transports | handshakes | fanout | calls | push | watch | store | vs | cluster | million) "$part" ;;
     *)
-      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, fanout, store, vs, cluster and million" >&2
+      echo "bench: there is no part $part: messages, idle, rate, transports, handshakes, fanout, calls, push, watch, store, vs, cluster and million" >&2
       exit 2
       ;;
   esac

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where the paths in a document begin, if not at the root of the repository.
-BASES = {"gateway/ARCHITECTURE.md": "gateway/src"}
+BASES = {"gateway/ARCHITECTURE.md": ["gateway/core/src", "gateway/src"]}
 
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`]+)`")
@@ -20,7 +20,7 @@ FUNCTION = re.compile(r"(\w+)\(\)")
 METRIC = re.compile(r"trunkline_[a-z_]*[a-z]\b")
 MAKE = re.compile(r"make ([a-z][a-z-]*)")
 # Not metrics: crates and programs.
-NOT_METRICS = {"trunkline_gateway", "trunkline_router", "trunkline_proto", "trunkline_client"}
+NOT_METRICS = {"trunkline_gateway", "trunkline_core", "trunkline_router", "trunkline_proto", "trunkline_client"}
 
 faults = []
 
@@ -62,13 +62,13 @@ def check_link(document, line, target):
 
 def check_names(document, line, codes):
     """Files named in a line exist, and each function of it is one of theirs."""
-    base = BASES.get(str(document))
-    files = [code for code in codes if SOURCE.fullmatch(code) and (base or "/" in code)]
+    bases = BASES.get(str(document), [])
+    files = [code for code in codes if SOURCE.fullmatch(code) and (bases or "/" in code)]
     sources = []
     for code in files:
-        file = next((file for file in [ROOT / (base or "") / code, ROOT / code] if file.is_file()), None)
-        if file:
-            sources.append(file.read_text())
+        found = [file for file in [ROOT / base / code for base in [*bases, ""]] if file.is_file()]
+        if found:
+            sources.extend(file.read_text() for file in found)
         else:
             faults.append(f"{document}:{line}: there is no {code}")
     if not sources:

@@ -18,6 +18,7 @@ DOCUMENTS = ["README.md", "docs/figures.md"]
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 CONFIDENCE_MIN = 0.95
 NONE = "–"
+MISSING = "Not measured yet.\n"
 
 
 def result(name):
@@ -27,7 +28,8 @@ def result(name):
 
 def command(report):
     """What was typed, without the file it was written to."""
-    words = report.get("command", [])[1:]
+    # Where a program lies is of that machine alone.
+    words = [Path(word).name if word.startswith("/") else word for word in report.get("command", [])[1:]]
     if words:
         at = words.index("--json") if "--json" in words else len(words)
         return "bench " + " ".join(words[:at] + words[at + 2 :])
@@ -77,6 +79,28 @@ def ratio(values):
     if confidence == 0:
         return f"{statistics.median(values):.2f}"
     return f"{statistics.median(values):.2f} ({low:.2f} to {high:.2f}, {confidence:.0%})".replace("%)", " %)")
+
+
+def bounded(told):
+    """A ratio as a report of the bench has it."""
+    if not told:
+        return NONE
+    if told["confidence"] == 0:
+        return f"{told['median']:.2f}"
+    return f"{told['median']:.2f} ({told['low']:.2f} to {told['high']:.2f}, {told['confidence']:.0%})".replace("%)", " %)")
+
+
+def note(report, servers, own):
+    """Command, versions of others, and who was left out or broke."""
+    others = [server for server in servers if not server["name"].startswith(own)]
+    skipped = [f"{name} was not there" for name, _ in report.get("skipped", [])]
+    return "\n" + "; ".join([code(report)] + others_of(others) + skipped) + ".\n"
+
+
+def others_of(servers):
+    named = lambda server: server["version"] if server["name"] in server["version"] else f"{server['name']}: {server['version']}"
+    versions = [named(server) for server in servers if server["rounds"]]
+    return versions + [f"{server['name']} is left out: {server['failed']}" for server in servers if server.get("failed")]
 
 
 def table(head, rows):
@@ -277,9 +301,25 @@ def fanout_row(label, name):
         ratio([mine["cpu_us"] / theirs for mine, theirs in zip(report["gateway"], base)]),
         f"{1e6 / middle('cpu_us'):,.0f}",
         f"{middle('first_ms'):.1f} ms, {middle('last_ms'):,.0f} ms",
+        *[fanout_other(report, name) for name in FANOUT_OTHERS],
         f"{middle('server_cores'):.2f} + {middle('bench_cores'):.2f}",
         code(report),
     ]
+
+
+def fanout_other(report, name):
+    other = next((other for other in report.get("others", []) if other["name"] == name), None)
+    if not other or not other["rounds"]:
+        return NONE
+    spent = statistics.median(one["cpu_us"] for one in other["rounds"])
+    return f"{number(spent)} µs; {bounded(other['over_gateway'])}; {bounded(other['over_floor'])}"
+
+
+def fanout_note():
+    """Which versions of others they were, of the first run that has some."""
+    reports = (result(f"fanout-{name}") for name in ("15000", "15000-burst4", "15000-burst16", "100000", "100000-burst4", "1000000"))
+    others = next((report["others"] for report in reports if report and report.get("others")), [])
+    return f"\n{'; '.join(others_of(others))}.\n" if others else ""
 
 
 def fanout():
@@ -291,10 +331,135 @@ def fanout():
         fanout_row("4 at a time", "fanout-100000-burst4"),
         fanout_row("a million in a room, one at a time", "fanout-1000000"),
     ]
-    return table(FANOUT_HEAD, rows) if any(rows) else "Not measured yet.\n"
+    return table(FANOUT_HEAD, rows) + fanout_note() if any(rows) else MISSING
 
 
-FANOUT_HEAD = ["", "CPU for a raw send", "CPU for a delivery", "ratio (interval)", "deliveries a second and core", "first, last member", "cores: server + bench", "command"]
+FANOUT_OTHERS = ["nats-server", "redis-server", "mosquitto"]
+FANOUT_HEAD = ["", "CPU for a raw send", "CPU for a delivery", "ratio (interval)", "deliveries a second and core", "first, last member",
+               "nats-server: CPU for a delivery; over the gateway's; over the raw send's", "redis-server", "mosquitto",
+               "cores: server + bench", "command"]
+
+
+# Calls
+
+
+CALLS_HEAD = ["a call and its answer", "CPU of the server in between", "over the floor (interval)",
+              "of the gateway with a worker, over it", "calls a second", "p50, p99", "cores: server + bench"]
+
+
+def calls_row(case, ratios):
+    rounds = case["rounds"]
+    if not rounds:
+        return None
+    middle = lambda of: statistics.median(of(round) for round in rounds)
+    return [
+        case["name"] if case["name"] == "floor" else f"{case['name']}: {case['what']}",
+        f"{number(middle(lambda round: round['cpu_us_per_message']))} µs",
+        bounded(ratios.get((case["name"], "floor"))),
+        bounded(ratios.get(("gateway, worker", case["name"]))) if case["name"] != "floor" else NONE,
+        f"{middle(lambda round: round['rate']):,.0f}",
+        f"{ms(middle(lambda round: round['latency']['p50_us']))}, {ms(middle(lambda round: round['latency_corrected']['p99_us']))}",
+        f"{middle(lambda round: round['cores']):.2f} + {middle(lambda round: round['bench_cores']):.2f}",
+    ]
+
+
+def calls():
+    report = result("calls")
+    if not report:
+        return MISSING
+    ratios = {(one["case"], one["over"]): one for one in report["ratios"]}
+    rows = [calls_row(case, ratios) for case in report["cases"]]
+    return table(CALLS_HEAD, rows) + note(report, report["cases"], ("floor", "gateway"))
+
+
+# Pushes
+
+
+PUSH_HEAD = ["", "CPU of the gateway for one", "over a message (interval)", "of that its services thread", "a second and services core",
+             "a second, all on one core", "p50, p99", "cores: server + bench"]
+
+
+def push_row(case, ratios):
+    rounds = case["rounds"]
+    if not rounds:
+        return None
+    middle = lambda of: statistics.median(of(round) for round in rounds)
+    told = [round for round in rounds if "services_cpu_us" in round]
+    return [
+        f"{case['name']}: {case['what']}",
+        f"{number(middle(lambda round: round['cpu_us']))} µs",
+        bounded(ratios.get(case["name"])),
+        f"{number(middle(lambda round: round['services_cpu_us']))} µs" if told else NONE,
+        f"{middle(lambda round: round['per_second_and_services_core']):,.0f}" if told else NONE,
+        f"{middle(lambda round: round['rate']):,.0f}",
+        f"{ms(middle(lambda round: round['latency']['p50_us']))}, {ms(middle(lambda round: round['latency_corrected']['p99_us']))}",
+        f"{middle(lambda round: round['cores']):.2f} + {middle(lambda round: round['bench_cores']):.2f}",
+    ]
+
+
+def cast_note(report):
+    casts = next((case["casts"] for case in report["cases"] if case.get("casts")), None)
+    if not casts:
+        return ""
+    middle = lambda field: statistics.median(cast[field] for cast in casts)
+    return (
+        f"One push to all, {plural(len(casts), 'time')}: {middle('sessions'):,.0f} sessions of {report['arguments']['users']:,} each time, "
+        f"{middle('per_second'):,.0f} a second with {middle('per_second_max'):,.0f} allowed, the first after {middle('first_ms'):.1f} ms and "
+        f"the last after {middle('last_ms'):,.0f} ms; {number(middle('cpu_us'))} µs of CPU for each ({code(report)}).\n"
+    )
+
+
+def push():
+    report = result("push")
+    all_of_them = [found for found in (report, result("push-all"), result("push-1000000")) if found]
+    if not all_of_them:
+        return MISSING
+    text = ""
+    if report:
+        ratios = {one["case"]: one for one in report["ratios"]}
+        text = table(PUSH_HEAD, [push_row(case, ratios) for case in report["cases"]])
+        text += f"\n{report['arguments']['users']:,} users who are there; {code(report)}.\n"
+    casts = [cast_note(found) for found in all_of_them]
+    return text + "".join(f"\n{cast}" for cast in casts if cast)
+
+
+# Watches
+
+
+WATCH_HEAD = ["", "states told a second", "memory of a watch: tables, process", "told: who has come, p50, p99", "who has gone, 10 s of waiting in it",
+              "last state of who is in; out: p99", "all true after", "changes of one user told to one: most; allowed", "memory at its peak, over that before",
+              "cores: server + bench", "command"]
+
+
+def plural(count, what):
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def watch_row(name):
+    report = result(name)
+    if not report:
+        return None
+    given, told, memory = report["arguments"], report["told"], report["memory"]
+    both = lambda lag: f"{ms(lag['p50_us'])}, {ms(lag['p99_us'])}" if lag["count"] else NONE
+    late = lambda lag: ms(lag["p99_us"]) if lag["count"] else NONE
+    return [
+        f"{given['watches']:,} watches of {given['users']:,} users on {plural(report['shards'], 'shard')}, {report['changes_per_second']:,.0f} changes a second",
+        f"{told['states_per_second']:,.0f}",
+        f"{memory['tables_per_watch']:.1f} B, {memory['rss_per_watch']:.1f} B",
+        both(report["lag_online"]),
+        both(report["lag_offline"]),
+        f"{late(report['last_online'])}; {late(report['last_offline'])}",
+        f"{report['all_true_secs']:.1f} s",
+        f"{told['most_of_one']}; {told['most_of_one_allowed']}",
+        f"{memory['peak_ratio']:.2f}",
+        f"{report['cores']:.2f} + {report['bench_cores']:.2f}",
+        code(report),
+    ]
+
+
+def watch():
+    rows = [watch_row(name) for name in ("watch-100000", "watch-1000000", "watch-1000000-users-100000")]
+    return table(WATCH_HEAD, rows) if any(rows) else MISSING
 
 
 # What is kept for users who are away
@@ -518,6 +683,9 @@ def blocks():
         "idle": table(IDLE_HEAD, idle_all()),
         "handshakes": handshakes(),
         "fanout": fanout(),
+        "calls": calls(),
+        "push": push(),
+        "watch": watch(),
         "store": store(),
         "situations": table(["", "", "command"], situation_rows()),
         "rate": table(RATE_HEAD, rate_rows()),

@@ -38,7 +38,7 @@ pub(crate) enum Discrepancy {
     StampNotIncreasing { message: Message, stamp: u64, before: u64 },
     /// It was delivered, but its sender was never told.
     Unconfirmed(Message),
-    /// Its sender was told twice.
+    /// Its sender was told twice, or of another one in its place.
     ConfirmedTwice(Message),
     /// Its sender was told that it was not delivered.
     Refused { message: Message, outcome: u16 },
@@ -75,8 +75,8 @@ impl fmt::Display for Discrepancy {
             Discrepancy::StampNotIncreasing { message, stamp, before } => {
                 write!(f, "{message} has stamp {stamp:#x}, not above {before:#x} of the one before")
             }
-            Discrepancy::Unconfirmed(message) => write!(f, "{message} was delivered, but its sender got no SENT"),
-            Discrepancy::ConfirmedTwice(message) => write!(f, "{message} was confirmed by two SENT"),
+            Discrepancy::Unconfirmed(message) => write!(f, "{message} was delivered, but its sender was never told"),
+            Discrepancy::ConfirmedTwice(message) => write!(f, "{message} was confirmed twice"),
             Discrepancy::Refused { message, outcome } => match Outcome::from_u16(*outcome) {
                 Some(known) => write!(f, "{message} got SENT with outcome {outcome} ({known:?})"),
                 None => write!(f, "{message} got SENT with the unknown outcome {outcome}"),

@@ -4,13 +4,14 @@
 //! Every client is in one room; the first one sends, the others receive. In each cast it sends a few messages at once
 //! and waits until all of them have come to everybody and are answered. The floor does with the same bytes the least
 //! that any server can: what arrives on one connection it sends on all others, one send each, and reads nothing of it.
+//! Other servers do it with one subject to which all but the sender subscribe.
 //!
 //! Each message carries its number in the run. A member that misses one, gets one twice, or gets one out of order ends
 //! the run.
 
 use std::{
     net::SocketAddrV4,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,11 +27,13 @@ use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
 use crate::{
     affinity::{on_load_core, pin},
     clock::now_ns,
+    dialect::{Event, Mqtt, Nats, Resp, Subjects},
     discrepancy::{Discrepancy, describe},
     failure::Failure,
-    fleet::{Arm, Driver, Fleet},
+    fleet::{Arm, Driver, Fleet, Taken, take_frames},
     login::{Entrance, enter},
     pairs::GatewayArgs,
+    peers::{Layered, PEERS, Peer},
     process::{CpuTime, own_cpu},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
@@ -53,6 +56,14 @@ const SENDS_PER_SEC: &str = "1000000";
 const CAST_BYTES_MAX: u32 = 128 << 10;
 /// Joins under way at the same time.
 const JOINING_MAX: u32 = 256;
+/// Connections opened at the same time to another server: fewer than any one's backlog.
+const OPENING_MAX: u32 = 100;
+/// Others are set up for 18,000 connections.
+const OTHERS_MEMBERS_MAX: u32 = 17_900;
+/// The subject of others; users, whose own subject the sender has, are numbered from 1.
+const SUBJECT: u64 = 0;
+/// How long a room is left to itself before it is measured.
+const CALM: Duration = Duration::from_millis(50);
 /// How long nothing may happen while something is awaited.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -68,12 +79,16 @@ pub(crate) struct FanoutArgs {
     /// Messages that the sender writes at once: a member gets them together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     burst: u32,
-    /// Rounds, in each of which floor and gateway take turns
+    /// Rounds, in each of which every server is measured; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
     /// Seconds of a round for each of them; at least one cast is made
     #[arg(long, default_value_t = 3.0)]
     secs: f64,
+    /// Only these beside the gateway, by name: nats-server, redis-server, mosquitto; none for nobody [default: all that
+    /// are installed, where they have room for the members and one core is measured]
+    #[arg(long, value_delimiter = ',')]
+    peer: Vec<String>,
     #[command(flatten)]
     #[serde(flatten)]
     cores: CoresArgs,
@@ -101,6 +116,68 @@ struct Round {
     longest_ms: f64,
 }
 
+/// What a server speaks.
+#[derive(Clone, Copy)]
+enum Speech {
+    Floor,
+    Gateway,
+    /// One subject, to which the members subscribe.
+    Other(&'static dyn Subjects),
+}
+
+/// Those that are no part of this project: name, how their members subscribe, and what is done.
+const OTHERS: [(&str, &dyn Subjects, &str); 3] = [
+    ("nats-server", &Nats, "PUB to one subject"),
+    ("redis-server", &Resp, "PUBLISH to one channel, RESP3"),
+    ("mosquitto", &Mqtt, "PUBLISH to one topic, MQTT 3.1.1, QoS 0"),
+];
+
+/// A server in the comparison.
+struct Contestant {
+    name: &'static str,
+    speech: Speech,
+    version: String,
+    server: Option<Server>,
+    rounds: Vec<Round>,
+    /// Why another's was left out from some point on.
+    failed: Option<String>,
+}
+
+impl Contestant {
+    fn new(name: &'static str, speech: Speech, version: String, server: Option<Server>) -> Contestant {
+        Contestant { name, speech, version, server, rounds: Vec::new(), failed: None }
+    }
+
+    /// Takes a result over. Another's failure ends its part; one of the floor or of the gateway ends the run.
+    fn keep<T>(&mut self, result: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        let failure = match (result, &mut self.server) {
+            (Ok(value), _) => return Ok(Some(value)),
+            (Err(failure), Some(server)) => server.explain(failure),
+            (Err(failure), None) => failure,
+        };
+        if !matches!(self.speech, Speech::Other(_)) {
+            return Err(failure);
+        }
+        eprintln!("{} is left out from here on: {failure}", self.name);
+        self.failed = Some(failure.to_string());
+        self.server = None;
+        Ok(None)
+    }
+}
+
+/// What another server did.
+#[derive(Debug, Serialize)]
+struct Other {
+    name: &'static str,
+    what: &'static str,
+    version: String,
+    rounds: Vec<Round>,
+    failed: Option<String>,
+    /// CPU for a delivery over that of the gateway and of the floor in the same rounds.
+    over_gateway: Option<Median>,
+    over_floor: Option<Median>,
+}
+
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     bench: &'static str,
@@ -111,6 +188,46 @@ struct Report<'a> {
     gateway: Vec<Round>,
     /// CPU for a delivery over the floor's of the same round; missing where one ring cannot hold the floor's connections.
     over_floor: Option<Median>,
+    others: Vec<Other>,
+    /// Others that took no part, each with the reason.
+    skipped: Vec<(&'static str, String)>,
+}
+
+/// CPU for a delivery of one server over that of another in the same rounds; `None` without rounds of both.
+fn over(server: &[Round], base: &[Round]) -> Option<Median> {
+    let of_rounds = server.iter().zip(base).map(|(one, other)| one.cpu_us / other.cpu_us);
+    (!server.is_empty() && !base.is_empty()).then(|| Median::of(of_rounds))
+}
+
+/// Those who take part beside the gateway, not started yet, and those who do not.
+type Others = (Vec<(&'static Peer, Contestant)>, Vec<(&'static str, String)>);
+
+fn others(args: &FanoutArgs, one_core: bool) -> Result<Others, Failure> {
+    let known = OTHERS.map(|(name, ..)| name);
+    if let Some(unknown) = args.peer.iter().find(|name| *name != "none" && !known.contains(&name.as_str())) {
+        return Err(Failure::Setup(format!("--peer {unknown} is not known: {} and none are", known.join(", "))));
+    }
+    let (mut taking_part, mut skipped) = (Vec::new(), Vec::new());
+    for (name, subjects, _) in OTHERS {
+        if !args.peer.is_empty() && !args.peer.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let peer = PEERS.iter().find(|peer| peer.name == name).expect("it is known");
+        let why = match peer.version() {
+            _ if !one_core => "one of its cores cannot be held against several of the gateway".to_owned(),
+            _ if args.members > OTHERS_MEMBERS_MAX => {
+                format!("it is set up for {OTHERS_MEMBERS_MAX} members, and here are {}", args.members)
+            }
+            Some(version) => {
+                taking_part.push((peer, Contestant::new(name, Speech::Other(subjects), version, None)));
+                continue;
+            }
+            None => format!("it is not installed; to install it: {}", peer.install),
+        };
+        eprintln!("{name} is left out: {why}");
+        skipped.push((name, why));
+    }
+    Ok((taking_part, skipped))
 }
 
 /// Runs `bench fanout`.
@@ -127,66 +244,116 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
     }
     gateway.also(&["--group-sends-per-sec", SENDS_PER_SEC, "--group-member-sends-per-sec", SENDS_PER_SEC]);
     let shares = args.cores.shares_of(&mut gateway, args.members)?;
-    let (mut floor_rounds, mut gateway_rounds) = (Vec::new(), Vec::new());
-    let mut floor = with_floor.then(|| Server::floor_fan_out(args.members)).transpose()?;
-    let mut server = match args.cores.shared_cores {
+    let (taking_part, skipped) = others(args, args.cores.shared_cores.is_none())?;
+    let own = || env!("CARGO_PKG_VERSION").to_owned();
+    let mut contestants = Vec::new();
+    if with_floor {
+        contestants.push(Contestant::new("floor", Speech::Floor, own(), Some(Server::floor_fan_out(args.members)?)));
+    }
+    let server = match args.cores.shared_cores {
         Some(_) => gateway.start_on(args.members, &args.cores.of_server())?,
         None => gateway.start(args.members)?,
     };
-    let load = || {
-        let mut floor_room = match &floor {
-            Some(floor) => Some(Room::enter(args, floor, shares.clone(), Entrance::Connect)?),
-            None => None,
-        };
-        let mut room = Room::enter(args, &server, shares, Entrance::Login)?;
-        for number in 1..=args.rounds {
-            let progress = Progress::new(format!("fanout {number}/{}", args.rounds));
-            for (room, server, rounds) in [
-                (floor_room.as_mut(), floor.as_ref(), &mut floor_rounds),
-                (Some(&mut room), Some(&server), &mut gateway_rounds),
-            ] {
-                if let (Some(room), Some(server)) = (room, server) {
-                    rounds.push(room.round(server, length, &progress)?);
-                }
-            }
-        }
-        if let Some(room) = floor_room {
-            room.close()?;
-        }
-        room.close()
+    contestants.push(Contestant::new("gateway", Speech::Gateway, own(), Some(server)));
+    let folder = std::env::temp_dir().join(format!("trunkline-bench-fanout-{}", std::process::id()));
+    let outcome = compare(args, &mut contestants, taking_part, shares, length, &folder);
+    // What is left of it, if anything, is in the temporary folder.
+    let _ = std::fs::remove_dir_all(&folder);
+    outcome?;
+    let mut rounds_of = |name: &str| {
+        let found = contestants.iter_mut().find(|contestant| contestant.name == name);
+        found.map(|contestant| std::mem::take(&mut contestant.rounds)).unwrap_or_default()
     };
-    let outcome = match args.cores.shared_cores {
-        Some(_) => thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                pin(args.cores.of_load(0))?;
-                load()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        }),
-        None => on_load_core(load),
-    };
-    outcome.map_err(|failure| server.explain(failure))?;
-    server.stop()?;
-    if let Some(floor) = floor.take() {
-        floor.stop()?;
-    }
-    let over_floor = with_floor.then(|| {
-        Median::of(floor_rounds.iter().zip(&gateway_rounds).map(|(floor, gateway)| gateway.cpu_us / floor.cpu_us))
+    let (floor, gateway) = (rounds_of("floor"), rounds_of("gateway"));
+    let of_others = contestants.into_iter().filter(|contestant| matches!(contestant.speech, Speech::Other(_)));
+    let others = of_others.map(|Contestant { name, version, rounds, failed, .. }| Other {
+        what: OTHERS.iter().find(|other| other.0 == name).map_or("", |other| other.2),
+        over_gateway: over(&rounds, &gateway),
+        over_floor: over(&rounds, &floor),
+        name,
+        version,
+        rounds,
+        failed,
     });
     let report = Report {
         bench: "fanout",
         machine: Machine::this(),
         arguments: args,
         command: std::env::args().collect(),
-        floor: floor_rounds,
-        gateway: gateway_rounds,
-        over_floor,
+        over_floor: over(&gateway, &floor),
+        others: others.collect(),
+        floor,
+        gateway,
+        skipped,
     };
     print_summary(&report);
     match &args.json {
         Some(path) => write_json(path, &report),
         None => Ok(()),
     }
+}
+
+/// Starts the others, lets everybody in everywhere, measures all of them in each round, and ends them.
+fn compare(
+    args: &FanoutArgs,
+    contestants: &mut Vec<Contestant>,
+    others: Vec<(&'static Peer, Contestant)>,
+    shares: Vec<Share>,
+    length: Duration,
+    folder: &Path,
+) -> Result<(), Failure> {
+    for (peer, mut other) in others {
+        let started = peer.start(folder, Layered { websocket: false, tls: None });
+        other.server = other.keep(started)?;
+        contestants.push(other);
+    }
+    let mut load = || {
+        let mut rooms = Vec::new();
+        for contestant in contestants.iter_mut() {
+            let room = match &contestant.server {
+                Some(server) => {
+                    let entered = Room::enter(args, server, shares.clone(), contestant.name, contestant.speech);
+                    contestant.keep(entered)?
+                }
+                None => None,
+            };
+            rooms.push(room);
+        }
+        let count = contestants.len();
+        for number in 1..=args.rounds {
+            // In turning order, so that none always has the machine as the same other one left it.
+            for turn in 0..count {
+                let at = (turn + number as usize - 1) % count;
+                let contestant = &mut contestants[at];
+                let (Some(room), Some(server)) = (&mut rooms[at], &contestant.server) else { continue };
+                let progress = Progress::new(format!("{} {number}/{}", contestant.name, args.rounds));
+                let measured = room.calm().and_then(|()| room.round(server, length, &progress));
+                match contestant.keep(measured)? {
+                    Some(round) => contestant.rounds.push(round),
+                    None => rooms[at] = None,
+                }
+            }
+        }
+        rooms.into_iter().flatten().try_for_each(Room::close)
+    };
+    match args.cores.shared_cores {
+        Some(_) => thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                pin(args.cores.of_load(0))?;
+                load()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?,
+        None => on_load_core(load)?,
+    }
+    for contestant in contestants {
+        match (contestant.server.take(), contestant.speech) {
+            (Some(server), Speech::Other(_)) => server.kill(),
+            (Some(server), Speech::Floor | Speech::Gateway) => server.stop()?,
+            (None, _) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The clients of one server, all in the room: those of this thread, the sender among them, and those of others.
@@ -228,8 +395,7 @@ struct Members {
     payload: Vec<u8>,
     /// The first connection sends.
     has_sender: bool,
-    /// It is the floor, which answers nothing.
-    is_floor: bool,
+    speech: Speech,
     burst: u32,
     sent: u32,
     joined: u32,
@@ -248,20 +414,24 @@ impl Clients {
         target: SocketAddrV4,
         (thread, first): (usize, u32),
         users: Vec<u64>,
-        entrance: Entrance,
+        (name, speech): (&'static str, Speech),
         part: Arc<Part>,
     ) -> Result<Clients, Failure> {
-        let name = if entrance == Entrance::Login { "gateway" } else { "floor" };
         let progress = if thread == 0 { Progress::new(name.to_owned()) } else { Progress::silent() };
         let burst_bytes = args.burst * (args.payload + 64);
         let mut fleet = Fleet::new(target, users.len() as u32, burst_bytes)?.numbered_from(first);
-        enter(&mut fleet, &users, entrance, Arm::Always, &progress)?;
+        match speech {
+            Speech::Floor => drop(enter(&mut fleet, &users, Entrance::Connect, Arm::Always, &progress)?),
+            Speech::Gateway => drop(enter(&mut fleet, &users, Entrance::Login, Arm::Always, &progress)?),
+            // They connect and subscribe in one.
+            Speech::Other(_) => {}
+        }
         let members = Members {
             seen: vec![0; users.len()],
             users,
             payload: vec![0; SENDER_BYTES + args.payload as usize],
             has_sender: thread == 0,
-            is_floor: entrance == Entrance::Connect,
+            speech,
             burst: args.burst,
             sent: 0,
             joined: 0,
@@ -272,8 +442,10 @@ impl Clients {
             last_ns: 0,
         };
         let mut clients = Clients { fleet, members, part };
-        if !clients.members.is_floor {
-            clients.join(&progress)?;
+        match speech {
+            Speech::Floor => {}
+            Speech::Gateway => clients.join(&progress)?,
+            Speech::Other(_) => clients.subscribe(name, &progress)?,
         }
         clients.part.entered.store(true, Ordering::Release);
         Ok(clients)
@@ -298,6 +470,26 @@ impl Clients {
                 last_progress = Instant::now();
             } else if last_progress.elapsed() > PATIENCE {
                 let waiting_for = format!("GROUP_OK; {} of {count} are there", self.members.joined);
+                return Err(Failure::Stalled { waiting_for, after: PATIENCE });
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects, and lets each subscribe.
+    fn subscribe(&mut self, name: &str, progress: &Progress) -> Result<(), Failure> {
+        let count = self.members.seen.len() as u32;
+        let bar = progress.phase("subscriptions", count.into());
+        let mut last_progress = Instant::now();
+        while self.members.joined < count {
+            let (opened, joined) = (self.fleet.opened(), self.members.joined);
+            self.fleet.open((count - opened).min(OPENING_MAX.saturating_sub(opened - joined)))?;
+            self.turn(Duration::from_millis(50))?;
+            bar.set(self.members.joined.into());
+            if self.members.joined > joined {
+                last_progress = Instant::now();
+            } else if last_progress.elapsed() > PATIENCE {
+                let waiting_for = format!("{name} to let members in; {joined} of {count} are there");
                 return Err(Failure::Stalled { waiting_for, after: PATIENCE });
             }
         }
@@ -329,7 +521,14 @@ impl Clients {
 
 impl Room {
     /// Everybody comes in: a thread for each share of them.
-    fn enter(args: &FanoutArgs, server: &Server, shares: Vec<Share>, entrance: Entrance) -> Result<Room, Failure> {
+    fn enter(
+        args: &FanoutArgs,
+        server: &Server,
+        shares: Vec<Share>,
+        name: &'static str,
+        speech: Speech,
+    ) -> Result<Room, Failure> {
+        let who = (name, speech);
         let count = shares.iter().map(|share| share.users.len() as u64).sum();
         let parts: Vec<Arc<Part>> = shares.iter().map(|_| Arc::default()).collect();
         let (mut others, mut first, mut own) = (Vec::new(), 0, Vec::new());
@@ -343,8 +542,7 @@ impl Room {
             let (args, target, core) = (args.clone(), server.address(), args.cores.of_load(number));
             let work = move || {
                 let ends = Arc::clone(&part);
-                let entered =
-                    pin(core).and_then(|()| Clients::enter(&args, target, place, share.users, entrance, part));
+                let entered = pin(core).and_then(|()| Clients::enter(&args, target, place, share.users, who, part));
                 let outcome = entered.and_then(Clients::receive);
                 ends.ends.store(true, Ordering::Release);
                 outcome
@@ -352,7 +550,7 @@ impl Room {
             let thread = thread::Builder::new().name(format!("load-{number}")).spawn(work);
             others.push(thread.map_err(|error| Failure::system("starting a thread", error))?);
         }
-        let clients = Clients::enter(args, server.address(), (0, 0), own, entrance, Arc::clone(&parts[0]))?;
+        let clients = Clients::enter(args, server.address(), (0, 0), own, who, Arc::clone(&parts[0]))?;
         let mut room = Room { clients, parts, others, count };
         while !room.parts.iter().all(|part| part.entered.load(Ordering::Acquire)) {
             room.turn()?;
@@ -390,6 +588,15 @@ impl Room {
         Ok(())
     }
 
+    /// Takes what a server says by itself while others are measured, and lets it come to rest.
+    fn calm(&mut self) -> Result<(), Failure> {
+        let until = Instant::now() + CALM;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            self.clients.turn(left)?;
+        }
+        Ok(())
+    }
+
     /// Casts for as long as told, and what that cost the server.
     fn round(&mut self, server: &Server, length: Duration, progress: &Progress) -> Result<Round, Failure> {
         let bar = progress.phase("casts", length.as_millis() as u64);
@@ -422,7 +629,7 @@ impl Room {
     fn cast(&mut self) -> Result<(f64, f64), Failure> {
         let Clients { fleet, members, .. } = &mut self.clients;
         members.settled = 0;
-        let answers = if members.is_floor { 0 } else { members.burst };
+        let answers = if matches!(members.speech, Speech::Gateway) { members.burst } else { 0 };
         let wanted = u64::from(members.burst) * (self.count - 1);
         fleet.stage(0, |out| (0..members.burst).for_each(|_| members.put(out)));
         let (sent_ns, before) = (now_ns(), self.arrived());
@@ -455,21 +662,25 @@ impl Members {
         self.sent += 1;
         let number = u64::from(self.sent);
         self.payload[SENDER_BYTES..SENDER_BYTES + NUMBER_BYTES].copy_from_slice(&number.to_be_bytes());
-        let (kind, flags, skipped) =
-            if self.is_floor { (Kind::GroupDeliver, 0, 0) } else { (Kind::GroupSend, flags::ACK, SENDER_BYTES) };
-        let header = Header { kind, flags, aux: 0, id: number, peer: ROOM, stamp: 0 };
-        encode(out, &header, &self.payload[skipped..]);
+        let (kind, flags, payload) = match self.speech {
+            Speech::Floor => (Kind::GroupDeliver, 0, &self.payload[..]),
+            Speech::Gateway => (Kind::GroupSend, flags::ACK, &self.payload[SENDER_BYTES..]),
+            Speech::Other(subjects) => return subjects.send(SUBJECT, &self.payload[SENDER_BYTES..], out),
+        };
+        encode(out, &Header { kind, flags, aux: 0, id: number, peer: ROOM, stamp: 0 }, payload);
     }
 
-    fn delivered(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64) -> Result<(), Failure> {
+    /// A message has come; `payload` is as it was sent, without who sent it.
+    fn delivered(&mut self, connection: u32, payload: &[u8], now_ns: u64) -> Result<(), Failure> {
         let user = self.users[connection as usize];
         let is_sender = self.has_sender && connection == 0;
-        let unexpected = |frame: String| Failure::from(Discrepancy::Unexpected { user, frame });
         let seen = &mut self.seen[connection as usize];
-        let number = frame.body.get(SENDER_BYTES..SENDER_BYTES + NUMBER_BYTES).and_then(|bytes| bytes.try_into().ok());
+        let number = payload.get(..NUMBER_BYTES).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
         let wanted = u64::from(*seen) + 1;
-        if frame.body.len() != self.payload.len() || number.map(u64::from_be_bytes) != Some(wanted) || is_sender {
-            return Err(unexpected(format!("{} in place of message {wanted}: {:?}", describe(frame), number)));
+        let bytes = payload.len();
+        if bytes + SENDER_BYTES != self.payload.len() || number != Some(wanted) || is_sender {
+            let frame = format!("message {number:?} of {bytes} B in place of message {wanted}");
+            return Err(Discrepancy::Unexpected { user, frame }.into());
         }
         *seen += 1;
         self.arrived += 1;
@@ -486,13 +697,41 @@ impl Members {
 }
 
 impl Driver for Members {
-    fn connected(&mut self, _: u32, _: &mut Vec<u8>) -> Result<Arm, Failure> {
-        unreachable!("every connection is open")
+    fn connected(&mut self, connection: u32, out: &mut Vec<u8>) -> Result<Arm, Failure> {
+        let Speech::Other(subjects) = self.speech else { unreachable!("every connection is open") };
+        let user = self.users[connection as usize];
+        match self.has_sender && connection == 0 {
+            true => subjects.enter(user, out),
+            false => subjects.enter_for(user, SUBJECT, out),
+        }
+        Ok(Arm::Always)
+    }
+
+    fn received(&mut self, connection: u32, bytes: &[u8], now_ns: u64, out: &mut Vec<u8>) -> Result<Taken, Failure> {
+        let Speech::Other(subjects) = self.speech else { return take_frames(self, connection, bytes, now_ns, out) };
+        let mut taken = Taken { bytes: 0, frames: 0 };
+        while let Some((event, length)) =
+            subjects.next(&bytes[taken.bytes..]).map_err(|what| self.lost(connection, &what))?
+        {
+            match event {
+                Event::Ready => self.joined += 1,
+                Event::Message(payload) => self.delivered(connection, payload, now_ns)?,
+                Event::Answer(answer) => out.extend_from_slice(answer),
+                Event::Nothing => {}
+                Event::Refused(why) => return Err(self.lost(connection, &why)),
+            }
+            taken.frames += 1;
+            taken.bytes += length;
+        }
+        Ok(taken)
     }
 
     fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, _: &mut Vec<u8>) -> Result<(), Failure> {
         match frame.known() {
-            Some(Kind::GroupDeliver) => self.delivered(connection, frame, now_ns),
+            Some(Kind::GroupDeliver) => match frame.body.get(SENDER_BYTES..) {
+                Some(payload) => self.delivered(connection, payload, now_ns),
+                None => Err(Discrepancy::unexpected(self.users[connection as usize], frame).into()),
+            },
             Some(Kind::GroupOk) => {
                 self.joined += 1;
                 Ok(())
@@ -542,13 +781,37 @@ fn print_summary(report: &Report<'_>) {
         rows.push(row("floor", &report.floor));
     }
     rows.push(row("gateway", &report.gateway));
+    rows.extend(
+        report.others.iter().filter(|other| !other.rounds.is_empty()).map(|other| row(other.name, &other.rounds)),
+    );
     println!("{}", table(&head, &rows));
     let deliveries: u64 = report.gateway.iter().map(|round| round.deliveries).sum();
     println!("{deliveries} deliveries of the gateway, each to the right member, once and in order");
     match &report.over_floor {
-        Some(ratio) => println!("CPU for a delivery over the floor: {ratio}\n{INTERVALS}"),
-        None => {
-            println!("The floor is left out: it is one ring, whose table cannot hold {} connections.", args.members)
+        Some(ratio) => println!("CPU for a delivery over the floor: {ratio}"),
+        None if args.cores.shared_cores.is_some() => {
+            println!("The floor is left out: it has one core, and is no measure of several.");
         }
+        None => {
+            println!("The floor is left out: it is one ring, whose table cannot hold {} connections.", args.members);
+        }
+    }
+    for other in &report.others {
+        if let Some(ratio) = &other.over_gateway {
+            println!("CPU for a delivery of {} over the gateway's: {ratio}", other.name);
+        }
+        if let Some(ratio) = &other.over_floor {
+            println!("CPU for a delivery of {} over the floor: {ratio}", other.name);
+        }
+    }
+    println!("{INTERVALS}");
+    for other in &report.others {
+        println!("{}: {}; {}", other.name, other.what, other.version);
+        if let Some(failed) = &other.failed {
+            println!("  left out from some point on: {failed}");
+        }
+    }
+    for (name, why) in &report.skipped {
+        println!("{name} is left out: {why}");
     }
 }

@@ -118,20 +118,7 @@ pub(crate) trait Driver {
 
     /// Bytes have come, from the start of a frame on. The default takes them for frames of Trunkline's protocol.
     fn received(&mut self, connection: u32, bytes: &[u8], now_ns: u64, out: &mut Vec<u8>) -> Result<Taken, Failure> {
-        let mut taken = Taken { bytes: 0, frames: 0 };
-        loop {
-            match decode(&bytes[taken.bytes..], FRAME_BYTES_MAX_LIMIT) {
-                Ok(Some((frame, consumed))) => {
-                    self.frame(connection, &frame, now_ns, out)?;
-                    taken.frames += 1;
-                    taken.bytes += consumed;
-                }
-                Ok(None) => return Ok(taken),
-                Err(violation) => {
-                    return Err(self.lost(connection, &format!("the server sent a malformed frame: {violation}")));
-                }
-            }
-        }
+        take_frames(self, connection, bytes, now_ns, out)
     }
 
     /// A connection has ended, or could not be made. Without an error the run goes on, and its slot is closed.
@@ -144,6 +131,30 @@ pub(crate) trait Driver {
 
     /// The slot of a connection that ended or was cut is empty: it can be opened again.
     fn freed(&mut self, _connection: u32) {}
+}
+
+/// Hands frames of Trunkline's protocol to a driver, one by one.
+pub(crate) fn take_frames<D: Driver + ?Sized>(
+    driver: &mut D,
+    connection: u32,
+    bytes: &[u8],
+    now_ns: u64,
+    out: &mut Vec<u8>,
+) -> Result<Taken, Failure> {
+    let mut taken = Taken { bytes: 0, frames: 0 };
+    loop {
+        match decode(&bytes[taken.bytes..], FRAME_BYTES_MAX_LIMIT) {
+            Ok(Some((frame, consumed))) => {
+                driver.frame(connection, &frame, now_ns, out)?;
+                taken.frames += 1;
+                taken.bytes += consumed;
+            }
+            Ok(None) => return Ok(taken),
+            Err(violation) => {
+                return Err(driver.lost(connection, &format!("the server sent a malformed frame: {violation}")));
+            }
+        }
+    }
 }
 
 /// Receive buffers of all rings together.

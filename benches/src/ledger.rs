@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use trunkline_proto::{Frame, Header, Kind, Outcome, encode, flags};
 
 use crate::{
+    backend::SERVICE,
     discrepancy::{Discrepancy, Message},
     payload::Label,
 };
@@ -19,6 +20,28 @@ pub(crate) enum Route {
         /// Ask for an end-to-end acknowledgement.
         ack: bool,
     },
+    /// A worker's PUSH_TO comes as a PUSH.
+    Push {
+        /// Ask for its fate, as above.
+        ack: bool,
+    },
+    /// What is posted by HTTP comes as a PUSH, and each is answered.
+    Post {
+        /// Its answer says that it was delivered, and not only that it was passed on.
+        ack: bool,
+    },
+}
+
+impl Route {
+    /// Whether recipients acknowledge what they get.
+    pub(crate) fn has_ack(self) -> bool {
+        matches!(self, Route::Deliver { ack: true } | Route::Push { ack: true } | Route::Post { ack: true })
+    }
+
+    /// Whether senders are told of each message what became of it.
+    fn is_confirmed(self) -> bool {
+        self.has_ack() || matches!(self, Route::Post { .. })
+    }
 }
 
 /// Messages from one connection to another.
@@ -171,27 +194,30 @@ impl Ledger {
 
     /// Messages sent whose delivery, or whose confirmation if they ask for one, is still to come.
     pub(crate) fn outstanding(&self) -> u64 {
-        match self.route {
-            Route::Deliver { ack: true } => self.sent - self.confirmed.min(self.delivered),
-            _ => self.sent - self.delivered,
+        match self.route.is_confirmed() {
+            true => self.sent - self.confirmed.min(self.delivered),
+            false => self.sent - self.delivered,
         }
     }
 
     /// Appends the next message of a flow.
     pub(crate) fn send(&mut self, flow: u32, now_ns: u64, out: &mut Vec<u8>) {
+        let (kind, aux) = match self.route {
+            Route::Push { .. } => (Kind::PushTo, SERVICE),
+            _ => (Kind::Send, 0),
+        };
+        let Flow { to, sent: sequence, .. } = self.flows[flow as usize];
+        self.post(flow, now_ns);
+        let (flags, id, peer) = (self.send_flags(), self.message_id(flow, sequence), self.user(to));
+        encode(out, &Header { kind, flags, aux, id, peer, stamp: 0 }, &self.payload);
+    }
+
+    /// Counts the next message of a flow as sent; returns whom it is for, its number, and its payload.
+    pub(crate) fn post(&mut self, flow: u32, now_ns: u64) -> (u64, u64, &[u8]) {
         let Flow { from, to, sent: sequence, .. } = self.flows[flow as usize];
         let (sender, recipient) = (self.user(from), self.user(to));
         let label = Label { sender, recipient, sequence, sent_ns: now_ns, flow, run: self.run };
         label.write(&mut self.payload);
-        let header = Header {
-            kind: Kind::Send,
-            flags: self.send_flags(),
-            aux: 0,
-            id: self.message_id(flow, sequence),
-            peer: recipient,
-            stamp: 0,
-        };
-        encode(out, &header, &self.payload);
         let flow = &mut self.flows[flow as usize];
         flow.sent += 1;
         if flow.lossy {
@@ -199,10 +225,11 @@ impl Ledger {
         } else {
             self.sent += 1;
         }
+        (recipient, sequence, &self.payload)
     }
 
     fn send_flags(&self) -> u8 {
-        if self.route == (Route::Deliver { ack: true }) { flags::ACK } else { 0 }
+        if self.route.has_ack() { flags::ACK } else { 0 }
     }
 
     fn message_id(&self, flow: u32, sequence: u64) -> u64 {
@@ -218,7 +245,11 @@ impl Ledger {
     /// Judges a message that has arrived on a connection.
     pub(crate) fn received(&mut self, at: u32, frame: &Frame<'_>, now_ns: u64) -> Result<Delivery, Discrepancy> {
         let user = self.user(at);
-        let kind = if self.route == Route::Echo { Kind::Send } else { Kind::Deliver };
+        let (kind, aux) = match self.route {
+            Route::Echo => (Kind::Send, 0),
+            Route::Deliver { .. } => (Kind::Deliver, 0),
+            Route::Push { .. } | Route::Post { .. } => (Kind::Push, SERVICE),
+        };
         if frame.known() != Some(kind) {
             return Err(Discrepancy::unexpected(user, frame));
         }
@@ -241,14 +272,24 @@ impl Ledger {
         if frame.body.len() != self.payload.len() || !label.is_intact(frame.body) {
             return Err(altered("payload"));
         }
-        let peer = if self.route == Route::Echo { message.recipient } else { message.sender };
+        let peer = match self.route {
+            Route::Echo => message.recipient,
+            Route::Deliver { .. } => message.sender,
+            Route::Push { .. } | Route::Post { .. } => 0,
+        };
         if frame.peer != peer {
             return Err(altered("peer"));
         }
-        if frame.id != self.message_id(label.flow, label.sequence) {
+        // A DELIVER has none.
+        if kind == Kind::Push && frame.aux != aux {
+            return Err(altered("service"));
+        }
+        // What is posted gets one from the gateway.
+        let has_id = !matches!(self.route, Route::Post { .. });
+        if has_id && frame.id != self.message_id(label.flow, label.sequence) {
             return Err(altered("id"));
         }
-        let again = self.route == (Route::Deliver { ack: true }) && frame.flags & flags::AGAIN != 0;
+        let again = self.route.has_ack() && frame.flags & flags::AGAIN != 0;
         if frame.flags & !flags::AGAIN != self.send_flags() || (frame.flags & flags::AGAIN != 0 && !again) {
             return Err(altered("flags"));
         }
@@ -287,13 +328,31 @@ impl Ledger {
         })
     }
 
-    /// Judges a SENT that has arrived on a connection.
+    /// Judges the answer to what was posted: it says of this message of a flow that it was delivered, or passed on.
+    pub(crate) fn answered(&mut self, flow: u32, sequence: u64) -> Result<(), Discrepancy> {
+        let message = self.message(flow, sequence);
+        let has_ack = self.route.has_ack();
+        let flow = &mut self.flows[flow as usize];
+        if sequence != flow.confirmed {
+            return Err(Discrepancy::ConfirmedTwice(message));
+        }
+        // Nobody but its recipient, here, can have acknowledged it.
+        if has_ack && flow.received <= sequence {
+            return Err(Discrepancy::Lost(message));
+        }
+        flow.confirmed += 1;
+        self.confirmed += 1;
+        Ok(())
+    }
+
+    /// Judges a SENT, or a PUSHED, that has arrived on a connection.
     pub(crate) fn confirmed(&mut self, at: u32, frame: &Frame<'_>) -> Result<(), Discrepancy> {
         let user = self.user(at);
-        if self.route != (Route::Deliver { ack: true }) {
+        let kind = if matches!(self.route, Route::Push { .. }) { Kind::Pushed } else { Kind::Sent };
+        if !self.route.has_ack() || frame.known() != Some(kind) {
             return Err(Discrepancy::unexpected(user, frame));
         }
-        let foreign = Discrepancy::Foreign { user, what: "a SENT for a message it has not sent" };
+        let foreign = Discrepancy::Foreign { user, what: "the fate of a message it has not sent" };
         let flow_index = (frame.id >> FLOW_BITS_AT) as u32 & (FLOWS_MAX as u32 - 1);
         let Some(sequence) = (frame.id & (SEQUENCE_MAX + 1)).checked_sub(1) else { return Err(foreign) };
         match self.flows.get(flow_index as usize) {
@@ -343,7 +402,7 @@ impl Ledger {
             if flow.received < flow.sent {
                 return Err(Discrepancy::Lost(self.message(index as u32, flow.received)));
             }
-            if self.route == (Route::Deliver { ack: true }) && flow.confirmed < flow.sent {
+            if self.route.is_confirmed() && flow.confirmed < flow.sent {
                 return Err(Discrepancy::Unconfirmed(self.message(index as u32, flow.confirmed)));
             }
         }
@@ -407,6 +466,50 @@ mod tests {
 
     fn message(sequence: u64) -> Message {
         Message { sender: 11, recipient: 22, sequence }
+    }
+
+    #[test]
+    fn a_push_comes_as_such_and_its_fate_to_who_pushed() {
+        let mut ledger = Ledger::new(Route::Push { ack: true }, 5, vec![11, 99], vec![Flow::new(1, 0)], 64);
+        let pushed = sent_by_first(&mut ledger);
+        let (frame, _) = decode(&pushed, FRAME_BYTES_MAX_DEFAULT).expect("valid").expect("whole");
+        assert_eq!((frame.known(), frame.aux, frame.peer), (Some(Kind::PushTo), SERVICE, 11));
+        let push = |kind, aux, peer| {
+            let mut out = Vec::new();
+            encode(&mut out, &Header { kind, flags: frame.flags, aux, id: frame.id, peer, stamp: 7 }, frame.body);
+            out
+        };
+        assert!(deliver(&mut ledger, 0, &push(Kind::Deliver, 0, 99)).is_err(), "no message of a user");
+        assert!(deliver(&mut ledger, 0, &push(Kind::Push, SERVICE + 1, 0)).is_err(), "of another service");
+        deliver(&mut ledger, 0, &push(Kind::Push, SERVICE, 0)).expect("as pushed");
+        assert_eq!(ledger.outstanding(), 1, "its fate is still to come");
+        let mut fate = |kind: Kind, aux| {
+            let fate = Frame { kind: kind as u8, flags: 0, aux, id: frame.id, peer: 11, stamp: 0, body: &[] };
+            ledger.confirmed(1, &fate)
+        };
+        assert!(fate(Kind::Sent, 0).is_err() && fate(Kind::Pushed, 2).is_err());
+        fate(Kind::Pushed, 0).expect("delivered");
+        assert_eq!((ledger.outstanding(), ledger.settled()), (0, Ok(())));
+    }
+
+    #[test]
+    fn what_is_posted_is_answered_once_and_not_before_it_was_delivered() {
+        for ack in [true, false] {
+            let mut ledger = Ledger::new(Route::Post { ack }, 5, vec![11, 99], vec![Flow::new(1, 0)], 64);
+            let (to, sequence, payload) = ledger.post(0, 100);
+            let (body, flags) = (payload.to_vec(), if ack { flags::ACK } else { 0 });
+            assert_eq!((to, sequence), (11, 0));
+            let early = ledger.answered(0, 0);
+            assert_eq!(early.is_err(), ack, "without ACK it is answered when it is passed on");
+            let mut out = Vec::new();
+            encode(&mut out, &Header { kind: Kind::Push, flags, aux: SERVICE, id: 77, peer: 0, stamp: 7 }, &body);
+            deliver(&mut ledger, 0, &out).expect("under any id");
+            if ack {
+                assert_eq!((ledger.outstanding(), ledger.answered(0, 0)), (1, Ok(())));
+            }
+            assert!(ledger.answered(0, 0).is_err(), "twice");
+            assert_eq!((ledger.outstanding(), ledger.settled()), (0, Ok(())));
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod floor;
 mod handshakes;
 mod heartbeat;
 mod hold;
+mod http;
 mod idle;
 mod keepers;
 mod keeping;
@@ -38,8 +39,11 @@ mod payload;
 mod peers;
 mod plain;
 mod plot;
+mod posting;
 mod process;
 mod progress;
+mod push;
+mod push_all;
 mod rate;
 mod reading;
 mod redis;
@@ -61,6 +65,7 @@ mod transport;
 mod users;
 mod vs;
 mod watch;
+mod watches;
 mod websocket;
 
 use std::{net::SocketAddr, process::ExitCode};
@@ -91,6 +96,8 @@ Examples:
   bench storm --conns 50000                     all are cut off at once and come back
   bench fanout --members 15000                  one message to everybody in a room, beside a raw send to each
   bench calls --conns 100                       CALL and REPLY, beside nats-server, nginx and HAProxy
+  bench push --users 5000                       pushes by a worker and by HTTP, beside messages
+  bench watch --watches 1000000 --users 100000  who is online, while users come and go
   bench store --burst 1000000                   messages for users who are not there, beside bare appends and JetStream
   bench replay --users 10000 --messages 100     they come, and take what was kept for them
   bench vs --json vs.json                       beside every other server that is installed
@@ -116,7 +123,11 @@ enum Command {
     Storm(storm::StormArgs),
     /// A share of the clients stops reading: what the others notice, and what is dropped
     Slow(slow::SlowArgs),
-    /// One message to everybody in a live room: CPU for a delivery beside a raw send to each, first to last
+    /// One message to everybody in a live room: CPU for a delivery beside a raw send to each, and other servers
+    ///
+    /// The floor sends what arrives on one connection on all others, one send each. nats-server, redis-server and
+    /// mosquitto, where they are installed, give it to as many subscribers of one subject. Counted is the CPU time of
+    /// each server, user and system, of all its threads, and how long it takes until the first and the last have it.
     Fanout(fanout::FanoutArgs),
     /// Clients connect, log in, send a few messages and leave, at a steady rate
     Churn(churn::ChurnArgs),
@@ -132,6 +143,22 @@ enum Command {
     /// where they are installed. The floor is a raw echo with nobody behind it: it receives and sends once for a call,
     /// all others twice.
     Calls(calls::CallsArgs),
+    /// Pushes to users who are there, by a worker and by HTTP: CPU for one, beside messages; and one push to all
+    ///
+    /// The users log in and get what is pushed; all cases are measured at one gateway. A worker pushes over one link
+    /// as much as it keeps in flight, with and without asking for fates, and beside it the same users send to each
+    /// other in pairs, with and without ACK. By HTTP pushes are posted one by one and in batches, each answered with
+    /// its fate; of these the CPU time of the gateway's services thread is shown by itself, since that thread has a
+    /// core of its own where there is one, and here shares that of the shard. The push to all goes at the pace that
+    /// is set, and ends with the exact number of sessions.
+    Push(push::PushArgs),
+    /// Watches over users who log in and out: states told, memory of a watch, how late; all true at the end
+    ///
+    /// The users log in, and some sessions watch them. Then users are chosen at random, so many a second: who is in
+    /// logs out, who is out logs in. Each watcher is to be told of each user at most one change in five seconds, that
+    /// one has gone 10 s later, and in any case the last state: once the changes have an end, the run waits until all
+    /// of that has come and is true.
+    Watch(watches::WatchArgs),
     /// Messages for users who are not there: kept a second, CPU, SEND to SENT 1; beside bare appends and other servers
     Store(store::StoreArgs),
     /// Users come for whom messages were kept: messages a second and core until all have all
@@ -176,6 +203,8 @@ fn main() -> ExitCode {
         Command::Handshakes(args) => handshakes::run(&args),
         Command::Vs(args) => vs::run(&args),
         Command::Calls(args) => calls::run(&args),
+        Command::Push(args) => push::run(&args),
+        Command::Watch(args) => watches::run(&args),
         Command::Store(args) => store::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Plot(args) => plot::run(&args),

@@ -305,7 +305,7 @@ impl Case {
         let case = Case::new(self.what, self.site, self.route, self.placement);
         let layers = match self.route {
             Route::Echo => transport.echo_wire()?.into(),
-            Route::Deliver { .. } => transport.layers(tls),
+            Route::Deliver { .. } | Route::Push { .. } | Route::Post { .. } => transport.layers(tls),
         };
         Some(Case { name: transport.label(self.what), transport, layers, ..case })
     }

@@ -86,6 +86,24 @@ impl CpuTime {
     }
 }
 
+/// CPU time of the threads of a process that have this name.
+pub(crate) fn cpu_of_threads(pid: u32, name: &str) -> Result<Duration, Failure> {
+    let read = || {
+        let mut spent = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let path = thread?.path();
+            // A thread that has ended since the listing has no name any more.
+            if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
+                let schedstat = fs::read_to_string(path.join("schedstat"))?;
+                let nanoseconds = schedstat.split_whitespace().next().and_then(|field| field.parse().ok());
+                spent += Duration::from_nanos(nanoseconds.ok_or_else(|| malformed("schedstat"))?);
+            }
+        }
+        Ok(spent)
+    };
+    read().map_err(|error: io::Error| Failure::system(&format!("reading the threads of process {pid}"), error))
+}
+
 /// Bytes that processes have made the kernel write to disks so far; `None` where it does not tell, as of processes of
 /// somebody else.
 pub(crate) fn written_bytes(pids: &[u32]) -> Option<u64> {
@@ -298,6 +316,19 @@ mod tests {
         // One has begun and ended between the looks.
         let unseen = second(5_000, 7 * ticks_each_second);
         assert_eq!(unseen.since(&before).0, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn threads_are_counted_by_their_name() {
+        let (told, over) = std::sync::mpsc::channel::<()>();
+        let spinning = std::thread::Builder::new().name("spins-here".to_owned());
+        let ended = Err(std::sync::mpsc::TryRecvError::Disconnected);
+        let spinning = spinning.spawn(move || while over.try_recv() != ended {}).expect("a thread");
+        let spent = || cpu_of_threads(std::process::id(), "spins-here").expect("own process");
+        while spent().is_zero() {}
+        assert_eq!(cpu_of_threads(std::process::id(), "spins-nowhere").expect("own process"), Duration::ZERO);
+        drop(told);
+        spinning.join().expect("it ends");
     }
 
     #[test]

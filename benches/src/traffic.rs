@@ -123,7 +123,7 @@ impl Exchange<'_> {
             }
             self.due.pop_front();
             let ledger = &mut *self.ledger;
-            fleet.stage(flow, |out| ledger.send(flow, sent_ns, out));
+            fleet.stage(ledger.flow(flow).from, |out| ledger.send(flow, sent_ns, out));
         }
     }
 
@@ -143,7 +143,7 @@ impl Driver for Exchange<'_> {
     }
 
     fn frame(&mut self, connection: u32, frame: &Frame<'_>, now_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
-        if frame.known() == Some(Kind::Sent) {
+        if matches!(frame.known(), Some(Kind::Sent | Kind::Pushed)) {
             return Ok(self.ledger.confirmed(connection, frame)?);
         }
         let delivery = self.ledger.received(connection, frame, now_ns)?;
@@ -178,8 +178,8 @@ pub(crate) fn acknowledge(frame: &Frame<'_>, out: &mut Vec<u8>) {
     encode(out, &header, &[]);
 }
 
-/// Runs one stretch over flows that are indexed by their sending connection, each connection being armed. Ends when
-/// every message has been delivered (and confirmed) and nothing more has come.
+/// Runs one stretch over all flows, each connection being armed. Ends when every message has been delivered (and
+/// confirmed) and nothing more has come.
 pub(crate) fn run(
     fleet: &mut Fleet,
     ledger: &mut Ledger,
@@ -189,12 +189,11 @@ pub(crate) fn run(
     progress: &Progress,
 ) -> Result<Measurement, Failure> {
     let bar = progress.phase("seconds", (stretch.warmup + stretch.length).as_secs());
-    let ack = route == (Route::Deliver { ack: true });
+    let ack = route.has_ack();
     let pace = stretch.pace.map(|rate| Pace { rate, began_ns: now_ns(), sent: 0 });
     let mut exchange = Exchange { ledger, latencies: None, answering: true, due: VecDeque::new(), pace, ack };
     for flow in 0..exchange.ledger.flow_count() as u32 {
         let from = exchange.ledger.flow(flow).from;
-        assert_eq!(from, flow, "flows are indexed by their sender");
         if pace.is_some() {
             continue;
         }

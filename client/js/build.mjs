@@ -1,5 +1,5 @@
 // Builds dist: ESM, CJS, files for a script element, and types; fails where a bundle is larger than it may be. Groups and presence are entries of their own, and share nothing
-// with the client that a page without them would have to load.
+// with the client that a page without them would have to load. The service module is for Node, and in no file for pages.
 
 import { execFileSync } from "node:child_process";
 import { readFileSync, rmSync } from "node:fs";
@@ -21,6 +21,11 @@ const [index] = (await build(onlyIndex)).outputFiles;
 await build({ ...common, entryPoints: ["src/full.ts"], format: "cjs", outfile: "dist/index.cjs" });
 await build({ ...common, entryPoints: ["src/index.ts"], format: "iife", globalName: "trunkline", outfile: "dist/trunkline.iife.js" });
 await build({ ...common, entryPoints: ["src/full.ts"], format: "iife", globalName: "trunkline", outfile: "dist/trunkline.full.iife.js" });
+for (const [format, extension] of [["esm", "js"], ["cjs", "cjs"]]) {
+  // The classes of errors exist once: those of the client.
+  const errors = { name: "errors", setup: (it) => it.onResolve({ filter: /^\.\/errors\.js$/ }, () => ({ path: `./index.${extension}`, external: true })) };
+  await build({ ...common, entryPoints: ["src/service.ts"], platform: "node", plugins: [errors], format, outfile: `dist/service.${extension}` });
+}
 execFileSync("node_modules/.bin/tsc", ["--project", "."], { stdio: "inherit" });
 for (const [name, contents, max] of [
   ["the client as ESM", index.contents, GZIP_BYTES_MAX],

@@ -5,7 +5,6 @@
 
 use crate::broadcast;
 use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
-use crate::conn::CONN_BYTES;
 use crate::core::PEER_BYTES;
 use crate::core::tokens::TOKEN_BYTES;
 use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
@@ -14,7 +13,6 @@ use crate::events::{LANE_BYTES, LANES, SHARD_BYTES as EVENT_SHARD_BYTES};
 use crate::groups::MEMBERSHIP_BYTES;
 use crate::hook::{REQUEST_BYTES, WAITING_BYTES};
 use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
-use crate::outbox::Outbox;
 use crate::portal::FATE_BYTES;
 use crate::presence_log::log_bytes;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX, LINES_MAX};
@@ -27,6 +25,8 @@ use crate::transport::tls::KEYS_BYTES_MAX;
 use crate::upstream::CONN_BYTES as UPSTREAM_CONN_BYTES;
 use crate::wheel::ENTRY_BYTES;
 use std::fmt;
+use trunkline_core::conn::CONN_BYTES;
+use trunkline_core::outbox::Outbox;
 use trunkline_proto::DEVICE_BYTES_MAX;
 use trunkline_router::presence::Embedded;
 

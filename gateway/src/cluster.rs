@@ -19,7 +19,7 @@
 //!
 //! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when
 //! they run. Each beat renews it and asks for the view. It becomes active when most of those that came before it say
-//! that they can dial it. [`ClusterState::serve_until_ms`] is a moment and no flag, so a node that was paused is fenced
+//! that they can dial it. [`Fence::serve_until_ms`](crate::fence::Fence::serve_until_ms) is a moment and no flag, so a node that was paused is fenced
 //! by the first look at the clock, whoever looks, and no slow answer of Redis can delay that.
 //!
 //! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way
@@ -35,7 +35,7 @@ mod exposition;
 mod joining;
 mod links;
 mod place;
-pub(crate) mod reach;
+mod reach;
 mod reader;
 mod relay;
 mod rival;
@@ -44,6 +44,8 @@ mod task;
 
 pub use crate::membership::{LinkNews, LinkWord, MeshNews};
 pub use crate::mesh::handshake::{MeshEncryption, Secrets};
+pub use crate::mesh::{MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
+pub use crate::mesh_news::MeshNewsQueue;
 pub use audit::AuditStatus;
 pub use exposition::write_cluster;
 pub use place::Place;
@@ -64,16 +66,8 @@ use tokio::task::JoinHandle;
 use trunkline_router::membership::{NodeRecord, NodeState};
 use trunkline_router::redis::{Master, Plane};
 
-/// The newest version of the protocol between nodes that this node speaks, and the oldest; the handshake of a link
-/// agrees on one.
-pub const MESH_PROTOCOL: u32 = crate::mesh::wire::VERSION_MAX as u32;
-/// See [`MESH_PROTOCOL`].
-pub const MESH_PROTOCOL_OLDEST: u32 = crate::mesh::wire::VERSION_MIN as u32;
 /// Steps of a node's life that wait for the task: running, active, draining, leaving.
 const ORDERS_MAX: usize = 4;
-/// News of the mesh that wait for the task. It takes them at once; what does not fit is told again with the next
-/// heartbeat.
-const NEWS_MAX: usize = 4_096;
 /// How long what waits for Redis may take to be written when the node ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -91,7 +85,7 @@ impl From<MeshEncryptionKind> for MeshEncryption {
 #[derive(Debug)]
 pub struct Cluster {
     place: Place,
-    news: mpsc::Sender<MeshNews>,
+    news: MeshNewsQueue,
     reader: ClusterReader,
     logs: Vec<Arc<PresenceLog>>,
     task: JoinHandle<()>,
@@ -179,11 +173,11 @@ impl Cluster {
         let logs: Vec<Arc<PresenceLog>> = (0..shards).map(|_| Arc::new(PresenceLog::new())).collect();
         let state = Arc::new(ClusterState::new(node, config.lease_ms, Arc::clone(plane.metrics()), logs.clone()));
         let (orders, orders_taken) = mpsc::channel(ORDERS_MAX);
-        let (news, news_taken) = mpsc::channel(NEWS_MAX);
+        let news = MeshNewsQueue::default();
         let round_trip_max = config.redis.command_timeout * 2;
         let task = Task::new(config, secrets, plane.clone(), agent, state.clone(), logs.clone());
         let reader = ClusterReader::new(plane, task.views(), state);
-        let task = tokio::spawn(task.run(orders_taken, news_taken));
+        let task = tokio::spawn(task.run(orders_taken, news.clone()));
         Ok(Cluster { place: Place::new(orders, round_trip_max), news, reader, logs, task, round_trip_max })
     }
 
@@ -197,8 +191,8 @@ impl Cluster {
         &self.logs
     }
 
-    /// Where the mesh tells what it knows about other nodes. A full channel is no fault: what matters is told again.
-    pub fn news(&self) -> mpsc::Sender<MeshNews> {
+    /// Where the mesh tells what it knows about other nodes. A full queue is no fault: what matters is told again.
+    pub fn news(&self) -> MeshNewsQueue {
         self.news.clone()
     }
 

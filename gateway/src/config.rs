@@ -40,8 +40,8 @@ pub(crate) use text::to_table;
 pub use tls::{HttpTlsConfig, TlsConfig, TlsMaterial};
 pub use trunkline_router::log::LogFormat;
 pub use values::{
-    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, Placement, ReadModeKind, RedisDown, Size,
-    StoreKind, StoreSyncKind,
+    AuthKind, InboxFull, KeyFile, MeshEncryptionKind, NoKeyFile, NoSize, ReadModeKind, RedisDown, Size, StoreKind,
+    StoreSyncKind,
 };
 pub use webhooks::WebhooksConfig;
 
@@ -51,6 +51,8 @@ pub(crate) use tls::TLS_FILE_KEYS;
 use crate::auth::{Auth, JwtKeys, KeyError};
 use crate::hook::HookSpec;
 use crate::limits::Limits;
+pub use crate::limits::Placement;
+pub(crate) use crate::services::is_node_name_char;
 use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
 use std::collections::HashMap;
@@ -65,10 +67,6 @@ use trunkline_router::http::{Access, ApiKeys, HttpIdentity};
 const NODE_NAME_CHARS_MAX: usize = 64;
 /// Longest key file read. Keys take some hundred bytes.
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
-
-pub(crate) fn is_node_name_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-}
 
 /// The configuration of a node, every value judged and every default filled in.
 #[derive(Clone, Debug)]

@@ -5,9 +5,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `event` | an event: its types, its bytes, its JSON |
-//! | `portal` | the way from a shard to the services thread, and back word of what is kept |
-//! | `grace` | users who have just gone, and may be back in a moment |
+//! | the core's `events` | an event: its types, its bytes, its JSON; the way from a shard to here |
 //! | `spec` | what the configuration says of a webhook |
 //! | `hub` | which event waits for which webhook, what is sent next, what an answer means. No I/O and no clock |
 //! | `log` | a log in files, so that events outlive the process; `writer` is its thread |
@@ -20,42 +18,28 @@
 
 pub(crate) mod client;
 mod driver;
-mod event;
-mod grace;
 mod hub;
 mod log;
-mod portal;
 mod sign;
 mod spec;
 mod writer;
 
 pub(crate) use driver::{WebhookDriver, WebhookDriverConfig, changed};
-pub(crate) use event::Event;
-pub use event::{EventKind, Wants};
-pub(crate) use grace::GOING_MAX;
-pub use portal::EventPortals;
-pub(crate) use portal::{EventsInner, HeldFate};
 pub(crate) use sign::Secrets;
 pub use spec::WebhookSpec;
 pub(crate) use spec::shown;
+pub use trunkline_core::events::{EventKind, EventPortals, Wants};
+pub(crate) use trunkline_core::events::{GOING_BYTES, GOING_MAX, HELD_MAX, HeldFate, KEPT_MS, LANES, PORTAL_BYTES};
 
-/// Lanes of a webhook. A user's events go by one of them.
-pub(crate) const LANES: usize = 16;
 /// Webhooks of a node.
 pub(crate) const WEBHOOKS_MAX: usize = 16;
-/// Bytes of events on their way from one shard to the services thread.
-pub(crate) const PORTAL_BYTES: usize = 2 << 20;
-/// How long a sender waits at most for its message's event to be kept, beyond which it is told SENT 1 all the same.
-pub(crate) const KEPT_MS: u64 = 2_000;
-/// Senders of one shard that wait for that.
-pub(crate) const HELD_MAX: usize = 65_536;
 /// An event that could not be delivered for so long is given up.
 pub(crate) const AGE_MS_MAX: u64 = 24 * 3_600 * 1_000;
 
 /// Bytes of events that a node takes besides those that wait: in portals, in what is being written, in users who have
 /// just gone and senders who wait, of each shard.
 pub(crate) const SHARD_BYTES: u64 =
-    (3 * PORTAL_BYTES + HELD_MAX * size_of::<HeldFate>() + grace::GOING_MAX * grace::GOING_BYTES) as u64;
+    (3 * PORTAL_BYTES + HELD_MAX * size_of::<HeldFate>() + GOING_MAX * GOING_BYTES) as u64;
 /// What a connection of a webhook and its request take.
 pub(crate) const LANE_BYTES: u64 = (64 << 10) + 2 * hub::BATCH_JSON_BYTES as u64;
 

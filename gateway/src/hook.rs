@@ -15,20 +15,16 @@ mod cache;
 mod circuit;
 mod desk;
 mod driver;
-mod portal;
 mod spec;
 
-pub(crate) use answer::Grant;
 pub(crate) use driver::{HookDriver, HookDriverConfig};
-pub use portal::HookPortals;
-pub(crate) use portal::{Ask, Decision, HookInner, Waiting};
-pub use spec::{FailurePolicy, HookSpec};
+pub use spec::HookSpec;
+pub(crate) use trunkline_core::hook::{Ask, Decision, Grant, HookOuter, TOKEN_BYTES_MAX, Word};
+pub use trunkline_core::hook::{FailurePolicy, HookPortals};
 
 use crate::limits::CLASS_BYTES_MAX;
 use trunkline_proto::DEVICE_BYTES_MAX;
 
-/// Longest token that the hook is asked about, bytes.
-pub(crate) const TOKEN_BYTES_MAX: usize = 4_096;
 /// Longest words of a refusal that a client is told, bytes.
 pub(crate) const WORDS_BYTES_MAX: usize = 256;
 

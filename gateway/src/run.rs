@@ -28,6 +28,7 @@ use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::portal::Portals;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
+use trunkline_gateway::serve_keys::ServeKeys;
 use trunkline_gateway::services::CallPortals;
 use trunkline_gateway::services_thread::{
     CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, HookPart, PushConfig, ServicesThread,
@@ -290,13 +291,13 @@ async fn control(
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),
         cluster: cluster.as_ref().zip(mesh).zip(secrets.clone()).map(|((cluster, (_, listener)), secrets)| {
             let links_max = cluster_config.as_ref().map_or(0, |config| config.mesh_links);
-            let state = cluster.reader().state().clone();
+            let state = cluster.reader().state().fence().clone();
             ShardsCluster { state, news: cluster.news(), secrets, links_max, listener }
         }),
         store: store.as_ref().map(NodeStore::shards),
         services: config.services.as_ref().map(|services| ShardsServices {
             specs: services.specs.clone(),
-            access: node.access().clone(),
+            keys: Arc::new(ServeKeys(node.access().clone())),
             listener: services_listener,
             portals: call_portals.clone(),
         }),

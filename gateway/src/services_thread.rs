@@ -228,7 +228,7 @@ async fn serve_pushes(pushes: PushConfig, api: Arc<PushApi>, mut phases: watch::
         serve(listener, routes, places, tls, async move { drop(ends.wait_for(|at| *at >= Phase::Ending).await) });
     let turns = async {
         loop {
-            portals.bell().notified().await;
+            portals.bell().rung().await;
             api.turn();
         }
     };

@@ -11,12 +11,13 @@
 
 use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
-use crate::cluster::{ClusterState, MeshNews, Secrets};
+use crate::cluster::{MeshNewsQueue, Secrets};
 use crate::control::ControlPort;
 use crate::core::{BLOCKED_WAIT_MICROS, Core, ShardCluster, ShardConfig};
 use crate::cores::Cores;
 use crate::desk::ShardStore;
 use crate::events::EventPortals;
+use crate::fence::Fence;
 use crate::hook::HookPortals;
 use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
@@ -24,6 +25,7 @@ use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
 use crate::portal::Portals;
 use crate::presence_log::PresenceLog;
+use crate::services::WorkerKeys;
 use crate::services::{CallPortals, ServiceSpec, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
@@ -38,7 +40,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::{fmt, io};
 use tokio::sync::mpsc;
-use trunkline_router::http::Access;
 
 /// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to
 /// enter and leave.
@@ -50,8 +51,7 @@ const TURNS_PER_YIELD: u32 = 64;
 const EXECUTOR_RING_ENTRIES: usize = 8;
 const EXECUTOR_IO_BYTES: usize = 64 << 10;
 
-/// Shards a node may have; their numbers travel in 12 bits of a hand-over token.
-pub const SHARDS_MAX: u16 = 1_024;
+pub use crate::limits::SHARDS_MAX;
 
 /// What the shards of a node are made of.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ pub struct ShardsServices {
     /// What was said of services beforehand.
     pub specs: Arc<[ServiceSpec]>,
     /// The keys of workers.
-    pub access: Arc<Access>,
+    pub keys: Arc<dyn WorkerKeys>,
     /// Where workers connect; `None` where all services have HTTP servers.
     pub listener: Option<TcpListener>,
     /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
@@ -110,9 +110,9 @@ pub struct ShardsServices {
 #[derive(Debug)]
 pub struct ShardsCluster {
     /// Until when the node may serve.
-    pub state: Arc<ClusterState>,
+    pub state: Arc<Fence>,
     /// Where to tell what is heard of other nodes.
-    pub news: mpsc::Sender<MeshNews>,
+    pub news: MeshNewsQueue,
     /// What the nodes of the cluster know and nobody else does.
     pub secrets: Secrets,
     /// Most links to another node, 1 to 64.
@@ -193,8 +193,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let (services, mut services_listener) = match config.services {
-        Some(ShardsServices { specs, access, listener, portals }) => {
-            (Some(ServicesConfig { specs, access, listens: false, portals }), listener)
+        Some(ShardsServices { specs, keys, listener, portals }) => {
+            (Some(ServicesConfig { specs, keys, listens: false, portals }), listener)
         }
         None => (None, None),
     };
@@ -518,11 +518,12 @@ mod tests {
         assert!(shards.ports[usize::from(panicking)].send(Control::Panic).is_ok());
         let end = shards.ended.blocking_recv().unwrap();
         assert_eq!((end.shard, end.orderly), (panicking, false));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         // The others answer, the one on the same core too.
         for (shard, port) in shards.ports.iter().enumerate().filter(|(shard, _)| *shard != usize::from(panicking)) {
-            let (answer, answered) = tokio::sync::oneshot::channel();
+            let (answer, answered) = futures_channel::oneshot::channel();
             assert!(port.send(Control::User { user: 1, answer }).is_ok());
-            assert!(answered.blocking_recv().is_ok_and(|sessions| sessions.is_empty()), "shard {shard}");
+            assert!(runtime.block_on(answered).is_ok_and(|sessions| sessions.is_empty()), "shard {shard}");
         }
         for port in &shards.ports {
             let _ = port.send(Control::Drain { ends: true });

@@ -9,18 +9,13 @@
 //! A connection has one call at a time. A call that was handed to a connection is never given to another server unless
 //! that does no harm: [`End::NotSent`](desk::End) says that no byte of it was handed over, and nothing else does.
 
-mod answer;
 mod connections;
-mod desk;
 mod driver;
 mod request;
-mod service;
 mod watch;
 
-pub(crate) use answer::answer_bytes_max;
-#[cfg(test)]
-pub(crate) use desk::{Deed, Desk, End, Run};
 pub(crate) use driver::{Driver, DriverConfig};
+pub(crate) use trunkline_core::upstream::{Deed, Desk, End, Letter, Run, RunId, answer_bytes_max};
 
 /// What a connection to a server takes: the buffers of HTTP both ways, and those of TLS.
 pub(crate) const CONN_BYTES: u64 = 64 << 10;

@@ -1,48 +1,25 @@
-//! The route plane of one node: where a user belongs, and which sessions it has there.
+//! What the route plane has beside its logic: Redis, HTTP, logs, and what the programs `router` and `gateway` share.
 //!
 //! | module | question it answers | asked by |
 //! |---|---|---|
-//! | [`ring`] | which node is the home of this user? | every message |
-//! | [`hash`] | which shard of that node? | every message and every login |
-//! | [`presence`] | which sessions does this user have on this shard? | every message, login and logout |
-//! | [`balance`] | which of these servers takes the next connection or call? | login dispatch, upstreams |
-//! | [`membership`] | which nodes are there, and may this one serve? | the control thread, each second |
-//! | [`redis`] | how do nodes share that, and who is online where? | the control thread and the `router` binary |
-//! | [`dispatch`] | which node should this user connect to? | the `router` binary |
-//! | [`api`] | what does the HTTP API answer? | operators and services, by `router` or by a gateway |
-//! | [`http`] | how does that get on the wire? | the `router` binary and every gateway |
+//! | [`redis`] | how do nodes share the view, and who is online where? | the control thread and the `router` binary |
+//! | [`http`] | how do the answers of [`api`] get on the wire? | the `router` binary and every gateway |
 //! | [`command`] | signals, words about addresses | the commands `router` and `gateway` |
 //! | [`log`] | how does what a process says get out, without ever holding it up? | the commands `router` and `gateway` |
 //!
-//! The first two are pure functions of their arguments, so all nodes and all shards agree without asking each other;
-//! their results are part of the protocol between nodes and are pinned by test vectors. The other two have state: each
-//! shard owns a
-//! [`presence::Embedded`] of its own, whoever balances a [`balance::Balancer`], and shares it with nobody.
-//!
-//! Architecture Invariant: outside [`redis`], [`http`], [`command`] and [`log`] nothing in this crate does I/O, reads a
-//! clock, takes a lock or spawns anything. Times and sources of randomness are arguments. No part of the data path
-//! waits for [`redis`].
-//!
-//! Architecture Invariant: the look-ups of the hot path ([`home_shard`], [`Ring::owner`], [`Presence::sessions`]) and
-//! the picks of a balancer allocate nothing and panic on no input.
+//! The logic is the crate `trunkline-router-core`, which does no I/O and reads no clock; its modules are shown here too.
+//! No part of the data path waits for [`redis`].
 
 #![forbid(unsafe_code)]
 
-pub mod api;
-pub mod balance;
 pub mod command;
-pub mod dispatch;
-pub mod hash;
 pub mod http;
 pub mod log;
-pub mod membership;
-pub mod presence;
 pub mod process;
 pub mod redis;
-pub mod ring;
 
-pub use balance::{Balancer, Policy, Server, ServerOptions};
-pub use hash::{home_shard, jump, user_hash};
-pub use membership::{Lease, Membership, NodeRecord, NodeState, View};
-pub use presence::{Embedded, Entry, LoginOutcome, Presence};
-pub use ring::{Node, Ring, RingError};
+pub use trunkline_router_core::{
+    Balancer, Embedded, Entry, Lease, LoginOutcome, Membership, Node, NodeRecord, NodeState, Policy, Presence, Ring,
+    RingError, Server, ServerOptions, View, home_shard, jump, user_hash,
+};
+pub use trunkline_router_core::{api, balance, dispatch, hash, membership, presence, ring};

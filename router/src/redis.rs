@@ -41,12 +41,13 @@ pub mod write_behind;
 
 pub use batches::{Batches, Call, Outcome, Program, StoreSync, Value};
 pub use config::{RedisConfig, RedisUrl, UrlError, without_login};
-pub use entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
 pub use error::{AccountError, AcquireError, PlaneError};
 pub use master::Master;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use patience::Patience;
-pub use plane::{ACCOUNT_IDS, NAMES_MAX, Plane, Renewal};
+pub use plane::{ACCOUNT_IDS, NAMES_MAX, Plane};
 pub use queue::WriteQueue;
 pub use tls::{Tls, TlsError, TlsFiles};
+pub use trunkline_router_core::entry::{PresenceEntry, PresenceWrite, TEXT_BYTES_MAX, WriteOutcome, live};
+pub use trunkline_router_core::membership::Renewal;
 pub use write_behind::WriteBehind;

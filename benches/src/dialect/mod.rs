@@ -51,6 +51,12 @@ pub(crate) trait Dialect: Sync {
     fn next<'a>(&self, bytes: &'a [u8]) -> Result<Option<(Event<'a>, usize)>, String>;
 }
 
+/// A protocol in which many clients can receive what is sent once.
+pub(crate) trait Subjects: Dialect {
+    /// What a client says first that receives what is sent to `subject`, and nothing that is sent to itself.
+    fn enter_for(&self, user: u64, subject: u64, out: &mut Vec<u8>);
+}
+
 /// Something a server has said that is to keep messages.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Word {

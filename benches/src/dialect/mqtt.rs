@@ -1,7 +1,7 @@
 //! MQTT 3.1.1: CONNECT, SUBSCRIBE to the client's own topic, PUBLISH with QoS 0 to another's.
 //! Source: the OASIS standard, sections 2.2 (fixed header), 3.1 to 3.3, 3.8 and 3.9.
 
-use super::{Dialect, Event};
+use super::{Dialect, Event, Subjects};
 
 const CONNECT: u8 = 0x10;
 const CONNACK: u8 = 0x20;
@@ -42,10 +42,7 @@ fn topic(user: u64) -> Vec<u8> {
 
 impl Dialect for Mqtt {
     fn enter(&self, user: u64, out: &mut Vec<u8>) {
-        let name = string(&format!("u{user}"));
-        let keep_alive = KEEP_ALIVE_SECS.to_be_bytes();
-        packet(CONNECT, &[b"\0\x04MQTT\x04", &[CLEAN_SESSION], &keep_alive, &name], out);
-        packet(SUBSCRIBE, &[&[0, 1], &topic(user), &[0]], out);
+        self.enter_for(user, user, out);
     }
 
     fn send(&self, to: u64, payload: &[u8], out: &mut Vec<u8>) {
@@ -87,6 +84,15 @@ impl Dialect for Mqtt {
             _ => return Err(format!("a packet of kind {kind:#04x}")),
         };
         Ok(Some((event, at + length)))
+    }
+}
+
+impl Subjects for Mqtt {
+    fn enter_for(&self, user: u64, subject: u64, out: &mut Vec<u8>) {
+        let name = string(&format!("u{user}"));
+        let keep_alive = KEEP_ALIVE_SECS.to_be_bytes();
+        packet(CONNECT, &[b"\0\x04MQTT\x04", &[CLEAN_SESSION], &keep_alive, &name], out);
+        packet(SUBSCRIBE, &[&[0, 1], &topic(subject), &[0]], out);
     }
 }
 

@@ -3,15 +3,13 @@
 
 use std::io::Write as _;
 
-use super::{Dialect, Event, line};
+use super::{Dialect, Event, Subjects, line};
 
 pub(crate) struct Nats;
 
 impl Dialect for Nats {
     fn enter(&self, user: u64, out: &mut Vec<u8>) {
-        let login = r#"CONNECT {"verbose":false,"pedantic":false,"lang":"rust","version":"1"}"#;
-        // The PONG comes after the subscription is known.
-        write!(out, "{login}\r\nSUB u.{user} 1\r\nPING\r\n").expect("a vector takes all");
+        self.enter_for(user, user, out);
     }
 
     fn send(&self, to: u64, payload: &[u8], out: &mut Vec<u8>) {
@@ -43,6 +41,14 @@ impl Dialect for Nats {
             _ => return Err(format!("an unknown line: {text}")),
         };
         Ok(Some((event, head_bytes)))
+    }
+}
+
+impl Subjects for Nats {
+    fn enter_for(&self, _: u64, subject: u64, out: &mut Vec<u8>) {
+        let login = r#"CONNECT {"verbose":false,"pedantic":false,"lang":"rust","version":"1"}"#;
+        // The PONG comes after the subscription is known.
+        write!(out, "{login}\r\nSUB u.{subject} 1\r\nPING\r\n").expect("a vector takes all");
     }
 }
 

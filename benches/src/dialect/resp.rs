@@ -3,7 +3,7 @@
 
 use std::io::Write as _;
 
-use super::{Dialect, Event, line};
+use super::{Dialect, Event, Subjects, line};
 
 /// Values inside each other; the replies read here have two levels.
 const DEPTH_MAX: u32 = 8;
@@ -12,9 +12,7 @@ pub(crate) struct Resp;
 
 impl Dialect for Resp {
     fn enter(&self, user: u64, out: &mut Vec<u8>) {
-        let channel = format!("u:{user}");
-        write!(out, "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n*2\r\n$9\r\nSUBSCRIBE\r\n${}\r\n{channel}\r\n", channel.len())
-            .expect("a vector takes all");
+        self.enter_for(user, user, out);
     }
 
     fn send(&self, to: u64, payload: &[u8], out: &mut Vec<u8>) {
@@ -37,6 +35,14 @@ impl Dialect for Resp {
             _ => Event::Nothing,
         };
         Ok(Some((event, length)))
+    }
+}
+
+impl Subjects for Resp {
+    fn enter_for(&self, _: u64, subject: u64, out: &mut Vec<u8>) {
+        let channel = format!("u:{subject}");
+        write!(out, "*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n*2\r\n$9\r\nSUBSCRIBE\r\n${}\r\n{channel}\r\n", channel.len())
+            .expect("a vector takes all");
     }
 }
 

@@ -234,7 +234,7 @@ fn a_stamp_that_stands_still_is_named() {
 
 #[test]
 fn confirmations_that_do_not_add_up_are_named() {
-    assert_names(&complaint(Fault::ConfirmTwice, &["--ack"]), &["message", "confirmed by two SENT"]);
+    assert_names(&complaint(Fault::ConfirmTwice, &["--ack"]), &["message", "confirmed twice"]);
     assert_names(&complaint(Fault::ConfirmAsOverloaded, &["--ack"]), &["message", "outcome 3"]);
 }
 

@@ -336,13 +336,21 @@ fn a_floor_for_idle_connections_accepts_and_nothing_more() {
 fn a_message_to_a_room_comes_to_everybody_from_floor_and_gateway_alike() {
     let flags = ["--members", "40", "--burst", "3", "--shards", "2", "--rounds", "1", "--secs", "0.2"];
     let report = report("fanout", &flags);
-    for server in ["floor", "gateway"] {
-        let round = &report[server][0];
+    let others = report["others"].as_array().expect("others");
+    assert_eq!(others.len() + report["skipped"].as_array().expect("those that are not installed").len(), 3);
+    let named = |server: &str| others.iter().find(|other| other["name"] == server).map(|other| &other["rounds"]);
+    for server in ["floor", "gateway", "nats-server", "redis-server", "mosquitto"] {
+        let Some(rounds) = report.get(server).or_else(|| named(server)) else { continue };
+        let round = &rounds[0];
         assert_eq!(count(&round["deliveries"]), count(&round["casts"]) * 3 * 39, "{server}: {round}");
         assert!(round["cpu_us"].as_f64().expect("a number") > 0.0, "{server}: {round}");
         assert!(round["first_ms"].as_f64() <= round["last_ms"].as_f64(), "{server}: {round}");
     }
     assert!(report["over_floor"]["median"].as_f64().expect("a ratio") > 0.0, "{report}");
+    for other in others {
+        assert!(other["over_gateway"]["median"].is_number() && other["over_floor"]["median"].is_number(), "{other}");
+    }
+    complaint(&["fanout", "--peer", "rumqttd"], 1, &["rumqttd", "mosquitto"]);
 }
 
 #[test]
@@ -642,6 +650,40 @@ fn calls_are_answered_by_a_worker_and_by_an_http_server_and_others_are_measured_
     assert!(cases.iter().all(|case| case["failed"].is_null()), "{cases:?}");
     assert!(calls["ratios"].as_array().is_some_and(|ratios| ratios.iter().any(|ratio| ratio["over"] == "floor")));
     complaint(&["calls", "--peer", "apache"], 1, &["apache", "haproxy"]);
+}
+
+#[test]
+fn what_is_pushed_comes_to_each_user_once_by_a_link_by_http_and_to_all() {
+    let sizes = ["--users", "20", "--clients", "4", "--batches", "2", "--lines", "15", "--broadcast-per-sec", "100"];
+    let push = report("push", &[&sizes[..], &["--secs", "0.2", "--rounds", "1"]].concat());
+    let cases = push["cases"].as_array().expect("cases");
+    let named = |name: &str| cases.iter().find(|case| case["name"] == name).expect("a case");
+    for name in ["messages", "pushes", "messages, ACK", "pushes, fates", "POST push", "POST batch"] {
+        let round = &named(name)["rounds"][0];
+        assert!(count(&round["messages"]) > 0 && count(&round["checked"]) >= count(&round["messages"]), "{round}");
+        let of_services = round["services_cpu_us"].as_f64();
+        assert_eq!(of_services.is_some_and(|cpu_us| cpu_us > 0.0), name.starts_with("POST"), "{name}: {round}");
+    }
+    assert_eq!(count(&named("to all")["casts"][0]["sessions"]), 20);
+    let over = |ratio: &Value| (ratio["case"].clone(), ratio["over"].clone());
+    assert_eq!(
+        push["ratios"].as_array().expect("ratios").iter().map(over).collect::<Vec<_>>(),
+        [("pushes".into(), "messages".into()), ("pushes, fates".into(), "messages, ACK".into())]
+    );
+    complaint(&["push", "--lines", "1000", "--payload", "16384"], 1, &["--lines", "--payload"]);
+}
+
+#[test]
+fn every_watcher_knows_the_last_state_of_each_of_its_users_in_the_end() {
+    let report =
+        report("watch", &["--users", "30", "--watches", "70", "--each", "20", "--changes", "60", "--secs", "0.5"]);
+    assert_eq!((count(&report["watchers"]), count(&report["changes"])), (4, 30), "{report}");
+    let (told, memory) = (&report["told"], &report["memory"]);
+    assert!(count(&told["states"]) > 70 && count(&told["changes"]) > 0, "each was answered, and who has gone: {told}");
+    assert!(count(&told["most_of_one"]) <= count(&told["most_of_one_allowed"]), "{told}");
+    assert!(memory["tables_per_watch"].as_f64().is_some_and(|bytes| bytes > 0.0), "{memory}");
+    assert!(count(&report["last_offline"]["count"]) > 0 && report["all_true_secs"].as_f64() > Some(5.0), "{report}");
+    complaint(&["watch", "--each", "3", "--users", "2"], 1, &["--each 3", "--users 2"]);
 }
 
 /// What a run says that must fail, and how.

@@ -4,13 +4,13 @@ import { Backoff } from "./backoff.js";
 import { Calls, type Reply } from "./calls.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
 import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
+import { toBytes, toId, type Id } from "./ids.js";
 import { Outstanding, fateOf, type Fate, type Message as Waiting, type SendOptions, type Unsettled } from "./outstanding.js";
 import { Pages, type Question } from "./pages.js";
 import { decodeBye, decodeLoginOk, decodeSyncOk, encodeLogin, encodeSync, type Bye, type SyncOk } from "./proto.js";
 import { packResume, unpackResume, type Resume } from "./resume.js";
 
-/** A user or a message: a bigint, a safe integer, or decimal digits. */
-export type Id = bigint | number | string;
+export { toBytes, toId, type Id } from "./ids.js";
 
 /** The part of a browser's WebSocket that is used, so that another may take its place. */
 export interface WebSocketLike {
@@ -125,13 +125,6 @@ const BYE_UNAUTHORIZED = 6;
 /** After these a client does not come back by itself: version, replaced, kicked, bad request. 6 is looked at apart. */
 const BYE_FINAL = [7, 8, 15, 20];
 
-export function toId(id: Id): bigint {
-  if (typeof id === "number" && !Number.isSafeInteger(id)) throw new TypeError(`${id} is no safe integer`);
-  const value = BigInt(id);
-  if (value < 0n || value >= 1n << 64n) throw new RangeError(`${value} is no 64-bit number`);
-  return value;
-}
-
 /** Errors that can be the answer to SYNC; 19 to that of a group. */
 const PAGE_REFUSALS = [3, 11, 14, 18, 19, 20, 21];
 
@@ -164,8 +157,6 @@ export interface Port {
 
 /** For modules of this package. */
 export const EXTEND = Symbol("extend");
-
-export const toBytes = (body: Uint8Array | string) => (typeof body === "string" ? new TextEncoder().encode(body) : body);
 
 const messageOf = ({ flags, id, peer, stamp, body }: Frame): Message => ({
   from: peer,

@@ -1,4 +1,4 @@
-//! See `trunkline_gateway::fuzz::handshake`.
+//! See `trunkline_core::fuzz::handshake`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_gateway::fuzz::handshake(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_core::fuzz::handshake(data));

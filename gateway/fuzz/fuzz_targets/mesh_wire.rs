@@ -1,4 +1,4 @@
-//! See `trunkline_gateway::fuzz::wire_stream`.
+//! See `trunkline_core::fuzz::wire_stream`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_gateway::fuzz::wire_stream(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_core::fuzz::wire_stream(data));

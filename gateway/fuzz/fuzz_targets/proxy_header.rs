@@ -1,4 +1,4 @@
-//! See `trunkline_gateway::fuzz::proxy_header`.
+//! See `trunkline_core::fuzz::proxy_header`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_gateway::fuzz::proxy_header(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_core::fuzz::proxy_header(data));

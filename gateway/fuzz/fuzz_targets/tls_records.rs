@@ -1,4 +1,4 @@
-//! See `trunkline_gateway::fuzz::tls_records`.
+//! See `trunkline_core::fuzz::tls_records`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_gateway::fuzz::tls_records(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_core::fuzz::tls_records(data));

@@ -1,4 +1,4 @@
-//! See `trunkline_gateway::fuzz::upgrade_head`.
+//! See `trunkline_core::fuzz::upgrade_head`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_gateway::fuzz::upgrade_head(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trunkline_core::fuzz::upgrade_head(data));

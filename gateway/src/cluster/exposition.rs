@@ -16,7 +16,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
     for (state, members) in status.members {
         exposition.sample(&[("state", &state)], members);
     }
-    let lease_secs = cluster.serve_until_ms().saturating_sub(now_ms) as f64 / 1_000.0;
+    let lease_secs = cluster.fence().serve_until_ms().saturating_sub(now_ms) as f64 / 1_000.0;
     exposition.name(
         "trunkline_cluster_lease_seconds",
         Gauge,
@@ -38,7 +38,7 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         exposition.sample(&[], now_ms.saturating_sub(since_ms) as f64 / 1_000.0);
     }
     let whole = [
-        ("trunkline_cluster_view_epoch", Gauge, "Epoch of the view of the cluster.", cluster.epoch()),
+        ("trunkline_cluster_view_epoch", Gauge, "Epoch of the view of the cluster.", cluster.fence().epoch()),
         (
             "trunkline_cluster_left_out",
             Gauge,
@@ -49,13 +49,13 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
             "trunkline_cluster_incarnation",
             Gauge,
             "Incarnation of this node; grows with every start and every new lease.",
-            cluster.incarnation(),
+            cluster.fence().incarnation(),
         ),
         (
             "trunkline_cluster_fenced",
             Gauge,
             "1 while this node must not serve as home.",
-            u64::from(!cluster.may_serve(now_ms)),
+            u64::from(!cluster.fence().may_serve(now_ms)),
         ),
         (
             "trunkline_cluster_redis_up",

@@ -2,33 +2,23 @@
 
 use super::audit::AuditStatus;
 use super::links::Links;
+use crate::fence::Fence;
 use crate::membership::LinkNews;
 use crate::mesh::peers::LINKS_MAX;
 use crate::presence_log::PresenceLog;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use trunkline_router::api::PeerLinks;
 use trunkline_router::membership::Fenced;
 use trunkline_router::redis::{Metrics, MetricsSnapshot};
 
-/// Bytes of memos of other nodes that may wait for the control thread. It takes them at once; what does not fit is
-/// asked again.
-const MEMOS_BYTES_MAX: usize = 16 << 20;
-
 /// Shared by all threads. The numbers are read without a lock.
 #[derive(Debug)]
 pub struct ClusterState {
     name: String,
-    lease_ms: u64,
-    serve_until_ms: AtomicU64,
-    incarnation: AtomicU64,
-    life: AtomicU64,
-    epoch: AtomicU64,
+    fence: Arc<Fence>,
     status: Mutex<ClusterStatus>,
     /// Written and read by the control thread only.
     links: Mutex<Links>,
-    /// Bytes of memos that wait for the control thread.
-    memos: AtomicUsize,
     redis: Arc<Metrics>,
     logs: Vec<Arc<PresenceLog>>,
 }
@@ -119,14 +109,9 @@ impl ClusterState {
     pub(crate) fn new(name: &str, lease_ms: u64, redis: Arc<Metrics>, logs: Vec<Arc<PresenceLog>>) -> Self {
         ClusterState {
             name: name.to_owned(),
-            lease_ms,
-            serve_until_ms: AtomicU64::new(0),
-            incarnation: AtomicU64::new(0),
-            life: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
+            fence: Arc::new(Fence::new(lease_ms)),
             status: Mutex::default(),
             links: Mutex::default(),
-            memos: AtomicUsize::new(0),
             redis,
             logs,
         }
@@ -137,40 +122,9 @@ impl ClusterState {
         &self.name
     }
 
-    /// How long a lease lasts, milliseconds.
-    pub fn lease_ms(&self) -> u64 {
-        self.lease_ms
-    }
-
-    /// Until when, exclusive, the node may serve if nothing more is heard: milliseconds of [`crate::clock`], which is
-    /// the shards' own. 0 while it is fenced.
-    #[inline]
-    pub fn serve_until_ms(&self) -> u64 {
-        self.serve_until_ms.load(Ordering::Acquire)
-    }
-
-    /// Whether the node may serve at that time.
-    #[inline]
-    pub fn may_serve(&self, now_ms: u64) -> bool {
-        now_ms < self.serve_until_ms()
-    }
-
-    /// The incarnation of this node.
-    #[inline]
-    pub fn incarnation(&self) -> u64 {
-        self.incarnation.load(Ordering::Acquire)
-    }
-
-    /// The incarnation since which the node has not been fenced.
-    #[inline]
-    pub fn life(&self) -> u64 {
-        self.life.load(Ordering::Acquire)
-    }
-
-    /// The epoch of the view.
-    #[inline]
-    pub fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    /// Until when the node may serve, for those who need to know nothing else.
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.fence
     }
 
     /// A shard has news of its links.
@@ -181,20 +135,6 @@ impl ClusterState {
     /// The links to each other node.
     pub fn peers(&self, now_ms: u64) -> Vec<PeerLinks> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).peers(now_ms)
-    }
-
-    /// Takes room for a memo of so many bytes that is to wait for the control thread; whether there is some.
-    pub(crate) fn hold_memo(&self, bytes: usize) -> bool {
-        let fits = self.memos.fetch_add(bytes, Ordering::Relaxed) + bytes <= MEMOS_BYTES_MAX;
-        if !fits {
-            self.release_memo(bytes);
-        }
-        fits
-    }
-
-    /// Gives the room of a memo back.
-    pub(crate) fn release_memo(&self, bytes: usize) {
-        self.memos.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// What people are shown.
@@ -214,7 +154,7 @@ impl ClusterState {
 
     /// Why the node must not serve, in words; `None` while it may.
     pub fn fence_reason(&self, now_ms: u64) -> Option<String> {
-        if self.may_serve(now_ms) {
+        if self.fence.may_serve(now_ms) {
             return None;
         }
         let status = self.status();
@@ -285,11 +225,7 @@ impl ClusterState {
 
     pub(crate) fn publish(&self, serve_until_ms: u64, incarnation: u64, life: u64, epoch: u64, status: ClusterStatus) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
-        self.epoch.store(epoch, Ordering::Release);
-        self.incarnation.store(incarnation, Ordering::Release);
-        self.life.store(life, Ordering::Release);
-        // Last, so that whoever finds a lease of a new life finds the life too.
-        self.serve_until_ms.store(serve_until_ms, Ordering::Release);
+        self.fence.publish(serve_until_ms, incarnation, life, epoch);
     }
 }
 
@@ -316,9 +252,9 @@ mod tests {
     #[test]
     fn a_lease_that_ran_out_fences_before_anybody_has_looked() {
         let state = state(ClusterStatus::default(), 5_000);
-        assert_eq!((state.may_serve(4_999), state.fence_reason(4_999)), (true, None));
+        assert_eq!((state.fence.may_serve(4_999), state.fence_reason(4_999)), (true, None));
         assert!(state.fence_reason(5_000).unwrap().contains("pause"));
-        assert_eq!((state.incarnation(), state.life(), state.epoch()), (7, 5, 3));
+        assert_eq!((state.fence.incarnation(), state.fence.life(), state.fence.epoch()), (7, 5, 3));
     }
 
     #[test]

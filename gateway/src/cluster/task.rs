@@ -2,15 +2,16 @@
 //! the [`Walk`].
 
 use super::audit::{Audit, Compared, compare};
-use super::reach::{Admission, Prober, admission};
+use super::reach::Prober;
 use super::relay::{Relay, Relayed, Through};
 use super::rival::{self, Loser};
 use super::state::{ClusterState, ClusterStatus, Differs, RedisStatus, Refused};
-use super::{FLUSH_TIMEOUT, MeshNews};
+use super::{FLUSH_TIMEOUT, MeshNews, MeshNewsQueue};
 use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
 use crate::config::ClusterConfig;
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
+use crate::membership::admission::{Admission, admission};
 use crate::membership::{Action, Agent, Change, End, Memo, Page, Question, Reply, Request, Walk, state_word};
 use crate::mesh::handshake::Secrets;
 use crate::metrics::ShardStats;
@@ -128,10 +129,10 @@ pub(super) struct Task {
     rivals_dropped: Arc<AtomicU64>,
     walk: Walk,
     rewrite_ms: u64,
-    page: Option<oneshot::Receiver<SessionsPage>>,
+    page: Option<futures_channel::oneshot::Receiver<SessionsPage>>,
     page_asked: Instant,
     audit: Audit,
-    list: Option<(usize, oneshot::Receiver<SessionsList>)>,
+    list: Option<(usize, futures_channel::oneshot::Receiver<SessionsList>)>,
     node: Arc<str>,
     holder: Option<String>,
     redis_error: Option<String>,
@@ -244,7 +245,7 @@ impl Task {
     }
 
     /// Runs until it is ordered to leave.
-    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>, mut news: mpsc::Receiver<MeshNews>) {
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>, news: MeshNewsQueue) {
         let mut logs = interval(LOG_PERIOD);
         logs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flushed: Option<JoinHandle<()>> = None;
@@ -274,7 +275,7 @@ impl Task {
                 page = next_page(&mut self.page) => self.page_answered(page),
                 (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
                 Some(pipeline) = self.pipelines.recv() => self.write_through(pipeline),
-                Some(news) = news.recv() => self.heard(news),
+                news = news.take() => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
                     Order::Admit { done } => self.ask_admission(done),
@@ -403,7 +404,7 @@ impl Task {
 
     fn heard(&mut self, news: MeshNews) {
         match &news {
-            MeshNews::Memo { body, .. } => self.state.release_memo(body.len()),
+            MeshNews::Memo { body, .. } => self.state.fence().release_memo(body.len()),
             MeshNews::Links { shard, all, links } => self.state.links_told(*shard, *all, links),
         }
         self.agent.heard(now_ms(), news);
@@ -682,7 +683,7 @@ impl Task {
         }
         let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
         let Some(Page { shard, from_slot, max }) = self.walk.page(now_ms(), sessions) else { return };
-        let (answer, page) = oneshot::channel();
+        let (answer, page) = futures_channel::oneshot::channel();
         match self.shards.ports[shard].send(Control::Sessions { from_slot, max, answer }) {
             Ok(()) => (self.page, self.page_asked) = (Some(page), Instant::now()),
             Err(_) => self.walk.failed(),
@@ -711,7 +712,7 @@ impl Task {
         }
         let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
         let Some(Page { shard, from_slot, max }) = self.audit.page(now_ms(), sessions) else { return };
-        let (answer, list) = oneshot::channel();
+        let (answer, list) = futures_channel::oneshot::channel();
         match self.shards.ports[shard].send(Control::List { from_slot, max, answer }) {
             Ok(()) => self.list = Some((shard, list)),
             Err(_) => self.audit.failed(),
@@ -829,7 +830,7 @@ fn write_of(event: PresenceEvent, node: &Arc<str>, incarnation: u64, shard: u32)
 }
 
 /// The answer to the page asked for; never, if none was.
-async fn next_page(page: &mut Option<oneshot::Receiver<SessionsPage>>) -> Option<SessionsPage> {
+async fn next_page(page: &mut Option<futures_channel::oneshot::Receiver<SessionsPage>>) -> Option<SessionsPage> {
     match page {
         Some(page) => page.await.ok(),
         None => pending().await,
@@ -837,7 +838,9 @@ async fn next_page(page: &mut Option<oneshot::Receiver<SessionsPage>>) -> Option
 }
 
 /// The list asked for, and of which shard; never, if none was.
-async fn next_list(list: &mut Option<(usize, oneshot::Receiver<SessionsList>)>) -> (usize, Option<SessionsList>) {
+async fn next_list(
+    list: &mut Option<(usize, futures_channel::oneshot::Receiver<SessionsList>)>,
+) -> (usize, Option<SessionsList>) {
     match list {
         Some((shard, list)) => (*shard, list.await.ok()),
         None => pending().await,

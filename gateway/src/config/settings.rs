@@ -4,11 +4,11 @@
 use super::hook::without_secrets as hook_without_secrets;
 use super::service_tables::services;
 use super::values::{
-    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, Placement, ReadModeKind, RedisDown, Size,
-    StoreKind, StoreSyncKind, WatchKind, one_or_many,
+    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, ReadModeKind, RedisDown, Size, StoreKind,
+    StoreSyncKind, WatchKind, one_or_many,
 };
 use super::webhooks::{from_tables, without_secrets};
-use super::{Listen, LogFormat};
+use super::{Listen, LogFormat, Placement};
 use crate::transport::upgrade::ForwardedField;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -386,7 +386,7 @@ settings! {
     /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
     /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
     /// A service of which nothing is said exists as soon as a worker serves it. With transport=http its calls are posted
-    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, max_conns=128,
+    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, down, max_conns=128,
     /// max_fails=3, fail_timeout_secs=10, slow_start_secs=0, resolve (the name again and again); and for all of them
     /// key=user | peer (of the hash), connect_timeout_ms=1000, keepalive_secs=4, ca_file=FILE (for https),
     /// health_interval_secs=5, health_path=/. In the file a service may be a table [[service]] with number, name and

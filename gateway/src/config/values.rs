@@ -202,16 +202,6 @@ pub enum AuthKind {
     Jwt,
 }
 
-/// What becomes of a login at a node that is not the user's home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Placement {
-    /// The user is served here.
-    Accept,
-    /// The client is sent to the home node.
-    Redirect,
-}
-
 /// Who serves while Redis can be reached by no node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -1,10 +1,8 @@
 //! Between portals, hub, log and receivers: the loop of the services thread for webhooks.
 
 use super::client::{Answer, Client, Connection, Letter, Receiver};
-use super::event::{Event, EventKind};
 use super::hub::{End, Hub, Request};
 use super::log::{EventLog, Job};
-use super::portal::EventPortals;
 use super::sign::Secrets;
 use super::spec::WebhookSpec;
 use super::writer::{Writer, Written};
@@ -23,6 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use trunkline_core::events::EventPortals;
+use trunkline_core::events::{Event, EventKind};
 
 /// How often it is looked what is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -220,7 +220,7 @@ impl WebhookDriver {
                 }
             };
             tokio::select! {
-                () = bell.notified() => {}
+                () = bell.rung() => {}
                 ended = self.told.recv() => ended.into_iter().for_each(|ended| self.hear(ended)),
                 written = writing => self.on_written(written),
                 _ = ticks.tick() => self.tick(),

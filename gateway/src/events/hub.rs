@@ -17,11 +17,11 @@
 //! is sent again after 1 s and then twice as long up to 5 minutes, or as Retry-After says; what has waited for 24 h by
 //! then is given up and counted in a gap.
 
-use super::event::{EVENT_BYTES_LEAST, Event, EventKind, KINDS, Wants};
 use super::log::{put_done, put_event, put_gap, put_snapshot};
 use super::{AGE_MS_MAX, LANES};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use trunkline_core::events::{EVENT_BYTES_LEAST, Event, EventKind, KINDS, Wants};
 use trunkline_router::hash::user_hash;
 
 /// Time to the first attempt after one that failed, and the longest; milliseconds.

@@ -9,12 +9,12 @@
 //! when the process ended, and nobody has relied on it.
 
 use super::LANES;
-use super::event::{EVENT_BYTES_MAX, Event, EventKind};
 use super::hub::{Body, Gap, Item};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use trunkline_core::events::{EVENT_BYTES_MAX, Event, EventKind};
 
 /// A file of this length is closed.
 pub(super) const SEGMENT_BYTES: u64 = 8 << 20;

@@ -1,10 +1,10 @@
 //! What the configuration says of a webhook.
 
-use super::event::{EventKind, Wants};
 use crate::services::Target;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use trunkline_core::events::{EventKind, Wants};
 
 /// Longest time for one request, milliseconds.
 const TIMEOUT_MS_MAX: u64 = 120_000;

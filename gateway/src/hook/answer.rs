@@ -7,33 +7,13 @@ use serde_json::Value;
 use std::sync::Arc;
 use trunkline_proto::SERVICE_USERS;
 
-use super::WORDS_BYTES_MAX;
+use super::{Grant, WORDS_BYTES_MAX};
 
 /// Longest time for which an answer counts, seconds.
 const CACHE_SECS_MAX: u64 = 86_400;
 /// For how long a refusal counts, unless the answer says something else, and at the longest.
 const REFUSED_MS: u64 = 2_000;
 const REFUSED_MS_MAX: u64 = 60_000;
-
-/// What a session is given. What the answer does not say stays as LOGIN and token have it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Grant {
-    /// Whose session it is.
-    pub(crate) user: Option<u64>,
-    /// When it ends at the latest.
-    pub(crate) end: TokenEnd,
-    /// Whom it may watch.
-    pub(crate) watch: Option<WatchClaim>,
-    /// Its heartbeats, seconds; brought into the bounds of the node where it is applied.
-    pub(crate) heartbeat_secs: Option<u32>,
-}
-
-impl Grant {
-    /// Bytes of what hangs on it.
-    pub(super) fn bytes(&self) -> usize {
-        self.watch.as_ref().map_or(0, WatchClaim::bytes)
-    }
-}
 
 /// How a question ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! What is known of questions that were answered: for a time, and within a number of bytes. When it is full, what would
 //! be forgotten first goes first.
 
+use super::Decision;
 use super::desk::Key;
-use super::portal::Decision;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 

@@ -4,11 +4,11 @@
 //! while as many are asked as may be. A question for which nobody waits any more is not asked; one that is being asked
 //! goes on, and its answer may be of use to the next.
 
+use super::FailurePolicy;
 use super::answer::End;
 use super::cache::Cache;
 use super::circuit::Circuit;
-use super::portal::{Ask, Decision};
-use super::spec::FailurePolicy;
+use super::{Ask, Decision};
 use crate::io::ConnId;
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};

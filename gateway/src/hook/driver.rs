@@ -3,8 +3,8 @@
 use super::TOKEN_BYTES_MAX;
 use super::answer::{End, meaning};
 use super::desk::{Counts, Deed, Desk, Key};
-use super::portal::{Ask, HookOuter, HookPortals, Word};
 use super::spec::HookSpec;
+use super::{Ask, HookOuter, HookPortals, Word};
 use crate::clock::{now_ms, now_us, wall_ms};
 use crate::events::client::{Answer, Client, Connection, Letter, Receiver};
 use crate::events::{Secrets, changed};
@@ -120,7 +120,7 @@ impl HookDriver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = bell.notified() => {}
+                () = bell.rung() => {}
                 ended = self.told.recv() => ended.into_iter().for_each(|ended| self.hear(ended)),
                 _ = ticks.tick() => self.tick(),
             }

@@ -1,5 +1,6 @@
 //! What the configuration says of the hook.
 
+use super::FailurePolicy;
 use crate::events::shown;
 use crate::services::Target;
 use std::fmt;
@@ -10,16 +11,6 @@ use std::str::FromStr;
 const TIMEOUT_MS: u64 = 2_000;
 const TIMEOUT_MS_LEAST: u64 = 50;
 const TIMEOUT_MS_MAX: u64 = 60_000;
-
-/// Who is let in where the hook cannot say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FailurePolicy {
-    /// Nobody: clients are told to come again.
-    #[default]
-    Refuse,
-    /// Whoever `auth` lets in.
-    Allow,
-}
 
 /// The hook.
 #[derive(Clone, Debug, PartialEq, Eq)]

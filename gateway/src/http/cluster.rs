@@ -51,12 +51,12 @@ struct PresenceDescription {
 pub(super) fn describe_cluster(cluster: &ClusterState, now_ms: u64) -> ClusterDescription {
     let status = cluster.status();
     let redis = cluster.redis_metrics();
-    let serve_until_ms = cluster.serve_until_ms();
+    let serve_until_ms = cluster.fence().serve_until_ms();
     ClusterDescription {
         name: cluster.name().to_owned(),
-        incarnation: cluster.incarnation(),
+        incarnation: cluster.fence().incarnation(),
         state: status.state,
-        epoch: cluster.epoch(),
+        epoch: cluster.fence().epoch(),
         digest: format!("{:016x}", status.digest),
         members: status.members.iter().map(|(_, members)| members).sum(),
         lease: LeaseDescription {

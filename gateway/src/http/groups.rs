@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use trunkline_router::hash::home_shard;
 use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_store::{

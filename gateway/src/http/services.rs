@@ -8,11 +8,11 @@ use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
+use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use trunkline_router::http::{AuditNote, JsonBody, Needs, Problem, Routes, Scope};
 

@@ -7,6 +7,7 @@ use super::frames::push_frames;
 use super::ledger::Standing;
 use super::request::{Push, Target};
 use super::window::At;
+use crate::bell::Bell;
 use crate::broadcast::{BROADCAST_BYTES_MAX, BROADCASTS_MAX, Tally};
 use crate::clock::{now_ms, wall_ms};
 use crate::limits::Limits;
@@ -19,7 +20,7 @@ use serde::Serialize;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use trunkline_proto::Outcome;
 use trunkline_router::api::UserId;
@@ -53,7 +54,7 @@ pub(crate) struct PushApi {
     bodies: Semaphore,
     batches: Semaphore,
     /// Rung when the desk has something for the shards.
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
     frame_bytes_max: usize,
 }
 
@@ -75,7 +76,7 @@ pub(super) fn routes() -> Routes<PushApi> {
 }
 
 impl PushApi {
-    pub(crate) fn new(desk: Desk, bell: Arc<Notify>, limits: &Limits) -> Self {
+    pub(crate) fn new(desk: Desk, bell: Arc<Bell>, limits: &Limits) -> Self {
         let frame_bytes_max = limits.frame_bytes_max as usize;
         let (bodies, batches) = (Semaphore::new(BODIES_BYTES_MAX), Semaphore::new(BATCHES_MAX));
         PushApi { desk: Mutex::new(desk), bodies, batches, bell, frame_bytes_max }
@@ -131,7 +132,7 @@ impl PushApi {
             At::Over(standing) => return Ok(Begun::Known(standing)),
             At::Open(token) => token,
         };
-        self.bell.notify_one();
+        self.bell.ring();
         match wait.filter(|wait| !wait.is_zero()) {
             None => Ok(Begun::Known(desk.standing(token).unwrap_or_default())),
             Some(wait) => {
@@ -341,7 +342,11 @@ async fn push(
 
 /// Whether a caller may push to whom the push is for.
 pub(super) fn may_push(caller: &CallerKey, push: &Push) -> Result<(), Problem> {
-    let scope = push.scope();
+    let scope = match &push.to {
+        Target::Users(_) | Target::Device { .. } => Scope::PushUser,
+        Target::Group(_) => Scope::PushGroup,
+        Target::Sessions(_) => Scope::PushAll,
+    };
     match caller.has(scope) {
         true => Ok(()),
         false => {

@@ -390,7 +390,7 @@ mod tests {
             let mut seen = Vec::new();
             for shard in &mut self.shards {
                 while let Some(mut batch) = shard.take() {
-                    while let Some((user, push)) = batch.next() {
+                    while let Some((user, push)) = batch.next_push() {
                         seen.push((user, push.id, push.extra));
                         let fate = Fate { token: push.token, id: push.id, user, outcome };
                         shard.tell(&fate);
@@ -548,7 +548,7 @@ mod tests {
         let mut seen = Vec::new();
         for shard in &mut world.shards {
             while let Some(mut batch) = shard.take() {
-                while let Some((to, push)) = batch.next() {
+                while let Some((to, push)) = batch.next_push() {
                     let head = (push.extra & HEADED != 0).then(|| MessageHead::split(push.payload).expect("a head"));
                     let (head, payload) = head.unwrap_or((MessageHead::default(), push.payload));
                     assert_eq!(payload, [1; 100]);

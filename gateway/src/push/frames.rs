@@ -3,7 +3,7 @@
 
 use super::api::{Leaves, PushApi, batch_too_long, idempotency_key, may_push, media_type};
 use super::ledger::Standing;
-use super::push_to::{Refused, encode_report, has_head, push_of};
+use super::push_to::{self, encode_report, has_head, push_of};
 use super::request::{Push, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -23,6 +23,19 @@ pub(super) const MEDIA_TYPE: &str = "application/vnd.trunkline.frames";
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
     timeout_ms: Option<u64>,
+}
+
+/// Why a frame has an ERROR for an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    code: Code,
+    text: String,
+}
+
+impl From<push_to::Refused> for Refused {
+    fn from(push_to::Refused { code, text }: push_to::Refused) -> Self {
+        Refused { code, text }
+    }
 }
 
 impl From<Problem> for Refused {
@@ -58,7 +71,7 @@ impl Asked {
         let to = Answered { id: frame.id, peer: frame.peer, headed: is_push && has_head(frame) };
         let text = || "PUSH_TO is the only frame that is taken here".to_owned();
         let push = match is_push {
-            true => push_of(frame, Some(wait), frame_bytes_max),
+            true => push_of(frame, Some(wait), frame_bytes_max).map_err(Refused::from),
             false => Err(Refused { code: Code::UnknownKind, text: text() }),
         };
         Asked { to, push }
@@ -167,9 +180,9 @@ const fn all_bytes(frames: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::push::push_to::encode_push_to;
     use proptest::prelude::*;
-    use trunkline_proto::{PushHead, SERVICE_USERS, flags};
+    use trunkline_proto::prost::Message;
+    use trunkline_proto::{PushHead, SERVICE_USERS, call_flags, flags};
 
     const WAIT: Duration = Duration::from_secs(5);
     const ALL: u8 = flags::ACK | flags::NO_STORE;
@@ -179,6 +192,11 @@ mod tests {
         let mut out = Vec::new();
         encode(&mut out, &Header { kind: Kind::PushTo, flags, aux: service, id, peer, stamp: 0 }, payload);
         out
+    }
+
+    fn with_head(id: u64, head: &PushHead) -> Vec<u8> {
+        let head = head.encode_to_vec();
+        push_to(ALL | call_flags::HEAD, 7, id, 0, &[&(head.len() as u16).to_be_bytes()[..], &head].concat())
     }
 
     fn asked(body: &[u8]) -> Vec<Asked> {
@@ -218,8 +236,8 @@ mod tests {
             push_to(ALL, 7, 0, 42, b""),
             push_to(ALL, 7, 3, 0, b""),
             push_to(ALL, 7, 4, SERVICE_USERS, b""),
-            encode_push_to(ALL, 7, 5, &PushHead { all: true, ..PushHead::default() }, b""),
-            encode_push_to(ALL, 7, 6, &PushHead { users: vec![1, 2], ..PushHead::default() }, b""),
+            with_head(5, &PushHead { all: true, ..PushHead::default() }),
+            with_head(6, &PushHead { users: vec![1, 2], ..PushHead::default() }),
             push_to(ALL, u16::MAX, u64::MAX, SERVICE_USERS - 1, b""),
         ];
         let codes: Vec<(u64, Option<Code>)> = asked(&body.concat())

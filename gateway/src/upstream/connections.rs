@@ -1,7 +1,7 @@
 //! Connections to HTTP servers: made, kept while they are idle, and used for one request at a time.
 
-use super::desk::{End, Run};
 use super::request::{Whole, check, request};
+use super::{End, Run};
 use crate::metrics::ShardStats;
 use crate::services::{CallPortals, ServiceSpec, Target};
 use axum::http::header::CONNECTION;
@@ -399,8 +399,8 @@ fn keeps(keepalive_ms: u64, headers: &HeaderMap) -> Duration {
 mod tests {
     use super::*;
 
-    use crate::upstream::desk::RunId;
-    use crate::upstream::request::Letter;
+    use crate::upstream::Letter;
+    use crate::upstream::RunId;
     use base64::Engine;
     use rcgen::{CertificateParams, KeyPair};
     use rustls::ServerConfig;

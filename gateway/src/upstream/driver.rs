@@ -1,9 +1,9 @@
 //! Between the portals, the desk and the connections: the loop of the services thread for calls to HTTP servers.
 
-use super::answer::answer_bytes_max;
+use super::answer_bytes_max;
 use super::connections::{Connections, Held, Room};
-use super::desk::{Deed, Desk, End, RunId};
 use super::watch::{literal, lookups};
+use super::{Deed, Desk, End, RunId};
 use crate::clock::{now_ms, now_us};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
@@ -106,7 +106,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = bell.notified() => {}
+                () = bell.rung() => {}
                 event = self.told.recv() => event.into_iter().for_each(|event| self.hear(event)),
                 _ = ticks.tick() => self.tick(),
             }
@@ -153,7 +153,7 @@ impl Driver {
 
     /// Does what the desk has decided.
     fn act(&mut self) {
-        while let Some(deed) = self.desk.next() {
+        while let Some(deed) = self.desk.next_deed() {
             match deed {
                 Deed::Start(run) => {
                     let (abort, aborted) = oneshot::channel();

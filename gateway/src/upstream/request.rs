@@ -1,6 +1,7 @@
 //! A call as an HTTP request.
 
 use crate::services::Target;
+use crate::upstream::Letter;
 use axum::body::Bytes;
 use axum::http::header::{CONTENT_TYPE, HOST, USER_AGENT};
 use axum::http::uri::PathAndQuery;
@@ -9,20 +10,6 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use trunkline_proto::CallHead;
-
-/// What a call is, for the server that gets it.
-#[derive(Clone, Debug)]
-pub(crate) struct Letter {
-    pub(crate) service: u16,
-    pub(crate) user: u64,
-    /// The caller's id for it.
-    pub(crate) id: u64,
-    pub(crate) head: CallHead,
-    pub(crate) body: Bytes,
-    /// Another server may have it already.
-    pub(crate) again: bool,
-}
 
 /// A body of one piece.
 #[derive(Debug)]
@@ -119,6 +106,7 @@ fn text(text: &str) -> HeaderValue {
 mod tests {
     use super::*;
     use hyper::body::Body;
+    use trunkline_proto::CallHead;
 
     fn letter() -> Letter {
         let head = CallHead {

@@ -103,6 +103,17 @@ fn the_library_calls_serves_and_pushes() {
     });
 }
 
+#[test]
+fn the_javascript_worker_serves_pushes_drains_and_comes_back() {
+    let js = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("client/js");
+    assert!(js.join("dist/service.js").exists(), "client/js is not built: run scripts/setup.sh");
+    let mut node = Command::new("node");
+    node.arg(js.join("test/with_service.mjs")).arg(env!("CARGO_BIN_EXE_gateway"));
+    let output = node.output().expect("run the worker");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout == b"all well\n", "{said}");
+}
+
 /// Not a test: the process of a worker, which this test program becomes when it is told so.
 #[test]
 #[ignore = "a worker of the test below"]

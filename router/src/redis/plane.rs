@@ -1,11 +1,12 @@
 //! The connection to the cluster, and everything that is asked of it.
 
 use super::config::RedisConfig;
-use super::entry::{self, PresenceEntry, PresenceWrite, Stored, WriteOutcome, padded};
+use super::entry::{self, Stored, padded};
 use super::error::{AccountError, AcquireError, PlaneError};
 use super::master::Master;
 use super::metrics::{Metrics, add};
 use super::script::{Script, Scripts};
+use super::{PresenceEntry, PresenceWrite, Renewal, WriteOutcome};
 use crate::membership::{NodeRecord, check_name};
 use crate::ring::NODES_MAX;
 use cluster::{Cluster, Request};
@@ -48,17 +49,6 @@ pub const ACCOUNT_IDS: std::ops::Range<u64> = 1 << 40..1 << 63;
 /// How often an id is drawn for one account. With a billion accounts one draw in nine billion meets an id that is
 /// taken.
 const ID_DRAWS_MAX: u32 = 4;
-
-/// What became of a renewal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Renewal {
-    /// The lease lasts for its full time again, from some moment between request and answer.
-    Renewed,
-    /// The lease has run out, or Redis has lost it with its data. Nobody else holds the name.
-    LostToNobody,
-    /// Another incarnation holds the name.
-    LostToAnother,
-}
 
 /// A connection to the cluster. Clones share it. Needs a tokio runtime; every method ends within `command_timeout`
 /// (those with several steps within that for each).

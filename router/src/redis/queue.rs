@@ -14,7 +14,7 @@
 //!
 //! At most one write of a device is on its way at any time, so writes of one device cannot overtake each other.
 
-use super::entry::PresenceWrite;
+use super::PresenceWrite;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 

@@ -1,10 +1,10 @@
 //! Writing presence behind the data path: callers push and go on, one task drains.
 
-use super::entry::{PresenceWrite, WriteOutcome};
 use super::error::PlaneError;
 use super::metrics::{Metrics, add};
 use super::plane::Plane;
 use super::queue::WriteQueue;
+use super::{PresenceWrite, WriteOutcome};
 use rand::RngExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -21,7 +21,7 @@ fn one_lane(count: u64) -> (Hub, usize) {
     let mut hub = hub(1 << 20, false);
     (1..=count).for_each(|id| hub.admit(&encoded(EventKind::MessageSent, WALL_MS, 1, id)));
     hub.keep_until(hub.last_seq());
-    (hub, super::super::event::lane_of(1))
+    (hub, trunkline_core::events::lane_of(1))
 }
 
 fn seqs(request: &Request) -> Vec<u64> {

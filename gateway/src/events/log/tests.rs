@@ -1,5 +1,5 @@
 use super::*;
-use crate::events::event::lane_of;
+use trunkline_core::events::lane_of;
 
 const KEYS: [u64; 2] = [11, 22];
 

@@ -1,10 +1,10 @@
 use super::super::circuit::{FAILURES, OPEN_MS};
-use super::super::portal::tests::ask;
 use super::*;
 use crate::hook::Grant;
-use crate::io::sim::Rng;
 use hashbrown::HashSet;
 use std::sync::Arc;
+use trunkline_core::hook::testing::ask;
+use trunkline_core::io::sim::Rng;
 
 fn desk(running_max: usize) -> Desk {
     Desk::new(running_max, 1 << 20, FailurePolicy::Refuse)

@@ -1,4 +1,4 @@
-use super::super::entry::PresenceEntry;
+use super::super::PresenceEntry;
 use super::*;
 use proptest::prelude::*;
 use std::sync::Arc;

@@ -1,0 +1,460 @@
+//! Durable groups in a cluster whose nodes have one store: what the home of a group does for other nodes, and what is
+//! told to them. How messages come to the home and from there to sessions is in `rooms` and `fan_out`, as for live
+//! rooms.
+//!
+//! The home of a group *claims* it in its view before it gives copies to anybody: from then on the store refuses what
+//! an earlier home would add, and has said where the log ends. So what was added until then and did not reach a node is
+//! told by HEADS, and nothing is added behind a member's back.
+//!
+//! Joins, leaves and what comes over HTTP go to the home, which asks the store and tells all nodes what has become of
+//! a membership, on the way that copies go. So nobody gets a message that was passed on after its leave. What could not
+//! be told, because a node was away or had another view, is made up for by asking the store for the groups of all
+//! sessions again: at each change of the view, and when a node is told that it has missed something.
+
+use super::fan_out::Numbered;
+use super::groups::{Effect, GroupAsked, Sending};
+use super::shard::Shard;
+use crate::conn::{ConnFlags, Phase};
+use crate::desk::Asked;
+use crate::directory::{Home, NodeKey};
+use crate::groups::ask::{decode_ask, decode_reply, encode_ask, encode_reply, is_for_home};
+use crate::groups::away::MemberNews;
+use crate::groups::home::{Claim, Seen};
+use crate::groups::is_room;
+use crate::groups::mail::GroupMail;
+use crate::mailbox::Origin;
+use crate::mesh::peers::GivenBack;
+use crate::mesh::wire::{GROUPS_SINCE, Record as FarRecord, member_change};
+use futures_channel::oneshot;
+use trunkline_proto::Code;
+use trunkline_router_core::hash::home_shard;
+use trunkline_store::{GroupAsk, GroupReply, Record as Stored, Refusal, Reply, Request};
+
+/// Slots that are looked through in a tick for sessions whose groups are asked for again.
+const LOOKS_PER_TICK: u32 = 256;
+
+/// Who asked the home of a group.
+#[derive(Debug)]
+pub(crate) enum Asker {
+    /// A session of this node, to join or to leave.
+    Session { origin: Origin, id: u64 },
+    /// The control thread.
+    Control(oneshot::Sender<Reply>),
+    /// A shard of another node, under a number of its own.
+    Node { node: NodeKey, shard: u16, ask: u64 },
+}
+
+impl Shard {
+    /// Whether durable groups can be served: there is a store, and in a cluster all nodes have it and know the records.
+    pub(super) fn serves_groups(&self) -> bool {
+        let Some(desk) = &self.desk else { return false };
+        let speaks = |least: u32| least >= GROUPS_SINCE;
+        self.alone
+            || (desk.shared && self.directory.routing.as_ref().is_some_and(|routing| speaks(routing.protocol_least())))
+    }
+
+    /// Asks the home of a group, wherever it is.
+    pub(super) fn ask_group_home(&mut self, group: u64, ask: GroupAsk, asker: Asker) {
+        if !self.alone && (!self.serving || !self.serves_groups()) {
+            return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        }
+        match if self.alone { Home::Here } else { self.room_home(group) } {
+            Home::Here => self.ask_as_home(group, ask, asker),
+            // Views differ: whoever asked tries again.
+            Home::There { .. } if matches!(asker, Asker::Node { .. }) => {
+                self.answer_asker(group, asker, Reply::Refused(Refusal::Stale));
+            }
+            Home::There { node, shard } => self.ask_other_home(group, &ask, asker, node, shard),
+            Home::Nowhere => self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable)),
+        }
+    }
+
+    fn ask_other_home(&mut self, group: u64, ask: &GroupAsk, asker: Asker, node: NodeKey, shard: u16) {
+        let Some(body) = encode_ask(ask) else {
+            return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        };
+        let number = match self.groups.away.begin(group, asker, self.links.tick) {
+            Ok(number) => number,
+            Err(asker) => {
+                self.links.stats.limit_group_joins.add(1);
+                return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+            }
+        };
+        let record = FarRecord::GroupAsk { group, shard: self.shard, ask: number, body: &body };
+        if self.send_far(node, shard, &record).is_err() {
+            self.give_up_ask(number);
+        }
+    }
+
+    fn give_up_ask(&mut self, number: u64) {
+        if let Some((group, asker)) = self.groups.away.take(number) {
+            self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        }
+    }
+
+    /// This node is the home of the group.
+    pub(super) fn ask_as_home(&mut self, group: u64, ask: GroupAsk, asker: Asker) {
+        if !self.alone && !self.reign_over_log(group) {
+            return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        }
+        if let GroupAsk::Append { record, retry } = ask {
+            let Stored { from, id, payload, .. } = record;
+            let (origin, acked, told, answer) = (None, false, false, Some(asker));
+            let stamp = self.next_stamp();
+            let sending = Box::new(Sending { group, origin, from, id, stamp, acked, payload, told, answer });
+            if let Err(sending) = self.ask_to_send(sending, retry, false)
+                && let Some(asker) = sending.answer
+            {
+                self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+            }
+            return;
+        }
+        let effect = match ask {
+            GroupAsk::Join { user, .. } => Effect::Joined(user),
+            GroupAsk::Leave { user } => Effect::Left(user),
+            GroupAsk::Delete => Effect::Ended,
+            _ => Effect::Nothing,
+        };
+        self.ask_store_of_group(group, ask, effect, asker);
+    }
+
+    /// Asks the store about a group.
+    pub(super) fn ask_store_of_group(&mut self, group: u64, ask: GroupAsk, effect: Effect, asker: Asker) {
+        let request = |token| Request::Group { group, ask: Box::new(ask), token: Some(token) };
+        let asked = Asked::Group(GroupAsked::Home { group, effect, asker });
+        let tick = self.links.tick;
+        let asked = match &mut self.desk {
+            Some(desk) => desk.ask(tick, asked, request),
+            None => Err(asked),
+        };
+        if let Err(Asked::Group(GroupAsked::Home { asker, .. })) = asked {
+            self.links.stats.limit_store_mail.add(1);
+            match asker {
+                Asker::Session { origin, id } => self.group_refuse(origin, id, group, Code::Overloaded),
+                asker => self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable)),
+            }
+        }
+    }
+
+    /// Tells who asked what has come of it.
+    pub(super) fn answer_asker(&mut self, group: u64, asker: Asker, reply: Reply) {
+        match asker {
+            // Who asked may have gone.
+            Asker::Control(answer) => drop(answer.send(reply)),
+            Asker::Node { node, shard, ask } => {
+                let body = encode_reply(&reply);
+                let record = FarRecord::GroupAnswer { group, shard, ask, body: &body };
+                if self.send_far(node, shard, &record).is_err() {
+                    // Whoever waits there is told when its time is over.
+                    self.links.stats.mesh_answers_lost.add(1);
+                }
+            }
+            Asker::Session { origin, id } => {
+                let code = match &reply {
+                    Reply::Group(reply) => match **reply {
+                        GroupReply::Joined { last: stamp, .. } | GroupReply::Left { last: stamp, .. } => {
+                            let ok = GroupMail::Ok { group, conn: origin.conn, id, stamp };
+                            return self.tell_group(origin.shard, &ok);
+                        }
+                        GroupReply::Denied(denial) => {
+                            let code = super::groups::code_of(denial);
+                            self.links.stats.limit_group_members.add(u64::from(code == Code::LimitReached));
+                            code
+                        }
+                        _ => Code::ServiceUnavailable,
+                    },
+                    // Not now: another home, a link, or the store.
+                    _ if !self.alone => Code::Overloaded,
+                    _ => Code::ServiceUnavailable,
+                };
+                self.group_refuse(origin, id, group, code);
+            }
+        }
+    }
+
+    /// What the control thread asks in a cluster: what changes who gets messages goes to the home of the group.
+    pub(super) fn ask_group_of_cluster(&mut self, group: u64, ask: GroupAsk, answer: oneshot::Sender<Reply>) {
+        let asker = Asker::Control(answer);
+        if !self.serves_groups() {
+            return self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        }
+        if is_for_home(&ask) {
+            return self.ask_group_home(group, ask, asker);
+        }
+        self.ask_store_of_group(group, ask, Effect::Nothing, asker);
+    }
+
+    /// This node is the home of a durable group: it reigns, and has told the store so before anything that follows.
+    /// False if the store cannot be told.
+    pub(super) fn reign_over_log(&mut self, group: u64) -> bool {
+        self.reign(group);
+        let Some(home) = self.groups.homes.get(group) else { return false };
+        if home.claim != Claim::Untold {
+            return true;
+        }
+        let request = |token| Request::Group { group, ask: Box::new(GroupAsk::Claim), token: Some(token) };
+        let tick = self.links.tick;
+        let asked = Asked::Group(GroupAsked::Claim { group });
+        let told = self.desk.as_mut().is_some_and(|desk| desk.ask(tick, asked, request).is_ok());
+        let home = self.groups.homes.at(group);
+        if told {
+            home.claim = Claim::Asked;
+            home.asked += 1;
+        } else {
+            self.links.stats.limit_store_mail.add(1);
+            self.groups.unclaimed.push(group);
+        }
+        told
+    }
+
+    /// The store has answered a claim.
+    pub(super) fn group_claimed(&mut self, group: u64, reply: Reply) {
+        self.groups.homes.answered(group);
+        let claimed = match &reply {
+            Reply::Group(reply) => match **reply {
+                GroupReply::Claimed { last } => Some(last),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(home) = self.groups.homes.get_mut(group).filter(|home| home.claim == Claim::Asked) else { return };
+        let Some(last) = claimed else {
+            home.unclaim();
+            self.groups.unclaimed.push(group);
+            return self.groups.homes.forget_if_idle(group);
+        };
+        let is_news = home.claimed(last);
+        let Seen { number, last, .. } = home.seen();
+        let (shards, nodes, waiting) = (home.shards.clone(), home.nodes.clone(), std::mem::take(&mut home.waiting));
+        self.follow_stamp(last);
+        for shard in shards {
+            self.tell_group(shard, &GroupMail::Head { group, last, number });
+        }
+        for node in nodes.into_iter().filter(|_| is_news) {
+            self.groups.away.owe_head(node, group);
+        }
+        self.tell_heads();
+        for (node, token, seen) in waiting {
+            self.room_wanted(node, group, token, Some(seen));
+        }
+        self.groups.homes.forget_if_idle(group);
+    }
+
+    /// Tells nodes how far groups are of which a copy did not get there.
+    fn tell_heads(&mut self) {
+        for (node, group) in self.groups.away.take_heads() {
+            let Some(home) = self.groups.homes.get(group).filter(|home| home.nodes.contains(&node)) else { continue };
+            let Seen { reign, number, last } = home.seen();
+            let head = FarRecord::GroupHead { group, token: 0, reign, number, last };
+            let sent = self.relay_of(node, group).is_some_and(|shard| self.send_far(node, shard, &head).is_ok());
+            if !sent {
+                self.groups.away.owe_head(node, group);
+            }
+        }
+    }
+
+    /// A copy of a message did not get to a node. Of a room the next one shows it.
+    pub(super) fn copy_lost(&mut self, node: NodeKey, group: u64) {
+        if !is_room(group) {
+            self.groups.away.owe_head(node, group);
+        }
+    }
+
+    /// Something is in the log of a group, or may be, and is not passed on: all who are in learn that from the numbers,
+    /// and how far the group is.
+    pub(super) fn pass_over(&mut self, group: u64, stamp: u64) {
+        let Some(home) = self.groups.homes.get_mut(group) else { return };
+        home.passed_over(stamp);
+        let (last, number) = (home.last, home.number);
+        let (shards, nodes) = (home.shards.clone(), home.nodes.clone());
+        for shard in shards {
+            self.tell_group(shard, &GroupMail::Head { group, last, number });
+        }
+        nodes.into_iter().for_each(|node| self.groups.away.owe_head(node, group));
+    }
+
+    /// The store has not said whether it has a message: it is asked where the log ends.
+    pub(super) fn log_unknown(&mut self, group: u64) {
+        if self.alone || !self.numbers_group(group) {
+            return;
+        }
+        self.pass_over(group, 0);
+        if let Some(home) = self.groups.homes.get_mut(group).filter(|home| home.claim == Claim::Done) {
+            home.unclaim();
+        }
+        self.groups.unclaimed.push(group);
+    }
+
+    /// What has become of a membership is told to all nodes.
+    pub(super) fn tell_nodes_of_member(&mut self, group: u64, user: u64, last: u64, change: u16) {
+        let Some(routing) = self.directory.routing.clone().filter(|_| !self.alone) else { return };
+        // Who is not the home any more may tell this behind what the present one tells.
+        let is_late = !self.numbers_group(group);
+        for node in routing.others().map(|member| member.key) {
+            self.tell_node_of_member(node, MemberNews { group, user, last, change });
+            if is_late {
+                self.tell_node_of_member(node, MemberNews::MISSED);
+            }
+        }
+        if is_late {
+            self.all_look_again();
+        }
+    }
+
+    fn tell_node_of_member(&mut self, node: NodeKey, news: MemberNews) {
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::MemberUntold) {
+            return;
+        }
+        // Behind what waits for the node already.
+        if self.groups.away.owes(node) || !self.send_member_news(node, news) {
+            self.groups.away.owe(node, news);
+        }
+    }
+
+    fn send_member_news(&mut self, node: NodeKey, news: MemberNews) -> bool {
+        let MemberNews { group, user, last, change } = news;
+        let record = FarRecord::GroupMember { group, user, last, change };
+        self.relay_of(node, group).is_some_and(|shard| self.send_far(node, shard, &record).is_ok())
+    }
+
+    /// What is due in this tick about durable groups in a cluster.
+    pub(super) fn expire_shared_groups(&mut self) {
+        if self.alone {
+            return;
+        }
+        for (group, asker) in self.groups.away.expire(self.links.tick) {
+            self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable));
+        }
+        let routing = self.directory.routing.clone();
+        self.groups.away.forget_nodes(|node| routing.as_ref().is_some_and(|routing| routing.member(node).is_some()));
+        while let Some((node, news)) = self.groups.away.next_owed() {
+            if !self.send_member_news(node, news) {
+                self.groups.away.owe_first(node, news);
+                break;
+            }
+        }
+        self.tell_heads();
+        let mut unclaimed = std::mem::take(&mut self.groups.unclaimed);
+        unclaimed.sort_unstable();
+        unclaimed.dedup();
+        for group in unclaimed {
+            let reigns = self.groups.homes.get(group).is_some_and(|home| home.reigns);
+            if reigns && self.serving && self.room_home(group) == Home::Here {
+                self.reign_over_log(group);
+            }
+        }
+        self.look_again_at_some();
+    }
+
+    /// The groups of all sessions are to be asked for again.
+    pub(super) fn look_again_at_groups(&mut self) {
+        if self.desk.as_ref().is_some_and(|desk| desk.shared) {
+            // One that is under way goes on, or it would never come to the end.
+            self.groups.look_once_more |= self.groups.look_again.is_some();
+            self.groups.look_again.get_or_insert(0);
+        }
+    }
+
+    fn look_again_at_some(&mut self) {
+        let Some(from) = self.groups.look_again else { return };
+        if !self.serving || !self.serves_groups() {
+            return;
+        }
+        let high_water = self.links.slots.high_water();
+        let end = high_water.min(from.saturating_add(LOOKS_PER_TICK));
+        // Those that cannot be asked for now put it back.
+        self.groups.look_again = match end < high_water {
+            true => Some(end),
+            false => std::mem::take(&mut self.groups.look_once_more).then_some(0),
+        };
+        for slot in from..end {
+            let conn = self.links.slots.at(slot);
+            if conn.phase == Phase::Open && !conn.flags.has(ConnFlags::SERVICE) {
+                let user = conn.user;
+                self.begin_groups(self.links.slots.id(slot), user, None);
+            }
+        }
+    }
+
+    /// A record about a durable group from another node.
+    pub(super) fn shared_group_record(&mut self, node: NodeKey, record: &FarRecord<'_>) {
+        match *record {
+            FarRecord::GroupAsk { group, shard, ask: number, body } => {
+                let asker = Asker::Node { node, shard, ask: number };
+                let ask = decode_ask(body).filter(|_| !is_room(group) && group != 0);
+                let is_member = self.relay_of(node, group).is_some();
+                match ask.filter(|_| is_member && !self.directory.departed.has(node)) {
+                    Some(ask) => self.ask_group_home(group, ask, asker),
+                    None => self.answer_asker(group, asker, Reply::Refused(Refusal::Unavailable)),
+                }
+            }
+            FarRecord::GroupAnswer { ask, body, .. } => {
+                let Some((group, asker)) = self.groups.away.take(ask) else { return };
+                let reply = decode_reply(body).unwrap_or(Reply::Refused(Refusal::Unavailable));
+                self.answer_asker(group, asker, reply);
+            }
+            FarRecord::GroupMember { group, user, last, change } => {
+                self.member_news(group, user, last, change);
+                // What a former home tells may be older than what the present one has told.
+                let home = self.room_home(group);
+                let is_of_home = matches!(home, Home::There { node: home, .. } if home == node);
+                if change != member_change::MISSED && !is_of_home {
+                    self.all_look_again();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Sessions of all shards may have missed something.
+    pub(super) fn all_look_again(&mut self) {
+        for shard in 0..self.shards {
+            self.tell_group(shard, &GroupMail::Missed);
+        }
+    }
+
+    fn member_news(&mut self, group: u64, user: u64, last: u64, change: u16) {
+        match change {
+            member_change::JOINED | member_change::LEFT => {
+                let (joined, number, session) = (change == member_change::JOINED, 0, None);
+                let shard = home_shard(user, u32::from(self.shards)) as u16;
+                self.tell_group(shard, &GroupMail::Member { group, user, joined, last, number, session });
+            }
+            member_change::ENDED => {
+                for shard in self.groups.homes.end(group) {
+                    self.tell_group(shard, &GroupMail::Ended { group });
+                }
+                self.room_unwatched(group);
+            }
+            member_change::MISSED => self.all_look_again(),
+            _ => self.links.stats.mesh_misrouted.add(1),
+        }
+    }
+
+    /// A record about a durable group that was queued for a node and will not be confirmed.
+    pub(super) fn shared_group_record_back(&mut self, back: &GivenBack, record: &FarRecord<'_>) {
+        match *record {
+            FarRecord::GroupAsk { ask, .. } => self.give_up_ask(ask),
+            FarRecord::GroupAnswer { shard, .. } => {
+                let lost = self.send_far(back.node, shard, record).is_err();
+                self.links.stats.mesh_answers_lost.add(u64::from(lost));
+            }
+            // It may have arrived, and others that came later too: the node asks the store.
+            FarRecord::GroupMember { .. } => self.groups.away.owe(back.node, MemberNews::MISSED),
+            _ => {}
+        }
+    }
+
+    /// Whether this shard gives the messages of a durable group their numbers: what the store has answered to one that
+    /// does not is told by whoever is the home now.
+    pub(super) fn numbers_group(&self, group: u64) -> bool {
+        self.alone || self.groups.homes.get(group).is_some_and(|home| home.reigns)
+    }
+
+    /// The address of nobody, for what came over HTTP.
+    pub(super) fn origin_for_nodes(&self, message: &Numbered<'_>) -> Origin {
+        let nobody = crate::io::ConnId { slot: 0, generation: u32::MAX };
+        message.origin.unwrap_or(Origin { node: NodeKey::OWN, shard: 0, holder: 0, conn: nobody })
+    }
+}

@@ -1,0 +1,327 @@
+//! What a shard knows of the store: the way there and back, what it has asked, and where the devices of its users
+//! stand. No I/O and no clock.
+//!
+//! | file | what |
+//! |---|---|
+//! | `port` | the mailbox of the store's thread, and the answers that come back |
+//! | `reader` | what one device that is online has of its inbox |
+//! | `token` | what a device shows to resume its session |
+//! | `logouts` | devices that have logged out lately |
+//! | `duplicates` | what became of messages that were sent lately |
+//!
+//! `core/keep.rs` brings messages to the store, `core/reading.rs` brings them from there to devices.
+
+mod duplicates;
+mod logouts;
+mod port;
+mod reader;
+mod token;
+
+pub use duplicates::{DUPLICATES_BYTES, Duplicates, Known};
+pub use logouts::{LOGOUTS_BYTES, Logouts};
+pub(crate) use port::StorePort;
+pub use port::{ShardStore, StoreAnswers};
+pub(crate) use reader::{NextPage, Reader};
+pub(crate) use token::ResumeToken;
+
+use crate::auth::Granted;
+use crate::core::groups::GroupAsked;
+use crate::directory::Redelivery;
+use crate::io::ConnId;
+use crate::limits::REPLAY_WINDOW_MAX;
+use futures_channel::oneshot;
+use hashbrown::{HashMap, HashSet};
+use std::collections::VecDeque;
+use trunkline_proto::Login;
+use trunkline_store::{Answer, Reply, Request};
+
+/// Pages of backlogs that a shard has asked for at a time; further devices wait. Each is at most half an outbox.
+pub const PAGES_MAX: usize = 64;
+/// What a device that is online takes: a user's place in a table that may be half empty, its reader, and what it
+/// usually owes.
+pub const READER_BYTES: u64 =
+    2 * (size_of::<(u64, UserDesk)>() as u64 + 1) + size_of::<Reader>() as u64 + 2 * 8 * OWED_USUALLY;
+/// Messages that a device that reads and acknowledges owes at a time.
+const OWED_USUALLY: u64 = 16;
+
+const PACKED_EPHEMERAL: u16 = 1 << 15;
+const _: () = assert!(REPLAY_WINDOW_MAX < PACKED_EPHEMERAL as u32);
+
+/// What LOGIN says of the inbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Nothing is kept for the device.
+    pub(crate) ephemeral: bool,
+    /// Messages of its backlog that it may owe at a time; 0 leaves it to the server.
+    pub(crate) window: u32,
+    /// What resumes its session, or anything else.
+    pub(crate) resume: Vec<u8>,
+    /// The highest stamp that the device has, of its inbox and groups alike.
+    pub(crate) last_stamp: u64,
+}
+
+impl Wish {
+    /// Takes it from a LOGIN.
+    pub(crate) fn of(login: &mut Login) -> Self {
+        let Login { ephemeral, window, last_stamp, .. } = *login;
+        Wish { ephemeral, window, resume: std::mem::take(&mut login.resume), last_stamp }
+    }
+
+    /// What the home of a guest has to know of it: the window in the low 15 bits, and whether it is ephemeral above.
+    pub(crate) fn packed(&self) -> u16 {
+        let window = self.window.min(REPLAY_WINDOW_MAX) as u16;
+        window | if self.ephemeral { PACKED_EPHEMERAL } else { 0 }
+    }
+
+    /// What [`Wish::packed`] gave.
+    pub(crate) fn unpacked(packed: u16) -> Self {
+        let (ephemeral, window) = (packed & PACKED_EPHEMERAL != 0, u32::from(packed & !PACKED_EPHEMERAL));
+        Wish { ephemeral, window, ..Wish::default() }
+    }
+}
+
+/// A login that waits for the store.
+#[derive(Debug)]
+pub(crate) struct WaitingLogin {
+    pub(crate) generation: u32,
+    pub(crate) user: u64,
+    pub(crate) device: String,
+    pub(crate) class: String,
+    pub(crate) heartbeat_secs: u16,
+    pub(crate) granted: Granted,
+    pub(crate) began_us: u64,
+    pub(crate) wish: Wish,
+    /// The store was told that this is the user's home: nobody else adds to the log since then.
+    pub(crate) claimed: bool,
+}
+
+/// A request that is to be answered, and for whom.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// The store is to have the message that waits at this position.
+    Append { user: u64, stamp: u64 },
+    /// Where a device stands: for a login that waits, or a session that began without knowing it.
+    Open { conn: ConnId, user: u64 },
+    /// Where the device of a session stands that began without knowing it, here or at another node.
+    Where { user: u64, session: u64 },
+    /// A page of the backlog of a session.
+    Page { user: u64, session: u64 },
+    /// Where the log of a user ends, who was in doubt since change `doubts` of the view at the latest.
+    Look { user: u64, doubts: u32 },
+    /// A page that a client asked for.
+    Sync { conn: ConnId, aux: u16, after: u64 },
+    /// Something about a group.
+    Group(GroupAsked),
+    /// A question of the control thread. `forgets`: the number of the device that is forgotten with it, 0 all of them.
+    Control { user: u64, forgets: Option<u16>, answer: oneshot::Sender<Reply> },
+}
+
+impl Asked {
+    /// Whether it is a message that is owed to somebody.
+    fn is_message(&self) -> bool {
+        matches!(self, Asked::Append { .. } | Asked::Group(GroupAsked::Send(_)))
+    }
+}
+
+/// A user with sessions here.
+#[derive(Debug, Default)]
+pub(crate) struct UserDesk {
+    /// Registered devices that are online.
+    pub(crate) readers: Vec<Reader>,
+    /// Registered devices; `None` while the store has not said how many.
+    pub(crate) registered: Option<u32>,
+    /// The last position of the log.
+    pub(crate) last: u64,
+    /// Another node may have been the user's home meanwhile and have added to the log: the store is to be asked.
+    pub(crate) in_doubt: bool,
+}
+
+impl UserDesk {
+    /// The reader of a session, if its device is registered.
+    pub(crate) fn reader(&mut self, session: u64) -> Option<&mut Reader> {
+        self.readers.iter_mut().find(|reader| reader.session == session)
+    }
+
+    /// Whether a registered device may be offline.
+    pub(crate) fn has_absent(&self) -> bool {
+        self.registered.is_none_or(|registered| registered as usize > self.readers.len())
+    }
+}
+
+/// The store, seen from one shard.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) port: StorePort,
+    asked: HashMap<u64, Asked>,
+    last_token: u64,
+    /// What is left of the batch of answers that is being taken.
+    answers: std::vec::IntoIter<Answer>,
+    /// When the store has answered something for the last time, or was asked something after it had answered all.
+    heard_tick: u32,
+    /// Requests under way that hold the end of the shard up: messages that are being stored.
+    appends: usize,
+    pub(crate) users: HashMap<u64, UserDesk>,
+    /// Logins that wait for the store, by slot.
+    pub(crate) logins: HashMap<u32, WaitingLogin>,
+    /// Users with messages that go to the store unless they are acknowledged by then.
+    pub(crate) due: Redelivery,
+    /// Users whose cursors have moved, and when the store is told.
+    pub(crate) cursors: Redelivery,
+    /// Users with a device that could not go on, and when it is tried again.
+    pub(crate) retries: Redelivery,
+    /// Connections whose SYNC is being answered.
+    pub(crate) syncs: HashSet<ConnId>,
+    pages: usize,
+    /// Sessions that wait for their page, with what they want.
+    pages_waiting: VecDeque<(u64, u64, NextPage)>,
+    pub(crate) duplicates: Duplicates,
+    pub(crate) logouts: Logouts,
+    /// How sessions here read their inboxes that wish for something particular, by slot and its generation; for the
+    /// next home of a guest. At most one for each connection.
+    pub(crate) wishes: HashMap<u32, (u32, u16)>,
+    /// Other nodes have the same store.
+    pub(crate) shared: bool,
+    /// Changes of the view after which others may have been homes of users here meanwhile, counted; and the users who
+    /// are still to be looked at because of the last one.
+    pub(crate) doubts: u32,
+    pub(crate) doubted: Vec<u64>,
+    /// Questions to the store where the log of a user ends, without an answer.
+    pub(crate) looks: usize,
+    /// What was asked as this, or before, was asked in another view.
+    pub(crate) before_view: u64,
+}
+
+impl Desk {
+    /// A desk that has asked nothing. `key` is a secret of this life of the process; `shared`: other nodes have the
+    /// same store.
+    pub(crate) fn new(port: StorePort, key: u64, shared: bool) -> Self {
+        Desk {
+            port,
+            asked: HashMap::new(),
+            last_token: 0,
+            answers: Vec::new().into_iter(),
+            heard_tick: 0,
+            appends: 0,
+            users: HashMap::new(),
+            logins: HashMap::new(),
+            due: Redelivery::default(),
+            cursors: Redelivery::default(),
+            retries: Redelivery::default(),
+            syncs: HashSet::new(),
+            pages: 0,
+            pages_waiting: VecDeque::new(),
+            duplicates: Duplicates::new(key),
+            logouts: Logouts::default(),
+            wishes: HashMap::new(),
+            shared,
+            doubts: 0,
+            doubted: Vec::new(),
+            looks: 0,
+            before_view: 0,
+        }
+    }
+
+    /// Others may have been homes of any user here, who is looked at again.
+    pub(crate) fn doubt_all(&mut self) {
+        self.doubts = self.doubts.wrapping_add(1);
+        self.doubted = self.users.keys().copied().collect();
+        // Not in the order of a table.
+        self.doubted.sort_unstable();
+    }
+
+    /// Asks the store something that is answered.
+    ///
+    /// # Errors
+    /// What was asked, when the store's mailbox has no room.
+    pub(crate) fn ask(&mut self, tick: u32, asked: Asked, request: impl FnOnce(u64) -> Request) -> Result<(), Asked> {
+        let token = self.last_token + 1;
+        if self.port.send(request(token)).is_err() {
+            return Err(asked);
+        }
+        if self.asked.is_empty() {
+            self.heard_tick = tick;
+        }
+        self.last_token = token;
+        self.appends += usize::from(asked.is_message());
+        self.asked.insert(token, asked);
+        Ok(())
+    }
+
+    /// As what the latest question was asked.
+    pub(crate) fn last_token(&self) -> u64 {
+        self.last_token
+    }
+
+    /// What was asked as that, if it is not answered.
+    pub(crate) fn asked_mut(&mut self, token: u64) -> Option<&mut Asked> {
+        self.asked.get_mut(&token)
+    }
+
+    /// The next answer of the store.
+    pub(crate) fn next_answer(&mut self) -> Option<Answer> {
+        if self.answers.as_slice().is_empty() {
+            self.answers = self.port.take()?.into_iter();
+        }
+        self.answers.next()
+    }
+
+    /// Whether the store has answered something that was not taken yet.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.answers.as_slice().is_empty() || self.port.has_answers()
+    }
+
+    /// Ticks for which the store has answered nothing although it was asked something.
+    pub(crate) fn silent_ticks(&self, tick: u32) -> u32 {
+        if self.asked.is_empty() { 0 } else { tick.saturating_sub(self.heard_tick) }
+    }
+
+    /// Whom an answer is for.
+    pub(crate) fn answered(&mut self, tick: u32, token: u64) -> Option<Asked> {
+        self.heard_tick = tick;
+        let asked = self.asked.remove(&token)?;
+        self.appends -= usize::from(asked.is_message());
+        Some(asked)
+    }
+
+    /// A place for one more page; without one the session waits for its turn.
+    pub(crate) fn take_page_place(&mut self, user: u64, session: u64, page: NextPage) -> bool {
+        let free = self.pages < PAGES_MAX;
+        if free {
+            self.pages += 1;
+        } else {
+            self.pages_waiting.push_back((user, session, page));
+        }
+        free
+    }
+
+    /// A page has come or will not come. Returns who is next.
+    pub(crate) fn page_came(&mut self) -> Option<(u64, u64, NextPage)> {
+        self.pages -= 1;
+        self.pages_waiting.pop_front()
+    }
+
+    /// The place of a page that has come is that of the one that waited for it.
+    pub(crate) fn retake_page_place(&mut self) {
+        self.pages += 1;
+    }
+
+    /// The reader of a session.
+    pub(crate) fn reader(&mut self, user: u64, session: u64) -> Option<&mut Reader> {
+        self.users.get_mut(&user)?.reader(session)
+    }
+
+    /// Messages that are on their way to the store.
+    pub(crate) fn appends(&self) -> usize {
+        self.appends
+    }
+
+    /// Whether nothing is under way whose end matters to anybody.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.appends == 0 && self.logins.is_empty()
+    }
+
+    /// Requests that are not answered yet.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.len()
+    }
+}

@@ -1,0 +1,156 @@
+//! What a shard knows about users whose home and sessions are on different nodes. No I/O and no clock: times are ticks
+//! of the shard.
+//!
+//! A user's *home shard*, found by the ring of the present view, decides about the user's sessions wherever they are. A
+//! session on another node than its user's home is a *guest* there; the home has a *remote session* for it. One view
+//! and six tables, each bounded:
+//!
+//! | file | at | question it answers |
+//! |---|---|---|
+//! | `routing` | every shard | whose home is this user, and what changed with the view? |
+//! | `remote` | the home shard | where is the session behind this entry of presence? |
+//! | `registrations` | the guest's shard | which logins wait for their home's answer? |
+//! | `sent_away` | the sender's shard | which messages with ACK are another node's to answer? |
+//! | `parked` | a new home shard | which messages wait until the user's sessions are known here? |
+//! | `settling` | a new home shard | has every node told of all its sessions for this view? |
+//! | `redelivery` | the home shard | when are messages for users with remote sessions only sent again? |
+
+mod departed;
+mod parked;
+mod redelivery;
+mod registrations;
+mod remote;
+mod routing;
+mod sent_away;
+mod settling;
+
+pub(crate) use departed::Departed;
+pub(crate) use parked::Parked;
+pub(crate) use redelivery::Redelivery;
+pub(crate) use registrations::{Registration, Registrations};
+pub use remote::{RemoteSession, RemoteSessions, is_remote};
+#[cfg(test)]
+pub(crate) use routing::tests as test_views;
+pub(crate) use routing::{Home, Member, NodeKey, Routing};
+pub(crate) use sent_away::{Away, SentAway};
+pub(crate) use settling::Settling;
+
+use crate::mailbox::Origin;
+use hashbrown::HashSet;
+use std::sync::Arc;
+
+/// How long a message with ACK may be another node's, in ticks of 100 ms behind the time in which its home gives it up:
+/// so long it may have waited for a home to be known.
+pub(crate) const AWAY_SLACK_TICKS: u32 = 100;
+
+/// ACKs kept that came before their message. One that finds no place costs a redelivery.
+pub(crate) const EARLY_ACKS_MAX: usize = 16_384;
+
+/// A message that waits until its recipient's home is known.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) origin: Origin,
+    pub(crate) from: u64,
+    pub(crate) id: u64,
+    pub(crate) acked: bool,
+    /// Nodes it has crossed, and the last of them.
+    pub(crate) hops: u8,
+    pub(crate) via: NodeKey,
+    pub(crate) deadline_tick: u32,
+    pub(crate) payload: Box<[u8]>,
+    /// NO_STORE and RETRY.
+    pub(crate) extra: u8,
+}
+
+/// What a shard does, piece by piece, after a change of the view; see `core/moves.rs`.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    /// The view before; `None` when every session has to be told of again.
+    pub(crate) before: Option<Arc<Routing>>,
+    pub(crate) step: WalkStep,
+}
+
+/// The steps of a walk, in their order.
+#[derive(Debug)]
+pub(crate) enum WalkStep {
+    /// Sessions of this shard are registered with their new homes, from this slot on.
+    Sessions { slot: u32 },
+    /// What waits for the ACK of these users goes to their new homes.
+    Inboxes { users: Vec<u64> },
+    /// Remote sessions of users whose home is elsewhere now, and of nodes that are gone, are forgotten, from this place
+    /// on.
+    Remotes { from: usize },
+    /// These nodes are told that this was all.
+    Settled { nodes: Vec<NodeKey> },
+    /// When all others have said so too: what they had told of for earlier views is forgotten, from this place on.
+    Sweep { from: usize },
+}
+
+impl WalkStep {
+    /// How far it is: equal before and after a turn in which nothing could be done.
+    pub(crate) fn mark(&self) -> (u8, usize) {
+        match self {
+            WalkStep::Sessions { slot } => (0, *slot as usize),
+            WalkStep::Inboxes { users } => (1, users.len()),
+            WalkStep::Remotes { from } => (2, *from),
+            WalkStep::Settled { nodes } => (3, nodes.len()),
+            WalkStep::Sweep { from } => (4, *from),
+        }
+    }
+}
+
+/// All of it. When a node is alone the tables are empty and take no memory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    /// `None` when the node is alone, or has just started.
+    pub(crate) routing: Option<Arc<Routing>>,
+    /// While new homes are settling: the last view that has settled, and those between it and the present one; empty
+    /// when nobody's sessions are known to be here.
+    pub(crate) before: Vec<Arc<Routing>>,
+    pub(crate) walk: Option<Walk>,
+    pub(crate) settling: Settling,
+    /// When the present view came, microseconds of the shard's clock, until all have been told of this shard's
+    /// sessions.
+    pub(crate) telling_since_us: Option<u64>,
+    /// The same until all have told of theirs.
+    pub(crate) settling_since_us: Option<u64>,
+    /// The end of that has not been dealt with.
+    pub(crate) unsettled: bool,
+    pub(crate) remotes: RemoteSessions,
+    /// Users with remote sessions and none here.
+    pub(crate) remote_only_users: usize,
+    pub(crate) registrations: Registrations,
+    pub(crate) sent_away: SentAway,
+    pub(crate) parked: Parked<Held>,
+    /// Users for whom a former home has sent messages and whose sessions nobody has told of.
+    pub(crate) orphans: HashSet<u64>,
+    pub(crate) redelivery: Redelivery,
+    /// Lives of nodes that are over; what comes from them, or waits here for them, is refused.
+    pub(crate) departed: Departed,
+    /// ACKs that came here before the message did, from its former home: user and stamp.
+    pub(crate) early_acks: HashSet<(u64, u64)>,
+}
+
+impl Directory {
+    /// `away_ticks`: how long another node may take to answer for a message with ACK.
+    pub(crate) fn new(limits: &crate::limits::Limits, away_ticks: u32) -> Self {
+        Directory {
+            routing: None,
+            before: Vec::new(),
+            walk: None,
+            settling: Settling::new(),
+            telling_since_us: None,
+            settling_since_us: None,
+            unsettled: false,
+            remotes: RemoteSessions::new(limits.remote_sessions_max as usize),
+            remote_only_users: 0,
+            registrations: Registrations::default(),
+            sent_away: SentAway::new(limits.sent_away_max, away_ticks),
+            parked: Parked::new(limits.parked_bytes_max),
+            orphans: HashSet::new(),
+            redelivery: Redelivery::default(),
+            departed: Departed::default(),
+            early_acks: HashSet::new(),
+        }
+    }
+}

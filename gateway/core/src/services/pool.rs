@@ -1,0 +1,360 @@
+//! The instances of one service at one shard, and which of them takes the next call.
+
+use super::{CallKey, Fifo, InstanceChange, RetryBudget, ServiceSpec};
+use rand::Rng;
+use std::collections::VecDeque;
+use trunkline_router_core::balance::{Health, Key, ServerId};
+use trunkline_router_core::{Balancer, Policy, Server, ServerOptions};
+
+/// A worker with one link or several to this shard.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) name: Box<str>,
+    pub(crate) id: Option<ServerId>,
+    /// As it says itself.
+    weight: u32,
+    /// As an operator says, instead.
+    set_weight: Option<u32>,
+    pub(crate) backup: bool,
+    /// An operator has said that it gets no more calls.
+    pub(crate) drained: bool,
+    /// Slots of its links.
+    pub(crate) links: Vec<u32>,
+    /// The sum of their windows; 0 while it drains.
+    window: u32,
+}
+
+impl Instance {
+    /// The weight by which it is picked.
+    pub(crate) fn weight(&self) -> u32 {
+        self.set_weight.unwrap_or(self.weight)
+    }
+
+    /// Whether it takes calls.
+    fn takes(&self) -> bool {
+        self.window > 0 && !self.drained
+    }
+}
+
+/// What became of the search for an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// This one, by its place among the instances.
+    At(usize),
+    /// All that could take it have as much as they take at once.
+    Full,
+    /// There is none: all drain, or have failed, or are gone.
+    Nobody,
+}
+
+/// One service.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) spec: ServiceSpec,
+    balancer: Balancer,
+    /// In the order of the balancer's servers.
+    pub(crate) instances: Vec<Instance>,
+    /// Its calls, by the end of their time.
+    pub(crate) fifo: Fifo,
+    /// Calls that wait for room, and some that have ended meanwhile.
+    pub(crate) queue: VecDeque<CallKey>,
+    /// How many of them wait.
+    pub(crate) waiting: usize,
+    pub(crate) retries: RetryBudget,
+    /// Instances that other shards have been told of.
+    pub(crate) told: u16,
+    /// Which of the instances have room, in the pick under way.
+    rooms: Vec<bool>,
+}
+
+impl Pool {
+    pub(crate) fn new(spec: ServiceSpec) -> Self {
+        let balancer = Balancer::new(spec.policy, Vec::new()).expect("no server breaks no rule");
+        Pool {
+            spec,
+            balancer,
+            instances: Vec::new(),
+            fifo: Fifo::default(),
+            queue: VecDeque::new(),
+            waiting: 0,
+            retries: RetryBudget::default(),
+            told: 0,
+            rooms: Vec::new(),
+        }
+    }
+
+    /// Instances that take calls.
+    pub(crate) fn serving(&self) -> u16 {
+        self.instances.iter().filter(|instance| instance.takes()).count().try_into().unwrap_or(u16::MAX)
+    }
+
+    /// What the instances that take calls weigh together; backup ones only where there are no others.
+    pub(crate) fn weight(&self) -> u32 {
+        let of = |backup: bool| {
+            let instances = self.instances.iter().filter(|instance| instance.takes() && instance.backup == backup);
+            instances.map(|instance| u64::from(instance.weight())).sum::<u64>().min(u64::from(u32::MAX - 1)) as u32
+        };
+        if of(false) > 0 { of(false) } else { of(true) }
+    }
+
+    /// A link of an instance: the first, or one more. What the newest says of weight and backup holds for all. False if
+    /// the balancer takes no more.
+    pub(crate) fn add_link(&mut self, name: &str, slot: u32, weight: u32, backup: bool, now_ms: u64) -> bool {
+        match self.instances.iter_mut().find(|instance| *instance.name == *name) {
+            Some(instance) => {
+                (instance.weight, instance.backup) = (weight, backup);
+                instance.links.push(slot);
+            }
+            None => self.instances.push(Instance {
+                name: name.into(),
+                id: None,
+                weight,
+                set_weight: None,
+                backup,
+                drained: false,
+                links: vec![slot],
+                window: 1,
+            }),
+        }
+        let taken = self.update(now_ms);
+        if !taken {
+            self.remove_link(name, slot, now_ms);
+        }
+        taken
+    }
+
+    /// A link has ended. What the instance has failed at is forgotten with its last link.
+    pub(crate) fn remove_link(&mut self, name: &str, slot: u32, now_ms: u64) {
+        if let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == *name) {
+            instance.links.retain(|link| *link != slot);
+        }
+        self.instances.retain(|instance| !instance.links.is_empty());
+        self.update(now_ms);
+    }
+
+    /// The windows of an instance's links add up to this now.
+    pub(crate) fn set_window(&mut self, name: &str, window: u32, now_ms: u64) {
+        let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == *name) else { return };
+        let drained = (instance.window == 0) != (window == 0);
+        instance.window = window;
+        if drained {
+            self.update(now_ms);
+        }
+    }
+
+    /// What an operator says of an instance. False if there is none of that name, or the balancer does not take it.
+    pub(crate) fn change(&mut self, name: &str, change: InstanceChange, now_ms: u64) -> bool {
+        let Some(at) = self.instances.iter().position(|instance| *instance.name == *name) else { return false };
+        let instance = &mut self.instances[at];
+        let before = instance.set_weight;
+        instance.drained = change.drained.unwrap_or(instance.drained);
+        instance.set_weight = change.weight.or(instance.set_weight);
+        let taken = self.update(now_ms);
+        if !taken {
+            // The weights would add up to more than a ring holds. Whatever becomes of them, a drain holds.
+            self.instances[at].set_weight = before;
+            self.update(now_ms);
+        }
+        taken || change.drained.is_some()
+    }
+
+    /// Calls that an instance has.
+    pub(crate) fn calls_of(&self, instance: &Instance, now_ms: u64) -> u32 {
+        instance.id.and_then(|id| self.balancer.server(id, now_ms)).map_or(0, |state| state.conns)
+    }
+
+    /// Whether an instance is left alone because it has failed.
+    pub(crate) fn has_failed(&self, instance: &Instance, now_ms: u64) -> bool {
+        let health = instance.id.and_then(|id| self.balancer.server(id, now_ms)).map(|state| state.health);
+        health.is_some_and(|health| health != Health::Up)
+    }
+
+    fn update(&mut self, now_ms: u64) -> bool {
+        let spec = &self.spec;
+        let server = |instance: &Instance| {
+            let options = ServerOptions {
+                weight: instance.weight(),
+                // Windows are kept link by link, see `pick`.
+                max_conns: 0,
+                max_fails: spec.max_fails,
+                fail_timeout_ms: spec.fail_timeout_ms,
+                slow_start_ms: spec.slow_start_ms,
+                backup: instance.backup,
+                down: false,
+                drain: !instance.takes(),
+            };
+            Server::new(&instance.name, options)
+        };
+        let Ok(servers) = self.instances.iter().map(server).collect() else { return false };
+        let taken = self.balancer.update(now_ms, servers).is_ok();
+        if taken {
+            for instance in &mut self.instances {
+                instance.id = self.balancer.id_of(&instance.name);
+            }
+        }
+        taken
+    }
+
+    /// The instance for a call of `user`, among those that `has_room` says, but not the one at `except`.
+    pub(crate) fn pick(
+        &mut self,
+        now_ms: u64,
+        user: u64,
+        rng: &mut impl Rng,
+        except: Option<ServerId>,
+        mut has_room: impl FnMut(&Instance) -> bool,
+    ) -> Room {
+        // The balancer's own pass over them is as long.
+        self.rooms.clear();
+        let instances = self.instances.iter();
+        self.rooms.extend(instances.map(|instance| (except.is_none() || instance.id != except) && has_room(instance)));
+        let rooms = &self.rooms;
+        let picked = self.balancer.pick_among(now_ms, Some(Key::User(user)), rng, |at| rooms.get(at) == Some(&true));
+        if let Ok(id) = picked
+            && let Some(at) = self.instances.iter().position(|instance| instance.id == Some(id))
+        {
+            self.balancer.connected(id);
+            return Room::At(at);
+        }
+        let could = |instance: &Instance| {
+            let is_up = |health| match health {
+                Health::Up => true,
+                Health::Failed { until_ms } | Health::Probing { until_ms } => until_ms <= now_ms,
+            };
+            let health = instance.id.and_then(|id| self.balancer.server(id, now_ms)).map(|state| state.health);
+            instance.takes() && (except.is_none() || instance.id != except) && health.is_some_and(is_up)
+        };
+        if self.instances.iter().any(could) { Room::Full } else { Room::Nobody }
+    }
+
+    /// A call has left an instance, whatever came of it.
+    pub(crate) fn released(&mut self, server: ServerId) {
+        self.balancer.released(server);
+    }
+
+    /// An instance has answered, after so long.
+    pub(crate) fn answered(&mut self, server: ServerId, us: u64, now_ms: u64) {
+        self.balancer.succeeded(server, now_ms);
+        if self.spec.policy == Policy::LeastTime {
+            self.balancer.took(server, us, now_ms);
+        }
+    }
+
+    /// An instance has not answered in time, or has refused.
+    pub(crate) fn failed(&mut self, server: ServerId, now_ms: u64) {
+        self.balancer.failed(server, now_ms);
+        if self.spec.policy == Policy::LeastTime {
+            self.balancer.took(server, self.spec.call_timeout_ms * 1_000, now_ms);
+        }
+    }
+
+    /// Forgets the calls of the queue that have ended, when they are more than those that wait.
+    pub(crate) fn sweep_queue(&mut self, mut waits: impl FnMut(CallKey) -> bool) {
+        if self.queue.len() > 2 * self.waiting + 64 {
+            self.queue.retain(|key| waits(*key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    fn pool(policy: Policy, weights: &[(&str, u32)]) -> (Pool, SmallRng) {
+        let mut pool = Pool::new(ServiceSpec { policy, ..ServiceSpec::of(7) });
+        for (slot, (name, weight)) in (0..).zip(weights) {
+            assert!(pool.add_link(name, slot, *weight, false, 0));
+        }
+        (pool, SmallRng::seed_from_u64(1))
+    }
+
+    fn next(pool: &mut Pool, rng: &mut SmallRng, user: u64) -> String {
+        match pool.pick(0, user, rng, None, |_| true) {
+            Room::At(at) => {
+                let id = pool.instances[at].id.unwrap();
+                pool.released(id);
+                pool.instances[at].name.to_string()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// nginx's own example for weights 5, 1, 1, from the commit that brought smooth weighted round robin.
+    #[test]
+    fn calls_go_round_as_nginx_goes_round() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 5), ("b", 1), ("c", 1)]);
+        let picks: String = (0..14).map(|_| next(&mut pool, &mut rng, 1)).collect();
+        assert_eq!(picks, "aabacaaaabacaa");
+    }
+
+    #[test]
+    fn weights_of_one_to_four_get_one_to_four_hundred_of_a_thousand_calls() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 2), ("c", 3), ("d", 4)]);
+        let picks: Vec<String> = (0..1_000).map(|_| next(&mut pool, &mut rng, 1)).collect();
+        let count = |name: &str| picks.iter().filter(|picked| *picked == name).count();
+        assert_eq!(["a", "b", "c", "d"].map(count), [100, 200, 300, 400]);
+    }
+
+    #[test]
+    fn a_users_calls_stay_with_one_instance_by_hash() {
+        let (mut pool, mut rng) = pool(Policy::ConsistentHash, &[("a", 1), ("b", 1), ("c", 1)]);
+        let owners: Vec<String> = (1..200).map(|user| next(&mut pool, &mut rng, user)).collect();
+        assert!((1..200).zip(&owners).all(|(user, owner)| next(&mut pool, &mut rng, user) == **owner));
+        pool.remove_link("b", 1, 0);
+        for (user, owner) in (1..200).zip(&owners).filter(|(_, owner)| **owner != "b") {
+            assert_eq!(next(&mut pool, &mut rng, user), **owner, "only the calls of the one that left move");
+        }
+    }
+
+    #[test]
+    fn who_has_no_room_is_waited_for_and_who_drains_is_not() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| false), Room::Full);
+        assert_eq!(pool.serving(), 2);
+        pool.set_window("a", 0, 0);
+        let b = pool.instances[1].id;
+        assert_eq!(pool.pick(0, 1, &mut rng, b, |_| true), Room::Nobody, "but for b there is only one that drains");
+        pool.set_window("b", 0, 0);
+        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| true), Room::Nobody);
+        assert_eq!(pool.serving(), 0);
+        pool.set_window("a", 8, 0);
+        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| true), Room::At(0));
+    }
+
+    #[test]
+    fn an_operator_drains_an_instance_and_gives_it_another_weight() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        let drain = |drained| InstanceChange { drained: Some(drained), weight: None };
+        assert!(pool.change("a", drain(true), 0) && !pool.change("c", drain(true), 0));
+        assert_eq!((pool.serving(), pool.weight()), (1, 1));
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        // Whatever it says itself.
+        assert!(pool.add_link("a", 9, 1, false, 0));
+        pool.set_window("a", 8, 0);
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        assert!(pool.change("a", InstanceChange { drained: Some(false), weight: Some(3) }, 0));
+        assert_eq!((pool.serving(), pool.weight()), (2, 4));
+        let picks: Vec<String> = (0..400).map(|_| next(&mut pool, &mut rng, 1)).collect();
+        assert_eq!(picks.iter().filter(|picked| *picked == "a").count(), 300);
+        let too_much = InstanceChange { drained: None, weight: Some(u32::MAX) };
+        assert!(!pool.change("a", too_much, 0));
+        assert_eq!(pool.weight(), 4, "all is as it was");
+    }
+
+    #[test]
+    fn an_instance_that_fails_three_times_is_left_alone_for_ten_seconds() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
+        let a = pool.instances[0].id.unwrap();
+        (0..3).for_each(|_| pool.failed(a, 1_000));
+        let picks = |pool: &mut Pool, rng: &mut SmallRng, now_ms| -> Vec<Room> {
+            (0..6).map(|_| pool.pick(now_ms, 1, rng, None, |_| true)).collect()
+        };
+        assert_eq!(picks(&mut pool, &mut rng, 10_999), [Room::At(1); 6]);
+        let probed = picks(&mut pool, &mut rng, 11_000);
+        assert_eq!(probed.iter().filter(|room| **room == Room::At(0)).count(), 1, "one call tries it: {probed:?}");
+        pool.answered(a, 10, 11_001);
+        assert!(picks(&mut pool, &mut rng, 11_001).contains(&Room::At(0)));
+    }
+}
