@@ -17,7 +17,7 @@ use crate::portal::FATE_BYTES;
 use crate::presence_log::log_bytes;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX, LINES_MAX};
 use crate::push::{OPEN_BYTES, RATES_BYTES, WINDOW_BYTES};
-use crate::services::CALL_BYTES;
+use crate::services::{CALL_BYTES, PUSHES_OPEN_MAX};
 use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX};
 use crate::startup::StartupError;
 use crate::store::{STORE_USER_BYTES, StoreMemory};
@@ -277,11 +277,14 @@ impl Budget {
             let calls = u64::from(limits.calls_max) * shards;
             // At the caller's shard and at the worker's, each in tables that may be half empty.
             let call_bytes = 2 * VEC_GROWTH * CALL_BYTES as u64;
+            let pushes = shards * PUSHES_OPEN_MAX as u64;
             terms.push(Term {
                 name: "calls",
-                bytes: calls.saturating_mul(call_bytes).saturating_add(node(limits.calls_kept_bytes_max, VEC_GROWTH)),
+                bytes: calls
+                    .saturating_mul(call_bytes)
+                    .saturating_add(node(limits.calls_kept_bytes_max, VEC_GROWTH) + pushes * OPEN_BYTES),
                 how: format!(
-                    "{calls} open, {call_bytes} B each, and {} kept to be sent, or sent again",
+                    "{calls} open, {call_bytes} B each, {} kept to be sent, or sent again, and {pushes} pushes of workers",
                     size(node(limits.calls_kept_bytes_max, 1))
                 ),
                 flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],

@@ -2,25 +2,26 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | `request.rs` | the JSON of a push, judged |
 //! | `desk.rs` | what begins a push and ends it: to the portals, from the fates |
-//! | `ledger.rs` | pushes whose outcome is not known yet |
 //! | `rates.rs` | pushes in a second, by key and by user |
 //! | `broadcasts.rs` | pushes to all sessions: which are under way, and how far they are |
 //! | `window.rs` | Idempotency-Keys of the last minutes |
 //! | `api.rs` | routes, statuses, answers |
+//! | `frames.rs` | pushes as frames, and their answers |
 //! | `document.rs` | the OpenAPI document |
 //!
-//! All of it is done on the services thread ([`crate::services_thread`]).
+//! What a push asks for, and which are open, is in `trunkline_core::push`. All of it is done on the services thread
+//! ([`crate::services_thread`]).
 
 pub(crate) mod api;
 mod broadcasts;
 pub(crate) mod desk;
 mod document;
-mod ledger;
+mod frames;
 mod rates;
-mod request;
 mod window;
+
+use trunkline_core::push::{ledger, push_to, request};
 
 pub(crate) use ledger::OPEN_BYTES;
 pub(crate) use rates::RATES_BYTES;

@@ -19,4 +19,8 @@ impl WorkerKeys for ServeKeys {
             |service: u32| scopes.iter().any(|scope| matches!(scope, Scope::Serve(n) if u32::from(*n) == service));
         Some(Iterator::all(&mut services, may))
     }
+
+    fn may_push_to_groups(&self, key: &str) -> bool {
+        self.0.scopes(key).is_ok_and(|scopes| scopes.is_none_or(|scopes| scopes.contains(&Scope::PushGroup)))
+    }
 }

@@ -11,7 +11,8 @@ mod generated {
 }
 
 pub use generated::{
-    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Watch,
+    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, PushHead, PushReport, Serve, ServeOk, Sync, SyncOk,
+    UserState, Watch,
 };
 
 // An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.

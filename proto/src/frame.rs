@@ -51,7 +51,8 @@ pub mod call_flags {
     pub const NOT_BEGUN: u8 = 0x02;
     /// REQUEST: another worker may have carried it out.
     pub const AGAIN: u8 = 0x01;
-    /// REQUEST: the body starts with a length (16 bits) and so many bytes of a [`CallHead`](crate::CallHead).
+    /// REQUEST: the body starts with a length (16 bits) and so many bytes of a [`CallHead`](crate::CallHead). PUSH_TO:
+    /// likewise of a [`PushHead`](crate::PushHead). PUSHED: the body is a [`PushReport`](crate::PushReport).
     pub const HEAD: u8 = 0x04;
     /// Bytes that [`TRACE`] puts before the body of a CALL.
     pub const TRACE_BYTES: usize = 25;

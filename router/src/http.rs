@@ -9,8 +9,8 @@
 //! | [`serve`](fn@serve) | the server below: places, time-outs, an orderly end |
 //! | [`HttpTls`] | its certificate, if it speaks TLS |
 //!
-//! Every answer is computed from the view at hand; only users and accounts are asked for in Redis. The answers
-//! themselves are in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says
+//! Every answer is computed from the view at hand; only users and accounts are asked for in Redis, and what nodes alone
+//! know is passed on to one of them ([`RELAYED`]). The answers themselves are in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says
 //! what to do.
 
 mod access;
@@ -20,8 +20,10 @@ mod keys;
 mod metrics;
 mod operations;
 mod places;
+mod presence;
 mod problem;
 mod reads;
+mod relay;
 mod routes;
 mod serve;
 mod service;
@@ -35,6 +37,7 @@ pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
 pub use places::{HEALTH_PLACES, Places};
 pub use problem::Problem;
+pub use relay::RELAYED;
 pub use routes::{Route, Routes};
 pub use serve::serve;
 pub use service::{POLL_PERIOD, Service, ServiceConfig};
@@ -58,6 +61,9 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot be said, and what to do.
     fn entries(&self, user: u64) -> impl Future<Output = Result<Vec<PresenceEntry>, String>> + Send;
+
+    /// The same of several users, one answer for each and in their order; `None` of those of whom it cannot be said now.
+    fn entries_of(&self, users: &[u64]) -> impl Future<Output = Vec<Option<Vec<PresenceEntry>>>> + Send;
 
     /// Whether this process has a link to `node`; `None` if it has links to nobody.
     fn reachable(&self, node: &str) -> Option<bool> {
@@ -91,7 +97,7 @@ pub fn routes() -> Vec<Route> {
 }
 
 fn all_routes() -> Routes<Service> {
-    operations::add(writes::add(Routes::new().reads()))
+    operations::add(relay::add(writes::add(Routes::new().reads())))
 }
 
 #[cfg(test)]

@@ -24,6 +24,13 @@ pub enum Control {
         /// Receives the sessions; empty when the user is offline.
         answer: oneshot::Sender<Vec<SessionInfo>>,
     },
+    /// Sessions of several users whose home is this shard.
+    Users {
+        /// User ids.
+        users: Vec<u64>,
+        /// Receives the sessions of each, in the order of the users.
+        answer: oneshot::Sender<Vec<Vec<SessionInfo>>>,
+    },
     /// Ends the sessions of a user with BYE 15, wherever in the cluster they are.
     Kick {
         /// User id.

@@ -33,7 +33,6 @@ mod flush;
 pub(crate) mod groups;
 mod guests;
 mod handshake;
-pub mod head;
 mod hook;
 mod keep;
 mod kicks;
@@ -54,10 +53,11 @@ pub mod tokens;
 mod trunk;
 mod upstream_calls;
 mod watch;
+mod worker_pushes;
 pub(crate) mod wrap;
 
 use crate::conn::ConnFlags;
-use crate::control::{Control, ControlPort, SessionInfo};
+use crate::control::{Control, ControlPort};
 use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
@@ -66,7 +66,6 @@ use flush::ReadRest;
 use links::TICK_MS;
 use shard::Shard;
 pub use shard::{ShardCluster, ShardConfig};
-use trunkline_router_core::presence::Presence;
 
 /// Single accepts of a listener armed at a time, while logins are limited, slots are few, or connections come in a flood.
 const ACCEPTS_MAX: u32 = 32;
@@ -505,12 +504,10 @@ impl<I: Io> Core<I> {
             requests += 1;
             match request {
                 Control::User { user, answer } => {
-                    let sessions = self.shard.presence.sessions(user).iter().map(|entry| SessionInfo {
-                        device: entry.device().to_owned(),
-                        class: entry.class().to_owned(),
-                        session: entry.session,
-                        since: entry.since_s,
-                    });
+                    let _ = answer.send(self.shard.described_sessions(user));
+                }
+                Control::Users { users, answer } => {
+                    let sessions = users.into_iter().map(|user| self.shard.described_sessions(user));
                     let _ = answer.send(sessions.collect());
                 }
                 Control::Kick { user, device, answer } => self.shard.kick_user(user, device, answer),

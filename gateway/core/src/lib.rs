@@ -28,6 +28,7 @@ pub mod fuzz {
     pub use crate::transport::tls::fuzz::*;
 }
 pub mod groups;
+pub mod head;
 pub mod hook;
 pub mod ids;
 mod inbox;
@@ -41,6 +42,7 @@ pub mod metrics;
 pub mod outbox;
 pub mod portal;
 pub mod presence_log;
+pub mod push;
 pub mod reason;
 pub mod services;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::wire::{Record as FarRecord, record_len};
-use crate::services::ServiceRecord;
+use crate::services::{Admitted, ServiceRecord};
 use crate::watch::mail::WatchMail;
 use crate::wheel::ticks;
 use crate::wish::Wish;
@@ -25,7 +25,7 @@ use crate::wrappings::Wrapped;
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use trunkline_proto::{Outcome, Serve};
+use trunkline_proto::Outcome;
 
 const MAILBOX_WAIT_TICKS: u32 = ticks(MAILBOX_WAIT_MS);
 /// Letters a shard's mailbox holds for each shard that writes to it: some batches, and connections on their way.
@@ -79,7 +79,7 @@ pub struct Adoptee {
     /// Where the client is, if that is known.
     pub(crate) known: Option<Known>,
     /// It is no client but a worker, which asks to serve.
-    pub(crate) serve: Option<Box<Serve>>,
+    pub(crate) serve: Option<Box<Admitted>>,
 }
 
 /// Why a connection was not taken by its home shard.

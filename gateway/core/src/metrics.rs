@@ -297,7 +297,7 @@ shard_stats! {
     upstream_lookups_failed: Counter "trunkline_upstream_lookups_failed_total" "" "Look-ups of names of HTTP servers that gave no address.";
     upstream_checks_failed: Counter "trunkline_upstream_checks_failed_total" "" "Checks of HTTP servers that were not answered with a status of 2xx.";
     pushes_in: Counter "trunkline_pushes_received_total" "" "PUSH_TO frames taken in from workers; their fates are among those of messages.";
-    pushes_denied: Counter "trunkline_pushes_denied_total" "" "PUSH_TO frames of services that the worker's link does not serve.";
+    pushes_denied: Counter "trunkline_pushes_denied_total" "" "PUSH_TO frames of services that the worker's link does not serve, or to groups without the scope for that.";
     pushes_http_in: Counter "trunkline_http_pushes_received_total" "" "Pushes by HTTP to users of this shard that were begun, one for each user.";
     pushes_http_delivered: Counter "trunkline_http_pushes_total" "outcome=\"delivered\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_stored: Counter "trunkline_http_pushes_total" "outcome=\"stored\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
@@ -310,7 +310,7 @@ shard_stats! {
     pushes_http_unknown: Counter "trunkline_http_pushes_total" "outcome=\"unknown\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_open: Gauge "trunkline_http_pushes_open" "" "Pushes by HTTP, one for each user, whose outcome is not known yet.";
     pushes_http_repeated: Counter "trunkline_http_pushes_repeated_total" "" "Requests with an Idempotency-Key that had been carried out before.";
-    push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP that were not open.";
+    push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP, and of workers' pushes with a head, that were not open.";
     push_callers_gone: Counter "trunkline_http_push_callers_gone_total" "" "Callers that left before the answer about their pushes.";
     broadcasts_begun: Counter "trunkline_broadcasts_total" "" "Pushes to all sessions that were begun at this node.";
     broadcasts_open: Gauge "trunkline_broadcasts_open" "" "Pushes to all sessions begun at this node of which not all shards of all nodes have ended.";

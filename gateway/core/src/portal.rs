@@ -37,7 +37,7 @@ pub struct Push<'a> {
     /// In place of users there are groups, whose home shard is the receiving one.
     pub to_groups: bool,
     /// Those of [`flags`](trunkline_proto::flags) that a message takes along: NO_STORE, RETRY; and for users
-    /// [`HEADED`](crate::core::head::HEADED).
+    /// [`HEADED`](crate::head::HEADED).
     pub extra: u8,
     /// The message's id, not 0.
     pub id: u64,

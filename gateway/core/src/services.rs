@@ -31,12 +31,13 @@ pub use spec::{ServiceSpec, SpecError};
 
 use crate::ids::NodeKey;
 use crate::io::ConnId;
+use crate::push::Ledger;
 use hashbrown::{HashMap, HashSet};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::fmt;
 use std::sync::Arc;
-use trunkline_proto::call_flags;
+use trunkline_proto::{Serve, call_flags};
 use trunkline_router_core::balance::ServerId;
 
 /// Requests that a link takes at once where its SERVE does not say.
@@ -45,6 +46,8 @@ pub const WINDOW_DEFAULT: u32 = 256;
 pub(crate) const OFFERS_MAX: usize = 64;
 /// Links that a shard takes. Each has a connection's slot besides.
 pub const LINKS_MAX: usize = 1_024;
+/// Recipients of pushes with a head that may be open at a shard.
+pub const PUSHES_OPEN_MAX: usize = 8_192;
 /// How long a call may go on after the first answer with MORE; then it ends with 24.
 pub const MORE_MS: u64 = 60_000;
 /// How often a call is given to a worker, all together.
@@ -61,6 +64,8 @@ pub trait WorkerKeys: fmt::Debug + Send + Sync {
     fn are_needed(&self) -> bool;
     /// Whether this key may serve all of these; `None` if it is not a key.
     fn may_serve(&self, key: &str, services: &mut dyn Iterator<Item = u32>) -> Option<bool>;
+    /// Whether who serves with this key may also push to groups.
+    fn may_push_to_groups(&self, key: &str) -> bool;
 }
 
 /// How a shard takes part in services.
@@ -76,6 +81,15 @@ pub struct ServicesConfig {
     pub portals: Option<CallPortals>,
 }
 
+/// A worker that has been let in.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// What it has said, without its key.
+    pub(crate) serve: Serve,
+    /// Its key has the scope for that, or it needs none.
+    pub(crate) pushes_to_groups: bool,
+}
+
 /// A worker's link to this shard.
 #[derive(Debug)]
 pub(crate) struct ServiceLink {
@@ -88,6 +102,8 @@ pub(crate) struct ServiceLink {
     pub(crate) in_flight: u32,
     /// Its requests begin with a head.
     pub(crate) heads: bool,
+    /// It may push to groups.
+    pub(crate) pushes_to_groups: bool,
 }
 
 impl ServiceLink {
@@ -149,6 +165,8 @@ pub(crate) struct Services {
     pub(crate) heads: usize,
     /// Room for one request's head and body.
     pub(crate) scratch: Vec<u8>,
+    /// Pushes of workers with a head whose outcome is not known yet, each with the link that is told.
+    pub(crate) pushes: Ledger<ConnId>,
     /// Services whose calls go to HTTP servers, and the way there.
     upstreams: HashSet<u16>,
     pub(crate) portal: Option<CallsInner>,
@@ -186,6 +204,7 @@ impl Services {
             queued: 0,
             heads: 0,
             scratch: Vec::new(),
+            pushes: Ledger::new(PUSHES_OPEN_MAX),
         }
     }
 

@@ -49,6 +49,11 @@ impl ClusterReader {
         self.plane.user(user).await.map_err(|error| error.to_string())
     }
 
+    /// The same of several users; `None` of those of whom Redis does not tell it.
+    pub async fn entries_of(&self, users: &[u64]) -> Vec<Option<Vec<PresenceEntry>>> {
+        self.plane.users(users).await.into_iter().map(Result::ok).collect()
+    }
+
     /// Whether this node has a link to `node`; `None` before the mesh has told of any link.
     pub fn reachable(&self, node: &str) -> Option<bool> {
         self.state.status().reachable.map(|names| names.iter().any(|name| name == node))

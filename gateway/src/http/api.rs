@@ -32,7 +32,7 @@ use trunkline_router::ring::WEIGHT_MAX;
 use trunkline_store::{Reply, Request};
 
 /// How long a shard may take to answer. It answers within a turn, so one that does not is in trouble.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a kick waits for a home that is just changing.
 const KICK_TIMEOUT: Duration = Duration::from_secs(3);

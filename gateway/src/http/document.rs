@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
-use trunkline_router::http::{OPENAPI, Routes};
+use trunkline_router::http::{OPENAPI, RELAYED, Routes};
 
 use super::Node;
 
@@ -18,7 +18,7 @@ pub(super) static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_st
 pub(super) fn document() -> Value {
     let parse = |text: &str| -> Value { serde_json::from_str(text).expect("it was compiled in, and a test reads it") };
     let (mut document, shared) = (parse(OWN), parse(OPENAPI));
-    for route in Routes::<Node>::new().reads().listed() {
+    for route in Routes::<Node>::new().reads().listed().iter().chain(&RELAYED) {
         document["paths"][route.path] = shared["paths"][route.path].clone();
     }
     // What a schema of the router refers to is of the router too.

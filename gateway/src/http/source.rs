@@ -1,13 +1,16 @@
 //! Where the answers come from that every router gives too: from the cluster, or from the shards of a node that is
 //! alone.
 
-use super::api::ask;
+use super::api::{ANSWER_TIMEOUT, ask};
 use super::{Node, NodeState, PREVIEW_WEIGHT_MAX};
 use crate::clock::now_ms;
 use crate::cluster::{ClusterReader, MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
-use crate::control::Control;
+use crate::control::{Control, SessionInfo};
+use futures_channel::oneshot;
 use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
 use trunkline_router::api::{PeerLinks, Picture};
+use trunkline_router::hash::home_shard;
 use trunkline_router::http::Source;
 use trunkline_router::membership::{self, NodeRecord, View};
 use trunkline_router::redis::PresenceEntry;
@@ -62,6 +65,11 @@ impl Node {
     async fn own_entries(&self, user: u64) -> Result<Vec<PresenceEntry>, String> {
         let asked = ask(self, user, |answer| Control::User { user, answer }).await;
         let (shard, sessions) = asked.map_err(|problem| problem.detail().to_owned())?;
+        Ok(self.entries_at(shard, sessions))
+    }
+
+    /// Sessions at a shard of this node, as the presence store would have them.
+    fn entries_at(&self, shard: u32, sessions: Vec<SessionInfo>) -> Vec<PresenceEntry> {
         let node: Arc<str> = self.name.as_str().into();
         let entries = sessions.into_iter().map(|session| PresenceEntry {
             device: session.device.into(),
@@ -73,7 +81,35 @@ impl Node {
             class: session.class.into(),
             version: 0,
         });
-        Ok(entries.collect())
+        entries.collect()
+    }
+
+    /// The sessions of users on a node that is alone; `None` of those whose shard does not tell. One question for each
+    /// shard.
+    async fn own_entries_of(&self, users: &[u64]) -> Vec<Option<Vec<PresenceEntry>>> {
+        let mut entries = vec![None; users.len()];
+        let Some(shards) = self.shards.get() else { return entries };
+        let mut places: Vec<Vec<usize>> = vec![Vec::new(); shards.ports.len()];
+        for (place, user) in users.iter().enumerate() {
+            places[home_shard(*user, shards.ports.len() as u32) as usize].push(place);
+        }
+        let mut waiting = Vec::new();
+        for (shard, places) in (0..).zip(places).filter(|(_, places)| !places.is_empty()) {
+            let (answer, answered) = oneshot::channel();
+            let users = places.iter().map(|place| users[*place]).collect();
+            // What has no room for the question does not tell.
+            if shards.ports[shard as usize].send(Control::Users { users, answer }).is_ok() {
+                waiting.push((shard, places, answered));
+            }
+        }
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        for (shard, places, answered) in waiting {
+            let Ok(Ok(sessions)) = timeout_at(until, answered).await else { continue };
+            for (place, sessions) in places.into_iter().zip(sessions) {
+                entries[place] = Some(self.entries_at(shard, sessions));
+            }
+        }
+        entries
     }
 }
 
@@ -89,6 +125,14 @@ impl Source for Node {
         match self.reader()? {
             Some(cluster) => cluster.entries(user).await,
             None => self.own_entries(user).await,
+        }
+    }
+
+    async fn entries_of(&self, users: &[u64]) -> Vec<Option<Vec<PresenceEntry>>> {
+        match self.reader() {
+            Ok(Some(cluster)) => cluster.entries_of(users).await,
+            Ok(None) => self.own_entries_of(users).await,
+            Err(_) => vec![None; users.len()],
         }
     }
 

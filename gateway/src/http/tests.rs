@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::{ApiKeys, HEALTH_PLACES, NewKey, Scope, serve};
+use trunkline_router::http::{ApiKeys, HEALTH_PLACES, NewKey, RELAYED, Scope, serve};
 
 const SHARDS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -257,6 +257,52 @@ fn a_user_is_asked_for_at_the_home_shard() {
 }
 
 #[test]
+fn each_shard_is_asked_once_for_the_presence_of_its_users_and_one_that_is_silent_makes_nobody_offline() {
+    let (node, ports) = running_node();
+    let silent = home_shard(1, SHARDS);
+    let users: Vec<u64> = (1..=40).chain([2]).collect();
+    let shard_threads: Vec<_> = (0..SHARDS)
+        .map(|shard| {
+            let here: Vec<u64> = users.iter().copied().filter(|user| home_shard(*user, SHARDS) == shard).collect();
+            answer(ports[shard as usize].clone(), 1, move |request| match request {
+                // Nothing is heard of it any more.
+                Control::Users { .. } if shard == silent => {}
+                Control::Users { users, answer } => {
+                    assert_eq!(users, here);
+                    let session = |class: &str| SessionInfo {
+                        device: class.to_owned(),
+                        class: class.to_owned(),
+                        session: 1,
+                        since: 1,
+                    };
+                    let sessions = |user: &u64| match user % 2 {
+                        0 => vec![session("tv"), session(""), session("phone"), session("tv")],
+                        _ => Vec::new(),
+                    };
+                    answer.send(users.iter().map(sessions).collect()).unwrap();
+                }
+                other => panic!("{other:?}"),
+            })
+        })
+        .collect();
+    let body = serde_json::json!({ "users": users }).to_string();
+    let told =
+        Api::serve(node).request_with("POST", "/v1/presence", "Content-Type: application/json\r\n", &body).json();
+    assert_is("Presences", &told);
+    assert_eq!(told["users"].as_array().map(Vec::len), Some(users.len()));
+    for (user, shown) in users.iter().zip(told["users"].as_array().unwrap()) {
+        let (presence, classes) = match (home_shard(*user, SHARDS) == silent, user % 2) {
+            (true, _) => ("unknown", serde_json::json!([])),
+            (false, 0) => ("online", serde_json::json!(["phone", "tv"])),
+            (false, _) => ("offline", serde_json::json!([])),
+        };
+        let expected = serde_json::json!({ "user": user.to_string(), "presence": presence, "device_classes": classes });
+        assert_eq!(*shown, expected);
+    }
+    shard_threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
 fn a_user_without_sessions_is_offline() {
     let (node, ports) = running_node();
     let shard_thread = answer(ports[home_shard(5, SHARDS) as usize].clone(), 1, |request| match request {
@@ -475,6 +521,18 @@ fn every_route_is_documented_and_nothing_else() {
     assert_eq!(referred, defined);
     let (node, _ports) = running_node();
     assert_eq!(Api::serve(node).get("/v1/openapi.json").json(), document);
+}
+
+#[test]
+fn a_node_serves_what_routers_pass_on_and_needs_the_same_for_it() {
+    let routes = api::routes();
+    for route in RELAYED {
+        assert!(routes.listed().contains(&route), "{route:?}");
+    }
+    let groups = routes.listed().iter().filter(|route| route.path.starts_with("/v1/groups/"));
+    for route in groups {
+        assert!(RELAYED.contains(route), "a router does not pass on {route:?}");
+    }
 }
 
 #[test]

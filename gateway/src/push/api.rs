@@ -3,6 +3,7 @@
 use super::broadcasts::Progress;
 use super::desk::{Desk, Refused};
 use super::document::DOCUMENT;
+use super::frames::push_frames;
 use super::ledger::Standing;
 use super::request::{Push, Target};
 use super::window::At;
@@ -68,6 +69,7 @@ pub(super) fn routes() -> Routes<PushApi> {
         .get("/healthz", Needs::Nothing, async || "ok\n")
         .post("/v1/push", Needs::ChangeOfOne(PUSH_SCOPES), push)
         .post("/v1/push/batch", Needs::ChangeOfOne(PUSH_SCOPES), push_batch)
+        .post("/v1/push/frames", Needs::ChangeOfOne(PUSH_SCOPES), push_frames)
         .get("/v1/pushes/{id}", Needs::Read(Scope::PushAll), progress)
         .delete("/v1/pushes/{id}", Needs::Change(Scope::PushAll), stop)
         .get("/v1/openapi.json", Needs::AnyKey, async || ([(header::CONTENT_TYPE, "application/json")], DOCUMENT))
@@ -94,7 +96,7 @@ impl PushApi {
     }
 
     /// A body, and the room that it takes.
-    async fn body(&self, request: Request) -> Result<(Bytes, SemaphorePermit<'_>), Problem> {
+    pub(super) async fn body(&self, request: Request) -> Result<(Bytes, SemaphorePermit<'_>), Problem> {
         let too_large = || {
             let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once");
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
@@ -142,8 +144,42 @@ impl PushApi {
         }
     }
 
+    /// A place among the batches that are under way.
+    pub(super) fn place_of_batch(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.batches.try_acquire().map_err(|_| {
+            self.desk().batch_refused();
+            Problem::unavailable("as many batches are under way as may be; try again in a moment")
+        })
+    }
+
+    /// Begins the pushes of a batch, all before any is waited for and in their order. Those that were refused before
+    /// stay so. Also returns how many recipients they have.
+    ///
+    /// # Errors
+    /// When the caller's key has had too many; nothing is pushed then.
+    pub(super) fn begin_batch<E: From<Problem>>(
+        &self,
+        pushes: Vec<Result<Push, E>>,
+        caller: &str,
+        key: Option<&str>,
+    ) -> Result<(Vec<Result<Begun, E>>, usize), Problem> {
+        let recipients: usize = pushes.iter().flatten().map(Push::recipients).sum();
+        if !self.desk().take_for_key(caller, recipients, now_ms()) {
+            return Err(too_many());
+        }
+        let begin = |(number, push): (usize, Result<Push, E>)| {
+            let key = key.map(|key| format!("{key}/{number}"));
+            self.begin(push?, caller, key.as_deref()).map_err(E::from)
+        };
+        Ok(((1..).zip(pushes).map(begin).collect(), recipients))
+    }
+
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        self.frame_bytes_max
+    }
+
     /// Where a push stands when it is over, or the caller has waited long enough.
-    async fn outcome(&self, begun: Begun) -> Standing {
+    pub(super) async fn outcome(&self, begun: Begun) -> Standing {
         match begun {
             Begun::Known(standing) => standing,
             Begun::Waits { token, mut told, until } => match timeout_at(until, &mut told).await {
@@ -156,7 +192,7 @@ impl PushApi {
 }
 
 /// A push that was begun.
-enum Begun {
+pub(super) enum Begun {
     /// Nobody waits for more.
     Known(Standing),
     Waits {
@@ -239,7 +275,7 @@ impl fmt::Display for Answer {
 }
 
 /// Says so when a caller leaves before its answer: what it has pushed is on its way all the same.
-struct Leaves<'a> {
+pub(super) struct Leaves<'a> {
     api: &'a PushApi,
     caller: &'a str,
     what: &'static str,
@@ -258,7 +294,12 @@ impl Drop for Leaves<'_> {
 
 impl<'a> Leaves<'a> {
     /// The answer of `work`; if that is never known, it is told.
-    async fn watch<T>(api: &'a PushApi, caller: &'a str, what: &'static str, work: impl Future<Output = T>) -> T {
+    pub(super) async fn watch<T>(
+        api: &'a PushApi,
+        caller: &'a str,
+        what: &'static str,
+        work: impl Future<Output = T>,
+    ) -> T {
         let mut leaves = Leaves { api, caller, what, answered: false };
         let answer = work.await;
         leaves.answered = true;
@@ -266,12 +307,12 @@ impl<'a> Leaves<'a> {
     }
 }
 
-fn media_type(headers: &HeaderMap) -> String {
+pub(super) fn media_type(headers: &HeaderMap) -> String {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let (Some(key), more) = (keys.next(), keys.next()) else { return Ok(None) };
     match key.to_str() {
@@ -300,8 +341,12 @@ async fn push(
 }
 
 /// Whether a caller may push to whom the push is for.
-fn may_push(caller: &CallerKey, push: &Push) -> Result<(), Problem> {
-    let scope = push.scope();
+pub(super) fn may_push(caller: &CallerKey, push: &Push) -> Result<(), Problem> {
+    let scope = match &push.to {
+        Target::Users(_) | Target::Device { .. } => Scope::PushUser,
+        Target::Group(_) => Scope::PushGroup,
+        Target::Sessions(_) => Scope::PushAll,
+    };
     match caller.has(scope) {
         true => Ok(()),
         false => {
@@ -427,6 +472,12 @@ async fn push_batch(
     Leaves::watch(&api, &caller.id, "POST /v1/push/batch", push_lines(&api, &caller, &headers, request)).await
 }
 
+/// A batch with more pushes than one may have; `what` each of them is.
+pub(super) fn batch_too_long(what: &str) -> Problem {
+    let detail = format!("a batch has {LINES_MAX} {what} at most; send less at once");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+}
+
 /// One push of a batch.
 fn line_of_batch(line: &[u8], caller: &CallerKey, frame_bytes_max: usize) -> Result<Push, Problem> {
     let push = Push::parse(line, frame_bytes_max).map_err(Problem::bad_request)?;
@@ -448,31 +499,16 @@ async fn push_lines(
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let key = idempotency_key(headers)?;
-    let Ok(_place) = api.batches.try_acquire() else {
-        api.desk().batch_refused();
-        return Err(Problem::unavailable("as many batches are under way as may be; try again in a moment"));
-    };
+    let _place = api.place_of_batch()?;
     let (body, room) = api.body(request).await?;
     let lines = lines(&body);
     if lines.len() > LINES_MAX {
-        let detail = format!("a batch has {LINES_MAX} lines at most, and this one {}; send less at once", lines.len());
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        return Err(batch_too_long("lines"));
     }
     let pushes: Vec<Result<Push, Problem>> =
         lines.into_iter().map(|line| line_of_batch(line, caller, api.frame_bytes_max)).collect();
     drop((body, room));
-    let recipients: usize = pushes.iter().flatten().map(Push::recipients).sum();
-    if !api.desk().take_for_key(&caller.id, recipients, now_ms()) {
-        return Err(too_many());
-    }
-    // All are begun before any is waited for, in their order.
-    let begun: Vec<Result<Begun, Problem>> = (1..)
-        .zip(pushes)
-        .map(|(line, push)| {
-            let key = key.as_ref().map(|key| format!("{key}/{line}"));
-            api.begin(push?, &caller.id, key.as_deref())
-        })
-        .collect();
+    let (begun, recipients) = api.begin_batch(pushes, &caller.id, key.as_deref())?;
     let (mut text, mut good, all) = (Vec::new(), 0, begun.len());
     for begun in begun {
         let result = match begun {

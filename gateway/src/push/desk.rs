@@ -7,10 +7,9 @@
 use super::broadcasts::{Begun as BroadcastBegun, Broadcasts, NotBegun, Progress};
 use super::ledger::{Ledger, Settled, Standing};
 use super::rates::Rates;
-use super::request::{Push, Target};
+use super::request::{OnItsWay, Push, Target};
 use super::window::{At, Found, Name, Window};
 use crate::broadcast::{Spec, Word};
-use crate::core::head::{HEADED, MessageHead};
 use crate::groups::group_home;
 use crate::limits::Limits;
 use crate::metrics::{ShardStats, Stat};
@@ -107,21 +106,11 @@ impl Desk {
             return Err(Refused::Open);
         }
         let id = self.id_of_push(push.id, name.as_ref(), push.service);
-        let Push { to, service, payload, ack, store, retry, until_s, .. } = push;
-        let (users, device, to_groups) = match to {
-            Target::Users(users) => (users, None, false),
-            Target::Device { user, device } => (vec![user], Some(device), false),
-            Target::Group(group) => (vec![group], None, true),
-            Target::Sessions(_) => return Err(Refused::Open),
-        };
-        let head = MessageHead { until_s, device: device.as_deref() };
-        let headed = if head.is_empty() { 0 } else { HEADED };
-        let payload = if head.is_empty() { payload } else { head.before(&payload) };
-        let no_store = if store { 0 } else { flags::NO_STORE };
+        let Push { service, ack, retry, .. } = push;
+        let OnItsWay { recipients: users, to_groups, extra, payload } = push.on_its_way().ok_or(Refused::Open)?;
         let again = if retry || name.is_some() { flags::RETRY } else { 0 };
         let token = self.ledger.begin(id, users.clone());
-        let extra = no_store | again | headed;
-        let carried = Carried { token, service, acked: ack, to_groups, extra, id, payload: &payload };
+        let carried = Carried { token, service, acked: ack, to_groups, extra: extra | again, id, payload: &payload };
         let (mut standing, mut unplaced) = (None, 0);
         let shards = self.out.shards();
         let at = |recipient: u64| counted_at(recipient, shards);
@@ -375,6 +364,7 @@ fn id_of(digest: &[u8; 16]) -> u64 {
 mod tests {
     use super::*;
     use crate::portal::{Fate, InnerEnd, Portals};
+    use trunkline_core::head::{HEADED, MessageHead};
 
     struct World {
         desk: Desk,

@@ -7,7 +7,8 @@ pub(super) const DOCUMENT: &str = include_str!("openapi.json");
 mod tests {
     use super::super::api::{BODY_BYTES_MAX, LINES_MAX, routes};
     use super::super::broadcasts::ENDED_MAX;
-    use super::super::request::{TIMEOUT_MS_MAX, TTL_SECS_MAX, USERS_MAX};
+    use super::super::frames::MEDIA_TYPE;
+    use super::super::request::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, TTL_SECS_MAX, USERS_MAX};
     use super::*;
     use crate::broadcast::CLASSES_MAX;
     use serde_json::Value;
@@ -45,5 +46,14 @@ mod tests {
         let batch = document["paths"]["/v1/push/batch"]["post"]["description"].as_str().unwrap();
         let told = format!("At most {LINES_MAX} lines and {BODY_BYTES_MAX} bytes");
         assert!(batch.contains(&told), "{batch}");
+        let of_frames = &document["paths"]["/v1/push/frames"]["post"];
+        let frames = of_frames["description"].as_str().unwrap();
+        assert!(frames.contains(&format!("At most {LINES_MAX} frames and {BODY_BYTES_MAX} bytes")), "{frames}");
+        let timeout_ms = &of_frames["parameters"][1]["schema"];
+        assert_eq!(
+            (&timeout_ms["default"], &timeout_ms["maximum"]),
+            (&TIMEOUT_MS_DEFAULT.into(), &TIMEOUT_MS_MAX.into())
+        );
+        assert!(of_frames["requestBody"]["content"][MEDIA_TYPE].is_object());
     }
 }

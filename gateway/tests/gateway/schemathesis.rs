@@ -21,7 +21,10 @@ fn the_gateway_is_as_its_document_says() {
 fn the_push_api_is_as_its_document_says() {
     let rates = [["--pushes-per-user-per-sec", "0"], ["--pushes-per-key-per-sec", "0"]];
     with_gateway(2, &[WITH_PUSHES, rates[0], rates[1]].concat(), |gateway| {
-        // It does not make lines of JSON.
-        assert_conforms(push_address(gateway), &["--exclude-path", "/v1/push/batch"]);
+        // It does not make lines of JSON, nor frames.
+        assert_conforms(
+            push_address(gateway),
+            &["--exclude-path", "/v1/push/batch", "--exclude-path", "/v1/push/frames"],
+        );
     });
 }

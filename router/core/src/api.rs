@@ -11,10 +11,12 @@
 
 mod explain;
 mod overview;
+mod presence;
 mod preview;
 
 pub use explain::{Delivery, Explanation, Hop, HopKind, Via, Where, Why, explain};
 pub use overview::{Overview, PeerLinks, overview};
+pub use presence::{PRESENCE_USERS_MAX, PresenceRequest, Presences, UserPresence, presences};
 pub use preview::{
     Preview, PreviewError, PreviewNode, PreviewRequest, SAMPLE_DEFAULT, SAMPLE_MAX, WeightedName, preview,
 };

@@ -287,8 +287,7 @@ impl Access {
                 None => Ok(Caller::Key(id.to_owned(), scopes.to_vec())),
             };
         }
-        let is_here = peer.is_some_and(|peer| peer.to_canonical().is_loopback())
-            && !PROXY_HEADERS.iter().any(|name| headers.contains_key(*name));
+        let is_here = is_here(peer, headers);
         match (is_here, keys.is_some()) {
             (false, true) | (true, true) if is_change || !is_here => Err(Refusal::Missing),
             (true, _) if all_hosts(uri, headers, is_loopback_name) => Ok(Caller::Anybody),
@@ -358,6 +357,12 @@ fn audit(caller: &Caller, peer: Option<SocketAddr>, what: &str, response: &Respo
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
     let note = response.extensions().get::<AuditNote>().map_or("", |note| note.0.as_str());
     tracing::info!(target: "audit", key = who, peer, what, status = response.status().as_u16(), note, "a change was asked for");
+}
+
+/// Whether a request comes from this host, and no proxy has passed it on.
+pub(super) fn is_here(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
+    peer.is_some_and(|peer| peer.to_canonical().is_loopback())
+        && !PROXY_HEADERS.iter().any(|name| headers.contains_key(*name))
 }
 
 fn is_from_a_page(headers: &HeaderMap) -> bool {

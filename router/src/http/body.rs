@@ -29,18 +29,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             let detail = "the body has to be JSON: send it with Content-Type: application/json (curl: --json '{…}')";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
-        let bytes = match timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once");
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
-            }
-            Ok(Err(rejection)) => return Err(Problem::bad_request(rejection.body_text())),
-            Err(_) => {
-                let detail = format!("the body took longer than {} s; send it faster", BODY_TIMEOUT.as_secs());
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail));
-            }
-        };
+        let bytes = body_bytes(request, state).await?;
         // A list would be taken for the fields in their order.
         if bytes.trim_ascii_start().first() != Some(&b'{') {
             return Err(Problem::bad_request("the body has to be a JSON object: {…}"));
@@ -48,6 +37,22 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Body(value)),
             Err(error) => Err(Problem::bad_request(format!("the body is not what this route takes: {error}"))),
+        }
+    }
+}
+
+/// A body of at most [`BODY_BYTES_MAX`] bytes, whatever it is.
+pub(super) async fn body_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    match timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once");
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+        }
+        Ok(Err(rejection)) => Err(Problem::bad_request(rejection.body_text())),
+        Err(_) => {
+            let detail = format!("the body took longer than {} s; send it faster", BODY_TIMEOUT.as_secs());
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
         }
     }
 }

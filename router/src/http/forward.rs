@@ -1,4 +1,5 @@
-//! What a router asks of a node over HTTP: to end the sessions of a user.
+//! How a router asks a node over HTTP, and how it asks one to end the sessions of a user; what it passes on of what it is
+//! asked itself is in `relay`.
 //!
 //! A router has no link to the nodes' shards, and no secret of the cluster. It finds the nodes' HTTP addresses in their
 //! leases, and any of them ends the sessions of a user everywhere. A node on another host, and one that has a keys
@@ -25,6 +26,8 @@ use tokio_rustls::TlsConnector;
 pub(super) const NODES_ASKED_MAX: usize = 3;
 /// How long a node may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the handshake of TLS may take behind that.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long its answer may take: longer than it waits for other nodes itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(7);
 /// Longest answer taken.
@@ -56,27 +59,39 @@ pub(super) async fn kick(
     device: Option<&str>,
 ) -> Asked {
     let key = credentials.key;
-    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-    let stream = match connected {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Asked::Failed(error.to_string()),
-        Err(_) => return Asked::Failed(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
+    let stream = match connect(address, https, credentials.tls).await {
+        Ok(stream) => stream,
+        Err(error) => return Asked::Failed(error),
     };
-    let asked = async {
-        if !https {
-            return exchange(stream, address, key, user, device).await;
-        }
-        let tls = credentials.tls.as_ref().map_err(Clone::clone)?;
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
-        let stream = TlsConnector::from(tls.shared()).connect(name, stream).await;
-        let stream = stream.map_err(|error| format!("TLS: {error}; --node-ca-file says whose certificates count"))?;
-        exchange(stream, address, key, user, device).await
-    };
-    match timeout(ANSWER_TIMEOUT, asked).await {
+    match timeout(ANSWER_TIMEOUT, exchange(stream, address, key, user, device)).await {
         Ok(Ok((status, body))) => judge(status, body, key.is_some()),
         Ok(Err(error)) => Asked::Failed(error),
         Err(_) => Asked::Failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
+    }
+}
+
+/// What requests to a node go over.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection to the HTTP API of the node at `address`, over TLS if it speaks that. Nothing has been asked yet.
+pub(super) async fn connect(address: &str, https: bool, tls: &Result<Tls, String>) -> Result<Box<dyn Stream>, String> {
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
+    };
+    if !https {
+        return Ok(Box::new(stream));
+    }
+    let tls = tls.as_ref().map_err(Clone::clone)?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+    match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls.shared()).connect(name, stream)).await {
+        Ok(Ok(stream)) => Ok(Box::new(stream)),
+        Ok(Err(error)) => Err(format!("TLS: {error}; --node-ca-file says whose certificates count")),
+        Err(_) => Err(format!("no handshake of TLS within {} s", HANDSHAKE_TIMEOUT.as_secs())),
     }
 }
 
@@ -100,7 +115,7 @@ fn judge(status: StatusCode, body: Vec<u8>, has_key: bool) -> Asked {
 }
 
 async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: Box<dyn Stream>,
     address: &str,
     key: Option<&str>,
     user: u64,

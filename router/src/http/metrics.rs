@@ -84,6 +84,16 @@ pub(super) fn exposition(service: &Service) -> String {
     for ((route, status), count) in &counts {
         text.sample(&[("route", route), ("status", status)], count);
     }
+    text.name(
+        "trunkline_router_relayed_total",
+        "counter",
+        "Requests about groups and inboxes that were to be passed on to a node, by what became of them.",
+    );
+    for (outcome, count) in service.relays().outcomes() {
+        text.sample(&[("outcome", &outcome)], count);
+    }
+    text.name("trunkline_router_relays_open", "gauge", "Requests passed on to nodes whose answer has not passed yet.");
+    text.sample(&[], service.relays().under_way());
     for metric in service.places().metrics().into_iter().chain(service.access().metrics()) {
         text.name(metric.name, if metric.is_counter { "counter" } else { "gauge" }, metric.help);
         for (value, number) in &metric.samples {

@@ -102,9 +102,14 @@ impl Places {
     pub(super) fn begin_request(&self) -> Option<SemaphorePermit<'_>> {
         let permit = self.requests.try_acquire().ok();
         if permit.is_none() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+            self.count_refused();
         }
         permit
+    }
+
+    /// A request was answered 503 because as many of its kind were under way as may be.
+    pub(super) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection has ended in its handshake of TLS.

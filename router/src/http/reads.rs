@@ -4,6 +4,7 @@ use super::Source;
 use super::access::Needs;
 use super::body::{Body, Parameters, UserInPath};
 use super::keys::Scope;
+use super::presence::presence;
 use super::problem::Problem;
 use super::routes::Routes;
 use crate::api::{self, Explanation, Nodes, Online, Picture, Preview, PreviewRequest, User};
@@ -27,7 +28,7 @@ const PREVIEW_WAIT: Duration = Duration::from_secs(3);
 
 impl<S: Source> Routes<S> {
     /// Adds the questions: `GET /v1/cluster`, `/v1/nodes`, `/v1/online`, `/v1/users/{user}` and `/v1/explain/{user}`,
-    /// and `POST /v1/ring/preview`.
+    /// and `POST /v1/presence` and `/v1/ring/preview`.
     #[must_use]
     pub fn reads(self) -> Self {
         self.get("/v1/nodes", Needs::Read(Scope::NodesRead), nodes::<S>)
@@ -35,11 +36,12 @@ impl<S: Source> Routes<S> {
             .get("/v1/online", Needs::Read(Scope::NodesRead), online::<S>)
             .get("/v1/users/{user}", Needs::Read(Scope::UsersRead), user::<S>)
             .get("/v1/explain/{user}", Needs::Read(Scope::UsersRead), explain::<S>)
+            .post("/v1/presence", Needs::Read(Scope::UsersRead), presence::<S>)
             .post("/v1/ring/preview", Needs::Read(Scope::NodesRead), preview::<S>)
     }
 }
 
-fn picture_of(source: &impl Source) -> Result<Picture, Problem> {
+pub(super) fn picture_of(source: &impl Source) -> Result<Picture, Problem> {
     source.picture().map_err(Problem::unavailable)
 }
 

@@ -6,11 +6,12 @@ use super::forward::{self, Asked, Credentials};
 use super::metrics::RequestCounts;
 use super::places::Places;
 use super::problem::Problem;
+use super::relay::Relays;
 use super::writes::{Login, LoginRequest};
 use crate::api::{Picture, home};
 use crate::balance::BalanceError;
 use crate::dispatch::{Dispatch, DispatchStats, NoNode, Strategy, Wish};
-use crate::membership::{Membership, NodeState, View};
+use crate::membership::{Membership, NodeRecord, NodeState, View};
 use crate::redis::{Patience, Plane, PlaneError, PresenceEntry, Tls};
 use axum::response::{IntoResponse, Response};
 use std::convert::Infallible;
@@ -55,6 +56,7 @@ pub struct Service {
     /// In the order of [`Strategy::ALL`].
     pub(super) logins: [AtomicU64; 4],
     pub(super) requests: RequestCounts,
+    relays: Relays,
     /// Held for moments only, and never across an await.
     known: Mutex<Known>,
 }
@@ -100,6 +102,7 @@ impl Service {
             poll_failures: AtomicU64::new(0),
             logins: [const { AtomicU64::new(0) }; 4],
             requests: RequestCounts::default(),
+            relays: Relays::default(),
             known: Mutex::new(Known { seen: None, failure: None, dispatch: Dispatch::new(slow_start_ms)? }),
         })
     }
@@ -118,6 +121,15 @@ impl Service {
     #[must_use]
     pub fn places(&self) -> &Arc<Places> {
         &self.config.places
+    }
+
+    /// The requests that are passed on to nodes.
+    pub(super) fn relays(&self) -> &Relays {
+        &self.relays
+    }
+
+    pub(super) fn node_tls(&self) -> &Result<Tls, String> {
+        &self.config.node_tls
     }
 
     pub(super) fn uptime(&self) -> Duration {
@@ -225,6 +237,12 @@ impl Service {
         known.failure = outcome.err();
     }
 
+    /// Takes a view as if a poll had brought it.
+    #[cfg(test)]
+    pub(super) fn see(&self, view: Arc<View>) {
+        self.publish(view, Ok(Instant::now()));
+    }
+
     /// The node for a login.
     pub(super) fn login(&self, request: &LoginRequest) -> Result<Login, Problem> {
         let strategy = request.strategy.unwrap_or(self.config.strategy);
@@ -260,21 +278,15 @@ impl Service {
             Ok(picture) => picture.view,
             Err(error) => return Problem::unavailable(error).into_response(),
         };
-        let home = home(&view, user).map(|(record, _)| record.name.clone());
-        let mut nodes: Vec<(&str, &str, bool)> = Vec::new();
-        for member in view.members.iter().filter(|member| member.state != NodeState::Joining && !member.http.is_empty())
-        {
-            let at = if Some(&member.name) == home.as_ref() { 0 } else { nodes.len() };
-            nodes.insert(at, (&member.name, &member.http, member.https));
-        }
+        let nodes = nodes_to_ask(&view, user);
         if nodes.is_empty() {
             let detail = "no node is known that could end sessions; GET /v1/nodes shows those there are";
             return Problem::unavailable(detail).into_response();
         }
         let mut failures = Vec::new();
         let credentials = Credentials { key: self.config.node_key.as_deref(), tls: &self.config.node_tls };
-        for (name, address, https) in nodes.into_iter().take(forward::NODES_ASKED_MAX) {
-            match forward::kick(address, https, &credentials, user, device).await {
+        for NodeRecord { name, http: address, https, .. } in nodes {
+            match forward::kick(address, *https, &credentials, user, device).await {
                 Asked::Answered(response) => return response,
                 Asked::Failed(error) => failures.push(format!("node {name} at {address}: {error}")),
             }
@@ -310,6 +322,17 @@ impl Service {
     }
 }
 
+/// The nodes with an HTTP API that may be asked about what has this key, one after the other: first the home, if any.
+pub(super) fn nodes_to_ask(view: &View, key: u64) -> Vec<&NodeRecord> {
+    let home = home(view, key).map(|(record, _)| &record.name);
+    let mut nodes: Vec<&NodeRecord> = Vec::new();
+    for member in view.members.iter().filter(|member| member.state != NodeState::Joining && !member.http.is_empty()) {
+        nodes.insert(if Some(&member.name) == home { 0 } else { nodes.len() }, member);
+    }
+    nodes.truncate(forward::NODES_ASKED_MAX);
+    nodes
+}
+
 /// Before the first view.
 fn no_view() -> String {
     "no node is known yet: Redis has not answered since the start; try again in a moment".to_owned()
@@ -334,6 +357,10 @@ impl Source for Service {
 
     async fn entries(&self, user: u64) -> Result<Vec<PresenceEntry>, String> {
         self.plane.user(user).await.map_err(|error| error.to_string())
+    }
+
+    async fn entries_of(&self, users: &[u64]) -> Vec<Option<Vec<PresenceEntry>>> {
+        self.plane.users(users).await.into_iter().map(Result::ok).collect()
     }
 }
 

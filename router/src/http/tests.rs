@@ -69,7 +69,7 @@ fn assert_is(schema: &str, value: &Value) {
     assert_conforms(&document, schema, value, "answer");
 }
 
-fn record(name: &str, state: NodeState) -> NodeRecord {
+pub(super) fn record(name: &str, state: NodeState) -> NodeRecord {
     NodeRecord {
         name: name.into(),
         incarnation: u64::MAX,
@@ -143,6 +143,15 @@ impl Source for Gateway {
         Ok(if user == 1 { vec![entry("desk", "a"), entry("phone", "b"), entry("old", "z")] } else { Vec::new() })
     }
 
+    async fn entries_of(&self, users: &[u64]) -> Vec<Option<Vec<PresenceEntry>>> {
+        let mut all = Vec::new();
+        for user in users {
+            // As where the master of some users' keys is away.
+            all.push(if *user == 9 { None } else { self.entries(*user).await.ok() });
+        }
+        all
+    }
+
     fn reachable(&self, node: &str) -> Option<bool> {
         Some(node != "b")
     }
@@ -201,6 +210,55 @@ fn a_gateway_answers_the_questions_from_its_own_view() {
 }
 
 #[test]
+fn presence_is_told_user_by_user_and_nobody_is_offline_of_whom_nothing_is_known() {
+    let users = json!({"users": ["1", 2, u64::MAX.to_string(), "9", 1.0]});
+    let (status, told) = post(Gateway::new(), "/v1/presence", &users);
+    assert_eq!(status, 200, "{told}");
+    assert_is("Presences", &told);
+    let shown = |told: &Value| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        told["users"].as_array().unwrap().iter().map(|user| (text(&user["user"]), text(&user["presence"]))).collect()
+    };
+    let pairs = |words: [&str; 5]| {
+        let users = ["1", "2", "18446744073709551615", "9", "1"];
+        users.into_iter().zip(words).map(|(user, word)| (user.to_owned(), word.to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&told), pairs(["online", "offline", "offline", "unknown", "online"]));
+    let failing = Gateway { store_fails: true, ..Gateway::new() };
+    assert_eq!(shown(&post(failing, "/v1/presence", &users).1), pairs(["unknown"; 5]));
+    let mut picture = Gateway::new().picture.unwrap();
+    picture.degraded = true;
+    let degraded = Gateway { picture: Some(picture), ..Gateway::new() };
+    let (_, told) = post(degraded, "/v1/presence", &users);
+    assert_eq!(shown(&told), pairs(["online", "unknown", "unknown", "unknown", "online"]));
+    assert_eq!(told["degraded"], true);
+    let nothing = Gateway { picture: None, ..Gateway::new() };
+    assert_eq!(post(nothing, "/v1/presence", &users).0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn presence_is_asked_of_a_bounded_number_of_users() {
+    let longest = |users: usize| json!({"users": vec![u64::MAX.to_string(); users]});
+    let (status, told) = post(Gateway::new(), "/v1/presence", &longest(api::PRESENCE_USERS_MAX));
+    assert_eq!((status, told["users"].as_array().map(Vec::len)), (StatusCode::OK, Some(api::PRESENCE_USERS_MAX)));
+    for (body, hint) in [
+        (longest(api::PRESENCE_USERS_MAX + 1), "1 to 500"),
+        (json!({"users": []}), "1 to 500"),
+        (json!({"users": ["0"]}), "a user is a number"),
+        (json!({"users": ["1"], "user": 1}), "unknown field `user`"),
+        (json!({}), "missing field `users`"),
+    ] {
+        let (status, problem) = post(Gateway::new(), "/v1/presence", &body);
+        assert_eq!(status, 400, "{problem}");
+        assert_is("Problem", &problem);
+        assert!(problem["detail"].as_str().unwrap().contains(hint), "{problem}");
+    }
+    let document = document();
+    let users = &document["components"]["schemas"]["PresenceRequest"]["properties"]["users"];
+    assert_eq!(users["maxItems"], api::PRESENCE_USERS_MAX);
+}
+
+#[test]
 fn without_the_store_a_user_is_unknown_and_the_rest_is_explained() {
     let failing = || Gateway { store_fails: true, ..Gateway::new() };
     let (status, problem) = get(failing(), "/v1/users/1");
@@ -235,6 +293,7 @@ fn every_answer_at_its_emptiest_is_as_documented() {
         &json(serde_json::to_value(api::overview(&picture, |_| None, Some(vec![api::PeerLinks::default()])))),
     );
     assert_is("User", &json(serde_json::to_value(api::user(&picture, 1, Vec::new()))));
+    assert_is("Presences", &json(serde_json::to_value(api::presences(&picture, vec![(1, None)]))));
     assert_is("Explanation", &json(serde_json::to_value(api::explain(&picture, 1, None, None).unwrap())));
     let request: PreviewRequest = serde_json::from_value(json!({"add": [{"name": "a"}], "sample": 1})).unwrap();
     assert_is("Preview", &json(serde_json::to_value(api::preview(&picture.view, true, &request, u32::MAX).unwrap())));

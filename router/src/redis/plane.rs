@@ -273,7 +273,24 @@ impl Plane {
     /// # Errors
     /// If Redis did not work.
     pub async fn user(&self, user: u64) -> Result<Vec<PresenceEntry>, PlaneError> {
-        let fields = texts(self.command("HGETALL", vec![user_key(user).into()]).await?);
+        Ok(self.entries_in(self.command("HGETALL", vec![user_key(user).into()]).await?))
+    }
+
+    /// The same of several users, one result for each and in their order: a pipeline for each master. What is for a
+    /// master that is away fails at once.
+    pub async fn users(&self, users: &[u64]) -> Vec<Result<Vec<PresenceEntry>, PlaneError>> {
+        let requests = users.iter().map(|user| {
+            let key = user_key(*user);
+            let slot = fred::util::redis_keyslot(key.as_bytes());
+            Request { slot, name: "HGETALL", args: vec![key.into()], source: None }
+        });
+        let answers = self.cluster.requests(requests.collect()).await;
+        answers.into_iter().map(|answer| Ok(self.entries_in(self.counted(answer)?))).collect()
+    }
+
+    /// The entries in what HGETALL has answered.
+    fn entries_in(&self, answer: Value) -> Vec<PresenceEntry> {
+        let fields = texts(answer);
         let mut entries = Vec::with_capacity(fields.len() / 2);
         for field in fields.chunks_exact(2) {
             match (&field[0], &field[1]) {
@@ -285,7 +302,7 @@ impl Plane {
                 _ => add(&self.metrics.garbage, 1),
             }
         }
-        Ok(entries)
+        entries
     }
 
     /// Writes all of `writes` at once: they go out together, one pipeline for each master, and have no order among

@@ -156,6 +156,15 @@ fn a_user_is_where_a_live_node_says() {
     wait_until("the session of a dead node is gone", || {
         router.get("/v1/users/7").good()["devices"].as_array().map(Vec::len) == Some(1)
     });
+    let presence = |users: &[u64]| -> Vec<(String, String, Value)> {
+        let told = router.post("/v1/presence", &json!({ "users": users })).good();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let of = |user: &Value| (text(&user["user"]), text(&user["presence"]), user["device_classes"].clone());
+        told["users"].as_array().unwrap().iter().map(of).collect()
+    };
+    let shown = |user: u64, presence: &str, classes: Value| (user.to_string(), presence.to_owned(), classes);
+    let online = |user| shown(user, "online", json!(["phone"]));
+    assert_eq!(presence(&[u64::MAX, 8, 7]), [online(u64::MAX), shown(8, "offline", json!([])), online(7)]);
     let nobody = router.get("/v1/users/8").good();
     assert_eq!((&nobody["online"], &nobody["devices"]), (&json!(false), &json!([])));
     assert_eq!(nobody["presence"], "offline");
@@ -164,6 +173,7 @@ fn a_user_is_where_a_live_node_says() {
     plane.block_on(plane.plane.renew(&mending, 600_000)).unwrap();
     wait_until("nobody is told to be offline", || router.get("/v1/users/8").good()["presence"] == "unknown");
     assert_eq!(router.get("/v1/users/7").good()["presence"], "online");
+    assert_eq!(presence(&[8, 7]), [shown(8, "unknown", json!([])), online(7)]);
     for user in ["0", "-1", "abc", "1.5", "+1", "18446744073709551616"] {
         assert!(router.get(&format!("/v1/users/{user}")).problem(400).contains("1 to 18446744073709551615"), "{user}");
     }

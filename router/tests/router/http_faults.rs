@@ -130,6 +130,8 @@ fn redis_ends_while_serving_and_comes_back() {
     // What only Redis knows is a problem, in time.
     let asked = Instant::now();
     assert!(router.get("/v1/users/1").problem(503).contains("Redis"));
+    let unknown = router.post("/v1/presence", &json!({"users": [1]})).good();
+    assert_eq!((&unknown["degraded"], &unknown["users"][0]["presence"]), (&json!(true), &json!("unknown")));
     assert!(router.get("/v1/accounts/ada").problem(503).contains("Redis"));
     assert!(router.post("/v1/accounts", &json!({"name": "bob"})).problem(503).contains("before trying again"));
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());

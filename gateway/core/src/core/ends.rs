@@ -1,9 +1,9 @@
 //! Messages with an end: what nobody has acknowledged by then is not sent again, and ends as expired.
 
-use super::head::is_over;
 use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
+use crate::head::is_over;
 use crate::inbox::{Keep, Unacked};
 use crate::mesh::wire::PUSH_SINCE;
 use trunkline_proto::Outcome;

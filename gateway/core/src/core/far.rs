@@ -6,7 +6,6 @@
 //! links at most. What must not go on waits ([`Shard::park`]) until the views agree, for [`PARK_MS`] at most.
 
 use super::carry::hand_on;
-use super::head::HEADED;
 use super::links::{Links, Queued, ticks};
 use super::portal::PORTAL_SLOT;
 use super::route::{Routed, delivery, sender};
@@ -14,6 +13,7 @@ use super::shard::Shard;
 use crate::conn::{Phase, Slots};
 use crate::directory::{Away, Directory, Held, Home, Member, RemoteSession, is_remote};
 use crate::groups::group_home;
+use crate::head::HEADED;
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;

@@ -12,12 +12,12 @@
 //! of order waits on while there is hope for an ACK; then its sender gets SENT 3.
 
 use super::far;
-use super::head::to_store;
 use super::links::{Queued, ticks};
 use super::route::{Routed, again_if, delivery};
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
 use crate::directory::is_remote;
+use crate::head::to_store;
 use crate::inbox::{Adopted, Keep, Seats, Unacked};
 use crate::limits::{STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
 use std::collections::VecDeque;

@@ -336,9 +336,14 @@ impl Links {
 
     /// Queues an ERROR frame. `id` and `peer` are those of the frame that caused it, or 0.
     pub(crate) fn error(&mut self, slot: u32, code: Code, id: u64, peer: u64) {
+        self.error_with(slot, code, (id, peer), code.text());
+    }
+
+    /// The same with a text that says more: of the frame with this id and peer.
+    pub(crate) fn error_with(&mut self, slot: u32, code: Code, (id, peer): (u64, u64), text: &str) {
         self.stats.errors_sent.add(1);
         let header = Header { kind: Kind::Error, flags: 0, aux: code.as_u16(), id, peer, stamp: 0 };
-        self.reply(slot, |out| encode(out, &header, code.text().as_bytes()));
+        self.reply(slot, |out| encode(out, &header, text.as_bytes()));
     }
 
     /// Starts the clock of a full outbox, unless it runs.

@@ -10,12 +10,12 @@
 
 use super::carry::is_easy;
 use super::far;
-use super::head::{HEADED, MessageHead};
 use super::links::ticks;
 use super::route::Routed;
 use super::shard::Shard;
 use crate::conn::Phase;
 use crate::directory::{Away, Directory, Held, Home, Member, Routing, Walk, WalkStep};
+use crate::head::{HEADED, MessageHead};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::inbox::{Keep, Unacked};

@@ -7,6 +7,7 @@
 use super::decode::Flow;
 use super::route::Routed;
 use super::shard::Shard;
+use super::worker_pushes::OF_WORKER;
 use crate::groups::is_room;
 use crate::groups::mail::GroupMail;
 use crate::ids::Origin;
@@ -16,7 +17,7 @@ use crate::portal::{Fate, Push};
 use trunkline_proto::{Code, Outcome, SERVICE_USERS, flags};
 
 /// The slot that an origin has which is no connection but this shard's portal: behind all slots a ring can have. Its
-/// generation is the number of the push.
+/// generation is the number of the push, with [`OF_WORKER`] for one of a worker.
 pub(crate) const PORTAL_SLOT: u32 = 1 << super::far::SLOT_BITS;
 /// What the delivery of a payload costs besides its bytes, for the share of a turn.
 const DELIVERY_BYTES: usize = 64;
@@ -34,6 +35,9 @@ impl Shard {
                 bytes += push.payload.len() + DELIVERY_BYTES;
                 if push.to_groups {
                     self.push_to_group(user, &push);
+                    if !push.acked {
+                        self.tell_portal(push.token, push.id, user, Outcome::Accepted);
+                    }
                     continue;
                 }
                 let message = Routed {
@@ -46,10 +50,7 @@ impl Shard {
                     payload: push.payload,
                 };
                 // The services thread has brought it to its recipient's shard, so it crosses no mailbox.
-                if self.dispatch(&message) == Flow::Wait {
-                    self.links.stats.messages_in.add(1);
-                    self.refuse(&message);
-                }
+                self.push_to_user(&message);
                 if !message.acked {
                     self.tell_portal(push.token, push.id, user, Outcome::Accepted);
                 }
@@ -61,8 +62,16 @@ impl Shard {
         pushes
     }
 
+    /// A message of a service to a user. It goes the way of one of a client, and is refused where there is no room on it.
+    pub(super) fn push_to_user(&mut self, message: &Routed<'_>) {
+        if self.dispatch(message) == Flow::Wait {
+            self.links.stats.messages_in.add(1);
+            self.refuse(message);
+        }
+    }
+
     /// A message of a service to a group. It goes the way of one of a client.
-    fn push_to_group(&mut self, group: u64, push: &Push<'_>) {
+    pub(super) fn push_to_group(&mut self, group: u64, push: &Push<'_>) {
         let Push { token, service, acked, extra, id, payload, .. } = *push;
         let origin = ConnId { slot: PORTAL_SLOT, generation: token };
         let flags = extra & (flags::NO_STORE | flags::RETRY) | if acked { flags::ACK } else { 0 };
@@ -78,13 +87,13 @@ impl Shard {
             // Without a store there is no such group.
             self.group_denied(Origin::own(self.shard, origin), id, group, flags, Code::Unsupported);
         }
-        if !acked {
-            self.tell_portal(token, id, group, Outcome::Accepted);
-        }
     }
 
     /// What became of a push that this shard took in.
     pub(super) fn tell_portal(&mut self, token: u32, id: u64, user: u64, outcome: Outcome) {
+        if token & OF_WORKER != 0 {
+            return self.settle_worker_push(token & !OF_WORKER, id, user, outcome);
+        }
         self.tell_outcome(id, user, outcome);
         match &mut self.portal {
             Some(portal) => portal.tell(&Fate { token, id, user, outcome }),

@@ -1,8 +1,8 @@
-//! What the cluster asks of a shard about its sessions. Without a cluster nothing here is ever called.
+//! What the control thread asks of a shard about its sessions. Without a cluster only those of users are asked for.
 
 use super::shard::Shard;
 use crate::conn::Phase;
-use crate::control::{SessionsList, SessionsPage};
+use crate::control::{SessionInfo, SessionsList, SessionsPage};
 use crate::directory::is_remote;
 use crate::presence_log::PresenceWriter;
 use crate::reason::CloseReason;
@@ -12,6 +12,17 @@ use trunkline_router_core::presence::{Entry, Presence};
 const PAGE_SLOTS_MAX: u32 = 4_096;
 
 impl Shard {
+    /// The sessions of a user whose home is this shard.
+    pub(super) fn described_sessions(&self, user: u64) -> Vec<SessionInfo> {
+        let sessions = self.presence.sessions(user).iter().map(|entry| SessionInfo {
+            device: entry.device().to_owned(),
+            class: entry.class().to_owned(),
+            session: entry.session,
+            since: entry.since_s,
+        });
+        sessions.collect()
+    }
+
     /// Tells of up to `max` sessions again, from a slot on. Those that do not fit the queue now are for the next page.
     pub(crate) fn sessions_page(&mut self, from_slot: u32, max: usize) -> SessionsPage {
         self.page(from_slot, max, |log, user, entry| log.again(user, entry))

@@ -6,7 +6,6 @@
 
 use super::far;
 use super::handshake::Welcome;
-use super::head::stored_payload;
 use super::keep::{RETRY_MS, Store};
 use super::links::{Queued, ticks};
 use super::route::delivery;
@@ -14,6 +13,7 @@ use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::{Asked, Desk, NextPage, PAGES_MAX, Reader, ResumeToken, WaitingLogin};
 use crate::directory::{Home, RemoteSession, is_remote};
+use crate::head::stored_payload;
 use crate::inbox::Keep;
 use crate::io::ConnId;
 use crate::limits::{REPLAY_WINDOW_MAX, STORE_LOGIN_MS, SYNC_PAGE, SYNC_PAGE_MAX};

@@ -3,7 +3,6 @@
 
 use super::decode::Flow;
 use super::far::{self, Path};
-use super::head::{HEADED, MessageHead, device_name, is_over};
 use super::links::{Queued, ticks};
 use super::portal::PORTAL_SLOT;
 use super::shard::Shard;
@@ -11,6 +10,7 @@ use crate::conn::{ConnFlags, Phase};
 use crate::desk::Known;
 use crate::directory::{EARLY_ACKS_MAX, Home};
 use crate::events::EventKind;
+use crate::head::{HEADED, MessageHead, device_name, is_over};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::inbox::{Acked, InboxFull, Keep, Seats, Unacked};

@@ -12,15 +12,16 @@ use crate::auth::Granted;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{HandoverToken, Io, Peer, errno};
 use crate::mailbox::{Adoptee, Record};
+use crate::push::push_to::has_head;
 use crate::reason::CloseReason;
-use crate::services::is_node_name_char;
-use crate::services::{LINKS_MAX, OFFERS_MAX, Pool, ServiceLink, ServiceRecord, ServiceSpec, WINDOW_DEFAULT};
+use crate::services::{
+    Admitted, LINKS_MAX, OFFERS_MAX, Pool, ServiceLink, ServiceRecord, ServiceSpec, WINDOW_DEFAULT, is_node_name_char,
+};
 use crate::wish::Wish;
 use std::collections::HashSet;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{
-    Code, Frame, Header, Kind, Outcome, SERVICE_USERS, Serve, ServeOk, VERSION, call_flags, encode, encode_message,
-    flags,
+    Code, Frame, Header, Kind, Outcome, SERVICE_USERS, Serve, ServeOk, VERSION, encode, encode_message, flags,
 };
 
 /// Accepts of workers armed at a time. A multishot accept would not tell who connects.
@@ -94,9 +95,13 @@ impl Shard {
         if !is_valid(&serve, self.shards) {
             return self.close(slot, CloseReason::BadLogin);
         }
-        if let Err(why) = self.may_serve(slot, &serve) {
-            return self.close_with(slot, CloseReason::BadCredentials, String::new(), why);
-        }
+        let pushes_to_groups = match self.may_serve(slot, &serve) {
+            Ok(pushes_to_groups) => pushes_to_groups,
+            Err(why) => return self.close_with(slot, CloseReason::BadCredentials, String::new(), why),
+        };
+        // It has been judged here, and travels no further than it must.
+        let admitted = Admitted { serve: Serve { token: String::new(), ..serve }, pushes_to_groups };
+        let serve = &admitted.serve;
         if self.drain.is_some() {
             return self.close(slot, CloseReason::Draining);
         }
@@ -105,7 +110,7 @@ impl Shard {
             (asked, _) => asked.saturating_sub(1) as u16,
         };
         if home == self.shard {
-            return self.open_service_link(slot, &serve);
+            return self.open_service_link(slot, &admitted);
         }
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::HandingOver;
@@ -124,20 +129,19 @@ impl Shard {
             bytes: Vec::new(),
             wrapped: None,
             known: None,
-            // It has been judged here, and travels no further than it must.
-            serve: Some(Box::new(Serve { token: String::new(), ..serve })),
+            serve: Some(Box::new(admitted)),
         };
         self.departing.insert(slot, Box::new(adoptee));
         self.links.mark_dirty(slot);
     }
 
     /// Who may serve: whoever has a key with the scope of each service; without a keys file, everybody on this host and
-    /// nobody else.
-    fn may_serve(&mut self, slot: u32, serve: &Serve) -> Result<(), &'static str> {
+    /// nobody else. Returns whether it may also push to groups.
+    fn may_serve(&mut self, slot: u32, serve: &Serve) -> Result<bool, &'static str> {
         let is_local = self.links.slots.at(slot).flags.has(ConnFlags::LOCAL);
         let Some(services) = &self.services else { return Err("there are no services here") };
         let may = match (services.config.keys.are_needed(), serve.token.is_empty()) {
-            (false, _) if is_local => return Ok(()),
+            (false, _) if is_local => return Ok(true),
             (false, _) => return Err("from another host this needs a key, and there is no keys file"),
             (true, true) => return Err("this needs a key with the scope serve:<service> of each service"),
             (true, false) => {
@@ -146,14 +150,15 @@ impl Shard {
             }
         };
         match may {
-            Some(true) => Ok(()),
+            Some(true) => Ok(services.config.keys.may_push_to_groups(&serve.token)),
             Some(false) => Err("this key does not have the scope serve:<service> of each service"),
             None => Err("this key is not in the keys file"),
         }
     }
 
     /// A worker that was let in becomes a link of this shard.
-    pub(super) fn open_service_link(&mut self, slot: u32, serve: &Serve) {
+    pub(super) fn open_service_link(&mut self, slot: u32, admitted: &Admitted) {
+        let Admitted { serve, pushes_to_groups } = admitted;
         let (now_ms, tick) = (self.now.mono_ms, self.links.tick);
         let heartbeat_secs = self.links.limits.heartbeat_secs_min;
         let id = self.links.slots.id(slot);
@@ -190,6 +195,7 @@ impl Shard {
             window,
             in_flight: 0,
             heads: serve.heads,
+            pushes_to_groups: *pushes_to_groups,
         };
         services.links.insert(slot, link);
         services.heads += usize::from(serve.heads);
@@ -276,8 +282,8 @@ impl Shard {
     fn push_to(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         let Frame { id, peer, aux: service, .. } = *frame;
         let acked = frame.flags & flags::ACK != 0;
-        if frame.flags & call_flags::HEAD != 0 {
-            self.links.error(slot, Code::Unsupported, id, peer);
+        if has_head(frame) {
+            self.push_with_head(slot, frame);
             return Flow::On;
         }
         if id == 0 || peer == 0 || peer >= SERVICE_USERS {

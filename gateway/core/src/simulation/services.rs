@@ -43,6 +43,10 @@ impl WorkerKeys for OneKey {
     fn may_serve(&self, key: &str, mut services: &mut dyn Iterator<Item = u32>) -> Option<bool> {
         (key == WORKER_KEY).then(|| Iterator::all(&mut services, |service| service == u32::from(self.0)))
     }
+
+    fn may_push_to_groups(&self, key: &str) -> bool {
+        key == WORKER_KEY
+    }
 }
 
 /// Callers and workers at a time.

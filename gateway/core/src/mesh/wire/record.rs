@@ -54,7 +54,7 @@ pub(crate) mod flags {
     pub(crate) const NO_STORE: u8 = 0x04;
     /// Its sender has been told of it; it is for devices that have not acknowledged it.
     pub(crate) const TOLD: u8 = 0x08;
-    /// Its payload begins with a [`MessageHead`](crate::core::head::MessageHead). Not before [`PUSH_SINCE`].
+    /// Its payload begins with a [`MessageHead`](crate::head::MessageHead). Not before [`PUSH_SINCE`].
     ///
     /// [`PUSH_SINCE`]: super::PUSH_SINCE
     pub(crate) const HEADED: u8 = 0x10;

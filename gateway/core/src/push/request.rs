@@ -1,30 +1,29 @@
 //! What a push asks for: from the JSON of a request to a [`Push`]. No I/O.
 
 use crate::broadcast::{CLASSES_MAX, Condition};
-use crate::core::head::{UNTIL_BYTES, until};
+use crate::head::{HEADED, MessageHead, UNTIL_BYTES, until};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::time::Duration;
-use trunkline_proto::{DEVICE_BYTES_MAX, HEADER_LONG, SERVICE_USERS};
-use trunkline_router::api::UserId;
-use trunkline_router::http::Scope;
+use trunkline_proto::{DEVICE_BYTES_MAX, HEADER_LONG, PushHead, SERVICE_USERS, flags};
+use trunkline_router_core::api::{NO_USER, UserId};
 
 /// Users that one push may name.
-pub(super) const USERS_MAX: usize = 1_000;
+pub const USERS_MAX: usize = 1_000;
 /// How long a caller waits for outcomes where it does not say, and at most, milliseconds.
-const TIMEOUT_MS: u64 = 5_000;
-pub(super) const TIMEOUT_MS_MAX: u64 = 30_000;
+pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
+pub const TIMEOUT_MS_MAX: u64 = 30_000;
 /// The longest time to live, seconds: 30 days.
-pub(super) const TTL_SECS_MAX: u32 = 30 * 24 * 3_600;
+pub const TTL_SECS_MAX: u32 = 30 * 24 * 3_600;
 /// Bytes that a group puts before a payload: who sent it.
 const SENDER_BYTES: usize = 8;
 
 /// Whom a push is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub enum Target {
     /// Ascending, each once.
     Users(Vec<u64>),
     /// One device of a user, and no other.
@@ -56,24 +55,36 @@ impl fmt::Display for Target {
 
 /// A push, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Push {
-    pub(super) to: Target,
-    pub(super) service: u16,
+pub struct Push {
+    pub to: Target,
+    pub service: u16,
     /// The sender's id for it; `None` leaves it to the gateway.
-    pub(super) id: Option<u64>,
-    pub(super) payload: Vec<u8>,
+    pub id: Option<u64>,
+    pub payload: Vec<u8>,
     /// Its fate is to be known.
-    pub(super) ack: bool,
+    pub ack: bool,
     /// It may be kept for users who are offline.
-    pub(super) store: bool,
+    pub store: bool,
     /// It may have been sent before under its id.
-    pub(super) retry: bool,
+    pub retry: bool,
     /// After so many seconds nobody gets it any more; 0 for no such end.
-    pub(super) ttl_secs: u32,
+    pub ttl_secs: u32,
     /// When that is, seconds since the Unix epoch; 0 for never, or while nobody has said when it began.
-    pub(super) until_s: u32,
+    pub until_s: u32,
     /// How long the caller waits for the outcome; `None` is not at all.
-    pub(super) wait: Option<Duration>,
+    pub wait: Option<Duration>,
+}
+
+/// A push as it goes to the homes of its recipients.
+#[derive(Debug)]
+pub struct OnItsWay {
+    /// Users, or one group.
+    pub recipients: Vec<u64>,
+    pub to_groups: bool,
+    /// Flags of the message besides ACK.
+    pub extra: u8,
+    /// What it says besides its payload goes before that.
+    pub payload: Vec<u8>,
 }
 
 #[derive(Deserialize)]
@@ -145,7 +156,7 @@ impl Push {
     ///
     /// # Errors
     /// What is wrong, and what to do.
-    pub(super) fn parse(json: &[u8], frame_bytes_max: usize) -> Result<Push, String> {
+    pub fn parse(json: &[u8], frame_bytes_max: usize) -> Result<Push, String> {
         // A list would be taken for the fields in their order.
         if json.trim_ascii_start().first() != Some(&b'{') {
             return Err("a push has to be a JSON object: {…}".to_owned());
@@ -164,17 +175,8 @@ impl Push {
             },
         };
         let payload = STANDARD.decode(&body.payload).map_err(|error| format!("payload is not base64: {error}"))?;
-        let besides = match &to {
-            Target::Group(_) => SENDER_BYTES,
-            _ if ttl_secs > 0 => UNTIL_BYTES,
-            _ => 0,
-        };
-        let longest = frame_bytes_max.saturating_sub(HEADER_LONG + besides);
-        if payload.len() > longest {
-            let len = payload.len();
-            return Err(format!("payload has {len} bytes, and a frame holds {longest} at most (frame_bytes_max)"));
-        }
-        let timeout_ms = body.timeout_ms.map_or(TIMEOUT_MS, |whole| whole.0);
+        has_room(&to, ttl_secs, payload.len(), frame_bytes_max)?;
+        let timeout_ms = body.timeout_ms.map_or(TIMEOUT_MS_DEFAULT, |whole| whole.0);
         if timeout_ms > TIMEOUT_MS_MAX {
             return Err(format!("timeout_ms has to be 0 to {TIMEOUT_MS_MAX}"));
         }
@@ -195,31 +197,61 @@ impl Push {
         })
     }
 
+    /// The push that a PUSH_TO with a head is: `said` has what the frame says, and nobody to go to yet.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn with_head(head: PushHead, said: Push, frame_bytes_max: usize) -> Result<Push, String> {
+        let PushHead { users: named, device, group, ttl_secs, .. } = head;
+        if named.contains(&0) {
+            return Err(NO_USER.to_owned());
+        }
+        let to = match (named.len(), device.is_empty(), group) {
+            (1, false, 0) => Target::Device { user: users(named)?[0], device: named_device(device)? },
+            (1.., true, 0) => Target::Users(users(named)?),
+            (0, true, 1..) => Target::Group(group),
+            _ => return Err("a head has users, or one user and a device, or a group".to_owned()),
+        };
+        if ttl_secs > TTL_SECS_MAX {
+            return Err(format!("ttl_secs has to be 0 to {TTL_SECS_MAX}"));
+        }
+        let store = said.store && !matches!(to, Target::Device { .. });
+        fits(&to, Some(said.ack), Some(store), None, ttl_secs > 0, None)?;
+        has_room(&to, ttl_secs, said.payload.len(), frame_bytes_max)?;
+        Ok(Push { to, store, ttl_secs, ..said })
+    }
+
     /// The same, begun at this time of the wall clock.
-    pub(super) fn from(self, now_ms: u64) -> Push {
+    pub fn from(self, now_ms: u64) -> Push {
         let until_s = if self.ttl_secs > 0 { until(self.ttl_secs, now_ms) } else { 0 };
         Push { until_s, ..self }
     }
 
     /// How many have a result of their own: users, or the group.
-    pub(super) fn recipients(&self) -> usize {
+    pub fn recipients(&self) -> usize {
         match &self.to {
             Target::Users(users) => users.len(),
             Target::Device { .. } | Target::Group(_) | Target::Sessions(_) => 1,
         }
     }
 
-    /// What a key has to have for it.
-    pub(super) fn scope(&self) -> Scope {
-        match &self.to {
-            Target::Users(_) | Target::Device { .. } => Scope::PushUser,
-            Target::Group(_) => Scope::PushGroup,
-            Target::Sessions(_) => Scope::PushAll,
-        }
+    /// What goes to the homes of its recipients; `None` for a push to all sessions, which have none.
+    pub fn on_its_way(self) -> Option<OnItsWay> {
+        let (recipients, device, to_groups) = match self.to {
+            Target::Users(users) => (users, None, false),
+            Target::Device { user, device } => (vec![user], Some(device), false),
+            Target::Group(group) => (vec![group], None, true),
+            Target::Sessions(_) => return None,
+        };
+        let head = MessageHead { until_s: self.until_s, device: device.as_deref() };
+        let headed = if head.is_empty() { 0 } else { HEADED };
+        let payload = if head.is_empty() { self.payload } else { head.before(&self.payload) };
+        let no_store = if self.store { 0 } else { flags::NO_STORE };
+        Some(OnItsWay { recipients, to_groups, extra: no_store | headed, payload })
     }
 
     /// What tells it from another push, as far as a repetition has to agree: all but how long its caller waits.
-    pub(super) fn said(&self) -> Vec<u8> {
+    pub fn said(&self) -> Vec<u8> {
         let word: &[u8] = match (self.ack, self.store) {
             (true, true) => b"ack store",
             (true, false) => b"ack",
@@ -305,11 +337,7 @@ fn target(to: To) -> Result<Target, String> {
         }
         To { user: None, users: None, device: Some(named), group: None, all: None, condition: None } => {
             users(vec![named.user.0])?;
-            // Every session has a device: without a name it is the default one, which has this name here.
-            if named.device.is_empty() || named.device.len() > DEVICE_BYTES_MAX {
-                return Err(format!("to.device.device has to have 1 to {DEVICE_BYTES_MAX} bytes"));
-            }
-            Ok(Target::Device { user: named.user.0, device: named.device.into() })
+            Ok(Target::Device { user: named.user.0, device: named_device(named.device)? })
         }
         To { user: None, users: None, device: None, group: Some(group), all: None, condition: None } => {
             Ok(Target::Group(group.0))
@@ -322,6 +350,28 @@ fn target(to: To) -> Result<Target, String> {
             sessions(condition).map(Target::Sessions)
         }
         _ => Err(ONE_OF.to_owned()),
+    }
+}
+
+/// The name of a device. Every session has one: without a name it is the default one, which has this name here.
+fn named_device(device: String) -> Result<Box<str>, String> {
+    match device.len() {
+        1..=DEVICE_BYTES_MAX => Ok(device.into()),
+        _ => Err(format!("to.device.device has to have 1 to {DEVICE_BYTES_MAX} bytes")),
+    }
+}
+
+/// Whether a frame holds a payload of so many bytes with what goes before it on its way.
+fn has_room(to: &Target, ttl_secs: u32, payload: usize, frame_bytes_max: usize) -> Result<(), String> {
+    let besides = match to {
+        Target::Group(_) => SENDER_BYTES,
+        _ if ttl_secs > 0 => UNTIL_BYTES,
+        _ => 0,
+    };
+    let longest = frame_bytes_max.saturating_sub(HEADER_LONG + besides);
+    match payload <= longest {
+        true => Ok(()),
+        false => Err(format!("payload has {payload} bytes, and a frame holds {longest} at most (frame_bytes_max)")),
     }
 }
 
@@ -468,9 +518,7 @@ mod tests {
         let some = push(r#"{"where":{"class":["phone","tv"],"percent":10,"group":"5"}}"#);
         let classes = vec!["phone".into(), "tv".into()];
         assert_eq!(some.to, Target::Sessions(Condition { classes, percent: 10, group: 5 }));
-        let scopes = [device, group, all, some].map(|push| (push.scope(), push.recipients()));
-        let expected = [Scope::PushUser, Scope::PushGroup, Scope::PushAll, Scope::PushAll].map(|scope| (scope, 1));
-        assert_eq!(scopes, expected);
+        assert_eq!([device, group, all, some].map(|push| push.recipients()), [1; 4]);
     }
 
     #[test]

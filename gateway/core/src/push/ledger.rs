@@ -7,33 +7,33 @@ use hashbrown::HashMap;
 use trunkline_proto::Outcome;
 
 /// Bytes that a push with one user takes at most, in a table that may be half empty.
-pub(crate) const OPEN_BYTES: u64 = 2 * (size_of::<(u32, Open<[usize; 2]>)>() as u64 + 1) + 8 + 2 * 16;
-/// Numbers of pushes are below this: a message's origin has that many bits for them.
-const TOKENS: u32 = 1 << 24;
+pub const OPEN_BYTES: u64 = 2 * (size_of::<(u32, Open<[usize; 2]>)>() as u64 + 1) + 8 + 2 * 16;
+/// Numbers of pushes are below this: a message's origin has that many bits for them, and one to tell by whose ledger it is.
+pub const TOKENS: u32 = 1 << 23;
 
 /// What became of the users of a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts([u16; Outcome::ALL.len()]);
+pub struct Counts([u16; Outcome::ALL.len()]);
 
 impl Counts {
     /// How many ended so.
-    pub(super) fn of(&self, outcome: Outcome) -> u16 {
+    pub fn of(&self, outcome: Outcome) -> u16 {
         self.0[usize::from(outcome.as_u16())]
     }
 
     /// Counts one.
-    pub(super) fn add(&mut self, outcome: Outcome) {
+    pub fn add(&mut self, outcome: Outcome) {
         self.0[usize::from(outcome.as_u16())] += 1;
     }
 }
 
 /// Where a push stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) id: u64,
-    pub(super) counts: Counts,
+pub struct Standing {
+    pub id: u64,
+    pub counts: Counts,
     /// Users without a result.
-    pub(super) pending: u16,
+    pub pending: u16,
 }
 
 /// An open push, and those who wait for its end.
@@ -54,7 +54,7 @@ impl<W> Open<W> {
 
 /// What a fate did.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Settled<W> {
+pub enum Settled<W> {
     /// Nobody waits for it: it came twice, or too late.
     Late,
     /// It was counted, and others of the push are open.
@@ -65,7 +65,7 @@ pub(super) enum Settled<W> {
 
 /// The open pushes. `W` is who waits for the end of one.
 #[derive(Debug)]
-pub(super) struct Ledger<W> {
+pub struct Ledger<W> {
     open: HashMap<u32, Open<W>>,
     last_token: u32,
     users: usize,
@@ -73,24 +73,23 @@ pub(super) struct Ledger<W> {
 }
 
 impl<W> Ledger<W> {
-    /// A ledger for so many users of pushes that are open at a time, less than 2^24.
-    pub(super) fn new(users_max: usize) -> Self {
+    /// A ledger for so many users of pushes that are open at a time, less than 2^22.
+    pub fn new(users_max: usize) -> Self {
         Ledger { open: HashMap::new(), last_token: 0, users: 0, users_max: users_max.min(TOKENS as usize / 2) }
     }
 
     /// Users of open pushes.
-    #[cfg(test)]
-    pub(super) fn users(&self) -> usize {
+    pub fn users(&self) -> usize {
         self.users
     }
 
     /// Whether a push to so many users may be open too.
-    pub(super) fn has_room(&self, users: usize) -> bool {
+    pub fn has_room(&self, users: usize) -> bool {
         self.users + users <= self.users_max
     }
 
     /// Opens a push to these users, ascending and each once; gives its number.
-    pub(super) fn begin(&mut self, id: u64, users: Vec<u64>) -> u32 {
+    pub fn begin(&mut self, id: u64, users: Vec<u64>) -> u32 {
         loop {
             // A number comes again as late as can be: a fate that is late for one push names no other.
             self.last_token = (self.last_token + 1) % TOKENS;
@@ -105,12 +104,12 @@ impl<W> Ledger<W> {
     }
 
     /// Where an open push stands.
-    pub(super) fn standing(&self, token: u32) -> Option<Standing> {
+    pub fn standing(&self, token: u32) -> Option<Standing> {
         self.open.get(&token).map(Open::standing)
     }
 
     /// Lets somebody wait for the end of an open push, beside those who still do. False if it is not open.
-    pub(super) fn wait(&mut self, token: u32, waiter: W, still_waits: impl Fn(&W) -> bool) -> bool {
+    pub fn wait(&mut self, token: u32, waiter: W, still_waits: impl Fn(&W) -> bool) -> bool {
         let Some(open) = self.open.get_mut(&token) else { return false };
         open.waiters.retain(still_waits);
         open.waiters.push(waiter);
@@ -118,7 +117,7 @@ impl<W> Ledger<W> {
     }
 
     /// What became of the push to one user.
-    pub(super) fn settle(&mut self, token: u32, id: u64, user: u64, outcome: Outcome) -> Settled<W> {
+    pub fn settle(&mut self, token: u32, id: u64, user: u64, outcome: Outcome) -> Settled<W> {
         let Some(open) = self.open.get_mut(&token).filter(|open| open.id == id) else { return Settled::Late };
         let Ok(at) = open.users.binary_search(&user) else { return Settled::Late };
         open.users.remove(at);
@@ -133,7 +132,7 @@ impl<W> Ledger<W> {
     }
 
     /// Nothing more is heard of any push: all that are open, with those who wait for them and users without a result.
-    pub(super) fn give_up(&mut self) -> Vec<(Standing, Vec<W>, Vec<u64>)> {
+    pub fn give_up(&mut self) -> Vec<(Standing, Vec<W>, Vec<u64>)> {
         self.users = 0;
         let open = std::mem::take(&mut self.open);
         open.into_values().map(|open| (open.standing(), open.waiters, open.users)).collect()
