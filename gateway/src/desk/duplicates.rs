@@ -5,9 +5,9 @@
 //! no RETRY and is to be known all the same when it comes; others without RETRY are not looked for, since they are what
 //! nearly all messages are.
 //!
-//! There are two generations: a new one begins when the present one is half of the time old or holds half of the number,
-//! and the one before is forgotten. So a message is remembered for half of the time at least, unless there are too many,
-//! and a shard pays for one insertion a message.
+//! There are two generations: a new one begins when the present one is half of the time old or holds half of the
+//! number, and the one before is forgotten. So a message is remembered for half of the time at least, unless there are
+//! too many, and a shard pays for one insertion a message.
 
 use crate::limits::{DUPLICATES_MAX, DUPLICATES_MS};
 use crate::wheel::ticks;
