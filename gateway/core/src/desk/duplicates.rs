@@ -3,7 +3,9 @@
 //! A message is known by a keyed 64-bit fingerprint of its sender, id and recipient; three of its bits hold what became
 //! of it, and whether it came with RETRY. One that came so may have overtaken the message that it repeats, which has
 //! no RETRY and is to be known all the same when it comes; others without RETRY are not looked for, since they are what
-//! nearly all messages are. There are two generations: a new one begins when the present one is half of the time old or holds half of the
+//! nearly all messages are.
+//!
+//! There are two generations: a new one begins when the present one is half of the time old or holds half of the
 //! number, and the one before is forgotten. So a message is remembered for half of the time at least, unless there are
 //! too many, and a shard pays for one insertion a message.
 

@@ -63,9 +63,8 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest copies of messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of
-    /// one may be for all before it. Which of several copies it is for nobody says: the first ACK is for the first copy,
-    /// or for a later one, and the next ACK for the next.
+    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
+    /// be for all before it.
     unkept: VecDeque<(u64, u32)>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
@@ -145,8 +144,8 @@ impl Reader {
         !self.missed.is_empty()
     }
 
-    /// The store was asked to keep a message that was given to the device, and nobody knows whether it has it. If so, it
-    /// comes to light when the log turns out to be longer, and the device needs no copy of it.
+    /// The store was asked to keep a message that was given to the device, and nobody knows whether it has it. If so,
+    /// it comes to light when the log turns out to be longer, and the device needs no copy of it.
     pub(crate) fn may_be_in_log(&mut self, stamp: u64) {
         self.unsure.retain(|unsure| *unsure > self.sure);
         if self.unsure.len() >= UNSURE_MAX {
@@ -208,6 +207,8 @@ impl Reader {
     /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
     pub(crate) fn gave_unkept(&mut self, stamp: u64) {
         self.numbered = self.numbered.wrapping_add(1);
+        // An ACK of it is for all before its latest copy.
+        self.unkept.retain(|(unkept, _)| *unkept != stamp);
         if self.unkept.len() >= UNKEPT_MAX {
             self.unkept.pop_front();
         }
@@ -351,24 +352,12 @@ impl Reader {
     /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes
     /// beside live messages, so what lies before it may be on its way yet. Returns the positions.
     pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
-        let owed = self.find(stamp).ok().map(|at| self.owed[at].1);
-        let Some(number) = owed.or_else(|| self.acked_unkept(stamp)) else { return Vec::new() };
+        let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
+        let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
         let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
         let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
         self.owed.retain(|(_, given)| !is_earlier(*given));
         earlier
-    }
-
-    /// The number of the copy that an ACK of a message that is not kept is for. The last copy is remembered: it may be
-    /// acknowledged again, for more.
-    fn acked_unkept(&mut self, stamp: u64) -> Option<u32> {
-        let mut copies = (0..self.unkept.len()).filter(|at| self.unkept[*at].0 == stamp);
-        let (first, next) = (copies.next()?, copies.next());
-        let (_, number) = self.unkept[first];
-        if next.is_some() {
-            self.unkept.remove(first);
-        }
-        Some(number)
     }
 
     fn find(&self, stamp: u64) -> Result<usize, usize> {
@@ -559,8 +548,7 @@ mod tests {
         assert_eq!(reader.ack_earlier(22), [21]);
         assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
         reader.gave_unkept(22);
-        assert!(reader.ack_earlier(22).is_empty(), "it may be for the first copy, with which 23 had not come");
-        assert_eq!(reader.ack_earlier(22), [23], "its next copy came behind that one");
+        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
         reader.gave(24);
         reader.gave(25);
         // A page has one that is owed, and one that is not.
