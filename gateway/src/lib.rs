@@ -15,6 +15,7 @@ pub mod host_tree;
 pub mod http;
 mod io;
 pub mod listeners;
+mod nap;
 pub mod prometheus;
 mod push;
 pub mod reload;

@@ -78,7 +78,7 @@ pub fn init(filter: &str, format: LogFormat) -> io::Result<()> {
     let rate = Arc::new(RateLimit::new());
     let stderr = Sink::start("log", Stream::Stderr, keeper(rate.clone(), format))?;
     let stdout = Sink::start("stdout", Stream::Stdout, |_| None)?;
-    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(filter));
+    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(filter::of_whole_programs(filter)));
     // The writer takes every line; whatever else fails in there must not be printed by the library, which panics when
     // that fails.
     let lines = tracing_subscriber::fmt::layer().with_writer(LogLines(stderr.clone())).log_internal_errors(false);
@@ -101,7 +101,9 @@ pub fn init(filter: &str, format: LogFormat) -> io::Result<()> {
 pub fn set_filter(filter: &str) -> Result<(), String> {
     judge_filter(filter)?;
     let Some(log) = LOG.get() else { return Ok(()) };
-    log.filter.reload(EnvFilter::builder().parse_lossy(filter)).map_err(|error| error.to_string())
+    log.filter
+        .reload(EnvFilter::builder().parse_lossy(filter::of_whole_programs(filter)))
+        .map_err(|error| error.to_string())
 }
 
 /// Writes to stdout, as far as somebody takes it.

@@ -18,8 +18,9 @@ pub struct Bell {
 impl Bell {
     /// Rings.
     pub fn ring(&self) {
-        // What was queued before is seen by whoever finds the bell rung.
-        self.is_rung.store(true, Ordering::Release);
+        // What was queued before is seen by whoever finds the bell rung, whoever else has rung since: a swap continues
+        // what earlier rings have released, which a store would end.
+        self.is_rung.swap(true, Ordering::Release);
         self.listener.wake();
     }
 

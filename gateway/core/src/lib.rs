@@ -4,7 +4,8 @@
 //! What a shard wants of the operating system goes through [`io::Io`]; times and randomness are arguments. So the whole
 //! of it runs in the simulator, `simulation`, with thousands of clients and several nodes in one thread, from a seed.
 //! What other threads want goes through queues that nobody waits for (`mailbox`, [`control`], `portal`); whoever has to
-//! learn of it is woken through a [`waker`] or a [`bell`].
+//! learn of it is woken through a [`waker`], which is an eventfd and the one system call made here, or a [`bell`]. Keys
+//! and nonces of TLS and of the mesh are drawn where they are needed.
 
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the inside of a program and no library: what needs words has them")]

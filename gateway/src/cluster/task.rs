@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::coop::cooperative;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use trunkline_router::membership::{NodeRecord, NodeState, View};
@@ -275,7 +276,8 @@ impl Task {
                 page = next_page(&mut self.page) => self.page_answered(page),
                 (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
                 Some(pipeline) = self.pipelines.recv() => self.write_through(pipeline),
-                news = news.take() => self.heard(news),
+                // Within the runtime's budget: news that come as fast as they are heard must not keep Redis' answers out.
+                news = cooperative(news.take()) => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
                     Order::Admit { done } => self.ask_admission(done),

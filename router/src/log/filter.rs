@@ -39,9 +39,36 @@ pub fn judge_filter(filter: &str) -> Result<(), String> {
     EnvFilter::builder().parse(filter).map(drop).map_err(|error| format!("{error}: {allowed}"))
 }
 
+/// The filter with what it says of a program said of the program's core too: `trunkline_gateway=debug` is for all of the
+/// gateway, though most of it is the crate `trunkline_core`. Who names the core has his own way with it.
+pub(super) fn of_whole_programs(filter: &str) -> String {
+    const PROGRAM: &str = "trunkline_gateway";
+    const CORE: &str = "trunkline_core";
+    if filter.contains(CORE) || filter.contains('[') {
+        return filter.to_owned();
+    }
+    let of_core = filter.split(',').map(str::trim).filter(|directive| directive.starts_with(PROGRAM));
+    let of_core: String = of_core.map(|directive| format!(",{}", directive.replacen(PROGRAM, CORE, 1))).collect();
+    format!("{filter}{of_core}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_of_the_gateway_is_said_of_its_core() {
+        for (filter, whole) in [
+            ("info", "info"),
+            ("info,trunkline_gateway=debug", "info,trunkline_gateway=debug,trunkline_core=debug"),
+            ("trunkline_gateway::mesh=trace", "trunkline_gateway::mesh=trace,trunkline_core::mesh=trace"),
+            ("warn,trunkline_gateway=info,trunkline_core=off", "warn,trunkline_gateway=info,trunkline_core=off"),
+            ("trunkline_router=debug", "trunkline_router=debug"),
+        ] {
+            assert_eq!(of_whole_programs(filter), whole);
+            assert_eq!(judge_filter(whole), Ok(()));
+        }
+    }
 
     #[test]
     fn levels_and_filters_are_taken() {
