@@ -412,7 +412,7 @@ class Plan:
         way = dice.random()
         # As it starts; among whatever is written below load; at an operation that comes seldom.
         self.at_start = way < 0.2
-        self.messages = dice.randrange(2 * messages + 1)
+        self.messages = dice.randrange(messages + 1)
         self.changes = dice.randrange(16 if self.at_start else 24)
         self.kinds = "any"
         if way > 0.6:
@@ -668,7 +668,8 @@ def main():
     # Mounts here are nobody else's, and end with the last process of this test.
     libc("unshare", CLONE_NEWNS)
     libc("mount", b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
-    # The clean-up of Ctrl-C, for whoever ends this otherwise.
+    # The clean-up of Ctrl-C, for whoever ends this otherwise, in the background too, where a shell has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     print(f"seed {arguments.seed}", flush=True)
     repeat = f"--seed {arguments.seed} --cuts {arguments.cuts} --messages {arguments.messages}"
