@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -63,6 +63,11 @@ test-tls-scanners: setup ## testssl.sh, sslyze, OpenSSL and GnuTLS against the p
 test-cert-swap: setup ## Certificates exchanged below 10,000 clients over WSS: none ends, the new one is shown within a second (a minute)
 	$(CARGO) build --profile quick --locked --bin gateway --bin bench
 	scripts/test-cert-swap.py target/quick/gateway target/quick/bench
+
+test-power-cut: setup ## Power cuts below a gateway with --data-dir: what was answered for is there (CUTS=, MESSAGES=, SEED=; root, a minute)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-power-cut.py target/quick/gateway $(if $(CUTS),--cuts $(CUTS)) $(if $(MESSAGES),--messages $(MESSAGES)) \
+		$(if $(SEED),--seed $(SEED))
 
 style: setup # Formatting and documents
 	$(CARGO) fmt --all --check

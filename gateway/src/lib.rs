@@ -26,8 +26,6 @@ pub mod startup;
 pub mod store;
 pub(crate) mod upstream;
 
-#[doc(hidden)]
-pub use trunkline_core::fuzz;
 pub use trunkline_core::{
     addresses, auth, control, desk, limits, metrics, portal, presence_log, reason, services, transport, waker, wheel,
 };

@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use trunkline_core::events::{EVENT_BYTES_MAX, Event, EventKind};
+use trunkline_store::make_folder;
 
 /// A file of this length is closed.
 pub(super) const SEGMENT_BYTES: u64 = 8 << 20;
@@ -298,7 +299,7 @@ impl EventLog {
     /// # Errors
     /// When folder or files cannot be used.
     pub(super) fn open(folder: &Path, keys: &[u64]) -> io::Result<(Self, Recovered)> {
-        fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(folder.join("lock"))?;
         lock.try_lock().map_err(|error| io::Error::other(format!("another process has it ({error})")))?;
         let mut files = Vec::new();

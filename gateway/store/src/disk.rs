@@ -4,7 +4,7 @@ mod dir;
 mod sim;
 mod window;
 
-pub use dir::DirDisk;
+pub use dir::{DirDisk, make_folder};
 pub use sim::{Fault, SimDisk};
 pub(crate) use window::Window;
 

@@ -34,7 +34,7 @@ mod thread;
 mod tools;
 
 pub use copy::{CopyLine, UserCopy};
-pub use disk::{DirDisk, Disk, Fault, File, SimDisk};
+pub use disk::{DirDisk, Disk, Fault, File, SimDisk, make_folder};
 pub use embedded::Embedded;
 pub use groups::{
     GroupAsk, GroupDenial, GroupInfo, GroupLimits, GroupReply, GroupSettings, GroupStats, Groups, JoinRule, Member,

@@ -27,13 +27,50 @@ impl Drop for DirDisk {
     }
 }
 
+/// Makes a folder durably, and those above it that are not there: what is synced in a folder is gone after a power
+/// failure if the folder itself is.
+///
+/// # Errors
+/// Those of the file system; but where nothing can be synced in the folder above one that was there already, that is left.
+pub fn make_folder(dir: &Path) -> io::Result<()> {
+    let dir = std::path::absolute(dir)?;
+    let mut missing = Vec::new();
+    let mut known = dir.as_path();
+    while !known.try_exists()? {
+        missing.push(known);
+        known = known.parent().ok_or(io::ErrorKind::NotFound)?;
+    }
+    // A process that was killed may have made this one, and not have come to the sync.
+    if let Some(parent) = known.canonicalize()?.parent() {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+        match sync_folder(parent) {
+            // Then no such process made it: it can change nothing there, or nobody can while the system runs.
+            Err(error) if matches!(error.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem) => {}
+            synced => synced?,
+        }
+    }
+    for folder in missing.into_iter().rev() {
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+        sync_folder(folder.parent().ok_or(io::ErrorKind::NotFound)?)?;
+    }
+    Ok(())
+}
+
+/// Makes durable which files and folders a folder has.
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    fs::File::open(dir)?.sync_all()
+}
+
 impl DirDisk {
     /// Opens a folder, and makes it if there is none.
     ///
     /// # Errors
     /// Of kind `WouldBlock` if another process uses it; otherwise those of the file system.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        make_folder(dir)?;
         let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK))?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => {
@@ -79,7 +116,7 @@ impl Disk for DirDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        fs::File::open(&self.dir)?.sync_all()
+        sync_folder(&self.dir)
     }
 }
 
