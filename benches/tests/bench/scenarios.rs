@@ -63,10 +63,22 @@ pub(crate) fn report_of(arguments: &[&str], target: &[String]) -> (Value, String
     written_by(command)
 }
 
+/// How often a bench is run again in which nothing arrived while it measured.
+const SILENT_MAX: usize = 5;
+
 fn written_by(mut command: Command) -> (Value, String) {
     let number = REPORTS.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
-    let output = command.arg("--json").arg(&path).output().expect("the bench starts");
+    command.arg("--json").arg(&path);
+    let mut output = command.output().expect("the bench starts");
+    // Where the cores are busy with other work, whoever was to answer may have had none for as long as was measured. Once
+    // is chance, and so often is not.
+    for _ in 0..SILENT_MAX {
+        if !String::from_utf8_lossy(&output.stderr).contains("not one message arrived in") {
+            break;
+        }
+        output = command.output().expect("the bench starts");
+    }
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {stdout}\n{stderr}");
     let report = serde_json::from_str(&fs::read_to_string(&path).expect("written")).expect("JSON");
@@ -379,7 +391,10 @@ fn pairs_across_nodes_cross_as_many_links_as_they_should_and_redis_sees_none_of_
         assert_eq!(crossings.is_object(), links > 0);
         if links > 0 {
             assert_eq!((count(&crossings["away"]), count(&crossings["forwarded"])), (messages, 0));
-            assert_eq!(count(&crossings["records"]), links * messages);
+            // Besides messages there are a few of views, where somebody was silent for as long as a lease lasts.
+            let records = links * messages;
+            let crossed = count(&crossings["records"]);
+            assert!((records..=records + records / 100).contains(&crossed), "{crossed} records, not {records}");
         }
         assert_eq!(count(&round["redis"]["messages"]), messages);
         // Leases and polls go on: some for each node and second, and nothing near one for a message.
