@@ -205,8 +205,8 @@ impl Shard {
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
         let stores_ends = self.stores_ends();
-        // The home before may have stored the RETRY of what comes here late. What it stored long ago is another message,
-        // whose sender has begun to count anew.
+        // The home before may have stored the RETRY of what comes here late. What it stored long ago is another
+        // message, whose sender has begun to count anew.
         let lately_ms = self.now.wall_ms.saturating_sub(2 * DUPLICATES_MS);
         let lately = self.directory.former.had_other_home(user, tick).then(|| stamp_at(lately_ms));
         let Some(desk) = &mut self.desk else { return };

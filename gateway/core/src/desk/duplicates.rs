@@ -42,8 +42,8 @@ pub enum Known {
 type Entry = (u64, u64);
 const _: () = assert!(size_of::<Entry>() == 16);
 
-/// A fingerprint is a hash already; its lowest bits are not a part of it, and others stand in for them. The highest stay
-/// where they are: a table tells entries in one place apart by them.
+/// A fingerprint is a hash already; its lowest bits are not a part of it, and others stand in for them. The highest
+/// stay where they are: a table tells entries in one place apart by them.
 fn hash(fingerprint: u64) -> u64 {
     let fingerprint = fingerprint & !NOTES;
     fingerprint | (fingerprint >> 32 & NOTES)
