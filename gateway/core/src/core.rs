@@ -64,6 +64,8 @@ use crate::mailbox::{Arrival, Letter};
 pub use addresses::PEER_BYTES;
 use flush::ReadRest;
 use links::TICK_MS;
+#[cfg(test)]
+pub(crate) use route::Routed;
 use shard::Shard;
 pub use shard::{ShardCluster, ShardConfig};
 

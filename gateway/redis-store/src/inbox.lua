@@ -180,11 +180,12 @@ local function full(bytes)
 end
 
 local appended = false
+-- `retry`: the position up to which nothing is looked for; empty if the message was never stored.
 local function append(view, proposed, retry, message)
-  if retry then
+  if retry ~= '' then
     local looked, upper = 0, '+'
     while looked < window do
-      local entries = redis.call('XREVRANGE', S, upper, '-', 'COUNT', math.min(STEP, window - looked))
+      local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
       for _, entry in ipairs(entries) do
         if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
           -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
@@ -273,11 +274,11 @@ local function open(name, ephemeral)
   return { 'opened', known, number, epoch, cursor, meta.floor, meta.last, pending, #all }
 end
 
-local function read(number, from, limit, payload_max)
+local function read(number, epoch, from, limit, payload_max)
   tidy()
-  -- What a device has is not given to it, and is no gap to it.
+  -- What a device has is not given to it, and is no gap to it. The number of one that was forgotten is another one's.
   local device = numbered(number)
-  if device then from = highest(from, device.cursor) end
+  if device and device.epoch == epoch then from = highest(from, device.cursor) end
   local records, bytes, complete, lower = {}, 0, 1, '(' .. from
   while true do
     local entries = redis.call('XRANGE', S, lower, '+', 'COUNT', STEP)
@@ -314,14 +315,14 @@ while at <= #ARGV do
   local what = word()
   local answer = { 'none' }
   if what == 'append' then
-    local view, proposed, retry = tonumber(word()), word(), word() == '1'
+    local view, proposed, retry = tonumber(word()), word(), word()
     answer = append(view, proposed, retry, word())
   elseif what == 'open' then
     local name = word()
     answer = open(name, word() == '1')
   elseif what == 'read' then
-    local number, from, limit = tonumber(word()), word(), tonumber(word())
-    answer = read(number, from, limit, tonumber(word()))
+    local number, epoch, from, limit = tonumber(word()), word(), word(), tonumber(word())
+    answer = read(number, epoch, from, limit, tonumber(word()))
   elseif what == 'cursor' then
     local number = tonumber(word())
     cursor(number, word())

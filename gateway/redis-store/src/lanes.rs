@@ -153,7 +153,7 @@ mod tests {
 
     fn append(user: u64, bytes: usize) -> Waiting {
         let record = Record { stamp: 1, from: 1, id: 1, flags: 0, payload: Arc::from(vec![0; bytes]) };
-        Waiting { source: 0, view: 0, request: Request::Append { user, record, retry: false, token: 0 } }
+        Waiting { source: 0, view: 0, request: Request::Append { user, record, retry: None, token: 0 } }
     }
 
     fn seen(user: u64, device: u16) -> Waiting {

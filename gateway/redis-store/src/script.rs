@@ -82,17 +82,19 @@ pub(crate) fn record(stamp: u64, bytes: &[u8]) -> Option<Record> {
 pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &Limits) {
     match request {
         Request::Append { record, retry, .. } => {
-            args.extend(["append".into(), view.to_string().into(), id(record.stamp).into(), bit(*retry)]);
+            args.extend(["append".into(), view.to_string().into(), id(record.stamp).into()]);
+            // Messages up to that one are not looked at; nothing is looked for without.
+            args.push(retry.map_or_else(String::new, id).into());
             args.push(message(record)[..].into());
         }
         Request::Open { device, ephemeral, .. } => {
             args.extend(["open".into(), device_name(device).into(), bit(*ephemeral)]);
         }
-        Request::Read { device, after, since_ms, limit, bytes_max, .. } => {
+        Request::Read { device, device_epoch, after, since_ms, limit, bytes_max, .. } => {
             let after = (*after).max(stamp_at(*since_ms).saturating_sub(1));
             let limit = (*limit).clamp(1, limits.page_max);
-            args.extend(["read".into(), device.to_string().into(), id(after).into()]);
-            args.extend([limit.to_string().into(), bytes_max.to_string().into()]);
+            args.extend(["read".into(), device.to_string().into(), device_epoch.to_string().into()]);
+            args.extend([id(after).into(), limit.to_string().into(), bytes_max.to_string().into()]);
         }
         Request::Cursor { device, stamp, .. } => {
             args.extend(["cursor".into(), device.to_string().into(), id(*stamp).into()]);

@@ -132,7 +132,7 @@ impl Tool {
             match line {
                 CopyLine::User(copy) => imported.users += u64::from(self.adopt(&copy).await?),
                 CopyLine::Message(user, record) => {
-                    batch.push(Request::Append { user, record, retry: true, token: 0 });
+                    batch.push(Request::Append { user, record, retry: Some(0), token: 0 });
                 }
             }
         }
@@ -233,8 +233,16 @@ impl Tool {
     /// # Errors
     /// If Redis did not work.
     pub async fn page(&self, user: u64, after: u64) -> Result<Page, ToolError> {
-        let request =
-            Request::Read { user, device: 0, after, since_ms: 0, limit: PAGE as u32, bytes_max: 4 << 20, token: 0 };
+        let request = Request::Read {
+            user,
+            device: 0,
+            device_epoch: 0,
+            after,
+            since_ms: 0,
+            limit: PAGE as u32,
+            bytes_max: 4 << 20,
+            token: 0,
+        };
         match self.ask(user, &[request]).await?.pop() {
             Some(Reply::Page(page)) => Ok(page),
             _ => Err(ToolError::Garbage(user)),

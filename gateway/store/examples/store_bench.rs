@@ -101,7 +101,7 @@ impl Options {
     fn append(&self, number: u64) -> Request {
         let payload = vec![number as u8; self.payload].into();
         let record = Record { stamp: stamp_at(now_ms()), from: 1, id: number, flags: 0, payload };
-        Request::Append { user: self.user(number), record, retry: false, token: number }
+        Request::Append { user: self.user(number), record, retry: None, token: number }
     }
 
     /// Users in an order that is none.
@@ -319,8 +319,16 @@ fn read(options: &Options, store: &mut dyn Store) {
     let began = Instant::now();
     let mut read = 0;
     for user in 0..options.users / 4 {
-        let request =
-            Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 256, bytes_max: 1 << 20, token: 1 };
+        let request = Request::Read {
+            user,
+            device: 0,
+            device_epoch: 0,
+            after: 0,
+            since_ms: 0,
+            limit: 256,
+            bytes_max: 1 << 20,
+            token: 1,
+        };
         store.apply(&mut vec![(0, request)], &mut |_, answer| match answer.reply {
             Reply::Page(page) => read += page.records.len(),
             other => panic!("{other:?}"),

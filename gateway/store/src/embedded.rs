@@ -199,14 +199,16 @@ impl Embedded {
         Some(staged.unwrap_or_else(|_| self.refuse(Refusal::Unavailable)))
     }
 
-    fn append(&mut self, user: u64, mut record: Record, retry: bool) -> io::Result<Staged> {
+    fn append(&mut self, user: u64, mut record: Record, retry: Option<u64>) -> io::Result<Staged> {
         if record.payload.len() > self.limits.payload_bytes_max as usize {
             return Ok(self.refuse(Refusal::TooLong));
         }
-        if retry && self.log.is_unsure() {
+        if retry.is_some() && self.log.is_unsure() {
             return Ok(self.refuse(Refusal::Unavailable));
         }
-        if retry && let Some(stamp) = self.find(user, record.from, record.id)? {
+        if let Some(after) = retry
+            && let Some(stamp) = self.find(user, record.from, record.id)?.filter(|stamp| *stamp > after)
+        {
             Stats::add(&self.stats.duplicates, 1);
             let reply = Reply::Stored { stamp, duplicate: true, before: 0 };
             // It may be of this very batch.

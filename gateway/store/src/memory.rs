@@ -127,18 +127,21 @@ impl Memory {
         }
     }
 
-    fn append(&mut self, user: u64, mut record: Record, retry: bool) -> Reply {
+    fn append(&mut self, user: u64, mut record: Record, retry: Option<u64>) -> Reply {
         if record.payload.len() > self.limits.payload_bytes_max as usize {
             return self.refuse(Refusal::TooLong);
         }
         let window = self.limits.retry_window as usize;
-        if retry
+        let look = |found: &User, after: u64| {
+            let mut latest = found.records.iter().rev().take(window).take_while(|at| at.stamp > after);
+            latest.find(|at| (at.from, at.id) == (record.from, record.id)).map(|at| at.stamp)
+        };
+        if let Some(after) = retry
             && let Some(found) = self.users.get(&user)
-            && let Some(stored) =
-                found.records.iter().rev().take(window).find(|at| (at.from, at.id) == (record.from, record.id))
+            && let Some(stamp) = look(found, after)
         {
             Stats::add(&self.stats.duplicates, 1);
-            return Reply::Stored { stamp: stored.stamp, duplicate: true, before: found.last };
+            return Reply::Stored { stamp, duplicate: true, before: found.last };
         }
         if !self.can_write() {
             return self.refuse(Refusal::Unavailable);
@@ -216,10 +219,10 @@ impl Memory {
         Reply::Opened(Opened { store_epoch: self.epoch, floor, last: found.last, pending, devices, ..login.opened })
     }
 
-    fn read(&mut self, user: u64, device: u16, after: u64, limit: u32, bytes_max: u32) -> Reply {
+    fn read(&mut self, user: u64, device: (u16, u32), after: u64, limit: u32, bytes_max: u32) -> Reply {
         self.tidy(user);
         let Some(found) = self.users.get(&user) else { return Reply::Page(Page { complete: true, ..Page::default() }) };
-        let after = after.max(found.state.cursor(device));
+        let after = after.max(found.state.cursor(device.0, device.1));
         let floor = found.state.floor.max(found.state.gap);
         let mut page = Page { records: Vec::new(), floor, last: found.last, complete: true, truncated: after < floor };
         let limit = limit.clamp(1, self.limits.page_max) as usize;
@@ -260,9 +263,9 @@ impl Memory {
         Some(match request {
             Request::Append { user, record, retry, .. } => self.append(user, record, retry),
             Request::Open { user, device, ephemeral, .. } => self.open(user, &device, ephemeral),
-            Request::Read { user, device, after, since_ms, limit, bytes_max, .. } => {
+            Request::Read { user, device, device_epoch, after, since_ms, limit, bytes_max, .. } => {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
-                self.read(user, device, after, limit, bytes_max)
+                self.read(user, (device, device_epoch), after, limit, bytes_max)
             }
             Request::Cursor { user, device, stamp } => {
                 self.cursor(user, device, stamp);

@@ -46,9 +46,11 @@ pub enum Request {
         /// `record.stamp` is proposed; [`Reply::Stored`] tells the one it got.
         record: Record,
         /// The message may have been stored before: if one with its `from` and `id` is among the last
-        /// [`Limits::retry_window`](crate::Limits::retry_window) of the log, that one's stamp is the answer and nothing
-        /// is stored.
-        retry: bool,
+        /// [`Limits::retry_window`](crate::Limits::retry_window) of the log, and above this stamp, that one's stamp is
+        /// the answer and nothing is stored. Senders may number their messages from 1 again after a while, so where the
+        /// sender does not say that it sends again, what is older than that is not looked at. None for a message that
+        /// was never stored; 0 for all of the window.
+        retry: Option<u64>,
         /// Comes back in the answer.
         token: u64,
     },
@@ -72,6 +74,9 @@ pub enum Request {
         /// and is no gap to it. Only for a store that several nodes share, where another one may have told it; others
         /// ignore it.
         device: u16,
+        /// Its [`Opened::device_epoch`]: the number of a device that was forgotten is another one's. Where the store
+        /// knows another epoch, this counts as read by whoever asks.
+        device_epoch: u32,
         /// Only stamps above this one.
         after: u64,
         /// Only messages stamped at this time or later, milliseconds since 1970; 0 for all. The later of both counts.

@@ -142,9 +142,10 @@ impl State {
         (before - self.devices.len()) as u64
     }
 
-    /// What a device has; 0 if it is not known.
-    pub(crate) fn cursor(&self, number: u16) -> u64 {
-        self.devices.iter().find(|device| device.number == number).map_or(0, |device| device.cursor)
+    /// What a device has; 0 if it is not known, or if its number is another one's by now.
+    pub(crate) fn cursor(&self, number: u16, epoch: u32) -> u64 {
+        let mut devices = self.devices.iter();
+        devices.find(|device| (device.number, device.epoch) == (number, epoch)).map_or(0, |device| device.cursor)
     }
 
     /// What all registered devices have; none if there is no device.

@@ -96,7 +96,7 @@ impl Embedded {
         for (at, line) in input.lines().enumerate() {
             match CopyLine::read(&line?, at + 1)? {
                 CopyLine::Message(user, record) => {
-                    batch.push((0, Request::Append { user, record, retry: true, token: 0 }));
+                    batch.push((0, Request::Append { user, record, retry: Some(0), token: 0 }));
                     if batch.len() >= IMPORT_BATCH {
                         self.import_batch(&mut batch, &mut imported)?;
                     }

@@ -19,11 +19,11 @@ use crate::desk::{Asked, Desk, Known};
 use crate::directory::is_remote;
 use crate::head::to_store;
 use crate::inbox::{Adopted, Keep, Seats, Unacked};
-use crate::limits::{STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
+use crate::limits::{DUPLICATES_MS, STORE_ANSWER_MS, STORE_ANSWERS_PER_TURN};
 use std::collections::VecDeque;
 use trunkline_proto::{Outcome, flags};
 use trunkline_router_core::presence::Presence;
-use trunkline_store::{Record, Refusal, Reply, Request};
+use trunkline_store::{Record, Refusal, Reply, Request, stamp_at};
 
 /// How soon the store is told that a device has got further.
 pub(super) const CURSOR_MS: u64 = 200;
@@ -205,8 +205,10 @@ impl Shard {
         let tick = self.links.tick;
         let after = ticks(self.links.limits.store_after_ms);
         let stores_ends = self.stores_ends();
-        // The home before may have stored the RETRY of what comes here late.
-        let had_other_home = self.directory.former.had_other_home(user, tick);
+        // The home before may have stored the RETRY of what comes here late. What it stored long ago is another
+        // message, whose sender has begun to count anew.
+        let lately_ms = self.now.wall_ms.saturating_sub(2 * DUPLICATES_MS);
+        let lately = self.directory.former.had_other_home(user, tick).then(|| stamp_at(lately_ms));
         let Some(desk) = &mut self.desk else { return };
         // Those before the last one that is due go too: the log is in the order of positions.
         let is_due =
@@ -236,7 +238,7 @@ impl Shard {
             let Unacked { stamp, from, id, retry, until_s, .. } = *message;
             let (flags, payload) = to_store(if stores_ends { until_s } else { 0 }, &message.payload);
             let record = Record { stamp, from, id, flags, payload };
-            let retry = retry || had_other_home;
+            let retry = if retry { Some(0) } else { lately };
             let ask = |token| Request::Append { user, record, retry, token };
             // What comes behind one that found no room must not come before it in the log.
             if !too_many && failed.is_empty() && desk.ask(tick, Asked::Append { user, stamp }, ask).is_ok() {
@@ -421,8 +423,8 @@ impl Shard {
             return;
         }
         if refusal == Refusal::Unavailable {
-            let queued = message.queued;
-            self.may_be_in_log(user, stamp, queued);
+            let (unsure, queued) = ((stamp, message.from, message.id), message.queued);
+            self.may_be_in_log(user, unsure, queued);
         }
         let outcome = match refusal {
             Refusal::UserMessages | Refusal::UserBytes => {
@@ -443,12 +445,12 @@ impl Shard {
 
     /// What is given up because the store did not answer for it may be in the log all the same: those who were given it
     /// do not need it from there.
-    fn may_be_in_log(&mut self, user: u64, stamp: u64, queued: Seats) {
+    fn may_be_in_log(&mut self, user: u64, (stamp, from, id): (u64, u64, u64), queued: Seats) {
         let Some(desk) = self.desk.as_mut().filter(|desk| desk.shared) else { return };
         let Some(desk_of_user) = desk.users.get_mut(&user) else { return };
         for reader in &mut desk_of_user.readers {
             if queued.has(self.inboxes.seat(user, reader.session)) {
-                reader.may_be_in_log(stamp);
+                reader.may_be_in_log(stamp, from, id);
             }
         }
     }

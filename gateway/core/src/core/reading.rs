@@ -212,13 +212,13 @@ impl Shard {
         let mut reader = Reader::new(session, slot, window, now);
         (reader.seen_tick, reader.view) = (tick, view);
         let shared = desk.shared;
-        if let Some(Opened { device, cursor, floor, last, known, .. }) = opened {
+        if let Some(Opened { device, device_epoch, cursor, floor, last, known, .. }) = opened {
             if shared {
                 reader.knows(last);
             }
             let last = if shared { last } else { 0 };
             let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
-            reader.opened(device, cursor.max(carried), last, known && cursor < floor);
+            reader.opened((device, device_epoch), cursor.max(carried), last, known && cursor < floor);
         } else {
             desk.retries.note(user, tick + ticks(RETRY_MS));
         }
@@ -277,7 +277,8 @@ impl Shard {
         if desk.shared {
             reader.knows(last);
         }
-        reader.opened(opened.device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
+        let device = (opened.device, opened.device_epoch);
+        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
         self.go_on_with(user, session);
     }
 
@@ -343,8 +344,8 @@ impl Shard {
         let retry_tick = self.links.tick + ticks(RETRY_MS);
         let mut next = Some((user, session, page));
         while let (Some((user, session, page)), Some(desk)) = (next.take(), &mut self.desk) {
-            let NextPage { device, after, limit } = page;
-            let ask = |token| Request::Read { user, device, after, since_ms: 0, limit, bytes_max, token };
+            let NextPage { device, device_epoch, after, limit } = page;
+            let ask = |token| Request::Read { user, device, device_epoch, after, since_ms: 0, limit, bytes_max, token };
             if desk.ask(self.links.tick, Asked::Page { user, session }, ask).is_ok() {
                 return;
             }
@@ -390,7 +391,7 @@ impl Shard {
                 complete = true;
                 break;
             }
-            if !reader.wants(record.stamp) {
+            if !reader.wants(record.stamp, record.from, record.id) {
                 reader.passed_over(record.stamp);
                 continue;
             }
@@ -579,7 +580,16 @@ impl Shard {
         let limit = if limit == 0 { SYNC_PAGE } else { limit.min(SYNC_PAGE_MAX) };
         let bytes_max = (self.links.limits.outbox_bytes_max / 2) as u32;
         let after = after_stamp.max(stamp_at(since_ms).saturating_sub(1));
-        let ask = |token| Request::Read { user, device: 0, after: after_stamp, since_ms, limit, bytes_max, token };
+        let ask = |token| Request::Read {
+            user,
+            device: 0,
+            device_epoch: 0,
+            after: after_stamp,
+            since_ms,
+            limit,
+            bytes_max,
+            token,
+        };
         match desk.ask(self.links.tick, Asked::Sync { conn, aux: frame.aux, after }, ask) {
             Ok(()) => drop(desk.syncs.insert(conn)),
             Err(_) => {

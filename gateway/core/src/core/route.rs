@@ -135,7 +135,11 @@ impl Shard {
         let MessageHead { until_s, device: only } = head;
         let only = only.map(device_name);
         if acked && self.desk.is_some() {
-            let known = if extra & flags::RETRY != 0 { self.is_known(message) } else { self.is_late(message) };
+            let known = match extra & flags::RETRY != 0 {
+                true => self.is_known(message),
+                // What came for one device with RETRY is no other one's.
+                false => only.is_none() && self.is_late(message),
+            };
             if known {
                 return;
             }
@@ -208,7 +212,7 @@ impl Shard {
                 self.inboxes.push(to, Unacked { owed, queued: copies, bound, until_s, ..waiting });
                 self.note_end(to, until_s);
                 if let Some(desk) = &mut self.desk {
-                    desk.duplicates.note_new(from, id, to, stamp, extra & flags::RETRY != 0);
+                    desk.duplicates.note_new(from, id, to, stamp, !bound && extra & flags::RETRY != 0);
                 }
                 let again = sent_tick + ticks(self.links.limits.redeliver_ms);
                 match queued_here {

@@ -205,7 +205,8 @@ impl Shard {
         if shared {
             reader.knows(last);
         }
-        reader.opened(opened.device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
+        let device = (opened.device, opened.device_epoch);
+        reader.opened(device, opened.cursor, last, opened.known && opened.cursor < opened.floor);
         self.go_on_with(user, session);
     }
 

@@ -42,9 +42,11 @@ pub enum Known {
 type Entry = (u64, u64);
 const _: () = assert!(size_of::<Entry>() == 16);
 
-/// A fingerprint is a hash already; its lowest bits are not a part of it.
+/// A fingerprint is a hash already; its lowest bits are not a part of it, and others stand in for them. The highest
+/// stay where they are: a table tells entries in one place apart by them.
 fn hash(fingerprint: u64) -> u64 {
-    (fingerprint & !NOTES).rotate_right(NOTES.count_ones())
+    let fingerprint = fingerprint & !NOTES;
+    fingerprint | (fingerprint >> 32 & NOTES)
 }
 
 fn is(fingerprint: u64) -> impl Fn(&Entry) -> bool {
@@ -217,6 +219,17 @@ mod tests {
         duplicates.note_new(1, 5, 3, 103, true);
         duplicates.forget(1, 5, 3);
         assert_eq!(duplicates.find_retried(1, 5, 3), None, "it was refused");
+    }
+
+    #[test]
+    fn the_bits_by_which_a_table_tells_entries_apart_are_all_of_use() {
+        let duplicates = Duplicates::new(9);
+        let hashes: Vec<u64> = (0..4_096).map(|id| hash(duplicates.fingerprint(1, id, 3))).collect();
+        for bit in 0..64 {
+            let set = hashes.iter().filter(|hash| **hash >> bit & 1 == 1).count();
+            assert!((1_500..2_600).contains(&set), "bit {bit}: {set}");
+        }
+        assert_eq!(hash(hashes[0] & !NOTES), hash(hashes[0] & !NOTES | RETRIED | 2), "notes are no part of it");
     }
 
     #[test]

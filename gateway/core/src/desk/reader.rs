@@ -42,6 +42,8 @@ pub(crate) struct Backlog {
 pub(crate) struct NextPage {
     /// The number of the device in the store.
     pub(crate) device: u16,
+    /// It is no other one that has got the number since.
+    pub(crate) device_epoch: u32,
     pub(crate) after: u64,
     pub(crate) limit: u32,
 }
@@ -53,6 +55,8 @@ pub(crate) struct Reader {
     pub(crate) slot: u32,
     /// Its number in the store; 0 while the store has not said it.
     pub(crate) device: u16,
+    /// What tells it from others that have had, or will get, that number.
+    device_epoch: u32,
     /// When the store was last told that it is connected, if only by its LOGIN.
     pub(crate) seen_tick: u32,
     /// The view, by its digest, in which this was found to be the home.
@@ -81,8 +85,9 @@ pub(crate) struct Reader {
     sure: u64,
     /// What others have added unseen, and was not read yet: behind the first and up to the second position. Rising.
     missed: Vec<(u64, u64)>,
-    /// Positions that were given to it, for which the store has not said whether the log has them. Rising.
-    unsure: VecDeque<u64>,
+    /// Messages that were given to it, for which the store has not said whether the log has them: position, sender and
+    /// id. Another home may have given the position to another message.
+    unsure: VecDeque<(u64, u64, u64)>,
     /// The end of the backlog of its LOGIN is told with that of the next one, and that something of it is gone.
     announces: bool,
     truncates: bool,
@@ -95,6 +100,7 @@ impl Reader {
             session,
             slot,
             device: 0,
+            device_epoch: 0,
             seen_tick: 0,
             view: 0,
             window: window.max(1),
@@ -146,12 +152,12 @@ impl Reader {
 
     /// The store was asked to keep a message that was given to the device, and nobody knows whether it has it. If so,
     /// it comes to light when the log turns out to be longer, and the device needs no copy of it.
-    pub(crate) fn may_be_in_log(&mut self, stamp: u64) {
-        self.unsure.retain(|unsure| *unsure > self.sure);
+    pub(crate) fn may_be_in_log(&mut self, stamp: u64, from: u64, id: u64) {
+        self.unsure.retain(|(unsure, ..)| *unsure > self.sure);
         if self.unsure.len() >= UNSURE_MAX {
             self.unsure.pop_front();
         }
-        self.unsure.push_back(stamp);
+        self.unsure.push_back((stamp, from, id));
     }
 
     fn miss(&mut self, after: u64, until: u64) {
@@ -182,9 +188,9 @@ impl Reader {
     }
 
     /// The store says where the device stands. What lies between that and the session's beginning is its backlog; and
-    /// what others have added to the log until then, up to `last`.
-    pub(crate) fn opened(&mut self, device: u16, cursor: u64, last: u64, truncated: bool) {
-        self.device = device;
+    /// what others have added to the log until then, up to `last`. `device`: its number and epoch.
+    pub(crate) fn opened(&mut self, device: (u16, u32), cursor: u64, last: u64, truncated: bool) {
+        (self.device, self.device_epoch) = device;
         self.told = cursor;
         let until = self.began.max(cursor).max(last);
         self.backlog = Some(Backlog { after: cursor, until, reading: false, announced: true, truncated });
@@ -255,7 +261,7 @@ impl Reader {
         if let Ok(at) = self.find(stamp) {
             self.owed.remove(at);
         }
-        self.unsure.retain(|unsure| *unsure != stamp);
+        self.unsure.retain(|(unsure, ..)| *unsure != stamp);
         self.hold(stamp.saturating_sub(1));
     }
 
@@ -291,7 +297,8 @@ impl Reader {
             return None;
         }
         backlog.reading = true;
-        Some(NextPage { device: self.device, after: backlog.after, limit: window - owed })
+        let (device, device_epoch) = (self.device, self.device_epoch);
+        Some(NextPage { device, device_epoch, after: backlog.after, limit: window - owed })
     }
 
     /// No page comes for what was asked; it may be asked for again.
@@ -302,9 +309,14 @@ impl Reader {
     }
 
     /// Whether a message of a page is to be given: it is in the backlog, and was not given already.
-    pub(crate) fn wants(&self, stamp: u64) -> bool {
+    pub(crate) fn wants(&self, stamp: u64, from: u64, id: u64) -> bool {
         let in_backlog = self.backlog.is_some_and(|backlog| backlog.after < stamp && stamp <= backlog.until);
-        in_backlog && self.find(stamp).is_err() && !self.unsure.contains(&stamp)
+        in_backlog
+            && match self.unsure.iter().find(|(unsure, ..)| *unsure == stamp) {
+                // What was given is not in the log then, though it may be owed.
+                Some(unsure) => *unsure != (stamp, from, id),
+                None => self.find(stamp).is_err(),
+            }
     }
 
     /// A message of its backlog was given to it.
@@ -425,7 +437,7 @@ mod tests {
 
     fn reader(cursor: u64, began: u64) -> Reader {
         let mut reader = Reader::new(1, 1, 4, began);
-        reader.opened(7, cursor, 0, false);
+        reader.opened((7, 70), cursor, 0, false);
         reader
     }
 
@@ -436,7 +448,7 @@ mod tests {
         let page: Vec<u64> = behind.iter().copied().take(limit as usize).collect();
         let until = reader.backlog.map_or(0, |backlog| backlog.until);
         for stamp in page.iter().take_while(|stamp| **stamp <= until) {
-            if reader.wants(*stamp) {
+            if reader.wants(*stamp, 1, *stamp) {
                 reader.replayed(*stamp);
             } else {
                 reader.passed_over(*stamp);
@@ -563,8 +575,8 @@ mod tests {
     fn one_that_was_held_before_the_store_answered_gets_nothing_twice() {
         let mut reader = Reader::new(1, 1, 4, 20);
         reader.hold(14);
-        reader.opened(7, 10, 0, true);
-        assert_eq!(reader.next_page(), Some(NextPage { device: 7, after: 10, limit: 4 }));
+        reader.opened((7, 70), 10, 0, true);
+        assert_eq!(reader.next_page(), Some(NextPage { device: 7, device_epoch: 70, after: 10, limit: 4 }));
         reader.replayed(12);
         let over = reader.page_over(true);
         assert_eq!(over.map(|backlog| (backlog.until, backlog.announced, backlog.truncated)), Some((14, false, false)));
@@ -577,7 +589,7 @@ mod tests {
     fn shared() -> Reader {
         let mut reader = Reader::new(1, 1, 4, 20);
         reader.knows(20);
-        reader.opened(7, 20, 20, false);
+        reader.opened((7, 70), 20, 20, false);
         reader.next_page();
         reader.page_over(true);
         reader
@@ -608,7 +620,7 @@ mod tests {
         let mut reader = shared();
         for stamp in [22, 23, 24] {
             reader.gave(stamp);
-            reader.may_be_in_log(stamp);
+            reader.may_be_in_log(stamp, 1, stamp);
         }
         assert!(reader.ack(22) && reader.ack(24));
         reader.bounced(24);
@@ -620,8 +632,24 @@ mod tests {
         reader.resume(30);
         assert_eq!(read(&mut reader, &[21, 22, 23, 24]), [24]);
         assert_eq!(stamps(&reader), [21, 23, 24]);
-        (100..1_000).for_each(|stamp| reader.may_be_in_log(stamp));
+        (100..1_000).for_each(|stamp| reader.may_be_in_log(stamp, 1, stamp));
         assert_eq!(reader.unsure.len(), UNSURE_MAX);
+    }
+
+    #[test]
+    fn another_message_at_the_position_of_one_that_failed_is_given() {
+        let mut reader = shared();
+        for stamp in [21, 22] {
+            reader.gave(stamp);
+            reader.may_be_in_log(stamp, 1, stamp);
+        }
+        assert!(reader.ack(21));
+        assert!(reader.log_ended(30));
+        reader.read_missed();
+        for stamp in [21, 22] {
+            assert!(!reader.wants(stamp, 1, stamp), "it has it");
+            assert!(reader.wants(stamp, 1, 9) && reader.wants(stamp, 2, stamp), "it has another one");
+        }
     }
 
     #[test]

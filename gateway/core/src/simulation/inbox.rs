@@ -19,6 +19,10 @@ use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};
 use super::{Report, SharedWorld, World, outcome, try_seeds};
 use crate::auth::{Auth, AuthSwitch};
+use crate::core::Routed;
+use crate::head::{HEADED, MessageHead};
+use crate::ids::Origin;
+use crate::io::ConnId;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
@@ -764,6 +768,31 @@ fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
         assert_eq!(counts, [1, 1, 1], "seed {seed}");
         run.leave_all();
     }
+}
+
+#[test]
+fn what_came_for_one_device_with_retry_is_not_taken_for_what_comes_for_another_or_for_all() {
+    let mut run = Run::quiet(1, 30 * 24 * 3_600);
+    run.run_until(1_000_000);
+    let gone = Origin::own(0, ConnId { slot: 0, generation: u32::MAX });
+    let mut comes = |id, extra, device: Option<&str>| {
+        let payload = MessageHead { until_s: 0, device }.before(b"news");
+        let message =
+            Routed { origin: gone, from: 7, to: 2, id, acked: true, extra: extra | HEADED, payload: &payload };
+        let node = run.node.as_mut().expect("it is up");
+        node.deliver(&message);
+        let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
+        [sum(|stats| stats.deliveries.get()), sum(|stats| stats.overtaken.get())]
+    };
+    assert_eq!(comes(1, flags::RETRY, Some("device-0")), [1, 0]);
+    assert_eq!(comes(1, 0, Some("device-0")), [2, 0]);
+    assert_eq!(comes(2, flags::RETRY, Some("device-0")), [3, 0]);
+    assert_eq!(comes(2, 0, None), [4, 0]);
+    // What has come for all is known to a late one for all, and is no other one's.
+    assert_eq!(comes(3, flags::RETRY, None), [5, 0]);
+    assert_eq!(comes(3, 0, Some("device-0")), [6, 0]);
+    assert_eq!(comes(4, flags::RETRY, None), [7, 0]);
+    assert_eq!(comes(4, 0, None), [7, 1]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::addresses::{AddressBook, PerAddress};
 use crate::auth::AuthSwitch;
 use crate::control::{Control, ControlPort};
-use crate::core::{Core, ShardCluster, ShardConfig};
+use crate::core::{Core, Routed, ShardCluster, ShardConfig};
 use crate::desk::ShardStore;
 use crate::events::EventPortals;
 use crate::io::HandoverToken;
@@ -18,6 +18,7 @@ use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::waker::Waker;
 use std::sync::Arc;
+use trunkline_router_core::hash::home_shard;
 use trunkline_router_core::presence::Presence;
 
 /// How long a turn waits in its ring, as in `crate::shard`.
@@ -181,6 +182,12 @@ impl Node {
         for (seat, shard) in self.seats.iter_mut().zip(0..) {
             seat.core.shard.events = Some(Box::new(portals.inner(shard)));
         }
+    }
+
+    /// Brings a message to the home shard of its recipient, as the mailbox of another shard does.
+    pub(super) fn deliver(&mut self, message: &Routed<'_>) {
+        let shard = home_shard(message.to, self.seats.len() as u32);
+        self.seats[shard as usize].core.shard.deliver(message);
     }
 
     /// Wakes a shard, as the store's thread does.

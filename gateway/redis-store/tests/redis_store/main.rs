@@ -85,12 +85,20 @@ impl Running {
 
     fn append(&self, source: Source, user: u64, id: u64, retry: bool) -> Reply {
         let stamp = stamp_at(self.clock_ms.load(Ordering::Relaxed));
-        self.ask(source, Request::Append { user, record: record(stamp, id, 10), retry, token: id })
+        self.ask(source, Request::Append { user, record: record(stamp, id, 10), retry: retry.then_some(0), token: id })
     }
 
     fn read(&self, user: u64) -> Vec<u64> {
-        let read =
-            Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 1 };
+        let read = Request::Read {
+            user,
+            device: 0,
+            device_epoch: 0,
+            after: 0,
+            since_ms: 0,
+            limit: 1_000,
+            bytes_max: u32::MAX,
+            token: 1,
+        };
         match self.ask(0, read) {
             Reply::Page(page) => page.records.iter().map(|record| record.id).collect(),
             other => panic!("{other:?}"),
@@ -121,7 +129,12 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
             };
             let bytes = if dice.random_range(0..30) == 0 { 2_100 } else { dice.random_range(0..600) };
             let record = record(proposed, dice.random_range(0..200), bytes);
-            Request::Append { user, record, retry: dice.random_range(0..4) == 0, token }
+            let retry = match dice.random_range(0..5) {
+                0 => Some(0),
+                1 => Some(stamp),
+                _ => None,
+            };
+            Request::Append { user, record, retry, token }
         }
         55..67 => {
             let device = format!("device {}", dice.random_range(0..5)).into();
@@ -130,6 +143,8 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         67..80 => Request::Read {
             user,
             device: if dice.random() { device } else { 0 },
+            // Each store has its own.
+            device_epoch: 0,
             after: if dice.random_range(0..3) == 0 { 0 } else { stamp },
             since_ms: if dice.random_range(0..4) == 0 { now_ms - dice.random_range(0..100_000) } else { 0 },
             limit: dice.random_range(0..30),
@@ -158,6 +173,22 @@ fn comparable(reply: Reply) -> Reply {
     }
 }
 
+/// The epochs that both stores have told of the device that a request is for.
+fn known_devices(request: &Request, epochs: &BTreeMap<(u64, u16), [u32; 2]>) -> [u32; 2] {
+    match request {
+        Request::Read { user, device, .. } => epochs.get(&(*user, *device)).copied().unwrap_or_default(),
+        _ => [0; 2],
+    }
+}
+
+fn with_epoch(request: &Request, epoch: u32) -> Request {
+    let mut request = request.clone();
+    if let Request::Read { device_epoch, .. } = &mut request {
+        *device_epoch = epoch;
+    }
+    request
+}
+
 #[test]
 fn redis_and_memory_answer_alike() {
     let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,6 +199,8 @@ fn redis_and_memory_answer_alike() {
         let mut model = Memory::new(limits, Arc::new(move || time.load(Ordering::Relaxed)), 7);
         let mut dice = SmallRng::seed_from_u64(seed);
         let mut stamps = Vec::new();
+        // The epochs of devices, by user and number, of both stores.
+        let mut epochs: BTreeMap<(u64, u16), [u32; 2]> = BTreeMap::new();
         for step in 0..700 {
             let passed = match dice.random_range(0..60) {
                 0 => 400_000,
@@ -177,7 +210,8 @@ fn redis_and_memory_answer_alike() {
             let now_ms = running.clock_ms.fetch_add(passed, Ordering::Relaxed) + passed;
             let request = request(&mut dice, now_ms, 1_000 * seed, &stamps);
             let mut expected = None;
-            model.apply(&mut vec![(0, request.clone())], &mut |_, answer| expected = Some(answer.reply));
+            let [own, models] = known_devices(&request, &epochs);
+            model.apply(&mut vec![(0, with_epoch(&request, models))], &mut |_, answer| expected = Some(answer.reply));
             let request = if request.token().is_none() {
                 // Both have to deal with it at the same time of the clock.
                 let look = Request::Inspect { user: request.user(), token: 1 };
@@ -187,9 +221,12 @@ fn redis_and_memory_answer_alike() {
             } else {
                 request
             };
-            let given = running.ask(0, request.clone());
+            let given = running.ask(0, with_epoch(&request, own));
             if let Reply::Stored { stamp, .. } = given {
                 stamps.push(stamp);
+            }
+            if let (Reply::Opened(given), Some(Reply::Opened(expected))) = (&given, &expected) {
+                epochs.insert((request.user(), given.device), [given.device_epoch, expected.device_epoch]);
             }
             assert_eq!(Some(comparable(given)), expected.map(comparable), "seed {seed}, step {step}: {request:?}");
         }
@@ -252,6 +289,48 @@ fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
 }
 
 #[test]
+fn a_number_that_another_device_has_got_is_not_the_readers_and_a_look_up_ends_where_it_is_to() {
+    let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
+    let running = Running::start(&redis, Limits { devices_per_user_max: 2, ..limits() }, None);
+    let user = 9_100;
+    let open = |device: &str| match running
+        .ask(0, Request::Open { user, device: device.into(), ephemeral: false, token: 1 })
+    {
+        Reply::Opened(opened) => opened,
+        other => panic!("{other:?}"),
+    };
+    let page = |device: &Opened| {
+        let Opened { device, device_epoch, .. } = *device;
+        let read =
+            Request::Read { user, device, device_epoch, after: 0, since_ms: 0, limit: 9, bytes_max: 9_999, token: 1 };
+        match running.ask(0, read) {
+            Reply::Page(page) => page.records.iter().map(|record| record.id).collect::<Vec<u64>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let append = |id, retry| {
+        let record = record(stamp_at(running.clock_ms.load(Ordering::Relaxed)), id, 10);
+        match running.ask(0, Request::Append { user, record, retry, token: 1 }) {
+            Reply::Stored { stamp, duplicate, .. } => (stamp, duplicate),
+            other => panic!("{other:?}"),
+        }
+    };
+    let phone = open("phone");
+    open("desk");
+    let stamps: Vec<u64> = (1..=3).map(|id| append(id, None).0).collect();
+    running.send(0, Request::Cursor { user, device: phone.device, stamp: stamps[0] });
+    assert_eq!(page(&phone), [2, 3]);
+    let tablet = open("tablet");
+    assert_eq!((tablet.device, tablet.cursor), (phone.device, stamps[2]));
+    assert_eq!((page(&tablet), page(&phone)), (vec![], vec![1, 2, 3]));
+
+    assert_eq!(append(2, Some(0)), (stamps[1], true));
+    assert_eq!(append(2, Some(stamps[1] - 1)), (stamps[1], true));
+    assert!(!append(2, Some(stamps[1])).1, "one as old as that is another message");
+    assert!(running.store.unwrap().stop());
+}
+
+#[test]
 fn many_users_are_served_in_few_batches() {
     let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
     let running = Running::start(&redis, Limits::default(), None);
@@ -259,7 +338,7 @@ fn many_users_are_served_in_few_batches() {
     const MESSAGES: u64 = 5_000;
     for id in 0..MESSAGES {
         let record = record(stamp_at(BEGIN_MS) + id, id, 64);
-        running.send(0, Request::Append { user: 10_000 + id % 500, record, retry: false, token: id });
+        running.send(0, Request::Append { user: 10_000 + id % 500, record, retry: None, token: id });
     }
     let mut stored = BTreeMap::new();
     while stored.len() < MESSAGES as usize {
@@ -305,7 +384,16 @@ fn without_replicas_that_follow_nothing_counts_as_stored_and_all_is_well_afterwa
     wait_until("a replica is promoted", || redis.master_of_slot_after(master, slot));
     assert!(matches!(running.append(0, other, 4, false), Reply::Stored { .. } | Reply::Refused(_)));
     wait_until("what is stored can be read", || {
-        let read = Request::Read { user, device: 0, after: 0, since_ms: 0, limit: 10, bytes_max: 9_999, token: 1 };
+        let read = Request::Read {
+            user,
+            device: 0,
+            device_epoch: 0,
+            after: 0,
+            since_ms: 0,
+            limit: 10,
+            bytes_max: 9_999,
+            token: 1,
+        };
         matches!(running.ask(0, read), Reply::Page(page) if page.records.len() == 2)
     });
     redis.restart(master);

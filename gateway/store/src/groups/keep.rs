@@ -142,7 +142,7 @@ impl Draft {
 
     fn line(&mut self, book: u64, line: &Line, stamp: u64) -> usize {
         let record = Record { stamp, from: 0, id: 0, flags: 0, payload: Payload::from(line.encode()) };
-        self.ask(|token| Request::Append { user: BOOK | book, record, retry: false, token })
+        self.ask(|token| Request::Append { user: BOOK | book, record, retry: None, token })
     }
 }
 
@@ -231,7 +231,16 @@ impl<S: Store> Groups<S> {
         let mut after = 0;
         loop {
             let (limit, bytes_max) = (BOOK_PAGE, BOOK_PAGE_BYTES);
-            let read = Request::Read { user: BOOK | group, device: 0, after, since_ms: 0, limit, bytes_max, token: 0 };
+            let read = Request::Read {
+                user: BOOK | group,
+                device: 0,
+                device_epoch: 0,
+                after,
+                since_ms: 0,
+                limit,
+                bytes_max,
+                token: 0,
+            };
             let Reply::Page(Page { records, complete, .. }) = self.ask(read) else {
                 return Err(io::Error::other(format!("the members of group {group} cannot be read")));
             };
@@ -284,8 +293,16 @@ impl<S: Store> Groups<S> {
                 Line::Group(..) | Line::Groups(_) | Line::End(_) => {}
             }
         }
-        let read =
-            Request::Read { user: group, device: 0, after: u64::MAX, since_ms: 0, limit: 1, bytes_max: 0, token: 0 };
+        let read = Request::Read {
+            user: group,
+            device: 0,
+            device_epoch: 0,
+            after: u64::MAX,
+            since_ms: 0,
+            limit: 1,
+            bytes_max: 0,
+            token: 0,
+        };
         let last = match self.ask(read) {
             Reply::Page(page) => page.last,
             _ => return Err(io::Error::other(format!("the log of group {group} cannot be read"))),
@@ -397,6 +414,7 @@ impl<S: Store> Groups<S> {
                 if let Err(denial) = self.book.may_send(group, record.from, now_s) {
                     return denied(denial);
                 }
+                let retry = retry.then_some(0);
                 let at = draft.ask(|token| Request::Append { user: group, record, retry, token });
                 Some(Staged::Log { at, ttl_s: 0 })
             }
@@ -467,7 +485,16 @@ impl<S: Store> Groups<S> {
                     return denied(GroupDenial::NotAMember);
                 }
                 let ttl_s = known.settings.ttl_s;
-                let read = |token| Request::Read { user: group, device: 0, after, since_ms, limit, bytes_max, token };
+                let read = |token| Request::Read {
+                    user: group,
+                    device: 0,
+                    device_epoch: 0,
+                    after,
+                    since_ms,
+                    limit,
+                    bytes_max,
+                    token,
+                };
                 Some(Staged::Log { at: draft.ask(read), ttl_s })
             }
             GroupAsk::Mark { user, stamp } => {

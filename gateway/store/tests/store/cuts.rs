@@ -55,7 +55,7 @@ fn work(store: &mut Embedded, dice: &mut Dice, hands: &Hands, promises: &mut Has
                 _ => {
                     let record = record(now_stamp(hands) + token, dice.roll(), dice.below(900) as usize);
                     asked.insert(token, (user, record.clone()));
-                    batch.push((0, Request::Append { user, record, retry: false, token }));
+                    batch.push((0, Request::Append { user, record, retry: None, token }));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Devices that stay, and devices that stay away.
 
 use crate::support::{Hands, ask, everything, now_stamp, open, open_device, record, small, stored};
-use trunkline_store::{Limits, Memory, Reply, Request, SimDisk, Store};
+use trunkline_store::{Limits, Memory, Opened, Reply, Request, SimDisk, Store};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -61,7 +61,9 @@ fn what_a_device_has_told_another_node_is_no_gap_to_it() {
     let stamps: Vec<u64> = (1..=4).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
     ask(&mut store, Request::Cursor { user: 1, device: phone.device, stamp: stamps[1] });
     let mut page = |device, after| {
-        let read = Request::Read { user: 1, device, after, since_ms: 0, limit: 9, bytes_max: 9_999, token: 1 };
+        let device_epoch = phone.device_epoch;
+        let read =
+            Request::Read { user: 1, device, device_epoch, after, since_ms: 0, limit: 9, bytes_max: 9_999, token: 1 };
         match ask(&mut store, read) {
             Some(Reply::Page(page)) => {
                 let found: Vec<u64> = page.records.iter().map(|record| record.stamp).collect();
@@ -75,6 +77,49 @@ fn what_a_device_has_told_another_node_is_no_gap_to_it() {
     assert_eq!(page(0, stamps[0]), (true, stamps[1], stamps[2..].to_vec()));
     assert_eq!(page(phone.device, stamps[2]), (false, stamps[1], stamps[3..].to_vec()));
     assert!(page(phone.device + 1, 0).0, "a device that is not known has nothing");
+}
+
+#[test]
+fn a_number_that_another_device_has_got_is_not_the_readers() {
+    let hands = Hands::new();
+    let mut store = Memory::new(Limits { devices_per_user_max: 2, ..limits() }, hands.clock(), 7);
+    let phone = open_device(&mut store, 1, "phone");
+    open_device(&mut store, 1, "desk");
+    let stamps: Vec<u64> = (1..=3).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
+    ask(&mut store, Request::Cursor { user: 1, device: phone.device, stamp: stamps[0] });
+    let page = |store: &mut Memory, device: &Opened| {
+        let Opened { device, device_epoch, .. } = *device;
+        let (user, after, since_ms, limit, bytes_max, token) = (1, 0, 0, 9, 9_999, 1);
+        match ask(store, Request::Read { user, device, device_epoch, after, since_ms, limit, bytes_max, token }) {
+            Some(Reply::Page(page)) => page.records.iter().map(|record| record.stamp).collect::<Vec<u64>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(page(&mut store, &phone), stamps[1..]);
+    let tablet = open_device(&mut store, 1, "tablet");
+    assert_eq!((tablet.device, tablet.cursor), (phone.device, stamps[2]));
+    assert!(page(&mut store, &tablet).is_empty());
+    assert_eq!(page(&mut store, &phone), stamps, "it is told the truth, if too much of it");
+}
+
+/// A message is looked for among those that came lately, where its sender does not say that it sends again.
+fn look_up(store: &mut dyn Store, hands: &Hands) {
+    let stamps: Vec<u64> = (1..=3).map(|id| stored(store, 1, record(now_stamp(hands), id, 10))).collect();
+    let mut again = |retry| match ask(store, Request::Append { user: 1, record: record(0, 2, 10), retry, token: 1 }) {
+        Some(Reply::Stored { stamp, duplicate, .. }) => (stamp, duplicate),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(again(Some(0)), (stamps[1], true));
+    assert_eq!(again(Some(stamps[1] - 1)), (stamps[1], true));
+    let (stamp, duplicate) = again(Some(stamps[1]));
+    assert!(!duplicate && stamp > stamps[2], "one as old as that is another message");
+}
+
+#[test]
+fn a_look_up_goes_no_further_back_than_it_is_to() {
+    let hands = Hands::new();
+    look_up(&mut open(&SimDisk::new(), &limits(), &hands), &hands);
+    look_up(&mut Memory::new(limits(), hands.clock(), 7), &hands);
 }
 
 #[test]

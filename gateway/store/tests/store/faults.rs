@@ -112,7 +112,7 @@ fn what_only_the_page_cache_has_is_made_durable_before_anybody_is_told_of_it() {
         drop(store);
         disk.set_fault(None);
         let mut store = open(&disk, &small(), &hands);
-        let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: true, token: 1 };
+        let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: Some(0), token: 1 };
         let Some(Reply::Stored { stamp, duplicate: true, .. }) = ask(&mut store, again) else {
             panic!("the page cache was not read: the test is worth nothing")
         };
@@ -176,7 +176,7 @@ fn what_only_the_page_cache_has_is_told_to_nobody_while_the_disk_fails() {
     drop(store);
     let mut store = open(&disk, &small(), &hands);
     assert!(!store.stats().is_available());
-    let again = || Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: true, token: 1 };
+    let again = || Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: Some(0), token: 1 };
     assert_eq!(ask(&mut store, again()), Some(REFUSED));
     disk.set_fault(None);
     hands.pass(2_000);
@@ -212,7 +212,7 @@ fn what_only_the_page_cache_has_is_not_trusted_because_a_start_went_on_after_it(
             drop(store);
             disk.set_fault_at(0..0, fault);
             let mut store = open(&disk, &small(), &hands);
-            let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: true, token: 1 };
+            let again = Request::Append { user: 1, record: record(now_stamp(&hands), 2, 50), retry: Some(0), token: 1 };
             let Some(Reply::Stored { stamp, .. }) = ask(&mut store, again) else { panic!("the disk works") };
             drop(store);
             disk.crash(at);
@@ -301,9 +301,18 @@ fn tables_that_cannot_be_read_are_not_taken_for_empty() {
     let mut store = open(&disk, &busy(), &hands);
     let expected = run(&mut store, &hands);
     disk.set_fault(Some(Fault::Broken));
-    let read = || Request::Read { user: 1, device: 0, after: 0, since_ms: 0, limit: 5, bytes_max: 1 << 20, token: 1 };
+    let read = || Request::Read {
+        user: 1,
+        device: 0,
+        device_epoch: 0,
+        after: 0,
+        since_ms: 0,
+        limit: 5,
+        bytes_max: 1 << 20,
+        token: 1,
+    };
     assert_eq!(ask(&mut store, read()), Some(REFUSED));
-    let retry = Request::Append { user: 1, record: record(now_stamp(&hands), 0, 400), retry: true, token: 1 };
+    let retry = Request::Append { user: 1, record: record(now_stamp(&hands), 0, 400), retry: Some(0), token: 1 };
     assert_eq!(ask(&mut store, retry), Some(REFUSED));
     disk.set_fault(None);
     hands.pass(2_000);

@@ -39,7 +39,7 @@ fn child() {
         let batch = (0..200).map(|at| {
             id += 1;
             let record = Record { stamp: stamp_at(now()), from: 1, id, flags: 0, payload: vec![at as u8; 90].into() };
-            (0, Request::Append { user: id % USERS, record, retry: false, token: id })
+            (0, Request::Append { user: id % USERS, record, retry: None, token: id })
         });
         let mut text = String::new();
         store.apply(&mut batch.collect(), &mut |_, answer| match answer.reply {

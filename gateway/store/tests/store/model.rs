@@ -24,7 +24,8 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
             };
             let bytes = if dice.below(30) == 0 { 2_100 } else { dice.below(600) as usize };
             let record = record(proposed, dice.below(400), bytes);
-            Request::Append { user, record, retry: dice.below(4) == 0, token }
+            let retry = (dice.below(4) == 0).then_some(0);
+            Request::Append { user, record, retry, token }
         }
         60..70 => {
             let device = format!("device {}", dice.below(5)).into();
@@ -33,6 +34,7 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
         70..82 => Request::Read {
             user,
             device: 0,
+            device_epoch: 0,
             after: if dice.below(3) == 0 { 0 } else { stamp },
             since_ms: if dice.below(4) == 0 { hands.now_ms() - dice.below(100_000) } else { 0 },
             limit: dice.below(30) as u32,

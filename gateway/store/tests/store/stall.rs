@@ -75,7 +75,7 @@ fn a_stall_makes_no_sender_wait_is_told_and_loses_nothing() {
     })
     .unwrap();
     let sender = thread.sender(0);
-    let append = |token| Request::Append { user: 1, record: record(now_stamp(&hands), token, 20), retry: false, token };
+    let append = |token| Request::Append { user: 1, record: record(now_stamp(&hands), token, 20), retry: None, token };
     gate.set_shut(true);
     sender.try_send(append(0)).unwrap();
     // The commit is under way, and waits.

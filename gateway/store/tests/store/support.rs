@@ -83,7 +83,7 @@ pub(crate) fn ask(store: &mut dyn Store, request: Request) -> Option<Reply> {
 }
 
 pub(crate) fn append(store: &mut dyn Store, user: u64, record: Record) -> Reply {
-    ask(store, Request::Append { user, record, retry: false, token: 1 }).unwrap()
+    ask(store, Request::Append { user, record, retry: None, token: 1 }).unwrap()
 }
 
 /// Stores a message and says where.
@@ -102,7 +102,16 @@ pub(crate) fn open_device(store: &mut dyn Store, user: u64, device: &str) -> Ope
 }
 
 pub(crate) fn page(store: &mut dyn Store, user: u64, after: u64) -> Page {
-    let read = Request::Read { user, device: 0, after, since_ms: 0, limit: u32::MAX, bytes_max: u32::MAX, token: 1 };
+    let read = Request::Read {
+        user,
+        device: 0,
+        device_epoch: 0,
+        after,
+        since_ms: 0,
+        limit: u32::MAX,
+        bytes_max: u32::MAX,
+        token: 1,
+    };
     match ask(store, read) {
         Some(Reply::Page(page)) => page,
         other => panic!("no page: {other:?}"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use trunkline_store::{Answer, Embedded, Limits, Memory, Reply, Request, Source, Stats, Store, StoreMail, StoreThread};
 
 fn append(user: u64, token: u64, hands: &Hands) -> Request {
-    Request::Append { user, record: record(now_stamp(hands), token, 20), retry: false, token }
+    Request::Append { user, record: record(now_stamp(hands), token, 20), retry: None, token }
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_store_can_be_opened_again_as_soon_as_it_was_dropped() {
             hands.pass(1);
             let batch = (0..300).map(|id| {
                 let record = record(now_stamp(&hands), id, 500);
-                (0, Request::Append { user: id, record, retry: false, token: id })
+                (0, Request::Append { user: id, record, retry: None, token: id })
             });
             store.apply(&mut batch.collect(), &mut |_, answer| {
                 stored += u64::from(matches!(answer.reply, Reply::Stored { .. }));

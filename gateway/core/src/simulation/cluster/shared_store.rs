@@ -172,8 +172,16 @@ impl SharedStore {
         let (mut inbox, mut after) = (Vec::new(), 0);
         loop {
             let mut page = None;
-            let request =
-                Request::Read { user, device: 0, after, since_ms: 0, limit: 1_000, bytes_max: u32::MAX, token: 0 };
+            let request = Request::Read {
+                user,
+                device: 0,
+                device_epoch: 0,
+                after,
+                since_ms: 0,
+                limit: 1_000,
+                bytes_max: u32::MAX,
+                token: 0,
+            };
             self.both.apply(&mut vec![(CHECKER, request)], &mut |_, answer| match answer.reply {
                 Reply::Page(read) => page = Some(read),
                 other => panic!("a page of user {user}: {other:?}"),
