@@ -65,6 +65,8 @@ pub use addresses::PEER_BYTES;
 use flush::ReadRest;
 use links::TICK_MS;
 #[cfg(test)]
+pub(crate) use portal::PORTAL_SLOT;
+#[cfg(test)]
 pub(crate) use route::Routed;
 use shard::Shard;
 pub use shard::{ShardCluster, ShardConfig};

@@ -10,7 +10,8 @@ use trunkline_proto::prost::Message;
 use trunkline_proto::{Kind, PushHead, PushReport, Serve, call_flags};
 use trunkline_router::http::{NewKey, Scope};
 
-const ROOM: u64 = (1 << 63) + 5;
+const FIRST_ROOM: u64 = 1 << 63;
+const ROOM: u64 = FIRST_ROOM + 5;
 
 fn push(worker: &mut Worker, flags: u8, id: u64, head: &PushHead, payload: &[u8]) {
     let head = head.encode_to_vec();
@@ -83,15 +84,21 @@ fn a_worker_pushes_to_several_users_a_device_or_a_group_and_has_one_report() {
     assert!(clients[0].recv_until_pong().is_empty(), "the push was for the other device");
 
     // A room; a group needs a store; and whoever lacks the scope.
-    clients[0].write(&Frame { kind: kind::GROUP_JOIN, id: 1, peer: ROOM, ..Frame::default() });
-    clients[0].recv_kind(kind::GROUP_OK);
+    // Whose homes are different shards, while the worker's link is at one of them.
+    for room in [ROOM, FIRST_ROOM + 1, FIRST_ROOM + 9] {
+        clients[0].write(&Frame { kind: kind::GROUP_JOIN, id: 1, peer: room, ..Frame::default() });
+        clients[0].recv_kind(kind::GROUP_OK);
+    }
     push(&mut other, flag::ACK, 5, &group(ROOM), b"");
     assert_eq!(report(&mut other, 5), PushReport { denied: 1, ..PushReport::default() });
     push(&mut other, 0, 6, &group(ROOM), b"");
     assert_eq!(error(&mut other, 6).0, 26);
-    push(&mut worker, flag::ACK, 7, &group(ROOM), b"to the room");
-    assert_eq!(report(&mut worker, 7), PushReport { accepted: 1, ..PushReport::default() });
-    assert!(clients[0].recv_kind(kind::GROUP_DELIVER).body.ends_with(b"to the room"));
+    for room in [ROOM, FIRST_ROOM + 1, FIRST_ROOM + 9] {
+        push(&mut worker, flag::ACK, 7, &group(room), b"to the room");
+        assert_eq!(report(&mut worker, 7), PushReport { accepted: 1, ..PushReport::default() });
+        let delivered = clients[0].recv_kind(kind::GROUP_DELIVER);
+        assert!(delivered.peer == room && delivered.body.ends_with(b"to the room"), "{delivered:?}");
+    }
     push(&mut worker, flag::ACK, 8, &group(5), b"");
     assert_eq!(report(&mut worker, 8), PushReport { denied: 1, ..PushReport::default() });
 

@@ -190,6 +190,8 @@ impl Passed {
 
 async fn relay(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Problem> {
     let relays = service.relays();
+    // Its body first: whoever takes long over that keeps nobody from a node.
+    let passed = Passed::of(request, !service.access().has_keys()).await?;
     let Ok(permit) = Arc::clone(&relays.room).try_acquire_owned() else {
         drop(Counted { relays, outcome: Outcome::Busy });
         let detail = format!("{RELAYS_MAX} requests are with nodes, which is as many as may be; try again in a moment");
@@ -197,7 +199,6 @@ async fn relay(State(service): State<Arc<Service>>, request: Request) -> Result<
     };
     // Given back when the answer has passed, whoever of those that have it is the last.
     let permit = Arc::new(permit);
-    let passed = Passed::of(request, !service.access().has_keys()).await?;
     let mut counted = Counted { relays, outcome: Outcome::Lost };
     let view = service.picture().map_err(|error| none_reached(&mut counted, error))?.view;
     let nodes = nodes_to_ask(&view, passed.key());

@@ -194,7 +194,7 @@ impl Shard {
     }
 
     /// Hands a word to the home of a group, by way of the mailbox if that is another shard.
-    fn send_group_home(&mut self, group: u64, mail: &GroupMail<'_>) -> Room {
+    pub(super) fn send_group_home(&mut self, group: u64, mail: &GroupMail<'_>) -> Room {
         let home = group_home(group, self.shards);
         if home == self.shard {
             self.take_group_mail(self.shard, mail);

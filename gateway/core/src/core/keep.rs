@@ -13,6 +13,7 @@
 
 use super::far;
 use super::links::{Queued, ticks};
+use super::portal::PORTAL_SLOT;
 use super::route::{Routed, again_if, delivery};
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, Known};
@@ -137,10 +138,18 @@ impl Shard {
         let Some((stamp, known)) = self.desk.as_ref().and_then(|desk| desk.duplicates.find(from, id, to)) else {
             return false;
         };
+        let before = self.inboxes.find(to, stamp).map(|message| message.origin);
         let outcome = match known {
             Known::Open => match self.inboxes.adopt(to, stamp, origin, self.links.tick) {
                 Adopted::No => return false,
-                Adopted::Yes => None,
+                Adopted::Yes => {
+                    // A session that sends again has gone from where it was. A push that is open elsewhere waits on, and
+                    // would for ever: whoever sent it again has the answer.
+                    if let Some(before) = before.filter(|before| before.conn.slot == PORTAL_SLOT && *before != origin) {
+                        self.tell_fate(before, id, to, Outcome::Overloaded, 0);
+                    }
+                    None
+                }
                 Adopted::Again => {
                     if let Some(desk) = &mut self.desk {
                         desk.due.note(to, self.links.tick + ticks(self.links.limits.store_after_ms));

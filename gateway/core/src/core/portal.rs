@@ -13,6 +13,7 @@ use crate::groups::mail::GroupMail;
 use crate::ids::Origin;
 use crate::io::ConnId;
 use crate::limits::MAIL_TURN_BYTES;
+use crate::mailbox::Room;
 use crate::portal::{Fate, Push};
 use trunkline_proto::{Code, Outcome, SERVICE_USERS, flags};
 
@@ -79,7 +80,11 @@ impl Shard {
         let served = if is_room(group) { self.speaks_rooms() } else { self.serves_groups() };
         if served {
             let from = SERVICE_USERS + u64::from(service);
-            self.take_group_mail(self.shard, &GroupMail::Send { group, origin, from, id, flags, payload });
+            // The services thread hands over what is for this shard; a worker's link is at any.
+            let mail = GroupMail::Send { group, origin, from, id, flags, payload };
+            if !matches!(self.send_group_home(group, &mail), Room::Yes) {
+                self.group_overloaded(Origin::own(self.shard, origin), id, group, flags);
+            }
         } else if is_room(group) {
             // A node of the cluster does not know rooms yet.
             self.group_overloaded(Origin::own(self.shard, origin), id, group, flags);

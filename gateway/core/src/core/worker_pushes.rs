@@ -27,6 +27,8 @@ impl Shard {
         };
         let (service, acked, recipients) = (push.service, push.ack, push.recipients());
         let Some(services) = &mut self.services else { return };
+        // A head of few bytes may name many, and each of them is work for this turn.
+        self.links.spend_units(slot, recipients as u32);
         let to_group = matches!(push.to, Target::Group(_));
         let may = services.links.get(&slot).is_some_and(|link| {
             let serves = link.services.contains(&service);

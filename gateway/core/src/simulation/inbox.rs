@@ -19,7 +19,7 @@ use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};
 use super::{Report, SharedWorld, World, outcome, try_seeds};
 use crate::auth::{Auth, AuthSwitch};
-use crate::core::Routed;
+use crate::core::{PORTAL_SLOT, Routed};
 use crate::head::{HEADED, MessageHead};
 use crate::ids::Origin;
 use crate::io::ConnId;
@@ -33,8 +33,8 @@ use std::rc::Rc;
 use store::SimStore;
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{
-    Code, FRAME_BYTES_MAX_LIMIT, Frame, Header, Kind, Login, LoginOk, Sync, SyncOk, VERSION, decode, encode,
-    encode_message, flags,
+    Code, FRAME_BYTES_MAX_LIMIT, Frame, Header, Kind, Login, LoginOk, SERVICE_USERS, Sync, SyncOk, VERSION, decode,
+    encode, encode_message, flags,
 };
 
 /// How often the cursors are looked at, and something may happen to node and store.
@@ -793,6 +793,24 @@ fn what_came_for_one_device_with_retry_is_not_taken_for_what_comes_for_another_o
     assert_eq!(comes(3, 0, Some("device-0")), [6, 0]);
     assert_eq!(comes(4, flags::RETRY, None), [7, 0]);
     assert_eq!(comes(4, 0, None), [7, 1]);
+}
+
+#[test]
+fn a_push_that_another_one_has_sent_again_does_not_wait_for_ever() {
+    let mut run = Run::quiet(1, 30 * 24 * 3_600);
+    run.run_until(1_000_000);
+    let mut comes = |token, extra| {
+        let origin = Origin::own(0, ConnId { slot: PORTAL_SLOT, generation: token });
+        let message = Routed { origin, from: SERVICE_USERS + 7, to: 2, id: 5, acked: true, extra, payload: b"news" };
+        let node = run.node.as_mut().expect("it is up");
+        node.deliver(&message);
+        let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
+        // There is no services thread here, so what is told it is counted as told to nobody.
+        [sum(|stats| stats.deliveries.get()), sum(|stats| stats.sent_to_gone.get())]
+    };
+    assert_eq!(comes(1, 0), [1, 0]);
+    assert_eq!(comes(2, flags::RETRY), [1, 1], "the first is told, and nobody has it twice");
+    assert_eq!(comes(2, flags::RETRY), [1, 1], "who asks again for itself waits on");
 }
 
 #[test]
