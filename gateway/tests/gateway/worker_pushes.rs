@@ -130,7 +130,7 @@ fn a_worker_pushes_to_several_users_a_device_or_a_group_and_has_one_report() {
     clients[0].write(&ping(1));
     clients[0].recv_kind(kind::PONG);
     gateway.wait_for_metrics("the frames were counted", |metrics| {
-        metrics.sum("trunkline_pushes_received_total", &[]) == 7
+        metrics.sum("trunkline_pushes_received_total", &[]) == 9
             && metrics.sum("trunkline_pushes_denied_total", &[]) == 2
     });
     drop((clients, phone, worker));
