@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -41,6 +41,9 @@ test-browser: setup ## client/js and the page of --demo in Chromium, which it in
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-browser.sh
 
+test-runtimes: setup ## The JavaScript client in Bun and Deno, which it installs, at a node that drains (three minutes)
+	scripts/test-runtimes.sh
+
 test-autobahn: setup ## The cases of the Autobahn test suite against the WebSocket codec (half a minute)
 	$(CARGO) build --profile quick --locked --package trunkline-gateway --example websocket_echo
 	scripts/test-autobahn.sh
@@ -63,6 +66,10 @@ test-tls-scanners: setup ## testssl.sh, sslyze, OpenSSL and GnuTLS against the p
 test-cert-swap: setup ## Certificates exchanged below 10,000 clients over WSS: none ends, the new one is shown within a second (a minute)
 	$(CARGO) build --profile quick --locked --bin gateway --bin bench
 	scripts/test-cert-swap.py target/quick/gateway target/quick/bench
+
+test-webhook-outage: setup ## A receiver of webhooks that is down for ten minutes, and a gateway that is killed (SECS=, SEED=; half an hour)
+	$(CARGO) build --profile quick --locked --bin gateway
+	scripts/test-webhook-outage.py target/quick/gateway $(if $(SECS),--secs $(SECS)) $(if $(SEED),--seed $(SEED))
 
 test-power-cut: setup ## Power cuts below a gateway with --data-dir: what was answered for is there (CUTS=, MESSAGES=, SEED=; root, a minute)
 	$(CARGO) build --profile quick --locked --bin gateway

@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benches/results}
 mkdir -p "$out"
-target/release/bench vs --rounds 5 --secs 2 --transport native,ws,tls,wss --json "$out/vs.json"
+target/release/bench vs --rounds 6 --secs 2 --transport native,ws,tls,wss --json "$out/vs.json"
 target/release/bench plot "$out/vs.json" --out "$out"
 if [ "$out" = benches/results ]; then scripts/figures.py; fi

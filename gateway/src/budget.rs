@@ -28,6 +28,7 @@ use std::fmt;
 use trunkline_core::conn::CONN_BYTES;
 use trunkline_core::outbox::Outbox;
 use trunkline_proto::DEVICE_BYTES_MAX;
+use trunkline_router::http::{LONG_BODIES_MAX, LONG_BODY_BYTES_MAX};
 use trunkline_router::presence::Embedded;
 
 /// A Vec that grows doubles, so it may hold twice the bytes that are counted.
@@ -58,6 +59,8 @@ const PROCESS_BYTES: u64 = 24 << 20;
 const LOG_BYTES: u64 = 2 * trunkline_router::log::BYTES_MAX as u64;
 /// Header, body and answer of one HTTP connection, and one rendering of the metrics of a shard.
 const HTTP_CONNECTION_BYTES: u64 = 64 << 10;
+/// What the longest bodies add: each as it came, as it was read, and as it is handed on.
+const LONG_BODIES_BYTES: u64 = 3 * (LONG_BODIES_MAX * LONG_BODY_BYTES_MAX) as u64;
 /// What TLS adds to one: a record each way, and what is half received or not yet sent.
 const HTTP_TLS_BYTES: u64 = 64 << 10;
 const METRICS_BYTES_PER_SHARD: u64 = 16 << 10;
@@ -253,6 +256,7 @@ impl Budget {
                 name: "program and HTTP",
                 bytes: PROCESS_BYTES
                     + LOG_BYTES
+                    + LONG_BODIES_BYTES
                     + preview
                     + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
                 how: format!(

@@ -32,7 +32,9 @@ mod tls;
 mod writes;
 
 pub use access::{Access, AuditNote, CallerKey, Needs, Peer, UnknownKey};
-pub use body::{BODY_BYTES_MAX, Body as JsonBody, NameInPath, Parameters, UserInPath};
+pub use body::{
+    BODY_BYTES_MAX, Body as JsonBody, LONG_BODIES_MAX, LONG_BODY_BYTES_MAX, NameInPath, Parameters, UserInPath,
+};
 pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
 pub use places::{HEALTH_PLACES, Places};

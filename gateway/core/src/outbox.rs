@@ -6,6 +6,8 @@ use trunkline_proto::{Frame, Kind, decode, flags};
 /// Outboxes kept for reuse by a shard, and the largest buffer kept in one: together at most 2 MiB.
 const SPARES_MAX: usize = 256;
 const SPARE_BUFFER_BYTES_MAX: usize = 4_096;
+/// What the head of a WebSocket's message and a record of TLS add to a buffer at most.
+const WRAPPING_BYTES: usize = 64;
 /// Records noted of what was sealed for which a spare outbox keeps room.
 const SPARE_RECORDS_MAX: usize = 8;
 
@@ -39,6 +41,27 @@ impl Outbox {
     /// Bytes queued, those under way included.
     pub(crate) fn bytes(&self) -> usize {
         self.pending.len() + self.sending_left
+    }
+
+    /// Makes room for so many bytes more.
+    #[inline]
+    pub(crate) fn make_room(&mut self, bytes: usize) {
+        if self.pending.len() + bytes > self.pending.capacity() {
+            self.grow(bytes);
+        }
+    }
+
+    /// From a quarter of it on a buffer grows at once to all that is kept for reuse. Doubled, and doubled again for the
+    /// few bytes that a WebSocket or TLS adds, it would soon be too large for that, and made anew for each send.
+    #[cold]
+    fn grow(&mut self, bytes: usize) {
+        let needed = self.pending.len() + bytes;
+        let kept = SPARE_BUFFER_BYTES_MAX - WRAPPING_BYTES;
+        if (SPARE_BUFFER_BYTES_MAX / 4..=kept).contains(&needed) {
+            self.pending.reserve_exact(SPARE_BUFFER_BYTES_MAX - self.pending.len());
+        } else {
+            self.pending.reserve(bytes);
+        }
     }
 
     /// Takes the pending frames for one send.
@@ -117,6 +140,32 @@ impl SpareOutboxes {
             outbox.sealed.clear();
             outbox.sealed.shrink_to(SPARE_RECORDS_MAX);
             self.0.push(outbox);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trunkline_proto::websocket;
+
+    #[test]
+    fn a_buffer_that_is_kept_is_large_enough_for_what_wraps_it() {
+        for frame in [33, 96, 100, 160, 700, 1_500, 4_000] {
+            let mut outbox = Outbox::default();
+            let mut capacity = 0;
+            for round in 0..3 {
+                while outbox.pending.len() + frame <= SPARE_BUFFER_BYTES_MAX - WRAPPING_BYTES {
+                    outbox.make_room(frame);
+                    outbox.pending.resize(outbox.pending.len() + frame, 0);
+                }
+                let mut buf = outbox.begin_send();
+                websocket::seal(&mut buf);
+                assert!(buf.capacity() <= SPARE_BUFFER_BYTES_MAX, "frames of {frame}: {} bytes", buf.capacity());
+                assert!(round < 2 || buf.capacity() == capacity, "frames of {frame}: a buffer was made anew");
+                capacity = buf.capacity();
+                outbox.end_send(buf);
+            }
         }
     }
 }

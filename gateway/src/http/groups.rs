@@ -14,6 +14,7 @@ use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use trunkline_proto::HEADER_LONG;
 use trunkline_router::hash::home_shard;
 use trunkline_router::http::{AuditNote, JsonBody, Needs, Parameters, Problem, Routes, Scope, UserInPath};
 use trunkline_store::{
@@ -39,11 +40,11 @@ pub(super) fn add(routes: Routes<Node>) -> Routes<Node> {
         .put("/v1/groups/{group}", changes, put)
         .delete("/v1/groups/{group}", changes, delete)
         .get("/v1/groups/{group}/members", reads, members)
-        .post("/v1/groups/{group}/members", changes, add_members)
+        .post_long("/v1/groups/{group}/members", changes, add_members)
         .put("/v1/groups/{group}/members/{user}", changes, change_member)
         .delete("/v1/groups/{group}/members/{user}", changes, remove_member)
         .get("/v1/groups/{group}/messages", reads, messages)
-        .post("/v1/groups/{group}/messages", Needs::Change(Scope::PushGroup), post_message)
+        .post_long("/v1/groups/{group}/messages", Needs::Change(Scope::PushGroup), post_message)
         .get("/v1/groups/{group}/reads", reads, read_by)
         .get("/v1/users/{user}/groups", reads, groups_of_user)
 }
@@ -66,8 +67,10 @@ fn user_id(text: &str) -> Result<u64, Problem> {
 
 /// A place of a log, as a string in JSON and in queries; 0 if it is not given.
 fn stamp(text: Option<&str>) -> Result<u64, Problem> {
-    let parsed = text.map_or(Ok(0), str::parse);
-    parsed.map_err(|_| Problem::bad_request("a stamp is a number from 0 to 18446744073709551615"))
+    let Some(text) = text else { return Ok(0) };
+    // As it would be written here: without a sign, and without zeros in front.
+    let parsed = text.parse().ok().filter(|stamp: &u64| stamp.to_string() == text);
+    parsed.ok_or_else(|| Problem::bad_request("a stamp is a number from 0 to 18446744073709551615"))
 }
 
 /// Asks a shard; the answer comes later.
@@ -506,6 +509,12 @@ async fn post_message(
     let id = id.parse().ok().filter(|id| *id != 0);
     let id = id.ok_or_else(|| Problem::bad_request("id is the sender's number for the message, 1 or more"))?;
     let payload = STANDARD.decode(&payload).map_err(|_| Problem::bad_request("payload is not base64"))?;
+    // What no client could send, none has to take.
+    let most = node.limits().frame_bytes_max as usize - HEADER_LONG;
+    if payload.len() > most {
+        let detail = format!("the payload has {} bytes: a frame (--frame-bytes-max) takes {most}", payload.len());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
     let record = Record { stamp: 0, from, id, flags: 0, payload: Payload::from(payload) };
     match ask(&node, group, GroupAsk::Append { record, retry: retry.unwrap_or(false) }).await? {
         GroupReply::Stored { stamp, duplicate, .. } => Ok(Json(Posted { stamp: stamp.to_string(), duplicate })),

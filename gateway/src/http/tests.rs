@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use trunkline_router::hash::home_shard;
-use trunkline_router::http::{ApiKeys, HEALTH_PLACES, NewKey, RELAYED, Scope, serve};
+use trunkline_router::http::{ApiKeys, HEALTH_PLACES, Needs, NewKey, RELAYED, Scope, serve};
 
 const SHARDS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -430,6 +430,43 @@ fn changes_need_a_key_with_the_scope_when_there_are_keys() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "no {line} in\n{metrics}");
     }
+}
+
+#[test]
+fn each_route_is_refused_without_its_scope_and_let_through_with_it() {
+    // It does not run, so that whatever is let through is answered at once.
+    let first = NewKey::make("first", &[Scope::Call]).unwrap();
+    let node = node_with(false, Access::new(Some(ApiKeys::parse(&first.line).unwrap()), false));
+    let api = Api::serve(node.clone());
+    let ask = |method: &str, path: &str, scopes: &[Scope]| {
+        let made = NewKey::make("some", scopes).unwrap();
+        node.access().set_keys(ApiKeys::parse(&made.line).unwrap());
+        // As from another host, where questions need a key as well.
+        let headers = format!("Authorization: Bearer {}\r\nX-Forwarded-For: 192.0.2.1\r\n", made.key);
+        api.request_with(method, path, &headers, "")
+    };
+    let mut scopes_seen = BTreeSet::new();
+    for route in api::routes().listed() {
+        let (method, path) = (route.method.to_ascii_uppercase(), route.path.replace(['{', '}'], ""));
+        let needed = match route.needs {
+            Needs::Nothing | Needs::AnyKey => Vec::new(),
+            Needs::Read(scope) | Needs::Change(scope) => vec![scope],
+            Needs::ChangeOfOne(scopes) => scopes.to_vec(),
+        };
+        let others: Vec<Scope> = Scope::all().filter(|scope| !needed.contains(scope)).collect();
+        let refused = ask(&method, &path, &others);
+        if needed.is_empty() {
+            assert!(![401, 403].contains(&refused.status), "{method} {path}: {}", refused.body);
+        } else {
+            assert!(refused.assert_problem(403).contains("scope"), "{method} {path}: {}", refused.body);
+        }
+        for scope in needed {
+            let let_through = ask(&method, &path, &[scope]);
+            assert!(![401, 403].contains(&let_through.status), "{method} {path} with {scope}: {}", let_through.body);
+            scopes_seen.insert(scope.to_string());
+        }
+    }
+    assert!(scopes_seen.len() >= 6, "{scopes_seen:?}");
 }
 
 #[test]

@@ -4,6 +4,9 @@ use crate::support::client::Client;
 use crate::support::gateway::{Gateway, with_gateway};
 use crate::support::scratch::ScratchFolder;
 use crate::support::wire::{self, Frame, Login, code, flag, kind, outcome};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::json;
 
 fn login(gateway: &Gateway, user: u64) -> Client {
     let (mut client, _) = Client::login_with(gateway, &Login::of(user));
@@ -93,6 +96,19 @@ fn a_backend_makes_groups_and_sessions_are_in_them_at_once() {
     one.expect_error(code::NOT_A_MEMBER, 0, 0);
     gateway.wait_for_metrics("nobody is in it", |metrics| metrics.sum("trunkline_group_sessions", &[]) == 0);
     three.ping();
+    // As many at once as a request may name, of the longest ids; and the longest message of a member.
+    request(&gateway, "PUT", "/v1/groups/10", r#"{"join": "api"}"#, 201);
+    let users: Vec<String> = (0..1_000).map(|at| (u64::MAX - 100_000 - at).to_string()).collect();
+    let added = gateway.request_json("POST", "/v1/groups/10/members", &json!({ "users": users }).to_string());
+    let joined = |result: &&serde_json::Value| result["result"] == "joined";
+    let results = added.json()["results"].as_array().cloned().unwrap_or_default();
+    assert_eq!(results.iter().filter(joined).count(), users.len(), "{}", added.body);
+    let post = |id: u32, bytes: usize| {
+        let payload = BASE64.encode(vec![7; bytes]);
+        let message = json!({ "from": users[0], "id": id.to_string(), "payload": payload });
+        gateway.request_json("POST", "/v1/groups/10/messages", &message.to_string()).status
+    };
+    assert_eq!([post(1, 65_504), post(2, 65_505), post(3, 100_000)], [200, 413, 413]);
     for (path, status) in
         [("/v1/groups/0", 400), ("/v1/groups/9223372036854775808", 404), ("/v1/groups/x/members", 400)]
     {

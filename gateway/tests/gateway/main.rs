@@ -64,4 +64,5 @@ mod upstreams;
 mod watch;
 mod webhooks;
 mod websocket;
+mod websocket_cluster;
 mod worker_pushes;

@@ -4,12 +4,24 @@ use crate::push_http::{WITH_PUSHES, push_address};
 use crate::support::client::Client;
 use crate::support::gateway::with_gateway;
 use crate::support::schemathesis::assert_conforms;
+use crate::support::scratch::ScratchFolder;
 
 #[test]
 fn the_gateway_is_as_its_document_says() {
-    with_gateway(2, &[], |gateway| {
-        // Somebody is there to be found and to be kicked.
+    let folder = ScratchFolder::new("schemathesis");
+    // With a store, so that groups and inboxes are there, and with services.
+    let flags = ["--data-dir", folder.path(), "--services-listen", "127.0.0.1:0", "--service", "7:orders"];
+    with_gateway(2, &flags, |gateway| {
+        // Somebody is there to be found and to be kicked, and a group with members and a message.
         let _clients: Vec<Client> = (1..=3).map(|user| Client::login(gateway, user)).collect();
+        for (method, path, body) in [
+            ("PUT", "/v1/groups/1", r#"{"join": "api"}"#),
+            ("POST", "/v1/groups/1/members", r#"{"users": ["1", "2"]}"#),
+            ("POST", "/v1/groups/1/messages", r#"{"from": "1", "id": "1", "payload": "aGk="}"#),
+        ] {
+            let answer = gateway.request_json(method, path, body);
+            assert!(matches!(answer.status, 200 | 201), "{path}: {}", answer.body);
+        }
         // A node that drains is not ready, and says so with 503.
         assert_conforms(gateway.http_address(), &["--exclude-path", "/v1/node/drain"]);
         assert_conforms(gateway.http_address(), &["--include-path", "/v1/node/drain"]);

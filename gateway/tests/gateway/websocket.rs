@@ -287,18 +287,22 @@ pub(crate) struct LibraryClient {
 }
 
 impl LibraryClient {
-    /// Starts the JavaScript client of this project, built by `scripts/setup.sh`.
-    fn start_own(gateway: &Gateway) -> Self {
+    /// Starts a script with the JavaScript client of this project, built by `scripts/setup.sh`, in Node or another
+    /// runtime.
+    pub(crate) fn start_own(gateway: &Gateway, runtime: &str, script: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the workspace");
         let built = root.join("client/js/dist/index.js");
         assert!(built.exists(), "{} is not there: run scripts/setup.sh", built.display());
-        let mut command = Command::new("node");
-        command.arg(root.join("client/js/test/with_gateway.mjs"));
+        let mut command = Command::new(runtime);
+        if runtime.ends_with("deno") {
+            command.args(["run", "--quiet", "--allow-all"]);
+        }
+        command.arg(root.join("client/js/test").join(script));
         LibraryClient::spawn(command, &url(gateway))
     }
 
     /// Starts a script of the folder `websocket_clients` with what `scripts/setup.sh` has installed.
-    fn start(gateway: &Gateway, script: &str) -> Self {
+    pub(crate) fn start(gateway: &Gateway, script: &str) -> Self {
         LibraryClient::spawn(LibraryClient::command(script), &url(gateway))
     }
 
@@ -344,7 +348,7 @@ impl LibraryClient {
 
 #[test]
 fn clients_of_libraries_log_in_talk_and_are_sent_away() {
-    for script in ["with_websockets.py", "with_websocket_client.py", "with_ws.mjs"] {
+    for script in ["with_websockets.py", "with_websocket_client.py", "with_wsproto.py", "with_ws.mjs"] {
         with_gateway(4, &["--drain-secs", "0"], |gateway| {
             let mut client = LibraryClient::start(gateway, script);
             assert_eq!(client.line(), "talked", "{script}");
@@ -365,7 +369,7 @@ fn clients_of_libraries_log_in_talk_and_are_sent_away() {
 #[test]
 fn the_javascript_client_talks_and_comes_back_after_a_drain() {
     with_gateway(4, &["--drain-secs", "0"], |gateway| {
-        let mut client = LibraryClient::start_own(gateway);
+        let mut client = LibraryClient::start_own(gateway, "node", "with_gateway.mjs");
         assert_eq!(client.line(), "talked");
         assert_eq!(gateway.post("/v1/node/drain").status, 202);
         assert_eq!(client.line(), "drained");

@@ -36,6 +36,8 @@ pub fn seal_records(view: &mut View<'_>, kind: ContentType, out: &mut Vec<u8>, f
     let version = view.facts.version();
     let (front, back) = around(version, view.suite);
     let records = length.div_ceil(RECORD_BYTES_MAX);
+    // No more than it takes: the buffer is used again, and doubled it would be too large to be kept.
+    out.reserve_exact(records * (front + back));
     out.resize(out.len() + records * (front + back), 0);
     let data = |record: usize| record * RECORD_BYTES_MAX..((record + 1) * RECORD_BYTES_MAX).min(length);
     let place = |record: usize| from + record * (RECORD_BYTES_MAX + front + back);

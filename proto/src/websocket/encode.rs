@@ -87,6 +87,7 @@ pub fn seal(frames: &mut Vec<u8>) {
         *frames = sealed;
     } else if !frames.is_empty() {
         let header = Encoded::new(Opcode::Binary, true, None, frames.len());
+        frames.reserve_exact(header.len);
         frames.splice(..0, header.as_slice().iter().copied());
     }
 }

@@ -33,6 +33,17 @@ pub(super) fn move_unmasked(mask: [u8; 4], bytes: &mut [u8], from: Range<usize>,
         }
         at += 32;
     }
+    // Up to 31 are left: byte by byte they would cost as much as all that comes before.
+    while let Some(chunk) = bytes[from.start + at..from.end].first_chunk::<8>() {
+        let word = u64::from_ne_bytes(*chunk) ^ wide;
+        bytes[to + at..][..8].copy_from_slice(&word.to_ne_bytes());
+        at += 8;
+    }
+    if let Some(chunk) = bytes[from.start + at..from.end].first_chunk::<4>() {
+        let half = u32::from_ne_bytes(*chunk) ^ u32::from_ne_bytes(mask);
+        bytes[to + at..][..4].copy_from_slice(&half.to_ne_bytes());
+        at += 4;
+    }
     for at in at..from.len() {
         bytes[to + at] = bytes[from.start + at] ^ mask[at % 4];
     }

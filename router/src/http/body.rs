@@ -14,10 +14,22 @@ use tokio::time::timeout;
 /// The largest body, in bytes: a preview of some hundred nodes.
 pub const BODY_BYTES_MAX: usize = 16 << 10;
 
+/// The largest body of the few routes that take more, in bytes: a thousand ids of users, or a message of the longest
+/// frame in base64.
+pub const LONG_BODY_BYTES_MAX: usize = 128 << 10;
+
+/// Requests with such a body that are read and carried out at a time; the others wait for their turn.
+pub const LONG_BODIES_MAX: usize = 4;
+
+/// What the route of a request takes as a body, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound(pub(super) usize);
+
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A JSON body, which is an object of at most [`BODY_BYTES_MAX`] bytes.
+/// A JSON body, which is an object of at most [`BODY_BYTES_MAX`] bytes, or [`LONG_BODY_BYTES_MAX`] where the route takes
+/// more.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
@@ -41,12 +53,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// A body of at most [`BODY_BYTES_MAX`] bytes, whatever it is.
+/// A body of at most as many bytes as its route takes, whatever it is.
 pub(super) async fn body_bytes<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    let Bound(most) = request.extensions().get().copied().unwrap_or(Bound(BODY_BYTES_MAX));
     match timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once");
+            let detail = format!("the body is larger than {most} bytes; send less at once");
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
         }
         Ok(Err(rejection)) => Err(Problem::bad_request(rejection.body_text())),

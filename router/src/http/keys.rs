@@ -84,6 +84,13 @@ const WORDS: [(&str, Scope); 15] = [
     ("login", Scope::Login),
 ];
 
+impl Scope {
+    /// Every scope that has no number.
+    pub fn all() -> impl Iterator<Item = Scope> {
+        WORDS.into_iter().map(|(_, scope)| scope)
+    }
+}
+
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Scope::Serve(number) = self {

@@ -138,7 +138,7 @@ pub(super) fn add(routes: Routes<Service>) -> Routes<Service> {
     RELAYED.into_iter().fold(routes, |routes, Route { needs, method, path }| match method {
         "get" => routes.get(path, needs, relay),
         "put" => routes.put(path, needs, relay),
-        "post" => routes.post(path, needs, relay),
+        "post" => routes.post_long(path, needs, relay),
         "delete" => routes.delete(path, needs, relay),
         other => unreachable!("{other} is no method of the list above"),
     })

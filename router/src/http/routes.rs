@@ -1,7 +1,7 @@
 //! Routes with a list of them, so that nothing is served that is not documented.
 
 use super::access::{Access, Needs, guard};
-use super::body::BODY_BYTES_MAX;
+use super::body::{BODY_BYTES_MAX, Bound, LONG_BODIES_MAX, LONG_BODY_BYTES_MAX};
 use super::places::Places;
 use super::problem::Problem;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -13,6 +13,7 @@ use axum::routing::{self, MethodRouter};
 use axum::{Extension, Router};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// The longest that a request takes. What is asked of Redis ends within a second for each step.
@@ -35,12 +36,20 @@ pub struct Routes<S> {
     router: Router<Arc<S>>,
     listed: Vec<Route>,
     body_bytes_max: usize,
+    /// Turns of requests with long bodies.
+    long_bodies: Arc<Semaphore>,
     timeout: Duration,
 }
 
 impl<S: Send + Sync + 'static> Default for Routes<S> {
     fn default() -> Self {
-        Routes { router: Router::new(), listed: Vec::new(), body_bytes_max: BODY_BYTES_MAX, timeout: REQUEST_TIMEOUT }
+        Routes {
+            router: Router::new(),
+            listed: Vec::new(),
+            body_bytes_max: BODY_BYTES_MAX,
+            long_bodies: Arc::new(Semaphore::new(LONG_BODIES_MAX)),
+            timeout: REQUEST_TIMEOUT,
+        }
     }
 }
 
@@ -68,6 +77,25 @@ impl<S: Send + Sync + 'static> Routes<S> {
     #[must_use]
     pub fn post<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
         self.add("post", path, needs, routing::post(handler))
+    }
+
+    /// Adds a request with a body of up to [`LONG_BODY_BYTES_MAX`]; [`LONG_BODIES_MAX`] of them have their turn at a
+    /// time.
+    #[must_use]
+    pub fn post_long<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
+        let turns = self.long_bodies.clone();
+        let handler = routing::post(handler)
+            .route_layer(DefaultBodyLimit::max(LONG_BODY_BYTES_MAX))
+            .route_layer(Extension(Bound(LONG_BODY_BYTES_MAX)))
+            .route_layer(from_fn(move |request: Request, next: Next| {
+                let turns = turns.clone();
+                async move {
+                    // It is never closed; who waits for too long is told by the time-out of all requests.
+                    let _turn = turns.acquire().await;
+                    next.run(request).await
+                }
+            }));
+        self.add("post", path, needs, handler)
     }
 
     /// Adds a request that says how something is to be from then on.

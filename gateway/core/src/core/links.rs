@@ -134,6 +134,7 @@ impl Links {
         }
         let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
+        outbox.make_room(bytes);
         encode(&mut outbox.pending, header, payload);
         self.outbox_bytes += bytes;
         if !conn.flags.has(ConnFlags::DIRTY) {
@@ -158,6 +159,7 @@ impl Links {
         }
         let conn = self.slots.at(slot);
         let outbox = conn.outbox.get_or_insert_with(|| self.spares.take());
+        outbox.make_room(bytes);
         outbox.pending.extend_from_slice(frames);
         self.outbox_bytes += bytes;
         self.mark_dirty(slot);

@@ -1,6 +1,7 @@
 """Native frames, as PROTOCOL.md gives them: what a client of any WebSocket library has to know of Trunkline."""
 
 import struct
+import time
 
 LOGIN, PING, SEND, ACK, LOGOUT = 0x01, 0x02, 0x03, 0x06, 0x0F
 LOGIN_OK, PONG, DELIVER, SENT, BYE = 0x81, 0x82, 0x83, 0x86, 0x88
@@ -70,3 +71,39 @@ def talk(connect):
     first.send(short(PING, aux=9))
     assert first.expect(PONG)[2] == 9
     return first, second
+
+
+def redirect(bye):
+    """Where a BYE sends its client to; empty if nowhere in particular. Its body is a number, and two strings."""
+    body, at, found = bye[6], 0, {}
+    while at < len(body):
+        key, value, shift = body[at], 0, 0
+        at += 1
+        while True:
+            byte = body[at]
+            at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                break
+        if key & 7 == 2:
+            at, value = at + value, body[at : at + value].decode()
+        found[key >> 3] = value
+    return found.get(2, "")
+
+
+def settle(session, user=7):
+    """Returns when the user's home takes messages: while nodes come and go it may say for a moment that it cannot (3)."""
+    for id in range(1, 1_000):
+        session.send(long(SEND, FLAG_ACK, id=1_000_000 + id, peer=user))
+        if session.expect(SENT)[2] != 3:
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never takes messages")
+
+
+def follow(bye, open_socket):
+    """Talks at the node to which a BYE leads, if it leads to one."""
+    if there := redirect(bye):
+        connect = lambda: open_socket(f"ws://{there}/ws")
+        settle(Session(*connect(), device="first"))
+        talk(connect)
+        print("talked there", flush=True)

@@ -5,13 +5,13 @@ import sys
 
 import websocket
 
-from frames import BYE, LOGOUT, Session, short, talk
+from frames import BYE, LOGOUT, Session, follow, short, talk
 
 sockets = []
 
 
-def open_socket():
-    socket = websocket.create_connection(sys.argv[1], timeout=20, subprotocols=["trunkline.v1"])
+def open_socket(url=sys.argv[1]):
+    socket = websocket.create_connection(url, timeout=20, subprotocols=["trunkline.v1"])
     assert socket.getsubprotocol() == "trunkline.v1"
     sockets.append(socket)
     return socket.send_binary, receive_from(socket)
@@ -41,5 +41,6 @@ third.send(short(LOGOUT))
 assert closed(sockets[2]) == 1000
 print("talked", flush=True)
 for session, socket in ((first, sockets[0]), (second, sockets[1])):
-    reason = session.expect(BYE)[2]
-    print("bye", reason, closed(socket), flush=True)
+    bye = session.expect(BYE)
+    print("bye", bye[2], closed(socket), flush=True)
+follow(bye, open_socket)

@@ -5,13 +5,13 @@ import sys
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from frames import BYE, LOGOUT, PING, PONG, Session, short, talk
+from frames import BYE, LOGOUT, PING, PONG, Session, follow, short, talk
 
 sockets = []
 
 
-def open_socket():
-    socket = connect(sys.argv[1], subprotocols=["trunkline.v1"], max_size=2**20, proxy=None)
+def open_socket(url=sys.argv[1]):
+    socket = connect(url, subprotocols=["trunkline.v1"], max_size=2**20, proxy=None)
     assert socket.subprotocol == "trunkline.v1"
     sockets.append(socket)
     return socket.send, socket.recv
@@ -37,5 +37,6 @@ third.send(short(LOGOUT))
 assert closed(sockets[2]) == 1000
 print("talked", flush=True)
 for session, socket in ((first, sockets[0]), (second, sockets[1])):
-    reason = session.expect(BYE)[2]
-    print("bye", reason, closed(socket), flush=True)
+    bye = session.expect(BYE)
+    print("bye", bye[2], closed(socket), flush=True)
+follow(bye, open_socket)

@@ -27,8 +27,8 @@ class Session {
   #frames = [];
   #waiting = [];
 
-  constructor(device) {
-    this.socket = new WebSocket(process.argv[2], ["trunkline.v1"], { perMessageDeflate: true });
+  constructor(device, url = process.argv[2]) {
+    this.socket = new WebSocket(url, ["trunkline.v1"], { perMessageDeflate: true });
     this.closed = new Promise((done) => this.socket.on("close", done));
     this.socket.on("message", (message, binary) => {
       assert(binary, "messages are binary");
@@ -59,27 +59,66 @@ class Session {
   }
 }
 
+/** One session sends to the other, and hears what became of it. */
+async function talk(first, second) {
+  for (const size of [0, 100, 200, 60_000]) {
+    const body = Buffer.from(Array.from({ length: size }, (_, at) => at % 251));
+    first.socket.send(long(SEND, { flags: 1, id: BigInt(size + 1), peer: 7n, body }));
+    const deliver = await second.expect(DELIVER);
+    assert.deepEqual(deliver.subarray(32), body);
+    const [id, peer, stamp] = [8, 16, 24].map((at) => deliver.readBigUInt64BE(at));
+    assert.deepEqual([id, peer], [BigInt(size + 1), 7n]);
+    second.socket.send(long(ACK, { id, peer, stamp }));
+    const sent = await first.expect(SENT);
+    assert.deepEqual([sent.readUInt16BE(6), sent.readBigUInt64BE(8)], [0, id]);
+  }
+}
+
+/** Until a user's home takes messages: while nodes come and go it may say for a moment that it cannot (3). */
+async function settle(session) {
+  for (let id = 1_000_000n; ; id++) {
+    session.socket.send(long(SEND, { flags: 1, id, peer: 7n }));
+    const sent = await session.expect(SENT);
+    if (sent.readUInt16BE(6) !== 3) return;
+    await new Promise((done) => setTimeout(done, 100));
+  }
+}
+
+/** Where a BYE sends its client to; empty if nowhere in particular. Before the address there may be a number. */
+function redirect(bye) {
+  let at = 8;
+  if (bye[at] === 0x08) {
+    at++;
+    while (bye[at] & 0x80) at++;
+    at++;
+  }
+  return bye[at] === 0x12 ? bye.toString("utf8", at + 2, at + 2 + bye[at + 1]) : "";
+}
+
 const [first, second, third] = ["first", "second", "third"].map((device) => new Session(device));
 for (const session of [first, second, third]) await session.expect(LOGIN_OK);
 third.socket.send(short(LOGOUT).subarray(0, 3), { fin: false });
 third.socket.send(short(LOGOUT).subarray(3), { fin: true });
 assert.equal(await third.closed, 1000);
-for (const size of [0, 100, 200, 60_000]) {
-  const body = Buffer.from(Array.from({ length: size }, (_, at) => at % 251));
-  first.socket.send(long(SEND, { flags: 1, id: BigInt(size + 1), peer: 7n, body }));
-  const deliver = await second.expect(DELIVER);
-  assert.deepEqual(deliver.subarray(32), body);
-  const [id, peer, stamp] = [8, 16, 24].map((at) => deliver.readBigUInt64BE(at));
-  assert.deepEqual([id, peer], [BigInt(size + 1), 7n]);
-  second.socket.send(long(ACK, { id, peer, stamp }));
-  const sent = await first.expect(SENT);
-  assert.deepEqual([sent.readUInt16BE(6), sent.readBigUInt64BE(8)], [0, id]);
-}
+await talk(first, second);
 const pong = new Promise((done) => first.socket.once("pong", done));
 first.socket.ping("are you there?");
 assert.equal((await pong).toString(), "are you there?");
 console.log("talked");
+let bye;
 for (const session of [first, second]) {
-  const bye = await session.expect(BYE);
+  bye = await session.expect(BYE);
   console.log("bye", bye.readUInt16BE(6), await session.closed);
+}
+const there = redirect(bye);
+if (there) {
+  const sessions = [];
+  for (const device of ["first", "second"]) {
+    sessions.push(new Session(device, `ws://${there}/ws`));
+    await sessions.at(-1).expect(LOGIN_OK);
+    if (device === "first") await settle(sessions[0]);
+  }
+  await talk(...sessions);
+  console.log("talked there");
+  sessions.forEach((session) => session.socket.close());
 }
