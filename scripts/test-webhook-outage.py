@@ -129,7 +129,7 @@ class Run:
     async def start(self):
         """Starts the gateway, on what it has kept."""
         command = [self.arguments.gateway, "--listen", f"127.0.0.1:{self.port or 0}", "--http", "127.0.0.1:0"]
-        command += ["--shards", "2", "--connections-max", "1000", "--log-level", "warn"]
+        command += ["--shards", "2", "--connections-max", "1000", "--log", "warn"]
         secret = self.folder / "hook.key"
         url = f"http://127.0.0.1:{self.receiver.port}/hook"
         command += ["--webhook", f"{url},secret_file={secret},events=user.* session.* message.*,timeout_ms=2000"]
@@ -146,7 +146,7 @@ class Run:
                 raise Wrong(f"the gateway ended as it started: status {await self.process.wait()}")
             if found := re.match(r"listening on 127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
-            if found := re.search(r"http:? on (?:http://)?127\.0\.0\.1:(\d+)", line, re.IGNORECASE):
+            if found := re.search(r"http on 127\.0\.0\.1:(\d+)", line):
                 self.http = int(found[1])
         self.rest = asyncio.create_task(self.process.stdout.read())
 
@@ -296,7 +296,8 @@ class Run:
             faults["an event of a gap, though there is a store"] += sum(gaps.values())
         else:
             # Nothing was killed, so this node has counted all that happened.
-            happened = {kind: metrics.get(f'trunkline_events_total{{type="{kind}"}}', 0) for kind in TYPES_TOLD}
+            counted = lambda kind: sum(count for name, count in metrics.items() if f'type="{kind}"' in name and "_events_total{" in name)
+            happened = {kind: counted(kind) for kind in TYPES_TOLD}
             for kind, count in happened.items():
                 if told[kind] + gaps[kind] != count:
                     faults[f"{kind}: {count:.0f} happened, {told[kind]} were told, {gaps[kind]} counted as missing"] += 1
