@@ -134,7 +134,8 @@ impl Run {
                 (.., Some(parties)) => parties.next_due_us(),
                 _ => self.crowd.next_due_us(),
             };
-            if self.world.borrow_mut().pass(clients_us.min(self.fleet.next_due_us()), end_us).is_none() {
+            let due_us = clients_us.min(self.fleet.next_due_us());
+            if self.world.borrow_mut().pass(due_us, end_us).is_none() {
                 return;
             }
             self.fleet.step();
