@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where the paths in a document begin, if not at the root of the repository.
-BASES = {"gateway/ARCHITECTURE.md": ["gateway/core/src", "gateway/src"]}
+BASES = {"gateway/ARCHITECTURE.md": ["gateway/core/src", "gateway/uring/src", "gateway/src"]}
 
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`]+)`")

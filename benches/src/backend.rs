@@ -20,12 +20,8 @@ use crate::{
     affinity::{LOAD_CORE, pin},
     dialect::{Dialect as _, Event, Nats},
     failure::Failure,
+    service::{SERVICE, SUBJECT},
 };
-
-/// The service that is called.
-pub(crate) const SERVICE: u16 = 7;
-/// The subject that is asked.
-pub(crate) const SUBJECT: &str = "calls";
 
 /// How long a back-end may take to be in, and between two looks whether it is to end.
 const PATIENCE: Duration = Duration::from_secs(10);

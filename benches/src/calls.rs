@@ -10,16 +10,18 @@ use serde::Serialize;
 
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
-    backend::{Backend, SERVICE, Speech},
+    backend::{Backend, Speech},
     dialect::{Calls, Dialect, Echo, NatsRequests},
     failure::Failure,
     floor,
-    pairs::{CORRECTED, GatewayArgs, SILENCE_MS_MAX},
+    gateway::GatewayArgs,
+    pairs::{CORRECTED, SILENCE_MS_MAX},
     payload::PAYLOAD_BYTES_MIN,
     peers::{Layered, PEERS, free_address, start_in, version_of, written},
     progress::Progress,
     report::{INTERVALS, Machine, Median, median, table, write_json},
     server::Server,
+    service::SERVICE,
     transport::Wire,
     vs::{Exchange, Round, exchange},
 };

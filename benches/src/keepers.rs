@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     dialect::{JetStream, Keeper, Streams, Trunkline},
     failure::Failure,
-    pairs::GatewayArgs,
+    gateway::GatewayArgs,
     peers::{start_in, version_of, written},
     site::{NodesArgs, Site},
 };

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use trunkline_proto::{Frame, Header, Kind, Outcome, encode, flags};
 
 use crate::{
-    backend::SERVICE,
     discrepancy::{Discrepancy, Message},
     payload::Label,
+    service::SERVICE,
 };
 
 /// How messages travel.

@@ -9,7 +9,6 @@ use trunkline_proto::{Frame, Kind};
 
 use crate::{
     affinity::SERVER_CORE,
-    backend::SERVICE,
     clock::now_ns,
     cores::CoreTimes,
     discrepancy::Discrepancy,
@@ -20,7 +19,8 @@ use crate::{
     ledger::Ledger,
     process::{CpuTime, cpu_of_threads, own_cpu},
     progress::Progress,
-    push::Round,
+    push_round::Round,
+    service::SERVICE,
     traffic::{acknowledge, lost, settle},
 };
 

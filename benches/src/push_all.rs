@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use trunkline_proto::{Frame, Kind, SERVICE_USERS};
 
 use crate::{
-    backend::SERVICE,
     clock::now_ns,
     discrepancy::{Discrepancy, Message},
     failure::Failure,
@@ -17,6 +16,7 @@ use crate::{
     process::{CpuTime, own_cpu},
     progress::Progress,
     report::{median, table},
+    service::SERVICE,
 };
 
 /// Between two questions how far it is.

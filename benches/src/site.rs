@@ -14,7 +14,7 @@ use crate::{
     counters::Counters,
     failure::Failure,
     fleet::Targets,
-    pairs::GatewayArgs,
+    gateway::GatewayArgs,
     redis::{Commands, Redis, Scratch, free_ports},
     server::Server,
     users::{Placement, Seats},

@@ -8,124 +8,31 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use trunkline_proto::Outcome;
 
 use crate::calls::{Call, CallRequest, Reply};
-use crate::events::Slot;
 use crate::group_asks::{Act, GroupAsk, PageAsk};
-use crate::outlet::Outlet;
 use crate::presence::{WatchAsk, checked};
 use crate::receipt::OnlyWaiter;
-use crate::state::{Command, Shared, State, Taken};
+use crate::state::{Command, Shared, Taken};
 use crate::sync::Ask;
 use crate::unsettled::{InsertError, NotTaken};
-use crate::window::Window;
 use crate::{
-    Config, Dial, Error, Events, GroupPage, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, driver,
-    is_live_room,
+    Error, GroupPage, Guard, History, Message, Outgoing, Page, Payload, Receipt, Resume, SessionInfo, is_live_room,
 };
 
-/// Room for acknowledgements beyond one for each event in the queue: what an application takes while there is no
-/// connection never has to wait.
-const TAKEN_SPARE: usize = 16;
+#[cfg(doc)]
+use crate::Config;
 
-/// What the gateway said at the last login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SessionInfo {
-    /// Address of the connection, after redirections.
-    pub addr: String,
-    /// The session's number, unique on its node.
-    pub session: u64,
-    /// Name of the node.
-    pub node: String,
-    /// The shard that serves this user there.
-    pub shard: u32,
-    /// The heartbeat the gateway chose; after two of them without a byte from it the connection counts as dead.
-    pub heartbeat: Duration,
-    /// Largest frame in both directions, header included, in bytes.
-    pub frame_bytes_max: u32,
-    /// When the session ends with its token, unless that is renewed: milliseconds since the Unix epoch by the gateway's
-    /// clock; 0 never.
-    pub expires_ms: u64,
-    /// The gateway keeps messages with acknowledgement for this device while it is away. False without a store, for an
-    /// [`Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all the
-    /// same).
-    pub registered: bool,
-    /// The gateway went on from where this client had got to. Otherwise the device was new to it or forgotten, or the
-    /// store is another one: an application with a history of its own should look for what is missing.
-    pub resumed: bool,
-    /// Messages that waited for this device.
-    pub pending: u64,
-    /// Position up to which the inbox held nothing any more.
-    pub floor: u64,
-    /// Position of the newest message that was stored.
-    pub last: u64,
-    /// Messages for this device are gone, unacknowledged, because of their age or number: a gap, told by
-    /// [`crate::Event::Truncated`], too.
-    pub truncated: bool,
-}
-
-/// The sending side. Clones share the connection; when the last of them and [`Events`] are dropped, the client logs
-/// out.
+/// The sending side. Clones share the connection; when the last of them and the [`crate::Events`] are dropped, the
+/// client logs out.
 #[derive(Clone, Debug)]
 pub struct Client {
-    commands: mpsc::Sender<Command>,
+    pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) taken: mpsc::Sender<Taken>,
-    shared: Arc<Shared>,
-    unacked_max: usize,
-    fate_timeout: Duration,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) unacked_max: usize,
+    pub(crate) fate_timeout: Duration,
 }
 
 impl Client {
-    /// Connects over TCP and logs in. Later reconnects happen by themselves; this first attempt is made once at each of
-    /// [`Config::addrs`], until one takes it, so that wrong addresses or a wrong token are reported and not repeated.
-    ///
-    /// Must be called within a tokio runtime, which then runs the task that owns the connection.
-    ///
-    /// # Errors
-    /// [`Error::Config`], [`Error::Token`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`],
-    /// [`Error::LoginCut`], [`Error::Protocol`], of several addresses that of the last one tried; and of
-    /// [`Config::outbox`], [`Error::Outbox`] and [`Error::TooManyUnacked`].
-    #[cfg(feature = "tcp")]
-    pub async fn connect(config: Config) -> Result<(Self, Events), Error> {
-        Self::connect_with(config, crate::Tcp).await
-    }
-
-    /// Connects over streams made by `dial`, and logs in. Everything else is as with TCP.
-    ///
-    /// # Errors
-    /// [`Error::Config`], [`Error::Token`], [`Error::Connect`], [`Error::Timeout`], [`Error::LoginRefused`],
-    /// [`Error::LoginCut`], [`Error::Protocol`], [`Error::Outbox`], [`Error::TooManyUnacked`].
-    pub async fn connect_with<D: Dial>(config: Config, mut dial: D) -> Result<(Self, Events), Error> {
-        config.validate().map_err(Error::Config)?;
-        let (mut link, route) = driver::first_login(&mut dial, &config).await?;
-
-        let (unacked_max, fate_timeout) = (config.unacked_max, config.fate_timeout);
-        let mut resume = config.resume.clone();
-        if !link.resume.is_empty() {
-            resume.token = std::mem::take(&mut link.resume);
-        }
-        let shared = Arc::new(Shared::new(unacked_max, config.outbox.clone(), link.info.clone(), resume));
-        shared.unsettled.load(fate_timeout, unacked_max)?;
-        let (commands, commands_queue) = mpsc::channel(config.send_queue_len);
-        let (taken, taken_queue) = mpsc::channel(config.event_queue_len + TAKEN_SPARE);
-        let (events, events_queue) = mpsc::channel(config.event_queue_len);
-        let client = Self { commands, taken, shared: shared.clone(), unacked_max, fate_timeout };
-        let events_handle = Events {
-            queue: events_queue,
-            client: client.clone(),
-            shared: shared.clone(),
-            acknowledge: config.acknowledge,
-            at_work: None,
-            group_at_work: None,
-            slot: Slot::default(),
-            ended: false,
-        };
-        let outlet = Outlet::new(events, config.event_wait);
-        let window = Window::new(config.dedup_window_len + outlet.len_max());
-        let state = State::new(commands_queue, taken_queue, outlet, window, shared);
-        tokio::spawn(driver::run(dial, config, state, route, link));
-        Ok((client, events_handle))
-    }
-
     /// Queues a message to user `to`, delivered at most once, and returns its id. Waits while the queue is full. The
     /// gateway reports nothing about it but what [`crate::Event::ServerError`] carries; a recipient who is offline
     /// never gets it.

@@ -219,6 +219,8 @@ mod backoff;
 mod calls;
 mod client;
 mod config;
+mod config_error;
+mod connect;
 mod dial;
 mod driver;
 mod error;
@@ -246,6 +248,7 @@ mod resume;
 #[cfg(feature = "tcp")]
 pub mod service;
 mod session;
+mod session_info;
 mod state;
 mod sync;
 #[cfg(feature = "tcp")]
@@ -269,8 +272,9 @@ struct GroupsDocument;
 pub use backoff::Backoff;
 pub use bytes::Bytes;
 pub use calls::{Call, Reply};
-pub use client::{Client, SessionInfo};
-pub use config::{Acknowledge, Config, ConfigError};
+pub use client::Client;
+pub use config::{Acknowledge, Config};
+pub use config_error::ConfigError;
 pub use dial::Dial;
 pub use error::{Error, Reason, sentence};
 pub use event::{Event, Message};
@@ -284,6 +288,7 @@ pub use payload::{Outgoing, Payload};
 pub use presence::{Online, UserPresence};
 pub use receipt::Receipt;
 pub use resume::Resume;
+pub use session_info::SessionInfo;
 #[cfg(feature = "tcp")]
 pub use tcp::Tcp;
 #[cfg(feature = "tls")]

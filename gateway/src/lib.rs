@@ -1,7 +1,8 @@
 //! The Trunkline gateway: see `ARCHITECTURE.md` for the code map.
 
+#![forbid(unsafe_code)]
+
 pub mod budget;
-pub mod clock;
 pub mod cluster;
 pub mod config;
 mod cores;
@@ -13,7 +14,6 @@ pub mod events;
 pub mod hook;
 pub mod host_tree;
 pub mod http;
-mod io;
 pub mod listeners;
 mod nap;
 pub mod prometheus;
@@ -30,5 +30,6 @@ pub use trunkline_core::{
     addresses, auth, control, desk, limits, metrics, portal, presence_log, reason, services, transport, waker, wheel,
 };
 pub(crate) use trunkline_core::{
-    bell, broadcast, core, directory, fence, groups, mailbox, membership, mesh, mesh_news,
+    bell, broadcast, core, directory, fence, groups, io, mailbox, membership, mesh, mesh_news,
 };
+pub use trunkline_uring::clock;

@@ -19,7 +19,6 @@ use crate::desk::ShardStore;
 use crate::events::EventPortals;
 use crate::fence::Fence;
 use crate::hook::HookPortals;
-use crate::io::uring::{Parking, RingFds, Uring};
 use crate::limits::Limits;
 use crate::mailbox::{Mailboxes, mailboxes};
 use crate::metrics::ShardStats;
@@ -41,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::{fmt, io};
 use tokio::sync::mpsc;
+use trunkline_uring::{Parking, RingFds, Uring};
 
 /// How long a core without work waits for its rings before it sleeps in the executor, which costs some microseconds to
 /// enter and leave.

@@ -2,12 +2,6 @@
 
 use crate::Kind;
 
-/// Bytes of the header of a short kind; also the length of the shortest frame.
-pub const HEADER_SHORT: usize = 8;
-
-/// Bytes of the header of a long kind.
-pub const HEADER_LONG: usize = 32;
-
 /// Longest frame in bytes, header included, where nothing else is configured.
 pub const FRAME_BYTES_MAX_DEFAULT: u32 = 65_536;
 

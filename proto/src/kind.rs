@@ -1,6 +1,10 @@
 //! The kinds of frame.
 
-use crate::{HEADER_LONG, HEADER_SHORT};
+/// Bytes of the header of a short kind; also the length of the shortest frame.
+pub const HEADER_SHORT: usize = 8;
+
+/// Bytes of the header of a long kind.
+pub const HEADER_LONG: usize = 32;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal, $name:literal, $header_len:ident;)*) => {

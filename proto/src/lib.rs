@@ -50,10 +50,9 @@ pub use control::{
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};
 pub use frame::{
-    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG, HEADER_SHORT,
-    SERVICE_USERS, call_flags, flags,
+    FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, SERVICE_USERS, call_flags, flags,
 };
-pub use kind::Kind;
+pub use kind::{HEADER_LONG, HEADER_SHORT, Kind};
 pub use prost;
 
 /// Version of the protocol, as in [`Login::version`].

@@ -6,8 +6,8 @@ use trunkline_proto::{Code, FRAME_BYTES_MAX_LIMIT, Header, Kind, decode, encode}
 
 use super::{Dialect, Event, Nats, Trunkline};
 use crate::{
-    backend::{SERVICE, SUBJECT},
     payload::Label,
+    service::{SERVICE, SUBJECT},
 };
 
 pub(crate) struct Calls;

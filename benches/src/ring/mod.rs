@@ -1,5 +1,6 @@
-//! One raw io_uring ring as both ends of the benches use it: direct descriptors only, receives into provided
-//! buffers, sends that are over when the kernel returns.
+//! A ring as both ends of the benches drive it: direct descriptors only, receives into provided buffers, sends that are
+//! over when the kernel returns. Set-up, table, buffers and signal are those of the gateway's rings: see
+//! [`trunkline_uring`].
 //!
 //! This folder holds all `unsafe` code of the package; what it hands out is safe to use.
 //!
@@ -13,7 +14,6 @@
 
 #![allow(unsafe_code)] // raw submission entries carry addresses; see the invariants above
 
-mod buffers;
 pub(crate) mod os;
 #[cfg(test)]
 mod tests;
@@ -23,31 +23,22 @@ use std::{
     io, mem,
     net::SocketAddrV4,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    sync::atomic::{Ordering, fence},
     time::Duration,
 };
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
-
-pub(crate) use buffers::Buffer;
-use buffers::BufferPool;
+use io_uring::{cqueue, opcode, squeue, types};
+use trunkline_uring::BUFFER_GROUP;
+pub(crate) use trunkline_uring::Shape as RingShape;
 
 /// `IORING_RECVSEND_POLL_FIRST`: waits before it tries, for what cannot be there yet.
 const POLL_FIRST: u16 = 1;
 
-/// Sizes of a ring.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RingShape {
-    /// Entries of the submission queue, a power of two. A fuller turn is submitted in several enters.
-    pub(crate) submissions: u32,
-    /// Entries of the completion queue, a power of two, at most 65,536.
-    pub(crate) completions: u32,
-    /// Direct descriptors; the kernel allows at most the process's limit of open files.
-    pub(crate) slots: u32,
-    /// Provided buffers, a power of two, at most 32,768.
-    pub(crate) buffers: u16,
-    /// Bytes of each provided buffer.
-    pub(crate) buffer_bytes: u32,
+/// A buffer with received bytes, taken out of the kernel's reach until it is recycled.
+#[derive(Debug)]
+#[must_use = "a buffer that is not recycled is lost to the ring"]
+pub(crate) struct Buffer {
+    id: u16,
+    len: u32,
 }
 
 /// What a call to [`Ring::turn`] waits for.
@@ -125,8 +116,7 @@ enum SendSource {
 /// An io_uring ring with its direct descriptors, provided buffers and send bytes. It stays on the thread that made it.
 pub(crate) struct Ring {
     // Fields are dropped in this order: the ring is closed before the memory it was told about is freed.
-    io: IoUring,
-    pool: BufferPool,
+    io: trunkline_uring::Ring,
     /// Addresses connected to, for the kernel to read; a ring has as many as there are servers.
     targets: Vec<(SocketAddrV4, Box<libc::sockaddr_in>)>,
     /// Bytes of the sends of the last enter.
@@ -138,7 +128,6 @@ pub(crate) struct Ring {
     counters: RingCounters,
 }
 
-const GROUP: u16 = 0;
 /// The 24 bits of an operation's name that tell one send of a turn from another.
 const SENDS_MAX: usize = 1 << 24;
 /// Enters in a row that may leave submissions behind before the ring is declared broken.
@@ -175,23 +164,8 @@ impl Ring {
     /// Sets up a ring for the calling thread. Errors: what the kernel says, `EMFILE` when `slots` is above the limit
     /// of open files.
     pub(crate) fn new(shape: RingShape) -> io::Result<Ring> {
-        let io: IoUring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(shape.completions)
-            .build(shape.submissions)?;
-        io.submitter().register_files_sparse(shape.slots)?;
-        let pool = BufferPool::new(shape.buffers, shape.buffer_bytes);
-        // SAFETY: the pool owns the ring of buffer entries and is dropped after `io` (field order), so the memory lives
-        // until the kernel has let go of it.
-        unsafe {
-            io.submitter().register_buf_ring_with_flags(pool.entries_address(), shape.buffers, GROUP, 0)?;
-        }
         Ok(Ring {
-            io,
-            pool,
+            io: trunkline_uring::Ring::new(&shape)?,
             targets: Vec::new(),
             sending: Vec::new(),
             staged: Vec::new(),
@@ -209,30 +183,17 @@ impl Ring {
 
     /// Whether a turn would do anything: something to submit, or something that has happened. Costs no system call.
     pub(crate) fn has_work(&mut self) -> bool {
-        let submissions = self.io.submission();
-        !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow() || {
-            drop(submissions);
-            !self.io.completion().is_empty()
-        }
+        self.io.has_work()
     }
 
     /// Makes `event` signal whenever completions may be waiting, while that is switched on.
     pub(crate) fn signal_to(&mut self, event: &OwnedFd) -> io::Result<()> {
-        self.io.submitter().register_eventfd(event.as_raw_fd())
+        self.io.signal_to(event)
     }
 
     /// Switches those signals on or off; who has switched them on looks for work once more before it sleeps.
     pub(crate) fn signal(&mut self, on: bool) {
-        let completions = self.io.completion();
-        if on {
-            completions.enable_eventfd();
-        } else {
-            completions.disable_eventfd();
-        }
-        drop(completions);
-        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees
-        // the other.
-        fence(Ordering::SeqCst);
+        self.io.signal(on);
     }
 
     /// Puts open sockets into the slots from `first` on. The caller may close its own descriptors afterwards.
@@ -275,14 +236,15 @@ impl Ring {
 
     /// Receives from `slot` until the receive ends.
     pub(crate) fn receive_many(&mut self, slot: u32) -> io::Result<()> {
-        let entry = opcode::RecvMulti::new(types::Fixed(slot), GROUP).build();
+        let entry = opcode::RecvMulti::new(types::Fixed(slot), BUFFER_GROUP).build();
         self.push(entry.user_data(user_data(Op::Receive, 0, slot)))
     }
 
     /// Receives from `slot` once.
     pub(crate) fn receive_one(&mut self, slot: u32) -> io::Result<()> {
-        let entry = opcode::Recv::new(types::Fixed(slot), std::ptr::null_mut(), self.pool.buffer_bytes())
-            .buf_group(GROUP)
+        // A null pointer and length 0: the kernel picks a buffer of the group and uses its whole length.
+        let entry = opcode::Recv::new(types::Fixed(slot), std::ptr::null_mut(), 0)
+            .buf_group(BUFFER_GROUP)
             .ioprio(POLL_FIRST)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
@@ -320,7 +282,7 @@ impl Ring {
 
     /// The bytes of a received buffer, and where to append bytes for the next sends.
     pub(crate) fn received(&mut self, buffer: &Buffer) -> (&[u8], &mut Vec<u8>) {
-        (self.pool.bytes(buffer), &mut self.staged)
+        (self.io.bytes(buffer.id, buffer.len as usize), &mut self.staged)
     }
 
     /// Where to append bytes for the next sends.
@@ -330,7 +292,7 @@ impl Ring {
 
     /// Gives a received buffer back to the kernel.
     pub(crate) fn recycle(&mut self, buffer: Buffer) {
-        self.pool.recycle(buffer);
+        self.io.release(buffer.id);
     }
 
     /// Opens the sends of the next enter: what was staged so far can be sent by its position. Every completion of the
@@ -339,12 +301,12 @@ impl Ring {
         assert!(self.pending.is_empty(), "completions of the last turn are still to be taken");
         for source in self.sends.drain(..) {
             if let SendSource::Provided(buffer) = source {
-                self.pool.recycle(buffer);
+                self.io.release(buffer.id);
             }
         }
         self.sending.clear();
         mem::swap(&mut self.sending, &mut self.staged);
-        self.pool.publish();
+        self.io.publish();
     }
 
     /// Sends staged bytes; `start` is the position they had in [`Ring::staged`] before [`Ring::begin_sends`].
@@ -357,7 +319,7 @@ impl Ring {
 
     /// Sends back what a buffer holds; the buffer returns to the kernel afterwards. One for each slot and turn.
     pub(crate) fn send_buffer(&mut self, slot: u32, buffer: Buffer) -> io::Result<()> {
-        let bytes = self.pool.bytes(&buffer);
+        let bytes = self.io.bytes(buffer.id, buffer.len as usize);
         let (address, length) = (bytes.as_ptr(), bytes.len() as u32);
         self.push_send(slot, address, length, SendSource::Provided(buffer))
     }
@@ -376,8 +338,9 @@ impl Ring {
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: the addresses an entry carries point into `targets` (each boxed, never replaced), into `sending`,
-            // which stays untouched from `begin_sends` to the next one, or into the pool; all three are owned by this
-            // ring and outlive the submission. Receives write to pool buffers the kernel owns until it reports them.
+            // which stays untouched from `begin_sends` to the next one, or into receive buffers of `io`; all three are
+            // owned by this ring and outlive the submission. Receives write to buffers the kernel owns until it reports
+            // them.
             if unsafe { self.io.submission().push(&entry) }.is_ok() {
                 return Ok(());
             }
@@ -393,7 +356,7 @@ impl Ring {
             }
             // Without it a receive that is armed again and again in one turn would never see the buffers given back
             // since.
-            self.pool.publish();
+            self.io.publish();
             self.enter(Wait::No)?;
             self.take_completions();
         }
@@ -403,7 +366,7 @@ impl Ring {
     /// Submits what is queued, waits as told, and makes the completions available to [`Ring::next`].
     /// Returns how many there are.
     pub(crate) fn turn(&mut self, wait: Wait) -> io::Result<usize> {
-        self.pool.publish();
+        self.io.publish();
         self.enter(wait)?;
         self.take_completions();
         self.submit_all()?;
@@ -469,12 +432,12 @@ impl Ring {
     }
 
     fn receive_completed(&mut self, slot: u32, result: i32, flags: u32) -> Completion {
-        let buffer = cqueue::buffer_select(flags).map(|id| self.pool.taken(id, result.max(0) as u32));
+        let buffer = cqueue::buffer_select(flags).map(|id| Buffer { id, len: result.max(0) as u32 });
         match (result, buffer) {
             (1.., Some(buffer)) => Completion::Received { slot, buffer, armed: cqueue::more(flags) },
             (result, buffer) => {
                 if let Some(buffer) = buffer {
-                    self.pool.recycle(buffer);
+                    self.io.release(buffer.id);
                 }
                 let end = match -result {
                     0 => ReceiveEnd::Eof,
@@ -493,7 +456,7 @@ impl Ring {
         self.counters.short_sends += 1;
         let bytes = match &self.sends[index] {
             SendSource::Staged { start, len } => &self.sending[*start..*start + *len],
-            SendSource::Provided(buffer) => self.pool.bytes(buffer),
+            SendSource::Provided(buffer) => self.io.bytes(buffer.id, buffer.len as usize),
         };
         let rest = bytes[(result.max(0) as usize).min(bytes.len())..].to_vec();
         let errno = match -result {

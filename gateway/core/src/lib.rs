@@ -34,6 +34,7 @@ pub mod hook;
 pub mod ids;
 mod inbox;
 pub mod io;
+pub mod lanes;
 pub mod limits;
 pub mod mailbox;
 pub mod membership;

@@ -1,18 +1,14 @@
 //! The way between a shard and the services thread: batches of bytes in both directions.
 //!
-//! To the shard go pushes ([`Push`]), and back comes what became of each of them ([`Fate`]). What the services thread
-//! has for a shard is gathered and handed over at once, and the shard is woken once for it; what a shard has to say
-//! follows at the end of its turn, and rings the bell of the services thread once. Neither side waits for the other.
+//! To the shard go pushes ([`Push`]), and back comes what became of each of them ([`Fate`]), by [`Lanes`]. What a shard
+//! has to say follows at the end of its turn.
 //!
 //! Bounds: the bytes under way to a shard are counted, and what finds no room is refused there and then. A fate answers
 //! a push that was let in, so fates are bounded by the pushes that are open and never refused.
 
-use crate::bell::Bell;
 use crate::broadcast::{News, Word};
-use crate::waker::Waker;
+use crate::lanes::{Lanes, ShardEnd, ThreadEnd};
 use crossbeam_queue::SegQueue;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use trunkline_proto::Outcome;
 
@@ -129,110 +125,64 @@ impl Batch {
     }
 }
 
-/// Batches on their way in one direction.
+/// What is said between one shard and the services thread of pushes to all, of which there are [`BROADCASTS_MAX`] at a
+/// time: a few words a second for each.
+///
+/// [`BROADCASTS_MAX`]: crate::broadcast::BROADCASTS_MAX
 #[derive(Debug, Default)]
-struct Lane {
-    batches: SegQueue<Vec<u8>>,
-    /// Bytes of them.
-    bytes: AtomicUsize,
-}
-
-impl Lane {
-    fn push(&self, batch: Vec<u8>) {
-        self.bytes.fetch_add(batch.len(), Ordering::Relaxed);
-        self.batches.push(batch);
-    }
-
-    fn pop(&self) -> Option<Vec<u8>> {
-        let batch = self.batches.pop()?;
-        self.bytes.fetch_sub(batch.len(), Ordering::Relaxed);
-        Some(batch)
-    }
-}
-
-/// What lies between one shard and the services thread.
-#[derive(Debug, Default)]
-struct Portal {
-    pushes: Lane,
-    fates: Lane,
-    /// Words about pushes to all, of which there are [`BROADCASTS_MAX`] at a time, and what the shard says of them: a
-    /// few words a second for each.
-    ///
-    /// [`BROADCASTS_MAX`]: crate::broadcast::BROADCASTS_MAX
+pub struct OfBroadcasts {
     words: SegQueue<Word>,
     news: SegQueue<News>,
-    waker: OnceLock<Arc<Waker>>,
 }
 
 /// The portals of a node, one for each shard.
-#[derive(Clone, Debug)]
-pub struct Portals {
-    by_shard: Arc<[Portal]>,
-    bell: Arc<Bell>,
-}
+pub type Portals = Lanes<Vec<u8>, Vec<u8>, Box<[OfBroadcasts]>>;
 
 impl Portals {
     /// For so many shards.
     pub fn new(shards: u16) -> Self {
-        Portals { by_shard: (0..shards).map(|_| Portal::default()).collect(), bell: Arc::default() }
-    }
-
-    /// How a shard is woken.
-    pub fn set_waker(&self, shard: u16, waker: Arc<Waker>) {
-        if let Some(portal) = self.by_shard.get(usize::from(shard)) {
-            // A shard has one core for as long as it lives.
-            let _ = portal.waker.set(waker);
-        }
-    }
-
-    /// What tells the services thread that there is something to do.
-    pub fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+        Lanes::with(shards, (0..shards).map(|_| OfBroadcasts::default()).collect())
     }
 
     /// A shard's end.
     pub fn inner(&self, shard: u16) -> InnerEnd {
-        InnerEnd { shard: usize::from(shard), portals: self.clone(), at_hand: None, fates: Vec::new() }
+        InnerEnd { end: self.shard_end(shard), at_hand: None }
     }
 
     /// The services thread's end, which lets in so many bytes for each shard.
     pub fn outer(&self, bytes_max: usize) -> OuterEnd {
-        let gathered = self.by_shard.iter().map(|_| Vec::new()).collect();
-        OuterEnd { portals: self.clone(), gathered, bytes_max }
+        OuterEnd { end: self.thread_end(), bytes_max }
     }
 }
 
 /// A shard's end of its portal.
 #[derive(Debug)]
 pub struct InnerEnd {
-    shard: usize,
-    portals: Portals,
+    /// It gathers the fates of this turn.
+    end: ShardEnd<Vec<u8>, Vec<u8>, Box<[OfBroadcasts]>>,
     /// The batch that is being worked off.
     at_hand: Option<Batch>,
-    /// Fates of this turn.
-    fates: Vec<u8>,
 }
 
 impl InnerEnd {
-    fn portal(&self) -> &Portal {
-        &self.portals.by_shard[self.shard]
+    fn broadcasts(&self) -> &OfBroadcasts {
+        &self.end.lanes.own[self.end.shard]
     }
 
     /// Whether pushes wait.
     pub fn has_pushes(&self) -> bool {
-        let portal = self.portal();
-        self.at_hand.is_some() || !portal.pushes.batches.is_empty() || !portal.words.is_empty()
+        self.at_hand.is_some() || self.end.has_any() || !self.broadcasts().words.is_empty()
     }
 
     /// The next word about a push to all.
     pub fn next_word(&mut self) -> Option<Word> {
-        self.portal().words.pop()
+        self.broadcasts().words.pop()
     }
 
     /// Tells how far a push to all is.
     pub fn tell_news(&mut self, news: News) {
-        self.portal().news.push(news);
-        self.portals.bell.ring();
+        self.broadcasts().news.push(news);
+        self.end.lanes.bell().ring();
     }
 
     /// What to go on with. What is left of it is given back by [`InnerEnd::put_back`].
@@ -240,7 +190,7 @@ impl InnerEnd {
         if let Some(batch) = self.at_hand.take() {
             return Some(batch);
         }
-        Some(Batch { bytes: self.portal().pushes.pop()?, at: 0, user: 0 })
+        Some(Batch { bytes: self.end.take()?, at: 0, user: 0 })
     }
 
     /// The rest waits for the next turn.
@@ -250,63 +200,59 @@ impl InnerEnd {
 
     /// Notes what became of a push; it is told at the end of the turn.
     pub fn tell(&mut self, fate: &Fate) {
-        fate.encode(&mut self.fates);
+        fate.encode(&mut self.end.gathered);
     }
 
     /// Tells what became of pushes in this turn.
     pub fn post(&mut self) {
-        if !self.fates.is_empty() {
-            let fates = std::mem::take(&mut self.fates);
-            self.portal().fates.push(fates);
-            self.portals.bell.ring();
-        }
+        self.end.post();
     }
 }
 
 /// The services thread's end of all portals.
 #[derive(Debug)]
 pub struct OuterEnd {
-    portals: Portals,
-    /// What is to be handed over next, by shard.
-    gathered: Vec<Vec<u8>>,
+    end: ThreadEnd<Vec<u8>, Vec<u8>, Box<[OfBroadcasts]>>,
     bytes_max: usize,
 }
 
 impl OuterEnd {
     /// Shards there are.
     pub fn shards(&self) -> u32 {
-        self.gathered.len() as u32
+        self.end.shards()
     }
 
     /// Bytes on their way to a shard.
     pub fn bytes(&self, shard: usize) -> usize {
-        self.portals.by_shard[shard].pushes.bytes.load(Ordering::Relaxed) + self.gathered[shard].len()
+        self.end.load(shard)
     }
 
     /// Gathers a push for users of a shard. False if the portal has no room for it.
     #[must_use]
     pub fn put(&mut self, shard: usize, push: &Push<'_>, users: &[u64]) -> bool {
-        if users.is_empty() || self.bytes(shard) + push.bytes(users.len()) > self.bytes_max {
-            return users.is_empty();
+        let has_room = users.is_empty() || self.bytes(shard) + push.bytes(users.len()) <= self.bytes_max;
+        if has_room
+            && !users.is_empty()
+            && let Some(gathered) = self.end.gathered(shard)
+        {
+            push.encode(users, gathered);
         }
-        push.encode(users, &mut self.gathered[shard]);
-        true
+        has_room
     }
 
     /// Tells all shards something about a push to all.
     pub fn tell_all(&mut self, word: &Word) {
-        for portal in self.portals.by_shard.iter() {
-            portal.words.push(word.clone());
-            if let Some(waker) = portal.waker.get() {
-                waker.wake();
-            }
+        let lanes = &self.end.lanes;
+        for (shard, broadcasts) in lanes.own.iter().enumerate() {
+            broadcasts.words.push(word.clone());
+            lanes.wake(shard);
         }
     }
 
     /// Takes all that shards have said of pushes to all.
     pub fn take_news(&mut self, mut each: impl FnMut(News)) {
-        for portal in self.portals.by_shard.iter() {
-            while let Some(news) = portal.news.pop() {
+        for broadcasts in self.end.lanes.own.iter() {
+            while let Some(news) = broadcasts.news.pop() {
                 each(news);
             }
         }
@@ -314,25 +260,15 @@ impl OuterEnd {
 
     /// Hands over what was gathered, and wakes those it is for, each once.
     pub fn post(&mut self) {
-        for (portal, gathered) in self.portals.by_shard.iter().zip(&mut self.gathered) {
-            if gathered.is_empty() {
-                continue;
-            }
-            portal.pushes.push(std::mem::take(gathered));
-            if let Some(waker) = portal.waker.get() {
-                waker.wake();
-            }
-        }
+        self.end.post();
     }
 
     /// Takes all that shards have told.
     pub fn take_fates(&mut self, mut each: impl FnMut(Fate)) {
-        for portal in self.portals.by_shard.iter() {
-            while let Some(batch) = portal.fates.pop() {
-                for fate in batch.as_chunks::<FATE_BYTES>().0 {
-                    let outcome = Outcome::from_u16(half(fate, 4) as u16).expect("written by encode");
-                    each(Fate { token: half(fate, 0), id: word(fate, 8), user: word(fate, 16), outcome });
-                }
+        while let Some((_, batch)) = self.end.take() {
+            for fate in batch.as_chunks::<FATE_BYTES>().0 {
+                let outcome = Outcome::from_u16(half(fate, 4) as u16).expect("written by encode");
+                each(Fate { token: half(fate, 0), id: word(fate, 8), user: word(fate, 16), outcome });
             }
         }
     }

@@ -83,7 +83,7 @@ struct Writing {
     /// The last event of it.
     seq: u64,
     /// Which of their events shards can count as kept then.
-    until: Vec<(usize, u64)>,
+    until: Vec<(u16, u64)>,
 }
 
 /// All of it.

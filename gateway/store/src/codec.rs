@@ -1,6 +1,7 @@
 //! Numbers and states as bytes: little-endian, fixed length. A reader gives none where bytes are missing or make no
 //! sense; nothing read from disk panics.
 
+use crate::limits::Amount;
 use crate::state::{Device, State};
 
 /// Reads from bytes.
@@ -95,20 +96,6 @@ impl Totals {
     pub(crate) fn subtract(&mut self, gone: Amount) {
         self.messages = self.messages.saturating_sub(gone.messages as u32);
         self.bytes = self.bytes.saturating_sub(gone.bytes as u32);
-    }
-}
-
-/// A number of messages and their bytes, as in the limits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
-    pub(crate) messages: u64,
-    pub(crate) bytes: u64,
-}
-
-impl Amount {
-    pub(crate) fn add(&mut self, bytes: usize) {
-        self.messages += 1;
-        self.bytes += bytes as u64;
     }
 }
 

@@ -9,24 +9,20 @@
 //!
 //! Members are in memory, as the books say at the start: about 50 bytes a membership, whoever is online.
 //!
+//! What is asked and answered is in `group_ask`, beside the requests of users.
+//!
 //! | file | what |
 //! |---|---|
-//! | `ask` | what is asked and answered |
 //! | `book` | settings, members and marks in memory; pure |
 //! | `page` | operations and snapshots as the payload of a record |
 //! | `keep` | requests to operations and back: one commit for a batch |
 //! | `with` | inboxes and groups as one store |
 
-mod ask;
 mod book;
 mod keep;
 mod page;
 mod with;
 
-pub use ask::{
-    GroupAsk, GroupDenial, GroupInfo, GroupReply, GroupSettings, JoinRule, Member, MemberChange, MemberInfo,
-    Membership, Role,
-};
 pub use keep::{GroupLimits, GroupStats, Groups, group_store_limits};
 pub use with::WithGroups;
 

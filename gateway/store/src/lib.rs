@@ -19,12 +19,14 @@ mod codec;
 mod copy;
 mod disk;
 mod embedded;
+mod group_ask;
 mod groups;
 mod jobs;
 mod limits;
 mod log;
 mod mail;
 mod memory;
+mod record;
 mod request;
 mod state;
 mod stats;
@@ -36,14 +38,16 @@ mod tools;
 pub use copy::{CopyLine, UserCopy};
 pub use disk::{DirDisk, Disk, Fault, File, SimDisk, make_folder};
 pub use embedded::Embedded;
-pub use groups::{
-    GroupAsk, GroupDenial, GroupInfo, GroupLimits, GroupReply, GroupSettings, GroupStats, Groups, JoinRule, Member,
-    MemberChange, MemberInfo, Membership, Role, WithGroups, group_store_limits,
+pub use group_ask::{
+    GroupAsk, GroupDenial, GroupInfo, GroupReply, GroupSettings, JoinRule, Member, MemberChange, MemberInfo,
+    Membership, Role,
 };
+pub use groups::{GroupLimits, GroupStats, Groups, WithGroups, group_store_limits};
 pub use limits::{Limits, WhenFull};
 pub use mail::{MailSender, StoreMail};
 pub use memory::Memory;
-pub use request::{Answer, DeviceInfo, Inbox, Opened, Page, Payload, Record, Refusal, Reply, Request, Source};
+pub use record::{Page, Payload, Record};
+pub use request::{Answer, DeviceInfo, Inbox, Opened, Refusal, Reply, Request, Source};
 pub use stats::{COMMIT_BUCKETS_US, Stats};
 pub use store::{Clock, Store};
 pub use thread::StoreThread;

@@ -1,7 +1,5 @@
 //! Bounds of a store.
 
-use crate::codec::Amount;
-
 /// What a user's full log does with the next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
@@ -80,5 +78,19 @@ impl Limits {
             messages: (messages + 1).saturating_sub(spare(self.user_messages_max)),
             bytes: (bytes + more).saturating_sub(spare(self.user_bytes_max)),
         }
+    }
+}
+
+/// A number of messages and their bytes, as in the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes as u64;
     }
 }

@@ -1,6 +1,6 @@
 //! A store in memory, for simulations, and the model that the one on disk is compared with.
 
-use crate::codec::Amount;
+use crate::limits::Amount;
 use crate::state::{Epochs, State};
 use crate::store::{CURSOR_DELAY_MS, confirmed_stamp};
 use crate::{

@@ -14,8 +14,9 @@ mod write;
 
 pub(crate) use write::TableWriter;
 
-use crate::codec::{Amount, Put, Reader, Totals};
+use crate::codec::{Put, Reader, Totals};
 use crate::disk::{Disk, File};
+use crate::limits::Amount;
 use crate::state::State;
 use crate::{Payload, Record};
 use filter::Filter;

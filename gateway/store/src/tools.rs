@@ -1,8 +1,8 @@
 //! What an operator does with a store that is not in use: check, export, import.
 
-use crate::codec::Amount;
 use crate::copy::{CopyLine, UserCopy};
 use crate::embedded::Embedded;
+use crate::limits::Amount;
 use crate::state::{Device, State};
 use crate::{Record, Reply, Request, Store};
 use serde::Serialize;

@@ -1,73 +1,66 @@
 //! The way of events from a shard to the services thread, and word back of how many are kept.
 //!
-//! What happens in a turn is gathered, handed over at its end, and rings the bell of the services thread once. Neither
-//! side waits for the other. Bounds: the bytes under way are counted; an event for which there is no room is counted
-//! by lane and type, and these counts go over, before whatever comes behind them in the lane, as soon as there is room.
+//! What happens in a turn is gathered and handed over at its end, by [`Lanes`]. Bounds: the bytes under way are
+//! counted; an event for which there is no room is counted by lane and type, and these counts go over, before whatever
+//! comes behind them in the lane, as soon as there is room.
 
 use super::event::{Event, EventKind, KINDS, Wants};
 use super::grace::Grace;
 use super::{LANES, PORTAL_BYTES};
-use crate::bell::Bell;
 use crate::ids::Origin;
-use crate::waker::Waker;
-use crossbeam_queue::SegQueue;
+use crate::lanes::{self, Lanes, ShardEnd};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Events of a turn.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Batch {
     pub bytes: Vec<u8>,
     /// Events of the shard up to here, those before this batch included.
     pub until: u64,
 }
 
-#[derive(Debug, Default)]
-struct Portal {
-    batches: SegQueue<Batch>,
-    bytes: AtomicUsize,
-    /// So many of the shard's events are kept, as far as they can be.
-    kept: AtomicU64,
-    waker: OnceLock<Arc<Waker>>,
+impl lanes::Batch for Batch {
+    fn load(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
-/// The ways of a node's events, one for each shard.
-#[derive(Clone, Debug)]
-pub struct EventPortals {
-    by_shard: Arc<[Portal]>,
-    bell: Arc<Bell>,
+/// No batches go to shards, only word of how many events are kept.
+type NoBatch = Vec<Infallible>;
+
+/// So many of a shard's events are kept, as far as they can be. On a cache line of its own, as each shard looks at it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Kept(AtomicU64);
+
+/// What both sides see of a node's events.
+#[derive(Debug)]
+pub struct EventsShared {
+    /// By shard.
+    kept: Box<[Kept]>,
     wants: Wants,
     keeps: bool,
 }
+
+/// The ways of a node's events, one for each shard.
+pub type EventPortals = Lanes<NoBatch, Batch, EventsShared>;
 
 impl EventPortals {
     /// For so many shards, whose events of these types somebody wants. `keeps`: they outlive the process, so those of
     /// stored messages are to be kept before their senders are told.
     pub fn new(shards: u16, wants: Wants, keeps: bool) -> Self {
-        let by_shard = (0..shards).map(|_| Portal::default()).collect();
-        EventPortals { by_shard, bell: Arc::default(), wants, keeps }
-    }
-
-    /// How a shard is woken.
-    pub fn set_waker(&self, shard: u16, waker: Arc<Waker>) {
-        if let Some(portal) = self.by_shard.get(usize::from(shard)) {
-            // A shard has one core for as long as it lives.
-            let _ = portal.waker.set(waker);
-        }
-    }
-
-    /// What tells the services thread that there is something to do.
-    pub fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+        let kept = (0..shards).map(|_| Kept::default()).collect();
+        Lanes::with(shards, EventsShared { kept, wants, keeps })
     }
 
     /// A shard's end.
     pub fn inner(&self, shard: u16) -> EventsInner {
         EventsInner {
-            shard: usize::from(shard),
-            portals: self.clone(),
-            gathered: Vec::new(),
+            end: self.shard_end(shard),
+            wants: self.own.wants,
+            keeps: self.own.keeps,
             put: 0,
             lost: Box::default(),
             has_lost: false,
@@ -76,34 +69,18 @@ impl EventPortals {
         }
     }
 
-    /// The next batch of any shard, with the shard.
-    pub fn take(&self) -> Option<(usize, Batch)> {
-        self.by_shard.iter().enumerate().find_map(|(shard, portal)| {
-            let batch = portal.batches.pop()?;
-            portal.bytes.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
-            Some((shard, batch))
-        })
-    }
-
     /// The events of the next batch.
     #[cfg(test)]
     pub fn take_bytes(&self) -> Option<Vec<u8>> {
         self.take().map(|(_, batch)| batch.bytes)
     }
 
-    /// Whether nothing is under way.
-    pub fn is_empty(&self) -> bool {
-        self.by_shard.iter().all(|portal| portal.batches.is_empty())
-    }
-
     /// So many events of a shard are kept. Its senders that wait for that are told in a turn of the shard.
-    pub fn set_kept(&self, shard: usize, until: u64) {
-        let Some(portal) = self.by_shard.get(shard) else { return };
-        portal.kept.store(until, Ordering::Release);
-        if self.keeps
-            && let Some(waker) = portal.waker.get()
-        {
-            waker.wake();
+    pub fn set_kept(&self, shard: u16, until: u64) {
+        let Some(kept) = self.own.kept.get(usize::from(shard)) else { return };
+        kept.0.store(until, Ordering::Release);
+        if self.own.keeps {
+            self.wake(usize::from(shard));
         }
     }
 }
@@ -132,9 +109,9 @@ pub struct HeldFate {
 /// A shard's end of its portal.
 #[derive(Debug)]
 pub struct EventsInner {
-    shard: usize,
-    portals: EventPortals,
-    gathered: Vec<u8>,
+    end: ShardEnd<NoBatch, Batch, EventsShared>,
+    wants: Wants,
+    keeps: bool,
     /// Events that were let in.
     put: u64,
     lost: Box<[[Lost; KINDS]; LANES]>,
@@ -144,23 +121,19 @@ pub struct EventsInner {
 }
 
 impl EventsInner {
-    fn portal(&self) -> &Portal {
-        &self.portals.by_shard[self.shard]
-    }
-
     /// Whether anybody wants events of this type.
     #[inline]
     pub fn wants(&self, kind: EventKind) -> bool {
-        self.portals.wants.has(kind)
+        self.wants.has(kind)
     }
 
     /// Whether events outlive the process.
     pub fn keeps(&self) -> bool {
-        self.portals.keeps
+        self.keeps
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.portal().bytes.load(Ordering::Relaxed) + self.gathered.len() + bytes <= PORTAL_BYTES
+        self.end.load() + bytes <= PORTAL_BYTES
     }
 
     /// Gathers an event. Its place among those of the shard, or `None` if there is no room for it; then it is counted.
@@ -181,7 +154,7 @@ impl EventsInner {
             self.has_lost = true;
             return None;
         }
-        event.encode(&mut self.gathered);
+        event.encode(&mut self.end.gathered.bytes);
         self.put += 1;
         Some(self.put)
     }
@@ -197,7 +170,7 @@ impl EventsInner {
                 ..Event::new(EventKind::Gap, to_ms, lane as u64)
             };
             if count > 0 && self.has_room(gap.encoded_len()) {
-                gap.encode(&mut self.gathered);
+                gap.encode(&mut self.end.gathered.bytes);
                 self.put += 1;
                 self.lost[lane][*kind as usize] = Lost::default();
             }
@@ -210,18 +183,13 @@ impl EventsInner {
             (0..LANES).for_each(|lane| self.tell_lost(lane));
             self.has_lost = self.lost.iter().flatten().any(|lost| lost.count > 0);
         }
-        if self.gathered.is_empty() {
-            return;
-        }
-        let batch = Batch { bytes: std::mem::take(&mut self.gathered), until: self.put };
-        self.portal().bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
-        self.portal().batches.push(batch);
-        self.portals.bell.ring();
+        self.end.gathered.until = self.put;
+        self.end.post();
     }
 
     /// Whether an event is kept, or cannot be.
     fn is_kept(&self, event: u64) -> bool {
-        event <= self.portal().kept.load(Ordering::Acquire)
+        event <= self.end.lanes.own.kept[self.end.shard].0.load(Ordering::Acquire)
     }
 
     /// Whether a sender can be told now.

@@ -1,21 +1,18 @@
 //! The way between shards and the services thread for questions to the hook.
 //!
-//! What a shard asks in a turn is handed over at its end, and the thread is told once; verdicts come back likewise.
-//! Bound: those who wait are counted for the whole node, from the question until the shard has its verdict; whoever
-//! finds no room is not let in. Word that nobody waits any more is never refused: there is one for each question at
-//! most.
+//! What a shard asks in a turn is handed over at its end, and verdicts come back likewise, by [`Lanes`]. Bound: those
+//! who wait are counted for the whole node, from the question until the shard has its verdict; whoever finds no room is
+//! not let in. Word that nobody waits any more is never refused: there is one for each question at most.
 
 use super::{FailurePolicy, Grant};
 use crate::auth::Granted;
-use crate::bell::Bell;
 use crate::io::ConnId;
+use crate::lanes::{Lanes, ShardEnd, ThreadEnd};
 use crate::mailbox::Adoptee;
-use crate::waker::Waker;
-use crossbeam_queue::SegQueue;
 use hashbrown::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,61 +71,33 @@ pub enum Word {
     Cancel(ConnId),
 }
 
-#[derive(Debug, Default)]
-struct Portal {
-    words: SegQueue<Vec<Word>>,
-    verdicts: SegQueue<Vec<(ConnId, Decision)>>,
-    waker: OnceLock<Arc<Waker>>,
-}
+/// Verdicts for a shard.
+type Verdicts = Vec<(ConnId, Decision)>;
+/// Questions whose verdict no shard has taken.
+type WaitingCount = AtomicUsize;
 
 /// The ways of a node's questions, one for each shard.
-#[derive(Clone, Debug)]
-pub struct HookPortals {
-    by_shard: Arc<[Portal]>,
-    bell: Arc<Bell>,
-    /// Questions whose verdict no shard has taken.
-    waiting: Arc<AtomicUsize>,
-}
+pub type HookPortals = Lanes<Verdicts, Vec<Word>, WaitingCount>;
 
 impl HookPortals {
     /// For so many shards.
     pub fn new(shards: u16) -> Self {
-        let by_shard = (0..shards).map(|_| Portal::default()).collect();
-        HookPortals { by_shard, bell: Arc::default(), waiting: Arc::default() }
-    }
-
-    /// How a shard is woken.
-    pub fn set_waker(&self, shard: u16, waker: Arc<Waker>) {
-        if let Some(portal) = self.by_shard.get(usize::from(shard)) {
-            // A shard has one core for as long as it lives.
-            let _ = portal.waker.set(waker);
-        }
-    }
-
-    /// What tells the services thread that there is something to do.
-    pub fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+        Lanes::with(shards, WaitingCount::new(0))
     }
 
     /// A shard's end.
     pub fn inner(&self, shard: u16) -> HookInner {
-        HookInner {
-            shard: usize::from(shard),
-            portals: self.clone(),
-            gathered: Vec::new(),
-            waiting: HashMap::new(),
-            at_hand: Vec::new(),
-        }
+        HookInner { end: self.shard_end(shard), waiting: HashMap::new(), at_hand: Vec::new() }
     }
 
     /// The services thread's end.
     pub fn outer(&self) -> HookOuter {
-        HookOuter { portals: self.clone(), gathered: self.by_shard.iter().map(|_| Vec::new()).collect() }
+        self.thread_end()
     }
 
     /// Questions whose verdict no shard has taken.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.own.load(Ordering::Relaxed)
     }
 }
 
@@ -145,10 +114,7 @@ pub enum Waiting {
 /// A shard's end of its portal, and who waits there.
 #[derive(Debug)]
 pub struct HookInner {
-    shard: usize,
-    portals: HookPortals,
-    /// What this turn has for the services thread.
-    gathered: Vec<Word>,
+    end: ShardEnd<Verdicts, Vec<Word>, WaitingCount>,
     /// By slot, with the generation of its connection.
     waiting: HashMap<u32, (u32, Waiting)>,
     /// Verdicts that are being worked off, the last one first.
@@ -156,18 +122,18 @@ pub struct HookInner {
 }
 
 impl HookInner {
-    fn portal(&self) -> &Portal {
-        &self.portals.by_shard[self.shard]
+    fn waiting_of_node(&self) -> &WaitingCount {
+        &self.end.lanes.own
     }
 
     /// Gathers a question. Gives back who asks if so many wait already.
     pub fn ask(&mut self, ask: Ask, who: Waiting, waiting_max: usize) -> Result<(), Waiting> {
-        if self.portals.waiting.fetch_add(1, Ordering::Relaxed) >= waiting_max {
-            self.portals.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.waiting_of_node().fetch_add(1, Ordering::Relaxed) >= waiting_max {
+            self.waiting_of_node().fetch_sub(1, Ordering::Relaxed);
             return Err(who);
         }
         self.waiting.insert(ask.conn.slot, (ask.conn.generation, who));
-        self.gathered.push(Word::Ask(Box::new(ask)));
+        self.end.gathered.push(Word::Ask(Box::new(ask)));
         Ok(())
     }
 
@@ -179,32 +145,28 @@ impl HookInner {
     /// The connection in a slot waits no more.
     pub fn cancel(&mut self, slot: u32) {
         if let Some((generation, _)) = self.waiting.remove(&slot) {
-            self.gathered.push(Word::Cancel(ConnId { slot, generation }));
+            self.end.gathered.push(Word::Cancel(ConnId { slot, generation }));
         }
     }
 
     /// Hands over what was gathered in this turn.
     pub fn post(&mut self) {
-        if !self.gathered.is_empty() {
-            let gathered = std::mem::take(&mut self.gathered);
-            self.portal().words.push(gathered);
-            self.portals.bell.ring();
-        }
+        self.end.post();
     }
 
     /// Whether verdicts wait.
     pub fn has_verdicts(&self) -> bool {
-        !self.at_hand.is_empty() || !self.portal().verdicts.is_empty()
+        !self.at_hand.is_empty() || self.end.has_any()
     }
 
     /// The next verdict, with whom it is for, unless nobody waits for it any more.
     pub fn take(&mut self) -> Option<(ConnId, Decision, Option<Waiting>)> {
         if self.at_hand.is_empty() {
-            self.at_hand = self.portal().verdicts.pop()?;
+            self.at_hand = self.end.take()?;
             self.at_hand.reverse();
         }
         let (conn, decision) = self.at_hand.pop()?;
-        self.portals.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting_of_node().fetch_sub(1, Ordering::Relaxed);
         let is_same = self.waiting.get(&conn.slot).is_some_and(|(generation, _)| *generation == conn.generation);
         let who = if is_same { self.waiting.remove(&conn.slot).map(|(_, who)| who) } else { None };
         Some((conn, decision, who))
@@ -212,36 +174,13 @@ impl HookInner {
 }
 
 /// The services thread's end of all portals.
-#[derive(Debug)]
-pub struct HookOuter {
-    portals: HookPortals,
-    /// What is to be handed over next, by shard.
-    gathered: Vec<Vec<(ConnId, Decision)>>,
-}
+pub type HookOuter = ThreadEnd<Verdicts, Vec<Word>, WaitingCount>;
 
 impl HookOuter {
-    /// The next words of any shard, with the shard.
-    pub fn take(&self) -> Option<(u16, Vec<Word>)> {
-        (0..).zip(self.portals.by_shard.iter()).find_map(|(shard, portal)| Some((shard, portal.words.pop()?)))
-    }
-
     /// Gathers a verdict for a shard.
     pub fn put(&mut self, shard: u16, conn: ConnId, decision: Decision) {
-        if let Some(gathered) = self.gathered.get_mut(usize::from(shard)) {
+        if let Some(gathered) = self.gathered(usize::from(shard)) {
             gathered.push((conn, decision));
-        }
-    }
-
-    /// Hands over what was gathered, and wakes those it is for, each once.
-    pub fn post(&mut self) {
-        for (portal, gathered) in self.portals.by_shard.iter().zip(&mut self.gathered) {
-            if gathered.is_empty() {
-                continue;
-            }
-            portal.verdicts.push(std::mem::take(gathered));
-            if let Some(waker) = portal.waker.get() {
-                waker.wake();
-            }
         }
     }
 }

@@ -1,109 +1,52 @@
 //! The way between a shard and the services thread for calls to HTTP servers: batches of [`ServiceRecord`]s in both
 //! directions.
 //!
-//! To the services thread go calls, and word that nobody waits for one any more; back come answers. What a shard has is
-//! handed over at the end of its turn, and the thread is told once; what the thread has is gathered and wakes the shard
-//! once. Neither waits for the other.
+//! To the services thread go calls, and word that nobody waits for one any more; back come answers, all by [`Lanes`].
 //!
 //! Bounds: the bytes of calls under way to the thread are counted, and a call that finds no room is refused there and
 //! then. Word of calls that nobody waits for any more is never refused: there is one for each call at most, and it is
 //! small. Answers are bounded by what the thread may hold in all ([`CallPortals::answer_bytes`]).
 
 use super::ServiceRecord;
-use crate::bell::Bell;
-use crate::waker::Waker;
-use crossbeam_queue::SegQueue;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-
-/// Batches on their way in one direction.
-#[derive(Debug, Default)]
-struct Lane {
-    batches: SegQueue<Vec<u8>>,
-    bytes: AtomicUsize,
-}
-
-impl Lane {
-    fn push(&self, batch: Vec<u8>) {
-        self.bytes.fetch_add(batch.len(), Ordering::Relaxed);
-        self.batches.push(batch);
-    }
-
-    fn pop(&self) -> Option<Vec<u8>> {
-        let batch = self.batches.pop()?;
-        self.bytes.fetch_sub(batch.len(), Ordering::Relaxed);
-        Some(batch)
-    }
-}
-
-#[derive(Debug, Default)]
-struct CallPortal {
-    calls: Lane,
-    answers: Lane,
-    waker: OnceLock<Arc<Waker>>,
-}
+use crate::lanes::{Lanes, ShardEnd, ThreadEnd};
 
 /// The ways of a node's calls, one for each shard.
-#[derive(Clone, Debug)]
-pub struct CallPortals {
-    by_shard: Arc<[CallPortal]>,
-    bell: Arc<Bell>,
-}
+pub type CallPortals = Lanes<Vec<u8>, Vec<u8>>;
 
 impl CallPortals {
     /// For so many shards.
     pub fn new(shards: u16) -> Self {
-        CallPortals { by_shard: (0..shards).map(|_| CallPortal::default()).collect(), bell: Arc::default() }
-    }
-
-    /// How a shard is woken.
-    pub fn set_waker(&self, shard: u16, waker: Arc<Waker>) {
-        if let Some(portal) = self.by_shard.get(usize::from(shard)) {
-            // A shard has one core for as long as it lives.
-            let _ = portal.waker.set(waker);
-        }
-    }
-
-    /// What tells the services thread that there is something to do.
-    pub fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+        Lanes::with(shards, ())
     }
 
     /// A shard's end.
     pub fn inner(&self, shard: u16) -> CallsInner {
-        CallsInner { shard: usize::from(shard), portals: self.clone(), gathered: Vec::new(), at_hand: None }
+        CallsInner { end: self.shard_end(shard), at_hand: None }
     }
 
     /// The services thread's end.
     pub fn outer(&self) -> CallsOuter {
-        CallsOuter { portals: self.clone(), gathered: self.by_shard.iter().map(|_| Vec::new()).collect() }
+        self.thread_end()
     }
 
     /// Bytes of answers on their way to shards.
     pub fn answer_bytes(&self) -> usize {
-        self.by_shard.iter().map(|portal| portal.answers.bytes.load(Ordering::Relaxed)).sum()
+        self.load_to_shards()
     }
 }
 
 /// A shard's end of its portal.
 #[derive(Debug)]
 pub struct CallsInner {
-    shard: usize,
-    portals: CallPortals,
-    /// What this turn has for the services thread.
-    gathered: Vec<u8>,
+    end: ShardEnd<Vec<u8>, Vec<u8>>,
     /// Answers that are being worked off, and how far.
     at_hand: Option<(Vec<u8>, usize)>,
 }
 
 impl CallsInner {
-    fn portal(&self) -> &CallPortal {
-        &self.portals.by_shard[self.shard]
-    }
-
     /// Bytes of calls on their way.
     pub fn bytes(&self) -> usize {
-        self.portal().calls.bytes.load(Ordering::Relaxed) + self.gathered.len()
+        self.end.load()
     }
 
     /// Gathers a call. False if that would be more than so many bytes under way.
@@ -111,33 +54,29 @@ impl CallsInner {
     pub fn put_call(&mut self, call: &ServiceRecord<'_>, bytes_max: usize) -> bool {
         let has_room = self.bytes() + call.encoded_len() <= bytes_max;
         if has_room {
-            call.encode(&mut self.gathered);
+            call.encode(&mut self.end.gathered);
         }
         has_room
     }
 
     /// Gathers word that nobody waits for a call any more.
     pub fn put_cancel(&mut self, cancel: &ServiceRecord<'_>) {
-        cancel.encode(&mut self.gathered);
+        cancel.encode(&mut self.end.gathered);
     }
 
     /// Hands over what was gathered in this turn.
     pub fn post(&mut self) {
-        if !self.gathered.is_empty() {
-            let gathered = std::mem::take(&mut self.gathered);
-            self.portal().calls.push(gathered);
-            self.portals.bell.ring();
-        }
+        self.end.post();
     }
 
     /// Whether answers wait.
     pub fn has_answers(&self) -> bool {
-        self.at_hand.is_some() || !self.portal().answers.batches.is_empty()
+        self.at_hand.is_some() || self.end.has_any()
     }
 
     /// Answers to go on with, and where in them. What is left is given back by [`CallsInner::put_back`].
     pub fn take(&mut self) -> Option<(Vec<u8>, usize)> {
-        self.at_hand.take().or_else(|| Some((self.portal().answers.pop()?, 0)))
+        self.at_hand.take().or_else(|| Some((self.end.take()?, 0)))
     }
 
     /// The rest waits for the next turn.
@@ -147,36 +86,13 @@ impl CallsInner {
 }
 
 /// The services thread's end of all portals.
-#[derive(Debug)]
-pub struct CallsOuter {
-    portals: CallPortals,
-    /// What is to be handed over next, by shard.
-    gathered: Vec<Vec<u8>>,
-}
+pub type CallsOuter = ThreadEnd<Vec<u8>, Vec<u8>>;
 
 impl CallsOuter {
-    /// The next batch of calls of any shard, with the shard.
-    pub fn take(&self) -> Option<(u16, Vec<u8>)> {
-        (0..).zip(self.portals.by_shard.iter()).find_map(|(shard, portal)| Some((shard, portal.calls.pop()?)))
-    }
-
     /// Gathers an answer for a shard.
     pub fn put(&mut self, shard: u16, answer: &ServiceRecord<'_>) {
-        if let Some(gathered) = self.gathered.get_mut(usize::from(shard)) {
+        if let Some(gathered) = self.gathered(usize::from(shard)) {
             answer.encode(gathered);
-        }
-    }
-
-    /// Hands over what was gathered, and wakes those it is for, each once.
-    pub fn post(&mut self) {
-        for (portal, gathered) in self.portals.by_shard.iter().zip(&mut self.gathered) {
-            if gathered.is_empty() {
-                continue;
-            }
-            portal.answers.push(std::mem::take(gathered));
-            if let Some(waker) = portal.waker.get() {
-                waker.wake();
-            }
         }
     }
 }

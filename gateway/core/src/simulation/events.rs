@@ -9,14 +9,12 @@
 
 use super::node::{Node, NodeConfig};
 use super::{SharedWorld, World};
-use crate::auth::{Auth, AuthSwitch};
 use crate::events::{Event, EventKind, EventPortals, Wants};
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::sync::Arc;
 use trunkline_proto::{Kind, Login, VERSION, encode_message};
 
 const USERS: u64 = 6;
@@ -61,21 +59,7 @@ impl Run {
         faults.clock_set = 0;
         let world = World::new(seed, faults, usize::from(shards), 1, &limits, false);
         let world = Rc::new(RefCell::new(world));
-        let node = NodeConfig {
-            seed,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards,
-            listeners: 1,
-            limits,
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: Arc::default(),
-            cluster: None,
-            store: None,
-            services: None,
-        };
-        let mut node = Node::new(node, &world);
+        let mut node = Node::new(NodeConfig::alone(seed, shards, &limits), &world);
         let portals = EventPortals::new(shards, Wants::of("*").expect("all"), false);
         node.give_events(&portals);
         let users = BTreeMap::new();
@@ -99,15 +83,7 @@ impl Run {
 
     fn run_for(&mut self, us: u64) {
         let end_us = self.now_us() + us;
-        loop {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
+        while self.node.pass(u64::MAX, end_us).is_some() {
             self.node.step();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred.into_iter().filter(|socket| self.sockets.contains(socket)).collect::<Vec<_>>() {

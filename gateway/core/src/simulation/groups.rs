@@ -14,10 +14,9 @@
 //!    of, and has asked for; in large groups too, with attention and without.
 
 use super::inbox::store::SimStore;
-use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};
+use super::stored_node::StoredNode;
 use super::{Report, SharedWorld, World, outcome, try_seeds};
-use crate::auth::{Auth, AuthSwitch};
 use crate::groups::ROOMS_FROM;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::{GroupLimits, Limits};
@@ -113,15 +112,8 @@ struct Sent {
 struct Run {
     print: bool,
     world: SharedWorld,
-    seed: u64,
     rng: Rng,
-    limits: Limits,
-    shards: u16,
-    node: Option<Node>,
-    store: SimStore,
-    starts: u64,
-    restart_us: Option<u64>,
-    first_ring: usize,
+    rig: StoredNode,
     devices: Vec<Device>,
     sessions: Vec<Session>,
     by_socket: BTreeMap<usize, usize>,
@@ -133,9 +125,7 @@ struct Run {
     settling: bool,
     crashes: u32,
     failures: u32,
-    crashed: u64,
     facts: BTreeMap<&'static str, u64>,
-    sums: BTreeMap<String, u64>,
 }
 
 impl Run {
@@ -174,17 +164,14 @@ impl Run {
                 devices.push(Device { user, number, session: None, next_us, have, whole, unsettled });
             }
         }
-        let mut run = Run {
+        let world = Rc::new(RefCell::new(world));
+        let store = SimStore::new(seed, trunkline_store::Limits::default(), slow, 1 << 20);
+        let mut rig = StoredNode::new(&world, seed, limits, shards, store);
+        rig.start();
+        Run {
             print,
-            world: Rc::new(RefCell::new(world)),
-            seed,
-            store: SimStore::new(seed, trunkline_store::Limits::default(), slow, 1 << 20),
-            limits,
-            shards,
-            node: None,
-            starts: 0,
-            restart_us: None,
-            first_ring: 0,
+            world,
+            rig,
             devices,
             sessions: Vec::new(),
             by_socket: BTreeMap::new(),
@@ -195,48 +182,9 @@ impl Run {
             settling: false,
             crashes: if rng.chance(500) { 30 } else { 0 },
             failures,
-            crashed: 0,
             facts: BTreeMap::new(),
-            sums: BTreeMap::new(),
             rng,
-        };
-        run.start();
-        run
-    }
-
-    fn start(&mut self) {
-        if self.starts > 0 {
-            self.first_ring = self.world.borrow_mut().add_rings(0, self.shards, 1, &self.limits);
         }
-        self.starts += 1;
-        let store = self.store.serve(self.shards, self.world.borrow().wall_ms());
-        let config = NodeConfig {
-            seed: self.seed ^ (self.starts << 32),
-            name: "simulated".to_owned(),
-            first_ring: self.first_ring,
-            shards: self.shards,
-            listeners: 1,
-            limits: self.limits.clone(),
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: std::sync::Arc::default(),
-            cluster: None,
-            store: Some(store),
-            services: None,
-        };
-        self.node = Some(Node::new(config, &self.world));
-    }
-
-    /// The process is killed; its clients find their connections closed.
-    fn crash(&mut self) {
-        let Some(node) = self.node.take() else { return };
-        add_stats(&mut self.sums, &node);
-        self.crashed += 1;
-        let rings = self.first_ring..self.first_ring + usize::from(self.shards);
-        self.world.borrow_mut().kill(rings, false);
-        self.store.crash();
-        let away_us = self.rng.within(1_000, 1_000_000);
-        self.restart_us = Some(self.now_us() + away_us);
     }
 
     fn now_us(&self) -> u64 {
@@ -244,22 +192,8 @@ impl Run {
     }
 
     fn run_until(&mut self, end_us: u64) {
-        loop {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.as_ref().and_then(Node::next_turn_us).unwrap_or(u64::MAX);
-            let device_us = self.devices.iter().map(|device| device.next_us).min().unwrap_or(u64::MAX);
-            let store_us = self.store.next_due_us();
-            let restart_us = self.restart_us.unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).min(device_us).min(store_us).min(restart_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
-            if self.restart_us.is_some_and(|restart_us| restart_us <= next_us) {
-                self.restart_us = None;
-                self.start();
-            }
+        let next_us = |devices: &[Device]| devices.iter().map(|device| device.next_us).min().unwrap_or(u64::MAX);
+        while let Some(next_us) = self.rig.pass(next_us(&self.devices), end_us) {
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {
                 let session = self.by_socket[&socket];
@@ -274,11 +208,7 @@ impl Run {
                     self.act(device);
                 }
             }
-            let wall_ms = self.world.borrow().wall_ms();
-            if let Some(node) = &mut self.node {
-                node.step();
-                self.store.step(next_us, wall_ms, node);
-            }
+            self.rig.step(next_us);
         }
     }
 
@@ -311,7 +241,7 @@ impl Run {
                 self.sessions[session].deaf_until_us = end_us;
             }
             72..78 => self.hang_up(session),
-            78..86 if self.limits.groups.passive_above > 0 => {
+            78..86 if self.rig.limits.groups.passive_above > 0 => {
                 let attends = self.rng.chance(600);
                 let kind = if attends { Kind::GroupJoin } else { Kind::GroupLeave };
                 let id = if attends { ATTEND } else { ATTEND_NO_MORE };
@@ -561,7 +491,7 @@ impl Run {
         }
         *self.facts.entry("deliveries").or_default() += 1;
         let attends = self.sessions[index].groups.get(&group).is_some_and(|followed| followed.attends);
-        *self.facts.entry("attended").or_default() += u64::from(attends && self.limits.groups.passive_above > 0);
+        *self.facts.entry("attended").or_default() += u64::from(attends && self.rig.limits.groups.passive_above > 0);
         let session = &mut self.sessions[index];
         // One that was sent on an earlier connection may come, as another device's does.
         assert!(!(once && session.sent.contains(&id)), "{id} came back to the session that sent it");
@@ -596,16 +526,15 @@ impl Run {
         for step in 1..=steps {
             self.run_until(step * STEP_US);
             if self.rng.chance(self.crashes) {
-                self.crash();
+                self.rig.crash(&mut self.rng);
             }
             if self.rng.chance(self.failures) {
-                let until_us = self.now_us() + self.rng.within(200_000, 2_000_000);
-                self.store.fail(until_us);
+                self.rig.fail_store(self.rng.within(200_000, 2_000_000));
             }
         }
         self.settling = true;
         self.world.borrow_mut().faults = Faults::none();
-        self.store.mend();
+        self.rig.store.mend();
         let end_us = self.now_us() + SETTLE_US;
         self.run_until(end_us);
         self.check_settled();
@@ -621,14 +550,14 @@ impl Run {
             assert!(session.syncing.is_none(), "{device:?} waits for a page");
         }
         for group in [7, 8] {
-            let log: BTreeMap<u64, u64> = self.store.group_log(group).into_iter().collect();
+            let log: BTreeMap<u64, u64> = self.rig.store.group_log(group).into_iter().collect();
             for (id, stamp) in self.seen.entry(group).or_default().iter() {
                 assert_eq!(log.get(id), Some(stamp), "{id} was given out, or counts as stored, and is not in {group}");
             }
             for (id, message) in self.messages.iter().filter(|(_, message)| message.outcome == Some(STORED)) {
                 assert!(message.group != group || log.contains_key(id), "{id} counts as stored");
             }
-            let members: BTreeSet<u64> = self.store.group_members(group).into_iter().collect();
+            let members: BTreeSet<u64> = self.rig.store.group_members(group).into_iter().collect();
             for ((user, of), standing) in self.standing.iter().filter(|((_, of), _)| *of == group) {
                 let known = match standing {
                     Standing::Unknown => members.contains(user),
@@ -659,8 +588,7 @@ impl Run {
         self.devices.iter_mut().for_each(|device| device.next_us = u64::MAX);
         let end_us = self.now_us() + AFTERMATH_US;
         self.run_until(end_us);
-        let node = self.node.as_ref().expect("it runs");
-        node.check_empty(false);
+        let node = self.rig.emptied();
         let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
         assert_eq!(sum(|s| s.group_sessions.get() + s.group_parts.get() + s.group_homes.get()), 0, "something is left");
         assert_eq!(sum(|s| s.group_queue_bytes.get() + s.group_behind.get()), 0, "something is left");
@@ -679,30 +607,17 @@ impl Run {
         assert!(came <= ended && ended <= came + late, "{came} messages and their fates {fates:?}, {late} late");
     }
 
-    fn report(mut self) -> Report {
-        if let Some(node) = &self.node {
-            add_stats(&mut self.sums, node);
-        }
+    fn report(self) -> Report {
         let count = |outcome| self.messages.values().filter(|message| message.outcome == Some(outcome)).count() as u64;
         let facts = [
-            ("crashes", self.crashed),
-            ("failures of the store", self.store.failures),
             ("messages", self.messages.len() as u64),
             ("stored", count(1)),
             ("overloaded", count(3)),
             ("denied", count(4)),
             ("accepted", count(6)),
         ];
-        self.sums.extend(facts.map(|(name, count)| (name.to_owned(), count)));
-        self.sums.extend(self.facts.iter().map(|(name, count)| ((*name).to_owned(), *count)));
         let trace_hash = self.world.borrow().trace_hash();
-        Report { trace_hash, counts: self.sums }
-    }
-}
-
-fn add_stats(sums: &mut BTreeMap<String, u64>, node: &Node) {
-    for stats in node.stats() {
-        stats.visit(|info, value| *sums.entry(format!("{}{{{}}}", info.name, info.labels)).or_default() += value);
+        Report { trace_hash, counts: self.rig.counts(facts.into_iter().chain(self.facts)) }
     }
 }
 

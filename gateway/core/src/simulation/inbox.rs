@@ -15,10 +15,10 @@
 mod ledger;
 pub(super) mod store;
 
-use super::node::{Node, NodeConfig};
+use super::node::Node;
 use super::planted::{Bug, with_planted};
+use super::stored_node::StoredNode;
 use super::{Report, SharedWorld, World, outcome, try_seeds};
-use crate::auth::{Auth, AuthSwitch};
 use crate::core::{PORTAL_SLOT, Routed};
 use crate::head::{HEADED, MessageHead};
 use crate::ids::Origin;
@@ -105,15 +105,8 @@ struct Session {
 struct Run {
     print: bool,
     world: SharedWorld,
-    seed: u64,
     rng: Rng,
-    limits: Limits,
-    shards: u16,
-    node: Option<Node>,
-    store: SimStore,
-    starts: u64,
-    restart_us: Option<u64>,
-    first_ring: usize,
+    rig: StoredNode,
     devices: Vec<Device>,
     sessions: Vec<Session>,
     by_socket: BTreeMap<usize, usize>,
@@ -126,17 +119,15 @@ struct Run {
     /// Crashes of a thousand steps, and failures of the store.
     crashes: u32,
     failures: u32,
-    crashed: u64,
     truncations: u64,
     resumed: u64,
     retried: u64,
-    sums: BTreeMap<String, u64>,
 }
 
 impl Run {
     fn new(seed: u64, print: bool) -> Self {
         let mut run = Run::planned(seed, print);
-        run.start();
+        run.rig.start();
         run
     }
 
@@ -182,17 +173,12 @@ impl Run {
                 devices.push(Device { id, name, habit, ephemeral, session, resume, next_us, unsettled });
             }
         }
+        let world = Rc::new(RefCell::new(world));
+        let store = SimStore::new(seed, of_store, slow, mail_bytes_max);
         Run {
             print,
-            world: Rc::new(RefCell::new(world)),
-            seed,
-            store: SimStore::new(seed, of_store, slow, mail_bytes_max),
-            limits,
-            shards,
-            node: None,
-            starts: 0,
-            restart_us: None,
-            first_ring: 0,
+            rig: StoredNode::new(&world, seed, limits, shards, store),
+            world,
             devices,
             sessions: Vec::new(),
             by_socket: BTreeMap::new(),
@@ -202,11 +188,9 @@ impl Run {
             crashes: if rng.chance(600) { 25 } else { 0 },
             calm,
             failures,
-            crashed: 0,
             truncations: 0,
             resumed: 0,
             retried: 0,
-            sums: BTreeMap::new(),
             rng,
         }
     }
@@ -237,8 +221,9 @@ impl Run {
         let device_unseen_ms_max = device_age_secs * 1_000;
         let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
         let store = SimStore::new(seed, of_store, 0, 1 << 20);
-        let mut run = Run { limits, store, devices: vec![device(1), device(2)], settling: true, ..planned };
-        run.start();
+        let mut run = Run { devices: vec![device(1), device(2)], settling: true, ..planned };
+        (run.rig.limits, run.rig.store) = (limits, store);
+        run.rig.start();
         run.log_in(0);
         run.log_in(1);
         run
@@ -254,62 +239,13 @@ impl Run {
         id
     }
 
-    fn start(&mut self) {
-        if self.starts > 0 {
-            self.first_ring = self.world.borrow_mut().add_rings(0, self.shards, 1, &self.limits);
-        }
-        self.starts += 1;
-        let store = self.store.serve(self.shards, self.world.borrow().wall_ms());
-        let config = NodeConfig {
-            seed: self.seed ^ (self.starts << 32),
-            name: "simulated".to_owned(),
-            first_ring: self.first_ring,
-            shards: self.shards,
-            listeners: 1,
-            limits: self.limits.clone(),
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: std::sync::Arc::default(),
-            cluster: None,
-            store: Some(store),
-            services: None,
-        };
-        self.node = Some(Node::new(config, &self.world));
-    }
-
-    /// The process is killed; its clients find their connections closed.
-    fn crash(&mut self) {
-        let Some(node) = self.node.take() else { return };
-        add_stats(&mut self.sums, &node);
-        self.crashed += 1;
-        let rings = self.first_ring..self.first_ring + usize::from(self.shards);
-        self.world.borrow_mut().kill(rings, false);
-        self.store.crash();
-        let away_us = self.rng.within(1_000, 1_000_000);
-        self.restart_us = Some(self.now_us() + away_us);
-    }
-
     fn now_us(&self) -> u64 {
         self.world.borrow().now_us()
     }
 
     fn run_until(&mut self, end_us: u64) {
-        loop {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.as_ref().and_then(Node::next_turn_us).unwrap_or(u64::MAX);
-            let device_us = self.devices.iter().map(|device| device.next_us).min().unwrap_or(u64::MAX);
-            let store_us = self.store.next_due_us();
-            let restart_us = self.restart_us.unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).min(device_us).min(store_us).min(restart_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
-            if self.restart_us.is_some_and(|restart_us| restart_us <= next_us) {
-                self.restart_us = None;
-                self.start();
-            }
+        let next_us = |devices: &[Device]| devices.iter().map(|device| device.next_us).min().unwrap_or(u64::MAX);
+        while let Some(next_us) = self.rig.pass(next_us(&self.devices), end_us) {
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {
                 self.read(self.by_socket[&socket]);
@@ -321,11 +257,7 @@ impl Run {
                     self.act(device);
                 }
             }
-            let wall_ms = self.world.borrow().wall_ms();
-            if let Some(node) = &mut self.node {
-                node.step();
-                self.store.step(next_us, wall_ms, node);
-            }
+            self.rig.step(next_us);
         }
     }
 
@@ -380,7 +312,7 @@ impl Run {
             device,
             open: false,
             over: false,
-            window: if window == 0 { self.limits.replay_window } else { window },
+            window: if window == 0 { self.rig.limits.replay_window } else { window },
             sent: BTreeSet::new(),
             owed: BTreeMap::new(),
             arrivals: 0,
@@ -605,7 +537,7 @@ impl Run {
                 continue;
             }
             let user = device.id.0;
-            for info in self.store.devices(user) {
+            for info in self.rig.store.devices(user) {
                 let number = info.name.strip_prefix("device-").and_then(|number| number.parse().ok());
                 self.ledger.check_cursor((user, number.expect("a name from here")), info.cursor);
             }
@@ -618,16 +550,15 @@ impl Run {
             self.run_until(step * STEP_US);
             self.check_cursors();
             if self.rng.chance(self.crashes) {
-                self.crash();
+                self.rig.crash(&mut self.rng);
             }
             if self.rng.chance(self.failures) {
-                let until_us = self.now_us() + self.rng.within(200_000, 3_000_000);
-                self.store.fail(until_us);
+                self.rig.fail_store(self.rng.within(200_000, 3_000_000));
             }
         }
         self.settling = true;
         self.world.borrow_mut().faults = Faults::none();
-        self.store.mend();
+        self.rig.store.mend();
         let end_us = self.now_us() + SETTLE_US;
         self.run_until(end_us);
         self.check_settled();
@@ -645,8 +576,8 @@ impl Run {
             assert!(session.synced || device.ephemeral, "the backlog of {device:?} does not end: {session:?}");
             assert!(session.owed.is_empty() && session.syncs.is_empty(), "{session:?}");
         }
-        let undisturbed = self.crashed == 0 && self.store.failures == 0;
-        let roomy = self.limits.inbox_messages_max == 10_000 && self.ledger.outcomes()[3] == 0;
+        let undisturbed = self.rig.crashed == 0 && self.rig.store.failures == 0;
+        let roomy = self.rig.limits.inbox_messages_max == 10_000 && self.ledger.outcomes()[3] == 0;
         self.ledger.check_complete(undisturbed && roomy);
     }
 
@@ -659,8 +590,7 @@ impl Run {
         self.devices.iter_mut().for_each(|device| device.next_us = u64::MAX);
         let end_us = self.now_us() + AFTERMATH_US;
         self.run_until(end_us);
-        let node = self.node.as_ref().expect("it runs");
-        node.check_empty(false);
+        let node = self.rig.emptied();
         let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
         let fates = [
             sum(|s| s.out_acked.get()),
@@ -673,15 +603,10 @@ impl Run {
         assert_eq!(sum(|s| s.messages_in.get()), fates.iter().sum::<u64>(), "messages and their fates {fates:?}");
     }
 
-    fn report(mut self) -> Report {
-        if let Some(node) = &self.node {
-            add_stats(&mut self.sums, node);
-        }
+    fn report(self) -> Report {
         let outcomes = self.ledger.outcomes();
         let facts = [
-            ("crashes", self.crashed),
-            ("failures of the store", self.store.failures),
-            ("slow commits", self.store.slow_commits),
+            ("slow commits", self.rig.store.slow_commits),
             ("truncations told", self.truncations),
             ("sessions resumed", self.resumed),
             ("messages sent again", self.retried),
@@ -692,15 +617,8 @@ impl Run {
             ("overloaded", outcomes[3]),
             ("inbox full", outcomes[5]),
         ];
-        self.sums.extend(facts.map(|(name, count)| (name.to_owned(), count)));
         let trace_hash = self.world.borrow().trace_hash();
-        Report { trace_hash, counts: self.sums }
-    }
-}
-
-fn add_stats(sums: &mut BTreeMap<String, u64>, node: &Node) {
-    for stats in node.stats() {
-        stats.visit(|info, value| *sums.entry(format!("{}{{{}}}", info.name, info.labels)).or_default() += value);
+        Report { trace_hash, counts: self.rig.counts(facts) }
     }
 }
 
@@ -739,11 +657,11 @@ fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
     for seed in 0..5 {
         let mut run = Run::quiet(seed, 30 * 24 * 3_600);
         run.run_until(SECOND_US);
-        run.store.stall(6 * SECOND_US);
+        run.rig.store.stall(6 * SECOND_US);
         let (online, offline) = (run.send_to(2, None), run.send_to(NOBODY, None));
         let outcome = |run: &Run, id| run.ledger.message(id).outcome;
         let silence = |run: &Run| {
-            let stats = run.node.iter().flat_map(Node::stats);
+            let stats = run.rig.node.iter().flat_map(Node::stats);
             stats.map(|stats| stats.store_silence_us.get()).max().unwrap_or(0)
         };
         run.run_until(SECOND_US + 100_000);
@@ -763,7 +681,7 @@ fn a_store_that_answers_nothing_costs_what_is_to_be_stored_and_nothing_else() {
         assert_eq!((outcome(&run, offline), silence(&run)), (Some(1), 0), "seed {seed}");
         run.send_to(NOBODY, Some(offline));
         run.run_until(8 * SECOND_US);
-        let sum = |stat: fn(&ShardStats) -> u64| run.node.iter().flat_map(Node::stats).map(stat).sum::<u64>();
+        let sum = |stat: fn(&ShardStats) -> u64| run.rig.node.iter().flat_map(Node::stats).map(stat).sum::<u64>();
         let counts = [sum(|s| s.stored.get()), sum(|s| s.limit_store_answer.get()), sum(|s| s.out_duplicate.get())];
         assert_eq!(counts, [1, 1, 1], "seed {seed}");
         run.leave_all();
@@ -779,7 +697,7 @@ fn what_came_for_one_device_with_retry_is_not_taken_for_what_comes_for_another_o
         let payload = MessageHead { until_s: 0, device }.before(b"news");
         let message =
             Routed { origin: gone, from: 7, to: 2, id, acked: true, extra: extra | HEADED, payload: &payload };
-        let node = run.node.as_mut().expect("it is up");
+        let node = run.rig.node.as_mut().expect("it is up");
         node.deliver(&message);
         let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
         [sum(|stats| stats.deliveries.get()), sum(|stats| stats.overtaken.get())]
@@ -802,7 +720,7 @@ fn a_push_that_another_one_has_sent_again_does_not_wait_for_ever() {
     let mut comes = |token, extra| {
         let origin = Origin::own(0, ConnId { slot: PORTAL_SLOT, generation: token });
         let message = Routed { origin, from: SERVICE_USERS + 7, to: 2, id: 5, acked: true, extra, payload: b"news" };
-        let node = run.node.as_mut().expect("it is up");
+        let node = run.rig.node.as_mut().expect("it is up");
         node.deliver(&message);
         let sum = |stat: fn(&ShardStats) -> u64| node.stats().map(stat).sum::<u64>();
         // There is no services thread here, so what is told it is counted as told to nobody.
@@ -829,7 +747,7 @@ fn a_device_that_stays_connected_is_not_forgotten_and_one_that_left_is() {
         run.world.borrow_mut().client_write(stays, &ping);
         run.run_until(minutes * MINUTE_US);
     }
-    assert_eq!((run.store.devices(1).len(), run.store.devices(2).len()), (1, 0));
+    assert_eq!((run.rig.store.devices(1).len(), run.rig.store.devices(2).len()), (1, 0));
     run.leave_all();
 }
 

@@ -24,6 +24,7 @@ mod pushes;
 mod scenario;
 mod services;
 mod session;
+mod stored_node;
 mod tls;
 mod tokens;
 mod upstreams;
@@ -33,7 +34,6 @@ mod websocket;
 
 pub(crate) use planted::{Bug, planted};
 
-use crate::auth::{Auth, AuthSwitch};
 use crate::control::{Control, SessionInfo};
 use crate::io::sim::{Faults, Rng, SharedWorld, World};
 use crate::metrics::ShardStats;
@@ -66,6 +66,13 @@ struct Report {
     counts: BTreeMap<String, u64>,
 }
 
+/// Adds what the shards of a node have counted.
+fn add_stats(sums: &mut BTreeMap<String, u64>, node: &Node) {
+    for stats in node.stats() {
+        stats.visit(|info, value| *sums.entry(format!("{}{{{}}}", info.name, info.labels)).or_default() += value);
+    }
+}
+
 struct Run {
     scenario: Scenario,
     rng: Rng,
@@ -87,21 +94,13 @@ impl Run {
         let world = World::new(seed, faults, shards, scenario.listeners, &scenario.limits, print);
         let world = Rc::new(RefCell::new(world));
         let node = NodeConfig {
-            seed,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards: scenario.shards,
             listeners: scenario.listeners,
-            limits: scenario.limits.clone(),
-            auth: AuthSwitch::new(Auth::Open),
             tls: scenario.tls.then(|| {
                 let tls = TlsSwitch::new(Certificates::default(), None, TicketSecret::shared(b"of a simulation"));
                 tls.expect("there is nothing that does not go together")
             }),
             proxies: if scenario.proxied { Arc::new(proxy::all_clients()) } else { Arc::default() },
-            cluster: None,
-            store: None,
-            services: None,
+            ..NodeConfig::alone(seed, scenario.shards, &scenario.limits)
         };
         Run {
             rng: Rng::new(seed ^ 0x0BAD_5EED),
@@ -120,16 +119,7 @@ impl Run {
 
     /// Lets virtual time pass until `end_us`, or until `done`.
     fn run_until(&mut self, end_us: u64, done: impl Fn(&Run) -> bool) {
-        while !done(self) {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).min(self.crowd.next_due_us()).max(now_us);
-            if next_us > end_us {
-                self.world.borrow_mut().advance(end_us);
-                return;
-            }
-            self.world.borrow_mut().advance(next_us);
+        while !done(self) && self.node.pass(self.crowd.next_due_us(), end_us).is_some() {
             self.crowd.step();
             self.node.step();
             self.steps += 1;
@@ -278,8 +268,8 @@ impl Run {
 
     fn report(&self) -> Report {
         let mut counts = BTreeMap::new();
+        add_stats(&mut counts, &self.node);
         for stats in self.node.stats() {
-            stats.visit(|info, value| *counts.entry(format!("{}{{{}}}", info.name, info.labels)).or_default() += value);
             for reason in CloseReason::ALL {
                 *counts.entry(format!("closed{{{}}}", reason.label())).or_default() += stats.closed(*reason);
             }

@@ -1,7 +1,7 @@
 //! A node under test: its shards, turned as the loop in `crate::shard` turns them.
 
 use crate::addresses::{AddressBook, PerAddress};
-use crate::auth::AuthSwitch;
+use crate::auth::{Auth, AuthSwitch};
 use crate::control::{Control, ControlPort};
 use crate::core::{Core, Routed, ShardCluster, ShardConfig};
 use crate::desk::ShardStore;
@@ -69,6 +69,26 @@ pub(super) struct NodeConfig {
     pub(super) store: Option<ShardStore>,
     /// Workers come to its first shard, which has one listener more then.
     pub(super) services: Option<ServicesConfig>,
+}
+
+impl NodeConfig {
+    /// A node by itself with one listener, for all who come, whose rings are the first of the world.
+    pub(super) fn alone(seed: u64, shards: u16, limits: &Limits) -> Self {
+        NodeConfig {
+            seed,
+            name: "simulated".to_owned(),
+            first_ring: 0,
+            shards,
+            listeners: 1,
+            limits: limits.clone(),
+            auth: AuthSwitch::new(Auth::Open),
+            tls: None,
+            proxies: Arc::default(),
+            cluster: None,
+            store: None,
+            services: None,
+        }
+    }
 }
 
 pub(super) struct Node {
@@ -224,6 +244,13 @@ impl Node {
     /// When the next turn is due; it may be in the past.
     pub(super) fn next_turn_us(&self) -> Option<u64> {
         (0..self.seats.len()).filter_map(|shard| self.turn_due_us(shard)).min()
+    }
+
+    /// Lets time pass to the next event or turn, or to what is due at `due_us`: the time then. `None` if nothing of
+    /// that is before `end_us`, to which it passes then.
+    pub(super) fn pass(&self, due_us: u64, end_us: u64) -> Option<u64> {
+        let turn_us = self.next_turn_us().unwrap_or(u64::MAX);
+        self.world.borrow_mut().pass(due_us.min(turn_us), end_us)
     }
 
     fn turn_due_us(&self, shard: usize) -> Option<u64> {

@@ -14,7 +14,6 @@
 
 use super::node::{Node, NodeConfig};
 use super::{SharedWorld, World};
-use crate::auth::{Auth, AuthSwitch};
 use crate::broadcast::{Condition, End, News, Spec, Tally, Word};
 use crate::groups::group_home;
 use crate::head::{HEADED, MessageHead, is_over, until};
@@ -100,21 +99,7 @@ impl Run {
         faults.clock_set = 0;
         let world = World::new(seed, faults, usize::from(shards), 1, &limits, false);
         let world = Rc::new(RefCell::new(world));
-        let node = NodeConfig {
-            seed,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards,
-            listeners: 1,
-            limits,
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: Arc::default(),
-            cluster: None,
-            store: None,
-            services: None,
-        };
-        let mut node = Node::new(node, &world);
+        let mut node = Node::new(NodeConfig::alone(seed, shards, &limits), &world);
         let portals = Portals::new(shards);
         node.give_portals(&portals);
         let outer = portals.outer(rng.within(2_000, 400_000) as usize);
@@ -203,15 +188,7 @@ impl Run {
 
     fn run_for(&mut self, us: u64) {
         let end_us = self.now_us() + us;
-        loop {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
+        while self.node.pass(u64::MAX, end_us).is_some() {
             self.node.step();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {

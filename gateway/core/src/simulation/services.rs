@@ -13,7 +13,6 @@ use super::node::{Node, NodeConfig};
 use super::planted::with_planted;
 use super::upstreams::{SPEC, UPSTREAM, Upstreams};
 use super::{Bug, SharedWorld, World};
-use crate::auth::{Auth, AuthSwitch};
 use crate::control::Control;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
@@ -135,24 +134,14 @@ impl Run {
         let spec = format!("{spec},policy={}", rng.pick(&policies));
         let upstreams = Upstreams::new(shards, seed);
         let node = NodeConfig {
-            // Odd: connections of addresses are counted elsewhere.
-            seed: seed | 1,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards,
-            listeners: 1,
-            limits,
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: Arc::default(),
-            cluster: None,
-            store: None,
             services: Some(ServicesConfig {
                 specs: Arc::new([spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"))),
                 keys: Arc::new(OneKey(SERVICE)),
                 listens: false,
                 portals: Some(upstreams.portals.clone()),
             }),
+            // Odd: connections of addresses are counted elsewhere.
+            ..NodeConfig::alone(seed | 1, shards, &limits)
         };
         Run {
             node: Node::new(node, &world),
@@ -240,17 +229,9 @@ impl Run {
     }
 
     fn run_until(&mut self, end_us: u64) {
-        loop {
+        while self.node.pass(u64::MAX, end_us).is_some() {
             self.steps += 1;
             assert!(self.steps < STEPS_MAX, "it does not come to an end");
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
             self.node.step();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {

@@ -70,21 +70,8 @@ impl Run {
         let world = World::new(seed, Faults::none(), usize::from(shards), 1, &limits, false);
         let world = Rc::new(RefCell::new(world));
         let keys = JwtKeys::default().with_hs256(None, SECRET).expect("long enough");
-        let node = NodeConfig {
-            seed,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards,
-            listeners: 1,
-            limits,
-            auth: AuthSwitch::new(Auth::Jwt(Box::new(keys))),
-            tls: None,
-            proxies: std::sync::Arc::default(),
-            cluster: None,
-            store: None,
-            services: None,
-        };
-        let node = Node::new(node, &world);
+        let auth = AuthSwitch::new(Auth::Jwt(Box::new(keys)));
+        let node = Node::new(NodeConfig { auth, ..NodeConfig::alone(seed, shards, &limits) }, &world);
         Run { world, node, rng, sessions: Vec::new(), by_socket: BTreeMap::new(), ended: 0 }
     }
 
@@ -133,15 +120,7 @@ impl Run {
     }
 
     fn run_until(&mut self, end_us: u64) {
-        loop {
-            let now_us = self.world.borrow().now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
+        while self.node.pass(u64::MAX, end_us).is_some() {
             self.node.step();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {

@@ -5,7 +5,6 @@ use super::node::{Node, NodeConfig};
 use super::planted::{Bug, with_planted};
 use super::watching::Watching;
 use super::{Report, SharedWorld, World, outcome};
-use crate::auth::{Auth, AuthSwitch};
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
 use std::cell::RefCell;
@@ -48,21 +47,7 @@ impl Run {
         let limits = Limits { heartbeat_secs: 600, ..Limits::default() };
         let world = World::new(seed, Faults::none(), usize::from(shards), 1, &limits, false);
         let world = Rc::new(RefCell::new(world));
-        let node = NodeConfig {
-            seed,
-            name: "simulated".to_owned(),
-            first_ring: 0,
-            shards,
-            listeners: 1,
-            limits,
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: std::sync::Arc::default(),
-            cluster: None,
-            store: None,
-            services: None,
-        };
-        let node = Node::new(node, &world);
+        let node = Node::new(NodeConfig::alone(seed, shards, &limits), &world);
         let next_us = (1..=USERS + WATCHERS).map(|user| (user, rng.below(3_000_000))).collect();
         Run { world, node, rng, sessions: Vec::new(), by_socket: BTreeMap::new(), next_us }
     }
@@ -111,16 +96,9 @@ impl Run {
     }
 
     fn run_until(&mut self, end_us: u64, acts: bool) {
-        loop {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
-            let turn_us = self.node.next_turn_us().unwrap_or(u64::MAX);
-            let act_us = self.next_us.values().copied().min().filter(|_| acts).unwrap_or(u64::MAX);
-            let next_us = event_us.min(turn_us).min(act_us).max(now_us);
-            if next_us > end_us {
-                return self.world.borrow_mut().advance(end_us);
-            }
-            self.world.borrow_mut().advance(next_us);
+        let due_us =
+            |next_us: &BTreeMap<u64, u64>| next_us.values().copied().min().filter(|_| acts).unwrap_or(u64::MAX);
+        while let Some(next_us) = self.node.pass(due_us(&self.next_us), end_us) {
             self.node.step();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {

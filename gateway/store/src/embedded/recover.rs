@@ -1,9 +1,10 @@
 //! Opening a store: what a crash or a broken disk has left.
 
 use super::{Embedded, upkeep};
-use crate::codec::{Amount, Totals};
+use crate::codec::Totals;
 use crate::disk::Disk;
 use crate::jobs::{Executor, Recents};
+use crate::limits::Amount;
 use crate::log::{Change, Log, Take, replay, segments, store_epoch};
 use crate::state::Epochs;
 use crate::table::{Entry, Footer, Table, TableWriter, table_generations};

@@ -1,8 +1,9 @@
 //! One user's log: found, read, cut at the front.
 
 use super::{Embedded, RECENT_RECORD_BYTES, Staged};
-use crate::codec::{Amount, Totals};
+use crate::codec::Totals;
 use crate::jobs::Recent;
+use crate::limits::Amount;
 use crate::state::State;
 use crate::table::{Range, Seen, Table};
 use crate::{Inbox, Opened, Page, Refusal, Reply, Stats, stamp_at};

@@ -2,7 +2,7 @@
 
 use super::Embedded;
 use crate::Record;
-use crate::codec::Amount;
+use crate::limits::Amount;
 use crate::state::State;
 use std::collections::BTreeSet;
 use std::io;

@@ -1,6 +1,6 @@
 //! Which groups there are and who is in them, in memory. Pure: what is durable is for `keep`.
 
-use super::ask::{GroupDenial, GroupInfo, GroupSettings, Member, MemberInfo, Membership, Role};
+use crate::group_ask::{GroupDenial, GroupInfo, GroupSettings, Member, MemberInfo, Membership, Role};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};

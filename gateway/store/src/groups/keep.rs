@@ -1,9 +1,9 @@
 //! Groups on a store of their own: requests become operations and messages, one commit makes a batch durable, and only
 //! then it is answered.
 
-use super::ask::{GroupAsk, GroupDenial, GroupReply, JoinRule};
 use super::book::{Book, Group, Op, Undo};
 use super::page::{Line, PIECE};
+use crate::group_ask::{GroupAsk, GroupDenial, GroupReply, JoinRule};
 use crate::{Answer, Clock, Limits, Page, Payload, Record, Refusal, Reply, Request, Source, Stats, Store, WhenFull};
 use crate::{stamp_at, stamp_ms};
 use hashbrown::HashSet;

@@ -3,9 +3,9 @@
 //! A snapshot is several records that are written by one commit: a beginning, pieces, and an end that says how many
 //! pieces there are. What came before it counts until its end is there, so one that is not whole costs nothing.
 
-use super::ask::{GroupSettings, JoinRule, Member, Role};
 use super::book::Op;
 use crate::codec::{Put, Reader};
+use crate::group_ask::{GroupSettings, JoinRule, Member, Role};
 
 const SETTINGS: u8 = 1;
 const MEMBER: u8 = 2;

@@ -212,6 +212,14 @@ impl World {
         self.now_us = to_us;
     }
 
+    /// Lets time pass to the next event, or to `due_us` if that is sooner: the time then. `None` if neither is before
+    /// `end_us`, to which it passes then.
+    pub fn pass(&mut self, due_us: u64, end_us: u64) -> Option<u64> {
+        let next_us = self.next_event_us().unwrap_or(u64::MAX).min(due_us).max(self.now_us);
+        self.advance(next_us.min(end_us));
+        (next_us <= end_us).then_some(next_us)
+    }
+
     pub(super) fn schedule(&mut self, due_us: u64, event: Event) {
         self.event_count += 1;
         self.events.insert((due_us, self.event_count), event);

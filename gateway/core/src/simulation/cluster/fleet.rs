@@ -5,7 +5,6 @@ use super::pushes::Pushers;
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
 use super::shared_store::SharedStore;
-use crate::auth::{Auth, AuthSwitch};
 use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
@@ -429,19 +428,15 @@ impl Fleet {
         let secrets = Secrets::new([&[7; 32][..]].into_iter()).expect("a secret of fair length");
         let links_max = seat.scenario.mesh_links;
         let cluster = ShardCluster { state: process.pulse.state().clone(), news, secrets, links_max, listens: false };
+        let seed = process_seed(&self.scenario, number, seat.starts);
         let config = NodeConfig {
-            seed: process_seed(&self.scenario, number, seat.starts),
             name: seat.name.clone(),
             first_ring: process.first_ring,
-            shards,
             listeners,
-            limits: self.scenario.limits.clone(),
-            auth: AuthSwitch::new(Auth::Open),
-            tls: None,
-            proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
             store: self.store.as_mut().map(|store| store.serve(number, shards)),
             services: self.services.clone(),
+            ..NodeConfig::alone(seed, shards, &self.scenario.limits)
         };
         let mut node = Node::new(config, &self.world);
         if let Some(pushers) = &mut self.pushers {

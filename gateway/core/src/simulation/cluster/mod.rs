@@ -128,20 +128,16 @@ impl Run {
     /// Lets virtual time pass until `end_us`, or until `done`.
     fn run_until(&mut self, end_us: u64, done: impl Fn(&Run) -> bool) {
         while !done(self) {
-            let now_us = self.now_us();
-            let event_us = self.world.borrow().next_event_us().unwrap_or(u64::MAX);
             let clients_us = match (&self.members, &self.correspondents, &self.calls) {
                 (Some(members), ..) => members.next_due_us(),
                 (_, Some(correspondents), _) => correspondents.next_due_us(),
                 (.., Some(parties)) => parties.next_due_us(),
                 _ => self.crowd.next_due_us(),
             };
-            let next_us = event_us.min(self.fleet.next_due_us()).min(clients_us).max(now_us);
-            if next_us > end_us {
-                self.world.borrow_mut().advance(end_us);
+            let due_us = clients_us.min(self.fleet.next_due_us());
+            if self.world.borrow_mut().pass(due_us, end_us).is_none() {
                 return;
             }
-            self.world.borrow_mut().advance(next_us);
             self.fleet.step();
             self.crowd.homes_since_us = self.fleet.homes_since_us();
             match (&mut self.members, &mut self.correspondents, &mut self.calls) {

@@ -2,15 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use super::buffers::{BUFFER_GROUP, BufferRing};
-use super::{
-    BufId, Completion, ConnId, DIAL_TIMEOUT, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, Peer, ReadOp,
-    SendId,
-};
-use crate::limits::Limits;
-use crate::waker::Waker;
+use crate::buffers::BUFFER_GROUP;
+use crate::ring::{Ring, Shape};
 use io_uring::types::{CancelBuilder, DestinationSlot, Fd, Fixed, SubmitArgs, TimeoutFlags, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{cqueue, opcode, squeue};
 use rustix::rand::GetRandomFlags;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use std::collections::VecDeque;
@@ -18,7 +13,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+use trunkline_core::io::{
+    BufId, Completion, ConnId, DIAL_TIMEOUT, GENERATION_BITS, HandoverToken, Io, IoStats, Now, OpResult, Peer, ReadOp,
+    SendId,
+};
+use trunkline_core::limits::Limits;
+use trunkline_core::waker::Waker;
 
 /// Submissions gathered before an enter. More are flushed early, which costs one system call.
 const SQ_ENTRIES: u32 = 1_024;
@@ -133,13 +134,12 @@ struct Accepting {
 }
 
 /// Ring descriptors of all shards of the process, by shard; filled while they start.
-pub(crate) type RingFds = Arc<Vec<OnceLock<RawFd>>>;
+pub type RingFds = Arc<Vec<OnceLock<RawFd>>>;
 
 /// The data ring of one shard. Fields are dropped in this order: the ring first, then the memory the kernel knew
 /// through it.
-pub(crate) struct Uring {
-    ring: IoUring,
-    buffers: BufferRing,
+pub struct Uring {
+    ring: Ring,
     sends: Vec<Option<Sending>>,
     sends_free: Vec<u32>,
     /// Sends that the next enter hands over, by their place in `sends`: the kernel does not know of them.
@@ -168,31 +168,25 @@ impl Uring {
     ///
     /// # Errors
     /// The step that failed, and the kernel's error.
-    pub(crate) fn new(
+    pub fn new(
         shard: u16,
         limits: &Limits,
         listeners: Vec<OwnedFd>,
         waker: Arc<Waker>,
         ring_fds: RingFds,
     ) -> io::Result<Self> {
-        let step =
-            |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-        let ring: IoUring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(CQ_ENTRIES)
-            .build(SQ_ENTRIES)
-            .map_err(step("io_uring_setup"))?;
-        ring.submitter().register_files_sparse(limits.slots()).map_err(step("registering the descriptor table"))?;
-        ring.submitter().register_eventfd(waker.as_fd().as_raw_fd()).map_err(step("registering the eventfd"))?;
-        let buffers = BufferRing::register(&ring, limits.recv_buffers, limits.recv_buffer_bytes)
-            .map_err(step("registering the receive buffers"))?;
+        let mut ring = Ring::new(&Shape {
+            submissions: SQ_ENTRIES,
+            completions: CQ_ENTRIES,
+            slots: limits.slots(),
+            buffers: limits.recv_buffers,
+            buffer_bytes: limits.recv_buffer_bytes,
+        })?;
+        ring.signal_to(&*waker)
+            .map_err(|error| io::Error::new(error.kind(), format!("registering the eventfd: {error}")))?;
         ring_fds[usize::from(shard)].set(ring.as_raw_fd()).expect("each shard sets its own ring once");
         Ok(Uring {
             ring,
-            buffers,
             sends: Vec::new(),
             sends_free: Vec::new(),
             sends_next: Vec::new(),
@@ -234,7 +228,7 @@ impl Uring {
     }
 
     fn submit(&mut self) {
-        match self.ring.submit() {
+        match self.ring.submitter().submit() {
             Ok(_) => {}
             // EBUSY and EAGAIN: the kernel wants completions taken, or memory, before it takes more.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
@@ -250,27 +244,14 @@ impl Uring {
     }
 
     /// Whether a turn would do anything: something to submit or to take. Costs no system call.
-    pub(crate) fn has_work(&mut self) -> bool {
-        let submissions = self.ring.submission();
-        let waiting = !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow();
-        drop(submissions);
+    pub fn has_work(&mut self) -> bool {
         let sends = !self.sends_next.is_empty() || !self.sends_withdrawn.is_empty();
-        waiting || sends || !self.batch.is_empty() || !self.ring.completion().is_empty()
+        sends || !self.batch.is_empty() || self.ring.has_work()
     }
 
-    /// Whether what happens in the ring shall signal the eventfd: only who is about to sleep needs it. Look for work
-    /// after switching it on.
-    pub(crate) fn signal(&mut self, on: bool) {
-        let completions = self.ring.completion();
-        if on {
-            completions.enable_eventfd();
-        } else {
-            completions.disable_eventfd();
-        }
-        drop(completions);
-        // The kernel publishes work and then looks at the switch; here it is the other way round, and one of both sees
-        // the other.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    /// Whether what happens in the ring shall signal the eventfd: see [`Ring::signal`].
+    pub fn signal(&mut self, on: bool) {
+        self.ring.signal(on);
     }
 
     /// Hands over what was queued and takes what is there; waits for one completion, at most so long.
@@ -415,7 +396,7 @@ impl Accepting {
 impl Io for Uring {
     fn enter(&mut self, wait_micros: u32) -> usize {
         self.queue_sends();
-        self.buffers.publish();
+        self.ring.publish();
         self.enter_once(if self.sends_withdrawn.is_empty() { wait_micros } else { 0 });
         for _ in 0..MORE_ENTERS_MAX {
             if !self.ring.submission().taskrun() {
@@ -440,11 +421,7 @@ impl Io for Uring {
 
     fn now(&self) -> Now {
         let mono_us = crate::clock::now_us();
-        Now {
-            mono_ms: mono_us / 1_000,
-            mono_us,
-            wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
-        }
+        Now { mono_ms: mono_us / 1_000, mono_us, wall_ms: crate::clock::wall_ms() }
     }
 
     fn accept(&mut self, listener: u16, multishot: bool) {
@@ -626,15 +603,15 @@ impl Io for Uring {
     }
 
     fn buffer(&self, buf: BufId, len: usize) -> &[u8] {
-        self.buffers.bytes(buf, len)
+        self.ring.bytes(buf.0, len)
     }
 
     fn buffer_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
-        self.buffers.bytes_mut(buf, len)
+        self.ring.bytes_mut(buf.0, len)
     }
 
     fn release(&mut self, buf: BufId) {
-        self.buffers.release(buf);
+        self.ring.release(buf.0);
     }
 
     fn random(&mut self) -> [u8; 32] {
@@ -664,7 +641,7 @@ fn dialing_socket(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Lets the executor's task sleep until the ring or another thread signals the eventfd.
-pub(crate) struct Parking {
+pub struct Parking {
     eventfd: glommio::io::BufferedFile,
 }
 
@@ -673,7 +650,7 @@ impl Parking {
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub(crate) fn new(waker: &Waker) -> io::Result<Self> {
+    pub fn new(waker: &Waker) -> io::Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(waker.as_fd(), 0)?;
         // SAFETY: the duplicate was just made, and the BufferedFile becomes its only owner.
         let eventfd = unsafe { glommio::io::BufferedFile::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(fd)) };
@@ -684,12 +661,12 @@ impl Parking {
     ///
     /// # Errors
     /// Those of reading an eventfd, which only a broken process sees.
-    pub(crate) async fn sleep(&self) -> io::Result<()> {
+    pub async fn sleep(&self) -> io::Result<()> {
         self.eventfd.read_at(0, 8).await.map(drop).map_err(|error| io::Error::other(error.to_string()))
     }
 
     /// Closes the duplicate.
-    pub(crate) async fn close(self) -> io::Result<()> {
+    pub async fn close(self) -> io::Result<()> {
         self.eventfd.close().await.map_err(|error| io::Error::other(error.to_string()))
     }
 }

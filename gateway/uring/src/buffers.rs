@@ -5,7 +5,6 @@
 
 #![allow(unsafe_code)]
 
-use super::BufId;
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -14,8 +13,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 const PAGE_BYTES: usize = 4_096;
-/// The one buffer group of a data ring.
-pub(crate) const BUFFER_GROUP: u16 = 0;
+/// The one buffer group of a ring.
+pub const BUFFER_GROUP: u16 = 0;
 
 /// Buffers that belong to the kernel until a completion names one, and again from its release on.
 #[derive(Debug)]
@@ -35,6 +34,7 @@ impl BufferRing {
     /// Those of `IORING_REGISTER_PBUF_RING`: `EINVAL` on a kernel before 5.19, `ENOMEM`.
     pub(crate) fn register(ring: &IoUring, entries: u16, buffer_bytes: u32) -> io::Result<Self> {
         assert!(entries.is_power_of_two(), "the kernel indexes the ring with a mask");
+        assert!(buffer_bytes > 0, "a buffer holds something");
         let ring_bytes = usize::from(entries) * size_of::<BufRingEntry>();
         let bytes = ring_bytes.next_multiple_of(PAGE_BYTES) + usize::from(entries) * buffer_bytes as usize;
         let layout = Layout::from_size_align(bytes, PAGE_BYTES).map_err(io::Error::other)?;
@@ -46,28 +46,29 @@ impl BufferRing {
         }
         let mut buffers = BufferRing { memory, layout, entries, buffer_bytes, tail: 0 };
         // SAFETY: the entries lie at the page-aligned start of `memory`, which this BufferRing owns. Its owner drops
-        // the ring, and with it the registration, before the BufferRing (field order in `Uring`), so the kernel never
+        // the ring, and with it the registration, before the BufferRing (field order in `Ring`), so the kernel never
         // sees freed memory.
         unsafe { ring.submitter().register_buf_ring_with_flags(memory.as_ptr() as u64, entries, BUFFER_GROUP, 0)? };
         for id in 0..entries {
-            buffers.release(BufId(id));
+            buffers.release(id);
         }
         buffers.publish();
         Ok(buffers)
     }
 
     /// The first `len` bytes of a buffer that a completion has named and that has not been released since.
-    pub(crate) fn bytes(&self, buf: BufId, len: usize) -> &[u8] {
-        assert!(buf.0 < self.entries && len <= self.buffer_bytes as usize);
+    pub(crate) fn bytes(&self, buf: u16, len: usize) -> &[u8] {
+        assert!(buf < self.entries && len <= self.buffer_bytes as usize);
         // SAFETY: in range by the assert, initialised at allocation. The kernel does not write to it: it gave the
         // buffer away with the completion and gets it back with `release`, which needs `&mut self` and so cannot happen
-        // while the slice lives.
+        // while the slice lives. Nor could it for a buffer of its own: it writes inside an enter of this thread only
+        // (`DEFER_TASKRUN`), and that needs `&mut Ring`.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(self.offset(buf)), len) }
     }
 
     /// The same bytes, to be changed where they lie.
-    pub(crate) fn bytes_mut(&mut self, buf: BufId, len: usize) -> &mut [u8] {
-        assert!(buf.0 < self.entries && len <= self.buffer_bytes as usize);
+    pub(crate) fn bytes_mut(&mut self, buf: u16, len: usize) -> &mut [u8] {
+        assert!(buf < self.entries && len <= self.buffer_bytes as usize);
         // SAFETY: in range by the assert, initialised at allocation. The kernel neither writes to it nor reads it: it
         // gave the buffer away with the completion and gets it back with `release`. No other slice lives, since this
         // borrows the whole BufferRing.
@@ -75,8 +76,8 @@ impl BufferRing {
     }
 
     /// Gives a buffer back; the kernel sees it at the next `publish`.
-    pub(crate) fn release(&mut self, buf: BufId) {
-        assert!(buf.0 < self.entries);
+    pub(crate) fn release(&mut self, buf: u16) {
+        assert!(buf < self.entries);
         let index = usize::from(self.tail & (self.entries - 1));
         // SAFETY: the index is below `entries`, so the entry lies within the allocation. The kernel reads entries below
         // the published tail only, and this one is above it. The entry is written field by field because its last field
@@ -85,7 +86,7 @@ impl BufferRing {
             let entry = &mut *self.memory.as_ptr().cast::<BufRingEntry>().add(index);
             entry.set_addr(self.memory.as_ptr().add(self.offset(buf)) as u64);
             entry.set_len(self.buffer_bytes);
-            entry.set_bid(buf.0);
+            entry.set_bid(buf);
         }
         self.tail = self.tail.wrapping_add(1);
     }
@@ -100,16 +101,16 @@ impl BufferRing {
         }
     }
 
-    fn offset(&self, buf: BufId) -> usize {
+    fn offset(&self, buf: u16) -> usize {
         let ring_bytes = usize::from(self.entries) * size_of::<BufRingEntry>();
-        ring_bytes.next_multiple_of(PAGE_BYTES) + usize::from(buf.0) * self.buffer_bytes as usize
+        ring_bytes.next_multiple_of(PAGE_BYTES) + usize::from(buf) * self.buffer_bytes as usize
     }
 }
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout in `register`; the ring that knew the memory is gone by now (field order
-        // in `Uring`).
+        // in `Ring`).
         unsafe { dealloc(self.memory.as_ptr(), self.layout) };
     }
 }

@@ -1,11 +1,7 @@
 //! The contract of [`Io`], tested on the real ring with real sockets and on the simulator alike, so that what the
 //! simulator proves of the data path holds on the kernel too.
 
-use super::sim::{Faults, SharedWorld, SimIo, World};
-use super::uring::{RingFds, Uring};
-use super::{Completion, ConnId, HandoverToken, Io, OpResult, Peer, ReadOp, errno};
-use crate::limits::Limits;
-use crate::waker::Waker;
+use crate::{RingFds, Uring};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -13,6 +9,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use trunkline_core::io::sim::{Faults, SharedWorld, SimIo, World};
+use trunkline_core::io::{Completion, ConnId, HandoverToken, Io, OpResult, Peer, ReadOp, errno};
+use trunkline_core::limits::Limits;
+use trunkline_core::waker::Waker;
 
 /// Rings of a rig, and listeners of each.
 const RINGS: usize = 2;
