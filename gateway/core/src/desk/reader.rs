@@ -209,6 +209,11 @@ impl Reader {
         self.owe(stamp);
         self.given = self.given.max(stamp);
     }
+    /// Its number and epoch in the store; the number is 0 while the store has not said them.
+    pub(crate) fn device(&self) -> (u16, u32) {
+        (self.device, self.device_epoch)
+    }
+
 
     /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
     pub(crate) fn gave_unkept(&mut self, stamp: u64) {
@@ -291,13 +296,13 @@ impl Reader {
 
     /// The page to ask for now, if any. At most `window` of the backlog are owed.
     pub(crate) fn next_page(&mut self) -> Option<NextPage> {
-        let (window, backlog) = (self.window, self.backlog.as_mut().filter(|backlog| !backlog.reading)?);
+        let ((device, device_epoch), window) = (self.device(), self.window);
+        let backlog = self.backlog.as_mut().filter(|backlog| !backlog.reading)?;
         let owed = self.owed.partition_point(|(stamp, _)| *stamp <= backlog.until) as u32;
         if owed > window / 2 {
             return None;
         }
         backlog.reading = true;
-        let (device, device_epoch) = (self.device, self.device_epoch);
         Some(NextPage { device, device_epoch, after: backlog.after, limit: window - owed })
     }
 

@@ -70,6 +70,22 @@ struct Device {
     unsettled: BTreeMap<u64, u64>,
 }
 
+impl Device {
+    /// One that does nothing by itself.
+    fn quiet(id: DeviceId) -> Self {
+        Device {
+            id,
+            name: format!("device-{}", id.1),
+            habit: Habit::Now,
+            ephemeral: false,
+            session: None,
+            resume: Vec::new(),
+            next_us: u64::MAX,
+            unsettled: BTreeMap::new(),
+        }
+    }
+}
+
 /// A message that a session has got and not acknowledged.
 #[derive(Clone, Copy, Debug)]
 struct Owed {
@@ -217,6 +233,13 @@ impl Run {
         planned.world.borrow_mut().faults = Faults::none();
         let limits = Limits {
             heartbeat_secs: 600,
+        let device_unseen_ms_max = device_age_secs * 1_000;
+        let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
+        Run::quiet_on(seed, device_age_secs, of_store)
+    }
+
+    /// The same with a store of these limits.
+    fn quiet_on(seed: u64, device_age_secs: u64, of_store: trunkline_store::Limits) -> Self {
             store_after_ms: 1_000,
             device_age_secs,
             frame_bytes_max: trunkline_proto::FRAME_BYTES_MAX_FLOOR,
@@ -224,20 +247,9 @@ impl Run {
             inbox_messages_max: 10_000,
             ..Limits::default()
         };
-        let device = |user| Device {
-            id: (user, 0),
-            name: "device-0".to_owned(),
-            habit: Habit::Now,
-            ephemeral: false,
-            session: None,
-            resume: Vec::new(),
-            next_us: u64::MAX,
-            unsettled: BTreeMap::new(),
-        };
-        let device_unseen_ms_max = device_age_secs * 1_000;
-        let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
         let store = SimStore::new(seed, of_store, 0, 1 << 20);
-        let mut run = Run { limits, store, devices: vec![device(1), device(2)], settling: true, ..planned };
+        let devices = vec![Device::quiet((1, 0)), Device::quiet((2, 0))];
+        let mut run = Run { limits, store, devices, settling: true, ..planned };
         run.start();
         run.log_in(0);
         run.log_in(1);
@@ -842,6 +854,39 @@ fn the_same_seed_is_the_same_run_with_a_store() {
 }
 
 /// Whether one of some seeds shows a planted bug. That they hold without it is what the test above shows.
+#[test]
+fn what_a_forgotten_device_acknowledges_moves_nothing_of_the_one_that_has_its_number() {
+    const SECOND_US: u64 = 1_000_000;
+    let of_store = trunkline_store::Limits { devices_per_user_max: 1, ..trunkline_store::Limits::default() };
+    let mut run = Run::quiet_on(1, 30 * 24 * 3_600, of_store);
+    // Nobody acknowledges anything by itself.
+    run.settling = false;
+    run.devices.iter_mut().for_each(|device| device.habit = Habit::Late);
+    run.run_until(SECOND_US);
+    run.devices.push(Device { habit: Habit::Late, ..Device::quiet((2, 1)) });
+    run.log_in(2);
+    run.run_until(2 * SECOND_US);
+    let message = run.send_to(2, None);
+    run.run_until(4 * SECOND_US);
+    assert_eq!(run.ledger.message(message).outcome, Some(1), "it is stored");
+    let device = |run: &mut Run| {
+        let devices = run.store.devices(2);
+        devices.into_iter().map(|device| (device.name.into_string(), device.cursor)).collect::<Vec<_>>()
+    };
+    let before = device(&mut run);
+    assert_eq!((before.len(), before[0].0.as_str()), (1, "device-1"));
+    // The one that is forgotten is still connected, and has got the message too.
+    for (index, moves) in [(1, false), (2, true)] {
+        let session = run.devices[index].session.expect("it is there");
+        let stamp = *run.sessions[session].owed.keys().next().expect("it has got the message");
+        run.acknowledge(session, stamp, false);
+        run.run_until((4 + index as u64) * SECOND_US);
+        let expected = if moves { stamp } else { before[0].1 };
+        assert_eq!(device(&mut run), [("device-1".to_owned(), expected)]);
+    }
+    run.leave_all();
+}
+
 fn is_caught(bug: Bug) -> bool {
     (0..60).any(|seed| with_planted(bug, || outcome(|| Run::new(seed, false).whole())).is_err())
 }
