@@ -507,7 +507,8 @@ async fn post_message(
     let id = id.ok_or_else(|| Problem::bad_request("id is the sender's number for the message, 1 or more"))?;
     let payload = STANDARD.decode(&payload).map_err(|_| Problem::bad_request("payload is not base64"))?;
     let record = Record { stamp: 0, from, id, flags: 0, payload: Payload::from(payload) };
-    match ask(&node, group, GroupAsk::Append { record, retry: retry.unwrap_or(false) }).await? {
+    let retry = retry.unwrap_or(false).then_some(0);
+    match ask(&node, group, GroupAsk::Append { record, retry }).await? {
         GroupReply::Stored { stamp, duplicate, .. } => Ok(Json(Posted { stamp: stamp.to_string(), duplicate })),
         reply => Err(denied(reply)),
     }

@@ -414,7 +414,6 @@ impl<S: Store> Groups<S> {
                 if let Err(denial) = self.book.may_send(group, record.from, now_s) {
                     return denied(denial);
                 }
-                let retry = retry.then_some(0);
                 let at = draft.ask(|token| Request::Append { user: group, record, retry, token });
                 Some(Staged::Log { at, ttl_s: 0 })
             }
