@@ -368,6 +368,12 @@ impl StoreWatch {
                 of(&self.stats.cursors_dropped),
             ),
             (
+                "trunkline_store_cursors_stale_total",
+                StatType::Counter,
+                "Positions and signs of life ignored because their device is forgotten, or its number another one's.",
+                of(&self.stats.cursors_stale),
+            ),
+            (
                 "trunkline_store_damages_total",
                 StatType::Counter,
                 "Damaged places found on disk; devices are told that messages may be gone.",
@@ -385,6 +391,12 @@ impl StoreWatch {
                 StatType::Gauge,
                 "Their bytes, as in the limits of inboxes.",
                 of(&self.stats.message_bytes),
+            ),
+            (
+                "trunkline_store_index_bytes",
+                StatType::Gauge,
+                "Memory by which users are found: of those for whom messages wait, and of those whom a table knows.",
+                of(&self.stats.index_bytes),
             ),
             (
                 "trunkline_store_users",

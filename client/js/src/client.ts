@@ -3,7 +3,7 @@
 import { Backoff } from "./backoff.js";
 import { Calls, type Reply } from "./calls.js";
 import { ByeError, ClosedError, FullError, NotConnectedError, TrunklineError, UnauthorizedError } from "./errors.js";
-import { FLAG_ACK, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
+import { FLAG_ACK, FLAG_AGAIN, FLAG_CUMULATIVE, FLAG_NO_STORE, FLAG_REPLAY, FLAG_RETRY, FLAG_SAFE, FLAG_SELF, Kind, SERVICE_USERS, frames, long, short, type Frame } from "./frames.js";
 import { toBytes, toId, type Id } from "./ids.js";
 import { Outstanding, fateOf, type Fate, type Message as Waiting, type SendOptions, type Unsettled } from "./outstanding.js";
 import { Pages, type Question } from "./pages.js";
@@ -575,6 +575,8 @@ export class Client {
     const again = this.#seen.has(name);
     if (flags & FLAG_ACK && (again || this.#inbox.length < this.#inboxMax())) {
       this.#acks.push(frame);
+      // Nobody can tell which copy an ACK for all before it would be of.
+      if (flags & FLAG_AGAIN) this.#acksApart = true;
       if (stamp > this.#resume.lastStamp) this.#resume = { ...this.#resume, lastStamp: stamp };
     }
     if (again) return;

@@ -36,6 +36,8 @@ export const FLAG_ACK = 0x01;
 export const FLAG_NO_STORE = 0x02;
 /** ACK: of this message and of all that came before it on the connection. */
 export const FLAG_CUMULATIVE = 0x01;
+/** DELIVER: sent before. */
+export const FLAG_AGAIN = 0x02;
 /** DELIVER: from the store. */
 export const FLAG_REPLAY = 0x04;
 /** SEND: this id was sent before. */

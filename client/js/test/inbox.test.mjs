@@ -6,7 +6,7 @@ import { Client, NotConnectedError } from "../dist/index.js";
 import { FakeSocket, LOGIN_OK, loginOk, long, short, syncOk } from "./fake.mjs";
 
 const [SEND, ACK, SYNC, DELIVER, SENT, ERROR] = [0x03, 0x06, 0x07, 0x83, 0x86, 0x8f];
-const [FLAG_ACK, CUMULATIVE, NO_STORE, RETRY, REPLAY] = [1, 1, 2, 4, 4];
+const [FLAG_ACK, CUMULATIVE, AGAIN, NO_STORE, RETRY, REPLAY] = [1, 1, 2, 2, 4, 4];
 
 const settle = () => new Promise((done) => setTimeout(done, 5));
 
@@ -41,6 +41,17 @@ async function taken(subject, count) {
 }
 
 beforeEach(() => (FakeSocket.all = []));
+
+test("what comes again is acknowledged alone, since nobody can tell which copy an ACK for all before it would be of", async () => {
+  const { subject, socket } = await open();
+  socket.receive(live(20), live(21));
+  assert.deepEqual(acks(socket), [[21, CUMULATIVE]]);
+  socket.receive(live(22), long(DELIVER, { flags: FLAG_ACK | AGAIN, id: 20n, peer: 7n, stamp: 20n }));
+  assert.deepEqual(acks(socket).slice(1), [[22, 0], [20, 0]]);
+  socket.receive(live(23), live(24));
+  assert.deepEqual(acks(socket).slice(3), [[24, CUMULATIVE]]);
+  await subject.close();
+});
 
 test("a login tells where the device stands, also that of a later client", async () => {
   const { subject, socket } = await open({ ephemeral: true, window: 64, resume: "9.YWI=" });

@@ -41,6 +41,7 @@ mod moves;
 mod portal;
 mod presence;
 mod reading;
+mod resent;
 mod rooms;
 mod route;
 mod service_links;

@@ -141,13 +141,14 @@ local function why_not(user)
   if tonumber(of.muted) > math.floor(now / 1000) or (settings.muted and of.role == '0') then return 'muted' end
 end
 
+-- `retry`: the position up to which nothing is looked for; empty if the message was never stored.
 local function append(view, proposed, retry, user, message)
   local denial = why_not(user)
   if denial then return { 'denied', denial } end
-  if retry then
+  if retry ~= '' then
     local looked, upper = 0, '+'
     while looked < window do
-      local entries = redis.call('XREVRANGE', S, upper, '-', 'COUNT', math.min(STEP, window - looked))
+      local entries = redis.call('XREVRANGE', S, upper, '(' .. retry, 'COUNT', math.min(STEP, window - looked))
       for _, entry in ipairs(entries) do
         if string.sub(entry[2][2], 1, 16) == string.sub(message, 1, 16) then
           -- Written, so that replicas are asked for it: whoever wrote it may have had no answer.
@@ -280,7 +281,7 @@ while at <= #ARGV do
   local what = word()
   local answer = { 'none' }
   if what == 'append' then
-    local view, proposed, retry, user = tonumber(word()), word(), word() == '1', word()
+    local view, proposed, retry, user = tonumber(word()), word(), word(), word()
     answer = append(view, proposed, retry, user, word())
   elseif what == 'admit' then
     local denial = why_not(word())

@@ -64,7 +64,8 @@ pub(crate) fn put(args: &mut Vec<Value>, ask: &GroupAsk, view: u64, limits: &Lim
     let view = || number(view);
     match ask {
         GroupAsk::Append { record, retry } => {
-            args.extend(["append".into(), view(), id(record.stamp).into(), bit(*retry), digits(record.from)]);
+            let retry = retry.map_or_else(String::new, id);
+            args.extend(["append".into(), view(), id(record.stamp).into(), retry.into(), digits(record.from)]);
             args.push(message(record)[..].into());
         }
         GroupAsk::Admit { from } => args.extend(["admit".into(), digits(*from)]),

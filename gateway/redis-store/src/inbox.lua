@@ -4,12 +4,13 @@
 --          m  sender and id, 8 bytes each, flags, payload
 --          s  how many messages came before it, and their bytes: so an inbox is counted without being read
 -- KEYS[2]  hash: floor, last (stamps), n and t (messages and their bytes so far), e (view of the home), p (last epoch of a
---          device), d:<name> (number, epoch, cursor, when it was seen)
+--          device), d:<name> (number, epoch, cursor, when it was seen), o:<name> (its epoch before its last LOGOUT, and
+--          the one since)
 -- ARGV     now, messages and bytes an inbox may have, 1 to drop the oldest of a full one, age of a message, time after
 --          which a device is forgotten, devices, window of retries, time after which the keys end; then the requests
 --
--- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten; an answer for each
--- request.
+-- Answer: 1 if something was written; messages acknowledged, expired and dropped, devices forgotten, positions of
+-- devices that are not known; an answer for each request.
 
 local S, M = KEYS[1], KEYS[2]
 local now = tonumber(ARGV[1])
@@ -24,7 +25,7 @@ local OVERHEAD = 48
 local STEP = 32
 
 local wrote = 0
-local acknowledged, expired, dropped, forgotten = 0, 0, 0, 0
+local acknowledged, expired, dropped, forgotten, stale = 0, 0, 0, 0, 0
 
 local meta = {}
 local flat = redis.call('HGETALL', M)
@@ -114,8 +115,8 @@ local function keep(device)
 end
 local function forget(at)
   local device = table.remove(all_devices(), at)
-  meta['d:' .. device.name] = nil
-  redis.call('HDEL', M, 'd:' .. device.name)
+  meta['d:' .. device.name], meta['o:' .. device.name] = nil, nil
+  redis.call('HDEL', M, 'd:' .. device.name, 'o:' .. device.name)
   wrote = 1
 end
 local function named(name)
@@ -242,7 +243,8 @@ local function append(view, proposed, retry, message)
   return { 'stored', id, 0, last }
 end
 
-local function open(name, ephemeral)
+local function open(name, ephemeral, view)
+  if view then claim(view) end
   tidy()
   local all = all_devices()
   local device = named(name)
@@ -296,9 +298,19 @@ local function read(number, epoch, from, limit, payload_max)
   return { 'page', meta.floor, meta.last, complete, above(meta.floor, from) and 1 or 0, records }
 end
 
-local function cursor(number, upto)
+-- What a device has told before its LOGOUT may come behind that, from another node. A node of an older version leaves
+-- what is noted of a LOGOUT when it forgets a device, so the epoch since then has to fit, too.
+local function is_of(device, epoch)
+  if device.epoch == epoch then return true end
+  return meta['o:' .. device.name] == epoch .. ' ' .. device.epoch
+end
+
+local function cursor(number, epoch, upto)
   local device = numbered(number)
-  if not device then return end
+  if not device or not is_of(device, epoch) then
+    stale = stale + 1
+    return
+  end
   if above(upto, meta.last) then upto = meta.last end
   local moved = above(upto, device.cursor)
   if moved then device.cursor = upto end
@@ -318,21 +330,23 @@ while at <= #ARGV do
     local view, proposed, retry = tonumber(word()), word(), word()
     answer = append(view, proposed, retry, word())
   elseif what == 'open' then
-    local name = word()
-    answer = open(name, word() == '1')
+    local name, ephemeral = word(), word() == '1'
+    answer = open(name, ephemeral, tonumber(word()))
   elseif what == 'read' then
     local number, epoch, from, limit = tonumber(word()), word(), word(), tonumber(word())
     answer = read(number, epoch, from, limit, tonumber(word()))
   elseif what == 'cursor' then
-    local number = tonumber(word())
-    cursor(number, word())
+    local number, epoch = tonumber(word()), word()
+    cursor(number, epoch, word())
     tidy()
   elseif what == 'claim' then
     claim(tonumber(word()))
   elseif what == 'logout' then
     local device = named(word())
     if device then
+      local before = device.epoch
       device.epoch = next_epoch()
+      set('o:' .. device.name, before .. ' ' .. device.epoch)
       keep(device)
     end
   elseif what == 'devices' then
@@ -352,6 +366,8 @@ while at <= #ARGV do
     for place = #all_devices(), 1, -1 do forget(place) end
     answer = { 'done' }
   elseif what == 'inspect' then
+    local view = tonumber(word())
+    if view then claim(view) end
     tidy()
     local messages, bytes = holds()
     answer = { 'inspected', messages, bytes, meta.floor, meta.last, #all_devices() }
@@ -384,4 +400,4 @@ if wrote == 1 then
   redis.call('PEXPIRE', S, ttl_ms)
   redis.call('PEXPIRE', M, ttl_ms)
 end
-return { wrote, acknowledged, expired, dropped, forgotten, answers }
+return { wrote, acknowledged, expired, dropped, forgotten, stale, answers }

@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn seen(user: u64, device: u16) -> Waiting {
-        Waiting { source: 0, view: 0, request: Request::Seen { user, device } }
+        Waiting { source: 0, view: 0, request: Request::Seen { user, device, device_epoch: 1 } }
     }
 
     #[test]

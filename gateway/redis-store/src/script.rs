@@ -80,6 +80,8 @@ pub(crate) fn record(stamp: u64, bytes: &[u8]) -> Option<Record> {
 
 /// Adds a request that is about a user, of an asker in that view.
 pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &Limits) {
+    // The view to claim in; empty for none.
+    let claim = |claims: bool| Value::from(if claims { view.to_string() } else { String::new() });
     match request {
         Request::Append { record, retry, .. } => {
             args.extend(["append".into(), view.to_string().into(), id(record.stamp).into()]);
@@ -87,8 +89,8 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
             args.push(retry.map_or_else(String::new, id).into());
             args.push(message(record)[..].into());
         }
-        Request::Open { device, ephemeral, .. } => {
-            args.extend(["open".into(), device_name(device).into(), bit(*ephemeral)]);
+        Request::Open { device, ephemeral, claims, .. } => {
+            args.extend(["open".into(), device_name(device).into(), bit(*ephemeral), claim(*claims)]);
         }
         Request::Read { device, device_epoch, after, since_ms, limit, bytes_max, .. } => {
             let after = (*after).max(stamp_at(*since_ms).saturating_sub(1));
@@ -96,16 +98,19 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
             args.extend(["read".into(), device.to_string().into(), device_epoch.to_string().into()]);
             args.extend([id(after).into(), limit.to_string().into(), bytes_max.to_string().into()]);
         }
-        Request::Cursor { device, stamp, .. } => {
-            args.extend(["cursor".into(), device.to_string().into(), id(*stamp).into()]);
+        Request::Cursor { device, device_epoch, stamp, .. } => {
+            args.extend(["cursor".into(), device.to_string().into(), device_epoch.to_string().into()]);
+            args.push(id(*stamp).into());
         }
-        Request::Seen { device, .. } => args.extend(["cursor".into(), device.to_string().into(), "0-0".into()]),
-        Request::Claim { .. } => args.extend(["claim".into(), view.to_string().into()]),
+        Request::Seen { device, device_epoch, .. } => {
+            args.extend(["cursor".into(), device.to_string().into(), device_epoch.to_string().into(), "0-0".into()]);
+        }
+        Request::Claim { .. } => args.extend(["claim".into(), claim(true)]),
         Request::LogOut { device, .. } => args.extend(["logout".into(), device_name(device).into()]),
         Request::Devices { .. } => args.push("devices".into()),
         Request::Forget { device, .. } => args.extend(["forget".into(), device.to_string().into()]),
         Request::Delete { .. } => args.push("delete".into()),
-        Request::Inspect { .. } => args.push("inspect".into()),
+        Request::Inspect { claims, .. } => args.extend(["inspect".into(), claim(*claims)]),
         // They are of no user.
         Request::View { .. } | Request::Group { .. } => {}
     }
@@ -116,8 +121,8 @@ pub(crate) fn put(args: &mut Vec<Value>, request: &Request, view: u64, limits: &
 pub(crate) struct Answered {
     /// Something was written.
     pub(crate) wrote: bool,
-    /// Messages acknowledged, expired and dropped, and devices forgotten.
-    pub(crate) counts: [u64; 4],
+    /// Messages acknowledged, expired and dropped, devices forgotten, and positions of devices that are not known.
+    pub(crate) counts: [u64; 5],
     /// One for each request; `None` where there is no answer.
     pub(crate) replies: Vec<Option<Reply>>,
 }
@@ -126,7 +131,7 @@ pub(crate) struct Answered {
 pub(crate) fn read(answer: Value, store_epoch: u64) -> Option<Answered> {
     let mut parts = list(answer)?.into_iter();
     let wrote = parts.next()?.as_u64()? == 1;
-    let mut counts = [0; 4];
+    let mut counts = [0; 5];
     for count in &mut counts {
         *count = parts.next()?.as_u64()?;
     }

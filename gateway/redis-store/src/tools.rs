@@ -64,7 +64,8 @@ impl Tool {
     pub async fn check(&self) -> Result<Checked, ToolError> {
         let mut checked = Checked::default();
         for user in self.users().await? {
-            let Some(Reply::Inspected(inbox)) = self.ask(user, &[Request::Inspect { user, token: 0 }]).await?.pop()
+            let Some(Reply::Inspected(inbox)) =
+                self.ask(user, &[Request::Inspect { user, claims: false, token: 0 }]).await?.pop()
             else {
                 return Err(ToolError::Garbage(user));
             };
@@ -207,7 +208,7 @@ impl Tool {
     /// # Errors
     /// If Redis did not work.
     pub async fn state(&self, user: u64) -> Result<UserCopy, ToolError> {
-        let answers = self.call(user, vec!["devices".into(), "inspect".into()]).await?;
+        let answers = self.call(user, vec!["devices".into(), "inspect".into(), "".into()]).await?;
         let read = || {
             let [Value::Array(devices), Value::Array(inspected)] = &answers[..] else { return None };
             let floor = script::stamp(&inspected.get(3)?.as_string()?);
@@ -258,6 +259,7 @@ impl Tool {
         requests.iter().for_each(|request| script::put(&mut args, request, u64::from(u32::MAX), &self.settings.limits));
         let answers = self.call(user, args).await?;
         let whole = Value::Array(vec![
+            Value::Integer(0),
             Value::Integer(0),
             Value::Integer(0),
             Value::Integer(0),

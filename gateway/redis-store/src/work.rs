@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use trunkline_router::redis::{Batches, Call, Outcome, PlaneError, Program, StoreSync, Value};
 use trunkline_store::{Answer, GroupAsk, GroupReply, Refusal, Reply, Request, Source, Stats, StoreMail};
 
@@ -30,8 +30,8 @@ const EPOCH_KEY: &str = "tl:store";
 /// Hands the answers for a source back.
 pub(crate) type Answers = Box<dyn FnMut(Source, Vec<Answer>) + Send>;
 
-/// A batch that is over: its server, its requests, their outcomes, and how long it took.
-type Done = (Server, Batch, Vec<Outcome>, Duration);
+/// What a batch has come to, and how long it took; with the task that it was.
+type Done = Result<(Id, (Vec<Outcome>, Duration)), JoinError>;
 
 /// Something about a group and a user that waits for the one before it about both.
 struct Journey {
@@ -42,8 +42,11 @@ struct Journey {
     token: Option<u64>,
 }
 
-/// One that is over: whose it was, what it was about, its answer, and what went wrong.
-type Arrived = (Source, (u64, u64), Option<u64>, Reply, Option<String>);
+/// Whose one is that is under way, what it is about, and as what it was asked.
+type Traveller = (Source, (u64, u64), Option<u64>);
+
+/// The answer of one that is over, and what went wrong; with the task that it was.
+type Arrived = Result<(Id, (Reply, Option<String>)), JoinError>;
 
 /// What the thread works with.
 pub(crate) struct Work {
@@ -58,16 +61,20 @@ pub(crate) struct Work {
     lanes: Lanes,
     /// The view of each source.
     views: HashMap<Source, u64>,
-    running: JoinSet<Done>,
+    /// Batches under way. What they are is not in their tasks, so that each is answered even if a task fails.
+    running: JoinSet<(Vec<Outcome>, Duration)>,
+    under_way: HashMap<Id, (Server, Batch)>,
     road: Arc<Road>,
-    travelling: JoinSet<Arrived>,
+    /// Likewise, with whose each is, what it is about, and as what it was asked.
+    travelling: JoinSet<(Reply, Option<String>)>,
+    travellers: HashMap<Id, Traveller>,
     /// What waits for one that is under way, by group and user.
     journeys: HashMap<(u64, u64), VecDeque<Journey>>,
     journeys_waiting: usize,
     /// Servers that failed last, with one of their users, and what they said.
     failing: HashMap<Server, (Subject, String)>,
-    /// Positions of devices that Redis has not got, by user and device.
-    owed: BTreeMap<(u64, u16), u64>,
+    /// Positions of devices that Redis has not got, by user, number and epoch of the device.
+    owed: BTreeMap<(u64, u16, u32), u64>,
     next_probe: Instant,
     wake: Arc<Notify>,
 }
@@ -95,8 +102,10 @@ impl Work {
             lanes: Lanes::default(),
             views: HashMap::new(),
             running: JoinSet::new(),
+            under_way: HashMap::new(),
             road,
             travelling: JoinSet::new(),
+            travellers: HashMap::new(),
             journeys: HashMap::new(),
             journeys_waiting: 0,
             failing: HashMap::new(),
@@ -120,12 +129,12 @@ impl Work {
                 self.accept(source, request);
             }
             self.launch();
-            while let Some(done) = self.running.try_join_next() {
-                self.finish(done.ok());
+            while let Some(done) = self.running.try_join_next_with_id() {
+                self.finish(done);
                 self.launch();
             }
-            while let Some(arrived) = self.travelling.try_join_next() {
-                self.arrive(arrived.ok());
+            while let Some(arrived) = self.travelling.try_join_next_with_id() {
+                self.arrive(arrived);
             }
             if self.next_probe <= Instant::now() {
                 self.probe();
@@ -153,17 +162,17 @@ impl Work {
         }
         let (wake, probe) = (self.wake.clone(), tokio::time::Instant::from_std(self.next_probe));
         let (done, arrived) = tokio::select! {
-            done = self.running.join_next(), if !self.running.is_empty() => (done, None),
-            arrived = self.travelling.join_next(), if !self.travelling.is_empty() => (None, arrived),
+            done = self.running.join_next_with_id(), if !self.running.is_empty() => (done, None),
+            arrived = self.travelling.join_next_with_id(), if !self.travelling.is_empty() => (None, arrived),
             () = wake.notified(), if !full => (None, None),
             () = tokio::time::sleep_until(probe) => (None, None),
         };
         self.mail.awake();
         if let Some(done) = done {
-            self.finish(done.ok());
+            self.finish(done);
         }
         if let Some(arrived) = arrived {
-            self.arrive(arrived.ok());
+            self.arrive(arrived);
         }
     }
 
@@ -219,7 +228,7 @@ impl Work {
     fn turn_down(&mut self, source: Source, request: Request) {
         match request {
             Request::View { epoch } => drop(self.views.insert(source, epoch)),
-            Request::Cursor { user, device, stamp } => self.owe(user, device, stamp),
+            Request::Cursor { user, device, device_epoch, stamp } => self.owe((user, device, device_epoch), stamp),
             request => {
                 let token = request.token();
                 self.refuse(source, token, Refusal::Unavailable);
@@ -234,11 +243,11 @@ impl Work {
         }
     }
 
-    fn owe(&mut self, user: u64, device: u16, stamp: u64) {
-        if self.owed.len() >= OWED_MAX && !self.owed.contains_key(&(user, device)) {
+    fn owe(&mut self, device: (u64, u16, u32), stamp: u64) {
+        if self.owed.len() >= OWED_MAX && !self.owed.contains_key(&device) {
             return Stats::add(&self.stats.cursors_dropped, 1);
         }
-        let owed = self.owed.entry((user, device)).or_default();
+        let owed = self.owed.entry(device).or_default();
         *owed = (*owed).max(stamp);
     }
 
@@ -273,16 +282,16 @@ impl Work {
 
     fn travel(&mut self, key: (u64, u64), journey: Journey) {
         let (road, sync) = (self.road.clone(), self.sync);
-        self.travelling.spawn(async move {
-            let Journey { source, view, group, ask, token } = journey;
-            let (reply, trouble) = road.travel(group, &ask, view, sync).await;
-            (source, key, token, reply, trouble)
-        });
+        let Journey { source, view, group, ask, token } = journey;
+        let task = self.travelling.spawn(async move { road.travel(group, &ask, view, sync).await });
+        self.travellers.insert(task.id(), (source, key, token));
     }
 
     /// Something about a group and a user is over: its answer goes back, and the next one about both begins.
-    fn arrive(&mut self, arrived: Option<Arrived>) {
-        let Some((source, key, token, reply, trouble)) = arrived else { return };
+    fn arrive(&mut self, arrived: Arrived) {
+        let (task, (reply, trouble)) = arrived
+            .unwrap_or_else(|error| (error.id(), (Reply::Refused(Refusal::Unavailable), Some(error.to_string()))));
+        let Some((source, key, token)) = self.travellers.remove(&task) else { return };
         if trouble.is_some() {
             Stats::add(&self.stats.commit_failures, 1);
         }
@@ -350,11 +359,12 @@ impl Work {
             };
             let calls: Vec<Call> = batch.iter().map(call).collect();
             let (batches, sync) = (self.batches.clone(), self.sync);
-            self.running.spawn(async move {
+            let task = self.running.spawn(async move {
                 let began = Instant::now();
                 let outcomes = batches.run(&calls, sync).await;
-                (server, batch, outcomes, began.elapsed())
+                (outcomes, began.elapsed())
             });
+            self.under_way.insert(task.id(), (server, batch));
         }
     }
 
@@ -367,12 +377,21 @@ impl Work {
     }
 
     /// A batch is over: its answers go back.
-    fn finish(&mut self, done: Option<Done>) {
-        let Some((server, batch, outcomes, took)) = done else { return };
+    fn finish(&mut self, done: Done) {
+        let (task, (outcomes, took), failed) = match done {
+            Ok((task, done)) => (task, done, None),
+            Err(error) => (error.id(), Default::default(), Some(error.to_string())),
+        };
+        let Some((server, batch)) = self.under_way.remove(&task) else { return };
         self.lanes.done(&server);
+        let mut outcomes = outcomes.into_iter();
         let mut answers: BTreeMap<Source, Vec<Answer>> = BTreeMap::new();
         let mut trouble: Option<(Subject, String)> = None;
-        for ((subject, requests), outcome) in batch.into_iter().zip(outcomes) {
+        for (subject, requests) in batch {
+            // A call that nobody has said anything about is one whose end nobody knows.
+            let unknown =
+                || Err(PlaneError::Redis { detail: failed.clone().unwrap_or_else(|| "no answer".to_owned()) });
+            let outcome = outcomes.next().unwrap_or_else(unknown);
             let why = self.settle(subject, requests, outcome, &mut answers);
             if let Some(why) = why {
                 trouble.get_or_insert((subject, why));
@@ -417,19 +436,20 @@ impl Work {
         let is_full = why.as_ref().is_some_and(|why| why.contains("OOM command not allowed"));
         let refusal = if is_full { Refusal::StoreFull } else { Refusal::Unavailable };
         if let Some(answered) = &answered {
-            let [acknowledged, expired, dropped, forgotten] = answered.counts;
+            let [acknowledged, expired, dropped, forgotten, stale] = answered.counts;
             Stats::add(&self.stats.acknowledged, acknowledged);
             Stats::add(&self.stats.expired, expired);
             Stats::add(&self.stats.dropped_oldest, dropped);
             Stats::add(&self.stats.devices_forgotten, forgotten);
+            Stats::add(&self.stats.cursors_stale, stale);
         }
         let mut replies = answered.map(|answered| answered.replies).unwrap_or_default().into_iter();
         for Waiting { source, request, .. } in requests {
             let reply = replies.next().flatten();
-            if let Request::Cursor { user, device, stamp } = request
+            if let Request::Cursor { user, device, device_epoch, stamp } = request
                 && why.is_some()
             {
-                self.owe(user, device, stamp);
+                self.owe((user, device, device_epoch), stamp);
             }
             let Some(token) = request.token() else { continue };
             let reply = self.judged(&request, reply, confirmed, refusal);
@@ -445,7 +465,7 @@ impl Work {
             Subject::Group(group) => {
                 let group::Answered { wrote, counts: [expired, dropped], replies } =
                     group::read(value, group, (self.settings.clock)())?;
-                Some(script::Answered { wrote, counts: [0, expired, dropped, 0], replies })
+                Some(script::Answered { wrote, counts: [0, expired, dropped, 0, 0], replies })
             }
         }
     }
@@ -495,8 +515,8 @@ impl Work {
             // It is no message, and always finds room.
             let _ = self.lanes.put(self.server_of(*subject), waiting);
         }
-        for ((user, device), stamp) in std::mem::take(&mut self.owed) {
-            let request = Request::Cursor { user, device, stamp };
+        for ((user, device, device_epoch), stamp) in std::mem::take(&mut self.owed) {
+            let request = Request::Cursor { user, device, device_epoch, stamp };
             let server = self.server_of(Subject::User(user));
             let _ = self.lanes.put(server, Waiting { source: Source::MAX, view: 0, request });
         }
@@ -557,5 +577,87 @@ fn promise(sync: StoreSync) -> &'static str {
             "SENT 1 once it is in the append-only files of the master and of a replica, or two where there are two \
              (store_sync = aof). It is lost if all of these disks are"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use trunkline_router::redis::RedisConfig;
+    use trunkline_store::{Limits, Record};
+
+    /// A store that has never been connected, and the answers it gives.
+    fn work() -> (Work, std::sync::mpsc::Receiver<(Source, Vec<Answer>)>) {
+        let settings = Settings {
+            redis: RedisConfig::parse("redis-cluster://127.0.0.1:1").unwrap(),
+            sync: None,
+            limits: Limits::default(),
+            groups: crate::GroupBounds::default(),
+            clock: Arc::new(|| 1_800_000_000_000),
+        };
+        let (sender, answers) = channel();
+        let give = move |source, batch| drop(sender.send((source, batch)));
+        let mail = StoreMail::new(StoreMail::BYTES_MAX);
+        (Work::new(settings, mail, Arc::default(), Box::new(give)), answers)
+    }
+
+    fn append(token: u64) -> Request {
+        let record = Record { stamp: 1, from: 1, id: token, flags: 0, payload: Arc::from([0; 8]) };
+        Request::Append { user: 7, record, retry: None, token }
+    }
+
+    const REFUSED: Reply = Reply::Refused(Refusal::Unavailable);
+
+    #[test]
+    fn every_request_of_a_batch_has_one_answer_though_its_task_or_a_part_of_it_failed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut work, answers) = work();
+            let device = Request::Cursor { user: 7, device: 1, device_epoch: 9, stamp: 5 };
+            for request in [append(1), device, append(2)] {
+                work.accept(3, request);
+            }
+            let batch = work.lanes.take(&None);
+            let task = work.running.spawn(async { panic!("for the test") });
+            work.under_way.insert(task.id(), (None, batch));
+            let done = work.running.join_next_with_id().await.unwrap();
+            assert!(done.is_err());
+            work.finish(done);
+            let told = |token| Answer { token, reply: REFUSED };
+            assert_eq!(answers.try_recv(), Ok((3, vec![told(1), told(2)])));
+            assert_eq!(work.owed, BTreeMap::from([((7, 1, 9), 5)]), "it is told when Redis is back");
+            assert!(work.lanes.is_idle(&None), "the server has its next batch");
+
+            // The same if there are fewer answers than calls.
+            work.accept(3, append(3));
+            let batch = work.lanes.take(&None);
+            let task = work.running.spawn(async { (Vec::new(), Duration::ZERO) });
+            work.under_way.insert(task.id(), (None, batch));
+            let done = work.running.join_next_with_id().await.unwrap();
+            work.finish(done);
+            assert_eq!(answers.try_recv(), Ok((3, vec![told(3)])));
+            assert!(answers.try_recv().is_err() && work.under_way.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_join_whose_task_failed_has_its_answer_and_the_next_one_begins() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut work, answers) = work();
+            let task = work.travelling.spawn(async { panic!("for the test") });
+            work.travellers.insert(task.id(), (3, (5, 7), Some(1)));
+            work.journeys.insert((5, 7), VecDeque::new());
+            let ask = Box::new(GroupAsk::Leave { user: 7 });
+            work.accept(3, Request::Group { group: 5, ask, token: Some(2) });
+            assert_eq!((work.journeys_waiting, work.travelling.len()), (1, 1));
+            for token in [1, 2] {
+                let arrived = work.travelling.join_next_with_id().await.unwrap();
+                work.arrive(arrived);
+                assert_eq!(answers.try_recv(), Ok((3, vec![Answer { token, reply: REFUSED }])));
+            }
+            assert!(work.journeys.is_empty() && work.travellers.is_empty() && work.journeys_waiting == 0);
+        });
     }
 }

@@ -516,7 +516,8 @@ async fn post_message(
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
     let record = Record { stamp: 0, from, id, flags: 0, payload: Payload::from(payload) };
-    match ask(&node, group, GroupAsk::Append { record, retry: retry.unwrap_or(false) }).await? {
+    let retry = retry.unwrap_or(false).then_some(0);
+    match ask(&node, group, GroupAsk::Append { record, retry }).await? {
         GroupReply::Stored { stamp, duplicate, .. } => Ok(Json(Posted { stamp: stamp.to_string(), duplicate })),
         reply => Err(denied(reply)),
     }

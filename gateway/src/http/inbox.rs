@@ -49,7 +49,7 @@ fn refused(reply: Reply) -> Problem {
 }
 
 async fn inspect(node: &Node, user: u64) -> Result<Inbox, Problem> {
-    match ask_store(node, user, None, |user, _, token| Request::Inspect { user, token }).await? {
+    match ask_store(node, user, None, |user, _, token| Request::Inspect { user, claims: false, token }).await? {
         Reply::Inspected(inbox) => Ok(inbox),
         reply => Err(refused(reply)),
     }

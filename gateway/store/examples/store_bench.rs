@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p trunkline-store --example store_bench -- --help`
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -191,13 +191,21 @@ fn burst(options: &Options, running: &Running, first: u64) {
 /// Stores, and acknowledges what was stored somewhat earlier.
 fn steady(options: &Options) {
     let running = Running::start(options.open("steady", limits()));
+    // The epoch of the device of each user.
+    let mut epochs: HashMap<u64, u32> = HashMap::new();
     for users in (0..options.users).collect::<Vec<u64>>().chunks(8_192) {
         for user in users {
-            running.send(Request::Open { user: *user, device: "phone".into(), ephemeral: false, token: 0 });
+            let (user, device) = (*user, "phone".into());
+            running.send(Request::Open { user, device, ephemeral: false, claims: false, token: user });
         }
         let mut opened = 0;
         while opened < users.len() {
-            opened += running.answers.recv().expect("the thread runs").len();
+            let answers = running.answers.recv().expect("the thread runs");
+            opened += answers.len();
+            epochs.extend(answers.iter().map(|answer| match answer.reply {
+                Reply::Opened(opened) => (answer.token, opened.device_epoch),
+                ref other => panic!("not opened: {other:?}"),
+            }));
         }
     }
     let began = Instant::now();
@@ -219,7 +227,8 @@ fn steady(options: &Options) {
         done += answers.len() as u64;
         while unacknowledged.len() > ACK_BEHIND {
             let Some((user, stamp)) = unacknowledged.pop_front() else { break };
-            running.send(Request::Cursor { user, device: 1, stamp });
+            let device_epoch = epochs.get(&user).copied().unwrap_or_default();
+            running.send(Request::Cursor { user, device: 1, device_epoch, stamp });
             acknowledged += 1;
         }
         let second = began.elapsed().as_secs() as usize;

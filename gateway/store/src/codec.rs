@@ -121,7 +121,7 @@ impl State {
             let (number, epoch, cursor, seen_ms) = (reader.u16()?, reader.u32()?, reader.u64()?, reader.u64()?);
             let len = usize::from(reader.u8()?);
             let name = std::str::from_utf8(reader.bytes(len)?).ok()?.into();
-            devices.push(Device { number, epoch, cursor, seen_ms, name });
+            devices.push(Device { number, epoch, cursor, seen_ms, name, epoch_before: 0 });
         }
         Some(State { floor, gap, devices })
     }

@@ -174,14 +174,14 @@ impl Embedded {
                 Stats::add(&self.stats.cursors_dropped, 1);
                 return None;
             }
-            Request::Cursor { user, device, stamp } => {
+            Request::Cursor { user, device, device_epoch, stamp } => {
                 // If nothing can be read now, the device acknowledges again after its next login.
-                let _ = self.acknowledge(user, device, stamp);
+                let _ = self.acknowledge(user, (device, device_epoch), stamp);
                 return None;
             }
-            Request::Seen { user, device } => {
+            Request::Seen { user, device, device_epoch } => {
                 // If nothing can be read now, the next one is as good.
-                let _ = self.acknowledge(user, device, 0);
+                let _ = self.acknowledge(user, (device, device_epoch), 0);
                 return None;
             }
             // This store is one node's own, whose shards remember LOGOUTs.
@@ -405,12 +405,19 @@ impl Embedded {
         self.message_bytes = self.message_bytes + u64::from(totals.bytes) - u64::from(before.bytes);
     }
 
+    /// Memory by which users are found. What came lately is not in it: that is bounded by the limits of the log.
+    fn index_bytes(&self) -> usize {
+        let tables: usize = self.tables.iter().map(|table| table.memory()).sum();
+        self.totals.allocation_size() + self.upkeep.emptied.capacity() * size_of::<(u64, u64)>() + tables
+    }
+
     fn publish(&self) {
         let stats = &self.stats;
         Stats::set(&stats.log_bytes, self.log.bytes());
         Stats::set(&stats.table_bytes, self.tables.iter().map(|table| table.bytes).sum());
         Stats::set(&stats.tables, self.tables.len() as u64);
         Stats::set(&stats.recent_bytes, self.recent_bytes + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes));
+        Stats::set(&stats.index_bytes, self.index_bytes() as u64);
         Stats::set(&stats.users, self.totals.len() as u64);
         Stats::set(&stats.messages, self.messages);
         Stats::set(&stats.message_bytes, self.message_bytes);

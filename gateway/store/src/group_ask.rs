@@ -79,7 +79,7 @@ pub enum GroupAsk {
         /// `record.from` is the member; `record.stamp` is proposed.
         record: Record,
         /// It may have been stored before, as in [`Request::Append`](crate::Request::Append).
-        retry: bool,
+        retry: Option<u64>,
     },
     /// Whether a member may send now; nothing is stored. Answered [`GroupReply::Admitted`] or [`GroupReply::Denied`].
     Admit {

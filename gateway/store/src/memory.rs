@@ -21,8 +21,8 @@ pub struct Memory {
     epoch: u64,
     epochs: Epochs,
     users: BTreeMap<u64, User>,
-    /// Cursors that are not durable yet, each with when it came, and since when the first waits.
-    cursors: Vec<(u64, u16, u64, u64)>,
+    /// Cursors that are not durable yet, and since when the first waits.
+    cursors: Vec<Cursor>,
     cursors_since_ms: u64,
     bytes: u64,
     available: bool,
@@ -30,6 +30,16 @@ pub struct Memory {
     /// The view of each source, and that of the one that is asking.
     views: BTreeMap<Source, u64>,
     view: u64,
+}
+
+/// What a device has told, and when it came.
+#[derive(Debug)]
+struct Cursor {
+    user: u64,
+    /// Number and epoch.
+    device: (u16, u32),
+    stamp: u64,
+    seen_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -104,8 +114,11 @@ impl Memory {
 
     /// Lets go what the user's devices have and what is too old, and forgets devices that stay away.
     fn tidy(&mut self, user: u64) {
+        self.tidy_at(user, (self.clock)());
+    }
+
+    fn tidy_at(&mut self, user: u64, now_ms: u64) {
         let Some(found) = self.users.get_mut(&user) else { return };
-        let now_ms = (self.clock)();
         Stats::add(&self.stats.devices_forgotten, found.state.forget_unseen(now_ms, &self.limits));
         let oldest = stamp_at(now_ms.saturating_sub(self.limits.message_age_ms_max));
         let expired = found.records.iter().take_while(|record| record.stamp < oldest).last();
@@ -119,10 +132,13 @@ impl Memory {
         if !self.can_write() {
             return;
         }
-        for (user, device, stamp, seen_ms) in std::mem::take(&mut self.cursors) {
-            if let Some(found) = self.users.get_mut(&user) {
-                found.state.acknowledge(device, stamp, found.last, seen_ms);
-                self.tidy(user);
+        for Cursor { user, device, stamp, seen_ms } in std::mem::take(&mut self.cursors) {
+            let found = self.users.get_mut(&user);
+            match found.and_then(|found| found.state.acknowledge(device, stamp, found.last, seen_ms)) {
+                // As a store does that takes it when it comes.
+                Some(true) => self.tidy_at(user, seen_ms),
+                Some(false) => {}
+                None => Stats::add(&self.stats.cursors_stale, 1),
             }
         }
     }
@@ -251,28 +267,33 @@ impl Memory {
         }
     }
 
-    fn cursor(&mut self, user: u64, device: u16, stamp: u64) {
+    fn cursor(&mut self, user: u64, device: (u16, u32), stamp: u64) {
         let now_ms = (self.clock)();
         if self.cursors.is_empty() {
             self.cursors_since_ms = now_ms;
         }
-        self.cursors.push((user, device, stamp, now_ms));
+        self.cursors.push(Cursor { user, device, stamp, seen_ms: now_ms });
     }
 
     fn reply(&mut self, request: Request) -> Option<Reply> {
         Some(match request {
             Request::Append { user, record, retry, .. } => self.append(user, record, retry),
-            Request::Open { user, device, ephemeral, .. } => self.open(user, &device, ephemeral),
+            Request::Open { user, device, ephemeral, claims, .. } => {
+                if claims {
+                    self.claim(user);
+                }
+                self.open(user, &device, ephemeral)
+            }
             Request::Read { user, device, device_epoch, after, since_ms, limit, bytes_max, .. } => {
                 let after = after.max(stamp_at(since_ms).saturating_sub(1));
                 self.read(user, (device, device_epoch), after, limit, bytes_max)
             }
-            Request::Cursor { user, device, stamp } => {
-                self.cursor(user, device, stamp);
+            Request::Cursor { user, device, device_epoch, stamp } => {
+                self.cursor(user, (device, device_epoch), stamp);
                 return None;
             }
-            Request::Seen { user, device } => {
-                self.cursor(user, device, 0);
+            Request::Seen { user, device, device_epoch } => {
+                self.cursor(user, (device, device_epoch), 0);
                 return None;
             }
             Request::LogOut { user, device } => {
@@ -291,7 +312,12 @@ impl Memory {
                 self.tidy(user);
                 Reply::Devices(self.users.get(&user).map(|found| found.state.devices()).unwrap_or_default())
             }
-            Request::Inspect { user, .. } => Reply::Inspected(self.inspect(user)),
+            Request::Inspect { user, claims, .. } => {
+                if claims {
+                    self.claim(user);
+                }
+                Reply::Inspected(self.inspect(user))
+            }
             Request::Forget { .. } | Request::Delete { .. } if !self.can_write() => self.refuse(Refusal::Unavailable),
             Request::Forget { user, device, .. } => {
                 if let Some(found) = self.users.get_mut(&user) {

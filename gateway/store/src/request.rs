@@ -34,6 +34,9 @@ pub enum Request {
         device: Box<str>,
         /// Do not register it.
         ephemeral: bool,
+        /// Whoever asks is the home of the user in its view, and its [`Request::Claim`] comes first: where there is an
+        /// answer the claim holds. If a later home has claimed, it is answered all the same.
+        claims: bool,
         /// Comes back in the answer.
         token: u64,
     },
@@ -65,8 +68,12 @@ pub enum Request {
     Cursor {
         /// Whose device.
         user: u64,
-        /// Its number, of [`Opened::device`]. Unknown ones are ignored.
+        /// Its number, of [`Opened::device`].
         device: u16,
+        /// Its [`Opened::device_epoch`]: what comes late for a device that was forgotten is not the next one's that has
+        /// got the number. Unknown devices and epochs are ignored, and counted as
+        /// [`Stats::cursors_stale`](crate::Stats::cursors_stale). A LOGOUT in between does not matter.
+        device_epoch: u32,
         /// What it has everything up to.
         stamp: u64,
     },
@@ -76,8 +83,10 @@ pub enum Request {
     Seen {
         /// Whose device.
         user: u64,
-        /// Its number, of [`Opened::device`]. Unknown ones are ignored.
+        /// Its number, of [`Opened::device`].
         device: u16,
+        /// As in [`Request::Cursor`].
+        device_epoch: u32,
     },
     /// The registered devices of a user. Answered [`Reply::Devices`].
     Devices {
@@ -101,7 +110,9 @@ pub enum Request {
         epoch: u64,
     },
     /// Whoever asks is the home of a user in its view: what homes of earlier views would append is refused as
-    /// [`Refusal::Stale`] from now on. An append claims too. Not answered.
+    /// [`Refusal::Stale`] from now on. An append claims too. Not answered, so it may be lost with a connection: who
+    /// counts on it claims with [`Request::Open`] or [`Request::Inspect`]. Only for a store that several nodes share;
+    /// others ignore it.
     Claim {
         /// Whose home.
         user: u64,
@@ -127,6 +138,8 @@ pub enum Request {
     Inspect {
         /// Whose.
         user: u64,
+        /// As in [`Request::Open`].
+        claims: bool,
         /// Comes back in the answer.
         token: u64,
     },

@@ -15,6 +15,9 @@ pub(crate) struct Device {
     pub(crate) cursor: u64,
     pub(crate) seen_ms: u64,
     pub(crate) name: Box<str>,
+    /// The epoch before its last LOGOUT, 0 if there was none: what it had until then may be told behind that. Only
+    /// where nodes share the store, which is never on disk.
+    pub(crate) epoch_before: u32,
 }
 
 /// Floor and devices of a user.
@@ -103,6 +106,7 @@ impl State {
             cursor: login.opened.cursor,
             seen_ms: now_ms,
             name: name.into(),
+            epoch_before: 0,
         };
         device.tell(&mut login.opened);
         self.devices.push(device);
@@ -110,13 +114,18 @@ impl State {
         login
     }
 
-    /// A device has everything up to a stamp; 0 if it has only given a sign of life. True if that is news.
-    pub(crate) fn acknowledge(&mut self, number: u16, stamp: u64, last: u64, now_ms: u64) -> bool {
-        let Some(device) = self.devices.iter_mut().find(|device| device.number == number) else { return false };
+    /// A device, by its number and epoch, has everything up to a stamp; 0 if it has only given a sign of life. Whether
+    /// that is news; none if there is no such device.
+    pub(crate) fn acknowledge(&mut self, of: (u16, u32), stamp: u64, last: u64, now_ms: u64) -> Option<bool> {
+        let (number, epoch) = of;
+        let is = |device: &Device| {
+            device.number == number && (device.epoch == epoch || (epoch != 0 && device.epoch_before == epoch))
+        };
+        let device = self.devices.iter_mut().find(|device| is(device))?;
         let cursor = device.cursor.max(stamp.min(last));
         let moved = cursor != device.cursor;
         device.cursor = cursor;
-        device.seen(now_ms) || moved
+        Some(device.seen(now_ms) || moved)
     }
 
     /// A device has logged out: from now on it counts as registered anew, though it stands where it stood. Returns
@@ -124,7 +133,7 @@ impl State {
     pub(crate) fn log_out(&mut self, name: &str, now_ms: u64, epochs: &mut Epochs) -> Option<u16> {
         let name = device_name(name);
         let device = self.devices.iter_mut().find(|device| &*device.name == name)?;
-        device.epoch = epochs.next(now_ms);
+        device.epoch_before = std::mem::replace(&mut device.epoch, epochs.next(now_ms));
         Some(device.number)
     }
 

@@ -35,6 +35,8 @@ pub struct Stats {
     pub devices_forgotten: AtomicU64,
     /// Cursors and signs of life dropped because no table could be written for long.
     pub cursors_dropped: AtomicU64,
+    /// Cursors and signs of life ignored because their device is not registered, or its number is another one's by now.
+    pub cursors_stale: AtomicU64,
     /// Batches made durable.
     pub commits: AtomicU64,
     /// Batches that could not be made durable.
@@ -57,6 +59,8 @@ pub struct Stats {
     pub table_failures: AtomicU64,
     /// Memory of recent messages, bytes.
     pub recent_bytes: AtomicU64,
+    /// Memory by which users are found, bytes: of those for whom messages wait, and of those whom a table knows.
+    pub index_bytes: AtomicU64,
     /// Users for whom messages wait, or lately did.
     pub users: AtomicU64,
     /// Messages that wait.

@@ -304,6 +304,11 @@ struct Block {
 const BLOCK_LISTED_BYTES: usize = 8 + 8 + 4;
 
 impl Table {
+    /// Memory that it takes while it is open, bytes.
+    pub(crate) fn memory(&self) -> usize {
+        size_of::<Table>() + self.blocks.capacity() * size_of::<Block>() + self.filter.memory()
+    }
+
     /// Opens a table. None if it is not whole.
     pub(crate) fn open(disk: &dyn Disk, name: &str) -> io::Result<Option<Self>> {
         let file = disk.open(name)?;

@@ -106,7 +106,8 @@ impl Embedded {
                     let mut state = State { floor: copy.floor, ..State::default() };
                     for (number, epoch, name, cursor, seen_ms) in copy.devices {
                         let name = crate::state::device_name(&name).into();
-                        state.devices.push(Device { number, epoch, cursor, seen_ms, name });
+                        let epoch_before = 0;
+                        state.devices.push(Device { number, epoch, cursor, seen_ms, name, epoch_before });
                     }
                     imported.users += u64::from(self.adopt_state(copy.user, state)?);
                 }

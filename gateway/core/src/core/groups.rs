@@ -8,6 +8,7 @@ use super::decode::Flow;
 use super::fan_out::{Numbered, SENDER_BYTES, encode_delivery};
 use super::far::Path;
 use super::links::{TICK_MS, ticks};
+use super::resent::Before;
 use super::rooms::ToRoom;
 use super::shard::Shard;
 use crate::auth::Auth;
@@ -329,6 +330,20 @@ impl Shard {
         }
         let acked = of_message & flags::ACK != 0;
         let (retry, no_store) = (of_message & flags::RETRY != 0, of_message & flags::NO_STORE != 0);
+        let before = match no_store {
+            false => self.sent_to_group_before(group, from, id, retry),
+            true => Before::Unknown(None),
+        };
+        let retry = match before {
+            Before::Stored(stamp) => {
+                self.links.stats.group_duplicates.add(1);
+                if acked {
+                    self.tell_fate(origin, id, group, Outcome::Stored, stamp);
+                }
+                return;
+            }
+            Before::Unknown(look) => look,
+        };
         let stamp = self.next_stamp();
         let payload = Payload::from(payload);
         #[cfg(test)]
@@ -388,11 +403,12 @@ impl Shard {
         self.group_fan_out(Numbered { group, origin, from, id, stamp, number: 0, manner, payload });
     }
 
-    /// Asks the store to keep a message, or whether its sender may send.
+    /// Asks the store to keep a message, or whether its sender may send. `retry`: it may be in the log above that
+    /// position.
     pub(super) fn ask_to_send(
         &mut self,
         sending: Box<Sending>,
-        retry: bool,
+        retry: Option<u64>,
         no_store: bool,
     ) -> Result<(), Box<Sending>> {
         let Sending { group, from, id, stamp, .. } = *sending;
@@ -410,6 +426,10 @@ impl Shard {
             Ok(()) => {
                 self.groups.unanswered.push_back((tick, desk.last_token()));
                 self.groups.homes.at(group).asked += 1;
+                if !no_store {
+                    // One that is looked for among the last minutes' alone did not say that it is sent again.
+                    self.note_sent_to_group(group, from, id, stamp, retry == Some(0));
+                }
                 Ok(())
             }
             Err(Asked::Group(GroupAsked::Send(sending))) => {
@@ -493,6 +513,7 @@ impl Shard {
         match group_reply(reply) {
             Ok(GroupReply::Stored { stamp, duplicate, members }) => {
                 self.follow_stamp(stamp);
+                self.note_stored_in_group(group, from, id, stamp);
                 match duplicate {
                     true => self.links.stats.group_duplicates.add(1),
                     false => self.links.stats.group_stored.add(1),

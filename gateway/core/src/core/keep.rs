@@ -534,7 +534,8 @@ impl Shard {
         let last = desk_of_user.last;
         for reader in &mut desk_of_user.readers {
             let Some(stamp) = reader.take_news(last) else { continue };
-            if port.send(Request::Cursor { user, device: reader.device, stamp }).is_err() {
+            let (device, device_epoch) = reader.device();
+            if port.send(Request::Cursor { user, device, device_epoch, stamp }).is_err() {
                 self.links.stats.limit_store_mail.add(1);
                 reader.untell();
                 cursors.note(user, retry_tick);

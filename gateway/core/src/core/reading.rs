@@ -31,6 +31,9 @@ pub(super) const SEEN_MS: u64 = 3_600_000;
 /// Where devices are forgotten sooner than in some hours: so many times before that.
 pub(super) const SEEN_PART: u64 = 4;
 
+/// Number and epoch of the device whose session another one replaces, and how far that was.
+pub(super) type Carried = Option<((u16, u32), u64)>;
+
 /// How a session that begins reads its inbox.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
@@ -39,8 +42,8 @@ pub(crate) struct Reading {
     pub(super) window: u32,
     /// Where its device stands; `None` while the store has not said it.
     pub(super) opened: Option<Opened>,
-    /// The device whose session it replaces, and how far that one was: the store may have answered before it was told.
-    pub(super) carried: Option<(u16, u64)>,
+    /// From the session it replaces: the store may have answered before it was told.
+    pub(super) carried: Carried,
 }
 
 impl Shard {
@@ -62,10 +65,10 @@ impl Shard {
             wish: wish.clone(),
             claimed: false,
         };
-        let claimed = self.claim(*user);
+        let claimed = self.may_claim(*user);
         let login = WaitingLogin { claimed, ..login };
         let (user, ephemeral) = (*user, wish.ephemeral);
-        if !self.ask_where(Asked::Open { conn, user }, user, device, ephemeral) {
+        if !self.ask_where(Asked::Open { conn, user }, user, device, ephemeral, claimed) {
             self.links.stats.logins_without_store.add(1);
             return self.finish_login(slot, login, None);
         }
@@ -79,11 +82,11 @@ impl Shard {
         }
     }
 
-    /// Asks the store where a device stands. False if its mailbox has no room.
-    pub(super) fn ask_where(&mut self, asked: Asked, user: u64, device: &str, ephemeral: bool) -> bool {
+    /// Asks the store where a device stands. `claims`: as the user's home. False if its mailbox has no room.
+    pub(super) fn ask_where(&mut self, asked: Asked, user: u64, device: &str, ephemeral: bool, claims: bool) -> bool {
         let Some(desk) = &mut self.desk else { return false };
         let name = if device.is_empty() { trunkline_router_core::presence::DEFAULT_DEVICE } else { device };
-        let ask = |token| Request::Open { user, device: name.into(), ephemeral, token };
+        let ask = |token| Request::Open { user, device: name.into(), ephemeral, claims, token };
         let asked = desk.ask(self.links.tick, asked, ask).is_ok();
         self.links.stats.limit_store_mail.add(u64::from(!asked));
         asked
@@ -217,8 +220,9 @@ impl Shard {
                 reader.knows(last);
             }
             let last = if shared { last } else { 0 };
+            let device = (device, device_epoch);
             let carried = carried.filter(|(carried, _)| *carried == device).map_or(0, |(_, cursor)| cursor);
-            reader.opened((device, device_epoch), cursor.max(carried), last, known && cursor < floor);
+            reader.opened(device, cursor.max(carried), last, known && cursor < floor);
         } else {
             desk.retries.note(user, tick + ticks(RETRY_MS));
         }
@@ -283,8 +287,8 @@ impl Shard {
     }
 
     /// A session has ended, or its device has another one: the store is told how far it got, and keeps what it was
-    /// owed. Returns the device and its cursor, if it is registered.
-    pub(super) fn stop_reading(&mut self, user: u64, session: u64) -> Option<(u16, u64)> {
+    /// owed. Returns number and epoch of the device, and its cursor, if it is registered.
+    pub(super) fn stop_reading(&mut self, user: u64, session: u64) -> Carried {
         self.tell_cursors(user);
         let desk = self.desk.as_mut()?;
         let desk_of_user = desk.users.get_mut(&user)?;
@@ -294,7 +298,7 @@ impl Shard {
         }
         let stopped = stopped?;
         self.inboxes.leave_to_store(user, session);
-        (stopped.device != 0).then(|| (stopped.device, stopped.cursor()))
+        (stopped.device != 0).then(|| (stopped.device(), stopped.cursor()))
     }
 
     /// Goes on with a device that may get more of the log now.
@@ -529,8 +533,9 @@ impl Shard {
         let Some(Desk { users, port, .. }) = &mut self.desk else { return };
         let readers = users.get_mut(&user).into_iter().flat_map(|user| &mut user.readers);
         for reader in readers.filter(|reader| reader.slot == slot && reader.device != 0) {
+            let (device, device_epoch) = reader.device();
             // Where the mailbox has no room, the connection's next timer tries again.
-            if reader.seen_tick + after <= tick && port.send(Request::Seen { user, device: reader.device }).is_ok() {
+            if reader.seen_tick + after <= tick && port.send(Request::Seen { user, device, device_epoch }).is_ok() {
                 reader.seen_tick = tick;
             }
         }

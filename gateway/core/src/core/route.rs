@@ -191,7 +191,7 @@ impl Shard {
                 if queued == Queued::Yes {
                     copies.add(seat);
                     if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(to, session.session)) {
-                        reader.gave_unkept(stamp);
+                        reader.gave_unkept(stamp, false);
                     }
                 } else {
                     // This device gets it when it has room, if another one has it now.
@@ -442,7 +442,7 @@ impl Shard {
             if message.keep == Keep::Never {
                 message.sent_tick = tick;
                 if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
-                    reader.gave_unkept(message.stamp);
+                    reader.gave_unkept(message.stamp, false);
                 }
             }
         }
@@ -525,11 +525,11 @@ impl Shard {
                 };
                 if queued == Queued::Yes {
                     queued_some = true;
+                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
+                        reader.gave_unkept(message.stamp, message.queued.has(seat));
+                    }
                     message.queued.add(seat);
                     self.links.stats.redeliveries.add(1);
-                    if let Some(reader) = self.desk.as_mut().and_then(|desk| desk.reader(user, session)) {
-                        reader.gave_unkept(message.stamp);
-                    }
                 } else if !message.queued.has(seat) {
                     self.links.owe_redelivery(slot);
                 }

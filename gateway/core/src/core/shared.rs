@@ -1,8 +1,8 @@
 //! Inboxes in a cluster, whose nodes have one store: which of them reads and writes a user's log, what a new home
 //! does first, and how what is in the log reaches a session at another node.
 //!
-//! The home of a user alone adds to the log and gives what is in it to devices. It *claims* the log in its view
-//! before it asks where a device stands: from then on the store refuses what an earlier home would add, and what that
+//! The home of a user alone adds to the log and gives what is in it to devices. It *claims* the log in its view as it
+//! asks where a device stands: from then on the store refuses what an earlier home would add, and what that
 //! has added until then is in the part of the log that the device is to get. So nothing is added behind a device's
 //! back, whoever believes to be the home.
 //!
@@ -12,7 +12,7 @@ use super::carry::is_easy;
 use super::far;
 use super::keep::{RETRY_MS, Store};
 use super::links::ticks;
-use super::reading::{Reading, SEEN_MS, SEEN_PART};
+use super::reading::{Carried, Reading, SEEN_MS, SEEN_PART};
 use super::route::Routed;
 use super::shard::Shard;
 use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin};
@@ -38,14 +38,9 @@ impl Shard {
         self.desk.as_ref().is_some_and(|desk| desk.shared)
     }
 
-    /// Tells a store that others have too that this is the user's home. False if it is not, or the store cannot be
-    /// told.
-    pub(super) fn claim(&mut self, user: u64) -> bool {
-        if !self.has_shared_store() {
-            return true;
-        }
-        let may = self.may_store(user);
-        may && self.desk.as_ref().is_some_and(|desk| desk.port.send(Request::Claim { user }).is_ok())
+    /// Whether this shard may tell the store that it is the home of a user, where others have that store, too.
+    pub(super) fn may_claim(&self, user: u64) -> bool {
+        !self.has_shared_store() || self.may_store(user)
     }
 
     /// The number of the view by which this shard decides.
@@ -122,12 +117,12 @@ impl Shard {
         if !self.desk.as_ref().is_some_and(in_doubt) {
             return;
         }
-        // From now on nobody of an earlier view adds to it.
-        let claimed = self.claim(user);
+        let claims = self.may_claim(user);
         let (tick, retry_tick) = (self.links.tick, self.links.tick + ticks(RETRY_MS));
         let Some(desk) = &mut self.desk else { return };
         let look = Asked::Look { user, doubts: desk.doubts };
-        match claimed && desk.ask(tick, look, |token| Request::Inspect { user, token }).is_ok() {
+        // From then on nobody of an earlier view adds to it.
+        match claims && desk.ask(tick, look, |token| Request::Inspect { user, claims, token }).is_ok() {
             true => desk.looks += 1,
             false => desk.retries.note(user, retry_tick),
         }
@@ -183,7 +178,7 @@ impl Shard {
 
     /// Asks where the device of a session stands, as its home. False if that cannot be asked now.
     pub(super) fn ask_again_where(&mut self, user: u64, session: u64, device: &str, ephemeral: bool) -> bool {
-        self.claim(user) && self.ask_where(Asked::Where { user, session }, user, device, ephemeral)
+        self.may_claim(user) && self.ask_where(Asked::Where { user, session }, user, device, ephemeral, true)
     }
 
     /// The store has said where the device of a session stands, or that it cannot.
@@ -247,9 +242,10 @@ impl Shard {
         let Some(Desk { users, port, retries, .. }) = &mut self.desk else { return };
         let readers = users.get_mut(&user).into_iter().flat_map(|user| &mut user.readers);
         for reader in readers.filter(|reader| is_remote(reader.slot)) {
-            if reader.device != 0
+            let (device, device_epoch) = reader.device();
+            if device != 0
                 && reader.seen_tick + after <= tick
-                && port.send(Request::Seen { user, device: reader.device }).is_ok()
+                && port.send(Request::Seen { user, device, device_epoch }).is_ok()
             {
                 reader.seen_tick = tick;
             }
@@ -263,7 +259,7 @@ impl Shard {
     }
 
     /// A session of a user whose home this is begins to read, or goes on in another place.
-    pub(super) fn read_for(&mut self, user: u64, session: u64, slot: u32, wish: &Wish, carried: Option<(u16, u64)>) {
+    pub(super) fn read_for(&mut self, user: u64, session: u64, slot: u32, wish: &Wish, carried: Carried) {
         let digest = self.view_digest();
         let seen_tick = self.links.tick + self.seen_ticks();
         let Some(desk) = &mut self.desk else { return };

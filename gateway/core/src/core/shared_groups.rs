@@ -12,6 +12,7 @@
 //! sessions again: at each change of the view, and when a node is told that it has missed something.
 
 use super::fan_out::Numbered;
+use super::resent::Before;
 use super::shard::Shard;
 use crate::conn::{ConnFlags, Phase};
 use crate::desk::Asked;
@@ -91,8 +92,16 @@ impl Shard {
         }
         if let GroupAsk::Append { record, retry } = ask {
             let Stored { from, id, payload, .. } = record;
+            let (stamp, retry) = match self.sent_to_group_before(group, from, id, retry.is_some()) {
+                Before::Stored(stamp) => {
+                    self.links.stats.group_duplicates.add(1);
+                    // Nobody is given it again, so that it does not matter how many there are.
+                    let stored = GroupReply::Stored { stamp, duplicate: true, members: 0 };
+                    return self.answer_asker(group, asker, Reply::Group(Box::new(stored)));
+                }
+                Before::Unknown(look) => (self.next_stamp(), look),
+            };
             let (origin, acked, told, answer) = (None, false, false, Some(asker));
-            let stamp = self.next_stamp();
             let sending = Box::new(Sending { group, origin, from, id, stamp, acked, payload, told, answer });
             if let Err(sending) = self.ask_to_send(sending, retry, false)
                 && let Some(asker) = sending.answer

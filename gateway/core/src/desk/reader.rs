@@ -48,6 +48,16 @@ pub(crate) struct NextPage {
     pub(crate) limit: u32,
 }
 
+/// A message that is not kept and was given to a device.
+#[derive(Clone, Copy, Debug)]
+struct Unkept {
+    stamp: u64,
+    /// That of its first copy among all that was given: nobody can tell which copy an ACK is of, and it is of that one
+    /// or of a later one. What came between the copies has ACKs of its own.
+    number: u32,
+    copies: u32,
+}
+
 /// One registered device that is online.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -67,9 +77,9 @@ pub(crate) struct Reader {
     owed: VecDeque<(u64, u32)>,
     /// What was given so far, counted.
     numbered: u32,
-    /// The latest messages that ask for an ACK and are not kept: positions and numbers, which rise. An ACK of one may
-    /// be for all before it.
-    unkept: VecDeque<(u64, u32)>,
+    /// The latest messages that ask for an ACK and are not kept, in the order in which they were given first. An ACK of
+    /// one may be for all before it.
+    unkept: VecDeque<Unkept>,
     /// The highest position that was given to it, or is not for it.
     given: u64,
     /// The cursor that the store knows, and the one it knew before.
@@ -199,6 +209,11 @@ impl Reader {
         }
     }
 
+    /// Its number and epoch in the store; the number is 0 while the store has not said them.
+    pub(crate) fn device(&self) -> (u16, u32) {
+        (self.device, self.device_epoch)
+    }
+
     /// Whether a message that comes now is to be given to the device, as far as it is concerned.
     pub(crate) fn takes(&self, owed_max: usize) -> bool {
         self.held_from.is_none() && self.owed.len() < owed_max
@@ -210,15 +225,21 @@ impl Reader {
         self.given = self.given.max(stamp);
     }
 
-    /// A message that is not kept was given to it, perhaps again, and asks for an ACK.
-    pub(crate) fn gave_unkept(&mut self, stamp: u64) {
+    /// A message that is not kept was given to it, and asks for an ACK. `again`: it was given to it before.
+    pub(crate) fn gave_unkept(&mut self, stamp: u64, again: bool) {
         self.numbered = self.numbered.wrapping_add(1);
-        // An ACK of it is for all before its latest copy.
-        self.unkept.retain(|(unkept, _)| *unkept != stamp);
+        if let Some(unkept) = self.unkept.iter_mut().find(|unkept| unkept.stamp == stamp) {
+            unkept.copies = unkept.copies.saturating_add(1);
+            return;
+        }
+        // When its first copy came is forgotten: its ACK is for itself alone.
+        if again {
+            return;
+        }
         if self.unkept.len() >= UNKEPT_MAX {
             self.unkept.pop_front();
         }
-        self.unkept.push_back((stamp, self.numbered));
+        self.unkept.push_back(Unkept { stamp, number: self.numbered, copies: 1 });
     }
 
     /// A message of the log is given to it because it asked for a page. Returns whether that copy is to be
@@ -228,7 +249,7 @@ impl Reader {
         if self.find(stamp).is_ok() {
             return false;
         }
-        self.gave_unkept(stamp);
+        self.gave_unkept(stamp, false);
         true
     }
 
@@ -262,6 +283,10 @@ impl Reader {
             self.owed.remove(at);
         }
         self.unsure.retain(|(unsure, ..)| *unsure != stamp);
+        self.unkept.retain_mut(|unkept| {
+            unkept.copies -= u32::from(unkept.stamp == stamp);
+            unkept.copies > 0
+        });
         self.hold(stamp.saturating_sub(1));
     }
 
@@ -291,13 +316,13 @@ impl Reader {
 
     /// The page to ask for now, if any. At most `window` of the backlog are owed.
     pub(crate) fn next_page(&mut self) -> Option<NextPage> {
-        let (window, backlog) = (self.window, self.backlog.as_mut().filter(|backlog| !backlog.reading)?);
+        let ((device, device_epoch), window) = (self.device(), self.window);
+        let backlog = self.backlog.as_mut().filter(|backlog| !backlog.reading)?;
         let owed = self.owed.partition_point(|(stamp, _)| *stamp <= backlog.until) as u32;
         if owed > window / 2 {
             return None;
         }
         backlog.reading = true;
-        let (device, device_epoch) = (self.device, self.device_epoch);
         Some(NextPage { device, device_epoch, after: backlog.after, limit: window - owed })
     }
 
@@ -364,7 +389,7 @@ impl Reader {
     /// ACK of all that was given before the message at a position, in the order in which it was given: a backlog comes
     /// beside live messages, so what lies before it may be on its way yet. Returns the positions.
     pub(crate) fn ack_earlier(&mut self, stamp: u64) -> Vec<u64> {
-        let unkept = || self.unkept.iter().find(|(unkept, _)| *unkept == stamp).map(|(_, number)| *number);
+        let unkept = || self.unkept.iter().find(|unkept| unkept.stamp == stamp).map(|unkept| unkept.number);
         let Some(number) = self.find(stamp).ok().map(|at| self.owed[at].1).or_else(unkept) else { return Vec::new() };
         let is_earlier = |given: u32| given != number && number.wrapping_sub(given) < u32::MAX / 2;
         let earlier = self.owed.iter().filter(|(_, given)| is_earlier(*given)).map(|(stamp, _)| *stamp).collect();
@@ -555,20 +580,39 @@ mod tests {
     fn an_ack_of_a_message_that_is_not_kept_may_be_for_all_before_it() {
         let mut reader = reader(10, 20);
         reader.gave(21);
-        reader.gave_unkept(22);
+        reader.gave_unkept(22, false);
         reader.gave(23);
         assert_eq!(reader.ack_earlier(22), [21]);
         assert_eq!((stamps(&reader), reader.ack_earlier(99)), (vec![23], vec![]));
-        reader.gave_unkept(22);
-        assert_eq!(reader.ack_earlier(22), [23], "its latest copy came behind that one");
+        reader.gave_unkept(22, true);
+        assert!(reader.ack_earlier(22).is_empty(), "it may be of the first copy, before which 23 had not come");
+        assert_eq!(stamps(&reader), [23]);
+        assert!(reader.ack(23));
         reader.gave(24);
         reader.gave(25);
         // A page has one that is owed, and one that is not.
         assert!(!reader.gives_page(24) && reader.gives_page(23));
         assert!(reader.ack_earlier(24).is_empty(), "25 may not have come there when 24 had");
         assert_eq!(reader.ack_earlier(23), [24, 25]);
-        (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp));
+        (0..1_000).for_each(|stamp| reader.gave_unkept(100 + stamp, false));
         assert_eq!(reader.unkept.len(), UNKEPT_MAX);
+        reader.gave(2_000);
+        reader.gave_unkept(100, true);
+        assert!(reader.ack_earlier(100).is_empty(), "when its first copy came is forgotten");
+    }
+
+    #[test]
+    fn a_copy_that_did_not_get_there_is_no_first_one() {
+        let mut reader = reader(10, 20);
+        reader.gave_unkept(21, false);
+        reader.bounced(21);
+        reader.gave(22);
+        reader.gave_unkept(21, false);
+        assert_eq!(reader.ack_earlier(21), [22], "it came but once");
+        reader.gave(23);
+        reader.gave_unkept(21, true);
+        reader.bounced(21);
+        assert!(reader.ack_earlier(21).is_empty(), "one of the two has come");
     }
 
     #[test]

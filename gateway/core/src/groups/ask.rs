@@ -59,7 +59,7 @@ pub(crate) fn encode_ask(ask: &GroupAsk) -> Option<Vec<u8>> {
         GroupAsk::Leave { user } => (LEAVE, 0, *user, 0, &plain, &[]),
         GroupAsk::Delete => (DELETE, 0, 0, 0, &plain, &[]),
         GroupAsk::Append { record, retry } => {
-            (APPEND, bit(*retry, RETRY), record.from, record.id, &plain, &record.payload)
+            (APPEND, bit(retry.is_some(), RETRY), record.from, record.id, &plain, &record.payload)
         }
         _ => return None,
     };
@@ -103,7 +103,7 @@ pub(crate) fn decode_ask(bytes: &[u8]) -> Option<GroupAsk> {
         DELETE => GroupAsk::Delete,
         APPEND => {
             let record = Record { stamp: 0, from: user, id, flags: 0, payload: Payload::from(payload) };
-            GroupAsk::Append { record, retry: flags & RETRY != 0 }
+            GroupAsk::Append { record, retry: (flags & RETRY != 0).then_some(0) }
         }
         _ => return None,
     })
@@ -161,7 +161,7 @@ mod tests {
             GroupAsk::Join { user: 1, member: Member::default(), added: false, create: true },
             GroupAsk::Leave { user: 2 },
             GroupAsk::Delete,
-            GroupAsk::Append { record, retry: true },
+            GroupAsk::Append { record, retry: Some(0) },
         ] {
             let bytes = encode_ask(&ask).expect("it is for a home");
             (0..ASK_BYTES).for_each(|cut| assert_eq!(decode_ask(&bytes[..cut]), None));

@@ -66,6 +66,8 @@ pub(crate) struct Home {
     pub(crate) waiting: Vec<(NodeKey, u64, Seen)>,
     /// Messages that the store has not answered.
     pub(crate) asked: u32,
+    /// Messages that went to the log since this home claimed it.
+    pub(crate) added: u32,
     /// Messages in this second.
     sent: u32,
     /// It is large.
@@ -144,6 +146,7 @@ impl Home {
     /// This node is not the home, or has to claim the log again.
     pub(crate) fn unclaim(&mut self) {
         self.claim = Claim::Untold;
+        self.added = 0;
         self.waiting.clear();
     }
 

@@ -70,14 +70,32 @@ struct Device {
     unsettled: BTreeMap<u64, u64>,
 }
 
+impl Device {
+    /// One that does nothing by itself.
+    fn quiet(id: DeviceId) -> Self {
+        Device {
+            id,
+            name: format!("device-{}", id.1),
+            habit: Habit::Now,
+            ephemeral: false,
+            session: None,
+            resume: Vec::new(),
+            next_us: u64::MAX,
+            unsettled: BTreeMap::new(),
+        }
+    }
+}
+
 /// A message that a session has got and not acknowledged.
 #[derive(Clone, Copy, Debug)]
 struct Owed {
     id: u64,
     from: u64,
     replay: bool,
-    /// As which it came.
+    /// As which it came first.
     arrival: u64,
+    /// It came several times with this stamp, and is acknowledged alone.
+    alone: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +111,8 @@ struct Session {
     owed: BTreeMap<u64, Owed>,
     /// Messages delivered on it.
     arrivals: u64,
+    /// Their stamps.
+    came: BTreeSet<u64>,
     /// Messages that came as they were sent.
     fresh: BTreeSet<u64>,
     last_replay: u64,
@@ -197,6 +217,13 @@ impl Run {
 
     /// Two users with a device each, who do nothing by themselves, and a store that works.
     fn quiet(seed: u64, device_age_secs: u64) -> Self {
+        let device_unseen_ms_max = device_age_secs * 1_000;
+        let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
+        Run::quiet_on(seed, device_age_secs, of_store)
+    }
+
+    /// The same with a store of these limits.
+    fn quiet_on(seed: u64, device_age_secs: u64, of_store: trunkline_store::Limits) -> Self {
         let planned = Run::planned(seed, false);
         planned.world.borrow_mut().faults = Faults::none();
         let limits = Limits {
@@ -208,20 +235,9 @@ impl Run {
             inbox_messages_max: 10_000,
             ..Limits::default()
         };
-        let device = |user| Device {
-            id: (user, 0),
-            name: "device-0".to_owned(),
-            habit: Habit::Now,
-            ephemeral: false,
-            session: None,
-            resume: Vec::new(),
-            next_us: u64::MAX,
-            unsettled: BTreeMap::new(),
-        };
-        let device_unseen_ms_max = device_age_secs * 1_000;
-        let of_store = trunkline_store::Limits { device_unseen_ms_max, ..trunkline_store::Limits::default() };
         let store = SimStore::new(seed, of_store, 0, 1 << 20);
-        let mut run = Run { devices: vec![device(1), device(2)], settling: true, ..planned };
+        let devices = vec![Device::quiet((1, 0)), Device::quiet((2, 0))];
+        let mut run = Run { devices, settling: true, ..planned };
         (run.rig.limits, run.rig.store) = (limits, store);
         run.rig.start();
         run.log_in(0);
@@ -316,6 +332,7 @@ impl Run {
             sent: BTreeSet::new(),
             owed: BTreeMap::new(),
             arrivals: 0,
+            came: BTreeSet::new(),
             fresh: BTreeSet::new(),
             last_replay: 0,
             synced: false,
@@ -395,8 +412,11 @@ impl Run {
             Habit::Late => {}
             Habit::Cumulative => {
                 let owed = &self.sessions[session].owed;
-                let latest = owed.iter().max_by_key(|(_, owed)| owed.arrival).map_or(last, |(stamp, _)| *stamp);
-                self.acknowledge(session, latest, true);
+                let alone: Vec<u64> = owed.iter().filter(|(_, owed)| owed.alone).map(|(stamp, _)| *stamp).collect();
+                let others = owed.iter().filter(|(_, owed)| !owed.alone);
+                let latest = others.max_by_key(|(_, owed)| owed.arrival).map(|(stamp, _)| *stamp);
+                alone.into_iter().for_each(|stamp| self.acknowledge(session, stamp, false));
+                latest.into_iter().for_each(|stamp| self.acknowledge(session, stamp, true));
             }
             Habit::Backwards => self.acknowledge(session, last, false),
             Habit::Some => {
@@ -482,8 +502,9 @@ impl Run {
                     assert!(session.fresh.insert(frame.id), "{} came twice, and not again: {frame:?}", frame.id);
                 }
                 session.arrivals += 1;
-                let owed = Owed { id: frame.id, from: frame.peer, replay, arrival: session.arrivals };
-                session.owed.insert(frame.stamp, owed);
+                let alone = !session.came.insert(frame.stamp);
+                let owed = Owed { id: frame.id, from: frame.peer, replay, arrival: session.arrivals, alone };
+                session.owed.entry(frame.stamp).and_modify(|owed| owed.alone = true).or_insert(owed);
                 // A page that was asked for has messages in any place, and cannot be told from the backlog.
                 if replay && !session.asked_pages {
                     assert!(frame.stamp > session.last_replay, "the backlog of {id:?} is out of order");
@@ -748,6 +769,39 @@ fn a_device_that_stays_connected_is_not_forgotten_and_one_that_left_is() {
         run.run_until(minutes * MINUTE_US);
     }
     assert_eq!((run.rig.store.devices(1).len(), run.rig.store.devices(2).len()), (1, 0));
+    run.leave_all();
+}
+
+#[test]
+fn what_a_forgotten_device_acknowledges_moves_nothing_of_the_one_that_has_its_number() {
+    const SECOND_US: u64 = 1_000_000;
+    let of_store = trunkline_store::Limits { devices_per_user_max: 1, ..trunkline_store::Limits::default() };
+    let mut run = Run::quiet_on(1, 30 * 24 * 3_600, of_store);
+    // Nobody acknowledges anything by itself.
+    run.settling = false;
+    run.devices.iter_mut().for_each(|device| device.habit = Habit::Late);
+    run.run_until(SECOND_US);
+    run.devices.push(Device { habit: Habit::Late, ..Device::quiet((2, 1)) });
+    run.log_in(2);
+    run.run_until(2 * SECOND_US);
+    let message = run.send_to(2, None);
+    run.run_until(4 * SECOND_US);
+    assert_eq!(run.ledger.message(message).outcome, Some(1), "it is stored");
+    let device = |run: &mut Run| {
+        let devices = run.store.devices(2);
+        devices.into_iter().map(|device| (device.name.into_string(), device.cursor)).collect::<Vec<_>>()
+    };
+    let before = device(&mut run);
+    assert_eq!((before.len(), before[0].0.as_str()), (1, "device-1"));
+    // The one that is forgotten is still connected, and has got the message too.
+    for (index, moves) in [(1, false), (2, true)] {
+        let session = run.devices[index].session.expect("it is there");
+        let stamp = *run.sessions[session].owed.keys().next().expect("it has got the message");
+        run.acknowledge(session, stamp, false);
+        run.run_until((4 + index as u64) * SECOND_US);
+        let expected = if moves { stamp } else { before[0].1 };
+        assert_eq!(device(&mut run), [("device-1".to_owned(), expected)]);
+    }
     run.leave_all();
 }
 

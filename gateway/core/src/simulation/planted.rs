@@ -13,7 +13,7 @@ pub(crate) enum Bug {
     SessionUntold,
     /// A sender is told that its message is stored when the store has only been asked.
     StoredEarly,
-    /// A message that comes behind the RETRY of it is taken for another one.
+    /// A message, to a user or a group, that comes behind the RETRY of it is taken for another one.
     LateTakenAnew,
     /// A sender is told of the store although it was told of an ACK.
     ToldTwice,

@@ -35,7 +35,12 @@ fn ask_of(dice: &mut SmallRng, now_ms: u64, stamps: &[u64]) -> GroupAsk {
             };
             let (id, bytes) = (dice.random_range(0..200), dice.random_range(0..600));
             let record = trunkline_store::Record { from: sender, ..record(proposed, id, bytes) };
-            GroupAsk::Append { record, retry: dice.random_range(0..4) == 0 }
+            let retry = match dice.random_range(0..5) {
+                0 => Some(0),
+                1 => Some(stamp),
+                _ => None,
+            };
+            GroupAsk::Append { record, retry }
         }
         45..48 => GroupAsk::Admit { from: sender },
         48..62 => {
@@ -166,7 +171,7 @@ impl Running {
     fn say(&self, source: u16, group: u64, from: u64, id: u64) -> Reply {
         let record = record(stamp_at(self.clock_ms.load(Ordering::Relaxed)), id, 10);
         let record = trunkline_store::Record { from, ..record };
-        self.group(source, group, GroupAsk::Append { record, retry: false })
+        self.group(source, group, GroupAsk::Append { record, retry: None })
     }
 
     fn groups_of(&self, user: u64) -> Vec<u64> {

@@ -138,7 +138,7 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
         }
         55..67 => {
             let device = format!("device {}", dice.random_range(0..5)).into();
-            Request::Open { user, device, ephemeral: dice.random_range(0..5) == 0, token }
+            Request::Open { user, device, ephemeral: dice.random_range(0..5) == 0, claims: dice.random(), token }
         }
         67..80 => Request::Read {
             user,
@@ -151,13 +151,13 @@ fn request(dice: &mut SmallRng, now_ms: u64, users: u64, stamps: &[u64]) -> Requ
             bytes_max: 1 << dice.random_range(0..14),
             token,
         },
-        80..91 => Request::Cursor { user, device, stamp },
-        91 => Request::Seen { user, device },
+        80..91 => Request::Cursor { user, device, device_epoch: 0, stamp },
+        91 => Request::Seen { user, device, device_epoch: 0 },
         92..94 => Request::Devices { user, token },
         94 => Request::Forget { user, device, token },
         95 => Request::LogOut { user, device: format!("device {}", dice.random_range(0..5)).into() },
         96 if dice.random_range(0..4) == 0 => Request::Delete { user, token },
-        _ => Request::Inspect { user, token },
+        _ => Request::Inspect { user, claims: dice.random(), token },
     }
 }
 
@@ -176,14 +176,19 @@ fn comparable(reply: Reply) -> Reply {
 /// The epochs that both stores have told of the device that a request is for.
 fn known_devices(request: &Request, epochs: &BTreeMap<(u64, u16), [u32; 2]>) -> [u32; 2] {
     match request {
-        Request::Read { user, device, .. } => epochs.get(&(*user, *device)).copied().unwrap_or_default(),
+        Request::Read { user, device, .. }
+        | Request::Cursor { user, device, .. }
+        | Request::Seen { user, device, .. } => epochs.get(&(*user, *device)).copied().unwrap_or_default(),
         _ => [0; 2],
     }
 }
 
 fn with_epoch(request: &Request, epoch: u32) -> Request {
     let mut request = request.clone();
-    if let Request::Read { device_epoch, .. } = &mut request {
+    if let Request::Read { device_epoch, .. }
+    | Request::Cursor { device_epoch, .. }
+    | Request::Seen { device_epoch, .. } = &mut request
+    {
         *device_epoch = epoch;
     }
     request
@@ -214,8 +219,8 @@ fn redis_and_memory_answer_alike() {
             model.apply(&mut vec![(0, with_epoch(&request, models))], &mut |_, answer| expected = Some(answer.reply));
             let request = if request.token().is_none() {
                 // Both have to deal with it at the same time of the clock.
-                let look = Request::Inspect { user: request.user(), token: 1 };
-                running.send(0, request);
+                let look = Request::Inspect { user: request.user(), claims: false, token: 1 };
+                running.send(0, with_epoch(&request, own));
                 model.apply(&mut vec![(0, look.clone())], &mut |_, answer| expected = Some(answer.reply));
                 look
             } else {
@@ -230,6 +235,8 @@ fn redis_and_memory_answer_alike() {
             }
             assert_eq!(Some(comparable(given)), expected.map(comparable), "seed {seed}, step {step}: {request:?}");
         }
+        let stale = |stats: &trunkline_store::Stats| stats.cursors_stale.load(Ordering::Relaxed);
+        assert_eq!(stale(running.stats()), stale(model.stats()), "seed {seed}");
         assert!(running.store.unwrap().stop());
     }
 }
@@ -242,8 +249,7 @@ fn a_home_of_an_earlier_view_appends_nothing_once_a_later_one_has_claimed() {
     running.send(old, Request::View { epoch: 5 });
     running.send(new, Request::View { epoch: 6 });
     assert!(matches!(running.append(old, 50, 1, false), Reply::Stored { .. }));
-    running.send(new, Request::Claim { user: 50 });
-    let open = Request::Open { user: 50, device: "phone".into(), ephemeral: false, token: 9 };
+    let open = Request::Open { user: 50, device: "phone".into(), ephemeral: false, claims: true, token: 9 };
     let Reply::Opened(opened) = running.ask(new, open) else { panic!("not opened") };
     assert_eq!(running.append(old, 50, 2, false), Reply::Refused(Refusal::Stale));
     let Reply::Stored { stamp, .. } = running.append(new, 50, 3, false) else { panic!("not stored") };
@@ -275,7 +281,9 @@ impl AsFirst for Reply {
 fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
     let redis = cluster().lock().unwrap_or_else(PoisonError::into_inner);
     let running = Running::start(&redis, limits(), None);
-    let open = || match running.ask(0, Request::Open { user: 60, device: "p".into(), ephemeral: false, token: 1 }) {
+    let open = || match running
+        .ask(0, Request::Open { user: 60, device: "p".into(), ephemeral: false, claims: false, token: 1 })
+    {
         Reply::Opened(opened) => opened,
         other => panic!("{other:?}"),
     };
@@ -285,6 +293,22 @@ fn a_logout_is_remembered_and_a_position_is_not_lost_with_it() {
     let after = open();
     assert_ne!(after.device_epoch, first.device_epoch);
     assert_eq!((after.known, after.device, after.cursor), (true, first.device, first.cursor));
+    // Its home may tell of its last ACKs when the LOGOUT has come from another node.
+    assert!(matches!(running.append(0, 60, 1, false), Reply::Stored { .. }));
+    let cursor = |of: &Opened, stamp| {
+        let Opened { device, device_epoch, .. } = *of;
+        running.send(0, Request::Cursor { user: 60, device, device_epoch, stamp });
+    };
+    cursor(&first, open().last);
+    assert_eq!(open().pending, 0);
+    // When it has been forgotten, and another one has its name and number, that is no more so.
+    running.ask(0, Request::Forget { user: 60, device: first.device, token: 1 });
+    let anew = open();
+    assert!(!anew.known && anew.device == first.device);
+    assert!(matches!(running.append(0, 60, 2, false), Reply::Stored { .. }));
+    cursor(&first, open().last);
+    cursor(&after, open().last);
+    assert_eq!((open().pending, running.stats().cursors_stale.load(Ordering::Relaxed)), (1, 2));
     assert_ne!(first.store_epoch, 0);
 }
 
@@ -294,7 +318,7 @@ fn a_number_that_another_device_has_got_is_not_the_readers_and_a_look_up_ends_wh
     let running = Running::start(&redis, Limits { devices_per_user_max: 2, ..limits() }, None);
     let user = 9_100;
     let open = |device: &str| match running
-        .ask(0, Request::Open { user, device: device.into(), ephemeral: false, token: 1 })
+        .ask(0, Request::Open { user, device: device.into(), ephemeral: false, claims: false, token: 1 })
     {
         Reply::Opened(opened) => opened,
         other => panic!("{other:?}"),
@@ -318,11 +342,22 @@ fn a_number_that_another_device_has_got_is_not_the_readers_and_a_look_up_ends_wh
     let phone = open("phone");
     open("desk");
     let stamps: Vec<u64> = (1..=3).map(|id| append(id, None).0).collect();
-    running.send(0, Request::Cursor { user, device: phone.device, stamp: stamps[0] });
+    let cursor = |device: &Opened, stamp| {
+        let Opened { device, device_epoch, .. } = *device;
+        running.send(0, Request::Cursor { user, device, device_epoch, stamp });
+    };
+    cursor(&phone, stamps[0]);
     assert_eq!(page(&phone), [2, 3]);
     let tablet = open("tablet");
     assert_eq!((tablet.device, tablet.cursor), (phone.device, stamps[2]));
     assert_eq!((page(&tablet), page(&phone)), (vec![], vec![1, 2, 3]));
+    // What the phone has acknowledged comes to light late.
+    let stamp = append(4, None).0;
+    cursor(&phone, stamp);
+    assert_eq!((open("tablet").pending, page(&tablet)), (1, vec![4]), "what it has not got waits for it");
+    assert_eq!(running.stats().cursors_stale.load(Ordering::Relaxed), 1);
+    cursor(&tablet, stamp);
+    assert_eq!(open("tablet").pending, 0);
 
     assert_eq!(append(2, Some(0)), (stamps[1], true));
     assert_eq!(append(2, Some(stamps[1] - 1)), (stamps[1], true));

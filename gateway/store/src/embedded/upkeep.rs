@@ -246,6 +246,9 @@ impl Embedded {
                 self.quiet = self.quiet.max(last);
             }
         }
+        if self.upkeep.emptied.is_empty() {
+            self.upkeep.emptied = VecDeque::new();
+        }
         if self.totals.capacity() > 1024 && self.totals.len() < self.totals.capacity() / 8 {
             self.totals.shrink_to(self.totals.len() * 2);
         }

@@ -296,12 +296,16 @@ impl Embedded {
         Ok(if self.registered.contains(&device) { Staged::Durable(reply) } else { Staged::Ready(reply) })
     }
 
-    pub(super) fn acknowledge(&mut self, user: u64, device: u16, stamp: u64) -> io::Result<()> {
+    pub(super) fn acknowledge(&mut self, user: u64, device: (u16, u32), stamp: u64) -> io::Result<()> {
         let mut at = self.locate(user)?;
         let now_ms = self.now_ms();
-        if at.state.acknowledge(device, stamp, at.totals.last, now_ms) {
-            self.keep(user, &at);
-            self.tidy(user, &mut at)?;
+        match at.state.acknowledge(device, stamp, at.totals.last, now_ms) {
+            Some(true) => {
+                self.keep(user, &at);
+                self.tidy(user, &mut at)?;
+            }
+            Some(false) => {}
+            None => Stats::add(&self.stats.cursors_stale, 1),
         }
         Ok(())
     }

@@ -414,7 +414,6 @@ impl<S: Store> Groups<S> {
                 if let Err(denial) = self.book.may_send(group, record.from, now_s) {
                     return denied(denial);
                 }
-                let retry = retry.then_some(0);
                 let at = draft.ask(|token| Request::Append { user: group, record, retry, token });
                 Some(Staged::Log { at, ttl_s: 0 })
             }
@@ -695,7 +694,8 @@ impl<S: Store> Groups<S> {
             }
         }
         draft.line(group, &Line::End(pieces), stamp);
-        let open = Request::Open { user: BOOK | group, device: READER.into(), ephemeral: false, token: 0 };
+        let open =
+            Request::Open { user: BOOK | group, device: READER.into(), ephemeral: false, claims: false, token: 0 };
         let Reply::Opened(opened) = self.ask(open) else { return };
         let mut begins = None;
         let mut whole = true;
@@ -705,7 +705,8 @@ impl<S: Store> Groups<S> {
             _ => whole = false,
         });
         let Some(begins) = begins.filter(|_| whole) else { return };
-        let cursor = Request::Cursor { user: BOOK | group, device: opened.device, stamp: begins - 1 };
+        let (device, device_epoch, stamp) = (opened.device, opened.device_epoch, begins - 1);
+        let cursor = Request::Cursor { user: BOOK | group, device, device_epoch, stamp };
         self.logs.apply(&mut vec![(0, cursor)], &mut |_, _| {});
         Stats::add(&self.stats.books_begun, 1);
         match self.book.group_mut(group) {

@@ -19,6 +19,11 @@ impl Filter {
         Filter { words: vec![0; words as usize].into(), anybody: false }
     }
 
+    /// Memory that it takes, bytes.
+    pub(crate) fn memory(&self) -> usize {
+        size_of_val(&*self.words)
+    }
+
     /// Notes a user.
     pub(crate) fn add(&mut self, user: u64) {
         let (word, bits) = self.place(user);

@@ -19,6 +19,8 @@ struct Promises {
     /// The highest position that was acknowledged.
     acknowledged: u64,
     registered: bool,
+    /// The epoch of its device, as last answered.
+    device_epoch: u32,
     /// A login was asked for: it may have registered the device although nobody got the answer.
     maybe_registered: bool,
 }
@@ -45,12 +47,14 @@ fn work(store: &mut Embedded, dice: &mut Dice, hands: &Hands, promises: &mut Has
             match dice.below(10) {
                 0 => {
                     to.maybe_registered = true;
-                    batch.push((0, Request::Open { user, device: "phone".into(), ephemeral: false, token }));
+                    let device = "phone".into();
+                    batch.push((0, Request::Open { user, device, ephemeral: false, claims: false, token }));
                 }
                 1 | 2 if !to.stored.is_empty() => {
                     let at = dice.below(to.stored.len() as u64) as usize;
                     to.acknowledged = to.acknowledged.max(to.stored[at].stamp);
-                    batch.push((0, Request::Cursor { user, device: 1, stamp: to.stored[at].stamp }));
+                    let (device, device_epoch, stamp) = (1, to.device_epoch, to.stored[at].stamp);
+                    batch.push((0, Request::Cursor { user, device, device_epoch, stamp }));
                 }
                 _ => {
                     let record = record(now_stamp(hands) + token, dice.roll(), dice.below(900) as usize);
@@ -74,7 +78,10 @@ fn work(store: &mut Embedded, dice: &mut Dice, hands: &Hands, promises: &mut Has
                 to.last = stamp;
                 to.stored.push(Record { stamp, ..record });
             }
-            Reply::Opened(_) => promises.get_mut(&opens[&answer.token]).unwrap().registered = true,
+            Reply::Opened(opened) => {
+                let to = promises.get_mut(&opens[&answer.token]).unwrap();
+                (to.registered, to.device_epoch) = (true, opened.device_epoch);
+            }
             Reply::Refused(_) => {}
             other => panic!("unexpected: {other:?}"),
         });
@@ -108,7 +115,9 @@ fn check(store: &mut Embedded, hands: &Hands, promises: &mut HashMap<u64, Promis
         (to.last, to.stored) = (next, there);
         to.doubtful.clear();
         if to.registered {
-            assert!(open_device(store, *user, "phone").known, "the device of {user} was forgotten");
+            let device = open_device(store, *user, "phone");
+            assert!(device.known, "the device of {user} was forgotten");
+            to.device_epoch = device.device_epoch;
         }
     }
     assert!(store.check().unwrap().is_sound());

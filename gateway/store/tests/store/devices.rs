@@ -1,6 +1,7 @@
 //! Devices that stay, and devices that stay away.
 
-use crate::support::{Hands, ask, everything, now_stamp, open, open_device, record, small, stored};
+use crate::support::{Hands, ask, cursor, everything, now_stamp, open, open_device, record, small, stored};
+use std::sync::atomic::Ordering;
 use trunkline_store::{Limits, Memory, Opened, Reply, Request, SimDisk, Store};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -23,9 +24,10 @@ fn stay<S: Store>(mut store: S, hands: &Hands, mut reopen: impl FnMut(S) -> S) {
     open_device(&mut store, 1, "desk");
     for half_day in 0..160 {
         hands.pass(12 * HOUR_MS);
-        assert_eq!(ask(&mut store, Request::Seen { user: 1, device: phone.device }), None);
+        let Opened { device, device_epoch, .. } = phone;
+        assert_eq!(ask(&mut store, Request::Seen { user: 1, device, device_epoch }), None);
         // Numbers that are not known are ignored.
-        assert_eq!(ask(&mut store, Request::Seen { user: 1, device: 77 }), None);
+        assert_eq!(ask(&mut store, Request::Seen { user: 1, device: 77, device_epoch }), None);
         hands.pass(200);
         store.tick();
         if half_day % 20 == 0 {
@@ -59,7 +61,7 @@ fn what_a_device_has_told_another_node_is_no_gap_to_it() {
     let mut store = Memory::new(limits(), hands.clock(), 7);
     let phone = open_device(&mut store, 1, "phone");
     let stamps: Vec<u64> = (1..=4).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
-    ask(&mut store, Request::Cursor { user: 1, device: phone.device, stamp: stamps[1] });
+    ask(&mut store, cursor(1, &phone, stamps[1]));
     let mut page = |device, after| {
         let device_epoch = phone.device_epoch;
         let read =
@@ -86,7 +88,7 @@ fn a_number_that_another_device_has_got_is_not_the_readers() {
     let phone = open_device(&mut store, 1, "phone");
     open_device(&mut store, 1, "desk");
     let stamps: Vec<u64> = (1..=3).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
-    ask(&mut store, Request::Cursor { user: 1, device: phone.device, stamp: stamps[0] });
+    ask(&mut store, cursor(1, &phone, stamps[0]));
     let page = |store: &mut Memory, device: &Opened| {
         let Opened { device, device_epoch, .. } = *device;
         let (user, after, since_ms, limit, bytes_max, token) = (1, 0, 0, 9, 9_999, 1);
@@ -100,6 +102,62 @@ fn a_number_that_another_device_has_got_is_not_the_readers() {
     assert_eq!((tablet.device, tablet.cursor), (phone.device, stamps[2]));
     assert!(page(&mut store, &tablet).is_empty());
     assert_eq!(page(&mut store, &phone), stamps, "it is told the truth, if too much of it");
+}
+
+/// A device is forgotten, and another one gets its number. What the first has acknowledged, and its connection, come to
+/// light late.
+fn succeed(store: &mut dyn Store, hands: &Hands) {
+    let stale = |store: &dyn Store| store.stats().cursors_stale.load(Ordering::Relaxed);
+    let phone = open_device(store, 1, "phone");
+    hands.pass(HOUR_MS);
+    let desk = open_device(store, 1, "desk");
+    hands.pass(HOUR_MS);
+    let tablet = open_device(store, 1, "tablet");
+    assert_eq!(tablet.device, phone.device);
+    let stamps: Vec<u64> = (1..=3).map(|id| stored(store, 1, record(now_stamp(hands), id, 10))).collect();
+    ask(store, cursor(1, &desk, stamps[2]));
+    hands.pass(2 * HOUR_MS);
+    let Opened { device, device_epoch, .. } = phone;
+    ask(store, cursor(1, &phone, stamps[2]));
+    ask(store, Request::Seen { user: 1, device, device_epoch });
+    ask(store, Request::Cursor { user: 1, device: 77, device_epoch: 0, stamp: stamps[2] });
+    hands.pass(200);
+    store.tick();
+    let now = open_device(store, 1, "tablet");
+    assert_eq!((now.known, now.cursor, now.pending), (true, tablet.cursor, 3), "what it has not got waits for it");
+    assert_eq!(stale(store), 3, "and those who look are told");
+    ask(store, cursor(1, &tablet, stamps[1]));
+    hands.pass(200);
+    store.tick();
+    assert_eq!((open_device(store, 1, "tablet").pending, stale(store)), (1, 3));
+}
+
+#[test]
+fn what_comes_late_of_a_device_that_was_forgotten_moves_nothing_of_its_successor() {
+    let limits = Limits { devices_per_user_max: 2, ..limits() };
+    let hands = Hands::new();
+    succeed(&mut open(&SimDisk::new(), &limits, &hands), &hands);
+    succeed(&mut Memory::new(limits, hands.clock(), 7), &hands);
+}
+
+#[test]
+fn what_a_device_had_when_it_logged_out_is_not_lost_because_it_is_told_later() {
+    let hands = Hands::new();
+    let mut store = Memory::new(limits(), hands.clock(), 7);
+    let phone = open_device(&mut store, 1, "phone");
+    let stamps: Vec<u64> = (1..=2).map(|id| stored(&mut store, 1, record(now_stamp(&hands), id, 10))).collect();
+    ask(&mut store, Request::LogOut { user: 1, device: "phone".into() });
+    ask(&mut store, cursor(1, &phone, stamps[0]));
+    let since = open_device(&mut store, 1, "phone");
+    assert_ne!(since.device_epoch, phone.device_epoch);
+    assert_eq!((since.cursor, since.pending), (stamps[0], 1));
+    ask(&mut store, Request::Forget { user: 1, device: phone.device, token: 1 });
+    let anew = open_device(&mut store, 1, "phone");
+    for epoch in [phone.device_epoch, since.device_epoch] {
+        ask(&mut store, cursor(1, &Opened { device_epoch: epoch, ..anew }, stamps[1]));
+    }
+    assert_eq!(open_device(&mut store, 1, "phone").pending, 1, "it is another one");
+    assert_eq!(store.stats().cursors_stale.load(Ordering::Relaxed), 2);
 }
 
 /// A message is looked for among those that came lately, where its sender does not say that it sends again.

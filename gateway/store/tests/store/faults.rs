@@ -1,6 +1,8 @@
 //! Disks that fail while the store runs.
 
-use crate::support::{Hands, append, ask, everything, now_stamp, open, open_device, page, record, small, stored};
+use crate::support::{
+    Hands, append, ask, cursor, everything, now_stamp, open, open_device, page, record, small, stored,
+};
 use std::sync::atomic::Ordering;
 use trunkline_store::{Embedded, Fault, Limits, Refusal, Reply, Request, SimDisk, Store};
 
@@ -24,9 +26,9 @@ fn a_failed_disk_refuses_and_comes_back_by_itself() {
         // What is in memory can be read, and known devices can log in.
         assert_eq!(page(&mut store, 1, 0).records.len(), 1, "{fault:?}");
         assert!(open_device(&mut store, 1, "phone").known);
-        let new = Request::Open { user: 1, device: "desk".into(), ephemeral: false, token: 1 };
+        let new = Request::Open { user: 1, device: "desk".into(), ephemeral: false, claims: false, token: 1 };
         assert_eq!(ask(&mut store, new), Some(REFUSED));
-        ask(&mut store, Request::Cursor { user: 1, device: device.device, stamp: before });
+        ask(&mut store, cursor(1, &device, before));
         disk.set_fault(None);
         hands.pass(2_000);
         store.tick();

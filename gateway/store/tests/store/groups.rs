@@ -33,6 +33,7 @@ fn join(store: &mut Both, id: u64, user: u64) -> GroupReply {
 }
 
 fn append(from: u64, id: u64, retry: bool) -> GroupAsk {
+    let retry = retry.then_some(0);
     let payload = Payload::from(format!("{id}").into_bytes());
     GroupAsk::Append { record: Record { stamp: stamp_at(BEGIN_MS), from, id, flags: 0, payload }, retry }
 }

@@ -6,6 +6,7 @@ mod devices;
 mod faults;
 mod groups;
 mod kill;
+mod memory;
 mod model;
 mod stall;
 mod support;

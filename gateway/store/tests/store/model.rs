@@ -1,11 +1,16 @@
 //! The store on disk and the one in memory give the same answers.
 
 use crate::support::{BEGIN_MS, Blame, Dice, Hands, now_stamp, open, record, seeds, small};
-use trunkline_store::{Answer, Limits, Memory, Reply, Request, SimDisk, Store, WhenFull};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use trunkline_store::{Answer, Limits, Memory, Opened, Reply, Request, SimDisk, Store, WhenFull};
 
 const USERS: u64 = 6;
 
-fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
+/// The epochs that devices with a number have had, by user and number.
+type DeviceEpochs = BTreeMap<(u64, u16), Vec<u32>>;
+
+fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64], epochs: &DeviceEpochs) -> Request {
     let user = 1 + dice.below(USERS) * dice.below(2).max(1);
     let token = dice.roll();
     let device = 1 + dice.below(4) as u16;
@@ -13,6 +18,12 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
     let stamp = match stamps.len() {
         0 => 0,
         len => stamps[len - 1 - dice.below(len.min(40) as u64) as usize] + dice.below(3) - 1,
+    };
+    // Most often that of the device, at times that of one before it.
+    let device_epoch = match epochs.get(&(user, device)).map_or(&[][..], |known| &known[..]) {
+        [.., before, _] if dice.below(6) == 0 => *before,
+        [.., last] => *last,
+        [] => 0,
     };
     match dice.below(100) {
         0..60 => {
@@ -29,7 +40,7 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
         }
         60..70 => {
             let device = format!("device {}", dice.below(5)).into();
-            Request::Open { user, device, ephemeral: dice.below(5) == 0, token }
+            Request::Open { user, device, ephemeral: dice.below(5) == 0, claims: false, token }
         }
         70..82 => Request::Read {
             user,
@@ -41,12 +52,12 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64]) -> Request {
             bytes_max: 1 << dice.below(14),
             token,
         },
-        82..93 => Request::Cursor { user, device, stamp },
-        93 => Request::Seen { user, device },
+        82..93 => Request::Cursor { user, device, device_epoch, stamp },
+        93 => Request::Seen { user, device, device_epoch },
         94..96 => Request::Devices { user, token },
         96 => Request::Forget { user, device, token },
         97 if dice.below(4) == 0 => Request::Delete { user, token },
-        _ => Request::Inspect { user, token },
+        _ => Request::Inspect { user, claims: false, token },
     }
 }
 
@@ -58,7 +69,8 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
     let mut store = open(&disk, limits, &hands);
     let mut model = Memory::new(limits.clone(), hands.clock(), 7);
     let mut stamps = vec![BEGIN_MS << 20];
-    let mut tables = 0;
+    let mut epochs = DeviceEpochs::new();
+    let (mut tables, mut stale) = (0, 0);
     for step in 0..600 {
         hands.pass(match dice.below(60) {
             0 => 400_000,
@@ -66,7 +78,7 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
             _ => dice.below(40),
         });
         let count = 1 + dice.below(8);
-        let batch: Vec<_> = (0..count).map(|at| (at as u16, request(&mut dice, &hands, &stamps))).collect();
+        let batch: Vec<_> = (0..count).map(|at| (at as u16, request(&mut dice, &hands, &stamps, &epochs))).collect();
         let (mut expected, mut given) = (Vec::new(), Vec::new());
         // The store in memory reads at once, the one on disk after the commit: reads are asked alone, or last.
         let (reads, others): (Vec<_>, Vec<_>) =
@@ -79,6 +91,14 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
             if let Reply::Stored { stamp, .. } = answer.reply {
                 stamps.push(stamp);
             }
+            if let Reply::Opened(Opened { device, device_epoch, .. }) = answer.reply
+                && let Some((_, request)) = batch.iter().find(|(_, request)| request.token() == Some(answer.token))
+            {
+                let known = epochs.entry((request.user(), device)).or_default();
+                if known.last() != Some(&device_epoch) {
+                    known.push(device_epoch);
+                }
+            }
         }
         if dice.below(10) == 0 {
             hands.pass(200);
@@ -87,13 +107,21 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
         }
         if reopen && dice.below(50) == 0 {
             store.close();
-            tables += store.stats().tables_written.load(std::sync::atomic::Ordering::Relaxed);
+            stale += cursors_stale(&store);
+            tables += store.stats().tables_written.load(Ordering::Relaxed);
             drop(store);
             store = open(&disk, limits, &hands);
         }
     }
-    tables += store.stats().tables_written.load(std::sync::atomic::Ordering::Relaxed);
+    tables += store.stats().tables_written.load(Ordering::Relaxed);
     assert!(tables > 0, "the log was never cut");
+    hands.pass(200);
+    model.tick();
+    assert_eq!(stale + cursors_stale(&store), cursors_stale(&model));
+}
+
+fn cursors_stale(store: &dyn Store) -> u64 {
+    store.stats().cursors_stale.load(Ordering::Relaxed)
 }
 
 /// An answer without what a store on disk does not tell, since nobody else adds to it.
@@ -136,7 +164,7 @@ fn disk_and_memory_answer_alike_without_tables() {
     let stamps = [BEGIN_MS << 20];
     for _ in 0..500 {
         hands.pass(dice.below(40));
-        let request = request(&mut dice, &hands, &stamps);
+        let request = request(&mut dice, &hands, &stamps, &DeviceEpochs::new());
         let (mut expected, mut given) = (None, None);
         model.apply(&mut vec![(0, request.clone())], &mut |_, answer| expected = Some(as_on_disk(answer)));
         store.apply(&mut vec![(0, request)], &mut |_, answer| given = Some(answer));

@@ -95,7 +95,7 @@ pub(crate) fn stored(store: &mut dyn Store, user: u64, record: Record) -> u64 {
 }
 
 pub(crate) fn open_device(store: &mut dyn Store, user: u64, device: &str) -> Opened {
-    match ask(store, Request::Open { user, device: device.into(), ephemeral: false, token: 1 }) {
+    match ask(store, Request::Open { user, device: device.into(), ephemeral: false, claims: false, token: 1 }) {
         Some(Reply::Opened(opened)) => opened,
         other => panic!("not opened: {other:?}"),
     }
@@ -116,6 +116,12 @@ pub(crate) fn page(store: &mut dyn Store, user: u64, after: u64) -> Page {
         Some(Reply::Page(page)) => page,
         other => panic!("no page: {other:?}"),
     }
+}
+
+/// That a device has everything up to a stamp.
+pub(crate) fn cursor(user: u64, device: &Opened, stamp: u64) -> Request {
+    let Opened { device, device_epoch, .. } = *device;
+    Request::Cursor { user, device, device_epoch, stamp }
 }
 
 /// All messages of a user, page by page.

@@ -1,6 +1,6 @@
 //! Check, export, import.
 
-use crate::support::{Hands, ask, everything, now_stamp, open, open_device, record, small, stored};
+use crate::support::{Hands, ask, cursor, everything, now_stamp, open, open_device, record, small, stored};
 use std::sync::Arc;
 use trunkline_store::{Disk, Embedded, Imported, Request, SimDisk, Store};
 
@@ -13,7 +13,7 @@ fn filled(disk: &SimDisk, hands: &Hands) -> Embedded {
             stamps.push(stored(&mut store, user, record(now_stamp(hands), id, 100)));
         }
         hands.pass(50);
-        ask(&mut store, Request::Cursor { user, device: device.device, stamp: stamps[user as usize] });
+        ask(&mut store, cursor(user, &device, stamps[user as usize]));
     }
     hands.pass(200);
     store.tick();

@@ -8,6 +8,7 @@
 //! 4. A session gets a message but once without AGAIN and REPLAY, and nothing that is for somebody else.
 //! 5. When all is well, each message comes to an end, however often it was refused.
 //! 6. The end of the backlog is told but once in a session, and never that something of it was lost, since nothing is.
+//! 7. What senders write to groups is in the log of the group once, and there if it was answered SENT 1.
 //!
 //! `TRUNKLINE_CLUSTER_INBOX_SEED=7 cargo test -p trunkline-core --lib what_is_stored_comes -- --nocapture` replays
 //! run 7 and prints all that happens in it. `TRUNKLINE_CLUSTER_INBOX_SEEDS=500` tries that many.
@@ -29,6 +30,8 @@ use trunkline_proto::{
 const RECIPIENTS: std::ops::RangeInclusive<u64> = 1..=5;
 const DEVICES: usize = 2;
 const SENDERS: std::ops::RangeInclusive<u64> = 101..=103;
+/// Groups that senders are in, where they write to groups.
+const GROUPS: std::ops::RangeInclusive<u64> = 11..=14;
 /// Messages of one sender that have not come to an end: far fewer than what a store finds again.
 const UNDER_WAY: usize = 4;
 const WINDOW_BYTES: usize = 1 << 20;
@@ -83,6 +86,10 @@ pub(super) struct Correspondents {
     devices: BTreeMap<(u64, usize), Device>,
     said: BTreeMap<u64, Said>,
     next_id: u64,
+    /// Senders write to groups, and to nobody else.
+    to_groups: bool,
+    /// Senders who know that they are in a group.
+    members: BTreeSet<(u64, u64)>,
     /// Nothing new is sent, and all devices are there.
     quiet: bool,
     refused: u64,
@@ -116,6 +123,8 @@ impl Correspondents {
             devices: BTreeMap::new(),
             said: BTreeMap::new(),
             next_id: 0,
+            to_groups: false,
+            members: BTreeSet::new(),
             quiet: false,
             refused: 0,
             replayed: 0,
@@ -220,7 +229,8 @@ impl Correspondents {
         let Session { user, unanswered, .. } = &mut self.sessions[at];
         let open = self.said.iter().filter(|(_, said)| said.from == *user && said.outcome.is_none());
         let open: Vec<(u64, u64)> = open.map(|(id, said)| (*id, said.to)).collect();
-        let header = |id, peer, more| Header { kind: Kind::Send, flags: flags::ACK | more, aux: 0, id, peer, stamp: 0 };
+        let kind = if self.to_groups { Kind::GroupSend } else { Kind::Send };
+        let header = |id, peer, more| Header { kind, flags: flags::ACK | more, aux: 0, id, peer, stamp: 0 };
         for (id, to) in &open {
             if unanswered.insert(*id) {
                 self.said.get_mut(id).expect("it is open").retried = true;
@@ -228,8 +238,14 @@ impl Correspondents {
             }
         }
         if !self.quiet && open.len() < UNDER_WAY {
+            let to = if self.to_groups { GROUPS } else { RECIPIENTS };
+            let to = self.rng.within(*to.start(), *to.end());
+            if self.to_groups && !self.members.contains(&(*user, to)) {
+                let (id, kind) = (1, Kind::GroupJoin);
+                return encode(out, &Header { kind, flags: 0, aux: 0, id, peer: to, stamp: 0 }, &[]);
+            }
             self.next_id += 1;
-            let (id, to) = (self.next_id, self.rng.within(*RECIPIENTS.start(), *RECIPIENTS.end()));
+            let id = self.next_id;
             self.said.insert(id, Said { from: *user, to, first_us: now_us, retried: false, outcome: None });
             unanswered.insert(id);
             encode(out, &header(id, to, 0), b"hello");
@@ -264,6 +280,7 @@ impl Correspondents {
                     other => panic!("message {}: {other:?}", frame.id),
                 }
             }
+            Kind::GroupOk => drop(self.members.insert((self.sessions[at].user, frame.peer))),
             _ => {}
         }
     }
@@ -297,6 +314,15 @@ impl Correspondents {
             assert!(twice.is_empty(), "messages are in the inbox of user {user} twice: {twice:?}");
         }
         let mut looked_for = 0;
+        for group in GROUPS.filter(|_| self.to_groups) {
+            let log = store.log(group);
+            let ids: BTreeSet<u64> = log.iter().map(|(_, id, _)| *id).collect();
+            assert_eq!(ids.len(), log.len(), "a message is in the log of group {group} twice: {log:?}");
+            for (id, said) in self.said.iter().filter(|(_, said)| said.to == group) {
+                looked_for += 1;
+                assert!(ids.contains(id), "message {id} is not in the log of group {group}: {said:?}");
+            }
+        }
         for (id, said) in &self.said {
             assert!(said.outcome.is_some(), "message {id} does not come to an end: {said:?}");
             if said.outcome != Some(Outcome::Stored) {
@@ -315,11 +341,11 @@ impl Correspondents {
 
 /// A whole run. Returns how many messages devices had to have, and what happened.
 fn run(scenario: Scenario, print: bool) -> super::super::Report {
-    run_from(scenario, 3_000_000, print)
+    run_from(scenario, 3_000_000, false, print)
 }
 
-/// The same with clients who come later.
-fn run_from(scenario: Scenario, begin_us: u64, print: bool) -> super::super::Report {
+/// The same with clients who come later, and senders who may write to groups.
+fn run_from(scenario: Scenario, begin_us: u64, to_groups: bool, print: bool) -> super::super::Report {
     let seed = scenario.seed;
     let (active_ms, settle_ms) = (scenario.active_ms, scenario.settle_ms());
     let mut run = Run::of(scenario, print);
@@ -329,7 +355,9 @@ fn run_from(scenario: Scenario, begin_us: u64, print: bool) -> super::super::Rep
     store.begins_ms = if seed.is_multiple_of(4) { 0 } else { WALL_MS as u64 };
     store.unheard_permille = if seed % 5 == 4 { 30 } else { 0 };
     run.fleet.store = Some(store);
-    run.correspondents = Some(Correspondents::new(seed, &run.world, run.fleet.doors(), begin_us));
+    let mut correspondents = Correspondents::new(seed, &run.world, run.fleet.doors(), begin_us);
+    correspondents.to_groups = to_groups;
+    run.correspondents = Some(correspondents);
     run.run_for(active_ms);
     let troubles_end_us = run.now_us() + 120_000_000;
     run.run_until(troubles_end_us, |run| run.fleet.is_well());
@@ -376,15 +404,34 @@ fn a_message_that_its_retry_has_overtaken_is_in_the_inbox_once() {
         "TRUNKLINE_CLUSTER_OVERTAKEN_SEED",
         "that_its_retry_has_overtaken",
         2,
-        |seed, print| run_from(Scenario::overtaken(seed), OVERTAKEN_US, print),
+        |seed, print| run_from(Scenario::overtaken(seed), OVERTAKEN_US, false, print),
         &["looked for", "overtaken"],
     );
 }
 
 #[test]
+fn a_message_that_its_retry_has_overtaken_is_in_the_log_of_its_group_once() {
+    super::super::try_so_many_seeds(
+        "TRUNKLINE_CLUSTER_OVERTAKEN_SEED",
+        "that_its_retry_has_overtaken_is_in_the_log",
+        2,
+        |seed, print| run_from(Scenario::overtaken(seed), OVERTAKEN_US, true, print),
+        &["looked for", "overtaken"],
+    );
+}
+
+#[test]
+fn a_late_message_to_a_group_that_is_taken_anew_is_caught() {
+    let caught = super::super::seed_that_catches(Bug::LateTakenAnew, |seed| {
+        run_from(Scenario::overtaken(seed), OVERTAKEN_US, true, false)
+    });
+    assert!(caught.is_some());
+}
+
+#[test]
 fn a_late_message_that_is_taken_anew_is_caught() {
     let caught = super::super::seed_that_catches(Bug::LateTakenAnew, |seed| {
-        run_from(Scenario::overtaken(seed), OVERTAKEN_US, false)
+        run_from(Scenario::overtaken(seed), OVERTAKEN_US, false, false)
     });
     assert!(caught.is_some());
 }

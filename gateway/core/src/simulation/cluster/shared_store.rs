@@ -145,15 +145,18 @@ impl SharedStore {
             }
             *claimed = view;
         }
-        if let Request::Append { user, .. } | Request::Claim { user } = &request {
+        if let Request::Append { user, .. }
+        | Request::Open { user, claims: true, .. }
+        | Request::Inspect { user, claims: true, .. } = &request
+        {
             let view = self.views.get(&source).copied().unwrap_or(0);
             let home = self.homes.entry(*user).or_default();
             if view < *home {
                 self.stale += 1;
                 if let Request::Append { token, .. } = request {
-                    out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
+                    return out(source, Answer { token, reply: Reply::Refused(Refusal::Stale) });
                 }
-                return;
+                return self.both.apply(&mut vec![(source, request)], out);
             }
             *home = view;
             if matches!(request, Request::Append { .. }) && self.rng.chance(self.unheard_permille) {
