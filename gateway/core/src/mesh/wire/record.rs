@@ -27,6 +27,8 @@ pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
 pub(crate) const SHARD_SET_BYTES_MAX: usize = (crate::limits::SHARDS_MAX as usize).div_ceil(8);
 /// The first version of the protocol in which [`Record::SettledShards`] is understood.
 pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
+/// The first version in which [`Record::SettledSet`] is understood.
+pub(crate) const SETTLED_SET_SINCE: u32 = 10;
 /// The first version in which the records about live rooms are understood.
 pub(crate) const ROOMS_SINCE: u32 = 6;
 /// The first version in which the records about users who are watched are understood.
@@ -114,6 +116,7 @@ const KICK_USER: u8 = 13;
 const KICK_DONE: u8 = 14;
 const MEMO: u8 = 15;
 const SETTLED_SHARDS: u8 = 16;
+const SETTLED_SET: u8 = 17;
 const HELD: u8 = 40;
 const BACKLOG_OVER: u8 = 41;
 const GROUP_SEND: u8 = 50;
@@ -135,7 +138,7 @@ const BROADCAST_TOLD: u8 = 71;
 const BROADCAST_STOP: u8 = 72;
 
 // Bytes of the fixed part of each kind, head included.
-const MESSAGE_BYTES: usize = 50;
+pub(crate) const MESSAGE_BYTES: usize = 50;
 const FATE_BYTES: usize = 50;
 const DELIVER_BYTES: usize = 58;
 const ACK_BYTES: usize = 48;
@@ -149,6 +152,7 @@ const HELD_BYTES: usize = 32;
 const BACKLOG_OVER_BYTES: usize = 50;
 const SETTLED_BYTES: usize = 18;
 const SETTLED_SHARDS_BYTES: usize = 16;
+const SETTLED_SET_BYTES: usize = 16;
 const TRANSFER_BYTES: usize = 58;
 const KICK_USER_BYTES: usize = 25;
 const KICK_DONE_BYTES: usize = 24;
@@ -185,7 +189,7 @@ pub(crate) struct Address {
     pub(crate) seat: Seat,
 }
 
-/// The shards of a set, see [`Record::SettledShards`].
+/// The shards of a set, see [`Record::SettledShards`] and [`Record::SettledSet`].
 pub(crate) fn shards_of(set: &[u8]) -> impl Iterator<Item = u16> {
     (0..).zip(set).flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit))
 }
@@ -224,6 +228,8 @@ pub(crate) enum Record<'a> {
     /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands
     /// for shard `n`.
     SettledShards { from: u16, digest: u64, shards: &'a [u8] },
+    /// The same from all shards of this set at once, which share the link, for all shards of the node at its other end.
+    SettledSet { digest: u64, from: &'a [u8] },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
     /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a
@@ -338,6 +344,7 @@ impl<'a> Record<'a> {
             Record::BacklogOver { .. } => BACKLOG_OVER_BYTES,
             Record::Settled { .. } => SETTLED_BYTES,
             Record::SettledShards { shards, .. } => SETTLED_SHARDS_BYTES + shards.len(),
+            Record::SettledSet { from, .. } => SETTLED_SET_BYTES + from.len(),
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
             Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
             Record::KickDone { .. } => KICK_DONE_BYTES,
@@ -378,7 +385,10 @@ impl<'a> Record<'a> {
         {
             return false;
         }
-        let set = if let Record::SettledShards { shards, .. } = self { shards.len() } else { 0 };
+        let set = match self {
+            Record::SettledShards { shards: set, .. } | Record::SettledSet { from: set, .. } => set.len(),
+            _ => 0,
+        };
         texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
     }
 
@@ -516,6 +526,12 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [digest]);
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(shards);
+            }
+            Record::SettledSet { digest, from } => {
+                let mut bytes = head::<SETTLED_SET_BYTES>(len, SETTLED_SET, 0, 0);
+                put_words(&mut bytes, 8, [digest]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(from);
             }
             Record::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
                 let mut bytes = head::<TRANSFER_BYTES>(len, TRANSFER, attempts, flags.into());
@@ -744,6 +760,14 @@ impl<'a> Record<'a> {
                 }
                 let [digest] = words(at, 8);
                 Record::SettledShards { from: aux, digest, shards }
+            }
+            SETTLED_SET => {
+                let (at, from) = open::<SETTLED_SET_BYTES>("SettledSet", bytes)?;
+                if from.len() > SHARD_SET_BYTES_MAX {
+                    return Err(MeshViolation::RecordLength { record: "SettledSet", length: bytes.len() as u32 });
+                }
+                let [digest] = words(at, 8);
+                Record::SettledSet { digest, from }
             }
             SETTLED => {
                 let at = exactly::<SETTLED_BYTES>("Settled", bytes)?;
