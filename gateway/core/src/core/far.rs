@@ -262,7 +262,13 @@ impl Shard {
 
     /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard
     /// of its user.
-    pub(crate) fn far_record(&mut self, from: NodeKey, record: FarRecord<'_>) {
+    pub(crate) fn far_record(&mut self, from: NodeKey, record: &FarRecord<'_>) {
+        if let FarRecord::Message { to, .. } = record
+            && self.shard_of(*to) == self.shard
+        {
+            return self.far_message(from, record);
+        }
+        let record = *record;
         let shard = match record {
             FarRecord::Message { to, .. } => self.shard_of(to),
             FarRecord::Ack { user, .. }
@@ -350,16 +356,21 @@ impl Shard {
         }
     }
 
+    /// A message from another node for a user of this shard.
+    #[inline]
+    fn far_message(&mut self, node: NodeKey, record: &FarRecord<'_>) {
+        let FarRecord::Message { origin, from, to, id, hops, flags, payload } = *record else { return };
+        let acked = flags & far_flags::ACK != 0;
+        let extra = extra_of(flags);
+        let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
+        self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
+    }
+
     /// A record from another node for this shard.
     pub(crate) fn far_here(&mut self, from: NodeKey, record: FarRecord<'_>) {
         let node = from;
         match record {
-            FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
-                let acked = flags & far_flags::ACK != 0;
-                let extra = extra_of(flags);
-                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
-                self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
-            }
+            FarRecord::Message { .. } => self.far_message(node, &record),
             FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
                 Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
                 None => self.links.stats.mesh_misrouted.add(1),

@@ -101,8 +101,14 @@ impl<I: Io> Core<I> {
         let Some(mut inbound) = link.begin_receive(now_ms) else { return };
         let result = inbound.feed(bytes, |unit: Unit<'_>| {
             let Some((node, link)) = shard.mesh.as_mut().and_then(|mesh| mesh.link(id)) else { return Ok(()) };
-            if let Some(record) = link.accept(unit, now_ms)? {
-                shard.far_record(node, record);
+            match &unit {
+                // Not moved on the way: most of what comes are these.
+                Unit::Record(record) => {
+                    if link.takes(record, now_ms) {
+                        shard.far_record(node, record);
+                    }
+                }
+                _ => _ = link.accept(unit, now_ms)?,
             }
             Ok(())
         });

@@ -392,10 +392,7 @@ impl Link {
     pub(crate) fn accept<'u>(&mut self, unit: Unit<'u>, now_ms: u64) -> Result<Option<Record<'u>>, MeshViolation> {
         match unit {
             Unit::Record(record) => {
-                let len = record.encoded_len();
-                if self.is_new(len, now_ms) {
-                    self.stats.records_in += 1;
-                    self.stats.bytes_in += len as u64;
+                if self.takes(&record, now_ms) {
                     return Ok(Some(record));
                 }
             }
@@ -421,6 +418,18 @@ impl Link {
             Unit::Goodbye { reason } => self.peer_goodbye = Some(reason),
         }
         Ok(None)
+    }
+
+    /// Counts a record that has come; false for one that has been received before.
+    #[inline]
+    pub(crate) fn takes(&mut self, record: &Record<'_>, now_ms: u64) -> bool {
+        let len = record.encoded_len();
+        let new = self.is_new(len, now_ms);
+        if new {
+            self.stats.records_in += 1;
+            self.stats.bytes_in += len as u64;
+        }
+        new
     }
 
     /// Counts a record of the batch; false for one that has been received before.

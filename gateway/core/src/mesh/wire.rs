@@ -356,6 +356,9 @@ fn decode_record(bytes: &[u8], batch_left: u32) -> Result<Step<Unit<'_>>, MeshVi
     }
     let len = length as usize;
     let Some(bytes) = bytes.get(..len) else { return Ok(Step::Need(len)) };
+    if let Some(message) = record::message_in(bytes) {
+        return Ok(Step::Whole(Unit::Record(message), len));
+    }
     let unit = Record::decode(bytes)?.map_or(Unit::UnknownRecord { bytes: length }, Unit::Record);
     Ok(Step::Whole(unit, len))
 }

@@ -437,11 +437,9 @@ impl<'a> Record<'a> {
         let len = self.encoded_len();
         match *self {
             Record::Message { origin, from, to, id, hops, flags, payload } => {
-                let mut bytes = head::<MESSAGE_BYTES>(len, MESSAGE, hops, flags.into());
-                put_address(&mut bytes, 8, origin);
-                put_words(&mut bytes, 26, [from, to, id]);
-                out.reserve(len);
-                out.extend_from_slice(&bytes);
+                let bytes = put_head::<MESSAGE_BYTES>(out, len, MESSAGE, hops, flags.into());
+                put_address(bytes, 8, origin);
+                put_words(bytes, 26, [from, to, id]);
                 out.extend_from_slice(payload);
             }
             Record::Fate { origin, id, peer, outcome, stamp } => {
@@ -451,11 +449,9 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
             }
             Record::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
-                let mut bytes = head::<DELIVER_BYTES>(len, DELIVER, 0, flags.into());
-                put_seat(&mut bytes, 8, seat);
-                put_words(&mut bytes, 18, [user, session, id, from, stamp]);
-                out.reserve(len);
-                out.extend_from_slice(&bytes);
+                let bytes = put_head::<DELIVER_BYTES>(out, len, DELIVER, 0, flags.into());
+                put_seat(bytes, 8, seat);
+                put_words(bytes, 18, [user, session, id, from, stamp]);
                 out.extend_from_slice(payload);
             }
             Record::Ack { user, id, peer, stamp, session, hops, cumulative } => {
@@ -688,8 +684,7 @@ impl<'a> Record<'a> {
         let record = match kind {
             MESSAGE => {
                 let (at, payload) = open::<MESSAGE_BYTES>("Message", bytes)?;
-                let [from, to, id] = words(at, 26);
-                Record::Message { origin: address(at, 8), from, to, id, hops, flags, payload }
+                message(at, payload)
             }
             FATE => {
                 let at = exactly::<FATE_BYTES>("Fate", bytes)?;
@@ -902,6 +897,22 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The Message in the bytes of a whole record, if it is one. It is what a link carries most of, and made where it is
+/// used: to be copied from where it was just written, a record costs more than all else about it.
+#[inline(always)]
+pub(super) fn message_in(bytes: &[u8]) -> Option<Record<'_>> {
+    match bytes.split_first_chunk::<MESSAGE_BYTES>() {
+        Some((at, payload)) if at[4] == MESSAGE => Some(message(at, payload)),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn message<'a>(at: &[u8; MESSAGE_BYTES], payload: &'a [u8]) -> Record<'a> {
+    let [from, to, id] = words(at, 26);
+    Record::Message { origin: address(at, 8), from, to, id, hops: at[5], flags: at[7], payload }
+}
+
 /// Length of the record at the beginning of some bytes of this node's own.
 #[inline]
 pub(crate) fn record_len(bytes: &[u8]) -> usize {
@@ -914,15 +925,33 @@ pub(in crate::mesh) fn len_at(batch: &[u8], at: usize) -> usize {
     u32::from_be_bytes([batch[at], batch[at + 1], batch[at + 2], batch[at + 3]]) as usize
 }
 
+/// Appends the fixed part of a record with the head written, for the rest of it to be written in place, and makes room
+/// for what follows. Written elsewhere in words and copied from there, it would be read in larger pieces than it was
+/// written, for which a processor waits until all of it is in its cache.
+#[inline]
+fn put_head<const N: usize>(out: &mut Vec<u8>, len: usize, kind: u8, hops: u8, aux: u16) -> &mut [u8; N] {
+    let at = out.len();
+    out.reserve(len);
+    out.extend_from_slice(&[0; N]);
+    let bytes = out[at..].first_chunk_mut().expect("just appended");
+    put_head_over(bytes, len, kind, hops, aux);
+    bytes
+}
+
 /// An array of a kind's fixed length with the head written.
 #[inline]
 fn head<const N: usize>(len: usize, kind: u8, hops: u8, aux: u16) -> [u8; N] {
     let mut bytes = [0; N];
+    put_head_over(&mut bytes, len, kind, hops, aux);
+    bytes
+}
+
+#[inline]
+fn put_head_over<const N: usize>(bytes: &mut [u8; N], len: usize, kind: u8, hops: u8, aux: u16) {
     bytes[0..4].copy_from_slice(&(len as u32).to_be_bytes());
     bytes[4] = kind;
     bytes[5] = hops;
     bytes[6..8].copy_from_slice(&aux.to_be_bytes());
-    bytes
 }
 
 #[inline]
