@@ -131,6 +131,8 @@ pub struct Core<I: Io> {
     service_accepts: u32,
     /// Other nodes are being told that this shard ends.
     leaving: bool,
+    /// Links that have ended have more to give back than there was room for.
+    gives_back_on: bool,
     /// Something could not be handed on, or there is more to do; look again soon.
     blocked: bool,
     /// Input, or mail, waits for its turn: the next one must not wait.
@@ -163,6 +165,7 @@ impl<I: Io> Core<I> {
             services_listener: None,
             service_accepts: 0,
             leaving: false,
+            gives_back_on: false,
             blocked: false,
             behind: false,
             only_waits: false,
@@ -232,7 +235,7 @@ impl<I: Io> Core<I> {
         self.flush();
         self.post();
         // Those that wait for another shard come again soon; those that have had their part of this turn at once.
-        self.blocked |= walks || self.shard.links.anybody_waits();
+        self.blocked |= walks || self.gives_back_on || self.shard.links.anybody_waits();
         let behind = self.shard.links.is_behind() || self.shard.links.tls.is_behind();
         let brought = self.shard.has_pushes() || self.shard.has_upstream_answers() || self.shard.has_kept();
         let brought = brought || self.shard.has_verdicts();
@@ -485,7 +488,7 @@ impl<I: Io> Core<I> {
                 break;
             }
             match self.shard.outgoing.own().take() {
-                Some(Letter::Batch { from, life, bytes }) => {
+                Some(Letter::Batch { from, life, bytes, .. }) => {
                     taken += bytes.len();
                     self.shard.take_batch(from, life, &bytes);
                     self.shard.outgoing.recycle(bytes);

@@ -4,10 +4,15 @@
 //! and wakes the other shard at most once until it looks. So a message across shards costs two copies of its bytes and
 //! a share of one push.
 //!
-//! Bounds: the bytes a shard has under way to another are counted. A message beyond `mailbox_bytes_max` waits with its
+//! Bounds: the bytes a shard has under way to another are counted. `mailbox_bytes_max` is for each two shards, but half
+//! of it is in a pool of all that write to the same shard: while the others need little, one of many shards may have
+//! far more under way than its part, and the sum is the same. A message that finds no room waits with its
 //! sender, who is not read meanwhile; it is refused when the other shard has taken nothing for
 //! [`MAILBOX_WAIT_MS`](crate::limits::MAILBOX_WAIT_MS). Records that answer a message (its fate) are never refused:
 //! each answers a record that was let in. A full queue keeps the batch with its sender until the next turn.
+//!
+//! What comes back to a shard that has handed it on ([`Record::Back`]) is counted from when it is put until it is taken,
+//! and a shard may hand on no more than there would be room for if all of it came back.
 
 use crate::addresses::Known;
 use crate::auth::Granted;
@@ -16,7 +21,7 @@ use crate::ids::NodeKey;
 use crate::io::{ConnId, HandoverToken};
 use crate::limits::MAILBOX_WAIT_MS;
 use crate::mesh::handshake::Acceptor;
-use crate::mesh::wire::{Record as FarRecord, record_len};
+use crate::mesh::wire::{MESSAGE_BYTES as FAR_MESSAGE_BYTES, Record as FarRecord, record_len};
 use crate::services::{Admitted, ServiceRecord};
 use crate::watch::mail::WatchMail;
 use crate::wheel::ticks;
@@ -43,11 +48,20 @@ const CLOSED: u32 = 1 << 31;
 #[derive(Debug)]
 pub(crate) enum Letter {
     /// Records, see [`Record`], of a shard that worked for that life of the node.
-    Batch { from: u16, life: u64, bytes: Vec<u8> },
+    Batch { from: u16, life: u64, bytes: Vec<u8>, share: Share },
     /// A connection for this shard; its descriptor follows through the ring.
     Adopt(HandoverToken, Arrival),
     /// The descriptor will not follow.
     AdoptFailed(HandoverToken),
+}
+
+/// What a batch has a part in beside the bytes of its pair; given back when it is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Bytes of the receiving shard's pool.
+    pooled: usize,
+    /// Bytes of records that come back.
+    backs: usize,
 }
 
 /// What a connection is that comes from another shard.
@@ -131,6 +145,8 @@ const MESSAGE_HEADER_BYTES: usize = 40;
 const LENGTH_BITS: u32 = 56;
 const FATE_BYTES: usize = 40;
 const FAR_HEADER_BYTES: usize = 16;
+/// What a message for another node takes beside its payload on its way to the shard that has the link.
+pub(crate) const MESSAGE_CARRY_BYTES: usize = FAR_HEADER_BYTES + FAR_MESSAGE_BYTES;
 const GROUP_HEADER_BYTES: usize = 8;
 const WATCH_HEADER_BYTES: usize = 8;
 const SERVICE_HEADER_BYTES: usize = 8;
@@ -312,6 +328,11 @@ pub struct Mailbox {
     woken: AtomicBool,
     /// Bytes in the queue, by sending shard.
     bytes_from: Box<[AtomicUsize]>,
+    /// Bytes of the pool that are taken, by sending shard and in all.
+    pooled_from: Box<[AtomicUsize]>,
+    pooled: AtomicUsize,
+    /// Bytes of records that come back to the owner, put and not taken yet, by sending shard.
+    backs_from: Box<[AtomicUsize]>,
     /// Connections in the queue, and [`CLOSED`]: the shard that stops sees the last of them, and whoever comes later
     /// sees that it has stopped.
     adoptees: AtomicU32,
@@ -327,10 +348,14 @@ pub struct Mailbox {
 impl Mailbox {
     /// A mailbox that `shards` shards write to.
     pub(crate) fn new(shards: u16) -> Self {
+        let counts = || (0..shards).map(|_| AtomicUsize::new(0)).collect();
         Mailbox {
             letters: ArrayQueue::new(LETTERS_PER_SENDER * usize::from(shards)),
             woken: AtomicBool::new(false),
-            bytes_from: (0..shards).map(|_| AtomicUsize::new(0)).collect(),
+            bytes_from: counts(),
+            pooled_from: counts(),
+            pooled: AtomicUsize::new(0),
+            backs_from: counts(),
             adoptees: AtomicU32::new(0),
             drained: AtomicBool::new(false),
             carries: AtomicUsize::new(0),
@@ -359,8 +384,17 @@ impl Mailbox {
     pub(crate) fn take(&self) -> Option<Letter> {
         let letter = self.letters.pop()?;
         match &letter {
-            Letter::Batch { from, bytes, .. } => {
-                self.bytes_from[usize::from(*from)].fetch_sub(bytes.len(), Ordering::Relaxed);
+            Letter::Batch { from, bytes, share: Share { pooled, backs }, .. } => {
+                let from = usize::from(*from);
+                if *pooled > 0 {
+                    // Before the bytes, so that no sender sees room in a part of the pool that others may have by now.
+                    self.pooled_from[from].fetch_sub(*pooled, Ordering::Release);
+                    self.pooled.fetch_sub(*pooled, Ordering::Relaxed);
+                }
+                if *backs > 0 {
+                    self.backs_from[from].fetch_sub(*backs, Ordering::Relaxed);
+                }
+                self.bytes_from[from].fetch_sub(bytes.len(), Ordering::Release);
             }
             Letter::Adopt(..) => {
                 self.adoptees.fetch_sub(1, Ordering::Relaxed);
@@ -395,6 +429,7 @@ struct Batch {
     touched: bool,
     /// It is counted in `Mailbox::carries`.
     carries: bool,
+    share: Share,
     /// Tick since which the mailbox has had no room for a message, and what was under way then.
     full_since: Option<(u32, usize)>,
 }
@@ -473,20 +508,72 @@ impl Outgoing {
         self.own().carries.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Whether `bytes` more may be under way to a shard.
-    pub(crate) fn has_room(&self, to: u16, bytes: usize) -> bool {
-        let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
-        under_way + self.batches[usize::from(to)].bytes.len() + bytes <= self.bytes_max
+    /// What each two shards have for themselves; the rest of what they may have is in the pool.
+    fn floor(&self) -> usize {
+        self.bytes_max.div_ceil(2)
+    }
+
+    /// What all shards that write to one may have beyond their floors.
+    fn pool_max(&self) -> usize {
+        self.mailboxes.len().saturating_sub(1) * (self.bytes_max - self.floor())
+    }
+
+    /// Bytes gathered and under way to a shard, and how many there may be without more of the pool.
+    fn load(&self, to: u16) -> (usize, usize) {
+        let (mailbox, own) = (&self.mailboxes[usize::from(to)], usize::from(self.shard));
+        let under_way = mailbox.bytes_from[own].load(Ordering::Acquire);
+        let pooled = mailbox.pooled_from[own].load(Ordering::Relaxed);
+        (under_way + self.batches[usize::from(to)].bytes.len(), self.floor() + pooled)
+    }
+
+    /// Whether `bytes` more may be under way to a shard. They are to be put then: what they need of the pool is taken.
+    #[inline]
+    pub(crate) fn has_room(&mut self, to: u16, bytes: usize) -> bool {
+        let (load, allowed) = self.load(to);
+        // Of a pair that has nothing under way one message is let in, if the others have all of the pool.
+        let alone = load == 0 && bytes <= self.bytes_max;
+        load + bytes <= allowed || self.take_of_pool(to, load + bytes - allowed) || alone
+    }
+
+    fn take_of_pool(&mut self, to: u16, bytes: usize) -> bool {
+        let (mailbox, pool_max) = (&self.mailboxes[usize::from(to)], self.pool_max());
+        if mailbox.pooled.fetch_add(bytes, Ordering::Relaxed) + bytes > pool_max {
+            mailbox.pooled.fetch_sub(bytes, Ordering::Relaxed);
+            return false;
+        }
+        mailbox.pooled_from[usize::from(self.shard)].fetch_add(bytes, Ordering::Relaxed);
+        self.batches[usize::from(to)].share.pooled += bytes;
+        true
     }
 
     /// Whether `bytes` more of what answers may be under way to a shard: it may take as much again as messages may.
     pub(crate) fn has_reserve(&self, to: u16, bytes: usize) -> bool {
-        self.has_room(to, bytes.saturating_sub(self.bytes_max))
+        let (load, allowed) = self.load(to);
+        load + bytes <= allowed.max(self.bytes_max) + self.bytes_max
     }
 
     /// Whether less than half of what may be is under way to a shard.
     pub(crate) fn is_easy(&self, to: u16) -> bool {
-        self.has_room(to, self.bytes_max / 2)
+        self.load(to).0 <= self.bytes_max / 2
+    }
+
+    /// Bytes that a shard has given back and this one has not taken.
+    pub(crate) fn backs(&self, from: u16) -> usize {
+        self.own().backs_from[usize::from(from)].load(Ordering::Relaxed)
+    }
+
+    /// How much more may be given back to whichever shard has taken the least of what was.
+    pub(crate) fn room_for_backs(&self) -> usize {
+        let own = usize::from(self.shard);
+        let waits = |mailbox: &Mailbox| mailbox.backs_from[own].load(Ordering::Relaxed);
+        let most = self.mailboxes.iter().map(waits).max().unwrap_or(0);
+        (2 * self.bytes_max).saturating_sub(most)
+    }
+
+    /// Bytes this shard gives back to others that they have not taken.
+    pub(crate) fn backs_pending(&self) -> usize {
+        let own = usize::from(self.shard);
+        self.mailboxes.iter().map(|mailbox| mailbox.backs_from[own].load(Ordering::Relaxed)).sum()
     }
 
     /// Whether the shard has said before that it has nothing more to do for itself.
@@ -500,15 +587,16 @@ impl Outgoing {
             self.batches[usize::from(to)].full_since = None;
             return Room::Yes;
         }
+        let fits = bytes <= self.bytes_max;
         let under_way = self.mailboxes[usize::from(to)].bytes_from[usize::from(self.shard)].load(Ordering::Relaxed);
         let batch = &mut self.batches[usize::from(to)];
         let (since, bytes_then) = *batch.full_since.get_or_insert((tick, under_way));
         if under_way < bytes_then {
             // It takes some: the wait begins anew.
             batch.full_since = Some((tick, under_way));
-            return if bytes > self.bytes_max { Room::No } else { Room::Wait };
+            return if fits { Room::Wait } else { Room::No };
         }
-        let waits = bytes <= self.bytes_max && tick - since < MAILBOX_WAIT_TICKS;
+        let waits = fits && tick - since < MAILBOX_WAIT_TICKS;
         if waits { Room::Wait } else { Room::No }
     }
 
@@ -524,7 +612,13 @@ impl Outgoing {
                 batch.bytes = self.spares.pop().unwrap_or_default();
             }
         }
+        let before = batch.bytes.len();
         record.encode(&mut batch.bytes);
+        if matches!(record, Record::Back { .. }) {
+            let bytes = batch.bytes.len() - before;
+            batch.share.backs += bytes;
+            self.mailboxes[usize::from(to)].backs_from[usize::from(self.shard)].fetch_add(bytes, Ordering::Relaxed);
+        }
         let carries = matches!(record, Record::Carry { .. } | Record::Back { .. });
         if carries && !std::mem::replace(&mut batch.carries, true) {
             self.mailboxes[usize::from(to)].carries.fetch_add(1, Ordering::SeqCst);
@@ -539,19 +633,19 @@ impl Outgoing {
     fn push_batch(&mut self, to: u16) -> bool {
         let mailbox = &self.mailboxes[usize::from(to)];
         let batch = &mut self.batches[usize::from(to)];
-        let (life, bytes) = (batch.life, std::mem::take(&mut batch.bytes));
+        let (life, bytes, share) = (batch.life, std::mem::take(&mut batch.bytes), std::mem::take(&mut batch.share));
         let len = bytes.len();
         let under_way = &mailbox.bytes_from[usize::from(self.shard)];
         under_way.fetch_add(len, Ordering::Relaxed);
-        match mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes }) {
+        match mailbox.letters.push(Letter::Batch { from: self.shard, life, bytes, share }) {
             Ok(()) => {
                 batch.carries = false;
                 true
             }
             Err(letter) => {
                 under_way.fetch_sub(len, Ordering::Relaxed);
-                if let Letter::Batch { bytes, .. } = letter {
-                    batch.bytes = bytes;
+                if let Letter::Batch { bytes, share, .. } = letter {
+                    (batch.bytes, batch.share) = (bytes, share);
                 }
                 false
             }
@@ -750,9 +844,88 @@ mod tests {
         assert!(outgoing.has_room(1, message.encoded_len()));
     }
 
+    fn message(payload: &[u8]) -> Record<'_> {
+        Record::Message { origin: conn(1), from: 1, to: 2, id: 3, acked: false, extra: 0, payload }
+    }
+
+    /// Sixteen shards; one of them has a burst for another, while the others have little.
+    #[test]
+    fn a_burst_of_one_of_many_shards_has_the_room_that_others_do_not_need() {
+        let mailboxes = mailboxes(16);
+        let mut outgoing: Vec<Outgoing> = (0..16).map(|shard| Outgoing::new(shard, mailboxes.clone(), 1_000)).collect();
+        let bytes = message(&[0; 60]).encoded_len();
+        assert_eq!(bytes, 100);
+        let mut fill = |from: usize| {
+            let mut put = 0;
+            while outgoing[from].has_room(0, bytes) {
+                outgoing[from].put(0, &message(&[0; 60]));
+                put += 1;
+                if put % 7 == 0 {
+                    outgoing[from].post(|_| {});
+                }
+            }
+            outgoing[from].post(|_| {});
+            put
+        };
+        // Half of its own part, and the other half of all fifteen.
+        assert_eq!(fill(1), 5 + 15 * 5);
+        // Nobody has taken what is theirs alone.
+        assert_eq!((2..16).map(&mut fill).collect::<Vec<_>>(), [5; 14]);
+        assert_eq!(fill(1), 0);
+        let under_way: usize = mailboxes[0].bytes_from.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        assert_eq!(under_way, 15 * 1_000, "what all pairs together may have");
+        // Whoever comes first has the pool then, and in the end nothing of it is taken.
+        while mailboxes[0].take().is_some() {}
+        let mut fill = |from: usize| {
+            let room = outgoing[from].has_room(0, 7_000);
+            outgoing[from].put(0, &message(&[0; 6_960]));
+            outgoing[from].post(|_| {});
+            room
+        };
+        assert_eq!([fill(9), fill(3)], [true, false]);
+        while mailboxes[0].take().is_some() {}
+        let counts = mailboxes[0].pooled_from.iter().chain(&mailboxes[0].bytes_from).chain([&mailboxes[0].pooled]);
+        assert!(counts.into_iter().all(|count| count.load(Ordering::Relaxed) == 0));
+    }
+
+    #[test]
+    fn a_pair_with_nothing_under_way_gets_one_message_in_whatever_the_others_hold() {
+        let mailboxes = mailboxes(3);
+        let mut outgoing: Vec<Outgoing> = (0..3).map(|shard| Outgoing::new(shard, mailboxes.clone(), 1_000)).collect();
+        while outgoing[1].has_room(0, 100) {
+            outgoing[1].put(0, &message(&[0; 60]));
+        }
+        outgoing[1].post(|_| {});
+        assert!(!outgoing[2].has_room(0, 1_001), "longer than any");
+        assert!(outgoing[2].has_room(0, 1_000));
+        outgoing[2].put(0, &message(&[0; 960]));
+        assert!(!outgoing[2].has_room(0, 100));
+    }
+
+    #[test]
+    fn what_comes_back_is_counted_until_it_is_taken() {
+        let mailboxes = mailboxes(2);
+        let mut carrier = Outgoing::new(1, mailboxes.clone(), 1_000);
+        let sharer = Outgoing::new(0, mailboxes.clone(), 1_000);
+        let back = Record::Back {
+            node: NodeKey(9),
+            record: FarRecord::Gone { user: 5, session: 6 },
+            refused: true,
+            maybe_received: false,
+        };
+        let bytes = back.encoded_len();
+        carrier.put(0, &back);
+        assert_eq!((sharer.backs(1), carrier.backs_pending()), (bytes, bytes), "it is not posted yet");
+        assert_eq!(carrier.room_for_backs(), 2_000 - bytes);
+        carrier.post(|_| {});
+        assert_eq!(sharer.backs(1), bytes);
+        assert!(mailboxes[0].take().is_some());
+        assert_eq!((sharer.backs(1), carrier.room_for_backs()), (0, 2_000));
+    }
+
     #[test]
     fn what_answers_has_as_much_room_again() {
-        let outgoing = Outgoing::new(0, mailboxes(2), 100);
+        let mut outgoing = Outgoing::new(0, mailboxes(2), 100);
         assert_eq!([100, 101].map(|bytes| outgoing.has_room(1, bytes)), [true, false]);
         assert_eq!([100, 200, 201].map(|bytes| outgoing.has_reserve(1, bytes)), [true, true, false]);
     }

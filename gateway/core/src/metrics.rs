@@ -511,7 +511,8 @@ shard_stats! {
     registrations: Counter "trunkline_registrations_total" "" "Sessions on other nodes registered with this home shard.";
     registered_again: Counter "trunkline_registered_again_total" "" "Sessions of this shard registered with a new home after a change of the view.";
     transferred: Counter "trunkline_messages_transferred_total" "" "Messages that waited for an ACK and were sent to the recipient's new home.";
-    settled_sent: Counter "trunkline_directory_settled_sent_total" "" "Records to other nodes that say that all sessions of this shard were told of after a change of the view.";
+    settled_sent: Counter "trunkline_directory_settled_sent_total" "" "Records to other nodes that say that all sessions of this shard were told of after a change of the view, without those that say it of several.";
+    settled_sets: Counter "trunkline_directory_settled_sets_sent_total" "" "Records to other nodes that say so of several shards at once, those that share a link: one for each link and change, unless some are late.";
     settle_timeouts: Counter "trunkline_directory_settle_timeouts_total" "" "Changes of the view after which not every node had told of its sessions in time.";
     parked_bytes: Gauge "trunkline_parked_bytes" "" "Bytes of messages that wait until it is known where their recipient is.";
     parked_expired: Counter "trunkline_parked_expired_total" "" "Messages that waited in vain until it was known where their recipient is.";
@@ -533,6 +534,9 @@ shard_stats! {
     mesh_unknown: Counter "trunkline_mesh_records_unknown_total" "" "Records of a kind this version does not know.";
     mesh_carried: Counter "trunkline_mesh_records_carried_total" "" "Records for other nodes handed to the shard that has the link.";
     mesh_carries_refused: Counter "trunkline_mesh_carries_refused_total" "" "Records another shard handed on that found no room on the link.";
+    mesh_backs: Counter "trunkline_mesh_records_returned_total" "" "Records that went back to the shard that had handed them on: refused, or not confirmed when their stream ended.";
+    mesh_backs_bytes: Gauge "trunkline_mesh_returned_bytes" "" "Bytes of records on their way back to other shards of the node; bounded by limit mailbox, beyond which they wait at the link and nothing more is handed on.";
+    mesh_ended_bytes: Gauge "trunkline_mesh_ended_bytes" "" "Bytes of streams that have ended and have not been given back; they count for the link's bound.";
     mesh_given_back: Counter "trunkline_mesh_records_given_back_total" "" "Records not confirmed when their stream ended.";
     mesh_reconnects: Counter "trunkline_mesh_reconnects_total" "" "Connections of links after the first.";
     mesh_failures: Counter "trunkline_mesh_failures_total" "" "Handshakes that failed, peers that could not be reached, and links that were closed for silence or a violation.";

@@ -16,6 +16,12 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
     for (state, members) in status.members {
         exposition.sample(&[("state", &state)], members);
     }
+    exposition.name(
+        "trunkline_cluster_view_info",
+        Gauge,
+        "1, with the digest of the view this node sees; nodes with the same digest see the same nodes.",
+    );
+    exposition.sample(&[("digest", &format!("{:016x}", status.digest))], 1);
     let lease_secs = cluster.fence().serve_until_ms().saturating_sub(now_ms) as f64 / 1_000.0;
     exposition.name(
         "trunkline_cluster_lease_seconds",

@@ -9,9 +9,11 @@
 //!
 //! - All that a shard has for a node goes by one carrier and one link, so what two shards of two nodes say to each
 //!   other arrives in the order in which it was said.
-//! - A mailbox that is full refuses a message at once, as a full link does. What the carrier cannot queue after all, and
-//!   what a link that ends gives back, goes to the shard that has to answer for it; a message's sender is told by
-//!   whoever finds out.
+//! - While a mailbox is full a client's message waits with its sender; what has nobody to wait with is refused at once,
+//!   as by a full link. What the carrier cannot queue after all, and what a link that ends gives back, goes to the shard
+//!   that has to answer for it; a message's sender is told by whoever finds out.
+//! - What comes back has bounds: a shard hands on no more than may come back to it, and a link that ends keeps what it
+//!   has, which counts for its own bound, until the shards it goes to have room.
 //! - What was handed on in another life of the node is not carried.
 //! - What answers has a reserve in the mailbox, as it has on a link; beyond that it is lost and counted.
 
@@ -21,9 +23,9 @@ use super::shard::Shard;
 use crate::broadcast::Tally;
 use crate::groups::group_home;
 use crate::ids::NodeKey;
-use crate::mailbox::{Outgoing, Record};
+use crate::mailbox::{MESSAGE_CARRY_BYTES, Outgoing, Record, Room};
 use crate::mesh::peers::{FarError, GivenBack, Mesh, word};
-use crate::mesh::wire::{Record as FarRecord, answer_flags, flags as far_flags};
+use crate::mesh::wire::{Record as FarRecord, answer_flags, flags as far_flags, shards_of};
 use crate::services::Caller;
 use trunkline_proto::Code;
 use trunkline_router_core::hash::home_shard;
@@ -39,8 +41,10 @@ pub(super) fn hand_on(
     let record = Record::Carry { to: node, record: *record };
     let is_control = matches!(&record, Record::Carry { record, .. } if record.is_control());
     let len = record.encoded_len();
+    // Should all of it come back there has to be room for that too.
+    let bytes = len + outgoing.backs(carrier);
     // What answers has a reserve, as on a link.
-    let has_room = if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len) };
+    let has_room = if is_control { outgoing.has_reserve(carrier, bytes) } else { outgoing.has_room(carrier, bytes) };
     if !has_room {
         links.stats.limit_mailbox.add(1);
         return Err(FarError::Full);
@@ -50,6 +54,26 @@ pub(super) fn hand_on(
     Ok(())
 }
 
+/// Whether a message for another node, with a payload of so many bytes, waits with its sender: the shard that has the
+/// link will have room for it.
+pub(super) fn waits_to_be_carried(
+    mesh: &Mesh,
+    outgoing: &mut Outgoing,
+    node: NodeKey,
+    payload_bytes: usize,
+    tick: u32,
+) -> bool {
+    let Some(carrier) = mesh.carrier_of(node) else { return false };
+    // For one that is not reached it is refused at once.
+    if mesh.is_unreachable(node, 0) {
+        return false;
+    }
+    // What has come back this shard takes itself, in its next turn.
+    let (bytes, backs) = (MESSAGE_CARRY_BYTES + payload_bytes, outgoing.backs(carrier));
+    let crowded = backs > 0 && !outgoing.has_room(carrier, bytes + backs);
+    crowded || outgoing.room(carrier, bytes, tick) == Room::Wait
+}
+
 /// Whether the link to a node, and the way to the shard that has it, hold so little that the pace of what can wait need
 /// not be slowed.
 pub(super) fn is_easy(mesh: &Mesh, outgoing: &Outgoing, node: NodeKey) -> bool {
@@ -57,6 +81,13 @@ pub(super) fn is_easy(mesh: &Mesh, outgoing: &Outgoing, node: NodeKey) -> bool {
 }
 
 impl Shard {
+    /// Whether a message for another node waits for room at the shard that has the link.
+    #[inline]
+    pub(super) fn waits_for_carrier(&mut self, node: NodeKey, payload_bytes: usize) -> bool {
+        let Some(mesh) = self.mesh.as_ref().filter(|mesh| mesh.has_carriers()) else { return false };
+        waits_to_be_carried(mesh, &mut self.outgoing, node, payload_bytes, self.links.tick)
+    }
+
     /// Carries what another shard of this node has for a node to which this one has the link. That shard worked for the
     /// node's life `life`.
     pub(super) fn carry(&mut self, from: u16, node: NodeKey, record: &FarRecord<'_>, life: u64) {
@@ -140,6 +171,7 @@ impl Shard {
         if to == self.shard {
             return self.take_back(node, record, refused, maybe_received);
         }
+        self.links.stats.mesh_backs.add(1);
         // It answers a record that was let in.
         self.outgoing.put(to, &Record::Back { node, record: *record, refused, maybe_received });
     }
@@ -157,6 +189,13 @@ impl Shard {
             for to in (0..self.shards).filter(|to| *to != own) {
                 self.send_back(to, back.node, &part, true, false);
             }
+        }
+        if let FarRecord::SettledSet { digest, from } = record {
+            for from in shards_of(from) {
+                let record = FarRecord::SettledShards { from, digest, shards: &[] };
+                self.send_back(from, back.node, &record, false, back.maybe_received);
+            }
+            return;
         }
         match self.owner(&record).filter(|owner| *owner != self.shard) {
             Some(owner) => self.send_back(owner, back.node, &record, false, back.maybe_received),

@@ -262,7 +262,13 @@ impl Shard {
 
     /// A record from another node, come over a link of this shard. It is for the shard it names, or for the home shard
     /// of its user.
-    pub(crate) fn far_record(&mut self, from: NodeKey, record: FarRecord<'_>) {
+    pub(crate) fn far_record(&mut self, from: NodeKey, record: &FarRecord<'_>) {
+        if let FarRecord::Message { to, .. } = record
+            && self.shard_of(*to) == self.shard
+        {
+            return self.far_message(from, record);
+        }
+        let record = *record;
         let shard = match record {
             FarRecord::Message { to, .. } => self.shard_of(to),
             FarRecord::Ack { user, .. }
@@ -296,6 +302,13 @@ impl Shard {
             | FarRecord::BroadcastStop { to, .. } => to,
             // Whichever shard it comes to tells the control thread, or the other shards.
             FarRecord::Memo { .. } | FarRecord::SettledShards { .. } | FarRecord::ServiceHere { .. } => self.shard,
+            FarRecord::SettledSet { .. } => {
+                // Behind what has come over the same link before it.
+                for to in (0..self.shards).filter(|to| *to != self.shard) {
+                    self.outgoing.put(to, &Record::Far { from, record });
+                }
+                self.shard
+            }
         };
         if shard == self.shard {
             return self.far_here(from, record);
@@ -343,16 +356,21 @@ impl Shard {
         }
     }
 
+    /// A message from another node for a user of this shard.
+    #[inline]
+    fn far_message(&mut self, node: NodeKey, record: &FarRecord<'_>) {
+        let FarRecord::Message { origin, from, to, id, hops, flags, payload } = *record else { return };
+        let acked = flags & far_flags::ACK != 0;
+        let extra = extra_of(flags);
+        let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
+        self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
+    }
+
     /// A record from another node for this shard.
     pub(crate) fn far_here(&mut self, from: NodeKey, record: FarRecord<'_>) {
         let node = from;
         match record {
-            FarRecord::Message { origin, from, to, id, hops, flags, payload } => {
-                let acked = flags & far_flags::ACK != 0;
-                let extra = extra_of(flags);
-                let message = Routed { origin: Self::origin_at(origin), from, to, id, acked, extra, payload };
-                self.arrive(&message, Path { via: node, hops: hops.saturating_add(1) });
-            }
+            FarRecord::Message { .. } => self.far_message(node, &record),
             FarRecord::Fate { origin, id, peer, outcome, stamp } => match Outcome::from_u16(outcome) {
                 Some(outcome) => self.settle_away(Self::origin_at(origin), id, peer, outcome, stamp),
                 None => self.links.stats.mesh_misrouted.add(1),
@@ -420,6 +438,10 @@ impl Shard {
                         _ => self.links.stats.mesh_misrouted.add(1),
                     }
                 }
+            }
+            // Of all for this shard, whether it has come over a link of its own or of another.
+            FarRecord::SettledSet { digest, from } => {
+                shards_of(from).for_each(|from| self.settled_there(node, from, digest));
             }
             FarRecord::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
                 let (origin, extra) = (Self::origin_at(origin), extra_of(flags));
@@ -591,13 +613,17 @@ impl Shard {
             FarRecord::Register { user, seat, session, .. } => {
                 let is_home = matches!(self.home(user), Home::There { node, .. } if node == back.node);
                 let waits = session == 0 && self.is_asked(back.node, seat.conn, user);
+                // It may have ended while this waited to be given back.
+                let is_here = self.links.slots.get(seat.conn).is_some_and(|conn| conn.user == user);
                 // Who is not the home any more must not learn of it now: behind what it was told last, it would keep
                 // the session.
-                if waits || (session != 0 && is_home) {
+                if waits || (session != 0 && is_home && is_here) {
                     self.answer_far(back.node, user, &record);
                 }
             }
-            FarRecord::Settled { digest, .. } | FarRecord::SettledShards { digest, .. } => {
+            FarRecord::Settled { digest, .. }
+            | FarRecord::SettledShards { digest, .. }
+            | FarRecord::SettledSet { digest, .. } => {
                 let is_present = self.directory.routing.as_ref().is_some_and(|routing| routing.digest() == digest);
                 // The node is told all again, and that it was all, when there is a link to it.
                 if let Some(mesh) = self.mesh.as_mut().filter(|_| is_present) {

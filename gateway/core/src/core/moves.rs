@@ -469,7 +469,9 @@ impl Shard {
 
     fn send_settled(&mut self, node: NodeKey, to: u16, record: &FarRecord<'_>) -> Result<(), FarError> {
         self.send_far(node, to, record)?;
-        self.links.stats.settled_sent.add(1);
+        // With the word of others it is one record, which the shard that has the link counts.
+        let gathers = self.mesh.as_ref().is_some_and(|mesh| mesh.gathers(node));
+        self.links.stats.settled_sent.add(u64::from(!gathers));
         Ok(())
     }
 

@@ -75,6 +75,10 @@ impl Shard {
         match self.home(message.to) {
             Home::Here => return self.send_home(message),
             Home::There { node, shard } => {
+                if self.waits_for_carrier(node, message.payload.len()) {
+                    self.links.stats.mailbox_waits.add(1);
+                    return Flow::Wait;
+                }
                 self.links.stats.messages_in.add(1);
                 self.send_away(message, Path::OWN, node, shard);
             }

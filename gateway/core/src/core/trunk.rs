@@ -7,6 +7,7 @@
 use super::Core;
 use crate::conn::{ConnFlags, Phase};
 use crate::io::{ConnId, HandoverToken, Io, OpResult, ReadOp, SendId};
+use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, NotTaken};
 use crate::mesh::handshake::Acceptor;
 use crate::mesh::link::Outgoing;
@@ -100,8 +101,14 @@ impl<I: Io> Core<I> {
         let Some(mut inbound) = link.begin_receive(now_ms) else { return };
         let result = inbound.feed(bytes, |unit: Unit<'_>| {
             let Some((node, link)) = shard.mesh.as_mut().and_then(|mesh| mesh.link(id)) else { return Ok(()) };
-            if let Some(record) = link.accept(unit, now_ms)? {
-                shard.far_record(node, record);
+            match &unit {
+                // Not moved on the way: most of what comes are these.
+                Unit::Record(record) => {
+                    if link.takes(record, now_ms) {
+                        shard.far_record(node, record);
+                    }
+                }
+                _ => _ = link.accept(unit, now_ms)?,
             }
             Ok(())
         });
@@ -216,6 +223,7 @@ impl<I: Io> Core<I> {
                 self.io.dial(token, address);
             }
         }
+        mesh.say_late();
         let mut due = Vec::new();
         mesh.due_sends(now_ms, &mut due);
         let expired = mesh.expired(now_ms);
@@ -253,7 +261,13 @@ impl<I: Io> Core<I> {
         let Some(mesh) = &mut self.shard.mesh else { return };
         let closing = mesh.take_closing();
         let restarted = mesh.take_restarted();
-        let given_back = if mesh.has_ended() { mesh.take_given_back() } else { Vec::new() };
+        let given_back = match mesh.has_ended() {
+            // No more than a turn takes of mail, and than whoever it goes to has room for. Of one record each shard gets
+            // one at most, with a head of its own: half of the room is for those heads.
+            true => mesh.take_given_back(MAIL_TURN_BYTES.min(self.shard.outgoing.room_for_backs() / 2)),
+            false => Vec::new(),
+        };
+        self.gives_back_on = mesh.has_ended() && mesh.gives_on();
         for slot in closing {
             let id = self.shard.links.slots.id(slot);
             if self.shard.links.slots.at(slot).phase == Phase::Mesh {
@@ -290,6 +304,7 @@ impl super::shard::Shard {
         stats.mesh_links_up.set(up);
         stats.mesh_links_in_clear.set(mesh.links_in_clear() as u64);
         stats.mesh_links_missing.set(mesh.links_missing() as u64);
+        stats.settled_sets.set(mesh.settled_sets());
         stats.mesh_held_bytes.set(mesh.bytes() as u64);
         stats.mesh_records_out.set(link.records_out);
         stats.mesh_records_in.set(link.records_in);
@@ -298,6 +313,8 @@ impl super::shard::Shard {
         stats.mesh_duplicates.set(link.duplicates);
         stats.mesh_unknown.set(link.unknown);
         stats.mesh_given_back.set(link.given_back);
+        stats.mesh_ended_bytes.set(mesh.ended_bytes() as u64);
+        stats.mesh_backs_bytes.set(self.outgoing.backs_pending() as u64);
         stats.mesh_reconnects.set(link.reconnects);
         stats.mesh_failures.set(mesh.failures());
         stats.limit_mesh_later.set(mesh.later_dropped());

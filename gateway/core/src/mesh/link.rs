@@ -13,7 +13,7 @@
 //! A stream has an id and numbers its records from 0, each direction for itself. It goes on over a reconnect when both
 //! sides still have it; then chunks are sent again from the record the peer expects. It ends when either side has lost
 //! it (its node was started anew), after a violation, or by [`Link::end_stream`]: then every record that was not
-//! confirmed is given back by [`Link::take_unconfirmed`]. The one case in which a record is both received and given
+//! confirmed is given back by [`Link::take_some_unconfirmed`]. The one case in which a record is both received and given
 //! back: the peer had it and its confirmation had not come when the stream ended.
 //!
 //! # Bounds
@@ -69,7 +69,7 @@ pub(crate) enum LinkFull {
 pub(crate) enum Resumed {
     /// It goes on.
     Same,
-    /// A new one began: see [`Link::take_unconfirmed`], and register again what the peer no longer knows.
+    /// A new one began: see [`Link::take_some_unconfirmed`], and register again what the peer no longer knows.
     Anew,
 }
 
@@ -139,6 +139,10 @@ struct Rest {
     buf: Vec<u8>,
     offset: usize,
     of_chunk: bool,
+}
+
+fn is_easy_with(bytes: usize, bytes_max: usize, was_easy: bool) -> bool {
+    bytes <= bytes_max / if was_easy { 2 } else { 4 }
 }
 
 /// One link, on the shard that has it. It outlives its connections.
@@ -388,10 +392,7 @@ impl Link {
     pub(crate) fn accept<'u>(&mut self, unit: Unit<'u>, now_ms: u64) -> Result<Option<Record<'u>>, MeshViolation> {
         match unit {
             Unit::Record(record) => {
-                let len = record.encoded_len();
-                if self.is_new(len, now_ms) {
-                    self.stats.records_in += 1;
-                    self.stats.bytes_in += len as u64;
+                if self.takes(&record, now_ms) {
                     return Ok(Some(record));
                 }
             }
@@ -417,6 +418,18 @@ impl Link {
             Unit::Goodbye { reason } => self.peer_goodbye = Some(reason),
         }
         Ok(None)
+    }
+
+    /// Counts a record that has come; false for one that has been received before.
+    #[inline]
+    pub(crate) fn takes(&mut self, record: &Record<'_>, now_ms: u64) -> bool {
+        let len = record.encoded_len();
+        let new = self.is_new(len, now_ms);
+        if new {
+            self.stats.records_in += 1;
+            self.stats.bytes_in += len as u64;
+        }
+        new
     }
 
     /// Counts a record of the batch; false for one that has been received before.
@@ -528,7 +541,7 @@ impl Link {
     }
 
     /// Takes back what no connection has been given so far: it will not be sent, and goes to
-    /// [`Link::take_unconfirmed`]. For a link that is down; the stream goes on with what the peer may have.
+    /// [`Link::take_some_unconfirmed`]. For a link that is down; the stream goes on with what the peer may have.
     pub(crate) fn withdraw_unsent(&mut self) {
         let Some(at) = self.chunks.iter().position(|chunk| !chunk.sent) else { return };
         let unsent = self.chunks.split_off(at);
@@ -543,11 +556,37 @@ impl Link {
     /// Gives back the records of ended streams that were not confirmed, in order, each with whether the peer may have
     /// received it all the same. A buffer that the ring still has, and all behind it, waits for the next call after
     /// [`Link::sent`].
-    pub(crate) fn take_unconfirmed(&mut self, mut each: impl FnMut(Record<'_>, bool)) {
-        while let Some(chunk) = self.ended.pop_front_if(|chunk| !chunk.is_lent()) {
+    #[cfg(test)]
+    pub(crate) fn take_unconfirmed(&mut self, each: impl FnMut(Record<'_>, bool)) {
+        self.take_some_unconfirmed(usize::MAX, each);
+    }
+
+    /// The same of records with so many bytes, and the rest of the last one. Returns how many they have; fewer than
+    /// `bytes_max` if there are no more now. A chunk counts for the bound until all of it has been given back.
+    pub(crate) fn take_some_unconfirmed(&mut self, bytes_max: usize, mut each: impl FnMut(Record<'_>, bool)) -> usize {
+        let mut taken = 0;
+        while let Some(chunk) = self.ended.front_mut().filter(|chunk| !chunk.is_lent() && taken < bytes_max) {
+            let sent = chunk.sent;
+            let (records, bytes) = chunk.take_unconfirmed(bytes_max - taken, |record| each(record, sent));
+            self.stats.given_back += records;
+            taken += bytes;
+            if !chunk.is_empty() {
+                break;
+            }
             self.bytes -= chunk.cost();
-            self.stats.given_back += chunk.unconfirmed(|record| each(record, chunk.sent));
+            self.ended.pop_front();
         }
+        taken
+    }
+
+    /// Whether there are records to give back that the ring does not have.
+    pub(crate) fn has_unconfirmed(&self) -> bool {
+        self.ended.front().is_some_and(|chunk| !chunk.is_lent())
+    }
+
+    /// Bytes of ended streams that have not been given back.
+    pub(crate) fn ended_bytes(&self) -> usize {
+        self.ended.iter().map(Chunk::cost).sum()
     }
 
     /// Says goodbye once everything queued has been sent.
@@ -573,6 +612,12 @@ impl Link {
     /// Whether it holds less than half of what it may, so that the pace of what can wait need not be slowed.
     pub(crate) fn is_easy(&self) -> bool {
         self.bytes <= self.limits.bytes_max / 2
+    }
+
+    /// The same for whoever is told of changes: once it holds more than half it is easy again with a quarter, so that
+    /// not each record at the mark is a change.
+    pub(crate) fn stays_easy(&self, was_easy: bool) -> bool {
+        is_easy_with(self.bytes, self.limits.bytes_max, was_easy)
     }
 
     /// Whether a connection is up.

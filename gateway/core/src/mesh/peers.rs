@@ -12,11 +12,13 @@
 //! | `peers.rs` | what is queued, sent, received and given back on the links there are |
 //! | `members.rs` | which nodes there are links to |
 //! | `carrier.rs` | nodes to which another shard of this node has the link: what is known of that |
+//! | `gather.rs` | what the shards that share a link say together |
 //! | `shaking.rs` | connections from their dial or accept to a link that is up, and to their end |
 //! | `strangers.rs` | who may have a place for a handshake, and who gives way when places are short |
 //! | `news.rs` | what the control thread and the metrics are told of links |
 
 mod carrier;
+mod gather;
 mod members;
 mod news;
 mod shaking;
@@ -32,6 +34,7 @@ use super::wire::{Record, goodbye};
 use crate::ids::NodeKey;
 use carrier::Carrier;
 pub(crate) use carrier::{Placed, word};
+use gather::Gathered;
 use hashbrown::HashMap;
 pub use members::{Counted, links_needed};
 use news::add_stats;
@@ -52,6 +55,8 @@ pub const LATER_MAX: usize = 64;
 pub const CALLER_MARK: char = '!';
 /// What is sealed for one send at most, beside what its link holds for the peer.
 const SEALED_BYTES_MAX: usize = 128 << 10;
+/// So many peers are compared one by one, which takes less than a look into a table.
+const FEW_PEERS: usize = 4;
 /// A link that is down for so long takes no more messages.
 const UNREACHABLE_MS: u64 = DEAD_AFTER_MS;
 
@@ -124,6 +129,8 @@ struct Peer {
     /// `None` when the address cannot be dialed, and when it is the other side that dials.
     dial: Option<SocketAddr>,
     shards: u32,
+    /// The newest version of the mesh protocol that it speaks.
+    protocol: u32,
     spread: Spread,
     /// The shard that has the link, where this one has none.
     carrier: Option<Carrier>,
@@ -173,6 +180,24 @@ struct PeerLink {
     given_up: bool,
     /// Its stream has begun anew, of which the shards that share it are to be told.
     anew: bool,
+    /// It holds little, see [`Link::stays_easy`].
+    easy: bool,
+    /// Shards of this node that say over it what they have for the peer, this one included.
+    sharers: u16,
+    /// What they say together, if they do.
+    gathered: Option<Gathered>,
+}
+
+impl PeerLink {
+    /// Counts what it holds now in the sum of all. Returns whether it is easy and was not, or the other way round.
+    #[inline]
+    fn count(&mut self, sum: &mut usize) -> bool {
+        let held = self.link.bytes();
+        *sum = *sum + held - self.counted;
+        self.counted = held;
+        let easy = self.link.stays_easy(self.easy);
+        std::mem::replace(&mut self.easy, easy) != easy
+    }
 }
 
 /// How far a connection is.
@@ -225,6 +250,8 @@ pub(crate) struct Mesh {
     config: MeshConfig,
     life: u64,
     peers: Vec<Peer>,
+    /// Where each of them is.
+    places: HashMap<NodeKey, u16>,
     /// Nodes of the view to which there are no links for want of places, and how many it would take.
     left_out: Vec<(NodeKey, usize)>,
     links: Vec<Option<PeerLink>>,
@@ -241,14 +268,18 @@ pub(crate) struct Mesh {
     budget: usize,
     /// Links with records to give back.
     ended: VecDeque<u32>,
-    /// Whether other shards share some of this one's links.
+    /// Whether other shards share some of this one's links, and whether this one shares some of theirs.
     carries: bool,
-    /// What they are to be told beside what becomes of links.
+    has_carriers: bool,
+    /// What they are to be told beside what becomes of links, and whether something may have become of one.
     words: Vec<(NodeKey, u8)>,
+    words_due: bool,
     /// Shards that are to tell of their links to nodes that are new here.
     asks: Vec<(u16, NodeKey)>,
-    /// What waited for word of another shard's link that does not come.
+    /// What waited for word of another shard's link that does not come, or to be said together on one that is down.
     held_back: Vec<GivenBack>,
+    /// Records that said for several shards that all had been told.
+    settled_sets: u64,
     /// Connections to be closed.
     closing: Vec<u32>,
     /// Nodes that live on and have lost a stream.
@@ -273,6 +304,7 @@ impl Mesh {
             config,
             life: 0,
             peers: Vec::new(),
+            places: HashMap::new(),
             left_out: Vec::new(),
             links: Vec::new(),
             wires: HashMap::new(),
@@ -283,9 +315,12 @@ impl Mesh {
             bytes: 0,
             ended: VecDeque::new(),
             carries: false,
+            has_carriers: false,
             words: Vec::new(),
+            words_due: false,
             asks: Vec::new(),
             held_back: Vec::new(),
+            settled_sets: 0,
             closing: Vec::new(),
             restarted: Vec::new(),
             later: Vec::new(),
@@ -299,6 +334,20 @@ impl Mesh {
 
     fn identity(&self) -> Identity {
         Identity { name: self.config.node.clone(), incarnation: self.life, versions: self.config.secrets.versions() }
+    }
+
+    /// Where a node is among the peers. A view of a hundred nodes is not gone through for each message.
+    #[inline]
+    fn place_of(&self, node: NodeKey) -> Option<usize> {
+        match self.peers.len() {
+            0..=FEW_PEERS => self.peers.iter().position(|peer| peer.key == node),
+            _ => self.places.get(&node).map(|place| usize::from(*place)),
+        }
+    }
+
+    #[inline]
+    fn peer(&self, node: NodeKey) -> Option<&Peer> {
+        self.place_of(node).map(|place| &self.peers[place])
     }
 
     /// The link whose connection this is, if it is up.
@@ -423,12 +472,18 @@ impl Mesh {
     /// [`FarError`]; what becomes of the record is the caller's to decide and to count.
     #[inline]
     pub(crate) fn queue(&mut self, node: NodeKey, shard: u16, record: &Record<'_>) -> Result<Placed, FarError> {
-        let peer = self.peers.iter_mut().find(|peer| peer.key == node).ok_or(FarError::Unknown)?;
+        let place = self.place_of(node).ok_or(FarError::Unknown)?;
+        let peer = &mut self.peers[place];
         let at = peer.by_shard.get(usize::from(shard)).ok_or(FarError::Unknown)?;
         if let Some(carrier) = &mut peer.carrier {
             return carrier.place(record, &self.config.link);
         }
         let id = peer.links[usize::from(*at)];
+        match *record {
+            Record::SettledShards { from, digest, .. } if peer.gathers() => return self.gather(id, from, digest),
+            Record::Register { seat, .. } => self.say_before(id, seat.shard)?,
+            _ => {}
+        }
         let places = self.links.len().max(1);
         let link = self.links[id as usize].as_mut().ok_or(FarError::Unknown)?;
         if !record.is_control() {
@@ -445,9 +500,7 @@ impl Mesh {
             LinkFull::Bytes => FarError::Full,
             LinkFull::RecordTooLong => FarError::TooLong,
         })?;
-        let held = link.link.bytes();
-        self.bytes = self.bytes + held - link.counted;
-        link.counted = held;
+        self.words_due |= link.count(&mut self.bytes);
         Ok(match link.state {
             LinkState::Wired { slot } => Placed::Wired(slot),
             LinkState::Down { .. } | LinkState::Dialing => Placed::Waits,
@@ -456,7 +509,7 @@ impl Mesh {
 
     /// A shard of a node to which there is a connection now.
     pub(crate) fn shard_in_touch(&self, node: NodeKey) -> Option<u16> {
-        let peer = self.peers.iter().find(|peer| peer.key == node)?;
+        let peer = self.peer(node)?;
         if let Some(carrier) = &peer.carrier {
             return carrier.is_up().then_some(0);
         }
@@ -469,7 +522,7 @@ impl Mesh {
 
     /// Whether the link to a shard of a node has been down for long.
     pub(crate) fn is_unreachable(&self, node: NodeKey, shard: u16) -> bool {
-        let peer = self.peers.iter().find(|peer| peer.key == node);
+        let peer = self.peer(node);
         if let Some(carrier) = peer.and_then(|peer| peer.carrier.as_ref()) {
             return carrier.is_unreachable();
         }
@@ -480,7 +533,7 @@ impl Mesh {
 
     /// Whether no shard of a node has been reached for long.
     pub(crate) fn is_silent(&self, node: NodeKey) -> bool {
-        let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
+        let Some(peer) = self.peer(node) else { return true };
         if let Some(carrier) = &peer.carrier {
             return carrier.is_unreachable();
         }
@@ -498,7 +551,7 @@ impl Mesh {
     /// Whether a node's links have less than half of what they may hold, so that the pace of what can wait need not be
     /// slowed.
     pub(crate) fn is_easy(&self, node: NodeKey) -> bool {
-        let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return true };
+        let Some(peer) = self.peer(node) else { return true };
         if let Some(carrier) = &peer.carrier {
             return carrier.is_easy();
         }
@@ -508,9 +561,7 @@ impl Mesh {
 
     fn recount(&mut self, id: u32) {
         if let Some(link) = self.links[id as usize].as_mut() {
-            let held = link.link.bytes();
-            self.bytes = self.bytes + held - link.counted;
-            link.counted = held;
+            self.words_due |= link.count(&mut self.bytes);
         }
     }
 
@@ -535,21 +586,31 @@ impl Mesh {
         std::mem::take(&mut self.restarted)
     }
 
-    /// Records that were queued for a node and will not be confirmed, oldest first.
-    pub(crate) fn take_given_back(&mut self) -> Vec<GivenBack> {
-        let mut back = std::mem::take(&mut self.held_back);
+    /// Records that were queued for a node and will not be confirmed, oldest first: of all of them so many bytes, and
+    /// the rest of the last one. What is left counts for its link until it has been given back.
+    pub(crate) fn take_given_back(&mut self, bytes_max: usize) -> Vec<GivenBack> {
+        let mut room = bytes_max;
+        let fits = self.held_back.iter().position(|back| {
+            let full = room == 0;
+            room = room.saturating_sub(back.bytes.len());
+            full
+        });
+        let fits = fits.unwrap_or(self.held_back.len());
+        let mut back: Vec<GivenBack> = self.held_back.drain(..fits).collect();
         for id in std::mem::take(&mut self.ended) {
             let Some(link) = self.links[id as usize].as_mut() else { continue };
             let node = link.peer;
-            link.link.take_unconfirmed(|record, maybe_received| {
+            let taken = link.link.take_some_unconfirmed(room, |record, maybe_received| {
                 let mut bytes = Vec::with_capacity(record.encoded_len());
                 record.encode(&mut bytes);
                 back.push(GivenBack { node, maybe_received, bytes });
             });
+            room = room.saturating_sub(taken);
             let (dead, lent) = (link.dead, link.link.is_lent());
+            let more = link.link.has_unconfirmed();
             self.recount(id);
-            if lent {
-                // The ring has a buffer of it still.
+            if lent || more {
+                // The ring has a buffer of it still, or there is more than may be given back now.
                 self.ended.push_back(id);
             } else if dead && let Some(gone) = self.links[id as usize].take() {
                 self.bytes -= gone.counted;
@@ -563,6 +624,12 @@ impl Mesh {
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         !self.ended.is_empty() || !self.held_back.is_empty()
+    }
+
+    /// Whether there is more to give back as soon as there is room for it.
+    pub(crate) fn gives_on(&self) -> bool {
+        let more = |id: &u32| self.links[*id as usize].as_ref().is_some_and(|link| link.link.has_unconfirmed());
+        !self.held_back.is_empty() || self.ended.iter().any(more)
     }
 
     /// Says goodbye on all links once everything queued has been sent.

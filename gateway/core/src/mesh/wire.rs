@@ -28,7 +28,7 @@ use trunkline_router_core::ring::NAME_BYTES_MAX;
 
 /// First version of the mesh protocol this code speaks, and the last.
 pub(crate) const VERSION_MIN: u16 = 2;
-pub(crate) const VERSION_MAX: u16 = 9;
+pub(crate) const VERSION_MAX: u16 = 10;
 /// Since this version what follows the handshake is sealed. The one before it is the same in clear.
 pub(crate) const SEALED_SINCE: u16 = 5;
 
@@ -356,6 +356,9 @@ fn decode_record(bytes: &[u8], batch_left: u32) -> Result<Step<Unit<'_>>, MeshVi
     }
     let len = length as usize;
     let Some(bytes) = bytes.get(..len) else { return Ok(Step::Need(len)) };
+    if let Some(message) = record::message_in(bytes) {
+        return Ok(Step::Whole(Unit::Record(message), len));
+    }
     let unit = Record::decode(bytes)?.map_or(Unit::UnknownRecord { bytes: length }, Unit::Record);
     Ok(Step::Whole(unit, len))
 }

@@ -96,20 +96,29 @@ impl Chunk {
         }
     }
 
-    /// Hands out the records that were not confirmed when the stream ended; returns how many they are.
-    pub(super) fn unconfirmed(&self, mut each: impl FnMut(Record<'_>)) -> u64 {
-        let mut at = self.start + BATCH_HEADER_BYTES;
-        let mut given = 0;
-        for seq in self.first..self.end() {
+    /// Hands out the records that were not confirmed when the stream ended, until they have so many bytes, and takes
+    /// them off the front. Returns how many they are, and their bytes.
+    pub(super) fn take_unconfirmed(&mut self, bytes_max: usize, mut each: impl FnMut(Record<'_>)) -> (u64, usize) {
+        let (mut given, mut bytes) = (0, 0);
+        while self.records > 0 && bytes < bytes_max {
+            let at = self.start + BATCH_HEADER_BYTES;
             let len = len_at(&self.buf, at);
-            if seq >= self.confirmed
+            if self.first >= self.confirmed
                 && let Ok(Some(record)) = Record::decode(&self.buf[at..at + len])
             {
                 given += 1;
+                bytes += len;
                 each(record);
             }
-            at += len;
+            self.start += len;
+            self.first += 1;
+            self.records -= 1;
         }
-        given
+        (given, bytes)
+    }
+
+    /// Whether no record is left in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records == 0
     }
 }

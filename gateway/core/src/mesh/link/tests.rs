@@ -395,3 +395,17 @@ fn chunks_after_a_burst_do_not_keep_its_memory() {
     }
     assert!(memory < (128 << 10) + 2 * 1_000 * (BATCH_HEADER_BYTES + 50), "{memory} bytes");
 }
+
+/// What it holds goes up and down around half of what it may hold, record by record, and comes down in the end.
+#[test]
+fn a_link_at_its_mark_does_not_change_its_word_with_each_record() {
+    let held = (0..200).map(|step| if step % 2 == 0 { 10_050 } else { 9_950 }).chain([5_001, 5_000, 7_000, 10_000]);
+    let (mut easy, mut changes) = (true, Vec::new());
+    for bytes in held {
+        let now = is_easy_with(bytes, 20_000, easy);
+        if std::mem::replace(&mut easy, now) != now {
+            changes.push((bytes, now));
+        }
+    }
+    assert_eq!(changes, [(10_050, false), (5_000, true)]);
+}

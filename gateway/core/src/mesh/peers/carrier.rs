@@ -17,7 +17,7 @@ pub(crate) mod word {
     pub(crate) const UP: u8 = 1;
     /// It has been down for long: messages are refused.
     pub(crate) const UNREACHABLE: u8 = 2;
-    /// It holds less than half of what it may.
+    /// It holds less than half of what it may, or, after it has held more, less than a quarter.
     pub(crate) const EASY: u8 = 4;
     /// The node lives on and has lost the stream: what it is to know has to be told again.
     pub(crate) const ANEW: u8 = 8;
@@ -118,9 +118,7 @@ fn give_back(node: NodeKey, mut held: &[u8], back: &mut Vec<GivenBack>) {
 /// What the shards that share a link are to know of it.
 fn word_of(link: &PeerLink) -> u8 {
     let bit = |is: bool, bit: u8| if is { bit } else { 0 };
-    bit(link.link.is_connected(), word::UP)
-        | bit(link.unreachable, word::UNREACHABLE)
-        | bit(link.link.is_easy(), word::EASY)
+    bit(link.link.is_connected(), word::UP) | bit(link.unreachable, word::UNREACHABLE) | bit(link.easy, word::EASY)
 }
 
 impl Peer {
@@ -135,7 +133,8 @@ impl Mesh {
     /// changed.
     pub(crate) fn take_words(&mut self) -> Vec<(NodeKey, u8)> {
         let mut words = std::mem::take(&mut self.words);
-        if !self.carries {
+        // All peers are not gone through in each turn.
+        if !self.carries || !std::mem::take(&mut self.words_due) {
             return words;
         }
         for peer in self.peers.iter_mut().filter(|peer| peer.is_shared()) {
@@ -150,14 +149,20 @@ impl Mesh {
         words
     }
 
+    /// Whether other shards have the links to some nodes.
+    #[inline]
+    pub(crate) fn has_carriers(&self) -> bool {
+        self.has_carriers
+    }
+
     /// The shard that carries what this one has for a node; `None` if this one has a link.
     pub(crate) fn carrier_of(&self, node: NodeKey) -> Option<u16> {
-        self.peers.iter().find(|peer| peer.key == node)?.carrier.as_ref().map(|carrier| carrier.shard)
+        self.peer(node)?.carrier.as_ref().map(|carrier| carrier.shard)
     }
 
     /// Whether other shards share this one's link to a node.
     pub(crate) fn is_shared(&self, node: NodeKey) -> bool {
-        self.peers.iter().any(|peer| peer.key == node && peer.is_shared())
+        self.peer(node).is_some_and(Peer::is_shared)
     }
 
     /// Asks again for the words that have not come: what a shard says in another life of the node than the one that
@@ -180,7 +185,7 @@ impl Mesh {
         if self.is_left_out(node) {
             return Some(word::NO_PLACE);
         }
-        let peer = self.peers.iter().find(|peer| peer.key == node && peer.is_shared())?;
+        let peer = self.peer(node).filter(|peer| peer.is_shared())?;
         // What has never been told is told to all in this turn.
         peer.told
     }

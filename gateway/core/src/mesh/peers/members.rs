@@ -36,6 +36,8 @@ impl Mesh {
                 self.add_peer(member, was_left_out, now_ms);
             }
         }
+        self.places = self.peers.iter().map(|peer| peer.key).zip(0..).collect();
+        self.words_due = true;
         self.reckon_budget();
         for (key, links) in &self.left_out {
             let Some(member) =
@@ -55,7 +57,7 @@ impl Mesh {
     /// The shards of a node, in one set for each link that leads to some of them; see
     /// [`Record::SettledShards`](crate::mesh::wire::Record::SettledShards).
     pub(crate) fn shard_sets(&self, node: NodeKey) -> Vec<Vec<u8>> {
-        let Some(peer) = self.peers.iter().find(|peer| peer.key == node) else { return Vec::new() };
+        let Some(peer) = self.peer(node) else { return Vec::new() };
         // A carrier's link leads to all of them.
         let links = peer.links.len().max(usize::from(peer.carrier.is_some()));
         let mut sets = vec![vec![0; peer.by_shard.len().div_ceil(8)]; links];
@@ -89,6 +91,8 @@ impl Mesh {
             return self.left_out.push((member.key, needed));
         }
         let limits = self.link_limits(spread);
+        let shares = |other: u16| other == shard || spread.carrier(other, own_shards, member.key) == Some(shard);
+        let sharers = (0..own_shards).filter(|other| shares(*other)).count() as u16;
         for number in numbers.iter().copied() {
             let link = PeerLink {
                 peer: member.key,
@@ -102,6 +106,9 @@ impl Mesh {
                 unreachable: false,
                 given_up: false,
                 anew: false,
+                easy: true,
+                sharers,
+                gathered: None,
             };
             let id = self.links.iter().position(Option::is_none).unwrap_or_else(|| {
                 self.links.push(None);
@@ -144,6 +151,7 @@ impl Mesh {
             host,
             dial,
             shards,
+            protocol: member.protocol,
             spread,
             carrier,
             told: None,
@@ -168,6 +176,7 @@ impl Mesh {
     /// Where shards share links, those that have some of them may hold what the others do not need.
     fn reckon_budget(&mut self) {
         self.carries = self.peers.iter().any(Peer::is_shared);
+        self.has_carriers = self.peers.iter().any(|peer| peer.carrier.is_some());
         let shared = self.peers.iter().any(|peer| matches!(peer.spread, Spread::Few { .. }));
         let all: usize = self.peers.iter().map(|peer| peer.spread.links() as usize).sum();
         let own: usize = self.peers.iter().map(|peer| peer.links.len()).sum();

@@ -9,6 +9,7 @@ impl Mesh {
     /// What the control thread should know: of all nodes each half a second, and of those in between of which it has
     /// changed; the flag tells which. Finds out which links are down for long.
     pub(crate) fn news(&mut self, now_ms: u64) -> (bool, Vec<LinkNews>) {
+        self.words_due = true;
         for (id, link) in self.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
             if link.link.is_connected() {
@@ -21,12 +22,14 @@ impl Mesh {
             if unreachable && !std::mem::replace(&mut link.unreachable, unreachable) {
                 // Its senders hear at once that it failed, and it is not sent when the peer is back.
                 link.link.withdraw_unsent();
+                link.give_gathered_back(&mut self.held_back);
                 self.ended.push_back(id as u32);
             }
             if given_up && !std::mem::replace(&mut link.given_up, given_up) && link.link.has_streamed() {
                 // The peer has had the rest, or never will: it may not come again when its senders have been told that
                 // it failed.
                 link.link.end_stream();
+                link.give_gathered_back(&mut self.held_back);
                 self.ended.push_back(id as u32);
             }
         }
@@ -92,6 +95,11 @@ impl Mesh {
     pub(crate) fn bytes(&self) -> usize {
         let carriers = self.peers.iter().filter_map(|peer| peer.carrier.as_ref());
         self.bytes + carriers.map(|carrier| carrier.held_bytes()).sum::<usize>()
+    }
+
+    /// Bytes of streams that have ended and that have not been given back yet.
+    pub(crate) fn ended_bytes(&self) -> usize {
+        self.links.iter().flatten().map(|link| link.link.ended_bytes()).sum()
     }
 
     /// Handshakes and links that failed.

@@ -164,6 +164,7 @@ impl Mesh {
         if let LinkState::Wired { slot: before } = link.state {
             // The other side has given that one up.
             self.closing.push(before);
+            self.words_due = true;
             link.link.disconnected();
             if let Some(wire) = self.wires.get_mut(&before) {
                 wire.stage = Stage::Ended;
@@ -215,6 +216,7 @@ impl Mesh {
             self.end_wire(slot);
             return Step::Refused;
         };
+        self.words_due = true;
         let streamed = link.link.has_streamed();
         let resumed = link.link.connected(now_ms, established.resume);
         let (node, number) = (link.peer, link.number);
@@ -231,6 +233,8 @@ impl Mesh {
                         established.peer
                     );
                     link.anew = true;
+                    // All is told again, and said.
+                    link.gathered = None;
                     self.restarted.push(node);
                     self.ended.push_back(id);
                 }
@@ -302,6 +306,7 @@ impl Mesh {
         {
             link.link.disconnected();
             link.state = LinkState::Down { retry_ms: link.retry_ms };
+            self.words_due = true;
         }
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::directory::Routing;
 use crate::directory::test_views::{key_of, view};
 use crate::mesh::handshake::MeshEncryption;
-use crate::mesh::wire::{Record, Unit};
+use crate::mesh::wire::{Record, SETTLED_SET_SINCE, Unit};
 use crate::mesh_news::LinkWord;
 use trunkline_router_core::NodeState::Active;
 
@@ -166,10 +166,10 @@ fn what_a_lost_node_never_confirmed_is_given_back() {
     assert!(a.mesh.bytes() > 0);
     a.mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 2);
     assert_eq!(a.mesh.take_closing(), [10]);
-    assert!(a.mesh.take_given_back().is_empty(), "the ring has its buffer");
+    assert!(a.mesh.take_given_back(usize::MAX).is_empty(), "the ring has its buffer");
     let Outgoing { buf, offset } = lent;
     a.mesh.sent(10, buf, offset, 0);
-    let back: Vec<_> = a.mesh.take_given_back().into_iter().map(|back| back.maybe_received).collect();
+    let back: Vec<_> = a.mesh.take_given_back(usize::MAX).into_iter().map(|back| back.maybe_received).collect();
     assert_eq!(back, [true, false]);
     assert_eq!((a.mesh.bytes(), a.mesh.link_counts()), (0, (0, 0)));
     assert_eq!(a.queue(("b", 1), 7), Err(FarError::Unknown));
@@ -183,7 +183,7 @@ fn what_is_sealed_is_given_back_though_the_ring_has_its_copy() {
     let Outgoing { buf, offset } = a.mesh.take_send(10, 1).unwrap();
     assert!(!buf.windows(8).any(|bytes| bytes == 5_u64.to_be_bytes()), "nobody reads it on the way");
     a.mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 2);
-    let back: Vec<_> = a.mesh.take_given_back().into_iter().map(|back| back.maybe_received).collect();
+    let back: Vec<_> = a.mesh.take_given_back(usize::MAX).into_iter().map(|back| back.maybe_received).collect();
     assert_eq!((back, a.mesh.bytes()), (vec![true], 0));
     a.mesh.sent(10, buf, offset, 0);
     assert!(!a.mesh.has_ended());
@@ -483,7 +483,7 @@ fn what_waits_for_word_of_a_node_that_leaves_is_given_back() {
     without.set_view(1, &routing("a", 1, &[("a", 1)]), 1);
     assert!(without.has_ended());
     let back: Vec<u64> = without
-        .take_given_back()
+        .take_given_back(usize::MAX)
         .iter()
         .map(|back| {
             assert!(!back.maybe_received);
@@ -501,4 +501,162 @@ fn those_with_links_may_hold_what_the_others_do_not_need() {
     let budgets: usize = (0..4).map(|shard| sharer(shard).budget).sum();
     assert_eq!(budgets, 4 * 60_000);
     assert_eq!(mesh("a", 0, 4).budget, 60_000);
+}
+
+/// The shard of node a, of four that share one link to b, which has it; b knows the record for several shards.
+fn gathering() -> (Mesh, NodeKey) {
+    let mut view = trunkline_router_core::View::clone(&view(&[("a", 1, Active), ("b", 1, Active)]));
+    view.members.iter_mut().for_each(|member| (member.mesh_links, member.protocol) = (1, SETTLED_SET_SINCE));
+    let routing = Routing::new(key_of("a", 1), &view, key_of);
+    let mut meshes = (0..4).map(|shard| {
+        let mut a = mesh("a", shard, 4);
+        a.config.links_max = 1;
+        a.set_view(1, &routing, 0);
+        a
+    });
+    let carrier = meshes.find(|mesh: &Mesh| mesh.link_counts().0 == 1).unwrap();
+    assert!(carrier.gathers(key_of("b", 1)));
+    (carrier, key_of("b", 1))
+}
+
+fn settled(from: u16, digest: u64) -> Record<'static> {
+    Record::SettledShards { from, digest, shards: &[0x0F] }
+}
+
+fn register(shard: u16) -> Record<'static> {
+    let seat = crate::mesh::wire::Seat { shard, conn: crate::io::ConnId { slot: 1, generation: 1 } };
+    Record::Register { user: 5, seat, session: 6, since_s: 0, device: "", class: "", hops: 0, wish: 0 }
+}
+
+/// What was queued on the link, in order: the set of a word, 0 for another record.
+fn queued(mut mesh: Mesh) -> Vec<(u64, u8)> {
+    mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 1);
+    let back = mesh.take_given_back(usize::MAX);
+    let records = back.iter().map(|back| match Record::decode(&back.bytes) {
+        Ok(Some(Record::SettledSet { digest, from: [set] })) => (digest, *set),
+        Ok(Some(Record::Register { .. })) => (0, 0),
+        other => panic!("{other:?}"),
+    });
+    records.collect()
+}
+
+#[test]
+fn shards_that_share_a_link_say_once_that_all_is_told() {
+    let (mut mesh, b) = gathering();
+    for from in [2, 0, 3] {
+        assert_eq!(mesh.queue(b, from, &settled(from, 7)), Ok(Placed::Waits));
+        assert_eq!((mesh.bytes(), mesh.settled_sets()), (0, 0), "others have not said so");
+    }
+    assert_eq!(mesh.queue(b, 0, &settled(3, 7)), Ok(Placed::Waits), "said twice");
+    assert_eq!(mesh.queue(b, 0, &settled(1, 7)), Ok(Placed::Waits));
+    assert_eq!(mesh.settled_sets(), 1);
+    // One that is told all again says it again, and nobody else will.
+    assert_eq!(mesh.queue(b, 0, &settled(2, 7)), Ok(Placed::Waits));
+    assert_eq!(queued(mesh), [(7, 0b1111), (7, 0b0100)]);
+}
+
+#[test]
+fn a_word_comes_before_what_its_shard_tells_later() {
+    let (mut mesh, b) = gathering();
+    mesh.queue(b, 0, &settled(2, 7)).unwrap();
+    mesh.queue(b, 0, &register(1)).unwrap();
+    mesh.queue(b, 0, &settled(1, 7)).unwrap();
+    // Of shard 2, which has said that all is told: this may be for the view behind.
+    mesh.queue(b, 0, &register(2)).unwrap();
+    mesh.queue(b, 0, &settled(3, 7)).unwrap();
+    mesh.queue(b, 0, &settled(2, 8)).unwrap();
+    mesh.queue(b, 0, &register(3)).unwrap();
+    let expected = [(0, 0), (7, 0b0110), (0, 0), (7, 0b1000), (0, 0)];
+    assert_eq!(queued(mesh), expected, "the word for view 8 waits for that of others");
+}
+
+#[test]
+fn a_word_waits_for_those_who_are_late_no_longer_than_half_a_second() {
+    let (mut mesh, b) = gathering();
+    mesh.queue(b, 0, &settled(2, 7)).unwrap();
+    (1..gather::GATHER_TICKS).for_each(|_| mesh.say_late());
+    assert_eq!(mesh.settled_sets(), 0);
+    mesh.queue(b, 0, &settled(1, 7)).unwrap();
+    mesh.say_late();
+    assert_eq!(mesh.settled_sets(), 1);
+    mesh.queue(b, 0, &settled(0, 7)).unwrap();
+    mesh.queue(b, 0, &settled(3, 7)).unwrap();
+    assert_eq!(mesh.settled_sets(), 2, "the last of all waits for nobody");
+    assert_eq!(queued(mesh), [(7, 0b0110), (7, 0b1001)]);
+}
+
+#[test]
+fn words_that_wait_for_a_link_that_is_not_reached_go_back() {
+    let (mut mesh, b) = gathering();
+    mesh.queue(b, 0, &settled(2, 7)).unwrap();
+    assert!(!mesh.has_ended());
+    mesh.news(UNREACHABLE_MS);
+    let back = mesh.take_given_back(usize::MAX);
+    let [GivenBack { bytes, .. }] = &back[..] else { panic!("{back:?}") };
+    assert_eq!(Record::decode(bytes), Ok(Some(Record::SettledSet { digest: 7, from: &[0b0100] })));
+}
+
+/// The reserve alone: a word that finds no room was not said.
+#[test]
+fn a_word_that_a_full_link_refuses_is_said_again() {
+    let (mut mesh, b) = gathering();
+    while mesh.queue(b, 0, &register(9)).is_ok() {}
+    // Shorter than any word.
+    while mesh.queue(b, 0, &Record::BroadcastStop { to: 0, from: 0, token: 0 }).is_ok() {}
+    (0..3).for_each(|from| assert!(mesh.queue(b, 0, &settled(from, 7)).is_ok(), "nothing is queued yet"));
+    assert_eq!(mesh.queue(b, 0, &settled(3, 7)), Err(FarError::Full));
+    assert_eq!(mesh.queue(b, 0, &register(1)), Err(FarError::Full), "it must not overtake the word");
+    assert_eq!(mesh.settled_sets(), 0);
+}
+
+#[test]
+fn what_a_link_gives_back_waits_for_room_and_counts_until_then() {
+    let mut a = side("a", 1, &[("a", 1), ("b", 1)]);
+    let b = key_of("b", 1);
+    (0..500).for_each(|user| assert!(a.mesh.queue(b, 0, &Record::Gone { user, session: 1 }).is_ok()));
+    let held = a.mesh.bytes();
+    a.mesh.set_view(1, &routing("a", 1, &[("a", 1)]), 1);
+    assert!(a.mesh.take_given_back(0).is_empty() && a.mesh.gives_on());
+    assert_eq!((a.mesh.bytes(), a.mesh.ended_bytes()), (held, held), "nothing has gone anywhere");
+    let mut users = Vec::new();
+    let mut takes = 0;
+    while a.mesh.gives_on() {
+        let back = a.mesh.take_given_back(1_000);
+        let bytes: usize = back.iter().map(|back| back.bytes.len()).sum();
+        assert!((1..1_000 + 24).contains(&bytes), "{bytes}");
+        users.extend(back.iter().map(|back| match Record::decode(&back.bytes) {
+            Ok(Some(Record::Gone { user, .. })) => user,
+            other => panic!("{other:?}"),
+        }));
+        takes += 1;
+    }
+    assert!(takes >= 12, "{takes}");
+    assert_eq!(users, (0..500).collect::<Vec<_>>(), "each once and in order");
+    assert_eq!((a.mesh.bytes(), a.mesh.ended_bytes(), a.mesh.has_ended()), (0, 0, false));
+}
+
+#[test]
+fn those_who_share_a_link_are_told_when_it_holds_much_and_when_it_holds_little() {
+    let (mut mesh, b) = gathering();
+    assert_eq!(mesh.take_words(), [(b, word::EASY)]);
+    let id = mesh.peer(b).unwrap().links[0];
+    let hold = |mesh: &mut Mesh, bytes: usize| {
+        while mesh.links[id as usize].as_ref().unwrap().link.bytes() <= bytes {
+            mesh.queue(b, 0, &Record::Gone { user: 1, session: 1 }).unwrap();
+        }
+        mesh.take_words()
+    };
+    let drop_all = |mesh: &mut Mesh| {
+        mesh.links[id as usize].as_mut().unwrap().link.end_stream();
+        mesh.ended.push_back(id);
+        mesh.take_given_back(usize::MAX);
+    };
+    // Half of what four shards may have on it.
+    assert_eq!(hold(&mut mesh, 39_000), [], "less than half");
+    assert_eq!(hold(&mut mesh, 40_000), [(b, 0)]);
+    for _ in 0..5 {
+        drop_all(&mut mesh);
+        assert_eq!(hold(&mut mesh, 30_000), [(b, word::EASY)], "it held nothing in between");
+        assert_eq!(hold(&mut mesh, 40_100), [(b, 0)]);
+    }
 }

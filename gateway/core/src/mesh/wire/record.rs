@@ -27,6 +27,8 @@ pub(crate) const TEXT_BYTES_MAX: usize = trunkline_proto::DEVICE_BYTES_MAX;
 pub(crate) const SHARD_SET_BYTES_MAX: usize = (crate::limits::SHARDS_MAX as usize).div_ceil(8);
 /// The first version of the protocol in which [`Record::SettledShards`] is understood.
 pub(crate) const SETTLED_SHARDS_SINCE: u32 = 3;
+/// The first version in which [`Record::SettledSet`] is understood.
+pub(crate) const SETTLED_SET_SINCE: u32 = 10;
 /// The first version in which the records about live rooms are understood.
 pub(crate) const ROOMS_SINCE: u32 = 6;
 /// The first version in which the records about users who are watched are understood.
@@ -114,6 +116,7 @@ const KICK_USER: u8 = 13;
 const KICK_DONE: u8 = 14;
 const MEMO: u8 = 15;
 const SETTLED_SHARDS: u8 = 16;
+const SETTLED_SET: u8 = 17;
 const HELD: u8 = 40;
 const BACKLOG_OVER: u8 = 41;
 const GROUP_SEND: u8 = 50;
@@ -135,7 +138,7 @@ const BROADCAST_TOLD: u8 = 71;
 const BROADCAST_STOP: u8 = 72;
 
 // Bytes of the fixed part of each kind, head included.
-const MESSAGE_BYTES: usize = 50;
+pub(crate) const MESSAGE_BYTES: usize = 50;
 const FATE_BYTES: usize = 50;
 const DELIVER_BYTES: usize = 58;
 const ACK_BYTES: usize = 48;
@@ -149,6 +152,7 @@ const HELD_BYTES: usize = 32;
 const BACKLOG_OVER_BYTES: usize = 50;
 const SETTLED_BYTES: usize = 18;
 const SETTLED_SHARDS_BYTES: usize = 16;
+const SETTLED_SET_BYTES: usize = 16;
 const TRANSFER_BYTES: usize = 58;
 const KICK_USER_BYTES: usize = 25;
 const KICK_DONE_BYTES: usize = 24;
@@ -185,7 +189,7 @@ pub(crate) struct Address {
     pub(crate) seat: Seat,
 }
 
-/// The shards of a set, see [`Record::SettledShards`].
+/// The shards of a set, see [`Record::SettledShards`] and [`Record::SettledSet`].
 pub(crate) fn shards_of(set: &[u8]) -> impl Iterator<Item = u16> {
     (0..).zip(set).flat_map(|(at, byte)| (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| 8 * at + bit))
 }
@@ -224,6 +228,8 @@ pub(crate) enum Record<'a> {
     /// The same for all shards of this set at once: those to which the link leads. Bit `n % 8` of byte `n / 8` stands
     /// for shard `n`.
     SettledShards { from: u16, digest: u64, shards: &'a [u8] },
+    /// The same from all shards of this set at once, which share the link, for all shards of the node at its other end.
+    SettledSet { digest: u64, from: &'a [u8] },
     /// A message that waits for its ACK moves to the user's new home.
     Transfer { user: u64, stamp: u64, origin: Address, from: u64, id: u64, attempts: u8, flags: u8, payload: &'a [u8] },
     /// An operator ends the sessions of a user, or that of one device; for the home, which answers shard `shard` with a
@@ -338,6 +344,7 @@ impl<'a> Record<'a> {
             Record::BacklogOver { .. } => BACKLOG_OVER_BYTES,
             Record::Settled { .. } => SETTLED_BYTES,
             Record::SettledShards { shards, .. } => SETTLED_SHARDS_BYTES + shards.len(),
+            Record::SettledSet { from, .. } => SETTLED_SET_BYTES + from.len(),
             Record::Transfer { payload, .. } => TRANSFER_BYTES + payload.len(),
             Record::KickUser { device, .. } => KICK_USER_BYTES + device.map_or(0, str::len),
             Record::KickDone { .. } => KICK_DONE_BYTES,
@@ -378,7 +385,10 @@ impl<'a> Record<'a> {
         {
             return false;
         }
-        let set = if let Record::SettledShards { shards, .. } = self { shards.len() } else { 0 };
+        let set = match self {
+            Record::SettledShards { shards: set, .. } | Record::SettledSet { from: set, .. } => set.len(),
+            _ => 0,
+        };
         texts <= TEXT_BYTES_MAX && set <= SHARD_SET_BYTES_MAX && self.encoded_len() <= RECORD_BYTES_MAX
     }
 
@@ -427,11 +437,9 @@ impl<'a> Record<'a> {
         let len = self.encoded_len();
         match *self {
             Record::Message { origin, from, to, id, hops, flags, payload } => {
-                let mut bytes = head::<MESSAGE_BYTES>(len, MESSAGE, hops, flags.into());
-                put_address(&mut bytes, 8, origin);
-                put_words(&mut bytes, 26, [from, to, id]);
-                out.reserve(len);
-                out.extend_from_slice(&bytes);
+                let bytes = put_head::<MESSAGE_BYTES>(out, len, MESSAGE, hops, flags.into());
+                put_address(bytes, 8, origin);
+                put_words(bytes, 26, [from, to, id]);
                 out.extend_from_slice(payload);
             }
             Record::Fate { origin, id, peer, outcome, stamp } => {
@@ -441,11 +449,9 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&bytes);
             }
             Record::Deliver { seat, user, session, id, from, stamp, flags, payload } => {
-                let mut bytes = head::<DELIVER_BYTES>(len, DELIVER, 0, flags.into());
-                put_seat(&mut bytes, 8, seat);
-                put_words(&mut bytes, 18, [user, session, id, from, stamp]);
-                out.reserve(len);
-                out.extend_from_slice(&bytes);
+                let bytes = put_head::<DELIVER_BYTES>(out, len, DELIVER, 0, flags.into());
+                put_seat(bytes, 8, seat);
+                put_words(bytes, 18, [user, session, id, from, stamp]);
                 out.extend_from_slice(payload);
             }
             Record::Ack { user, id, peer, stamp, session, hops, cumulative } => {
@@ -516,6 +522,12 @@ impl<'a> Record<'a> {
                 put_words(&mut bytes, 8, [digest]);
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(shards);
+            }
+            Record::SettledSet { digest, from } => {
+                let mut bytes = head::<SETTLED_SET_BYTES>(len, SETTLED_SET, 0, 0);
+                put_words(&mut bytes, 8, [digest]);
+                out.extend_from_slice(&bytes);
+                out.extend_from_slice(from);
             }
             Record::Transfer { user, stamp, origin, from, id, attempts, flags, payload } => {
                 let mut bytes = head::<TRANSFER_BYTES>(len, TRANSFER, attempts, flags.into());
@@ -672,8 +684,7 @@ impl<'a> Record<'a> {
         let record = match kind {
             MESSAGE => {
                 let (at, payload) = open::<MESSAGE_BYTES>("Message", bytes)?;
-                let [from, to, id] = words(at, 26);
-                Record::Message { origin: address(at, 8), from, to, id, hops, flags, payload }
+                message(at, payload)
             }
             FATE => {
                 let at = exactly::<FATE_BYTES>("Fate", bytes)?;
@@ -744,6 +755,14 @@ impl<'a> Record<'a> {
                 }
                 let [digest] = words(at, 8);
                 Record::SettledShards { from: aux, digest, shards }
+            }
+            SETTLED_SET => {
+                let (at, from) = open::<SETTLED_SET_BYTES>("SettledSet", bytes)?;
+                if from.len() > SHARD_SET_BYTES_MAX {
+                    return Err(MeshViolation::RecordLength { record: "SettledSet", length: bytes.len() as u32 });
+                }
+                let [digest] = words(at, 8);
+                Record::SettledSet { digest, from }
             }
             SETTLED => {
                 let at = exactly::<SETTLED_BYTES>("Settled", bytes)?;
@@ -878,6 +897,22 @@ impl<'a> Record<'a> {
     }
 }
 
+/// The Message in the bytes of a whole record, if it is one. It is what a link carries most of, and made where it is
+/// used: to be copied from where it was just written, a record costs more than all else about it.
+#[inline(always)]
+pub(super) fn message_in(bytes: &[u8]) -> Option<Record<'_>> {
+    match bytes.split_first_chunk::<MESSAGE_BYTES>() {
+        Some((at, payload)) if at[4] == MESSAGE => Some(message(at, payload)),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn message<'a>(at: &[u8; MESSAGE_BYTES], payload: &'a [u8]) -> Record<'a> {
+    let [from, to, id] = words(at, 26);
+    Record::Message { origin: address(at, 8), from, to, id, hops: at[5], flags: at[7], payload }
+}
+
 /// Length of the record at the beginning of some bytes of this node's own.
 #[inline]
 pub(crate) fn record_len(bytes: &[u8]) -> usize {
@@ -890,15 +925,33 @@ pub(in crate::mesh) fn len_at(batch: &[u8], at: usize) -> usize {
     u32::from_be_bytes([batch[at], batch[at + 1], batch[at + 2], batch[at + 3]]) as usize
 }
 
+/// Appends the fixed part of a record with the head written, for the rest of it to be written in place, and makes room
+/// for what follows. Written elsewhere in words and copied from there, it would be read in larger pieces than it was
+/// written, for which a processor waits until all of it is in its cache.
+#[inline]
+fn put_head<const N: usize>(out: &mut Vec<u8>, len: usize, kind: u8, hops: u8, aux: u16) -> &mut [u8; N] {
+    let at = out.len();
+    out.reserve(len);
+    out.extend_from_slice(&[0; N]);
+    let bytes = out[at..].first_chunk_mut().expect("just appended");
+    put_head_over(bytes, len, kind, hops, aux);
+    bytes
+}
+
 /// An array of a kind's fixed length with the head written.
 #[inline]
 fn head<const N: usize>(len: usize, kind: u8, hops: u8, aux: u16) -> [u8; N] {
     let mut bytes = [0; N];
+    put_head_over(&mut bytes, len, kind, hops, aux);
+    bytes
+}
+
+#[inline]
+fn put_head_over<const N: usize>(bytes: &mut [u8; N], len: usize, kind: u8, hops: u8, aux: u16) {
     bytes[0..4].copy_from_slice(&(len as u32).to_be_bytes());
     bytes[4] = kind;
     bytes[5] = hops;
     bytes[6..8].copy_from_slice(&aux.to_be_bytes());
-    bytes
 }
 
 #[inline]

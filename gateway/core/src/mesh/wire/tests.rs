@@ -84,6 +84,7 @@ fn golden_records() -> Vec<(Record<'static>, &'static str)> {
             Record::SettledShards { from: 3, digest: 0xfeed_face, shards: &[0x05, 0x80] },
             "000000121000000300000000feedface0580",
         ),
+        (Record::SettledSet { digest: 0xfeed_face, from: &[0x05, 0x80] }, "000000121100000000000000feedface0580"),
         (
             Record::Transfer {
                 user: 5,
@@ -320,7 +321,7 @@ fn stream() -> Vec<u8> {
 fn a_stream_means_the_same_at_every_split() {
     let stream = stream();
     let whole = units([&stream[..]]).unwrap();
-    assert_eq!(whole.len(), 1 + 34 + 1 + 1 + 2 + 1);
+    assert_eq!(whole.len(), 1 + 35 + 1 + 1 + 2 + 1);
     for cut in 0..=stream.len() {
         let (front, back) = stream.split_at(cut);
         assert_eq!(units([front, back]).unwrap(), whole, "cut at {cut}");
@@ -396,6 +397,7 @@ fn a_length_that_lies_is_a_violation() {
                 record,
                 Record::Memo { .. }
                     | Record::SettledShards { .. }
+                    | Record::SettledSet { .. }
                     | Record::UserTold { .. }
                     | Record::GroupAnswer { .. }
                     | Record::Answer { .. }
@@ -413,7 +415,7 @@ fn a_length_that_lies_is_a_violation() {
                 Record::GroupCopy { .. } => 66,
                 Record::Memo { .. } => 8,
                 Record::UserTold { .. } => 20,
-                Record::SettledShards { .. } => 16,
+                Record::SettledShards { .. } | Record::SettledSet { .. } => 16,
                 Record::GroupAsk { .. } | Record::GroupAnswer { .. } => 24,
                 // And the head that it tells of.
                 Record::Call { call, .. } => 44 + call.head.len(),
@@ -542,7 +544,7 @@ impl Parts {
         let origin = Address { node, seat };
         let payload = &self.payload[..];
         let [device, class] = [&self.texts[0][..], &self.texts[1][..]];
-        match self.kind % 17 {
+        match self.kind % 18 {
             0 => Record::Message { origin, from: a, to: b, id: c, hops, flags, payload },
             1 => Record::Fate { origin, id: a, peer: b, outcome: small, stamp: c },
             2 => Record::Deliver { seat, user: a, session: b, id: c, from: d, stamp: e, flags, payload },
@@ -559,6 +561,7 @@ impl Parts {
             13 => Record::KickDone { shard: small, ask: a, ended: since_s, left: b as u32, status: hops },
             14 => Record::Memo { body: payload },
             15 => Record::SettledShards { from: small, digest: a, shards: &payload[..payload.len().min(128)] },
+            16 => Record::SettledSet { digest: a, from: &payload[..payload.len().min(128)] },
             _ => Record::Transfer { user: a, stamp: b, origin, from: c, id: d, attempts: hops, flags, payload },
         }
     }

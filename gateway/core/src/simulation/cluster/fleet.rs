@@ -751,7 +751,7 @@ impl Fleet {
     /// How often the first so many nodes have said that all is told.
     pub(super) fn settled_sent(&self, nodes: usize) -> u64 {
         let running = self.seats[..nodes].iter().filter_map(|seat| seat.process.as_ref()?.node.as_ref());
-        running.flat_map(Node::stats).map(|stats| stats.settled_sent.get()).sum()
+        running.flat_map(Node::stats).map(|stats| stats.settled_sent.get() + stats.settled_sets.get()).sum()
     }
 
     /// A node is killed and does not come back.
