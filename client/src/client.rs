@@ -273,7 +273,8 @@ impl Client {
     /// [`Self::close_group`] or [`Self::leave_group`], and changes nothing for a small group or a live room.
     ///
     /// # Errors
-    /// As [`Self::join_group`]: [`Error::Refused`] with 19 for one who is no member.
+    /// As [`Self::join_group`]: [`Error::Refused`] with 19 for one who is no member; with 14 where the gateway cannot say
+    /// yet, after it has been asked several times within some 15 s. After a reconnect it is asked until it can.
     pub async fn open_group(&self, group: u64) -> Result<(), Error> {
         self.attend(group, Act::Open).await
     }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::sync::oneshot;
 use trunkline_proto::{Code, Kind, Sync, SyncOk};
 
+use crate::attention::Attention;
 use crate::{Error, GroupMessage, GroupPage, History};
 
 /// Joins and leaves under way at once.
@@ -63,10 +64,28 @@ pub(crate) struct PageAsk {
 pub(crate) struct Asked {
     pub(crate) group: u64,
     pub(crate) act: Act,
+    /// How often it was asked for.
+    pub(crate) tries: u32,
+    /// Something else was asked for the group since: a refusal for now counts for good.
+    pub(crate) is_outdated: bool,
     answer: Option<Answer<u64>>,
 }
 
 impl Asked {
+    pub(crate) fn new(group: u64, act: Act, tries: u32, answer: Option<Answer<u64>>) -> Self {
+        Self { group, act, tries, is_outdated: false, answer }
+    }
+
+    /// Somebody asked who may wait for the answer.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    /// Who asked does not wait any more.
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.answer.as_ref().is_some_and(Answer::is_closed)
+    }
+
     pub(crate) fn settle(self, answer: Result<u64, Error>) {
         if let Some(waits) = self.answer {
             // A caller that no longer waits has no interest in the answer.
@@ -95,6 +114,8 @@ impl PageMessages {
 #[derive(Debug, Default)]
 pub(crate) struct GroupAsks {
     asked: HashMap<u64, Asked>,
+    /// Attention that is asked for again.
+    pub(crate) attention: Attention,
     rejoining: usize,
     pages: VecDeque<PageAsk>,
     running: Option<(PageAsk, PageMessages)>,
@@ -103,13 +124,22 @@ pub(crate) struct GroupAsks {
 impl GroupAsks {
     /// Whether one more join or leave may be asked for.
     pub(crate) fn has_room(&self) -> bool {
-        self.asked.len() < ASKS_MAX
+        self.asked.len() + self.attention.len() < ASKS_MAX
     }
 
     /// A join or leave goes out.
-    pub(crate) fn ask(&mut self, id: u64, group: u64, act: Act, answer: Option<Answer<u64>>) {
-        self.rejoining += usize::from(act == Act::Rejoin);
-        self.asked.insert(id, Asked { group, act, answer });
+    pub(crate) fn ask(&mut self, id: u64, asked: Asked) {
+        self.rejoining += usize::from(asked.act == Act::Rejoin);
+        self.asked.insert(id, Asked { tries: asked.tries + 1, ..asked });
+    }
+
+    /// Something is asked for a group that takes the place of earlier wishes for attention. The one that waited to be
+    /// asked for again, if there is one.
+    pub(crate) fn outdate(&mut self, group: u64) -> Option<Asked> {
+        for asked in self.asked.values_mut().filter(|asked| asked.group == group) {
+            asked.is_outdated = true;
+        }
+        self.attention.take(group)
     }
 
     /// The join or leave that GROUP_OK or ERROR answers.
@@ -175,7 +205,7 @@ impl GroupAsks {
 
     /// The connection has ended: nobody gets an answer from it any more.
     pub(crate) fn end(self) {
-        for asked in self.asked.into_values() {
+        for asked in self.asked.into_values().chain(self.attention.end()) {
             asked.settle(Err(Error::NotConnected));
         }
         for ask in self.pages.into_iter().chain(self.running.map(|(ask, _)| ask)) {

@@ -215,6 +215,7 @@
 
 mod acks;
 mod addrs;
+mod attention;
 mod backoff;
 mod calls;
 mod client;

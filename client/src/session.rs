@@ -512,6 +512,9 @@ impl<'a> Session<'a> {
         if self.waits_for_rooms() {
             due = due.min(self.rejoined_by);
         }
+        if let Some(attention) = self.attention_due() {
+            due = due.min(attention);
+        }
         let may_recall = self.registered && may_ask;
         if let Some(recall) = self.state.recall.due().filter(|_| may_recall) {
             due = due.min(recall);
@@ -535,6 +538,7 @@ impl<'a> Session<'a> {
                 self.out.ping(HEARTBEAT_PING);
             }
         }
+        self.ask_for_attention_again(now);
         self.renewal.begin(self.credentials);
         None
     }

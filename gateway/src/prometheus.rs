@@ -4,7 +4,9 @@ use crate::auth::Refusal;
 use crate::broadcast::BROADCASTS_MAX;
 use crate::desk::PAGES_MAX;
 use crate::events::{AGE_MS_MAX, GOING_MAX, HELD_MAX, KEPT_MS, PORTAL_BYTES as EVENT_PORTAL_BYTES, log_bytes_max};
-use crate::limits::{DUPLICATES_MAX, KICKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS};
+use crate::limits::{
+    ATTENTION_WAITING_MAX, DUPLICATES_MAX, KICKS_MAX, LOG_LOOKS_MAX, Limits, ROOM_JOINS_WAITING_MAX, STORE_ANSWER_MS,
+};
 use crate::mesh::peers::{LATER_MAX, LINKS_MAX, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use crate::metrics::{Histogram, ShardStats, StatInfo, StatType, Times, TlsOutcome};
 use crate::push::KEYS_MAX as PUSH_KEYS_MAX;
@@ -251,7 +253,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 104] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -304,6 +306,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
         ("store_recent_bytes", limits.store_recent_bytes_max),
         ("store_answer_time", if limits.store_after_ms > 0 { STORE_ANSWER_MS / 1_000 } else { 0 }),
         ("replay_window", limits.replay_window.into()),
+        ("log_looks", LOG_LOOKS_MAX as u64),
         ("syncs", PAGES_MAX as u64),
         ("messages_remembered", DUPLICATES_MAX as u64),
         ("group_members", limits.groups.members_max),
@@ -314,6 +317,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
         ("group_member_sends_per_sec", limits.groups.member_sends_per_sec.into()),
         ("group_memberships", limits.groups.memberships_max),
         ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
+        ("group_attention_waiting", ATTENTION_WAITING_MAX as u64),
         ("group_passive_above", limits.groups.passive_above),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
         ("watches_per_session", limits.watch.per_session_max.into()),

@@ -6,6 +6,7 @@
  * the order stays. A live room has no log: there the number of missed messages is told.
  */
 
+import { Backoff } from "./backoff.js";
 import { EXTEND, toBytes, toId, type Client, type Extension, type Id, type Port } from "./client.js";
 import { FullError, NotConnectedError, TrunklineError } from "./errors.js";
 import { FLAG_REPLAY, FLAG_SELF, Kind, long, type Frame } from "./frames.js";
@@ -83,6 +84,9 @@ const ACCEPTED = 6;
 const STORED = 1;
 /** Refusals of a page that may be otherwise in a while. */
 const MAY_CHANGE = [11, 14, 18];
+/** Attention that a gateway cannot give yet is asked for again, later each time up to a bound: for `open` and `close` so often in all, after a reconnect as long as the session lasts. */
+const LATER = 14;
+const [AGAIN_MS_MIN, AGAIN_MS_MAX, TRIES_MAX] = [1_000, 30_000, 6];
 
 /** Whether this is the id of a live room: 2^63 or above. */
 export const isLiveRoom = (group: bigint) => group >= ROOMS_FROM;
@@ -143,6 +147,10 @@ export class Groups {
   #isOpen = false;
   #end: Error | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The latest wish for attention for each group, while it is not answered; and those that wait to be told again. */
+  #wishes = new Map<bigint, object>();
+  #later = new Map<ReturnType<typeof setTimeout>, (error: Error) => void>();
+  #againMs: number;
   #inbox: GroupMessage[] = [];
   #taker: { resolve: (result: IteratorResult<GroupMessage>) => void; reject: (error: Error) => void } | undefined;
   #listeners: { [name in keyof Events]: Set<Events[name]> } = { gap: new Set(), truncated: new Set(), heads: new Set(), lost: new Set() };
@@ -150,7 +158,8 @@ export class Groups {
   #rejoining = new Set<bigint>();
 
   /** To be made before `client.connect()`, once for a client. `positions` are those of an earlier one. */
-  constructor(client: Client, { positions = "" }: { positions?: string } = {}) {
+  constructor(client: Client, { positions = "", againMs = AGAIN_MS_MIN }: { positions?: string; againMs?: number } = {}) {
+    this.#againMs = againMs;
     for (const [, group, stamp] of positions.matchAll(/(\d+):(\d+)/g)) {
       if (this.#tracks.size < GROUPS_MAX) this.#begin(BigInt(group!), BigInt(stamp!));
     }
@@ -178,20 +187,22 @@ export class Groups {
     const peer = toGroup(group);
     // A session is in a room, and without one nobody is.
     if (isLiveRoom(peer)) this.#forget(peer);
+    this.#wishes.delete(peer);
     if (this.#isOpen || !isLiveRoom(peer)) await this.#ask(peer, true);
   }
 
   /**
    * Opens a group whose messages are to come as they are sent, however large it is: in one with more members than the gateway is set to (10,000) a session is told otherwise
    * within 5 s that there are some, and fetches them then, after `gap`. It holds over reconnects, until `close` or `leave`, and changes nothing for a small group or a room.
+   * A gateway that cannot say yet is asked for some seconds before it fails with TrunklineError (14).
    */
   async open(group: Id): Promise<void> {
-    if (!isLiveRoom(toGroup(group))) await this.#ask(group, false, true);
+    await this.#attend(toGroup(group), true, TRIES_MAX);
   }
 
   /** The opposite of `open`. */
   async close(group: Id): Promise<void> {
-    if (!isLiveRoom(toGroup(group))) await this.#ask(group, true, false);
+    await this.#attend(toGroup(group), false, TRIES_MAX);
   }
 
   /**
@@ -276,12 +287,37 @@ export class Groups {
   #ask(to: Id, leave: boolean, open?: boolean): Promise<bigint> {
     const group = toGroup(to);
     return new Promise((resolve, fail) => {
-      if (this.#asked.size >= ASKS_MAX) throw new FullError("too many joins and leaves are under way");
+      if (this.#asked.size + this.#later.size >= ASKS_MAX) throw new FullError("too many joins and leaves are under way");
       if (!leave && isLiveRoom(group) && this.#tracks.size >= GROUPS_MAX) throw new FullError("in as many groups as can be");
       const id = this.#port.idOf();
       this.#port.write(long(leave ? Kind.GROUP_LEAVE : Kind.GROUP_JOIN, 0, id, group, 0n, undefined, open === undefined ? 0 : 1));
       this.#asked.set(id, { group, leave, open, resolve, fail });
     });
+  }
+
+  async #attend(group: bigint, open: boolean, triesMax: number): Promise<void> {
+    if (isLiveRoom(group)) return;
+    const wish = {};
+    this.#wishes.set(group, wish);
+    const backoff = new Backoff(this.#againMs, AGAIN_MS_MAX, () => 0.5 + Math.random() / 2);
+    try {
+      for (let tries = 1; ; tries++) {
+        try {
+          return void (await this.#ask(group, !open, open));
+        } catch (error) {
+          const isLater = error instanceof TrunklineError && error.code === LATER && tries < triesMax;
+          // Another wish may have taken its place, before or meanwhile.
+          if (!isLater || this.#wishes.get(group) !== wish) throw error;
+          await new Promise<void>((resolve, fail) => {
+            const timer = setTimeout(() => (this.#later.delete(timer), resolve()), backoff.next());
+            this.#later.set(timer, fail);
+          });
+          if (this.#wishes.get(group) !== wish) throw error;
+        }
+      }
+    } finally {
+      if (this.#wishes.get(group) === wish) this.#wishes.delete(group);
+    }
   }
 
   // The session
@@ -294,7 +330,7 @@ export class Groups {
       track.unacked = 0;
       if (isLiveRoom(group)) this.#rejoin(group, track);
       // Attention ends with a session. What it is refused for, HEADS tells.
-      if (track.open) this.#ask(group, false, true).catch(() => undefined);
+      if (track.open) this.#attend(group, true, Infinity).catch(() => undefined);
     }
     for (const message of this.#port.waiting(Kind.GROUP_SEND)) if (!this.#rejoining.has(message.to)) this.#post(message);
     this.#next();
@@ -332,7 +368,10 @@ export class Groups {
     this.#rejoining.clear();
     const asked = [...this.#asked.values()];
     this.#asked.clear();
-    for (const { fail } of asked) fail(error ?? new NotConnectedError("the session ended before the answer"));
+    const later = [...this.#later];
+    this.#later.clear();
+    for (const [timer] of later) clearTimeout(timer);
+    for (const fail of [...asked.map(({ fail }) => fail), ...later.map(([, fail]) => fail)]) fail(error ?? new NotConnectedError("the session ended before the answer"));
     if (!error) return;
     this.#end = error;
     const taker = this.#taker;

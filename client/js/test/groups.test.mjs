@@ -17,7 +17,7 @@ const settle = () => new Promise((done) => setTimeout(done, 5));
 /** A client with groups and a session, the socket it has it over, and what it was told. */
 async function open({ positions = "", ...more } = {}) {
   const client = new Client({ url: "ws://a.example/ws", user: 42n, WebSocket: FakeSocket, backoff: { minMs: 1, maxMs: 1 }, ...more });
-  const groups = new Groups(client, { positions });
+  const groups = new Groups(client, { positions, againMs: 2 });
   const told = [];
   for (const name of ["gap", "truncated", "lost"]) groups.on(name, (group, what) => told.push([name, group, what?.code ?? what]));
   groups.on("heads", (heads) => told.push(["heads", ...heads]));
@@ -320,5 +320,39 @@ test("a group that is open is opened again after a reconnect, until it is closed
   const last = await again();
   await settle();
   assert.deepEqual([of(last, JOIN), told], [[], []]);
+  await client.close();
+});
+
+test("a group that cannot be opened yet is asked for again, later each time", async () => {
+  const { client, groups, socket } = await open();
+  await joined(groups, socket, GROUP, 10);
+  /** The next question for attention of this kind; the gateway cannot say yet. */
+  const refused = async (of_, at) => {
+    for (let tries = 0; tries < 400 && of(of_, JOIN).filter(({ aux }) => aux === 1).length <= at; tries++) await settle();
+    const { id, peer } = of(of_, JOIN).filter(({ aux }) => aux === 1)[at];
+    of_.receive(long(ERROR, { id, peer, aux: 14 }));
+  };
+  const opened = groups.open(GROUP);
+  for (let at = 0; at < 2; at++) await refused(socket, at);
+  for (let tries = 0; tries < 400 && of(socket, JOIN).length < 4; tries++) await settle();
+  ok(socket, 10);
+  await opened;
+  socket.end();
+  const next = await again();
+  for (let at = 0; at < 7; at++) await refused(next, at);
+  const closed = groups.close(GROUP);
+  ok(next, 10);
+  await closed;
+  const before = next.written.length;
+  for (let tries = 0; tries < 60; tries++) await settle();
+  assert.equal(next.written.length, before, "it is closed: nobody asks again");
+  const given = assert.rejects(groups.open(GROUP), ({ code }) => code === 14);
+  for (let at = 7; at < 13; at++) await refused(next, at);
+  await given;
+  const lost = assert.rejects(groups.open(GROUP), NotConnectedError);
+  await refused(next, 13);
+  await settle();
+  next.end();
+  await lost;
   await client.close();
 });

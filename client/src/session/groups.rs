@@ -7,8 +7,8 @@ use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, Frame, Heads, Outcome, SyncOk, flags};
 
 use super::{Ended, Session};
-use crate::group_asks::{Act, Answer, GroupAsk};
-use crate::{Error, Event, GroupMessage, Reason, is_live_room};
+use crate::group_asks::{Act, Asked, GroupAsk};
+use crate::{Error, Event, GroupMessage, Reason, is_live_room, random};
 
 /// How long messages wait for live rooms to be joined again. Answers come at once; without one they are sent all the
 /// same.
@@ -24,12 +24,28 @@ impl Session<'_> {
         self.rejoined_by = Instant::now() + REJOIN_WAIT;
         for group in self.state.groups.rooms() {
             let id = self.state.shared.ids.next();
-            self.ask_about_group(id, group, Act::Rejoin, None);
+            self.ask_about_group(id, Asked::new(group, Act::Rejoin, 0, None));
         }
         // Attention ends with a session too. What it is refused for, HEADS tells.
         for group in self.state.groups.open_groups() {
             let id = self.state.shared.ids.next();
-            self.ask_about_group(id, group, Act::Open, None);
+            self.ask_about_group(id, Asked::new(group, Act::Open, 0, None));
+        }
+    }
+
+    /// When attention is to be asked for that the gateway could not give yet, if there is room for the question.
+    pub(super) fn attention_due(&self) -> Option<Instant> {
+        let may_ask = self.closing.is_none() && self.out.has_room_for_answers();
+        self.group_asks.attention.due().filter(|_| may_ask)
+    }
+
+    /// Asks for it.
+    pub(super) fn ask_for_attention_again(&mut self, now: Instant) {
+        while self.attention_due().is_some()
+            && let Some(asked) = self.group_asks.attention.take_due(now)
+        {
+            let id = self.state.shared.ids.next();
+            self.ask_about_group(id, asked);
         }
     }
 
@@ -38,9 +54,9 @@ impl Session<'_> {
         self.group_asks.is_rejoining() && Instant::now() < self.rejoined_by
     }
 
-    fn ask_about_group(&mut self, id: u64, group: u64, act: Act, answer: Option<Answer<u64>>) {
-        let (kind, aux) = act.frame();
-        self.group_asks.ask(id, group, act, answer);
+    fn ask_about_group(&mut self, id: u64, asked: Asked) {
+        let ((kind, aux), group) = (asked.act.frame(), asked.group);
+        self.group_asks.ask(id, asked);
         self.out.about_group(kind, aux, id, group, 0);
     }
 
@@ -60,7 +76,13 @@ impl Session<'_> {
             // Even if the answer does not come: the next connection is not in it.
             self.state.groups.left(group);
         }
-        self.ask_about_group(id, group, act, Some(answer));
+        if matches!(act, Act::Open | Act::Close | Act::Leave)
+            && let Some(asked) = self.group_asks.outdate(group)
+        {
+            let text = "something else was asked for the group since".to_owned();
+            asked.settle(Err(Error::Refused { code: Code::Overloaded.as_u16(), text }));
+        }
+        self.ask_about_group(id, Asked::new(group, act, 0, Some(answer)));
     }
 
     pub(super) fn handle_group_ok(&mut self, frame: &Frame<'_>) {
@@ -85,6 +107,11 @@ impl Session<'_> {
         // Of a message it is the end without a position.
         self.state.groups.sent(frame.peer, frame.id, 0);
         let Some(asked) = self.group_asks.answered(frame.id, frame.peer) else { return false };
+        let asked = match Code::from_u16(code) {
+            Some(Code::Overloaded) => self.group_asks.attention.refused(asked, Instant::now(), random::share()),
+            _ => Some(asked),
+        };
+        let Some(asked) = asked else { return true };
         if asked.act == Act::Rejoin {
             self.state.groups.left(asked.group);
             self.state.tell(Event::GroupLost { group: asked.group, code, text: text.to_owned() });

@@ -406,3 +406,51 @@ async fn a_group_that_is_open_is_opened_again_after_a_reconnect_until_it_is_clos
     client.mark_read(GROUP, 13).await.expect("connected");
     assert_eq!(peer.expect(Kind::Mark).await.stamp, 13, "and nothing was asked before");
 }
+
+/// The gateway is asked to open the group, and cannot say yet.
+async fn refuse_open(peer: &mut Peer<DuplexStream>) {
+    let asked = loop {
+        let frame = peer.frame().await.expect("the client stays");
+        match frame.kind {
+            Kind::Ping => peer.write(Kind::Pong, 0, frame.aux, 0, 0, 0, &[]).await,
+            _ => break frame,
+        }
+    };
+    assert_eq!((asked.kind, asked.peer, asked.aux), (Kind::GroupJoin, GROUP, 1));
+    peer.write(Kind::Error, 0, 14, asked.id, asked.peer, 0, b"later").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_cannot_be_opened_yet_is_asked_for_again() {
+    let (client, mut events, mut peer, mut board) = pair(config()).await;
+    join(&client, &mut peer, GROUP, 10).await;
+    let opened = async {
+        refuse_open(&mut peer).await;
+        refuse_open(&mut peer).await;
+        let asked = peer.expect(Kind::GroupJoin).await;
+        ok(&mut peer, &asked, 10).await;
+    };
+    tokio::join!(client.open_group(GROUP), opened).0.expect("open");
+    drop(peer);
+    lost(&mut events).await;
+    let mut peer = board.admitted().await;
+    for _ in 0..10 {
+        refuse_open(&mut peer).await;
+    }
+    // Nobody asks for it any more once it is to be closed.
+    let closed = async {
+        let asked = peer.expect(Kind::GroupLeave).await;
+        assert_eq!((asked.peer, asked.aux), (GROUP, 1));
+        ok(&mut peer, &asked, 10).await;
+    };
+    tokio::join!(client.close_group(GROUP), closed).0.expect("closed");
+    peer.expect_quiet(Duration::from_secs(100)).await;
+    // One that the application waits for is told at last.
+    let refused = async {
+        for _ in 0..6 {
+            refuse_open(&mut peer).await;
+        }
+    };
+    let error = tokio::join!(client.open_group(GROUP), refused).0.expect_err("refused");
+    assert!(matches!(error, Error::Refused { code: 14, .. }), "{error:?}");
+}

@@ -32,6 +32,7 @@ pub(crate) mod joins;
 pub(crate) mod mail;
 pub(crate) mod part;
 
+use crate::limits::ATTENTION_WAITING_MAX;
 use away::Away;
 use behind::Behind;
 use hashbrown::HashMap;
@@ -98,12 +99,9 @@ pub(crate) struct Asking {
 }
 
 impl Asking {
-    /// Wishes of a user that wait at most.
-    const WISHES_MAX: usize = 256;
-
     /// A wish waits for the answer. False if too many do.
     pub(crate) fn wish(&mut self, conn: crate::io::ConnId, group: u64, id: u64) -> bool {
-        let has_room = self.wishes.len() < Self::WISHES_MAX;
+        let has_room = self.wishes.len() < ATTENTION_WAITING_MAX;
         if has_room {
             self.wishes.push((conn, group, id));
         }

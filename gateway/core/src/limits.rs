@@ -220,6 +220,13 @@ pub const REPLAY_WINDOW: u32 = 256;
 pub const REPLAY_WINDOW_MAX: u32 = 1_024;
 /// Joins of live rooms that wait at a shard for the room's home on another node; a further one gets ERROR 14.
 pub const ROOM_JOINS_WAITING_MAX: usize = 16_384;
+/// Sessions of a user that wait to pay attention to a group until the store has told the user's groups; a further one
+/// gets ERROR 14.
+pub const ATTENTION_WAITING_MAX: usize = 256;
+/// Users about whom the store is asked at the same time because others may have been their homes meanwhile; others wait
+/// for the next tick. All nodes ask at once when they have missed a view, and what is sent meanwhile has to be stored as
+/// well.
+pub const LOG_LOOKS_MAX: usize = 128;
 /// Messages of a page of SYNC where that does not say.
 pub const SYNC_PAGE: u32 = 256;
 /// Most messages of a page of SYNC.
@@ -266,6 +273,7 @@ impl Limits {
         self.drain_ms = newer.drain_ms;
         self.groups.sends_per_sec = newer.groups.sends_per_sec;
         self.groups.member_sends_per_sec = newer.groups.member_sends_per_sec;
+        self.groups.passive_above = newer.groups.passive_above;
     }
 
     /// The limits of each shard when `accepting` of `shards` shards accept for all: those share what all may accept.

@@ -366,12 +366,14 @@ shard_stats! {
     limit_store_bytes: Counter "trunkline_limit_hits_total" "limit=\"store_bytes\"" "How often each limit was hit.";
     limit_store_answer: Counter "trunkline_limit_hits_total" "limit=\"store_answer_time\"" "How often each limit was hit.";
     limit_store_users: Counter "trunkline_limit_hits_total" "limit=\"store_users\"" "How often each limit was hit.";
+    limit_log_looks: Counter "trunkline_limit_hits_total" "limit=\"log_looks\"" "How often each limit was hit.";
     limit_syncs: Counter "trunkline_limit_hits_total" "limit=\"syncs\"" "How often each limit was hit.";
     limit_group_members: Counter "trunkline_limit_hits_total" "limit=\"group_members\"" "How often each limit was hit.";
     limit_group_memberships: Counter "trunkline_limit_hits_total" "limit=\"group_memberships\"" "How often each limit was hit.";
     limit_group_sends: Counter "trunkline_limit_hits_total" "limit=\"group_sends_per_sec\"" "How often each limit was hit.";
     limit_group_member_sends: Counter "trunkline_limit_hits_total" "limit=\"group_member_sends_per_sec\"" "How often each limit was hit.";
     limit_group_joins: Counter "trunkline_limit_hits_total" "limit=\"room_joins_waiting\"" "How often each limit was hit.";
+    limit_group_wishes: Counter "trunkline_limit_hits_total" "limit=\"group_attention_waiting\"" "How often each limit was hit.";
     limit_group_queue: Counter "trunkline_limit_hits_total" "limit=\"group_queue_bytes\"" "How often each limit was hit.";
     limit_watches_session: Counter "trunkline_limit_hits_total" "limit=\"watches_per_session\"" "How often each limit was hit.";
     limit_watch_bytes: Counter "trunkline_limit_hits_total" "limit=\"watch_bytes\"" "How often each limit was hit.";

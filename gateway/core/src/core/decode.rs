@@ -13,6 +13,9 @@ pub(crate) enum Flow {
     On,
     /// What it is for has no room at the moment: again in the next turn.
     Wait,
+    /// Whether it may be said depends on an answer that is under way: again when that has come, see
+    /// [`Links::go_on`](super::links::Links::go_on).
+    Hold,
 }
 
 /// Frames handled between two looks at what the connection may bring: their answers are far less than an outbox holds.
@@ -142,8 +145,8 @@ impl Shard {
                             false => self.session_frame(slot, kind, &frame),
                             true => self.service_frame(slot, kind, &frame),
                         };
-                        if flow == Flow::Wait {
-                            break BatchEnd::Behind(Flow::Wait);
+                        if flow != Flow::On {
+                            break BatchEnd::Behind(flow);
                         }
                     } else {
                         self.first_frame(slot, &frame);
@@ -292,7 +295,7 @@ impl Shard {
             return Flow::On;
         }
         let flow = self.open_frame(slot, kind, frame);
-        if flow == Flow::Wait && limited {
+        if flow != Flow::On && limited {
             // It was not taken in, and comes again.
             self.links.grant_frame(slot);
         }

@@ -20,7 +20,7 @@ use crate::groups::home::Rate;
 use crate::groups::interest::Joining;
 use crate::groups::mail::GroupMail;
 use crate::groups::part::Moved;
-use crate::groups::{Groups, Manner, group_home, is_room};
+use crate::groups::{Manner, group_home, is_room};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::io::ConnId;
@@ -43,6 +43,14 @@ const HEADS_SLACK: u64 = stamp_at(10_000);
 /// Sessions whose groups are asked for again in a tick, because the store did not say.
 const ASKED_AGAIN_PER_TICK: usize = 1_024;
 const _: () = assert!(TICK_MS == 100);
+
+/// Whether what is said behind a join does not wait for its answer: a bug, planted.
+fn said_too_soon() -> bool {
+    #[cfg(test)]
+    return crate::simulation::planted(crate::simulation::Bug::SaidTooSoon);
+    #[cfg(not(test))]
+    false
+}
 
 /// What a client is told of a refusal.
 pub(super) fn code_of(denial: GroupDenial) -> Code {
@@ -94,7 +102,10 @@ impl Shard {
             let code = match self.groups.asking.get_mut(&user) {
                 Some(asking) if attends => match asking.wish(conn, group, id) {
                     true => return,
-                    false => Code::Overloaded,
+                    false => {
+                        self.links.stats.limit_group_wishes.add(1);
+                        Code::Overloaded
+                    }
                 },
                 Some(asking) => {
                     let withdrawn = asking.withdraw(conn, group);
@@ -130,9 +141,15 @@ impl Shard {
         }
         let origin = self.links.slots.id(slot);
         let from = self.links.slots.at(slot).user;
-        // Behind its join it goes the way that went, and gets there later.
-        let is_in = |groups: &Groups| groups.parts.is_in(origin, group) || groups.joins.has(slot, group);
-        if is_room(group) && !is_in(&self.groups) {
+        let is_in = !is_room(group) || self.groups.parts.is_in(origin, group);
+        let joins = !is_in && self.groups.joins.has(slot, group);
+        if joins && !self.alone && !said_too_soon() {
+            // The home of the room may be another node, which may not answer: the join may be refused, and this then too.
+            self.groups.joins.hold(slot);
+            return Flow::Hold;
+        }
+        // On a node by itself what is said behind a join goes the way that went, and gets there later.
+        if !is_in && !joins {
             self.links.stats.group_messages_in.add(1);
             self.group_denied(Origin::own(self.shard, origin), id, group, frame.flags, Code::NotAMember);
             return Flow::On;
@@ -162,8 +179,9 @@ impl Shard {
                 return Flow::On;
             }
         }
-        if is_room(group) && !leave {
-            self.groups.joins.begin(slot, group, id);
+        if is_room(group) && !leave && !self.groups.joins.begin(slot, group, id) {
+            // It is asked for all the same, and what is said behind it is refused.
+            self.links.stats.limit_group_joins.add(1);
         }
         let sent = self.send_group_home(group, &GroupMail::Join { group, origin, user, id, leave });
         match sent {
@@ -253,7 +271,7 @@ impl Shard {
             GroupMail::Refused { group, conn, id, code } => {
                 let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
                 if let Some(code) = Code::from_u16(code).filter(|_| open) {
-                    self.groups.joins.over(conn.slot, group, id);
+                    self.group_join_over(conn.slot, group, id);
                     self.links.error(conn.slot, code, id, group);
                 }
             }
@@ -262,9 +280,17 @@ impl Shard {
         }
     }
 
+    /// A join of a room is answered, if it was one: what the session has said behind it goes on.
+    fn group_join_over(&mut self, slot: u32, group: u64, id: u64) {
+        self.groups.joins.over(slot, group, id);
+        if self.groups.joins.take_held(slot) {
+            self.links.go_on(slot);
+        }
+    }
+
     fn group_ok(&mut self, conn: ConnId, id: u64, group: u64, stamp: u64) {
         if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
-            self.groups.joins.over(conn.slot, group, id);
+            self.group_join_over(conn.slot, group, id);
             let header = Header { kind: Kind::GroupOk, flags: 0, aux: 0, id, peer: group, stamp };
             self.links.reply(conn.slot, |out| encode(out, &header, &[]));
             // What was passed on before the store had answered the join did not come to the session.

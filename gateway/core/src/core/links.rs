@@ -469,7 +469,7 @@ impl Links {
     }
 
     /// Lets a session wait for a later turn with what it has brought, because it has had its part of this one, or
-    /// because of where that goes ([`Flow::Wait`]).
+    /// because of where that goes ([`Flow::Wait`]), or until it is told to go on ([`Flow::Hold`]).
     pub(crate) fn fall_behind(&mut self, slot: u32, flow: Flow) {
         let (units, tick) = (self.turn_units, self.tick);
         let conn = self.slots.at(slot);
@@ -487,11 +487,20 @@ impl Links {
                 self.wheel.arm_earlier(slot, tick + ticks(self.limits.hot_idle_ms));
             }
         }
-        if !conn.flags.has(ConnFlags::PAUSED) {
+        if !conn.flags.has(ConnFlags::PAUSED) && flow != Flow::Hold {
             self.behind.push(slot);
             self.behind_ready |= flow == Flow::On;
         }
         self.mark_dirty(slot);
+    }
+
+    /// What a session waited for has come ([`Flow::Hold`]): it goes on in the next turn.
+    pub(crate) fn go_on(&mut self, slot: u32) {
+        let flags = self.slots.at(slot).flags;
+        if flags.has(ConnFlags::BEHIND) && !flags.has(ConnFlags::PAUSED) && !self.behind.contains(&slot) {
+            self.behind.push(slot);
+            self.behind_ready = true;
+        }
     }
 
     /// Takes the sessions whose turn it is now.

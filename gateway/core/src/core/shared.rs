@@ -19,14 +19,11 @@ use crate::desk::{Asked, Desk, ResumeToken, WaitingLogin};
 use crate::directory::{Home, Registration, Routing, is_remote};
 use crate::ids::NodeKey;
 use crate::inbox::{Keep, Unacked};
+use crate::limits::LOG_LOOKS_MAX;
 use crate::wish::Wish;
 use trunkline_proto::flags;
 use trunkline_router_core::presence::Presence;
 use trunkline_store::{Opened, Reply, Request};
-
-/// Users about whom the store is asked at the same time because others may have been their homes meanwhile. All nodes
-/// ask at once when they have missed a view, and what is sent meanwhile has to be stored as well.
-const LOOKS_MAX: usize = 128;
 
 impl Shard {
     /// Whether this shard may add to the log of a user now.
@@ -101,14 +98,16 @@ impl Shard {
     /// Goes on with those who are to be looked at since the view has changed. They do not stand in the way of those who
     /// wait for what they know to be in their logs.
     pub(super) fn look_at_doubted(&mut self) {
-        for _ in 0..LOOKS_MAX {
-            let next = |desk: &mut Desk| if desk.looks < LOOKS_MAX { desk.doubted.pop() } else { None };
-            let Some(user) = self.desk.as_mut().and_then(next) else { return };
+        for _ in 0..LOG_LOOKS_MAX {
+            let next = |desk: &mut Desk| if desk.looks < LOG_LOOKS_MAX { desk.doubted.pop() } else { None };
+            let Some(user) = self.desk.as_mut().and_then(next) else { break };
             if let Some(desk_of_user) = self.desk.as_mut().and_then(|desk| desk.users.get_mut(&user)) {
                 desk_of_user.in_doubt = true;
                 self.look_where_log_ends(user);
             }
         }
+        let has_more = |desk: &Desk| desk.looks >= LOG_LOOKS_MAX && !desk.doubted.is_empty();
+        self.links.stats.limit_log_looks.add(u64::from(self.desk.as_ref().is_some_and(has_more)));
     }
 
     /// Asks the store where the log of a user ends, if that is in doubt.

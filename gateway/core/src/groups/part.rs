@@ -83,6 +83,8 @@ pub(crate) struct Part {
     news: Place,
     news_stamp: u64,
     news_number: u64,
+    /// What was in the queue when they came and is still on its way: sessions get that before they are told.
+    before_news: usize,
     /// The part of those that pay attention.
     attention: Option<u32>,
     /// This is that part, of the group's other one.
@@ -103,6 +105,7 @@ impl Part {
             news: Place::default(),
             news_stamp: 0,
             news_number: 0,
+            before_news: 0,
             attention: None,
             of,
         }
@@ -115,6 +118,12 @@ impl Part {
 
     fn waits(&self, conn: ConnId) -> bool {
         self.queue.iter().any(|item| matches!(item, Item::Add(waiting) if *waiting == conn))
+    }
+
+    /// The first of the queue has had its way.
+    fn shift(&mut self) -> Option<Item> {
+        self.before_news = self.before_news.saturating_sub(1);
+        self.queue.pop_front()
     }
 
     fn is_empty(&self) -> bool {
@@ -555,17 +564,20 @@ impl Parts {
         let mut walked = 0;
         while walked < sessions_max {
             let Some(part) = &mut self.parts[at as usize] else { break };
-            let Part { group, live, cursor, queue, .. } = part;
-            let Some(item) = queue.front() else { break };
-            if let Item::Add(conn) = *item {
-                queue.pop_front();
+            if let Some(Item::Add(conn)) = part.queue.front() {
+                let (conn, group) = (*conn, part.group);
+                part.shift();
                 walked += 1;
                 if sink.is_open(conn) {
                     self.attach(at, conn.slot);
-                    self.renew_news(at);
+                    if self.may_have_missed_news(at) {
+                        sink.miss(conn.slot, group);
+                    }
                 }
                 continue;
             }
+            let Part { group, live, cursor, queue, .. } = part;
+            let Some(item) = queue.front() else { break };
             let end = live.len().min(*cursor + (sessions_max - walked));
             for slot in &live[*cursor..end] {
                 match item {
@@ -578,10 +590,10 @@ impl Parts {
             *cursor = end;
             if end == live.len() {
                 *cursor = 0;
-                if let Some(done) = queue.pop_front() {
+                walked += usize::from(live.is_empty());
+                if let Some(done) = part.shift() {
                     self.queued_bytes -= done.bytes();
                 }
-                walked += usize::from(live.is_empty());
             }
         }
         walked

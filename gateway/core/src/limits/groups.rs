@@ -40,3 +40,18 @@ impl Default for GroupLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+
+    #[test]
+    fn a_reload_takes_what_the_settings_say_it_takes() {
+        let groups = GroupLimits { sends_per_sec: 1, member_sends_per_sec: 2, passive_above: 3, ..Default::default() };
+        let newer = Limits { groups: GroupLimits { members_max: 4, per_user_max: 5, ..groups }, ..Limits::default() };
+        let mut limits = Limits::default();
+        limits.reload(&newer);
+        assert_eq!(limits.groups, groups, "and nothing that is built into what is set up");
+    }
+}

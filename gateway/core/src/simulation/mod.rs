@@ -24,6 +24,7 @@ mod pushes;
 mod scenario;
 mod services;
 mod session;
+mod slow_members;
 mod stored_node;
 mod tls;
 mod tokens;

@@ -35,6 +35,8 @@ pub(crate) enum Bug {
     CarriedTwice,
     /// The new home of some live rooms is not asked for copies.
     InterestUntold,
+    /// What a session says behind the join of a live room does not wait for the answer.
+    SaidTooSoon,
     /// Nodes are not told of members of durable groups who leave.
     MemberUntold,
     /// The new home of a live room goes on with the next number, though it does not know what was passed on before.

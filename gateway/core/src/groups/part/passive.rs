@@ -95,15 +95,15 @@ impl Parts {
         let place = self.rounds.note();
         if let Some(part) = self.get_mut(group) {
             (part.news, part.news_stamp, part.news_number) = (place, part.last, part.number);
+            part.before_news = part.queue.len();
         }
     }
 
-    /// A session has come in late: its slot may have been looked at since the news came.
-    pub(super) fn renew_news(&mut self, at: u32) {
-        let Some(part) = self.parts[at as usize].as_mut() else { return };
-        if part.news > Place::default() && part.news.step + ROUND_STEPS >= self.rounds.at.step {
-            part.news = self.rounds.note();
-        }
+    /// Whether a session that has come in late may have been looked at since the news came. It is told by itself: to
+    /// tell all once more would never end where sessions come all the time.
+    pub(super) fn may_have_missed_news(&self, at: u32) -> bool {
+        let news = self.parts[at as usize].as_ref().map_or(Place::default(), |part| part.news);
+        news > Place::default() && news.step + ROUND_STEPS >= self.rounds.at.step
     }
 
     /// A tick has passed: the next step. Returns whom to tell of what.
@@ -142,10 +142,13 @@ impl Parts {
             if !self.rounds.is_due(part.news, slot) {
                 continue;
             }
-            if part.queue.is_empty() {
+            // Some of it may have been taken back.
+            part.before_news = part.before_news.min(part.queue.len());
+            if part.before_news == 0 {
                 news.push(News { group: part.group, stamp: part.news_stamp, number: part.news_number });
             } else {
                 // Frames from before are on their way to it: it is told in the next round, and so are all behind it.
+                // What came after the news, since the group is not large any more, is no reason to wait.
                 part.news = Place { step: self.rounds.at.step, slot: slot + 1 };
                 self.rounds.latest = self.rounds.latest.max(part.news);
             }

@@ -150,6 +150,15 @@ fn frames_beyond_the_bound_are_told_as_missing_and_nothing_is_kept_of_those_who_
     assert!(got.frames.values().all(|frames| frames.len() == 100) && parts.is_idle());
 }
 
+/// What was missed is told at once, with how far the groups are then.
+fn tell_missed(parts: &Parts, got: &mut Got, told: &mut BTreeMap<(ConnId, u64), u64>) {
+    for (conn, group) in std::mem::take(&mut got.missed) {
+        if let Some(part) = parts.get(group) {
+            told.insert((conn, group), part.last);
+        }
+    }
+}
+
 /// A step of the rounds, in which who is told of what is noted: the sessions with the stamps, by group.
 fn step(parts: &mut Parts, got: &Got, told: &mut BTreeMap<(ConnId, u64), u64>) -> Vec<u32> {
     let step = parts.next_step();
@@ -239,6 +248,7 @@ fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_sta
                     }
                     // As a turn does.
                     parts.walk(if rng.chance(800) { usize::MAX } else { 2 }, &mut got);
+                    tell_missed(&parts, &mut got, &mut told);
                 }
                 _ => {
                     for _ in 0..rng.within(1, 30) {
@@ -254,6 +264,7 @@ fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_sta
             assert!(parts.attentive() <= attentive, "seed {seed}");
         }
         parts.walk(usize::MAX, &mut got);
+        tell_missed(&parts, &mut got, &mut told);
         // What could not be told in a round because frames were on their way is told in the next one.
         (0..2 * ROUND).for_each(|_| drop(step(&mut parts, &got, &mut told)));
         for (who, stamp) in owed {
@@ -267,6 +278,47 @@ fn in_large_groups_the_attentive_get_frames_and_the_others_are_told_the_last_sta
         assert!((0..2 * ROUND).all(|_| parts.next_step().is_empty()), "seed {seed}: told twice");
         (1..=3).for_each(|group| parts.end(group));
         assert_eq!((parts.len(), parts.memberships(), parts.passive(), parts.attentive()), (0, 0, 0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_busy_group_that_is_not_large_any_more_tells_once_what_it_had_not_given() {
+    for seed in 0..50 {
+        let mut rng = Rng::new(seed);
+        let (mut parts, mut got) = (Parts::default(), Got::default());
+        let slots: Vec<u32> = (0..20).map(|at| at * 150).collect();
+        for slot in &slots {
+            parts.join(got.conn(*slot), 7, 0, 0);
+        }
+        // Frames of before are on their way, and have to come before the news.
+        assert!(parts.push(7, 1, None, &[1], 1 << 20));
+        parts.walk(rng.below(20) as usize, &mut got);
+        parts.set_passive(7, true);
+        let part = parts.get_mut(7).expect("it has sessions");
+        (part.last, part.number) = (10, 1);
+        parts.note_news(7);
+        parts.set_passive(7, false);
+        let mut times: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        for tick in 1..=5 * ROUND {
+            // There is always something on its way, sessions come and go, and the walk is never at its end.
+            assert!(parts.push(7, 1, None, &[2], 1 << 20));
+            let late = got.conn(10_000 + rng.below(8) as u32);
+            if rng.chance(500) {
+                parts.join(late, 7, 0, 0);
+            } else {
+                parts.leave(late, 7);
+            }
+            parts.walk(rng.within(1, 60) as usize, &mut got);
+            // Who has come since may be told along with the others.
+            for (slot, news) in parts.next_step().into_iter().filter(|(slot, _)| slots.contains(slot)) {
+                assert_eq!(news, [News { group: 7, stamp: 10, number: 1 }], "seed {seed}");
+                assert!(got.frames[&(got.conn(slot), 7)].starts_with(&[1]), "seed {seed}: {slot} was told too soon");
+                times.entry(slot).or_default().push(tick);
+            }
+        }
+        assert_eq!(times.len(), slots.len(), "seed {seed}: all are told");
+        let once = times.values().all(|times| times.len() == 1 && times[0] <= 2 * ROUND);
+        assert!(once, "seed {seed}: {times:?}");
     }
 }
 

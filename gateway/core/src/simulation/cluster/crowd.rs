@@ -334,6 +334,16 @@ impl Crowd {
             // Without waiting for the answers.
             (true, _) => [false, true].into_iter().for_each(|join| rooms.ask(&mut bytes, room, join)),
             (false, 0..10) => [true, false].into_iter().for_each(|join| rooms.ask(&mut bytes, room, join)),
+            (false, 10..30) if rooms.is_out(room) => {
+                rooms.ask(&mut bytes, room, true);
+                let behind = Some(rooms.latest());
+                for _ in 0..self.rng.within(1, 2) {
+                    let acked = self.rng.chance(700);
+                    let from = self.clients[index].user;
+                    let message = NewRoomMessage { room, from, sender: index, acked, behind, proves_for: None };
+                    self.ledger.rooms.write(&mut bytes, message);
+                }
+            }
             (false, 10..90) => rooms.ask(&mut bytes, room, true),
             (false, _) => rooms.ask(&mut bytes, room, false),
         }
@@ -342,7 +352,7 @@ impl Crowd {
 
     fn room_message(&mut self, out: &mut Vec<u8>, index: usize, room: u64, acked: bool, proves: Option<Vec<usize>>) {
         let from = self.clients[index].user;
-        let message = NewRoomMessage { room, from, sender: index, acked, proves_for: proves };
+        let message = NewRoomMessage { room, from, sender: index, acked, behind: None, proves_for: proves };
         self.ledger.rooms.write(out, message);
     }
 

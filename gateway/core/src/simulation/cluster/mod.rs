@@ -292,6 +292,7 @@ const MUST_OCCUR: &[&str] = &[
     "resets",
     "rested",
     "room messages accepted",
+    "room messages behind refused joins",
     "room messages delivered",
     "room messages failed",
     "segments held back",
@@ -444,6 +445,11 @@ fn a_home_that_is_not_asked_for_copies_is_caught() {
 #[test]
 fn a_number_that_hides_what_was_missed_is_caught() {
     assert!(rooms_show(Bug::NoneLeftOut));
+}
+
+#[test]
+fn what_is_said_behind_a_join_that_is_refused_is_caught() {
+    assert!(rooms_show(Bug::SaidTooSoon));
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //!    missed one sees a larger step.
 //! 4. After the answer to its leave a session gets nothing, until it asks to join again.
 //! 5. A message with ACK has one answer at most, and by the end one: accepted, or SENT 3.
-//! 6. When all is well, each session that is in a room gets the next message to it.
+//! 6. What was said right behind a join that is refused is refused too, and nobody gets it.
+//! 7. When all is well, each session that is in a room gets the next message to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, encode, flags};
@@ -24,8 +25,14 @@ pub(super) struct RoomMessage {
     pub(super) sender: usize,
     pub(super) acked: bool,
     pub(super) outcome: Option<Outcome>,
-    /// Its member has sent more than it may in a second.
+    /// It was refused: its member has sent more than it may in a second, or is not in the room.
     refused: bool,
+    /// The join that it was written right behind, by a session that was not in the room.
+    behind: Option<u64>,
+    /// That join was refused.
+    void: bool,
+    /// Somebody got it.
+    delivered: bool,
     /// Written when all was well, for those.
     pub(super) proves_for: Option<Vec<usize>>,
 }
@@ -53,10 +60,11 @@ impl Rooms {
 
     /// Notes a message, and appends its frame.
     pub(super) fn write(&mut self, out: &mut Vec<u8>, message: NewRoomMessage) {
-        let NewRoomMessage { room, from, sender, acked, proves_for } = message;
+        let NewRoomMessage { room, from, sender, acked, behind, proves_for } = message;
         let id = self.messages.len() as u64 + 1;
-        let (outcome, refused) = (None, false);
-        self.messages.insert(id, RoomMessage { room, from, sender, acked, outcome, refused, proves_for });
+        let (outcome, refused, void, delivered) = (None, false, false, false);
+        let message = RoomMessage { room, from, sender, acked, outcome, refused, behind, void, delivered, proves_for };
+        self.messages.insert(id, message);
         let flags = if acked { flags::ACK } else { 0 };
         let header = Header { kind: Kind::GroupSend, flags, aux: 0, id, peer: room, stamp: 0 };
         encode(out, &header, &id.to_be_bytes());
@@ -70,9 +78,12 @@ impl Rooms {
         let outcome = Outcome::from_u16(frame.aux).expect("a known outcome");
         let before = message.outcome.replace(outcome);
         assert_eq!(before, None, "room message {} was answered twice, the second time {outcome:?}", frame.id);
+        assert!(!message.void || outcome == Outcome::Denied, "room message {}: {outcome:?}, {message:?}", frame.id);
+        let void = message.void;
         match outcome {
             Outcome::Accepted => self.count("room messages accepted"),
             Outcome::Overloaded => self.count("room messages failed"),
+            Outcome::Denied if void => self.count("room messages behind refused joins"),
             _ => panic!("room message {}: unexpected outcome {outcome:?}", frame.id),
         }
     }
@@ -84,6 +95,7 @@ pub(super) struct NewRoomMessage {
     pub(super) from: u64,
     pub(super) sender: usize,
     pub(super) acked: bool,
+    pub(super) behind: Option<u64>,
     pub(super) proves_for: Option<Vec<usize>>,
 }
 
@@ -142,6 +154,16 @@ impl Memberships {
         self.got.contains(&id)
     }
 
+    /// Whether the session is not in the room for sure: the next join makes the difference.
+    pub(super) fn is_out(&self, room: u64) -> bool {
+        self.is_quiet(room) && self.rooms.get(&room).is_none_or(Membership::is_out)
+    }
+
+    /// The latest request.
+    pub(super) fn latest(&self) -> u64 {
+        self.next_id
+    }
+
     /// Appends a request to join a room, or to leave it.
     pub(super) fn ask(&mut self, out: &mut Vec<u8>, room: u64, join: bool) {
         self.next_id += 1;
@@ -192,7 +214,20 @@ impl Memberships {
                 let asked = membership.open.remove(&frame.id);
                 assert!(asked.is_some(), "client {client}: request {} was refused twice", frame.id);
                 self.unsupported |= code == Code::Unsupported;
+                let is_behind =
+                    |message: &&mut RoomMessage| (message.sender, message.behind) == (client, Some(frame.id));
+                for message in ledger.messages.values_mut().filter(is_behind) {
+                    assert!(!message.delivered && !message.is_answered(), "request {}: {message:?}", frame.id);
+                    message.void = true;
+                }
                 ledger.count("joins of rooms refused");
+            }
+            Code::NotAMember => {
+                let message = ledger.messages.get_mut(&frame.id).expect("a message somebody has sent");
+                assert_eq!((message.sender, message.room), (client, frame.peer), "ERROR 19 of {}", frame.id);
+                assert!(message.void && !message.acked, "{message:?}");
+                assert!(!std::mem::replace(&mut message.refused, true), "{message:?}");
+                ledger.count("room messages behind refused joins");
             }
             _ => panic!("client {client}: {code:?} for nothing that was asked"),
         }
@@ -201,7 +236,9 @@ impl Memberships {
     fn delivered(&mut self, client: usize, user: u64, frame: &Frame<'_>, ledger: &mut Rooms) {
         let Frame { id, peer: room, aux: number, stamp, flags: of_frame, .. } = *frame;
         let (from, body) = frame.body.split_first_chunk::<8>().expect("a sender");
-        let message = ledger.messages.get(&id).expect("a room message nobody has sent was delivered");
+        let message = ledger.messages.get_mut(&id).expect("a room message nobody has sent was delivered");
+        assert!(!message.void, "room message {id} was said behind a join that was refused: {message:?}");
+        message.delivered = true;
         assert_eq!(body, id.to_be_bytes(), "the payload of room message {id}");
         assert_eq!((message.room, message.from), (room, u64::from_be_bytes(*from)), "room message {id}");
         assert_ne!(message.sender, client, "room message {id} came back to the session that sent it");
