@@ -30,5 +30,5 @@ pub use trunkline_core::{
     addresses, auth, control, desk, limits, metrics, portal, presence_log, reason, services, transport, waker, wheel,
 };
 pub(crate) use trunkline_core::{
-    bell, broadcast, core, directory, fence, groups, mailbox, membership, mesh, mesh_news,
+    bell, broadcast, core, directory, fence, groups, mailbox, membership, mesh, mesh_news, senders,
 };

@@ -251,7 +251,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 104] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -316,6 +316,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
         ("room_joins_waiting", ROOM_JOINS_WAITING_MAX as u64),
         ("group_passive_above", limits.groups.passive_above),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
+        ("send_users", limits.send.users_max.into()),
+        ("send_bytes", limits.send.bytes_max as u64),
         ("watches_per_session", limits.watch.per_session_max.into()),
         ("watch_bytes", limits.watch.bytes_max as u64),
         ("calls_per_session", limits.calls_per_session_max.into()),

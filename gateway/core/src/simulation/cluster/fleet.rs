@@ -15,6 +15,7 @@ use crate::mesh_news::{LinkNews, LinkWord, MeshNews};
 use crate::metrics::ShardStats;
 use crate::services::ServicesConfig;
 use crate::simulation::node::{Node, NodeConfig};
+use crate::simulation::senders::{self, SECRET};
 use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -436,7 +437,7 @@ impl Fleet {
             shards,
             listeners,
             limits: self.scenario.limits.clone(),
-            auth: AuthSwitch::new(Auth::Open),
+            auth: AuthSwitch::new(if self.scenario.claims { senders::auth(SECRET) } else { Auth::Open }),
             tls: None,
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
