@@ -181,6 +181,14 @@ mod tests {
     }
 
     #[test]
+    fn whoever_may_not_write_to_somebody_is_told_so() {
+        let (tone, report) = fate(1, 2, "hello", &Ok(Outcome::Denied));
+        assert_eq!((tone, report.as_str()), (Tone::Bad, "denied: you may not write to 2: hello"));
+        let report = server_error(26, "You are not allowed to do this.", 2);
+        assert!(report.contains("a message to 2") && report.contains("not allowed"), "{report}");
+    }
+
+    #[test]
     fn time_spans_use_their_two_largest_units() {
         let secs = |secs| span(Duration::from_secs(secs));
         assert_eq!(secs(59), "59 s");
