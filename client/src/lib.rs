@@ -121,7 +121,8 @@
 //! | [`Outcome::Overloaded`] | a limit was hit | send it again after a while |
 //! | [`Outcome::InboxFull`] | more waits for the recipient than may | send it when the recipient was there |
 //! | [`Outcome::Expired`] | its time was over before anybody had it: a push of a service with a time to live | nothing |
-//! | [`Outcome::Denied`], [`Error::Refused`] | the gateway does not want it | do not send it again |
+//! | [`Outcome::Denied`] | this user may not write to the recipient, or to the group | do not send it again |
+//! | [`Error::Refused`] | the gateway does not want it | do not send it again |
 //! | [`Error::NoFate`] | the time is over; it may have been delivered | send it again, if it is still of use |
 //!
 //! Each of them is the end of the message for this client and for [`Config::outbox`]. To send it again without the

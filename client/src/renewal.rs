@@ -96,7 +96,14 @@ impl Renewal {
         let code = Code::from_u16(code);
         let refusal = matches!(
             code,
-            Some(Code::BadCredentials | Code::UnknownKind | Code::RateLimited | Code::BadRequest | Code::Unsupported)
+            Some(
+                Code::BadCredentials
+                    | Code::UnknownKind
+                    | Code::RateLimited
+                    | Code::Overloaded
+                    | Code::BadRequest
+                    | Code::Unsupported
+            )
         );
         self.waits && refusal
     }

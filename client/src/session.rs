@@ -632,10 +632,11 @@ impl<'a> Session<'a> {
             return;
         }
         if (frame.id, frame.peer) == (0, 0) {
-            // RENEW is never unsupported where SYNC is known.
+            // RENEW is never unsupported where SYNC is known, and seldom finds a gateway without room.
             let is_group_page = self.is_group_page_running() && may_refuse_page(code);
             let is_page = is_group_page || self.syncs.may_be_refused_with(code);
-            if self.renewal.may_be_refused_with(code) && !(is_page && code == Code::Unsupported.as_u16()) {
+            let of_page = [Code::Unsupported, Code::Overloaded].map(Code::as_u16).contains(&code);
+            if self.renewal.may_be_refused_with(code) && !(is_page && of_page) {
                 return self.not_renewed(sentence(code, &text));
             }
             if is_group_page {

@@ -6,17 +6,18 @@
 use crate::broadcast;
 use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
 use crate::core::PEER_BYTES;
-use crate::core::tokens::TOKEN_BYTES;
+use crate::core::tokens::{SAID_BYTES, TOKEN_BYTES};
 use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
 use crate::directory::RemoteSessions;
 use crate::events::{LANE_BYTES, LANES, SHARD_BYTES as EVENT_SHARD_BYTES};
 use crate::groups::MEMBERSHIP_BYTES;
 use crate::hook::{REQUEST_BYTES, WAITING_BYTES};
-use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED};
+use crate::limits::{CLASS_BYTES_MAX, Limits, SLOTS_RESERVED, SendPolicy};
 use crate::portal::FATE_BYTES;
 use crate::presence_log::log_bytes;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX, LINES_MAX};
 use crate::push::{OPEN_BYTES, RATES_BYTES, WINDOW_BYTES};
+use crate::senders::SEND_CLAIM_BYTES;
 use crate::services::{CALL_BYTES, PUSHES_OPEN_MAX};
 use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX};
 use crate::startup::StartupError;
@@ -118,6 +119,18 @@ pub struct Budget {
 /// Bytes a shard takes for this many connections, whatever they do: slots, timers and users, without queues.
 pub(crate) fn connections_bytes(connections: u64) -> u64 {
     slot_bytes(connections).saturating_add(user_bytes(connections)).saturating_add(queue_head_bytes(connections))
+}
+
+/// Bytes a shard takes for this many connections for what the connect hook has said of them.
+fn said_bytes(limits: &Limits, connections: u64) -> u64 {
+    let each = if limits.hook_requests_max > 0 { SAID_BYTES } else { 0 };
+    (connections + u64::from(SLOTS_RESERVED)) * each as u64
+}
+
+/// Bytes a shard takes for this many connections for to whom they may write, without lists.
+fn send_claim_bytes(limits: &Limits, connections: u64) -> u64 {
+    let each = if limits.send.policy == SendPolicy::Claim { SEND_CLAIM_BYTES } else { 0 };
+    (connections + u64::from(SLOTS_RESERVED)) * each as u64
 }
 
 fn slot_bytes(connections: u64) -> u64 {
@@ -351,11 +364,12 @@ impl Budget {
             let waiting = u64::from(limits.hook_waiting_max) * WAITING_BYTES;
             let requests = u64::from(limits.hook_requests_max) * REQUEST_BYTES;
             let cache = limits.hook_cache_bytes_max as u64;
+            let said = said_bytes(limits, limits.connections_max.into()).saturating_mul(shards);
             terms.push(Term {
                 name: "connect hook",
-                bytes: waiting + requests + cache,
+                bytes: waiting + requests + cache + said,
                 how: format!(
-                    "{} of logins that wait, {} of requests, {} of answers that still count",
+                    "{} of logins that wait, {} of requests, {} of answers that still count, {SAID_BYTES} B for a connection",
                     size(waiting),
                     size(requests),
                     size(cache)
@@ -465,6 +479,16 @@ impl Budget {
             ),
             flags: &["--group-memberships-max", "--group-queue-bytes-max"],
         });
+        if limits.send.policy == SendPolicy::Claim {
+            let lists = (limits.send.bytes_max as u64).saturating_mul(shards);
+            let places = send_claim_bytes(limits, limits.connections_max.into()).saturating_mul(shards);
+            terms.push(Term {
+                name: "send claims",
+                bytes: lists.saturating_add(places),
+                how: format!("{shards} × {} of lists, {SEND_CLAIM_BYTES} B for a connection", size(lists / shards)),
+                flags: &["--send-bytes-max"],
+            });
+        }
         // While a table grows, what it was is still there.
         let watches = (limits.watch.bytes_max as u64).saturating_mul(shards);
         terms.push(Term {
@@ -488,6 +512,8 @@ impl Budget {
         let reader = if config.store.is_some() { READER_BYTES } else { 0 };
         let all = |connections: u64| {
             connections_bytes(connections)
+                .saturating_add(said_bytes(config.limits(), connections))
+                .saturating_add(send_claim_bytes(config.limits(), connections))
                 .saturating_add(remote(connections))
                 .saturating_add(tls(connections))
                 .saturating_add(connections.saturating_mul(reader))

@@ -12,6 +12,7 @@ mod names;
 #[cfg(test)]
 mod reference;
 mod resolve;
+mod send;
 mod service_tables;
 mod services;
 mod settings;

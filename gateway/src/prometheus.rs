@@ -320,6 +320,8 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 104] {
         ("group_attention_waiting", ATTENTION_WAITING_MAX as u64),
         ("group_passive_above", limits.groups.passive_above),
         ("group_queue_bytes", limits.groups.queue_bytes_max as u64),
+        ("send_users", limits.send.users_max.into()),
+        ("send_bytes", limits.send.bytes_max as u64),
         ("watches_per_session", limits.watch.per_session_max.into()),
         ("watch_bytes", limits.watch.bytes_max as u64),
         ("calls_per_session", limits.calls_per_session_max.into()),

@@ -121,7 +121,7 @@ pub(crate) fn fate(me: u64, to: u64, text: &str, fate: &Result<Outcome, Error>) 
         Ok(Outcome::InboxFull) => (Tone::Bad, format!("inbox full: {to} did not get: {excerpt}")),
         Ok(Outcome::Expired) => (Tone::Bad, format!("expired: {to} did not get in time: {excerpt}")),
         Ok(Outcome::Accepted) => (Tone::Good, format!("passed on to {to}: {excerpt}")),
-        Ok(Outcome::Denied) => (Tone::Bad, format!("denied: {to} did not get: {excerpt}")),
+        Ok(Outcome::Denied) => (Tone::Bad, format!("denied: you may not write to {to}: {excerpt}")),
         Err(error) => {
             let error = printable(error.to_string().as_bytes());
             (Tone::Bad, format!("failed: {to} may not have got: {excerpt} ({error})"))
@@ -178,6 +178,14 @@ mod tests {
     fn a_message_to_oneself_that_reaches_no_device_does_not_call_its_sender_offline() {
         let (tone, report) = fate(1, 1, "myself", &Ok(Outcome::OfflineNotStored));
         assert_eq!((tone, report.contains("offline")), (Tone::Bad, false), "{report}");
+    }
+
+    #[test]
+    fn whoever_may_not_write_to_somebody_is_told_so() {
+        let (tone, report) = fate(1, 2, "hello", &Ok(Outcome::Denied));
+        assert_eq!((tone, report.as_str()), (Tone::Bad, "denied: you may not write to 2: hello"));
+        let report = server_error(26, "You are not allowed to do this.", 2);
+        assert!(report.contains("a message to 2") && report.contains("not allowed"), "{report}");
     }
 
     #[test]

@@ -8,16 +8,17 @@
 mod crypto;
 mod refusal;
 mod switch;
+mod whom;
 
 pub use refusal::{REFUSALS, Refusal};
 pub use switch::{AuthReader, AuthSwitch};
+pub use whom::Whom;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::Value;
 use std::fmt;
-use std::sync::Arc;
 
 /// Longest token looked at, bytes. A token with the two claims needed has some 150.
 const TOKEN_BYTES_MAX: usize = 4_096;
@@ -141,64 +142,34 @@ impl TokenEnd {
     }
 }
 
-/// Whom the holder of a token may watch, where that is for tokens to say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum WatchClaim {
-    /// Nobody: the token does not say.
-    #[default]
-    Nobody,
-    /// Everybody.
-    Everybody,
-    /// These users, in order.
-    Users(Arc<[u64]>),
+/// What of a session's rights the connect-time hook has said, and not its token: a later word of the hook that leaves
+/// something out leaves that as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// When the session ends at the latest; never if the hook has not said so.
+    pub end: TokenEnd,
+    /// It has said whom the session may watch.
+    pub watch: bool,
+    /// It has said to whom the session may write.
+    pub send: bool,
 }
 
-impl WatchClaim {
-    /// Of the claim `watch`: `"all"`, or a list of user ids, as numbers or in decimal. Anything else is nobody.
-    pub fn of(claim: Option<&Value>) -> Self {
-        match claim {
-            Some(Value::String(all)) if all == "all" => WatchClaim::Everybody,
-            Some(Value::Array(ids)) => {
-                let id = |id: &Value| id.as_u64().or_else(|| id.as_str()?.parse().ok());
-                let mut users: Vec<u64> = ids.iter().filter_map(id).filter(|user| *user != 0).collect();
-                users.sort_unstable();
-                users.dedup();
-                if users.is_empty() { WatchClaim::Nobody } else { WatchClaim::Users(users.into()) }
-            }
-            _ => WatchClaim::Nobody,
-        }
-    }
-
-    /// Bytes it takes for the session that has it.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            WatchClaim::Nobody | WatchClaim::Everybody => 0,
-            WatchClaim::Users(users) => size_of_val(&**users),
-        }
-    }
-
-    /// Whether this user may be watched.
-    pub fn covers(&self, user: u64) -> bool {
-        match self {
-            WatchClaim::Nobody => false,
-            WatchClaim::Everybody => true,
-            WatchClaim::Users(users) => users.binary_search(&user).is_ok(),
-        }
-    }
-}
-
-/// What a LOGIN or RENEW is granted by its token.
+/// What a LOGIN or RENEW is granted by its token, and by the hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Granted {
-    /// When the session ends with the token.
+    /// When the session ends.
     pub end: TokenEnd,
     /// Whom it may watch.
-    pub watch: WatchClaim,
+    pub watch: Whom,
+    /// To whom it may write, besides its own user.
+    pub send: Whom,
+    /// What of it the hook has said.
+    pub said: Said,
 }
 
 impl From<TokenEnd> for Granted {
     fn from(end: TokenEnd) -> Self {
-        Granted { end, watch: WatchClaim::Nobody }
+        Granted { end, ..Granted::default() }
     }
 }
 
@@ -212,6 +183,7 @@ struct Claims {
     iss: Option<Value>,
     aud: Option<Value>,
     watch: Option<Value>,
+    send: Option<Value>,
 }
 
 impl Auth {
@@ -356,7 +328,8 @@ impl JwtKeys {
         if claims.nbf.is_some_and(|nbf| nbf > now_s.saturating_add(self.leeway_s) as f64) {
             return Err(Refusal::NotYetValid);
         }
-        Ok(Granted { end: TokenEnd::of(claims.exp), watch: WatchClaim::of(claims.watch.as_ref()) })
+        let (watch, send) = (Whom::of(claims.watch.as_ref()), Whom::of(claims.send.as_ref()));
+        Ok(Granted { end: TokenEnd::of(claims.exp), watch, send, said: Said::default() })
     }
 }
 

@@ -12,7 +12,7 @@
 //! Where clients are, if that has to be known, is a matter of `addresses`: PROXY headers, and limits by address.
 //! Groups: `groups` (from a frame to the home of a group), `fan_out` (from there to all sessions in it), `rooms` (live
 //! rooms over the nodes of a cluster).
-//! Who watches whose presence: `watch`.
+//! Who watches whose presence: `watch`. Who may write to whom: `senders`.
 //! Where there is a store: `keep` (messages to the store), `reading` (from there to devices: logins, backlogs, SYNC).
 //! Pushes by HTTP come and go by `portal`, calls to HTTP servers by `upstream_calls`; `events` tells webhooks.
 //!
@@ -44,6 +44,7 @@ mod reading;
 mod resent;
 mod rooms;
 mod route;
+mod senders;
 mod service_links;
 mod services_seen;
 mod shard;

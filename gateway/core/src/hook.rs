@@ -6,7 +6,7 @@ mod portal;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 
-use crate::auth::{TokenEnd, WatchClaim};
+use crate::auth::{TokenEnd, Whom};
 
 pub use portal::{Ask, Decision, HookInner, HookOuter, HookPortals, Waiting, Word};
 
@@ -31,7 +31,9 @@ pub struct Grant {
     /// When it ends at the latest.
     pub end: TokenEnd,
     /// Whom it may watch.
-    pub watch: Option<WatchClaim>,
+    pub watch: Option<Whom>,
+    /// To whom it may write.
+    pub send: Option<Whom>,
     /// Its heartbeats, seconds; brought into the bounds of the node where it is applied.
     pub heartbeat_secs: Option<u32>,
 }
@@ -39,6 +41,6 @@ pub struct Grant {
 impl Grant {
     /// Bytes of what hangs on it.
     pub fn bytes(&self) -> usize {
-        self.watch.as_ref().map_or(0, WatchClaim::bytes)
+        self.watch.as_ref().map_or(0, Whom::bytes) + self.send.as_ref().map_or(0, Whom::bytes)
     }
 }

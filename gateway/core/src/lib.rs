@@ -46,6 +46,7 @@ pub mod portal;
 pub mod presence_log;
 pub mod push;
 pub mod reason;
+pub mod senders;
 pub mod services;
 #[cfg(test)]
 mod simulation;

@@ -2,9 +2,11 @@
 //! it is hit.
 
 mod groups;
+mod send;
 mod watch;
 
 pub use groups::GroupLimits;
+pub use send::{SendLimits, SendPolicy};
 pub use watch::{WatchLimits, WatchPolicy};
 
 /// How connections are read. `Auto` is what production uses; the others exist so that each mode can be measured.
@@ -155,6 +157,8 @@ pub struct Limits {
     pub replay_window: u32,
     /// Bounds of groups.
     pub groups: GroupLimits,
+    /// Who may write to whom, and how much is kept of that.
+    pub send: SendLimits,
     /// Who may watch whom, and how much of it there may be.
     pub watch: WatchLimits,
     /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
@@ -337,6 +341,7 @@ impl Default for Limits {
             store_recent_bytes_max: 0,
             replay_window: REPLAY_WINDOW,
             groups: GroupLimits::default(),
+            send: SendLimits::default(),
             watch: WatchLimits::default(),
             tls_handshakes_max: 0,
             tls_handshakes_per_turn: 0,

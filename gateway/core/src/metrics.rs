@@ -222,6 +222,7 @@ shard_stats! {
     out_outbox_full: Counter "trunkline_messages_total" "outcome=\"outbox_full_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_mailbox_full: Counter "trunkline_messages_total" "outcome=\"mailbox_full_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_overloaded: Counter "trunkline_messages_total" "outcome=\"overloaded_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
+    out_denied: Counter "trunkline_messages_total" "outcome=\"denied_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_unrouted: Counter "trunkline_messages_total" "outcome=\"unrouted_dropped\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_stored: Counter "trunkline_messages_total" "outcome=\"stored\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
     out_inbox_full: Counter "trunkline_messages_total" "outcome=\"inbox_full_refused\"" "Fate of each message without ACK, and of each message with ACK once it is known.";
@@ -377,6 +378,8 @@ shard_stats! {
     limit_group_queue: Counter "trunkline_limit_hits_total" "limit=\"group_queue_bytes\"" "How often each limit was hit.";
     limit_watches_session: Counter "trunkline_limit_hits_total" "limit=\"watches_per_session\"" "How often each limit was hit.";
     limit_watch_bytes: Counter "trunkline_limit_hits_total" "limit=\"watch_bytes\"" "How often each limit was hit.";
+    limit_send_users: Counter "trunkline_limit_hits_total" "limit=\"send_users\"" "How often each limit was hit.";
+    limit_send_bytes: Counter "trunkline_limit_hits_total" "limit=\"send_bytes\"" "How often each limit was hit.";
     limit_duplicates: Counter "trunkline_limit_hits_total" "limit=\"messages_remembered\"" "How often each limit was hit.";
     limit_tls_handshakes: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes\"" "How often each limit was hit.";
     limit_tls_steps: Counter "trunkline_limit_hits_total" "limit=\"tls_handshakes_per_turn\"" "How often each limit was hit.";
@@ -491,6 +494,8 @@ shard_stats! {
     watches: Gauge "trunkline_watches" "" "Watches of sessions: one for each session and user.";
     watched: Gauge "trunkline_watched_users" "" "Users whose home this shard is and whom somebody watches.";
     watch_bytes: Gauge "trunkline_watch_bytes" "" "Memory of the tables of watches.";
+    send_claims: Gauge "trunkline_send_claims" "" "Sessions whose token or connect hook says to whom they may write.";
+    send_claim_bytes: Gauge "trunkline_send_claim_bytes" "" "Bytes that those claims count for.";
     evicted_outbox: Counter "trunkline_evictions_total" "of=\"outbox\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_partial: Counter "trunkline_evictions_total" "of=\"partial\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";
     evicted_handshakes: Counter "trunkline_evictions_total" "of=\"tls_handshake\"" "Connections, or users' messages, that gave way because a bound of all was reached and they held most of it.";

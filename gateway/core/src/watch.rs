@@ -20,7 +20,7 @@ pub(crate) mod mail;
 mod table;
 pub(crate) mod watchers;
 
-use crate::auth::WatchClaim;
+use crate::auth::Whom;
 use crate::ids::NodeKey;
 use hashbrown::HashMap;
 use homes::Homes;
@@ -175,7 +175,7 @@ pub(crate) struct Watches {
     /// Nodes that were not reached at the last look.
     pub(crate) silent: Vec<NodeKey>,
     /// Whom sessions may watch, by slot, where tokens say so.
-    pub(crate) claims: HashMap<u32, WatchClaim>,
+    pub(crate) claims: HashMap<u32, Whom>,
     /// Bytes of the lists in them.
     pub(crate) claim_bytes: usize,
     /// The node could not serve at the last tick.

@@ -85,7 +85,7 @@ pub(super) fn shards_default(given: &Settings, host: &Host, judge: &Judge) -> Re
 type Lowered = (&'static str, fn(&mut Settings) -> Option<&mut u64>);
 
 /// Settings that make the budget smaller when they are lowered.
-const LOWERED: [Lowered; 25] = [
+const LOWERED: [Lowered; 26] = [
     ("--connections-max", |all| all.connections_max.as_mut()),
     ("--outbox-total-bytes-max", |all| all.outbox_total_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--outbox-bytes-max", |all| all.outbox_bytes_max.as_mut().map(|size| &mut size.0)),
@@ -101,6 +101,7 @@ const LOWERED: [Lowered; 25] = [
     ("--store-recent-bytes-max", |all| all.store_recent_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--group-memberships-max", |all| all.group_memberships_max.as_mut()),
     ("--group-queue-bytes-max", |all| all.group_queue_bytes_max.as_mut().map(|size| &mut size.0)),
+    ("--send-bytes-max", |all| all.send_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--watch-bytes-max", |all| all.watch_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--portal-bytes-max", |all| all.portal_bytes_max.as_mut().map(|size| &mut size.0)),
     ("--upstream-bytes-max", |all| all.upstream_bytes_max.as_mut().map(|size| &mut size.0)),

@@ -6,6 +6,7 @@ use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::hook::{connect_hook, hook_limits};
 use super::listen::{Endpoint, listen};
+use super::send::{SEND_BYTES_LEAST, send_limits};
 use super::services::{
     PUSHES_OPEN, PUSHES_OPEN_LEAST, call_limits, portal_bytes_least, push_limits, services, services_http,
 };
@@ -162,7 +163,8 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
             // What follows from a fault is none of its own.
             match key {
                 "redis" => given.redis = Some("redis-cluster://127.0.0.1:1".into()),
-                "auth" => given.insecure_open = Some(true),
+                "auth" => (given.insecure_open, given.send) = (Some(true), None),
+                "connect_hook" => given.send = None,
                 _ => {}
             }
         }
@@ -359,6 +361,7 @@ pub(super) fn computed_defaults(given: Settings, shards: u64, host: &Host, room:
         let each = ((room.bytes / 128).min(256 * MIB) / shards).min(4 * MIB) / KIB * KIB;
         Size(each.max(2 * frame))
     });
+    all.send_bytes_max.get_or_insert_with(|| share(64, GIB, SEND_BYTES_LEAST));
     all.watch.get_or_insert_with(|| watch_default(all.auth));
     all.watch_bytes_max.get_or_insert_with(|| share(64, GIB, WATCH_BYTES_LEAST));
     all.node.get_or_insert_with(|| host.name.clone());
@@ -540,6 +543,7 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
         store_users_max: store.users_max,
         store_recent_bytes_max: store.recent_bytes_max,
         groups: group_limits(all, frame_bytes_max, judge)?,
+        send: send_limits(all, shards, judge)?,
         watch: watch_limits(all, shards, judge)?,
         tls_handshakes_max: of_tls("tls_handshakes_max", all.tls_handshakes_max, 16..=65_536)?,
         tls_handshakes_per_turn: of_tls("tls_handshakes_per_turn", all.tls_handshakes_per_turn, 1..=64)?,

@@ -4,8 +4,8 @@
 use super::hook::without_secrets as hook_without_secrets;
 use super::service_tables::services;
 use super::values::{
-    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, ReadModeKind, RedisDown, Size, StoreKind,
-    StoreSyncKind, WatchKind, one_or_many,
+    AuthKind, HookFailureKind, InboxFull, KeyFile, MeshEncryptionKind, ReadModeKind, RedisDown, SendKind, Size,
+    StoreKind, StoreSyncKind, WatchKind, one_or_many,
 };
 use super::webhooks::{from_tables, without_secrets};
 use super::{Listen, LogFormat, Placement};
@@ -207,7 +207,7 @@ settings! {
     @reloadable jwt_leeway_secs: [u64] "SECS" "TRUNKLINE_JWT_LEEWAY_SECS" Fixed("5");
     /// Ask the application by HTTP about each LOGIN and RENEW that auth has let in: URL and, after commas,
     /// secret_file=FILE (signs requests, as for a webhook), timeout_ms=2000, ca_file=FILE (for https). Its answer lets in
-    /// or refuses, and may say whose session it is, when it ends, whom it may watch, and its heartbeat.
+    /// or refuses, and may say whose session it is, when it ends, whom it may watch, to whom it may write, and its heartbeat.
     #[serde(serialize_with = "hook_without_secrets")]
     connect_hook: [String] "URL" "TRUNKLINE_CONNECT_HOOK" Unset("\"https://app.example.com/login,secret_file=hook.key\"");
     /// Who is let in while the connect hook gives no answer: refuse (nobody; clients are told to come again), or allow
@@ -376,6 +376,16 @@ settings! {
     /// Seconds a connection's queue may stay full, or lose nothing to the kernel, 1 to 3600. When hit: BYE 10 (too
     /// slow).
     @reloadable outbox_full_secs: [u64] "SECS" "TRUNKLINE_OUTBOX_FULL_SECS" Fixed("10");
+    /// To whom a session may send messages. open: to everybody. claim: to the other devices of its user, and to whoever
+    /// the claim `send` of its token, or of the answer of connect_hook, names: "*" or a list of user ids. A message to
+    /// others gets SENT 4 (denied), without ACK ERROR 26 (not allowed).
+    send: [SendKind] "POLICY" "TRUNKLINE_SEND" Fixed("\"open\"");
+    /// Users that the claim `send` may name, 1 to 10000. When hit: the LOGIN or RENEW is refused with code 6 (bad
+    /// credentials).
+    send_users_max: [u64] "N" "TRUNKLINE_SEND_USERS_MAX" Fixed("1000");
+    /// Bytes of the lists that claims `send` of all sessions have, shared by all shards, 128KiB to 4GiB each; a list
+    /// takes 32 B, and 8 B for each user. When hit: a LOGIN or RENEW with a list gets code 14 (overloaded).
+    send_bytes_max: [Size] "SIZE" "TRUNKLINE_SEND_BYTES_MAX" Computed("a 64th of memory_max, 1GiB at most; none with send = \"open\"");
 
     ["Services"]
     /// Address and port for workers, which serve what clients call and push to users. Without it there are no services.

@@ -258,6 +258,16 @@ pub enum StoreSyncKind {
     Master,
 }
 
+/// To whom a session may send messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SendKind {
+    /// To everybody.
+    Open,
+    /// To its own user's devices, and to whoever the claim `send` of its token or of the connect hook names.
+    Claim,
+}
+
 /// Who may be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

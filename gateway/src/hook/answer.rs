@@ -1,6 +1,6 @@
 //! What the application's answer means.
 
-use crate::auth::{TokenEnd, WatchClaim};
+use crate::auth::{TokenEnd, Whom};
 use crate::events::client::Answer;
 use serde::Deserialize;
 use serde_json::Value;
@@ -50,6 +50,7 @@ struct In {
 struct Claims {
     exp: Option<f64>,
     watch: Option<Value>,
+    send: Option<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,14 +94,15 @@ fn let_in(body: &[u8], wall_ms: u64) -> Result<End, String> {
         Some(exp) => TokenEnd::of(exp),
         None => TokenEnd::NEVER,
     };
-    let watch = claims.watch.as_ref().map(|watch| WatchClaim::of(Some(watch)));
+    let watch = claims.watch.as_ref().map(|watch| Whom::of(Some(watch)));
+    let send = claims.send.as_ref().map(|send| Whom::of(Some(send)));
     let mut cache_ms = cache_secs.min(CACHE_SECS_MAX) * 1_000;
     if end != TokenEnd::NEVER {
         // Nobody is let in by it when it is over.
         cache_ms = cache_ms.min(end.ms().saturating_sub(wall_ms));
     }
     let heartbeat_secs = limits.heartbeat_secs.filter(|secs| *secs > 0);
-    Ok(End::In { grant: Arc::new(Grant { user, end, watch, heartbeat_secs }), cache_ms })
+    Ok(End::In { grant: Arc::new(Grant { user, end, watch, send, heartbeat_secs }), cache_ms })
 }
 
 /// An answer that lets in is an object, and so are its parts; what it does not say it leaves out. A null, or a list
@@ -158,12 +160,13 @@ mod tests {
 
     #[test]
     fn an_answer_lets_in_and_what_it_does_not_say_stays() {
-        let all = r#"{"user":"18446744073709486079","claims":{"exp":1780000050.5,"watch":["7",9]},
+        let all = r#"{"user":"18446744073709486079","claims":{"exp":1780000050.5,"watch":["7",9],"send":["8"]},
             "limits":{"heartbeat_secs":30},"cache_secs":600}"#;
         let grant = Grant {
             user: Some(SERVICE_USERS - 1),
             end: TokenEnd::at_s(1_780_000_051),
-            watch: Some(WatchClaim::Users([7, 9].into())),
+            watch: Some(Whom::Users([7, 9].into())),
+            send: Some(Whom::Users([8].into())),
             heartbeat_secs: Some(30),
         };
         assert_eq!(of(200, all), End::In { grant: grant.into(), cache_ms: 51_000 }, "not cached beyond its end");
@@ -199,6 +202,7 @@ mod tests {
             (200, r#"{"claims":[]}"#),
             (200, r#"{"claims":{"exp":null}}"#),
             (200, r#"{"claims":{"watch":null}}"#),
+            (200, r#"{"claims":{"send":null}}"#),
             (200, r#"{"limits":null}"#),
             (200, r#"{"limits":[]}"#),
             (200, r#"{"limits":{"heartbeat_secs":null}}"#),

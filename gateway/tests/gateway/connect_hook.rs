@@ -5,7 +5,7 @@ use crate::support::client::Client;
 use crate::support::gateway::Gateway;
 use crate::support::scratch::ScratchFolder;
 use crate::support::wait_for;
-use crate::support::wire::{Login, LoginOk, code, kind, ping};
+use crate::support::wire::{Login, LoginOk, code, flag, kind, outcome, ping};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
@@ -58,9 +58,10 @@ impl Application {
             let (behavior, of) = token.split_once(':').unwrap_or((&token, ""));
             self.asked.lock().expect("the questions").push(question);
             let (status, body) = match behavior {
-                "user" => (200, json!({ "user": of, "cache_secs": 3_600 }).to_string()),
+                "user" => (200, json!({ "user": of, "claims": { "send": "*" }, "cache_secs": 3_600 }).to_string()),
+                "silent" => (200, "{}".to_owned()),
                 "all" => {
-                    let claims = json!({ "exp": END_S, "watch": ["8"] });
+                    let claims = json!({ "exp": END_S, "watch": ["8"], "send": ["8"] });
                     (200, json!({ "claims": claims, "limits": { "heartbeat_secs": 60 } }).to_string())
                 }
                 "no" => (403, json!({ "message": "Banned until Monday", "cache_secs": 0 }).to_string()),
@@ -122,7 +123,7 @@ fn the_application_says_who_is_let_in_and_as_whom_and_a_dead_one_is_left_in_peac
     let secret_file = format!("{}/hook.key", folder.path());
     std::fs::write(&secret_file, format!("whsec_{SECRET}\n")).expect("a file");
     let hook = format!("http://{}/login,secret_file={secret_file},timeout_ms=3000", application.address);
-    let gateway = Gateway::start(2, &["--connect-hook", &hook, "--login-timeout-secs", "60"]);
+    let gateway = Gateway::start(2, &["--connect-hook", &hook, "--login-timeout-secs", "60", "--send", "claim"]);
 
     // Users of both shards, whoever LOGIN says they are; what comes right behind LOGIN waits.
     let mut clients: Vec<Client> = (100..106).map(|user| begin(&gateway, user % 2, &format!("user:{user}"))).collect();
@@ -151,11 +152,18 @@ fn the_application_says_who_is_let_in_and_as_whom_and_a_dead_one_is_left_in_peac
     assert_eq!((login_ok.heartbeat_secs, login_ok.expires_ms), (60, END_S * 1_000));
     client.write(&login.clone().token("no").renew_frame());
     assert!(!client.recv_error_text(code::BAD_CREDENTIALS).is_empty());
-    wait_for("a renewal that is looked at", || {
-        client.write(&login.renew_frame());
-        let answer = client.recv();
-        (answer.kind == kind::LOGIN_OK).then(|| assert_eq!(LoginOk::parse(&answer).expires_ms, END_S * 1_000))
-    });
+    // What an answer to RENEW leaves out stays: the end, and to whom the session may write.
+    for token in ["all:", "silent"] {
+        wait_for("a renewal that is looked at", || {
+            client.write(&login.clone().token(token).renew_frame());
+            let answer = client.recv();
+            (answer.kind == kind::LOGIN_OK).then(|| assert_eq!(LoginOk::parse(&answer).expires_ms, END_S * 1_000))
+        });
+        for (user, outcome) in [(8, outcome::OFFLINE_NOT_STORED), (9, outcome::DENIED)] {
+            let id = client.send(user, flag::ACK, b"hello");
+            client.expect_sent(id, user, outcome);
+        }
+    }
     assert_eq!(begin(&gateway, 7, "no").recv_bye_text(code::BAD_CREDENTIALS), "Banned until Monday");
     assert_eq!(refusal(&gateway, &"x".repeat(4_097)), Some(code::BAD_CREDENTIALS));
     for token in ["nonsense", "huge"] {

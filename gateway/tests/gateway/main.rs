@@ -52,6 +52,7 @@ mod push_targets;
 mod reload;
 mod schemathesis;
 mod seccomp;
+mod senders;
 mod services;
 mod services_clients;
 mod shortage;

@@ -48,6 +48,8 @@ refusals! {
     Expired => "expired", "the token has expired";
     /// `nbf` has not come.
     NotYetValid => "not_yet_valid", "the token is not valid yet";
+    /// Its claim `send` names more users than it may.
+    TooManyNamed => "too_many_named", "the claim send names more users than this gateway takes";
     /// The application refuses the login, see [`crate::hook`].
     Denied => "denied", "the application does not let you in";
 }

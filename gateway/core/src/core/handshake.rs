@@ -2,7 +2,7 @@
 
 use super::reading::Reading;
 use super::shard::Shard;
-use crate::auth::Granted;
+use crate::auth::{Granted, Refusal};
 use crate::conn::{Conn, ConnFlags, Phase};
 use crate::directory::Home;
 use crate::io::{ConnId, HandoverToken};
@@ -95,6 +95,9 @@ impl Shard {
         if self.drain.is_some() {
             return self.dismiss(slot, adoptee.user);
         }
+        if self.names_too_many(&adoptee.granted.send) {
+            return self.refuse_login(slot, adoptee.user, "", Refusal::TooManyNamed);
+        }
         if let Some(address) = self.home_elsewhere(adoptee.user) {
             return self.close_towards(slot, CloseReason::Moved, address);
         }
@@ -181,6 +184,10 @@ impl Shard {
             self.links.slots.at(slot).phase = Phase::Finishing;
             return self.links.mark_dirty(slot);
         };
+        #[cfg(test)]
+        if crate::simulation::planted(crate::simulation::Bug::ClaimLost) {
+            adoptee.granted.send = crate::auth::Whom::Nobody;
+        }
         let stats = &self.links.stats;
         stats.moved_in.add(1);
         stats.open.add(1);
@@ -229,6 +236,9 @@ impl Shard {
         granted: Granted,
         welcome: Welcome,
     ) {
+        if !self.has_room_to_send(slot, &granted.send) {
+            return self.close(slot, CloseReason::Overloaded);
+        }
         let session = entry.session;
         let first = self.presence.sessions(user).is_empty();
         let replaced = match self.presence_login(user, entry) {

@@ -2,7 +2,7 @@
 //! services thread asks ([`crate::hook`]).
 
 use super::shard::Shard;
-use crate::auth::{Granted, Refusal, TokenEnd, WatchClaim};
+use crate::auth::{Granted, Refusal, Said, TokenEnd, Whom};
 use crate::conn::{Phase, Wire};
 use crate::hook::{Ask, Decision, Grant, TOKEN_BYTES_MAX, Waiting};
 use crate::io::ConnId;
@@ -144,12 +144,11 @@ impl Shard {
     }
 
     fn apply_grant(&self, adoptee: &mut Adoptee, grant: &Grant) {
-        let Grant { user, end, watch, heartbeat_secs } = grant;
-        adoptee.user = user.unwrap_or(adoptee.user);
-        adoptee.granted = together(&adoptee.granted, *end, watch.as_ref());
-        if let Some(secs) = heartbeat_secs {
+        adoptee.user = grant.user.unwrap_or(adoptee.user);
+        adoptee.granted = together(&adoptee.granted, Said::default(), grant, Whom::default, Whom::default);
+        if let Some(secs) = grant.heartbeat_secs {
             let limits = &self.links.limits;
-            adoptee.heartbeat_secs = (*secs).clamp(limits.heartbeat_secs_min, limits.heartbeat_secs_max) as u16;
+            adoptee.heartbeat_secs = secs.clamp(limits.heartbeat_secs_min, limits.heartbeat_secs_max) as u16;
         }
     }
 
@@ -163,7 +162,10 @@ impl Shard {
             Decision::In(grant) if !is_of(user, asked, grant) => {
                 return self.refuse_renewal(slot, user, "", Refusal::WrongSubject);
             }
-            Decision::In(grant) => together(&granted, grant.end, grant.watch.as_ref()),
+            Decision::In(grant) => {
+                let (watch, send) = (|| self.watch_claim(slot), || self.send_claim(slot));
+                together(&granted, self.links.tokens.said(slot), grant, watch, send)
+            }
             // Nobody can say whether the session may go on for longer, so it goes on as it was.
             Decision::Allowed | Decision::Down | Decision::Gone => {
                 return self.links.error(slot, Code::Overloaded, 0, 0);
@@ -183,10 +185,25 @@ fn is_of(user: u64, asked: u64, grant: &Grant) -> bool {
     grant.user.unwrap_or(asked) == user
 }
 
-/// What token and hook grant together: the session lasts as long as both let it, and whom it may watch is the hook's
-/// to say where it does.
-fn together(granted: &Granted, end: TokenEnd, watch: Option<&WatchClaim>) -> Granted {
-    Granted { end: granted.end.earlier(end), watch: watch.unwrap_or(&granted.watch).clone() }
+/// What token and hook grant together: the session lasts as long as both let it; whom it may watch, and to whom it may
+/// write, is the hook's to say where it does. What the hook leaves out now it may have `said` before: that stays, and
+/// `watch` and `send` tell what the session has had since.
+fn together(
+    granted: &Granted,
+    said: Said,
+    grant: &Grant,
+    watch: impl FnOnce() -> Whom,
+    send: impl FnOnce() -> Whom,
+) -> Granted {
+    let end = if grant.end == TokenEnd::NEVER { said.end } else { grant.end };
+    let watch = grant.watch.clone().or_else(|| said.watch.then(watch));
+    let send = grant.send.clone().or_else(|| said.send.then(send));
+    Granted {
+        end: granted.end.earlier(end),
+        said: Said { end, watch: watch.is_some(), send: send.is_some() },
+        watch: watch.unwrap_or_else(|| granted.watch.clone()),
+        send: send.unwrap_or_else(|| granted.send.clone()),
+    }
 }
 
 #[cfg(test)]
@@ -201,5 +218,37 @@ mod tests {
             assert!(!is_of(42, asked, &names(Some(5))), "{asked}");
             assert_eq!(is_of(42, asked, &names(None)), asked == 42, "nobody but the hook says that 5 is 42");
         }
+    }
+
+    fn users(users: &[u64]) -> Whom {
+        Whom::Users(users.into())
+    }
+
+    #[test]
+    fn what_the_hook_leaves_out_is_as_the_token_has_it_or_as_it_has_said_before() {
+        let token = |end_s, send| Granted { end: TokenEnd::at_s(end_s), send, ..Granted::default() };
+        let (everybody, nobody) = (|| Whom::Everybody, || Whom::Nobody);
+        // LOGIN: nothing was said before, so what the session had does not count.
+        let login = |grant: &Grant| together(&token(100, users(&[7])), Said::default(), grant, everybody, everybody);
+        assert_eq!(login(&Grant::default()), token(100, users(&[7])));
+        let grant = Grant { end: TokenEnd::at_s(50), send: Some(Whom::Nobody), ..Grant::default() };
+        let first = login(&grant);
+        assert_eq!((first.end, &first.send), (TokenEnd::at_s(50), &Whom::Nobody));
+        assert_eq!(first.said, Said { end: TokenEnd::at_s(50), watch: false, send: true });
+        // RENEW with a token that lasts longer and names more: what the hook has said stays until it says otherwise.
+        let renewed = |granted: &Granted, grant: &Grant| together(granted, first.said, grant, everybody, nobody);
+        let silent = renewed(&token(200, users(&[7, 8])), &Grant::default());
+        assert_eq!((silent.end, &silent.send, silent.said), (TokenEnd::at_s(50), &Whom::Nobody, first.said));
+        assert_eq!(silent.watch, Whom::Nobody, "the token says so, and the hook never did");
+        let later = Grant { end: TokenEnd::at_s(150), watch: Some(users(&[3])), ..Grant::default() };
+        let later = renewed(&token(200, users(&[7, 8])), &later);
+        assert_eq!((later.end, &later.watch, &later.send), (TokenEnd::at_s(150), &users(&[3]), &Whom::Nobody));
+        assert_eq!(later.said, Said { end: TokenEnd::at_s(150), watch: true, send: true });
+        // A token that ends first ends the session, and the hook's word counts for the next one.
+        let short = renewed(&token(40, Whom::Nobody), &Grant::default());
+        assert_eq!((short.end, short.said.end), (TokenEnd::at_s(40), TokenEnd::at_s(50)));
+        // With open authentication no token says anything.
+        let open = renewed(&Granted::default(), &Grant::default());
+        assert_eq!((open.end, open.said), (TokenEnd::at_s(50), first.said));
     }
 }

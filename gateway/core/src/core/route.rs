@@ -14,6 +14,7 @@ use crate::head::{HEADED, MessageHead, device_name, is_over};
 use crate::ids::NodeKey;
 use crate::ids::Origin;
 use crate::inbox::{Acked, InboxFull, Keep, Seats, Unacked};
+use crate::limits::SendPolicy;
 use crate::mailbox::{Record, Records, Room};
 use crate::mesh::wire::Record as FarRecord;
 use trunkline_proto::{Code, Frame, Header, Kind, Outcome, SERVICE_USERS, encode, flags};
@@ -44,6 +45,10 @@ impl Shard {
     pub(crate) fn send(&mut self, slot: u32, frame: &Frame<'_>) -> Flow {
         if frame.id == 0 || frame.peer == 0 {
             self.links.error(slot, Code::BadRequest, frame.id, frame.peer);
+            return Flow::On;
+        }
+        if self.links.limits.send.policy == SendPolicy::Claim && !self.may_send(slot, frame.peer) {
+            self.deny_send(slot, frame);
             return Flow::On;
         }
         let message = Routed {

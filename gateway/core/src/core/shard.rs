@@ -28,6 +28,7 @@ use crate::metrics::ShardStats;
 use crate::portal::{InnerEnd, Portals};
 use crate::presence_log::{PresenceLog, PresenceWriter};
 use crate::reason::CloseReason;
+use crate::senders::Senders;
 use crate::services::{Services, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::{TlsReader, TlsSwitch};
@@ -135,6 +136,8 @@ pub(crate) struct Shard {
     pub(crate) desk: Option<Desk>,
     pub(crate) groups: Groups,
     pub(crate) watches: Watches,
+    /// To whom sessions may write, where that is for tokens to say.
+    pub(crate) senders: Senders,
     /// Calls to services, and the workers' links; `None` where there are none.
     pub(crate) services: Option<Box<Services>>,
     /// The way to the services thread; `None` where there is none.
@@ -232,6 +235,7 @@ impl Shard {
             ends: Redelivery::default(),
             groups: Groups::default(),
             watches: Watches::default(),
+            senders: Senders::new(limits.slots()),
             inbox_room_tick: None,
             outgoing: Outgoing::new(config.shard, config.mailboxes, limits.mailbox_bytes_max),
             departing: HashMap::new(),
@@ -448,6 +452,7 @@ impl Shard {
             Phase::Open => {
                 self.leave_parts(slot);
                 self.watches_end(slot);
+                self.senders.forget(slot);
                 self.session_ended(slot, user, reason);
             }
             // Should the home have taken the session by now, its answer finds nobody and is taken back.
@@ -768,6 +773,8 @@ impl Shard {
         }
         self.set_group_gauges();
         self.set_watch_gauges();
+        stats.send_claims.set(self.senders.len() as u64);
+        stats.send_claim_bytes.set(self.senders.bytes() as u64);
         stats.tls_connections.set(self.links.tls.sessions.len().into());
         stats.tls_shaking.set(self.links.tls.shaking().into());
     }

@@ -8,7 +8,7 @@
 use super::handshake::Welcome;
 use super::links::ticks;
 use super::shard::Shard;
-use crate::auth::{Auth, Granted, Refusal, TokenEnd, key_id};
+use crate::auth::{Auth, Granted, Refusal, Said, TokenEnd, key_id};
 use crate::reason::CloseReason;
 use trunkline_proto::prost::Message;
 use trunkline_proto::{Code, Frame, Header, Kind, Login, LoginOk, SERVICE_USERS, VERSION, encode, encode_message};
@@ -29,11 +29,16 @@ struct Token {
 /// Bytes a connection takes in the table below. A node with open authentication has none.
 pub const TOKEN_BYTES: usize = size_of::<Token>();
 const _: () = assert!(TOKEN_BYTES == 8);
+/// Bytes a connection takes besides where a connect-time hook is asked.
+pub const SAID_BYTES: usize = size_of::<Said>();
+const _: () = assert!(SAID_BYTES == 8);
 
 /// When sessions end with their token, by slot. Beside the slots, so that they are no larger where nobody has a token.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     by_slot: Vec<Token>,
+    /// What the hook has said of them.
+    said: Vec<Said>,
     slots_max: u32,
     /// The wall clock of this turn.
     wall_ms: u64,
@@ -42,7 +47,7 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// For slots below `slots_max`. Memory is taken with the first token, and touched when its slot is first used.
     pub(crate) fn new(slots_max: u32) -> Self {
-        Tokens { by_slot: Vec::new(), slots_max, wall_ms: 0 }
+        Tokens { by_slot: Vec::new(), said: Vec::new(), slots_max, wall_ms: 0 }
     }
 
     /// Takes the wall clock of this turn.
@@ -52,12 +57,19 @@ impl Tokens {
 
     /// The place of a slot, which is made if need be.
     fn at(&mut self, slot: u32) -> &mut Token {
-        let known = self.by_slot.len();
-        if known <= slot as usize {
-            self.by_slot.reserve_exact(self.slots_max.max(slot + 1) as usize - known);
-            self.by_slot.resize(slot as usize + 1, Token::default());
+        place(&mut self.by_slot, slot, self.slots_max)
+    }
+
+    /// What the hook has said of the session in a slot.
+    pub(super) fn said(&self, slot: u32) -> Said {
+        self.said.get(slot as usize).copied().unwrap_or_default()
+    }
+
+    /// A session begins, or goes on, of which the hook has said this.
+    fn note_said(&mut self, slot: u32, said: Said) {
+        if said != Said::default() || self.said.len() > slot as usize {
+            *place(&mut self.said, slot, self.slots_max) = said;
         }
-        &mut self.by_slot[slot as usize]
     }
 
     /// A session begins in a slot.
@@ -101,6 +113,16 @@ impl Tokens {
     }
 }
 
+/// The place of a slot in a table, which is made if need be.
+fn place<T: Copy + Default>(table: &mut Vec<T>, slot: u32, slots_max: u32) -> &mut T {
+    let known = table.len();
+    if known <= slot as usize {
+        table.reserve_exact(slots_max.max(slot + 1) as usize - known);
+        table.resize(slot as usize + 1, T::default());
+    }
+    &mut table[slot as usize]
+}
+
 impl Shard {
     /// The particulars of a LOGIN whose token is refused: the client is told why, the log has a line, and it is counted
     /// by reason.
@@ -112,7 +134,9 @@ impl Shard {
     /// A session begins whose token grants this.
     pub(crate) fn begin_token(&mut self, slot: u32, granted: Granted) {
         self.links.tokens.begin(slot, granted.end);
+        self.links.tokens.note_said(slot, granted.said);
         self.keep_claim(slot, granted.watch);
+        self.keep_send_claim(slot, granted.send);
     }
 
     /// RENEW: the session lasts as long as the new token. One that is refused changes nothing.
@@ -143,10 +167,18 @@ impl Shard {
         }
     }
 
-    /// A session goes on with this.
+    /// A session goes on with this, unless it asks for more than there may be: then it goes on as it was.
     pub(super) fn renewed(&mut self, slot: u32, user: u64, granted: Granted) {
+        if self.names_too_many(&granted.send) {
+            return self.refuse_renewal(slot, user, "", Refusal::TooManyNamed);
+        }
+        if !self.has_room_to_send(slot, &granted.send) {
+            return self.links.error(slot, Code::Overloaded, 0, 0);
+        }
         self.links.tokens.renew(slot, granted.end);
+        self.links.tokens.note_said(slot, granted.said);
         self.renew_claim(slot, granted.watch);
+        self.keep_send_claim(slot, granted.send);
         self.links.stats.renewals.add(1);
         self.confirm_renewal(slot, user);
         if let Some(look) = self.links.tokens.look_tick(slot, self.links.tick) {
@@ -229,6 +261,18 @@ mod tests {
         tokens.begin(7, TokenEnd::NEVER);
         assert_eq!((tokens.is_over(7), tokens.look_tick(7, 5)), (false, None));
         assert_eq!(tokens.by_slot.capacity(), 1_000);
+    }
+
+    #[test]
+    fn what_the_hook_has_said_is_the_session_s_and_not_the_slot_s() {
+        let mut tokens = tokens();
+        tokens.note_said(7, Said::default());
+        assert_eq!((tokens.said(7), tokens.said.capacity()), (Said::default(), 0), "nothing is kept for nothing");
+        let said = Said { end: end(9), watch: true, send: false };
+        tokens.note_said(7, said);
+        assert_eq!((tokens.said(7), tokens.said(6), tokens.said(8)), (said, Said::default(), Said::default()));
+        tokens.note_said(7, Said::default());
+        assert_eq!((tokens.said(7), tokens.said.capacity()), (Said::default(), 1_000));
     }
 
     #[test]

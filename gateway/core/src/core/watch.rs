@@ -8,7 +8,7 @@
 
 use super::links::{TICK_MS, ticks};
 use super::shard::Shard;
-use crate::auth::WatchClaim;
+use crate::auth::Whom;
 use crate::directory::{Home, Routing};
 use crate::ids::NodeKey;
 use crate::limits::SHARDS_MAX;
@@ -92,13 +92,13 @@ impl Shard {
     }
 
     /// Keeps whom the session in a slot may watch, where tokens say so.
-    pub(super) fn keep_claim(&mut self, slot: u32, claim: WatchClaim) {
+    pub(super) fn keep_claim(&mut self, slot: u32, claim: Whom) {
         let limits = self.links.limits.watch;
         let claims = &mut self.watches.claims;
         if let Some(before) = claims.remove(&slot) {
             self.watches.claim_bytes -= before.bytes();
         }
-        if limits.policy != WatchPolicy::Claim || claim == WatchClaim::Nobody {
+        if limits.policy != WatchPolicy::Claim || claim == Whom::Nobody {
             return;
         }
         if self.watches.claim_bytes + claim.bytes() > limits.bytes_max / 2 {
@@ -108,8 +108,13 @@ impl Shard {
         claims.insert(slot, claim);
     }
 
+    /// Whom the session in a slot may watch.
+    pub(super) fn watch_claim(&self, slot: u32) -> Whom {
+        self.watches.claims.get(&slot).cloned().unwrap_or_default()
+    }
+
     /// The session goes on with another token, which may say something else.
-    pub(super) fn renew_claim(&mut self, slot: u32, claim: WatchClaim) {
+    pub(super) fn renew_claim(&mut self, slot: u32, claim: Whom) {
         self.keep_claim(slot, claim);
         if self.links.limits.watch.policy == WatchPolicy::Claim {
             let Watches { watchers, claims, .. } = &mut self.watches;

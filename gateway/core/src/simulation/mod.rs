@@ -22,6 +22,7 @@ mod planted;
 mod proxy;
 mod pushes;
 mod scenario;
+mod senders;
 mod services;
 mod session;
 mod slow_members;

@@ -57,6 +57,10 @@ pub(crate) enum Bug {
     PresenceUntold,
     /// The new home of a user is not asked by those who watch.
     WatchUnasked,
+    /// A session that renews its token keeps the claim of the one before.
+    ClaimOutlived,
+    /// What a token allows does not go along to another shard.
+    ClaimLost,
     /// The clock of a node stands still while its machine is suspended.
     ClockStandsStill,
 }

@@ -89,6 +89,7 @@ pub(crate) mod code {
     pub(crate) const UNSUPPORTED: u16 = 21;
     pub(crate) const LIMIT_REACHED: u16 = 22;
     pub(crate) const MUTED: u16 = 23;
+    pub(crate) const NOT_ALLOWED: u16 = 26;
 }
 
 /// One frame. The kinds marked (8) have no `id`, `peer` and `stamp`; they are 0 here.

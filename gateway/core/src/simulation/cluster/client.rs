@@ -58,6 +58,8 @@ pub(super) struct Client {
     firsts: BTreeSet<u64>,
     pub(super) rooms: Memberships,
     pub(super) watching: Watching,
+    /// Whom its token names; all where no token is needed.
+    pub(super) named: Option<BTreeSet<u64>>,
 }
 
 impl Client {
@@ -81,6 +83,7 @@ impl Client {
             firsts: BTreeSet::new(),
             rooms: Memberships::default(),
             watching: Watching::over_links(),
+            named: None,
         }
     }
 
@@ -124,6 +127,7 @@ impl Client {
             (Stage::Open, Kind::Pong) => {}
             (Stage::Open, Kind::Presence) => self.watching.frame(frame, around.now_us),
             (Stage::Open, Kind::Deliver) => return self.delivered(frame, ledger, around),
+            (Stage::Open, Kind::Error) if frame.aux == Code::NotAllowed.as_u16() => ledger.refused(self.index, frame),
             (Stage::Open, Kind::Sent) if ROOMS.contains(&frame.peer) => ledger.rooms.answered(self.index, frame),
             (Stage::Open, Kind::GroupOk | Kind::GroupDeliver | Kind::Heads | Kind::Error) => {
                 self.rooms.frame(self.index, self.user, kind, frame, &mut ledger.rooms);

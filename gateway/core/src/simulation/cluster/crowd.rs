@@ -6,6 +6,7 @@ use super::ledger::{Ledger, NewMessage};
 use super::rooms::{NewRoomMessage, ROOMS};
 use super::scenario::Scenario;
 use crate::io::sim::{Rng, SharedWorld};
+use crate::simulation::senders::{self, SECRET};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use trunkline_proto::{Header, Kind, Login, Outcome, VERSION, encode, encode_message, flags};
@@ -295,9 +296,19 @@ impl Crowd {
             heartbeat_secs: self.rng.below(4) as u32,
             ..Login::default()
         };
+        let mut client = Client::new(index, socket, *user, device, self.world.borrow().now_us());
         let mut bytes = Vec::new();
-        encode_message(&mut bytes, Kind::Login, 0, &login);
-        self.clients.push(Client::new(index, socket, *user, device, self.world.borrow().now_us()));
+        match self.scenario.claims {
+            true => {
+                let users: Vec<u64> = self.scenario.users.iter().copied().chain([NOBODY]).collect();
+                let (send, named) = senders::claim(&mut self.rng, &users);
+                client.named = Some(named);
+                let token = senders::token(*user, SECRET, &send);
+                encode_message(&mut bytes, Kind::Login, 0, &Login { token, ..login });
+            }
+            false => encode_message(&mut bytes, Kind::Login, 0, &login),
+        }
+        self.clients.push(client);
         self.by_socket.insert(socket, index);
         self.devices[device].clients.push(index);
         if self.mood == Mood::Busy && self.rng.chance(300) {
@@ -423,8 +434,9 @@ impl Crowd {
         let client = &mut self.clients[index];
         client.next_seq += 1;
         let (from, seq) = (client.user, client.next_seq);
-        let (id, payload) =
-            self.ledger.add(NewMessage { from, to, acked, sender: index, seq, sent_us, audience, proves, padding });
+        let allowed = to == from || client.named.as_ref().is_none_or(|named| named.contains(&to));
+        let message = NewMessage { from, to, acked, sender: index, seq, sent_us, audience, proves, allowed, padding };
+        let (id, payload) = self.ledger.add(message);
         let flags = if acked { flags::ACK } else { 0 };
         encode(bytes, &Header { kind: Kind::Send, flags, aux: 0, id, peer: to, stamp: 0 }, &payload);
     }
@@ -509,7 +521,7 @@ impl Crowd {
     pub(super) fn check_calm(&self, calm: impl Fn(u64) -> bool) -> u64 {
         let mut checked = 0;
         for (id, message) in self.ledger.iter() {
-            if !self.clients[message.sender].live() || !calm(message.sent_us) {
+            if !message.allowed || !self.clients[message.sender].live() || !calm(message.sent_us) {
                 continue;
             }
             for reader in message.audience.iter().map(|index| &self.clients[*index]).filter(|reader| reader.live()) {
@@ -538,7 +550,7 @@ impl Crowd {
     /// Panics unless all that was written since `prove` has arrived and has its answer.
     pub(super) fn check_proof(&self) {
         for (id, message) in self.ledger.iter() {
-            if !message.proves {
+            if !message.proves || !message.allowed {
                 continue;
             }
             let audience = &message.audience;
@@ -553,6 +565,14 @@ impl Crowd {
                 let expected = if certain { Outcome::Delivered } else { Outcome::OfflineNotStored };
                 assert_eq!(message.outcome, Some(expected), "message {id}: {message:?}");
             }
+        }
+    }
+
+    /// Panics unless what no token allows was refused, as far as the sender is still there.
+    pub(super) fn check_refused(&self) {
+        for (id, message) in self.ledger.iter().filter(|(_, message)| !message.allowed) {
+            let lasts = self.clients[message.sender].live();
+            assert!(message.is_refused() || !lasts, "message {id} was not refused: {message:?}");
         }
     }
 

@@ -14,6 +14,7 @@ use crate::mesh_news::{LinkNews, LinkWord, MeshNews};
 use crate::metrics::ShardStats;
 use crate::services::ServicesConfig;
 use crate::simulation::node::{Node, NodeConfig};
+use crate::simulation::senders::{self, SECRET};
 use crate::simulation::{Bug, planted};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -433,6 +434,7 @@ impl Fleet {
             name: seat.name.clone(),
             first_ring: process.first_ring,
             listeners,
+            auth: AuthSwitch::new(if self.scenario.claims { senders::auth(SECRET) } else { Auth::Open }),
             cluster: Some(cluster),
             store: self.store.as_mut().map(|store| store.serve(number, shards)),
             services: self.services.clone(),

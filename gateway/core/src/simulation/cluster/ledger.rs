@@ -24,6 +24,10 @@ pub(super) struct Message {
     pub(super) audience: Vec<usize>,
     /// Written when all was well.
     pub(super) proves: bool,
+    /// The sender's token names the recipient, or needs not.
+    pub(super) allowed: bool,
+    /// ERROR 26 has come for it.
+    refused: bool,
     /// ACKs written by recipients.
     pub(super) acks: u32,
     pub(super) outcome: Option<Outcome>,
@@ -31,6 +35,13 @@ pub(super) struct Message {
     answered_us: u64,
     /// Devices it was delivered to; for messages without ACK.
     devices: BTreeSet<usize>,
+}
+
+impl Message {
+    /// Whether its sender was told that it may not send it.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused || self.outcome == Some(Outcome::Denied)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +54,7 @@ impl Ledger {
     /// Notes a message; ids are unique over all senders. Returns its id and its payload.
     pub(super) fn add(&mut self, message: NewMessage) -> (u64, Vec<u8>) {
         let id = self.messages.len() as u64 + 1;
-        let NewMessage { from, to, acked, sender, seq, sent_us, audience, proves, padding } = message;
+        let NewMessage { from, to, acked, sender, seq, sent_us, audience, proves, allowed, padding } = message;
         let (outcome, devices) = (None, BTreeSet::new());
         let message = Message {
             from,
@@ -54,6 +65,8 @@ impl Ledger {
             sent_us,
             audience,
             proves,
+            allowed,
+            refused: false,
             acks: 0,
             outcome,
             answered_us: 0,
@@ -82,6 +95,7 @@ impl Ledger {
         assert_eq!(message.to, user, "message {id} was delivered to user {user}");
         assert_eq!(message.from, frame.peer, "message {id} came with another sender");
         assert_ne!(message.sender, client, "message {id} came back to the session that sent it");
+        assert!(message.allowed, "message {id} was delivered, and its sender's token does not allow it");
         assert_eq!(frame.flags & flags::ACK != 0, message.acked, "ACK flag of message {id}");
         assert_eq!(frame.flags & flags::SELF != 0, message.from == message.to, "SELF flag of message {id}");
         let failed = message.outcome == Some(Outcome::Overloaded);
@@ -111,7 +125,10 @@ impl Ledger {
         assert_eq!(message.to, frame.peer, "SENT of message {} names another recipient", frame.id);
         let outcome = Outcome::from_u16(frame.aux).expect("a known outcome");
         assert!(
-            matches!(outcome, Outcome::Delivered | Outcome::OfflineNotStored | Outcome::Overloaded),
+            match message.allowed {
+                true => matches!(outcome, Outcome::Delivered | Outcome::OfflineNotStored | Outcome::Overloaded),
+                false => outcome == Outcome::Denied,
+            },
             "message {}: unexpected outcome {outcome:?}",
             frame.id
         );
@@ -120,6 +137,14 @@ impl Ledger {
         message.answered_us = now_us;
         let before = message.outcome.replace(outcome);
         assert_eq!(before, None, "message {} was answered twice, the second time with {outcome:?}", frame.id);
+    }
+
+    /// ERROR 26 reached a client.
+    pub(super) fn refused(&mut self, client: usize, frame: &Frame<'_>) {
+        let message = self.messages.get_mut(&frame.id).expect("ERROR 26 for a message nobody has sent");
+        assert_eq!((message.sender, message.to), (client, frame.peer), "ERROR 26 of message {}", frame.id);
+        assert!(!message.acked && !message.allowed && !message.refused, "message {} is refused: {message:?}", frame.id);
+        message.refused = true;
     }
 }
 
@@ -133,5 +158,6 @@ pub(super) struct NewMessage {
     pub(super) sent_us: u64,
     pub(super) audience: Vec<usize>,
     pub(super) proves: bool,
+    pub(super) allowed: bool,
     pub(super) padding: usize,
 }

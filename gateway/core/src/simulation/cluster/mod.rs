@@ -16,6 +16,7 @@
 //!   then arrives at every session of its recipient (`crowd`, here);
 //! - in live rooms, see `rooms`: numbers rise, nothing comes twice or after a leave, who missed something sees it, and
 //!   at rest everybody who is in gets the next message;
+//! - where tokens say to whom clients may write, nobody is given anything else, and its sender is told (`ledger`);
 //! - in durable groups, see `groups`: each member has each message once and in order, or is told of a gap and pulls it;
 //! - in inboxes, see `inboxes`: what is stored comes to each device, and is there once;
 //! - when the clients have gone: nothing is left in any table (here, `node`);
@@ -60,6 +61,8 @@ const CALM_AFTER_US: u64 = 2_000_000;
 const QUIET_MS: u64 = 18_000;
 /// Runs of clients who watch each other.
 const WATCH_SEEDS: u64 = 12;
+/// Runs of clients whose tokens say to whom they may write.
+const CLAIM_SEEDS: u64 = 12;
 /// Time in which what is written when all is well arrives, ACKs that are late included.
 const PROOF_MS: u64 = 4_000;
 /// Time after the clients have gone, within which nothing may be left of them.
@@ -180,6 +183,7 @@ impl Run {
         self.run_for(PROOF_MS);
         self.crowd.check_proof();
         self.proven = self.crowd.check_rooms_proof();
+        self.crowd.check_refused();
         self.crowd.check_one_session_each();
 
         self.crowd.leave_all();
@@ -257,6 +261,7 @@ impl Run {
             ("clock set back", tally.clock_set_back),
             ("messages in calm", self.calm),
             ("copies in rooms proven", self.proven),
+            ("messages refused", self.crowd.ledger.iter().filter(|(_, message)| message.is_refused()).count() as u64),
         ];
         let mut counts: BTreeMap<String, u64> = tallied.map(|(name, count)| (name.to_owned(), count)).into();
         let facts = self.fleet.counts.iter().chain(&self.crowd.ledger.rooms.counts);
@@ -455,6 +460,18 @@ fn what_is_said_behind_a_join_that_is_refused_is_caught() {
 #[test]
 fn a_leave_of_a_room_that_is_ignored_is_caught() {
     assert!(rooms_show(Bug::LeaveIgnored));
+}
+
+#[test]
+fn nobody_at_any_node_is_given_what_the_sender_s_token_does_not_allow() {
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 0..CLAIM_SEEDS {
+        let report = super::outcome(|| Run::of(Scenario::claims(seed), false).whole());
+        let report = report.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        report.counts.into_iter().for_each(|(name, count)| *sums.entry(name).or_default() += count);
+    }
+    println!("{sums:?}");
+    assert!(sums["messages refused"] > 1_000, "little has happened: {sums:?}");
 }
 
 #[test]

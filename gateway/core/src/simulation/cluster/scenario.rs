@@ -1,7 +1,7 @@
 //! What a run is made of, drawn from its seed.
 
 use crate::io::sim::{Clock, Faults, Rng};
-use crate::limits::{Limits, ReadMode};
+use crate::limits::{Limits, ReadMode, SendLimits, SendPolicy};
 use crate::mesh::MESH_PROTOCOL;
 use std::collections::BTreeSet;
 
@@ -80,6 +80,8 @@ pub(super) struct Scenario {
     pub(super) rooms_only: bool,
     /// Clients watch who is online, come and go, and do nothing else.
     pub(super) watches: bool,
+    /// To whom clients may write is their tokens' to say.
+    pub(super) claims: bool,
     /// Troubles, by the time at which they begin.
     pub(super) troubles: Vec<(u64, Trouble)>,
 }
@@ -161,6 +163,7 @@ impl Scenario {
             pace_ms: rng.within(60, 400),
             rooms_only: false,
             watches: false,
+            claims: false,
             troubles,
         }
     }
@@ -228,6 +231,14 @@ impl Scenario {
             troubles,
             ..rooms
         }
+    }
+
+    /// Any clients and troubles, and tokens that say to whom clients may write.
+    pub(super) fn claims(seed: u64) -> Self {
+        let mut scenario = Scenario::new(seed);
+        scenario.claims = true;
+        scenario.limits.send = SendLimits { policy: SendPolicy::Claim, bytes_max: 1 << 20, ..scenario.limits.send };
+        scenario
     }
 
     /// Nodes of so many shards each that speak this version, to which nothing happens.
