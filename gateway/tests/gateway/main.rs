@@ -54,6 +54,7 @@ mod schemathesis;
 mod seccomp;
 mod services;
 mod services_clients;
+mod services_tls;
 mod shortage;
 mod shutdown;
 mod soak_kill;

@@ -3,6 +3,7 @@
 use super::super::watching::Watching;
 use super::ledger::Ledger;
 use super::rooms::{Memberships, ROOMS};
+use super::transport::Transport;
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, FRAME_BYTES_MAX_LIMIT, Frame, Kind, LoginOk, decode, flags};
@@ -58,6 +59,8 @@ pub(super) struct Client {
     firsts: BTreeSet<u64>,
     pub(super) rooms: Memberships,
     pub(super) watching: Watching,
+    /// `None` where its bytes are frames.
+    pub(super) transport: Option<Box<Transport>>,
 }
 
 impl Client {
@@ -81,6 +84,7 @@ impl Client {
             firsts: BTreeSet::new(),
             rooms: Memberships::default(),
             watching: Watching::over_links(),
+            transport: None,
         }
     }
 

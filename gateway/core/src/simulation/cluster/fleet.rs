@@ -16,6 +16,7 @@ use crate::metrics::ShardStats;
 use crate::services::ServicesConfig;
 use crate::simulation::node::{Node, NodeConfig};
 use crate::simulation::{Bug, planted};
+use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use trunkline_proto::Outcome;
@@ -437,7 +438,7 @@ impl Fleet {
             listeners,
             limits: self.scenario.limits.clone(),
             auth: AuthSwitch::new(Auth::Open),
-            tls: None,
+            tls: Some(toy_tls()),
             proxies: std::sync::Arc::default(),
             cluster: Some(cluster),
             store: self.store.as_mut().map(|store| store.serve(number, shards)),
@@ -783,6 +784,12 @@ impl Fleet {
     pub(super) fn is_over(&self) -> bool {
         self.seats.iter().all(|seat| seat.process.is_none())
     }
+}
+
+/// No certificates: handshakes are those of the simulator.
+fn toy_tls() -> std::sync::Arc<TlsSwitch> {
+    let secret = TicketSecret::shared(b"of a simulation");
+    TlsSwitch::new(Certificates::default(), None, secret).expect("there is nothing that does not go together")
 }
 
 fn process_seed(scenario: &Scenario, node: usize, starts: u64) -> u64 {
