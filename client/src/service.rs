@@ -15,6 +15,8 @@
 //! # }
 //! ```
 //!
+//! Over TLS, with the feature `tls`: [`ServiceBuilder::tls`] and an address `trunkline+tls://…`.
+//!
 //! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link
 //! that breaks is made again. A request whose caller is gone is given up: the future of its handler is dropped at the
 //! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
@@ -30,7 +32,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -43,7 +44,9 @@ use trunkline_proto::{
 pub use trunkline_proto::CallHead;
 
 use crate::ids::MessageIds;
-use crate::{Backoff, Payload, random};
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
+use crate::{Backoff, Dial as _, Payload, Tcp, random};
 
 /// Links of one worker.
 const LINKS_MAX: u32 = 16;
@@ -163,6 +166,8 @@ pub struct ServiceBuilder {
     backup: bool,
     backoff: Backoff,
     handlers: HashMap<u16, Handler>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl fmt::Debug for ServiceBuilder {
@@ -177,6 +182,26 @@ impl ServiceBuilder {
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = token.into();
         self
+    }
+
+    /// Connects over TLS, which the services' port takes where the gateway has certificates. The address may then be
+    /// `trunkline+tls://services.internal:7791`, which without this is refused.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Both halves of a new connection.
+    async fn dial(&self) -> io::Result<(Reader, Writer)> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            let (reader, writer) = tokio::io::split(tls.clone().dial(&self.addr).await?);
+            return Ok((Box::new(reader), Box::new(writer)));
+        }
+        let (reader, writer) = Tcp.dial(&self.addr).await?.into_split();
+        Ok((Box::new(reader), Box::new(writer)))
     }
 
     /// Calls that are worked on at a time, over all links; 256 unless it is said.
@@ -251,7 +276,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A worker called `name` at the services' port of a gateway.
+    /// A worker called `name` at the services' port of a gateway, `host:port`, with or without `trunkline://` in front.
     pub fn connect(addr: impl Into<String>, name: impl Into<String>) -> ServiceBuilder {
         ServiceBuilder {
             addr: addr.into(),
@@ -263,6 +288,8 @@ impl Service {
             backup: false,
             backoff: Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5) },
             handlers: HashMap::new(),
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 
@@ -393,10 +420,13 @@ impl Shared {
     }
 }
 
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// A connection on which SERVE was answered.
-#[derive(Debug)]
 struct Link {
-    stream: TcpStream,
+    reader: Reader,
+    writer: Writer,
     inbound: Vec<u8>,
     ok: ServeOk,
 }
@@ -406,8 +436,7 @@ impl Link {
         let builder = &shared.builder;
         let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
         let begun = async {
-            let mut stream = TcpStream::connect(&builder.addr).await?;
-            stream.set_nodelay(true)?;
+            let (mut reader, mut writer) = builder.dial().await?;
             let mut services: Vec<u16> = builder.handlers.keys().copied().collect();
             services.sort_unstable();
             let offer =
@@ -423,7 +452,8 @@ impl Link {
             };
             let mut bytes = Vec::new();
             encode_message(&mut bytes, Kind::Serve, 0, &serve);
-            stream.write_all(&bytes).await?;
+            writer.write_all(&bytes).await?;
+            writer.flush().await?;
             let mut inbound = Vec::new();
             loop {
                 let whole = decode(&inbound, FIRST_BYTES_MAX);
@@ -431,9 +461,9 @@ impl Link {
                 if let Some((frame, len)) = whole {
                     let ok = first_answer(&frame)?;
                     inbound.drain(..len);
-                    return Ok(Link { stream, inbound, ok });
+                    return Ok(Link { reader, writer, inbound, ok });
                 }
-                if stream.read_buf(&mut inbound).await? == 0 {
+                if reader.read_buf(&mut inbound).await? == 0 {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
             }
@@ -452,6 +482,16 @@ fn first_answer(frame: &Frame<'_>) -> Result<ServeOk, ServiceError> {
         }
         _ => Err(ServiceError::Protocol(format!("SERVE was answered with kind {}", frame.kind))),
     }
+}
+
+/// Writes some of the bytes; where there are none, sees to it that those written before leave: records of TLS that the
+/// socket did not take at once wait in what has sealed them. Nothing is lost by giving it up.
+async fn write_on(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
+    if bytes.is_empty() {
+        writer.flush().await?;
+        return Ok(0);
+    }
+    writer.write(bytes).await
 }
 
 /// Keeps one link until the worker is drained: made again whenever it breaks.
@@ -485,8 +525,7 @@ async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Optio
 
 /// One link, until it ends.
 async fn serve_link(shared: &Arc<Shared>, shard: u32, window: u32, link: Link) -> Result<(), ServiceError> {
-    let Link { stream, inbound, ok } = link;
-    let (reader, writer) = stream.into_split();
+    let Link { reader, writer, inbound, ok } = link;
     let (out, queue) = mpsc::channel(OUT_MAX);
     let payload_max = (ok.max_frame as usize).saturating_sub(trunkline_proto::HEADER_LONG);
     let mut session = LinkSession {
@@ -534,7 +573,7 @@ impl LinkSession {
         heartbeat: Duration,
     ) -> Result<(), ServiceError> {
         let mut stopped = self.shared.stopped.clone();
-        let mut drains = false;
+        let (mut drains, mut unflushed) = (false, false);
         let (mut heard, mut pinged) = (Instant::now(), Instant::now());
         loop {
             if *stopped.borrow() == Stop::Drain && !drains {
@@ -547,6 +586,8 @@ impl LinkSession {
             if self.drained && is_idle && queue.is_empty() {
                 self.put(Kind::Logout, 0, 0, 0, 0, &[]);
                 writer.write_all(&self.outbound).await?;
+                writer.flush().await?;
+                writer.shutdown().await?;
                 return Ok(());
             }
             let written = self.outbound.len();
@@ -558,8 +599,9 @@ impl LinkSession {
                     heard = Instant::now();
                     self.take_frames()?;
                 }
-                wrote = writer.write(&self.outbound), if written > 0 => {
+                wrote = write_on(&mut writer, &self.outbound), if written > 0 || unflushed => {
                     self.outbound.drain(..wrote?);
+                    unflushed = written > 0;
                 }
                 Some(out) = queue.recv(), if written < 64 << 10 => {
                     self.send(out);

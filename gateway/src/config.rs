@@ -80,6 +80,8 @@ pub struct Config {
     pub http_access: HttpAccess,
     /// Whether the HTTP API serves the page for trying.
     pub demo: bool,
+    /// Whether core dumps of the process may be written.
+    pub core_dumps: bool,
     /// Name of the node.
     pub node: String,
     /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].

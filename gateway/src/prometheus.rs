@@ -253,7 +253,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 104] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 105] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -295,6 +295,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 104] {
         ("addresses", limits.addresses_max.into()),
         ("address_connections", limits.address_connections_max.into()),
         ("address_connections_per_sec", limits.address_connections_per_sec.into()),
+        ("address_handshakes_per_sec", limits.address_handshakes_per_sec.into()),
         ("store_after_time", limits.store_after_ms.div_ceil(1_000)),
         ("inbox", limits.inbox_messages_max),
         ("inbox_bytes", limits.inbox_bytes_max),

@@ -35,7 +35,7 @@ use trunkline_gateway::services_thread::{
     ServicesThreadConfig, WebhooksPart,
 };
 use trunkline_gateway::shard::{self, ShardEnd, ShardsCluster, ShardsConfig, ShardsServices};
-use trunkline_gateway::startup::{StartupError, checks};
+use trunkline_gateway::startup::{StartupError, checks, forbid_core_dumps};
 use trunkline_gateway::store::NodeStore;
 use trunkline_gateway::transport::tls::{TicketSecret, TlsSwitch};
 use trunkline_router::command::{Hangups, Signals, near};
@@ -98,6 +98,12 @@ struct Start {
 
 impl Start {
     fn new(config: &Config) -> Result<Self, Failure> {
+        // Before there is a secret in memory.
+        if !config.core_dumps
+            && let Err(error) = forbid_core_dumps()
+        {
+            tracing::warn!("core dumps, which hold keys and messages, cannot be ruled out: {error}");
+        }
         let auth = config.load_auth()?;
         let access = config.load_access()?;
         config.check_webhooks()?;
@@ -299,6 +305,7 @@ async fn control(
             specs: services.specs.clone(),
             keys: Arc::new(ServeKeys(node.access().clone())),
             listener: services_listener,
+            tls_required: services.tls_required,
             portals: call_portals.clone(),
         }),
         portals: portals.clone(),

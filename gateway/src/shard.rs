@@ -103,6 +103,8 @@ pub struct ShardsServices {
     pub keys: Arc<dyn WorkerKeys>,
     /// Where workers connect; `None` where all services have HTTP servers.
     pub listener: Option<TcpListener>,
+    /// Whether they have to begin with TLS there.
+    pub tls_required: bool,
     /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
     pub portals: Option<CallPortals>,
 }
@@ -194,8 +196,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let (services, mut services_listener) = match config.services {
-        Some(ShardsServices { specs, keys, listener, portals }) => {
-            (Some(ServicesConfig { specs, keys, listens: false, portals }), listener)
+        Some(ShardsServices { specs, keys, listener, tls_required, portals }) => {
+            (Some(ServicesConfig { specs, keys, listens: false, tls_required, portals }), listener)
         }
         None => (None, None),
     };
@@ -203,6 +205,7 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
     let address_book = AddressBook::new(PerAddress {
         open_max: limits.address_connections_max,
         per_sec: limits.address_connections_per_sec,
+        handshakes_per_sec: limits.address_handshakes_per_sec,
         addresses_max: limits.addresses_max,
     });
     let address_book = address_book.map(Arc::new);

@@ -3,7 +3,7 @@
 
 use crate::config::{Config, Size};
 use crate::events::LANES;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -292,6 +292,24 @@ fn raise_nofile() -> Result<u64, StartupError> {
 
 fn raise_memlock() -> Result<u64, StartupError> {
     raise(Resource::Memlock).map_err(|error| StartupError::Limit("RLIMIT_MEMLOCK", error))
+}
+
+/// The soft limit RLIMIT_CORE that the kernel takes for "no dump at all": a file would have to be larger, and a program
+/// that takes dumps is not called with it, which it is with 0.
+const NO_CORE_DUMPS: u64 = 1;
+
+/// Sees to it that no core dump of this process is written. A debugger still sees it, /proc tells of it as before, and
+/// the soft limit can be raised while it runs. Where the hard limit leaves no room for that one, the process is marked
+/// as not to be dumped, which hides it from debuggers and from others of its user too.
+///
+/// # Errors
+/// What the kernel says.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    match getrlimit(Resource::Core).maximum {
+        Some(maximum) if maximum < NO_CORE_DUMPS => set_dumpable_behavior(DumpableBehavior::NotDumpable),
+        maximum => setrlimit(Resource::Core, Rlimit { current: Some(NO_CORE_DUMPS), maximum }),
+    }
+    .map_err(io::Error::from)
 }
 
 /// Raises a soft limit to the hard one and returns that; `u64::MAX` when there is none.

@@ -16,6 +16,17 @@ declare module "node:net" {
   export function connect(options: { host: string; port: number; noDelay: boolean }): Socket;
 }
 
+declare module "node:tls" {
+  import type { Socket } from "node:net";
+  export interface TLSSocket extends Socket {
+    on(event: "connect" | "drain" | "end" | "close" | "secureConnect", listener: () => void): this;
+    on(event: "data", listener: (piece: Uint8Array) => void): this;
+    on(event: "error", listener: (error: Error) => void): this;
+    setNoDelay(on: boolean): this;
+  }
+  export function connect(options: { host: string; port: number; servername?: string; ca?: string | string[] | undefined; ALPNProtocols: string[] }): TLSSocket;
+}
+
 declare module "node:process" {
   export function nextTick(run: () => void): void;
 }

@@ -6,7 +6,7 @@ import { SERVICE_USERS, type Frame } from "./frames.js";
 import { toBytes, toId, type Id } from "./ids.js";
 import { type Fate } from "./outstanding.js";
 import { FLAG_AGAIN, FLAG_HEAD, FLAG_NO_REPLY, splitHead, type CallHead } from "./service_frames.js";
-import { FateUnknownError, Link, RefusedError, type Push } from "./service_link.js";
+import { FateUnknownError, Link, RefusedError, type Address, type Push } from "./service_link.js";
 
 export { ClosedError, FullError, NotConnectedError, TrunklineError } from "./errors.js";
 export { type Fate } from "./outstanding.js";
@@ -31,8 +31,10 @@ const STATUS_MAX = 65_535;
 const TIMED_OUT = 24;
 
 export interface ServiceOptions {
-  /** The services' port of a gateway: `127.0.0.1:7791`, `[::1]:7791`. */
+  /** The services' port of a gateway: `127.0.0.1:7791`, `[::1]:7791`; over TLS `tls://services.internal:7791`. */
   address: string;
+  /** For an address over TLS: certificates (PEM) of those who sign for gateways, in place of those whom Node trusts. */
+  ca?: string | string[];
   /** Name of this worker, 1 to 64 letters, digits, `.`, `_`, `-`; workers of one service have each their own. */
   name: string;
   /** An API key with the scope `serve:<service>` of each service, or a function that gets it, for each link. Needed where the gateway has a keys file. */
@@ -137,7 +139,7 @@ interface Place {
 
 export class Service {
   readonly #options: ServiceOptions;
-  readonly #address: { host: string; port: number };
+  readonly #address: Address;
   readonly #window: number;
   readonly #served = new Map<number, Served>();
   readonly #listeners: { [name in keyof Events]: Set<Events[name]> } = { error: new Set(), links: new Set() };
@@ -157,7 +159,7 @@ export class Service {
 
   constructor(options: ServiceOptions) {
     this.#options = options;
-    this.#address = addressOf(options.address);
+    this.#address = addressOf(options.address, options.ca);
     this.#window = options.window ?? WINDOW;
     if (!Number.isInteger(this.#window) || this.#window < 1 || this.#window > WINDOW_MAX) throw new RangeError(`a window of ${this.#window}: 1 to ${WINDOW_MAX}`);
   }
@@ -500,11 +502,12 @@ function judgeStatus(status: number): void {
   if (!Number.isInteger(status) || status < STATUS_MIN || status > STATUS_MAX) throw new RangeError(`status ${status}: ${STATUS_MIN} to ${STATUS_MAX} are a service's own`);
 }
 
-function addressOf(address: string): { host: string; port: number } {
-  const [, bracketed, plain, digits] = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(address) ?? [];
+function addressOf(address: string, ca: string | string[] | undefined): Address {
+  const [, overTls, bracketed, plain, digits] = /^(tls:\/\/)?(?:\[([^\]]+)\]|([^:[\]/]+)):(\d{1,5})$/.exec(address) ?? [];
   const [host, port] = [bracketed ?? plain, Number(digits)];
-  if (!host || !(port >= 1 && port <= 65_535)) throw new RangeError(`${address} is no address: HOST:PORT, with an IPv6 address in brackets`);
-  return { host, port };
+  if (!host || !(port >= 1 && port <= 65_535)) throw new RangeError(`${address} is no address: HOST:PORT or tls://HOST:PORT, with an IPv6 address in brackets`);
+  if (!overTls && ca !== undefined) throw new RangeError(`ca is for an address over TLS: tls://${address}`);
+  return overTls ? { host, port, tls: ca === undefined ? {} : { ca } } : { host, port };
 }
 
 /** Until the time is over or it is to end. */

@@ -2,6 +2,7 @@
 
 import { connect, type Socket } from "node:net";
 import { nextTick } from "node:process";
+import { connect as connectTls } from "node:tls";
 import { NotConnectedError, TrunklineError } from "./errors.js";
 import { FLAG_ACK, FLAG_NO_STORE, Kind, long, short, type Frame } from "./frames.js";
 import { fateOf, type Fate } from "./outstanding.js";
@@ -47,6 +48,14 @@ export interface Push {
   fail: (error: Error) => void;
 }
 
+/** Where the services' port of a gateway is. */
+export interface Address {
+  host: string;
+  port: number;
+  /** Over TLS; `ca`: certificates (PEM) of whom to trust, in place of those that Node trusts. */
+  tls?: { ca?: string | string[] };
+}
+
 /** What a link tells of. */
 export interface Owner {
   /**
@@ -81,14 +90,13 @@ export class Link {
   #onOpened!: { resolve: (ok: ServeOk) => void; reject: (error: Error) => void };
   #onEnded!: (error: Error | undefined) => void;
 
-  constructor(address: { host: string; port: number }, serve: Serve, owner: Owner) {
+  constructor(address: Address, serve: Serve, owner: Owner) {
     this.#owner = owner;
     this.opened = new Promise((resolve, reject) => (this.#onOpened = { resolve, reject }));
     this.ended = new Promise((resolve) => (this.#onEnded = resolve));
     // Whoever waits for its end alone need not hear of it twice.
     this.opened.catch(() => {});
-    const socket = (this.#socket = connect({ ...address, noDelay: true }));
-    socket.on("connect", () => this.#state === "opening" && this.#write(short(ServiceKind.SERVE, 0, encodeServe(serve))));
+    const socket = (this.#socket = dial(address, () => this.#state === "opening" && this.#write(short(ServiceKind.SERVE, 0, encodeServe(serve)))));
     socket.on("data", (piece) => this.#onData(piece));
     socket.on("drain", () => this.#wake());
     socket.on("error", (error) => this.#end(new NotConnectedError(`the connection to the gateway: ${error.message}`)));
@@ -281,4 +289,12 @@ export class Link {
     this.#pushes.clear();
     this.#onEnded(error);
   }
+}
+
+/** A connection; `opened` is called once it can be written to, and its certificate was found good. */
+function dial({ host, port, tls }: Address, opened: () => void): Socket {
+  if (!tls) return connect({ host, port, noDelay: true }).on("connect", opened);
+  const socket = connectTls({ host, port, ca: tls.ca, ALPNProtocols: ["trunkline/1"] });
+  socket.setNoDelay(true);
+  return socket.on("secureConnect", opened);
 }

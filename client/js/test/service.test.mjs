@@ -262,7 +262,8 @@ test("start says why it cannot, and may be called again", async () => {
 });
 
 test("what cannot be so is refused where it is said", () => {
-  for (const address of ["", "host", "host:0", "host:65536", "::1:7", "http://a:1", "[::1]"]) assert.throws(() => new Service({ address, name: "w" }), RangeError);
+  for (const address of ["", "host", "host:0", "host:65536", "::1:7", "http://a:1", "[::1]", "tls://a", "tls://a/b:1"]) assert.throws(() => new Service({ address, name: "w" }), RangeError);
+  assert.throws(() => new Service({ address: "a:1", name: "w", ca: "PEM" }), RangeError);
   for (const window of [0, 65_536, 1.5]) assert.throws(() => new Service({ address: "a:1", name: "w", window }), RangeError);
   const subject = new Service({ address: "[::1]:7791", name: "w" }).serve(7, () => {});
   for (const service of [0, 65_536, 1.5]) assert.throws(() => subject.serve(service, () => {}), RangeError);

@@ -4,13 +4,13 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { WebSocket } from "ws";
 import { CallError, Client } from "../dist/index.js";
-import { NotBegunError, RefusedError, Service, StatusError } from "../dist/service.js";
+import { NotBegunError, NotConnectedError, RefusedError, Service, StatusError } from "../dist/service.js";
 
 const [, , program] = process.argv;
 setTimeout(() => (console.error("in vain"), process.exit(1)), 60_000).unref();
@@ -119,8 +119,15 @@ const printed = execFileSync(program, ["api-key", "echo", "--scope", "serve:7"],
 const [token] = /^tlk_\S+/m.exec(printed);
 const file = join(folder, "keys.toml");
 writeFileSync(file, printed.split("\n").find((line) => line.startsWith("echo = ")), { mode: 0o600 });
-const guarded = await start({ more: ["--api-keys-file", file] });
-const worker = (service, key) => new Service({ address: `127.0.0.1:${guarded.services}`, name: "w", token: key }).serve(service, () => {});
+// A key crosses networks, so it goes over TLS.
+execFileSync(program, ["dev-cert", "--out", folder]);
+const [cert, certKey] = ["dev-cert.pem", "dev-key.pem"].map((name) => join(folder, name));
+const tls = ["--tls-cert", cert, "--tls-key", certKey, "--services-tls-required"];
+const guarded = await start({ more: ["--api-keys-file", file, ...tls] });
+const ca = readFileSync(cert, "utf8");
+const worker = (service, key, more = { address: `tls://localhost:${guarded.services}`, ca }) => new Service({ name: "w", token: key, ...more }).serve(service, () => {});
+await assert.rejects(worker(7, token, { address: `127.0.0.1:${guarded.services}` }).start(), NotConnectedError);
+await assert.rejects(worker(7, token, { address: `tls://localhost:${guarded.services}` }).start(), (error) => error instanceof NotConnectedError && /self-signed/.test(error.message));
 for (const [service, key] of [[7, ""], [7, `${token}x`], [8, token]]) {
   await assert.rejects(worker(service, key).start(), (error) => error instanceof RefusedError && error.code === 6 && /key/.test(error.message));
 }

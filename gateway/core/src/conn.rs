@@ -234,6 +234,12 @@ impl Conn {
         self.home_or_spent = 0;
     }
 
+    /// Whether it has to begin with TLS. `of_clients`: whether every client has to, which does not bind workers.
+    #[inline]
+    pub(crate) fn needs_tls(&self, of_clients: bool) -> bool {
+        self.flags.has(ConnFlags::TLS_ONLY) || (of_clients && !self.flags.has(ConnFlags::SERVICE))
+    }
+
     /// Bytes queued for this connection, those under way included.
     pub(crate) fn outbox_bytes(&self) -> usize {
         self.outbox.as_ref().map_or(0, |outbox| outbox.bytes())

@@ -129,6 +129,9 @@ pub struct Limits {
     pub address_connections_max: u32,
     /// Connections that one address may open in a second, at the whole node, 0 = off; a further one is closed.
     pub address_connections_per_sec: u32,
+    /// Handshakes of TLS that one address may begin in a second, at the whole node, 0 = off; the connection with a
+    /// further one is closed.
+    pub address_handshakes_per_sec: u32,
     /// Addresses whose connections are counted at a time, of the whole node; 0 when none are. Further ones are not
     /// limited.
     pub addresses_max: u32,
@@ -328,6 +331,7 @@ impl Default for Limits {
             mesh_slots: 0,
             address_connections_max: 0,
             address_connections_per_sec: 0,
+            address_handshakes_per_sec: 0,
             addresses_max: 0,
             addresses_known: false,
             store_after_ms: 0,

@@ -334,6 +334,7 @@ shard_stats! {
     limit_addresses: Counter "trunkline_limit_hits_total" "limit=\"addresses\"" "How often each limit was hit.";
     limit_address_open: Counter "trunkline_limit_hits_total" "limit=\"address_connections\"" "How often each limit was hit.";
     limit_address_per_sec: Counter "trunkline_limit_hits_total" "limit=\"address_connections_per_sec\"" "How often each limit was hit.";
+    limit_address_handshakes: Counter "trunkline_limit_hits_total" "limit=\"address_handshakes_per_sec\"" "How often each limit was hit.";
     limit_login_timeout: Counter "trunkline_limit_hits_total" "limit=\"login_timeout\"" "How often each limit was hit.";
     limit_heartbeat: Counter "trunkline_limit_hits_total" "limit=\"heartbeat\"" "How often each limit was hit.";
     limit_frame_bytes: Counter "trunkline_limit_hits_total" "limit=\"frame_bytes\"" "How often each limit was hit.";

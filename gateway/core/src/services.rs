@@ -77,6 +77,8 @@ pub struct ServicesConfig {
     pub keys: Arc<dyn WorkerKeys>,
     /// Whether this shard has the workers' listener, the last of its listeners.
     pub listens: bool,
+    /// Whether workers have to begin with TLS.
+    pub tls_required: bool,
     /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
     pub portals: Option<CallPortals>,
 }

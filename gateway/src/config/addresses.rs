@@ -41,7 +41,9 @@ pub(super) fn per_address(limits: &mut Limits, all: &Settings, shards: u64, judg
     let limit = |key, value: Option<u64>| judge.count(key, known(value), 0..=RATE_MAX).map(|value| value as u32);
     limits.address_connections_max = limit("address_connections_max", all.address_connections_max)?;
     limits.address_connections_per_sec = limit("address_connections_per_sec", all.address_connections_per_sec)?;
-    let limited = limits.address_connections_max > 0 || limits.address_connections_per_sec > 0;
+    limits.address_handshakes_per_sec = limit("address_handshakes_per_sec", all.address_handshakes_per_sec)?;
+    let rates = limits.address_connections_per_sec > 0 || limits.address_handshakes_per_sec > 0;
+    let limited = limits.address_connections_max > 0 || rates;
     let addresses = u64::from(limits.slots()).saturating_mul(shards) + RECENT_ADDRESSES_MAX;
     limits.addresses_max = if limited { u32::try_from(addresses).unwrap_or(u32::MAX) } else { 0 };
     let told = [&all.proxy_from, &all.forwarded_from];

@@ -240,6 +240,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         listen,
         http_access: http_access(&all, http, judge)?,
         demo: demo(&all, http, &reached, judge)?,
+        core_dumps: known(all.core_dumps),
         http,
         node,
         shards: shards as u16,

@@ -28,6 +28,8 @@ const SPECS_MAX: usize = 1_024;
 pub struct ServicesConfig {
     /// Where they connect; `None` where all services of which something is said have HTTP servers.
     pub listen: Option<SocketAddr>,
+    /// Whether they have to begin with TLS.
+    pub tls_required: bool,
     /// What is said of services.
     pub specs: Arc<[ServiceSpec]>,
 }
@@ -61,8 +63,18 @@ pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesC
         return judge.refuse("service", specs.len(), format!("at most {SPECS_MAX}"));
     }
     let listen = all.services_listen;
+    let tls_required = all.services_tls_required == Some(true);
+    for (missing, key) in [(listen.is_none(), "services_listen"), (all.tls_cert.is_none(), "tls_cert")] {
+        if tls_required && missing {
+            return Err(ConfigError::Conflict(format!(
+                "services_tls_required ({}) has a meaning for workers' links over TLS only, and {key} is not set: \
+                 give that too, or leave services_tls_required out",
+                judge.origins.of("services_tls_required")
+            )));
+        }
+    }
     let is_some = listen.is_some() || !specs.is_empty();
-    Ok(is_some.then(|| ServicesConfig { listen, specs: specs.into() }))
+    Ok(is_some.then(|| ServicesConfig { listen, tls_required, specs: specs.into() }))
 }
 
 /// Whether calls of some service go to HTTP servers. What is wrong with services is told by [`services`].

@@ -333,6 +333,10 @@ settings! {
     /// Connections that one client address may open in a second at this node, 0 to 1000000; 0 is off. When hit: a
     /// further one is closed at once.
     address_connections_per_sec: [u64] "N" "TRUNKLINE_ADDRESS_CONNECTIONS_PER_SEC" Fixed("0");
+    /// Handshakes of TLS that one client address may begin in a second at this node, 0 to 1000000; 0 is off. Addresses
+    /// count as for address_connections_max. When hit: the connection with a further one is closed at once, before
+    /// anything of it is reckoned.
+    address_handshakes_per_sec: [u64] "N" "TRUNKLINE_ADDRESS_HANDSHAKES_PER_SEC" Fixed("0");
     /// Seconds between heartbeats for a client that names no wish. When it is silent for twice as long: BYE 9 (idle).
     @reloadable heartbeat_secs: [u64] "SECS" "TRUNKLINE_HEARTBEAT_SECS" Fixed("30");
     /// Shortest heartbeat a client gets, 1 to 3600. A shorter wish is raised to it.
@@ -392,6 +396,10 @@ settings! {
     /// On an address that is not loopback workers need a key of api_keys_file with the scope serve:<number>, and with
     /// api_keys_file everywhere.
     services_listen: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_LISTEN" Unset("\"127.0.0.1:7791\"");
+    /// Close links of workers that do not begin with TLS. With tls_cert they may begin with it anyway: the first byte
+    /// tells. It needs both tls_cert and services_listen.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    services_tls_required: [bool] "BOOL" "TRUNKLINE_SERVICES_TLS_REQUIRED" Fixed("false");
     /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time
     /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
     /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
@@ -554,6 +562,11 @@ settings! {
     /// Receive buffers of the node, 4 KiB each, shared out to the shards: a power of two from 64 to 32768 for each.
     /// When there is none free: the connection is read a moment later.
     recv_buffer_bytes: [Size] "SIZE" "TRUNKLINE_RECV_BUFFER_BYTES" Computed("4MiB for each shard, 64MiB and a sixteenth of memory_max at most");
+    /// Let the kernel write a core dump of this process when it is killed by a fault, if the host's limits do. Such a
+    /// file holds keys, tokens and messages. Without this setting RLIMIT_CORE is 1 from the start on, which the kernel
+    /// takes for none even where dumps go to a program; prlimit --core=unlimited --pid PID allows one later on.
+    #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    core_dumps: [bool] "BOOL" "TRUNKLINE_CORE_DUMPS" Fixed("false");
 
     ["Log"]
     /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_gateway=debug.

@@ -93,6 +93,7 @@ fn start_up(root: &Root, facts: &Facts, config: &Config) -> Vec<Check> {
     };
     let mut checks: Vec<Check> = outcomes.into_iter().map(|(name, outcome)| of_start(name, outcome)).collect();
     checks.push(seccomp(root));
+    checks.push(core_dumps(root, config));
     let budget = Budget::of(config);
     let fits = format!("the budget fits, {} of {}", Size(budget.total()).rounded(), Size(config.memory_max).rounded());
     let budget_check = of_start("memory budget", budget.check().map(|()| fits));
@@ -153,6 +154,18 @@ fn seccomp(root: &Root) -> Check {
             "one is in force; whether it lets io_uring pass the check above shows",
         ),
     }
+}
+
+fn core_dumps(root: &Root, config: &Config) -> Check {
+    if !config.core_dumps {
+        return Check::ok(START, "core dumps", "none are written (core_dumps)");
+    }
+    let goes_to = match root.text("/proc/sys/kernel/core_pattern").unwrap_or_default() {
+        pattern if pattern.is_empty() => "allowed".to_owned(),
+        pattern => format!("allowed, to {pattern}"),
+    };
+    let why = "a core dump holds keys, tokens and messages of everybody who is connected";
+    Check::ok(START, "core dumps", goes_to).bad(Status::Warn, "none", why, "leave out --core-dumps")
 }
 
 fn limit(term: &Term, target: u64) -> Check {

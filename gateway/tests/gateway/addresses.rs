@@ -231,6 +231,36 @@ fn an_address_opens_no_more_connections_in_a_second_than_it_may() {
 }
 
 #[test]
+fn an_address_begins_no_more_handshakes_in_a_second_than_it_may_and_is_told_nothing_of_further_ones() {
+    const PER_SEC: u64 = 5;
+    let identity = Identity::new();
+    let flags = [&identity.flags()[..], &["--address-handshakes-per-sec", "5"]].concat();
+    with_each_gateway(ONE_AND_MANY, &flags, |gateway| {
+        let start = Instant::now();
+        // The first bytes of a ClientHello.
+        let begin = |_| {
+            let mut client = Client::connect(gateway);
+            client.write_bytes(&[0x16, 3, 1, 2, 0, 1]);
+            client
+        };
+        let _clients: Vec<Client> = (0..30).map(begin).collect();
+        let counted = |under_way: u64, refused: u64| {
+            let allowed = PER_SEC + (start.elapsed().as_secs() + 1) * PER_SEC;
+            under_way + refused == 30 && (PER_SEC..=allowed).contains(&under_way)
+        };
+        gateway.wait_for_metrics("all have begun or were refused", |metrics| {
+            let under_way = metrics.sum("trunkline_tls_handshakes_under_way", &[]);
+            let refused = metrics.limit_hits("address_handshakes_per_sec");
+            counted(under_way, refused) && metrics.closed("address_limit") == refused
+        });
+        // Who comes in clear is not limited by it.
+        let mut clients: Vec<Client> = (1..=10).map(|user| Client::login(gateway, user)).collect();
+        let (first, others) = clients.split_first_mut().expect("ten clients");
+        first.exchange(&mut others[0], 2, b"unharmed");
+    });
+}
+
+#[test]
 fn behind_a_proxy_each_client_has_its_own_limit() {
     with_gateway(2, &["--proxy-from", "127.0.0.1", "--address-connections-max", "2"], |gateway| {
         let at = |last: u8, user| login_behind(gateway, &headers(last)[0], user);

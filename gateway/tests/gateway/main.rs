@@ -55,6 +55,7 @@ mod seccomp;
 mod senders;
 mod services;
 mod services_clients;
+mod services_tls;
 mod shortage;
 mod shutdown;
 mod soak_kill;

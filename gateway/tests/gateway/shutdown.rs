@@ -7,6 +7,7 @@ use crate::support::wire::{self, Login, code, flag, kind};
 use crate::support::{PATIENCE, SHARD_COUNTS, wait_for};
 use rustix::process::Signal;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -22,6 +23,29 @@ fn sigterm_says_bye_to_everybody_and_exits_0() {
         bystanders.expect_bye(code::DRAINING);
         let status = gateway.wait_for_exit();
         assert!(status.success(), "{shards} shards: {status}");
+    }
+}
+
+/// The soft and the hard limit on core dumps of a process.
+fn core_limits(process: &str) -> Vec<String> {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).expect("the limits of the process");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("one of core dumps");
+    line.split_whitespace().take(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn no_core_dump_can_be_written_unless_that_is_asked_for() {
+    let own = core_limits("self");
+    for (flags, soft) in [(&[][..], "1"), (&["--core-dumps"], &own[0])] {
+        let mut gateway = Gateway::start(1, flags);
+        // Where the hard limit is 0 the soft one cannot be 1, and the process is marked instead.
+        let soft = if own[1] == "0" { "0" } else { soft };
+        assert_eq!(core_limits(&gateway.id().to_string()), [soft, &own[1]], "{flags:?}");
+        if flags.is_empty() {
+            gateway.signal(Signal::ABORT);
+            let status = gateway.wait_for_exit();
+            assert!(status.signal().is_some() && !status.core_dumped(), "{status}");
+        }
     }
 }
 

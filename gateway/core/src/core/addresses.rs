@@ -69,6 +69,13 @@ impl Addresses {
         }
     }
 
+    /// Whether a handshake of TLS may begin on a connection. One that is not counted, as a trusted proxy's, always may.
+    fn begin_handshake(&self, slot: u32, now_ms: u64) -> bool {
+        let Some(book) = &self.book else { return true };
+        let counted = self.known.get(&slot).filter(|known| known.counted).and_then(|known| known.address);
+        counted.is_none_or(|address| book.begin_handshake(address.ip(), now_ms))
+    }
+
     /// Whether the word of a connection's other end is taken on where the client of its request is.
     fn forwards(&self, slot: u32) -> bool {
         let known = self.known.get(&slot).filter(|known| !known.counted);
@@ -141,6 +148,17 @@ impl Shard {
             Err(TooMany::PerSec) => stats.limit_address_per_sec.add(1),
         }
         false
+    }
+
+    /// A handshake of TLS is about to begin: ends the connection if its address has begun as many as it may. Returns
+    /// whether it goes on.
+    pub(super) fn count_handshake(&mut self, slot: u32) -> bool {
+        let may = self.addresses.begin_handshake(slot, self.now.mono_ms);
+        if !may {
+            self.links.stats.limit_address_handshakes.add(1);
+            self.close(slot, CloseReason::AddressLimit);
+        }
+        may
     }
 
     /// A request has come, and says where its client is: enters that where the other end is one whose word is taken.

@@ -46,13 +46,8 @@ impl Shard {
         // In a message of a WebSocket such a byte is the length of a frame, as it is everywhere later.
         let opens = conn.phase == Phase::Handshake && conn.partial.is_none() && conn.wire.kind() == Wire::NATIVE;
         if opens {
-            let needs_tls = self.tls_required || conn.flags.has(ConnFlags::TLS_ONLY);
-            let is_service = conn.flags.has(ConnFlags::SERVICE);
-            let in_clear = needs_tls && !conn.wire.has(Wire::TLS) && !is_service;
+            let in_clear = !conn.wire.has(Wire::TLS) && conn.needs_tls(self.tls_required);
             if bytes.first().is_some_and(|first| *first != 0 || in_clear) {
-                if is_service {
-                    return self.close(slot, CloseReason::UnknownTransport);
-                }
                 return self.open_otherwise(slot, bytes);
             }
         }

@@ -11,6 +11,7 @@ use crate::io::ConnId;
 use crate::limits::{BURST_MS, Limits, TURN_UNITS, TURN_UNITS_FLOOR, UNIT_BYTES};
 use crate::metrics::ShardStats;
 use crate::outbox::{SpareOutboxes, unsent_messages};
+use crate::transport::outbound::layers;
 use crate::wheel::TimerWheel;
 pub(crate) use crate::wheel::{TICK_MS, ticks};
 use crate::wrappings::Wrappings;
@@ -535,11 +536,18 @@ impl Links {
         !(scarce && self.slots.at(slot).flags.has(ConnFlags::FLOODS))
     }
 
-    /// Takes what is queued and not under way.
+    /// Takes the frames that are queued and not under way. What stands between records of TLS stays: the peer could
+    /// open none of what comes behind without it.
     pub(crate) fn take_pending(&mut self, slot: u32) -> Vec<u8> {
-        let Some(outbox) = &mut self.slots.at(slot).outbox else { return Vec::new() };
-        self.outbox_bytes -= outbox.pending.len();
-        std::mem::take(&mut outbox.pending)
+        let conn = self.slots.at(slot);
+        let layered = conn.wire.has(Wire::LAYERED);
+        let Some(outbox) = &mut conn.outbox else { return Vec::new() };
+        let pending = std::mem::take(&mut outbox.pending);
+        if layered {
+            outbox.pending = layers(&pending);
+        }
+        self.outbox_bytes -= pending.len() - outbox.pending.len();
+        pending
     }
 
     /// Throws away what is queued and not under way, counting the messages among it.

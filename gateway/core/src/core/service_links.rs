@@ -41,8 +41,12 @@ impl<I: Io> Core<I> {
                     Some(Peer::Unix) => true,
                     None => false,
                 };
+                let tls_required = self.shard.services.as_ref().is_some_and(|services| services.config.tls_required);
                 let flags = &mut self.shard.links.slots.at(slot).flags;
                 flags.set(ConnFlags::SERVICE);
+                if tls_required {
+                    flags.set(ConnFlags::TLS_ONLY);
+                }
                 if is_local {
                     flags.set(ConnFlags::LOCAL);
                 }

@@ -364,7 +364,7 @@ impl Shard {
 
     /// Whether the connection has to begin with TLS.
     pub(crate) fn needs_tls(&mut self, slot: u32) -> bool {
-        self.tls_required || self.links.slots.at(slot).flags.has(ConnFlags::TLS_ONLY)
+        self.links.slots.at(slot).needs_tls(self.tls_required)
     }
 
     /// Ends a connection for which there was no room when it was accepted.
@@ -429,8 +429,7 @@ impl Shard {
         let wire = self.links.slots.at(slot).wire;
         let kind = wire.kind();
         // Where everything is to go over TLS nothing is said without it.
-        let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
-        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS) && !is_service;
+        let in_clear = self.needs_tls(slot) && !wire.has(Wire::TLS);
         if let Some(code) = reason.code()
             && kind != Wire::HTTP
             && !wire.is_shaking()

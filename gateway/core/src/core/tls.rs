@@ -80,6 +80,10 @@ impl Links {
 impl Shard {
     /// The first bytes of a connection are those of a handshake.
     pub(crate) fn open_tls(&mut self, slot: u32, bytes: &[u8]) {
+        // Whoever begins too many is refused before anything is reckoned, and takes nobody's place.
+        if self.tls.is_some() && !self.count_handshake(slot) {
+            return;
+        }
         let handshake = self.tls.as_mut().and_then(|tls| Handshake::new(tls.get()));
         let Some(handshake) = handshake else { return self.close(slot, CloseReason::UnknownTransport) };
         if self.links.tls.shaking >= self.links.limits.tls_handshakes_max {
@@ -201,9 +205,11 @@ impl Shard {
         self.links.end_handshake(slot, if resumed { TlsOutcome::Resumed } else { TlsOutcome::Full });
         self.links.stats.count_tls(version, suite);
         self.links.tls.sessions.put(slot, &session);
-        let wire = &mut self.links.slots.at(slot).wire;
-        wire.change_kind(if http { Wire::HTTP } else { Wire::NATIVE });
-        if let Some(certified) = certified {
+        let Conn { wire, flags, .. } = self.links.slots.at(slot);
+        // A worker speaks frames whatever was agreed on, and is known by its key.
+        let is_service = flags.has(ConnFlags::SERVICE);
+        wire.change_kind(if http && !is_service { Wire::HTTP } else { Wire::NATIVE });
+        if let Some(certified) = certified.filter(|_| !is_service) {
             self.links.put_certified(slot, certified);
         }
     }

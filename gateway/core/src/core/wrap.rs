@@ -168,10 +168,13 @@ const _: () = assert!(TICK_MS * 4 <= 1_000 / 2);
 impl Shard {
     /// The first bytes of a connection are no frame, or have to be those of TLS.
     pub(crate) fn open_otherwise(&mut self, slot: u32, bytes: &[u8]) {
-        let within_tls = self.links.slots.at(slot).wire.has(Wire::TLS);
+        let Conn { wire, flags, .. } = *self.links.slots.at(slot);
+        let within_tls = wire.has(Wire::TLS);
         let native = within_tls && self.links.tls.sessions.view(slot).is_some_and(|view| view.facts.is_native());
         match opening(bytes) {
             Some(Opening::Tls) if !within_tls => self.open_tls(slot, bytes),
+            // A worker speaks frames, and over TLS frames too.
+            _ if flags.has(ConnFlags::SERVICE) => self.close(slot, CloseReason::UnknownTransport),
             Some(Opening::Http) | None if !native && (within_tls || !self.needs_tls(slot)) => {
                 self.links.slots.at(slot).wire.change_kind(Wire::HTTP);
                 self.received_head(slot, bytes);
@@ -221,8 +224,9 @@ impl Shard {
     /// The first bytes of a connection for which there is no room: they say how it is told. A request is read all the
     /// same, since a balancer may ask how this process is.
     fn received_without_room(&mut self, slot: u32, bytes: &[u8]) {
+        let is_service = self.links.slots.at(slot).flags.has(ConnFlags::SERVICE);
         match bytes.first() {
-            Some(b'G') if !self.needs_tls(slot) => {
+            Some(b'G') if !self.needs_tls(slot) && !is_service => {
                 self.links.slots.at(slot).wire = Wire::HTTP.and(Wire::TURNED_AWAY);
                 self.received_head(slot, bytes);
             }

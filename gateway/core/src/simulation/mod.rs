@@ -477,6 +477,7 @@ const MUST_OCCUR: &[&str] = &[
     "trunkline_tls_key_updates_total{by=\"node\"}",
     "trunkline_tls_key_updates_total{by=\"peer\"}",
     "trunkline_evictions_total{of=\"tls_handshake\"}",
+    "trunkline_limit_hits_total{limit=\"address_handshakes_per_sec\"}",
     "trunkline_limit_hits_total{limit=\"tls_handshakes_per_turn\"}",
     "trunkline_messages_total{outcome=\"acknowledged\"}",
     "trunkline_messages_total{outcome=\"delivered\"}",

@@ -71,6 +71,7 @@ impl Scenario {
             turn_units_max: if Rng::new(seed ^ 0x7A12).chance(500) { 3 } else { Limits::default().turn_units_max },
             tls_handshakes_max: if Rng::new(seed ^ 0x0015_0715).chance(600) { 5 } else { 0 },
             tls_handshakes_per_turn: 2,
+            address_handshakes_per_sec: if Rng::new(seed ^ 0x00AD_7155).chance(500) { 1 } else { 0 },
             ..Limits::default()
         };
         let mut payload_max = if rng.chance(300) { 9_000 } else { 300 };

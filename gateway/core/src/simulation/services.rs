@@ -1,4 +1,4 @@
-//! Calls and workers on simulated I/O: workers that answer late, in parts or not at all, refuse, drain, shrink away and
+//! Calls and workers on simulated I/O: workers, some of them over TLS, that answer late, in parts or not at all, refuse, drain, shrink away and
 //! break off; callers that leave; connections that break by themselves. A service has HTTP servers instead, see
 //! `upstreams`.
 //!
@@ -11,12 +11,14 @@
 
 use super::node::{Node, NodeConfig};
 use super::planted::with_planted;
+use super::tls::TlsEnd;
 use super::upstreams::{SPEC, UPSTREAM, Upstreams};
 use super::{Bug, SharedWorld, World};
 use crate::control::Control;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
 use crate::services::{ServicesConfig, WorkerKeys};
+use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -89,12 +91,16 @@ struct Worker {
     leaves_us: u64,
     drains_us: u64,
     drains: bool,
+    /// Where it comes over TLS.
+    tls: Option<TlsEnd>,
 }
 
 struct Run {
     world: SharedWorld,
     node: Node,
     rng: Rng,
+    /// What TLS is made of, so that it changes nothing else about a seed.
+    tls_rng: Rng,
     shards: u16,
     token: String,
     upstreams: Upstreams,
@@ -122,6 +128,8 @@ impl Run {
             calls_kept_bytes_max: rng.within(200, 4_000) as usize,
             link_outbox_bytes_max: rng.within(200, 4_000) as usize,
             portal_bytes_max: rng.within(150, 2_000) as usize,
+            tls_handshakes_max: 16,
+            tls_handshakes_per_turn: 2,
             ..Limits::default()
         };
         let mut faults = Faults::random(&mut rng);
@@ -134,10 +142,15 @@ impl Run {
         let spec = format!("{spec},policy={}", rng.pick(&policies));
         let upstreams = Upstreams::new(shards, seed);
         let node = NodeConfig {
+            tls: Some(
+                TlsSwitch::new(Certificates::default(), None, TicketSecret::shared(b"of a simulation"))
+                    .expect("there is nothing that does not go together"),
+            ),
             services: Some(ServicesConfig {
                 specs: Arc::new([spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"))),
                 keys: Arc::new(OneKey(SERVICE)),
                 listens: false,
+                tls_required: false,
                 portals: Some(upstreams.portals.clone()),
             }),
             // Odd: connections of addresses are counted elsewhere.
@@ -147,6 +160,7 @@ impl Run {
             node: Node::new(node, &world),
             world,
             rng,
+            tls_rng: Rng::new(seed ^ 0x0007_1503),
             shards,
             token: WORKER_KEY.to_owned(),
             upstreams,
@@ -214,7 +228,6 @@ impl Run {
         };
         let mut bytes = Vec::new();
         encode_message(&mut bytes, Kind::Serve, 0, &serve);
-        self.write(socket, &bytes);
         self.workers.push(Worker {
             socket,
             serves: false,
@@ -225,7 +238,15 @@ impl Run {
             leaves_us: now_us + self.rng.within(100_000, 5_000_000),
             drains_us: now_us + self.rng.within(100_000, 9_000_000),
             drains: false,
+            tls: self.tls_rng.chance(400).then(|| TlsEnd::new(&mut self.tls_rng)),
         });
+        self.write_worker(self.workers.len() - 1, &bytes);
+    }
+
+    fn write_worker(&mut self, at: usize, bytes: &[u8]) {
+        let worker = &mut self.workers[at];
+        let records = worker.tls.as_mut().map(|tls| tls.wrap(bytes, &mut self.tls_rng));
+        self.world.borrow_mut().client_write(worker.socket, records.as_deref().unwrap_or(bytes));
     }
 
     fn run_until(&mut self, end_us: u64) {
@@ -286,7 +307,12 @@ impl Run {
         if worker.over {
             return;
         }
-        let read = self.world.borrow_mut().client_read(worker.socket, usize::MAX);
+        let mut read = self.world.borrow_mut().client_read(worker.socket, usize::MAX);
+        if let Some(tls) = &mut worker.tls {
+            let (bytes, due) = tls.unwrap(&read.bytes, &mut self.tls_rng);
+            read.bytes = bytes;
+            self.world.borrow_mut().client_write(worker.socket, &due);
+        }
         worker.input.extend_from_slice(&read.bytes);
         let input = std::mem::take(&mut worker.input);
         let mut from = 0;
@@ -403,8 +429,7 @@ impl Run {
                 }
                 worker.at_work.remove(&id);
             }
-            let socket = worker.socket;
-            self.write(socket, &bytes);
+            self.write_worker(at, &bytes);
         }
     }
 

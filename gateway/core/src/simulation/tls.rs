@@ -7,6 +7,8 @@ use crate::transport::tls::{Bounds, ContentType, End, Session, open, seal_owed, 
 /// A client minds nothing a gateway may do.
 const BOUNDS: Bounds =
     Bounds { empties_max: 255, updates_per_minute: 255, own_update_records: u64::MAX, tls12_records_max: u64::MAX };
+/// Changes of its keys that a connection makes: fewer than a gateway takes in a minute, however much it writes.
+const UPDATES_MAX: u32 = 20;
 /// A KeyUpdate that asks for one in return.
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 1];
 
@@ -30,11 +32,14 @@ pub(super) struct TlsEnd {
     waiting: Vec<u8>,
     input: Vec<u8>,
     closed: bool,
+    /// How often it has changed its keys.
+    updates: u32,
 }
 
 impl TlsEnd {
     pub(super) fn new(rng: &mut Rng) -> Self {
-        TlsEnd { number: rng.bits(), stage: Stage::Fresh, waiting: Vec::new(), input: Vec::new(), closed: false }
+        let (number, waiting, input) = (rng.bits(), Vec::new(), Vec::new());
+        TlsEnd { number, stage: Stage::Fresh, waiting, input, closed: false, updates: 0 }
     }
 
     /// One that begins a handshake and never goes on.
@@ -54,7 +59,7 @@ impl TlsEnd {
                 self.waiting.extend_from_slice(bytes);
                 Vec::new()
             }
-            Stage::Up(session) => sealed(session, bytes, rng),
+            Stage::Up(session) => sealed(session, &mut self.updates, bytes, rng),
             Stage::Over => bytes.to_vec(),
         }
     }
@@ -77,7 +82,7 @@ impl TlsEnd {
                     self.input.drain(..answer.len());
                     let mut session = toy::client(self.number);
                     due = toy::finished();
-                    due.extend(sealed(&mut session, &std::mem::take(&mut self.waiting), rng));
+                    due.extend(sealed(&mut session, &mut self.updates, &std::mem::take(&mut self.waiting), rng));
                     self.stage = Stage::Up(session);
                 }
                 _ => {}
@@ -104,12 +109,13 @@ impl TlsEnd {
 }
 
 /// Bytes in records of any length, now and then behind a change of keys.
-fn sealed(session: &mut Session, bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
+fn sealed(session: &mut Session, updates: &mut u32, bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
         let view = &mut session.view();
-        if rng.chance(30) && view.may_update() {
+        if rng.chance(30) && view.may_update() && *updates < UPDATES_MAX {
+            *updates += 1;
             let from = out.len();
             out.extend_from_slice(&KEY_UPDATE);
             seal_records(view, ContentType::Handshake, &mut out, from);

@@ -93,6 +93,18 @@ pub(crate) fn seal_tls(
     sealing.updates
 }
 
+/// What of an outbox stands between records of data, as it is queued.
+pub(crate) fn layers(frames: &[u8]) -> Vec<u8> {
+    let (mut layers, mut at) = (Vec::new(), 0);
+    while let Ok(Some((Frame { kind, .. }, len))) = decode(&frames[at..], u32::MAX) {
+        if kind == LAYER {
+            layers.extend_from_slice(&frames[at..at + len]);
+        }
+        at += len;
+    }
+    layers
+}
+
 /// What of an outbox is sent as it is.
 fn in_clear(frames: &[u8]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::new(), 0);
@@ -203,6 +215,19 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&mut bytes, &Header { kind: Kind::Deliver, flags, aux: 0, id: 1, peer: 2, stamp: 3 }, body);
         bytes
+    }
+
+    #[test]
+    fn what_stands_between_records_is_told_from_frames() {
+        let mut out = deliver(0, b"one");
+        let from = out.len();
+        put_layer(&mut out, None, b"a ticket");
+        let between = out.len();
+        out.extend(deliver(flags::ACK, b"two"));
+        let behind = out.len();
+        put_layer(&mut out, Some(ContentType::Alert), &[2, 10]);
+        assert_eq!(layers(&out), [&out[from..between], &out[behind..]].concat());
+        assert!(layers(&deliver(0, b"one")).is_empty());
     }
 
     fn message(frames: &[u8]) -> Vec<u8> {

@@ -445,6 +445,16 @@ fn what_a_running_node_takes_is_taken_and_the_rest_stays() {
 }
 
 #[test]
+fn workers_can_be_bound_to_tls_where_they_have_a_port_and_the_node_a_certificate() {
+    let with = |more: &str| from_file(&format!("services_tls_required = true\n{more}"));
+    let (port, tls) = ("services_listen = \"127.0.0.1:7791\"\n", "tls_cert = [\"/c\"]\ntls_key = [\"/k\"]\n");
+    assert!(with(tls).unwrap_err().to_string().contains("services_listen is not set"));
+    assert!(with(port).unwrap_err().to_string().contains("tls_cert is not set"));
+    assert!(with(&format!("{port}{tls}")).unwrap().services.unwrap().tls_required);
+    assert!(!from_file(&format!("{port}{tls}")).unwrap().services.unwrap().tls_required);
+}
+
+#[test]
 fn a_certificate_of_the_http_api_comes_with_its_key_and_without_the_demo() {
     let with = |more: &str| from_file(&format!("http_tls_cert = \"/c\"\n{more}"));
     assert!(with("").unwrap_err().to_string().contains("without http_tls_key"));

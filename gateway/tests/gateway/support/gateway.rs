@@ -252,6 +252,11 @@ impl Gateway {
     }
 
     /// The process still runs and none of its threads has panicked.
+    /// Number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn assert_running(&self) {
         let running = Pid::from_child(&self.child);
         assert!(rustix::process::test_kill_process(running).is_ok(), "the gateway is gone");

@@ -425,6 +425,7 @@ fn run(mut scenario: Scenario) -> Report {
         specs: Arc::new([spec.parse().expect("a service")]),
         keys: Arc::new(OneKey(SERVICE)),
         listens: false,
+        tls_required: false,
         portals: None,
     });
     run.calls = Some(Parties::new(&run, WORKER_KEY.to_owned(), calm));

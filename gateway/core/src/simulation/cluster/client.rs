@@ -3,6 +3,7 @@
 use super::super::watching::Watching;
 use super::ledger::Ledger;
 use super::rooms::{Memberships, ROOMS};
+use super::transport::Transport;
 use std::collections::{BTreeMap, BTreeSet};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{Code, FRAME_BYTES_MAX_LIMIT, Frame, Kind, LoginOk, decode, flags};
@@ -60,6 +61,8 @@ pub(super) struct Client {
     pub(super) watching: Watching,
     /// Whom its token names; all where no token is needed.
     pub(super) named: Option<BTreeSet<u64>>,
+    /// `None` where its bytes are frames.
+    pub(super) transport: Option<Box<Transport>>,
 }
 
 impl Client {
@@ -84,6 +87,7 @@ impl Client {
             rooms: Memberships::default(),
             watching: Watching::over_links(),
             named: None,
+            transport: None,
         }
     }
 

@@ -5,6 +5,7 @@ use super::client::{Circumstances, Client, Delivered, Stage};
 use super::ledger::{Ledger, NewMessage};
 use super::rooms::{NewRoomMessage, ROOMS};
 use super::scenario::Scenario;
+use super::transport::Transport;
 use crate::io::sim::{Rng, SharedWorld};
 use crate::simulation::senders::{self, SECRET};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +54,10 @@ pub(super) struct Crowd {
     world: SharedWorld,
     scenario: Scenario,
     rng: Rng,
+    /// What lies between frames and bytes is drawn from this, so that it changes little else about a seed.
+    transport_rng: Rng,
+    /// What was met over which transport.
+    pub(super) transports: BTreeMap<String, u64>,
     /// Where the nodes accept clients.
     doors: Vec<SocketAddr>,
     devices: Vec<Device>,
@@ -81,6 +86,8 @@ impl Crowd {
             world: world.clone(),
             scenario: scenario.clone(),
             rng,
+            transport_rng: Rng::new(scenario.seed ^ 0x0014_A4C5),
+            transports: BTreeMap::new(),
             doors,
             devices,
             clients: Vec::new(),
@@ -129,12 +136,33 @@ impl Crowd {
     fn read(&mut self, index: usize) {
         let now_us = self.now_us();
         let client = &mut self.clients[index];
-        let read = self.world.borrow_mut().client_read(client.socket, usize::MAX);
+        let mut read = self.world.borrow_mut().client_read(client.socket, usize::MAX);
+        if let Some(transport) = &mut client.transport {
+            let (frames, due) = transport.unwrap(&read.bytes);
+            read.bytes = frames;
+            self.world.borrow_mut().client_write(client.socket, &due);
+        }
         let rivalled = self.devices[client.device].clients.len() > 1;
         let around = Circumstances { now_us, homes_since_us: self.homes_since_us, rivalled };
         let was = client.stage;
         let to_acknowledge = client.received(&read.bytes, &mut self.ledger, around);
         let over = read.reset || read.end || client.bye.is_some();
+        if let Some(transport) = &client.transport {
+            if read.end && !read.reset {
+                transport.check_close(client.bye);
+            }
+            let name = transport.name();
+            let mut count = |what: String| *self.transports.entry(what).or_default() += 1;
+            if was == Stage::Opening && client.stage == Stage::Open {
+                count(format!("sessions over {name}"));
+            }
+            if let (Stage::Opening | Stage::Open, Some(bye)) = (was, client.bye) {
+                count(format!("BYE {bye:?} over {name}"));
+            }
+            if !to_acknowledge.is_empty() && transport.since_us() < self.homes_since_us {
+                count(format!("messages over {name} since homes moved"));
+            }
+        }
         if client.stage != was || over {
             let Client { user, session, node, stage, bye, .. } = client;
             tracing::debug!(
@@ -177,8 +205,10 @@ impl Crowd {
         self.write(index, &bytes);
     }
 
-    fn write(&mut self, index: usize, bytes: &[u8]) {
-        self.world.borrow_mut().client_write(self.clients[index].socket, bytes);
+    fn write(&mut self, index: usize, frames: &[u8]) {
+        let client = &mut self.clients[index];
+        let wrapped = client.transport.as_mut().map(|transport| transport.wrap(frames));
+        self.world.borrow_mut().client_write(client.socket, wrapped.as_deref().unwrap_or(frames));
     }
 
     fn act(&mut self, device: usize) {
@@ -308,6 +338,8 @@ impl Crowd {
             }
             false => encode_message(&mut bytes, Kind::Login, 0, &login),
         }
+        let now_us = self.world.borrow().now_us();
+        client.transport = Transport::draw(&mut self.transport_rng, now_us);
         self.clients.push(client);
         self.by_socket.insert(socket, index);
         self.devices[device].clients.push(index);

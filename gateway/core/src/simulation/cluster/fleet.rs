@@ -16,6 +16,7 @@ use crate::services::ServicesConfig;
 use crate::simulation::node::{Node, NodeConfig};
 use crate::simulation::senders::{self, SECRET};
 use crate::simulation::{Bug, planted};
+use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use trunkline_proto::Outcome;
@@ -435,6 +436,7 @@ impl Fleet {
             first_ring: process.first_ring,
             listeners,
             auth: AuthSwitch::new(if self.scenario.claims { senders::auth(SECRET) } else { Auth::Open }),
+            tls: Some(toy_tls()),
             cluster: Some(cluster),
             store: self.store.as_mut().map(|store| store.serve(number, shards)),
             services: self.services.clone(),
@@ -780,6 +782,12 @@ impl Fleet {
     pub(super) fn is_over(&self) -> bool {
         self.seats.iter().all(|seat| seat.process.is_none())
     }
+}
+
+/// No certificates: handshakes are those of the simulator.
+fn toy_tls() -> std::sync::Arc<TlsSwitch> {
+    let secret = TicketSecret::shared(b"of a simulation");
+    TlsSwitch::new(Certificates::default(), None, secret).expect("there is nothing that does not go together")
 }
 
 fn process_seed(scenario: &Scenario, node: usize, starts: u64) -> u64 {

@@ -38,6 +38,7 @@ mod rooms;
 mod scale;
 mod scenario;
 mod shared_store;
+mod transport;
 
 use super::{Bug, with_planted};
 use crate::io::sim::{Faults, SharedWorld, World};
@@ -266,6 +267,7 @@ impl Run {
         let mut counts: BTreeMap<String, u64> = tallied.map(|(name, count)| (name.to_owned(), count)).into();
         let facts = self.fleet.counts.iter().chain(&self.crowd.ledger.rooms.counts);
         counts.extend(facts.map(|(name, count)| ((*name).to_owned(), *count)));
+        counts.extend(self.crowd.transports.clone());
         super::Report { trace_hash: world.trace_hash(), counts }
     }
 }

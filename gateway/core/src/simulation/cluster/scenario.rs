@@ -107,6 +107,8 @@ impl Scenario {
             drain_ms: rng.within(1, 1_500),
             remote_sessions_max: 1_000,
             mesh_slots: 64,
+            tls_handshakes_max: 100,
+            tls_handshakes_per_turn: 2,
             ..Limits::default()
         };
         let count = rng.within(2, 4) as usize;
