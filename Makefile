@@ -78,9 +78,9 @@ style: setup # Formatting and documents
 lint: style ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-docs: setup ## Write the references of settings, flags and metrics in docs/ from the code
-	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router -- \
-		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean
+docs: setup ## Write the references of settings, flags and metrics in docs/ from the code, and the code of the control messages
+	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router --test wire -- \
+		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean the_code_of_the_control_messages
 
 fmt: ## Format
 	$(CARGO) fmt --all

@@ -53,7 +53,8 @@ pub enum Acknowledge {
 pub struct Config {
     /// Gateways to begin with, each `host:port` with a name, an IPv4 address or an IPv6 address in brackets; 1 to 64.
     /// `trunkline+tls://` in front of one says that it is for TLS, `trunkline://` that it is not; a client that was
-    /// given the other does not connect there.
+    /// given the other does not connect there. `ws://host/path` and `wss://host/path` are WebSockets, in clear and over
+    /// TLS, for `Ws` (feature `ws`); there the port may be left out (80, 443), and the path (`/ws`).
     /// They are tried in turn, so the one that should have most clients need not be the first for all of them. Default
     /// `127.0.0.1:7700` alone.
     pub addrs: Vec<String>,
@@ -219,7 +220,8 @@ impl fmt::Display for ConfigError {
             Self::NoUser => write!(f, "user must be set; user 0 does not exist"),
             Self::AddrCount { count } => write!(f, "addrs has {count} addresses, but must have 1 to {ADDRS_MAX}"),
             Self::Addr { addr } => {
-                write!(f, "{addr:?} is no address; it must be host:port, such as localhost:7700 or [::1]:7700")
+                let forms = "host:port, such as localhost:7700 or [::1]:7700, or wss://host/path";
+                write!(f, "{addr:?} is no address; it must be {forms}")
             }
             Self::DeviceTooLong { bytes } => {
                 write!(f, "device has {bytes} bytes, at most {DEVICE_BYTES_MAX} are allowed")
