@@ -56,7 +56,6 @@ impl Scheme {
 
 /// Where a WebSocket is: `ws://host:port/path` or `wss://host:port/path`. Without a port it is that of HTTP or HTTPS,
 /// without a path that of a gateway.
-#[cfg_attr(not(feature = "ws"), expect(dead_code, reason = "it is read, and nobody connects there"))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WebSocketUrl<'a> {
     /// `ws://` or `wss://`.
