@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz package
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -85,9 +85,12 @@ style: setup # Formatting and documents
 lint: style ## Formatting, documents and clippy, warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-docs: setup ## Write the references of settings, flags and metrics in docs/ from the code
-	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router -- \
-		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean
+docs: setup ## Write the references of settings, flags and metrics in docs/ from the code, and the code of the control messages
+	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router --test wire -- \
+		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean the_code_of_the_control_messages
+
+package: ## The two crates that applications build on, as they would be published, built from what would be uploaded
+	$(CARGO) package --locked -p trunkline-proto -p trunkline-client
 
 fmt: ## Format
 	$(CARGO) fmt --all

@@ -2,7 +2,7 @@
 // with the client that a page without them would have to load. The service module is for Node, and in no file for pages.
 
 import { execFileSync } from "node:child_process";
-import { readFileSync, rmSync } from "node:fs";
+import { readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
@@ -27,6 +27,11 @@ for (const [format, extension] of [["esm", "js"], ["cjs", "cjs"]]) {
   await build({ ...common, entryPoints: ["src/service.ts"], platform: "node", plugins: [errors], format, outfile: `dist/service.${extension}` });
 }
 execFileSync("node_modules/.bin/tsc", ["--project", "."], { stdio: "inherit" });
+// For TypeScript a module of types is ESM or CJS as the code is that it stands for: who requires the package gets types of CJS.
+for (const file of readdirSync("dist/types")) {
+  const types = readFileSync(`dist/types/${file}`, "utf8");
+  writeFileSync(`dist/types/${file.replace(/\.d\.ts$/, ".d.cts")}`, types.replaceAll(/"(\.\/[a-z_]+)\.js"/g, '"$1.cjs"'));
+}
 for (const [name, contents, max] of [
   ["the client as ESM", index.contents, GZIP_BYTES_MAX],
   ["dist/trunkline.iife.js", readFileSync("dist/trunkline.iife.js"), GZIP_BYTES_MAX],

@@ -13,9 +13,17 @@ const REDIRECTS_MAX: u32 = 4;
 /// A DNS name has at most 253 bytes.
 const HOST_BYTES_MAX: usize = 253;
 
+/// Longest path of a WebSocket in bytes. A gateway takes a head of 8,192 bytes in all.
+const PATH_BYTES_MAX: usize = 1_024;
+
+/// Where a gateway has its WebSocket: the path of an address without one.
+const PATH_DEFAULT: &str = "/ws";
+
 /// How an address may say what is spoken there; without it that is up to who dials.
 const OVER_TCP: &str = "trunkline://";
 const OVER_TLS: &str = "trunkline+tls://";
+const WEBSOCKET: &str = "ws://";
+const WEBSOCKET_OVER_TLS: &str = "wss://";
 
 /// What an address says of how it is reached, and what is left of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,25 +34,110 @@ pub(crate) enum Scheme {
     Tcp,
     /// Over TLS.
     Tls,
+    /// Through a WebSocket, in clear.
+    Ws,
+    /// Through a WebSocket over TLS.
+    Wss,
 }
 
 impl Scheme {
     /// Of an address.
     pub(crate) fn of(addr: &str) -> (Scheme, &str) {
-        match (addr.strip_prefix(OVER_TLS), addr.strip_prefix(OVER_TCP)) {
-            (Some(rest), _) => (Scheme::Tls, rest),
-            (_, Some(rest)) => (Scheme::Tcp, rest),
-            _ => (Scheme::Any, addr),
+        let schemes = [
+            (OVER_TLS, Scheme::Tls),
+            (OVER_TCP, Scheme::Tcp),
+            (WEBSOCKET, Scheme::Ws),
+            (WEBSOCKET_OVER_TLS, Scheme::Wss),
+        ];
+        let found = schemes.iter().find_map(|(prefix, scheme)| Some((*scheme, addr.strip_prefix(prefix)?)));
+        found.unwrap_or((Scheme::Any, addr))
+    }
+}
+
+/// Where a WebSocket is: `ws://host:port/path` or `wss://host:port/path`. Without a port it is that of HTTP or HTTPS,
+/// without a path that of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WebSocketUrl<'a> {
+    /// `ws://` or `wss://`.
+    prefix: &'static str,
+    /// With its brackets, if it is an IPv6 address.
+    host: &'a str,
+    /// Its digits, if it is said and not the usual one.
+    port: Option<&'a str>,
+    port_default: &'static str,
+    path: &'a str,
+}
+
+impl<'a> WebSocketUrl<'a> {
+    /// Reads an address; `None` if its scheme is another, or what follows is not as it should be.
+    pub(crate) fn read(addr: &'a str) -> Option<Self> {
+        let (prefix, port_default, rest) = match Scheme::of(addr) {
+            (Scheme::Ws, rest) => (WEBSOCKET, "80", rest),
+            (Scheme::Wss, rest) => (WEBSOCKET_OVER_TLS, "443", rest),
+            _ => return None,
+        };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let path = if path.is_empty() { PATH_DEFAULT } else { path };
+        // A fragment is no part of what is asked for.
+        let path_is_good = path.len() <= PATH_BYTES_MAX && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        let has_port = authority.rfind(':') > authority.rfind(']');
+        let (host, port) = match authority.rsplit_once(':').filter(|_| has_port) {
+            Some((host, port)) => (host, port),
+            None => (authority, port_default),
+        };
+        let is_good = path_is_good && is_host(host) && is_port(port);
+        let port = Some(port).filter(|port| *port != port_default);
+        is_good.then_some(WebSocketUrl { prefix, host, port, port_default, path })
+    }
+
+    /// What is asked for.
+    #[cfg(feature = "ws")]
+    pub(crate) fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// Whom to connect to: scheme, host and port.
+    #[cfg(feature = "ws")]
+    pub(crate) fn server(&self) -> String {
+        let WebSocketUrl { prefix, host, port, port_default, .. } = self;
+        format!("{prefix}{host}:{}", port.unwrap_or(port_default))
+    }
+
+    /// What the field `Host` of a request says.
+    #[cfg(feature = "ws")]
+    pub(crate) fn host_field(&self) -> String {
+        // The zone of an address is this machine's own matter.
+        let host = match self.host.split_once('%') {
+            Some((address, _)) => format!("{address}]"),
+            None => self.host.to_owned(),
+        };
+        match self.port {
+            Some(port) => format!("{host}:{port}"),
+            None => host,
         }
     }
 }
 
+/// What the gateway at `from` means with `host:port`: the same transport there. An address with a scheme says itself
+/// what it means.
+pub(crate) fn redirected_from(from: &str, redirect: &str) -> String {
+    match WebSocketUrl::read(from) {
+        Some(url) if Scheme::of(redirect).0 == Scheme::Any => format!("{}{redirect}{}", url.prefix, url.path),
+        _ => redirect.to_owned(),
+    }
+}
+
 /// Whether this is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port other than 0. In
-/// front of it there may be a scheme.
+/// front of it there may be a scheme; that of a WebSocket has its own form.
 pub(crate) fn is_address(addr: &str) -> bool {
-    let Some((host, port)) = Scheme::of(addr).1.rsplit_once(':') else {
-        return false;
-    };
+    let (scheme, rest) = Scheme::of(addr);
+    if matches!(scheme, Scheme::Ws | Scheme::Wss) {
+        return WebSocketUrl::read(addr).is_some();
+    }
+    rest.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && is_port(port))
+}
+
+fn is_host(host: &str) -> bool {
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     let host_is_good = match bracketed {
@@ -52,9 +145,11 @@ pub(crate) fn is_address(addr: &str) -> bool {
         Some(v6) => v6.contains(':') && v6.chars().all(|c| plain(c) || c == ':' || c == '%'),
         None => host.chars().all(plain),
     };
-    let port_is_good =
-        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
-    !host.is_empty() && host.len() <= HOST_BYTES_MAX && host_is_good && port_is_good
+    !host.is_empty() && host.len() <= HOST_BYTES_MAX && host_is_good
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 /// The addresses of one client.
@@ -175,6 +270,10 @@ mod tests {
             "[fe80::1%eth0]:7",
             "my_host:80",
             "trunkline+tls://a:1",
+            "wss://a",
+            "ws://a:1/",
+            "wss://[::1]/x?y=z",
+            "ws://[::1]:8080",
         ] {
             assert!(is_address(good), "{good}");
         }
@@ -198,9 +297,50 @@ mod tests {
             "a\n:1",
             "a:1 ",
             "caf\u{e9}:1",
+            "ws://",
+            "ws:///ws",
+            "ws://a:",
+            "ws://a:0/ws",
+            "ws://user@a/ws",
+            "ws://a?b",
+            "wss://a/#b",
+            "wss://a/b c",
+            "wss://a/\r\nX: y",
+            "wss://::1/ws",
+            "ws://ws://a:1",
             &long,
         ] {
             assert!(!is_address(bad), "{bad}");
+        }
+    }
+
+    #[cfg(feature = "ws")]
+    #[test]
+    fn an_address_of_a_websocket_says_whom_to_connect_to_and_what_to_ask_for() {
+        for (addr, server, host, path) in [
+            ("wss://a", "wss://a:443", "a", "/ws"),
+            ("ws://a", "ws://a:80", "a", "/ws"),
+            ("wss://a:443/", "wss://a:443", "a", "/"),
+            ("wss://a:80/chat?x=1", "wss://a:80", "a:80", "/chat?x=1"),
+            ("ws://[fe80::1%eth0]:7700/ws", "ws://[fe80::1%eth0]:7700", "[fe80::1]:7700", "/ws"),
+            ("ws://[::1]", "ws://[::1]:80", "[::1]", "/ws"),
+        ] {
+            let url = WebSocketUrl::read(addr).expect("an address");
+            assert_eq!((&url.server()[..], &url.host_field()[..], url.path()), (server, host, path), "{addr}");
+        }
+    }
+
+    #[test]
+    fn a_redirection_keeps_scheme_and_path() {
+        for (from, to, expected) in [
+            ("a:1", "b:2", "b:2"),
+            ("trunkline+tls://a:1", "b:2", "b:2"),
+            ("wss://a/x", "b:2", "wss://b:2/x"),
+            ("ws://a:1", "[::1]:2", "ws://[::1]:2/ws"),
+            ("wss://a/x", "wss://b/y", "wss://b/y"),
+            ("wss://a/x", "trunkline://b:1", "trunkline://b:1"),
+        ] {
+            assert_eq!(redirected_from(from, to), expected, "from {from} to {to}");
         }
     }
 

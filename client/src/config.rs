@@ -40,7 +40,8 @@ pub enum Acknowledge {
 pub struct Config {
     /// Gateways to begin with, each `host:port` with a name, an IPv4 address or an IPv6 address in brackets; 1 to 64.
     /// `trunkline+tls://` in front of one says that it is for TLS, `trunkline://` that it is not; a client that was
-    /// given the other does not connect there.
+    /// given the other does not connect there. `ws://host/path` and `wss://host/path` are WebSockets, in clear and over
+    /// TLS, for `Ws` (feature `ws`); there the port may be left out (80, 443), and the path (`/ws`).
     /// They are tried in turn, so the one that should have most clients need not be the first for all of them. Default
     /// `127.0.0.1:7700` alone.
     pub addrs: Vec<String>,

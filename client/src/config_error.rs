@@ -75,7 +75,8 @@ impl fmt::Display for ConfigError {
             Self::NoUser => write!(f, "user must be set; user 0 does not exist"),
             Self::AddrCount { count } => write!(f, "addrs has {count} addresses, but must have 1 to {ADDRS_MAX}"),
             Self::Addr { addr } => {
-                write!(f, "{addr:?} is no address; it must be host:port, such as localhost:7700 or [::1]:7700")
+                let forms = "host:port, such as localhost:7700 or [::1]:7700, or wss://host/path";
+                write!(f, "{addr:?} is no address; it must be {forms}")
             }
             Self::DeviceTooLong { bytes } => {
                 write!(f, "device has {bytes} bytes, at most {DEVICE_BYTES_MAX} are allowed")

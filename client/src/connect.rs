@@ -15,7 +15,8 @@ use crate::{Client, Config, Dial, Error, Events, driver};
 const TAKEN_SPARE: usize = 16;
 
 impl Client {
-    /// Connects over TCP and logs in. Later reconnects happen by themselves; this first attempt is made once at each of
+    /// Connects over TCP and logs in; with the feature `ws` also through a WebSocket, at addresses that begin with
+    /// `ws://`. Later reconnects happen by themselves; this first attempt is made once at each of
     /// [`Config::addrs`], until one takes it, so that wrong addresses or a wrong token are reported and not repeated.
     ///
     /// Must be called within a tokio runtime, which then runs the task that owns the connection.
@@ -26,7 +27,11 @@ impl Client {
     /// [`Config::outbox`], [`Error::Outbox`] and [`Error::TooManyUnacked`].
     #[cfg(feature = "tcp")]
     pub async fn connect(config: Config) -> Result<(Self, Events), Error> {
-        Self::connect_with(config, crate::Tcp).await
+        #[cfg(feature = "ws")]
+        let dial = crate::Ws::over(crate::Tcp);
+        #[cfg(not(feature = "ws"))]
+        let dial = crate::Tcp;
+        Self::connect_with(config, dial).await
     }
 
     /// Connects over streams made by `dial`, and logs in. Everything else is as with TCP.

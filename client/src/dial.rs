@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -11,9 +12,31 @@ pub trait Dial: Send + 'static {
     /// The stream of bytes in both directions.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Connects to `addr` (`host:port`). It is cancelled when [`crate::Config::connect_timeout`] is over.
+    /// Connects to `addr`: `host:port`, behind `trunkline://` or `trunkline+tls://` where [`crate::Config::addrs`] says
+    /// so. It is cancelled when [`crate::Config::connect_timeout`] is over.
     ///
     /// # Errors
     /// Whatever keeps the connection from being made; the client tries again later, except at the first connect.
     fn dial(&mut self, addr: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Connects to `addr`, `ws://host:port` or `wss://host:port`, for HTTP/1.1: `Ws`, with the feature `ws`, makes a
+    /// WebSocket of it. Over TLS the application protocol is then `http/1.1`. By default as [`Dial::dial`].
+    ///
+    /// # Errors
+    /// As [`Dial::dial`].
+    fn dial_http(&mut self, addr: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send {
+        self.dial(addr)
+    }
+}
+
+/// After how long a server that refused a connection wants to be asked again, if it has said so.
+#[cfg(feature = "ws")]
+pub(crate) fn retry_after(error: &io::Error) -> Option<Duration> {
+    error.get_ref()?.downcast_ref::<crate::UpgradeRefused>()?.retry_after
+}
+
+/// Without HTTP nobody says so.
+#[cfg(not(feature = "ws"))]
+pub(crate) fn retry_after(_error: &io::Error) -> Option<Duration> {
+    None
 }

@@ -89,7 +89,9 @@ async fn live<D: Dial>(
     let mut attempt = 0;
     loop {
         let began = Instant::now();
+        let addr = link.info.addr.clone();
         let Ended { reason, advice } = run_session(link, config.user, &mut route.credentials, state).await;
+        let advice = advice.given_by(&addr);
         state.go_offline();
         if !route.credentials.may_go_on_after(&reason) {
             return reason;

@@ -233,6 +233,16 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
+    /// Of a connection that cannot be read from, or written to.
+    pub(crate) fn of(error: io::Error) -> Self {
+        #[cfg(feature = "ws")]
+        let error = match error.downcast::<crate::websocket::ByeInClose>() {
+            Ok(bye) => return Self::Bye { code: bye.code, text: bye.text },
+            Err(error) => error,
+        };
+        Self::Io(error.to_string())
+    }
+
     /// Whether connecting again with the same token can help. It cannot where the same login would be refused again (6
     /// bad credentials, 7 unsupported version, 20 bad request), where an operator ended it (15 kicked), and where a
     /// newer login took over (8 replaced): two clients would throw each other out for ever. Nor after a logout.

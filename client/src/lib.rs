@@ -212,6 +212,7 @@
 //! |---|---|---|
 //! | `tcp` | on | `Tcp` and [`Client::connect`]; without it, connections are made by a [`Dial`] of the application's |
 //! | `tls` | off | `Tls`: connections over TLS, for [`Client::connect_with`] |
+//! | `ws` | off | `Ws`: `ws://` and `wss://`, through whatever lets HTTP pass |
 //! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
 
 mod acks;
@@ -259,10 +260,12 @@ mod tcp;
 mod tls;
 mod token;
 mod unsettled;
+#[cfg(feature = "ws")]
+mod websocket;
 mod window;
 
-/// The example of the README is compiled with the others.
-#[cfg(doctest)]
+/// The examples of the README are compiled with the others, where there is all that they show.
+#[cfg(all(doctest, feature = "tls", feature = "ws"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
@@ -297,3 +300,5 @@ pub use tcp::Tcp;
 pub use tls::Tls;
 pub use token::Token;
 pub use trunkline_proto::{Code, Outcome};
+#[cfg(feature = "ws")]
+pub use websocket::{UpgradeRefused, Ws, WsStream};

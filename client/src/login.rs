@@ -1,5 +1,6 @@
 //! From an address to a logged-in connection.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -10,9 +11,9 @@ use trunkline_proto::{
     encode_message,
 };
 
-use crate::addrs::is_address;
+use crate::addrs::{is_address, redirected_from};
 use crate::inbound::Inbound;
-use crate::{Config, Dial, Error, Resume, SessionInfo};
+use crate::{Config, Dial, Error, Reason, Resume, SessionInfo};
 
 /// Heartbeat where the gateway names none.
 const HEARTBEAT_SECS_DEFAULT: u32 = 30;
@@ -51,6 +52,18 @@ impl Advice {
             // What is no address at all is not worth an attempt.
             redirect: Some(&bye.redirect).filter(|addr| is_address(addr)).cloned(),
         }
+    }
+
+    /// As it is meant by the gateway at this address.
+    pub(crate) fn given_by(mut self, addr: &str) -> Self {
+        self.redirect = self.redirect.map(|redirect| redirected_from(addr, &redirect));
+        self
+    }
+
+    /// Where no connection could be made: what a server has said of when to come again.
+    fn of_failed_dial(error: &io::Error) -> Self {
+        let after = crate::dial::retry_after(error).unwrap_or_default().min(RECONNECT_AFTER_MAX);
+        Self { after, redirect: None }
     }
 }
 
@@ -92,13 +105,25 @@ pub(crate) async fn login<D: Dial>(
     resume: &Resume,
 ) -> Result<Link<D::Stream>, Failure> {
     let timed_out = || Error::Timeout { addr: addr.to_owned(), waited: config.connect_timeout };
-    let stream = timeout(config.connect_timeout, dial.dial(addr))
-        .await
-        .map_err(|_elapsed| timed_out())?
-        .map_err(|source| Error::Connect { addr: addr.to_owned(), source })?;
+    let stream =
+        timeout(config.connect_timeout, dial.dial(addr)).await.map_err(|_elapsed| timed_out())?.map_err(|source| {
+            let advice = Advice::of_failed_dial(&source);
+            Failure { error: Error::Connect { addr: addr.to_owned(), source }, advice }
+        })?;
     timeout(config.connect_timeout, handshake(stream, addr, config, token, resume))
         .await
         .map_err(|_elapsed| timed_out())?
+        .map_err(|Failure { error, advice }| Failure { error, advice: advice.given_by(addr) })
+}
+
+/// A connection that broke while the answer to LOGIN was waited for.
+fn cut_off(addr: &str, error: io::Error) -> Error {
+    let is_nonsense = error.kind() == io::ErrorKind::InvalidData;
+    match Reason::of(error) {
+        Reason::Bye { code, text } => Error::LoginRefused { code, text },
+        reason if is_nonsense => Error::Protocol(reason.to_string()),
+        _ => Error::LoginCut { addr: addr.to_owned() },
+    }
 }
 
 async fn handshake<S>(stream: S, addr: &str, config: &Config, token: &str, resume: &Resume) -> Result<Link<S>, Failure>
@@ -137,7 +162,7 @@ where
                 let token_left = token_left(&answer);
                 return Ok(Link { reader, writer, inbound, info, resume: answer.resume, token_left });
             }
-        } else if inbound.fill(&mut reader).await.map_err(cut)? == 0 {
+        } else if inbound.fill(&mut reader).await.map_err(|error| cut_off(addr, error))? == 0 {
             let addr = addr.to_owned();
             return Err(Error::LoginCut { addr }.into());
         }

@@ -179,7 +179,7 @@ impl<'a> Session<'a> {
                 filled = link.inbound.fill(&mut link.reader), if receiving => match filled {
                     Ok(0) => return Reason::ServerClosed.into(),
                     Ok(_) => self.received = Instant::now(),
-                    Err(error) => return Reason::Io(error.to_string()).into(),
+                    Err(error) => return Reason::of(error).into(),
                 },
                 pumped = self.out.pump(&mut link.writer), if self.out.wants_write() => match pumped {
                     Ok(0) => {}
@@ -212,7 +212,11 @@ impl<'a> Session<'a> {
                 }
                 Ok(None) => match timeout_at(give_up, link.inbound.fill(&mut link.reader)).await {
                     Ok(Ok(1..)) => {}
-                    Ok(Ok(0) | Err(_)) | Err(_) => break,
+                    Ok(Err(error)) => match Reason::of(error) {
+                        bye @ Reason::Bye { .. } => return bye.into(),
+                        _ => break,
+                    },
+                    Ok(Ok(0)) | Err(_) => break,
                 },
                 Err(_violation) => break,
             }

@@ -30,16 +30,36 @@ impl Dial for Tcp {
     type Stream = TcpStream;
 
     async fn dial(&mut self, addr: &str) -> io::Result<TcpStream> {
-        let (scheme, addr) = Scheme::of(addr);
-        if scheme == Scheme::Tls {
-            let error = "trunkline+tls:// is an address for Tls, and this client was given none";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        match Scheme::of(addr) {
+            (Scheme::Any | Scheme::Tcp, addr) => connect(addr).await,
+            (Scheme::Tls, _) => Err(unusable("trunkline+tls:// is an address for Tls, and this client was given none")),
+            (Scheme::Ws | Scheme::Wss, _) => Err(unusable(NOT_WITHOUT_WS)),
         }
-        let addresses = in_alternation(lookup_host(addr).await?);
-        let stream = first_to_connect(addresses, TcpStream::connect).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
     }
+
+    async fn dial_http(&mut self, addr: &str) -> io::Result<TcpStream> {
+        match Scheme::of(addr) {
+            (Scheme::Tls | Scheme::Wss, _) => {
+                Err(unusable("wss:// is an address for Ws over Tls, and this client was given no TLS"))
+            }
+            (_, addr) => connect(addr).await,
+        }
+    }
+}
+
+/// What a dialer says that makes no WebSockets.
+pub(crate) const NOT_WITHOUT_WS: &str = "ws:// and wss:// are addresses for Ws, and this client was given none";
+
+/// The address is not one for this dialer.
+pub(crate) fn unusable(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+async fn connect(addr: &str) -> io::Result<TcpStream> {
+    let addresses = in_alternation(lookup_host(addr).await?);
+    let stream = first_to_connect(addresses, TcpStream::connect).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// The first addresses, those of the two families in alternation, beginning with that of the first one.

@@ -13,10 +13,12 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::addrs::Scheme;
+use crate::tcp::{NOT_WITHOUT_WS, unusable};
 use crate::{Dial, Tcp};
 
-/// The application protocol of native frames.
+/// The application protocols of native frames and of a WebSocket.
 const ALPN: &[u8] = b"trunkline/1";
+const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// TLS over [`Tcp`]. The certificate of a gateway must be for the host of the address that is dialed, also of one that
 /// another gateway has named. An address may say that it is one for TLS: `trunkline+tls://chat.example.com:7700`.
@@ -34,6 +36,8 @@ const ALPN: &[u8] = b"trunkline/1";
 pub struct Tls {
     tcp: Tcp,
     connector: TlsConnector,
+    /// The same for HTTP.
+    connector_http: TlsConnector,
 }
 
 impl Tls {
@@ -68,9 +72,11 @@ impl Tls {
     }
 
     /// With a configuration of the application's, such as one with a certificate of its own. Its application protocols
-    /// should be `trunkline/1` or none.
+    /// should be `trunkline/1` or none; for a WebSocket they are replaced by `http/1.1`.
     pub fn with_config(config: Arc<ClientConfig>) -> Self {
-        Tls { tcp: Tcp, connector: config.into() }
+        let mut http = ClientConfig::clone(&config);
+        http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
+        Tls { tcp: Tcp, connector: config.into(), connector_http: Arc::new(http).into() }
     }
 
     fn with_roots(roots: RootCertStore) -> io::Result<Self> {
@@ -96,15 +102,27 @@ impl Dial for Tls {
     type Stream = TlsStream<TcpStream>;
 
     async fn dial(&mut self, addr: &str) -> io::Result<Self::Stream> {
-        let (scheme, addr) = Scheme::of(addr);
-        if scheme == Scheme::Tcp {
-            let error = "trunkline:// is an address without TLS, and this client was given TLS for all";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        match Scheme::of(addr) {
+            (Scheme::Any | Scheme::Tls, addr) => connect(&mut self.tcp, &self.connector, addr).await,
+            (Scheme::Tcp, _) => Err(unusable("trunkline:// is an address without TLS, and this client was given TLS")),
+            (Scheme::Ws | Scheme::Wss, _) => Err(unusable(NOT_WITHOUT_WS)),
         }
-        let name = server_name(addr)?;
-        let stream = self.tcp.dial(addr).await?;
-        self.connector.connect(name, stream).await
     }
+
+    async fn dial_http(&mut self, addr: &str) -> io::Result<Self::Stream> {
+        match Scheme::of(addr) {
+            (Scheme::Tcp | Scheme::Ws, _) => {
+                Err(unusable("ws:// is an address without TLS, and this client was given TLS"))
+            }
+            (_, addr) => connect(&mut self.tcp, &self.connector_http, addr).await,
+        }
+    }
+}
+
+async fn connect(tcp: &mut Tcp, connector: &TlsConnector, addr: &str) -> io::Result<TlsStream<TcpStream>> {
+    let name = server_name(addr)?;
+    let stream = tcp.dial(addr).await?;
+    connector.connect(name, stream).await
 }
 
 /// The host of `host:port`, as certificates name it.

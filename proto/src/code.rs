@@ -2,8 +2,10 @@
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $code:ident = $number:literal, $text:literal;)*) => {
-        /// Why a frame was refused (`aux` of ERROR) or a connection ended (`aux` of BYE): one numbering for both.
+        /// Why a frame was refused (`aux` of ERROR) or a connection ended (`aux` of BYE): one numbering for both. Later
+        /// versions have more.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         #[repr(u16)]
         pub enum Code {
             $($(#[$doc])* $code = $number,)*
@@ -94,15 +96,16 @@ codes! {
 
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $outcome:ident = $number:literal, $text:literal;)*) => {
-        /// What became of a message that asked for an answer: `aux` of SENT.
+        /// What became of a message that asked for an answer: `aux` of SENT. Later versions have more.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         #[repr(u16)]
         pub enum Outcome {
             $($(#[$doc])* $outcome = $number,)*
         }
 
         impl Outcome {
-            /// Every outcome, by rising number.
+            /// Every outcome, by its number: they count up from 0.
             pub const ALL: &[Outcome] = &[$(Outcome::$outcome),*];
 
             /// The outcome with this number on the wire, if there is one.
@@ -153,3 +156,11 @@ outcomes! {
     /// Its time was over before anybody had it: a push with a time to live.
     Expired = 7, "expired";
 }
+
+const _: () = {
+    let mut number = 0;
+    while number < Outcome::ALL.len() {
+        assert!(Outcome::ALL[number].as_u16() as usize == number);
+        number += 1;
+    }
+};

@@ -1,4 +1,5 @@
-//! The control messages, generated from `proto/trunkline.proto`: bodies of the short kinds.
+//! The control messages, generated from `proto/trunkline.proto` (see `tests/wire/generated.rs`): bodies of the short
+//! kinds.
 //!
 //! A decoded message can take up more memory than its bytes did: a list of user ids up to 16 times, a list of
 //! [`UserState`] up to 48 times, the spare room of the vectors included. Whoever accepts them bounds the body
@@ -7,7 +8,7 @@
 use std::fmt;
 
 mod generated {
-    include!(concat!(env!("OUT_DIR"), "/trunkline.v1.rs"));
+    include!("trunkline.v1.rs");
 }
 
 pub use generated::{

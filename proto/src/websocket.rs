@@ -27,6 +27,7 @@ mod mask;
 mod utf8;
 mod violation;
 
+pub use bounds::Bounds;
 pub use close::{CLOSE_REASON_BYTES_MAX, Close, close_code, put_close};
 pub use decoder::{Decoder, Part, Rules, Step};
 pub use encode::{MESSAGE_BYTES_MAX, put_control, put_frame, put_messages, seal, sealed_frames};

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use trunkline_client::{
-    Acknowledge, Client, Config, Error, Event, Events, GroupMessage, Outcome, Outgoing, Receipt, Tls, is_live_room,
+    Acknowledge, Client, Config, Error, Event, Events, GroupMessage, Outcome, Outgoing, Receipt, Tls, Ws, is_live_room,
 };
 
 use crate::deliver::{Circumstances, Tally};
@@ -53,6 +53,7 @@ Examples:
   chat --user 1 --device bot --ephemeral  take nothing that came before, and leave nothing behind
   printf '/join 77\\n/g 77 hi\\n' | chat --user 1   join a group, say hi
   chat --user 1 --tls-ca dev-cert.pem   over TLS, to a gateway with that certificate
+  chat --user 1 --addr wss://chat.example.com/ws   through a WebSocket, where only HTTPS passes
 
 Lines:
   2;;hello   send hello to user 2          /who 2       is user 2 online
@@ -81,7 +82,7 @@ struct Args {
     user: u64,
 
     /// Addresses of gateways, separated by commas or given several times: tried in turn, together with those that
-    /// gateways name
+    /// gateways name; ws://HOST/PATH and wss://HOST/PATH are WebSockets
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address, default_value = "127.0.0.1:7700")]
     addr: Vec<String>,
 
@@ -157,11 +158,16 @@ fn tls(args: &Args) -> Result<Option<Tls>, String> {
             let trusted = std::fs::read(path).and_then(|pem| Tls::trusting(&pem));
             trusted.map(Some).map_err(|error| format!("{}: {error}", path.display()))
         }
-        None if args.tls || args.addr.iter().any(|addr| addr.starts_with("trunkline+tls://")) => {
+        None if args.tls || args.addr.iter().any(|addr| is_for_tls(addr)) => {
             Tls::of_system().map(Some).map_err(|error| error.to_string())
         }
         None => Ok(None),
     }
+}
+
+/// Whether an address says that it is one for TLS.
+fn is_for_tls(addr: &str) -> bool {
+    ["trunkline+tls://", "wss://"].iter().any(|scheme| addr.starts_with(scheme))
 }
 
 /// The whole program; an error is a sentence for the user.
@@ -183,7 +189,7 @@ async fn run(args: Args) -> Result<ExitCode, String> {
         ..Config::default()
     };
     let connected = match tls(&args)? {
-        Some(tls) => Client::connect_with(config, tls).await,
+        Some(tls) => Client::connect_with(config, Ws::over(tls)).await,
         None => Client::connect(config).await,
     };
     let (client, events) = connected.map_err(|error| match error {

@@ -122,6 +122,7 @@ pub(crate) fn fate(me: u64, to: u64, text: &str, fate: &Result<Outcome, Error>) 
         Ok(Outcome::Expired) => (Tone::Bad, format!("expired: {to} did not get in time: {excerpt}")),
         Ok(Outcome::Accepted) => (Tone::Good, format!("passed on to {to}: {excerpt}")),
         Ok(Outcome::Denied) => (Tone::Bad, format!("denied: you may not write to {to}: {excerpt}")),
+        Ok(other) => (Tone::Bad, format!("{other}: {to} may not have got: {excerpt}")),
         Err(error) => {
             let error = printable(error.to_string().as_bytes());
             (Tone::Bad, format!("failed: {to} may not have got: {excerpt} ({error})"))

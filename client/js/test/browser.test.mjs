@@ -1,6 +1,7 @@
 // The client and the page of `gateway --demo` in a real browser, against real gateways: make test-browser.
 
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { createHmac } from "node:crypto";
 import { readFileSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -82,6 +83,32 @@ test("two tabs talk, and the fate of a message is told", async () => {
   assert.equal(await send(one, 99, "nobody"), "offline");
   await one.context().close();
   await two.context().close();
+});
+
+test("tabs talk over TLS and come back after a restart, and a browser that does not trust the certificate stays away", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "trunkline-browser-"));
+  execFileSync(process.env.TRUNKLINE_GATEWAY, ["dev-cert", "--out", folder], { stdio: "ignore" });
+  const flags = ["--tls-cert", join(folder, "dev-cert.pem"), "--tls-key", join(folder, "dev-key.pem")];
+  const gateway = await start(...flags);
+  const url = gateway.ws.replace("ws:", "wss:");
+  const context = await browser.newContext({ ignoreHTTPSErrors: true });
+  const [one, two] = [await tab(url, 1, {}, context), await tab(url, 2, {}, context)];
+  const talk = async (text) => {
+    assert.equal(await send(one, 2, text), "delivered");
+    await gets(two, text);
+  };
+  for (const text of ["hello", "x".repeat(60_000)]) await talk(text);
+  const stranger = await tab(url, 3, { connect: false });
+  await stranger.evaluate(() => void client.connect().catch(() => {}));
+  await has(stranger, () => states.includes("waiting"));
+  assert.equal(await stranger.evaluate(() => states.includes("open")), false);
+  await gateway.stop();
+  await start(...flags, "--listen", `127.0.0.1:${gateway.port}`);
+  for (const page of [one, two]) await isIn(page, "open");
+  await talk("all are back");
+  await context.close();
+  await stranger.context().close();
+  rmSync(folder, { recursive: true });
 });
 
 test("a page of another origin is refused, and the browser tells it no more than that", async () => {

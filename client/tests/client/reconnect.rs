@@ -291,6 +291,24 @@ async fn a_learnt_address_is_kept_and_those_known_are_tried_in_turn_when_it_fail
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_redirection_from_a_websocket_leads_to_one_with_the_same_path() {
+    let addrs = vec!["wss://chat.example.com/x".to_owned()];
+    let (client, mut events, mut peer, mut board) = pair(Config { addrs, ..config() }).await;
+    peer.bye(Code::Moved, to("one:7700")).await;
+    lost(&mut events).await;
+    // From there another one is named, in answer to the login.
+    let mut arrival = board.arrival().await;
+    assert_eq!(arrival.addr, "wss://one:7700/x");
+    arrival.peer.expect_login().await;
+    arrival.peer.bye(Code::Moved, to("[::1]:443")).await;
+    let mut arrival = board.arrival().await;
+    assert_eq!(arrival.addr, "wss://[::1]:443/x");
+    arrival.peer.admit().await;
+    back(&mut events).await;
+    assert_eq!(client.session().addr, "wss://[::1]:443/x");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_drains_without_a_word_where_to_go_is_left_for_another() {
     let addrs = vec!["a:1".to_owned(), "b:1".into()];
     let (_client, mut events, mut peer, mut board) = pair(Config { addrs, ..config() }).await;

@@ -10,7 +10,7 @@ use crate::support::tls::{Identity, TlsClient, pem, stream, trusting};
 use crate::support::websocket::WebSocketClient;
 use crate::support::wire::{self, Login, code, flag, kind, outcome};
 use crate::support::{ONE_AND_MANY, PATIENCE, SHARD_COUNTS, wait_for};
-use crate::websocket::LibraryClient;
+use crate::websocket::{LibraryClient, own_talks_and_comes_back};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
 use rustix::process::Signal;
 use rustls::version::{TLS12, TLS13};
@@ -18,9 +18,11 @@ use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use trunkline_client::{Dial, Event, Reason, Ws};
 
 /// What the gateway says until it closes, to these bytes.
 fn answer(gateway: &Gateway, pieces: &[&[u8]]) -> Vec<u8> {
@@ -516,28 +518,96 @@ fn a_ticket_is_good_at_every_node_of_a_cluster() {
 fn the_client_library_talks_over_tls() {
     let identity = Identity::new();
     with_each_gateway(ONE_AND_MANY, &identity.flags(), |gateway| {
-        let mut native = Client::login(gateway, 1);
         let pem = fs::read(identity.cert.path()).expect("a file");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let config = trunkline_client::Config {
-                addrs: vec![gateway.client_address().to_string()],
-                user: 2,
-                ..trunkline_client::Config::default()
-            };
-            let tls = trunkline_client::Tls::trusting(&pem).expect("a certificate");
-            let (client, _events) =
-                trunkline_client::Client::connect_with(config, tls).await.expect("a session over TLS");
-            let acknowledging = tokio::task::spawn_blocking(move || {
-                let deliver = native.recv_deliver();
-                assert_eq!((deliver.peer, deliver.body.len()), (2, 30_000));
-                native.ack(&deliver);
-                native
-            });
-            let outcome = client.send_acked(1, vec![5; 30_000]).await;
-            assert_eq!(outcome.expect("a fate"), trunkline_client::Outcome::Delivered);
-            acknowledging.await.expect("the other client");
+        let tls = trunkline_client::Tls::trusting(&pem).expect("a certificate");
+        library_talks(gateway, &gateway.client_address().to_string(), tls);
+    });
+}
+
+#[test]
+fn the_client_library_talks_through_websockets_and_comes_back_after_a_drain() {
+    let identity = Identity::new();
+    let flags = [&identity.flags()[..], &["--drain-secs", "0"]].concat();
+    with_each_gateway(ONE_AND_MANY, &flags, |gateway| {
+        let pem = fs::read(identity.cert.path()).expect("a file");
+        let tls = || trunkline_client::Tls::trusting(&pem).expect("a certificate");
+        let address = gateway.client_address();
+        library_talks(gateway, &format!("ws://{address}"), Ws::over(trunkline_client::Tcp));
+        library_talks(gateway, &format!("wss://{address}/ws"), Ws::over(tls()));
+        library_talks(gateway, &address.to_string(), Ws::over(tls()));
+        assert_eq!(gateway.metrics().sum("trunkline_websockets_total", &[]), 2);
+        assert_eq!(handshakes(gateway, "full") + handshakes(gateway, "resumed"), 2);
+
+        on_runtime(async {
+            let connect = |path: &str| library_connects(format!("wss://{address}{path}"), 3, Ws::over(tls()));
+            let refused = connect("/elsewhere").await.expect_err("there is nothing");
+            assert!(refused.to_string().contains("HTTP status 404"), "{refused}");
+            let downgrade = library_connects(format!("ws://{address}"), 3, Ws::over(tls())).await;
+            assert!(downgrade.expect_err("no TLS").to_string().contains("without TLS"));
+
+            let (client, mut events) = connect("/ws").await.expect("a session");
+            assert_eq!(gateway.post("/v1/node/drain").status, 202);
+            let lost = events.next().await.expect("an event");
+            let Event::Disconnected { reason: Reason::Bye { code: 12, .. }, .. } = lost else { panic!("{lost:?}") };
+            assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
+            loop {
+                match events.next().await.expect("an event") {
+                    Event::Reconnected { .. } => break,
+                    Event::ReconnectFailed { .. } | Event::Disconnected { retry_in: Some(_), .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            client.ping().await.expect("it is there");
+            client.close().await;
         });
+    });
+}
+
+fn on_runtime(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work);
+}
+
+async fn library_connects<D: Dial>(
+    addr: String,
+    user: u64,
+    dial: D,
+) -> Result<(trunkline_client::Client, trunkline_client::Events), trunkline_client::Error> {
+    let config = trunkline_client::Config { addrs: vec![addr], user, ..trunkline_client::Config::default() };
+    trunkline_client::Client::connect_with(config, dial).await
+}
+
+/// User 2 talks to user 1 through the client library.
+fn library_talks<D: Dial>(gateway: &Gateway, addr: &str, dial: D) {
+    let mut native = Client::login(gateway, 1);
+    on_runtime(async {
+        let (client, _events) = library_connects(addr.to_owned(), 2, dial).await.expect("a session");
+        let acknowledging = tokio::task::spawn_blocking(move || {
+            let deliver = native.recv_deliver();
+            assert_eq!((deliver.peer, deliver.body.len()), (2, 30_000));
+            native.ack(&deliver);
+            native
+        });
+        let outcome = client.send_acked(1, vec![5; 30_000]).await;
+        assert_eq!(outcome.expect("a fate"), trunkline_client::Outcome::Delivered);
+        acknowledging.await.expect("the other client");
+        client.close().await;
+    });
+}
+
+#[test]
+fn the_javascript_client_talks_over_tls_with_a_certificate_to_try() {
+    let folder = ScratchFolder::new("dev-cert");
+    fs::create_dir(folder.path()).expect("a folder");
+    let made = gateway_command().args(["dev-cert", "--out", folder.path()]).stdout(Stdio::null()).status();
+    assert!(made.expect("run the gateway").success());
+    let [cert, key] = ["dev-cert.pem", "dev-key.pem"].map(|name| Path::new(folder.path()).join(name));
+    let flags = ["--tls-cert", cert.to_str().expect("UTF-8"), "--tls-key", key.to_str().expect("UTF-8")];
+    with_gateway(4, &[&flags[..], &["--drain-secs", "0"]].concat(), |gateway| {
+        own_talks_and_comes_back(gateway, LibraryClient::start_own_over_tls(gateway, &cert));
+        let metrics = gateway.metrics();
+        let (websockets, connections) =
+            (metrics.sum("trunkline_websockets_total", &[]), metrics.sum("trunkline_tls_connections_total", &[]));
+        assert!(websockets >= 8 && websockets <= connections, "{websockets} of {connections}");
     });
 }
 

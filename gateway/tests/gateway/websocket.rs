@@ -290,6 +290,17 @@ impl LibraryClient {
     /// Starts a script with the JavaScript client of this project, built by `scripts/setup.sh`, in Node or another
     /// runtime.
     pub(crate) fn start_own(gateway: &Gateway, runtime: &str, script: &str) -> Self {
+        LibraryClient::spawn(LibraryClient::own_command(runtime, script), &url(gateway))
+    }
+
+    /// The same in Node over TLS, as `start_over_tls`.
+    pub(crate) fn start_own_over_tls(gateway: &Gateway, trusted: &Path) -> Self {
+        let mut command = LibraryClient::own_command("node", "with_gateway.mjs");
+        command.env("NODE_EXTRA_CA_CERTS", trusted);
+        LibraryClient::spawn(command, &format!("wss://{}/ws", gateway.client_address()))
+    }
+
+    fn own_command(runtime: &str, script: &str) -> Command {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder of the workspace");
         let built = root.join("client/js/dist/index.js");
         assert!(built.exists(), "{} is not there: run scripts/setup.sh", built.display());
@@ -298,7 +309,7 @@ impl LibraryClient {
             command.args(["run", "--quiet", "--allow-all"]);
         }
         command.arg(root.join("client/js/test").join(script));
-        LibraryClient::spawn(command, &url(gateway))
+        command
     }
 
     /// Starts a script of the folder `websocket_clients` with what `scripts/setup.sh` has installed.
@@ -369,14 +380,18 @@ fn clients_of_libraries_log_in_talk_and_are_sent_away() {
 #[test]
 fn the_javascript_client_talks_and_comes_back_after_a_drain() {
     with_gateway(4, &["--drain-secs", "0"], |gateway| {
-        let mut client = LibraryClient::start_own(gateway, "node", "with_gateway.mjs");
-        assert_eq!(client.line(), "talked");
-        assert_eq!(gateway.post("/v1/node/drain").status, 202);
-        assert_eq!(client.line(), "drained");
-        assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
-        client.child.stdin.take().expect("stdin is piped").write_all(b"go on").expect("write to the client");
-        assert_eq!(client.line(), "closed");
-        let status = client.child.wait().expect("the client's status");
-        assert!(status.success(), "{status}");
+        own_talks_and_comes_back(gateway, LibraryClient::start_own(gateway, "node", "with_gateway.mjs"))
     });
+}
+
+/// Follows the JavaScript client of this project over a drain to its end.
+pub(crate) fn own_talks_and_comes_back(gateway: &Gateway, mut client: LibraryClient) {
+    assert_eq!(client.line(), "talked");
+    assert_eq!(gateway.post("/v1/node/drain").status, 202);
+    assert_eq!(client.line(), "drained");
+    assert_eq!(gateway.request("DELETE", "/v1/node/drain").status, 200);
+    client.child.stdin.take().expect("stdin is piped").write_all(b"go on").expect("write to the client");
+    assert_eq!(client.line(), "closed");
+    let status = client.child.wait().expect("the client's status");
+    assert!(status.success(), "{status}");
 }

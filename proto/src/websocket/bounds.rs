@@ -2,9 +2,9 @@
 
 use crate::HEADER_SHORT;
 
-/// Position in a native frame.
+/// Position in a stream of native frames, which may come in pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Bounds {
+pub struct Bounds {
     /// Bytes of the frame that have not come, its length field read.
     left: u32,
     /// The beginning of a length field.
@@ -16,7 +16,7 @@ pub(super) struct Bounds {
 
 impl Bounds {
     /// Passes over bytes of the stream.
-    pub(super) fn pass(&mut self, mut bytes: &[u8]) {
+    pub fn pass(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.lost {
             let over = bytes.len().min(self.left as usize);
             self.left -= over as u32;
@@ -48,7 +48,7 @@ impl Bounds {
     }
 
     /// Whether a message may end here: no frame is half there.
-    pub(super) fn is_between(&self) -> bool {
+    pub fn is_between(&self) -> bool {
         self.lost || self.left == 0 && self.there == 0
     }
 }

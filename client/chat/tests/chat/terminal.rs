@@ -16,14 +16,14 @@ use trunkline_client::{Client, Config, Event};
 use trunkline_proto::{Code, Header, Kind, encode, flags};
 
 /// Ends a test that hangs; nothing is measured by it.
-const HANG: Duration = Duration::from_secs(60);
+pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// A narrow terminal, as high as all that a test prints.
 const COLUMNS: u16 = 60;
 const ROWS: u16 = 300;
 
 /// `chat` on a terminal of its own.
-struct Chat {
+pub(crate) struct Chat {
     child: Child,
     keyboard: File,
     screen: Receiver<Vec<u8>>,
@@ -39,6 +39,14 @@ impl Chat {
     }
 
     async fn login_with(gateway: &mut Gateway, user: u64, args: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut chat = Self::start(&gateway.addr.to_string(), user, args, variables);
+        timeout(HANG, gateway.expect_seen(Seen::Login(user))).await.expect("a login");
+        chat.shows("/help lists the commands").await;
+        chat
+    }
+
+    /// Starts it, and waits for nothing.
+    pub(crate) fn start(addr: &str, user: u64, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&master).expect("the terminal is ours");
         unlockpt(&master).expect("the terminal can be opened");
@@ -49,7 +57,7 @@ impl Chat {
         let terminal =
             || Stdio::from(OpenOptions::new().read(true).write(true).open(path).expect("the terminal opens"));
         let child = Command::new(env!("CARGO_BIN_EXE_chat"))
-            .args(["--user", &user.to_string(), "--addr", &gateway.addr.to_string()])
+            .args(["--user", &user.to_string(), "--addr", addr])
             .args(args)
             .env("TERM", "xterm")
             .env_remove("NO_COLOR")
@@ -72,21 +80,18 @@ impl Chat {
                 }
             }
         });
-        timeout(HANG, gateway.expect_seen(Seen::Login(user))).await.expect("a login");
         let [rows, columns] = [ROWS, COLUMNS].map(|size| NonZero::new(size).expect("above 0"));
         let terminal = vt100::Parser::new(rows, columns, 0);
-        let mut chat = Self { child, keyboard, screen, shown: String::new(), terminal };
-        chat.shows("/help lists the commands").await;
-        chat
+        Self { child, keyboard, screen, shown: String::new(), terminal }
     }
 
     /// Types all of `keys` at once.
-    fn types(&mut self, keys: &str) {
+    pub(crate) fn types(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).expect("chat has a keyboard");
     }
 
     /// Waits until `text` is shown; returns all that was shown up to its end.
-    async fn shows(&mut self, text: &str) -> String {
+    pub(crate) async fn shows(&mut self, text: &str) -> String {
         self.shows_all(&[text]).await
     }
 
@@ -114,12 +119,12 @@ impl Chat {
 
 impl Chat {
     /// All that can be read on the terminal, lines that it has wrapped in one piece.
-    fn reads(&self) -> String {
+    pub(crate) fn reads(&self) -> String {
         self.terminal.screen().contents()
     }
 
     /// Waits until this can be read on the terminal.
-    async fn comes_to_read(&mut self, text: &str) {
+    pub(crate) async fn comes_to_read(&mut self, text: &str) {
         self.comes_to_read_times(text, 1).await;
     }
 
@@ -140,7 +145,7 @@ impl Chat {
         assert!(came.is_ok(), "{text:?} cannot be read in:\n{}", self.reads());
     }
 
-    async fn leaves(mut self) {
+    pub(crate) async fn leaves(mut self) {
         self.types("/quit\r");
         let status = timeout(HANG, self.child.wait()).await.expect("chat ends").expect("its status");
         assert!(status.success());
