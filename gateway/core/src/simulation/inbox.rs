@@ -788,7 +788,7 @@ fn what_a_forgotten_device_acknowledges_moves_nothing_of_the_one_that_has_its_nu
     run.run_until(4 * SECOND_US);
     assert_eq!(run.ledger.message(message).outcome, Some(1), "it is stored");
     let device = |run: &mut Run| {
-        let devices = run.store.devices(2);
+        let devices = run.rig.store.devices(2);
         devices.into_iter().map(|device| (device.name.into_string(), device.cursor)).collect::<Vec<_>>()
     };
     let before = device(&mut run);

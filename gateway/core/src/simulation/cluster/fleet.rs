@@ -5,6 +5,7 @@ use super::pushes::Pushers;
 use super::redis::Redis;
 use super::scenario::{NodeScenario, Scenario, Trouble};
 use super::shared_store::SharedStore;
+use crate::auth::{Auth, AuthSwitch};
 use crate::control::Control;
 use crate::core::ShardCluster;
 use crate::io::sim::{Host, Rng, SharedWorld};
