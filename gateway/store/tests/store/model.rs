@@ -7,8 +7,21 @@ use trunkline_store::{Answer, Limits, Memory, Opened, Reply, Request, SimDisk, S
 
 const USERS: u64 = 6;
 
-/// The epochs that devices with a number have had, by user and number.
-type DeviceEpochs = BTreeMap<(u64, u16), Vec<u32>>;
+/// The epochs that devices with a number have had, by user and number: in the store on disk, and in the one in memory,
+/// which counts on where the other has begun anew.
+type DeviceEpochs = BTreeMap<(u64, u16), Vec<[u32; 2]>>;
+
+/// A request as the store in memory has to get it.
+fn for_model(request: &Request, epochs: &DeviceEpochs) -> Request {
+    let mut request = request.clone();
+    if let Request::Cursor { user, device, device_epoch, .. } | Request::Seen { user, device, device_epoch } =
+        &mut request
+    {
+        let known = epochs.get(&(*user, *device)).into_iter().flatten().rev();
+        *device_epoch = known.copied().find(|[own, _]| own == device_epoch).map_or(0, |[_, models]| models);
+    }
+    request
+}
 
 fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64], epochs: &DeviceEpochs) -> Request {
     let user = 1 + dice.below(USERS) * dice.below(2).max(1);
@@ -21,8 +34,8 @@ fn request(dice: &mut Dice, hands: &Hands, stamps: &[u64], epochs: &DeviceEpochs
     };
     // Most often that of the device, at times that of one before it.
     let device_epoch = match epochs.get(&(user, device)).map_or(&[][..], |known| &known[..]) {
-        [.., before, _] if dice.below(6) == 0 => *before,
-        [.., last] => *last,
+        [.., [before, _], _] if dice.below(6) == 0 => *before,
+        [.., [last, _]] => *last,
         [] => 0,
     };
     match dice.below(100) {
@@ -84,19 +97,26 @@ fn compare(seed: u64, limits: &Limits, reopen: bool) {
         let (reads, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|(_, request)| matches!(request, Request::Read { .. }));
         let batch = [others, reads].concat();
-        model.apply(&mut batch.clone(), &mut |source, answer| expected.push((source, as_on_disk(answer))));
+        let mut of_model = batch.iter().map(|(source, request)| (*source, for_model(request, &epochs))).collect();
+        model.apply(&mut of_model, &mut |source, answer| expected.push((source, as_on_disk(answer))));
         store.apply(&mut batch.clone(), &mut |source, answer| given.push((source, answer)));
+        let epoch_of = |(_, answer): &mut (_, Answer)| match &mut answer.reply {
+            Reply::Opened(opened) => std::mem::take(&mut opened.device_epoch),
+            _ => 0,
+        };
+        let of_model: Vec<u32> = expected.iter_mut().map(epoch_of).collect();
+        let own: Vec<u32> = given.iter_mut().map(epoch_of).collect();
         assert_eq!(given, expected, "step {step}: {batch:#?}");
-        for (_, answer) in &given {
+        for ((_, answer), told) in given.iter().zip(own.into_iter().zip(of_model)) {
             if let Reply::Stored { stamp, .. } = answer.reply {
                 stamps.push(stamp);
             }
-            if let Reply::Opened(Opened { device, device_epoch, .. }) = answer.reply
+            if let Reply::Opened(Opened { device, .. }) = answer.reply
                 && let Some((_, request)) = batch.iter().find(|(_, request)| request.token() == Some(answer.token))
             {
                 let known = epochs.entry((request.user(), device)).or_default();
-                if known.last() != Some(&device_epoch) {
-                    known.push(device_epoch);
+                if known.last() != Some(&told.into()) {
+                    known.push(told.into());
                 }
             }
         }
