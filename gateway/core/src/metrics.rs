@@ -1,4 +1,6 @@
-//! Counters and gauges of one shard. The shard is the only writer; the HTTP side reads them at any time.
+//! Counters and gauges of one shard. The HTTP side reads them at any time. Each has one writer: the shard, or for what
+//! the services thread does that thread. What both count has a place for each, written `a + b` below, and is shown as
+//! one series.
 
 use crate::auth::{REFUSALS, Refusal};
 use crate::reason::{CLOSE_REASONS, CloseReason};
@@ -161,11 +163,11 @@ pub struct StatInfo {
 }
 
 macro_rules! shard_stats {
-    ($($field:ident: $ty:ident $name:literal $labels:literal $help:literal;)*) => {
+    ($($field:ident $(+ $other:ident)?: $ty:ident $name:literal $labels:literal $help:literal;)*) => {
         /// All numbers of one shard.
         #[derive(Debug, Default)]
         pub struct ShardStats {
-            $(#[doc = $help] pub $field: Stat,)*
+            $(#[doc = $help] pub $field: Stat, $(#[doc = $help] pub $other: Stat,)?)*
             closed: [Stat; CLOSE_REASONS],
             tokens_refused: [Stat; REFUSALS],
             requests_refused: [Stat; REQUEST_REFUSALS],
@@ -191,7 +193,10 @@ macro_rules! shard_stats {
         impl ShardStats {
             /// Visits every series but the closes, in a fixed order; series of one name follow each other.
             pub fn visit(&self, mut each: impl FnMut(StatInfo, u64)) {
-                $(each(StatInfo { name: $name, labels: $labels, stat_type: StatType::$ty, help: $help }, self.$field.get());)*
+                $(each(
+                    StatInfo { name: $name, labels: $labels, stat_type: StatType::$ty, help: $help },
+                    self.$field.get() $(+ self.$other.get())?,
+                );)*
             }
         }
     };
@@ -310,7 +315,7 @@ shard_stats! {
     pushes_http_unknown: Counter "trunkline_http_pushes_total" "outcome=\"unknown\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_open: Gauge "trunkline_http_pushes_open" "" "Pushes by HTTP, one for each user, whose outcome is not known yet.";
     pushes_http_repeated: Counter "trunkline_http_pushes_repeated_total" "" "Requests with an Idempotency-Key that had been carried out before.";
-    push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP, and of workers' pushes with a head, that were not open.";
+    push_fates_late + worker_push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP, and of workers' pushes with a head, that were not open.";
     push_callers_gone: Counter "trunkline_http_push_callers_gone_total" "" "Callers that left before the answer about their pushes.";
     broadcasts_begun: Counter "trunkline_broadcasts_total" "" "Pushes to all sessions that were begun at this node.";
     broadcasts_open: Gauge "trunkline_broadcasts_open" "" "Pushes to all sessions begun at this node of which not all shards of all nodes have ended.";
@@ -396,7 +401,7 @@ shard_stats! {
     limit_upstream_retries: Counter "trunkline_limit_hits_total" "limit=\"upstream_retries\"" "How often each limit was hit.";
     limit_upstream_conns: Counter "trunkline_limit_hits_total" "limit=\"upstream_conns\"" "How often each limit was hit.";
     limit_portal: Counter "trunkline_limit_hits_total" "limit=\"portal_bytes\"" "How often each limit was hit.";
-    limit_pushes_open: Counter "trunkline_limit_hits_total" "limit=\"pushes_open\"" "How often each limit was hit.";
+    limit_pushes_open + limit_worker_pushes_open: Counter "trunkline_limit_hits_total" "limit=\"pushes_open\"" "How often each limit was hit.";
     limit_pushes_user: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_user_per_sec\"" "How often each limit was hit.";
     limit_pushes_key: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_key_per_sec\"" "How often each limit was hit.";
     limit_broadcasts: Counter "trunkline_limit_hits_total" "limit=\"broadcasts\"" "How often each limit was hit.";
@@ -639,6 +644,20 @@ impl ShardStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_threads_count_is_one_series() {
+        let stats = ShardStats::default();
+        stats.limit_pushes_open.add(2);
+        stats.limit_worker_pushes_open.add(3);
+        let mut seen = Vec::new();
+        stats.visit(|info, value| {
+            if info.labels == "limit=\"pushes_open\"" {
+                seen.push(value);
+            }
+        });
+        assert_eq!(seen, [5]);
+    }
 
     #[test]
     fn a_time_is_counted_at_the_first_bound_it_does_not_exceed() {
