@@ -5,7 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["proto/trunkline.proto"], ["proto"])?;
     prost_build::Config::new()
         // They carry secrets; src/control.rs prints them without.
-        .skip_debug([".trunkline.v1.Login", ".trunkline.v1.LoginOk", ".trunkline.v1.Serve"])
+        .skip_debug([".trunkline.v1.Login", ".trunkline.v1.LoginOk", ".trunkline.v1.Serve", ".trunkline.v1.Invite"])
         .compile_fds(files)?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::push::KEYS_MAX as PUSH_KEYS_MAX;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX};
 use crate::reason::CloseReason;
 use crate::services::{
-    LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, PLACES_MAX as SERVICE_PLACES_MAX, RETRIES_PER_SEC, ServiceSpec,
+    DIALED_MAX, LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, PLACES_MAX as SERVICE_PLACES_MAX, RETRIES_PER_SEC, ServiceSpec,
 };
 use crate::transport::tls::{Alert, Certificates, Suite, Version};
 use crate::transport::upgrade::Refusal as RequestRefusal;
@@ -251,7 +251,7 @@ fn write_tls(exposition: &mut Exposition, shards: &[Arc<ShardStats>]) {
 
 /// Every limit of one shard with the name it has in `trunkline_limit_hits_total`, where it has one: bytes, seconds or a
 /// count; 0 is off.
-pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
+pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 103] {
     [
         ("connections", limits.connections_max.into()),
         ("login_timeout", limits.login_timeout_ms / 1_000),
@@ -327,6 +327,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 102] {
         ("calls_kept_bytes", limits.calls_kept_bytes_max as u64),
         ("link_outbox_bytes", limits.link_outbox_bytes_max as u64),
         ("service_links", if limits.calls_max > 0 { SERVICE_LINKS_MAX as u64 } else { 0 }),
+        ("service_servers", if limits.calls_max > 0 { DIALED_MAX as u64 } else { 0 }),
         ("service_places", if limits.calls_max > 0 { SERVICE_PLACES_MAX as u64 } else { 0 }),
         ("call_portal_bytes", if limits.upstream_bytes_max > 0 { limits.portal_bytes_max as u64 } else { 0 }),
         ("upstream_bytes", limits.upstream_bytes_max as u64),

@@ -52,6 +52,7 @@ mod push_targets;
 mod reload;
 mod schemathesis;
 mod seccomp;
+mod service_servers;
 mod services;
 mod services_clients;
 mod shortage;

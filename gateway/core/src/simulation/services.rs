@@ -1,6 +1,6 @@
 //! Calls and workers on simulated I/O: workers that answer late, in parts or not at all, refuse, drain, shrink away and
 //! break off; callers that leave; connections that break by themselves. A service has HTTP servers instead, see
-//! `upstreams`.
+//! `upstreams`. Some workers are servers that the node dials, see `dialed`.
 //!
 //! Properties:
 //! - a call gets exactly one last REPLY while its session lasts;
@@ -9,6 +9,7 @@
 //! - a worker never has more requests than its window, and hears of each whose caller is gone or whose time is over;
 //! - nothing is left of it when all have gone, and every call is counted once.
 
+use super::dialed::Dialed;
 use super::node::{Node, NodeConfig};
 use super::planted::with_planted;
 use super::upstreams::{SPEC, UPSTREAM, Upstreams};
@@ -17,7 +18,7 @@ use crate::auth::{Auth, AuthSwitch};
 use crate::control::Control;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
-use crate::services::{ServicesConfig, WorkerKeys};
+use crate::services::{DialedServers, ServiceSpec, ServicesConfig, WorkerKeys};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -90,6 +91,8 @@ struct Worker {
     leaves_us: u64,
     drains_us: u64,
     drains: bool,
+    /// Its place among the servers, if it was dialed.
+    server: Option<usize>,
 }
 
 struct Run {
@@ -99,6 +102,7 @@ struct Run {
     shards: u16,
     token: String,
     upstreams: Upstreams,
+    dialed: Dialed,
     callers: Vec<Caller>,
     workers: Vec<Worker>,
     next_user: u64,
@@ -132,7 +136,9 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let spec = "7:simulated,call_timeout_ms=700,queue=6,max_fails=3,fail_timeout_secs=1";
         let policies = ["weighted-round-robin", "least-conn", "least-time", "random-two", "consistent-hash"];
-        let spec = format!("{spec},policy={}", rng.pick(&policies));
+        let dialed = Dialed::new(shards, seed);
+        let spec = format!("{spec},policy={}{}", rng.pick(&policies), dialed.spec());
+        let specs: [ServiceSpec; 2] = [spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"));
         let upstreams = Upstreams::new(shards, seed);
         let node = NodeConfig {
             // Odd: connections of addresses are counted elsewhere.
@@ -148,7 +154,8 @@ impl Run {
             cluster: None,
             store: None,
             services: Some(ServicesConfig {
-                specs: Arc::new([spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"))),
+                servers: DialedServers::new(&specs, |_| dialed.key()),
+                specs: Arc::new(specs),
                 keys: Arc::new(OneKey(SERVICE)),
                 listens: false,
                 portals: Some(upstreams.portals.clone()),
@@ -161,6 +168,7 @@ impl Run {
             shards,
             token: WORKER_KEY.to_owned(),
             upstreams,
+            dialed,
             callers: Vec::new(),
             workers: Vec::new(),
             next_user: 1,
@@ -236,7 +244,28 @@ impl Run {
             leaves_us: now_us + self.rng.within(100_000, 5_000_000),
             drains_us: now_us + self.rng.within(100_000, 9_000_000),
             drains: false,
+            server: None,
         });
+    }
+
+    /// Servers of which the node has dialed one.
+    fn take_dialed(&mut self) {
+        let now_us = self.now_us();
+        let met = self.world.borrow_mut().take_met();
+        for (address, socket) in met {
+            self.workers.push(Worker {
+                socket,
+                serves: false,
+                over: false,
+                window: 0,
+                at_work: BTreeMap::new(),
+                input: Vec::new(),
+                leaves_us: now_us + self.rng.within(100_000, 5_000_000),
+                drains_us: now_us + self.rng.within(100_000, 9_000_000),
+                drains: false,
+                server: self.dialed.place_of(address),
+            });
+        }
     }
 
     fn run_until(&mut self, end_us: u64) {
@@ -252,6 +281,7 @@ impl Run {
             }
             self.world.borrow_mut().advance(next_us);
             self.node.step();
+            self.take_dialed();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {
                 if let Some(at) = self.callers.iter().position(|caller| caller.socket == socket) {
@@ -313,6 +343,12 @@ impl Run {
             from += len;
             match frame.known() {
                 Some(Kind::ServeOk) => worker.serves = true,
+                Some(Kind::Invite) => {
+                    let server = worker.server.expect("nobody else is invited");
+                    let (answer, window) = self.dialed.answer(server, &frame, &self.token, &mut self.rng);
+                    worker.window = window;
+                    self.world.borrow_mut().client_write(worker.socket, &answer);
+                }
                 Some(Kind::Bye) => worker.over = true,
                 Some(Kind::Pong) => {}
                 Some(Kind::Cancel) => drop(worker.at_work.remove(&frame.id)),
@@ -450,6 +486,7 @@ impl Run {
             while self.workers.iter().filter(|worker| !worker.over).count() < WORKERS {
                 self.new_worker();
             }
+            self.dialed.come_and_go(&mut self.world.borrow_mut());
             self.run_until(end_us);
             self.act(true);
             self.turn_of_services_thread();
@@ -487,6 +524,7 @@ impl Run {
         }
         self.node.check_services_empty();
         self.upstreams.check_empty();
+        self.dialed.check(&self.node);
         self.statuses
     }
 }
