@@ -17,6 +17,9 @@
 //!
 //! Over TLS, with the feature `tls`: [`ServiceBuilder::tls`] and an address `trunkline+tls://…`.
 //!
+//! A gateway can also be configured to dial its workers: then they are servers, which listen with
+//! [`Service::listen`], and all else is the same.
+//!
 //! A worker has one link for each shard of its gateway, 16 at most, so that no call needs a step between shards; a link
 //! that breaks is made again. A request whose caller is gone is given up: the future of its handler is dropped at the
 //! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
@@ -26,19 +29,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use trunkline_proto::prost::Message as _;
 use trunkline_proto::{
-    Bye, Frame, Header, Kind, Offer, Outcome, Serve, ServeOk, VERSION, call_flags, decode, encode, encode_message,
-    flags,
+    Bye, Code, Frame, Header, Invite, Kind, Offer, Outcome, Serve, ServeOk, VERSION, call_flags, decode, encode,
+    encode_message, flags,
 };
 
 pub use trunkline_proto::CallHead;
@@ -58,6 +63,10 @@ const START_WAIT: Duration = Duration::from_secs(10);
 const OUT_MAX: usize = 1_024;
 /// How much longer than what a worker may send a REQUEST can be.
 const HEAD_BYTES_MAX: u32 = 1_024;
+/// Connections of gateways that a worker which listens has at a time; further ones wait.
+const GATEWAY_LINKS_MAX: usize = 1_024;
+/// How long a worker which listens waits before it looks for connections again, after the system had none for it.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Number of the PING behind WINDOW 0; those that keep the link alive have 0.
 const DRAIN_PING: u16 = 1;
 /// Longest frame before the gateway has said what it sends.
@@ -158,8 +167,11 @@ type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Answer> + Send
 /// A worker to be started.
 pub struct ServiceBuilder {
     addr: String,
+    /// Gateways dial it.
+    listens: bool,
     name: String,
     token: String,
+    gateway_key: Option<String>,
     window: u32,
     heads: bool,
     weight: u32,
@@ -204,7 +216,15 @@ impl ServiceBuilder {
         Ok((Box::new(reader), Box::new(writer)))
     }
 
-    /// Calls that are worked on at a time, over all links; 256 unless it is said.
+    /// Serves those gateways alone that show this key, for a worker that listens. Without it whoever reaches its port is
+    /// served, and is shown the [token](Self::token).
+    #[must_use]
+    pub fn gateway_key(mut self, key: impl Into<String>) -> Self {
+        self.gateway_key = Some(key.into());
+        self
+    }
+
+    /// Calls that are worked on at a time, over all links; of a worker that listens, over those of one gateway; 256 unless it is said.
     #[must_use]
     pub fn window(mut self, window: u32) -> Self {
         self.window = window.max(1);
@@ -243,8 +263,21 @@ impl ServiceBuilder {
         self
     }
 
+    fn as_serve(&self, services: Vec<u16>, shard: u32, window: u32) -> Serve {
+        let offer = |service: u16| Offer { service: service.into(), weight: self.weight, backup: self.backup };
+        Serve {
+            version: VERSION,
+            name: self.name.clone(),
+            token: self.token.clone(),
+            offers: services.into_iter().map(offer).collect(),
+            shard,
+            window,
+            heads: self.heads,
+        }
+    }
+
     /// Connects, with one link for each shard. The first attempt is made once, so that a wrong address or key is
-    /// reported.
+    /// reported. A worker that listens does so from here on, whether a gateway comes or not.
     ///
     /// Must be called within a tokio runtime, which then runs links and handlers.
     ///
@@ -253,6 +286,12 @@ impl ServiceBuilder {
     pub async fn start(self) -> Result<Service, ServiceError> {
         let (stop, stopped) = watch::channel(Stop::No);
         let shared = Arc::new(Shared { ids: MessageIds::new(), links: Mutex::new(Vec::new()), stopped, builder: self });
+        if shared.builder.listens {
+            let listener = TcpListener::bind(&shared.builder.addr).await?;
+            let local_addr = Some(listener.local_addr()?);
+            let tasks = vec![tokio::spawn(run_listener(shared.clone(), listener))];
+            return Ok(Service { shared, stop, node: String::new(), local_addr, tasks });
+        }
         // The first link says how many there are to be; its window is made smaller then.
         let first = Link::connect(&shared, 1, shared.builder.window).await?;
         let links = first.ok.shards.clamp(1, LINKS_MAX);
@@ -262,7 +301,7 @@ impl ServiceBuilder {
         for shard in 2..=links {
             tasks.push(tokio::spawn(run_link(shared.clone(), shard, window, None)));
         }
-        Ok(Service { shared, stop, node: ok.node, tasks })
+        Ok(Service { shared, stop, node: ok.node, local_addr: None, tasks })
     }
 }
 
@@ -272,16 +311,29 @@ pub struct Service {
     shared: Arc<Shared>,
     stop: watch::Sender<Stop>,
     node: String,
+    local_addr: Option<SocketAddr>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Service {
     /// A worker called `name` at the services' port of a gateway, `host:port`, with or without `trunkline://` in front.
     pub fn connect(addr: impl Into<String>, name: impl Into<String>) -> ServiceBuilder {
+        Self::at(addr.into(), name.into(), false)
+    }
+
+    /// A worker called `name` that gateways dial at this address: those that have it as a server of the service. What
+    /// they say of its weight counts, not what the worker says.
+    pub fn listen(addr: impl Into<String>, name: impl Into<String>) -> ServiceBuilder {
+        Self::at(addr.into(), name.into(), true)
+    }
+
+    fn at(addr: String, name: String, listens: bool) -> ServiceBuilder {
         ServiceBuilder {
-            addr: addr.into(),
-            name: name.into(),
+            addr,
+            listens,
+            name,
             token: String::new(),
+            gateway_key: None,
             window: WINDOW,
             heads: false,
             weight: 1,
@@ -293,10 +345,16 @@ impl Service {
         }
     }
 
-    /// Name of the gateway's node.
+    /// Name of the gateway's node; empty for a worker that listens, which may have several.
     #[must_use]
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Where a worker that listens does so.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
     }
 
     /// Links that are connected.
@@ -341,7 +399,8 @@ impl Service {
         self.shared.queue_push(Push { id, service, user, payload: payload.into().into(), fate: None }).await
     }
 
-    /// Takes no new calls, answers those it has, and ends. None is lost.
+    /// Takes no new calls, answers those it has, and ends. None is lost. A worker that is dropped does the same by
+    /// itself, as long as its runtime lasts.
     pub async fn drain(self) {
         self.stop.send_replace(Stop::Drain);
         for task in self.tasks {
@@ -355,6 +414,11 @@ impl Service {
 enum Stop {
     No,
     Drain,
+}
+
+/// Whether the worker is to end: it was told to drain, or nobody has it any more.
+fn is_over(stopped: &watch::Receiver<Stop>) -> bool {
+    *stopped.borrow() == Stop::Drain || stopped.has_changed().is_err()
 }
 
 #[derive(Debug)]
@@ -384,7 +448,8 @@ enum Out {
 struct Shared {
     builder: ServiceBuilder,
     ids: MessageIds,
-    /// The connected links: the shard, room for what goes out there, and the longest payload.
+    /// The connected links: the shard, or the number of one that was accepted; room for what goes out there, and the
+    /// longest payload.
     links: Mutex<Vec<(u32, mpsc::Sender<Out>, usize)>>,
     stopped: watch::Receiver<Stop>,
 }
@@ -434,41 +499,95 @@ struct Link {
 impl Link {
     async fn connect(shared: &Shared, shard: u32, window: u32) -> Result<Self, ServiceError> {
         let builder = &shared.builder;
-        let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
         let begun = async {
-            let (mut reader, mut writer) = builder.dial().await?;
+            let (reader, writer) = builder.dial().await?;
             let mut services: Vec<u16> = builder.handlers.keys().copied().collect();
             services.sort_unstable();
-            let offer =
-                |service: u16| Offer { service: service.into(), weight: builder.weight, backup: builder.backup };
-            let serve = Serve {
-                version: VERSION,
-                name: builder.name.clone(),
-                token: builder.token.clone(),
-                offers: services.into_iter().map(offer).collect(),
-                shard,
-                window,
-                heads: builder.heads,
-            };
-            let mut bytes = Vec::new();
-            encode_message(&mut bytes, Kind::Serve, 0, &serve);
-            writer.write_all(&bytes).await?;
-            writer.flush().await?;
-            let mut inbound = Vec::new();
-            loop {
-                let whole = decode(&inbound, FIRST_BYTES_MAX);
-                let whole = whole.map_err(|violation| ServiceError::Protocol(violation.to_string()))?;
-                if let Some((frame, len)) = whole {
-                    let ok = first_answer(&frame)?;
-                    inbound.drain(..len);
-                    return Ok(Link { reader, writer, inbound, ok });
-                }
-                if reader.read_buf(&mut inbound).await? == 0 {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                }
-            }
+            Self::serve(reader, writer, Vec::new(), &builder.as_serve(services, shard, window)).await
         };
         timeout(START_WAIT, begun).await.unwrap_or_else(|_elapsed| Err(late().into()))
+    }
+
+    /// Sends SERVE and waits for its answer. `inbound` is what has been read of the connection already.
+    async fn serve(
+        mut reader: Reader,
+        mut writer: Writer,
+        mut inbound: Vec<u8>,
+        serve: &Serve,
+    ) -> Result<Self, ServiceError> {
+        let mut bytes = Vec::new();
+        encode_message(&mut bytes, Kind::Serve, 0, serve);
+        writer.write_all(&bytes).await?;
+        writer.flush().await?;
+        let ok = first_frame(&mut reader, &mut inbound, first_answer).await?;
+        Ok(Link { reader, writer, inbound, ok })
+    }
+
+    /// The link that a gateway has dialed, and its part of the window.
+    async fn accept(shared: &Shared, stream: TcpStream) -> Result<(u32, Self), ServiceError> {
+        let builder = &shared.builder;
+        let begun = async {
+            stream.set_nodelay(true)?;
+            let (reader, writer) = stream.into_split();
+            let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
+            let mut inbound = Vec::new();
+            let invite = first_frame(&mut reader, &mut inbound, |frame| match frame.known() {
+                Some(Kind::Invite) => Invite::decode(frame.body).map_err(|error| protocol(&error)),
+                _ => Err(ServiceError::Protocol(format!("kind {} is no INVITE", frame.kind))),
+            })
+            .await?;
+            let service = u16::try_from(invite.service).ok().filter(|service| builder.handlers.contains_key(service));
+            let refused = match (&builder.gateway_key, service) {
+                _ if invite.version != VERSION => Some((Code::UnsupportedVersion, "another version")),
+                (Some(key), _) if !is_same(key, &invite.token) => Some((Code::BadCredentials, "another key")),
+                (_, None) => Some((Code::UnknownService, "it does not serve this")),
+                _ => None,
+            };
+            if let Some((code, text)) = refused {
+                let mut bytes = Vec::new();
+                let bye = Bye { text: text.to_owned(), ..Bye::default() };
+                encode_message(&mut bytes, Kind::Bye, code.as_u16(), &bye);
+                writer.write_all(&bytes).await?;
+                writer.shutdown().await?;
+                return Err(ServiceError::Refused { code: code.as_u16(), text: text.to_owned() });
+            }
+            let window = builder.window.div_ceil(invite.links.clamp(1, LINKS_MAX)).min(u16::MAX.into());
+            let serve = builder.as_serve(service.into_iter().collect(), 0, window);
+            Ok((window, Self::serve(reader, writer, inbound, &serve).await?))
+        };
+        timeout(START_WAIT, begun).await.unwrap_or_else(|_elapsed| Err(late().into()))
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+}
+
+fn protocol(error: &impl fmt::Display) -> ServiceError {
+    ServiceError::Protocol(error.to_string())
+}
+
+/// Whether two keys are the same; it takes as long whatever differs.
+fn is_same(one: &str, other: &str) -> bool {
+    let differences = one.bytes().zip(other.bytes()).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+    one.len() == other.len() && differences == 0
+}
+
+/// What the first whole frame of a connection says.
+async fn first_frame<T>(
+    reader: &mut Reader,
+    inbound: &mut Vec<u8>,
+    says: impl Fn(&Frame<'_>) -> Result<T, ServiceError>,
+) -> Result<T, ServiceError> {
+    loop {
+        if let Some((frame, len)) = decode(inbound, FIRST_BYTES_MAX).map_err(|violation| protocol(&violation))? {
+            let said = says(&frame)?;
+            inbound.drain(..len);
+            return Ok(said);
+        }
+        if reader.read_buf(inbound).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
     }
 }
 
@@ -494,11 +613,47 @@ async fn write_on(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::R
     writer.write(bytes).await
 }
 
+/// Takes the links of gateways until the worker is drained, and waits for their ends then.
+async fn run_listener(shared: Arc<Shared>, listener: TcpListener) {
+    let mut stopped = shared.stopped.clone();
+    let (mut links, mut number) = (JoinSet::new(), 0_u32);
+    while !is_over(&stopped) {
+        tokio::select! {
+            accepted = listener.accept(), if links.len() < GATEWAY_LINKS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    number = number.wrapping_add(1);
+                    links.spawn(run_accepted(shared.clone(), number, stream));
+                }
+                // The system is short of something; those that wait are not lost.
+                Err(_) => sleep(ACCEPT_AGAIN).await,
+            },
+            // A link that panicked has ended as well.
+            Some(_) = links.join_next() => {}
+            _ = stopped.changed() => {}
+        }
+    }
+    drop(listener);
+    while links.join_next().await.is_some() {}
+}
+
+/// One link that a gateway has made, until it ends; the gateway makes it again.
+async fn run_accepted(shared: Arc<Shared>, number: u32, stream: TcpStream) {
+    let mut stopped = shared.stopped.clone();
+    let accepted = tokio::select! {
+        accepted = Link::accept(&shared, stream) => accepted,
+        _ = stopped.changed() => return,
+    };
+    if let Ok((window, link)) = accepted {
+        drop(serve_link(&shared, number, window, link).await);
+        shared.drop_link(number);
+    }
+}
+
 /// Keeps one link until the worker is drained: made again whenever it breaks.
 async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Option<Link>) {
     let mut stopped = shared.stopped.clone();
     let mut attempt = 0;
-    while *stopped.borrow() == Stop::No {
+    while !is_over(&stopped) {
         let link = match first.take() {
             Some(link) => Ok(link),
             None => tokio::select! {
@@ -576,7 +731,7 @@ impl LinkSession {
         let (mut drains, mut unflushed) = (false, false);
         let (mut heard, mut pinged) = (Instant::now(), Instant::now());
         loop {
-            if *stopped.borrow() == Stop::Drain && !drains {
+            if !drains && is_over(&stopped) {
                 drains = true;
                 // Behind the answer to this PING no request comes any more.
                 self.put(Kind::Window, 0, 0, 0, 0, &[]);

@@ -20,6 +20,7 @@ pub mod prometheus;
 mod push;
 pub mod reload;
 pub mod serve_keys;
+mod server_names;
 pub mod services_thread;
 pub mod shard;
 pub mod startup;

@@ -124,6 +124,7 @@ fn check_config(config: &Config) -> Result<(), Failure> {
     faults.extend(config.load_auth().err());
     faults.extend(config.load_access().err());
     faults.extend(config.check_webhooks().err());
+    faults.extend(config.load_server_keys().err());
     faults.extend(config.load_secret().err());
     faults.extend(config.load_cluster().err());
     faults.extend(config.load_tls().err());

@@ -13,7 +13,7 @@ use crate::push::KEYS_MAX as PUSH_KEYS_MAX;
 use crate::push::api::{BATCHES_MAX, BODIES_BYTES_MAX};
 use crate::reason::CloseReason;
 use crate::services::{
-    LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, PLACES_MAX as SERVICE_PLACES_MAX, RETRIES_PER_SEC, ServiceSpec,
+    DIALED_MAX, LINKS_MAX as SERVICE_LINKS_MAX, MORE_MS, PLACES_MAX as SERVICE_PLACES_MAX, RETRIES_PER_SEC, ServiceSpec,
 };
 use crate::transport::tls::{Alert, Certificates, Suite, Version};
 use crate::transport::upgrade::Refusal as RequestRefusal;
@@ -334,6 +334,7 @@ pub fn limit_values(limits: &Limits) -> [(&'static str, u64); 107] {
         ("calls_kept_bytes", limits.calls_kept_bytes_max as u64),
         ("link_outbox_bytes", limits.link_outbox_bytes_max as u64),
         ("service_links", if limits.calls_max > 0 { SERVICE_LINKS_MAX as u64 } else { 0 }),
+        ("service_servers", if limits.calls_max > 0 { DIALED_MAX as u64 } else { 0 }),
         ("service_places", if limits.calls_max > 0 { SERVICE_PLACES_MAX as u64 } else { 0 }),
         ("call_portal_bytes", if limits.upstream_bytes_max > 0 { limits.portal_bytes_max as u64 } else { 0 }),
         ("upstream_bytes", limits.upstream_bytes_max as u64),

@@ -1,6 +1,7 @@
 //! `gateway run`: from a configuration to running shards, and to their orderly end.
 
 use crate::{Failure, variable_names};
+use std::collections::HashMap;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::portal::Portals;
 use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
 use trunkline_gateway::serve_keys::ServeKeys;
-use trunkline_gateway::services::CallPortals;
+use trunkline_gateway::services::{CallPortals, DialedServers};
 use trunkline_gateway::services_thread::{
     CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX, CallsConfig, HookPart, PushConfig, ServicesThread,
     ServicesThreadConfig, WebhooksPart,
@@ -94,6 +95,8 @@ struct Start {
     store: Option<NodeStore>,
     services_listener: Option<std::net::TcpListener>,
     services_http: Option<std::net::TcpListener>,
+    /// What servers that are dialed are shown, by service.
+    server_keys: HashMap<u16, Arc<str>>,
 }
 
 impl Start {
@@ -108,6 +111,7 @@ impl Start {
         let access = config.load_access()?;
         config.check_webhooks()?;
         config.check_connect_hook()?;
+        let server_keys = config.load_server_keys()?;
         let secret = config.load_secret()?;
         let cluster = config.load_cluster()?;
         let tls = config.load_tls()?;
@@ -148,6 +152,7 @@ impl Start {
         Ok(Start {
             services_listener,
             services_http,
+            server_keys,
             auth,
             tls,
             http_tls,
@@ -229,6 +234,13 @@ async fn control(
         EventPortals::new(config.shards, wants, webhooks.folder.is_some())
     });
     let hook_portals = config.connect_hook.as_ref().map(|_| HookPortals::new(config.shards));
+    let servers = match &config.services {
+        Some(services) => {
+            let key = |service: u16| start.server_keys.get(&service).cloned().unwrap_or_default();
+            DialedServers::new(&services.specs, key)
+        }
+        None => DialedServers::default(),
+    };
     let call_portals = upstreams.map(|_| CallPortals::new(config.shards));
     let services_address = services_listener.as_ref().map(std::net::TcpListener::local_addr).transpose();
     let services_address = services_address.map_err(step("asking for the address for workers"))?;
@@ -307,6 +319,7 @@ async fn control(
             listener: services_listener,
             tls_required: services.tls_required,
             portals: call_portals.clone(),
+            servers: servers.clone(),
         }),
         portals: portals.clone(),
         events: event_portals.clone(),
@@ -337,13 +350,17 @@ async fn control(
     });
     let hook = config.connect_hook.clone().zip(hook_portals);
     let hook = hook.map(|(spec, portals)| HookPart { spec, portals, node: config.node.clone() });
-    let services_thread = match pushes.is_some() || calls.is_some() || webhooks.is_some() || hook.is_some() {
+    let has_names = servers.names().next().is_some();
+    let names = has_names.then_some(servers);
+    let needed = pushes.is_some() || calls.is_some() || webhooks.is_some() || hook.is_some() || names.is_some();
+    let services_thread = match needed {
         true => {
             let config = ServicesThreadConfig {
                 pushes,
                 calls,
                 webhooks,
                 hook,
+                names,
                 stats: stats.clone(),
                 limits: config.limits().clone(),
                 shard_cores: shards.core_ids(),

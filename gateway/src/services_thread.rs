@@ -11,7 +11,8 @@ use crate::metrics::ShardStats;
 use crate::portal::Portals;
 use crate::push::api::{PushApi, router};
 use crate::push::desk::Desk;
-use crate::services::{CallPortals, ServiceSpec};
+use crate::server_names;
+use crate::services::{CallPortals, DialedServers, ServiceSpec};
 use crate::upstream::{Driver, DriverConfig};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::future::pending;
@@ -35,7 +36,8 @@ const NICE: i32 = 5;
 /// Threads for look-ups of names, which wait for others.
 const LOOKUP_THREADS_MAX: usize = 4;
 
-/// What the thread needs of its node. One of `pushes`, `calls`, `webhooks` and `hook` at least.
+/// What the thread needs of its node. One of `pushes`, `calls`, `webhooks`, `hook` and
+/// `names` at least.
 #[derive(Debug)]
 pub struct ServicesThreadConfig {
     /// Pushes by HTTP; `None` where nobody pushes so.
@@ -46,6 +48,8 @@ pub struct ServicesThreadConfig {
     pub webhooks: Option<WebhooksPart>,
     /// Questions about logins; `None` without a connect-time hook.
     pub hook: Option<HookPart>,
+    /// Servers that the shards dial, of which some have names to be looked up; `None` where none has.
+    pub names: Option<DialedServers>,
     /// The numbers of each shard, by shard.
     pub stats: Vec<Arc<ShardStats>>,
     /// The limits of the node.
@@ -128,7 +132,8 @@ impl ServicesThread {
     /// # Errors
     /// When the system has no thread for it, or what a runtime needs; or when a file that it needs cannot be read.
     pub fn start(config: ServicesThreadConfig) -> io::Result<Self> {
-        let ServicesThreadConfig { pushes, calls, webhooks, hook, stats, limits, shard_cores, seed } = config;
+        let ServicesThreadConfig { pushes, calls, webhooks, hook, names, stats, limits, shard_cores, seed } = config;
+        let of_names = names.map(|names| (names, stats[0].clone()));
         let webhooks = webhooks.map(|WebhooksPart { specs, portals, folder, node }| {
             let (stats, limits) = (stats[0].clone(), limits.clone());
             WebhookDriver::new(WebhookDriverConfig { specs, portals, folder, stats, limits, node, seed })
@@ -160,6 +165,9 @@ impl ServicesThread {
         let run = move || {
             place(&shard_cores);
             runtime.block_on(async {
+                if let Some((names, stats)) = &of_names {
+                    server_names::look_up(names, stats);
+                }
                 let pushing = async {
                     if let Some((pushes, api)) = pushes {
                         serve_pushes(pushes, api, phases.clone()).await;

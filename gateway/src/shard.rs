@@ -26,7 +26,7 @@ use crate::nap::Nap;
 use crate::portal::Portals;
 use crate::presence_log::PresenceLog;
 use crate::services::WorkerKeys;
-use crate::services::{CallPortals, ServiceSpec, ServicesConfig};
+use crate::services::{CallPortals, DialedServers, ServiceSpec, ServicesConfig};
 use crate::transport::networks::Proxies;
 use crate::transport::tls::TlsSwitch;
 use crate::transport::upgrade;
@@ -101,12 +101,14 @@ pub struct ShardsServices {
     pub specs: Arc<[ServiceSpec]>,
     /// The keys of workers.
     pub keys: Arc<dyn WorkerKeys>,
-    /// Where workers connect; `None` where all services have HTTP servers.
+    /// Where workers connect; `None` where all services have servers.
     pub listener: Option<TcpListener>,
     /// Whether they have to begin with TLS there.
     pub tls_required: bool,
     /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
     pub portals: Option<CallPortals>,
+    /// The native servers that the shards dial.
+    pub servers: DialedServers,
 }
 
 /// What the shards of a node need to be some of a cluster's.
@@ -196,8 +198,8 @@ pub fn start(config: ShardsConfig) -> Result<Shards, ShardFailure> {
         None => None,
     };
     let (services, mut services_listener) = match config.services {
-        Some(ShardsServices { specs, keys, listener, tls_required, portals }) => {
-            (Some(ServicesConfig { specs, keys, listens: false, tls_required, portals }), listener)
+        Some(ShardsServices { specs, keys, listener, tls_required, portals, servers }) => {
+            (Some(ServicesConfig { specs, keys, listens: false, tls_required, portals, servers }), listener)
         }
         None => (None, None),
     };

@@ -275,7 +275,9 @@ fn of_services_thread(config: &Config) -> u64 {
     // A connection for each lane, and the files of the log.
     let of_webhooks = u64::from(limits.webhooks) * LANES as u64 + if limits.webhooks > 0 { 4 } else { 0 };
     let of_hook = u64::from(limits.hook_requests_max) + if limits.hook_requests_max > 0 { 4 } else { 0 };
-    let all = of_http + of_upstreams + of_webhooks + of_hook;
+    // The names of servers are looked up there; the shards dial them.
+    let of_servers = config.services.as_ref().map_or(0, |services| services.dials_at_once(config.shards));
+    let all = of_http + of_upstreams + of_webhooks + of_hook + of_servers;
     if all > 0 { 8 + all } else { 0 }
 }
 

@@ -16,6 +16,7 @@ mod watch;
 
 pub(crate) use driver::{Driver, DriverConfig};
 pub(crate) use trunkline_core::upstream::{Deed, Desk, End, Letter, Run, RunId, answer_bytes_max};
+pub(crate) use watch::lookups;
 
 /// What a connection to a server takes: the buffers of HTTP both ways, and those of TLS.
 pub(crate) const CONN_BYTES: u64 = 64 << 10;

@@ -12,8 +12,8 @@ mod generated {
 }
 
 pub use generated::{
-    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, PushHead, PushReport, Serve, ServeOk, Sync, SyncOk,
-    UserState, Watch,
+    Bye, CallHead, Head, Heads, Invite, Login, LoginOk, Offer, Presence, PushHead, PushReport, Serve, ServeOk, Sync,
+    SyncOk, UserState, Watch,
 };
 
 // An empty one takes 2 bytes in a PRESENCE, and a vector may be twice as long as what it holds: hence the 48 above.
@@ -64,6 +64,20 @@ impl fmt::Debug for LoginOk {
             .field("last", &self.last)
             .field("truncated", &self.truncated)
             .field("expires_ms", &self.expires_ms)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Invite {
+    /// Hides the token, so that a log never holds one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invite")
+            .field("version", &self.version)
+            .field("service", &self.service)
+            .field("token", &Secret(self.token.len()))
+            .field("node", &self.node)
+            .field("link", &self.link)
+            .field("links", &self.links)
             .finish()
     }
 }

@@ -12,8 +12,8 @@ use prost::Message;
 
 use crate::{
     Bye, Decoder, FRAME_BYTES_MAX_DEFAULT, FRAME_BYTES_MAX_FLOOR, FRAME_BYTES_MAX_LIMIT, Frame, HEADER_LONG,
-    HEADER_SHORT, Header, Kind, Login, LoginOk, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Violation, Watch,
-    decode, encode, encode_message, encoded_len, frame_len,
+    HEADER_SHORT, Header, Invite, Kind, Login, LoginOk, Presence, Serve, ServeOk, Sync, SyncOk, UserState, Violation,
+    Watch, decode, encode, encode_message, encoded_len, frame_len,
 };
 
 /// A frame that owns its body, to be kept after the buffer is gone.
@@ -158,6 +158,7 @@ pub fn control_messages(data: &[u8]) {
     control_message::<Presence>(data, Kind::Presence);
     control_message::<Serve>(data, Kind::Serve);
     control_message::<ServeOk>(data, Kind::ServeOk);
+    control_message::<Invite>(data, Kind::Invite);
     if let Ok(state) = UserState::decode(data) {
         let users = vec![state];
         control_message::<Presence>(&Presence { users }.encode_to_vec(), Kind::Presence);

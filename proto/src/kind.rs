@@ -127,6 +127,9 @@ kinds! {
     /// Gateway to worker: the fate of a [`Kind::PushTo`] that carried [`flags::ACK`](crate::flags::ACK): same `id` and
     /// `peer`, `aux` is an [`Outcome`](crate::Outcome).
     Pushed = 0xA3, "PUSHED", HEADER_LONG;
+    /// Body [`Invite`](crate::Invite): the first frame on a connection that the gateway has made to a server; answered
+    /// with [`Kind::Serve`].
+    Invite = 0xA4, "INVITE", HEADER_SHORT;
 }
 
 impl Kind {

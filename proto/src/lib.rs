@@ -44,8 +44,8 @@ pub mod websocket;
 
 pub use code::{Code, Outcome};
 pub use control::{
-    Bye, CallHead, Head, Heads, Login, LoginOk, Offer, Presence, PushHead, PushReport, Serve, ServeOk, Sync, SyncOk,
-    UserState, Watch,
+    Bye, CallHead, Head, Heads, Invite, Login, LoginOk, Offer, Presence, PushHead, PushReport, Serve, ServeOk, Sync,
+    SyncOk, UserState, Watch,
 };
 pub use decode::{Decoder, Violation, decode, frame_len};
 pub use encode::{Header, encode, encode_message, encoded_len};

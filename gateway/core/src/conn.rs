@@ -176,6 +176,8 @@ impl ConnFlags {
     pub(crate) const LOCAL: u32 = 32_768;
     /// The end of its backlog was told; once in a session, whatever becomes of its home.
     pub(crate) const BACKLOG_TOLD: u32 = 65_536;
+    /// The gateway has made it, to a server of a service. It is a worker's link or about to become one.
+    pub(crate) const DIALED: u32 = 131_072;
 
     pub(crate) fn has(self, flag: u32) -> bool {
         self.0 & flag != 0

@@ -45,6 +45,7 @@ mod resent;
 mod rooms;
 mod route;
 mod senders;
+mod service_dials;
 mod service_links;
 mod services_seen;
 mod shard;
@@ -60,7 +61,7 @@ pub(crate) mod wrap;
 
 use crate::conn::ConnFlags;
 use crate::control::{Control, ControlPort};
-use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, errno};
+use crate::io::{Completion, ConnId, HandoverToken, Io, Peer, SERVER_DIAL, errno};
 use crate::limits::MAIL_TURN_BYTES;
 use crate::mailbox::{Arrival, Letter};
 pub use addresses::PEER_BYTES;
@@ -220,6 +221,7 @@ impl<I: Io> Core<I> {
             self.drive_accepts();
             self.arm_service_accepts();
             self.tick_nodes();
+            self.tick_dials();
             self.shard.set_tick_gauges();
         }
         self.follow_links();
@@ -329,6 +331,7 @@ impl<I: Io> Core<I> {
                     None => self.shard.adopted(slot, None),
                 }
             }
+            Completion::Dialed { token, result } if token & SERVER_DIAL != 0 => self.on_server_dialed(token, result),
             Completion::Dialed { token, result } => self.on_dialed(token, result),
             Completion::Tick => self.io.tick_after(TICK_MS as u32),
             Completion::Wake => {}

@@ -1,4 +1,6 @@
-//! Counters and gauges of one shard. The shard is the only writer; the HTTP side reads them at any time.
+//! Counters and gauges of one shard. The HTTP side reads them at any time. Each has one writer: the shard, or for what
+//! the services thread does that thread. What both count has a place for each, written `a + b` below, and is shown as
+//! one series.
 
 use crate::auth::{REFUSALS, Refusal};
 use crate::reason::{CLOSE_REASONS, CloseReason};
@@ -161,11 +163,11 @@ pub struct StatInfo {
 }
 
 macro_rules! shard_stats {
-    ($($field:ident: $ty:ident $name:literal $labels:literal $help:literal;)*) => {
+    ($($field:ident $(+ $other:ident)?: $ty:ident $name:literal $labels:literal $help:literal;)*) => {
         /// All numbers of one shard.
         #[derive(Debug, Default)]
         pub struct ShardStats {
-            $(#[doc = $help] pub $field: Stat,)*
+            $(#[doc = $help] pub $field: Stat, $(#[doc = $help] pub $other: Stat,)?)*
             closed: [Stat; CLOSE_REASONS],
             tokens_refused: [Stat; REFUSALS],
             requests_refused: [Stat; REQUEST_REFUSALS],
@@ -191,7 +193,10 @@ macro_rules! shard_stats {
         impl ShardStats {
             /// Visits every series but the closes, in a fixed order; series of one name follow each other.
             pub fn visit(&self, mut each: impl FnMut(StatInfo, u64)) {
-                $(each(StatInfo { name: $name, labels: $labels, stat_type: StatType::$ty, help: $help }, self.$field.get());)*
+                $(each(
+                    StatInfo { name: $name, labels: $labels, stat_type: StatType::$ty, help: $help },
+                    self.$field.get() $(+ self.$other.get())?,
+                );)*
             }
         }
     };
@@ -278,6 +283,23 @@ shard_stats! {
     service_links: Gauge "trunkline_service_links" "" "Links of workers to this shard.";
     service_places: Gauge "trunkline_service_places" "" "Shards of other nodes with workers that take calls, for each service, as this shard knows them.";
     service_links_opened: Counter "trunkline_service_links_opened_total" "" "Links of workers that SERVE_OK was sent on.";
+    service_servers_serving: Gauge "trunkline_service_servers" "state=\"serving\"" "Addresses of servers that this shard dials, by the state of its link to them.";
+    service_servers_opening: Gauge "trunkline_service_servers" "state=\"opening\"" "Addresses of servers that this shard dials, by the state of its link to them.";
+    service_servers_dialing: Gauge "trunkline_service_servers" "state=\"dialing\"" "Addresses of servers that this shard dials, by the state of its link to them.";
+    service_servers_down: Gauge "trunkline_service_servers" "state=\"down\"" "Addresses of servers that this shard dials, by the state of its link to them.";
+    service_dials: Counter "trunkline_service_dials_total" "" "Dials of servers of services that were begun.";
+    server_refused: Counter "trunkline_service_dial_failures_total" "reason=\"refused\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_unanswered: Counter "trunkline_service_dial_failures_total" "reason=\"unanswered\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_unreachable: Counter "trunkline_service_dial_failures_total" "reason=\"unreachable\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_silent: Counter "trunkline_service_dial_failures_total" "reason=\"silent\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_strange: Counter "trunkline_service_dial_failures_total" "reason=\"strange\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_key: Counter "trunkline_service_dial_failures_total" "reason=\"key\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_turned_away: Counter "trunkline_service_dial_failures_total" "reason=\"turned_away\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_closed: Counter "trunkline_service_dial_failures_total" "reason=\"closed\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_no_room: Counter "trunkline_service_dial_failures_total" "reason=\"no_room\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_logged_out: Counter "trunkline_service_dial_failures_total" "reason=\"logged_out\"" "Why servers that were dialed did not serve, or serve no more.";
+    server_lost: Counter "trunkline_service_dial_failures_total" "reason=\"lost\"" "Why servers that were dialed did not serve, or serve no more.";
+    service_lookups_failed: Counter "trunkline_service_lookups_failed_total" "" "Look-ups of names of servers that are dialed that gave no address.";
     upstream_requests: Counter "trunkline_upstream_requests_total" "" "Requests to HTTP servers of services that were begun; their ends are in trunkline_upstream_ends_total.";
     upstream_done: Counter "trunkline_upstream_ends_total" "end=\"2xx\"" "End of each request to an HTTP server of a service: the class of its status, or what else became of it.";
     upstream_busy: Counter "trunkline_upstream_ends_total" "end=\"busy\"" "End of each request to an HTTP server of a service: the class of its status, or what else became of it.";
@@ -311,7 +333,7 @@ shard_stats! {
     pushes_http_unknown: Counter "trunkline_http_pushes_total" "outcome=\"unknown\"" "What became of each push by HTTP, one for each user: its fate, overloaded without one where a limit was hit, or unknown where the node ended first.";
     pushes_http_open: Gauge "trunkline_http_pushes_open" "" "Pushes by HTTP, one for each user, whose outcome is not known yet.";
     pushes_http_repeated: Counter "trunkline_http_pushes_repeated_total" "" "Requests with an Idempotency-Key that had been carried out before.";
-    push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP, and of workers' pushes with a head, that were not open.";
+    push_fates_late + worker_push_fates_late: Counter "trunkline_http_push_fates_late_total" "" "Fates of pushes by HTTP, and of workers' pushes with a head, that were not open.";
     push_callers_gone: Counter "trunkline_http_push_callers_gone_total" "" "Callers that left before the answer about their pushes.";
     broadcasts_begun: Counter "trunkline_broadcasts_total" "" "Pushes to all sessions that were begun at this node.";
     broadcasts_open: Gauge "trunkline_broadcasts_open" "" "Pushes to all sessions begun at this node of which not all shards of all nodes have ended.";
@@ -393,6 +415,7 @@ shard_stats! {
     limit_calls_kept: Counter "trunkline_limit_hits_total" "limit=\"calls_kept_bytes\"" "How often each limit was hit.";
     limit_link_outbox: Counter "trunkline_limit_hits_total" "limit=\"link_outbox_bytes\"" "How often each limit was hit.";
     limit_service_links: Counter "trunkline_limit_hits_total" "limit=\"service_links\"" "How often each limit was hit.";
+    limit_service_servers: Counter "trunkline_limit_hits_total" "limit=\"service_servers\"" "How often each limit was hit.";
     limit_service_places: Counter "trunkline_limit_hits_total" "limit=\"service_places\"" "How often each limit was hit.";
     limit_call_portal: Counter "trunkline_limit_hits_total" "limit=\"call_portal_bytes\"" "How often each limit was hit.";
     limit_upstream_bytes: Counter "trunkline_limit_hits_total" "limit=\"upstream_bytes\"" "How often each limit was hit.";
@@ -402,7 +425,7 @@ shard_stats! {
     limit_upstream_retries: Counter "trunkline_limit_hits_total" "limit=\"upstream_retries\"" "How often each limit was hit.";
     limit_upstream_conns: Counter "trunkline_limit_hits_total" "limit=\"upstream_conns\"" "How often each limit was hit.";
     limit_portal: Counter "trunkline_limit_hits_total" "limit=\"portal_bytes\"" "How often each limit was hit.";
-    limit_pushes_open: Counter "trunkline_limit_hits_total" "limit=\"pushes_open\"" "How often each limit was hit.";
+    limit_pushes_open + limit_worker_pushes_open: Counter "trunkline_limit_hits_total" "limit=\"pushes_open\"" "How often each limit was hit.";
     limit_pushes_user: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_user_per_sec\"" "How often each limit was hit.";
     limit_pushes_key: Counter "trunkline_limit_hits_total" "limit=\"pushes_per_key_per_sec\"" "How often each limit was hit.";
     limit_broadcasts: Counter "trunkline_limit_hits_total" "limit=\"broadcasts\"" "How often each limit was hit.";
@@ -651,6 +674,20 @@ impl ShardStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_threads_count_is_one_series() {
+        let stats = ShardStats::default();
+        stats.limit_pushes_open.add(2);
+        stats.limit_worker_pushes_open.add(3);
+        let mut seen = Vec::new();
+        stats.visit(|info, value| {
+            if info.labels == "limit=\"pushes_open\"" {
+                seen.push(value);
+            }
+        });
+        assert_eq!(seen, [5]);
+    }
 
     #[test]
     fn a_time_is_counted_at_the_first_bound_it_does_not_exceed() {

@@ -9,11 +9,15 @@
 mod budget;
 mod call_portal;
 mod calls;
+mod dials;
 mod http_spec;
+mod native_spec;
 mod nodes;
+mod pick_key;
 mod pool;
 mod record;
 mod seen;
+mod servers;
 mod spec;
 
 pub use budget::RETRIES_PER_SEC;
@@ -21,12 +25,17 @@ pub(crate) use budget::RetryBudget;
 pub use call_portal::CallPortals;
 pub use call_portal::{CallsInner, CallsOuter};
 pub use calls::{At, CALL_BYTES, Call, CallKey, Caller, Calls, Fifo, Kept};
-pub use http_spec::{HashKey, HealthSpec, HttpServer, HttpSpec, Target};
+pub use dials::{DIALED_MAX, DIALS_AT_ONCE_MAX, LINKS_PER_SERVER_MAX};
+pub(crate) use dials::{Dials, Greeting, Placing};
+pub use http_spec::{HealthSpec, HttpServer, HttpSpec, Target};
+pub use native_spec::{NativeServer, NativeSpec};
 pub(crate) use nodes::Nodes;
 pub use nodes::PLACES_MAX;
+pub use pick_key::{HashKey, PickKey};
 pub(crate) use pool::{Instance, Pool, Room};
 pub use record::ServiceRecord;
-pub use seen::{InstanceChange, InstanceSeen, ServiceSeen};
+pub use seen::{InstanceChange, InstanceSeen, ServerFailure, ServerSeen, ServerState, ServiceSeen};
+pub use servers::{DialedServer, DialedServers};
 pub use spec::{ServiceSpec, SpecError};
 
 use crate::ids::NodeKey;
@@ -81,6 +90,8 @@ pub struct ServicesConfig {
     pub tls_required: bool,
     /// The ways to the services thread for calls to HTTP servers; `None` where no service has some.
     pub portals: Option<CallPortals>,
+    /// The native servers that the shards dial.
+    pub servers: DialedServers,
 }
 
 /// A worker that has been let in.
@@ -90,6 +101,8 @@ pub(crate) struct Admitted {
     pub(crate) serve: Serve,
     /// Its key has the scope for that, or it needs none.
     pub(crate) pushes_to_groups: bool,
+    /// How a server that was dialed takes part; `None` for a worker that has dialed in.
+    pub(crate) placing: Option<Placing>,
 }
 
 /// A worker's link to this shard.
@@ -100,6 +113,8 @@ pub(crate) struct ServiceLink {
     pub(crate) services: Box<[u16]>,
     /// Requests it takes at once; 0 while it drains.
     pub(crate) window: u32,
+    /// The most it is given at once, whatever it says of its window.
+    pub(crate) cap: u32,
     /// Requests it has, and has not answered.
     pub(crate) in_flight: u32,
     /// Its requests begin with a head.
@@ -171,13 +186,26 @@ pub(crate) struct Services {
     pub(crate) pushes: Ledger<ConnId>,
     /// Services whose calls go to HTTP servers, and the way there.
     upstreams: HashSet<u16>,
+    /// Services that are balanced by the address of the caller.
+    addressed: HashSet<u16>,
     pub(crate) portal: Option<CallsInner>,
+    /// Servers that this shard dials.
+    pub(crate) dials: Dials,
+}
+
+impl ServicesConfig {
+    /// Whether it has to be known where clients are.
+    pub(crate) fn needs_addresses(&self) -> bool {
+        self.specs.iter().any(|spec| spec.key == HashKey::Address)
+    }
 }
 
 impl Services {
-    pub(crate) fn new(config: ServicesConfig, shard: u16) -> Self {
+    pub(crate) fn new(config: ServicesConfig, shard: u16, shards: u16) -> Self {
         let mut pools = HashMap::new();
         let mut upstreams = HashSet::new();
+        let is_addressed = |spec: &&ServiceSpec| spec.key == HashKey::Address;
+        let addressed = config.specs.iter().filter(is_addressed).map(|spec| spec.service).collect();
         for spec in config.specs.iter() {
             if spec.http.is_some() {
                 upstreams.insert(spec.service);
@@ -186,9 +214,12 @@ impl Services {
             pools.insert(spec.service, Pool::new(spec.clone()));
         }
         let portal = config.portals.as_ref().map(|portals| portals.inner(shard));
+        let dials = Dials::new(config.servers.clone(), shard, shards);
         Services {
             upstreams,
+            addressed,
             portal,
+            dials,
             config,
             pools,
             calls: Calls::default(),
@@ -219,6 +250,11 @@ impl Services {
     /// calls.
     pub(crate) fn is_upstream(&self, service: u16) -> bool {
         self.upstreams.contains(&service)
+    }
+
+    /// Whether a service is balanced by the address of the caller.
+    pub(crate) fn is_addressed(&self, service: u16) -> bool {
+        !self.addressed.is_empty() && self.addressed.contains(&service)
     }
 
     /// Another shard says how many of its instances take calls of a service.

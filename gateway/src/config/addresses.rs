@@ -1,6 +1,7 @@
 //! The proxies in front of a node, and the limits of each client address.
 
 use super::resolve::{Judge, RATE_MAX, known};
+use super::services::has_addressed;
 use super::{ConfigError, Settings};
 use crate::limits::Limits;
 use crate::transport::networks::{Network, NoNetwork, Proxies};
@@ -48,5 +49,6 @@ pub(super) fn per_address(limits: &mut Limits, all: &Settings, shards: u64, judg
     limits.addresses_max = if limited { u32::try_from(addresses).unwrap_or(u32::MAX) } else { 0 };
     let told = [&all.proxy_from, &all.forwarded_from];
     limits.addresses_known = limited || told.into_iter().flatten().any(|from| !from.is_empty());
+    limits.addresses_known |= has_addressed(all);
     Ok(())
 }

@@ -153,7 +153,7 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
             Err(error) => error,
         };
         // Look on without what is refused, so that all faults are told at once.
-        let keys = refused(&error, &given);
+        let keys = refused(&error, &given, &judge.origins);
         faults.push(error);
         if keys.is_empty() {
             break;
@@ -173,7 +173,7 @@ pub(super) fn resolve(sources: Sources, host: &Host) -> Result<Config, ConfigErr
 }
 
 /// Keys that were given and that this error refuses.
-fn refused(error: &ConfigError, given: &Settings) -> Vec<&'static str> {
+fn refused(error: &ConfigError, given: &Settings, origins: &Origins) -> Vec<&'static str> {
     let keys = given.keys();
     match error {
         ConfigError::Value { key, .. } => keys.into_iter().filter(|given| given == key).collect(),
@@ -181,6 +181,9 @@ fn refused(error: &ConfigError, given: &Settings) -> Vec<&'static str> {
         // depends.
         ConfigError::Conflict(message) => {
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            // The path of the file names nothing, whatever its folders are called.
+            let files = origins.0.values().filter(|origin| matches!(origin, Origin::File(..)));
+            let message = files.fold(message.clone(), |message, file| message.replace(&format!("({file})"), ""));
             let words: Vec<&str> = message.split(|c| !is_word(c)).collect();
             let named: Vec<&str> = keys.into_iter().filter(|key| words.contains(key)).collect();
             if named.contains(&"redis") { Vec::new() } else { named }

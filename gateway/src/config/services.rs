@@ -1,12 +1,16 @@
 //! Services: from the settings to where workers connect and what is said of services.
 
 use super::resolve::{Judge, RATE_MAX, known};
-use super::{ConfigError, Settings};
+use super::{Config, ConfigError, Settings};
 use crate::limits::Limits;
 use crate::push::api::BODY_BYTES_MAX;
-use crate::services::ServiceSpec;
+use crate::services::{DIALS_AT_ONCE_MAX, HashKey, LINKS_PER_SERVER_MAX, ServiceSpec};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 
 const KIB: u64 = 1 << 10;
@@ -23,10 +27,13 @@ const UPSTREAM_CONNS_MAX: u64 = 65_536;
 /// Services of which something may be said.
 const SPECS_MAX: usize = 1_024;
 
+/// Longest key that is shown to servers.
+const SERVER_KEY_BYTES_MAX: usize = 1_024;
+
 /// How workers come to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicesConfig {
-    /// Where they connect; `None` where all services of which something is said have HTTP servers.
+    /// Where they connect; `None` where all services of which something is said have servers.
     pub listen: Option<SocketAddr>,
     /// Whether they have to begin with TLS.
     pub tls_required: bool,
@@ -53,8 +60,9 @@ pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesC
         if specs.iter().any(|other| other.service == spec.service) {
             return judge.refuse("service", format!("{text:?}"), "something was said of this service before");
         }
-        if all.services_listen.is_none() && spec.http.is_none() {
-            let allowed = "no worker could serve it: give --services-listen too, or transport=http and servers";
+        if all.services_listen.is_none() && spec.http.is_none() && spec.native.is_none() {
+            let allowed = "no worker could serve it: give --services-listen too, or server=HOST:PORT, or transport=http \
+                           and servers";
             return judge.refuse("service", format!("{text:?}"), allowed);
         }
         specs.push(spec);
@@ -83,7 +91,62 @@ pub(super) fn has_upstreams(all: &Settings) -> bool {
     all.service.as_ref().is_some_and(|texts| texts.iter().any(is_http))
 }
 
+/// Whether some service has servers that are dialed.
+fn has_dialed(all: &Settings) -> bool {
+    let is_dialed = |text: &String| text.parse::<ServiceSpec>().is_ok_and(|spec| spec.native.is_some());
+    all.service.as_ref().is_some_and(|texts| texts.iter().any(is_dialed))
+}
+
+/// Whether some service is balanced by the address of the caller.
+pub(super) fn has_addressed(all: &Settings) -> bool {
+    let is_addressed = |text: &String| text.parse::<ServiceSpec>().is_ok_and(|spec| spec.key == HashKey::Address);
+    all.service.as_ref().is_some_and(|texts| texts.iter().any(is_addressed))
+}
+
+/// The key in a file: its text without the end of the line.
+fn server_key(path: &Path) -> Result<Arc<str>, String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    file.take(SERVER_KEY_BYTES_MAX as u64 + 2).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    let key = text.trim_end_matches(['\r', '\n']);
+    match (1..=SERVER_KEY_BYTES_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(key.into()),
+        false => Err(format!("a key is one line of 1 to {SERVER_KEY_BYTES_MAX} letters, digits and signs of ASCII")),
+    }
+}
+
+impl Config {
+    /// Reads what servers that are dialed are shown, by service.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no key; the message names it.
+    pub fn load_server_keys(&self) -> Result<HashMap<u16, Arc<str>>, ConfigError> {
+        let specs = self.services.iter().flat_map(|services| services.specs.iter());
+        let (mut keys, mut faults) = (HashMap::new(), Vec::new());
+        for spec in specs {
+            let Some(path) = spec.native.as_ref().and_then(|native| native.key_file.clone()) else { continue };
+            match server_key(&path) {
+                Ok(key) => _ = keys.insert(spec.service, key),
+                Err(error) => {
+                    let (key, error) = ("service", Box::new(ConfigError::File { path, error }));
+                    faults.push(ConfigError::Setting { key, origin: self.origin(key), error });
+                }
+            }
+        }
+        ConfigError::unless_none(faults).map(|()| keys)
+    }
+}
+
 impl ServicesConfig {
+    /// Descriptors that the node needs for dials of servers that are under way.
+    #[must_use]
+    pub fn dials_at_once(&self, shards: u16) -> u64 {
+        match self.specs.iter().any(|spec| spec.native.is_some()) {
+            true => u64::from(shards.min(LINKS_PER_SERVER_MAX)) * DIALS_AT_ONCE_MAX as u64,
+            false => 0,
+        }
+    }
+
     /// Whether calls of some service go to HTTP servers.
     #[must_use]
     pub fn has_upstreams(&self) -> bool {
@@ -94,7 +157,7 @@ impl ServicesConfig {
 /// Judges the limits of calls, and sets those of each shard; they stay 0 without services.
 pub(super) fn call_limits(limits: &mut Limits, all: &Settings, shards: u64, judge: &Judge) -> Result<(), ConfigError> {
     let upstreams = has_upstreams(all);
-    if all.services_listen.is_none() && !upstreams {
+    if all.services_listen.is_none() && !upstreams && !has_dialed(all) {
         return Ok(());
     }
     let frame = u64::from(limits.frame_bytes_max);

@@ -392,7 +392,8 @@ settings! {
     send_bytes_max: [Size] "SIZE" "TRUNKLINE_SEND_BYTES_MAX" Computed("a 64th of memory_max, 1GiB at most; none with send = \"open\"");
 
     ["Services"]
-    /// Address and port for workers, which serve what clients call and push to users. Without it there are no services.
+    /// Address and port for workers, which serve what clients call and push to users. Without it there are only the
+    /// services that have servers.
     /// On an address that is not loopback workers need a key of api_keys_file with the scope serve:<number>, and with
     /// api_keys_file everywhere.
     services_listen: [SocketAddr] "ADDR:PORT" "TRUNKLINE_SERVICES_LISTEN" Unset("\"127.0.0.1:7791\"");
@@ -401,14 +402,18 @@ settings! {
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     services_tls_required: [bool] "BOOL" "TRUNKLINE_SERVICES_TLS_REQUIRED" Fixed("false");
     /// What is said of a service: NUMBER:NAME and, after commas, policy=weighted-round-robin | least-conn | least-time
-    /// | random-two | consistent-hash (of the user), call_timeout_ms=5000, queue=1024 (calls that wait at a shard for a
-    /// worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0. May be given several times.
-    /// A service of which nothing is said exists as soon as a worker serves it. With transport=http its calls are posted
-    /// to HTTP servers instead, each server=URL and behind it, after spaces, weight=1, backup, down, max_conns=128,
-    /// max_fails=3, fail_timeout_secs=10, slow_start_secs=0, resolve (the name again and again); and for all of them
-    /// key=user | peer (of the hash), connect_timeout_ms=1000, keepalive_secs=4, ca_file=FILE (for https),
-    /// health_interval_secs=5, health_path=/. In the file a service may be a table [[service]] with number, name and
-    /// these, and tables [[service.server]] with address, and [service.health]; such tables stand behind all settings.
+    /// | random-two | consistent-hash, key=user | peer | address (of the hash), call_timeout_ms=5000, queue=1024 (calls
+    /// that wait at a shard for a worker with room), idempotent, max_fails=3, fail_timeout_secs=10, slow_start_secs=0.
+    /// May be given several times. A service of which nothing is said exists as soon as a worker serves it. Workers
+    /// dial in; with server=HOST:PORT, once for each, the gateway dials those servers (behind each, after spaces,
+    /// weight=1, backup, down, max_conns=0 (calls at once, 0 for as many as it takes), max_fails=3,
+    /// fail_timeout_secs=10, slow_start_secs=0, resolve (the name again and again)), and shows them the key in
+    /// key_file=FILE. With transport=http its calls are posted to HTTP servers instead, each server=URL and behind it,
+    /// after spaces, weight=1, backup, down, max_conns=128, max_fails=3, fail_timeout_secs=10, slow_start_secs=0,
+    /// resolve (the name again and again); and for all of them connect_timeout_ms=1000, keepalive_secs=4, ca_file=FILE
+    /// (for https), health_interval_secs=5, health_path=/. In the file a service may be a table [[service]] with
+    /// number, name and these, and tables [[service.server]] with address, and [service.health]; such tables stand
+    /// behind all settings.
     #[arg(action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "services")]
     service: [Vec<String>] "SERVICE" "TRUNKLINE_SERVICE" Unset("[\"7:orders,policy=least-time,call_timeout_ms=5000\"]");

@@ -4,7 +4,7 @@
 use super::Node;
 use super::groups::whole;
 use crate::control::Control;
-use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
+use crate::services::{InstanceChange, InstanceSeen, ServerSeen, ServerState, ServiceSeen};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -43,7 +43,18 @@ struct ServiceDescription {
     transport: &'static str,
     waiting: usize,
     instances: Vec<InstanceDescription>,
+    servers: Vec<ServerDescription>,
     nodes: Vec<NodeWeight>,
+}
+
+/// An address of a server that is dialed.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct ServerDescription {
+    server: String,
+    instance: String,
+    state: &'static str,
+    links: usize,
+    failure: &'static str,
 }
 
 #[derive(Serialize)]
@@ -95,17 +106,41 @@ impl Merged {
     }
 }
 
+/// Adds what a shard knows of servers to what others know: the best state of any link counts.
+fn add_servers(known: &mut Vec<ServerSeen>, of_shard: Vec<ServerSeen>) {
+    for seen in of_shard {
+        let same = |other: &&mut ServerSeen| other.server == seen.server && other.instance == seen.instance;
+        match known.iter_mut().find(same) {
+            Some(before) => {
+                before.links += seen.links;
+                before.failure = before.failure.or(seen.failure);
+                before.state = before.state.min(seen.state);
+            }
+            None => known.push(seen),
+        }
+    }
+}
+
+fn describe_server(seen: ServerSeen) -> ServerDescription {
+    let ServerSeen { server, instance, state, links, failure } = seen;
+    // One that serves some shards may have failed at others.
+    let failure = failure.filter(|_| state != ServerState::Serving).map_or("", |failure| failure.word());
+    ServerDescription { server, instance, state: state.word(), links, failure }
+}
+
 /// What all shards know, put together.
 fn merge(shards: Vec<Vec<ServiceSeen>>) -> Vec<ServiceDescription> {
     let mut services: BTreeMap<u16, (ServiceSeen, BTreeMap<String, Merged>)> = BTreeMap::new();
     for mut seen in shards.into_iter().flatten() {
         let instances = std::mem::take(&mut seen.instances);
+        let servers = std::mem::take(&mut seen.servers);
         let waiting = seen.waiting;
         let (service, merged) = services.entry(seen.service).or_insert_with(|| {
             let fresh = ServiceSeen { waiting: 0, ..seen.clone() };
             (fresh, BTreeMap::new())
         });
         service.waiting += waiting;
+        add_servers(&mut service.servers, servers);
         if service.name.is_empty() && !seen.name.is_empty() {
             (service.name, service.policy) = (seen.name, seen.policy);
         }
@@ -130,6 +165,7 @@ fn merge(shards: Vec<Vec<ServiceSeen>>) -> Vec<ServiceDescription> {
         transport: if seen.is_http { "http" } else { "workers" },
         waiting: seen.waiting,
         instances: instances.into_values().map(Merged::describe).collect(),
+        servers: seen.servers.into_iter().map(describe_server).collect(),
         nodes: seen.nodes.into_iter().map(|(node, weight)| NodeWeight { node, weight }).collect(),
     };
     services.into_values().map(describe).collect()
@@ -166,9 +202,8 @@ async fn ask_all<T>(node: &Node, request: impl Fn(oneshot::Sender<T>) -> Control
 async fn describe(node: &Node) -> Result<Vec<ServiceDescription>, Problem> {
     let answers = ask_all(node, |answer| Control::Services { answer }).await?;
     let known: Option<Vec<Vec<ServiceSeen>>> = answers.into_iter().collect();
-    let no_services = || {
-        Problem::new(StatusCode::CONFLICT, "this node has no services: give --services-listen, or HTTP servers of one")
-    };
+    let no_services =
+        || Problem::new(StatusCode::CONFLICT, "this node has no services: give --services-listen, or servers of one");
     known.map(merge).ok_or_else(no_services)
 }
 
@@ -227,6 +262,7 @@ async fn change(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::ServerFailure;
     use trunkline_router::Policy;
 
     #[test]
@@ -248,6 +284,7 @@ mod tests {
             is_http: false,
             waiting,
             instances,
+            servers: Vec::new(),
             nodes: vec![("b".to_owned(), 3)],
         };
         let closed = InstanceSeen { window: 0, ..seen("c", 0, false, false) };
@@ -263,5 +300,40 @@ mod tests {
         let expected =
             [("a", "active", 2, 8, 4), ("b", "failed", 1, 4, 0), ("c", "closed", 1, 0, 0), ("d", "drain", 1, 4, 0)];
         assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn what_shards_know_of_a_server_that_is_dialed_is_put_together() {
+        let seen = |instance: &str, state, failure| ServerSeen {
+            server: "orders:9000".to_owned(),
+            instance: instance.to_owned(),
+            state,
+            links: usize::from(state == ServerState::Serving),
+            failure,
+        };
+        let of_shard = |servers| ServiceSeen {
+            service: 7,
+            name: String::new(),
+            policy: Policy::RoundRobin,
+            is_http: false,
+            waiting: 0,
+            instances: Vec::new(),
+            servers,
+            nodes: Vec::new(),
+        };
+        let (refused, lost) = (Some(ServerFailure::Refused), Some(ServerFailure::Lost));
+        let merged = merge(vec![
+            vec![of_shard(vec![seen("a", ServerState::Serving, None), seen("b", ServerState::Failing, refused)])],
+            // It does not dial.
+            vec![of_shard(Vec::new())],
+            vec![of_shard(vec![
+                seen("a", ServerState::Failing, lost),
+                seen("b", ServerState::Failing, lost),
+                seen("c", ServerState::Connecting, None),
+            ])],
+        ]);
+        let servers: Vec<(&str, &str, usize, &str)> =
+            merged[0].servers.iter().map(|it| (it.instance.as_str(), it.state, it.links, it.failure)).collect();
+        assert_eq!(servers, [("a", "serving", 1, ""), ("b", "failing", 0, "refused"), ("c", "connecting", 0, "")]);
     }
 }

@@ -760,6 +760,7 @@ fn the_demo_loads_what_is_there_and_nothing_from_elsewhere() {
 fn services_are_shown_and_workers_changed_with_the_scope_alone() {
     use crate::services::{InstanceChange, InstanceSeen, ServiceSeen};
     let seen = |drained, weight| ServiceSeen {
+        servers: Vec::new(),
         service: 7,
         name: "orders".to_owned(),
         policy: trunkline_router::Policy::LeastTime,

@@ -1,4 +1,4 @@
-//! Names of HTTP servers, looked up again and again.
+//! Names of servers, looked up again and again.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(super) fn literal(host: &str, port: u16) -> Option<SocketAddr> {
 
 /// Looks up a name and tells what it stands for: once, or again and again. The one who is told is to say false when it
 /// is to end. A look-up that fails is told as no address.
-pub(super) async fn lookups(host: String, port: u16, again: bool, tell: impl Fn(Vec<SocketAddr>) -> bool) {
+pub(crate) async fn lookups(host: String, port: u16, again: bool, mut tell: impl FnMut(Vec<SocketAddr>) -> bool) {
     loop {
         // It runs on a thread of its own, of which there are few. So it is awaited however long it takes, and there is
         // one for each name at most.
@@ -24,7 +24,7 @@ pub(super) async fn lookups(host: String, port: u16, again: bool, tell: impl Fn(
         let addresses: Vec<SocketAddr> = match found {
             Ok(found) => found.collect(),
             Err(error) => {
-                tracing::warn!(host, %error, "the name of an HTTP server cannot be looked up; what it stood for stays");
+                tracing::warn!(host, %error, "the name of a server cannot be looked up; what it stood for stays");
                 Vec::new()
             }
         };

@@ -293,7 +293,7 @@ fn check_config_tells_every_fault_and_what_was_meant() {
         ("line 1", "did you mean `shards`?"),
         ("http = 127.0.0.1:7700", "listen"),
         ("log = \"verbose\"", "debug"),
-        ("weight", "line 4"),
+        ("weight (", "line 4"),
     ];
     for (start, says) in parts {
         let line =

@@ -53,6 +53,7 @@ mod reload;
 mod schemathesis;
 mod seccomp;
 mod senders;
+mod service_servers;
 mod services;
 mod services_clients;
 mod services_tls;

@@ -6,8 +6,8 @@ use trunkline_proto::prost::Message;
 use trunkline_proto::{FRAME_BYTES_MAX_DEFAULT, Header, Kind, decode, encode, encode_message, encoded_len, frame_len};
 
 use crate::samples::{
-    Sample, bye, every_kind, header, heads, login, login_ok, presence, renew, serve, serve_ok, sync, sync_ok, unwatch,
-    watch,
+    Sample, bye, every_kind, header, heads, invite, login, login_ok, presence, renew, serve, serve_ok, sync, sync_ok,
+    unwatch, watch,
 };
 
 #[test]
@@ -61,6 +61,7 @@ fn every_control_message_has_its_golden_bytes() {
     assert_control(&samples, Kind::Heads, &heads());
     assert_control(&samples, Kind::Serve, &serve());
     assert_control(&samples, Kind::ServeOk, &serve_ok());
+    assert_control(&samples, Kind::Invite, &invite());
 }
 
 #[test]

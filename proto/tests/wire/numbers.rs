@@ -46,6 +46,7 @@ fn kinds_have_the_numbers_names_and_headers_of_the_protocol() {
         (0xA1, Kind::Request, "REQUEST", 32),
         (0xA2, Kind::Cancel, "CANCEL", 32),
         (0xA3, Kind::Pushed, "PUSHED", 32),
+        (0xA4, Kind::Invite, "INVITE", 8),
     ];
     for (number, kind, name, header_len) in table {
         assert_eq!(kind as u8, number);

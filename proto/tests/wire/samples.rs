@@ -2,8 +2,8 @@
 
 use trunkline_proto::prost::Message;
 use trunkline_proto::{
-    Bye, Frame, Head, Header, Heads, Kind, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk, UserState,
-    Watch, call_flags, flags,
+    Bye, Frame, Head, Header, Heads, Invite, Kind, Login, LoginOk, Offer, Presence, Serve, ServeOk, Sync, SyncOk,
+    UserState, Watch, call_flags, flags,
 };
 
 /// A frame and what it is on the wire.
@@ -131,6 +131,10 @@ pub(crate) fn serve_ok() -> ServeOk {
         nodes: vec!["h".into()],
         time_ms: 150,
     }
+}
+
+pub(crate) fn invite() -> Invite {
+    Invite { version: 1, service: 7, token: "k".into(), node: "n1".into(), link: 2, links: 300 }
 }
 
 /// What clients and workers send, by rising number.
@@ -303,6 +307,7 @@ fn from_server() -> Vec<Sample> {
             b"",
             "00000020 a3 00 0002 0000000000000009 000000000000002a 0000000000000000",
         ),
+        control(Kind::Invite, 0, &invite(), "00000018 a4 00 0000 0801 1007 1a01 6b 2202 6e31 2802 30ac02"),
     ]
 }
 

@@ -15,7 +15,7 @@ use super::body::body_bytes;
 use super::forward::{Stream, connect};
 use super::keys::Scope;
 use super::problem::Problem;
-use super::routes::{Route, Routes};
+use super::routes::{Deadline, Route, Routes};
 use super::service::{Service, nodes_to_ask};
 use crate::membership::NodeRecord;
 use axum::Extension;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 const READS: Needs = Needs::Read(Scope::UsersRead);
 const CHANGES: Needs = Needs::Change(Scope::AccountsWrite);
@@ -56,6 +56,11 @@ pub const RELAYED: [Route; 14] = [
 const RELAYS_MAX: usize = 32;
 /// How long a node may take to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(7);
+/// The same where a request has used up some of its time, at least: with less left a node is not given it.
+const ANSWER_TIMEOUT_LEAST: Duration = Duration::from_secs(1);
+/// What is left of a request's time when a node is waited for no longer, so that what became of it is told before the
+/// bound of all requests ends it without a word of that.
+const TIME_TO_TELL: Duration = Duration::from_millis(500);
 /// How long the answer may take to pass through behind that: the place at the node is free again then, however slow the
 /// caller is.
 const PASS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -188,8 +193,18 @@ impl Passed {
     }
 }
 
+/// How long a node may take to begin its answer, to a request that has so much time left; `None` where that is too
+/// little to give it to a node.
+fn answer_timeout(left: Duration) -> Option<Duration> {
+    let time = left.checked_sub(TIME_TO_TELL)?;
+    (time >= ANSWER_TIMEOUT_LEAST).then_some(time.min(ANSWER_TIMEOUT))
+}
+
 async fn relay(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Problem> {
     let relays = service.relays();
+    // Requests without a bound are none of a router's; they have what a node may take.
+    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
+    let left = || deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
     // Its body first: whoever takes long over that keeps nobody from a node.
     let passed = Passed::of(request, !service.access().has_keys()).await?;
     let Ok(permit) = Arc::clone(&relays.room).try_acquire_owned() else {
@@ -208,22 +223,37 @@ async fn relay(State(service): State<Arc<Service>>, request: Request) -> Result<
     }
     let (mut failures, mut had_it) = (Vec::new(), false);
     for node in nodes {
-        let failed = match connect(&node.http, node.https, service.node_tls()).await {
-            Err(error) => error,
-            Ok(stream) => match timeout(ANSWER_TIMEOUT, exchange(stream, &passed, node, &permit)).await {
-                Ok(Ok(answer)) => {
-                    counted.outcome = Outcome::Answered;
-                    return judge(answer, node, &passed, &mut counted);
+        // What is left while this connects is enough for an answer.
+        let connected = match answer_timeout(left()).map(|enough| Instant::now() + enough) {
+            Some(until) => timeout_at(until, connect(&node.http, node.https, service.node_tls())).await,
+            None => {
+                failures.push(no_time_for(node));
+                break;
+            }
+        };
+        let failed = match connected {
+            Err(_) => "no connection in the time that the request had left".to_owned(),
+            Ok(Err(error)) => error,
+            Ok(Ok(stream)) => {
+                let Some(within) = answer_timeout(left()) else {
+                    failures.push(no_time_for(node));
+                    break;
+                };
+                match timeout(within, exchange(stream, &passed, node, &permit)).await {
+                    Ok(Ok(answer)) => {
+                        counted.outcome = Outcome::Answered;
+                        return judge(answer, node, &passed, &mut counted);
+                    }
+                    Ok(Err(error)) => {
+                        had_it = true;
+                        error
+                    }
+                    Err(_) => {
+                        had_it = true;
+                        format!("no answer within {:.1} s", within.as_secs_f64())
+                    }
                 }
-                Ok(Err(error)) => {
-                    had_it = true;
-                    error
-                }
-                Err(_) => {
-                    had_it = true;
-                    format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())
-                }
-            },
+            }
         };
         failures.push(format!("node {} at {}: {failed}", node.name, node.http));
         if had_it && !passed.method.is_safe() {
@@ -237,6 +267,10 @@ async fn relay(State(service): State<Arc<Service>>, request: Request) -> Result<
         true => Problem::new(StatusCode::BAD_GATEWAY, format!("no node has answered: {failures}")),
         false => none_reached(&mut counted, format!("no node could be asked: {failures}")),
     })
+}
+
+fn no_time_for(node: &NodeRecord) -> String {
+    format!("node {} at {}: the request had too little time left to be given to it", node.name, node.http)
 }
 
 fn none_reached(counted: &mut Counted<'_>, detail: String) -> Problem {

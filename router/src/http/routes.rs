@@ -14,7 +14,7 @@ use axum::{Extension, Router};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// The longest that a request takes. What is asked of Redis ends within a second for each step.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -156,9 +156,15 @@ impl<S: Send + Sync + 'static> Routes<S> {
     }
 }
 
+/// When a request is ended, in its extensions for handlers that have to say more than that before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(pub(super) Instant);
+
 /// Ends the request when it takes too long.
-async fn bounded(limit: Duration, request: Request, next: Next) -> Response {
-    match timeout(limit, next.run(request)).await {
+async fn bounded(limit: Duration, mut request: Request, next: Next) -> Response {
+    let deadline = Instant::now() + limit;
+    request.extensions_mut().insert(Deadline(deadline));
+    match timeout_at(deadline, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             let detail = format!("there was no answer within {} s; try again later", limit.as_secs());

@@ -22,7 +22,7 @@ pub(crate) struct Addresses {
     rules: Arc<Rules>,
     book: Option<Arc<AddressBook>>,
     known: HashMap<u32, Known>,
-    /// The application is told where clients are that log in.
+    /// The application is told where clients are that log in, or calls are balanced by that.
     told: bool,
 }
 
@@ -31,8 +31,8 @@ impl Addresses {
         Addresses { proxies, rules, book, known: HashMap::new(), told: false }
     }
 
-    /// The same where the application is told of addresses.
-    pub(crate) fn for_hook(self, told: bool) -> Self {
+    /// The same where others need addresses too.
+    pub(crate) fn for_others(self, told: bool) -> Self {
         Addresses { told, ..self }
     }
 

@@ -11,8 +11,8 @@ use crate::ids::NodeKey;
 use crate::io::ConnId;
 use crate::mailbox::Record;
 use crate::services::{
-    At, Call, CallKey, Caller, Kept, MORE_MS, OpenCall, Place, Pool, Room, ServiceLink, ServiceRecord, ServiceSpec,
-    Services, TRIES_MAX,
+    At, Call, CallKey, Caller, HashKey, Kept, MORE_MS, OpenCall, PickKey, Place, Pool, Room, ServiceLink,
+    ServiceRecord, ServiceSpec, Services, TRIES_MAX,
 };
 #[cfg(test)]
 use crate::simulation::{Bug, planted};
@@ -29,8 +29,9 @@ const HEAD_EXTRA_BYTES: usize = 2 + 6;
 /// Where the head of a call comes from, if it is needed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum HeadOf<'a> {
-    /// The session in this slot, with the routing key and the trace of its CALL.
-    Session { slot: u32, peer: u64, trace: &'a [u8] },
+    /// The session in this slot, with the routing key and the trace of its CALL, and with where it is if the service is
+    /// balanced by that.
+    Session { slot: u32, peer: u64, trace: &'a [u8], with_address: bool },
     /// The shard of the session has made it.
     Given(&'a [u8]),
 }
@@ -75,8 +76,9 @@ impl Shard {
         let (Some((trace, body)), None) = (parts, refused) else {
             return self.refuse_call(slot, id, peer, no_reply, refused.unwrap_or(Code::BadRequest));
         };
+        let with_address = services.is_addressed(service);
         if services.is_upstream(service) {
-            let head = self.head_bytes(HeadOf::Session { slot, peer, trace });
+            let head = self.head_bytes(HeadOf::Session { slot, peer, trace, with_address });
             let record = ServiceRecord::Call { conn, service, flags, id, user, head: &head, body };
             return self.call_upstream(slot, OpenCall { id, peer, no_reply, place: Place::Upstream }, &record);
         }
@@ -92,13 +94,13 @@ impl Shard {
             let caller = Caller::own(self.shard, conn);
             let Some(key) = self.add_call(caller, id, user, service, flags) else { return };
             self.note_open(slot, OpenCall { id, peer, no_reply, place: Place::Here(key) });
-            return self.place_call(key, HeadOf::Session { slot, peer, trace }, body);
+            return self.place_call(key, HeadOf::Session { slot, peer, trace, with_address }, body);
         }
         let Some(shard) = other_shard else {
             let code = if services.is_known(service) { Code::ServiceUnavailable } else { Code::UnknownService };
             return self.refuse_call(slot, id, peer, no_reply, code);
         };
-        let head = self.head_bytes(HeadOf::Session { slot, peer, trace });
+        let head = self.head_bytes(HeadOf::Session { slot, peer, trace, with_address });
         let record = ServiceRecord::Call { conn, service, flags, id, user, head: &head, body };
         let record = Record::Service(record);
         if !self.outgoing.has_room(shard, record.encoded_len()) {
@@ -151,6 +153,7 @@ impl Shard {
             caller,
             id,
             user,
+            pick_key: PickKey::Number(user),
             service,
             flags,
             tries: 0,
@@ -172,7 +175,15 @@ impl Shard {
     pub(super) fn place_call(&mut self, key: CallKey, head_of: HeadOf<'_>, body: &[u8]) {
         let Some(services) = &mut self.services else { return };
         let Some(call) = services.calls.get(key) else { return };
-        let service = call.service;
+        let (service, user) = (call.service, call.user);
+        let hash_key = services.pools.get(&service).map_or(HashKey::User, |pool| pool.spec.key);
+        if hash_key != HashKey::User {
+            let pick_key = self.pick_key(hash_key, head_of, user);
+            if let Some(call) = self.services.as_mut().and_then(|services| services.calls.get(key)) {
+                call.pick_key = pick_key;
+            }
+        }
+        let Some(services) = &mut self.services else { return };
         let (keeps, waits) = (services.keeps(key), services.pools.get(&service).is_some_and(|pool| pool.waiting > 0));
         let mut head = None;
         if keeps || services.heads > 0 {
@@ -256,7 +267,8 @@ impl Shard {
         let conns = &mut self.links;
         let mut has_room =
             |slot: &u32| links.get(slot).is_some_and(|link| link.has_window()) && conns.has_link_room(*slot, bytes);
-        let room = pool.pick(now.mono_ms, call.user, rng, except, |instance| instance.links.iter().any(&mut has_room));
+        let room =
+            pool.pick(now.mono_ms, call.pick_key, rng, except, |instance| instance.links.iter().any(&mut has_room));
         let Room::At(at) = room else { return room };
         let instance = &pool.instances[at];
         let with_room = instance.links.iter().copied().filter(|slot| has_room(slot));
@@ -298,9 +310,14 @@ impl Shard {
 
     /// Who calls, for workers that ask for it; without the time that is left.
     fn head_bytes(&mut self, head_of: HeadOf<'_>) -> Vec<u8> {
+        let address_text;
         let (slot, peer, trace) = match head_of {
             HeadOf::Given(head) => return head.to_vec(),
-            HeadOf::Session { slot, peer, trace } => (slot, peer, trace),
+            HeadOf::Session { slot, peer, trace, with_address } => {
+                let address = with_address.then(|| self.addresses.of(slot)).flatten();
+                address_text = address.map(|address| address.ip().to_canonical().to_string()).unwrap_or_default();
+                (slot, peer, trace)
+            }
         };
         let user = self.links.slots.at(slot).user;
         let entry = self.presence.sessions(user).iter().find(|entry| entry.slot == slot);
@@ -320,8 +337,25 @@ impl Shard {
             timeout_ms: 0,
             traceparent,
             routing_key: peer,
+            address: address_text,
         };
         head.encode_to_vec()
+    }
+
+    /// What a hash is made of for a call of a service that has this key.
+    fn pick_key(&self, key: HashKey, head_of: HeadOf<'_>, user: u64) -> PickKey {
+        let (peer, address) = match head_of {
+            HeadOf::Session { slot, peer, .. } => (peer, self.addresses.of(slot).map(|address| address.ip())),
+            HeadOf::Given(head) => {
+                let head = CallHead::decode(head).unwrap_or_default();
+                (head.routing_key, head.address.parse().ok())
+            }
+        };
+        match (key, address) {
+            (HashKey::Peer, _) if peer != 0 => PickKey::Number(peer),
+            (HashKey::Address, Some(address)) => PickKey::Address(address.to_canonical()),
+            _ => PickKey::Number(user),
+        }
     }
 
     /// Gives the calls of a service that wait to workers, in order, as long as there is room.

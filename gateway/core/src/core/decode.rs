@@ -271,6 +271,10 @@ impl Shard {
         match frame.known() {
             Some(Kind::Login) if !is_service => self.login(slot, frame),
             Some(Kind::Serve) if is_service => self.serve(slot, frame),
+            // A server that was dialed does not want to.
+            Some(Kind::Bye | Kind::Logout) if self.links.slots.at(slot).flags.has(ConnFlags::DIALED) => {
+                self.close(slot, CloseReason::Logout);
+            }
             _ => self.close(slot, CloseReason::NotLoggedIn),
         }
     }

@@ -108,7 +108,8 @@ impl Shard {
             let flags = call.flags & (call_flags::SAFE | call_flags::NO_REPLY) | again;
             let timeout_ms = call.deadline_tick.saturating_sub(tick).saturating_mul(TICK_MS as u32);
             let policy = services.pools.get(&service).map_or(Policy::RoundRobin, |pool| pool.spec.policy);
-            let place = services.nodes.pick(service, policy, user, (tick, waits), &except, &mut services.rng);
+            let of_hash = call.pick_key.number();
+            let place = services.nodes.pick(service, policy, of_hash, (tick, waits), &except, &mut services.rng);
             let Some((node, shard)) = place else { return false };
             let may_wait = waits && !(is_first && services.nodes.are_several(service));
             let flags = flags | if may_wait { 0 } else { far_call_flags::NO_WAIT };

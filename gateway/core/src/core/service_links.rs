@@ -92,19 +92,25 @@ fn is_valid(serve: &Serve, shards: u16) -> bool {
 impl Shard {
     /// The first frame of a worker.
     pub(super) fn serve(&mut self, slot: u32, frame: &Frame<'_>) {
+        let is_dialed = self.links.slots.at(slot).flags.has(ConnFlags::DIALED);
         let Ok(serve) = Serve::decode(frame.body) else { return self.close(slot, CloseReason::BadLogin) };
         if serve.version != VERSION {
             return self.close(slot, CloseReason::UnsupportedVersion);
         }
+        // Whoever was dialed is on the shard that has dialed, and goes by its address.
+        let serve = if is_dialed { Serve { shard: 0, name: "dialed".to_owned(), ..serve } } else { serve };
         if !is_valid(&serve, self.shards) {
             return self.close(slot, CloseReason::BadLogin);
+        }
+        if is_dialed {
+            return self.serve_dialed(slot, serve);
         }
         let pushes_to_groups = match self.may_serve(slot, &serve) {
             Ok(pushes_to_groups) => pushes_to_groups,
             Err(why) => return self.close_with(slot, CloseReason::BadCredentials, String::new(), why),
         };
         // It has been judged here, and travels no further than it must.
-        let admitted = Admitted { serve: Serve { token: String::new(), ..serve }, pushes_to_groups };
+        let admitted = Admitted { serve: Serve { token: String::new(), ..serve }, pushes_to_groups, placing: None };
         let serve = &admitted.serve;
         if self.drain.is_some() {
             return self.close(slot, CloseReason::Draining);
@@ -141,8 +147,10 @@ impl Shard {
 
     /// Who may serve: whoever has a key with the scope of each service; without a keys file, everybody on this host and
     /// nobody else. Returns whether it may also push to groups.
-    fn may_serve(&mut self, slot: u32, serve: &Serve) -> Result<bool, &'static str> {
-        let is_local = self.links.slots.at(slot).flags.has(ConnFlags::LOCAL);
+    pub(super) fn may_serve(&mut self, slot: u32, serve: &Serve) -> Result<bool, &'static str> {
+        // A server that was dialed is where the configuration has it.
+        let flags = self.links.slots.at(slot).flags;
+        let is_local = flags.has(ConnFlags::LOCAL) || flags.has(ConnFlags::DIALED);
         let Some(services) = &self.services else { return Err("there are no services here") };
         let may = match (services.config.keys.are_needed(), serve.token.is_empty()) {
             (false, _) if is_local => return Ok(true),
@@ -162,7 +170,7 @@ impl Shard {
 
     /// A worker that was let in becomes a link of this shard.
     pub(super) fn open_service_link(&mut self, slot: u32, admitted: &Admitted) {
-        let Admitted { serve, pushes_to_groups } = admitted;
+        let Admitted { serve, pushes_to_groups, placing } = admitted;
         let (now_ms, tick) = (self.now.mono_ms, self.links.tick);
         let heartbeat_secs = self.links.limits.heartbeat_secs_min;
         let id = self.links.slots.id(slot);
@@ -177,7 +185,11 @@ impl Shard {
         for offer in &serve.offers {
             let service = offer.service as u16;
             let pool = services.pools.entry(service).or_insert_with(|| Pool::new(ServiceSpec::of(service)));
-            if !pool.add_link(&serve.name, slot, offer.weight.max(1), offer.backup, now_ms) {
+            let taken = match placing {
+                Some(placing) => pool.add_server(slot, placing, now_ms),
+                None => pool.add_link(&serve.name, slot, offer.weight.max(1), offer.backup, now_ms),
+            };
+            if !taken {
                 break;
             }
             added.push(service);
@@ -193,15 +205,20 @@ impl Shard {
             return self.close(slot, CloseReason::Overloaded);
         }
         let window = if serve.window == 0 { WINDOW_DEFAULT } else { serve.window };
+        let cap = placing.as_ref().map_or(u32::MAX, |placing| placing.cap);
         let link = ServiceLink {
             name: serve.name.as_str().into(),
             services: added.into(),
-            window,
+            window: window.min(cap),
+            cap,
             in_flight: 0,
             heads: serve.heads,
             pushes_to_groups: *pushes_to_groups,
         };
         services.links.insert(slot, link);
+        if placing.is_some() {
+            services.dials.serves(slot, now_ms);
+        }
         services.heads += usize::from(serve.heads);
         let conn = self.links.slots.at(slot);
         conn.phase = Phase::Open;
@@ -227,7 +244,7 @@ impl Shard {
     }
 
     /// The window of a link is another one: its services may have more room, or none.
-    fn window_changed(&mut self, slot: u32) {
+    pub(super) fn window_changed(&mut self, slot: u32) {
         let now_ms = self.now.mono_ms;
         let Some(services) = &mut self.services else { return };
         let Some(link) = services.links.get(&slot) else { return };
@@ -267,7 +284,7 @@ impl Shard {
             Some(Kind::PushTo) => return self.push_to(slot, frame),
             Some(Kind::Window) => {
                 if let Some(link) = self.services.as_mut().and_then(|services| services.links.get_mut(&slot)) {
-                    link.window = frame.aux.into();
+                    link.window = u32::from(frame.aux).min(link.cap);
                 }
                 self.window_changed(slot);
             }

@@ -18,6 +18,7 @@ impl Shard {
                 is_http: services.is_upstream(spec.service),
                 waiting: pool.waiting,
                 instances: self.instances_seen(services, pool),
+                servers: services.dials.seen(spec.service),
                 nodes: self.nodes_seen(services, spec.service),
             };
             seen.insert(spec.service, of_pool);
@@ -30,6 +31,7 @@ impl Shard {
                 is_http: true,
                 waiting: 0,
                 instances: Vec::new(),
+                servers: Vec::new(),
                 nodes: Vec::new(),
             });
             (of_spec.name, of_spec.policy) = (spec.name.clone(), spec.policy);
@@ -43,6 +45,7 @@ impl Shard {
                 is_http: false,
                 waiting: 0,
                 instances: Vec::new(),
+                servers: Vec::new(),
                 nodes: self.nodes_seen(services, service),
             });
         }

@@ -207,6 +207,7 @@ impl Shard {
                 lease_ms: cluster.state.lease_ms(),
             })
         });
+        let of_services = config.services.as_ref().is_some_and(ServicesConfig::needs_addresses);
         Shard {
             presence: Embedded::new(limits.devices_per_user_max, users_max),
             alone: config.cluster.is_none(),
@@ -220,9 +221,9 @@ impl Shard {
             portal: config.portals.map(|portals| Box::new(portals.inner(config.shard))),
             events: config.events.map(|events| Box::new(events.inner(config.shard))),
             addresses: Addresses::new(config.proxies, config.upgrade.clone(), config.address_book)
-                .for_hook(config.hook.is_some()),
+                .for_others(config.hook.is_some() || of_services),
             hook: config.hook.map(|hook| Box::new(hook.inner(config.shard))),
-            services: config.services.map(|services| Box::new(Services::new(services, config.shard))),
+            services: config.services.map(|services| Box::new(Services::new(services, config.shard, config.shards))),
             cluster: config.cluster,
             presence_log: config.presence_log.map(|log| PresenceWriter::new(log, limits.slots())),
             placement: config.placement,
@@ -410,6 +411,9 @@ impl Shard {
         }
         if phase == Phase::Open && self.services.is_some() {
             self.calls_end(slot);
+        }
+        if self.links.slots.at(slot).flags.has(ConnFlags::DIALED) {
+            self.dialed_ends(slot, reason);
         }
         self.forget_hook(slot);
         let conn = self.links.slots.at(slot);

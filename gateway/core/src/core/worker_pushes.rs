@@ -42,7 +42,7 @@ impl Shard {
             };
         }
         if acked && !services.pushes.has_room(recipients) {
-            self.links.stats.limit_pushes_open.add(1);
+            self.links.stats.limit_worker_pushes_open.add(1);
             return self.report_all(slot, id, recipients, Outcome::Overloaded);
         }
         self.links.stats.pushes_in.add(1);
@@ -85,7 +85,7 @@ impl Shard {
     pub(super) fn settle_worker_push(&mut self, number: u32, id: u64, recipient: u64, outcome: Outcome) {
         let Some(services) = &mut self.services else { return self.links.stats.sent_to_gone.add(1) };
         match services.pushes.settle(number, id, recipient, outcome) {
-            Settled::Late => self.links.stats.push_fates_late.add(1),
+            Settled::Late => self.links.stats.worker_push_fates_late.add(1),
             Settled::Counted => {}
             Settled::Last(standing, links) => {
                 for link in links {

@@ -64,6 +64,9 @@ impl HandoverToken {
 pub const DIAL_TIMEOUT: Duration = Duration::from_millis(DIAL_TIMEOUT_MS);
 pub const DIAL_TIMEOUT_MS: u64 = 3_000;
 
+/// Tokens of dials with this bit are of servers of services; the others are of other nodes.
+pub const SERVER_DIAL: u32 = 1 << 31;
+
 /// Result of an operation: a value, or the errno.
 pub type OpResult<T> = Result<T, i32>;
 

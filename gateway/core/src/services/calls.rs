@@ -3,6 +3,7 @@
 //! A service has one time-out, so the calls of a service end in the order in which they came: a list through the table,
 //! from which each call leaves at once when it is answered. Nothing has to be searched for, and nothing is left behind.
 
+use super::PickKey;
 use crate::ids::NodeKey;
 use crate::io::ConnId;
 use trunkline_router_core::balance::ServerId;
@@ -95,6 +96,8 @@ pub struct Call {
     /// The caller's id for it.
     pub(crate) id: u64,
     pub(crate) user: u64,
+    /// What a hash is made of for it.
+    pub(crate) pick_key: PickKey,
     pub(crate) service: u16,
     /// Those of [`call_flags`](trunkline_proto::call_flags) that CALL had.
     pub(crate) flags: u8,
@@ -244,6 +247,7 @@ mod tests {
 
     fn call(id: u64, deadline_tick: u32) -> Call {
         Call {
+            pick_key: PickKey::Number(0),
             caller: Caller::own(0, ConnId { slot: 1, generation: 1 }),
             id,
             user: 1,

@@ -18,16 +18,6 @@ const CONNECT_MS_MAX: u64 = 60_000;
 const KEEPALIVE_SECS_MAX: u64 = 3_600;
 const KEEPALIVE_MS: u64 = 4_000;
 
-/// What a hash is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HashKey {
-    /// The user who calls.
-    #[default]
-    User,
-    /// The `peer` of the CALL, and the user where that is 0.
-    Peer,
-}
-
 /// A server's URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -94,8 +84,6 @@ pub struct HealthSpec {
 /// What is said of a service with the transport `http`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HttpSpec {
-    /// What a hash is made of.
-    pub key: HashKey,
     /// Time in which a connection has to be made, milliseconds.
     pub connect_timeout_ms: u64,
     /// How long a connection may be idle, milliseconds; with 0 each call has one of its own.
@@ -110,7 +98,7 @@ pub struct HttpSpec {
 
 /// What may be said of a service over HTTP alone.
 pub(super) const HTTP_OPTIONS: &str =
-    "server, key, connect_timeout_ms, keepalive_secs, ca_file, health_interval_secs, health_path";
+    "server, connect_timeout_ms, keepalive_secs, ca_file, health_interval_secs, health_path";
 
 /// A whole number of a range, or what is wrong with it.
 pub(super) fn number(key: &str, value: &str, least: u64, most: u64) -> Result<u64, String> {
@@ -136,13 +124,6 @@ impl HttpSpec {
         let health = || HealthSpec { interval_ms: 5_000, path: "/".to_owned() };
         match key {
             "server" => self.servers.push(value.parse()?),
-            "key" => {
-                self.key = match value {
-                    "user" => HashKey::User,
-                    "peer" => HashKey::Peer,
-                    _ => return Err(format!("key={value}: user or peer (the routing key of the call)")),
-                }
-            }
             "connect_timeout_ms" => self.connect_timeout_ms = number(key, value, 10, CONNECT_MS_MAX)?,
             "keepalive_secs" => self.keepalive_ms = number(key, value, 0, KEEPALIVE_SECS_MAX)? * 1_000,
             "ca_file" => self.ca_file = Some(value.into()),
@@ -261,7 +242,7 @@ impl std::str::FromStr for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::ServiceSpec;
+    use crate::services::{HashKey, ServiceSpec};
     use trunkline_router_core::Policy;
 
     #[test]
@@ -270,9 +251,9 @@ mod tests {
                     server=https://Orders.internal/calls?v=2 weight=5 max_conns=9 max_fails=1 fail_timeout_secs=2 \
                     slow_start_secs=3 resolve,server=[::1]:9000 backup down,health_interval_secs=2,health_path=/up";
         let spec: ServiceSpec = text.parse().unwrap();
-        assert_eq!((spec.policy, spec.queue), (Policy::LeastConn, 1_024));
+        assert_eq!((spec.policy, spec.queue, spec.key), (Policy::LeastConn, 1_024, HashKey::Peer));
         let http = spec.http.expect("a service over HTTP");
-        assert_eq!((http.key, http.connect_timeout_ms, http.keepalive_ms), (HashKey::Peer, 200, 0));
+        assert_eq!((http.connect_timeout_ms, http.keepalive_ms), (200, 0));
         assert_eq!(http.health, Some(HealthSpec { interval_ms: 2_000, path: "/up".to_owned() }));
         let [first, second] = &http.servers[..] else { panic!("{:?}", http.servers) };
         assert_eq!(first.target.to_string(), "https://orders.internal/calls?v=2");
@@ -288,7 +269,7 @@ mod tests {
         for (bad, why) in [
             ("7,transport=smoke", "native or http"),
             ("7,transport=http", "add server="),
-            ("7,server=h:1", "add transport=http"),
+            ("7,server=http://h:1", "add transport=http"),
             ("7,transport=native,keepalive_secs=1", "add transport=http"),
             ("7,transport=http,server=h", "HOST:PORT"),
             ("7,transport=http,server=ftp://h", "HOST:PORT"),
@@ -297,7 +278,7 @@ mod tests {
             ("7,transport=http,server=h:1 speed=3", "nothing that can be said of a server"),
             ("7,transport=http,server=h:1 max_conns=0", "1 to 4096"),
             ("7,transport=http,server=h:1,server=http://h:1/x", "twice"),
-            ("7,transport=http,server=h:1,key=address", "user or peer"),
+            ("7,transport=http,server=h:1,key=device", "user, peer"),
             ("7,transport=http,server=h:1,ca_file=x.pem", "leave it out"),
             ("7,transport=http,server=h:1,health_path=up", "/healthz"),
             ("7,transport=http,server=h:1,max_fails=2", "behind the address of a server"),

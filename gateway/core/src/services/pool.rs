@@ -1,6 +1,7 @@
 //! The instances of one service at one shard, and which of them takes the next call.
 
-use super::{CallKey, Fifo, InstanceChange, RetryBudget, ServiceSpec};
+use super::dials::{Placing, Rules};
+use super::{CallKey, Fifo, InstanceChange, PickKey, RetryBudget, ServiceSpec};
 use rand::Rng;
 use std::collections::VecDeque;
 use trunkline_router_core::balance::{Health, Key, ServerId};
@@ -16,6 +17,7 @@ pub(crate) struct Instance {
     /// As an operator says, instead.
     set_weight: Option<u32>,
     pub(crate) backup: bool,
+    rules: Rules,
     /// An operator has said that it gets no more calls.
     pub(crate) drained: bool,
     /// Slots of its links.
@@ -100,9 +102,29 @@ impl Pool {
     /// A link of an instance: the first, or one more. What the newest says of weight and backup holds for all. False if
     /// the balancer takes no more.
     pub(crate) fn add_link(&mut self, name: &str, slot: u32, weight: u32, backup: bool, now_ms: u64) -> bool {
+        let ServiceSpec { max_fails, fail_timeout_ms, slow_start_ms, .. } = self.spec;
+        let rules = Rules { max_fails, fail_timeout_ms, slow_start_ms };
+        self.add(name, slot, (weight, backup, rules), now_ms)
+    }
+
+    /// The link to a server that was dialed, of which everything was said beforehand. False as of
+    /// [`Pool::add_link`].
+    pub(crate) fn add_server(&mut self, slot: u32, placing: &Placing, now_ms: u64) -> bool {
+        let Placing { name, weight, backup, rules, is_back, .. } = placing;
+        // As in nginx, the weight of one that is there for the first time does not climb.
+        let first = if *is_back { *rules } else { Rules { slow_start_ms: 0, ..*rules } };
+        let taken = self.add(name, slot, (*weight, *backup, first), now_ms);
+        if taken && let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == **name) {
+            instance.rules = *rules;
+            self.update(now_ms);
+        }
+        taken
+    }
+
+    fn add(&mut self, name: &str, slot: u32, (weight, backup, rules): (u32, bool, Rules), now_ms: u64) -> bool {
         match self.instances.iter_mut().find(|instance| *instance.name == *name) {
             Some(instance) => {
-                (instance.weight, instance.backup) = (weight, backup);
+                (instance.weight, instance.backup, instance.rules) = (weight, backup, rules);
                 instance.links.push(slot);
             }
             None => self.instances.push(Instance {
@@ -111,6 +133,7 @@ impl Pool {
                 weight,
                 set_weight: None,
                 backup,
+                rules,
                 drained: false,
                 links: vec![slot],
                 window: 1,
@@ -170,15 +193,15 @@ impl Pool {
     }
 
     fn update(&mut self, now_ms: u64) -> bool {
-        let spec = &self.spec;
         let server = |instance: &Instance| {
+            let Rules { max_fails, fail_timeout_ms, slow_start_ms } = instance.rules;
             let options = ServerOptions {
                 weight: instance.weight(),
                 // Windows are kept link by link, see `pick`.
                 max_conns: 0,
-                max_fails: spec.max_fails,
-                fail_timeout_ms: spec.fail_timeout_ms,
-                slow_start_ms: spec.slow_start_ms,
+                max_fails,
+                fail_timeout_ms,
+                slow_start_ms,
                 backup: instance.backup,
                 down: false,
                 drain: !instance.takes(),
@@ -195,11 +218,11 @@ impl Pool {
         taken
     }
 
-    /// The instance for a call of `user`, among those that `has_room` says, but not the one at `except`.
+    /// The instance for a call with this key, among those that `has_room` says, but not the one at `except`.
     pub(crate) fn pick(
         &mut self,
         now_ms: u64,
-        user: u64,
+        key: PickKey,
         rng: &mut impl Rng,
         except: Option<ServerId>,
         mut has_room: impl FnMut(&Instance) -> bool,
@@ -209,7 +232,13 @@ impl Pool {
         let instances = self.instances.iter();
         self.rooms.extend(instances.map(|instance| (except.is_none() || instance.id != except) && has_room(instance)));
         let rooms = &self.rooms;
-        let picked = self.balancer.pick_among(now_ms, Some(Key::User(user)), rng, |at| rooms.get(at) == Some(&true));
+        // As nginx hashes `$remote_addr`.
+        let text = match key {
+            PickKey::Address(address) if self.spec.policy == Policy::ConsistentHash => address.to_string(),
+            _ => String::new(),
+        };
+        let key = if text.is_empty() { Key::User(key.number()) } else { Key::Bytes(text.as_bytes()) };
+        let picked = self.balancer.pick_among(now_ms, Some(key), rng, |at| rooms.get(at) == Some(&true));
         if let Ok(id) = picked
             && let Some(at) = self.instances.iter().position(|instance| instance.id == Some(id))
         {
@@ -271,7 +300,7 @@ mod tests {
     }
 
     fn next(pool: &mut Pool, rng: &mut SmallRng, user: u64) -> String {
-        match pool.pick(0, user, rng, None, |_| true) {
+        match pool.pick(0, user.into(), rng, None, |_| true) {
             Room::At(at) => {
                 let id = pool.instances[at].id.unwrap();
                 pool.released(id);
@@ -309,18 +338,39 @@ mod tests {
     }
 
     #[test]
+    fn calls_from_one_address_stay_with_one_instance_whoever_calls() {
+        let (mut pool, mut rng) = pool(Policy::ConsistentHash, &[("a", 1), ("b", 1), ("c", 1)]);
+        let mut owner = |last: u8| {
+            let key = PickKey::Address([10, 0, 0, last].into());
+            let Room::At(at) = pool.pick(0, key, &mut rng, None, |_| true) else { panic!("there is room") };
+            let id = pool.instances[at].id.unwrap();
+            pool.released(id);
+            at
+        };
+        let owners: Vec<usize> = (0..200).map(&mut owner).collect();
+        assert_eq!((0..200).map(&mut owner).collect::<Vec<_>>(), owners);
+        assert!((0..3).all(|at| owners.contains(&at)), "{owners:?}");
+        let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        assert_ne!(PickKey::Address(v4).number(), PickKey::Address(v6).number());
+    }
+
+    #[test]
     fn who_has_no_room_is_waited_for_and_who_drains_is_not() {
         let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("a", 1), ("b", 1)]);
-        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| false), Room::Full);
+        assert_eq!(pool.pick(0, 1.into(), &mut rng, None, |_| false), Room::Full);
         assert_eq!(pool.serving(), 2);
         pool.set_window("a", 0, 0);
         let b = pool.instances[1].id;
-        assert_eq!(pool.pick(0, 1, &mut rng, b, |_| true), Room::Nobody, "but for b there is only one that drains");
+        assert_eq!(
+            pool.pick(0, 1.into(), &mut rng, b, |_| true),
+            Room::Nobody,
+            "but for b there is only one that drains"
+        );
         pool.set_window("b", 0, 0);
-        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| true), Room::Nobody);
+        assert_eq!(pool.pick(0, 1.into(), &mut rng, None, |_| true), Room::Nobody);
         assert_eq!(pool.serving(), 0);
         pool.set_window("a", 8, 0);
-        assert_eq!(pool.pick(0, 1, &mut rng, None, |_| true), Room::At(0));
+        assert_eq!(pool.pick(0, 1.into(), &mut rng, None, |_| true), Room::At(0));
     }
 
     #[test]
@@ -349,7 +399,7 @@ mod tests {
         let a = pool.instances[0].id.unwrap();
         (0..3).for_each(|_| pool.failed(a, 1_000));
         let picks = |pool: &mut Pool, rng: &mut SmallRng, now_ms| -> Vec<Room> {
-            (0..6).map(|_| pool.pick(now_ms, 1, rng, None, |_| true)).collect()
+            (0..6).map(|_| pool.pick(now_ms, 1.into(), rng, None, |_| true)).collect()
         };
         assert_eq!(picks(&mut pool, &mut rng, 10_999), [Room::At(1); 6]);
         let probed = picks(&mut pool, &mut rng, 11_000);

@@ -17,8 +17,123 @@ pub struct ServiceSeen {
     pub waiting: usize,
     /// Workers with links to the shard.
     pub instances: Vec<InstanceSeen>,
+    /// The servers of it that the shard dials.
+    pub servers: Vec<ServerSeen>,
     /// Other nodes with workers of it, and what those weigh together.
     pub nodes: Vec<(String, u64)>,
+}
+
+/// Where a link to a server that is dialed stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServerState {
+    /// It serves.
+    Serving,
+    /// It has not been reached yet, and has not failed.
+    Connecting,
+    /// It was tried, and did not serve or serves no more; it is tried again.
+    Failing,
+    /// Nobody knows an address for its name yet.
+    Unknown,
+    /// It was configured not to be dialed.
+    Down,
+}
+
+impl ServerState {
+    /// All of them, in their order.
+    pub const ALL: [ServerState; 5] =
+        [ServerState::Serving, ServerState::Connecting, ServerState::Failing, ServerState::Unknown, ServerState::Down];
+
+    /// Its word in the HTTP API.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            ServerState::Serving => "serving",
+            ServerState::Connecting => "connecting",
+            ServerState::Failing => "failing",
+            ServerState::Unknown => "unknown",
+            ServerState::Down => "down",
+        }
+    }
+}
+
+/// Why a server that is dialed does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerFailure {
+    /// Nobody listens there.
+    Refused,
+    /// Nobody has answered to the dial.
+    Unanswered,
+    /// There is no way there, or the system has none.
+    Unreachable,
+    /// It has not sent SERVE in time.
+    Silent,
+    /// What it sent first was no SERVE, or one for something else.
+    Strange,
+    /// Its key does not let it serve.
+    Key,
+    /// It has said BYE instead of SERVE.
+    TurnedAway,
+    /// It has closed the connection before SERVE.
+    Closed,
+    /// This node has no room for it, or ends.
+    NoRoom,
+    /// It has logged out.
+    LoggedOut,
+    /// The link that served has ended.
+    Lost,
+}
+
+impl ServerFailure {
+    /// Its word in the HTTP API, and the value of the metric label `reason`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            ServerFailure::Refused => "refused",
+            ServerFailure::Unanswered => "unanswered",
+            ServerFailure::Unreachable => "unreachable",
+            ServerFailure::Silent => "silent",
+            ServerFailure::Strange => "strange",
+            ServerFailure::Key => "key",
+            ServerFailure::TurnedAway => "turned_away",
+            ServerFailure::Closed => "closed",
+            ServerFailure::NoRoom => "no_room",
+            ServerFailure::LoggedOut => "logged_out",
+            ServerFailure::Lost => "lost",
+        }
+    }
+
+    /// It as words for a person.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            ServerFailure::Refused => "nobody listens there",
+            ServerFailure::Unanswered => "nobody has answered within 3 s",
+            ServerFailure::Unreachable => "there is no way there",
+            ServerFailure::Silent => "it has not sent SERVE in time",
+            ServerFailure::Strange => "what it sent first was no SERVE for this service alone",
+            ServerFailure::Key => "it showed no key that may serve this service",
+            ServerFailure::TurnedAway => "it has said BYE: it may not take the key that it was shown",
+            ServerFailure::Closed => "it has closed the connection before SERVE",
+            ServerFailure::NoRoom => "this node has no room for it",
+            ServerFailure::LoggedOut => "it has logged out",
+            ServerFailure::Lost => "the link to it has ended",
+        }
+    }
+}
+
+/// What one shard knows of an address of a server that it dials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerSeen {
+    /// The server as it was given: host and port.
+    pub server: String,
+    /// The address, which is the name of the instance; empty where none is known.
+    pub instance: String,
+    /// Where its link stands.
+    pub state: ServerState,
+    /// Links that serve.
+    pub links: usize,
+    /// Why it does not serve.
+    pub failure: Option<ServerFailure>,
 }
 
 /// What one shard knows of a worker.

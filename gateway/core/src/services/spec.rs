@@ -2,6 +2,8 @@
 //! worker serves it.
 
 use super::http_spec::{HTTP_OPTIONS, HttpSpec, number, truth};
+use super::native_spec::NativeSpec;
+use super::pick_key::HashKey;
 use std::fmt;
 use std::str::FromStr;
 use trunkline_router_core::Policy;
@@ -21,8 +23,10 @@ pub struct ServiceSpec {
     pub service: u16,
     /// Its name, for people.
     pub name: String,
-    /// How an instance is picked. A hash is one of the user.
+    /// How an instance is picked.
     pub policy: Policy,
+    /// What a hash is made of.
+    pub key: HashKey,
     /// Time a call may take, milliseconds.
     pub call_timeout_ms: u64,
     /// Calls that may wait at each shard for an instance that has room.
@@ -37,6 +41,8 @@ pub struct ServiceSpec {
     pub slow_start_ms: u64,
     /// The HTTP servers that its calls go to; `None` for one that workers serve.
     pub http: Option<HttpSpec>,
+    /// The native servers that the gateway dials; `None` for a service whose workers all dial in.
+    pub native: Option<NativeSpec>,
 }
 
 impl ServiceSpec {
@@ -46,6 +52,7 @@ impl ServiceSpec {
             service,
             name: String::new(),
             policy: Policy::RoundRobin,
+            key: HashKey::User,
             call_timeout_ms: 5_000,
             queue: 1_024,
             idempotent: false,
@@ -53,6 +60,7 @@ impl ServiceSpec {
             fail_timeout_ms: 10_000,
             slow_start_ms: 0,
             http: None,
+            native: None,
         }
     }
 }
@@ -68,6 +76,11 @@ impl fmt::Display for SpecError {
 }
 
 impl std::error::Error for SpecError {}
+
+/// An option and its value; of one without a value, that it is so.
+fn pair(option: &str) -> (&str, &str) {
+    option.split_once('=').unwrap_or((option, "true"))
+}
 
 impl FromStr for ServiceSpec {
     type Err = SpecError;
@@ -85,24 +98,30 @@ impl FromStr for ServiceSpec {
             )));
         }
         let mut spec = ServiceSpec { name: name.to_owned(), ..ServiceSpec::of(service) };
-        let mut http = HttpSpec::new();
-        let (mut is_http, mut said) = (false, None);
-        for option in rest.split(',').map(str::trim).filter(|option| !option.is_empty()) {
-            let (key, value) = option.split_once('=').unwrap_or((option, "true"));
-            if key == "transport" {
-                is_http = match value {
-                    "native" => false,
-                    "http" => true,
-                    _ => return Err(SpecError(format!("transport={value}: native or http"))),
-                };
-            } else if http.take(key, value).map_err(SpecError)? {
-                said.get_or_insert(key);
-            } else {
-                spec.take(key, value).map_err(SpecError)?;
+        let options = || rest.split(',').map(str::trim).filter(|option| !option.is_empty());
+        let transport = options().map(pair).filter(|(key, _)| *key == "transport").map(|(_, value)| value).next_back();
+        let is_http = match transport {
+            None | Some("native") => false,
+            Some("http") => true,
+            Some(other) => return Err(SpecError(format!("transport={other}: native or http"))),
+        };
+        let (mut http, mut native, mut said) = (HttpSpec::new(), NativeSpec::default(), None);
+        for (key, value) in options().map(pair) {
+            match key {
+                "transport" => {}
+                "server" if !is_http => native.servers.push(value.parse().map_err(SpecError)?),
+                "key_file" if is_http => {
+                    let error =
+                        "key_file= is what is shown to native servers: say it of a service without transport=http";
+                    return Err(SpecError(error.to_owned()));
+                }
+                "key_file" => native.key_file = Some(value.into()),
+                _ if http.take(key, value).map_err(SpecError)? => _ = said.get_or_insert(key),
+                _ => spec.take(key, value).map_err(SpecError)?,
             }
         }
         let of_workers = ["max_fails", "fail_timeout_secs", "slow_start_secs"];
-        let is_said = |key: &&str| rest.split(',').any(|option| option.trim().split('=').next() == Some(*key));
+        let is_said = |key: &&str| options().any(|option| pair(option).0 == *key);
         match said {
             Some(key) if !is_http => {
                 return Err(SpecError(format!("{key}= is said of HTTP servers only: add transport=http")));
@@ -115,6 +134,10 @@ impl FromStr for ServiceSpec {
                 http.judge().map_err(SpecError)?;
                 spec.http = Some(http);
             }
+            _ if native != NativeSpec::default() => {
+                native.judge().map_err(SpecError)?;
+                spec.native = Some(native);
+            }
             _ => {}
         }
         Ok(spec)
@@ -126,6 +149,7 @@ impl ServiceSpec {
     fn take(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
             "policy" => self.policy = value.parse().map_err(|error| format!("{error}"))?,
+            "key" => self.key = value.parse()?,
             "call_timeout_ms" => self.call_timeout_ms = number(key, value, 100, CALL_TIMEOUT_MS_MAX)?,
             "queue" => self.queue = number(key, value, 0, QUEUE_MAX)? as u32,
             "idempotent" => self.idempotent = truth(key, value)?,
@@ -133,7 +157,7 @@ impl ServiceSpec {
             "fail_timeout_secs" => self.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
             "slow_start_secs" => self.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
             _ => {
-                let known = "transport, policy, call_timeout_ms, queue, idempotent, max_fails, fail_timeout_secs, slow_start_secs";
+                let known = "transport, server, key_file, policy, key, call_timeout_ms, queue, idempotent, max_fails, fail_timeout_secs, slow_start_secs";
                 return Err(format!(
                     "{key:?} is nothing that can be said of a service; there are {known}, and for HTTP {HTTP_OPTIONS}"
                 ));
@@ -150,10 +174,13 @@ mod tests {
     #[test]
     fn a_service_is_its_number_and_what_is_said_of_it() {
         let spec: ServiceSpec =
-            "7:orders,policy=least-time,call_timeout_ms=800,queue=9,idempotent,max_fails=2".parse().unwrap();
+            "7:orders,policy=least-time,key=address,call_timeout_ms=800,queue=9,idempotent,max_fails=2"
+                .parse()
+                .unwrap();
         let said = ServiceSpec {
             name: "orders".to_owned(),
             policy: Policy::LeastTime,
+            key: HashKey::Address,
             call_timeout_ms: 800,
             queue: 9,
             idempotent: true,
@@ -170,6 +197,7 @@ mod tests {
             ("7,call_timeout_ms=1", "100 to 600000"),
             ("7,weight=3", "nothing that can be said"),
             ("7,idempotent=maybe", "true or false"),
+            ("7,key=device", "user, peer (the routing key of the call) or address"),
         ] {
             let error = bad.parse::<ServiceSpec>().expect_err(bad).to_string();
             assert!(error.contains(why), "{bad}: {error}");

@@ -13,6 +13,7 @@
 
 mod cluster;
 mod crowd;
+mod dialed;
 mod events;
 mod groups;
 mod inbox;

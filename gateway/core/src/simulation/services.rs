@@ -1,6 +1,6 @@
 //! Calls and workers on simulated I/O: workers, some of them over TLS, that answer late, in parts or not at all, refuse, drain, shrink away and
 //! break off; callers that leave; connections that break by themselves. A service has HTTP servers instead, see
-//! `upstreams`.
+//! `upstreams`. Some workers are servers that the node dials, see `dialed`.
 //!
 //! Properties:
 //! - a call gets exactly one last REPLY while its session lasts;
@@ -9,6 +9,7 @@
 //! - a worker never has more requests than its window, and hears of each whose caller is gone or whose time is over;
 //! - nothing is left of it when all have gone, and every call is counted once.
 
+use super::dialed::Dialed;
 use super::node::{Node, NodeConfig};
 use super::planted::with_planted;
 use super::tls::TlsEnd;
@@ -17,7 +18,7 @@ use super::{Bug, SharedWorld, World};
 use crate::control::Control;
 use crate::io::sim::{Faults, Rng};
 use crate::limits::Limits;
-use crate::services::{ServicesConfig, WorkerKeys};
+use crate::services::{DialedServers, ServiceSpec, ServicesConfig, WorkerKeys};
 use crate::transport::tls::{Certificates, TicketSecret, TlsSwitch};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,6 +94,8 @@ struct Worker {
     drains: bool,
     /// Where it comes over TLS.
     tls: Option<TlsEnd>,
+    /// Its place among the servers, if it was dialed.
+    server: Option<usize>,
 }
 
 struct Run {
@@ -104,6 +107,7 @@ struct Run {
     shards: u16,
     token: String,
     upstreams: Upstreams,
+    dialed: Dialed,
     callers: Vec<Caller>,
     workers: Vec<Worker>,
     next_user: u64,
@@ -139,7 +143,9 @@ impl Run {
         let world = Rc::new(RefCell::new(world));
         let spec = "7:simulated,call_timeout_ms=700,queue=6,max_fails=3,fail_timeout_secs=1";
         let policies = ["weighted-round-robin", "least-conn", "least-time", "random-two", "consistent-hash"];
-        let spec = format!("{spec},policy={}", rng.pick(&policies));
+        let dialed = Dialed::new(shards, seed);
+        let spec = format!("{spec},policy={}{}", rng.pick(&policies), dialed.spec());
+        let specs: [ServiceSpec; 2] = [spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"));
         let upstreams = Upstreams::new(shards, seed);
         let node = NodeConfig {
             tls: Some(
@@ -147,7 +153,8 @@ impl Run {
                     .expect("there is nothing that does not go together"),
             ),
             services: Some(ServicesConfig {
-                specs: Arc::new([spec, SPEC.to_owned()].map(|spec| spec.parse().expect("a service"))),
+                servers: DialedServers::new(&specs, |_| dialed.key()),
+                specs: Arc::new(specs),
                 keys: Arc::new(OneKey(SERVICE)),
                 listens: false,
                 tls_required: false,
@@ -164,6 +171,7 @@ impl Run {
             shards,
             token: WORKER_KEY.to_owned(),
             upstreams,
+            dialed,
             callers: Vec::new(),
             workers: Vec::new(),
             next_user: 1,
@@ -239,6 +247,7 @@ impl Run {
             drains_us: now_us + self.rng.within(100_000, 9_000_000),
             drains: false,
             tls: self.tls_rng.chance(400).then(|| TlsEnd::new(&mut self.tls_rng)),
+            server: None,
         });
         self.write_worker(self.workers.len() - 1, &bytes);
     }
@@ -249,11 +258,33 @@ impl Run {
         self.world.borrow_mut().client_write(worker.socket, records.as_deref().unwrap_or(bytes));
     }
 
+    /// Servers of which the node has dialed one.
+    fn take_dialed(&mut self) {
+        let now_us = self.now_us();
+        let met = self.world.borrow_mut().take_met();
+        for (address, socket) in met {
+            self.workers.push(Worker {
+                socket,
+                serves: false,
+                over: false,
+                window: 0,
+                at_work: BTreeMap::new(),
+                input: Vec::new(),
+                leaves_us: now_us + self.rng.within(100_000, 5_000_000),
+                drains_us: now_us + self.rng.within(100_000, 9_000_000),
+                drains: false,
+                tls: None,
+                server: self.dialed.place_of(address),
+            });
+        }
+    }
+
     fn run_until(&mut self, end_us: u64) {
         while self.node.pass(u64::MAX, end_us).is_some() {
             self.steps += 1;
             assert!(self.steps < STEPS_MAX, "it does not come to an end");
             self.node.step();
+            self.take_dialed();
             let stirred = self.world.borrow_mut().take_stirred();
             for socket in stirred {
                 if let Some(at) = self.callers.iter().position(|caller| caller.socket == socket) {
@@ -320,6 +351,12 @@ impl Run {
             from += len;
             match frame.known() {
                 Some(Kind::ServeOk) => worker.serves = true,
+                Some(Kind::Invite) => {
+                    let server = worker.server.expect("nobody else is invited");
+                    let (answer, window) = self.dialed.answer(server, &frame, &self.token, &mut self.rng);
+                    worker.window = window;
+                    self.world.borrow_mut().client_write(worker.socket, &answer);
+                }
                 Some(Kind::Bye) => worker.over = true,
                 Some(Kind::Pong) => {}
                 Some(Kind::Cancel) => drop(worker.at_work.remove(&frame.id)),
@@ -456,6 +493,7 @@ impl Run {
             while self.workers.iter().filter(|worker| !worker.over).count() < WORKERS {
                 self.new_worker();
             }
+            self.dialed.come_and_go(&mut self.world.borrow_mut());
             self.run_until(end_us);
             self.act(true);
             self.turn_of_services_thread();
@@ -493,6 +531,7 @@ impl Run {
         }
         self.node.check_services_empty();
         self.upstreams.check_empty();
+        self.dialed.check(&self.node);
         self.statuses
     }
 }

@@ -356,13 +356,14 @@ impl Desk {
             return room;
         }
         let letter = &call.new.letter;
-        let key = match service.http.key {
-            HashKey::Peer if letter.head.routing_key != 0 => letter.head.routing_key,
-            _ => letter.user,
+        let key = match service.spec.key {
+            HashKey::Peer if letter.head.routing_key != 0 => Key::User(letter.head.routing_key),
+            HashKey::Address if !letter.head.address.is_empty() => Key::Bytes(letter.head.address.as_bytes()),
+            _ => Key::User(letter.user),
         };
         let (places, tried) = (&service.places, &call.tried);
         let is_new = |at: usize| places.get(at).is_some_and(|place| place.id.is_none_or(|id| !tried.contains(&id)));
-        let picked = service.balancer.pick_among(now_ms, Some(Key::User(key)), &mut self.rng, is_new);
+        let picked = service.balancer.pick_among(now_ms, Some(key), &mut self.rng, is_new);
         let found =
             picked.ok().and_then(|id| places.iter().find(|place| place.id == Some(id)).map(|place| (id, place)));
         let Some((server, place)) = found else {

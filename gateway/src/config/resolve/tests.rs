@@ -385,6 +385,16 @@ fn faults_of_file_and_environment_are_told_beside_those_of_values() {
 }
 
 #[test]
+fn what_the_folders_of_the_file_are_called_hides_no_fault() {
+    let text = "http = \"127.0.0.1:7700\"\nlog = \"verbose\"\nweight = 0\n";
+    let file = ConfigFile::parse(Path::new("/srv/http/log/some.toml"), text).expect(text);
+    let message = Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host()).unwrap_err().to_string();
+    for start in ["http = 127.0.0.1:7700 (", "log = \"verbose\" (", "weight (/srv/http/log/some.toml, line 3)"] {
+        assert!(message.lines().any(|line| line.trim().starts_with(start)), "no {start:?} in {message}");
+    }
+}
+
+#[test]
 fn addresses_that_take_each_other_are_refused_with_both_names() {
     let cluster = "redis = \"redis-cluster://h:1\"\ncluster_secret_file = \"s\"\n";
     for (text, key, other) in [

@@ -24,6 +24,8 @@ enum Does {
     Answers(String),
     /// It ends the connection without an answer.
     Dies,
+    /// It takes the request and never says a word.
+    Hangs,
 }
 
 /// A node of the tests: where it is, and what it was asked.
@@ -38,6 +40,7 @@ impl Node {
         let address = listener.local_addr().unwrap().to_string();
         let (tell, asked) = channel();
         std::thread::spawn(move || {
+            let mut hanging = Vec::new();
             for stream in listener.incoming().map_while(Result::ok) {
                 let mut reader = BufReader::new(&stream);
                 let (mut head, mut length) = (String::new(), 0);
@@ -53,6 +56,10 @@ impl Node {
                 if let Does::Answers(answer) = &does {
                     // A router that waits no longer is none of its business.
                     let _ = (&stream).write_all(answer.as_bytes());
+                }
+                drop(reader);
+                if let Does::Hangs = &does {
+                    hanging.push(stream);
                 }
             }
         });
@@ -213,6 +220,37 @@ fn another_node_is_asked_where_none_can_have_done_anything() {
     let (status, problem) = ask(&nobody, "GET", &path, &[], "");
     assert!(status == 503 && problem.contains("no node is known"), "{problem}");
     assert_eq!((outcomes(&both_gone), outcomes(&nobody)), (vec![("unreachable", 1)], vec![("unreachable", 1)]));
+}
+
+#[test]
+fn what_became_of_a_change_is_told_before_the_bound_of_all_requests_ends_it() {
+    for millis in 0..=20_000 {
+        let left = Duration::from_millis(millis);
+        let within = answer_timeout(left);
+        assert!(within.is_none_or(|within| within < left && within <= ANSWER_TIMEOUT), "{left:?}: {within:?}");
+        assert_eq!(within.is_some(), left >= TIME_TO_TELL + ANSWER_TIMEOUT_LEAST, "{left:?}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (hangs, well) = (Node::that(Does::Hangs), Node::answering("200 OK", "", "{}"));
+    let service = service(open(), &[&hangs.address, &well.address]);
+    let change = |left: Duration| {
+        let path = format!("/v1/groups/{}", group_at(&service, "a"));
+        let mut request = Request::put(path).body(Body::empty()).unwrap();
+        runtime.block_on(async {
+            // As if body and connections had taken the rest of it.
+            let deadline = tokio::time::Instant::now() + left;
+            request.extensions_mut().insert(Deadline(deadline));
+            let answer = tokio::time::timeout_at(deadline, relay(State(Arc::clone(&service)), request)).await;
+            let problem = answer.expect("it is told in time").expect_err("nobody has answered").into_response();
+            let status = problem.status().as_u16();
+            (status, String::from_utf8(to_bytes(problem.into_body(), 4_096).await.unwrap().to_vec()).unwrap())
+        })
+    };
+    let (status, problem) = change(TIME_TO_TELL + ANSWER_TIMEOUT_LEAST + Duration::from_millis(200));
+    assert!(status == 502 && problem.contains("may have been done"), "{problem}");
+    let (status, problem) = change(TIME_TO_TELL + ANSWER_TIMEOUT_LEAST / 2);
+    assert!(status == 503 && problem.contains("too little time left"), "{problem}");
+    assert_eq!((hangs.asked().len(), well.asked().len()), (1, 0), "the second one was given to nobody");
 }
 
 #[test]

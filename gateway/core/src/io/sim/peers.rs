@@ -40,6 +40,22 @@ impl World {
         self.places.push(Place { address, ring, listener: listener.into() });
     }
 
+    /// Lets a simulated server listen at an address, or not: what is dialed there is a connection whose other end is
+    /// used like a client's.
+    pub fn listen_outside(&mut self, address: SocketAddr, listens: bool) {
+        self.note(if listens { "listen" } else { "deaf" }, address.port().into(), 0);
+        if listens {
+            self.outside.insert(address);
+        } else {
+            self.outside.remove(&address);
+        }
+    }
+
+    /// Takes the connections that came to simulated servers.
+    pub fn take_met(&mut self) -> Vec<(SocketAddr, usize)> {
+        std::mem::take(&mut self.met)
+    }
+
     /// A simulated client connects to an address. `None` when it is refused at once; a host without power never
     /// answers.
     pub fn connect_at(&mut self, address: SocketAddr, window: usize) -> Option<usize> {
@@ -73,6 +89,13 @@ impl World {
             return self.dial_failed(ring, token, libc::ETIMEDOUT);
         }
         let own = self.rings[ring].host;
+        if self.outside.contains(&address) && !self.rng.chance(self.faults.dial_refused) {
+            let socket = self.sockets.len();
+            self.sockets.push(Socket::new(own, WINDOW_BYTES));
+            self.met.push((address, socket));
+            let due_us = self.now_us + 1 + self.rng.below(self.faults.network_us_max);
+            return self.schedule(due_us, Event::Established { ring, token, socket });
+        }
         let places: Vec<Place> = self.places.iter().filter(|place| place.address == address).copied().collect();
         let reachable: Vec<Place> =
             places.iter().filter(|place| !self.is_parted(own, self.rings[place.ring].host)).copied().collect();

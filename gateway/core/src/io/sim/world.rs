@@ -98,6 +98,10 @@ pub struct World {
     pub(super) cuts: BTreeSet<(usize, usize)>,
     pub(super) rings: Vec<Ring>,
     pub(super) places: Vec<Place>,
+    /// Where simulated servers listen, which are no rings.
+    pub(super) outside: BTreeSet<SocketAddr>,
+    /// Their connections that nobody has taken yet.
+    pub(super) met: Vec<(SocketAddr, usize)>,
     pub(super) sockets: Vec<Socket>,
     /// Sockets whose client has something new to read.
     pub(super) stirred: Vec<usize>,
@@ -121,6 +125,8 @@ impl World {
             cuts: BTreeSet::new(),
             rings: (0..rings).map(|_| Ring::new(0, limits, listeners)).collect(),
             places: Vec::new(),
+            outside: BTreeSet::new(),
+            met: Vec::new(),
             sockets: Vec::new(),
             stirred: Vec::new(),
             secrets: Rng::new(seed ^ 0x005E_C2E7),

@@ -1,6 +1,7 @@
 //! Connections from their dial or accept to a link that is up, and to their end.
 
 use super::{CALLER_MARK, CONNECTIONS_MAX, LATER_MAX, Lent, LinkState, Mesh, MeshConfig, Peer, Stage, Step, Wire};
+use crate::io::SERVER_DIAL;
 use crate::mesh::handshake::{
     Acceptor, AcceptorStep, Claim, DEADLINE_MS_DEFAULT, Dial, Dialer, DialerStep, Established, HandshakeError,
 };
@@ -41,7 +42,8 @@ impl Mesh {
                 let Some(link) = self.links[*id as usize].as_mut() else { continue };
                 if matches!(link.state, LinkState::Down { retry_ms } if retry_ms <= now_ms) {
                     link.state = LinkState::Dialing;
-                    self.next_token = self.next_token.wrapping_add(1);
+                    // The upper half is that of servers of services.
+                    self.next_token = self.next_token.wrapping_add(1) & (SERVER_DIAL - 1);
                     self.dials.insert(self.next_token, *id);
                     due.push((self.next_token, address));
                 }

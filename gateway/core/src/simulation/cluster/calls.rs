@@ -12,7 +12,7 @@ use super::scenario::{Scenario, Trouble};
 use crate::io::sim::{Faults, Rng, SharedWorld};
 use crate::mesh::MESH_PROTOCOL;
 use crate::mesh::wire::CALLS_SINCE;
-use crate::services::ServicesConfig;
+use crate::services::{DialedServers, ServicesConfig};
 use crate::simulation::services::{OneKey, WORKER_KEY};
 use crate::simulation::{Bug, Report, outcome, seed_that_catches};
 use std::collections::{BTreeMap, BTreeSet};
@@ -427,6 +427,7 @@ fn run(mut scenario: Scenario) -> Report {
         listens: false,
         tls_required: false,
         portals: None,
+        servers: DialedServers::default(),
     });
     run.calls = Some(Parties::new(&run, WORKER_KEY.to_owned(), calm));
     run.run_for(active_ms);

@@ -292,12 +292,14 @@ fn a_server_that_is_down_gets_no_calls_and_none_are_left_if_all_are() {
 
 #[test]
 fn a_hash_keeps_the_calls_of_one_key_with_one_server() {
-    for (option, by_peer) in [("key=peer", true), ("key=user", false)] {
+    for option in ["key=user", "key=peer", "key=address"] {
         let servers = "server=127.0.0.1:9000,server=127.0.0.1:9001,server=127.0.0.1:9002";
         let mut world = world(&format!("7,transport=http,policy=consistent-hash,{option},{servers}"), 3);
         for id in 1..=60 {
-            let (user, peer) = if by_peer { (id, id % 6 + 1) } else { (id % 6 + 1, id) };
-            let head = CallHead { routing_key: peer, ..CallHead::default() };
+            // Six of what counts, and sixty of all else.
+            let of = |counts: &str| if option == counts { id % 6 + 1 } else { id };
+            let (user, peer, address) = (of("key=user"), of("key=peer"), format!("10.0.0.{}", of("key=address")));
+            let head = CallHead { routing_key: peer, address, ..CallHead::default() };
             let letter = Letter { service: 7, user, id, head, body: Bytes::new(), again: false };
             world.desk.call(NewCall { caller: CALLER, flags: 0, letter }, 1 << 20, 0);
             world.act();
