@@ -221,6 +221,29 @@ pub struct Serve {
     #[prost(bool, tag = "7")]
     pub heads: bool,
 }
+/// Body of INVITE, the first frame on a connection that the gateway has made to a server; SERVE answers it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Invite {
+    /// Version of the protocol the gateway speaks: 1.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// The service that is to be served: SERVE offers this one and no other.
+    #[prost(uint32, tag = "2")]
+    pub service: u32,
+    /// The key that the gateway was given for this service's servers; empty if it was given none.
+    #[prost(string, tag = "3")]
+    pub token: ::prost::alloc::string::String,
+    /// Name of the gateway's node.
+    #[prost(string, tag = "4")]
+    pub node: ::prost::alloc::string::String,
+    /// Which of the node's links to this server this is, counted from 1.
+    #[prost(uint32, tag = "5")]
+    pub link: u32,
+    /// How many links this node makes to this server.
+    #[prost(uint32, tag = "6")]
+    pub links: u32,
+}
 /// One service of a worker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Offer {
@@ -283,6 +306,9 @@ pub struct CallHead {
     /// `peer` of the CALL.
     #[prost(uint64, tag = "6")]
     pub routing_key: u64,
+    /// Where the caller is, an IP address; only where the service is balanced by it, and the gateway knows it.
+    #[prost(string, tag = "7")]
+    pub address: ::prost::alloc::string::String,
 }
 /// What a PUSH_TO with HEAD begins with, behind its length in two bytes: whom it is for. One of users, group and all.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
