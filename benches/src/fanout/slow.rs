@@ -422,6 +422,8 @@ impl Driver for Members {
         match frame.known() {
             Some(Kind::GroupDeliver) => self.delivered(member, frame, now_ns),
             Some(Kind::Heads) => self.told(member, frame, out),
+            // Behind a login: nothing was kept.
+            Some(Kind::SyncOk) if frame.aux == 0 => Ok(()),
             Some(Kind::SyncOk) if frame.aux == 1 => self.page_over(member, frame, out),
             Some(Kind::GroupOk) => {
                 self.joined += 1;
