@@ -8,9 +8,13 @@
 //!
 //! Each message carries its number in the run. A member that misses one, gets one twice, or gets one out of order ends
 //! the run.
+//!
+//! What a room costs in a cluster is in `nodes`, what members that do not read do to a group in `slow`.
+
+mod nodes;
+mod slow;
 
 use std::{
-    net::SocketAddrV4,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -30,7 +34,7 @@ use crate::{
     dialect::{Event, Mqtt, Nats, Resp, Subjects},
     discrepancy::{Discrepancy, describe},
     failure::Failure,
-    fleet::{Arm, Driver, Fleet, Taken, take_frames},
+    fleet::{Arm, Driver, Fleet, Taken, Targets, take_frames},
     login::{Entrance, enter},
     pairs::GatewayArgs,
     peers::{Layered, PEERS, Peer},
@@ -39,6 +43,7 @@ use crate::{
     report::{INTERVALS, Machine, Median, median, table, write_json},
     scenario::seconds,
     server::Server,
+    site::NodesArgs,
     sockets::tables_for,
     team::CoresArgs,
     users::Share,
@@ -89,6 +94,13 @@ pub(crate) struct FanoutArgs {
     /// are installed, where they have room for the members and one core is measured]
     #[arg(long, value_delimiter = ',')]
     peer: Vec<String>,
+    /// Members of a hundred that stop reading, in a durable group and by itself: what the others notice of it, and whether
+    /// those that read again get all that they have missed
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=90))]
+    slow_percent: Option<u32>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    nodes: NodesArgs,
     #[command(flatten)]
     #[serde(flatten)]
     cores: CoresArgs,
@@ -242,6 +254,19 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
             args.burst, args.payload
         )));
     }
+    let is_special = args.slow_percent.is_some() || args.nodes.are_clustered();
+    let is_mixed = args.slow_percent.is_some() && args.nodes.are_clustered();
+    if is_mixed || (is_special && (args.cores.shared_cores.is_some() || !args.peer.is_empty())) {
+        let text =
+            "--slow-percent and --nodes are measured each by itself: without each other, --peer and --shared-cores";
+        return Err(Failure::Setup(text.to_owned()));
+    }
+    if let Some(percent) = args.slow_percent {
+        return slow::run(args, percent, length);
+    }
+    if args.nodes.are_clustered() {
+        return nodes::run(args, length);
+    }
     gateway.also(&["--group-sends-per-sec", SENDS_PER_SEC, "--group-member-sends-per-sec", SENDS_PER_SEC]);
     let shares = args.cores.shares_of(&mut gateway, args.members)?;
     let (taking_part, skipped) = others(args, args.cores.shared_cores.is_none())?;
@@ -312,7 +337,8 @@ fn compare(
         for contestant in contestants.iter_mut() {
             let room = match &contestant.server {
                 Some(server) => {
-                    let entered = Room::enter(args, server, shares.clone(), contestant.name, contestant.speech);
+                    let (targets, shares) = (Targets::from(server), shares.clone());
+                    let entered = Room::enter(args, &targets, shares, contestant.name, contestant.speech);
                     contestant.keep(entered)?
                 }
                 None => None,
@@ -327,7 +353,7 @@ fn compare(
                 let contestant = &mut contestants[at];
                 let (Some(room), Some(server)) = (&mut rooms[at], &contestant.server) else { continue };
                 let progress = Progress::new(format!("{} {number}/{}", contestant.name, args.rounds));
-                let measured = room.calm().and_then(|()| room.round(server, length, &progress));
+                let measured = room.calm().and_then(|()| room.round(&[server.pid()], length, &progress));
                 match contestant.keep(measured)? {
                     Some(round) => contestant.rounds.push(round),
                     None => rooms[at] = None,
@@ -411,7 +437,7 @@ impl Clients {
     /// Connects them, and lets them join if it is to a gateway.
     fn enter(
         args: &FanoutArgs,
-        target: SocketAddrV4,
+        targets: Targets,
         (thread, first): (usize, u32),
         users: Vec<u64>,
         (name, speech): (&'static str, Speech),
@@ -419,7 +445,7 @@ impl Clients {
     ) -> Result<Clients, Failure> {
         let progress = if thread == 0 { Progress::new(name.to_owned()) } else { Progress::silent() };
         let burst_bytes = args.burst * (args.payload + 64);
-        let mut fleet = Fleet::new(target, users.len() as u32, burst_bytes)?.numbered_from(first);
+        let mut fleet = Fleet::new(targets, users.len() as u32, burst_bytes)?.numbered_from(first);
         match speech {
             Speech::Floor => drop(enter(&mut fleet, &users, Entrance::Connect, Arm::Always, &progress)?),
             Speech::Gateway => drop(enter(&mut fleet, &users, Entrance::Login, Arm::Always, &progress)?),
@@ -520,10 +546,10 @@ impl Clients {
 }
 
 impl Room {
-    /// Everybody comes in: a thread for each share of them.
+    /// Everybody comes in: a thread for each share of them. With more than one of these there is one target.
     fn enter(
         args: &FanoutArgs,
-        server: &Server,
+        targets: &Targets,
         shares: Vec<Share>,
         name: &'static str,
         speech: Speech,
@@ -539,10 +565,10 @@ impl Room {
                 own = share.users;
                 continue;
             }
-            let (args, target, core) = (args.clone(), server.address(), args.cores.of_load(number));
+            let (args, targets, core) = (args.clone(), targets.clone(), args.cores.of_load(number));
             let work = move || {
                 let ends = Arc::clone(&part);
-                let entered = pin(core).and_then(|()| Clients::enter(&args, target, place, share.users, who, part));
+                let entered = pin(core).and_then(|()| Clients::enter(&args, targets, place, share.users, who, part));
                 let outcome = entered.and_then(Clients::receive);
                 ends.ends.store(true, Ordering::Release);
                 outcome
@@ -550,7 +576,7 @@ impl Room {
             let thread = thread::Builder::new().name(format!("load-{number}")).spawn(work);
             others.push(thread.map_err(|error| Failure::system("starting a thread", error))?);
         }
-        let clients = Clients::enter(args, server.address(), (0, 0), own, who, Arc::clone(&parts[0]))?;
+        let clients = Clients::enter(args, targets.clone(), (0, 0), own, who, Arc::clone(&parts[0]))?;
         let mut room = Room { clients, parts, others, count };
         while !room.parts.iter().all(|part| part.entered.load(Ordering::Acquire)) {
             room.turn()?;
@@ -597,11 +623,11 @@ impl Room {
         Ok(())
     }
 
-    /// Casts for as long as told, and what that cost the server.
-    fn round(&mut self, server: &Server, length: Duration, progress: &Progress) -> Result<Round, Failure> {
+    /// Casts for as long as told, and what that cost the processes of the server.
+    fn round(&mut self, pids: &[u32], length: Duration, progress: &Progress) -> Result<Round, Failure> {
         let bar = progress.phase("casts", length.as_millis() as u64);
         let (mut firsts, mut lasts) = (Vec::new(), Vec::new());
-        let (cpu, own, began) = (CpuTime::of(server.pid())?, own_cpu(), Instant::now());
+        let (cpu, own, began) = (CpuTime::of_all(pids)?, own_cpu(), Instant::now());
         while lasts.is_empty() || began.elapsed() < length {
             let (first, last) = self.cast()?;
             firsts.push(first);
@@ -609,7 +635,7 @@ impl Room {
             bar.set(began.elapsed().as_millis() as u64);
         }
         let took = began.elapsed();
-        let spent = CpuTime::of(server.pid())?.since(&cpu).0;
+        let spent = CpuTime::of_all(pids)?.since(&cpu).0;
         let casts = lasts.len() as u64;
         let deliveries = casts * u64::from(self.clients.members.burst) * (self.count - 1);
         Ok(Round {
@@ -756,6 +782,24 @@ impl Driver for Members {
     }
 }
 
+fn table_head() -> [&'static str; 7] {
+    ["", "CPU/delivery", "deliveries/s and core", "first", "last", "longest", "cores: server + bench"]
+}
+
+/// Medians of rounds, for a table with that head.
+fn rounds_row(name: &str, rounds: &[Round]) -> Vec<String> {
+    let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
+    let cells = [
+        format!("{:.3} µs", of(|round| round.cpu_us)),
+        format!("{:.0}", 1e6 / of(|round| round.cpu_us)),
+        format!("{:.2} ms", of(|round| round.first_ms)),
+        format!("{:.1} ms", of(|round| round.last_ms)),
+        format!("{:.1} ms", rounds.iter().map(|round| round.longest_ms).fold(0.0, f64::max)),
+        format!("{:.2} + {:.2}", of(|round| round.server_cores), of(|round| round.bench_cores)),
+    ];
+    [name.to_owned()].into_iter().chain(cells).collect()
+}
+
 fn print_summary(report: &Report<'_>) {
     let args = report.arguments;
     println!("{}", report.machine);
@@ -763,28 +807,14 @@ fn print_summary(report: &Report<'_>) {
         "a room of {}, {} B, {} at once; {} rounds of {} s, medians",
         args.members, args.payload, args.burst, args.rounds, args.secs
     );
-    let head = ["", "CPU/delivery", "deliveries/s and core", "first", "last", "longest", "cores: server + bench"];
-    let row = |name: &str, rounds: &[Round]| {
-        let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
-        let cells = [
-            format!("{:.3} µs", of(|round| round.cpu_us)),
-            format!("{:.0}", 1e6 / of(|round| round.cpu_us)),
-            format!("{:.2} ms", of(|round| round.first_ms)),
-            format!("{:.1} ms", of(|round| round.last_ms)),
-            format!("{:.1} ms", rounds.iter().map(|round| round.longest_ms).fold(0.0, f64::max)),
-            format!("{:.2} + {:.2}", of(|round| round.server_cores), of(|round| round.bench_cores)),
-        ];
-        [name.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
-    };
     let mut rows = Vec::new();
     if !report.floor.is_empty() {
-        rows.push(row("floor", &report.floor));
+        rows.push(rounds_row("floor", &report.floor));
     }
-    rows.push(row("gateway", &report.gateway));
-    rows.extend(
-        report.others.iter().filter(|other| !other.rounds.is_empty()).map(|other| row(other.name, &other.rounds)),
-    );
-    println!("{}", table(&head, &rows));
+    rows.push(rounds_row("gateway", &report.gateway));
+    let measured = report.others.iter().filter(|other| !other.rounds.is_empty());
+    rows.extend(measured.map(|other| rounds_row(other.name, &other.rounds)));
+    println!("{}", table(&table_head(), &rows));
     let deliveries: u64 = report.gateway.iter().map(|round| round.deliveries).sum();
     println!("{deliveries} deliveries of the gateway, each to the right member, once and in order");
     match &report.over_floor {

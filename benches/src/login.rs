@@ -95,6 +95,8 @@ impl Driver for Logins<'_> {
                 self.entered += 1;
                 Ok(())
             }
+            // Where there is a store it says that nothing was kept.
+            Some(Kind::SyncOk) if frame.aux == 0 => Ok(()),
             Some(Kind::Bye | Kind::Error) => {
                 let text = Code::from_u16(frame.aux).map_or("unknown reason", Code::text).to_owned();
                 Err(Failure::LoginRefused { user, code: frame.aux, text })

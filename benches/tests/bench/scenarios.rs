@@ -366,6 +366,35 @@ fn a_message_to_a_room_comes_to_everybody_from_floor_and_gateway_alike() {
 }
 
 #[test]
+fn members_that_stop_reading_have_everything_in_the_end_and_the_others_miss_nothing() {
+    let flags = ["--members", "20", "--slow-percent", "10", "--payload", "16384", "--burst", "7"];
+    let report = report("fanout", &[&flags[..], &["--rounds", "1", "--secs", "1.3"]].concat());
+    let round = &report["rounds"][0];
+    let [dropped, replayed, overtaken] = ["dropped", "replayed", "overtaken"].map(|name| count(&round[name]));
+    assert!(dropped > 0, "the outboxes of two members were full: {round}");
+    assert_eq!(replayed, dropped + overtaken, "{round}");
+    assert!(count(&round["heads"]) >= 2 && count(&round["pages"]) >= 2, "{round}");
+    for stretch in ["without", "with"].map(|name| &round[name]) {
+        assert_eq!(count(&stretch["deliveries"]), count(&stretch["casts"]) * 7 * 17, "{stretch}");
+    }
+    assert!(report["p99_ratio"]["median"].as_f64().expect("a ratio") > 0.0, "{report}");
+    complaint(&["fanout", "--slow-percent", "5", "--nodes", "2"], 1, &["--slow-percent", "--nodes"]);
+}
+
+#[test]
+fn a_message_to_a_room_of_several_nodes_crosses_each_link_once() {
+    let flags = ["--members", "12", "--burst", "3", "--nodes", "3", "--rounds", "1", "--secs", "0.3"];
+    let report = report("fanout", &flags);
+    for round in ["one", "several"].map(|name| &report[name][0]) {
+        assert_eq!(count(&round["deliveries"]), count(&round["casts"]) * 3 * 11, "{round}");
+    }
+    let [messages, sent, received] = ["messages", "sent", "received"].map(|name| count(&report["copies"][name]));
+    assert_eq!((messages, sent), (3 * count(&report["several"][0]["casts"]), 2 * messages), "{report}");
+    assert_eq!(received, sent, "{report}");
+    assert!(report["over_one"]["median"].as_f64().expect("a ratio") > 0.0, "{report}");
+}
+
+#[test]
 fn members_of_a_room_are_on_several_threads_on_shared_cores() {
     let cores = shared_cores();
     let flags = ["--members", "40", "--burst", "3", "--rounds", "1", "--secs", "0.2", "--shared-cores", &cores];
