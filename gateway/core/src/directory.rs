@@ -18,6 +18,7 @@
 
 mod departed;
 mod former;
+mod known_homes;
 mod parked;
 mod redelivery;
 mod registrations;
@@ -28,6 +29,7 @@ mod settling;
 
 pub(crate) use departed::Departed;
 pub(crate) use former::FormerViews;
+use known_homes::KnownHomes;
 pub(crate) use parked::Parked;
 pub(crate) use redelivery::Redelivery;
 pub(crate) use registrations::{Registration, Registrations};
@@ -107,6 +109,8 @@ impl WalkStep {
 pub(crate) struct Directory {
     /// `None` when the node is alone, or has just started.
     pub(crate) routing: Option<Arc<Routing>>,
+    /// What it said of whom it was asked for last.
+    pub(crate) known: KnownHomes,
     /// While new homes are settling: the last view that has settled, and those between it and the present one; empty
     /// when nobody's sessions are known to be here.
     pub(crate) before: Vec<Arc<Routing>>,
@@ -141,6 +145,7 @@ impl Directory {
     pub(crate) fn new(limits: &crate::limits::Limits, away_ticks: u32) -> Self {
         Directory {
             routing: None,
+            known: KnownHomes::new(),
             before: Vec::new(),
             former: FormerViews::default(),
             walk: None,

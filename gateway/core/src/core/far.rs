@@ -65,7 +65,7 @@ impl Shard {
     #[inline]
     pub(crate) fn home(&self, user: u64) -> Home {
         match &self.directory.routing {
-            Some(routing) => routing.home(user),
+            Some(routing) => self.directory.known.home(routing, user),
             None if self.alone => Home::Here,
             None => Home::Nowhere,
         }

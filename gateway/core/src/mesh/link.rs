@@ -20,7 +20,8 @@
 //!
 //! Records are refused beyond `bytes_max`, control records beyond `bytes_max + reserve_bytes`. What counts is all the
 //! link holds: queued, lent, sent and not confirmed, and ended but not yet given back. Buffers may be larger than what
-//! they hold, by at most as much again and 128 KiB in all.
+//! they hold, by at most as much again and 256 KiB in all; up to [`SPARES_MAX`] of 128 KiB each are kept for half a
+//! second, for the next ones of a burst.
 
 mod chunk;
 #[cfg(test)]
@@ -43,8 +44,14 @@ pub(crate) const ACK_BYTES: usize = 256 << 10;
 /// Bounds of the delay before the next attempt to connect.
 pub(crate) const RECONNECT_MS_MIN: u64 = 50;
 pub(crate) const RECONNECT_MS_MAX: u64 = 2_000;
-/// A new chunk is made no larger than this on a guess.
-const CHUNK_HINT_BYTES_MAX: usize = 64 << 10;
+/// A chunk takes no further record beyond this: what one send carries, sealed or not, and what has to be sent again at
+/// most for one lost byte. A buffer of that length is taken again for the next one, and need not grow by being copied.
+const CHUNK_BYTES_MAX: usize = 128 << 10;
+const _: () = assert!(CHUNK_BYTES_MAX <= super::wire::RECORD_BYTES_MAX);
+/// Buffers of confirmed chunks that are kept for the next ones, until a heartbeat.
+const SPARES_MAX: usize = 4;
+/// Smaller ones are not worth it.
+const SPARE_BYTES_MIN: usize = 16 << 10;
 
 /// Bounds of one link.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +171,7 @@ pub(crate) struct Link {
     /// What all chunks take, for the bound.
     bytes: usize,
     chunk_hint: usize,
+    spares: Vec<Vec<u8>>,
     lent: Lent,
     /// The ring's buffer was lent to a connection that is gone.
     lent_stale: bool,
@@ -201,6 +209,7 @@ impl Link {
             ended: VecDeque::new(),
             bytes: 0,
             chunk_hint: 0,
+            spares: Vec::new(),
             lent: Lent::Nothing,
             lent_stale: false,
             rest: None,
@@ -238,7 +247,11 @@ impl Link {
             return Err(LinkFull::Bytes);
         }
         if !open {
-            self.chunks.push_back(Chunk::new(self.next_seq, len.max(self.chunk_hint)));
+            let buf = match len.max(self.chunk_hint) > SPARE_BYTES_MIN {
+                true => self.spares.pop().unwrap_or_default(),
+                false => Vec::new(),
+            };
+            self.chunks.push_back(Chunk::new(self.next_seq, buf, len.max(self.chunk_hint)));
         }
         if let Some(chunk) = self.chunks.back_mut() {
             chunk.push(record);
@@ -271,6 +284,7 @@ impl Link {
             goodbye_frame(reason)
         } else if now_ms >= connection.heartbeat_ms + HEARTBEAT_MS || self.ack_due_ms.is_some_and(|due| now_ms >= due) {
             connection.heartbeat_ms = now_ms;
+            self.spares.clear();
             let echo =
                 self.echo.take().map_or(0, |(sent_ms, came_ms)| sent_ms.saturating_add(now_ms.saturating_sub(came_ms)));
             self.ack_told();
@@ -289,7 +303,7 @@ impl Link {
             self.stats.resent += chunk.end().saturating_sub(chunk.first.max(confirmed));
         } else {
             // The next chunk is probably like this one; after a burst the guess halves with each chunk.
-            self.chunk_hint = chunk.bytes().max(self.chunk_hint / 2).min(CHUNK_HINT_BYTES_MAX);
+            self.chunk_hint = chunk.bytes().max(self.chunk_hint / 2).min(CHUNK_BYTES_MAX);
         }
         let (buf, offset) = chunk.lend(confirmed, ack);
         self.sent_end = self.sent_end.max(chunk.end());
@@ -341,7 +355,13 @@ impl Link {
                 break;
             }
             self.bytes -= chunk.cost();
-            self.chunks.pop_front();
+            if let Some(chunk) = self.chunks.pop_front() {
+                let buf = chunk.into_buf();
+                let kept = SPARE_BYTES_MIN..=2 * CHUNK_BYTES_MAX;
+                if self.spares.len() < SPARES_MAX && kept.contains(&buf.capacity()) {
+                    self.spares.push(buf);
+                }
+            }
             self.handed_out = self.handed_out.saturating_sub(1);
         }
     }

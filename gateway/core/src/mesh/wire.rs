@@ -34,9 +34,6 @@ pub(crate) const SEALED_SINCE: u16 = 5;
 
 /// Bytes of a batch before its first record.
 pub(crate) const BATCH_HEADER_BYTES: usize = 21;
-/// A batch takes no further record beyond this: what one send carries, and what has to be sent again at most for one
-/// lost byte.
-pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Longest frame: a batch of one record of the greatest length.
 pub(crate) const FRAME_BYTES_MAX: usize = BATCH_HEADER_BYTES + RECORD_BYTES_MAX;
 /// Longest frame before a connection is authenticated, well above the longest Hello.
@@ -48,7 +45,6 @@ pub(crate) const REFUSE_TEXT_BYTES_MAX: usize = 200;
 /// A receive buffer grown beyond this by one long record is given back after it.
 const PARTIAL_BYTES_KEPT: usize = 64 << 10;
 
-const _: () = assert!(BATCH_BYTES_MAX <= RECORD_BYTES_MAX);
 const _: () = assert!(HELLO_BYTES_MAX <= HANDSHAKE_BYTES_MAX);
 const _: () = assert!(REFUSE_BYTES + REFUSE_TEXT_BYTES_MAX <= HANDSHAKE_BYTES_MAX);
 

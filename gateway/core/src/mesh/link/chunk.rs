@@ -1,6 +1,7 @@
 //! A chunk: consecutive records in one buffer, which is both what is sent and what is kept to be sent again.
 
-use crate::mesh::wire::{BATCH_BYTES_MAX, BATCH_HEADER_BYTES, Record, len_at, put_batch_header};
+use super::CHUNK_BYTES_MAX;
+use crate::mesh::wire::{BATCH_HEADER_BYTES, Record, len_at, put_batch_header};
 
 /// Records `first..end` of a stream.
 #[derive(Debug)]
@@ -26,9 +27,10 @@ impl Chunk {
     /// What a chunk costs besides its records.
     pub(super) const OVERHEAD_BYTES: usize = size_of::<Chunk>() + BATCH_HEADER_BYTES;
 
-    /// An empty chunk with room for so many bytes of records.
-    pub(super) fn new(first: u64, records_bytes: usize) -> Self {
-        let mut buf = Vec::with_capacity(BATCH_HEADER_BYTES + records_bytes);
+    /// An empty chunk with room for so many bytes of records, in a buffer that was one before or is empty.
+    pub(super) fn new(first: u64, mut buf: Vec<u8>, records_bytes: usize) -> Self {
+        buf.clear();
+        buf.reserve(BATCH_HEADER_BYTES + records_bytes);
         buf.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
         let bytes = buf.len();
         Chunk { first, records: 0, start: 0, buf, lent: false, sent: false, bytes, confirmed: 0 }
@@ -37,7 +39,7 @@ impl Chunk {
     /// Whether a record of that length may be added.
     #[inline]
     pub(super) fn takes(&self, len: usize) -> bool {
-        !self.sent && self.bytes - BATCH_HEADER_BYTES + len <= BATCH_BYTES_MAX
+        !self.sent && self.bytes - BATCH_HEADER_BYTES + len <= CHUNK_BYTES_MAX
     }
 
     #[inline]
@@ -60,6 +62,10 @@ impl Chunk {
     /// What the chunk counts for the link's bound.
     pub(super) fn cost(&self) -> usize {
         self.bytes + size_of::<Chunk>()
+    }
+
+    pub(super) fn into_buf(self) -> Vec<u8> {
+        self.buf
     }
 
     pub(super) fn is_lent(&self) -> bool {

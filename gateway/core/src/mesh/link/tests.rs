@@ -4,7 +4,7 @@ mod model;
 
 use super::*;
 use crate::io::ConnId;
-use crate::mesh::wire::{Address, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, RECORD_BYTES_MAX, Seat};
+use crate::mesh::wire::{Address, BATCH_HEADER_BYTES, RECORD_BYTES_MAX, Seat};
 
 const LIMITS: LinkLimits = LinkLimits { bytes_max: 1 << 20, reserve_bytes: 4 << 10 };
 const STREAM: ResumeState = ResumeState { stream: 7, expected: 0 };
@@ -103,7 +103,7 @@ fn a_send_the_kernel_took_in_part_goes_on_where_it_stopped() {
 fn a_batch_ends_at_its_bound_and_a_larger_record_has_one_alone() {
     let limits = LinkLimits { bytes_max: 32 << 20, reserve_bytes: 0 };
     let mut link = connected(limits);
-    let payload = vec![5; BATCH_BYTES_MAX / 4];
+    let payload = vec![5; CHUNK_BYTES_MAX / 4];
     (0..5).for_each(|id| link.queue(&message(id, &payload)).unwrap());
     let longest = vec![6; RECORD_BYTES_MAX - 50];
     link.queue(&message(5, &longest)).unwrap();
@@ -393,7 +393,7 @@ fn chunks_after_a_burst_do_not_keep_its_memory() {
         let taken = buf.len();
         link.sent(buf, taken);
     }
-    assert!(memory < (128 << 10) + 2 * 1_000 * (BATCH_HEADER_BYTES + 50), "{memory} bytes");
+    assert!(memory < (256 << 10) + 2 * 1_000 * (BATCH_HEADER_BYTES + 50), "{memory} bytes");
 }
 
 /// What it holds goes up and down around half of what it may hold, record by record, and comes down in the end.
