@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz package
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -82,6 +82,7 @@ docs: setup ## Write the references of settings, flags and metrics in docs/ from
 	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router --test wire -- \
 		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean the_code_of_the_control_messages
 
+.PHONY: package
 package: ## The two crates that applications build on, as they would be published, built from what would be uploaded
 	$(CARGO) package --locked -p trunkline-proto -p trunkline-client
 
