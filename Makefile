@@ -89,6 +89,7 @@ docs: setup ## Write the references of settings, flags and metrics in docs/ from
 	TRUNKLINE_WRITE_DOCS=1 $(CARGO) test --workspace --locked --lib --bins --test gateway --test router --test wire -- \
 		the_reference_of the_metrics_of_nodes_in_a_cluster the_metrics_are_clean the_code_of_the_control_messages
 
+.PHONY: package
 package: ## The two crates that applications build on, as they would be published, built from what would be uploaded
 	$(CARGO) package --locked -p trunkline-proto -p trunkline-client
 

@@ -23,6 +23,8 @@ const HEARTBEAT_SECS_MAX: u32 = 3_600;
 const TOKEN_LEFT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// Longest wait the gateway can ask for: a nonsense value must not keep a client away for weeks.
 const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3_600);
+/// Longest wait an HTTP server can ask for: it may be a proxy, which knows nothing of the other addresses.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// A logged-in connection.
 #[derive(Debug)]
@@ -61,8 +63,8 @@ impl Advice {
     }
 
     /// Where no connection could be made: what a server has said of when to come again.
-    fn of_failed_dial(error: &io::Error) -> Self {
-        let after = crate::dial::retry_after(error).unwrap_or_default().min(RECONNECT_AFTER_MAX);
+    pub(crate) fn of_failed_dial(error: &io::Error) -> Self {
+        let after = crate::dial::retry_after(error).unwrap_or_default().min(RETRY_AFTER_MAX);
         Self { after, redirect: None }
     }
 }

@@ -1,5 +1,5 @@
-//! Masks of a client's frames (RFC 6455, section 5.3): nobody but the system's random source knows the next one, so that
-//! no page and no message can choose the bytes that a proxy on the way sees.
+//! Masks of a client's frames (RFC 6455, section 5.3): nobody but the system's random source knows the next one, so
+//! that no page and no message can choose the bytes that a proxy on the way sees.
 
 use std::io;
 

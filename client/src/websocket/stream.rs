@@ -12,8 +12,8 @@ use super::wire::{Inbound, Outbound};
 /// Longest piece that is put into one frame, in bytes: as much as a record of TLS holds.
 const PIECE_BYTES_MAX: usize = 16 * 1024;
 
-/// What [`crate::Ws`] makes: native frames through a WebSocket, or over the connection as it is where the address was not
-/// that of a WebSocket. Both halves of it belong to one task.
+/// What [`crate::Ws`] makes: native frames through a WebSocket, or over the connection as it is where the address was
+/// not that of a WebSocket. Both halves of it belong to one task.
 pub struct WsStream<S> {
     stream: S,
     websocket: Option<Box<WebSocket>>,
@@ -74,8 +74,8 @@ impl WebSocket {
         }
     }
 
-    /// Pushes answers on their way as far as they go now. An error of writing is left to who writes: what the server has
-    /// sent, its reason among it, is still to be read.
+    /// Pushes answers on their way as far as they go now. An error of writing is left to who writes: what the server
+    /// has sent, its reason among it, is still to be read.
     fn answer<S: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, stream: &mut S) {
         let is_due = self.inbound.ping.is_some() || self.inbound.end.is_some() || !self.out.is_empty();
         if is_due && let Poll::Ready(Ok(())) = self.poll_out(cx, stream) {

@@ -11,6 +11,7 @@ use super::upgrade::{self, HEAD_BYTES_MAX, read_answer};
 use super::wire::ByeInClose;
 use super::{UpgradeRefused, Ws, WsStream, open};
 use crate::addrs::WebSocketUrl;
+use crate::login::Advice;
 use crate::{Dial, Reason};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -153,8 +154,11 @@ async fn what_a_server_sends_may_be_cut_anywhere_and_its_close_stands_for_a_bye(
                 (heard, end)
             },
             async {
-                tokio::task::yield_now().await;
-                server.write_all(&rest).await.expect("memory");
+                // All of the rest, or byte after byte.
+                for piece in rest.chunks(if cut % 2 == 0 { 1 } else { bytes.len() }) {
+                    tokio::task::yield_now().await;
+                    server.write_all(piece).await.expect("memory");
+                }
             }
         );
         assert_eq!(heard, native, "cut at {cut}");
@@ -363,10 +367,12 @@ fn answers_that_make_no_websocket_are_refused_each_in_its_words() {
         assert!(said.contains(&format!("HTTP status {status}")) && said.contains(words), "{said}");
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<UpgradeRefused>()).expect("what it is");
         assert_eq!((inner.status, inner.retry_after), (status, Some(Duration::from_secs(5))));
-        assert_eq!(crate::dial::retry_after(&error), inner.retry_after);
+        assert_eq!(Advice::of_failed_dial(&error).after, Duration::from_secs(5));
     }
-    let error = refused(b"HTTP/1.1 503 x\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n\r\n");
-    assert_eq!(crate::dial::retry_after(&error), None);
+    for (text, waited) in [("Fri, 31 Dec 1999 23:59:59 GMT", 0), ("-1", 0), ("60", 60), ("18446744073709551615", 60)] {
+        let error = refused(format!("HTTP/1.1 503 x\r\nRetry-After: {text}\r\n\r\n").as_bytes());
+        assert_eq!(Advice::of_failed_dial(&error).after, Duration::from_secs(waited), "{text}");
+    }
 }
 
 #[tokio::test]

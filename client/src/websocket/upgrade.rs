@@ -32,7 +32,7 @@ pub struct UpgradeRefused {
     /// HTTP status of the answer.
     pub status: u16,
     /// `Retry-After`, if the answer has one in seconds. A client that reconnects waits for that long besides its own
-    /// wait, an hour at most.
+    /// wait, a minute at most: it may come from a proxy, which knows nothing of other addresses.
     pub retry_after: Option<Duration>,
 }
 

@@ -163,8 +163,8 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    /// Appends a piece of the stream of native frames, cut anywhere. It is a message of its own if whole frames end with
-    /// it, else a fragment of one.
+    /// Appends a piece of the stream of native frames, cut anywhere. It is a message of its own if whole frames end
+    /// with it, else a fragment of one.
     pub(super) fn put(&mut self, out: &mut Vec<u8>, piece: &[u8]) -> io::Result<()> {
         let mask = self.masks.next()?;
         let opcode = if self.is_open { Opcode::Continuation } else { Opcode::Binary };
