@@ -179,6 +179,15 @@ impl Crowd {
         }
     }
 
+    /// A node has been fenced: sessions there that last go on when it may serve again.
+    pub(super) fn met_fence(&mut self, node: &str) {
+        for client in self.clients.iter().filter(|client| client.live() && client.node == node) {
+            if let Some(transport) = &client.transport {
+                *self.transports.entry(format!("sessions over {} at a fence", transport.name())).or_default() += 1;
+            }
+        }
+    }
+
     fn plan_ack(&mut self, index: usize, delivered: Delivered) {
         let now_us = self.now_us();
         let (delay_us, count) = match self.devices[self.clients[index].device].acks {

@@ -114,6 +114,8 @@ pub(super) struct Fleet {
     /// When a trouble began or ended.
     troubled_us: Vec<u64>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// Nodes that have been fenced, until somebody asks.
+    pub(super) fenced: Vec<String>,
     /// Pushes by HTTP at each node, where there are some.
     pub(super) pushers: Option<Pushers>,
     /// The store that the nodes share, where they have one.
@@ -155,6 +157,7 @@ impl Fleet {
             cut_us: Vec::new(),
             troubled_us: Vec::new(),
             counts: BTreeMap::new(),
+            fenced: Vec::new(),
             pushers: None,
             store: None,
             services: None,
@@ -350,6 +353,7 @@ impl Fleet {
         let heart = process.pulse.heart();
         let (fenced, digest) = (heart.fenced().is_some(), heart.view().digest);
         if std::mem::replace(&mut process.fenced, fenced) != fenced && fenced {
+            self.fenced.push(self.seats[number].name.clone());
             self.count("fenced");
         }
         let others = self.seats.iter().filter_map(|seat| seat.process.as_ref());

@@ -145,6 +145,7 @@ impl Run {
             }
             self.fleet.step();
             self.crowd.homes_since_us = self.fleet.homes_since_us();
+            self.fleet.fenced.drain(..).for_each(|node| self.crowd.met_fence(&node));
             match (&mut self.members, &mut self.correspondents, &mut self.calls) {
                 (Some(members), ..) => members.step(),
                 (_, Some(correspondents), _) => correspondents.step(),
@@ -274,6 +275,16 @@ impl Run {
 
 /// What the seeds of `make test` must have met, or they prove less than they seem to.
 const MUST_OCCUR: &[&str] = &[
+    "BYE Draining over TLS",
+    "BYE Draining over WebSocket",
+    "BYE Replaced over TLS",
+    "BYE Replaced over WebSocket",
+    "messages over TLS since homes moved",
+    "messages over WebSocket and TLS since homes moved",
+    "messages over WebSocket since homes moved",
+    "sessions over TLS at a fence",
+    "sessions over WebSocket and TLS",
+    "sessions over WebSocket at a fence",
     "Redis forgot",
     "Redis forgot some",
     "Redis out",

@@ -18,7 +18,7 @@ pub(super) struct Transport {
 impl Transport {
     /// Of a new connection; `None` for a native one, as most are.
     pub(super) fn draw(rng: &mut Rng, now_us: u64) -> Option<Box<Self>> {
-        let (websocket, tls) = (rng.chance(250), rng.chance(250));
+        let (websocket, tls) = (rng.chance(150), rng.chance(150));
         (websocket || tls).then(|| {
             let mut rng = Rng::new(rng.bits());
             Box::new(Transport {
