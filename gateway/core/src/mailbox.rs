@@ -552,9 +552,10 @@ impl Outgoing {
         load + bytes <= allowed.max(self.bytes_max) + self.bytes_max
     }
 
-    /// Whether less than half of what may be is under way to a shard.
+    /// Whether less than half of what the two shards have for themselves is under way to a shard, with what may come
+    /// back from it: what goes at this pace finds room whatever the others have of the pool.
     pub(crate) fn is_easy(&self, to: u16) -> bool {
-        self.load(to).0 <= self.bytes_max / 2
+        self.load(to).0 + self.backs(to) <= self.floor() / 2
     }
 
     /// Bytes that a shard has given back and this one has not taken.

@@ -41,10 +41,10 @@ pub(super) fn hand_on(
     let record = Record::Carry { to: node, record: *record };
     let is_control = matches!(&record, Record::Carry { record, .. } if record.is_control());
     let len = record.encoded_len();
-    // Should all of it come back there has to be room for that too.
-    let bytes = len + outgoing.backs(carrier);
-    // What answers has a reserve, as on a link.
-    let has_room = if is_control { outgoing.has_reserve(carrier, bytes) } else { outgoing.has_room(carrier, bytes) };
+    // What answers has a reserve, as on a link, which what comes back from another link does not take away. For all
+    // else there has to be room for that too, should all of it come back.
+    let backs = outgoing.backs(carrier);
+    let has_room = if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len + backs) };
     if !has_room {
         links.stats.limit_mailbox.add(1);
         return Err(FarError::Full);

@@ -10,7 +10,7 @@ use super::links::{Links, Queued, ticks};
 use super::portal::PORTAL_SLOT;
 use super::route::{Routed, delivery, sender};
 use super::shard::Shard;
-use crate::conn::{Phase, Slots};
+use crate::conn::{Conn, Phase, Slots};
 use crate::directory::{Away, Directory, Held, Home, Member, RemoteSession, is_remote};
 use crate::groups::group_home;
 use crate::head::HEADED;
@@ -614,7 +614,8 @@ impl Shard {
                 let is_home = matches!(self.home(user), Home::There { node, .. } if node == back.node);
                 let waits = session == 0 && self.is_asked(back.node, seat.conn, user);
                 // It may have ended while this waited to be given back.
-                let is_here = self.links.slots.get(seat.conn).is_some_and(|conn| conn.user == user);
+                let open = |conn: &mut Conn| conn.user == user && conn.phase == Phase::Open;
+                let is_here = self.links.slots.get(seat.conn).is_some_and(open);
                 // Who is not the home any more must not learn of it now: behind what it was told last, it would keep
                 // the session.
                 if waits || (session != 0 && is_home && is_here) {

@@ -57,8 +57,6 @@ impl Shard {
         let Some(desk) = &mut self.desk else { return };
         self.links.stats.limit_duplicates.add(u64::from(desk.duplicates.turn_over(self.links.tick)));
         desk.duplicates.note_new(from, id, group ^ PLACE, stamp, retry);
-        let home = self.groups.homes.at(group);
-        home.added = home.added.saturating_add(1);
     }
 
     /// A message is in the log of a group. What is not stays known as one that may be: then the store looks for it.
@@ -66,5 +64,8 @@ impl Shard {
         if let Some(desk) = &mut self.desk {
             desk.duplicates.note(from, id, group ^ PLACE, stamp, Known::Stored);
         }
+        // What was refused is not in the log, and puts nothing between its end and what the former home stored.
+        let home = self.groups.homes.at(group);
+        home.added = home.added.saturating_add(1);
     }
 }

@@ -149,7 +149,7 @@ struct Rest {
 }
 
 fn is_easy_with(bytes: usize, bytes_max: usize, was_easy: bool) -> bool {
-    bytes <= bytes_max / if was_easy { 2 } else { 4 }
+    bytes <= if was_easy { bytes_max / 2 } else { 3 * (bytes_max / 8) }
 }
 
 /// One link, on the shard that has it. It outlives its connections.
@@ -634,10 +634,16 @@ impl Link {
         self.bytes <= self.limits.bytes_max / 2
     }
 
-    /// The same for whoever is told of changes: once it holds more than half it is easy again with a quarter, so that
-    /// not each record at the mark is a change.
+    /// The same for whoever is told of changes: once it holds more than half it is easy again with three eighths, so
+    /// that not each record at the mark is a change.
     pub(crate) fn stays_easy(&self, was_easy: bool) -> bool {
         is_easy_with(self.bytes, self.limits.bytes_max, was_easy)
+    }
+
+    /// Whether a record would be taken now.
+    pub(crate) fn has_room_for(&self, record: &Record<'_>) -> bool {
+        let reserve = if record.is_control() { self.limits.reserve_bytes } else { 0 };
+        self.bytes + record.encoded_len() + Chunk::OVERHEAD_BYTES <= self.limits.bytes_max + reserve
     }
 
     /// Whether a connection is up.

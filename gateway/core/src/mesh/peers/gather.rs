@@ -94,6 +94,12 @@ impl Mesh {
         let shards = self.config.shards;
         self.let_gathered_go(id, |gathered, _| gathered.digest != digest)?;
         let Some(link) = self.links[id as usize].as_mut() else { return Err(FarError::Unknown) };
+        // Where the word would find no room now, what was to come before it has found none either, and it would not be
+        // true: the shard goes through its sessions again.
+        let word = Record::SettledSet { digest, from: &vec![0; usize::from(shards).div_ceil(8)] };
+        if !link.link.has_room_for(&word) {
+            return Err(FarError::Full);
+        }
         let gathered = match &mut link.gathered {
             Some(gathered) if gathered.digest == digest => gathered,
             other => other.insert(Gathered::new(digest, shards)),
