@@ -44,7 +44,8 @@ pub(super) fn hand_on(
     // What answers has a reserve, as on a link, which what comes back from another link does not take away. For all
     // else there has to be room for that too, should all of it come back.
     let backs = outgoing.backs(carrier);
-    let has_room = if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len + backs) };
+    let has_room =
+        if is_control { outgoing.has_reserve(carrier, len) } else { outgoing.has_room(carrier, len + backs) };
     if !has_room {
         links.stats.limit_mailbox.add(1);
         return Err(FarError::Full);

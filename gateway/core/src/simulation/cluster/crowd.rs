@@ -348,15 +348,10 @@ impl Crowd {
             false => encode_message(&mut bytes, Kind::Login, 0, &login),
         }
         let now_us = self.world.borrow().now_us();
-<<<<<<< ours
-        client.transport = Transport::draw(&mut self.transport_rng, now_us);
-=======
-        let mut client = Client::new(index, socket, *user, device, now_us);
         // Runs of live rooms alone are about what crosses links between nodes, and short: all their clients are native.
         if !self.scenario.rooms_only {
             client.transport = Transport::draw(&mut self.transport_rng, now_us);
         }
->>>>>>> theirs
         self.clients.push(client);
         self.by_socket.insert(socket, index);
         self.devices[device].clients.push(index);
