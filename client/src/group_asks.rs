@@ -1,11 +1,14 @@
 //! What is asked about groups on one connection: joins and leaves, and pages that the application wants to look at.
 
+mod attention;
+
 use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::oneshot;
 use trunkline_proto::{Code, Kind, Sync, SyncOk};
 
-use crate::attention::Attention;
+use attention::Attention;
+
 use crate::{Error, GroupMessage, GroupPage, History};
 
 /// Joins and leaves under way at once.

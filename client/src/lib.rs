@@ -217,7 +217,6 @@
 
 mod acks;
 mod addrs;
-mod attention;
 mod backoff;
 mod calls;
 mod client;

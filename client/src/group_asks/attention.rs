@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::{Act, Asked};
 use crate::Backoff;
-use crate::group_asks::{Act, Asked};
 
 /// How often a wish of the application is asked for, the first time included: some seconds in all.
 const TRIES_MAX: u32 = 6;
