@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -27,16 +26,4 @@ pub trait Dial: Send + 'static {
     fn dial_http(&mut self, addr: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send {
         self.dial(addr)
     }
-}
-
-/// After how long a server that refused a connection wants to be asked again, if it has said so.
-#[cfg(feature = "ws")]
-pub(crate) fn retry_after(error: &io::Error) -> Option<Duration> {
-    error.get_ref()?.downcast_ref::<crate::UpgradeRefused>()?.retry_after
-}
-
-/// Without HTTP nobody says so.
-#[cfg(not(feature = "ws"))]
-pub(crate) fn retry_after(_error: &io::Error) -> Option<Duration> {
-    None
 }

@@ -232,11 +232,29 @@ impl fmt::Display for Reason {
     }
 }
 
+/// A Close that stands for a BYE, as an error of reading: so it comes behind all that was sent before.
+#[cfg(feature = "ws")]
+#[derive(Debug)]
+pub(crate) struct ByeInClose {
+    pub(crate) code: u16,
+    pub(crate) text: String,
+}
+
+#[cfg(feature = "ws")]
+impl fmt::Display for ByeInClose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&sentence(self.code, &self.text))
+    }
+}
+
+#[cfg(feature = "ws")]
+impl std::error::Error for ByeInClose {}
+
 impl Reason {
     /// Of a connection that cannot be read from, or written to.
     pub(crate) fn of(error: io::Error) -> Self {
         #[cfg(feature = "ws")]
-        let error = match error.downcast::<crate::websocket::ByeInClose>() {
+        let error = match error.downcast::<ByeInClose>() {
             Ok(bye) => return Self::Bye { code: bye.code, text: bye.text },
             Err(error) => error,
         };

@@ -247,6 +247,7 @@ mod recall;
 mod receipt;
 mod renewal;
 mod resume;
+mod retry_after;
 #[cfg(feature = "tcp")]
 pub mod service;
 mod session;

@@ -64,7 +64,7 @@ impl Advice {
 
     /// Where no connection could be made: what a server has said of when to come again.
     pub(crate) fn of_failed_dial(error: &io::Error) -> Self {
-        let after = crate::dial::retry_after(error).unwrap_or_default().min(RETRY_AFTER_MAX);
+        let after = crate::retry_after::retry_after(error).unwrap_or_default().min(RETRY_AFTER_MAX);
         Self { after, redirect: None }
     }
 }

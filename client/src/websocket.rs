@@ -17,7 +17,6 @@ use crate::addrs::WebSocketUrl;
 
 pub use stream::WsStream;
 pub use upgrade::UpgradeRefused;
-pub(crate) use wire::ByeInClose;
 
 /// WebSockets over the connections of another [`Dial`], for networks and proxies that let nothing but HTTP pass:
 /// `ws://chat.example.com/ws` over [`crate::Tcp`], `wss://chat.example.com/ws` over `Tls`. Without a port it is that of

@@ -8,9 +8,9 @@ use trunkline_proto::websocket::{self as codec, Control, Opcode, Role, close_cod
 use trunkline_proto::{Code, Header, Kind, decode, encode};
 
 use super::upgrade::{self, HEAD_BYTES_MAX, read_answer};
-use super::wire::ByeInClose;
 use super::{UpgradeRefused, Ws, WsStream, open};
 use crate::addrs::WebSocketUrl;
+use crate::error::ByeInClose;
 use crate::login::Advice;
 use crate::{Dial, Reason};
 

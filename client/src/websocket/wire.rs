@@ -1,6 +1,5 @@
 //! Native frames to messages of a WebSocket, and back. No I/O is done here.
 
-use std::fmt;
 use std::io;
 
 use trunkline_proto::websocket::{
@@ -9,6 +8,7 @@ use trunkline_proto::websocket::{
 };
 
 use super::masks::Masks;
+use crate::error::ByeInClose;
 
 const RULES: Rules = Rules { role: Role::Client, text: false, message_bytes_max: MESSAGE_BYTES_IN_MAX };
 
@@ -65,21 +65,6 @@ impl End {
         }
     }
 }
-
-/// A Close that stands for a BYE, as an error of reading: so it comes behind all that was sent before.
-#[derive(Debug)]
-pub(crate) struct ByeInClose {
-    pub(crate) code: u16,
-    pub(crate) text: String,
-}
-
-impl fmt::Display for ByeInClose {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::sentence(self.code, &self.text))
-    }
-}
-
-impl std::error::Error for ByeInClose {}
 
 /// What a server sends.
 #[derive(Debug, Default)]
