@@ -632,7 +632,9 @@ def peer_rows():
         idle = server.get("idle")
         if not server["rounds"]:
             continue
-        cells = [server["name"] if server["name"] in ("floor", "trunkline") else f"{server['name']}, {server['what']}"]
+        is_own = server["name"].startswith(("floor", "trunkline"))
+        cells = [server["name"] if is_own else f"{server['name']}: {server['what']}"]
+        cores = []
         for window in report["arguments"]["window"]:
             times, least = of(server, window, "cpu_us_per_message"), of(base, window, "cpu_us_per_message")
             if not times:
@@ -640,6 +642,9 @@ def peer_rows():
                 continue
             cells.append(f"{number(statistics.median(times))} µs")
             cells.append(ratio([mine / theirs for mine, theirs in zip(times, least)]))
+            both = zip(of(server, window, "cores"), of(server, window, "bench_cores"))
+            cores.append(" + ".join(f"{statistics.median(side):.2f}" for side in zip(*both)))
+        cells.append("; ".join(cores))
         latencies = [round.get("latency_corrected", round["latency"])["p99_us"] for round in server["rounds"] if round["window"] == 1]
         cells.append(ms(statistics.median(latencies)) if latencies else NONE)
         if idle:
@@ -650,14 +655,15 @@ def peer_rows():
     return rows
 
 
-PEER_HEAD = ["", "CPU for a message, 1 in flight", "over the floor", "32 in flight", "over the floor", "p99, 1 in flight", "idle connection: process", "with the kernel", "logins/s"]
+PEER_HEAD = ["", "CPU for a message, 1 in flight", "over the floor", "32 in flight", "over the floor", "cores: server + bench, of both", "p99, 1 in flight", "idle connection: process", "with the kernel", "logins/s"]
 
 
 def peer_note():
     report = result("vs")
     if not report:
         return ""
-    versions = [f"{server['name']}: {server['version']}" for server in report["servers"] if server["what"] and not server["name"].startswith(("floor", "trunkline"))]
+    peers = [server for server in report["servers"] if server["what"] and not server["name"].startswith(("floor", "trunkline"))]
+    versions = list(dict.fromkeys(f"{server['name'].split(',')[0]}: {server['version']}" for server in peers))
     return f"\n{code(report)}; {'; '.join(versions)}.\n"
 
 
