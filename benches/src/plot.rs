@@ -285,20 +285,28 @@ fn idle(path: &Path, report: &Value) -> Drawn {
     Ok(())
 }
 
+/// About how wide a character of a name is, in pixels.
+const NAME_CHAR_WIDTH: f64 = 6.6;
+
 /// Horizontal bars with their values, the names at the left.
 fn bars_into(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, bars: &[(String, f64)]) -> Drawn {
     let most = bars.iter().map(|bar| bar.1).fold(1e-9, f64::max);
+    // As much of the width as the longest name takes, and at least a sixth.
+    let width = f64::from(area.dim_in_pixel().0);
+    let longest = bars.iter().map(|bar| bar.0.chars().count()).max().unwrap_or(0);
+    let names = (NAME_CHAR_WIDTH * longest as f64 + 24.0).clamp(width / 6.0, width / 2.0);
+    let left = 1.15 * most * names / (width - names);
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 18))
         .margin(12)
-        .build_cartesian_2d(-0.26 * most..1.15 * most, 0.0..bars.len().max(1) as f64)?;
+        .build_cartesian_2d(-left..1.15 * most, 0.0..bars.len().max(1) as f64)?;
     for (row, (name, value)) in bars.iter().rev().enumerate() {
         let (bottom, top) = (row as f64 + 0.15, row as f64 + 0.85);
         let colour = if name.starts_with("trunkline") { COLOURS[1] } else { COLOURS[0] };
         chart.draw_series([Rectangle::new([(0.0, bottom), (*value, top)], colour.filled())])?;
         let label = if *value < 100.0 { format!("{value:.2}") } else { grouped(*value) };
         chart.draw_series([Text::new(label, (value + 0.01 * most, top - 0.25), (FONT, 14))])?;
-        chart.draw_series([Text::new(name.clone(), (-0.25 * most, top - 0.25), (FONT, 14))])?;
+        chart.draw_series([Text::new(name.clone(), (-left, top - 0.25), (FONT, 14))])?;
     }
     Ok(())
 }
