@@ -71,6 +71,10 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const DRAIN_PING: u16 = 1;
 /// Longest frame before the gateway has said what it sends.
 const FIRST_BYTES_MAX: u32 = 1 << 20;
+/// The longest INVITE that is read: it comes from whoever reaches the port.
+const INVITE_BYTES_MAX: u32 = 8 << 10;
+/// The longest heartbeat that is believed, in seconds.
+const HEARTBEAT_SECS_MAX: u32 = 3_600;
 
 /// A call of a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -360,7 +364,7 @@ impl Service {
     /// Links that are connected.
     #[must_use]
     pub fn links(&self) -> usize {
-        self.shared.links().len()
+        self.shared.links.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Pushes to a user, at least once, and waits for the fate. `service` is one that this worker serves.
@@ -448,36 +452,49 @@ enum Out {
 struct Shared {
     builder: ServiceBuilder,
     ids: MessageIds,
-    /// The connected links: the shard, or the number of one that was accepted; room for what goes out there, and the
-    /// longest payload.
-    links: Mutex<Vec<(u32, mpsc::Sender<Out>, usize)>>,
+    /// The connected links, in the order of their numbers.
+    links: Mutex<Vec<Place>>,
     stopped: watch::Receiver<Stop>,
 }
 
+/// Where a connected link takes what goes out.
+#[derive(Clone, Debug)]
+struct Place {
+    /// The shard, or the number of one that was accepted.
+    number: u32,
+    /// What is served there, and may push there; in order.
+    services: Vec<u16>,
+    out: mpsc::Sender<Out>,
+    payload_max: usize,
+}
+
+/// The link of a push: of those on which its service may push, always the same one for a user, so that the user's
+/// pushes come in order.
+fn place_of(links: &[Place], service: u16, user: u64) -> Option<&Place> {
+    let able = || links.iter().filter(|place| place.services.contains(&service));
+    let count = able().count() as u64;
+    able().nth(usize::try_from(user.checked_rem(count)?).unwrap_or_default())
+}
+
 impl Shared {
-    fn links(&self) -> Vec<(u32, mpsc::Sender<Out>, usize)> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn put_link(&self, shard: u32, out: mpsc::Sender<Out>, payload_max: usize) {
+    fn put_link(&self, place: Place) {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        links.retain(|(other, ..)| *other != shard);
-        links.push((shard, out, payload_max));
+        links.retain(|other| other.number != place.number);
+        links.push(place);
+        links.sort_by_key(|place| place.number);
     }
 
-    fn drop_link(&self, shard: u32) {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, ..)| *other != shard);
+    fn drop_link(&self, number: u32) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.number != number);
     }
 
     /// On one link after the other. Pushes of one user stay on one, so that they come in order.
     async fn queue_push(&self, push: Push) -> Result<(), ServiceError> {
-        let mut links = self.links();
-        links.sort_by_key(|(shard, ..)| *shard);
-        if links.is_empty() {
-            return Err(ServiceError::NotConnected);
-        }
-        let at = usize::try_from(push.user % links.len() as u64).unwrap_or_default();
-        let (_, out, payload_max) = links.swap_remove(at);
+        let place = {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            place_of(&links, push.service, push.user).cloned()
+        };
+        let Place { out, payload_max, .. } = place.ok_or(ServiceError::NotConnected)?;
         if push.payload.len() > payload_max {
             return Err(ServiceError::PayloadTooLarge);
         }
@@ -493,6 +510,7 @@ struct Link {
     reader: Reader,
     writer: Writer,
     inbound: Vec<u8>,
+    services: Vec<u16>,
     ok: ServeOk,
 }
 
@@ -519,8 +537,9 @@ impl Link {
         encode_message(&mut bytes, Kind::Serve, 0, serve);
         writer.write_all(&bytes).await?;
         writer.flush().await?;
-        let ok = first_frame(&mut reader, &mut inbound, first_answer).await?;
-        Ok(Link { reader, writer, inbound, ok })
+        let ok = first_frame(&mut reader, &mut inbound, FIRST_BYTES_MAX, first_answer).await?;
+        let services = serve.offers.iter().filter_map(|offer| u16::try_from(offer.service).ok()).collect();
+        Ok(Link { reader, writer, inbound, services, ok })
     }
 
     /// The link that a gateway has dialed, and its part of the window.
@@ -531,7 +550,7 @@ impl Link {
             let (reader, writer) = stream.into_split();
             let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
             let mut inbound = Vec::new();
-            let invite = first_frame(&mut reader, &mut inbound, |frame| match frame.known() {
+            let invite = first_frame(&mut reader, &mut inbound, INVITE_BYTES_MAX, |frame| match frame.known() {
                 Some(Kind::Invite) => Invite::decode(frame.body).map_err(|error| protocol(&error)),
                 _ => Err(ServiceError::Protocol(format!("kind {} is no INVITE", frame.kind))),
             })
@@ -577,10 +596,11 @@ fn is_same(one: &str, other: &str) -> bool {
 async fn first_frame<T>(
     reader: &mut Reader,
     inbound: &mut Vec<u8>,
+    most: u32,
     says: impl Fn(&Frame<'_>) -> Result<T, ServiceError>,
 ) -> Result<T, ServiceError> {
     loop {
-        if let Some((frame, len)) = decode(inbound, FIRST_BYTES_MAX).map_err(|violation| protocol(&violation))? {
+        if let Some((frame, len)) = decode(inbound, most).map_err(|violation| protocol(&violation))? {
             let said = says(&frame)?;
             inbound.drain(..len);
             return Ok(said);
@@ -680,22 +700,23 @@ async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Optio
 
 /// One link, until it ends.
 async fn serve_link(shared: &Arc<Shared>, shard: u32, window: u32, link: Link) -> Result<(), ServiceError> {
-    let Link { reader, writer, inbound, ok } = link;
+    let Link { reader, writer, inbound, services, ok } = link;
     let (out, queue) = mpsc::channel(OUT_MAX);
-    let payload_max = (ok.max_frame as usize).saturating_sub(trunkline_proto::HEADER_LONG);
+    let max_frame = ok.max_frame.min(trunkline_proto::FRAME_BYTES_MAX_LIMIT);
+    let payload_max = (max_frame as usize).saturating_sub(trunkline_proto::HEADER_LONG);
     let mut session = LinkSession {
         shared: shared.clone(),
         out: out.downgrade(),
         inbound,
-        max_frame: ok.max_frame.saturating_add(HEAD_BYTES_MAX),
+        max_frame: max_frame.saturating_add(HEAD_BYTES_MAX),
         running: HashMap::new(),
         pushes: HashMap::new(),
         outbound: Vec::new(),
         drained: false,
     };
     session.put(Kind::Window, 0, window.min(u16::MAX.into()) as u16, 0, 0, &[]);
-    shared.put_link(shard, out.clone(), payload_max);
-    let heartbeat = Duration::from_secs(ok.heartbeat_secs.max(1).into());
+    shared.put_link(Place { number: shard, services, out: out.clone(), payload_max });
+    let heartbeat = Duration::from_secs(ok.heartbeat_secs.clamp(1, HEARTBEAT_SECS_MAX).into());
     let ended = session.run(reader, writer, queue, heartbeat).await;
     for (_, fate) in session.pushes.drain() {
         drop(fate.send(Err(ServiceError::FateUnknown)));
@@ -901,5 +922,33 @@ fn split_head(body: &[u8]) -> (Option<CallHead>, &[u8]) {
     match rest.split_at_checked(u16::from_be_bytes(*len).into()) {
         Some((head, payload)) => (CallHead::decode(head).ok(), payload),
         None => (None, body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_goes_where_its_service_may_push_and_those_of_a_user_go_one_way() {
+        let place = |number, services: &[u16]| Place {
+            number,
+            services: services.to_vec(),
+            out: mpsc::channel(1).0,
+            payload_max: 1,
+        };
+        let links = [place(1, &[7]), place(2, &[8]), place(3, &[7, 8]), place(4, &[8])];
+        for user in 0..20 {
+            for service in [7, 8] {
+                let found = place_of(&links, service, user).expect("a link");
+                assert!(found.services.contains(&service), "user {user}: {found:?}");
+                assert_eq!(found.number, place_of(&links, service, user).expect("a link").number);
+            }
+            assert!(place_of(&links, 9, user).is_none());
+        }
+        let used: std::collections::BTreeSet<u32> =
+            (0..20).filter_map(|user| place_of(&links, 8, user)).map(|place| place.number).collect();
+        assert_eq!(used.len(), 3, "all that can take them do");
+        assert!(place_of(&[], 7, 1).is_none());
     }
 }

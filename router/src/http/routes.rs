@@ -6,7 +6,7 @@ use super::places::Places;
 use super::problem::Problem;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::handler::Handler;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{self, MethodRouter};
@@ -14,10 +14,19 @@ use axum::{Extension, Router};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// The longest that a request takes. What is asked of Redis ends within a second for each step.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request with a long body waits for its turn: it holds one of the places of all requests meanwhile.
+const LONG_TURN_WAIT: Duration = Duration::from_secs(2);
+
+/// Whether a body is, or may be, longer than most routes take.
+fn is_long(request: &Request) -> bool {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    length.is_none_or(|bytes: u64| bytes > BODY_BYTES_MAX as u64)
+}
 
 /// One route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +88,8 @@ impl<S: Send + Sync + 'static> Routes<S> {
         self.add("post", path, needs, routing::post(handler))
     }
 
-    /// Adds a request with a body of up to [`LONG_BODY_BYTES_MAX`]; [`LONG_BODIES_MAX`] of them have their turn at a
-    /// time.
+    /// Adds a request with a body of up to [`LONG_BODY_BYTES_MAX`]; of those with more than [`BODY_BYTES_MAX`], or
+    /// without a length, [`LONG_BODIES_MAX`] have their turn at a time. All others never wait for them.
     #[must_use]
     pub fn post_long<T: 'static>(self, path: &'static str, needs: Needs, handler: impl Handler<T, Arc<S>>) -> Self {
         let turns = self.long_bodies.clone();
@@ -90,9 +99,16 @@ impl<S: Send + Sync + 'static> Routes<S> {
             .route_layer(from_fn(move |request: Request, next: Next| {
                 let turns = turns.clone();
                 async move {
-                    // It is never closed; who waits for too long is told by the time-out of all requests.
-                    let _turn = turns.acquire().await;
-                    next.run(request).await
+                    if !is_long(&request) {
+                        return next.run(request).await;
+                    }
+                    match timeout(LONG_TURN_WAIT, turns.acquire()).await {
+                        Ok(_turn) => next.run(request).await,
+                        Err(_) => {
+                            let detail = "as many long bodies are under way as may be; try again in a moment";
+                            Problem::unavailable(detail).into_response()
+                        }
+                    }
                 }
             }));
         self.add("post", path, needs, handler)

@@ -172,7 +172,8 @@ impl Shard {
         let within_tls = wire.has(Wire::TLS);
         let native = within_tls && self.links.tls.sessions.view(slot).is_some_and(|view| view.facts.is_native());
         match opening(bytes) {
-            Some(Opening::Tls) if !within_tls => self.open_tls(slot, bytes),
+            // One that was dialed has to answer with SERVE.
+            Some(Opening::Tls) if !within_tls && !flags.has(ConnFlags::DIALED) => self.open_tls(slot, bytes),
             // A worker speaks frames, and over TLS frames too.
             _ if flags.has(ConnFlags::SERVICE) => self.close(slot, CloseReason::UnknownTransport),
             Some(Opening::Http) | None if !native && (within_tls || !self.needs_tls(slot)) => {
