@@ -28,7 +28,7 @@ pub(crate) fn assert_documented(file: &str, name: &str, text: &str) {
 }
 
 /// Labels whose values are those of the host, the cluster or what was asked, not of the code.
-const OPEN_LABELS: [&str; 6] = ["shard", "le", "version", "node", "route", "status"];
+const OPEN_LABELS: [&str; 7] = ["shard", "le", "version", "node", "route", "status", "digest"];
 
 /// A table of what Prometheus's text format says: each name with its type, its labels and their values, and its help.
 pub(crate) fn metrics_table(exposition: &str) -> String {
