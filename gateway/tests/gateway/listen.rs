@@ -126,8 +126,10 @@ fn behind_a_unix_socket_that_is_trusted_stands_a_proxy() {
     with_gateway(2, &flags, |gateway| {
         let login = |user: u64, source: &str| {
             let mut client = unix(&path);
-            client.write_all(format!("PROXY TCP4 {source} 192.0.2.1 4000 7700\r\n").as_bytes()).expect("write");
-            client.write_all(&Login::of(user).frame().encode()).expect("write");
+            // In one piece: whoever is refused for the header alone is gone before a second one could be written.
+            let mut bytes = format!("PROXY TCP4 {source} 192.0.2.1 4000 7700\r\n").into_bytes();
+            bytes.extend(Login::of(user).frame().encode());
+            client.write_all(&bytes).expect("write");
             client
         };
         let mut one = login(1, "192.0.2.7");
