@@ -96,8 +96,8 @@ package: ## The two crates that applications build on, as they would be publishe
 fmt: ## Format
 	$(CARGO) fmt --all
 
-fuzz: ## Fuzz each target for a minute (needs cargo-fuzz)
-	scripts/fuzz.sh 60
+fuzz: ## Fuzz each target for a minute, or TARGETS= alone (SECS=60; RUNS= inputs instead; needs cargo-fuzz)
+	RUNS=$(RUNS) scripts/fuzz.sh $(if $(RUNS),$(SECS),$(or $(SECS),60)) $(TARGETS)
 
 sim-scale: setup ## A hundred nodes of 64 shards in virtual time: records, bytes and time of a crash, a join and a rolling restart
 	TRUNKLINE_SCALE=1 $(CARGO) test --locked -p trunkline-core --lib a_hundred_nodes -- --nocapture

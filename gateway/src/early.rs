@@ -3,12 +3,13 @@
 //! They are accepted and get BYE 14 with a time to come back, or 503 where they ask by HTTP, rather than being refused
 //! or left to wait: the ports are held from the start on, so nobody else can take them meanwhile; a client is told that
 //! this node will serve, by the frame it understands anyway; and clients come back spread over some seconds, not all at
-//! the moment the node joins. A load balancer goes by `/readyz`.
+//! the moment the node joins. A load balancer goes by `/readyz`. Where no such words would be understood they are
+//! closed without any: a client behind a proxy that sends PROXY headers may be within TLS.
 
 use crate::listeners::Listeners;
-use crate::transport::TLS_HANDSHAKE;
 use crate::transport::tls::Alert;
 use crate::transport::upgrade::{Refusal, put_health};
+use crate::transport::{Opening, opening};
 use socket2::{Domain, SockRef};
 use std::convert::Infallible;
 use std::future::pending;
@@ -40,14 +41,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const RECONNECT_MS: u64 = 2_000;
 
 /// Answers whoever connects, until it is dropped; then [`Listeners::set_blocking`] has to be called before a shard
-/// accepts.
+/// accepts. `tls_required`: everywhere everything has to begin with TLS.
 ///
 /// # Errors
 /// When the sockets cannot be set up for it.
-pub async fn turn_away(listeners: &Listeners, turned_away: Arc<AtomicU64>) -> io::Result<Infallible> {
+pub async fn turn_away(
+    listeners: &Listeners,
+    tls_required: bool,
+    turned_away: Arc<AtomicU64>,
+) -> io::Result<Infallible> {
     let places = Arc::new(Semaphore::new(ANSWERED_MAX));
     let mut accepting = JoinSet::new();
-    for listener in listeners.by_shard.iter().flatten() {
+    for (listener, tls_only) in listeners.by_shard.iter().flat_map(|sockets| sockets.iter().zip(&listeners.tls_only)) {
+        let tls_only = *tls_only || tls_required;
         let listener = listener.try_clone()?;
         let socket = SockRef::from(&listener);
         socket.set_nonblocking(true)?;
@@ -56,7 +62,7 @@ pub async fn turn_away(listeners: &Listeners, turned_away: Arc<AtomicU64>) -> io
         } else {
             Listener::Tcp(TcpListener::from_std(listener.into())?)
         };
-        accepting.spawn(accept(listener, places.clone(), turned_away.clone()));
+        accepting.spawn(accept(listener, tls_only, places.clone(), turned_away.clone()));
     }
     // The tasks end with this future, since the set does.
     pending().await
@@ -84,7 +90,7 @@ enum Accepted {
     Unix(UnixStream),
 }
 
-async fn accept(listener: Listener, places: Arc<Semaphore>, turned_away: Arc<AtomicU64>) {
+async fn accept(listener: Listener, tls_only: bool, places: Arc<Semaphore>, turned_away: Arc<AtomicU64>) {
     // Never closed, so there is always another place.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
@@ -94,8 +100,8 @@ async fn accept(listener: Listener, places: Arc<Semaphore>, turned_away: Arc<Ato
                     // A client that does not take its answer is closed all the same.
                     let _ = timeout(ANSWER_TIMEOUT, async {
                         match stream {
-                            Accepted::Tcp(stream) => answer(stream, number).await,
-                            Accepted::Unix(stream) => answer(stream, number).await,
+                            Accepted::Tcp(stream) => answer(stream, tls_only, number).await,
+                            Accepted::Unix(stream) => answer(stream, tls_only, number).await,
                         }
                     })
                     .await;
@@ -110,8 +116,8 @@ async fn accept(listener: Listener, places: Arc<Semaphore>, turned_away: Arc<Ato
     }
 }
 
-async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, number: u64) -> io::Result<()> {
-    let answer = answer_to(&first_bytes(&mut stream).await?, number);
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, tls_only: bool, number: u64) -> io::Result<()> {
+    let answer = answer_to(&first_bytes(&mut stream).await?, tls_only, number);
     stream.write_all(&answer).await?;
     stream.shutdown().await?;
     // A close with unread input would reset the connection, and the answer might be lost.
@@ -128,20 +134,23 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8
 }
 
 /// What a client is told, in the language of its first bytes: a request of HTTP gets an answer of HTTP.
-fn answer_to(first: &[u8], number: u64) -> Vec<u8> {
+fn answer_to(first: &[u8], tls_only: bool, number: u64) -> Vec<u8> {
     let mut answer = Vec::new();
-    if first == HEALTHZ {
-        // The process is well; it is not ready.
-        put_health(true, &mut answer);
-        return answer;
-    }
-    if first.first() == Some(&TLS_HANDSHAKE) {
+    match (opening(first), first.first()) {
         // Whatever else were said in clear, no library of TLS would understand it.
-        return Alert::InternalError.clear_record().to_vec();
-    }
-    if first.starts_with(b"G") {
-        Refusal::Unavailable.put_response(&mut answer);
-        return answer;
+        (Some(Opening::Tls), _) => return Alert::InternalError.clear_record().to_vec(),
+        _ if tls_only => return answer,
+        (Some(Opening::Http), _) | (None, Some(b'G')) => {
+            match first == HEALTHZ {
+                // The process is well; it is not ready.
+                true => put_health(true, &mut answer),
+                false => Refusal::Unavailable.put_response(&mut answer),
+            }
+            return answer;
+        }
+        (Some(Opening::Native), _) | (None, None) => {}
+        // What follows a PROXY header has not come, or speaks a language that is not spoken here.
+        (Some(Opening::Proxy | Opening::Unknown), _) | (None, Some(_)) => return answer,
     }
     let bye = Bye {
         reconnect_after_ms: (RECONNECT_MS + user_hash(number) % RECONNECT_MS) as u32,
@@ -165,13 +174,18 @@ mod tests {
         let address = listeners.addresses[0];
         let counted = Arc::new(AtomicU64::new(0));
         let clients = tokio::task::spawn_blocking(move || {
-            // One that sends at once, one that says nothing, and requests.
+            // One that sends at once, one that says nothing, requests, and those who are told nothing that they might
+            // take for something else: what follows a PROXY header may be TLS.
             [
                 &b"\0\0\0\x20 of a LOGIN"[..],
                 b"",
                 b"GET /readyz HTTP/1.1\r\n\r\n",
                 b"GET /ws HTTP/1.1\r\n\r\n",
                 b"GET /healthz HTTP/1.1\r\n\r\n",
+                b"\x16\x03\x01",
+                b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n\x16\x03\x01",
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11",
+                b"POST /ws HTTP/1.1\r\n\r\n",
             ]
             .map(|sent| {
                 let mut client = Client::connect(address).unwrap();
@@ -183,7 +197,7 @@ mod tests {
             })
         });
         let answers = tokio::select! {
-            never = turn_away(&listeners, counted.clone()) => panic!("{never:?}"),
+            never = turn_away(&listeners, false, counted.clone()) => panic!("{never:?}"),
             answers = clients => answers.unwrap(),
         };
         let (frames, requests) = answers.split_at(2);
@@ -193,7 +207,18 @@ mod tests {
         for (answer, status) in requests.iter().zip(["503", "503", "200"]) {
             assert!(answer.starts_with(format!("HTTP/1.1 {status} ").as_bytes()), "{}", answer.escape_ascii());
         }
-        assert_eq!(counted.load(Ordering::Relaxed), 5);
+        let alert = Alert::InternalError.clear_record().to_vec();
+        assert_eq!(requests[3..], [alert, Vec::new(), Vec::new(), Vec::new()]);
+        assert_eq!(counted.load(Ordering::Relaxed), 9);
         listeners.set_blocking().unwrap();
+    }
+
+    #[test]
+    fn where_everything_has_to_begin_with_tls_nothing_is_said_in_clear() {
+        for first in [&b""[..], b"\0\0\0\x20", b"GET /healthz ", b"GET /ws HTTP"] {
+            assert_eq!(answer_to(first, true, 1), b"", "{first:?}");
+            assert_ne!(answer_to(first, false, 1), b"", "{first:?}");
+        }
+        assert_eq!(answer_to(b"\x16\x03", true, 1), Alert::InternalError.clear_record());
     }
 }

@@ -14,7 +14,6 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +41,8 @@ pub struct Listeners {
     pub places: Vec<String>,
     /// Their addresses, with the port that was taken where 0 was asked for; Unix sockets have none.
     pub addresses: Vec<SocketAddr>,
+    /// Those of them where not everything has to begin with TLS.
+    pub in_clear: Vec<SocketAddr>,
     /// The files of Unix sockets, to be kept for as long as they are listened on.
     pub files: Vec<SocketFile>,
 }
@@ -85,10 +86,11 @@ impl Listeners {
     /// share it.
     pub fn bind(endpoints: &[Endpoint], shards: u16, limits: &Limits) -> Result<Self, StartupError> {
         let by_shard = (0..shards).map(|_| Vec::new()).collect();
-        let (places, addresses, files) = (Vec::new(), Vec::new(), Vec::new());
-        let mut listeners = Listeners { by_shard, tls_only: Vec::new(), places, addresses, files };
+        let (tls_only, places, addresses, in_clear, files) = Default::default();
+        let mut listeners = Listeners { by_shard, tls_only, places, addresses, in_clear, files };
         for Endpoint { at, tls_only } in endpoints {
             let both = matches!(at, At::BothFamilies(_));
+            let known = listeners.addresses.len();
             let place = match at {
                 At::Ip(address) => listeners.bind_ip(*address, both, limits)?.to_string(),
                 At::BothFamilies(port) => {
@@ -101,6 +103,9 @@ impl Listeners {
                     format!("unix:{}", path.display())
                 }
             };
+            if !*tls_only {
+                listeners.in_clear.extend_from_slice(&listeners.addresses[known..]);
+            }
             listeners.places.push(if *tls_only { format!("{place}, TLS only") } else { place });
             listeners.tls_only.push(*tls_only);
         }
@@ -220,10 +225,16 @@ fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     bind()
 }
 
-/// Whether the file is that of a Unix socket on which nobody listens any more: it outlives its process.
+/// Whether the file is that of a Unix socket on which nobody listens any more: it outlives its process. One who listens
+/// and has no room for another connection is not waited for.
 fn is_left_over(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    is_socket && connect().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// A socket to listen with. One of IPv6 takes IPv4 as well if it is for both families.
@@ -243,6 +254,7 @@ fn socket(address: SocketAddr, both: bool) -> io::Result<Socket> {
 mod tests {
     use super::*;
     use std::net::TcpStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     fn any() -> SocketAddr {
         "127.0.0.1:0".parse().unwrap()
@@ -310,7 +322,7 @@ mod tests {
         let both = Endpoint { at: At::BothFamilies(0), tls_only: true };
         let listeners = Listeners::bind(&[both], 1, &Limits::default()).unwrap();
         let port = listeners.addresses[0].port();
-        assert_eq!(listeners.tls_only, [true]);
+        assert!(listeners.tls_only == [true] && listeners.in_clear.is_empty());
         assert_eq!(listeners.places, [format!("[::]:{port} for IPv6 and IPv4, TLS only")]);
         for ip in ["127.0.0.1", "::1"] {
             TcpStream::connect((ip, port)).expect(ip);
@@ -344,6 +356,12 @@ mod tests {
         fs::write(&path, "not a socket").unwrap();
         assert!(bind().is_err());
         assert_eq!(fs::read(&path).unwrap(), b"not a socket");
+        // Another process listens, and takes no more connections: it is there all the same.
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        SockRef::from(&other).listen(0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(bind().unwrap_err().to_string().contains("in use"));
         fs::remove_dir_all(&folder).unwrap();
     }
 

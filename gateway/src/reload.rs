@@ -21,7 +21,7 @@ use crate::config::{
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
-use crate::transport::tls::TlsSwitch;
+use crate::transport::tls::{TicketSecret, TlsSwitch};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -198,8 +198,10 @@ impl Reloader {
         let (shared, in_force) = (self.shared.clone(), self.in_force.clone());
         let fresh = read_apart(move || shared.look(&in_force)).await?;
         if let (Some(switch), Some(material)) = (&targets.tls, fresh.tls) {
+            // Whoever knows a secret of before makes no tickets with it any more.
+            let tickets = fresh.secret.as_ref().and_then(|secret| secret.all().next()).map(TicketSecret::shared);
             // The one step that may still fail, so it is the first.
-            switch.replace(material.certificates, material.client_ca.as_ref())?;
+            switch.replace(material.certificates, material.client_ca.as_ref(), tickets)?;
             switch.current().certificates().tell(wall_s());
         }
         if let (Some(tls), Some(identity)) = (&targets.http_tls, fresh.http_tls) {
@@ -245,7 +247,7 @@ impl Reloader {
         };
         let (material, identity, marks) = read_apart(read).await?;
         if let (Some(switch), Some(material)) = (&targets.tls, material) {
-            switch.replace(material.certificates, material.client_ca.as_ref())?;
+            switch.replace(material.certificates, material.client_ca.as_ref(), None)?;
             switch.current().certificates().tell(wall_s());
         }
         if let (Some(tls), Some(identity)) = (&targets.http_tls, identity) {

@@ -264,7 +264,8 @@ async fn control(
     }
     tokio::spawn(reload_on_hangup(hangups, reload));
     let (mut routes, mut upgrade) = (http::router(node.clone()), config.upgrade.clone());
-    let reached = addresses.first().filter(|_| config.demo);
+    // Its page connects in clear.
+    let reached = listeners.in_clear.first().filter(|_| config.demo);
     let demo = reached.map(|first| Demo::new(*first, http_address, config.auth != AuthConfig::Open));
     if let Some(demo) = &demo {
         upgrade.origins.extend(demo.origins());
@@ -279,10 +280,11 @@ async fn control(
         Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
     });
     let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
+    let tls_required = config.tls.as_ref().is_some_and(|tls| tls.required);
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
             joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, |reason| node.set_waiting(reason)) => joined?,
-            failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
+            failed = turn_away(&listeners, tls_required, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
             },
@@ -303,7 +305,7 @@ async fn control(
         upgrade: Arc::new(upgrade),
         proxies: Arc::new(config.proxies.clone()),
         tls: tls.clone(),
-        tls_required: config.tls.as_ref().is_some_and(|tls| tls.required),
+        tls_required,
         listeners: listeners.by_shard,
         listeners_tls_only: listeners.tls_only.into(),
         placement: config.cluster.as_ref().map_or(Placement::Accept, |cluster| cluster.placement),

@@ -117,6 +117,8 @@ interface Events {
 }
 
 const SUBPROTOCOL = "trunkline.v1";
+/** Redirects in a row that are followed; the next one is not. */
+const REDIRECTS_MAX = 5;
 /** The longest delay that timers take. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 /** Messages whose id is remembered, to know one that comes again. */
@@ -178,6 +180,8 @@ export class Client {
   #socket: WebSocketLike | undefined;
   #bye: { reason: number; bye: Bye } | undefined;
   #backoff: Backoff;
+  /** Redirects that were followed one after the other. */
+  #redirects = 0;
   #outstanding: Outstanding;
   /** What had no fate when the client ended. */
   #left: Unsettled[] | undefined;
@@ -686,25 +690,26 @@ export class Client {
       }
       this.#refused = true;
     }
-    if (bye?.redirect) this.#redirect(bye.redirect);
     // Whoever waits for the first session should see that the address is wrong, or nobody there.
     if (this.#opened && !this.#bye) this.#report(new TrunklineError(`no session at ${this.#url}: closed with ${code}`));
-    this.#wait(bye?.redirect ? 0 : (bye?.reconnectAfterMs || this.#backoff.next()));
+    // Nodes that name each other must not have it go round without a pause.
+    const to = this.#redirects < REDIRECTS_MAX && bye?.redirect;
+    this.#redirects = to ? this.#redirects + 1 : 0;
+    this.#wait(to ? 0 : bye?.reconnectAfterMs || this.#backoff.next(), to);
   }
 
-  /** Another node has the user: the same way, to its host. */
-  #redirect(address: string): void {
+  /** Comes back later. `to`: another node has the user, and is reached by the same way as this one. */
+  #wait(ms: number, to?: string | false): void {
+    if (this.#state === "ended") return;
+    // A node that was named, and gives no session, may be gone for good.
+    if (this.#state !== "open") this.#url = this.#options.url;
     try {
       const url = new URL(this.#url);
-      url.host = address;
+      url.host = to || url.host;
       this.#url = url.href;
     } catch {
-      this.#debug(`no address: ${address}`);
+      // An address without a host has none to change.
     }
-  }
-
-  #wait(ms: number): void {
-    if (this.#state === "ended") return;
     this.#setState("waiting");
     this.#debug(`comes back in ${Math.round(ms)} ms`);
     this.#comeBack = setTimeout(() => this.#state === "waiting" && void this.#dial(), ms);

@@ -218,6 +218,38 @@ test("a redirect leads to another host, at once and by the same way", async () =
   await subject.close();
 });
 
+test("where a node that was named gives no session, one is looked for at the address given", async () => {
+  const url = "wss://a.example/ws";
+  const { subject, socket } = await open({ url, backoff: { minMs: 1, maxMs: 1 } });
+  socket.receive(bye(12, { redirect: "b.example:7700" }));
+  socket.end(4012);
+  const named = await again();
+  named.receive(LOGIN_OK);
+  // It had a session there, so it is tried there once more.
+  named.end();
+  const gone = await again();
+  assert.equal(gone.url, "wss://b.example:7700/ws");
+  gone.end();
+  assert.equal((await again()).url, url);
+  await subject.close();
+});
+
+test("nodes that name each other are not asked for ever without a pause", async () => {
+  const url = "wss://a.example/ws";
+  const { subject, socket } = await open({ url, backoff: { minMs: 60_000, maxMs: 60_000 } });
+  let asked = socket;
+  for (const redirect of ["b.example", "c.example", "b.example", "c.example", "b.example"]) {
+    asked.receive(bye(13, { redirect }));
+    asked.end(4013);
+    asked = await again();
+    assert.equal(asked.url, `wss://${redirect}/ws`);
+  }
+  asked.receive(bye(13, { redirect: "c.example", afterMs: 150 }));
+  asked.end(4013);
+  assert.equal((await again()).url, url, "the sixth is not followed");
+  await subject.close();
+});
+
 test("the server says when to come back", async () => {
   const { subject, socket } = await open({ backoff: { minMs: 60_000, maxMs: 60_000 } });
   socket.receive(bye(12, { afterMs: 150 }));

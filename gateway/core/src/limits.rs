@@ -164,7 +164,8 @@ pub struct Limits {
     pub send: SendLimits,
     /// Who may watch whom, and how much of it there may be.
     pub watch: WatchLimits,
-    /// Handshakes of TLS under way; a further one takes the place of the oldest. 0 without TLS.
+    /// Handshakes of TLS under way. A further one takes the place of the oldest that waits for its peer; where half of
+    /// them wait for the shard, it is refused. 0 without TLS.
     pub tls_handshakes_max: u32,
     /// Handshakes that go on in one turn, each by a flight; the others wait for the next. 0 without TLS.
     pub tls_handshakes_per_turn: u32,

@@ -5,7 +5,7 @@ use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
 use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::hook::{connect_hook, hook_limits};
-use super::listen::{Endpoint, listen};
+use super::listen::{At, Endpoint, listen};
 use super::send::{SEND_BYTES_LEAST, send_limits};
 use super::services::{
     PUSHES_OPEN, PUSHES_OPEN_LEAST, call_limits, portal_bytes_least, push_limits, services, services_http,
@@ -220,14 +220,21 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
     let services_http = services_http(&all, judge)?;
     let webhooks = webhooks(&all, judge)?;
     let connect_hook = connect_hook(&all, judge)?;
-    let upgrade = upgrade(&all, judge)?;
+    let mut upgrade = upgrade(&all, judge)?;
     let proxies = proxies(&all, judge)?;
+    // Nothing but its address keeps anybody out of such a node, and no proxy's name leads to it.
+    upgrade.loopback_names = auth == AuthConfig::Open
+        && connect_hook.is_none()
+        && proxies.is_empty()
+        && upgrade.forwarding.is_empty()
+        && listen.iter().all(|endpoint| matches!(endpoint.at, At::Ip(address) if address.ip().is_loopback()));
     let tls = tls(&all, judge)?;
     let http_tls = http_tls(&all, judge)?;
     apart(&reached, http, cluster.as_ref().map(|cluster| cluster.mesh), judge)?;
     let of_services =
         [("services_listen", services.as_ref().and_then(|services| services.listen)), ("services_http", services_http)];
     apart_from_services(&reached, http, &cluster, of_services, judge)?;
+    let demo = demo(&all, http, &listen, judge)?;
     Ok(Config {
         auth,
         upgrade,
@@ -242,7 +249,7 @@ fn judged(asked: &Settings, file: Option<PathBuf>, judge: &Judge, host: &Host) -
         connect_hook,
         listen,
         http_access: http_access(&all, http, judge)?,
-        demo: demo(&all, http, &reached, judge)?,
+        demo,
         core_dumps: known(all.core_dumps),
         http,
         node,
@@ -604,9 +611,15 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
     }
 }
 
-fn demo(all: &Settings, http: SocketAddr, reached: &[SocketAddr], judge: &Judge) -> Result<bool, ConfigError> {
-    if known(all.demo) && reached.is_empty() {
+fn demo(all: &Settings, http: SocketAddr, listen: &[Endpoint], judge: &Judge) -> Result<bool, ConfigError> {
+    let ports = || listen.iter().filter(|endpoint| !endpoint.addresses().is_empty());
+    if known(all.demo) && ports().next().is_none() {
         return judge.refuse("demo", "true", "its page connects to a port, and listen names Unix sockets only");
+    }
+    if known(all.demo) && (known(all.tls_required) || ports().all(|endpoint| endpoint.tls_only)) {
+        let allowed = "its page connects with ws://, in clear, and every port takes TLS only: leave demo out, \
+                       or let one port take both";
+        return judge.refuse("demo", "true", allowed);
     }
     if known(all.demo) && !http.ip().is_loopback() && !known(all.http_insecure_open) {
         let allowed = format!(

@@ -244,8 +244,9 @@ settings! {
     #[arg(value_delimiter = ',', action = clap::ArgAction::Append)]
     #[serde(deserialize_with = "one_or_many")]
     @reloadable tls_key: [Vec<PathBuf>] "FILE" "TRUNKLINE_TLS_KEY" Unset("[\"/path/to/privkey.pem\"]");
-    /// File with the certificates (PEM) of those who sign clients' certificates. A client may then show one, and if it
-    /// names a user (subjectAltName URI:urn:trunkline:user:42), with auth jwt a LOGIN of that user needs no token.
+    /// File with the certificates (PEM) of those who sign clients' certificates, and their revocation lists if there
+    /// are some. A client may then show one, and if it names a user (subjectAltName URI:urn:trunkline:user:42), with
+    /// auth jwt a LOGIN of that user needs no token.
     @reloadable tls_client_ca: [PathBuf] "FILE" "TRUNKLINE_TLS_CLIENT_CA" Unset("\"/path/to/file\"");
     /// File with a certificate (PEM) for the HTTP API and, behind it, those that signed it: with it that API, and
     /// that of services_http, speaks TLS and nothing else.
@@ -258,7 +259,8 @@ settings! {
     /// Close connections that do not begin with TLS, requests of balancers included: those have the HTTP API.
     #[arg(num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     tls_required: [bool] "BOOL" "TRUNKLINE_TLS_REQUIRED" Fixed("false");
-    /// Handshakes of each shard that are under way, 16 to 65536. When hit: the one that began first is ended.
+    /// Handshakes of each shard that are under way, 16 to 65536. When hit: of those that wait for their clients the one
+    /// that began first is ended; where half of all wait for the shard, a further one is refused.
     tls_handshakes_max: [u64] "N" "TRUNKLINE_TLS_HANDSHAKES_MAX" Fixed("1024");
     /// Handshakes that go on in one turn of a shard, 1 to 64; each costs about 0.1 ms. When hit: the others wait for
     /// the next turn.

@@ -3,8 +3,10 @@
 
 use crate::support::client::Client;
 use crate::support::gateway::Gateway;
+use crate::support::names::metric;
 use crate::support::scratch::ScratchFolder;
 use crate::support::wait_for;
+use crate::support::websocket::WebSocketClient;
 use crate::support::wire::{Login, LoginOk, code, flag, kind, outcome, ping};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -203,5 +205,26 @@ fn the_application_says_who_is_let_in_and_as_whom_and_a_dead_one_is_left_in_peac
     let gateway = Gateway::start(1, &allow);
     drop(Client::login(&gateway, 5));
     gateway.wait_for_metrics("it is counted", |metrics| metrics.sum("trunkline_connect_hook_allowed_total", &[]) == 1);
+    gateway.finish();
+}
+
+#[test]
+fn pings_of_a_client_whose_login_waits_for_the_application_are_no_way_to_fill_memory() {
+    const PINGS_BYTES: usize = 64 << 20;
+    let (application, folder) = (Application::start(), ScratchFolder::new("connect-hook-pings"));
+    std::fs::create_dir_all(folder.path()).expect("a folder");
+    let secret_file = format!("{}/hook.key", folder.path());
+    std::fs::write(&secret_file, format!("whsec_{SECRET}\n")).expect("a file");
+    let hook = format!("http://{}/login,secret_file={secret_file},timeout_ms=30000", application.address);
+    let gateway = Gateway::start(1, &["--connect-hook", &hook, "--login-timeout-secs", "60", "--drain-secs", "0"]);
+    let mut client = WebSocketClient::connect(&gateway);
+    client.write(&Login::of(1).token("hang:").frame());
+    wait_for("the question", || (!application.questions("hang:").is_empty()).then_some(()));
+    // It reads no Pong. What the kernel holds of them is less than this.
+    let ping = [&[0x89, 0xFD, 0, 0, 0, 0][..], &[7; 125]].concat();
+    let stream = client.socket.get_mut();
+    _ = (0..PINGS_BYTES / (500 * ping.len())).try_for_each(|_| stream.write_all(&ping.repeat(500)));
+    wait_for("the end", || (gateway.metrics().sum(metric::CLOSED, &[("reason", "too_slow")]) == 1).then_some(()));
+    drop(client);
     gateway.finish();
 }

@@ -64,6 +64,9 @@ fn requests_that_lead_nowhere_are_answered_and_counted() {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{what}: {answer}");
             assert_eq!(gateway.metrics().sum("trunkline_requests_refused_total", &[("reason", label)]), 1, "{what}");
         }
+        // A page of the host that it asks, whose name somebody may have led to this machine.
+        let led_here = answer(gateway, &request("/ws", "Origin: http://example.com\r\n"));
+        assert!(led_here.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{led_here}");
         for (path, status) in [("/healthz", "200 OK"), ("/readyz", "200 OK")] {
             let answer = answer(gateway, &format!("GET {path} HTTP/1.0\r\n\r\n"));
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");

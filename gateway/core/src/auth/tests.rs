@@ -315,3 +315,19 @@ fn the_id_that_a_token_names_is_cut_for_the_log() {
         assert_eq!(key_id(token), None);
     }
 }
+
+#[test]
+fn a_certificate_is_good_for_its_user_until_it_ends_and_a_token_counts_more() {
+    let certified = |user, token: &str, now_s| hs256().check_certified(user, token, now_s, 42, NOW + 10);
+    // It holds to the end of its last second, and the session as long.
+    assert_eq!(certified(42, "", NOW + 10).map(|granted| granted.end), Ok(TokenEnd(NOW as u32 + 11)));
+    assert_eq!(certified(42, "", NOW + 11), Err(Refusal::Expired));
+    assert_eq!(certified(43, "", NOW), Err(Refusal::WrongSubject));
+    // Of a token nothing is made up for by it, and it may be another user's.
+    let other = sign(&json!({"sub": "43", "exp": NOW + 1}), SECRET, Algorithm::HS256);
+    assert_eq!(certified(43, &other, NOW).map(|granted| granted.end), Ok(TokenEnd(NOW as u32 + 1)));
+    assert_eq!(certified(42, &other, NOW), Err(Refusal::WrongSubject));
+    assert!(certified(42, "nonsense", NOW).is_err());
+    // Where nobody needs a token, it says nothing.
+    assert_eq!(Auth::Open.check_certified(43, "", NOW, 42, 0), Ok(Granted::default()));
+}

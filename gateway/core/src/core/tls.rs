@@ -4,6 +4,7 @@
 //! Keys lie in [`TlsLinks`]. What has to be remembered besides, a handshake under way or a record of which the rest has
 //! not come, is in [`Wrappings`](super::wrap::Wrappings), so a quiet connection has nothing but its keys.
 
+use super::decode::Flow;
 use super::links::{Links, TICK_MS};
 use super::shard::Shard;
 use crate::conn::{Conn, ConnFlags, Phase, Wire};
@@ -11,11 +12,14 @@ use crate::io::ConnId;
 use crate::metrics::TlsOutcome;
 use crate::reason::CloseReason;
 use crate::transport::outbound::put_layer;
-use crate::transport::tls::{Alert, Bounds, ContentType, End, Established, Handshake, Progress, Sessions, open};
+use crate::transport::tls::{Alert, Bounds, ContentType, End, Established, Handshake, Progress, Sessions};
+use crate::transport::tls::{open, whole_record};
 use std::collections::VecDeque;
 
 /// Ticks of a minute, within which the changes of a peer's keys are counted.
 const MINUTE_TICKS: u32 = (60_000 / TICK_MS) as u32;
+/// Bytes that a record has at least beside its data: header, type and tag.
+const RECORD_BYTES_BESIDE: usize = 22;
 
 /// TLS of a shard's connections.
 #[derive(Debug, Default)]
@@ -65,12 +69,19 @@ impl Links {
         Some(handshake)
     }
 
-    /// The handshake that began first of those under way.
+    /// The handshake that began first of those that wait for their peers.
     fn oldest_handshake(&mut self) -> Option<u32> {
-        while let Some(id) = self.tls.order.pop_front() {
-            let shaking = |conn: &mut Conn| conn.phase == Phase::Handshake && conn.wire.is_shaking();
-            if self.slots.get(id).is_some_and(shaking) {
-                return Some(id.slot);
+        let mut at = 0;
+        while let Some(id) = self.tls.order.get(at).copied() {
+            let conn = self.slots.get(id).map(|conn| (conn.phase, conn.wire.is_shaking(), conn.flags));
+            match conn {
+                // It can go on, and has waited for this shard.
+                Some((Phase::Handshake, true, flags)) if flags.has(ConnFlags::BEHIND) => at += 1,
+                Some((Phase::Handshake, true, _)) => {
+                    self.tls.order.remove(at);
+                    return Some(id.slot);
+                }
+                _ => _ = self.tls.order.remove(at),
             }
         }
         None
@@ -84,16 +95,12 @@ impl Shard {
         if self.tls.is_some() && !self.count_handshake(slot) {
             return;
         }
+        if self.tls.is_some() && !self.make_handshake_room() {
+            self.links.slots.at(slot).wire = Wire::SHAKING;
+            return self.close(slot, CloseReason::Overloaded);
+        }
         let handshake = self.tls.as_mut().and_then(|tls| Handshake::new(tls.get()));
         let Some(handshake) = handshake else { return self.close(slot, CloseReason::UnknownTransport) };
-        if self.links.tls.shaking >= self.links.limits.tls_handshakes_max {
-            self.links.stats.limit_tls_handshakes.add(1);
-            // The one who has had most time for it.
-            if let Some(oldest) = self.links.oldest_handshake() {
-                self.links.stats.evicted_handshakes.add(1);
-                self.close(oldest, CloseReason::Overloaded);
-            }
-        }
         self.links.slots.at(slot).wire = Wire::SHAKING;
         self.links.tls.shaking += 1;
         let id = self.links.slots.id(slot);
@@ -106,6 +113,25 @@ impl Shard {
         }
         self.links.put_handshake(slot, Box::new(handshake));
         self.received_handshake(slot, bytes);
+    }
+
+    /// Sees to it that there is room for another handshake. Returns whether there is.
+    ///
+    /// When as many as may be are under way, and half of them or more wait for this shard, it is behind, and the
+    /// newcomer is refused before anything is reckoned for it. Else of those that wait for their peers the one that has
+    /// had most time gives way. If those that the shard has just answered always gave way, none would come to its end
+    /// while more come than it can answer.
+    fn make_handshake_room(&mut self) -> bool {
+        let most = self.links.limits.tls_handshakes_max;
+        if self.links.tls.shaking < most {
+            return true;
+        }
+        self.links.stats.limit_tls_handshakes.add(1);
+        let behind = self.links.tls.ready.len() >= most.div_ceil(2) as usize;
+        let Some(oldest) = (!behind).then(|| self.links.oldest_handshake()).flatten() else { return false };
+        self.links.stats.evicted_handshakes.add(1);
+        self.close(oldest, CloseReason::Overloaded);
+        true
     }
 
     /// The first bytes of a connection for which there is no room, and they are those of a handshake.
@@ -155,6 +181,11 @@ impl Shard {
     fn step_handshake(&mut self, slot: u32) {
         let mut input = self.links.take_partial(slot).unwrap_or_default();
         let Some(mut handshake) = self.links.take_handshake(slot) else { return };
+        if self.links.slots.at(slot).flags.has(ConnFlags::EOF) && !handshake.has_spoken() {
+            // It cannot answer any more, so nothing is reckoned for it.
+            self.links.put_handshake(slot, handshake);
+            return self.close(slot, CloseReason::PeerClosed);
+        }
         let mut out = Vec::new();
         let progress = handshake.step(&mut input, &mut out, self.now.wall_ms / 1_000);
         self.links.put_handshake(slot, handshake);
@@ -220,6 +251,11 @@ impl Shard {
             None => self.open_records(slot, bytes),
             Some(mut record) => {
                 record.extend_from_slice(bytes);
+                if matches!(whole_record(&record), Ok(None)) {
+                    // Nothing is copied again and again while a record comes in small pieces.
+                    self.links.put_record(slot, record);
+                    return self.bound_partials(slot);
+                }
                 self.open_records(slot, &mut record);
             }
         }
@@ -242,10 +278,19 @@ impl Shard {
         match opened.end {
             Some(end) => self.links.put_tls_end(slot, end),
             None if opened.taken < bytes.len() => {
-                self.links.put_record(slot, &bytes[opened.taken..]);
+                self.links.put_record(slot, bytes[opened.taken..].to_vec());
                 self.bound_partials(slot);
             }
             None => {}
+        }
+        // A record takes its part of a turn as a short frame does, whatever is in it: else a flood of records of a byte
+        // each, which are parts of frames, would cost nothing.
+        let records = (opened.taken - opened.data) / RECORD_BYTES_BESIDE;
+        if records > 1 {
+            self.links.spend_units(slot, records as u32);
+            if self.links.allowance(slot) == 0 {
+                self.links.fall_behind(slot, Flow::On);
+            }
         }
         if opened.data > 0 {
             self.received_within(slot, &mut bytes[..opened.data]);

@@ -14,7 +14,7 @@ use crate::transport::{Opening, TLS_HANDSHAKE, opening};
 use crate::wrappings::{Wrapped, Wrapping};
 use trunkline_proto::websocket::{Control, End, Inbound, Opcode, Role, close_code, put_close, put_control};
 
-/// Bytes of Pongs that a connection without LOGIN may leave unread.
+/// Bytes of Pongs that a connection whose LOGIN has not come, or was not answered, may leave unread.
 const PONGS_BEFORE_LOGIN_BYTES_MAX: usize = 4_096;
 
 impl Links {
@@ -80,8 +80,8 @@ impl Links {
     }
 
     /// Keeps the beginning of a record.
-    pub(crate) fn put_record(&mut self, slot: u32, bytes: &[u8]) {
-        self.remember(slot, |wrapping| wrapping.record = bytes.to_vec());
+    pub(crate) fn put_record(&mut self, slot: u32, record: Vec<u8>) {
+        self.remember(slot, |wrapping| wrapping.record = record);
         self.note_held(slot);
     }
 
@@ -354,14 +354,14 @@ impl Shard {
 
     fn queue_pongs(&mut self, slot: u32, pongs: &[u8]) {
         let conn = self.links.slots.at(slot);
-        if !matches!(conn.phase, Phase::Handshake | Phase::Open) {
-            // It is not read on before another shard or node has answered, so these are all.
-            return self.links.append_raw(slot, |out| out.extend_from_slice(pongs));
-        }
-        if conn.phase == Phase::Handshake && conn.outbox_bytes() > PONGS_BEFORE_LOGIN_BYTES_MAX {
+        // A login that waits for the application is read on until something has come behind it, and Pings are nothing.
+        if conn.phase != Phase::Open && conn.outbox_bytes() > PONGS_BEFORE_LOGIN_BYTES_MAX {
             self.links.stats.limit_outbox.add(1);
             self.links.overflowed.push(slot);
             return;
+        }
+        if !matches!(conn.phase, Phase::Handshake | Phase::Open) {
+            return self.links.append_raw(slot, |out| out.extend_from_slice(pongs));
         }
         conn.wire.set(Wire::RAW);
         self.links.reply(slot, |out| put_raw(out, |out| out.extend_from_slice(pongs)));

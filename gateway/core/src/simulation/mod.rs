@@ -29,6 +29,7 @@ mod session;
 mod slow_members;
 mod stored_node;
 mod tls;
+mod tls_floods;
 mod tokens;
 mod upstreams;
 mod watch;

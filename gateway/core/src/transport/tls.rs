@@ -27,7 +27,7 @@ pub use certificates::{Certificate, Certificates, PairError};
 pub(crate) use handshake::{Established, HANDSHAKE_BYTES, Handshake, Progress};
 pub use keys::{KEYS_BYTES_MAX, Session, View};
 pub(crate) use open::{End, open};
-pub(crate) use record::{Bounds, ContentType};
+pub(crate) use record::{Bounds, ContentType, whole_record};
 pub(crate) use seal::{seal_owed, seal_records, sealed_end};
 pub(crate) use sessions::Sessions;
 pub use suite::{SUITES, Suite, Version};

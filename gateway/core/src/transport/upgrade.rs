@@ -41,6 +41,10 @@ pub struct Rules {
     /// Origins of pages that are served, besides those whose host is the one asked: `https://example.com`, `null`, or
     /// `*` for all.
     pub origins: Vec<String>,
+    /// Pages of the host that is asked are served only if that is named as loopback is: any other name may be a
+    /// stranger's, who leads it here for a browser on this machine (DNS rebinding). For a node that lets in whoever
+    /// reaches it, and is to be reached from this machine alone.
+    pub loopback_names: bool,
     /// The cookie whose value is the token where there is no `Authorization`.
     pub cookie: Option<String>,
     /// Whose word is taken on where the client is.
@@ -53,6 +57,7 @@ impl Default for Rules {
             head_bytes_max: HEAD_BYTES_MAX,
             fields_max: FIELDS_MAX,
             origins: Vec::new(),
+            loopback_names: false,
             cookie: None,
             forwarding: Forwarding::default(),
         }
@@ -180,7 +185,7 @@ fn upgrade(rules: &Rules, fields: &Fields<'_>, http_1_1: bool) -> Result<Upgrade
     let key = fields.get_once("sec-websocket-key").ok().flatten().filter(|key| is_key(key)).ok_or(Refusal::Key)?;
     match fields.get_once("origin") {
         Ok(None) => {}
-        Ok(Some(origin)) if origin::is_served(origin, host, &rules.origins) => {}
+        Ok(Some(origin)) if origin::is_served(origin, host, rules) => {}
         _ => return Err(Refusal::Origin),
     }
     let subprotocol = fields.has("sec-websocket-protocol");

@@ -205,6 +205,34 @@ fn the_demo_beyond_loopback_needs_a_word() {
 }
 
 #[test]
+fn a_node_that_nothing_but_loopback_protects_knows_no_other_name_of_itself() {
+    let of = |text: &str| from_file(text).unwrap().upgrade.loopback_names;
+    assert!(of("") && of("listen = [\"[::1]:7700\", \"127.0.0.1:7700\"]\n"));
+    for text in [
+        "listen = [\"127.0.0.1:7700\", \"unix:/s\"]\n",
+        "listen = [\"0.0.0.0:7700\"]\ninsecure_open = true\n",
+        "proxy_from = [\"127.0.0.2\"]\n",
+        "forwarded_from = [\"127.0.0.2\"]\n",
+        "connect_hook = \"http://127.0.0.1:9/\"\n",
+        "auth = \"jwt\"\njwt_hs256_secret_file = \"k\"\n",
+    ] {
+        assert!(!of(text), "{text}");
+    }
+}
+
+#[test]
+fn the_demo_needs_a_port_that_takes_more_than_tls() {
+    let tls = "demo = true\ntls_cert = \"/c\"\ntls_key = \"/k\"\n";
+    assert!(from_file(tls).unwrap().demo);
+    for more in ["tls_required = true\n", "listen = [\"tls://127.0.0.1:7700\"]\n"] {
+        let message = refusal(&format!("{tls}{more}"));
+        assert!(message.contains("demo = true") && message.contains("in clear"), "{message}");
+    }
+    assert!(from_file(&format!("{tls}listen = [\"tls://127.0.0.1:7443\", \"127.0.0.1:7700\"]\n")).unwrap().demo);
+    assert!(refusal("demo = true\nlisten = [\"unix:/s\"]\n").contains("Unix sockets only"));
+}
+
+#[test]
 fn pushes_by_http_beyond_loopback_need_keys_and_have_a_port_of_their_own() {
     let message = refusal("services_http = \"0.0.0.0:7782\"\n");
     assert!(message.contains("--api-keys-file") && message.contains("push:user"), "{message}");

@@ -3,8 +3,9 @@
 use super::certificates::{Certificates, provider};
 use super::handshake::{CatchSecrets, StepClock, step_now_s};
 use super::tickets::{TicketSecret, Tickets};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
@@ -16,15 +17,16 @@ pub(super) const ALPN_NATIVE: &[u8] = b"trunkline/1";
 /// That of WebSockets.
 pub(super) const ALPN_HTTP: &[u8] = b"http/1.1";
 
-/// Who signs the certificates of clients.
+/// Who signs the certificates of clients, and which of those do not count any more.
 #[derive(Clone, Debug)]
 pub struct ClientCa {
-    roots: Arc<RootCertStore>,
+    verifier: Arc<dyn ClientCertVerifier>,
     mark: [u8; 32],
 }
 
 impl ClientCa {
-    /// Those whose certificates stand in a PEM text, at least one.
+    /// Those whose certificates stand in a PEM text, at least one, and the revocation lists that stand there too. Who
+    /// has no list there has revoked nothing, and a list that is out of date counts on.
     ///
     /// # Errors
     /// What is wrong with the text.
@@ -37,7 +39,15 @@ impl ClientCa {
         if roots.is_empty() {
             return Err("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned());
         }
-        Ok(ClientCa { roots: Arc::new(roots), mark: Sha256::digest(pem).into() })
+        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
+            .with_crls(lists.map_err(|error| error.to_string())?)
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .allow_unauthenticated()
+            .build();
+        let verifier = verifier.map_err(|error| error.to_string())?;
+        Ok(ClientCa { verifier, mark: Sha256::digest(pem).into() })
     }
 }
 
@@ -58,17 +68,13 @@ impl Acceptor {
         client_ca: Option<&ClientCa>,
         tickets: &TicketSecret,
     ) -> Result<Self, String> {
-        let (provider, certificates) = (Arc::new(provider()), Arc::new(certificates));
-        let builder = ServerConfig::builder_with_details(provider.clone(), Arc::new(StepClock))
+        let certificates = Arc::new(certificates);
+        let builder = ServerConfig::builder_with_details(Arc::new(provider()), Arc::new(StepClock))
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(|error| error.to_string())?;
         let builder = match client_ca {
             None => builder.with_no_client_auth(),
-            Some(ca) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots.clone(), provider);
-                let verifier = verifier.allow_unauthenticated().build().map_err(|error| error.to_string())?;
-                builder.with_client_cert_verifier(verifier)
-            }
+            Some(ca) => builder.with_client_cert_verifier(ca.verifier.clone()),
         };
         let mut config = builder.with_cert_resolver(certificates.clone());
         config.ignore_client_order = true;

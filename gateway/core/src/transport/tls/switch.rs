@@ -14,7 +14,7 @@ pub struct TlsSwitch {
     version: AtomicU64,
     acceptor: Mutex<Arc<Acceptor>>,
     /// What stays when certificates change, so that tickets do.
-    tickets: TicketSecret,
+    tickets: Mutex<TicketSecret>,
 }
 
 impl TlsSwitch {
@@ -28,16 +28,25 @@ impl TlsSwitch {
         tickets: TicketSecret,
     ) -> Result<Arc<Self>, String> {
         let acceptor = Acceptor::new(certificates, client_ca, &tickets)?;
-        Ok(Arc::new(TlsSwitch { version: AtomicU64::new(0), acceptor: Mutex::new(Arc::new(acceptor)), tickets }))
+        let (acceptor, tickets) = (Mutex::new(Arc::new(acceptor)), Mutex::new(tickets));
+        Ok(Arc::new(TlsSwitch { version: AtomicU64::new(0), acceptor, tickets }))
     }
 
     /// Puts others in their place, for every handshake from now on. Connections that are there go on with the keys they
-    /// have.
+    /// have. Tickets stay good, unless they are to follow from another secret.
     ///
     /// # Errors
     /// When they cannot be used together, and why; those in force stay.
-    pub fn replace(&self, certificates: Certificates, client_ca: Option<&ClientCa>) -> Result<(), String> {
-        let acceptor = Arc::new(Acceptor::new(certificates, client_ca, &self.tickets)?);
+    pub fn replace(
+        &self,
+        certificates: Certificates,
+        client_ca: Option<&ClientCa>,
+        tickets: Option<TicketSecret>,
+    ) -> Result<(), String> {
+        let mut kept = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let tickets = tickets.unwrap_or_else(|| kept.clone());
+        let acceptor = Arc::new(Acceptor::new(certificates, client_ca, &tickets)?);
+        *kept = tickets;
         *self.acceptor.lock().unwrap_or_else(PoisonError::into_inner) = acceptor;
         self.version.fetch_add(1, Ordering::Release);
         Ok(())

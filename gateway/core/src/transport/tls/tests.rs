@@ -446,6 +446,103 @@ fn a_client_certificate_names_its_user() {
     assert_eq!(server.established.unwrap().certified, None);
 }
 
+#[test]
+fn a_client_certificate_that_was_revoked_or_has_run_out_is_refused_also_with_a_ticket_from_before() {
+    let server_identity = identity(&["a.example"], |_| {});
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca_params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_cert = pem("CERTIFICATE", ca_params.self_signed(&ca_key).unwrap().der());
+    let issuer = rcgen::Issuer::from_params(&ca_params, &ca_key);
+    let config = |serial: u64, until| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::URI("urn:trunkline:user:42".try_into().unwrap())];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        (params.serial_number, params.not_after) = (Some(serial.into()), until);
+        let cert = params.signed_by(&key, &issuer).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(server_identity.der.clone()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![cert.der().clone()], key);
+        Arc::new(config.unwrap())
+    };
+    let day = rcgen::date_time_ymd;
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: day(2020, 1, 1),
+        // It counts on although another one should have followed.
+        next_update: day(2021, 1, 1),
+        crl_number: 1u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: 7u64.into(),
+            revocation_time: day(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = pem("X509 CRL", list.signed_by(&issuer).unwrap().der());
+    let secret = TicketSecret::random().unwrap();
+    let acceptor = |text: &str| {
+        let ca = ClientCa::parse(text.as_bytes()).unwrap();
+        Acceptor::new(certificates(&[&server_identity]), Some(&ca), &secret).unwrap()
+    };
+    let (before, after) = (acceptor(&ca_cert), acceptor(&format!("{ca_cert}{list}")));
+    let (good, revoked, expired) = (config(6, day(2100, 1, 1)), config(7, day(2100, 1, 1)), config(8, day(2020, 1, 1)));
+    let refusal = |config: &Arc<ClientConfig>, acceptor: &Acceptor| {
+        let (mut client, mut server) = (client(config, "a.example"), Server::new(acceptor));
+        for _ in 0..4 {
+            to_server(&mut client, &mut server, usize::MAX);
+            _ = to_client(&mut server, &mut client);
+        }
+        server.failure
+    };
+    assert_eq!(refusal(&expired, &before), Some(Alert::CertificateExpired));
+    for (config, refused) in [(&good, None), (&revoked, Some(Alert::CertificateRevoked))] {
+        // It gets a ticket before the list is there.
+        assert_eq!([refusal(config, &before), refusal(config, &before)], [None, None]);
+        assert_eq!(refusal(config, &after), refused);
+    }
+    assert!(ClientCa::parse(format!("{ca_cert}{}", pem("X509 CRL", b"nonsense")).as_bytes()).is_err());
+}
+
+#[test]
+fn a_ticket_outlives_a_change_of_certificates_and_no_change_of_the_secret() {
+    let (first, second) = (identity(&["a.example"], |_| {}), identity(&["a.example"], |_| {}));
+    let switch = TlsSwitch::new(certificates(&[&first]), None, TicketSecret::shared(b"one")).unwrap();
+    let mut reader = switch.reader();
+    let config = Arc::new(client_config(&first, Version::Tls13, Suite::Aes128));
+    let mut resumes = || connect(&config, reader.get(), usize::MAX).1.established.unwrap().resumed;
+    assert_eq!([resumes(), resumes()], [false, true]);
+    // A client that resumes is not shown the certificate, which it would not trust.
+    switch.replace(certificates(&[&second]), None, None).unwrap();
+    assert!(resumes());
+    switch.replace(certificates(&[&first]), None, Some(TicketSecret::shared(b"another"))).unwrap();
+    assert_eq!([resumes(), resumes()], [false, true]);
+}
+
+#[test]
+fn a_handshake_goes_on_with_the_certificate_it_began_with() {
+    let (first, second) = (identity(&["a.example"], |_| {}), identity(&["a.example"], |_| {}));
+    let switch = TlsSwitch::new(certificates(&[&first]), None, TicketSecret::random().unwrap()).unwrap();
+    let mut reader = switch.reader();
+    let config = |identity| Arc::new(client_config(identity, Version::Tls12, Suite::Aes128));
+    let (mut client, mut server) = (client(&config(&first), "a.example"), Server::new(reader.get()));
+    to_server(&mut client, &mut server, usize::MAX);
+    switch.replace(certificates(&[&second]), None, None).unwrap();
+    for _ in 0..4 {
+        assert_eq!(to_client(&mut server, &mut client), Ok(Vec::new()));
+        to_server(&mut client, &mut server, usize::MAX);
+    }
+    assert!(server.established.is_some() && !client.is_handshaking());
+    connect(&config(&second), reader.get(), usize::MAX);
+}
+
 /// One end seals some content, the other opens it.
 fn sealed(session: &mut Session, kind: ContentType, content: &[u8]) -> Vec<u8> {
     let mut out = content.to_vec();

@@ -2,11 +2,26 @@
 //! that a user opens could talk, as that user, to a gateway that the browser can reach, one on the user's own machine
 //! among them.
 
+use super::Rules;
+use std::net::IpAddr;
+
 /// Whether pages of `origin` are served by who was asked as `host`: they are its own, or are listed. Programs send no
 /// `Origin`, or whatever they like; tokens are what keeps them out.
-pub(super) fn is_served(origin: &[u8], host: &[u8], listed: &[String]) -> bool {
+pub(super) fn is_served(origin: &[u8], host: &[u8], rules: &Rules) -> bool {
     let named = |listed: &String| listed == "*" || listed.as_bytes().eq_ignore_ascii_case(origin);
-    is_own(origin, host) || listed.iter().any(named)
+    let own = is_own(origin, host) && (!rules.loopback_names || is_loopback_name(host));
+    own || rules.origins.iter().any(named)
+}
+
+/// Whether nobody can lead this name of a host, which may have a port, to another place than the browser's own machine.
+fn is_loopback_name(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |(address, _)| address),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let address = name.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback());
+    address || name.eq_ignore_ascii_case("localhost")
 }
 
 /// Whether the page is of the host that was asked. The scheme is not compared: what ends TLS in front of a gateway

@@ -121,14 +121,31 @@ fn the_subprotocol_is_told_to_who_offers_it() {
     }
 }
 
+/// What becomes of a page of `origin` that asks `host`.
+fn judged(rules: &Rules, host: &str, origin: &str) -> Result<(), Refusal> {
+    let others = FIELDS.iter().filter(|field| !field.starts_with("Host") && !field.starts_with("Origin"));
+    let (host, origin) = (format!("Host: {host}"), format!("Origin: {origin}"));
+    let fields: Vec<&str> = others.copied().chain([&host[..], &origin]).collect();
+    read(rules, &request("GET /ws HTTP/1.1", &fields), 0).map(|_| ())
+}
+
+#[test]
+fn a_name_that_a_stranger_may_have_led_here_is_not_that_of_a_node_for_this_machine() {
+    let rules = Rules { loopback_names: true, origins: vec!["http://a.example".to_owned()], ..Rules::default() };
+    for host in ["localhost:7700", "LOCALHOST", "127.0.0.1:7700", "127.9.9.9", "[::1]:7700", "[::1]"] {
+        assert_eq!(judged(&rules, host, &format!("http://{host}")), Ok(()), "{host}");
+    }
+    for host in ["evil.example:7700", "localhost.evil.example", "127.0.0.1.nip.io:7700", "10.0.0.9:7700", "[::1"] {
+        assert_eq!(judged(&rules, host, &format!("http://{host}")), Err(Refusal::Origin), "{host}");
+        assert_eq!(judged(&Rules::default(), host, &format!("http://{host}")), Ok(()), "{host}");
+    }
+    // A page that is listed is known, and a program has no page.
+    assert_eq!(judged(&rules, "evil.example", "http://a.example"), Ok(()));
+    upgraded(&rules, &with("Origin", None));
+}
+
 #[test]
 fn pages_of_the_host_are_served_and_others_where_they_are_listed() {
-    let judged = |rules: &Rules, host: &str, origin: &str| {
-        let others = FIELDS.iter().filter(|field| !field.starts_with("Host") && !field.starts_with("Origin"));
-        let (host, origin) = (format!("Host: {host}"), format!("Origin: {origin}"));
-        let fields: Vec<&str> = others.copied().chain([&host[..], &origin]).collect();
-        read(rules, &request("GET /ws HTTP/1.1", &fields), 0).map(|_| ())
-    };
     let own = Rules::default();
     for (host, origin) in [
         ("example.com", "https://example.com"),
