@@ -113,6 +113,8 @@ pub(crate) struct ServiceLink {
     pub(crate) services: Box<[u16]>,
     /// Requests it takes at once; 0 while it drains.
     pub(crate) window: u32,
+    /// What it says itself of that.
+    pub(crate) wants: u32,
     /// The most it is given at once, whatever it says of its window.
     pub(crate) cap: u32,
     /// Requests it has, and has not answered.
