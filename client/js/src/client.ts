@@ -211,7 +211,7 @@ export class Client {
   constructor(options: Options) {
     this.#options = options;
     this.#user = toId(options.user);
-    if (this.#user === 0n && !options.token) throw new RangeError("user 0 does not exist: it is for a token by which the gateway is told who it is");
+    if (this.#user === 0n && !options.token) throw new RangeError("user 0 needs a token");
     this.#url = options.url;
     this.#resume = unpackResume(options.resume);
     const { minMs, maxMs } = options.backoff ?? { minMs: 500, maxMs: 30_000 };
