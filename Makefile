@@ -1,7 +1,7 @@
 # Thin wrappers: each target is the command one would type.
 CARGO ?= cargo
 
-.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz package
+.PHONY: help setup setup-build run chat cluster test style test-browser test-autobahn test-upgrade test-proxies test-nginx-parity test-runtimes test-webhook-outage test-hung-backends test-tls-scanners test-cert-swap test-power-cut lint docs fmt fuzz package
 .PHONY: sim-scale soak-cluster-sim soak-cluster soak-kill soak-kill-cluster bench bench-cluster bench-million bench-vs bench-store bench-micro clean
 
 help: ## List the targets
@@ -70,6 +70,10 @@ test-cert-swap: setup ## Certificates exchanged below 10,000 clients over WSS: n
 test-webhook-outage: setup ## A receiver of webhooks that is down for ten minutes, and a gateway that is killed (SECS=, SEED=; half an hour)
 	$(CARGO) build --profile quick --locked --bin gateway
 	scripts/test-webhook-outage.py target/quick/gateway $(if $(SECS),--secs $(SECS)) $(if $(SEED),--seed $(SEED))
+
+test-hung-backends: setup ## HTTP servers and webhooks that never answer: what messages between clients feel of it (ROUNDS=; a minute and a half)
+	$(CARGO) build --profile quick --locked --bin gateway --bin bench
+	scripts/test-hung-backends.py target/quick/gateway target/quick/bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
 test-power-cut: setup ## Power cuts below a gateway with --data-dir: what was answered for is there (CUTS=, MESSAGES=, SEED=; root, a minute)
 	$(CARGO) build --profile quick --locked --bin gateway

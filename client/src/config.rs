@@ -45,7 +45,8 @@ pub struct Config {
     /// They are tried in turn, so the one that should have most clients need not be the first for all of them. Default
     /// `127.0.0.1:7700` alone.
     pub addrs: Vec<String>,
-    /// The user to log in as; never 0. No default.
+    /// The user to log in as. No default. 0 with a [`Config::token`] leaves it to the application that the gateway asks
+    /// (its connect-time hook); a gateway that asks none refuses the login.
     pub user: u64,
     /// Proof of being that user: a JWT, or somebody to ask for one; empty where the gateway's authentication is open.
     /// Default empty.
@@ -157,7 +158,7 @@ impl Config {
     /// # Errors
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.user == 0 {
+        if self.user == 0 && !self.token.may_be_some() {
             return Err(ConfigError::NoUser);
         }
         if !(1..=ADDRS_MAX).contains(&self.addrs.len()) {
@@ -216,6 +217,7 @@ mod tests {
         };
         assert_eq!(with(&|_| ()), Ok(()));
         assert_eq!(with(&|c| c.user = 0), Err(ConfigError::NoUser));
+        assert_eq!(with(&|c| (c.user, c.token) = (0, "s3cr3t".into())), Ok(()), "whose that is the gateway asks");
         for count in [0, 65] {
             let many = vec!["localhost:7700".to_owned(); count];
             assert_eq!(with(&|c| c.addrs = many.clone()), Err(ConfigError::AddrCount { count }));

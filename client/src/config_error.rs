@@ -72,7 +72,7 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoUser => write!(f, "user must be set; user 0 does not exist"),
+            Self::NoUser => write!(f, "user must be set; user 0 is for a token by which the gateway is told who it is"),
             Self::AddrCount { count } => write!(f, "addrs has {count} addresses, but must have 1 to {ADDRS_MAX}"),
             Self::Addr { addr } => {
                 let forms = "host:port, such as localhost:7700 or [::1]:7700, or wss://host/path";

@@ -51,8 +51,12 @@ const NUMBERS: u64 = 65_535;
 /// A message's name: group, sender, the sender's id.
 type Name = (u64, u64, u64);
 
+/// Stands for this user, whose id a client that the gateway tells who it is does not know.
+const OWN: u64 = 0;
+
 fn name_of(message: &GroupMessage) -> Name {
-    (message.group, message.from, message.id)
+    let from = if message.is_own() { OWN } else { message.from };
+    (message.group, from, message.id)
 }
 
 /// The number on the wire of the `seq`th message.
@@ -363,8 +367,8 @@ impl Follows {
     }
 
     /// A message of this client goes out. What comes back of it with a page is no news.
-    pub(crate) fn sending(&mut self, group: u64, user: u64, id: u64, acked: bool, is_retry: bool) {
-        self.recent.insert((group, user, id));
+    pub(crate) fn sending(&mut self, group: u64, id: u64, acked: bool, is_retry: bool) {
+        self.recent.insert((group, OWN, id));
         if acked && !is_retry {
             if self.sent.len() < SENT_MAX {
                 self.sent.insert(id);

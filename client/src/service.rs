@@ -25,11 +25,14 @@
 //! next await. One that runs when its link breaks goes on, and its answer finds nobody: its caller has been told that
 //! the outcome is unknown, or another worker has it by now.
 
+mod door;
+mod shares;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,6 +55,8 @@ use crate::ids::MessageIds;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 use crate::{Backoff, Dial as _, Payload, Tcp, random};
+use door::Door;
+use shares::{Share, Shares};
 
 /// Links of one worker.
 const LINKS_MAX: u32 = 16;
@@ -63,8 +68,8 @@ const START_WAIT: Duration = Duration::from_secs(10);
 const OUT_MAX: usize = 1_024;
 /// How much longer than what a worker may send a REQUEST can be.
 const HEAD_BYTES_MAX: u32 = 1_024;
-/// Connections of gateways that a worker which listens has at a time; further ones wait.
-const GATEWAY_LINKS_MAX: usize = 1_024;
+/// Time for the INVITE of a gateway, which speaks first.
+const INVITE_WAIT: Duration = Duration::from_secs(3);
 /// How long a worker which listens waits before it looks for connections again, after the system had none for it.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Number of the PING behind WINDOW 0; those that keep the link alive have 0.
@@ -228,7 +233,8 @@ impl ServiceBuilder {
         self
     }
 
-    /// Calls that are worked on at a time, over all links; of a worker that listens, over those of one gateway; 256 unless it is said.
+    /// Calls that are worked on at a time, over all links; of a worker that listens, over those of one gateway, for all
+    /// services together; 256 unless it is said. Each link takes one at least.
     #[must_use]
     pub fn window(mut self, window: u32) -> Self {
         self.window = window.max(1);
@@ -289,7 +295,14 @@ impl ServiceBuilder {
     /// [`ServiceError::Io`], [`ServiceError::Refused`], [`ServiceError::Protocol`].
     pub async fn start(self) -> Result<Service, ServiceError> {
         let (stop, stopped) = watch::channel(Stop::No);
-        let shared = Arc::new(Shared { ids: MessageIds::new(), links: Mutex::new(Vec::new()), stopped, builder: self });
+        let shared = Arc::new(Shared {
+            ids: MessageIds::new(),
+            links: Mutex::default(),
+            door: Mutex::default(),
+            shares: Mutex::default(),
+            stopped,
+            builder: self,
+        });
         if shared.builder.listens {
             let listener = TcpListener::bind(&shared.builder.addr).await?;
             let local_addr = Some(listener.local_addr()?);
@@ -364,7 +377,14 @@ impl Service {
     /// Links that are connected.
     #[must_use]
     pub fn links(&self) -> usize {
-        self.shared.links.lock().unwrap_or_else(PoisonError::into_inner).len()
+        locked(&self.shared.links).len()
+    }
+
+    /// Connections to a worker that listens which had to go before they had shown an INVITE, because others came, and
+    /// gateways for which it had no room.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        locked(&self.shared.door).turned_away
     }
 
     /// Pushes to a user, at least once, and waits for the fate. `service` is one that this worker serves.
@@ -454,14 +474,22 @@ struct Shared {
     ids: MessageIds,
     /// The connected links, in the order of their numbers.
     links: Mutex<Vec<Place>>,
+    /// Of a worker that listens: who has connected, and how the window is shared out.
+    door: Mutex<Door<AbortHandle>>,
+    shares: Mutex<Shares>,
     stopped: watch::Receiver<Stop>,
+}
+
+/// What a lock guards. Nobody panics while having it.
+fn locked<T>(guarded: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a connected link takes what goes out.
 #[derive(Clone, Debug)]
 struct Place {
     /// The shard, or the number of one that was accepted.
-    number: u32,
+    number: u64,
     /// What is served there, and may push there; in order.
     services: Vec<u16>,
     out: mpsc::Sender<Out>,
@@ -478,20 +506,20 @@ fn place_of(links: &[Place], service: u16, user: u64) -> Option<&Place> {
 
 impl Shared {
     fn put_link(&self, place: Place) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = locked(&self.links);
         links.retain(|other| other.number != place.number);
         links.push(place);
         links.sort_by_key(|place| place.number);
     }
 
-    fn drop_link(&self, number: u32) {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.number != number);
+    fn drop_link(&self, number: u64) {
+        locked(&self.links).retain(|other| other.number != number);
     }
 
     /// On one link after the other. Pushes of one user stay on one, so that they come in order.
     async fn queue_push(&self, push: Push) -> Result<(), ServiceError> {
         let place = {
-            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            let links = locked(&self.links);
             place_of(&links, push.service, push.user).cloned()
         };
         let Place { out, payload_max, .. } = place.ok_or(ServiceError::NotConnected)?;
@@ -543,38 +571,70 @@ impl Link {
     }
 
     /// The link that a gateway has dialed, and its part of the window.
-    async fn accept(shared: &Shared, stream: TcpStream) -> Result<(u32, Self), ServiceError> {
+    async fn accept(visit: &mut Visit, stream: TcpStream) -> Result<(Share, Self), ServiceError> {
+        let shared = visit.shared.clone();
         let builder = &shared.builder;
         let begun = async {
             stream.set_nodelay(true)?;
             let (reader, writer) = stream.into_split();
             let (mut reader, mut writer): (Reader, Writer) = (Box::new(reader), Box::new(writer));
             let mut inbound = Vec::new();
-            let invite = first_frame(&mut reader, &mut inbound, INVITE_BYTES_MAX, |frame| match frame.known() {
+            let first = first_frame(&mut reader, &mut inbound, INVITE_BYTES_MAX, |frame| match frame.known() {
                 Some(Kind::Invite) => Invite::decode(frame.body).map_err(|error| protocol(&error)),
                 _ => Err(ServiceError::Protocol(format!("kind {} is no INVITE", frame.kind))),
-            })
-            .await?;
+            });
+            let invite = timeout(INVITE_WAIT, first).await.unwrap_or_else(|_elapsed| Err(late().into()))?;
             let service = u16::try_from(invite.service).ok().filter(|service| builder.handlers.contains_key(service));
-            let refused = match (&builder.gateway_key, service) {
-                _ if invite.version != VERSION => Some((Code::UnsupportedVersion, "another version")),
-                (Some(key), _) if !is_same(key, &invite.token) => Some((Code::BadCredentials, "another key")),
-                (_, None) => Some((Code::UnknownService, "it does not serve this")),
-                _ => None,
+            let judged = match (&builder.gateway_key, service) {
+                _ if invite.version != VERSION => Err((Code::UnsupportedVersion, "another version")),
+                (Some(key), _) if !is_same(key, &invite.token) => Err((Code::BadCredentials, "another key")),
+                (_, None) => Err((Code::UnknownService, "it does not serve this")),
+                (key, Some(service)) => match locked(&shared.door).enter(visit.number, key.is_some()) {
+                    true => Ok(service),
+                    false => Err((Code::Overloaded, "it has as many links as it takes")),
+                },
             };
-            if let Some((code, text)) = refused {
-                let mut bytes = Vec::new();
-                let bye = Bye { text: text.to_owned(), ..Bye::default() };
-                encode_message(&mut bytes, Kind::Bye, code.as_u16(), &bye);
-                writer.write_all(&bytes).await?;
-                writer.shutdown().await?;
-                return Err(ServiceError::Refused { code: code.as_u16(), text: text.to_owned() });
-            }
-            let window = builder.window.div_ceil(invite.links.clamp(1, LINKS_MAX)).min(u16::MAX.into());
-            let serve = builder.as_serve(service.into_iter().collect(), 0, window);
-            Ok((window, Self::serve(reader, writer, inbound, &serve).await?))
+            let service = match judged {
+                Ok(service) => service,
+                Err((code, text)) => {
+                    let mut bytes = Vec::new();
+                    let bye = Bye { text: text.to_owned(), ..Bye::default() };
+                    encode_message(&mut bytes, Kind::Bye, code.as_u16(), &bye);
+                    writer.write_all(&bytes).await?;
+                    writer.shutdown().await?;
+                    return Err(ServiceError::Refused { code: code.as_u16(), text: text.to_owned() });
+                }
+            };
+            let mut share = visit.take_share(invite.node, service, invite.links.clamp(1, LINKS_MAX));
+            let serve = builder.as_serve(vec![service], 0, share.window().into());
+            Ok((share, Self::serve(reader, writer, inbound, &serve).await?))
         };
         timeout(START_WAIT, begun).await.unwrap_or_else(|_elapsed| Err(late().into()))
+    }
+}
+
+/// A connection to a worker that listens. What it had is free again when it ends, however it does.
+struct Visit {
+    shared: Arc<Shared>,
+    number: u64,
+    /// The node and the service of its link.
+    link: Option<(String, u16)>,
+}
+
+impl Visit {
+    fn take_share(&mut self, node: String, service: u16, links: u32) -> Share {
+        let share = locked(&self.shared.shares).join(&node, service, links, self.shared.builder.window);
+        self.link = Some((node, service));
+        share
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        locked(&self.shared.door).leave(self.number);
+        if let Some((node, service)) = self.link.take() {
+            locked(&self.shared.shares).leave(&node, service);
+        }
     }
 }
 
@@ -623,6 +683,14 @@ fn first_answer(frame: &Frame<'_>) -> Result<ServeOk, ServiceError> {
     }
 }
 
+/// Waits until a link has another part of its worker's window.
+async fn next_window(share: &mut Option<Share>) -> u16 {
+    match share {
+        Some(share) => share.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Writes some of the bytes; where there are none, sees to it that those written before leave: records of TLS that the
 /// socket did not take at once wait in what has sealed them. Nothing is lost by giving it up.
 async fn write_on(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
@@ -636,13 +704,16 @@ async fn write_on(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::R
 /// Takes the links of gateways until the worker is drained, and waits for their ends then.
 async fn run_listener(shared: Arc<Shared>, listener: TcpListener) {
     let mut stopped = shared.stopped.clone();
-    let (mut links, mut number) = (JoinSet::new(), 0_u32);
+    let (mut links, mut number) = (JoinSet::new(), 0_u64);
     while !is_over(&stopped) {
         tokio::select! {
-            accepted = listener.accept(), if links.len() < GATEWAY_LINKS_MAX => match accepted {
-                Ok((stream, _)) => {
-                    number = number.wrapping_add(1);
-                    links.spawn(run_accepted(shared.clone(), number, stream));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    number += 1;
+                    let goes = take_in(&shared, &mut links, number, stream, address.ip());
+                    if let Some(stranger) = goes {
+                        stranger.abort();
+                    }
                 }
                 // The system is short of something; those that wait are not lost.
                 Err(_) => sleep(ACCEPT_AGAIN).await,
@@ -656,16 +727,33 @@ async fn run_listener(shared: Arc<Shared>, listener: TcpListener) {
     while links.join_next().await.is_some() {}
 }
 
+/// Begins with a connection. Returns the one that has to go for it, if one has to.
+fn take_in(
+    shared: &Arc<Shared>,
+    links: &mut JoinSet<()>,
+    number: u64,
+    stream: TcpStream,
+    address: IpAddr,
+) -> Option<AbortHandle> {
+    // It is a stranger from its first step on.
+    let goes = locked(&shared.door).come(number, address);
+    let visit = Visit { shared: shared.clone(), number, link: None };
+    let handle = links.spawn(run_accepted(visit, stream));
+    locked(&shared.door).note(number, handle);
+    goes
+}
+
 /// One link that a gateway has made, until it ends; the gateway makes it again.
-async fn run_accepted(shared: Arc<Shared>, number: u32, stream: TcpStream) {
-    let mut stopped = shared.stopped.clone();
+async fn run_accepted(mut visit: Visit, stream: TcpStream) {
+    let mut stopped = visit.shared.stopped.clone();
     let accepted = tokio::select! {
-        accepted = Link::accept(&shared, stream) => accepted,
+        accepted = Link::accept(&mut visit, stream) => accepted,
         _ = stopped.changed() => return,
     };
-    if let Ok((window, link)) = accepted {
-        drop(serve_link(&shared, number, window, link).await);
-        shared.drop_link(number);
+    if let Ok((mut share, link)) = accepted {
+        let window = share.window();
+        drop(serve_link(&visit.shared, visit.number, window, Some(share), link).await);
+        visit.shared.drop_link(visit.number);
     }
 }
 
@@ -683,8 +771,8 @@ async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Optio
         };
         if let Ok(link) = link {
             let began = Instant::now();
-            drop(serve_link(&shared, shard, window, link).await);
-            shared.drop_link(shard);
+            drop(serve_link(&shared, shard.into(), window.min(u16::MAX.into()) as u16, None, link).await);
+            shared.drop_link(shard.into());
             if began.elapsed() > shared.builder.backoff.max {
                 attempt = 0;
             }
@@ -699,7 +787,13 @@ async fn run_link(shared: Arc<Shared>, shard: u32, window: u32, mut first: Optio
 }
 
 /// One link, until it ends.
-async fn serve_link(shared: &Arc<Shared>, shard: u32, window: u32, link: Link) -> Result<(), ServiceError> {
+async fn serve_link(
+    shared: &Arc<Shared>,
+    number: u64,
+    window: u16,
+    share: Option<Share>,
+    link: Link,
+) -> Result<(), ServiceError> {
     let Link { reader, writer, inbound, services, ok } = link;
     let (out, queue) = mpsc::channel(OUT_MAX);
     let max_frame = ok.max_frame.min(trunkline_proto::FRAME_BYTES_MAX_LIMIT);
@@ -714,10 +808,10 @@ async fn serve_link(shared: &Arc<Shared>, shard: u32, window: u32, link: Link) -
         outbound: Vec::new(),
         drained: false,
     };
-    session.put(Kind::Window, 0, window.min(u16::MAX.into()) as u16, 0, 0, &[]);
-    shared.put_link(Place { number: shard, services, out: out.clone(), payload_max });
+    session.put(Kind::Window, 0, window, 0, 0, &[]);
+    shared.put_link(Place { number, services, out: out.clone(), payload_max });
     let heartbeat = Duration::from_secs(ok.heartbeat_secs.clamp(1, HEARTBEAT_SECS_MAX).into());
-    let ended = session.run(reader, writer, queue, heartbeat).await;
+    let ended = session.run(reader, writer, queue, share, heartbeat).await;
     for (_, fate) in session.pushes.drain() {
         drop(fate.send(Err(ServiceError::FateUnknown)));
     }
@@ -746,6 +840,7 @@ impl LinkSession {
         mut reader: impl AsyncRead + Unpin,
         mut writer: impl AsyncWrite + Unpin,
         mut queue: mpsc::Receiver<Out>,
+        mut share: Option<Share>,
         heartbeat: Duration,
     ) -> Result<(), ServiceError> {
         let mut stopped = self.shared.stopped.clone();
@@ -787,6 +882,7 @@ impl LinkSession {
                     }
                 }
                 _ = stopped.changed(), if !drains => {}
+                window = next_window(&mut share), if !drains => self.put(Kind::Window, 0, window, 0, 0, &[]),
                 () = sleep(heartbeat / 2) => {
                     if heard.elapsed() > 2 * heartbeat {
                         return Err(io::Error::from(io::ErrorKind::TimedOut).into());
@@ -946,7 +1042,7 @@ mod tests {
             }
             assert!(place_of(&links, 9, user).is_none());
         }
-        let used: std::collections::BTreeSet<u32> =
+        let used: std::collections::BTreeSet<u64> =
             (0..20).filter_map(|user| place_of(&links, 8, user)).map(|place| place.number).collect();
         assert_eq!(used.len(), 3, "all that can take them do");
         assert!(place_of(&[], 7, 1).is_none());

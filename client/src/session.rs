@@ -488,7 +488,7 @@ impl<'a> Session<'a> {
             return self.out.message(of_message, id, to, payload);
         }
         let (acked, is_retry) = (of_message & flags::ACK != 0, of_message & flags::RETRY != 0);
-        self.state.groups.sending(to, self.user, id, acked, is_retry);
+        self.state.groups.sending(to, id, acked, is_retry);
         self.out.group_message(of_message, id, to, payload);
     }
 

@@ -49,6 +49,11 @@ impl Token {
         })))
     }
 
+    /// Whether there may be one, as against none at all.
+    pub(crate) fn may_be_some(&self) -> bool {
+        !matches!(&self.0, Source::Known(token) if token.is_empty())
+    }
+
     /// Whether asking again may bring another token.
     pub(crate) fn may_change(&self) -> bool {
         matches!(self.0, Source::Asked(_))

@@ -16,6 +16,7 @@
 mod access;
 mod body;
 mod forward;
+mod jwt;
 mod keys;
 mod metrics;
 mod operations;
@@ -35,7 +36,7 @@ pub use access::{Access, AuditNote, CallerKey, Needs, Peer, UnknownKey};
 pub use body::{
     BODY_BYTES_MAX, Body as JsonBody, LONG_BODIES_MAX, LONG_BODY_BYTES_MAX, NameInPath, Parameters, UserInPath,
 };
-pub use keys::{ApiKeys, ApiKeysError, NewKey, NoScope, Scope};
+pub use keys::{ApiKeys, ApiKeysError, KeyLimits, NewKey, NoScope, Scope};
 pub use operations::OPENAPI;
 pub use places::{HEALTH_PLACES, Places};
 pub use problem::Problem;

@@ -29,7 +29,7 @@ export type Token = string | (() => Promise<string>);
 export interface Options {
   /** Where the gateway is: `wss://chat.example.com/ws`. */
   url: string;
-  /** Who logs in; not 0. */
+  /** Who logs in. 0 with a token leaves it to the application that the gateway asks (its connect-time hook); a gateway that asks none refuses the login. */
   user: Id;
   /** The token, or a function that gets one: it is called for each login, and again before the token ends, but never twice at a time. */
   token?: Token;
@@ -144,7 +144,6 @@ export interface Extension {
 
 /** What the client does for an extension. */
 export interface Port {
-  readonly user: bigint;
   readonly inboxMax: number;
   idOf(id?: Id): bigint;
   /** Writes a frame. Throws where there is no session, or too much waits. */
@@ -216,7 +215,7 @@ export class Client {
   constructor(options: Options) {
     this.#options = options;
     this.#user = toId(options.user);
-    if (this.#user === 0n) throw new RangeError("user 0 does not exist");
+    if (this.#user === 0n && !options.token) throw new RangeError("user 0 needs a token");
     this.#url = options.url;
     this.#resume = unpackResume(options.resume);
     const { minMs, maxMs } = options.backoff ?? { minMs: 500, maxMs: 30_000 };
@@ -325,7 +324,6 @@ export class Client {
     if (this.#state !== "idle") throw new TrunklineError("to be given to a client before it connects");
     this.#extensions.push(extension);
     return {
-      user: this.#user,
       inboxMax: this.#inboxMax(),
       idOf: (id) => this.#idOf(id),
       write: (frame) => this.#writeOnce(frame),

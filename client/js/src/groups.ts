@@ -129,7 +129,8 @@ const messageOf = ({ flags, id, peer, stamp, body }: Frame): GroupMessage => ({
   replay: (flags & FLAG_REPLAY) !== 0,
 });
 
-const nameOf = ({ group, from, id }: GroupMessage) => `${group} ${from} ${id}`;
+// 0 stands for this user, whose id a client that the gateway tells who it is does not know.
+const nameOf = ({ group, from, id, self }: GroupMessage) => `${group} ${self ? 0 : from} ${id}`;
 const max = (one: bigint, other: bigint) => (one > other ? one : other);
 const byStamp = (one: GroupMessage, other: GroupMessage) => (one.stamp < other.stamp ? -1 : one.stamp > other.stamp ? 1 : 0);
 
@@ -219,7 +220,7 @@ export class Groups {
       const track = this.#tracks.get(peer);
       if (track) track.unacked++;
     }
-    this.#remember(`${peer} ${this.#port.user} ${id}`);
+    this.#remember(`${peer} 0 ${id}`);
     if (!options.ack) return undefined;
     const { message, fate } = this.#port.keep(id, Kind.GROUP_SEND, peer, bytes, options);
     if (this.#isOpen && !this.#rejoining.has(peer)) this.#post(message);

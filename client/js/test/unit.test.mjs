@@ -57,6 +57,17 @@ test("login is the first frame, with all that the options say", async () => {
   await subject.close();
 });
 
+test("user 0 is for who has a token by which the gateway is told who it is", async () => {
+  assert.throws(() => client({ user: 0 }), RangeError);
+  const subject = client({ user: 0, token: "t0k" });
+  const connected = subject.connect();
+  await settle();
+  assert.deepEqual([...FakeSocket.all[0].written[0].body].slice(0, 4), [0x08, 1, 0x1a, 3], "no user is named");
+  FakeSocket.all[0].receive(LOGIN_OK);
+  await connected;
+  await subject.close();
+});
+
 test("ids are 64-bit numbers in any of three forms", async () => {
   for (const user of [42, "42", 42n]) assert.doesNotThrow(() => client({ user }));
   for (const user of [0, -1, 1.5, 2 ** 53, "x", 1n << 64n]) assert.throws(() => client({ user }));

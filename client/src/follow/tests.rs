@@ -105,16 +105,16 @@ async fn own_messages_are_no_gap_and_do_not_come_back_with_a_page() {
     joined(&mut follows, GROUP, 10);
     live(&mut follows, GROUP, 1, 11);
     for (id, stamp) in [(101, 12), (102, 14)] {
-        follows.sending(GROUP, ME, id, true, false);
+        follows.sending(GROUP, id, true, false);
         follows.sent(GROUP, id, stamp);
     }
     assert_eq!(stamps(&live(&mut follows, GROUP, 3, 13)), [13]);
     assert_eq!(stamps(&live(&mut follows, GROUP, 5, 15)), [15]);
     // One that is refused has no number, and of one without ACK it is not known.
-    follows.sending(GROUP, ME, 103, true, false);
+    follows.sending(GROUP, 103, true, false);
     follows.sent(GROUP, 103, 0);
     assert_eq!(stamps(&live(&mut follows, GROUP, 6, 16)), [16]);
-    follows.sending(GROUP, ME, 104, false, false);
+    follows.sending(GROUP, 104, false, false);
     assert_eq!(live(&mut follows, GROUP, 8, 18), [], "it may be the own one");
     assert_eq!(asked(&mut follows), Some((GROUP, 10)));
     let own = GroupMessage { from: ME, id: 104, flags: flags::REPLAY | flags::SELF, ..message(GROUP, 0, 17) };

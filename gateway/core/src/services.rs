@@ -41,12 +41,13 @@ pub use spec::{ServiceSpec, SpecError};
 use crate::ids::NodeKey;
 use crate::io::ConnId;
 use crate::push::Ledger;
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::fmt;
 use std::sync::Arc;
-use trunkline_proto::{Serve, call_flags};
+use trunkline_proto::Serve;
 use trunkline_router_core::balance::ServerId;
 
 /// Requests that a link takes at once where its SERVE does not say.
@@ -57,6 +58,9 @@ pub(crate) const OFFERS_MAX: usize = 64;
 pub const LINKS_MAX: usize = 1_024;
 /// Recipients of pushes with a head that may be open at a shard.
 pub const PUSHES_OPEN_MAX: usize = 8_192;
+/// Empty lists of open calls that are kept, and the longest of them.
+const SPARE_LISTS_MAX: usize = 64;
+const SPARE_CALLS_MAX: usize = 32;
 /// How long a call may go on after the first answer with MORE; then it ends with 24.
 pub const MORE_MS: u64 = 60_000;
 /// How often a call is given to a worker, all together.
@@ -113,6 +117,8 @@ pub(crate) struct ServiceLink {
     pub(crate) services: Box<[u16]>,
     /// Requests it takes at once; 0 while it drains.
     pub(crate) window: u32,
+    /// What it says itself of that.
+    pub(crate) wants: u32,
     /// The most it is given at once, whatever it says of its window.
     pub(crate) cap: u32,
     /// Requests it has, and has not answered.
@@ -162,6 +168,8 @@ pub(crate) struct Services {
     pub(crate) links: HashMap<u32, ServiceLink>,
     /// Open calls of sessions, by slot. A session without any is not in it.
     pub(crate) callers: HashMap<u32, Vec<OpenCall>>,
+    /// Empty ones, for sessions that begin to call.
+    spare_lists: Vec<Vec<OpenCall>>,
     /// Calls that came from other shards, of this node or others, by caller.
     pub(crate) foreign: HashMap<(NodeKey, u16, ConnId, u64), CallKey>,
     /// Where other nodes have workers.
@@ -225,6 +233,7 @@ impl Services {
             calls: Calls::default(),
             links: HashMap::new(),
             callers: HashMap::new(),
+            spare_lists: Vec::new(),
             foreign: HashMap::new(),
             nodes: Nodes::default(),
             elsewhere: HashMap::new(),
@@ -276,12 +285,32 @@ impl Services {
     /// Whether a call may be carried out more than once, so that it is kept for another worker.
     pub(crate) fn keeps(&mut self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else { return false };
-        if call.caller.is_far() {
-            // That is decided at the caller's node.
-            return false;
+        call.keeps(self.pools.get(&call.service).is_some_and(|pool| pool.spec.idempotent))
+    }
+
+    /// Notes an open call of the session in a slot.
+    pub(crate) fn note_open(&mut self, slot: u32, call: OpenCall) {
+        let Services { callers, spare_lists, .. } = self;
+        callers.entry(slot).or_insert_with(|| spare_lists.pop().unwrap_or_default()).push(call);
+    }
+
+    /// A call of the session in a slot is answered, for the last time if it `ends`. `None` if it is not open.
+    pub(crate) fn answered(&mut self, slot: u32, id: u64, ends: bool) -> Option<OpenCall> {
+        let Entry::Occupied(mut entry) = self.callers.entry(slot) else { return None };
+        let open = entry.get_mut();
+        let at = open.iter().position(|call| call.id == id)?;
+        let call = open[at];
+        if ends {
+            open.swap_remove(at);
+            if open.is_empty() {
+                let list = entry.remove();
+                // A session with one call at a time would have memory allocated for each.
+                if self.spare_lists.len() < SPARE_LISTS_MAX && list.capacity() <= SPARE_CALLS_MAX {
+                    self.spare_lists.push(list);
+                }
+            }
         }
-        let idempotent = self.pools.get(&call.service).is_some_and(|pool| pool.spec.idempotent);
-        (idempotent || call.flags & call_flags::SAFE != 0) && !call.has_begun
+        Some(call)
     }
 
     /// A call leaves the worker that has it; returns which that was.
@@ -301,15 +330,20 @@ impl Services {
         Some(server)
     }
 
-    /// Takes a call out of all that knows of it at this shard, `own`, but its caller.
+    /// Takes a call out of all that knows of it at this shard, `own`, but its caller. It says where it was, for who has to
+    /// be told.
     pub(crate) fn take_out(&mut self, key: CallKey, own: u16) -> Option<Call> {
-        let (service, has_begun, at) = self.calls.get(key).map(|call| (call.service, call.has_begun, call.at))?;
-        self.leave_link(key);
-        let pool = self.pools.get_mut(&service)?;
+        let call = self.calls.get(key)?;
+        let (has_begun, at) = (call.has_begun, call.at);
+        let pool = self.pools.get_mut(&call.service)?;
+        if let At::Link { slot, server } = at {
+            if let Some(link) = self.links.get_mut(&slot) {
+                link.in_flight -= 1;
+            }
+            pool.released(server);
+        }
         let fifo = if has_begun { &mut self.streams } else { &mut pool.fifo };
         let mut call = self.calls.remove(fifo, key)?;
-        // Where it was, for who has to be told.
-        call.at = at;
         if at == At::Queue {
             pool.waiting -= 1;
             self.queued -= 1;

@@ -22,7 +22,7 @@ pub(crate) mod watchers;
 
 use crate::auth::Whom;
 use crate::ids::NodeKey;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use homes::Homes;
 use watchers::Watchers;
 
@@ -178,6 +178,8 @@ pub(crate) struct Watches {
     pub(crate) claims: HashMap<u32, Whom>,
     /// Bytes of the lists in them.
     pub(crate) claim_bytes: usize,
+    /// Slots of sessions for whose list there was no room.
+    pub(crate) unkept: HashSet<u32>,
     /// The node could not serve at the last tick.
     pub(crate) paused: bool,
 }
@@ -190,7 +192,8 @@ impl Watches {
 
     /// Memory held, bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.watchers.bytes() + self.homes.bytes() + self.claims.allocation_size() + self.claim_bytes
+        let claims = self.claims.allocation_size() + self.claim_bytes + self.unkept.allocation_size();
+        self.watchers.bytes() + self.homes.bytes() + claims
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
-use trunkline_router::http::{AuditNote, JsonBody, Needs, Problem, Routes, Scope};
+use trunkline_router::http::{AuditNote, CallerKey, JsonBody, Needs, Problem, Routes, Scope};
 
 /// How long the shards may take to answer, all together.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -226,14 +226,20 @@ struct Change {
     weight: Option<u32>,
 }
 
-/// It holds at this node until the last link of the worker has ended.
+/// It holds at this node until the last link of the worker has ended; of a server that is dialed as long as its address
+/// is.
 async fn change(
     State(node): State<Arc<Node>>,
+    Extension(caller): Extension<CallerKey>,
     Path((service, name)): Path<(String, String)>,
     JsonBody(Change { state, weight }): JsonBody<Change>,
 ) -> Result<(Extension<AuditNote>, Json<InstanceDescription>), Problem> {
     let number = service.parse::<u16>().ok().filter(|number| *number != 0);
     let service = number.ok_or_else(|| Problem::bad_request("a service is a number from 1 to 65535"))?;
+    if !caller.limits.may_use(service) {
+        let detail = format!("this key may not change service {service}: its line in the keys file names others");
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
     if weight.is_some_and(|weight| !(1..=WEIGHT_MAX).contains(&weight)) {
         return Err(Problem::bad_request(format!("a weight is a number from 1 to {WEIGHT_MAX}")));
     }

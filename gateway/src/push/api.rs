@@ -160,7 +160,7 @@ impl PushApi {
     pub(super) fn begin_batch<E: From<Problem>>(
         &self,
         pushes: Vec<Result<Push, E>>,
-        caller: &str,
+        caller: &CallerKey,
         key: Option<&str>,
     ) -> Result<(Vec<Result<Begun, E>>, usize), Problem> {
         let recipients: usize = pushes.iter().flatten().map(Push::recipients).sum();
@@ -169,7 +169,7 @@ impl PushApi {
         }
         let begin = |(number, push): (usize, Result<Push, E>)| {
             let key = key.map(|key| format!("{key}/{number}"));
-            self.begin(push?, caller, key.as_deref()).map_err(E::from)
+            self.begin(push?, &caller.id, key.as_deref()).map_err(E::from)
         };
         Ok(((1..).zip(pushes).map(begin).collect(), recipients))
     }
@@ -327,7 +327,8 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 fn too_many() -> Problem {
     Problem::new(
         StatusCode::TOO_MANY_REQUESTS,
-        "this key has pushed as much as it may for now (pushes_per_key_per_sec); try again in a moment",
+        "this key has pushed as much as it may for now (pushes_per_key_per_sec, or pushes_per_sec in its line of the keys \
+         file); try again in a moment",
     )
 }
 
@@ -340,8 +341,16 @@ async fn push(
     Leaves::watch(&api, &caller.id, "POST /v1/push", push_one(&api, &caller, &headers, request)).await
 }
 
-/// Whether a caller may push to whom the push is for.
+fn not_as(service: u16) -> Problem {
+    let detail = format!("this key may not push as service {service}: its line in the keys file names others");
+    Problem::new(StatusCode::FORBIDDEN, detail)
+}
+
+/// Whether a caller may push to whom the push is for, and as its service.
 pub(super) fn may_push(caller: &CallerKey, push: &Push) -> Result<(), Problem> {
+    if !caller.limits.may_use(push.service) {
+        return Err(not_as(push.service));
+    }
     let scope = match &push.to {
         Target::Users(_) | Target::Device { .. } => Scope::PushUser,
         Target::Group(_) => Scope::PushGroup,
@@ -371,7 +380,7 @@ async fn push_one(
     let push = Push::parse(&body, api.frame_bytes_max).map_err(Problem::bad_request)?;
     drop((body, room));
     may_push(caller, &push)?;
-    if !api.desk().take_for_key(&caller.id, push.recipients(), now_ms()) {
+    if !api.desk().take_for_key(caller, push.recipients(), now_ms()) {
         return Err(too_many());
     }
     if matches!(push.to, Target::Sessions(_)) {
@@ -400,7 +409,7 @@ struct ProgressAnswer {
 
 impl ProgressAnswer {
     fn of(progress: &Progress) -> Self {
-        let Progress { id, tally: Tally { delivered, overloaded }, shards, done, lost, stopped, over } = *progress;
+        let Progress { id, tally: Tally { delivered, overloaded }, shards, done, lost, stopped, over, .. } = *progress;
         let state = match (over, stopped) {
             (false, false) => "running",
             (false, true) => "stopping",
@@ -443,8 +452,17 @@ async fn progress(State(api): State<Arc<PushApi>>, Path(id): Path<String>) -> Re
     Ok(Json(ProgressAnswer::of(&progress)))
 }
 
-async fn stop(State(api): State<Arc<PushApi>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let progress = api.desk().stop_broadcast(push_id(&id)?).ok_or_else(no_push)?;
+async fn stop(
+    State(api): State<Arc<PushApi>>,
+    Extension(caller): Extension<CallerKey>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let id = push_id(&id)?;
+    let service = api.desk().progress(id).ok_or_else(no_push)?.service;
+    if !caller.limits.may_use(service) {
+        return Err(not_as(service));
+    }
+    let progress = api.desk().stop_broadcast(id).ok_or_else(no_push)?;
     let answer = ProgressAnswer::of(&progress);
     Ok((Extension(AuditNote(answer.to_string())), Json(answer)).into_response())
 }
@@ -508,7 +526,7 @@ async fn push_lines(
     let pushes: Vec<Result<Push, Problem>> =
         lines.into_iter().map(|line| line_of_batch(line, caller, api.frame_bytes_max)).collect();
     drop((body, room));
-    let (begun, recipients) = api.begin_batch(pushes, &caller.id, key.as_deref())?;
+    let (begun, recipients) = api.begin_batch(pushes, caller, key.as_deref())?;
     let (mut text, mut good, all) = (Vec::new(), 0, begun.len());
     for begun in begun {
         let result = match begun {

@@ -12,6 +12,8 @@ pub(super) const ENDED_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) id: u64,
+    /// Whose push it is.
+    pub(super) service: u16,
     pub(super) tally: Tally,
     /// Shards that were asked, of all nodes; it rises while the nodes are being asked.
     pub(super) shards: u32,
@@ -97,8 +99,15 @@ pub(super) struct Broadcasts {
 }
 
 impl Broadcasts {
-    /// Begins one with so long a payload, for a node with so many shards.
-    pub(super) fn begin(&mut self, id: u64, said: [u8; 16], bytes: usize, shards: u32) -> Result<Begun, NotBegun> {
+    /// Begins one of a service with so long a payload, for a node with so many shards.
+    pub(super) fn begin(
+        &mut self,
+        id: u64,
+        service: u16,
+        said: [u8; 16],
+        bytes: usize,
+        shards: u32,
+    ) -> Result<Begun, NotBegun> {
         match self.by_id.get(&id) {
             Some(known) if known.said == said => return Ok(Begun::Known(known.progress)),
             Some(_) => return Err(NotBegun::OtherPush),
@@ -110,7 +119,7 @@ impl Broadcasts {
         }
         self.last_token = self.last_token.wrapping_add(1);
         let token = self.last_token;
-        let progress = Progress { id, shards, ..Progress::default() };
+        let progress = Progress { id, service, shards, ..Progress::default() };
         let parts = (0..shards).map(|shard| (Part { node: 0, shard: shard as u16 }, Default::default())).collect();
         self.bytes += bytes;
         self.running.insert(token, id);
@@ -178,7 +187,7 @@ mod tests {
     }
 
     fn new(broadcasts: &mut Broadcasts, id: u64) -> u32 {
-        match broadcasts.begin(id, [1; 16], 10, 2) {
+        match broadcasts.begin(id, 7, [1; 16], 10, 2) {
             Ok(Begun::New(token)) => token,
             other => panic!("{other:?}"),
         }
@@ -230,12 +239,12 @@ mod tests {
         for id in 1..=BROADCASTS_MAX as u64 {
             new(&mut broadcasts, id);
         }
-        assert!(matches!(broadcasts.begin(1, [1; 16], 10, 2), Ok(Begun::Known(_))));
-        assert_eq!(broadcasts.begin(1, [2; 16], 10, 2), Err(NotBegun::OtherPush));
-        assert_eq!(broadcasts.begin(99, [1; 16], 10, 2), Err(NotBegun::Full));
+        assert!(matches!(broadcasts.begin(1, 7, [1; 16], 10, 2), Ok(Begun::Known(_))));
+        assert_eq!(broadcasts.begin(1, 7, [2; 16], 10, 2), Err(NotBegun::OtherPush));
+        assert_eq!(broadcasts.begin(99, 7, [1; 16], 10, 2), Err(NotBegun::Full));
         let mut long = Broadcasts::default();
-        assert!(matches!(long.begin(1, [1; 16], 2 * BROADCAST_BYTES_MAX, 1), Ok(Begun::New(_))), "one always may");
-        assert_eq!(long.begin(2, [1; 16], 1, 1), Err(NotBegun::Full));
+        assert!(matches!(long.begin(1, 7, [1; 16], 2 * BROADCAST_BYTES_MAX, 1), Ok(Begun::New(_))), "one always may");
+        assert_eq!(long.begin(2, 7, [1; 16], 1, 1), Err(NotBegun::Full));
     }
 
     #[test]

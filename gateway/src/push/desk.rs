@@ -21,6 +21,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use trunkline_proto::{Outcome, flags};
 use trunkline_router::hash::home_shard;
+use trunkline_router::http::CallerKey;
 
 /// Who waits for the end of a push.
 pub(super) type Waiter = oneshot::Sender<Standing>;
@@ -72,8 +73,8 @@ impl Desk {
     }
 
     /// Takes so many pushes from what the caller's key may have. False if it has had too many.
-    pub(super) fn take_for_key(&mut self, caller: &str, pushes: usize, now_ms: u64) -> bool {
-        let may = self.rates.take_for_key(caller, pushes, now_ms);
+    pub(super) fn take_for_key(&mut self, caller: &CallerKey, pushes: usize, now_ms: u64) -> bool {
+        let may = self.rates.take_for_key(&caller.id, caller.limits.pushes_per_sec, pushes, now_ms);
         if !may {
             self.stats[0].limit_pushes_key.add(1);
         }
@@ -179,7 +180,7 @@ impl Desk {
         if self.ends && self.broadcasts.progress(id).is_none() {
             return Err(Refused::Ending);
         }
-        match self.broadcasts.begin(id, said, payload.len(), self.out.shards()) {
+        match self.broadcasts.begin(id, service, said, payload.len(), self.out.shards()) {
             Ok(BroadcastBegun::New(token)) => {
                 let spec = Spec { token, service, id, condition, payload: payload.into() };
                 self.out.tell_all(&Word::Begin(Arc::new(spec)));
@@ -512,7 +513,8 @@ mod tests {
         let Ok(At::Over(standing)) = world.desk.begin(push(&[1]), "", None, 999) else { panic!("refused at once") };
         assert_eq!((standing.counts.of(Outcome::Overloaded), standing.pending), (1, 0));
         open(world.desk.begin(push(&[1]), "", None, 1_000));
-        assert!(world.desk.take_for_key("a", 100, 0) && !world.desk.take_for_key("a", 1, 0));
+        let caller = CallerKey { id: "a".to_owned(), scopes: None, limits: Default::default() };
+        assert!(world.desk.take_for_key(&caller, 100, 0) && !world.desk.take_for_key(&caller, 1, 0));
         assert_eq!(world.sum(|stats| &stats.limit_pushes_open), 1);
         assert_eq!(world.sum(|stats| &stats.limit_pushes_user), 1);
         assert_eq!(world.sum(|stats| &stats.limit_pushes_key), 1);

@@ -157,7 +157,7 @@ async fn push_all(
         names.push(to);
         pushes.push(push.and_then(|push| may_push(caller, &push).map(|()| push).map_err(Refused::from)));
     }
-    let (begun, recipients) = api.begin_batch(pushes, &caller.id, key.as_deref())?;
+    let (begun, recipients) = api.begin_batch(pushes, caller, key.as_deref())?;
     let (mut out, mut good, all) = (Vec::with_capacity(all_bytes(names.len())), 0, names.len());
     for (to, begun) in names.into_iter().zip(begun) {
         match begun {

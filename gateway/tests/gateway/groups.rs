@@ -350,6 +350,9 @@ fn rates_and_numbers_of_groups_are_bound() {
         join(&mut members[0], GROUP + 1);
         members[0].write(&frame(kind::GROUP_JOIN, GROUP + 2, 6));
         members[0].expect_error(code::LIMIT_REACHED, 6, GROUP + 2);
+        // Those that are on their way to another shard count as well.
+        let rooms: Vec<Frame> = (0..6).map(|at| frame(kind::GROUP_JOIN, ROOM + at, 7 + at)).collect();
+        assert_eq!(joined(&mut user(gateway, 9), &rooms), 2);
         // More in a moment than both rates let pass, whenever the second begins.
         let mut answers = [0; 2];
         for id in 1..=9 {
@@ -378,6 +381,35 @@ fn rates_and_numbers_of_groups_are_bound() {
         for limit in ["group_sends_per_sec", "group_member_sends_per_sec", "group_members"] {
             assert!(metrics.sum("trunkline_limit_hits_total", &[("limit", limit)]) > 0, "{limit}");
         }
+    });
+}
+
+/// Asks for all of these joins at once. Returns how many were answered with GROUP_OK; the others have to be refused for
+/// a limit.
+fn joined(client: &mut Client, joins: &[Frame]) -> usize {
+    client.write_bytes(&joins.iter().flat_map(Frame::encode).collect::<Vec<u8>>());
+    let answers = joins.iter().map(|_| client.recv()).map(|answer| match answer.kind {
+        kind::GROUP_OK => true,
+        _ => {
+            assert_eq!((answer.kind, answer.aux), (kind::ERROR, code::LIMIT_REACHED), "{answer:?}");
+            false
+        }
+    });
+    answers.filter(|is_in| *is_in).count()
+}
+
+#[test]
+fn no_session_is_told_that_it_has_joined_when_its_shard_has_no_place_for_it() {
+    let flags = ["--group-memberships-max", "1000", "--groups-per-user-max", "2000", "--frames-per-sec", "0"];
+    with_store(&[2], &flags, |gateway| {
+        let mut member = user(gateway, 1);
+        let joins: Vec<Frame> = (0..1_010).map(|at| frame(kind::GROUP_JOIN, ROOM + at, 1 + at)).collect();
+        assert_eq!(joined(&mut member, &joins), 1_000);
+        // Of a durable group too, and who leaves a room makes place for it.
+        assert_eq!(joined(&mut member, &[frame(kind::GROUP_JOIN, GROUP, 5_000)]), 0);
+        let first = joins.iter().map(|join| join.peer).min().expect("there are some");
+        leave(&mut member, first);
+        assert_eq!(joined(&mut member, &[frame(kind::GROUP_JOIN, GROUP, 5_001)]), 1);
     });
 }
 

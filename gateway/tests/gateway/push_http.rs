@@ -18,6 +18,10 @@ pub(crate) const WITH_PUSHES: [&str; 2] = ["--services-http", "127.0.0.1:0"];
 /// The kind of a frame that a service has pushed.
 const PUSH: u8 = 0x87;
 pub(crate) const SERVICE: u16 = 7;
+/// A key that signs tokens, and a token of it that ends in 2100: `kid` idp, `sub` till-1.
+const ISSUER: &str = "MCowBQYDK2VwAyEA6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=";
+const TOKEN: &str = "eyJhbGciOiJFZERTQSIsImtpZCI6ImlkcCJ9.eyJzdWIiOiJ0aWxsLTEiLCJleHAiOjQxMDI0NDQ4MDB9.G3sMqi3XvvqyDF\
+    kN43bpqoDWq29ubLxPG6sncV6uLkqQVqpkkw5SNycOUWWyp71lznpnzhKd8hn55fdqo6SUAA";
 
 /// Where back-ends push.
 pub(crate) fn push_address(gateway: &Gateway) -> SocketAddr {
@@ -235,7 +239,11 @@ fn a_push_to_a_user_who_is_offline_is_stored_and_comes_with_the_login() {
 fn only_who_may_push_does_and_every_call_stands_in_the_audit_log() {
     let keys = [("shop", Scope::PushUser), ("ops", Scope::Kick)]
         .map(|(name, scope)| NewKey::make(name, &[scope]).expect("a key"));
-    let file = ScratchFile::new("push-keys", format!("{}\n{}\n", keys[0].line, keys[1].line));
+    let other = NewKey::make("other", &[Scope::PushUser]).expect("a key");
+    let other_line = other.line.replace(" }", ", services = [8], pushes_per_sec = 1000 }");
+    let issuer = format!("idp = {{ ed25519 = \"{ISSUER}\", scopes = [\"push:user\"], services = [7] }}");
+    let lines = [keys[0].line.as_str(), &keys[1].line, &other_line, &issuer];
+    let file = ScratchFile::new("push-keys", lines.join("\n"));
     let body = r#"{"to":{"user":"1"},"service":7,"payload":"c2VjcmV0IHRleHQ="}"#;
     with_pushes(1, &["--api-keys-file", file.path(), "--log-format", "json"], |gateway| {
         let ask = |headers: &str| post(push_address(gateway), "/v1/push", headers, body).status;
@@ -244,10 +252,25 @@ fn only_who_may_push_does_and_every_call_stands_in_the_audit_log() {
         let wrong = format!("Authorization: Bearer {known}{}\r\n", if last == "0" { "1" } else { "0" });
         assert_eq!((ask(""), ask(&wrong), ask(&ops)), (401, 401, 403));
         assert_eq!(ask(&format!("{shop}Origin: http://evil.example\r\n")), 403);
-        assert_eq!(ask(&shop), 200);
-        let audit = wait_for("the push is in the log", || {
-            gateway.stderr().lines().find(|line| line.contains("a change was asked for")).map(str::to_owned)
-        });
+        // One that may push as other services alone, and a token.
+        let other = format!("Authorization: Bearer {}\r\n", other.key);
+        assert_eq!((ask(&other), ask(&format!("Authorization: Bearer {}\r\n", &TOKEN[..TOKEN.len() - 4]))), (403, 401));
+        let headers = format!("{other}Content-Type: application/x-ndjson\r\n");
+        let batch = format!("{body}\n{}", body.replace("\"service\":7", "\"service\":8"));
+        let lines = post(push_address(gateway), "/v1/push/batch", &headers, &batch);
+        assert!(
+            lines.body.contains("may not push as service 7") && lines.body.contains("\"offline\":1"),
+            "{}",
+            lines.body
+        );
+        assert_eq!((ask(&shop), ask(&format!("Authorization: Bearer {TOKEN}\r\n"))), (200, 200));
+        let line_of = |key: &str| {
+            let words = format!("\"key\":\"{key}\"");
+            let is_it = |line: &&str| line.contains("a change was asked for") && line.contains(&words);
+            wait_for("the push is in the log", || gateway.stderr().lines().find(is_it).map(str::to_owned))
+        };
+        line_of("idp:till-1");
+        let audit = line_of("shop");
         let audit: serde_json::Value = serde_json::from_str(&audit).expect("a line of JSON");
         let fields = &audit["fields"];
         assert_eq!((&fields["key"], &fields["what"]), (&"shop".into(), &"POST /v1/push".into()), "{audit}");

@@ -1,6 +1,7 @@
 //! Servers of a service that the gateway dials: the client library's worker that listens, its end and its return.
 
 use crate::support::gateway::{Gateway, with_gateway};
+use crate::support::http;
 use crate::support::scratch::ScratchFile;
 use serde_json::Value;
 use std::io::Read;
@@ -69,7 +70,8 @@ fn assert_turns_strangers_away(address: SocketAddr) {
 #[test]
 fn a_server_that_is_dialed_serves_goes_and_comes_back() {
     let worker_key = NewKey::make("orders", &[Scope::Serve(SERVICE)]).expect("a key");
-    let keys = ScratchFile::new("keys.toml", &worker_key.line);
+    let ops_key = NewKey::make("ops", &[Scope::ServicesWrite]).expect("a key");
+    let keys = ScratchFile::new("keys.toml", format!("{}\n{}", worker_key.line, ops_key.line));
     let shown = ScratchFile::new("shown.key", format!("{GATEWAY_KEY}\n"));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -92,6 +94,19 @@ fn a_server_that_is_dialed_serves_goes_and_comes_back() {
             assert_eq!(pushing.await.expect("a fate"), Outcome::OfflineNotStored);
             assert_turns_strangers_away(address);
 
+            let set = |state: &str| {
+                let path = format!("/v1/services/{SERVICE}/instances/{address}");
+                let headers = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", ops_key.key);
+                let body = format!("{{\"state\":\"{state}\"}}");
+                let answer =
+                    http::exchange(gateway.http_address(), "PATCH", &path, &headers, &body).expect("an answer");
+                assert_eq!(answer.status, 200, "{}", answer.body);
+                answer.json()["state"].clone()
+            };
+            assert_eq!(set("drain"), "drain");
+            let drained = client.call(SERVICE, "not now").await;
+            assert!(matches!(drained, Err(Error::Call { code: 18, .. })), "{drained:?}");
+
             first.drain().await;
             wait_for_server(gateway, "failing", 0).await;
             let gone = client.call(SERVICE, "another one").await;
@@ -99,6 +114,9 @@ fn a_server_that_is_dialed_serves_goes_and_comes_back() {
 
             let second = listen(address, &worker_key.key, "second").await;
             wait_for_server(gateway, "serving", 2).await;
+            let drained = client.call(SERVICE, "still not").await;
+            assert!(matches!(drained, Err(Error::Call { code: 18, .. })), "what was said outlives links: {drained:?}");
+            assert_eq!(set("active"), "active");
             let said = client.call(SERVICE, "and one more").await.expect("an answer");
             assert_eq!(&said.body[..], b"second 5");
             second.drain().await;

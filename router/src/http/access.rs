@@ -9,11 +9,13 @@
 //! in `Host` whom the page believes to ask. So on this host `Host` has to be a name of loopback, which no name that a
 //! stranger points here is. What a reverse proxy passes on does not come from this host, whatever its address.
 //!
+//! A token (JWT) of somebody whose public key is in the keys file is a key like the others, until it ends.
+//!
 //! A key is one in the request, or the one that the certificate names which the caller has shown on this connection; one
 //! in the request is the one that counts. A browser shows a certificate for any page that asks it to, which is why pages
 //! are kept out before keys are looked at.
 
-use super::keys::{ApiKeys, Scope};
+use super::keys::{ApiKeys, Found, KeyLimits, Scope};
 use super::problem::Problem;
 use super::stats::HttpMetric;
 use super::tls::CertifiedKey;
@@ -26,7 +28,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Refused requests are logged one in this time; the next line says how many there were between.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
@@ -59,10 +61,12 @@ pub struct Peer(pub SocketAddr);
 /// change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerKey {
-    /// Its id; empty for a request without one.
+    /// Its id; of a token the id of who signed it, `:` and its `sub`; empty for a request without a key.
     pub id: String,
     /// What it may do; `None` for a request that needed no key, and may do everything.
     pub scopes: Option<Vec<Scope>>,
+    /// What bounds it besides.
+    pub limits: KeyLimits,
 }
 
 impl CallerKey {
@@ -157,8 +161,9 @@ impl Refusal {
             ),
             Refusal::Unknown => Problem::new(
                 StatusCode::UNAUTHORIZED,
-                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…; of a caller with a \
-                 certificate, the key that it names (URI:urn:trunkline:key:ID)",
+                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…; a token (JWT) is over, \
+                 or no line of the file has signed it; of a caller with a certificate, the key that it names \
+                 (URI:urn:trunkline:key:ID)",
             ),
             Refusal::Scope(scope) => {
                 let detail = format!("this key does not have the scope {scope}; add it to its line in the keys file");
@@ -175,8 +180,8 @@ impl Refusal {
 /// Who asks, for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Caller {
-    /// The holder of the key with this id, and its scopes.
-    Key(String, Vec<Scope>),
+    /// The holder of this key.
+    Key(Found),
     /// Somebody without a key.
     Anybody,
 }
@@ -217,7 +222,7 @@ impl Access {
     /// [`UnknownKey`].
     pub fn scopes(&self, key: &str) -> Result<Option<Vec<Scope>>, UnknownKey> {
         let Some(keys) = self.keys() else { return Ok(None) };
-        keys.find(key).map(|(_, scopes)| Some(scopes.to_vec())).ok_or(UnknownKey)
+        keys.find(key, wall_s()).map(|found| Some(found.scopes)).ok_or(UnknownKey)
     }
 
     /// Whether there is a keys file.
@@ -277,14 +282,14 @@ impl Access {
         let credential = headers.get(header::AUTHORIZATION);
         if let Some(keys) = keys.as_ref().filter(|_| credential.is_some() || certified.is_some()) {
             let found = match (credential, certified) {
-                (Some(credential), _) => bearer(credential).and_then(|key| keys.find(key)),
+                (Some(credential), _) => bearer(credential).and_then(|key| keys.find(key, wall_s())),
                 (None, certified) => certified.and_then(|CertifiedKey(id)| keys.of_certificate(id)),
             };
-            let (id, scopes) = found.ok_or(Refusal::Unknown)?;
-            let has_one = needed.iter().any(|scope| scopes.contains(scope));
+            let found = found.ok_or(Refusal::Unknown)?;
+            let has_one = needed.iter().any(|scope| found.scopes.contains(scope));
             return match needed.first().filter(|_| !has_one) {
                 Some(scope) => Err(Refusal::Scope(*scope)),
-                None => Ok(Caller::Key(id.to_owned(), scopes.to_vec())),
+                None => Ok(Caller::Key(found)),
             };
         }
         let is_here = is_here(peer, headers);
@@ -332,8 +337,10 @@ pub(super) async fn guard(needs: Needs, mut request: Request, next: Next) -> Res
         Ok(_) if !is_change => next.run(request).await,
         Ok(caller) => {
             let key = match &caller {
-                Caller::Key(id, scopes) => CallerKey { id: id.clone(), scopes: Some(scopes.clone()) },
-                Caller::Anybody => CallerKey { id: String::new(), scopes: None },
+                Caller::Key(Found { id, scopes, limits }) => {
+                    CallerKey { id: id.clone(), scopes: Some(scopes.clone()), limits: limits.clone() }
+                }
+                Caller::Anybody => CallerKey { id: String::new(), scopes: None, limits: KeyLimits::default() },
             };
             request.extensions_mut().insert(key);
             let response = next.run(request).await;
@@ -351,12 +358,17 @@ fn what_is_asked(request: &Request) -> String {
 
 fn audit(caller: &Caller, peer: Option<SocketAddr>, what: &str, response: &Response) {
     let who = match caller {
-        Caller::Key(id, _) => id.as_str(),
+        Caller::Key(found) => found.id.as_str(),
         Caller::Anybody => "nobody",
     };
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
     let note = response.extensions().get::<AuditNote>().map_or("", |note| note.0.as_str());
     tracing::info!(target: "audit", key = who, peer, what, status = response.status().as_u16(), note, "a change was asked for");
+}
+
+/// Seconds since the epoch, for the ends of tokens.
+fn wall_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Whether a request comes from this host, and no proxy has passed it on.
@@ -499,7 +511,8 @@ mod tests {
         }
         let with =
             |needs, credential: &str| asked(needs, ELSEWHERE, &[("host", "gate"), ("authorization", credential)]);
-        let ops = Ok(Caller::Key("ops".to_owned(), vec![Scope::Kick]));
+        let limits = KeyLimits::default();
+        let ops = Ok(Caller::Key(Found { id: "ops".to_owned(), scopes: vec![Scope::Kick], limits }));
         assert_eq!(judge(&access, &with(CHANGE, &credential)), ops);
         assert_eq!(judge(&access, &with(Needs::AnyKey, &credential)), ops);
         assert_eq!(judge(&access, &with(READ, &credential)), Err("scope"));
@@ -557,7 +570,7 @@ mod tests {
         let ask = |access: &Access, certified, headers: &[(&'static str, &str)]| {
             judge(access, &Asked { certified, ..asked(CHANGE, ELSEWHERE, headers) })
         };
-        assert!(matches!(ask(&by_name, Some("ops"), &[]), Ok(Caller::Key(id, _)) if id == "ops"));
+        assert!(matches!(ask(&by_name, Some("ops"), &[]), Ok(Caller::Key(found)) if found.id == "ops"));
         assert_eq!(ask(&by_name, Some("nobody"), &[]), Err("unknown_key"));
         assert_eq!(ask(&by_name, None, &[]), Err("no_key"));
         assert_eq!(ask(&access("ops = { scopes = [\"drain\"] }"), Some("ops"), &[]), Err("scope"));

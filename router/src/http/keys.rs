@@ -1,12 +1,16 @@
 //! Keys of the HTTP API: who may do what.
 //!
-//! A key is `tlk_<id>_<64 hexadecimal digits>`, of which the file holds the SHA-256 alone. The file is TOML with one
-//! line for each key:
+//! A key is `tlk_<id>_<64 hexadecimal digits>`, of which the file holds the SHA-256 alone. Instead of that a line may
+//! hold the public key of whoever signs tokens (JWT), or neither, for certificates that name it. The file is TOML with
+//! one line for each:
 //!
 //! ```toml
 //! ops = { sha256 = "…", scopes = ["kick", "drain", "users:read"] }
+//! shop = { sha256 = "…", scopes = ["push:user"], services = [7, 8], pushes_per_sec = 50 }
+//! idp = { ed25519 = "MCowBQYDK2VwAyEA…", audience = "trunkline", scopes = ["push:user", "users:read"] }
 //! ```
 
+use super::jwt::{self, Issuer};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use serde::Deserialize;
@@ -18,6 +22,7 @@ use std::hint::black_box;
 use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What every key begins with.
 const PREFIX: &str = "tlk_";
@@ -25,6 +30,8 @@ const PREFIX: &str = "tlk_";
 const SECRET_BYTES: usize = 32;
 /// Longest id of a key.
 const ID_BYTES_MAX: usize = 32;
+/// The highest rate that a line may name.
+const PUSHES_PER_SEC_MAX: u32 = 10_000_000;
 /// Longest file of keys: some hundreds of them.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -133,12 +140,49 @@ impl FromStr for Scope {
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeys(BTreeMap<String, ApiKey>);
 
+/// What bounds a key besides its scopes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// The services that it may push as and change; `None` for all.
+    pub services: Option<Arc<[u16]>>,
+    /// Pushes by HTTP in a second on the average, 1 to 10,000,000; `None` for as many as any key may.
+    pub pushes_per_sec: Option<u32>,
+}
+
+impl KeyLimits {
+    /// Whether it may push as this service, and change it.
+    #[must_use]
+    pub fn may_use(&self, service: u16) -> bool {
+        self.services.as_ref().is_none_or(|services| services.contains(&service))
+    }
+}
+
+/// Whose key that is, and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The id of the key; of a token that of its line, `:` and its `sub`.
+    pub(super) id: String,
+    pub(super) scopes: Vec<Scope>,
+    pub(super) limits: KeyLimits,
+}
+
+/// How somebody shows that a line is his.
+#[derive(Debug, Clone)]
+enum Proof {
+    /// By a key with this SHA-256.
+    Key([u8; 32]),
+    /// By a token that this one has signed.
+    Token(Issuer),
+    /// By a certificate alone.
+    Certificate,
+}
+
 /// One of them.
 #[derive(Debug, Clone)]
 struct ApiKey {
-    /// `None` for one that certificates alone may name.
-    sha256: Option<[u8; 32]>,
+    proof: Proof,
     scopes: Vec<Scope>,
+    limits: KeyLimits,
 }
 
 /// What a line of the file says.
@@ -146,7 +190,36 @@ struct ApiKey {
 #[serde(deny_unknown_fields)]
 struct Line {
     sha256: Option<String>,
+    ed25519: Option<String>,
+    audience: Option<String>,
     scopes: Vec<String>,
+    services: Option<Vec<u16>>,
+    pushes_per_sec: Option<u32>,
+}
+
+impl Line {
+    fn proof(&self) -> Result<Proof, String> {
+        match (&self.sha256, &self.ed25519) {
+            (Some(_), Some(_)) => Err("it has sha256 and ed25519: it is a key, or signs tokens".to_owned()),
+            (_, None) if self.audience.is_some() => Err("audience is for lines with ed25519".to_owned()),
+            (Some(digits), None) => from_hex(digits)
+                .map(Proof::Key)
+                .ok_or_else(|| "its sha256 has to be 64 hexadecimal digits, as gateway api-key prints them".to_owned()),
+            (None, Some(text)) => Issuer::new(text, self.audience.clone()).map(Proof::Token),
+            (None, None) => Ok(Proof::Certificate),
+        }
+    }
+
+    fn limits(&self) -> Result<KeyLimits, String> {
+        let services = self.services.as_deref();
+        if services.is_some_and(|services| services.is_empty() || services.contains(&0)) {
+            return Err("its services have to be numbers from 1 to 65535, one at least".to_owned());
+        }
+        if self.pushes_per_sec.is_some_and(|rate| !(1..=PUSHES_PER_SEC_MAX).contains(&rate)) {
+            return Err(format!("its pushes_per_sec has to be a number from 1 to {PUSHES_PER_SEC_MAX}"));
+        }
+        Ok(KeyLimits { services: services.map(Into::into), pushes_per_sec: self.pushes_per_sec })
+    }
 }
 
 /// Why a file of keys cannot be used. It names what is wrong, not the file.
@@ -206,18 +279,14 @@ impl ApiKeys {
         for (id, line) in lines {
             let fault = |error: String| ApiKeysError::Key(id.clone(), error);
             check_id(&id).map_err(fault)?;
-            let sha256 = match &line.sha256 {
-                None => None,
-                Some(digits) => Some(from_hex(digits).ok_or_else(|| {
-                    fault("its sha256 has to be 64 hexadecimal digits, as gateway api-key prints them".to_owned())
-                })?),
-            };
+            let proof = line.proof().map_err(fault)?;
+            let limits = line.limits().map_err(fault)?;
             let scopes: Result<Vec<Scope>, NoScope> = line.scopes.iter().map(|scope| scope.parse()).collect();
             let scopes = scopes.map_err(|error| fault(error.to_string()))?;
             if scopes.is_empty() {
                 return Err(fault("it has no scope, so it could do nothing".to_owned()));
             }
-            keys.insert(id, ApiKey { sha256, scopes });
+            keys.insert(id, ApiKey { proof, scopes, limits });
         }
         if keys.is_empty() { Err(ApiKeysError::Empty) } else { Ok(ApiKeys(keys)) }
     }
@@ -234,21 +303,40 @@ impl ApiKeys {
         self.0.is_empty()
     }
 
-    /// The id of the key that this is, and what it may do; `None` for what is no key of these. It takes as long for an
-    /// id that nobody has, and for a secret that is wrong in its last digit.
-    pub(super) fn find(&self, key: &str) -> Option<(&str, &[Scope])> {
-        let (id, _) = key.strip_prefix(PREFIX)?.rsplit_once('_')?;
-        let sha256: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-        let found = self.0.get_key_value(id).filter(|(_, key)| key.sha256.is_some());
+    /// The key or token that this is, and what it may do at that second since the epoch; `None` for what is none of
+    /// these. It takes as long for an id that nobody has, and for a secret that is wrong in its last digit.
+    pub(super) fn find(&self, credential: &str, now_s: u64) -> Option<Found> {
+        let Some(rest) = credential.strip_prefix(PREFIX) else { return self.find_token(credential, now_s) };
+        let (id, _) = rest.rsplit_once('_')?;
+        let sha256: [u8; 32] = Sha256::digest(credential.as_bytes()).into();
+        let found = self.0.get(id).and_then(|key| match &key.proof {
+            Proof::Key(sha256) => Some((key, sha256)),
+            Proof::Token(_) | Proof::Certificate => None,
+        });
         let nobody = [0; 32];
-        let expected = found.and_then(|(_, key)| key.sha256.as_ref()).unwrap_or(&nobody);
+        let expected = found.map_or(&nobody, |(_, sha256)| sha256);
         let differences = sha256.iter().zip(expected).fold(0, |sum, (a, b)| black_box(sum | (a ^ b)));
-        found.filter(|_| differences == 0).map(|(id, key)| (id.as_str(), key.scopes.as_slice()))
+        found.filter(|_| differences == 0).map(|(key, _)| key.found(id))
+    }
+
+    fn find_token(&self, token: &str, now_s: u64) -> Option<Found> {
+        let id = jwt::line_of(token)?;
+        let key = self.0.get(&id)?;
+        let Proof::Token(issuer) = &key.proof else { return None };
+        let said = issuer.read(token, now_s)?;
+        let (scopes, limits) = said.within(&key.scopes, &key.limits);
+        Some(Found { id: format!("{id}:{}", said.subject), scopes, limits })
     }
 
     /// What the holder of a certificate that names this key may do.
-    pub(super) fn of_certificate(&self, id: &str) -> Option<(&str, &[Scope])> {
-        self.0.get_key_value(id).map(|(id, key)| (id.as_str(), key.scopes.as_slice()))
+    pub(super) fn of_certificate(&self, id: &str) -> Option<Found> {
+        self.0.get(id).filter(|key| !matches!(key.proof, Proof::Token(_))).map(|key| key.found(id))
+    }
+}
+
+impl ApiKey {
+    fn found(&self, id: &str) -> Found {
+        Found { id: id.to_owned(), scopes: self.scopes.clone(), limits: self.limits.clone() }
     }
 }
 
@@ -318,18 +406,33 @@ mod tests {
         let keys = ApiKeys::parse(&file).unwrap();
         assert_eq!(keys.len(), 3);
         for (key, id) in made.iter().zip(["ops", "robot-2.eu", "7"]) {
-            assert_eq!(keys.find(&key.key), Some((id, &scopes[..])), "{}", key.line);
+            let found = keys.find(&key.key, 0).unwrap();
+            assert_eq!((found.id.as_str(), &found.scopes[..]), (id, &scopes[..]), "{}", key.line);
+            assert_eq!(found.limits, KeyLimits::default());
             assert!(!file.contains(&key.key), "the file has no secrets");
             for at in 0..key.key.len() {
                 let mut wrong = key.key.clone().into_bytes();
                 wrong[at] = if wrong[at] == b'0' { b'1' } else { b'0' };
-                assert_eq!(keys.find(std::str::from_utf8(&wrong).unwrap()), None, "byte {at}");
+                assert_eq!(keys.find(std::str::from_utf8(&wrong).unwrap(), 0), None, "byte {at}");
             }
         }
         for wrong in ["", "tlk_", "tlk_ops_", "tlk_ops", "ops", &made[0].key[1..], &format!("{}0", made[0].key)] {
-            assert_eq!(keys.find(wrong), None, "{wrong:?}");
+            assert_eq!(keys.find(wrong, 0), None, "{wrong:?}");
         }
         assert_ne!(NewKey::make("ops", &scopes).unwrap().key, made[0].key);
+    }
+
+    #[test]
+    fn a_line_may_bound_its_key_to_services_and_to_a_rate() {
+        let made = NewKey::make("shop", &[Scope::PushUser]).unwrap();
+        let line = made.line.replace(" }", ", services = [7, 9], pushes_per_sec = 50 }");
+        let keys = ApiKeys::parse(&format!("{line}\nops = {{ scopes = [\"kick\"], pushes_per_sec = 1 }}")).unwrap();
+        let limits = keys.find(&made.key, 0).unwrap().limits;
+        assert_eq!(limits.pushes_per_sec, Some(50));
+        assert_eq!([6, 7, 8, 9, 10].map(|service| limits.may_use(service)), [false, true, false, true, false]);
+        let by_name = keys.of_certificate("ops").unwrap().limits;
+        assert!(by_name.pushes_per_sec == Some(1) && by_name.may_use(65_535));
+        assert!(KeyLimits::default().may_use(1));
     }
 
     #[test]
@@ -361,6 +464,13 @@ mod tests {
             (with(&"a".repeat(33), &hash, "\"kick\""), "an id is"),
             (format!("a = {{ sha256 = \"{hash}\", scope = [] }}\n"), "scope"),
             (with("a", &hash, "\"kick\"").repeat(2), "duplicate"),
+            ("a = { scopes = [\"kick\"], services = [] }".to_owned(), "one at least"),
+            ("a = { scopes = [\"kick\"], services = [0] }".to_owned(), "1 to 65535"),
+            ("a = { scopes = [\"kick\"], services = [65536] }".to_owned(), "65536"),
+            ("a = { scopes = [\"kick\"], pushes_per_sec = 0 }".to_owned(), "pushes_per_sec"),
+            ("a = { scopes = [\"kick\"], ed25519 = \"MCow\" }".to_owned(), "openssl pkey"),
+            ("a = { scopes = [\"kick\"], audience = \"b\" }".to_owned(), "lines with ed25519"),
+            (format!("a = {{ sha256 = \"{hash}\", ed25519 = \"b\", scopes = [\"kick\"] }}\n"), "or signs tokens"),
         ] {
             let error = ApiKeys::parse(&text).unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");

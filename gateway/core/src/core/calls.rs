@@ -86,7 +86,9 @@ impl Shard {
         let other_shard = if serves_here { None } else { services.other_shard(service) };
         let goes_far = !serves_here && other_shard.is_none() && services.nodes.serve(service);
         if serves_here || goes_far {
-            services.pools.entry(service).or_insert_with(|| Pool::new(ServiceSpec::of(service)));
+            if goes_far {
+                services.pools.entry(service).or_insert_with(|| Pool::new(ServiceSpec::of(service)));
+            }
             if services.calls.len() >= self.links.limits.calls_max as usize {
                 self.links.stats.limit_calls.add(1);
                 return self.refuse_call(slot, id, peer, no_reply, Code::Overloaded);
@@ -113,7 +115,7 @@ impl Shard {
 
     pub(super) fn note_open(&mut self, slot: u32, call: OpenCall) {
         if let Some(services) = &mut self.services {
-            services.callers.entry(slot).or_default().push(call);
+            services.note_open(slot, call);
         }
     }
 
@@ -175,21 +177,20 @@ impl Shard {
     pub(super) fn place_call(&mut self, key: CallKey, head_of: HeadOf<'_>, body: &[u8]) {
         let Some(services) = &mut self.services else { return };
         let Some(call) = services.calls.get(key) else { return };
-        let (service, user) = (call.service, call.user);
-        let hash_key = services.pools.get(&service).map_or(HashKey::User, |pool| pool.spec.key);
+        let user = call.user;
+        let Some(pool) = services.pools.get(&call.service) else { return };
+        // Those that wait already are first.
+        let (hash_key, waits, keeps) = (pool.spec.key, pool.waiting > 0, call.keeps(pool.spec.idempotent));
         if hash_key != HashKey::User {
             let pick_key = self.pick_key(hash_key, head_of, user);
             if let Some(call) = self.services.as_mut().and_then(|services| services.calls.get(key)) {
                 call.pick_key = pick_key;
             }
         }
-        let Some(services) = &mut self.services else { return };
-        let (keeps, waits) = (services.keeps(key), services.pools.get(&service).is_some_and(|pool| pool.waiting > 0));
         let mut head = None;
-        if keeps || services.heads > 0 {
+        if keeps || self.services.as_ref().is_some_and(|services| services.heads > 0) {
             head = Some(self.head_bytes(head_of));
         }
-        // Those that wait already are first.
         let room = if waits { Room::Full } else { self.give(key, head.as_deref().unwrap_or_default(), body, None) };
         match room {
             Room::At(_) if keeps => {
@@ -271,8 +272,14 @@ impl Shard {
             pool.pick(now.mono_ms, call.pick_key, rng, except, |instance| instance.links.iter().any(&mut has_room));
         let Room::At(at) = room else { return room };
         let instance = &pool.instances[at];
-        let with_room = instance.links.iter().copied().filter(|slot| has_room(slot));
-        let chosen = with_room.min_by_key(|slot| links.get(slot).map_or(u32::MAX, |link| link.in_flight));
+        let chosen = match instance.links[..] {
+            // It was picked because this one has room.
+            [only] => Some(only),
+            _ => {
+                let with_room = instance.links.iter().copied().filter(|slot| has_room(slot));
+                with_room.min_by_key(|slot| links.get(slot).map_or(u32::MAX, |link| link.in_flight))
+            }
+        };
         let (Some(slot), Some(server)) = (chosen, instance.id) else { return Room::Nobody };
         let Some(link) = links.get_mut(&slot) else { return Room::Nobody };
         let again = if call.tries > 0 || call.again { call_flags::AGAIN } else { 0 };
@@ -566,16 +573,12 @@ impl Shard {
     /// An answer for a caller of this shard.
     pub(super) fn reply_to(&mut self, conn: ConnId, id: u64, status: u16, flags: u8, body: &[u8]) {
         let is_there = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
-        let Some(services) = &mut self.services else { return };
-        let open = services.callers.get_mut(&conn.slot).filter(|_| is_there);
-        let found = open.and_then(|open| open.iter().position(|call| call.id == id).map(|at| (open, at)));
-        let Some((open, at)) = found else { return self.links.stats.answers_to_gone.add(1) };
-        let OpenCall { peer, no_reply, .. } = open[at];
-        if flags & call_flags::MORE == 0 {
-            open.swap_remove(at);
-            if open.is_empty() {
-                services.callers.remove(&conn.slot);
-            }
+        let ends = flags & call_flags::MORE == 0;
+        let services = self.services.as_mut().filter(|_| is_there);
+        let Some(OpenCall { peer, no_reply, .. }) = services.and_then(|it| it.answered(conn.slot, id, ends)) else {
+            return self.links.stats.answers_to_gone.add(1);
+        };
+        if ends {
             self.count_reply(status);
         }
         if !no_reply {

@@ -171,9 +171,10 @@ impl Shard {
         let origin = self.links.slots.id(slot);
         let user = self.links.slots.at(slot).user;
         let most = self.links.limits.groups;
-        if is_room(group) && !leave && !self.groups.parts.is_in(origin, group) {
-            let here = self.groups.parts.groups_of(slot).filter(|group| is_room(*group)).count() as u64;
-            if here >= most.per_user_max || self.groups.parts.memberships() as u64 >= most.memberships_max {
+        if !leave && !self.groups.parts.is_in(origin, group) {
+            // How many durable groups a user has the store knows.
+            let has_many = is_room(group) && self.rooms_of(slot, group) >= most.per_user_max;
+            if has_many || self.groups.parts.memberships() as u64 >= most.memberships_max {
                 self.links.stats.limit_group_memberships.add(1);
                 self.links.error(slot, Code::LimitReached, id, group);
                 return Flow::On;
@@ -196,6 +197,16 @@ impl Shard {
             Room::No => self.links.error(slot, Code::Overloaded, id, group),
         }
         Flow::On
+    }
+
+    /// Rooms that a session is in, or has asked to join, but for one.
+    fn rooms_of(&self, slot: u32, but_for: u64) -> u64 {
+        let here = self.groups.parts.groups_of(slot).filter(|group| is_room(*group));
+        let joining = self.groups.joins.of(slot).iter().map(|(room, _)| *room);
+        let mut rooms: Vec<u64> = here.chain(joining).filter(|room| *room != but_for).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        rooms.len() as u64
     }
 
     fn group_mark(&mut self, slot: u32, frame: &Frame<'_>) {
@@ -267,16 +278,31 @@ impl Shard {
             GroupMail::Member { group, user, joined, last, number, session } => {
                 self.group_member(group, user, joined, last, number, session);
             }
-            GroupMail::Ok { group, conn, id, stamp } => self.group_ok(conn, id, group, stamp),
+            // Others have come before it since it asked.
+            GroupMail::Ok { group, conn, id, joined: true, .. } if self.has_no_place(conn, group) => {
+                self.group_refused(group, conn, id, Code::LimitReached);
+            }
+            GroupMail::Ok { group, conn, id, stamp, .. } => self.group_ok(conn, id, group, stamp),
             GroupMail::Refused { group, conn, id, code } => {
-                let open = self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open);
-                if let Some(code) = Code::from_u16(code).filter(|_| open) {
-                    self.group_join_over(conn.slot, group, id);
-                    self.links.error(conn.slot, code, id, group);
+                if let Some(code) = Code::from_u16(code) {
+                    self.group_refused(group, conn, id, code);
                 }
             }
             GroupMail::Ended { group } => self.groups.parts.end(group),
             GroupMail::Missed => self.look_again_at_groups(),
+        }
+    }
+
+    /// Whether a session is in no part, and there is no place for it.
+    fn has_no_place(&self, conn: ConnId, group: u64) -> bool {
+        let most = self.links.limits.groups.memberships_max;
+        self.groups.parts.memberships() as u64 >= most && !self.groups.parts.is_in(conn, group)
+    }
+
+    fn group_refused(&mut self, group: u64, conn: ConnId, id: u64, code: Code) {
+        if self.links.slots.get(conn).is_some_and(|conn| conn.phase == Phase::Open) {
+            self.group_join_over(conn.slot, group, id);
+            self.links.error(conn.slot, code, id, group);
         }
     }
 

@@ -175,7 +175,13 @@ impl Shard {
         if granted.end.is_over(self.now.wall_ms) {
             return self.refuse_renewal(slot, user, "", Refusal::Expired);
         }
+        // What it has said before and there was no room for is as lost as it was.
+        let says_it = matches!(decision, Decision::In(grant) if grant.watch.is_some());
+        let stays_lost = self.lost_claim(slot) && granted.said.watch && !says_it;
         self.renewed(slot, user, granted);
+        if stays_lost {
+            self.claim_stays_lost(slot);
+        }
     }
 }
 

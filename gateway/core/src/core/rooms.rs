@@ -190,7 +190,8 @@ impl Shard {
         if leave {
             // What waits for the home took effect before and is over, or the session would be in after its leave.
             for Joining { origin, id, .. } in self.groups.interests.take_joins_of(group, origin.conn, origin.shard) {
-                self.tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: 0 });
+                let ok = GroupMail::Ok { group, conn: origin.conn, id, stamp: 0, joined: false };
+                self.tell_group(origin.shard, &ok);
             }
             self.links.stats.group_leaves.add(1);
             self.tell_of_room(group, join, false);
@@ -228,7 +229,7 @@ impl Shard {
         let (last, number) = self.groups.homes.get(group).map_or((0, 0), |home| (home.last, home.number));
         let session = Some(origin.conn);
         self.tell_group(origin.shard, &GroupMail::Member { group, user, joined, last, number, session });
-        self.tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last });
+        self.tell_group(origin.shard, &GroupMail::Ok { group, conn: origin.conn, id, stamp: last, joined });
     }
 
     /// A shard of this node has a part of a room: copies are wanted, if they come from another node.

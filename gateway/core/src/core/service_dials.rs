@@ -27,11 +27,19 @@ impl<I: Io> Core<I> {
         let slots = links.limits.slots().saturating_sub(links.slots.in_use());
         let Some(services) = &mut self.shard.services else { return };
         let leaving = services.dials.look(now_ms);
+        let returned = services.dials.take_returned();
         links.stats.limit_service_servers.set(services.dials.left_out);
         if !drains {
-            for (token, address) in services.dials.due(now_ms, most.min(slots.into()) as usize) {
+            let room = most.min(slots.into()) as usize;
+            let due = services.dials.due(now_ms, room);
+            let is_full = due.len() == room;
+            for (token, address) in due {
                 links.stats.service_dials.add(1);
                 self.io.dial(token, address);
+            }
+            if is_full {
+                let io = &mut self.io;
+                links.stats.server_no_room.add(services.dials.put_off(now_ms, || word(io.random())));
             }
         }
         let standings = services.dials.standings();
@@ -40,6 +48,7 @@ impl<I: Io> Core<I> {
         links.stats.service_servers_dialing.set(standings.dialing);
         links.stats.service_servers_down.set(standings.down);
         self.shard.let_servers_go(&leaving);
+        self.shard.take_servers_back(&returned);
     }
 
     /// A dial of a server has ended.
@@ -131,6 +140,16 @@ impl Shard {
         });
         for slot in over.collect::<Vec<u32>>() {
             self.close(slot, CloseReason::Draining);
+        }
+    }
+
+    /// Servers whose address is there again before their calls have ended get calls as before.
+    fn take_servers_back(&mut self, returned: &[(u32, u32)]) {
+        for (slot, cap) in returned {
+            if let Some(link) = self.services.as_mut().and_then(|services| services.links.get_mut(slot)) {
+                (link.cap, link.window) = (*cap, link.wants.min(*cap));
+            }
+            self.window_changed(*slot);
         }
     }
 

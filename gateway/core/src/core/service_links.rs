@@ -210,6 +210,7 @@ impl Shard {
             name: serve.name.as_str().into(),
             services: added.into(),
             window: window.min(cap),
+            wants: window,
             cap,
             in_flight: 0,
             heads: serve.heads,
@@ -284,7 +285,8 @@ impl Shard {
             Some(Kind::PushTo) => return self.push_to(slot, frame),
             Some(Kind::Window) => {
                 if let Some(link) = self.services.as_mut().and_then(|services| services.links.get_mut(&slot)) {
-                    link.window = u32::from(frame.aux).min(link.cap);
+                    link.wants = frame.aux.into();
+                    link.window = link.wants.min(link.cap);
                 }
                 self.window_changed(slot);
             }

@@ -66,7 +66,19 @@ impl Shard {
                 failed: pool.has_failed(instance, self.now.mono_ms),
             }
         };
-        pool.instances.iter().map(seen).collect()
+        let mut all: Vec<InstanceSeen> = pool.instances.iter().map(seen).collect();
+        // What was said of a server that is dialed holds while it is away.
+        all.extend(services.dials.set_aside(pool.spec.service).map(|(name, set, server)| InstanceSeen {
+            name: name.to_owned(),
+            weight: set.weight.unwrap_or(server.weight),
+            backup: server.backup,
+            links: 0,
+            window: 0,
+            calls: 0,
+            drained: set.drained == Some(true),
+            failed: true,
+        }));
+        all
     }
 
     fn nodes_seen(&self, services: &Services, service: u16) -> Vec<(String, u64)> {
@@ -80,13 +92,19 @@ impl Shard {
         weights.into_iter().collect()
     }
 
-    /// An operator says something of a worker. False if this shard has no link to it.
+    /// An operator says something of a worker. False if this shard has no link to it, and does not dial it.
     pub(super) fn change_instance(&mut self, service: u16, name: &str, change: InstanceChange) -> bool {
         let now_ms = self.now.mono_ms;
-        let pool = self.services.as_mut().and_then(|services| services.pools.get_mut(&service));
-        if !pool.is_some_and(|pool| pool.change(name, change, now_ms)) {
+        let Some(services) = &mut self.services else { return false };
+        let Services { pools, dials, .. } = &mut **services;
+        let pool = pools.get_mut(&service);
+        let Some(pool) = pool.filter(|pool| pool.instances.iter().any(|instance| *instance.name == *name)) else {
+            return dials.change(service, name, change);
+        };
+        if !pool.change(name, change, now_ms) {
             return false;
         }
+        dials.change(service, name, change);
         self.tell_serving(service);
         self.drain_queue(service);
         true

@@ -576,6 +576,10 @@ impl Shard {
                     self.links.stats.limit_outbox_full_time.add(1);
                     return self.close(slot, CloseReason::TooSlow);
                 }
+                if self.groups.joins.is_held(slot) {
+                    // Who is not heard is not silent. What it is held for has a clock of its own.
+                    conn.alive_tick = tick;
+                }
                 if super::links::idle_tick(conn) <= tick && !conn.flags.has(ConnFlags::PAUSED) {
                     self.links.stats.limit_heartbeat.add(1);
                     return self.close(slot, CloseReason::Idle);

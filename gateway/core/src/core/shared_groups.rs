@@ -154,7 +154,8 @@ impl Shard {
                 let code = match &reply {
                     Reply::Group(reply) => match **reply {
                         GroupReply::Joined { last: stamp, .. } | GroupReply::Left { last: stamp, .. } => {
-                            let ok = GroupMail::Ok { group, conn: origin.conn, id, stamp };
+                            let joined = matches!(**reply, GroupReply::Joined { .. });
+                            let ok = GroupMail::Ok { group, conn: origin.conn, id, stamp, joined };
                             return self.tell_group(origin.shard, &ok);
                         }
                         GroupReply::Denied(denial) => {

@@ -71,10 +71,15 @@ impl Shard {
         };
         watch.users.sort_unstable();
         watch.users.dedup();
-        let Watches { watchers, claims, .. } = &mut self.watches;
+        let Watches { watchers, claims, unkept, .. } = &mut self.watches;
         if kind == Kind::Unwatch {
             watchers.unwatch(slot, &watch.users);
             return self.tell_homes();
+        }
+        if unkept.contains(&slot) {
+            // Whom it may watch nobody knows any more, so nobody must look offline for that.
+            self.links.stats.limit_watch_bytes.add(1);
+            return self.links.error(slot, Code::LimitReached, 0, 0);
         }
         let claim = claims.get(&slot);
         let may_watch = |user| most.policy == WatchPolicy::Open || claim.is_some_and(|claim| claim.covers(user));
@@ -94,18 +99,35 @@ impl Shard {
     /// Keeps whom the session in a slot may watch, where tokens say so.
     pub(super) fn keep_claim(&mut self, slot: u32, claim: Whom) {
         let limits = self.links.limits.watch;
+        self.forget_claim(slot);
         let claims = &mut self.watches.claims;
-        if let Some(before) = claims.remove(&slot) {
-            self.watches.claim_bytes -= before.bytes();
-        }
         if limits.policy != WatchPolicy::Claim || claim == Whom::Nobody {
             return;
         }
         if self.watches.claim_bytes + claim.bytes() > limits.bytes_max / 2 {
+            self.watches.unkept.insert(slot);
             return self.links.stats.limit_watch_bytes.add(1);
         }
         self.watches.claim_bytes += claim.bytes();
         claims.insert(slot, claim);
+    }
+
+    fn forget_claim(&mut self, slot: u32) {
+        let Watches { claims, claim_bytes, unkept, .. } = &mut self.watches;
+        if let Some(before) = claims.remove(&slot) {
+            *claim_bytes -= before.bytes();
+        }
+        unkept.remove(&slot);
+    }
+
+    /// Whether there was no room for the list of whom the session in a slot may watch.
+    pub(super) fn lost_claim(&self, slot: u32) -> bool {
+        self.watches.unkept.contains(&slot)
+    }
+
+    /// That list stays unknown, because what came later did not say it again.
+    pub(super) fn claim_stays_lost(&mut self, slot: u32) {
+        self.watches.unkept.insert(slot);
     }
 
     /// Whom the session in a slot may watch.
@@ -125,9 +147,7 @@ impl Shard {
 
     /// The session of a slot has ended.
     pub(super) fn watches_end(&mut self, slot: u32) {
-        if let Some(before) = self.watches.claims.remove(&slot) {
-            self.watches.claim_bytes -= before.bytes();
-        }
+        self.forget_claim(slot);
         if !self.watches.watchers.is_empty() {
             self.watches.watchers.session_ended(slot);
             self.tell_homes();

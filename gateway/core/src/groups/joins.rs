@@ -61,6 +61,17 @@ impl Joins {
         }
     }
 
+    /// Rooms that a session has asked to join and was not answered, one of them several times perhaps, and the ids of the
+    /// frames.
+    pub(crate) fn of(&self, slot: u32) -> &[(u64, u64)] {
+        self.by_slot.get(&slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a session is not heard because of them.
+    pub(crate) fn is_held(&self, slot: u32) -> bool {
+        !self.held.is_empty() && self.held.contains(&slot)
+    }
+
     /// Whether a session has asked to join and was not answered.
     pub(crate) fn has(&self, slot: u32, group: u64) -> bool {
         self.by_slot.get(&slot).is_some_and(|joins| joins.iter().any(|(joining, _)| *joining == group))
@@ -84,6 +95,7 @@ mod tests {
             assert!(joins.begin(slot, group, id));
         }
         joins.hold(1);
+        assert!(joins.is_held(1) && !joins.is_held(2));
         assert!(!joins.take_held(2) && joins.take_held(1) && !joins.take_held(1), "it is heard from then on");
         joins.hold(1);
         joins.over(1, 7, 9);

@@ -30,7 +30,7 @@ pub(crate) enum GroupMail<'a> {
     /// From the home: a user is a member, or is none. `session` is the only one that it concerns, of a live room.
     Member { group: u64, user: u64, joined: bool, last: u64, number: u64, session: Option<ConnId> },
     /// From the home, for a session: it has joined or left.
-    Ok { group: u64, conn: ConnId, id: u64, stamp: u64 },
+    Ok { group: u64, conn: ConnId, id: u64, stamp: u64, joined: bool },
     /// From the home, for a session: it was refused, with a code of the client protocol.
     Refused { group: u64, conn: ConnId, id: u64, code: u16 },
     /// From the home: there is no such group any more.
@@ -85,7 +85,9 @@ impl<'a> GroupMail<'a> {
                 let small = u8::from(joined) | u8::from(session.is_some()) << 1;
                 (MEMBER, small, 0, session.unwrap_or(NOBODY), [group, user, last, number, 0, 0])
             }
-            GroupMail::Ok { group, conn, id, stamp } => (OK, 0, 0, conn, [group, id, stamp, 0, 0, 0]),
+            GroupMail::Ok { group, conn, id, stamp, joined } => {
+                (OK, u8::from(joined), 0, conn, [group, id, stamp, 0, 0, 0])
+            }
             GroupMail::Refused { group, conn, id, code } => (REFUSED, 0, code, conn, [group, id, 0, 0, 0, 0]),
             GroupMail::Ended { group } => (ENDED, 0, 0, NOBODY, [group, 0, 0, 0, 0, 0]),
             GroupMail::Missed => (MISSED, 0, 0, NOBODY, [0; 6]),
@@ -124,7 +126,7 @@ impl<'a> GroupMail<'a> {
                 let (user, last, number) = (word(1), word(2), word(3));
                 GroupMail::Member { group, user, joined: small & 1 != 0, last, number, session }
             }
-            OK => GroupMail::Ok { group, conn, id: word(1), stamp: word(2) },
+            OK => GroupMail::Ok { group, conn, id: word(1), stamp: word(2), joined: small != 0 },
             REFUSED => GroupMail::Refused { group, conn, id: word(1), code: half },
             ENDED => GroupMail::Ended { group },
             MISSED => GroupMail::Missed,
@@ -159,7 +161,8 @@ mod tests {
             GroupMail::Head { group, last: 2, number },
             GroupMail::Member { group, user: 1, joined: true, last: 2, number, session: Some(conn) },
             GroupMail::Member { group, user: 1, joined: false, last: 2, number, session: None },
-            GroupMail::Ok { group, conn, id, stamp },
+            GroupMail::Ok { group, conn, id, stamp, joined: true },
+            GroupMail::Ok { group, conn, id, stamp, joined: false },
             GroupMail::Refused { group, conn, id, code: 19 },
             GroupMail::Ended { group },
             GroupMail::Missed,

@@ -6,6 +6,7 @@
 use super::PickKey;
 use crate::ids::NodeKey;
 use crate::io::ConnId;
+use trunkline_proto::call_flags;
 use trunkline_router_core::balance::ServerId;
 
 const NONE: u32 = u32::MAX;
@@ -120,6 +121,15 @@ pub struct Call {
     pub(crate) sent_us: u64,
     pub(crate) at: At,
     pub(crate) kept: Option<Box<Kept>>,
+}
+
+impl Call {
+    /// Whether it may be carried out more than once, so that it is kept for another worker. `idempotent`: its service
+    /// says so.
+    pub(crate) fn keeps(&self, idempotent: bool) -> bool {
+        // Of another node's call that is decided there.
+        !self.caller.is_far() && (idempotent || self.flags & call_flags::SAFE != 0) && !self.has_begun
+    }
 }
 
 /// A list of calls, the one whose time ends first at its front.

@@ -11,7 +11,7 @@
 //! anew with the shortest one. There is one link to each address, so what a shard holds is bounded by their number.
 
 use super::servers::DialedServers;
-use super::{ServerFailure, ServerSeen, ServerState};
+use super::{InstanceChange, NativeServer, ServerFailure, ServerSeen, ServerState};
 use crate::io::SERVER_DIAL;
 use crate::reason::CloseReason;
 use std::collections::BTreeMap;
@@ -51,6 +51,8 @@ pub(crate) struct Placing {
     pub(crate) cap: u32,
     /// It has served this shard before, so its weight climbs.
     pub(crate) is_back: bool,
+    /// What an operator has said of it.
+    pub(crate) set: InstanceChange,
 }
 
 /// What is said to a server first.
@@ -91,6 +93,8 @@ struct Link {
     failure: Option<ServerFailure>,
     /// Its name stands for it no more: it ends when its calls have.
     leaves: bool,
+    /// What an operator has said of it. It is of the address, and outlives the connections to it.
+    set: InstanceChange,
 }
 
 impl Link {
@@ -112,6 +116,8 @@ pub(crate) struct Dials {
     /// An address waits for the end of a link to it.
     looks_again: bool,
     links: Vec<Link>,
+    /// Slots of links whose addresses were gone and are there again, each with the requests that it takes at most.
+    returned: Vec<(u32, u32)>,
     next_token: u32,
     shard: u16,
     /// Links that the node makes to each address.
@@ -129,6 +135,7 @@ impl Dials {
             addresses: Vec::new(),
             looks_again: false,
             links: Vec::new(),
+            returned: Vec::new(),
             next_token: 0,
             shard,
             per_server,
@@ -163,10 +170,17 @@ impl Dials {
             }
         }
         let mut leaving = Vec::new();
+        let (shard, per_server) = (self.shard, self.per_server);
         self.links.retain_mut(|link| {
             let key = (service_of(link.server), link.address);
-            if !link.leaves && wanted.get(&key) == Some(&link.server) {
+            if wanted.get(&key) == Some(&link.server) {
                 wanted.remove(&key);
+                if std::mem::take(&mut link.leaves)
+                    && let Some(slot) = link.slot()
+                {
+                    let cap = cap_of(&servers.all()[link.server].server, shard, per_server);
+                    self.returned.push((slot, cap));
+                }
                 return true;
             }
             link.leaves = true;
@@ -189,9 +203,37 @@ impl Dials {
                 has_served: false,
                 failure: None,
                 leaves: false,
+                set: InstanceChange::default(),
             });
         }
         leaving
+    }
+
+    /// Takes the links whose addresses are there again, before their calls had ended: slots, and how many requests each
+    /// takes at most.
+    pub(crate) fn take_returned(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// What an operator says of the instance of that name. It holds as long as the address is dialed, whatever becomes
+    /// of connections. False if no such address is.
+    pub(crate) fn change(&mut self, service: u16, name: &str, change: InstanceChange) -> bool {
+        let servers = &self.servers;
+        let of_name = |link: &&mut Link| *link.name == *name && servers.all()[link.server].service == service;
+        let Some(link) = self.links.iter_mut().find(of_name) else { return false };
+        link.set.drained = change.drained.or(link.set.drained);
+        link.set.weight = change.weight.or(link.set.weight);
+        true
+    }
+
+    /// Addresses of a service of which an operator has said something and that do not serve now: name, what was said,
+    /// and the server.
+    pub(crate) fn set_aside(&self, service: u16) -> impl Iterator<Item = (&str, InstanceChange, &NativeServer)> {
+        let of_service = move |link: &&Link| self.servers.all()[link.server].service == service;
+        let is_set = |link: &&Link| link.set != InstanceChange::default();
+        let is_away = |link: &&Link| !matches!(link.state, State::Serving { .. });
+        let links = self.links.iter().filter(of_service).filter(is_set).filter(is_away);
+        links.map(|link| (&*link.name, link.set, &self.servers.all()[link.server].server))
     }
 
     /// What is to be dialed now, each with a token; not more than there is `room` for.
@@ -210,6 +252,17 @@ impl Dials {
             }
         }
         due
+    }
+
+    /// Those that are still due are not dialed, because this node has no room for them: they wait as after any failure.
+    /// Returns how many those are.
+    pub(crate) fn put_off(&mut self, now_ms: u64, mut random: impl FnMut() -> u64) -> u64 {
+        let is_due = |link: &Link| matches!(link.state, State::Down { retry_ms } if retry_ms <= now_ms);
+        let due: Vec<usize> = (0..self.links.len()).filter(|at| is_due(&self.links[*at])).collect();
+        for at in &due {
+            self.down(*at, ServerFailure::NoRoom, now_ms, random());
+        }
+        due.len() as u64
     }
 
     /// A dial has ended well: what is said to the server. `None`: nobody waits for it any more.
@@ -237,14 +290,7 @@ impl Dials {
         let link = self.links.iter().find(|link| link.state == State::Opening { slot })?;
         let dialed = &self.servers.all()[link.server];
         let server = &dialed.server;
-        let cap = match server.max_conns {
-            0 => u32::MAX,
-            // Shared out exactly, so that the links have no more together.
-            all => {
-                let (each, more) = (all / u32::from(self.per_server), all % u32::from(self.per_server));
-                each + u32::from(u32::from(self.shard) < more)
-            }
-        };
+        let cap = cap_of(server, self.shard, self.per_server);
         Some(Placing {
             name: link.name.clone(),
             service: dialed.service,
@@ -257,6 +303,7 @@ impl Dials {
             },
             cap: if link.leaves { 0 } else { cap },
             is_back: link.has_served,
+            set: link.set,
         })
     }
 
@@ -375,6 +422,18 @@ impl Dials {
             }
         }
         seen
+    }
+}
+
+/// Requests that the link of a shard to a server takes at most: what it may have at once is shared out exactly, so that
+/// the links have no more together.
+fn cap_of(server: &NativeServer, shard: u16, per_server: u16) -> u32 {
+    match server.max_conns {
+        0 => u32::MAX,
+        all => {
+            let (each, more) = (all / u32::from(per_server), all % u32::from(per_server));
+            each + u32::from(u32::from(shard) < more)
+        }
     }
 }
 

@@ -110,13 +110,17 @@ impl Pool {
     /// The link to a server that was dialed, of which everything was said beforehand. False as of
     /// [`Pool::add_link`].
     pub(crate) fn add_server(&mut self, slot: u32, placing: &Placing, now_ms: u64) -> bool {
-        let Placing { name, weight, backup, rules, is_back, .. } = placing;
+        let Placing { name, weight, backup, rules, is_back, set, .. } = placing;
         // As in nginx, the weight of one that is there for the first time does not climb.
         let first = if *is_back { *rules } else { Rules { slow_start_ms: 0, ..*rules } };
         let taken = self.add(name, slot, (*weight, *backup, first), now_ms);
         if taken && let Some(instance) = self.instances.iter_mut().find(|instance| *instance.name == **name) {
             instance.rules = *rules;
             self.update(now_ms);
+            if *set != InstanceChange::default() {
+                // A weight that the others leave no room for by now is left out.
+                self.change(name, *set, now_ms);
+            }
         }
         taken
     }
@@ -391,6 +395,30 @@ mod tests {
         let too_much = InstanceChange { drained: None, weight: Some(u32::MAX) };
         assert!(!pool.change("a", too_much, 0));
         assert_eq!(pool.weight(), 4, "all is as it was");
+    }
+
+    #[test]
+    fn what_was_said_of_a_server_that_is_dialed_holds_for_its_next_link() {
+        let (mut pool, mut rng) = pool(Policy::RoundRobin, &[("b", 1)]);
+        let placing = |drained, weight| Placing {
+            name: "a".into(),
+            service: 7,
+            weight: 1,
+            backup: false,
+            rules: Rules { max_fails: 3, fail_timeout_ms: 10_000, slow_start_ms: 0 },
+            cap: 8,
+            is_back: true,
+            set: InstanceChange { drained, weight },
+        };
+        assert!(pool.add_server(1, &placing(Some(true), None), 0));
+        pool.set_window("a", 8, 0);
+        assert_eq!(pool.serving(), 1);
+        assert!((0..9).all(|_| next(&mut pool, &mut rng, 1) == "b"));
+        for (set, weight) in [(Some(3), 4), (Some(u32::MAX), 2), (None, 2)] {
+            pool.remove_link("a", 1, 0);
+            assert!(pool.add_server(1, &placing(Some(false), set), 0), "{set:?}");
+            assert_eq!((pool.serving(), pool.weight()), (2, weight), "{set:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Addresses of one name that are used.
 const ADDRESSES_MAX: usize = 16;
+/// Look-ups in succession that an address is missing from before it is gone: many answers are a part of all addresses
+/// only, another one each time.
+const MISSES_MAX: u8 = 3;
 
 /// One server as it is configured.
 pub struct DialedServer {
@@ -39,7 +42,35 @@ struct Inner {
     /// Goes up with each change of the addresses.
     version: AtomicU64,
     /// In the order of the servers.
-    addresses: Mutex<Vec<Vec<SocketAddr>>>,
+    addresses: Mutex<Vec<Known>>,
+}
+
+/// The addresses of one server, in their own order.
+#[derive(Debug, Default)]
+struct Known {
+    addresses: Vec<SocketAddr>,
+    /// Those of them that were missing from the last look-ups, and from how many.
+    missing: Vec<(SocketAddr, u8)>,
+}
+
+impl Known {
+    /// A look-up has brought these, sorted and no more than there may be. Returns whether anything is another now.
+    fn found(&mut self, found: Vec<SocketAddr>) -> bool {
+        let missed = |address: &SocketAddr| {
+            let before = self.missing.iter().find(|(missing, _)| missing == address).map_or(0, |(_, times)| *times);
+            (*address, before + 1)
+        };
+        let absent = self.addresses.iter().filter(|address| !found.contains(address));
+        let mut missing: Vec<(SocketAddr, u8)> = absent.map(missed).filter(|(_, times)| *times < MISSES_MAX).collect();
+        missing.truncate(ADDRESSES_MAX - found.len());
+        let mut all = found;
+        all.extend(missing.iter().map(|(address, _)| *address));
+        all.sort_unstable();
+        self.missing = missing;
+        let is_news = self.addresses != all;
+        self.addresses = all;
+        is_news
+    }
 }
 
 impl DialedServers {
@@ -57,7 +88,11 @@ impl DialedServers {
                 key: key.clone(),
             }));
         }
-        let addresses = servers.iter().map(|dialed| dialed.server.literal().into_iter().collect()).collect();
+        let literal = |dialed: &DialedServer| Known {
+            addresses: dialed.server.literal().into_iter().collect(),
+            missing: Vec::new(),
+        };
+        let addresses = servers.iter().map(literal).collect();
         let version = AtomicU64::new(u64::from(!servers.is_empty()));
         DialedServers(Arc::new(Inner { servers: servers.into(), version, addresses: Mutex::new(addresses) }))
     }
@@ -81,7 +116,8 @@ impl DialedServers {
     }
 
     /// The name of the server at a place stands for these addresses now; the first 16 in their own order count, however
-    /// they were told. Without one, those of before stay. Returns how many were left out.
+    /// they were told. Without one, those of before stay; one that is missing is gone with the third look-up in succession
+    /// without it, or when there are 16 others. Returns how many were left out.
     pub fn resolved(&self, at: usize, addresses: &[SocketAddr]) -> usize {
         if addresses.is_empty() {
             return 0;
@@ -92,10 +128,7 @@ impl DialedServers {
         let left_out = sorted.len().saturating_sub(ADDRESSES_MAX);
         sorted.truncate(ADDRESSES_MAX);
         let mut all = self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = all.get_mut(at)
-            && *before != sorted
-        {
-            *before = sorted;
+        if all.get_mut(at).is_some_and(|known| known.found(sorted)) {
             self.0.version.fetch_add(1, Ordering::Release);
         }
         left_out
@@ -105,7 +138,7 @@ impl DialedServers {
     #[must_use]
     pub fn addresses(&self, at: usize) -> Vec<SocketAddr> {
         let all = self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(at).cloned().unwrap_or_default()
+        all.get(at).map(|known| known.addresses.clone()).unwrap_or_default()
     }
 
     /// The addresses of all servers, in their order, if they have changed since `seen`, which is 0 at first.
@@ -114,7 +147,8 @@ impl DialedServers {
         if std::mem::replace(seen, version) == version {
             return None;
         }
-        Some(self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        let all = self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(all.iter().map(|known| known.addresses.clone()).collect())
     }
 }
 
@@ -143,5 +177,25 @@ mod tests {
         assert_eq!((servers.resolved(1, &many), servers.resolved(1, &[]), servers.resolved(9, &many)), (4, 0, 4));
         assert_eq!(servers.changed(&mut seen), None, "the same ones, and none");
         assert!(DialedServers::new(&["8".parse().unwrap()], key).changed(&mut 0).is_none());
+    }
+
+    #[test]
+    fn an_address_is_gone_with_the_third_answer_in_succession_without_it() {
+        let servers = DialedServers::new(&["7,server=orders:9000 resolve".parse().unwrap()], |_| Arc::default());
+        let address = |last: u8| SocketAddr::from(([10, 0, 1, last], 9_000));
+        let told = |addresses: &[SocketAddr]| {
+            servers.resolved(0, addresses);
+            servers.addresses(0)
+        };
+        let (a, b) = (address(1), address(2));
+        assert_eq!(told(&[a, b]), [a, b]);
+        for answer in [&[b][..], &[b], &[a], &[b], &[], &[b]] {
+            assert_eq!(told(answer), [a, b], "an answer without any is none");
+        }
+        assert_eq!(told(&[b]), [b]);
+        // Sixteen others leave no place for it.
+        let many: Vec<SocketAddr> = (10..26).map(address).collect();
+        assert_eq!(told(&many[..15]).len(), 16);
+        assert_eq!(told(&many), many);
     }
 }

@@ -66,7 +66,14 @@ fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<Response> {
+/// Sends a request with these header lines and a body, and reads the whole answer.
+pub(crate) fn exchange(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<Response> {
     exchange_over(connect(address)?, address, method, path, headers, body)
 }
 

@@ -21,6 +21,11 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect(text)
 }
 
+/// So many look-ups as it takes to believe that others are gone.
+fn resolved(servers: &DialedServers, at: usize, addresses: &[SocketAddr]) {
+    (0..3).for_each(|_| assert_eq!(servers.resolved(at, addresses), 0));
+}
+
 fn one<T>(mut all: Vec<T>) -> T {
     assert_eq!(all.len(), 1, "there is one");
     all.remove(0)
@@ -52,7 +57,8 @@ fn a_server_is_dialed_greeted_and_takes_part_as_it_was_configured() {
     assert_eq!((greeting.service, &*greeting.key), (7, "key of 7"));
     assert_eq!(dials.connected(token, 4), None, "a dial ends once");
     let rules = Rules { max_fails: 2, fail_timeout_ms: 4_000, slow_start_ms: 9_000 };
-    let placing = Placing { name: A.into(), service: 7, weight: 5, backup: true, rules, cap: 3, is_back: false };
+    let set = InstanceChange::default();
+    let placing = Placing { name: A.into(), service: 7, weight: 5, backup: true, rules, cap: 3, is_back: false, set };
     assert_eq!(dials.placing(3), Some(placing.clone()));
     dials.serves(3, 5);
     assert_eq!(dials.placing(3), None, "SERVE is taken once");
@@ -156,19 +162,24 @@ fn a_name_may_come_to_stand_for_others_and_calls_of_those_that_go_are_answered_f
     assert!(dials.look(0).is_empty());
     serve(&mut dials, 1, 0);
     servers.resolved(0, &[address(B)]);
-    assert_eq!(dials.look(0), [1], "it gets no more calls");
-    assert_eq!(dials.leaving().collect::<Vec<_>>(), [1]);
+    assert!(dials.look(0).is_empty(), "it is missing for the first time");
     let (token, now) = one(due(&mut dials, 0));
     assert_eq!(now, B);
-    // Back before the link has ended, it waits for that.
+    resolved(&servers, 0, &[address(B)]);
+    assert_eq!(dials.look(0), [1], "it gets no more calls");
+    assert_eq!(dials.leaving().collect::<Vec<_>>(), [1]);
+    // Back before the link has ended, it goes on.
     servers.resolved(0, &[address(A), address(B)]);
-    assert_eq!(dials.look(0), [1]);
-    assert!(due(&mut dials, 0).is_empty());
-    assert_eq!(dials.ended(1, CloseReason::Draining, 0, 0), Some(ServerFailure::Lost));
     assert!(dials.look(0).is_empty());
+    assert_eq!((dials.take_returned(), dials.leaving().count()), (vec![(1, u32::MAX)], 0));
+    resolved(&servers, 0, &[address(B)]);
+    assert_eq!(dials.look(0), [1]);
+    assert_eq!(dials.ended(1, CloseReason::Draining, 0, 0), Some(ServerFailure::Lost));
+    servers.resolved(0, &[address(A), address(B)]);
+    assert!(dials.look(0).is_empty() && dials.take_returned().is_empty());
     assert_eq!(due(&mut dials, 0).len(), 1);
     // Gone while it is dialed: nobody waits for that dial.
-    servers.resolved(0, &[address("10.0.0.3:9000")]);
+    resolved(&servers, 0, &[address("10.0.0.3:9000")]);
     assert!(dials.look(0).is_empty());
     assert_eq!((dials.connected(token, 2), dials.not_connected(token, 0, 0, 0)), (None, None));
     assert_eq!(dials.seen(7).len(), 2, "one address, and the one that is down");
@@ -186,6 +197,53 @@ fn of_two_names_for_one_address_the_first_one_has_it() {
     dials.ended(1, CloseReason::Draining, 0, 0);
     dials.look(0);
     assert_eq!(serve(&mut dials, 2, 0).weight, 2);
+}
+
+#[test]
+fn what_an_operator_says_of_a_server_outlives_its_links() {
+    let (servers, mut dials) = dials("7,server=orders:9000 resolve weight=2", 0, 1);
+    let drain = InstanceChange { drained: Some(true), weight: None };
+    assert!(!dials.change(7, A, drain), "it is not dialed");
+    servers.resolved(0, &[address(A), address(B)]);
+    dials.look(0);
+    assert!(dials.change(7, A, drain) && !dials.change(8, A, drain));
+    assert!(dials.change(7, A, InstanceChange { drained: None, weight: Some(9) }));
+    let set = InstanceChange { drained: Some(true), weight: Some(9) };
+    let aside = |dials: &Dials| dials.set_aside(7).map(|(name, set, _)| (name.to_owned(), set)).collect::<Vec<_>>();
+    assert_eq!(aside(&dials), [(A.to_owned(), set)]);
+    for round in 0..2_u64 {
+        let now_ms = round * 100_000;
+        for (slot, (token, address)) in (1..).zip(due(&mut dials, now_ms)) {
+            assert!(dials.connected(token, slot).is_some());
+            let expected = if address == A { set } else { InstanceChange::default() };
+            assert_eq!(dials.placing(slot).expect("it was dialed").set, expected, "{address}");
+            dials.serves(slot, now_ms);
+        }
+        assert!(aside(&dials).is_empty(), "it serves");
+        for slot in 1..3 {
+            dials.ended(slot, CloseReason::PeerReset, now_ms, 0);
+        }
+        assert_eq!(aside(&dials).len(), 1);
+    }
+    assert!(dials.change(7, A, InstanceChange { drained: Some(false), weight: None }));
+    assert_eq!(aside(&dials)[0].1.drained, Some(false));
+    // With its address it is forgotten.
+    resolved(&servers, 0, &[address(B)]);
+    dials.look(0);
+    servers.resolved(0, &[address(A), address(B)]);
+    dials.look(0);
+    assert!(aside(&dials).is_empty());
+}
+
+#[test]
+fn what_there_is_no_room_for_has_failed_for_that_and_is_tried_again() {
+    let (_, mut dials) = dials(&format!("7,server={A}"), 0, 1);
+    assert!(dials.due(0, 0).is_empty());
+    assert_eq!((dials.put_off(0, || 0), dials.put_off(0, || 0)), (1, 0), "it waits then");
+    let seen = one(dials.seen(7));
+    assert_eq!((seen.state, seen.failure), (ServerState::Failing, Some(ServerFailure::NoRoom)));
+    assert!(dials.due(99, 1).is_empty());
+    assert_eq!(dials.due(100, 1).len(), 1);
 }
 
 #[test]
