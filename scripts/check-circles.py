@@ -12,10 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Not the program `gateway`: there the configuration and what is made of it still name each other.
 CRATES = [
     "proto", "router/core", "router", "gateway/core", "gateway/store", "gateway/redis-store", "gateway/tls", "gateway/uring",
-    "client", "client/chat", "benches",
+    "gateway", "client", "client/chat", "benches",
 ]
 
 

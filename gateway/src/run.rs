@@ -28,7 +28,8 @@ use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::portal::Portals;
-use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
+use trunkline_gateway::reload::{Read, Reloader, Targets};
+use trunkline_gateway::reload_request::Reload;
 use trunkline_gateway::serve_keys::ServeKeys;
 use trunkline_gateway::services::{CallPortals, DialedServers};
 use trunkline_gateway::services_thread::{

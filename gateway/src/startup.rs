@@ -1,6 +1,8 @@
 //! Start-up checks: what the machine must offer, judged before anything starts, so that a failure is one sentence that
 //! names the fix.
 
+use crate::bounds::HTTP_CONNECTIONS_MAX;
+use crate::budget::{Budget, Term};
 use crate::config::{Config, Size};
 use crate::events::LANES;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -19,7 +21,7 @@ const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 /// Descriptors of a shard besides its listeners: the data ring, the executor's three rings, eventfds.
 const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Descriptors of the process besides: standard streams, the control thread's, HTTP connections.
-const DESCRIPTORS_PROCESS: u64 = 32 + crate::http::CONNECTIONS_MAX as u64;
+const DESCRIPTORS_PROCESS: u64 = 32 + HTTP_CONNECTIONS_MAX as u64;
 
 /// Why the gateway does not start. Each message is one sentence that says how to fix it.
 #[derive(Debug)]
@@ -177,6 +179,26 @@ impl fmt::Display for StartupError {
 }
 
 impl std::error::Error for StartupError {}
+
+impl Budget {
+    /// Whether the sum fits.
+    ///
+    /// # Errors
+    /// When it does not; the message names the largest terms and the flags that lower them.
+    pub fn check(&self) -> Result<(), StartupError> {
+        if self.total() <= self.memory_max {
+            return Ok(());
+        }
+        let mut terms: Vec<&Term> = self.terms.iter().collect();
+        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
+        Err(StartupError::MemoryBudget {
+            total: self.total(),
+            memory_max: self.memory_max,
+            largest: terms.iter().take(3).map(|term| (term.name, term.bytes)).collect(),
+            remedies: self.remedies.clone(),
+        })
+    }
+}
 
 /// One check, as `gateway doctor` shows it.
 #[derive(Debug)]

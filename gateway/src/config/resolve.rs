@@ -3,7 +3,7 @@
 use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
-use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
+use super::groups::{MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::hook::{connect_hook, hook_limits};
 use super::listen::{Endpoint, listen};
 use super::send::{SEND_BYTES_LEAST, send_limits};
@@ -23,13 +23,14 @@ use super::{
     SETTINGS, Settings, Size, Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
-use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
-use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
+use crate::budget::{
+    AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, MEMBERSHIP_STORED_BYTES, PRESENCE_WRITE_BYTES, connections_bytes,
+};
+use crate::limits::{Limits, MESH_LINK_SHARE, SHARDS_MAX, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::push::OPEN_BYTES;
 use crate::services::CALL_BYTES;
-use crate::shard::SHARDS_MAX;
-use crate::store::STORE_USER_BYTES;
+use crate::store_memory::STORE_USER_BYTES;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

@@ -143,7 +143,7 @@ fn share(config: &Config) -> Term {
 }
 
 fn budget(config: &Config) -> Term {
-    let each = Budget::connections_fitting(config);
+    let each = Budget::of(config).connections_fitting(config.limits(), config.cluster.is_some());
     Term {
         limit: "the memory budget",
         connections: each * shards(config),

@@ -1,6 +1,7 @@
 //! Secrets of webhooks, and signatures as Standard Webhooks has them: `v1,` and, in Base64, HMAC-SHA256 of
 //! `<webhook-id>.<webhook-timestamp>.<body>`.
 
+use crate::files::read_bounded;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
@@ -30,8 +31,8 @@ impl Secrets {
     /// # Errors
     /// What is wrong with the file, and how to make one; never what stands in it.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let bytes = crate::config::read_bounded(path, FILE_BYTES_MAX, "secrets").map_err(|error| error.to_string())?;
-        let bytes = Zeroizing::new(bytes);
+        let bytes = read_bounded(path, FILE_BYTES_MAX, "secrets");
+        let bytes = Zeroizing::new(bytes.map_err(|error| format!("{}: {error}", path.display()))?);
         let make = "echo whsec_$(openssl rand -base64 32) makes one";
         let wrong = |error: &str| format!("{}: {error}; {make}", path.display());
         let text = std::str::from_utf8(&bytes).map_err(|_| wrong("it is no text"))?;

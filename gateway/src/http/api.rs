@@ -11,7 +11,7 @@ use crate::metrics::StatType;
 use crate::prometheus::{
     CONTENT_TYPE, Exposition, limit_values, write_certificates, write_limits, write_log, write_shards,
 };
-use crate::reload::{Change, Reloaded};
+use crate::reload_request::{Change, Reloaded};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -705,7 +705,7 @@ fn several_requests_share_a_connection() {
 fn health_is_answered_although_strangers_hold_every_place() {
     let (node, _ports) = running_node();
     let api = Api::serve(node);
-    let mut idle: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(|_| api.connect()).collect();
+    let mut idle: Vec<TcpStream> = (0..HTTP_CONNECTIONS_MAX).map(|_| api.connect()).collect();
     // Far fewer than the time-outs of their headers would let in, were they waited for.
     for _ in 0..3 * HEALTH_PLACES {
         assert_eq!(api.get("/healthz").status, 200);
@@ -716,9 +716,9 @@ fn health_is_answered_although_strangers_hold_every_place() {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name}")).parse::<u64>().unwrap()
     };
-    assert_eq!(number("trunkline_http_places"), u64::from(CONNECTIONS_MAX));
+    assert_eq!(number("trunkline_http_places"), u64::from(HTTP_CONNECTIONS_MAX));
     assert!(number("trunkline_http_connections_evicted_total") > 0);
-    assert!(number("trunkline_http_connections_open") <= u64::from(CONNECTIONS_MAX));
+    assert!(number("trunkline_http_connections_open") <= u64::from(HTTP_CONNECTIONS_MAX));
 }
 
 #[test]
