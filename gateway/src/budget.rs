@@ -583,13 +583,11 @@ impl fmt::Display for Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, ConfigFile, Host, Sources};
-    use std::path::Path;
+    use crate::config::testing::resolve;
+    use crate::config::{Config, Host, Sources};
 
     fn config(text: &str) -> Config {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(Path::new("some.toml"), text).unwrap();
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host).unwrap()
+        resolve(text).expect(text)
     }
 
     fn budget(text: &str) -> Budget {

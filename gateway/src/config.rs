@@ -17,6 +17,9 @@ mod service_tables;
 mod services;
 mod settings;
 mod store;
+mod tables;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text;
 mod tls;
 mod values;

@@ -153,13 +153,7 @@ pub(super) fn store(all: &Settings, judge: &Judge) -> Result<Option<StoreConfig>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, ConfigFile, Host, Sources};
-
-    fn resolve(text: &str) -> Result<Config, ConfigError> {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(std::path::Path::new("some.toml"), text).unwrap();
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-    }
+    use crate::config::testing::resolve;
 
     #[test]
     fn a_folder_is_what_makes_a_store() {
