@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{FanoutArgs, Room, Round, SENDS_PER_SEC, Speech, rounds_row, table_head};
+use super::room::{Room, Round, Speech};
+use super::{FanoutArgs, SENDS_PER_SEC, rounds_row, table_head};
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
     counters::Counters,

@@ -14,7 +14,8 @@ use trunkline_proto::{
     Code, Frame, Header, Heads, Kind, Outcome, Sync, SyncOk, encode, encode_message, flags, prost::Message as _,
 };
 
-use super::{FanoutArgs, JOINING_MAX, NUMBER_BYTES, PATIENCE, SENDER_BYTES};
+use super::FanoutArgs;
+use super::room::{JOINING_MAX, NUMBER_BYTES, PATIENCE, SENDER_BYTES};
 use crate::{
     affinity::on_load_core,
     clock::now_ns,
