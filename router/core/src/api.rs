@@ -126,6 +126,9 @@ impl<'de> Deserialize<'de> for Whole {
 }
 
 /// Reads a field that may be missing but not `null`, which the document does not allow; with `#[serde(default)]`.
+///
+/// # Errors
+/// What the type of the field says of its value.
 pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
