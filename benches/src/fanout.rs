@@ -71,8 +71,8 @@ pub(crate) struct FanoutArgs {
     /// are installed, where they have room for the members and one core is measured]
     #[arg(long, value_delimiter = ',')]
     peer: Vec<String>,
-    /// Members of a hundred that stop reading, in a durable group and by itself: what the others notice of it, and whether
-    /// those that read again get all that they have missed
+    /// Members of a hundred that stop reading, in a durable group and by itself: what the others notice of it, and
+    /// whether those that read again get all that they have missed
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=90))]
     slow_percent: Option<u32>,
     #[command(flatten)]
@@ -150,7 +150,8 @@ struct Report<'a> {
     command: Vec<String>,
     floor: Vec<Round>,
     gateway: Vec<Round>,
-    /// CPU for a delivery over the floor's of the same round; missing where one ring cannot hold the floor's connections.
+    /// CPU for a delivery over the floor's of the same round; missing where one ring cannot hold the floor's
+    /// connections.
     over_floor: Option<Median>,
     others: Vec<Other>,
     /// Others that took no part, each with the reason.
@@ -202,7 +203,8 @@ pub(crate) fn run(args: &FanoutArgs) -> Result<(), Failure> {
     let mut gateway = args.gateway.clone();
     if args.burst * (args.payload + 64) > CAST_BYTES_MAX {
         return Err(Failure::Setup(format!(
-            "a cast of {} messages of {} B is more than what a gateway queues for one client: lower --burst or --payload",
+            "a cast of {} messages of {} B is more than what a gateway queues for one client: lower --burst or \
+             --payload",
             args.burst, args.payload
         )));
     }

@@ -178,7 +178,8 @@ impl Budget {
                 name: "connection slots",
                 bytes: slot_bytes(each) * shards,
                 how: format!(
-                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists, {TOKEN_BYTES} B for its token",
+                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer \
+                     wheel, {LIST_BYTES} B in lists, {TOKEN_BYTES} B for its token",
                     u64::from(SLOTS_RESERVED) * shards
                 ),
                 flags: &["--connections-max", "--shards"],
@@ -198,7 +199,8 @@ impl Budget {
                     .saturating_mul(ANSWERS_NUMERATOR)
                     .saturating_add(queue_head_bytes(each) * shards),
                 how: format!(
-                    "{} queued, or held by the kernel for who does not read, a quarter more of answers, growth, and {} B for each connection",
+                    "{} queued, or held by the kernel for who does not read, a quarter more of answers, growth, and {} \
+                     B for each connection",
                     size(node(limits.outbox_total_bytes_max, 1)),
                     queue_head_bytes(1)
                 ),
@@ -255,7 +257,8 @@ impl Budget {
                     + preview
                     + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
                 how: format!(
-                    "and {http} HTTP connections that all read the metrics, a preview of the ring, and lines that wait for the log"
+                    "and {http} HTTP connections that all read the metrics, a preview of the ring, and lines that wait \
+                     for the log"
                 ),
                 flags: &["--shards"],
             },
@@ -283,7 +286,8 @@ impl Budget {
                     .saturating_mul(call_bytes)
                     .saturating_add(node(limits.calls_kept_bytes_max, VEC_GROWTH) + pushes * OPEN_BYTES),
                 how: format!(
-                    "{calls} open, {call_bytes} B each, {} kept to be sent, or sent again, and {pushes} pushes of workers",
+                    "{calls} open, {call_bytes} B each, {} kept to be sent, or sent again, and {pushes} pushes of \
+                     workers",
                     size(node(limits.calls_kept_bytes_max, 1))
                 ),
                 flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],
@@ -318,7 +322,8 @@ impl Budget {
                     .saturating_add(open.saturating_mul(each))
                     .saturating_add(bodies + connections + WINDOW_BYTES + RATES_BYTES),
                 how: format!(
-                    "{} in portals, and growth, {open} open, {each} B each, {} of bodies, {} of connections, {} of keys and rates",
+                    "{} in portals, and growth, {open} open, {each} B each, {} of bodies, {} of connections, {} of \
+                     keys and rates",
                     size(node(limits.portal_bytes_max, 1)),
                     size(bodies),
                     size(connections),
@@ -334,7 +339,8 @@ impl Budget {
                 // What waits is written anew to the log at times, all of it at once.
                 bytes: bytes.saturating_mul(3).saturating_add(EVENT_SHARD_BYTES * shards + lanes * LANE_BYTES),
                 how: format!(
-                    "{} that wait for webhooks, and what is written of them, {} in each shard, {lanes} requests, {} each",
+                    "{} that wait for webhooks, and what is written of them, {} in each shard, {lanes} requests, {} \
+                     each",
                     size(bytes),
                     size(EVENT_SHARD_BYTES),
                     size(LANE_BYTES)
@@ -351,7 +357,8 @@ impl Budget {
                 name: "connect hook",
                 bytes: waiting + requests + cache + said,
                 how: format!(
-                    "{} of logins that wait, {} of requests, {} of answers that still count, {SAID_BYTES} B for a connection",
+                    "{} of logins that wait, {} of requests, {} of answers that still count, {SAID_BYTES} B for a \
+                     connection",
                     size(waiting),
                     size(requests),
                     size(cache)
@@ -429,8 +436,8 @@ impl Budget {
                 name: "store",
                 bytes: [pending, recent, tables, users].into_iter().fold(0, u64::saturating_add),
                 how: format!(
-                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists and filters of tables, \
-                     {} users with {STORE_USER_BYTES} B each",
+                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists and \
+                     filters of tables, {} users with {STORE_USER_BYTES} B each",
                     size(pending),
                     size(recent),
                     size(tables),
@@ -546,7 +553,8 @@ impl Budget {
             each => format!("--connections-max {each} avoids it"),
         };
         Some(format!(
-            "at the limits this node needs {} with what the kernel holds for its connections, and there is {}: {advice}",
+            "at the limits this node needs {} with what the kernel holds for its connections, and there is {}: \
+             {advice}",
             Size(needed).rounded(),
             Size(self.memory_available).rounded()
         ))
@@ -600,7 +608,8 @@ mod tests {
 
     #[test]
     fn each_term_follows_its_limit() {
-        let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\nunacked_total_bytes_max = \"16MiB\"\n\
+        let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\n\
+                    unacked_total_bytes_max = \"16MiB\"\n\
                     partial_bytes_max = \"8MiB\"\nmailbox_bytes_max = \"1MiB\"\nrecv_buffer_bytes = \"4MiB\"\n";
         let budget = budget(base);
         assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * ((CONN_BYTES + ENTRY_BYTES) as u64 + 128 + 8));
@@ -686,7 +695,8 @@ mod tests {
 
     #[test]
     fn a_budget_beyond_all_numbers_is_refused_and_does_not_overflow() {
-        let huge = "shards = 1024\nconnections_max = 1048512\noutbox_total_bytes_max = \"4194304TiB\"\nunacked_total_bytes_max = \"8388607TiB\"\n\
+        let huge = "shards = 1024\nconnections_max = 1048512\noutbox_total_bytes_max = \"4194304TiB\"\n\
+                    unacked_total_bytes_max = \"8388607TiB\"\n\
                     mailbox_bytes_max = \"1GiB\"\n";
         assert!(budget(huge).check().is_err());
     }

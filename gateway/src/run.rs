@@ -280,9 +280,12 @@ async fn control(
         Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
     });
     let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
+    let waiting = |reason| node.set_waiting(reason);
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, |reason| node.set_waiting(reason)) => joined?,
+            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, waiting) => {
+                joined?
+            }
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
@@ -517,14 +520,16 @@ fn announce(
 ) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
-            "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
+            "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node \
+             (http_insecure_open)"
         );
     }
     if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.mesh.ip().is_loopback()) {
         let word = match cluster.mesh_encryption {
             MeshEncryptionKind::Off => Some("are authenticated and not encrypted (mesh_encryption = off)"),
             MeshEncryptionKind::On => Some(
-                "are encrypted unless the other node is of a version that cannot; --mesh-encryption required refuses that",
+                "are encrypted unless the other node is of a version that cannot; --mesh-encryption required refuses \
+                 that",
             ),
             MeshEncryptionKind::Required => None,
         };

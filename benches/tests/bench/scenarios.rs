@@ -70,8 +70,8 @@ fn written_by(mut command: Command) -> (Value, String) {
     let path = std::env::temp_dir().join(format!("bench-scenario-{}-{number}.json", std::process::id()));
     command.arg("--json").arg(&path);
     let mut output = command.output().expect("the bench starts");
-    // Where the cores are busy with other work, whoever was to answer may have had none for as long as was measured. Once
-    // is chance, and so often is not.
+    // Where the cores are busy with other work, whoever was to answer may have had none for as long as was measured.
+    // Once is chance, and so often is not.
     for _ in 0..SILENT_MAX {
         if !String::from_utf8_lossy(&output.stderr).contains("not one message arrived in") {
             break;

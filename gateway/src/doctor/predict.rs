@@ -132,7 +132,8 @@ fn share(config: &Config) -> Term {
         limit: "memory_max",
         connections: each * shards(config),
         how: format!(
-            "{} shards x {} whose slots and users fit a quarter of {}, and which the kernel holds in the {} beside memory_max",
+            "{} shards x {} whose slots and users fit a quarter of {}, and which the kernel holds in the {} beside \
+             memory_max",
             config.shards,
             grouped(each),
             Size(config.room().bytes).rounded(),

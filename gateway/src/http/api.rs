@@ -230,7 +230,8 @@ async fn begin_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem>
 
 async fn call_off_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
     node.drain().call_off().map_err(|Ending| {
-        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when it has ended";
+        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when \
+                      it has ended";
         Problem::new(StatusCode::CONFLICT, detail)
     })?;
     Ok(describe_node(State(node)).await)

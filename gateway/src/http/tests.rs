@@ -84,7 +84,8 @@ impl Api {
         let length = body.len();
         // In one piece: a server that refuses a request before it has come to its end would break the next write.
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             {headers}Content-Length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
@@ -245,7 +246,8 @@ fn a_user_is_asked_for_at_the_home_shard() {
         assert_eq!(shown.status, 200);
         let SessionInfo { device, class, session, since } = session;
         let device = serde_json::json!({
-            "device": device, "class": class, "node": "node-1", "shard": shard, "session": session.to_string(), "since": since,
+            "device": device, "class": class, "node": "node-1", "shard": shard,
+            "session": session.to_string(), "since": since,
         });
         let expected = serde_json::json!({
             "user": user.to_string(), "online": true, "presence": "online", "home": "node-1", "shard": shard,
@@ -693,7 +695,8 @@ fn several_requests_share_a_connection() {
     let mut stream = api.connect();
     write!(
         stream,
-        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: close\r\n\r\n"
     )
     .unwrap();
     let mut text = String::new();

@@ -149,9 +149,10 @@ impl Inbound {
     }
 }
 
-/// The way of nearly all that a client sends: from `at` on, takes messages that are whole, of one masked frame, and hold
-/// one native frame each, as long as such follow each other. Between them [`Inbound`] is idle. The general way, which
-/// judges everything else, takes each of them for just the same. Returns how far it came in `bytes` and in native frames.
+/// The way of nearly all that a client sends: from `at` on, takes messages that are whole, of one masked frame, and
+/// hold one native frame each, as long as such follow each other. Between them [`Inbound`] is idle. The general way,
+/// which judges everything else, takes each of them for just the same. Returns how far it came in `bytes` and in native
+/// frames.
 fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usize, usize) {
     while let Some((mask, payload)) = lone_payload(&bytes[at..]) {
         let payload = at + payload.start..at + payload.end;

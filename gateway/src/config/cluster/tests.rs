@@ -21,7 +21,8 @@ fn refusal_with_redis(more: &str) -> String {
 #[test]
 fn without_redis_a_node_is_alone() {
     assert!(resolve("").unwrap().cluster.is_none());
-    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nmesh_encryption = \"on\"\nmesh_links = 16\nplacement = \"accept\"\n\
+    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\n\
+                    mesh_encryption = \"on\"\nmesh_links = 16\nplacement = \"accept\"\n\
                     lease_secs = 5\nredis_down = \"majority\"\npresence_queue_max = 1000000\n";
     assert!(resolve(defaults).unwrap().cluster.is_none());
     for (key, value) in [

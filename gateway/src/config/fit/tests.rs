@@ -162,7 +162,8 @@ proptest! {
         if Budget::of(&config).check().is_ok() {
             assert_fits(&config, &host);
         } else {
-            let remedy = config.remedies.iter().find(|remedy| remedy.starts_with("--shards ")).expect("a number of shards");
+            let remedy = config.remedies.iter().find(|remedy| remedy.starts_with("--shards "));
+            let remedy = remedy.expect("a number of shards");
             assert_fits(&resolved(&with_remedy(&text, remedy), &host), &host);
         }
     }
