@@ -57,6 +57,7 @@ LEFT = {
     "gateway/redis-store/src/work.rs": 1,
     "gateway/src/prometheus.rs": 2,
     "gateway/uring/src/ring.rs": 1,
+    "router/src/http/access.rs": 7,
     "scripts/bench-cluster.sh": 2,
     "scripts/bench-million.sh": 6,
     "scripts/bench-vs.sh": 1,

@@ -83,8 +83,11 @@ fn with_room(given: &Settings, shards: u64, host: &Host, room: Room, judge: &Jud
     let all = computed_defaults(given.clone(), shards, host, room);
     let limits = limits(&all, shards, room, judge)?;
     let queue = all.redis.as_ref().and(all.presence_queue_max);
-    let total = Budget::of_limits(&limits, shards as u16, queue, known(all.memory_max).0).total();
-    Ok(Fitted { all, limits, room, total })
+    let mut budget = Budget::of_limits(&limits, shards as u16, queue, known(all.memory_max).0);
+    if all.http_tls_cert.is_some() {
+        budget.add_http_tls(all.services_http.is_some());
+    }
+    Ok(Fitted { all, limits, room, total: budget.total() })
 }
 
 /// One shard for each core, as long as what they need at least leaves a quarter of memory_max to be shared out.

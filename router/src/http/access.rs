@@ -9,9 +9,9 @@
 //! in `Host` whom the page believes to ask. So on this host `Host` has to be a name of loopback, which no name that a
 //! stranger points here is. What a reverse proxy passes on does not come from this host, whatever its address.
 //!
-//! A key is one in the request, or the one that the certificate names which the caller has shown on this connection;
-//! one in the request is the one that counts. A browser shows a certificate for any page that asks it to, which is why
-//! pages are kept out before keys are looked at.
+//! A key is one in the request, or the one that the certificate names which the caller has shown on this connection; one
+//! in the request is the one that counts. A browser shows a certificate for any page that asks it to, which is why pages
+//! are kept out before keys are looked at.
 
 use super::keys::{ApiKeys, Scope};
 use super::problem::Problem;
@@ -157,8 +157,8 @@ impl Refusal {
             ),
             Refusal::Unknown => Problem::new(
                 StatusCode::UNAUTHORIZED,
-                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…; of a caller with \
-                 a certificate, the key that it names (URI:urn:trunkline:key:ID)",
+                "this key is not in the keys file, or the header is not Authorization: Bearer tlk_…; of a caller with a \
+                 certificate, the key that it names (URI:urn:trunkline:key:ID)",
             ),
             Refusal::Scope(scope) => {
                 let detail = format!("this key does not have the scope {scope}; add it to its line in the keys file");
@@ -166,8 +166,7 @@ impl Refusal {
             }
             Refusal::Closed => Problem::new(
                 StatusCode::FORBIDDEN,
-                "from another host, or through a proxy, this needs a key, and there is no keys file: give \
-                 --api-keys-file",
+                "from another host, or through a proxy, this needs a key, and there is no keys file: give --api-keys-file",
             ),
         }
     }
@@ -357,8 +356,7 @@ fn audit(caller: &Caller, peer: Option<SocketAddr>, what: &str, response: &Respo
     };
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
     let note = response.extensions().get::<AuditNote>().map_or("", |note| note.0.as_str());
-    tracing::info!(target: "audit", key = who, peer, what, status = response.status().as_u16(), note, "a change was \
-                                                                                                       asked for");
+    tracing::info!(target: "audit", key = who, peer, what, status = response.status().as_u16(), note, "a change was asked for");
 }
 
 /// Whether a request comes from this host, and no proxy has passed it on.
