@@ -56,6 +56,7 @@ LEFT = {
     "gateway/core/src/wheel.rs": 1,
     "gateway/redis-store/src/work.rs": 1,
     "gateway/src/prometheus.rs": 2,
+    "gateway/src/run.rs": 1,
     "gateway/uring/src/ring.rs": 1,
     "router/src/http/access.rs": 7,
     "scripts/bench-cluster.sh": 2,

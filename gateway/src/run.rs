@@ -280,12 +280,9 @@ async fn control(
         Secrets::new(secret.all()).map(|secrets| secrets.with_encryption(cluster.mesh_encryption.into()))
     });
     let secrets = secrets.transpose().map_err(StartupError::Cluster)?;
-    let waiting = |reason| node.set_waiting(reason);
     let cluster = match cluster_config.as_ref().zip(mesh.as_ref()).zip(secrets.clone()) {
         Some(((cluster, (secret, _)), secrets)) => Some(tokio::select! {
-            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, waiting) => {
-                joined?
-            }
+            joined = Cluster::join(cluster, secret, secrets, &config.node, config.shards, http_place, |reason| node.set_waiting(reason)) => joined?,
             failed = turn_away(&listeners, node.turned_away().clone()) => match failed {
                 Ok(never) => match never {},
                 Err(error) => return Err(step("answering those who come early")(error)),
