@@ -82,6 +82,7 @@ test-power-cut: setup ## Power cuts below a gateway with --data-dir: what was an
 
 style: setup # Formatting and documents
 	$(CARGO) fmt --all --check
+	scripts/check-lines.py
 	scripts/check-docs.py
 	scripts/check-circles.py
 	scripts/figures.py --check

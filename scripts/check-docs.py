@@ -60,6 +60,21 @@ def check_link(document, line, target):
         faults.append(f"{document}:{line}: {path or document} has no heading {anchor}")
 
 
+def check_protocol():
+    """Each kind of frame and of record between nodes stands in the protocol with its number, and so do the versions."""
+    document = "proto/PROTOCOL.md"
+    lines = (ROOT / document).read_text().splitlines()
+    mesh = ROOT / "gateway/core/src/mesh/wire.rs"
+    version = lambda end: re.search(rf"VERSION_{end}: u16 = (\d+);", mesh.read_text())[1]
+    kinds = re.findall(r'(?m)^    \w+ = (0x[0-9A-F]{2}), "(\w+)"', (ROOT / "proto/src/kind.rs").read_text())
+    records = re.findall(r"(?m)^const ([A-Z_]+): u8 = (\d+);", (mesh.with_suffix("") / "record.rs").read_text())
+    told = kinds + [(f"| {number} |", name.title().replace("_", "")) for name, number in records]
+    told.append(("a node of this version speaks", f"{version('MIN')} to {version('MAX')}"))
+    for what, words in told:
+        if not any(what in line and words in line for line in lines):
+            faults.append(f"{document}: it does not say: {what} {words}")
+
+
 def check_names(document, line, codes):
     """Files named in a line exist, and each function of it is one of theirs."""
     bases = BASES.get(str(document), [])
@@ -94,6 +109,7 @@ def main():
             for target in MAKE.findall(" ".join(codes)):
                 if target not in targets:
                     faults.append(f"{document}:{number}: the Makefile has no target {target}")
+    check_protocol()
     print("\n".join(faults) if faults else "the documents name what there is")
     return bool(faults)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Three gateways and a router that share a Redis Cluster of six servers, all on loopback, until Ctrl-C. Nothing is left behind.
+# Three gateways and a router that share a Redis Cluster of six servers, all on loopback, until Ctrl-C. Nothing is left
+# behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,8 +8,8 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/cluster.sh [--check] [--bin DIR] [--base-port PORT]
 
-  --check           end with status 0 once every node and the router answer alike and a message has gone from node to node,
-                    instead of waiting for Ctrl-C
+  --check           end with status 0 once every node and the router answer alike and a message has gone from node to
+                    node, instead of waiting for Ctrl-C
   --bin DIR         where the programs gateway, router and chat are [default: target/quick]
   --base-port PORT  take the ports PORT to PORT+21 instead of the usual ones
 TEXT
@@ -44,7 +45,8 @@ fi
 
 for program in gateway router chat; do
   if [ ! -x "$bin/$program" ]; then
-    echo "cluster: $bin/$program was not found. Build it: cargo build --profile quick --bin gateway --bin router --bin chat" >&2
+    echo "cluster: $bin/$program was not found. Build it:" \
+      "cargo build --profile quick --bin gateway --bin router --bin chat" >&2
     exit 1
   fi
 done
@@ -56,8 +58,8 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/trunkline-cluster-XXXXXX")
 declare -A pids=()
 input=/dev/null
 
-# In a session of its own, so that Ctrl-C reaches this script alone and what it started ends in order; and should the script be killed,
-# the kernel ends it.
+# In a session of its own, so that Ctrl-C reaches this script alone and what it started ends in order; and should the
+# script be killed, the kernel ends it.
 start() { # name, command…
   local name=$1
   shift
@@ -88,7 +90,8 @@ finish() {
   local status=$? name first=() last=()
   trap '' INT TERM HUP
   trap - EXIT
-  # Ctrl-C is how this ends. The shell itself says 130, without the trap, when what it just waited for got the signal first.
+  # Ctrl-C is how this ends. The shell itself says 130, without the trap, when what it just waited for got the signal
+  # first.
   if [ "$status" = 130 ]; then
     echo
     echo "cluster: ending"
@@ -154,7 +157,8 @@ done
 for port in "${redis[@]}"; do
   await "redis-$port" redis-cli -h 127.0.0.1 -p "$port" ping
 done
-if ! redis-cli --cluster create "${redis[@]/#/127.0.0.1:}" --cluster-replicas 1 --cluster-yes >"$dir/create.log" 2>&1; then
+if ! redis-cli --cluster create "${redis[@]/#/127.0.0.1:}" --cluster-replicas 1 --cluster-yes \
+  >"$dir/create.log" 2>&1; then
   fail create "did not succeed"
 fi
 cluster_is_ok() { redis-cli -h 127.0.0.1 -p "$1" cluster info | grep -q '^cluster_state:ok'; }
@@ -165,8 +169,9 @@ done
 (umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$dir/secret")
 url=redis-cluster://127.0.0.1:${redis[0]},127.0.0.1:${redis[1]},127.0.0.1:${redis[2]}
 for i in "${!nodes[@]}"; do
-  start "gateway-${nodes[i]}" "$bin/gateway" --node "${nodes[i]}" --listen "127.0.0.1:${client[i]}" --http "127.0.0.1:${http[i]}" \
-    --mesh "127.0.0.1:${mesh[i]}" --redis "$url" --cluster-secret-file "$dir/secret" --shards 1 --connections-max 10000 \
+  start "gateway-${nodes[i]}" "$bin/gateway" --node "${nodes[i]}" \
+    --listen "127.0.0.1:${client[i]}" --http "127.0.0.1:${http[i]}" --mesh "127.0.0.1:${mesh[i]}" \
+    --redis "$url" --cluster-secret-file "$dir/secret" --shards 1 --connections-max 10000 \
     --presence-queue-max 100000 --log-format plain
 done
 start router "$bin/router" --http "127.0.0.1:$router" --redis "$url" --log-format plain
@@ -177,7 +182,9 @@ done
 await router sees_all "$router"
 
 if [ -n "$check" ]; then
-  homes=$(for port in "${http[@]}" "$router"; do get "$port" '/v1/explain/1?from=a' | grep -o '"home":"[a-z]*"' || echo none; done | sort -u)
+  homes=$(for port in "${http[@]}" "$router"; do
+    get "$port" '/v1/explain/1?from=a' | grep -o '"home":"[a-z]*"' || echo none
+  done | sort -u)
   case $homes in
     '"home":"'[abc]'"') echo "cluster: all of them answer, and name one home of user 1, ${homes#*:}" ;;
     *)
@@ -191,7 +198,8 @@ if [ -n "$check" ]; then
   input=$dir/input
   start receiver "$bin/chat" --user 2 --addr "127.0.0.1:${client[1]}" --http "127.0.0.1:${http[1]}"
   await receiver grep -q '^user 2 at' "$dir/receiver.log"
-  echo "2;;from node to node" | "$bin/chat" --user 1 --addr "127.0.0.1:${client[0]}" --http "127.0.0.1:${http[0]}" >"$dir/sender.log" 2>&1 ||
+  echo "2;;from node to node" |
+    "$bin/chat" --user 1 --addr "127.0.0.1:${client[0]}" --http "127.0.0.1:${http[0]}" >"$dir/sender.log" 2>&1 ||
     fail sender "could not send"
   await receiver grep -q '^\[1\] from node to node' "$dir/receiver.log"
   echo "cluster: a message has gone from user 1 at node a to user 2 at node b"

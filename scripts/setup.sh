@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks for what build and tests need, and installs what is missing and a distribution package offers. With --build, what the build needs.
+# Checks for what build and tests need, and installs what is missing and a distribution package offers. With --build,
+# what the build needs.
 set -euo pipefail
 
 for_tests=1
@@ -46,7 +47,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
   [ "$(id -u)" = 0 ] || run=(sudo)
   echo "setup: installing ${missing[*]}"
   "${run[@]}" apt-get update -qq
-  # The packages of redis-server and prometheus would start system services; nobody here needs them. A policy of the host's own stays.
+  # The packages of redis-server and prometheus would start system services; nobody here needs them. A policy of the
+  # host's own stays.
   policy=/usr/sbin/policy-rc.d
   if [[ " ${missing[*]} " =~ \ (redis-server|prometheus)\  ]] && [ ! -e "$policy" ]; then
     trap '"${run[@]}" rm -f "$policy"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the cases of the Autobahn test suite, by way of the package kosoku, against the WebSocket codec. Cases 12 and 13 are about an
-# extension (permessage-deflate) that the gateway does not offer.
+# Runs the cases of the Autobahn test suite, by way of the package kosoku, against the WebSocket codec. Cases 12 and 13
+# are about an extension (permessage-deflate) that the gateway does not offer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests of client/js and of the page of gateway --demo in Chromium. Installs the browser and what drives it where they are missing.
+# Tests of client/js and of the page of gateway --demo in Chromium. Installs the browser and what drives it where they
+# are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Certificates are exchanged below 10,000 clients over WSS. Arguments: the gateway, and the bench.
 
-While the bench holds its clients with heartbeats and messages of a control group, the files are replaced by a pair that does not belong
-together, by another good pair, and by the first again. The gateway has to refuse the first with the reason, to show the others within a
-second of the change, and no connection may end; the bench fails if one does.
+While the bench holds its clients with heartbeats and messages of a control group, the files are replaced by a pair that
+does not belong together, by another good pair, and by the first again. The gateway has to refuse the first with the
+reason, to show the others within a second of the change, and no connection may end; the bench fails if one does.
 """
 
 import re
@@ -66,8 +66,8 @@ def main():
             pairs.append(tuple((folder / which / f"dev-{kind}.pem").read_text() for kind in ("cert", "key")))
         first, second = pairs
         swap(folder, *first)
-        command = [GATEWAY, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shards", "1", "--connections-max", "12000"]
-        command += ["--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem"]
+        command = [GATEWAY, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shards", "1"]
+        command += ["--connections-max", "12000", "--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem"]
         log = open(folder / "log", "w+")
         gateway = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         load = None
@@ -79,8 +79,9 @@ def main():
                 if len(ports) == 2:
                     break
             port, http = ports["listening"], ports["http"]
-            bench = [BENCH, "hold", "--conns", str(CLIENTS), "--transport", "wss", "--secs", str(HOLD_S), "--heartbeat", "5"]
-            bench += ["--gateway", f"127.0.0.1:{port}", "--gateway-pid", str(gateway.pid), "--gateway-http", f"127.0.0.1:{http}"]
+            bench = [BENCH, "hold", "--conns", str(CLIENTS), "--transport", "wss", "--secs", str(HOLD_S)]
+            bench += ["--heartbeat", "5", "--gateway", f"127.0.0.1:{port}", "--gateway-pid", str(gateway.pid)]
+            bench += ["--gateway-http", f"127.0.0.1:{http}"]
             load = subprocess.Popen(bench, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             until("all are in", lambda: metric(http, "trunkline_sessions") >= CLIENTS or load.poll() is not None)
             print(f"{CLIENTS:,} clients are in")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs each configuration of docs/proxies.md in front of a gateway, with its addresses replaced by free ones of the loopback interface.
+"""Runs each configuration of docs/proxies.md in front of a gateway, at free addresses of loopback instead of its own.
 
 Proxies reach the gateway from 127.0.0.2, which it trusts; clients are at 127.0.0.1, 127.0.0.11 and 127.0.0.12.
 """
@@ -62,8 +62,8 @@ def running(command, **options):
 class Gateway:
     def __init__(self, flags):
         self.port, self.http = free_port(), free_port()
-        self.command = [GATEWAY, "--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http}", "--shards", "2"]
-        self.command += ["--memory-max", "512MiB", "--drain-secs", "0", "--log", "warn", *flags]
+        self.command = [GATEWAY, "--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http}"]
+        self.command += ["--shards", "2", "--memory-max", "512MiB", "--drain-secs", "0", "--log", "warn", *flags]
 
     def get(self, path):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}") as answer:
@@ -100,7 +100,8 @@ class Client:
         if web:
             key = base64.b64encode(os.urandom(16)).decode()
             host = f"chat.example.com:{port}"
-            fields = [*fields, "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+            fields = [*fields, "Upgrade: websocket", "Connection: Upgrade"]
+            fields += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
             fields += [f"Host: {host}", f"Origin: {'https' if tls else 'http'}://{host}"]
             self.socket.sendall(("GET /ws HTTP/1.1\r\n" + "\r\n".join(fields) + "\r\n\r\n").encode())
             head = b""
@@ -156,8 +157,9 @@ class Proxies:
 
     def __init__(self, folder, stack):
         self.folder, self.stack = Path(folder), stack
-        pem = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        pem += ["-subj", "/CN=chat.example.com", "-keyout", f"{folder}/privkey.pem", "-out", f"{folder}/fullchain.pem"]
+        pem = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        pem += ["-nodes", "-days", "2", "-subj", "/CN=chat.example.com"]
+        pem += ["-keyout", f"{folder}/privkey.pem", "-out", f"{folder}/fullchain.pem"]
         subprocess.run(pem, check=True, capture_output=True)
         both = (self.folder / "fullchain.pem").read_text() + (self.folder / "privkey.pem").read_text()
         (self.folder / "site.pem").write_text(both)
@@ -201,8 +203,9 @@ def ready(connect):
 
 
 def each_client_is_told_apart(port, node, **how):
-    """With two connections allowed for each address, two clients have two each, and a header of their own is refused."""
-    inside = [ready(lambda: Client(port, at="127.0.0.11", **how).talks(1)), Client(port, at="127.0.0.11", **how).talks(2)]
+    """With two connections for each address allowed, two clients have two each, and a header of theirs is refused."""
+    inside = [ready(lambda: Client(port, at="127.0.0.11", **how).talks(1))]
+    inside += [Client(port, at="127.0.0.11", **how).talks(2)]
     third = None
     with contextlib.suppress(ConnectionError, AssertionError, ssl.SSLError):
         third = Client(port, at="127.0.0.11", **how)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the configurations of docs/proxies.md with nginx and HAProxy. Installs those where they are missing; no service of the host is started or touched.
+# Runs the configurations of docs/proxies.md with nginx and HAProxy. Installs those where they are missing; no service
+# of the host is started or touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The JavaScript client in Node, Bun and Deno, each with its own WebSocket: it talks at a node, which then drains, and at the one it is sent
-# to. Installs Bun and Deno below target where they are missing.
+# The JavaScript client in Node, Bun and Deno, each with its own WebSocket: it talks at a node, which then drains, and
+# at the one it is sent to. Installs Bun and Deno below target where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

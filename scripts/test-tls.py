@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What programs that nobody here wrote say of TLS on the port for clients. Arguments: the gateway, and sslyze.
 
-Two gateways are looked at: one with a certificate of ECDSA and one with RSA, neither signed by anybody, which is the one thing that may be
-found wanting: findings about the chain are left out.
+Two gateways are looked at: one with a certificate of ECDSA and one with RSA, neither signed by anybody, which is the
+one thing that may be found wanting: findings about the chain are left out.
 """
 
 import concurrent.futures
@@ -49,11 +49,13 @@ def run(*command, **options):
 def testssl(port, folder, cert):
     report = folder / "testssl.json"
     report.unlink(missing_ok=True)
-    done = run("testssl", "--quiet", "--warnings", "off", "--color", "0", "--add-ca", cert, "--jsonfile", report, f"127.0.0.1:{port}")
+    options = ["--quiet", "--warnings", "off", "--color", "0", "--add-ca", cert, "--jsonfile", report]
+    done = run("testssl", *options, f"127.0.0.1:{port}")
     findings = json.loads(report.read_text())
     scanned = {finding["id"] for finding in findings}
     assert {"TLS1_3", "heartbleed", "robot", "secure_client_renego"} & scanned, f"it ended early: {done.stdout[-2000:]}"
-    bad = [f for f in findings if f["severity"] in ("MEDIUM", "HIGH", "CRITICAL", "FATAL") and f["id"] not in OF_THE_CHAIN]
+    grave = ("MEDIUM", "HIGH", "CRITICAL", "FATAL")
+    bad = [f for f in findings if f["severity"] in grave and f["id"] not in OF_THE_CHAIN]
     return [f"testssl.sh: {f['severity']}: {f['id']}: {f['finding']}" for f in bad]
 
 
@@ -61,15 +63,17 @@ def sslyze(port, folder, cert):
     done = run(SSLYZE, "--certinfo_ca_file", cert, f"127.0.0.1:{port}")
     assert "SCANS COMPLETED" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     # What it holds against the configuration that Mozilla calls intermediate.
-    told = [line.strip() for line in done.stdout.splitlines() if re.match(r" +\* \w+: ", line) and "." in line]
+    lines = done.stdout.splitlines()
+    told = [line.strip() for line in lines if re.match(r" +\* \w+: ", line) and "." in line]
     faults = [line for line in told if "certificate_path_validation" not in line]
-    vulnerable = [line.strip() for line in done.stdout.splitlines() if re.search(r"\bVULNERABLE\b", line) and "OK" not in line]
+    vulnerable = [line.strip() for line in lines if re.search(r"\bVULNERABLE\b", line) and "OK" not in line]
     return [f"sslyze: {line}" for line in faults + vulnerable]
 
 
 def typed(command, lines):
     """What a program says to lines that are typed to it with pauses between them."""
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
     # Until the handshake is over.
     time.sleep(1.5)
     for line in lines:
@@ -92,11 +96,12 @@ def updates(http):
 
 
 def key_updates(port, http, cert):
-    """Each program changes its key twice, and asks for the gateway's once; then it is answered as if nothing had been."""
+    """Each program changes its key twice, and asks for the gateway's once; then it is answered as ever."""
     openssl = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", cert, "-alpn", "http/1.1", "-tls1_3"]
     gnutls = ["gnutls-cli", "--inline-commands", "--x509cafile", cert, "--alpn", "http/1.1", "-p", port, "localhost"]
     faults = []
-    for name, command, keys in (("openssl", openssl, ["k\n", "K\n"]), ("gnutls-cli", gnutls, ["^rekey1^\n", "^rekey^\n"])):
+    programs = (("openssl", openssl, ["k\n", "K\n"]), ("gnutls-cli", gnutls, ["^rekey1^\n", "^rekey^\n"]))
+    for name, command, keys in programs:
         before = updates(http)
         said = typed(command, [*keys, REQUEST])
         after = updates(http)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Looks at TLS on the port for clients from outside: testssl.sh and sslyze find nothing above "low", and OpenSSL and GnuTLS change their
-# keys within a connection, once with and once without asking for the other side's. Installs those where they are missing.
+# Looks at TLS on the port for clients from outside: testssl.sh and sslyze find nothing above "low", and OpenSSL and
+# GnuTLS change their keys within a connection, once with and once without asking for the other side's. Installs those
+# where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

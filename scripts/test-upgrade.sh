@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs nodes of another build of the gateway and of this one as one cluster, below traffic: an upgrade, and its way back.
+# Runs nodes of another build of the gateway and of this one as one cluster, below traffic: an upgrade, and its way
+# back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,8 +16,10 @@ if [ ! -x "$other/gateway" ]; then
   trap 'git worktree remove --force "$tree/source" 2>/dev/null || true; rm -rf "$tree"' EXIT
   git worktree add --detach --quiet "$tree/source" "$commit"
   echo "test-upgrade: building $from"
-  (cd "$tree/source" && CARGO_TARGET_DIR=$OLDPWD/target/upgrade/build $cargo build --profile quick --locked --bin gateway)
+  (cd "$tree/source" &&
+    CARGO_TARGET_DIR=$OLDPWD/target/upgrade/build $cargo build --profile quick --locked --bin gateway)
   mkdir -p "$other"
   cp target/upgrade/build/quick/gateway "$other/gateway"
 fi
-TRUNKLINE_OTHER_GATEWAY=$PWD/$other/gateway $cargo test --workspace --locked --test gateway -- cluster_rolling:: --nocapture
+TRUNKLINE_OTHER_GATEWAY=$PWD/$other/gateway \
+  $cargo test --workspace --locked --test gateway -- cluster_rolling:: --nocapture

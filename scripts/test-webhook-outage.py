@@ -233,7 +233,8 @@ class Run:
         deadline = time.monotonic() + BACKOFF_S
         while True:
             metrics = await asyncio.to_thread(self.metrics)
-            waiting = sum(value for name, value in metrics.items() if name.startswith("trunkline_webhook_events_waiting"))
+            waiting = "trunkline_webhook_events_waiting"
+            waiting = sum(value for name, value in metrics.items() if name.startswith(waiting))
             if not waiting:
                 return metrics
             if time.monotonic() > deadline:
@@ -296,11 +297,13 @@ class Run:
             faults["an event of a gap, though there is a store"] += sum(gaps.values())
         else:
             # Nothing was killed, so this node has counted all that happened.
-            counted = lambda kind: sum(count for name, count in metrics.items() if f'type="{kind}"' in name and "_events_total{" in name)
+            events = {name: count for name, count in metrics.items() if "_events_total{" in name}
+            counted = lambda kind: sum(count for name, count in events.items() if f'type="{kind}"' in name)
             happened = {kind: counted(kind) for kind in TYPES_TOLD}
             for kind, count in happened.items():
                 if told[kind] + gaps[kind] != count:
-                    faults[f"{kind}: {count:.0f} happened, {told[kind]} were told, {gaps[kind]} counted as missing"] += 1
+                    fault = f"{kind}: {count:.0f} happened, {told[kind]} were told, {gaps[kind]} counted as missing"
+                    faults[fault] += 1
             for kind, count in (("message.sent", len(books.sent)), ("session.login", books.logins)):
                 if happened[kind] != count:
                     faults[f"{kind}: clients have seen {count}, the gateway has counted {happened[kind]:.0f}"] += 1
@@ -319,7 +322,8 @@ class Run:
                 message = data["from"], data["id"]
                 if message not in seen:
                     seen.add(message)
-                    faults["a message.stored behind that of a later message"] += int(data["position"]) < position[data["to"]]
+                    behind = int(data["position"]) < position[data["to"]]
+                    faults["a message.stored behind that of a later message"] += behind
                     position[data["to"]] = int(data["position"])
             elif kind == "session.logout":
                 gone.add((event["source"], data["session"]))

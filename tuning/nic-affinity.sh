@@ -2,13 +2,13 @@
 # Spreads the interrupts of a network card's queues over CPUs, and steers packets and sends to match.
 #
 #   tuning/nic-affinity.sh eth0                      prints what it would write (--dry-run, the default)
-#   tuning/nic-affinity.sh --apply eth0              writes it; until the next start or the next change of the card's queues
+#   tuning/nic-affinity.sh --apply eth0              writes it; until the next start or change of the card's queues
 #   tuning/nic-affinity.sh --cpus 0-7,16 eth0        only these CPUs, those of the shards; all that are online otherwise
 #   tuning/nic-affinity.sh --flows 262144 eth0       connections with traffic at the same time, for the table of RFS
 #   tuning/nic-affinity.sh --sys DIR eth0            looks for /sys and /proc below DIR
 #
 # Interrupt of queue i        -> CPU i modulo CPUs: the queues of a card arrive spread, not on one CPU.
-# Receive queues >= CPUs      -> RPS and RFS off: the card spreads already, and steering again costs an interrupt between CPUs a packet.
+# Receive queues >= CPUs      -> RPS and RFS off: the card spreads already, and steering again costs interrupts.
 # Receive queues < CPUs       -> RPS over all CPUs, RFS to the CPU whose shard reads the connection.
 # Sends (XPS)                 -> each CPU has one queue of its own, or shares one with as few as possible.
 set -euo pipefail
@@ -17,7 +17,8 @@ shopt -s extglob
 apply=false
 root=
 cpu_list=
-# Deliveries a second x round trip = 1,000,000 x 0.2 s, as in the sysctl profiles, rounded up to a power of two. 8 B each.
+# Deliveries a second x round trip = 1,000,000 x 0.2 s, as in the sysctl profiles, rounded up to a power of two. 8 B
+# each.
 flows=262144
 interface=
 
@@ -80,7 +81,11 @@ mask_of() {
         groups[at]=$((groups[at] | 1 << (cpu % 32)))
     done
     for ((at = ${#groups[@]} - 1; at >= 0; at--)); do
-        if [ -z "$text" ]; then printf -v text '%x' "${groups[at]}"; else printf -v text '%s,%08x' "$text" "${groups[at]}"; fi
+        if [ -z "$text" ]; then
+            printf -v text '%x' "${groups[at]}"
+        else
+            printf -v text '%s,%08x' "$text" "${groups[at]}"
+        fi
     done
     echo "$text"
 }
@@ -140,7 +145,8 @@ while read -r irq number; do
     found=$((found + 1))
     put "${cpus[number % ${#cpus[@]}]}" "$root/proc/irq/$irq/smp_affinity_list"
 done < <(queue_irqs)
-[ "$found" -gt 0 ] || echo "no interrupts of queues are named in /proc/interrupts: the driver spreads them itself, or has none"
+[ "$found" -gt 0 ] ||
+    echo "no interrupts of queues are named in /proc/interrupts: the driver spreads them itself, or has none"
 
 if [ "${#receive[@]}" -ge "${#cpus[@]}" ]; then
     steer=0
@@ -163,7 +169,8 @@ for at in "${!send[@]}"; do
 done
 
 if [ -z "$root" ] && command -v pgrep >/dev/null && pgrep -x irqbalance >/dev/null; then
-    echo "irqbalance is running and moves interrupts back: systemctl disable --now irqbalance, or ban these with IRQBALANCE_BANNED_INTERRUPTS"
+    echo "irqbalance is running and moves interrupts back: systemctl disable --now irqbalance," \
+        "or ban these with IRQBALANCE_BANNED_INTERRUPTS"
 fi
 $apply || echo "nothing was written; --apply writes it"
 [ "$failures" -eq 0 ] || fail "$failures could not be written: run it as root"

@@ -197,7 +197,8 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     findings.messages.warn_if_late("messages");
     if findings.late > 0 || findings.skipped > 0 {
         println!(
-            "warning: {} visits began late and {} never: the server is slower than --rate, or --conns is too small for it",
+            "warning: {} visits began late and {} never: the server is slower than --rate, or --conns is too small for \
+             it",
             findings.late, findings.skipped
         );
     }

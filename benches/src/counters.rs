@@ -77,7 +77,8 @@ mod tests {
     #[test]
     fn shards_are_added_up_and_labels_kept() {
         let counters = Counters(parse(
-            "# TYPE a counter\na{shard=\"0\"} 2\na{shard=\"1\"} 3\nb{outcome=\"x\",shard=\"0\"} 4\nb{shard=\"1\",outcome=\"x\"} 1\nc 7\n",
+            "# TYPE a counter\na{shard=\"0\"} 2\na{shard=\"1\"} 3\nb{outcome=\"x\",shard=\"0\"} 4\n\
+             b{shard=\"1\",outcome=\"x\"} 1\nc 7\n",
         ));
         assert_eq!(counters.get("a"), 5);
         assert_eq!(counters.get("b{outcome=\"x\"}"), 5);

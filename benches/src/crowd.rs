@@ -718,7 +718,8 @@ impl Driver for Crowd {
                     .map_err(|error| malformed(format!("a LOGIN_OK whose body is no LoginOk: {error}")))?;
                 if ok.heartbeat_secs < self.heartbeat_secs {
                     return Err(Failure::Setup(format!(
-                        "the gateway grants a heartbeat of {} s and not of {} s: choose another --heartbeat, or raise its --heartbeat-secs-max",
+                        "the gateway grants a heartbeat of {} s and not of {} s: choose another --heartbeat, or raise \
+                         its --heartbeat-secs-max",
                         ok.heartbeat_secs, self.heartbeat_secs
                     )));
                 }

@@ -301,7 +301,8 @@ impl Measured<'_> {
             let counted = self.server.http().and_then(Counters::read)?.grown(&counters, &counter(outcome));
             if counted != logins {
                 return Err(Failure::Accounts(format!(
-                    "{logins} clients logged in with handshakes that were to be {outcome}, but the gateway counts {counted} of those"
+                    "{logins} clients logged in with handshakes that were to be {outcome}, but the gateway counts \
+                     {counted} of those"
                 )));
             }
         }
@@ -553,7 +554,8 @@ fn print_summary(report: &Report<'_>) {
     others.paced.warn_if_late("beside handshakes");
     let Some(flood) = &report.flood else { return };
     println!(
-        "{} ClientHellos within {:.2} s: {} handshakes abandoned, {} of them for later ones, {} never begun; memory grew by {:.0} B for each at its peak",
+        "{} ClientHellos within {:.2} s: {} handshakes abandoned, {} of them for later ones, {} never begun; memory \
+         grew by {:.0} B for each at its peak",
         flood.connections, flood.seconds, flood.abandoned, flood.evicted, flood.not_begun, flood.peak_bytes_each
     );
     flood.others.warn_if_late("beside a flood");

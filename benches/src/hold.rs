@@ -282,7 +282,8 @@ fn presence_of(site: &Site, before: &PresenceWrites, ramp: &Ramp, team: &mut Tea
     let inside = team.totals().inside;
     if written < inside {
         return Err(Failure::Accounts(format!(
-            "{inside} clients are in, but Redis has executed {written} presence writes; {refused} were refused, and {resyncs} times all were written again"
+            "{inside} clients are in, but Redis has executed {written} presence writes; {refused} were refused, and \
+             {resyncs} times all were written again"
         )));
     }
     Ok(PresenceInRedis {

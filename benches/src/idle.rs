@@ -76,7 +76,8 @@ const TOP_CACHES: usize = 8;
 const COLUMNS: [&str; 7] = ["", "process", "with start", "anonymous", "kernel", "together", "entered/s"];
 /// Printed below the table.
 const EXPLANATION: &str = "\
-process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file; with start: all its
+process   growth of all resident pages of the server (Rss); anonymous: those of them that belong to no file; with \
+start: all its
           resident pages, with what was there before the first connection
 kernel    growth of the machine's kernel memory (slab objects in use, vmalloc) and of the server's page tables, less the
           client's end
@@ -238,7 +239,8 @@ fn hold(
     // A connection silent for two heartbeats would be closed.
     if f64::from(heartbeat_secs) < args.hold + SETTLE_PATIENCE.as_secs_f64() {
         return Err(Failure::Setup(format!(
-            "the gateway grants a heartbeat of {heartbeat_secs} s, too short for --hold {} and the time memory takes to settle",
+            "the gateway grants a heartbeat of {heartbeat_secs} s, too short for --hold {} and the time memory takes \
+             to settle",
             args.hold
         )));
     }
@@ -311,7 +313,8 @@ fn print_summary(report: &Report<'_>) {
     println!("{}", table(&["cache", "bytes"], &caches));
     for exchanged in report.runs.iter().flat_map(|run| &run.exchanged) {
         println!(
-            "{} messages between all connections in {:.1} s, each delivered once, to the right user, with the right bytes",
+            "{} messages between all connections in {:.1} s, each delivered once, to the right user, with the right \
+             bytes",
             exchanged.messages, exchanged.seconds
         );
     }

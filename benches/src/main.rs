@@ -140,11 +140,11 @@ enum Command {
     Vs(vs::VsArgs),
     /// Calls and their answers, by a worker and by HTTP: CPU for a call, beside an echo and other servers
     ///
-    /// Each client has one call in flight, and a back-end of the bench, on the load's core, sends back what it is given.
-    /// Counted is the CPU time of the server in between, user and system, of all its threads: of the gateway with a
-    /// worker and with an HTTP server behind it, and of nats-server (request/reply), nginx (stream) and HAProxy (TCP),
-    /// where they are installed. The floor is a raw echo with nobody behind it: it receives and sends once for a call,
-    /// all others twice.
+    /// Each client has one call in flight, and a back-end of the bench, on the load's core, sends back what it is
+    /// given. Counted is the CPU time of the server in between, user and system, of all its threads: of the gateway
+    /// with a worker and with an HTTP server behind it, and of nats-server (request/reply), nginx (stream) and HAProxy
+    /// (TCP), where they are installed. The floor is a raw echo with nobody behind it: it receives and sends once for a
+    /// call, all others twice.
     Calls(calls::CallsArgs),
     /// Pushes to users who are there, by a worker and by HTTP: CPU for one, beside messages; and one push to all
     ///

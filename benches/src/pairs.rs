@@ -495,7 +495,8 @@ fn print_cluster(case: &Case) {
     let Some(quiet) = &case.redis_quiet else { return };
     let rounds = || case.rounds.iter().filter_map(|round| round.redis.as_ref());
     println!(
-        "{}: Redis executed {} commands in {:.1} s with {} messages ({:.1} a second), and {} in {:.1} s without ({:.1} a second): {:.6} for a message",
+        "{}: Redis executed {} commands in {:.1} s with {} messages ({:.1} a second), and {} in {:.1} s without ({:.1} \
+         a second): {:.6} for a message",
         case.name,
         rounds().map(|redis| redis.commands.total).sum::<u64>(),
         rounds().map(|redis| redis.seconds).sum::<f64>(),

@@ -99,7 +99,8 @@ pub(crate) const PEERS: [Peer; 4] = [
                 format!("certfile {}\nkeyfile {}\n", identity.cert().display(), identity.key().display())
             });
             let text = format!(
-                "{besides}listener {port} {ip}\n{protocol}{}allow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\nlog_type error\n",
+                "{besides}listener {port} {ip}\n{protocol}{}allow_anonymous true\npersistence false\n\
+                 set_tcp_nodelay true\nuser root\nlog_type error\n",
                 tls.unwrap_or_default()
             );
             let mut command = Command::new("mosquitto");
@@ -153,8 +154,10 @@ pub(crate) const PEERS: [Peer; 4] = [
         websocket: None,
         command: |folder, address, _| {
             let text = format!(
-                "id = 0\n[router]\nid = 0\nmax_connections = 18000\nmax_outgoing_packet_count = 200\nmax_segment_size = 104857600\nmax_segment_count = 10\n\
-                 [v4.1]\nname = \"v4-1\"\nlisten = \"{address}\"\nnext_connection_delay_ms = 0\n[v4.1.connections]\nconnection_timeout_ms = 60000\n\
+                "id = 0\n[router]\nid = 0\nmax_connections = 18000\nmax_outgoing_packet_count = 200\n\
+                 max_segment_size = 104857600\nmax_segment_count = 10\n\
+                 [v4.1]\nname = \"v4-1\"\nlisten = \"{address}\"\nnext_connection_delay_ms = 0\n[v4.1.connections]\n\
+                 connection_timeout_ms = 60000\n\
                  max_payload_size = 20480\nmax_inflight_count = 200\ndynamic_filters = true\n"
             );
             let mut command = Command::new("rumqttd");

@@ -210,7 +210,8 @@ fn print_summary(clients: &Clients, findings: &Findings) {
     for step in &findings.steps {
         let (Some(quiet), Some(redis)) = (&findings.redis_quiet, &step.redis) else { continue };
         println!(
-            "{:.0} messages/s: Redis executed {} commands in {:.1} s with {} messages, and {} in {:.1} s without: {:.6} for a message",
+            "{:.0} messages/s: Redis executed {} commands in {:.1} s with {} messages, and {} in {:.1} s without: \
+             {:.6} for a message",
             step.rate,
             redis.commands.total,
             redis.seconds,
@@ -226,7 +227,8 @@ fn print_summary(clients: &Clients, findings: &Findings) {
         step.stretch.warn_if_late(&what);
         if step.in_time_share < IN_TIME_SHARE_MIN {
             println!(
-                "warning: {what}: {:.1} % of the messages had arrived when the step was over: server or bench cannot keep this rate up, or stood still",
+                "warning: {what}: {:.1} % of the messages had arrived when the step was over: server or bench cannot \
+                 keep this rate up, or stood still",
                 step.in_time_share * 100.0
             );
         }

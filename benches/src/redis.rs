@@ -251,7 +251,8 @@ fn on_loopback(server: SocketAddr) -> Result<SocketAddr, Failure> {
         return Ok(server);
     }
     Err(Failure::Setup(format!(
-        "the Redis server {server} is not on loopback: the nodes write each login there, and a bench has no business doing that to a service"
+        "the Redis server {server} is not on loopback: the nodes write each login there, and a bench has no business \
+         doing that to a service"
     )))
 }
 
@@ -362,7 +363,8 @@ mod tests {
 
     #[test]
     fn commands_are_those_of_all_masters_without_the_benchs_own() {
-        let info = "# Stats\r\ntotal_commands_processed:10\r\n# Commandstats\r\ncmdstat_info:calls=3,usec=9\r\ncmdstat_get:calls=7,usec=8\r\n";
+        let info = "# Stats\r\ntotal_commands_processed:10\r\n# Commandstats\r\ncmdstat_info:calls=3,usec=9\r\n\
+                    cmdstat_get:calls=7,usec=8\r\n";
         let mut before = Commands::default();
         before.add(info);
         assert_eq!((before.total, before.by_name["get"]), (7, 7));

@@ -290,6 +290,7 @@ fn print_summary(report: &Report<'_>, kind: KeeperKind) {
     println!("{}", table(&["medians", "figure"], &rows));
     let messages: u64 = report.rounds.iter().map(|round| round.messages).sum();
     println!(
-        "{messages} messages, each given once, in order, to the right user, with the right bytes, and no more after that"
+        "{messages} messages, each given once, in order, to the right user, with the right bytes, and no more after \
+         that"
     );
 }

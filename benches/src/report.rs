@@ -131,8 +131,8 @@ impl std::fmt::Display for Median {
 
 /// Printed below ratios with their intervals.
 pub(crate) const INTERVALS: &str = "\
-a ratio is the median of the rounds' own; in brackets the interval of the median (order statistics, no distribution presumed) and how \
-probable it is that the true one lies in it";
+a ratio is the median of the rounds' own; in brackets the interval of the median (order statistics, no distribution \
+presumed) and how probable it is that the true one lies in it";
 
 #[cfg(test)]
 mod tests {

@@ -325,8 +325,8 @@ impl Stretch {
     pub(crate) fn warn_if_late(&self, what: &str) {
         if self.delivered < self.asked {
             println!(
-                "warning: {what}: {} of {} messages were never sent, because those before them took too long; each is in the latencies \
-                 with the time until it was given up",
+                "warning: {what}: {} of {} messages were never sent, because those before them took too long; each is \
+                 in the latencies with the time until it was given up",
                 self.asked - self.delivered,
                 self.asked
             );
@@ -334,7 +334,8 @@ impl Stretch {
         let late_us = self.lateness.p99_us;
         if late_us > LATENESS_US_MIN && late_us > self.messages.p99_us * LATENESS_SHARE_MAX {
             println!(
-                "warning: {what}: the bench was late by {late_us:.0} µs itself (p99), so it is the bottleneck and not the server"
+                "warning: {what}: the bench was late by {late_us:.0} µs itself (p99), so it is the bottleneck and not \
+                 the server"
             );
         }
     }

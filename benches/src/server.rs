@@ -78,7 +78,8 @@ impl Server {
         let (tables, _) = tables_for(connections)?;
         if tables > 1 {
             return Err(Failure::Setup(format!(
-                "the floor server is one ring, whose table cannot hold {connections} connections: lower --conns or raise the limit with `ulimit -n`"
+                "the floor server is one ring, whose table cannot hold {connections} connections: lower --conns or \
+                 raise the limit with `ulimit -n`"
             )));
         }
         let binary = env::current_exe().map_err(|error| Failure::system("finding the bench's own program", error))?;
@@ -94,7 +95,8 @@ impl Server {
     pub(crate) fn gateway(gateway: &GatewayCommand) -> Result<Server, Failure> {
         if !gateway.binary.exists() {
             return Err(Failure::Setup(format!(
-                "there is no gateway at {}: build it with `cargo build --release -p trunkline-gateway`, or name one with --gateway-bin",
+                "there is no gateway at {}: build it with `cargo build --release -p trunkline-gateway`, or name one \
+                 with --gateway-bin",
                 gateway.binary.display()
             )));
         }

@@ -95,7 +95,8 @@ impl Crossings {
             return Ok(());
         }
         Err(Failure::Accounts(format!(
-            "of {messages} messages {away} should have gone to another node and none on to a third, but the nodes count {} and {}",
+            "of {messages} messages {away} should have gone to another node and none on to a third, but the nodes \
+             count {} and {}",
             self.away, self.forwarded
         )))
     }

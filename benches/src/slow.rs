@@ -202,7 +202,8 @@ fn settle(crowd: &mut Crowd, fleet: &mut Fleet, server: &Server, before: &Counte
         }
         if sent < delivered + dropped || Instant::now() > deadline {
             return Err(Failure::Accounts(format!(
-                "of {sent} messages {delivered} arrived, but the gateway counts {dropped} as dropped: {} are unaccounted for",
+                "of {sent} messages {delivered} arrived, but the gateway counts {dropped} as dropped: {} are \
+                 unaccounted for",
                 sent as i64 - delivered as i64 - dropped as i64
             )));
         }

@@ -50,7 +50,8 @@ pub(crate) fn tables_for(connections: u32) -> Result<(u32, u32), Failure> {
     let descriptors_needed = u64::from(tables) * 2 + DESCRIPTORS_SPARE;
     if descriptors_needed > limit {
         return Err(Failure::Setup(format!(
-            "{connections} connections need {tables} rings and {descriptors_needed} descriptors, but the limit is {limit}: raise it with `ulimit -n`"
+            "{connections} connections need {tables} rings and {descriptors_needed} descriptors, but the limit is \
+             {limit}: raise it with `ulimit -n`"
         )));
     }
     Ok((tables, connections.div_ceil(tables).max(1)))
@@ -93,7 +94,8 @@ pub(crate) fn can_open_fast() -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Setup(format!(
-        "--fast-open needs net.ipv4.tcp_fastopen = {}, and it is {value}: set it with `sysctl -w net.ipv4.tcp_fastopen={}`, best in a network namespace",
+        "--fast-open needs net.ipv4.tcp_fastopen = {}, and it is {value}: set it with `sysctl -w \
+         net.ipv4.tcp_fastopen={}`, best in a network namespace",
         BITS,
         value | BITS
     )))

@@ -143,7 +143,8 @@ impl Spent {
     pub(crate) fn note_if_stolen(&self, what: &str) {
         if self.stolen_ms > 0.0 {
             println!(
-                "note: {what}: the host of this virtual machine took {:.0} ms of CPU time away; the slowest latencies have that in them",
+                "note: {what}: the host of this virtual machine took {:.0} ms of CPU time away; the slowest latencies \
+                 have that in them",
                 self.stolen_ms
             );
         }

@@ -61,7 +61,8 @@ async fn run(
     let mut fates = BTreeMap::new();
     let mut waiting = JoinSet::new();
     for to in recipients {
-        // A message has what is left of the time; one that comes too late is given up at once, though it may have been sent, and says so.
+        // A message has what is left of the time; one that comes too late is given up at once, though it may have been
+        // sent, and says so.
         let left = deadline.saturating_duration_since(Instant::now());
         let receipt = client.submit_when_room(Outgoing::new(to, text.clone()).with_timeout(left)).await?;
         waiting.spawn(async move { (to, receipt.outcome().await) });

@@ -246,9 +246,9 @@ impl Client {
     }
 
     /// Joins a group, or this session a live room (ids from 2^63 on, see [`is_live_room`]), and returns the position of
-    /// its last message: what comes as an event lies behind it. It changes nothing for a member. A membership of a group
-    /// is the user's, on all devices, until [`Self::leave_group`]; one of a live room is this client's, which joins the
-    /// room again after each reconnect.
+    /// its last message: what comes as an event lies behind it. It changes nothing for a member. A membership of a
+    /// group is the user's, on all devices, until [`Self::leave_group`]; one of a live room is this client's, which
+    /// joins the room again after each reconnect.
     ///
     /// # Errors
     /// [`Error::NotConnected`], also when the connection breaks meanwhile: the join may have taken effect then, and
@@ -267,14 +267,15 @@ impl Client {
         self.ask_group(group, Act::Leave).await.map(|_stamp| ())
     }
 
-    /// Opens a group whose messages are to come as they are sent, however large it is: in a group with more members than
-    /// the gateway is set to (10,000) a session is told otherwise only now and then, within 5 s, that there are some, and
-    /// fetches them then; [`crate::Event::GroupGap`] says so. What came before is fetched. It holds over reconnects, until
-    /// [`Self::close_group`] or [`Self::leave_group`], and changes nothing for a small group or a live room.
+    /// Opens a group whose messages are to come as they are sent, however large it is: in a group with more members
+    /// than the gateway is set to (10,000) a session is told otherwise only now and then, within 5 s, that there are
+    /// some, and fetches them then; [`crate::Event::GroupGap`] says so. What came before is fetched. It holds over
+    /// reconnects, until [`Self::close_group`] or [`Self::leave_group`], and changes nothing for a small group or a
+    /// live room.
     ///
     /// # Errors
-    /// As [`Self::join_group`]: [`Error::Refused`] with 19 for one who is no member; with 14 where the gateway cannot say
-    /// yet, after it has been asked several times within some 15 s. After a reconnect it is asked until it can.
+    /// As [`Self::join_group`]: [`Error::Refused`] with 19 for one who is no member; with 14 where the gateway cannot
+    /// say yet, after it has been asked several times within some 15 s. After a reconnect it is asked until it can.
     pub async fn open_group(&self, group: u64) -> Result<(), Error> {
         self.attend(group, Act::Open).await
     }
@@ -328,8 +329,8 @@ impl Client {
 
     /// Fetches what a group has behind a position, as [`crate::Event::GroupMessage`]s, and goes on from there: for an
     /// application that has a history of its own, or that wants more than what comes from now on after
-    /// [`crate::Event::GroupHeads`]. Not needed where [`Config::resume`] says where the groups stand. Without effect for
-    /// a live room.
+    /// [`crate::Event::GroupHeads`]. Not needed where [`Config::resume`] says where the groups stand. Without effect
+    /// for a live room.
     ///
     /// # Errors
     /// [`Error::Closed`].

@@ -46,8 +46,8 @@ pub enum Event {
         /// The gateway's own words.
         text: String,
     },
-    /// What is so of users whom this client watches ([`crate::Client::watch`]): first of each, then of those for whom it
-    /// has changed, and of all again after a reconnect. The latest counts.
+    /// What is so of users whom this client watches ([`crate::Client::watch`]): first of each, then of those for whom
+    /// it has changed, and of all again after a reconnect. The latest counts.
     Presence(Vec<UserPresence>),
     /// The connection is gone.
     Disconnected {

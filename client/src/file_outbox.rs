@@ -183,8 +183,8 @@ impl FileOutbox {
 }
 
 impl Drop for FileOutbox {
-    /// Closing the file is not enough: a child that this process is just starting has it too, until it runs a program of
-    /// its own.
+    /// Closing the file is not enough: a child that this process is just starting has it too, until it runs a program
+    /// of its own.
     fn drop(&mut self) {
         // The next one to open the file is told if it is locked still.
         let _ = self.lock().file.unlock();

@@ -24,8 +24,8 @@ pub struct GroupMessage {
     pub from: u64,
     /// The sender's id for it.
     pub id: u64,
-    /// Position in the group: milliseconds since the epoch in the high 44 bits, a counter in the low 20. Positions rise,
-    /// and are the same for every member.
+    /// Position in the group: milliseconds since the epoch in the high 44 bits, a counter in the low 20. Positions
+    /// rise, and are the same for every member.
     pub stamp: u64,
     /// Its number among the messages of the group on this connection, 1 … 65,535 and then 1 again; 0 for one that was
     /// fetched from the group's log. The client looks at it; an application need not.

@@ -215,6 +215,8 @@
 //! | `ws` | off | `Ws`: `ws://` and `wss://`, through whatever lets HTTP pass |
 //! | `stream` | on | [`futures_core::Stream`] for [`Events`] |
 
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
 mod acks;
 mod addrs;
 mod backoff;

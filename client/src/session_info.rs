@@ -22,8 +22,8 @@ pub struct SessionInfo {
     /// clock; 0 never.
     pub expires_ms: u64,
     /// The gateway keeps messages with acknowledgement for this device while it is away. False without a store, for an
-    /// [`crate::Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all the
-    /// same).
+    /// [`crate::Config::ephemeral`] device, and where the store did not answer in time (then what was kept follows all
+    /// the same).
     pub registered: bool,
     /// The gateway went on from where this client had got to. Otherwise the device was new to it or forgotten, or the
     /// store is another one: an application with a history of its own should look for what is missing.

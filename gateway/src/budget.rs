@@ -3,8 +3,8 @@
 //! It is a sum of bounds, so a node in use stays far below it. Its purpose is that reaching a limit is met by that
 //! limit's policy and never by the kernel's out-of-memory killer. A node whose sum exceeds `memory_max` does not start.
 
+use crate::bounds::{HTTP_CONNECTIONS_MAX, PREVIEW_WEIGHT_MAX};
 use crate::broadcast;
-use crate::config::{Config, MEMBERSHIP_STORED_BYTES, Size};
 use crate::core::PEER_BYTES;
 use crate::core::tokens::{SAID_BYTES, TOKEN_BYTES};
 use crate::desk::{DUPLICATES_BYTES, LOGOUTS_BYTES, PAGES_MAX, READER_BYTES};
@@ -20,8 +20,8 @@ use crate::push::{OPEN_BYTES, RATES_BYTES, WINDOW_BYTES};
 use crate::senders::SEND_CLAIM_BYTES;
 use crate::services::{CALL_BYTES, PUSHES_OPEN_MAX};
 use crate::services_thread::{CONNECTION_BYTES, CONNECTIONS_MAX as SERVICES_CONNECTIONS_MAX};
-use crate::startup::StartupError;
-use crate::store::{STORE_USER_BYTES, StoreMemory};
+use crate::size::Size;
+use crate::store_memory::{STORE_USER_BYTES, StoreMemory};
 use crate::transport::tls::KEYS_BYTES_MAX;
 use crate::upstream::CONN_BYTES as UPSTREAM_CONN_BYTES;
 use crate::wheel::ENTRY_BYTES;
@@ -75,6 +75,9 @@ pub(crate) const KERNEL_BYTES_PER_CONNECTION: u64 = 4_100;
 
 /// A message that another node is to answer: its places in a table that may be half empty and in a queue twice as long.
 pub(crate) const AWAY_BYTES: u64 = 2 * 56 + 2 * 2 * 40;
+
+/// What the store takes for a membership, and for its part of a group: there may be an eighth as many groups.
+pub(crate) const MEMBERSHIP_STORED_BYTES: u64 = 128;
 
 /// A login or logout that waits for Redis; its queue is bounded in bytes too, by this for each.
 pub(crate) const PRESENCE_WRITE_BYTES: u64 = 512;
@@ -158,27 +161,6 @@ fn tls_bytes(connections: u64) -> u64 {
 }
 
 impl Budget {
-    /// The budget of a configuration.
-    pub fn of(config: &Config) -> Self {
-        let queue = config.cluster.as_ref().map(|cluster| cluster.presence_queue_max as u64);
-        let mut budget = Budget {
-            memory_available: config.memory_available,
-            remedies: config.remedies.clone(),
-            ..Budget::of_limits(config.limits(), config.shards, queue, config.memory_max)
-        };
-        if config.http_tls.is_some() {
-            let of_services = config.services_http.map_or(0, |_| crate::services_thread::CONNECTIONS_MAX);
-            let connections = u64::from(crate::http::CONNECTIONS_MAX + of_services);
-            budget.terms.push(Term {
-                name: "TLS of HTTP",
-                bytes: connections * HTTP_TLS_BYTES,
-                how: format!("{connections} HTTP connections with records both ways"),
-                flags: &["--http-tls-cert"],
-            });
-        }
-        budget
-    }
-
     /// The budget of `shards` shards with these limits each; a node of a cluster has a queue of presence writes of this
     /// length.
     pub(crate) fn of_limits(limits: &Limits, shards: u16, presence_queue: Option<u64>, memory_max: u64) -> Self {
@@ -189,14 +171,15 @@ impl Budget {
         let pairs = shards * (shards - 1);
         let node = |per_shard: usize, factor: u64| (per_shard as u64).saturating_mul(shards).saturating_mul(factor);
         let size = |bytes: u64| Size(bytes).rounded();
-        let http = u64::from(crate::http::CONNECTIONS_MAX);
-        let preview = u64::from(crate::http::PREVIEW_WEIGHT_MAX) * PREVIEW_BYTES_PER_WEIGHT;
+        let http = u64::from(HTTP_CONNECTIONS_MAX);
+        let preview = u64::from(PREVIEW_WEIGHT_MAX) * PREVIEW_BYTES_PER_WEIGHT;
         let mut terms = vec![
             Term {
                 name: "connection slots",
                 bytes: slot_bytes(each) * shards,
                 how: format!(
-                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer wheel, {LIST_BYTES} B in lists, {TOKEN_BYTES} B for its token",
+                    "{connections} connections and {} spare slots, {CONN_BYTES} B each, {ENTRY_BYTES} B in the timer \
+                     wheel, {LIST_BYTES} B in lists, {TOKEN_BYTES} B for its token",
                     u64::from(SLOTS_RESERVED) * shards
                 ),
                 flags: &["--connections-max", "--shards"],
@@ -216,7 +199,8 @@ impl Budget {
                     .saturating_mul(ANSWERS_NUMERATOR)
                     .saturating_add(queue_head_bytes(each) * shards),
                 how: format!(
-                    "{} queued, or held by the kernel for who does not read, a quarter more of answers, growth, and {} B for each connection",
+                    "{} queued, or held by the kernel for who does not read, a quarter more of answers, growth, and {} \
+                     B for each connection",
                     size(node(limits.outbox_total_bytes_max, 1)),
                     queue_head_bytes(1)
                 ),
@@ -273,7 +257,8 @@ impl Budget {
                     + preview
                     + http * (HTTP_CONNECTION_BYTES + METRICS_BYTES_PER_SHARD * shards),
                 how: format!(
-                    "and {http} HTTP connections that all read the metrics, a preview of the ring, and lines that wait for the log"
+                    "and {http} HTTP connections that all read the metrics, a preview of the ring, and lines that wait \
+                     for the log"
                 ),
                 flags: &["--shards"],
             },
@@ -301,7 +286,8 @@ impl Budget {
                     .saturating_mul(call_bytes)
                     .saturating_add(node(limits.calls_kept_bytes_max, VEC_GROWTH) + pushes * OPEN_BYTES),
                 how: format!(
-                    "{calls} open, {call_bytes} B each, {} kept to be sent, or sent again, and {pushes} pushes of workers",
+                    "{calls} open, {call_bytes} B each, {} kept to be sent, or sent again, and {pushes} pushes of \
+                     workers",
                     size(node(limits.calls_kept_bytes_max, 1))
                 ),
                 flags: &["--calls-max", "--calls-kept-bytes-max", "--shards"],
@@ -336,7 +322,8 @@ impl Budget {
                     .saturating_add(open.saturating_mul(each))
                     .saturating_add(bodies + connections + WINDOW_BYTES + RATES_BYTES),
                 how: format!(
-                    "{} in portals, and growth, {open} open, {each} B each, {} of bodies, {} of connections, {} of keys and rates",
+                    "{} in portals, and growth, {open} open, {each} B each, {} of bodies, {} of connections, {} of \
+                     keys and rates",
                     size(node(limits.portal_bytes_max, 1)),
                     size(bodies),
                     size(connections),
@@ -352,7 +339,8 @@ impl Budget {
                 // What waits is written anew to the log at times, all of it at once.
                 bytes: bytes.saturating_mul(3).saturating_add(EVENT_SHARD_BYTES * shards + lanes * LANE_BYTES),
                 how: format!(
-                    "{} that wait for webhooks, and what is written of them, {} in each shard, {lanes} requests, {} each",
+                    "{} that wait for webhooks, and what is written of them, {} in each shard, {lanes} requests, {} \
+                     each",
                     size(bytes),
                     size(EVENT_SHARD_BYTES),
                     size(LANE_BYTES)
@@ -369,7 +357,8 @@ impl Budget {
                 name: "connect hook",
                 bytes: waiting + requests + cache + said,
                 how: format!(
-                    "{} of logins that wait, {} of requests, {} of answers that still count, {SAID_BYTES} B for a connection",
+                    "{} of logins that wait, {} of requests, {} of answers that still count, {SAID_BYTES} B for a \
+                     connection",
                     size(waiting),
                     size(requests),
                     size(cache)
@@ -447,8 +436,8 @@ impl Budget {
                 name: "store",
                 bytes: [pending, recent, tables, users].into_iter().fold(0, u64::saturating_add),
                 how: format!(
-                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists and filters of tables, \
-                     {} users with {STORE_USER_BYTES} B each",
+                    "{} on their way and being stored, {} of messages that are not in a table yet, {} of lists and \
+                     filters of tables, {} users with {STORE_USER_BYTES} B each",
                     size(pending),
                     size(recent),
                     size(tables),
@@ -503,23 +492,34 @@ impl Budget {
         Budget { terms, memory_max, connections, shards, memory_available: 0, remedies: Vec::new() }
     }
 
-    /// The most connections of each shard for which the sum still fits, everything else as configured.
-    pub fn connections_fitting(config: &Config) -> u64 {
-        let shards = u64::from(config.shards);
-        let each = u64::from(config.limits().connections_max);
-        let remote = |connections| if config.cluster.is_some() { remote_bytes(connections, connections) } else { 0 };
-        let tls = |connections| if config.limits().tls_handshakes_max > 0 { tls_bytes(connections) } else { 0 };
-        let reader = if config.store.is_some() { READER_BYTES } else { 0 };
+    /// What TLS of the HTTP API takes besides, and of the one for back-ends where there is one.
+    pub(crate) fn add_http_tls(&mut self, for_backends: bool) {
+        let connections = HTTP_CONNECTIONS_MAX + if for_backends { SERVICES_CONNECTIONS_MAX } else { 0 };
+        self.terms.push(Term {
+            name: "TLS of HTTP",
+            bytes: u64::from(connections) * HTTP_TLS_BYTES,
+            how: format!("{connections} HTTP connections with records both ways"),
+            flags: &["--http-tls-cert"],
+        });
+    }
+
+    /// The most connections of each shard for which the sum still fits, everything else as it is. `limits` are those
+    /// that this is the budget of, `in_cluster` says whether of a node of a cluster.
+    pub(crate) fn connections_fitting(&self, limits: &Limits, in_cluster: bool) -> u64 {
+        let each = u64::from(limits.connections_max);
+        let remote = |connections| if in_cluster { remote_bytes(connections, connections) } else { 0 };
+        let tls = |connections| if limits.tls_handshakes_max > 0 { tls_bytes(connections) } else { 0 };
+        let reader = if limits.store_after_ms > 0 { READER_BYTES } else { 0 };
         let all = |connections: u64| {
             connections_bytes(connections)
-                .saturating_add(said_bytes(config.limits(), connections))
-                .saturating_add(send_claim_bytes(config.limits(), connections))
+                .saturating_add(said_bytes(limits, connections))
+                .saturating_add(send_claim_bytes(limits, connections))
                 .saturating_add(remote(connections))
                 .saturating_add(tls(connections))
                 .saturating_add(connections.saturating_mul(reader))
         };
-        let besides = Budget::of(config).total().saturating_sub(all(each).saturating_mul(shards));
-        let room = config.memory_max.saturating_sub(besides) / shards;
+        let besides = self.total().saturating_sub(all(each).saturating_mul(self.shards));
+        let room = self.memory_max.saturating_sub(besides) / self.shards;
         // The table of users grows in steps, so there is no formula to turn round.
         let (mut fits, mut too_many) = (0, u64::from(u32::MAX));
         while too_many - fits > 1 {
@@ -553,28 +553,11 @@ impl Budget {
             each => format!("--connections-max {each} avoids it"),
         };
         Some(format!(
-            "at the limits this node needs {} with what the kernel holds for its connections, and there is {}: {advice}",
+            "at the limits this node needs {} with what the kernel holds for its connections, and there is {}: \
+             {advice}",
             Size(needed).rounded(),
             Size(self.memory_available).rounded()
         ))
-    }
-
-    /// Whether the sum fits.
-    ///
-    /// # Errors
-    /// When it does not; the message names the largest terms and the flags that lower them.
-    pub fn check(&self) -> Result<(), StartupError> {
-        if self.total() <= self.memory_max {
-            return Ok(());
-        }
-        let mut terms: Vec<&Term> = self.terms.iter().collect();
-        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
-        Err(StartupError::MemoryBudget {
-            total: self.total(),
-            memory_max: self.memory_max,
-            largest: terms.iter().take(3).map(|term| (term.name, term.bytes)).collect(),
-            remedies: self.remedies.clone(),
-        })
     }
 }
 
@@ -608,13 +591,11 @@ impl fmt::Display for Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConfigFile, Host, Sources};
-    use std::path::Path;
+    use crate::config::testing::resolve;
+    use crate::config::{Config, Host, Sources};
 
     fn config(text: &str) -> Config {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(Path::new("some.toml"), text).unwrap();
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host).unwrap()
+        resolve(text).expect(text)
     }
 
     fn budget(text: &str) -> Budget {
@@ -627,7 +608,8 @@ mod tests {
 
     #[test]
     fn each_term_follows_its_limit() {
-        let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\nunacked_total_bytes_max = \"16MiB\"\n\
+        let base = "shards = 4\nconnections_max = 1000\noutbox_total_bytes_max = \"64MiB\"\n\
+                    unacked_total_bytes_max = \"16MiB\"\n\
                     partial_bytes_max = \"8MiB\"\nmailbox_bytes_max = \"1MiB\"\nrecv_buffer_bytes = \"4MiB\"\n";
         let budget = budget(base);
         assert_eq!(term(&budget, "connection slots"), 4 * 1_064 * ((CONN_BYTES + ENTRY_BYTES) as u64 + 128 + 8));
@@ -684,7 +666,8 @@ mod tests {
             "shards = 2\nmemory_max = \"2GiB\"\ndata_dir = \"d\"\n",
             "shards = 3\nmemory_max = \"1GiB\"\nconnections_max = 5000\n",
         ] {
-            let fitting = Budget::connections_fitting(&config(text));
+            let now = config(text);
+            let fitting = Budget::of(&now).connections_fitting(now.limits(), now.cluster.is_some());
             let with = |connections: u64| {
                 let mut other = config(text).effective().clone();
                 other.connections_max = Some(connections);
@@ -712,7 +695,8 @@ mod tests {
 
     #[test]
     fn a_budget_beyond_all_numbers_is_refused_and_does_not_overflow() {
-        let huge = "shards = 1024\nconnections_max = 1048512\noutbox_total_bytes_max = \"4194304TiB\"\nunacked_total_bytes_max = \"8388607TiB\"\n\
+        let huge = "shards = 1024\nconnections_max = 1048512\noutbox_total_bytes_max = \"4194304TiB\"\n\
+                    unacked_total_bytes_max = \"8388607TiB\"\n\
                     mailbox_bytes_max = \"1GiB\"\n";
         assert!(budget(huge).check().is_err());
     }

@@ -21,7 +21,8 @@ use trunkline_router::http::Scope;
 /// gateway alone starts a node on this machine. Each flag is also a key of the configuration file (with _ for -) and an
 /// environment variable; flags override the environment, which overrides the file.
 #[derive(Debug, Parser)]
-#[command(name = "gateway", version, args_conflicts_with_subcommands = true, max_term_width = 100, after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
+#[command(name = "gateway", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+#[command(after_help = SHORT_HELP_END, after_long_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Verb>,
@@ -60,8 +61,8 @@ Log:
   trunkline_log_lines_dropped_total. Each kind of message may write 100 lines at once and 5 a second.
 
 Signals:
-  SIGTERM or SIGINT: out of the ring, no new connections, BYE 12 to all over --drain-secs, exit status 0. A second one: at
-  once.
+  SIGTERM or SIGINT: out of the ring, no new connections, BYE 12 to all over --drain-secs, exit status 0. A second one:
+  at once.
   SIGHUP: the configuration and the files of keys are read again. What is called reloadable above is
   taken, and the log says what was and what needs a restart. One that is refused changes nothing.
   SIGUSR1, SIGUSR2, SIGALRM and the like: nothing.
@@ -147,7 +148,8 @@ Examples:
   gateway store import --data-dir /srv/trunkline < inboxes.jsonl
 
 Exit status:
-  0 done, and a check found nothing wrong; 1 damage was found, or the store cannot be used; 2 the configuration is refused.";
+  0 done, and a check found nothing wrong; 1 damage was found, or the store cannot be used; 2 the configuration is
+  refused.";
 
 /// What is done to a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -544,8 +546,8 @@ mod tests {
     #[test]
     fn flags_of_every_form_are_taken() {
         let config = config(
-            "gateway --listen 127.0.0.1:1 --listen 127.0.0.1:2,[::1]:3 --http 127.0.0.1:4 --frame-bytes-max 32KiB --read-mode hot --node n \
-             --log-format json --insecure-open --heartbeat-secs=45",
+            "gateway --listen 127.0.0.1:1 --listen 127.0.0.1:2,[::1]:3 --http 127.0.0.1:4 --frame-bytes-max 32KiB \
+             --read-mode hot --node n --log-format json --insecure-open --heartbeat-secs=45",
         );
         let addresses: Vec<String> =
             config.listen.iter().flat_map(Endpoint::addresses).map(|a| a.to_string()).collect();

@@ -19,8 +19,9 @@
 //!
 //! **The life of a lease.** The node takes its lease before its shards start, as `joining`, and becomes `active` when
 //! they run. Each beat renews it and asks for the view. It becomes active when most of those that came before it say
-//! that they can dial it. [`Fence::serve_until_ms`](crate::fence::Fence::serve_until_ms) is a moment and no flag, so a node that was paused is fenced
-//! by the first look at the clock, whoever looks, and no slow answer of Redis can delay that.
+//! that they can dial it. [`Fence::serve_until_ms`](crate::fence::Fence::serve_until_ms) is a moment and no flag, so a
+//! node that was paused is fenced by the first look at the clock, whoever looks, and no slow answer of Redis can delay
+//! that.
 //!
 //! **Incarnations.** Presence counts for one incarnation. Whenever what Redis holds may differ from the truth in a way
 //! that cannot be mended write by write, the node takes a new incarnation and writes all its sessions again under it:

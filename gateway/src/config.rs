@@ -17,6 +17,9 @@ mod service_tables;
 mod services;
 mod settings;
 mod store;
+mod tables;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text;
 mod tls;
 mod values;
@@ -25,7 +28,6 @@ mod webhooks;
 mod websocket;
 
 pub(crate) use fit::Room;
-pub(crate) use groups::MEMBERSHIP_STORED_BYTES;
 pub(crate) use resolve::{RING_SLOTS_MAX, connections_default};
 
 pub use cluster::{ClusterConfig, ClusterSecret};
@@ -50,6 +52,7 @@ use resolve::{Judge, known};
 pub(crate) use tls::TLS_FILE_KEYS;
 
 use crate::auth::{Auth, JwtKeys, KeyError};
+use crate::files;
 use crate::hook::HookSpec;
 use crate::limits::Limits;
 pub use crate::limits::Placement;
@@ -58,8 +61,6 @@ use crate::transport::networks::Proxies;
 use crate::transport::upgrade;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use trunkline_router::http::{Access, ApiKeys, HttpIdentity};
@@ -84,7 +85,7 @@ pub struct Config {
     pub core_dumps: bool,
     /// Name of the node.
     pub node: String,
-    /// Number of shards, 1 to [`crate::shard::SHARDS_MAX`].
+    /// Number of shards, 1 to [`crate::limits::SHARDS_MAX`].
     pub shards: u16,
     /// How LOGIN is checked.
     pub auth: AuthConfig,
@@ -362,16 +363,12 @@ pub(crate) fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
     read_bounded(path, KEY_FILE_BYTES_MAX, "a file of keys")
 }
 
-/// Reads a file that may turn out to be a device without an end. A pipe within the bound is fine.
-pub(crate) fn read_bounded(path: &Path, bytes_max: u64, what: &str) -> Result<Vec<u8>, ConfigError> {
-    let unreadable = |error: String| ConfigError::File { path: path.to_owned(), error };
-    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| unreadable(error.to_string()))?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(unreadable(format!("it is longer than {}, which {what} never is", Size(bytes_max))));
-    }
-    Ok(bytes)
+/// Reads a file of the configuration that may be of any kind, a device or a pipe too.
+///
+/// # Errors
+/// When it cannot be read, or is longer than `bytes_max`.
+fn read_bounded(path: &Path, bytes_max: u64, what: &str) -> Result<Vec<u8>, ConfigError> {
+    files::read_bounded(path, bytes_max, what).map_err(|error| ConfigError::File { path: path.to_owned(), error })
 }
 
 /// Everything a configuration is made of.

@@ -27,7 +27,7 @@ mod writer;
 pub(crate) use driver::{WebhookDriver, WebhookDriverConfig, changed};
 pub(crate) use sign::Secrets;
 pub use spec::WebhookSpec;
-pub(crate) use spec::shown;
+pub(crate) use spec::{judge_ca_file, number, receiver, shown};
 pub use trunkline_core::events::{EventKind, EventPortals, Wants};
 pub(crate) use trunkline_core::events::{GOING_BYTES, GOING_MAX, HELD_MAX, HeldFate, KEPT_MS, LANES, PORTAL_BYTES};
 

@@ -23,13 +23,14 @@ mod source;
 
 pub use api::router;
 
+use crate::bounds::HTTP_CONNECTIONS_MAX;
 use crate::clock::now_ms;
 use crate::cluster::{ClusterReader, ClusterState, Place};
 use crate::control::ControlPort;
 use crate::drain::{DrainSwitch, Wanted};
 use crate::limits::Limits;
 use crate::metrics::ShardStats;
-use crate::reload::Reload;
+use crate::reload_request::Reload;
 use crate::store::StoreWatch;
 use crate::transport::tls::TlsSwitch;
 use pulse::Pulse;
@@ -38,14 +39,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use trunkline_router::http::{Access, Places};
-
-/// Connections served at a time; a further one gets the place of one without a request. Each has its place in the
-/// memory budget.
-pub const CONNECTIONS_MAX: u32 = 64;
-
-/// The largest sum of weights a preview of the ring may come to. A router takes any; here it has its place in the
-/// memory budget.
-pub const PREVIEW_WEIGHT_MAX: u32 = 1_024;
 
 /// Version of the gateway.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -131,7 +124,7 @@ impl Node {
             shards: OnceLock::new(),
             drain: Arc::default(),
             access: Arc::new(access),
-            places: Places::new(CONNECTIONS_MAX),
+            places: Places::new(HTTP_CONNECTIONS_MAX),
             pulse: Pulse::default(),
             joins,
             cluster: OnceLock::new(),

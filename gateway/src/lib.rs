@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bounds;
 pub mod budget;
 pub mod cluster;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod doctor;
 pub mod drain;
 pub mod early;
 pub mod events;
+mod files;
 pub mod hook;
 pub mod host_tree;
 pub mod http;
@@ -19,12 +21,15 @@ mod nap;
 pub mod prometheus;
 mod push;
 pub mod reload;
+pub mod reload_request;
 pub mod serve_keys;
 mod server_names;
 pub mod services_thread;
 pub mod shard;
+pub mod size;
 pub mod startup;
 pub mod store;
+mod store_memory;
 pub(crate) mod upstream;
 
 pub use trunkline_core::{

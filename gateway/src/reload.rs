@@ -21,6 +21,7 @@ use crate::config::{
 use crate::control::{Control, ControlPort};
 use crate::http::Node;
 use crate::limits::Limits;
+use crate::reload_request::{Asked, Change, REQUESTS_MAX, Reload, Reloaded};
 use crate::transport::tls::{TicketSecret, TlsSwitch};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -37,61 +38,9 @@ use trunkline_router::log;
 const READ_MAX: Duration = Duration::from_secs(10);
 /// Pause before a request is given to a shard again whose queue was full.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-/// Requests that wait; there is no use in more, since each reads the files anew.
-const REQUESTS_MAX: usize = 4;
 
 /// Reads the configuration anew from where the one in force came from.
 pub type Read = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
-
-/// What a reload did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// What has changed and is in force now.
-    pub applied: Vec<Change>,
-    /// What has changed and needs a restart.
-    pub needs_restart: Vec<Change>,
-}
-
-/// A setting that has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Its key.
-    pub key: &'static str,
-    /// What has changed, in words: the new value, the old one, and where the new one comes from. No secrets.
-    pub what: String,
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.key, self.what)
-    }
-}
-
-/// Asks a node to reload. A clone asks the same node.
-#[derive(Clone, Debug)]
-pub struct Reload(mpsc::Sender<Asked>);
-
-/// What is asked of a [`Reloader`].
-#[derive(Debug)]
-enum Asked {
-    /// To read everything.
-    All(oneshot::Sender<Result<Reloaded, String>>),
-    /// To read the files of TLS, which have changed.
-    Certificates,
-}
-
-impl Reload {
-    /// Reloads, and waits until it is done.
-    ///
-    /// # Errors
-    /// Why the configuration is refused, or cannot be read in time; the one in force stays.
-    pub async fn ask(&self) -> Result<Reloaded, String> {
-        let ending = || "the node is ending".to_owned();
-        let (answer, answered) = oneshot::channel();
-        self.0.send(Asked::All(answer)).await.map_err(|_| ending())?;
-        answered.await.map_err(|_| ending())?
-    }
-}
 
 /// What a reload changes besides the log.
 #[derive(Debug)]
@@ -163,7 +112,7 @@ impl Reloader {
         let shared = Arc::new(Shared { read, host });
         let watched = Arc::new(Mutex::new(config.tls_files()));
         let (asker, in_force) = (sender.downgrade(), Arc::new(InForce { config, marks }));
-        (Reloader { shared, asked, asker, watched, in_force }, Reload(sender))
+        (Reloader { shared, asked, asker, watched, in_force }, Reload::new(sender))
     }
 
     /// Runs until nobody can ask any more. Logs what each reload did.

@@ -28,7 +28,8 @@ use trunkline_gateway::http::{self, Node, ShardHandles, VERSION};
 use trunkline_gateway::listeners::{Listeners, listen_alone, listen_for_workers};
 use trunkline_gateway::metrics::ShardStats;
 use trunkline_gateway::portal::Portals;
-use trunkline_gateway::reload::{Read, Reload, Reloader, Targets};
+use trunkline_gateway::reload::{Read, Reloader, Targets};
+use trunkline_gateway::reload_request::Reload;
 use trunkline_gateway::serve_keys::ServeKeys;
 use trunkline_gateway::services::{CallPortals, DialedServers};
 use trunkline_gateway::services_thread::{
@@ -518,14 +519,16 @@ fn announce(
 ) {
     if !http_address.ip().is_loopback() && config.http_access.keys_file.is_none() {
         tracing::warn!(
-            "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node (http_insecure_open)"
+            "whoever reaches the HTTP API on {http_address} may read metrics, end sessions and drain the node \
+             (http_insecure_open)"
         );
     }
     if let Some(cluster) = config.cluster.as_ref().filter(|cluster| !cluster.mesh.ip().is_loopback()) {
         let word = match cluster.mesh_encryption {
             MeshEncryptionKind::Off => Some("are authenticated and not encrypted (mesh_encryption = off)"),
             MeshEncryptionKind::On => Some(
-                "are encrypted unless the other node is of a version that cannot; --mesh-encryption required refuses that",
+                "are encrypted unless the other node is of a version that cannot; --mesh-encryption required refuses \
+                 that",
             ),
             MeshEncryptionKind::Required => None,
         };

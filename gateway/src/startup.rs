@@ -1,6 +1,8 @@
 //! Start-up checks: what the machine must offer, judged before anything starts, so that a failure is one sentence that
 //! names the fix.
 
+use crate::bounds::HTTP_CONNECTIONS_MAX;
+use crate::budget::{Budget, Term};
 use crate::config::{Config, Size};
 use crate::events::LANES;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -19,7 +21,7 @@ const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
 /// Descriptors of a shard besides its listeners: the data ring, the executor's three rings, eventfds.
 const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// Descriptors of the process besides: standard streams, the control thread's, HTTP connections.
-const DESCRIPTORS_PROCESS: u64 = 32 + crate::http::CONNECTIONS_MAX as u64;
+const DESCRIPTORS_PROCESS: u64 = 32 + HTTP_CONNECTIONS_MAX as u64;
 
 /// Why the gateway does not start. Each message is one sentence that says how to fix it.
 #[derive(Debug)]
@@ -94,19 +96,21 @@ impl fmt::Display for StartupError {
             }
             StartupError::IoUringDisabled(value) => write!(
                 f,
-                "io_uring is disabled (kernel.io_uring_disabled = {value}): enable it with sysctl -w kernel.io_uring_disabled=0, \
-                 and for good in /etc/sysctl.d/"
+                "io_uring is disabled (kernel.io_uring_disabled = {value}): enable it with sysctl -w \
+                 kernel.io_uring_disabled=0, and for good in /etc/sysctl.d/"
             ),
             StartupError::IoUringRefused(error) => write!(
                 f,
-                "io_uring cannot be set up ({error}): allow the system calls io_uring_setup, io_uring_enter and io_uring_register; a container \
-                 needs a seccomp profile that lists them, for Docker --security-opt seccomp=FILE, or seccomp=unconfined for a trial"
+                "io_uring cannot be set up ({error}): allow the system calls io_uring_setup, io_uring_enter and \
+                 io_uring_register; a container needs a seccomp profile that lists them, for Docker --security-opt \
+                 seccomp=FILE, or seccomp=unconfined for a trial"
             ),
             StartupError::IoUringEnter(error) => write!(
                 f,
-                "io_uring can be set up and not used ({error}): a seccomp filter denies the system call io_uring_enter; allow it beside \
-                 io_uring_setup and io_uring_register (SystemCallFilter= in systemd; for Docker --security-opt seccomp=FILE with a profile \
-                 that lists all three, or seccomp=unconfined for a trial)"
+                "io_uring can be set up and not used ({error}): a seccomp filter denies the system call \
+                 io_uring_enter; allow it beside io_uring_setup and io_uring_register (SystemCallFilter= in systemd; \
+                 for Docker --security-opt seccomp=FILE with a profile that lists all three, or seccomp=unconfined for \
+                 a trial)"
             ),
             StartupError::IoUringFeature(name, error) => {
                 write!(f, "io_uring here lacks {name}")?;
@@ -118,8 +122,9 @@ impl fmt::Display for StartupError {
             StartupError::DescriptorTable { hard, connections_max, slots, fitting } => {
                 write!(
                     f,
-                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and connections_max = {connections_max} needs {slots} in each shard: \
-                     raise it to {slots} (LimitNOFILE={slots} in systemd, nofile in /etc/security/limits.conf, --ulimit nofile={slots} for Docker)"
+                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and connections_max = {connections_max} \
+                     needs {slots} in each shard: raise it to {slots} (LimitNOFILE={slots} in systemd, nofile in \
+                     /etc/security/limits.conf, --ulimit nofile={slots} for Docker)"
                 )?;
                 match fitting {
                     0 => Ok(()),
@@ -129,8 +134,9 @@ impl fmt::Display for StartupError {
             StartupError::Descriptors { hard, needed, shards, fitting } => {
                 write!(
                     f,
-                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and {shards} shards need {needed} descriptors for themselves: raise it to \
-                     {needed} (LimitNOFILE={needed} in systemd, nofile in /etc/security/limits.conf, --ulimit nofile={needed} for Docker)"
+                    "the hard limit on open files (RLIMIT_NOFILE) is {hard}, and {shards} shards need {needed} \
+                     descriptors for themselves: raise it to {needed} (LimitNOFILE={needed} in systemd, nofile in \
+                     /etc/security/limits.conf, --ulimit nofile={needed} for Docker)"
                 )?;
                 match fitting {
                     0 => Ok(()),
@@ -140,13 +146,14 @@ impl fmt::Display for StartupError {
             StartupError::Limit(name, error) => {
                 write!(
                     f,
-                    "the limit {name} cannot be read or raised ({error}): allow the system call prlimit64 to this process"
+                    "the limit {name} cannot be read or raised ({error}): allow the system call prlimit64 to this \
+                     process"
                 )
             }
             StartupError::LockedMemory(bytes) => write!(
                 f,
-                "the hard limit on locked memory is {}, and {} is needed: raise it (LimitMEMLOCK=8M in systemd, memlock in \
-                 /etc/security/limits.conf, --ulimit memlock=8388608 for Docker)",
+                "the hard limit on locked memory is {}, and {} is needed: raise it (LimitMEMLOCK=8M in systemd, \
+                 memlock in /etc/security/limits.conf, --ulimit memlock=8388608 for Docker)",
                 Size(*bytes),
                 Size(MEMLOCK_BYTES_MIN)
             ),
@@ -177,6 +184,26 @@ impl fmt::Display for StartupError {
 }
 
 impl std::error::Error for StartupError {}
+
+impl Budget {
+    /// Whether the sum fits.
+    ///
+    /// # Errors
+    /// When it does not; the message names the largest terms and the flags that lower them.
+    pub fn check(&self) -> Result<(), StartupError> {
+        if self.total() <= self.memory_max {
+            return Ok(());
+        }
+        let mut terms: Vec<&Term> = self.terms.iter().collect();
+        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
+        Err(StartupError::MemoryBudget {
+            total: self.total(),
+            memory_max: self.memory_max,
+            largest: terms.iter().take(3).map(|term| (term.name, term.bytes)).collect(),
+            remedies: self.remedies.clone(),
+        })
+    }
+}
 
 /// One check, as `gateway doctor` shows it.
 #[derive(Debug)]

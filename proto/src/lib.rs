@@ -31,6 +31,7 @@
 //! # Ok::<(), trunkline_proto::Violation>(())
 //! ```
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod code;
 mod control;
@@ -38,6 +39,7 @@ mod decode;
 mod encode;
 mod frame;
 #[doc(hidden)]
+#[allow(clippy::missing_panics_doc, reason = "a panic is how they tell of a fault")]
 pub mod fuzz;
 mod kind;
 pub mod websocket;

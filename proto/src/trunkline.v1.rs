@@ -202,7 +202,8 @@ pub struct Serve {
     /// Version of the protocol the worker speaks: 1.
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// Name of the instance: 1 to 64 letters, digits, '.', '_' or '-'. Links of one name are one instance, with one share of the calls.
+    /// Name of the instance: 1 to 64 letters, digits, '.', '_' or '-'. Links of one name are one instance, with one
+    /// share of the calls.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// An API key with the scopes serve:<service> of all offers; may be empty on the gateway's own host.

@@ -129,10 +129,12 @@ pub fn near(mut address: SocketAddr) -> SocketAddr {
 pub fn listen_error(address: SocketAddr, error: &io::Error, flags: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "{address} is already in use: stop what listens there (ss -ltnp shows it), or choose another port with {flags}"
+            "{address} is already in use: stop what listens there (ss -ltnp shows it), or choose another port with \
+             {flags}"
         ),
         io::ErrorKind::PermissionDenied => format!(
-            "listening on {address} is not permitted: choose a port from 1024, or give the capability CAP_NET_BIND_SERVICE"
+            "listening on {address} is not permitted: choose a port from 1024, or give the capability \
+             CAP_NET_BIND_SERVICE"
         ),
         io::ErrorKind::AddrNotAvailable => {
             format!("{address} is not an address of this machine: choose one that ip addr shows, or 0.0.0.0 for all")

@@ -10,8 +10,8 @@
 //! | [`HttpTls`] | its certificate, if it speaks TLS |
 //!
 //! Every answer is computed from the view at hand; only users and accounts are asked for in Redis, and what nodes alone
-//! know is passed on to one of them ([`RELAYED`]). The answers themselves are in [`api`](crate::api). Errors are `application/problem+json` (RFC 9457) with a `detail` that says
-//! what to do.
+//! know is passed on to one of them ([`RELAYED`]). The answers themselves are in [`api`](crate::api). Errors are
+//! `application/problem+json` (RFC 9457) with a `detail` that says what to do.
 
 mod access;
 mod body;
@@ -65,7 +65,8 @@ pub trait Source: Send + Sync + 'static {
     /// Why it cannot be said, and what to do.
     fn entries(&self, user: u64) -> impl Future<Output = Result<Vec<PresenceEntry>, String>> + Send;
 
-    /// The same of several users, one answer for each and in their order; `None` of those of whom it cannot be said now.
+    /// The same of several users, one answer for each and in their order; `None` of those of whom it cannot be said
+    /// now.
     fn entries_of(&self, users: &[u64]) -> impl Future<Output = Vec<Option<Vec<PresenceEntry>>>> + Send;
 
     /// Whether this process has a link to `node`; `None` if it has links to nobody.

@@ -7,8 +7,8 @@
 //! | [`command`] | signals, words about addresses | the commands `router` and `gateway` |
 //! | [`log`] | how does what a process says get out, without ever holding it up? | the commands `router` and `gateway` |
 //!
-//! The logic is the crate `trunkline-router-core`, which does no I/O and reads no clock; its modules are shown here too.
-//! No part of the data path waits for [`redis`].
+//! The logic is the crate `trunkline-router-core`, which does no I/O and reads no clock; its modules are shown here
+//! too. No part of the data path waits for [`redis`].
 
 #![forbid(unsafe_code)]
 

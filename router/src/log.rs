@@ -158,8 +158,8 @@ pub fn counters() -> [LogCounter; 4] {
     }
     let dropped = |reason, value| LogCounter {
         name: "trunkline_log_lines_dropped_total",
-        help: "Lines of stderr and stdout that were not written: rate (too many of one kind), full (nobody took them in time), \
-               error (the write failed).",
+        help: "Lines of stderr and stdout that were not written: rate (too many of one kind), full (nobody took them \
+               in time), error (the write failed).",
         reason: Some(reason),
         value,
     };

@@ -101,7 +101,8 @@ mod tests {
     use super::*;
 
     const HEARD: &[u8] = b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n\
-        >3\r\n$9\r\nsubscribe\r\n$3\r\nu:7\r\n:1\r\n:1\r\n>3\r\n$7\r\nmessage\r\n$3\r\nu:7\r\n$4\r\n\r\nab\r\n-ERR no\r\n";
+        >3\r\n$9\r\nsubscribe\r\n$3\r\nu:7\r\n:1\r\n:1\r\n>3\r\n$7\r\nmessage\r\n$3\r\nu:7\r\n$4\r\n\r\nab\r\n\
+        -ERR no\r\n";
 
     #[test]
     fn every_value_is_understood_however_it_is_cut() {

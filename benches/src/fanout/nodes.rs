@@ -2,14 +2,15 @@
 //!
 //! What the nodes of a cluster have to do besides is to bring each message to its room's home and from there to each
 //! other node with members. That is one copy for each link and message, whatever the members behind it: the nodes'
-//! counters have to say so, or the run has failed. CPU is that of all nodes; that of Redis, where they have their leases,
-//! is not counted.
+//! counters have to say so, or the run has failed. CPU is that of all nodes; that of Redis, where they have their
+//! leases, is not counted.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{FanoutArgs, Room, Round, SENDS_PER_SEC, Speech, rounds_row, table_head};
+use super::room::{Room, Round, Speech};
+use super::{FanoutArgs, SENDS_PER_SEC, rounds_row, table_head};
 use crate::{
     affinity::{SERVER_CORE, on_load_core},
     counters::Counters,
@@ -113,7 +114,8 @@ fn counters(site: &Site) -> Result<Vec<Counters>, Failure> {
     site.servers().iter().map(|server| server.http().and_then(Counters::read)).collect()
 }
 
-/// Whether one node, the home of the room, has sent one copy of each message to each other node, and these have got one.
+/// Whether one node, the home of the room, has sent one copy of each message to each other node, and these have got
+/// one.
 fn judge(before: &[Counters], after: &[Counters], messages: u64) -> Result<Copies, Failure> {
     let grown = |name: &str| -> Vec<u64> {
         let name = format!("trunkline_group_relay_copies_{name}_total");
@@ -131,7 +133,8 @@ fn judge(before: &[Counters], after: &[Counters], messages: u64) -> Result<Copie
         return Ok(copies);
     }
     Err(Failure::Accounts(format!(
-        "of {messages} messages one copy should have gone over each link, but the nodes have sent {sent:?} and received {received:?}; {lost} were not passed on"
+        "of {messages} messages one copy should have gone over each link, but the nodes have sent {sent:?} and \
+         received {received:?}; {lost} were not passed on"
     )))
 }
 

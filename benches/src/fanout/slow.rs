@@ -14,7 +14,8 @@ use trunkline_proto::{
     Code, Frame, Header, Heads, Kind, Outcome, Sync, SyncOk, encode, encode_message, flags, prost::Message as _,
 };
 
-use super::{FanoutArgs, JOINING_MAX, NUMBER_BYTES, PATIENCE, SENDER_BYTES};
+use super::FanoutArgs;
+use super::room::{JOINING_MAX, NUMBER_BYTES, PATIENCE, SENDER_BYTES};
 use crate::{
     affinity::on_load_core,
     clock::now_ns,
@@ -206,7 +207,8 @@ fn measure(args: &FanoutArgs, server: &Server, slow: u32, length: Duration) -> R
         (round.replayed, round.overtaken) = (members.replayed, members.overtaken);
         if round.dropped + round.overtaken != round.replayed {
             return Err(Failure::Accounts(format!(
-                "the gateway counts {} copies for which there was no room, and slow members fetched {} messages, of which {} had come",
+                "the gateway counts {} copies for which there was no room, and slow members fetched {} messages, of \
+                 which {} had come",
                 round.dropped, round.replayed, round.overtaken
             )));
         }
@@ -342,7 +344,8 @@ impl Members {
         Ok(())
     }
 
-    /// Asks for what lies behind the last message before which nothing is missing, if HEADS said that there is something.
+    /// Asks for what lies behind the last message before which nothing is missing, if HEADS said that there is
+    /// something.
     fn ask(&mut self, member: u32, out: &mut Vec<u8>) {
         let of = &mut self.of[member as usize];
         if of.head > of.whole && !of.is_asking {
@@ -478,7 +481,8 @@ fn print_summary(report: &Report<'_>) {
     println!("{INTERVALS}");
     let sum = |of: fn(&Round) -> u64| report.rounds.iter().map(of).sum::<u64>();
     println!(
-        "{} copies found no room and are counted; the slow members were told by {} HEADS and fetched as many messages with {} pages, each once and in order",
+        "{} copies found no room and are counted; the slow members were told by {} HEADS and fetched as many messages \
+         with {} pages, each once and in order",
         sum(|round| round.dropped),
         sum(|round| round.heads),
         sum(|round| round.pages)
@@ -486,7 +490,8 @@ fn print_summary(report: &Report<'_>) {
     println!("everything was there after {:.0} ms", median(report.rounds.iter().map(|round| round.caught_up_ms)));
     if report.rounds.iter().any(|round| round.dropped == 0) {
         println!(
-            "note: in some round nothing was dropped: the kernel's buffers held it all; more --secs, --burst or --payload fills them"
+            "note: in some round nothing was dropped: the kernel's buffers held it all; more --secs, --burst or \
+             --payload fills them"
         );
     }
 }

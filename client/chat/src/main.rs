@@ -63,9 +63,9 @@ Lines:
   /g 77 hi   send hi to group 77           /watch 2 3   say when users 2 and 3 come and go
   /quit      leave (or Ctrl-D)             /unwatch 2   say it no more
 
-Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or when
-messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood, not sent,
-or neither delivered, stored nor passed on.";
+Exit status: 0 after leaving, 1 when the gateway cannot be reached, refuses the login or ends the session for good, or
+when messages were left without an answer, 2 for a wrong command line, 3 when a line of a script was not understood,
+not sent, or neither delivered, stored nor passed on.";
 
 /// Exit status of a script that did not get all of its lines through.
 const NOT_ALL_DELIVERED: u8 = 3;
@@ -83,7 +83,8 @@ struct Args {
 
     /// Addresses of gateways, separated by commas or given several times: tried in turn, together with those that
     /// gateways name; ws://HOST/PATH and wss://HOST/PATH are WebSockets
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address, default_value = "127.0.0.1:7700")]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address,
+        default_value = "127.0.0.1:7700")]
     addr: Vec<String>,
 
     /// Address of the gateway's HTTP interface, for /who

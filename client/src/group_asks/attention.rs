@@ -1,7 +1,7 @@
 //! Attention that a gateway could not give or take back yet (ERROR 14): it is asked for again, later each time.
 //!
-//! What an application waits for is asked for a few times; what this client asks for by itself after a reconnect as long
-//! as the session lasts. A later wish for the same group takes the place of an earlier one.
+//! What an application waits for is asked for a few times; what this client asks for by itself after a reconnect as
+//! long as the session lasts. A later wish for the same group takes the place of an earlier one.
 
 use std::time::Duration;
 

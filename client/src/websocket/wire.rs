@@ -3,14 +3,11 @@
 use std::io;
 
 use trunkline_proto::websocket::{
-    Bounds, CONTROL_BYTES_MAX, Close, Decoder, MESSAGE_BYTES_IN_MAX, Opcode, Part, Role, Rules, Violation, close_code,
-    put_frame,
+    self as codec, Bounds, Close, Control, Opcode, Role, Violation, close_code, put_frame,
 };
 
 use super::masks::Masks;
 use crate::error::ByeInClose;
-
-const RULES: Rules = Rules { role: Role::Client, text: false, message_bytes_max: MESSAGE_BYTES_IN_MAX };
 
 /// Why nothing more is taken from a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,16 +25,16 @@ pub(super) enum End {
 }
 
 impl End {
-    fn of_close(payload: &[u8]) -> End {
-        let code = match Close::read(payload) {
-            Ok(Close { code }) => code,
-            Err(violation) => return End::Violated(violation),
-        };
-        let text = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
-        match code {
-            None | Some(close_code::NORMAL | close_code::GOING_AWAY) => End::Closed,
-            Some(code) if code > close_code::BYE_BASE => End::Bye { code: code - close_code::BYE_BASE, text },
-            Some(code) => End::Failed { code, text },
+    /// `text` is what a Close says in words.
+    fn of(end: codec::End, text: String) -> End {
+        match end {
+            codec::End::Closed(Close { code: None | Some(close_code::NORMAL | close_code::GOING_AWAY) }) => End::Closed,
+            codec::End::Closed(Close { code: Some(code) }) if code > close_code::BYE_BASE => {
+                End::Bye { code: code - close_code::BYE_BASE, text }
+            }
+            codec::End::Closed(Close { code: Some(code) }) => End::Failed { code, text },
+            codec::End::Violated(violation) => End::Violated(violation),
+            codec::End::FrameUnfinished => End::FrameUnfinished,
         }
     }
 
@@ -69,71 +66,28 @@ impl End {
 /// What a server sends.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
-    decoder: Decoder,
-    bounds: Bounds,
-    control: Control,
+    codec: codec::Inbound,
     pub(super) end: Option<End>,
     /// The latest Ping that is not answered. One Pong answers all before it (RFC 6455, section 5.5.3), so a server that
     /// sends Pings and reads nothing fills no memory.
     pub(super) ping: Option<Vec<u8>>,
 }
 
-/// The payload of a control frame.
-#[derive(Debug)]
-struct Control([u8; CONTROL_BYTES_MAX]);
-
-impl Default for Control {
-    fn default() -> Self {
-        Control([0; CONTROL_BYTES_MAX])
-    }
-}
-
 impl Inbound {
     /// Takes all of `bytes`: the native frames in them come to lie at their front. Returns how many bytes those are.
     /// Nothing is taken behind the end.
     pub(super) fn take(&mut self, bytes: &mut [u8]) -> usize {
-        let (mut at, mut native) = (0, 0);
-        while at < bytes.len() && self.end.is_none() {
-            let step = match self.decoder.step(&RULES, &mut bytes[at..]) {
-                Ok(step) => step,
-                Err(violation) => {
-                    self.end = Some(End::Violated(violation));
-                    break;
-                }
-            };
-            match step.part {
-                Some(Part::Data { range, end, .. }) => {
-                    let range = at + range.start..at + range.end;
-                    let len = range.len();
-                    self.bounds.pass(&bytes[range.clone()]);
-                    bytes.copy_within(range, native);
-                    native += len;
-                    if end && !self.bounds.is_between() {
-                        self.end = Some(End::FrameUnfinished);
-                    }
-                }
-                Some(Part::Control { opcode, range, before, end }) => {
-                    let there = before + range.len();
-                    self.control.0[before..there].copy_from_slice(&bytes[at + range.start..at + range.end]);
-                    if end {
-                        self.take_control(opcode, there);
-                    }
-                }
-                None => {}
-            }
-            at += step.consumed;
+        let mut reason = String::new();
+        let taken = self.codec.take(Role::Client, bytes, |control| match control {
+            Control::Ping(payload) => self.ping = Some(payload.to_vec()),
+            // A Pong is life, as any bytes are.
+            Control::Pong => {}
+            Control::Close(text) => reason = text.to_owned(),
+        });
+        if self.end.is_none() {
+            self.end = taken.end.map(|end| End::of(end, reason));
         }
-        native
-    }
-
-    fn take_control(&mut self, opcode: Opcode, len: usize) {
-        let payload = &self.control.0[..len];
-        match opcode {
-            Opcode::Ping => self.ping = Some(payload.to_vec()),
-            Opcode::Close => self.end = Some(End::of_close(payload)),
-            // A Pong is life, as any bytes are. The decoder takes nothing else for a control frame.
-            _ => {}
-        }
+        taken.native
     }
 }
 

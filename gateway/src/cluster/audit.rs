@@ -108,8 +108,8 @@ impl Audit {
             let lost = std::mem::take(&mut self.lost);
             if lost > 0 {
                 tracing::warn!(
-                    "Redis did not hold {lost} sessions of this node as they are, and they are written again: it has lost writes, \
-                     by a failover, by eviction or by hand"
+                    "Redis did not hold {lost} sessions of this node as they are, and they are written again: it has \
+                     lost writes, by a failover, by eviction or by hand"
                 );
             }
         }

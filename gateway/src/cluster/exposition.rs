@@ -90,13 +90,15 @@ pub fn write_cluster(exposition: &mut Exposition, cluster: &ClusterState, now_ms
         (
             "trunkline_cluster_probes_refused_total",
             Counter,
-            "Looks whether a silent node has ended that did not happen because 64 were under way; the next beat has others.",
+            "Looks whether a silent node has ended that did not happen because 64 were under way; the next beat has \
+             others.",
             status.refused.probes,
         ),
         (
             "trunkline_cluster_memos_unsent_total",
             Counter,
-            "Words to the control threads of other nodes that found the queue of a shard full; they are said again with the next beat.",
+            "Words to the control threads of other nodes that found the queue of a shard full; they are said again \
+             with the next beat.",
             status.refused.memos,
         ),
         ("trunkline_redis_commands_total", Counter, "Commands sent to Redis, scripts included.", redis.commands),

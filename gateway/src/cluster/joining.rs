@@ -96,7 +96,8 @@ impl<W: Fn(String)> Joining<W> {
         match error {
             PlaneError::AuthRefused { .. } => {
                 tracing::error!(
-                    "{error}; unless the password is being changed right now, --redis is wrong; trying again each second"
+                    "{error}; unless the password is being changed right now, --redis is wrong; trying again each \
+                     second"
                 );
             }
             _ => tracing::warn!("waiting for Redis, clients get BYE 14 and /readyz is 503 until then: {error}"),
@@ -129,8 +130,8 @@ impl<W: Fn(String)> Joining<W> {
         let members = plane.poll().await?;
         if let Some(stranger) = stranger(&members, &self.secret) {
             return Err(Missed::Refused(format!(
-                "node {stranger} is in this cluster with another secret: give both nodes the same file as --cluster-secret-file, \
-                 or this one another --redis"
+                "node {stranger} is in this cluster with another secret: give both nodes the same file as \
+                 --cluster-secret-file, or this one another --redis"
             )));
         }
         if let Some(real) = real_beside_loopback(&members, record) {
@@ -142,8 +143,8 @@ impl<W: Fn(String)> Joining<W> {
         }
         if let Some(foreign) = foreign(&members, record) {
             return Err(Missed::Refused(format!(
-                "node {} speaks versions {} to {} of the mesh protocol, and this one {} to {}, so they cannot be linked: \
-                 upgrade a running cluster by one release at a time, one node after the other",
+                "node {} speaks versions {} to {} of the mesh protocol, and this one {} to {}, so they cannot be \
+                 linked: upgrade a running cluster by one release at a time, one node after the other",
                 foreign.name, foreign.protocol_oldest, foreign.protocol, record.protocol_oldest, record.protocol
             )));
         }

@@ -178,7 +178,8 @@ impl ClusterState {
         }
         let status = self.status();
         if status.quarantined {
-            let why = "most of the other nodes do not reach this one over the mesh, so its users have other homes until they do";
+            let why = "most of the other nodes do not reach this one over the mesh, so its users have other homes \
+                       until they do";
             return Some(why.to_owned());
         }
         if let Some(Differs { nodes, since_ms, most: true }) = &status.differs {
@@ -205,8 +206,8 @@ impl ClusterState {
         }
         if links_missing > 0 {
             degraded.push(format!(
-                "{links_missing} links to other nodes have no place, because a shard has {LINKS_MAX} of them: users here do not reach those nodes; \
-                 give all nodes about as many --shards, or have fewer nodes"
+                "{links_missing} links to other nodes have no place, because a shard has {LINKS_MAX} of them: users \
+                 here do not reach those nodes; give all nodes about as many --shards, or have fewer nodes"
             ));
         }
         let Some(since_ms) = redis.failing_since_ms else { return degraded };

@@ -1,7 +1,10 @@
 //! The task that asks Redis and shards, and tells them. What they are asked and told is decided by the [`Agent`] and
 //! the [`Walk`].
 
-use super::audit::{Audit, Compared, compare};
+mod admission;
+mod sessions;
+
+use super::audit::{Audit, Compared};
 use super::reach::Prober;
 use super::relay::{Relay, Relayed, Through};
 use super::rival::{self, Loser};
@@ -11,8 +14,7 @@ use crate::budget::PRESENCE_WRITE_BYTES;
 use crate::clock::now_ms;
 use crate::config::ClusterConfig;
 use crate::control::{Control, ControlPort, SessionsList, SessionsPage};
-use crate::membership::admission::{Admission, admission};
-use crate::membership::{Action, Agent, Change, End, Memo, Page, Question, Reply, Request, Walk, state_word};
+use crate::membership::{Action, Agent, Change, End, Memo, Question, Reply, Request, Walk, state_word};
 use crate::mesh::handshake::Secrets;
 use crate::metrics::ShardStats;
 use crate::presence_log::{PresenceEvent, PresenceLog};
@@ -20,26 +22,21 @@ use std::future::pending;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::coop::cooperative;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use trunkline_router::membership::{NodeRecord, NodeState, View};
+use trunkline_router::membership::{NodeState, View};
 use trunkline_router::redis::{
     AcquireError, Patience, Plane, PlaneError, PresenceEntry, PresenceWrite, WriteBehind, write_behind,
 };
 
 /// How often the shards' presence logs are looked at; see [`crate::presence_log`].
 const LOG_PERIOD: Duration = Duration::from_millis(20);
-/// How long a shard may take to tell of a page of sessions. It does within a turn; one that does not is asked again.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Logins that lost and wait to be looked into. What does not fit is found again when it is written the next time.
 const LOSERS_MAX: usize = 16_384;
-/// While a write has waited for Redis for longer than this nothing is compared: what it would find missing is only
-/// late.
-const AUDIT_QUEUE_AGE_MS: u64 = 10_000;
 /// How often a node that waits to be let in asks what the others have found.
 const ADMISSION_POLL_PERIOD: Duration = Duration::from_millis(250);
 /// Time between two looks at the turns of the shards.
@@ -276,7 +273,8 @@ impl Task {
                 page = next_page(&mut self.page) => self.page_answered(page),
                 (shard, list) = next_list(&mut self.list) => self.listed(shard, list),
                 Some(pipeline) = self.pipelines.recv() => self.write_through(pipeline),
-                // Within the runtime's budget: news that come as fast as they are heard must not keep Redis' answers out.
+                // Within the runtime's budget: news that come as fast as they are heard must not keep Redis' answers
+                // out.
                 news = cooperative(news.take()) => self.heard(news),
                 Some(order) = orders.recv() => match order {
                     Order::Serve { ports, stats } => self.serve(ports, stats),
@@ -550,76 +548,6 @@ impl Task {
         self.shards = ShardEnds { ports, stats };
     }
 
-    fn ask_admission(&mut self, done: oneshot::Sender<()>) {
-        if self.admitted {
-            // Nobody waits any more if the drain is wanted again.
-            let _ = done.send(());
-            return;
-        }
-        // It may have drained before it was let in, and only those that join are dialed.
-        if self.agent.heart().state() != NodeState::Joining {
-            self.agent.set_state(now_ms(), NodeState::Joining);
-        }
-        self.asks_admission = Some(done);
-        self.agent.poll(now_ms());
-    }
-
-    /// Lets the node in if the records of all nodes say so.
-    fn judge_admission(&mut self, records: &[NodeRecord]) {
-        if self.asks_admission.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        let admission = match admission(&self.agent.record(), records) {
-            Admission::Open => self.ghosts(records),
-            other => other,
-        };
-        let why = match admission {
-            Admission::Open => {
-                self.admitted = true;
-                self.waits = None;
-                if let Some(done) = self.asks_admission.take() {
-                    let _ = done.send(());
-                }
-                return;
-            }
-            Admission::Waits(why) => {
-                if self.patience.is_due("waits", now) {
-                    tracing::info!("{why}");
-                }
-                why
-            }
-            Admission::Unreachable(why) | Admission::NoPlaces(why) => {
-                if self.patience.is_due("unreachable", now) {
-                    tracing::error!("{why}");
-                }
-                why
-            }
-        };
-        self.waits = Some(why);
-    }
-
-    /// Lets a lease time pass before this node is anybody's home if nodes were here of which Redis has no lease: they
-    /// may not reach Redis and serve on, until they learn that this process has begun. They are called at until then.
-    fn ghosts(&mut self, records: &[NodeRecord]) -> Admission {
-        if !self.listed {
-            if !std::mem::replace(&mut self.listing, true) {
-                let (plane, round_trip_max) = (self.plane.clone(), self.round_trip_max);
-                self.answers.spawn(async move {
-                    let late = PlaneError::TimedOut { after: round_trip_max };
-                    Answer::Listed(timeout(round_trip_max, plane.listed()).await.unwrap_or(Err(late)))
-                });
-            }
-            return Admission::Waits("asking Redis which nodes were here".to_owned());
-        }
-        let own = self.agent.name();
-        if records.iter().any(|record| record.name != own && record.state == NodeState::Active) {
-            // Nobody serves without Redis whom those that have it, and have dialed this node, do not vouch for.
-            return Admission::Open;
-        }
-        self.agent.waits_for_elders(now_ms()).map_or(Admission::Open, Admission::Waits)
-    }
-
     fn set_state(&mut self, state: NodeState, done: oneshot::Sender<()>) {
         self.agent.set_state(now_ms(), state);
         self.awaited = Some(done);
@@ -673,79 +601,6 @@ impl Task {
         }
     }
 
-    /// Asks for the next page of sessions, if it is time and there is room for what it brings.
-    fn walk_on(&mut self) {
-        if self.page.is_some() && self.page_asked.elapsed() > PAGE_TIMEOUT {
-            self.page = None;
-            self.walk.failed();
-        }
-        let queued = self.plane.metrics().snapshot().queued;
-        if queued > self.queue_max / 2 || self.agent.heart().fenced().is_some() {
-            return;
-        }
-        let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
-        let Some(Page { shard, from_slot, max }) = self.walk.page(now_ms(), sessions) else { return };
-        let (answer, page) = futures_channel::oneshot::channel();
-        match self.shards.ports[shard].send(Control::Sessions { from_slot, max, answer }) {
-            Ok(()) => (self.page, self.page_asked) = (Some(page), Instant::now()),
-            Err(_) => self.walk.failed(),
-        }
-    }
-
-    fn page_answered(&mut self, page: Option<SessionsPage>) {
-        self.page = None;
-        let Some(page) = page else { return self.walk.failed() };
-        if self.walk.answered(page) {
-            tracing::info!("all sessions have been told of again");
-        }
-        if self.walk.is_resync() {
-            self.take_events();
-            self.walk_on();
-        }
-    }
-
-    /// Asks for the next list of sessions to compare, if it is time and what is written last has been written.
-    fn audit_on(&mut self) {
-        let written = self.plane.metrics().snapshot();
-        let busy = written.queued > self.queue_max / 2 || written.oldest_age_ms > AUDIT_QUEUE_AGE_MS;
-        let failing = self.agent.heart().redis_failing_ms().is_some() || self.agent.heart().fenced().is_some();
-        if busy || failing || self.walk.is_resync() {
-            return;
-        }
-        let sessions = self.shards.stats.iter().map(|stats| stats.sessions.get()).sum();
-        let Some(Page { shard, from_slot, max }) = self.audit.page(now_ms(), sessions) else { return };
-        let (answer, list) = futures_channel::oneshot::channel();
-        match self.shards.ports[shard].send(Control::List { from_slot, max, answer }) {
-            Ok(()) => self.list = Some((shard, list)),
-            Err(_) => self.audit.failed(),
-        }
-    }
-
-    fn listed(&mut self, shard: usize, list: Option<SessionsList>) {
-        self.list = None;
-        let Some(SessionsList { sessions, next_slot }) = list else { return self.audit.failed() };
-        self.audit.listed(sessions.len(), next_slot);
-        let (plane, node) = (self.plane.clone(), self.agent.name().to_owned());
-        let incarnation = self.agent.heart().incarnation();
-        let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        self.answers
-            .spawn(async move { Answer::Compared(compare(plane, shard, sessions, node, incarnation, wall_ms).await) });
-    }
-
-    fn compared(&mut self, now_ms: u64, compared: Compared) {
-        // A new incarnation writes everything again.
-        let counts = compared.incarnation == self.agent.heart().incarnation() && !self.walk.is_resync();
-        let sessions = if counts { compared.lost.clone() } else { Vec::new() };
-        let mut told = sessions.len();
-        if let (1.., Some(port)) = (told, self.shards.ports.get(compared.shard))
-            && port.send(Control::Tell { sessions }).is_err()
-        {
-            // A shard that is too busy now: they are found again.
-            told = 0;
-        }
-        self.audit.compared(now_ms, &compared, told);
-    }
-
     /// Tells the shards of a view that differs in what matters.
     fn tell_shards(&mut self) {
         let ports = &self.shards.ports;
@@ -764,7 +619,8 @@ impl Task {
             let holder = self.holder.as_deref().unwrap_or("nobody that is known");
             tracing::error!(
                 ?fenced,
-                "this node is FENCED: it has no lease and must not serve; it goes on trying to get one (its name is held by {holder})"
+                "this node is FENCED: it has no lease and must not serve; it goes on trying to get one (its name is \
+                 held by {holder})"
             );
         }
     }

@@ -5,10 +5,9 @@
 //! with anything, never makes the defaults contradict it.
 
 use super::resolve::{Judge, computed_defaults, known, limits, memory_max_default};
-use super::{ConfigError, Host, Settings, Size};
+use super::{Config, ConfigError, Host, Settings, Size};
 use crate::budget::Budget;
-use crate::limits::Limits;
-use crate::shard::SHARDS_MAX;
+use crate::limits::{Limits, SHARDS_MAX};
 
 const MIB: u64 = 1 << 20;
 /// Of memory_max, as a divisor, what the number of shards leaves to be shared out by default.
@@ -23,6 +22,22 @@ pub(crate) struct Room {
     pub(crate) kernel_bytes: u64,
     /// Sessions a shard has room for, for each connection: in a cluster a home has as many on other nodes as here.
     pub(crate) homes: u64,
+}
+
+impl Budget {
+    /// The budget of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let queue = config.cluster.as_ref().map(|cluster| cluster.presence_queue_max as u64);
+        let mut budget = Budget {
+            memory_available: config.memory_available,
+            remedies: config.remedies.clone(),
+            ..Budget::of_limits(config.limits(), config.shards, queue, config.memory_max)
+        };
+        if config.http_tls.is_some() {
+            budget.add_http_tls(config.services_http.is_some());
+        }
+        budget
+    }
 }
 
 /// Settings that fit, or the least there are.
@@ -68,8 +83,11 @@ fn with_room(given: &Settings, shards: u64, host: &Host, room: Room, judge: &Jud
     let all = computed_defaults(given.clone(), shards, host, room);
     let limits = limits(&all, shards, room, judge)?;
     let queue = all.redis.as_ref().and(all.presence_queue_max);
-    let total = Budget::of_limits(&limits, shards as u16, queue, known(all.memory_max).0).total();
-    Ok(Fitted { all, limits, room, total })
+    let mut budget = Budget::of_limits(&limits, shards as u16, queue, known(all.memory_max).0);
+    if all.http_tls_cert.is_some() {
+        budget.add_http_tls(all.services_http.is_some());
+    }
+    Ok(Fitted { all, limits, room, total: budget.total() })
 }
 
 /// One shard for each core, as long as what they need at least leaves a quarter of memory_max to be shared out.

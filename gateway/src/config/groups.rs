@@ -12,9 +12,6 @@ const RATE_MAX: u64 = 1_000_000;
 /// Memberships at the least and at the most.
 pub(super) const MEMBERSHIPS_LEAST: u64 = 1_000;
 pub(super) const MEMBERSHIPS_MOST: u64 = 1_000_000_000;
-/// Memory that a membership takes where there is a store, and its part of a group: there may be an eighth as many
-/// groups.
-pub(crate) const MEMBERSHIP_STORED_BYTES: u64 = 128;
 
 /// Judges the limits of groups. `frame_bytes_max`: the longest frame.
 pub(super) fn group_limits(all: &Settings, frame_bytes_max: u64, judge: &Judge) -> Result<GroupLimits, ConfigError> {

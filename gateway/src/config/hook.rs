@@ -7,6 +7,7 @@ use crate::events::{Secrets, shown};
 use crate::hook::{FailurePolicy, HookSpec};
 use crate::limits::Limits;
 use serde::{Serialize, Serializer};
+use std::path::Path;
 
 const GIB: u64 = 1 << 30;
 
@@ -42,12 +43,15 @@ impl Config {
     /// # Errors
     /// When they cannot be read or used; the message names the file.
     pub fn check_connect_hook(&self) -> Result<(), ConfigError> {
-        let Some(path) = self.connect_hook.as_ref().and_then(|spec| spec.secret_file.clone()) else { return Ok(()) };
-        let Err(error) = Secrets::read(&path) else { return Ok(()) };
-        let named = format!("{}: ", path.display());
-        let error = error.strip_prefix(&named).unwrap_or(&error).to_owned();
-        let error = Box::new(ConfigError::File { path, error });
-        Err(ConfigError::Setting { key: "connect_hook", origin: self.origin("connect_hook"), error })
+        let path = self.connect_hook.as_ref().and_then(|spec| spec.secret_file.as_deref());
+        path.map_or(Ok(()), |path| self.check_secrets("connect_hook", path))
+    }
+
+    /// Reads the secrets that a setting names; the error names both.
+    pub(super) fn check_secrets(&self, key: &'static str, path: &Path) -> Result<(), ConfigError> {
+        let Err(error) = Secrets::judge(path) else { return Ok(()) };
+        let error = Box::new(ConfigError::File { path: path.to_owned(), error });
+        Err(ConfigError::Setting { key, origin: self.origin(key), error })
     }
 }
 
@@ -58,15 +62,8 @@ pub(super) fn without_secrets<S: Serializer>(text: &Option<String>, serializer: 
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ConfigError, ConfigFile, Host, Sources};
+    use crate::config::testing::resolve;
     use crate::hook::FailurePolicy;
-    use std::path::Path;
-
-    fn resolve(text: &str) -> Result<Config, ConfigError> {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(Path::new("some.toml"), text)?;
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-    }
 
     #[test]
     fn the_hook_is_judged_and_shown_without_what_may_be_a_secret() {

@@ -3,7 +3,7 @@
 use super::addresses::{per_address, proxies};
 use super::cluster::cluster;
 use super::fit::{Fitted, Room, fitted, remedies, shards_default};
-use super::groups::{MEMBERSHIP_STORED_BYTES, MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
+use super::groups::{MEMBERSHIPS_LEAST, MEMBERSHIPS_MOST, group_limits};
 use super::hook::{connect_hook, hook_limits};
 use super::listen::{At, Endpoint, listen};
 use super::send::{SEND_BYTES_LEAST, send_limits};
@@ -23,13 +23,14 @@ use super::{
     SETTINGS, Settings, Size, Sources, is_node_name_char,
 };
 use crate::auth::KEYS_MAX;
-use crate::budget::{AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, PRESENCE_WRITE_BYTES, connections_bytes};
-use crate::limits::{Limits, MESH_LINK_SHARE, SLOTS_RESERVED};
+use crate::budget::{
+    AWAY_BYTES, KERNEL_BYTES_PER_CONNECTION, MEMBERSHIP_STORED_BYTES, PRESENCE_WRITE_BYTES, connections_bytes,
+};
+use crate::limits::{Limits, MESH_LINK_SHARE, SHARDS_MAX, SLOTS_RESERVED};
 use crate::mesh::wire::RECORD_BYTES_MAX;
 use crate::push::OPEN_BYTES;
 use crate::services::CALL_BYTES;
-use crate::shard::SHARDS_MAX;
-use crate::store::STORE_USER_BYTES;
+use crate::store_memory::STORE_USER_BYTES;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -458,7 +459,8 @@ pub(super) fn limits(all: &Settings, shards: u64, room: Room, judge: &Judge) -> 
     let heartbeat_secs_max = secs("heartbeat_secs_max", all.heartbeat_secs_max)?;
     if heartbeat_secs_min > heartbeat_secs_max {
         return Err(ConfigError::Conflict(format!(
-            "heartbeat_secs_min = {heartbeat_secs_min} ({}) is more than heartbeat_secs_max = {heartbeat_secs_max} ({})",
+            "heartbeat_secs_min = {heartbeat_secs_min} ({}) is more than heartbeat_secs_max = {heartbeat_secs_max} \
+             ({})",
             judge.origins.of("heartbeat_secs_min"),
             judge.origins.of("heartbeat_secs_max"),
         )));
@@ -605,7 +607,8 @@ fn http_access(all: &Settings, http: SocketAddr, judge: &Judge) -> Result<HttpAc
             "http",
             http,
             "this is not loopback, and without keys whoever reaches it may end sessions and drain the node: \
-             give --api-keys-file FILE (gateway api-key makes a key), or say --http-insecure-open if that is what you want",
+             give --api-keys-file FILE (gateway api-key makes a key), or say --http-insecure-open if that is what you \
+             want",
         ),
         keys_file => Ok(HttpAccess { keys_file: keys_file.clone(), insecure_open }),
     }
@@ -646,14 +649,16 @@ fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConf
     let ids = || hs256_secret_files.iter().chain(&ed25519_public_key_files).filter_map(|file| file.id.as_ref());
     if let Some(id) = ids().enumerate().find_map(|(at, id)| ids().take(at).any(|other| other == id).then_some(id)) {
         return Err(ConfigError::Conflict(format!(
-            "two keys have the id {id}: jwt_hs256_secret_file ({}) and jwt_ed25519_public_key_file ({}) must name each kid once",
+            "two keys have the id {id}: jwt_hs256_secret_file ({}) and jwt_ed25519_public_key_file ({}) must name each \
+             kid once",
             judge.origins.of("jwt_hs256_secret_file"),
             judge.origins.of("jwt_ed25519_public_key_file"),
         )));
     }
     match known(all.auth) {
         AuthKind::Jwt if hs256_secret_files.len() + ed25519_public_key_files.len() > KEYS_MAX => {
-            let key = if hs256_secret_files.is_empty() { "jwt_ed25519_public_key_file" } else { "jwt_hs256_secret_file" };
+            let key =
+                if hs256_secret_files.is_empty() { "jwt_ed25519_public_key_file" } else { "jwt_hs256_secret_file" };
             let files = hs256_secret_files.len() + ed25519_public_key_files.len();
             judge.refuse(key, format!("{files} files"), format!("there may be {KEYS_MAX} keys of both kinds together"))
         }
@@ -672,7 +677,8 @@ fn auth(all: &Settings, listen: &[SocketAddr], judge: &Judge) -> Result<AuthConf
         AuthKind::Open if !issuers.is_empty() || !audiences.is_empty() => judge.refuse(
             "auth",
             "open",
-            "an issuer or audience is demanded of tokens, and with auth open nobody needs one: set auth to jwt, or leave it out",
+            "an issuer or audience is demanded of tokens, and with auth open nobody needs one: set auth to jwt, or \
+             leave it out",
         ),
         AuthKind::Open => match listen.iter().find(|address| !address.ip().is_loopback()) {
             Some(address) if all.insecure_open != Some(true) => judge.refuse(

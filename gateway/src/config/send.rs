@@ -30,15 +30,8 @@ pub(super) fn send_limits(all: &Settings, shards: u64, judge: &Judge) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ConfigError, ConfigFile, Host, Sources};
+    use crate::config::testing::resolve;
     use crate::limits::{SendLimits, SendPolicy};
-    use std::path::Path;
-
-    fn resolve(text: &str) -> Result<Config, ConfigError> {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(Path::new("some.toml"), text)?;
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-    }
 
     #[test]
     fn claims_are_for_those_who_can_have_one() {

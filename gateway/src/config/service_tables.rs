@@ -1,60 +1,22 @@
 //! Services as tables of the configuration file: `[[service]]` with `[[service.server]]` and `[service.health]` below
 //! it. Each becomes the text that `--service` takes, so that there is one way in which a service is judged and shown.
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use super::tables::{AsText, texts};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::fmt;
 
 /// A list of services, each of them a text or a table; one text may stand without its brackets.
 pub(super) fn services<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    struct List;
-
-    impl<'de> Visitor<'de> for List {
-        type Value = Vec<String>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a text, a list of texts, or tables [[service]]")
-        }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
-            Ok(vec![text.to_owned()])
-        }
-        fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Vec<String>, A::Error> {
-            Err(de::Error::custom("a service begins with [[service]], in two brackets, because there may be several"))
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
-            let mut all = Vec::new();
-            while let Some(one) = list.next_element_seed(OneService)? {
-                all.push(one);
-            }
-            Ok(all)
-        }
-    }
-
-    deserializer.deserialize_any(List).map(Some)
+    texts::<Service, D>(deserializer)
 }
 
-/// One service.
-struct OneService;
+/// A table `[[service]]`.
+struct Service;
 
-impl<'de> DeserializeSeed<'de> for OneService {
-    type Value = String;
+impl AsText for Service {
+    const NAME: &'static str = "service";
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for OneService {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, or a table [[service]]")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        Ok(text.to_owned())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<String, A::Error> {
+    fn as_text<'de, A: MapAccess<'de>>(mut table: A) -> Result<String, A::Error> {
         let (mut number, mut name, mut options) = (None, String::new(), String::new());
         while let Some(key) = table.next_key::<String>()? {
             match key.as_str() {

@@ -61,8 +61,8 @@ pub(super) fn services(all: &Settings, judge: &Judge) -> Result<Option<ServicesC
             return judge.refuse("service", format!("{text:?}"), "something was said of this service before");
         }
         if all.services_listen.is_none() && spec.http.is_none() && spec.native.is_none() {
-            let allowed = "no worker could serve it: give --services-listen too, or server=HOST:PORT, or transport=http \
-                           and servers";
+            let allowed = "no worker could serve it: give --services-listen too, or server=HOST:PORT, or \
+                           transport=http and servers";
             return judge.refuse("service", format!("{text:?}"), allowed);
         }
         specs.push(spec);

@@ -96,8 +96,8 @@ pub(super) fn store(all: &Settings, judge: &Judge) -> Result<Option<StoreConfig>
     let origin = |key| judge.origins.of(key);
     if let (Some(_), false) = (all.store_sync, store_kind(all) == StoreKind::Redis) {
         return Err(ConfigError::Conflict(format!(
-            "store_sync ({}) says when Redis has stored a message, and nothing is stored there: give --store redis too, or leave it \
-             out",
+            "store_sync ({}) says when Redis has stored a message, and nothing is stored there: give --store redis \
+             too, or leave it out",
             origin("store_sync")
         )));
     }
@@ -140,8 +140,8 @@ pub(super) fn store(all: &Settings, judge: &Judge) -> Result<Option<StoreConfig>
     if all.redis.is_some() {
         let key = if origin("store") == Origin::Default { "data_dir" } else { "store" };
         return Err(ConfigError::Conflict(format!(
-            "{key} ({}) asks for the embedded store, which is one node's own, and redis ({}) makes this node one of several \
-             among which users move: leave {key} out, or give --store redis instead",
+            "{key} ({}) asks for the embedded store, which is one node's own, and redis ({}) makes this node one of \
+             several among which users move: leave {key} out, or give --store redis instead",
             origin(key),
             origin("redis")
         )));
@@ -153,13 +153,7 @@ pub(super) fn store(all: &Settings, judge: &Judge) -> Result<Option<StoreConfig>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, ConfigFile, Host, Sources};
-
-    fn resolve(text: &str) -> Result<Config, ConfigError> {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(std::path::Path::new("some.toml"), text).unwrap();
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-    }
+    use crate::config::testing::resolve;
 
     #[test]
     fn a_folder_is_what_makes_a_store() {

@@ -2,13 +2,13 @@
 //! table becomes the text that `--webhook` takes, so that there is one way in which a webhook is judged and shown.
 
 use super::resolve::{Judge, known};
+use super::tables::{AsText, texts};
 use super::{Config, ConfigError, Settings};
-use crate::events::{Secrets, WEBHOOKS_MAX, WebhookSpec, shown};
+use crate::events::{WEBHOOKS_MAX, WebhookSpec, shown};
 use crate::limits::Limits;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess};
 use serde::{Deserialize, Serialize, Serializer};
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -77,14 +77,7 @@ impl Config {
     /// When one cannot be read or used; the message names the file.
     pub fn check_webhooks(&self) -> Result<(), ConfigError> {
         let specs = self.webhooks.iter().flat_map(|webhooks| webhooks.specs.iter());
-        let faults = specs.filter_map(|spec| {
-            let error = Secrets::read(&spec.secret_file).err()?;
-            let path = spec.secret_file.clone();
-            let named = format!("{}: ", path.display());
-            let error = error.strip_prefix(&named).unwrap_or(&error).to_owned();
-            let error = ConfigError::File { path, error };
-            Some(ConfigError::Setting { key: "webhook", origin: self.origin("webhook"), error: Box::new(error) })
-        });
+        let faults = specs.filter_map(|spec| self.check_secrets("webhook", &spec.secret_file).err());
         ConfigError::unless_none(faults.collect())
     }
 }
@@ -97,53 +90,13 @@ pub(super) fn without_secrets<S: Serializer>(texts: &Option<Vec<String>>, serial
 
 /// A list of webhooks, each of them a text or a table; one text may stand without its brackets.
 pub(super) fn from_tables<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    struct List;
-
-    impl<'de> Visitor<'de> for List {
-        type Value = Vec<String>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a text, a list of texts, or tables [[webhook]]")
-        }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
-            Ok(vec![text.to_owned()])
-        }
-        fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Vec<String>, A::Error> {
-            Err(de::Error::custom("a webhook begins with [[webhook]], in two brackets, because there may be several"))
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
-            let mut all = Vec::new();
-            while let Some(one) = list.next_element_seed(One)? {
-                all.push(one);
-            }
-            Ok(all)
-        }
-    }
-
-    deserializer.deserialize_any(List).map(Some)
+    texts::<Table, D>(deserializer)
 }
 
-/// One webhook.
-struct One;
+impl AsText for Table {
+    const NAME: &'static str = "webhook";
 
-impl<'de> DeserializeSeed<'de> for One {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for One {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, or a table [[webhook]]")
-    }
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        Ok(text.to_owned())
-    }
-    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<String, A::Error> {
+    fn as_text<'de, A: MapAccess<'de>>(table: A) -> Result<String, A::Error> {
         let table = Table::deserialize(MapAccessDeserializer::new(table))?;
         let Table { url, secret_file, events, timeout_ms, batch_max, ca_file } = table;
         let mut text = url;
@@ -178,14 +131,8 @@ struct Table {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ConfigError, ConfigFile, Host, Sources};
+    use crate::config::testing::resolve;
     use std::path::Path;
-
-    fn resolve(text: &str) -> Result<Config, ConfigError> {
-        let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-        let file = ConfigFile::parse(Path::new("some.toml"), text)?;
-        Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-    }
 
     #[test]
     fn a_webhook_as_a_table_is_what_it_is_as_a_text() {

@@ -20,7 +20,8 @@ pub(super) fn upgrade(all: &Settings, judge: &Judge) -> Result<Rules, ConfigErro
         }
         // A page makes its origin null by a frame of its own, so null too is any page.
         if origins.iter().any(|origin| matches!(origin.as_str(), "*" | "null")) {
-            let allowed = "with ws_origin * or null any page could act as the user whose cookie the browser sends: name the origins";
+            let allowed = "with ws_origin * or null any page could act as the user whose cookie the browser sends: \
+                           name the origins";
             return judge.refuse("ws_cookie", format!("{name:?}"), allowed);
         }
     }

@@ -227,7 +227,8 @@ fn port_range(root: &Root, config: &Config) -> Check {
 fn is_reserved(list: &str, port: u16) -> bool {
     list.split(',').any(|part| {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
-        matches!((low.trim().parse::<u16>(), high.trim().parse::<u16>()), (Ok(low), Ok(high)) if (low..=high).contains(&port))
+        let bounds = (low.trim().parse::<u16>(), high.trim().parse::<u16>());
+        matches!(bounds, (Ok(low), Ok(high)) if (low..=high).contains(&port))
     })
 }
 
@@ -332,7 +333,10 @@ fn established_table(root: &Root, target: u64) -> Check {
             Status::Warn,
             format!("{} or more", grouped(wanted)),
             "each packet passes the other sockets of its chain, a cache miss each",
-            format!("thash_entries={wanted} on the kernel's command line, or a network namespace made after sysctl -w net.ipv4.tcp_child_ehash_entries={wanted}"),
+            format!(
+                "thash_entries={wanted} on the kernel's command line, or a network namespace made after sysctl -w \
+                 net.ipv4.tcp_child_ehash_entries={wanted}"
+            ),
         ),
         Some(chains) => Check::ok(NETWORK, NAME, format!("{} chains", grouped(chains))),
         None => Check::ok(NETWORK, NAME, told(found)),

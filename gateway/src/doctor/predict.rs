@@ -132,7 +132,8 @@ fn share(config: &Config) -> Term {
         limit: "memory_max",
         connections: each * shards(config),
         how: format!(
-            "{} shards x {} whose slots and users fit a quarter of {}, and which the kernel holds in the {} beside memory_max",
+            "{} shards x {} whose slots and users fit a quarter of {}, and which the kernel holds in the {} beside \
+             memory_max",
             config.shards,
             grouped(each),
             Size(config.room().bytes).rounded(),
@@ -143,7 +144,7 @@ fn share(config: &Config) -> Term {
 }
 
 fn budget(config: &Config) -> Term {
-    let each = Budget::connections_fitting(config);
+    let each = Budget::of(config).connections_fitting(config.limits(), config.cluster.is_some());
     Term {
         limit: "the memory budget",
         connections: each * shards(config),

@@ -30,7 +30,8 @@ fn the_verdict_names_count_shards_limit_and_the_next() {
     let end: Vec<&str> = text.lines().rev().take(2).collect();
     assert!(
         end[1].starts_with(
-            "This host will hold about 9,872 connections with 2 shards; what binds first: the hard limit on open files: 2 shards x (5,000"
+            "This host will hold about 9,872 connections with 2 shards; what binds first: the hard limit on open \
+             files: 2 shards x (5,000"
         ),
         "{}",
         end[1]

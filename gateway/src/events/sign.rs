@@ -1,6 +1,7 @@
 //! Secrets of webhooks, and signatures as Standard Webhooks has them: `v1,` and, in Base64, HMAC-SHA256 of
 //! `<webhook-id>.<webhook-timestamp>.<body>`.
 
+use crate::files::read_bounded;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
@@ -25,15 +26,18 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
+    /// As [`Secrets::judge`]; the message names the file too.
+    pub(crate) fn read(path: &Path) -> Result<Self, String> {
+        Secrets::judge(path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
     /// Reads them from a file: a line for each, `whsec_` and Base64.
     ///
     /// # Errors
     /// What is wrong with the file, and how to make one; never what stands in it.
-    pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let bytes = crate::config::read_bounded(path, FILE_BYTES_MAX, "secrets").map_err(|error| error.to_string())?;
-        let bytes = Zeroizing::new(bytes);
-        let make = "echo whsec_$(openssl rand -base64 32) makes one";
-        let wrong = |error: &str| format!("{}: {error}; {make}", path.display());
+    pub(crate) fn judge(path: &Path) -> Result<Self, String> {
+        let bytes = Zeroizing::new(read_bounded(path, FILE_BYTES_MAX, "secrets")?);
+        let wrong = |error: &str| format!("{error}; echo whsec_$(openssl rand -base64 32) makes one");
         let text = std::str::from_utf8(&bytes).map_err(|_| wrong("it is no text"))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let secrets = lines.map(|line| {

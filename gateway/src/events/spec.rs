@@ -34,16 +34,10 @@ impl FromStr for WebhookSpec {
 
     /// `https://app.example.com/hook,secret_file=hook.key,events=user.* message.stored`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let url = parts.next().unwrap_or("");
-        if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err("it must begin with the receiver's URL: https://HOST[:PORT]/PATH".to_owned());
-        }
-        let target: Target = url.parse().map_err(|error: String| error.replace("server=", "url="))?;
+        let (target, options) = receiver(text, "the receiver's URL")?;
         let (mut secret_file, mut wants, mut ca_file) = (None, None, None);
         let (mut timeout_ms, mut batch_max) = (10_000, BATCH);
-        for part in parts {
-            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        for (key, value) in options {
             match key {
                 "secret_file" if !value.is_empty() => secret_file = Some(value.into()),
                 "events" => {
@@ -69,17 +63,38 @@ impl FromStr for WebhookSpec {
              (echo whsec_$(openssl rand -base64 32)) > FILE makes one",
         )?;
         let wants = wants.ok_or("a webhook without events: add events=user.* message.stored, or events=* for all")?;
-        if ca_file.is_some() && !target.tls {
-            return Err("ca_file= means something for https:// only: leave it out".to_owned());
-        }
+        judge_ca_file(&target, ca_file.as_ref())?;
         // It is told what it misses, whatever it wants.
         let wants = wants.or(Wants::of(EventKind::Gap.text()).unwrap_or_default());
         Ok(WebhookSpec { target, secret_file, wants, timeout_ms, batch_max, ca_file })
     }
 }
 
+/// Reads what is said of a receiver, up to the keys that it may have: its URL, and each key and value behind that.
+/// `begins` names the URL in the words of the setting.
+pub(crate) fn receiver<'a>(
+    text: &'a str,
+    begins: &str,
+) -> Result<(Target, impl Iterator<Item = (&'a str, &'a str)>), String> {
+    let mut parts = text.split(',');
+    let url = parts.next().unwrap_or("");
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(format!("it must begin with {begins}: https://HOST[:PORT]/PATH"));
+    }
+    let target: Target = url.parse().map_err(|error: String| error.replace("server=", "url="))?;
+    Ok((target, parts.map(|part| part.split_once('=').unwrap_or((part, "")))))
+}
+
+/// Refuses a file of those who sign for a receiver that shows no certificate.
+pub(crate) fn judge_ca_file(target: &Target, ca_file: Option<&PathBuf>) -> Result<(), String> {
+    match ca_file {
+        Some(_) if !target.tls => Err("ca_file= means something for https:// only: leave it out".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// A whole number of a range, or what is wrong with it.
-fn number(key: &str, value: &str, least: u64, most: u64) -> Result<u64, String> {
+pub(crate) fn number(key: &str, value: &str, least: u64, most: u64) -> Result<u64, String> {
     match value.parse::<u64>() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => Err(format!("{key}={value}: it must be {least} to {most}")),

@@ -1,7 +1,7 @@
 //! What the configuration says of the hook.
 
 use super::FailurePolicy;
-use crate::events::shown;
+use crate::events::{judge_ca_file, number, receiver, shown};
 use crate::services::Target;
 use std::fmt;
 use std::path::PathBuf;
@@ -32,23 +32,12 @@ impl FromStr for HookSpec {
 
     /// `https://app.example.com/login,secret_file=hook.key,timeout_ms=2000`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let url = parts.next().unwrap_or("");
-        if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err("it must begin with the URL that is asked: https://HOST[:PORT]/PATH".to_owned());
-        }
-        let target: Target = url.parse().map_err(|error: String| error.replace("server=", "url="))?;
+        let (target, options) = receiver(text, "the URL that is asked")?;
         let (mut secret_file, mut ca_file, mut timeout_ms) = (None, None, TIMEOUT_MS);
-        for part in parts {
-            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        for (key, value) in options {
             match key {
                 "secret_file" if !value.is_empty() => secret_file = Some(value.into()),
-                "timeout_ms" => {
-                    let number = value.parse().ok().filter(|ms| (TIMEOUT_MS_LEAST..=TIMEOUT_MS_MAX).contains(ms));
-                    timeout_ms = number.ok_or_else(|| {
-                        format!("timeout_ms={value}: it must be {TIMEOUT_MS_LEAST} to {TIMEOUT_MS_MAX}")
-                    })?;
-                }
+                "timeout_ms" => timeout_ms = number(key, value, TIMEOUT_MS_LEAST, TIMEOUT_MS_MAX)?,
                 "ca_file" if !value.is_empty() => ca_file = Some(value.into()),
                 _ => {
                     let known = "secret_file, timeout_ms, ca_file";
@@ -56,9 +45,7 @@ impl FromStr for HookSpec {
                 }
             }
         }
-        if ca_file.is_some() && !target.tls {
-            return Err("ca_file= means something for https:// only: leave it out".to_owned());
-        }
+        judge_ca_file(&target, ca_file.as_ref())?;
         Ok(HookSpec { target, secret_file, timeout_ms, ca_file, failure: FailurePolicy::default() })
     }
 }

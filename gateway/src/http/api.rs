@@ -11,7 +11,7 @@ use crate::metrics::StatType;
 use crate::prometheus::{
     CONTENT_TYPE, Exposition, limit_values, write_certificates, write_limits, write_log, write_shards,
 };
-use crate::reload::{Change, Reloaded};
+use crate::reload_request::{Change, Reloaded};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -230,7 +230,8 @@ async fn begin_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem>
 
 async fn call_off_drain(State(node): State<Arc<Node>>) -> Result<Response, Problem> {
     node.drain().call_off().map_err(|Ending| {
-        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when it has ended";
+        let detail = "the process was told to end by a signal, which cannot be called off; start the node again when \
+                      it has ended";
         Problem::new(StatusCode::CONFLICT, detail)
     })?;
     Ok(describe_node(State(node)).await)

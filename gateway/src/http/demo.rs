@@ -158,7 +158,8 @@ mod tests {
         let rules = Rules { origins: demo.origins(), ..Rules::default() };
         let answer = |origin: &str| {
             let head = format!(
-                "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:7700\r\nOrigin: {origin}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:7700\r\nOrigin: {origin}\r\nUpgrade: websocket\r\n\
+                 Connection: Upgrade\r\n\
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
             );
             matches!(read(&rules, head.as_bytes(), 0), Ok(Some((Request::Upgrade(_), _))))

@@ -2,7 +2,8 @@
 //! alone.
 
 use super::api::{ANSWER_TIMEOUT, ask};
-use super::{Node, NodeState, PREVIEW_WEIGHT_MAX};
+use super::{Node, NodeState};
+use crate::bounds::PREVIEW_WEIGHT_MAX;
 use crate::clock::now_ms;
 use crate::cluster::{ClusterReader, MESH_PROTOCOL, MESH_PROTOCOL_OLDEST};
 use crate::control::{Control, SessionInfo};

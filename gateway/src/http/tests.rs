@@ -84,7 +84,8 @@ impl Api {
         let length = body.len();
         // In one piece: a server that refuses a request before it has come to its end would break the next write.
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             {headers}Content-Length: {length}\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut text = String::new();
@@ -245,7 +246,8 @@ fn a_user_is_asked_for_at_the_home_shard() {
         assert_eq!(shown.status, 200);
         let SessionInfo { device, class, session, since } = session;
         let device = serde_json::json!({
-            "device": device, "class": class, "node": "node-1", "shard": shard, "session": session.to_string(), "since": since,
+            "device": device, "class": class, "node": "node-1", "shard": shard,
+            "session": session.to_string(), "since": since,
         });
         let expected = serde_json::json!({
             "user": user.to_string(), "online": true, "presence": "online", "home": "node-1", "shard": shard,
@@ -693,7 +695,8 @@ fn several_requests_share_a_connection() {
     let mut stream = api.connect();
     write!(
         stream,
-        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: close\r\n\r\n"
     )
     .unwrap();
     let mut text = String::new();
@@ -705,7 +708,7 @@ fn several_requests_share_a_connection() {
 fn health_is_answered_although_strangers_hold_every_place() {
     let (node, _ports) = running_node();
     let api = Api::serve(node);
-    let mut idle: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(|_| api.connect()).collect();
+    let mut idle: Vec<TcpStream> = (0..HTTP_CONNECTIONS_MAX).map(|_| api.connect()).collect();
     // Far fewer than the time-outs of their headers would let in, were they waited for.
     for _ in 0..3 * HEALTH_PLACES {
         assert_eq!(api.get("/healthz").status, 200);
@@ -716,9 +719,9 @@ fn health_is_answered_although_strangers_hold_every_place() {
         let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name}")).parse::<u64>().unwrap()
     };
-    assert_eq!(number("trunkline_http_places"), u64::from(CONNECTIONS_MAX));
+    assert_eq!(number("trunkline_http_places"), u64::from(HTTP_CONNECTIONS_MAX));
     assert!(number("trunkline_http_connections_evicted_total") > 0);
-    assert!(number("trunkline_http_connections_open") <= u64::from(CONNECTIONS_MAX));
+    assert!(number("trunkline_http_connections_open") <= u64::from(HTTP_CONNECTIONS_MAX));
 }
 
 #[test]

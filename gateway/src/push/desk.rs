@@ -157,7 +157,8 @@ impl Desk {
         }
     }
 
-    /// Begins a push to all sessions for which its condition holds, or finds the one that was begun under its id before.
+    /// Begins a push to all sessions for which its condition holds, or finds the one that was begun under its id
+    /// before.
     ///
     /// # Errors
     /// Why it was not begun.

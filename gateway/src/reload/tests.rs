@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::testing::host;
 use crate::config::{ConfigFile, Sources};
 use std::fs;
 use std::path::PathBuf;
@@ -37,10 +38,6 @@ impl Drop for Folder {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).unwrap();
     }
-}
-
-fn host() -> Host {
-    Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() }
 }
 
 fn read(path: &Path) -> Result<Config, ConfigError> {

@@ -238,8 +238,8 @@ fn steady(options: &Options) {
     let rate = done as f64 / began.elapsed().as_secs_f64();
     seconds.pop();
     println!(
-        "  {rate:.0} messages/s over {} s, {acknowledged} of {done} acknowledged; worst second {}, longest time without \
-         an answer {} ms",
+        "  {rate:.0} messages/s over {} s, {acknowledged} of {done} acknowledged; worst second {}, longest time \
+         without an answer {} ms",
         began.elapsed().as_secs(),
         seconds.iter().min().unwrap_or(&0),
         silence.as_millis()

@@ -286,7 +286,8 @@ fn a_second_gateway_does_not_share_the_port_of_the_first() {
 fn check_config_tells_every_fault_and_what_was_meant() {
     let file = ScratchFile::new(
         "faults.toml",
-        "shard = 2\nhttp = \"127.0.0.1:7700\"\nlog = \"verbose\"\nweight = 0\nauth = \"jwt\"\njwt_hs256_secret_file = \"/no/such/key\"\n",
+        "shard = 2\nhttp = \"127.0.0.1:7700\"\nlog = \"verbose\"\nweight = 0\nauth = \"jwt\"\n\
+         jwt_hs256_secret_file = \"/no/such/key\"\n",
     );
     let message = assert_refused(&["check-config", file.path()]);
     let parts = [

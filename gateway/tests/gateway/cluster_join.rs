@@ -119,8 +119,8 @@ fn a_node_that_cannot_speak_with_the_others_refuses_to_join() {
     let _turn = turn();
     let record = serde_json::json!({
         "name": "future", "incarnation": 7, "state": "active", "weight": 1, "shards": 1, "mesh": "127.0.0.1:1",
-        "advertise": "127.0.0.1:2", "protocol": 9_000, "protocol_oldest": 8_000, "connections": 0, "users": 0, "started_ms": 1,
-        "reach": [],
+        "advertise": "127.0.0.1:2", "protocol": 9_000, "protocol_oldest": 8_000,
+        "connections": 0, "users": 0, "started_ms": 1, "reach": [],
     });
     redis(cluster(), &["SET", "tl:node:{future}", &format!("7\n00\n{record}"), "PX", "60000"]);
     redis(cluster(), &["ZADD", "tl:nodes", &(wall_ms() + 60_000).to_string(), "future"]);

@@ -128,7 +128,8 @@ fn random_messages_arrive_once_and_in_order(fleet: Fleet, messages: u64) {
             }
         }
     }
-    // Leases, polls and heartbeats of presence go on, the more the longer it takes; messages are none of Redis' business.
+    // Leases, polls and heartbeats of presence go on, the more the longer it takes; messages are none of Redis'
+    // business.
     let (commands, secs) = (fleet.redis.commands_processed() - commands, begun.elapsed().as_secs());
     assert!(commands < sent / 10 + 200 * secs, "{commands} commands in {secs} s, with {sent} messages");
     assert!(settled > messages / 3);

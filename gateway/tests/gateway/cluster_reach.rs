@@ -23,7 +23,8 @@ fn pretend(cluster: &RedisCluster, name: &str, state: &str, mesh: &str, reach: s
     let incarnation = 7;
     let record = json!({
         "name": name, "incarnation": incarnation, "state": state, "weight": 1, "shards": 1, "mesh": mesh,
-        "advertise": "gate.example.org:7700", "protocol": 1, "connections": 0, "users": 0, "started_ms": 1, "reach": reach,
+        "advertise": "gate.example.org:7700", "protocol": 1, "connections": 0, "users": 0, "started_ms": 1,
+        "reach": reach,
     });
     let held = format!("{incarnation}\nabcdef\n{record}");
     redis(cluster, &["SET", &format!("tl:node:{{{name}}}"), &held, "PX", "120000"]);

@@ -26,7 +26,8 @@ fn post(address: SocketAddr, query: &str, headers: &str, body: &[u8]) -> (u16, V
     let mut stream = TcpStream::connect(address).expect("connect");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let head = format!(
-        "POST /v1/push/frames{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
+        "POST /v1/push/frames{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         {headers}Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(&[head.as_bytes(), body].concat()).expect("write");

@@ -297,7 +297,8 @@ fn who_leaves_before_the_answer_has_pushed_all_the_same() {
         let body = r#"{"to":{"user":"1"},"service":7,"payload":"aGk=","timeout_ms":30000}"#;
         write!(
             stream,
-            "POST /v1/push HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v1/push HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n\
+             {body}",
             body.len()
         )
         .expect("write");

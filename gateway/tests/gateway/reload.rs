@@ -126,7 +126,10 @@ fn limits_and_the_log_are_changed_and_the_rest_is_told() {
     assert_eq!((login_ok.heartbeat_secs, heartbeat(&node)), (40, 40));
     assert!(node.reload().contains("nothing has changed"));
 
-    node.change("shards = 3\nheartbeat_secs = 50\nframes_per_sec = 2\nlog = \"info,trunkline_gateway=debug\"\nunacked_max = 7\n");
+    node.change(
+        "shards = 3\nheartbeat_secs = 50\nframes_per_sec = 2\nlog = \"info,trunkline_gateway=debug\"\n\
+         unacked_max = 7\n",
+    );
     let said = node.reload();
     let line =
         |part: &str| said.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("no {part:?} in {said}"));

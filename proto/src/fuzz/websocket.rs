@@ -1,8 +1,8 @@
 //! Fuzz bodies of the WebSocket codec.
 
 use crate::websocket::{
-    CONTROL_BYTES_MAX, Control, Decoder, Inbound, MESSAGE_BYTES_MAX, Opcode, Part, Role, Rules, Violation,
-    put_messages, seal, sealed_frames,
+    CLOSE_REASON_BYTES_MAX, CONTROL_BYTES_MAX, Control, Decoder, Inbound, MESSAGE_BYTES_MAX, Opcode, Part, Role, Rules,
+    Violation, put_messages, seal, sealed_frames,
 };
 use crate::{HEADER_SHORT, Header, Kind, decode, encode, flags};
 
@@ -98,6 +98,7 @@ fn native(role: Role, stream: impl Iterator<Item = Vec<u8>>) -> (Vec<u8>, Vec<Ve
         let taken = inbound.take(role, &mut piece, |control| match control {
             Control::Ping(payload) => pings.push(payload.to_vec()),
             Control::Pong => pongs += 1,
+            Control::Close(reason) => assert!(reason.len() <= CLOSE_REASON_BYTES_MAX),
         });
         bytes.extend_from_slice(&piece[..taken.native]);
         assert_eq!(taken.end, inbound.end());

@@ -10,13 +10,16 @@ use std::ops::Range;
 /// is there because some bound has to be.
 pub const MESSAGE_BYTES_IN_MAX: u32 = 1 << 30;
 
-/// A control frame that does not end the connection.
+/// A control frame, as it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control<'a> {
     /// To be answered with a Pong of this payload, at most [`CONTROL_BYTES_MAX`] bytes.
     Ping(&'a [u8]),
     /// The answer to a Ping, or one that nobody asked for.
     Pong,
+    /// The reason in words of the peer's Close, at most [`CLOSE_REASON_BYTES_MAX`](super::CLOSE_REASON_BYTES_MAX)
+    /// bytes, or nothing. Its code is in the [`End::Closed`] that follows.
+    Close(&'a str),
 }
 
 /// Why nothing more is taken from a connection.
@@ -66,7 +69,7 @@ impl Inbound {
     }
 
     /// Takes all of `bytes`: native frames come to lie at its front, one behind the other, wherever messages and
-    /// buffers were parted. `on_control` hears of Pings and Pongs.
+    /// buffers were parted. `on_control` hears of control frames.
     pub fn take(&mut self, role: Role, bytes: &mut [u8], mut on_control: impl FnMut(Control<'_>)) -> Taken {
         let rules = Rules { role, text: false, message_bytes_max: MESSAGE_BYTES_IN_MAX };
         let (mut at, mut native) = (0, 0);
@@ -133,7 +136,12 @@ impl Inbound {
             Opcode::Pong => on_control(Control::Pong),
             _ => {
                 self.end = Some(match Close::read(payload) {
-                    Ok(close) => End::Closed(close),
+                    Ok(close) => {
+                        // What was read is UTF-8 behind the code.
+                        let reason = std::str::from_utf8(payload.get(size_of::<u16>()..).unwrap_or_default());
+                        on_control(Control::Close(reason.unwrap_or_default()));
+                        End::Closed(close)
+                    }
                     Err(violation) => End::Violated(violation),
                 });
             }
@@ -141,9 +149,10 @@ impl Inbound {
     }
 }
 
-/// The way of nearly all that a client sends: from `at` on, takes messages that are whole, of one masked frame, and hold
-/// one native frame each, as long as such follow each other. Between them [`Inbound`] is idle. The general way, which
-/// judges everything else, takes each of them for just the same. Returns how far it came in `bytes` and in native frames.
+/// The way of nearly all that a client sends: from `at` on, takes messages that are whole, of one masked frame, and
+/// hold one native frame each, as long as such follow each other. Between them [`Inbound`] is idle. The general way,
+/// which judges everything else, takes each of them for just the same. Returns how far it came in `bytes` and in native
+/// frames.
 fn take_lone_frames(bytes: &mut [u8], mut at: usize, mut native: usize) -> (usize, usize) {
     while let Some((mask, payload)) = lone_payload(&bytes[at..]) {
         let payload = at + payload.start..at + payload.end;

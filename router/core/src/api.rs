@@ -1,8 +1,8 @@
 //! The answers of the HTTP API, computed from a view.
 //!
 //! Pure: a [`View`] and what the presence store said go in, a structure that serialises to the JSON of the answer comes
-//! out. So the `router` binary and every gateway give the same answers; the module `http` of the router puts them on the wire,
-//! and `GET /v1/openapi.json` describes them field by field.
+//! out. So the `router` binary and every gateway give the same answers; the module `http` of the router puts them on
+//! the wire, and `GET /v1/openapi.json` describes them field by field.
 //!
 //! **Numbers.** Users, sessions, incarnations and hashes have 64 bits and stand in JSON as strings of decimal digits:
 //! many JSON libraries (that of JavaScript among them) read numbers as doubles, which lose the last digits beyond 2^53.
@@ -126,6 +126,9 @@ impl<'de> Deserialize<'de> for Whole {
 }
 
 /// Reads a field that may be missing but not `null`, which the document does not allow; with `#[serde(default)]`.
+///
+/// # Errors
+/// What the type of the field says of its value.
 pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

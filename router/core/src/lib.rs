@@ -1,4 +1,5 @@
-//! The pure half of the route plane: where a user belongs, which sessions it has, and which server takes what comes next.
+//! The pure half of the route plane: where a user belongs, which sessions it has, and which server takes what comes
+//! next.
 //!
 //! | module | question it answers | asked by |
 //! |---|---|---|
@@ -22,6 +23,7 @@
 //! the picks of a balancer allocate nothing and panic on no input.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 pub mod api;
 pub mod balance;

@@ -28,8 +28,8 @@ pub(super) struct Bound(pub(super) usize);
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A JSON body, which is an object of at most [`BODY_BYTES_MAX`] bytes, or [`LONG_BODY_BYTES_MAX`] where the route takes
-/// more.
+/// A JSON body, which is an object of at most [`BODY_BYTES_MAX`] bytes, or [`LONG_BODY_BYTES_MAX`] where the route
+/// takes more.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 

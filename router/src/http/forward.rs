@@ -1,5 +1,5 @@
-//! How a router asks a node over HTTP, and how it asks one to end the sessions of a user; what it passes on of what it is
-//! asked itself is in `relay`.
+//! How a router asks a node over HTTP, and how it asks one to end the sessions of a user; what it passes on of what it
+//! is asked itself is in `relay`.
 //!
 //! A router has no link to the nodes' shards, and no secret of the cluster. It finds the nodes' HTTP addresses in their
 //! leases, and any of them ends the sessions of a user everywhere. A node on another host, and one that has a keys

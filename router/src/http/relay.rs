@@ -1,5 +1,5 @@
-//! What a router does not know itself and any node answers: groups, and what is kept for users. It passes such a request
-//! on to a node, and the answer back.
+//! What a router does not know itself and any node answers: groups, and what is kept for users. It passes such a
+//! request on to a node, and the answer back.
 //!
 //! The router judges the caller first, by its own keys, as for everything else. The node judges again: it is given the
 //! caller's key, if there is one in the request. A request without a key that comes from elsewhere, to a router that

@@ -156,7 +156,8 @@ impl Service {
             match error {
                 PlaneError::AuthRefused { .. } => {
                     tracing::error!(
-                        "{error}; unless the password is being changed right now, --redis is wrong; trying again each second"
+                        "{error}; unless the password is being changed right now, --redis is wrong; trying again each \
+                         second"
                     );
                 }
                 _ => tracing::warn!("waiting for Redis, /readyz is 503 until then: {error}"),
@@ -211,8 +212,8 @@ impl Service {
                     tracing::info!(epoch = view.epoch, nodes = nodes.join(", "), "the view is a new one");
                     for name in &view.left_out {
                         tracing::warn!(
-                            "node {name} has no place in the ring beside the others; give it another name or weight, or a version of \
-                             gateway that speaks with theirs"
+                            "node {name} has no place in the ring beside the others; give it another name or weight, \
+                             or a version of gateway that speaks with theirs"
                         );
                     }
                 }

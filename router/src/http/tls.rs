@@ -38,8 +38,8 @@ pub(super) struct CertifiedKey(pub(super) Arc<str>);
 
 impl HttpIdentity {
     /// From the texts (PEM) of files: the certificate, with those that signed it behind it, and its key. With
-    /// `client_ca`, the certificates of those who sign for callers, a caller may show one, and has the rights of the key
-    /// that it names; one that does not hold ends the handshake.
+    /// `client_ca`, the certificates of those who sign for callers, a caller may show one, and has the rights of the
+    /// key that it names; one that does not hold ends the handshake.
     ///
     /// # Errors
     /// What is wrong with them, in words that fit behind the name of the files.

@@ -39,8 +39,8 @@ pub fn judge_filter(filter: &str) -> Result<(), String> {
     EnvFilter::builder().parse(filter).map(drop).map_err(|error| format!("{error}: {allowed}"))
 }
 
-/// The filter with what it says of a program said of the program's core too: `trunkline_gateway=debug` is for all of the
-/// gateway, though most of it is the crate `trunkline_core`. Who names the core has his own way with it.
+/// The filter with what it says of a program said of the program's core too: `trunkline_gateway=debug` is for all of
+/// the gateway, though most of it is the crate `trunkline_core`. Who names the core has his own way with it.
 pub(super) fn of_whole_programs(filter: &str) -> String {
     const PROGRAM: &str = "trunkline_gateway";
     const CORE: &str = "trunkline_core";

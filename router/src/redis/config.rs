@@ -273,7 +273,8 @@ impl fmt::Display for UrlError {
             UrlError::Trailing { text } => {
                 write!(
                     f,
-                    "{text:?} after the hosts of the Redis URL has no meaning; leave it out (a cluster has one database)"
+                    "{text:?} after the hosts of the Redis URL has no meaning; leave it out (a cluster has one \
+                     database)"
                 )
             }
         }

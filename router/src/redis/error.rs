@@ -109,13 +109,13 @@ impl fmt::Display for PlaneError {
             }
             PlaneError::NotACluster { host } => write!(
                 f,
-                "the Redis at {host} is not part of a cluster; start it with --cluster-enabled yes and form a cluster with \
-                 'redis-cli --cluster create host:port … --cluster-replicas 1'"
+                "the Redis at {host} is not part of a cluster; start it with --cluster-enabled yes and form a cluster \
+                 with 'redis-cli --cluster create host:port … --cluster-replicas 1'"
             ),
             PlaneError::ClusterDown { detail } => write!(
                 f,
-                "the Redis Cluster does not serve all slots ({detail}); look at it with 'redis-cli --cluster check host:port' \
-                 and mend it with 'redis-cli --cluster fix host:port'"
+                "the Redis Cluster does not serve all slots ({detail}); look at it with 'redis-cli --cluster check \
+                 host:port' and mend it with 'redis-cli --cluster fix host:port'"
             ),
             PlaneError::AuthRefused { detail } => {
                 write!(
@@ -125,8 +125,8 @@ impl fmt::Display for PlaneError {
             }
             PlaneError::Tls { detail } => write!(
                 f,
-                "no TLS with Redis ({detail}); is --redis-ca-file the one who signed its certificate, does that name the host of --redis, and \
-                 does it ask for a certificate (--redis-cert-file, --redis-key-file)?"
+                "no TLS with Redis ({detail}); is --redis-ca-file the one who signed its certificate, does that name \
+                 the host of --redis, and does it ask for a certificate (--redis-cert-file, --redis-key-file)?"
             ),
             PlaneError::TimedOut { after } => write!(
                 f,
@@ -169,8 +169,8 @@ impl fmt::Display for AcquireError {
         match self {
             AcquireError::NameTaken { advertise, mesh, ttl_ms_left } => write!(
                 f,
-                "the node name is in use by a node at {advertise} (mesh {mesh}); give this one another name with --node, or, \
-                 if that node has ended, wait {ttl_ms_left} ms for its lease to run out"
+                "the node name is in use by a node at {advertise} (mesh {mesh}); give this one another name with \
+                 --node, or, if that node has ended, wait {ttl_ms_left} ms for its lease to run out"
             ),
             AcquireError::Plane(error) => write!(f, "{error}"),
         }

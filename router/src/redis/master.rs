@@ -33,15 +33,15 @@ impl Master {
         if !policy.is_empty() && policy != "noeviction" {
             let when = if self.maxmemory == 0 { "if maxmemory is ever set" } else { "when its memory is full" };
             risks.push(format!(
-                "the Redis at {} drops what it likes {when} (maxmemory-policy {policy}), users who are online and leases too: \
-                 CONFIG SET maxmemory-policy noeviction, and the same in its redis.conf",
+                "the Redis at {} drops what it likes {when} (maxmemory-policy {policy}), users who are online and \
+                 leases too: CONFIG SET maxmemory-policy noeviction, and the same in its redis.conf",
                 self.address
             ));
         }
         if self.replicas == Some(0) {
             risks.push(format!(
-                "the Redis at {} has no replica, so what it holds is gone with it, and its users cannot be found until it is back: \
-                 redis-cli --cluster add-node HOST:PORT {} --cluster-slave",
+                "the Redis at {} has no replica, so what it holds is gone with it, and its users cannot be found until \
+                 it is back: redis-cli --cluster add-node HOST:PORT {} --cluster-slave",
                 self.address, self.address
             ));
         }
@@ -55,7 +55,8 @@ mod tests {
 
     fn master(policy: &str, maxmemory: u64, replicas: u64) -> Master {
         let info = format!(
-            "# Memory\r\nmaxmemory:{maxmemory}\r\nmaxmemory_human:0B\r\nmaxmemory_policy:{policy}\r\n\r\n# Replication\r\nrole:master\r\n\
+            "# Memory\r\nmaxmemory:{maxmemory}\r\nmaxmemory_human:0B\r\nmaxmemory_policy:{policy}\r\n\r\n\
+             # Replication\r\nrole:master\r\n\
              connected_slaves:{replicas}\r\n"
         );
         Master::read("10.0.0.1:7000".to_owned(), &info)

@@ -106,7 +106,8 @@ fn roots_of_the_system() -> Result<RootCertStore, TlsError> {
     match added {
         0 => Err(TlsError::new(
             None,
-            "this system trusts no signer that could be read: give a file of them (--redis-ca-file for Redis, --node-ca-file for nodes)",
+            "this system trusts no signer that could be read: give a file of them (--redis-ca-file for Redis, \
+             --node-ca-file for nodes)",
         )),
         _ => Ok(roots),
     }

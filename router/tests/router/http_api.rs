@@ -146,7 +146,10 @@ fn a_user_is_where_a_live_node_says() {
         assert_eq!(shown["online"], true);
         let devices = shown["devices"].as_array().unwrap();
         assert_eq!(devices.len(), 2, "{shown}");
-        let desk = json!({"device": "desk", "class": "phone", "node": "a", "shard": 3, "session": u64::MAX.to_string(), "since": 1_700_000_000_u64});
+        let session = u64::MAX.to_string();
+        let desk = json!({
+            "device": "desk", "class": "phone", "node": "a", "shard": 3, "session": session, "since": 1_700_000_000_u64,
+        });
         assert_eq!(devices[0], desk);
         let home = router.post("/v1/login", &json!({"user": user})).good();
         assert_eq!((&shown["home"], &shown["shard"]), (&home["node"], &json!(trunkline_router::home_shard(user, 4))));

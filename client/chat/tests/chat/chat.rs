@@ -352,7 +352,8 @@ async fn commands_answer_and_mistakes_are_explained() {
         let (mut stream, _) = http.accept().await.expect("chat asks");
         let mut request = [0; 4_096];
         let count = stream.read(&mut request).await.expect("a request");
-        let json = r#"{"user":2,"online":true,"devices":[{"device":"phone","class":"mobile","node":"n","shard":3,"session":1,"since":0}],"shard":3}"#;
+        let phone = r#"{"device":"phone","class":"mobile","node":"n","shard":3,"session":1,"since":0}"#;
+        let json = &format!(r#"{{"user":2,"online":true,"devices":[{phone}],"shard":3}}"#);
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len());
         stream.write_all(answer.as_bytes()).await.expect("chat listens");
         String::from_utf8_lossy(&request[..count]).into_owned()

@@ -2,12 +2,13 @@
 
 use http::Uri;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use trunkline_router_core::balance::{MAX_FAILS_LIMIT, PERIOD_MS_MAX};
 use trunkline_router_core::ring::WEIGHT_MAX;
 
 /// Servers of one service.
-pub(crate) const SERVERS_MAX: usize = 64;
+const SERVERS_MAX: usize = 64;
 /// Most connections to one address of a server, and as many as there are without a word.
 const CONNS_MAX: u64 = 4_096;
 const CONNS_DEFAULT: u32 = 128;
@@ -113,6 +114,75 @@ pub(super) fn truth(key: &str, value: &str) -> Result<bool, String> {
     value.parse().map_err(|_| format!("{key}={value}: true or false"))
 }
 
+/// What may be said of a server of either kind behind its address.
+pub(super) struct ServerOptions {
+    pub(super) weight: u32,
+    pub(super) backup: bool,
+    pub(super) down: bool,
+    pub(super) max_conns: u32,
+    pub(super) max_fails: u32,
+    pub(super) fail_timeout_ms: u64,
+    pub(super) slow_start_ms: u64,
+    pub(super) resolve: bool,
+}
+
+impl ServerOptions {
+    /// Reads `weight=5 max_conns=64 backup`. `max_conns` is what that is without a word, `allowed` what it may be.
+    pub(super) fn read<'a>(
+        words: impl Iterator<Item = &'a str>,
+        max_conns: u32,
+        allowed: RangeInclusive<u64>,
+    ) -> Result<Self, String> {
+        let mut said = ServerOptions {
+            weight: 1,
+            backup: false,
+            down: false,
+            max_conns,
+            max_fails: 3,
+            fail_timeout_ms: 10_000,
+            slow_start_ms: 0,
+            resolve: false,
+        };
+        for word in words {
+            let (key, value) = word.split_once('=').unwrap_or((word, "true"));
+            match key {
+                "weight" => said.weight = number(key, value, 1, WEIGHT_MAX.into())? as u32,
+                "backup" => said.backup = truth(key, value)?,
+                "down" => said.down = truth(key, value)?,
+                "max_conns" => said.max_conns = number(key, value, *allowed.start(), *allowed.end())? as u32,
+                "max_fails" => said.max_fails = number(key, value, 0, MAX_FAILS_LIMIT.into())? as u32,
+                "fail_timeout_secs" => said.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
+                "slow_start_secs" => said.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
+                "resolve" => said.resolve = truth(key, value)?,
+                _ => {
+                    let known =
+                        "weight, backup, down, max_conns, max_fails, fail_timeout_secs, slow_start_secs, resolve";
+                    return Err(format!("{key:?} is nothing that can be said of a server; there are {known}"));
+                }
+            }
+        }
+        Ok(said)
+    }
+}
+
+/// What is wrong with so many servers of one service: each place, a host and a port, may be there once.
+pub(super) fn judge_servers<S>(
+    servers: &[S],
+    place: impl Fn(&S) -> (&str, u16),
+    authority: impl Fn(&S) -> String,
+) -> Result<(), String> {
+    if servers.len() > SERVERS_MAX {
+        return Err(format!("{} servers: at most {SERVERS_MAX}", servers.len()));
+    }
+    for (at, server) in servers.iter().enumerate() {
+        if servers[..at].iter().any(|other| place(other) == place(server)) {
+            let authority = authority(server);
+            return Err(format!("server={authority} stands there twice: leave one out and give the other weight=2"));
+        }
+    }
+    Ok(())
+}
+
 impl HttpSpec {
     /// Nothing said but that it is one.
     pub(super) fn new() -> Self {
@@ -146,21 +216,11 @@ impl HttpSpec {
         if self.servers.is_empty() {
             return Err("transport=http without a server: add server=http://HOST:PORT/PATH".to_owned());
         }
-        if self.servers.len() > SERVERS_MAX {
-            return Err(format!("{} servers: at most {SERVERS_MAX}", self.servers.len()));
-        }
-        for (at, server) in self.servers.iter().enumerate() {
-            let same = |other: &HttpServer| {
-                let (own, other) = (&server.target, &other.target);
-                (&own.host, own.port) == (&other.host, other.port)
-            };
-            if self.servers[..at].iter().any(same) {
-                let authority = server.target.authority();
-                return Err(format!(
-                    "server={authority} stands there twice: leave one out and give the other weight=2"
-                ));
-            }
-        }
+        judge_servers(
+            &self.servers,
+            |server| (server.target.host.as_str(), server.target.port),
+            |server| server.target.authority(),
+        )?;
         if self.ca_file.is_some() && !self.servers.iter().any(|server| server.target.tls) {
             return Err(
                 "ca_file= means something for https:// servers only, and there is none: leave it out".to_owned()
@@ -176,36 +236,19 @@ impl std::str::FromStr for HttpServer {
     /// `http://orders.internal:9000/calls weight=5 max_conns=64 backup`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split_ascii_whitespace();
-        let mut server = HttpServer {
-            target: words.next().unwrap_or("").parse()?,
-            weight: 1,
-            backup: false,
-            down: false,
-            max_conns: CONNS_DEFAULT,
-            max_fails: 3,
-            fail_timeout_ms: 10_000,
-            slow_start_ms: 0,
-            resolve: false,
-        };
-        for word in words {
-            let (key, value) = word.split_once('=').unwrap_or((word, "true"));
-            match key {
-                "weight" => server.weight = number(key, value, 1, WEIGHT_MAX.into())? as u32,
-                "backup" => server.backup = truth(key, value)?,
-                "down" => server.down = truth(key, value)?,
-                "max_conns" => server.max_conns = number(key, value, 1, CONNS_MAX)? as u32,
-                "max_fails" => server.max_fails = number(key, value, 0, MAX_FAILS_LIMIT.into())? as u32,
-                "fail_timeout_secs" => server.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
-                "slow_start_secs" => server.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
-                "resolve" => server.resolve = truth(key, value)?,
-                _ => {
-                    let known =
-                        "weight, backup, down, max_conns, max_fails, fail_timeout_secs, slow_start_secs, resolve";
-                    return Err(format!("{key:?} is nothing that can be said of a server; there are {known}"));
-                }
-            }
-        }
-        Ok(server)
+        let target: Target = words.next().unwrap_or("").parse()?;
+        let said = ServerOptions::read(words, CONNS_DEFAULT, 1..=CONNS_MAX)?;
+        Ok(HttpServer {
+            target,
+            weight: said.weight,
+            backup: said.backup,
+            down: said.down,
+            max_conns: said.max_conns,
+            max_fails: said.max_fails,
+            fail_timeout_ms: said.fail_timeout_ms,
+            slow_start_ms: said.slow_start_ms,
+            resolve: said.resolve,
+        })
     }
 }
 

@@ -1,11 +1,9 @@
 //! What is said of the native servers of a service: those that the gateway dials.
 
-use super::http_spec::{SERVERS_MAX, Target, number, truth};
+use super::http_spec::{ServerOptions, Target, judge_servers};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use trunkline_router_core::balance::{MAX_FAILS_LIMIT, PERIOD_MS_MAX};
-use trunkline_router_core::ring::WEIGHT_MAX;
 
 /// Most calls that a server may be allowed at once.
 const CALLS_AT_ONCE_MAX: u64 = 1_048_560;
@@ -68,19 +66,7 @@ impl NativeSpec {
                     .to_owned(),
             );
         }
-        if self.servers.len() > SERVERS_MAX {
-            return Err(format!("{} servers: at most {SERVERS_MAX}", self.servers.len()));
-        }
-        for (at, server) in self.servers.iter().enumerate() {
-            let same = |other: &NativeServer| (&other.host, other.port) == (&server.host, server.port);
-            if self.servers[..at].iter().any(same) {
-                let authority = server.authority();
-                return Err(format!(
-                    "server={authority} stands there twice: leave one out and give the other weight=2"
-                ));
-            }
-        }
-        Ok(())
+        judge_servers(&self.servers, |server| (server.host.as_str(), server.port), NativeServer::authority)
     }
 }
 
@@ -101,37 +87,19 @@ impl FromStr for NativeServer {
             false => format!("server={place:?}: it must be HOST:PORT"),
         };
         let Target { host, port, .. } = place.parse().map_err(wrong)?;
-        let mut server = NativeServer {
+        let said = ServerOptions::read(words, 0, 0..=CALLS_AT_ONCE_MAX)?;
+        Ok(NativeServer {
             host,
             port,
-            weight: 1,
-            backup: false,
-            down: false,
-            max_conns: 0,
-            max_fails: 3,
-            fail_timeout_ms: 10_000,
-            slow_start_ms: 0,
-            resolve: false,
-        };
-        for word in words {
-            let (key, value) = word.split_once('=').unwrap_or((word, "true"));
-            match key {
-                "weight" => server.weight = number(key, value, 1, WEIGHT_MAX.into())? as u32,
-                "backup" => server.backup = truth(key, value)?,
-                "down" => server.down = truth(key, value)?,
-                "max_conns" => server.max_conns = number(key, value, 0, CALLS_AT_ONCE_MAX)? as u32,
-                "max_fails" => server.max_fails = number(key, value, 0, MAX_FAILS_LIMIT.into())? as u32,
-                "fail_timeout_secs" => server.fail_timeout_ms = number(key, value, 1, PERIOD_MS_MAX / 1_000)? * 1_000,
-                "slow_start_secs" => server.slow_start_ms = number(key, value, 0, PERIOD_MS_MAX / 1_000)? * 1_000,
-                "resolve" => server.resolve = truth(key, value)?,
-                _ => {
-                    let known =
-                        "weight, backup, down, max_conns, max_fails, fail_timeout_secs, slow_start_secs, resolve";
-                    return Err(format!("{key:?} is nothing that can be said of a server; there are {known}"));
-                }
-            }
-        }
-        Ok(server)
+            weight: said.weight,
+            backup: said.backup,
+            down: said.down,
+            max_conns: said.max_conns,
+            max_fails: said.max_fails,
+            fail_timeout_ms: said.fail_timeout_ms,
+            slow_start_ms: said.slow_start_ms,
+            resolve: said.resolve,
+        })
     }
 }
 

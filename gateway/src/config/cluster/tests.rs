@@ -1,22 +1,17 @@
 use super::*;
-use crate::config::{Config, ConfigFile, Host, Size, Sources};
+use crate::config::Size;
+use crate::config::testing::resolve;
 use std::path::Path;
 
 const BASE: &str = "redis = \"redis-cluster://h:1\"\ncluster_secret_file = \"s\"\n";
 
-fn config(text: &str) -> Result<Config, ConfigError> {
-    let host = Host { cores: 2, nofile_hard: 20_000, memory_available: 16 << 30, name: "h".to_owned() };
-    let file = ConfigFile::parse(Path::new("some.toml"), text).expect(text);
-    Config::resolve(Sources { file: Some(file), ..Sources::default() }, &host)
-}
-
 fn cluster(more: &str) -> ClusterConfig {
-    let config = config(&format!("{BASE}{more}")).unwrap_or_else(|error| panic!("{more}: {error}"));
+    let config = resolve(&format!("{BASE}{more}")).unwrap_or_else(|error| panic!("{more}: {error}"));
     config.cluster.expect("redis is given")
 }
 
 fn refusal(text: &str) -> String {
-    config(text).expect_err(text).to_string()
+    resolve(text).expect_err(text).to_string()
 }
 
 fn refusal_with_redis(more: &str) -> String {
@@ -25,10 +20,11 @@ fn refusal_with_redis(more: &str) -> String {
 
 #[test]
 fn without_redis_a_node_is_alone() {
-    assert!(config("").unwrap().cluster.is_none());
-    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\nmesh_encryption = \"on\"\nmesh_links = 16\nplacement = \"accept\"\n\
+    assert!(resolve("").unwrap().cluster.is_none());
+    let defaults = "mesh = \"127.0.0.1:7790\"\nadvertise = \"127.0.0.1:7700\"\nweight = 10\nzone = \"\"\n\
+                    mesh_encryption = \"on\"\nmesh_links = 16\nplacement = \"accept\"\n\
                     lease_secs = 5\nredis_down = \"majority\"\npresence_queue_max = 1000000\n";
-    assert!(config(defaults).unwrap().cluster.is_none());
+    assert!(resolve(defaults).unwrap().cluster.is_none());
     for (key, value) in [
         ("mesh", "\"127.0.0.1:7791\""),
         ("advertise", "\"gate.example.org:7700\""),
@@ -161,7 +157,7 @@ fn a_secret_has_16_to_1024_bytes_and_its_last_newline_does_not_count() {
 #[test]
 fn what_waits_for_redis_is_in_the_memory_budget() {
     let term = |text: &str| {
-        let budget = crate::budget::Budget::of(&config(text).unwrap());
+        let budget = crate::budget::Budget::of(&resolve(text).unwrap());
         budget.terms.iter().find(|term| term.name == "presence writes").map(|term| term.bytes)
     };
     assert_eq!(term(""), None);

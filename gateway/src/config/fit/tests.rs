@@ -51,6 +51,20 @@ fn the_defaults_fit_from_64_mib_to_16_gib_on_1_to_64_cores() {
 }
 
 #[test]
+fn the_defaults_fit_with_tls_of_the_http_api_too() {
+    let tls = "http_tls_cert = \"c\"\nhttp_tls_key = \"k\"\n";
+    let for_backends = format!("{tls}services_http = \"127.0.0.1:7792\"\n");
+    for text in [tls, &for_backends] {
+        for mib in [128, 192, 256, 512, 1_024, 2_048, 4_096] {
+            for cores in [1, 2, 4, 16] {
+                let host = host(cores, 1 << 20, mib << 20);
+                assert_fits(&resolved(text, &host), &host);
+            }
+        }
+    }
+}
+
+#[test]
 fn sixteen_shards_in_512_mib_and_shards_by_hand_start() {
     for (mib, shards) in [(512, 16), (256, 8), (224, 4), (128, 4), (64, 1), (4_096, 64), (16_384, 64)] {
         let host = host(2, 1 << 20, mib << 20);
@@ -162,7 +176,8 @@ proptest! {
         if Budget::of(&config).check().is_ok() {
             assert_fits(&config, &host);
         } else {
-            let remedy = config.remedies.iter().find(|remedy| remedy.starts_with("--shards ")).expect("a number of shards");
+            let remedy = config.remedies.iter().find(|remedy| remedy.starts_with("--shards "));
+            let remedy = remedy.expect("a number of shards");
             assert_fits(&resolved(&with_remedy(&text, remedy), &host), &host);
         }
     }

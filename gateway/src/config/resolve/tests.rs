@@ -81,7 +81,8 @@ fn the_defaults_are_those_of_the_documents() {
 
 #[test]
 fn what_is_given_for_the_node_is_shared_out_to_the_shards() {
-    let text = "shards = 8\noutbox_total_bytes_max = \"1GiB\"\nunacked_total_bytes_max = \"80MiB\"\npartial_bytes_max = 8000000\n\
+    let text = "shards = 8\noutbox_total_bytes_max = \"1GiB\"\nunacked_total_bytes_max = \"80MiB\"\n\
+                partial_bytes_max = 8000000\n\
                 recv_buffer_bytes = \"64MiB\"\nmailbox_bytes_max = \"1MiB\"\n";
     let config = from_file(text).unwrap();
     let limits = config.limits();
@@ -366,7 +367,8 @@ fn the_default_configuration_can_be_taken_out_of_its_comments() {
 
 #[test]
 fn the_effective_configuration_reads_back_as_itself() {
-    let text = "listen = [\"127.0.0.1:7700\", \"[::1]:7701\"]\nshards = 5\nauth = \"jwt\"\njwt_hs256_secret_file = \"s\"\nmemory_max = 12345678901\n";
+    let text = "listen = [\"127.0.0.1:7700\", \"[::1]:7701\"]\nshards = 5\nauth = \"jwt\"\n\
+                jwt_hs256_secret_file = \"s\"\nmemory_max = 12345678901\n";
     let config = from_file(text).unwrap();
     let effective = config.effective_text();
     assert!(effective.contains("# some.toml, line 2"), "{effective}");
@@ -376,8 +378,10 @@ fn the_effective_configuration_reads_back_as_itself() {
 #[test]
 fn every_fault_of_a_configuration_is_told_at_once() {
     let message = refusal(
-        "shards = 0\nhttp = \"127.0.0.1:7700\"\nheartbeat_secs_min = 50\nheartbeat_secs_max = 40\nlog = \"verbose\"\nauth = \"jwt\"\n\
-         redis = \"redis://me:secret@h:1\"\ncluster_secret_file = \"s\"\nweight = 0\nnode = \"a b\"\nlisten = [\"127.0.0.1:7700\"]\n",
+        "shards = 0\nhttp = \"127.0.0.1:7700\"\nheartbeat_secs_min = 50\nheartbeat_secs_max = 40\nlog = \"verbose\"\n\
+         auth = \"jwt\"\n\
+         redis = \"redis://me:secret@h:1\"\ncluster_secret_file = \"s\"\nweight = 0\nnode = \"a b\"\n\
+         listen = [\"127.0.0.1:7700\"]\n",
     );
     for start in [
         "shards = 0 (some.toml, line 1): ",

@@ -19,8 +19,8 @@ pub struct DirDisk {
 }
 
 impl Drop for DirDisk {
-    /// Closing the file is not enough: a child that this process is just starting has it too, until it runs a program of
-    /// its own.
+    /// Closing the file is not enough: a child that this process is just starting has it too, until it runs a program
+    /// of its own.
     fn drop(&mut self) {
         // The next one to open the folder is told if it is locked still.
         let _ = self.lock.unlock();
@@ -31,7 +31,8 @@ impl Drop for DirDisk {
 /// failure if the folder itself is.
 ///
 /// # Errors
-/// Those of the file system; but where nothing can be synced in the folder above one that was there already, that is left.
+/// Those of the file system; but where nothing can be synced in the folder above one that was there already, that is
+/// left.
 pub fn make_folder(dir: &Path) -> io::Result<()> {
     let dir = std::path::absolute(dir)?;
     let mut missing = Vec::new();

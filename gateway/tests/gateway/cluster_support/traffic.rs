@@ -118,7 +118,8 @@ impl Traffic {
                 let Sent { to, copies, .. } = self.messages[*number];
                 let at = &self.talkers[to as usize - 1];
                 text.push_str(&format!(
-                    "user {} on node {} waits for message {number} (id {id}) to user {to} on node {}, life {}, online {}, copies {copies}\n",
+                    "user {} on node {} waits for message {number} (id {id}) to user {to} on node {}, life {}, online \
+                     {}, copies {copies}\n",
                     talker.user,
                     talker.node,
                     at.node,

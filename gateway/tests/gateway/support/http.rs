@@ -88,7 +88,8 @@ fn exchange_over(
     let has_type = body.is_empty() || headers.contains("Content-Type");
     let (length, json) = (body.len(), if has_type { "" } else { "Content-Type: application/json\r\n" });
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n{json}{headers}Connection: close\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\
+         {json}{headers}Connection: close\r\n\r\n{body}"
     );
     // A server that refuses a request by its head answers and closes, maybe before the rest is written or read: then
     // its answer is there all the same.

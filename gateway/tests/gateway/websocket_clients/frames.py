@@ -38,7 +38,7 @@ def frames(message):
 
 
 class Session:
-    """Logs in, sends a message with ACK to another device of its user and to itself from that, until both know its fate."""
+    """Logs in, sends a message with ACK to another device of its user and to itself from that; both know its fate."""
 
     def __init__(self, send, receive, device, user=7):
         self.send, self.receive, self.pending = send, receive, []
@@ -91,7 +91,7 @@ def redirect(bye):
 
 
 def settle(session, user=7):
-    """Returns when the user's home takes messages: while nodes come and go it may say for a moment that it cannot (3)."""
+    """Returns when the user's home takes messages: while nodes come and go it may say for a moment that it cannot."""
     for id in range(1, 1_000):
         session.send(long(SEND, FLAG_ACK, id=1_000_000 + id, peer=user))
         if session.expect(SENT)[2] != 3:

@@ -1,4 +1,7 @@
-"""Through the library websocket-client: python with_websocket_client.py ws://HOST:PORT/ws. Says "talked", and then how it was sent away."""
+"""Through the library websocket-client: python with_websocket_client.py ws://HOST:PORT/ws.
+
+Says "talked", and then how it was sent away.
+"""
 
 import struct
 import sys

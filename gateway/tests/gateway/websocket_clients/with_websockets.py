@@ -1,4 +1,7 @@
-"""Through the library websockets: python with_websockets.py ws://HOST:PORT/ws. Says "talked", and then how it was sent away."""
+"""Through the library websockets: python with_websockets.py ws://HOST:PORT/ws.
+
+Says "talked", and then how it was sent away.
+"""
 
 import sys
 
@@ -26,8 +29,8 @@ def closed(socket):
 
 
 first, second = talk(open_socket)
-# A Ping of the library, and a message in fragments. LOGOUT goes whole: the library ends a message in fragments with an empty one, and the
-# gateway, which reads frames and not messages, might have said goodbye before it.
+# A Ping of the library, and a message in fragments. LOGOUT goes whole: the library ends a message in fragments with an
+# empty one, and the gateway, which reads frames and not messages, might have said goodbye before it.
 assert sockets[0].ping().wait(20)
 third = Session(*open_socket(), device="third")
 ping = short(PING, aux=5)

@@ -1,4 +1,7 @@
-"""Through the library wsproto, which leaves the socket to its caller: python with_wsproto.py ws://HOST:PORT/ws. Says "talked", and then how it was sent away."""
+"""Through the library wsproto, which leaves the socket to its caller: python with_wsproto.py ws://HOST:PORT/ws.
+
+Says "talked", and then how it was sent away.
+"""
 
 import socket
 import sys

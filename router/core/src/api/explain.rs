@@ -242,7 +242,8 @@ fn sentences(explanation: &Explanation) -> Vec<String> {
     sentences.push(match &explanation.presence {
         None => format!("Where user {user} is cannot be said now, because the presence store does not answer."),
         Some(Where { presence: Known::Unknown, .. }) => format!(
-            "Whether user {user} is online is not known: no session of it is found, and not all sessions can be found now."
+            "Whether user {user} is online is not known: no session of it is found, and not all sessions can be found \
+             now."
         ),
         Some(presence) if !presence.online => format!("User {user} is offline."),
         Some(presence) => {

@@ -70,7 +70,8 @@ pub fn overview(
     }
     for name in &view.left_out {
         troubles.push(format!(
-            "node {name} is active and has no place in the ring: its name, its weight or its version does not go with the others"
+            "node {name} is active and has no place in the ring: its name, its weight or its version does not go with \
+             the others"
         ));
     }
     for node in &nodes {

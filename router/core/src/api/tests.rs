@@ -330,8 +330,8 @@ fn the_overview_names_what_is_wrong_and_is_a_table_for_people() {
     records[1].zone = "östlich".into();
     (records[1].protocol_oldest, records[1].protocol) = (1, 2);
     records.push(serde_json::from_value(json!({
-        "name": "d", "incarnation": 1, "state": "frozen", "weight": 5, "shards": 1, "mesh": "d:1", "advertise": "d:2", "protocol": 1,
-        "connections": 0, "users": 0, "started_ms": 1,
+        "name": "d", "incarnation": 1, "state": "frozen", "weight": 5, "shards": 1, "mesh": "d:1", "advertise": "d:2",
+        "protocol": 1, "connections": 0, "users": 0, "started_ms": 1,
     })).unwrap());
     let seen = Picture { degraded: true, age_ms: 2_340, ..picture(records) };
     let answer = overview(&seen, |name| Some(name != "c"), None);

@@ -43,7 +43,10 @@ mod tests {
     proptest! {
         /// Whoever is preferred always gets it when it may: then it has twice its share, and what was saved up.
         #[test]
-        fn the_most_preferred_gets_twice_its_share_and_no_more(weights in prop::collection::vec(1_u32..100, 1..40), picks in 1_u64..2_000) {
+        fn the_most_preferred_gets_twice_its_share_and_no_more(
+            weights in prop::collection::vec(1_u32..100, 1..40),
+            picks in 1_u64..2_000,
+        ) {
             let total: u64 = weights.iter().copied().map(u64::from).sum();
             let mut paces = vec![Pace::default(); weights.len()];
             let mut got = 0;

@@ -225,7 +225,8 @@ proptest! {
             for (state, model) in group.balancer.servers(now_ms).zip(&models) {
                 let fails = model.fails(now_ms).min(model.options.max_fails as usize);
                 prop_assert_eq!(state.server.name(), &model.name);
-                prop_assert_eq!((state.conns, state.health, state.fails as usize), (model.conns, model.health(), fails));
+                let found = (state.conns, state.health, state.fails as usize);
+                prop_assert_eq!(found, (model.conns, model.health(), fails));
                 prop_assert!((0.0..=f64::from(model.options.weight)).contains(&state.effective_weight));
             }
         }

@@ -57,8 +57,8 @@ pub(crate) struct Cli {
         hide_env_values = true
     )]
     pub(crate) http_tls_key: Option<PathBuf>,
-    /// File with the certificates (PEM) of those who sign for callers. A caller may then show one, and if it names a key
-    /// (subjectAltName URI:urn:trunkline:key:ID) it has the scopes of that line of the keys file.
+    /// File with the certificates (PEM) of those who sign for callers. A caller may then show one, and if it names a
+    /// key (subjectAltName URI:urn:trunkline:key:ID) it has the scopes of that line of the keys file.
     #[arg(
         long,
         value_name = "FILE",
@@ -94,19 +94,21 @@ pub(crate) struct Cli {
         value_parser = clap::value_parser!(u32).range(1..=3_600))]
     pub(crate) lease_secs: u32,
     /// How a node is chosen for a login that does not say how: home, weighted-round-robin, least-conn or random-two.
-    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_STRATEGY", default_value_t = Strategy::Home, hide_env_values = true)]
+    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_STRATEGY", default_value_t = Strategy::Home,
+        hide_env_values = true)]
     pub(crate) strategy: Strategy,
     /// Zone of the clients of this router, such as a data centre: logins that do not name one go to nodes whose --zone
     /// is the same, as long as these have room.
-    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_ZONE", default_value = "", hide_env_values = true, hide_default_value = true,
-        value_parser = zone)]
+    #[arg(long, value_name = "NAME", env = "TRUNKLINE_ROUTER_ZONE", default_value = "", hide_env_values = true,
+        hide_default_value = true, value_parser = zone)]
     pub(crate) zone: String,
     /// For how long a node that comes gets less than its share, growing, 0 to 3600 seconds.
-    #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_SLOW_START_SECS", default_value_t = 30, hide_env_values = true,
-        value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    #[arg(long, value_name = "SECS", env = "TRUNKLINE_ROUTER_SLOW_START_SECS", default_value_t = 30,
+        hide_env_values = true, value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) slow_start_secs: u32,
     /// What is logged on stderr: error, warn, info, debug or trace, or a filter such as info,trunkline_router=debug.
-    #[arg(long, value_name = "FILTER", env = "TRUNKLINE_ROUTER_LOG", default_value = "info", hide_env_values = true, value_parser = log_filter)]
+    #[arg(long, value_name = "FILTER", env = "TRUNKLINE_ROUTER_LOG", default_value = "info", hide_env_values = true,
+        value_parser = log_filter)]
     pub(crate) log: String,
     /// How a line of the log looks.
     #[arg(
@@ -200,9 +202,9 @@ Log:
   trunkline_log_lines_dropped_total. Each kind of message may write 100 lines at once and 5 a second.
 
 Exit status:
-  0 ended as asked; 1 the Redis is no cluster, a file cannot be used, the address is in use, or a bug (panic) has ended it;
-  2 a flag or a variable is refused. A Redis that is not there yet, or refuses the password, is waited for; /readyz is 503
-  and says so.";
+  0 ended as asked; 1 the Redis is no cluster, a file cannot be used, the address is in use, or a bug (panic) has ended
+  it; 2 a flag or a variable is refused. A Redis that is not there yet, or refuses the password, is waited for; /readyz
+  is 503 and says so.";
 
 #[cfg(test)]
 #[path = "../../../tests/router/support/generated.rs"]

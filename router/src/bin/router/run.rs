@@ -143,7 +143,8 @@ async fn reload_on_hangup(mut hangups: Hangups, files: Reloadable, access: Arc<A
         hangups.next().await;
         if files.keys.is_none() && files.identity.is_none() {
             tracing::warn!(
-                "SIGHUP: nothing to reload, because all settings are flags and variables: start the router again to change one"
+                "SIGHUP: nothing to reload, because all settings are flags and variables: start the router again to \
+                 change one"
             );
             continue;
         }
@@ -226,8 +227,9 @@ fn access(cli: &Cli) -> Result<Access, String> {
     let Some(path) = &cli.api_keys_file else {
         if !cli.http.ip().is_loopback() && !cli.http_insecure_open {
             return Err(format!(
-                "--http {} is not loopback, and without keys whoever reaches it may make accounts and end sessions: give --api-keys-file \
-                 FILE (gateway api-key makes a key), or say --http-insecure-open if that is what you want",
+                "--http {} is not loopback, and without keys whoever reaches it may make accounts and end sessions: \
+                 give --api-keys-file FILE (gateway api-key makes a key), or say --http-insecure-open if that is what \
+                 you want",
                 cli.http
             ));
         }
@@ -264,12 +266,14 @@ fn node_key(path: &Path) -> Result<String, String> {
 fn announce(cli: &Cli, address: SocketAddr) {
     if !address.ip().is_loopback() && cli.api_keys_file.is_none() {
         tracing::warn!(
-            "whoever reaches the HTTP API on {address} may make accounts, end sessions and ask where users are (http_insecure_open)"
+            "whoever reaches the HTTP API on {address} may make accounts, end sessions and ask where users are \
+             (http_insecure_open)"
         );
     }
     let (near, scheme) = (near(address), if cli.http_tls_cert.is_some() { "https" } else { "http" });
     log::say(&format!(
-        "{scheme} on {address}\nnext: curl {scheme}://{near}/v1/nodes   or curl {scheme}://{near}/v1/login --json '{{\"user\":1}}'\n"
+        "{scheme} on {address}\nnext: curl {scheme}://{near}/v1/nodes   or curl {scheme}://{near}/v1/login --json \
+         '{{\"user\":1}}'\n"
     ));
 }
 

@@ -81,7 +81,8 @@ impl Router {
     /// A request with further header lines.
     pub(crate) fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}Content-Length: \
+             {}\r\n\r\n{body}",
             body.len()
         );
         self.exchange(text.as_bytes())

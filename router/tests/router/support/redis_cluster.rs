@@ -251,7 +251,8 @@ impl RedisCluster {
             }
             let owns = words[8..].iter().any(|range| {
                 let (first, last) = range.split_once('-').unwrap_or((range, range));
-                matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+                let bounds = (first.parse::<u32>(), last.parse::<u32>());
+                matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
             });
             if owns {
                 let port = words[1].split('@').next().unwrap().rsplit(':').next().unwrap();
@@ -274,7 +275,8 @@ impl RedisCluster {
                 && !words[1].starts_with(&old)
                 && words[8..].iter().any(|range| {
                     let (first, last) = range.split_once('-').unwrap_or((range, range));
-                    matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+                    let bounds = (first.parse::<u32>(), last.parse::<u32>());
+                    matches!(bounds, (Ok(first), Ok(last)) if (first..=last).contains(&slot))
                 })
         })
     }
