@@ -30,7 +30,7 @@ export class Calls {
   #open = new Map<bigint, Open>();
 
   add(id: bigint): Promise<Reply> {
-    if (this.#open.size >= CALLS_MAX) return Promise.reject(new CallError(RATE_LIMITED, "too many calls are under way"));
+    if (this.#open.size >= CALLS_MAX) return Promise.reject(new CallError(RATE_LIMITED, "too many calls"));
     return new Promise((resolve, fail) => this.#open.set(id, { parts: [], resolve, fail }));
   }
 

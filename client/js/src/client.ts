@@ -432,7 +432,7 @@ export class Client {
     }
     if (this.#state !== "connecting") return;
     const Socket = this.#options.WebSocket ?? (globalThis.WebSocket as unknown as Options["WebSocket"]);
-    if (!Socket) return this.#finish(new TrunklineError("there is no WebSocket here: give one, as of the package ws"));
+    if (!Socket) return this.#finish(new TrunklineError("no WebSocket here: give one, as of the package ws"));
     let socket: WebSocketLike;
     try {
       socket = new Socket(this.#url, [SUBPROTOCOL]);
@@ -448,7 +448,7 @@ export class Client {
     const mine = () => this.#socket === socket;
     socket.onopen = () => mine() && this.#write(short(Kind.LOGIN, 0, this.#login(token)));
     socket.onmessage = (event: { data: unknown }) => mine() && this.#onMessage(event.data);
-    socket.onerror = () => this.#debug("the socket reports an error");
+    socket.onerror = () => this.#debug("the socket failed");
     socket.onclose = (event: { code: number }) => mine() && this.#onClose(event.code);
   }
 
