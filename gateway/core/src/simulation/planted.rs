@@ -23,6 +23,8 @@ pub(crate) enum Bug {
     LeaveIgnored,
     /// A session that was not given something of a group is not told.
     HeadsForgotten,
+    /// A session is given all messages of live rooms, however many there are in a second.
+    BudgetIgnored,
     /// A session of a large group that pays no attention is not told what there is.
     PassiveUntold,
     /// A message to a group comes back to the session that sent it.
