@@ -140,6 +140,8 @@ pub(crate) struct Groups {
     pub(crate) look_again: Option<u32>,
     /// And all of them once more behind that.
     pub(crate) look_once_more: bool,
+    /// When sessions of all nodes are to ask again, because it is not known what has become of a membership.
+    pub(crate) unknown_due: Option<u32>,
     /// Messages that the store has not answered, the oldest first: since when, and as what they were asked.
     pub(crate) unanswered: VecDeque<(u32, u64)>,
 }
